@@ -1,0 +1,78 @@
+//! Client affinity.
+
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use crate::{Affinity, BackendAddr, FLOW_SEED, Instant, flow_hash};
+
+/// What a datapath remembers about a client of a frontend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AffinityRecord {
+    /// The backend that the client was given.
+    pub backend: BackendAddr,
+    /// When it last opened a flow.
+    pub last_use: Instant,
+}
+
+impl AffinityRecord {
+    /// Whether the record holds at `now`: the time-out is half-open, so at `last_use + timeout` it does not.
+    #[must_use]
+    pub fn holds(&self, affinity: &Affinity, now: Instant) -> bool {
+        now.since(self.last_use) < affinity.timeout
+    }
+}
+
+impl Affinity {
+    /// The client that `source` belongs to: its prefix.
+    #[must_use]
+    pub fn client(&self, source: IpAddr) -> IpAddr {
+        match source {
+            IpAddr::V4(ip) => {
+                let mask = u32::MAX.checked_shl(32 - u32::from(self.prefix_v4.min(32))).unwrap_or(0);
+                Ipv4Addr::from_bits(ip.to_bits() & mask).into()
+            }
+            IpAddr::V6(ip) => {
+                let mask = u128::MAX.checked_shl(128 - u32::from(self.prefix_v6.min(128))).unwrap_or(0);
+                Ipv6Addr::from_bits(ip.to_bits() & mask).into()
+            }
+        }
+    }
+
+    /// The hash of a client, which takes the place of the flow hash under affinity.
+    #[must_use]
+    pub fn client_hash(&self, source: IpAddr) -> u32 {
+        match self.client(source) {
+            IpAddr::V4(ip) => flow_hash::jhash(&[u32::from_le_bytes(ip.octets())], FLOW_SEED),
+            IpAddr::V6(ip) => flow_hash::jhash(&flow_hash::address_words(ip.octets()), FLOW_SEED),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use core::time::Duration;
+
+    use super::*;
+    use crate::Protocol;
+
+    #[test]
+    fn the_time_out_is_half_open() {
+        let affinity = Affinity { timeout: Duration::from_secs(10), ..Affinity::default() };
+        let backend = BackendAddr::new(Ipv4Addr::LOCALHOST.into(), 80, Protocol::Tcp);
+        let record = AffinityRecord { backend, last_use: Instant::new(Duration::from_secs(5)) };
+        assert!(record.holds(&affinity, Instant::new(Duration::from_millis(14_999))));
+        assert!(!record.holds(&affinity, Instant::new(Duration::from_secs(15))));
+    }
+
+    #[test]
+    fn a_client_is_a_prefix() {
+        let affinity = Affinity { prefix_v4: 24, prefix_v6: 64, ..Affinity::default() };
+        let client = |ip: &str| affinity.client(ip.parse().unwrap()).to_string();
+        assert_eq!(client("192.0.2.77"), "192.0.2.0");
+        assert_eq!(client("2001:db8:0:1::77"), "2001:db8:0:1::");
+        let everybody = Affinity { prefix_v4: 0, prefix_v6: 0, ..affinity };
+        assert_eq!(everybody.client("192.0.2.77".parse().unwrap()).to_string(), "0.0.0.0");
+        assert_eq!(everybody.client("2001:db8::1".parse().unwrap()).to_string(), "::");
+    }
+
+    use alloc::string::ToString;
+}

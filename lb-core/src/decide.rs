@@ -1,0 +1,356 @@
+//! The whole truth about a packet.
+
+use alloc::{
+    collections::BTreeMap,
+    format,
+    string::{String, ToString},
+    vec::Vec,
+};
+use core::{net::IpAddr, ops::RangeInclusive};
+
+use crate::{
+    Affinity, AffinityRecord, Algorithm, BackendAddr, FLOW_SEED, FrontendAddr, FrontendKind, Instant, Model, Owner,
+    Protocol, Reason, Scope, Selection, Service, ServicePort, SocketCapability, TrafficPolicy,
+    desired::{effective_affinity, scopes, table_spec},
+    flow_hash, select,
+};
+
+/// The first packet of a flow, or any later one, where it enters the node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Packet {
+    /// Where it enters.
+    pub entry: Entry,
+    /// Transport protocol.
+    pub protocol: Protocol,
+    /// Source address.
+    pub source: IpAddr,
+    /// Source port; not known to a socket hook, which ignores it.
+    pub source_port: u16,
+    /// Destination address.
+    pub destination: IpAddr,
+    /// Destination port.
+    pub destination_port: u16,
+}
+
+/// Where a packet enters the node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Entry {
+    /// A socket on this node, of the node itself or of a pod, that the datapath sees as a socket if it can.
+    Socket,
+    /// The device of a pod on this node.
+    PodDevice,
+    /// A device that leads out of the node.
+    Uplink,
+}
+
+/// What the datapath remembers about the packet's flow and client.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FlowView {
+    /// Backend of the established flow that the packet belongs to.
+    pub established: Option<BackendAddr>,
+    /// Record of the client at the packet's frontend.
+    pub affinity: Option<AffinityRecord>,
+}
+
+/// What becomes of a packet, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decision {
+    /// What becomes of it.
+    pub verdict: Verdict,
+    /// The frontend that it is for.
+    pub frontend: Option<FrontendAddr>,
+    /// Every step on the way, in order.
+    pub steps: Vec<Step>,
+    /// Backends that may not take it, and why.
+    pub rejected: Vec<(BackendAddr, Reason)>,
+}
+
+/// What becomes of a packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is for no frontend: none of our business.
+    Pass,
+    /// It goes to a backend.
+    Forward(Forward),
+    /// It is refused at once.
+    Reject,
+    /// It is dropped silently.
+    Drop,
+}
+
+/// How a packet is forwarded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Forward {
+    /// To whom.
+    pub choice: Choice,
+    /// What happens to its source, unless the backend is the sender itself.
+    pub source: SourceRewrite,
+    /// What happens to its source when the backend is the sender itself.
+    pub hairpin_source: SourceRewrite,
+}
+
+impl Forward {
+    /// What happens to the source of a packet from `source` that goes to `backend`.
+    #[must_use]
+    pub fn source_rewrite(&self, source: IpAddr, backend: BackendAddr) -> &SourceRewrite {
+        if backend.ip == source { &self.hairpin_source } else { &self.source }
+    }
+}
+
+/// The backend of a flow, as far as it is determined.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Choice {
+    /// This one: hashed, remembered, or the only one.
+    Exactly(BackendAddr),
+    /// One of these, in proportion to weight.
+    OneOf(BTreeMap<BackendAddr, u32>),
+}
+
+impl Choice {
+    /// Whether `backend` may be taken.
+    #[must_use]
+    pub fn allows(&self, backend: &BackendAddr) -> bool {
+        match self {
+            Self::Exactly(only) => only == backend,
+            Self::OneOf(weights) => weights.contains_key(backend),
+        }
+    }
+}
+
+/// What happens to a packet's source.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SourceRewrite {
+    /// Nothing: the backend sees the client.
+    Kept,
+    /// It becomes one of the node's addresses.
+    Translated {
+        /// The node's first address of the family, if it is known.
+        addr: Option<IpAddr>,
+        /// A port out of this range.
+        ports: RangeInclusive<u16>,
+    },
+}
+
+/// One step of a decision.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// The object behind it, such as `service default/web`.
+    pub object: String,
+    /// Its field.
+    pub field: &'static str,
+    /// What it says, and what follows.
+    pub says: String,
+}
+
+/// Ports that a translated source may get.
+pub const TRANSLATED_PORTS: RangeInclusive<u16> = 1024..=65535;
+
+/// Decides what becomes of `packet`: pure, and the truth that every datapath is tested against.
+///
+/// Where a datapath cannot do what a service asks for, the decision is what that datapath's
+/// [capabilities](crate::Capabilities) promise instead.
+#[must_use]
+pub fn decide(model: &Model, packet: &Packet, flow: &FlowView, now: Instant) -> Decision {
+    let mut decision = Decision { verdict: Verdict::Pass, frontend: None, steps: Vec::new(), rejected: Vec::new() };
+    let Some(found) = Found::new(model, packet, &mut decision) else { return decision };
+    let selection = found.select(&mut decision);
+    decision.verdict = found.verdict(&selection, flow, now, &mut decision);
+    decision.rejected = selection.rejected;
+    decision
+}
+
+/// A packet's frontend and all that belongs to it.
+struct Found<'a> {
+    model: &'a Model,
+    packet: &'a Packet,
+    service: &'a Service,
+    port: &'a ServicePort,
+    addr: FrontendAddr,
+    kind: FrontendKind,
+    policy: TrafficPolicy,
+    affinity: Option<Affinity>,
+}
+
+impl<'a> Found<'a> {
+    fn new(model: &'a Model, packet: &'a Packet, decision: &mut Decision) -> Option<Self> {
+        let addr = FrontendAddr::new(packet.destination, packet.destination_port, packet.protocol);
+        let Some(Owner { port: owner, kind }) = model.owner(&addr) else {
+            decision.step(format!("frontend {addr}"), "address", "no service has it: passed on".into());
+            return None;
+        };
+        let service = model.service(&owner.service)?;
+        let frontend = model.frontends(service).find(|frontend| frontend.addr == addr)?;
+        decision.step(format!("frontend {addr}"), "owner", format!("{kind} of service {owner}"));
+        if !model.carries(&frontend) {
+            let datapath = model.capabilities().kind;
+            decision.step(
+                format!("datapath {datapath}"),
+                "capabilities",
+                "does not carry this frontend: passed on".into(),
+            );
+            return None;
+        }
+        let scopes = scopes(model, service, *kind);
+        let wanted = if packet.entry == Entry::Uplink { Scope::External } else { Scope::Internal };
+        let (scope, policy) = *scopes.iter().find(|(scope, _)| *scope == wanted).or(scopes.first())?;
+        let addr = FrontendAddr { scope, ..addr };
+        decision.frontend = Some(addr);
+        Some(Self {
+            model,
+            packet,
+            service,
+            port: frontend.port,
+            addr,
+            kind: *kind,
+            policy,
+            affinity: effective_affinity(model, service),
+        })
+    }
+
+    fn select(&self, decision: &mut Decision) -> Selection {
+        let candidates = self.model.candidates(&self.service.name, self.port, self.addr.family());
+        let selection = select(&candidates, self.policy);
+        decision.step(
+            format!("service {}", self.service.name),
+            "traffic policy",
+            format!("{:?}: {} of {} backends take new flows", self.policy, selection.usable.len(), candidates.len()),
+        );
+        selection
+    }
+
+    fn verdict(&self, selection: &Selection, flow: &FlowView, now: Instant, decision: &mut Decision) -> Verdict {
+        if let Some(backend) = self.kept_backend(selection, flow, decision) {
+            return self.forward(Choice::Exactly(backend), decision);
+        }
+        if selection.usable.is_empty() {
+            let (verdict, says) = if selection.excluded_by_policy {
+                (Verdict::Drop, "none on this node: dropped")
+            } else {
+                (Verdict::Reject, "none usable: refused")
+            };
+            decision.step(format!("service {}", self.service.name), "backends", says.into());
+            return verdict;
+        }
+        let choice = match self.remembered_backend(selection, flow, now, decision) {
+            Some(backend) => Choice::Exactly(backend),
+            None => self.choose(selection, decision),
+        };
+        self.forward(choice, decision)
+    }
+
+    /// An established TCP flow keeps its backend, even one that left the service; a UDP flow only one that is usable.
+    fn kept_backend(&self, selection: &Selection, flow: &FlowView, decision: &mut Decision) -> Option<BackendAddr> {
+        let backend = flow.established?;
+        let usable = selection.usable.iter().any(|usable| usable.addr == backend);
+        let keeps = usable || self.packet.protocol != Protocol::Udp;
+        let says = if keeps { "keeps" } else { "is no longer usable, chosen anew:" };
+        decision.step(format!("flow to {}", self.addr), "backend", format!("{says} {backend}"));
+        keeps.then_some(backend)
+    }
+
+    fn remembered_backend(
+        &self,
+        selection: &Selection,
+        flow: &FlowView,
+        now: Instant,
+        decision: &mut Decision,
+    ) -> Option<BackendAddr> {
+        let affinity = self.affinity?;
+        let object = format!("affinity of {} at {}", affinity.client(self.packet.source), self.addr);
+        let Some(record) = flow.affinity else {
+            decision.step(object, "record", "none: chosen anew".into());
+            return None;
+        };
+        let (holds, says) = if !record.holds(&affinity, now) {
+            (false, format!("timed out after {} s", affinity.timeout.as_secs()))
+        } else if !selection.usable.iter().any(|usable| usable.addr == record.backend) {
+            (false, format!("{} takes no new flows", record.backend))
+        } else {
+            (true, format!("sticks to {}", record.backend))
+        };
+        decision.step(object, "record", says);
+        holds.then_some(record.backend)
+    }
+
+    fn choose(&self, selection: &Selection, decision: &mut Decision) -> Choice {
+        let spec = table_spec(self.model, self.service, selection);
+        let object = format!("service {}", self.service.name);
+        if let [(only, _)] = spec.backends[..] {
+            decision.step(object, "backends", format!("{only} is the only one"));
+            return Choice::Exactly(only);
+        }
+        let slots = spec.slots(&self.model.settings().maglev_key);
+        if spec.algorithm == Algorithm::Maglev && !self.at_socket() {
+            let (hash, what) = match self.affinity {
+                Some(affinity) => (affinity.client_hash(self.packet.source), "client"),
+                None => (self.packet.flow_hash(), "flow"),
+            };
+            let slot = flow_hash::slot(hash, slots.len() as u32);
+            let backend = spec.backends[slots[slot as usize] as usize].0;
+            let says = format!("maglev: {what} hash {hash:#010x} is slot {slot} of {}: {backend}", slots.len());
+            decision.step(object, "algorithm", says);
+            return Choice::Exactly(backend);
+        }
+        let mut weights = BTreeMap::new();
+        for index in slots {
+            *weights.entry(spec.backends[index as usize].0).or_insert(0) += 1;
+        }
+        decision.step(object, "algorithm", format!("{}: one of {}", spec.algorithm, weights.len()));
+        Choice::OneOf(weights)
+    }
+
+    /// Whether the datapath translates this packet's socket rather than the packet.
+    fn at_socket(&self) -> bool {
+        let connect = matches!(self.model.capabilities().sockets, SocketCapability::Connect { .. });
+        connect && self.packet.entry == Entry::Socket
+    }
+
+    fn forward(&self, choice: Choice, decision: &mut Decision) -> Verdict {
+        let node = self.model.node();
+        let translated =
+            || SourceRewrite::Translated { addr: node.primary_ip(self.addr.family()), ports: TRANSLATED_PORTS };
+        let outside = self.kind.is_external() && self.packet.entry == Entry::Uplink;
+        let keeps_source = outside && self.policy == TrafficPolicy::Local;
+        let (source, hairpin_source, why) = if self.at_socket() {
+            (SourceRewrite::Kept, SourceRewrite::Kept, "kept: the socket is connected to the backend itself")
+        } else if node.is_pod(self.packet.source) {
+            (SourceRewrite::Kept, translated(), "kept, unless the backend is the sender: a pod of the cluster")
+        } else if keeps_source {
+            (SourceRewrite::Kept, translated(), "kept: traffic policy Local")
+        } else {
+            (translated(), translated(), "translated: not a pod of the cluster")
+        };
+        decision.step("node".to_string(), "cluster CIDRs", format!("source {} {why}", self.packet.source));
+        Verdict::Forward(Forward { choice, source, hairpin_source })
+    }
+}
+
+impl Packet {
+    /// The [flow hash](crate::flow_hash) of the packet.
+    #[must_use]
+    pub fn flow_hash(&self) -> u32 {
+        match (self.source, self.destination) {
+            (IpAddr::V4(s), IpAddr::V4(d)) => {
+                let words = flow_hash::words_v4(s.octets(), self.source_port, d.octets(), self.destination_port);
+                flow_hash::jhash(&words, FLOW_SEED)
+            }
+            (s, d) => {
+                let (s, d) = (in_v6(s), in_v6(d));
+                flow_hash::jhash(&flow_hash::words_v6(s, self.source_port, d, self.destination_port), FLOW_SEED)
+            }
+        }
+    }
+}
+
+fn in_v6(ip: IpAddr) -> [u8; 16] {
+    match ip {
+        IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),
+        IpAddr::V6(ip) => ip.octets(),
+    }
+}
+
+impl Decision {
+    fn step(&mut self, object: String, field: &'static str, says: String) {
+        self.steps.push(Step { object, field, says });
+    }
+}

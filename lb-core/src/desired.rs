@@ -1,0 +1,318 @@
+//! From the model to the state that a datapath should hold.
+
+use alloc::{
+    collections::{BTreeMap, BTreeSet},
+    string::ToString,
+    sync::Arc,
+    vec::Vec,
+};
+use core::time::Duration;
+
+use crate::{
+    Affinity, Backend, BackendAddr, BackendId, BackendSet, Family, Frontend, FrontendAddr, FrontendId, FrontendKind,
+    IdTable, IdsExhausted, Labels, Lookup, Model, Scope, Selection, Service, ServiceName, ServicePortName, SetId,
+    State, TableSize, TableSpec, Target, Touched, TrafficPolicy, plan, select, slots,
+};
+
+/// The state that a datapath should hold, kept up to date service by service.
+///
+/// Ids survive: a frontend or backend keeps its id as long as its address and owner stay, equal backend sets share
+/// one id and one table, and [`adopt`](Self::adopt) takes over what an earlier process installed.
+#[derive(Clone, Debug, Default)]
+pub struct Desired {
+    state: State,
+    labels: Labels,
+    owners: BTreeMap<FrontendAddr, ServicePortName>,
+    frontends_of: BTreeMap<ServiceName, BTreeSet<FrontendAddr>>,
+    frontend_ids: IdTable<FrontendAddr, FrontendId>,
+    backend_ids: IdTable<BackendAddr, BackendId>,
+    set_ids: IdTable<SetKey, SetId>,
+    installed_sets: BTreeMap<(Lookup, Arc<[BackendId]>), SetId>,
+    specs: BTreeMap<SetId, TableSpec>,
+    frontends_in_set: BTreeMap<SetId, usize>,
+    sets_with_backend: BTreeMap<BackendId, usize>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum SetKey {
+    Spec(TableSpec),
+    Installed(SetId),
+}
+
+/// What a frontend should be, before ids.
+struct Wanted {
+    addr: FrontendAddr,
+    owner: ServicePortName,
+    affinity: Option<Affinity>,
+    target: WantedTarget,
+}
+
+enum WantedTarget {
+    Set { spec: Arc<TableSpec>, local: Arc<[bool]> },
+    Reject,
+    Drop,
+}
+
+impl Desired {
+    /// The state.
+    #[must_use]
+    pub const fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// Labels of its frontends.
+    #[must_use]
+    pub const fn labels(&self) -> &Labels {
+        &self.labels
+    }
+
+    /// Takes over the ids of what is installed. Call it before the first [`update`](Self::update).
+    pub fn adopt(&mut self, installed: &State) {
+        for (&addr, frontend) in &installed.frontends {
+            self.frontend_ids.restore(addr, frontend.id);
+        }
+        for (&id, backend) in &installed.backends {
+            self.backend_ids.restore(backend.addr, id);
+        }
+        for (&id, set) in &installed.sets {
+            if self.set_ids.restore(SetKey::Installed(id), id) {
+                self.installed_sets.insert((set.lookup, Arc::clone(&set.slots)), id);
+            }
+        }
+    }
+
+    /// Brings `services` up to date with the model and says what changed.
+    ///
+    /// # Errors
+    /// When ids run out: the remaining services are as they were.
+    pub fn update(&mut self, model: &Model, services: &BTreeSet<ServiceName>) -> Result<Touched, IdsExhausted> {
+        let mut touched = Touched::default();
+        if self.state.node != *model.node() {
+            self.state.node.clone_from(model.node());
+            touched.node = true;
+        }
+        let wanted: Vec<_> = services.iter().map(|name| (name, wanted(model, name))).collect();
+        for (name, frontends) in &wanted {
+            let keep: BTreeSet<_> = frontends.iter().map(|f| (f.addr, &f.owner)).collect();
+            let gone: Vec<_> = self.frontends_of.get(*name).into_iter().flatten().copied().collect();
+            for addr in gone {
+                if self.owners.get(&addr).is_none_or(|owner| !keep.contains(&(addr, owner))) {
+                    self.remove_frontend(addr, &mut touched);
+                }
+            }
+        }
+        for (name, frontends) in wanted {
+            for frontend in frontends {
+                self.upsert_frontend(name, frontend, model, &mut touched)?;
+            }
+        }
+        Ok(touched)
+    }
+
+    fn upsert_frontend(
+        &mut self,
+        service: &ServiceName,
+        wanted: Wanted,
+        model: &Model,
+        touched: &mut Touched,
+    ) -> Result<(), IdsExhausted> {
+        let Wanted { addr, owner, affinity, target } = wanted;
+        let target = match target {
+            WantedTarget::Set { spec, local } => Target::Set(self.use_set(&spec, &local, model, touched)?),
+            WantedTarget::Reject => Target::Reject,
+            WantedTarget::Drop => Target::Drop,
+        };
+        let frontend = Frontend { id: self.frontend_ids.id(&addr)?, target, affinity };
+        let before = self.state.frontends.insert(addr, frontend);
+        if before != Some(frontend) {
+            touched.frontends.insert(addr);
+        }
+        if let Some(Frontend { target: Target::Set(set), .. }) = before {
+            self.release_set(set, touched);
+        }
+        self.labels.insert(addr, owner.to_string().into());
+        self.owners.insert(addr, owner);
+        self.frontends_of.entry(service.clone()).or_default().insert(addr);
+        Ok(())
+    }
+
+    fn remove_frontend(&mut self, addr: FrontendAddr, touched: &mut Touched) {
+        let Some(frontend) = self.state.frontends.remove(&addr) else { return };
+        touched.frontends.insert(addr);
+        self.frontend_ids.remove(&addr);
+        self.labels.remove(&addr);
+        if let Some(owner) = self.owners.remove(&addr)
+            && let Some(addrs) = self.frontends_of.get_mut(&owner.service)
+        {
+            addrs.remove(&addr);
+            if addrs.is_empty() {
+                self.frontends_of.remove(&owner.service);
+            }
+        }
+        if let Target::Set(set) = frontend.target {
+            self.release_set(set, touched);
+        }
+    }
+
+    /// The set for `spec`, with one more user.
+    fn use_set(
+        &mut self,
+        spec: &Arc<TableSpec>,
+        local: &[bool],
+        model: &Model,
+        touched: &mut Touched,
+    ) -> Result<SetId, IdsExhausted> {
+        let id = match self.set_ids.lookup(&SetKey::Spec(TableSpec::clone(spec))) {
+            Some(id) => id,
+            None => self.add_set(spec, model, touched)?,
+        };
+        *self.frontends_in_set.entry(id).or_insert(0) += 1;
+        for ((addr, _), &local) in spec.backends.iter().zip(local) {
+            let backend_id = self.backend_ids.id(addr)?;
+            let backend = Backend { addr: *addr, local };
+            if self.state.backends.insert(backend_id, backend) != Some(backend) {
+                touched.backends.insert(backend_id);
+            }
+        }
+        Ok(id)
+    }
+
+    fn add_set(&mut self, spec: &TableSpec, model: &Model, touched: &mut Touched) -> Result<SetId, IdsExhausted> {
+        let ids = spec.backends.iter().map(|(addr, _)| self.backend_ids.id(addr)).collect::<Result<Vec<_>, _>>()?;
+        let content = slots::with_ids(&spec.slots(&model.settings().maglev_key), &ids);
+        let set = BackendSet { lookup: spec.lookup(), slots: content };
+        let key = SetKey::Spec(spec.clone());
+        let id = match self.installed_sets.remove(&(set.lookup, Arc::clone(&set.slots))) {
+            Some(id) => {
+                self.set_ids.remove(&SetKey::Installed(id));
+                self.set_ids.restore(key, id);
+                id
+            }
+            None => self.set_ids.id(&key)?,
+        };
+        for backend in ids {
+            *self.sets_with_backend.entry(backend).or_insert(0) += 1;
+        }
+        self.specs.insert(id, spec.clone());
+        self.state.sets.insert(id, Arc::new(set));
+        touched.sets.insert(id);
+        Ok(id)
+    }
+
+    fn release_set(&mut self, id: SetId, touched: &mut Touched) {
+        let Some(users) = self.frontends_in_set.get_mut(&id) else { return };
+        *users -= 1;
+        if *users > 0 {
+            return;
+        }
+        self.frontends_in_set.remove(&id);
+        self.state.sets.remove(&id);
+        touched.sets.insert(id);
+        let Some(spec) = self.specs.remove(&id) else { return };
+        for (addr, _) in &spec.backends {
+            self.release_backend(*addr, touched);
+        }
+        self.set_ids.remove(&SetKey::Spec(spec));
+    }
+
+    fn release_backend(&mut self, addr: BackendAddr, touched: &mut Touched) {
+        let Some(id) = self.backend_ids.lookup(&addr) else { return };
+        let Some(users) = self.sets_with_backend.get_mut(&id) else { return };
+        *users -= 1;
+        if *users > 0 {
+            return;
+        }
+        self.sets_with_backend.remove(&id);
+        self.state.backends.remove(&id);
+        self.backend_ids.remove(&addr);
+        touched.backends.insert(id);
+    }
+
+    /// The plan from `installed` to this state, restricted to `touched`.
+    #[must_use]
+    pub fn plan(&self, installed: &State, touched: &Touched) -> plan::Plan {
+        plan::diff_touched(installed, &self.state, &self.labels, touched)
+    }
+}
+
+/// The frontends of a service as the datapath should hold them; none if the model does not serve it.
+fn wanted(model: &Model, name: &ServiceName) -> Vec<Wanted> {
+    let Some(service) = model.service(name) else { return Vec::new() };
+    let affinity = effective_affinity(model, service);
+    let mut tables = Tables { model, service, known: BTreeMap::new() };
+    let mut found = Vec::new();
+    for frontend in model.frontends(service).filter(|frontend| model.carries(frontend)) {
+        let owner = ServicePortName { service: name.clone(), port: Arc::clone(&frontend.port.name) };
+        for (scope, policy) in scopes(model, service, frontend.kind) {
+            let target = tables.target(frontend.port, frontend.addr.family(), policy);
+            found.push(Wanted {
+                addr: FrontendAddr { scope, ..frontend.addr },
+                owner: owner.clone(),
+                affinity,
+                target,
+            });
+        }
+    }
+    found
+}
+
+/// The scopes that a frontend is programmed for, each with its traffic policy.
+///
+/// One for all traffic, unless the external policy is Local: then traffic from this node and its pods has one of its
+/// own and may use every backend.
+pub(crate) fn scopes(model: &Model, service: &Service, kind: FrontendKind) -> Vec<(Scope, TrafficPolicy)> {
+    if !kind.is_external() {
+        return Vec::from([(Scope::External, service.internal_traffic_policy)]);
+    }
+    let local = service.external_traffic_policy == TrafficPolicy::Local;
+    if local && model.capabilities().external_traffic_policy_local {
+        return Vec::from([(Scope::External, TrafficPolicy::Local), (Scope::Internal, TrafficPolicy::Cluster)]);
+    }
+    Vec::from([(Scope::External, TrafficPolicy::Cluster)])
+}
+
+/// The affinity that the datapath can give `service`.
+pub(crate) fn effective_affinity(model: &Model, service: &Service) -> Option<Affinity> {
+    let (affinity, capability) = (service.affinity?, model.capabilities().affinity?);
+    let longest = capability.max_timeout.min(Duration::from_secs(u32::MAX.into()));
+    let timeout = Duration::from_secs(affinity.timeout.min(longest).as_secs());
+    let cut = Affinity { timeout, ..affinity };
+    Some(if capability.prefixes { cut } else { Affinity { prefix_v4: 32, prefix_v6: 128, ..cut } })
+}
+
+/// The table that `service` gets for the usable backends of a selection.
+pub(crate) fn table_spec(model: &Model, service: &Service, selection: &Selection) -> TableSpec {
+    let largest = TableSize::largest_within(model.capabilities().max_slots);
+    let size = service.table_size.unwrap_or_else(|| TableSize::for_backends(selection.usable.len()));
+    TableSpec::new(model.algorithm(service), Some(largest.map_or(size, |largest| size.min(largest))), &selection.usable)
+}
+
+/// Targets of one service; frontends of one port, family and policy share theirs.
+struct Tables<'a> {
+    model: &'a Model,
+    service: &'a Service,
+    known: BTreeMap<(Arc<str>, crate::Protocol, Family, TrafficPolicy), WantedTarget>,
+}
+
+impl Tables<'_> {
+    fn target(&mut self, port: &crate::ServicePort, family: Family, policy: TrafficPolicy) -> WantedTarget {
+        let key = (Arc::clone(&port.name), port.protocol, family, policy);
+        let (model, service) = (self.model, self.service);
+        let known = self.known.entry(key).or_insert_with(|| {
+            let selection = select(&model.candidates(&service.name, port, family), policy);
+            match (selection.usable.is_empty(), selection.excluded_by_policy) {
+                (true, true) => WantedTarget::Drop,
+                (true, false) => WantedTarget::Reject,
+                (false, _) => WantedTarget::Set {
+                    local: selection.usable.iter().map(|usable| usable.local).collect(),
+                    spec: Arc::new(table_spec(model, service, &selection)),
+                },
+            }
+        });
+        match known {
+            WantedTarget::Set { spec, local } => WantedTarget::Set { spec: Arc::clone(spec), local: Arc::clone(local) },
+            WantedTarget::Reject => WantedTarget::Reject,
+            WantedTarget::Drop => WantedTarget::Drop,
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! Slot tables: how weights become slots for each algorithm.
+
+use alloc::{sync::Arc, vec::Vec};
+
+use crate::{Algorithm, BackendAddr, Lookup, TableSize, Usable, maglev};
+
+/// Most slots of a random or round-robin table of up to this many backends; a table of more backends has one slot
+/// for each.
+pub const MAX_PLAIN_SLOTS: usize = 4093;
+
+/// What a table is computed from. Equal specifications give equal tables.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct TableSpec {
+    /// The algorithm.
+    pub algorithm: Algorithm,
+    /// Slots of a Maglev table; `None`: [`TableSize::for_backends`].
+    pub size: Option<TableSize>,
+    /// Backends with their weights, in order of address, none of weight 0.
+    pub backends: Vec<(BackendAddr, u16)>,
+}
+
+impl TableSpec {
+    /// The specification for the usable backends of a selection, in lowest terms: weights are divided by their
+    /// greatest common divisor, and only Maglev has a size.
+    #[must_use]
+    pub fn new(algorithm: Algorithm, size: Option<TableSize>, usable: &[Usable]) -> Self {
+        let divisor = usable.iter().map(|u| u.weight).fold(0, gcd).max(1);
+        Self {
+            algorithm,
+            size: size.filter(|_| algorithm == Algorithm::Maglev),
+            backends: usable.iter().map(|u| (u.addr, u.weight / divisor)).collect(),
+        }
+    }
+
+    /// How a datapath picks a slot.
+    #[must_use]
+    pub const fn lookup(&self) -> Lookup {
+        match self.algorithm {
+            Algorithm::Random => Lookup::Random,
+            Algorithm::RoundRobin => Lookup::RoundRobin,
+            Algorithm::Maglev => Lookup::Hash,
+        }
+    }
+
+    /// The table: for each slot an index into `backends`. Empty without backends.
+    ///
+    /// Random and round robin have a slot per unit of weight, after division by the greatest common divisor; beyond
+    /// [`MAX_PLAIN_SLOTS`] shares are rounded to that many slots by largest remainder.
+    #[must_use]
+    pub fn slots(&self, maglev_key: &[u8; 16]) -> Vec<u32> {
+        match self.algorithm {
+            Algorithm::Maglev => {
+                let size = self.size.unwrap_or_else(|| TableSize::for_backends(self.backends.len()));
+                maglev::table(&self.backends, size, maglev_key)
+            }
+            Algorithm::Random => in_blocks(&self.shares()),
+            Algorithm::RoundRobin => interleaved(&self.shares()),
+        }
+    }
+
+    /// Number of slots of each backend.
+    fn shares(&self) -> Vec<usize> {
+        let weights: Vec<usize> = self.backends.iter().map(|(_, weight)| usize::from(*weight)).collect();
+        let divisor = usize::from(self.backends.iter().map(|(_, weight)| *weight).fold(0, gcd).max(1));
+        let exact: Vec<usize> = weights.iter().map(|weight| weight / divisor).collect();
+        let most = MAX_PLAIN_SLOTS.max(weights.len());
+        if exact.iter().sum::<usize>() <= most { exact } else { apportion(&weights, most) }
+    }
+}
+
+/// The specification's table with backends as ids.
+pub(crate) fn with_ids<I: Copy>(slots: &[u32], ids: &[I]) -> Arc<[I]> {
+    slots.iter().map(|&index| ids[index as usize]).collect()
+}
+
+fn in_blocks(shares: &[usize]) -> Vec<u32> {
+    (0u32..).zip(shares).flat_map(|(index, &share)| core::iter::repeat_n(index, share)).collect()
+}
+
+/// Each backend's slots spread evenly over the turn.
+fn interleaved(shares: &[usize]) -> Vec<u32> {
+    let mut turns: Vec<(u64, u32)> = Vec::with_capacity(shares.iter().sum());
+    for (index, &share) in (0u32..).zip(shares) {
+        let share = share as u64;
+        turns.extend((0..share).map(|nth| (((2 * nth + 1) << 32) / (2 * share), index)));
+    }
+    turns.sort_unstable();
+    turns.into_iter().map(|(_, index)| index).collect()
+}
+
+/// Largest remainder method, at least one slot each.
+fn apportion(weights: &[usize], slots: usize) -> Vec<usize> {
+    let total: usize = weights.iter().sum();
+    let spare = slots - weights.len();
+    let mut shares: Vec<usize> = weights.iter().map(|weight| 1 + weight * spare / total).collect();
+    let mut by_remainder: Vec<usize> = (0..weights.len()).collect();
+    by_remainder.sort_by_key(|&i| core::cmp::Reverse(weights[i] * spare % total));
+    let left = slots - shares.iter().sum::<usize>();
+    for &index in by_remainder.iter().take(left) {
+        shares[index] += 1;
+    }
+    shares
+}
+
+fn gcd(a: u16, b: u16) -> u16 {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
+#[cfg(test)]
+mod tests {
+    use core::net::Ipv4Addr;
+
+    use super::*;
+    use crate::Protocol;
+
+    fn spec(algorithm: Algorithm, weights: &[u16]) -> TableSpec {
+        let backends = (1u8..)
+            .zip(weights)
+            .map(|(n, &weight)| (BackendAddr::new(Ipv4Addr::new(10, 0, 0, n).into(), 80, Protocol::Tcp), weight))
+            .collect();
+        TableSpec { algorithm, size: None, backends }
+    }
+
+    #[test]
+    fn equal_weights_have_one_slot_each() {
+        assert_eq!(spec(Algorithm::Random, &[100, 100, 100]).slots(&[0; 16]), [0, 1, 2]);
+    }
+
+    #[test]
+    fn weights_become_slots_after_division() {
+        assert_eq!(spec(Algorithm::Random, &[300, 100]).slots(&[0; 16]), [0, 0, 0, 1]);
+    }
+
+    #[test]
+    fn round_robin_spreads_a_heavy_backend_over_the_turn() {
+        assert_eq!(spec(Algorithm::RoundRobin, &[2, 1, 1]).slots(&[0; 16]), [0, 1, 2, 0]);
+    }
+
+    #[test]
+    fn awkward_weights_are_rounded_to_the_largest_plain_table() {
+        let slots = spec(Algorithm::Random, &[65535, 65534, 1]).slots(&[0; 16]);
+        assert_eq!(slots.len(), MAX_PLAIN_SLOTS);
+        let count = |index| slots.iter().filter(|&&slot| slot == index).count();
+        assert_eq!((count(0), count(1), count(2)), (2046, 2046, 1));
+    }
+
+    #[test]
+    fn no_backends_give_no_slots() {
+        for algorithm in [Algorithm::Random, Algorithm::RoundRobin, Algorithm::Maglev] {
+            assert!(spec(algorithm, &[]).slots(&[0; 16]).is_empty(), "{algorithm}");
+        }
+    }
+}

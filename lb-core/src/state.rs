@@ -1,0 +1,126 @@
+//! What a datapath holds: the common language of plans, observation and lowering.
+
+use alloc::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use crate::{Affinity, BackendAddr, BackendId, FrontendAddr, FrontendId, NodeFacts, SetId};
+
+/// Everything that a datapath holds, or should hold.
+///
+/// References point one way: frontends to sets, sets to backends. A state is [whole](State::dangling) when none dangles.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct State {
+    /// Backends by id.
+    pub backends: BTreeMap<BackendId, Backend>,
+    /// Backend sets by id; content never changes under an id.
+    pub sets: BTreeMap<SetId, Arc<BackendSet>>,
+    /// Frontends by address.
+    pub frontends: BTreeMap<FrontendAddr, Frontend>,
+    /// Facts about the node that translate sources.
+    pub node: NodeFacts,
+}
+
+/// A backend as datapaths hold it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Backend {
+    /// Where it listens.
+    pub addr: BackendAddr,
+    /// Whether it runs on this node, so that it can be its own client.
+    pub local: bool,
+}
+
+/// Backends that take new flows, in slots. A lookup picks a slot; every slot is equally likely.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct BackendSet {
+    /// How a slot is picked.
+    pub lookup: Lookup,
+    /// Backend of each slot, never empty. Weights show as the number of slots: the table is all that a datapath
+    /// needs.
+    pub slots: Arc<[BackendId]>,
+}
+
+impl BackendSet {
+    /// Each backend once, in order of id, with its number of slots.
+    #[must_use]
+    pub fn members(&self) -> BTreeMap<BackendId, u32> {
+        let mut members = BTreeMap::new();
+        for &backend in &*self.slots {
+            *members.entry(backend).or_insert(0) += 1;
+        }
+        members
+    }
+}
+
+/// How a slot of a [`BackendSet`] is picked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Lookup {
+    /// At random.
+    Random,
+    /// In turn.
+    RoundRobin,
+    /// By the [flow hash](lb_flow_hash), or by the client's alone under affinity.
+    Hash,
+}
+
+/// A frontend as datapaths hold it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Frontend {
+    /// Key of its affinity records.
+    pub id: FrontendId,
+    /// Where its new flows go.
+    pub target: Target,
+    /// Client affinity, if any.
+    pub affinity: Option<Affinity>,
+}
+
+/// Where new flows of a frontend go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Target {
+    /// To a backend of this set.
+    Set(SetId),
+    /// Nowhere: refused at once (TCP reset or ICMP port unreachable), since no backend is usable anywhere.
+    Reject,
+    /// Nowhere: dropped silently, since backends exist but the policy excludes them here.
+    Drop,
+}
+
+impl State {
+    /// The first reference to something that is not there, as text.
+    #[must_use]
+    pub fn dangling(&self) -> Option<Dangling> {
+        let set = self.frontends.iter().find_map(|(&addr, frontend)| match frontend.target {
+            Target::Set(set) if !self.sets.contains_key(&set) => Some(Dangling::Set { frontend: addr, set }),
+            Target::Set(_) | Target::Reject | Target::Drop => None,
+        });
+        set.or_else(|| {
+            self.sets.iter().find_map(|(&set, content)| {
+                let missing: BTreeSet<BackendId> =
+                    content.slots.iter().copied().filter(|id| !self.backends.contains_key(id)).collect();
+                missing.first().map(|&backend| Dangling::Backend { set, backend })
+            })
+        })
+    }
+}
+
+/// A reference to something that is not there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Dangling {
+    /// A frontend names a set that does not exist.
+    #[error("frontend {frontend} points to set {set}, which does not exist")]
+    Set {
+        /// The frontend.
+        frontend: FrontendAddr,
+        /// The missing set.
+        set: SetId,
+    },
+    /// A set names a backend that does not exist.
+    #[error("set {set} contains backend {backend}, which does not exist")]
+    Backend {
+        /// The set.
+        set: SetId,
+        /// The missing backend.
+        backend: BackendId,
+    },
+}

@@ -1,0 +1,145 @@
+//! Small worlds of services for property tests.
+
+use core::{net::IpAddr, time::Duration};
+
+use lb_core::{
+    AdminState, Affinity, Algorithm, Change, Conditions, Endpoint, EndpointSlice, NodeFacts, NodeName, Protocol,
+    Service, ServiceName, ServicePort, SliceName, SlicePort, TrafficPolicy,
+};
+use proptest::{prelude::*, sample::select};
+
+pub(crate) fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+pub(crate) fn port(name: &str, protocol: Protocol, port: u16) -> ServicePort {
+    ServicePort { name: name.into(), protocol, port, node_port: None }
+}
+
+/// A TCP service `default/NAME` on `address`:80, port name `http`.
+pub(crate) fn web(name: &str, address: &str) -> Service {
+    Service {
+        cluster_ips: vec![ip(address)],
+        ports: vec![port("http", Protocol::Tcp, 80)],
+        ..Service::new(ServiceName::new("default", name))
+    }
+}
+
+/// Ready endpoints of `default/NAME`, port name `http`, on 8080.
+pub(crate) fn slice(name: &str, endpoints: impl IntoIterator<Item = Endpoint>) -> EndpointSlice {
+    EndpointSlice {
+        name: SliceName::new("default", name),
+        service: ServiceName::new("default", name),
+        ports: vec![SlicePort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }],
+        endpoints: endpoints.into_iter().collect(),
+    }
+}
+
+pub(crate) fn ready(address: &str) -> Endpoint {
+    Endpoint::new(ip(address))
+}
+
+fn addresses() -> impl Strategy<Value = Vec<IpAddr>> {
+    let pool = ["10.96.0.1", "10.96.0.2", "fd00:96::1", "20.0.0.1"].map(ip).to_vec();
+    proptest::sample::subsequence(pool, 0..=2)
+}
+
+fn services() -> impl Strategy<Value = Service> {
+    let name = select(vec!["a", "b", "c"]);
+    let algorithm = select(vec![None, Some(Algorithm::Random), Some(Algorithm::RoundRobin), Some(Algorithm::Maglev)]);
+    let policies = (select(vec![TrafficPolicy::Cluster, TrafficPolicy::Local]), any::<bool>());
+    let affinity = proptest::option::of((1u64..100, 0u8..=32));
+    let ports = proptest::sample::subsequence(
+        vec![port("http", Protocol::Tcp, 80), port("dns", Protocol::Udp, 53), port("dns-tcp", Protocol::Tcp, 53)],
+        1..=3,
+    );
+    (name, addresses(), addresses(), ports, algorithm, policies, affinity, proptest::option::of(30_000u16..30_002))
+        .prop_map(
+            |(name, cluster_ips, external, mut ports, algorithm, (policy, external_is_lb), affinity, node_port)| {
+                ports[0].node_port = node_port;
+                let (load_balancer_ips, external_ips) =
+                    if external_is_lb { (external, vec![]) } else { (vec![], external) };
+                let affinity = affinity.map(|(seconds, prefix_v4)| Affinity {
+                    timeout: Duration::from_secs(seconds),
+                    prefix_v4,
+                    ..Affinity::default()
+                });
+                Service {
+                    cluster_ips,
+                    external_ips,
+                    load_balancer_ips,
+                    ports,
+                    affinity,
+                    algorithm,
+                    internal_traffic_policy: policy,
+                    external_traffic_policy: policy,
+                    ..Service::new(ServiceName::new("default", name))
+                }
+            },
+        )
+}
+
+fn endpoints() -> impl Strategy<Value = Endpoint> {
+    let address = (1u8..=6, any::<bool>())
+        .prop_map(|(n, v6)| if v6 { ip(&format!("fd00:244::{n}")) } else { ip(&format!("10.244.0.{n}")) });
+    let node = select(vec![None, Some("here"), Some("there")]);
+    let admin = select(vec![
+        AdminState::InService,
+        AdminState::InService,
+        AdminState::Draining { until: None },
+        AdminState::Maintenance,
+    ]);
+    let conditions = (any::<bool>(), any::<bool>(), any::<bool>());
+    (address, node, admin, conditions, 0u16..4).prop_map(|(ip, node, admin, (ready, serving, terminating), weight)| {
+        Endpoint {
+            ip,
+            node: node.map(NodeName::new),
+            conditions: Conditions { ready, serving, terminating },
+            admin,
+            weight,
+        }
+    })
+}
+
+fn slices() -> impl Strategy<Value = EndpointSlice> {
+    let names = (select(vec!["a", "b", "c"]), 0u8..2);
+    (names, proptest::collection::vec(endpoints(), 0..4), 8080u16..8082).prop_map(
+        |((service, n), endpoints, target)| {
+            let port = |name: &str, protocol, port| SlicePort { name: name.into(), protocol, port };
+            EndpointSlice {
+                name: SliceName::new("default", &format!("{service}-{n}")),
+                service: ServiceName::new("default", service),
+                ports: vec![
+                    port("http", Protocol::Tcp, target),
+                    port("dns", Protocol::Udp, 5353),
+                    port("dns-tcp", Protocol::Tcp, 5353),
+                ],
+                endpoints,
+            }
+        },
+    )
+}
+
+fn nodes() -> impl Strategy<Value = NodeFacts> {
+    (select(vec!["here", "there"]), any::<bool>()).prop_map(|(name, dual)| NodeFacts {
+        name: Some(NodeName::new(name)),
+        ips: if dual { vec![ip("172.18.0.1"), ip("fd00:172::1")] } else { vec![ip("172.18.0.1")] },
+        cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap()],
+    })
+}
+
+/// One change of a small world in which services fight over a few addresses.
+pub(crate) fn change() -> impl Strategy<Value = Change> {
+    let name = || select(vec!["a", "b", "c"]);
+    prop_oneof![
+        4 => services().prop_map(Change::UpsertService),
+        1 => name().prop_map(|name| Change::RemoveService(ServiceName::new("default", name))),
+        5 => slices().prop_map(Change::ReplaceEndpoints),
+        1 => (name(), 0u8..2).prop_map(|(name, n)| Change::RemoveEndpoints(SliceName::new("default", &format!("{name}-{n}")))),
+        1 => nodes().prop_map(Change::SetNode),
+    ]
+}
+
+pub(crate) fn history() -> impl Strategy<Value = Vec<Change>> {
+    proptest::collection::vec(change(), 1..25)
+}
