@@ -1,0 +1,87 @@
+//! What a snapshot says of objects, against what was there before.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use lb_core::{Change, EndpointSlice, Service, SliceName};
+
+use crate::part::{Body, Entry, Key};
+
+/// What a snapshot says of an object.
+pub(crate) enum Said<V> {
+    Gone,
+    Refused,
+    Valid(Arc<V>),
+}
+
+fn said<V>(entry: Option<&Entry>, of: fn(&Body) -> Option<&Arc<V>>) -> Said<V> {
+    let Some(entry) = entry else { return Said::Gone };
+    entry.body.as_ref().and_then(of).map_or(Said::Refused, |object| Said::Valid(Arc::clone(object)))
+}
+
+/// What an entry says of a service.
+pub(crate) fn service(entry: Option<&Entry>) -> Said<Service> {
+    said(entry, service_of)
+}
+
+/// What an entry says of a slice.
+pub(crate) fn slice(entry: Option<&Entry>) -> Said<EndpointSlice> {
+    said(entry, slice_of)
+}
+
+fn service_of(body: &Body) -> Option<&Arc<Service>> {
+    if let Body::Service { service, .. } = body { Some(service) } else { None }
+}
+
+fn slice_of(body: &Body) -> Option<&Arc<EndpointSlice>> {
+    if let Body::Slice(slice) = body { Some(slice) } else { None }
+}
+
+/// Objects that may have changed, before and after.
+pub(crate) struct Differences<K, V> {
+    pub(crate) before: BTreeMap<K, Arc<V>>,
+    pub(crate) after: BTreeMap<K, Arc<V>>,
+}
+
+impl<K: Ord + Clone, V> Differences<K, V> {
+    /// What `said` says of the touched objects; a refused one stays as it was.
+    pub(crate) fn of<'a>(
+        touched: &'a BTreeSet<Key>,
+        all: &BTreeMap<K, Arc<V>>,
+        said: impl Fn(&'a Key) -> Option<(&'a K, Said<V>)>,
+    ) -> Self
+    where
+        K: 'a,
+    {
+        let mut differences = Self { before: BTreeMap::new(), after: BTreeMap::new() };
+        for (key, said) in touched.iter().filter_map(said) {
+            let before = all.get(key).cloned();
+            let after = match said {
+                Said::Gone => None,
+                Said::Refused => before.clone(),
+                Said::Valid(object) => Some(object),
+            };
+            differences.before.extend(before.map(|object| (key.clone(), object)));
+            differences.after.extend(after.map(|object| (key.clone(), object)));
+        }
+        differences
+    }
+
+    pub(crate) fn apply(self, all: &mut BTreeMap<K, Arc<V>>) {
+        for key in self.before.keys().filter(|key| !self.after.contains_key(key)) {
+            all.remove(key);
+        }
+        all.extend(self.after);
+    }
+}
+
+/// The changes that slices make: those that come or change, then those that go.
+pub(crate) fn slice_changes(Differences { before, after }: &Differences<SliceName, EndpointSlice>) -> Vec<Change> {
+    let changed = after.iter().filter(|(name, slice)| before.get(*name) != Some(*slice));
+    let mut changes: Vec<_> = changed.map(|(_, slice)| Change::ReplaceEndpoints((**slice).clone())).collect();
+    let removed = before.keys().filter(|name| !after.contains_key(*name));
+    changes.extend(removed.cloned().map(Change::RemoveEndpoints));
+    changes
+}

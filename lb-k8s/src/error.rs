@@ -1,0 +1,102 @@
+//! Why a snapshot is rejected as a whole.
+
+use std::{fmt, io};
+
+use crate::{
+    Finding, Origin, Position,
+    limits::{MAX_FILE_BYTES, MAX_FILES, MAX_OBJECTS, MAX_TOTAL_BYTES},
+};
+
+/// Why a snapshot could not be read or parsed. Files are named as they are found.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    /// A file or directory cannot be read.
+    #[error("{file}: reading it failed: {source}")]
+    Io {
+        /// The file.
+        file: String,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// Not a regular file.
+    #[error("{file}: it is {found}, expected a regular file")]
+    NotRegular {
+        /// The file.
+        file: String,
+        /// What it is instead.
+        found: &'static str,
+    },
+    /// A symbolic link in a directory leads out of it.
+    #[error(
+        "{file}: the symbolic link leads out of its directory, to {target}: copy the file or name the target itself"
+    )]
+    Outside {
+        /// The link.
+        file: String,
+        /// Where it leads.
+        target: String,
+    },
+    /// A file is too large.
+    #[error("{file}: the file is larger than {MAX_FILE_BYTES} bytes: split it")]
+    FileTooLarge {
+        /// The file.
+        file: String,
+    },
+    /// The files together are too large.
+    #[error("{file}: it and the other files are larger than {MAX_TOTAL_BYTES} bytes together")]
+    TotalTooLarge {
+        /// The file that did not fit any more.
+        file: String,
+    },
+    /// A directory has too many files.
+    #[error("{directory}: there are more than {MAX_FILES} files")]
+    TooManyFiles {
+        /// The directory.
+        directory: String,
+    },
+    /// The snapshot has too many objects.
+    #[error("{file}: there are more than {MAX_OBJECTS} objects in it and the other files")]
+    TooManyObjects {
+        /// The file that did not fit any more.
+        file: String,
+    },
+    /// A file is not text.
+    #[error("{file}: byte {offset} is not UTF-8")]
+    NotUtf8 {
+        /// The file.
+        file: String,
+        /// The first byte that is not, from 0.
+        offset: usize,
+    },
+    /// A document is neither YAML nor JSON, or exceeds a limit.
+    #[error("{}: document {}: {message}", Place(.origin, *.position), .origin.document)]
+    Syntax {
+        /// The document.
+        origin: Origin,
+        /// Where, if that is known.
+        position: Option<Position>,
+        /// What the parser says.
+        message: String,
+    },
+    /// A document is not a Kubernetes object.
+    #[error("{origin}: {message}")]
+    NotAnObject {
+        /// The document.
+        origin: Origin,
+        /// What is missing.
+        message: &'static str,
+    },
+    /// A field does not have the type that its kind gives it.
+    #[error("{0}")]
+    Type(Box<Finding>),
+}
+
+struct Place<'a>(&'a Origin, Option<Position>);
+
+impl fmt::Display for Place<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.file)?;
+        let Some(Position { line, column }) = self.1 else { return Ok(()) };
+        write!(f, ":{line}:{column}")
+    }
+}

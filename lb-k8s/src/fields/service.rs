@@ -1,0 +1,67 @@
+//! `Service`, v1.
+
+use super::Rule::{self, Annotations, Known, List, Object, Open, Unsupported};
+
+/// Annotations that choose how a service balances.
+const ANNOTATIONS: Rule = Annotations(&[
+    crate::annotations::CILIUM_ALGORITHM,
+    crate::annotations::ALGORITHM,
+    crate::annotations::MAGLEV_TABLE_SIZE,
+    crate::annotations::AFFINITY_PREFIX_V4,
+    crate::annotations::AFFINITY_PREFIX_V6,
+]);
+
+pub(crate) const SERVICE: Rule = Object(&[
+    ("apiVersion", Known),
+    ("kind", Known),
+    ("metadata", Open(&[("annotations", ANNOTATIONS)])),
+    ("spec", SPEC),
+    ("status", STATUS),
+]);
+
+const SPEC: Rule = Object(&[
+    // About allocation, which has happened when the addresses are there.
+    ("allocateLoadBalancerNodePorts", Known),
+    ("clusterIP", Known),
+    ("clusterIPs", Known),
+    ("externalIPs", Known),
+    ("externalName", Unsupported("names are not resolved: such a service has no frontends")),
+    ("externalTrafficPolicy", Known),
+    ("healthCheckNodePort", Unsupported("no health check is answered on this port")),
+    ("internalTrafficPolicy", Known),
+    // Compared with clusterIPs.
+    ("ipFamilies", Known),
+    ("ipFamilyPolicy", Known),
+    // Which controller gives out addresses: kube-proxy carries the addresses of every class, too.
+    ("loadBalancerClass", Known),
+    // Compared with status.loadBalancer.ingress.
+    ("loadBalancerIP", Known),
+    ("loadBalancerSourceRanges", Unsupported("source ranges are not enforced: every source is let in")),
+    ("ports", List(&PORT)),
+    // Carried out by whoever writes the endpoint slices.
+    ("publishNotReadyAddresses", Known),
+    ("selector", Known),
+    ("sessionAffinity", Known),
+    ("sessionAffinityConfig", Object(&[("clientIP", Object(&[("timeoutSeconds", Known)]))])),
+    ("trafficDistribution", Unsupported("topology is not supported: every zone counts alike")),
+    ("type", Known),
+]);
+
+const PORT: Rule = Object(&[
+    ("appProtocol", Known),
+    ("name", Known),
+    ("nodePort", Known),
+    ("port", Known),
+    ("protocol", Known),
+    // Carried out by whoever writes the endpoint slices.
+    ("targetPort", Known),
+]);
+
+const STATUS: Rule = Object(&[("conditions", Known), ("loadBalancer", Object(&[("ingress", List(&INGRESS))]))]);
+
+const INGRESS: Rule = Object(&[
+    ("hostname", Unsupported("names are not resolved: only addresses have frontends")),
+    ("ip", Known),
+    ("ipMode", Known),
+    ("ports", Known),
+]);

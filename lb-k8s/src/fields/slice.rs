@@ -1,0 +1,27 @@
+//! `EndpointSlice`, discovery.k8s.io/v1.
+
+use super::Rule::{self, Annotations, Known, List, Object, Open, Unsupported};
+
+pub(crate) const ENDPOINT_SLICE: Rule = Object(&[
+    ("apiVersion", Known),
+    ("kind", Known),
+    ("metadata", Open(&[("annotations", ANNOTATIONS)])),
+    ("addressType", Known),
+    ("endpoints", List(&ENDPOINT)),
+    ("ports", List(&PORT)),
+]);
+
+const ANNOTATIONS: Rule = Annotations(&[crate::annotations::CILIUM_WEIGHT, crate::annotations::WEIGHT]);
+
+const ENDPOINT: Rule = Object(&[
+    ("addresses", Known),
+    ("conditions", Object(&[("ready", Known), ("serving", Known), ("terminating", Known)])),
+    ("deprecatedTopology", Known),
+    ("hints", Unsupported("topology is not supported: every zone counts alike")),
+    ("hostname", Known),
+    ("nodeName", Known),
+    ("targetRef", Known),
+    ("zone", Known),
+]);
+
+const PORT: Rule = Object(&[("appProtocol", Known), ("name", Known), ("port", Known), ("protocol", Known)]);

@@ -1,0 +1,168 @@
+//! The order in which services change, so that no address has two owners on the way.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use lb_core::{Change, Protocol, Service, ServiceName, ServicePort};
+
+/// What only one service can have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Claim {
+    Address(IpAddr, u16, Protocol),
+    NodePort(u16, Protocol),
+}
+
+/// The changes that make `after` out of `before`: removals; then services that give something up which another one
+/// takes over, without anything new; then services that come or change.
+pub(crate) fn service_changes(
+    before: &BTreeMap<ServiceName, Arc<Service>>,
+    after: &BTreeMap<ServiceName, Arc<Service>>,
+) -> Vec<Change> {
+    let removed = before.keys().filter(|name| !after.contains_key(*name));
+    let mut changes: Vec<_> = removed.cloned().map(Change::RemoveService).collect();
+    let changed: Vec<_> = after.iter().filter(|(name, service)| before.get(*name) != Some(*service)).collect();
+    let given_up = given_up(before, after);
+    let taken = changed.iter().flat_map(|(_, service)| claims(service));
+    let givers: BTreeSet<_> = taken.filter_map(|claim| given_up.get(&claim)).copied().collect();
+    for (name, service) in changed.iter().filter(|(name, _)| givers.contains(name)) {
+        changes.extend(before.get(name).map(|before| Change::UpsertService(kept(before, service))));
+    }
+    changes.extend(changed.into_iter().map(|(_, service)| Change::UpsertService(Service::clone(service))));
+    changes
+}
+
+/// What services had and no longer claim, and whose it was.
+fn given_up<'a>(
+    before: &'a BTreeMap<ServiceName, Arc<Service>>,
+    after: &BTreeMap<ServiceName, Arc<Service>>,
+) -> BTreeMap<Claim, &'a ServiceName> {
+    let mut given_up = BTreeMap::new();
+    for (name, old) in before {
+        let new = after.get(name);
+        if new == Some(old) {
+            continue;
+        }
+        let still: BTreeSet<_> = new.into_iter().flat_map(|new| claims(new)).collect();
+        given_up.extend(claims(old).filter(|claim| !still.contains(claim)).map(|claim| (claim, name)));
+    }
+    given_up
+}
+
+fn claims(service: &Service) -> impl Iterator<Item = Claim> {
+    let addresses =
+        ips(service).flat_map(|ip| service.ports.iter().map(move |port| Claim::Address(ip, port.port, port.protocol)));
+    let node_port = |port: &ServicePort| port.node_port.map(|number| Claim::NodePort(number, port.protocol));
+    addresses.chain(service.ports.iter().filter_map(node_port))
+}
+
+fn ips(service: &Service) -> impl Iterator<Item = IpAddr> {
+    [&service.cluster_ips, &service.external_ips, &service.load_balancer_ips].into_iter().flatten().copied()
+}
+
+/// `after` without anything that `before` did not have.
+fn kept(before: &Service, after: &Service) -> Service {
+    let had: BTreeSet<_> = ips(before).collect();
+    let mut kept = after.clone();
+    for ips in [&mut kept.cluster_ips, &mut kept.external_ips, &mut kept.load_balancer_ips] {
+        ips.retain(|ip| had.contains(ip));
+    }
+    kept.ports.retain_mut(|port| {
+        let same = |old: &&ServicePort| (old.protocol, old.port) == (port.protocol, port.port);
+        let Some(old) = before.ports.iter().find(same) else { return false };
+        port.node_port = port.node_port.filter(|_| port.node_port == old.node_port);
+        true
+    });
+    kept
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn service(name: &str, ips: &[&str], ports: &[u16]) -> Service {
+        let mut service = Service::new(ServiceName::new("default", name));
+        service.cluster_ips = ips.iter().map(|ip| ip.parse().unwrap()).collect();
+        let port =
+            |&port: &u16| ServicePort { name: port.to_string().into(), protocol: Protocol::Tcp, port, node_port: None };
+        service.ports = ports.iter().map(port).collect();
+        service
+    }
+
+    fn map(services: &[Service]) -> BTreeMap<ServiceName, Arc<Service>> {
+        services.iter().map(|service| (service.name.clone(), Arc::new(service.clone()))).collect()
+    }
+
+    /// The changes in one word each, with the addresses of upserts.
+    fn told(before: &[Service], after: &[Service]) -> Vec<String> {
+        let told = |change| match change {
+            Change::UpsertService(service) => {
+                let ips: Vec<_> = ips(&service).map(|ip| ip.to_string()).collect();
+                format!("{} {}", service.name.name(), ips.join(","))
+            }
+            Change::RemoveService(name) => format!("-{}", name.name()),
+            other => panic!("{other:?}"),
+        };
+        service_changes(&map(before), &map(after)).into_iter().map(told).collect()
+    }
+
+    #[test]
+    fn only_differences_are_told() {
+        let (a, b) = (service("a", &["10.0.0.1"], &[80]), service("b", &["10.0.0.2"], &[80]));
+        assert_eq!(told(&[], &[a.clone(), b.clone()]), ["a 10.0.0.1", "b 10.0.0.2"]);
+        assert_eq!(told(&[a.clone(), b.clone()], &[a.clone(), b.clone()]), [""; 0]);
+        assert_eq!(told(&[a.clone(), b.clone()], &[service("a", &["10.0.0.3"], &[80]), b]), ["a 10.0.0.3"]);
+    }
+
+    #[test]
+    fn an_address_of_a_removed_service_is_free_before_it_is_claimed() {
+        let before = [service("z", &["10.0.0.1"], &[80])];
+        assert_eq!(told(&before, &[service("a", &["10.0.0.1"], &[80])]), ["-z", "a 10.0.0.1"]);
+    }
+
+    #[test]
+    fn an_address_that_moves_is_given_up_first() {
+        let before = [service("a", &["10.0.0.9"], &[80]), service("b", &["10.0.0.1"], &[80])];
+        let after = [service("a", &["10.0.0.1"], &[80]), service("b", &["10.0.0.2"], &[80])];
+        assert_eq!(told(&before, &after), ["b ", "a 10.0.0.1", "b 10.0.0.2"]);
+    }
+
+    #[test]
+    fn two_services_can_swap_addresses() {
+        let before = [service("a", &["10.0.0.1"], &[80, 81]), service("b", &["10.0.0.2"], &[80])];
+        let after = [service("a", &["10.0.0.2"], &[80]), service("b", &["10.0.0.1"], &[80])];
+        assert_eq!(told(&before, &after), ["a ", "b ", "a 10.0.0.2", "b 10.0.0.1"]);
+    }
+
+    #[test]
+    fn a_port_that_moves_leaves_the_others_alone() {
+        let before = [service("a", &["10.0.0.1"], &[80]), service("b", &["10.0.0.1"], &[81, 82])];
+        let after = [service("a", &["10.0.0.1"], &[80, 81]), service("b", &["10.0.0.1"], &[82, 83])];
+        let changes = service_changes(&map(&before), &map(&after));
+        let ports: Vec<Vec<u16>> = changes
+            .iter()
+            .map(|change| match change {
+                Change::UpsertService(service) => service.ports.iter().map(|port| port.port).collect(),
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert_eq!(ports, [vec![82], vec![80, 81], vec![82, 83]]);
+    }
+
+    #[test]
+    fn node_ports_are_handed_over_too() {
+        let with = |name: &str, ip: &str, node_port| {
+            let mut service = service(name, &[ip], &[80]);
+            service.ports[0].node_port = Some(node_port);
+            service
+        };
+        let before = [with("a", "10.0.0.1", 30001), with("b", "10.0.0.2", 30002)];
+        let after = [with("a", "10.0.0.1", 30002), with("b", "10.0.0.2", 30003)];
+        let changes = service_changes(&map(&before), &map(&after));
+        let Change::UpsertService(first) = &changes[0] else { panic!("{changes:?}") };
+        assert_eq!((first.name.name(), first.ports[0].node_port), ("b", None));
+        assert_eq!(changes.len(), 3);
+    }
+}

@@ -1,0 +1,142 @@
+//! The kinds of objects that are read, and what becomes of each.
+
+use std::sync::Arc;
+
+use k8s_openapi::{
+    Metadata, Resource,
+    api::{
+        apps::v1::{Deployment, StatefulSet},
+        core::v1::{Namespace, Pod, Service},
+        discovery::v1::EndpointSlice,
+    },
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+use lb_core::{ServiceName, SliceName};
+use serde::de::DeserializeOwned;
+
+use crate::{
+    annotations,
+    check::{self, Invalid},
+    fields::{self, Rule, Unsupported},
+    part::{Body, Key},
+    service, slice,
+    workload::{self, Identity},
+};
+
+/// A kind of object.
+pub(crate) trait Kind: DeserializeOwned + Resource + Metadata<Ty = ObjectMeta> {
+    /// Its fields.
+    const FIELDS: &'static Rule;
+
+    /// Whether `name` can be the name of such an object.
+    fn check_name(name: &str) -> Result<&str, String> {
+        check::subdomain(name)
+    }
+
+    /// Why the object is none of our business, if it is not.
+    fn foreign(&self) -> Option<&'static str> {
+        None
+    }
+
+    /// The object with this namespace and name.
+    fn key((namespace, name): Identity<'_>) -> Key {
+        let (namespace, name) = (namespace.to_owned(), name.to_owned());
+        Key::Workload { api_version: Self::API_VERSION, kind: Self::KIND, namespace, name }
+    }
+
+    /// What it says, and what of that is not carried out.
+    fn read(&self, identity: Identity<'_>) -> Result<(Body, Vec<Unsupported>), Invalid>;
+}
+
+impl Kind for Service {
+    const FIELDS: &'static Rule = &fields::SERVICE;
+
+    fn check_name(name: &str) -> Result<&str, String> {
+        check::label(name)
+    }
+
+    fn foreign(&self) -> Option<&'static str> {
+        other_proxy(&self.metadata)
+    }
+
+    fn key((namespace, name): Identity<'_>) -> Key {
+        Key::Service(ServiceName::new(namespace, name))
+    }
+
+    fn read(&self, (namespace, name): Identity<'_>) -> Result<(Body, Vec<Unsupported>), Invalid> {
+        let read = service::read(ServiceName::new(namespace, name), self)?;
+        Ok((Body::Service { service: Arc::new(read.service), template: read.template }, read.notes))
+    }
+}
+
+impl Kind for EndpointSlice {
+    const FIELDS: &'static Rule = &fields::ENDPOINT_SLICE;
+
+    fn foreign(&self) -> Option<&'static str> {
+        if label(&self.metadata, annotations::SERVICE_NAME).is_none() {
+            return Some("it belongs to no service (label kubernetes.io/service-name)");
+        }
+        let headless = label(&self.metadata, annotations::HEADLESS);
+        let headless = headless.map(|_| "its service is headless (label service.kubernetes.io/headless)");
+        other_proxy(&self.metadata).or(headless)
+    }
+
+    fn key((namespace, name): Identity<'_>) -> Key {
+        Key::Slice(SliceName::new(namespace, name))
+    }
+
+    fn read(&self, (namespace, name): Identity<'_>) -> Result<(Body, Vec<Unsupported>), Invalid> {
+        let service = label(&self.metadata, annotations::SERVICE_NAME).unwrap_or_default();
+        let read = slice::read(SliceName::new(namespace, name), service, self)?;
+        Ok((Body::Slice(Arc::new(read.slice)), read.notes))
+    }
+}
+
+impl Kind for Namespace {
+    const FIELDS: &'static Rule = &fields::NAMESPACE;
+
+    fn check_name(name: &str) -> Result<&str, String> {
+        check::label(name)
+    }
+
+    fn key((_, name): Identity<'_>) -> Key {
+        Key::Namespace(name.to_owned())
+    }
+
+    fn read(&self, _: Identity<'_>) -> Result<(Body, Vec<Unsupported>), Invalid> {
+        Ok((Body::Namespace, Vec::new()))
+    }
+}
+
+impl Kind for Pod {
+    const FIELDS: &'static Rule = &fields::POD;
+
+    fn read(&self, identity: Identity<'_>) -> Result<(Body, Vec<Unsupported>), Invalid> {
+        Ok((Body::Workload(workload::read_pod(identity, self)?), Vec::new()))
+    }
+}
+
+impl Kind for Deployment {
+    const FIELDS: &'static Rule = &fields::DEPLOYMENT;
+
+    fn read(&self, identity: Identity<'_>) -> Result<(Body, Vec<Unsupported>), Invalid> {
+        Ok((Body::Workload(workload::read_deployment(identity, self)?), Vec::new()))
+    }
+}
+
+impl Kind for StatefulSet {
+    const FIELDS: &'static Rule = &fields::STATEFUL_SET;
+
+    fn read(&self, identity: Identity<'_>) -> Result<(Body, Vec<Unsupported>), Invalid> {
+        Ok((Body::Workload(workload::read_stateful_set(identity, self)?), Vec::new()))
+    }
+}
+
+fn label<'a>(metadata: &'a ObjectMeta, key: &str) -> Option<&'a str> {
+    metadata.labels.as_ref()?.get(key).map(String::as_str)
+}
+
+fn other_proxy(metadata: &ObjectMeta) -> Option<&'static str> {
+    let name = label(metadata, annotations::PROXY_NAME);
+    name.map(|_| "another proxy serves it (label service.kubernetes.io/service-proxy-name)")
+}

@@ -1,0 +1,90 @@
+//! Kubernetes manifests to changes of the model of [`lb_core`], and back.
+//!
+//! [`Snapshot`] is what some files say at one moment: `Service` and `EndpointSlice` objects as the model knows them, and
+//! for whoever plays a cluster also `Namespace`, `Deployment`, `StatefulSet` and `Pod`. [`Manifests`] holds the last good
+//! state and says what changes when a newer snapshot arrives. [`lab`] is a small controller of endpoints, [`mod@write`] the
+//! way back into manifests.
+//!
+//! ```
+//! use lb_core::{Change, SourceName};
+//! use lb_k8s::{Manifests, Snapshot};
+//!
+//! let mut manifests = Manifests::new(SourceName("manifests".into()));
+//! let batch = manifests.update(Snapshot::parse("web.yaml", "
+//! apiVersion: v1
+//! kind: Service
+//! metadata: { name: web }
+//! spec:
+//!   clusterIP: 10.96.0.10
+//!   ports: [{ port: 80 }]
+//!   loadBalancerSourceRanges: [10.0.0.0/8]
+//! "));
+//! assert!(matches!(&batch.changes[1], Change::UpsertService(web) if web.ports[0].port == 80));
+//! assert_eq!(
+//!     batch.report.unsupported[0].to_string(),
+//!     "web.yaml:8:29: document 1, Service default/web, field `spec.loadBalancerSourceRanges`: source ranges are not \
+//!      enforced: every source is let in",
+//! );
+//! ```
+//!
+//! # What it refuses to do
+//!
+//! It guesses nothing and allocates nothing: an address or node port that is not in the manifest does not exist. It
+//! ignores nothing in silence: what it does not carry out is in the [`Report`] by file, document and field. It talks to
+//! no API server, watches no directory, knows nothing of nodes, and starts no pod.
+//!
+//! # What is taken over
+//!
+//! | of | carried out |
+//! |---|---|
+//! | `Service` | `clusterIP`, `clusterIPs`, `externalIPs`, `status.loadBalancer.ingress` with `ipMode: VIP`, ports with names and node ports, `sessionAffinity` with its time-out, both traffic policies, the [annotations] |
+//! | `EndpointSlice` | ports, the first address of each endpoint, `nodeName`, conditions, the [annotations] for weight |
+//! | workloads | names, labels, replicas, container ports with names, `nodeName`; of a `Pod` also readiness and deletion |
+//!
+//! Headless and `ExternalName` services have no frontends. Objects with the label
+//! `service.kubernetes.io/service-proxy-name` and kinds that are not in the table are skipped and listed.
+//!
+//! # Watching
+//!
+//! [`Manifests::reload`] reads files and directories and opens only what has changed since the last time;
+//! [`Manifests::reload_files`] looks at nothing but the files it is told of, so that it costs the same among ten files and
+//! among ten thousand. What calls them when is the caller's part. The example `scale` measures both.
+//!
+//! # Errors
+//!
+//! A snapshot that cannot be read, parsed, or typed is rejected as a whole ([`SnapshotError`]), and the last good one
+//! stays. An object that is invalid in itself is refused alone ([`Refusal`]) and stays as it last was. Conflicts between
+//! objects of different sources are the model's to find.
+#![forbid(unsafe_code)]
+
+pub mod annotations;
+mod check;
+mod differences;
+mod document;
+mod error;
+mod fields;
+mod files;
+mod handover;
+mod kinds;
+pub mod lab;
+pub mod limits;
+mod locate;
+mod manifests;
+mod part;
+mod place;
+mod reader;
+mod report;
+mod service;
+mod slice;
+mod snapshot;
+mod text;
+mod tree;
+mod workload;
+pub mod write;
+
+pub use error::SnapshotError;
+pub use manifests::{Batch, Manifests};
+pub use report::{Finding, ObjectRef, Origin, Position, Refusal, Report};
+pub use service::{ServiceTemplate, TargetPort, TemplatePort};
+pub use snapshot::Snapshot;
+pub use workload::{ContainerPort, PodTemplate, Replicas, Workload};

@@ -1,0 +1,225 @@
+//! The last good state of manifests, and what changes when a newer snapshot arrives.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use lb_core::{Change, EndpointSlice, Service, ServiceName, SliceName, SourceName};
+
+use crate::{
+    Report, Snapshot, SnapshotError,
+    differences::{self, Differences, slice_changes},
+    files::{self, FileId, Stamp},
+    handover::service_changes,
+    part::{Key, Part},
+    reader,
+    text::shown_path,
+};
+
+/// A source of changes that reads manifests.
+///
+/// It holds the last good state: a snapshot that is rejected changes nothing, an object that is refused stays as it
+/// last was. What it reads itself, by [`reload`](Self::reload), it reads again only where files have changed.
+#[derive(Debug)]
+pub struct Manifests {
+    source: SourceName,
+    progress: Progress,
+    snapshot: Snapshot,
+    services: BTreeMap<ServiceName, Arc<Service>>,
+    slices: BTreeMap<SliceName, Arc<EndpointSlice>>,
+    /// Paths of the last reload.
+    paths: Vec<PathBuf>,
+    /// Files that need not be read while they look like this.
+    stamps: BTreeMap<FileId, Stamp>,
+    /// Whether all files of `paths` are in `snapshot`.
+    is_complete: bool,
+    report: Arc<Report>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Progress {
+    /// Nobody knows yet that there is this source.
+    Unannounced,
+    /// The first listing has begun.
+    Listing,
+    /// There has been a good snapshot.
+    Listed,
+}
+
+/// What an update brings.
+#[derive(Clone, Debug)]
+pub struct Batch {
+    /// Changes, in the order in which the model takes them without a conflict over an address.
+    pub changes: Vec<Change>,
+    /// What was not taken over, and why.
+    pub report: Arc<Report>,
+}
+
+/// A file that was read, or is gone.
+struct Reread {
+    file: FileId,
+    part: Option<Part>,
+    stamp: Option<Stamp>,
+}
+
+impl Manifests {
+    /// A source that has read nothing yet.
+    #[must_use]
+    pub fn new(source: SourceName) -> Self {
+        Self {
+            source,
+            progress: Progress::Unannounced,
+            snapshot: Snapshot::default(),
+            services: BTreeMap::new(),
+            slices: BTreeMap::new(),
+            paths: Vec::new(),
+            stamps: BTreeMap::new(),
+            is_complete: false,
+            report: Arc::default(),
+        }
+    }
+
+    /// Takes a newer snapshot, or the reason why there is none.
+    ///
+    /// The very first batch begins with [`Change::InitStart`], the first with a good snapshot ends with
+    /// [`Change::InitDone`]. In between: services that go, services that come or change, slices that come or change,
+    /// slices that go. An address that one service gives up is free before another one claims it, even when two swap
+    /// theirs.
+    pub fn update(&mut self, snapshot: Result<Snapshot, SnapshotError>) -> Batch {
+        self.is_complete = false;
+        let touched = snapshot.map(|snapshot| {
+            self.stamps.clear();
+            let old = std::mem::replace(&mut self.snapshot, snapshot);
+            old.keys().chain(self.snapshot.keys()).cloned().collect()
+        });
+        self.settle(touched)
+    }
+
+    /// Reads files and directories as [`Snapshot::read`] does, and updates with the result as [`update`](Self::update)
+    /// does. Files that look as they did when they were last read are not opened.
+    pub fn reload(&mut self, paths: &[impl AsRef<Path>]) -> Batch {
+        self.paths = paths.iter().map(|path| path.as_ref().to_owned()).collect();
+        self.is_complete = false;
+        let touched = self.read_all();
+        self.is_complete = touched.is_ok();
+        self.settle(touched)
+    }
+
+    /// Reads some files again that the last [`reload`](Self::reload) read, that are new in its directories, or that are
+    /// gone: for a caller that is told which files change. How many other files there are makes no difference.
+    ///
+    /// Other files are passed over. After a snapshot that was rejected, all files are looked at.
+    pub fn reload_files(&mut self, files: &[impl AsRef<Path>]) -> Batch {
+        if !self.is_complete {
+            let paths = std::mem::take(&mut self.paths);
+            return self.reload(&paths);
+        }
+        let known = files.iter().filter_map(|file| files::identify(file.as_ref(), &self.paths));
+        let touched = known.map(reread).collect::<Result<_, _>>().and_then(|reread| self.replace(reread));
+        self.is_complete = touched.is_ok();
+        self.settle(touched)
+    }
+
+    /// What of the last good snapshot was not taken over, and whether a newer one was rejected.
+    #[must_use]
+    pub fn report(&self) -> &Arc<Report> {
+        &self.report
+    }
+
+    /// Services of the last good state, in order of their names.
+    pub fn services(&self) -> impl Iterator<Item = &Service> {
+        self.services.values().map(|service| &**service)
+    }
+
+    /// Endpoint slices of the last good state, in order of their names.
+    pub fn endpoint_slices(&self) -> impl Iterator<Item = &EndpointSlice> {
+        self.slices.values().map(|slice| &**slice)
+    }
+
+    fn read_all(&mut self) -> Result<BTreeSet<Key>, SnapshotError> {
+        let listing = files::list(&self.paths)?;
+        let mut gone: BTreeSet<_> = self.snapshot.files().cloned().collect();
+        let mut reread = Vec::new();
+        for file in listing.files {
+            gone.remove(&file);
+            let stamp = self.stamps.get(&file);
+            if stamp.is_none() || stamp != Some(&Stamp::of(file.path())?) {
+                reread.push(read(file)?);
+            }
+        }
+        reread.extend(gone.into_iter().map(|file| Reread { file, part: None, stamp: None }));
+        let touched = self.replace(reread)?;
+        self.snapshot.ignored_files = listing.ignored;
+        Ok(touched)
+    }
+
+    /// Puts files into the snapshot; the objects that may have changed by it.
+    fn replace(&mut self, reread: Vec<Reread>) -> Result<BTreeSet<Key>, SnapshotError> {
+        self.snapshot.check_limits(reread.iter().map(|Reread { file, part, .. }| (file, part.as_ref())))?;
+        let mut touched = BTreeSet::new();
+        for Reread { file, part, stamp } in reread {
+            match stamp {
+                Some(stamp) => drop(self.stamps.insert(file.clone(), stamp)),
+                None => drop(self.stamps.remove(&file)),
+            }
+            touched.extend(self.snapshot.replace(file, part));
+        }
+        Ok(touched)
+    }
+
+    /// Makes the objects that may have changed the last good state.
+    fn settle(&mut self, touched: Result<BTreeSet<Key>, SnapshotError>) -> Batch {
+        let mut changes = Vec::new();
+        if self.progress == Progress::Unannounced {
+            changes.push(Change::InitStart(self.source.clone()));
+            self.progress = Progress::Listing;
+        }
+        match touched {
+            Ok(touched) => {
+                self.take(&touched, &mut changes);
+                self.report = Arc::new(self.snapshot.report_with(|key| self.has(key)));
+                if self.progress == Progress::Listing {
+                    changes.push(Change::InitDone(self.source.clone()));
+                    self.progress = Progress::Listed;
+                }
+            }
+            Err(error) => self.report = Arc::new(Report { rejected: Some(Arc::new(error)), ..(*self.report).clone() }),
+        }
+        Batch { changes, report: Arc::clone(&self.report) }
+    }
+
+    fn take(&mut self, touched: &BTreeSet<Key>, changes: &mut Vec<Change>) {
+        let services = Differences::of(touched, &self.services, |key| match key {
+            Key::Service(name) => Some((name, differences::service(self.snapshot.entry(key)))),
+            Key::Slice(_) | Key::Namespace(_) | Key::Workload { .. } => None,
+        });
+        changes.extend(service_changes(&services.before, &services.after));
+        services.apply(&mut self.services);
+        let slices = Differences::of(touched, &self.slices, |key| match key {
+            Key::Slice(name) => Some((name, differences::slice(self.snapshot.entry(key)))),
+            Key::Service(_) | Key::Namespace(_) | Key::Workload { .. } => None,
+        });
+        changes.extend(slice_changes(&slices));
+        slices.apply(&mut self.slices);
+    }
+
+    fn has(&self, key: &Key) -> bool {
+        match key {
+            Key::Service(name) => self.services.contains_key(name),
+            Key::Slice(name) => self.slices.contains_key(name),
+            Key::Namespace(_) | Key::Workload { .. } => false,
+        }
+    }
+}
+
+fn reread(file: FileId) -> Result<Reread, SnapshotError> {
+    if files::exists(&file)? { read(file) } else { Ok(Reread { file, part: None, stamp: None }) }
+}
+
+fn read(file: FileId) -> Result<Reread, SnapshotError> {
+    let (text, stamp) = files::read(file.path())?;
+    let part = reader::read(&shown_path(file.path()), &text)?;
+    Ok(Reread { file, part: Some(part), stamp })
+}

@@ -1,0 +1,173 @@
+//! The text of a file to its objects: finds out what each is and collects what it says.
+
+use std::{collections::btree_map::Entry as Slot, sync::Arc};
+
+use k8s_openapi::{
+    api::{
+        apps::v1::{Deployment, StatefulSet},
+        core::v1::{Namespace, Pod, Service},
+        discovery::v1::EndpointSlice,
+    },
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+use serde_json::Value;
+
+use crate::{
+    Finding, SnapshotError,
+    check::{self, At, Invalid},
+    document::{self, Format},
+    fields::{self, Unsupported},
+    kinds::Kind,
+    limits::{MAX_FINDINGS_PER_FILE, MAX_OBJECTS},
+    locate::Locator,
+    part::{Entry, Key, Part},
+    place::{DEFAULT_NAMESPACE, Header, Object, Place},
+    text::shown,
+    workload::Identity,
+};
+
+/// Reads the text of a file that messages call `file`.
+pub(crate) fn read(file: &str, text: &str) -> Result<Part, SnapshotError> {
+    let file: Arc<str> = file.into();
+    let mut reader = Reader::default();
+    match Format::of(&file) {
+        Format::Yaml => {
+            for (chunk, number) in document::chunks(text).zip(1..) {
+                let locator = Locator::new(chunk);
+                let place = Place::document(&file, number, Some(&locator));
+                let value = document::parse_yaml(chunk).map_err(|error| place.bad_syntax(error))?;
+                reader.document(&place, &value)?;
+            }
+        }
+        Format::Json => {
+            for (value, number) in document::parse_json(text).zip(1..) {
+                let place = Place::document(&file, number, None);
+                let value = value.map_err(|error| place.bad_syntax(error))?;
+                reader.document(&place, &value)?;
+            }
+        }
+    }
+    Ok(Part { bytes: text.len() as u64, ..reader.part })
+}
+
+#[derive(Default)]
+struct Reader {
+    part: Part,
+}
+
+impl Reader {
+    fn document(&mut self, place: &Place<'_>, value: &Value) -> Result<(), SnapshotError> {
+        if value.is_null() { Ok(()) } else { self.value(place, value, None) }
+    }
+
+    /// `of_list` is what the items of the surrounding list are, if it says so.
+    fn value(&mut self, place: &Place<'_>, value: &Value, of_list: Option<(&str, &str)>) -> Result<(), SnapshotError> {
+        if !value.is_object() {
+            return Err(place.not_an_object("expected a mapping: a Kubernetes object"));
+        }
+        let header = Header::of(value, of_list)
+            .ok_or_else(|| place.not_an_object("`apiVersion` or `kind` is missing: not a Kubernetes object"))?;
+        if let Some((of_list, items)) = header.items().zip(value.get("items").and_then(Value::as_array)) {
+            for (index, item) in items.iter().enumerate() {
+                self.value(&place.item(index), item, of_list)?;
+            }
+            return Ok(());
+        }
+        self.part.objects += 1;
+        if self.part.objects > MAX_OBJECTS {
+            return Err(SnapshotError::TooManyObjects { file: place.file().to_owned() });
+        }
+        self.object(&Object { place, header, value })
+    }
+
+    fn object(&mut self, object: &Object<'_>) -> Result<(), SnapshotError> {
+        match (object.header.api_version, object.header.kind) {
+            ("v1", "Service") => self.known::<Service>(object),
+            ("discovery.k8s.io/v1", "EndpointSlice") => self.known::<EndpointSlice>(object),
+            ("v1", "Namespace") => self.known::<Namespace>(object),
+            ("v1", "Pod") => self.known::<Pod>(object),
+            ("apps/v1", "Deployment") => self.known::<Deployment>(object),
+            ("apps/v1", "StatefulSet") => self.known::<StatefulSet>(object),
+            (api_version, _) => {
+                let message = format!("objects of this kind in {} are not used", shown(api_version));
+                let finding = self.finding(object, "", message);
+                self.part.skipped.extend(finding);
+                Ok(())
+            }
+        }
+    }
+
+    fn known<T: Kind>(&mut self, object: &Object<'_>) -> Result<(), SnapshotError> {
+        let typed: T = object.typed()?;
+        if let Some(why) = typed.foreign() {
+            let finding = self.finding(object, "", why);
+            self.part.skipped.extend(finding);
+            return Ok(());
+        }
+        self.unsupported(object, fields::unsupported(object.value, T::FIELDS));
+        match identity::<T>(typed.metadata()) {
+            Ok(identity) => self.take(object, &typed, identity),
+            Err(invalid) => self.refuse(object, None, invalid),
+        }
+        Ok(())
+    }
+
+    fn take<T: Kind>(&mut self, object: &Object<'_>, typed: &T, identity: Identity<'_>) {
+        let slot = match self.part.entries.entry(T::key(identity)) {
+            Slot::Vacant(slot) => slot,
+            Slot::Occupied(first) => {
+                let message = format!("it stands already in {}", first.get().origin);
+                return self.refuse(object, None, Invalid::new("", message));
+            }
+        };
+        let origin = object.place.origin();
+        match typed.read(identity) {
+            Ok((body, notes)) => {
+                slot.insert(Entry { origin, body: Some(body) });
+                self.unsupported(object, notes);
+            }
+            Err(invalid) => {
+                let key = slot.key().clone();
+                slot.insert(Entry { origin, body: None });
+                self.refuse(object, Some(key), invalid);
+            }
+        }
+    }
+
+    fn unsupported(&mut self, object: &Object<'_>, found: Vec<Unsupported>) {
+        for Unsupported { field, message } in found {
+            let finding = self.finding(object, field, message);
+            self.part.unsupported.extend(finding);
+        }
+    }
+
+    fn refuse(&mut self, object: &Object<'_>, key: Option<Key>, Invalid { field, message }: Invalid) {
+        let finding = self.finding(object, field, message);
+        self.part.refused.extend(finding.map(|finding| (key, finding)));
+    }
+
+    /// A finding to list, or none if the file has enough of them.
+    fn finding(
+        &mut self,
+        object: &Object<'_>,
+        field: impl Into<String>,
+        message: impl Into<String>,
+    ) -> Option<Arc<Finding>> {
+        let Part { skipped, unsupported, refused, unlisted, .. } = &mut self.part;
+        if skipped.len() + unsupported.len() + refused.len() == MAX_FINDINGS_PER_FILE {
+            *unlisted += 1;
+            return None;
+        }
+        Some(Arc::new(object.finding(field, message)))
+    }
+}
+
+/// Namespace and name of an object, once they are known to be valid.
+fn identity<T: Kind>(metadata: &ObjectMeta) -> Result<Identity<'_>, Invalid> {
+    let missing = || Invalid::new("metadata.name", "an object needs a name");
+    let name = metadata.name.as_deref().ok_or_else(missing)?;
+    let name = T::check_name(name).at(|| "metadata.name".into())?;
+    let namespace = metadata.namespace.as_deref().filter(|namespace| !namespace.is_empty());
+    let namespace = namespace.map_or(Ok(DEFAULT_NAMESPACE), check::label).at(|| "metadata.namespace".into())?;
+    Ok((namespace, name))
+}

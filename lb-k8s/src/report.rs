@@ -1,0 +1,135 @@
+//! What a snapshot says about itself besides its objects.
+
+use std::{fmt, sync::Arc};
+
+use crate::SnapshotError;
+
+/// Where an object stands in its file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// The file, as it was named.
+    pub file: Arc<str>,
+    /// Number of its document, from 1; documents without content do not count.
+    pub document: u32,
+    /// Path of the item inside a list, such as `items[3]`; empty outside of one.
+    pub item: Arc<str>,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: document {}", self.file, self.document)?;
+        if self.item.is_empty() { Ok(()) } else { write!(f, ", {}", self.item) }
+    }
+}
+
+/// Line and column, both from 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Position {
+    /// Line of the file.
+    pub line: u64,
+    /// Character of the line.
+    pub column: u64,
+}
+
+/// An object as it names itself, made fit for a terminal. Displays as `Service default/web`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObjectRef {
+    /// Group and version, such as `discovery.k8s.io/v1`.
+    pub api_version: String,
+    /// Its kind, such as `Service`.
+    pub kind: String,
+    /// Its namespace; empty for an object that has none.
+    pub namespace: String,
+    /// Its name; empty if it gives none.
+    pub name: String,
+    /// Where it stands.
+    pub origin: Origin,
+}
+
+impl fmt::Display for ObjectRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.kind)?;
+        match (self.namespace.as_str(), self.name.as_str()) {
+            (_, "") => f.write_str(" without a name"),
+            ("", name) => write!(f, " {name}"),
+            (namespace, name) => write!(f, " {namespace}/{name}"),
+        }
+    }
+}
+
+/// Something that the user should know about an object.
+///
+/// Displays as ``web.yaml:14:9: document 2, Service default/web, field `spec.ports[0].port`: …``.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// The object.
+    pub object: ObjectRef,
+    /// Path of the field, such as `spec.ports[0].port`; empty when it is about the whole object.
+    pub field: String,
+    /// Where the field stands, if that is known.
+    pub position: Option<Position>,
+    /// What there is to know.
+    pub message: String,
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Origin { file, document, item } = &self.object.origin;
+        f.write_str(file)?;
+        if let Some(Position { line, column }) = self.position {
+            write!(f, ":{line}:{column}")?;
+        }
+        write!(f, ": document {document}")?;
+        if !item.is_empty() {
+            write!(f, ", {item}")?;
+        }
+        write!(f, ", {}", self.object)?;
+        if !self.field.is_empty() {
+            write!(f, ", field `{}`", self.field)?;
+        }
+        write!(f, ": {}", self.message)
+    }
+}
+
+/// An object that is invalid and was refused alone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// The object and the reason.
+    pub finding: Arc<Finding>,
+    /// Whether its last good state stays in force; otherwise it never had one and does not exist.
+    pub kept: bool,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let rest = if self.kept { "its last good state stays" } else { "it is left out" };
+        write!(f, "{}; {rest}", self.finding)
+    }
+}
+
+/// What was not taken over, and why.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// Why the newest snapshot was rejected as a whole; the rest of the report is about the last good one.
+    pub rejected: Option<Arc<SnapshotError>>,
+    /// Objects that are none of our business: unknown kinds, and objects that another proxy serves.
+    pub skipped: Vec<Arc<Finding>>,
+    /// Fields that are set, would change traffic, and are not carried out.
+    pub unsupported: Vec<Arc<Finding>>,
+    /// Invalid objects.
+    pub refused: Vec<Refusal>,
+    /// How many more findings there are than the
+    /// [`MAX_FINDINGS_PER_FILE`](crate::limits::MAX_FINDINGS_PER_FILE) that are listed for a file.
+    pub unlisted: usize,
+    /// Entries of directories that are not manifests by name.
+    pub ignored_files: Vec<String>,
+}
+
+impl Report {
+    /// Whether everything was taken over as it stands.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        let listed = self.skipped.len() + self.unsupported.len() + self.refused.len();
+        self.rejected.is_none() && listed + self.unlisted == 0
+    }
+}

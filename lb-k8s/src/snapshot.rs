@@ -1,0 +1,226 @@
+//! Everything that some files say at one moment.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    sync::Arc,
+};
+
+use lb_core::{EndpointSlice, Service};
+
+use crate::{
+    Finding, Refusal, Report, ServiceTemplate, SnapshotError, Workload,
+    files::{self, FileId},
+    limits::{MAX_OBJECTS, MAX_TOTAL_BYTES},
+    part::{Body, Entry, Key, Part},
+    reader,
+    text::shown_path,
+};
+
+/// What manifests say at one moment: read whole or not at all.
+///
+/// An object that is invalid does not spoil the rest; it is in the [report](Self::report). Of an object that stands in
+/// several files the first one counts. Two snapshots are compared by [`Manifests`](crate::Manifests).
+#[derive(Debug, Default)]
+pub struct Snapshot {
+    parts: BTreeMap<FileId, Part>,
+    /// The files that have an object, in order.
+    files_of: BTreeMap<Key, Vec<FileId>>,
+    /// Objects that more than one file has.
+    repeated: BTreeSet<Key>,
+    objects: usize,
+    bytes: u64,
+    pub(crate) ignored_files: Vec<String>,
+}
+
+impl Snapshot {
+    /// Reads files and directories: of a directory its `.yaml`, `.yml` and `.json` files in the order of their names,
+    /// hidden ones and directories inside it left out.
+    ///
+    /// # Errors
+    /// When a file cannot be read or parsed, or a limit of [`limits`](crate::limits) is exceeded.
+    pub fn read(paths: &[impl AsRef<Path>]) -> Result<Self, SnapshotError> {
+        let listing = files::list(paths)?;
+        let mut snapshot = Self { ignored_files: listing.ignored, ..Self::default() };
+        for file in listing.files {
+            let (text, _) = files::read(file.path())?;
+            let part = reader::read(&shown_path(file.path()), &text)?;
+            snapshot.check_limits([(&file, Some(&part))])?;
+            snapshot.replace(file, Some(part));
+        }
+        Ok(snapshot)
+    }
+
+    /// Parses one text that is called `file` in messages: JSON if that ends in `.json`, YAML otherwise.
+    ///
+    /// # Errors
+    /// When it cannot be parsed, or a limit of [`limits`](crate::limits) is exceeded.
+    pub fn parse(file: &str, text: &str) -> Result<Self, SnapshotError> {
+        let path = Path::new(file);
+        let part = reader::read(&shown_path(path), text)?;
+        let mut snapshot = Self::default();
+        snapshot.replace(FileId::new(0, path), Some(part));
+        Ok(snapshot)
+    }
+
+    /// Valid services, in order of their names.
+    pub fn services(&self) -> impl Iterator<Item = &Service> {
+        self.bodies().filter_map(|body| match body {
+            Body::Service { service, .. } => Some(&**service),
+            Body::Slice(_) | Body::Namespace | Body::Workload(_) => None,
+        })
+    }
+
+    /// Valid endpoint slices, in order of their names.
+    pub fn endpoint_slices(&self) -> impl Iterator<Item = &EndpointSlice> {
+        self.bodies().filter_map(|body| match body {
+            Body::Slice(slice) => Some(&**slice),
+            Body::Service { .. } | Body::Namespace | Body::Workload(_) => None,
+        })
+    }
+
+    /// Names of the namespaces that are declared, in order; objects may be in others.
+    pub fn namespaces(&self) -> impl Iterator<Item = &str> {
+        self.files_of.keys().filter_map(|key| match key {
+            Key::Namespace(name) => Some(name.as_str()),
+            Key::Service(_) | Key::Slice(_) | Key::Workload { .. } => None,
+        })
+    }
+
+    /// Valid services with selectors, in order of their names.
+    pub fn templates(&self) -> impl Iterator<Item = &ServiceTemplate> {
+        self.bodies().filter_map(|body| match body {
+            Body::Service { template, .. } => template.as_ref(),
+            Body::Slice(_) | Body::Namespace | Body::Workload(_) => None,
+        })
+    }
+
+    /// Pods and what multiplies them, in order of kind, namespace and name.
+    pub fn workloads(&self) -> impl Iterator<Item = &Workload> {
+        self.bodies().filter_map(|body| match body {
+            Body::Workload(workload) => Some(workload),
+            Body::Service { .. } | Body::Slice(_) | Body::Namespace => None,
+        })
+    }
+
+    /// What is not in it, and why. Nothing has a last good state yet: that is for [`Manifests`](crate::Manifests) to say.
+    #[must_use]
+    pub fn report(&self) -> Report {
+        self.report_with(|_| false)
+    }
+
+    /// The report, given which objects have a last good state that stays when they are refused.
+    pub(crate) fn report_with(&self, kept: impl Fn(&Key) -> bool) -> Report {
+        let mut report = Report { ignored_files: self.ignored_files.clone(), ..Report::default() };
+        for part in self.parts.values() {
+            report.skipped.extend_from_slice(&part.skipped);
+            report.unsupported.extend_from_slice(&part.unsupported);
+            report.refused.extend(part.refused.iter().map(|(key, finding)| {
+                let kept = key.as_ref().is_some_and(&kept);
+                Refusal { finding: Arc::clone(finding), kept }
+            }));
+            report.unlisted += part.unlisted;
+        }
+        report.refused.extend(self.repetitions().map(|finding| Refusal { finding: Arc::new(finding), kept: false }));
+        report
+    }
+
+    /// One finding for each object that an earlier file has already.
+    fn repetitions(&self) -> impl Iterator<Item = Finding> {
+        self.repeated.iter().flat_map(move |key| {
+            let mut entries = self.files_of.get(key).into_iter().flatten().filter_map(|file| self.entry_in(file, key));
+            let first = entries.next().map(|first| first.origin.to_string()).unwrap_or_default();
+            entries.map(move |entry| Finding {
+                object: key.object(entry.origin.clone()),
+                field: String::new(),
+                position: None,
+                message: format!("it stands already in {first}"),
+            })
+        })
+    }
+
+    /// The object that counts: the first one.
+    pub(crate) fn entry(&self, key: &Key) -> Option<&Entry> {
+        self.entry_in(self.files_of.get(key)?.first()?, key)
+    }
+
+    fn entry_in(&self, file: &FileId, key: &Key) -> Option<&Entry> {
+        self.parts.get(file)?.entries.get(key)
+    }
+
+    fn bodies(&self) -> impl Iterator<Item = &Body> {
+        self.files_of.keys().filter_map(|key| self.entry(key)?.body.as_ref())
+    }
+
+    /// Every object that some file has, refused ones included.
+    pub(crate) fn keys(&self) -> impl Iterator<Item = &Key> {
+        self.files_of.keys()
+    }
+
+    pub(crate) fn files(&self) -> impl Iterator<Item = &FileId> {
+        self.parts.keys()
+    }
+
+    /// Whether the snapshot stays within the limits once `parts` replace those of the same files.
+    pub(crate) fn check_limits<'a>(
+        &self,
+        parts: impl IntoIterator<Item = (&'a FileId, Option<&'a Part>)>,
+    ) -> Result<(), SnapshotError> {
+        let (mut objects, mut bytes) = (self.objects, self.bytes);
+        for (file, part) in parts {
+            let old = self.parts.get(file);
+            objects = objects - old.map_or(0, |old| old.objects) + part.map_or(0, |part| part.objects);
+            bytes = bytes - old.map_or(0, |old| old.bytes) + part.map_or(0, |part| part.bytes);
+            let file = || shown_path(file.path());
+            if objects > MAX_OBJECTS {
+                return Err(SnapshotError::TooManyObjects { file: file() });
+            }
+            if bytes > MAX_TOTAL_BYTES {
+                return Err(SnapshotError::TotalTooLarge { file: file() });
+            }
+        }
+        Ok(())
+    }
+
+    /// Replaces what `file` says, or forgets it. Gives the objects that may have changed.
+    pub(crate) fn replace(&mut self, file: FileId, part: Option<Part>) -> BTreeSet<Key> {
+        let mut touched = BTreeSet::new();
+        if let Some(old) = self.parts.remove(&file) {
+            self.objects -= old.objects;
+            self.bytes -= old.bytes;
+            for key in old.entries.into_keys() {
+                self.forget(&key, &file);
+                touched.insert(key);
+            }
+        }
+        let Some(part) = part else { return touched };
+        self.objects += part.objects;
+        self.bytes += part.bytes;
+        for key in part.entries.keys() {
+            self.remember(key, &file);
+            touched.insert(key.clone());
+        }
+        self.parts.insert(file, part);
+        touched
+    }
+
+    fn remember(&mut self, key: &Key, file: &FileId) {
+        let files = self.files_of.entry(key.clone()).or_default();
+        let at = files.partition_point(|other| other < file);
+        files.insert(at, file.clone());
+        if files.len() > 1 {
+            self.repeated.insert(key.clone());
+        }
+    }
+
+    fn forget(&mut self, key: &Key, file: &FileId) {
+        let Some(files) = self.files_of.get_mut(key) else { return };
+        files.retain(|other| other != file);
+        if files.len() < 2 {
+            self.repeated.remove(key);
+        }
+        if files.is_empty() {
+            self.files_of.remove(key);
+        }
+    }
+}

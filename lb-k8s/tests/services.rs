@@ -1,0 +1,390 @@
+//! What of a `Service` is carried out, refused and reported.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{net::IpAddr, time::Duration};
+
+use lb_core::{Affinity, Algorithm, Protocol, Service, TrafficPolicy};
+use lb_k8s::{Snapshot, annotations};
+
+/// A service of which `metadata` and `spec` are the fields, in flow style.
+fn text(metadata: &str, spec: &str) -> String {
+    format!("apiVersion: v1\nkind: Service\nmetadata: {{name: web, {metadata}}}\nspec: {{{spec}}}\n")
+}
+
+fn snapshot(metadata: &str, spec: &str) -> Snapshot {
+    Snapshot::parse("web.yaml", &text(metadata, spec)).unwrap()
+}
+
+fn read(metadata: &str, spec: &str) -> Service {
+    let snapshot = snapshot(metadata, spec);
+    assert!(snapshot.report().refused.is_empty(), "{:?}", snapshot.report().refused);
+    snapshot.services().next().unwrap().clone()
+}
+
+/// The field that is refused, and why.
+fn refused(metadata: &str, spec: &str) -> String {
+    let report = snapshot(metadata, spec).report();
+    assert_eq!(report.refused.len(), 1, "{metadata} {spec}");
+    let finding = &report.refused[0].finding;
+    format!("{}: {}", finding.field, finding.message)
+}
+
+fn unsupported(metadata: &str, spec: &str) -> Vec<String> {
+    let report = snapshot(metadata, spec).report();
+    assert!(report.refused.is_empty(), "{:?}", report.refused);
+    report.unsupported.iter().map(|finding| format!("{}: {}", finding.field, finding.message)).collect()
+}
+
+fn ips(texts: &[&str]) -> Vec<IpAddr> {
+    texts.iter().map(|text| text.parse().unwrap()).collect()
+}
+
+const PORTS: &str = "ports: [{port: 80}]";
+
+#[test]
+fn everything_that_is_honoured() {
+    let text = r#"
+apiVersion: v1
+kind: Service
+metadata:
+  namespace: shop
+  name: web
+  labels: {team: a}
+  annotations:
+    lb/algorithm: maglev
+    lb/maglev-table-size: "1021"
+    lb/affinity-prefix-v4: "24"
+    lb/affinity-prefix-v6: "64"
+    example.com/owner: a
+spec:
+  type: LoadBalancer
+  clusterIP: 10.96.0.10
+  clusterIPs: [10.96.0.10, "fd00::10"]
+  ipFamilies: [IPv4, IPv6]
+  ipFamilyPolicy: RequireDualStack
+  externalIPs: [192.0.2.1]
+  externalTrafficPolicy: Local
+  internalTrafficPolicy: Local
+  allocateLoadBalancerNodePorts: false
+  loadBalancerClass: example.com/class
+  loadBalancerIP: 203.0.113.1
+  publishNotReadyAddresses: true
+  selector: {app: web}
+  sessionAffinity: ClientIP
+  sessionAffinityConfig: {clientIP: {timeoutSeconds: 60}}
+  ports:
+  - {name: http, port: 80, targetPort: http, nodePort: 30080, appProtocol: http}
+  - {name: dns, port: 53, protocol: UDP}
+  - {name: sig, port: 80, protocol: SCTP}
+status:
+  conditions: []
+  loadBalancer:
+    ingress:
+    - {ip: 203.0.113.1, ipMode: VIP}
+    - {ip: 203.0.113.2, ipMode: Proxy}
+    - {ip: "2001:db8::1", ports: []}
+"#;
+    let snapshot = Snapshot::parse("web.yaml", text).unwrap();
+    assert!(snapshot.report().is_clean(), "{:?}", snapshot.report());
+    let service = snapshot.services().next().unwrap();
+    assert_eq!(service.name.to_string(), "shop/web");
+    assert_eq!(service.cluster_ips, ips(&["10.96.0.10", "fd00::10"]));
+    assert_eq!(service.external_ips, ips(&["192.0.2.1"]));
+    assert_eq!(service.load_balancer_ips, ips(&["203.0.113.1", "2001:db8::1"]));
+    let ports: Vec<_> =
+        service.ports.iter().map(|port| (&*port.name, port.port, port.protocol, port.node_port)).collect();
+    assert_eq!(
+        ports,
+        [("http", 80, Protocol::Tcp, Some(30080)), ("dns", 53, Protocol::Udp, None), ("sig", 80, Protocol::Sctp, None)]
+    );
+    let affinity = Affinity { timeout: Duration::from_secs(60), prefix_v4: 24, prefix_v6: 64 };
+    assert_eq!(service.affinity, Some(affinity));
+    assert_eq!(service.algorithm, Some(Algorithm::Maglev));
+    assert_eq!(service.table_size.map(|size| size.get()), Some(1021));
+    assert_eq!(service.external_traffic_policy, TrafficPolicy::Local);
+    assert_eq!(service.internal_traffic_policy, TrafficPolicy::Local);
+}
+
+#[test]
+fn the_shortest_service_has_defaults() {
+    let service = read("", &format!("clusterIP: 10.96.0.10, {PORTS}"));
+    assert_eq!(service.name.to_string(), "default/web");
+    assert_eq!(service.cluster_ips, ips(&["10.96.0.10"]));
+    assert_eq!((&*service.ports[0].name, service.ports[0].protocol), ("", Protocol::Tcp));
+    assert_eq!((service.affinity, service.algorithm, service.table_size), (None, None, None));
+    assert_eq!(service.external_traffic_policy, TrafficPolicy::Cluster);
+}
+
+#[test]
+fn headless_and_external_name_services_have_no_frontends() {
+    for (metadata, spec) in [
+        ("", "clusterIP: None, ports: [{port: 80}]"),
+        ("", "clusterIP: None"),
+        ("", "clusterIPs: [None], ports: [{port: 80}]"),
+        ("labels: {service.kubernetes.io/headless: ''}", "clusterIP: 10.96.0.10, ports: [{port: 80}]"),
+        ("", "type: ExternalName, externalName: example.com"),
+    ] {
+        let service = read(metadata, spec);
+        assert!(service.cluster_ips.is_empty() && service.external_ips.is_empty(), "{metadata} {spec}");
+    }
+    let spec = "clusterIP: None, externalIPs: [192.0.2.1], ports: [{port: 80}]";
+    assert!(read("", spec).external_ips.is_empty());
+    assert_eq!(unsupported("", spec), ["spec.externalIPs: a headless or ExternalName service has no frontends"]);
+}
+
+#[test]
+fn affinity_has_the_time_out_of_kubernetes_by_default() {
+    let service = read("", &format!("clusterIP: 10.96.0.10, sessionAffinity: ClientIP, {PORTS}"));
+    assert_eq!(service.affinity, Some(Affinity::default()));
+    for seconds in [1, 86_400] {
+        let config = format!("sessionAffinityConfig: {{clientIP: {{timeoutSeconds: {seconds}}}}}");
+        let spec = format!("clusterIP: 10.96.0.10, sessionAffinity: ClientIP, {config}, {PORTS}");
+        assert_eq!(read("", &spec).affinity.unwrap().timeout.as_secs(), seconds);
+    }
+}
+
+#[test]
+fn algorithms_have_two_annotations() {
+    for (key, value, algorithm) in [
+        (annotations::CILIUM_ALGORITHM, "random", Algorithm::Random),
+        (annotations::CILIUM_ALGORITHM, "maglev", Algorithm::Maglev),
+        (annotations::ALGORITHM, "random", Algorithm::Random),
+        (annotations::ALGORITHM, "round-robin", Algorithm::RoundRobin),
+        (annotations::ALGORITHM, "maglev", Algorithm::Maglev),
+    ] {
+        let service = read(&format!("annotations: {{{key}: {value}}}"), &format!("clusterIP: 10.96.0.10, {PORTS}"));
+        assert_eq!(service.algorithm, Some(algorithm), "{key}: {value}");
+    }
+    let both =
+        format!("annotations: {{{}: maglev, {}: maglev}}", annotations::ALGORITHM, annotations::CILIUM_ALGORITHM);
+    assert_eq!(read(&both, &format!("clusterIP: 10.96.0.10, {PORTS}")).algorithm, Some(Algorithm::Maglev));
+}
+
+#[test]
+fn addresses_are_canonical() {
+    let service = read("", &format!("clusterIP: 010.096.000.010, externalIPs: ['2001:DB8:0::1'], {PORTS}"));
+    assert_eq!(service.cluster_ips, ips(&["10.96.0.10"]));
+    assert_eq!(service.external_ips, ips(&["2001:db8::1"]));
+}
+
+#[test]
+fn an_external_address_that_is_an_ingress_address_counts_once() {
+    let text = text("", &format!("type: LoadBalancer, clusterIP: 10.96.0.10, externalIPs: [192.0.2.1], {PORTS}"))
+        + "status: {loadBalancer: {ingress: [{ip: 192.0.2.1}]}}\n";
+    let snapshot = Snapshot::parse("web.yaml", &text).unwrap();
+    let service = snapshot.services().next().unwrap();
+    assert_eq!((service.external_ips.len(), service.load_balancer_ips.len()), (0, 1));
+}
+
+#[test]
+fn invalid_services_are_refused_with_the_field() {
+    let with = |rest: &str| format!("clusterIP: 10.96.0.10, {rest}");
+    let ports = |ports: &str| with(&format!("ports: [{ports}]"));
+    let more = |rest: &str| with(&format!("{rest}, {PORTS}"));
+    for (spec, reason) in [
+        (with("selector: {}"), "spec.ports: a service needs at least one port"),
+        (ports("{port: 0}"), "spec.ports[0].port: 0 is not a port, expected 1 to 65535"),
+        (
+            ports("{name: a, port: 1}, {name: b, port: 65536}"),
+            "spec.ports[1].port: 65536 is not a port, expected 1 to 65535",
+        ),
+        (ports("{name: a}"), "spec.ports[0].port: 0 is not a port, expected 1 to 65535"),
+        (
+            ports("{port: 80, protocol: ICMP}"),
+            "spec.ports[0].protocol: \"ICMP\" is not a protocol, expected TCP, UDP or SCTP",
+        ),
+        (
+            ports("{port: 80, protocol: tcp}"),
+            "spec.ports[0].protocol: \"tcp\" is not a protocol, expected TCP, UDP or SCTP",
+        ),
+        (ports("{name: a, port: 80}, {name: a, port: 81}"), "spec.ports[1].name: \"a\" stands twice"),
+        (ports("{name: a, port: 80}, {port: 81}"), "spec.ports[1].name: a port of several needs a name"),
+        (ports("{name: a, port: 80}, {name: b, port: 80}"), "spec.ports[1].port: 80/tcp stands twice"),
+        (
+            ports("{port: 80, nodePort: 30080}"),
+            "spec.ports[0].nodePort: a node port needs type NodePort or LoadBalancer",
+        ),
+        (
+            format!("type: NodePort, {}", ports("{port: 80, nodePort: 70000}")),
+            "spec.ports[0].nodePort: 70000 is not a port, expected 1 to 65535",
+        ),
+        (
+            format!(
+                "type: NodePort, {}",
+                ports("{name: a, port: 80, nodePort: 30000}, {name: b, port: 81, nodePort: 30000}")
+            ),
+            "spec.ports[1].nodePort: 30000/tcp stands twice",
+        ),
+        (format!("clusterIP: 10.96.0.300, {PORTS}"), "spec.clusterIP: \"10.96.0.300\" is not an IP address"),
+        (
+            format!("clusterIP: 127.0.0.1, {PORTS}"),
+            "spec.clusterIP: 127.0.0.1 is a loopback address and cannot be served",
+        ),
+        (
+            format!("clusterIPs: [10.96.0.1, 10.96.0.2], {PORTS}"),
+            "spec.clusterIPs: expected at most one address of each family",
+        ),
+        (
+            format!("clusterIP: 10.96.0.1, clusterIPs: [10.96.0.2], {PORTS}"),
+            "spec.clusterIP: 10.96.0.1 is not the first of `spec.clusterIPs`, which is 10.96.0.2",
+        ),
+        (
+            format!("clusterIP: 10.96.0.1, clusterIPs: [None], {PORTS}"),
+            "spec.clusterIPs: `None` and addresses exclude each other",
+        ),
+        (more("externalIPs: [192.0.2.1, 192.0.2.1]"), "spec.externalIPs[1]: 192.0.2.1 stands twice"),
+        (more("externalIPs: [10.96.0.10]"), "spec.externalIPs[0]: it is the cluster address of the same service"),
+        (more("ipFamilies: [IPv6]"), "spec.ipFamilies[0]: expected the family of cluster address 10.96.0.10"),
+        (more("ipFamilies: [IPv5]"), "spec.ipFamilies[0]: \"IPv5\" is not a family, expected IPv4 or IPv6"),
+        (
+            more("ipFamilyPolicy: RequireDualStack"),
+            "spec.ipFamilyPolicy: RequireDualStack needs a cluster address of each family",
+        ),
+        (
+            more("type: Ingress"),
+            "spec.type: \"Ingress\" is not a type, expected ClusterIP, NodePort, LoadBalancer or ExternalName",
+        ),
+        (more("type: ExternalName"), "spec.clusterIP: a service of type ExternalName has no cluster address"),
+        (
+            more("externalTrafficPolicy: local"),
+            "spec.externalTrafficPolicy: \"local\" is not a traffic policy, expected Cluster or Local",
+        ),
+        (
+            more("sessionAffinity: Cookie"),
+            "spec.sessionAffinity: \"Cookie\" is not an affinity, expected None or ClientIP",
+        ),
+        (
+            more("sessionAffinity: ClientIP, sessionAffinityConfig: {clientIP: {timeoutSeconds: 0}}"),
+            "spec.sessionAffinityConfig.clientIP.timeoutSeconds: 0 is not a time-out, expected 1 to 86400 seconds",
+        ),
+        (
+            more("sessionAffinity: ClientIP, sessionAffinityConfig: {clientIP: {timeoutSeconds: 86401}}"),
+            "spec.sessionAffinityConfig.clientIP.timeoutSeconds: 86401 is not a time-out, expected 1 to 86400 seconds",
+        ),
+        (
+            more("sessionAffinityConfig: {clientIP: {timeoutSeconds: 60}}"),
+            "spec.sessionAffinityConfig.clientIP: it needs `sessionAffinity: ClientIP`",
+        ),
+        (ports("{port: 80, targetPort: '8080!'}, {port: 81}"), "spec.ports[0].name: a port of several needs a name"),
+    ] {
+        assert_eq!(refused("", &spec), reason, "{spec}");
+    }
+}
+
+#[test]
+fn invalid_annotations_are_refused() {
+    let spec = format!("clusterIP: 10.96.0.10, {PORTS}");
+    for (annotations, reason) in [
+        (
+            "service.cilium.io/lb-algorithm: round-robin",
+            "metadata.annotations[service.cilium.io/lb-algorithm]: \"round-robin\" is not an algorithm, expected random \
+             or maglev",
+        ),
+        (
+            "lb/algorithm: fastest",
+            "metadata.annotations[lb/algorithm]: \"fastest\" is not an algorithm, expected random, round-robin or maglev",
+        ),
+        (
+            "lb/algorithm: random, service.cilium.io/lb-algorithm: maglev",
+            "metadata.annotations[lb/algorithm]: random contradicts service.cilium.io/lb-algorithm: maglev",
+        ),
+        (
+            "lb/maglev-table-size: '1000'",
+            "metadata.annotations[lb/maglev-table-size]: table size 1000 is not one of [251, 509, 1021, 2039, 4093, \
+             8191, 16381, 32749, 65521, 131071]",
+        ),
+        (
+            "lb/algorithm: random, lb/maglev-table-size: '251'",
+            "metadata.annotations[lb/maglev-table-size]: only Maglev has a table",
+        ),
+        (
+            "lb/affinity-prefix-v4: '33'",
+            "metadata.annotations[lb/affinity-prefix-v4]: \"33\" is not a number from 0 to 32",
+        ),
+        (
+            "lb/affinity-prefix-v6: '64'",
+            "metadata.annotations[lb/affinity-prefix-v6]: it needs `sessionAffinity: ClientIP`",
+        ),
+    ] {
+        assert_eq!(refused(&format!("annotations: {{{annotations}}}"), &spec), reason);
+    }
+}
+
+#[test]
+fn invalid_ingress_is_refused() {
+    for (ingress, reason) in [
+        ("{ip: 1.2.3}", "status.loadBalancer.ingress[0].ip: \"1.2.3\" is not an IP address"),
+        (
+            "{ip: 192.0.2.1, ipMode: DNS}",
+            "status.loadBalancer.ingress[0].ipMode: \"DNS\" is not a mode, expected VIP or Proxy",
+        ),
+        ("{ip: 192.0.2.1}, {ip: 192.0.2.1}", "status.loadBalancer.ingress[1].ip: 192.0.2.1 stands twice"),
+        ("{ip: 10.96.0.10}", "status.loadBalancer.ingress[0].ip: it is the cluster address of the same service"),
+    ] {
+        let text = text("", &format!("type: LoadBalancer, clusterIP: 10.96.0.10, {PORTS}"))
+            + &format!("status: {{loadBalancer: {{ingress: [{ingress}]}}}}\n");
+        let report = Snapshot::parse("web.yaml", &text).unwrap().report();
+        let finding = &report.refused[0].finding;
+        assert_eq!(format!("{}: {}", finding.field, finding.message), reason);
+    }
+}
+
+#[test]
+fn what_is_not_carried_out_is_reported() {
+    let with = |rest: &str| format!("clusterIP: 10.96.0.10, {rest}, {PORTS}");
+    for (metadata, spec, found) in [
+        (
+            "",
+            with("loadBalancerSourceRanges: [10.0.0.0/8]"),
+            "spec.loadBalancerSourceRanges: source ranges are not enforced: every source is let in",
+        ),
+        (
+            "",
+            with("trafficDistribution: PreferClose"),
+            "spec.trafficDistribution: topology is not supported: every zone counts alike",
+        ),
+        ("", with("healthCheckNodePort: 32000"), "spec.healthCheckNodePort: no health check is answered on this port"),
+        ("", with("sesionAffinity: ClientIP"), "spec.sesionAffinity: there is no such field"),
+        (
+            "annotations: {lb/speed: '9'}",
+            with("type: ClusterIP"),
+            "metadata.annotations[lb/speed]: there is no such annotation for this kind",
+        ),
+        (
+            "annotations: {service.cilium.io/forwarding-mode: dsr}",
+            with("type: ClusterIP"),
+            "metadata.annotations[service.cilium.io/forwarding-mode]: this annotation is not supported",
+        ),
+        (
+            "",
+            "type: ExternalName, externalName: example.com".to_owned(),
+            "spec.externalName: names are not resolved: such a service has no frontends",
+        ),
+        ("", PORTS.to_owned(), "spec.clusterIP: addresses are not allocated: name one, or `None`"),
+        ("", with("type: NodePort"), "spec.ports[0].nodePort: node ports are not allocated: name one"),
+        (
+            "",
+            with("type: LoadBalancer, loadBalancerIP: 192.0.2.1"),
+            "spec.loadBalancerIP: addresses are not allocated: put it into `status.loadBalancer.ingress`",
+        ),
+    ] {
+        assert_eq!(unsupported(metadata, &spec), [found]);
+    }
+}
+
+#[test]
+fn ingress_that_gives_no_frontend_is_reported() {
+    let status = "status: {loadBalancer: {ingress: [{ip: 192.0.2.1}, {hostname: lb.example.com}]}}\n";
+    let text = text("", &format!("clusterIP: 10.96.0.10, {PORTS}")) + status;
+    let report = Snapshot::parse("web.yaml", &text).unwrap().report();
+    let found: Vec<_> = report.unsupported.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        found,
+        [
+            "web.yaml:5:63: document 1, Service default/web, field `status.loadBalancer.ingress[1].hostname`: names are \
+             not resolved: only addresses have frontends",
+            "web.yaml:5:34: document 1, Service default/web, field `status.loadBalancer.ingress`: only a service of type \
+             LoadBalancer has such addresses",
+        ]
+    );
+}
