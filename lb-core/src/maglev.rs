@@ -167,7 +167,8 @@ mod tests {
         }
 
         /// Beyond what must move, add, remove and re-weight move few slots: Maglev trades a little disruption for even
-        /// shares. Over 20,000 random sets of 2 to 19 backends the mean was 1.0 % of the table and the worst 4.5 %.
+        /// shares. Over 5,000 random sets of 2 to 19 backends the mean of a removal was 1.0 % of the table and the worst 7.4 %
+        /// (`cargo xtask figures core`).
         #[test]
         fn changes_move_little_more_than_they_must(backends in weighted(), pick in any::<prop::sample::Index>(), new_weight in 1u16..=5) {
             let size = TableSize::new(4093).unwrap();
@@ -183,7 +184,7 @@ mod tests {
                 let after = named(changed, size);
                 let (moved, unavoidable) = disruption(&before, &after);
                 let extra = (moved - unavoidable) as f64 / before.len() as f64;
-                prop_assert!(extra <= 0.06, "{what}: {moved} moved, {unavoidable} had to");
+                prop_assert!(extra <= 0.12, "{what}: {moved} moved, {unavoidable} had to");
             }
         }
     }
