@@ -1,0 +1,59 @@
+//! Addresses and ports, as they lie in a packet.
+
+/// An address, IPv4 as IPv4-mapped IPv6: four words, each as its bytes lie in a packet.
+pub type Addr = [u32; 4];
+
+/// A port, as its bytes lie in a packet.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Port(pub u16);
+
+impl Port {
+    /// The port with this number.
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(number: u16) -> Self {
+        Self(number.to_be())
+    }
+
+    /// Its number.
+    #[inline(always)]
+    #[must_use]
+    pub const fn number(self) -> u16 {
+        u16::from_be(self.0)
+    }
+}
+
+/// The third word of an IPv4-mapped address.
+const MAPPED: u32 = 0xffff_u32.to_be();
+
+/// The IPv4-mapped form of an IPv4 address.
+#[inline(always)]
+#[must_use]
+pub const fn map_v4(ip: [u8; 4]) -> Addr {
+    [0, 0, MAPPED, u32::from_ne_bytes(ip)]
+}
+
+/// The IPv4 address inside, if `addr` is IPv4-mapped.
+#[inline(always)]
+#[must_use]
+pub const fn unmap_v4(addr: Addr) -> Option<[u8; 4]> {
+    match addr {
+        [0, 0, MAPPED, ip] => Some(ip.to_ne_bytes()),
+        _ => None,
+    }
+}
+
+/// The address with these bytes.
+#[must_use]
+pub fn from_octets(octets: [u8; 16]) -> Addr {
+    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = octets;
+    [[a, b, c, d], [e, f, g, h], [i, j, k, l], [m, n, o, p]].map(u32::from_ne_bytes)
+}
+
+/// The bytes of an address.
+#[must_use]
+pub fn octets(addr: Addr) -> [u8; 16] {
+    let [[a, b, c, d], [e, f, g, h], [i, j, k, l], [m, n, o, p]] = addr.map(u32::to_ne_bytes);
+    [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]
+}

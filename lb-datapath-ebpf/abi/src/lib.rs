@@ -1,0 +1,37 @@
+//! Keys and values of every eBPF map, shared by the kernel side and the user side.
+//!
+//! Only integers and arrays of them, every byte of padding named, every size asserted: what one compiler writes another
+//! one reads. Integers are in host byte order, except for addresses and ports, which are as they lie in a packet.
+//! An address is always 16 bytes: an IPv4 address is its IPv4-mapped IPv6 address, so that both families, and IPv6
+//! sockets that talk to IPv4 peers, take one code path. It is made of words, and keys are aligned to eight bytes: the
+//! kernel side copies them in words, where it would copy byte arrays byte by byte.
+//!
+//! A change of any layout here needs another [`LAYOUT`], which is part of the path under which maps are pinned.
+#![no_std]
+
+mod addr;
+mod flow;
+mod node;
+mod pod;
+mod service;
+
+pub use addr::{Addr, Port, from_octets, map_v4, octets, unmap_v4};
+pub use flow::{
+    AffinityKey, AffinityValue, CLIENT_ADDRESS, CLIENT_NETNS, CT_CLOSING, CT_REPLY, CtKey, CtValue, NAT_PORT_FIRST,
+    NAT_PORT_LAST, SockFlow, SockKey, SockPeer, UDP_IDLE_NS,
+};
+pub use node::{
+    CidrKey, FAMILY_V4, FAMILY_V6, Facts, NODE_KEY, NodeValue, PrefixBytes, ROLE_ACTIVE, ROLE_DRAINING, ROLE_KEY,
+    ROLE_STANDBY,
+};
+pub use pod::Pod;
+pub use service::{
+    BackendValue, FrontendKey, FrontendValue, LOOKUP_HASH, LOOKUP_RANDOM, LOOKUP_ROUND_ROBIN, MemberKey,
+    SLOTS_PER_CHUNK, SetValue, SlotChunk, TARGET_DROP, TARGET_REJECT, TARGET_SET,
+};
+
+/// Version of the layout, part of the pin path.
+pub const LAYOUT: &str = "v1";
+
+/// Initial value of every flow hash.
+pub const FLOW_SEED: u32 = 0x6c62_0001;

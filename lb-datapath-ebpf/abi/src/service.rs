@@ -1,0 +1,126 @@
+//! What user space writes: frontends, sets, backends.
+
+use crate::{Addr, Pod, Port};
+
+/// Slots in one element of `SLOTS`. A set takes whole, consecutive elements.
+pub const SLOTS_PER_CHUNK: u32 = 4;
+
+/// One element of `SLOTS`: backend ids.
+pub type SlotChunk = [u32; SLOTS_PER_CHUNK as usize];
+
+/// [`FrontendValue::target`]: a backend of the set.
+pub const TARGET_SET: u8 = 0;
+/// [`FrontendValue::target`]: refused at once.
+pub const TARGET_REJECT: u8 = 1;
+/// [`FrontendValue::target`]: dropped silently.
+pub const TARGET_DROP: u8 = 2;
+
+/// [`FrontendValue::lookup`]: a slot at random.
+pub const LOOKUP_RANDOM: u8 = 0;
+/// [`FrontendValue::lookup`]: the next slot in turn.
+pub const LOOKUP_ROUND_ROBIN: u8 = 1;
+/// [`FrontendValue::lookup`]: the slot of the flow's hash.
+pub const LOOKUP_HASH: u8 = 2;
+
+/// Key of `FRONTENDS`.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FrontendKey {
+    /// Virtual address.
+    pub addr: Addr,
+    /// Port.
+    pub port: Port,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// 0: traffic from anywhere.
+    pub scope: u8,
+    /// Zero.
+    pub pad: u32,
+}
+
+/// Value of `FRONTENDS`: all that a new flow needs but the slot's content, so that one write moves a frontend.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FrontendValue {
+    /// Key of its affinity records.
+    pub id: u32,
+    /// The set that it points to; 0 if `target` is no set.
+    pub set: u32,
+    /// First element of `SLOTS` that belongs to the set.
+    pub first: u32,
+    /// Number of slots of the set.
+    pub slots: u32,
+    /// Time-out of affinity records, in nanoseconds.
+    pub affinity_ns: u64,
+    /// 1 if clients stick to their backend.
+    pub affinity: u8,
+    /// Bits of an IPv4 source that make a client.
+    pub prefix_v4: u8,
+    /// Bits of an IPv6 source that make a client.
+    pub prefix_v6: u8,
+    /// `LOOKUP_…`.
+    pub lookup: u8,
+    /// `TARGET_…`.
+    pub target: u8,
+    /// Zero.
+    pub pad: [u8; 3],
+}
+
+/// Value of `BACKENDS`, whose key is the backend's id.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BackendValue {
+    /// Where it listens.
+    pub addr: Addr,
+    /// Port.
+    pub port: Port,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// 1 if it runs on this node.
+    pub local: u8,
+    /// Zero.
+    pub pad: u32,
+}
+
+/// Value of `SETS`, whose key is the set's id. Programs do not read it: it says who owns which part of `SLOTS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SetValue {
+    /// First element of `SLOTS`.
+    pub first: u32,
+    /// Number of slots.
+    pub slots: u32,
+    /// `LOOKUP_…`.
+    pub lookup: u8,
+    /// Zero.
+    pub pad: [u8; 3],
+}
+
+/// Key of `MEMBERS`: this backend is in this set. Kept for sets of UDP backends and for those that a frontend with
+/// affinity points to.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct MemberKey {
+    /// The set.
+    pub set: u32,
+    /// The backend.
+    pub backend: u32,
+}
+
+const _: () = assert!(size_of::<FrontendKey>() == 24);
+const _: () = assert!(size_of::<FrontendValue>() == 32);
+const _: () = assert!(size_of::<BackendValue>() == 24);
+const _: () = assert!(size_of::<SetValue>() == 12);
+const _: () = assert!(size_of::<MemberKey>() == 8);
+const _: () = assert!(size_of::<SlotChunk>() == 16);
+
+// SAFETY: integers and arrays of them, the sum of whose sizes is the asserted size.
+unsafe impl Pod for FrontendKey {}
+// SAFETY: as above.
+unsafe impl Pod for FrontendValue {}
+// SAFETY: as above.
+unsafe impl Pod for BackendValue {}
+// SAFETY: as above.
+unsafe impl Pod for SetValue {}
+// SAFETY: as above.
+unsafe impl Pod for MemberKey {}

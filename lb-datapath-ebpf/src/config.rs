@@ -1,0 +1,77 @@
+//! What the datapath is opened with.
+
+use std::path::PathBuf;
+
+/// What [`EbpfDatapath`](crate::EbpfDatapath) is opened with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EbpfConfig {
+    /// Directory in a BPF file system under which maps and links are pinned, in `v1/maps` and `v1/links`. It is made
+    /// with mode 0700 and belongs to one datapath; another process that opens it is refused. Default
+    /// `/sys/fs/bpf/lb`.
+    pub pin_dir: PathBuf,
+    /// Directory of the cgroup2 hierarchy whose tasks' sockets are served, with all cgroups below it.
+    pub cgroup: PathBuf,
+    /// Devices of the pods on this node, in the network namespace of the thread that opens the datapath. What is
+    /// pinned for a device that is in neither list is removed.
+    pub pod_devices: Vec<String>,
+    /// Devices that lead out of the node.
+    pub uplink_devices: Vec<String>,
+    /// Sizes of the maps.
+    pub capacities: Capacities,
+}
+
+impl EbpfConfig {
+    /// Everything at its default, for the sockets of `cgroup` and no device.
+    #[must_use]
+    pub fn new(cgroup: impl Into<PathBuf>) -> Self {
+        Self {
+            pin_dir: "/sys/fs/bpf/lb".into(),
+            cgroup: cgroup.into(),
+            pod_devices: Vec::new(),
+            uplink_devices: Vec::new(),
+            capacities: Capacities::default(),
+        }
+    }
+}
+
+/// Sizes of the maps. They count when the maps are made; maps that are pinned already keep theirs until
+/// [`cleanup`](lb_core::Datapath::cleanup).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacities {
+    /// Most frontends. Memory is taken as they come, about 120 bytes each. Default 65,536.
+    pub frontends: u32,
+    /// Most backends. Memory is taken as they come, about 90 bytes each. Default 262,144.
+    pub backends: u32,
+    /// Most backend sets. Memory is taken as they come. Default 65,536.
+    pub sets: u32,
+    /// Most backends in sets of UDP backends and sets under affinity, counted per set. Memory is taken as they come.
+    /// Default 262,144.
+    pub members: u32,
+    /// Slots of all sets together: one per backend and unit of weight for random and round robin, the table's size for
+    /// Maglev. Four bytes each, taken at once. Default 2,097,152.
+    pub slots: u32,
+    /// Clients that affinity remembers; beyond that the least recently used is forgotten. About 100 bytes each, taken at
+    /// once. Default 65,536.
+    pub affinity: u32,
+    /// Pairs of socket and backend that are remembered, twice; beyond that the least recently used is forgotten, and a
+    /// socket may see a backend's address. About 200 bytes each, taken at once. Default 65,536.
+    pub sockets: u32,
+    /// Directions of flows of packets, two per flow; beyond that the least recently used is forgotten. About 160 bytes
+    /// each, taken at once. Default 131,072.
+    pub flows: u32,
+}
+
+impl Default for Capacities {
+    fn default() -> Self {
+        Self {
+            frontends: 65_536,
+            backends: 262_144,
+            sets: 65_536,
+            members: 262_144,
+            slots: 2_097_152,
+            affinity: 65_536,
+            sockets: 65_536,
+            flows: 131_072,
+        }
+    }
+}

@@ -1,0 +1,281 @@
+//! Between the model's types and what the maps hold.
+
+use std::{
+    net::{IpAddr, Ipv6Addr},
+    time::Duration,
+};
+
+use ipnet::IpNet;
+use lb_core::{
+    Affinity, Backend, BackendAddr, Family, Frontend, FrontendAddr, FrontendId, Lookup, NodeFacts, NodeName, Protocol,
+    Scope, SetId, Target,
+};
+use lb_datapath_ebpf_abi as abi;
+
+use crate::heap::Extent;
+
+// Programs cannot depend on lb-core, which allocates.
+const _: () = assert!(abi::FLOW_SEED == lb_core::FLOW_SEED);
+
+/// The model asks for something that the maps cannot hold.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Inexpressible {
+    #[error("{0} is an IPv4-mapped IPv6 address, which cannot be told from the IPv4 address; use that")]
+    Mapped(IpAddr),
+    #[error("protocol {0} is not forwarded by this datapath")]
+    Protocol(Protocol),
+    #[error("frontends for internal traffic only are not carried by this datapath")]
+    Scope,
+    #[error("affinity time-out {0:?} is longer than {max:?}", max = Duration::from_nanos(u64::MAX))]
+    Timeout(Duration),
+    #[error("the node has {found} {what}, at most {max} fit")]
+    Facts { what: &'static str, found: usize, max: usize },
+}
+
+/// The map holds something that this version does not write.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("map {map} holds an entry that no version of lb with this layout writes: {what}; run `lb cleanup`")]
+pub(crate) struct Corrupt {
+    pub(crate) map: &'static str,
+    pub(crate) what: String,
+}
+
+pub(crate) fn addr(ip: IpAddr) -> Result<abi::Addr, Inexpressible> {
+    match ip {
+        IpAddr::V4(v4) => Ok(abi::map_v4(v4.octets())),
+        IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some() => Err(Inexpressible::Mapped(ip)),
+        IpAddr::V6(v6) => Ok(abi::from_octets(v6.octets())),
+    }
+}
+
+pub(crate) fn ip(addr: abi::Addr) -> IpAddr {
+    abi::unmap_v4(addr).map_or_else(|| Ipv6Addr::from(abi::octets(addr)).into(), IpAddr::from)
+}
+
+fn protocol(protocol: Protocol) -> Result<u8, Inexpressible> {
+    match protocol {
+        Protocol::Tcp | Protocol::Udp => Ok(protocol.number()),
+        Protocol::Sctp => Err(Inexpressible::Protocol(protocol)),
+    }
+}
+
+pub(crate) fn frontend_key(frontend: &FrontendAddr) -> Result<abi::FrontendKey, Inexpressible> {
+    if frontend.scope != Scope::External {
+        return Err(Inexpressible::Scope);
+    }
+    Ok(abi::FrontendKey {
+        addr: addr(frontend.ip)?,
+        port: abi::Port::new(frontend.port),
+        protocol: protocol(frontend.protocol)?,
+        scope: 0,
+        pad: 0,
+    })
+}
+
+pub(crate) fn frontend_addr(key: &abi::FrontendKey) -> Result<FrontendAddr, Corrupt> {
+    let corrupt = || Corrupt { map: "FRONTENDS", what: format!("{key:?}") };
+    let protocol = Protocol::from_number(key.protocol).ok_or_else(corrupt)?;
+    Ok(FrontendAddr::new(ip(key.addr), key.port.number(), protocol))
+}
+
+/// The value of a frontend; `set` is where its set lies and how a slot is picked, if it has one.
+pub(crate) fn frontend_value(
+    frontend: &Frontend,
+    set: Option<(Extent, u32, Lookup)>,
+) -> Result<abi::FrontendValue, Inexpressible> {
+    let affinity = frontend.affinity.as_ref();
+    let timeout = affinity.map_or(Duration::ZERO, |affinity| affinity.timeout);
+    let (extent, slots, picked) = set.unwrap_or((Extent { first: 0, chunks: 0 }, 0, Lookup::Random));
+    Ok(abi::FrontendValue {
+        id: frontend.id.get(),
+        set: if let Target::Set(id) = frontend.target { id.get() } else { 0 },
+        first: extent.first,
+        slots,
+        affinity_ns: u64::try_from(timeout.as_nanos()).map_err(|_| Inexpressible::Timeout(timeout))?,
+        affinity: u8::from(affinity.is_some()),
+        prefix_v4: affinity.map_or(0, |affinity| affinity.prefix_v4),
+        prefix_v6: affinity.map_or(0, |affinity| affinity.prefix_v6),
+        lookup: lookup(picked),
+        target: match frontend.target {
+            Target::Set(_) => abi::TARGET_SET,
+            Target::Reject => abi::TARGET_REJECT,
+            Target::Drop => abi::TARGET_DROP,
+        },
+        pad: [0; 3],
+    })
+}
+
+pub(crate) fn frontend(value: &abi::FrontendValue) -> Result<Frontend, Corrupt> {
+    let corrupt = || Corrupt { map: "FRONTENDS", what: format!("{value:?}") };
+    let target = match value.target {
+        abi::TARGET_SET => Target::Set(SetId::new(value.set).ok_or_else(corrupt)?),
+        abi::TARGET_REJECT => Target::Reject,
+        abi::TARGET_DROP => Target::Drop,
+        _ => return Err(corrupt()),
+    };
+    let affinity = (value.affinity != 0).then(|| Affinity {
+        timeout: Duration::from_nanos(value.affinity_ns),
+        prefix_v4: value.prefix_v4,
+        prefix_v6: value.prefix_v6,
+    });
+    Ok(Frontend { id: FrontendId::new(value.id).ok_or_else(corrupt)?, target, affinity })
+}
+
+pub(crate) const fn lookup(lookup: Lookup) -> u8 {
+    match lookup {
+        Lookup::Random => abi::LOOKUP_RANDOM,
+        Lookup::RoundRobin => abi::LOOKUP_ROUND_ROBIN,
+        Lookup::Hash => abi::LOOKUP_HASH,
+    }
+}
+
+pub(crate) fn model_lookup(value: &abi::SetValue) -> Result<Lookup, Corrupt> {
+    match value.lookup {
+        abi::LOOKUP_RANDOM => Ok(Lookup::Random),
+        abi::LOOKUP_ROUND_ROBIN => Ok(Lookup::RoundRobin),
+        abi::LOOKUP_HASH => Ok(Lookup::Hash),
+        _ => Err(Corrupt { map: "SETS", what: format!("{value:?}") }),
+    }
+}
+
+pub(crate) fn backend_value(backend: &Backend) -> Result<abi::BackendValue, Inexpressible> {
+    Ok(abi::BackendValue {
+        addr: addr(backend.addr.ip)?,
+        port: abi::Port::new(backend.addr.port),
+        protocol: protocol(backend.addr.protocol)?,
+        local: u8::from(backend.local),
+        pad: 0,
+    })
+}
+
+pub(crate) fn backend(value: &abi::BackendValue) -> Result<Backend, Corrupt> {
+    let corrupt = || Corrupt { map: "BACKENDS", what: format!("{value:?}") };
+    let protocol = Protocol::from_number(value.protocol).ok_or_else(corrupt)?;
+    let addr = BackendAddr::new(ip(value.addr), value.port.number(), protocol);
+    Ok(Backend { addr, local: value.local != 0 })
+}
+
+pub(crate) fn node_value(node: &NodeFacts) -> Result<abi::NodeValue, Inexpressible> {
+    let snat = |family| node.primary_ip(family).map(addr).transpose();
+    let (v4, v6) = (snat(Family::V4)?, snat(Family::V6)?);
+    Ok(abi::NodeValue {
+        snat_v4: v4.unwrap_or_default(),
+        snat_v6: v6.unwrap_or_default(),
+        has_v4: u8::from(v4.is_some()),
+        has_v6: u8::from(v6.is_some()),
+        pad: [0; 6],
+        facts: facts(node)?,
+    })
+}
+
+fn facts(node: &NodeFacts) -> Result<abi::Facts, Inexpressible> {
+    let name = node.name.as_ref().map_or("", NodeName::as_str);
+    let mut facts = abi::Facts {
+        name: [0; abi::Facts::NAME],
+        name_len: name.len() as u32,
+        has_name: u32::from(node.name.is_some()),
+        ips_len: node.ips.len() as u32,
+        cidrs_len: node.cluster_cidrs.len() as u32,
+        ips: [[0; 4]; abi::Facts::IPS],
+        cidrs: [abi::PrefixBytes { addr: [0; 4], bits: 0 }; abi::Facts::CIDRS],
+    };
+    fits("bytes in its name", name.len(), abi::Facts::NAME)?;
+    fits("addresses", node.ips.len(), abi::Facts::IPS)?;
+    fits("prefixes of pods", node.cluster_cidrs.len(), abi::Facts::CIDRS)?;
+    facts.name[..name.len()].copy_from_slice(name.as_bytes());
+    for (place, &ip) in facts.ips.iter_mut().zip(&node.ips) {
+        *place = addr(ip)?;
+    }
+    for (place, cidr) in facts.cidrs.iter_mut().zip(&node.cluster_cidrs) {
+        *place = abi::PrefixBytes { addr: addr(cidr.addr())?, bits: cidr.prefix_len().into() };
+    }
+    Ok(facts)
+}
+
+const fn fits(what: &'static str, found: usize, max: usize) -> Result<(), Inexpressible> {
+    if found <= max { Ok(()) } else { Err(Inexpressible::Facts { what, found, max }) }
+}
+
+pub(crate) fn node(value: &abi::NodeValue) -> Result<NodeFacts, Corrupt> {
+    let corrupt = || Corrupt { map: "NODE", what: format!("{:?}", value.facts) };
+    let facts = &value.facts;
+    let name = facts.name.get(..facts.name_len as usize).ok_or_else(corrupt)?;
+    let name = std::str::from_utf8(name).map_err(|_| corrupt())?;
+    let ips = facts.ips.get(..facts.ips_len as usize).ok_or_else(corrupt)?;
+    let cidrs = facts.cidrs.get(..facts.cidrs_len as usize).ok_or_else(corrupt)?;
+    let cidr = |prefix: &abi::PrefixBytes| IpNet::new(ip(prefix.addr), prefix.bits as u8).map_err(|_| corrupt());
+    Ok(NodeFacts {
+        name: (facts.has_name != 0).then(|| NodeName::new(name)),
+        ips: ips.iter().copied().map(ip).collect(),
+        cluster_cidrs: cidrs.iter().map(cidr).collect::<Result<_, _>>()?,
+    })
+}
+
+/// Key and value of a prefix in the trie.
+pub(crate) fn cidr(net: &IpNet) -> (abi::CidrKey, u8) {
+    let net = net.trunc();
+    let (extra, family) = match net {
+        IpNet::V4(_) => (96, abi::FAMILY_V4),
+        IpNet::V6(_) => (0, abi::FAMILY_V6),
+    };
+    // Not through `addr`: the prefix `::/0`, truncated, or `::ffff:0:0/96` is one of IPv6.
+    let addr = match net.addr() {
+        IpAddr::V4(v4) => abi::map_v4(v4.octets()),
+        IpAddr::V6(v6) => abi::from_octets(v6.octets()),
+    };
+    (abi::CidrKey { bits: u32::from(net.prefix_len()) + extra, addr }, family)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn facts_of(name: Option<&str>, ips: &[&str], cidrs: &[&str]) -> NodeFacts {
+        NodeFacts {
+            name: name.map(NodeName::new),
+            ips: ips.iter().map(|ip| ip.parse().unwrap()).collect(),
+            cluster_cidrs: cidrs.iter().map(|cidr| cidr.parse().unwrap()).collect(),
+        }
+    }
+
+    #[test]
+    fn a_node_survives_the_map_as_it_was_written() {
+        for facts in [
+            facts_of(None, &[], &[]),
+            facts_of(Some("a"), &["192.0.2.1", "2001:db8::1"], &["10.0.0.7/8", "fd00::/48", "::/0"]),
+        ] {
+            assert_eq!(node(&node_value(&facts).unwrap()), Ok(facts));
+        }
+    }
+
+    #[test]
+    fn translated_sources_are_the_first_of_their_family() {
+        let value = node_value(&facts_of(None, &["2001:db8::1", "192.0.2.1", "192.0.2.2"], &[])).unwrap();
+        assert_eq!((value.has_v4, value.snat_v4), (1, abi::map_v4([192, 0, 2, 1])));
+        assert_eq!(value.has_v6, 1);
+    }
+
+    #[test]
+    fn too_many_addresses_are_refused() {
+        let facts = facts_of(None, &["192.0.2.1"; 33], &[]);
+        assert_eq!(node_value(&facts), Err(Inexpressible::Facts { what: "addresses", found: 33, max: 32 }));
+    }
+
+    #[test]
+    fn a_mapped_address_is_refused() {
+        let mapped: IpAddr = "::ffff:192.0.2.1".parse().unwrap();
+        assert_eq!(addr(mapped), Err(Inexpressible::Mapped(mapped)));
+    }
+
+    #[test]
+    fn prefixes_of_both_families_share_the_trie() {
+        let key = |cidr: &str| cidr_parts(&cidr.parse().unwrap());
+        assert_eq!(key("10.1.2.3/8"), (104, abi::map_v4([10, 0, 0, 0]), abi::FAMILY_V4));
+        assert_eq!(key("::/0"), (0, [0; 4], abi::FAMILY_V6));
+    }
+
+    fn cidr_parts(net: &IpNet) -> (u32, abi::Addr, u8) {
+        let (key, family) = cidr(net);
+        (key.bits, key.addr, family)
+    }
+}

@@ -1,0 +1,47 @@
+//! Counts of what the maps hold.
+
+use std::{
+    io,
+    os::fd::{AsFd, OwnedFd},
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use lb_core::{Counters, DatapathError, ErrorKind, KernelUsage};
+
+use crate::{
+    maps::{LAYOUTS, memory},
+    sys,
+};
+
+/// Counts what the maps hold, through descriptors of its own.
+#[derive(Debug)]
+pub(crate) struct MapCounters {
+    maps: Vec<OwnedFd>,
+    elements: Arc<AtomicU64>,
+}
+
+impl MapCounters {
+    /// Counts the maps that are pinned in `dir`; `elements` is kept up to date by whoever writes them.
+    pub(crate) fn new(dir: &Path, elements: Arc<AtomicU64>) -> io::Result<Self> {
+        let maps = LAYOUTS.iter().map(|layout| sys::open_pin(&dir.join(layout.name))).collect::<io::Result<_>>()?;
+        Ok(Self { maps, elements })
+    }
+}
+
+impl Counters for MapCounters {
+    fn usage(&self) -> Result<KernelUsage, DatapathError> {
+        let sizes = self.maps.iter().map(|map| memory(map.as_fd())).collect::<io::Result<Option<Vec<_>>>>();
+        let sizes = sizes.map_err(|error| {
+            DatapathError::new(ErrorKind::System, "reading the size of a map from /proc failed").with_source(error)
+        })?;
+        Ok(KernelUsage {
+            rules: 0,
+            elements: self.elements.load(Ordering::Relaxed),
+            bytes: sizes.map(|sizes| sizes.iter().sum()),
+        })
+    }
+}

@@ -1,0 +1,40 @@
+//! Service load balancing in eBPF.
+//!
+//! Sockets of a cgroup are sent to a backend where they state their destination (`connect`, `sendmsg`); packets of
+//! everybody else are translated at the ingress of the devices that they come in through. One map write moves a
+//! frontend. Everything is pinned, so that services outlive the process that programmed them.
+//!
+//! The crate embeds the programs, built from `programs/` by `cargo xtask build-ebpf`: it needs no BPF toolchain. It
+//! runs on Linux 6.6 and later, with `CAP_BPF` and `CAP_NET_ADMIN`.
+//!
+//! It does not watch devices, mount file systems, add routes or change kernel settings. What the programs do not do is in
+//! `README.md`.
+//!
+//! ```no_run
+//! use lb_core::{Datapath, Labels, State, diff};
+//! use lb_datapath_ebpf::{EbpfConfig, EbpfDatapath};
+//!
+//! let config = EbpfConfig { uplink_devices: vec!["eth0".into()], ..EbpfConfig::new("/sys/fs/cgroup") };
+//! let mut datapath = EbpfDatapath::open(config)?;
+//! let installed = datapath.observe()?;
+//! datapath.apply(&diff(&installed, &State::default(), &Labels::default()))?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod config;
+mod convert;
+mod counters;
+mod datapath;
+mod error;
+mod heap;
+mod links;
+mod lower;
+mod maps;
+mod mirror;
+mod pin;
+mod programs;
+mod sys;
+mod write;
+
+pub use config::{Capacities, EbpfConfig};
+pub use datapath::EbpfDatapath;

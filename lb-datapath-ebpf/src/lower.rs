@@ -1,0 +1,493 @@
+//! From plans to map writes.
+//!
+//! A plan is cut into stages of like operations, and each stage into phases of like writes, so that a phase is one call to
+//! the kernel. What a write needs is written in an earlier phase; what did not take is left out of all that would have
+//! needed it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    mem::discriminant,
+    sync::Arc,
+};
+
+use lb_core::{
+    ApplyError, Backend, BackendId, BackendSet, DatapathError, ErrorKind, Frontend, FrontendAddr, Lookup, NodeFacts,
+    Op, Plan, SetId, Target,
+};
+use lb_datapath_ebpf_abi as abi;
+
+use crate::{
+    convert,
+    heap::{Extent, NoRoom},
+    mirror::{Mirror, chunks},
+    write::{Cause, Store, Write, cidr_keys},
+};
+
+/// Most slots of one set: the largest Maglev table.
+pub(crate) const MAX_SLOTS: u32 = 131_071;
+
+/// Carries out `plan` through `store`; `mirror` follows what took.
+pub(crate) fn apply(mirror: &mut Mirror, store: &mut impl Store, plan: &Plan) -> Result<(), ApplyError> {
+    let mut run = Run {
+        mirror,
+        store,
+        applied: 0,
+        failed: Vec::new(),
+        unknown: None,
+        bad_backends: BTreeMap::new(),
+        bad_sets: BTreeMap::new(),
+    };
+    for stage in plan.ops.chunk_by(|a, b| discriminant(a) == discriminant(b)) {
+        run.stage(stage);
+    }
+    run.finish()
+}
+
+struct Run<'a, S> {
+    mirror: &'a mut Mirror,
+    store: &'a mut S,
+    applied: usize,
+    failed: Vec<(FrontendAddr, DatapathError)>,
+    unknown: Option<DatapathError>,
+    bad_backends: BTreeMap<BackendId, Cause>,
+    bad_sets: BTreeMap<SetId, Cause>,
+}
+
+/// Writes of a phase, each with the position of the operation that wants it.
+type Phase = Vec<(usize, Write)>;
+
+impl<S: Store> Run<'_, S> {
+    fn finish(self) -> Result<(), ApplyError> {
+        // What no frontend of the plan answers for.
+        let stray = || self.bad_sets.values().chain(self.bad_backends.values()).next().cloned();
+        let stray = if self.failed.is_empty() { stray() } else { None };
+        let unknown = self.unknown.or(stray.map(DatapathError::from));
+        if self.failed.is_empty() && unknown.is_none() {
+            return Ok(());
+        }
+        Err(ApplyError { applied: self.applied, failed: self.failed, unknown })
+    }
+
+    /// Carries out operations of one kind.
+    fn stage(&mut self, ops: &[Op]) {
+        let Some(first) = ops.first() else { return };
+        let failed = match first {
+            Op::SetNode(_) => self.nodes(ops),
+            Op::UpsertBackend(..) => self.backends(ops),
+            Op::AddSet(..) => self.sets(ops),
+            Op::UpsertFrontend { .. } => self.frontends(ops),
+            Op::RemoveFrontend(_) => self.gone_frontends(ops),
+            Op::RemoveSet(_) => self.gone_sets(ops),
+            Op::RemoveBackend(_) => self.gone_backends(ops),
+        };
+        self.applied += ops.len() - failed;
+    }
+
+    /// Carries out phases one after the other, leaving out what belongs to an operation that has failed; adds to
+    /// `failed` what does.
+    fn execute(&mut self, phases: impl IntoIterator<Item = Phase>, failed: &mut BTreeMap<usize, Cause>) {
+        for mut phase in phases {
+            phase.retain(|(op, _)| !failed.contains_key(op));
+            let (owners, writes): (Vec<_>, Vec<_>) = phase.into_iter().unzip();
+            if writes.is_empty() {
+                continue;
+            }
+            for (at, cause) in self.store.write(&writes) {
+                failed.entry(owners[at]).or_insert(cause);
+            }
+        }
+    }
+
+    fn nodes(&mut self, ops: &[Op]) -> usize {
+        let mut nodes = ops.iter().rev().filter_map(|op| if let Op::SetNode(node) = op { Some(node) } else { None });
+        let Some(node) = nodes.next() else { return 0 };
+        match self.node(node) {
+            Ok(()) => 0,
+            Err(cause) => {
+                self.unknown.get_or_insert_with(|| cause.into());
+                1
+            }
+        }
+    }
+
+    /// New prefixes come before and old ones go after the node's addresses, so that a pod is never taken for a
+    /// stranger.
+    fn node(&mut self, node: &NodeFacts) -> Result<(), Cause> {
+        if self.mirror.state.node == *node {
+            return Ok(());
+        }
+        let value = Write::Node(Box::new(convert::node_value(node)?));
+        let wanted = cidr_keys(&node.cluster_cidrs);
+        let old: Vec<_> = self.mirror.cidrs.iter().filter(|key| !wanted.contains_key(key)).copied().collect();
+        let new = wanted.iter().map(|(&key, &family)| (0, Write::Cidr(key, family))).collect();
+        self.mirror.cidrs.extend(wanted.into_keys());
+        self.all([new, vec![(0, value)]])?;
+        self.mirror.state.node.clone_from(node);
+        self.all([old.iter().map(|&key| (0, Write::NoCidr(key))).collect()])?;
+        for key in old {
+            self.mirror.cidrs.remove(&key);
+        }
+        Ok(())
+    }
+
+    /// Carries out phases of one operation.
+    fn all(&mut self, phases: impl IntoIterator<Item = Phase>) -> Result<(), Cause> {
+        let mut failed = BTreeMap::new();
+        self.execute(phases, &mut failed);
+        failed.into_values().next().map_or(Ok(()), Err)
+    }
+
+    fn backends(&mut self, ops: &[Op]) -> usize {
+        let (mut phase, mut failed, mut fresh) = (Phase::new(), BTreeMap::new(), BTreeSet::new());
+        for (at, id, backend) in backends(ops) {
+            let known = self.mirror.state.backends.get(&id);
+            if known == Some(backend) {
+                continue;
+            }
+            if known.is_none() {
+                fresh.insert(id);
+            }
+            match self.backend(id, backend, fresh.len()) {
+                Ok(write) => phase.push((at, write)),
+                Err(cause) => {
+                    fresh.remove(&id);
+                    failed.insert(at, cause);
+                }
+            }
+        }
+        self.execute([phase], &mut failed);
+        for (at, id, backend) in backends(ops) {
+            match failed.get(&at) {
+                Some(cause) => {
+                    self.bad_backends.insert(id, cause.clone());
+                }
+                None => {
+                    self.mirror.state.backends.insert(id, *backend);
+                }
+            }
+        }
+        failed.len()
+    }
+
+    fn backend(&self, id: BackendId, backend: &Backend, fresh: usize) -> Result<Write, Cause> {
+        let max = self.mirror.limits.backends;
+        if self.mirror.state.backends.len() + fresh > max {
+            return Err(Cause::capacity("BACKENDS", max, "backends"));
+        }
+        Ok(Write::Backend(id.get(), convert::backend_value(backend)?))
+    }
+
+    fn sets(&mut self, ops: &[Op]) -> usize {
+        let mut failed = BTreeMap::new();
+        let mut fresh: BTreeMap<SetId, (usize, Extent)> = BTreeMap::new();
+        let mut members = 0;
+        let [mut slots, mut lists, mut turns, mut values] = [const { Phase::new() }; 4];
+        for (at, id, set) in sets(ops) {
+            if self.mirror.state.sets.get(&id) == Some(set) || fresh.contains_key(&id) {
+                continue;
+            }
+            let listed = if self.mirror.is_udp(set) { membership(id, set) } else { Vec::new() };
+            let extent = match self.place(id, set, fresh.len(), members + listed.len()) {
+                Ok(extent) => extent,
+                Err(cause) => {
+                    failed.insert(at, cause);
+                    continue;
+                }
+            };
+            members += listed.len();
+            fresh.insert(id, (at, extent));
+            slots.push((at, Write::Slots(extent.first, Arc::clone(&set.slots))));
+            lists.extend(listed.into_iter().map(|write| (at, write)));
+            turns.extend(turns_of(id, set).map(|set| (at, Write::Turns(set))));
+            values.push((at, Write::Set(id.get(), set_value(set, extent))));
+        }
+        self.execute([slots, lists, turns, values], &mut failed);
+        self.settle_sets(ops, &fresh, &failed);
+        failed.len()
+    }
+
+    /// Takes over the sets that were written; what of the others was written is removed, so that it cannot pile up.
+    fn settle_sets(&mut self, ops: &[Op], fresh: &BTreeMap<SetId, (usize, Extent)>, failed: &BTreeMap<usize, Cause>) {
+        let now = self.store.now();
+        let mut undo = Vec::new();
+        for (at, id, set) in sets(ops) {
+            let placed = fresh.get(&id).filter(|(owner, _)| *owner == at).map(|(_, extent)| *extent);
+            match (failed.get(&at), placed) {
+                (None, None) => {}
+                (None, Some(extent)) => {
+                    if self.mirror.is_udp(set) {
+                        self.mirror.list(id, set.members().len());
+                    }
+                    self.mirror.insert_set(id, set, extent);
+                }
+                (Some(cause), placed) => {
+                    self.bad_sets.insert(id, cause.clone());
+                    if let Some(extent) = placed {
+                        self.mirror.heap.free(extent, now);
+                        undo.extend(remove_set(id, set));
+                    }
+                }
+            }
+        }
+        if !undo.is_empty() {
+            // What is left after this is removed when the maps are next opened.
+            self.store.write(&undo);
+        }
+    }
+
+    /// Room for a set, if it can be had.
+    fn place(&mut self, id: SetId, set: &BackendSet, fresh: usize, members: usize) -> Result<Extent, Cause> {
+        if self.mirror.state.sets.contains_key(&id) {
+            return Err(Cause::new(ErrorKind::Invalid, format!("set {id} exists with another content")));
+        }
+        let slots = u32::try_from(set.slots.len()).unwrap_or(u32::MAX);
+        if slots == 0 || slots > MAX_SLOTS {
+            let message = format!("set {id} has {slots} slots, expected 1..={MAX_SLOTS}");
+            return Err(Cause::new(ErrorKind::Invalid, message));
+        }
+        if let Some(backend) = set.slots.iter().find(|id| !self.mirror.state.backends.contains_key(id)) {
+            let unknown = || Cause::new(ErrorKind::Invalid, format!("set {id} contains unknown backend {backend}"));
+            return Err(self.bad_backends.get(backend).cloned().unwrap_or_else(unknown));
+        }
+        let limits = self.mirror.limits;
+        if self.mirror.state.sets.len() + fresh >= limits.sets {
+            return Err(Cause::capacity("SETS", limits.sets, "sets"));
+        }
+        if self.mirror.members() + members > limits.members {
+            return Err(Cause::capacity("MEMBERS", limits.members, "members"));
+        }
+        loop {
+            match self.mirror.heap.allocate(chunks(slots), self.store.now()) {
+                Ok(extent) => return Ok(extent),
+                Err(NoRoom::Until(at)) => self.store.wait_until(at),
+                Err(NoRoom::Full) => {
+                    let max = limits.chunks as usize * abi::SLOTS_PER_CHUNK as usize;
+                    return Err(Cause::capacity("SLOTS", max, "slots"));
+                }
+            }
+        }
+    }
+
+    fn frontends(&mut self, ops: &[Op]) -> usize {
+        let (mut values, mut lists, mut failed) = (Phase::new(), Phase::new(), BTreeMap::new());
+        let mut fresh = BTreeSet::new();
+        let mut newly_listed = BTreeMap::new();
+        for (at, addr, frontend) in frontends(ops) {
+            let known = self.mirror.state.frontends.get(&addr);
+            if known == Some(frontend) {
+                continue;
+            }
+            if known.is_none() {
+                fresh.insert(addr);
+            }
+            let listed = self.unlisted(frontend, &newly_listed);
+            let members = newly_listed.values().map(|(_, count)| count).sum::<usize>() + listed.len();
+            match self.frontend(&addr, frontend, fresh.len(), members) {
+                Ok(write) => values.push((at, write)),
+                Err(cause) => {
+                    fresh.remove(&addr);
+                    failed.insert(at, cause);
+                    continue;
+                }
+            }
+            if let (Target::Set(set), false) = (frontend.target, listed.is_empty()) {
+                newly_listed.insert(set, (at, listed.len()));
+                lists.extend(listed.into_iter().map(|write| (at, write)));
+            }
+        }
+        self.execute([lists, values], &mut failed);
+        for (set, (at, members)) in newly_listed {
+            if !failed.contains_key(&at) {
+                self.mirror.list(set, members);
+            }
+        }
+        let count = failed.len();
+        for (at, addr, frontend) in frontends(ops) {
+            match failed.remove(&at) {
+                Some(cause) => self.failed.push((addr, cause.into())),
+                None => self.mirror.insert_frontend(addr, *frontend),
+            }
+        }
+        count
+    }
+
+    /// The entries of `MEMBERS` that a frontend with affinity needs and that are not there.
+    fn unlisted(&self, frontend: &Frontend, pending: &BTreeMap<SetId, (usize, usize)>) -> Vec<Write> {
+        let (Some(_), Target::Set(id)) = (frontend.affinity, frontend.target) else { return Vec::new() };
+        if self.mirror.is_listed(id) || pending.contains_key(&id) {
+            return Vec::new();
+        }
+        self.mirror.state.sets.get(&id).map_or_else(Vec::new, |set| membership(id, set))
+    }
+
+    fn frontend(&self, addr: &FrontendAddr, frontend: &Frontend, fresh: usize, members: usize) -> Result<Write, Cause> {
+        let key = convert::frontend_key(addr)?;
+        let limits = self.mirror.limits;
+        if self.mirror.state.frontends.len() + fresh > limits.frontends {
+            return Err(Cause::capacity("FRONTENDS", limits.frontends, "frontends"));
+        }
+        if self.mirror.members() + members > limits.members {
+            return Err(Cause::capacity("MEMBERS", limits.members, "members"));
+        }
+        let set = match frontend.target {
+            Target::Reject | Target::Drop => None,
+            Target::Set(id) => Some(self.target(id)?),
+        };
+        Ok(Write::Frontend(key, convert::frontend_value(frontend, set)?))
+    }
+
+    fn target(&self, id: SetId) -> Result<(Extent, u32, Lookup), Cause> {
+        if let Some(cause) = self.bad_sets.get(&id) {
+            return Err(cause.clone());
+        }
+        let found = self.mirror.state.sets.get(&id).zip(self.mirror.extent(id));
+        let Some((set, extent)) = found else {
+            return Err(Cause::new(ErrorKind::Invalid, format!("set {id} does not exist")));
+        };
+        Ok((extent, set.slots.len() as u32, set.lookup))
+    }
+
+    fn gone_frontends(&mut self, ops: &[Op]) -> usize {
+        let addrs = || {
+            ops.iter().enumerate().filter_map(|(at, op)| match op {
+                Op::RemoveFrontend(addr) => Some((at, *addr)),
+                _ => None,
+            })
+        };
+        let (mut phase, mut failed) = (Phase::new(), BTreeMap::new());
+        for (at, addr) in addrs().filter(|(_, addr)| self.mirror.state.frontends.contains_key(addr)) {
+            match convert::frontend_key(&addr) {
+                Ok(key) => phase.push((at, Write::NoFrontend(key))),
+                Err(error) => {
+                    failed.insert(at, error.into());
+                }
+            }
+        }
+        self.execute([phase], &mut failed);
+        let count = failed.len();
+        for (at, addr) in addrs() {
+            match failed.remove(&at) {
+                Some(cause) => self.failed.push((addr, cause.into())),
+                None => self.mirror.remove_frontend(&addr),
+            }
+        }
+        count
+    }
+
+    /// Removes sets, except for those that a frontend points to, which happens when the frontend could not be moved.
+    fn gone_sets(&mut self, ops: &[Op]) -> usize {
+        let ids = || {
+            ops.iter()
+                .enumerate()
+                .filter_map(|(at, op)| if let Op::RemoveSet(id) = op { Some((at, *id)) } else { None })
+        };
+        let (mut sets, mut turns, mut members, mut kept) = (Phase::new(), Phase::new(), Phase::new(), 0);
+        for (at, id) in ids() {
+            if self.mirror.is_set_used(id) {
+                kept += 1;
+            } else if let Some(set) = self.mirror.state.sets.get(&id) {
+                sets.push((at, Write::NoSet(id.get())));
+                turns.extend(turns_of(id, set).map(|set| (at, Write::NoTurns(set))));
+                let listed = self.mirror.is_listed(id).then(|| member_keys(id, set)).into_iter().flatten();
+                members.extend(listed.map(|key| (at, Write::NoMember(key))));
+            }
+        }
+        let failed = self.remove([sets]);
+        let now = self.store.now();
+        for (_, id) in ids().filter(|(at, _)| !failed.contains(at)) {
+            if !self.mirror.is_set_used(id)
+                && let Some(extent) = self.mirror.remove_set(id)
+            {
+                self.mirror.heap.free(extent, now);
+            }
+        }
+        // The set is gone, whatever becomes of the rest: what is left of that goes when the maps are next opened.
+        let gone = |(at, _): &(usize, Write)| !failed.contains(at);
+        turns.retain(gone);
+        members.retain(gone);
+        self.remove([turns, members]);
+        kept + failed.len()
+    }
+
+    /// Removes backends, except for those that are in a set, for the same reason.
+    fn gone_backends(&mut self, ops: &[Op]) -> usize {
+        let (mut phase, mut kept) = (Phase::new(), 0);
+        for (at, op) in ops.iter().enumerate() {
+            let Op::RemoveBackend(id) = op else { continue };
+            if self.mirror.is_backend_used(*id) {
+                kept += 1;
+            } else if self.mirror.state.backends.contains_key(id) {
+                phase.push((at, Write::NoBackend(id.get())));
+            }
+        }
+        let failed = self.remove([phase]);
+        for (at, op) in ops.iter().enumerate() {
+            if let Op::RemoveBackend(id) = op
+                && !failed.contains(&at)
+                && !self.mirror.is_backend_used(*id)
+            {
+                self.mirror.state.backends.remove(id);
+            }
+        }
+        kept + failed.len()
+    }
+
+    /// Removes what no frontend needs. A failure leaves the maps with more than the plan says.
+    fn remove(&mut self, phases: impl IntoIterator<Item = Phase>) -> BTreeSet<usize> {
+        let mut failed = BTreeMap::new();
+        self.execute(phases, &mut failed);
+        if let Some(cause) = failed.values().next().cloned() {
+            self.unknown.get_or_insert_with(|| cause.into());
+        }
+        failed.into_keys().collect()
+    }
+}
+
+fn backends(ops: &[Op]) -> impl Iterator<Item = (usize, BackendId, &Backend)> {
+    ops.iter().enumerate().filter_map(|(at, op)| match op {
+        Op::UpsertBackend(id, backend) => Some((at, *id, backend)),
+        _ => None,
+    })
+}
+
+fn sets(ops: &[Op]) -> impl Iterator<Item = (usize, SetId, &Arc<BackendSet>)> {
+    ops.iter().enumerate().filter_map(|(at, op)| match op {
+        Op::AddSet(id, set) => Some((at, *id, set)),
+        _ => None,
+    })
+}
+
+fn frontends(ops: &[Op]) -> impl Iterator<Item = (usize, FrontendAddr, &Frontend)> {
+    ops.iter().enumerate().filter_map(|(at, op)| match op {
+        Op::UpsertFrontend { addr, frontend, .. } => Some((at, *addr, frontend)),
+        _ => None,
+    })
+}
+
+fn set_value(set: &BackendSet, extent: Extent) -> abi::SetValue {
+    let slots = set.slots.len() as u32;
+    abi::SetValue { first: extent.first, slots, lookup: convert::lookup(set.lookup), pad: [0; 3] }
+}
+
+fn member_keys(id: SetId, set: &BackendSet) -> impl Iterator<Item = abi::MemberKey> {
+    let backends = set.members().into_keys();
+    backends.map(move |backend| abi::MemberKey { set: id.get(), backend: backend.get() })
+}
+
+fn membership(id: SetId, set: &BackendSet) -> Vec<Write> {
+    member_keys(id, set).map(Write::Member).collect()
+}
+
+/// The key under which a set counts turns, if it does.
+fn turns_of(id: SetId, set: &BackendSet) -> Option<u32> {
+    (set.lookup == Lookup::RoundRobin).then(|| id.get())
+}
+
+/// Everything that a set may have in the maps, what says that it exists first.
+fn remove_set(id: SetId, set: &BackendSet) -> impl Iterator<Item = Write> {
+    let rest = turns_of(id, set).map(Write::NoTurns).into_iter().chain(member_keys(id, set).map(Write::NoMember));
+    std::iter::once(Write::NoSet(id.get())).chain(rest)
+}
+
+#[cfg(test)]
+mod tests;

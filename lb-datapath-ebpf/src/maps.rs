@@ -1,0 +1,334 @@
+//! The maps in the kernel.
+
+use std::{
+    collections::BTreeSet,
+    io,
+    mem::discriminant,
+    os::fd::BorrowedFd,
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
+
+use aya_obj::generated::{
+    BPF_F_MMAPABLE, BPF_F_NO_PREALLOC,
+    bpf_map_type::{self, BPF_MAP_TYPE_ARRAY, BPF_MAP_TYPE_HASH, BPF_MAP_TYPE_LPM_TRIE, BPF_MAP_TYPE_LRU_HASH},
+};
+use lb_core::ErrorKind;
+use lb_datapath_ebpf_abi::{self as abi, Pod};
+
+use crate::{
+    config::Capacities,
+    error::EbpfError,
+    sys::{self, MapInfo, RawMap, Words},
+    write::{Cause, Limits, Snapshot, Store, Write},
+};
+
+/// What a map must be like.
+pub(crate) struct Layout {
+    pub(crate) name: &'static str,
+    kind: bpf_map_type,
+    key: usize,
+    value: usize,
+    flags: u32,
+    /// Number of elements; `None`: as the programs say.
+    pub(crate) capacity: fn(&Capacities) -> Option<u32>,
+}
+
+/// A hash map that takes memory for the elements that it has.
+const fn hash(name: &'static str, key: usize, value: usize, capacity: fn(&Capacities) -> Option<u32>) -> Layout {
+    Layout { name, kind: BPF_MAP_TYPE_HASH, key, value, flags: BPF_F_NO_PREALLOC, capacity }
+}
+
+const fn lru(name: &'static str, key: usize, value: usize, capacity: fn(&Capacities) -> Option<u32>) -> Layout {
+    Layout { name, kind: BPF_MAP_TYPE_LRU_HASH, key, value, flags: 0, capacity }
+}
+
+/// Every map of the object.
+pub(crate) const LAYOUTS: [Layout; 13] = [
+    hash("FRONTENDS", size_of::<abi::FrontendKey>(), size_of::<abi::FrontendValue>(), |c| Some(c.frontends)),
+    hash("BACKENDS", 4, size_of::<abi::BackendValue>(), |c| Some(c.backends)),
+    hash("SETS", 4, size_of::<abi::SetValue>(), |c| Some(c.sets)),
+    hash("MEMBERS", size_of::<abi::MemberKey>(), 1, |c| Some(c.members)),
+    hash("TURNS", 4, 8, |c| Some(c.sets)),
+    hash("NODE", 4, size_of::<abi::NodeValue>(), |_| None),
+    lru("AFFINITY", size_of::<abi::AffinityKey>(), size_of::<abi::AffinityValue>(), |c| Some(c.affinity)),
+    lru("SOCK_PEERS", size_of::<abi::SockKey>(), size_of::<abi::SockPeer>(), |c| Some(c.sockets)),
+    lru("SOCK_FLOWS", size_of::<abi::SockKey>(), size_of::<abi::SockFlow>(), |c| Some(c.sockets)),
+    lru("CT", size_of::<abi::CtKey>(), size_of::<abi::CtValue>(), |c| Some(c.flows)),
+    Layout {
+        name: "SLOTS",
+        kind: BPF_MAP_TYPE_ARRAY,
+        key: 4,
+        value: size_of::<abi::SlotChunk>(),
+        flags: BPF_F_MMAPABLE,
+        capacity: |c| Some(c.slots.div_ceil(abi::SLOTS_PER_CHUNK)),
+    },
+    Layout { name: "ROLE", kind: BPF_MAP_TYPE_ARRAY, key: 4, value: 4, flags: 0, capacity: |_| None },
+    Layout {
+        name: "CIDRS",
+        kind: BPF_MAP_TYPE_LPM_TRIE,
+        key: size_of::<abi::CidrKey>(),
+        value: 1,
+        flags: BPF_F_NO_PREALLOC,
+        capacity: |_| None,
+    },
+];
+
+impl Layout {
+    /// Whether a map that was found pinned can be used.
+    pub(crate) fn check(&self, path: &Path, found: MapInfo) -> Result<(), EbpfError> {
+        let expected = MapInfo {
+            kind: self.kind as u32,
+            key_size: self.key as u32,
+            value_size: self.value as u32,
+            max_entries: found.max_entries,
+            flags: self.flags,
+        };
+        if found == expected { Ok(()) } else { Err(EbpfError::ForeignMap { path: path.into(), expected, found }) }
+    }
+}
+
+/// The maps that user space writes, and all for counting.
+#[derive(Debug)]
+pub(crate) struct Maps {
+    frontends: RawMap,
+    backends: RawMap,
+    sets: RawMap,
+    members: RawMap,
+    turns: RawMap,
+    node: RawMap,
+    cidrs: RawMap,
+    role: RawMap,
+    chunks: u32,
+    slots: Words,
+    origin: Instant,
+}
+
+impl Maps {
+    /// Opens the maps that are pinned in `dir`.
+    pub(crate) fn open(dir: &Path) -> Result<Self, EbpfError> {
+        let open = |name: &str| open(&dir.join(name));
+        let slots = open("SLOTS")?;
+        let words = Words::map(&slots).map_err(|source| EbpfError::Map { name: "SLOTS", what: "mapping", source })?;
+        Ok(Self {
+            frontends: open("FRONTENDS")?,
+            backends: open("BACKENDS")?,
+            sets: open("SETS")?,
+            members: open("MEMBERS")?,
+            turns: open("TURNS")?,
+            node: open("NODE")?,
+            cidrs: open("CIDRS")?,
+            role: open("ROLE")?,
+            chunks: slots.info().max_entries,
+            slots: words,
+            origin: Instant::now(),
+        })
+    }
+
+    /// How much fits.
+    pub(crate) fn limits(&self) -> Limits {
+        let max = |map: &RawMap| map.info().max_entries as usize;
+        Limits {
+            frontends: max(&self.frontends),
+            backends: max(&self.backends),
+            sets: max(&self.sets),
+            members: max(&self.members),
+            chunks: self.chunks,
+        }
+    }
+
+    /// Everything that the maps hold.
+    pub(crate) fn snapshot(&self) -> Result<Snapshot, EbpfError> {
+        let node = self.node.lookup(abi::NODE_KEY.bytes()).map_err(reading("NODE"))?;
+        let with_slots = |(id, value): (u32, abi::SetValue)| {
+            let first = value.first as usize * abi::SLOTS_PER_CHUNK as usize;
+            (id, value, self.slots.load(first, value.slots as usize))
+        };
+        Ok(Snapshot {
+            frontends: elements(&self.frontends, "FRONTENDS")?,
+            backends: elements(&self.backends, "BACKENDS")?,
+            sets: elements(&self.sets, "SETS")?.into_iter().map(with_slots).collect(),
+            members: elements::<_, u8>(&self.members, "MEMBERS")?.into_iter().map(|(key, _)| key).collect(),
+            turns: elements::<_, u64>(&self.turns, "TURNS")?.into_iter().map(|(key, _)| key).collect(),
+            cidrs: self.cidrs.keys().map_err(reading("CIDRS"))?.iter().filter_map(|k| Pod::from_bytes(k)).collect(),
+            node: node.as_deref().and_then(Pod::from_bytes),
+        })
+    }
+
+    /// Tells the programs which part they play.
+    pub(crate) fn set_role(&self, role: u32) -> Result<(), EbpfError> {
+        let written = self.role.update(abi::ROLE_KEY.bytes(), role.bytes());
+        written.map_err(|stopped| EbpfError::Map { name: "ROLE", what: "writing", source: stopped.cause })
+    }
+
+    fn put(&self, map: &RawMap, name: &'static str, elements: Encoded) -> Vec<(usize, Cause)> {
+        let (key, value) = (map.info().key_size as usize, map.info().value_size as usize);
+        each(
+            &elements,
+            |from| map.update(&elements.keys[from * key..], &elements.values[from * value..]),
+            |error| Some(cause(name, "writing", error)),
+        )
+    }
+
+    fn remove(&self, map: &RawMap, name: &'static str, elements: Encoded) -> Vec<(usize, Cause)> {
+        let key = map.info().key_size as usize;
+        each(
+            &elements,
+            |from| map.delete(&elements.keys[from * key..]),
+            |error| (error.raw_os_error() != Some(libc::ENOENT)).then(|| cause(name, "removing from", error)),
+        )
+    }
+
+    /// Writes of one kind.
+    fn run(&self, writes: &[Write]) -> Vec<(usize, Cause)> {
+        let encoded = Encoded::new(writes);
+        match writes.first() {
+            None => Vec::new(),
+            Some(Write::Backend(..)) => self.put(&self.backends, "BACKENDS", encoded),
+            Some(Write::NoBackend(_)) => self.remove(&self.backends, "BACKENDS", encoded),
+            Some(Write::Member(_)) => self.put(&self.members, "MEMBERS", encoded),
+            Some(Write::NoMember(_)) => self.remove(&self.members, "MEMBERS", encoded),
+            Some(Write::Turns(_)) => self.put(&self.turns, "TURNS", encoded),
+            Some(Write::NoTurns(_)) => self.remove(&self.turns, "TURNS", encoded),
+            Some(Write::Set(..)) => self.put(&self.sets, "SETS", encoded),
+            Some(Write::NoSet(_)) => self.remove(&self.sets, "SETS", encoded),
+            Some(Write::Frontend(..)) => self.put(&self.frontends, "FRONTENDS", encoded),
+            Some(Write::NoFrontend(_)) => self.remove(&self.frontends, "FRONTENDS", encoded),
+            Some(Write::Cidr(..)) => self.put(&self.cidrs, "CIDRS", encoded),
+            Some(Write::NoCidr(_)) => self.remove(&self.cidrs, "CIDRS", encoded),
+            Some(Write::Node(_)) => self.put(&self.node, "NODE", encoded),
+            Some(Write::Slots(..)) => {
+                self.fill(writes);
+                Vec::new()
+            }
+        }
+    }
+
+    fn fill(&self, writes: &[Write]) {
+        for write in writes {
+            if let Write::Slots(first, slots) = write {
+                let at = *first as usize * abi::SLOTS_PER_CHUNK as usize;
+                self.slots.store(at, slots.iter().map(|id| id.get()));
+            }
+        }
+    }
+}
+
+impl Store for Maps {
+    fn write(&mut self, writes: &[Write]) -> Vec<(usize, Cause)> {
+        let (mut failed, mut done) = (Vec::new(), 0);
+        for run in writes.chunk_by(|a, b| discriminant(a) == discriminant(b)) {
+            failed.extend(self.run(run).into_iter().map(|(at, cause)| (done + at, cause)));
+            done += run.len();
+        }
+        failed
+    }
+
+    fn now(&self) -> Duration {
+        self.origin.elapsed()
+    }
+
+    fn wait_until(&mut self, at: Duration) {
+        thread::sleep(at.saturating_sub(self.now()));
+    }
+}
+
+/// Keys and values of writes, side by side.
+struct Encoded {
+    keys: Vec<u8>,
+    values: Vec<u8>,
+    count: usize,
+}
+
+impl Encoded {
+    fn new(writes: &[Write]) -> Self {
+        let mut encoded = Self { keys: Vec::new(), values: Vec::new(), count: writes.len() };
+        for write in writes {
+            encoded.push(write);
+        }
+        encoded
+    }
+
+    fn push(&mut self, write: &Write) {
+        match write {
+            Write::Backend(id, value) => self.element(id, value),
+            Write::Member(key) => self.element(key, &1_u8),
+            Write::Turns(id) => self.element(id, &0_u64),
+            Write::Set(id, value) => self.element(id, value),
+            Write::Frontend(key, value) => self.element(key, value),
+            Write::Cidr(key, family) => self.element(key, family),
+            Write::Node(value) => self.element(&abi::NODE_KEY, &**value),
+            Write::NoBackend(id) | Write::NoTurns(id) | Write::NoSet(id) => self.keys.extend_from_slice(id.bytes()),
+            Write::NoMember(key) => self.keys.extend_from_slice(key.bytes()),
+            Write::NoFrontend(key) => self.keys.extend_from_slice(key.bytes()),
+            Write::NoCidr(key) => self.keys.extend_from_slice(key.bytes()),
+            Write::Slots(..) => {}
+        }
+    }
+
+    fn element(&mut self, key: &impl Pod, value: &impl Pod) {
+        self.keys.extend_from_slice(key.bytes());
+        self.values.extend_from_slice(value.bytes());
+    }
+}
+
+/// Calls `batch` with the number of the element to go on from, until all are done; an element that fails is left out.
+fn each(
+    elements: &Encoded,
+    batch: impl Fn(usize) -> Result<(), sys::Stopped>,
+    judge: impl Fn(io::Error) -> Option<Cause>,
+) -> Vec<(usize, Cause)> {
+    let (mut failed, mut from) = (Vec::new(), 0);
+    while from < elements.count {
+        let Err(stopped) = batch(from) else { break };
+        let at = from + stopped.done;
+        failed.extend(judge(stopped.cause).map(|cause| (at, cause)));
+        from = at + 1;
+    }
+    failed
+}
+
+fn cause(name: &'static str, what: &'static str, error: io::Error) -> Cause {
+    let kind = match error.raw_os_error() {
+        Some(libc::E2BIG | libc::ENOMEM | libc::ENOSPC) => ErrorKind::Capacity,
+        Some(libc::EPERM | libc::EACCES) => ErrorKind::Permission,
+        _ => ErrorKind::System,
+    };
+    Cause::new(kind, format!("{what} map {name} failed: {error}"))
+}
+
+fn elements<K: Pod, V: Pod>(map: &RawMap, name: &'static str) -> Result<Vec<(K, V)>, EbpfError> {
+    let (keys, values) = map.dump().map_err(reading(name))?;
+    let pairs = keys.chunks_exact(size_of::<K>()).zip(values.chunks_exact(size_of::<V>()));
+    Ok(pairs.filter_map(|(key, value)| K::from_bytes(key).zip(V::from_bytes(value))).collect())
+}
+
+fn reading(name: &'static str) -> impl FnOnce(io::Error) -> EbpfError {
+    move |source| EbpfError::Map { name, what: "reading", source }
+}
+
+fn open(path: &Path) -> Result<RawMap, EbpfError> {
+    let failed = |source| EbpfError::Pin { path: path.into(), what: "opening", source };
+    sys::open_pin(path).and_then(RawMap::new).map_err(failed)
+}
+
+/// Checks the maps that are pinned in `dir`, if any; `true` if all are there.
+pub(crate) fn check(dir: &Path) -> Result<bool, EbpfError> {
+    let mut found = BTreeSet::new();
+    for layout in &LAYOUTS {
+        let path = dir.join(layout.name);
+        if path.exists() {
+            layout.check(&path, open(&path)?.info())?;
+            found.insert(layout.name);
+        }
+    }
+    Ok(found.len() == LAYOUTS.len())
+}
+
+/// Bytes of kernel memory that a map takes, as `/proc` says.
+pub(crate) fn memory(fd: BorrowedFd<'_>) -> io::Result<Option<u64>> {
+    use std::os::fd::AsRawFd;
+    let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()))?;
+    Ok(text.lines().find_map(|line| line.strip_prefix("memlock:")?.trim().parse().ok()))
+}

@@ -1,0 +1,100 @@
+//! Single map writes, and who carries them out.
+
+use std::{sync::Arc, time::Duration};
+
+use ipnet::IpNet;
+use lb_core::{BackendId, DatapathError, ErrorKind};
+use lb_datapath_ebpf_abi as abi;
+
+use crate::convert::Inexpressible;
+
+/// One write. Every one of them is atomic, except for [`Write::Slots`], to which nothing points yet.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Write {
+    Backend(u32, abi::BackendValue),
+    NoBackend(u32),
+    /// The slots of a set, from this chunk on.
+    Slots(u32, Arc<[BackendId]>),
+    Member(abi::MemberKey),
+    NoMember(abi::MemberKey),
+    Turns(u32),
+    NoTurns(u32),
+    Set(u32, abi::SetValue),
+    NoSet(u32),
+    Frontend(abi::FrontendKey, abi::FrontendValue),
+    NoFrontend(abi::FrontendKey),
+    Cidr(abi::CidrKey, u8),
+    NoCidr(abi::CidrKey),
+    Node(Box<abi::NodeValue>),
+}
+
+/// What carries out writes: the kernel, or a fake.
+pub(crate) trait Store {
+    /// Carries out every write, in order, and says which did not take. Removing what is not there takes.
+    fn write(&mut self, writes: &[Write]) -> Vec<(usize, Cause)>;
+    /// Now, on the monotonic clock.
+    fn now(&self) -> Duration;
+    /// Blocks until then.
+    fn wait_until(&mut self, at: Duration);
+}
+
+/// Why something did not take; one cause can hold for many frontends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Cause {
+    pub(crate) kind: ErrorKind,
+    pub(crate) message: String,
+}
+
+impl Cause {
+    pub(crate) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into() }
+    }
+
+    pub(crate) fn capacity(map: &'static str, max: usize, option: &'static str) -> Self {
+        Self::new(ErrorKind::Capacity, format!("map {map} is full: it holds {max}; raise `{option}` in the capacities"))
+    }
+}
+
+impl From<Cause> for DatapathError {
+    fn from(cause: Cause) -> Self {
+        Self::new(cause.kind, cause.message)
+    }
+}
+
+impl From<Inexpressible> for Cause {
+    fn from(error: Inexpressible) -> Self {
+        let kind = match error {
+            Inexpressible::Protocol(_) | Inexpressible::Scope | Inexpressible::Timeout(_) => ErrorKind::Unsupported,
+            Inexpressible::Mapped(_) | Inexpressible::Facts { .. } => ErrorKind::Invalid,
+        };
+        Self::new(kind, error.to_string())
+    }
+}
+
+/// What the maps hold, read back.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Snapshot {
+    pub(crate) frontends: Vec<(abi::FrontendKey, abi::FrontendValue)>,
+    pub(crate) backends: Vec<(u32, abi::BackendValue)>,
+    /// Sets with their slots.
+    pub(crate) sets: Vec<(u32, abi::SetValue, Vec<u32>)>,
+    pub(crate) members: Vec<abi::MemberKey>,
+    pub(crate) turns: Vec<u32>,
+    pub(crate) cidrs: Vec<abi::CidrKey>,
+    pub(crate) node: Option<abi::NodeValue>,
+}
+
+/// How much fits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Limits {
+    pub(crate) frontends: usize,
+    pub(crate) backends: usize,
+    pub(crate) sets: usize,
+    pub(crate) members: usize,
+    pub(crate) chunks: u32,
+}
+
+/// Keys of the trie for prefixes.
+pub(crate) fn cidr_keys(cidrs: &[IpNet]) -> std::collections::BTreeMap<abi::CidrKey, u8> {
+    cidrs.iter().map(crate::convert::cidr).collect()
+}

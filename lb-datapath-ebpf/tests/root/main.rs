@@ -1,0 +1,6 @@
+//! The datapath in the kernel: real sockets and packets, in namespaces and cgroups of their own.
+#![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
+mod common;
+mod packets;
+mod sockets;

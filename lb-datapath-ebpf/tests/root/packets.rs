@@ -1,0 +1,211 @@
+//! Packets of pods and of outside clients, through the ingress of devices.
+
+use std::{
+    collections::BTreeSet,
+    io,
+    net::{SocketAddr, TcpStream, UdpSocket},
+};
+
+use lb_core::{Affinity, Datapath, Labels, Lookup, NodeFacts, Protocol, State, diff};
+use lb_datapath_ebpf::EbpfDatapath;
+
+use crate::common::{
+    Cgroup, Namespace, POD_DEVICES, PinDir, UPLINK, World, ask_on, ask_tcp, ask_udp, config, first_answer, serve,
+    state, turn,
+};
+
+/// A world whose node has a datapath, and whose pods serve on port 8080.
+struct Cluster {
+    datapath: EbpfDatapath,
+    world: World,
+    _pins: PinDir,
+    _cgroup: Cgroup,
+}
+
+const VIPS: [&str; 2] = ["10.96.0.1:80", "[fd00:96::1]:80"];
+const BACKENDS: [[&str; 2]; 2] =
+    [["10.244.0.2:8080", "10.244.1.2:8080"], ["[fd00:244::2]:8080", "[fd00:244:1::2]:8080"]];
+const NODE: [&str; 2] = ["192.0.2.1", "2001:db8::1"];
+
+impl Cluster {
+    fn new() -> Self {
+        let world = World::new();
+        for (i, name) in ["a", "b"].into_iter().enumerate() {
+            for family in BACKENDS {
+                let job = world.pods[i].run(|| serve(addr(family[i]), name));
+                world.pods[i].spawn(job);
+            }
+        }
+        let (pins, cgroup) = (PinDir::new(), Cgroup::empty());
+        let mut config = config(&pins, &cgroup);
+        config.pod_devices = POD_DEVICES.map(String::from).to_vec();
+        config.uplink_devices = vec![UPLINK.into()];
+        let datapath = world.node.run(|| EbpfDatapath::open(config)).unwrap();
+        Self { datapath, world, _pins: pins, _cgroup: cgroup }
+    }
+
+    fn apply(&mut self, desired: State) {
+        let observed = self.datapath.observe().unwrap();
+        let desired = State { node: World::facts(), ..desired };
+        self.datapath.apply(&diff(&observed, &desired, &Labels::default())).unwrap();
+        assert_eq!(self.datapath.observe().unwrap(), desired);
+    }
+
+    /// Asks over TCP and UDP, many times, and returns everything that was answered.
+    fn ask(&self, from: &Namespace, vip: &str) -> BTreeSet<String> {
+        let vip = addr(vip);
+        let any = if vip.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+        from.run(|| {
+            let mut answers = BTreeSet::new();
+            for _ in 0..24 {
+                answers.insert(ask_tcp(vip).unwrap());
+                let (answer, source) = ask_udp(&UdpSocket::bind(any).unwrap(), vip).unwrap();
+                assert_eq!(source, vip);
+                answers.insert(answer);
+            }
+            answers
+        })
+    }
+}
+
+fn addr(text: &str) -> SocketAddr {
+    text.parse().unwrap()
+}
+
+fn services(lookup: Lookup, affinity: Option<Affinity>) -> State {
+    let backends = BACKENDS.map(|family| family.map(addr));
+    let mut services: Vec<(SocketAddr, Protocol, &[SocketAddr])> = Vec::new();
+    for (vip, backends) in VIPS.iter().zip(&backends) {
+        services.push((addr(vip), Protocol::Tcp, backends));
+        services.push((addr(vip), Protocol::Udp, backends));
+    }
+    state(&services, lookup, affinity)
+}
+
+fn ip_of(addr: &str) -> String {
+    self::addr(addr).ip().to_string()
+}
+
+fn answers(expected: &[(&str, &str)]) -> BTreeSet<String> {
+    expected.iter().map(|(name, seen)| format!("{name} {seen}")).collect()
+}
+
+#[test]
+#[ignore = "needs root: loads eBPF programs and makes namespaces and a cgroup"]
+fn a_pod_reaches_every_backend_with_its_own_address_and_itself_with_the_nodes() {
+    let _turn = turn();
+    let mut cluster = Cluster::new();
+    cluster.apply(services(Lookup::Random, None));
+    for (family, vip) in VIPS.iter().enumerate() {
+        let found = cluster.ask(&cluster.world.pods[0], vip);
+        assert_eq!(found, answers(&[("a", NODE[family]), ("b", &ip_of(BACKENDS[family][0]))]), "{vip}");
+    }
+}
+
+#[test]
+#[ignore = "needs root: loads eBPF programs and makes namespaces and a cgroup"]
+fn an_outside_client_reaches_every_backend_with_the_nodes_address() {
+    let _turn = turn();
+    let mut cluster = Cluster::new();
+    cluster.apply(services(Lookup::RoundRobin, None));
+    for (family, vip) in VIPS.iter().enumerate() {
+        let found = cluster.ask(&cluster.world.client, vip);
+        assert_eq!(found, answers(&[("a", NODE[family]), ("b", NODE[family])]), "{vip}");
+    }
+}
+
+#[test]
+#[ignore = "needs root: loads eBPF programs and makes namespaces and a cgroup"]
+fn checksums_are_right_without_offload() {
+    let _turn = turn();
+    let mut cluster = Cluster::new();
+    for space in [&cluster.world.pods[0], &cluster.world.pods[1], &cluster.world.client] {
+        space.run(|| crate::common::no_offload("eth0"));
+    }
+    cluster.world.node.run(|| POD_DEVICES.into_iter().chain([UPLINK]).for_each(crate::common::no_offload));
+    cluster.apply(services(Lookup::RoundRobin, None));
+    for (family, vip) in VIPS.iter().enumerate() {
+        let found = cluster.ask(&cluster.world.client, vip);
+        assert_eq!(found, answers(&[("a", NODE[family]), ("b", NODE[family])]), "{vip}");
+    }
+    cluster.apply(state(&VIPS.map(|vip| (addr(vip), Protocol::Udp, &[][..])), Lookup::Random, None));
+    cluster.world.client.run(|| VIPS.map(expect_refused_udp));
+}
+
+#[test]
+#[ignore = "needs root: loads eBPF programs and makes namespaces and a cgroup"]
+fn affinity_keeps_a_client_on_one_backend() {
+    let _turn = turn();
+    let mut cluster = Cluster::new();
+    cluster.apply(services(Lookup::Random, Some(Affinity::default())));
+    for vip in VIPS {
+        let vip = addr(vip);
+        let found: BTreeSet<_> = cluster.world.client.run(|| (0..20).map(|_| ask_tcp(vip).unwrap()).collect());
+        assert_eq!(found.len(), 1, "{found:?}");
+    }
+}
+
+#[test]
+#[ignore = "needs root: loads eBPF programs and makes namespaces and a cgroup"]
+fn a_service_without_backends_refuses_at_once() {
+    let _turn = turn();
+    let mut cluster = Cluster::new();
+    let refused: Vec<(SocketAddr, Protocol, &[SocketAddr])> = VIPS
+        .iter()
+        .flat_map(|vip| [Protocol::Tcp, Protocol::Udp].map(|protocol| (addr(vip), protocol, &[][..])))
+        .collect();
+    cluster.apply(state(&refused, Lookup::Random, None));
+    for from in [&cluster.world.pods[0], &cluster.world.client] {
+        from.run(|| {
+            for vip in VIPS {
+                assert_eq!(first_answer(addr(vip)).unwrap_err().kind(), io::ErrorKind::ConnectionRefused, "{vip}");
+                expect_refused_udp(vip);
+            }
+        });
+    }
+}
+
+#[test]
+#[ignore = "needs root: loads eBPF programs and makes namespaces and a cgroup"]
+fn connections_outlive_the_backend_in_the_set_and_the_process() {
+    let _turn = turn();
+    let mut cluster = Cluster::new();
+    cluster.apply(services(Lookup::RoundRobin, None));
+    let mut streams = cluster.world.client.run(|| [0; 4].map(|_| TcpStream::connect(addr(VIPS[0])).unwrap()));
+    let before = streams.each_mut().map(|stream| ask_on(stream).unwrap());
+    let mut one = services(Lookup::RoundRobin, None);
+    for (id, set) in std::mem::take(&mut one.sets) {
+        let id = lb_core::SetId::new(id.get() + 10).unwrap();
+        let slots = set.slots[..1].into();
+        one.sets.insert(id, lb_core::BackendSet { slots, ..(*set).clone() }.into());
+    }
+    for frontend in one.frontends.values_mut() {
+        let lb_core::Target::Set(id) = frontend.target else { panic!("{frontend:?}") };
+        frontend.target = lb_core::Target::Set(lb_core::SetId::new(id.get() + 10).unwrap());
+    }
+    let used: BTreeSet<_> = one.sets.values().flat_map(|set| set.slots.iter().copied()).collect();
+    one.backends.retain(|id, _| used.contains(id));
+    cluster.apply(one.clone());
+    let config = cluster.datapath.config().clone();
+    let second = cluster.world.node.run(|| EbpfDatapath::open(config.clone())).unwrap_err();
+    assert_eq!(second.kind(), lb_core::ErrorKind::Busy);
+    drop(cluster.datapath);
+    assert_eq!(streams.each_mut().map(|stream| ask_on(stream).unwrap()), before);
+    let mut reopened = cluster.world.node.run(|| EbpfDatapath::open(config)).unwrap();
+    assert_eq!(reopened.observe().unwrap(), State { node: World::facts(), ..one });
+    assert_eq!(streams.each_mut().map(|stream| ask_on(stream).unwrap()), before);
+    let fresh: BTreeSet<_> = cluster.world.client.run(|| (0..8).map(|_| ask_tcp(addr(VIPS[0])).unwrap()).collect());
+    assert_eq!(fresh, answers(&[("a", NODE[0])]));
+    reopened.cleanup().unwrap();
+    assert!(!reopened.config().pin_dir.exists());
+    assert_eq!(reopened.observe().unwrap(), State { node: NodeFacts::default(), ..State::default() });
+}
+
+fn expect_refused_udp(vip: &str) {
+    let vip = addr(vip);
+    let socket = UdpSocket::bind(if vip.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }).unwrap();
+    socket.set_read_timeout(Some(crate::common::PATIENCE)).unwrap();
+    socket.connect(vip).unwrap();
+    socket.send(b"?").unwrap();
+    assert_eq!(socket.recv(&mut [0; 8]).unwrap_err().kind(), io::ErrorKind::ConnectionRefused, "{vip}");
+}
