@@ -1,0 +1,164 @@
+//! Flows that outlive what they were translated by.
+//!
+//! Netfilter translates the first packet of a flow and remembers. A TCP flow ends by itself; a UDP flow between a busy
+//! client and a backend that is gone never does, so its entry has to be deleted for the next packet to be a first one.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+use lb_core::{Family, FrontendAddr, Protocol};
+use netlink_packet_core::NLM_F_REQUEST;
+use netlink_sys::protocols::NETLINK_NETFILTER;
+use nix::libc;
+
+use crate::netlink::{
+    Attributes, Socket, Writer, attributes, errno,
+    netfilter::{CTNETLINK, FIXED, fixed, kind},
+    u16_be,
+};
+
+const GET: u16 = kind(CTNETLINK, 1);
+const DELETE: u16 = kind(CTNETLINK, 2);
+
+const TUPLE_ORIGINAL: u16 = 1;
+const TUPLE_REPLY: u16 = 2;
+const ID: u16 = 12;
+const ZONE: u16 = 18;
+const FILTER: u16 = 25;
+
+const TUPLE_IP: u16 = 1;
+const TUPLE_PROTO: u16 = 2;
+const TUPLE_ZONE: u16 = 3;
+const PROTO_NUMBER: u16 = 1;
+const PROTO_SOURCE_PORT: u16 = 2;
+const PROTO_DESTINATION_PORT: u16 = 3;
+
+/// Flags of a filter: which fields of a tuple it compares.
+const FILTER_ORIGINAL_FLAGS: u16 = 1;
+const FILTER_REPLY_FLAGS: u16 = 2;
+const COMPARE_PROTOCOL: u32 = 1 << 3;
+
+/// What may carry on, for each frontend: where a flow's replies may come from.
+pub(crate) type Allowed = BTreeMap<FrontendAddr, BTreeSet<(IpAddr, u16)>>;
+
+/// The connection table of the network namespace of the thread that opened it.
+#[derive(Debug)]
+pub(crate) struct Conntrack {
+    socket: Socket,
+}
+
+impl Conntrack {
+    pub(crate) fn open() -> io::Result<Self> {
+        Ok(Self { socket: Socket::open(NETLINK_NETFILTER)? })
+    }
+
+    /// Deletes the UDP flows to a frontend of `allowed` whose replies come from somewhere else than it allows; flows
+    /// that nobody translated are among them. Returns how many.
+    ///
+    /// Frontends of other protocols are passed over: TCP flows end by themselves and must not be cut.
+    pub(crate) fn forget_stale(&mut self, allowed: &Allowed) -> io::Result<usize> {
+        let mut deleted = 0;
+        for family in [Family::V4, Family::V6] {
+            let concerned = |addr: &FrontendAddr| addr.protocol == Protocol::Udp && addr.family() == family;
+            if allowed.keys().any(concerned) {
+                deleted += self.forget_in(family, allowed)?;
+            }
+        }
+        Ok(deleted)
+    }
+
+    fn forget_in(&mut self, family: Family, allowed: &Allowed) -> io::Result<usize> {
+        let stale = self.socket.dump(GET, &fixed(number(family), 0), only_udp, |found: &mut Vec<Entry>, message| {
+            let body = attributes(message.payload.get(FIXED..).unwrap_or_default());
+            found.extend(stale(family, &body, allowed));
+        })?;
+        if stale.is_empty() {
+            return Ok(0);
+        }
+        let mut writer = Writer::default();
+        for entry in &stale {
+            writer.message(DELETE, NLM_F_REQUEST, &fixed(number(family), 0), |w| entry.write(w));
+        }
+        let refused = self.socket.burst(writer)?;
+        match refused.into_iter().find(|refusal| errno(&refusal.error) != Some(libc::ENOENT)) {
+            Some(refusal) => Err(refusal.error),
+            None => Ok(stale.len()),
+        }
+    }
+}
+
+/// What names an entry for its deletion: the kernel's own bytes.
+#[derive(Debug, PartialEq, Eq)]
+struct Entry {
+    original: Vec<u8>,
+    id: Option<Vec<u8>>,
+    zone: Option<Vec<u8>>,
+}
+
+impl Entry {
+    fn write(&self, w: &mut Writer) {
+        w.nest(TUPLE_ORIGINAL, |w| w.bytes(&self.original));
+        if let Some(id) = &self.id {
+            w.put(ID, id);
+        }
+        if let Some(zone) = &self.zone {
+            w.put(ZONE, zone);
+        }
+    }
+}
+
+fn only_udp(w: &mut Writer) {
+    w.nest(TUPLE_ORIGINAL, |w| w.nest(TUPLE_PROTO, |w| w.put(PROTO_NUMBER, &[Protocol::Udp.number()])));
+    w.nest(FILTER, |w| {
+        w.put(FILTER_ORIGINAL_FLAGS, &COMPARE_PROTOCOL.to_ne_bytes());
+        w.put(FILTER_REPLY_FLAGS, &0u32.to_ne_bytes());
+    });
+}
+
+/// The entry, if it is one of a UDP frontend and its replies come from where they may not.
+fn stale(family: Family, body: &Attributes<'_>, allowed: &Allowed) -> Option<Entry> {
+    let original = body.find(TUPLE_ORIGINAL)?;
+    let tuple = attributes(original);
+    if tuple.path(&[TUPLE_PROTO, PROTO_NUMBER])? != [Protocol::Udp.number()] {
+        return None;
+    }
+    let (ip, port) = end(family, &tuple, Side::Destination)?;
+    let backends = allowed.get(&FrontendAddr::new(ip, port, Protocol::Udp))?;
+    let replies = attributes(body.find(TUPLE_REPLY)?);
+    if backends.contains(&end(family, &replies, Side::Source)?) {
+        return None;
+    }
+    let zone = body.find(ZONE).or_else(|| tuple.find(TUPLE_ZONE));
+    Some(Entry { original: original.to_vec(), id: body.find(ID).map(<[u8]>::to_vec), zone: zone.map(<[u8]>::to_vec) })
+}
+
+#[derive(Clone, Copy)]
+enum Side {
+    Source,
+    Destination,
+}
+
+fn end(family: Family, tuple: &Attributes<'_>, side: Side) -> Option<(IpAddr, u16)> {
+    let (ip, port) = match (family, side) {
+        (Family::V4, Side::Source) => (1, PROTO_SOURCE_PORT),
+        (Family::V4, Side::Destination) => (2, PROTO_DESTINATION_PORT),
+        (Family::V6, Side::Source) => (3, PROTO_SOURCE_PORT),
+        (Family::V6, Side::Destination) => (4, PROTO_DESTINATION_PORT),
+    };
+    let bytes = tuple.path(&[TUPLE_IP, ip])?;
+    let ip = match family {
+        Family::V4 => Ipv4Addr::from(<[u8; 4]>::try_from(bytes).ok()?).into(),
+        Family::V6 => Ipv6Addr::from(<[u8; 16]>::try_from(bytes).ok()?).into(),
+    };
+    Some((ip, tuple.path(&[TUPLE_PROTO, port]).and_then(u16_be)?))
+}
+
+const fn number(family: Family) -> u8 {
+    match family {
+        Family::V4 => crate::netlink::netfilter::IPV4,
+        Family::V6 => crate::netlink::netfilter::IPV6,
+    }
+}

@@ -1,0 +1,142 @@
+//! What a plan changes, frontend by frontend. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use lb_core::{
+    BackendId, DatapathError, ErrorKind, Family, Frontend, FrontendAddr, Labels, Lookup, Op, Plan, Protocol, Scope,
+    SetId, State, Target,
+};
+
+use super::lower::MAX_SLOTS;
+
+/// Frontends that a plan does not change, and why.
+pub(crate) type Refused = BTreeMap<FrontendAddr, DatapathError>;
+
+/// A state on its way to the next one.
+#[derive(Debug)]
+pub(crate) struct Change {
+    pub(crate) after: State,
+    pub(crate) labels: Labels,
+    /// Frontends whose rules change.
+    pub(crate) dirty: BTreeSet<FrontendAddr>,
+    /// Whether the node's facts change.
+    pub(crate) node: bool,
+}
+
+impl Change {
+    /// Carries out `plan` except for the frontends that are refused: those stay as they are, with what they refer to.
+    pub(crate) fn new(before: &State, labels: &Labels, plan: &Plan, refused: &Refused) -> Self {
+        let (mut after, mut labels) = (before.clone(), labels.clone());
+        let taken = plan.ops.iter().filter(|op| frontend_of(op).is_none_or(|addr| !refused.contains_key(&addr)));
+        after.apply_guarded(taken.clone());
+        let mut dirty = BTreeSet::new();
+        for op in taken {
+            match op {
+                Op::UpsertFrontend { addr, label, .. } if after.frontends.contains_key(addr) => {
+                    labels.insert(*addr, label.clone());
+                    dirty.insert(*addr);
+                }
+                Op::UpsertFrontend { addr, .. } | Op::RemoveFrontend(addr) => {
+                    labels.remove(addr);
+                    dirty.insert(*addr);
+                }
+                Op::SetNode(_) | Op::UpsertBackend(..) | Op::AddSet(..) | Op::RemoveSet(_) | Op::RemoveBackend(_) => {}
+            }
+        }
+        dirty.extend(affected(before, &after, plan));
+        let node = before.node != after.node;
+        Self { after, labels, dirty, node }
+    }
+
+    /// Whether anything of `family` changes.
+    pub(crate) fn touches(&self, family: Family) -> bool {
+        self.node || self.dirty.iter().any(|addr| addr.family() == family)
+    }
+}
+
+/// The frontend that an operation is about.
+pub(crate) fn frontend_of(op: &Op) -> Option<FrontendAddr> {
+    match op {
+        Op::UpsertFrontend { addr, .. } | Op::RemoveFrontend(addr) => Some(*addr),
+        Op::SetNode(_) | Op::UpsertBackend(..) | Op::AddSet(..) | Op::RemoveSet(_) | Op::RemoveBackend(_) => None,
+    }
+}
+
+/// Frontends whose rules change although no operation names them: a backend of theirs became local, say.
+fn affected(before: &State, after: &State, plan: &Plan) -> Vec<FrontendAddr> {
+    let mut backends = BTreeSet::new();
+    let mut sets = BTreeSet::new();
+    for op in &plan.ops {
+        match op {
+            Op::UpsertBackend(id, backend) if before.backends.get(id).is_some_and(|known| known != backend) => {
+                backends.insert(*id);
+            }
+            Op::AddSet(id, set) if before.sets.get(id).is_some_and(|known| known != set) => {
+                sets.insert(*id);
+            }
+            Op::SetNode(_)
+            | Op::UpsertBackend(..)
+            | Op::AddSet(..)
+            | Op::UpsertFrontend { .. }
+            | Op::RemoveFrontend(_)
+            | Op::RemoveSet(_)
+            | Op::RemoveBackend(_) => {}
+        }
+    }
+    if backends.is_empty() && sets.is_empty() { Vec::new() } else { users(after, &backends, &sets) }
+}
+
+fn users(state: &State, backends: &BTreeSet<BackendId>, sets: &BTreeSet<SetId>) -> Vec<FrontendAddr> {
+    let changed: BTreeSet<SetId> = state
+        .sets
+        .iter()
+        .filter(|(id, set)| sets.contains(id) || set.slots.iter().any(|backend| backends.contains(backend)))
+        .map(|(&id, _)| id)
+        .collect();
+    let uses = |frontend: &Frontend| matches!(frontend.target, Target::Set(id) if changed.contains(&id));
+    state.frontends.iter().filter(|(_, frontend)| uses(frontend)).map(|(&addr, _)| addr).collect()
+}
+
+/// Frontends of `plan` that iptables cannot carry.
+pub(crate) fn refused(before: &State, plan: &Plan, families: &[Family]) -> Refused {
+    let after = Change::new(before, &Labels::new(), plan, &Refused::new()).after;
+    let mut refused = Refused::new();
+    for op in &plan.ops {
+        let Op::UpsertFrontend { addr, frontend, .. } = op else { continue };
+        if let Err(error) = check(&after, *addr, *frontend, families) {
+            refused.insert(*addr, error);
+        }
+    }
+    refused
+}
+
+fn check(state: &State, addr: FrontendAddr, frontend: Frontend, families: &[Family]) -> Result<(), DatapathError> {
+    let unsupported = |what: &str| {
+        Err(DatapathError::new(ErrorKind::Unsupported, format!("frontend {addr} needs {what}, which iptables lacks")))
+    };
+    let invalid = |what: String| Err(DatapathError::new(ErrorKind::Invalid, format!("frontend {addr}: {what}")));
+    if !families.contains(&addr.family()) {
+        return unsupported("a family that is switched off");
+    }
+    if addr.scope == Scope::Internal {
+        return unsupported("a scope of its own for internal traffic");
+    }
+    if addr.protocol == Protocol::Sctp {
+        return unsupported("SCTP");
+    }
+    let Target::Set(id) = frontend.target else { return Ok(()) };
+    let Some(set) = state.sets.get(&id) else { return invalid(format!("its set {id} does not exist")) };
+    if set.lookup != lb_core::Lookup::Random {
+        return unsupported(if set.lookup == Lookup::Hash { "a hash" } else { "turns that survive a change" });
+    }
+    if set.slots.is_empty() || set.slots.len() > MAX_SLOTS as usize {
+        return invalid(format!("its set {id} has {} slots, 1 to {MAX_SLOTS} are possible", set.slots.len()));
+    }
+    for id in set.members().keys() {
+        let Some(backend) = state.backends.get(id) else { return invalid(format!("backend {id} does not exist")) };
+        if backend.addr.family() != addr.family() || backend.addr.protocol != addr.protocol {
+            return invalid(format!("backend {} has another family or protocol", backend.addr));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,97 @@
+//! What the rules need around them: routes to VIPs, a path for packets to be refused, no stale flows.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::IpAddr,
+};
+
+use lb_core::{DatapathError, ErrorKind};
+use nix::libc;
+
+use crate::{
+    conntrack::{Allowed, Conntrack},
+    netlink::errno,
+    routes::Routes,
+};
+
+use super::{IptablesConfig, reject_path::RejectPath};
+
+/// The kernel outside of iptables.
+pub(crate) trait Host: Send {
+    /// VIPs that are routed here.
+    fn vips(&mut self) -> Result<BTreeSet<IpAddr>, DatapathError>;
+
+    /// Routes these VIPs here; those that are routed already stay. Returns those that cannot be routed.
+    fn add_vips(&mut self, vips: &[IpAddr]) -> Result<BTreeMap<IpAddr, DatapathError>, DatapathError>;
+
+    /// Stops to route these VIPs.
+    fn remove_vips(&mut self, vips: &[IpAddr]) -> Result<(), DatapathError>;
+
+    /// Forgets UDP flows to these frontends whose replies come from elsewhere than allowed.
+    fn forget_udp(&mut self, allowed: &Allowed) -> Result<(), DatapathError>;
+
+    /// Removes every route and routing rule.
+    fn cleanup(&mut self) -> Result<(), DatapathError>;
+}
+
+/// The network namespace of the thread that opened it.
+pub(crate) struct Kernel {
+    routes: Routes,
+    reject_path: RejectPath,
+    flows: Conntrack,
+}
+
+impl Kernel {
+    pub(crate) fn open(config: &IptablesConfig) -> Result<Self, DatapathError> {
+        let opening = failure("opening a netlink socket");
+        let IptablesConfig { route_table, rule_priority, route_protocol, .. } = *config;
+        Ok(Self {
+            routes: Routes::open(route_table, rule_priority, route_protocol).map_err(opening)?,
+            reject_path: RejectPath::open(config).map_err(opening)?,
+            flows: Conntrack::open().map_err(opening)?,
+        })
+    }
+}
+
+impl Host for Kernel {
+    fn vips(&mut self) -> Result<BTreeSet<IpAddr>, DatapathError> {
+        self.routes.observe().map_err(failure("reading routes"))
+    }
+
+    fn add_vips(&mut self, vips: &[IpAddr]) -> Result<BTreeMap<IpAddr, DatapathError>, DatapathError> {
+        self.reject_path.add().map_err(failure("adding the routing rule for refused packets"))?;
+        let refused = self.routes.add(vips).map_err(failure("adding routes"))?;
+        let explain = |(vip, error)| (vip, failure(&format!("adding the routes of {vip}"))(error));
+        Ok(refused.into_iter().map(explain).collect())
+    }
+
+    fn remove_vips(&mut self, vips: &[IpAddr]) -> Result<(), DatapathError> {
+        let refused = self.routes.remove(vips).map_err(failure("removing routes"))?;
+        match refused.into_iter().next() {
+            Some((vip, error)) => Err(failure(&format!("removing the routes of {vip}"))(error)),
+            None => Ok(()),
+        }
+    }
+
+    fn forget_udp(&mut self, allowed: &Allowed) -> Result<(), DatapathError> {
+        self.flows.forget_stale(allowed).map(drop).map_err(failure("deleting stale UDP flows"))
+    }
+
+    fn cleanup(&mut self) -> Result<(), DatapathError> {
+        self.routes.cleanup().map_err(failure("removing routes"))?;
+        self.reject_path.remove().map_err(failure("removing the routing rule for refused packets"))
+    }
+}
+
+fn failure(doing: &str) -> impl Fn(io::Error) -> DatapathError + Copy + '_ {
+    move |error| {
+        let kind = match errno(&error) {
+            Some(libc::EPERM | libc::EACCES) => ErrorKind::Permission,
+            Some(libc::ENOBUFS | libc::ENOSPC | libc::ENOMEM) => ErrorKind::Capacity,
+            Some(libc::EOPNOTSUPP | libc::EAFNOSUPPORT) => ErrorKind::Unsupported,
+            _ => ErrorKind::System,
+        };
+        DatapathError::new(kind, format!("{doing} failed")).with_source(error)
+    }
+}

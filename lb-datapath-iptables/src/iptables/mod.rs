@@ -1,0 +1,266 @@
+//! Services as iptables rules, in the shape that kube-proxy gives them: the baseline of every comparison.
+//!
+//! [`IptablesDatapath`] runs `iptables-restore --noflush` and `iptables-save` of either [`Variant`], once per family and
+//! plan. What a packet meets, in order:
+//!
+//! | hook | chain | what happens |
+//! |---|---|---|
+//! | nat `PREROUTING`, `OUTPUT` | `LB-SERVICES` | one rule per frontend, walked one by one |
+//! | | `LB-SVC-…` per frontend | asks `LB-MARK-SOURCE` to mark sources outside of the pods' prefixes; finds the backend of a known client (`recent`); draws one (`statistic`) |
+//! | | `LB-SEP-…` per frontend and backend | marks a backend that is its own client; remembers the client; translates the destination |
+//! | | `LB-MARK-REJECT`, `LB-MARK-DROP` | instead of the two above, for a frontend without backends: a mark |
+//! | filter `INPUT`, `FORWARD`, `OUTPUT` | `LB-FILTER` | first packets only: refuses or drops what nat marked |
+//! | nat `POSTROUTING` | `LB-POSTROUTING` | translates marked sources to the node's, clears the mark |
+//!
+//! The costs are the shape's: a first packet walks as many rules as there are frontends before its own, and every plan
+//! writes all of `LB-SERVICES`. The chains of a frontend are written only when it changes; those that it no longer
+//! needs are deleted in the same restore.
+//!
+//! # One commit decides
+//! nat's table is committed at once, and filter's rules never change: they act on marks. So a crash leaves each family
+//! as before a plan or as after it. (kube-proxy refuses by a rule per address in filter, which a crash can leave behind.)
+//! A frontend that `iptables-restore` refuses by its line fails alone, and the rest is restored at once without it.
+//!
+//! # Refusal
+//! TCP is refused by a reset, everything else by ICMP port unreachable. Resets have no rate limit; ICMP errors have
+//! one (`net.ipv4.icmp_ratelimit`), which would make most of many refused connections wait for their time-out.
+//! VIPs have a blackhole route for forwarded packets, so a routing rule for the mark of refused packets leads them
+//! around it, to the filter. No default route is needed. A datagram that the node itself sends is redirected to port 0
+//! of the node, since refusing it on its way out would fail the call that sends it (`EPERM`).
+//!
+//! # Silence
+//! Forwarded packets are dropped. The node's own are dropped before they leave; a UDP socket of the node sees `EPERM`
+//! over IPv6 and nothing over IPv4.
+//!
+//! # Affinity
+//! The `recent` module keeps a list of clients per frontend and backend, `--mask` makes a prefix one client, and every
+//! new flow renews the record. A record holds until *and including* the tick of the kernel's clock (1 to 10 ms) in which
+//! its time-out ends. A list holds 100 clients unless the module `xt_recent` was loaded with another `ip_list_tot`;
+//! beyond that the client that was away longest is forgotten early. The time-out goes up to 4,294,967 s.
+//!
+//! # What it reads back
+//! Comments hold ids, slots, affinity, labels and the node's facts, so a new process [observes](Datapath::observe) what
+//! an old one applied. A frontend that packets would not reach, or whose chain was changed by somebody else, is not
+//! observed; the next plan writes it anew.
+//!
+//! # Namespaces and neighbours
+//! A datapath belongs to the network namespace of the thread that opened it. Programs see the namespace of the thread
+//! that starts them: a call from a thread in another one starts them on a thread of its own, which enters.
+//! All legacy programs of a host share one lock file, whatever their namespace: see [`IptablesConfig::lock_file`]. Two
+//! datapaths in one namespace need different variants, marks, tables and route protocols.
+//!
+//! Chains that do not begin with `LB-` are never touched; jumps to ours go in front.
+
+mod attempt;
+mod change;
+mod choice;
+mod cleanup;
+mod config;
+mod counters;
+#[cfg(test)]
+mod fake;
+mod hooks;
+mod host;
+mod installed;
+mod lower;
+mod names;
+mod namespace;
+mod notes;
+mod reject_path;
+mod restore;
+mod saved;
+#[cfg(test)]
+mod tests;
+mod tools;
+
+use std::{collections::BTreeSet, fmt, sync::Arc, time::Duration};
+
+use lb_core::{
+    AffinityCapability, Algorithm, ApplyError, Atomicity, Capabilities, Counters, Datapath, DatapathError, ErrorKind,
+    Family, FrontendKind, Labels, Plan, Protocol, Role, SocketCapability, State,
+};
+
+pub use self::config::{IptablesConfig, Variant};
+
+use crate::conntrack::Allowed;
+
+use self::{
+    attempt::Attempt,
+    choice::MAX_RECENT_SECONDS,
+    counters::RuleCounters,
+    hooks::Hook,
+    host::{Host, Kernel},
+    installed::{Installed, Tables},
+    lower::{Job, MAX_SLOTS, Style},
+    saved::SavedTable,
+    tools::{Programs, ToolError, Tools, Version},
+};
+
+/// The input of `iptables-restore --noflush` that installs one family of `state` where nothing of ours is installed.
+///
+/// What [`IptablesDatapath::apply`](Datapath::apply) writes for a first plan; pure, for tools that show or measure it.
+#[must_use]
+pub fn restore_input(config: &IptablesConfig, family: Family, state: &State, labels: &Labels) -> String {
+    let job = Job {
+        family,
+        style: config.style(true),
+        before: &State::default(),
+        after: state,
+        labels,
+        dirty: &state.frontends.keys().copied().collect(),
+        stray: &BTreeSet::new(),
+        base: true,
+        missing: &Hook::ALL.into_iter().collect(),
+    };
+    job.restore().into_text()
+}
+
+/// Services as iptables rules.
+pub struct IptablesDatapath {
+    config: IptablesConfig,
+    style: Style,
+    tools: Arc<dyn Tools>,
+    host: Box<dyn Host>,
+    /// What the kernel holds; `None` until it has been read, and after a failure that leaves it open.
+    installed: Option<Installed>,
+    /// UDP frontends whose old flows are still to be forgotten.
+    stale: Allowed,
+}
+
+impl fmt::Debug for IptablesDatapath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("IptablesDatapath").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+impl IptablesDatapath {
+    /// Opens the datapath in the network namespace of the calling thread. Changes nothing.
+    ///
+    /// # Errors
+    /// When the programs of the variant are not there, or the settings contradict each other.
+    pub fn open(config: &IptablesConfig) -> Result<Self, DatapathError> {
+        config.check()?;
+        let namespace =
+            |error| DatapathError::new(ErrorKind::System, "cannot tell the network namespace").with_source(error);
+        let programs = Programs::open(config.variant, config.lock_file.clone()).map_err(namespace)?;
+        let recent = programs.version()?.is_none_or(|version| version >= Version::WAITS);
+        let programs = if recent { programs.waiting(config.lock_wait) } else { programs };
+        let host = Kernel::open(config)?;
+        Ok(Self::with(config.clone(), recent, Arc::new(programs), Box::new(host)))
+    }
+
+    fn with(config: IptablesConfig, random_fully: bool, tools: Arc<dyn Tools>, host: Box<dyn Host>) -> Self {
+        let style = config.style(random_fully);
+        Self { config, style, tools, host, installed: None, stale: Allowed::new() }
+    }
+
+    fn read(&mut self) -> Result<Installed, DatapathError> {
+        let families = self.config.families.iter();
+        let tables: Vec<Tables> = families.map(|&family| self.tables(family)).collect::<Result<_, _>>()?;
+        Ok(Installed::read(&tables, self.host.vips()?, self.style))
+    }
+
+    fn tables(&self, family: Family) -> Result<Tables, ToolError> {
+        let table = |name| Ok(SavedTable::parse(&self.tools.save(family, name)?));
+        Ok(Tables { family, nat: table("nat")?, filter: table("filter")? })
+    }
+
+    /// Restores one family, without the frontends that are refused one by one.
+    fn restore(&self, attempt: &mut Attempt<'_>, family: Family) -> Result<(), DatapathError> {
+        let mut culprits = 0;
+        while attempt.change.touches(family) {
+            let restore = attempt.job(family, self.style).restore();
+            let Err(error) = self.tools.restore(family, restore.text()) else { break };
+            let blamed = error.line().and_then(|line| restore.owner(line));
+            match blamed.filter(|addr| culprits < MOST_CULPRITS && attempt.change.dirty.contains(addr)) {
+                Some(addr) => attempt.refuse(addr, error.into()),
+                None => return Err(error.into()),
+            }
+            culprits += 1;
+        }
+        Ok(())
+    }
+}
+
+/// Each culprit costs a restore: with more than these something else is wrong.
+const MOST_CULPRITS: usize = 16;
+
+impl Datapath for IptablesDatapath {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            kind: self.config.variant.as_str(),
+            algorithms: vec![Algorithm::Random],
+            protocols: vec![Protocol::Tcp, Protocol::Udp],
+            families: self.config.families.clone(),
+            frontends: vec![FrontendKind::ClusterIp, FrontendKind::LoadBalancer, FrontendKind::ExternalIp],
+            external_traffic_policy_local: false,
+            affinity: Some(AffinityCapability { prefixes: true, max_timeout: Duration::from_secs(MAX_RECENT_SECONDS) }),
+            sockets: SocketCapability::Packets,
+            atomic: Atomicity::Family,
+            roles: vec![Role::Active],
+            max_slots: MAX_SLOTS,
+        }
+    }
+
+    fn observe(&mut self) -> Result<State, DatapathError> {
+        self.installed = None;
+        let installed = self.read()?;
+        let state = installed.state.clone();
+        self.installed = Some(installed);
+        Ok(state)
+    }
+
+    fn apply(&mut self, plan: &Plan) -> Result<(), ApplyError> {
+        let installed = match self.installed.take() {
+            Some(installed) => installed,
+            None => self.read().map_err(ApplyError::unknown)?,
+        };
+        let mut attempt = Attempt::new(&installed, plan, &self.config.families);
+        match self.host.add_vips(&attempt.vips_needed()) {
+            Ok(refused) => attempt.refuse_vips(refused),
+            Err(error) => {
+                let error = attempt.nothing_took(&error);
+                self.installed = Some(installed);
+                return Err(error);
+            }
+        }
+        for &family in &self.config.families {
+            self.restore(&mut attempt, family).map_err(ApplyError::unknown)?;
+        }
+        self.stale.extend(attempt.udp_changes());
+        self.host.forget_udp(&self.stale).map_err(ApplyError::unknown)?;
+        self.stale.clear();
+        self.host.remove_vips(&attempt.vips_left()).map_err(ApplyError::unknown)?;
+        let (installed, report) = attempt.finish();
+        self.installed = Some(installed);
+        report
+    }
+
+    fn set_role(&mut self, role: Role) -> Result<(), DatapathError> {
+        match role {
+            Role::Active => Ok(()),
+            Role::Standby | Role::Draining => {
+                let message = format!("{} can only be active, not {role:?}", self.config.variant.as_str());
+                Err(DatapathError::new(ErrorKind::Unsupported, message))
+            }
+        }
+    }
+
+    fn cleanup(&mut self) -> Result<(), DatapathError> {
+        self.installed = None;
+        self.stale.clear();
+        for &family in &self.config.families {
+            for table in ["nat", "filter"] {
+                let removal = cleanup::removal(table, &SavedTable::parse(&self.tools.save(family, table)?));
+                if let Some(removal) = removal {
+                    self.tools.restore(family, &removal)?;
+                }
+            }
+        }
+        self.host.cleanup()
+    }
+
+    fn counters(&self) -> Option<Arc<dyn Counters>> {
+        Some(Arc::new(RuleCounters { tools: Arc::clone(&self.tools), families: self.config.families.clone() }))
+    }
+}

@@ -1,0 +1,121 @@
+//! The way of a packet to the rule that refuses it.
+//!
+//! `REJECT` works in filter's chains only, which come after the route look-up; and a forwarded packet to a VIP would
+//! not survive that, since VIPs have a blackhole route. So nat marks what is to be refused, and a routing rule for
+//! that mark leads around the blackhole:
+//!
+//! - IPv4: to the table of [`Routes`] for the node's own packets, where VIPs have a unicast route to the loopback
+//!   device. The packet is forwarded as far as filter's `FORWARD`. A local route would not do: the ICMP error would be
+//!   sent from the VIP, which no device has. Nor would a default route: the reverse path filter may look at marks
+//!   (`src_valid_mark`), and must not find the client behind it.
+//! - IPv6: to a table with a local default route. The packet is delivered as far as filter's `INPUT`. A unicast route
+//!   to the loopback device would not do: the kernel turns it into an unreachable one.
+//!
+//! The node's own packets do not need it: their chain is `OUTPUT`, after the look-up that [`Routes`] serves.
+//!
+//! [`Routes`]: crate::routes::Routes
+
+use std::io;
+
+use lb_core::Family;
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST};
+use netlink_packet_route::{
+    AddressFamily,
+    route::{RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType},
+    rule::{RuleAction, RuleAttribute, RuleMessage},
+};
+use netlink_sys::protocols::NETLINK_ROUTE;
+use nix::libc;
+
+use crate::{
+    netlink::{Socket, Writer, errno},
+    routes::{DELETE_ROUTE, DELETE_RULE, LOOPBACK, NEW_ROUTE, NEW_RULE, address_family},
+};
+
+use super::IptablesConfig;
+
+/// A routing rule for each family, and a default route for IPv6.
+#[derive(Debug)]
+pub(crate) struct RejectPath {
+    socket: Socket,
+    families: Vec<Family>,
+    mark: u32,
+    table_v4: u32,
+    table_v6: u32,
+    priority: u32,
+    protocol: u8,
+    added: bool,
+}
+
+impl RejectPath {
+    pub(crate) fn open(config: &IptablesConfig) -> io::Result<Self> {
+        Ok(Self {
+            socket: Socket::open(NETLINK_ROUTE)?,
+            families: config.families.clone(),
+            mark: config.reject_mark,
+            table_v4: config.route_table,
+            table_v6: config.reject_table,
+            priority: config.rule_priority,
+            protocol: config.route_protocol,
+            added: false,
+        })
+    }
+
+    /// Adds it unless this process has; what an earlier one left counts.
+    pub(crate) fn add(&mut self) -> io::Result<()> {
+        if self.added {
+            return Ok(());
+        }
+        self.change(NEW_ROUTE, NEW_RULE, NLM_F_REQUEST | NLM_F_CREATE | NLM_F_EXCL, &[libc::EEXIST])?;
+        self.added = true;
+        Ok(())
+    }
+
+    pub(crate) fn remove(&mut self) -> io::Result<()> {
+        self.added = false;
+        let absent = [libc::ENOENT, libc::ESRCH, libc::EAFNOSUPPORT, libc::EOPNOTSUPP];
+        self.change(DELETE_ROUTE, DELETE_RULE, NLM_F_REQUEST, &absent)
+    }
+
+    fn change(&mut self, route: u16, rule: u16, flags: u16, harmless: &[i32]) -> io::Result<()> {
+        let mut writer = Writer::default();
+        for &family in &self.families {
+            if family == Family::V6 {
+                writer.raw(route, flags, &self.route());
+            }
+            writer.raw(rule, flags, &self.rule(family));
+        }
+        let refused = self.socket.burst(writer)?.into_iter().map(|refusal| refusal.error);
+        let mut serious = refused.filter(|error| errno(error).is_none_or(|code| !harmless.contains(&code)));
+        serious.next().map_or(Ok(()), Err)
+    }
+
+    fn route(&self) -> RouteMessage {
+        let mut route = RouteMessage::default();
+        route.header.address_family = AddressFamily::Inet6;
+        route.header.table = u8::try_from(self.table_v6).unwrap_or(RouteHeader::RT_TABLE_UNSPEC);
+        route.header.protocol = RouteProtocol::from(self.protocol);
+        route.header.kind = RouteType::Local;
+        route.header.scope = RouteScope::Universe;
+        route.attributes = vec![RouteAttribute::Table(self.table_v6), RouteAttribute::Oif(LOOPBACK)];
+        route
+    }
+
+    fn rule(&self, family: Family) -> RuleMessage {
+        let table = match family {
+            Family::V4 => self.table_v4,
+            Family::V6 => self.table_v6,
+        };
+        let mut rule = RuleMessage::default();
+        rule.header.family = address_family(family);
+        rule.header.action = RuleAction::ToTable;
+        rule.attributes = vec![
+            RuleAttribute::FwMark(self.mark),
+            RuleAttribute::FwMask(u32::MAX),
+            RuleAttribute::Priority(self.priority),
+            RuleAttribute::Table(table),
+            RuleAttribute::Protocol(RouteProtocol::from(self.protocol)),
+        ];
+        rule
+    }
+}

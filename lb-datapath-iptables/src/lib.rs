@@ -1,0 +1,25 @@
+//! Service load balancing in netfilter: one backend for nftables, one for iptables.
+//!
+//! Both carry out the plans of [`lb_core`] and read back what they installed, so that a new process takes over where an
+//! old one ended. They translate packets on the node that they run on; they open no firewall, answer no ARP and accept
+//! no traffic on anybody's behalf. The README shows each of them hook by hook.
+//!
+//! ```no_run
+//! use lb_core::{Datapath, Labels, State, diff};
+//! use lb_datapath_iptables::nftables::{NftablesConfig, NftablesDatapath};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let mut datapath: Box<dyn Datapath> = Box::new(NftablesDatapath::open(&NftablesConfig::default())?);
+//! let installed = datapath.observe()?;
+//! let desired = State { node: installed.node.clone(), ..State::default() };
+//! datapath.apply(&diff(&installed, &desired, &Labels::new()))?;
+//! # Ok(())
+//! # }
+//! ```
+
+mod conntrack;
+mod netlink;
+pub mod nftables;
+mod routes;
+
+pub mod iptables;

@@ -1,0 +1,49 @@
+//! Clients' records that a change contradicts.
+//!
+//! Packets write the records, so that they are read when they matter and not mirrored: only for a frontend with affinity
+//! whose backends, id or affinity change.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+};
+
+use lb_core::FrontendAddr;
+
+use super::{
+    draft::Endpoint,
+    kernel::{Batch, Kernel},
+    layout::{Element, Key, Set, Value},
+    observe::FAMILIES,
+};
+
+/// Which records of a frontend may stay: those that lead to one of these backends.
+pub(super) type Sweeps = BTreeMap<FrontendAddr, BTreeSet<Endpoint>>;
+
+/// The records that may not stay.
+pub(super) fn stale(kernel: &mut dyn Kernel, sweeps: &Sweeps) -> io::Result<Vec<(FrontendAddr, Key)>> {
+    let mut found = Vec::new();
+    for family in FAMILIES {
+        if sweeps.keys().any(|addr| addr.family() == family) {
+            let records = kernel.elements(Set::Affinity(family))?.into_iter().flatten();
+            found.extend(records.filter_map(|(record, _)| doomed(sweeps, &record)));
+        }
+    }
+    found.sort_unstable();
+    Ok(found)
+}
+
+/// Removes what packets wrote while the new form was on its way.
+pub(super) fn sweep(kernel: &mut dyn Kernel, sweeps: &Sweeps) -> io::Result<()> {
+    let records = stale(kernel, sweeps)?;
+    if records.is_empty() {
+        return Ok(());
+    }
+    Ok(kernel.commit(&Batch { forget: &records, ..Batch::default() })?)
+}
+
+fn doomed(sweeps: &Sweeps, record: &Element) -> Option<(FrontendAddr, Key)> {
+    let (Key::Record(_, addr), Value::Backend(ip, port)) = (record.key, record.value) else { return None };
+    let keep = sweeps.get(&addr)?;
+    (!keep.contains(&(ip, port))).then_some((addr, record.key))
+}

@@ -1,0 +1,212 @@
+//! A plan laid over the mirror: what the table is to hold, at the cost of what changes.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use lb_core::{
+    Backend, BackendId, BackendSet, DatapathError, ErrorKind, Frontend, FrontendAddr, NodeFacts, Op, Plan, Protocol,
+    Scope, SetId, State,
+};
+
+use super::mirror::{Counts, Mirror, members, set_of};
+
+/// Where a backend listens.
+pub(super) type Endpoint = (IpAddr, u16);
+
+/// Changes over a mirror; `None` removes.
+#[derive(Debug, Default)]
+pub(super) struct Draft {
+    pub(super) node: Option<NodeFacts>,
+    pub(super) backends: BTreeMap<BackendId, Option<Backend>>,
+    pub(super) sets: BTreeMap<SetId, Option<Arc<BackendSet>>>,
+    pub(super) frontends: BTreeMap<FrontendAddr, Option<Frontend>>,
+    pub(super) labels: BTreeMap<FrontendAddr, Arc<str>>,
+}
+
+impl Draft {
+    /// Adds everything that `state` holds: for a table that is made anew.
+    pub(super) fn add_state(&mut self, state: &State) {
+        self.node = Some(state.node.clone());
+        self.backends.extend(state.backends.iter().map(|(&id, &backend)| (id, Some(backend))));
+        self.sets.extend(state.sets.iter().map(|(&id, set)| (id, Some(Arc::clone(set)))));
+        self.frontends.extend(state.frontends.iter().map(|(&addr, &frontend)| (addr, Some(frontend))));
+    }
+
+    /// Adds what `plan` does, without what it does to `refused` frontends. A set that a frontend still points to and a
+    /// backend that is still in a set stay.
+    pub(super) fn add_plan(&mut self, mirror: &Mirror, plan: &Plan, refused: &BTreeMap<FrontendAddr, DatapathError>) {
+        for op in &plan.ops {
+            self.add_op(op, refused);
+        }
+        self.keep_what_is_used(mirror);
+    }
+
+    /// A backend as it is to be.
+    pub(super) fn backend<'a>(&'a self, mirror: &'a Mirror, id: BackendId) -> Option<&'a Backend> {
+        self.backends.get(&id).map_or_else(|| mirror.state.backends.get(&id), Option::as_ref)
+    }
+
+    /// A set as it is to be.
+    pub(super) fn set<'a>(&'a self, mirror: &'a Mirror, id: SetId) -> Option<&'a Arc<BackendSet>> {
+        self.sets.get(&id).map_or_else(|| mirror.state.sets.get(&id), Option::as_ref)
+    }
+
+    /// The slots of a frontend as they are to be; none for one that points to no set.
+    ///
+    /// # Errors
+    /// When the frontend, its set or a backend is not what this datapath can carry.
+    pub(super) fn slots(
+        &self,
+        mirror: &Mirror,
+        addr: &FrontendAddr,
+        frontend: &Frontend,
+    ) -> Result<Vec<Endpoint>, DatapathError> {
+        supported(addr)?;
+        let Some(id) = set_of(*frontend) else { return Ok(Vec::new()) };
+        let missing = |what: String| DatapathError::new(ErrorKind::Invalid, format!("frontend {addr}: {what}"));
+        let set = self.set(mirror, id).ok_or_else(|| missing(format!("set {id} does not exist")))?;
+        if set.slots.is_empty() {
+            return Err(missing(format!("set {id} is empty")));
+        }
+        set.slots
+            .iter()
+            .map(|&id| {
+                let backend =
+                    self.backend(mirror, id).ok_or_else(|| missing(format!("backend {id} does not exist")))?;
+                if backend.addr.family() != addr.family() || backend.addr.protocol != addr.protocol {
+                    return Err(missing(format!("backend {} is of another family or protocol", backend.addr)));
+                }
+                Ok((backend.addr.ip, backend.addr.port))
+            })
+            .collect()
+    }
+
+    /// Frontends that may change: those of the plan, and those whose set changes under its id.
+    pub(super) fn touched(&self, mirror: &Mirror) -> BTreeSet<FrontendAddr> {
+        let mut touched: BTreeSet<FrontendAddr> = self.frontends.keys().copied().collect();
+        let changed = self.changed_sets(mirror);
+        if !changed.is_empty() {
+            let users = mirror.state.frontends.iter();
+            touched.extend(
+                users.filter(|(_, f)| set_of(**f).is_some_and(|id| changed.contains(&id))).map(|(&addr, _)| addr),
+            );
+        }
+        touched
+    }
+
+    /// Takes the changes over into the mirror.
+    pub(super) fn settle(self, mirror: &mut Mirror) {
+        if let Some(node) = self.node {
+            mirror.state.node = node;
+        }
+        for (id, backend) in self.backends {
+            mirror.put_backend(id, backend);
+        }
+        for (id, set) in self.sets {
+            mirror.put_set(id, set);
+        }
+        for (addr, frontend) in self.frontends {
+            mirror.put_frontend(addr, frontend);
+        }
+    }
+
+    fn add_op(&mut self, op: &Op, refused: &BTreeMap<FrontendAddr, DatapathError>) {
+        match op {
+            Op::SetNode(node) => self.node = Some(node.clone()),
+            Op::UpsertBackend(id, backend) => {
+                self.backends.insert(*id, Some(*backend));
+            }
+            Op::AddSet(id, set) => {
+                self.sets.insert(*id, Some(Arc::clone(set)));
+            }
+            Op::UpsertFrontend { addr, frontend, label } => {
+                if !refused.contains_key(addr) {
+                    self.frontends.insert(*addr, Some(*frontend));
+                    self.labels.insert(*addr, Arc::clone(label));
+                }
+            }
+            Op::RemoveFrontend(addr) => {
+                if !refused.contains_key(addr) {
+                    self.frontends.insert(*addr, None);
+                }
+            }
+            Op::RemoveSet(id) => {
+                self.sets.insert(*id, None);
+            }
+            Op::RemoveBackend(id) => {
+                self.backends.insert(*id, None);
+            }
+        }
+    }
+
+    fn keep_what_is_used(&mut self, mirror: &Mirror) {
+        if self.sets.values().any(Option::is_none) {
+            let (gained, lost) = self.set_uses(mirror);
+            self.sets.retain(|id, set| set.is_some() || mirror.set_users.get(*id) + gained.get(*id) <= lost.get(*id));
+        }
+        if self.backends.values().any(Option::is_none) {
+            let (gained, lost) = self.backend_uses(mirror);
+            self.backends
+                .retain(|id, b| b.is_some() || mirror.backend_users.get(*id) + gained.get(*id) <= lost.get(*id));
+        }
+    }
+
+    fn set_uses(&self, mirror: &Mirror) -> (Counts<SetId>, Counts<SetId>) {
+        let (mut gained, mut lost) = (Counts::default(), Counts::default());
+        for (addr, new) in &self.frontends {
+            gained.swap(None, new.and_then(set_of));
+            lost.swap(None, mirror.state.frontends.get(addr).copied().and_then(set_of));
+        }
+        (gained, lost)
+    }
+
+    fn backend_uses(&self, mirror: &Mirror) -> (Counts<BackendId>, Counts<BackendId>) {
+        let (mut gained, mut lost) = (Counts::default(), Counts::default());
+        for (id, new) in &self.sets {
+            for member in new.as_deref().map(members).unwrap_or_default() {
+                gained.swap(None, Some(member));
+            }
+            for member in mirror.state.sets.get(id).map(|old| members(old)).unwrap_or_default() {
+                lost.swap(None, Some(member));
+            }
+        }
+        (gained, lost)
+    }
+
+    fn changed_sets(&self, mirror: &Mirror) -> BTreeSet<SetId> {
+        let differs = |id: &SetId, new: &Option<Arc<BackendSet>>| match (mirror.state.sets.get(id), new) {
+            (Some(old), Some(new)) => old != new,
+            _ => false,
+        };
+        let mut changed: BTreeSet<SetId> =
+            self.sets.iter().filter(|(id, new)| differs(id, new)).map(|(&id, _)| id).collect();
+        let moved: BTreeSet<BackendId> =
+            self.backends.iter().filter(|(id, new)| self.moved(mirror, **id, **new)).map(|(&id, _)| id).collect();
+        if !moved.is_empty() {
+            let all = mirror.state.sets.iter();
+            changed.extend(all.filter(|(_, set)| set.slots.iter().any(|id| moved.contains(id))).map(|(&id, _)| id));
+        }
+        changed
+    }
+
+    fn moved(&self, mirror: &Mirror, id: BackendId, new: Option<Backend>) -> bool {
+        match (mirror.state.backends.get(&id), new) {
+            (Some(old), Some(new)) => old.addr != new.addr,
+            _ => false,
+        }
+    }
+}
+
+fn supported(addr: &FrontendAddr) -> Result<(), DatapathError> {
+    let lacks = |what: &str| {
+        Err(DatapathError::new(ErrorKind::Unsupported, format!("frontend {addr}: nftables datapath lacks {what}")))
+    };
+    match (addr.scope, addr.protocol) {
+        (Scope::Internal, _) => lacks("frontends for internal traffic only"),
+        (_, Protocol::Sctp) => lacks("SCTP"),
+        (Scope::External, Protocol::Tcp | Protocol::Udp) => Ok(()),
+    }
+}

@@ -1,0 +1,322 @@
+//! Carries plans out: routes before, one transaction, then what packets left behind.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::IpAddr,
+};
+
+use lb_core::{ApplyError, DatapathError, ErrorKind, FrontendAddr, Plan, State};
+
+use super::{
+    affinity,
+    draft::Draft,
+    kernel::{Batch, CommitError, Kernel},
+    layout::{Element, Key, Note, VERSION, Value},
+    lower::{Action, Lowered, Origin, Step, lower},
+    mirror::Mirror,
+    observe::{Found, observe},
+};
+use crate::{conntrack::Allowed, netlink::errno};
+
+/// Routes of virtual addresses.
+pub(super) trait Vips: Send {
+    fn observe(&mut self) -> io::Result<BTreeSet<IpAddr>>;
+    fn add(&mut self, vips: &[IpAddr]) -> io::Result<BTreeMap<IpAddr, io::Error>>;
+    fn remove(&mut self, vips: &[IpAddr]) -> io::Result<BTreeMap<IpAddr, io::Error>>;
+    fn cleanup(&mut self) -> io::Result<()>;
+}
+
+/// Flows that the kernel remembers.
+pub(super) trait Flows: Send {
+    fn forget_stale(&mut self, allowed: &Allowed) -> io::Result<usize>;
+}
+
+/// Everything that it acts on.
+pub(super) struct Engine {
+    pub(super) kernel: Box<dyn Kernel>,
+    pub(super) routes: Box<dyn Vips>,
+    pub(super) flows: Box<dyn Flows>,
+    known: Option<Known>,
+}
+
+/// What the table holds, as far as this process knows.
+struct Known {
+    mirror: Mirror,
+    /// The table's generation; `None` if the table has to be made anew.
+    generation: Option<u32>,
+    /// What a table that has to be made anew held.
+    salvaged: State,
+    /// Addresses that had their routes when the table was read, until the first plan has evened them out.
+    routed: Option<BTreeSet<IpAddr>>,
+    /// Addresses that got routes for a transaction which may not have taken.
+    added: Vec<IpAddr>,
+}
+
+impl Known {
+    fn draft(&self, plan: &Plan, refused: &BTreeMap<FrontendAddr, DatapathError>) -> Draft {
+        let mut draft = Draft::default();
+        if self.generation.is_none() {
+            draft.add_state(&self.salvaged);
+            draft.frontends.retain(|addr, _| !refused.contains_key(addr));
+        }
+        draft.add_plan(&self.mirror, plan, refused);
+        draft
+    }
+
+    /// Notes the addresses that need routes. The first time, addresses that lost theirs are among them.
+    fn add_missing(&mut self, lowered: &Lowered) {
+        self.added.extend(lowered.new_vips.keys());
+        if let Some(routed) = &self.routed {
+            self.added.extend(self.mirror.vips.keys());
+            self.added.retain(|vip| !routed.contains(vip));
+        }
+        self.added.sort_unstable();
+        self.added.dedup();
+    }
+
+    /// The addresses that have routes and need none.
+    fn idle_routes(&mut self, gone: Vec<IpAddr>) -> Vec<IpAddr> {
+        let mut idle = gone;
+        idle.append(&mut self.added);
+        idle.extend(self.routed.take().into_iter().flatten());
+        idle.retain(|&vip| self.mirror.vips.get(vip) == 0);
+        idle.sort_unstable();
+        idle.dedup();
+        idle
+    }
+}
+
+/// How one try ended.
+enum Outcome {
+    Took,
+    /// The same again without these.
+    Without(Vec<(FrontendAddr, DatapathError)>),
+    Failed(DatapathError),
+}
+
+impl Engine {
+    pub(super) fn new(kernel: Box<dyn Kernel>, routes: Box<dyn Vips>, flows: Box<dyn Flows>) -> Self {
+        Self { kernel, routes, flows, known: None }
+    }
+
+    pub(super) fn observe(&mut self) -> Result<State, DatapathError> {
+        let found = observe(&mut *self.kernel).map_err(|error| failure("reading the table", error))?;
+        let routed = self.routes.observe().map_err(|error| failure("reading routes", error))?;
+        let (mirror, generation, salvaged) = match found {
+            Found::Nothing => (Mirror::default(), None, State::default()),
+            Found::Foreign(state) => (Mirror::default(), None, state),
+            Found::Ours { mirror, generation } => (*mirror, Some(generation), State::default()),
+        };
+        let state = if generation.is_some() { mirror.state.clone() } else { salvaged.clone() };
+        self.known = Some(Known { mirror, generation, salvaged, routed: Some(routed), added: Vec::new() });
+        Ok(state)
+    }
+
+    pub(super) fn apply(&mut self, plan: &Plan) -> Result<(), ApplyError> {
+        if self.known.is_none() {
+            self.observe().map_err(ApplyError::unknown)?;
+        }
+        let mut refused = BTreeMap::new();
+        loop {
+            match self.attempt(plan, &refused)? {
+                Outcome::Took => return report(plan, refused),
+                Outcome::Without(more) => {
+                    let before = refused.len();
+                    refused.extend(more);
+                    if refused.len() == before {
+                        return Err(nothing_took(plan, refused));
+                    }
+                }
+                Outcome::Failed(cause) => {
+                    for addr in plan.ops.iter().filter_map(frontend_of) {
+                        refused.entry(addr).or_insert_with(|| DatapathError::new(cause.kind(), cause.report()));
+                    }
+                    return Err(if refused.is_empty() {
+                        ApplyError::unknown(cause)
+                    } else {
+                        nothing_took(plan, refused)
+                    });
+                }
+            }
+        }
+    }
+
+    pub(super) fn cleanup(&mut self) -> Result<(), DatapathError> {
+        self.known = None;
+        self.kernel.remove_table().map_err(|error| failure("removing the table", error))?;
+        self.routes.cleanup().map_err(|error| failure("removing routes", error))
+    }
+
+    fn attempt(&mut self, plan: &Plan, refused: &BTreeMap<FrontendAddr, DatapathError>) -> Result<Outcome, ApplyError> {
+        let Some(known) = &mut self.known else { return Ok(Outcome::Took) };
+        let draft = known.draft(plan, refused);
+        let mut lowered = lower(&draft, &known.mirror);
+        if !lowered.refused.is_empty() {
+            return Ok(Outcome::Without(std::mem::take(&mut lowered.refused)));
+        }
+        if !lowered.steps.is_empty() || known.generation.is_none() {
+            known.add_missing(&lowered);
+            match prepare(&mut *self.routes, &known.added, &lowered) {
+                Ok(failed) if failed.is_empty() => {}
+                Ok(failed) => {
+                    known.added.retain(|vip| !failed.iter().any(|(addr, _)| addr.ip == *vip));
+                    return Ok(Outcome::Without(failed));
+                }
+                Err(error) => return Ok(Outcome::Failed(failure("adding routes", error))),
+            }
+            match commit(&mut *self.kernel, &mut known.generation, &lowered) {
+                Ok(()) => {}
+                Err(CommitError::Refused(refusals)) => return self.refused(refusals),
+                Err(CommitError::Unknown(error)) => return Err(self.lost(failure("writing the table", error))),
+            }
+        }
+        lowered.settle(&mut known.mirror);
+        draft.settle(&mut known.mirror);
+        known.salvaged = State::default();
+        self.follow_up(lowered).map(|()| Outcome::Took)
+    }
+
+    /// Sorts out what a refused transaction means.
+    fn refused(&mut self, refusals: Vec<(Origin, io::Error)>) -> Result<Outcome, ApplyError> {
+        let mut failed = BTreeMap::new();
+        let mut shared = None;
+        for (origin, error) in refusals {
+            match origin {
+                Origin::Generation => return Err(self.lost(foreign(error))),
+                Origin::Shared => shared = shared.or(Some(failure("writing the table", error))),
+                Origin::Frontend(addr) => {
+                    let cause = || failure(&format!("writing frontend {addr}"), error);
+                    failed.entry(addr).or_insert_with(cause);
+                }
+            }
+        }
+        Ok(match shared {
+            Some(cause) if failed.is_empty() => Outcome::Failed(cause),
+            _ => Outcome::Without(failed.into_iter().collect()),
+        })
+    }
+
+    /// What has to follow the transaction. A failure here leaves new traffic right and old traffic wrong: the next
+    /// observation starts over.
+    fn follow_up(&mut self, lowered: Lowered) -> Result<(), ApplyError> {
+        let swept = affinity::sweep(&mut *self.kernel, &lowered.sweeps);
+        swept.map_err(|error| self.lost(failure("removing affinity records", error)))?;
+        let flows = if lowered.flows.is_empty() { Ok(0) } else { self.flows.forget_stale(&lowered.flows) };
+        flows.map_err(|error| self.lost(failure("deleting stale UDP flows", error)))?;
+        let Some(known) = &mut self.known else { return Ok(()) };
+        let gone = known.idle_routes(lowered.gone_vips);
+        let left = self.routes.remove(&gone).map_err(|error| self.lost(failure("removing routes", error)))?;
+        match left.into_iter().next() {
+            Some((vip, error)) => Err(self.lost(failure(&format!("removing the routes of {vip}"), error))),
+            None => Ok(()),
+        }
+    }
+
+    /// From here on the mirror cannot be trusted.
+    fn lost(&mut self, cause: DatapathError) -> ApplyError {
+        self.known = None;
+        ApplyError::unknown(cause)
+    }
+}
+
+/// Adds routes, and says which frontends cannot have theirs.
+fn prepare(
+    routes: &mut dyn Vips,
+    missing: &[IpAddr],
+    lowered: &Lowered,
+) -> io::Result<Vec<(FrontendAddr, DatapathError)>> {
+    let mut failed = Vec::new();
+    for (vip, error) in routes.add(missing)? {
+        let kind = kind(&error);
+        let message = format!("adding the routes of {vip}: {error}; is the loopback device up?");
+        let Some(users) = lowered.new_vips.get(&vip) else { return Err(error) };
+        failed.extend(users.iter().map(|&addr| (addr, DatapathError::new(kind, message.clone()))));
+    }
+    Ok(failed)
+}
+
+/// Carries the operations out; the table has the next generation then.
+fn commit(kernel: &mut dyn Kernel, generation: &mut Option<u32>, lowered: &Lowered) -> Result<(), CommitError> {
+    let records = affinity::stale(kernel, &lowered.sweeps).map_err(|error| {
+        CommitError::Refused(vec![(Origin::Shared, io::Error::other(format!("reading affinity records: {error}")))])
+    })?;
+    let next = generation.unwrap_or_else(fresh_generation).wrapping_add(1);
+    kernel.commit(&Batch {
+        rebuild: generation.is_none(),
+        first: &frame(*generation, next),
+        steps: &lowered.steps,
+        forget: &records,
+    })?;
+    *generation = Some(next);
+    Ok(())
+}
+
+/// What every transaction begins with.
+fn frame(now: Option<u32>, next: u32) -> Vec<Step> {
+    let step = |origin, action| Step { origin, action };
+    let note = |note, number| Element::new(Key::Note(note, number), Value::None);
+    let generation = step(Origin::Generation, Action::Add(note(Note::Generation, next).comment("generation")));
+    if let Some(now) = now {
+        return vec![step(Origin::Generation, Action::Remove(Key::Note(Note::Generation, now))), generation];
+    }
+    vec![generation, step(Origin::Shared, Action::Add(note(Note::Layout, VERSION).comment("layout")))]
+}
+
+/// A number that another process, or this one for another table, did not start with.
+fn fresh_generation() -> u32 {
+    use std::hash::{BuildHasher, RandomState};
+    let [a, b, c, d, ..] = RandomState::new().hash_one(0).to_ne_bytes();
+    u32::from_ne_bytes([a, b, c, d])
+}
+
+fn report(plan: &Plan, refused: BTreeMap<FrontendAddr, DatapathError>) -> Result<(), ApplyError> {
+    if refused.is_empty() {
+        return Ok(());
+    }
+    let applied = plan.ops.iter().filter(|op| frontend_of(op).is_none_or(|addr| !refused.contains_key(&addr))).count();
+    Err(ApplyError { applied, failed: refused.into_iter().collect(), unknown: None })
+}
+
+fn nothing_took(plan: &Plan, mut refused: BTreeMap<FrontendAddr, DatapathError>) -> ApplyError {
+    for addr in plan.ops.iter().filter_map(frontend_of) {
+        refused.entry(addr).or_insert_with(|| {
+            DatapathError::new(
+                ErrorKind::System,
+                format!("frontend {addr}: the kernel refused the transaction that it was in"),
+            )
+        });
+    }
+    ApplyError { applied: 0, failed: refused.into_iter().collect(), unknown: None }
+}
+
+fn frontend_of(op: &lb_core::Op) -> Option<FrontendAddr> {
+    match op {
+        lb_core::Op::UpsertFrontend { addr, .. } | lb_core::Op::RemoveFrontend(addr) => Some(*addr),
+        _ => None,
+    }
+}
+
+fn foreign(error: io::Error) -> DatapathError {
+    let message = "the table was changed by somebody else; it is read again before the next change";
+    DatapathError::new(ErrorKind::Busy, message).with_source(error)
+}
+
+/// An error of the kernel with what was being done.
+pub(super) fn failure(what: &str, error: io::Error) -> DatapathError {
+    let kind = kind(&error);
+    let help = if kind == ErrorKind::Permission { " (needs CAP_NET_ADMIN)" } else { "" };
+    DatapathError::new(kind, format!("{what} failed{help}")).with_source(error)
+}
+
+fn kind(error: &io::Error) -> ErrorKind {
+    use nix::libc;
+    match errno(error) {
+        Some(libc::EPERM | libc::EACCES) => ErrorKind::Permission,
+        Some(libc::EOPNOTSUPP | libc::EAFNOSUPPORT | libc::EPROTONOSUPPORT) => ErrorKind::Unsupported,
+        Some(libc::ENOMEM | libc::ENOBUFS | libc::ENFILE | libc::ENOSPC | libc::EMSGSIZE) => ErrorKind::Capacity,
+        Some(libc::EBUSY | libc::EEXIST | libc::ENOENT | libc::EAGAIN) => ErrorKind::Busy,
+        Some(libc::EINVAL | libc::ERANGE) => ErrorKind::Invalid,
+        _ => ErrorKind::System,
+    }
+}

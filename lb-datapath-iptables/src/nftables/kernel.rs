@@ -1,0 +1,232 @@
+//! The kernel's side: one batch in, dumps out.
+
+use std::io;
+
+use lb_core::FrontendAddr;
+use netlink_packet_core::{NLM_F_ACK, NLM_F_REQUEST};
+use netlink_sys::protocols::NETLINK_NETFILTER;
+
+use super::{
+    layout::{Key, Set},
+    lower::{Action, Origin, Step},
+    read::{self, Read},
+    rules,
+    wire::{self, Item, Verb},
+};
+use crate::netlink::{
+    Socket, Writer, attributes, errno,
+    netfilter::{FIXED, INET, fixed},
+    string,
+};
+
+/// What a table's executor does. Boring on purpose: everything that decides is before it.
+pub(super) trait Kernel: Send {
+    /// Carries out a batch, all of it or nothing.
+    fn commit(&mut self, batch: &Batch<'_>) -> Result<(), CommitError>;
+
+    /// The elements of a set; `None` stands for one that is not of our making.
+    fn elements(&mut self, set: Set) -> io::Result<Vec<Option<Read>>>;
+
+    /// Whether the table is there.
+    fn has_table(&mut self) -> io::Result<bool>;
+
+    /// Number of rules in the table.
+    fn rules(&mut self) -> io::Result<u64>;
+
+    /// Removes the table, if it is there.
+    fn remove_table(&mut self) -> io::Result<()>;
+}
+
+/// What one transaction does.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Batch<'a> {
+    /// Make the table anew first, and take away one that is there.
+    pub(super) rebuild: bool,
+    /// Operations that come before all others.
+    pub(super) first: &'a [Step],
+    /// Operations.
+    pub(super) steps: &'a [Step],
+    /// Clients' records to remove, each for its frontend; they may be gone already.
+    pub(super) forget: &'a [(FrontendAddr, Key)],
+}
+
+/// Why a batch did not take.
+#[derive(Debug)]
+pub(super) enum CommitError {
+    /// The kernel named what it refused; nothing took.
+    Refused(Vec<(Origin, io::Error)>),
+    /// What took is not known.
+    Unknown(io::Error),
+}
+
+impl From<CommitError> for io::Error {
+    fn from(error: CommitError) -> Self {
+        match error {
+            CommitError::Unknown(error) => error,
+            CommitError::Refused(refused) => refused
+                .into_iter()
+                .next()
+                .map_or_else(|| Self::other("the kernel refused the batch"), |(_, error)| error),
+        }
+    }
+}
+
+/// A table in the kernel, in the network namespace of the thread that opened it.
+#[derive(Debug)]
+pub(super) struct Netlink {
+    socket: Socket,
+    table: String,
+    affinity_records: u32,
+}
+
+impl Netlink {
+    pub(super) fn open(table: &str, affinity_records: u32) -> io::Result<Self> {
+        Ok(Self { socket: Socket::open(NETLINK_NETFILTER)?, table: table.to_owned(), affinity_records })
+    }
+
+    fn send(&mut self, mut encoder: Encoder) -> Result<(), CommitError> {
+        wire::end(&mut encoder.writer);
+        let last = encoder.writer.messages() - 2;
+        let refused = self.socket.exchange(encoder.writer, last).map_err(unsent)?;
+        if refused.is_empty() {
+            return Ok(());
+        }
+        let origin = |index: u32| encoder.origins.get(index as usize).copied().unwrap_or(Origin::Shared);
+        Err(CommitError::Refused(refused.into_iter().map(|r| (origin(r.index), r.error)).collect()))
+    }
+}
+
+impl Kernel for Netlink {
+    fn commit(&mut self, batch: &Batch<'_>) -> Result<(), CommitError> {
+        let mut encoder = Encoder::new(&self.table);
+        if batch.rebuild {
+            encoder.base(self.affinity_records);
+        }
+        encoder.steps(batch.first);
+        encoder.steps(batch.steps);
+        encoder.forget(batch.forget);
+        self.send(encoder)
+    }
+
+    fn elements(&mut self, set: Set) -> io::Result<Vec<Option<Read>>> {
+        let names = |w: &mut Writer| {
+            w.put_str(1, &self.table);
+            w.put_str(2, set.name());
+        };
+        self.socket.dump(wire::GET_ELEMENT, &fixed(INET, 0), names, |found: &mut Vec<_>, message| {
+            found.extend(read::elements(set, message.payload));
+        })
+    }
+
+    fn has_table(&mut self) -> io::Result<bool> {
+        let mut writer = Writer::default();
+        writer.message(wire::GET_TABLE, NLM_F_REQUEST | NLM_F_ACK, &fixed(INET, 0), |w| w.put_str(1, &self.table));
+        let refused = self.socket.burst(writer)?;
+        match refused.into_iter().next() {
+            None => Ok(true),
+            Some(refusal) if errno(&refusal.error) == Some(nix::libc::ENOENT) => Ok(false),
+            Some(refusal) => Err(refusal.error),
+        }
+    }
+
+    fn rules(&mut self) -> io::Result<u64> {
+        let table = self.table.clone();
+        let name = |w: &mut Writer| w.put_str(1, &self.table);
+        self.socket.dump(wire::GET_RULE, &fixed(INET, 0), name, |count: &mut u64, message| {
+            let found = attributes(message.payload.get(FIXED..).unwrap_or_default());
+            *count += u64::from(found.find(1).and_then(string) == Some(&table));
+        })
+    }
+
+    fn remove_table(&mut self) -> io::Result<()> {
+        let mut encoder = Encoder::new(&self.table);
+        encoder.add(Origin::Shared, wire::destroy_table);
+        Ok(self.send(encoder)?)
+    }
+}
+
+/// A datagram that the kernel did not take has done nothing; an answer that went missing says nothing.
+fn unsent(error: io::Error) -> CommitError {
+    match errno(&error) {
+        Some(nix::libc::EPERM | nix::libc::EACCES | nix::libc::EMSGSIZE) => {
+            CommitError::Refused(vec![(Origin::Shared, error)])
+        }
+        _ => CommitError::Unknown(error),
+    }
+}
+
+/// Writes a batch and remembers what each message is for.
+struct Encoder {
+    table: String,
+    writer: Writer,
+    origins: Vec<Origin>,
+}
+
+impl Encoder {
+    fn new(table: &str) -> Self {
+        let mut encoder = Self { table: table.to_owned(), writer: Writer::default(), origins: Vec::new() };
+        encoder.add(Origin::Shared, |w, _| wire::begin(w));
+        encoder
+    }
+
+    fn base(&mut self, affinity_records: u32) {
+        self.add(Origin::Shared, |w, table| {
+            wire::destroy_table(w, table);
+            wire::add_table(w, table);
+            for (id, set) in (1..).zip(Set::ALL) {
+                wire::add_set(w, table, set, id, affinity_records);
+            }
+            for chain in rules::chains() {
+                wire::add_chain(w, table, &chain);
+                for rule in &chain.rules {
+                    wire::add_rule(w, table, chain.name, rule);
+                }
+            }
+        });
+    }
+
+    /// Neighbouring elements of one set for one frontend share a message.
+    fn steps(&mut self, steps: &[Step]) {
+        for run in steps.chunk_by(together) {
+            let [first, ..] = run else { continue };
+            self.add(first.origin, |w, table| match &first.action {
+                Action::AddPick(pick) => wire::add_pick(w, table, pick),
+                Action::RemovePick(pick) => wire::remove_pick(w, table, pick),
+                Action::Add(element) => {
+                    wire::elements(w, table, Verb::Add, element.key.set(), run.iter().filter_map(item))
+                }
+                Action::Remove(key) => wire::elements(w, table, Verb::Remove, key.set(), run.iter().filter_map(item)),
+            });
+        }
+    }
+
+    fn forget(&mut self, records: &[(FrontendAddr, Key)]) {
+        for run in records.chunk_by(|a, b| a.0 == b.0) {
+            let [(addr, key), ..] = run else { continue };
+            let items = run.iter().map(|(_, key)| Item::Key(key));
+            self.add(Origin::Frontend(*addr), |w, table| wire::elements(w, table, Verb::Forget, key.set(), items));
+        }
+    }
+
+    fn add(&mut self, origin: Origin, write: impl FnOnce(&mut Writer, &str)) {
+        write(&mut self.writer, &self.table);
+        self.origins.resize(self.writer.messages() as usize, origin);
+    }
+}
+
+fn together(a: &Step, b: &Step) -> bool {
+    a.origin == b.origin
+        && match (&a.action, &b.action) {
+            (Action::Add(a), Action::Add(b)) => a.key.set() == b.key.set(),
+            (Action::Remove(a), Action::Remove(b)) => a.set() == b.set(),
+            _ => false,
+        }
+}
+
+fn item(step: &Step) -> Option<Item<'_>> {
+    match &step.action {
+        Action::Add(element) => Some(Item::Whole(element, None)),
+        Action::Remove(key) => Some(Item::Key(key)),
+        Action::AddPick(_) | Action::RemovePick(_) => None,
+    }
+}

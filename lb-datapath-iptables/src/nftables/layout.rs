@@ -1,0 +1,342 @@
+//! What the table consists of: its sets and maps, its chains, and the keys and values of their elements.
+
+use std::{fmt, net::IpAddr, str::FromStr, time::Duration};
+
+use lb_core::{Affinity, BackendId, Family, FrontendAddr, FrontendId, Lookup, Protocol};
+
+/// Version of the layout. A table with another one is replaced as a whole, in one batch.
+pub(super) const VERSION: u32 = 1;
+
+/// A set or map of the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Set {
+    /// Frontend to what happens to its new flows.
+    Frontends(Family),
+    /// Frontends once more, without a verdict: to ask whether a flow is one of ours.
+    Services(Family),
+    /// Frontend and slot to backend.
+    Slots(Family),
+    /// Client and frontend to backend; grows from the packet path.
+    Affinity(Family),
+    /// Sources that are not translated.
+    Cluster(Family),
+    /// Backends that can be their own clients, twice in one key.
+    Hairpin(Family),
+    /// Backends by id. No packet looks here: a restart does.
+    Backends(Family),
+    /// Facts that no packet needs: layout, generation, node.
+    Notes,
+}
+
+impl Set {
+    /// Every one, in the order in which they are made.
+    pub(super) const ALL: [Self; 15] = [
+        Self::Notes,
+        Self::Backends(Family::V4),
+        Self::Backends(Family::V6),
+        Self::Frontends(Family::V4),
+        Self::Frontends(Family::V6),
+        Self::Services(Family::V4),
+        Self::Services(Family::V6),
+        Self::Slots(Family::V4),
+        Self::Slots(Family::V6),
+        Self::Affinity(Family::V4),
+        Self::Affinity(Family::V6),
+        Self::Cluster(Family::V4),
+        Self::Cluster(Family::V6),
+        Self::Hairpin(Family::V4),
+        Self::Hairpin(Family::V6),
+    ];
+
+    /// Its name in the table.
+    pub(super) const fn name(self) -> &'static str {
+        use Family::{V4, V6};
+        match self {
+            Self::Frontends(V4) => "frontends4",
+            Self::Frontends(V6) => "frontends6",
+            Self::Services(V4) => "services4",
+            Self::Services(V6) => "services6",
+            Self::Slots(V4) => "slots4",
+            Self::Slots(V6) => "slots6",
+            Self::Affinity(V4) => "affinity4",
+            Self::Affinity(V6) => "affinity6",
+            Self::Cluster(V4) => "cluster4",
+            Self::Cluster(V6) => "cluster6",
+            Self::Hairpin(V4) => "hairpin4",
+            Self::Hairpin(V6) => "hairpin6",
+            Self::Backends(V4) => "backends4",
+            Self::Backends(V6) => "backends6",
+            Self::Notes => "notes",
+        }
+    }
+}
+
+/// Key of an element, and with it the set that the element is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Key {
+    /// In [`Set::Frontends`].
+    Frontend(FrontendAddr),
+    /// In [`Set::Services`].
+    Service(FrontendAddr),
+    /// In [`Set::Slots`].
+    Slot(FrontendAddr, u32),
+    /// In [`Set::Affinity`]: the client, masked, and the frontend.
+    Record(IpAddr, FrontendAddr),
+    /// In [`Set::Cluster`]: the first address of a range, or the first one behind it.
+    Bound(IpAddr, Bound),
+    /// In [`Set::Hairpin`].
+    Hairpin(IpAddr),
+    /// In [`Set::Backends`].
+    Backend(Family, BackendId, Protocol),
+    /// In [`Set::Notes`].
+    Note(Note, u32),
+}
+
+/// Which end of a range an element stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Bound {
+    /// Inclusive.
+    Start,
+    /// Exclusive.
+    End,
+}
+
+/// What a note says; its number and comment say the rest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Note {
+    /// The number is the [`VERSION`].
+    Layout = 1,
+    /// The number changes with every batch.
+    Generation = 2,
+    /// The comment is the node's name.
+    NodeName = 3,
+    /// The comment is an address of the node; the number counts.
+    NodeIp = 4,
+    /// The comment is a prefix of pods; the number counts.
+    ClusterCidr = 5,
+}
+
+impl Note {
+    /// The note with this number.
+    pub(super) const fn from_number(number: u32) -> Option<Self> {
+        match number {
+            1 => Some(Self::Layout),
+            2 => Some(Self::Generation),
+            3 => Some(Self::NodeName),
+            4 => Some(Self::NodeIp),
+            5 => Some(Self::ClusterCidr),
+            _ => None,
+        }
+    }
+}
+
+impl Key {
+    /// The set that it belongs to.
+    pub(super) const fn set(&self) -> Set {
+        match self {
+            Self::Frontend(addr) => Set::Frontends(addr.family()),
+            Self::Service(addr) => Set::Services(addr.family()),
+            Self::Slot(addr, _) => Set::Slots(addr.family()),
+            Self::Record(_, addr) => Set::Affinity(addr.family()),
+            Self::Bound(ip, _) => Set::Cluster(Family::of(*ip)),
+            Self::Hairpin(ip) => Set::Hairpin(Family::of(*ip)),
+            Self::Backend(family, ..) => Set::Backends(*family),
+            Self::Note(..) => Set::Notes,
+        }
+    }
+}
+
+/// Value of an element.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Value {
+    /// The set is not a map.
+    None,
+    /// Of [`Set::Frontends`].
+    Go(Choice),
+    /// Of [`Set::Slots`], [`Set::Affinity`] and [`Set::Backends`].
+    Backend(IpAddr, u16),
+}
+
+/// An element.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Element {
+    /// Key.
+    pub(super) key: Key,
+    /// Value.
+    pub(super) value: Value,
+    /// What `nft list` shows behind it, empty for nothing.
+    pub(super) comment: String,
+}
+
+impl Element {
+    /// An element without a comment.
+    pub(super) const fn new(key: Key, value: Value) -> Self {
+        Self { key, value, comment: String::new() }
+    }
+
+    /// The same with a comment.
+    pub(super) fn comment(mut self, comment: impl Into<String>) -> Self {
+        self.comment = comment.into();
+        self
+    }
+}
+
+/// What happens to a new flow of a frontend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Choice {
+    /// Refused at once.
+    Refuse,
+    /// Dropped silently.
+    Drop,
+    /// Sent to a backend that this chain picks.
+    Pick(Pick),
+}
+
+impl Choice {
+    /// The chain that picks, if one does.
+    pub(super) const fn pick(self) -> Option<Pick> {
+        match self {
+            Self::Pick(pick) => Some(pick),
+            Self::Refuse | Self::Drop => None,
+        }
+    }
+}
+
+/// How a backend is picked: one chain for each, shared by every frontend that picks the same way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Pick {
+    /// Family of frontend and backends.
+    pub(super) family: Family,
+    /// How a slot is found.
+    pub(super) how: How,
+    /// Number of slots.
+    pub(super) slots: u32,
+    /// Affinity.
+    pub(super) affinity: Option<Affinity>,
+}
+
+/// How a pick finds its slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum How {
+    /// At random.
+    Random,
+    /// By the flow hash.
+    Hash,
+    /// In turn. The kernel keeps one counter per rule, so that a frontend has a chain of its own: two that shared one
+    /// could starve some of each other's backends.
+    Turn(FrontendId),
+}
+
+impl Pick {
+    /// The model's name for how the slot is found.
+    pub(super) const fn lookup(&self) -> Lookup {
+        match self.how {
+            How::Random => Lookup::Random,
+            How::Hash => Lookup::Hash,
+            How::Turn(_) => Lookup::RoundRobin,
+        }
+    }
+}
+
+impl fmt::Display for Pick {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let family = if self.family == Family::V4 { 4 } else { 6 };
+        write!(f, "pick{family}-")?;
+        match self.how {
+            How::Random => write!(f, "random-{}", self.slots)?,
+            How::Hash => write!(f, "hash-{}", self.slots)?,
+            How::Turn(frontend) => write!(f, "turn-{}-f{frontend}", self.slots)?,
+        }
+        let Some(affinity) = self.affinity else { return Ok(()) };
+        let (ms, v4, v6) = (millis(affinity.timeout), affinity.prefix_v4, affinity.prefix_v6);
+        write!(f, "-affinity-{ms}ms-{v4}-{v6}")
+    }
+}
+
+/// A chain's name is not that of a pick.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not the name of a pick chain")]
+pub(super) struct NotAPick;
+
+impl FromStr for Pick {
+    type Err = NotAPick;
+
+    fn from_str(name: &str) -> Result<Self, NotAPick> {
+        let mut words = name.split('-');
+        let mut word = || words.next().ok_or(NotAPick);
+        let family = match word()? {
+            "pick4" => Family::V4,
+            "pick6" => Family::V6,
+            _ => return Err(NotAPick),
+        };
+        let kind = word()?;
+        let slots = number(word()?)?;
+        let how = match kind {
+            "random" => How::Random,
+            "hash" => How::Hash,
+            "turn" => How::Turn(FrontendId::new(number(word()?.strip_prefix('f').ok_or(NotAPick)?)?).ok_or(NotAPick)?),
+            _ => return Err(NotAPick),
+        };
+        let affinity = match words.next() {
+            None => None,
+            Some("affinity") => Some(affinity(&mut words)?),
+            Some(_) => return Err(NotAPick),
+        };
+        Ok(Self { family, how, slots, affinity })
+    }
+}
+
+fn affinity<'a>(words: &mut impl Iterator<Item = &'a str>) -> Result<Affinity, NotAPick> {
+    let mut word = || words.next().ok_or(NotAPick);
+    let ms = number(word()?.strip_suffix("ms").ok_or(NotAPick)?)?;
+    Ok(Affinity { timeout: Duration::from_millis(ms), prefix_v4: number(word()?)?, prefix_v6: number(word()?)? })
+}
+
+fn number<T: FromStr>(word: &str) -> Result<T, NotAPick> {
+    word.parse().map_err(|_| NotAPick)
+}
+
+/// Longest affinity time-out that nf_tables takes: its milliseconds become nanoseconds in 64 bits.
+pub(super) const MAX_TIMEOUT: Duration = Duration::from_secs(18_446_744_072);
+
+/// A time-out as the kernel takes it, part of a millisecond counted as a whole one.
+pub(super) fn millis(timeout: Duration) -> u64 {
+    let ms = timeout.min(MAX_TIMEOUT).as_nanos().div_ceil(1_000_000);
+    u64::try_from(ms).unwrap_or(u64::MAX).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pick_survives_its_name() {
+        let affinity = Affinity { timeout: Duration::from_millis(1500), prefix_v4: 24, prefix_v6: 56 };
+        for family in [Family::V4, Family::V6] {
+            for how in [How::Random, How::Hash, How::Turn(FrontendId::new(7).unwrap())] {
+                for affinity in [None, Some(affinity), Some(Affinity::default())] {
+                    let pick = Pick { family, how, slots: 131_071, affinity };
+                    let name = pick.to_string();
+                    assert_eq!(name.parse(), Ok(pick), "{name}");
+                    assert!(name.len() < 128, "nf_tables takes 127 bytes: {name}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn other_names_are_no_picks() {
+        for name in ["", "refuse", "pick4", "pick5-random-4", "pick4-random-x", "pick4-turn-4", "pick4-random-4-extra"]
+        {
+            assert_eq!(name.parse::<Pick>(), Err(NotAPick), "{name}");
+        }
+    }
+
+    #[test]
+    fn time_outs_round_up_and_stay_in_range() {
+        assert_eq!(millis(Duration::from_nanos(1)), 1);
+        assert_eq!(millis(Duration::ZERO), 1);
+        assert_eq!(millis(Duration::from_secs(10)), 10_000);
+        assert!(millis(Duration::MAX) < u64::MAX / 1_000_000);
+    }
+}

@@ -1,0 +1,338 @@
+//! From a draft to operations on elements and chains. Pure.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use lb_core::{
+    Affinity, Backend, BackendSet, DatapathError, Family, Frontend, FrontendAddr, Lookup, NodeFacts, Protocol, Target,
+};
+
+use super::{
+    draft::{Draft, Endpoint},
+    layout::{Bound, Choice, Element, How, Key, Note, Pick, Value},
+    mirror::{Counts, Mirror, hairpin, set_of},
+};
+use crate::nftables::ranges;
+
+/// One operation, and the frontend that it is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Step {
+    /// Who is to blame if the kernel refuses it.
+    pub(super) origin: Origin,
+    /// What to do.
+    pub(super) action: Action,
+}
+
+/// What an operation is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Origin {
+    /// The table itself, or what frontends share.
+    Shared,
+    /// Shows that nobody else wrote to the table: it is refused if somebody did.
+    Generation,
+    /// One frontend.
+    Frontend(FrontendAddr),
+}
+
+/// An operation on the table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Action {
+    /// Makes a pick chain.
+    AddPick(Pick),
+    /// Removes a pick chain.
+    RemovePick(Pick),
+    /// Adds an element that is not there.
+    Add(Element),
+    /// Removes an element that is there.
+    Remove(Key),
+}
+
+/// A draft as operations, and what has to follow them.
+#[derive(Debug, Default)]
+pub(super) struct Lowered {
+    /// In the order in which the kernel must take them.
+    pub(super) steps: Vec<Step>,
+    /// Addresses that need a route before.
+    pub(super) new_vips: BTreeMap<IpAddr, Vec<FrontendAddr>>,
+    /// Addresses that need no route afterwards.
+    pub(super) gone_vips: Vec<IpAddr>,
+    /// Affinity records that must not outlive the operations.
+    pub(super) sweeps: BTreeMap<FrontendAddr, BTreeSet<Endpoint>>,
+    /// UDP frontends whose flows must not outlive the operations, unless they go to one of these.
+    pub(super) flows: BTreeMap<FrontendAddr, BTreeSet<Endpoint>>,
+    /// Frontends that cannot be carried.
+    pub(super) refused: Vec<(FrontendAddr, DatapathError)>,
+    acquired: Vec<Pick>,
+    released: Vec<Pick>,
+    made: BTreeSet<Pick>,
+}
+
+/// Lowers `draft` over `mirror`.
+pub(super) fn lower(draft: &Draft, mirror: &Mirror) -> Lowered {
+    let mut lowered = Lowered::default();
+    lowered.node(draft, mirror);
+    lowered.backends(draft, mirror);
+    lowered.frontends(draft, mirror);
+    lowered.vips(draft, mirror);
+    lowered.unused_picks(mirror);
+    lowered
+}
+
+impl Lowered {
+    /// Takes the pick chains over into the mirror, once the operations took.
+    pub(super) fn settle(&self, mirror: &mut Mirror) {
+        for pick in self.acquired.iter().copied() {
+            mirror.picks.swap(None, Some(pick));
+        }
+        for pick in self.released.iter().copied() {
+            mirror.picks.swap(Some(pick), None);
+        }
+    }
+
+    fn push(&mut self, origin: Origin, action: Action) {
+        self.steps.push(Step { origin, action });
+    }
+
+    fn node(&mut self, draft: &Draft, mirror: &Mirror) {
+        let Some(new) = &draft.node else { return };
+        let old = &mirror.state.node;
+        self.replace_all(notes(old), notes(new));
+        for family in [Family::V4, Family::V6] {
+            self.replace_all(cluster(old, family), cluster(new, family));
+        }
+    }
+
+    /// Replaces `old` elements by `new` ones, those that are equal excepted.
+    fn replace_all(&mut self, old: Vec<Element>, new: Vec<Element>) {
+        for element in old.iter().filter(|element| !new.contains(element)) {
+            self.push(Origin::Shared, Action::Remove(element.key));
+        }
+        for element in new.into_iter().filter(|element| !old.contains(element)) {
+            self.push(Origin::Shared, Action::Add(element));
+        }
+    }
+
+    fn backends(&mut self, draft: &Draft, mirror: &Mirror) {
+        let (mut gained, mut lost) = (Counts::default(), Counts::default());
+        for (id, new) in &draft.backends {
+            let old = mirror.state.backends.get(id);
+            if old == new.as_ref() {
+                continue;
+            }
+            if let Some(old) = old {
+                self.push(Origin::Shared, Action::Remove(backend_element(*id, old).key));
+            }
+            if let Some(new) = new {
+                self.push(Origin::Shared, Action::Add(backend_element(*id, new)));
+            }
+            gained.swap(None, hairpin(new.as_ref()));
+            lost.swap(None, hairpin(old));
+        }
+        let ips: BTreeSet<IpAddr> = gained.keys().chain(lost.keys()).collect();
+        for ip in ips {
+            let before = mirror.hairpins.get(ip);
+            match (before, before + gained.get(ip) - lost.get(ip)) {
+                (0, 1..) => self.push(Origin::Shared, Action::Add(Element::new(Key::Hairpin(ip), Value::None))),
+                (1.., 0) => self.push(Origin::Shared, Action::Remove(Key::Hairpin(ip))),
+                _ => {}
+            }
+        }
+    }
+
+    fn frontends(&mut self, draft: &Draft, mirror: &Mirror) {
+        for addr in draft.touched(mirror) {
+            let old = mirror.state.frontends.get(&addr).copied();
+            let new = draft.frontends.get(&addr).copied().unwrap_or(old);
+            let before = old.map_or_else(Vec::new, |old| before(mirror, &old));
+            match new.map(|new| draft.slots(mirror, &addr, &new)).transpose() {
+                Ok(after) => self.frontend(draft, mirror, addr, (old, &before), (new, &after.unwrap_or_default())),
+                Err(error) => self.refused.push((addr, error)),
+            }
+        }
+    }
+
+    fn frontend(
+        &mut self,
+        draft: &Draft,
+        mirror: &Mirror,
+        addr: FrontendAddr,
+        (old, before): (Option<Frontend>, &[Endpoint]),
+        (new, after): (Option<Frontend>, &[Endpoint]),
+    ) {
+        let origin = Origin::Frontend(addr);
+        let was = old.map(|old| choice(mirror, None, addr.family(), &old, before.len()));
+        let is = new.map(|new| choice(mirror, Some(draft), addr.family(), &new, after.len()));
+        if old != new || was != is {
+            if let Some(choice) = was {
+                self.push(origin, Action::Remove(Key::Frontend(addr)));
+                self.released.extend(choice.pick());
+            }
+            if let (Some(choice), Some(new)) = (is, new) {
+                self.acquire(mirror, origin, choice);
+                let label = draft.labels.get(&addr).map_or("", |label| &**label);
+                let element = Element::new(Key::Frontend(addr), Value::Go(choice));
+                self.push(origin, Action::Add(element.comment(comment(&new, label))));
+            }
+        }
+        match (old, new) {
+            (None, Some(_)) => self.push(origin, Action::Add(Element::new(Key::Service(addr), Value::None))),
+            (Some(_), None) => self.push(origin, Action::Remove(Key::Service(addr))),
+            (None, None) | (Some(_), Some(_)) => {}
+        }
+        self.slots(addr, before, after);
+        self.stale(addr, (old, before), (new, after));
+    }
+
+    fn slots(&mut self, addr: FrontendAddr, before: &[Endpoint], after: &[Endpoint]) {
+        let origin = Origin::Frontend(addr);
+        let slots = (0..).zip(0..before.len().max(after.len()));
+        let changed: Vec<(u32, usize)> = slots.filter(|&(_, at)| before.get(at) != after.get(at)).collect();
+        for &(slot, _) in changed.iter().filter(|(_, at)| *at < before.len()) {
+            self.push(origin, Action::Remove(Key::Slot(addr, slot)));
+        }
+        for &(slot, at) in &changed {
+            if let Some(&(ip, port)) = after.get(at) {
+                self.push(origin, Action::Add(Element::new(Key::Slot(addr, slot), Value::Backend(ip, port))));
+            }
+        }
+    }
+
+    /// Notes what packets left behind for a frontend that its new form contradicts.
+    fn stale(
+        &mut self,
+        addr: FrontendAddr,
+        (old, before): (Option<Frontend>, &[Endpoint]),
+        (new, after): (Option<Frontend>, &[Endpoint]),
+    ) {
+        let keep: BTreeSet<Endpoint> = after.iter().copied().collect();
+        let left = before.iter().any(|endpoint| !keep.contains(endpoint));
+        if let Some(Frontend { affinity: Some(affinity), id, .. }) = old {
+            let same = new.is_some_and(|new| new.id == id && new.affinity == Some(affinity));
+            if !same {
+                self.sweeps.insert(addr, BTreeSet::new());
+            } else if left {
+                self.sweeps.insert(addr, keep.clone());
+            }
+        }
+        if addr.protocol == Protocol::Udp && (left || before.is_empty() || new.is_none()) {
+            self.flows.insert(addr, keep);
+        }
+    }
+
+    fn vips(&mut self, draft: &Draft, mirror: &Mirror) {
+        let (mut gained, mut lost) = (Counts::default(), Counts::default());
+        for (addr, new) in &draft.frontends {
+            gained.swap(None, new.map(|_| addr.ip));
+            lost.swap(None, mirror.state.frontends.get(addr).map(|_| addr.ip));
+        }
+        for ip in gained.keys().filter(|&ip| mirror.vips.get(ip) == 0) {
+            self.new_vips.insert(ip, Vec::new());
+        }
+        for (addr, _) in draft.frontends.iter().filter(|(_, new)| new.is_some()) {
+            if let Some(users) = self.new_vips.get_mut(&addr.ip) {
+                users.push(*addr);
+            }
+        }
+        let gone = lost.keys().filter(|&ip| mirror.vips.get(ip) + gained.get(ip) == lost.get(ip));
+        self.gone_vips = gone.collect();
+    }
+
+    /// Makes the chain that a frontend goes to, unless it is there.
+    fn acquire(&mut self, mirror: &Mirror, origin: Origin, choice: Choice) {
+        let Some(pick) = choice.pick() else { return };
+        self.acquired.push(pick);
+        if mirror.picks.get(pick) == 0 && self.made.insert(pick) {
+            self.push(origin, Action::AddPick(pick));
+        }
+    }
+
+    /// Removes the chains that nobody uses any more, after every frontend has left them.
+    fn unused_picks(&mut self, mirror: &Mirror) {
+        let (mut gained, mut lost) = (Counts::default(), Counts::default());
+        self.acquired.iter().for_each(|&pick| gained.swap(None, Some(pick)));
+        self.released.iter().for_each(|&pick| lost.swap(None, Some(pick)));
+        for pick in lost.keys().filter(|&pick| mirror.picks.get(pick) + gained.get(pick) <= lost.get(pick)) {
+            self.push(Origin::Shared, Action::RemovePick(pick));
+        }
+    }
+}
+
+/// What a frontend's packets do, with the sets as they are (`None`) or as the draft has them.
+fn choice(mirror: &Mirror, draft: Option<&Draft>, family: Family, frontend: &Frontend, slots: usize) -> Choice {
+    let set = set_of(*frontend).and_then(|id| match draft {
+        Some(draft) => draft.set(mirror, id),
+        None => mirror.state.sets.get(&id),
+    });
+    match (frontend.target, set) {
+        (Target::Reject, _) => Choice::Refuse,
+        (Target::Drop, _) | (Target::Set(_), None) => Choice::Drop,
+        (Target::Set(_), Some(set)) => Choice::Pick(Pick {
+            family,
+            how: how(set, frontend),
+            slots: u32::try_from(slots).unwrap_or(u32::MAX),
+            affinity: frontend.affinity,
+        }),
+    }
+}
+
+fn how(set: &BackendSet, frontend: &Frontend) -> How {
+    match set.lookup {
+        Lookup::Random => How::Random,
+        Lookup::Hash => How::Hash,
+        Lookup::RoundRobin => How::Turn(frontend.id),
+    }
+}
+
+/// The slots of a frontend as they are in the table.
+fn before(mirror: &Mirror, frontend: &Frontend) -> Vec<Endpoint> {
+    let set = set_of(*frontend).and_then(|id| mirror.state.sets.get(&id));
+    let slots = set.map(|set| &*set.slots).unwrap_or_default();
+    let backends = slots.iter().filter_map(|id| mirror.state.backends.get(id));
+    backends.map(|backend| (backend.addr.ip, backend.addr.port)).collect()
+}
+
+/// What a restart needs to know of a frontend beyond what packets need: `frontend ID [set ID] [affinity …] LABEL`.
+pub(super) fn comment(frontend: &Frontend, label: &str) -> String {
+    let mut text = format!("frontend {}", frontend.id);
+    if let Some(set) = set_of(*frontend) {
+        text.push_str(&format!(" set {set}"));
+    }
+    if let Some(Affinity { timeout, prefix_v4, prefix_v6 }) = frontend.affinity {
+        text.push_str(&format!(" affinity {}/{prefix_v4}/{prefix_v6}", timeout.as_nanos()));
+    }
+    if !label.is_empty() {
+        text.push(' ');
+        text.push_str(label);
+    }
+    text
+}
+
+fn backend_element(id: lb_core::BackendId, backend: &Backend) -> Element {
+    let key = Key::Backend(backend.addr.family(), id, backend.addr.protocol);
+    let element = Element::new(key, Value::Backend(backend.addr.ip, backend.addr.port));
+    if backend.local { element.comment(LOCAL) } else { element }
+}
+
+/// Comment of a backend that runs on this node.
+pub(super) const LOCAL: &str = "local";
+
+fn notes(node: &NodeFacts) -> Vec<Element> {
+    let note = |note, number, text: String| Element::new(Key::Note(note, number), Value::None).comment(text);
+    let name = node.name.iter().map(|name| note(Note::NodeName, 0, name.as_str().to_owned()));
+    let ips = (0..).zip(&node.ips).map(|(n, ip)| note(Note::NodeIp, n, ip.to_string()));
+    let cidrs = (0..).zip(&node.cluster_cidrs).map(|(n, cidr)| note(Note::ClusterCidr, n, cidr.to_string()));
+    name.chain(ips).chain(cidrs).collect()
+}
+
+/// The prefixes of pods as elements of [`Set::Cluster`](super::layout::Set).
+pub(super) fn cluster(node: &NodeFacts, family: Family) -> Vec<Element> {
+    let bound = |ip, bound| Element::new(Key::Bound(ip, bound), Value::None);
+    ranges::merged(&node.cluster_cidrs, family)
+        .into_iter()
+        .flat_map(|(first, behind)| {
+            std::iter::once(bound(first, Bound::Start)).chain(behind.map(|ip| bound(ip, Bound::End)))
+        })
+        .collect()
+}

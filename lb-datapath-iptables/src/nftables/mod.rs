@@ -1,0 +1,213 @@
+//! Services in one flat nftables ruleset: a bounded number of rules, everything that grows is an element.
+//!
+//! [`NftablesDatapath`] owns one table. The README of this crate shows it hook by hook.
+
+mod affinity;
+mod draft;
+mod engine;
+mod kernel;
+mod layout;
+mod lower;
+mod mirror;
+mod observe;
+mod ranges;
+mod read;
+mod rules;
+#[cfg(test)]
+mod tests;
+mod userdata;
+mod wire;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt, io,
+    net::IpAddr,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use lb_core::{
+    AffinityCapability, Algorithm, ApplyError, Atomicity, Capabilities, Counters, Datapath, DatapathError, ErrorKind,
+    Family, FrontendKind, KernelUsage, Plan, Protocol, Role, SocketCapability, State,
+};
+
+use self::{
+    engine::{Engine, Flows, Vips, failure},
+    kernel::{Kernel, Netlink},
+    layout::{MAX_TIMEOUT, Set},
+};
+use crate::{
+    conntrack::{Allowed, Conntrack},
+    routes::Routes,
+};
+
+/// Marks the routes and rules of this backend (`RTPROT_*`).
+const ROUTE_PROTOCOL: u8 = 0x6c;
+
+/// Names and numbers that a [`NftablesDatapath`] uses in the kernel. Two that share a network namespace need different
+/// ones; routes are told apart by `route_table`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NftablesConfig {
+    /// Name of the table, of family inet. Default `lb`.
+    pub table: String,
+    /// Routing table for the node's own packets to virtual addresses. Default 27746; 0 and 253..=255 are the kernel's.
+    pub route_table: u32,
+    /// Priority of the routing rule that leads there: above 0 (local) and below 32766 (main). Default 27746.
+    pub rule_priority: u32,
+    /// Most affinity records of a family. A client beyond that gets a backend without a record. Default 1,048,576; each
+    /// takes about 150 bytes once it is there.
+    pub affinity_records: u32,
+}
+
+impl Default for NftablesConfig {
+    fn default() -> Self {
+        Self { table: "lb".into(), route_table: 27_746, rule_priority: 27_746, affinity_records: 1 << 20 }
+    }
+}
+
+impl NftablesConfig {
+    fn check(&self) -> Result<(), DatapathError> {
+        let invalid = |message: String| Err(DatapathError::new(ErrorKind::Invalid, message));
+        let name = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+        if self.table.is_empty() || self.table.len() > 127 || !self.table.chars().all(name) {
+            return invalid(format!("`{}` is no table name: use 1 to 127 of letters, digits, `_` and `-`", self.table));
+        }
+        if matches!(self.route_table, 0 | 253..=255) {
+            return invalid(format!("routing table {} is the kernel's own: use another number", self.route_table));
+        }
+        if !(1..32_766).contains(&self.rule_priority) {
+            return invalid(format!("rule priority {} is not in 1..=32765", self.rule_priority));
+        }
+        if self.affinity_records == 0 {
+            return invalid("affinity_records is 0: a client needs a record".into());
+        }
+        Ok(())
+    }
+}
+
+/// Services in nftables.
+///
+/// Everything happens over netlink sockets that belong to the network namespace of the thread that called
+/// [`open`](Self::open); later calls may come from any thread. No program is run.
+///
+/// What it wrote keeps working when it is dropped.
+pub struct NftablesDatapath {
+    engine: Engine,
+    counters: Arc<TableCounters>,
+}
+
+impl fmt::Debug for NftablesDatapath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NftablesDatapath").finish_non_exhaustive()
+    }
+}
+
+impl NftablesDatapath {
+    /// A datapath in the network namespace of the calling thread. Writes nothing.
+    ///
+    /// # Errors
+    /// When the configuration is not valid or the kernel lacks netfilter's netlink.
+    pub fn open(config: &NftablesConfig) -> Result<Self, DatapathError> {
+        config.check()?;
+        let opening = |error| failure("opening a netlink socket", error);
+        let kernel = Netlink::open(&config.table, config.affinity_records).map_err(opening)?;
+        let counting = Netlink::open(&config.table, config.affinity_records).map_err(opening)?;
+        let routes = Routes::open(config.route_table, config.rule_priority, ROUTE_PROTOCOL).map_err(opening)?;
+        let flows = Conntrack::open().map_err(opening)?;
+        Ok(Self {
+            engine: Engine::new(Box::new(kernel), Box::new(routes), Box::new(flows)),
+            counters: Arc::new(TableCounters { kernel: Mutex::new(counting) }),
+        })
+    }
+}
+
+impl Datapath for NftablesDatapath {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            kind: "nftables",
+            algorithms: vec![Algorithm::Random, Algorithm::RoundRobin, Algorithm::Maglev],
+            protocols: vec![Protocol::Tcp, Protocol::Udp],
+            families: vec![Family::V4, Family::V6],
+            frontends: vec![FrontendKind::ClusterIp, FrontendKind::LoadBalancer, FrontendKind::ExternalIp],
+            external_traffic_policy_local: false,
+            affinity: Some(AffinityCapability { prefixes: true, max_timeout: MAX_TIMEOUT }),
+            sockets: SocketCapability::Packets,
+            atomic: Atomicity::Plan,
+            roles: vec![Role::Active],
+            max_slots: u32::MAX,
+        }
+    }
+
+    fn observe(&mut self) -> Result<State, DatapathError> {
+        self.engine.observe()
+    }
+
+    fn apply(&mut self, plan: &Plan) -> Result<(), ApplyError> {
+        self.engine.apply(plan)
+    }
+
+    fn set_role(&mut self, role: Role) -> Result<(), DatapathError> {
+        match role {
+            Role::Active => Ok(()),
+            Role::Standby | Role::Draining => Err(DatapathError::new(
+                ErrorKind::Unsupported,
+                format!("nftables datapath cannot be {role:?}: it takes traffic as soon as it holds a frontend"),
+            )),
+        }
+    }
+
+    fn cleanup(&mut self) -> Result<(), DatapathError> {
+        self.engine.cleanup()
+    }
+
+    fn counters(&self) -> Option<Arc<dyn Counters>> {
+        Some(Arc::clone(&self.counters) as Arc<dyn Counters>)
+    }
+}
+
+/// Counts over a socket of its own, so that it can be asked at any time.
+struct TableCounters {
+    kernel: Mutex<Netlink>,
+}
+
+impl Counters for TableCounters {
+    fn usage(&self) -> Result<KernelUsage, DatapathError> {
+        let mut kernel = self.kernel.lock().unwrap_or_else(PoisonError::into_inner);
+        count(&mut *kernel).map_err(|error| failure("counting rules and elements", error))
+    }
+}
+
+fn count(kernel: &mut dyn Kernel) -> io::Result<KernelUsage> {
+    if !kernel.has_table()? {
+        return Ok(KernelUsage::default());
+    }
+    let rules = kernel.rules()?;
+    let mut elements = 0;
+    for set in Set::ALL {
+        elements += kernel.elements(set)?.len() as u64;
+    }
+    Ok(KernelUsage { rules, elements, bytes: None })
+}
+
+impl Vips for Routes {
+    fn observe(&mut self) -> io::Result<BTreeSet<IpAddr>> {
+        Self::observe(self)
+    }
+
+    fn add(&mut self, vips: &[IpAddr]) -> io::Result<BTreeMap<IpAddr, io::Error>> {
+        Self::add(self, vips)
+    }
+
+    fn remove(&mut self, vips: &[IpAddr]) -> io::Result<BTreeMap<IpAddr, io::Error>> {
+        Self::remove(self, vips)
+    }
+
+    fn cleanup(&mut self) -> io::Result<()> {
+        Self::cleanup(self)
+    }
+}
+
+impl Flows for Conntrack {
+    fn forget_stale(&mut self, allowed: &Allowed) -> io::Result<usize> {
+        Self::forget_stale(self, allowed)
+    }
+}

@@ -1,0 +1,108 @@
+//! Elements as the kernel reports them, back in our own terms.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use lb_core::{BackendId, Family, FrontendAddr, Protocol};
+
+use super::{
+    layout::{Bound, Choice, Element, Key, Note, Set, Value},
+    rules, userdata,
+    wire::{ELEMENTS, Life, element},
+};
+use crate::netlink::{attributes, netfilter::FIXED, string, u32_be, u64_be};
+
+const LIST_ITEM: u16 = 1;
+const VERDICT_DROP: u32 = 0;
+
+/// An element that was read, and its life if it has an end.
+pub(super) type Read = (Element, Option<Life>);
+
+/// The elements in one message of a dump of `set`. `None` stands for one that is not of our making.
+pub(super) fn elements(set: Set, payload: &[u8]) -> Vec<Option<Read>> {
+    let list = attributes(payload.get(FIXED..).unwrap_or_default()).find(ELEMENTS).unwrap_or_default();
+    attributes(list).filter(|(kind, _)| *kind == LIST_ITEM).map(|(_, item)| one(set, item)).collect()
+}
+
+fn one(set: Set, item: &[u8]) -> Option<Read> {
+    let found = attributes(item);
+    let flags = found.find(element::FLAGS).and_then(u32_be).unwrap_or(0);
+    let key = key(set, &mut Cursor(found.path(&[element::KEY, 1])?), flags)?;
+    let value = match set {
+        Set::Frontends(_) => Value::Go(choice(found.find(element::DATA)?)?),
+        Set::Slots(family) | Set::Affinity(family) | Set::Backends(family) => {
+            let mut data = Cursor(found.path(&[element::DATA, 1])?);
+            Value::Backend(data.ip(family)?, data.port()?)
+        }
+        Set::Services(_) | Set::Cluster(_) | Set::Hairpin(_) | Set::Notes => Value::None,
+    };
+    let comment = found.find(element::USERDATA).and_then(userdata::comment).unwrap_or_default().to_owned();
+    let life = found
+        .find(element::TIMEOUT)
+        .and_then(u64_be)
+        .map(|timeout| Life { timeout, left: found.find(element::EXPIRATION).and_then(u64_be).unwrap_or(timeout) });
+    Some((Element { key, value, comment }, life))
+}
+
+fn key(set: Set, bytes: &mut Cursor<'_>, flags: u32) -> Option<Key> {
+    Some(match set {
+        Set::Frontends(family) => Key::Frontend(bytes.frontend(family)?),
+        Set::Services(family) => Key::Service(bytes.frontend(family)?),
+        Set::Slots(family) => Key::Slot(bytes.frontend(family)?, bytes.host()?),
+        Set::Affinity(family) => Key::Record(bytes.ip(family)?, bytes.frontend(family)?),
+        Set::Cluster(family) => {
+            let end = flags & element::FLAG_INTERVAL_END != 0;
+            Key::Bound(bytes.ip(family)?, if end { Bound::End } else { Bound::Start })
+        }
+        Set::Hairpin(family) => Key::Hairpin(bytes.ip(family)?),
+        Set::Backends(family) => Key::Backend(family, BackendId::new(bytes.host()?)?, bytes.protocol()?),
+        Set::Notes => Key::Note(Note::from_number(bytes.host()?)?, bytes.host()?),
+    })
+}
+
+fn choice(data: &[u8]) -> Option<Choice> {
+    let verdict = attributes(attributes(data).find(2)?);
+    let code = verdict.find(1).and_then(u32_be)?;
+    match verdict.find(2).and_then(string) {
+        None => (code == VERDICT_DROP).then_some(Choice::Drop),
+        Some(name) if name == rules::refuse() => Some(Choice::Refuse),
+        Some(name) => Some(Choice::Pick(name.parse().ok()?)),
+    }
+}
+
+/// Reads a key or a value register by register.
+struct Cursor<'a>(&'a [u8]);
+
+impl Cursor<'_> {
+    fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let (head, rest) = self.0.split_first_chunk::<N>()?;
+        self.0 = rest;
+        Some(*head)
+    }
+
+    fn host(&mut self) -> Option<u32> {
+        self.take().map(u32::from_ne_bytes)
+    }
+
+    fn ip(&mut self, family: Family) -> Option<IpAddr> {
+        match family {
+            Family::V4 => self.take::<4>().map(|bytes| Ipv4Addr::from(bytes).into()),
+            Family::V6 => self.take::<16>().map(|bytes| Ipv6Addr::from(bytes).into()),
+        }
+    }
+
+    fn port(&mut self) -> Option<u16> {
+        let [high, low, ..] = self.take::<4>()?;
+        Some(u16::from_be_bytes([high, low]))
+    }
+
+    fn protocol(&mut self) -> Option<Protocol> {
+        let [number, ..] = self.take::<4>()?;
+        Protocol::from_number(number)
+    }
+
+    fn frontend(&mut self, family: Family) -> Option<FrontendAddr> {
+        let ip = self.ip(family)?;
+        let protocol = self.protocol()?;
+        Some(FrontendAddr::new(ip, self.port()?, protocol))
+    }
+}

@@ -1,0 +1,492 @@
+//! The rules, as the kernel's own expressions.
+//!
+//! `nft` has no words for some of them (a map inside an `update`, `ct original proto-dst` in a concatenation), but it
+//! lists them all.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use lb_core::{Affinity, FLOW_SEED, Family};
+
+use super::layout::{How, Pick, Set, millis};
+use crate::netlink::netfilter::{IPV4, IPV6};
+
+/// A register of four bytes. Longer values take the ones behind it too.
+pub(super) type Register = u8;
+
+/// One expression of a rule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Expr {
+    /// Loads the protocol of the network layer, as `NFPROTO_*`, one byte.
+    NetworkProtocol { to: Register },
+    /// Loads the protocol of the transport layer, one byte.
+    TransportProtocol { to: Register },
+    /// Loads bytes of the packet.
+    Payload { layer: Layer, offset: u32, bytes: u32, to: Register },
+    /// Loads something of the connection, in its original direction.
+    Conntrack { what: Conntrack, to: Register },
+    /// Ends the rule unless the register is equal (or, `not`, different).
+    Compare { not: bool, register: Register, with: Vec<u8> },
+    /// Clears the bits that are not in `mask`.
+    Mask { register: Register, mask: Vec<u8> },
+    /// Copies up to 16 bytes.
+    Copy { from: Register, bytes: usize, to: Register },
+    /// Loads the index of the device that the packet leaves through; ends the rule where that is not known.
+    OutputDevice { to: Register },
+    /// Loads four bytes.
+    Load { bytes: [u8; 4], to: Register },
+    /// Translates the destination to the node itself.
+    Redirect { port: Register },
+    /// The next number or a random one, 0..`modulus`.
+    Number { random: bool, modulus: u32, to: Register },
+    /// `jhash` of `bytes` bytes, scaled to 0..`modulus`.
+    Hash { from: Register, bytes: u32, modulus: u32, seed: u32, to: Register },
+    /// Ends the rule unless the key is in the set (or, `not`, if it is).
+    Member { set: Set, key: Register, not: bool },
+    /// Loads the value of the key; ends the rule if there is none.
+    Map { map: Set, key: Register, to: Register },
+    /// Goes where the map says; ends the rule if it says nothing.
+    VerdictMap { map: Set, key: Register },
+    /// Adds the key with this value, or renews its time-out and leaves its value alone. Ends the rule if the map is full.
+    Update { map: Set, key: Register, value: Register, timeout_ms: u64 },
+    /// Translates the destination.
+    Dnat { family: Family, address: Register, port: Register },
+    /// Translates the source, from a random free port.
+    Masquerade,
+    /// Answers with a TCP reset.
+    Reset,
+    /// Answers with ICMP or ICMPv6 port unreachable.
+    Unreachable,
+    /// Continues in a chain and does not come back.
+    Goto(&'static str),
+}
+
+/// Where in a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Layer {
+    /// At the IP header.
+    Network = 1,
+    /// At the TCP or UDP header.
+    Transport = 2,
+}
+
+/// What of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Conntrack {
+    /// `IPS_*` bits.
+    Status,
+    /// Destination address before translation.
+    OriginalDestination(Family),
+    /// Destination port before translation.
+    OriginalPort,
+}
+
+/// A rule.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub(super) struct Rule {
+    /// Expressions, carried out until one ends the rule.
+    pub(super) expressions: Vec<Expr>,
+    /// What `nft list` shows behind it, empty for nothing.
+    pub(super) comment: &'static str,
+}
+
+impl From<Vec<Expr>> for Rule {
+    fn from(expressions: Vec<Expr>) -> Self {
+        Self { expressions, comment: "" }
+    }
+}
+
+/// A chain that is always there.
+#[derive(Clone, Debug)]
+pub(super) struct Chain {
+    /// Its name.
+    pub(super) name: &'static str,
+    /// Hook number and priority, for a base chain of type nat.
+    pub(super) hook: Option<(u32, i32)>,
+    /// Its rules.
+    pub(super) rules: Vec<Rule>,
+}
+
+const REFUSE_CHAIN: &str = "refuse";
+
+/// Name of the chain that refuses.
+pub(super) const fn refuse() -> &'static str {
+    REFUSE_CHAIN
+}
+
+/// The chains that are always there, each after those it leads to.
+///
+/// They are of type nat, so that only the first packet of a flow walks them; what comes later belongs to conntrack.
+pub(super) fn chains() -> Vec<Chain> {
+    vec![
+        Chain { name: REFUSE_CHAIN, hook: None, rules: refuse_rules() },
+        Chain { name: masquerade_chain(Family::V4), hook: None, rules: masquerade_rules(Family::V4) },
+        Chain { name: masquerade_chain(Family::V6), hook: None, rules: masquerade_rules(Family::V6) },
+        Chain { name: "prerouting", hook: Some((0, -100)), rules: dispatch() },
+        Chain { name: "output", hook: Some((3, -100)), rules: dispatch() },
+        Chain { name: "postrouting", hook: Some((4, 100)), rules: leaving() },
+    ]
+}
+
+/// Rules of a pick chain.
+pub(super) fn pick(pick: &Pick) -> Vec<Rule> {
+    match pick.affinity {
+        None => vec![pick_fresh(pick).into()],
+        Some(affinity) => vec![remember(pick, affinity), follow(pick, affinity).into(), pick_fresh(pick).into()],
+    }
+}
+
+const R0: Register = 8;
+const DNAT_BIT: u32 = 1 << 5;
+/// Index of the loopback device in every network namespace.
+const LOOPBACK: u32 = 1;
+
+/// Registers that an address of `family` takes.
+const fn width(family: Family) -> Register {
+    match family {
+        Family::V4 => 1,
+        Family::V6 => 4,
+    }
+}
+
+fn dispatch() -> Vec<Rule> {
+    [Family::V4, Family::V6]
+        .into_iter()
+        .map(|family| {
+            let mut rule = only(family);
+            rule.extend(frontend(family, R0));
+            rule.push(Expr::VerdictMap { map: Set::Frontends(family), key: R0 });
+            rule.into()
+        })
+        .collect()
+}
+
+/// Only flows whose destination was translated and was one of our frontends are ours to masquerade.
+fn leaving() -> Vec<Rule> {
+    [Family::V4, Family::V6]
+        .into_iter()
+        .map(|family| {
+            let mut rule = vec![
+                Expr::Conntrack { what: Conntrack::Status, to: R0 },
+                Expr::Mask { register: R0, mask: DNAT_BIT.to_ne_bytes().to_vec() },
+                Expr::Compare { not: true, register: R0, with: vec![0; 4] },
+            ];
+            rule.extend(only(family));
+            let width = width(family);
+            rule.extend([
+                Expr::Conntrack { what: Conntrack::OriginalDestination(family), to: R0 },
+                Expr::TransportProtocol { to: R0 + width },
+                Expr::Conntrack { what: Conntrack::OriginalPort, to: R0 + width + 1 },
+                Expr::Member { set: Set::Services(family), key: R0, not: false },
+                Expr::Goto(masquerade_chain(family)),
+            ]);
+            rule.into()
+        })
+        .collect()
+}
+
+fn masquerade_rules(family: Family) -> Vec<Rule> {
+    let mut outside = only(family);
+    outside.extend([
+        source(family, R0),
+        Expr::Member { set: Set::Cluster(family), key: R0, not: true },
+        Expr::Masquerade,
+    ]);
+    let mut hairpin = only(family);
+    hairpin.extend([
+        source(family, R0),
+        destination(family, R0 + width(family)),
+        Expr::Member { set: Set::Hairpin(family), key: R0, not: false },
+        Expr::Masquerade,
+    ]);
+    vec![outside.into(), hairpin.into()]
+}
+
+/// A local UDP packet goes on to port 0 of the node, where nobody can listen: the answer is an ICMP error that
+/// conntrack translates back. Refused in the output hook, it would be an error of `send`, and for IPv4 the kernel would
+/// not find a source for the ICMP error, since the packet's route leads to the loopback device.
+fn refuse_rules() -> Vec<Rule> {
+    let protocol =
+        |number| [Expr::TransportProtocol { to: R0 }, Expr::Compare { not: false, register: R0, with: vec![number] }];
+    let mut tcp = Vec::from(protocol(6));
+    tcp.push(Expr::Reset);
+    let mut local = Vec::from(protocol(17));
+    local.extend([
+        Expr::OutputDevice { to: R0 },
+        Expr::Compare { not: false, register: R0, with: LOOPBACK.to_ne_bytes().to_vec() },
+        Expr::Load { bytes: [0; 4], to: R0 },
+        Expr::Redirect { port: R0 },
+    ]);
+    vec![tcp.into(), local.into(), vec![Expr::Unreachable].into()]
+}
+
+const fn masquerade_chain(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "masquerade4",
+        Family::V6 => "masquerade6",
+    }
+}
+
+/// Picks a slot and translates to its backend.
+fn pick_fresh(pick: &Pick) -> Vec<Expr> {
+    let mut rule = only(pick.family);
+    rule.extend(slot(pick, R0));
+    rule.push(Expr::Map { map: Set::Slots(pick.family), key: R0, to: R0 });
+    rule.push(dnat(pick.family, R0));
+    rule
+}
+
+/// Picks a slot and records its backend for the client, unless the client has a record: then that is renewed.
+fn remember(pick: &Pick, affinity: Affinity) -> Rule {
+    let width = width(pick.family);
+    let value = R0 + 2 * width + 2;
+    let slot_key = R0 + 16 - width - 3;
+    let mut rule = only(pick.family);
+    rule.extend(slot(pick, slot_key));
+    rule.extend(picked(pick.family, slot_key, value));
+    rule.extend(record(pick.family, affinity, R0));
+    rule.push(Expr::Update { map: Set::Affinity(pick.family), key: R0, value, timeout_ms: millis(affinity.timeout) });
+    let comment = match pick.family {
+        Family::V4 => "the value is not what is listed, it is a pick from @slots4",
+        Family::V6 => "the value is not what is listed, it is a pick from @slots6",
+    };
+    Rule { expressions: rule, comment }
+}
+
+/// Loads the backend of a slot to `value`, by way of the first registers.
+///
+/// `nft list` (1.0.6) aborts on a value that comes straight from a map. What it takes for the value is what it saw loaded
+/// there last; that a copy covers more registers than the one that it starts at escapes it. So something of the right
+/// shape is loaded first, and the copies start one register early.
+fn picked(family: Family, slot_key: Register, value: Register) -> Vec<Expr> {
+    let mut load = vec![
+        Expr::TransportProtocol { to: R0 },
+        Expr::TransportProtocol { to: R0 + 3 },
+        Expr::Map { map: Set::Slots(family), key: slot_key, to: R0 + 1 },
+        destination(family, value),
+        port(2, value + width(family)),
+    ];
+    match family {
+        Family::V4 => load.push(Expr::Copy { from: R0, bytes: 12, to: value - 1 }),
+        Family::V6 => load.extend([
+            Expr::Copy { from: R0, bytes: 16, to: value - 1 },
+            Expr::Copy { from: R0 + 3, bytes: 12, to: value + 2 },
+        ]),
+    }
+    load
+}
+
+/// Translates to the backend that the client's record names.
+fn follow(pick: &Pick, affinity: Affinity) -> Vec<Expr> {
+    let mut rule = only(pick.family);
+    rule.extend(record(pick.family, affinity, R0));
+    rule.push(Expr::Map { map: Set::Affinity(pick.family), key: R0, to: R0 });
+    rule.push(dnat(pick.family, R0));
+    rule
+}
+
+/// Loads the key of [`Set::Slots`].
+fn slot(pick: &Pick, to: Register) -> Vec<Expr> {
+    let slot = to + width(pick.family) + 2;
+    let mut load = Vec::new();
+    match (pick.how, pick.affinity) {
+        (How::Random, _) => load.push(Expr::Number { random: true, modulus: pick.slots, to: slot }),
+        (How::Turn(_), _) => load.push(Expr::Number { random: false, modulus: pick.slots, to: slot }),
+        (How::Hash, None) => load.extend(hash_flow(pick, slot)),
+        (How::Hash, Some(affinity)) => load.extend(hash_client(pick, affinity, slot)),
+    }
+    load.extend(frontend(pick.family, to));
+    load
+}
+
+/// The flow hash, from the last registers: an IPv6 flow takes ten of the sixteen.
+fn hash_flow(pick: &Pick, to: Register) -> Vec<Expr> {
+    let width = width(pick.family);
+    let words = 2 * width + 2;
+    let from = R0 + 16 - words;
+    vec![
+        source(pick.family, from),
+        port(0, from + width),
+        destination(pick.family, from + width + 1),
+        port(2, from + 2 * width + 1),
+        hash(from, words, pick.slots, to),
+    ]
+}
+
+fn hash_client(pick: &Pick, affinity: Affinity, to: Register) -> Vec<Expr> {
+    let mut load = client(pick.family, affinity, R0);
+    load.push(hash(R0, width(pick.family), pick.slots, to));
+    load
+}
+
+fn hash(from: Register, words: Register, modulus: u32, to: Register) -> Expr {
+    Expr::Hash { from, bytes: u32::from(words) * 4, modulus, seed: FLOW_SEED, to }
+}
+
+/// Loads the key of [`Set::Affinity`].
+fn record(family: Family, affinity: Affinity, to: Register) -> Vec<Expr> {
+    let mut load = client(family, affinity, to);
+    load.extend(frontend(family, to + width(family)));
+    load
+}
+
+/// Loads the key of [`Set::Frontends`].
+fn frontend(family: Family, to: Register) -> [Expr; 3] {
+    let width = width(family);
+    [destination(family, to), Expr::TransportProtocol { to: to + width }, port(2, to + width + 1)]
+}
+
+/// Loads the client: the source address, masked.
+fn client(family: Family, affinity: Affinity, to: Register) -> Vec<Expr> {
+    let mut load = vec![source(family, to)];
+    let (prefix, all) = match family {
+        Family::V4 => (affinity.prefix_v4, 32),
+        Family::V6 => (affinity.prefix_v6, 128),
+    };
+    if prefix < all {
+        load.push(Expr::Mask { register: to, mask: mask(family, prefix) });
+    }
+    load
+}
+
+fn mask(family: Family, prefix: u8) -> Vec<u8> {
+    octets(masked(
+        match family {
+            Family::V4 => IpAddr::V4(Ipv4Addr::BROADCAST),
+            Family::V6 => IpAddr::V6(Ipv6Addr::from_bits(u128::MAX)),
+        },
+        prefix,
+    ))
+}
+
+/// `ip` with all but the first `prefix` bits cleared.
+pub(super) fn masked(ip: IpAddr, prefix: u8) -> IpAddr {
+    let prefix = u32::from(prefix);
+    match ip {
+        IpAddr::V4(ip) => Ipv4Addr::from_bits(ip.to_bits() & !u32::MAX.checked_shr(prefix).unwrap_or(0)).into(),
+        IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() & !u128::MAX.checked_shr(prefix).unwrap_or(0)).into(),
+    }
+}
+
+/// The bytes of an address.
+pub(super) fn octets(ip: IpAddr) -> Vec<u8> {
+    match ip {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
+    }
+}
+
+fn only(family: Family) -> Vec<Expr> {
+    let number = match family {
+        Family::V4 => IPV4,
+        Family::V6 => IPV6,
+    };
+    vec![Expr::NetworkProtocol { to: R0 }, Expr::Compare { not: false, register: R0, with: vec![number] }]
+}
+
+fn source(family: Family, to: Register) -> Expr {
+    match family {
+        Family::V4 => Expr::Payload { layer: Layer::Network, offset: 12, bytes: 4, to },
+        Family::V6 => Expr::Payload { layer: Layer::Network, offset: 8, bytes: 16, to },
+    }
+}
+
+fn destination(family: Family, to: Register) -> Expr {
+    match family {
+        Family::V4 => Expr::Payload { layer: Layer::Network, offset: 16, bytes: 4, to },
+        Family::V6 => Expr::Payload { layer: Layer::Network, offset: 24, bytes: 16, to },
+    }
+}
+
+fn port(offset: u32, to: Register) -> Expr {
+    Expr::Payload { layer: Layer::Transport, offset, bytes: 2, to }
+}
+
+fn dnat(family: Family, address: Register) -> Expr {
+    Expr::Dnat { family, address, port: address + width(family) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeSet, time::Duration};
+
+    use lb_core::FrontendId;
+
+    use super::*;
+
+    /// The kernel refuses a rule that reads what it did not load, or a register that it does not have.
+    #[test]
+    fn rules_read_only_what_they_loaded() {
+        let mut rules: Vec<Rule> = chains().into_iter().flat_map(|chain| chain.rules).collect();
+        let affinity = Affinity { timeout: Duration::from_secs(1), prefix_v4: 24, prefix_v6: 56 };
+        for family in [Family::V4, Family::V6] {
+            for how in [How::Random, How::Hash, How::Turn(FrontendId::new(1).unwrap())] {
+                for affinity in [None, Some(affinity), Some(Affinity::default())] {
+                    rules.extend(pick(&Pick { family, how, slots: 5, affinity }));
+                }
+            }
+        }
+        for rule in rules {
+            let mut loaded = BTreeSet::new();
+            for expr in &rule.expressions {
+                let (reads, writes) = registers(expr, if rule.expressions.iter().any(is_v6) { 4 } else { 1 });
+                assert!(reads.iter().all(|at| loaded.contains(at)), "{expr:?} in {rule:?}");
+                loaded.extend(writes);
+            }
+            assert!(loaded.iter().all(|at| (R0..R0 + 16).contains(at)), "{rule:?}");
+        }
+    }
+
+    #[test]
+    fn masks_keep_the_prefix() {
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        assert_eq!(masked(ip("10.1.2.3"), 0), ip("0.0.0.0"));
+        assert_eq!(masked(ip("10.1.2.3"), 25), ip("10.1.2.0"));
+        assert_eq!(masked(ip("10.1.2.3"), 32), ip("10.1.2.3"));
+        assert_eq!(masked(ip("fd01:2:3:4:5::1"), 56), ip("fd01:2:3::"));
+        assert_eq!(masked(ip("fd01::1"), 128), ip("fd01::1"));
+    }
+
+    fn is_v6(expr: &Expr) -> bool {
+        matches!(expr, Expr::Compare { with, .. } if *with == [IPV6])
+    }
+
+    fn span(at: Register, registers: usize) -> Vec<Register> {
+        (at..at + u8::try_from(registers).unwrap()).collect()
+    }
+
+    /// Registers that an expression reads and writes, where an address takes `ip` registers.
+    fn registers(expr: &Expr, ip: usize) -> (Vec<Register>, Vec<Register>) {
+        let key = |set: Set| match set {
+            Set::Frontends(_) | Set::Services(_) => ip + 2,
+            Set::Slots(_) => ip + 3,
+            Set::Affinity(_) => 2 * ip + 2,
+            Set::Cluster(_) => ip,
+            Set::Hairpin(_) => 2 * ip,
+            Set::Backends(_) | Set::Notes => panic!("no packet looks there"),
+        };
+        match expr {
+            Expr::NetworkProtocol { to }
+            | Expr::TransportProtocol { to }
+            | Expr::OutputDevice { to }
+            | Expr::Load { to, .. }
+            | Expr::Number { to, .. } => (vec![], vec![*to]),
+            Expr::Payload { bytes, to, .. } => (vec![], span(*to, bytes.div_ceil(4) as usize)),
+            Expr::Conntrack { what: Conntrack::OriginalDestination(_), to } => (vec![], span(*to, ip)),
+            Expr::Conntrack { to, .. } => (vec![], vec![*to]),
+            Expr::Compare { register, with, .. } => (span(*register, with.len().div_ceil(4)), vec![]),
+            Expr::Mask { register, mask } => (span(*register, mask.len() / 4), span(*register, mask.len() / 4)),
+            Expr::Copy { from, bytes, to } => {
+                assert!(*bytes <= 16, "the kernel copies 16 bytes at most");
+                (span(*from, bytes / 4), span(*to, bytes / 4))
+            }
+            Expr::Hash { from, bytes, to, .. } => (span(*from, *bytes as usize / 4), vec![*to]),
+            Expr::Member { set, key: at, .. } => (span(*at, key(*set)), vec![]),
+            Expr::Map { map, key: at, to } => (span(*at, key(*map)), span(*to, ip + 1)),
+            Expr::VerdictMap { map, key: at } => (span(*at, key(*map)), vec![]),
+            Expr::Update { map, key: at, value, .. } => ([span(*at, key(*map)), span(*value, ip + 1)].concat(), vec![]),
+            Expr::Dnat { address, port, .. } => ([span(*address, ip), vec![*port]].concat(), vec![]),
+            Expr::Redirect { port } => (vec![*port], vec![]),
+            Expr::Masquerade | Expr::Reset | Expr::Unreachable | Expr::Goto(_) => (vec![], vec![]),
+        }
+    }
+}

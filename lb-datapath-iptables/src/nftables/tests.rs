@@ -1,0 +1,542 @@
+//! Plans against a table that keeps its promises: additions are new, removals are there, chains in use stay.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    hash::{DefaultHasher, Hash, Hasher},
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use lb_core::{
+    Affinity, Backend, BackendAddr, BackendId, BackendSet, ErrorKind, Family, Frontend, FrontendAddr, FrontendId,
+    Labels, Lookup, NodeFacts, NodeName, Op, Plan, Protocol, SetId, State, Target, diff,
+};
+use proptest::prelude::*;
+
+use super::{
+    engine::{Engine, Flows, Vips},
+    kernel::{Batch, CommitError, Kernel},
+    layout::{Choice, Element, How, Key, Note, Pick, Set, Value},
+    lower::{Action, Origin, comment},
+    ranges,
+    read::Read,
+    rules,
+};
+use crate::conntrack::Allowed;
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_table_is_what_the_state_says_whatever_led_there(states in prop::collection::vec(arbitrary_state(), 1..5)) {
+        let world = World::default();
+        let mut engine = world.engine();
+        let mut now = State::default();
+        for next in states {
+            engine.apply(&diff(&now, &next, &Labels::new())).unwrap();
+            now = next;
+            prop_assert_eq!(world.elements(), expected(&now));
+            prop_assert_eq!(world.routed(), now.frontends.keys().map(|addr| addr.ip).collect());
+        }
+        prop_assert_eq!(world.engine().observe().unwrap(), now.clone());
+        let mut restarted = world.engine();
+        restarted.apply(&diff(&now, &State::default(), &Labels::new())).unwrap();
+        prop_assert_eq!(world.elements(), expected(&State::default()));
+        prop_assert_eq!(world.lock().picks.len(), 0);
+    }
+
+    #[test]
+    fn a_plan_applied_twice_is_applied_once(before in arbitrary_state(), after in arbitrary_state()) {
+        let world = World::default();
+        let mut engine = world.engine();
+        engine.apply(&diff(&State::default(), &before, &Labels::new())).unwrap();
+        let plan = diff(&before, &after, &Labels::new());
+        engine.apply(&plan).unwrap();
+        let sent = world.lock().sent;
+        engine.apply(&plan).unwrap();
+        prop_assert_eq!(world.lock().sent, sent, "the second time there is nothing to send");
+        prop_assert_eq!(world.elements(), expected(&after));
+    }
+
+    #[test]
+    fn frontends_that_the_kernel_refuses_stay_as_they_were(
+        before in arbitrary_state(),
+        after in arbitrary_state(),
+        refused in prop::collection::btree_set(0_u8..6, 0..3),
+    ) {
+        let world = World::default();
+        let mut engine = world.engine();
+        engine.apply(&diff(&State::default(), &before, &Labels::new())).unwrap();
+        let refused: BTreeSet<FrontendAddr> = refused.into_iter().map(frontend_addr).collect();
+        world.lock().refuses.clone_from(&refused);
+        let plan = diff(&before, &after, &Labels::new());
+        let result = engine.apply(&plan);
+        let touched = |addr: &FrontendAddr| plan.ops.iter().any(|op| names(op, addr));
+        let failed: BTreeSet<FrontendAddr> = refused.iter().copied().filter(touched).collect();
+        match result {
+            Ok(()) => prop_assert_eq!(failed, BTreeSet::new()),
+            Err(error) => {
+                prop_assert!(error.unknown.is_none());
+                prop_assert_eq!(error.failed.iter().map(|(addr, _)| *addr).collect::<BTreeSet<_>>(), failed.clone());
+                prop_assert_eq!(error.applied, plan.ops.len() - failed.len());
+            }
+        }
+        let found = world.engine().observe().unwrap();
+        for addr in before.frontends.keys().chain(after.frontends.keys()) {
+            let side = if refused.contains(addr) { &before } else { &after };
+            prop_assert_eq!(found.frontends.get(addr), side.frontends.get(addr), "{}", addr);
+        }
+        prop_assert_eq!(found.dangling(), None);
+    }
+
+    #[test]
+    fn whatever_the_table_holds_is_read_without_a_panic(
+        state in arbitrary_state(),
+        lost in any::<prop::sample::Index>(),
+        other in arbitrary_state(),
+    ) {
+        let world = World::default();
+        world.engine().apply(&diff(&State::default(), &state, &Labels::new())).unwrap();
+        let key = *lost.get(&world.lock().table.as_ref().unwrap().keys().copied().collect::<Vec<_>>());
+        world.lock().table.as_mut().unwrap().remove(&key);
+        let mut engine = world.engine();
+        let found = engine.observe().unwrap();
+        prop_assert_eq!(found.dangling(), None);
+        engine.apply(&diff(&found, &other, &Labels::new())).unwrap();
+        if !matches!(key, Key::Note(Note::NodeIp | Note::NodeName, _)) {
+            prop_assert_eq!(world.elements(), expected(&other));
+        }
+    }
+}
+
+#[test]
+fn a_fifth_endpoint_sends_a_handful_of_elements() {
+    let world = World::default();
+    let mut engine = world.engine();
+    let mut services = BTreeMap::new();
+    for n in 0..6 {
+        services.insert(n, Service { to: Some((Lookup::Random, vec![1, 2, 3, 4])), affinity: None });
+    }
+    let before = state(&services, &NodeFacts::default(), 1);
+    engine.apply(&diff(&State::default(), &before, &Labels::new())).unwrap();
+    let sent = world.lock().sent;
+    let mut after = before.clone();
+    let addr = frontend_addr(0);
+    let fifth = BackendId::new(999).unwrap();
+    let listens = BackendAddr::new(Ipv4Addr::new(10, 0, 9, 9).into(), 8080, addr.protocol);
+    after.backends.insert(fifth, Backend { addr: listens, local: false });
+    let Target::Set(old) = after.frontends[&addr].target else { panic!("it has backends") };
+    let mut slots = after.sets[&old].slots.to_vec();
+    slots.push(fifth);
+    let new = SetId::new(999).unwrap();
+    after.sets.insert(new, Arc::new(BackendSet { lookup: Lookup::Random, slots: slots.into() }));
+    after.frontends.get_mut(&addr).unwrap().target = Target::Set(new);
+    engine.apply(&diff(&before, &after, &Labels::new())).unwrap();
+    // Generation, the frontend's value and the new chain with its rule; one backend and one slot.
+    assert_eq!(world.lock().sent - sent, 2 + 2 + 1 + 1 + 1);
+    assert_eq!(world.elements(), expected(&after));
+}
+
+#[test]
+fn one_replaced_backend_of_a_maglev_table_sends_its_slots_only() {
+    let world = World::default();
+    let mut engine = world.engine();
+    let of = |backends: Vec<u8>| BTreeMap::from([(0, Service { to: Some((Lookup::Hash, backends)), affinity: None })]);
+    let table = |odd: u8| (0..251).map(|slot| if slot % 10 == 0 { odd } else { 1 }).collect::<Vec<u8>>();
+    let before = state(&of(table(2)), &NodeFacts::default(), 1);
+    engine.apply(&diff(&State::default(), &before, &Labels::new())).unwrap();
+    let sent = world.lock().sent;
+    let after = state(&of(table(3)), &NodeFacts::default(), 1);
+    engine.apply(&diff(&before, &after, &Labels::new())).unwrap();
+    // Generation, the frontend's value, two backends of which one was local, and a slot in ten.
+    assert_eq!(world.lock().sent - sent, 2 + 2 + 3 + 26 * 2);
+}
+
+#[test]
+fn records_of_a_backend_that_left_go_with_it_and_once_more_afterwards() {
+    let world = World::default();
+    let mut engine = world.engine();
+    let sticky = |backends: Vec<u8>| {
+        BTreeMap::from([(0, Service { to: Some((Lookup::Random, backends)), affinity: Some(Affinity::default()) })])
+    };
+    let before = state(&sticky(vec![1, 2]), &NodeFacts::default(), 1);
+    engine.apply(&diff(&State::default(), &before, &Labels::new())).unwrap();
+    let record = |n: u8, backend: u8| {
+        let addr = frontend_addr(0);
+        let BackendAddr { ip, port, .. } = backend_addr(&addr, backend);
+        Element::new(Key::Record(Ipv4Addr::new(192, 0, 2, n).into(), addr), Value::Backend(ip, port))
+    };
+    for element in [record(1, 1), record(2, 2)] {
+        world.lock().add(element);
+    }
+    world.lock().late = Some(record(3, 1));
+    let after = state(&sticky(vec![2]), &NodeFacts::default(), 1);
+    engine.apply(&diff(&before, &after, &Labels::new())).unwrap();
+    assert_eq!(world.records(), [record(2, 2).key], "the one that a packet wrote in between is gone too");
+    let mut renamed = after.clone();
+    renamed.frontends.values_mut().for_each(|frontend| frontend.id = FrontendId::new(77).unwrap());
+    engine.apply(&diff(&after, &renamed, &Labels::new())).unwrap();
+    assert_eq!(world.records(), []);
+}
+
+#[test]
+fn udp_flows_are_looked_at_when_a_backend_leaves_and_not_when_one_comes() {
+    let world = World::default();
+    let mut engine = world.engine();
+    let (tcp, udp) = (0, 1);
+    let both = |backends: Vec<u8>| {
+        let service = |to| Service { to: Some((Lookup::Random, to)), affinity: None };
+        BTreeMap::from([(tcp, service(backends.clone())), (udp, service(backends))])
+    };
+    let mut now = State::default();
+    let mut flows = |backends: Vec<u8>| {
+        let next = state(&both(backends), &NodeFacts::default(), 1);
+        engine.apply(&diff(&now, &next, &Labels::new())).unwrap();
+        now = next;
+        std::mem::take(&mut world.lock().flows)
+    };
+    let endpoint = |n| (backend_addr(&frontend_addr(udp), n).ip, backend_addr(&frontend_addr(udp), n).port);
+    assert_eq!(flows(vec![1]), [(frontend_addr(udp), [endpoint(1)].into())], "it is new");
+    assert_eq!(flows(vec![1, 2]), []);
+    assert_eq!(flows(vec![2]), [(frontend_addr(udp), [endpoint(2)].into())]);
+}
+
+#[test]
+fn a_table_of_another_layout_is_replaced_in_one_batch() {
+    let world = World::default();
+    let some = state(&BTreeMap::from([(0, Service { to: None, affinity: None })]), &NodeFacts::default(), 1);
+    world.engine().apply(&diff(&State::default(), &some, &Labels::new())).unwrap();
+    world.lock().table.as_mut().unwrap().remove(&Key::Note(Note::Layout, super::layout::VERSION));
+    let mut engine = world.engine();
+    assert_eq!(engine.observe().unwrap(), some);
+    let commits = world.lock().commits;
+    engine.apply(&Plan::default()).unwrap();
+    assert_eq!(world.lock().commits, commits + 1);
+    assert_eq!(world.elements(), expected(&some));
+}
+
+#[test]
+fn a_lost_answer_makes_the_state_unknown_and_observing_ends_that() {
+    let world = World::default();
+    let mut engine = world.engine();
+    let some = state(&BTreeMap::from([(0, Service { to: None, affinity: None })]), &NodeFacts::default(), 1);
+    world.lock().deaf = true;
+    let error = engine.apply(&diff(&State::default(), &some, &Labels::new())).unwrap_err();
+    assert!(error.unknown.is_some());
+    assert_eq!(engine.observe().unwrap(), some, "it took, only the answer was lost");
+}
+
+#[test]
+fn a_failed_route_fails_its_frontends_only() {
+    let world = World::default();
+    let mut engine = world.engine();
+    let service = || Service { to: None, affinity: None };
+    let wanted = state(&(0..4).map(|n| (n, service())).collect(), &NodeFacts::default(), 1);
+    let bad = frontend_addr(0).ip;
+    world.lock().unroutable = Some(bad);
+    let error = engine.apply(&diff(&State::default(), &wanted, &Labels::new())).unwrap_err();
+    assert!(error.failed.iter().all(|(addr, cause)| addr.ip == bad && cause.kind() == ErrorKind::System));
+    let found = world.engine().observe().unwrap();
+    assert_eq!(found.frontends.len() + error.failed.len(), wanted.frontends.len());
+}
+
+/// What a service of a test is: where it goes, by number of backend, one for each slot.
+#[derive(Clone, Debug)]
+struct Service {
+    to: Option<(Lookup, Vec<u8>)>,
+    affinity: Option<Affinity>,
+}
+
+fn arbitrary_state() -> impl Strategy<Value = State> {
+    let lookup = prop_oneof![Just(Lookup::Random), Just(Lookup::RoundRobin), Just(Lookup::Hash)];
+    let to = prop::option::of((lookup, prop::collection::vec(1_u8..5, 1..6)));
+    let affinity = prop::option::of((1_u64..4, 8_u8..=32, 40_u8..=128).prop_map(|(ms, prefix_v4, prefix_v6)| {
+        Affinity { timeout: Duration::from_millis(500 * ms), prefix_v4, prefix_v6 }
+    }));
+    let service = (to, affinity).prop_map(|(to, affinity)| Service { to, affinity });
+    (prop::collection::btree_map(0_u8..6, service, 0..6), arbitrary_node(), 1_u32..4)
+        .prop_map(|(services, node, first)| state(&services, &node, first))
+}
+
+fn arbitrary_node() -> impl Strategy<Value = NodeFacts> {
+    let cidr = prop::sample::select(vec!["10.0.0.0/8", "10.1.0.0/16", "11.0.0.0/8", "fd00::/8", "::/0"]);
+    (prop::option::of(Just("node-1")), prop::collection::vec(cidr, 0..3)).prop_map(|(name, cidrs)| NodeFacts {
+        name: name.map(NodeName::new),
+        ips: vec![Ipv4Addr::new(192, 0, 2, 1).into()],
+        cluster_cidrs: cidrs.iter().map(|cidr| cidr.parse().unwrap()).collect(),
+    })
+}
+
+/// The state for services; ids follow from content and `first`, so that two states have some in common.
+fn state(services: &BTreeMap<u8, Service>, node: &NodeFacts, first: u32) -> State {
+    let mut state = State { node: node.clone(), ..State::default() };
+    for (&n, service) in services {
+        let addr = frontend_addr(n);
+        let target = match &service.to {
+            None if n % 2 == 0 => Target::Reject,
+            None => Target::Drop,
+            Some((lookup, backends)) => {
+                let slots = backends.iter().map(|&backend| put_backend(&mut state, &addr, backend)).collect();
+                let set = BackendSet { lookup: *lookup, slots };
+                let id = set_id(&set);
+                state.sets.insert(id, Arc::new(set));
+                Target::Set(id)
+            }
+        };
+        let id = FrontendId::new(first + 10 * u32::from(n)).unwrap();
+        state.frontends.insert(addr, Frontend { id, target, affinity: service.affinity });
+    }
+    state
+}
+
+/// Equal sets have equal ids, and no others.
+fn set_id(set: &BackendSet) -> SetId {
+    let mut hasher = DefaultHasher::new();
+    (set.lookup, &set.slots).hash(&mut hasher);
+    SetId::new(u32::try_from(hasher.finish() >> 32).unwrap() | 1).unwrap()
+}
+
+fn frontend_addr(n: u8) -> FrontendAddr {
+    let ip: IpAddr =
+        if n < 4 { [10, 96, 0, n / 2].into() } else { Ipv6Addr::from([0xfd96, 0, 0, 0, 0, 0, 0, 1]).into() };
+    FrontendAddr::new(ip, 80, if n.is_multiple_of(2) { Protocol::Tcp } else { Protocol::Udp })
+}
+
+fn backend_addr(frontend: &FrontendAddr, n: u8) -> BackendAddr {
+    let ip: IpAddr = match frontend.family() {
+        Family::V4 => [10, 0, 0, n].into(),
+        Family::V6 => Ipv6Addr::from([0xfd00, 0, 0, 0, 0, 0, 0, n.into()]).into(),
+    };
+    BackendAddr::new(ip, 8080, frontend.protocol)
+}
+
+fn put_backend(state: &mut State, frontend: &FrontendAddr, n: u8) -> BackendId {
+    let addr = backend_addr(frontend, n);
+    let family = if frontend.ip.is_ipv4() { 0 } else { 100 };
+    let protocol = if frontend.protocol == Protocol::Tcp { 0 } else { 10 };
+    let id = BackendId::new(family + protocol + u32::from(n)).unwrap();
+    state.backends.insert(id, Backend { addr, local: n.is_multiple_of(2) });
+    id
+}
+
+fn names(op: &Op, wanted: &FrontendAddr) -> bool {
+    match op {
+        Op::UpsertFrontend { addr, .. } | Op::RemoveFrontend(addr) => addr == wanted,
+        _ => false,
+    }
+}
+
+/// The elements that a state stands for, said once more and from scratch.
+fn expected(state: &State) -> BTreeMap<Key, (Value, String)> {
+    let mut table = BTreeMap::new();
+    table.insert(Key::Note(Note::Layout, 1), (Value::None, "layout".into()));
+    for (id, backend) in &state.backends {
+        let BackendAddr { ip, port, protocol } = backend.addr;
+        let text = if backend.local { "local" } else { "" };
+        table.insert(Key::Backend(backend.addr.family(), *id, protocol), (Value::Backend(ip, port), text.into()));
+        if backend.local {
+            table.insert(Key::Hairpin(ip), (Value::None, String::new()));
+        }
+    }
+    for (&addr, frontend) in &state.frontends {
+        table.insert(Key::Service(addr), (Value::None, String::new()));
+        let choice = match frontend.target {
+            Target::Reject => Choice::Refuse,
+            Target::Drop => Choice::Drop,
+            Target::Set(id) => {
+                let set = &state.sets[&id];
+                for (slot, backend) in (0..).zip(&*set.slots) {
+                    let at = state.backends[backend].addr;
+                    table.insert(Key::Slot(addr, slot), (Value::Backend(at.ip, at.port), String::new()));
+                }
+                let how = match set.lookup {
+                    Lookup::Random => How::Random,
+                    Lookup::Hash => How::Hash,
+                    Lookup::RoundRobin => How::Turn(frontend.id),
+                };
+                let slots = u32::try_from(set.slots.len()).unwrap();
+                Choice::Pick(Pick { family: addr.family(), how, slots, affinity: frontend.affinity })
+            }
+        };
+        table.insert(Key::Frontend(addr), (Value::Go(choice), comment(frontend, "")));
+    }
+    let NodeFacts { name, ips, cluster_cidrs } = &state.node;
+    let mut note = |note, n, text: String| table.insert(Key::Note(note, n), (Value::None, text));
+    name.iter().for_each(|name| drop(note(Note::NodeName, 0, name.to_string())));
+    (0..).zip(ips).for_each(|(n, ip)| drop(note(Note::NodeIp, n, ip.to_string())));
+    (0..).zip(cluster_cidrs).for_each(|(n, cidr)| drop(note(Note::ClusterCidr, n, cidr.to_string())));
+    for (first, end) in [Family::V4, Family::V6].into_iter().flat_map(|family| ranges::merged(cluster_cidrs, family)) {
+        table.insert(Key::Bound(first, super::layout::Bound::Start), (Value::None, String::new()));
+        if let Some(end) = end {
+            table.insert(Key::Bound(end, super::layout::Bound::End), (Value::None, String::new()));
+        }
+    }
+    table
+}
+
+/// A kernel that is shared by every engine of a test.
+#[derive(Clone, Default)]
+struct World(Arc<Mutex<Model>>);
+
+#[derive(Default)]
+struct Model {
+    table: Option<BTreeMap<Key, (Value, String)>>,
+    picks: BTreeSet<Pick>,
+    routes: BTreeSet<IpAddr>,
+    /// Frontends that it refuses to touch.
+    refuses: BTreeSet<FrontendAddr>,
+    /// Address that gets no route.
+    unroutable: Option<IpAddr>,
+    /// A record that a packet writes between the reading of the records and the commit.
+    late: Option<Element>,
+    /// Whether it carries out the next batch and says nothing.
+    deaf: bool,
+    sent: usize,
+    commits: usize,
+    flows: Vec<(FrontendAddr, BTreeSet<(IpAddr, u16)>)>,
+}
+
+impl World {
+    fn engine(&self) -> Engine {
+        Engine::new(Box::new(self.clone()), Box::new(self.clone()), Box::new(self.clone()))
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Model> {
+        self.0.lock().unwrap()
+    }
+
+    /// Everything but the generation.
+    fn elements(&self) -> BTreeMap<Key, (Value, String)> {
+        let mut elements = self.lock().table.clone().unwrap_or_default();
+        elements.retain(|key, _| !matches!(key, Key::Note(Note::Generation, _)));
+        elements
+    }
+
+    fn records(&self) -> Vec<Key> {
+        self.elements().into_keys().filter(|key| matches!(key, Key::Record(..))).collect()
+    }
+
+    fn routed(&self) -> BTreeSet<IpAddr> {
+        self.lock().routes.clone()
+    }
+}
+
+impl Model {
+    fn add(&mut self, element: Element) {
+        self.table.get_or_insert_default().insert(element.key, (element.value, element.comment));
+    }
+
+    /// Carries out a batch; the first thing that cannot be is what it is refused for.
+    fn carry_out(&mut self, batch: &Batch<'_>) -> Result<(), (Origin, i32)> {
+        use nix::libc::{EBUSY, EEXIST, ENOENT, ENOMEM};
+        if batch.rebuild {
+            self.table = Some(BTreeMap::new());
+            self.picks.clear();
+        }
+        for step in batch.first.iter().chain(batch.steps) {
+            let refuse = |code| Err((step.origin, code));
+            if matches!(step.origin, Origin::Frontend(addr) if self.refuses.contains(&addr)) {
+                return refuse(ENOMEM);
+            }
+            let Some(table) = &mut self.table else { return refuse(ENOENT) };
+            let used = |pick: &Pick| table.values().any(|(value, _)| *value == Value::Go(Choice::Pick(*pick)));
+            match &step.action {
+                Action::AddPick(pick) if !self.picks.insert(*pick) => return refuse(EEXIST),
+                Action::RemovePick(pick) if used(pick) => return refuse(EBUSY),
+                Action::RemovePick(pick) if !self.picks.remove(pick) => return refuse(ENOENT),
+                Action::AddPick(_) | Action::RemovePick(_) => {}
+                Action::Add(Element { value: Value::Go(Choice::Pick(pick)), .. }) if !self.picks.contains(pick) => {
+                    return refuse(ENOENT);
+                }
+                Action::Add(element) => {
+                    let content = (element.value, element.comment.clone());
+                    if table.insert(element.key, content).is_some() {
+                        return refuse(EEXIST);
+                    }
+                }
+                Action::Remove(key) => {
+                    if table.remove(key).is_none() {
+                        return refuse(ENOENT);
+                    }
+                }
+            }
+        }
+        for (_, key) in batch.forget {
+            self.table.as_mut().and_then(|table| table.remove(key));
+        }
+        self.sent += batch.first.len() + batch.steps.len() + batch.forget.len();
+        self.commits += 1;
+        Ok(())
+    }
+}
+
+impl Kernel for World {
+    fn commit(&mut self, batch: &Batch<'_>) -> Result<(), CommitError> {
+        let mut model = self.lock();
+        if let Some(late) = model.late.take() {
+            model.add(late);
+        }
+        let before = (model.table.clone(), model.picks.clone());
+        if let Err((origin, code)) = model.carry_out(batch) {
+            (model.table, model.picks) = before;
+            return Err(CommitError::Refused(vec![(origin, io::Error::from_raw_os_error(code))]));
+        }
+        if std::mem::take(&mut model.deaf) {
+            return Err(CommitError::Unknown(io::ErrorKind::TimedOut.into()));
+        }
+        Ok(())
+    }
+
+    fn elements(&mut self, set: Set) -> io::Result<Vec<Option<Read>>> {
+        let elements = self.lock().table.clone().unwrap_or_default().into_iter();
+        let read = |(key, (value, comment))| Some((Element { key, value, comment }, None));
+        Ok(elements.filter(|(key, _)| key.set() == set).map(read).collect())
+    }
+
+    fn has_table(&mut self) -> io::Result<bool> {
+        Ok(self.lock().table.is_some())
+    }
+
+    fn rules(&mut self) -> io::Result<u64> {
+        let model = self.lock();
+        let fixed: usize = rules::chains().iter().map(|chain| chain.rules.len()).sum();
+        Ok((fixed + model.picks.iter().map(|pick| rules::pick(pick).len()).sum::<usize>()) as u64)
+    }
+
+    fn remove_table(&mut self) -> io::Result<()> {
+        self.lock().table = None;
+        Ok(())
+    }
+}
+
+impl Vips for World {
+    fn observe(&mut self) -> io::Result<BTreeSet<IpAddr>> {
+        Ok(self.routed())
+    }
+
+    fn add(&mut self, vips: &[IpAddr]) -> io::Result<BTreeMap<IpAddr, io::Error>> {
+        let mut model = self.lock();
+        let bad = model.unroutable.filter(|bad| vips.contains(bad));
+        model.routes.extend(vips.iter().filter(|&&vip| Some(vip) != bad));
+        Ok(bad.map(|vip| (vip, io::Error::other("no route"))).into_iter().collect())
+    }
+
+    fn remove(&mut self, vips: &[IpAddr]) -> io::Result<BTreeMap<IpAddr, io::Error>> {
+        self.lock().routes.retain(|vip| !vips.contains(vip));
+        Ok(BTreeMap::new())
+    }
+
+    fn cleanup(&mut self) -> io::Result<()> {
+        self.lock().routes.clear();
+        Ok(())
+    }
+}
+
+impl Flows for World {
+    fn forget_stale(&mut self, allowed: &Allowed) -> io::Result<usize> {
+        self.lock().flows.extend(allowed.clone());
+        Ok(0)
+    }
+}

@@ -1,0 +1,181 @@
+//! What libnftables stores beside sets and elements and reads back when it lists them (`src/netlink.c`, `include/expression.h`
+//! of nftables): type, length, value, one byte each for the first two.
+//!
+//! Without it `nft list` aborts on a key that contains a plain number.
+
+use lb_core::Family;
+
+use super::layout::Set;
+
+const KEY_BYTE_ORDER: u8 = 0;
+const DATA_BYTE_ORDER: u8 = 1;
+const KEY_TYPEOF: u8 = 3;
+const DATA_TYPEOF: u8 = 4;
+const DATA_INTERVAL: u8 = 6;
+
+const BIG_ENDIAN: u32 = 2;
+const MIXED: u32 = 0;
+
+const EXPR_PAYLOAD: u32 = 7;
+const EXPR_META: u32 = 9;
+const EXPR_CONCAT: u32 = 13;
+const EXPR_NUMGEN: u32 = 23;
+
+/// `PROTO_DESC_*`: the header that a payload expression is about.
+const TRANSPORT: u32 = 11;
+const IP: u32 = 12;
+const IP6: u32 = 13;
+
+const META_L4PROTO: u32 = 16;
+/// A modulus has to be there; it is that of the largest table.
+const NUMGEN_MODULUS: u32 = 131_071;
+
+/// Userdata of a set.
+pub(super) fn of_set(set: Set) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    match set {
+        Set::Frontends(_) | Set::Backends(_) => {
+            number(&mut bytes, KEY_BYTE_ORDER, MIXED);
+            number(&mut bytes, DATA_BYTE_ORDER, MIXED);
+        }
+        Set::Cluster(_) => number(&mut bytes, KEY_BYTE_ORDER, BIG_ENDIAN),
+        Set::Services(_) | Set::Hairpin(_) | Set::Notes => number(&mut bytes, KEY_BYTE_ORDER, MIXED),
+        Set::Slots(family) => {
+            let key = [destination(family), l4proto(), destination_port(), numgen()];
+            typed(&mut bytes, &key, family);
+        }
+        Set::Affinity(family) => {
+            let key = [source(family), destination(family), l4proto(), destination_port()];
+            typed(&mut bytes, &key, family);
+        }
+    }
+    number(&mut bytes, DATA_INTERVAL, 0);
+    bytes
+}
+
+/// Userdata of an element or a rule with a comment.
+pub(super) fn comment_of(comment: &str) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut text = prefix(comment, MAX_COMMENT).as_bytes().to_vec();
+    text.push(0);
+    put(&mut bytes, 0, &text);
+    bytes
+}
+
+/// The comment in an element's userdata.
+pub(super) fn comment(userdata: &[u8]) -> Option<&str> {
+    let [0, length, rest @ ..] = userdata else { return None };
+    let text = rest.get(..usize::from(*length))?;
+    std::str::from_utf8(text.strip_suffix(&[0])?).ok()
+}
+
+/// Bytes of a comment; a longer one is cut.
+const MAX_COMMENT: usize = 253;
+
+fn prefix(text: &str, bytes: usize) -> &str {
+    let mut end = text.len().min(bytes);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}
+
+fn typed(bytes: &mut Vec<u8>, key: &[Vec<u8>], family: Family) {
+    number(bytes, KEY_BYTE_ORDER, MIXED);
+    number(bytes, DATA_BYTE_ORDER, MIXED);
+    put(bytes, KEY_TYPEOF, &concat(key));
+    put(bytes, DATA_TYPEOF, &concat(&[destination(family), destination_port()]));
+}
+
+fn concat(parts: &[Vec<u8>]) -> Vec<u8> {
+    let mut inner = Vec::new();
+    for (index, part) in (0..).zip(parts) {
+        put(&mut inner, index, part);
+    }
+    expression(EXPR_CONCAT, &inner)
+}
+
+fn expression(kind: u32, data: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    number(&mut bytes, 0, kind);
+    put(&mut bytes, 1, data);
+    bytes
+}
+
+fn payload(header: u32, field: u32) -> Vec<u8> {
+    let mut inner = Vec::new();
+    number(&mut inner, 0, header);
+    number(&mut inner, 1, field);
+    expression(EXPR_PAYLOAD, &inner)
+}
+
+fn source(family: Family) -> Vec<u8> {
+    match family {
+        Family::V4 => payload(IP, 11),
+        Family::V6 => payload(IP6, 8),
+    }
+}
+
+fn destination(family: Family) -> Vec<u8> {
+    match family {
+        Family::V4 => payload(IP, 12),
+        Family::V6 => payload(IP6, 9),
+    }
+}
+
+fn destination_port() -> Vec<u8> {
+    payload(TRANSPORT, 2)
+}
+
+fn l4proto() -> Vec<u8> {
+    let mut inner = Vec::new();
+    number(&mut inner, 0, META_L4PROTO);
+    expression(EXPR_META, &inner)
+}
+
+fn numgen() -> Vec<u8> {
+    const RANDOM: u32 = 1;
+    let mut inner = Vec::new();
+    number(&mut inner, 0, RANDOM);
+    number(&mut inner, 1, NUMGEN_MODULUS);
+    number(&mut inner, 2, 0);
+    expression(EXPR_NUMGEN, &inner)
+}
+
+fn number(bytes: &mut Vec<u8>, kind: u8, value: u32) {
+    put(bytes, kind, &value.to_ne_bytes());
+}
+
+fn put(bytes: &mut Vec<u8>, kind: u8, value: &[u8]) {
+    bytes.extend([kind, u8::try_from(value.len()).unwrap_or(u8::MAX)]);
+    bytes.extend_from_slice(value);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Taken from what nft 1.0.6 sends for the same `typeof`.
+    #[test]
+    fn slots_are_described_as_nft_describes_them() {
+        let expected = "000400000000010400000000036000040d00000001580014000407000000010c00040c00000001040c000000010e000409000000\
+            01060004100000000214000407000000010c00040b000000010402000000031a000417000000011200040100000001 04ffff0100 020400000000\
+            043400040d000000012c0014000407000000010c00040c00000001040c0000000114000407000000010c00040b000000010402000000\
+            060400000000"
+            .replace(' ', "");
+        let found: String = of_set(Set::Slots(Family::V4)).iter().map(|b| format!("{b:02x}")).collect();
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn comments_survive_and_long_ones_are_cut_between_characters() {
+        assert_eq!(comment(&comment_of("web")), Some("web"));
+        assert_eq!(comment(&comment_of("")), Some(""));
+        let long = "ä".repeat(200);
+        let bytes = comment_of(&long);
+        assert!(bytes.len() <= 256);
+        assert_eq!(comment(&bytes), Some("ä".repeat(126).as_str()));
+        assert_eq!(comment(&[1, 0]), None);
+        assert_eq!(comment(&[0, 9, 1]), None);
+    }
+}

@@ -1,0 +1,457 @@
+//! Tables, sets, chains, rules and elements as messages of nf_tables (`linux/netfilter/nf_tables.h`).
+
+use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST};
+
+use lb_core::Family;
+
+use super::{
+    layout::{Bound, Choice, Element, Key, Pick, Set, Value},
+    rules::{self, Chain, Conntrack, Expr, Rule, octets},
+    userdata,
+};
+use crate::netlink::{
+    Writer,
+    netfilter::{INET, IPV4, IPV6, NFTABLES, fixed, kind},
+};
+
+const NEW_TABLE: u16 = kind(NFTABLES, 0);
+pub(super) const GET_TABLE: u16 = kind(NFTABLES, 1);
+const NEW_CHAIN: u16 = kind(NFTABLES, 3);
+const DELETE_CHAIN: u16 = kind(NFTABLES, 5);
+const NEW_RULE: u16 = kind(NFTABLES, 6);
+pub(super) const GET_RULE: u16 = kind(NFTABLES, 7);
+const NEW_SET: u16 = kind(NFTABLES, 9);
+const NEW_ELEMENT: u16 = kind(NFTABLES, 12);
+pub(super) const GET_ELEMENT: u16 = kind(NFTABLES, 13);
+const DELETE_ELEMENT: u16 = kind(NFTABLES, 14);
+/// Linux 6.3.
+const DESTROY_TABLE: u16 = kind(NFTABLES, 26);
+/// Linux 6.3.
+const DESTROY_ELEMENT: u16 = kind(NFTABLES, 30);
+
+/// Attributes of elements (`NFTA_SET_ELEM_*`).
+pub(super) mod element {
+    pub(in super::super) const KEY: u16 = 1;
+    pub(in super::super) const DATA: u16 = 2;
+    pub(in super::super) const FLAGS: u16 = 3;
+    pub(in super::super) const TIMEOUT: u16 = 4;
+    pub(in super::super) const EXPIRATION: u16 = 5;
+    pub(in super::super) const USERDATA: u16 = 6;
+    pub(in super::super) const FLAG_INTERVAL_END: u32 = 1;
+}
+
+/// The list of elements in a message about elements.
+pub(super) const ELEMENTS: u16 = 3;
+const LIST_ITEM: u16 = 1;
+const DATA_VALUE: u16 = 1;
+const DATA_VERDICT: u16 = 2;
+
+const VERDICT_DROP: u32 = 0;
+const VERDICT_GOTO: i32 = -4;
+const VERDICT_REGISTER: u8 = 0;
+
+/// Maps whose values are verdicts have this data type.
+const TYPE_VERDICT: u32 = 0xffff_ff00;
+const TYPE_IPV4: u32 = 7;
+const TYPE_IPV6: u32 = 8;
+const TYPE_PROTO: u32 = 12;
+const TYPE_SERVICE: u32 = 13;
+const TYPE_MARK: u32 = 19;
+const TYPE_INTEGER: u32 = 4;
+
+const SET_INTERVAL: u32 = 4;
+const SET_MAP: u32 = 8;
+const SET_TIMEOUT: u32 = 0x10;
+const SET_DYNAMIC: u32 = 0x20;
+
+/// Bytes of elements in one message: the list's length is a 16-bit number.
+const MESSAGE_ELEMENTS: usize = 48 << 10;
+
+/// What to do with elements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verb {
+    /// Fails if the element is there.
+    Add,
+    /// Fails if the element is not there.
+    Remove,
+    /// Removes the element if it is there: it may run out at any time.
+    Forget,
+}
+
+/// A client's record, with what is left of its time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Life {
+    /// Milliseconds from one use to the end.
+    pub(super) timeout: u64,
+    /// Milliseconds that are left.
+    pub(super) left: u64,
+}
+
+/// An element in a message: removing one takes its key.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Item<'a> {
+    /// Its key.
+    Key(&'a Key),
+    /// All of it, and its life if it has an end.
+    Whole(&'a Element, Option<Life>),
+}
+
+/// Opens a batch.
+pub(super) fn begin(w: &mut Writer) {
+    w.message(crate::netlink::netfilter::BATCH_BEGIN, NLM_F_REQUEST, &fixed(0, NFTABLES), |_| {});
+}
+
+/// Ends a batch. The message before it is acknowledged once the batch is committed.
+pub(super) fn end(w: &mut Writer) {
+    w.flag_last(netlink_packet_core::NLM_F_ACK);
+    w.message(crate::netlink::netfilter::BATCH_END, NLM_F_REQUEST, &fixed(0, NFTABLES), |_| {});
+}
+
+/// Removes a table with all that is in it, if it is there.
+pub(super) fn destroy_table(w: &mut Writer, table: &str) {
+    message(w, DESTROY_TABLE, 0, |w| w.put_str(1, table));
+}
+
+/// Adds a table.
+pub(super) fn add_table(w: &mut Writer, table: &str) {
+    message(w, NEW_TABLE, NLM_F_CREATE | NLM_F_EXCL, |w| w.put_str(1, table));
+}
+
+/// Adds a set or map.
+pub(super) fn add_set(w: &mut Writer, table: &str, set: Set, id: u32, size: u32) {
+    let shape = shape(set);
+    message(w, NEW_SET, NLM_F_CREATE | NLM_F_EXCL, |w| {
+        w.put_str(1, table);
+        w.put_str(2, set.name());
+        w.put_u32(3, shape.flags);
+        w.put_u32(4, concat(&shape.key));
+        w.put_u32(5, length(&shape.key));
+        if !shape.data.is_empty() {
+            w.put_u32(6, concat(&shape.data));
+            w.put_u32(7, if shape.data == [TYPE_VERDICT] { 0 } else { length(&shape.data) });
+        }
+        if matches!(set, Set::Affinity(_)) {
+            w.nest(9, |w| w.put_u32(1, size));
+        }
+        w.put_u32(10, id);
+        w.put(13, &userdata::of_set(set));
+    });
+}
+
+/// Adds a chain that is always there, without its rules.
+pub(super) fn add_chain(w: &mut Writer, table: &str, chain: &Chain) {
+    message(w, NEW_CHAIN, NLM_F_CREATE | NLM_F_EXCL, |w| {
+        w.put_str(1, table);
+        w.put_str(3, chain.name);
+        if let Some((hook, priority)) = chain.hook {
+            w.nest(4, |w| {
+                w.put_u32(1, hook);
+                w.put_u32(2, priority.cast_unsigned());
+            });
+            w.put_u32(5, 1);
+            w.put_str(7, "nat");
+        }
+    });
+}
+
+/// Adds a rule at the end of a chain.
+pub(super) fn add_rule(w: &mut Writer, table: &str, chain: &str, rule: &Rule) {
+    message(w, NEW_RULE, NLM_F_CREATE | NLM_F_APPEND, |w| {
+        w.put_str(1, table);
+        w.put_str(2, chain);
+        w.nest(4, |w| rule.expressions.iter().for_each(|expr| expression(w, expr)));
+        if !rule.comment.is_empty() {
+            w.put(7, &userdata::comment_of(rule.comment));
+        }
+    });
+}
+
+/// Adds a pick chain with its rules.
+pub(super) fn add_pick(w: &mut Writer, table: &str, pick: &Pick) {
+    let name = pick.to_string();
+    message(w, NEW_CHAIN, NLM_F_CREATE | NLM_F_EXCL, |w| {
+        w.put_str(1, table);
+        w.put_str(3, &name);
+    });
+    for rule in rules::pick(pick) {
+        add_rule(w, table, &name, &rule);
+    }
+}
+
+/// Removes a pick chain with its rules.
+pub(super) fn remove_pick(w: &mut Writer, table: &str, pick: &Pick) {
+    message(w, DELETE_CHAIN, 0, |w| {
+        w.put_str(1, table);
+        w.put_str(3, &pick.to_string());
+    });
+}
+
+/// Adds or removes elements of one set, in one message or, where they are many, in several.
+pub(super) fn elements<'a>(
+    w: &mut Writer,
+    table: &str,
+    verb: Verb,
+    set: Set,
+    elements: impl IntoIterator<Item = Item<'a>>,
+) {
+    let mut elements = elements.into_iter().peekable();
+    while elements.peek().is_some() {
+        let (kind, flags) = match verb {
+            Verb::Add => (NEW_ELEMENT, NLM_F_CREATE | NLM_F_EXCL),
+            Verb::Remove => (DELETE_ELEMENT, 0),
+            Verb::Forget => (DESTROY_ELEMENT, 0),
+        };
+        message(w, kind, flags, |w| {
+            w.put_str(1, table);
+            w.put_str(2, set.name());
+            w.nest(ELEMENTS, |w| {
+                let start = w.len();
+                while w.len() - start < MESSAGE_ELEMENTS
+                    && let Some(item) = elements.next()
+                {
+                    w.nest(LIST_ITEM, |w| one(w, verb, &item));
+                }
+            });
+        });
+    }
+}
+
+/// The bytes of a key, each part padded to whole registers.
+pub(super) fn key_bytes(key: &Key) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(40);
+    match *key {
+        Key::Frontend(addr) | Key::Service(addr) => frontend(&mut bytes, &addr),
+        Key::Slot(addr, slot) => {
+            frontend(&mut bytes, &addr);
+            bytes.extend(slot.to_ne_bytes());
+        }
+        Key::Record(client, addr) => {
+            bytes.extend(octets(client));
+            frontend(&mut bytes, &addr);
+        }
+        Key::Bound(ip, _) => bytes.extend(octets(ip)),
+        Key::Hairpin(ip) => {
+            bytes.extend(octets(ip));
+            bytes.extend(octets(ip));
+        }
+        Key::Backend(_, id, protocol) => {
+            bytes.extend(id.get().to_ne_bytes());
+            bytes.extend([protocol.number(), 0, 0, 0]);
+        }
+        Key::Note(note, number) => {
+            bytes.extend((note as u32).to_ne_bytes());
+            bytes.extend(number.to_ne_bytes());
+        }
+    }
+    bytes
+}
+
+fn frontend(bytes: &mut Vec<u8>, addr: &lb_core::FrontendAddr) {
+    bytes.extend(octets(addr.ip));
+    bytes.extend([addr.protocol.number(), 0, 0, 0]);
+    port(bytes, addr.port);
+}
+
+fn port(bytes: &mut Vec<u8>, port: u16) {
+    bytes.extend(port.to_be_bytes());
+    bytes.extend([0, 0]);
+}
+
+fn one(w: &mut Writer, verb: Verb, item: &Item<'_>) {
+    let key = match item {
+        Item::Key(key) => key,
+        Item::Whole(element, _) => &element.key,
+    };
+    w.nest(element::KEY, |w| w.put(DATA_VALUE, &key_bytes(key)));
+    if matches!(key, Key::Bound(_, Bound::End)) {
+        w.put_u32(element::FLAGS, element::FLAG_INTERVAL_END);
+    }
+    if let (Verb::Add, Item::Whole(element, life)) = (verb, item) {
+        rest(w, element, *life);
+    }
+}
+
+/// What an element has beside its key.
+fn rest(w: &mut Writer, item: &Element, life: Option<Life>) {
+    match item.value {
+        Value::None => {}
+        Value::Go(choice) => w.nest(element::DATA, |w| verdict(w, &choice)),
+        Value::Backend(ip, number) => w.nest(element::DATA, |w| {
+            let mut bytes = octets(ip);
+            port(&mut bytes, number);
+            w.put(DATA_VALUE, &bytes);
+        }),
+    }
+    if let Some(life) = life {
+        w.put_u64(element::TIMEOUT, life.timeout);
+        w.put_u64(element::EXPIRATION, life.left);
+    }
+    if !item.comment.is_empty() {
+        w.put(element::USERDATA, &userdata::comment_of(&item.comment));
+    }
+}
+
+fn verdict(w: &mut Writer, choice: &Choice) {
+    match choice {
+        Choice::Drop => w.nest(DATA_VERDICT, |w| w.put_u32(1, VERDICT_DROP)),
+        Choice::Refuse => go(w, rules::refuse()),
+        Choice::Pick(pick) => go(w, &pick.to_string()),
+    }
+}
+
+fn go(w: &mut Writer, chain: &str) {
+    w.nest(DATA_VERDICT, |w| {
+        w.put_u32(1, VERDICT_GOTO.cast_unsigned());
+        w.put_str(2, chain);
+    });
+}
+
+/// What a set holds.
+struct Shape {
+    flags: u32,
+    key: Vec<u32>,
+    data: Vec<u32>,
+}
+
+fn shape(set: Set) -> Shape {
+    let ip = |family| if family == Family::V4 { TYPE_IPV4 } else { TYPE_IPV6 };
+    let backend = |family| vec![ip(family), TYPE_SERVICE];
+    let (flags, key, data) = match set {
+        Set::Frontends(family) => (SET_MAP, vec![ip(family), TYPE_PROTO, TYPE_SERVICE], vec![TYPE_VERDICT]),
+        Set::Services(family) => (0, vec![ip(family), TYPE_PROTO, TYPE_SERVICE], vec![]),
+        Set::Slots(family) => (SET_MAP, vec![ip(family), TYPE_PROTO, TYPE_SERVICE, TYPE_INTEGER], backend(family)),
+        Set::Affinity(family) => (
+            SET_MAP | SET_TIMEOUT | SET_DYNAMIC,
+            vec![ip(family), ip(family), TYPE_PROTO, TYPE_SERVICE],
+            backend(family),
+        ),
+        Set::Cluster(family) => (SET_INTERVAL, vec![ip(family)], vec![]),
+        Set::Hairpin(family) => (0, vec![ip(family), ip(family)], vec![]),
+        Set::Backends(family) => (SET_MAP, vec![TYPE_MARK, TYPE_PROTO], backend(family)),
+        Set::Notes => (0, vec![TYPE_MARK, TYPE_MARK], vec![]),
+    };
+    Shape { flags, key, data }
+}
+
+/// libnftables writes a concatenation as one number, six bits for each type.
+fn concat(types: &[u32]) -> u32 {
+    types.iter().fold(0, |all, one| if types.len() == 1 { *one } else { all << 6 | one })
+}
+
+fn length(types: &[u32]) -> u32 {
+    types.iter().map(|&one| if one == TYPE_IPV6 { 16 } else { 4 }).sum()
+}
+
+fn message(w: &mut Writer, kind: u16, flags: u16, attributes: impl FnOnce(&mut Writer)) {
+    w.message(kind, NLM_F_REQUEST | flags, &fixed(INET, 0), attributes);
+}
+
+fn expression(w: &mut Writer, expr: &Expr) {
+    let (name, body): (&str, &dyn Fn(&mut Writer)) = match expr {
+        Expr::NetworkProtocol { to } => ("meta", &|w| numbers(w, &[(2, 15), (1, register(to))])),
+        Expr::TransportProtocol { to } => ("meta", &|w| numbers(w, &[(2, 16), (1, register(to))])),
+        Expr::Payload { layer, offset, bytes, to } => {
+            ("payload", &|w| numbers(w, &[(1, register(to)), (2, *layer as u32), (3, *offset), (4, *bytes)]))
+        }
+        Expr::Conntrack { what, to } => ("ct", &|w| conntrack(w, *what, *to)),
+        Expr::Compare { not, register: from, with } => ("cmp", &|w| {
+            numbers(w, &[(1, register(from)), (2, u32::from(*not))]);
+            w.nest(3, |w| w.put(DATA_VALUE, with));
+        }),
+        Expr::Mask { register: at, mask } => ("bitwise", &|w| masking(w, *at, mask)),
+        Expr::Copy { from, bytes, to } => ("bitwise", &|w| copy(w, *from, *bytes, *to)),
+        Expr::OutputDevice { to } => ("meta", &|w| numbers(w, &[(2, 5), (1, register(to))])),
+        Expr::Load { bytes, to } => ("immediate", &|w| {
+            w.put_u32(1, register(to));
+            w.nest(2, |w| w.put(DATA_VALUE, &bytes[..2]));
+        }),
+        Expr::Redirect { port } => ("redir", &|w| w.put_u32(1, register(port))),
+        Expr::Number { random, modulus, to } => {
+            ("numgen", &|w| numbers(w, &[(1, register(to)), (2, *modulus), (3, u32::from(*random)), (4, 0)]))
+        }
+        Expr::Hash { from, bytes, modulus, seed, to } => ("hash", &|w| {
+            numbers(
+                w,
+                &[(1, register(from)), (2, register(to)), (3, *bytes), (4, *modulus), (5, *seed), (6, 0), (7, 0)],
+            );
+        }),
+        Expr::Member { set, key, not } => ("lookup", &|w| {
+            w.put_str(1, set.name());
+            numbers(w, &[(2, register(key))]);
+            if *not {
+                w.put_u32(5, 1);
+            }
+        }),
+        Expr::Map { map, key, to } => ("lookup", &|w| lookup(w, *map, *key, *to)),
+        Expr::VerdictMap { map, key } => ("lookup", &|w| lookup(w, *map, *key, VERDICT_REGISTER)),
+        Expr::Update { map, key, value, timeout_ms } => ("dynset", &|w| {
+            w.put_str(1, map.name());
+            numbers(w, &[(3, 1), (4, register(key)), (5, register(value))]);
+            w.put_u64(6, *timeout_ms);
+        }),
+        Expr::Dnat { family, address, port } => ("nat", &|w| {
+            let family = if *family == Family::V4 { IPV4 } else { IPV6 };
+            numbers(w, &[(1, 1), (2, family.into()), (3, register(address)), (5, register(port))]);
+        }),
+        Expr::Masquerade => ("masq", &|w| w.put_u32(1, 0x10)),
+        Expr::Reset => ("reject", &|w| {
+            w.put_u32(1, 1);
+            w.put(2, &[0]);
+        }),
+        Expr::Unreachable => ("reject", &|w| {
+            w.put_u32(1, 2);
+            w.put(2, &[1]);
+        }),
+        Expr::Goto(chain) => ("immediate", &|w| {
+            w.put_u32(1, u32::from(VERDICT_REGISTER));
+            w.nest(2, |w| go(w, chain));
+        }),
+    };
+    w.nest(1, |w| {
+        w.put_str(1, name);
+        w.nest(2, body);
+    });
+}
+
+fn lookup(w: &mut Writer, map: Set, key: u8, to: u8) {
+    w.put_str(1, map.name());
+    numbers(w, &[(2, register(&key)), (3, register(&to))]);
+}
+
+fn conntrack(w: &mut Writer, what: Conntrack, to: u8) {
+    let key = match what {
+        Conntrack::Status => 2,
+        Conntrack::OriginalPort => 12,
+        Conntrack::OriginalDestination(Family::V4) => 20,
+        Conntrack::OriginalDestination(Family::V6) => 22,
+    };
+    numbers(w, &[(1, register(&to)), (2, key)]);
+    if what != Conntrack::Status {
+        w.put(3, &[0]);
+    }
+}
+
+fn masking(w: &mut Writer, at: u8, mask: &[u8]) {
+    bits(w, at, at, mask);
+}
+
+fn copy(w: &mut Writer, from: u8, bytes: usize, to: u8) {
+    bits(w, from, to, &vec![0xff; bytes]);
+}
+
+fn bits(w: &mut Writer, from: u8, to: u8, mask: &[u8]) {
+    let bytes = u32::try_from(mask.len()).unwrap_or(u32::MAX);
+    numbers(w, &[(1, register(&from)), (2, register(&to)), (3, bytes)]);
+    w.nest(4, |w| w.put(DATA_VALUE, mask));
+    w.nest(5, |w| w.put(DATA_VALUE, &vec![0; mask.len()]));
+}
+
+fn register(register: &u8) -> u32 {
+    u32::from(*register)
+}
+
+fn numbers(w: &mut Writer, pairs: &[(u16, u32)]) {
+    for &(kind, value) in pairs {
+        w.put_u32(kind, value);
+    }
+}
