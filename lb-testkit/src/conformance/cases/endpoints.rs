@@ -1,0 +1,199 @@
+//! Endpoints that come and go while flows live.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use lb_core::Change;
+
+use super::{Case, cases};
+use crate::{
+    conformance::{
+        Fault, Stage, Verdict, ensure,
+        probe::{ORIGINS, PACKET_ORIGINS, Probe, pod_of},
+        service::{CLIENT_POD, FRONT_PORT, Vip, WEB, endpoints, named, service, web},
+    },
+    lab::{Held, Origin, topology},
+    traffic::{Load, LoadKind, Outcome, Transport, Until},
+};
+
+pub(super) const CASES: [Case; 8] = cases![
+    established_connections_survive_scaling_up_and_down,
+    new_flows_avoid_a_backend_that_left,
+    udp_flows_leave_a_backend_that_left,
+    connected_sockets_of_the_node_leave_a_backend_that_left,
+    unconnected_sockets_leave_a_backend_that_left,
+    all_endpoints_are_replaced_at_once,
+    a_deleted_service_answers_no_more_and_others_do,
+    no_request_fails_while_endpoints_change,
+];
+
+const SOCKETS: usize = 8;
+const FLOWS: usize = 6;
+
+fn established_connections_survive_scaling_up_and_down(stage: &mut Stage) -> Verdict {
+    stage.lab()?;
+    stage.change([Change::UpsertService(web()), Change::ReplaceEndpoints(endpoints("web", &["a", "c"]))])?;
+    with_held(stage, &ORIGINS, Transport::Tcp, |stage, held| {
+        for pods in [&["a", "b", "c", "d"][..], &["b", "d"], &["e"], &[]] {
+            stage.change([Change::ReplaceEndpoints(endpoints("web", pods))])?;
+            held.iter().try_for_each(|held| held.same_pods())?;
+        }
+        Ok(())
+    })
+}
+
+fn new_flows_avoid_a_backend_that_left(stage: &mut Stage) -> Verdict {
+    stage.change([Change::UpsertService(web())])?;
+    for pods in [&["a", "b", "c", "d"][..], &["b", "d"], &["a", "b", "d", "e"], &["c"]] {
+        stage.change([Change::ReplaceEndpoints(endpoints("web", pods))])?;
+        for _ in 0..FLOWS {
+            for probe in Probe::everywhere(WEB) {
+                let backend = stage.probe(probe)?.map_or("none", pod_of);
+                ensure!(pods.contains(&backend), "{probe:?} reached {backend}, endpoints are {pods:?}");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Sockets that stay connected, as a resolver's do.
+fn udp_flows_leave_a_backend_that_left(stage: &mut Stage) -> Verdict {
+    stage.lab()?;
+    moves_on(stage, &PACKET_ORIGINS, Transport::Udp)
+}
+
+fn connected_sockets_of_the_node_leave_a_backend_that_left(stage: &mut Stage) -> Verdict {
+    stage.lab()?;
+    if stage.translates_sockets() {
+        return Err(Fault::lacks("re-selection for connected datagram sockets: they are translated once"));
+    }
+    moves_on(stage, &[Origin::Pod(CLIENT_POD), Origin::Node(0)], Transport::Udp)
+}
+
+fn unconnected_sockets_leave_a_backend_that_left(stage: &mut Stage) -> Verdict {
+    stage.lab()?;
+    moves_on(stage, &ORIGINS, Transport::UdpUnconnected)
+}
+
+fn moves_on(stage: &mut Stage, origins: &[Origin], transport: Transport) -> Verdict {
+    stage.change([Change::UpsertService(web()), Change::ReplaceEndpoints(endpoints("web", &["a", "c"]))])?;
+    with_held(stage, origins, transport, |stage, held| {
+        for pods in [&["b", "d"][..], &["d"], &["a"]] {
+            stage.change([Change::ReplaceEndpoints(endpoints("web", pods))])?;
+            held.iter().try_for_each(|held| held.only_pods(pods))?;
+        }
+        Ok(())
+    })
+}
+
+fn all_endpoints_are_replaced_at_once(stage: &mut Stage) -> Verdict {
+    stage.change([Change::UpsertService(web())])?;
+    for pods in [&["a", "c"][..], &["b", "d"], &["e", "client"], &["a", "c"]] {
+        stage.change([Change::ReplaceEndpoints(endpoints("web", pods))])?;
+        (0..FLOWS).try_for_each(|_| stage.probe_all(Probe::everywhere(WEB)))?;
+    }
+    Ok(())
+}
+
+fn a_deleted_service_answers_no_more_and_others_do(stage: &mut Stage) -> Verdict {
+    const OTHER: Vip = Vip::cluster(12);
+    stage.change([
+        Change::UpsertService(web()),
+        Change::ReplaceEndpoints(endpoints("web", &["a", "c"])),
+        Change::UpsertService(service("other", OTHER)),
+        Change::ReplaceEndpoints(endpoints("other", &["a", "d"])),
+    ])?;
+    stage.probe_all(Probe::everywhere(WEB).chain(Probe::everywhere(OTHER)))?;
+    stage.change([Change::RemoveService(named("web"))])?;
+    stage.probe_all(Probe::everywhere(WEB).chain(Probe::everywhere(OTHER)))?;
+    stage.change([Change::UpsertService(web())])?;
+    stage.probe_all(Probe::everywhere(WEB).chain(Probe::everywhere(OTHER)))
+}
+
+fn no_request_fails_while_endpoints_change(stage: &mut Stage) -> Verdict {
+    stage.lab()?;
+    stage.change([Change::UpsertService(web()), Change::ReplaceEndpoints(endpoints("web", &["a", "c"]))])?;
+    let rounds = [&["a", "b", "c"][..], &["a", "c"], &["c", "d", "e"], &["c", "a"]];
+    let slices: Vec<_> = rounds.iter().cycle().take(12).map(|pods| endpoints("web", pods)).collect();
+    stage.with_lab(|stage, lab| {
+        let mut running = Vec::new();
+        for origin in ORIGINS {
+            for (kind, family) in
+                [LoadKind::NewConnections, LoadKind::Datagrams].into_iter().zip(topology::FAMILIES.into_iter().cycle())
+            {
+                let to = (WEB.ip(family), FRONT_PORT).into();
+                let load = Load::new(kind, to).until(Until::Stopped).interval(Duration::from_millis(2));
+                running.push((origin, kind, lab.client(origin).start_load(&load)?));
+            }
+        }
+        for slice in slices {
+            stage.change([Change::ReplaceEndpoints(slice)])?;
+            stage.probe_all(ORIGINS.map(|origin| Probe::new(origin, WEB, lb_core::Family::V4, Transport::Tcp)))?;
+        }
+        for (origin, kind, load) in running {
+            let report = load.stop()?;
+            ensure!(
+                report.failed() == 0 && report.answered() > 0,
+                "{kind:?} from {origin:?}: {} of {} failed, such as {:?}",
+                report.failed(),
+                report.failed() + report.answered(),
+                report.example
+            );
+        }
+        Ok(())
+    })
+}
+
+/// Held sockets of one vantage point and family, and what they got at first.
+struct Flows<'lab> {
+    what: String,
+    held: Held<'lab>,
+    first: Vec<String>,
+}
+
+impl Flows<'_> {
+    fn same_pods(&self) -> Verdict {
+        let now = self.pods()?;
+        ensure!(now == self.first, "{}: {:?} became {now:?}", self.what, self.first);
+        Ok(())
+    }
+
+    fn only_pods(&self, allowed: &[&str]) -> Verdict {
+        let now: BTreeSet<String> = self.pods()?.into_iter().collect();
+        let wrong = now.iter().find(|pod| !allowed.contains(&pod.as_str()));
+        ensure!(wrong.is_none(), "{}: answered by {now:?}, endpoints are {allowed:?}", self.what);
+        Ok(())
+    }
+
+    fn pods(&self) -> Result<Vec<String>, Fault> {
+        pods(&self.what, &self.held.exchange()?)
+    }
+}
+
+/// Opens sockets to [`WEB`] from each vantage point in each family, and keeps them while `play` runs.
+fn with_held(
+    stage: &mut Stage,
+    origins: &[Origin],
+    transport: Transport,
+    play: impl FnOnce(&mut Stage, &[Flows<'_>]) -> Verdict,
+) -> Verdict {
+    stage.with_lab(|stage, lab| {
+        let mut flows = Vec::new();
+        for &origin in origins {
+            for family in topology::FAMILIES {
+                let what = format!("{transport:?} from {origin:?} {family:?}");
+                let held = lab.client(origin).hold(transport, (WEB.ip(family), FRONT_PORT).into(), SOCKETS)?;
+                let first = pods(&what, held.opened())?;
+                flows.push(Flows { what, held, first });
+            }
+        }
+        play(stage, &flows)
+    })
+}
+
+fn pods(what: &str, outcomes: &[Outcome]) -> Result<Vec<String>, Fault> {
+    let pods = outcomes.iter().map(|outcome| match outcome {
+        Ok(response) => Ok(response.pod.clone()),
+        Err(failure) => Err(Fault::Failed(format!("{what}: {failure}"))),
+    });
+    pods.collect()
+}

@@ -1,0 +1,258 @@
+//! The suite that every [`Datapath`] has to pass.
+//!
+//! Each case drives a datapath through [`lb_core::Reconciler`], sends real traffic from every vantage point of a lab, and
+//! compares the fate of each flow with [`lb_core::decide`]. A datapath that carries no packets is asked what its state
+//! answers instead. What a datapath's [`Capabilities`](lb_core::Capabilities) exclude is reported as excluded, never as
+//! passed.
+//!
+//! ```no_run
+//! use lb_core::MemoryDatapath;
+//! use lb_testkit::conformance::{Subject, Tally, trials};
+//!
+//! lb_testkit::run_if_worker();
+//! let tally = Tally::default();
+//! let memory = Subject::state_only("memory", || Box::new(MemoryDatapath::default()));
+//! libtest_mimic::run(&libtest_mimic::Arguments::from_args(), trials([memory], &tally)).exit();
+//! ```
+
+mod cases;
+mod chi_square;
+mod probe;
+mod service;
+mod stage;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use lb_core::{Datapath, DatapathError, ModelError, NodeFacts};
+use libtest_mimic::{Completion, Failed, Trial};
+
+use crate::{
+    error::{LabError, report},
+    lab::Offload,
+};
+
+pub use self::stage::Stage;
+
+/// Opens a datapath on a node.
+type Opener = dyn Fn(&NodeContext) -> Result<Box<dyn Datapath>, DatapathError> + Send + Sync;
+
+/// A datapath under test.
+#[derive(Clone)]
+pub struct Subject {
+    name: String,
+    kind: Kind,
+}
+
+#[derive(Clone)]
+enum Kind {
+    /// Carries packets, on a node of a lab.
+    Packets(Arc<Opener>),
+    /// Holds state only.
+    State(Arc<dyn Fn() -> Box<dyn Datapath> + Send + Sync>),
+}
+
+impl Subject {
+    /// A datapath that carries packets. `open` is called in the namespace of a fresh node, and again for the same node
+    /// to see what a new process would find; so are all the datapath's methods.
+    pub fn packets(
+        name: impl Into<String>,
+        open: impl Fn(&NodeContext) -> Result<Box<dyn Datapath>, DatapathError> + Send + Sync + 'static,
+    ) -> Self {
+        Self { name: name.into(), kind: Kind::Packets(Arc::new(open)) }
+    }
+
+    /// A datapath that holds state only; it may fail now and then. Needs no root.
+    pub fn state_only(name: impl Into<String>, open: impl Fn() -> Box<dyn Datapath> + Send + Sync + 'static) -> Self {
+        Self { name: name.into(), kind: Kind::State(Arc::new(open)) }
+    }
+
+    /// Its name, as trials show it.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+/// What a datapath needs to know to be opened on a node of a lab. The calling thread is in the node's namespace.
+#[derive(Clone, Debug)]
+pub struct NodeContext {
+    /// Where it may pin in the BPF file system; its parent exists.
+    pub pin_dir: PathBuf,
+    /// The node's cgroup.
+    pub cgroup: PathBuf,
+    /// Devices of the node's pods.
+    pub pod_devices: Vec<String>,
+    /// Devices that lead out of the node.
+    pub uplink_devices: Vec<String>,
+    /// A directory of the node's own, for lock files and the like.
+    pub run_dir: PathBuf,
+    /// Its name and addresses.
+    pub facts: NodeFacts,
+}
+
+/// Why a case did not pass.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The datapath does not claim to be able to do this, or there is nothing to be done.
+    Excluded(String),
+    /// It claims, and cannot.
+    Failed(String),
+}
+
+impl Fault {
+    /// Excluded by the capabilities.
+    fn lacks(what: impl fmt::Display) -> Self {
+        Self::Excluded(format!("not in capabilities: {what}"))
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Excluded(reason) | Self::Failed(reason) => f.write_str(reason),
+        }
+    }
+}
+
+impl From<LabError> for Fault {
+    fn from(error: LabError) -> Self {
+        Self::Failed(report(&error))
+    }
+}
+
+impl From<DatapathError> for Fault {
+    fn from(error: DatapathError) -> Self {
+        Self::Failed(error.report())
+    }
+}
+
+impl From<ModelError> for Fault {
+    fn from(error: ModelError) -> Self {
+        Self::Failed(error.to_string())
+    }
+}
+
+/// What a case comes to.
+pub type Verdict = Result<(), Fault>;
+
+/// One case: a name and a story played on a stage.
+#[derive(Clone, Copy, Debug)]
+pub struct Case {
+    /// Its name, a statement that is true of a datapath that passes.
+    pub name: &'static str,
+    /// Plays it.
+    pub play: fn(&mut Stage) -> Verdict,
+}
+
+/// Every case of the suite.
+#[must_use]
+pub fn cases() -> Vec<Case> {
+    cases::all()
+}
+
+/// How many cases ran, failed and were excluded, by subject.
+#[derive(Clone, Debug, Default)]
+pub struct Tally(Arc<Mutex<BTreeMap<String, Counts>>>);
+
+/// Numbers of a [`Tally`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Cases that passed.
+    pub passed: usize,
+    /// Cases that failed.
+    pub failed: usize,
+    /// Cases that were excluded, with the reason.
+    pub excluded: BTreeMap<String, String>,
+}
+
+impl Tally {
+    fn note(&self, subject: &str, trial: &str, verdict: &Verdict) {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let counts = counts.entry(subject.into()).or_default();
+        match verdict {
+            Ok(()) => counts.passed += 1,
+            Err(Fault::Failed(_)) => counts.failed += 1,
+            Err(Fault::Excluded(reason)) => drop(counts.excluded.insert(trial.into(), reason.clone())),
+        }
+    }
+
+    /// The numbers so far, by name of the subject.
+    #[must_use]
+    pub fn counts(&self) -> BTreeMap<String, Counts> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// One line per subject, such as `conformance: memory: run 22, failed 0, excluded 16`, and below it each excluded case
+/// with its reason.
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (subject, Counts { passed, failed, excluded }) in self.counts() {
+            let run = passed + failed;
+            writeln!(f, "conformance: {subject}: run {run}, failed {failed}, excluded {}", excluded.len())?;
+            for (trial, reason) in excluded {
+                writeln!(f, "  excluded: {trial}: {reason}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A trial for every case with every subject, and with offloads on and off for subjects that carry packets; those are
+/// marked as ignored because they need root. Names are `subject::offload::case`.
+pub fn trials(subjects: impl IntoIterator<Item = Subject>, tally: &Tally) -> Vec<Trial> {
+    let mut trials = Vec::new();
+    for subject in subjects {
+        let (offloads, needs_root): (&[_], _) = match subject.kind {
+            Kind::Packets(_) => (&[Offload::On, Offload::Off], true),
+            Kind::State(_) => (&[Offload::On], false),
+        };
+        for &offload in offloads {
+            trials.extend(cases().into_iter().map(|case| {
+                let (subject, tally) = (subject.clone(), tally.clone());
+                let name = trial_name(&subject, offload, case);
+                let trial = name.clone();
+                let play = move || play(&subject, offload, case, &trial, &tally);
+                Trial::ignorable_test(name, play).with_ignored_flag(needs_root)
+            }));
+        }
+    }
+    trials
+}
+
+fn trial_name(subject: &Subject, offload: Offload, case: Case) -> String {
+    let offload = match (&subject.kind, offload) {
+        (Kind::State(_), _) => "",
+        (Kind::Packets(_), Offload::On) => "offload_on::",
+        (Kind::Packets(_), Offload::Off) => "offload_off::",
+    };
+    format!("{}::{offload}{}", subject.name, case.name)
+}
+
+fn play(subject: &Subject, offload: Offload, case: Case, trial: &str, tally: &Tally) -> Result<Completion, Failed> {
+    let verdict = Stage::new(subject, offload).and_then(|mut stage| (case.play)(&mut stage));
+    tally.note(&subject.name, trial, &verdict);
+    match verdict {
+        Ok(()) => Ok(Completion::Completed),
+        Err(Fault::Excluded(reason)) => Ok(Completion::ignored_with(reason)),
+        Err(Fault::Failed(reason)) => Err(reason.into()),
+    }
+}
+
+/// Fails the case unless the condition holds.
+macro_rules! ensure {
+    ($condition:expr, $($message:tt)+) => {
+        let holds: bool = $condition;
+        if !holds {
+            return Err($crate::conformance::Fault::Failed(format!($($message)+)));
+        }
+    };
+}
+use ensure;
