@@ -1,0 +1,285 @@
+//! The thread that owns the datapath.
+
+use std::{
+    io::{self, Write},
+    sync::{
+        Arc,
+        mpsc::{Receiver, RecvTimeoutError},
+    },
+    time::Duration,
+};
+
+use lb_core::{ApplyError, Change, DatapathError, ErrorKind, Instant, Model, Plan, Reconciler, Settings};
+
+use super::{Event, manifests, shared::Shared};
+use crate::{config::Config, datapath::Installed};
+
+/// What the thread of the datapath owns.
+pub(super) struct Agent {
+    datapath: Installed,
+    shared: Arc<Shared>,
+    /// Set while nobody knows what the datapath holds.
+    pause: Option<Pause>,
+}
+
+/// Time that a broken datapath gets before it is asked again.
+#[derive(Clone, Copy)]
+struct Pause {
+    until: Instant,
+    length: Duration,
+}
+
+impl Agent {
+    pub(super) fn new(config: &Config, datapath: Installed) -> Self {
+        let capabilities = datapath.datapath().capabilities();
+        let mut reconciler = Reconciler::new(Model::new(Settings::default(), capabilities));
+        // Node facts claim no address while there are no services, so they cannot be refused.
+        let _ = reconciler.handle_change(Change::SetNode(config.node.clone()));
+        let _ = reconciler.handle_change(Change::InitStart(manifests::source()));
+        let shared = Arc::new(Shared::new(reconciler, config, datapath.datapath().counters()));
+        Self { datapath, shared, pause: None }
+    }
+
+    /// What it shares with the other threads.
+    pub(super) fn shared(&self) -> Arc<Shared> {
+        Arc::clone(&self.shared)
+    }
+
+    /// Ends well at a signal.
+    ///
+    /// # Errors
+    /// When the datapath was never permitted to do anything.
+    pub(super) fn run(&mut self, inbox: &Receiver<Event>) -> Result<(), DatapathError> {
+        loop {
+            self.settle()?;
+            let event = match self.patience() {
+                Some(patience) => inbox.recv_timeout(patience),
+                None => inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            };
+            if matches!(event, Err(RecvTimeoutError::Disconnected)) {
+                return Ok(());
+            }
+            // What came meanwhile goes into the same plan.
+            for event in event.into_iter().chain(inbox.try_iter()) {
+                if let Event::Stop(signal) = event {
+                    tracing::info!(signal, "stopping; the datapath goes on working");
+                    return Ok(());
+                }
+                self.handle(event);
+            }
+        }
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Manifests(batch) => self.shared.take_manifests(batch),
+            Event::WatchFailed(problem) => {
+                tracing::warn!(problem, "the manifest directory is not watched");
+                self.shared.set_problem("ManifestsNotWatched", Some(problem));
+            }
+            Event::Devices => self.follow_devices(),
+            Event::Stop(_) => {}
+        }
+    }
+
+    pub(super) fn follow_devices(&mut self) {
+        let problem = self.datapath.follow_devices().err();
+        if let Some(problem) = &problem {
+            tracing::warn!(problem, "devices could not be followed");
+        }
+        self.shared.set_devices(self.datapath.devices());
+        self.shared.set_problem("Devices", problem);
+    }
+
+    /// Carries out plans until there is none.
+    fn settle(&mut self) -> Result<(), DatapathError> {
+        loop {
+            let now = self.shared.now();
+            if self.pause.is_some_and(|pause| now < pause.until) {
+                return Ok(());
+            }
+            if self.shared.reconciler().wants_observation(now) {
+                self.observe(now)?;
+            }
+            let Some(plan) = self.shared.reconciler().poll_plan(now) else { break };
+            self.apply(&plan)?;
+        }
+        if self.shared.reconciler().installed().is_some() {
+            self.pause = None;
+        }
+        if self.shared.become_ready() {
+            tracing::info!("ready");
+            // Whoever closed standard output does not wait for this.
+            let _ = writeln!(io::stdout(), "ready").and_then(|()| io::stdout().flush());
+        }
+        Ok(())
+    }
+
+    fn observe(&mut self, now: Instant) -> Result<(), DatapathError> {
+        let observed = self.datapath.datapath_mut().observe();
+        let problem = match observed {
+            Ok(state) => {
+                let (frontends, backends) = (state.frontends.len(), state.backends.len());
+                tracing::info!(frontends, backends, "found in the datapath");
+                self.shared.reconciler().handle_observed(state);
+                None
+            }
+            Err(error) if self.is_hopeless(&error) => return Err(error),
+            Err(error) => {
+                let problem = error.report();
+                let pause = self.longer_pause(now);
+                tracing::warn!(error = problem, pause = ?pause.length, "the datapath cannot be observed");
+                self.pause = Some(pause);
+                self.shared.reconciler().handle_observe_failed(now);
+                Some(problem)
+            }
+        };
+        self.shared.set_problem("DatapathNotObserved", problem);
+        Ok(())
+    }
+
+    fn apply(&mut self, plan: &Plan) -> Result<(), DatapathError> {
+        let start = self.shared.now();
+        let outcome = self.datapath.datapath_mut().apply(plan);
+        let now = self.shared.now();
+        let took = now.since(start);
+        log(plan, &outcome, took);
+        let unknown = outcome.as_ref().err().and_then(|error| error.unknown.as_ref());
+        if let Some(error) = unknown.filter(|error| self.is_hopeless(error)) {
+            return Err(DatapathError::new(error.kind(), error.report()));
+        }
+        let unknown = unknown.map(DatapathError::report);
+        self.pause = unknown.as_ref().map(|_| self.longer_pause(now));
+        self.shared.set_problem("DatapathUnknown", unknown);
+        self.shared.reconciler().handle_applied(plan.id, outcome, now);
+        self.shared.note_plan(plan.id, took);
+        Ok(())
+    }
+
+    /// Whether it makes no sense to try again: what was never permitted will not be.
+    fn is_hopeless(&self, error: &DatapathError) -> bool {
+        error.kind() == ErrorKind::Permission && !self.shared.is_ready()
+    }
+
+    fn longer_pause(&self, now: Instant) -> Pause {
+        let length = match self.pause {
+            Some(pause) => (pause.length * 2).min(Reconciler::MAX_RETRY_DELAY),
+            None => Reconciler::MIN_RETRY_DELAY,
+        };
+        Pause { until: now + length, length }
+    }
+
+    /// How long nothing has to be done unless something happens.
+    fn patience(&self) -> Option<Duration> {
+        let due = self.shared.reconciler().poll_timeout().map(|(at, _)| at);
+        let due = due.into_iter().chain(self.pause.map(|pause| pause.until)).max()?;
+        // Never nothing: a time that has passed must not make this thread spin.
+        Some(due.since(self.shared.now()).max(Duration::from_millis(1)))
+    }
+}
+
+fn log(plan: &Plan, outcome: &Result<(), ApplyError>, took: Duration) {
+    let (id, operations) = (plan.id.0, plan.ops.len());
+    match outcome {
+        Ok(()) => tracing::debug!(plan = id, operations, ?took, summary = plan.summary(), "plan carried out"),
+        Err(error) => tracing::warn!(plan = id, operations, ?took, %error, "plan carried out in part"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lb_core::{Capabilities, Datapath, Faults, Faulty, MemoryDatapath, NodeFacts, Role, State};
+    use lb_k8s::{Manifests, Snapshot};
+
+    use super::*;
+    use crate::DatapathKind;
+
+    const WEB: &str = "{apiVersion: v1, kind: Service, metadata: {name: web}, \
+                       spec: {clusterIP: 10.96.0.1, ports: [{port: 80}]}}";
+
+    /// An agent whose first listing is complete.
+    fn agent(datapath: impl Datapath + 'static) -> Agent {
+        let config = Config {
+            manifests: "/manifests".into(),
+            datapath: DatapathKind::Memory,
+            node: NodeFacts::default(),
+            socket: "/socket".into(),
+            state_dir: "/state".into(),
+            ebpf: None,
+        };
+        let agent = Agent::new(&config, Installed::Plain(Box::new(datapath)));
+        let batch = Manifests::new(manifests::source()).update(Snapshot::parse("web.yaml", WEB));
+        agent.shared.take_manifests(batch);
+        agent
+    }
+
+    fn faulty(faults: Faults) -> Faulty<MemoryDatapath> {
+        Faulty::new(MemoryDatapath::default(), faults, 1)
+    }
+
+    fn conditions(agent: &Agent) -> Vec<String> {
+        agent.shared.status().conditions.into_iter().map(|condition| condition.kind).collect()
+    }
+
+    #[test]
+    fn a_datapath_of_which_nothing_is_known_is_given_time_and_asked_again() {
+        for (faults, condition) in [
+            (Faults { interrupted_plans: 1000, ..Faults::default() }, "DatapathUnknown"),
+            (Faults { failed_observations: 1000, ..Faults::default() }, "DatapathNotObserved"),
+        ] {
+            let mut agent = agent(faulty(faults));
+            agent.settle().unwrap();
+            assert_eq!(conditions(&agent), [condition]);
+            assert!(!agent.shared.is_ready());
+            let first = agent.pause.unwrap();
+            assert!(agent.patience().unwrap() <= first.length);
+            assert_eq!(agent.longer_pause(first.until).length, 2 * first.length);
+            agent.datapath = Installed::Plain(Box::new(MemoryDatapath::default()));
+            agent.pause = agent.pause.map(|pause| Pause { until: Instant::default(), ..pause });
+            // The reconciler has a wait of its own after an observation that failed.
+            while !agent.shared.is_ready() {
+                agent.settle().unwrap();
+            }
+            assert_eq!((conditions(&agent), agent.patience()), (Vec::new(), None));
+        }
+    }
+
+    #[test]
+    fn a_frontend_that_is_refused_does_not_hold_up_readiness() {
+        let mut agent = agent(faulty(Faults { refused_frontends: 1000, ..Faults::default() }));
+        agent.settle().unwrap();
+        assert!(agent.shared.is_ready() && agent.pause.is_none());
+        assert_eq!(conditions(&agent), ["FrontendFailed"]);
+        assert!(agent.patience().unwrap() <= Reconciler::MIN_RETRY_DELAY);
+    }
+
+    #[test]
+    fn what_was_never_permitted_ends_the_agent() {
+        let mut agent = agent(Forbidden);
+        assert_eq!(agent.settle().unwrap_err().kind(), ErrorKind::Permission);
+    }
+
+    struct Forbidden;
+
+    impl Datapath for Forbidden {
+        fn capabilities(&self) -> Capabilities {
+            Capabilities::all("forbidden")
+        }
+
+        fn observe(&mut self) -> Result<State, DatapathError> {
+            Err(DatapathError::new(ErrorKind::Permission, "no"))
+        }
+
+        fn apply(&mut self, _: &Plan) -> Result<(), ApplyError> {
+            Ok(())
+        }
+
+        fn set_role(&mut self, _: Role) -> Result<(), DatapathError> {
+            Ok(())
+        }
+
+        fn cleanup(&mut self) -> Result<(), DatapathError> {
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! As much of HTTP/1.1 as a local socket needs: one request without a body per connection.
+
+use std::io::{self, BufRead, Read, Write};
+
+/// Most bytes of a head.
+const MAX_HEAD: u64 = 16 * 1024;
+
+/// Method and target of a request.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Request {
+    pub(crate) method: String,
+    pub(crate) path: String,
+    pub(crate) query: Query,
+}
+
+/// The query of a target, decoded.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Query(Vec<(String, String)>);
+
+impl Query {
+    pub(crate) fn value(&self, name: &str) -> Option<&str> {
+        self.0.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+    }
+
+    fn parse(text: &str) -> Self {
+        let pair = |part: &str| {
+            let (key, value) = part.split_once('=').unwrap_or((part, ""));
+            (decode(key), decode(value))
+        };
+        Self(text.split('&').filter(|part| !part.is_empty()).map(pair).collect())
+    }
+}
+
+/// Reads the head of a request. `None`: the other side closed without one.
+pub(crate) fn read_request(from: impl Read) -> io::Result<Option<Request>> {
+    let head = read_head(from)?;
+    if head.is_empty() {
+        return Ok(None);
+    }
+    let mut headers = [httparse::EMPTY_HEADER; 64];
+    let mut parsed = httparse::Request::new(&mut headers);
+    let status = parsed.parse(&head).map_err(invalid)?;
+    let (httparse::Status::Complete(_), Some(method), Some(target)) = (status, parsed.method, parsed.path) else {
+        return Err(invalid("the request ends before its head does"));
+    };
+    let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    Ok(Some(Request { method: method.into(), path: decode(path), query: Query::parse(query) }))
+}
+
+/// Writes an answer, after which the connection ends.
+pub(crate) fn write_response(mut to: impl Write, status: u16, body: &[u8]) -> io::Result<()> {
+    let reason = match status {
+        200 => "OK",
+        400 => "Bad Request",
+        404 => "Not Found",
+        405 => "Method Not Allowed",
+        503 => "Service Unavailable",
+        _ => "Internal Server Error",
+    };
+    let length = body.len();
+    write!(
+        to,
+        "HTTP/1.1 {status} {reason}\r\nContent-Type: application/json\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n"
+    )?;
+    to.write_all(body)?;
+    to.flush()
+}
+
+/// Asks for `target`.
+pub(crate) fn write_request(mut to: impl Write, target: &str) -> io::Result<()> {
+    write!(to, "GET {target} HTTP/1.1\r\nHost: lb\r\nConnection: close\r\n\r\n")?;
+    to.flush()
+}
+
+/// Reads an answer up to the end of the connection: status and body.
+pub(crate) fn read_response(mut from: impl Read) -> io::Result<(u16, Vec<u8>)> {
+    let mut answer = Vec::new();
+    from.read_to_end(&mut answer)?;
+    let mut headers = [httparse::EMPTY_HEADER; 64];
+    let mut parsed = httparse::Response::new(&mut headers);
+    let status = parsed.parse(&answer).map_err(invalid)?;
+    let (httparse::Status::Complete(body), Some(code)) = (status, parsed.code) else {
+        return Err(invalid("the answer ends before its head does"));
+    };
+    let length = parsed.headers.iter().find(|header| header.name.eq_ignore_ascii_case("content-length"));
+    let length = length.and_then(|header| std::str::from_utf8(header.value).ok()?.parse().ok());
+    let body = answer.split_off(body);
+    if length.is_some_and(|length: usize| length != body.len()) {
+        return Err(invalid("the answer ends before its body does"));
+    }
+    Ok((code, body))
+}
+
+/// A value as it may stand in a query.
+pub(crate) fn encode(value: &str) -> String {
+    let mut text = String::new();
+    for byte in value.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~:/[]".contains(&byte) {
+            text.push(char::from(byte));
+        } else {
+            text.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    text
+}
+
+fn decode(text: &str) -> String {
+    let mut bytes = text.bytes();
+    let mut decoded = Vec::with_capacity(text.len());
+    while let Some(byte) = bytes.next() {
+        let mut ahead = bytes.clone();
+        let escaped = (byte == b'%').then(|| Some(hex(ahead.next()?)? << 4 | hex(ahead.next()?)?)).flatten();
+        match escaped {
+            Some(byte) => {
+                decoded.push(byte);
+                bytes = ahead;
+            }
+            None => decoded.push(byte),
+        }
+    }
+    String::from_utf8_lossy(&decoded).into_owned()
+}
+
+fn hex(digit: u8) -> Option<u8> {
+    char::from(digit).to_digit(16).and_then(|digit| u8::try_from(digit).ok())
+}
+
+fn read_head(from: impl Read) -> io::Result<Vec<u8>> {
+    let mut from = io::BufReader::new(from.take(MAX_HEAD));
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        if from.read_until(b'\n', &mut head)? == 0 {
+            return if head.is_empty() {
+                Ok(head)
+            } else {
+                Err(invalid("the request's head is cut short or too long"))
+            };
+        }
+    }
+    Ok(head)
+}
+
+fn invalid(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_is_taken_apart() {
+        let head = b"GET /v1/explain?source=%5B%3A%3A1%5D%3A1&entry=pod HTTP/1.1\r\nHost: lb\r\n\r\n";
+        let request = read_request(&head[..]).unwrap().unwrap();
+        assert_eq!((request.method.as_str(), request.path.as_str()), ("GET", "/v1/explain"));
+        assert_eq!(request.query.value("source"), Some("[::1]:1"));
+        assert_eq!(request.query.value("entry"), Some("pod"));
+        assert_eq!(request.query.value("protocol"), None);
+    }
+
+    #[test]
+    fn hostile_requests_are_errors() {
+        let endless = vec![b'a'; 2 * MAX_HEAD as usize];
+        let cut: &[u8] = b"GET / HTTP/1.1\r\n";
+        let noise: &[u8] = b"\0\0\0\r\n\r\n";
+        for head in [&endless, cut, noise] {
+            assert_eq!(read_request(head).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        }
+        assert_eq!(read_request(&b""[..]).unwrap(), None);
+    }
+
+    #[test]
+    fn values_survive_a_query() {
+        for value in ["[fd00::1]:80", "a b&c=d%", "ü"] {
+            assert_eq!(decode(&encode(value)), value);
+        }
+        assert_eq!(decode("%zz%4"), "%zz%4");
+    }
+
+    #[test]
+    fn an_answer_survives_and_a_cut_one_is_an_error() {
+        let mut wire = Vec::new();
+        write_response(&mut wire, 404, b"{}").unwrap();
+        assert_eq!(read_response(&wire[..]).unwrap(), (404, b"{}".to_vec()));
+        assert!(read_response(&wire[..wire.len() - 1]).is_err());
+    }
+}

@@ -1,0 +1,28 @@
+//! What the agent says about itself, as JSON over HTTP on a Unix socket.
+//!
+//! `GET /v1/services`, `/v1/backends`, `/v1/status` and `/v1/explain?protocol=…&source=…&destination=…[&entry=…]` answer
+//! with the types of this module; errors with [`Problem`]. Keys are only ever added.
+
+mod client;
+mod explain;
+mod http;
+mod server;
+mod service;
+mod status;
+
+pub use client::{Client, ClientError};
+pub use explain::{Choice, Explanation, Rejected, Rewrite, Step, Weighted};
+pub use service::{Affinity, Backend, BackendCount, Condition, Frontend, Service};
+pub use status::{Counts, Datapath, Manifests, Node, Status, Usage};
+
+pub(crate) use http::Query;
+pub(crate) use server::{ListenError, Listener, Reply};
+
+use serde::{Deserialize, Serialize};
+
+/// Body of every answer that is not a success.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// What is wrong, for people.
+    pub error: String,
+}

@@ -1,0 +1,227 @@
+//! The listening half.
+
+use std::{
+    fs::{self, DirBuilder, Permissions},
+    io,
+    os::unix::{
+        fs::{DirBuilderExt, FileTypeExt, PermissionsExt},
+        net::{UnixListener, UnixStream},
+    },
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use nix::sys::stat::{Mode, umask};
+use serde::Serialize;
+
+use super::{
+    Problem,
+    http::{self, Request},
+};
+
+/// How long a client may take to ask and to read.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Most clients at a time; others are told to come back.
+const MAX_CLIENTS: usize = 64;
+
+/// Why there is no socket to answer on.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ListenError {
+    #[error("an agent answers on {path} already: end it, or use another --socket, --state-dir and --pin-dir")]
+    InUse { path: PathBuf },
+    #[error("{path} exists and is not a socket: remove it, or use another --socket")]
+    NotASocket { path: PathBuf },
+    #[error("opening the socket {path} failed (use --socket for another place)")]
+    Io { path: PathBuf, source: io::Error },
+}
+
+/// A Unix socket that only its owner may use. Its file goes with it.
+#[derive(Debug)]
+pub(crate) struct Listener {
+    path: PathBuf,
+    socket: UnixListener,
+}
+
+/// What is answered.
+pub(crate) struct Reply {
+    status: u16,
+    body: Vec<u8>,
+}
+
+impl Reply {
+    pub(crate) fn ok(value: &impl Serialize) -> Self {
+        match serde_json::to_vec(value) {
+            Ok(body) => Self { status: 200, body },
+            Err(error) => Self::problem(500, error.to_string()),
+        }
+    }
+
+    pub(crate) fn problem(status: u16, error: impl Into<String>) -> Self {
+        let body = serde_json::json!(Problem { error: error.into() });
+        Self { status, body: body.to_string().into_bytes() }
+    }
+}
+
+impl Listener {
+    /// Listens on `path`, in place of a socket that nobody answers on any more. The directory, if it has to be made,
+    /// is its owner's alone as well.
+    ///
+    /// Changes the umask for a moment: call it before there are other threads.
+    pub(crate) fn bind(path: &Path) -> Result<Self, ListenError> {
+        let io = |source| ListenError::Io { path: path.into(), source };
+        if let Some(parent) = path.parent() {
+            DirBuilder::new().recursive(true).mode(0o700).create(parent).map_err(io)?;
+        }
+        clear(path)?;
+        let before = umask(Mode::from_bits_truncate(0o177));
+        let bound = UnixListener::bind(path);
+        umask(before);
+        let socket = bound.map_err(io)?;
+        fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(io)?;
+        Ok(Self { path: path.into(), socket })
+    }
+
+    /// Answers on threads of its own until the process ends.
+    pub(crate) fn serve(&self, answer: impl Fn(&str, &http::Query) -> Reply + Send + Sync + 'static) -> io::Result<()> {
+        let socket = self.socket.try_clone()?;
+        let answer = Arc::new(answer);
+        thread::Builder::new().name("api".into()).spawn(move || accept(&socket, &answer))?;
+        Ok(())
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_file(&self.path) {
+            tracing::warn!(path = %self.path.display(), %error, "the socket stays");
+        }
+    }
+}
+
+fn clear(path: &Path) -> Result<(), ListenError> {
+    let io = |source| ListenError::Io { path: path.into(), source };
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(io(error)),
+        Ok(found) if !found.file_type().is_socket() => return Err(ListenError::NotASocket { path: path.into() }),
+        Ok(_) => {}
+    }
+    match UnixStream::connect(path) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path).map_err(io),
+        Err(error) => Err(io(error)),
+        Ok(_) => Err(ListenError::InUse { path: path.into() }),
+    }
+}
+
+fn accept(socket: &UnixListener, answer: &Arc<impl Fn(&str, &http::Query) -> Reply + Send + Sync + 'static>) {
+    let clients = Arc::new(AtomicUsize::new(0));
+    loop {
+        let stream = match socket.accept() {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "no client could be accepted");
+                // Out of file descriptors: the next accept would fail at once, too.
+                thread::sleep(Duration::from_millis(50));
+                continue;
+            }
+        };
+        let place = Place::take(&clients);
+        let answer = Arc::clone(answer);
+        let spawned = thread::Builder::new().name("api-client".into()).spawn(move || {
+            if let Err(error) = converse(&stream, place.number, &*answer) {
+                tracing::debug!(%error, "a client of the socket went away");
+            }
+        });
+        if let Err(error) = spawned {
+            tracing::warn!(%error, "no thread for a client of the socket");
+        }
+    }
+}
+
+fn converse(stream: &UnixStream, number: usize, answer: impl Fn(&str, &http::Query) -> Reply) -> io::Result<()> {
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    let reply = match http::read_request(stream) {
+        Ok(None) => return Ok(()),
+        Ok(Some(_)) if number > MAX_CLIENTS => Reply::problem(503, "too many clients, try again"),
+        Ok(Some(Request { method, path, query })) if method == "GET" => answer(&path, &query),
+        Ok(Some(Request { method, .. })) => Reply::problem(405, format!("method {method} is not known here, use GET")),
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => Reply::problem(400, error.to_string()),
+        Err(error) => return Err(error),
+    };
+    http::write_response(stream, reply.status, &reply.body)
+}
+
+/// A client's place among all clients, given back when it goes.
+struct Place {
+    clients: Arc<AtomicUsize>,
+    number: usize,
+}
+
+impl Place {
+    fn take(clients: &Arc<AtomicUsize>) -> Self {
+        Self { clients: Arc::clone(clients), number: clients.fetch_add(1, Ordering::Relaxed) + 1 }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.clients.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_its_owner_may_use_the_socket() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("run/lb.sock");
+        let listener = Listener::bind(&path).unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode(&path), mode(path.parent().unwrap())), (0o600, 0o700));
+        drop(listener);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_stale_socket_is_replaced_and_a_live_one_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("lb.sock");
+        drop(UnixListener::bind(&path).unwrap());
+        let _live = Listener::bind(&path).unwrap();
+        assert!(matches!(Listener::bind(&path), Err(ListenError::InUse { .. })));
+        assert!(path.exists());
+    }
+
+    #[test]
+    fn a_file_that_is_no_socket_stays() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("precious");
+        fs::write(&path, "data").unwrap();
+        assert!(matches!(Listener::bind(&path), Err(ListenError::NotASocket { .. })));
+        assert_eq!(fs::read_to_string(&path).unwrap(), "data");
+    }
+
+    #[test]
+    fn other_methods_and_noise_get_an_answer() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("lb.sock");
+        let listener = Listener::bind(&path).unwrap();
+        listener.serve(|path, _| Reply::ok(&path)).unwrap();
+        let ask = |head: &str| {
+            let stream = UnixStream::connect(&path).unwrap();
+            io::Write::write_all(&mut &stream, head.as_bytes()).unwrap();
+            http::read_response(&stream).unwrap()
+        };
+        assert_eq!(ask("GET /x HTTP/1.1\r\n\r\n"), (200, b"\"/x\"".to_vec()));
+        assert_eq!(ask("POST /x HTTP/1.1\r\n\r\n").0, 405);
+        assert_eq!(ask("\u{1}\r\n\r\n").0, 400);
+    }
+}

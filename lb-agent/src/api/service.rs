@@ -1,0 +1,100 @@
+//! Services and backends as the agent lists them.
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+/// One service: an element of `/v1/services`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Service {
+    /// `namespace/name`.
+    pub name: String,
+    /// Its frontends, in order of address. None for a headless service, or for one that never was accepted.
+    pub frontends: Vec<Frontend>,
+    /// Algorithm that is in use: `random`, `round-robin` or `maglev`.
+    pub algorithm: String,
+    /// Client affinity, if any is in use or asked for.
+    pub affinity: Option<Affinity>,
+    /// Where the service falls short of what was asked for.
+    pub conditions: Vec<Condition>,
+}
+
+/// One frontend of a service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Frontend {
+    /// Virtual address.
+    pub ip: IpAddr,
+    /// Port.
+    pub port: u16,
+    /// `tcp`, `udp` or `sctp`.
+    pub protocol: String,
+    /// Where the address comes from: `ClusterIP`, `LoadBalancer`, `ExternalIP` or `NodePort`.
+    pub kind: String,
+    /// Name of the service's port; empty if it has none.
+    pub port_name: String,
+    /// Backends behind it.
+    pub backends: BackendCount,
+    /// `active`: in the datapath. `pending`: a plan is due. `failed`: the datapath refused it, it is tried again.
+    /// `not-carried`: the datapath cannot carry it.
+    pub status: String,
+    /// What the datapath said, if it refused.
+    pub cause: Option<String>,
+}
+
+/// How many backends there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackendCount {
+    /// Those that take new flows.
+    pub active: usize,
+    /// All.
+    pub total: usize,
+}
+
+/// Client affinity of a service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Affinity {
+    /// Seconds that a record lives after its last use.
+    pub timeout_s: u64,
+    /// Bits of an IPv4 source that make a client.
+    pub prefix_v4: u8,
+    /// Bits of an IPv6 source that make a client.
+    pub prefix_v6: u8,
+}
+
+/// Something that an operator should know about an object.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Condition {
+    /// `Degraded`: served with less than asked for. `Refused`: the newest version was not taken over; the last good
+    /// one, if there is one, is served. `Unsupported`: a field that is not carried out.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// What and why, for people.
+    pub message: String,
+}
+
+/// One backend of one port of a service: an element of `/v1/backends`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Backend {
+    /// `namespace/name` of the service.
+    pub service: String,
+    /// Name of the service's port; empty if it has none.
+    pub port_name: String,
+    /// Address.
+    pub ip: IpAddr,
+    /// Port.
+    pub port: u16,
+    /// `tcp`, `udp` or `sctp`.
+    pub protocol: String,
+    /// Node that it runs on, if that is known.
+    pub node: Option<String>,
+    /// Whether it runs on this node; one whose node is unknown counts as if it did.
+    pub local: bool,
+    /// Share of new flows relative to the others.
+    pub weight: u16,
+    /// `active`, `terminating-serving`, `terminating`, `not-ready`, `draining` or `maintenance`.
+    pub state: String,
+    /// Whether it takes new flows of traffic to a cluster address.
+    pub takes_new_flows: bool,
+    /// Why it does not.
+    pub reason: Option<String>,
+}

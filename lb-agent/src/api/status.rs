@@ -1,0 +1,105 @@
+//! The agent as a whole.
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use super::Condition;
+
+/// The answer of `/v1/status`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Version of the agent.
+    pub version: String,
+    /// Its process.
+    pub pid: u32,
+    /// Seconds since it started.
+    pub uptime_s: u64,
+    /// Whether the first listing is complete and was carried out. Never becomes false again.
+    pub ready: bool,
+    /// Whether everything that is known has been carried out: no plan is due or under way, none waits to be retried.
+    pub settled: bool,
+    /// Facts about the node.
+    pub node: Node,
+    /// What carries the packets.
+    pub datapath: Datapath,
+    /// Where services come from.
+    pub manifests: Manifests,
+    /// How many of everything.
+    pub counts: Counts,
+    /// What is wrong, if anything.
+    pub conditions: Vec<Condition>,
+}
+
+/// Facts about the node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Node {
+    /// Its name.
+    pub name: Option<String>,
+    /// Its addresses; the first of a family is what translated flows come from.
+    pub ips: Vec<IpAddr>,
+    /// Prefixes of the pods, whose addresses are kept.
+    pub cluster_cidrs: Vec<String>,
+}
+
+/// What carries the packets.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Datapath {
+    /// `ebpf`, `nftables`, `iptables-nft`, `iptables-legacy` or `memory`.
+    pub kind: String,
+    /// Number of the last plan that was carried out; 0 before the first.
+    pub plan: u64,
+    /// Time that the last plan took to carry out, in microseconds.
+    pub apply_us: u64,
+    /// Devices that programs are attached to, if the datapath has such.
+    pub devices: Vec<String>,
+    /// What it holds in the kernel, if it can count.
+    pub usage: Option<Usage>,
+}
+
+/// What a datapath holds in the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    /// Rules that packets may have to walk.
+    pub rules: u64,
+    /// Elements of maps and sets.
+    pub elements: u64,
+    /// Bytes, if the kernel says so.
+    pub bytes: Option<u64>,
+}
+
+/// The manifest directory.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifests {
+    /// The directory.
+    pub directory: String,
+    /// How often it has been read, successfully or not.
+    pub reads: u64,
+    /// Whether the first listing is complete.
+    pub listed: bool,
+    /// Why the newest state of the directory was rejected; what was read before stays in force.
+    pub rejected: Option<String>,
+    /// Objects that are none of our business.
+    pub skipped: Vec<String>,
+    /// Fields that are set and not carried out.
+    pub unsupported: Vec<String>,
+    /// Invalid objects.
+    pub refused: Vec<String>,
+    /// Directory entries that are not manifests by name.
+    pub ignored_files: Vec<String>,
+}
+
+/// How many of everything.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counts {
+    /// Services that are served.
+    pub services: usize,
+    /// Frontends in the datapath.
+    pub frontends: usize,
+    /// Backend sets in the datapath.
+    pub sets: usize,
+    /// Backends in the datapath.
+    pub backends: usize,
+    /// Frontends that the datapath refused.
+    pub failed: usize,
+}

@@ -1,0 +1,110 @@
+//! `lb explain`.
+
+use lb_core::NodeFacts;
+
+use crate::{
+    api::{Client, Explanation, Rewrite},
+    cli::{EntryArg, ExplainArgs},
+    exit::{Failure, Outcome, Verdict},
+    flow,
+    output::{self, printable},
+};
+
+pub(super) fn run(args: &ExplainArgs) -> Outcome {
+    let entry = args.entry.map(|entry| match entry {
+        EntryArg::Socket => "socket",
+        EntryArg::Pod => "pod",
+        EntryArg::Uplink => "uplink",
+    });
+    flow::parse(&args.protocol, &args.source, &args.destination, entry, &NodeFacts::default())
+        .map_err(|error| Failure::Usage(error.to_string()))?;
+    let client = Client::new(&args.ask.socket);
+    let explanation = client.explain(&args.protocol, &args.source, &args.destination, entry)?;
+    output::write(args.ask.output, &explanation, || text(&explanation))?;
+    Ok(Verdict::Fine)
+}
+
+fn text(explanation: &Explanation) -> String {
+    let Explanation { protocol, source, destination, entry, .. } = explanation;
+    let mut text = format!("{protocol} {source} -> {destination}, entering at {entry}\n\n");
+    for (number, step) in explanation.steps.iter().enumerate() {
+        let said = format!("{}, {}: {}", step.object, step.field, step.says);
+        text.push_str(&format!("  {}. {}\n", number + 1, printable(&said)));
+    }
+    text.push_str(&format!("\n{}\n", verdict(explanation)));
+    if !explanation.rejected.is_empty() {
+        text.push_str("\nNot taken:\n");
+        for rejected in &explanation.rejected {
+            text.push_str(&format!("  {}: {}\n", rejected.backend, rejected.reason));
+        }
+    }
+    text
+}
+
+fn verdict(explanation: &Explanation) -> String {
+    let Some(choice) = &explanation.choice else {
+        return match explanation.verdict.as_str() {
+            "pass" => "passed on: it is for no service".into(),
+            "reject" => "refused at once".into(),
+            "drop" => "dropped silently".into(),
+            other => other.into(),
+        };
+    };
+    let total: u32 = choice.backends.iter().map(|backend| backend.weight).sum();
+    let share = |weight| if choice.exact { String::new() } else { format!(" ({weight}/{total})") };
+    let backends: Vec<String> =
+        choice.backends.iter().map(|backend| format!("{}{}", backend.address, share(backend.weight))).collect();
+    let one = if choice.exact { "forwarded to" } else { "forwarded to one of" };
+    let source = explanation.source_rewrite.as_ref().map(|rewrite| format!("\nsource: {}", said(rewrite)));
+    let hairpin =
+        explanation.hairpin_rewrite.as_ref().filter(|hairpin| explanation.source_rewrite.as_ref() != Some(hairpin));
+    let hairpin = hairpin.map(|rewrite| format!("; if the backend is the sender: {}", said(rewrite)));
+    format!("{one} {}{}{}", backends.join(", "), source.unwrap_or_default(), hairpin.unwrap_or_default())
+}
+
+fn said(rewrite: &Rewrite) -> String {
+    match rewrite {
+        Rewrite::Kept => "kept".into(),
+        Rewrite::Translated { address, ports: (first, last) } => {
+            let address = address.map_or_else(|| "an address of the node".into(), |address| address.to_string());
+            format!("translated to {address}, port {first}-{last}")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::{Choice, Rejected, Step, Weighted};
+
+    #[test]
+    fn an_explanation_reads_from_top_to_bottom() {
+        let backend = |address: &str, weight| Weighted { address: address.into(), weight };
+        let explanation = Explanation {
+            protocol: "tcp".into(),
+            source: "10.0.0.1:1".into(),
+            destination: "10.96.0.1:80".into(),
+            entry: "pod".into(),
+            verdict: "forward".into(),
+            frontend: Some("10.96.0.1:80/tcp".into()),
+            service: Some("default/web".into()),
+            choice: Some(Choice { exact: false, backends: vec![backend("10.1.0.1:80", 3), backend("10.1.0.2:80", 1)] }),
+            source_rewrite: Some(Rewrite::Kept),
+            hairpin_rewrite: Some(Rewrite::Translated { address: None, ports: (1024, 65535) }),
+            steps: vec![Step {
+                object: "service default/web".into(),
+                field: "algorithm".into(),
+                says: "random".into(),
+            }],
+            rejected: vec![Rejected { backend: "10.1.0.3:80".into(), reason: "draining".into() }],
+        };
+        assert_eq!(
+            text(&explanation),
+            "tcp 10.0.0.1:1 -> 10.96.0.1:80, entering at pod\n\n  \
+             1. service default/web, algorithm: random\n\n\
+             forwarded to one of 10.1.0.1:80 (3/4), 10.1.0.2:80 (1/4)\n\
+             source: kept; if the backend is the sender: translated to an address of the node, port 1024-65535\n\n\
+             Not taken:\n  10.1.0.3:80: draining\n"
+        );
+    }
+}

@@ -1,0 +1,73 @@
+//! What each command does.
+
+mod agent;
+mod backend;
+mod cleanup;
+mod explain;
+mod service;
+mod status;
+
+use clap::CommandFactory;
+
+use crate::{
+    cli::{BackendCommand, Cli, Command, ServiceCommand},
+    exit::{Outcome, Verdict},
+    output,
+};
+
+pub(crate) fn run(command: Command) -> Outcome {
+    match command {
+        Command::Agent(args) => agent::run(args),
+        Command::Service(ServiceCommand::List(args)) => service::list(&args),
+        Command::Backend(BackendCommand::List(args)) => backend::list(&args),
+        Command::Status(args) => status::run(&args),
+        Command::Explain(args) => explain::run(&args),
+        Command::Cleanup(args) => cleanup::run(&args),
+        #[cfg(feature = "lab")]
+        Command::Lab(args) => crate::lab::run(&args),
+        Command::Completions(args) => completions(args.shell),
+        Command::Man => man(),
+    }
+}
+
+/// `namespace/name` out of what a user wrote.
+fn full_name(name: &str) -> String {
+    if name.contains('/') { name.into() } else { format!("default/{name}") }
+}
+
+fn completions(shell: clap_complete::Shell) -> Outcome {
+    let mut text = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "lb", &mut text);
+    output::write_text(&String::from_utf8_lossy(&text))?;
+    Ok(Verdict::Fine)
+}
+
+/// One page: the program, then every command.
+fn man() -> Outcome {
+    let mut text = Vec::new();
+    let mut root = Cli::command();
+    root.build();
+    clap_mangen::Man::new(root.clone()).render(&mut text)?;
+    render_commands(&root, "lb", &mut text)?;
+    output::write_text(&String::from_utf8_lossy(&text))?;
+    Ok(Verdict::Fine)
+}
+
+fn render_commands(command: &clap::Command, path: &str, text: &mut Vec<u8>) -> std::io::Result<()> {
+    for sub in command.get_subcommands().filter(|sub| sub.get_name() != "help") {
+        let path = format!("{path} {}", sub.get_name());
+        if sub.has_subcommands() {
+            render_commands(sub, &path, text)?;
+            continue;
+        }
+        let man = clap_mangen::Man::new(sub.clone());
+        text.extend(format!(".SH \"{}\"\n", path.to_uppercase()).bytes());
+        let mut body = Vec::new();
+        man.render_synopsis_section(&mut body)?;
+        man.render_description_section(&mut body)?;
+        man.render_options_section(&mut body)?;
+        man.render_extra_section(&mut body)?;
+        text.extend(String::from_utf8_lossy(&body).replace(".SH ", ".SS ").bytes());
+    }
+    Ok(())
+}

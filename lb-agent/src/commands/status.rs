@@ -1,0 +1,76 @@
+//! `lb status`.
+
+use crate::{
+    api::{Client, Condition, Status},
+    cli::StatusArgs,
+    exit::{Outcome, Verdict},
+    output::{self, Table, printable},
+};
+
+pub(super) fn run(args: &StatusArgs) -> Outcome {
+    let status = Client::new(&args.ask.socket).status()?;
+    output::write(args.ask.output, &status, || table(&status))?;
+    Ok(Verdict::Fine)
+}
+
+fn table(status: &Status) -> String {
+    let mut table = Table::new(["WHAT", "STATE"]);
+    let mut line = |what: &str, state: String| table.row([what.into(), state]);
+    let settled = if status.settled { "settled" } else { "work is due" };
+    let ready = if status.ready { "ready" } else { "not ready: the first listing is not carried out yet" };
+    line(
+        "agent",
+        format!("{ready}, {settled}, version {}, pid {}, up {} s", status.version, status.pid, status.uptime_s),
+    );
+    let datapath = &status.datapath;
+    line("datapath", format!("{}, plan {}, carried out in {} us", datapath.kind, datapath.plan, datapath.apply_us));
+    if !datapath.devices.is_empty() {
+        line("devices", datapath.devices.join(", "));
+    }
+    if let Some(usage) = datapath.usage {
+        let bytes = usage.bytes.map(|bytes| format!(", {bytes} bytes")).unwrap_or_default();
+        line("kernel", format!("{} rules, {} elements{bytes}", usage.rules, usage.elements));
+    }
+    line("node", node(status));
+    let manifests = &status.manifests;
+    line("manifests", format!("{}, read {} times{}", manifests.directory, manifests.reads, left_out(status)));
+    let counts = &status.counts;
+    let failed = if counts.failed > 0 { format!(", {} frontends failed", counts.failed) } else { String::new() };
+    line(
+        "held",
+        format!(
+            "{} services, {} frontends, {} backend sets, {} backends{failed}",
+            counts.services, counts.frontends, counts.sets, counts.backends
+        ),
+    );
+    table.to_string() + &conditions(&status.conditions)
+}
+
+fn node(status: &Status) -> String {
+    let ips: Vec<String> = status.node.ips.iter().map(ToString::to_string).collect();
+    let cidrs = if status.node.cluster_cidrs.is_empty() {
+        "no cluster CIDRs".into()
+    } else {
+        format!("cluster CIDRs {}", status.node.cluster_cidrs.join(", "))
+    };
+    format!("{}, {}, {cidrs}", status.node.name.as_deref().unwrap_or("without a name"), ips.join(", "))
+}
+
+fn left_out(status: &Status) -> String {
+    let manifests = &status.manifests;
+    let parts = [
+        (manifests.refused.len(), "objects refused"),
+        (manifests.unsupported.len(), "fields not carried out"),
+        (manifests.skipped.len(), "objects skipped"),
+        (manifests.ignored_files.len(), "files ignored"),
+    ];
+    parts.into_iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!(", {count} {what}")).collect()
+}
+
+fn conditions(conditions: &[Condition]) -> String {
+    if conditions.is_empty() {
+        return String::new();
+    }
+    let line = |condition: &Condition| format!("  {}: {}\n", condition.kind, printable(&condition.message));
+    "\nConditions:\n".to_owned() + &conditions.iter().map(line).collect::<String>()
+}

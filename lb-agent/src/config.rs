@@ -1,0 +1,357 @@
+//! Settings of the agent: flags over configuration file over defaults.
+
+use std::{
+    fs, io,
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
+
+use clap::{Args, ValueEnum};
+use ipnet::IpNet;
+use lb_core::{NodeFacts, NodeName};
+use serde::Deserialize;
+
+use crate::{kind::DatapathKind, mounts, netlink, pattern::Pattern};
+
+/// Where the agent answers unless told otherwise.
+pub const DEFAULT_SOCKET: &str = "/run/lb/lb.sock";
+/// Where the agent keeps what must survive it unless told otherwise.
+pub const DEFAULT_STATE_DIR: &str = "/var/lib/lb";
+/// Where eBPF objects are pinned unless told otherwise.
+pub const DEFAULT_PIN_DIR: &str = "/sys/fs/bpf/lb";
+/// Devices of pods unless told otherwise.
+pub(crate) const DEFAULT_POD_DEVICES: [&str; 3] = ["veth*", "lxc*", "cali*"];
+
+/// Settings as flags and as keys of the configuration file, which have the same names.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Args, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub(crate) struct Settings {
+    /// Directory of Kubernetes manifests: Service and EndpointSlice as YAML or JSON. It is watched.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) manifests: Option<PathBuf>,
+    /// What carries the packets.
+    #[arg(long, value_name = "KIND", value_enum)]
+    pub(crate) datapath: Option<DatapathKind>,
+    /// Device that leads out of the node; may be given several times [default: devices with a default route].
+    #[arg(long, value_name = "DEV")]
+    pub(crate) device: Vec<String>,
+    /// Devices of pods, by name or with `*`; may be given several times. Those that come later are found, too. Only for
+    /// ebpf [default: veth*, lxc*, cali*].
+    #[arg(long, value_name = "PATTERN")]
+    pub(crate) pod_device: Vec<Pattern>,
+    /// Name of this node, compared with the node of endpoints [default: the host name].
+    #[arg(long, value_name = "NAME")]
+    pub(crate) node: Option<String>,
+    /// Address of this node; may be given several times. Translated flows come from the first of each family [default:
+    /// the addresses of the devices].
+    #[arg(long, value_name = "IP")]
+    pub(crate) node_ip: Vec<IpAddr>,
+    /// Prefix of the pods, whose addresses are never translated; may be given several times [default: none, every
+    /// source is translated].
+    #[arg(long, value_name = "CIDR")]
+    pub(crate) cluster_cidr: Vec<IpNet>,
+    /// Cgroup (version 2) whose sockets are balanced. Only for ebpf [default: the root of the mounted hierarchy].
+    #[arg(long, value_name = "PATH")]
+    pub(crate) cgroup: Option<PathBuf>,
+    /// Unix socket to answer on [default: /run/lb/lb.sock].
+    #[arg(long, value_name = "PATH")]
+    pub(crate) socket: Option<PathBuf>,
+    /// Directory for what must survive the agent [default: /var/lib/lb].
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state_dir: Option<PathBuf>,
+    /// Directory on a BPF file system where programs and maps are pinned. Only for ebpf [default: /sys/fs/bpf/lb].
+    #[arg(long, value_name = "DIR")]
+    pub(crate) pin_dir: Option<PathBuf>,
+    /// How much to say on standard error [default: info].
+    #[arg(long, value_name = "LEVEL", value_enum)]
+    pub(crate) log_level: Option<LogLevel>,
+}
+
+/// How much the agent says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum LogLevel {
+    /// What keeps it from working.
+    Error,
+    /// And what somebody should look at.
+    Warn,
+    /// And what an operator would notice.
+    #[default]
+    Info,
+    /// And every plan.
+    Debug,
+    /// And everything else.
+    Trace,
+}
+
+/// Why the agent cannot start with these settings.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConfigError {
+    /// The file cannot be read.
+    #[error("reading the configuration file {file} failed")]
+    Read {
+        /// The file.
+        file: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The file is not what it should be.
+    #[error("{file}: {message}")]
+    Parse {
+        /// The file.
+        file: PathBuf,
+        /// What the parser says.
+        message: String,
+    },
+    /// A setting without a default is missing.
+    #[error("{0} is not set: give the flag --{0}, or the key `{0}` in the file that --config names")]
+    Missing(&'static str),
+    /// The kernel does not say what a default is made of.
+    #[error("finding the default of {setting} failed: set it with --{setting}")]
+    Default {
+        /// The setting.
+        setting: &'static str,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// There is nothing that a default could be made of.
+    #[error("{setting} is not set and has no default here: {why}; set it with --{setting}")]
+    NoDefault {
+        /// The setting.
+        setting: &'static str,
+        /// Why not.
+        why: &'static str,
+    },
+}
+
+/// Complete settings.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Config {
+    /// Directory of manifests.
+    pub(crate) manifests: PathBuf,
+    /// What carries the packets.
+    pub(crate) datapath: DatapathKind,
+    /// Facts about the node.
+    pub(crate) node: NodeFacts,
+    /// Unix socket to answer on.
+    pub(crate) socket: PathBuf,
+    /// Directory for what must survive the agent.
+    pub(crate) state_dir: PathBuf,
+    /// What only eBPF needs; `None` for the others.
+    pub(crate) ebpf: Option<EbpfSettings>,
+}
+
+/// What only eBPF needs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct EbpfSettings {
+    /// Devices that lead out of the node.
+    pub(crate) devices: Vec<String>,
+    /// Devices of pods.
+    pub(crate) pod_devices: Vec<Pattern>,
+    /// Cgroup whose sockets are balanced.
+    pub(crate) cgroup: PathBuf,
+    /// Where programs and maps are pinned.
+    pub(crate) pin_dir: PathBuf,
+}
+
+impl Settings {
+    /// Settings of a YAML file. Unknown keys are errors.
+    ///
+    /// # Errors
+    /// When it cannot be read or is not understood.
+    pub(crate) fn read(file: &Path) -> Result<Self, ConfigError> {
+        let text = fs::read_to_string(file).map_err(|source| ConfigError::Read { file: file.into(), source })?;
+        if text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
+            return Ok(Self::default());
+        }
+        let options = serde_saphyr::options! { with_snippet: false };
+        serde_saphyr::from_str_with_options(&text, options)
+            .map_err(|error| ConfigError::Parse { file: file.into(), message: error.to_string() })
+    }
+
+    /// These settings, with those of `below` where these say nothing. A list is taken whole from one of the two.
+    #[must_use]
+    pub(crate) fn over(self, below: Self) -> Self {
+        fn list<T>(ours: Vec<T>, below: Vec<T>) -> Vec<T> {
+            if ours.is_empty() { below } else { ours }
+        }
+        Self {
+            manifests: self.manifests.or(below.manifests),
+            datapath: self.datapath.or(below.datapath),
+            device: list(self.device, below.device),
+            pod_device: list(self.pod_device, below.pod_device),
+            node: self.node.or(below.node),
+            node_ip: list(self.node_ip, below.node_ip),
+            cluster_cidr: list(self.cluster_cidr, below.cluster_cidr),
+            cgroup: self.cgroup.or(below.cgroup),
+            socket: self.socket.or(below.socket),
+            state_dir: self.state_dir.or(below.state_dir),
+            pin_dir: self.pin_dir.or(below.pin_dir),
+            log_level: self.log_level.or(below.log_level),
+        }
+    }
+
+    /// Fills in the defaults, asking the kernel where they depend on the machine.
+    ///
+    /// # Errors
+    /// When a setting without a default is missing or a default cannot be found.
+    pub(crate) fn complete(self) -> Result<Config, ConfigError> {
+        let manifests = self.manifests.clone().ok_or(ConfigError::Missing("manifests"))?;
+        let datapath = self.datapath.ok_or(ConfigError::Missing("datapath"))?;
+        let devices = self.uplinks(datapath)?;
+        let node = self.node_facts(&devices)?;
+        let ebpf = match datapath {
+            DatapathKind::Ebpf => Some(self.ebpf(devices)?),
+            DatapathKind::Nftables
+            | DatapathKind::IptablesNft
+            | DatapathKind::IptablesLegacy
+            | DatapathKind::Memory => None,
+        };
+        let or = |path: Option<PathBuf>, default: &str| path.unwrap_or_else(|| default.into());
+        Ok(Config {
+            manifests,
+            datapath,
+            node,
+            socket: or(self.socket, DEFAULT_SOCKET),
+            state_dir: or(self.state_dir, DEFAULT_STATE_DIR),
+            ebpf,
+        })
+    }
+
+    /// Names of settings that are given and that `kind` has no use for.
+    #[must_use]
+    pub(crate) fn useless_for(&self, kind: DatapathKind) -> Vec<&'static str> {
+        if kind == DatapathKind::Ebpf {
+            return Vec::new();
+        }
+        let given = [
+            ("device", !self.device.is_empty() && !self.node_ip.is_empty()),
+            ("pod-device", !self.pod_device.is_empty()),
+            ("cgroup", self.cgroup.is_some()),
+            ("pin-dir", self.pin_dir.is_some()),
+        ];
+        given.into_iter().filter_map(|(name, given)| given.then_some(name)).collect()
+    }
+
+    /// Needed to attach to, and to find the node's addresses.
+    fn uplinks(&self, datapath: DatapathKind) -> Result<Vec<String>, ConfigError> {
+        let needed = datapath == DatapathKind::Ebpf || self.node_ip.is_empty();
+        if !self.device.is_empty() || !needed {
+            return Ok(self.device.clone());
+        }
+        let found = netlink::uplinks().map_err(|source| ConfigError::Default { setting: "device", source })?;
+        if found.is_empty() && datapath == DatapathKind::Ebpf {
+            return Err(ConfigError::NoDefault { setting: "device", why: "no device has a default route" });
+        }
+        Ok(found)
+    }
+
+    fn node_facts(&self, devices: &[String]) -> Result<NodeFacts, ConfigError> {
+        let ips = if self.node_ip.is_empty() {
+            netlink::addresses(devices).map_err(|source| ConfigError::Default { setting: "node-ip", source })?
+        } else {
+            self.node_ip.clone()
+        };
+        let name = match &self.node {
+            Some(name) => name.clone(),
+            None => host_name().map_err(|source| ConfigError::Default { setting: "node", source })?,
+        };
+        Ok(NodeFacts { name: Some(NodeName::new(&name)), ips, cluster_cidrs: self.cluster_cidr.clone() })
+    }
+
+    fn ebpf(&self, devices: Vec<String>) -> Result<EbpfSettings, ConfigError> {
+        let cgroup = match &self.cgroup {
+            Some(path) => path.clone(),
+            None => mounts::cgroup2()
+                .map_err(|source| ConfigError::Default { setting: "cgroup", source })?
+                .ok_or(ConfigError::NoDefault { setting: "cgroup", why: "no cgroup2 hierarchy is mounted" })?,
+        };
+        let pod_devices = if self.pod_device.is_empty() {
+            DEFAULT_POD_DEVICES.map(Pattern::new).to_vec()
+        } else {
+            self.pod_device.clone()
+        };
+        let pin_dir = self.pin_dir.clone().unwrap_or_else(|| DEFAULT_PIN_DIR.into());
+        Ok(EbpfSettings { devices, pod_devices, cgroup, pin_dir })
+    }
+}
+
+/// As the kubelet takes it for a node's name: in lower case.
+fn host_name() -> io::Result<String> {
+    let name = nix::unistd::gethostname().map_err(io::Error::from)?;
+    Ok(name.to_string_lossy().to_lowercase())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(text: &str) -> Result<Settings, ConfigError> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), text).unwrap();
+        Settings::read(file.path())
+    }
+
+    #[test]
+    fn keys_of_the_file_are_the_flags() {
+        let settings = file(
+            "manifests: /etc/lb\ndatapath: iptables-nft\ndevice: [eth0]\npod-device: ['veth*']\nnode: a\n\
+             node-ip: [192.0.2.1, 'fd00::1']\ncluster-cidr: [10.244.0.0/16]\ncgroup: /c\nsocket: /s\nstate-dir: /d\n\
+             pin-dir: /p\nlog-level: debug\n",
+        )
+        .unwrap();
+        assert_eq!(settings.datapath, Some(DatapathKind::IptablesNft));
+        assert_eq!(settings.node_ip.len(), 2);
+        assert_eq!(settings.pin_dir, Some("/p".into()));
+    }
+
+    #[test]
+    fn an_unknown_key_is_an_error_that_names_it_and_an_empty_file_is_none() {
+        let error = file("datapth: ebpf\n").unwrap_err().to_string();
+        assert!(error.contains("datapth"), "{error}");
+        assert_eq!(file("# nothing\n\n").unwrap(), Settings::default());
+    }
+
+    #[test]
+    fn flags_win_over_the_file_and_lists_are_not_mixed() {
+        let below = file("datapath: ebpf\nnode: below\ndevice: [eth0, eth1]\nnode-ip: [192.0.2.1]\n").unwrap();
+        let flags =
+            Settings { datapath: Some(DatapathKind::Memory), device: vec!["eth2".into()], ..Settings::default() };
+        let merged = flags.over(below);
+        assert_eq!(merged.datapath, Some(DatapathKind::Memory));
+        assert_eq!(merged.device, ["eth2"]);
+        assert_eq!(merged.node.as_deref(), Some("below"));
+        assert_eq!(merged.node_ip.len(), 1);
+    }
+
+    #[test]
+    fn what_has_no_default_must_be_said() {
+        let error = Settings::default().complete().unwrap_err().to_string();
+        assert!(error.contains("--manifests"), "{error}");
+        let settings = Settings { manifests: Some("/m".into()), ..Settings::default() };
+        assert!(settings.complete().unwrap_err().to_string().contains("--datapath"));
+    }
+
+    #[test]
+    fn defaults_are_filled_in() {
+        let config = Settings {
+            manifests: Some("/m".into()),
+            datapath: Some(DatapathKind::Memory),
+            node_ip: vec!["192.0.2.1".parse().unwrap()],
+            ..Settings::default()
+        }
+        .complete()
+        .unwrap();
+        assert_eq!(config.socket, Path::new(DEFAULT_SOCKET));
+        assert_eq!(config.state_dir, Path::new(DEFAULT_STATE_DIR));
+        assert!(config.node.name.is_some());
+        assert_eq!(config.ebpf, None);
+    }
+
+    #[test]
+    fn settings_without_use_are_named() {
+        let settings = Settings { cgroup: Some("/c".into()), pin_dir: Some("/p".into()), ..Settings::default() };
+        assert_eq!(settings.useless_for(DatapathKind::Nftables), ["cgroup", "pin-dir"]);
+        assert!(settings.useless_for(DatapathKind::Ebpf).is_empty());
+    }
+}

@@ -1,0 +1,128 @@
+//! Packets as people write them.
+
+use std::net::{IpAddr, SocketAddr};
+
+use lb_core::{Entry, NodeFacts, Packet, Protocol};
+
+/// What is wrong with a packet.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum FlowError {
+    #[error("protocol `{0}` is not known, expected tcp, udp or sctp")]
+    Protocol(String),
+    #[error("{field} `{text}` is not ADDRESS:PORT, such as 10.0.0.1:80 or [fd00::1]:80")]
+    Address { field: &'static str, text: String },
+    #[error("{field} `{text}` has port 0, expected 1..=65535")]
+    PortZero { field: &'static str, text: String },
+    #[error("source {from} and destination {to} are of different families")]
+    Families { from: IpAddr, to: IpAddr },
+    #[error("entry `{0}` is not known, expected socket, pod or uplink")]
+    Entry(String),
+}
+
+/// A packet out of its four parts. Without `entry` it enters where its source is at home: a node's own address at a
+/// socket, a pod's at the pod's device, any other at an uplink.
+pub(crate) fn parse(
+    protocol: &str,
+    source: &str,
+    destination: &str,
+    entry: Option<&str>,
+    node: &NodeFacts,
+) -> Result<Packet, FlowError> {
+    let protocol = parse_protocol(protocol)?;
+    let source = parse_address("source", source)?;
+    let destination = parse_address("destination", destination)?;
+    if source.is_ipv4() != destination.is_ipv4() {
+        return Err(FlowError::Families { from: source.ip(), to: destination.ip() });
+    }
+    let entry = match entry {
+        Some(entry) => parse_entry(entry)?,
+        None => entry_of(source.ip(), node),
+    };
+    Ok(Packet {
+        entry,
+        protocol,
+        source: source.ip(),
+        source_port: source.port(),
+        destination: destination.ip(),
+        destination_port: destination.port(),
+    })
+}
+
+/// Where a packet enters, in one word.
+pub(crate) fn entry_name(entry: Entry) -> &'static str {
+    match entry {
+        Entry::Socket => "socket",
+        Entry::PodDevice => "pod",
+        Entry::Uplink => "uplink",
+    }
+}
+
+fn entry_of(source: IpAddr, node: &NodeFacts) -> Entry {
+    if node.ips.contains(&source) || source.is_loopback() {
+        Entry::Socket
+    } else if node.is_pod(source) {
+        Entry::PodDevice
+    } else {
+        Entry::Uplink
+    }
+}
+
+fn parse_protocol(text: &str) -> Result<Protocol, FlowError> {
+    let known = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
+    let found = known.into_iter().find(|protocol| protocol.as_str().eq_ignore_ascii_case(text));
+    found.ok_or_else(|| FlowError::Protocol(text.into()))
+}
+
+fn parse_entry(text: &str) -> Result<Entry, FlowError> {
+    let known = [Entry::Socket, Entry::PodDevice, Entry::Uplink];
+    known.into_iter().find(|&entry| entry_name(entry) == text).ok_or_else(|| FlowError::Entry(text.into()))
+}
+
+fn parse_address(field: &'static str, text: &str) -> Result<SocketAddr, FlowError> {
+    let address: SocketAddr = text.parse().map_err(|_| FlowError::Address { field, text: text.into() })?;
+    if address.port() == 0 {
+        return Err(FlowError::PortZero { field, text: text.into() });
+    }
+    Ok(address)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node() -> NodeFacts {
+        NodeFacts {
+            ips: vec!["192.0.2.1".parse().unwrap()],
+            cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap()],
+            ..NodeFacts::default()
+        }
+    }
+
+    #[test]
+    fn a_packet_enters_where_its_source_is_at_home() {
+        let entry = |source| parse("tcp", source, "10.96.0.1:80", None, &node()).unwrap().entry;
+        assert_eq!(entry("192.0.2.1:4000"), Entry::Socket);
+        assert_eq!(entry("10.244.3.4:4000"), Entry::PodDevice);
+        assert_eq!(entry("198.51.100.1:4000"), Entry::Uplink);
+    }
+
+    #[test]
+    fn what_is_said_wins() {
+        let packet = parse("UDP", "[fd00::1]:53", "[fd00::2]:53", Some("socket"), &node()).unwrap();
+        assert_eq!((packet.entry, packet.protocol, packet.source_port), (Entry::Socket, Protocol::Udp, 53));
+    }
+
+    #[test]
+    fn nonsense_is_refused_by_name() {
+        let error = |protocol, source, destination, entry| {
+            parse(protocol, source, destination, entry, &node()).unwrap_err().to_string()
+        };
+        let good = "10.0.0.1:1";
+        assert!(error("icmp", good, good, None).contains("`icmp`"));
+        assert!(error("tcp", "10.0.0.1", good, None).starts_with("source `10.0.0.1` is not ADDRESS:PORT"));
+        assert!(error("tcp", good, "[::1]", None).starts_with("destination `[::1]`"));
+        assert!(error("tcp", good, "10.0.0.1:0", None).contains("port 0"));
+        assert!(error("tcp", good, "[::1]:1", None).contains("different families"));
+        assert!(error("tcp", good, good, Some("door")).contains("`door`"));
+    }
+}

@@ -1,0 +1,121 @@
+//! `lb lab`: the main job on real input, in network namespaces of its own.
+//!
+//! The manifests of a use case become a cluster of three nodes with real servers and clients; every node runs this very
+//! program as its agent; then everything that the use case promises is looked into.
+
+mod checks;
+mod cluster;
+mod compare;
+mod error;
+mod expectation;
+mod interrupt;
+mod report;
+mod rules;
+mod side_by_side;
+mod use_case;
+
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use self::{
+    cluster::Cluster,
+    error::RunError,
+    expectation::Checks,
+    report::{CaseReport, FullReport},
+};
+pub(crate) use self::{
+    compare::{CompareArgs, run_if_probe},
+    use_case::UseCase,
+};
+use crate::{
+    cli::{LabArgs, LabCommand},
+    exit::{Failure, Outcome, Verdict},
+    kind::DatapathKind,
+    output,
+};
+
+pub(crate) fn run(args: &LabArgs) -> Outcome {
+    if let Some(LabCommand::Compare(args)) = &args.command {
+        return compare::run(args);
+    }
+    if !nix::unistd::geteuid().is_root() {
+        let why = "lb lab needs root, for network namespaces, cgroups and BPF: run it with sudo";
+        return Err(Failure::Error(why.into()));
+    }
+    if args.datapath == Some(DatapathKind::Memory) {
+        return Err(Failure::Usage("datapath memory carries no packets: choose one that does".into()));
+    }
+    interrupt::arm()?;
+    let progress = Progress::new();
+    match args.use_case {
+        Some(use_case) => {
+            let report = run_case(use_case, args.datapath.unwrap_or(use_case.datapath()), &progress)?;
+            progress.finish();
+            publish(args, &report, report.passed, || report.table())
+        }
+        None => {
+            let report = run_all(args.datapath, &progress)?;
+            progress.finish();
+            publish(args, &report, report.passed, || report.table())
+        }
+    }
+}
+
+fn run_all(datapath: Option<DatapathKind>, progress: &Progress) -> Result<FullReport, Failure> {
+    let case = |use_case: UseCase| run_case(use_case, datapath.unwrap_or(use_case.datapath()), progress);
+    let use_cases: Vec<CaseReport> = UseCase::ALL.into_iter().map(case).collect::<Result<_, _>>()?;
+    let side = |kind: DatapathKind| {
+        side_by_side::run(kind, &|doing| progress.show(&format!("side by side on {kind}: {doing}")))
+            .map_err(|error| failure(&format!("side by side on {kind}"), &error))
+    };
+    let kinds = datapath.map_or_else(|| DatapathKind::KERNEL.to_vec(), |kind| vec![kind]);
+    let datapaths: Vec<_> = kinds.into_iter().map(side).collect::<Result<_, _>>()?;
+    let passed = use_cases.iter().all(|case| case.passed) && datapaths.iter().all(|row| row.passed);
+    Ok(FullReport { passed, use_cases, datapaths })
+}
+
+fn run_case(use_case: UseCase, datapath: DatapathKind, progress: &Progress) -> Result<CaseReport, Failure> {
+    let name = format!("{} on {datapath}", use_case.name());
+    progress.show(&format!("{name}: building a cluster"));
+    let tell = |doing: &str| progress.show(&format!("{name}: {doing}"));
+    let mut checks = Checks::new(&tell);
+    let done =
+        Cluster::start(use_case, datapath).and_then(|cluster| checks::run(use_case, datapath, &cluster, &mut checks));
+    done.map_err(|error| failure(&name, &error))?;
+    let expectations = checks.all;
+    let passed = expectations.iter().all(|expectation| expectation.passed);
+    Ok(CaseReport { use_case, datapath, passed, expectations })
+}
+
+fn failure(what: &str, error: &RunError) -> Failure {
+    Failure::Error(format!("{what}: {}", crate::exit::chain(error)))
+}
+
+fn publish(args: &LabArgs, report: &impl serde::Serialize, passed: bool, table: impl FnOnce() -> String) -> Outcome {
+    if let Some(directory) = &args.report {
+        report::save(directory, report)?;
+    }
+    output::write(args.output, report, table)?;
+    Ok(if passed { Verdict::Fine } else { Verdict::Failed })
+}
+
+/// One line on standard error that says what is under way, if that is a terminal.
+struct Progress(ProgressBar);
+
+impl Progress {
+    fn new() -> Self {
+        let bar = ProgressBar::new_spinner();
+        bar.set_style(ProgressStyle::default_spinner());
+        bar.enable_steady_tick(Duration::from_millis(100));
+        Self(bar)
+    }
+
+    fn show(&self, doing: &str) {
+        self.0.set_message(doing.to_owned());
+    }
+
+    fn finish(&self) {
+        self.0.finish_and_clear();
+    }
+}

@@ -1,0 +1,7 @@
+//! The program `lb`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    lb_agent::main()
+}

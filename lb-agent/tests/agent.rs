@@ -1,0 +1,292 @@
+//! The agent on the memory datapath, through the real program: no privilege needed.
+#![expect(clippy::unwrap_used, reason = "a test ends where something is not what it should be")]
+
+mod common;
+#[path = "common/node.rs"]
+mod node;
+
+use std::{
+    fs,
+    os::unix::{fs::PermissionsExt, net::UnixListener},
+};
+
+use common::{end, lb, service, text};
+use nix::sys::signal::Signal;
+use node::Node;
+
+#[test]
+fn services_and_backends_are_listed() {
+    let node = Node::running(&[("web.yaml", &service("web", "10.96.0.10", "", &["10.244.0.5", "10.244.0.6"]))]);
+    let services = node.json(&["service", "list"]);
+    assert_eq!(services[0]["name"], "default/web");
+    let frontend = &services[0]["frontends"][0];
+    assert_eq!((frontend["ip"].as_str(), frontend["port"].as_u64()), (Some("10.96.0.10"), Some(80)));
+    assert_eq!((frontend["kind"].as_str(), frontend["status"].as_str()), (Some("ClusterIP"), Some("active")));
+    assert_eq!((frontend["backends"]["active"].as_u64(), frontend["backends"]["total"].as_u64()), (Some(2), Some(2)));
+    let backends = node.json(&["backend", "list", "web"]);
+    let ips: Vec<_> = backends.as_array().unwrap().iter().map(|backend| backend["ip"].as_str().unwrap()).collect();
+    assert_eq!(ips, ["10.244.0.5", "10.244.0.6"]);
+}
+
+#[test]
+fn tables_and_yaml_say_the_same() {
+    let node = Node::running(&[("web.yaml", &service("web", "10.96.0.10", "", &["10.244.0.5"]))]);
+    let table = text(&node.ask(&["service", "list"]).stdout);
+    assert!(table.starts_with("NAME"), "{table}");
+    assert!(table.contains("default/web:http   10.96.0.10:80/tcp   ClusterIP   random"), "{table}");
+    let yaml = text(&node.ask(&["service", "ls", "default/web", "-o", "yaml"]).stdout);
+    assert!(yaml.starts_with("- name: default/web\n"), "{yaml}");
+    assert!(text(&node.ask(&["backend", "list"]).stdout).contains("10.244.0.5:8080/tcp"));
+}
+
+#[test]
+fn status_is_complete() {
+    let node = Node::running(&[("web.yaml", &service("web", "10.96.0.10", "", &["10.244.0.5"]))]);
+    let status = node.json(&["status"]);
+    assert_eq!((&status["ready"], &status["settled"]), (&true.into(), &true.into()));
+    assert_eq!(status["datapath"]["kind"], "memory");
+    assert_eq!((status["datapath"]["plan"].as_u64(), status["counts"]["frontends"].as_u64()), (Some(1), Some(1)));
+    assert_eq!((status["node"]["name"].as_str(), status["node"]["ips"][0].as_str()), (Some("here"), Some("192.0.2.1")));
+    assert_eq!(status["conditions"].as_array().unwrap().len(), 0);
+    assert!(text(&node.ask(&["status"]).stdout).contains("ready, settled"));
+}
+
+#[test]
+fn changes_of_files_are_followed() {
+    let node = Node::running(&[("web.yaml", &service("web", "10.96.0.10", "", &["10.244.0.5"]))]);
+    let names = |value: &serde_json::Value| -> Vec<String> {
+        let all = value.as_array().unwrap().iter();
+        all.map(|service| service["name"].as_str().unwrap().to_owned()).collect()
+    };
+    node.put("api.yaml", &service("api", "10.96.0.11", "", &["10.244.0.6"]));
+    node.json_when(&["service", "list"], |list| names(list) == ["default/api", "default/web"]);
+    fs::write(node.path("manifests/web.yaml"), service("web", "10.96.0.12", "", &["10.244.0.5"])).unwrap();
+    node.json_when(&["service", "list", "web"], |list| list[0]["frontends"][0]["ip"] == "10.96.0.12");
+    fs::remove_file(node.path("manifests/api.yaml")).unwrap();
+    node.json_when(&["service", "list"], |list| names(list) == ["default/web"]);
+}
+
+#[test]
+fn a_volume_that_is_swapped_as_the_kubelet_does_is_followed() {
+    let node = Node::new(&[]);
+    let manifests = node.path("manifests");
+    let volume = |version: &str, ip: &str| {
+        fs::create_dir(manifests.join(version)).unwrap();
+        fs::write(manifests.join(version).join("web.yaml"), service("web", ip, "", &["10.244.0.5"])).unwrap();
+        std::os::unix::fs::symlink(version, manifests.join("..data_tmp")).unwrap();
+        fs::rename(manifests.join("..data_tmp"), manifests.join("..data")).unwrap();
+    };
+    volume("..1", "10.96.0.10");
+    std::os::unix::fs::symlink("..data/web.yaml", manifests.join("web.yaml")).unwrap();
+    let mut node = node;
+    node.start();
+    assert_eq!(node.json(&["service", "list"])[0]["frontends"][0]["ip"], "10.96.0.10");
+    volume("..2", "10.96.0.20");
+    node.json_when(&["service", "list"], |list| list[0]["frontends"][0]["ip"] == "10.96.0.20");
+}
+
+#[test]
+fn a_directory_that_is_replaced_is_followed() {
+    let node = Node::running(&[("web.yaml", &service("web", "10.96.0.10", "", &["10.244.0.5"]))]);
+    fs::rename(node.path("manifests"), node.path("old")).unwrap();
+    fs::create_dir(node.path("manifests")).unwrap();
+    node.put("api.yaml", &service("api", "10.96.0.11", "", &["10.244.0.6"]));
+    let has_api = |list: &serde_json::Value| list.as_array().unwrap().len() == 1 && list[0]["name"] == "default/api";
+    node.json_when(&["service", "list"], has_api);
+}
+
+#[test]
+fn broken_manifests_leave_the_last_good_state_and_are_reported() {
+    let node = Node::running(&[("web.yaml", &service("web", "10.96.0.10", "", &["10.244.0.5"]))]);
+    node.put("broken.yaml", "kind: [Service");
+    let kind = |status: &serde_json::Value| status["conditions"][0]["type"].as_str().map(str::to_owned);
+    let status = node.json_when(&["status"], |status| kind(status).is_some());
+    assert_eq!(kind(&status).as_deref(), Some("ManifestsRejected"));
+    let message = status["conditions"][0]["message"].as_str().unwrap();
+    assert!(message.contains("broken.yaml"), "{message}");
+    assert_eq!(node.json(&["service", "list"])[0]["frontends"][0]["status"], "active");
+    fs::remove_file(node.path("manifests/broken.yaml")).unwrap();
+    node.json_when(&["status"], |status| kind(status).is_none());
+}
+
+#[test]
+fn an_agent_whose_first_manifests_are_broken_answers_and_becomes_ready_later() {
+    let mut node = Node::new(&[("web.yaml", "kind: [Service")]);
+    let mut child = node.agent().stdout(std::process::Stdio::null()).spawn().unwrap();
+    while node.ask(&["status"]).status.code() != Some(0) {
+        assert!(child.try_wait().unwrap().is_none(), "the agent ended");
+    }
+    node.adopt(child);
+    let status = node.json_when(&["status"], |status| status["manifests"]["reads"] == 1);
+    assert_eq!((&status["ready"], &status["manifests"]["listed"]), (&false.into(), &false.into()));
+    node.put("web.yaml", &service("web", "10.96.0.10", "", &["10.244.0.5"]));
+    node.json_when(&["status"], |status| status["ready"] == true);
+}
+
+#[test]
+fn a_claimant_of_a_taken_address_is_refused_by_name() {
+    let node = Node::running(&[("a.yaml", &service("a", "10.96.0.10", "", &["10.244.0.5"]))]);
+    node.put("b.yaml", &service("b", "10.96.0.10", "", &["10.244.0.6"]));
+    let services = node.json_when(&["service", "list"], |list| list.as_array().unwrap().len() == 2);
+    assert_eq!((services[0]["name"].as_str(), services[1]["name"].as_str()), (Some("default/a"), Some("default/b")));
+    assert_eq!(services[1]["conditions"][0]["type"], "Refused");
+    let message = services[1]["conditions"][0]["message"].as_str().unwrap();
+    assert!(message.contains("belongs to service default/a"), "{message}");
+    assert!(text(&node.ask(&["service", "list"]).stdout).contains("Refused("));
+    fs::remove_file(node.path("manifests/a.yaml")).unwrap();
+    node.json_when(&["service", "list"], |list| {
+        list.as_array().unwrap().len() == 1 && list[0]["frontends"][0]["status"] == "active"
+    });
+}
+
+#[test]
+fn an_invalid_object_is_refused_alone() {
+    let bad = service("bad", "not-an-address", "", &["10.244.0.6"]);
+    let node = Node::running(&[("web.yaml", &service("web", "10.96.0.10", "", &["10.244.0.5"])), ("bad.yaml", &bad)]);
+    let services = node.json(&["service", "list"]);
+    assert_eq!(
+        (services[0]["name"].as_str(), services[1]["name"].as_str()),
+        (Some("default/bad"), Some("default/web"))
+    );
+    assert_eq!(services[0]["conditions"][0]["type"], "Refused");
+    assert_eq!(services[1]["frontends"][0]["status"], "active");
+    assert!(!node.json(&["status"])["manifests"]["refused"].as_array().unwrap().is_empty());
+}
+
+#[test]
+fn explain_tells_the_choice_and_why() {
+    let maglev = "  annotations: {lb/algorithm: maglev}\n";
+    let node = Node::running(&[("web.yaml", &service("web", "10.96.0.10", maglev, &["10.244.0.5", "10.244.0.6"]))]);
+    let explain = |arguments: &[&str]| node.json(&[&["explain"], arguments].concat());
+    let explanation = explain(&["tcp", "10.244.0.9:4000", "10.96.0.10:80"]);
+    assert_eq!((explanation["entry"].as_str(), explanation["verdict"].as_str()), (Some("pod"), Some("forward")));
+    assert_eq!((&explanation["choice"]["exact"], &explanation["service"]), (&true.into(), &"default/web:http".into()));
+    assert_eq!(explanation, explain(&["tcp", "10.244.0.9:4000", "10.96.0.10:80"]));
+    assert_eq!(explanation["source_rewrite"]["rewrite"], "kept");
+    let outside = explain(&["tcp", "198.51.100.1:4000", "10.96.0.10:80", "--entry", "uplink"]);
+    assert_eq!(outside["source_rewrite"]["address"], "192.0.2.1");
+    assert_eq!(explain(&["udp", "10.244.0.9:4000", "10.96.0.10:80"])["verdict"], "pass");
+    assert!(
+        text(&node.ask(&["explain", "tcp", "10.244.0.9:1", "10.96.0.10:80"]).stdout).contains("forwarded to 10.244.0.")
+    );
+}
+
+#[test]
+fn exit_codes_tell_what_is_wrong() {
+    let node = Node::running(&[]);
+    assert_eq!(node.ask(&["service", "list"]).status.code(), Some(0));
+    for command in ["service", "backend"] {
+        let (code, message) = end(&node.ask(&[command, "list", "nowhere"]));
+        assert_eq!(code, 3);
+        assert!(message.contains("no service default/nowhere"), "{message}");
+    }
+    let (code, message) = end(&node.ask(&["explain", "icmp", "10.0.0.1:1", "10.0.0.2:1"]));
+    assert_eq!(code, 2);
+    assert!(message.contains("`icmp`"), "{message}");
+    assert_eq!(end(&node.ask(&["service", "list", "--no-such-flag"])).0, 2);
+    assert_eq!(end(&lb().arg("agent").output().unwrap()).0, 2);
+}
+
+#[test]
+fn without_an_agent_the_error_says_what_to_do() {
+    let node = Node::new(&[]);
+    for arguments in [&["status"][..], &["service", "list"], &["explain", "tcp", "10.0.0.1:1", "10.0.0.2:1"]] {
+        let (code, message) = end(&node.ask(arguments));
+        assert_eq!(code, 1);
+        let socket = node.path("lb.sock");
+        assert!(
+            message.starts_with(&format!("lb: no agent answers on {}: is it running?", socket.display())),
+            "{message}"
+        );
+    }
+}
+
+#[test]
+fn signals_end_the_agent_cleanly() {
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        let mut node = Node::running(&[]);
+        assert!(node.path("lb.sock").exists());
+        assert_eq!(node.stop(signal).code(), Some(0));
+        assert!(!node.path("lb.sock").exists());
+    }
+}
+
+#[test]
+fn a_second_agent_is_refused_and_a_dead_ones_socket_replaced() {
+    let mut node = Node::running(&[]);
+    let (code, message) = end(&node.agent().output().unwrap());
+    assert_eq!(code, 1);
+    assert!(message.contains("another agent uses the state directory"), "{message}");
+    let (code, message) = end(&node.agent_in("other").output().unwrap());
+    assert_eq!(code, 1);
+    assert!(message.contains("an agent answers on"), "{message}");
+    assert_eq!(node.json(&["status"])["ready"], true);
+    node.stop(Signal::SIGKILL);
+    assert!(node.path("lb.sock").exists());
+    node.start();
+    assert_eq!(node.json(&["status"])["ready"], true);
+}
+
+#[test]
+fn the_socket_is_its_owners_alone() {
+    let node = Node::running(&[]);
+    let mode = fs::metadata(node.path("lb.sock")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let mode = fs::metadata(node.path("state")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o700);
+}
+
+#[test]
+fn a_socket_of_something_else_is_an_error_and_not_a_hang() {
+    let node = Node::new(&[]);
+    let listener = UnixListener::bind(node.path("lb.sock")).unwrap();
+    let server = std::thread::spawn(move || drop(listener.accept().unwrap()));
+    let (code, message) = end(&node.ask(&["status"]));
+    server.join().unwrap();
+    assert_eq!(code, 1);
+    assert!(message.contains("talking to the agent"), "{message}");
+}
+
+#[test]
+fn a_configuration_file_does_what_flags_do_and_flags_win() {
+    let node = Node::new(&[("web.yaml", &service("web", "10.96.0.10", "", &["10.244.0.5"]))]);
+    let path = |name| node.path(name).display().to_string();
+    let config = format!(
+        "manifests: {}\ndatapath: memory\nsocket: {}\nstate-dir: {}\nnode: file\nnode-ip: [192.0.2.9]\n",
+        path("manifests"),
+        path("lb.sock"),
+        path("state")
+    );
+    fs::write(node.path("lb.yaml"), &config).unwrap();
+    let mut node = node;
+    node.start_with(lb().args(["agent", "--node", "flag", "--config"]).arg(node.path("lb.yaml")));
+    let status = node.json(&["status"]);
+    assert_eq!((status["node"]["name"].as_str(), status["node"]["ips"][0].as_str()), (Some("flag"), Some("192.0.2.9")));
+    fs::write(node.path("lb.yaml"), config + "datpath: ebpf\n").unwrap();
+    let (code, message) = end(&lb().args(["agent", "--config"]).arg(node.path("lb.yaml")).output().unwrap());
+    assert_eq!(code, 1);
+    assert!(message.contains("lb.yaml") && message.contains("datpath"), "{message}");
+}
+
+#[test]
+fn cleanup_refuses_while_an_agent_runs() {
+    let mut node = Node::running(&[]);
+    let state = node.path("state").display().to_string();
+    let (code, message) = end(&node.ask(&["cleanup", "--datapath", "memory", "--state-dir", &state]));
+    assert_eq!(code, 1);
+    assert!(message.contains("an agent answers on"), "{message}");
+    node.stop(Signal::SIGTERM);
+    let cleaned = node.json(&["cleanup", "--datapath", "memory", "--state-dir", &state]);
+    assert_eq!((&cleaned[0]["datapath"], &cleaned[0]["outcome"]), (&"memory".into(), &"clean".into()));
+}
+
+#[test]
+fn completions_and_the_manual_name_every_command() {
+    let completions = text(&lb().args(["completions", "bash"]).output().unwrap().stdout);
+    let manual = text(&lb().arg("man").output().unwrap().stdout);
+    for command in ["agent", "service", "backend", "status", "explain", "cleanup"] {
+        assert!(completions.contains(command), "{command} is not in the completions");
+        assert!(manual.contains(command), "{command} is not in the manual");
+    }
+    assert!(manual.contains("\\-\\-manifests"), "the manual lacks flags");
+}

@@ -1,0 +1,257 @@
+//! The program on real nodes: the use cases, and agents that come and go.
+//!
+//! Not run without `--ignored` (or `--include-ignored`): it needs root.
+#![expect(clippy::unwrap_used, reason = "a test ends where something is not what it should be")]
+
+mod common;
+
+use std::{
+    fs,
+    net::{IpAddr, SocketAddr},
+    os::unix::process::CommandExt,
+    path::PathBuf,
+    process::{Command, ExitCode, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use common::{end, lb, service, text};
+use lb_core::Family;
+use lb_testkit::{
+    LabError,
+    lab::{Lab, Node, Origin, PodSpec, Program, leftovers},
+    traffic::{FailureKind, Request},
+};
+use libtest_mimic::{Arguments, Failed, Trial};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::Value;
+
+const DEADLINE: Duration = Duration::from_secs(60);
+const VIP: &str = "10.96.0.10";
+/// Those that put something into the kernel.
+const DATAPATHS: [&str; 4] = ["ebpf", "nftables", "iptables-nft", "iptables-legacy"];
+
+fn main() -> ExitCode {
+    lb_testkit::run_if_worker();
+    let mut trials = vec![
+        trial("iptables_without_cilium_keeps_its_promises", || use_case("iptables-without-cilium", "iptables-nft")),
+        trial("kube_proxy_replacement_keeps_its_promises", || use_case("kube-proxy-replacement", "ebpf")),
+        trial("session_affinity_keeps_its_promises", || use_case("session-affinity", "ebpf")),
+        trial("without_a_use_case_all_run_and_all_datapaths_are_compared", all_use_cases),
+        trial("a_promise_that_is_not_kept_is_exit_code_1", a_broken_promise),
+        trial("without_root_the_lab_says_what_it_needs", without_root),
+        trial("a_signal_ends_the_lab_without_a_trace", a_signal_leaves_no_trace),
+        trial("a_pod_that_comes_later_is_served", a_pod_that_comes_later),
+    ];
+    for datapath in DATAPATHS {
+        if datapath != "ebpf" {
+            trials.push(trial(format!("session_affinity_keeps_its_promises_on_{datapath}"), || {
+                use_case_on("session-affinity", datapath)
+            }));
+        }
+        trials.push(trial(format!("services_outlive_the_agent_until_cleanup_on_{datapath}"), || {
+            services_outlive_the_agent(datapath)
+        }));
+    }
+    libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
+}
+
+fn trial(name: impl Into<String>, test: impl FnOnce() -> Result<(), LabError> + Send + 'static) -> Trial {
+    Trial::test(name, || test().map_err(|error| Failed::from(lb_testkit::report(&error)))).with_ignored_flag(true)
+}
+
+fn use_case(name: &str, datapath: &str) -> Result<(), LabError> {
+    let report = passed(&lb().args(["lab", name, "-o", "json"]).output().unwrap());
+    assert_eq!((report["use_case"].as_str(), report["datapath"].as_str()), (Some(name), Some(datapath)));
+    Ok(())
+}
+
+fn use_case_on(name: &str, datapath: &str) -> Result<(), LabError> {
+    let report = passed(&lb().args(["lab", name, "--datapath", datapath, "-o", "json"]).output().unwrap());
+    assert_eq!(report["datapath"], datapath);
+    Ok(())
+}
+
+/// The report of a use case in which every promise is kept.
+fn passed(output: &Output) -> Value {
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"));
+    let expectations = report["expectations"].as_array().unwrap();
+    let broken: Vec<&Value> = expectations.iter().filter(|expectation| expectation["passed"] != true).collect();
+    assert!(broken.is_empty() && expectations.len() > 3, "{broken:#?}");
+    assert_eq!((&report["passed"], output.status.code()), (&true.into(), Some(0)));
+    report
+}
+
+fn all_use_cases() -> Result<(), LabError> {
+    let directory = tempfile::tempdir().unwrap();
+    let output = lb().args(["lab", "--report"]).arg(directory.path()).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}{}", text(&output.stdout), text(&output.stderr));
+    let report: Value = serde_json::from_slice(&fs::read(directory.path().join("report.json")).unwrap()).unwrap();
+    assert_eq!((&report["passed"], report["use_cases"].as_array().map(Vec::len)), (&true.into(), Some(3)));
+    let datapaths = report["datapaths"].as_array().unwrap().iter();
+    assert_eq!(datapaths.map(|row| row["datapath"].as_str().unwrap()).collect::<Vec<_>>(), DATAPATHS);
+    assert_eq!(report["datapaths"][0]["rules"], 0);
+    assert!(text(&output.stdout).contains("The same manifests on every datapath"));
+    Ok(())
+}
+
+fn a_broken_promise() -> Result<(), LabError> {
+    let arguments = ["lab", "kube-proxy-replacement", "--datapath", "iptables-nft", "-o", "json"];
+    let output = lb().args(arguments).output().unwrap();
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&report["passed"], output.status.code()), (&false.into(), Some(1)));
+    let broken: Vec<&str> = report["expectations"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|expectation| expectation["passed"] == false)
+        .map(|expectation| expectation["name"].as_str().unwrap())
+        .collect();
+    assert_eq!(broken, ["no node has an iptables rule for the service"]);
+    Ok(())
+}
+
+fn without_root() -> Result<(), LabError> {
+    // Somebody else may not be let into the directory of the build.
+    let directory = tempfile::tempdir().unwrap();
+    let program = directory.path().join("lb");
+    fs::copy(env!("CARGO_BIN_EXE_lb"), &program).unwrap();
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    fs::set_permissions(directory.path(), open).unwrap();
+    let (code, message) = end(&Command::new(program).arg("lab").uid(65534).gid(65534).output().unwrap());
+    assert_eq!((code, message.lines().count()), (1, 1), "{message}");
+    assert!(message.contains("needs root"), "{message}");
+    Ok(())
+}
+
+fn a_signal_leaves_no_trace() -> Result<(), LabError> {
+    let child = lb().arg("lab").stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mark = format!("-{}-", child.id());
+    let is_left = || leftovers().unwrap().iter().any(|lab| lab.to_string().contains(&mark));
+    let deadline = Instant::now() + DEADLINE;
+    while !is_left() {
+        assert!(Instant::now() < deadline, "the lab does not begin");
+    }
+    kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM).unwrap();
+    let (code, message) = end(&child.wait_with_output().unwrap());
+    assert_eq!((code, is_left()), (1, false), "{message}");
+    assert!(message.contains("interrupted"), "{message}");
+    Ok(())
+}
+
+/// A pod's packets are served only once a program is attached to its device.
+fn a_pod_that_comes_later() -> Result<(), LabError> {
+    let mut lab = Lab::builder().nodes(1).pods_per_node(1).build()?;
+    let device = lab.node(0).pod_devices().remove(0);
+    let pattern = format!("{}*", device.trim_end_matches(|c: char| c.is_ascii_digit() || c == '-'));
+    let node = TestNode::new(&lab, "ebpf", &["--pod-device", &pattern])?;
+    let agent = node.start(lab.node(0))?;
+    lab.add_pod(PodSpec::new("late", 0))?;
+    let late = Origin::PodPackets(lab.pod("late").unwrap().index());
+    let deadline = Instant::now() + DEADLINE;
+    let answer = loop {
+        match lab.client(late).request(&Request::http(vip()).timeout(Duration::from_millis(100)))? {
+            Ok(answer) => break answer,
+            Err(failure) => assert!(Instant::now() < deadline, "{failure}; the agent said {}", agent.output()),
+        }
+    };
+    assert_eq!(answer.pod, "pod-0-0");
+    lab.remove_pod("late")?;
+    let deadline = Instant::now() + DEADLINE;
+    while node.status()["datapath"]["devices"].as_array().unwrap().len() != 2 {
+        assert!(Instant::now() < deadline, "{:#}", node.status());
+    }
+    assert_eq!(node.status()["conditions"].as_array().unwrap().len(), 0);
+    drop(agent);
+    Ok(())
+}
+
+fn services_outlive_the_agent(datapath: &str) -> Result<(), LabError> {
+    let lab = Lab::builder().nodes(1).pods_per_node(2).build()?;
+    let node = TestNode::new(&lab, datapath, &[])?;
+    let ask = || lab.client(Origin::Node(0)).request(&Request::http(vip()).timeout(Duration::from_millis(500)));
+    let mut first = node.start(lab.node(0))?;
+    assert!(ask()?.is_ok(), "the agent runs: {}", first.output());
+    let status = first.terminate(DEADLINE)?.expect("it ends when it is asked to");
+    assert_eq!(status.code(), Some(0), "{}", first.output());
+    assert!(ask()?.is_ok(), "the agent has ended");
+    let mut second = node.start(lab.node(0))?;
+    assert!(ask()?.is_ok(), "another one has taken over: {}", second.output());
+    assert_eq!(node.status()["datapath"]["plan"], 0, "there was nothing to change");
+    second.signal(Signal::SIGKILL)?;
+    second.wait(DEADLINE)?;
+    assert!(ask()?.is_ok(), "it was killed");
+    let cleaned: Value = serde_json::from_str(&node.cleanup(lab.node(0))?).unwrap();
+    assert!(cleaned.as_array().unwrap().iter().all(|one| one["outcome"] == "clean"), "{cleaned:#}");
+    let failure = ask()?.expect_err("nothing is left that would answer");
+    assert_ne!(failure.kind, FailureKind::Other, "{failure}");
+    Ok(())
+}
+
+fn vip() -> SocketAddr {
+    SocketAddr::new(VIP.parse::<IpAddr>().unwrap(), 80)
+}
+
+/// Directories and arguments of the agent on the only node of a lab.
+struct TestNode {
+    run_dir: PathBuf,
+    arguments: Vec<String>,
+    cleanup: Vec<String>,
+}
+
+impl TestNode {
+    fn new(lab: &Lab, datapath: &str, more: &[&str]) -> Result<Self, LabError> {
+        let node = lab.node(0);
+        let run_dir = node.run_dir()?;
+        let backends: Vec<String> = node.pods().map(|pod| pod.ip(Family::V4).to_string()).collect();
+        let backends: Vec<&str> = backends.iter().map(String::as_str).collect();
+        fs::create_dir_all(run_dir.join("manifests")).unwrap();
+        fs::write(run_dir.join("manifests/web.yaml"), service("web", VIP, "", &backends)).unwrap();
+        let path = |name: &str| run_dir.join(name).display().to_string();
+        let places = [format!("--socket={}", path("lb.sock")), format!("--state-dir={}", path("state"))];
+        let pin_dir = format!("--pin-dir={}", node.pin_dir()?.display());
+        let mut arguments = vec![
+            "agent".to_owned(),
+            format!("--manifests={}", path("manifests")),
+            format!("--datapath={datapath}"),
+            format!("--node-ip={}", node.ip(Family::V4)),
+            "--cluster-cidr=10.244.0.0/16".to_owned(),
+        ];
+        arguments.extend(places.clone());
+        if datapath == "ebpf" {
+            arguments.extend([format!("--cgroup={}", node.cgroup().display()), format!("--device={}", node.uplink())]);
+            arguments.push(pin_dir);
+        }
+        arguments.extend(more.iter().map(ToString::to_string));
+        let mut cleanup: Vec<String> = ["cleanup", "-o", "json"].map(str::to_owned).into();
+        cleanup.extend(places);
+        Ok(Self { run_dir, arguments, cleanup })
+    }
+
+    fn start(&self, node: Node<'_>) -> Result<Program, LabError> {
+        let mut command = lb();
+        command.args(&self.arguments);
+        let agent = node.spawn(command)?;
+        assert!(agent.wait_for_line(DEADLINE, |line| line == "ready").is_some(), "{}", agent.output());
+        Ok(agent)
+    }
+
+    fn status(&self) -> Value {
+        let socket = self.run_dir.join("lb.sock");
+        let output = lb().args(["status", "-o", "json", "--socket"]).arg(socket).output().unwrap();
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
+    }
+
+    fn cleanup(&self, node: Node<'_>) -> Result<String, LabError> {
+        let mut command = lb();
+        command.args(&self.cleanup);
+        let mut program = node.spawn(command)?;
+        let status = program.wait(DEADLINE)?.expect("it ends");
+        // Standard output is captured by then or shortly after: the array ends with a line of its own.
+        program.wait_for_line(DEADLINE, |line| line == "]");
+        assert_eq!(status.code(), Some(0), "{}", program.output());
+        Ok(program.output())
+    }
+}
