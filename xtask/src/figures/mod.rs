@@ -1,0 +1,144 @@
+//! `cargo xtask figures NAME`: measures every figure that the README or an issue claims, again.
+
+mod core;
+mod datapaths;
+
+use std::{fmt, process::Command, time::Instant};
+
+use serde::Serialize;
+
+/// Measures claimed figures again, each beside a baseline of the same run.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Which figures.
+    name: Name,
+    /// How to print them.
+    #[arg(short, long, default_value = "table")]
+    output: Output,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Name {
+    /// Decisions, Maglev tables and plans of lb-core. No privilege needed; a minute.
+    Core,
+    /// `lb lab compare` at 10 and 5,000 services on every datapath. Needs root; several minutes.
+    Datapaths,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Output {
+    Table,
+    Json,
+}
+
+/// One figure.
+#[derive(Debug, Serialize)]
+pub(crate) struct Figure {
+    /// What is claimed.
+    pub(crate) figure: String,
+    /// What it should be, `None` for a figure that is only reported.
+    pub(crate) goal: Option<Goal>,
+    /// What it is.
+    pub(crate) measured: f64,
+    /// Unit of measured and goal.
+    pub(crate) unit: &'static str,
+    /// What was measured beside it in the same run.
+    pub(crate) baseline: String,
+    /// Number of measurements behind it.
+    pub(crate) n: u64,
+    /// Whether the goal is met.
+    pub(crate) met: Option<bool>,
+}
+
+/// A bound.
+#[derive(Clone, Copy, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Goal {
+    AtMost(f64),
+    AtLeast(f64),
+}
+
+impl fmt::Display for Goal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::AtMost(bound) => write!(f, "<= {bound}"),
+            Self::AtLeast(bound) => write!(f, ">= {bound}"),
+        }
+    }
+}
+
+impl Figure {
+    pub(crate) fn new(
+        figure: impl Into<String>,
+        goal: Option<Goal>,
+        measured: f64,
+        unit: &'static str,
+        baseline: impl Into<String>,
+        n: u64,
+    ) -> Self {
+        let met = goal.map(|goal| match goal {
+            Goal::AtMost(bound) => measured <= bound,
+            Goal::AtLeast(bound) => measured >= bound,
+        });
+        Self { figure: figure.into(), goal, measured, unit, baseline: baseline.into(), n, met }
+    }
+}
+
+/// Measures and prints; an error if a goal is missed.
+pub(crate) fn figures(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
+    if cfg!(debug_assertions) {
+        return optimised();
+    }
+    let figures = match args.name {
+        Name::Core => core::measure(),
+        Name::Datapaths => datapaths::measure()?,
+    };
+    match args.output {
+        Output::Json => println!("{}", serde_json::to_string_pretty(&figures)?),
+        Output::Table => print(&figures),
+    }
+    let missed = figures.iter().filter(|figure| figure.met == Some(false)).count();
+    if missed > 0 { Err(format!("{missed} of {} figures miss their goal", figures.len()).into()) } else { Ok(()) }
+}
+
+/// Runs the same command from an optimised build: figures of a debug build mean nothing.
+fn optimised() -> Result<(), Box<dyn std::error::Error>> {
+    let mut command = Command::new("cargo");
+    command.args(["run", "--quiet", "--release", "--package", "xtask", "--"]).args(std::env::args_os().skip(1));
+    let status = command.status()?;
+    std::process::exit(status.code().unwrap_or(1))
+}
+
+fn print(figures: &[Figure]) {
+    println!("kernel {}", std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim());
+    let width = figures.iter().map(|figure| figure.figure.len()).max().unwrap_or(0);
+    println!(
+        "{:width$}  {:>10}  {:>10}  {:9}  {:>7}  {:4}  BASELINE OF THE SAME RUN",
+        "FIGURE", "GOAL", "MEASURED", "UNIT", "N", "MET"
+    );
+    for f in figures {
+        let goal = f.goal.map_or_else(|| "-".to_owned(), |goal| goal.to_string());
+        let met = match f.met {
+            Some(true) => "yes",
+            Some(false) => "NO",
+            None => "-",
+        };
+        println!(
+            "{:width$}  {goal:>10}  {:>10.3}  {:9}  {:>7}  {met:4}  {}",
+            f.figure, f.measured, f.unit, f.n, f.baseline
+        );
+    }
+}
+
+/// Median seconds of `rounds` runs.
+pub(crate) fn median(rounds: usize, mut run: impl FnMut()) -> f64 {
+    let mut seconds: Vec<f64> = (0..rounds)
+        .map(|_| {
+            let start = Instant::now();
+            run();
+            start.elapsed().as_secs_f64()
+        })
+        .collect();
+    seconds.sort_unstable_by(f64::total_cmp);
+    seconds[seconds.len() / 2]
+}

@@ -1,0 +1,43 @@
+//! Development tasks of lb: `cargo xtask`.
+
+mod build_ebpf;
+mod figures;
+mod test;
+
+use std::{error::Error, process::ExitCode};
+
+use clap::Parser;
+
+/// Development tasks of lb.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask")]
+enum Task {
+    BuildEbpf(build_ebpf::Args),
+    Test(test::Args),
+    Figures(figures::Args),
+}
+
+impl Task {
+    fn run(&self) -> Result<(), Box<dyn Error>> {
+        match self {
+            Self::BuildEbpf(args) => Ok(build_ebpf::run(args)?),
+            Self::Test(args) => Ok(test::test(args)?),
+            Self::Figures(args) => figures::figures(args),
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    match Task::parse().run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            let mut cause = error.source();
+            while let Some(below) = cause {
+                eprintln!("  because: {below}");
+                cause = below.source();
+            }
+            ExitCode::FAILURE
+        }
+    }
+}

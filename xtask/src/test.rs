@@ -1,0 +1,164 @@
+//! `cargo xtask test`: everything that has to hold, in one command.
+
+use std::{
+    fmt,
+    io::{BufRead, BufReader},
+    process::{Command, Stdio},
+    time::Instant,
+};
+
+/// Pure crates: they build without std, so neither I/O nor a clock nor the order of a hash map can creep in.
+const PURE: [&str; 3] = ["lb-flow-hash", "lb-core", "lb-datapath-ebpf-abi"];
+const TARGET_WITHOUT_STD: &str = "x86_64-unknown-none";
+
+/// Checks and tests everything, privileged tests too.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Leave the tests out that need root, and count them. CI never does.
+    #[arg(long)]
+    no_root: bool,
+    /// Only steps whose name contains this.
+    #[arg(long)]
+    only: Option<String>,
+}
+
+type Step = (&'static str, fn(&Args) -> Result<(), Failed>);
+
+const STEPS: [Step; 8] = [
+    ("format", |_| cargo(&["fmt", "--all", "--check"])),
+    ("clippy", |_| cargo(&["clippy", "--all-targets", "--", "-D", "warnings"])),
+    ("docs", |_| run(Command::new("cargo").args(["doc", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))),
+    ("without std", |_| without_std()),
+    ("eBPF object", |_| cargo(&["xtask", "build-ebpf", "--check"])),
+    ("tests", |_| cargo(&["test", "--quiet"])),
+    ("privileged tests", privileged),
+    ("examples", |args| examples(args.no_root)),
+];
+
+/// What failed.
+#[derive(Debug)]
+pub(crate) struct Failed(String);
+
+impl fmt::Display for Failed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Failed {}
+
+/// Runs the steps in order, up to the first that fails.
+pub(crate) fn test(args: &Args) -> Result<(), Failed> {
+    let start = Instant::now();
+    let wanted = |name: &str| args.only.as_deref().is_none_or(|only| name.contains(only));
+    for (name, step) in STEPS.iter().filter(|(name, _)| wanted(name)) {
+        eprintln!("==> {name}");
+        let start = Instant::now();
+        step(args).map_err(|Failed(why)| Failed(format!("{name}: {why}")))?;
+        eprintln!("==> {name}: passed in {:.0} s", start.elapsed().as_secs_f64());
+    }
+    eprintln!("==> all passed in {:.0} s", start.elapsed().as_secs_f64());
+    Ok(())
+}
+
+fn cargo(args: &[&str]) -> Result<(), Failed> {
+    run(Command::new("cargo").args(args))
+}
+
+fn run(command: &mut Command) -> Result<(), Failed> {
+    match command.status() {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => Err(Failed(format!("{command:?}: {status}"))),
+        Err(error) => Err(Failed(format!("{command:?} did not start: {error}"))),
+    }
+}
+
+fn without_std() -> Result<(), Failed> {
+    let packages = PURE.iter().flat_map(|package| ["--package", package]);
+    run(Command::new("cargo").args(["build", "--target", TARGET_WITHOUT_STD]).args(packages))
+}
+
+/// Runs the tests that need root and fails unless each one that exists has passed or was excluded by what a datapath
+/// says of itself, so that none can be left out unseen.
+fn privileged(args: &Args) -> Result<(), Failed> {
+    let list = ["test", "--quiet", "--tests", "--", "--ignored", "--list", "--format", "terse"];
+    let list = output(Command::new("cargo").args(list))?;
+    let exist = list.lines().filter(|line| line.ends_with(": test")).count();
+    if args.no_root {
+        eprintln!("{exist} tests that need root were left out");
+        return Ok(());
+    }
+    let mut command = Command::new("cargo");
+    command.args(["test", "--tests", "--no-fail-fast", "--", "--ignored", "--test-threads", "2"]);
+    let mut child = command.stdout(Stdio::piped()).spawn().map_err(|e| Failed(format!("{command:?}: {e}")))?;
+    let stdout = child.stdout.take().ok_or_else(|| Failed("no output of cargo test".into()))?;
+    let (mut passed, mut excluded) = (0, 0);
+    for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+        println!("{line}");
+        passed += passed_in(&line);
+        excluded += excluded_in(&line);
+    }
+    let status = child.wait().map_err(|e| Failed(format!("{command:?}: {e}")))?;
+    let counts = format!("{exist} privileged tests: {passed} passed, {excluded} excluded by capabilities");
+    eprintln!("{counts}");
+    if !status.success() || passed == 0 || passed + excluded != exist {
+        return Err(Failed(format!("{counts} ({status})")));
+    }
+    Ok(())
+}
+
+/// Tests passed according to a line such as `test result: ok. 3 passed; 0 failed; …`; 0 for every other line.
+fn passed_in(line: &str) -> usize {
+    let Some((_, rest)) = line.split_once("test result: ") else { return 0 };
+    number_before(rest, "passed;").unwrap_or(0)
+}
+
+/// Trials excluded according to a line such as `conformance: ebpf: run 70, failed 0, excluded 8`; 0 for every other
+/// line.
+fn excluded_in(line: &str) -> usize {
+    if !line.starts_with("conformance: ") {
+        return 0;
+    }
+    line.rsplit_once(", excluded ").and_then(|(_, number)| number.trim().parse().ok()).unwrap_or(0)
+}
+
+fn number_before(text: &str, word: &str) -> Option<usize> {
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let at = words.iter().position(|found| *found == word)?;
+    words.get(at.checked_sub(1)?)?.parse().ok()
+}
+
+fn examples(no_root: bool) -> Result<(), Failed> {
+    let privileged = ["iptables_without_cilium", "kube_proxy_replacement", "session_affinity"];
+    for name in ["embed"].into_iter().chain(privileged.into_iter().filter(|_| !no_root)) {
+        cargo(&["run", "--quiet", "--package", "lb-examples", "--example", name])?;
+    }
+    Ok(())
+}
+
+fn output(command: &mut Command) -> Result<String, Failed> {
+    let output = command.stderr(Stdio::inherit()).output().map_err(|e| Failed(format!("{command:?}: {e}")))?;
+    if !output.status.success() {
+        return Err(Failed(format!("{command:?}: {}", output.status)));
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passed_tests_are_read_from_result_lines_only() {
+        assert_eq!(passed_in("test result: ok. 13 passed; 0 failed; 2 ignored; finished in 0.1s"), 13);
+        assert_eq!(passed_in("test result: FAILED. 2 passed; 1 failed;"), 2);
+        assert_eq!(passed_in("test it_passed ... ok"), 0);
+    }
+
+    #[test]
+    fn excluded_trials_are_read_from_the_tally_only() {
+        assert_eq!(excluded_in("conformance: ebpf: run 70, failed 0, excluded 8"), 8);
+        assert_eq!(excluded_in("conformance: ebpf: excluded: `node_port`: not in capabilities"), 0);
+        assert_eq!(excluded_in("run 1, excluded 3"), 0);
+    }
+}
