@@ -50,8 +50,8 @@ impl From<ToolError> for DatapathError {
         let kind = match &error {
             ToolError::Spawn { source, .. } if source.kind() == io::ErrorKind::NotFound => ErrorKind::Unsupported,
             ToolError::Spawn { .. } => ErrorKind::System,
-            ToolError::Failed { busy: true, .. } => ErrorKind::Busy,
             ToolError::Failed { stderr, .. } if is_denied(stderr) => ErrorKind::Permission,
+            ToolError::Failed { busy: true, .. } => ErrorKind::Busy,
             ToolError::Failed { .. } => ErrorKind::System,
         };
         Self::new(kind, "netfilter rules could not be read or written").with_source(error)
