@@ -2,30 +2,18 @@
 #![expect(missing_docs, reason = "criterion's macros")]
 
 use std::{
-    collections::BTreeSet,
     hint::black_box,
     net::{IpAddr, Ipv4Addr},
 };
 
 use criterion::{BatchSize, BenchmarkId, Criterion, criterion_group, criterion_main};
 use lb_core::{
-    Algorithm, BackendAddr, Change, Desired, Entry, FlowView, Instant, Labels, Model, Packet, Protocol, ServiceName,
-    State, TableSize, decide, diff, maglev,
+    Algorithm, BackendAddr, Change, Entry, FlowView, Instant, Labels, Packet, Protocol, State, TableSize, decide, diff,
+    maglev,
 };
 use lb_testkit::worlds::{FRONTEND_PORT, World};
 
 const SIZES: [u32; 3] = [10, 1_000, 10_000];
-
-fn build(world: World) -> (Model, Desired) {
-    let mut model = Model::default();
-    for change in world.changes() {
-        model.apply(change).expect("a world has no conflicts");
-    }
-    let all: BTreeSet<ServiceName> = (0..world.services).map(|n| world.name(n)).collect();
-    let mut desired = Desired::default();
-    desired.update(&model, &all).expect("there are ids");
-    (model, desired)
-}
 
 /// Question: is a decision's cost independent of the number of services? Baseline: 10 services.
 fn decisions(c: &mut Criterion) {
@@ -33,7 +21,7 @@ fn decisions(c: &mut Criterion) {
     for size in SIZES {
         for algorithm in [Algorithm::Random, Algorithm::Maglev] {
             let world = World { algorithm, ..World::of(size) };
-            let (model, _) = build(world);
+            let (model, _) = world.build();
             let packet = Packet {
                 entry: Entry::PodDevice,
                 protocol: Protocol::Tcp,
@@ -72,8 +60,8 @@ fn plans(c: &mut Criterion) {
     group.sample_size(10);
     for size in SIZES {
         let world = World::of(size);
-        let (mut model, mut desired) = build(world);
-        group.bench_function(BenchmarkId::new("compile all", size), |b| b.iter(|| build(world)));
+        let (mut model, mut desired) = world.build();
+        group.bench_function(BenchmarkId::new("compile all", size), |b| b.iter(|| world.build()));
         group.bench_function(BenchmarkId::new("diff from empty", size), |b| {
             b.iter(|| diff(&State::default(), black_box(desired.state()), &Labels::new()));
         });

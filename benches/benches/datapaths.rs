@@ -2,14 +2,13 @@
 //! parameter. Needs root.
 
 use std::{
-    collections::BTreeSet,
     hint::black_box,
     process::ExitCode,
     time::{Duration, Instant},
 };
 
 use criterion::{BenchmarkId, Criterion};
-use lb_core::{Change, Datapath, DatapathError, Desired, Family, Labels, Model, Plan, ServiceName, State, diff};
+use lb_core::{Change, Datapath, DatapathError, Family, Labels, Plan, State, diff};
 use lb_datapath_ebpf::{EbpfConfig, EbpfDatapath};
 use lb_datapath_iptables::{
     iptables::{IptablesConfig, IptablesDatapath, Variant, restore_input},
@@ -135,13 +134,7 @@ struct Worlds {
 
 impl Worlds {
     fn new(world: World) -> Self {
-        let mut model = Model::default();
-        for change in world.changes() {
-            model.apply(change).expect("a world has no conflicts");
-        }
-        let all: BTreeSet<ServiceName> = (0..world.services).map(|n| world.name(n)).collect();
-        let mut desired = Desired::default();
-        desired.update(&model, &all).expect("there are ids");
+        let (mut model, mut desired) = world.build();
         let state = desired.state().clone();
         let last = world.services - 1;
         let changed = world.slice(last, (1..world.endpoints).chain([world.endpoints]));

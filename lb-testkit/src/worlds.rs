@@ -1,10 +1,13 @@
 //! Services by the thousand, for benches and comparisons.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr},
+};
 
 use lb_core::{
-    Algorithm, Change, Endpoint, EndpointSlice, NodeFacts, NodeName, Protocol, Service, ServiceName, ServicePort,
-    SliceName, SlicePort,
+    Algorithm, Change, Desired, Endpoint, EndpointSlice, Model, NodeFacts, NodeName, Protocol, Service, ServiceName,
+    ServicePort, SliceName, SlicePort,
 };
 
 /// Port of every frontend of a generated world.
@@ -36,6 +39,18 @@ impl World {
             [Change::UpsertService(self.service(n)), Change::ReplaceEndpoints(self.slice(n, 0..self.endpoints))]
         });
         std::iter::once(Change::SetNode(node())).chain(services)
+    }
+
+    /// The world in a model, and the state that follows from it.
+    #[must_use]
+    pub fn build(self) -> (Model, Desired) {
+        let (mut model, mut desired) = (Model::default(), Desired::default());
+        for change in self.changes() {
+            model.apply(change).expect("a world has no conflicts");
+        }
+        let all: BTreeSet<ServiceName> = (0..self.services).map(|n| self.name(n)).collect();
+        desired.update(&model, &all).expect("a world has fewer objects than there are ids");
+        (model, desired)
     }
 
     /// The name of service `n`.

@@ -1,15 +1,12 @@
 //! Figures of lb-core.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     hint::black_box,
     net::{IpAddr, Ipv4Addr},
 };
 
-use lb_core::{
-    BackendAddr, Change, Desired, Entry, FlowView, Instant, Model, Packet, Protocol, ServiceName, TableSize, decide,
-    maglev,
-};
+use lb_core::{BackendAddr, Change, Entry, FlowView, Instant, Packet, Protocol, TableSize, decide, maglev};
 use lb_testkit::worlds::{FRONTEND_PORT, World};
 
 use super::{Figure, Goal, median};
@@ -73,21 +70,10 @@ fn splitmix(n: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-fn build(services: u32) -> (World, Model, Desired) {
-    let world = World::of(services);
-    let mut model = Model::default();
-    for change in world.changes() {
-        model.apply(change).expect("a world has no conflicts");
-    }
-    let all: BTreeSet<ServiceName> = (0..services).map(|n| world.name(n)).collect();
-    let mut desired = Desired::default();
-    desired.update(&model, &all).expect("there are ids");
-    (world, model, desired)
-}
-
 fn decide_flat() -> Figure {
     let cost = |services| {
-        let (world, model, _) = build(services);
+        let world = World::of(services);
+        let (model, _) = world.build();
         let packet = Packet {
             entry: Entry::PodDevice,
             protocol: Protocol::Tcp,
@@ -118,7 +104,8 @@ fn decide_flat() -> Figure {
 /// The plan of one changed endpoint, from the change to the operations.
 fn plans() -> Vec<Figure> {
     let cost = |services: u32| {
-        let (world, mut model, mut desired) = build(services);
+        let world = World::of(services);
+        let (mut model, mut desired) = world.build();
         let mut installed = desired.state().clone();
         let mut turn = 0;
         median(501, || {
@@ -133,7 +120,7 @@ fn plans() -> Vec<Figure> {
     };
     let (small, large) = (cost(10), cost(10_000));
     let baseline = format!("10 services: {small:.1} us, 10,000: {large:.1} us");
-    let first = median(5, || drop(black_box(build(10_000)))) * 1e3;
+    let first = median(5, || drop(black_box(World::of(10_000).build()))) * 1e3;
     vec![
         Figure::new(
             "plan of one endpoint, 10,000 services against 10",
@@ -207,7 +194,8 @@ mod tests {
 
     #[test]
     fn the_worlds_of_the_figures_are_what_they_say() {
-        let (world, model, desired) = build(10);
+        let world = World::of(10);
+        let (model, desired) = world.build();
         assert_eq!((model.services().count(), desired.state().backends.len()), (10, 40));
         assert_eq!(model.service(&world.name(9)).and_then(|s| s.algorithm), Some(lb_core::Algorithm::Random));
     }
