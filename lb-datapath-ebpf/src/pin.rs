@@ -5,11 +5,16 @@ use std::{
     io,
     os::unix::fs::{DirBuilderExt, MetadataExt},
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
 use lb_datapath_ebpf_abi::LAYOUT;
 
 use crate::{error::EbpfError, sys};
+
+/// How long a pin directory's lock may be held by somebody else before the datapath is refused.
+const LOCK_WAIT: Duration = Duration::from_millis(500);
 
 /// The directories of one datapath, locked for as long as the value lives.
 #[derive(Debug)]
@@ -33,10 +38,17 @@ impl Pins {
     }
 
     /// Locks directories that exist.
+    ///
+    /// The lock of a process that has just ended, or of a child between its fork and its exec, is gone in a moment, so a
+    /// lock that is held is asked for again for [`LOCK_WAIT`].
     fn lock(root: &Path) -> Result<Self, EbpfError> {
         let lock = File::open(root).map_err(failed("opening", root))?;
-        if !sys::lock(&lock).map_err(failed("locking", root))? {
-            return Err(EbpfError::Locked { path: root.into() });
+        let deadline = Instant::now() + LOCK_WAIT;
+        while !sys::lock(&lock).map_err(failed("locking", root))? {
+            if Instant::now() >= deadline {
+                return Err(EbpfError::Locked { path: root.into() });
+            }
+            thread::sleep(Duration::from_millis(10));
         }
         Ok(Self { root: root.into(), _lock: lock })
     }

@@ -8,7 +8,6 @@ use super::{Figure, Goal};
 
 const SMALL: u32 = 10;
 const LARGE: u32 = 5_000;
-const CONNECTS: u64 = 2_000;
 
 /// What we use of a row of `lb lab compare -o json`.
 #[derive(Debug, Deserialize)]
@@ -24,7 +23,17 @@ struct Row {
 
 #[derive(Debug, Deserialize)]
 struct Comparison {
+    n: Repeats,
     rows: Vec<Row>,
+}
+
+/// How often everything was measured.
+#[derive(Debug, Deserialize)]
+struct Repeats {
+    rounds: u64,
+    connects: u64,
+    changes: u64,
+    syncs: u64,
 }
 
 pub(crate) fn measure() -> Result<Vec<Figure>, Box<dyn std::error::Error>> {
@@ -43,13 +52,13 @@ pub(crate) fn measure() -> Result<Vec<Figure>, Box<dyn std::error::Error>> {
     };
     let mut figures = Vec::new();
     for datapath in ["ebpf", "nftables"] {
-        figures.extend(flat(row(datapath, SMALL)?, row(datapath, LARGE)?));
+        figures.extend(flat(row(datapath, SMALL)?, row(datapath, LARGE)?, &comparison.n));
     }
-    figures.push(growing(row("iptables-nft", SMALL)?, row("iptables-nft", LARGE)?));
+    figures.push(growing(row("iptables-nft", SMALL)?, row("iptables-nft", LARGE)?, &comparison.n));
     Ok(figures)
 }
 
-fn flat(small: &Row, large: &Row) -> Vec<Figure> {
+fn flat(small: &Row, large: &Row, n: &Repeats) -> Vec<Figure> {
     let name = &large.datapath;
     let connects = |row: &Row| {
         format!("{} services: {:.1} us, {:.2} x direct", row.services, row.connect_p50_us, row.connect_p50_ratio)
@@ -61,7 +70,7 @@ fn flat(small: &Row, large: &Row) -> Vec<Figure> {
             large.connect_p50_ratio / small.connect_p50_ratio,
             "ratio",
             connects(small),
-            CONNECTS,
+            n.rounds * n.connects,
         ),
         Figure::new(
             format!("{name}: p50 of a connection against direct"),
@@ -69,7 +78,7 @@ fn flat(small: &Row, large: &Row) -> Vec<Figure> {
             large.connect_p50_ratio,
             "ratio",
             connects(large),
-            CONNECTS,
+            n.rounds * n.connects,
         ),
         Figure::new(
             format!("{name}: connections per second against direct"),
@@ -77,7 +86,7 @@ fn flat(small: &Row, large: &Row) -> Vec<Figure> {
             large.cps_ratio,
             "ratio",
             "direct of the same run: 1",
-            1,
+            n.rounds,
         ),
         Figure::new(
             format!("{name}: sync of {LARGE} services"),
@@ -85,7 +94,7 @@ fn flat(small: &Row, large: &Row) -> Vec<Figure> {
             large.sync_ms,
             "ms",
             format!("{SMALL} services: {:.1} ms", small.sync_ms),
-            1,
+            n.syncs,
         ),
         Figure::new(
             format!("{name}: one change among {LARGE}"),
@@ -93,12 +102,12 @@ fn flat(small: &Row, large: &Row) -> Vec<Figure> {
             large.change_ms,
             "ms",
             format!("among {SMALL}: {:.1} ms", small.change_ms),
-            1,
+            n.changes,
         ),
     ]
 }
 
-fn growing(small: &Row, large: &Row) -> Figure {
+fn growing(small: &Row, large: &Row, n: &Repeats) -> Figure {
     let baseline = format!("{} services: {:.2} x direct", small.services, small.connect_p50_ratio);
     let growth = large.connect_p50_ratio / small.connect_p50_ratio;
     Figure::new(
@@ -107,6 +116,6 @@ fn growing(small: &Row, large: &Row) -> Figure {
         growth,
         "ratio",
         baseline,
-        CONNECTS,
+        n.rounds * n.connects,
     )
 }

@@ -49,7 +49,7 @@ use crate::{
     lb lab compare\n  \
     lb lab compare --services 10,100 --datapaths ebpf,nftables --rounds 5\n  \
     lb lab compare --report /tmp/report\n\n\
-    The default run takes some minutes, most of it iptables-nft with 5,000 services. Ratios are within a round; absolute \
+    The default run takes a few minutes, most of them with 5,000 services. Ratios are within a round; absolute \
     times depend on the machine, and on what else it does.")]
 pub(crate) struct CompareArgs {
     /// Numbers of services, four backends each.
