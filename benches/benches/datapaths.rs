@@ -9,10 +9,10 @@ use std::{
 
 use criterion::{BenchmarkId, Criterion};
 use lb_core::{Change, Datapath, DatapathError, Family, Labels, Plan, State, diff};
-use lb_datapath_ebpf::{EbpfConfig, EbpfDatapath};
+use lb_datapath_ebpf::{Capacities, EbpfConfig, EbpfDatapath, map_writes};
 use lb_datapath_iptables::{
     iptables::{IptablesConfig, IptablesDatapath, Variant, restore_input},
-    nftables::{NftablesConfig, NftablesDatapath},
+    nftables::{NftablesConfig, NftablesDatapath, operations},
 };
 use lb_testkit::{
     lab::{Lab, Node},
@@ -113,11 +113,16 @@ fn changes(node: Node<'_>, open: Open, worlds: &Worlds, times: u64) -> Duration 
     took
 }
 
-/// Question: what does the text for `iptables-restore` cost at the size where iptables hurts? Needs no root.
+/// Question: what does a first plan cost before the kernel sees it, at the size where iptables hurts? Baseline: the
+/// other datapaths. Needs no root.
 fn lowering(c: &mut Criterion) {
-    let state = Worlds::new(World::of(LOWERED)).state;
-    let config = IptablesConfig::default();
+    let Worlds { state, first, .. } = Worlds::new(World::of(LOWERED));
+    let (config, capacities) = (IptablesConfig::default(), Capacities::default());
     let mut group = c.benchmark_group("lowering");
+    group.bench_function(BenchmarkId::new("ebpf", LOWERED), |b| {
+        b.iter(|| map_writes(black_box(&first), &capacities).expect("it fits"));
+    });
+    group.bench_function(BenchmarkId::new("nftables", LOWERED), |b| b.iter(|| operations(black_box(&first))));
     group.bench_function(BenchmarkId::new("iptables", LOWERED), |b| {
         b.iter(|| restore_input(black_box(&config), Family::V4, black_box(&state), &Labels::new()));
     });

@@ -25,6 +25,7 @@ mod config;
 mod convert;
 mod counters;
 mod datapath;
+mod dry;
 mod error;
 mod heap;
 mod links;
@@ -38,3 +39,4 @@ mod write;
 
 pub use config::{Capacities, EbpfConfig};
 pub use datapath::EbpfDatapath;
+pub use dry::map_writes;

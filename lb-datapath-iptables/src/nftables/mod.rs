@@ -31,9 +31,12 @@ use lb_core::{
 };
 
 use self::{
+    draft::Draft,
     engine::{Engine, Flows, Vips, failure},
     kernel::{Kernel, Netlink},
     layout::{MAX_TIMEOUT, Set},
+    lower::lower,
+    mirror::Mirror,
 };
 use crate::{
     conntrack::{Allowed, Conntrack},
@@ -118,6 +121,22 @@ impl NftablesDatapath {
             counters: Arc::new(TableCounters { kernel: Mutex::new(counting) }),
         })
     }
+}
+
+/// Operations on elements and chains that `plan` is lowered to, on an empty table: what it costs before the kernel sees
+/// it. Pure.
+///
+/// ```
+/// use lb_core::Plan;
+/// use lb_datapath_iptables::nftables::operations;
+///
+/// assert_eq!(operations(&Plan::default()), 0);
+/// ```
+#[must_use]
+pub fn operations(plan: &Plan) -> usize {
+    let (mirror, mut draft) = (Mirror::default(), Draft::default());
+    draft.add_plan(&mirror, plan, &BTreeMap::new());
+    lower(&draft, &mirror).steps.len()
 }
 
 impl Datapath for NftablesDatapath {
