@@ -26,11 +26,11 @@ type Step = (&'static str, fn(&Args) -> Result<(), Failed>);
 
 const STEPS: [Step; 8] = [
     ("format", |_| cargo(&["fmt", "--all", "--check"])),
-    ("clippy", |_| cargo(&["clippy", "--all-targets", "--", "-D", "warnings"])),
+    ("clippy", |_| clippy()),
     ("docs", |_| run(Command::new("cargo").args(["doc", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))),
     ("without std", |_| without_std()),
     ("eBPF object", |_| cargo(&["xtask", "build-ebpf", "--check"])),
-    ("tests", |_| cargo(&["test", "--quiet"])),
+    ("tests", |_| tests()),
     ("privileged tests", privileged),
     ("examples", |args| examples(args.no_root)),
 ];
@@ -71,6 +71,20 @@ fn run(command: &mut Command) -> Result<(), Failed> {
         Ok(status) => Err(Failed(format!("{command:?}: {status}"))),
         Err(error) => Err(Failed(format!("{command:?} did not start: {error}"))),
     }
+}
+
+/// The packet logic of the eBPF programs is a library that the host can run, in a package that only the kernel's target
+/// can build in full.
+const PROGRAMS: [&str; 3] = ["--package", "lb-datapath-ebpf-programs", "--lib"];
+
+fn clippy() -> Result<(), Failed> {
+    cargo(&["clippy", "--all-targets", "--", "-D", "warnings"])?;
+    run(Command::new("cargo").arg("clippy").args(PROGRAMS).args(["--tests", "--", "-D", "warnings"]))
+}
+
+fn tests() -> Result<(), Failed> {
+    cargo(&["test", "--quiet"])?;
+    run(Command::new("cargo").args(["test", "--quiet"]).args(PROGRAMS))
 }
 
 fn without_std() -> Result<(), Failed> {

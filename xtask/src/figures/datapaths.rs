@@ -8,23 +8,15 @@ use super::{Figure, Goal};
 
 const SMALL: u32 = 10;
 const LARGE: u32 = 5_000;
+const DATAPATHS: [&str; 4] = ["ebpf", "nftables", "iptables-nft", "iptables-legacy"];
 
-/// What we use of a row of `lb lab compare -o json`.
-#[derive(Debug, Deserialize)]
-struct Row {
-    datapath: String,
-    services: u32,
-    sync_ms: f64,
-    change_ms: f64,
-    connect_p50_us: f64,
-    connect_p50_ratio: f64,
-    cps_ratio: f64,
-}
-
+/// What we use of `lb lab compare -o json`.
 #[derive(Debug, Deserialize)]
 struct Comparison {
     n: Repeats,
     rows: Vec<Row>,
+    baselines: Vec<Path>,
+    extras: Vec<Path>,
 }
 
 /// How often everything was measured.
@@ -32,11 +24,60 @@ struct Comparison {
 struct Repeats {
     rounds: u64,
     connects: u64,
+    lanes: u64,
+    lane_connects: u64,
     changes: u64,
     syncs: u64,
 }
 
+#[derive(Debug, Deserialize)]
+struct Row {
+    datapath: String,
+    services: u32,
+    sync_ms: f64,
+    change_ms: f64,
+    rules: u64,
+    rss_mib: f64,
+    kernel_mib: f64,
+    #[serde(flatten)]
+    speed: Speed,
+}
+
+/// A way to the servers that is no datapath's.
+#[derive(Debug, Deserialize)]
+struct Path {
+    name: String,
+    services: u32,
+    #[serde(flatten)]
+    speed: Speed,
+}
+
+#[derive(Debug, Deserialize)]
+struct Speed {
+    connect_p50_us: f64,
+    connect_p50_ratio: f64,
+    cps_ratio: f64,
+    failures: u64,
+}
+
 pub(crate) fn measure() -> Result<Vec<Figure>, Box<dyn std::error::Error>> {
+    let comparison = compare()?;
+    let mut figures = vec![comparison.failures()];
+    for datapath in DATAPATHS {
+        let (small, large) = (comparison.row(datapath, SMALL)?, comparison.row(datapath, LARGE)?);
+        figures.push(comparison.growth(small, large));
+        for row in [small, large] {
+            figures.extend(comparison.costs(row)?);
+        }
+    }
+    for path in comparison.baselines.iter().filter(|path| path.name == "floor").chain(&comparison.extras) {
+        let name = format!("{}, {} services", path.name, path.services);
+        figures.extend(comparison.speed(&name, path.services, &path.speed)?);
+    }
+    Ok(figures)
+}
+
+fn compare() -> Result<Comparison, Box<dyn std::error::Error>> {
     let sizes = format!("{SMALL},{LARGE}");
     let mut command = Command::new("cargo");
     command.args(["run", "--quiet", "--release", "--package", "lb-agent", "--bin", "lb", "--"]);
@@ -45,77 +86,75 @@ pub(crate) fn measure() -> Result<Vec<Figure>, Box<dyn std::error::Error>> {
     if !output.status.success() {
         return Err(format!("lb lab compare: {}", output.status).into());
     }
-    let comparison: Comparison = serde_json::from_slice(&output.stdout)?;
-    let row = |datapath: &str, services| {
-        let found = comparison.rows.iter().find(|row| row.datapath == datapath && row.services == services);
+    Ok(serde_json::from_slice(&output.stdout)?)
+}
+
+impl Comparison {
+    fn row(&self, datapath: &str, services: u32) -> Result<&Row, String> {
+        let found = self.rows.iter().find(|row| row.datapath == datapath && row.services == services);
         found.ok_or_else(|| format!("lb lab compare gave no row for {datapath} at {services} services"))
-    };
-    let mut figures = Vec::new();
-    for datapath in ["ebpf", "nftables"] {
-        figures.extend(flat(row(datapath, SMALL)?, row(datapath, LARGE)?, &comparison.n));
     }
-    figures.push(growing(row("iptables-nft", SMALL)?, row("iptables-nft", LARGE)?, &comparison.n));
-    Ok(figures)
-}
 
-fn flat(small: &Row, large: &Row, n: &Repeats) -> Vec<Figure> {
-    let name = &large.datapath;
-    let connects = |row: &Row| {
-        format!("{} services: {:.1} us, {:.2} x direct", row.services, row.connect_p50_us, row.connect_p50_ratio)
-    };
-    vec![
-        Figure::new(
-            format!("{name}: p50 of a connection, {LARGE} services against {SMALL}"),
-            Some(Goal::AtMost(1.25)),
-            large.connect_p50_ratio / small.connect_p50_ratio,
-            "ratio",
-            connects(small),
-            n.rounds * n.connects,
-        ),
-        Figure::new(
-            format!("{name}: p50 of a connection against direct"),
-            None,
-            large.connect_p50_ratio,
-            "ratio",
-            connects(large),
-            n.rounds * n.connects,
-        ),
-        Figure::new(
-            format!("{name}: connections per second against direct"),
-            None,
-            large.cps_ratio,
-            "ratio",
-            "direct of the same run: 1",
-            n.rounds,
-        ),
-        Figure::new(
-            format!("{name}: sync of {LARGE} services"),
-            None,
-            large.sync_ms,
-            "ms",
-            format!("{SMALL} services: {:.1} ms", small.sync_ms),
-            n.syncs,
-        ),
-        Figure::new(
-            format!("{name}: one change among {LARGE}"),
-            None,
-            large.change_ms,
-            "ms",
-            format!("among {SMALL}: {:.1} ms", small.change_ms),
-            n.changes,
-        ),
-    ]
-}
+    fn path(&self, name: &str, services: u32) -> Result<&Path, String> {
+        let found = self.baselines.iter().find(|path| path.name == name && path.services == services);
+        found.ok_or_else(|| format!("lb lab compare gave no `{name}` at {services} services"))
+    }
 
-fn growing(small: &Row, large: &Row, n: &Repeats) -> Figure {
-    let baseline = format!("{} services: {:.2} x direct", small.services, small.connect_p50_ratio);
-    let growth = large.connect_p50_ratio / small.connect_p50_ratio;
-    Figure::new(
-        format!("iptables-nft: p50 of a connection, {LARGE} services against {SMALL}"),
-        Some(Goal::AtLeast(1.5)),
-        growth,
-        "ratio",
-        baseline,
-        n.rounds * n.connects,
-    )
+    fn failures(&self) -> Figure {
+        let rows = self.rows.iter().map(|row| &row.speed);
+        let paths = self.baselines.iter().chain(&self.extras).map(|path| &path.speed);
+        let (paths, failures) = rows.chain(paths).fold((0, 0), |(n, sum), speed| (n + 1, sum + speed.failures));
+        let each = self.n.rounds * (self.n.connects + self.n.lanes * self.n.lane_connects);
+        Figure::new(
+            "failed connections, all paths",
+            Some(Goal::AtMost(0.0)),
+            failures as f64,
+            "",
+            "direct: counted with them",
+            paths * each,
+        )
+    }
+
+    /// eBPF and nftables must stay flat, iptables-nft has to be seen growing.
+    fn growth(&self, small: &Row, large: &Row) -> Figure {
+        let goal = match large.datapath.as_str() {
+            "ebpf" | "nftables" => Some(Goal::AtMost(1.25)),
+            "iptables-nft" => Some(Goal::AtLeast(1.5)),
+            _ => None,
+        };
+        Figure::new(
+            format!("{}: p50 of a connection, {LARGE} services against {SMALL}", large.datapath),
+            goal,
+            large.speed.connect_p50_ratio / small.speed.connect_p50_ratio,
+            "ratio",
+            format!("{SMALL} services: {:.2} x direct", small.speed.connect_p50_ratio),
+            self.n.rounds * self.n.connects,
+        )
+    }
+
+    fn costs(&self, row: &Row) -> Result<Vec<Figure>, String> {
+        let name = format!("{}, {} services", row.datapath, row.services);
+        let mut figures = self.speed(&name, row.services, &row.speed)?;
+        let only = "none: only reported";
+        let rules = row.rules as f64;
+        figures.extend([
+            Figure::new(format!("{name}: sync"), None, row.sync_ms, "ms", only, self.n.syncs),
+            Figure::new(format!("{name}: one change"), None, row.change_ms, "ms", only, self.n.changes),
+            Figure::new(format!("{name}: rules"), None, rules, "", "direct: 0", 1),
+            Figure::new(format!("{name}: agent"), None, row.rss_mib, "MiB", only, 1),
+            Figure::new(format!("{name}: kernel memory"), None, row.kernel_mib, "MiB", only, 1),
+        ]);
+        Ok(figures)
+    }
+
+    fn speed(&self, name: &str, services: u32, speed: &Speed) -> Result<Vec<Figure>, String> {
+        let direct = self.path("direct", services)?.speed.connect_p50_us;
+        let us = format!("direct: {direct:.1} us, here: {:.1} us", speed.connect_p50_us);
+        let connects = self.n.rounds * self.n.connects;
+        let (p50, cps) = (format!("{name}: p50 of a connection"), format!("{name}: connections/s"));
+        Ok(vec![
+            Figure::new(p50, None, speed.connect_p50_ratio, "x direct", us, connects),
+            Figure::new(cps, None, speed.cps_ratio, "x direct", "direct: 1", self.n.rounds),
+        ])
+    }
 }

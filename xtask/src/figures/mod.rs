@@ -1,4 +1,4 @@
-//! `cargo xtask figures NAME`: measures every figure that the README or an issue claims, again.
+//! `cargo xtask figures NAME`: measures every figure that the README claims, again.
 
 mod core;
 mod datapaths;
