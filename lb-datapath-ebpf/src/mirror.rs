@@ -24,6 +24,10 @@ pub(crate) struct Mirror {
     set_users: BTreeMap<SetId, usize>,
     backend_users: BTreeMap<BackendId, usize>,
     listed: BTreeMap<SetId, usize>,
+    /// Sum of `listed`.
+    members: usize,
+    /// Sets that have a turn.
+    turns: usize,
     /// Keys that `CIDRS` may have.
     pub(crate) cidrs: BTreeSet<abi::CidrKey>,
 }
@@ -39,6 +43,8 @@ impl Mirror {
             set_users: BTreeMap::new(),
             backend_users: BTreeMap::new(),
             listed: BTreeMap::new(),
+            members: 0,
+            turns: 0,
             cidrs: BTreeSet::new(),
         }
     }
@@ -89,7 +95,7 @@ impl Mirror {
         for (set, backends) in found {
             // A list that is not whole is written again before anything relies on it.
             if self.state.sets.get(&set).is_some_and(|content| content.members().keys().eq(&backends)) {
-                self.listed.insert(set, backends.len());
+                self.list(set, backends.len());
             }
         }
         let kept = |set: &u32| SetId::new(*set).is_some_and(|set| self.state.sets.contains_key(&set));
@@ -104,13 +110,12 @@ impl Mirror {
     /// Elements of all maps that hold the state.
     pub(crate) fn elements(&self) -> u64 {
         let State { backends, sets, frontends, .. } = &self.state;
-        let turns = sets.values().filter(|set| set.lookup == Lookup::RoundRobin).count();
-        (backends.len() + sets.len() + frontends.len() + turns + self.members() + self.cidrs.len()) as u64
+        (backends.len() + sets.len() + frontends.len() + self.turns + self.members + self.cidrs.len()) as u64
     }
 
     /// Entries of `MEMBERS`.
-    pub(crate) fn members(&self) -> usize {
-        self.listed.values().sum()
+    pub(crate) const fn members(&self) -> usize {
+        self.members
     }
 
     pub(crate) fn extent(&self, set: SetId) -> Option<Extent> {
@@ -131,7 +136,8 @@ impl Mirror {
     }
 
     pub(crate) fn list(&mut self, set: SetId, members: usize) {
-        self.listed.insert(set, members);
+        self.members += members;
+        self.members -= self.listed.insert(set, members).unwrap_or(0);
     }
 
     /// Whether programs ask who is in a set like this whatever its frontends: UDP flows move when their backend leaves.
@@ -145,7 +151,9 @@ impl Mirror {
             *self.backend_users.entry(backend).or_insert(0) += 1;
         }
         self.extents.insert(id, extent);
-        self.state.sets.insert(id, Arc::clone(set));
+        self.turns += usize::from(set.lookup == Lookup::RoundRobin);
+        let before = self.state.sets.insert(id, Arc::clone(set));
+        self.turns -= usize::from(before.is_some_and(|set| set.lookup == Lookup::RoundRobin));
     }
 
     pub(crate) fn remove_set(&mut self, id: SetId) -> Option<Extent> {
@@ -153,7 +161,8 @@ impl Mirror {
         for backend in set.members().into_keys() {
             release(&mut self.backend_users, backend);
         }
-        self.listed.remove(&id);
+        self.turns -= usize::from(set.lookup == Lookup::RoundRobin);
+        self.members -= self.listed.remove(&id).unwrap_or(0);
         self.extents.remove(&id)
     }
 
