@@ -6,7 +6,7 @@ use alloc::{
     sync::Arc,
     vec::Vec,
 };
-use core::{error::Error, fmt, time::Duration};
+use core::{error::Error, fmt, ops::RangeInclusive, time::Duration};
 
 use crate::{Algorithm, Family, FrontendAddr, FrontendKind, Plan, Protocol, State};
 
@@ -105,6 +105,8 @@ pub struct Capabilities {
     pub roles: Vec<Role>,
     /// Most slots that one backend set may have.
     pub max_slots: u32,
+    /// Ports that a translated source may get.
+    pub translated_ports: RangeInclusive<u16>,
 }
 
 impl Capabilities {
@@ -128,6 +130,7 @@ impl Capabilities {
             atomic: Atomicity::Plan,
             roles: Vec::from([Role::Standby, Role::Active, Role::Draining]),
             max_slots: u32::MAX,
+            translated_ports: 1..=u16::MAX,
         }
     }
 }

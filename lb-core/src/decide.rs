@@ -142,9 +142,6 @@ pub struct Step {
     pub says: String,
 }
 
-/// Ports that a translated source may get.
-pub const TRANSLATED_PORTS: RangeInclusive<u16> = 1024..=65535;
-
 /// Decides what becomes of `packet`: pure, and the truth that every datapath is tested against.
 ///
 /// Where a datapath cannot do what a service asks for, the decision is what that datapath's
@@ -307,8 +304,10 @@ impl<'a> Found<'a> {
 
     fn forward(&self, choice: Choice, decision: &mut Decision) -> Verdict {
         let node = self.model.node();
-        let translated =
-            || SourceRewrite::Translated { addr: node.primary_ip(self.addr.family()), ports: TRANSLATED_PORTS };
+        let translated = || SourceRewrite::Translated {
+            addr: node.primary_ip(self.addr.family()),
+            ports: self.model.capabilities().translated_ports.clone(),
+        };
         let outside = self.kind.is_external() && self.packet.entry == Entry::Uplink;
         let keeps_source = outside && self.policy == TrafficPolicy::Local;
         let (source, hairpin_source, why) = if self.at_socket() {

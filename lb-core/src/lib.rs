@@ -68,9 +68,7 @@ pub use datapath::{
     AffinityCapability, ApplyError, Atomicity, Capabilities, Counters, Datapath, DatapathError, ErrorKind, KernelUsage,
     Role, SocketCapability, SocketHash,
 };
-pub use decide::{
-    Choice, Decision, Entry, FlowView, Forward, Packet, SourceRewrite, Step, TRANSLATED_PORTS, Verdict, decide,
-};
+pub use decide::{Choice, Decision, Entry, FlowView, Forward, Packet, SourceRewrite, Step, Verdict, decide};
 pub use desired::Desired;
 pub use endpoint::{AdminState, BackendState, Conditions, Endpoint, EndpointSlice, SlicePort};
 pub use faulty::{Faults, Faulty};

@@ -178,6 +178,7 @@ impl Datapath for EbpfDatapath {
             atomic: Atomicity::Frontend,
             roles: vec![Role::Standby, Role::Active, Role::Draining],
             max_slots: MAX_SLOTS,
+            translated_ports: abi::NAT_PORT_FIRST..=abi::NAT_PORT_LAST,
         }
     }
 

@@ -3,7 +3,11 @@
 //! A packet has to pass a route look-up before the hooks can translate it, and must go nowhere when nothing translates
 //! it. So each address gets two routes: in a table that only the node's own packets see (rule `iif lo`), one to the
 //! loopback device, which lets a local packet reach the output hook; in the main table, a blackhole for forwarded ones.
-//! With the rules gone for a moment both mean silence, and established connections survive it.
+//!
+//! With the rules gone for a moment, packets end there in silence, with one exception: the kernel makes an IPv6 route to
+//! the loopback device a reject route. A local packet still reaches the output hook, but one that nothing translates is
+//! answered with an ICMP error, so that a new local TCP connection fails with ENETUNREACH when its first packet is
+//! repeated, after a second. Established connections survive either.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

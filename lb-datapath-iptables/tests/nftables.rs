@@ -415,6 +415,7 @@ fn nft_lists_everything() {
     net.client.run(|| tcp(at("10.96.0.3"))).unwrap();
     let listing = net.node.sh("nft list table inet lb");
     for line in [
+        r#"comment "lb layout 1""#,
         r#"10.96.0.1 . tcp . 80 comment "frontend 4 set 3 team/web:http" : goto pick4-random-2"#,
         r#"10.96.0.1 . tcp . 80 . 0 : 10.2.1.2 . 8080"#,
         r#"10.1.0.2 . 10.96.0.3 . tcp . 80 timeout 3h expires"#,
@@ -442,6 +443,8 @@ fn a_table_that_somebody_removed_or_changed_is_made_anew() {
         "nft delete table inet lb",
         "nft flush ruleset",
         "nft flush map inet lb slots4",
+        "nft delete set inet lb notes",
+        "nft flush set inet lb notes",
         "nft flush chain inet lb prerouting",
         "nft delete element inet lb frontends4 '{ 10.96.0.1 . tcp . 80 }'",
     ] {
@@ -454,6 +457,65 @@ fn a_table_that_somebody_removed_or_changed_is_made_anew() {
         assert_eq!(Node::open(&net).datapath.observe().unwrap(), both_backends(), "{damage}");
         assert!(net.client.run(|| tcp(at(VIP4))).is_ok(), "{damage}");
     }
+}
+
+#[test]
+#[ignore = "needs root: network namespaces and nftables"]
+fn a_table_of_somebody_elses_is_refused_and_stays() {
+    let net = Net::new();
+    for marker in ["", "comment \"mine\""] {
+        net.node.sh(&format!(
+            "nft 'table inet lb {{
+                {marker}
+                set notes {{ type mark . mark; }}
+                chain mine {{ type filter hook input priority 0; accept; }}
+            }}'"
+        ));
+        let before = net.node.sh("nft -a list ruleset");
+        let mut node = Node::open(&net);
+        let refused = |error: lb_core::DatapathError| {
+            assert_eq!(error.kind(), lb_core::ErrorKind::Busy);
+            assert!(error.report().starts_with("table inet lb exists and is not ours"), "{}", error.report());
+        };
+        refused(node.datapath.observe().unwrap_err());
+        let plan = diff(&State::default(), &both_backends(), &Labels::new());
+        refused(node.datapath.apply(&plan).unwrap_err().unknown.unwrap());
+        refused(node.datapath.cleanup().unwrap_err());
+        assert_eq!(net.node.sh("nft -a list ruleset"), before);
+        assert_eq!(net.node.sh("ip route show proto 108"), "");
+        assert_eq!(node.datapath.counters().unwrap().usage().unwrap(), lb_core::KernelUsage::default());
+        net.node.sh("nft delete table inet lb");
+        node.become_state(both_backends());
+        assert!(net.client.run(|| tcp(at(VIP4))).is_ok());
+        node.datapath.cleanup().unwrap();
+    }
+}
+
+#[test]
+#[ignore = "needs root: network namespaces and nftables"]
+fn a_table_of_somebody_elses_in_place_of_ours_is_refused_and_stays() {
+    let net = Net::new();
+    let mut node = Node::open(&net);
+    let plan = diff(&State::default(), &both_backends(), &Labels::new());
+    let swap = |node: &mut Node, before: &str| {
+        net.node.sh(&format!("{before}; nft add table inet lb; nft add chain inet lb mine"));
+        for _ in 0..2 {
+            let error = node.datapath.apply(&plan).unwrap_err().unknown.unwrap();
+            assert_eq!(error.kind(), lb_core::ErrorKind::Busy, "{}", error.report());
+        }
+        assert!(net.node.sh("nft list table inet lb").contains("chain mine"));
+        net.node.sh("nft delete table inet lb");
+    };
+    node.datapath.observe().unwrap();
+    swap(&mut node, "true");
+    node.datapath.observe().unwrap();
+    node.become_state(only(1, Protocol::Tcp, Lookup::Random));
+    swap(&mut node, "nft delete table inet lb");
+    node.datapath.observe().unwrap();
+    node.datapath.apply(&plan).unwrap();
+    net.node.sh("nft delete set inet lb notes");
+    node.datapath.observe().unwrap();
+    swap(&mut node, "nft delete table inet lb");
 }
 
 #[test]
@@ -479,9 +541,13 @@ fn a_process_notices_that_another_one_wrote() {
 fn established_connections_survive_a_foreign_flush() {
     let net = Net::new();
     let mut node = Node::open(&net);
-    node.become_state(only(1, Protocol::Tcp, Lookup::Random));
-    for from in [&net.client, &net.node] {
-        let mut stream = from.run(|| TcpStream::connect(at(VIP4))).unwrap();
+    let mut services = Services::default();
+    for vip in [VIP4, VIP6] {
+        services.add(vip, Protocol::Tcp, Some((Lookup::Random, &[1])), None);
+    }
+    node.become_state(services.state);
+    for (from, vip) in [(&net.client, VIP4), (&net.node, VIP4), (&net.client, VIP6), (&net.node, VIP6)] {
+        let mut stream = from.run(|| TcpStream::connect(at(vip))).unwrap();
         assert_eq!(name(&say(&mut stream).unwrap()), "b1");
         net.node.sh("nft flush ruleset");
         stream.write_all(b"through it").unwrap();

@@ -210,7 +210,7 @@ fn forward(decision: &Decision) -> &lb_core::Forward {
 #[test]
 fn pods_keep_their_source_and_everybody_else_is_translated() {
     let model = world(web("a", "10.96.0.1"), [ready("10.244.0.1")]);
-    let translated = SourceRewrite::Translated { addr: Some(ip("172.18.0.2")), ports: 1024..=65535 };
+    let translated = SourceRewrite::Translated { addr: Some(ip("172.18.0.2")), ports: 1..=65535 };
     let pod = decision(&model, "10.244.0.9", "10.96.0.1", Entry::PodDevice);
     assert_eq!(forward(&pod).choice, Choice::Exactly(tcp("10.244.0.1")));
     assert_eq!(forward(&pod).source_rewrite(ip("10.244.0.9"), tcp("10.244.0.1")), &SourceRewrite::Kept);

@@ -199,6 +199,8 @@ impl Datapath for IptablesDatapath {
             atomic: Atomicity::Family,
             roles: vec![Role::Active],
             max_slots: MAX_SLOTS,
+            // netfilter keeps a port below 512, below 1024 or above in its class.
+            translated_ports: 1..=u16::MAX,
         }
     }
 

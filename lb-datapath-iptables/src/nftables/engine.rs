@@ -11,11 +11,12 @@ use lb_core::{ApplyError, DatapathError, ErrorKind, FrontendAddr, Plan, State};
 use super::{
     affinity,
     draft::Draft,
-    kernel::{Batch, CommitError, Kernel},
+    kernel::{Batch, CommitError, Kernel, Rebuild, Table},
     layout::{Element, Key, Note, VERSION, Value},
     lower::{Action, Lowered, Origin, Step, lower},
     mirror::Mirror,
     observe::{Found, observe},
+    userdata::MARKER,
 };
 use crate::{conntrack::Allowed, netlink::errno};
 
@@ -37,6 +38,8 @@ pub(super) struct Engine {
     pub(super) kernel: Box<dyn Kernel>,
     pub(super) routes: Box<dyn Vips>,
     pub(super) flows: Box<dyn Flows>,
+    /// The table's name, for messages.
+    table: String,
     known: Option<Known>,
 }
 
@@ -45,6 +48,8 @@ struct Known {
     mirror: Mirror,
     /// The table's generation; `None` if the table has to be made anew.
     generation: Option<u32>,
+    /// Handle of a table of ours that has to be made anew.
+    damaged: Option<u64>,
     /// What a table that has to be made anew held.
     salvaged: State,
     /// Addresses that had their routes when the table was read, until the first plan has evened them out.
@@ -62,6 +67,11 @@ impl Known {
         }
         draft.add_plan(&self.mirror, plan, refused);
         draft
+    }
+
+    /// How the next transaction makes the table, if it has to.
+    fn rebuild(&self) -> Option<Rebuild> {
+        self.generation.is_none().then(|| self.damaged.map_or(Rebuild::Add, Rebuild::Replace))
     }
 
     /// Notes the addresses that need routes. The first time, addresses that lost theirs are among them.
@@ -96,20 +106,25 @@ enum Outcome {
 }
 
 impl Engine {
-    pub(super) fn new(kernel: Box<dyn Kernel>, routes: Box<dyn Vips>, flows: Box<dyn Flows>) -> Self {
-        Self { kernel, routes, flows, known: None }
+    pub(super) fn new(table: &str, kernel: Box<dyn Kernel>, routes: Box<dyn Vips>, flows: Box<dyn Flows>) -> Self {
+        Self { kernel, routes, flows, table: table.to_owned(), known: None }
     }
 
     pub(super) fn observe(&mut self) -> Result<State, DatapathError> {
-        let found = observe(&mut *self.kernel).map_err(|error| failure("reading the table", error))?;
+        let reading = |error| failure("reading the table", error);
+        if !self.kernel.is_supported().map_err(reading)? {
+            return Err(outdated());
+        }
+        let found = observe(&mut *self.kernel).map_err(reading)?;
         let routed = self.routes.observe().map_err(|error| failure("reading routes", error))?;
-        let (mirror, generation, salvaged) = match found {
-            Found::Nothing => (Mirror::default(), None, State::default()),
-            Found::Foreign(state) => (Mirror::default(), None, state),
-            Found::Ours { mirror, generation } => (*mirror, Some(generation), State::default()),
+        let (mirror, generation, salvaged, damaged) = match found {
+            Found::Nothing => (Mirror::default(), None, State::default(), None),
+            Found::Foreign => return Err(self.not_ours()),
+            Found::Damaged { state, handle } => (Mirror::default(), None, state, Some(handle)),
+            Found::Ours { mirror, generation } => (*mirror, Some(generation), State::default(), None),
         };
         let state = if generation.is_some() { mirror.state.clone() } else { salvaged.clone() };
-        self.known = Some(Known { mirror, generation, salvaged, routed: Some(routed), added: Vec::new() });
+        self.known = Some(Known { mirror, generation, damaged, salvaged, routed: Some(routed), added: Vec::new() });
         Ok(state)
     }
 
@@ -144,8 +159,31 @@ impl Engine {
 
     pub(super) fn cleanup(&mut self) -> Result<(), DatapathError> {
         self.known = None;
-        self.kernel.remove_table().map_err(|error| failure("removing the table", error))?;
-        self.routes.cleanup().map_err(|error| failure("removing routes", error))
+        let table = self.remove_table();
+        self.routes.cleanup().map_err(|error| failure("removing routes", error))?;
+        table
+    }
+
+    /// Removes the table if it is ours. One that is replaced meanwhile by another of ours goes as well.
+    fn remove_table(&mut self) -> Result<(), DatapathError> {
+        let removing = |error| failure("removing the table", error);
+        loop {
+            match self.kernel.table().map_err(removing)? {
+                Table::Absent => return Ok(()),
+                Table::Foreign => return Err(self.not_ours()),
+                Table::Ours(handle) => self.kernel.remove_table(handle).map_err(removing)?,
+            };
+        }
+    }
+
+    /// From here on nothing is known: somebody else has the table's name.
+    fn not_ours(&mut self) -> DatapathError {
+        self.known = None;
+        let message = format!(
+            "table inet {} exists and is not ours (no marker: a comment \"{MARKER}{VERSION}\"): remove it, or choose another `table`",
+            self.table
+        );
+        DatapathError::new(ErrorKind::Busy, message)
     }
 
     fn attempt(&mut self, plan: &Plan, refused: &BTreeMap<FrontendAddr, DatapathError>) -> Result<Outcome, ApplyError> {
@@ -165,7 +203,7 @@ impl Engine {
                 }
                 Err(error) => return Ok(Outcome::Failed(failure("adding routes", error))),
             }
-            match commit(&mut *self.kernel, &mut known.generation, &lowered) {
+            match commit(&mut *self.kernel, known, &lowered) {
                 Ok(()) => {}
                 Err(CommitError::Refused(refusals)) => return self.refused(refusals),
                 Err(CommitError::Unknown(error)) => return Err(self.lost(failure("writing the table", error))),
@@ -183,8 +221,8 @@ impl Engine {
         let mut shared = None;
         for (origin, error) in refusals {
             match origin {
-                Origin::Generation => return Err(self.lost(foreign(error))),
-                Origin::Shared => shared = shared.or(Some(failure("writing the table", error))),
+                Origin::Generation if is_conflict(&error) => return Err(self.lost(foreign(error))),
+                Origin::Generation | Origin::Shared => shared = shared.or(Some(failure("writing the table", error))),
                 Origin::Frontend(addr) => {
                     let cause = || failure(&format!("writing frontend {addr}"), error);
                     failed.entry(addr).or_insert_with(cause);
@@ -237,18 +275,18 @@ fn prepare(
 }
 
 /// Carries the operations out; the table has the next generation then.
-fn commit(kernel: &mut dyn Kernel, generation: &mut Option<u32>, lowered: &Lowered) -> Result<(), CommitError> {
+fn commit(kernel: &mut dyn Kernel, known: &mut Known, lowered: &Lowered) -> Result<(), CommitError> {
     let records = affinity::stale(kernel, &lowered.sweeps).map_err(|error| {
         CommitError::Refused(vec![(Origin::Shared, io::Error::other(format!("reading affinity records: {error}")))])
     })?;
-    let next = generation.unwrap_or_else(fresh_generation).wrapping_add(1);
+    let next = known.generation.unwrap_or_else(fresh_generation).wrapping_add(1);
     kernel.commit(&Batch {
-        rebuild: generation.is_none(),
-        first: &frame(*generation, next),
+        rebuild: known.rebuild(),
+        first: &frame(known.generation, next),
         steps: &lowered.steps,
         forget: &records,
     })?;
-    *generation = Some(next);
+    (known.generation, known.damaged) = (Some(next), None);
     Ok(())
 }
 
@@ -295,6 +333,16 @@ fn frontend_of(op: &lb_core::Op) -> Option<FrontendAddr> {
         lb_core::Op::UpsertFrontend { addr, .. } | lb_core::Op::RemoveFrontend(addr) => Some(*addr),
         _ => None,
     }
+}
+
+/// Whether a message that holds the table against others was refused because of others.
+fn is_conflict(error: &io::Error) -> bool {
+    matches!(errno(error), Some(nix::libc::EEXIST | nix::libc::ENOENT))
+}
+
+fn outdated() -> DatapathError {
+    let message = "the kernel lacks NFT_MSG_DESTROYSETELEM: nftables datapath needs Linux 6.3 or later";
+    DatapathError::new(ErrorKind::Unsupported, message)
 }
 
 fn foreign(error: io::Error) -> DatapathError {

@@ -3,11 +3,10 @@
 use std::io;
 
 use lb_core::FrontendAddr;
-use netlink_packet_core::{NLM_F_ACK, NLM_F_REQUEST};
 use netlink_sys::protocols::NETLINK_NETFILTER;
 
 use super::{
-    layout::{Key, Set},
+    layout::{Key, Note, Set},
     lower::{Action, Origin, Step},
     read::{self, Read},
     rules,
@@ -27,21 +26,44 @@ pub(super) trait Kernel: Send {
     /// The elements of a set; `None` stands for one that is not of our making.
     fn elements(&mut self, set: Set) -> io::Result<Vec<Option<Read>>>;
 
-    /// Whether the table is there.
-    fn has_table(&mut self) -> io::Result<bool>;
+    /// Whether the kernel has every message that this datapath sends.
+    fn is_supported(&mut self) -> io::Result<bool>;
+
+    /// What is there under the table's name.
+    fn table(&mut self) -> io::Result<Table>;
 
     /// Number of rules in the table.
     fn rules(&mut self) -> io::Result<u64>;
 
-    /// Removes the table, if it is there.
-    fn remove_table(&mut self) -> io::Result<()>;
+    /// Removes the table with this handle; `false` if it is gone already.
+    fn remove_table(&mut self, handle: u64) -> io::Result<bool>;
+}
+
+/// What is there under the table's name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Table {
+    /// Nothing.
+    Absent,
+    /// A table with our marker. No other table ever has its handle.
+    Ours(u64),
+    /// A table without our marker.
+    Foreign,
+}
+
+/// How a batch makes the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Rebuild {
+    /// There is none. One that appeared in the meantime is somebody's: the batch is refused.
+    Add,
+    /// In place of our own with this handle.
+    Replace(u64),
 }
 
 /// What one transaction does.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Batch<'a> {
-    /// Make the table anew first, and take away one that is there.
-    pub(super) rebuild: bool,
+    /// Make the table first.
+    pub(super) rebuild: Option<Rebuild>,
     /// Operations that come before all others.
     pub(super) first: &'a [Step],
     /// Operations.
@@ -71,6 +93,9 @@ impl From<CommitError> for io::Error {
     }
 }
 
+/// A name that no table has: a configuration with it is refused.
+const NO_TABLE: &str = "?";
+
 /// A table in the kernel, in the network namespace of the thread that opened it.
 #[derive(Debug)]
 pub(super) struct Netlink {
@@ -99,8 +124,8 @@ impl Netlink {
 impl Kernel for Netlink {
     fn commit(&mut self, batch: &Batch<'_>) -> Result<(), CommitError> {
         let mut encoder = Encoder::new(&self.table);
-        if batch.rebuild {
-            encoder.base(self.affinity_records);
+        if let Some(rebuild) = batch.rebuild {
+            encoder.base(rebuild, self.affinity_records);
         }
         encoder.steps(batch.first);
         encoder.steps(batch.steps);
@@ -118,15 +143,34 @@ impl Kernel for Netlink {
         })
     }
 
-    fn has_table(&mut self) -> io::Result<bool> {
-        let mut writer = Writer::default();
-        writer.message(wire::GET_TABLE, NLM_F_REQUEST | NLM_F_ACK, &fixed(INET, 0), |w| w.put_str(1, &self.table));
-        let refused = self.socket.burst(writer)?;
-        match refused.into_iter().next() {
-            None => Ok(true),
-            Some(refusal) if errno(&refusal.error) == Some(nix::libc::ENOENT) => Ok(false),
-            Some(refusal) => Err(refusal.error),
+    /// The batch is for a table that cannot be there, so that it is refused in any case. A kernel that does not know
+    /// the message says EINVAL.
+    fn is_supported(&mut self) -> io::Result<bool> {
+        let mut encoder = Encoder::new(NO_TABLE);
+        let nothing = Key::Note(Note::Generation, 0);
+        encoder.add(Origin::Shared, |w, table| {
+            wire::elements(w, table, Verb::Forget, Set::Notes, [Item::Key(&nothing)]);
+        });
+        match self.send(encoder).map_err(io::Error::from) {
+            Err(error) if errno(&error) == Some(nix::libc::EINVAL) => Ok(false),
+            Err(error) if errno(&error) != Some(nix::libc::ENOENT) => Err(error),
+            _ => Ok(true),
         }
+    }
+
+    /// Dumps every table: there are few, and what a dump leaves out is not there.
+    fn table(&mut self) -> io::Result<Table> {
+        let name = self.table.clone();
+        self.socket
+            .dump(
+                wire::GET_TABLE,
+                &fixed(INET, 0),
+                |_| {},
+                |found: &mut Option<Table>, message| {
+                    *found = found.or_else(|| read::table(&name, message.payload));
+                },
+            )
+            .map(|found| found.unwrap_or(Table::Absent))
     }
 
     fn rules(&mut self) -> io::Result<u64> {
@@ -138,10 +182,13 @@ impl Kernel for Netlink {
         })
     }
 
-    fn remove_table(&mut self) -> io::Result<()> {
+    fn remove_table(&mut self, handle: u64) -> io::Result<bool> {
         let mut encoder = Encoder::new(&self.table);
-        encoder.add(Origin::Shared, wire::destroy_table);
-        Ok(self.send(encoder)?)
+        encoder.add(Origin::Shared, |w, _| wire::remove_table(w, handle));
+        match self.send(encoder).map_err(io::Error::from) {
+            Err(error) if errno(&error) == Some(nix::libc::ENOENT) => Ok(false),
+            sent => sent.map(|()| true),
+        }
     }
 }
 
@@ -169,10 +216,14 @@ impl Encoder {
         encoder
     }
 
-    fn base(&mut self, affinity_records: u32) {
-        self.add(Origin::Shared, |w, table| {
-            wire::destroy_table(w, table);
+    fn base(&mut self, rebuild: Rebuild, affinity_records: u32) {
+        self.add(Origin::Generation, |w, table| {
+            if let Rebuild::Replace(handle) = rebuild {
+                wire::remove_table(w, handle);
+            }
             wire::add_table(w, table);
+        });
+        self.add(Origin::Shared, |w, table| {
             for (id, set) in (1..).zip(Set::ALL) {
                 wire::add_set(w, table, set, id, affinity_records);
             }

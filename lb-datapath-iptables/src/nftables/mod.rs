@@ -33,7 +33,7 @@ use lb_core::{
 use self::{
     draft::Draft,
     engine::{Engine, Flows, Vips, failure},
-    kernel::{Kernel, Netlink},
+    kernel::{Kernel, Netlink, Table},
     layout::{MAX_TIMEOUT, Set},
     lower::lower,
     mirror::Mirror,
@@ -50,7 +50,8 @@ const ROUTE_PROTOCOL: u8 = 0x6c;
 /// ones; routes are told apart by `route_table`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NftablesConfig {
-    /// Name of the table, of family inet. Default `lb`.
+    /// Name of the table, of family inet. Default `lb`. A table of this name that this datapath did not make is refused with
+    /// [`ErrorKind::Busy`] and stays as it is.
     pub table: String,
     /// Routing table for the node's own packets to virtual addresses. Default 27746; 0 and 253..=255 are the kernel's.
     pub route_table: u32,
@@ -117,7 +118,7 @@ impl NftablesDatapath {
         let routes = Routes::open(config.route_table, config.rule_priority, ROUTE_PROTOCOL).map_err(opening)?;
         let flows = Conntrack::open().map_err(opening)?;
         Ok(Self {
-            engine: Engine::new(Box::new(kernel), Box::new(routes), Box::new(flows)),
+            engine: Engine::new(&config.table, Box::new(kernel), Box::new(routes), Box::new(flows)),
             counters: Arc::new(TableCounters { kernel: Mutex::new(counting) }),
         })
     }
@@ -153,6 +154,8 @@ impl Datapath for NftablesDatapath {
             atomic: Atomicity::Plan,
             roles: vec![Role::Active],
             max_slots: u32::MAX,
+            // netfilter keeps a port below 512, below 1024 or above in its class.
+            translated_ports: 1..=u16::MAX,
         }
     }
 
@@ -196,7 +199,7 @@ impl Counters for TableCounters {
 }
 
 fn count(kernel: &mut dyn Kernel) -> io::Result<KernelUsage> {
-    if !kernel.has_table()? {
+    if !matches!(kernel.table()?, Table::Ours(_)) {
         return Ok(KernelUsage::default());
     }
     let rules = kernel.rules()?;

@@ -15,39 +15,45 @@ use lb_core::{
 
 use super::{
     draft::Endpoint,
-    kernel::Kernel,
+    kernel::{Kernel, Table},
     layout::{Choice, Element, Key, Note, Pick, Set, VERSION, Value},
     lower::{LOCAL, cluster},
     mirror::{Counts, Mirror, hairpin},
     rules,
 };
+use crate::netlink::errno;
 
 /// What was found.
 #[derive(Debug)]
 pub(super) enum Found {
     /// No table.
     Nothing,
-    /// A table of another layout, or one that somebody damaged: what of it makes sense. It has to be made anew.
-    Foreign(State),
+    /// A table of somebody else's.
+    Foreign,
+    /// A table of ours that is of another layout, or that somebody damaged: what of it makes sense. It has to be made
+    /// anew.
+    Damaged { state: State, handle: u64 },
     /// Our table.
     Ours { mirror: Box<Mirror>, generation: u32 },
 }
 
 /// Reads the table.
 pub(super) fn observe(kernel: &mut dyn Kernel) -> io::Result<Found> {
-    if !kernel.has_table()? {
-        return Ok(Found::Nothing);
-    }
+    let handle = match kernel.table()? {
+        Table::Absent => return Ok(Found::Nothing),
+        Table::Foreign => return Ok(Found::Foreign),
+        Table::Ours(handle) => handle,
+    };
     let mut reading = Reading::default();
     for set in Set::ALL.into_iter().filter(|set| !matches!(set, Set::Affinity(_))) {
         match kernel.elements(set) {
             Ok(elements) => elements.into_iter().for_each(|element| reading.take(element.map(|(element, _)| element))),
-            Err(error) if error.raw_os_error() == Some(nix::libc::ENOENT) => reading.damaged = true,
+            Err(error) if errno(&error) == Some(nix::libc::ENOENT) => reading.damaged = true,
             Err(error) => return Err(error),
         }
     }
     reading.rules = kernel.rules()?;
-    Ok(reading.finish())
+    Ok(reading.finish(handle))
 }
 
 #[derive(Debug, Default)]
@@ -104,7 +110,7 @@ impl Reading {
         Some(())
     }
 
-    fn finish(mut self) -> Found {
+    fn finish(mut self, handle: u64) -> Found {
         let state = self.state();
         let mut picks = Counts::default();
         for (choice, _) in self.frontends.values() {
@@ -115,7 +121,7 @@ impl Reading {
             (false, Some(VERSION), Some(generation)) => {
                 Found::Ours { mirror: Box::new(Mirror::new(state, picks)), generation }
             }
-            _ => Found::Foreign(state),
+            _ => Found::Damaged { state, handle },
         }
     }
 

@@ -5,9 +5,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use lb_core::{BackendId, Family, FrontendAddr, Protocol};
 
 use super::{
+    kernel::Table,
     layout::{Bound, Choice, Element, Key, Note, Set, Value},
     rules, userdata,
-    wire::{ELEMENTS, Life, element},
+    wire::{ELEMENTS, Life, element, table},
 };
 use crate::netlink::{attributes, netfilter::FIXED, string, u32_be, u64_be};
 
@@ -16,6 +17,19 @@ const VERDICT_DROP: u32 = 0;
 
 /// An element that was read, and its life if it has an end.
 pub(super) type Read = (Element, Option<Life>);
+
+/// What one message of a dump of tables says about the table `name`.
+pub(super) fn table(name: &str, payload: &[u8]) -> Option<Table> {
+    let found = attributes(payload.get(FIXED..)?);
+    if found.find(table::NAME).and_then(string)? != name {
+        return None;
+    }
+    let ours = found.find(table::USERDATA).is_some_and(userdata::is_marker);
+    match found.find(table::HANDLE).and_then(u64_be) {
+        Some(handle) if ours => Some(Table::Ours(handle)),
+        _ => Some(Table::Foreign),
+    }
+}
 
 /// The elements in one message of a dump of `set`. `None` stands for one that is not of our making.
 pub(super) fn elements(set: Set, payload: &[u8]) -> Vec<Option<Read>> {

@@ -17,7 +17,7 @@ use proptest::prelude::*;
 
 use super::{
     engine::{Engine, Flows, Vips},
-    kernel::{Batch, CommitError, Kernel},
+    kernel::{Batch, CommitError, Kernel, Rebuild, Table},
     layout::{Choice, Element, How, Key, Note, Pick, Set, Value},
     lower::{Action, Origin, comment},
     ranges,
@@ -242,6 +242,33 @@ fn a_failed_route_fails_its_frontends_only() {
     assert_eq!(found.frontends.len() + error.failed.len(), wanted.frontends.len());
 }
 
+#[test]
+fn a_table_that_appears_before_the_first_transaction_is_left_alone() {
+    let world = World::default();
+    let mut engine = world.engine();
+    engine.observe().unwrap();
+    world.lock().foreign = true;
+    let wanted = state(&[(0, Service { to: None, affinity: None })].into(), &NodeFacts::default(), 1);
+    let plan = diff(&State::default(), &wanted, &Labels::new());
+    for _ in 0..2 {
+        let error = engine.apply(&plan).unwrap_err();
+        assert_eq!(error.unknown.unwrap().kind(), ErrorKind::Busy);
+        assert!(world.lock().table.is_none());
+    }
+    assert_eq!(engine.cleanup().unwrap_err().kind(), ErrorKind::Busy);
+    assert_eq!(world.routed(), BTreeSet::new(), "routes are ours, whosever the table is");
+}
+
+#[test]
+fn a_kernel_that_lacks_a_message_is_told_by_version() {
+    let world = World::default();
+    world.lock().outdated = true;
+    let error = world.engine().observe().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+    assert!(error.report().contains("6.3"), "{}", error.report());
+    world.engine().cleanup().unwrap();
+}
+
 /// What a service of a test is: where it goes, by number of backend, one for each slot.
 #[derive(Clone, Debug)]
 struct Service {
@@ -384,6 +411,11 @@ struct World(Arc<Mutex<Model>>);
 struct Model {
     table: Option<BTreeMap<Key, (Value, String)>>,
     picks: BTreeSet<Pick>,
+    handle: u64,
+    /// Whether the table's name is somebody else's.
+    foreign: bool,
+    /// Whether it lacks a message.
+    outdated: bool,
     routes: BTreeSet<IpAddr>,
     /// Frontends that it refuses to touch.
     refuses: BTreeSet<FrontendAddr>,
@@ -400,7 +432,7 @@ struct Model {
 
 impl World {
     fn engine(&self) -> Engine {
-        Engine::new(Box::new(self.clone()), Box::new(self.clone()), Box::new(self.clone()))
+        Engine::new("lb", Box::new(self.clone()), Box::new(self.clone()), Box::new(self.clone()))
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Model> {
@@ -431,7 +463,14 @@ impl Model {
     /// Carries out a batch; the first thing that cannot be is what it is refused for.
     fn carry_out(&mut self, batch: &Batch<'_>) -> Result<(), (Origin, i32)> {
         use nix::libc::{EBUSY, EEXIST, ENOENT, ENOMEM};
-        if batch.rebuild {
+        if let Some(rebuild) = batch.rebuild {
+            let refuse = |code| Err((Origin::Generation, code));
+            match rebuild {
+                Rebuild::Add if self.table.is_some() || self.foreign => return refuse(EEXIST),
+                Rebuild::Replace(handle) if self.table.is_none() || handle != self.handle => return refuse(ENOENT),
+                Rebuild::Add | Rebuild::Replace(_) => {}
+            }
+            self.handle += 1;
             self.table = Some(BTreeMap::new());
             self.picks.clear();
         }
@@ -495,8 +534,17 @@ impl Kernel for World {
         Ok(elements.filter(|(key, _)| key.set() == set).map(read).collect())
     }
 
-    fn has_table(&mut self) -> io::Result<bool> {
-        Ok(self.lock().table.is_some())
+    fn is_supported(&mut self) -> io::Result<bool> {
+        Ok(!self.lock().outdated)
+    }
+
+    fn table(&mut self) -> io::Result<Table> {
+        let model = self.lock();
+        Ok(match model.table {
+            _ if model.foreign => Table::Foreign,
+            Some(_) => Table::Ours(model.handle),
+            None => Table::Absent,
+        })
     }
 
     fn rules(&mut self) -> io::Result<u64> {
@@ -505,9 +553,9 @@ impl Kernel for World {
         Ok((fixed + model.picks.iter().map(|pick| rules::pick(pick).len()).sum::<usize>()) as u64)
     }
 
-    fn remove_table(&mut self) -> io::Result<()> {
-        self.lock().table = None;
-        Ok(())
+    fn remove_table(&mut self, handle: u64) -> io::Result<bool> {
+        let mut model = self.lock();
+        Ok(handle == model.handle && model.table.take().is_some())
     }
 }
 

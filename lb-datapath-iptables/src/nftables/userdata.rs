@@ -5,7 +5,7 @@
 
 use lb_core::Family;
 
-use super::layout::Set;
+use super::layout::{Set, VERSION};
 
 const KEY_BYTE_ORDER: u8 = 0;
 const DATA_BYTE_ORDER: u8 = 1;
@@ -68,6 +68,20 @@ pub(super) fn comment(userdata: &[u8]) -> Option<&str> {
     let text = rest.get(..usize::from(*length))?;
     std::str::from_utf8(text.strip_suffix(&[0])?).ok()
 }
+
+/// Userdata of our table: a comment that says whose it is.
+pub(super) fn marker() -> Vec<u8> {
+    comment_of(&format!("{MARKER}{VERSION}"))
+}
+
+/// Whether a table has our marker, of whatever layout.
+pub(super) fn is_marker(userdata: &[u8]) -> bool {
+    let layout = comment(userdata).and_then(|text| text.strip_prefix(MARKER));
+    layout.is_some_and(|layout| layout.parse::<u32>().is_ok())
+}
+
+/// What the marker says before the version of the layout.
+pub(super) const MARKER: &str = "lb layout ";
 
 /// Bytes of a comment; a longer one is cut.
 const MAX_COMMENT: usize = 253;
@@ -165,6 +179,16 @@ mod tests {
             .replace(' ', "");
         let found: String = of_set(Set::Slots(Family::V4)).iter().map(|b| format!("{b:02x}")).collect();
         assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn a_table_is_ours_by_its_marker_whatever_its_layout() {
+        assert!(is_marker(&marker()));
+        assert!(is_marker(&comment_of("lb layout 77")));
+        for foreign in ["", "lb", "lb layout ", "lb layout x", "my lb layout 1"] {
+            assert!(!is_marker(&comment_of(foreign)), "{foreign}");
+        }
+        assert!(!is_marker(&[]));
     }
 
     #[test]

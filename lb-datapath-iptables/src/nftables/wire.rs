@@ -16,6 +16,7 @@ use crate::netlink::{
 
 const NEW_TABLE: u16 = kind(NFTABLES, 0);
 pub(super) const GET_TABLE: u16 = kind(NFTABLES, 1);
+const DELETE_TABLE: u16 = kind(NFTABLES, 2);
 const NEW_CHAIN: u16 = kind(NFTABLES, 3);
 const DELETE_CHAIN: u16 = kind(NFTABLES, 5);
 const NEW_RULE: u16 = kind(NFTABLES, 6);
@@ -24,10 +25,16 @@ const NEW_SET: u16 = kind(NFTABLES, 9);
 const NEW_ELEMENT: u16 = kind(NFTABLES, 12);
 pub(super) const GET_ELEMENT: u16 = kind(NFTABLES, 13);
 const DELETE_ELEMENT: u16 = kind(NFTABLES, 14);
-/// Linux 6.3.
-const DESTROY_TABLE: u16 = kind(NFTABLES, 26);
-/// Linux 6.3.
+/// Linux 6.3. Nothing older removes a record that may run out before the transaction takes: a plain removal is refused
+/// for one that is gone, and so is adding it first where a packet has put another backend there.
 const DESTROY_ELEMENT: u16 = kind(NFTABLES, 30);
+
+/// Attributes of tables (`NFTA_TABLE_*`).
+pub(super) mod table {
+    pub(in super::super) const NAME: u16 = 1;
+    pub(in super::super) const HANDLE: u16 = 4;
+    pub(in super::super) const USERDATA: u16 = 6;
+}
 
 /// Attributes of elements (`NFTA_SET_ELEM_*`).
 pub(super) mod element {
@@ -107,14 +114,17 @@ pub(super) fn end(w: &mut Writer) {
     w.message(crate::netlink::netfilter::BATCH_END, NLM_F_REQUEST, &fixed(0, NFTABLES), |_| {});
 }
 
-/// Removes a table with all that is in it, if it is there.
-pub(super) fn destroy_table(w: &mut Writer, table: &str) {
-    message(w, DESTROY_TABLE, 0, |w| w.put_str(1, table));
+/// Removes a table with all that is in it: this very one, not another of its name.
+pub(super) fn remove_table(w: &mut Writer, handle: u64) {
+    message(w, DELETE_TABLE, 0, |w| w.put_u64(table::HANDLE, handle));
 }
 
-/// Adds a table.
+/// Adds a table with our marker.
 pub(super) fn add_table(w: &mut Writer, table: &str) {
-    message(w, NEW_TABLE, NLM_F_CREATE | NLM_F_EXCL, |w| w.put_str(1, table));
+    message(w, NEW_TABLE, NLM_F_CREATE | NLM_F_EXCL, |w| {
+        w.put_str(table::NAME, table);
+        w.put(table::USERDATA, &userdata::marker());
+    });
 }
 
 /// Adds a set or map.
