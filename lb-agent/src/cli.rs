@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum, builder::NonEmptyStringValueParser};
 
 use crate::{
     config::{DEFAULT_SOCKET, DEFAULT_STATE_DIR, Settings},
@@ -10,7 +10,7 @@ use crate::{
     output::Format,
 };
 
-const EXIT_CODES: &str = "Exit codes: 0 ok, 1 error, 2 usage, 3 not found, 4 difference found.";
+const EXIT_CODES: &str = "Exit codes: 0 ok, 1 error, 2 usage, 3 not found.";
 
 /// Service load balancing on this node: the same services on eBPF, nftables or iptables.
 #[derive(Debug, Parser)]
@@ -92,7 +92,7 @@ pub(crate) enum ServiceCommand {
 #[derive(Debug, Args)]
 pub(crate) struct ServiceListArgs {
     /// Only this service; `default/` may be left out. Exit code 3 if there is none.
-    #[arg(value_name = "NAMESPACE/NAME")]
+    #[arg(value_name = "NAMESPACE/NAME", value_parser = NonEmptyStringValueParser::new())]
     pub(crate) name: Option<String>,
     #[command(flatten)]
     pub(crate) ask: AskArgs,
@@ -108,7 +108,7 @@ pub(crate) enum BackendCommand {
 #[derive(Debug, Args)]
 pub(crate) struct BackendListArgs {
     /// Only backends of this service; `default/` may be left out. Exit code 3 if there is no such service.
-    #[arg(value_name = "NAMESPACE/NAME")]
+    #[arg(value_name = "NAMESPACE/NAME", value_parser = NonEmptyStringValueParser::new())]
     pub(crate) service: Option<String>,
     #[command(flatten)]
     pub(crate) ask: AskArgs,
@@ -167,7 +167,7 @@ pub(crate) struct CleanupArgs {
     /// Only what this datapath put there [default: every one].
     #[arg(long, value_name = "KIND", value_enum)]
     pub(crate) datapath: Option<DatapathKind>,
-    /// Where eBPF objects are pinned [default: where the last agent with this state directory pinned them, or
+    /// Where eBPF objects are pinned [default: wherever agents with this state directory pinned them, or
     /// /sys/fs/bpf/lb].
     #[arg(long, value_name = "DIR")]
     pub(crate) pin_dir: Option<PathBuf>,

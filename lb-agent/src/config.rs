@@ -9,6 +9,7 @@ use std::{
 use clap::{Args, ValueEnum};
 use ipnet::IpNet;
 use lb_core::{NodeFacts, NodeName};
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 use serde::Deserialize;
 
 use crate::{kind::DatapathKind, mounts, netlink, pattern::Pattern};
@@ -106,6 +107,23 @@ pub(crate) enum ConfigError {
     /// A setting without a default is missing.
     #[error("{0} is not set: give the flag --{0}, or the key `{0}` in the file that --config names")]
     Missing(&'static str),
+    /// Not an address that a packet could come back to.
+    #[error("--node-ip {0} is {1}: give an address of this node that other nodes reach")]
+    NodeIp(IpAddr, &'static str),
+    /// Not a cgroup that programs could be attached to.
+    #[error("cgroup {path} is not in a cgroup2 file system: give a directory of one with --cgroup")]
+    NotCgroup2 {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A cgroup that cannot be examined.
+    #[error("examining cgroup {path} failed")]
+    Cgroup {
+        /// The directory.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
     /// The kernel does not say what a default is made of.
     #[error("finding the default of {setting} failed: set it with --{setting}")]
     Default {
@@ -247,6 +265,7 @@ impl Settings {
     }
 
     fn node_facts(&self, devices: &[String]) -> Result<NodeFacts, ConfigError> {
+        self.node_ip.iter().try_for_each(|&ip| check_node_ip(ip))?;
         let ips = if self.node_ip.is_empty() {
             netlink::addresses(devices).map_err(|source| ConfigError::Default { setting: "node-ip", source })?
         } else {
@@ -266,6 +285,7 @@ impl Settings {
                 .map_err(|source| ConfigError::Default { setting: "cgroup", source })?
                 .ok_or(ConfigError::NoDefault { setting: "cgroup", why: "no cgroup2 hierarchy is mounted" })?,
         };
+        check_cgroup(&cgroup)?;
         let pod_devices = if self.pod_device.is_empty() {
             DEFAULT_POD_DEVICES.map(Pattern::new).to_vec()
         } else {
@@ -274,6 +294,25 @@ impl Settings {
         let pin_dir = self.pin_dir.clone().unwrap_or_else(|| DEFAULT_PIN_DIR.into());
         Ok(EbpfSettings { devices, pod_devices, cgroup, pin_dir })
     }
+}
+
+fn check_node_ip(ip: IpAddr) -> Result<(), ConfigError> {
+    let why = match ip.to_canonical() {
+        ip if ip.is_loopback() => "a loopback address",
+        ip if ip.is_multicast() => "a multicast address",
+        ip if ip.is_unspecified() => "the unspecified address",
+        IpAddr::V4(ip) if ip.is_broadcast() => "the broadcast address",
+        _ => return Ok(()),
+    };
+    Err(ConfigError::NodeIp(ip, why))
+}
+
+fn check_cgroup(path: &Path) -> Result<(), ConfigError> {
+    let found = statfs(path).map_err(|error| ConfigError::Cgroup { path: path.into(), source: error.into() })?;
+    if found.filesystem_type() == CGROUP2_SUPER_MAGIC {
+        return Ok(());
+    }
+    Err(ConfigError::NotCgroup2 { path: path.into() })
 }
 
 /// As the kubelet takes it for a node's name: in lower case.

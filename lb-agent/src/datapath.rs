@@ -51,16 +51,27 @@ pub(crate) fn cleanup(kind: DatapathKind, pin_dir: &Path) -> Result<(), Datapath
 
 /// Opens a datapath that needs no settings.
 fn open_plain(kind: DatapathKind) -> Result<Box<dyn Datapath>, DatapathError> {
-    let iptables = |variant| IptablesDatapath::open(&IptablesConfig { variant, ..IptablesConfig::default() });
     Ok(match kind {
         DatapathKind::Memory => Box::new(MemoryDatapath::default()),
         DatapathKind::Nftables => Box::new(NftablesDatapath::open(&NftablesConfig::default())?),
-        DatapathKind::IptablesNft => Box::new(iptables(Variant::Nft)?),
-        DatapathKind::IptablesLegacy => Box::new(iptables(Variant::Legacy)?),
+        DatapathKind::IptablesNft => Box::new(IptablesDatapath::open(&IptablesConfig::default())?),
+        DatapathKind::IptablesLegacy => Box::new(IptablesDatapath::open(&legacy())?),
         DatapathKind::Ebpf => {
             return Err(DatapathError::new(ErrorKind::Invalid, "ebpf needs a cgroup, devices and a pin directory"));
         }
     })
+}
+
+/// With routes of its own, so that one variant of iptables can be cleaned up while the other serves.
+fn legacy() -> IptablesConfig {
+    IptablesConfig {
+        variant: Variant::Legacy,
+        route_table: 26978,
+        reject_table: 26979,
+        rule_priority: 26978,
+        route_protocol: 106,
+        ..IptablesConfig::default()
+    }
 }
 
 impl Installed {

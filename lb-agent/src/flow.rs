@@ -83,7 +83,8 @@ fn parse_address(field: &'static str, text: &str) -> Result<SocketAddr, FlowErro
     if address.port() == 0 {
         return Err(FlowError::PortZero { field, text: text.into() });
     }
-    Ok(address)
+    // What a socket of both families says of an IPv4 peer.
+    Ok(SocketAddr::new(address.ip().to_canonical(), address.port()))
 }
 
 #[cfg(test)]
@@ -104,6 +105,12 @@ mod tests {
         assert_eq!(entry("192.0.2.1:4000"), Entry::Socket);
         assert_eq!(entry("10.244.3.4:4000"), Entry::PodDevice);
         assert_eq!(entry("198.51.100.1:4000"), Entry::Uplink);
+    }
+
+    #[test]
+    fn a_mapped_address_is_ipv4() {
+        let packet = parse("tcp", "[::ffff:10.244.3.4]:4000", "10.96.0.1:80", None, &node()).unwrap();
+        assert_eq!((packet.source, packet.entry), ("10.244.3.4".parse().unwrap(), Entry::PodDevice));
     }
 
     #[test]

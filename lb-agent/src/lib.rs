@@ -33,6 +33,7 @@ mod lab;
 mod mounts;
 mod netlink;
 mod output;
+mod owner;
 mod pattern;
 mod signals;
 
@@ -45,7 +46,7 @@ pub use kind::DatapathKind;
 
 /// Runs the command that the process was started with.
 ///
-/// Exit codes: 0 ok, 1 error, 2 usage, 3 not found, 4 difference found.
+/// Exit codes: 0 ok, 1 error, 2 usage, 3 not found.
 #[must_use]
 pub fn main() -> ExitCode {
     #[cfg(feature = "lab")]

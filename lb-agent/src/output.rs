@@ -84,9 +84,20 @@ pub(crate) fn printable(text: &str) -> String {
     if text.is_empty() { "-".into() } else { text.chars().map(show).collect() }
 }
 
+/// A number of things: `1 service`, `2 services`.
+pub(crate) fn count(number: impl std::fmt::Display + PartialEq + From<u8>, thing: &str) -> String {
+    let plural = if number == 1.into() { "" } else { "s" };
+    format!("{number} {thing}{plural}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_thing_is_no_plural() {
+        assert_eq!([0_u64, 1, 2].map(|number| count(number, "rule")), ["0 rules", "1 rule", "2 rules"]);
+    }
 
     #[test]
     fn columns_line_up_and_lines_do_not_trail() {

@@ -96,6 +96,46 @@ fn a_directory_that_is_replaced_is_followed() {
 }
 
 #[test]
+fn a_directory_that_is_gone_is_a_condition_until_it_is_back() {
+    let node = Node::running(&[("web.yaml", &service("web", "10.96.0.10", "", &["10.244.0.5"]))]);
+    let gone = |status: &serde_json::Value| {
+        status["conditions"].as_array().unwrap().iter().any(|condition| condition["type"] == "ManifestsGone")
+    };
+    fs::rename(node.path("manifests"), node.path("old")).unwrap();
+    node.json_when(&["status"], gone);
+    assert_eq!(node.json(&["service", "list"])[0]["frontends"][0]["status"], "active");
+    fs::rename(node.path("old"), node.path("manifests")).unwrap();
+    node.json_when(&["status"], |status| !gone(status));
+}
+
+#[test]
+fn arguments_that_cannot_be_meant_are_refused() {
+    let node = Node::running(&[]);
+    for command in ["service", "backend"] {
+        let (code, message) = end(&node.ask(&[command, "list", ""]));
+        assert_eq!(code, 2, "{message}");
+        assert!(message.contains("value is required"), "{message}");
+    }
+    for ip in ["127.0.0.1", "::", "224.0.0.1", "0.0.0.0", "ff02::1", "::1", "255.255.255.255"] {
+        let (code, message) = end(&node.agent_in("other").arg(format!("--node-ip={ip}")).output().unwrap());
+        assert_eq!(code, 2, "{message}");
+        assert!(message.contains(ip) && message.contains("--node-ip"), "{message}");
+    }
+    let other = Node::new(&[("web.yaml", "")]);
+    let mut command = lb();
+    command.args(["agent", "--datapath", "memory", "--node-ip", "192.0.2.1", "--manifests"]);
+    command.arg(other.path("manifests/web.yaml")).arg("--socket").arg(other.path("s"));
+    let (code, message) = end(&command.arg("--state-dir").arg(other.path("state")).output().unwrap());
+    assert_eq!(code, 1);
+    assert!(message.contains("not a directory; give the directory that holds the manifests"), "{message}");
+    let mut command = lb();
+    command.args(["agent", "--datapath", "ebpf", "--device", "lo", "--node-ip", "192.0.2.1", "--manifests", "/"]);
+    let (code, message) = end(&command.arg("--cgroup").arg(other.path("manifests")).output().unwrap());
+    assert_eq!(code, 1);
+    assert!(message.contains("is not in a cgroup2 file system"), "{message}");
+}
+
+#[test]
 fn broken_manifests_leave_the_last_good_state_and_are_reported() {
     let node = Node::running(&[("web.yaml", &service("web", "10.96.0.10", "", &["10.244.0.5"]))]);
     node.put("broken.yaml", "kind: [Service");
@@ -278,6 +318,37 @@ fn cleanup_refuses_while_an_agent_runs() {
     node.stop(Signal::SIGTERM);
     let cleaned = node.json(&["cleanup", "--datapath", "memory", "--state-dir", &state]);
     assert_eq!((&cleaned[0]["datapath"], &cleaned[0]["outcome"]), (&"memory".into(), &"clean".into()));
+}
+
+#[test]
+fn cleanup_walks_all_that_was_ever_used_and_forgets_what_is_clean() {
+    let node = Node::new(&[]);
+    let pins = node.path("pins").display().to_string();
+    let gone = node.path("gone").display().to_string();
+    fs::create_dir(node.path("state")).unwrap();
+    fs::create_dir(&pins).unwrap();
+    let used = |pin_dir: &str| serde_json::json!({"datapath": "ebpf", "pin_dir": pin_dir});
+    let record = serde_json::json!({ "used": [used(&gone), used(&pins)] });
+    fs::write(node.path("state/agent.json"), record.to_string()).unwrap();
+    let state = node.path("state").display().to_string();
+    let cleanup = |more: &[&str]| {
+        let base = ["cleanup", "--datapath", "ebpf", "--state-dir", &state, "-o", "json"];
+        let output = node.ask(&[&base, more].concat());
+        let said: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let said = said.as_array().unwrap().iter().map(|one| format!("{} {}", one["pin_dir"], one["outcome"]));
+        (output.status.code(), said.collect::<Vec<_>>())
+    };
+    let line = |pin_dir: &str, outcome: &str| format!("\"{pin_dir}\" \"{outcome}\"");
+    let other = node.path("other").display().to_string();
+    let (code, said) = cleanup(&["--pin-dir", &other]);
+    assert_eq!((code, said), (Some(0), vec![line(&other, "clean"), line(&gone, "left"), line(&pins, "left")]));
+    // It is on no BPF file system, so that it cannot be cleaned up.
+    assert_eq!(cleanup(&[]), (Some(1), vec![line(&gone, "clean"), line(&pins, "failed")]));
+    assert_eq!(cleanup(&[]), (Some(1), vec![line(&pins, "failed")]));
+    fs::remove_dir(&pins).unwrap();
+    assert_eq!(cleanup(&[]), (Some(0), vec![line(&pins, "clean")]));
+    let record: serde_json::Value = serde_json::from_slice(&fs::read(node.path("state/agent.json")).unwrap()).unwrap();
+    assert_eq!(record, serde_json::json!({ "used": [] }));
 }
 
 #[test]

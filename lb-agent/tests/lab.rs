@@ -45,6 +45,20 @@ fn main() -> ExitCode {
         trial("a_signal_ends_the_lab_without_a_trace", a_signal_leaves_no_trace),
         trial("a_pod_that_comes_later_is_served", a_pod_that_comes_later),
     ];
+    for (from, to) in [
+        ("ebpf", "nftables"),
+        ("nftables", "ebpf"),
+        ("iptables-nft", "iptables-legacy"),
+        ("iptables-legacy", "nftables"),
+    ] {
+        let name = format!("a_change_from_{from}_to_{to}_leaves_nothing_behind");
+        trials.push(trial(name, move || change_of_datapath(from, to)));
+    }
+    trials.push(trial("another_pin_directory_leaves_nothing_behind", another_pin_directory));
+    for datapath in ["nftables", "iptables-nft", "iptables-legacy"] {
+        let name = format!("a_second_agent_on_{datapath}_in_the_same_namespace_is_refused");
+        trials.push(trial(name, move || second_agent_in_a_namespace(datapath)));
+    }
     for datapath in DATAPATHS {
         if datapath != "ebpf" {
             trials.push(trial(format!("session_affinity_keeps_its_promises_on_{datapath}"), || {
@@ -190,6 +204,72 @@ fn services_outlive_the_agent(datapath: &str) -> Result<(), LabError> {
     Ok(())
 }
 
+/// The old datapath would go on sending to a backend that is gone.
+fn change_of_datapath(from: &str, to: &str) -> Result<(), LabError> {
+    let lab = Lab::builder().nodes(1).pods_per_node(2).build()?;
+    let before = TestNode::new(&lab, from, &[])?;
+    before.start(lab.node(0))?.terminate(DEADLINE)?;
+    let after = TestNode::new(&lab, to, &[])?;
+    after.keep_one_backend(&lab);
+    let agent = after.start(lab.node(0))?;
+    only_the_first_answers(&lab, &after, &agent)?;
+    if from == "ebpf" {
+        assert!(!lab.node(0).pin_dir()?.exists(), "{}", agent.output());
+    }
+    drop(agent);
+    assert_nothing_is_left_after_cleanup(&lab, &after)
+}
+
+fn another_pin_directory() -> Result<(), LabError> {
+    let lab = Lab::builder().nodes(1).pods_per_node(2).build()?;
+    let before = TestNode::new(&lab, "ebpf", &[])?;
+    before.start(lab.node(0))?.terminate(DEADLINE)?;
+    let old = lab.node(0).pin_dir()?;
+    let new = old.join("moved");
+    let mut after = TestNode::new(&lab, "ebpf", &[])?;
+    after.arguments.retain(|argument| !argument.starts_with("--pin-dir"));
+    after.arguments.push(format!("--pin-dir={}", new.display()));
+    after.keep_one_backend(&lab);
+    let agent = after.start(lab.node(0))?;
+    only_the_first_answers(&lab, &after, &agent)?;
+    assert!(!old.join("v1").exists() && new.join("v1").exists(), "{}", agent.output());
+    drop(agent);
+    assert_nothing_is_left_after_cleanup(&lab, &after)
+}
+
+fn only_the_first_answers(lab: &Lab, node: &TestNode, agent: &Program) -> Result<(), LabError> {
+    for _ in 0..20 {
+        let answer = lab.client(Origin::Node(0)).request(&Request::http(vip()).timeout(Duration::from_millis(500)))?;
+        assert_eq!(answer.unwrap_or_else(|failure| panic!("{failure}: {}", agent.output())).pod, "pod-0-0");
+    }
+    assert_eq!(node.status()["conditions"].as_array().unwrap().len(), 0, "{:#}", node.status());
+    Ok(())
+}
+
+fn assert_nothing_is_left_after_cleanup(lab: &Lab, node: &TestNode) -> Result<(), LabError> {
+    let cleaned: Value = serde_json::from_str(&node.cleanup(lab.node(0))?).unwrap();
+    assert!(cleaned.as_array().unwrap().iter().all(|one| one["outcome"] == "clean"), "{cleaned:#}");
+    let request = Request::http(vip()).timeout(Duration::from_millis(200));
+    assert!(lab.client(Origin::Node(0)).request(&request)?.is_err(), "something still answers");
+    Ok(())
+}
+
+fn second_agent_in_a_namespace(datapath: &str) -> Result<(), LabError> {
+    let lab = Lab::builder().nodes(1).pods_per_node(1).build()?;
+    let node = TestNode::new(&lab, datapath, &[])?;
+    let first = node.start(lab.node(0))?;
+    let mut command = lb();
+    let elsewhere = |name: &str| node.run_dir.join(name).display().to_string();
+    command.args(node.arguments.iter().filter(|argument| !argument.starts_with("--s")));
+    command.args(["--socket", &elsewhere("second.sock"), "--state-dir", &elsewhere("second")]);
+    let mut second = lab.node(0).spawn(command)?;
+    let status = second.wait(DEADLINE)?.expect("it ends");
+    assert!(second.wait_for_line(DEADLINE, |line| line.contains("in this network namespace")).is_some());
+    assert_eq!(status.code(), Some(1), "{}", second.output());
+    drop(first);
+    Ok(())
+}
+
 fn vip() -> SocketAddr {
     SocketAddr::new(VIP.parse::<IpAddr>().unwrap(), 80)
 }
@@ -228,6 +308,11 @@ impl TestNode {
         let mut cleanup: Vec<String> = ["cleanup", "-o", "json"].map(str::to_owned).into();
         cleanup.extend(places);
         Ok(Self { run_dir, arguments, cleanup })
+    }
+
+    fn keep_one_backend(&self, lab: &Lab) {
+        let first = lab.node(0).pods().next().unwrap().ip(Family::V4).to_string();
+        fs::write(self.run_dir.join("manifests/web.yaml"), service("web", VIP, "", &[&first])).unwrap();
     }
 
     fn start(&self, node: Node<'_>) -> Result<Program, LabError> {

@@ -11,8 +11,8 @@ use std::{
 
 use lb_core::{ApplyError, Change, DatapathError, ErrorKind, Instant, Model, Plan, Reconciler, Settings};
 
-use super::{Event, manifests, shared::Shared};
-use crate::{config::Config, datapath::Installed};
+use super::{Event, leftovers::Leftovers, manifests, shared::Shared};
+use crate::{config::Config, datapath::Installed, kind::DatapathKind};
 
 /// What the thread of the datapath owns.
 pub(super) struct Agent {
@@ -20,6 +20,7 @@ pub(super) struct Agent {
     shared: Arc<Shared>,
     /// Set while nobody knows what the datapath holds.
     pause: Option<Pause>,
+    leftovers: Option<Leftovers>,
 }
 
 /// Time that a broken datapath gets before it is asked again.
@@ -37,7 +38,12 @@ impl Agent {
         let _ = reconciler.handle_change(Change::SetNode(config.node.clone()));
         let _ = reconciler.handle_change(Change::InitStart(manifests::source()));
         let shared = Arc::new(Shared::new(reconciler, config, datapath.datapath().counters()));
-        Self { datapath, shared, pause: None }
+        Self { datapath, shared, pause: None, leftovers: None }
+    }
+
+    /// Other datapaths, to be cleaned up once this one serves.
+    pub(super) fn clean_up_when_ready(&mut self, leftovers: Leftovers) {
+        self.leftovers = Some(leftovers);
     }
 
     /// What it shares with the other threads.
@@ -77,9 +83,25 @@ impl Agent {
                 tracing::warn!(problem, "the manifest directory is not watched");
                 self.shared.set_problem("ManifestsNotWatched", Some(problem));
             }
+            Event::Directory(problem) => {
+                if let Some(problem) = &problem {
+                    tracing::warn!(problem, "the manifest directory is gone");
+                }
+                self.shared.set_problem("ManifestsGone", problem);
+            }
             Event::Devices => self.follow_devices(),
             Event::Stop(_) => {}
         }
+    }
+
+    /// Without an address, nothing can be translated to one.
+    pub(super) fn check_addresses(&self, config: &Config) {
+        let none = config.node.ips.is_empty() && config.datapath != DatapathKind::Memory;
+        let problem = none.then(|| "the devices have no global address: set --node-ip and start again".to_owned());
+        if let Some(problem) = &problem {
+            tracing::warn!(problem, "this node has no address");
+        }
+        self.shared.set_problem("NoNodeIp", problem);
     }
 
     pub(super) fn follow_devices(&mut self) {
@@ -107,12 +129,25 @@ impl Agent {
         if self.shared.reconciler().installed().is_some() {
             self.pause = None;
         }
-        if self.shared.become_ready() {
+        let ready_now = self.shared.become_ready();
+        self.clean_up_leftovers();
+        if ready_now {
             tracing::info!("ready");
             // Whoever closed standard output does not wait for this.
             let _ = writeln!(io::stdout(), "ready").and_then(|()| io::stdout().flush());
         }
         Ok(())
+    }
+
+    fn clean_up_leftovers(&mut self) {
+        let now = self.shared.now();
+        let Some(leftovers) = self.leftovers.as_mut().filter(|leftovers| leftovers.due().is_some_and(|due| due <= now))
+        else {
+            return;
+        };
+        if self.shared.is_ready() {
+            self.shared.set_problem("DatapathLeft", leftovers.clean(now));
+        }
     }
 
     fn observe(&mut self, now: Instant) -> Result<(), DatapathError> {
@@ -172,7 +207,9 @@ impl Agent {
     /// How long nothing has to be done unless something happens.
     fn patience(&self) -> Option<Duration> {
         let due = self.shared.reconciler().poll_timeout().map(|(at, _)| at);
-        let due = due.into_iter().chain(self.pause.map(|pause| pause.until)).max()?;
+        let due = due.into_iter().chain(self.pause.map(|pause| pause.until)).max();
+        let leftovers = self.leftovers.as_ref().filter(|_| self.shared.is_ready()).and_then(Leftovers::due);
+        let due = due.into_iter().chain(leftovers).min()?;
         // Never nothing: a time that has passed must not make this thread spin.
         Some(due.since(self.shared.now()).max(Duration::from_millis(1)))
     }
@@ -192,25 +229,27 @@ mod tests {
     use lb_k8s::{Manifests, Snapshot};
 
     use super::*;
-    use crate::DatapathKind;
 
     const WEB: &str = "{apiVersion: v1, kind: Service, metadata: {name: web}, \
                        spec: {clusterIP: 10.96.0.1, ports: [{port: 80}]}}";
 
     /// An agent whose first listing is complete.
     fn agent(datapath: impl Datapath + 'static) -> Agent {
-        let config = Config {
+        let agent = Agent::new(&config(), Installed::Plain(Box::new(datapath)));
+        let batch = Manifests::new(manifests::source()).update(Snapshot::parse("web.yaml", WEB));
+        agent.shared.take_manifests(batch);
+        agent
+    }
+
+    fn config() -> Config {
+        Config {
             manifests: "/manifests".into(),
             datapath: DatapathKind::Memory,
             node: NodeFacts::default(),
             socket: "/socket".into(),
             state_dir: "/state".into(),
             ebpf: None,
-        };
-        let agent = Agent::new(&config, Installed::Plain(Box::new(datapath)));
-        let batch = Manifests::new(manifests::source()).update(Snapshot::parse("web.yaml", WEB));
-        agent.shared.take_manifests(batch);
-        agent
+        }
     }
 
     fn faulty(faults: Faults) -> Faulty<MemoryDatapath> {
@@ -257,6 +296,18 @@ mod tests {
     fn what_was_never_permitted_ends_the_agent() {
         let mut agent = agent(Forbidden);
         assert_eq!(agent.settle().unwrap_err().kind(), ErrorKind::Permission);
+    }
+
+    #[test]
+    fn a_node_without_an_address_says_so() {
+        let agent = agent(MemoryDatapath::default());
+        let mut config = config();
+        config.datapath = DatapathKind::Nftables;
+        agent.check_addresses(&config);
+        assert_eq!(conditions(&agent), ["NoNodeIp"]);
+        config.node.ips.push("192.0.2.1".parse().unwrap());
+        agent.check_addresses(&config);
+        assert_eq!(conditions(&agent), Vec::<String>::new());
     }
 
     struct Forbidden;

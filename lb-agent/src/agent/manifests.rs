@@ -26,6 +26,8 @@ const ABSENCE: Duration = Duration::from_millis(500);
 /// Why the manifests cannot be watched.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum WatchError {
+    #[error("{0}: not a directory; give the directory that holds the manifests")]
+    NotDirectory(PathBuf),
     #[error("the manifest directory {directory} cannot be watched")]
     Directory { directory: PathBuf, source: io::Error },
     #[error("watching files failed (the limit may be raised by `sysctl fs.inotify.max_user_instances`)")]
@@ -47,7 +49,7 @@ pub(super) fn watch(directory: &Path, events: Sender<Event>) -> Result<(), Watch
             if events.send(Event::Manifests(manifests.reload(std::slice::from_ref(&directory)))).is_err() {
                 return;
             }
-            if let Err(error) = watch.wait(&directory) {
+            if let Err(error) = watch.wait(&directory, &events) {
                 // Nobody listens when the agent is on its way out already.
                 let _ = events.send(Event::WatchFailed(error.to_string()));
                 return;
@@ -67,7 +69,10 @@ impl Watch {
         let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)
             .map_err(|error| WatchError::Inotify(error.into()))?;
         let watch = Self { inotify };
-        watch.add(directory).map_err(|source| WatchError::Directory { directory: directory.into(), source })?;
+        watch.add(directory).map_err(|source| match source.kind() {
+            io::ErrorKind::NotADirectory => WatchError::NotDirectory(directory.into()),
+            _ => WatchError::Directory { directory: directory.into(), source },
+        })?;
         Ok(watch)
     }
 
@@ -84,7 +89,7 @@ impl Watch {
     }
 
     /// Blocks until something changed that readers would notice.
-    fn wait(&mut self, directory: &Path) -> io::Result<()> {
+    fn wait(&mut self, directory: &Path, events: &Sender<Event>) -> io::Result<()> {
         loop {
             self.poll(PollTimeout::NONE)?;
             let mut found = self.take()?;
@@ -95,19 +100,25 @@ impl Watch {
                 found.extend(self.take()?);
             }
             if found.iter().any(|event| is_end(event.mask)) {
-                self.start_again(directory)?;
+                self.start_again(directory, events)?;
             }
             return Ok(());
         }
     }
 
     /// The directory is another one now, or gone for the time being.
-    fn start_again(&mut self, directory: &Path) -> io::Result<()> {
+    fn start_again(&mut self, directory: &Path, events: &Sender<Event>) -> io::Result<()> {
         self.inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
+        let mut gone = false;
         while let Err(error) = self.add(directory) {
-            tracing::debug!(%error, directory = %directory.display(), "the manifest directory is gone");
+            if !std::mem::replace(&mut gone, true) {
+                let problem = format!("{} cannot be read ({error}): the last good state stays", directory.display());
+                // Nobody listens when the agent is on its way out already.
+                let _ = events.send(Event::Directory(Some(problem)));
+            }
             thread::sleep(ABSENCE);
         }
+        let _ = events.send(Event::Directory(None));
         Ok(())
     }
 

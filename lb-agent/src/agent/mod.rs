@@ -6,6 +6,7 @@
 
 mod devices;
 mod engine;
+mod leftovers;
 mod manifests;
 mod shared;
 mod state_dir;
@@ -16,12 +17,14 @@ use std::{io, sync::mpsc};
 use lb_core::DatapathError;
 use lb_k8s::Batch;
 
-pub(crate) use self::state_dir::{Record, StateDir, StateDirError};
-use self::{devices::DeviceError, engine::Agent, manifests::WatchError, shared::Shared};
+pub(crate) use self::state_dir::{Record, StateDir, StateDirError, Used};
+use self::{devices::DeviceError, engine::Agent, leftovers::Leftovers, manifests::WatchError, shared::Shared};
 use crate::{
     api::{Listener, Query, Reply},
     config::Config,
-    datapath, signals,
+    datapath,
+    owner::{Owner, OwnerError},
+    signals,
 };
 
 /// Something that happened.
@@ -30,6 +33,8 @@ enum Event {
     Manifests(Batch),
     /// The manifest directory cannot be watched any more.
     WatchFailed(String),
+    /// The manifest directory is gone, and why that is known, or it is there again.
+    Directory(Option<String>),
     /// Devices came, went or changed.
     Devices,
     /// A signal says that it is time to go.
@@ -41,6 +46,8 @@ enum Event {
 pub(crate) enum AgentError {
     #[error(transparent)]
     StateDir(#[from] StateDirError),
+    #[error(transparent)]
+    Owner(#[from] OwnerError),
     #[error(transparent)]
     Listen(#[from] crate::api::ListenError),
     #[error("opening datapath {kind} failed: {}", error.report())]
@@ -61,15 +68,19 @@ pub(crate) enum AgentError {
 /// Runs until a signal; the datapath goes on working afterwards.
 pub(crate) fn run(config: &Config) -> Result<(), AgentError> {
     signals::block();
-    let _state_dir = StateDir::claim(&config.state_dir, &Record::of(config))?;
+    let state_dir = StateDir::claim(&config.state_dir)?;
+    let _owner = Owner::claim(config.datapath)?;
     let listener = Listener::bind(&config.socket)?;
     let (events, inbox) = mpsc::channel();
     let stop = events.clone();
     // Nobody listens when the agent is on its way out already.
     signals::watch(move |signal| drop(stop.send(Event::Stop(signal))))?;
     manifests::watch(&config.manifests, events.clone())?;
+    let left = state_dir.begin(&Used::of(config))?;
     let opened = datapath::open(config).map_err(|error| AgentError::Datapath { kind: config.datapath, error })?;
     let mut agent = Agent::new(config, opened);
+    agent.check_addresses(config);
+    agent.clean_up_when_ready(Leftovers::new(state_dir, config.socket.clone(), left));
     if config.ebpf.is_some() {
         devices::watch(events)?;
         agent.follow_devices();

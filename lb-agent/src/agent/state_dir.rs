@@ -1,6 +1,8 @@
 //! The directory for what must survive the agent.
 
 use std::{
+    collections::BTreeSet,
+    fmt,
     fs::{self, DirBuilder, File},
     io,
     os::unix::fs::DirBuilderExt,
@@ -13,7 +15,10 @@ use nix::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{config::Config, kind::DatapathKind};
+use crate::{
+    config::{Config, DEFAULT_PIN_DIR},
+    kind::DatapathKind,
+};
 
 const RECORD: &str = "agent.json";
 
@@ -26,21 +31,91 @@ pub(crate) enum StateDirError {
     Io { path: PathBuf, source: io::Error },
 }
 
-/// What the last agent used, so that `lb cleanup` finds what it left.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Record {
+/// A datapath that agents with this state directory put into the kernel and that nobody has cleaned up since.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(crate) struct Used {
     pub(crate) datapath: DatapathKind,
+    /// Only of eBPF.
     pub(crate) pin_dir: Option<PathBuf>,
 }
 
-impl Record {
-    pub(crate) fn of(config: &Config) -> Self {
-        Self { datapath: config.datapath, pin_dir: config.ebpf.as_ref().map(|ebpf| ebpf.pin_dir.clone()) }
+/// All of them, so that the next agent and `lb cleanup` find what was left.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub(crate) struct Record {
+    pub(crate) used: BTreeSet<Used>,
+}
+
+/// What may be in the file.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Stored {
+    Set {
+        used: BTreeSet<Used>,
+    },
+    /// An earlier version remembered the last one alone.
+    One(Used),
+}
+
+impl Used {
+    pub(crate) fn new(datapath: DatapathKind, pin_dir: Option<&Path>) -> Self {
+        let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.into());
+        Self { datapath, pin_dir: pin_dir.map(absolute) }
     }
 
-    /// What the last agent with this state directory used. `None` if there was none, or none that left a record.
-    pub(crate) fn read(directory: &Path) -> Option<Self> {
-        serde_json::from_slice(&fs::read(directory.join(RECORD)).ok()?).ok()
+    pub(crate) fn of(config: &Config) -> Self {
+        Self::new(config.datapath, config.ebpf.as_ref().map(|ebpf| ebpf.pin_dir.as_path()))
+    }
+
+    fn explicit(self) -> Self {
+        let pin_dir = (self.datapath == DatapathKind::Ebpf).then(|| self.pin_dir().to_owned());
+        Self { pin_dir, ..self }
+    }
+
+    /// Where it is pinned; the default where a record does not say.
+    pub(crate) fn pin_dir(&self) -> &Path {
+        self.pin_dir.as_deref().unwrap_or(Path::new(DEFAULT_PIN_DIR))
+    }
+}
+
+impl fmt::Display for Used {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.datapath {
+            DatapathKind::Ebpf => write!(f, "ebpf in {}", self.pin_dir().display()),
+            kind => kind.fmt(f),
+        }
+    }
+}
+
+impl Record {
+    /// What agents with this state directory left. Nothing if there never was one.
+    pub(crate) fn read(directory: &Path) -> Result<Self, StateDirError> {
+        let path = directory.join(RECORD);
+        let io = |source| StateDirError::Io { path: path.clone(), source };
+        let text = match fs::read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
+            text => text.map_err(io)?,
+        };
+        let used = match serde_json::from_slice(&text).map_err(|error| io(error.into()))? {
+            Stored::Set { used } => used,
+            Stored::One(used) => [used].into(),
+        };
+        // One place has one name, so that a datapath is not taken for another one.
+        Ok(Self { used: used.into_iter().map(Used::explicit).collect() })
+    }
+
+    /// Remembers that `used` is cleaned up.
+    pub(crate) fn forget(directory: &Path, used: &Used) -> Result<(), StateDirError> {
+        let mut record = Self::read(directory)?;
+        if record.used.remove(used) { record.write(directory) } else { Ok(()) }
+    }
+
+    fn write(&self, directory: &Path) -> Result<(), StateDirError> {
+        let path = directory.join(RECORD);
+        // In one step, so that nobody reads half of it.
+        let draft = path.with_extension("json.new");
+        let text = serde_json::to_vec_pretty(self).map_err(io::Error::from);
+        let written = text.and_then(|text| fs::write(&draft, text)).and_then(|()| fs::rename(&draft, &path));
+        written.map_err(|source| StateDirError::Io { path, source })
     }
 }
 
@@ -48,17 +123,15 @@ impl Record {
 #[derive(Debug)]
 pub(crate) struct StateDir {
     _lock: Flock<File>,
+    directory: PathBuf,
 }
 
 impl StateDir {
-    /// Makes the directory if need be, takes it, and leaves `record` there.
-    pub(crate) fn claim(directory: &Path, record: &Record) -> Result<Self, StateDirError> {
+    /// Makes the directory if need be and takes it.
+    pub(crate) fn claim(directory: &Path) -> Result<Self, StateDirError> {
         let made = DirBuilder::new().recursive(true).mode(0o700).create(directory);
         made.map_err(|source| StateDirError::Io { path: directory.into(), source })?;
-        let state_dir = Self::lock(directory)?;
-        let path = directory.join(RECORD);
-        write(&path, record).map_err(|source| StateDirError::Io { path, source })?;
-        Ok(state_dir)
+        Self::lock(directory)
     }
 
     /// Takes an existing directory.
@@ -66,34 +139,72 @@ impl StateDir {
         let io = |source| StateDirError::Io { path: directory.into(), source };
         let file = File::open(directory).map_err(io)?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => Ok(Self { _lock: lock }),
+            Ok(lock) => Ok(Self { _lock: lock, directory: directory.into() }),
             Err((_, Errno::EWOULDBLOCK)) => Err(StateDirError::InUse { directory: directory.into() }),
             Err((_, error)) => Err(io(error.into())),
         }
     }
-}
 
-/// In one step, so that nobody reads half of it.
-fn write(path: &Path, record: &Record) -> io::Result<()> {
-    let draft = path.with_extension("json.new");
-    fs::write(&draft, serde_json::to_vec_pretty(record)?)?;
-    fs::rename(draft, path)
+    pub(crate) fn path(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Remembers that `used` is about to be used, and gives the others that were left.
+    pub(crate) fn begin(&self, used: &Used) -> Result<Vec<Used>, StateDirError> {
+        let mut record = Record::read(&self.directory)?;
+        let others = record.used.iter().filter(|other| *other != used).cloned().collect();
+        // It puts nothing into the kernel.
+        if used.datapath != DatapathKind::Memory && record.used.insert(used.clone()) {
+            record.write(&self.directory)?;
+        }
+        Ok(others)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn ebpf(pin_dir: &str) -> Used {
+        Used::new(DatapathKind::Ebpf, Some(Path::new(pin_dir)))
+    }
+
     #[test]
-    fn a_state_directory_has_one_owner_and_remembers_the_last() {
+    fn a_state_directory_has_one_owner() {
         let parent = tempfile::tempdir().unwrap();
         let directory = parent.path().join("state");
-        assert_eq!(Record::read(&directory), None);
-        let record = Record { datapath: DatapathKind::Ebpf, pin_dir: Some("/p".into()) };
-        let held = StateDir::claim(&directory, &record).unwrap();
-        assert!(matches!(StateDir::claim(&directory, &record), Err(StateDirError::InUse { .. })));
+        let held = StateDir::claim(&directory).unwrap();
+        assert!(matches!(StateDir::claim(&directory), Err(StateDirError::InUse { .. })));
         drop(held);
-        assert_eq!(Record::read(&directory), Some(record));
         assert!(StateDir::lock(&directory).is_ok());
+    }
+
+    #[test]
+    fn every_datapath_is_remembered_until_it_is_cleaned_up() {
+        let parent = tempfile::tempdir().unwrap();
+        let state_dir = StateDir::claim(parent.path()).unwrap();
+        let nftables = Used::new(DatapathKind::Nftables, None);
+        assert_eq!(state_dir.begin(&ebpf("/a")).unwrap(), []);
+        assert_eq!(state_dir.begin(&ebpf("/a")).unwrap(), []);
+        assert_eq!(state_dir.begin(&ebpf("/b")).unwrap(), [ebpf("/a")]);
+        assert_eq!(state_dir.begin(&nftables).unwrap(), [ebpf("/a"), ebpf("/b")]);
+        Record::forget(parent.path(), &ebpf("/a")).unwrap();
+        assert_eq!(state_dir.begin(&nftables).unwrap(), [ebpf("/b")]);
+        let memory = Used::new(DatapathKind::Memory, None);
+        assert_eq!(state_dir.begin(&memory).unwrap(), [ebpf("/b"), nftables.clone()]);
+        assert_eq!(Record::read(parent.path()).unwrap().used, [ebpf("/b"), nftables].into());
+    }
+
+    #[test]
+    fn what_an_earlier_version_remembered_is_understood() {
+        let directory = tempfile::tempdir().unwrap();
+        assert_eq!(Record::read(directory.path()).unwrap(), Record::default());
+        let put = |text: &str| fs::write(directory.path().join(RECORD), text).unwrap();
+        put(r#"{"datapath": "ebpf", "pin_dir": null}"#);
+        let record = Record::read(directory.path()).unwrap();
+        assert_eq!(record.used, [ebpf(DEFAULT_PIN_DIR)].into());
+        put("{");
+        let error = Record::read(directory.path()).unwrap_err().to_string();
+        assert!(error.contains("agent.json"), "{error}");
     }
 }

@@ -113,16 +113,16 @@ pub(super) fn explanation(model: &Model, packet: &Packet, decision: &Decision) -
         Verdict::Forward(forward) => Some(forward),
         Verdict::Pass | Verdict::Reject | Verdict::Drop => None,
     };
-    let owner = decision
-        .frontend
-        .and_then(|addr| model.owner(&lb_core::FrontendAddr { scope: lb_core::Scope::External, ..addr }));
+    let addr = lb_core::FrontendAddr::new(packet.destination, packet.destination_port, packet.protocol);
+    // Known even where the datapath does not carry it and so nothing is decided.
+    let owner = model.owner(&addr);
     Explanation {
         protocol: packet.protocol.to_string(),
         source: socket(packet.source, packet.source_port),
         destination: socket(packet.destination, packet.destination_port),
         entry: entry_name(packet.entry).into(),
         verdict: verdict_name(&decision.verdict).into(),
-        frontend: decision.frontend.map(|addr| addr.to_string()),
+        frontend: decision.frontend.or(owner.map(|_| addr)).map(|addr| addr.to_string()),
         service: owner.map(|owner| owner.port.to_string()),
         choice: forward.map(|forward| choice(&forward.choice)),
         source_rewrite: forward.map(|forward| rewrite(&forward.source)),
@@ -319,6 +319,17 @@ mod tests {
         reconciler.handle_applied(plan.id, Ok(()), Instant::default());
         assert_eq!(statuses(&reconciler), ["active", "not-carried"]);
         assert_eq!(only(&reconciler).frontends[0].backends, BackendCount { active: 1, total: 2 });
+    }
+
+    #[test]
+    fn a_frontend_that_is_not_carried_is_named() {
+        let reconciler = reconciler();
+        let model = reconciler.model();
+        let packet = crate::flow::parse("tcp", "198.51.100.1:4000", "192.0.2.1:30080", None, model.node()).unwrap();
+        let decision = lb_core::decide(model, &packet, &lb_core::FlowView::default(), Instant::default());
+        let said = explanation(model, &packet, &decision);
+        assert_eq!((said.verdict.as_str(), said.service.as_deref()), ("pass", Some("default/web")));
+        assert_eq!(said.frontend.as_deref(), Some("192.0.2.1:30080/tcp"));
     }
 
     #[test]

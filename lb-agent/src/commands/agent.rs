@@ -17,7 +17,9 @@ pub(super) fn run(args: AgentArgs) -> Outcome {
     let given = settings.clone();
     log_to_stderr(settings.log_level.unwrap_or_default());
     let config = settings.complete().map_err(|error| match error {
-        crate::config::ConfigError::Missing(_) => Failure::Usage(error.to_string()),
+        crate::config::ConfigError::Missing(_) | crate::config::ConfigError::NodeIp(..) => {
+            Failure::Usage(error.to_string())
+        }
         error => Failure::chain(&error),
     })?;
     for setting in given.useless_for(config.datapath) {

@@ -44,6 +44,7 @@ fn text(explanation: &Explanation) -> String {
 fn verdict(explanation: &Explanation) -> String {
     let Some(choice) = &explanation.choice else {
         return match explanation.verdict.as_str() {
+            "pass" if explanation.frontend.is_some() => not_carried(explanation),
             "pass" => "passed on: it is for no service".into(),
             "reject" => "refused at once".into(),
             "drop" => "dropped silently".into(),
@@ -62,6 +63,12 @@ fn verdict(explanation: &Explanation) -> String {
     format!("{one} {}{}{}", backends.join(", "), source.unwrap_or_default(), hairpin.unwrap_or_default())
 }
 
+fn not_carried(explanation: &Explanation) -> String {
+    let frontend = explanation.frontend.as_deref().unwrap_or_default();
+    let service = explanation.service.as_ref().map(|service| format!(" of service {service}"));
+    format!("passed on: the datapath does not carry frontend {frontend}{}", service.unwrap_or_default())
+}
+
 fn said(rewrite: &Rewrite) -> String {
     match rewrite {
         Rewrite::Kept => "kept".into(),
@@ -76,6 +83,28 @@ fn said(rewrite: &Rewrite) -> String {
 mod tests {
     use super::*;
     use crate::api::{Choice, Rejected, Step, Weighted};
+
+    #[test]
+    fn a_frontend_that_is_not_carried_is_not_for_no_service() {
+        let explanation = Explanation {
+            protocol: "sctp".into(),
+            source: "10.0.0.1:1".into(),
+            destination: "10.96.0.1:80".into(),
+            entry: "pod".into(),
+            verdict: "pass".into(),
+            frontend: Some("10.96.0.1:80/sctp".into()),
+            service: Some("default/web:http".into()),
+            choice: None,
+            source_rewrite: None,
+            hairpin_rewrite: None,
+            steps: Vec::new(),
+            rejected: Vec::new(),
+        };
+        let expected = "passed on: the datapath does not carry frontend 10.96.0.1:80/sctp of service default/web:http";
+        assert_eq!(verdict(&explanation), expected);
+        let none = Explanation { frontend: None, service: None, ..explanation };
+        assert_eq!(verdict(&none), "passed on: it is for no service");
+    }
 
     #[test]
     fn an_explanation_reads_from_top_to_bottom() {

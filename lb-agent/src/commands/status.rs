@@ -4,7 +4,7 @@ use crate::{
     api::{Client, Condition, Status},
     cli::StatusArgs,
     exit::{Outcome, Verdict},
-    output::{self, Table, printable},
+    output::{self, Table, count, printable},
 };
 
 pub(super) fn run(args: &StatusArgs) -> Outcome {
@@ -29,18 +29,22 @@ fn table(status: &Status) -> String {
     }
     if let Some(usage) = datapath.usage {
         let bytes = usage.bytes.map(|bytes| format!(", {bytes} bytes")).unwrap_or_default();
-        line("kernel", format!("{} rules, {} elements{bytes}", usage.rules, usage.elements));
+        line("kernel", format!("{}, {}{bytes}", count(usage.rules, "rule"), count(usage.elements, "element")));
     }
     line("node", node(status));
     let manifests = &status.manifests;
-    line("manifests", format!("{}, read {} times{}", manifests.directory, manifests.reads, left_out(status)));
+    line("manifests", format!("{}, read {}{}", manifests.directory, count(manifests.reads, "time"), left_out(status)));
     let counts = &status.counts;
-    let failed = if counts.failed > 0 { format!(", {} frontends failed", counts.failed) } else { String::new() };
+    let failed =
+        if counts.failed > 0 { format!(", {} failed", count(counts.failed, "frontend")) } else { String::new() };
     line(
         "held",
         format!(
-            "{} services, {} frontends, {} backend sets, {} backends{failed}",
-            counts.services, counts.frontends, counts.sets, counts.backends
+            "{}, {}, {}, {}{failed}",
+            count(counts.services, "service"),
+            count(counts.frontends, "frontend"),
+            count(counts.sets, "backend set"),
+            count(counts.backends, "backend")
         ),
     );
     table.to_string() + &conditions(&status.conditions)
@@ -59,12 +63,12 @@ fn node(status: &Status) -> String {
 fn left_out(status: &Status) -> String {
     let manifests = &status.manifests;
     let parts = [
-        (manifests.refused.len(), "objects refused"),
-        (manifests.unsupported.len(), "fields not carried out"),
-        (manifests.skipped.len(), "objects skipped"),
-        (manifests.ignored_files.len(), "files ignored"),
+        (manifests.refused.len(), "object", "refused"),
+        (manifests.unsupported.len(), "field", "not carried out"),
+        (manifests.skipped.len(), "object", "skipped"),
+        (manifests.ignored_files.len(), "file", "ignored"),
     ];
-    parts.into_iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!(", {count} {what}")).collect()
+    parts.into_iter().filter(|part| part.0 > 0).map(|(n, what, fate)| format!(", {} {fate}", count(n, what))).collect()
 }
 
 fn conditions(conditions: &[Condition]) -> String {

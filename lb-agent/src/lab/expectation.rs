@@ -4,7 +4,8 @@ use std::fmt::Display;
 
 use serde::Serialize;
 
-use super::{error::RunError, interrupt};
+use super::{error::RunError, interrupt, kernel};
+use crate::kind::DatapathKind;
 
 /// Something that is promised, and whether it is kept.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -15,6 +16,13 @@ pub(crate) struct Expectation {
     pub(super) passed: bool,
     /// What was seen.
     pub(super) detail: String,
+}
+
+impl Expectation {
+    /// The promise that is broken when nothing else could be looked into.
+    pub(super) fn cannot_run(datapath: DatapathKind, error: &RunError) -> Self {
+        Self { name: "it runs".into(), passed: false, detail: kernel::because(datapath, error) }
+    }
 }
 
 /// What was seen, as it should be (`Ok`) or not (`Err`).

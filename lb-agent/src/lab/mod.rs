@@ -9,6 +9,7 @@ mod compare;
 mod error;
 mod expectation;
 mod interrupt;
+mod kernel;
 mod report;
 mod rules;
 mod side_by_side;
@@ -46,6 +47,7 @@ pub(crate) fn run(args: &LabArgs) -> Outcome {
     if args.datapath == Some(DatapathKind::Memory) {
         return Err(Failure::Usage("datapath memory carries no packets: choose one that does".into()));
     }
+    args.report.as_deref().map(report::prepare).transpose()?;
     interrupt::arm()?;
     let progress = Progress::new();
     match args.use_case {
@@ -63,11 +65,20 @@ pub(crate) fn run(args: &LabArgs) -> Outcome {
 }
 
 fn run_all(datapath: Option<DatapathKind>, progress: &Progress) -> Result<FullReport, Failure> {
-    let case = |use_case: UseCase| run_case(use_case, datapath.unwrap_or(use_case.datapath()), progress);
+    // One that cannot run fails alone.
+    let case = |use_case: UseCase| {
+        let kind = datapath.unwrap_or(use_case.datapath());
+        match try_case(use_case, kind, progress) {
+            Err(error) if !matches!(error, RunError::Interrupted) => Ok(CaseReport::cannot_run(use_case, kind, &error)),
+            done => done.map_err(|error| failure(&format!("{} on {kind}", use_case.name()), &error)),
+        }
+    };
     let use_cases: Vec<CaseReport> = UseCase::ALL.into_iter().map(case).collect::<Result<_, _>>()?;
-    let side = |kind: DatapathKind| {
-        side_by_side::run(kind, &|doing| progress.show(&format!("side by side on {kind}: {doing}")))
-            .map_err(|error| failure(&format!("side by side on {kind}"), &error))
+    let side = |kind: DatapathKind| match side_by_side::run(kind, &|doing| {
+        progress.show(&format!("side by side on {kind}: {doing}"))
+    }) {
+        Err(error) if !matches!(error, RunError::Interrupted) => Ok(side_by_side::Row::cannot_run(kind, &error)),
+        done => done.map_err(|error| failure(&format!("side by side on {kind}"), &error)),
     };
     let kinds = datapath.map_or_else(|| DatapathKind::KERNEL.to_vec(), |kind| vec![kind]);
     let datapaths: Vec<_> = kinds.into_iter().map(side).collect::<Result<_, _>>()?;
@@ -77,12 +88,17 @@ fn run_all(datapath: Option<DatapathKind>, progress: &Progress) -> Result<FullRe
 
 fn run_case(use_case: UseCase, datapath: DatapathKind, progress: &Progress) -> Result<CaseReport, Failure> {
     let name = format!("{} on {datapath}", use_case.name());
+    try_case(use_case, datapath, progress)
+        .map_err(|error| Failure::Error(format!("{name}: {}", kernel::because(datapath, &error))))
+}
+
+fn try_case(use_case: UseCase, datapath: DatapathKind, progress: &Progress) -> Result<CaseReport, RunError> {
+    let name = format!("{} on {datapath}", use_case.name());
     progress.show(&format!("{name}: building a cluster"));
     let tell = |doing: &str| progress.show(&format!("{name}: {doing}"));
     let mut checks = Checks::new(&tell);
-    let done =
-        Cluster::start(use_case, datapath).and_then(|cluster| checks::run(use_case, datapath, &cluster, &mut checks));
-    done.map_err(|error| failure(&name, &error))?;
+    let cluster = Cluster::start(use_case, datapath)?;
+    checks::run(use_case, datapath, &cluster, &mut checks)?;
     let expectations = checks.all;
     let passed = expectations.iter().all(|expectation| expectation.passed);
     Ok(CaseReport { use_case, datapath, passed, expectations })
@@ -93,10 +109,10 @@ fn failure(what: &str, error: &RunError) -> Failure {
 }
 
 fn publish(args: &LabArgs, report: &impl serde::Serialize, passed: bool, table: impl FnOnce() -> String) -> Outcome {
+    output::write(args.output, report, table)?;
     if let Some(directory) = &args.report {
         report::save(directory, report)?;
     }
-    output::write(args.output, report, table)?;
     Ok(if passed { Verdict::Fine } else { Verdict::Failed })
 }
 

@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use serde::Serialize;
 
-use super::{expectation::Expectation, side_by_side::Row, use_case::UseCase};
+use super::{error::RunError, expectation::Expectation, side_by_side::Row, use_case::UseCase};
 use crate::{
     exit::Failure,
     kind::DatapathKind,
@@ -30,6 +30,10 @@ pub(super) struct FullReport {
 }
 
 impl CaseReport {
+    pub(super) fn cannot_run(use_case: UseCase, datapath: DatapathKind, error: &RunError) -> Self {
+        Self { use_case, datapath, passed: false, expectations: vec![Expectation::cannot_run(datapath, error)] }
+    }
+
     pub(super) fn table(&self) -> String {
         let mut table = Table::new(["", "EXPECTATION", "SEEN"]);
         for Expectation { name, passed, detail } in &self.expectations {
@@ -64,10 +68,41 @@ impl FullReport {
     }
 }
 
-/// Writes `report` to `report.json` in `directory`, which is made if need be.
+/// Makes `directory`, before minutes are spent on what could not be saved.
+pub(super) fn prepare(directory: &Path) -> Result<(), Failure> {
+    fs::create_dir_all(directory)
+        .map_err(|error| Failure::Error(format!("making the directory {} failed: {error}", directory.display())))
+}
+
+/// Writes `report` to `report.json` in `directory`.
 pub(super) fn save(directory: &Path, report: &impl Serialize) -> Result<(), Failure> {
     let path = directory.join("report.json");
     let text = serde_json::to_string_pretty(report).map_err(Failure::error)?;
-    let saved = fs::create_dir_all(directory).and_then(|()| fs::write(&path, text + "\n"));
-    saved.map_err(|error| Failure::Error(format!("writing {} failed: {error}", path.display())))
+    fs::write(&path, text + "\n").map_err(|error| Failure::Error(format!("writing {} failed: {error}", path.display())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_datapath_that_cannot_run_is_a_row_that_failed() {
+        let error = RunError::Lacks { use_case: "a", what: "everything" };
+        let row = Row::cannot_run(DatapathKind::IptablesNft, &error);
+        let case = CaseReport::cannot_run(UseCase::SessionAffinity, DatapathKind::IptablesNft, &error);
+        let text = FullReport { passed: false, use_cases: vec![case], datapaths: vec![row.clone()] }.table();
+        assert!(text.contains("FAILED   it runs"), "{text}");
+        assert!(text.contains("iptables-nft: it runs: the manifests of a lack everything"), "{text}");
+        assert_eq!(serde_json::to_value(row).unwrap()["ready_ms"], serde_json::Value::Null);
+    }
+
+    #[test]
+    fn a_directory_that_cannot_be_is_known_beforehand() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        assert!(prepare(&file.path().join("report")).is_err());
+        let parent = tempfile::tempdir().unwrap();
+        prepare(&parent.path().join("a/b")).unwrap();
+        save(&parent.path().join("a/b"), &1).unwrap();
+        assert_eq!(fs::read_to_string(parent.path().join("a/b/report.json")).unwrap(), "1\n");
+    }
 }

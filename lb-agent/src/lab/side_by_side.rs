@@ -24,17 +24,17 @@ pub(super) struct Row {
     pub(super) datapath: DatapathKind,
     pub(super) passed: bool,
     /// From the start of the agents until the services were in the datapath of every node.
-    pub(super) ready_ms: f64,
+    pub(super) ready_ms: Option<f64>,
     /// Rules on one node.
     pub(super) rules: Option<u64>,
     /// Elements of maps and sets on one node.
     pub(super) elements: Option<u64>,
     /// A new TCP connection through the service, from a pod.
-    pub(super) connect_p50_us: f64,
-    pub(super) connect_p99_us: f64,
+    pub(super) connect_p50_us: Option<f64>,
+    pub(super) connect_p99_us: Option<f64>,
     /// The same to a backend itself, interleaved with the former.
-    pub(super) direct_p50_us: f64,
-    pub(super) connect_p50_ratio: f64,
+    pub(super) direct_p50_us: Option<f64>,
+    pub(super) connect_p50_ratio: Option<f64>,
     pub(super) expectations: Vec<Expectation>,
 }
 
@@ -52,13 +52,13 @@ pub(super) fn run(datapath: DatapathKind, progress: &dyn Fn(&str)) -> Result<Row
     Ok(Row {
         datapath,
         passed: checks.all.iter().all(|expectation| expectation.passed),
-        ready_ms: millis(cluster.ready),
+        ready_ms: Some(millis(cluster.ready)),
         rules: usage.map(|usage| usage.rules),
         elements: usage.map(|usage| usage.elements),
-        connect_p50_us: micros(service.p50()),
-        connect_p99_us: micros(service.p99()),
-        direct_p50_us: micros(direct.p50()),
-        connect_p50_ratio: service.p50().as_secs_f64() / direct.p50().as_secs_f64().max(f64::EPSILON),
+        connect_p50_us: Some(micros(service.p50())),
+        connect_p99_us: Some(micros(service.p99())),
+        direct_p50_us: Some(micros(direct.p50())),
+        connect_p50_ratio: Some(service.p50().as_secs_f64() / direct.p50().as_secs_f64().max(f64::EPSILON)),
         expectations: checks.all,
     })
 }
@@ -76,18 +76,35 @@ fn race(cluster: &Cluster) -> Result<[lb_testkit::traffic::Latencies; 2], RunErr
 }
 
 impl Row {
+    /// A datapath that this machine cannot have.
+    pub(super) fn cannot_run(datapath: DatapathKind, error: &RunError) -> Self {
+        Self {
+            datapath,
+            passed: false,
+            ready_ms: None,
+            rules: None,
+            elements: None,
+            connect_p50_us: None,
+            connect_p99_us: None,
+            direct_p50_us: None,
+            connect_p50_ratio: None,
+            expectations: vec![Expectation::cannot_run(datapath, error)],
+        }
+    }
+
     pub(super) fn cells(&self) -> [String; 9] {
+        let figure = |figure: Option<f64>, digits| figure.map(|it| format!("{it:.digits$}")).unwrap_or_default();
         let number = |number: Option<u64>| number.map(|number| number.to_string()).unwrap_or_default();
         [
             self.datapath.to_string(),
             if self.passed { "passed".into() } else { "FAILED".into() },
-            format!("{:.0}", self.ready_ms),
+            figure(self.ready_ms, 0),
             number(self.rules),
             number(self.elements),
-            format!("{:.1}", self.connect_p50_us),
-            format!("{:.1}", self.connect_p99_us),
-            format!("{:.1}", self.direct_p50_us),
-            format!("{:.2}", self.connect_p50_ratio),
+            figure(self.connect_p50_us, 1),
+            figure(self.connect_p99_us, 1),
+            figure(self.direct_p50_us, 1),
+            figure(self.connect_p50_ratio, 2),
         ]
     }
 
