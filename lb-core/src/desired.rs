@@ -31,6 +31,22 @@ pub struct Desired {
     specs: BTreeMap<SetId, TableSpec>,
     frontends_in_set: BTreeMap<SetId, usize>,
     sets_with_backend: BTreeMap<BackendId, usize>,
+    claims: BTreeMap<FrontendAddr, Claim>,
+    frontends_that_say_local: BTreeMap<BackendAddr, usize>,
+}
+
+/// What a frontend's endpoints say about where its backends run. Two services may say different things about one
+/// backend; it is local if any of them says so, whichever came first.
+#[derive(Clone, Debug)]
+struct Claim {
+    spec: Arc<TableSpec>,
+    local: Arc<[bool]>,
+}
+
+impl Claim {
+    fn backends(&self) -> impl Iterator<Item = (BackendAddr, bool)> {
+        self.spec.backends.iter().zip(&*self.local).map(|((addr, _), &local)| (*addr, local))
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -48,7 +64,7 @@ struct Wanted {
 }
 
 enum WantedTarget {
-    Set { spec: Arc<TableSpec>, local: Arc<[bool]> },
+    Set(Claim),
     Reject,
     Drop,
 }
@@ -117,11 +133,12 @@ impl Desired {
         touched: &mut Touched,
     ) -> Result<(), IdsExhausted> {
         let Wanted { addr, owner, affinity, target } = wanted;
-        let target = match target {
-            WantedTarget::Set { spec, local } => Target::Set(self.use_set(&spec, &local, model, touched)?),
-            WantedTarget::Reject => Target::Reject,
-            WantedTarget::Drop => Target::Drop,
+        let (target, claim) = match target {
+            WantedTarget::Set(claim) => (Target::Set(self.use_set(&claim.spec, model, touched)?), Some(claim)),
+            WantedTarget::Reject => (Target::Reject, None),
+            WantedTarget::Drop => (Target::Drop, None),
         };
+        self.claim(addr, claim, touched);
         let frontend = Frontend { id: self.frontend_ids.id(&addr)?, target, affinity };
         let before = self.state.frontends.insert(addr, frontend);
         if before != Some(frontend) {
@@ -139,6 +156,7 @@ impl Desired {
     fn remove_frontend(&mut self, addr: FrontendAddr, touched: &mut Touched) {
         let Some(frontend) = self.state.frontends.remove(&addr) else { return };
         touched.frontends.insert(addr);
+        self.claim(addr, None, touched);
         self.frontend_ids.remove(&addr);
         self.labels.remove(&addr);
         if let Some(owner) = self.owners.remove(&addr)
@@ -155,26 +173,49 @@ impl Desired {
     }
 
     /// The set for `spec`, with one more user.
-    fn use_set(
-        &mut self,
-        spec: &Arc<TableSpec>,
-        local: &[bool],
-        model: &Model,
-        touched: &mut Touched,
-    ) -> Result<SetId, IdsExhausted> {
+    fn use_set(&mut self, spec: &Arc<TableSpec>, model: &Model, touched: &mut Touched) -> Result<SetId, IdsExhausted> {
         let id = match self.set_ids.lookup(&SetKey::Spec(TableSpec::clone(spec))) {
             Some(id) => id,
             None => self.add_set(spec, model, touched)?,
         };
         *self.frontends_in_set.entry(id).or_insert(0) += 1;
-        for ((addr, _), &local) in spec.backends.iter().zip(local) {
+        for (addr, _) in &spec.backends {
             let backend_id = self.backend_ids.id(addr)?;
-            let backend = Backend { addr: *addr, local };
-            if self.state.backends.insert(backend_id, backend) != Some(backend) {
+            self.state.backends.entry(backend_id).or_insert_with(|| {
                 touched.backends.insert(backend_id);
-            }
+                Backend { addr: *addr, local: self.frontends_that_say_local.contains_key(addr) }
+            });
         }
         Ok(id)
+    }
+
+    /// Takes in what a frontend now says about its backends, in place of what it said before.
+    fn claim(&mut self, addr: FrontendAddr, new: Option<Claim>, touched: &mut Touched) {
+        let old = match new.clone() {
+            Some(claim) => self.claims.insert(addr, claim),
+            None => self.claims.remove(&addr),
+        };
+        for (backend, _) in new.iter().flat_map(Claim::backends).filter(|(_, local)| *local) {
+            *self.frontends_that_say_local.entry(backend).or_insert(0) += 1;
+        }
+        for (backend, _) in old.iter().flat_map(Claim::backends).filter(|(_, local)| *local) {
+            if let Some(says) = self.frontends_that_say_local.get_mut(&backend) {
+                *says -= 1;
+                if *says == 0 {
+                    self.frontends_that_say_local.remove(&backend);
+                }
+            }
+        }
+        for (backend, _) in new.iter().chain(&old).flat_map(Claim::backends) {
+            let local = self.frontends_that_say_local.contains_key(&backend);
+            let Some(id) = self.backend_ids.lookup(&backend) else { continue };
+            if let Some(known) = self.state.backends.get_mut(&id)
+                && known.local != local
+            {
+                known.local = local;
+                touched.backends.insert(id);
+            }
+        }
     }
 
     fn add_set(&mut self, spec: &TableSpec, model: &Model, touched: &mut Touched) -> Result<SetId, IdsExhausted> {
@@ -303,14 +344,14 @@ impl Tables<'_> {
             match (selection.usable.is_empty(), selection.excluded_by_policy) {
                 (true, true) => WantedTarget::Drop,
                 (true, false) => WantedTarget::Reject,
-                (false, _) => WantedTarget::Set {
+                (false, _) => WantedTarget::Set(Claim {
                     local: selection.usable.iter().map(|usable| usable.local).collect(),
                     spec: Arc::new(table_spec(model, service, &selection)),
-                },
+                }),
             }
         });
         match known {
-            WantedTarget::Set { spec, local } => WantedTarget::Set { spec: Arc::clone(spec), local: Arc::clone(local) },
+            WantedTarget::Set(claim) => WantedTarget::Set(claim.clone()),
             WantedTarget::Reject => WantedTarget::Reject,
             WantedTarget::Drop => WantedTarget::Drop,
         }

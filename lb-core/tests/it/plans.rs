@@ -145,3 +145,29 @@ fn equal_backend_sets_share_one_table() {
     let targets: BTreeSet<Target> = desired.state().frontends.values().map(|frontend| frontend.target).collect();
     assert_eq!((desired.state().frontends.len(), targets.len(), desired.state().sets.len()), (4, 1, 1));
 }
+
+#[test]
+fn a_backend_that_two_services_place_differently_is_local_whichever_came_first() {
+    let mut model = Model::default();
+    let here = lb_core::NodeFacts { name: Some(lb_core::NodeName::new("here")), ..Default::default() };
+    model.apply(Change::SetNode(here)).unwrap();
+    let at =
+        |node| lb_core::Endpoint { node: Some(lb_core::NodeName::new(node)), ..crate::worlds::ready("10.244.0.1") };
+    for (name, address, node) in [("a", "10.96.0.1", "here"), ("b", "10.96.0.2", "there")] {
+        model.apply(Change::UpsertService(crate::worlds::web(name, address))).unwrap();
+        model.apply(Change::ReplaceEndpoints(crate::worlds::slice(name, [at(node)]))).unwrap();
+    }
+    let names = ["a", "b"].map(|name| BTreeSet::from([ServiceName::new("default", name)]));
+    for order in [[&names[0], &names[1]], [&names[1], &names[0]]] {
+        let mut desired = Desired::default();
+        for name in order {
+            desired.update(&model, name).unwrap();
+        }
+        let local: Vec<bool> = desired.state().backends.values().map(|backend| backend.local).collect();
+        assert_eq!(local, [true]);
+        let mut without = model.clone();
+        let touched = without.apply(Change::RemoveService(ServiceName::new("default", "a"))).unwrap();
+        desired.update(&without, &touched).unwrap();
+        assert!(desired.state().backends.values().all(|backend| !backend.local), "only `b` is left to say");
+    }
+}
