@@ -13,7 +13,7 @@ packages=(ca-certificates gcc libc6-dev iptables nftables procps)
 
 case "${1:-}" in
 '') test=no ;;
---test) test=yes packages+=(llvm) ;;
+--test) test=yes packages+=(iproute2 llvm) ;;
 *)
     sed -n 's/^# \{0,1\}//p' "$0" | sed -n '1,7p' >&2
     exit 2
