@@ -94,11 +94,11 @@ impl Links {
         create: impl FnOnce() -> io::Result<OwnedFd>,
     ) -> io::Result<()> {
         let path = self.dir.join(name);
-        if path.exists() {
-            let link = sys::open_pin(&path)?;
-            if sys::link_info(link.as_fd())? == wanted {
-                return sys::update_link(link.as_fd(), program);
-            }
+        let old = path.exists().then(|| sys::open_pin(&path)).transpose()?;
+        if let Some(old) = &old
+            && sys::link_info(old.as_fd())? == wanted
+        {
+            return sys::update_link(old.as_fd(), program);
         }
         let link = create()?;
         let fresh = self.dir.join(format!("{name}_new"));
@@ -106,14 +106,31 @@ impl Links {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => sys::pin(link.as_fd(), &fresh)?,
         }
-        fs::rename(&fresh, &path)
+        fs::rename(&fresh, &path)?;
+        old.map_or(Ok(()), |old| detach(old.as_fd()))
     }
 }
 
-fn unpin(path: &Path) -> Result<(), EbpfError> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("removing", path)(error)),
-        _ => Ok(()),
+/// Detaches what is pinned at `path`, if anything is, and removes the pin.
+///
+/// The kernel would detach it by itself after the last pin and descriptor are gone, but some grace period later: packets
+/// that come meanwhile would still be translated.
+pub(crate) fn unpin(path: &Path) -> Result<(), EbpfError> {
+    match sys::open_pin(path) {
+        Ok(link) => {
+            detach(link.as_fd()).map_err(failed("detaching", path))?;
+            fs::remove_file(path).map_err(failed("removing", path))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(failed("opening", path)(error)),
+    }
+}
+
+fn detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    match sys::detach_link(link) {
+        // A device that is gone took its link along.
+        Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => Ok(()),
+        other => other,
     }
 }
 

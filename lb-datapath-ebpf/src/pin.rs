@@ -11,7 +11,7 @@ use std::{
 
 use lb_datapath_ebpf_abi::LAYOUT;
 
-use crate::{error::EbpfError, sys};
+use crate::{error::EbpfError, links::unpin, sys};
 
 /// How long a pin directory's lock may be held by somebody else before the datapath is refused.
 const LOCK_WAIT: Duration = Duration::from_millis(500);
@@ -65,9 +65,9 @@ impl Pins {
     /// its maps empty.
     pub(crate) fn remove(self) -> Result<(), EbpfError> {
         for layout in layouts(&self.root)? {
-            for dir in [layout.join("links"), layout.join("maps"), layout] {
-                remove_dir(&dir)?;
-            }
+            remove_dir(&layout.join("links"), unpin)?;
+            remove_dir(&layout.join("maps"), remove_file)?;
+            remove_dir(&layout, remove_file)?;
         }
         match fs::remove_dir(&self.root) {
             // Somebody else's pins are in there.
@@ -117,15 +117,19 @@ fn layouts(root: &Path) -> Result<Vec<PathBuf>, EbpfError> {
     Ok(found)
 }
 
-fn remove_dir(dir: &Path) -> Result<(), EbpfError> {
+/// Removes `dir`, if it exists, and each of its entries by `remove`.
+fn remove_dir(dir: &Path, remove: fn(&Path) -> Result<(), EbpfError>) -> Result<(), EbpfError> {
     if !dir.exists() {
         return Ok(());
     }
     for entry in fs::read_dir(dir).map_err(failed("reading", dir))? {
-        let path = entry.map_err(failed("reading", dir))?.path();
-        fs::remove_file(&path).map_err(failed("removing", &path))?;
+        remove(&entry.map_err(failed("reading", dir))?.path())?;
     }
     fs::remove_dir(dir).map_err(failed("removing", dir))
+}
+
+fn remove_file(path: &Path) -> Result<(), EbpfError> {
+    fs::remove_file(path).map_err(failed("removing", path))
 }
 
 pub(crate) fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> EbpfError {

@@ -99,6 +99,12 @@ struct LinkUpdateAttr {
     old_prog: u32,
 }
 
+#[repr(C)]
+#[derive(Default)]
+struct LinkDetachAttr {
+    link: u32,
+}
+
 /// `bpf(2)`.
 ///
 /// # Safety
@@ -335,6 +341,13 @@ pub(crate) fn update_link(link: BorrowedFd<'_>, prog: BorrowedFd<'_>) -> io::Res
     let mut attr = LinkUpdateAttr { link: raw(link), prog: raw(prog), ..LinkUpdateAttr::default() };
     // SAFETY: the attributes hold no addresses.
     unsafe { bpf(bpf_cmd::BPF_LINK_UPDATE, &mut attr) }.map(drop)
+}
+
+/// Detaches the program of a link at once. A link whose last holder goes is detached only some time later.
+pub(crate) fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr = LinkDetachAttr { link: raw(link) };
+    // SAFETY: the attributes hold no addresses.
+    unsafe { bpf(bpf_cmd::BPF_LINK_DETACH, &mut attr) }.map(drop)
 }
 
 /// The device called `name` in the caller's network namespace.

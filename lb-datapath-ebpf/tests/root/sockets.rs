@@ -2,11 +2,12 @@
 
 use std::{
     collections::BTreeSet,
-    io,
+    fs, io,
     net::{SocketAddr, TcpStream, UdpSocket},
     sync::Arc,
 };
 
+use aya::programs::links::PinnedLink;
 use lb_core::{Affinity, BackendSet, Datapath, FrontendAddr, Labels, Lookup, Protocol, SetId, State, Target, diff};
 use lb_datapath_ebpf::EbpfDatapath;
 
@@ -16,7 +17,7 @@ use crate::common::{Cgroup, Namespace, PinDir, ask_on, ask_tcp, ask_udp, backend
 struct Host {
     datapath: EbpfDatapath,
     space: Namespace,
-    _pins: PinDir,
+    pins: PinDir,
     _cgroup: Cgroup,
 }
 
@@ -30,7 +31,7 @@ impl Host {
             space.spawn(job);
         }
         let datapath = EbpfDatapath::open(config(&pins, &cgroup)).unwrap();
-        Self { datapath, space, _pins: pins, _cgroup: cgroup }
+        Self { datapath, space, pins, _cgroup: cgroup }
     }
 
     fn apply(&mut self, desired: &State) {
@@ -90,6 +91,22 @@ fn an_ipv6_socket_reaches_an_ipv4_service() {
         stream.peer_addr().unwrap()
     });
     assert_eq!(peer, vip);
+}
+
+/// A link that only loses its pin stays attached while anybody holds it, and until the kernel finds time after that.
+#[test]
+#[ignore = "needs root: loads eBPF programs and makes a namespace and a cgroup"]
+fn nothing_is_translated_any_more_when_cleanup_returns() {
+    let _turn = turn();
+    let mut host = Host::new();
+    host.apply(&services(Protocol::Tcp, Lookup::Random, None));
+    let vip = addr(VIPS[0].0);
+    assert!(host.run(|| ask_tcp(vip)).is_ok());
+    let links = fs::read_dir(host.pins.0.join("v1/links")).unwrap();
+    let held: Vec<_> = links.map(|link| PinnedLink::from_pin(link.unwrap().path()).unwrap()).collect();
+    assert!(!held.is_empty());
+    host.datapath.cleanup().unwrap();
+    assert_eq!(host.run(|| TcpStream::connect(vip)).unwrap_err().kind(), io::ErrorKind::NetworkUnreachable);
 }
 
 #[test]
