@@ -8,7 +8,10 @@ use alloc::{
 };
 use core::{error::Error, fmt, ops::RangeInclusive, time::Duration};
 
-use crate::{Algorithm, Family, FrontendAddr, FrontendKind, Plan, Protocol, State};
+use crate::{
+    Algorithm, Drift, Expected, Family, FrontendAddr, FrontendKind, Inspection, KernelAnswer, Packet, Plan, Protocol,
+    State, diff, drift,
+};
 
 /// Something that can carry services: the kernel through eBPF, nftables or iptables, or [memory](crate::MemoryDatapath).
 ///
@@ -41,10 +44,63 @@ pub trait Datapath: Send {
     /// When something is left.
     fn cleanup(&mut self) -> Result<(), DatapathError>;
 
+    /// Compares what it holds with what it should hold: what plans put there and, below that, whatever it needs to work
+    /// (programs, links, pins, chains, rules, routes). Empty when nothing differs.
+    ///
+    /// Unless a datapath knows better, it [observes](Self::observe) and [compares](drift).
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    fn inspect(&mut self, expected: Expected<'_>, inspection: Inspection) -> Result<Vec<Drift>, DatapathError> {
+        let _ = inspection;
+        Ok(drift(expected.state, &self.observe()?))
+    }
+
+    /// Puts right what [`inspect`](Self::inspect) found, without a gap for what is right: flows that are established
+    /// survive. Afterwards it holds what is expected.
+    ///
+    /// Unless a datapath knows better, it observes and carries out the difference.
+    ///
+    /// # Errors
+    /// As for [`apply`](Self::apply).
+    fn repair(&mut self, expected: Expected<'_>, found: &[Drift]) -> Result<(), ApplyError> {
+        let _ = found;
+        let observed = self.observe().map_err(ApplyError::unknown)?;
+        self.apply(&diff(&observed, expected.state, expected.labels))
+    }
+
+    /// Something that notices when others change what it holds, if there is such a thing; used from another thread.
+    ///
+    /// # Errors
+    /// When it cannot be set up.
+    fn watcher(&mut self) -> Result<Option<Box<dyn Watcher>>, DatapathError> {
+        Ok(None)
+    }
+
+    /// Asks the kernel what becomes of a packet, without a trace, if it can be asked.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked now.
+    fn ask(&mut self, packet: &Packet) -> Result<Option<KernelAnswer>, DatapathError> {
+        let _ = packet;
+        Ok(None)
+    }
+
     /// Counts of what it holds in the kernel, if it can count.
     fn counters(&self) -> Option<Arc<dyn Counters>> {
         None
     }
+}
+
+/// Notices when others change what a datapath holds.
+pub trait Watcher: Send {
+    /// Waits until something happened that deserves an [inspection](Datapath::inspect) of the
+    /// [suspects](Inspection::Suspects), at most for `timeout`; says whether it did. What the datapath does itself is
+    /// no such thing.
+    ///
+    /// # Errors
+    /// When it cannot watch any more, or missed something: everything deserves an inspection then.
+    fn wait(&mut self, timeout: Duration) -> Result<bool, DatapathError>;
 }
 
 /// What a datapath holds in the kernel, usable while [`Datapath::apply`] runs.

@@ -1,9 +1,10 @@
 //! A datapath that fails on purpose.
 
-use alloc::{collections::BTreeSet, format, sync::Arc, vec::Vec};
+use alloc::{boxed::Box, collections::BTreeSet, format, sync::Arc, vec::Vec};
 
 use crate::{
-    ApplyError, Capabilities, Counters, Datapath, DatapathError, ErrorKind, FrontendAddr, Op, Plan, Role, State,
+    ApplyError, Capabilities, Counters, Datapath, DatapathError, Drift, ErrorKind, Expected, FrontendAddr, Inspection,
+    KernelAnswer, Op, Packet, Plan, Role, State, Watcher,
 };
 
 /// How often a [`Faulty`] datapath fails, in thousandths.
@@ -15,6 +16,8 @@ pub struct Faults {
     pub interrupted_plans: u16,
     /// Of observations that fail.
     pub failed_observations: u16,
+    /// Of operations that are said to have taken and have not: drift.
+    pub lost_operations: u16,
 }
 
 /// Wraps a datapath and injects faults, drawn from a seed: the same seed and calls give the same faults.
@@ -65,6 +68,12 @@ impl<D: Datapath> Faulty<D> {
         strikes
     }
 
+    /// `plan` without the operations that get lost.
+    fn lose(&mut self, plan: &Plan) -> Plan {
+        let per_mille = self.faults.lost_operations;
+        Plan { id: plan.id, ops: plan.ops.iter().filter(|_| !self.strikes(per_mille)).cloned().collect() }
+    }
+
     /// The frontends of `plan` whose operations are refused.
     fn refusals(&mut self, plan: &Plan) -> BTreeSet<FrontendAddr> {
         let per_mille = self.faults.refused_frontends;
@@ -85,6 +94,7 @@ impl<D: Datapath> Datapath for Faulty<D> {
     }
 
     fn apply(&mut self, plan: &Plan) -> Result<(), ApplyError> {
+        let plan = &self.lose(plan);
         if self.strikes(self.faults.interrupted_plans) {
             let stop = self.next() as usize % (plan.ops.len() + 1);
             let prefix = Plan { id: plan.id, ops: plan.ops[..stop].to_vec() };
@@ -110,6 +120,22 @@ impl<D: Datapath> Datapath for Faulty<D> {
 
     fn cleanup(&mut self) -> Result<(), DatapathError> {
         self.inner.cleanup()
+    }
+
+    fn inspect(&mut self, expected: Expected<'_>, inspection: Inspection) -> Result<Vec<Drift>, DatapathError> {
+        self.inner.inspect(expected, inspection)
+    }
+
+    fn repair(&mut self, expected: Expected<'_>, found: &[Drift]) -> Result<(), ApplyError> {
+        self.inner.repair(expected, found)
+    }
+
+    fn watcher(&mut self) -> Result<Option<Box<dyn Watcher>>, DatapathError> {
+        self.inner.watcher()
+    }
+
+    fn ask(&mut self, packet: &Packet) -> Result<Option<KernelAnswer>, DatapathError> {
+        self.inner.ask(packet)
     }
 
     fn counters(&self) -> Option<Arc<dyn Counters>> {

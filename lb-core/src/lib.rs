@@ -44,10 +44,12 @@ mod change;
 mod datapath;
 mod decide;
 mod desired;
+mod drift;
 mod endpoint;
 mod faulty;
 mod frontend;
 mod id;
+mod kernel;
 pub mod maglev;
 mod memory;
 mod model;
@@ -66,14 +68,16 @@ pub use affinity::AffinityRecord;
 pub use change::Change;
 pub use datapath::{
     AffinityCapability, ApplyError, Atomicity, Capabilities, Counters, Datapath, DatapathError, ErrorKind, KernelUsage,
-    Role, SocketCapability, SocketHash,
+    Role, SocketCapability, SocketHash, Watcher,
 };
 pub use decide::{Choice, Decision, Entry, FlowView, Forward, Packet, SourceRewrite, Step, Verdict, decide};
 pub use desired::Desired;
+pub use drift::{Cause, Difference, Drift, DriftClass, Expected, Inspection, drift};
 pub use endpoint::{AdminState, BackendState, Conditions, Endpoint, EndpointSlice, SlicePort};
 pub use faulty::{Faults, Faulty};
 pub use frontend::FrontendKind;
 pub use id::{BackendId, FrontendId, Id, IdTable, IdsExhausted, SetId};
+pub use kernel::{Backends, KernelAnswer, KernelVerdict};
 pub use lb_flow_hash as flow_hash;
 pub use memory::{Answer, MemoryDatapath};
 pub use model::{Candidate, Degraded, FLOW_SEED, Model, ModelError, Owner, ServiceFrontend, Settings};

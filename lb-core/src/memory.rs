@@ -6,8 +6,8 @@ use alloc::{
 };
 
 use crate::{
-    ApplyError, BackendAddr, BackendId, Capabilities, Datapath, DatapathError, ErrorKind, FrontendAddr, Lookup, Op,
-    Plan, Role, SetId, State, Target, flow_hash,
+    ApplyError, BackendAddr, BackendId, Backends, Capabilities, Datapath, DatapathError, Entry, ErrorKind, FlowView,
+    FrontendAddr, KernelAnswer, KernelVerdict, Lookup, Op, Packet, Plan, Role, Scope, SetId, State, Target, flow_hash,
 };
 
 /// A datapath in memory: it can do everything, needs no privilege and carries no packets.
@@ -42,6 +42,11 @@ impl MemoryDatapath {
     #[must_use]
     pub const fn state(&self) -> &State {
         &self.state
+    }
+
+    /// Changes what it holds behind its user's back, as another tool changes a kernel.
+    pub fn disturb(&mut self, change: impl FnOnce(&mut State)) {
+        change(&mut self.state);
     }
 
     /// Its role.
@@ -79,6 +84,35 @@ impl Datapath for MemoryDatapath {
     fn cleanup(&mut self) -> Result<(), DatapathError> {
         self.state = State::default();
         Ok(())
+    }
+
+    fn ask(&mut self, packet: &Packet) -> Result<Option<KernelAnswer>, DatapathError> {
+        let internal = FrontendAddr {
+            scope: Scope::Internal,
+            ..FrontendAddr::new(packet.destination, packet.destination_port, packet.protocol)
+        };
+        let external = FrontendAddr { scope: Scope::External, ..internal };
+        let inside = packet.entry != Entry::Uplink && self.state.frontends.contains_key(&internal);
+        let addr = if inside { internal } else { external };
+        let affinity = self.state.frontends.get(&addr).and_then(|frontend| frontend.affinity);
+        let hash = affinity.map_or_else(|| packet.flow_hash(), |affinity| affinity.client_hash(packet.source));
+        let verdict = match self.state.answer(&addr, hash) {
+            Answer::NotAFrontend => KernelVerdict::Pass,
+            Answer::Reject => KernelVerdict::Reject,
+            Answer::Drop => KernelVerdict::Drop,
+            Answer::Backends(backends) => {
+                KernelVerdict::Forward { backends: Backends::MayTake(backends), translated: None }
+            }
+            Answer::Broken => {
+                return Err(DatapathError::new(ErrorKind::System, alloc::format!("frontend {addr} leads nowhere")));
+            }
+        };
+        Ok(Some(KernelAnswer {
+            method: "look-up in memory".into(),
+            steps: Vec::from([alloc::format!("frontend {addr}")]),
+            flow: FlowView::default(),
+            verdict,
+        }))
     }
 }
 

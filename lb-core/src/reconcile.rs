@@ -7,8 +7,8 @@ use alloc::{
 use core::time::Duration;
 
 use crate::{
-    ApplyError, Change, Desired, FrontendAddr, Instant, Model, ModelError, Op, Plan, PlanId, ServiceName, SourceName,
-    State, Target, Touched,
+    ApplyError, Change, Desired, Expected, FrontendAddr, Instant, Model, ModelError, Op, Plan, PlanId, ServiceName,
+    SourceName, State, Target, Touched,
 };
 
 /// Turns changes into plans and outcomes into retries. No I/O: the caller carries the plans out and tells the time.
@@ -99,6 +99,32 @@ impl Reconciler {
     #[must_use]
     pub const fn installed(&self) -> Option<&State> {
         self.installed.as_ref()
+    }
+
+    /// What an [inspection](crate::Datapath::inspect) has to compare with; `None` before the datapath was observed and
+    /// while a plan is under way.
+    #[must_use]
+    pub fn expected(&self) -> Option<Expected<'_>> {
+        let state = self.installed.as_ref().filter(|_| self.in_flight.is_none())?;
+        Some(Expected { state, labels: self.desired.labels() })
+    }
+
+    /// Takes in what became of a [repair](crate::Datapath::repair): a frontend that could not be repaired is tried again
+    /// as if a plan had failed for it.
+    pub fn handle_repaired(&mut self, outcome: Result<(), ApplyError>, now: Instant) {
+        let Err(error) = outcome else { return };
+        if error.unknown.is_some() {
+            self.installed = None;
+            self.observe_at = Some(now);
+            return;
+        }
+        for (addr, cause) in error.failed {
+            if let Some(installed) = &mut self.installed {
+                installed.frontends.remove(&addr);
+            }
+            self.touched.frontends.insert(addr);
+            self.retry_later(addr, cause.report(), now);
+        }
     }
 
     /// Whether the datapath has to be observed before there can be a plan.
@@ -198,12 +224,16 @@ impl Reconciler {
         };
         self.note_applied(&plan, &failed);
         for (addr, cause) in failed {
-            let delay = match self.retries.get(&addr) {
-                Some(retry) => (retry.delay * 2).min(Self::MAX_RETRY_DELAY),
-                None => Self::MIN_RETRY_DELAY,
-            };
-            self.retries.insert(addr, Retry { at: now + delay, delay, cause });
+            self.retry_later(addr, cause, now);
         }
+    }
+
+    fn retry_later(&mut self, addr: FrontendAddr, cause: String, now: Instant) {
+        let delay = match self.retries.get(&addr) {
+            Some(retry) => (retry.delay * 2).min(Self::MAX_RETRY_DELAY),
+            None => Self::MIN_RETRY_DELAY,
+        };
+        self.retries.insert(addr, Retry { at: now + delay, delay, cause });
     }
 
     fn note_applied(&mut self, plan: &Plan, failed: &BTreeMap<FrontendAddr, String>) {

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+mod drift;
 mod model;
 mod plans;
 mod reconciler;

@@ -46,7 +46,7 @@ proptest! {
 
     #[test]
     fn converges_whatever_fails(history in history(), seed in any::<u64>()) {
-        let faults = Faults { refused_frontends: 200, interrupted_plans: 150, failed_observations: 150 };
+        let faults = Faults { refused_frontends: 200, interrupted_plans: 150, failed_observations: 150, ..Faults::default() };
         let mut datapath = Faulty::new(MemoryDatapath::default(), faults, seed);
         let mut reconciler = reconciler(&datapath);
         let mut now = Instant::default();
