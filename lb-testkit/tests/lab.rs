@@ -3,8 +3,8 @@
 //! Not run without `--ignored` (or `--include-ignored`): it needs root.
 
 use std::{
-    collections::BTreeSet,
-    fs,
+    collections::{BTreeMap, BTreeSet},
+    fs::{self, File},
     io::{BufRead, BufReader, Read, Write},
     net::IpAddr,
     panic::{self, AssertUnwindSafe},
@@ -380,6 +380,9 @@ fn kill_9_leaves_no_trace() -> Result<(), LabError> {
         .expect("this very program");
     let Owned { id, workers, namespaces } = Owned::read(&mut owner);
     assert!(leftovers()?.iter().any(|left| left.to_string() == id));
+    // As long as they are open here, no other namespace gets their numbers.
+    let held = hold(&owner, &namespaces);
+    assert_eq!(held.len(), namespaces.len());
     assert!(!holders(&namespaces).is_empty());
     owner.kill().expect("it lives");
     owner.wait().expect("our child");
@@ -391,6 +394,7 @@ fn kill_9_leaves_no_trace() -> Result<(), LabError> {
     }
     until(|| workers.iter().all(|pid| !fs::exists(format!("/proc/{pid}")).expect("readable")), "the workers end");
     until(|| holders(&namespaces).is_empty(), "nobody holds a namespace");
+    drop(held);
     Ok(())
 }
 
@@ -425,12 +429,23 @@ fn own_a_lab() -> ! {
     std::process::exit(0)
 }
 
-/// Processes that have one of these namespaces open or are in it.
+/// Namespaces that `owner` has open.
+fn hold(owner: &Child, namespaces: &BTreeSet<String>) -> BTreeMap<String, File> {
+    let open = fs::read_dir(format!("/proc/{}/fd", owner.id())).expect("it lives");
+    let open = open.filter_map(|entry| {
+        let path = entry.ok()?.path();
+        let name = text(fs::read_link(&path).ok()?);
+        namespaces.contains(&name).then(|| (name, File::open(path).expect("a namespace")))
+    });
+    open.collect()
+}
+
+/// Other processes that have one of these namespaces open or are in it.
 fn holders(namespaces: &BTreeSet<String>) -> Vec<String> {
     let processes =
         fs::read_dir("/proc").expect("mounted").filter_map(|entry| entry.ok()?.file_name().into_string().ok());
     processes
-        .filter(|name| name.bytes().all(|byte| byte.is_ascii_digit()))
+        .filter(|name| name.bytes().all(|byte| byte.is_ascii_digit()) && *name != std::process::id().to_string())
         .filter(|pid| {
             let threads =
                 links(&format!("/proc/{pid}/fd")).chain(fs::read_link(format!("/proc/{pid}/ns/net")).ok().map(text));
