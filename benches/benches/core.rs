@@ -1,17 +1,14 @@
 //! How long lb-core takes to decide, to build tables and to plan, at the sizes that matter.
 #![expect(missing_docs, reason = "criterion's macros")]
 
-use std::{
-    hint::black_box,
-    net::{IpAddr, Ipv4Addr},
-};
+use std::hint::black_box;
 
 use criterion::{BatchSize, BenchmarkId, Criterion, criterion_group, criterion_main};
 use lb_core::{
-    Algorithm, BackendAddr, Change, Entry, FlowView, Instant, Labels, Packet, Protocol, State, TableSize, decide, diff,
-    maglev,
+    Algorithm, Change, FlowView, Instant, Labels, State, TableSize, decide, diff,
+    maglev::{self, CiliumSeed, HashFamily},
 };
-use lb_testkit::worlds::{FRONTEND_PORT, World};
+use lb_testkit::worlds::{self, World};
 
 const SIZES: [u32; 3] = [10, 1_000, 10_000];
 
@@ -22,14 +19,7 @@ fn decisions(c: &mut Criterion) {
         for algorithm in [Algorithm::Random, Algorithm::Maglev] {
             let world = World { algorithm, ..World::of(size) };
             let (model, _) = world.build();
-            let packet = Packet {
-                entry: Entry::PodDevice,
-                protocol: Protocol::Tcp,
-                source: IpAddr::V4(Ipv4Addr::new(10, 244, 0, 7)),
-                source_port: 40_000,
-                destination: world.vip(size - 1),
-                destination_port: FRONTEND_PORT,
-            };
+            let packet = world.packet(size - 1);
             group.bench_function(BenchmarkId::new(algorithm.as_str(), size), |b| {
                 b.iter(|| decide(black_box(&model), black_box(&packet), &FlowView::default(), Instant::default()));
             });
@@ -38,20 +28,23 @@ fn decisions(c: &mut Criterion) {
     group.finish();
 }
 
-/// Question: what does a Maglev table cost? Katran's V2 builder: 1.7 ms for 65,521 slots and 1,000 backends.
+/// Question: what does a Maglev table cost, in each family? Katran's V2 builder: 1.7 ms for 65,521 slots and 1,000
+/// backends; Cilium's: 92 ms.
 fn tables(c: &mut Criterion) {
-    let mut group = c.benchmark_group("maglev");
-    group.sample_size(20);
-    for (slots, backends) in [(251, 2), (16_381, 100), (65_521, 1_000), (131_071, 1_000)] {
-        let size = TableSize::new(slots).expect("a table size");
-        let backends: Vec<_> = (0..backends)
-            .map(|n| (BackendAddr::new(Ipv4Addr::from_bits(0x0a00_0001 + n).into(), 80, Protocol::Tcp), 100))
-            .collect();
-        group.bench_function(BenchmarkId::new(backends.len().to_string(), slots), |b| {
-            b.iter(|| maglev::table(black_box(&backends), size, b"0123456789abcdef"));
-        });
+    for (name, family) in
+        [("maglev", HashFamily::default()), ("maglev cilium", HashFamily::Cilium(CiliumSeed::default()))]
+    {
+        let mut group = c.benchmark_group(name);
+        group.sample_size(20);
+        for (slots, backends) in [(251, 2), (16_381, 100), (65_521, 1_000), (131_071, 1_000)] {
+            let size = TableSize::new(slots).expect("a table size");
+            let backends = worlds::backends(backends);
+            group.bench_function(BenchmarkId::new(backends.len().to_string(), slots), |b| {
+                b.iter(|| maglev::table(black_box(&backends), size, &family));
+            });
+        }
+        group.finish();
     }
-    group.finish();
 }
 
 /// Question: what does the first plan cost, and is the plan for one change independent of the number of services?

@@ -10,7 +10,7 @@ use crate::{
     output::Format,
 };
 
-const EXIT_CODES: &str = "Exit codes: 0 ok, 1 error, 2 usage, 3 not found.";
+const EXIT_CODES: &str = "Exit codes: 0 ok, 1 error, 2 usage, 3 not found, 4 difference found.";
 
 /// Service load balancing on this node: the same services on eBPF, nftables or iptables.
 #[derive(Debug, Parser)]
@@ -32,6 +32,7 @@ pub(crate) enum Command {
     /// Ask the agent how it is.
     Status(StatusArgs),
     Explain(ExplainArgs),
+    Drift(DriftArgs),
     Cleanup(CleanupArgs),
     #[cfg(feature = "lab")]
     Lab(LabArgs),
@@ -52,7 +53,7 @@ pub(crate) enum Command {
 #[command(after_help = "Examples:\n  \
     lb agent --manifests /etc/lb --datapath ebpf --cluster-cidr 10.244.0.0/16\n  \
     lb agent --manifests ./manifests --datapath memory --socket /tmp/lb.sock --state-dir /tmp/lb\n  \
-    lb agent --config /etc/lb.yaml --datapath nftables\n\n\
+    lb agent --config /etc/lb.yaml --datapath nftables --drift alert\n\n\
     The configuration file is YAML; its keys are the names of the flags:\n  \
     manifests: /etc/lb\n  datapath: ebpf\n  device: [eth0]\n  cluster-cidr: [10.244.0.0/16, 'fd00:10:244::/48']")]
 pub(crate) struct AgentArgs {
@@ -124,11 +125,15 @@ pub(crate) struct StatusArgs {
 /// Ask the agent what would become of a packet, and why.
 ///
 /// The answer has the steps, the choice, and the alternatives with why they are none. It is about the first packet of a
-/// flow from a client that the datapath does not know yet.
+/// flow from a client that the datapath does not know yet; with --verify it is about what the kernel remembers of both.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     lb explain tcp 10.244.0.5:40000 10.96.0.10:80\n  \
-    lb explain udp '[fd00:10:244::5]:40000' '[fd00:10:96::a]:53' --entry uplink")]
+    lb explain udp '[fd00:10:244::5]:40000' '[fd00:10:96::a]:53' --entry uplink\n  \
+    lb explain tcp 10.244.0.5:40000 10.96.0.10:80 --verify\n  \
+    lb explain tcp 10.244.0.5:40000 10.96.0.10:80 --why-not 10.244.0.12\n\n\
+    Exit codes: 0 ok, 1 error (with --verify: also if the datapath cannot be asked), 2 usage, 3 the backend of --why-not \
+    is none of the service's, 4 the kernel disagrees.")]
 pub(crate) struct ExplainArgs {
     /// tcp, udp or sctp.
     #[arg(value_name = "PROTO")]
@@ -143,6 +148,13 @@ pub(crate) struct ExplainArgs {
     /// cluster CIDR, uplink for any other].
     #[arg(long, value_name = "WHERE", value_enum)]
     pub(crate) entry: Option<EntryArg>,
+    /// Ask the kernel what becomes of the same packet, without sending it, and say whether that is right: AGREE or
+    /// DISAGREE. Exit code 4 if it is not.
+    #[arg(long)]
+    pub(crate) verify: bool,
+    /// Say of this backend why it is not, or is, the choice. Exit code 3 if it is no backend of the service.
+    #[arg(long, value_name = "ADDR[:PORT]")]
+    pub(crate) why_not: Option<String>,
     #[command(flatten)]
     pub(crate) ask: AskArgs,
 }
@@ -155,6 +167,28 @@ pub(crate) enum EntryArg {
     Pod,
     /// A device that leads out of the node.
     Uplink,
+}
+
+/// Compare what the datapath holds with what it should hold.
+///
+/// Has the agent inspect everything now and lists what is missing, extra or wrong, with the likely cause and what the
+/// agent did about it, and what was found and is right again within the last hour. An agent with `--drift repair` puts
+/// right what this finds.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    lb drift\n  \
+    lb drift -o json | jq '.now[] | .object'\n  \
+    lb drift --watch -o json\n\n\
+    Exit codes: 0 no difference, 1 error, 2 usage, 4 this inspection found a difference, even if it is repaired by now.")]
+pub(crate) struct DriftArgs {
+    /// Print differences and repairs as they happen, until interrupted; with `-o json` a line each.
+    #[arg(long)]
+    pub(crate) watch: bool,
+    /// List every object in a table rather than the first 20 of each class.
+    #[arg(long, conflicts_with = "watch")]
+    pub(crate) all: bool,
+    #[command(flatten)]
+    pub(crate) ask: AskArgs,
 }
 
 /// Remove everything that lb put into the kernel.
@@ -183,9 +217,9 @@ pub(crate) struct CleanupArgs {
 
 /// Run the use cases in network namespaces of their own and check what they promise.
 ///
-/// Builds a cluster of three nodes with real servers and clients; every node runs this program's agent. Needs root and
-/// Linux; nothing outside of its own namespaces is touched and nothing is left behind. Exit code 1 if an expectation is
-/// not met.
+/// Builds a cluster of three nodes with real servers and clients; every node runs this program's agent. Needs Linux;
+/// nothing outside of its own namespaces is touched and nothing is left behind. Without root it runs in a user namespace,
+/// on nftables and iptables. Exit code 1 if an expectation is not met.
 #[cfg(feature = "lab")]
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
@@ -216,6 +250,8 @@ pub(crate) struct LabArgs {
 #[derive(Debug, Subcommand)]
 pub(crate) enum LabCommand {
     Compare(crate::lab::CompareArgs),
+    Restart(crate::lab::RestartArgs),
+    Drift(crate::lab::DriftLabArgs),
 }
 
 #[derive(Debug, Args)]

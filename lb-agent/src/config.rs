@@ -4,15 +4,16 @@ use std::{
     fs, io,
     net::IpAddr,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use clap::{Args, ValueEnum};
 use ipnet::IpNet;
-use lb_core::{NodeFacts, NodeName};
+use lb_core::{NodeFacts, NodeName, ZoneName};
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 use serde::Deserialize;
 
-use crate::{kind::DatapathKind, mounts, netlink, pattern::Pattern};
+use crate::{kind::DatapathKind, mounts, netlink, pattern::Pattern, period::Period};
 
 /// Where the agent answers unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/lb/lb.sock";
@@ -43,6 +44,10 @@ pub(crate) struct Settings {
     /// Name of this node, compared with the node of endpoints [default: the host name].
     #[arg(long, value_name = "NAME")]
     pub(crate) node: Option<String>,
+    /// Zone of this node, compared with the zones that endpoints are meant for [default: none, no endpoint is preferred
+    /// for its zone].
+    #[arg(long, value_name = "NAME")]
+    pub(crate) zone: Option<String>,
     /// Address of this node; may be given several times. Translated flows come from the first of each family [default:
     /// the addresses of the devices].
     #[arg(long, value_name = "IP")]
@@ -63,9 +68,51 @@ pub(crate) struct Settings {
     /// Directory on a BPF file system where programs and maps are pinned. Only for ebpf [default: /sys/fs/bpf/lb].
     #[arg(long, value_name = "DIR")]
     pub(crate) pin_dir: Option<PathBuf>,
+    /// What to do when another tool changes what the datapath holds [default: repair].
+    #[arg(long, value_name = "MODE", value_enum)]
+    pub(crate) drift: Option<DriftMode>,
+    /// Time from one full inspection of the datapath to the next, such as 500ms, 5s or 2m. Each is followed by at least
+    /// 200 times the time that it took [default: 5s for ebpf, 10s for iptables-nft and iptables-legacy, 60s for nftables
+    /// and memory].
+    #[arg(long, value_name = "TIME")]
+    pub(crate) drift_interval: Option<Period>,
     /// How much to say on standard error [default: info].
     #[arg(long, value_name = "LEVEL", value_enum)]
     pub(crate) log_level: Option<LogLevel>,
+}
+
+/// What to do when another tool changes what the datapath holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum DriftMode {
+    /// Say it and put it right.
+    #[default]
+    Repair,
+    /// Say it and touch nothing.
+    Alert,
+    /// Look only when `lb drift` asks, and touch nothing.
+    Off,
+}
+
+impl DriftMode {
+    /// As the command line writes it.
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Repair => "repair",
+            Self::Alert => "alert",
+            Self::Off => "off",
+        }
+    }
+}
+
+/// Time from one full inspection to the next. Nftables says when others change something; eBPF and iptables-legacy cannot
+/// say it of everything, and iptables-nft shares its tables with others.
+const fn drift_interval(kind: DatapathKind) -> Duration {
+    Duration::from_secs(match kind {
+        DatapathKind::Ebpf => 5,
+        DatapathKind::IptablesNft | DatapathKind::IptablesLegacy => 10,
+        DatapathKind::Nftables | DatapathKind::Memory => 60,
+    })
 }
 
 /// How much the agent says.
@@ -151,10 +198,15 @@ pub(crate) struct Config {
     pub(crate) datapath: DatapathKind,
     /// Facts about the node.
     pub(crate) node: NodeFacts,
+    pub(crate) zone: Option<ZoneName>,
     /// Unix socket to answer on.
     pub(crate) socket: PathBuf,
     /// Directory for what must survive the agent.
     pub(crate) state_dir: PathBuf,
+    /// What to do about drift.
+    pub(crate) drift: DriftMode,
+    /// Time from one full inspection to the next.
+    pub(crate) drift_interval: Duration,
     /// What only eBPF needs; `None` for the others.
     pub(crate) ebpf: Option<EbpfSettings>,
 }
@@ -199,12 +251,15 @@ impl Settings {
             device: list(self.device, below.device),
             pod_device: list(self.pod_device, below.pod_device),
             node: self.node.or(below.node),
+            zone: self.zone.or(below.zone),
             node_ip: list(self.node_ip, below.node_ip),
             cluster_cidr: list(self.cluster_cidr, below.cluster_cidr),
             cgroup: self.cgroup.or(below.cgroup),
             socket: self.socket.or(below.socket),
             state_dir: self.state_dir.or(below.state_dir),
             pin_dir: self.pin_dir.or(below.pin_dir),
+            drift: self.drift.or(below.drift),
+            drift_interval: self.drift_interval.or(below.drift_interval),
             log_level: self.log_level.or(below.log_level),
         }
     }
@@ -230,8 +285,11 @@ impl Settings {
             manifests,
             datapath,
             node,
+            zone: self.zone.as_deref().map(ZoneName::new),
             socket: or(self.socket, DEFAULT_SOCKET),
             state_dir: or(self.state_dir, DEFAULT_STATE_DIR),
+            drift: self.drift.unwrap_or_default(),
+            drift_interval: self.drift_interval.map_or(drift_interval(datapath), |period| period.0),
             ebpf,
         })
     }
@@ -334,14 +392,16 @@ mod tests {
     #[test]
     fn keys_of_the_file_are_the_flags() {
         let settings = file(
-            "manifests: /etc/lb\ndatapath: iptables-nft\ndevice: [eth0]\npod-device: ['veth*']\nnode: a\n\
+            "manifests: /etc/lb\ndatapath: iptables-nft\ndevice: [eth0]\npod-device: ['veth*']\nnode: a\nzone: z\n\
              node-ip: [192.0.2.1, 'fd00::1']\ncluster-cidr: [10.244.0.0/16]\ncgroup: /c\nsocket: /s\nstate-dir: /d\n\
-             pin-dir: /p\nlog-level: debug\n",
+             pin-dir: /p\nlog-level: debug\ndrift: alert\ndrift-interval: 2m\n",
         )
         .unwrap();
         assert_eq!(settings.datapath, Some(DatapathKind::IptablesNft));
-        assert_eq!(settings.node_ip.len(), 2);
+        assert_eq!((settings.node_ip.len(), settings.zone.as_deref()), (2, Some("z")));
         assert_eq!(settings.pin_dir, Some("/p".into()));
+        assert_eq!((settings.drift, settings.drift_interval), (Some(DriftMode::Alert), "2m".parse().ok()));
+        assert!(file("drift-interval: 5\n").is_err(), "a time has a unit");
     }
 
     #[test]
@@ -385,6 +445,7 @@ mod tests {
         assert_eq!(config.state_dir, Path::new(DEFAULT_STATE_DIR));
         assert!(config.node.name.is_some());
         assert_eq!(config.ebpf, None);
+        assert_eq!((config.drift, config.drift_interval), (DriftMode::Repair, Duration::from_secs(60)));
     }
 
     #[test]

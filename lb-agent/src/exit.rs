@@ -14,6 +14,10 @@ pub(crate) enum Verdict {
     Fine,
     /// Exit code 1: an expectation was not met; what it was has been printed.
     Failed,
+    /// Exit code 3: what was asked about is not there; that has been printed.
+    Absent,
+    /// Exit code 4: a difference was found and has been printed.
+    Different,
 }
 
 /// End of a command that could not do its work.
@@ -77,6 +81,8 @@ pub(crate) fn report(outcome: Outcome) -> ExitCode {
     let (code, message) = match outcome {
         Ok(Verdict::Fine) => return ExitCode::SUCCESS,
         Ok(Verdict::Failed) => return ExitCode::from(1),
+        Ok(Verdict::Absent) => return ExitCode::from(3),
+        Ok(Verdict::Different) => return ExitCode::from(4),
         Err(Failure::Error(message)) => (1, message),
         Err(Failure::Usage(message)) => (2, message),
         Err(Failure::NotFound(message)) => (3, message),

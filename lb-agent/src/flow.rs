@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use lb_core::{Entry, NodeFacts, Packet, Protocol};
+use lb_core::{Entry, NodeFacts, Packet, Protocol, Wanted};
 
 /// What is wrong with a packet.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -13,6 +13,8 @@ pub(crate) enum FlowError {
     Address { field: &'static str, text: String },
     #[error("{field} `{text}` has port 0, expected 1..=65535")]
     PortZero { field: &'static str, text: String },
+    #[error("backend `{0}` is neither ADDRESS:PORT nor ADDRESS, such as 10.0.0.1:80, [fd00::1]:80 or fd00::1")]
+    Backend(String),
     #[error("source {from} and destination {to} are of different families")]
     Families { from: IpAddr, to: IpAddr },
     #[error("entry `{0}` is not known, expected socket, pod or uplink")]
@@ -46,6 +48,16 @@ pub(crate) fn parse(
         destination: destination.ip(),
         destination_port: destination.port(),
     })
+}
+
+/// A backend, with or without its port.
+pub(crate) fn parse_backend(text: &str) -> Result<Wanted, FlowError> {
+    if let Ok(address) = text.parse::<SocketAddr>() {
+        return Ok(Wanted { ip: address.ip().to_canonical(), port: Some(address.port()) });
+    }
+    let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
+    let ip: IpAddr = bare.parse().map_err(|_| FlowError::Backend(text.into()))?;
+    Ok(Wanted { ip: ip.to_canonical(), port: None })
 }
 
 /// Where a packet enters, in one word.
@@ -117,6 +129,18 @@ mod tests {
     fn what_is_said_wins() {
         let packet = parse("UDP", "[fd00::1]:53", "[fd00::2]:53", Some("socket"), &node()).unwrap();
         assert_eq!((packet.entry, packet.protocol, packet.source_port), (Entry::Socket, Protocol::Udp, 53));
+    }
+
+    #[test]
+    fn a_backend_may_lack_its_port() {
+        let backend = |text| parse_backend(text).map(|wanted| wanted.to_string());
+        assert_eq!(backend("10.244.0.5:8080").as_deref(), Ok("10.244.0.5:8080"));
+        assert_eq!(backend("::ffff:10.244.0.5").as_deref(), Ok("10.244.0.5"));
+        assert_eq!(
+            (backend("[fd00::5]").as_deref(), backend("[fd00::5]:1").as_deref()),
+            (Ok("fd00::5"), Ok("[fd00::5]:1"))
+        );
+        assert_eq!(backend("httpd-1"), Err(FlowError::Backend("httpd-1".into())));
     }
 
     #[test]

@@ -35,6 +35,7 @@ mod netlink;
 mod output;
 mod owner;
 mod pattern;
+mod period;
 mod signals;
 
 use std::process::ExitCode;
@@ -46,7 +47,7 @@ pub use kind::DatapathKind;
 
 /// Runs the command that the process was started with.
 ///
-/// Exit codes: 0 ok, 1 error, 2 usage, 3 not found.
+/// Exit codes: 0 ok, 1 error, 2 usage, 3 not found, 4 difference found.
 #[must_use]
 pub fn main() -> ExitCode {
     #[cfg(feature = "lab")]

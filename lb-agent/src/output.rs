@@ -1,6 +1,9 @@
 //! Answers on standard output: tables for people, JSON and YAML for programs.
 
-use std::io::{self, Write};
+use std::{
+    io::{self, Write},
+    time::Duration,
+};
 
 use clap::ValueEnum;
 use serde::Serialize;
@@ -20,7 +23,7 @@ pub(crate) enum Format {
 /// Writes `value` as `format` says; `table` makes the table.
 pub(crate) fn write(format: Format, value: &impl Serialize, table: impl FnOnce() -> String) -> io::Result<()> {
     let text = match format {
-        Format::Table => table(),
+        Format::Table => printable_lines(&table()),
         Format::Json => serde_json::to_string_pretty(value)? + "\n",
         Format::Yaml => serde_saphyr::to_string(value).map_err(io::Error::other)?,
     };
@@ -78,10 +81,64 @@ impl std::fmt::Display for Table {
     }
 }
 
-/// Without control characters: what others wrote must not steer a terminal.
+/// Text fit for one line of a terminal: what others wrote must neither steer it nor look like something else.
 pub(crate) fn printable(text: &str) -> String {
-    let show = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
-    if text.is_empty() { "-".into() } else { text.chars().map(show).collect() }
+    if text.is_empty() { "-".into() } else { harmless(text, |_| false) }
+}
+
+/// The same for text that has lines.
+fn printable_lines(text: &str) -> String {
+    harmless(text, |c| c == '\n')
+}
+
+fn harmless(text: &str, keep: impl Fn(char) -> bool) -> String {
+    let show = |c: char| if steers(c) && !keep(c) { c.escape_default().to_string() } else { c.to_string() };
+    text.chars().map(show).collect()
+}
+
+/// Control characters (ANSI sequences begin with one), what breaks a line, what turns the direction of text around,
+/// and what takes no room.
+fn steers(c: char) -> bool {
+    c.is_control()
+        || matches!(
+            c,
+            '\u{ad}'
+                | '\u{61c}'
+                | '\u{200b}'..='\u{200f}'
+                | '\u{2028}'..='\u{202e}'
+                | '\u{2060}'..='\u{206f}'
+                | '\u{feff}'
+                | '\u{fff9}'..='\u{fffb}'
+                | '\u{e0000}'..='\u{e007f}'
+        )
+}
+
+/// A time as people say it: `12 ms`, `3.4 s`, `5 min`.
+pub(crate) fn time(time: Duration) -> String {
+    let seconds = time.as_secs_f64();
+    match seconds {
+        ..0.01 => format!("{:.1} ms", seconds * 1e3),
+        ..1.0 => format!("{:.0} ms", seconds * 1e3),
+        ..60.0 => format!("{seconds:.1} s"),
+        ..7200.0 => format!("{:.0} min", seconds / 60.0),
+        _ => format!("{:.0} h", seconds / 3600.0),
+    }
+}
+
+/// Date and time of day, in UTC, of so many milliseconds since 1970.
+pub(crate) fn utc(unix_ms: u64) -> String {
+    let (days, ms) = (unix_ms / 86_400_000, unix_ms % 86_400_000);
+    // Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms": years that begin in March.
+    let z = days + 719_468;
+    let (era, day_of_era) = (z / 146_097, z % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * from_march + 2) / 5 + 1;
+    let month = if from_march < 10 { from_march + 3 } else { from_march - 9 };
+    let year = year_of_era + era * 400 + u64::from(month <= 2);
+    let (h, m, s, ms) = (ms / 3_600_000, ms / 60_000 % 60, ms / 1000 % 60, ms % 1000);
+    format!("{year:04}-{month:02}-{day:02}T{h:02}:{m:02}:{s:02}.{ms:03}Z")
 }
 
 /// A number of things: `1 service`, `2 services`.
@@ -100,6 +157,16 @@ mod tests {
     }
 
     #[test]
+    fn times_are_said_as_people_say_them() {
+        let said = [0.0008, 0.012, 3.44, 300.0, 10_000.0].map(|seconds| time(Duration::from_secs_f64(seconds)));
+        assert_eq!(said, ["0.8 ms", "12 ms", "3.4 s", "5 min", "3 h"]);
+        assert_eq!(utc(0), "1970-01-01T00:00:00.000Z");
+        assert_eq!(utc(951_782_399_999), "2000-02-28T23:59:59.999Z");
+        assert_eq!(utc(951_782_400_000 + 86_400_000), "2000-03-01T00:00:00.000Z");
+        assert_eq!(utc(1_795_262_400_001), "2026-11-21T12:00:00.001Z");
+    }
+
+    #[test]
     fn columns_line_up_and_lines_do_not_trail() {
         let mut table = Table::new(["NAME", "N"]);
         assert!(table.is_empty());
@@ -111,5 +178,16 @@ mod tests {
     #[test]
     fn control_characters_are_shown_rather_than_sent() {
         assert_eq!(printable("a\u{1b}[31m\n"), "a\\u{1b}[31m\\n");
+        assert_eq!(printable_lines("a\u{9b}31m\r\nb\tc"), "a\\u{9b}31m\\r\nb\\tc");
+        assert_eq!((printable("größe/名"), printable("")), ("größe/名".into(), "-".into()));
+    }
+
+    #[test]
+    fn text_that_would_look_like_something_else_is_shown_as_it_is() {
+        for c in ['\u{202e}', '\u{2066}', '\u{200b}', '\u{2028}', '\u{feff}', '\u{ad}', '\u{e0041}', '\u{61c}'] {
+            let shown = printable(&format!("a{c}b"));
+            assert_eq!(shown, format!("a{}b", c.escape_default()));
+            assert!(shown.is_ascii(), "{shown}");
+        }
     }
 }

@@ -4,6 +4,8 @@
 mod common;
 #[path = "common/node.rs"]
 mod node;
+#[path = "common/watch.rs"]
+mod watch;
 
 use std::{
     fs,
@@ -212,6 +214,75 @@ fn explain_tells_the_choice_and_why() {
 }
 
 #[test]
+fn explain_is_verified_and_says_why_a_backend_is_not_the_choice() {
+    let maglev = "  annotations: {lb/algorithm: maglev}\n";
+    let node = Node::running(&[("web.yaml", &service("web", "10.96.0.10", maglev, &["10.244.0.5", "10.244.0.6"]))]);
+    let packet = ["explain", "tcp", "10.244.0.9:4000", "10.96.0.10:80"];
+    let verified = node.json(&[&packet[..], &["--verify"]].concat());
+    assert_eq!((&verified["verification"]["agrees"], &verified["why_not"]), (&true.into(), &serde_json::Value::Null));
+    assert!(
+        text(&node.ask(&[&packet[..], &["--verify"]].concat()).stdout).contains("AGREE: the kernel says: forwarded to")
+    );
+    let asked =
+        ["10.244.0.5", "10.244.0.6:8080"].map(|backend| node.json(&[&packet[..], &["--why-not", backend]].concat()));
+    let mut answers = asked.each_ref().map(|one| one["why_not"]["answer"].as_str().unwrap());
+    answers.sort_unstable();
+    assert_eq!(answers, ["chosen", "other"]);
+    let slots = asked.each_ref().map(|one| one["why_not"]["slot_count"].as_u64().unwrap());
+    assert_eq!(Some(slots.iter().sum()), asked[0]["why_not"]["table"].as_u64());
+    let absent = node.ask(&[&packet[..], &["--why-not", "10.244.0.7"]].concat());
+    assert_eq!(absent.status.code(), Some(3));
+    assert!(text(&absent.stdout).contains("Why not 10.244.0.7?\n  it is no backend of the service"));
+    let (code, message) = end(&node.ask(&[&packet[..], &["--why-not", "web-1"]].concat()));
+    assert!(code == 2 && message.contains("backend `web-1` is neither ADDRESS:PORT nor ADDRESS"), "{message}");
+}
+
+#[test]
+fn drift_says_that_nothing_differs_and_how_it_is_looked_for() {
+    let node = Node::running(&[("web.yaml", &service("web", "10.96.0.10", "", &["10.244.0.5"]))]);
+    let drift = node.json(&["drift"]);
+    assert_eq!(
+        (drift["found"].as_u64(), &drift["mode"], &drift["datapath"]),
+        (Some(0), &"repair".into(), &"memory".into())
+    );
+    let said = text(&node.ask(&["drift", "--all"]).stdout);
+    assert!(said.starts_with("no difference: memory holds what it should (mode repair, inspected in "), "{said}");
+    let status = node.json(&["status"]);
+    assert_eq!((&status["drift"]["mode"], status["drift"]["interval_ms"].as_u64()), (&"repair".into(), Some(60_000)));
+    assert!(status["drift"]["inspections"].as_u64() > Some(0), "{status}");
+    assert_eq!(end(&node.ask(&["drift", "--all", "--watch"])).0, 2);
+}
+
+#[test]
+fn drift_is_looked_for_as_it_is_set() {
+    let mut node = Node::new(&[]);
+    let mut agent = node.agent();
+    node.start_with(agent.args(["--drift", "alert", "--drift-interval", "100ms"]));
+    let inspections = |status: &serde_json::Value| status["drift"]["inspections"].as_u64();
+    node.json_when(&["status"], |status| inspections(status) > Some(3));
+    assert_eq!(node.json(&["drift"])["mode"], "alert");
+    for (flag, value) in [("--drift", "maybe"), ("--drift-interval", "5"), ("--drift-interval", "1ms")] {
+        let (code, message) = end(&node.agent_in("other").args([flag, value]).output().unwrap());
+        assert!(code == 2 && message.contains(value), "{message}");
+    }
+}
+
+#[test]
+fn who_watches_drift_learns_that_the_agent_ended() {
+    let mut node = Node::running(&[]);
+    let socket = node.path("lb.sock");
+    let mut watch = lb();
+    watch.args(["drift", "--watch", "-o", "json", "--socket"]).arg(&socket);
+    let watch = watch.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    let clients = || node.json(&["status"])["drift"]["watchers"].as_u64();
+    while clients() != Some(1) {}
+    node.stop(Signal::SIGTERM);
+    let (code, message) = end(&watch.wait_with_output().unwrap());
+    assert_eq!(code, 1);
+    assert!(message.contains("the agent has ended the watch") || message.contains("talking to the agent"), "{message}");
+}
+
+#[test]
 fn exit_codes_tell_what_is_wrong() {
     let node = Node::running(&[]);
     assert_eq!(node.ask(&["service", "list"]).status.code(), Some(0));
@@ -355,7 +426,7 @@ fn cleanup_walks_all_that_was_ever_used_and_forgets_what_is_clean() {
 fn completions_and_the_manual_name_every_command() {
     let completions = text(&lb().args(["completions", "bash"]).output().unwrap().stdout);
     let manual = text(&lb().arg("man").output().unwrap().stdout);
-    for command in ["agent", "service", "backend", "status", "explain", "cleanup"] {
+    for command in ["agent", "service", "backend", "status", "explain", "drift", "cleanup"] {
         assert!(completions.contains(command), "{command} is not in the completions");
         assert!(manual.contains(command), "{command} is not in the manual");
     }

@@ -8,7 +8,7 @@ mod common;
 use std::{
     fs,
     net::{IpAddr, SocketAddr},
-    os::unix::process::CommandExt,
+    os::unix::{fs::PermissionsExt, process::CommandExt},
     path::PathBuf,
     process::{Command, ExitCode, Output, Stdio},
     time::{Duration, Instant},
@@ -27,6 +27,7 @@ use nix::{
     unistd::Pid,
 };
 use serde_json::Value;
+use tempfile::TempDir;
 
 const DEADLINE: Duration = Duration::from_secs(60);
 const VIP: &str = "10.96.0.10";
@@ -41,7 +42,10 @@ fn main() -> ExitCode {
         trial("session_affinity_keeps_its_promises", || use_case("session-affinity", "ebpf")),
         trial("without_a_use_case_all_run_and_all_datapaths_are_compared", all_use_cases),
         trial("a_promise_that_is_not_kept_is_exit_code_1", a_broken_promise),
-        trial("without_root_the_lab_says_what_it_needs", without_root),
+        trial("without_root_the_lab_runs_in_a_user_namespace", without_root),
+        trial("without_root_a_comparison_leaves_out_what_does_not_fit", compare_without_root),
+        trial("without_root_ebpf_is_refused", ebpf_without_root),
+        trial("without_user_namespaces_the_lab_says_what_it_needs", without_user_namespaces),
         trial("a_signal_ends_the_lab_without_a_trace", a_signal_leaves_no_trace),
         trial("a_pod_that_comes_later_is_served", a_pod_that_comes_later),
     ];
@@ -127,16 +131,80 @@ fn a_broken_promise() -> Result<(), LabError> {
     Ok(())
 }
 
+/// The program where somebody else can start it: they may not be let into the directory of the build.
+struct Copied {
+    directory: TempDir,
+}
+
+impl Copied {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        fs::copy(env!("CARGO_BIN_EXE_lb"), directory.path().join("lb")).unwrap();
+        fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o755)).unwrap();
+        Self { directory }
+    }
+
+    /// Started by nobody.
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        command.uid(NOBODY).gid(NOBODY).current_dir(self.directory.path()).env("PATH", std::env::var("PATH").unwrap());
+        command
+    }
+
+    fn lb(&self) -> Command {
+        self.command(self.directory.path().join("lb").to_str().unwrap())
+    }
+}
+
+/// Somebody who may do nothing special.
+const NOBODY: u32 = 65534;
+
 fn without_root() -> Result<(), LabError> {
-    // Somebody else may not be let into the directory of the build.
-    let directory = tempfile::tempdir().unwrap();
-    let program = directory.path().join("lb");
-    fs::copy(env!("CARGO_BIN_EXE_lb"), &program).unwrap();
-    let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-    fs::set_permissions(directory.path(), open).unwrap();
-    let (code, message) = end(&Command::new(program).arg("lab").uid(65534).gid(65534).output().unwrap());
+    let output = Copied::new().lb().args(["lab", "-o", "json"]).output().unwrap();
+    let (code, message) = end(&output);
+    assert_eq!((code, message.lines().count()), (0, 1), "{message}");
+    assert!(message.contains("root adds eBPF") && message.contains("net.core.wmem_max"), "{message}");
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let datapaths = |list: &str| -> Vec<String> {
+        let rows = report[list].as_array().unwrap().iter();
+        rows.map(|row| row["datapath"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(datapaths("use_cases"), ["iptables-nft", "nftables", "nftables"]);
+    assert_eq!(datapaths("datapaths"), DATAPATHS[1..]);
+    Ok(())
+}
+
+fn compare_without_root() -> Result<(), LabError> {
+    let copied = Copied::new();
+    let arguments = ["lab", "compare", "--services", "10,100000", "--datapaths", "ebpf,nftables", "--rounds", "1"];
+    let output = copied.lb().args(arguments).args(["-o", "json"]).output().unwrap();
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"));
+    let rows: Vec<_> =
+        report["rows"].as_array().unwrap().iter().map(|row| (&row["datapath"], &row["services"])).collect();
+    assert_eq!(rows, [(&Value::from("nftables"), &Value::from(10))]);
+    let notes: Vec<&str> = report["notes"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+    let noted = |what: &str| notes.iter().any(|note| note.starts_with(what));
+    assert!(noted("100000 services: left out, ") && noted("ebpf: left out, it needs root"), "{notes:?}");
+    Ok(())
+}
+
+fn ebpf_without_root() -> Result<(), LabError> {
+    let output = Copied::new().lb().args(["lab", "--datapath", "ebpf"]).output().unwrap();
+    assert_eq!(end(&output), (1, "lb: datapath ebpf needs root: run it with sudo, or choose nftables\n".into()));
+    Ok(())
+}
+
+/// A user namespace of our own in which there may be no other.
+fn without_user_namespaces() -> Result<(), LabError> {
+    let copied = Copied::new();
+    let forbid = "echo 0 > /proc/sys/user/max_user_namespaces && exec ./lb lab";
+    let output = copied.command("unshare").args(["--user", "--map-root-user", "sh", "-c", forbid]).output().unwrap();
+    let (code, message) = end(&output);
     assert_eq!((code, message.lines().count()), (1, 1), "{message}");
-    assert!(message.contains("needs root"), "{message}");
+    assert!(
+        message.contains("sysctl user.max_user_namespaces is 0") && message.contains("or run as root"),
+        "{message}"
+    );
     Ok(())
 }
 

@@ -1,6 +1,6 @@
 //! What sources say.
 
-use crate::{EndpointSlice, NodeFacts, Service, ServiceName, SliceName, SourceName};
+use crate::{EndpointSlice, HealthReport, NodeFacts, Service, ServiceName, SliceName, SourceName, ZoneName};
 
 /// One change of the desired state.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,6 +15,14 @@ pub enum Change {
     RemoveEndpoints(SliceName),
     /// The node's facts changed.
     SetNode(NodeFacts),
+    /// The zone of the node changed: what endpoints' hints are compared with, and no concern of a datapath.
+    SetZone(Option<ZoneName>),
+    /// Somebody who probes backends has a new verdict.
+    SetHealth(HealthReport),
+    /// A verdict of an earlier run, which holds until its source has a new one or its first listing ends without.
+    RestoreHealth(HealthReport),
+    /// A source of verdicts is gone, and all of its verdicts with it.
+    ForgetHealth(SourceName),
     /// A source begins its first listing; until its `InitDone` nothing is pruned.
     InitStart(SourceName),
     /// A source has listed everything once.

@@ -159,6 +159,9 @@ pub struct Capabilities {
     pub atomic: Atomicity,
     /// Roles that it can take.
     pub roles: Vec<Role>,
+    /// Whether it can cut the established flows of a backend that takes no new ones, as a
+    /// [drain policy](crate::DrainPolicy) may ask.
+    pub drain: bool,
     /// Most slots that one backend set may have.
     pub max_slots: u32,
     /// Ports that a translated source may get.
@@ -185,6 +188,7 @@ impl Capabilities {
             sockets: SocketCapability::Packets,
             atomic: Atomicity::Plan,
             roles: Vec::from([Role::Standby, Role::Active, Role::Draining]),
+            drain: true,
             max_slots: u32::MAX,
             translated_ports: 1..=u16::MAX,
         }

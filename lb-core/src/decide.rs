@@ -12,7 +12,7 @@ use crate::{
     Affinity, AffinityRecord, Algorithm, BackendAddr, FLOW_SEED, FrontendAddr, FrontendKind, Instant, Model, Owner,
     Protocol, Reason, Scope, Selection, Service, ServicePort, SocketCapability, TrafficPolicy,
     desired::{effective_affinity, scopes, table_spec},
-    flow_hash, select,
+    flow_hash,
 };
 
 /// The first packet of a flow, or any later one, where it enters the node.
@@ -48,6 +48,8 @@ pub enum Entry {
 pub struct FlowView {
     /// Backend of the established flow that the packet belongs to.
     pub established: Option<BackendAddr>,
+    /// Since when that backend takes no new flows, if it is known.
+    pub left: Option<Instant>,
     /// Record of the client at the packet's frontend.
     pub affinity: Option<AffinityRecord>,
 }
@@ -156,6 +158,12 @@ pub fn decide(model: &Model, packet: &Packet, flow: &FlowView, now: Instant) -> 
     decision
 }
 
+/// What becomes of a packet of an established flow.
+enum Established {
+    Stays(BackendAddr),
+    Cut,
+}
+
 /// A packet's frontend and all that belongs to it.
 struct Found<'a> {
     model: &'a Model,
@@ -205,19 +213,31 @@ impl<'a> Found<'a> {
     }
 
     fn select(&self, decision: &mut Decision) -> Selection {
-        let candidates = self.model.candidates(&self.service.name, self.port, self.addr.family());
-        let selection = select(&candidates, self.policy);
-        decision.step(
-            format!("service {}", self.service.name),
-            "traffic policy",
-            format!("{:?}: {} of {} backends take new flows", self.policy, selection.usable.len(), candidates.len()),
-        );
+        let selection = self.model.selection(self.service, self.port, self.addr.family(), self.policy);
+        let object = || format!("service {}", self.service.name);
+        let (usable, all) = (selection.usable.len(), selection.usable.len() + selection.rejected.len());
+        let says = format!("{:?}: {usable} of {all} backends take new flows", self.policy);
+        decision.step(object(), "traffic policy", says);
+        if let Some(near) = &selection.near {
+            let (field, why) = match self.service.traffic_distribution {
+                Some(distribution) => ("traffic distribution", format!("{distribution}: ")),
+                None => ("hints", String::new()),
+            };
+            decision.step(object(), field, format!("{why}those meant for {near}"));
+        }
+        if selection.panic {
+            let threshold = self.model.rules(self.service, self.policy).panic_threshold;
+            let says = format!("less than {threshold} % of backends are well: health is not looked at");
+            decision.step(object(), "panic threshold", says);
+        }
         selection
     }
 
     fn verdict(&self, selection: &Selection, flow: &FlowView, now: Instant, decision: &mut Decision) -> Verdict {
-        if let Some(backend) = self.kept_backend(selection, flow, decision) {
-            return self.forward(Choice::Exactly(backend), decision);
+        match self.established(selection, flow, now, decision) {
+            Some(Established::Stays(backend)) => return self.forward(Choice::Exactly(backend), decision),
+            Some(Established::Cut) => return Verdict::Reject,
+            None => {}
         }
         if selection.usable.is_empty() {
             let (verdict, says) = if selection.excluded_by_policy {
@@ -235,14 +255,38 @@ impl<'a> Found<'a> {
         self.forward(choice, decision)
     }
 
-    /// An established TCP flow keeps its backend, even one that left the service; a UDP flow only one that is usable.
-    fn kept_backend(&self, selection: &Selection, flow: &FlowView, decision: &mut Decision) -> Option<BackendAddr> {
+    /// What becomes of the packet's flow, if there is one and it is not to be treated as new.
+    ///
+    /// It stays with a usable backend. With another one, a UDP flow does not stay; any other does, unless the drain policy
+    /// cuts it, which it never does to a backend that is well and only not for this node.
+    fn established(
+        &self,
+        selection: &Selection,
+        flow: &FlowView,
+        now: Instant,
+        decision: &mut Decision,
+    ) -> Option<Established> {
         let backend = flow.established?;
-        let usable = selection.usable.iter().any(|usable| usable.addr == backend);
-        let keeps = usable || self.packet.protocol != Protocol::Udp;
-        let says = if keeps { "keeps" } else { "is no longer usable, chosen anew:" };
-        decision.step(format!("flow to {}", self.addr), "backend", format!("{says} {backend}"));
-        keeps.then_some(backend)
+        let object = format!("flow to {}", self.addr);
+        if selection.usable.iter().any(|usable| usable.addr == backend) {
+            decision.step(object, "backend", format!("keeps {backend}"));
+            return Some(Established::Stays(backend));
+        }
+        if self.packet.protocol == Protocol::Udp {
+            decision.step(object, "backend", format!("is no longer usable, chosen anew: {backend}"));
+            return None;
+        }
+        let reason = selection.rejected.iter().find(|(addr, _)| *addr == backend).map(|(_, reason)| reason);
+        if reason.is_some_and(Reason::is_about_place) {
+            decision.step(object, "backend", format!("keeps {backend}, which is well but not for this node"));
+            return Some(Established::Stays(backend));
+        }
+        let why = reason.map_or_else(|| "no longer there".into(), Reason::to_string);
+        let policy = self.model.drain(self.service);
+        let keeps = policy.keeps(flow.left, now);
+        let says = if keeps { "keeps" } else { "is cut from" };
+        decision.step(object, "drain policy", format!("{policy}: {says} {backend}, which is {why}"));
+        Some(if keeps { Established::Stays(backend) } else { Established::Cut })
     }
 
     fn remembered_backend(
@@ -276,7 +320,7 @@ impl<'a> Found<'a> {
             decision.step(object, "backends", format!("{only} is the only one"));
             return Choice::Exactly(only);
         }
-        let slots = spec.slots(&self.model.settings().maglev_key);
+        let slots = spec.slots(&self.model.settings().maglev);
         if spec.algorithm == Algorithm::Maglev && !self.at_socket() {
             let (hash, what) = match self.affinity {
                 Some(affinity) => (affinity.client_hash(self.packet.source), "client"),

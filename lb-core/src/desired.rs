@@ -10,8 +10,8 @@ use core::time::Duration;
 
 use crate::{
     Affinity, Backend, BackendAddr, BackendId, BackendSet, Family, Frontend, FrontendAddr, FrontendId, FrontendKind,
-    IdTable, IdsExhausted, Labels, Lookup, Model, Scope, Selection, Service, ServiceName, ServicePortName, SetId,
-    State, TableSize, TableSpec, Target, Touched, TrafficPolicy, plan, select, slots,
+    IdTable, IdsExhausted, Labels, Lookup, Model, Scope, Selection, Service, ServiceFrontend, ServiceName,
+    ServicePortName, SetId, State, TableSize, TableSpec, Target, Touched, TrafficPolicy, plan, slots,
 };
 
 /// The state that a datapath should hold, kept up to date service by service.
@@ -107,22 +107,24 @@ impl Desired {
             self.state.node.clone_from(model.node());
             touched.node = true;
         }
+        // Sets go last: one whose frontend only moves is the same set, and its backends keep their ids.
+        let mut unused = Vec::new();
         let wanted: Vec<_> = services.iter().map(|name| (name, wanted(model, name))).collect();
         for (name, frontends) in &wanted {
             let keep: BTreeSet<_> = frontends.iter().map(|f| (f.addr, &f.owner)).collect();
             let gone: Vec<_> = self.frontends_of.get(*name).into_iter().flatten().copied().collect();
             for addr in gone {
                 if self.owners.get(&addr).is_none_or(|owner| !keep.contains(&(addr, owner))) {
-                    self.remove_frontend(addr, &mut touched);
+                    unused.extend(self.remove_frontend(addr, &mut touched));
                 }
             }
         }
-        for (name, frontends) in wanted {
-            for frontend in frontends {
-                self.upsert_frontend(name, frontend, model, &mut touched)?;
-            }
+        let mut all = wanted.into_iter().flat_map(|(name, frontends)| frontends.into_iter().map(move |f| (name, f)));
+        let outcome = all.try_for_each(|(name, frontend)| self.upsert_frontend(name, frontend, model, &mut touched));
+        for set in unused {
+            self.release_set(set, &mut touched);
         }
-        Ok(touched)
+        outcome.map(|()| touched)
     }
 
     fn upsert_frontend(
@@ -153,8 +155,9 @@ impl Desired {
         Ok(())
     }
 
-    fn remove_frontend(&mut self, addr: FrontendAddr, touched: &mut Touched) {
-        let Some(frontend) = self.state.frontends.remove(&addr) else { return };
+    /// Removes a frontend and gives its set, which is to be released.
+    fn remove_frontend(&mut self, addr: FrontendAddr, touched: &mut Touched) -> Option<SetId> {
+        let frontend = self.state.frontends.remove(&addr)?;
         touched.frontends.insert(addr);
         self.claim(addr, None, touched);
         self.frontend_ids.remove(&addr);
@@ -167,8 +170,9 @@ impl Desired {
                 self.frontends_of.remove(&owner.service);
             }
         }
-        if let Target::Set(set) = frontend.target {
-            self.release_set(set, touched);
+        match frontend.target {
+            Target::Set(set) => Some(set),
+            Target::Reject | Target::Drop => None,
         }
     }
 
@@ -220,7 +224,7 @@ impl Desired {
 
     fn add_set(&mut self, spec: &TableSpec, model: &Model, touched: &mut Touched) -> Result<SetId, IdsExhausted> {
         let ids = spec.backends.iter().map(|(addr, _)| self.backend_ids.id(addr)).collect::<Result<Vec<_>, _>>()?;
-        let content = slots::with_ids(&spec.slots(&model.settings().maglev_key), &ids);
+        let content = slots::with_ids(&spec.slots(&model.settings().maglev), &ids);
         let set = BackendSet { lookup: spec.lookup(), slots: content };
         let key = SetKey::Spec(spec.clone());
         let id = match self.installed_sets.remove(&(set.lookup, Arc::clone(&set.slots))) {
@@ -282,7 +286,8 @@ fn wanted(model: &Model, name: &ServiceName) -> Vec<Wanted> {
     let affinity = effective_affinity(model, service);
     let mut tables = Tables { model, service, known: BTreeMap::new() };
     let mut found = Vec::new();
-    for frontend in model.frontends(service).filter(|frontend| model.carries(frontend)) {
+    let served = |frontend: &ServiceFrontend<'_>| model.owns(service, frontend) && model.carries(frontend);
+    for frontend in model.frontends(service).filter(served) {
         let owner = ServicePortName { service: name.clone(), port: Arc::clone(&frontend.port.name) };
         for (scope, policy) in scopes(model, service, frontend.kind) {
             let target = tables.target(frontend.port, frontend.addr.family(), policy);
@@ -325,7 +330,8 @@ pub(crate) fn effective_affinity(model: &Model, service: &Service) -> Option<Aff
 pub(crate) fn table_spec(model: &Model, service: &Service, selection: &Selection) -> TableSpec {
     let largest = TableSize::largest_within(model.capabilities().max_slots);
     let size = service.table_size.unwrap_or_else(|| TableSize::for_backends(selection.usable.len()));
-    TableSpec::new(model.algorithm(service), Some(largest.map_or(size, |largest| size.min(largest))), &selection.usable)
+    let size = largest.map_or(size, |largest| size.min(largest));
+    TableSpec::new(model.algorithm(service), Some(size), &model.settings().maglev, &selection.usable)
 }
 
 /// Targets of one service; frontends of one port, family and policy share theirs.
@@ -340,7 +346,7 @@ impl Tables<'_> {
         let key = (Arc::clone(&port.name), port.protocol, family, policy);
         let (model, service) = (self.model, self.service);
         let known = self.known.entry(key).or_insert_with(|| {
-            let selection = select(&model.candidates(&service.name, port, family), policy);
+            let selection = model.selection(service, port, family, policy);
             match (selection.usable.is_empty(), selection.excluded_by_policy) {
                 (true, true) => WantedTarget::Drop,
                 (true, false) => WantedTarget::Reject,

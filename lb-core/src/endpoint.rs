@@ -3,7 +3,7 @@
 use alloc::{sync::Arc, vec::Vec};
 use core::net::IpAddr;
 
-use crate::{Instant, NodeName, Protocol, ServiceName, SliceName};
+use crate::{Hints, Instant, NodeName, Protocol, ServiceName, SliceName, ZoneName};
 
 /// Some of the endpoints of one service, replaced as a whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +36,10 @@ pub struct Endpoint {
     pub ip: IpAddr,
     /// Node that it runs on. Unknown counts as this node, as for a server outside the cluster.
     pub node: Option<NodeName>,
+    /// Zone that it runs in.
+    pub zone: Option<ZoneName>,
+    /// Zones and nodes that it is meant for. Default: for all of them.
+    pub hints: Hints,
     /// Readiness as Kubernetes reports it.
     pub conditions: Conditions,
     /// What an operator decided about it.
@@ -54,6 +58,8 @@ impl Endpoint {
         Self {
             ip,
             node: None,
+            zone: None,
+            hints: Hints { zones: Vec::new(), nodes: Vec::new() },
             conditions: Conditions::READY,
             admin: AdminState::InService,
             weight: Self::DEFAULT_WEIGHT,

@@ -98,6 +98,30 @@ impl fmt::Display for NodeName {
     }
 }
 
+/// Name of a zone: a part of a cluster inside which traffic is near.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ZoneName(Arc<str>);
+
+impl ZoneName {
+    /// A zone called `name`.
+    #[must_use]
+    pub fn new(name: &str) -> Self {
+        Self(name.into())
+    }
+
+    /// The name as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for ZoneName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 /// Where changes come from: a manifest directory, an API server, the embedder itself.
 ///
 /// Nothing is pruned from a datapath before every source that announced itself has finished its first listing.

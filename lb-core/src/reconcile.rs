@@ -3,12 +3,13 @@
 use alloc::{
     collections::{BTreeMap, BTreeSet},
     string::String,
+    vec::Vec,
 };
 use core::time::Duration;
 
 use crate::{
     ApplyError, Change, Desired, Expected, FrontendAddr, Instant, Model, ModelError, Op, Plan, PlanId, ServiceName,
-    SourceName, State, Target, Touched,
+    SourceName, State, Touched, events::Events, in_use::in_use,
 };
 
 /// Turns changes into plans and outcomes into retries. No I/O: the caller carries the plans out and tells the time.
@@ -17,7 +18,8 @@ use crate::{
 ///    [`wants_observation`](Self::wants_observation) says so.
 /// 2. [`handle_change`](Self::handle_change) for each change.
 /// 3. [`poll_plan`](Self::poll_plan), apply, [`handle_applied`](Self::handle_applied), until there is no plan.
-/// 4. Again at [`poll_timeout`](Self::poll_timeout).
+/// 4. [`poll_event`](Self::poll_event), to tell whoever wants to know what became of frontends.
+/// 5. Again at [`poll_timeout`](Self::poll_timeout).
 ///
 /// While a source is in its first listing there are no plans: what an earlier process installed keeps serving, and
 /// nothing is pruned because it has not been listed yet.
@@ -34,6 +36,7 @@ pub struct Reconciler {
     retries: BTreeMap<FrontendAddr, Retry>,
     observe_at: Option<Instant>,
     adopted: bool,
+    events: Events,
 }
 
 #[derive(Clone, Debug)]
@@ -80,6 +83,7 @@ impl Reconciler {
             retries: BTreeMap::new(),
             observe_at: None,
             adopted: false,
+            events: Events::default(),
         }
     }
 
@@ -114,10 +118,10 @@ impl Reconciler {
     pub fn handle_repaired(&mut self, outcome: Result<(), ApplyError>, now: Instant) {
         let Err(error) = outcome else { return };
         if error.unknown.is_some() {
-            self.installed = None;
-            self.observe_at = Some(now);
+            self.forget_installed(now);
             return;
         }
+        let failed: Vec<_> = error.failed.iter().map(|(addr, _)| *addr).collect();
         for (addr, cause) in error.failed {
             if let Some(installed) = &mut self.installed {
                 installed.frontends.remove(&addr);
@@ -125,6 +129,14 @@ impl Reconciler {
             self.touched.frontends.insert(addr);
             self.retry_later(addr, cause.report(), now);
         }
+        self.touch_events(failed);
+    }
+
+    /// What the datapath holds is unknown from now on.
+    fn forget_installed(&mut self, now: Instant) {
+        self.touch_all_events();
+        self.installed = None;
+        self.observe_at = Some(now);
     }
 
     /// Whether the datapath has to be observed before there can be a plan.
@@ -142,6 +154,7 @@ impl Reconciler {
         self.touched.merge(Touched::all(&state, self.desired.state()));
         self.installed = Some(state);
         self.observe_at = None;
+        self.touch_all_events();
     }
 
     /// The datapath could not be observed: asks again later.
@@ -165,7 +178,11 @@ impl Reconciler {
             Change::UpsertService(_)
             | Change::RemoveService(_)
             | Change::ReplaceEndpoints(_)
-            | Change::RemoveEndpoints(_) => {}
+            | Change::RemoveEndpoints(_)
+            | Change::SetZone(_)
+            | Change::SetHealth(_)
+            | Change::RestoreHealth(_)
+            | Change::ForgetHealth(_) => {}
         }
         self.dirty.extend(self.model.apply(change)?);
         Ok(())
@@ -184,6 +201,7 @@ impl Reconciler {
         }
         self.update_desired();
         let mut touched = core::mem::take(&mut self.touched);
+        self.touch_events(touched.frontends.iter().copied());
         let deferred = self.defer(&mut touched, now);
         let Some(installed) = &self.installed else {
             touched.merge(deferred);
@@ -213,10 +231,9 @@ impl Reconciler {
         let failed = match outcome {
             Ok(()) => BTreeMap::new(),
             Err(error) => {
-                self.touched.merge(touched);
+                self.touched.merge(touched.clone());
                 if error.unknown.is_some() {
-                    self.installed = None;
-                    self.observe_at = Some(now);
+                    self.forget_installed(now);
                     return;
                 }
                 error.failed.into_iter().map(|(addr, cause)| (addr, cause.report())).collect()
@@ -226,6 +243,35 @@ impl Reconciler {
         for (addr, cause) in failed {
             self.retry_later(addr, cause, now);
         }
+        self.touch_events(touched.frontends);
+    }
+
+    /// The next frontend whose status is another one than was told before, and that status; `None` if it is gone. However
+    /// often a status changes between two polls, only the last one is told.
+    pub fn poll_event(&mut self) -> Option<(FrontendAddr, Option<FrontendStatus>)> {
+        let mut events = core::mem::take(&mut self.events);
+        let event = events.poll(|addr| self.knows(addr).then(|| self.status(addr)));
+        self.events = events;
+        event
+    }
+
+    fn touch_events(&mut self, frontends: impl IntoIterator<Item = FrontendAddr>) {
+        let mut events = core::mem::take(&mut self.events);
+        events.touch(frontends, |addr| self.knows(addr));
+        self.events = events;
+    }
+
+    fn touch_all_events(&mut self) {
+        let desired = self.desired().frontends.keys();
+        let installed = self.installed.iter().flat_map(|state| state.frontends.keys());
+        let all: Vec<_> = desired.chain(installed).copied().collect();
+        self.touch_events(all);
+    }
+
+    /// Whether there is such a frontend, or still is in the datapath.
+    fn knows(&self, addr: &FrontendAddr) -> bool {
+        let is_installed = |state: &State| state.frontends.contains_key(addr);
+        self.desired().frontends.contains_key(addr) || self.installed.as_ref().is_some_and(is_installed)
     }
 
     fn retry_later(&mut self, addr: FrontendAddr, cause: String, now: Instant) {
@@ -267,7 +313,8 @@ impl Reconciler {
             return FrontendStatus::Failed { cause: retry.cause.clone(), retry_at: retry.at };
         }
         let here = self.installed.as_ref().and_then(|state| state.frontends.get(addr));
-        let settled = self.in_flight.is_none() && here.is_some() && here == self.desired().frontends.get(addr);
+        let in_flight = self.in_flight.as_ref().is_some_and(|(_, touched)| touched.frontends.contains(addr));
+        let settled = !in_flight && here.is_some() && here == self.desired().frontends.get(addr);
         if settled { FrontendStatus::Done } else { FrontendStatus::Pending }
     }
 
@@ -311,37 +358,5 @@ impl Reconciler {
             return Touched::default();
         }
         Touched { node: false, backends: touched.backends.clone(), sets: touched.sets.clone(), frontends: later }
-    }
-}
-
-/// Sets and backends that deferred frontends still use.
-struct InUse<'a> {
-    state: &'a State,
-    sets: BTreeSet<crate::SetId>,
-}
-
-fn in_use<'a>(state: &'a State, frontends: impl Iterator<Item = &'a FrontendAddr>) -> InUse<'a> {
-    let targets = frontends.filter_map(|addr| state.frontends.get(addr)).map(|frontend| frontend.target);
-    let sets = targets.filter_map(|target| match target {
-        Target::Set(set) => Some(set),
-        Target::Reject | Target::Drop => None,
-    });
-    InUse { state, sets: sets.collect() }
-}
-
-impl InUse<'_> {
-    fn needs(&self, op: &Op) -> bool {
-        match op {
-            Op::RemoveSet(id) => self.sets.contains(id),
-            Op::RemoveBackend(id) => {
-                let sets = self.sets.iter().filter_map(|set| self.state.sets.get(set));
-                sets.into_iter().any(|set| set.slots.contains(id))
-            }
-            Op::SetNode(_)
-            | Op::UpsertBackend(..)
-            | Op::AddSet(..)
-            | Op::UpsertFrontend { .. }
-            | Op::RemoveFrontend(_) => false,
-        }
     }
 }

@@ -3,7 +3,25 @@
 use alloc::vec::Vec;
 use core::fmt;
 
-use crate::{AdminState, BackendAddr, Candidate, TrafficPolicy};
+use crate::{
+    AdminState, BackendAddr, Candidate, Health, Near, NodeName, TrafficDistribution, TrafficPolicy, ZoneName,
+    topology::near,
+};
+
+/// What a selection goes by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rules<'a> {
+    /// Which backends may be used.
+    pub policy: TrafficPolicy,
+    /// Which ones the service prefers.
+    pub distribution: Option<TrafficDistribution>,
+    /// Health is not looked at when less than this per cent is not unhealthy. 0: it always is.
+    pub panic_threshold: u8,
+    /// The node that the selection is for, if it is known.
+    pub node: Option<&'a NodeName>,
+    /// Its zone, if it is known.
+    pub zone: Option<&'a ZoneName>,
+}
 
 /// Outcome of a selection.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -14,6 +32,10 @@ pub struct Selection {
     pub rejected: Vec<(BackendAddr, Reason)>,
     /// Whether a backend would be usable if the policy did not exclude it: then flows are dropped, not refused.
     pub excluded_by_policy: bool,
+    /// What topology narrowed the choice to, if it did.
+    pub near: Option<Near>,
+    /// Whether so many backends are unhealthy that all of them are used.
+    pub panic: bool,
 }
 
 /// A backend that may take new flows.
@@ -28,7 +50,7 @@ pub struct Usable {
 }
 
 /// Why a backend takes no new flows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Reason {
     /// Not ready and not terminating.
     NotReady,
@@ -42,8 +64,41 @@ pub enum Reason {
     Draining,
     /// An operator took it out.
     Maintenance,
+    /// Somebody who probed it says that it does not answer.
+    Unhealthy,
     /// It runs on another node and the traffic policy is Local.
     NotLocal,
+    /// It is meant for other nodes, and others are meant for this one.
+    OtherNode {
+        /// Nodes that it is meant for.
+        hinted: Vec<NodeName>,
+        /// This node.
+        here: NodeName,
+    },
+    /// It is meant for other zones, and others are meant for this one.
+    OtherZone {
+        /// Zones that it is meant for.
+        hinted: Vec<ZoneName>,
+        /// The zone of this node.
+        here: ZoneName,
+    },
+}
+
+impl Reason {
+    /// Whether the backend is well and only not for this node.
+    #[must_use]
+    pub const fn is_about_place(&self) -> bool {
+        match self {
+            Self::NotLocal | Self::OtherNode { .. } | Self::OtherZone { .. } => true,
+            Self::NotReady
+            | Self::NotServing
+            | Self::Terminating
+            | Self::WeightZero
+            | Self::Draining
+            | Self::Maintenance
+            | Self::Unhealthy => false,
+        }
+    }
 }
 
 impl fmt::Display for Reason {
@@ -55,29 +110,59 @@ impl fmt::Display for Reason {
             Self::WeightZero => "weight is 0",
             Self::Draining => "draining",
             Self::Maintenance => "in maintenance",
+            Self::Unhealthy => "unhealthy",
             Self::NotLocal => "on another node, traffic policy is Local",
+            Self::OtherNode { hinted, here } => return write!(f, "hinted for node {}, this is {here}", List(hinted)),
+            Self::OtherZone { hinted, here } => {
+                return write!(f, "hinted for zone {}, this node is in {here}", List(hinted));
+            }
         })
     }
 }
 
-/// Backends that may receive new flows under `policy`.
+struct List<'a, T>(&'a [T]);
+
+impl<T: fmt::Display> fmt::Display for List<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().enumerate().try_for_each(|(n, item)| write!(f, "{}{item}", if n == 0 { "" } else { ", " }))
+    }
+}
+
+/// Backends that may receive new flows under `rules`.
 ///
-/// Ready ones if there are any; otherwise those terminating but still serving (KEP-1669). Under policy Local both
-/// steps look at this node's backends only. Draining, maintenance and weight 0 exclude a backend from both steps.
+/// 1. Draining, maintenance and weight 0 exclude a backend from all that follows, and so does being on another node
+///    under policy Local.
+/// 2. Ready ones if there are any; otherwise those terminating but still serving (KEP-1669).
+/// 3. Of either, those that are not unhealthy; but all of them when less than the panic threshold is not unhealthy. If
+///    none is left of the ready ones, those terminating get their turn.
+/// 4. Of the ready ones, under policy Cluster, those that are meant for this node or zone, if topology says so. An
+///    endpoint that is unhealthy or out of service has no say in that.
 #[must_use]
-pub fn select(candidates: &[Candidate<'_>], policy: TrafficPolicy) -> Selection {
-    let in_scope = |c: &Candidate<'_>| policy == TrafficPolicy::Cluster || c.local;
-    let any_ready = candidates.iter().any(|c| in_scope(c) && grade(c) == Ok(Grade::Ready));
-    let mut selection = Selection::default();
+pub fn select(candidates: &[Candidate<'_>], rules: &Rules<'_>) -> Selection {
+    let is_local_policy = rules.policy == TrafficPolicy::Local;
+    let in_scope = |c: &Candidate<'_>| !is_local_policy || c.local;
+    let taken = takers(candidates.iter().filter(|c| in_scope(c)), rules);
+    let near = match taken {
+        Some(Takers { grade: Grade::Ready, .. }) if !is_local_policy => {
+            let ready = candidates.iter().filter(|c| taken.is_some_and(|taken| taken.includes(c)));
+            near(ready.map(|c| c.endpoint), rules)
+        }
+        _ => None,
+    };
+    let mut selection = Selection {
+        excluded_by_policy: is_local_policy && takers(candidates.iter().filter(|c| !in_scope(c)), rules).is_some(),
+        panic: taken.is_some_and(|taken| taken.panic),
+        ..Selection::default()
+    };
     for candidate in candidates {
         let reason = match grade(candidate) {
             Err(reason) => Some(reason),
-            Ok(_) if !in_scope(candidate) => {
-                selection.excluded_by_policy = true;
-                Some(Reason::NotLocal)
+            Ok(_) if !in_scope(candidate) => Some(Reason::NotLocal),
+            Ok(_) if taken.is_some_and(|taken| taken.includes(candidate)) => {
+                near.as_ref().and_then(|near| near.reason_against(candidate.endpoint, rules.distribution))
             }
-            Ok(Grade::Terminating) if any_ready => Some(Reason::Terminating),
-            Ok(Grade::Ready | Grade::Terminating) => None,
+            Ok(_) if candidate.health == Health::Unhealthy => Some(Reason::Unhealthy),
+            Ok(Grade::Ready | Grade::Terminating) => Some(Reason::Terminating),
         };
         match reason {
             Some(reason) => selection.rejected.push((candidate.addr, reason)),
@@ -88,7 +173,34 @@ pub fn select(candidates: &[Candidate<'_>], policy: TrafficPolicy) -> Selection 
             }),
         }
     }
+    selection.near = near;
     selection
+}
+
+/// Who takes new flows, before topology.
+#[derive(Clone, Copy)]
+struct Takers {
+    grade: Grade,
+    panic: bool,
+}
+
+impl Takers {
+    fn includes(self, candidate: &Candidate<'_>) -> bool {
+        grade(candidate) == Ok(self.grade) && (self.panic || candidate.health != Health::Unhealthy)
+    }
+}
+
+fn takers<'a, 'c: 'a>(
+    candidates: impl Iterator<Item = &'a Candidate<'c>> + Clone,
+    rules: &Rules<'_>,
+) -> Option<Takers> {
+    [Grade::Ready, Grade::Terminating].into_iter().find_map(|wanted| {
+        let graded = candidates.clone().filter(|c| grade(c) == Ok(wanted));
+        let (all, well) =
+            graded.fold((0_u64, 0_u64), |(all, well), c| (all + 1, well + u64::from(c.health != Health::Unhealthy)));
+        let panic = well * 100 < all * u64::from(rules.panic_threshold);
+        (panic || well > 0).then_some(Takers { grade: wanted, panic })
+    })
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -140,12 +252,13 @@ mod tests {
                 addr: BackendAddr::new(endpoint.ip, port, Protocol::Tcp),
                 endpoint,
                 local: *local,
+                health: Health::Unknown,
             })
             .collect();
-        let selection = select(&candidates, policy);
+        let selection = select(&candidates, &Rules { policy, ..Rules::default() });
         (
             selection.usable.iter().map(|u| u.addr.port).collect(),
-            selection.rejected.iter().map(|(addr, reason)| (addr.port, *reason)).collect(),
+            selection.rejected.iter().map(|(addr, reason)| (addr.port, reason.clone())).collect(),
             selection.excluded_by_policy,
         )
     }

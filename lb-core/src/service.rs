@@ -3,7 +3,7 @@
 use alloc::{sync::Arc, vec::Vec};
 use core::{fmt, net::IpAddr, time::Duration};
 
-use crate::{Protocol, ServiceName};
+use crate::{DrainPolicy, Protocol, ServiceName, SourceName, TrafficDistribution};
 
 /// A service as its source describes it.
 ///
@@ -30,6 +30,17 @@ pub struct Service {
     pub external_traffic_policy: TrafficPolicy,
     /// Which backends traffic to a cluster address may use. Default: all.
     pub internal_traffic_policy: TrafficPolicy,
+    /// Which backends are preferred where all of the cluster may be used. Default: those that their [hints](crate::Hints)
+    /// name.
+    pub traffic_distribution: Option<TrafficDistribution>,
+    /// What becomes of established flows whose backend takes no new ones. Default: they stay.
+    pub drain: DrainPolicy,
+    /// Per cent of backends that must not be unhealthy, or health is not looked at; see
+    /// [`Settings::panic_threshold`](crate::Settings::panic_threshold), which is the default.
+    pub panic_threshold: Option<u8>,
+    /// Who says all this; decides between services that claim one address, see
+    /// [`Settings::priorities`](crate::Settings::priorities). Default: nobody in particular, of priority 0.
+    pub source: Option<SourceName>,
 }
 
 impl Service {
@@ -47,6 +58,10 @@ impl Service {
             table_size: None,
             external_traffic_policy: TrafficPolicy::Cluster,
             internal_traffic_policy: TrafficPolicy::Cluster,
+            traffic_distribution: None,
+            drain: DrainPolicy::Keep,
+            panic_threshold: None,
+            source: None,
         }
     }
 }

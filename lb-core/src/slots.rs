@@ -2,13 +2,16 @@
 
 use alloc::{sync::Arc, vec::Vec};
 
-use crate::{Algorithm, BackendAddr, Lookup, TableSize, Usable, maglev};
+use crate::{
+    Algorithm, BackendAddr, Lookup, TableSize, Usable,
+    maglev::{self, HashFamily},
+};
 
 /// Most slots of a random or round-robin table of up to this many backends; a table of more backends has one slot
 /// for each.
 pub const MAX_PLAIN_SLOTS: usize = 4093;
 
-/// What a table is computed from. Equal specifications give equal tables.
+/// What a table is computed from. Equal specifications give equal tables, under one [family](HashFamily).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct TableSpec {
     /// The algorithm.
@@ -21,10 +24,13 @@ pub struct TableSpec {
 
 impl TableSpec {
     /// The specification for the usable backends of a selection, in lowest terms: weights are divided by their
-    /// greatest common divisor, and only Maglev has a size.
+    /// greatest common divisor, unless Maglev's `family` cares for their size; and only Maglev has a size.
     #[must_use]
-    pub fn new(algorithm: Algorithm, size: Option<TableSize>, usable: &[Usable]) -> Self {
-        let divisor = usable.iter().map(|u| u.weight).fold(0, gcd).max(1);
+    pub fn new(algorithm: Algorithm, size: Option<TableSize>, family: &HashFamily, usable: &[Usable]) -> Self {
+        let divisor = match (algorithm, family) {
+            (Algorithm::Maglev, HashFamily::Cilium(_)) => 1,
+            _ => usable.iter().map(|u| u.weight).fold(0, gcd).max(1),
+        };
         Self {
             algorithm,
             size: size.filter(|_| algorithm == Algorithm::Maglev),
@@ -47,11 +53,11 @@ impl TableSpec {
     /// Random and round robin have a slot per unit of weight, after division by the greatest common divisor; beyond
     /// [`MAX_PLAIN_SLOTS`] shares are rounded to that many slots by largest remainder.
     #[must_use]
-    pub fn slots(&self, maglev_key: &[u8; 16]) -> Vec<u32> {
+    pub fn slots(&self, family: &HashFamily) -> Vec<u32> {
         match self.algorithm {
             Algorithm::Maglev => {
                 let size = self.size.unwrap_or_else(|| TableSize::for_backends(self.backends.len()));
-                maglev::table(&self.backends, size, maglev_key)
+                maglev::table(&self.backends, size, family)
             }
             Algorithm::Random => in_blocks(&self.shares()),
             Algorithm::RoundRobin => interleaved(&self.shares()),
@@ -123,22 +129,22 @@ mod tests {
 
     #[test]
     fn equal_weights_have_one_slot_each() {
-        assert_eq!(spec(Algorithm::Random, &[100, 100, 100]).slots(&[0; 16]), [0, 1, 2]);
+        assert_eq!(spec(Algorithm::Random, &[100, 100, 100]).slots(&HashFamily::default()), [0, 1, 2]);
     }
 
     #[test]
     fn weights_become_slots_after_division() {
-        assert_eq!(spec(Algorithm::Random, &[300, 100]).slots(&[0; 16]), [0, 0, 0, 1]);
+        assert_eq!(spec(Algorithm::Random, &[300, 100]).slots(&HashFamily::default()), [0, 0, 0, 1]);
     }
 
     #[test]
     fn round_robin_spreads_a_heavy_backend_over_the_turn() {
-        assert_eq!(spec(Algorithm::RoundRobin, &[2, 1, 1]).slots(&[0; 16]), [0, 1, 2, 0]);
+        assert_eq!(spec(Algorithm::RoundRobin, &[2, 1, 1]).slots(&HashFamily::default()), [0, 1, 2, 0]);
     }
 
     #[test]
     fn awkward_weights_are_rounded_to_the_largest_plain_table() {
-        let slots = spec(Algorithm::Random, &[65535, 65534, 1]).slots(&[0; 16]);
+        let slots = spec(Algorithm::Random, &[65535, 65534, 1]).slots(&HashFamily::default());
         assert_eq!(slots.len(), MAX_PLAIN_SLOTS);
         let count = |index| slots.iter().filter(|&&slot| slot == index).count();
         assert_eq!((count(0), count(1), count(2)), (2046, 2046, 1));
@@ -147,7 +153,7 @@ mod tests {
     #[test]
     fn no_backends_give_no_slots() {
         for algorithm in [Algorithm::Random, Algorithm::RoundRobin, Algorithm::Maglev] {
-            assert!(spec(algorithm, &[]).slots(&[0; 16]).is_empty(), "{algorithm}");
+            assert!(spec(algorithm, &[]).slots(&HashFamily::default()).is_empty(), "{algorithm}");
         }
     }
 }

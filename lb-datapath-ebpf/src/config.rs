@@ -32,6 +32,11 @@ impl EbpfConfig {
             capacities: Capacities::default(),
         }
     }
+
+    pub(crate) fn forget_device(&mut self, name: &str) {
+        self.pod_devices.retain(|known| known != name);
+        self.uplink_devices.retain(|known| known != name);
+    }
 }
 
 /// Sizes of the maps. They count when the maps are made; maps that are pinned already keep theirs until

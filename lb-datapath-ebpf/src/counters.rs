@@ -3,7 +3,6 @@
 use std::{
     io,
     os::fd::{AsFd, OwnedFd},
-    path::Path,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -12,10 +11,7 @@ use std::{
 
 use lb_core::{Counters, DatapathError, ErrorKind, KernelUsage};
 
-use crate::{
-    maps::{LAYOUTS, memory},
-    sys,
-};
+use crate::maps::memory;
 
 /// Counts what the maps hold, through descriptors of its own.
 #[derive(Debug)]
@@ -25,10 +21,9 @@ pub(crate) struct MapCounters {
 }
 
 impl MapCounters {
-    /// Counts the maps that are pinned in `dir`; `elements` is kept up to date by whoever writes them.
-    pub(crate) fn new(dir: &Path, elements: Arc<AtomicU64>) -> io::Result<Self> {
-        let maps = LAYOUTS.iter().map(|layout| sys::open_pin(&dir.join(layout.name))).collect::<io::Result<_>>()?;
-        Ok(Self { maps, elements })
+    /// Counts these maps; `elements` is kept up to date by whoever writes them.
+    pub(crate) const fn new(maps: Vec<OwnedFd>, elements: Arc<AtomicU64>) -> Self {
+        Self { maps, elements }
     }
 }
 

@@ -1,7 +1,7 @@
 //! The datapath itself.
 
 use std::{
-    path::{Path, PathBuf},
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -10,22 +10,29 @@ use std::{
 };
 
 use lb_core::{
-    AffinityCapability, Algorithm, ApplyError, Atomicity, Capabilities, Counters, Datapath, DatapathError, Family,
-    FrontendKind, Plan, Protocol, Role, SocketCapability, SocketHash, State,
+    AffinityCapability, Algorithm, ApplyError, Atomicity, Capabilities, Counters, Datapath, DatapathError, Drift,
+    DriftClass, Expected, Family, FrontendKind, Inspection, KernelAnswer, Packet, Plan, Protocol, Role,
+    SocketCapability, SocketHash, State, Watcher, drift,
 };
 use lb_datapath_ebpf_abi as abi;
 
 use crate::{
+    anchors::{Anchors, Shared},
+    ask,
     config::EbpfConfig,
     counters::MapCounters,
     error::EbpfError,
-    links::Links,
+    links,
     lower::{self, MAX_SLOTS},
-    maps::{self, Maps},
+    maps::Maps,
     mirror::Mirror,
+    ours,
     pin::{self, Pins},
-    programs::Programs,
+    programs::{DryRun, Programs},
+    repair,
+    scan::Scanner,
     sys,
+    watch::PinWatcher,
     write::Store,
 };
 
@@ -38,31 +45,44 @@ use crate::{
 pub struct EbpfDatapath {
     config: EbpfConfig,
     kernel: Option<Kernel>,
+    shared: Shared,
     elements: Arc<AtomicU64>,
 }
 
 /// What is in the kernel, and what we know of it.
 #[derive(Debug)]
-struct Kernel {
-    maps: Maps,
-    mirror: Mirror,
-    programs: Programs,
-    links: Links,
-    pins: Pins,
+pub(crate) struct Kernel {
+    pub(crate) maps: Maps,
+    pub(crate) mirror: Mirror,
+    pub(crate) programs: Programs,
+    pub(crate) role: u32,
+    pub(crate) scanner: Scanner,
+    pub(crate) dry: Option<DryRun>,
 }
 
 impl EbpfDatapath {
     /// Loads the programs, attaches them, and takes over what an earlier process pinned in the same directory.
     ///
-    /// Devices are looked up in the network namespace of the calling thread.
+    /// Devices are looked up in the network namespace of the calling thread. A pod's device that is not there is left
+    /// out, and out of [`config`](Self::config): devices of pods come and go.
     ///
     /// # Errors
-    /// When the directory is in use, belongs to somebody else or is in no BPF file system, when the kernel is older than
-    /// 6.6, and when a cgroup or device does not exist.
+    /// When the directory is in use, belongs to somebody else, holds what is not ours or is in no BPF file system, when
+    /// the kernel is older than 6.6, and when a cgroup or an uplink does not exist.
     pub fn open(config: EbpfConfig) -> Result<Self, DatapathError> {
-        let mut datapath = Self { config, kernel: None, elements: Arc::default() };
+        let mut datapath = Self { config, kernel: None, shared: Shared::default(), elements: Arc::default() };
         datapath.kernel()?;
         Ok(datapath)
+    }
+
+    /// What the maps hold that are pinned in `pin_dir`, read without opening or locking anything.
+    ///
+    /// # Errors
+    /// When they are not all there, or not ours.
+    pub fn read(pin_dir: &Path) -> Result<State, DatapathError> {
+        let maps = Maps::open(&pin_dir.join(abi::LAYOUT).join("maps"))?;
+        let (mirror, _) = Mirror::restore(&maps.snapshot()?, maps.limits()).map_err(EbpfError::from)?;
+        Ok(mirror.state)
     }
 
     /// What it was opened with, devices attached and detached since included.
@@ -77,9 +97,13 @@ impl EbpfDatapath {
     /// # Errors
     /// When the device is not in the network namespace of the calling thread, or cannot be attached to.
     pub fn attach_device(&mut self, name: &str) -> Result<(), DatapathError> {
-        let Kernel { programs, links, .. } = self.kernel()?;
-        links.attach_device(programs, name)?;
-        links.keep_attached_devices()?;
+        self.kernel()?;
+        let mut hold = self.shared.hold();
+        if let (Some(anchors), Some(kernel)) = (hold.as_mut(), &self.kernel) {
+            anchors.attach_device(&kernel.programs, name)?;
+            anchors.keep_attached_devices()?;
+        }
+        drop(hold);
         let EbpfConfig { pod_devices, uplink_devices, .. } = &mut self.config;
         if !pod_devices.iter().chain(&*uplink_devices).any(|known| known == name) {
             pod_devices.push(name.into());
@@ -92,9 +116,11 @@ impl EbpfDatapath {
     /// # Errors
     /// When its pin cannot be removed.
     pub fn detach_device(&mut self, name: &str) -> Result<(), DatapathError> {
-        self.kernel()?.links.detach_device(name)?;
-        self.config.pod_devices.retain(|known| known != name);
-        self.config.uplink_devices.retain(|known| known != name);
+        self.kernel()?;
+        if let Some(anchors) = self.shared.hold().as_mut() {
+            anchors.detach_device(name)?;
+        }
+        self.config.forget_device(name);
         Ok(())
     }
 
@@ -111,57 +137,107 @@ impl EbpfDatapath {
     fn kernel(&mut self) -> Result<&mut Kernel, EbpfError> {
         let kernel = match self.kernel.take() {
             Some(kernel) => kernel,
-            None => Kernel::load(&self.config)?,
+            None => {
+                let (kernel, anchors) = Kernel::load(&mut self.config)?;
+                *self.shared.hold() = Some(anchors);
+                kernel
+            }
         };
-        self.elements.store(kernel.mirror.elements(), Ordering::Relaxed);
+        self.count(kernel.mirror.elements());
         Ok(self.kernel.insert(kernel))
+    }
+
+    fn count(&self, elements: u64) {
+        self.elements.store(elements, Ordering::Relaxed);
+    }
+
+    /// Pins and links that are not as they were made.
+    fn suspects(&self) -> Result<Vec<Drift>, EbpfError> {
+        self.shared.hold().as_ref().map_or(Ok(Vec::new()), Anchors::check)
+    }
+
+    fn repair_anchors(&mut self) -> Result<(), EbpfError> {
+        let (Some(kernel), Some(anchors)) = (&self.kernel, &mut *self.shared.hold()) else { return Ok(()) };
+        for name in anchors.repair(&kernel.programs)? {
+            match anchors.attach_device(&kernel.programs, &name) {
+                Ok(()) => {}
+                Err(EbpfError::NoDevice { .. }) => self.config.forget_device(&name),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 }
 
 impl Kernel {
     /// Loads everything. A failure leaves what an earlier process pinned as it was, and nothing if there was nothing.
-    fn load(config: &EbpfConfig) -> Result<Self, EbpfError> {
+    fn load(config: &mut EbpfConfig) -> Result<(Self, Anchors), EbpfError> {
         let pins = Pins::create(&config.pin_dir)?;
-        let adopted = maps::check(&pins.maps())?;
-        match Parts::load(config, &pins, adopted) {
-            Ok(Parts { maps, mirror, programs, links }) => Ok(Self { maps, mirror, programs, links, pins }),
-            Err(error) => {
-                if !adopted {
-                    // The first error says more than one about what it left.
-                    let _ = pins.remove();
-                }
-                Err(error)
-            }
+        let adopted = ours::check(&pins)?;
+        if adopted {
+            links::finish(&pins.links())?;
+        } else {
+            // A start that was not finished, or maps without which the others are of no use.
+            pins.clear()?;
         }
+        let dir = config.pin_dir.clone();
+        let loaded = Self::load_into(config, pins, adopted);
+        if loaded.is_err() && !adopted {
+            // The first error says more than one about what it left.
+            let _ = pin::remove(&dir);
+        }
+        loaded
     }
-}
 
-/// What lies in the directories of pins.
-struct Parts {
-    maps: Maps,
-    mirror: Mirror,
-    programs: Programs,
-    links: Links,
-}
-
-impl Parts {
-    fn load(config: &EbpfConfig, pins: &Pins, adopted: bool) -> Result<Self, EbpfError> {
+    fn load_into(config: &mut EbpfConfig, pins: Pins, adopted: bool) -> Result<(Self, Anchors), EbpfError> {
         let programs = Programs::load(&pins.maps(), &config.capacities)?;
         let mut maps = Maps::open(&pins.maps())?;
-        let (mut mirror, orphans) = Mirror::restore(&maps.snapshot()?, maps.limits())?;
+        let (mut mirror, mends) = Mirror::restore(&maps.snapshot()?, maps.limits())?;
         // What the earlier process freed last may still be read by a program that it did not wait for.
         if adopted && sys::wait_for_readers().is_err() {
             mirror.heap.rest(maps.now());
         }
-        maps.write(&orphans);
-        let mut links = Links::new(pins.links());
-        links.attach_cgroup(&programs, &config.cgroup)?;
-        for device in config.pod_devices.iter().chain(&config.uplink_devices) {
-            links.attach_device(&programs, device)?;
-        }
-        links.keep_attached_devices()?;
-        Ok(Self { maps, mirror, programs, links })
+        maps.write(&mends);
+        let mut anchors = Anchors::new(pins)?;
+        anchors.attach_cgroup(&programs, &config.cgroup)?;
+        attach_devices(&mut anchors, &programs, config)?;
+        let role = maps.role()?;
+        Ok((Self { maps, mirror, programs, role, scanner: Scanner::default(), dry: None }, anchors))
     }
+
+    /// Takes over what is in the maps if somebody else has written to them: what we knew of free slots is void then.
+    fn adopt(&mut self) -> Result<(), EbpfError> {
+        let (fresh, _) = match Mirror::restore(&self.maps.snapshot()?, self.maps.limits()) {
+            Ok(fresh) => fresh,
+            Err(_) => {
+                // Nothing that this version writes: there is nothing to take over.
+                repair::entries(self).map_err(|error| EbpfError::Repair(error.to_string()))?;
+                return Ok(());
+            }
+        };
+        if fresh.state != self.mirror.state {
+            self.mirror = fresh;
+            self.mirror.heap.rest(self.maps.now());
+        }
+        Ok(())
+    }
+}
+
+/// Attaches the packet program to the devices that there are; one that was named for good has to be there.
+fn attach_devices(anchors: &mut Anchors, programs: &Programs, config: &mut EbpfConfig) -> Result<(), EbpfError> {
+    let mut there = Vec::new();
+    for name in std::mem::take(&mut config.pod_devices) {
+        match anchors.attach_device(programs, &name) {
+            Ok(()) => there.push(name),
+            Err(EbpfError::NoDevice { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    config.pod_devices = there;
+    for name in &config.uplink_devices {
+        anchors.attach_device(programs, name)?;
+    }
+    anchors.keep_attached_devices()
 }
 
 impl Datapath for EbpfDatapath {
@@ -177,28 +253,25 @@ impl Datapath for EbpfDatapath {
             sockets: SocketCapability::Connect { hashes: SocketHash::SocketCookie },
             atomic: Atomicity::Frontend,
             roles: vec![Role::Standby, Role::Active, Role::Draining],
+            drain: false,
             max_slots: MAX_SLOTS,
             translated_ports: abi::NAT_PORT_FIRST..=abi::NAT_PORT_LAST,
         }
     }
 
     fn observe(&mut self) -> Result<State, DatapathError> {
-        let Some(Kernel { maps, mirror, .. }) = &mut self.kernel else { return Ok(State::default()) };
-        let (fresh, _) = Mirror::restore(&maps.snapshot()?, maps.limits()).map_err(EbpfError::from)?;
-        if fresh.state != mirror.state {
-            // Somebody else has written to the maps: what we knew of free slots is void.
-            *mirror = fresh;
-            mirror.heap.rest(maps.now());
-            self.elements.store(mirror.elements(), Ordering::Relaxed);
-        }
-        Ok(mirror.state.clone())
+        let Some(kernel) = &mut self.kernel else { return Ok(State::default()) };
+        kernel.adopt()?;
+        let (state, elements) = (kernel.mirror.state.clone(), kernel.mirror.elements());
+        self.count(elements);
+        Ok(state)
     }
 
     fn apply(&mut self, plan: &Plan) -> Result<(), ApplyError> {
         let Kernel { maps, mirror, .. } = self.kernel().map_err(|error| ApplyError::unknown(error.into()))?;
         let outcome = lower::apply(mirror, maps, plan);
         let elements = mirror.elements();
-        self.elements.store(elements, Ordering::Relaxed);
+        self.count(elements);
         outcome
     }
 
@@ -208,19 +281,65 @@ impl Datapath for EbpfDatapath {
             Role::Standby => abi::ROLE_STANDBY,
             Role::Draining => abi::ROLE_DRAINING,
         };
-        Ok(self.kernel()?.maps.set_role(role)?)
+        let kernel = self.kernel()?;
+        kernel.maps.set_role(role)?;
+        kernel.role = role;
+        Ok(())
     }
 
     fn cleanup(&mut self) -> Result<(), DatapathError> {
-        self.elements.store(0, Ordering::Relaxed);
-        match self.kernel.take() {
-            Some(Kernel { pins, .. }) => Ok(pins.remove()?),
+        self.count(0);
+        self.kernel = None;
+        let anchors = self.shared.hold().take();
+        match anchors {
+            Some(anchors) => Ok(anchors.remove()?),
             None => Ok(pin::remove(&self.config.pin_dir)?),
         }
     }
 
+    fn inspect(&mut self, expected: Expected<'_>, inspection: Inspection) -> Result<Vec<Drift>, DatapathError> {
+        if self.kernel.is_none() {
+            return Ok(drift(expected.state, &State::default()));
+        }
+        let mut found = self.suspects()?;
+        if let (Inspection::Everything, Some(kernel)) = (inspection, &mut self.kernel) {
+            let Kernel { maps, mirror, scanner, role, .. } = kernel;
+            found.extend(scanner.scan(maps, mirror)?.into_iter().map(|finding| finding.drift));
+            found.extend(repair::role_drift(*role, maps.role()?));
+            if mirror.state != *expected.state {
+                found.extend(drift(expected.state, &mirror.state));
+            }
+        }
+        Ok(found)
+    }
+
+    fn repair(&mut self, expected: Expected<'_>, found: &[Drift]) -> Result<(), ApplyError> {
+        self.kernel().map_err(|error| ApplyError::unknown(error.into()))?;
+        let anchors = self.repair_anchors().map_err(|error| ApplyError::unknown(error.into()));
+        let Some(kernel) = &mut self.kernel else { return anchors };
+        let of_anchors =
+            |drift: &Drift| matches!(drift.class, DriftClass::Pin | DriftClass::Link | DriftClass::Program);
+        let entries = if found.iter().all(of_anchors) { Ok(()) } else { repair::entries(kernel) };
+        let outcome = repair::state(kernel, expected);
+        let elements = kernel.mirror.elements();
+        self.count(elements);
+        anchors.and(entries).and(outcome)
+    }
+
+    fn watcher(&mut self) -> Result<Option<Box<dyn Watcher>>, DatapathError> {
+        Ok(Some(Box::new(PinWatcher::new(self.shared.clone()))))
+    }
+
+    fn ask(&mut self, packet: &Packet) -> Result<Option<KernelAnswer>, DatapathError> {
+        let hold = self.shared.hold();
+        match (&mut self.kernel, hold.as_ref()) {
+            (Some(kernel), Some(anchors)) => Ok(Some(ask::ask(kernel, anchors, &self.config, packet)?)),
+            _ => Ok(Some(ask::nothing_loaded())),
+        }
+    }
+
     fn counters(&self) -> Option<Arc<dyn Counters>> {
-        let maps: PathBuf = self.kernel.as_ref()?.pins.maps();
-        Some(Arc::new(MapCounters::new(&maps, Arc::clone(&self.elements)).ok()?))
+        let maps = self.shared.hold().as_ref()?.maps().ok()?;
+        Some(Arc::new(MapCounters::new(maps, Arc::clone(&self.elements))))
     }
 }

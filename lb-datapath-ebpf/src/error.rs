@@ -4,7 +4,7 @@ use std::{io, path::PathBuf};
 
 use lb_core::{DatapathError, ErrorKind};
 
-use crate::{convert::Corrupt, sys::MapInfo};
+use crate::{convert::Corrupt, sys::Shape};
 
 /// Why the datapath cannot be opened, or a device attached.
 #[derive(Debug, thiserror::Error)]
@@ -20,7 +20,9 @@ pub(crate) enum EbpfError {
     #[error("{what} {path} failed")]
     Pin { path: PathBuf, what: &'static str, source: io::Error },
     #[error("map {path} is not one of ours: expected {expected:?}, found {found:?}; run `lb cleanup`")]
-    ForeignMap { path: PathBuf, expected: MapInfo, found: MapInfo },
+    ForeignMap { path: PathBuf, expected: Shape, found: Shape },
+    #[error("{path} is not one of ours: {what}; remove it, or name another pin directory")]
+    Foreign { path: PathBuf, what: String },
     #[error("{what} map {name} failed")]
     Map { name: &'static str, what: &'static str, source: io::Error },
     #[error("loading the eBPF object failed; Linux 6.6 or later is needed")]
@@ -29,10 +31,18 @@ pub(crate) enum EbpfError {
     Program { name: &'static str, source: Box<aya::programs::ProgramError> },
     #[error("the eBPF object has no program {name}")]
     NoProgram { name: &'static str },
+    #[error("examining program {name} failed")]
+    Examine { name: &'static str, source: io::Error },
+    #[error("the pin {path} was removed or replaced; repair it first")]
+    Unpinned { path: PathBuf },
+    #[error("running {name} on a packet failed")]
+    TestRun { name: &'static str, source: io::Error },
     #[error("opening cgroup {path} failed; it must be a directory of the cgroup2 hierarchy")]
     Cgroup { path: PathBuf, source: io::Error },
     #[error("attaching {program} to {target} failed")]
     Attach { program: &'static str, target: String, source: io::Error },
+    #[error("repairing the maps failed: {0}")]
+    Repair(String),
     #[error("device {name} not found in this network namespace")]
     NoDevice { name: String, source: io::Error },
     #[error(transparent)]
@@ -45,10 +55,15 @@ impl EbpfError {
             Self::NotBpffs { .. } | Self::Directory { .. } | Self::NoDevice { .. } | Self::Cgroup { .. } => {
                 ErrorKind::Invalid
             }
-            Self::Locked { .. } => ErrorKind::Busy,
+            Self::Locked { .. } | Self::Unpinned { .. } => ErrorKind::Busy,
+            Self::Repair(_) => ErrorKind::System,
             Self::Load(_) | Self::Program { .. } | Self::NoProgram { .. } => ErrorKind::Unsupported,
-            Self::ForeignMap { .. } | Self::Corrupt(_) => ErrorKind::Invalid,
-            Self::Pin { source, .. } | Self::Map { source, .. } | Self::Attach { source, .. } => of(source),
+            Self::ForeignMap { .. } | Self::Foreign { .. } | Self::Corrupt(_) => ErrorKind::Invalid,
+            Self::Pin { source, .. }
+            | Self::Examine { source, .. }
+            | Self::TestRun { source, .. }
+            | Self::Map { source, .. }
+            | Self::Attach { source, .. } => of(source),
         }
     }
 }

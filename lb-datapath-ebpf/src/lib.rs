@@ -7,6 +7,11 @@
 //! The crate embeds the programs, built from `programs/` by `cargo xtask build-ebpf`: it needs no BPF toolchain. It
 //! runs on Linux 6.6 and later, with `CAP_BPF` and `CAP_NET_ADMIN`.
 //!
+//! What other tools unpin, detach or edit is found and put right from what the process holds open and knows
+//! ([`inspect`](lb_core::Datapath::inspect), [`repair`](lb_core::Datapath::repair), [`watcher`](lb_core::Datapath::watcher)).
+//! Pins that are not its own are never taken over. A process that dies at any moment leaves every frontend as it was or as
+//! it should be.
+//!
 //! It does not watch devices, mount file systems, add routes or change kernel settings. What the programs do not do is in
 //! `README.md`.
 //!
@@ -21,9 +26,13 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod anchor;
+mod anchors;
+mod ask;
 mod config;
 mod convert;
 mod counters;
+mod crash;
 mod datapath;
 mod dry;
 mod error;
@@ -32,11 +41,23 @@ mod links;
 mod lower;
 mod maps;
 mod mirror;
+mod ours;
+mod packet;
 mod pin;
 mod programs;
+mod repair;
+mod scan;
 mod sys;
+mod watch;
 mod write;
 
 pub use config::{Capacities, EbpfConfig};
 pub use datapath::EbpfDatapath;
 pub use dry::map_writes;
+
+/// What the tests of crashes count with.
+#[cfg(feature = "crash-points")]
+#[doc(hidden)]
+pub mod crash_points {
+    pub use crate::crash::armed::{arm, passed};
+}

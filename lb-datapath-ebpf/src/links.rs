@@ -4,7 +4,6 @@
 //! two.
 
 use std::{
-    collections::BTreeMap,
     fs::{self, File},
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
@@ -12,121 +11,190 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aya_obj::generated::bpf_attach_type::BPF_TCX_INGRESS;
+use aya_obj::generated::bpf_attach_type;
+use lb_core::{Cause, Difference, Drift, DriftClass};
 
 use crate::{
+    anchor::Anchor,
     error::EbpfError,
-    pin::failed,
-    programs::{INGRESS, Programs, SOCKET_PROGRAMS},
+    pin::{entries, failed, rename},
+    programs::{INGRESS, Loaded, Programs, SOCKET_PROGRAMS},
     sys::{self, IfIndex, LinkInfo},
 };
 
-/// What programs are attached to.
-#[derive(Debug)]
-pub(crate) struct Links {
-    dir: PathBuf,
-    devices: BTreeMap<String, IfIndex>,
+/// What the name of a pin ends in that is about to take another one's place.
+pub(crate) const NEW: &str = "_new";
+
+/// Where a program is attached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// To a cgroup.
+    Cgroup(PathBuf),
+    /// To the ingress of a device, by name and number: a device that comes back under its name has another number.
+    Device(String, IfIndex),
 }
 
-impl Links {
-    pub(crate) const fn new(dir: PathBuf) -> Self {
-        Self { dir, devices: BTreeMap::new() }
+/// A program that is attached.
+#[derive(Debug)]
+pub(crate) struct Link {
+    pub(crate) anchor: Anchor,
+    pub(crate) program: &'static str,
+    pub(crate) place: Place,
+    prog: u32,
+    target: u64,
+}
+
+impl Link {
+    /// Attaches the programs of sockets to `cgroup`.
+    pub(crate) fn to_cgroup(dir: &Path, programs: &Programs, cgroup: &Path) -> Result<Vec<Self>, EbpfError> {
+        let hooks = SOCKET_PROGRAMS.iter().zip(programs.sockets());
+        hooks.map(|((name, hook), program)| Self::to_hook(dir, (name, *hook), program, cgroup)).collect()
     }
 
-    /// Attaches the socket programs to `cgroup`.
-    pub(crate) fn attach_cgroup(&self, programs: &Programs, cgroup: &Path) -> Result<(), EbpfError> {
-        let cannot_open = |source| EbpfError::Cgroup { path: cgroup.into(), source };
-        let file = File::open(cgroup).map_err(cannot_open)?;
-        // The id of a cgroup is its inode number.
-        let id = file.metadata().map_err(cannot_open)?.ino();
-        for ((name, attach_type), program) in SOCKET_PROGRAMS.iter().zip(programs.sockets()) {
-            let wanted = LinkInfo { target: id, attach_type: *attach_type as u32 };
-            let attached =
-                self.attach(name, wanted, program, || sys::attach_cgroup(program, file.as_fd(), *attach_type));
-            attached.map_err(attaching(name, &cgroup.display().to_string()))?;
-        }
-        Ok(())
+    fn to_hook(
+        dir: &Path,
+        (name, hook): (&'static str, bpf_attach_type),
+        program: &Loaded,
+        cgroup: &Path,
+    ) -> Result<Self, EbpfError> {
+        let (file, target) = open_cgroup(cgroup)?;
+        let anchor =
+            attach(dir.join(name), target, program, || sys::attach_cgroup(program.fd.as_fd(), file.as_fd(), hook))
+                .map_err(attaching(name, &cgroup.display().to_string()))?;
+        Ok(Self { anchor, program: name, place: Place::Cgroup(cgroup.into()), prog: program.info.id, target })
     }
 
     /// Attaches the packet program to the ingress of the device called `name`.
-    pub(crate) fn attach_device(&mut self, programs: &Programs, name: &str) -> Result<(), EbpfError> {
-        let device = sys::device(name).map_err(|source| EbpfError::NoDevice { name: name.into(), source })?;
-        let wanted = LinkInfo { target: device.0.into(), attach_type: BPF_TCX_INGRESS as u32 };
-        let program = programs.ingress();
-        let attached = self.attach(&pin_name(device), wanted, program, || sys::attach_tcx(program, device));
-        attached.map_err(attaching(INGRESS, name))?;
-        self.devices.insert(name.into(), device);
-        Ok(())
+    pub(crate) fn to_device(dir: &Path, programs: &Programs, name: &str) -> Result<Self, EbpfError> {
+        let gone = |source| EbpfError::NoDevice { name: name.into(), source };
+        let device = sys::device(name).map_err(gone)?;
+        let (program, target) = (programs.ingress(), device.0.into());
+        let create = || sys::attach_tcx(program.fd.as_fd(), device);
+        let anchor = attach(dir.join(pin_name(device)), target, program, create)
+            .map_err(|source| if is_no_device(&source) { gone(source) } else { attaching(INGRESS, name)(source) })?;
+        let place = Place::Device(name.into(), device);
+        Ok(Self { anchor, program: INGRESS, place, prog: program.info.id, target })
     }
 
-    /// Detaches the packet program from the device called `name`, which may be gone.
-    pub(crate) fn detach_device(&mut self, name: &str) -> Result<(), EbpfError> {
-        let device = self.devices.remove(name).or_else(|| sys::device(name).ok());
-        device.map_or(Ok(()), |device| unpin(&self.dir.join(pin_name(device))))
+    /// The device that it is attached to.
+    pub(crate) fn device(&self) -> Option<(&str, IfIndex)> {
+        match &self.place {
+            Place::Cgroup(_) => None,
+            Place::Device(name, device) => Some((name, *device)),
+        }
     }
 
-    /// Removes what is pinned for devices that are gone or that `keep` leaves out.
-    pub(crate) fn sweep_devices(&self, keep: impl Fn(IfIndex) -> bool) -> Result<(), EbpfError> {
-        for entry in fs::read_dir(&self.dir).map_err(failed("reading", &self.dir))? {
-            let path = entry.map_err(failed("reading", &self.dir))?.path();
-            let Some(device) = path.file_name().and_then(|name| pinned_device(name.to_str()?)) else { continue };
-            let info = sys::open_pin(&path).and_then(|link| sys::link_info(link.as_fd()));
-            let attached = info.map_err(failed("opening", &path))?.target == u64::from(device.0);
-            if !attached || !keep(device) {
-                unpin(&path)?;
+    /// How it differs from what it was: its pin, and what it does.
+    pub(crate) fn check(&self) -> Result<Vec<Drift>, EbpfError> {
+        let info = self.info()?;
+        let pin = self.anchor.check();
+        let link = (info.target != self.target).then(|| {
+            let cause = if self.is_gone() { Cause::DeviceGone } else { Cause::Detached };
+            Drift::new(DriftClass::Link, self.object(), Difference::Missing).because(cause)
+        });
+        let expected = || format!("program {}", self.prog);
+        let program = (info.prog != self.prog).then(|| {
+            let difference = Difference::Wrong { expected: expected(), found: program_name(info.prog) };
+            Drift::new(DriftClass::Program, self.object(), difference)
+        });
+        Ok(pin.into_iter().chain(link).chain(program).collect())
+    }
+
+    /// Whether packets or sockets come by the program of this process.
+    pub(crate) fn is_attached(&self) -> bool {
+        self.info().is_ok_and(|info| info.target == self.target && info.prog == self.prog)
+    }
+
+    /// Attaches it again, if need be; the pin is somebody else's concern.
+    pub(crate) fn repair(&mut self, programs: &Programs) -> Result<(), EbpfError> {
+        let info = self.info()?;
+        let Some(program) = programs.named(self.program) else { return Ok(()) };
+        let attached = if info.target != self.target {
+            self.attach_again(program)
+        } else if info.prog != self.prog {
+            sys::update_link(self.anchor.fd(), program.fd.as_fd()).map_err(attaching(self.program, &self.object()))
+        } else {
+            Ok(())
+        };
+        attached.map(|()| self.prog = program.info.id)
+    }
+
+    fn attach_again(&mut self, program: &Loaded) -> Result<(), EbpfError> {
+        let failed = attaching(self.program, &self.object());
+        let link = match &self.place {
+            Place::Cgroup(path) => {
+                let (file, target) = open_cgroup(path)?;
+                let hook = SOCKET_PROGRAMS.iter().find(|(name, _)| *name == self.program);
+                let (_, hook) = *hook.ok_or(EbpfError::NoProgram { name: self.program })?;
+                self.target = target;
+                sys::attach_cgroup(program.fd.as_fd(), file.as_fd(), hook)
             }
-        }
-        Ok(())
+            Place::Device(_, device) => sys::attach_tcx(program.fd.as_fd(), *device),
+        };
+        link.map(|link| self.anchor.hold(link)).map_err(failed)
     }
 
-    /// Removes what is pinned for devices that are gone or were not attached by this process.
-    pub(crate) fn keep_attached_devices(&self) -> Result<(), EbpfError> {
-        self.sweep_devices(|device| self.devices.values().any(|&attached| attached == device))
+    /// Whether it was detached because its device is not there any more.
+    pub(crate) fn is_gone(&self) -> bool {
+        let detached = || self.info().is_ok_and(|info| info.target != self.target);
+        self.device().is_some_and(|(name, device)| detached() && sys::device(name).ok() != Some(device))
     }
 
-    /// Puts `program` into the link that is pinned as `name`, if that leads to where it should; otherwise makes one,
-    /// before the old one goes.
-    fn attach(
-        &self,
-        name: &str,
-        wanted: LinkInfo,
-        program: BorrowedFd<'_>,
-        create: impl FnOnce() -> io::Result<OwnedFd>,
-    ) -> io::Result<()> {
-        let path = self.dir.join(name);
-        let old = path.exists().then(|| sys::open_pin(&path)).transpose()?;
-        if let Some(old) = &old
-            && sys::link_info(old.as_fd())? == wanted
-        {
-            return sys::update_link(old.as_fd(), program);
+    /// Detaches it and removes its pin.
+    pub(crate) fn remove(&self) -> Result<(), EbpfError> {
+        detach(self.anchor.fd()).map_err(failed("detaching", self.anchor.path()))?;
+        self.anchor.unpin()
+    }
+
+    fn info(&self) -> Result<LinkInfo, EbpfError> {
+        sys::link_info(self.anchor.fd()).map_err(failed("examining", self.anchor.path()))
+    }
+
+    /// What it is, for people.
+    pub(crate) fn object(&self) -> String {
+        match &self.place {
+            Place::Cgroup(_) => self.program.into(),
+            Place::Device(name, _) => format!("{} of {name}", self.program),
         }
-        let link = create()?;
-        let fresh = self.dir.join(format!("{name}_new"));
-        match fs::remove_file(&fresh) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => sys::pin(link.as_fd(), &fresh)?,
-        }
-        fs::rename(&fresh, &path)?;
-        old.map_or(Ok(()), |old| detach(old.as_fd()))
     }
 }
 
-/// Detaches what is pinned at `path`, if anything is, and removes the pin.
-///
-/// The kernel would detach it by itself after the last pin and descriptor are gone, but some grace period later: packets
-/// that come meanwhile would still be translated.
-pub(crate) fn unpin(path: &Path) -> Result<(), EbpfError> {
-    match sys::open_pin(path) {
-        Ok(link) => {
-            detach(link.as_fd()).map_err(failed("detaching", path))?;
-            fs::remove_file(path).map_err(failed("removing", path))
+/// Puts `program` into the link that is pinned at `path`, if that leads to `target`; otherwise makes one, before the old
+/// one goes.
+fn attach(
+    path: PathBuf,
+    target: u64,
+    program: &Loaded,
+    create: impl FnOnce() -> io::Result<OwnedFd>,
+) -> io::Result<Anchor> {
+    let old = fs::symlink_metadata(&path).is_ok().then(|| Anchor::open(path.clone())).transpose()?;
+    if let Some(old) = old {
+        if sys::link_info(old.fd())?.target == target {
+            sys::update_link(old.fd(), program.fd.as_fd())?;
+            return Ok(old);
         }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(failed("opening", path)(error)),
+        let anchor = Anchor::pin(create()?, path)?;
+        detach(old.fd())?;
+        return Ok(anchor);
     }
+    Anchor::pin(create()?, path)
 }
 
-fn detach(link: BorrowedFd<'_>) -> io::Result<()> {
+/// Finishes what a process left half done that ended while it replaced links.
+pub(crate) fn finish(dir: &Path) -> Result<(), EbpfError> {
+    for fresh in entries(dir)? {
+        let name = fresh.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(NEW));
+        let Some(path) = name.map(|name| dir.join(name)) else { continue };
+        let old = sys::open_pin(&path).ok();
+        rename(&fresh, &path).map_err(failed("renaming", &fresh))?;
+        if let Some(old) = old {
+            detach(old.as_fd()).map_err(failed("detaching", &path))?;
+        }
+    }
+    Ok(())
+}
+
+pub(crate) fn detach(link: BorrowedFd<'_>) -> io::Result<()> {
     match sys::detach_link(link) {
         // A device that is gone took its link along.
         Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => Ok(()),
@@ -134,16 +202,33 @@ fn detach(link: BorrowedFd<'_>) -> io::Result<()> {
     }
 }
 
+fn open_cgroup(path: &Path) -> Result<(File, u64), EbpfError> {
+    let cannot_open = |source| EbpfError::Cgroup { path: path.into(), source };
+    let file = File::open(path).map_err(cannot_open)?;
+    // The id of a cgroup is its inode number.
+    let id = file.metadata().map_err(cannot_open)?.ino();
+    Ok((file, id))
+}
+
+fn is_no_device(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENXIO))
+}
+
+fn program_name(id: u32) -> String {
+    let name = sys::prog_by_id(id).and_then(|fd| sys::prog_info(fd.as_fd())).map(|info| info.name);
+    name.map_or_else(|_| format!("program {id}"), |name| format!("program {id} ({})", name.escape_debug()))
+}
+
 /// By number: a BPF file system takes no dots, which names of devices may have.
 fn pin_name(device: IfIndex) -> String {
     format!("{INGRESS}_{}", device.0)
 }
 
-fn pinned_device(name: &str) -> Option<IfIndex> {
+pub(crate) fn pinned_device(name: &str) -> Option<IfIndex> {
     name.strip_prefix(INGRESS)?.strip_prefix('_')?.parse().ok().map(IfIndex)
 }
 
-fn attaching(program: &'static str, target: &str) -> impl FnOnce(io::Error) -> EbpfError {
+fn attaching(program: &'static str, target: &str) -> impl FnOnce(io::Error) -> EbpfError + use<> {
     let target = target.into();
     move |source| EbpfError::Attach { program, target, source }
 }

@@ -216,7 +216,7 @@ impl<S: Store> Run<'_, S> {
                 (None, None) => {}
                 (None, Some(extent)) => {
                     if self.mirror.is_udp(set) {
-                        self.mirror.list(id, set.members().len());
+                        self.mirror.list(id, set.members().into_keys().collect());
                     }
                     self.mirror.insert_set(id, set, extent);
                 }
@@ -296,9 +296,10 @@ impl<S: Store> Run<'_, S> {
             }
         }
         self.execute([lists, values], &mut failed);
-        for (set, (at, members)) in newly_listed {
+        for (set, (at, _)) in newly_listed {
             if !failed.contains_key(&at) {
-                self.mirror.list(set, members);
+                let members = self.mirror.state.sets.get(&set).map(|set| set.members().into_keys().collect());
+                self.mirror.list(set, members.unwrap_or_default());
             }
         }
         let count = failed.len();
@@ -464,7 +465,7 @@ fn frontends(ops: &[Op]) -> impl Iterator<Item = (usize, FrontendAddr, &Frontend
     })
 }
 
-fn set_value(set: &BackendSet, extent: Extent) -> abi::SetValue {
+pub(crate) fn set_value(set: &BackendSet, extent: Extent) -> abi::SetValue {
     let slots = set.slots.len() as u32;
     abi::SetValue { first: extent.first, slots, lookup: convert::lookup(set.lookup), pad: [0; 3] }
 }

@@ -1,7 +1,7 @@
 //! The maps in the kernel.
 
 use std::{
-    collections::BTreeSet,
+    collections::BTreeMap,
     io,
     mem::discriminant,
     os::fd::BorrowedFd,
@@ -14,13 +14,13 @@ use aya_obj::generated::{
     BPF_F_MMAPABLE, BPF_F_NO_PREALLOC,
     bpf_map_type::{self, BPF_MAP_TYPE_ARRAY, BPF_MAP_TYPE_HASH, BPF_MAP_TYPE_LPM_TRIE, BPF_MAP_TYPE_LRU_HASH},
 };
-use lb_core::ErrorKind;
+use lb_core::{BackendId, ErrorKind};
 use lb_datapath_ebpf_abi::{self as abi, Pod};
 
 use crate::{
     config::Capacities,
     error::EbpfError,
-    sys::{self, MapInfo, RawMap, Words},
+    sys::{self, MapInfo, Page, RawMap, Shape, Words},
     write::{Cause, Limits, Snapshot, Store, Write},
 };
 
@@ -31,17 +31,19 @@ pub(crate) struct Layout {
     key: usize,
     value: usize,
     flags: u32,
+    /// Number of elements that the programs ask for, where it is not a capacity.
+    entries: u32,
     /// Number of elements; `None`: as the programs say.
     pub(crate) capacity: fn(&Capacities) -> Option<u32>,
 }
 
 /// A hash map that takes memory for the elements that it has.
 const fn hash(name: &'static str, key: usize, value: usize, capacity: fn(&Capacities) -> Option<u32>) -> Layout {
-    Layout { name, kind: BPF_MAP_TYPE_HASH, key, value, flags: BPF_F_NO_PREALLOC, capacity }
+    Layout { name, kind: BPF_MAP_TYPE_HASH, key, value, flags: BPF_F_NO_PREALLOC, entries: 1, capacity }
 }
 
 const fn lru(name: &'static str, key: usize, value: usize, capacity: fn(&Capacities) -> Option<u32>) -> Layout {
-    Layout { name, kind: BPF_MAP_TYPE_LRU_HASH, key, value, flags: 0, capacity }
+    Layout { name, kind: BPF_MAP_TYPE_LRU_HASH, key, value, flags: 0, entries: 0, capacity }
 }
 
 /// Every map of the object.
@@ -62,34 +64,85 @@ pub(crate) const LAYOUTS: [Layout; 13] = [
         key: 4,
         value: size_of::<abi::SlotChunk>(),
         flags: BPF_F_MMAPABLE,
+        entries: 0,
         capacity: |c| Some(c.slots.div_ceil(abi::SLOTS_PER_CHUNK)),
     },
-    Layout { name: "ROLE", kind: BPF_MAP_TYPE_ARRAY, key: 4, value: 4, flags: 0, capacity: |_| None },
+    Layout { name: "ROLE", kind: BPF_MAP_TYPE_ARRAY, key: 4, value: 4, flags: 0, entries: 1, capacity: |_| None },
     Layout {
         name: "CIDRS",
         kind: BPF_MAP_TYPE_LPM_TRIE,
         key: size_of::<abi::CidrKey>(),
         value: 1,
         flags: BPF_F_NO_PREALLOC,
+        entries: 64,
         capacity: |_| None,
     },
 ];
 
 impl Layout {
     /// Whether a map that was found pinned can be used.
-    pub(crate) fn check(&self, path: &Path, found: MapInfo) -> Result<(), EbpfError> {
-        let expected = MapInfo {
+    pub(crate) fn check(&self, path: &Path, found: &MapInfo) -> Result<(), EbpfError> {
+        let sized = (self.capacity)(&Capacities::default()).is_some();
+        let expected = Shape {
             kind: self.kind as u32,
             key_size: self.key as u32,
             value_size: self.value as u32,
-            max_entries: found.max_entries,
+            max_entries: if sized { found.shape.max_entries } else { self.entries },
             flags: self.flags,
         };
-        if found == expected { Ok(()) } else { Err(EbpfError::ForeignMap { path: path.into(), expected, found }) }
+        if found.name != self.name {
+            let what = format!("it is a map called {}, expected {}", found.name.escape_debug(), self.name);
+            return Err(EbpfError::Foreign { path: path.into(), what });
+        }
+        if found.shape == expected {
+            return Ok(());
+        }
+        Err(EbpfError::ForeignMap { path: path.into(), expected, found: found.shape })
     }
 }
 
-/// The maps that user space writes, and all for counting.
+/// A hash map that user space alone decides about the keys of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Table {
+    Frontends,
+    Backends,
+    Sets,
+    Members,
+    Turns,
+}
+
+impl Table {
+    /// All of them.
+    pub(crate) const ALL: [Self; 5] = [Self::Frontends, Self::Backends, Self::Sets, Self::Members, Self::Turns];
+
+    /// The table that a write is to.
+    const fn of(write: &Write) -> Option<Self> {
+        Some(match write {
+            Write::Backend(..) | Write::NoBackend(_) => Self::Backends,
+            Write::Member(_) | Write::NoMember(_) => Self::Members,
+            Write::Turns(_) | Write::NoTurns(_) => Self::Turns,
+            Write::Set(..) | Write::NoSet(_) => Self::Sets,
+            Write::Frontend(..) | Write::NoFrontend(_) => Self::Frontends,
+            Write::Slots(..) | Write::Cidr(..) | Write::NoCidr(_) | Write::Node(_) => return None,
+        })
+    }
+
+    /// Name of the map.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Frontends => "FRONTENDS",
+            Self::Backends => "BACKENDS",
+            Self::Sets => "SETS",
+            Self::Members => "MEMBERS",
+            Self::Turns => "TURNS",
+        }
+    }
+}
+
+/// Bytes of keys that are remembered as written: more than are looked at one by one.
+const WRITTEN: usize = 1 << 16;
+
+/// The maps that user space writes, and those that it looks into.
 #[derive(Debug)]
 pub(crate) struct Maps {
     frontends: RawMap,
@@ -100,8 +153,12 @@ pub(crate) struct Maps {
     node: RawMap,
     cidrs: RawMap,
     role: RawMap,
+    flows: RawMap,
+    affinity: RawMap,
     chunks: u32,
     slots: Words,
+    /// Keys written since they were last looked at, by table.
+    written: [Vec<u8>; Table::ALL.len()],
     origin: Instant,
 }
 
@@ -120,15 +177,18 @@ impl Maps {
             node: open("NODE")?,
             cidrs: open("CIDRS")?,
             role: open("ROLE")?,
-            chunks: slots.info().max_entries,
+            flows: open("CT")?,
+            affinity: open("AFFINITY")?,
+            chunks: slots.shape().max_entries,
             slots: words,
+            written: Default::default(),
             origin: Instant::now(),
         })
     }
 
     /// How much fits.
     pub(crate) fn limits(&self) -> Limits {
-        let max = |map: &RawMap| map.info().max_entries as usize;
+        let max = |map: &RawMap| map.shape().max_entries as usize;
         Limits {
             frontends: max(&self.frontends),
             backends: max(&self.backends),
@@ -151,9 +211,83 @@ impl Maps {
             sets: elements(&self.sets, "SETS")?.into_iter().map(with_slots).collect(),
             members: elements::<_, u8>(&self.members, "MEMBERS")?.into_iter().map(|(key, _)| key).collect(),
             turns: elements::<_, u64>(&self.turns, "TURNS")?.into_iter().map(|(key, _)| key).collect(),
-            cidrs: self.cidrs.keys().map_err(reading("CIDRS"))?.iter().filter_map(|k| Pod::from_bytes(k)).collect(),
+            cidrs: self.cidrs()?.into_keys().collect(),
             node: node.as_deref().and_then(Pod::from_bytes),
         })
+    }
+
+    /// Everything that a table holds, into room that may have been used before.
+    pub(crate) fn read(&self, table: Table, page: &mut Page) -> Result<(), EbpfError> {
+        self.table(table).read(page).map_err(reading(table.name()))
+    }
+
+    const fn table(&self, table: Table) -> &RawMap {
+        match table {
+            Table::Frontends => &self.frontends,
+            Table::Backends => &self.backends,
+            Table::Sets => &self.sets,
+            Table::Members => &self.members,
+            Table::Turns => &self.turns,
+        }
+    }
+
+    /// Keys that were written to a table since [`forget_written`](Self::forget_written), one after the other.
+    pub(crate) fn written(&self, table: Table) -> &[u8] {
+        &self.written[table as usize]
+    }
+
+    /// Says that what was written to a table is known to be there.
+    pub(crate) fn forget_written(&mut self, table: Table) {
+        self.written[table as usize].clear();
+    }
+
+    /// One element of a table.
+    pub(crate) fn one<V: Pod>(&self, table: Table, key: &impl Pod) -> Result<Option<V>, EbpfError> {
+        one(self.table(table), table.name(), key)
+    }
+
+    /// The value of one element of a table, as it lies there.
+    pub(crate) fn raw(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, EbpfError> {
+        self.table(table).lookup(key).map_err(reading(table.name()))
+    }
+
+    /// The node's facts as the programs find them.
+    pub(crate) fn node(&self) -> Result<Option<abi::NodeValue>, EbpfError> {
+        one(&self.node, "NODE", &abi::NODE_KEY)
+    }
+
+    /// Prefixes with their families.
+    pub(crate) fn cidrs(&self) -> Result<BTreeMap<abi::CidrKey, u8>, EbpfError> {
+        let keys = self.cidrs.keys().map_err(reading("CIDRS"))?;
+        let keys = keys.iter().filter_map(|key| abi::CidrKey::from_bytes(key));
+        let found = keys.map(|key| Ok(Some(key).zip(one(&self.cidrs, "CIDRS", &key)?)));
+        found.filter_map(Result::transpose).collect()
+    }
+
+    /// Slots from this chunk on.
+    pub(crate) fn slots(&self, first: u32, slots: u32) -> Vec<u32> {
+        self.slots.load(first as usize * abi::SLOTS_PER_CHUNK as usize, slots as usize)
+    }
+
+    /// Whether these are the slots from this chunk on.
+    pub(crate) fn have_slots(&self, first: u32, slots: &[BackendId]) -> bool {
+        let at = first as usize * abi::SLOTS_PER_CHUNK as usize;
+        self.slots.hold(at, slots.iter().map(|id| id.get()))
+    }
+
+    /// Flows of packets, of both directions.
+    pub(crate) const fn flows(&self) -> &RawMap {
+        &self.flows
+    }
+
+    /// Which backend a client was given.
+    pub(crate) const fn affinity(&self) -> &RawMap {
+        &self.affinity
+    }
+
+    /// Which part the programs play.
+    pub(crate) fn role(&self) -> Result<u32, EbpfError> {
+        Ok(one(&self.role, "ROLE", &abi::ROLE_KEY)?.unwrap_or(abi::ROLE_ACTIVE))
     }
 
     /// Tells the programs which part they play.
@@ -163,7 +297,7 @@ impl Maps {
     }
 
     fn put(&self, map: &RawMap, name: &'static str, elements: Encoded) -> Vec<(usize, Cause)> {
-        let (key, value) = (map.info().key_size as usize, map.info().value_size as usize);
+        let (key, value) = (map.shape().key_size as usize, map.shape().value_size as usize);
         each(
             &elements,
             |from| map.update(&elements.keys[from * key..], &elements.values[from * value..]),
@@ -172,7 +306,7 @@ impl Maps {
     }
 
     fn remove(&self, map: &RawMap, name: &'static str, elements: Encoded) -> Vec<(usize, Cause)> {
-        let key = map.info().key_size as usize;
+        let key = map.shape().key_size as usize;
         each(
             &elements,
             |from| map.delete(&elements.keys[from * key..]),
@@ -181,8 +315,14 @@ impl Maps {
     }
 
     /// Writes of one kind.
-    fn run(&self, writes: &[Write]) -> Vec<(usize, Cause)> {
+    fn run(&mut self, writes: &[Write]) -> Vec<(usize, Cause)> {
         let encoded = Encoded::new(writes);
+        if let Some(table) = writes.first().and_then(Table::of) {
+            let written = &mut self.written[table as usize];
+            if written.len() < WRITTEN {
+                written.extend_from_slice(&encoded.keys);
+            }
+        }
         match writes.first() {
             None => Vec::new(),
             Some(Write::Backend(..)) => self.put(&self.backends, "BACKENDS", encoded),
@@ -299,9 +439,13 @@ fn cause(name: &'static str, what: &'static str, error: io::Error) -> Cause {
 }
 
 fn elements<K: Pod, V: Pod>(map: &RawMap, name: &'static str) -> Result<Vec<(K, V)>, EbpfError> {
-    let (keys, values) = map.dump().map_err(reading(name))?;
-    let pairs = keys.chunks_exact(size_of::<K>()).zip(values.chunks_exact(size_of::<V>()));
-    Ok(pairs.filter_map(|(key, value)| K::from_bytes(key).zip(V::from_bytes(value))).collect())
+    let page = map.dump().map_err(reading(name))?;
+    Ok(page.iter().filter_map(|(key, value)| K::from_bytes(key).zip(V::from_bytes(value))).collect())
+}
+
+/// One element of `map`.
+pub(crate) fn one<V: Pod>(map: &RawMap, name: &'static str, key: &impl Pod) -> Result<Option<V>, EbpfError> {
+    Ok(map.lookup(key.bytes()).map_err(reading(name))?.as_deref().and_then(V::from_bytes))
 }
 
 fn reading(name: &'static str) -> impl FnOnce(io::Error) -> EbpfError {
@@ -311,19 +455,6 @@ fn reading(name: &'static str) -> impl FnOnce(io::Error) -> EbpfError {
 fn open(path: &Path) -> Result<RawMap, EbpfError> {
     let failed = |source| EbpfError::Pin { path: path.into(), what: "opening", source };
     sys::open_pin(path).and_then(RawMap::new).map_err(failed)
-}
-
-/// Checks the maps that are pinned in `dir`, if any; `true` if all are there.
-pub(crate) fn check(dir: &Path) -> Result<bool, EbpfError> {
-    let mut found = BTreeSet::new();
-    for layout in &LAYOUTS {
-        let path = dir.join(layout.name);
-        if path.exists() {
-            layout.check(&path, open(&path)?.info())?;
-            found.insert(layout.name);
-        }
-    }
-    Ok(found.len() == LAYOUTS.len())
 }
 
 /// Bytes of kernel memory that a map takes, as `/proc` says.

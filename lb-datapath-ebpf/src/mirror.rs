@@ -2,7 +2,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use lb_core::{BackendId, BackendSet, Frontend, FrontendAddr, Lookup, Protocol, SetId, State, Target};
@@ -23,13 +26,14 @@ pub(crate) struct Mirror {
     extents: BTreeMap<SetId, Extent>,
     set_users: BTreeMap<SetId, usize>,
     backend_users: BTreeMap<BackendId, usize>,
-    listed: BTreeMap<SetId, usize>,
+    listed: BTreeMap<SetId, Box<[BackendId]>>,
     /// Sum of `listed`.
     members: usize,
     /// Sets that have a turn.
     turns: usize,
     /// Keys that `CIDRS` may have.
     pub(crate) cidrs: BTreeSet<abi::CidrKey>,
+    number: u64,
 }
 
 impl Mirror {
@@ -46,10 +50,16 @@ impl Mirror {
             members: 0,
             turns: 0,
             cidrs: BTreeSet::new(),
+            number: next_number(),
         }
     }
 
-    /// What a snapshot says, and the writes that remove what a process left half done.
+    /// Tells one mirror from another that takes its place; from 1 on.
+    pub(crate) const fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// What a snapshot says, and the writes that finish or remove what a process left half done.
     pub(crate) fn restore(snapshot: &Snapshot, limits: Limits) -> Result<(Self, Vec<Write>), Corrupt> {
         let mut mirror = Self::new(limits);
         for (id, value) in &snapshot.backends {
@@ -65,8 +75,8 @@ impl Mirror {
         if let Some(value) = &snapshot.node {
             mirror.state.node = convert::node(value)?;
         }
-        let orphans = mirror.restore_rest(snapshot);
-        Ok((mirror, orphans))
+        let mends = mirror.restore_rest(snapshot);
+        Ok((mirror, mends))
     }
 
     fn restore_set(&mut self, id: u32, value: &abi::SetValue, slots: &[u32]) -> Result<(), Corrupt> {
@@ -82,29 +92,53 @@ impl Mirror {
     }
 
     fn restore_rest(&mut self, snapshot: &Snapshot) -> Vec<Write> {
-        let mut orphans = Vec::new();
-        let mut found: BTreeMap<SetId, BTreeSet<BackendId>> = BTreeMap::new();
-        for &key in &snapshot.members {
-            match (SetId::new(key.set), BackendId::new(key.backend)) {
-                (Some(set), Some(backend)) if self.state.sets.contains_key(&set) => {
-                    found.entry(set).or_default().insert(backend);
-                }
-                _ => orphans.push(Write::NoMember(key)),
+        let mut mends = self.restore_members(snapshot);
+        let counting = |state: &State, set: u32| {
+            let set = SetId::new(set).and_then(|set| state.sets.get(&set));
+            set.is_some_and(|set| set.lookup == Lookup::RoundRobin)
+        };
+        let turns: BTreeSet<u32> = snapshot.turns.iter().copied().collect();
+        mends.extend(turns.iter().filter(|set| !counting(&self.state, **set)).map(|&set| Write::NoTurns(set)));
+        let sets = self.state.sets.keys().map(|set| set.get());
+        mends.extend(sets.filter(|&set| counting(&self.state, set) && !turns.contains(&set)).map(Write::Turns));
+        let wanted = cidr_keys(&self.state.node.cluster_cidrs);
+        let found: BTreeSet<_> = snapshot.cidrs.iter().copied().collect();
+        mends.extend(found.iter().filter(|key| !wanted.contains_key(key)).map(|&key| Write::NoCidr(key)));
+        mends.extend(wanted.iter().filter(|(key, _)| !found.contains(key)).map(|(&key, &ip)| Write::Cidr(key, ip)));
+        self.cidrs.extend(wanted.into_keys());
+        mends
+    }
+
+    /// Lists that something relies on are completed; of the others, those that are not whole go.
+    fn restore_members(&mut self, snapshot: &Snapshot) -> Vec<Write> {
+        let mut found: BTreeMap<u32, BTreeSet<u32>> = BTreeMap::new();
+        for key in &snapshot.members {
+            found.entry(key.set).or_default().insert(key.backend);
+        }
+        let sticky = self.state.frontends.values().filter(|frontend| frontend.affinity.is_some());
+        let sticky: BTreeSet<Target> = sticky.map(|frontend| frontend.target).collect();
+        let (mut mends, mut lists) = (Vec::new(), Vec::new());
+        for (&id, set) in &self.state.sets {
+            let found = found.remove(&id.get()).unwrap_or_default();
+            let members: Box<[BackendId]> = set.members().into_keys().collect();
+            let missing = members.iter().filter(|member| !found.contains(&member.get()));
+            let needed = self.is_udp(set) || sticky.contains(&Target::Set(id));
+            let kept = needed || missing.clone().next().is_none();
+            let key = |backend| abi::MemberKey { set: id.get(), backend };
+            let foreign = |id: &u32| !kept || members.binary_search_by_key(id, |member| member.get()).is_err();
+            mends.extend(found.iter().copied().filter(foreign).map(|backend| Write::NoMember(key(backend))));
+            if kept {
+                mends.extend(missing.map(|member| Write::Member(key(member.get()))));
+                lists.push((id, members));
             }
         }
         for (set, backends) in found {
-            // A list that is not whole is written again before anything relies on it.
-            if self.state.sets.get(&set).is_some_and(|content| content.members().keys().eq(&backends)) {
-                self.list(set, backends.len());
-            }
+            mends.extend(backends.into_iter().map(|backend| Write::NoMember(abi::MemberKey { set, backend })));
         }
-        let kept = |set: &u32| SetId::new(*set).is_some_and(|set| self.state.sets.contains_key(&set));
-        orphans.extend(snapshot.turns.iter().filter(|set| !kept(set)).map(|&set| Write::NoTurns(set)));
-        let wanted = cidr_keys(&self.state.node.cluster_cidrs);
-        let (known, unknown): (Vec<_>, Vec<_>) = snapshot.cidrs.iter().partition(|key| wanted.contains_key(key));
-        self.cidrs.extend(known);
-        orphans.extend(unknown.into_iter().map(|&key| Write::NoCidr(key)));
-        orphans
+        for (set, members) in lists {
+            self.list(set, members);
+        }
+        mends
     }
 
     /// Elements of all maps that hold the state.
@@ -116,6 +150,11 @@ impl Mirror {
     /// Entries of `MEMBERS`.
     pub(crate) const fn members(&self) -> usize {
         self.members
+    }
+
+    /// Sets that have a turn.
+    pub(crate) const fn turns(&self) -> usize {
+        self.turns
     }
 
     pub(crate) fn extent(&self, set: SetId) -> Option<Extent> {
@@ -135,9 +174,19 @@ impl Mirror {
         self.listed.contains_key(&set)
     }
 
-    pub(crate) fn list(&mut self, set: SetId, members: usize) {
-        self.members += members;
-        self.members -= self.listed.insert(set, members).unwrap_or(0);
+    /// The backends that `MEMBERS` lists for a set, in order.
+    pub(crate) fn listed(&self, set: SetId) -> &[BackendId] {
+        self.listed.get(&set).map_or(&[], |members| members)
+    }
+
+    /// Sets that `MEMBERS` lists, with their backends in order.
+    pub(crate) fn lists(&self) -> impl Iterator<Item = (SetId, &[BackendId])> {
+        self.listed.iter().map(|(&set, members)| (set, &**members))
+    }
+
+    pub(crate) fn list(&mut self, set: SetId, members: Box<[BackendId]>) {
+        self.members += members.len();
+        self.members -= self.listed.insert(set, members).map_or(0, |before| before.len());
     }
 
     /// Whether programs ask who is in a set like this whatever its frontends: UDP flows move when their backend leaves.
@@ -162,7 +211,7 @@ impl Mirror {
             release(&mut self.backend_users, backend);
         }
         self.turns -= usize::from(set.lookup == Lookup::RoundRobin);
-        self.members -= self.listed.remove(&id).unwrap_or(0);
+        self.members -= self.listed.remove(&id).map_or(0, |members| members.len());
         self.extents.remove(&id)
     }
 
@@ -184,6 +233,11 @@ impl Mirror {
             release(&mut self.set_users, set);
         }
     }
+}
+
+fn next_number() -> u64 {
+    static LAST: AtomicU64 = AtomicU64::new(0);
+    LAST.fetch_add(1, Ordering::Relaxed) + 1
 }
 
 /// Chunks that a table of `slots` slots takes.

@@ -1,14 +1,21 @@
 //! The programs: the embedded object, loaded.
 
 use std::{
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    io,
+    os::fd::{AsFd, OwnedFd},
     path::Path,
 };
 
-use aya::{Ebpf, EbpfLoader, programs::Program};
+use aya::{Ebpf, EbpfLoader, maps::Map, programs::Program};
 use aya_obj::generated::bpf_attach_type::{self, *};
 
-use crate::{config::Capacities, error::EbpfError, maps::LAYOUTS};
+use crate::{
+    config::Capacities,
+    crash,
+    error::EbpfError,
+    maps::LAYOUTS,
+    sys::{self, ProgInfo, RawMap},
+};
 
 /// Built by `cargo xtask build-ebpf` from `programs/`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("lb.bpf.o");
@@ -31,8 +38,15 @@ pub(crate) const INGRESS: &str = "lb_ingress";
 /// The programs in the kernel. Links keep a program alive without this.
 #[derive(Debug)]
 pub(crate) struct Programs {
-    sockets: Vec<OwnedFd>,
-    ingress: OwnedFd,
+    sockets: Vec<Loaded>,
+    ingress: Loaded,
+}
+
+/// A program in the kernel.
+#[derive(Debug)]
+pub(crate) struct Loaded {
+    pub(crate) fd: OwnedFd,
+    pub(crate) info: ProgInfo,
 }
 
 impl Programs {
@@ -46,22 +60,72 @@ impl Programs {
             }
         }
         let mut object = loader.load(OBJECT).map_err(|error| EbpfError::Load(Box::new(error)))?;
+        crash::point();
         let names = SOCKET_PROGRAMS.iter().map(|(name, _)| name);
         let sockets = names.map(|name| load(&mut object, name)).collect::<Result<_, _>>()?;
         Ok(Self { sockets, ingress: load(&mut object, INGRESS)? })
     }
 
     /// Programs of sockets, in the order of [`SOCKET_PROGRAMS`].
-    pub(crate) fn sockets(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.sockets.iter().map(AsFd::as_fd)
+    pub(crate) fn sockets(&self) -> impl Iterator<Item = &Loaded> {
+        self.sockets.iter()
     }
 
-    pub(crate) fn ingress(&self) -> BorrowedFd<'_> {
-        self.ingress.as_fd()
+    pub(crate) const fn ingress(&self) -> &Loaded {
+        &self.ingress
+    }
+
+    /// The program called `name`.
+    pub(crate) fn named(&self, name: &str) -> Option<&Loaded> {
+        let socket = SOCKET_PROGRAMS.iter().position(|(program, _)| *program == name);
+        socket.and_then(|at| self.sockets.get(at)).or_else(|| (name == INGRESS).then_some(&self.ingress))
     }
 }
 
-fn load(object: &mut Ebpf, name: &'static str) -> Result<OwnedFd, EbpfError> {
+/// A second copy of the program of devices, which reads the same services but writes flows and records into tables of
+/// its own: what it does leaves no trace.
+#[derive(Debug)]
+pub(crate) struct DryRun {
+    pub(crate) program: Loaded,
+    pub(crate) flows: RawMap,
+    pub(crate) affinity: RawMap,
+    pub(crate) turns: RawMap,
+}
+
+impl DryRun {
+    /// Maps that are not shared.
+    const OWN: [&str; 5] = ["AFFINITY", "SOCK_PEERS", "SOCK_FLOWS", "CT", "TURNS"];
+    /// Room for the few entries that one packet needs; a table that evicts wants more than that.
+    const ENTRIES: u32 = 1024;
+
+    /// Loads it, with the services that are pinned in `maps`.
+    pub(crate) fn load(maps: &Path) -> Result<Self, EbpfError> {
+        let mut loader = EbpfLoader::new();
+        for layout in &LAYOUTS {
+            if Self::OWN.contains(&layout.name) {
+                loader.map_max_entries(layout.name, Self::ENTRIES);
+            } else {
+                loader.map_pin_path(layout.name, maps.join(layout.name));
+            }
+        }
+        let mut object = loader.load(OBJECT).map_err(|error| EbpfError::Load(Box::new(error)))?;
+        let program = load(&mut object, INGRESS)?;
+        let [flows, affinity, turns] = ["CT", "AFFINITY", "TURNS"].map(|name| own(&object, name));
+        Ok(Self { program, flows: flows?, affinity: affinity?, turns: turns? })
+    }
+}
+
+fn own(object: &Ebpf, name: &'static str) -> Result<RawMap, EbpfError> {
+    let missing = || EbpfError::Map { name, what: "making", source: io::ErrorKind::NotFound.into() };
+    let data = match object.map(name).ok_or_else(missing)? {
+        Map::HashMap(data) | Map::LruHashMap(data) => data,
+        _ => return Err(missing()),
+    };
+    let fd = data.fd().as_fd().try_clone_to_owned();
+    fd.and_then(RawMap::new).map_err(|source| EbpfError::Map { name, what: "opening", source })
+}
+
+fn load(object: &mut Ebpf, name: &'static str) -> Result<Loaded, EbpfError> {
     let program = object.program_mut(name).ok_or(EbpfError::NoProgram { name })?;
     let loaded = match program {
         Program::CgroupSockAddr(program) => program.load(),
@@ -69,5 +133,7 @@ fn load(object: &mut Ebpf, name: &'static str) -> Result<OwnedFd, EbpfError> {
         _ => return Err(EbpfError::NoProgram { name }),
     };
     let fd = loaded.and_then(|()| Ok(program.fd()?.as_fd().try_clone_to_owned()?));
-    fd.map_err(|source| EbpfError::Program { name, source: Box::new(source) })
+    let fd = fd.map_err(|source| EbpfError::Program { name, source: Box::new(source) })?;
+    let info = sys::prog_info(fd.as_fd()).map_err(|source| EbpfError::Examine { name, source })?;
+    Ok(Loaded { fd, info })
 }

@@ -9,7 +9,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use lb_core::{Family, FrontendAddr, Protocol};
+use lb_core::{BackendAddr, Family, FrontendAddr, Packet, Protocol};
 use netlink_packet_core::NLM_F_REQUEST;
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use nix::libc;
@@ -17,7 +17,7 @@ use nix::libc;
 use crate::netlink::{
     Attributes, Socket, Writer, attributes, errno,
     netfilter::{CTNETLINK, FIXED, fixed, kind},
-    u16_be,
+    u16_be, u32_be,
 };
 
 const GET: u16 = kind(CTNETLINK, 1);
@@ -25,6 +25,7 @@ const DELETE: u16 = kind(CTNETLINK, 2);
 
 const TUPLE_ORIGINAL: u16 = 1;
 const TUPLE_REPLY: u16 = 2;
+const STATUS: u16 = 3;
 const ID: u16 = 12;
 const ZONE: u16 = 18;
 const FILTER: u16 = 25;
@@ -41,6 +42,9 @@ const FILTER_ORIGINAL_FLAGS: u16 = 1;
 const FILTER_REPLY_FLAGS: u16 = 2;
 const COMPARE_PROTOCOL: u32 = 1 << 3;
 
+/// Bit of the status of a flow whose destination was translated.
+const DESTINATION_TRANSLATED: u32 = 1 << 5;
+
 /// What may carry on, for each frontend: where a flow's replies may come from.
 pub(crate) type Allowed = BTreeMap<FrontendAddr, BTreeSet<(IpAddr, u16)>>;
 
@@ -53,6 +57,31 @@ pub(crate) struct Conntrack {
 impl Conntrack {
     pub(crate) fn open() -> io::Result<Self> {
         Ok(Self { socket: Socket::open(NETLINK_NETFILTER)? })
+    }
+
+    /// Where the replies to `packet`'s flow come from, if the flow is known and its destination was translated.
+    pub(crate) fn backend_of(&mut self, packet: &Packet) -> io::Result<Option<BackendAddr>> {
+        let family = Family::of(packet.destination);
+        let mut writer = Writer::default();
+        writer.message(GET, NLM_F_REQUEST, &fixed(number(family), 0), |w| {
+            w.nest(TUPLE_ORIGINAL, |w| tuple_of(w, family, packet));
+        });
+        let (mut found, mut failed) = (None, None);
+        self.socket.look_up(writer, |_, answer| match answer {
+            Ok(message) => {
+                let body = attributes(message.payload.get(FIXED..).unwrap_or_default());
+                let status = body.find(STATUS).and_then(u32_be).unwrap_or(0);
+                let replies = body.find(TUPLE_REPLY).map(attributes);
+                let from = replies.and_then(|replies| end(family, &replies, Side::Source));
+                found = from.filter(|_| status & DESTINATION_TRANSLATED != 0);
+            }
+            Err(error) if errno(&error) == Some(libc::ENOENT) => {}
+            Err(error) => failed = Some(error),
+        })?;
+        match failed {
+            Some(error) => Err(error),
+            None => Ok(found.map(|(ip, port)| BackendAddr::new(ip, port, packet.protocol))),
+        }
     }
 
     /// Deletes the UDP flows to a frontend of `allowed` whose replies come from somewhere else than it allows; flows
@@ -107,6 +136,27 @@ impl Entry {
         if let Some(zone) = &self.zone {
             w.put(ZONE, zone);
         }
+    }
+}
+
+/// The flow of a packet in its original direction.
+fn tuple_of(w: &mut Writer, family: Family, packet: &Packet) {
+    let (source, destination) = if family == Family::V4 { (1, 2) } else { (3, 4) };
+    w.nest(TUPLE_IP, |w| {
+        w.put(source, &octets(packet.source));
+        w.put(destination, &octets(packet.destination));
+    });
+    w.nest(TUPLE_PROTO, |w| {
+        w.put(PROTO_NUMBER, &[packet.protocol.number()]);
+        w.put(PROTO_SOURCE_PORT, &packet.source_port.to_be_bytes());
+        w.put(PROTO_DESTINATION_PORT, &packet.destination_port.to_be_bytes());
+    });
+}
+
+fn octets(ip: IpAddr) -> Vec<u8> {
+    match ip {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
     }
 }
 

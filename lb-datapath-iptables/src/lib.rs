@@ -18,6 +18,8 @@
 //! ```
 
 mod conntrack;
+mod crash;
+mod namespace;
 mod netlink;
 pub mod nftables;
 mod routes;

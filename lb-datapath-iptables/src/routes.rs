@@ -16,7 +16,7 @@ use std::{
 };
 
 use lb_core::Family;
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, Parseable};
+use netlink_packet_core::{Emitable, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, Parseable};
 use netlink_packet_route::{
     AddressFamily,
     route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType},
@@ -25,11 +25,14 @@ use netlink_packet_route::{
 use netlink_sys::protocols::NETLINK_ROUTE;
 use nix::libc;
 
-use crate::netlink::{Refusal, Socket, Writer, errno};
+use crate::netlink::{Message, Refusal, Socket, Writer, errno};
 
 pub(crate) const NEW_ROUTE: u16 = 24;
 pub(crate) const DELETE_ROUTE: u16 = 25;
 const GET_ROUTE: u16 = 26;
+const GET_RULE: u16 = 34;
+const NEW_LINK: u16 = 16;
+const DELETE_LINK: u16 = 17;
 pub(crate) const NEW_RULE: u16 = 32;
 pub(crate) const DELETE_RULE: u16 = 33;
 
@@ -39,6 +42,24 @@ const MAIN: u32 = 254;
 /// Above every metric that people use, so that a route of the operator's own to the same address wins. The lower half
 /// is the table's number, which tells two users of the main table apart.
 const METRIC: u32 = 0x6c62_0000;
+
+/// Where a route of an address is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Place {
+    /// In the table for the node's own packets, to the loopback device.
+    Local,
+    /// In the main table, a blackhole.
+    Forwarded,
+}
+
+/// Everything that is there of ours.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Installed {
+    /// Routes.
+    pub(crate) routes: BTreeSet<(Place, IpAddr)>,
+    /// Families whose rule is there.
+    pub(crate) rules: BTreeSet<Family>,
+}
 
 /// The routes of one backend, told apart from all others by their protocol number (`RTPROT_*`) and metric.
 #[derive(Debug)]
@@ -114,6 +135,60 @@ impl Routes {
         Ok(())
     }
 
+    /// Everything that is there of ours, route by route.
+    pub(crate) fn everything(&mut self) -> io::Result<Installed> {
+        let mut found = Installed::default();
+        for (place, table) in [(Place::Local, self.table), (Place::Forwarded, MAIN)] {
+            found.routes.extend(self.installed(table)?.into_iter().map(|vip| (place, vip)));
+        }
+        found.rules = self.rules()?;
+        Ok(found)
+    }
+
+    /// Families whose rule is there.
+    pub(crate) fn rules(&mut self) -> io::Result<BTreeSet<Family>> {
+        let mut found = BTreeSet::new();
+        for family in [Family::V4, Family::V6] {
+            let wanted = self.rule(family);
+            if has_rule(&mut self.socket, &wanted)? {
+                found.insert(family);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Writes routes and rules that others removed or changed, and removes routes that nothing needs.
+    pub(crate) fn mend(
+        &mut self,
+        missing: &[(Place, IpAddr)],
+        extra: &[(Place, IpAddr)],
+        rules: &[Family],
+    ) -> io::Result<()> {
+        let mut writer = Writer::default();
+        for &family in rules {
+            writer.raw(NEW_RULE, NLM_F_REQUEST | NLM_F_CREATE | NLM_F_EXCL, &self.rule(family));
+        }
+        for &(place, vip) in extra {
+            writer.raw(DELETE_ROUTE, NLM_F_REQUEST, &self.at(place, vip));
+        }
+        for &(place, vip) in missing {
+            writer.raw(NEW_ROUTE, NLM_F_REQUEST | NLM_F_CREATE | NLM_F_REPLACE, &self.at(place, vip));
+        }
+        if writer.messages() == 0 {
+            return Ok(());
+        }
+        let harmless = [libc::EEXIST, libc::ESRCH, libc::ENOENT];
+        let refused = self.socket.burst(writer)?.into_iter().map(|refusal| refusal.error);
+        let mut serious = refused.filter(|error| errno(error).is_none_or(|code| !harmless.contains(&code)));
+        serious.next().map_or(Ok(()), Err)
+    }
+
+    /// How to tell what is ours, for one who listens.
+    pub(crate) fn signs(&self) -> io::Result<Signs> {
+        let (table, metric, priority, protocol) = (self.table, self.metric(), self.priority, self.protocol);
+        Ok(Signs { table, metric, priority, protocol, port: self.socket.port()?, second_port: None })
+    }
+
     /// Addresses with a route of ours in `table`.
     fn installed(&mut self, table: u32) -> io::Result<BTreeSet<IpAddr>> {
         let mut found = BTreeSet::new();
@@ -129,11 +204,9 @@ impl Routes {
     }
 
     fn dump(&mut self, filter: &RouteMessage) -> io::Result<Vec<RouteMessage>> {
-        let mut fixed = vec![0; netlink_packet_core::Emitable::buffer_len(filter)];
-        netlink_packet_core::Emitable::emit(filter, &mut fixed);
         self.socket.dump(
             GET_ROUTE,
-            &fixed,
+            &bytes(filter),
             |_| {},
             |found: &mut Vec<RouteMessage>, message| {
                 if message.kind == NEW_ROUTE {
@@ -145,10 +218,14 @@ impl Routes {
 
     /// The kernel may filter less than it was asked to.
     fn is_ours(&self, route: &RouteMessage, table: u32) -> bool {
-        let has = |attribute| route.attributes.contains(&attribute);
-        has(RouteAttribute::Table(table))
-            && has(RouteAttribute::Priority(self.metric()))
-            && u8::from(route.header.protocol) == self.protocol
+        is_at(route, table, self.metric()) && is_written_by(route, table, self.protocol)
+    }
+
+    fn at(&self, place: Place, vip: IpAddr) -> RouteMessage {
+        match place {
+            Place::Local => self.local(vip),
+            Place::Forwarded => self.forwarded(vip),
+        }
     }
 
     const fn metric(&self) -> u32 {
@@ -232,6 +309,132 @@ impl Routes {
         route.attributes = vec![RouteAttribute::Table(table)];
         route
     }
+}
+
+/// How to tell from what the kernel says of changes which ones concern us.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Signs {
+    table: u32,
+    metric: u32,
+    priority: u32,
+    protocol: u8,
+    /// Address of the socket that makes our own changes.
+    pub(crate) port: u32,
+    /// Address of another one, if there is one.
+    pub(crate) second_port: Option<u32>,
+}
+
+/// A change that concerns us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Told {
+    /// Of a route: whether it is there now, as we write it.
+    Route(Place, IpAddr, bool),
+    /// Of routing rules.
+    Rules,
+    /// Of the loopback device, which takes along the routes that lead there when it goes down.
+    Loopback,
+}
+
+/// The multicast groups that tell of all that (`RTNLGRP_*`).
+pub(crate) const GROUPS: [u32; 5] = [1, 7, 8, 11, 19];
+
+impl Signs {
+    /// What a message means for us, if it means something.
+    pub(crate) fn told(&self, message: &Message<'_>) -> Option<Told> {
+        if Some(message.port) == self.second_port {
+            return None;
+        }
+        match message.kind {
+            NEW_ROUTE | DELETE_ROUTE => self.route(message),
+            NEW_RULE | DELETE_RULE => {
+                let rule = RuleMessage::parse(message.payload).ok()?;
+                let has = |attribute| rule.attributes.contains(&attribute);
+                let ours = has(RuleAttribute::Priority(self.priority)) || has(RuleAttribute::Table(self.table));
+                ours.then_some(Told::Rules)
+            }
+            NEW_LINK | DELETE_LINK => {
+                let index = message.payload.get(4..8)?;
+                (index == LOOPBACK.to_ne_bytes()).then_some(Told::Loopback)
+            }
+            _ => None,
+        }
+    }
+
+    fn route(&self, message: &Message<'_>) -> Option<Told> {
+        // Most routes of a busy router can be told from ours by their length alone.
+        let [_, length, ..] = *message.payload else { return None };
+        matches!(length, 32 | 128).then_some(())?;
+        let route = RouteMessage::parse(message.payload).ok()?;
+        let vip = vip_of(&route)?;
+        let places = [(Place::Local, self.table), (Place::Forwarded, MAIN)];
+        let (place, table) = places.into_iter().find(|(_, table)| is_at(&route, *table, self.metric))?;
+        let there = message.kind == NEW_ROUTE && is_written_by(&route, table, self.protocol);
+        Some(Told::Route(place, vip, there))
+    }
+}
+
+/// Whether a rule is there, as it is written.
+pub(crate) fn has_rule(socket: &mut Socket, wanted: &RuleMessage) -> io::Result<bool> {
+    let mut all = RuleMessage::default();
+    all.header.family = wanted.header.family;
+    let found = socket.dump(
+        GET_RULE,
+        &bytes(&all),
+        |_| {},
+        |found: &mut Vec<RuleMessage>, message| {
+            found.extend(RuleMessage::parse(message.payload));
+        },
+    );
+    let is_it = |rule: &RuleMessage| {
+        rule.header.action == wanted.header.action
+            && wanted.attributes.iter().all(|attribute| rule.attributes.contains(attribute))
+    };
+    match found {
+        Ok(rules) => Ok(rules.iter().any(is_it)),
+        Err(error) if missing(&error) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether a route without a destination is there, as it is written.
+pub(crate) fn has_route(socket: &mut Socket, wanted: &RouteMessage) -> io::Result<bool> {
+    let mut all = RouteMessage::default();
+    all.header.address_family = wanted.header.address_family;
+    let found = socket.dump(
+        GET_ROUTE,
+        &bytes(&all),
+        |_| {},
+        |found: &mut Vec<RouteMessage>, message| {
+            found.extend(RouteMessage::parse(message.payload));
+        },
+    );
+    let is_it = |route: &RouteMessage| {
+        route.header.kind == wanted.header.kind
+            && route.header.protocol == wanted.header.protocol
+            && wanted.attributes.iter().all(|attribute| route.attributes.contains(attribute))
+    };
+    match found {
+        Ok(routes) => Ok(routes.iter().any(is_it)),
+        Err(error) if missing(&error) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn is_at(route: &RouteMessage, table: u32, metric: u32) -> bool {
+    let has = |attribute| route.attributes.contains(&attribute);
+    has(RouteAttribute::Table(table)) && has(RouteAttribute::Priority(metric))
+}
+
+/// Whether a route is as one with `protocol` is written here.
+fn is_written_by(route: &RouteMessage, table: u32, protocol: u8) -> bool {
+    let blackhole = route.header.kind == RouteType::BlackHole;
+    u8::from(route.header.protocol) == protocol && blackhole == (table == MAIN)
+}
+
+fn bytes(message: &impl Emitable) -> Vec<u8> {
+    let mut bytes = vec![0; message.buffer_len()];
+    message.emit(&mut bytes);
+    bytes
 }
 
 pub(crate) const fn address_family(family: Family) -> AddressFamily {

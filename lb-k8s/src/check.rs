@@ -4,7 +4,10 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use lb_core::Protocol;
 
-use crate::text::quoted;
+use crate::{
+    limits::{MAX_LABEL_LENGTH, MAX_NAME_LENGTH},
+    text::quoted,
+};
 
 /// Why an object is refused: a field and what is wrong with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,7 +35,7 @@ impl<T> At<T> for Result<T, String> {
 
 /// DNS-1123 label: the names of services, namespaces and service ports.
 pub(crate) fn label(name: &str) -> Result<&str, String> {
-    let fits = name.len() <= 63 && is_dns_label(name);
+    let fits = name.len() <= MAX_LABEL_LENGTH && is_dns_label(name);
     fits.then_some(name).ok_or_else(|| {
         format!("{} is not a DNS label (1 to 63 of a-z, 0-9 and -, with a letter or digit at both ends)", quoted(name))
     })
@@ -40,7 +43,7 @@ pub(crate) fn label(name: &str) -> Result<&str, String> {
 
 /// DNS-1123 subdomain: the names of everything else.
 pub(crate) fn subdomain(name: &str) -> Result<&str, String> {
-    let fits = name.len() <= 253 && name.split('.').all(is_dns_label);
+    let fits = name.len() <= MAX_NAME_LENGTH && name.split('.').all(is_dns_label);
     fits.then_some(name).ok_or_else(|| format!("{} is not a DNS name (DNS labels joined by dots)", quoted(name)))
 }
 
@@ -61,6 +64,11 @@ pub(crate) fn label_value(value: &str) -> Result<&str, String> {
     is_label_value(value)
         .then_some(value)
         .ok_or_else(|| format!("{} is not the value of a label (up to 63 of A-Z, a-z, 0-9, -, _ and .)", quoted(value)))
+}
+
+/// Name of a zone: the value of a label, and not empty.
+pub(crate) fn zone(name: &str) -> Result<&str, String> {
+    if name.is_empty() { Err("a zone needs a name".to_owned()) } else { label_value(name) }
 }
 
 fn is_label_value(value: &str) -> bool {

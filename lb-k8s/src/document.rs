@@ -8,7 +8,7 @@ use crate::{
     Position,
     limits::{MAX_ALIAS_NODES, MAX_DEPTH, MAX_NODES},
     text::shown,
-    tree::Node,
+    tree::{Node, Tree},
 };
 
 /// How a file is written.
@@ -120,19 +120,15 @@ fn bad_yaml(error: &Error, chunk: Chunk<'_>) -> BadSyntax {
     BadSyntax { position, message: shown(&UserMessageFormatter.format_message(error)) }
 }
 
-/// The values of a JSON file, one after the other.
+/// The values of a JSON file, one after the other, up to the first error.
 pub(crate) fn parse_json(text: &str) -> impl Iterator<Item = Result<Value, BadSyntax>> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let mut deserializer = serde_json::Deserializer::from_str(text);
     let mut failed = false;
-    std::iter::from_fn(move || {
-        if failed || deserializer.end().is_ok() {
-            return None;
-        }
-        let mut left = Node::BUDGET;
-        let value = Node::root(&mut left).deserialize(&mut deserializer).map_err(|error| bad_json(&error));
+    serde_json::Deserializer::from_str(text).into_iter::<Tree>().map_while(move |tree| {
+        let value = tree.map(|Tree(value)| value).map_err(|error| bad_json(&error));
+        let go_on = !failed;
         failed = value.is_err();
-        Some(value)
+        go_on.then_some(value)
     })
 }
 

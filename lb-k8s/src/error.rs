@@ -4,7 +4,7 @@ use std::{fmt, io};
 
 use crate::{
     Finding, Origin, Position,
-    limits::{MAX_FILE_BYTES, MAX_FILES, MAX_OBJECTS, MAX_TOTAL_BYTES},
+    limits::{MAX_DOCUMENTS, MAX_FILE_BYTES, MAX_FILES, MAX_OBJECTS, MAX_OPEN_ATTEMPTS, MAX_TOTAL_BYTES},
 };
 
 /// Why a snapshot could not be read or parsed. Files are named as they are found.
@@ -28,13 +28,34 @@ pub enum SnapshotError {
     },
     /// A symbolic link in a directory leads out of it.
     #[error(
-        "{file}: the symbolic link leads out of its directory, to {target}: copy the file or name the target itself"
+        "{file}: the symbolic link leads out of its directory, to {target}: copy the file or make the link relative and \
+         keep its target below the directory"
     )]
     Outside {
         /// The link.
         file: String,
         /// Where it leads.
         target: String,
+    },
+    /// A hard link that somebody else may have put into a directory.
+    #[error(
+        "{file}: the file has {links} names (hard links), and somebody who does not own it may have put this one here: \
+         copy the file, or let its owner alone own and write the directory"
+    )]
+    HardLink {
+        /// The file.
+        file: String,
+        /// How many names it has.
+        links: u64,
+    },
+    /// A file was written whenever it was read.
+    #[error(
+        "{file}: the file changed while it was read, {MAX_OPEN_ATTEMPTS} times in a row: write another one and rename it \
+         into place"
+    )]
+    Changing {
+        /// The file.
+        file: String,
     },
     /// A file is too large.
     #[error("{file}: the file is larger than {MAX_FILE_BYTES} bytes: split it")]
@@ -43,19 +64,25 @@ pub enum SnapshotError {
         file: String,
     },
     /// The files together are too large.
-    #[error("{file}: it and the other files are larger than {MAX_TOTAL_BYTES} bytes together")]
+    #[error("{file}: it and the files before it are larger than {MAX_TOTAL_BYTES} bytes together: remove some")]
     TotalTooLarge {
         /// The file that did not fit any more.
         file: String,
     },
     /// A directory has too many files.
-    #[error("{directory}: there are more than {MAX_FILES} files")]
+    #[error("{directory}: there are more than {MAX_FILES} files: put several objects into one, or remove some")]
     TooManyFiles {
         /// The directory.
         directory: String,
     },
+    /// A file has too many documents.
+    #[error("{file}: there are more than {MAX_DOCUMENTS} documents in it: split it")]
+    TooManyDocuments {
+        /// The file.
+        file: String,
+    },
     /// The snapshot has too many objects.
-    #[error("{file}: there are more than {MAX_OBJECTS} objects in it and the other files")]
+    #[error("{file}: there are more than {MAX_OBJECTS} objects in it and the other files: remove some")]
     TooManyObjects {
         /// The file that did not fit any more.
         file: String,

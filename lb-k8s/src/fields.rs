@@ -44,7 +44,7 @@ const WATCHED: [(&str, &str); 7] = [
     ("service.cilium.io/", "this annotation is not supported"),
     ("lbipam.cilium.io/", "addresses are not allocated"),
     ("io.cilium/", "this annotation is not supported"),
-    ("service.kubernetes.io/topology-", "topology is not supported: every zone counts alike"),
+    ("service.kubernetes.io/topology-", "only a service asks for hints"),
     ("service.beta.kubernetes.io/", "there is no cloud provider"),
     ("metallb.io/", "addresses are not allocated"),
 ];

@@ -18,7 +18,7 @@ use crate::{
     annotations,
     check::{self, Invalid},
     fields::{self, Rule, Unsupported},
-    part::{Body, Key},
+    part::{Body, Key, WorkloadKey},
     service, slice,
     workload::{self, Identity},
 };
@@ -41,7 +41,7 @@ pub(crate) trait Kind: DeserializeOwned + Resource + Metadata<Ty = ObjectMeta> {
     /// The object with this namespace and name.
     fn key((namespace, name): Identity<'_>) -> Key {
         let (namespace, name) = (namespace.to_owned(), name.to_owned());
-        Key::Workload { api_version: Self::API_VERSION, kind: Self::KIND, namespace, name }
+        Key::Workload(Box::new(WorkloadKey { api_version: Self::API_VERSION, kind: Self::KIND, namespace, name }))
     }
 
     /// What it says, and what of that is not carried out.
@@ -65,7 +65,7 @@ impl Kind for Service {
 
     fn read(&self, (namespace, name): Identity<'_>) -> Result<(Body, Vec<Unsupported>), Invalid> {
         let read = service::read(ServiceName::new(namespace, name), self)?;
-        Ok((Body::Service { service: Arc::new(read.service), template: read.template }, read.notes))
+        Ok((Body::Service { service: Arc::new(read.service), template: read.template.map(Box::new) }, read.notes))
     }
 }
 
@@ -100,7 +100,7 @@ impl Kind for Namespace {
     }
 
     fn key((_, name): Identity<'_>) -> Key {
-        Key::Namespace(name.to_owned())
+        Key::Namespace(name.into())
     }
 
     fn read(&self, _: Identity<'_>) -> Result<(Body, Vec<Unsupported>), Invalid> {
@@ -112,7 +112,7 @@ impl Kind for Pod {
     const FIELDS: &'static Rule = &fields::POD;
 
     fn read(&self, identity: Identity<'_>) -> Result<(Body, Vec<Unsupported>), Invalid> {
-        Ok((Body::Workload(workload::read_pod(identity, self)?), Vec::new()))
+        Ok((Body::Workload(Box::new(workload::read_pod(identity, self)?)), Vec::new()))
     }
 }
 
@@ -120,7 +120,7 @@ impl Kind for Deployment {
     const FIELDS: &'static Rule = &fields::DEPLOYMENT;
 
     fn read(&self, identity: Identity<'_>) -> Result<(Body, Vec<Unsupported>), Invalid> {
-        Ok((Body::Workload(workload::read_deployment(identity, self)?), Vec::new()))
+        Ok((Body::Workload(Box::new(workload::read_deployment(identity, self)?)), Vec::new()))
     }
 }
 
@@ -128,7 +128,7 @@ impl Kind for StatefulSet {
     const FIELDS: &'static Rule = &fields::STATEFUL_SET;
 
     fn read(&self, identity: Identity<'_>) -> Result<(Body, Vec<Unsupported>), Invalid> {
-        Ok((Body::Workload(workload::read_stateful_set(identity, self)?), Vec::new()))
+        Ok((Body::Workload(Box::new(workload::read_stateful_set(identity, self)?)), Vec::new()))
     }
 }
 

@@ -39,9 +39,7 @@ use std::{
     sync::Arc,
 };
 
-use lb_core::{
-    AdminState, Conditions, Endpoint, EndpointSlice, Family, NodeName, Protocol, ServiceName, SliceName, SlicePort,
-};
+use lb_core::{Conditions, Endpoint, EndpointSlice, Family, NodeName, Protocol, ServiceName, SliceName, SlicePort};
 
 use crate::{
     ContainerPort, PodTemplate, Replicas, ServiceTemplate, TargetPort, TemplatePort, Workload, limits::MAX_ENDPOINTS,
@@ -210,14 +208,12 @@ fn target(port: &TemplatePort, of_pod: &[ContainerPort]) -> Option<u16> {
 fn endpoint(service: &ServiceTemplate, placed: &PlacedPod, ip: IpAddr) -> Endpoint {
     let PodTemplate { ready, terminating, .. } = placed.pod.template;
     Endpoint {
-        ip,
         node: Some(placed.node.clone()),
         conditions: Conditions {
             ready: service.publish_not_ready_addresses || (ready && !terminating),
             serving: ready,
             terminating,
         },
-        admin: AdminState::InService,
-        weight: Endpoint::DEFAULT_WEIGHT,
+        ..Endpoint::new(ip)
     }
 }

@@ -37,8 +37,8 @@
 //!
 //! | of | carried out |
 //! |---|---|
-//! | `Service` | `clusterIP`, `clusterIPs`, `externalIPs`, `status.loadBalancer.ingress` with `ipMode: VIP`, ports with names and node ports, `sessionAffinity` with its time-out, both traffic policies, the [annotations] |
-//! | `EndpointSlice` | ports, the first address of each endpoint, `nodeName`, conditions, the [annotations] for weight |
+//! | `Service` | `clusterIP`, `clusterIPs`, `externalIPs`, `status.loadBalancer.ingress` with `ipMode: VIP`, ports with names and node ports, `sessionAffinity` with its time-out, both traffic policies, `trafficDistribution`, the [annotations] |
+//! | `EndpointSlice` | ports, the first address of each endpoint, `nodeName`, `zone`, hints for zones and nodes, conditions, the [annotations] for weight |
 //! | workloads | names, labels, replicas, container ports with names, `nodeName`; of a `Pod` also readiness and deletion |
 //!
 //! Headless and `ExternalName` services have no frontends. Objects with the label
@@ -49,6 +49,13 @@
 //! [`Manifests::reload`] reads files and directories and opens only what has changed since the last time;
 //! [`Manifests::reload_files`] looks at nothing but the files it is told of, so that it costs the same among ten files and
 //! among ten thousand. What calls them when is the caller's part. The example `scale` measures both.
+//!
+//! # Hostile files
+//!
+//! Files of a directory are opened below it (`openat2`, `RESOLVE_BENEATH`): symbolic links are followed as far as they
+//! stay inside, as those of a volume of the kubelet do. Only regular files are opened at all, and hard links only where
+//! nobody but their owner can have put them. What a file may be made of is in [`limits`]; the test `hostile` measures what
+//! it costs to refuse more.
 //!
 //! # Errors
 //!
@@ -70,6 +77,7 @@ pub mod lab;
 pub mod limits;
 mod locate;
 mod manifests;
+mod open;
 mod part;
 mod place;
 mod reader;
@@ -77,6 +85,7 @@ mod report;
 mod service;
 mod slice;
 mod snapshot;
+mod stamp;
 mod text;
 mod tree;
 mod workload;

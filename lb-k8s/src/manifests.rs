@@ -11,10 +11,13 @@ use lb_core::{Change, EndpointSlice, Service, ServiceName, SliceName, SourceName
 use crate::{
     Report, Snapshot, SnapshotError,
     differences::{self, Differences, slice_changes},
-    files::{self, FileId, Stamp},
+    files::{self, FileId},
     handover::service_changes,
+    open::{self, Text},
     part::{Key, Part},
     reader,
+    snapshot::{self, check_sizes},
+    stamp::Stamp,
     text::shown_path,
 };
 
@@ -33,8 +36,10 @@ pub struct Manifests {
     paths: Vec<PathBuf>,
     /// Files that need not be read while they look like this.
     stamps: BTreeMap<FileId, Stamp>,
-    /// Whether all files of `paths` are in `snapshot`.
+    /// Whether all files of `paths` are in `snapshot`, those of `pending` left aside.
     is_complete: bool,
+    /// Files that were named and not taken over, because something was wrong with one of them.
+    pending: BTreeSet<FileId>,
     report: Arc<Report>,
 }
 
@@ -77,6 +82,7 @@ impl Manifests {
             paths: Vec::new(),
             stamps: BTreeMap::new(),
             is_complete: false,
+            pending: BTreeSet::new(),
             report: Arc::default(),
         }
     }
@@ -101,7 +107,7 @@ impl Manifests {
     /// does. Files that look as they did when they were last read are not opened.
     pub fn reload(&mut self, paths: &[impl AsRef<Path>]) -> Batch {
         self.paths = paths.iter().map(|path| path.as_ref().to_owned()).collect();
-        self.is_complete = false;
+        self.pending.clear();
         let touched = self.read_all();
         self.is_complete = touched.is_ok();
         self.settle(touched)
@@ -110,15 +116,20 @@ impl Manifests {
     /// Reads some files again that the last [`reload`](Self::reload) read, that are new in its directories, or that are
     /// gone: for a caller that is told which files change. How many other files there are makes no difference.
     ///
-    /// Other files are passed over. After a snapshot that was rejected, all files are looked at.
+    /// Other files are passed over. Files that were rejected together are read again together with those that are named
+    /// next; after a [`reload`](Self::reload) that was rejected, all files are looked at.
     pub fn reload_files(&mut self, files: &[impl AsRef<Path>]) -> Batch {
         if !self.is_complete {
             let paths = std::mem::take(&mut self.paths);
             return self.reload(&paths);
         }
         let known = files.iter().filter_map(|file| files::identify(file.as_ref(), &self.paths));
-        let touched = known.map(reread).collect::<Result<_, _>>().and_then(|reread| self.replace(reread));
-        self.is_complete = touched.is_ok();
+        let mut pending = std::mem::take(&mut self.pending);
+        pending.extend(known);
+        let touched = read_again(pending.iter().cloned()).and_then(|reread| self.replace(reread));
+        if touched.is_err() {
+            self.pending = pending;
+        }
         self.settle(touched)
     }
 
@@ -141,17 +152,20 @@ impl Manifests {
     fn read_all(&mut self) -> Result<BTreeSet<Key>, SnapshotError> {
         let listing = files::list(&self.paths)?;
         let mut gone: BTreeSet<_> = self.snapshot.files().cloned().collect();
-        let mut reread = Vec::new();
-        for file in listing.files {
+        let found: Vec<_> = listing.files.into_iter().map(|file| (open::look(&file), file)).collect();
+        check_sizes(found.iter().map(|(stamp, file)| (file, *stamp)))?;
+        let mut changed = Vec::new();
+        for (stamp, file) in found {
             gone.remove(&file);
-            let stamp = self.stamps.get(&file);
-            if stamp.is_none() || stamp != Some(&Stamp::of(file.path())?) {
-                reread.push(read(file)?);
+            if stamp.is_none() || stamp.as_ref() != self.stamps.get(&file) {
+                changed.push(file);
             }
         }
-        reread.extend(gone.into_iter().map(|file| Reread { file, part: None, stamp: None }));
+        // What is gone makes room in the limits for what comes.
+        let mut reread: Vec<_> = gone.into_iter().map(|file| Reread { file, part: None, stamp: None }).collect();
+        reread.extend(read_again(changed)?);
         let touched = self.replace(reread)?;
-        self.snapshot.ignored_files = listing.ignored;
+        self.snapshot.ignored = listing.ignored;
         Ok(touched)
     }
 
@@ -193,13 +207,19 @@ impl Manifests {
     fn take(&mut self, touched: &BTreeSet<Key>, changes: &mut Vec<Change>) {
         let services = Differences::of(touched, &self.services, |key| match key {
             Key::Service(name) => Some((name, differences::service(self.snapshot.entry(key)))),
-            Key::Slice(_) | Key::Namespace(_) | Key::Workload { .. } => None,
+            Key::Slice(_) | Key::Namespace(_) | Key::Workload(_) => None,
         });
-        changes.extend(service_changes(&services.before, &services.after));
+        let said = service_changes(&services.before, &services.after).into_iter().map(|change| match change {
+            Change::UpsertService(service) => {
+                Change::UpsertService(Service { source: Some(self.source.clone()), ..service })
+            }
+            other => other,
+        });
+        changes.extend(said);
         services.apply(&mut self.services);
         let slices = Differences::of(touched, &self.slices, |key| match key {
             Key::Slice(name) => Some((name, differences::slice(self.snapshot.entry(key)))),
-            Key::Service(_) | Key::Namespace(_) | Key::Workload { .. } => None,
+            Key::Service(_) | Key::Namespace(_) | Key::Workload(_) => None,
         });
         changes.extend(slice_changes(&slices));
         slices.apply(&mut self.slices);
@@ -209,17 +229,28 @@ impl Manifests {
         match key {
             Key::Service(name) => self.services.contains_key(name),
             Key::Slice(name) => self.slices.contains_key(name),
-            Key::Namespace(_) | Key::Workload { .. } => false,
+            Key::Namespace(_) | Key::Workload(_) => false,
         }
     }
 }
 
-fn reread(file: FileId) -> Result<Reread, SnapshotError> {
-    if files::exists(&file)? { read(file) } else { Ok(Reread { file, part: None, stamp: None }) }
+/// Reads files, up to the point at which they alone exceed the limits of a snapshot.
+fn read_again(files: impl IntoIterator<Item = FileId>) -> Result<Vec<Reread>, SnapshotError> {
+    let (mut objects, mut bytes) = (0, 0);
+    let mut all = Vec::new();
+    for file in files {
+        let reread = read(file)?;
+        if let Some(part) = &reread.part {
+            (objects, bytes) = (objects + part.objects, bytes + part.bytes);
+        }
+        snapshot::check_amounts(&reread.file, objects, bytes)?;
+        all.push(reread);
+    }
+    Ok(all)
 }
 
 fn read(file: FileId) -> Result<Reread, SnapshotError> {
-    let (text, stamp) = files::read(file.path())?;
+    let Some(Text { text, stamp }) = open::read(&file)? else { return Ok(Reread { file, part: None, stamp: None }) };
     let part = reader::read(&shown_path(file.path()), &text)?;
     Ok(Reread { file, part: Some(part), stamp })
 }

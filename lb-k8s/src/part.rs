@@ -22,13 +22,41 @@ pub(crate) struct Part {
     pub(crate) bytes: u64,
 }
 
+impl Part {
+    /// How many findings are listed.
+    pub(crate) fn findings(&self) -> usize {
+        self.skipped.len() + self.unsupported.len() + self.refused.len()
+    }
+
+    /// Lists no more than `limit` findings, invalid objects before others; the rest is only counted.
+    pub(crate) fn list_at_most(&mut self, mut limit: usize) {
+        let before = self.findings();
+        self.refused.truncate(limit);
+        limit -= self.refused.len();
+        self.unsupported.truncate(limit);
+        limit -= self.unsupported.len();
+        self.skipped.truncate(limit);
+        self.unlisted += before - self.findings();
+    }
+}
+
 /// Identity of an object.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Key {
     Service(ServiceName),
     Slice(SliceName),
-    Namespace(String),
-    Workload { api_version: &'static str, kind: &'static str, namespace: String, name: String },
+    Namespace(Box<str>),
+    /// In a box since there are few: keys are kept for every object several times.
+    Workload(Box<WorkloadKey>),
+}
+
+/// Identity of a workload.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct WorkloadKey {
+    pub(crate) api_version: &'static str,
+    pub(crate) kind: &'static str,
+    pub(crate) namespace: String,
+    pub(crate) name: String,
 }
 
 /// An object and where it stands.
@@ -39,13 +67,13 @@ pub(crate) struct Entry {
     pub(crate) body: Option<Body>,
 }
 
-/// What an object says.
+/// What an object says. Small, since a map has room for eleven where a file has one.
 #[derive(Debug)]
 pub(crate) enum Body {
-    Service { service: Arc<Service>, template: Option<ServiceTemplate> },
+    Service { service: Arc<Service>, template: Option<Box<ServiceTemplate>> },
     Slice(Arc<EndpointSlice>),
     Namespace,
-    Workload(Workload),
+    Workload(Box<Workload>),
 }
 
 impl Key {
@@ -54,10 +82,8 @@ impl Key {
         let (api_version, kind, namespace, name) = match self {
             Self::Service(service) => ("v1", "Service", service.namespace(), service.name()),
             Self::Slice(slice) => ("discovery.k8s.io/v1", "EndpointSlice", &*slice.namespace, &*slice.name),
-            Self::Namespace(name) => ("v1", "Namespace", "", name.as_str()),
-            Self::Workload { api_version, kind, namespace, name } => {
-                (*api_version, *kind, namespace.as_str(), name.as_str())
-            }
+            Self::Namespace(name) => ("v1", "Namespace", "", &**name),
+            Self::Workload(key) => (key.api_version, key.kind, key.namespace.as_str(), key.name.as_str()),
         };
         let [api_version, kind, namespace, name] = [api_version, kind, namespace, name].map(str::to_owned);
         ObjectRef { api_version, kind, namespace, name, origin }

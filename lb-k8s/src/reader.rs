@@ -18,7 +18,7 @@ use crate::{
     document::{self, Format},
     fields::{self, Unsupported},
     kinds::Kind,
-    limits::{MAX_FINDINGS_PER_FILE, MAX_OBJECTS},
+    limits::{MAX_ANNOTATION_BYTES, MAX_DOCUMENTS, MAX_FINDINGS_PER_FILE, MAX_OBJECTS},
     locate::Locator,
     part::{Entry, Key, Part},
     place::{DEFAULT_NAMESPACE, Header, Object, Place},
@@ -32,6 +32,9 @@ pub(crate) fn read(file: &str, text: &str) -> Result<Part, SnapshotError> {
     let mut reader = Reader::default();
     match Format::of(&file) {
         Format::Yaml => {
+            if document::chunks(text).nth(MAX_DOCUMENTS).is_some() {
+                return Err(SnapshotError::TooManyDocuments { file: file.to_string() });
+            }
             for (chunk, number) in document::chunks(text).zip(1..) {
                 let locator = Locator::new(chunk);
                 let place = Place::document(&file, number, Some(&locator));
@@ -41,6 +44,9 @@ pub(crate) fn read(file: &str, text: &str) -> Result<Part, SnapshotError> {
         }
         Format::Json => {
             for (value, number) in document::parse_json(text).zip(1..) {
+                if number as usize > MAX_DOCUMENTS {
+                    return Err(SnapshotError::TooManyDocuments { file: file.to_string() });
+                }
                 let place = Place::document(&file, number, None);
                 let value = value.map_err(|error| place.bad_syntax(error))?;
                 reader.document(&place, &value)?;
@@ -162,8 +168,13 @@ impl Reader {
     }
 }
 
-/// Namespace and name of an object, once they are known to be valid.
+/// Namespace and name of an object, once its metadata is known to be valid.
 fn identity<T: Kind>(metadata: &ObjectMeta) -> Result<Identity<'_>, Invalid> {
+    let annotations = metadata.annotations.iter().flatten();
+    if annotations.map(|(key, value)| key.len() + value.len()).sum::<usize>() > MAX_ANNOTATION_BYTES {
+        let message = format!("more than {MAX_ANNOTATION_BYTES} bytes of annotations");
+        return Err(Invalid::new("metadata.annotations", message));
+    }
     let missing = || Invalid::new("metadata.name", "an object needs a name");
     let name = metadata.name.as_deref().ok_or_else(missing)?;
     let name = T::check_name(name).at(|| "metadata.name".into())?;

@@ -119,9 +119,11 @@ pub struct Report {
     /// Invalid objects.
     pub refused: Vec<Refusal>,
     /// How many more findings there are than the
-    /// [`MAX_FINDINGS_PER_FILE`](crate::limits::MAX_FINDINGS_PER_FILE) that are listed for a file.
+    /// [`MAX_FINDINGS_PER_FILE`](crate::limits::MAX_FINDINGS_PER_FILE) that are listed for a file, or the
+    /// [`MAX_FINDINGS`](crate::limits::MAX_FINDINGS) for all files.
     pub unlisted: usize,
-    /// Entries of directories that are not manifests by name.
+    /// Entries of directories that are not manifests by name. The last line counts those that are more than
+    /// [`MAX_IGNORED_FILES`](crate::limits::MAX_IGNORED_FILES).
     pub ignored_files: Vec<String>,
 }
 

@@ -5,13 +5,15 @@ use std::collections::BTreeSet;
 use k8s_openapi::api::discovery::v1::{
     Endpoint as EndpointObject, EndpointConditions, EndpointPort as PortObject, EndpointSlice as Object,
 };
-use lb_core::{AdminState, Conditions, Endpoint, EndpointSlice, Family, NodeName, ServiceName, SliceName, SlicePort};
+use lb_core::{
+    Conditions, Endpoint, EndpointSlice, Family, Hints, NodeName, ServiceName, SliceName, SlicePort, ZoneName,
+};
 
 use crate::{
     annotations::{CILIUM_WEIGHT, SERVICE_NAME, WEIGHT},
     check::{self, At, Invalid},
     fields::Unsupported,
-    limits::{MAX_ENDPOINTS, MAX_PORTS},
+    limits::{MAX_ENDPOINTS, MAX_HINTS, MAX_PORTS},
     text::quoted,
 };
 
@@ -124,13 +126,39 @@ fn endpoint(object: &EndpointObject, index: usize, family: Family, weight: u16) 
     }
     let node = object.node_name.as_deref().filter(|node| !node.is_empty());
     let node = node.map(check::subdomain).transpose().at(|| format!("endpoints[{index}].nodeName"))?;
+    let zone = object.zone.as_deref().filter(|zone| !zone.is_empty());
+    let zone = zone.map(check::zone).transpose().at(|| format!("endpoints[{index}].zone"))?;
     Ok(Endpoint {
-        ip,
         node: node.map(NodeName::new),
+        zone: zone.map(ZoneName::new),
+        hints: hints(object, index)?,
         conditions: conditions(object.conditions.as_ref()),
-        admin: AdminState::InService,
         weight,
+        ..Endpoint::new(ip)
     })
+}
+
+fn hints(object: &EndpointObject, index: usize) -> Result<Hints, Invalid> {
+    let Some(hints) = &object.hints else { return Ok(Hints::default()) };
+    let field = |list: &str, nth: usize| format!("endpoints[{index}].hints.{list}[{nth}].name");
+    let zones = hints.for_zones.iter().flatten().map(|zone| zone.name.as_str());
+    let nodes = hints.for_nodes.iter().flatten().map(|node| node.name.as_str());
+    Ok(Hints {
+        zones: names(zones, |zone| check::zone(zone).map(ZoneName::new), |nth| field("forZones", nth))?,
+        nodes: names(nodes, |node| check::subdomain(node).map(NodeName::new), |nth| field("forNodes", nth))?,
+    })
+}
+
+fn names<'a, T>(
+    names: impl Iterator<Item = &'a str>,
+    parse: impl Fn(&str) -> Result<T, String>,
+    field: impl Fn(usize) -> String,
+) -> Result<Vec<T>, Invalid> {
+    let names = names.enumerate().map(|(nth, name)| match nth {
+        MAX_HINTS.. => Err(Invalid::new(field(nth), format!("more than {MAX_HINTS} hints"))),
+        _ => parse(name).at(|| field(nth)),
+    });
+    names.collect()
 }
 
 /// Missing conditions mean ready, serving and not terminating.

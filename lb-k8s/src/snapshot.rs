@@ -10,10 +10,12 @@ use lb_core::{EndpointSlice, Service};
 
 use crate::{
     Finding, Refusal, Report, ServiceTemplate, SnapshotError, Workload,
-    files::{self, FileId},
-    limits::{MAX_OBJECTS, MAX_TOTAL_BYTES},
+    files::{self, FileId, Ignored},
+    limits::{MAX_FILE_BYTES, MAX_FINDINGS, MAX_OBJECTS, MAX_TOTAL_BYTES},
+    open,
     part::{Body, Entry, Key, Part},
     reader,
+    stamp::Stamp,
     text::shown_path,
 };
 
@@ -30,7 +32,10 @@ pub struct Snapshot {
     repeated: BTreeSet<Key>,
     objects: usize,
     bytes: u64,
-    pub(crate) ignored_files: Vec<String>,
+    /// Files with findings, and how many findings are listed.
+    noted: BTreeSet<FileId>,
+    findings: usize,
+    pub(crate) ignored: Ignored,
 }
 
 impl Snapshot {
@@ -41,9 +46,10 @@ impl Snapshot {
     /// When a file cannot be read or parsed, or a limit of [`limits`](crate::limits) is exceeded.
     pub fn read(paths: &[impl AsRef<Path>]) -> Result<Self, SnapshotError> {
         let listing = files::list(paths)?;
-        let mut snapshot = Self { ignored_files: listing.ignored, ..Self::default() };
+        check_sizes(listing.files.iter().map(|file| (file, open::look(file))))?;
+        let mut snapshot = Self { ignored: listing.ignored, ..Self::default() };
         for file in listing.files {
-            let (text, _) = files::read(file.path())?;
+            let Some(open::Text { text, .. }) = open::read(&file)? else { continue };
             let part = reader::read(&shown_path(file.path()), &text)?;
             snapshot.check_limits([(&file, Some(&part))])?;
             snapshot.replace(file, Some(part));
@@ -59,7 +65,7 @@ impl Snapshot {
         let path = Path::new(file);
         let part = reader::read(&shown_path(path), text)?;
         let mut snapshot = Self::default();
-        snapshot.replace(FileId::new(0, path), Some(part));
+        snapshot.replace(FileId::named(0, path), Some(part));
         Ok(snapshot)
     }
 
@@ -82,15 +88,15 @@ impl Snapshot {
     /// Names of the namespaces that are declared, in order; objects may be in others.
     pub fn namespaces(&self) -> impl Iterator<Item = &str> {
         self.files_of.keys().filter_map(|key| match key {
-            Key::Namespace(name) => Some(name.as_str()),
-            Key::Service(_) | Key::Slice(_) | Key::Workload { .. } => None,
+            Key::Namespace(name) => Some(&**name),
+            Key::Service(_) | Key::Slice(_) | Key::Workload(_) => None,
         })
     }
 
     /// Valid services with selectors, in order of their names.
     pub fn templates(&self) -> impl Iterator<Item = &ServiceTemplate> {
         self.bodies().filter_map(|body| match body {
-            Body::Service { template, .. } => template.as_ref(),
+            Body::Service { template, .. } => template.as_deref(),
             Body::Slice(_) | Body::Namespace | Body::Workload(_) => None,
         })
     }
@@ -98,7 +104,7 @@ impl Snapshot {
     /// Pods and what multiplies them, in order of kind, namespace and name.
     pub fn workloads(&self) -> impl Iterator<Item = &Workload> {
         self.bodies().filter_map(|body| match body {
-            Body::Workload(workload) => Some(workload),
+            Body::Workload(workload) => Some(&**workload),
             Body::Service { .. } | Body::Slice(_) | Body::Namespace => None,
         })
     }
@@ -111,8 +117,8 @@ impl Snapshot {
 
     /// The report, given which objects have a last good state that stays when they are refused.
     pub(crate) fn report_with(&self, kept: impl Fn(&Key) -> bool) -> Report {
-        let mut report = Report { ignored_files: self.ignored_files.clone(), ..Report::default() };
-        for part in self.parts.values() {
+        let mut report = Report { ignored_files: self.ignored.lines(), ..Report::default() };
+        for part in self.noted.iter().filter_map(|file| self.parts.get(file)) {
             report.skipped.extend_from_slice(&part.skipped);
             report.unsupported.extend_from_slice(&part.unsupported);
             report.refused.extend(part.refused.iter().map(|(key, finding)| {
@@ -171,13 +177,7 @@ impl Snapshot {
             let old = self.parts.get(file);
             objects = objects - old.map_or(0, |old| old.objects) + part.map_or(0, |part| part.objects);
             bytes = bytes - old.map_or(0, |old| old.bytes) + part.map_or(0, |part| part.bytes);
-            let file = || shown_path(file.path());
-            if objects > MAX_OBJECTS {
-                return Err(SnapshotError::TooManyObjects { file: file() });
-            }
-            if bytes > MAX_TOTAL_BYTES {
-                return Err(SnapshotError::TotalTooLarge { file: file() });
-            }
+            check_amounts(file, objects, bytes)?;
         }
         Ok(())
     }
@@ -188,14 +188,21 @@ impl Snapshot {
         if let Some(old) = self.parts.remove(&file) {
             self.objects -= old.objects;
             self.bytes -= old.bytes;
+            self.findings -= old.findings();
+            self.noted.remove(&file);
             for key in old.entries.into_keys() {
                 self.forget(&key, &file);
                 touched.insert(key);
             }
         }
-        let Some(part) = part else { return touched };
+        let Some(mut part) = part else { return touched };
         self.objects += part.objects;
         self.bytes += part.bytes;
+        part.list_at_most(MAX_FINDINGS - self.findings);
+        self.findings += part.findings();
+        if part.findings() + part.unlisted > 0 {
+            self.noted.insert(file.clone());
+        }
         for key in part.entries.keys() {
             self.remember(key, &file);
             touched.insert(key.clone());
@@ -205,12 +212,14 @@ impl Snapshot {
     }
 
     fn remember(&mut self, key: &Key, file: &FileId) {
-        let files = self.files_of.entry(key.clone()).or_default();
+        // Nearly always the only one: an empty vector would make room for four.
+        let Some(files) = self.files_of.get_mut(key) else {
+            self.files_of.insert(key.clone(), vec![file.clone()]);
+            return;
+        };
         let at = files.partition_point(|other| other < file);
         files.insert(at, file.clone());
-        if files.len() > 1 {
-            self.repeated.insert(key.clone());
-        }
+        self.repeated.insert(key.clone());
     }
 
     fn forget(&mut self, key: &Key, file: &FileId) {
@@ -222,5 +231,69 @@ impl Snapshot {
         if files.is_empty() {
             self.files_of.remove(key);
         }
+    }
+}
+
+/// Whether a snapshot may have this many objects and bytes up to and with `file`.
+pub(crate) fn check_amounts(file: &FileId, objects: usize, bytes: u64) -> Result<(), SnapshotError> {
+    let file = || shown_path(file.path());
+    if objects > MAX_OBJECTS {
+        return Err(SnapshotError::TooManyObjects { file: file() });
+    }
+    if bytes > MAX_TOTAL_BYTES {
+        return Err(SnapshotError::TotalTooLarge { file: file() });
+    }
+    Ok(())
+}
+
+/// Whether files of these sizes may be read at all.
+pub(crate) fn check_sizes<'a>(
+    files: impl IntoIterator<Item = (&'a FileId, Option<Stamp>)>,
+) -> Result<(), SnapshotError> {
+    let mut total = 0;
+    for (file, stamp) in files {
+        let size = stamp.map_or(0, |stamp| stamp.size());
+        total += size.min(MAX_FILE_BYTES + 1);
+        if size > MAX_FILE_BYTES {
+            return Err(SnapshotError::FileTooLarge { file: shown_path(file.path()) });
+        }
+        if total > MAX_TOTAL_BYTES {
+            return Err(SnapshotError::TotalTooLarge { file: shown_path(file.path()) });
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use super::*;
+
+    #[test]
+    fn sizes_are_added_up_before_anything_is_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = |name: &str, size| {
+            let path = directory.path().join(name);
+            File::create(&path).unwrap().set_len(size).unwrap();
+            FileId::entry(0, &path)
+        };
+        let mut files: Vec<_> =
+            (0..MAX_TOTAL_BYTES / MAX_FILE_BYTES).map(|number| file(&number.to_string(), MAX_FILE_BYTES)).collect();
+        let check = |files: &[FileId]| check_sizes(files.iter().map(|file| (file, open::look(file))));
+        assert!(check(&files).is_ok());
+        files.push(file("last", 1));
+        assert!(matches!(check(&files), Err(SnapshotError::TotalTooLarge { file }) if file.ends_with("/last")));
+        assert!(matches!(check(&[file("large", MAX_FILE_BYTES + 1)]), Err(SnapshotError::FileTooLarge { .. })));
+    }
+
+    #[test]
+    fn amounts_are_checked_at_their_limits() {
+        let file = FileId::named(0, Path::new("x"));
+        assert!(check_amounts(&file, MAX_OBJECTS, MAX_TOTAL_BYTES).is_ok());
+        let objects = check_amounts(&file, MAX_OBJECTS + 1, 0);
+        assert!(matches!(objects, Err(SnapshotError::TooManyObjects { .. })));
+        let bytes = check_amounts(&file, 0, MAX_TOTAL_BYTES + 1);
+        assert!(matches!(bytes, Err(SnapshotError::TotalTooLarge { .. })));
     }
 }

@@ -2,7 +2,10 @@
 
 use std::fmt;
 
-use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
+use serde::{
+    Deserialize,
+    de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor},
+};
 use serde_json::{Map, Number, Value};
 
 use crate::{
@@ -34,6 +37,16 @@ impl<'a> Node<'a> {
             return Ok(());
         }
         Err(E::custom(format_args!("more than {MAX_DEPTH} mappings and sequences inside one another")))
+    }
+}
+
+/// A whole document.
+pub(crate) struct Tree(pub(crate) Value);
+
+impl<'de> Deserialize<'de> for Tree {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let mut left = Node::BUDGET;
+        Node::root(&mut left).deserialize(deserializer).map(Self)
     }
 }
 

@@ -22,15 +22,18 @@ use std::{
 };
 
 use lb_core::{
-    AdminState, Affinity, Conditions, Endpoint, EndpointSlice, Family, Protocol, Service, ServicePort, SlicePort,
-    TrafficPolicy,
+    AdminState, Affinity, Conditions, DrainPolicy, Endpoint, EndpointSlice, Family, Hints, Protocol, Service,
+    ServicePort, SlicePort, TrafficPolicy,
 };
 
 use crate::{
-    annotations::{AFFINITY_PREFIX_V4, AFFINITY_PREFIX_V6, ALGORITHM, MAGLEV_TABLE_SIZE, SERVICE_NAME, WEIGHT},
+    annotations::{
+        AFFINITY_PREFIX_V4, AFFINITY_PREFIX_V6, ALGORITHM, DRAIN, MAGLEV_TABLE_SIZE, PANIC_THRESHOLD, SERVICE_NAME,
+        WEIGHT,
+    },
     check,
     lab::slice_name,
-    limits::MAX_ENDPOINTS,
+    limits::{MAX_ENDPOINTS, MAX_HINTS},
 };
 
 /// Why something cannot be a manifest.
@@ -49,7 +52,7 @@ pub struct WriteError {
 /// frontends: a service without ports is written headless.
 ///
 /// # Errors
-/// When a name is not a DNS label, or the time-out of affinity not 1 to 86400 whole seconds.
+/// When a name is not a DNS label, or the time-out of affinity or the time to drain not 1 to 86400 whole seconds.
 pub fn service(service: &Service) -> Result<String, WriteError> {
     let mut text = String::with_capacity(512);
     write_service(&mut text, service)?;
@@ -118,6 +121,11 @@ fn write_service(text: &mut String, service: &Service) -> Result<(), WriteError>
     {
         return Err(refuse(format!("the time-out of its affinity is {timeout:?}, expected whole seconds, 1 to 86400")));
     }
+    if let DrainPolicy::For(time) = service.drain
+        && (time.subsec_nanos() != 0 || !(1..=86_400).contains(&time.as_secs()))
+    {
+        return Err(refuse(format!("its time to drain is {time:?}, expected whole seconds, 1 to 86400")));
+    }
     render_service(text, service).map_err(|fmt::Error| refuse("out of memory".to_owned()))
 }
 
@@ -139,6 +147,9 @@ fn render_service(text: &mut String, service: &Service) -> fmt::Result {
     for (field, _) in policies.into_iter().filter(|(_, policy)| *policy == TrafficPolicy::Local) {
         writeln!(text, "  {field}: Local")?;
     }
+    if let Some(distribution) = service.traffic_distribution {
+        writeln!(text, "  trafficDistribution: {distribution}")?;
+    }
     render_service_ports(text, &service.ports)?;
     if !service.load_balancer_ips.is_empty() {
         writeln!(text, "status:\n  loadBalancer:\n    ingress:")?;
@@ -159,9 +170,16 @@ fn service_type(service: &Service) -> &'static str {
 fn render_tuning(text: &mut String, service: &Service) -> fmt::Result {
     let default = Affinity::default();
     let affinity = service.affinity.unwrap_or_default();
+    let drain = match service.drain {
+        DrainPolicy::Keep => None,
+        DrainPolicy::For(time) => Some(time.as_secs().to_string()),
+        DrainPolicy::Cut => Some("cut".to_owned()),
+    };
     let annotations = [
         (ALGORITHM, service.algorithm.map(|algorithm| algorithm.to_string())),
         (MAGLEV_TABLE_SIZE, service.table_size.map(|size| size.get().to_string())),
+        (DRAIN, drain),
+        (PANIC_THRESHOLD, service.panic_threshold.map(|percent| percent.to_string())),
         (AFFINITY_PREFIX_V4, (affinity.prefix_v4 != default.prefix_v4).then(|| affinity.prefix_v4.to_string())),
         (AFFINITY_PREFIX_V6, (affinity.prefix_v6 != default.prefix_v6).then(|| affinity.prefix_v6.to_string())),
     ];
@@ -236,7 +254,15 @@ fn check_slice(slice: &EndpointSlice) -> Result<(), String> {
     }
     let Some(first) = slice.endpoints.first() else { return Ok(()) };
     for endpoint in &slice.endpoints {
-        endpoint.node.as_ref().map_or(Ok(""), |node| check::subdomain(node.as_str()))?;
+        for node in endpoint.node.iter().chain(&endpoint.hints.nodes) {
+            check::subdomain(node.as_str())?;
+        }
+        for zone in endpoint.zone.iter().chain(&endpoint.hints.zones) {
+            check::zone(zone.as_str())?;
+        }
+        if endpoint.hints.nodes.len().max(endpoint.hints.zones.len()) > MAX_HINTS {
+            return Err(format!("endpoint {} has more than {MAX_HINTS} hints", endpoint.ip));
+        }
         if Family::of(endpoint.ip) != Family::of(first.ip) {
             return Err("its endpoints are of two families: make two slices".to_owned());
         }
@@ -278,9 +304,25 @@ fn render_endpoint(text: &mut String, endpoint: &Endpoint) -> fmt::Result {
     if let Some(node) = &endpoint.node {
         write!(text, ", nodeName: \"{node}\"")?;
     }
+    if let Some(zone) = &endpoint.zone {
+        write!(text, ", zone: \"{zone}\"")?;
+    }
+    render_hints(text, &endpoint.hints)?;
     let Conditions { ready, serving, terminating } = endpoint.conditions;
     if endpoint.conditions != Conditions::READY {
         write!(text, ", conditions: {{ready: {ready}, serving: {serving}, terminating: {terminating}}}")?;
     }
     writeln!(text, "}}")
+}
+
+fn render_hints(text: &mut String, hints: &Hints) -> fmt::Result {
+    if hints.is_empty() {
+        return Ok(());
+    }
+    let names = |names: &mut dyn Iterator<Item = &str>| -> String {
+        names.map(|name| format!("{{name: \"{name}\"}}")).collect::<Vec<_>>().join(", ")
+    };
+    let zones = names(&mut hints.zones.iter().map(|zone| zone.as_str()));
+    let nodes = names(&mut hints.nodes.iter().map(|node| node.as_str()));
+    write!(text, ", hints: {{forZones: [{zones}], forNodes: [{nodes}]}}")
 }

@@ -36,7 +36,11 @@ fn told(batch: &Batch) -> Vec<String> {
         Change::RemoveService(name) => format!("-{name}"),
         Change::ReplaceEndpoints(slice) => format!("+{}", slice.name),
         Change::RemoveEndpoints(name) => format!("-{name}"),
-        Change::SetNode(_) => "node".to_owned(),
+        Change::SetNode(_)
+        | Change::SetZone(_)
+        | Change::SetHealth(_)
+        | Change::RestoreHealth(_)
+        | Change::ForgetHealth(_) => format!("{change:?}"),
     };
     batch.changes.iter().map(told).collect()
 }

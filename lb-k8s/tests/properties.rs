@@ -9,9 +9,9 @@ use std::{
 };
 
 use lb_core::{
-    AdminState, Affinity, Algorithm, Capabilities, Change, Conditions, Endpoint, EndpointSlice, Family, Model,
+    Affinity, Algorithm, Capabilities, Change, Conditions, DrainPolicy, Endpoint, EndpointSlice, Family, Hints, Model,
     NodeName, Protocol, Service, ServiceName, ServicePort, Settings, SliceName, SlicePort, SourceName, TableSize,
-    TrafficPolicy,
+    TrafficDistribution, TrafficPolicy, ZoneName,
 };
 use lb_k8s::{Manifests, Snapshot, write};
 use proptest::{
@@ -87,20 +87,41 @@ prop_compose! {
         affinity in option::of(affinity()),
         (algorithm, table_size) in tuning(),
         (external, internal) in (policy(), policy()),
+        (traffic_distribution, drain, panic_threshold) in (distribution(), drain(), option::of(0..=100u8)),
     )(
         ports in ports(!cluster_ips.is_empty()),
         (namespace, name, cluster_ips, external_ips, load_balancer_ips) in
             Just((namespace, name, cluster_ips, external_ips, load_balancer_ips)),
         (affinity, algorithm, table_size, external, internal) in
             Just((affinity, algorithm, table_size, external, internal)),
+        (traffic_distribution, drain, panic_threshold) in Just((traffic_distribution, drain, panic_threshold)),
     ) -> Service {
         Service {
+            traffic_distribution, drain, panic_threshold,
             cluster_ips, external_ips, load_balancer_ips, ports, affinity, algorithm, table_size,
             external_traffic_policy: external,
             internal_traffic_policy: internal,
             ..Service::new(ServiceName::new(&namespace, &name))
         }
     }
+}
+
+fn distribution() -> impl Strategy<Value = Option<TrafficDistribution>> {
+    option::of(select(vec![TrafficDistribution::PreferSameZone, TrafficDistribution::PreferSameNode]))
+}
+
+fn drain() -> impl Strategy<Value = DrainPolicy> {
+    let time = (1..=86_400u64).prop_map(|seconds| DrainPolicy::For(Duration::from_secs(seconds)));
+    prop_oneof![Just(DrainPolicy::Keep), Just(DrainPolicy::Cut), time]
+}
+
+fn zone() -> impl Strategy<Value = ZoneName> {
+    label().prop_map(|name| ZoneName::new(&name))
+}
+
+fn hints() -> impl Strategy<Value = Hints> {
+    let node = label().prop_map(|name| NodeName::new(&name));
+    (vec(zone(), 0..3), vec(node, 0..3)).prop_map(|(zones, nodes)| Hints { zones, nodes })
 }
 
 fn conditions() -> impl Strategy<Value = Conditions> {
@@ -112,14 +133,14 @@ prop_compose! {
         (namespace, name, service) in (label(), label(), label()),
         ips in addresses(3, 20),
         family in select(vec![Family::V4, Family::V6]),
-        details in vec((option::of(label()), conditions()), 20),
+        details in vec((option::of(label()), conditions(), option::of(zone()), hints()), 20),
         weight in any::<u16>(),
         ports in btree_map((label(), 0..3usize), 1..=u16::MAX, 0..3),
     ) -> EndpointSlice {
         let weight = if ips.iter().any(|&ip| Family::of(ip) == family) { weight } else { Endpoint::DEFAULT_WEIGHT };
         let of_family = ips.into_iter().filter(|&ip| Family::of(ip) == family);
-        let endpoints = of_family.zip(details).map(|(ip, (node, conditions))| Endpoint {
-            ip, conditions, weight, node: node.as_deref().map(NodeName::new), admin: AdminState::InService,
+        let endpoints = of_family.zip(details).map(|(ip, (node, conditions, zone, hints))| Endpoint {
+            conditions, weight, zone, hints, node: node.as_deref().map(NodeName::new), ..Endpoint::new(ip)
         });
         let protocols = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
         let ports = ports.into_iter().map(|((name, protocol), port)| SlicePort {

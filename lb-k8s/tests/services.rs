@@ -3,7 +3,7 @@
 
 use std::{net::IpAddr, time::Duration};
 
-use lb_core::{Affinity, Algorithm, Protocol, Service, TrafficPolicy};
+use lb_core::{Affinity, Algorithm, DrainPolicy, Protocol, Service, TrafficDistribution, TrafficPolicy};
 use lb_k8s::{Snapshot, annotations};
 
 /// A service of which `metadata` and `spec` are the fields, in flow style.
@@ -158,6 +158,49 @@ fn algorithms_have_two_annotations() {
     let both =
         format!("annotations: {{{}: maglev, {}: maglev}}", annotations::ALGORITHM, annotations::CILIUM_ALGORITHM);
     assert_eq!(read(&both, &format!("clusterIP: 10.96.0.10, {PORTS}")).algorithm, Some(Algorithm::Maglev));
+}
+
+#[test]
+fn traffic_distribution_has_the_names_of_kubernetes() {
+    for (name, distribution) in [
+        ("PreferClose", TrafficDistribution::PreferSameZone),
+        ("PreferSameZone", TrafficDistribution::PreferSameZone),
+        ("PreferSameNode", TrafficDistribution::PreferSameNode),
+    ] {
+        let spec = format!("clusterIP: 10.96.0.10, trafficDistribution: {name}, {PORTS}");
+        assert_eq!(read("", &spec).traffic_distribution, Some(distribution));
+        assert_eq!(unsupported("annotations: {service.kubernetes.io/topology-mode: Auto}", &spec), [""; 0]);
+    }
+    let spec = format!("clusterIP: 10.96.0.10, trafficDistribution: near, {PORTS}");
+    assert_eq!(
+        refused("", &spec),
+        "spec.trafficDistribution: \"near\" is not a distribution, expected PreferSameZone, PreferSameNode or PreferClose"
+    );
+}
+
+#[test]
+fn draining_and_panic_have_annotations() {
+    let spec = format!("clusterIP: 10.96.0.10, {PORTS}");
+    for (annotations, drain, panic_threshold) in [
+        ("", DrainPolicy::Keep, None),
+        ("lb/drain: keep, lb/panic-threshold: '0'", DrainPolicy::Keep, Some(0)),
+        ("lb/drain: cut, lb/panic-threshold: '100'", DrainPolicy::Cut, Some(100)),
+        ("lb/drain: '30'", DrainPolicy::For(Duration::from_secs(30)), None),
+        ("lb/drain: '86400'", DrainPolicy::For(Duration::from_secs(86_400)), None),
+    ] {
+        let service = read(&format!("annotations: {{{annotations}}}"), &spec);
+        assert_eq!((service.drain, service.panic_threshold), (drain, panic_threshold), "{annotations}");
+    }
+    for bad in ["0", "86401", "30s", "-1", "Cut"] {
+        let reason = refused(&format!("annotations: {{lb/drain: '{bad}'}}"), &spec);
+        let expected =
+            format!("metadata.annotations[lb/drain]: \"{bad}\" is not `keep`, `cut` or a number from 1 to 86400");
+        assert_eq!(reason, expected);
+    }
+    assert_eq!(
+        refused("annotations: {lb/panic-threshold: '101'}", &spec),
+        "metadata.annotations[lb/panic-threshold]: \"101\" is not a number from 0 to 100"
+    );
 }
 
 #[test]
@@ -337,11 +380,6 @@ fn what_is_not_carried_out_is_reported() {
             "",
             with("loadBalancerSourceRanges: [10.0.0.0/8]"),
             "spec.loadBalancerSourceRanges: source ranges are not enforced: every source is let in",
-        ),
-        (
-            "",
-            with("trafficDistribution: PreferClose"),
-            "spec.trafficDistribution: topology is not supported: every zone counts alike",
         ),
         ("", with("healthCheckNodePort: 32000"), "spec.healthCheckNodePort: no health check is answered on this port"),
         ("", with("sesionAffinity: ClientIP"), "spec.sesionAffinity: there is no such field"),

@@ -1,8 +1,11 @@
 //! What of an `EndpointSlice` is carried out, refused and reported.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use lb_core::{AdminState, Conditions, Endpoint, EndpointSlice, NodeName, Protocol};
-use lb_k8s::{Report, Snapshot, limits::MAX_ENDPOINTS};
+use lb_core::{AdminState, Conditions, Endpoint, EndpointSlice, Hints, NodeName, Protocol, ZoneName};
+use lb_k8s::{
+    Report, Snapshot,
+    limits::{MAX_ENDPOINTS, MAX_HINTS},
+};
 
 fn snapshot(metadata: &str, rest: &str) -> Snapshot {
     let text = format!(
@@ -41,6 +44,7 @@ endpoints:
 - addresses: [10.0.0.1]
   nodeName: node-1
   zone: a
+  hints: {forZones: [{name: a}, {name: b}], forNodes: [{name: node-1}]}
   hostname: web-0
   targetRef: {kind: Pod, name: web-0}
 - {addresses: [10.0.0.2], conditions: {ready: false, serving: true, terminating: true}}
@@ -56,6 +60,8 @@ endpoints:
         Endpoint {
             ip: [10, 0, 0, 1].into(),
             node: Some(NodeName::new("node-1")),
+            zone: Some(ZoneName::new("a")),
+            hints: Hints { zones: ["a", "b"].map(ZoneName::new).into(), nodes: [NodeName::new("node-1")].into() },
             conditions: Conditions::READY,
             admin: AdminState::InService,
             weight: Endpoint::DEFAULT_WEIGHT,
@@ -123,6 +129,22 @@ fn invalid_slices_are_refused_with_the_field() {
             v4("endpoints: [{addresses: [10.0.0.1], nodeName: A}]"),
             "endpoints[0].nodeName: \"A\" is not a DNS name (DNS labels joined by dots)",
         ),
+        (
+            "",
+            v4("endpoints: [{addresses: [10.0.0.1], zone: a/b}]"),
+            "endpoints[0].zone: \"a/b\" is not the value of a label (up to 63 of A-Z, a-z, 0-9, -, _ and .)",
+        ),
+        (
+            "",
+            v4("endpoints: [{addresses: [10.0.0.1], hints: {forZones: [{name: a}, {name: ''}]}}]"),
+            "endpoints[0].hints.forZones[1].name: a zone needs a name",
+        ),
+        (
+            "",
+            v4("endpoints: [{addresses: [10.0.0.1], hints: {forNodes: [{name: A}]}}]"),
+            "endpoints[0].hints.forNodes[0].name: \"A\" is not a DNS name (DNS labels joined by dots)",
+        ),
+        ("", v4(&hinted_for(MAX_HINTS + 1)), "endpoints[0].hints.forZones[8].name: more than 8 hints"),
         ("", v4(&format!("endpoints: [{}]", many.join(", "))), "endpoints: more than 1000 endpoints"),
         (
             ", annotations: {lb/weight: '65536'}",
@@ -139,15 +161,27 @@ fn invalid_slices_are_refused_with_the_field() {
     }
 }
 
+fn hinted_for(zones: usize) -> String {
+    let zones = vec!["{name: a}"; zones].join(", ");
+    format!("endpoints: [{{addresses: [10.0.0.1], hints: {{forZones: [{zones}]}}}}]")
+}
+
+#[test]
+fn an_endpoint_may_be_hinted_for_eight_zones() {
+    let slice = read("", &format!("addressType: IPv4\n{}", hinted_for(MAX_HINTS)));
+    assert_eq!(slice.endpoints[0].hints.zones.len(), MAX_HINTS);
+}
+
 #[test]
 fn what_is_not_carried_out_is_reported() {
     let rest = "addressType: IPv4\nports: [{name: a}, {name: b, port: 80}]\nendpoints: [{addresses: [10.0.0.1, \
-                10.0.0.2], hints: {forZones: [{name: a}]}}]";
+                10.0.0.2], hints: {forZones: [{name: a, weight: 1}], forRacks: [{name: r}]}}]";
     let snapshot = snapshot("", rest);
     assert_eq!(
         unsupported(&snapshot.report()),
         [
-            "endpoints[0].hints: topology is not supported: every zone counts alike",
+            "endpoints[0].hints.forRacks: there is no such field",
+            "endpoints[0].hints.forZones[0].weight: there is no such field",
             "ports[0].port: every port at once is not supported: name a number",
             "endpoints[0].addresses: only the first address is used",
         ]

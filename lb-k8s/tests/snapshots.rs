@@ -254,8 +254,8 @@ fn symbolic_links_stay_inside_their_directory() {
     symlink("/etc/hostname", mounted.path().join("b.yaml")).unwrap();
     assert_eq!(
         rejected_at(mounted.path()),
-        "DIR/b.yaml: the symbolic link leads out of its directory, to /etc/hostname: copy the file or name the target \
-         itself"
+        "DIR/b.yaml: the symbolic link leads out of its directory, to /etc/hostname: copy the file or make the link \
+         relative and keep its target below the directory"
     );
 }
 
@@ -264,7 +264,7 @@ fn files_have_a_size() {
     let directory = tempfile::tempdir().unwrap();
     let file = fs::File::create(directory.path().join("a.yaml")).unwrap();
     file.set_len(limits::MAX_FILE_BYTES + 1).unwrap();
-    assert_eq!(rejected_at(directory.path()), "DIR/a.yaml: the file is larger than 67108864 bytes: split it");
+    assert_eq!(rejected_at(directory.path()), "DIR/a.yaml: the file is larger than 8388608 bytes: split it");
 }
 
 #[test]
@@ -280,7 +280,7 @@ fn objects_are_counted() {
     assert!(!report.is_clean());
     assert_eq!(
         rejected("x.json", &text(limits::MAX_OBJECTS + 1)),
-        "x.json: there are more than 250000 objects in it and the other files"
+        "x.json: there are more than 250000 objects in it and the other files: remove some"
     );
 }
 

@@ -25,6 +25,15 @@ pub enum LabError {
         #[source]
         source: io::Error,
     },
+    /// A lab without root needs namespaces that the kernel refuses.
+    #[error("the kernel refuses user namespaces, which a lab without root needs ({why}); change that or run as root")]
+    NoUserNamespace {
+        /// The setting that forbids them.
+        why: String,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
     /// There is no cgroup2 hierarchy.
     #[error("no cgroup2 mount in /proc/self/mountinfo: mount one with `mount -t cgroup2 none /sys/fs/cgroup/unified`")]
     NoCgroup2,

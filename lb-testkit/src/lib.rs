@@ -1,7 +1,7 @@
 //! Clusters out of network namespaces, traffic, and the Datapath conformance suite.
 //!
-//! Everything real: namespaces, veths, servers, sockets. It needs root and Linux with cgroup2; it uses no container
-//! runtime and starts no program but its own executable.
+//! Everything real: namespaces, veths, servers, sockets. It needs Linux, and root with cgroup2 or else user namespaces
+//! ([`lab::enter_user_namespace`]); it uses no container runtime and starts no program but its own executable.
 //!
 //! ```no_run
 //! # fn main() -> Result<(), lb_testkit::LabError> {

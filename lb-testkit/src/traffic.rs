@@ -213,6 +213,10 @@ pub enum LoadKind {
     ConnectOnly,
     /// One connection per lane, asked again and again; a lane whose connection breaks counts one failure and ends.
     LongLived,
+    /// This many long-lived connections per lane, from one thread: all of them are asked, then all answers are read. A
+    /// question has a number, and an answer has to repeat it. One that breaks counts one failure and is not opened
+    /// again. [`Until::Requests`] counts rounds.
+    Crowd(usize),
     /// One datagram per new connected socket.
     Datagrams,
     /// One connected socket per lane, asked again and again, whatever happens.
@@ -241,6 +245,10 @@ pub struct Report {
     pub example: Option<Failure>,
     /// Latencies of the answers.
     pub latencies: Latencies,
+    /// TCP segments that clients had to send again, on connections of [`LoadKind::Crowd`].
+    pub retransmitted: u64,
+    /// Those of them that had not arrived before: the others were late, or their acknowledgements were.
+    pub lost_segments: u64,
     /// From the first request to the last answer.
     pub elapsed: Duration,
 }
@@ -288,6 +296,8 @@ impl Report {
         }
         self.example = self.example.take().or(other.example);
         self.latencies.merge(&other.latencies);
+        self.retransmitted += other.retransmitted;
+        self.lost_segments += other.lost_segments;
         self.elapsed = self.elapsed.max(other.elapsed);
     }
 }

@@ -6,8 +6,8 @@ use std::{
 };
 
 use lb_core::{
-    Algorithm, Change, Desired, Endpoint, EndpointSlice, Model, NodeFacts, NodeName, Protocol, Service, ServiceName,
-    ServicePort, SliceName, SlicePort,
+    Algorithm, BackendAddr, Change, Desired, Endpoint, EndpointSlice, Entry, Model, NodeFacts, NodeName, Packet,
+    Protocol, Service, ServiceName, ServicePort, SliceName, SlicePort,
 };
 
 /// Port of every frontend of a generated world.
@@ -77,6 +77,19 @@ impl World {
         }
     }
 
+    /// A packet from a pod on the node to service `n`.
+    #[must_use]
+    pub fn packet(self, n: u32) -> Packet {
+        Packet {
+            entry: Entry::PodDevice,
+            protocol: Protocol::Tcp,
+            source: Ipv4Addr::new(10, 244, 0, 7).into(),
+            source_port: 40_000,
+            destination: self.vip(n),
+            destination_port: FRONTEND_PORT,
+        }
+    }
+
     /// The endpoints `which` of service `n`; numbers from `self.endpoints` on are spare ones for changes, up to 16.
     #[must_use]
     pub fn slice(self, n: u32, which: impl IntoIterator<Item = u32>) -> EndpointSlice {
@@ -90,6 +103,18 @@ impl World {
             endpoints: which.into_iter().map(endpoint).collect(),
         }
     }
+}
+
+/// `count` backends of equal weight, for tables without a world around them.
+#[must_use]
+pub fn backends(count: u32) -> Vec<(BackendAddr, u16)> {
+    (0..count).map(|n| (backend(n), Endpoint::DEFAULT_WEIGHT)).collect()
+}
+
+/// Backend `n` of [`backends`].
+#[must_use]
+pub fn backend(n: u32) -> BackendAddr {
+    BackendAddr::new(Ipv4Addr::from_bits(Ipv4Addr::new(10, 0, 0, 1).to_bits() + n).into(), BACKEND_PORT, Protocol::Tcp)
 }
 
 /// The node of a generated world.

@@ -1,6 +1,7 @@
 //! The lab itself: that it carries traffic, tells the truth about it, and goes without a trace.
 //!
-//! Not run without `--ignored` (or `--include-ignored`): it needs root.
+//! Not run by root without `--ignored` (or `--include-ignored`). Anybody else runs it in a user namespace, except for what
+//! needs cgroups; where the kernel has no such namespace for us, everything is ignored.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,7 +16,7 @@ use std::{
 use lb_core::Family;
 use lb_testkit::{
     LabError,
-    lab::{Lab, LabId, Offload, Origin, PodSpec, leftovers},
+    lab::{Lab, LabId, Offload, Origin, PodSpec, Privilege, enter_user_namespace, leftovers},
     traffic::{FailureKind, Load, LoadKind, Request, Transport, Until},
 };
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -29,8 +30,13 @@ fn main() -> ExitCode {
     if std::env::args().nth(1).as_deref() == Some(OWN_A_LAB) {
         own_a_lab();
     }
+    if Privilege::current() == Privilege::None
+        && let Err(error) = enter_user_namespace()
+    {
+        eprintln!("lab: {}", lb_testkit::report(&error));
+    }
     let needs_root = [
-        trial("three_nodes_and_twelve_pods_are_built_in_under_a_second", built_in_time),
+        root_trial("three_nodes_and_twelve_pods_are_built_in_under_a_second", built_in_time),
         trial("everybody_reaches_pods_with_offloads_on", || everybody_reaches_pods(Offload::On)),
         trial("everybody_reaches_pods_with_offloads_off", || everybody_reaches_pods(Offload::Off)),
         trial("offloads_are_what_was_asked_for", offloads_are_what_was_asked_for),
@@ -42,10 +48,10 @@ fn main() -> ExitCode {
         trial("held_connections_report_which_broke", held_connections_report_which_broke),
         trial("failures_have_their_kinds", failures_have_their_kinds),
         trial("prefixes_are_routed_to_the_chosen_node", prefixes_are_routed),
-        trial("tasks_are_in_the_cgroup_of_their_node", tasks_are_in_their_cgroups),
-        trial("programs_run_on_a_node_with_their_output_captured", programs_run_on_a_node),
+        root_trial("tasks_are_in_the_cgroup_of_their_node", tasks_are_in_their_cgroups),
+        root_trial("programs_run_on_a_node_with_their_output_captured", programs_run_on_a_node),
         trial("pods_come_and_go", pods_come_and_go),
-        trial("a_closed_lab_leaves_no_trace", a_closed_lab_leaves_no_trace),
+        root_trial("a_closed_lab_leaves_no_trace", a_closed_lab_leaves_no_trace),
         trial("a_panic_leaves_no_trace", a_panic_leaves_no_trace),
         trial("kill_9_and_a_new_lab_leave_no_trace", kill_9_leaves_no_trace),
     ];
@@ -53,7 +59,13 @@ fn main() -> ExitCode {
 }
 
 fn trial(name: &str, test: impl FnOnce() -> Result<(), LabError> + Send + 'static) -> Trial {
-    Trial::test(name, || test().map_err(|error| Failed::from(lb_testkit::report(&error)))).with_ignored_flag(true)
+    Trial::test(name, || test().map_err(|error| Failed::from(lb_testkit::report(&error))))
+        .with_ignored_flag(Privilege::current() != Privilege::UserNamespace)
+}
+
+/// One that looks at cgroups, or at the time that something takes: beside other tests it takes longer.
+fn root_trial(name: &str, test: impl FnOnce() -> Result<(), LabError> + Send + 'static) -> Trial {
+    trial(name, test).with_ignored_flag(true)
 }
 
 fn small() -> Result<Lab, LabError> {

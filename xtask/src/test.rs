@@ -24,14 +24,15 @@ pub(crate) struct Args {
 
 type Step = (&'static str, fn(&Args) -> Result<(), Failed>);
 
-const STEPS: [Step; 8] = [
+const STEPS: [Step; 9] = [
     ("format", |_| cargo(&["fmt", "--all", "--check"])),
     ("clippy", |_| clippy()),
     ("docs", |_| run(Command::new("cargo").args(["doc", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))),
     ("without std", |_| without_std()),
     ("eBPF object", |_| cargo(&["xtask", "build-ebpf", "--check"])),
     ("tests", |_| tests()),
-    ("privileged tests", privileged),
+    ("privileged tests", |args| privileged(args, &["--tests"])),
+    ("crash points", |args| privileged(args, &CRASHES)),
     ("examples", |args| examples(args.no_root)),
 ];
 
@@ -77,8 +78,21 @@ fn run(command: &mut Command) -> Result<(), Failed> {
 /// can build in full.
 const PROGRAMS: [&str; 3] = ["--package", "lb-datapath-ebpf-programs", "--lib"];
 
+/// Tests that kill the process at every point where it writes to the kernel, which only they compile in.
+const CRASHES: [&str; 8] = [
+    "--package",
+    "lb-datapath-ebpf",
+    "--package",
+    "lb-datapath-iptables",
+    "--features",
+    "lb-datapath-ebpf/crash-points,lb-datapath-iptables/crash-points",
+    "--test",
+    "crash",
+];
+
 fn clippy() -> Result<(), Failed> {
     cargo(&["clippy", "--all-targets", "--", "-D", "warnings"])?;
+    cargo(&[&["clippy"], &CRASHES[..6], &["--all-targets", "--", "-D", "warnings"]].concat())?;
     run(Command::new("cargo").arg("clippy").args(PROGRAMS).args(["--tests", "--", "-D", "warnings"]))
 }
 
@@ -94,16 +108,16 @@ fn without_std() -> Result<(), Failed> {
 
 /// Runs the tests that need root and fails unless each one that exists has passed or was excluded by what a datapath
 /// says of itself, so that none can be left out unseen.
-fn privileged(args: &Args) -> Result<(), Failed> {
-    let list = ["test", "--quiet", "--tests", "--", "--ignored", "--list", "--format", "terse"];
-    let list = output(Command::new("cargo").args(list))?;
+fn privileged(args: &Args, which: &[&str]) -> Result<(), Failed> {
+    let list = ["--quiet", "--", "--ignored", "--list", "--format", "terse"];
+    let list = output(Command::new("cargo").arg("test").args(which).args(list))?;
     let exist = list.lines().filter(|line| line.ends_with(": test")).count();
     if args.no_root {
         eprintln!("{exist} tests that need root were left out");
         return Ok(());
     }
     let mut command = Command::new("cargo");
-    command.args(["test", "--tests", "--no-fail-fast", "--", "--ignored", "--test-threads", "2"]);
+    command.arg("test").args(which).args(["--no-fail-fast", "--", "--ignored", "--test-threads", "2"]);
     let mut child = command.stdout(Stdio::piped()).spawn().map_err(|e| Failed(format!("{command:?}: {e}")))?;
     let stdout = child.stdout.take().ok_or_else(|| Failed("no output of cargo test".into()))?;
     let (mut passed, mut excluded) = (0, 0);

@@ -4,28 +4,33 @@ use std::{
     io::{self, Write},
     sync::{
         Arc,
-        mpsc::{Receiver, RecvTimeoutError},
+        mpsc::{Receiver, RecvTimeoutError, TryRecvError},
     },
     time::Duration,
 };
 
 use lb_core::{ApplyError, Change, DatapathError, ErrorKind, Instant, Model, Plan, Reconciler, Settings};
 
-use super::{Event, leftovers::Leftovers, manifests, shared::Shared};
+use super::{Event, inspection::Asked, leftovers::Leftovers, manifests, shared::Shared};
 use crate::{config::Config, datapath::Installed, kind::DatapathKind};
 
 /// What the thread of the datapath owns.
 pub(super) struct Agent {
-    datapath: Installed,
-    shared: Arc<Shared>,
+    pub(super) datapath: Installed,
+    pub(super) shared: Arc<Shared>,
     /// Set while nobody knows what the datapath holds.
-    pause: Option<Pause>,
+    pub(super) pause: Option<Pause>,
     leftovers: Option<Leftovers>,
+    /// Those who wait for an inspection.
+    pub(super) asked: Asked,
 }
+
+/// Most events that are taken in at once.
+const MAX_EVENTS: usize = 1000;
 
 /// Time that a broken datapath gets before it is asked again.
 #[derive(Clone, Copy)]
-struct Pause {
+pub(super) struct Pause {
     until: Instant,
     length: Duration,
 }
@@ -36,9 +41,10 @@ impl Agent {
         let mut reconciler = Reconciler::new(Model::new(Settings::default(), capabilities));
         // Node facts claim no address while there are no services, so they cannot be refused.
         let _ = reconciler.handle_change(Change::SetNode(config.node.clone()));
+        let _ = reconciler.handle_change(Change::SetZone(config.zone.clone()));
         let _ = reconciler.handle_change(Change::InitStart(manifests::source()));
         let shared = Arc::new(Shared::new(reconciler, config, datapath.datapath().counters()));
-        Self { datapath, shared, pause: None, leftovers: None }
+        Self { datapath, shared, pause: None, leftovers: None, asked: Asked::default() }
     }
 
     /// Other datapaths, to be cleaned up once this one serves.
@@ -58,15 +64,15 @@ impl Agent {
     pub(super) fn run(&mut self, inbox: &Receiver<Event>) -> Result<(), DatapathError> {
         loop {
             self.settle()?;
-            let event = match self.patience() {
-                Some(patience) => inbox.recv_timeout(patience),
-                None => inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
-            };
+            if self.inspection_is_late() {
+                self.inspect_if_due();
+            }
+            let event = self.next(inbox);
             if matches!(event, Err(RecvTimeoutError::Disconnected)) {
                 return Ok(());
             }
             // What came meanwhile goes into the same plan.
-            for event in event.into_iter().chain(inbox.try_iter()) {
+            for event in event.into_iter().chain(inbox.try_iter().take(MAX_EVENTS)) {
                 if let Event::Stop(signal) = event {
                     tracing::info!(signal, "stopping; the datapath goes on working");
                     return Ok(());
@@ -76,9 +82,25 @@ impl Agent {
         }
     }
 
+    /// The next event. Without one, inspects what is due first.
+    fn next(&mut self, inbox: &Receiver<Event>) -> Result<Event, RecvTimeoutError> {
+        match inbox.try_recv() {
+            Ok(event) => return Ok(event),
+            Err(TryRecvError::Disconnected) => return Err(RecvTimeoutError::Disconnected),
+            Err(TryRecvError::Empty) => {}
+        }
+        if self.inspect_if_due() {
+            return Err(RecvTimeoutError::Timeout);
+        }
+        match self.patience() {
+            Some(patience) => inbox.recv_timeout(patience),
+            None => inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
+        }
+    }
+
     fn handle(&mut self, event: Event) {
         match event {
-            Event::Manifests(batch) => self.shared.take_manifests(batch),
+            Event::Manifests(batch, _taken) => self.shared.take_manifests(batch),
             Event::WatchFailed(problem) => {
                 tracing::warn!(problem, "the manifest directory is not watched");
                 self.shared.set_problem("ManifestsNotWatched", Some(problem));
@@ -90,6 +112,8 @@ impl Agent {
                 self.shared.set_problem("ManifestsGone", problem);
             }
             Event::Devices => self.follow_devices(),
+            Event::Alarm(alarm) => self.handle_alarm(alarm),
+            Event::Question(question) => self.handle_question(question),
             Event::Stop(_) => {}
         }
     }
@@ -114,7 +138,7 @@ impl Agent {
     }
 
     /// Carries out plans until there is none.
-    fn settle(&mut self) -> Result<(), DatapathError> {
+    pub(super) fn settle(&mut self) -> Result<(), DatapathError> {
         loop {
             let now = self.shared.now();
             if self.pause.is_some_and(|pause| now < pause.until) {
@@ -123,7 +147,7 @@ impl Agent {
             if self.shared.reconciler().wants_observation(now) {
                 self.observe(now)?;
             }
-            let Some(plan) = self.shared.reconciler().poll_plan(now) else { break };
+            let Some(plan) = self.shared.reconciler_mut().poll_plan(now) else { break };
             self.apply(&plan)?;
         }
         if self.shared.reconciler().installed().is_some() {
@@ -132,6 +156,7 @@ impl Agent {
         let ready_now = self.shared.become_ready();
         self.clean_up_leftovers();
         if ready_now {
+            self.shared.drifts().begin(self.shared.now());
             tracing::info!("ready");
             // Whoever closed standard output does not wait for this.
             let _ = writeln!(io::stdout(), "ready").and_then(|()| io::stdout().flush());
@@ -156,7 +181,7 @@ impl Agent {
             Ok(state) => {
                 let (frontends, backends) = (state.frontends.len(), state.backends.len());
                 tracing::info!(frontends, backends, "found in the datapath");
-                self.shared.reconciler().handle_observed(state);
+                self.shared.reconciler_mut().handle_observed(state);
                 None
             }
             Err(error) if self.is_hopeless(&error) => return Err(error),
@@ -165,7 +190,7 @@ impl Agent {
                 let pause = self.longer_pause(now);
                 tracing::warn!(error = problem, pause = ?pause.length, "the datapath cannot be observed");
                 self.pause = Some(pause);
-                self.shared.reconciler().handle_observe_failed(now);
+                self.shared.reconciler_mut().handle_observe_failed(now);
                 Some(problem)
             }
         };
@@ -186,7 +211,7 @@ impl Agent {
         let unknown = unknown.map(DatapathError::report);
         self.pause = unknown.as_ref().map(|_| self.longer_pause(now));
         self.shared.set_problem("DatapathUnknown", unknown);
-        self.shared.reconciler().handle_applied(plan.id, outcome, now);
+        self.shared.reconciler_mut().handle_applied(plan.id, outcome, now);
         self.shared.note_plan(plan.id, took);
         Ok(())
     }
@@ -205,11 +230,11 @@ impl Agent {
     }
 
     /// How long nothing has to be done unless something happens.
-    fn patience(&self) -> Option<Duration> {
+    pub(super) fn patience(&self) -> Option<Duration> {
         let due = self.shared.reconciler().poll_timeout().map(|(at, _)| at);
         let due = due.into_iter().chain(self.pause.map(|pause| pause.until)).max();
         let leftovers = self.leftovers.as_ref().filter(|_| self.shared.is_ready()).and_then(Leftovers::due);
-        let due = due.into_iter().chain(leftovers).min()?;
+        let due = due.into_iter().chain(leftovers).chain(self.inspection_due()).min()?;
         // Never nothing: a time that has passed must not make this thread spin.
         Some(due.since(self.shared.now()).max(Duration::from_millis(1)))
     }
@@ -225,39 +250,17 @@ fn log(plan: &Plan, outcome: &Result<(), ApplyError>, took: Duration) {
 
 #[cfg(test)]
 mod tests {
-    use lb_core::{Capabilities, Datapath, Faults, Faulty, MemoryDatapath, NodeFacts, Role, State};
-    use lb_k8s::{Manifests, Snapshot};
+    use lb_core::{Capabilities, Datapath, Faults, Faulty, MemoryDatapath, Role, State};
 
     use super::*;
+    use crate::agent::testing::{self, conditions, config};
 
-    const WEB: &str = "{apiVersion: v1, kind: Service, metadata: {name: web}, \
-                       spec: {clusterIP: 10.96.0.1, ports: [{port: 80}]}}";
-
-    /// An agent whose first listing is complete.
     fn agent(datapath: impl Datapath + 'static) -> Agent {
-        let agent = Agent::new(&config(), Installed::Plain(Box::new(datapath)));
-        let batch = Manifests::new(manifests::source()).update(Snapshot::parse("web.yaml", WEB));
-        agent.shared.take_manifests(batch);
-        agent
-    }
-
-    fn config() -> Config {
-        Config {
-            manifests: "/manifests".into(),
-            datapath: DatapathKind::Memory,
-            node: NodeFacts::default(),
-            socket: "/socket".into(),
-            state_dir: "/state".into(),
-            ebpf: None,
-        }
+        testing::agent(&config(), datapath)
     }
 
     fn faulty(faults: Faults) -> Faulty<MemoryDatapath> {
         Faulty::new(MemoryDatapath::default(), faults, 1)
-    }
-
-    fn conditions(agent: &Agent) -> Vec<String> {
-        agent.shared.status().conditions.into_iter().map(|condition| condition.kind).collect()
     }
 
     #[test]
@@ -279,7 +282,8 @@ mod tests {
             while !agent.shared.is_ready() {
                 agent.settle().unwrap();
             }
-            assert_eq!((conditions(&agent), agent.patience()), (Vec::new(), None));
+            assert_eq!(conditions(&agent), Vec::<String>::new());
+            assert!(agent.pause.is_none());
         }
     }
 
@@ -308,6 +312,29 @@ mod tests {
         config.node.ips.push("192.0.2.1".parse().unwrap());
         agent.check_addresses(&config);
         assert_eq!(conditions(&agent), Vec::<String>::new());
+    }
+
+    #[test]
+    fn the_next_agent_takes_over_what_is_there_and_writes_nothing() {
+        let kernel = testing::Kernel::default();
+        agent(kernel.clone()).settle().unwrap();
+        let before = kernel.state();
+        let mut next = agent(kernel.clone());
+        next.settle().unwrap();
+        assert_eq!((next.shared.status().datapath.plan, kernel.state()), (0, before));
+        assert!(next.shared.is_ready());
+    }
+
+    #[test]
+    fn an_agent_that_is_told_to_stop_leaves_something_whole() {
+        let kernel = testing::Kernel::default();
+        let mut agent = agent(kernel.clone());
+        let (events, inbox) = std::sync::mpsc::channel();
+        events.send(Event::Stop("SIGTERM")).unwrap();
+        events.send(Event::WatchFailed("never heard of".into())).unwrap();
+        agent.run(&inbox).unwrap();
+        assert_eq!((kernel.state().dangling(), kernel.state().frontends.len()), (None, 1));
+        assert_eq!(conditions(&agent), Vec::<String>::new(), "what comes after the signal is not begun");
     }
 
     struct Forbidden;

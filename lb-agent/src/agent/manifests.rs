@@ -1,16 +1,22 @@
 //! The manifest directory, watched.
+//!
+//! The kernel says which names change; only those files are read again, so that a change costs the same among ten files
+//! and among ten thousand. In doubt everything is looked at: when events were lost, when a link or a directory is
+//! involved, when a volume is swapped (`..data`), and once in a while whatever the kernel says.
 
 use std::{
+    collections::BTreeSet,
+    ffi::{OsStr, OsString},
     fs, io,
     os::{fd::AsFd, unix::fs::MetadataExt},
     path::{Path, PathBuf},
-    sync::mpsc::Sender,
+    sync::mpsc::{self, Sender},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use lb_core::SourceName;
-use lb_k8s::Manifests;
+use lb_k8s::{Batch, Manifests};
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent},
@@ -20,8 +26,13 @@ use super::Event;
 
 /// How long events are collected after the first one.
 const COALESCE: Duration = Duration::from_millis(1);
+/// How many events are collected at most; names beyond that are not remembered one by one.
+const MAX_COLLECTED: usize = 1000;
 /// How long until a directory that is gone is looked for again.
 const ABSENCE: Duration = Duration::from_millis(500);
+/// How often everything is looked at although nothing was heard of: a link may lead to where nobody watches, and the
+/// path to the directory may lead elsewhere by now.
+const LONGEST_SILENCE: Duration = Duration::from_secs(60);
 
 /// Why the manifests cannot be watched.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +45,13 @@ pub(crate) enum WatchError {
     Inotify(#[source] io::Error),
 }
 
+/// Comes with a batch and is dropped when the batch was taken. Until then no further one is read, so that a datapath
+/// that is slower than edits does not make batches pile up.
+#[derive(Debug)]
+pub(super) struct Taken {
+    _waits: Sender<()>,
+}
+
 /// The source that manifests are.
 pub(super) fn source() -> SourceName {
     SourceName("manifests".into())
@@ -41,23 +59,76 @@ pub(super) fn source() -> SourceName {
 
 /// Reads the directory now and whenever something in it changed.
 pub(super) fn watch(directory: &Path, events: Sender<Event>) -> Result<(), WatchError> {
-    let mut watch = Watch::new(directory)?;
-    let mut manifests = Manifests::new(source());
-    let directory = directory.to_path_buf();
+    let watch = Watch::new(directory)?;
+    let mut follower = Follower {
+        watch,
+        manifests: Manifests::new(source()),
+        directory: directory.to_path_buf(),
+        events,
+        was_rejected: false,
+    };
     let follow = move || {
-        loop {
-            if events.send(Event::Manifests(manifests.reload(std::slice::from_ref(&directory)))).is_err() {
-                return;
-            }
-            if let Err(error) = watch.wait(&directory, &events) {
-                // Nobody listens when the agent is on its way out already.
-                let _ = events.send(Event::WatchFailed(error.to_string()));
-                return;
-            }
+        if let Err(error) = follower.follow() {
+            // Nobody listens when the agent is on its way out already.
+            let _ = follower.events.send(Event::WatchFailed(error.to_string()));
         }
     };
     thread::Builder::new().name("manifests".into()).spawn(follow).map_err(WatchError::Inotify)?;
     Ok(())
+}
+
+/// What has to be read again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Look {
+    /// Files of these names.
+    At(BTreeSet<OsString>),
+    /// Whatever has changed.
+    Everywhere,
+    /// The same, although nothing was heard.
+    Unasked,
+}
+
+struct Follower {
+    watch: Watch,
+    manifests: Manifests,
+    directory: PathBuf,
+    events: Sender<Event>,
+    was_rejected: bool,
+}
+
+impl Follower {
+    /// Ends well when nobody listens any more.
+    fn follow(&mut self) -> io::Result<()> {
+        let mut look = Look::Everywhere;
+        loop {
+            let batch = self.read(&look);
+            let is_news = !batch.changes.is_empty() || batch.report.rejected.is_some() != self.was_rejected;
+            self.was_rejected = batch.report.rejected.is_some();
+            if (is_news || look != Look::Unasked) && !self.deliver(batch) {
+                return Ok(());
+            }
+            look = self.watch.wait(&self.directory, &self.events)?;
+        }
+    }
+
+    fn read(&mut self, look: &Look) -> Batch {
+        match look {
+            Look::At(names) => {
+                let files: Vec<_> = names.iter().map(|name| self.directory.join(name)).collect();
+                self.manifests.reload_files(&files)
+            }
+            Look::Everywhere | Look::Unasked => self.manifests.reload(std::slice::from_ref(&self.directory)),
+        }
+    }
+
+    /// Waits until the batch was taken; false if nobody will.
+    fn deliver(&self, batch: Batch) -> bool {
+        let (waits, taken) = mpsc::channel();
+        let is_sent = self.events.send(Event::Manifests(batch, Taken { _waits: waits })).is_ok();
+        // Nothing is ever sent: the other end is dropped.
+        let _ = taken.recv();
+        is_sent
+    }
 }
 
 struct Watch {
@@ -82,27 +153,40 @@ impl Watch {
             | AddWatchFlags::IN_MOVE
             | AddWatchFlags::IN_CREATE
             | AddWatchFlags::IN_DELETE
+            | AddWatchFlags::IN_ATTRIB
             | AddWatchFlags::IN_DELETE_SELF
             | AddWatchFlags::IN_MOVE_SELF
             | AddWatchFlags::IN_ONLYDIR;
         self.inotify.add_watch(directory, interest).map(drop).map_err(io::Error::from)
     }
 
-    /// Blocks until something changed that readers would notice.
-    fn wait(&mut self, directory: &Path, events: &Sender<Event>) -> io::Result<()> {
+    /// Blocks until something changed that readers would notice, or for [`LONGEST_SILENCE`].
+    fn wait(&mut self, directory: &Path, events: &Sender<Event>) -> io::Result<Look> {
+        let deadline = Instant::now() + LONGEST_SILENCE;
         loop {
-            self.poll(PollTimeout::NONE)?;
+            if !self.poll(deadline.saturating_duration_since(Instant::now()))? {
+                if Instant::now() < deadline {
+                    continue;
+                }
+                self.start_again(directory, events)?;
+                return Ok(Look::Unasked);
+            }
             let mut found = self.take()?;
-            if !found.iter().any(|event| matters(event, directory)) {
+            let mut look = what_to_look_at(&found, directory);
+            if look == Some(Look::At(BTreeSet::new())) {
                 continue;
             }
-            while self.poll(PollTimeout::try_from(COALESCE).unwrap_or(PollTimeout::ZERO))? && found.len() < 1000 {
+            while found.len() < MAX_COLLECTED && self.poll(COALESCE)? {
                 found.extend(self.take()?);
+                look = what_to_look_at(&found, directory);
             }
-            if found.iter().any(|event| is_end(event.mask)) {
-                self.start_again(directory, events)?;
+            match look {
+                Some(look) => return Ok(look),
+                None => {
+                    self.start_again(directory, events)?;
+                    return Ok(Look::Everywhere);
+                }
             }
-            return Ok(());
         }
     }
 
@@ -118,7 +202,9 @@ impl Watch {
             }
             thread::sleep(ABSENCE);
         }
-        let _ = events.send(Event::Directory(None));
+        if gone {
+            let _ = events.send(Event::Directory(None));
+        }
         Ok(())
     }
 
@@ -130,7 +216,8 @@ impl Watch {
         }
     }
 
-    fn poll(&self, timeout: PollTimeout) -> io::Result<bool> {
+    fn poll(&self, patience: Duration) -> io::Result<bool> {
+        let timeout = PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX);
         match poll(&mut [PollFd::new(self.inotify.as_fd(), PollFlags::POLLIN)], timeout) {
             Ok(ready) => Ok(ready > 0),
             Err(nix::errno::Errno::EINTR) => Ok(false),
@@ -147,17 +234,126 @@ fn is_end(mask: AddWatchFlags) -> bool {
     mask.intersects(ends)
 }
 
+/// What events ask for. `None`: the directory is not the one that is watched any more.
+fn what_to_look_at(events: &[InotifyEvent], directory: &Path) -> Option<Look> {
+    let mut names = BTreeSet::new();
+    let mut everywhere = false;
+    for event in events {
+        if is_end(event.mask) {
+            return None;
+        }
+        match event.name.as_deref() {
+            None => everywhere |= event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW),
+            Some(name) => match scope(name, event.mask, directory) {
+                Scope::Nothing => {}
+                Scope::File => drop(names.insert(name.to_owned())),
+                Scope::Everything => everywhere = true,
+            },
+        }
+    }
+    Some(if everywhere || names.len() >= MAX_COLLECTED { Look::Everywhere } else { Look::At(names) })
+}
+
+/// How much an event of one name may have changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Scope {
+    Nothing,
+    File,
+    Everything,
+}
+
 /// Hidden files are drafts of editors, except for those that begin with two dots: `..data` is how the kubelet swaps a
 /// whole volume. A file that was just created is still empty, unless it is a link to a complete one.
-fn matters(event: &InotifyEvent, directory: &Path) -> bool {
-    let Some(name) = event.name.as_deref() else { return true };
+fn scope(name: &OsStr, mask: AddWatchFlags, directory: &Path) -> Scope {
     let bytes = name.as_encoded_bytes();
-    if bytes.starts_with(b".") && !bytes.starts_with(b"..") {
-        return false;
+    if bytes.starts_with(b"..") {
+        return Scope::Everything;
     }
-    if !event.mask.contains(AddWatchFlags::IN_CREATE) {
-        return true;
+    if bytes.starts_with(b".") {
+        return Scope::Nothing;
     }
-    let found = fs::symlink_metadata(directory.join(name));
-    found.is_ok_and(|found| found.is_symlink() || (found.is_file() && found.nlink() > 1))
+    if mask.contains(AddWatchFlags::IN_ISDIR) {
+        // Links may lead through it; its own times tell nothing.
+        return if mask.contains(AddWatchFlags::IN_ATTRIB) { Scope::Nothing } else { Scope::Everything };
+    }
+    match fs::symlink_metadata(directory.join(name)) {
+        Ok(found) if found.is_symlink() => Scope::Everything,
+        Ok(found) if mask.contains(AddWatchFlags::IN_CREATE) && found.nlink() < 2 => Scope::Nothing,
+        Ok(_) | Err(_) => Scope::File,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    fn watched() -> (tempfile::TempDir, Watch) {
+        let directory = tempfile::tempdir().unwrap();
+        let watch = Watch::new(directory.path()).unwrap();
+        (directory, watch)
+    }
+
+    /// What the events so far ask for.
+    fn look(directory: &tempfile::TempDir, watch: &Watch) -> Option<Look> {
+        what_to_look_at(&watch.take().unwrap(), directory.path())
+    }
+
+    fn at(names: &[&str]) -> Option<Look> {
+        Some(Look::At(names.iter().map(|name| (*name).into()).collect()))
+    }
+
+    #[test]
+    fn files_are_looked_at_by_name() {
+        let (directory, watch) = watched();
+        let path = |name: &str| directory.path().join(name);
+        fs::write(path("a.yaml"), "x").unwrap();
+        fs::write(path(".draft"), "x").unwrap();
+        fs::rename(path(".draft"), path("b.yaml")).unwrap();
+        assert_eq!(look(&directory, &watch), at(&["a.yaml", "b.yaml"]));
+        fs::hard_link(path("a.yaml"), path("c.yaml")).unwrap();
+        assert_eq!(look(&directory, &watch), at(&["c.yaml"]));
+        fs::set_permissions(path("a.yaml"), fs::Permissions::from_mode(0o600)).unwrap();
+        assert_eq!(look(&directory, &watch), at(&["a.yaml"]), "it may be readable now");
+        fs::remove_file(path("b.yaml")).unwrap();
+        assert_eq!(look(&directory, &watch), at(&["b.yaml"]));
+        fs::write(path(".draft"), "x").unwrap();
+        assert_eq!(look(&directory, &watch), at(&[]));
+        let _unfinished = fs::File::create(path("d.yaml")).unwrap();
+        assert_eq!(look(&directory, &watch), at(&[]), "it is empty");
+    }
+
+    #[test]
+    fn in_doubt_everything_is_looked_at() {
+        let (directory, watch) = watched();
+        let path = |name: &str| directory.path().join(name);
+        for (what, make) in [
+            (
+                "a volume that is swapped",
+                Box::new(|| symlink("..1", path("..data"))) as Box<dyn Fn() -> io::Result<()>>,
+            ),
+            ("a link", Box::new(|| symlink("..data/a.yaml", path("a.yaml")))),
+            ("a directory", Box::new(|| fs::create_dir(path("d")))),
+            ("many files", Box::new(|| (0..MAX_COLLECTED).try_for_each(|n| fs::write(path(&format!("{n}.yaml")), "")))),
+        ] {
+            make().unwrap();
+            let mut events = Vec::new();
+            while let Ok(more) = watch.inotify.read_events() {
+                events.extend(more);
+            }
+            assert_eq!(what_to_look_at(&events, directory.path()), Some(Look::Everywhere), "{what}");
+        }
+    }
+
+    #[test]
+    fn a_directory_that_goes_is_told_from_one_that_changes() {
+        let (directory, watch) = watched();
+        let path = directory.path().join("inner");
+        fs::create_dir(&path).unwrap();
+        assert_eq!(look(&directory, &watch), Some(Look::Everywhere));
+        let inner = Watch::new(&path).unwrap();
+        fs::remove_dir(&path).unwrap();
+        assert_eq!(what_to_look_at(&inner.take().unwrap(), &path), None);
+    }
 }

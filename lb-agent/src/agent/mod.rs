@@ -1,16 +1,22 @@
 //! The agent: sources on one side, a datapath on the other, a reconciler between them.
 //!
 //! Few threads that block: this one owns the datapath; one watches the manifests, one the devices (eBPF only), one
-//! waits for signals, one answers on the socket. The reconciler is behind a lock that nobody holds while the datapath
-//! works, so that questions are answered meanwhile.
+//! waits for signals, one for changes that others make to the datapath, one answers on the socket. The reconciler can be
+//! read while the datapath works, so that questions are answered meanwhile.
 
+mod answer;
 mod devices;
+mod drift;
 mod engine;
+mod inspection;
 mod leftovers;
 mod manifests;
 mod shared;
 mod state_dir;
+#[cfg(test)]
+mod testing;
 mod view;
+mod watch;
 
 use std::{io, sync::mpsc};
 
@@ -18,9 +24,17 @@ use lb_core::DatapathError;
 use lb_k8s::Batch;
 
 pub(crate) use self::state_dir::{Record, StateDir, StateDirError, Used};
-use self::{devices::DeviceError, engine::Agent, leftovers::Leftovers, manifests::WatchError, shared::Shared};
+use self::{
+    answer::Answers,
+    devices::DeviceError,
+    engine::Agent,
+    inspection::Question,
+    leftovers::Leftovers,
+    manifests::{Taken, WatchError},
+    watch::Alarm,
+};
 use crate::{
-    api::{Listener, Query, Reply},
+    api::Listener,
     config::Config,
     datapath,
     owner::{Owner, OwnerError},
@@ -29,14 +43,18 @@ use crate::{
 
 /// Something that happened.
 enum Event {
-    /// The manifests were read.
-    Manifests(Batch),
+    /// The manifests were read. Nothing more is read until this is taken.
+    Manifests(Batch, Taken),
     /// The manifest directory cannot be watched any more.
     WatchFailed(String),
     /// The manifest directory is gone, and why that is known, or it is there again.
     Directory(Option<String>),
     /// Devices came, went or changed.
     Devices,
+    /// What is known of changes that others make to the datapath.
+    Alarm(Alarm),
+    /// Somebody asks what only the datapath knows.
+    Question(Question),
     /// A signal says that it is time to go.
     Stop(&'static str),
 }
@@ -82,27 +100,12 @@ pub(crate) fn run(config: &Config) -> Result<(), AgentError> {
     agent.check_addresses(config);
     agent.clean_up_when_ready(Leftovers::new(state_dir, config.socket.clone(), left));
     if config.ebpf.is_some() {
-        devices::watch(events)?;
+        devices::watch(events.clone())?;
         agent.follow_devices();
     }
-    let shared = agent.shared();
-    listener.serve(move |path, query| answer(&shared, path, query))?;
+    agent.watch_for_drift(&events)?;
+    let answers = Answers::new(agent.shared(), events);
+    listener.serve(move |path, query| answers.answer(path, query))?;
     tracing::info!(datapath = %config.datapath, socket = %config.socket.display(), "started");
     agent.run(&inbox).map_err(|error| AgentError::NotPermitted { kind: config.datapath, error })
-}
-
-fn answer(shared: &Shared, path: &str, query: &Query) -> Reply {
-    match path {
-        "/v1/services" => Reply::ok(&shared.services()),
-        "/v1/backends" => Reply::ok(&shared.backends()),
-        "/v1/status" => Reply::ok(&shared.status()),
-        "/v1/explain" => {
-            let part = |name| query.value(name).unwrap_or_default();
-            match shared.explain(part("protocol"), part("source"), part("destination"), query.value("entry")) {
-                Ok(explanation) => Reply::ok(&explanation),
-                Err(error) => Reply::problem(400, error.to_string()),
-            }
-        }
-        _ => Reply::problem(404, format!("there is no {path} here")),
-    }
 }

@@ -1,29 +1,37 @@
 //! What the threads of the agent share.
 
 use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    time::{Duration, SystemTime},
 };
 
-use lb_core::{Change, Counters, Instant, PlanId, Reconciler, SliceName, decide};
-use lb_k8s::{Batch, Report};
+use lb_core::{Change, Counters, FlowView, Instant, Packet, PlanId, Reconciler, SliceName, Wanted, decide, why_not};
+use lb_k8s::{Batch, Finding, Report};
+use nix::time::{ClockId, clock_gettime};
 
-use super::view;
+use super::{
+    drift::{Drifts, Inspected, Subscription},
+    inspection::Verified,
+    view,
+};
 use crate::{
-    api::{Backend, Condition, Datapath, Explanation, Manifests, Node, Service, Status, Usage},
+    api::{
+        Backend, Condition, Datapath, DriftReport, DriftStatus, Explanation, Manifests, Node, Service, Status, Usage,
+    },
     config::Config,
-    flow::{self, FlowError},
     kind::DatapathKind,
 };
 
 /// The reconciler, and what else there is to say about the agent.
 pub(super) struct Shared {
-    origin: std::time::Instant,
+    start: std::time::Instant,
     kind: DatapathKind,
     directory: String,
     counters: Option<Arc<dyn Counters>>,
-    reconciler: Mutex<Reconciler>,
+    /// Written by the thread of the datapath alone.
+    reconciler: RwLock<Reconciler>,
+    drifts: Mutex<Drifts>,
     notes: Mutex<Notes>,
 }
 
@@ -45,29 +53,70 @@ struct Notes {
 impl Shared {
     pub(super) fn new(reconciler: Reconciler, config: &Config, counters: Option<Arc<dyn Counters>>) -> Self {
         Self {
-            origin: std::time::Instant::now(),
+            start: std::time::Instant::now(),
             kind: config.datapath,
             directory: config.manifests.display().to_string(),
             counters,
-            reconciler: Mutex::new(reconciler),
+            reconciler: RwLock::new(reconciler),
+            drifts: Mutex::new(Drifts::new(config.drift, config.drift_interval)),
             notes: Mutex::default(),
         }
     }
 
-    /// The time, since the start.
+    /// The time on the clock that eBPF programs go by, so that what they remember of a time is one of ours.
     pub(super) fn now(&self) -> Instant {
-        Instant::new(self.origin.elapsed())
+        // It fails only for clocks that a kernel may lack.
+        let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from);
+        Instant::new(now.unwrap_or_else(|_| self.start.elapsed()))
     }
 
-    /// The reconciler. Not to be held while the datapath works.
-    pub(super) fn reconciler(&self) -> MutexGuard<'_, Reconciler> {
-        self.reconciler.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The reconciler, to read.
+    pub(super) fn reconciler(&self) -> RwLockReadGuard<'_, Reconciler> {
+        self.reconciler.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The reconciler, for the thread of the datapath. Not to be held while the datapath works.
+    pub(super) fn reconciler_mut(&self) -> RwLockWriteGuard<'_, Reconciler> {
+        self.reconciler.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is known about drift. Not to be held while the datapath works.
+    pub(super) fn drifts(&self) -> MutexGuard<'_, Drifts> {
+        self.drifts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes an inspection in, and reports about it if somebody wants that.
+    pub(super) fn note_inspection(&self, inspected: &Inspected, wants_report: bool) -> Option<DriftReport> {
+        let (now, wall) = (self.now(), wall());
+        let mut drifts = self.drifts();
+        let unlisted = drifts.handle_inspected(inspected, now, wall);
+        wants_report.then(|| {
+            let (is_now, before) = drifts.listed(&inspected.found, now, wall);
+            DriftReport {
+                datapath: self.kind.to_string(),
+                mode: drifts.mode().as_str().into(),
+                found: inspected.found.len() as u64,
+                inspection_us: u64::try_from(inspected.took.as_micros()).unwrap_or(u64::MAX),
+                now: is_now,
+                before,
+                unlisted: unlisted as u64,
+            }
+        })
+    }
+
+    pub(super) fn kind(&self) -> DatapathKind {
+        self.kind
+    }
+
+    /// Follows drift from now on, unless too many do.
+    pub(super) fn watch_drift(&self) -> Option<Subscription> {
+        self.drifts().subscribe()
     }
 
     pub(super) fn take_manifests(&self, batch: Batch) {
-        log_report(&batch.report);
-        let mut reconciler = self.reconciler();
+        let mut reconciler = self.reconciler_mut();
         let mut notes = self.notes();
+        log_report(&notes.report, &batch.report);
         notes.reads += 1;
         notes.report = batch.report;
         for change in batch.changes {
@@ -77,6 +126,10 @@ impl Shared {
                 Change::UpsertService(_)
                 | Change::RemoveService(_)
                 | Change::SetNode(_)
+                | Change::SetZone(_)
+                | Change::SetHealth(_)
+                | Change::RestoreHealth(_)
+                | Change::ForgetHealth(_)
                 | Change::InitStart(_)
                 | Change::InitDone(_) => None,
             };
@@ -135,18 +188,24 @@ impl Shared {
         view::backends(self.reconciler().model(), self.now())
     }
 
-    pub(super) fn explain(
-        &self,
-        protocol: &str,
-        source: &str,
-        destination: &str,
-        entry: Option<&str>,
-    ) -> Result<Explanation, FlowError> {
+    /// What would become of a packet: of the first one of a flow from a client that nothing is known of, or as verified.
+    pub(super) fn explain(&self, packet: &Packet, verified: Option<&Verified>, wanted: Option<Wanted>) -> Explanation {
         let reconciler = self.reconciler();
-        let model = reconciler.model();
-        let packet = flow::parse(protocol, source, destination, entry, model.node())?;
-        let decision = decide(model, &packet, &lb_core::FlowView::default(), self.now());
-        Ok(view::explanation(model, &packet, &decision))
+        let (model, now) = (reconciler.model(), self.now());
+        let flow = verified.map_or_else(FlowView::default, |verified| verified.answer.flow);
+        let decision = match verified {
+            Some(verified) => verified.decision.clone(),
+            None => decide(model, packet, &flow, now),
+        };
+        let answer = wanted.map(|wanted| {
+            let why_not = why_not(reconciler.desired(), packet, &flow, &decision, wanted, now);
+            view::why_not(wanted, &why_not)
+        });
+        Explanation {
+            verification: verified.map(|verified| view::verification(packet, verified)),
+            why_not: answer,
+            ..view::explanation(model, packet, &decision)
+        }
     }
 
     pub(super) fn status(&self) -> Status {
@@ -157,13 +216,15 @@ impl Shared {
         let mut conditions: Vec<Condition> =
             notes.problems.iter().map(|(kind, message)| Condition::new(kind, message)).collect();
         conditions.extend(usage_problem.map(|problem| Condition::new("UsageUnknown", &problem)));
+        let (drift, drift_conditions) = self.drift_status();
+        conditions.extend(drift_conditions);
         conditions.extend(view::conditions(&reconciler, &notes.report, &notes.refused_slices));
         conditions.sort();
         let node = reconciler.model().node();
         Status {
             version: env!("CARGO_PKG_VERSION").into(),
             pid: std::process::id(),
-            uptime_s: self.origin.elapsed().as_secs(),
+            uptime_s: self.start.elapsed().as_secs(),
             ready: notes.ready,
             settled: reconciler.is_settled(),
             node: Node {
@@ -180,8 +241,15 @@ impl Shared {
             },
             manifests: manifests(&notes, &self.directory, !reconciler.is_listing()),
             counts,
+            drift,
             conditions,
         }
+    }
+
+    fn drift_status(&self) -> (DriftStatus, Vec<Condition>) {
+        let drifts = self.drifts();
+        let conditions = drifts.conditions(self.now());
+        (drifts.status(), conditions.iter().map(|(kind, message)| Condition::new(kind, message)).collect())
     }
 
     /// Asked without any lock: the kernel may take its time.
@@ -215,16 +283,73 @@ fn manifests(notes: &Notes, directory: &str, listed: bool) -> Manifests {
     }
 }
 
-fn log_report(report: &Report) {
+/// Logs what `before` did not say.
+fn log_report(before: &Report, report: &Report) {
     if let Some(error) = &report.rejected {
         tracing::warn!(%error, "the manifests are rejected, the last good state stays");
         return;
     }
-    for refusal in &report.refused {
+    let known = Known::of(before.refused.iter().map(|refusal| &refusal.finding));
+    for refusal in report.refused.iter().filter(|refusal| !known.has(&refusal.finding)) {
         tracing::warn!(%refusal, "an object is refused");
     }
-    for finding in &report.unsupported {
+    let known = Known::of(&before.unsupported);
+    for finding in report.unsupported.iter().filter(|finding| !known.has(finding)) {
         tracing::info!(%finding, "a field is not carried out");
     }
     tracing::debug!(skipped = report.skipped.len(), "the manifests are read");
+}
+
+/// Findings, wherever their objects stand by now: what moves within a file, or to another one, is no news.
+struct Known<'a>(BTreeSet<Said<'a>>);
+
+/// Kind, namespace, name, field and message.
+type Said<'a> = (&'a str, &'a str, &'a str, &'a str, &'a str);
+
+impl<'a> Known<'a> {
+    fn of(findings: impl IntoIterator<Item = &'a Arc<Finding>>) -> Self {
+        Self(findings.into_iter().map(|finding| Self::said(finding)).collect())
+    }
+
+    fn has(&self, finding: &Finding) -> bool {
+        self.0.contains(&Known::said(finding))
+    }
+
+    fn said(finding: &Finding) -> Said<'_> {
+        let object = &finding.object;
+        (&object.kind, &object.namespace, &object.name, &finding.field, &finding.message)
+    }
+}
+
+/// Time since 1970.
+fn wall() -> Duration {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use lb_k8s::{Manifests, Snapshot};
+
+    use super::*;
+
+    #[test]
+    fn what_was_said_of_an_object_is_no_news_when_it_moves() {
+        let report = |text: &str| {
+            let source = lb_core::SourceName("test".into());
+            Manifests::new(source).update(Snapshot::parse("web.yaml", text)).report
+        };
+        let service = |name: &str| {
+            format!(
+                "{{apiVersion: v1, kind: Service, metadata: {{name: {name}}}, \
+                 spec: {{clusterIP: 10.96.0.1, loadBalancerSourceRanges: [10.0.0.0/8], ports: [{{port: 80}}]}}}}\n"
+            )
+        };
+        let (before, moved, other) =
+            (report(&service("web")), report(&format!("# moved\n\n{}", service("web"))), report(&service("api")));
+        assert!(!before.unsupported.is_empty(), "the test needs a field that is not carried out");
+        assert_ne!(before.unsupported[0].position, moved.unsupported[0].position);
+        let known = Known::of(&before.unsupported);
+        assert!(moved.unsupported.iter().all(|finding| known.has(finding)));
+        assert!(!other.unsupported.iter().any(|finding| known.has(finding)));
+    }
 }

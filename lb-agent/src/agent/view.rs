@@ -3,15 +3,17 @@
 use std::collections::BTreeMap;
 
 use lb_core::{
-    BackendState, Decision, FrontendKind, FrontendStatus, Instant, Model, Packet, Reconciler, ServiceFrontend,
-    SliceName, SourceRewrite, TrafficPolicy, Verdict, select,
+    BackendAddr, BackendState, Backends, Decision, FrontendKind, FrontendStatus, Instant, KernelVerdict, Model, Packet,
+    Reconciler, ServiceFrontend, SliceName, SourceRewrite, TrafficPolicy, Verdict, Wanted, select,
 };
 use lb_k8s::{Finding, Report};
+
+use super::inspection::Verified;
 
 use crate::{
     api::{
         Affinity, Backend, BackendCount, Choice, Condition, Counts, Explanation, Frontend, Rejected, Rewrite, Service,
-        Step, Weighted,
+        Step, Verification, Weighted, WhyNot,
     },
     flow::entry_name,
 };
@@ -50,7 +52,7 @@ pub(super) fn backends(model: &Model, now: Instant) -> Vec<Backend> {
         for port in &service.ports {
             for family in [lb_core::Family::V4, lb_core::Family::V6] {
                 let candidates = model.candidates(&service.name, port, family);
-                let selection = select(&candidates, service.internal_traffic_policy);
+                let selection = select(&candidates, &model.rules(service, service.internal_traffic_policy));
                 found.extend(candidates.iter().map(|candidate| {
                     let rejected = selection.rejected.iter().find(|(addr, _)| *addr == candidate.addr);
                     Backend {
@@ -133,13 +135,78 @@ pub(super) fn explanation(model: &Model, packet: &Packet, decision: &Decision) -
             .iter()
             .map(|(addr, reason)| Rejected { backend: socket(addr.ip, addr.port), reason: reason.to_string() })
             .collect(),
+        verification: None,
+        why_not: None,
     }
+}
+
+/// What the kernel says about `packet`, beside what must become of it.
+pub(super) fn verification(packet: &Packet, verified: &Verified) -> Verification {
+    let Verified { answer, decision, settled } = verified;
+    let disagreements = answer.disagreements(packet, decision);
+    Verification {
+        agrees: disagreements.is_empty(),
+        method: answer.method.clone(),
+        steps: answer.steps.clone(),
+        kernel: kernel_verdict(&answer.verdict),
+        disagreements,
+        established: answer.flow.established.map(|backend| socket(&backend)),
+        affinity: answer.flow.affinity.map(|record| socket(&record.backend)),
+        settled: *settled,
+    }
+}
+
+fn kernel_verdict(verdict: &KernelVerdict) -> String {
+    match verdict {
+        KernelVerdict::Pass => "passed on".into(),
+        KernelVerdict::Reject => "refused at once".into(),
+        KernelVerdict::Drop => "dropped silently".into(),
+        KernelVerdict::Forward { backends, translated } => {
+            let to = match backends {
+                Backends::Took(backend) => format!("forwarded to {}", socket(backend)),
+                Backends::MayTake(some) => {
+                    let total: u32 = some.values().sum();
+                    let shares: Vec<String> =
+                        some.iter().map(|(backend, slots)| format!("{} ({slots}/{total})", socket(backend))).collect();
+                    format!("forwarded to one of {}", shares.join(", "))
+                }
+            };
+            match translated {
+                Some(true) => to + ", source translated",
+                Some(false) => to + ", source kept",
+                None => to,
+            }
+        }
+    }
+}
+
+/// Most slots that are listed.
+const MAX_SLOTS: usize = 16;
+
+/// Why a backend is, or is not, the choice.
+pub(super) fn why_not(wanted: Wanted, answer: &lb_core::WhyNot) -> WhyNot {
+    let slots = answer.slots().cloned().unwrap_or_default();
+    WhyNot {
+        backend: answer.backend().map_or_else(|| wanted.to_string(), |backend| socket(&backend)),
+        answer: answer.as_str().into(),
+        says: answer.says(),
+        slot_count: u32::try_from(slots.own.len()).unwrap_or(u32::MAX),
+        slots: slots.own.into_iter().take(MAX_SLOTS).collect(),
+        table: slots.total,
+    }
+}
+
+fn socket(backend: &BackendAddr) -> String {
+    std::net::SocketAddr::new(backend.ip, backend.port).to_string()
 }
 
 fn served(reconciler: &Reconciler, service: &lb_core::Service) -> Service {
     let model = reconciler.model();
-    let mut frontends: Vec<Frontend> =
-        model.frontends(service).map(|frontend| listed(reconciler, service, &frontend)).collect();
+    let mut frontends: Vec<Frontend> = model
+        .frontends(service)
+        .filter(|frontend| model.owns(service, frontend))
+        .map(|f| listed(reconciler, service, &f))
+        .collect();
     frontends.sort_by_key(|frontend| (frontend.ip, frontend.port, frontend.protocol.clone()));
     let degraded = model.degraded(service);
     Service {
@@ -169,7 +236,7 @@ fn absent(name: &str) -> Service {
 fn listed(reconciler: &Reconciler, service: &lb_core::Service, frontend: &ServiceFrontend<'_>) -> Frontend {
     let model = reconciler.model();
     let candidates = model.candidates(&service.name, frontend.port, frontend.addr.family());
-    let selection = select(&candidates, policy(service, frontend.kind));
+    let selection = select(&candidates, &model.rules(service, policy(service, frontend.kind)));
     let (status, cause) = if model.carries(frontend) {
         match reconciler.status(&frontend.addr) {
             FrontendStatus::Done => ("active", None),

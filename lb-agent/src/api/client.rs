@@ -1,7 +1,7 @@
 //! The asking half.
 
 use std::{
-    io,
+    io::{self, BufRead, BufReader},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     time::Duration,
@@ -9,7 +9,7 @@ use std::{
 
 use serde::de::DeserializeOwned;
 
-use super::{Backend, Explanation, Problem, Service, Status, http};
+use super::{Backend, DriftNews, DriftReport, Explanation, Problem, Question, Service, Status, http};
 
 /// How long the agent may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -90,38 +90,85 @@ impl Client {
         self.ask("/v1/status")
     }
 
-    /// What would become of a packet. Without `entry` the agent goes by the source's address.
+    /// Has the datapath inspected and says where it does not hold what it should.
     ///
     /// # Errors
-    /// When there is no answer, or when the agent does not understand the packet.
-    pub fn explain(
-        &self,
-        protocol: &str,
-        source: &str,
-        destination: &str,
-        entry: Option<&str>,
-    ) -> Result<Explanation, ClientError> {
-        let [protocol, source, destination] = [protocol, source, destination].map(http::encode);
-        let entry = entry.map(|entry| format!("&entry={}", http::encode(entry))).unwrap_or_default();
-        self.ask(&format!("/v1/explain?protocol={protocol}&source={source}&destination={destination}{entry}"))
+    /// When there is no answer, or when the datapath cannot be inspected.
+    pub fn drift(&self) -> Result<DriftReport, ClientError> {
+        self.ask("/v1/drift")
+    }
+
+    /// Each difference as it is found and repaired from now on. A reader that is too slow is cut off.
+    ///
+    /// # Errors
+    /// When there is no answer, or when too many clients watch already.
+    pub fn watch_drift(&self) -> Result<DriftWatch, ClientError> {
+        let watch = || -> io::Result<_> {
+            let stream = self.connect("/v1/drift/watch")?;
+            let mut lines = BufReader::new(stream);
+            let status = http::read_response_head(&mut lines)?;
+            Ok((status, lines))
+        };
+        let (status, mut lines) = watch().map_err(|error| self.explained(error))?;
+        if status == 200 {
+            // News may be a long time coming.
+            let patient = lines.get_ref().set_read_timeout(None);
+            patient.map_err(|error| self.explained(error))?;
+            return Ok(DriftWatch { client: self.clone(), lines });
+        }
+        let mut body = Vec::new();
+        io::Read::read_to_end(&mut lines, &mut body).map_err(|error| self.explained(error))?;
+        Err(self.refused(status, &body))
+    }
+
+    /// What would become of a packet.
+    ///
+    /// # Errors
+    /// When there is no answer, when the agent does not understand the question, or when the kernel is to be asked and
+    /// cannot be.
+    pub fn explain(&self, question: &Question) -> Result<Explanation, ClientError> {
+        let mut parts = vec![
+            ("protocol", question.protocol.as_str()),
+            ("source", &question.source),
+            ("destination", &question.destination),
+        ];
+        parts.extend(question.entry.as_deref().map(|entry| ("entry", entry)));
+        parts.extend(question.verify.then_some(("verify", "true")));
+        parts.extend(question.why_not.as_deref().map(|backend| ("why-not", backend)));
+        let query: Vec<String> =
+            parts.into_iter().map(|(key, value)| format!("{key}={}", http::encode(value))).collect();
+        self.ask(&format!("/v1/explain?{}", query.join("&")))
     }
 
     fn ask<T: DeserializeOwned>(&self, target: &str) -> Result<T, ClientError> {
         let (status, body) = self.exchange(target).map_err(|error| self.explained(error))?;
-        let not_understood = |source| ClientError::Answer { socket: self.socket.clone(), source };
-        if status == 200 {
-            return serde_json::from_slice(&body).map_err(not_understood);
-        }
-        let Problem { error } = serde_json::from_slice(&body).map_err(not_understood)?;
-        Err(if status == 404 { ClientError::NotFound(error) } else { ClientError::Refused(error) })
+        if status == 200 { self.understand(&body) } else { Err(self.refused(status, &body)) }
     }
 
     fn exchange(&self, target: &str) -> io::Result<(u16, Vec<u8>)> {
+        http::read_response(self.connect(target)?)
+    }
+
+    /// A connection on which `target` was asked for.
+    fn connect(&self, target: &str) -> io::Result<UnixStream> {
         let stream = UnixStream::connect(&self.socket)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
         http::write_request(&stream, target)?;
-        http::read_response(&stream)
+        Ok(stream)
+    }
+
+    fn understand<T: DeserializeOwned>(&self, text: &[u8]) -> Result<T, ClientError> {
+        let not_understood = |source| ClientError::Answer { socket: self.socket.clone(), source };
+        serde_json::from_slice(text).map_err(not_understood)
+    }
+
+    fn refused(&self, status: u16, body: &[u8]) -> ClientError {
+        match self.understand(body) {
+            Ok(Problem { error }) if status == 404 => ClientError::NotFound(error),
+            Ok(Problem { error }) => ClientError::Refused(error),
+            Err(error) => error,
+        }
     }
 
     fn explained(&self, source: io::Error) -> ClientError {
@@ -130,6 +177,26 @@ impl Client {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ClientError::NoAgent { socket },
             io::ErrorKind::PermissionDenied => ClientError::Denied { socket },
             _ => ClientError::Io { socket, source },
+        }
+    }
+}
+
+/// News of drift, as it comes. Ends when the agent does, or when this reader was too slow.
+#[derive(Debug)]
+pub struct DriftWatch {
+    client: Client,
+    lines: BufReader<UnixStream>,
+}
+
+impl Iterator for DriftWatch {
+    type Item = Result<DriftNews, ClientError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let mut line = Vec::new();
+        match self.lines.read_until(b'\n', &mut line) {
+            Ok(0) => None,
+            Ok(_) => Some(self.client.understand(&line)),
+            Err(error) => Some(Err(self.client.explained(error))),
         }
     }
 }

@@ -31,6 +31,68 @@ pub struct Explanation {
     pub steps: Vec<Step>,
     /// Backends that may not take it.
     pub rejected: Vec<Rejected>,
+    /// What the kernel says about the same packet, if that was asked for.
+    #[serde(default)]
+    pub verification: Option<Verification>,
+    /// Why a backend is, or is not, the choice, if that was asked for.
+    #[serde(default)]
+    pub why_not: Option<WhyNot>,
+}
+
+/// What to explain.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Question {
+    /// `tcp`, `udp` or `sctp`.
+    pub protocol: String,
+    /// `address:port` of the sender.
+    pub source: String,
+    /// `address:port` that it sends to.
+    pub destination: String,
+    /// `socket`, `pod` or `uplink`; without one the agent goes by the source's address.
+    pub entry: Option<String>,
+    /// Whether to ask the kernel as well.
+    pub verify: bool,
+    /// A backend, as `address:port` or `address`, to say of why it is, or is not, the choice.
+    pub why_not: Option<String>,
+}
+
+/// What the kernel says about a packet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verification {
+    /// Whether that is what must become of it.
+    pub agrees: bool,
+    /// How the kernel was asked.
+    pub method: String,
+    /// What was found on the way.
+    pub steps: Vec<String>,
+    /// What becomes of the packet, in words.
+    pub kernel: String,
+    /// Where the kernel and the model differ; empty when they agree.
+    pub disagreements: Vec<String>,
+    /// Backend of the established flow that the packet belongs to, as the kernel remembers it.
+    pub established: Option<String>,
+    /// Backend that the kernel remembers for the client.
+    pub affinity: Option<String>,
+    /// Whether all changes had been carried out; otherwise a difference may be one that is about to go.
+    pub settled: bool,
+}
+
+/// Why a backend is, or is not, the choice.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WhyNot {
+    /// The backend: `address:port`, or as it was asked about if there is none.
+    pub backend: String,
+    /// `chosen`, `possible` (one of those that the choice is drawn from), `other` (it takes new flows, and another one is
+    /// the choice), `rejected` (it takes none), `not-a-backend` or `no-frontend`.
+    pub answer: String,
+    /// The answer in one sentence.
+    pub says: String,
+    /// The first of its slots in the table, from 0.
+    pub slots: Vec<u32>,
+    /// How many slots it has.
+    pub slot_count: u32,
+    /// Slots of the table.
+    pub table: u32,
 }
 
 /// The backends that may take a packet.

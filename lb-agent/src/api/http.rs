@@ -51,6 +51,7 @@ pub(crate) fn read_request(from: impl Read) -> io::Result<Option<Request>> {
 pub(crate) fn write_response(mut to: impl Write, status: u16, body: &[u8]) -> io::Result<()> {
     let reason = match status {
         200 => "OK",
+        501 => "Not Implemented",
         400 => "Bad Request",
         404 => "Not Found",
         405 => "Method Not Allowed",
@@ -63,6 +64,12 @@ pub(crate) fn write_response(mut to: impl Write, status: u16, body: &[u8]) -> io
         "HTTP/1.1 {status} {reason}\r\nContent-Type: application/json\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n"
     )?;
     to.write_all(body)?;
+    to.flush()
+}
+
+/// Begins an answer of JSON lines that goes on until the connection ends.
+pub(crate) fn write_stream_head(mut to: impl Write) -> io::Result<()> {
+    write!(to, "HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nConnection: close\r\n\r\n")?;
     to.flush()
 }
 
@@ -89,6 +96,20 @@ pub(crate) fn read_response(mut from: impl Read) -> io::Result<(u16, Vec<u8>)> {
         return Err(invalid("the answer ends before its body does"));
     }
     Ok((code, body))
+}
+
+/// Reads the head of an answer and nothing beyond: its status.
+pub(crate) fn read_response_head(mut from: impl BufRead) -> io::Result<u16> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        if from.by_ref().take(MAX_HEAD).read_until(b'\n', &mut head)? == 0 || head.len() as u64 > MAX_HEAD {
+            return Err(invalid("the answer's head is cut short or too long"));
+        }
+    }
+    let mut headers = [httparse::EMPTY_HEADER; 64];
+    let mut parsed = httparse::Response::new(&mut headers);
+    parsed.parse(&head).map_err(invalid)?;
+    parsed.code.ok_or_else(|| invalid("the answer has no status"))
 }
 
 /// A value as it may stand in a query.
@@ -183,5 +204,17 @@ mod tests {
         write_response(&mut wire, 404, b"{}").unwrap();
         assert_eq!(read_response(&wire[..]).unwrap(), (404, b"{}".to_vec()));
         assert!(read_response(&wire[..wire.len() - 1]).is_err());
+    }
+
+    #[test]
+    fn the_head_of_a_stream_is_read_and_no_more() {
+        let mut wire = Vec::new();
+        write_stream_head(&mut wire).unwrap();
+        let head = wire.len();
+        wire.extend(b"{}\n");
+        let mut rest = &wire[..];
+        assert_eq!((read_response_head(&mut rest).unwrap(), rest), (200, &b"{}\n"[..]));
+        assert!(read_response_head(&wire[..head - 1]).is_err());
+        assert!(read_response_head(&vec![b'a'; 3 * MAX_HEAD as usize][..]).is_err());
     }
 }

@@ -1,22 +1,26 @@
 //! What the agent says about itself, as JSON over HTTP on a Unix socket.
 //!
-//! `GET /v1/services`, `/v1/backends`, `/v1/status` and `/v1/explain?protocol=…&source=…&destination=…[&entry=…]` answer
-//! with the types of this module; errors with [`Problem`]. Keys are only ever added.
+//! `GET /v1/services`, `/v1/backends`, `/v1/status`, `/v1/drift` and
+//! `/v1/explain?protocol=…&source=…&destination=…[&entry=…][&verify=true][&why-not=…]` answer with the types of this module;
+//! errors with [`Problem`]. `/v1/drift/watch` answers with a [`DriftNews`] per line until one of the two ends goes. Keys are
+//! only ever added.
 
 mod client;
+mod drift;
 mod explain;
 mod http;
 mod server;
 mod service;
 mod status;
 
-pub use client::{Client, ClientError};
-pub use explain::{Choice, Explanation, Rejected, Rewrite, Step, Weighted};
+pub use client::{Client, ClientError, DriftWatch};
+pub use drift::{DriftNews, DriftRecord, DriftReport, DriftStatus};
+pub use explain::{Choice, Explanation, Question, Rejected, Rewrite, Step, Verification, Weighted, WhyNot};
 pub use service::{Affinity, Backend, BackendCount, Condition, Frontend, Service};
 pub use status::{Counts, Datapath, Manifests, Node, Status, Usage};
 
 pub(crate) use http::Query;
-pub(crate) use server::{ListenError, Listener, Reply};
+pub(crate) use server::{Lines, ListenError, Listener, Reply};
 
 use serde::{Deserialize, Serialize};
 

@@ -2,10 +2,13 @@
 
 use std::{
     fs::{self, DirBuilder, Permissions},
-    io,
-    os::unix::{
-        fs::{DirBuilderExt, FileTypeExt, PermissionsExt},
-        net::{UnixListener, UnixStream},
+    io::{self, Write},
+    os::{
+        fd::AsFd,
+        unix::{
+            fs::{DirBuilderExt, FileTypeExt, PermissionsExt},
+            net::{UnixListener, UnixStream},
+        },
     },
     path::{Path, PathBuf},
     sync::{
@@ -16,7 +19,10 @@ use std::{
     time::Duration,
 };
 
-use nix::sys::stat::{Mode, umask};
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::stat::{Mode, umask},
+};
 use serde::Serialize;
 
 use super::{
@@ -26,6 +32,8 @@ use super::{
 
 /// How long a client may take to ask and to read.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How often it is looked whether a client that waits for news is still there.
+const LOOK_UP: Duration = Duration::from_secs(1);
 /// Most clients at a time; others are told to come back.
 const MAX_CLIENTS: usize = 64;
 
@@ -50,20 +58,35 @@ pub(crate) struct Listener {
 /// What is answered.
 pub(crate) struct Reply {
     status: u16,
-    body: Vec<u8>,
+    body: Body,
+}
+
+enum Body {
+    Whole(Vec<u8>),
+    Stream(Box<dyn Lines>),
+}
+
+/// Lines that come in the course of time.
+pub(crate) trait Lines: Send {
+    /// The next ones; none of them if there are none in time, `None` if there will never be any.
+    fn next(&mut self, patience: Duration) -> Option<Arc<[Box<str>]>>;
 }
 
 impl Reply {
     pub(crate) fn ok(value: &impl Serialize) -> Self {
         match serde_json::to_vec(value) {
-            Ok(body) => Self { status: 200, body },
+            Ok(body) => Self { status: 200, body: Body::Whole(body) },
             Err(error) => Self::problem(500, error.to_string()),
         }
     }
 
     pub(crate) fn problem(status: u16, error: impl Into<String>) -> Self {
         let body = serde_json::json!(Problem { error: error.into() });
-        Self { status, body: body.to_string().into_bytes() }
+        Self { status, body: Body::Whole(body.to_string().into_bytes()) }
+    }
+
+    pub(crate) fn stream(lines: impl Lines + 'static) -> Self {
+        Self { status: 200, body: Body::Stream(Box::new(lines)) }
     }
 }
 
@@ -154,7 +177,29 @@ fn converse(stream: &UnixStream, number: usize, answer: impl Fn(&str, &http::Que
         Err(error) if error.kind() == io::ErrorKind::InvalidData => Reply::problem(400, error.to_string()),
         Err(error) => return Err(error),
     };
-    http::write_response(stream, reply.status, &reply.body)
+    match reply.body {
+        Body::Whole(body) => http::write_response(stream, reply.status, &body),
+        Body::Stream(lines) => relay(stream, lines),
+    }
+}
+
+/// Writes lines as they come, as long as the client is there and reads.
+fn relay(mut stream: &UnixStream, mut lines: Box<dyn Lines>) -> io::Result<()> {
+    http::write_stream_head(stream)?;
+    while let Some(lines) = lines.next(LOOK_UP) {
+        let text: String = lines.iter().flat_map(|line| [&**line, "\n"]).collect();
+        stream.write_all(text.as_bytes())?;
+        if is_gone(stream)? {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Whether the client closed its end: there is nothing else that it may send.
+fn is_gone(stream: &UnixStream) -> io::Result<bool> {
+    let mut fds = [PollFd::new(stream.as_fd(), PollFlags::POLLIN)];
+    Ok(poll(&mut fds, PollTimeout::ZERO)? > 0)
 }
 
 /// A client's place among all clients, given back when it goes.

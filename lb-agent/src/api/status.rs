@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use super::Condition;
+use super::{Condition, DriftStatus};
 
 /// The answer of `/v1/status`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,6 +27,9 @@ pub struct Status {
     pub manifests: Manifests,
     /// How many of everything.
     pub counts: Counts,
+    /// Where the datapath did not hold what it should.
+    #[serde(default)]
+    pub drift: DriftStatus,
     /// What is wrong, if anything.
     pub conditions: Vec<Condition>,
 }

@@ -3,7 +3,7 @@
 use lb_core::NodeFacts;
 
 use crate::{
-    api::{Client, Explanation, Rewrite},
+    api::{Client, Explanation, Question, Rewrite, Verification, WhyNot},
     cli::{EntryArg, ExplainArgs},
     exit::{Failure, Outcome, Verdict},
     flow,
@@ -18,10 +18,27 @@ pub(super) fn run(args: &ExplainArgs) -> Outcome {
     });
     flow::parse(&args.protocol, &args.source, &args.destination, entry, &NodeFacts::default())
         .map_err(|error| Failure::Usage(error.to_string()))?;
-    let client = Client::new(&args.ask.socket);
-    let explanation = client.explain(&args.protocol, &args.source, &args.destination, entry)?;
+    let backend = args.why_not.as_deref().map(flow::parse_backend).transpose();
+    backend.map_err(|error| Failure::Usage(error.to_string()))?;
+    let question = Question {
+        protocol: args.protocol.clone(),
+        source: args.source.clone(),
+        destination: args.destination.clone(),
+        entry: entry.map(Into::into),
+        verify: args.verify,
+        why_not: args.why_not.clone(),
+    };
+    let explanation = Client::new(&args.ask.socket).explain(&question)?;
     output::write(args.ask.output, &explanation, || text(&explanation))?;
-    Ok(Verdict::Fine)
+    Ok(end(&explanation))
+}
+
+fn end(explanation: &Explanation) -> Verdict {
+    let is_absent = |why_not: &WhyNot| matches!(why_not.answer.as_str(), "not-a-backend" | "no-frontend");
+    if explanation.verification.as_ref().is_some_and(|verification| !verification.agrees) {
+        return Verdict::Different;
+    }
+    if explanation.why_not.as_ref().is_some_and(is_absent) { Verdict::Absent } else { Verdict::Fine }
 }
 
 fn text(explanation: &Explanation) -> String {
@@ -37,6 +54,34 @@ fn text(explanation: &Explanation) -> String {
         for rejected in &explanation.rejected {
             text.push_str(&format!("  {}: {}\n", rejected.backend, rejected.reason));
         }
+    }
+    text.extend(explanation.why_not.as_ref().map(why_not));
+    text.extend(explanation.verification.as_ref().map(verification));
+    text
+}
+
+fn why_not(answer: &WhyNot) -> String {
+    let more = if answer.slot_count as usize > answer.slots.len() { ", …" } else { "" };
+    let numbers: Vec<String> = answer.slots.iter().map(ToString::to_string).collect();
+    let slots = if numbers.is_empty() { String::new() } else { format!(" ({}{more})", numbers.join(", ")) };
+    format!("\nWhy not {}?\n  {}{slots}\n", answer.backend, printable(&answer.says))
+}
+
+fn verification(verification: &Verification) -> String {
+    let Verification { method, steps, kernel, disagreements, .. } = verification;
+    let verdict = if verification.agrees { "AGREE" } else { "DISAGREE" };
+    let mut text = format!("\n{verdict}: the kernel says: {} ({})\n", printable(kernel), printable(method));
+    for disagreement in disagreements {
+        text.push_str(&format!("  {}\n", printable(disagreement)));
+    }
+    if !verification.agrees && !verification.settled {
+        text.push_str("  Changes are due that the datapath does not have yet: see `lb status`, and ask again.\n");
+    }
+    if !steps.is_empty() {
+        text.push_str("\nIn the kernel:\n");
+    }
+    for (number, step) in steps.iter().enumerate() {
+        text.push_str(&format!("  {}. {}\n", number + 1, printable(step)));
     }
     text
 }
@@ -99,6 +144,8 @@ mod tests {
             hairpin_rewrite: None,
             steps: Vec::new(),
             rejected: Vec::new(),
+            verification: None,
+            why_not: None,
         };
         let expected = "passed on: the datapath does not carry frontend 10.96.0.1:80/sctp of service default/web:http";
         assert_eq!(verdict(&explanation), expected);
@@ -126,14 +173,38 @@ mod tests {
                 says: "random".into(),
             }],
             rejected: vec![Rejected { backend: "10.1.0.3:80".into(), reason: "draining".into() }],
+            verification: Some(Verification {
+                agrees: false,
+                method: "maps".into(),
+                steps: vec!["frontend 10.96.0.1:80/tcp: set 3".into()],
+                kernel: "refused at once".into(),
+                disagreements: vec!["verdict: expected forward, the kernel has refuse".into()],
+                established: None,
+                affinity: None,
+                settled: false,
+            }),
+            why_not: Some(WhyNot {
+                backend: "10.1.0.2:80".into(),
+                answer: "possible".into(),
+                says: "it may be the choice: 1 of 4 slots are its own".into(),
+                slots: vec![3],
+                slot_count: 1,
+                table: 4,
+            }),
         };
+        assert_eq!(end(&explanation), Verdict::Different);
         assert_eq!(
             text(&explanation),
             "tcp 10.0.0.1:1 -> 10.96.0.1:80, entering at pod\n\n  \
              1. service default/web, algorithm: random\n\n\
              forwarded to one of 10.1.0.1:80 (3/4), 10.1.0.2:80 (1/4)\n\
              source: kept; if the backend is the sender: translated to an address of the node, port 1024-65535\n\n\
-             Not taken:\n  10.1.0.3:80: draining\n"
+             Not taken:\n  10.1.0.3:80: draining\n\n\
+             Why not 10.1.0.2:80?\n  it may be the choice: 1 of 4 slots are its own (3)\n\n\
+             DISAGREE: the kernel says: refused at once (maps)\n  \
+             verdict: expected forward, the kernel has refuse\n  \
+             Changes are due that the datapath does not have yet: see `lb status`, and ask again.\n\n\
+             In the kernel:\n  1. frontend 10.96.0.1:80/tcp: set 3\n"
         );
     }
 }

@@ -3,6 +3,7 @@
 mod agent;
 mod backend;
 mod cleanup;
+mod drift;
 mod explain;
 mod service;
 mod status;
@@ -22,6 +23,7 @@ pub(crate) fn run(command: Command) -> Outcome {
         Command::Backend(BackendCommand::List(args)) => backend::list(&args),
         Command::Status(args) => status::run(&args),
         Command::Explain(args) => explain::run(&args),
+        Command::Drift(args) => drift::run(&args),
         Command::Cleanup(args) => cleanup::run(&args),
         #[cfg(feature = "lab")]
         Command::Lab(args) => crate::lab::run(&args),

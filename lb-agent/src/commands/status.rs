@@ -1,7 +1,9 @@
 //! `lb status`.
 
+use std::{collections::BTreeMap, time::Duration};
+
 use crate::{
-    api::{Client, Condition, Status},
+    api::{Client, Condition, DriftStatus, Status},
     cli::StatusArgs,
     exit::{Outcome, Verdict},
     output::{self, Table, count, printable},
@@ -47,7 +49,22 @@ fn table(status: &Status) -> String {
             count(counts.backends, "backend")
         ),
     );
+    line("drift", drift(&status.drift));
     table.to_string() + &conditions(&status.conditions)
+}
+
+fn drift(drift: &DriftStatus) -> String {
+    let sum = |counts: &BTreeMap<String, u64>| counts.values().sum::<u64>();
+    let (found, repaired) = (count(sum(&drift.found), "difference"), sum(&drift.repaired));
+    let watched = if drift.watched { ", watched" } else { "" };
+    let took = Duration::from_micros(drift.inspection_us);
+    format!(
+        "{}{watched}, {found} found, {repaired} repaired, {} open, {}, the last in {}",
+        drift.mode,
+        drift.open,
+        count(drift.inspections, "full inspection"),
+        output::time(took)
+    )
 }
 
 fn node(status: &Status) -> String {

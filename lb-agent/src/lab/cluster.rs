@@ -126,7 +126,11 @@ fn write_manifests(lab: &Lab, snapshot: &Snapshot, manifests: &[(&str, &str)]) -
     Ok(directory)
 }
 
-fn start_agent(node: Node<'_>, datapath: DatapathKind, manifests: &std::path::Path) -> Result<Program, RunError> {
+pub(super) fn start_agent(
+    node: Node<'_>,
+    datapath: DatapathKind,
+    manifests: &std::path::Path,
+) -> Result<Program, RunError> {
     let run_dir = node.run_dir()?;
     let facts = node.facts();
     let mut command = Command::new("/proc/self/exe");
@@ -143,7 +147,7 @@ fn start_agent(node: Node<'_>, datapath: DatapathKind, manifests: &std::path::Pa
     Ok(node.spawn(command)?)
 }
 
-fn await_ready(agent: &Program, node: Node<'_>) -> Result<(), RunError> {
+pub(super) fn await_ready(agent: &Program, node: Node<'_>) -> Result<(), RunError> {
     interrupt::check()?;
     match agent.wait_for_line(PATIENCE, |line| line == "ready") {
         Some(_) => Ok(()),

@@ -25,6 +25,10 @@ pub(crate) enum RunError {
     File { path: PathBuf, source: io::Error },
     #[error("the agent on {node} did not become ready (it may take {waited:?}); it said:\n{said}")]
     NotReady { node: String, waited: Duration, said: String },
+    #[error("the agent did not end within {waited:?}; it said:\n{said}")]
+    NotEnded { waited: Duration, said: String },
+    #[error("{answered} messages on {connections} connections were answered within {waited:?}")]
+    NotOpened { connections: u32, answered: u64, waited: Duration },
     #[error("asking the agent on {node}")]
     Agent { node: String, source: crate::api::ClientError },
     #[error("{action} failed")]

@@ -6,11 +6,14 @@
 mod checks;
 mod cluster;
 mod compare;
+mod drift;
 mod error;
 mod expectation;
 mod interrupt;
 mod kernel;
 mod report;
+mod restart;
+mod rights;
 mod rules;
 mod side_by_side;
 mod use_case;
@@ -24,9 +27,12 @@ use self::{
     error::RunError,
     expectation::Checks,
     report::{CaseReport, FullReport},
+    rights::Rights,
 };
 pub(crate) use self::{
     compare::{CompareArgs, run_if_probe},
+    drift::DriftLabArgs,
+    restart::RestartArgs,
     use_case::UseCase,
 };
 use crate::{
@@ -37,37 +43,72 @@ use crate::{
 };
 
 pub(crate) fn run(args: &LabArgs) -> Outcome {
-    if let Some(LabCommand::Compare(args)) = &args.command {
-        return compare::run(args);
-    }
-    if !nix::unistd::geteuid().is_root() {
-        let why = "lb lab needs root, for network namespaces, cgroups and BPF: run it with sudo";
-        return Err(Failure::Error(why.into()));
+    match &args.command {
+        Some(LabCommand::Compare(args)) => return compare_what_fits(args),
+        Some(LabCommand::Restart(args)) => return restart(args),
+        Some(LabCommand::Drift(args)) => return disturb(args),
+        None => {}
     }
     if args.datapath == Some(DatapathKind::Memory) {
         return Err(Failure::Usage("datapath memory carries no packets: choose one that does".into()));
     }
+    let rights = rights::obtain()?;
+    rights.check(args.datapath)?;
+    rights.say();
+    rights.check_report(args.report.as_deref())?;
     args.report.as_deref().map(report::prepare).transpose()?;
     interrupt::arm()?;
     let progress = Progress::new();
     match args.use_case {
         Some(use_case) => {
-            let report = run_case(use_case, args.datapath.unwrap_or(use_case.datapath()), &progress)?;
+            let report = run_case(use_case, rights.datapath(args.datapath, use_case), &progress)?;
             progress.finish();
             publish(args, &report, report.passed, || report.table())
         }
         None => {
-            let report = run_all(args.datapath, &progress)?;
+            let report = run_all(args.datapath, rights, &progress)?;
             progress.finish();
             publish(args, &report, report.passed, || report.table())
         }
     }
 }
 
-fn run_all(datapath: Option<DatapathKind>, progress: &Progress) -> Result<FullReport, Failure> {
+fn restart(args: &RestartArgs) -> Outcome {
+    args.check()?;
+    let rights = rights::obtain()?;
+    rights.say();
+    rights.check_report(args.report.as_deref())?;
+    restart::run(args, rights)
+}
+
+fn disturb(args: &DriftLabArgs) -> Outcome {
+    args.check()?;
+    let rights = rights::obtain()?;
+    rights.say();
+    rights.check_report(args.report.as_deref())?;
+    drift::run(args, rights)
+}
+
+/// Refuses what cannot be meant before it asks for rights.
+fn compare_what_fits(args: &CompareArgs) -> Outcome {
+    args.check()?;
+    let rights = rights::obtain()?;
+    rights.say();
+    rights.check_report(args.report.as_deref())?;
+    let mut args = args.clone();
+    let left_out = rights.fit(&mut args.datapaths, &mut args.services);
+    left_out.iter().for_each(|line| eprintln!("lb: {line}"));
+    if args.datapaths.is_empty() || args.services.is_empty() {
+        return Err(Failure::Error("nothing is left to compare: run it with sudo, or ask for less".into()));
+    }
+    args.left_out = left_out;
+    compare::run(&args)
+}
+
+fn run_all(datapath: Option<DatapathKind>, rights: Rights, progress: &Progress) -> Result<FullReport, Failure> {
     // One that cannot run fails alone.
     let case = |use_case: UseCase| {
-        let kind = datapath.unwrap_or(use_case.datapath());
+        let kind = rights.datapath(datapath, use_case);
         match try_case(use_case, kind, progress) {
             Err(error) if !matches!(error, RunError::Interrupted) => Ok(CaseReport::cannot_run(use_case, kind, &error)),
             done => done.map_err(|error| failure(&format!("{} on {kind}", use_case.name()), &error)),
@@ -80,7 +121,7 @@ fn run_all(datapath: Option<DatapathKind>, progress: &Progress) -> Result<FullRe
         Err(error) if !matches!(error, RunError::Interrupted) => Ok(side_by_side::Row::cannot_run(kind, &error)),
         done => done.map_err(|error| failure(&format!("side by side on {kind}"), &error)),
     };
-    let kinds = datapath.map_or_else(|| DatapathKind::KERNEL.to_vec(), |kind| vec![kind]);
+    let kinds = datapath.map_or_else(|| rights.datapaths(), |kind| vec![kind]);
     let datapaths: Vec<_> = kinds.into_iter().map(side).collect::<Result<_, _>>()?;
     let passed = use_cases.iter().all(|case| case.passed) && datapaths.iter().all(|row| row.passed);
     Ok(FullReport { passed, use_cases, datapaths })

@@ -34,7 +34,16 @@ pub(super) fn about(node: Node<'_>, ips: &[IpAddr], listers: &[&'static str]) ->
 }
 
 fn list(program: &str) -> io::Result<String> {
-    let arguments: &[&str] = if program == "nft" { &["list", "ruleset"] } else { &[] };
+    // Legacy tables are not listed by their names: root of a user namespace may not read which there are.
+    let arguments: &[&[&str]] = match program {
+        "nft" => &[&["list", "ruleset"]],
+        _ if program.contains("legacy") => &[&["-t", "nat"], &["-t", "filter"]],
+        _ => &[&[]],
+    };
+    arguments.iter().map(|arguments| run(program, arguments)).collect()
+}
+
+fn run(program: &str, arguments: &[&str]) -> io::Result<String> {
     match Command::new(program).args(arguments).output() {
         Ok(output) if output.status.success() => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
         Ok(output) => Err(io::Error::other(String::from_utf8_lossy(&output.stderr).trim().to_owned())),

@@ -3,7 +3,11 @@
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 mod drift;
+mod health;
+mod histories;
 mod model;
 mod plans;
+mod priorities;
 mod reconciler;
+mod topology;
 mod worlds;

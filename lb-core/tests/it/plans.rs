@@ -2,15 +2,16 @@
 
 use std::collections::BTreeSet;
 
-use crate::worlds::history;
+use crate::worlds::{history, settings};
 use lb_core::{
-    Answer, Change, Desired, Labels, Model, Packet, Plan, ServiceName, State, Target, Verdict, decide, diff,
+    Answer, Capabilities, Change, Desired, Labels, Model, Packet, Plan, ServiceName, State, Target, Verdict, decide,
+    diff,
 };
 use proptest::prelude::*;
 
 /// The states that a history passes through, each computed service by service, and the model at its end.
 fn states(history: &[Change]) -> (Vec<State>, Model) {
-    let (mut model, mut desired) = (Model::default(), Desired::default());
+    let (mut model, mut desired) = (Model::new(settings(), Capabilities::all("memory")), Desired::default());
     let mut states = vec![State::default()];
     for change in history {
         if let Ok(touched) = model.apply(change.clone()) {
@@ -170,4 +171,20 @@ fn a_backend_that_two_services_place_differently_is_local_whichever_came_first()
         desired.update(&without, &touched).unwrap();
         assert!(desired.state().backends.values().all(|backend| !backend.local), "only `b` is left to say");
     }
+}
+
+#[test]
+fn a_service_that_moves_keeps_its_set_and_the_ids_of_its_backends() {
+    let (mut model, mut desired) = (Model::default(), Desired::default());
+    let slice = crate::worlds::slice("a", ["10.244.0.1", "10.244.0.2"].map(crate::worlds::ready));
+    model.apply(Change::ReplaceEndpoints(slice)).unwrap();
+    let mut states = Vec::new();
+    for address in ["10.96.0.1", "10.96.0.2"] {
+        let touched = model.apply(Change::UpsertService(crate::worlds::web("a", address))).unwrap();
+        desired.update(&model, &touched).unwrap();
+        states.push(desired.state().clone());
+    }
+    assert_eq!((&states[0].sets, &states[0].backends), (&states[1].sets, &states[1].backends));
+    let plan = diff(&states[0], &states[1], &Labels::new());
+    assert_eq!(plan.summary(), "2 operations: frontends +1 -1, sets +0 -0, backends +0 -0");
 }

@@ -2,19 +2,19 @@
 
 use core::time::Duration;
 
-use crate::worlds::{history, ready, slice, web};
+use crate::worlds::{history, ready, settings, slice, web};
 use lb_core::{
     Answer, Change, Datapath, Desired, Faults, Faulty, FrontendAddr, FrontendStatus, Instant, MemoryDatapath, Model,
-    Protocol, Reconciler, Settings, SourceName,
+    Protocol, Reconciler, SourceName,
 };
 use proptest::prelude::*;
 
-fn reconciler(datapath: &impl Datapath) -> Reconciler {
-    Reconciler::new(Model::new(Settings::default(), datapath.capabilities()))
+pub(crate) fn reconciler(datapath: &impl Datapath) -> Reconciler {
+    Reconciler::new(Model::new(settings(), datapath.capabilities()))
 }
 
 /// Drives until nothing is left to do at `now`.
-fn run(reconciler: &mut Reconciler, datapath: &mut impl Datapath, now: Instant) {
+pub(crate) fn run(reconciler: &mut Reconciler, datapath: &mut impl Datapath, now: Instant) {
     loop {
         if reconciler.wants_observation(now) {
             match datapath.observe() {
@@ -29,7 +29,7 @@ fn run(reconciler: &mut Reconciler, datapath: &mut impl Datapath, now: Instant) 
 }
 
 /// Drives through every time-out until everything has settled.
-fn settle(reconciler: &mut Reconciler, datapath: &mut impl Datapath, mut now: Instant) -> Instant {
+pub(crate) fn settle(reconciler: &mut Reconciler, datapath: &mut impl Datapath, mut now: Instant) -> Instant {
     for _ in 0..10_000 {
         run(reconciler, datapath, now);
         match reconciler.poll_timeout() {

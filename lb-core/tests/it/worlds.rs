@@ -3,8 +3,9 @@
 use core::{net::IpAddr, time::Duration};
 
 use lb_core::{
-    AdminState, Affinity, Algorithm, Change, Conditions, Endpoint, EndpointSlice, NodeFacts, NodeName, Protocol,
-    Service, ServiceName, ServicePort, SliceName, SlicePort, TrafficPolicy,
+    AdminState, Affinity, Algorithm, BackendAddr, Change, Conditions, Endpoint, EndpointSlice, Health, HealthReport,
+    Hints, NodeFacts, NodeName, Protocol, Service, ServiceName, ServicePort, Settings, SliceName, SlicePort,
+    SourceName, TrafficDistribution, TrafficPolicy, ZoneName,
 };
 use proptest::{prelude::*, sample::select};
 
@@ -39,6 +40,11 @@ pub(crate) fn ready(address: &str) -> Endpoint {
     Endpoint::new(ip(address))
 }
 
+/// The backend that [`slice`] makes of an address.
+pub(crate) fn backend(address: &str) -> BackendAddr {
+    BackendAddr::new(ip(address), 8080, Protocol::Tcp)
+}
+
 fn addresses() -> impl Strategy<Value = Vec<IpAddr>> {
     let pool = ["10.96.0.1", "10.96.0.2", "fd00:96::1", "20.0.0.1"].map(ip).to_vec();
     proptest::sample::subsequence(pool, 0..=2)
@@ -53,30 +59,68 @@ fn services() -> impl Strategy<Value = Service> {
         vec![port("http", Protocol::Tcp, 80), port("dns", Protocol::Udp, 53), port("dns-tcp", Protocol::Tcp, 53)],
         1..=3,
     );
-    (name, addresses(), addresses(), ports, algorithm, policies, affinity, proptest::option::of(30_000u16..30_002))
-        .prop_map(
-            |(name, cluster_ips, external, mut ports, algorithm, (policy, external_is_lb), affinity, node_port)| {
-                ports[0].node_port = node_port;
-                let (load_balancer_ips, external_ips) =
-                    if external_is_lb { (external, vec![]) } else { (vec![], external) };
-                let affinity = affinity.map(|(seconds, prefix_v4)| Affinity {
-                    timeout: Duration::from_secs(seconds),
-                    prefix_v4,
-                    ..Affinity::default()
-                });
-                Service {
-                    cluster_ips,
-                    external_ips,
-                    load_balancer_ips,
-                    ports,
-                    affinity,
-                    algorithm,
-                    internal_traffic_policy: policy,
-                    external_traffic_policy: policy,
-                    ..Service::new(ServiceName::new("default", name))
-                }
-            },
-        )
+    let node_port = proptest::option::of(30_000u16..30_002);
+    (name, addresses(), addresses(), ports, algorithm, policies, affinity, node_port, preferences()).prop_map(
+        |(
+            name,
+            cluster_ips,
+            external,
+            mut ports,
+            algorithm,
+            (policy, external_is_lb),
+            affinity,
+            node_port,
+            preferences,
+        )| {
+            let (traffic_distribution, panic_threshold, source) = preferences;
+            ports[0].node_port = node_port;
+            let (load_balancer_ips, external_ips) =
+                if external_is_lb { (external, vec![]) } else { (vec![], external) };
+            let affinity = affinity.map(|(seconds, prefix_v4)| Affinity {
+                timeout: Duration::from_secs(seconds),
+                prefix_v4,
+                ..Affinity::default()
+            });
+            Service {
+                cluster_ips,
+                external_ips,
+                load_balancer_ips,
+                ports,
+                affinity,
+                algorithm,
+                internal_traffic_policy: policy,
+                external_traffic_policy: policy,
+                traffic_distribution,
+                panic_threshold,
+                source,
+                ..Service::new(ServiceName::new("default", name))
+            }
+        },
+    )
+}
+
+fn preferences() -> impl Strategy<Value = (Option<TrafficDistribution>, Option<u8>, Option<SourceName>)> {
+    let distributions =
+        vec![None, Some(TrafficDistribution::PreferSameZone), Some(TrafficDistribution::PreferSameNode)];
+    (select(distributions), select(vec![None, Some(60)]), select(vec![None, Some(source("high")), Some(source("low"))]))
+}
+
+pub(crate) fn source(name: &str) -> SourceName {
+    SourceName(name.into())
+}
+
+/// Settings under which the source `high` wins over others.
+pub(crate) fn settings() -> Settings {
+    Settings { priorities: [(source("high"), 10), (source("low"), -10)].into(), ..Settings::default() }
+}
+
+fn health() -> impl Strategy<Value = HealthReport> {
+    let health = select(vec![Health::Unknown, Health::Healthy, Health::Unhealthy, Health::Unhealthy]);
+    (select(vec!["probe", "other"]), 1u8..=6, any::<bool>(), health).prop_map(|(name, n, is_dns, health)| {
+        let (port, protocol) = if is_dns { (5353, Protocol::Udp) } else { (8080, Protocol::Tcp) };
+        let backend = BackendAddr::new(ip(&format!("10.244.0.{n}")), port, protocol);
+        HealthReport { source: source(name), backend, health }
+    })
 }
 
 fn endpoints() -> impl Strategy<Value = Endpoint> {
@@ -90,15 +134,22 @@ fn endpoints() -> impl Strategy<Value = Endpoint> {
         AdminState::Maintenance,
     ]);
     let conditions = (any::<bool>(), any::<bool>(), any::<bool>());
-    (address, node, admin, conditions, 0u16..4).prop_map(|(ip, node, admin, (ready, serving, terminating), weight)| {
-        Endpoint {
+    let zone = || select(vec![None, Some("a"), Some("b")]).prop_map(|zone| zone.map(ZoneName::new));
+    let hints = (zone(), select(vec![None, None, Some("here"), Some("there")])).prop_map(|(zone, node)| Hints {
+        zones: zone.into_iter().collect(),
+        nodes: node.map(NodeName::new).into_iter().collect(),
+    });
+    (address, node, zone(), hints, admin, conditions, 0u16..4).prop_map(
+        |(ip, node, zone, hints, admin, (ready, serving, terminating), weight)| Endpoint {
             ip,
             node: node.map(NodeName::new),
+            zone,
+            hints,
             conditions: Conditions { ready, serving, terminating },
             admin,
             weight,
-        }
-    })
+        },
+    )
 }
 
 fn slices() -> impl Strategy<Value = EndpointSlice> {
@@ -137,6 +188,10 @@ pub(crate) fn change() -> impl Strategy<Value = Change> {
         5 => slices().prop_map(Change::ReplaceEndpoints),
         1 => (name(), 0u8..2).prop_map(|(name, n)| Change::RemoveEndpoints(SliceName::new("default", &format!("{name}-{n}")))),
         1 => nodes().prop_map(Change::SetNode),
+        1 => select(vec![None, Some("a"), Some("b")]).prop_map(|zone| Change::SetZone(zone.map(ZoneName::new))),
+        2 => health().prop_map(Change::SetHealth),
+        1 => health().prop_map(Change::RestoreHealth),
+        1 => select(vec![Change::ForgetHealth(source("probe")), Change::InitDone(source("probe"))]),
     ]
 }
 

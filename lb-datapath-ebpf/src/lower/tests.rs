@@ -317,3 +317,45 @@ fn one_service(id: u32) -> State {
         node: NodeFacts::default(),
     }
 }
+
+#[test]
+fn what_is_missing_when_maps_are_opened_again_is_written_and_what_is_left_over_goes() {
+    let (mut mirror, mut maps) = (Mirror::new(LIMITS), Fake::new());
+    // Set 10 takes turns; UDP sets are listed, and so are those under affinity.
+    let mut state = one_service(10);
+    state.frontends.get_mut(&frontend_addr(1)).unwrap().affinity = Some(Affinity::default());
+    let (udp, content) = set(3, Protocol::Udp);
+    state.backends.extend(content.slots.iter().map(|id| backend(id.get())));
+    state.sets.insert(udp, Arc::new(content));
+    state.node.cluster_cidrs = vec!["10.0.0.0/8".parse().unwrap()];
+    apply(&mut mirror, &mut maps, &plan(&State::default(), &state)).unwrap();
+    let whole = (maps.members.clone(), maps.turns.clone(), maps.cidrs.clone());
+    assert_eq!((whole.0.len(), whole.1.len(), whole.2.len()), (4, 1, 1));
+    let stray = |set, backend| abi::MemberKey { set, backend };
+    while let Some((key, ())) = maps.members.pop_first() {
+        maps.turns.clear();
+        maps.turns.insert(99, ());
+        maps.cidrs.clear();
+        maps.cidrs.insert(abi::CidrKey { bits: 104, addr: abi::map_v4([11, 0, 0, 0]) }, abi::FAMILY_V4);
+        maps.members.extend([(stray(10, 99), ()), (stray(99, 1), ())]);
+        let (restored, mends) = Mirror::restore(&maps.snapshot(), LIMITS).unwrap();
+        assert_eq!(restored.state, state);
+        let left: Vec<_> = maps.members.keys().copied().filter(|other| *other != key && other.set != 99).collect();
+        assert!(maps.write(&mends).is_empty());
+        assert_eq!((&maps.members, &maps.turns, &maps.cidrs), (&whole.0, &whole.1, &whole.2));
+        maps.members.retain(|other, ()| left.contains(other));
+    }
+}
+
+#[test]
+fn a_list_that_nothing_relies_on_is_removed_when_it_is_not_whole() {
+    let (mut mirror, mut maps) = (Mirror::new(LIMITS), Fake::new());
+    let state = one_service(5);
+    apply(&mut mirror, &mut maps, &plan(&State::default(), &state)).unwrap();
+    let id = state.sets.keys().next().unwrap().get();
+    maps.members.insert(abi::MemberKey { set: id, backend: 1 }, ());
+    let (restored, mends) = Mirror::restore(&maps.snapshot(), LIMITS).unwrap();
+    maps.write(&mends);
+    assert!(maps.members.is_empty());
+    assert_eq!(restored.members(), 0);
+}

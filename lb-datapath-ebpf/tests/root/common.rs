@@ -54,9 +54,21 @@ impl Cgroup {
     /// A new one with this process in it.
     pub(crate) fn joined() -> Self {
         let mut cgroup = Self::empty();
-        fs::write(cgroup.path.join("cgroup.procs"), "0").unwrap();
         cgroup.parent = cgroup.path.parent().map(Path::to_path_buf);
+        cgroup.join();
         cgroup
+    }
+
+    /// Puts this process in.
+    pub(crate) fn join(&self) {
+        fs::write(self.path.join("cgroup.procs"), "0").unwrap();
+    }
+
+    /// Takes this process out.
+    pub(crate) fn leave(&self) {
+        if let Some(parent) = &self.parent {
+            fs::write(parent.join("cgroup.procs"), "0").unwrap();
+        }
     }
 }
 

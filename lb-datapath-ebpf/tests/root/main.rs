@@ -1,6 +1,10 @@
 //! The datapath in the kernel: real sockets and packets, in namespaces and cgroups of their own.
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
+mod bpf;
 mod common;
+mod drift;
+mod foreign;
 mod packets;
 mod sockets;
+mod verify;

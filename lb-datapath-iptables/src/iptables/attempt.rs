@@ -115,7 +115,7 @@ impl<'a> Attempt<'a> {
 }
 
 /// The backends that `addr` may reach in `state`; `None` if it is no frontend.
-fn backends(state: &State, addr: FrontendAddr) -> Option<BTreeSet<(IpAddr, u16)>> {
+pub(crate) fn backends(state: &State, addr: FrontendAddr) -> Option<BTreeSet<(IpAddr, u16)>> {
     let members = match state.frontends.get(&addr)?.target {
         Target::Set(id) => state.sets.get(&id)?.members(),
         Target::Reject | Target::Drop => BTreeMap::new(),

@@ -148,6 +148,9 @@ pub(crate) struct Share {
 }
 
 impl Share {
+    /// Two probabilities that differ by less are the same: `iptables-save` prints eleven digits of 31 bits.
+    pub(crate) const EXACT: f64 = 1.5 / (1u64 << 31) as f64;
+
     /// Its numerator over 2^31.
     pub(crate) const fn bits(self) -> u64 {
         ((self.slots << 32) / self.of).div_ceil(2)

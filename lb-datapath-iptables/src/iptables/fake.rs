@@ -6,11 +6,15 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use lb_core::{DatapathError, ErrorKind, Family};
+use lb_core::{BackendAddr, DatapathError, ErrorKind, Family, Packet};
 
-use crate::conntrack::Allowed;
+use crate::{
+    conntrack::Allowed,
+    routes::{Installed, Place, Signs},
+};
 
 use super::{
+    drift::RouteDrift,
     host::Host,
     tools::{ToolError, Tools},
 };
@@ -56,6 +60,13 @@ impl FakeTools {
         let inner = self.0.lock().unwrap();
         let chains = inner.tables.get(&(family, table)).into_iter().flat_map(|chains| chains.keys().cloned());
         chains.filter(|chain| chain.starts_with("LB-")).collect()
+    }
+
+    /// All rules of both families.
+    pub(crate) fn saved(&self) -> String {
+        let save = |(family, table)| self.save(family, table).unwrap();
+        let families = [Family::V4, Family::V6].into_iter();
+        families.flat_map(|family| ["nat", "filter"].map(|table| (family, table))).map(save).collect()
     }
 
     /// What an administrator does by hand.
@@ -105,6 +116,12 @@ impl Tools for FakeTools {
             }
         }
         Ok(text + "COMMIT\n")
+    }
+
+    fn list(&self, family: Family, chain: &str) -> Result<String, ToolError> {
+        let saved = self.save(family, "nat")?;
+        let rules = saved.lines().filter(|line| line.starts_with(&format!("-A {chain} ")));
+        Ok(rules.map(|line| format!("{line}\n")).collect())
     }
 }
 
@@ -223,6 +240,31 @@ impl Host for FakeHost {
             state.forgotten.push(allowed.clone());
         }
         Ok(())
+    }
+
+    fn routes(&mut self) -> Result<Installed, DatapathError> {
+        let both = |vip| [(Place::Local, vip), (Place::Forwarded, vip)];
+        let routes = self.state()?.vips.iter().copied().flat_map(both).collect();
+        Ok(Installed { routes, rules: [Family::V4, Family::V6].into() })
+    }
+
+    fn has_reject_path(&mut self) -> Result<bool, DatapathError> {
+        Ok(true)
+    }
+
+    fn mend(&mut self, drift: &RouteDrift) -> Result<(), DatapathError> {
+        let mut state = self.state()?;
+        state.vips.retain(|vip| !drift.extra.iter().any(|(_, extra)| extra == vip));
+        state.vips.extend(drift.missing.iter().map(|(_, vip)| vip));
+        Ok(())
+    }
+
+    fn backend_of(&mut self, _: &Packet) -> Result<Option<BackendAddr>, DatapathError> {
+        Ok(None)
+    }
+
+    fn signs(&self) -> std::io::Result<Signs> {
+        Err(std::io::ErrorKind::Unsupported.into())
     }
 
     fn cleanup(&mut self) -> Result<(), DatapathError> {

@@ -6,16 +6,16 @@ use std::{
     net::IpAddr,
 };
 
-use lb_core::{DatapathError, ErrorKind};
+use lb_core::{BackendAddr, DatapathError, ErrorKind, Packet};
 use nix::libc;
 
 use crate::{
     conntrack::{Allowed, Conntrack},
     netlink::errno,
-    routes::Routes,
+    routes::{Installed, Routes, Signs},
 };
 
-use super::{IptablesConfig, reject_path::RejectPath};
+use super::{IptablesConfig, drift::RouteDrift, reject_path::RejectPath};
 
 /// The kernel outside of iptables.
 pub(crate) trait Host: Send {
@@ -30,6 +30,21 @@ pub(crate) trait Host: Send {
 
     /// Forgets UDP flows to these frontends whose replies come from elsewhere than allowed.
     fn forget_udp(&mut self, allowed: &Allowed) -> Result<(), DatapathError>;
+
+    /// Every route and routing rule of ours.
+    fn routes(&mut self) -> Result<Installed, DatapathError>;
+
+    /// Whether refused packets find their way.
+    fn has_reject_path(&mut self) -> Result<bool, DatapathError>;
+
+    /// Puts back routes and routing rules.
+    fn mend(&mut self, drift: &RouteDrift) -> Result<(), DatapathError>;
+
+    /// Where the flow of a packet goes, if conntrack knows it.
+    fn backend_of(&mut self, packet: &Packet) -> Result<Option<BackendAddr>, DatapathError>;
+
+    /// How to tell changes of our routes from others.
+    fn signs(&self) -> io::Result<Signs>;
 
     /// Removes every route and routing rule.
     fn cleanup(&mut self) -> Result<(), DatapathError>;
@@ -76,6 +91,33 @@ impl Host for Kernel {
 
     fn forget_udp(&mut self, allowed: &Allowed) -> Result<(), DatapathError> {
         self.flows.forget_stale(allowed).map(drop).map_err(failure("deleting stale UDP flows"))
+    }
+
+    fn routes(&mut self) -> Result<Installed, DatapathError> {
+        self.routes.everything().map_err(failure("reading routes"))
+    }
+
+    fn has_reject_path(&mut self) -> Result<bool, DatapathError> {
+        self.reject_path.is_there().map_err(failure("reading routing rules"))
+    }
+
+    fn mend(&mut self, drift: &RouteDrift) -> Result<(), DatapathError> {
+        let RouteDrift { missing, extra, rules, reject_path, .. } = drift;
+        self.routes.mend(missing, extra, rules).map_err(failure("putting routes back"))?;
+        if *reject_path {
+            self.reject_path.add_again().map_err(failure("adding the routing rule for refused packets"))?;
+        }
+        Ok(())
+    }
+
+    fn backend_of(&mut self, packet: &Packet) -> Result<Option<BackendAddr>, DatapathError> {
+        self.flows.backend_of(packet).map_err(failure("asking conntrack"))
+    }
+
+    fn signs(&self) -> io::Result<Signs> {
+        let mut signs = self.routes.signs()?;
+        signs.second_port = Some(self.reject_path.port()?);
+        Ok(signs)
     }
 
     fn cleanup(&mut self) -> Result<(), DatapathError> {

@@ -203,7 +203,8 @@ impl Reader<'_> {
     }
 }
 
-fn frontend_addr(rule: &Rule) -> Option<(FrontendAddr, FrontendNote<'_>)> {
+/// The frontend that a rule of `LB-SERVICES` is for.
+pub(crate) fn frontend_addr(rule: &Rule) -> Option<(FrontendAddr, FrontendNote<'_>)> {
     let addr =
         FrontendAddr::new(host(rule.value("-d")?)?, rule.value("--dport")?.parse().ok()?, protocol(rule.value("-p")?)?);
     Some((addr, FrontendNote::parse(rule.comment()?)?))

@@ -51,20 +51,24 @@
 //!
 //! Chains that do not begin with `LB-` are never touched; jumps to ours go in front.
 
+mod ask;
 mod attempt;
 mod change;
 mod choice;
 mod cleanup;
+mod compare;
 mod config;
 mod counters;
+mod drift;
 #[cfg(test)]
 mod fake;
 mod hooks;
 mod host;
+mod info;
 mod installed;
 mod lower;
 mod names;
-mod namespace;
+
 mod notes;
 mod reject_path;
 mod restore;
@@ -72,28 +76,33 @@ mod saved;
 #[cfg(test)]
 mod tests;
 mod tools;
+mod watch;
 
 use std::{collections::BTreeSet, fmt, sync::Arc, time::Duration};
 
 use lb_core::{
-    AffinityCapability, Algorithm, ApplyError, Atomicity, Capabilities, Counters, Datapath, DatapathError, ErrorKind,
-    Family, FrontendKind, Labels, Plan, Protocol, Role, SocketCapability, State,
+    AffinityCapability, Algorithm, ApplyError, Atomicity, Capabilities, Counters, Datapath, DatapathError, Drift,
+    ErrorKind, Expected, Family, FrontendKind, Inspection, KernelAnswer, Labels, Packet, Plan, Protocol, Role,
+    SocketCapability, State, Watcher,
 };
 
 pub use self::config::{IptablesConfig, Variant};
 
-use crate::conntrack::Allowed;
+use crate::{conntrack::Allowed, crash, namespace::Namespace};
 
 use self::{
     attempt::Attempt,
     choice::MAX_RECENT_SECONDS,
     counters::RuleCounters,
+    drift::Found,
     hooks::Hook,
     host::{Host, Kernel},
+    info::Sizes,
     installed::{Installed, Tables},
     lower::{Job, MAX_SLOTS, Style},
     saved::SavedTable,
     tools::{Programs, ToolError, Tools, Version},
+    watch::Shared,
 };
 
 /// The input of `iptables-restore --noflush` that installs one family of `state` where nothing of ours is installed.
@@ -125,6 +134,13 @@ pub struct IptablesDatapath {
     installed: Option<Installed>,
     /// UDP frontends whose old flows are still to be forgotten.
     stale: Allowed,
+    namespace: Namespace,
+    /// What a watcher took notice of.
+    shared: Shared,
+    /// To ask for the sizes of tables with, for iptables-legacy.
+    sizes: Option<Sizes>,
+    /// What the last inspection found and no repair has put right.
+    found: Found,
 }
 
 impl fmt::Debug for IptablesDatapath {
@@ -146,12 +162,39 @@ impl IptablesDatapath {
         let recent = programs.version()?.is_none_or(|version| version >= Version::WAITS);
         let programs = if recent { programs.waiting(config.lock_wait) } else { programs };
         let host = Kernel::open(config)?;
-        Ok(Self::with(config.clone(), recent, Arc::new(programs), Box::new(host)))
+        let shared = Shared::default();
+        let programs = programs.telling(shared.clone());
+        let here = Namespace::current().map_err(namespace)?;
+        let mut datapath = Self::with(config.clone(), recent, Arc::new(programs), Box::new(host), here);
+        datapath.shared = shared;
+        if config.variant == Variant::Legacy {
+            let opening = |error| DatapathError::new(ErrorKind::System, "opening a socket failed").with_source(error);
+            datapath.sizes = Some(Sizes::open(&config.families).map_err(opening)?);
+        }
+        Ok(datapath)
     }
 
-    fn with(config: IptablesConfig, random_fully: bool, tools: Arc<dyn Tools>, host: Box<dyn Host>) -> Self {
+    fn with(
+        config: IptablesConfig,
+        random_fully: bool,
+        tools: Arc<dyn Tools>,
+        host: Box<dyn Host>,
+        namespace: Namespace,
+    ) -> Self {
         let style = config.style(random_fully);
-        Self { config, style, tools, host, installed: None, stale: Allowed::new() }
+        let (shared, found) = (Shared::default(), Found::default());
+        Self {
+            config,
+            style,
+            tools,
+            host,
+            installed: None,
+            stale: Allowed::new(),
+            namespace,
+            shared,
+            sizes: None,
+            found,
+        }
     }
 
     fn read(&mut self) -> Result<Installed, DatapathError> {
@@ -163,6 +206,34 @@ impl IptablesDatapath {
     fn tables(&self, family: Family) -> Result<Tables, ToolError> {
         let table = |name| Ok(SavedTable::parse(&self.tools.save(family, name)?));
         Ok(Tables { family, nat: table("nat")?, filter: table("filter")? })
+    }
+
+    fn carry_out(&mut self, plan: &Plan) -> Result<(), ApplyError> {
+        let installed = match self.installed.take() {
+            Some(installed) => installed,
+            None => self.read().map_err(ApplyError::unknown)?,
+        };
+        let mut attempt = Attempt::new(&installed, plan, &self.config.families);
+        match self.host.add_vips(&attempt.vips_needed()) {
+            Ok(refused) => attempt.refuse_vips(refused),
+            Err(error) => {
+                let error = attempt.nothing_took(&error);
+                self.installed = Some(installed);
+                return Err(error);
+            }
+        }
+        for &family in &self.config.families {
+            crash::point();
+            self.restore(&mut attempt, family).map_err(ApplyError::unknown)?;
+        }
+        crash::point();
+        self.stale.extend(attempt.udp_changes());
+        self.host.forget_udp(&self.stale).map_err(ApplyError::unknown)?;
+        self.stale.clear();
+        self.host.remove_vips(&attempt.vips_left()).map_err(ApplyError::unknown)?;
+        let (installed, report) = attempt.finish();
+        self.installed = Some(installed);
+        report
     }
 
     /// Restores one family, without the frontends that are refused one by one.
@@ -198,6 +269,7 @@ impl Datapath for IptablesDatapath {
             sockets: SocketCapability::Packets,
             atomic: Atomicity::Family,
             roles: vec![Role::Active],
+            drain: false,
             max_slots: MAX_SLOTS,
             // netfilter keeps a port below 512, below 1024 or above in its class.
             translated_ports: 1..=u16::MAX,
@@ -213,29 +285,32 @@ impl Datapath for IptablesDatapath {
     }
 
     fn apply(&mut self, plan: &Plan) -> Result<(), ApplyError> {
-        let installed = match self.installed.take() {
-            Some(installed) => installed,
-            None => self.read().map_err(ApplyError::unknown)?,
-        };
-        let mut attempt = Attempt::new(&installed, plan, &self.config.families);
-        match self.host.add_vips(&attempt.vips_needed()) {
-            Ok(refused) => attempt.refuse_vips(refused),
-            Err(error) => {
-                let error = attempt.nothing_took(&error);
-                self.installed = Some(installed);
-                return Err(error);
-            }
-        }
-        for &family in &self.config.families {
-            self.restore(&mut attempt, family).map_err(ApplyError::unknown)?;
-        }
-        self.stale.extend(attempt.udp_changes());
-        self.host.forget_udp(&self.stale).map_err(ApplyError::unknown)?;
-        self.stale.clear();
-        self.host.remove_vips(&attempt.vips_left()).map_err(ApplyError::unknown)?;
-        let (installed, report) = attempt.finish();
-        self.installed = Some(installed);
-        report
+        self.begin_change();
+        let outcome = self.carry_out(plan);
+        self.remember_sizes();
+        outcome
+    }
+
+    fn inspect(&mut self, expected: Expected<'_>, inspection: Inspection) -> Result<Vec<Drift>, DatapathError> {
+        self.look(expected, inspection)
+    }
+
+    fn repair(&mut self, expected: Expected<'_>, found: &[Drift]) -> Result<(), ApplyError> {
+        self.put_right(expected, found)
+    }
+
+    /// The record of a client is not shown: the `recent` module does not say how old it is.
+    fn ask(&mut self, packet: &Packet) -> Result<Option<KernelAnswer>, DatapathError> {
+        self.question(packet).map(Some)
+    }
+
+    fn watcher(&mut self) -> Result<Option<Box<dyn Watcher>>, DatapathError> {
+        let opening =
+            |error| DatapathError::new(ErrorKind::System, "watching over rules and routes failed").with_source(error);
+        let watcher = self.open_watcher().map_err(opening)?;
+        // What happened before it watched was told to nobody.
+        self.suspect_everything();
+        Ok(Some(Box::new(watcher)))
     }
 
     fn set_role(&mut self, role: Role) -> Result<(), DatapathError> {
@@ -251,10 +326,12 @@ impl Datapath for IptablesDatapath {
     fn cleanup(&mut self) -> Result<(), DatapathError> {
         self.installed = None;
         self.stale.clear();
+        self.shared.lock().sizes.clear();
         for &family in &self.config.families {
             for table in ["nat", "filter"] {
                 let removal = cleanup::removal(table, &SavedTable::parse(&self.tools.save(family, table)?));
                 if let Some(removal) = removal {
+                    crash::point();
                     self.tools.restore(family, &removal)?;
                 }
             }

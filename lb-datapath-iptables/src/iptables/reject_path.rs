@@ -29,7 +29,7 @@ use nix::libc;
 
 use crate::{
     netlink::{Socket, Writer, errno},
-    routes::{DELETE_ROUTE, DELETE_RULE, LOOPBACK, NEW_ROUTE, NEW_RULE, address_family},
+    routes::{DELETE_ROUTE, DELETE_RULE, LOOPBACK, NEW_ROUTE, NEW_RULE, address_family, has_route, has_rule},
 };
 
 use super::IptablesConfig;
@@ -69,6 +69,28 @@ impl RejectPath {
         self.change(NEW_ROUTE, NEW_RULE, NLM_F_REQUEST | NLM_F_CREATE | NLM_F_EXCL, &[libc::EEXIST])?;
         self.added = true;
         Ok(())
+    }
+
+    /// Adds it once more.
+    pub(crate) fn add_again(&mut self) -> io::Result<()> {
+        self.added = false;
+        self.add()
+    }
+
+    /// Address of the socket that makes the changes.
+    pub(crate) fn port(&self) -> io::Result<u32> {
+        self.socket.port()
+    }
+
+    /// Whether all of it is there.
+    pub(crate) fn is_there(&mut self) -> io::Result<bool> {
+        for family in self.families.clone() {
+            let (rule, route) = (self.rule(family), self.route());
+            if !has_rule(&mut self.socket, &rule)? || family == Family::V6 && !has_route(&mut self.socket, &route)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     pub(crate) fn remove(&mut self) -> io::Result<()> {

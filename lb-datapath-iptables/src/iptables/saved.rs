@@ -31,6 +31,11 @@ impl SavedTable {
         self.chains.get(chain).map_or(&[], Vec::as_slice)
     }
 
+    /// The rules of a chain, none if it does not exist.
+    pub(crate) fn into_rules(mut self, chain: &str) -> Vec<Rule> {
+        self.chains.remove(chain).unwrap_or_default()
+    }
+
     /// Every chain with its rules.
     pub(crate) fn chains(&self) -> impl Iterator<Item = (&str, &[Rule])> {
         self.chains.iter().map(|(name, rules)| (name.as_str(), rules.as_slice()))
@@ -42,6 +47,16 @@ impl SavedTable {
 pub(crate) struct Rule(Vec<String>);
 
 impl Rule {
+    /// The rule in a line without its chain.
+    pub(crate) fn parse(line: &str) -> Self {
+        Self(words(line))
+    }
+
+    /// Its words.
+    pub(crate) fn words(&self) -> &[String] {
+        &self.0
+    }
+
     /// The word after `option`.
     pub(crate) fn value(&self, option: &str) -> Option<&str> {
         let index = self.0.iter().position(|word| word == option)?;

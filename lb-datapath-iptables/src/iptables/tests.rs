@@ -8,8 +8,9 @@ use std::{
 };
 
 use lb_core::{
-    Affinity, Backend, BackendAddr, BackendId, BackendSet, Datapath as _, ErrorKind, Family, Frontend, FrontendAddr,
-    FrontendId, Labels, Lookup, NodeFacts, NodeName, Plan, Protocol, Scope, SetId, State, Target, diff,
+    Affinity, Backend, BackendAddr, BackendId, BackendSet, Datapath as _, ErrorKind, Expected, Family, Frontend,
+    FrontendAddr, FrontendId, Inspection, Labels, Lookup, NodeFacts, NodeName, Plan, Protocol, Scope, SetId, State,
+    Target, diff,
 };
 use proptest::prelude::*;
 
@@ -456,6 +457,42 @@ proptest! {
         }
     }
 
+    /// Rules and chains that others take away or add are found and put back.
+    #[test]
+    fn whatever_others_change_is_found_and_put_back(
+        state in any_state(),
+        edits in prop::collection::vec((any::<prop::sample::Index>(), any::<bool>(), 0u8..3), 1..4),
+    ) {
+        let mut bench = Bench::default();
+        bench.bring(&state);
+        let labels = labels(&bench.state);
+        let expected = Expected { state: &bench.state.clone(), labels: &labels };
+        prop_assert_eq!(bench.datapath.inspect(expected, Inspection::Everything).unwrap(), []);
+        let before = bench.tools.saved();
+        for (which, v6, edit) in edits {
+            let family = if v6 { Family::V6 } else { Family::V4 };
+            let chains = bench.tools.chains(family, "nat");
+            if chains.is_empty() {
+                continue;
+            }
+            let chain = which.get(&chains);
+            bench.tools.edit(family, "nat", |chains| {
+                let rules = chains.get_mut(chain).unwrap();
+                match edit {
+                    0 => rules.clear(),
+                    1 => drop(rules.pop()),
+                    _ => rules.insert(0, "-j RETURN".into()),
+                }
+            });
+        }
+        let changed = bench.tools.saved() != before;
+        let found = bench.datapath.inspect(expected, Inspection::Everything).unwrap();
+        prop_assert_eq!(found.is_empty(), !changed);
+        bench.datapath.repair(expected, &found).unwrap();
+        prop_assert_eq!(bench.tools.saved(), before);
+        prop_assert_eq!(bench.datapath.inspect(expected, Inspection::Everything).unwrap(), []);
+    }
+
     /// A restarted process goes on from what it observes.
     #[test]
     fn a_restart_changes_nothing(first in any_state(), second in any_state()) {
@@ -525,7 +562,13 @@ impl Bench {
 }
 
 fn open(config: IptablesConfig, tools: &FakeTools, host: &FakeHost) -> IptablesDatapath {
-    IptablesDatapath::with(config, true, Arc::new(tools.clone()), Box::new(host.clone()))
+    IptablesDatapath::with(
+        config,
+        true,
+        Arc::new(tools.clone()),
+        Box::new(host.clone()),
+        crate::namespace::Namespace::current().unwrap(),
+    )
 }
 
 fn labels(state: &State) -> Labels {

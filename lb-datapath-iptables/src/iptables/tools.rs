@@ -10,7 +10,8 @@ use std::{
 
 use lb_core::{DatapathError, ErrorKind, Family};
 
-use super::{Variant, namespace::Namespace};
+use super::{Variant, watch::Shared};
+use crate::namespace::Namespace;
 
 /// What runs restores and saves.
 ///
@@ -20,6 +21,9 @@ pub(crate) trait Tools: Send + Sync {
 
     /// Runs `iptables-save`.
     fn save(&self, family: Family, table: &str) -> Result<String, ToolError>;
+
+    /// Lists one chain of nat, in the form of `iptables-save`; nothing if it is not there.
+    fn list(&self, family: Family, chain: &str) -> Result<String, ToolError>;
 }
 
 /// Why a program did not do its work.
@@ -71,6 +75,7 @@ pub(crate) struct Programs {
     variant: Variant,
     lock_wait: Option<Duration>,
     lock_file: Option<PathBuf>,
+    started: Shared,
 }
 
 /// Version of the programs.
@@ -93,7 +98,12 @@ impl Version {
 impl Programs {
     /// Those that work in the network namespace of the calling thread.
     pub(crate) fn open(variant: Variant, lock_file: Option<PathBuf>) -> io::Result<Self> {
-        Ok(Self { namespace: Namespace::current()?, variant, lock_wait: None, lock_file })
+        Ok(Self { namespace: Namespace::current()?, variant, lock_wait: None, lock_file, started: Shared::default() })
+    }
+
+    /// The same, telling `shared` of every process.
+    pub(crate) fn telling(self, shared: Shared) -> Self {
+        Self { started: shared, ..self }
     }
 
     /// The same, waiting for the lock that all users of iptables-legacy share.
@@ -133,13 +143,16 @@ impl Programs {
         if let Some(lock_file) = &self.lock_file {
             command.env("XTABLES_LOCKFILE", lock_file);
         }
-        let output = self.namespace.within(|| feed(&mut command, input.unwrap_or_default())).map_err(spawn)?;
+        let output =
+            self.namespace.within(|| feed(&mut command, input.unwrap_or_default(), &self.started)).map_err(spawn)?;
         if output.status.success() { Ok(output) } else { Err(failure(program, &output)) }
     }
 }
 
-fn feed(command: &mut Command, input: &str) -> io::Result<Output> {
+fn feed(command: &mut Command, input: &str, started: &Shared) -> io::Result<Output> {
     let mut child = command.spawn()?;
+    // Before it gets its input, and so before it changes anything.
+    started.started(child.id());
     if let Some(mut stdin) = child.stdin.take() {
         // A program that stops reading says why in its status: a broken pipe is not the error to report.
         stdin.write_all(input.as_bytes()).or_else(|error| match error.kind() {
@@ -183,6 +196,19 @@ impl Tools for Programs {
     fn save(&self, family: Family, table: &str) -> Result<String, ToolError> {
         let output = self.run(&self.program(family, "-save"), ["-t".into(), table.into()], None)?;
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    fn list(&self, family: Family, chain: &str) -> Result<String, ToolError> {
+        const NO_SUCH_CHAIN: [&str; 3] = ["No chain/target/match by that name", "does not exist", "is incompatible"];
+        let wait = self.lock_wait.map(|wait| ["-w".into(), wait.as_secs().to_string().into()]);
+        let args = ["-t".into(), "nat".into(), "-S".into(), chain.into()];
+        match self.run(&self.program(family, ""), args.into_iter().chain(wait.into_iter().flatten()), None) {
+            Ok(output) => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
+            Err(ToolError::Failed { stderr, .. }) if NO_SUCH_CHAIN.iter().any(|words| stderr.contains(words)) => {
+                Ok(String::new())
+            }
+            Err(error) => Err(error),
+        }
     }
 }
 

@@ -4,8 +4,10 @@
 //! not matter.
 
 mod codec;
+mod listen;
 pub(crate) mod netfilter;
 mod socket;
 
 pub(crate) use codec::{Attributes, Writer, attributes, string, u16_be, u32_be, u64_be};
-pub(crate) use socket::{Refusal, Socket, errno};
+pub(crate) use listen::{Heard, Listener, wait};
+pub(crate) use socket::{Message, Refusal, Socket, errno, is_too_large};

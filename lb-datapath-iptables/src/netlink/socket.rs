@@ -4,13 +4,14 @@ use std::io;
 
 use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST};
 use netlink_sys::{Socket as Raw, SocketAddr};
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 
 use super::{
     Writer, attributes,
     codec::{HEADER, length_at},
     string,
 };
+use crate::crash;
 
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
@@ -46,6 +47,8 @@ pub(crate) struct Message<'a> {
     pub(crate) kind: u16,
     flags: u16,
     sequence: u32,
+    /// Address of the socket that made the change that is told of.
+    pub(crate) port: u32,
     /// What follows the header.
     pub(crate) payload: &'a [u8],
 }
@@ -67,9 +70,17 @@ impl Socket {
         raw.connect(&SocketAddr::new(0, 0))?;
         raw.set_cap_ack(true)?;
         raw.set_ext_ack(true)?;
-        // Without the privilege the queue stays at its default, which small bursts never fill.
-        let _ = setsockopt(&raw, sockopt::RcvBufForce, &RECEIVE_QUEUE);
+        // Without the privilege, which no user namespace gives, the queue is what `net.core.rmem_max` allows.
+        let _ = setsockopt(&raw, sockopt::RcvBufForce, &RECEIVE_QUEUE)
+            .or_else(|_| setsockopt(&raw, sockopt::RcvBuf, &RECEIVE_QUEUE));
         Ok(Self { raw, sequence: 1, send_buffer: 0, buffer: Vec::with_capacity(RECEIVE) })
+    }
+
+    /// The address of this socket: what the kernel says a change that it made was made by.
+    pub(crate) fn port(&self) -> io::Result<u32> {
+        let mut address = SocketAddr::new(0, 0);
+        self.raw.get_address(&mut address)?;
+        Ok(address.port_number())
     }
 
     /// Lets the kernel filter dumps by what their request says, where it can.
@@ -95,11 +106,37 @@ impl Socket {
         self.make_room(requests.len())?;
         let bytes = requests.finish(first);
         self.drain()?;
+        crash::point();
         let sent = self.raw.send(&bytes, 0)?;
+        crash::point();
         if sent != bytes.len() {
             return Err(io::Error::other(format!("netlink took {sent} of {} bytes", bytes.len())));
         }
         self.answers(first, last)
+    }
+
+    /// Sends requests that are answered by one message each, and hands `each` the position of every request with its
+    /// answer.
+    pub(crate) fn look_up(
+        &mut self,
+        requests: Writer,
+        mut each: impl FnMut(u32, io::Result<Message<'_>>),
+    ) -> io::Result<()> {
+        let first = self.sequence;
+        self.sequence = first.wrapping_add(requests.messages());
+        self.make_room(requests.len())?;
+        self.drain()?;
+        self.raw.send(&requests.finish(first), 0)?;
+        while self.receive_now()? {
+            for message in messages(&self.buffer) {
+                let index = message.sequence.wrapping_sub(first);
+                match message.kind {
+                    NLMSG_ERROR => each(index, refusal(&message).map_or(Ok(message), Err)),
+                    _ => each(index, Ok(message)),
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Asks for a dump and hands every message of it to `each`, with what was made of those before.
@@ -192,15 +229,43 @@ impl Socket {
     fn make_room(&mut self, bytes: usize) -> io::Result<()> {
         let wanted = bytes + SEND_SLACK;
         if wanted > self.send_buffer {
-            setsockopt(&self.raw, sockopt::SndBufForce, &wanted)?;
+            match setsockopt(&self.raw, sockopt::SndBufForce, &wanted) {
+                Err(nix::Error::EPERM) => self.make_what_room_there_is(bytes, wanted)?,
+                result => result?,
+            }
             self.send_buffer = wanted;
         }
         Ok(())
     }
+
+    /// The same without the privilege: up to twice `net.core.wmem_max`.
+    fn make_what_room_there_is(&self, bytes: usize, wanted: usize) -> io::Result<()> {
+        setsockopt(&self.raw, sockopt::SndBuf, &wanted)?;
+        let limit = getsockopt(&self.raw, sockopt::SndBuf)?.saturating_sub(SEND_RESERVE);
+        if bytes <= limit {
+            return Ok(());
+        }
+        Err(io::Error::other(TooLarge { bytes, limit, needed: bytes.div_ceil(2) + SEND_RESERVE }))
+    }
+}
+
+/// What the kernel keeps of a send buffer for itself.
+const SEND_RESERVE: usize = 32;
+
+/// A datagram is never split: half a transaction would be a state that nobody asked for.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "an update of {bytes} bytes does not fit into a socket buffer of {limit}: raise sysctl net.core.wmem_max to {needed}, \
+     or run as root of the machine"
+)]
+struct TooLarge {
+    bytes: usize,
+    limit: usize,
+    needed: usize,
 }
 
 /// Whether the kernel had to throw an answer away.
-fn lost(error: &io::Error) -> bool {
+pub(super) fn lost(error: &io::Error) -> bool {
     error.raw_os_error() == Some(nix::libc::ENOBUFS)
 }
 
@@ -242,7 +307,7 @@ fn words(message: &Message<'_>) -> Option<String> {
     string(found).map(str::to_owned)
 }
 
-fn messages(datagram: &[u8]) -> impl Iterator<Item = Message<'_>> {
+pub(super) fn messages(datagram: &[u8]) -> impl Iterator<Item = Message<'_>> {
     let mut at = 0;
     std::iter::from_fn(move || {
         let length = length_at(datagram, at)?;
@@ -252,9 +317,15 @@ fn messages(datagram: &[u8]) -> impl Iterator<Item = Message<'_>> {
             kind: u16::from_ne_bytes([bytes[4], bytes[5]]),
             flags: u16::from_ne_bytes([bytes[6], bytes[7]]),
             sequence: u32::from_ne_bytes([bytes[8], bytes[9], bytes[10], bytes[11]]),
+            port: u32::from_ne_bytes([bytes[12], bytes[13], bytes[14], bytes[15]]),
             payload: &bytes[HEADER..],
         })
     })
+}
+
+/// Whether an update was never sent because no socket buffer holds it.
+pub(crate) fn is_too_large(error: &io::Error) -> bool {
+    error.get_ref().is_some_and(|error| error.is::<TooLarge>())
 }
 
 /// Number of the error that the kernel gave, through its explanation if there is one.

@@ -6,19 +6,26 @@ use std::{
     net::IpAddr,
 };
 
-use lb_core::{ApplyError, DatapathError, ErrorKind, FrontendAddr, Plan, State};
+use lb_core::{ApplyError, BackendAddr, DatapathError, ErrorKind, Family, FrontendAddr, Packet, Plan, State};
 
 use super::{
     affinity,
     draft::Draft,
+    inspect::Finding,
     kernel::{Batch, CommitError, Kernel, Rebuild, Table},
     layout::{Element, Key, Note, VERSION, Value},
     lower::{Action, Lowered, Origin, Step, lower},
+    mend,
     mirror::Mirror,
     observe::{Found, observe},
+    suspects::Shared,
     userdata::MARKER,
 };
-use crate::{conntrack::Allowed, netlink::errno};
+use crate::{
+    conntrack::Allowed,
+    netlink::{errno, is_too_large},
+    routes::{self, Place, Signs},
+};
 
 /// Routes of virtual addresses.
 pub(super) trait Vips: Send {
@@ -26,11 +33,16 @@ pub(super) trait Vips: Send {
     fn add(&mut self, vips: &[IpAddr]) -> io::Result<BTreeMap<IpAddr, io::Error>>;
     fn remove(&mut self, vips: &[IpAddr]) -> io::Result<BTreeMap<IpAddr, io::Error>>;
     fn cleanup(&mut self) -> io::Result<()>;
+    fn everything(&mut self) -> io::Result<routes::Installed>;
+    fn rules(&mut self) -> io::Result<BTreeSet<Family>>;
+    fn mend(&mut self, missing: &[(Place, IpAddr)], extra: &[(Place, IpAddr)], rules: &[Family]) -> io::Result<()>;
+    fn signs(&self) -> io::Result<Signs>;
 }
 
 /// Flows that the kernel remembers.
 pub(super) trait Flows: Send {
     fn forget_stale(&mut self, allowed: &Allowed) -> io::Result<usize>;
+    fn backend_of(&mut self, packet: &Packet) -> io::Result<Option<BackendAddr>>;
 }
 
 /// Everything that it acts on.
@@ -39,19 +51,23 @@ pub(super) struct Engine {
     pub(super) routes: Box<dyn Vips>,
     pub(super) flows: Box<dyn Flows>,
     /// The table's name, for messages.
-    table: String,
-    known: Option<Known>,
+    pub(super) table: String,
+    pub(super) known: Option<Known>,
+    /// What a watcher took notice of.
+    pub(super) suspects: Shared,
+    /// What the last inspection found and no repair has put right.
+    pub(super) found: Vec<Finding>,
 }
 
 /// What the table holds, as far as this process knows.
-struct Known {
-    mirror: Mirror,
+pub(super) struct Known {
+    pub(super) mirror: Mirror,
     /// The table's generation; `None` if the table has to be made anew.
-    generation: Option<u32>,
+    pub(super) generation: Option<u32>,
     /// Handle of a table of ours that has to be made anew.
-    damaged: Option<u64>,
+    pub(super) damaged: Option<u64>,
     /// What a table that has to be made anew held.
-    salvaged: State,
+    pub(super) salvaged: State,
     /// Addresses that had their routes when the table was read, until the first plan has evened them out.
     routed: Option<BTreeSet<IpAddr>>,
     /// Addresses that got routes for a transaction which may not have taken.
@@ -59,6 +75,28 @@ struct Known {
 }
 
 impl Known {
+    /// That nothing is there but routes.
+    pub(super) fn nothing(routed: BTreeSet<IpAddr>) -> Self {
+        Self {
+            mirror: Mirror::default(),
+            generation: None,
+            damaged: None,
+            salvaged: State::default(),
+            routed: Some(routed),
+            added: Vec::new(),
+        }
+    }
+
+    /// Whether a client's record stays good in a table that is made anew.
+    fn keeps(&self, draft: &Draft, record: &Element) -> bool {
+        let (Key::Record(_, addr), Value::Backend(ip, port)) = (record.key, record.value) else { return false };
+        let (Some(old), Some(Some(new))) = (self.salvaged.frontends.get(&addr), draft.frontends.get(&addr)) else {
+            return false;
+        };
+        let same = old.id == new.id && new.affinity.is_some() && old.affinity == new.affinity;
+        same && draft.slots(&self.mirror, &addr, new).is_ok_and(|slots| slots.contains(&(ip, port)))
+    }
+
     fn draft(&self, plan: &Plan, refused: &BTreeMap<FrontendAddr, DatapathError>) -> Draft {
         let mut draft = Draft::default();
         if self.generation.is_none() {
@@ -107,7 +145,8 @@ enum Outcome {
 
 impl Engine {
     pub(super) fn new(table: &str, kernel: Box<dyn Kernel>, routes: Box<dyn Vips>, flows: Box<dyn Flows>) -> Self {
-        Self { kernel, routes, flows, table: table.to_owned(), known: None }
+        let (suspects, found) = (Shared::default(), Vec::new());
+        Self { kernel, routes, flows, table: table.to_owned(), known: None, suspects, found }
     }
 
     pub(super) fn observe(&mut self) -> Result<State, DatapathError> {
@@ -177,7 +216,7 @@ impl Engine {
     }
 
     /// From here on nothing is known: somebody else has the table's name.
-    fn not_ours(&mut self) -> DatapathError {
+    pub(super) fn not_ours(&mut self) -> DatapathError {
         self.known = None;
         let message = format!(
             "table inet {} exists and is not ours (no marker: a comment \"{MARKER}{VERSION}\"): remove it, or choose another `table`",
@@ -203,7 +242,7 @@ impl Engine {
                 }
                 Err(error) => return Ok(Outcome::Failed(failure("adding routes", error))),
             }
-            match commit(&mut *self.kernel, known, &lowered) {
+            match commit(&mut *self.kernel, known, &draft, &lowered) {
                 Ok(()) => {}
                 Err(CommitError::Refused(refusals)) => return self.refused(refusals),
                 Err(CommitError::Unknown(error)) => return Err(self.lost(failure("writing the table", error))),
@@ -252,7 +291,7 @@ impl Engine {
     }
 
     /// From here on the mirror cannot be trusted.
-    fn lost(&mut self, cause: DatapathError) -> ApplyError {
+    pub(super) fn lost(&mut self, cause: DatapathError) -> ApplyError {
         self.known = None;
         ApplyError::unknown(cause)
     }
@@ -275,23 +314,43 @@ fn prepare(
 }
 
 /// Carries the operations out; the table has the next generation then.
-fn commit(kernel: &mut dyn Kernel, known: &mut Known, lowered: &Lowered) -> Result<(), CommitError> {
-    let records = affinity::stale(kernel, &lowered.sweeps).map_err(|error| {
+fn commit(kernel: &mut dyn Kernel, known: &mut Known, draft: &Draft, lowered: &Lowered) -> Result<(), CommitError> {
+    let reading = |error| {
         CommitError::Refused(vec![(Origin::Shared, io::Error::other(format!("reading affinity records: {error}")))])
-    })?;
+    };
+    let stale = affinity::stale(kernel, &lowered.sweeps).map_err(reading)?;
+    let kept = match known.rebuild() {
+        Some(Rebuild::Replace(_)) => mend::records(kernel, |record| known.keeps(draft, record)).map_err(reading)?,
+        Some(Rebuild::Add) | None => Vec::new(),
+    };
     let next = known.generation.unwrap_or_else(fresh_generation).wrapping_add(1);
-    kernel.commit(&Batch {
+    let first = frame(known.generation, next);
+    let mut batch = Batch {
         rebuild: known.rebuild(),
-        first: &frame(known.generation, next),
+        first: &first,
         steps: &lowered.steps,
-        forget: &records,
-    })?;
+        forget: &stale,
+        records: &kept,
+        merged: lowered.only_adds(),
+    };
+    match kernel.commit(&batch) {
+        // Once more, to be told who is to blame.
+        Err(CommitError::Refused(refused)) if batch.merged && !refused.iter().any(is_generation) => {
+            batch.merged = false;
+            kernel.commit(&batch)?;
+        }
+        result => result?,
+    }
     (known.generation, known.damaged) = (Some(next), None);
     Ok(())
 }
 
+fn is_generation((origin, _): &(Origin, io::Error)) -> bool {
+    *origin == Origin::Generation
+}
+
 /// What every transaction begins with.
-fn frame(now: Option<u32>, next: u32) -> Vec<Step> {
+pub(super) fn frame(now: Option<u32>, next: u32) -> Vec<Step> {
     let step = |origin, action| Step { origin, action };
     let note = |note, number| Element::new(Key::Note(note, number), Value::None);
     let generation = step(Origin::Generation, Action::Add(note(Note::Generation, next).comment("generation")));
@@ -336,7 +395,7 @@ fn frontend_of(op: &lb_core::Op) -> Option<FrontendAddr> {
 }
 
 /// Whether a message that holds the table against others was refused because of others.
-fn is_conflict(error: &io::Error) -> bool {
+pub(super) fn is_conflict(error: &io::Error) -> bool {
     matches!(errno(error), Some(nix::libc::EEXIST | nix::libc::ENOENT))
 }
 
@@ -345,7 +404,7 @@ fn outdated() -> DatapathError {
     DatapathError::new(ErrorKind::Unsupported, message)
 }
 
-fn foreign(error: io::Error) -> DatapathError {
+pub(super) fn foreign(error: io::Error) -> DatapathError {
     let message = "the table was changed by somebody else; it is read again before the next change";
     DatapathError::new(ErrorKind::Busy, message).with_source(error)
 }
@@ -360,6 +419,7 @@ pub(super) fn failure(what: &str, error: io::Error) -> DatapathError {
 fn kind(error: &io::Error) -> ErrorKind {
     use nix::libc;
     match errno(error) {
+        _ if is_too_large(error) => ErrorKind::Capacity,
         Some(libc::EPERM | libc::EACCES) => ErrorKind::Permission,
         Some(libc::EOPNOTSUPP | libc::EAFNOSUPPORT | libc::EPROTONOSUPPORT) => ErrorKind::Unsupported,
         Some(libc::ENOMEM | libc::ENOBUFS | libc::ENFILE | libc::ENOSPC | libc::EMSGSIZE) => ErrorKind::Capacity,

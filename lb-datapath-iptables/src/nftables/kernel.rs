@@ -1,19 +1,20 @@
 //! The kernel's side: one batch in, dumps out.
 
-use std::io;
+use std::{collections::BTreeMap, io};
 
 use lb_core::FrontendAddr;
 use netlink_sys::protocols::NETLINK_NETFILTER;
 
 use super::{
-    layout::{Key, Note, Set},
+    layout::{Element, Key, Note, Set},
     lower::{Action, Origin, Step},
-    read::{self, Read},
-    rules,
+    read::{self, RawElement, Read},
+    rules::{self, Rule},
+    ruleset::{self, FoundChain, FoundRule, Ruleset},
     wire::{self, Item, Verb},
 };
 use crate::netlink::{
-    Socket, Writer, attributes, errno,
+    Socket, Writer, attributes, errno, is_too_large,
     netfilter::{FIXED, INET, fixed},
     string,
 };
@@ -25,6 +26,25 @@ pub(super) trait Kernel: Send {
 
     /// The elements of a set; `None` stands for one that is not of our making.
     fn elements(&mut self, set: Set) -> io::Result<Vec<Option<Read>>>;
+
+    /// The elements of a set, with the bytes of their keys. An error of kind `NotFound` if there is no such set.
+    fn raw_elements(&mut self, set: Set) -> io::Result<Vec<RawElement>>;
+
+    /// The elements of `set` with these keys, as far as they are there. An error of kind `NotFound` if there is no such
+    /// set.
+    fn look_up(&mut self, set: Set, keys: &[Vec<u8>]) -> io::Result<Vec<RawElement>>;
+
+    /// Sets, chains and rules of the table.
+    fn ruleset(&mut self) -> io::Result<Ruleset>;
+
+    /// The rules of one chain.
+    fn chain(&mut self, name: &str) -> io::Result<Vec<FoundRule>>;
+
+    /// Puts objects back as they should be, all of them or none.
+    fn mend(&mut self, mend: &Mend) -> Result<(), CommitError>;
+
+    /// Address of the socket that makes our own changes.
+    fn port(&self) -> io::Result<u32>;
 
     /// Whether the kernel has every message that this datapath sends.
     fn is_supported(&mut self) -> io::Result<bool>;
@@ -70,6 +90,42 @@ pub(super) struct Batch<'a> {
     pub(super) steps: &'a [Step],
     /// Clients' records to remove, each for its frontend; they may be gone already.
     pub(super) forget: &'a [(FrontendAddr, Key)],
+    /// Clients' records that a table that is made anew takes over.
+    pub(super) records: &'a [Read],
+    /// Whether elements of one set share messages whomever they are for: the kernel takes that in much less time, but a
+    /// refusal says nothing about who is to blame. Only for operations that add.
+    pub(super) merged: bool,
+}
+
+/// Objects to put back.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Mend {
+    /// Operations that come before all others.
+    pub(super) first: Vec<Step>,
+    /// Chains that get these rules and no others; they are made where they are not there.
+    pub(super) chains: Vec<Mended>,
+    /// Chains that go, with their rules.
+    pub(super) chains_gone: Vec<String>,
+    /// Sets that go.
+    pub(super) sets_gone: Vec<String>,
+    /// Sets that are emptied.
+    pub(super) emptied: Vec<Set>,
+    /// Elements that go, whoever made them; they may be gone already.
+    pub(super) gone: Vec<(Set, Vec<u8>)>,
+    /// Elements that come.
+    pub(super) added: Vec<Element>,
+}
+
+/// A chain to put back.
+#[derive(Clone, Debug)]
+pub(super) struct Mended {
+    pub(super) name: String,
+    pub(super) hook: Option<(u32, i32)>,
+    pub(super) rules: Vec<Rule>,
+    /// Whether it is there.
+    pub(super) there: bool,
+    /// Whether what is there is not the right kind of chain.
+    pub(super) wrong: bool,
 }
 
 /// Why a batch did not take.
@@ -92,6 +148,9 @@ impl From<CommitError> for io::Error {
         }
     }
 }
+
+/// Look-ups in one datagram: their answers have to fit into the queue of a socket without privileges.
+const LOOK_UPS: usize = 32;
 
 /// A name that no table has: a configuration with it is refused.
 const NO_TABLE: &str = "?";
@@ -128,9 +187,90 @@ impl Kernel for Netlink {
             encoder.base(rebuild, self.affinity_records);
         }
         encoder.steps(batch.first);
-        encoder.steps(batch.steps);
+        if batch.merged {
+            encoder.merged(batch.steps);
+        } else {
+            encoder.steps(batch.steps);
+        }
         encoder.forget(batch.forget);
+        encoder.records(batch.records);
         self.send(encoder)
+    }
+
+    fn raw_elements(&mut self, set: Set) -> io::Result<Vec<RawElement>> {
+        let names = |w: &mut Writer| {
+            w.put_str(1, &self.table);
+            w.put_str(2, set.name());
+        };
+        self.socket.dump(wire::GET_ELEMENT, &fixed(INET, 0), names, |found: &mut Vec<_>, message| {
+            found.extend(read::raw_elements(set, message.payload));
+        })
+    }
+
+    fn look_up(&mut self, set: Set, keys: &[Vec<u8>]) -> io::Result<Vec<RawElement>> {
+        let mut found = Vec::with_capacity(keys.len());
+        for some in keys.chunks(LOOK_UPS) {
+            let mut writer = Writer::default();
+            some.iter().for_each(|key| wire::ask_element(&mut writer, &self.table, set, key));
+            let mut failed = None;
+            self.socket.look_up(writer, |_, answer| match answer {
+                Ok(message) => found.extend(read::raw_elements(set, message.payload)),
+                Err(error) if errno(&error) == Some(nix::libc::ENOENT) => {}
+                Err(error) => failed = Some(error),
+            })?;
+            if let Some(error) = failed {
+                return Err(error);
+            }
+        }
+        Ok(found)
+    }
+
+    fn ruleset(&mut self) -> io::Result<Ruleset> {
+        let table = self.table.clone();
+        let name = |w: &mut Writer| w.put_str(1, &table);
+        let mut found = Ruleset::default();
+        let (tables, all) = (|_: &mut Writer| {}, fixed(INET, 0));
+        found.dormant = self.socket.dump(wire::GET_TABLE, &all, tables, |dormant: &mut bool, message| {
+            *dormant |= ruleset::is_dormant(&table, message.payload);
+        })?;
+        found.sets = self.socket.dump(wire::GET_SET, &all, name, |sets: &mut BTreeMap<_, _>, message| {
+            sets.extend(ruleset::read_set(&table, message.payload));
+        })?;
+        let chains = self.socket.dump(wire::GET_CHAIN, &all, name, |chains: &mut Vec<_>, message| {
+            chains.extend(ruleset::read_chain(&table, message.payload));
+        })?;
+        let made = |(name, base)| (name, FoundChain { base, rules: Vec::new() });
+        found.chains = chains.into_iter().map(made).collect();
+        let rules = self.socket.dump(wire::GET_RULE, &all, name, |rules: &mut Vec<_>, message| {
+            rules.extend(ruleset::read_rule(&table, message.payload));
+        })?;
+        for (chain, rule) in rules {
+            found.chains.entry(chain).or_default().rules.push(rule);
+        }
+        Ok(found)
+    }
+
+    fn chain(&mut self, name: &str) -> io::Result<Vec<FoundRule>> {
+        let table = self.table.clone();
+        let names = |w: &mut Writer| {
+            w.put_str(1, &table);
+            w.put_str(2, name);
+        };
+        let rules = self.socket.dump(wire::GET_RULE, &fixed(INET, 0), names, |rules: &mut Vec<_>, message| {
+            rules.extend(ruleset::read_rule(&table, message.payload));
+        })?;
+        Ok(rules.into_iter().filter(|(chain, _)| chain == name).map(|(_, rule)| rule).collect())
+    }
+
+    fn mend(&mut self, mend: &Mend) -> Result<(), CommitError> {
+        let mut encoder = Encoder::new(&self.table);
+        encoder.steps(&mend.first);
+        encoder.mend(mend);
+        self.send(encoder)
+    }
+
+    fn port(&self) -> io::Result<u32> {
+        self.socket.port()
     }
 
     fn elements(&mut self, set: Set) -> io::Result<Vec<Option<Read>>> {
@@ -194,6 +334,9 @@ impl Kernel for Netlink {
 
 /// A datagram that the kernel did not take has done nothing; an answer that went missing says nothing.
 fn unsent(error: io::Error) -> CommitError {
+    if is_too_large(&error) {
+        return CommitError::Refused(vec![(Origin::Shared, error)]);
+    }
     match errno(&error) {
         Some(nix::libc::EPERM | nix::libc::EACCES | nix::libc::EMSGSIZE) => {
             CommitError::Refused(vec![(Origin::Shared, error)])
@@ -251,12 +394,62 @@ impl Encoder {
         }
     }
 
+    /// Chains, then the elements set by set.
+    fn merged(&mut self, steps: &[Step]) {
+        self.add(Origin::Shared, |w, table| {
+            let mut sets: BTreeMap<Set, Vec<Item<'_>>> = BTreeMap::new();
+            for step in steps {
+                match &step.action {
+                    Action::AddPick(pick) => wire::add_pick(w, table, pick),
+                    Action::Add(element) => sets.entry(element.key.set()).or_default().extend(item(step)),
+                    // Not in a batch that only adds.
+                    Action::RemovePick(_) | Action::Remove(_) => {}
+                }
+            }
+            for (set, items) in sets {
+                wire::elements(w, table, Verb::Add, set, items);
+            }
+        });
+    }
+
     fn forget(&mut self, records: &[(FrontendAddr, Key)]) {
         for run in records.chunk_by(|a, b| a.0 == b.0) {
             let [(addr, key), ..] = run else { continue };
             let items = run.iter().map(|(_, key)| Item::Key(key));
             self.add(Origin::Frontend(*addr), |w, table| wire::elements(w, table, Verb::Forget, key.set(), items));
         }
+    }
+
+    fn records(&mut self, records: &[Read]) {
+        for run in records.chunk_by(|(a, _), (b, _)| a.key.set() == b.key.set()) {
+            let [(first, _), ..] = run else { continue };
+            let items = run.iter().map(|(element, life)| Item::Whole(element, *life));
+            self.add(Origin::Shared, |w, table| wire::elements(w, table, Verb::Add, first.key.set(), items));
+        }
+    }
+
+    /// Rules go before what they lead to, and come after it; the same holds for values that lead to chains.
+    fn mend(&mut self, mend: &Mend) {
+        self.add(Origin::Shared, |w, table| {
+            let there = mend.chains.iter().filter(|chain| chain.there).map(|chain| &chain.name);
+            there.chain(&mend.chains_gone).for_each(|chain| wire::flush_chain(w, table, chain));
+            mend.emptied.iter().for_each(|&set| wire::flush_set(w, table, set));
+            mend.gone.iter().for_each(|(set, key)| wire::forget_raw(w, table, *set, key));
+            let wrong = mend.chains.iter().filter(|chain| chain.there && chain.wrong).map(|chain| &chain.name);
+            mend.chains_gone.iter().chain(wrong).for_each(|chain| wire::remove_chain(w, table, chain));
+            mend.sets_gone.iter().for_each(|set| wire::remove_set(w, table, set));
+            for chain in mend.chains.iter().filter(|chain| !chain.there || chain.wrong) {
+                wire::add_named_chain(w, table, &chain.name, chain.hook);
+            }
+            for chain in &mend.chains {
+                chain.rules.iter().for_each(|rule| wire::add_rule(w, table, &chain.name, rule));
+            }
+            for run in mend.added.chunk_by(|a, b| a.key.set() == b.key.set()) {
+                let [first, ..] = run else { continue };
+                let items = run.iter().map(|element| Item::Whole(element, None));
+                wire::elements(w, table, Verb::Add, first.key.set(), items);
+            }
+        });
     }
 
     fn add(&mut self, origin: Origin, write: impl FnOnce(&mut Writer, &str)) {

@@ -48,6 +48,11 @@ impl Set {
         Self::Hairpin(Family::V6),
     ];
 
+    /// The set with this name.
+    pub(super) fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|set| set.name() == name)
+    }
+
     /// Its name in the table.
     pub(super) const fn name(self) -> &'static str {
         use Family::{V4, V6};

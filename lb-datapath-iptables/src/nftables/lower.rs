@@ -91,6 +91,11 @@ impl Lowered {
         }
     }
 
+    /// Whether nothing is removed, so that the order of the operations matters little.
+    pub(super) fn only_adds(&self) -> bool {
+        self.steps.iter().all(|step| matches!(step.action, Action::AddPick(_) | Action::Add(_)))
+    }
+
     fn push(&mut self, origin: Origin, action: Action) {
         self.steps.push(Step { origin, action });
     }
@@ -265,6 +270,11 @@ fn choice(mirror: &Mirror, draft: Option<&Draft>, family: Family, frontend: &Fro
         Some(draft) => draft.set(mirror, id),
         None => mirror.state.sets.get(&id),
     });
+    choice_of(family, frontend, set.map(|set| &**set), slots)
+}
+
+/// What a frontend's packets do if `set` is its set.
+pub(super) fn choice_of(family: Family, frontend: &Frontend, set: Option<&BackendSet>, slots: usize) -> Choice {
     match (frontend.target, set) {
         (Target::Reject, _) => Choice::Refuse,
         (Target::Drop, _) | (Target::Set(_), None) => Choice::Drop,
@@ -309,7 +319,8 @@ pub(super) fn comment(frontend: &Frontend, label: &str) -> String {
     text
 }
 
-fn backend_element(id: lb_core::BackendId, backend: &Backend) -> Element {
+/// A backend as an element of [`Set::Backends`](super::layout::Set).
+pub(super) fn backend_element(id: lb_core::BackendId, backend: &Backend) -> Element {
     let key = Key::Backend(backend.addr.family(), id, backend.addr.protocol);
     let element = Element::new(key, Value::Backend(backend.addr.ip, backend.addr.port));
     if backend.local { element.comment(LOCAL) } else { element }
@@ -318,7 +329,8 @@ fn backend_element(id: lb_core::BackendId, backend: &Backend) -> Element {
 /// Comment of a backend that runs on this node.
 pub(super) const LOCAL: &str = "local";
 
-fn notes(node: &NodeFacts) -> Vec<Element> {
+/// The facts about the node as elements of [`Set::Notes`](super::layout::Set).
+pub(super) fn notes(node: &NodeFacts) -> Vec<Element> {
     let note = |note, number, text: String| Element::new(Key::Note(note, number), Value::None).comment(text);
     let name = node.name.iter().map(|name| note(Note::NodeName, 0, name.as_str().to_owned()));
     let ips = (0..).zip(&node.ips).map(|(n, ip)| note(Note::NodeIp, n, ip.to_string()));

@@ -3,19 +3,27 @@
 //! [`NftablesDatapath`] owns one table. The README of this crate shows it hook by hook.
 
 mod affinity;
+mod ask;
 mod draft;
+mod drift;
 mod engine;
+mod inspect;
 mod kernel;
 mod layout;
 mod lower;
+mod mend;
 mod mirror;
 mod observe;
 mod ranges;
 mod read;
 mod rules;
+mod ruleset;
+mod suspects;
 #[cfg(test)]
 mod tests;
 mod userdata;
+mod wanted;
+mod watch;
 mod wire;
 
 use std::{
@@ -26,8 +34,9 @@ use std::{
 };
 
 use lb_core::{
-    AffinityCapability, Algorithm, ApplyError, Atomicity, Capabilities, Counters, Datapath, DatapathError, ErrorKind,
-    Family, FrontendKind, KernelUsage, Plan, Protocol, Role, SocketCapability, State,
+    AffinityCapability, Algorithm, ApplyError, Atomicity, BackendAddr, Capabilities, Counters, Datapath, DatapathError,
+    Drift, ErrorKind, Expected, Family, FrontendKind, Inspection, KernelAnswer, KernelUsage, Packet, Plan, Protocol,
+    Role, SocketCapability, State, Watcher,
 };
 
 use self::{
@@ -37,10 +46,12 @@ use self::{
     layout::{MAX_TIMEOUT, Set},
     lower::lower,
     mirror::Mirror,
+    watch::NetfilterWatcher,
 };
 use crate::{
     conntrack::{Allowed, Conntrack},
-    routes::Routes,
+    namespace::Namespace,
+    routes::{self, Place, Routes, Signs},
 };
 
 /// Marks the routes and rules of this backend (`RTPROT_*`).
@@ -96,6 +107,7 @@ impl NftablesConfig {
 /// What it wrote keeps working when it is dropped.
 pub struct NftablesDatapath {
     engine: Engine,
+    namespace: Namespace,
     counters: Arc<TableCounters>,
 }
 
@@ -118,6 +130,7 @@ impl NftablesDatapath {
         let routes = Routes::open(config.route_table, config.rule_priority, ROUTE_PROTOCOL).map_err(opening)?;
         let flows = Conntrack::open().map_err(opening)?;
         Ok(Self {
+            namespace: Namespace::current().map_err(opening)?,
             engine: Engine::new(&config.table, Box::new(kernel), Box::new(routes), Box::new(flows)),
             counters: Arc::new(TableCounters { kernel: Mutex::new(counting) }),
         })
@@ -153,6 +166,7 @@ impl Datapath for NftablesDatapath {
             sockets: SocketCapability::Packets,
             atomic: Atomicity::Plan,
             roles: vec![Role::Active],
+            drain: false,
             max_slots: u32::MAX,
             // netfilter keeps a port below 512, below 1024 or above in its class.
             translated_ports: 1..=u16::MAX,
@@ -179,6 +193,31 @@ impl Datapath for NftablesDatapath {
 
     fn cleanup(&mut self) -> Result<(), DatapathError> {
         self.engine.cleanup()
+    }
+
+    fn inspect(&mut self, expected: Expected<'_>, inspection: Inspection) -> Result<Vec<Drift>, DatapathError> {
+        self.engine.inspect(expected, inspection)
+    }
+
+    fn repair(&mut self, expected: Expected<'_>, found: &[Drift]) -> Result<(), ApplyError> {
+        self.engine.repair(expected, found)
+    }
+
+    fn watcher(&mut self) -> Result<Option<Box<dyn Watcher>>, DatapathError> {
+        let opening = |error| failure("listening to changes of tables and routes", error);
+        let Engine { table, kernel, routes, suspects, .. } = &self.engine;
+        let (own, signs) = (kernel.port().map_err(opening)?, routes.signs().map_err(opening)?);
+        let open = || NetfilterWatcher::open(table, own, signs, suspects.clone());
+        let watcher = self.namespace.within(open).map_err(opening)?;
+        // What happened before it listened was told to nobody.
+        suspects.lock().everything = true;
+        Ok(Some(Box::new(watcher)))
+    }
+
+    /// The record of a client, if there is one, is dated by `CLOCK_MONOTONIC`.
+    fn ask(&mut self, packet: &Packet) -> Result<Option<KernelAnswer>, DatapathError> {
+        let Engine { kernel, flows, .. } = &mut self.engine;
+        ask::ask(&mut **kernel, &mut **flows, packet).map(Some)
     }
 
     fn counters(&self) -> Option<Arc<dyn Counters>> {
@@ -226,10 +265,30 @@ impl Vips for Routes {
     fn cleanup(&mut self) -> io::Result<()> {
         Self::cleanup(self)
     }
+
+    fn everything(&mut self) -> io::Result<routes::Installed> {
+        Self::everything(self)
+    }
+
+    fn rules(&mut self) -> io::Result<BTreeSet<Family>> {
+        Self::rules(self)
+    }
+
+    fn mend(&mut self, missing: &[(Place, IpAddr)], extra: &[(Place, IpAddr)], rules: &[Family]) -> io::Result<()> {
+        Self::mend(self, missing, extra, rules)
+    }
+
+    fn signs(&self) -> io::Result<Signs> {
+        Self::signs(self)
+    }
 }
 
 impl Flows for Conntrack {
     fn forget_stale(&mut self, allowed: &Allowed) -> io::Result<usize> {
         Self::forget_stale(self, allowed)
+    }
+
+    fn backend_of(&mut self, packet: &Packet) -> io::Result<Option<BackendAddr>> {
+        Self::backend_of(self, packet)
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io,
+    fmt, io,
     net::IpAddr,
     sync::Arc,
     time::Duration,
@@ -203,15 +203,29 @@ fn rules_of(picks: &Counts<Pick>) -> u64 {
     (fixed + picking) as u64
 }
 
+/// What a frontend's comment says beside its label.
 #[derive(Debug, PartialEq, Eq)]
-struct Comment {
+pub(super) struct Comment {
     id: FrontendId,
     set: Option<SetId>,
     affinity: Option<Affinity>,
 }
 
+impl fmt::Display for Comment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "frontend {}", self.id)?;
+        if let Some(set) = self.set {
+            write!(f, " set {set}")?;
+        }
+        if let Some(Affinity { timeout, prefix_v4, prefix_v6 }) = self.affinity {
+            write!(f, " affinity {timeout:?}/{prefix_v4}/{prefix_v6}")?;
+        }
+        Ok(())
+    }
+}
+
 /// Reads what [`comment`](super::lower::comment) wrote.
-fn parse(text: &str) -> Option<Comment> {
+pub(super) fn parse(text: &str) -> Option<Comment> {
     let rest = text.strip_prefix("frontend ")?;
     let (id, mut rest) = word(rest);
     let id = FrontendId::new(id.parse().ok()?)?;

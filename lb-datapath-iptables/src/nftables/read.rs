@@ -31,6 +31,32 @@ pub(super) fn table(name: &str, payload: &[u8]) -> Option<Table> {
     }
 }
 
+/// The elements in one message about `set`, each with the bytes of its key.
+pub(super) fn raw_elements(set: Set, payload: &[u8]) -> Vec<RawElement> {
+    let list = attributes(payload.get(FIXED..).unwrap_or_default()).find(ELEMENTS).unwrap_or_default();
+    let items = attributes(list).filter(|(kind, _)| *kind == LIST_ITEM);
+    items
+        .map(|(_, item)| RawElement {
+            key: attributes(item).path(&[element::KEY, 1]).unwrap_or_default().to_vec(),
+            read: one(set, item),
+        })
+        .collect()
+}
+
+/// The key in the bytes of one of `set`; that of the start of a range in a set of ranges.
+pub(super) fn key_of(set: Set, bytes: &[u8]) -> Option<Key> {
+    key(set, &mut Cursor(bytes), 0)
+}
+
+/// An element as it was found.
+#[derive(Clone, Debug)]
+pub(super) struct RawElement {
+    /// The bytes of its key.
+    pub(super) key: Vec<u8>,
+    /// What they mean, unless the element is not of our making.
+    pub(super) read: Option<Read>,
+}
+
 /// The elements in one message of a dump of `set`. `None` stands for one that is not of our making.
 pub(super) fn elements(set: Set, payload: &[u8]) -> Vec<Option<Read>> {
     let list = attributes(payload.get(FIXED..).unwrap_or_default()).find(ELEMENTS).unwrap_or_default();

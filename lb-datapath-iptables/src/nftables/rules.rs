@@ -149,15 +149,15 @@ const fn width(family: Family) -> Register {
 }
 
 fn dispatch() -> Vec<Rule> {
-    [Family::V4, Family::V6]
-        .into_iter()
-        .map(|family| {
-            let mut rule = only(family);
-            rule.extend(frontend(family, R0));
-            rule.push(Expr::VerdictMap { map: Set::Frontends(family), key: R0 });
-            rule.into()
-        })
-        .collect()
+    [Family::V4, Family::V6].into_iter().map(dispatch_of).collect()
+}
+
+/// The rule that leads packets of a family to the frontends.
+pub(super) fn dispatch_of(family: Family) -> Rule {
+    let mut rule = only(family);
+    rule.extend(frontend(family, R0));
+    rule.push(Expr::VerdictMap { map: Set::Frontends(family), key: R0 });
+    rule.into()
 }
 
 /// Only flows whose destination was translated and was one of our frontends are ours to masquerade.

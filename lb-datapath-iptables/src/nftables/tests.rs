@@ -10,21 +10,28 @@ use std::{
 };
 
 use lb_core::{
-    Affinity, Backend, BackendAddr, BackendId, BackendSet, ErrorKind, Family, Frontend, FrontendAddr, FrontendId,
-    Labels, Lookup, NodeFacts, NodeName, Op, Plan, Protocol, SetId, State, Target, diff,
+    Affinity, Backend, BackendAddr, BackendId, BackendSet, ErrorKind, Expected, Family, Frontend, FrontendAddr,
+    FrontendId, Inspection, Labels, Lookup, NodeFacts, NodeName, Op, Packet, Plan, Protocol, SetId, State, Target,
+    diff,
 };
 use proptest::prelude::*;
 
 use super::{
     engine::{Engine, Flows, Vips},
-    kernel::{Batch, CommitError, Kernel, Rebuild, Table},
+    kernel::{Batch, CommitError, Kernel, Mend, Rebuild, Table},
     layout::{Choice, Element, How, Key, Note, Pick, Set, Value},
     lower::{Action, Origin, comment},
     ranges,
-    read::Read,
+    read::{RawElement, Read},
     rules,
+    ruleset::{self, FoundRule, Ruleset},
+    wanted::Wanted,
+    wire::key_bytes,
 };
-use crate::conntrack::Allowed;
+use crate::{
+    conntrack::Allowed,
+    routes::{self, Place, Signs},
+};
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
@@ -108,6 +115,62 @@ proptest! {
         if !matches!(key, Key::Note(Note::NodeIp | Note::NodeName, _)) {
             prop_assert_eq!(world.elements(), expected(&other));
         }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_others_remove_add_or_change_is_found_and_put_back(
+        state in arbitrary_state(),
+        other in arbitrary_state(),
+        removed in prop::collection::vec(any::<prop::sample::Index>(), 0..4),
+        changed in prop::collection::vec(any::<prop::sample::Index>(), 0..4),
+    ) {
+        let world = World::default();
+        let mut engine = world.engine();
+        let labels = Labels::new();
+        let expectation = Expected { state: &state, labels: &labels };
+        engine.apply(&diff(&State::default(), &state, &labels)).unwrap();
+        prop_assert_eq!(engine.inspect(expectation, Inspection::Everything).unwrap(), []);
+        let before = world.elements();
+        for key in removed {
+            let mut model = world.lock();
+            let table = model.table.as_mut().unwrap();
+            let key = *key.get(&table.keys().copied().collect::<Vec<_>>());
+            table.remove(&key);
+        }
+        // Elements of another state: some are new, some have another value under the same key.
+        let others: Vec<(Key, (Value, String))> = expected(&other).into_iter().collect();
+        for index in changed {
+            let (key, value) = index.get(&others).clone();
+            world.lock().table.as_mut().unwrap().insert(key, value);
+        }
+        let found = engine.inspect(expectation, Inspection::Everything).unwrap();
+        let gone = !world.lock().table.as_ref().unwrap().keys().any(|key| matches!(key, Key::Note(Note::Generation, _)));
+        prop_assert_eq!(found.is_empty(), world.elements() == before && !gone);
+        engine.repair(expectation, &found).unwrap();
+        prop_assert_eq!(world.elements(), before);
+        prop_assert_eq!(engine.inspect(expectation, Inspection::Everything).unwrap(), []);
+        engine.apply(&diff(&state, &other, &labels)).unwrap();
+        prop_assert_eq!(world.elements(), expected(&other));
+    }
+
+    #[test]
+    fn what_is_wanted_is_what_is_written(state in arbitrary_state()) {
+        let labels = Labels::new();
+        let wanted = Wanted::new(Expected { state: &state, labels: &labels }, Some(7));
+        let mut elements = expected(&state);
+        elements.insert(Key::Note(Note::Generation, 7), (Value::None, String::new()));
+        prop_assert_eq!(wanted.keys().collect::<BTreeSet<_>>(), elements.keys().copied().collect());
+        for (key, (value, _)) in elements {
+            prop_assert_eq!(wanted.element(&key).map(|element| element.value), Some(value), "{:?}", key);
+        }
+        let picks: BTreeSet<String> = ruleset::wanted(&wanted.picks()).chains.into_keys().collect();
+        let world = World::default();
+        world.engine().apply(&diff(&State::default(), &state, &labels)).unwrap();
+        prop_assert_eq!(picks, world.clone().ruleset().unwrap().chains.into_keys().collect());
     }
 }
 
@@ -446,6 +509,10 @@ impl World {
         elements
     }
 
+    fn rules_there(&self) -> BTreeSet<Family> {
+        [Family::V4, Family::V6].into()
+    }
+
     fn records(&self) -> Vec<Key> {
         self.elements().into_keys().filter(|key| matches!(key, Key::Record(..))).collect()
     }
@@ -534,6 +601,45 @@ impl Kernel for World {
         Ok(elements.filter(|(key, _)| key.set() == set).map(read).collect())
     }
 
+    fn raw_elements(&mut self, set: Set) -> io::Result<Vec<RawElement>> {
+        let raw =
+            |element: Option<Read>| element.map(|read| RawElement { key: key_bytes(&read.0.key), read: Some(read) });
+        Ok(self.elements(set)?.into_iter().filter_map(raw).collect())
+    }
+
+    fn look_up(&mut self, set: Set, keys: &[Vec<u8>]) -> io::Result<Vec<RawElement>> {
+        Ok(self.raw_elements(set)?.into_iter().filter(|element| keys.contains(&element.key)).collect())
+    }
+
+    fn ruleset(&mut self) -> io::Result<Ruleset> {
+        Ok(ruleset::wanted(&self.lock().picks))
+    }
+
+    fn chain(&mut self, name: &str) -> io::Result<Vec<FoundRule>> {
+        Ok(self.ruleset()?.chains.remove(name).map(|chain| chain.rules).unwrap_or_default())
+    }
+
+    fn mend(&mut self, mend: &Mend) -> Result<(), CommitError> {
+        self.commit(&Batch { steps: &mend.first, ..Batch::default() })?;
+        let mut model = self.lock();
+        let table = model.table.get_or_insert_default();
+        table.retain(|key, _| !mend.emptied.contains(&key.set()));
+        table.retain(|key, _| !mend.gone.contains(&(key.set(), key_bytes(key))));
+        for element in &mend.added {
+            assert!(
+                table.insert(element.key, (element.value, element.comment.clone())).is_none(),
+                "{element:?} is there"
+            );
+        }
+        model.picks.retain(|pick| !mend.chains_gone.contains(&pick.to_string()));
+        model.picks.extend(mend.chains.iter().filter_map(|chain| chain.name.parse::<Pick>().ok()));
+        Ok(())
+    }
+
+    fn port(&self) -> io::Result<u32> {
+        Ok(0)
+    }
+
     fn is_supported(&mut self) -> io::Result<bool> {
         Ok(!self.lock().outdated)
     }
@@ -580,11 +686,35 @@ impl Vips for World {
         self.lock().routes.clear();
         Ok(())
     }
+
+    fn everything(&mut self) -> io::Result<routes::Installed> {
+        let both = |vip| [(Place::Local, vip), (Place::Forwarded, vip)];
+        Ok(routes::Installed { routes: self.routed().into_iter().flat_map(both).collect(), rules: self.rules_there() })
+    }
+
+    fn rules(&mut self) -> io::Result<BTreeSet<Family>> {
+        Ok(self.rules_there())
+    }
+
+    fn mend(&mut self, missing: &[(Place, IpAddr)], extra: &[(Place, IpAddr)], _: &[Family]) -> io::Result<()> {
+        let mut model = self.lock();
+        model.routes.retain(|vip| !extra.iter().any(|(_, extra)| extra == vip));
+        model.routes.extend(missing.iter().map(|(_, vip)| vip));
+        Ok(())
+    }
+
+    fn signs(&self) -> io::Result<Signs> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
 }
 
 impl Flows for World {
     fn forget_stale(&mut self, allowed: &Allowed) -> io::Result<usize> {
         self.lock().flows.extend(allowed.clone());
         Ok(0)
+    }
+
+    fn backend_of(&mut self, _: &Packet) -> io::Result<Option<BackendAddr>> {
+        Ok(None)
     }
 }

@@ -56,7 +56,7 @@ pub(super) fn of_set(set: Set) -> Vec<u8> {
 /// Userdata of an element or a rule with a comment.
 pub(super) fn comment_of(comment: &str) -> Vec<u8> {
     let mut bytes = Vec::new();
-    let mut text = prefix(comment, MAX_COMMENT).as_bytes().to_vec();
+    let mut text = cut(comment).as_bytes().to_vec();
     text.push(0);
     put(&mut bytes, 0, &text);
     bytes
@@ -85,6 +85,11 @@ pub(super) const MARKER: &str = "lb layout ";
 
 /// Bytes of a comment; a longer one is cut.
 const MAX_COMMENT: usize = 253;
+
+/// A comment as far as there is room for it.
+pub(super) fn cut(comment: &str) -> &str {
+    prefix(comment, MAX_COMMENT)
+}
 
 fn prefix(text: &str, bytes: usize) -> &str {
     let mut end = text.len().min(bytes);

@@ -7,24 +7,30 @@ use lb_core::Family;
 use super::{
     layout::{Bound, Choice, Element, Key, Pick, Set, Value},
     rules::{self, Chain, Conntrack, Expr, Rule, octets},
-    userdata,
+    ruleset, userdata,
 };
 use crate::netlink::{
     Writer,
     netfilter::{INET, IPV4, IPV6, NFTABLES, fixed, kind},
 };
 
-const NEW_TABLE: u16 = kind(NFTABLES, 0);
+pub(super) const NEW_TABLE: u16 = kind(NFTABLES, 0);
 pub(super) const GET_TABLE: u16 = kind(NFTABLES, 1);
-const DELETE_TABLE: u16 = kind(NFTABLES, 2);
+pub(super) const DELETE_TABLE: u16 = kind(NFTABLES, 2);
 const NEW_CHAIN: u16 = kind(NFTABLES, 3);
+pub(super) const GET_CHAIN: u16 = kind(NFTABLES, 4);
 const DELETE_CHAIN: u16 = kind(NFTABLES, 5);
 const NEW_RULE: u16 = kind(NFTABLES, 6);
 pub(super) const GET_RULE: u16 = kind(NFTABLES, 7);
+const DELETE_RULE: u16 = kind(NFTABLES, 8);
 const NEW_SET: u16 = kind(NFTABLES, 9);
-const NEW_ELEMENT: u16 = kind(NFTABLES, 12);
+pub(super) const GET_SET: u16 = kind(NFTABLES, 10);
+const DELETE_SET: u16 = kind(NFTABLES, 11);
+pub(super) const NEW_ELEMENT: u16 = kind(NFTABLES, 12);
 pub(super) const GET_ELEMENT: u16 = kind(NFTABLES, 13);
-const DELETE_ELEMENT: u16 = kind(NFTABLES, 14);
+pub(super) const DELETE_ELEMENT: u16 = kind(NFTABLES, 14);
+/// Ends what the kernel tells of a transaction.
+pub(super) const NEW_GENERATION: u16 = kind(NFTABLES, 15);
 /// Linux 6.3. Nothing older removes a record that may run out before the transaction takes: a plain removal is refused
 /// for one that is gone, and so is adding it first where a packet has put another backend there.
 const DESTROY_ELEMENT: u16 = kind(NFTABLES, 30);
@@ -58,7 +64,7 @@ const VERDICT_GOTO: i32 = -4;
 const VERDICT_REGISTER: u8 = 0;
 
 /// Maps whose values are verdicts have this data type.
-const TYPE_VERDICT: u32 = 0xffff_ff00;
+pub(super) const TYPE_VERDICT: u32 = 0xffff_ff00;
 const TYPE_IPV4: u32 = 7;
 const TYPE_IPV6: u32 = 8;
 const TYPE_PROTO: u32 = 12;
@@ -150,10 +156,15 @@ pub(super) fn add_set(w: &mut Writer, table: &str, set: Set, id: u32, size: u32)
 
 /// Adds a chain that is always there, without its rules.
 pub(super) fn add_chain(w: &mut Writer, table: &str, chain: &Chain) {
+    add_named_chain(w, table, chain.name, chain.hook);
+}
+
+/// Adds a chain without rules; with a hook, a base chain of type nat.
+pub(super) fn add_named_chain(w: &mut Writer, table: &str, name: &str, hook: Option<(u32, i32)>) {
     message(w, NEW_CHAIN, NLM_F_CREATE | NLM_F_EXCL, |w| {
         w.put_str(1, table);
-        w.put_str(3, chain.name);
-        if let Some((hook, priority)) = chain.hook {
+        w.put_str(3, name);
+        if let Some((hook, priority)) = hook {
             w.nest(4, |w| {
                 w.put_u32(1, hook);
                 w.put_u32(2, priority.cast_unsigned());
@@ -169,31 +180,80 @@ pub(super) fn add_rule(w: &mut Writer, table: &str, chain: &str, rule: &Rule) {
     message(w, NEW_RULE, NLM_F_CREATE | NLM_F_APPEND, |w| {
         w.put_str(1, table);
         w.put_str(2, chain);
-        w.nest(4, |w| rule.expressions.iter().for_each(|expr| expression(w, expr)));
+        w.nest(4, |w| expressions(w, rule));
         if !rule.comment.is_empty() {
             w.put(7, &userdata::comment_of(rule.comment));
         }
     });
 }
 
+/// The expressions of a rule.
+pub(super) fn expressions(w: &mut Writer, rule: &Rule) {
+    rule.expressions.iter().for_each(|expr| expression(w, expr));
+}
+
 /// Adds a pick chain with its rules.
 pub(super) fn add_pick(w: &mut Writer, table: &str, pick: &Pick) {
     let name = pick.to_string();
-    message(w, NEW_CHAIN, NLM_F_CREATE | NLM_F_EXCL, |w| {
-        w.put_str(1, table);
-        w.put_str(3, &name);
-    });
+    add_named_chain(w, table, &name, None);
     for rule in rules::pick(pick) {
         add_rule(w, table, &name, &rule);
     }
 }
 
-/// Removes a pick chain with its rules.
-pub(super) fn remove_pick(w: &mut Writer, table: &str, pick: &Pick) {
+/// Removes the rules of a chain.
+pub(super) fn flush_chain(w: &mut Writer, table: &str, chain: &str) {
+    message(w, DELETE_RULE, 0, |w| {
+        w.put_str(1, table);
+        w.put_str(2, chain);
+    });
+}
+
+/// Removes a chain of any name; it has no rules any more.
+pub(super) fn remove_chain(w: &mut Writer, table: &str, chain: &str) {
     message(w, DELETE_CHAIN, 0, |w| {
         w.put_str(1, table);
-        w.put_str(3, &pick.to_string());
+        w.put_str(3, chain);
     });
+}
+
+/// Removes a set of any name.
+pub(super) fn remove_set(w: &mut Writer, table: &str, set: &str) {
+    message(w, DELETE_SET, 0, |w| {
+        w.put_str(1, table);
+        w.put_str(2, set);
+    });
+}
+
+/// Removes every element of a set.
+pub(super) fn flush_set(w: &mut Writer, table: &str, set: Set) {
+    message(w, DELETE_ELEMENT, 0, |w| {
+        w.put_str(1, table);
+        w.put_str(2, set.name());
+    });
+}
+
+/// Removes an element if it is there, by the bytes of its key: whoever made it.
+pub(super) fn forget_raw(w: &mut Writer, table: &str, set: Set, key: &[u8]) {
+    message(w, DESTROY_ELEMENT, 0, |w| one_raw(w, table, set, key));
+}
+
+/// Asks for one element.
+pub(super) fn ask_element(w: &mut Writer, table: &str, set: Set, key: &[u8]) {
+    message(w, GET_ELEMENT, 0, |w| one_raw(w, table, set, key));
+}
+
+fn one_raw(w: &mut Writer, table: &str, set: Set, key: &[u8]) {
+    w.put_str(1, table);
+    w.put_str(2, set.name());
+    w.nest(ELEMENTS, |w| {
+        w.nest(LIST_ITEM, |w| w.nest(element::KEY, |w| w.put(DATA_VALUE, key)));
+    });
+}
+
+/// Removes a pick chain with its rules.
+pub(super) fn remove_pick(w: &mut Writer, table: &str, pick: &Pick) {
+    remove_chain(w, table, &pick.to_string());
 }
 
 /// Adds or removes elements of one set, in one message or, where they are many, in several.
@@ -314,6 +374,18 @@ fn go(w: &mut Writer, chain: &str) {
         w.put_u32(1, VERDICT_GOTO.cast_unsigned());
         w.put_str(2, chain);
     });
+}
+
+/// A set as the kernel lists it.
+pub(super) fn listed(set: Set) -> ruleset::Shape {
+    let Shape { flags, key, data } = shape(set);
+    ruleset::Shape {
+        flags,
+        key: concat(&key),
+        key_length: length(&key),
+        data: if data.is_empty() { 0 } else { concat(&data) },
+        data_length: if data.is_empty() || data == [TYPE_VERDICT] { 0 } else { length(&data) },
+    }
 }
 
 /// What a set holds.

@@ -1,6 +1,7 @@
 //! The iptables backend with real packets, on both variants.
 #![expect(clippy::unwrap_used, reason = "a step that fails, fails the test")]
 
+mod drift;
 #[expect(dead_code, reason = "shared with the tests of the nftables backend")]
 #[path = "../net/mod.rs"]
 mod net;
@@ -15,6 +16,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use drift::{
+    a_flush_of_everything_is_named_as_one, every_edit_is_found_and_repaired, the_kernel_is_asked_about_a_packet,
+    the_watcher_sleeps_through_what_does_not_concern_us,
+};
 use lb_core::{
     Affinity, Backend, BackendAddr, BackendId, BackendSet, Datapath as _, Family, Frontend, FrontendAddr, FrontendId,
     Labels, Lookup, NodeFacts, NodeName, Op, Plan, Protocol, SetId, State, Target, diff,
@@ -64,6 +69,10 @@ on_both_variants! {
     a_hostile_label_changes_no_rule,
     what_cannot_be_carried_fails_alone,
     cleanup_leaves_nothing,
+    every_edit_is_found_and_repaired,
+    the_watcher_sleeps_through_what_does_not_concern_us,
+    a_flush_of_everything_is_named_as_one,
+    the_kernel_is_asked_about_a_packet,
 }
 
 /// A world with a datapath on its node, and what the datapath should hold.

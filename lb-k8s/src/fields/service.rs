@@ -9,6 +9,10 @@ const ANNOTATIONS: Rule = Annotations(&[
     crate::annotations::MAGLEV_TABLE_SIZE,
     crate::annotations::AFFINITY_PREFIX_V4,
     crate::annotations::AFFINITY_PREFIX_V6,
+    crate::annotations::DRAIN,
+    crate::annotations::PANIC_THRESHOLD,
+    crate::annotations::TOPOLOGY_MODE,
+    crate::annotations::TOPOLOGY_AWARE_HINTS,
 ]);
 
 pub(crate) const SERVICE: Rule = Object(&[
@@ -43,7 +47,7 @@ const SPEC: Rule = Object(&[
     ("selector", Known),
     ("sessionAffinity", Known),
     ("sessionAffinityConfig", Object(&[("clientIP", Object(&[("timeoutSeconds", Known)]))])),
-    ("trafficDistribution", Unsupported("topology is not supported: every zone counts alike")),
+    ("trafficDistribution", Known),
     ("type", Known),
 ]);
 

@@ -1,6 +1,6 @@
 //! `EndpointSlice`, discovery.k8s.io/v1.
 
-use super::Rule::{self, Annotations, Known, List, Object, Open, Unsupported};
+use super::Rule::{self, Annotations, Known, List, Object, Open};
 
 pub(crate) const ENDPOINT_SLICE: Rule = Object(&[
     ("apiVersion", Known),
@@ -17,11 +17,13 @@ const ENDPOINT: Rule = Object(&[
     ("addresses", Known),
     ("conditions", Object(&[("ready", Known), ("serving", Known), ("terminating", Known)])),
     ("deprecatedTopology", Known),
-    ("hints", Unsupported("topology is not supported: every zone counts alike")),
+    ("hints", Object(&[("forNodes", List(&HINT)), ("forZones", List(&HINT))])),
     ("hostname", Known),
     ("nodeName", Known),
     ("targetRef", Known),
     ("zone", Known),
 ]);
+
+const HINT: Rule = Object(&[("name", Known)]);
 
 const PORT: Rule = Object(&[("appProtocol", Known), ("name", Known), ("port", Known), ("protocol", Known)]);

@@ -1,27 +1,35 @@
-//! Affinity and the choice of backends.
+//! Affinity, the choice of backends, and what becomes of flows whose backend goes.
 
 use std::{collections::BTreeMap, time::Duration};
 
 use k8s_openapi::api::core::v1::{Service as Object, ServiceSpec};
-use lb_core::{Affinity, Algorithm, Service, TableSize};
+use lb_core::{Affinity, Algorithm, DrainPolicy, Service, TableSize, TrafficDistribution};
 
 use super::text;
 use crate::{
-    annotations::{AFFINITY_PREFIX_V4, AFFINITY_PREFIX_V6, ALGORITHM, CILIUM_ALGORITHM, MAGLEV_TABLE_SIZE},
+    annotations::{
+        AFFINITY_PREFIX_V4, AFFINITY_PREFIX_V6, ALGORITHM, CILIUM_ALGORITHM, DRAIN, MAGLEV_TABLE_SIZE, PANIC_THRESHOLD,
+    },
     check::{self, At, Invalid},
     text::quoted,
 };
 
+/// Longest time to drain, in seconds.
+const MAX_DRAIN: u32 = 86_400;
 /// Longest time-out of affinity, in seconds, as Kubernetes limits it.
 const MAX_TIMEOUT: i32 = 86_400;
 
-/// Fills affinity, algorithm and table size in.
+/// Fills in what tunes the balancing.
 pub(super) fn read(object: &Object, spec: &ServiceSpec, service: &mut Service) -> Result<(), Invalid> {
     let none = BTreeMap::new();
     let annotations = Annotations(object.metadata.annotations.as_ref().unwrap_or(&none));
     service.affinity = affinity(spec, &annotations)?;
     service.algorithm = algorithm(&annotations)?;
     service.table_size = table_size(&annotations, service.algorithm)?;
+    service.traffic_distribution = traffic_distribution(spec)?;
+    service.drain = annotations.get(DRAIN, drain)?.unwrap_or_default();
+    service.panic_threshold =
+        annotations.get(PANIC_THRESHOLD, |text| check::number(text, 100).map(|percent| percent as u8))?;
     Ok(())
 }
 
@@ -78,6 +86,32 @@ fn timeout(spec: &ServiceSpec) -> Result<Option<Duration>, Invalid> {
     }
     let message = format!("{seconds} is not a time-out, expected 1 to {MAX_TIMEOUT} seconds");
     Err(Invalid::new("spec.sessionAffinityConfig.clientIP.timeoutSeconds", message))
+}
+
+fn traffic_distribution(spec: &ServiceSpec) -> Result<Option<TrafficDistribution>, Invalid> {
+    match text(spec.traffic_distribution.as_ref()) {
+        None => Ok(None),
+        Some("PreferSameZone" | "PreferClose") => Ok(Some(TrafficDistribution::PreferSameZone)),
+        Some("PreferSameNode") => Ok(Some(TrafficDistribution::PreferSameNode)),
+        Some(other) => {
+            let message = format!(
+                "{} is not a distribution, expected PreferSameZone, PreferSameNode or PreferClose",
+                quoted(other)
+            );
+            Err(Invalid::new("spec.trafficDistribution", message))
+        }
+    }
+}
+
+fn drain(text: &str) -> Result<DrainPolicy, String> {
+    match text {
+        "keep" => Ok(DrainPolicy::Keep),
+        "cut" => Ok(DrainPolicy::Cut),
+        seconds => match check::number(seconds, MAX_DRAIN) {
+            Ok(seconds) if seconds > 0 => Ok(DrainPolicy::For(Duration::from_secs(seconds.into()))),
+            Ok(_) | Err(_) => Err(format!("{} is not `keep`, `cut` or a number from 1 to {MAX_DRAIN}", quoted(text))),
+        },
+    }
 }
 
 fn algorithm(annotations: &Annotations<'_>) -> Result<Option<Algorithm>, Invalid> {

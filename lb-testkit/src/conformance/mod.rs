@@ -35,7 +35,7 @@ use libtest_mimic::{Completion, Failed, Trial};
 
 use crate::{
     error::{LabError, report},
-    lab::Offload,
+    lab::{Offload, Privilege},
 };
 
 pub use self::stage::Stage;
@@ -48,6 +48,7 @@ type Opener = dyn Fn(&NodeContext) -> Result<Box<dyn Datapath>, DatapathError> +
 pub struct Subject {
     name: String,
     kind: Kind,
+    root_only: bool,
 }
 
 #[derive(Clone)]
@@ -65,12 +66,24 @@ impl Subject {
         name: impl Into<String>,
         open: impl Fn(&NodeContext) -> Result<Box<dyn Datapath>, DatapathError> + Send + Sync + 'static,
     ) -> Self {
-        Self { name: name.into(), kind: Kind::Packets(Arc::new(open)) }
+        Self { name: name.into(), kind: Kind::Packets(Arc::new(open)), root_only: false }
     }
 
     /// A datapath that holds state only; it may fail now and then. Needs no root.
     pub fn state_only(name: impl Into<String>, open: impl Fn() -> Box<dyn Datapath> + Send + Sync + 'static) -> Self {
-        Self { name: name.into(), kind: Kind::State(Arc::new(open)) }
+        Self { name: name.into(), kind: Kind::State(Arc::new(open)), root_only: false }
+    }
+
+    /// Root of a user namespace is not enough for it.
+    #[must_use]
+    pub fn root_only(mut self) -> Self {
+        self.root_only = true;
+        self
+    }
+
+    fn needs_root(&self) -> bool {
+        let enough = Privilege::current() == Privilege::UserNamespace && !self.root_only;
+        matches!(self.kind, Kind::Packets(_)) && !enough
     }
 
     /// Its name, as trials show it.
@@ -206,14 +219,16 @@ impl fmt::Display for Tally {
 }
 
 /// A trial for every case with every subject, and with offloads on and off for subjects that carry packets; those are
-/// marked as ignored because they need root. Names are `subject::offload::case`.
+/// marked as ignored because they need root, unless this is a user namespace and that is enough for them. Names are
+/// `subject::offload::case`.
 pub fn trials(subjects: impl IntoIterator<Item = Subject>, tally: &Tally) -> Vec<Trial> {
     let mut trials = Vec::new();
     for subject in subjects {
-        let (offloads, needs_root): (&[_], _) = match subject.kind {
-            Kind::Packets(_) => (&[Offload::On, Offload::Off], true),
-            Kind::State(_) => (&[Offload::On], false),
+        let offloads: &[_] = match subject.kind {
+            Kind::Packets(_) => &[Offload::On, Offload::Off],
+            Kind::State(_) => &[Offload::On],
         };
+        let needs_root = subject.needs_root();
         for &offload in offloads {
             trials.extend(cases().into_iter().map(|case| {
                 let (subject, tally) = (subject.clone(), tally.clone());

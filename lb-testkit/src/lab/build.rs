@@ -10,7 +10,7 @@ use std::{
 use ipnet::IpNet;
 
 use super::{
-    Lab, Netns, NodeState, Offload, Origin, PodState, cgroup,
+    Lab, Netns, NodeState, Offload, Origin, PodState, Privilege, cgroup,
     netlink::{Batch, wait_until_local},
     offload,
     owner::{Directories, LabId, sweep},
@@ -153,7 +153,8 @@ impl Builder {
     /// Sweeps what dead owners left, then builds the lab; its servers answer when this returns.
     ///
     /// # Errors
-    /// Without root, without cgroup2, without [`run_if_worker`](crate::run_if_worker), or when the kernel refuses something; nothing of the lab stays then.
+    /// Without root (of the machine, and then without cgroup2, or of a user namespace), without
+    /// [`run_if_worker`](crate::run_if_worker), or when the kernel refuses something; nothing of the lab stays then.
     pub fn build(self) -> Result<Lab, LabError> {
         let start = Instant::now();
         if !can_be_worker() {
@@ -207,11 +208,14 @@ impl Lab {
     fn start_node(&mut self, name: String) -> Result<(), LabError> {
         let index = self.nodes.len();
         let cgroup = self.directories.cgroup.join(format!("node-{index}"));
-        cgroup::create(&cgroup)?;
+        let has_cgroup = Privilege::current() != Privilege::UserNamespace;
+        if has_cgroup {
+            cgroup::create(&cgroup)?;
+        }
         let netns = Netns::create(&name)?;
         sysctl::prepare(&netns, true)?;
         let spawner = self.spawner();
-        let inside = start_worker(spawner, &name, Some(&cgroup))?;
+        let inside = start_worker(spawner, &name, has_cgroup.then_some(&*cgroup))?;
         let packets = start_worker(spawner, &format!("{name} (outside of its cgroup)"), None)?;
         self.nodes.push(NodeState { name, netns, cgroup, inside, packets, pods_made: 0 });
         Ok(())

@@ -33,11 +33,11 @@ impl Program {
         spawner: &Spawner,
         mut command: Command,
         netns: &Netns,
-        cgroup: &std::path::Path,
+        cgroup: Option<&std::path::Path>,
     ) -> Result<Self, LabError> {
         let name = command.get_program().to_string_lossy().into_owned();
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = spawner.spawn(command, Some(netns), Some(cgroup))?;
+        let mut child = spawner.spawn(command, Some(netns), cgroup)?;
         let ended = pidfd(child.id()).map_err(system(format!("watching `{name}`")))?;
         let output = Arc::new(Output::default());
         output.capture(child.stdout.take());

@@ -245,6 +245,20 @@ impl Running<'_> {
         self.finish(wait)
     }
 
+    /// How many requests were answered so far.
+    ///
+    /// # Errors
+    /// When the worker fails, or the load has ended on its own.
+    pub fn answered(&self) -> Result<u64, LabError> {
+        match self.worker.call(Command::CountLoad(self.token.number), PROMPT)? {
+            Answer::Count(count) => Ok(count),
+            answer => {
+                let message = format!("not an answer to the command: {answer:?}");
+                Err(LabError::Worker { worker: "of a load".into(), message })
+            }
+        }
+    }
+
     /// Waits for the load's own end.
     ///
     /// # Errors

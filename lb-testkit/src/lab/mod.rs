@@ -17,6 +17,7 @@ mod owner;
 mod spawn;
 mod sysctl;
 pub mod topology;
+mod user_namespace;
 mod wire;
 
 use std::{
@@ -39,6 +40,7 @@ pub use self::{
     node::{Node, Pod},
     offload::Offload,
     owner::{LabId, leftovers, sweep},
+    user_namespace::{Privilege, enter_user_namespace},
 };
 use crate::{
     error::{LabError, system},

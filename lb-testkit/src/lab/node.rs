@@ -9,7 +9,7 @@ use std::{
 
 use lb_core::{Family, NodeFacts, NodeName};
 
-use super::{Lab, Netns, NodeState, PodState, Program, build::UPLINK, offload, owner::mount_bpf, topology};
+use super::{Lab, Netns, NodeState, PodState, Privilege, Program, build::UPLINK, offload, owner::mount_bpf, topology};
 use crate::error::{LabError, system};
 
 /// A node: a namespace on the segment, and a cgroup.
@@ -79,14 +79,15 @@ impl<'lab> Node<'lab> {
         &self.state().netns
     }
 
-    /// Its cgroup, in which its pods' processes and its own are.
+    /// Its cgroup, in which its pods' processes and its own are. In a user namespace ([`Privilege::UserNamespace`]) there
+    /// is none, and nothing at this path.
     #[must_use]
     pub fn cgroup(self) -> &'lab Path {
         &self.state().cgroup
     }
 
     /// A directory of the BPF file system for what this node's datapath pins, removed with the lab. Its last component
-    /// is not created.
+    /// is not created. In a user namespace it is a directory that takes no pins.
     ///
     /// # Errors
     /// When there is no BPF file system and none can be mounted.
@@ -121,7 +122,8 @@ impl<'lab> Node<'lab> {
     /// # Errors
     /// When it cannot be started.
     pub fn spawn(self, command: Command) -> Result<Program, LabError> {
-        Program::start(self.lab.spawner(), command, &self.state().netns, &self.state().cgroup)
+        let cgroup = Some(self.cgroup()).filter(|_| Privilege::current() != Privilege::UserNamespace);
+        Program::start(self.lab.spawner(), command, &self.state().netns, cgroup)
     }
 
     /// Process ids of its two workers: the one in its cgroup, and the one outside of it.

@@ -15,12 +15,12 @@ use nix::{
     mount::{MsFlags, mount},
 };
 
-use super::cgroup;
+use super::{Privilege, cgroup};
 use crate::error::{LabError, errno, system};
 
 const PREFIX: &str = "lb-lab";
 const BPF: &str = "/sys/fs/bpf";
-const RUN: &str = "/run";
+pub(super) const RUN: &str = "/run";
 
 /// Identity of a lab: unique on this machine as long as it runs. Displays as the name of its directories.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -78,6 +78,10 @@ pub(crate) struct Directories {
 impl Directories {
     pub(crate) fn of(id: LabId) -> Result<Self, LabError> {
         let name = id.to_string();
+        if Privilege::current() == Privilege::UserNamespace {
+            let run = Path::new(RUN).join(&name);
+            return Ok(Self { cgroup: run.join("no-cgroup"), pins: run.join("no-bpf"), run });
+        }
         Ok(Self {
             cgroup: cgroup::mount_point()?.join(&name),
             pins: Path::new(BPF).join(&name),
@@ -100,8 +104,7 @@ impl Directories {
 /// # Errors
 /// When something stays.
 pub fn sweep() -> Result<Vec<LabId>, LabError> {
-    let mount = cgroup::mount_point()?;
-    let _lock = lock(&mount)?;
+    let _lock = lock(&parents()?[0])?;
     let mut dead = leftovers()?;
     dead.retain(|id| !id.is_alive());
     for &id in &dead {
@@ -117,7 +120,7 @@ pub fn sweep() -> Result<Vec<LabId>, LabError> {
 pub fn leftovers() -> Result<Vec<LabId>, LabError> {
     let here = pid_namespace()?;
     let mut found = Vec::new();
-    for parent in [cgroup::mount_point()?, BPF.into(), RUN.into()] {
+    for parent in parents()? {
         let entries = fs::read_dir(&parent).map_err(system(format!("listing {}", parent.display())))?;
         let names = entries.filter_map(|entry| LabId::parse(entry.ok()?.file_name().to_str()?));
         found.extend(names.filter(|id| id.pid_namespace == here));
@@ -127,8 +130,19 @@ pub fn leftovers() -> Result<Vec<LabId>, LabError> {
     Ok(found)
 }
 
-/// Mounts the BPF file system at its usual place unless it is there.
+/// Where directories of labs are. In a user namespace there is neither a cgroup nor a BPF file system.
+fn parents() -> Result<Vec<PathBuf>, LabError> {
+    Ok(match Privilege::current() {
+        Privilege::UserNamespace => vec![RUN.into()],
+        Privilege::Root | Privilege::None => vec![cgroup::mount_point()?, BPF.into(), RUN.into()],
+    })
+}
+
+/// Mounts the BPF file system at its usual place unless it is there, or cannot be.
 pub(crate) fn mount_bpf() -> Result<(), LabError> {
+    if Privilege::current() == Privilege::UserNamespace {
+        return Ok(());
+    }
     let directory = fs::File::open(BPF).map_err(system(format!("opening {BPF}")))?;
     let _lock =
         Flock::lock(directory, FlockArg::LockExclusive).map_err(|(_, error)| errno(format!("locking {BPF}"))(error))?;

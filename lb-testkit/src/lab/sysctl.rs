@@ -39,7 +39,10 @@ const FORWARDING: &[(&str, &str)] = &[
 ];
 
 /// Settings that a kernel may lack in namespaces other than the first; the lab works without them.
-const OPTIONAL: &[&str] = &["ipv4/icmp_msgs_per_sec", "ipv4/icmp_ratelimit", "ipv4/tcp_tw_reuse"];
+///
+/// A user namespace does not have every group.
+const OPTIONAL: &[&str] =
+    &["ipv4/icmp_msgs_per_sec", "ipv4/icmp_ratelimit", "ipv4/tcp_tw_reuse", "ipv4/ping_group_range"];
 
 /// Prepares a fresh namespace.
 pub(crate) fn prepare(netns: &Netns, forwards: bool) -> Result<(), LabError> {

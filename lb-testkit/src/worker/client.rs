@@ -3,7 +3,7 @@
 use std::{
     io::{self, Read, Write},
     net::{SocketAddr, TcpStream, UdpSocket},
-    os::fd::AsFd,
+    os::fd::{AsFd, BorrowedFd},
     sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
 };
@@ -68,6 +68,15 @@ impl Asker {
         match self {
             Self::Http(http) => http.receive(deadline),
             Self::Udp(udp) => udp.receive(deadline),
+        }
+    }
+}
+
+impl AsFd for Asker {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Http(http) => http.stream.as_fd(),
+            Self::Udp(udp) => udp.socket.as_fd(),
         }
     }
 }

@@ -9,14 +9,23 @@ use std::{
 
 use super::{
     client::{self, Asker},
+    crowd::Crowd,
     protocol::ConnectRace,
     serve::enter,
 };
 use crate::traffic::{Failure, Latencies, Load, LoadKind, Outcome, Report, Request, Response, Transport, Until};
 
+/// What others may know of a load under way, and tell it.
+#[derive(Debug, Default)]
+pub(super) struct Progress {
+    pub(super) stop: AtomicBool,
+    /// Requests of all lanes that were answered.
+    pub(super) answered: AtomicU64,
+}
+
 /// Carries out a load until its end or until `stop`.
-pub(super) fn run(netns: &str, load: &Load, stop: &AtomicBool) -> Result<Report, String> {
-    let run = Run { load, stop, started: AtomicU64::new(0), start: Instant::now() };
+pub(super) fn run(netns: &str, load: &Load, progress: &Progress) -> Result<Report, String> {
+    let run = Run { load, progress, started: AtomicU64::new(0), start: Instant::now() };
     let reports = thread::scope(|scope| {
         let lanes: Vec<_> = (0..load.lanes).map(|_| scope.spawn(|| enter(netns).map(|()| run.lane()))).collect();
         lanes.into_iter().map(|lane| lane.join().unwrap_or_else(|_| Err("a lane panicked".into()))).collect()
@@ -29,7 +38,7 @@ pub(super) fn run(netns: &str, load: &Load, stop: &AtomicBool) -> Result<Report,
 
 struct Run<'a> {
     load: &'a Load,
-    stop: &'a AtomicBool,
+    progress: &'a Progress,
     /// Requests of all lanes.
     started: AtomicU64,
     start: Instant,
@@ -37,12 +46,34 @@ struct Run<'a> {
 
 impl Run<'_> {
     fn lane(&self) -> Report {
+        match self.load.kind {
+            LoadKind::Crowd(connections) => self.crowd(connections),
+            _ => self.one_by_one(),
+        }
+    }
+
+    fn crowd(&self, connections: usize) -> Report {
+        let mut crowd = Crowd::open(self.load, connections);
+        while self.goes_on() {
+            let begun = Instant::now();
+            let answered = crowd.exchange();
+            self.progress.answered.fetch_add(answered, Ordering::Relaxed);
+            if answered == 0 {
+                break;
+            }
+            self.pause(begun);
+        }
+        crowd.close()
+    }
+
+    fn one_by_one(&self) -> Report {
         let mut report = Report::default();
         let mut socket = None;
         while self.goes_on() {
             let begun = Instant::now();
             let outcome = self.one(&mut socket);
             let broken = outcome.is_err() && self.load.kind == LoadKind::LongLived;
+            self.progress.answered.fetch_add(u64::from(outcome.is_ok()), Ordering::Relaxed);
             report.record(outcome);
             if broken {
                 break;
@@ -54,7 +85,7 @@ impl Run<'_> {
 
     fn goes_on(&self) -> bool {
         let started = self.started.fetch_add(1, Ordering::Relaxed);
-        !self.stop.load(Ordering::Relaxed)
+        !self.progress.stop.load(Ordering::Relaxed)
             && match self.load.until {
                 Until::Requests(most) => started < most,
                 Until::Elapsed(limit) => self.start.elapsed() < limit,
@@ -69,7 +100,7 @@ impl Run<'_> {
             LoadKind::NewConnections => client::request(&self.request(Transport::Tcp)),
             LoadKind::Datagrams => client::request(&self.request(Transport::Udp)),
             LoadKind::ConnectOnly => client::connect_only(to, from, timeout).map(|latency| nobody(to, latency)),
-            LoadKind::LongLived => self.again(socket, Transport::Tcp),
+            LoadKind::LongLived | LoadKind::Crowd(_) => self.again(socket, Transport::Tcp),
             LoadKind::DatagramStream => self.again(socket, Transport::Udp),
         }
     }

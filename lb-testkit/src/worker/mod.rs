@@ -6,6 +6,7 @@
 pub(crate) mod protocol;
 
 mod client;
+mod crowd;
 mod error;
 mod held;
 mod http;

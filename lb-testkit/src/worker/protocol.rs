@@ -42,6 +42,8 @@ pub(crate) enum Command {
     },
     /// Ends the load that the command of this number began.
     StopLoad(u64),
+    /// Answered with the requests of that load that were answered so far.
+    CountLoad(u64),
     Connect {
         netns: String,
         race: ConnectRace,
@@ -55,6 +57,7 @@ pub(crate) enum Answer {
     Held { id: u64, outcomes: Vec<Outcome> },
     Outcomes(Vec<Outcome>),
     Report(Report),
+    Count(u64),
     Connects(Vec<Latencies>, Vec<String>),
 }
 

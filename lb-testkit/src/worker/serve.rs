@@ -8,7 +8,7 @@ use std::{
     process,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     thread,
 };
@@ -21,7 +21,7 @@ use nix::{
 use super::{
     client,
     held::Held,
-    load,
+    load::{self, Progress},
     protocol::{Answer, Command, Envelope, Reply},
     server::{self, Running},
 };
@@ -61,26 +61,26 @@ struct Worker {
     servers: Mutex<HashMap<String, Running>>,
     held: Mutex<HashMap<u64, Arc<Mutex<Held>>>>,
     next_held: AtomicU64,
-    loads: Mutex<HashMap<u64, Arc<AtomicBool>>>,
+    loads: Mutex<HashMap<u64, Arc<Progress>>>,
 }
 
 impl Worker {
     fn start(self: &Arc<Self>, Envelope { number, command }: Envelope) {
         // Registered before the next command is read, which may be the one that stops it.
-        let stop = Arc::new(AtomicBool::new(false));
+        let progress = Arc::new(Progress::default());
         if matches!(command, Command::Load { .. }) {
-            lock(&self.loads).insert(number, Arc::clone(&stop));
+            lock(&self.loads).insert(number, Arc::clone(&progress));
         }
         let worker = Arc::clone(self);
         thread::spawn(move || {
-            let answer = catch_unwind(AssertUnwindSafe(|| worker.carry_out(command, &stop)))
+            let answer = catch_unwind(AssertUnwindSafe(|| worker.carry_out(command, &progress)))
                 .unwrap_or_else(|_| Err("the command panicked".into()));
             lock(&worker.loads).remove(&number);
             say(&Reply { number, answer });
         });
     }
 
-    fn carry_out(&self, command: Command, stop: &AtomicBool) -> Result<Answer, String> {
+    fn carry_out(&self, command: Command, progress: &Progress) -> Result<Answer, String> {
         match command {
             Command::Serve(serve) => {
                 let name = serve.who.pod.clone();
@@ -107,13 +107,17 @@ impl Worker {
                 lock(&self.held).remove(&id);
                 Ok(Answer::Done)
             }
-            Command::Load { netns, load } => load::run(&netns, &load, stop).map(Answer::Report),
+            Command::Load { netns, load } => load::run(&netns, &load, progress).map(Answer::Report),
             Command::StopLoad(number) => {
                 // One that has ended on its own needs no stopping.
-                if let Some(stop) = lock(&self.loads).get(&number) {
-                    stop.store(true, Ordering::Relaxed);
+                if let Some(progress) = lock(&self.loads).get(&number) {
+                    progress.stop.store(true, Ordering::Relaxed);
                 }
                 Ok(Answer::Done)
+            }
+            Command::CountLoad(number) => {
+                let answered = lock(&self.loads).get(&number).map(|it| it.answered.load(Ordering::Relaxed));
+                answered.map(Answer::Count).ok_or_else(|| format!("load {number} has ended on its own"))
             }
             Command::Connect { netns, race } => {
                 load::race(&netns, &race).map(|(latencies, errors)| Answer::Connects(latencies, errors))

@@ -1,10 +1,8 @@
 //! Figures of the datapaths, out of `lb lab compare`.
 
-use std::process::{Command, Stdio};
-
 use serde::Deserialize;
 
-use super::{Figure, Goal};
+use super::{Figure, Goal, lab};
 
 const SMALL: u32 = 10;
 const LARGE: u32 = 5_000;
@@ -61,7 +59,8 @@ struct Speed {
 }
 
 pub(crate) fn measure() -> Result<Vec<Figure>, Box<dyn std::error::Error>> {
-    let comparison = compare()?;
+    let sizes = format!("{SMALL},{LARGE}");
+    let comparison: Comparison = lab(&["compare", "--services", &sizes])?;
     let mut figures = vec![comparison.failures()];
     for datapath in DATAPATHS {
         let (small, large) = (comparison.row(datapath, SMALL)?, comparison.row(datapath, LARGE)?);
@@ -75,18 +74,6 @@ pub(crate) fn measure() -> Result<Vec<Figure>, Box<dyn std::error::Error>> {
         figures.extend(comparison.speed(&name, path.services, &path.speed)?);
     }
     Ok(figures)
-}
-
-fn compare() -> Result<Comparison, Box<dyn std::error::Error>> {
-    let sizes = format!("{SMALL},{LARGE}");
-    let mut command = Command::new("cargo");
-    command.args(["run", "--quiet", "--release", "--package", "lb-agent", "--bin", "lb", "--"]);
-    command.args(["lab", "compare", "--services", &sizes, "-o", "json"]).stdout(Stdio::piped());
-    let output = command.spawn()?.wait_with_output()?;
-    if !output.status.success() {
-        return Err(format!("lb lab compare: {}", output.status).into());
-    }
-    Ok(serde_json::from_slice(&output.stdout)?)
 }
 
 impl Comparison {

@@ -2,10 +2,17 @@
 
 mod core;
 mod datapaths;
+mod drift;
+mod restart;
+mod scale;
 
-use std::{fmt, process::Command, time::Instant};
+use std::{
+    fmt,
+    process::{Command, Stdio},
+    time::Instant,
+};
 
-use serde::Serialize;
+use serde::{Serialize, de::DeserializeOwned};
 
 /// Measures claimed figures again, each beside a baseline of the same run.
 #[derive(Debug, clap::Args)]
@@ -23,6 +30,13 @@ enum Name {
     Core,
     /// `lb lab compare` at 10 and 5,000 services on every datapath. Needs root; several minutes.
     Datapaths,
+    /// `lb lab compare` at 10,000 services on eBPF and nftables. Needs root; several minutes.
+    Scale,
+    /// `lb lab restart` with 20,000 connections, 100 SIGTERM and 100 SIGKILL on eBPF and nftables. Needs root; a quarter
+    /// of an hour.
+    Restart,
+    /// `lb lab drift` at 10 and 1,000 services on every datapath. Needs root; a quarter of an hour.
+    Drift,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -92,6 +106,9 @@ pub(crate) fn figures(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
     let figures = match args.name {
         Name::Core => core::measure(),
         Name::Datapaths => datapaths::measure()?,
+        Name::Scale => scale::measure()?,
+        Name::Restart => restart::measure()?,
+        Name::Drift => drift::measure()?,
     };
     match args.output {
         Output::Json => println!("{}", serde_json::to_string_pretty(&figures)?),
@@ -128,6 +145,17 @@ fn print(figures: &[Figure]) {
             f.figure, f.measured, f.unit, f.n, f.baseline
         );
     }
+}
+
+/// What `lb lab ARGS -o json` says; that an expectation is not met is for the figures to tell.
+pub(crate) fn lab<T: DeserializeOwned>(args: &[&str]) -> Result<T, Box<dyn std::error::Error>> {
+    let mut command = Command::new("cargo");
+    command.args(["run", "--quiet", "--release", "--package", "lb-agent", "--bin", "lb", "--", "lab"]);
+    let output = command.args(args).args(["-o", "json"]).stdout(Stdio::piped()).spawn()?.wait_with_output()?;
+    if output.stdout.is_empty() {
+        return Err(format!("lb lab {}: {}", args.join(" "), output.status).into());
+    }
+    Ok(serde_json::from_slice(&output.stdout)?)
 }
 
 /// Median seconds of `rounds` runs.

@@ -56,9 +56,9 @@ impl Bed {
         Ok(Self { lab: builder.build()?, datapaths: datapaths.into() })
     }
 
-    pub(super) fn world(&self, services: u32) -> Compared {
+    pub(super) fn world(&self, services: u32, maglev: u32) -> Compared {
         let groups = Group::BOTH.map(|group| self.servers(group));
-        Compared::new(services, NodeName::new(SERVERS), groups)
+        Compared::new(services, maglev, NodeName::new(SERVERS), groups)
     }
 
     /// The node whose clients `datapaths[index]` serves.

@@ -4,7 +4,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use lb_k8s::write;
@@ -30,6 +30,8 @@ const PER_FILE: usize = 500;
 pub(super) struct Footprint {
     /// Resident memory, in MiB.
     pub(super) rss_mib: f64,
+    /// From its start until it is ready.
+    pub(super) ready: Duration,
     /// Kernel memory that is charged to it, in MiB; `None` where that is not accounted.
     pub(super) charged_mib: Option<f64>,
 }
@@ -37,6 +39,7 @@ pub(super) struct Footprint {
 /// Runs an agent on a node until it is ready, measures it, and stops it.
 pub(super) fn measure(kind: DatapathKind, node: Node<'_>, manifests: &Path) -> Result<Footprint> {
     let group = MemoryGroup::new(node.cgroup());
+    let started = Instant::now();
     let mut agent = start(kind, node, manifests)?;
     if let Some(group) = &group {
         group.enter(agent.pid())?;
@@ -44,10 +47,11 @@ pub(super) fn measure(kind: DatapathKind, node: Node<'_>, manifests: &Path) -> R
     if agent.wait_for_line(PATIENCE, |line| line == "ready").is_none() {
         return Err(not_ready(kind, &agent));
     }
+    let ready = started.elapsed();
     let rss_mib = memory::resident(agent.pid())?;
     let charged_mib = group.as_ref().and_then(MemoryGroup::kernel);
     agent.terminate(STOP)?;
-    Ok(Footprint { rss_mib, charged_mib })
+    Ok(Footprint { rss_mib, ready, charged_mib })
 }
 
 fn start(kind: DatapathKind, node: Node<'_>, manifests: &Path) -> Result<Program> {
@@ -104,7 +108,7 @@ mod tests {
     #[test]
     fn agents_read_back_what_was_written() {
         let group = |third: u8| (10..14).map(|last| [10, 244, third, last].into()).collect();
-        let world = Compared::new(501, NodeName::new("servers"), [group(0), group(1)]);
+        let world = Compared::new(501, 2, NodeName::new("servers"), [group(0), group(1)]);
         let directory = tempfile::tempdir().unwrap();
         let written = write_manifests(&world, directory.path().join("manifests")).unwrap();
         assert_eq!(fs::read_dir(&written).unwrap().count(), 2);

@@ -62,6 +62,7 @@ fn charts(comparison: &Comparison) -> Vec<Chart> {
             Scale::Log,
             rows(|row| row.change_ms),
         ),
+        chart("Manifests on disk to ready", "ms, logarithmic; lower is better", Scale::Log, rows(|row| row.ready_ms)),
         chart("Kernel memory", "MiB, logarithmic; lower is better", Scale::Log, rows(|row| row.kernel_mib)),
         chart("Resident memory of the agent", "MiB; lower is better", Scale::Linear, rows(|row| row.rss_mib)),
     ]
@@ -94,9 +95,11 @@ fn numbers(comparison: &Comparison, page: &mut String) {
         "path",
         "sync<br>ms",
         "change<br>ms",
+        "p99<br>ms",
         "commit<br>ms",
         "rules",
         "elements",
+        "ready<br>ms",
         "RSS<br>MiB",
         "kernel<br>MiB",
         "p50<br>us",
@@ -113,7 +116,7 @@ fn numbers(comparison: &Comparison, page: &mut String) {
     page.push_str("</tr></thead>\n<tbody>\n");
     for size in comparison.sizes() {
         let of_size = |path: &&PathRow| path.services == size;
-        let mut lines: Vec<(&str, [String; 7], &Speed)> = Vec::new();
+        let mut lines: Vec<(&str, [String; 9], &Speed)> = Vec::new();
         let none = || std::array::from_fn(|_| "–".to_owned());
         lines.extend(comparison.baselines.iter().filter(of_size).map(|path| (path.name, none(), &path.speed)));
         let rows = comparison.rows.iter().filter(|row| row.services == size);
@@ -132,13 +135,15 @@ fn numbers(comparison: &Comparison, page: &mut String) {
     page.push_str("</tbody></table></div>\n");
 }
 
-fn kernel_cells(row: &Row) -> [String; 7] {
+fn kernel_cells(row: &Row) -> [String; 9] {
     [
         number(row.sync_ms),
         number(row.change_ms),
+        number(row.change_p99_ms),
         number(row.commit_ms),
         thousands(row.rules),
         thousands(row.elements),
+        number(row.ready_ms),
         number(row.rss_mib),
         number(row.kernel_mib),
     ]
@@ -183,7 +188,7 @@ mod tests {
     fn the_page_is_well_formed_and_complete() {
         let page = page(&example());
         assert_well_formed(&page);
-        assert_eq!(page.matches("<svg").count(), 6);
+        assert_eq!(page.matches("<svg").count(), 7);
         assert_eq!(page.matches("<tr class=").count(), 3 * 5);
         assert!(!page.contains("NaN") && !page.contains("inf<"), "{page}");
     }

@@ -43,8 +43,9 @@ use crate::{
 ///
 /// Every number of services gets a cluster of its own out of network namespaces: a node per datapath, one without any
 /// load balancing (direct), one with a single nftables rule (floor), and one with the servers. All are measured in turns
-/// within one run. Needs root and Linux; nothing outside of its own namespaces is touched and nothing is left behind.
-#[derive(Debug, Args)]
+/// within one run. Needs Linux; nothing outside of its own namespaces is touched and nothing is left behind. Without root
+/// it leaves out eBPF and the numbers of services that do not fit, and says so.
+#[derive(Clone, Debug, Args)]
 #[command(after_help = "Examples:\n  \
     lb lab compare\n  \
     lb lab compare --services 10,100 --datapaths ebpf,nftables --rounds 5\n  \
@@ -55,20 +56,30 @@ pub(crate) struct CompareArgs {
     /// Numbers of services, four backends each.
     #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "10,100,1000,5000",
         value_parser = clap::value_parser!(u32).range(1..=100_000))]
-    services: Vec<u32>,
+    pub(super) services: Vec<u32>,
     /// What to compare.
     #[arg(long, value_name = "KIND,…", value_delimiter = ',', value_enum,
         default_values_t = DatapathKind::KERNEL)]
-    datapaths: Vec<DatapathKind>,
+    pub(super) datapaths: Vec<DatapathKind>,
     /// Rounds of connections; each measures every path once.
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
+    /// Changes of the last service's endpoints, per datapath and size.
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    changes: u32,
+    /// How many of the services ask for Maglev with 251 slots; the others, and all on a datapath that has no Maglev, pick
+    /// at random.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    maglev: u32,
     /// Decides the order within rounds.
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
     /// Directory for compare.json and compare.html, a page with charts.
     #[arg(long, value_name = "DIR")]
-    report: Option<PathBuf>,
+    pub(super) report: Option<PathBuf>,
+    /// What was asked for and cannot be had, to be noted.
+    #[arg(skip)]
+    pub(super) left_out: Vec<String>,
     /// How to write the result.
     #[arg(long, short, value_name = "FORMAT", value_enum, default_value_t)]
     output: Format,
@@ -82,22 +93,24 @@ const LANE_CONNECTS: u32 = 500;
 /// Parallel clients, one per server: as many as two processors are busy with. With more of them, a machine with other work
 /// to do hands packets to a kernel thread that has to wait for its turn, and then that is what is measured.
 const LANES: usize = 4;
-const CHANGES: u32 = 8;
 const SYNCS: u32 = 3;
 
 /// Clients, servers and agents run before everything else on the machine; they inherit it from this thread.
 const HIGHEST_PRIORITY: i32 = -20;
 
+impl CompareArgs {
+    /// Refuses what cannot be meant.
+    pub(super) fn check(&self) -> std::result::Result<(), Failure> {
+        if self.datapaths.contains(&DatapathKind::Memory) {
+            return Err(Failure::Usage("datapath memory carries no packets: there is nothing to compare".into()));
+        }
+        Ok(())
+    }
+}
+
 /// Measures, prints, and writes the report.
 pub(crate) fn run(args: &CompareArgs) -> Outcome {
     let (services, datapaths) = (unique(&args.services), unique(&args.datapaths));
-    if datapaths.contains(&DatapathKind::Memory) {
-        return Err(Failure::Usage("datapath memory carries no packets: there is nothing to compare".into()));
-    }
-    if !nix::unistd::geteuid().is_root() {
-        let why = "lb lab compare needs root, for network namespaces, cgroups and BPF: run it with sudo";
-        return Err(Failure::Error(why.into()));
-    }
     if let Some(directory) = &args.report {
         fs::create_dir_all(directory).map_err(|error| Failure::error(format!("{}: {error}", directory.display())))?;
     }
@@ -106,10 +119,12 @@ pub(crate) fn run(args: &CompareArgs) -> Outcome {
         connects: CONNECTS,
         lane_connects: LANE_CONNECTS,
         lanes: LANES,
-        changes: CHANGES,
+        changes: args.changes,
         syncs: SYNCS,
+        maglev: args.maglev,
     };
-    let comparison = compare(&services, &datapaths, n, args.seed).map_err(|error| Failure::chain(&error))?;
+    let mut comparison = compare(&services, &datapaths, n, args.seed).map_err(|error| Failure::chain(&error))?;
+    comparison.notes.extend(args.left_out.iter().cloned());
     output::write(args.output, &comparison, || table::table(&comparison))?;
     if let Some(directory) = &args.report {
         write_report(directory, &comparison).map_err(|error| Failure::chain(&error))?;

@@ -42,6 +42,8 @@ pub(super) struct Counts {
     pub(super) changes: u32,
     /// Most syncs per datapath and size; a slow one is done once.
     pub(super) syncs: u32,
+    /// Services that ask for Maglev with 251 slots.
+    pub(super) maglev: u32,
 }
 
 /// One datapath at one size.
@@ -55,12 +57,16 @@ pub(super) struct Row {
     pub(super) sync_ms: f64,
     /// From an event to the first connection that lands on a new endpoint.
     pub(super) change_ms: f64,
+    /// The same, 99th percentile.
+    pub(super) change_p99_ms: f64,
     /// The part of it until the kernel's last acknowledgement.
     pub(super) commit_ms: f64,
     /// Rules that a packet may have to walk.
     pub(super) rules: u64,
     /// Elements of maps and sets.
     pub(super) elements: u64,
+    /// From the start of an agent with manifests on disk until it is ready.
+    pub(super) ready_ms: f64,
     /// Resident memory of an agent that serves all of it.
     pub(super) rss_mib: f64,
     /// What the kernel holds for it.
@@ -152,9 +158,11 @@ pub(super) mod tests {
             services,
             sync_ms: f64::from(services) / 10.0,
             change_ms: 1.5,
+            change_p99_ms: 3.0,
             commit_ms: 1.0,
             rules: u64::from(services),
             elements: 0,
+            ready_ms: 50.0,
             rss_mib: 8.0,
             kernel_mib: 2.5,
             speed: speed(ratio),
@@ -163,7 +171,7 @@ pub(super) mod tests {
         Comparison {
             kernel: "6.18.0 <test>".into(),
             cpus: 2,
-            n: Counts { rounds: 20, connects: 200, lanes: 4, lane_connects: 500, changes: 8, syncs: 3 },
+            n: Counts { rounds: 20, connects: 200, lanes: 4, lane_connects: 500, changes: 8, syncs: 3, maglev: 0 },
             seed: 7,
             seconds: 12.5,
             rows: sizes
@@ -190,9 +198,11 @@ pub(super) mod tests {
         let numbers = [
             "sync_ms",
             "change_ms",
+            "change_p99_ms",
             "commit_ms",
             "rules",
             "elements",
+            "ready_ms",
             "rss_mib",
             "kernel_mib",
             "connect_p50_us",

@@ -16,7 +16,7 @@ use super::{
     probe::Probe,
     progress::Progress,
     result::{Comparison, Counts, PathRow, Row},
-    stats::{median, order, round},
+    stats::{median, order, percentile, round},
     subject::Subject,
     world::{Compared, Group},
 };
@@ -57,7 +57,7 @@ impl Size<'_> {
     pub(super) fn measure(&self, comparison: &mut Comparison) -> Result<()> {
         self.step("building a cluster");
         let bed = Bed::build(self.datapaths)?;
-        let world = bed.world(self.services);
+        let world = bed.world(self.services, self.n.maglev);
         floor::install(bed.floor(), world.frontend(), &bed.servers(Group::A), BACKEND_PORT)?;
         let mut controls = vec![Control::default(); self.datapaths.len()];
         let mut subjects = self.sync_all(&bed, &world, &mut controls)?;
@@ -205,9 +205,11 @@ impl Size<'_> {
             services: self.services,
             sync_ms: middle(&control.sync_ms),
             change_ms: middle(&control.change_ms),
+            change_p99_ms: round(percentile(control.change_ms.clone(), 99).unwrap_or(0.0), 3),
             commit_ms: middle(&control.commit_ms),
             rules: control.usage.rules,
             elements: control.usage.elements,
+            ready_ms: round(millis(footprint.ready), 1),
             rss_mib: round(footprint.rss_mib, 2),
             kernel_mib: round(kernel_mib, 3),
             speed: path.speed,

@@ -11,6 +11,12 @@ pub(super) fn median(values: impl IntoIterator<Item = f64>) -> Option<f64> {
     }
 }
 
+/// The smallest value that at least `percent` per cent of all are not above. `None` of nothing.
+pub(super) fn percentile(mut values: Vec<f64>, percent: usize) -> Option<f64> {
+    values.sort_unstable_by(f64::total_cmp);
+    values.get((values.len() * percent).div_ceil(100).checked_sub(1)?).copied()
+}
+
 /// The median over rounds of what each round has to say against its own baseline. What slows the machine down for a
 /// while slows both, so it leaves the ratio alone.
 pub(super) fn median_ratio(values: &[f64], baselines: &[f64]) -> Option<f64> {
@@ -59,6 +65,13 @@ mod tests {
         assert_eq!(median([3.0]), Some(3.0));
         assert_eq!(median([9.0, 1.0, 2.0]), Some(2.0));
         assert_eq!(median([4.0, 1.0, 2.0, 100.0]), Some(3.0));
+    }
+
+    #[test]
+    fn a_percentile_is_one_of_the_values() {
+        assert_eq!(percentile(Vec::new(), 99), None);
+        assert_eq!(percentile(vec![3.0, 1.0, 2.0], 99), Some(3.0));
+        assert_eq!(percentile((1..=200).map(f64::from).collect(), 99), Some(198.0));
     }
 
     #[test]

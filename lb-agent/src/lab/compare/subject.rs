@@ -11,7 +11,7 @@ use super::{
     world::Compared,
 };
 use crate::{
-    config::{Config, EbpfSettings},
+    config::{Config, DriftMode, EbpfSettings},
     datapath::{self, Installed},
     kind::DatapathKind,
     pattern::Pattern,
@@ -150,8 +150,11 @@ fn config(kind: DatapathKind, node: Node<'_>) -> Result<Config> {
         manifests: run_dir.join("manifests"),
         datapath: kind,
         node: node.facts(),
+        zone: None,
         socket: run_dir.join("lb.sock"),
         state_dir: run_dir.join("state"),
+        drift: DriftMode::Off,
+        drift_interval: Duration::from_secs(60),
         ebpf,
     })
 }

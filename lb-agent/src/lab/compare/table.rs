@@ -16,9 +16,11 @@ pub(super) fn table(comparison: &Comparison) -> String {
         "DATAPATH",
         "SYNC ms",
         "CHANGE ms",
+        "P99 ms",
         "COMMIT ms",
         "RULES",
         "ELEMENTS",
+        "READY ms",
         "RSS MiB",
         "KERNEL MiB",
         "P50 us",
@@ -67,7 +69,7 @@ pub(super) fn how(comparison: &Comparison) -> String {
     )
 }
 
-const COLUMNS: usize = 16;
+const COLUMNS: usize = 18;
 
 fn row_cells(row: &Row) -> [String; COLUMNS] {
     let [p50, p99, direct, floor, cps, cps_direct, cps_floor] = speed_cells(&row.speed);
@@ -76,9 +78,11 @@ fn row_cells(row: &Row) -> [String; COLUMNS] {
         row.datapath.to_string(),
         number(row.sync_ms),
         number(row.change_ms),
+        number(row.change_p99_ms),
         number(row.commit_ms),
         row.rules.to_string(),
         row.elements.to_string(),
+        number(row.ready_ms),
         number(row.rss_mib),
         number(row.kernel_mib),
         p50,
@@ -97,6 +101,8 @@ fn path_cells(path: &PathRow) -> [String; COLUMNS] {
     [
         path.services.to_string(),
         path.name.to_owned(),
+        none(),
+        none(),
         none(),
         none(),
         none(),

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use lb_core::{Change, Endpoint, EndpointSlice, NodeFacts, NodeName, Service};
+use lb_core::{Algorithm, Change, Endpoint, EndpointSlice, NodeFacts, NodeName, Service, TableSize};
 use lb_testkit::worlds::{FRONTEND_PORT, World};
 
 /// Which of the two groups of real servers is behind the last service.
@@ -37,11 +37,16 @@ pub(super) struct Compared {
     world: World,
     servers_node: NodeName,
     groups: [Vec<IpAddr>; 2],
+    maglev: u32,
 }
 
+/// Slots of the services that ask for Maglev: the least that there are.
+const MAGLEV_SLOTS: u32 = 251;
+
 impl Compared {
-    pub(super) fn new(services: u32, servers_node: NodeName, groups: [Vec<IpAddr>; 2]) -> Self {
-        Self { world: World::of(services), servers_node, groups }
+    /// `services` of which the first `maglev` ask for Maglev.
+    pub(super) fn new(services: u32, maglev: u32, servers_node: NodeName, groups: [Vec<IpAddr>; 2]) -> Self {
+        Self { world: World::of(services), servers_node, groups, maglev }
     }
 
     /// How many services there are.
@@ -68,8 +73,16 @@ impl Compared {
         let world = self.world;
         (0..world.services).map(move |n| {
             let slice = if n == self.last() { self.last_slice(Group::A) } else { world.slice(n, 0..world.endpoints) };
-            (world.service(n), slice)
+            (self.service(n), slice)
         })
+    }
+
+    fn service(&self, n: u32) -> Service {
+        let service = self.world.service(n);
+        if n >= self.maglev {
+            return service;
+        }
+        Service { algorithm: Some(Algorithm::Maglev), table_size: TableSize::new(MAGLEV_SLOTS).ok(), ..service }
     }
 
     /// Every change that makes the world on a node.
@@ -95,7 +108,7 @@ mod tests {
 
     fn compared(services: u32) -> Compared {
         let group = |third: u8| (10..14).map(|last| IpAddr::from([10, 244, third, last])).collect();
-        Compared::new(services, NodeName::new("servers"), [group(0), group(1)])
+        Compared::new(services, 2, NodeName::new("servers"), [group(0), group(1)])
     }
 
     #[test]

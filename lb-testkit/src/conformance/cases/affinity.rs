@@ -184,7 +184,7 @@ fn stick(stage: &mut Stage, probe: Probe) -> Result<&'static str, Fault> {
 /// The next flow must go where the record says.
 fn expect(stage: &mut Stage, probe: Probe, pod: &str) -> Verdict {
     let record = AffinityRecord { backend: backend(probe, pod), last_use: stage.now() };
-    stage.probe_as(probe, &FlowView { established: None, affinity: Some(record) }).map(drop)
+    stage.probe_as(probe, &FlowView { affinity: Some(record), ..FlowView::default() }).map(drop)
 }
 
 fn backend(probe: Probe, pod: &str) -> BackendAddr {

@@ -2,27 +2,29 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod ask;
+mod drift;
+#[path = "../net/mod.rs"]
 mod net;
+mod services;
 
 use std::{
     collections::BTreeSet,
     io::{ErrorKind, Write},
     net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream},
-    sync::Arc,
+    process::Command,
     time::{Duration, Instant},
 };
 
 use lb_core::{
-    Affinity, Backend, BackendAddr, BackendId, BackendSet, Datapath, FLOW_SEED, Frontend, FrontendAddr, FrontendId,
-    Labels, Lookup, NodeFacts, NodeName, Protocol, SetId, State, Target, diff, flow_hash,
+    Affinity, Datapath, ErrorKind as ErrorClass, FLOW_SEED, FrontendAddr, FrontendId, Labels, Lookup, Protocol, SetId,
+    State, Target, diff, flow_hash,
 };
 use lb_datapath_iptables::nftables::{NftablesConfig, NftablesDatapath};
-use net::{Net, PATIENCE, PORT, SILENCE, ask, say, tcp, udp, udp_socket, udp_socket_from};
+use net::{Net, PATIENCE, SILENCE, ask, say, tcp, udp, udp_socket, udp_socket_from};
 use nftables::schema::Chain;
 use serde::Deserialize;
-
-const VIP4: &str = "10.96.0.1";
-const VIP6: &str = "fd96::1";
+use services::{Node, Services, VIP4, VIP6, at, at_port, both_backends, facts, name, only, varied};
 
 #[test]
 #[ignore = "needs root: network namespaces and nftables"]
@@ -615,6 +617,50 @@ fn two_tables_in_one_namespace_do_not_meet() {
     assert_eq!(two.datapath.observe().unwrap(), services.state);
 }
 
+/// A socket buffer has a limit in a user namespace, and a plan that is larger is refused as a whole.
+#[test]
+#[ignore = "needs root: network namespaces and nftables"]
+fn a_plan_that_fits_no_socket_buffer_is_refused_whole() {
+    let child = Command::new("unshare")
+        .args(["--map-root-user", "--net"])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "inside_a_user_namespace", "--ignored", "--nocapture"])
+        .env(INSIDE, "yes")
+        .output()
+        .unwrap();
+    let output = String::from_utf8_lossy(&child.stdout) + String::from_utf8_lossy(&child.stderr);
+    assert!(child.status.success() && output.contains("1 passed"), "{output}");
+}
+
+/// Not a test of its own: what the one above starts.
+#[test]
+#[ignore = "needs root: it is started by another test"]
+fn inside_a_user_namespace() {
+    if std::env::var_os(INSIDE).is_none() {
+        return;
+    }
+    assert!(Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap().success());
+    let mut datapath = NftablesDatapath::open(&NftablesConfig::default()).unwrap();
+    let limit: usize = std::fs::read_to_string("/proc/sys/net/core/wmem_max").unwrap().trim().parse().unwrap();
+    // A table of this size takes several MB; the kernel doubles the limit.
+    let (slots, count) = (vec![1; 131_071], 1 + 2 * limit / 4_000_000);
+    let mut services = Services::default();
+    for n in 0..count {
+        services.add(&format!("10.96.1.{n}"), Protocol::Tcp, Some((Lookup::Hash, &slots)), None);
+    }
+    let error = datapath.apply(&diff(&State::default(), &services.state, &Labels::new())).unwrap_err();
+    assert_eq!((error.applied, error.failed.len()), (0, count));
+    assert_eq!(error.failed[0].1.kind(), ErrorClass::Capacity, "{error}");
+    let report = error.failed[0].1.report();
+    assert!(report.contains("net.core.wmem_max") && report.contains(" bytes"), "{report}");
+    assert_eq!(datapath.observe().unwrap(), State::default(), "nothing of it took");
+    let few = only(1, Protocol::Tcp, Lookup::Random);
+    datapath.apply(&diff(&State::default(), &few, &Labels::new())).unwrap();
+    assert_eq!(datapath.observe().unwrap(), few);
+}
+
+const INSIDE: &str = "LB_INSIDE_A_USER_NAMESPACE";
+
 #[test]
 #[ignore = "needs root: network namespaces and nftables"]
 fn ten_thousand_services_and_one_change() {
@@ -654,38 +700,6 @@ fn ten_thousand_services_and_one_change() {
     assert!(sync < Duration::from_secs(5) && changes[10] < Duration::from_millis(100), "{sync:?} {changes:?}");
 }
 
-/// The datapath under test, and what it holds.
-struct Node {
-    datapath: NftablesDatapath,
-    state: State,
-}
-
-impl Node {
-    fn open(net: &Net) -> Self {
-        Self::open_with(net, &NftablesConfig::default())
-    }
-
-    fn open_with(net: &Net, config: &NftablesConfig) -> Self {
-        let datapath = net.node.run(|| NftablesDatapath::open(config)).unwrap();
-        Self { datapath, state: State::default() }
-    }
-
-    fn become_state(&mut self, state: State) {
-        let labels: Labels = state.frontends.keys().map(|&addr| (addr, "team/web:http".into())).collect();
-        let plan = diff(&self.state, &state, &labels);
-        self.datapath.apply(&plan).unwrap();
-        self.state = state;
-    }
-}
-
-fn at(ip: &str) -> SocketAddr {
-    at_port(ip, 80)
-}
-
-fn at_port(ip: &str, port: u16) -> SocketAddr {
-    SocketAddr::new(ip.parse().unwrap(), port)
-}
-
 /// The flow hash of a flow from `source_port`.
 fn hash(source: SocketAddr, source_port: u16, to: SocketAddr) -> u32 {
     match (source.ip(), to.ip()) {
@@ -705,137 +719,6 @@ fn ask_from(source_port: u16, to: SocketAddr) -> std::io::Result<String> {
     ask(&udp_socket_from(SocketAddr::new(any, source_port), to)?, PATIENCE)
 }
 
-fn facts(cidrs: &[&str]) -> NodeFacts {
-    let cluster_cidrs = cidrs.iter().map(|cidr| cidr.parse().unwrap()).collect();
-    NodeFacts { name: Some(NodeName::new("node-1")), ips: vec!["10.2.1.1".parse().unwrap()], cluster_cidrs }
-}
-
-/// One frontend with one backend.
-fn only(backend: u8, protocol: Protocol, lookup: Lookup) -> State {
-    let mut services = Services { next: u32::from(backend) * 10, ..Services::default() };
-    services.add(VIP4, protocol, Some((lookup, &[backend])), None);
-    services.state
-}
-
-/// Something of everything.
-fn varied() -> State {
-    let mut services = Services { state: both_backends(), next: 100 };
-    let affinity = Some(Affinity { timeout: Duration::from_millis(1_500), prefix_v4: 24, prefix_v6: 56 });
-    services.add("10.96.0.3", Protocol::Tcp, Some((Lookup::RoundRobin, &[1, 2, 2])), Some(Affinity::default()));
-    services.add("fd96::3", Protocol::Udp, Some((Lookup::Hash, &[2; 251])), None);
-    services.add("fd96::4", Protocol::Udp, Some((Lookup::Hash, &[1; 509])), affinity);
-    services.add("10.96.0.5", Protocol::Udp, None, affinity);
-    services.add("10.96.0.6", Protocol::Tcp, None, None);
-    let dropped = FrontendAddr::new("10.96.0.6".parse().unwrap(), 80, Protocol::Tcp);
-    services.state.frontends.get_mut(&dropped).unwrap().target = Target::Drop;
-    let shared = services.state.frontends[&FrontendAddr::new(VIP4.parse().unwrap(), 80, Protocol::Tcp)].target;
-    services.add("10.96.0.7", Protocol::Tcp, None, None);
-    let sharing = FrontendAddr::new("10.96.0.7".parse().unwrap(), 80, Protocol::Tcp);
-    services.state.frontends.get_mut(&sharing).unwrap().target = shared;
-    services.state.node = facts(&["10.2.0.0/16", "10.3.0.0/16", "fd02::/16", "0.0.0.0/4"]);
-    for (n, backend) in (0..).zip(services.state.backends.values_mut()) {
-        backend.local = n % 2 == 0;
-    }
-    services.state
-}
-
-fn name(answer: &str) -> String {
-    answer.split(' ').next().unwrap().to_owned()
-}
-
 fn names<const N: usize>(names: [&str; N]) -> BTreeSet<String> {
     names.map(str::to_owned).into()
-}
-
-/// Every combination of family and protocol on port 80, with both backends.
-fn both_backends() -> State {
-    let mut services = Services::default();
-    for vip in [VIP4, VIP6] {
-        for protocol in [Protocol::Tcp, Protocol::Udp] {
-            services.add(vip, protocol, Some((Lookup::Random, &[1, 2])), None);
-        }
-    }
-    services.state
-}
-
-/// Builds states with ids that are never used twice.
-#[derive(Default)]
-struct Services {
-    state: State,
-    next: u32,
-}
-
-impl Services {
-    fn add(&mut self, vip: &str, protocol: Protocol, to: Option<(Lookup, &[u8])>, affinity: Option<Affinity>) {
-        let addr = FrontendAddr::new(vip.parse().unwrap(), 80, protocol);
-        let target = match to {
-            None => Target::Reject,
-            Some((lookup, backends)) => {
-                let slots: Arc<[BackendId]> = backends.iter().map(|&n| self.backend(&addr, n)).collect();
-                let id = SetId::new(self.fresh()).unwrap();
-                self.state.sets.insert(id, Arc::new(BackendSet { lookup, slots }));
-                Target::Set(id)
-            }
-        };
-        let id = FrontendId::new(self.fresh()).unwrap();
-        self.state.frontends.insert(addr, Frontend { id, target, affinity });
-    }
-
-    /// Gives a frontend a set of other backends.
-    fn retarget(&mut self, vip: &str, protocol: Protocol, backends: &[u8]) {
-        let addr = FrontendAddr::new(vip.parse().unwrap(), 80, protocol);
-        let Target::Set(old) = self.state.frontends[&addr].target else { panic!("{addr} has no set") };
-        let lookup = self.state.sets.remove(&old).unwrap().lookup;
-        let slots: Arc<[BackendId]> = backends.iter().map(|&n| self.backend(&addr, n)).collect();
-        let id = SetId::new(self.fresh()).unwrap();
-        self.state.sets.insert(id, Arc::new(BackendSet { lookup, slots }));
-        self.state.frontends.get_mut(&addr).unwrap().target = Target::Set(id);
-    }
-
-    /// A frontend with four backends elsewhere, numbers `first` and up.
-    fn add_remote(&mut self, vip: &str, first: u32) {
-        let addr = FrontendAddr::new(vip.parse().unwrap(), 80, Protocol::Tcp);
-        let slots: Arc<[BackendId]> = (first..first + 4).map(|n| self.remote(n)).collect();
-        let set = SetId::new(self.fresh()).unwrap();
-        self.state.sets.insert(set, Arc::new(BackendSet { lookup: Lookup::Random, slots }));
-        let id = FrontendId::new(self.fresh()).unwrap();
-        self.state.frontends.insert(addr, Frontend { id, target: Target::Set(set), affinity: None });
-    }
-
-    /// One endpoint more for a frontend.
-    fn add_endpoint(&mut self, vip: &str, n: u32) {
-        let addr = FrontendAddr::new(vip.parse().unwrap(), 80, Protocol::Tcp);
-        let Target::Set(old) = self.state.frontends[&addr].target else { panic!("{addr} has no set") };
-        let old = self.state.sets.remove(&old).unwrap();
-        let slots = old.slots.iter().copied().chain([self.remote(n)]).collect();
-        let id = SetId::new(self.fresh()).unwrap();
-        self.state.sets.insert(id, Arc::new(BackendSet { lookup: Lookup::Random, slots }));
-        self.state.frontends.get_mut(&addr).unwrap().target = Target::Set(id);
-    }
-
-    fn remote(&mut self, n: u32) -> BackendId {
-        let id = BackendId::new(self.fresh()).unwrap();
-        let addr = BackendAddr::new(IpAddr::from((0x0b00_0000 + n).to_be_bytes()), PORT, Protocol::Tcp);
-        self.state.backends.insert(id, Backend { addr, local: false });
-        id
-    }
-
-    fn backend(&mut self, frontend: &FrontendAddr, n: u8) -> BackendId {
-        let ip: IpAddr = match frontend.ip {
-            IpAddr::V4(_) => [10, 2, n, 2].into(),
-            IpAddr::V6(_) => format!("fd02:{n}::2").parse().unwrap(),
-        };
-        let addr = BackendAddr::new(ip, PORT, frontend.protocol);
-        let known = self.state.backends.iter().find(|(_, backend)| backend.addr == addr).map(|(&id, _)| id);
-        known.unwrap_or_else(|| {
-            let id = BackendId::new(self.fresh()).unwrap();
-            self.state.backends.insert(id, Backend { addr, local: true });
-            id
-        })
-    }
-
-    fn fresh(&mut self) -> u32 {
-        self.next += 1;
-        self.next
-    }
 }

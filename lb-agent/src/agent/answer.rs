@@ -1,0 +1,99 @@
+//! Answers to what is asked on the socket.
+
+use std::{
+    sync::{
+        Arc,
+        mpsc::{RecvTimeoutError, Sender, channel},
+    },
+    time::Duration,
+};
+
+use lb_core::{Packet, Wanted};
+
+use super::{
+    Event,
+    inspection::{Question, Verified},
+    shared::Shared,
+};
+use crate::{
+    api::{Query, Reply},
+    flow,
+};
+
+/// How long the datapath may take to answer. Less than a client waits.
+const PATIENCE: Duration = Duration::from_secs(8);
+
+/// What answers need.
+pub(super) struct Answers {
+    shared: Arc<Shared>,
+    events: Sender<Event>,
+}
+
+impl Answers {
+    pub(super) fn new(shared: Arc<Shared>, events: Sender<Event>) -> Self {
+        Self { shared, events }
+    }
+
+    pub(super) fn answer(&self, path: &str, query: &Query) -> Reply {
+        let shared = &self.shared;
+        match path {
+            "/v1/services" => Reply::ok(&shared.services()),
+            "/v1/backends" => Reply::ok(&shared.backends()),
+            "/v1/status" => Reply::ok(&shared.status()),
+            "/v1/drift" => match self.ask(Question::Inspect) {
+                Ok(report) => Reply::ok(&report),
+                Err(problem) => Reply::problem(503, problem),
+            },
+            "/v1/drift/watch" => match shared.watch_drift() {
+                Some(subscription) => Reply::stream(subscription),
+                None => Reply::problem(503, "too many clients watch drift already"),
+            },
+            "/v1/explain" => self.explain(query).unwrap_or_else(|reply| reply),
+            _ => Reply::problem(404, format!("there is no {path} here")),
+        }
+    }
+
+    fn explain(&self, query: &Query) -> Result<Reply, Reply> {
+        let usage = |problem: String| Reply::problem(400, problem);
+        let part = |name| query.value(name).unwrap_or_default();
+        let packet = {
+            let reconciler = self.shared.reconciler();
+            let node = reconciler.model().node();
+            flow::parse(part("protocol"), part("source"), part("destination"), query.value("entry"), node)
+        };
+        let packet = packet.map_err(|error| usage(error.to_string()))?;
+        let wanted = query.value("why-not").map(flow::parse_backend).transpose();
+        let wanted: Option<Wanted> = wanted.map_err(|error| usage(error.to_string()))?;
+        let verified = match query.value("verify") {
+            None | Some("false") => None,
+            Some("true") => Some(self.verify(packet)?),
+            Some(other) => return Err(usage(format!("verify `{other}` is neither true nor false"))),
+        };
+        Ok(Reply::ok(&self.shared.explain(&packet, verified.as_ref(), wanted)))
+    }
+
+    fn verify(&self, packet: Packet) -> Result<Verified, Reply> {
+        match self.ask(|reply| Question::Ask(packet, reply)) {
+            Ok(Some(verified)) => Ok(verified),
+            Ok(None) => {
+                let kind = self.shared.kind();
+                Err(Reply::problem(501, format!("datapath {kind} cannot be asked what becomes of a packet")))
+            }
+            Err(problem) => Err(Reply::problem(503, format!("the datapath cannot be asked: {problem}"))),
+        }
+    }
+
+    /// Asks the thread of the datapath.
+    fn ask<T>(&self, question: impl FnOnce(Sender<Result<T, String>>) -> Question) -> Result<T, String> {
+        let (reply, answer) = channel();
+        let stopping = || "the agent is stopping".to_owned();
+        self.events.send(Event::Question(question(reply))).map_err(|_| stopping())?;
+        answer.recv_timeout(PATIENCE).unwrap_or_else(|error| match error {
+            RecvTimeoutError::Timeout => Err(format!(
+                "the datapath was busy for {} s, or nobody knows what it holds; see `lb status`",
+                PATIENCE.as_secs()
+            )),
+            RecvTimeoutError::Disconnected => Err(stopping()),
+        })
+    }
+}

@@ -1,0 +1,137 @@
+//! How often repairs may come.
+
+use std::time::Duration;
+
+use lb_core::Instant;
+
+/// Repairs that may follow each other without a wait, after a quiet time.
+const BURST: f64 = 20.0;
+/// Repairs per second beyond the burst.
+const PER_SECOND: f64 = 2.0;
+/// First wait once there were more; it doubles up to [`MAX_WAIT`].
+const MIN_WAIT: Duration = Duration::from_millis(500);
+/// Longest wait.
+pub(super) const MAX_WAIT: Duration = Duration::from_secs(30);
+/// Time without a repair after which waits are forgotten. Longer than the longest wait, or that would end the quarrel.
+const CALM: Duration = Duration::from_secs(60);
+
+/// A bucket of repairs; when it is empty, somebody undoes them, and each further one has to wait longer than the last.
+#[derive(Clone, Debug)]
+pub(super) struct Limit {
+    tokens: f64,
+    filled: Instant,
+    last: Instant,
+    wait: Option<Wait>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Wait {
+    until: Instant,
+    length: Duration,
+}
+
+impl Default for Limit {
+    fn default() -> Self {
+        Self { tokens: BURST, filled: Instant::default(), last: Instant::default(), wait: None }
+    }
+}
+
+impl Limit {
+    /// Takes a repair out, or says when there may be one.
+    pub(super) fn take(&mut self, now: Instant) -> Result<(), Instant> {
+        self.calm_down(now);
+        if let Some(wait) = self.wait {
+            if now < wait.until {
+                return Err(wait.until);
+            }
+            self.lengthen(now);
+        } else {
+            self.tokens = (self.tokens + now.since(self.filled).as_secs_f64() * PER_SECOND).min(BURST);
+            self.filled = now;
+            if self.tokens < 1.0 {
+                return Err(self.lengthen(now));
+            }
+            self.tokens -= 1.0;
+        }
+        self.last = now;
+        Ok(())
+    }
+
+    /// A repair did not help: says when there may be another one.
+    pub(super) fn penalise(&mut self, now: Instant) -> Instant {
+        self.calm_down(now);
+        match self.wait {
+            Some(wait) if now < wait.until => wait.until,
+            _ => self.lengthen(now),
+        }
+    }
+
+    /// How long repairs wait for each other now, if they do.
+    pub(super) fn wait(&self, now: Instant) -> Option<Duration> {
+        self.wait.filter(|_| now.since(self.last) < CALM).map(|wait| wait.length)
+    }
+
+    fn lengthen(&mut self, now: Instant) -> Instant {
+        let length = self.wait.map_or(MIN_WAIT, |wait| (wait.length * 2).min(MAX_WAIT));
+        self.wait = Some(Wait { until: now + length, length });
+        now + length
+    }
+
+    fn calm_down(&mut self, now: Instant) {
+        if self.wait.is_some() && now.since(self.last) >= CALM {
+            *self = Self { filled: now, last: self.last, ..Self::default() };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(ms: u64) -> Instant {
+        Instant::new(Duration::from_millis(ms))
+    }
+
+    #[test]
+    fn now_and_then_is_never_held_back() {
+        let mut limit = Limit::default();
+        for n in 0..1000 {
+            assert_eq!(limit.take(at(n * 500)), Ok(()), "{n}");
+        }
+        assert_eq!(limit.wait(at(500_000)), None);
+    }
+
+    #[test]
+    fn a_quarrel_is_answered_ever_more_slowly_and_forgotten_when_it_is_over() {
+        let mut limit = Limit::default();
+        let mut now = at(0);
+        let mut waits = Vec::new();
+        while waits.last() != Some(&MAX_WAIT) {
+            match limit.take(now) {
+                Ok(()) => {}
+                Err(until) => {
+                    waits.push(until.since(now));
+                    now = until;
+                }
+            }
+        }
+        let seconds: Vec<f64> = waits.iter().map(Duration::as_secs_f64).collect();
+        assert_eq!(seconds, [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0]);
+        assert_eq!(limit.wait(now), Some(MAX_WAIT));
+        assert_eq!((limit.take(now), limit.take(now)), (Ok(()), Err(now + MAX_WAIT)));
+        let later = now + CALM;
+        assert_eq!(limit.wait(later), None);
+        let burst = (0..).take_while(|_| limit.take(later).is_ok()).count();
+        assert_eq!(burst, 20);
+    }
+
+    #[test]
+    fn a_repair_that_does_not_help_makes_the_next_one_wait() {
+        let mut limit = Limit::default();
+        assert_eq!(limit.take(at(0)), Ok(()));
+        let next = limit.penalise(at(0));
+        assert_eq!((next, limit.take(at(1))), (at(500), Err(next)));
+        assert_eq!(limit.penalise(at(1)), next, "one wait is enough");
+        assert_eq!((limit.take(next), limit.take(next)), (Ok(()), Err(at(1500))));
+    }
+}

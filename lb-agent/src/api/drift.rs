@@ -1,0 +1,91 @@
+//! Where the datapath does not hold what it should.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// The answer of `/v1/drift`, which inspects everything first.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DriftReport {
+    /// `ebpf`, `nftables`, `iptables-nft`, `iptables-legacy` or `memory`.
+    pub datapath: String,
+    /// What becomes of differences: `repair`, `alert` (only said) or `off` (only looked for when asked).
+    pub mode: String,
+    /// How many differences this inspection found, those included that were repaired right away.
+    pub found: u64,
+    /// Time that the inspection took, in microseconds.
+    pub inspection_us: u64,
+    /// What this inspection found.
+    pub now: Vec<DriftRecord>,
+    /// What was found within the last hour and is right by now, the latest first.
+    pub before: Vec<DriftRecord>,
+    /// Differences of this inspection that are too many to be listed.
+    pub unlisted: u64,
+}
+
+/// One difference between what the datapath should hold and what it holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DriftRecord {
+    /// Class of the object, such as `frontend`, `slot`, `link`, `table`, `rule`, `element` or `route`.
+    pub class: String,
+    /// The object within its class.
+    pub object: String,
+    /// `missing`, `extra` or `wrong`.
+    pub difference: String,
+    /// As it should be, if it is `wrong`.
+    pub expected: Option<String>,
+    /// As it was found, if it is `wrong`.
+    pub found: Option<String>,
+    /// What probably did it.
+    pub cause: String,
+    /// `found`: it differs, nothing was done about it. `repaired`. `not-repaired`: it differs, and `detail` says why.
+    /// `gone`: it differs no more, and nobody repaired it.
+    pub status: String,
+    /// Why it was not repaired.
+    pub detail: Option<String>,
+    /// When it was found, in milliseconds since 1970.
+    pub found_unix_ms: u64,
+    /// Milliseconds since it was found.
+    pub age_ms: u64,
+    /// Microseconds from when it was found until it was right again, if it is.
+    pub right_after_us: Option<u64>,
+    /// How often it was found in a row, each time within a minute of being right.
+    pub times: u32,
+}
+
+/// One line of `/v1/drift/watch`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum DriftNews {
+    /// A difference was found or repaired, could not be repaired, or went.
+    Difference(Box<DriftRecord>),
+    /// So many more happened at the same time than are told one by one.
+    Unlisted {
+        /// How many.
+        unlisted: u64,
+    },
+}
+
+/// What the agent does about drift: part of `/v1/status`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DriftStatus {
+    /// `repair`, `alert` or `off`.
+    pub mode: String,
+    /// Whether the datapath says when others change it, so that there is no waiting for the next full inspection.
+    pub watched: bool,
+    /// Milliseconds from one full inspection to the next, unless they take too long for that.
+    pub interval_ms: u64,
+    /// Full inspections since the start.
+    pub inspections: u64,
+    /// Time that the last full inspection took, in microseconds.
+    pub inspection_us: u64,
+    /// Differences that are known and not right yet.
+    pub open: u64,
+    /// Clients that follow `/v1/drift/watch`.
+    #[serde(default)]
+    pub watchers: u64,
+    /// Differences found since the start, by class.
+    pub found: BTreeMap<String, u64>,
+    /// Differences repaired since the start, by class.
+    pub repaired: BTreeMap<String, u64>,
+}

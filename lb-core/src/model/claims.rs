@@ -1,0 +1,174 @@
+//! Who owns which frontend address.
+
+use alloc::{collections::BTreeSet, vec::Vec};
+use core::cmp::Reverse;
+
+use super::{Model, ModelError, Owner, ServiceFrontend, check::check_fields};
+use crate::{FrontendAddr, NodeFacts, Service, ServiceName, ServicePortName};
+
+impl Model {
+    /// Whether `service` has this one of its frontends: another one may have taken it over.
+    #[must_use]
+    pub fn owns(&self, service: &Service, frontend: &ServiceFrontend<'_>) -> bool {
+        self.owners.get(&frontend.addr).is_some_and(|owner| owner.port.service == service.name)
+    }
+
+    pub(super) fn upsert_service(&mut self, service: Service) -> Result<BTreeSet<ServiceName>, ModelError> {
+        if let Err(error) = self.check(&service) {
+            self.refused.insert(service.name.clone(), (service, error.clone()));
+            return Err(error);
+        }
+        self.refused.remove(&service.name);
+        let mut touched = BTreeSet::from([service.name.clone()]);
+        self.install(service, &mut touched);
+        self.retry_refused(&mut touched);
+        Ok(touched)
+    }
+
+    /// Gives `service`, which was checked, all of its addresses. Services that lose one are refused from now on.
+    fn install(&mut self, service: Service, touched: &mut BTreeSet<ServiceName>) {
+        self.disown(&service.name);
+        for (addr, owner) in self.claims(&service) {
+            let Some(loser) = self.owners.insert(addr, owner).map(|loser| loser.port.service) else { continue };
+            let error =
+                ModelError::FrontendTaken { frontend: addr, owner: service.name.clone(), claimant: loser.clone() };
+            if let Some(served) = self.services.get(&loser) {
+                self.refused.entry(loser.clone()).or_insert_with(|| (served.clone(), error));
+            }
+            touched.insert(loser);
+        }
+        self.services.insert(service.name.clone(), service);
+    }
+
+    /// Gives a service those of its addresses that nobody has; says whether there were any.
+    fn install_rest(&mut self, service: &Service) -> bool {
+        let mut free = self.claims(service);
+        free.retain(|(addr, _)| !self.owners.contains_key(addr));
+        let found = !free.is_empty();
+        self.owners.extend(free);
+        found
+    }
+
+    fn claims(&self, service: &Service) -> Vec<(FrontendAddr, Owner)> {
+        let claim = |f: ServiceFrontend<'_>| {
+            let port = ServicePortName { service: service.name.clone(), port: f.port.name.clone() };
+            (f.addr, Owner { port, kind: f.kind })
+        };
+        self.frontends(service).map(claim).collect()
+    }
+
+    fn disown(&mut self, name: &ServiceName) {
+        let Some(service) = self.services.get(name) else { return };
+        let addrs: Vec<_> = self.frontends(service).map(|f| f.addr).collect();
+        for addr in addrs {
+            if self.owners.get(&addr).is_some_and(|owner| owner.port.service == *name) {
+                self.owners.remove(&addr);
+            }
+        }
+    }
+
+    pub(super) fn remove_service(&mut self, name: &ServiceName) -> BTreeSet<ServiceName> {
+        self.refused.remove(name);
+        self.disown(name);
+        let mut touched = BTreeSet::new();
+        if self.services.remove(name).is_some() {
+            touched.insert(name.clone());
+            self.retry_refused(&mut touched);
+        }
+        touched
+    }
+
+    /// Gives refused services the addresses that have become free, those of higher priority first, then in order of
+    /// name; until nobody can be helped, since a service that changes may give something up itself.
+    fn retry_refused(&mut self, touched: &mut BTreeSet<ServiceName>) {
+        loop {
+            let mut helped = false;
+            for name in self.waiting() {
+                let Some((service, _)) = self.refused.get(&name) else { continue };
+                if self.check(service).is_ok()
+                    && let Some((service, _)) = self.refused.remove(&name)
+                {
+                    self.install(service, touched);
+                    touched.insert(name);
+                    helped = true;
+                }
+            }
+            if !helped {
+                break;
+            }
+        }
+        for name in self.waiting() {
+            if let Some(served) = self.services.get(&name).cloned()
+                && self.install_rest(&served)
+            {
+                touched.insert(name);
+            }
+        }
+    }
+
+    fn waiting(&self) -> Vec<ServiceName> {
+        let mut waiting: Vec<_> =
+            self.refused.iter().map(|(name, (service, _))| (Reverse(self.priority(service)), name.clone())).collect();
+        waiting.sort_unstable();
+        waiting.into_iter().map(|(_, name)| name).collect()
+    }
+
+    /// Node facts change which endpoints are local or near and where node ports are, so every service is touched. One
+    /// whose node-port frontends collide with an address that is taken is refused like any other claimant, and keeps its
+    /// other addresses.
+    pub(super) fn set_node(&mut self, node: NodeFacts) -> BTreeSet<ServiceName> {
+        if node == self.node {
+            return BTreeSet::new();
+        }
+        self.node = node;
+        self.owners.clear();
+        let services = core::mem::take(&mut self.services);
+        let mut touched: BTreeSet<ServiceName> = services.keys().cloned().collect();
+        let mut services: Vec<Service> = services.into_values().collect();
+        services.sort_by_key(|service| Reverse(self.priority(service)));
+        for service in services {
+            let Err(error) = self.check(&service) else {
+                self.install(service, &mut touched);
+                continue;
+            };
+            if matches!(error, ModelError::FrontendTaken { .. }) {
+                self.install_rest(&service);
+                self.services.insert(service.name.clone(), service.clone());
+            }
+            self.refused.entry(service.name.clone()).or_insert((service, error));
+        }
+        self.retry_refused(&mut touched);
+        touched
+    }
+
+    fn priority(&self, service: &Service) -> i32 {
+        service.source.as_ref().and_then(|source| self.settings.priorities.get(source)).copied().unwrap_or(0)
+    }
+
+    /// Whether `service` may take an address from the one called `owner`.
+    fn outranks(&self, service: &Service, owner: &ServiceName) -> bool {
+        let other = self.services.get(owner).map_or(i32::MIN, |owner| self.priority(owner));
+        self.priority(service) > other
+    }
+
+    fn check(&self, service: &Service) -> Result<(), ModelError> {
+        check_fields(service)?;
+        let mut seen = BTreeSet::new();
+        for frontend in self.frontends(service) {
+            if !seen.insert(frontend.addr) {
+                return Err(ModelError::FrontendTwice { service: service.name.clone(), frontend: frontend.addr });
+            }
+            if let Some(owner) = self.owners.get(&frontend.addr)
+                && owner.port.service != service.name
+                && !self.outranks(service, &owner.port.service)
+            {
+                return Err(ModelError::FrontendTaken {
+                    frontend: frontend.addr,
+                    owner: owner.port.service.clone(),
+                    claimant: service.name.clone(),
+                });
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,97 @@
+//! Why a change is refused, and how a served service falls short.
+
+use core::net::IpAddr;
+
+use crate::{Algorithm, DrainPolicy, Family, FrontendAddr, FrontendKind, Protocol, ServiceName, SliceName};
+
+/// Why a change was refused. The model is as it was before.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ModelError {
+    /// Another service owns the address.
+    #[error(
+        "service {claimant} claims frontend {frontend}, which belongs to service {owner}; give one of them another address or port"
+    )]
+    FrontendTaken {
+        /// The address.
+        frontend: FrontendAddr,
+        /// Who has it.
+        owner: ServiceName,
+        /// Who wants it.
+        claimant: ServiceName,
+    },
+    /// A service lists one address and port twice.
+    #[error("service {service} has frontend {frontend} twice")]
+    FrontendTwice {
+        /// The service.
+        service: ServiceName,
+        /// The address.
+        frontend: FrontendAddr,
+    },
+    /// A field is out of range.
+    #[error("service {service}: {field} is {value}, expected {expected}")]
+    OutOfRange {
+        /// The service.
+        service: ServiceName,
+        /// The field.
+        field: &'static str,
+        /// What it says.
+        value: u64,
+        /// What it may say.
+        expected: &'static str,
+    },
+    /// An address cannot be one of a frontend or backend.
+    #[error("{object}: {field} {ip} cannot be used: it is unspecified, loopback, multicast or link-local")]
+    BadAddress {
+        /// Service or slice.
+        object: alloc::string::String,
+        /// The field.
+        field: &'static str,
+        /// The address.
+        ip: IpAddr,
+    },
+    /// A slice's port is 0.
+    #[error("endpoint slice {slice}: port `{port}` is 0, expected 1..=65535")]
+    SlicePortZero {
+        /// The slice.
+        slice: SliceName,
+        /// Name of the port.
+        port: alloc::string::String,
+    },
+}
+
+/// How a served service falls short of what was asked for.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
+pub enum Degraded {
+    /// The datapath cannot run the algorithm.
+    #[error("algorithm {asked} is not in this datapath, {used} is used")]
+    Algorithm {
+        /// What the service asks for.
+        asked: Algorithm,
+        /// What it gets.
+        used: Algorithm,
+    },
+    /// The datapath does not carry frontends of this kind.
+    #[error("{0} frontends are not in this datapath")]
+    Frontends(FrontendKind),
+    /// The datapath does not forward this protocol.
+    #[error("protocol {0} is not in this datapath")]
+    Protocol(Protocol),
+    /// The datapath does not forward this family.
+    #[error("{0:?} is not in this datapath")]
+    Family(Family),
+    /// The datapath cannot keep external traffic on local backends.
+    #[error("external traffic policy Local is not in this datapath, Cluster is used")]
+    ExternalTrafficPolicyLocal,
+    /// The datapath has no affinity.
+    #[error("session affinity is not in this datapath")]
+    Affinity,
+    /// The datapath cannot take a prefix as a client.
+    #[error("affinity by prefix is not in this datapath, the whole address is used")]
+    AffinityPrefix,
+    /// The datapath cannot hold so long a time-out.
+    #[error("affinity time-out is cut to {0} s")]
+    AffinityTimeout(u64),
+    /// The datapath cannot cut established flows.
+    #[error("drain policy {0} is not in this datapath, established flows keep their backend")]
+    Drain(DrainPolicy),
+}

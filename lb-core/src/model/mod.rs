@@ -1,0 +1,320 @@
+//! The model: what the sources want, in tables with one writer.
+
+mod check;
+mod claims;
+mod degraded;
+mod error;
+mod health;
+
+use alloc::{
+    collections::{BTreeMap, BTreeSet},
+    vec::Vec,
+};
+use core::net::IpAddr;
+
+use check::check_slice;
+pub use error::{Degraded, ModelError};
+
+use crate::{
+    Algorithm, BackendAddr, Capabilities, Change, Endpoint, EndpointSlice, Family, FrontendAddr, FrontendKind, Health,
+    HealthTable, NodeFacts, Rules, Selection, Service, ServiceName, ServicePort, ServicePortName, SliceName,
+    SourceName, TrafficPolicy, ZoneName, maglev::HashFamily, select,
+};
+
+/// Seed of the [flow hash](crate::flow_hash) in every datapath. Nodes that share it send a flow to the same backend.
+pub const FLOW_SEED: u32 = 0x6c62_0001;
+
+/// Settings that hold for every service of a model.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// Algorithm of services that name none. Default [`Algorithm::Random`].
+    pub algorithm: Algorithm,
+    /// Hashes of Maglev tables. All nodes must have the same; default: SipHash under a fixed, public key.
+    pub maglev: HashFamily,
+    /// Per cent of the backends of a service that must not be unhealthy: when fewer are, health is not looked at, since
+    /// then the probes are the more likely culprit and the few would be overrun. 0..=100; default 0, which is never.
+    pub panic_threshold: u8,
+    /// Which source wins when two claim one frontend address: the one of the higher number. One that is not listed has
+    /// priority 0; among equals, who came first.
+    pub priorities: BTreeMap<SourceName, i32>,
+}
+
+/// Services, endpoints and node facts, with every cross-reference guarded.
+///
+/// One frontend address has one owner. A service that claims an address of another one is refused as a whole and
+/// keeps its last good state; it is tried again as soon as the owner gives something up. If the claimant's source has the
+/// higher [priority](Settings::priorities), it is the other way round: the owner loses the address to it, is refused, and
+/// keeps its other addresses.
+#[derive(Clone, Debug)]
+pub struct Model {
+    settings: Settings,
+    capabilities: Capabilities,
+    node: NodeFacts,
+    zone: Option<ZoneName>,
+    services: BTreeMap<ServiceName, Service>,
+    refused: BTreeMap<ServiceName, (Service, ModelError)>,
+    slices: BTreeMap<SliceName, EndpointSlice>,
+    slices_of: BTreeMap<ServiceName, BTreeSet<SliceName>>,
+    owners: BTreeMap<FrontendAddr, Owner>,
+    health: HealthTable,
+    /// Addresses of endpoints and the slices that have them; only once there are verdicts on health.
+    slices_at: Option<BTreeSet<(IpAddr, SliceName)>>,
+}
+
+/// Who owns a frontend address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// The service and its port.
+    pub port: ServicePortName,
+    /// Where the address comes from.
+    pub kind: FrontendKind,
+}
+
+/// One frontend that a service expands to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceFrontend<'a> {
+    /// Its address.
+    pub addr: FrontendAddr,
+    /// Where the address comes from.
+    pub kind: FrontendKind,
+    /// The port it belongs to.
+    pub port: &'a ServicePort,
+}
+
+/// An endpoint seen from one service port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Candidate<'a> {
+    /// Address that the port maps to.
+    pub addr: BackendAddr,
+    /// The endpoint.
+    pub endpoint: &'a Endpoint,
+    /// Whether it runs on this node.
+    pub local: bool,
+    /// What those say who probe it.
+    pub health: Health,
+}
+
+impl Default for Model {
+    fn default() -> Self {
+        Self::new(Settings::default(), Capabilities::all("model"))
+    }
+}
+
+impl Model {
+    /// An empty model for a datapath with `capabilities`: what it lacks is never asked of it.
+    #[must_use]
+    pub fn new(settings: Settings, capabilities: Capabilities) -> Self {
+        Self {
+            settings,
+            capabilities,
+            node: NodeFacts::default(),
+            zone: None,
+            services: BTreeMap::new(),
+            refused: BTreeMap::new(),
+            slices: BTreeMap::new(),
+            slices_of: BTreeMap::new(),
+            owners: BTreeMap::new(),
+            health: HealthTable::default(),
+            slices_at: None,
+        }
+    }
+
+    /// Takes a change in and returns the services that it touched.
+    ///
+    /// # Errors
+    /// When the change is refused; nothing else is affected.
+    pub fn apply(&mut self, change: Change) -> Result<BTreeSet<ServiceName>, ModelError> {
+        match change {
+            Change::UpsertService(service) => self.upsert_service(service),
+            Change::RemoveService(name) => Ok(self.remove_service(&name)),
+            Change::ReplaceEndpoints(slice) => self.replace_endpoints(slice),
+            Change::RemoveEndpoints(name) => Ok(self.remove_endpoints(&name)),
+            Change::SetNode(node) => Ok(self.set_node(node)),
+            Change::SetZone(zone) => Ok(self.set_zone(zone)),
+            Change::SetHealth(report) => Ok(self.set_health(report)),
+            Change::RestoreHealth(report) => Ok(self.restore_health(report)),
+            Change::ForgetHealth(source) => Ok(self.forget_health(&source)),
+            Change::InitStart(_) => Ok(BTreeSet::new()),
+            Change::InitDone(source) => Ok(self.confirm_health(&source)),
+        }
+    }
+
+    /// The settings.
+    #[must_use]
+    pub const fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Verdicts on backends' health: what an embedder keeps over a restart.
+    #[must_use]
+    pub const fn health(&self) -> &HealthTable {
+        &self.health
+    }
+
+    /// What the datapath of this model can do.
+    #[must_use]
+    pub const fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    /// The node's facts.
+    #[must_use]
+    pub const fn node(&self) -> &NodeFacts {
+        &self.node
+    }
+
+    /// The node's zone, if it is known.
+    #[must_use]
+    pub const fn zone(&self) -> Option<&ZoneName> {
+        self.zone.as_ref()
+    }
+
+    /// Services that are served, by name.
+    pub fn services(&self) -> impl Iterator<Item = &Service> {
+        self.services.values()
+    }
+
+    /// The served version of a service.
+    #[must_use]
+    pub fn service(&self, name: &ServiceName) -> Option<&Service> {
+        self.services.get(name)
+    }
+
+    /// Services whose latest version is refused, and why.
+    pub fn refused(&self) -> impl Iterator<Item = (&ServiceName, &ModelError)> {
+        self.refused.iter().map(|(name, (_, error))| (name, error))
+    }
+
+    /// Who owns a frontend address.
+    #[must_use]
+    pub fn owner(&self, addr: &FrontendAddr) -> Option<&Owner> {
+        self.owners.get(addr)
+    }
+
+    /// Frontends that exist, with their owners, those included that the datapath cannot carry.
+    pub fn owners(&self) -> impl Iterator<Item = (&FrontendAddr, &Owner)> {
+        self.owners.iter()
+    }
+
+    /// Every frontend of `service`: cluster, load-balancer and external addresses with each port, and each node
+    /// address with each node port. None without addresses (headless, `ExternalName`).
+    pub fn frontends<'a>(&'a self, service: &'a Service) -> impl Iterator<Item = ServiceFrontend<'a>> {
+        let node_ips = &self.node.ips;
+        service.ports.iter().flat_map(move |port| {
+            let at = move |kind, port_number| {
+                move |&ip: &IpAddr| ServiceFrontend {
+                    addr: FrontendAddr::new(ip, port_number, port.protocol),
+                    kind,
+                    port,
+                }
+            };
+            let node_port = port
+                .node_port
+                .into_iter()
+                .flat_map(move |number| node_ips.iter().map(at(FrontendKind::NodePort, number)));
+            service
+                .cluster_ips
+                .iter()
+                .map(at(FrontendKind::ClusterIp, port.port))
+                .chain(service.load_balancer_ips.iter().map(at(FrontendKind::LoadBalancer, port.port)))
+                .chain(service.external_ips.iter().map(at(FrontendKind::ExternalIp, port.port)))
+                .chain(node_port)
+        })
+    }
+
+    /// Endpoints of one port of a service, in order of address. An address in two slices counts once: one that is
+    /// not terminating wins.
+    #[must_use]
+    pub fn candidates(&self, service: &ServiceName, port: &ServicePort, family: Family) -> Vec<Candidate<'_>> {
+        let mut found: BTreeMap<BackendAddr, &Endpoint> = BTreeMap::new();
+        let slices = self.slices_of.get(service).into_iter().flatten().filter_map(|name| self.slices.get(name));
+        for slice in slices {
+            let joined = slice.ports.iter().filter(|p| p.name == port.name && p.protocol == port.protocol);
+            for slice_port in joined {
+                for endpoint in slice.endpoints.iter().filter(|e| Family::of(e.ip) == family) {
+                    let addr = BackendAddr::new(endpoint.ip, slice_port.port, port.protocol);
+                    let known = found.entry(addr).or_insert(endpoint);
+                    if known.conditions.terminating && !endpoint.conditions.terminating {
+                        *known = endpoint;
+                    }
+                }
+            }
+        }
+        let candidate = |(addr, endpoint)| Candidate {
+            addr,
+            endpoint,
+            local: self.is_local(endpoint),
+            health: self.health.health(&addr),
+        };
+        found.into_iter().map(candidate).collect()
+    }
+
+    /// What a selection for `service` goes by, for traffic under `policy`.
+    #[must_use]
+    pub fn rules(&self, service: &Service, policy: TrafficPolicy) -> Rules<'_> {
+        Rules {
+            policy,
+            distribution: service.traffic_distribution,
+            panic_threshold: service.panic_threshold.unwrap_or(self.settings.panic_threshold),
+            node: self.node.name.as_ref(),
+            zone: self.zone.as_ref(),
+        }
+    }
+
+    /// Backends of one port of `service` that take new flows under `policy`, and why each other one does not.
+    #[must_use]
+    pub fn selection(&self, service: &Service, port: &ServicePort, family: Family, policy: TrafficPolicy) -> Selection {
+        select(&self.candidates(&service.name, port, family), &self.rules(service, policy))
+    }
+
+    /// Whether the datapath carries this frontend at all.
+    #[must_use]
+    pub fn carries(&self, frontend: &ServiceFrontend<'_>) -> bool {
+        self.capabilities.frontends.contains(&frontend.kind)
+            && self.capabilities.protocols.contains(&frontend.addr.protocol)
+            && self.capabilities.families.contains(&frontend.addr.family())
+    }
+
+    fn is_local(&self, endpoint: &Endpoint) -> bool {
+        match (&self.node.name, &endpoint.node) {
+            (Some(here), Some(there)) => here == there,
+            _ => true,
+        }
+    }
+
+    fn set_zone(&mut self, zone: Option<ZoneName>) -> BTreeSet<ServiceName> {
+        if zone == self.zone {
+            return BTreeSet::new();
+        }
+        self.zone = zone;
+        self.services.keys().cloned().collect()
+    }
+
+    fn replace_endpoints(&mut self, slice: EndpointSlice) -> Result<BTreeSet<ServiceName>, ModelError> {
+        check_slice(&slice)?;
+        let mut touched = self.remove_endpoints(&slice.name);
+        touched.insert(slice.service.clone());
+        self.slices_of.entry(slice.service.clone()).or_default().insert(slice.name.clone());
+        if let Some(slices_at) = &mut self.slices_at {
+            slices_at.extend(slice.endpoints.iter().map(|endpoint| (endpoint.ip, slice.name.clone())));
+        }
+        self.slices.insert(slice.name.clone(), slice);
+        Ok(touched)
+    }
+
+    fn remove_endpoints(&mut self, name: &SliceName) -> BTreeSet<ServiceName> {
+        let Some(slice) = self.slices.remove(name) else { return BTreeSet::new() };
+        if let Some(slices_at) = &mut self.slices_at {
+            for endpoint in &slice.endpoints {
+                slices_at.remove(&(endpoint.ip, name.clone()));
+            }
+        }
+        if let Some(names) = self.slices_of.get_mut(&slice.service) {
+            names.remove(name);
+            if names.is_empty() {
+                self.slices_of.remove(&slice.service);
+            }
+        }
+        BTreeSet::from([slice.service])
+    }
+}

@@ -1,0 +1,190 @@
+//! Everything that keeps services working without the process, and whether it is still there.
+
+use std::{
+    collections::{BTreeSet, HashSet},
+    ffi::{OsStr, OsString},
+    fs,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use lb_core::{Cause, Difference, Drift, DriftClass};
+
+use crate::{
+    anchor::Anchor,
+    error::EbpfError,
+    links::{Link, pinned_device},
+    maps::LAYOUTS,
+    ours::{Part, unpin},
+    pin::{Pins, entries, failed},
+    programs::Programs,
+    sys::IfIndex,
+};
+
+/// What is pinned and attached, shared with whoever watches it. Empty when nothing is loaded.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Shared(Arc<Mutex<Option<Anchors>>>);
+
+impl Shared {
+    /// While it is held, nobody is told of changes.
+    pub(crate) fn hold(&self) -> MutexGuard<'_, Option<Anchors>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What is pinned and attached.
+#[derive(Debug)]
+pub(crate) struct Anchors {
+    pub(crate) pins: Pins,
+    maps: Vec<Anchor>,
+    links: Vec<Link>,
+    repairs: u64,
+}
+
+impl Anchors {
+    /// Takes hold of the maps that are pinned.
+    pub(crate) fn new(pins: Pins) -> Result<Self, EbpfError> {
+        let dir = pins.maps();
+        let open = |path| Anchor::open(path).map_err(failed("opening", &dir));
+        let maps = LAYOUTS.iter().map(|layout| open(dir.join(layout.name))).collect::<Result<_, _>>()?;
+        Ok(Self { pins, maps, links: Vec::new(), repairs: 0 })
+    }
+
+    /// Attaches the programs of sockets to `cgroup`.
+    pub(crate) fn attach_cgroup(&mut self, programs: &Programs, cgroup: &Path) -> Result<(), EbpfError> {
+        self.links.extend(Link::to_cgroup(&self.pins.links(), programs, cgroup)?);
+        Ok(())
+    }
+
+    /// Attaches the packet program to the device called `name`.
+    pub(crate) fn attach_device(&mut self, programs: &Programs, name: &str) -> Result<(), EbpfError> {
+        let link = Link::to_device(&self.pins.links(), programs, name)?;
+        self.links.retain(|known| known.device() != link.device());
+        self.links.push(link);
+        Ok(())
+    }
+
+    /// Detaches the packet program from the device called `name`, which may be gone.
+    pub(crate) fn detach_device(&mut self, name: &str) -> Result<(), EbpfError> {
+        self.remove_links(|link| link.device().is_some_and(|(device, _)| device == name))
+    }
+
+    /// Removes what is pinned for devices that are gone, or that this process did not attach to.
+    pub(crate) fn keep_attached_devices(&mut self) -> Result<(), EbpfError> {
+        self.remove_links(Link::is_gone)?;
+        let kept: BTreeSet<IfIndex> = self.links.iter().filter_map(|link| Some(link.device()?.1)).collect();
+        for path in entries(&self.pins.links())? {
+            let device = path.file_name().and_then(|name| pinned_device(name.to_str()?));
+            if device.is_some_and(|device| !kept.contains(&device)) {
+                unpin(&path)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn remove_links(&mut self, which: impl Fn(&Link) -> bool) -> Result<(), EbpfError> {
+        for link in self.links.iter().filter(|link| which(link)) {
+            link.remove()?;
+        }
+        self.links.retain(|link| !which(link));
+        Ok(())
+    }
+
+    /// Detaches and removes everything, and the directories.
+    pub(crate) fn remove(mut self) -> Result<(), EbpfError> {
+        self.remove_links(|_| true)?;
+        self.pins.remove()
+    }
+
+    /// The directory of the maps, if they are all there.
+    pub(crate) fn pinned_maps(&self) -> Result<PathBuf, EbpfError> {
+        match self.maps.iter().find(|anchor| anchor.check().is_some()) {
+            None => Ok(self.pins.maps()),
+            Some(anchor) => Err(EbpfError::Unpinned { path: anchor.path().into() }),
+        }
+    }
+
+    /// Descriptors of all maps.
+    pub(crate) fn maps(&self) -> std::io::Result<Vec<OwnedFd>> {
+        self.maps.iter().map(|anchor| anchor.fd().try_clone_to_owned()).collect()
+    }
+
+    /// The links of this program.
+    pub(crate) fn links_of(&self, program: &str) -> impl Iterator<Item = &Link> {
+        self.links.iter().filter(move |link| link.program == program)
+    }
+
+    /// What is not as it was made. Costs two calls per link and one per map.
+    pub(crate) fn check(&self) -> Result<Vec<Drift>, EbpfError> {
+        let mut drifts = self.pins.check();
+        drifts.extend(self.maps.iter().filter_map(Anchor::check));
+        for link in &self.links {
+            drifts.extend(link.check()?);
+        }
+        drifts.extend(
+            self.strays()
+                .into_iter()
+                .map(|path| Drift::new(DriftClass::Pin, path.display(), Difference::Extra).because(Cause::Edited)),
+        );
+        Ok(summary(drifts, self.maps.len() + self.links.len()))
+    }
+
+    /// How often it was repaired.
+    pub(crate) const fn repairs(&self) -> u64 {
+        self.repairs
+    }
+
+    /// Puts everything back as it was made. Programs are attached first: that is what traffic waits for.
+    ///
+    /// Returns devices that are gone; nothing is left of those.
+    pub(crate) fn repair(&mut self, programs: &Programs) -> Result<Vec<String>, EbpfError> {
+        self.repairs += 1;
+        let restored = self.pins.restore();
+        let gone: Vec<String> =
+            self.links.iter().filter(|link| link.is_gone()).filter_map(|link| Some(link.device()?.0.into())).collect();
+        for name in &gone {
+            self.detach_device(name)?;
+        }
+        for link in &mut self.links {
+            link.repair(programs)?;
+        }
+        restored?;
+        for anchor in self.maps.iter_mut().chain(self.links.iter_mut().map(|link| &mut link.anchor)) {
+            anchor.repair()?;
+        }
+        for path in self.strays() {
+            let removed = if path.is_dir() { fs::remove_dir(&path) } else { fs::remove_file(&path) };
+            removed.map_err(failed("removing", &path))?;
+        }
+        Ok(gone)
+    }
+
+    /// What lies in the directories and was not put there by this process.
+    fn strays(&self) -> Vec<PathBuf> {
+        let names = |anchor: &'_ Anchor| anchor.path().file_name().map(OsStr::to_owned);
+        let maps: HashSet<_> = self.maps.iter().filter_map(names).collect();
+        let links: HashSet<_> = self.links.iter().filter_map(|link| names(&link.anchor)).collect();
+        let parts = [Part::Maps, Part::Links].map(|part| part.as_str().into()).into();
+        let dirs = [(self.pins.maps(), maps), (self.pins.links(), links), (self.pins.layout(), parts)];
+        dirs.iter().flat_map(|(dir, known)| strange(dir, known)).collect()
+    }
+}
+
+/// What lies in `dir` under other names than those that are `known`; nothing if there is no such directory.
+fn strange(dir: &Path, known: &HashSet<OsString>) -> Vec<PathBuf> {
+    let Ok(found) = fs::read_dir(dir) else { return Vec::new() };
+    found.flatten().filter(|entry| !known.contains(&entry.file_name())).map(|entry| entry.path()).collect()
+}
+
+/// When all `pins` are gone and a directory with them, that directory says it all.
+fn summary(mut drifts: Vec<Drift>, pins: usize) -> Vec<Drift> {
+    let unpinned = |drift: &Drift| drift.class == DriftClass::Pin && drift.cause == Cause::Unpinned;
+    if drifts.iter().filter(|drift| unpinned(drift)).count() > pins {
+        // Directories come first, and the one that holds the others before them.
+        let first = drifts.iter().find(|drift| unpinned(drift)).cloned();
+        drifts.retain(|drift| !unpinned(drift));
+        drifts.extend(first);
+    }
+    drifts
+}

@@ -1,0 +1,173 @@
+//! What is ours of what lies in the directories of pins. Anything else is never used.
+
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    os::fd::{AsFd, OwnedFd},
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+use aya_obj::generated::bpf_attach_type::BPF_TCX_INGRESS;
+
+use crate::{
+    error::EbpfError,
+    links::{NEW, detach, pinned_device},
+    maps::{LAYOUTS, Layout},
+    pin::{Pins, entries, failed, remove_file},
+    programs::{INGRESS, SOCKET_PROGRAMS},
+    sys::{self, ObjectKind},
+};
+
+/// A directory of pins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    Maps,
+    Links,
+}
+
+impl Part {
+    /// Its name.
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Maps => "maps",
+            Self::Links => "links",
+        }
+    }
+}
+
+/// Looks at everything that is pinned; `true` if all maps are there, so that they can be used again.
+///
+/// # Errors
+/// When anything is not ours.
+pub(crate) fn check(pins: &Pins) -> Result<bool, EbpfError> {
+    let parts = [Part::Maps, Part::Links].map(|part| pins.layout().join(part.as_str()));
+    if let Some(path) = entries(&pins.layout())?.into_iter().find(|path| !parts.contains(path)) {
+        return Err(strange(&path));
+    }
+    let mut maps = BTreeSet::new();
+    for path in entries(&pins.maps())? {
+        maps.insert(check_map(&path)?);
+    }
+    let whole = maps.len() == LAYOUTS.len();
+    for path in entries(&pins.links())? {
+        check_link(&path, whole.then_some(&maps))?;
+    }
+    Ok(whole)
+}
+
+/// Removes what is pinned at `path`.
+///
+/// # Errors
+/// [`EbpfError::Foreign`] when it is not ours: then it stays.
+pub(crate) fn remove(path: &Path, part: Part) -> Result<(), EbpfError> {
+    match part {
+        Part::Maps => {
+            layout(path)?;
+            of_kind(path, ObjectKind::Map)?;
+            remove_file(path)
+        }
+        Part::Links => {
+            check_link(path, None)?;
+            unpin(path)
+        }
+    }
+}
+
+/// Detaches what is pinned at `path`, if anything is, and removes the pin.
+///
+/// The kernel would detach it by itself after the last pin and descriptor are gone, but some grace period later: packets
+/// that come meanwhile would still be translated.
+pub(crate) fn unpin(path: &Path) -> Result<(), EbpfError> {
+    match sys::open_pin(path) {
+        Ok(link) => {
+            detach(link.as_fd()).map_err(failed("detaching", path))?;
+            remove_file(path)
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(failed("opening", path)(error)),
+    }
+}
+
+/// The id of the map that is pinned at `path`.
+fn check_map(path: &Path) -> Result<u32, EbpfError> {
+    let layout = layout(path)?;
+    let fd = object(path, ObjectKind::Map)?;
+    let info = sys::map_info(fd.as_fd()).map_err(failed("examining", path))?;
+    layout.check(path, &info)?;
+    Ok(info.id)
+}
+
+fn layout(path: &Path) -> Result<&'static Layout, EbpfError> {
+    let name = path.file_name().and_then(|name| name.to_str());
+    LAYOUTS.iter().find(|layout| Some(layout.name) == name).ok_or_else(|| strange(path))
+}
+
+/// Checks the link that is pinned at `path`; its program must use `maps`, if they are known.
+fn check_link(path: &Path, maps: Option<&BTreeSet<u32>>) -> Result<(), EbpfError> {
+    let name = path.file_name().and_then(|name| name.to_str()).ok_or_else(|| strange(path))?;
+    let name = name.strip_suffix(NEW).unwrap_or(name);
+    let foreign = |what: String| EbpfError::Foreign { path: path.into(), what };
+    let socket = SOCKET_PROGRAMS.iter().find(|(program, _)| *program == name);
+    let device = pinned_device(name);
+    if socket.is_none() && device.is_none() {
+        return Err(strange(path));
+    }
+    let fd = object(path, ObjectKind::Link)?;
+    let link = sys::link_info(fd.as_fd()).map_err(failed("examining", path))?;
+    let (program, fits) = match socket {
+        Some((program, attach_type)) => (*program, link.is_cgroup() && link.attach_type == *attach_type as u32),
+        None => (INGRESS, link.is_tcx() && link.attach_type == BPF_TCX_INGRESS as u32),
+    };
+    if !fits {
+        let what = format!("it is a link of kind {} and attach type {}", link.kind, link.attach_type);
+        return Err(foreign(what));
+    }
+    if let Some(device) = device.filter(|device| link.target != 0 && link.target != u64::from(device.0)) {
+        return Err(foreign(format!("it leads to device {}, expected {}", link.target, device.0)));
+    }
+    check_program(link.prog, program, maps).map_err(foreign)
+}
+
+/// Checks a link's program, if this process may look at it: that takes `CAP_SYS_ADMIN`.
+fn check_program(id: u32, expected: &str, maps: Option<&BTreeSet<u32>>) -> Result<(), String> {
+    let found = match sys::prog_by_id(id).and_then(|fd| sys::prog_info(fd.as_fd())) {
+        Ok(found) => found,
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => return Ok(()),
+        Err(error) => return Err(format!("its program {id} cannot be examined: {error}")),
+    };
+    if found.name != expected {
+        return Err(format!("its program is {}, expected {expected}", found.name));
+    }
+    match maps.and_then(|maps| found.maps.iter().find(|map| !maps.contains(map))) {
+        Some(map) => Err(format!("its program uses map {map}, which is not pinned here")),
+        None => Ok(()),
+    }
+}
+
+/// What is pinned at `path`: a file of ours alone that stands for an object of this kind.
+fn object(path: &Path, kind: ObjectKind) -> Result<OwnedFd, EbpfError> {
+    let found = fs::symlink_metadata(path).map_err(failed("examining", path))?;
+    let (owner, mode, user) = (found.uid(), found.mode() & 0o7777, sys::user());
+    if found.is_file() && (owner != user || mode & !0o600 != 0) {
+        let what = format!("owner {owner} and mode {mode:o}, expected owner {user} and mode 600");
+        return Err(EbpfError::Foreign { path: path.into(), what });
+    }
+    of_kind(path, kind)
+}
+
+/// What is pinned at `path`, whoever may use it.
+fn of_kind(path: &Path, kind: ObjectKind) -> Result<OwnedFd, EbpfError> {
+    let foreign = |what: String| EbpfError::Foreign { path: path.into(), what };
+    let found = fs::symlink_metadata(path).map_err(failed("examining", path))?;
+    if !found.is_file() {
+        return Err(foreign("it is no pin".into()));
+    }
+    let fd = sys::open_pin(path).map_err(failed("opening", path))?;
+    let is = sys::object_kind(fd.as_fd()).map_err(failed("examining", path))?;
+    if is == kind { Ok(fd) } else { Err(foreign(format!("expected a {kind:?}, found a {is:?}"))) }
+}
+
+fn strange(path: &Path) -> EbpfError {
+    EbpfError::Foreign { path: PathBuf::from(path), what: "its name is none that we use".into() }
+}

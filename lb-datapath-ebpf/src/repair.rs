@@ -1,0 +1,99 @@
+//! Puts the maps right.
+
+use lb_core::{ApplyError, DatapathError, Difference, Drift, DriftClass, Expected, FrontendAddr, diff, drift};
+use lb_datapath_ebpf_abi as abi;
+
+use crate::{
+    convert,
+    datapath::Kernel,
+    lower,
+    write::{Cause, Store, Write},
+};
+
+/// Writes every entry that is not as the mirror has it. Nothing that is right is touched.
+pub(crate) fn entries(kernel: &mut Kernel) -> Result<(), ApplyError> {
+    let Kernel { maps, mirror, scanner, role, .. } = kernel;
+    let unknown = |error: crate::error::EbpfError| ApplyError::unknown(error.into());
+    maps.set_role(*role).map_err(unknown)?;
+    let findings = scanner.scan(maps, mirror).map_err(unknown)?;
+    let (puts, removals) = phases(findings.into_iter().filter_map(|finding| finding.fix));
+    let count = puts.len() + removals.len();
+    // What others put there may take the room of what is missing.
+    let failed: Vec<_> = maps.write(&puts).into_iter().map(|(at, _)| puts[at].clone()).collect();
+    let left = maps.write(&removals).into_iter().map(|(at, cause)| (removals[at].clone(), cause));
+    let left: Vec<_> = left.collect();
+    let again = maps.write(&failed).into_iter().map(|(at, cause)| (failed[at].clone(), cause));
+    outcome(count, again.chain(left).collect())
+}
+
+fn outcome(count: usize, failed: Vec<(Write, Cause)>) -> Result<(), ApplyError> {
+    if failed.is_empty() {
+        return Ok(());
+    }
+    let mut error = ApplyError { applied: count - failed.len(), failed: Vec::new(), unknown: None };
+    for (write, cause) in failed {
+        match owner(&write) {
+            Some(addr) => error.failed.push((addr, cause.into())),
+            None => drop(error.unknown.get_or_insert_with(|| DatapathError::from(cause))),
+        }
+    }
+    Err(error)
+}
+
+/// The frontend that a write is all about.
+fn owner(write: &Write) -> Option<FrontendAddr> {
+    match write {
+        Write::Frontend(key, _) => convert::frontend_addr(key).ok(),
+        _ => None,
+    }
+}
+
+/// Carries out what is missing to the expected state: nothing, unless it was observed with the drift in it.
+pub(crate) fn state(kernel: &mut Kernel, expected: Expected<'_>) -> Result<(), ApplyError> {
+    let Kernel { maps, mirror, .. } = kernel;
+    if mirror.state == *expected.state || drift(expected.state, &mirror.state).is_empty() {
+        return Ok(());
+    }
+    let plan = diff(&mirror.state, expected.state, expected.labels);
+    lower::apply(mirror, maps, &plan)
+}
+
+/// The part that the programs play is not the one that they were given.
+pub(crate) fn role_drift(expected: u32, found: u32) -> Option<Drift> {
+    let text = |role: &u32| match *role {
+        abi::ROLE_ACTIVE => "active".into(),
+        abi::ROLE_STANDBY => "standby".into(),
+        abi::ROLE_DRAINING => "draining".into(),
+        other => format!("{other}"),
+    };
+    Difference::between(&expected, &found, text).map(|difference| Drift::new(DriftClass::MapEntry, "ROLE", difference))
+}
+
+/// The phases in which `fixes` are made: what others need comes first, what nothing needs any more goes last.
+fn phases(fixes: impl Iterator<Item = Write>) -> (Vec<Write>, Vec<Write>) {
+    let (mut puts, mut removals): (Vec<_>, Vec<_>) = fixes.partition(|write| rank(write) < FIRST_REMOVAL);
+    puts.sort_by_key(rank);
+    removals.sort_by_key(rank);
+    (puts, removals)
+}
+
+const FIRST_REMOVAL: u8 = 10;
+
+const fn rank(write: &Write) -> u8 {
+    match write {
+        Write::Backend(..) => 0,
+        Write::Slots(..) => 1,
+        Write::Member(_) => 2,
+        Write::Turns(_) => 3,
+        Write::Set(..) => 4,
+        Write::Cidr(..) => 5,
+        Write::Node(_) => 6,
+        Write::Frontend(..) => 7,
+        Write::NoFrontend(_) => FIRST_REMOVAL,
+        Write::NoSet(_) => FIRST_REMOVAL + 1,
+        Write::NoTurns(_) => FIRST_REMOVAL + 2,
+        Write::NoMember(_) => FIRST_REMOVAL + 3,
+        Write::NoBackend(_) => FIRST_REMOVAL + 4,
+        Write::NoCidr(_) => FIRST_REMOVAL + 5,
+    }
+}

@@ -1,0 +1,317 @@
+//! Maps.
+
+use std::{
+    io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    ptr::NonNull,
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+use aya_obj::generated::bpf_cmd;
+
+use super::{address, address_mut, bpf, info, name, raw};
+use crate::crash;
+
+/// What a map is like.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Shape {
+    pub(crate) kind: u32,
+    pub(crate) key_size: u32,
+    pub(crate) value_size: u32,
+    pub(crate) max_entries: u32,
+    pub(crate) flags: u32,
+}
+
+/// What the kernel says about a map.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct MapInfo {
+    pub(crate) id: u32,
+    /// At most 15 bytes of it.
+    pub(crate) name: String,
+    pub(crate) shape: Shape,
+}
+
+/// Keys and values of a map, one after the other; room that is used again and again.
+#[derive(Debug, Default)]
+pub(crate) struct Page {
+    keys: Vec<u8>,
+    values: Vec<u8>,
+    count: usize,
+    sizes: (usize, usize),
+}
+
+impl Page {
+    pub(crate) fn keys(&self) -> &[u8] {
+        &self.keys[..self.count * self.sizes.0]
+    }
+
+    pub(crate) fn values(&self) -> &[u8] {
+        &self.values[..self.count * self.sizes.1]
+    }
+
+    /// Elements.
+    pub(crate) const fn len(&self) -> usize {
+        self.count
+    }
+
+    pub(crate) const fn key_size(&self) -> usize {
+        self.sizes.0
+    }
+
+    /// Key and value of an element.
+    pub(crate) fn get(&self, at: usize) -> Option<(&[u8], &[u8])> {
+        let (key, value) = self.sizes;
+        let in_range = at < self.count;
+        in_range.then(|| (&self.keys[at * key..(at + 1) * key], &self.values[at * value..(at + 1) * value]))
+    }
+
+    /// Every element.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        let (key, value) = self.sizes;
+        self.keys().chunks_exact(key.max(1)).zip(self.values().chunks_exact(value.max(1)))
+    }
+
+    fn make_room(&mut self, elements: usize) {
+        let (keys, values) = (elements * self.sizes.0, elements * self.sizes.1);
+        self.keys.resize(keys.max(self.keys.len()), 0);
+        self.values.resize(values.max(self.values.len()), 0);
+    }
+
+    fn room(&self) -> usize {
+        (self.keys.len() / self.sizes.0.max(1)).min(self.values.len() / self.sizes.1.max(1))
+    }
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct ElementAttr {
+    map: u32,
+    pad: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct BatchAttr {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map: u32,
+    element_flags: u64,
+    flags: u64,
+}
+
+/// A map of the kernel's, and the sizes of its keys and values.
+#[derive(Debug)]
+pub(crate) struct RawMap {
+    fd: OwnedFd,
+    shape: Shape,
+}
+
+/// A batch stopped at this element.
+#[derive(Debug)]
+pub(crate) struct Stopped {
+    pub(crate) done: usize,
+    pub(crate) cause: io::Error,
+}
+
+impl RawMap {
+    pub(crate) fn new(fd: OwnedFd) -> io::Result<Self> {
+        let shape = map_info(fd.as_fd())?.shape;
+        Ok(Self { fd, shape })
+    }
+
+    pub(crate) const fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    /// Writes `keys.len() / key_size` elements, in order.
+    pub(crate) fn update(&self, keys: &[u8], values: &[u8]) -> Result<(), Stopped> {
+        let count = self.count(keys);
+        assert_eq!(values.len(), count * self.shape.value_size as usize, "one value per key");
+        let mut attr = BatchAttr {
+            keys: address(keys),
+            values: address(values),
+            count: count as u32,
+            map: raw(&self.fd),
+            ..BatchAttr::default()
+        };
+        // SAFETY: `keys` and `values` hold `count` elements of this map's sizes.
+        let result = unsafe { bpf(bpf_cmd::BPF_MAP_UPDATE_BATCH, &mut attr) };
+        crash::point();
+        stopped(result, attr.count, count)
+    }
+
+    /// Removes `keys.len() / key_size` elements, in order; stops at one that is not there.
+    pub(crate) fn delete(&self, keys: &[u8]) -> Result<(), Stopped> {
+        let count = self.count(keys);
+        let mut attr =
+            BatchAttr { keys: address(keys), count: count as u32, map: raw(&self.fd), ..BatchAttr::default() };
+        // SAFETY: `keys` holds `count` keys of this map's size.
+        let result = unsafe { bpf(bpf_cmd::BPF_MAP_DELETE_BATCH, &mut attr) };
+        crash::point();
+        stopped(result, attr.count, count)
+    }
+
+    /// The value of one element.
+    pub(crate) fn lookup(&self, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
+        assert_eq!(key.len(), self.shape.key_size as usize, "one key");
+        let mut value = vec![0_u8; self.shape.value_size as usize];
+        let value_at = address_mut(&mut value);
+        let mut attr = ElementAttr { map: raw(&self.fd), key: address(key), value: value_at, ..Default::default() };
+        // SAFETY: the key has this map's size, and the value has room for one.
+        match unsafe { bpf(bpf_cmd::BPF_MAP_LOOKUP_ELEM, &mut attr) } {
+            Ok(_) => Ok(Some(value)),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Every element of a hash map.
+    pub(crate) fn dump(&self) -> io::Result<Page> {
+        let mut page = Page::default();
+        self.read(&mut page)?;
+        Ok(page)
+    }
+
+    /// Every element of a hash map, into room that may have been used before.
+    pub(crate) fn read(&self, page: &mut Page) -> io::Result<()> {
+        const ROOM: usize = 1024;
+        page.count = 0;
+        page.sizes = (self.shape.key_size as usize, self.shape.value_size as usize);
+        page.make_room(ROOM);
+        let mut token: Option<u32> = None;
+        loop {
+            let (key_size, value_size) = page.sizes;
+            let (from, mut next) = ([token.unwrap_or(0)], [0_u32]);
+            let mut attr = BatchAttr {
+                in_batch: if token.is_some() { address(&from) } else { 0 },
+                out_batch: address_mut(&mut next),
+                keys: address_mut(&mut page.keys[page.count * key_size..]),
+                values: address_mut(&mut page.values[page.count * value_size..]),
+                count: (page.room() - page.count) as u32,
+                map: raw(&self.fd),
+                ..BatchAttr::default()
+            };
+            // SAFETY: keys and values have room for `count` elements, and a hash map's position is a `u32`.
+            let result = unsafe { bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attr) };
+            match result.as_ref().err().and_then(io::Error::raw_os_error) {
+                // One bucket holds more than there is room for.
+                Some(libc::ENOSPC) => page.make_room(2 * page.room()),
+                Some(libc::ENOENT) => {
+                    page.count += attr.count as usize;
+                    return Ok(());
+                }
+                Some(_) => return result.map(drop),
+                None => {
+                    page.count += attr.count as usize;
+                    token = Some(next[0]);
+                    if page.room() - page.count < ROOM {
+                        page.make_room(2 * page.room());
+                    }
+                }
+            }
+        }
+    }
+
+    /// Every key of a map whose positions are no numbers, such as a trie's.
+    pub(crate) fn keys(&self) -> io::Result<Vec<Vec<u8>>> {
+        let mut keys: Vec<Vec<u8>> = Vec::new();
+        loop {
+            let mut next = vec![0_u8; self.shape.key_size as usize];
+            let mut attr = ElementAttr {
+                map: raw(&self.fd),
+                key: keys.last().map_or(0, |key| address(key)),
+                value: address_mut(&mut next),
+                ..Default::default()
+            };
+            // SAFETY: the key has this map's size or is missing, and there is room for the next one.
+            match unsafe { bpf(bpf_cmd::BPF_MAP_GET_NEXT_KEY, &mut attr) } {
+                Ok(_) => keys.push(next),
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(keys),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn count(&self, keys: &[u8]) -> usize {
+        let size = self.shape.key_size as usize;
+        assert_eq!(keys.len() % size, 0, "whole keys");
+        keys.len() / size
+    }
+}
+
+fn stopped(result: io::Result<i64>, done: u32, count: usize) -> Result<(), Stopped> {
+    match result {
+        Ok(_) => Ok(()),
+        // The kernel counts what it did, unless it refused the call before it looked at the elements.
+        Err(cause) => Err(Stopped { done: if done as usize >= count { 0 } else { done as usize }, cause }),
+    }
+}
+
+pub(crate) fn map_info(fd: BorrowedFd<'_>) -> io::Result<MapInfo> {
+    let [kind, id, key_size, value_size, max_entries, flags, text @ ..] = info::<10>(fd)?;
+    Ok(MapInfo { id, name: name(&text), shape: Shape { kind, key_size, value_size, max_entries, flags } })
+}
+
+/// The words of an array map, mapped into this process: programs see what is stored.
+#[derive(Debug)]
+pub(crate) struct Words {
+    start: NonNull<AtomicU32>,
+    len: usize,
+    bytes: usize,
+}
+
+// SAFETY: the memory is shared with the kernel anyway, and it is touched through atomics only.
+unsafe impl Send for Words {}
+
+impl Words {
+    /// Maps the whole of `map`, which must have been created with `BPF_F_MMAPABLE`.
+    pub(crate) fn map(map: &RawMap) -> io::Result<Self> {
+        let bytes = map.shape.max_entries as usize * map.shape.value_size as usize;
+        let (access, kind) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
+        // SAFETY: a new mapping, at an address of the kernel's choice, of as many bytes as the map has.
+        let start = unsafe { libc::mmap(std::ptr::null_mut(), bytes, access, kind, map.fd.as_raw_fd(), 0) };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let start = NonNull::new(start.cast()).ok_or_else(io::Error::last_os_error)?;
+        Ok(Self { start, len: bytes / 4, bytes })
+    }
+
+    /// Stores `words` from word `at` on; what lies past the end is not stored.
+    pub(crate) fn store(&self, at: usize, words: impl IntoIterator<Item = u32>) {
+        for (cell, word) in self.cells().iter().skip(at).zip(words) {
+            cell.store(word, Ordering::Relaxed);
+        }
+        crash::point();
+    }
+
+    /// Whether the words from word `at` on are these.
+    pub(crate) fn hold(&self, at: usize, words: impl ExactSizeIterator<Item = u32>) -> bool {
+        let end = at.saturating_add(words.len());
+        let cells = self.cells().get(at..end);
+        cells.is_some_and(|cells| cells.iter().zip(words).all(|(cell, word)| cell.load(Ordering::Relaxed) == word))
+    }
+
+    /// `len` words from word `at` on, fewer at the end.
+    pub(crate) fn load(&self, at: usize, len: usize) -> Vec<u32> {
+        self.cells().iter().skip(at).take(len).map(|cell| cell.load(Ordering::Relaxed)).collect()
+    }
+
+    fn cells(&self) -> &[AtomicU32] {
+        // SAFETY: the mapping is that long, aligned to a page, and lives until `self` is dropped.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
+    }
+}
+
+impl Drop for Words {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours, and nothing borrowed from it outlives `self`.
+        unsafe { libc::munmap(self.start.as_ptr().cast(), self.bytes) };
+    }
+}

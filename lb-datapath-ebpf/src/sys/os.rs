@@ -1,0 +1,105 @@
+//! What is not `bpf(2)`.
+
+use std::{
+    ffi::CString,
+    io,
+    os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd},
+    path::Path,
+    time::Duration,
+};
+
+use super::c_path;
+
+/// A network device as `bpf(2)` names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct IfIndex(pub(crate) u32);
+
+/// The device called `name` in the caller's network namespace.
+pub(crate) fn device(name: &str) -> io::Result<IfIndex> {
+    let name = CString::new(name)?;
+    // SAFETY: the name is a string that ends in a zero byte.
+    match unsafe { libc::if_nametoindex(name.as_ptr()) } {
+        0 => Err(io::Error::last_os_error()),
+        index => Ok(IfIndex(index)),
+    }
+}
+
+/// Whether `path` lies in a BPF file system.
+pub(crate) fn is_bpffs(path: &Path) -> io::Result<bool> {
+    let path = c_path(path)?;
+    let mut stat = std::mem::MaybeUninit::<libc::statfs>::zeroed();
+    // SAFETY: the path is a string that ends in a zero byte, and `stat` has room for the answer.
+    if unsafe { libc::statfs(path.as_ptr(), stat.as_mut_ptr()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: zero bytes are a value of this type of integers, and the call has succeeded.
+    Ok(unsafe { stat.assume_init() }.f_type == libc::BPF_FS_MAGIC as libc::__fsword_t)
+}
+
+/// Waits until every program that runs now has ended.
+pub(crate) fn wait_for_readers() -> io::Result<()> {
+    // A grace period of RCU, inside whose read sides programs run. Not offered on systems with full dynamic ticks.
+    const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
+    // SAFETY: the call touches no memory of ours.
+    match unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// The effective user id of this process.
+pub(crate) fn user() -> u32 {
+    // SAFETY: the call takes nothing and cannot fail.
+    unsafe { libc::geteuid() }
+}
+
+/// Takes the exclusive lock of an open file, for as long as the file is open; `false` if another process has it.
+pub(crate) fn lock(file: impl AsFd) -> io::Result<bool> {
+    // SAFETY: the descriptor is open.
+    if unsafe { libc::flock(file.as_fd().as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } == 0 {
+        return Ok(true);
+    }
+    let error = io::Error::last_os_error();
+    if error.kind() == io::ErrorKind::WouldBlock { Ok(false) } else { Err(error) }
+}
+
+/// The hardware address of the device called `name` in the caller's network namespace.
+pub(crate) fn hardware_address(name: &str) -> io::Result<[u8; 6]> {
+    // SAFETY: a new socket, which takes no memory of ours.
+    let socket = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
+    if socket < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made this descriptor for us.
+    let socket = unsafe { OwnedFd::from_raw_fd(socket) };
+    // SAFETY: zero bytes are a value of this type of integers, arrays, addresses and unions of them.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // The last byte stays zero.
+    for (to, from) in request.ifr_name.iter_mut().take(libc::IFNAMSIZ - 1).zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    // SAFETY: the request is one of a name, and has room for the answer.
+    if unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFHWADDR as _, &raw mut request) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call has succeeded, so that the union holds an address.
+    let data = unsafe { request.ifr_ifru.ifru_hwaddr }.sa_data;
+    Ok(std::array::from_fn(|at| data[at] as u8))
+}
+
+/// Now, on the clock by which programs date what they write.
+pub(crate) fn monotonic() -> Duration {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: there is room for the answer; the clock exists on every system, so that the call cannot fail.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
+}
+
+/// Ends this process as `kill -9` does.
+#[cfg(feature = "crash-points")]
+pub(crate) fn kill_self() -> ! {
+    // SAFETY: the call touches no memory of ours.
+    unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
+    // Not reached: the signal is delivered before the call returns.
+    std::process::abort()
+}

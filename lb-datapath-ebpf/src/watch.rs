@@ -1,0 +1,60 @@
+//! Notices that something was unpinned or detached.
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use lb_core::{DatapathError, Drift, Watcher};
+
+use crate::anchors::Shared;
+
+/// How often pins and links are looked at. The kernel tells nobody that a link was detached.
+const PERIOD: Duration = Duration::from_millis(50);
+
+/// Looks at pins and links every [`PERIOD`].
+#[derive(Debug)]
+pub(crate) struct PinWatcher {
+    shared: Shared,
+    known: Vec<Drift>,
+    repairs: u64,
+    next: Instant,
+}
+
+impl PinWatcher {
+    pub(crate) fn new(shared: Shared) -> Self {
+        Self { shared, known: Vec::new(), repairs: 0, next: Instant::now() }
+    }
+
+    /// Whether anything is wrong that was not when it was last asked.
+    fn look(&mut self) -> Result<bool, DatapathError> {
+        let hold = self.shared.hold();
+        let Some(anchors) = hold.as_ref() else { return Ok(false) };
+        let found = anchors.check()?;
+        if self.repairs != anchors.repairs() {
+            // The same damage, done again, is news.
+            self.known.clear();
+            self.repairs = anchors.repairs();
+        }
+        let news = found.iter().any(|drift| !self.known.contains(drift));
+        self.known = found;
+        Ok(news)
+    }
+}
+
+impl Watcher for PinWatcher {
+    fn wait(&mut self, timeout: Duration) -> Result<bool, DatapathError> {
+        let deadline = Instant::now() + timeout;
+        loop {
+            let until = self.next.min(deadline);
+            thread::sleep(until.saturating_duration_since(Instant::now()));
+            if Instant::now() < self.next {
+                return Ok(false);
+            }
+            self.next = Instant::now() + PERIOD;
+            if self.look()? {
+                return Ok(true);
+            }
+        }
+    }
+}

@@ -1,0 +1,309 @@
+//! What the kernel says about a packet is what the model decides, until somebody has changed the kernel.
+
+use std::{
+    net::{IpAddr, SocketAddr, TcpStream},
+    sync::Arc,
+    time::Duration,
+};
+
+use lb_core::{
+    Affinity, Algorithm, Backends, Change, Datapath, Endpoint, EndpointSlice, Entry, Instant, KernelAnswer,
+    KernelVerdict, Model, Packet, Protocol, Reconciler, Role, Service, ServiceName, ServicePort, Settings, SliceName,
+    SlicePort, decide,
+};
+use lb_datapath_ebpf::EbpfDatapath;
+use lb_datapath_ebpf_abi as abi;
+
+use crate::{
+    bpf::{self, Map},
+    common::{Cgroup, POD_DEVICES, PinDir, UPLINK, World, ask_on, config, ip, serve, turn},
+};
+
+/// A node with a datapath, and the model of what it holds.
+struct Subject {
+    datapath: EbpfDatapath,
+    reconciler: Reconciler,
+    world: World,
+    pins: PinDir,
+    _cgroup: Cgroup,
+}
+
+impl Subject {
+    fn new(changes: impl IntoIterator<Item = Change>) -> Self {
+        let (world, pins, cgroup) = (World::new(), PinDir::new(), Cgroup::empty());
+        let mut config = config(&pins, &cgroup);
+        config.pod_devices = POD_DEVICES.map(String::from).to_vec();
+        config.uplink_devices = vec![UPLINK.into()];
+        let mut datapath = world.node.run(|| EbpfDatapath::open(config)).unwrap();
+        let mut reconciler = Reconciler::new(Model::new(Settings::default(), datapath.capabilities()));
+        reconciler.handle_observed(datapath.observe().unwrap());
+        let mut subject = Self { datapath, reconciler, world, pins, _cgroup: cgroup };
+        subject.change(Change::SetNode(World::facts()));
+        for change in changes {
+            subject.change(change);
+        }
+        subject
+    }
+
+    fn change(&mut self, change: Change) {
+        self.reconciler.handle_change(change).unwrap();
+        while let Some(plan) = self.reconciler.poll_plan(Instant::default()) {
+            let outcome = self.datapath.apply(&plan);
+            self.reconciler.handle_applied(plan.id, outcome, Instant::default());
+        }
+    }
+
+    fn ask(&mut self, packet: &Packet) -> KernelAnswer {
+        let datapath = &mut self.datapath;
+        self.world.node.run(|| datapath.ask(packet)).unwrap().unwrap()
+    }
+
+    /// The answer, and what it disagrees about with the model.
+    fn verify(&mut self, packet: &Packet) -> (KernelAnswer, Vec<String>) {
+        let answer = self.ask(packet);
+        let decision = decide(self.reconciler.model(), packet, &answer.flow, now());
+        let found = answer.disagreements(packet, &decision);
+        (answer, found)
+    }
+
+    fn map(&self, name: &str) -> Map {
+        Map::open(&self.pins.0.join("v1/maps").join(name))
+    }
+
+    /// Everything that the programs write.
+    fn traces(&self) -> Traces {
+        let turns = self.map("TURNS");
+        let turns = turns.keys::<u32>().iter().map(|set| turns.get(set)).collect();
+        (self.map("CT").keys(), self.map("AFFINITY").keys(), turns)
+    }
+}
+
+/// Keys of flows and of records, and turns.
+type Traces = (Vec<[u8; 40]>, Vec<[u8; 24]>, Vec<Option<u64>>);
+
+/// Now, by the clock that answers are dated with.
+fn now() -> Instant {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: there is room for the answer.
+    assert_eq!(unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) }, 0);
+    Instant::new(Duration::new(now.tv_sec as u64, now.tv_nsec as u32))
+}
+
+/// Numbers that look random and are the same in every run.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) as usize % bound
+    }
+
+    fn pick<T: Copy>(&mut self, all: &[T]) -> T {
+        all[self.below(all.len())]
+    }
+}
+
+const VIPS: [&str; 2] = ["10.96.0", "fd00:96:"];
+const PODS: [[&str; 4]; 2] = [
+    ["10.244.0.2", "10.244.1.2", "10.244.7.7", "10.244.8.8"],
+    ["fd00:244::2", "fd00:244:1::2", "fd00:244:7::7", "fd00:244:8::8"],
+];
+
+fn vip(family: usize, number: usize) -> IpAddr {
+    let separator = if family == 0 { "." } else { ":" };
+    ip(&format!("{}{separator}{}", VIPS[family], number + 1))
+}
+
+fn service(number: usize, family: usize, algorithm: Algorithm, affinity: Option<Affinity>) -> Service {
+    let port = |protocol| ServicePort { name: name_of(protocol), protocol, port: 80, node_port: None };
+    Service {
+        cluster_ips: vec![vip(family, number)],
+        ports: vec![port(Protocol::Tcp), port(Protocol::Udp)],
+        affinity,
+        algorithm: Some(algorithm),
+        ..Service::new(ServiceName::new("test", &format!("s{number}")))
+    }
+}
+
+fn endpoints(number: usize, addrs: &[&str]) -> Change {
+    let port = |protocol| SlicePort { name: name_of(protocol), protocol, port: 8080 };
+    Change::ReplaceEndpoints(EndpointSlice {
+        name: SliceName::new("test", &format!("s{number}")),
+        service: ServiceName::new("test", &format!("s{number}")),
+        ports: vec![port(Protocol::Tcp), port(Protocol::Udp)],
+        endpoints: addrs.iter().map(|addr| Endpoint::new(ip(addr))).collect(),
+    })
+}
+
+fn name_of(protocol: Protocol) -> Arc<str> {
+    protocol.as_str().into()
+}
+
+const SERVICES: usize = 16;
+
+fn services(dice: &mut Dice) -> Vec<Change> {
+    let mut changes = Vec::new();
+    for number in 0..SERVICES {
+        let family = number % 2;
+        let algorithm = dice.pick(&[Algorithm::Random, Algorithm::RoundRobin, Algorithm::Maglev]);
+        let affinity = dice.pick(&[None, Some(Affinity { prefix_v4: 24, ..Affinity::default() })]);
+        changes.push(Change::UpsertService(service(number, family, algorithm, affinity)));
+        changes.push(endpoints(number, &PODS[family][..dice.below(5)]));
+    }
+    changes
+}
+
+fn packet(dice: &mut Dice) -> Packet {
+    let number = dice.below(SERVICES + 1);
+    let family = number % 2;
+    let outside = [["192.0.2.2", "198.51.100.7"], ["2001:db8::2", "2001:db8:7::7"]][family];
+    let entry = dice.pick(&[Entry::Socket, Entry::PodDevice, Entry::Uplink]);
+    let source = if entry == Entry::Uplink { dice.pick(&outside) } else { dice.pick(&PODS[family]) };
+    Packet {
+        entry,
+        protocol: dice.pick(&[Protocol::Tcp, Protocol::Udp]),
+        source: ip(source),
+        source_port: 30000 + dice.below(30000) as u16,
+        destination: vip(family, number),
+        destination_port: dice.pick(&[80, 80, 80, 81]),
+    }
+}
+
+#[test]
+#[ignore = "needs root: loads eBPF programs and makes namespaces and a cgroup"]
+fn the_kernel_says_what_the_model_decides_and_keeps_no_trace() {
+    let _turn = turn();
+    let mut dice = Dice(7);
+    let mut subject = Subject::new(services(&mut dice));
+    let before = subject.traces();
+    let (mut forwarded, mut translated, mut refused, mut passed) = (0, 0, 0, 0);
+    for _ in 0..1500 {
+        let packet = packet(&mut dice);
+        let (answer, found) = subject.verify(&packet);
+        assert_eq!(found, [""; 0], "{packet:?}: {answer:?}");
+        match answer.verdict {
+            KernelVerdict::Forward { translated: Some(true), .. } => translated += 1,
+            KernelVerdict::Forward { .. } => forwarded += 1,
+            KernelVerdict::Reject => refused += 1,
+            KernelVerdict::Pass => passed += 1,
+            KernelVerdict::Drop => panic!("{packet:?}: {answer:?}"),
+        }
+    }
+    println!("1500 packets agree: {forwarded} forwarded, {translated} translated, {refused} refused, {passed} passed");
+    assert!(forwarded > 100 && translated > 100 && refused > 100 && passed > 100);
+    assert_eq!(subject.traces(), before);
+}
+
+#[test]
+#[ignore = "needs root: loads eBPF programs and makes namespaces and a cgroup"]
+fn flows_and_records_are_seen_and_left_alone() {
+    let _turn = turn();
+    let sticky = service(0, 0, Algorithm::Random, Some(Affinity::default()));
+    let mut subject = Subject::new([Change::UpsertService(sticky), endpoints(0, &PODS[0][..2])]);
+    for (i, name) in ["a", "b"].into_iter().enumerate() {
+        let addr = SocketAddr::new(ip(PODS[0][i]), 8080);
+        let job = subject.world.pods[i].run(|| serve(addr, name));
+        subject.world.pods[i].spawn(job);
+    }
+    let vip = SocketAddr::new(vip(0, 0), 80);
+    let mut stream = subject.world.client.run(|| TcpStream::connect(vip)).unwrap();
+    let answer = ask_on(&mut stream).unwrap();
+    let backend = if answer.starts_with('a') { PODS[0][0] } else { PODS[0][1] };
+    let packet = Packet {
+        entry: Entry::Uplink,
+        protocol: Protocol::Tcp,
+        source: ip("192.0.2.2"),
+        source_port: stream.local_addr().unwrap().port(),
+        destination: vip.ip(),
+        destination_port: 80,
+    };
+    let before = subject.traces();
+    let (found, disagreements) = subject.verify(&packet);
+    assert_eq!(disagreements, [""; 0], "{found:?}");
+    assert_eq!(found.flow.established.map(|backend| backend.ip), Some(ip(backend)));
+    assert_eq!(found.flow.affinity.map(|record| record.backend.ip), Some(ip(backend)));
+    // Another connection of the client sticks, and one that is established keeps a backend that left.
+    let (found, disagreements) = subject.verify(&Packet { source_port: 1, ..packet });
+    assert_eq!((disagreements, found.flow.established), (Vec::new(), None));
+    let other = if backend == PODS[0][0] { 1..2 } else { 0..1 };
+    subject.change(endpoints(0, &PODS[0][other]));
+    let (found, disagreements) = subject.verify(&packet);
+    assert_eq!(disagreements, [""; 0], "{found:?}");
+    let KernelVerdict::Forward { backends: Backends::Took(took), .. } = found.verdict else { panic!("{found:?}") };
+    assert_eq!(took.ip, ip(backend));
+    let (found, disagreements) = subject.verify(&Packet { source_port: 2, ..packet });
+    assert_eq!(disagreements, [""; 0], "{found:?}");
+    assert_eq!(subject.traces(), before);
+    assert_eq!(ask_on(&mut stream).unwrap(), answer);
+}
+
+/// A change behind the datapath's back, and where packets come in that it is seen at.
+type Case = (&'static str, fn(&mut Subject), &'static [Entry]);
+
+const EVERYWHERE: &[Entry] = &[Entry::Socket, Entry::PodDevice, Entry::Uplink];
+const DEVICES: &[Entry] = &[Entry::PodDevice, Entry::Uplink];
+
+fn key() -> abi::FrontendKey {
+    abi::FrontendKey { addr: abi::map_v4([10, 96, 0, 1]), port: abi::Port::new(80), protocol: 6, scope: 0, pad: 0 }
+}
+
+fn edit(subject: &Subject, change: impl Fn(&mut abi::FrontendValue)) {
+    let map = subject.map("FRONTENDS");
+    let mut value = map.get(&key()).unwrap();
+    change(&mut value);
+    map.put(&key(), &value);
+}
+
+fn detach(subject: &Subject, program: &str) {
+    for entry in std::fs::read_dir(subject.pins.0.join("v1/links")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.file_name().unwrap().to_str().unwrap().starts_with(program) {
+            bpf::detach(&bpf::open(&path));
+        }
+    }
+}
+
+const CASES: [Case; 9] = [
+    ("frontend gone", |s| s.map("FRONTENDS").remove(&key()), EVERYWHERE),
+    ("frontend refused", |s| edit(s, |value| value.target = abi::TARGET_REJECT), EVERYWHERE),
+    ("frontend dropped", |s| edit(s, |value| value.target = abi::TARGET_DROP), EVERYWHERE),
+    ("another table", |s| edit(s, |value| value.first += 1000), EVERYWHERE),
+    (
+        "backend elsewhere",
+        |s| {
+            let map = s.map("BACKENDS");
+            for id in map.keys::<u32>() {
+                let value = map.get::<abi::BackendValue>(&id).unwrap();
+                map.put(&id, &abi::BackendValue { port: abi::Port::new(9), ..value });
+            }
+        },
+        EVERYWHERE,
+    ),
+    ("standby", |s| s.datapath.set_role(Role::Standby).unwrap(), EVERYWHERE),
+    ("detached from the cgroup", |s| detach(s, "lb_connect4"), &[Entry::Socket]),
+    ("detached from devices", |s| detach(s, "lb_ingress"), DEVICES),
+    ("no node", |s| s.map("NODE").remove(&abi::NODE_KEY), &[Entry::Uplink]),
+];
+
+#[test]
+#[ignore = "needs root: loads eBPF programs and makes namespaces and a cgroup"]
+fn a_change_behind_the_back_is_a_disagreement() {
+    let _turn = turn();
+    for (name, change, seen) in CASES {
+        let web = service(0, 0, Algorithm::Maglev, None);
+        let mut subject = Subject::new([Change::UpsertService(web), endpoints(0, &PODS[0][..1])]);
+        change(&mut subject);
+        for &entry in EVERYWHERE {
+            let packet = Packet {
+                entry,
+                protocol: Protocol::Tcp,
+                source: ip(if entry == Entry::Uplink { "192.0.2.2" } else { "10.244.1.2" }),
+                source_port: 40000,
+                destination: vip(0, 0),
+                destination_port: 80,
+            };
+            let (answer, found) = subject.verify(&packet);
+            assert_eq!(!found.is_empty(), seen.contains(&entry), "{name}, {entry:?}: {answer:?}");
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! Hears of changes that others make to the rules and the routes.
+//!
+//! iptables-nft: the kernel tells of changes to nf_tables, and which process made them. iptables-legacy: nobody tells, so
+//! that the number and the size of the entries are looked at.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    io,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use lb_core::{DatapathError, ErrorKind, Family, Watcher};
+use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
+
+use super::{
+    info::{Size, Sizes},
+    names::PREFIX,
+};
+use crate::{
+    netlink::{
+        Heard, Listener, Message, attributes,
+        netfilter::{FIXED, IPV4, IPV6, NFTABLES, kind},
+        string, u32_be, wait,
+    },
+    routes::{self, Signs},
+};
+
+/// Between two looks at the size of the tables of iptables-legacy.
+const PERIOD: Duration = Duration::from_millis(500);
+/// Processes of our own that are remembered.
+const PROCESSES: usize = 64;
+
+/// Shared between a datapath, its programs and its watcher.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Shared(Arc<Mutex<Suspects>>);
+
+impl Shared {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Suspects> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes a process of our own.
+    pub(crate) fn started(&self, process: u32) {
+        let mut suspects = self.lock();
+        if suspects.processes.len() >= PROCESSES {
+            suspects.processes.pop_front();
+        }
+        suspects.processes.push_back(process);
+    }
+}
+
+/// What may have been changed.
+#[derive(Debug, Default)]
+pub(crate) struct Suspects {
+    /// The rules of these families.
+    pub(crate) families: BTreeSet<Family>,
+    /// Routes and routing rules.
+    pub(crate) routes: bool,
+    /// Sizes of the tables as the last change of our own left them. Empty while one is on its way.
+    pub(crate) sizes: BTreeMap<(Family, &'static str), Size>,
+    processes: VecDeque<u32>,
+}
+
+pub(crate) const TABLES: [&str; 2] = ["nat", "filter"];
+
+/// How changes of rules are noticed.
+pub(crate) enum Rules {
+    /// By what the kernel tells.
+    Told(Listener),
+    /// By looking.
+    Looked(Sizes),
+}
+
+/// Watches over one datapath.
+pub(crate) struct IptablesWatcher {
+    rules: Rules,
+    routes: Listener,
+    signs: Signs,
+    families: Vec<Family>,
+    shared: Shared,
+    /// Families that a transaction touches whose author is not known yet.
+    touched: BTreeSet<Family>,
+}
+
+impl IptablesWatcher {
+    /// A listener for iptables-nft, in the network namespace of the calling thread.
+    pub(crate) fn told() -> io::Result<Rules> {
+        const NFTABLES_GROUP: u32 = 7;
+        Listener::open(NETLINK_NETFILTER, &[NFTABLES_GROUP], None).map(Rules::Told)
+    }
+
+    /// Watches in the network namespace of the calling thread.
+    pub(crate) fn open(rules: Rules, signs: Signs, families: &[Family], shared: Shared) -> io::Result<Self> {
+        Ok(Self {
+            rules,
+            routes: Listener::open(NETLINK_ROUTE, &routes::GROUPS, Some(signs.port))?,
+            signs,
+            families: families.to_vec(),
+            shared,
+            touched: BTreeSet::new(),
+        })
+    }
+
+    fn look(&mut self) -> io::Result<bool> {
+        let routes = self.look_at_routes()?;
+        Ok(self.look_at_rules()? || routes)
+    }
+
+    fn look_at_routes(&mut self) -> io::Result<bool> {
+        let (mut noticed, signs) = (false, self.signs);
+        let heard = self.routes.read(|message| noticed |= signs.told(&message).is_some())?;
+        noticed |= heard == Heard::NotEverything;
+        self.shared.lock().routes |= noticed;
+        Ok(noticed)
+    }
+
+    fn look_at_rules(&mut self) -> io::Result<bool> {
+        match &mut self.rules {
+            Rules::Looked(sizes) => {
+                let mut suspects = self.shared.lock();
+                let families: BTreeSet<Family> = differing(sizes, &suspects.sizes)?;
+                suspects.families.extend(&families);
+                // Told once; the inspection that follows knows the families.
+                suspects.sizes.retain(|(family, _), _| !families.contains(family));
+                Ok(!families.is_empty())
+            }
+            Rules::Told(listener) => {
+                let (touched, shared, mut noticed) = (&mut self.touched, &self.shared, false);
+                let heard = listener.read(|message| noticed |= told(&message, touched, shared))?;
+                if heard == Heard::NotEverything {
+                    self.touched.clear();
+                    self.shared.lock().families.extend(&self.families);
+                    noticed = true;
+                }
+                Ok(noticed)
+            }
+        }
+    }
+
+    fn watch(&mut self, timeout: Duration) -> io::Result<bool> {
+        let start = Instant::now();
+        loop {
+            if self.look()? {
+                return Ok(true);
+            }
+            let left = timeout.saturating_sub(start.elapsed());
+            if left.is_zero() {
+                return Ok(false);
+            }
+            match &self.rules {
+                Rules::Told(rules) => wait(&[rules, &self.routes], left)?,
+                Rules::Looked(_) => wait(&[&self.routes], left.min(PERIOD))?,
+            };
+        }
+    }
+}
+
+impl Watcher for IptablesWatcher {
+    fn wait(&mut self, timeout: Duration) -> Result<bool, DatapathError> {
+        self.watch(timeout).map_err(|error| {
+            let mut suspects = self.shared.lock();
+            suspects.families.extend(&self.families);
+            suspects.routes = true;
+            DatapathError::new(ErrorKind::System, "watching over rules and routes failed").with_source(error)
+        })
+    }
+}
+
+/// Families with a table that is not of the size that it should be of.
+fn differing(sizes: &Sizes, known: &BTreeMap<(Family, &'static str), Size>) -> io::Result<BTreeSet<Family>> {
+    let mut families = BTreeSet::new();
+    for (&(family, table), &size) in known {
+        if sizes.of(family, table)? != size {
+            families.insert(family);
+        }
+    }
+    Ok(families)
+}
+
+/// Takes a message about nf_tables in. Says whether it ends a transaction of somebody else's that concerns us.
+fn told(message: &Message<'_>, touched: &mut BTreeSet<Family>, shared: &Shared) -> bool {
+    const NEW_GENERATION: u16 = kind(NFTABLES, 15);
+    let body = message.payload.get(FIXED..).unwrap_or_default();
+    if message.kind != NEW_GENERATION {
+        touched.extend(concerned(message, body));
+        return false;
+    }
+    let families = std::mem::take(touched);
+    let mut suspects = shared.lock();
+    let process = attributes(body).find(2).and_then(u32_be);
+    let own = [Some(message.port), process].into_iter().flatten().any(|id| suspects.processes.contains(&id));
+    if own || families.is_empty() {
+        return false;
+    }
+    suspects.families.extend(families);
+    true
+}
+
+/// The family whose chains of ours, or jumps to them, a message may be about.
+fn concerned(message: &Message<'_>, body: &[u8]) -> Option<Family> {
+    const DELETE_TABLE: u16 = kind(NFTABLES, 2);
+    const NEW_CHAIN: u16 = kind(NFTABLES, 3);
+    const DELETE_CHAIN: u16 = kind(NFTABLES, 5);
+    const NEW_RULE: u16 = kind(NFTABLES, 6);
+    const DELETE_RULE: u16 = kind(NFTABLES, 8);
+    let family = match *message.payload.first()? {
+        IPV4 => Family::V4,
+        IPV6 => Family::V6,
+        _ => return None,
+    };
+    let named = |kind| attributes(body).find(kind).and_then(string).unwrap_or_default();
+    let (removal, chain) = match message.kind {
+        DELETE_TABLE => (true, ""),
+        NEW_CHAIN => (false, named(3)),
+        DELETE_CHAIN => (true, named(3)),
+        NEW_RULE => (false, named(2)),
+        DELETE_RULE => (true, named(2)),
+        _ => return None,
+    };
+    // In others' chains, only what is taken away can be a jump of ours.
+    (TABLES.contains(&named(1)) && (removal || chain.starts_with(PREFIX))).then_some(family)
+}

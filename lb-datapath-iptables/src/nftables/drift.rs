@@ -1,0 +1,139 @@
+//! Inspection and repair.
+
+use std::collections::BTreeSet;
+
+use lb_core::{ApplyError, DatapathError, Drift, Expected, Inspection, State, diff};
+
+use super::{
+    engine::{Engine, Known, failure, foreign, frame, is_conflict},
+    inspect::{Finding, look},
+    kernel::{CommitError, Table},
+    layout::{Element, Key, Note, Value},
+    lower::Origin,
+    mend::Remedy,
+    suspects::Suspects,
+    wanted::Wanted,
+};
+use crate::crash;
+
+impl Engine {
+    /// Compares what is suspect, or everything, with what is expected.
+    pub(super) fn inspect(
+        &mut self,
+        expected: Expected<'_>,
+        inspection: Inspection,
+    ) -> Result<Vec<Drift>, DatapathError> {
+        let mut suspects = self.suspects.take(inspection);
+        if !suspects.everything {
+            self.found.iter().for_each(|finding| finding.suspect(&mut suspects));
+        }
+        match self.look(expected, &suspects) {
+            Ok(findings) => {
+                self.found = findings;
+                Ok(self.found.iter().map(|finding| finding.drift.clone()).collect())
+            }
+            Err(error) => {
+                *self.suspects.lock() = Suspects::everything();
+                Err(error)
+            }
+        }
+    }
+
+    /// Puts back what is wrong, and what plans should have put there.
+    pub(super) fn repair(&mut self, expected: Expected<'_>, found: &[Drift]) -> Result<(), ApplyError> {
+        if !self.knows(found) {
+            self.inspect(expected, Inspection::Everything).map_err(ApplyError::unknown)?;
+        }
+        let findings = std::mem::take(&mut self.found);
+        if let Err(error) = self.put_back(expected, &findings) {
+            *self.suspects.lock() = Suspects::everything();
+            return Err(error);
+        }
+        match &self.known {
+            Some(known) if known.mirror.state == *expected.state => Ok(()),
+            Some(known) if known.generation.is_some() => {
+                let plan = diff(&known.mirror.state, expected.state, expected.labels);
+                self.apply(&plan)
+            }
+            Some(_) | None => self.catch_up(expected),
+        }
+    }
+
+    /// For a process that did not write the table, or does not know what became of its last plan.
+    fn catch_up(&mut self, expected: Expected<'_>) -> Result<(), ApplyError> {
+        let found = self.observe().map_err(ApplyError::unknown)?;
+        self.apply(&diff(&found, expected.state, expected.labels))
+    }
+
+    /// Whether the last inspection found all of `found`.
+    fn knows(&self, found: &[Drift]) -> bool {
+        let known: BTreeSet<&Drift> = self.found.iter().map(|finding| &finding.drift).collect();
+        found.iter().all(|drift| known.contains(drift))
+    }
+
+    fn look(&mut self, expected: Expected<'_>, suspects: &Suspects) -> Result<Vec<Finding>, DatapathError> {
+        let wanted = Wanted::new(expected, self.generation());
+        look(&mut *self.kernel, &mut *self.routes, &wanted, suspects)
+            .map_err(|error| failure("comparing the table and the routes with what they should be", error))
+    }
+
+    fn generation(&self) -> Option<u32> {
+        self.known.as_ref().and_then(|known| known.generation)
+    }
+
+    fn put_back(&mut self, expected: Expected<'_>, findings: &[Finding]) -> Result<(), ApplyError> {
+        let wanted = Wanted::new(expected, self.generation());
+        let mut remedy = Remedy::new(&wanted, findings);
+        let Remedy { missing_routes, extra_routes, routing_rules, .. } = &remedy;
+        let routes = self.routes.mend(missing_routes, extra_routes, routing_rules);
+        routes
+            .map_err(|error| ApplyError::unknown(failure("putting routes back; is the loopback device up?", error)))?;
+        if !remedy.table && !remedy.writes() {
+            return Ok(());
+        }
+        let Some(now) = self.generation().filter(|_| !remedy.table) else { return self.make_anew(expected) };
+        let flows = remedy.flows(&wanted);
+        let next = now.wrapping_add(1);
+        if remedy.notes {
+            let generation = Element::new(Key::Note(Note::Generation, next), Value::None).comment("generation");
+            remedy.mend.added.push(generation);
+        } else {
+            remedy.mend.first = frame(Some(now), next);
+        }
+        crash::point();
+        match self.kernel.mend(&remedy.mend) {
+            Ok(()) => {
+                if let Some(known) = &mut self.known {
+                    known.generation = Some(next);
+                }
+                let forgotten = if flows.is_empty() { Ok(0) } else { self.flows.forget_stale(&flows) };
+                forgotten.map(drop).map_err(|error| ApplyError::unknown(failure("deleting stale UDP flows", error)))
+            }
+            Err(CommitError::Unknown(error)) => Err(self.lost(failure("repairing the table", error))),
+            Err(CommitError::Refused(refused)) => {
+                for (origin, error) in refused {
+                    if origin == Origin::Generation && is_conflict(&error) {
+                        return Err(self.lost(foreign(error)));
+                    }
+                }
+                self.make_anew(expected)
+            }
+        }
+    }
+
+    /// Makes the whole table anew, in one transaction with the removal of what is there of ours.
+    fn make_anew(&mut self, expected: Expected<'_>) -> Result<(), ApplyError> {
+        let table = self.kernel.table();
+        let damaged = match table.map_err(|error| ApplyError::unknown(failure("reading the table", error)))? {
+            Table::Absent => None,
+            Table::Ours(handle) => Some(handle),
+            Table::Foreign => return Err(ApplyError::unknown(self.not_ours())),
+        };
+        let routed = self.routes.observe();
+        let routed = routed.map_err(|error| ApplyError::unknown(failure("reading routes", error)))?;
+        let mut known = Known::nothing(routed);
+        (known.damaged, known.salvaged) = (damaged, expected.state.clone());
+        self.known = Some(known);
+        self.apply(&diff(&State::default(), expected.state, expected.labels))
+    }
+}

@@ -1,0 +1,376 @@
+//! Compares what the kernel holds with what it should hold.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashSet},
+    fmt, io,
+    net::IpAddr,
+};
+
+use lb_core::{Cause, Difference, Drift, DriftClass, Family};
+
+use super::{
+    engine::Vips,
+    kernel::{Kernel, Table},
+    layout::{Bound, Choice, Element, Key, Note, Set, Value},
+    observe::{self, FAMILIES},
+    read::RawElement,
+    ruleset::{self, FoundChain, FoundRule, Ruleset, base_text},
+    suspects::Suspects,
+    userdata::MARKER,
+    wanted::{Wanted, agrees},
+    wire,
+};
+use crate::{netlink::errno, routes::Place};
+
+/// A difference, and the object that a repair puts back.
+#[derive(Clone, Debug)]
+pub(super) struct Finding {
+    pub(super) object: Object,
+    pub(super) drift: Drift,
+}
+
+/// What a repair puts back as a whole.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Object {
+    /// The table with all that is in it.
+    Table,
+    /// A set that should not be there.
+    ForeignSet(String),
+    /// A chain that should not be there.
+    ForeignChain(String),
+    /// A chain with its rules.
+    Chain(String),
+    /// An element by the bytes of its key.
+    Element(Set, Vec<u8>),
+    /// A route.
+    Route(Place, IpAddr),
+    /// The routing rule of a family.
+    RoutingRule(Family),
+}
+
+impl Finding {
+    /// Makes the object suspect: it is looked at again until it is repaired.
+    pub(super) fn suspect(&self, suspects: &mut Suspects) {
+        match &self.object {
+            Object::Table | Object::ForeignSet(_) | Object::ForeignChain(_) | Object::Chain(_) => {
+                suspects.ruleset = true;
+            }
+            Object::Element(set, key) => suspects.add_key(*set, key.clone()),
+            Object::Route(place, vip) => {
+                let there = self.drift.difference == Difference::Extra;
+                suspects.routes.entry((*place, *vip)).or_insert(there);
+            }
+            Object::RoutingRule(_) => suspects.routing_rules = true,
+        }
+    }
+}
+
+/// Looks at what is suspect.
+pub(super) fn look(
+    kernel: &mut dyn Kernel,
+    routes: &mut dyn Vips,
+    wanted: &Wanted<'_>,
+    suspects: &Suspects,
+) -> io::Result<Vec<Finding>> {
+    let mut look = Look { kernel, wanted, findings: Vec::new(), no_sets: false };
+    look.table(suspects)?;
+    let mut findings = look.findings;
+    look_at_routes(routes, wanted, suspects, &mut findings)?;
+    Ok(findings)
+}
+
+struct Look<'a, 'b> {
+    kernel: &'a mut dyn Kernel,
+    wanted: &'a Wanted<'b>,
+    findings: Vec<Finding>,
+    /// Whether a set that should be read was not there.
+    no_sets: bool,
+}
+
+impl Look<'_, '_> {
+    fn found(&mut self, object: Object, drift: Drift) {
+        self.findings.push(Finding { object, drift });
+    }
+
+    fn table(&mut self, suspects: &Suspects) -> io::Result<()> {
+        let table = |difference| Drift::new(DriftClass::Table, "inet", difference);
+        match self.kernel.table()? {
+            Table::Absent if self.wanted.is_nothing() => return Ok(()),
+            Table::Absent => {
+                self.found(Object::Table, table(Difference::Missing).because(Cause::Flushed));
+                return Ok(());
+            }
+            Table::Foreign => {
+                let wrong = Difference::Wrong { expected: format!("comment \"{MARKER}…\""), found: "none".into() };
+                self.found(Object::Table, table(wrong));
+                return Ok(());
+            }
+            Table::Ours(_) => {}
+        }
+        self.elements(suspects)?;
+        if suspects.everything || suspects.ruleset || self.no_sets {
+            self.ruleset()?;
+        }
+        Ok(())
+    }
+
+    fn elements(&mut self, suspects: &Suspects) -> io::Result<()> {
+        let affinity = |set: &&Set| matches!(set, Set::Affinity(_));
+        if suspects.everything {
+            return self.sets(&Set::ALL.iter().filter(|set| !affinity(set)).copied().collect());
+        }
+        if !suspects.sets.is_empty() {
+            self.sets(&suspects.sets.iter().filter(|set| !affinity(set)).copied().collect())?;
+        }
+        let mut keys = suspects.keys.clone();
+        keys.retain(|set, _| !affinity(&set) && !suspects.sets.contains(set));
+        // It costs next to nothing and shows another table in place of ours, and another writer.
+        if let Some(key) = self.wanted.generation_key().filter(|_| !suspects.sets.contains(&Set::Notes)) {
+            keys.entry(Set::Notes).or_default().insert(wire::key_bytes(&key));
+        }
+        for (set, keys) in keys {
+            let keys: Vec<Vec<u8>> = keys.into_iter().collect();
+            match self.kernel.look_up(set, &keys) {
+                Ok(found) => self.single(set, &keys, found),
+                Err(error) => self.no_set(error)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// A set that is not there is found when the ruleset is looked at.
+    fn no_set(&mut self, error: io::Error) -> io::Result<()> {
+        self.no_sets = true;
+        if errno(&error) == Some(nix::libc::ENOENT) { Ok(()) } else { Err(error) }
+    }
+
+    /// Compares single elements.
+    fn single(&mut self, set: Set, keys: &[Vec<u8>], found: Vec<RawElement>) {
+        let found: BTreeMap<Vec<u8>, RawElement> =
+            found.into_iter().map(|element| (element.key.clone(), element)).collect();
+        for bytes in keys {
+            match found.get(bytes) {
+                Some(element) => self.compare(set, element),
+                None => {
+                    if let Some(key) = super::read::key_of(set, bytes)
+                        && let Some(wanted) = self.wanted.element(&key)
+                    {
+                        self.element(set, bytes.clone(), drift_of(&wanted, Difference::Missing));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Compares all elements of some sets.
+    fn sets(&mut self, sets: &BTreeSet<Set>) -> io::Result<()> {
+        let mut seen: HashSet<Key> = HashSet::new();
+        let mut read: BTreeMap<Set, usize> = BTreeMap::new();
+        for &set in sets {
+            match self.kernel.raw_elements(set) {
+                Ok(elements) => {
+                    read.insert(set, elements.len());
+                    seen.extend(elements.iter().filter_map(|element| element.read.as_ref()).map(|(e, _)| e.key));
+                    elements.iter().for_each(|element| self.compare(set, element));
+                }
+                Err(error) => self.no_set(error)?,
+            }
+        }
+        let missing: Vec<Key> =
+            self.wanted.keys().filter(|key| read.contains_key(&key.set()) && !seen.contains(key)).collect();
+        for key in missing {
+            let Some(wanted) = self.wanted.element(&key) else { continue };
+            let drift = drift_of(&wanted, Difference::Missing);
+            let flushed = read.get(&key.set()) == Some(&0);
+            let drift = if flushed { drift.because(Cause::Flushed) } else { drift };
+            self.element(key.set(), wire::key_bytes(&key), drift);
+        }
+        Ok(())
+    }
+
+    fn compare(&mut self, set: Set, element: &RawElement) {
+        let Some((found, _)) = &element.read else {
+            let text = format!("{} {}", set.name(), Hex(&element.key));
+            let wanted = super::read::key_of(set, &element.key).and_then(|key| self.wanted.element(&key));
+            let drift = match wanted {
+                None => Drift::new(DriftClass::Element, text, Difference::Extra),
+                Some(wanted) => {
+                    let expected = value_text(&wanted);
+                    drift_of(&wanted, Difference::Wrong { expected, found: "a value of another kind".into() })
+                }
+            };
+            return self.element(set, element.key.clone(), drift);
+        };
+        let drift = match self.wanted.element(&found.key) {
+            None => drift_of(found, Difference::Extra),
+            Some(wanted) if agrees(&wanted, found) => return,
+            Some(wanted) => {
+                let difference = Difference::Wrong { expected: value_text(&wanted), found: value_text(found) };
+                drift_of(&wanted, difference)
+            }
+        };
+        self.element(set, element.key.clone(), drift);
+    }
+
+    fn element(&mut self, set: Set, key: Vec<u8>, drift: Drift) {
+        self.found(Object::Element(set, key), drift);
+    }
+
+    fn ruleset(&mut self) -> io::Result<()> {
+        let found = self.kernel.ruleset()?;
+        let wanted = ruleset::wanted(&self.wanted.picks());
+        if found.dormant {
+            let wrong = Difference::Wrong { expected: "active".into(), found: "flags dormant".into() };
+            self.found(Object::Table, Drift::new(DriftClass::Table, "inet", wrong));
+        }
+        self.shapes(&wanted, &found);
+        for (name, chain) in &wanted.chains {
+            self.chain(name, chain, found.chains.get(name));
+        }
+        for name in found.chains.keys().filter(|name| !wanted.chains.contains_key(*name)) {
+            self.found(Object::ForeignChain(name.clone()), Drift::new(DriftClass::Chain, name, Difference::Extra));
+        }
+        Ok(())
+    }
+
+    fn shapes(&mut self, wanted: &Ruleset, found: &Ruleset) {
+        for (name, shape) in &wanted.sets {
+            let difference = match found.sets.get(name) {
+                None => Some(Difference::Missing),
+                Some(found) => Difference::between(shape, found, ToString::to_string),
+            };
+            if let Some(difference) = difference {
+                self.found(Object::Table, Drift::new(DriftClass::NamedSet, name, difference));
+            }
+        }
+        for name in found.sets.keys().filter(|name| !wanted.sets.contains_key(*name)) {
+            self.found(Object::ForeignSet(name.clone()), Drift::new(DriftClass::NamedSet, name, Difference::Extra));
+        }
+    }
+
+    fn chain(&mut self, name: &str, wanted: &FoundChain, found: Option<&FoundChain>) {
+        let object = || Object::Chain(name.to_owned());
+        let Some(found) = found else {
+            return self.found(object(), Drift::new(DriftClass::Chain, name, Difference::Missing));
+        };
+        if let Some(difference) = Difference::between(&wanted.base, &found.base, base_text) {
+            self.found(object(), Drift::new(DriftClass::Chain, name, difference));
+        }
+        for (position, difference) in differing(&wanted.rules, &found.rules) {
+            let drift = Drift::new(DriftClass::Rule, format_args!("{name} rule {position}"), difference);
+            let flushed = found.rules.is_empty() && wanted.rules.len() > 1;
+            self.found(object(), if flushed { drift.because(Cause::Flushed) } else { drift });
+        }
+    }
+}
+
+/// Where two lists of rules differ, by position from 1: those between their common beginning and their common end.
+fn differing(wanted: &[FoundRule], found: &[FoundRule]) -> Vec<(usize, Difference)> {
+    let same = |(a, b): &(&FoundRule, &FoundRule)| a == b;
+    let head = wanted.iter().zip(found).take_while(same).count();
+    let tail = wanted[head..].iter().rev().zip(found[head..].iter().rev()).take_while(same).count();
+    let (wanted, found) = (&wanted[head..wanted.len() - tail], &found[head..found.len() - tail]);
+    (0..wanted.len().max(found.len()))
+        .filter_map(|at| {
+            let difference = match (wanted.get(at), found.get(at)) {
+                (Some(wanted), Some(found)) => Difference::between(wanted, found, ToString::to_string)?,
+                (Some(_), None) => Difference::Missing,
+                (None, _) => Difference::Extra,
+            };
+            Some((head + at + 1, difference))
+        })
+        .collect()
+}
+
+fn drift_of(element: &Element, difference: Difference) -> Drift {
+    let set = element.key.set().name();
+    match element.key {
+        Key::Frontend(addr) => Drift::new(DriftClass::Frontend, addr, difference),
+        Key::Slot(addr, slot) => Drift::new(DriftClass::Slot, format_args!("{addr} slot {slot}"), difference),
+        Key::Backend(_, id, _) => {
+            Drift::new(DriftClass::Backend, format_args!("{id}: {}", value_text(element)), difference)
+        }
+        Key::Service(addr) => Drift::new(DriftClass::Element, format_args!("{set} {addr}"), difference),
+        Key::Record(client, addr) => Drift::new(DriftClass::Element, format_args!("{set} {client} {addr}"), difference),
+        Key::Bound(ip, Bound::Start) => Drift::new(DriftClass::Element, format_args!("{set} from {ip}"), difference),
+        Key::Bound(ip, Bound::End) => Drift::new(DriftClass::Element, format_args!("{set} up to {ip}"), difference),
+        Key::Hairpin(ip) => Drift::new(DriftClass::Element, format_args!("{set} {ip}"), difference),
+        Key::Note(Note::Layout, n) => Drift::new(DriftClass::Element, format_args!("{set} layout {n}"), difference),
+        Key::Note(Note::Generation, _) => Drift::new(DriftClass::Element, format_args!("{set} generation"), difference),
+        Key::Note(Note::NodeName, _) => Drift::new(DriftClass::Node, "name", difference),
+        Key::Note(Note::NodeIp, n) => Drift::new(DriftClass::Node, format_args!("address {n}"), difference),
+        Key::Note(Note::ClusterCidr, n) => Drift::new(DriftClass::Node, format_args!("cluster CIDR {n}"), difference),
+    }
+}
+
+fn value_text(element: &Element) -> String {
+    match element.value {
+        Value::None => element.comment.clone(),
+        Value::Backend(ip, port) => {
+            let local = if element.comment.is_empty() { "" } else { " " };
+            format!("{}{local}{}", std::net::SocketAddr::new(ip, port), element.comment)
+        }
+        Value::Go(choice) => {
+            let what = match choice {
+                Choice::Refuse => "refuse".to_owned(),
+                Choice::Drop => "drop".to_owned(),
+                Choice::Pick(pick) => pick.to_string(),
+            };
+            match observe::parse(&element.comment) {
+                Some(comment) => format!("{what}, {comment}"),
+                None => format!("{what}, comment \"{}\"", element.comment),
+            }
+        }
+    }
+}
+
+fn look_at_routes(
+    routes: &mut dyn Vips,
+    wanted: &Wanted<'_>,
+    suspects: &Suspects,
+    findings: &mut Vec<Finding>,
+) -> io::Result<()> {
+    let rules = suspects.everything || suspects.routing_rules;
+    if !rules && suspects.routes.is_empty() {
+        return Ok(());
+    }
+    let vips = wanted.vips();
+    if rules {
+        let there = routes.rules()?;
+        let missing = FAMILIES.into_iter().filter(|&family| vips.iter().any(|&vip| Family::of(vip) == family));
+        for family in missing.filter(|family| !there.contains(family)) {
+            let name = if family == Family::V4 { "IPv4" } else { "IPv6" };
+            let drift = Drift::new(DriftClass::Route, format_args!("rule iif lo, {name}"), Difference::Missing);
+            findings.push(Finding { object: Object::RoutingRule(family), drift });
+        }
+    }
+    let mut route = |place, vip, difference| {
+        let table = if place == Place::Local { "table for the node's own packets" } else { "main table" };
+        let drift = Drift::new(DriftClass::Route, format_args!("{vip} in the {table}"), difference);
+        findings.push(Finding { object: Object::Route(place, vip), drift });
+    };
+    if suspects.everything {
+        let found = routes.everything()?.routes;
+        let wanted: BTreeSet<(Place, IpAddr)> =
+            vips.iter().flat_map(|&vip| [(Place::Local, vip), (Place::Forwarded, vip)]).collect();
+        wanted.difference(&found).for_each(|&(place, vip)| route(place, vip, Difference::Missing));
+        found.difference(&wanted).for_each(|&(place, vip)| route(place, vip, Difference::Extra));
+    } else {
+        for (&(place, vip), &there) in &suspects.routes {
+            match (vips.contains(&vip), there) {
+                (true, false) => route(place, vip, Difference::Missing),
+                (false, true) => route(place, vip, Difference::Extra),
+                (true, true) | (false, false) => {}
+            }
+        }
+    }
+    Ok(())
+}
+
+struct Hex<'a>(&'a [u8]);
+
+impl fmt::Display for Hex<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}

@@ -1,0 +1,130 @@
+//! Puts back what an inspection found: in one transaction and in place, or the whole table where that is not enough.
+
+use std::{collections::BTreeSet, io, net::IpAddr};
+
+use lb_core::{Family, FrontendAddr, Protocol};
+
+use super::{
+    inspect::{Finding, Object},
+    kernel::{Kernel, Mend, Mended},
+    layout::{Element, Key, Set},
+    read::{self, Read},
+    rules,
+    wanted::Wanted,
+};
+use crate::{conntrack::Allowed, routes::Place};
+
+/// What to do about the findings.
+#[derive(Debug, Default)]
+pub(super) struct Remedy {
+    /// Whether the table has to be made anew.
+    pub(super) table: bool,
+    /// What the transaction does otherwise.
+    pub(super) mend: Mend,
+    /// Whether the notes are written anew, the generation with them.
+    pub(super) notes: bool,
+    /// Routes to write.
+    pub(super) missing_routes: Vec<(Place, IpAddr)>,
+    /// Routes to remove.
+    pub(super) extra_routes: Vec<(Place, IpAddr)>,
+    /// Routing rules to write.
+    pub(super) routing_rules: Vec<Family>,
+}
+
+impl Remedy {
+    /// What puts `findings` right.
+    pub(super) fn new(wanted: &Wanted<'_>, findings: &[Finding]) -> Self {
+        let mut remedy = Self::default();
+        let vips = if findings.iter().any(|finding| matches!(finding.object, Object::Route(..))) {
+            wanted.vips()
+        } else {
+            BTreeSet::new()
+        };
+        let objects: BTreeSet<&Object> = findings.iter().map(|finding| &finding.object).collect();
+        for object in objects {
+            match object {
+                Object::Table => remedy.table = true,
+                Object::ForeignSet(name) => remedy.mend.sets_gone.push(name.clone()),
+                Object::ForeignChain(name) => remedy.mend.chains_gone.push(name.clone()),
+                Object::Chain(name) => remedy.mend.chains.extend(mended(name, findings)),
+                Object::Element(set, key) => remedy.element(wanted, *set, key),
+                Object::Route(place, vip) if vips.contains(vip) => remedy.missing_routes.push((*place, *vip)),
+                Object::Route(place, vip) => remedy.extra_routes.push((*place, *vip)),
+                Object::RoutingRule(family) => remedy.routing_rules.push(*family),
+            }
+        }
+        if remedy.notes {
+            remedy.mend.emptied.push(Set::Notes);
+            remedy.mend.added.extend(wanted.notes());
+        }
+        remedy
+    }
+
+    /// The UDP frontends whose packets may have gone elsewhere, or nowhere, and where their flows may go.
+    pub(super) fn flows(&self, wanted: &Wanted<'_>) -> Allowed {
+        let anywhere = !self.mend.chains.is_empty() || !self.mend.chains_gone.is_empty();
+        let keys = self.mend.gone.iter().filter_map(|(set, key)| read::key_of(*set, key));
+        let touched: BTreeSet<FrontendAddr> = keys
+            .filter_map(|key| match key {
+                Key::Frontend(addr) | Key::Slot(addr, _) => Some(addr),
+                _ => None,
+            })
+            .collect();
+        let all = anywhere.then(|| wanted.state.frontends.keys().copied()).into_iter().flatten();
+        let udp = all.chain(touched).filter(|addr| addr.protocol == Protocol::Udp);
+        udp.map(|addr| (addr, wanted.endpoints(&addr))).collect()
+    }
+
+    /// Whether there is something to write to the table.
+    pub(super) fn writes(&self) -> bool {
+        let Mend { first, chains, chains_gone, sets_gone, emptied, gone, added } = &self.mend;
+        !(first.is_empty() && chains.is_empty() && chains_gone.is_empty() && sets_gone.is_empty())
+            || !(emptied.is_empty() && gone.is_empty() && added.is_empty())
+    }
+
+    fn element(&mut self, wanted: &Wanted<'_>, set: Set, key: &[u8]) {
+        match set {
+            Set::Notes => self.notes = true,
+            // A bound says nothing without the others.
+            Set::Cluster(family) => {
+                if !self.mend.emptied.contains(&set) {
+                    self.mend.emptied.push(set);
+                    self.mend.added.extend(wanted.bounds(family));
+                }
+            }
+            _ => {
+                self.mend.gone.push((set, key.to_vec()));
+                self.mend.added.extend(read::key_of(set, key).and_then(|key| wanted.element(&key)));
+            }
+        }
+    }
+}
+
+/// A chain as it should be, and whether it is there.
+fn mended(name: &str, findings: &[Finding]) -> Option<Mended> {
+    use lb_core::{Difference, DriftClass};
+    let about = |class, missing| {
+        findings.iter().any(|Finding { drift, .. }| {
+            drift.class == class && drift.object == name && (drift.difference == Difference::Missing) == missing
+        })
+    };
+    let (there, wrong) = (!about(DriftClass::Chain, true), about(DriftClass::Chain, false));
+    let (hook, rules) = match rules::chains().into_iter().find(|chain| chain.name == name) {
+        Some(chain) => (chain.hook, chain.rules),
+        None => (None, rules::pick(&name.parse().ok()?)),
+    };
+    Some(Mended { name: name.to_owned(), hook, rules, there, wrong })
+}
+
+/// Clients' records that stay good in a table that is made anew.
+pub(super) fn records(kernel: &mut dyn Kernel, wanted: impl Fn(&Element) -> bool) -> io::Result<Vec<Read>> {
+    let mut kept = Vec::new();
+    for family in [Family::V4, Family::V6] {
+        match kernel.elements(Set::Affinity(family)) {
+            Ok(records) => kept.extend(records.into_iter().flatten().filter(|(record, _)| wanted(record))),
+            Err(error) if crate::netlink::errno(&error) == Some(nix::libc::ENOENT) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(kept)
+}

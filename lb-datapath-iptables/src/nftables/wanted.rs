@@ -1,0 +1,154 @@
+//! What the table should hold, element by element, from the state that is expected. Pure.
+
+use std::{cell::OnceCell, collections::BTreeSet, net::IpAddr};
+
+use lb_core::{BackendSet, Expected, Family, Frontend, FrontendAddr, Labels, State};
+
+use super::{
+    draft::Endpoint,
+    layout::{Choice, Element, Key, Note, Pick, VERSION, Value},
+    lower::{LOCAL, backend_element, choice_of, cluster, comment, notes},
+    mirror::{hairpin, set_of},
+    observe::{self, FAMILIES},
+    userdata,
+};
+
+/// The elements that a state stands for.
+pub(super) struct Wanted<'a> {
+    pub(super) state: &'a State,
+    labels: &'a Labels,
+    /// The table's generation, if this process knows it.
+    generation: Option<u32>,
+    hairpins: OnceCell<BTreeSet<IpAddr>>,
+    notes: Vec<Element>,
+    bounds: Vec<Element>,
+}
+
+impl<'a> Wanted<'a> {
+    pub(super) fn new(expected: Expected<'a>, generation: Option<u32>) -> Self {
+        let Expected { state, labels } = expected;
+        let bounds = FAMILIES.into_iter().flat_map(|family| cluster(&state.node, family)).collect();
+        Self { state, labels, generation, hairpins: OnceCell::new(), notes: notes(&state.node), bounds }
+    }
+
+    /// Whether there need not even be a table.
+    pub(super) fn is_nothing(&self) -> bool {
+        self.generation.is_none() && *self.state == State::default()
+    }
+
+    /// The element with `key`, if there should be one.
+    pub(super) fn element(&self, key: &Key) -> Option<Element> {
+        let plain = |value| Some(Element::new(*key, value));
+        match key {
+            Key::Frontend(addr) => self.frontend(addr),
+            Key::Service(addr) => self.state.frontends.get(addr).and_then(|_| plain(Value::None)),
+            Key::Slot(addr, slot) => {
+                let set = self.set(self.state.frontends.get(addr)?)?;
+                let backend = self.state.backends.get(set.slots.get(*slot as usize)?)?;
+                plain(Value::Backend(backend.addr.ip, backend.addr.port))
+            }
+            Key::Record(..) => None,
+            Key::Bound(..) => self.bounds.iter().find(|bound| bound.key == *key).cloned(),
+            Key::Hairpin(ip) => self.hairpins().contains(ip).then(|| Element::new(*key, Value::None)),
+            Key::Backend(_, id, _) => {
+                let element = backend_element(*id, self.state.backends.get(id)?);
+                (element.key == *key).then_some(element)
+            }
+            Key::Note(Note::Layout, number) => (*number == VERSION).then(|| Element::new(*key, Value::None)),
+            Key::Note(Note::Generation, number) => {
+                self.generation.is_none_or(|known| known == *number).then(|| Element::new(*key, Value::None))
+            }
+            Key::Note(Note::NodeName | Note::NodeIp | Note::ClusterCidr, _) => {
+                self.notes.iter().find(|note| note.key == *key).cloned()
+            }
+        }
+    }
+
+    /// The keys of all elements, those that packets write excepted.
+    pub(super) fn keys(&self) -> impl Iterator<Item = Key> {
+        let State { frontends, backends, .. } = self.state;
+        let of_frontends = frontends.iter().flat_map(|(&addr, frontend)| {
+            let slots = self.set(frontend).map_or(0, |set| set.slots.len());
+            [Key::Frontend(addr), Key::Service(addr)]
+                .into_iter()
+                .chain((0..).take(slots).map(move |n| Key::Slot(addr, n)))
+        });
+        let of_backends = backends.iter().map(|(&id, backend)| backend_element(id, backend).key);
+        let of_node = self.notes.iter().chain(&self.bounds).map(|element| element.key);
+        let fixed = [Some(Key::Note(Note::Layout, VERSION)), self.generation_key()].into_iter().flatten();
+        let hairpins = self.hairpins().iter().map(|&ip| Key::Hairpin(ip));
+        of_frontends.chain(of_backends).chain(of_node).chain(hairpins).chain(fixed)
+    }
+
+    /// Key of the note that shows that nobody else wrote the table.
+    pub(super) fn generation_key(&self) -> Option<Key> {
+        self.generation.map(|generation| Key::Note(Note::Generation, generation))
+    }
+
+    /// The notes about the table and the node, all but the generation.
+    pub(super) fn notes(&self) -> Vec<Element> {
+        let layout = Element::new(Key::Note(Note::Layout, VERSION), Value::None).comment("layout");
+        self.notes.iter().cloned().chain([layout]).collect()
+    }
+
+    /// The prefixes of pods of a family.
+    pub(super) fn bounds(&self, family: Family) -> Vec<Element> {
+        self.bounds
+            .iter()
+            .filter(|bound| matches!(bound.key, Key::Bound(ip, _) if Family::of(ip) == family))
+            .cloned()
+            .collect()
+    }
+
+    /// Every chain that picks for some frontend.
+    pub(super) fn picks(&self) -> BTreeSet<Pick> {
+        let choices = self.state.frontends.iter().map(|(addr, frontend)| self.choice(addr, frontend));
+        choices.filter_map(Choice::pick).collect()
+    }
+
+    /// The backends of a frontend.
+    pub(super) fn endpoints(&self, addr: &FrontendAddr) -> BTreeSet<Endpoint> {
+        let set = self.state.frontends.get(addr).and_then(|frontend| self.set(frontend));
+        let backends = set.into_iter().flat_map(|set| set.slots.iter()).filter_map(|id| self.state.backends.get(id));
+        backends.map(|backend| (backend.addr.ip, backend.addr.port)).collect()
+    }
+
+    /// Addresses that need routes.
+    pub(super) fn vips(&self) -> BTreeSet<IpAddr> {
+        self.state.frontends.keys().map(|addr| addr.ip).collect()
+    }
+
+    fn frontend(&self, addr: &FrontendAddr) -> Option<Element> {
+        let frontend = self.state.frontends.get(addr)?;
+        let label = self.labels.get(addr).map_or("", |label| &**label);
+        let element = Element::new(Key::Frontend(*addr), Value::Go(self.choice(addr, frontend)));
+        Some(element.comment(comment(frontend, label)))
+    }
+
+    fn choice(&self, addr: &FrontendAddr, frontend: &Frontend) -> Choice {
+        let set = self.set(frontend);
+        choice_of(addr.family(), frontend, set, set.map_or(0, |set| set.slots.len()))
+    }
+
+    fn set(&self, frontend: &Frontend) -> Option<&'a BackendSet> {
+        self.state.sets.get(&set_of(*frontend)?).map(|set| &**set)
+    }
+
+    fn hairpins(&self) -> &BTreeSet<IpAddr> {
+        self.hairpins
+            .get_or_init(|| self.state.backends.values().filter_map(|backend| hairpin(Some(backend))).collect())
+    }
+}
+
+/// Whether `found` is as `wanted` in all that matters. A frontend's label is for people: it may be an older one.
+pub(super) fn agrees(wanted: &Element, found: &Element) -> bool {
+    let same = match wanted.key {
+        Key::Frontend(_) => observe::parse(&wanted.comment) == observe::parse(&found.comment),
+        Key::Backend(..) => (wanted.comment == LOCAL) == (found.comment == LOCAL),
+        Key::Note(Note::NodeName | Note::NodeIp | Note::ClusterCidr, _) => {
+            userdata::cut(&wanted.comment) == found.comment
+        }
+        Key::Service(_) | Key::Slot(..) | Key::Record(..) | Key::Bound(..) | Key::Hairpin(_) | Key::Note(..) => true,
+    };
+    same && wanted.value == found.value
+}

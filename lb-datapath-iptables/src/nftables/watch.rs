@@ -1,0 +1,124 @@
+//! Hears of changes that others make to the table and the routes.
+
+use std::{
+    io,
+    time::{Duration, Instant},
+};
+
+use lb_core::{DatapathError, Watcher};
+use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
+
+use super::{
+    engine::failure,
+    layout::Set,
+    read,
+    suspects::{Shared, Suspects},
+    wire,
+};
+use crate::{
+    netlink::{
+        Heard, Listener, Message, attributes,
+        netfilter::{FIXED, INET},
+        string, wait,
+    },
+    routes::{self, Signs, Told},
+};
+
+/// `NFNLGRP_NFTABLES`.
+const NFTABLES_GROUP: u32 = 7;
+
+/// Listens in the network namespace of the thread that opened it.
+pub(super) struct NetfilterWatcher {
+    tables: Listener,
+    routes: Listener,
+    ears: Ears,
+}
+
+/// Tells what matters from what does not.
+struct Ears {
+    table: String,
+    signs: Signs,
+    suspects: Shared,
+}
+
+impl NetfilterWatcher {
+    /// `own` is the address of the socket that makes our own changes to the table.
+    pub(super) fn open(table: &str, own: u32, signs: Signs, suspects: Shared) -> io::Result<Self> {
+        Ok(Self {
+            tables: Listener::open(NETLINK_NETFILTER, &[NFTABLES_GROUP], Some(own))?,
+            routes: Listener::open(NETLINK_ROUTE, &routes::GROUPS, Some(signs.port))?,
+            ears: Ears { table: table.to_owned(), signs, suspects },
+        })
+    }
+
+    /// Reads what is there; says whether any of it matters.
+    fn read(&mut self) -> io::Result<bool> {
+        let (mut noticed, ears) = (false, &self.ears);
+        let tables = self.tables.read(|message| noticed |= ears.ruleset(&message))?;
+        let routes = self.routes.read(|message| noticed |= ears.route(&message))?;
+        if [tables, routes].contains(&Heard::NotEverything) {
+            *ears.suspects.lock() = Suspects::everything();
+            noticed = true;
+        }
+        Ok(noticed)
+    }
+
+    fn listen(&mut self, timeout: Duration) -> io::Result<bool> {
+        let start = Instant::now();
+        loop {
+            if self.read()? {
+                return Ok(true);
+            }
+            let left = timeout.saturating_sub(start.elapsed());
+            if left.is_zero() {
+                return Ok(false);
+            }
+            wait(&[&self.tables, &self.routes], left)?;
+        }
+    }
+}
+
+impl Watcher for NetfilterWatcher {
+    fn wait(&mut self, timeout: Duration) -> Result<bool, DatapathError> {
+        self.listen(timeout).map_err(|error| {
+            *self.ears.suspects.lock() = Suspects::everything();
+            failure("listening to changes of tables and routes", error)
+        })
+    }
+}
+
+impl Ears {
+    /// Notes what a message about nf_tables is about; says whether it matters.
+    fn ruleset(&self, message: &Message<'_>) -> bool {
+        let Some((&family, body)) = message.payload.first().zip(message.payload.get(FIXED..)) else { return false };
+        let named = |kind| attributes(body).find(kind).and_then(string);
+        if message.kind == wire::NEW_GENERATION || family != INET || named(1) != Some(&self.table) {
+            return false;
+        }
+        let mut suspects = self.suspects.lock();
+        if !matches!(message.kind, wire::NEW_ELEMENT | wire::DELETE_ELEMENT) {
+            suspects.ruleset = true;
+            return true;
+        }
+        match named(2).and_then(Set::from_name) {
+            None => suspects.ruleset = true,
+            Some(Set::Affinity(_)) => return false,
+            Some(set) => {
+                let elements = read::raw_elements(set, message.payload);
+                elements.into_iter().for_each(|element| suspects.add_key(set, element.key));
+            }
+        }
+        true
+    }
+
+    fn route(&self, message: &Message<'_>) -> bool {
+        let Some(told) = self.signs.told(message) else { return false };
+        let mut suspects = self.suspects.lock();
+        match told {
+            Told::Route(place, vip, there) => drop(suspects.routes.insert((place, vip), there)),
+            Told::Rules => suspects.routing_rules = true,
+            Told::Loopback => *suspects = Suspects::everything(),
+        }
+        true
+    }
+}

@@ -1,0 +1,174 @@
+//! What the kernel is asked about a packet agrees with the decision, and no longer once somebody changed an element.
+
+use std::{
+    net::{IpAddr, SocketAddr, TcpStream},
+    time::Duration,
+};
+
+use lb_core::{
+    Affinity, Algorithm, Backends, Capabilities, Change, Datapath, Desired, Endpoint, EndpointSlice, Entry, FlowView,
+    Instant, KernelAnswer, KernelVerdict, Labels, Model, Packet, Protocol, Service, ServiceName, ServicePort, Settings,
+    SliceName, SlicePort, State, decide, diff,
+};
+
+use crate::{
+    net::{Net, tcp, udp_socket},
+    services::{Node, at, facts},
+};
+
+#[test]
+#[ignore = "needs root: network namespaces and nftables"]
+fn the_kernel_agrees_with_the_decision() {
+    let net = Net::new();
+    let (mut node, world) = (Node::open(&net), World::new());
+    node.become_state(world.state());
+    let mut source_port = 1_000;
+    for vip in VIPS {
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
+            for (source, entry) in [
+                ("10.1.0.2", Entry::Uplink),
+                ("10.2.1.2", Entry::PodDevice),
+                ("10.2.1.1", Entry::Socket),
+                ("10.9.0.1", Entry::Uplink),
+            ] {
+                for destination_port in [80, 81] {
+                    source_port += 7;
+                    let packet = Packet { entry, protocol, destination_port, ..from(source, source_port, vip) };
+                    let answer = node.datapath.ask(&packet).unwrap().unwrap();
+                    assert_eq!(world.disagreements(&packet, &answer), Vec::<String>::new(), "{packet:?}\n{answer:#?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs root: network namespaces and nftables"]
+fn what_the_kernel_remembers_is_told() {
+    let net = Net::new();
+    let (mut node, world) = (Node::open(&net), World::new());
+    node.become_state(world.state());
+    let sticky = from("10.1.0.2", 40_000, STICKY);
+    let answer = node.datapath.ask(&sticky).unwrap().unwrap();
+    assert_eq!(answer.flow, FlowView::default());
+    net.client.run(|| tcp(at(STICKY))).unwrap();
+    let answer = node.datapath.ask(&sticky).unwrap().unwrap();
+    let record = answer.flow.affinity.expect("a record");
+    assert_eq!(answer.verdict, took(record.backend, true), "{answer:#?}");
+    assert!(world.disagreements(&sticky, &answer).is_empty(), "{answer:#?}");
+    let stream = net.client.run(|| TcpStream::connect(at(RANDOM))).unwrap();
+    let port = stream.local_addr().unwrap().port();
+    let answer = node.datapath.ask(&from("10.1.0.2", port, RANDOM)).unwrap().unwrap();
+    let backend = answer.flow.established.expect("a flow");
+    assert_eq!(answer.verdict, took(backend, true), "{answer:#?}");
+    let udp = net.client.run(|| udp_socket(at(RANDOM))).unwrap();
+    udp.send(b"?").unwrap();
+    let port = udp.local_addr().unwrap().port();
+    let packet = Packet { protocol: Protocol::Udp, ..from("10.1.0.2", port, RANDOM) };
+    let answer = node.datapath.ask(&packet).unwrap().unwrap();
+    assert!(answer.flow.established.is_some(), "{answer:#?}");
+    assert!(world.disagreements(&packet, &answer).is_empty(), "{answer:#?}");
+}
+
+#[test]
+#[ignore = "needs root: network namespaces and nftables"]
+fn what_somebody_changed_disagrees() {
+    let net = Net::new();
+    let world = World::new();
+    for edit in [
+        "nft delete element inet lb frontends4 '{ 10.96.0.1 . tcp . 80 }'",
+        "nft delete element inet lb frontends4 '{ 10.96.0.1 . tcp . 80 }'; \
+         nft add element inet lb frontends4 '{ 10.96.0.1 . tcp . 80 : goto refuse }'",
+        "nft delete element inet lb slots4 '{ 10.96.0.1 . tcp . 80 . 1 }'",
+        "nft delete element inet lb slots4 '{ 10.96.0.1 . tcp . 80 . 0 }'; \
+         nft add element inet lb slots4 '{ 10.96.0.1 . tcp . 80 . 0 : 10.66.6.6 . 80 }'",
+        "nft flush chain inet lb prerouting",
+        "nft flush map inet lb slots4",
+        "nft delete table inet lb",
+    ] {
+        let mut node = Node::open(&net);
+        node.become_state(world.state());
+        let packet = from("10.1.0.2", 40_000, RANDOM);
+        let answer = node.datapath.ask(&packet).unwrap().unwrap();
+        assert!(world.disagreements(&packet, &answer).is_empty(), "{answer:#?}");
+        net.node.sh(edit);
+        let answer = node.datapath.ask(&packet).unwrap().unwrap();
+        assert!(!world.disagreements(&packet, &answer).is_empty(), "{edit}\n{answer:#?}");
+        node.datapath.cleanup().unwrap();
+    }
+}
+
+const RANDOM: &str = "10.96.0.1";
+const STICKY: &str = "10.96.0.4";
+const VIPS: [&str; 6] = [RANDOM, "10.96.0.2", "10.96.0.3", STICKY, "10.96.0.5", "10.96.0.99"];
+
+fn took(backend: lb_core::BackendAddr, translated: bool) -> KernelVerdict {
+    KernelVerdict::Forward { backends: Backends::Took(backend), translated: Some(translated) }
+}
+
+fn from(source: &str, source_port: u16, vip: &str) -> Packet {
+    let SocketAddr::V4(to) = at(vip) else { panic!("IPv4") };
+    Packet {
+        entry: Entry::Uplink,
+        protocol: Protocol::Tcp,
+        source: source.parse().unwrap(),
+        source_port,
+        destination: IpAddr::V4(*to.ip()),
+        destination_port: to.port(),
+    }
+}
+
+/// Services of every kind, as a model and as what it asks of a datapath.
+struct World {
+    model: Model,
+    desired: Desired,
+}
+
+impl World {
+    fn new() -> Self {
+        let capabilities = Capabilities { external_traffic_policy_local: false, ..Capabilities::all("nftables") };
+        let mut world = Self { model: Model::new(Settings::default(), capabilities), desired: Desired::default() };
+        world.take(Change::SetNode(facts(&["10.2.0.0/16"])));
+        let both = &["10.2.1.2", "10.2.2.2"][..];
+        let affinity = Affinity { timeout: Duration::from_secs(60), ..Affinity::default() };
+        world.serve("random", RANDOM, Algorithm::Random, None, both);
+        world.serve("hashed", "10.96.0.2", Algorithm::Maglev, None, both);
+        world.serve("turns", "10.96.0.3", Algorithm::RoundRobin, None, both);
+        world.serve("sticky", STICKY, Algorithm::Maglev, Some(affinity), both);
+        world.serve("nobody", "10.96.0.5", Algorithm::Random, None, &[]);
+        world
+    }
+
+    fn serve(&mut self, name: &str, vip: &str, algorithm: Algorithm, affinity: Option<Affinity>, backends: &[&str]) {
+        let ports = [("tcp", Protocol::Tcp), ("udp", Protocol::Udp)];
+        let mut service = Service::new(ServiceName::new("default", name));
+        service.cluster_ips = vec![vip.parse().unwrap()];
+        service.ports = ports
+            .map(|(name, protocol)| ServicePort { name: name.into(), protocol, port: 80, node_port: None })
+            .to_vec();
+        (service.algorithm, service.affinity) = (Some(algorithm), affinity);
+        self.take(Change::UpsertService(service));
+        self.take(Change::ReplaceEndpoints(EndpointSlice {
+            name: SliceName::new("default", name),
+            service: ServiceName::new("default", name),
+            ports: ports.map(|(name, protocol)| SlicePort { name: name.into(), protocol, port: 8080 }).to_vec(),
+            endpoints: backends.iter().map(|ip| Endpoint::new(ip.parse().unwrap())).collect(),
+        }));
+    }
+
+    fn take(&mut self, change: Change) {
+        let services = self.model.apply(change).unwrap();
+        let touched = self.desired.update(&self.model, &services).unwrap();
+        drop(touched);
+    }
+
+    fn state(&self) -> State {
+        assert!(!diff(&State::default(), self.desired.state(), &Labels::new()).is_empty());
+        self.desired.state().clone()
+    }
+
+    fn disagreements(&self, packet: &Packet, answer: &KernelAnswer) -> Vec<String> {
+        let now = answer.flow.affinity.map_or(Instant::default(), |record| record.last_use);
+        answer.disagreements(packet, &decide(&self.model, packet, &answer.flow, now))
+    }
+}
