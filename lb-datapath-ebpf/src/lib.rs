@@ -13,7 +13,7 @@
 //! it should be.
 //!
 //! It does not watch devices, mount file systems, add routes or change kernel settings. What the programs do not do is in
-//! `README.md`.
+//! `docs/ebpf.md`.
 //!
 //! ```no_run
 //! use lb_core::{Datapath, Labels, State, diff};
