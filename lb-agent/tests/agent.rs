@@ -221,7 +221,8 @@ fn explain_is_verified_and_says_why_a_backend_is_not_the_choice() {
     let verified = node.json(&[&packet[..], &["--verify"]].concat());
     assert_eq!((&verified["verification"]["agrees"], &verified["why_not"]), (&true.into(), &serde_json::Value::Null));
     assert!(
-        text(&node.ask(&[&packet[..], &["--verify"]].concat()).stdout).contains("AGREE: the kernel says: forwarded to")
+        text(&node.ask(&[&packet[..], &["--verify"]].concat()).stdout)
+            .contains("AGREE: the datapath itself says: forwarded to")
     );
     let asked =
         ["10.244.0.5", "10.244.0.6:8080"].map(|backend| node.json(&[&packet[..], &["--why-not", backend]].concat()));

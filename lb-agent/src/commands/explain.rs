@@ -70,7 +70,7 @@ fn why_not(answer: &WhyNot) -> String {
 fn verification(verification: &Verification) -> String {
     let Verification { method, steps, kernel, disagreements, .. } = verification;
     let verdict = if verification.agrees { "AGREE" } else { "DISAGREE" };
-    let mut text = format!("\n{verdict}: the kernel says: {} ({})\n", printable(kernel), printable(method));
+    let mut text = format!("\n{verdict}: the datapath itself says: {} ({})\n", printable(kernel), printable(method));
     for disagreement in disagreements {
         text.push_str(&format!("  {}\n", printable(disagreement)));
     }
@@ -78,7 +78,7 @@ fn verification(verification: &Verification) -> String {
         text.push_str("  Changes are due that the datapath does not have yet: see `lb status`, and ask again.\n");
     }
     if !steps.is_empty() {
-        text.push_str("\nIn the kernel:\n");
+        text.push_str("\nOn the way:\n");
     }
     for (number, step) in steps.iter().enumerate() {
         text.push_str(&format!("  {}. {}\n", number + 1, printable(step)));
@@ -201,10 +201,10 @@ mod tests {
              source: kept; if the backend is the sender: translated to an address of the node, port 1024-65535\n\n\
              Not taken:\n  10.1.0.3:80: draining\n\n\
              Why not 10.1.0.2:80?\n  it may be the choice: 1 of 4 slots are its own (3)\n\n\
-             DISAGREE: the kernel says: refused at once (maps)\n  \
+             DISAGREE: the datapath itself says: refused at once (maps)\n  \
              verdict: expected forward, the kernel has refuse\n  \
              Changes are due that the datapath does not have yet: see `lb status`, and ask again.\n\n\
-             In the kernel:\n  1. frontend 10.96.0.1:80/tcp: set 3\n"
+             On the way:\n  1. frontend 10.96.0.1:80/tcp: set 3\n"
         );
     }
 }

@@ -64,6 +64,13 @@ impl Rights {
         }
     }
 
+    /// The datapaths that were asked for, which can all be had; or, if none was named, what can be had of `usual`.
+    pub(super) fn choose(self, asked: &[DatapathKind], usual: &[DatapathKind]) -> Result<Vec<DatapathKind>, Failure> {
+        asked.iter().try_for_each(|&kind| self.check(Some(kind)))?;
+        let wanted = if asked.is_empty() { usual } else { asked };
+        Ok(wanted.iter().copied().filter(|&kind| self.allows(kind)).collect())
+    }
+
     /// Refuses to write where nobody would find it: a user namespace has a `/run` of its own.
     pub(super) fn check_report(self, directory: Option<&Path>) -> Result<(), Failure> {
         let hidden = |path: &&Path| path.starts_with("/run") || path.starts_with("/var/run");
@@ -202,6 +209,15 @@ mod tests {
         assert_eq!(GUEST.datapath(None, case), DatapathKind::Nftables);
         assert_eq!(GUEST.datapath(Some(DatapathKind::IptablesLegacy), case), DatapathKind::IptablesLegacy);
         assert!(GUEST.check(Some(DatapathKind::Ebpf)).is_err() && Rights::Root.check(Some(DatapathKind::Ebpf)).is_ok());
+    }
+
+    #[test]
+    fn what_is_named_must_be_had_and_what_is_usual_is_cut() {
+        let usual = [DatapathKind::Ebpf, DatapathKind::Nftables];
+        assert_eq!(GUEST.choose(&[], &usual).unwrap(), [DatapathKind::Nftables]);
+        assert_eq!(Rights::Root.choose(&[], &usual).unwrap(), usual);
+        assert!(GUEST.choose(&usual, &usual).is_err());
+        assert_eq!(GUEST.choose(&[DatapathKind::IptablesNft], &usual).unwrap(), [DatapathKind::IptablesNft]);
     }
 
     #[test]

@@ -47,8 +47,7 @@ use crate::{
     Edits come no faster than twice a second: the agent takes more for a quarrel and repairs ever more slowly.")]
 pub(crate) struct DriftLabArgs {
     /// Which datapaths, one after the other [default: all that can be had].
-    #[arg(long, value_name = "KIND,…", value_delimiter = ',', value_enum,
-        default_values_t = DatapathKind::KERNEL)]
+    #[arg(long, value_name = "KIND,…", value_delimiter = ',', value_enum)]
     pub(super) datapaths: Vec<DatapathKind>,
     /// How often each edit is made.
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=10_000))]
@@ -90,7 +89,7 @@ const HIGHEST_PRIORITY: i32 = -20;
 const NODE: usize = 0;
 
 pub(super) fn run(args: &DriftLabArgs, rights: Rights) -> Outcome {
-    args.datapaths.iter().try_for_each(|&kind| rights.check(Some(kind)))?;
+    let datapaths = rights.choose(&args.datapaths, &DatapathKind::KERNEL)?;
     args.report.as_deref().map(report::prepare).transpose()?;
     interrupt::arm()?;
     let mut notes = Vec::new();
@@ -100,7 +99,7 @@ pub(super) fn run(args: &DriftLabArgs, rights: Rights) -> Outcome {
     let load = load_average();
     let progress = Progress::new();
     let (mut rows, mut left_out) = (Vec::new(), Vec::new());
-    for &kind in &args.datapaths {
+    for kind in datapaths {
         let done = disturbed(args, kind, &progress);
         let (more, without) =
             done.map_err(|error| Failure::Error(format!("{kind}: {}", kernel::because(kind, &error))))?;

@@ -44,9 +44,8 @@ pub(crate) struct RestartArgs {
     /// How often the agent gets SIGTERM, and how often SIGKILL.
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(0..=10_000))]
     restarts: u32,
-    /// Which datapaths, one after the other.
-    #[arg(long, value_name = "KIND,…", value_delimiter = ',', value_enum,
-        default_values_t = [DatapathKind::Ebpf, DatapathKind::Nftables])]
+    /// Which datapaths, one after the other [default: ebpf and nftables, as far as they can be had].
+    #[arg(long, value_name = "KIND,…", value_delimiter = ',', value_enum)]
     pub(super) datapaths: Vec<DatapathKind>,
     /// Decides the moments.
     #[arg(long, value_name = "N", default_value_t = 1)]
@@ -75,13 +74,13 @@ const END: Duration = Duration::from_secs(10);
 const REST: Duration = Duration::from_millis(50);
 
 pub(super) fn run(args: &RestartArgs, rights: Rights) -> Outcome {
-    args.datapaths.iter().try_for_each(|&kind| rights.check(Some(kind)))?;
+    let datapaths = rights.choose(&args.datapaths, &[DatapathKind::Ebpf, DatapathKind::Nftables])?;
     args.report.as_deref().map(report::prepare).transpose()?;
     interrupt::arm()?;
     let progress = Progress::new();
     let start = Instant::now();
     let mut rows = Vec::new();
-    for &kind in &args.datapaths {
+    for kind in datapaths {
         let row = interrupted(args, kind, &progress);
         rows.push(row.map_err(|error| Failure::Error(format!("{kind}: {}", kernel::because(kind, &error))))?);
     }
