@@ -117,8 +117,18 @@ fn bad_yaml(error: &Error, chunk: Chunk<'_>) -> BadSyntax {
     while let Error::AliasError { error: inner, .. } = error {
         error = inner;
     }
-    BadSyntax { position, message: shown(&UserMessageFormatter.format_message(error)) }
+    let said = UserMessageFormatter.format_message(error);
+    let is_limit = ["limits breached", "total_replayed_events"].iter().any(|sign| said.contains(sign));
+    let message = shown(&said);
+    if is_limit {
+        BadSyntax { position, message: format!("{message}; {SPLIT}") }
+    } else {
+        BadSyntax { position, message }
+    }
 }
+
+/// What helps against a document that exceeds a limit.
+const SPLIT: &str = "split it into documents, or write out what aliases repeat";
 
 /// The values of a JSON file, one after the other, up to the first error.
 pub(crate) fn parse_json(text: &str) -> impl Iterator<Item = Result<Value, BadSyntax>> {

@@ -86,6 +86,10 @@ fn find(id: &FileId) -> Result<Option<(File, Metadata)>, SnapshotError> {
         // As a listing does, whatever is in it.
         Err(Errno::XDEV) if path.is_dir() => return Ok(None),
         Err(Errno::XDEV) => return Err(outside(path)),
+        Err(Errno::NOENT) => {
+            let nothing = std::io::Error::new(std::io::ErrorKind::NotFound, "the symbolic link leads to nothing");
+            return Err(io_error(path, nothing));
+        }
         Err(errno) => return Err(io_error(path, errno.into())),
     };
     let metadata = found.metadata().map_err(|source| io_error(path, source))?;

@@ -64,7 +64,7 @@ struct Bomb {
     memory: u64,
 }
 
-const BOMBS: [Bomb; 25] = [
+const BOMBS: [Bomb; 26] = [
     Bomb { name: "a_gibibyte_of_nothing", lay: |d| sparse(d, 1 << 30), says: "larger than 8388608 bytes", memory: 1 },
     Bomb {
         name: "one_byte_too_many",
@@ -96,7 +96,7 @@ const BOMBS: [Bomb; 25] = [
     Bomb {
         name: "an_alias_many_times",
         lay: |d| yaml(d, &format!("a: &a [x, x]\nb: [{}]\n", "*a, ".repeat(1_000_000))),
-        says: "document 1",
+        says: "write out what aliases repeat",
         memory: 128,
     },
     Bomb {
@@ -146,6 +146,12 @@ const BOMBS: [Bomb; 25] = [
         name: "a_link_to_a_device",
         lay: |d| symlink("/dev/zero", d.join("bomb.yaml")).unwrap(),
         says: "leads out of its directory, to /dev/zero",
+        memory: 1,
+    },
+    Bomb {
+        name: "a_link_to_nothing",
+        lay: |d| symlink("nowhere", d.join("bomb.yaml")).unwrap(),
+        says: "the symbolic link leads to nothing",
         memory: 1,
     },
     Bomb {
