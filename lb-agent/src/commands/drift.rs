@@ -54,7 +54,8 @@ fn line(news: &DriftNews) -> String {
             };
             let after = record.right_after_us.map(|us| format!(" after {}", time(Duration::from_micros(us))));
             let why = record.detail.as_ref().map(|why| format!(": {why}"));
-            let at = utc(record.found_unix_ms);
+            // A line is stamped with the time of what it says.
+            let at = utc(record.found_unix_ms + record.right_after_us.map_or(0, |us| us / 1000));
             let end = after.or(why).unwrap_or_default();
             printable(&format!("{at} {class} {object} {difference}{values} ({cause}), {status}{end}")) + "\n"
         }
@@ -204,7 +205,7 @@ mod tests {
         let said = line(&DriftNews::Difference(Box::new(record(1))));
         assert_eq!(
             said,
-            "2026-11-21T12:00:00.001Z rule rule 1 wrong: expected accept, found drop\\u{1b}[2J \
+            "2026-11-21T12:00:00.009Z rule rule 1 wrong: expected accept, found drop\\u{1b}[2J \
              (changed by another tool), repaired after 8.0 ms\n"
         );
         assert_eq!(line(&DriftNews::Unlisted { unlisted: 2 }), "and 2 further differences at the same time\n");
