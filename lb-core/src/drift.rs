@@ -2,13 +2,12 @@
 
 use alloc::{
     collections::BTreeMap,
-    format,
     string::{String, ToString},
     vec::Vec,
 };
 use core::fmt;
 
-use crate::{Backend, Frontend, FrontendAddr, Labels, Lookup, State, Target};
+use crate::{Affinity, Backend, Frontend, FrontendAddr, Labels, Lookup, NodeFacts, State, Target};
 
 /// What a datapath should hold: what the plans that it carried out amount to.
 #[derive(Clone, Copy, Debug)]
@@ -216,7 +215,7 @@ impl fmt::Display for Cause {
 #[must_use]
 pub fn drift(expected: &State, found: &State) -> Vec<Drift> {
     let mut drifts = Vec::new();
-    if let Some(difference) = Difference::between(&expected.node, &found.node, |node| format!("{node:?}")) {
+    if let Some(difference) = Difference::between(&expected.node, &found.node, NodeFacts::to_string) {
         drifts.push(Drift::new(DriftClass::Node, "facts", difference));
     }
     for (addr, frontend) in &expected.frontends {
@@ -241,7 +240,7 @@ fn of_frontend(
     drifts: &mut Vec<Drift>,
 ) {
     let difference = Difference::between(&expected.1.affinity, &found.1.affinity, |affinity| match affinity {
-        Some(affinity) => format!("{affinity:?}"),
+        Some(affinity) => affinity.to_string(),
         None => "no affinity".into(),
     });
     drifts.extend(difference.map(|difference| Drift::new(DriftClass::Frontend, addr, difference)));
@@ -277,6 +276,27 @@ fn of_unused(expected: &State, found: &State, drifts: &mut Vec<Drift>) {
     let orphans = found.sets.keys().filter(|set| !used.contains(set));
     if expected.sets.len() == kept {
         drifts.extend(orphans.map(|set| Drift::new(DriftClass::Set, set, Difference::Extra)));
+    }
+}
+
+impl fmt::Display for NodeFacts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name.as_ref().map_or("no name", |name| name.as_str()))?;
+        listed(f, ", addresses", &self.ips)?;
+        listed(f, ", pods", &self.cluster_cidrs)
+    }
+}
+
+fn listed(f: &mut fmt::Formatter<'_>, what: &str, all: &[impl fmt::Display]) -> fmt::Result {
+    f.write_str(what)?;
+    all.iter().try_for_each(|one| write!(f, " {one}"))?;
+    if all.is_empty() { f.write_str(" none") } else { Ok(()) }
+}
+
+impl fmt::Display for Affinity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { timeout, prefix_v4, prefix_v6 } = self;
+        write!(f, "affinity of /{prefix_v4} and /{prefix_v6} for {} s", timeout.as_secs_f64())
     }
 }
 
@@ -318,7 +338,14 @@ impl fmt::Display for Slots {
             Kind::Reject => f.write_str("refused"),
             Kind::Drop => f.write_str("dropped"),
             Kind::Dangling => f.write_str("a set that is not there"),
-            Kind::Set(lookup) => write!(f, "{} slots, lookup {lookup:?}", self.backends.len()),
+            Kind::Set(lookup) => {
+                let lookup = match lookup {
+                    Lookup::Random => "at random",
+                    Lookup::RoundRobin => "in turn",
+                    Lookup::Hash => "by hash",
+                };
+                write!(f, "{} slots, {lookup}", self.backends.len())
+            }
         }
     }
 }

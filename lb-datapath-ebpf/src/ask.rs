@@ -57,6 +57,9 @@ fn at_device(
     let mut links = anchors.links_of(INGRESS).filter_map(|link| Some((link, link.device()?)));
     let attached = links.find(|(link, (name, _))| names.iter().any(|known| known == name) && link.is_attached());
     let Some((_, (name, device))) = attached else {
+        if packet.entry == Entry::PodDevice && names.is_empty() {
+            return Err(EbpfError::NoPodDevice);
+        }
         let steps = vec![format!("{INGRESS} is attached to none of these devices: {}", names.join(" "))];
         return Ok(answer("links of the programs", steps, FlowView::default(), KernelVerdict::Pass));
     };

@@ -32,12 +32,25 @@ pub(crate) enum Inexpressible {
     Facts { what: &'static str, found: usize, max: usize },
 }
 
-/// The map holds something that this version does not write.
+/// A map holds something that no version with this layout writes.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("map {map} holds an entry that no version of lb with this layout writes: {what}; run `lb cleanup`")]
+#[error("unreadable entry of {len} bytes {start}")]
 pub(crate) struct Corrupt {
-    pub(crate) map: &'static str,
-    pub(crate) what: String,
+    len: usize,
+    start: String,
+}
+
+impl Corrupt {
+    /// What people see of a key or a value.
+    pub(crate) fn of(entry: &impl abi::Pod) -> Self {
+        const SHOWN: usize = 16;
+        let bytes = entry.bytes();
+        let mut start: String = bytes.iter().take(SHOWN).map(|byte| format!("{byte:02x}")).collect();
+        if bytes.len() > SHOWN {
+            start.push('…');
+        }
+        Self { len: bytes.len(), start }
+    }
 }
 
 pub(crate) fn addr(ip: IpAddr) -> Result<abi::Addr, Inexpressible> {
@@ -73,9 +86,11 @@ pub(crate) fn frontend_key(frontend: &FrontendAddr) -> Result<abi::FrontendKey, 
 }
 
 pub(crate) fn frontend_addr(key: &abi::FrontendKey) -> Result<FrontendAddr, Corrupt> {
-    let corrupt = || Corrupt { map: "FRONTENDS", what: format!("{key:?}") };
+    let corrupt = || Corrupt::of(key);
     let protocol = Protocol::from_number(key.protocol).ok_or_else(corrupt)?;
-    Ok(FrontendAddr::new(ip(key.addr), key.port.number(), protocol))
+    let addr = FrontendAddr::new(ip(key.addr), key.port.number(), protocol);
+    // Several keys can read as one address, but an address is written in one way.
+    if frontend_key(&addr).as_ref() == Ok(key) { Ok(addr) } else { Err(corrupt()) }
 }
 
 /// The value of a frontend; `set` is where its set lies and how a slot is picked, if it has one.
@@ -106,7 +121,7 @@ pub(crate) fn frontend_value(
 }
 
 pub(crate) fn frontend(value: &abi::FrontendValue) -> Result<Frontend, Corrupt> {
-    let corrupt = || Corrupt { map: "FRONTENDS", what: format!("{value:?}") };
+    let corrupt = || Corrupt::of(value);
     let target = match value.target {
         abi::TARGET_SET => Target::Set(SetId::new(value.set).ok_or_else(corrupt)?),
         abi::TARGET_REJECT => Target::Reject,
@@ -134,7 +149,7 @@ pub(crate) fn model_lookup(value: &abi::SetValue) -> Result<Lookup, Corrupt> {
         abi::LOOKUP_RANDOM => Ok(Lookup::Random),
         abi::LOOKUP_ROUND_ROBIN => Ok(Lookup::RoundRobin),
         abi::LOOKUP_HASH => Ok(Lookup::Hash),
-        _ => Err(Corrupt { map: "SETS", what: format!("{value:?}") }),
+        _ => Err(Corrupt::of(value)),
     }
 }
 
@@ -149,8 +164,8 @@ pub(crate) fn backend_value(backend: &Backend) -> Result<abi::BackendValue, Inex
 }
 
 pub(crate) fn backend(value: &abi::BackendValue) -> Result<Backend, Corrupt> {
-    let corrupt = || Corrupt { map: "BACKENDS", what: format!("{value:?}") };
-    let protocol = Protocol::from_number(value.protocol).ok_or_else(corrupt)?;
+    let known = Protocol::from_number(value.protocol).filter(|known| protocol(*known).is_ok());
+    let protocol = known.ok_or_else(|| Corrupt::of(value))?;
     let addr = BackendAddr::new(ip(value.addr), value.port.number(), protocol);
     Ok(Backend { addr, local: value.local != 0 })
 }
@@ -197,7 +212,7 @@ const fn fits(what: &'static str, found: usize, max: usize) -> Result<(), Inexpr
 }
 
 pub(crate) fn node(value: &abi::NodeValue) -> Result<NodeFacts, Corrupt> {
-    let corrupt = || Corrupt { map: "NODE", what: format!("{:?}", value.facts) };
+    let corrupt = || Corrupt::of(value);
     let facts = &value.facts;
     let name = facts.name.get(..facts.name_len as usize).ok_or_else(corrupt)?;
     let name = std::str::from_utf8(name).map_err(|_| corrupt())?;
@@ -259,6 +274,22 @@ mod tests {
     fn too_many_addresses_are_refused() {
         let facts = facts_of(None, &["192.0.2.1"; 33], &[]);
         assert_eq!(node_value(&facts), Err(Inexpressible::Facts { what: "addresses", found: 33, max: 32 }));
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_shown_as_a_few_bytes() {
+        let key = abi::FrontendKey {
+            addr: addr("10.96.0.1".parse().unwrap()).unwrap(),
+            port: abi::Port::new(80),
+            protocol: 99,
+            scope: 0,
+            pad: 0,
+        };
+        let error = frontend_addr(&key).unwrap_err();
+        assert_eq!(error.to_string(), "unreadable entry of 24 bytes 00000000000000000000ffff0a600001…");
+        assert!(frontend_addr(&abi::FrontendKey { protocol: 6, pad: 1, ..key }).is_err());
+        assert!(frontend_addr(&abi::FrontendKey { protocol: 6, ..key }).is_ok());
+        assert_eq!(Corrupt::of(&7_u32.to_be()).to_string(), "unreadable entry of 4 bytes 00000007");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::{
 
 use lb_core::{
     AffinityCapability, Algorithm, ApplyError, Atomicity, Capabilities, Counters, Datapath, DatapathError, Drift,
-    DriftClass, Expected, Family, FrontendKind, Inspection, KernelAnswer, Packet, Plan, Protocol, Role,
+    DriftClass, Expected, Family, FrontendKind, Inspection, KernelAnswer, NodeFacts, Packet, Plan, Protocol, Role,
     SocketCapability, SocketHash, State, Watcher, drift,
 };
 use lb_datapath_ebpf_abi as abi;
@@ -30,6 +30,7 @@ use crate::{
     pin::{self, Pins},
     programs::{DryRun, Programs},
     repair,
+    restore::Restored,
     scan::Scanner,
     sys,
     watch::PinWatcher,
@@ -58,6 +59,8 @@ pub(crate) struct Kernel {
     pub(crate) role: u32,
     pub(crate) scanner: Scanner,
     pub(crate) dry: Option<DryRun>,
+    /// What was found in the maps when they were opened, and dropped; to be told once.
+    pub(crate) junk: Vec<Drift>,
 }
 
 impl EbpfDatapath {
@@ -81,8 +84,7 @@ impl EbpfDatapath {
     /// When they are not all there, or not ours.
     pub fn read(pin_dir: &Path) -> Result<State, DatapathError> {
         let maps = Maps::open(&pin_dir.join(abi::LAYOUT).join("maps"))?;
-        let (mirror, _) = Mirror::restore(&maps.snapshot()?, maps.limits()).map_err(EbpfError::from)?;
-        Ok(mirror.state)
+        Ok(Restored::new(&maps.snapshot()?, maps.limits()).mirror.state)
     }
 
     /// What it was opened with, devices attached and detached since included.
@@ -192,29 +194,28 @@ impl Kernel {
     fn load_into(config: &mut EbpfConfig, pins: Pins, adopted: bool) -> Result<(Self, Anchors), EbpfError> {
         let programs = Programs::load(&pins.maps(), &config.capacities)?;
         let mut maps = Maps::open(&pins.maps())?;
-        let (mut mirror, mends) = Mirror::restore(&maps.snapshot()?, maps.limits())?;
-        // What the earlier process freed last may still be read by a program that it did not wait for.
+        let Restored { mut mirror, mends, junk } = Restored::new(&maps.snapshot()?, maps.limits());
+        maps.write(&mends);
+        // What is freed here, or was last by the earlier process, may still be read by a program.
         if adopted && sys::wait_for_readers().is_err() {
             mirror.heap.rest(maps.now());
         }
-        maps.write(&mends);
         let mut anchors = Anchors::new(pins)?;
         anchors.attach_cgroup(&programs, &config.cgroup)?;
         attach_devices(&mut anchors, &programs, config)?;
         let role = maps.role()?;
-        Ok((Self { maps, mirror, programs, role, scanner: Scanner::default(), dry: None }, anchors))
+        Ok((Self { maps, mirror, programs, role, scanner: Scanner::default(), dry: None, junk }, anchors))
     }
 
     /// Takes over what is in the maps if somebody else has written to them: what we knew of free slots is void then.
     fn adopt(&mut self) -> Result<(), EbpfError> {
-        let (fresh, _) = match Mirror::restore(&self.maps.snapshot()?, self.maps.limits()) {
-            Ok(fresh) => fresh,
-            Err(_) => {
-                // Nothing that this version writes: there is nothing to take over.
-                repair::entries(self).map_err(|error| EbpfError::Repair(error.to_string()))?;
-                return Ok(());
-            }
-        };
+        let Restored { mirror: fresh, junk, .. } = Restored::new(&self.maps.snapshot()?, self.maps.limits());
+        // Facts that could not be read when the maps were opened are left to the first plan.
+        let known = self.mirror.state.node != NodeFacts::default();
+        if junk.iter().any(|drift| known || drift.class != DriftClass::Node) {
+            // Nothing that this version writes: there is nothing to take over.
+            return repair::entries(self).map_err(|error| EbpfError::Repair(error.to_string()));
+        }
         if fresh.state != self.mirror.state {
             self.mirror = fresh;
             self.mirror.heap.rest(self.maps.now());
@@ -302,6 +303,7 @@ impl Datapath for EbpfDatapath {
             return Ok(drift(expected.state, &State::default()));
         }
         let mut found = self.suspects()?;
+        found.extend(self.kernel.iter_mut().flat_map(|kernel| std::mem::take(&mut kernel.junk)));
         if let (Inspection::Everything, Some(kernel)) = (inspection, &mut self.kernel) {
             let Kernel { maps, mirror, scanner, role, .. } = kernel;
             found.extend(scanner.scan(maps, mirror)?.into_iter().map(|finding| finding.drift));

@@ -1,10 +1,14 @@
 //! Why the datapath cannot be opened or changed.
 
-use std::{io, path::PathBuf};
+use std::{
+    error::Error,
+    fmt, io,
+    path::{Path, PathBuf},
+};
 
 use lb_core::{DatapathError, ErrorKind};
 
-use crate::{convert::Corrupt, sys::Shape};
+use crate::sys::Shape;
 
 /// Why the datapath cannot be opened, or a device attached.
 #[derive(Debug, thiserror::Error)]
@@ -13,22 +17,24 @@ pub(crate) enum EbpfError {
         "{path} is not in a BPF file system; mount one with `mount -t bpf bpf /sys/fs/bpf`, or name another pin directory"
     )]
     NotBpffs { path: PathBuf },
-    #[error("{path} belongs to user {owner} and has mode {mode:o}, expected user {user} and mode 700")]
+    #[error("{path} belongs to user {owner} and has mode {mode:o}, expected user {user} and mode 700; {}", way_out(path, *owner == *user))]
     Directory { path: PathBuf, owner: u32, user: u32, mode: u32 },
     #[error("{path} is in use by another process; stop that, or name another pin directory")]
     Locked { path: PathBuf },
     #[error("{what} {path} failed")]
     Pin { path: PathBuf, what: &'static str, source: io::Error },
-    #[error("map {path} is not one of ours: expected {expected:?}, found {found:?}; run `lb cleanup`")]
+    #[error(
+        "map {path} is not one of ours: expected {expected}, found {found}; remove the file by hand, or name another pin directory"
+    )]
     ForeignMap { path: PathBuf, expected: Shape, found: Shape },
     #[error("{path} is not one of ours: {what}; remove it, or name another pin directory")]
     Foreign { path: PathBuf, what: String },
     #[error("{what} map {name} failed")]
     Map { name: &'static str, what: &'static str, source: io::Error },
-    #[error("loading the eBPF object failed; Linux 6.6 or later is needed")]
-    Load(#[source] Box<aya::EbpfError>),
-    #[error("loading program {name} failed; Linux 6.6 or later is needed")]
-    Program { name: &'static str, source: Box<aya::programs::ProgramError> },
+    #[error("loading the eBPF object failed; {}", .0.needed())]
+    Load(#[source] Refusal),
+    #[error("loading program {name} failed; {}", .source.needed())]
+    Program { name: &'static str, source: Refusal },
     #[error("the eBPF object has no program {name}")]
     NoProgram { name: &'static str },
     #[error("examining program {name} failed")]
@@ -45,9 +51,64 @@ pub(crate) enum EbpfError {
     Repair(String),
     #[error("device {name} not found in this network namespace")]
     NoDevice { name: String, source: io::Error },
-    #[error(transparent)]
-    Corrupt(#[from] Corrupt),
+    #[error("no device of pods is attached; `EbpfConfig::pod_devices` names none that exists")]
+    NoPodDevice,
 }
+
+fn way_out(path: &Path, own: bool) -> String {
+    let another = "name another pin directory";
+    if own { format!("run `chmod 700 {}`, or {another}", path.display()) } else { another.into() }
+}
+
+/// Why the kernel did not take an object or a program, told once: the texts of the loader repeat those of their causes.
+#[derive(Debug)]
+pub(crate) struct Refusal {
+    text: String,
+    code: Option<i32>,
+}
+
+impl Refusal {
+    pub(crate) fn of(error: &(dyn Error + 'static)) -> Self {
+        let (mut text, mut code) = (String::new(), None);
+        let mut next = Some(error);
+        while let Some(error) = next {
+            let more = error.to_string();
+            let more = more.trim_end_matches(". Verifier output: ");
+            if !text.contains(more) {
+                text = if text.is_empty() { more.into() } else { format!("{text}: {more}") };
+            }
+            code = code.or_else(|| error.downcast_ref().and_then(io::Error::raw_os_error));
+            next = error.source();
+        }
+        Self { text, code }
+    }
+
+    const fn needed(&self) -> &'static str {
+        match self.code {
+            Some(libc::EPERM) => "the capabilities CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON are needed",
+            // The verifier says so of programs that are too new for it, and of ours to those who have no CAP_PERFMON.
+            Some(libc::EACCES) => {
+                "the capabilities CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON are needed, and Linux 6.6 or later"
+            }
+            _ => "Linux 6.6 or later is needed",
+        }
+    }
+
+    const fn kind(&self) -> ErrorKind {
+        match self.code {
+            Some(libc::EPERM | libc::EACCES) => ErrorKind::Permission,
+            _ => ErrorKind::Unsupported,
+        }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl Error for Refusal {}
 
 impl EbpfError {
     fn kind(&self) -> ErrorKind {
@@ -57,8 +118,9 @@ impl EbpfError {
             }
             Self::Locked { .. } | Self::Unpinned { .. } => ErrorKind::Busy,
             Self::Repair(_) => ErrorKind::System,
-            Self::Load(_) | Self::Program { .. } | Self::NoProgram { .. } => ErrorKind::Unsupported,
-            Self::ForeignMap { .. } | Self::Foreign { .. } | Self::Corrupt(_) => ErrorKind::Invalid,
+            Self::Load(source) | Self::Program { source, .. } => source.kind(),
+            Self::NoProgram { .. } => ErrorKind::Unsupported,
+            Self::ForeignMap { .. } | Self::Foreign { .. } | Self::NoPodDevice => ErrorKind::Invalid,
             Self::Pin { source, .. }
             | Self::Examine { source, .. }
             | Self::TestRun { source, .. }
@@ -78,12 +140,8 @@ fn of(error: &io::Error) -> ErrorKind {
 
 impl From<EbpfError> for DatapathError {
     fn from(error: EbpfError) -> Self {
-        let kind = match &error {
-            EbpfError::Load(_) | EbpfError::Program { .. } if crate::sys::user() != 0 => ErrorKind::Permission,
-            other => other.kind(),
-        };
-        let plain = Self::new(kind, error.to_string());
-        if std::error::Error::source(&error).is_some() { plain.with_source(Below(error)) } else { plain }
+        let plain = Self::new(error.kind(), error.to_string());
+        if Error::source(&error).is_some() { plain.with_source(Below(error)) } else { plain }
     }
 }
 
@@ -91,14 +149,52 @@ impl From<EbpfError> for DatapathError {
 #[derive(Debug)]
 struct Below(EbpfError);
 
-impl std::fmt::Display for Below {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        std::error::Error::source(&self.0).map_or(Ok(()), |source| write!(f, "{source}"))
+impl fmt::Display for Below {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Error::source(&self.0).map_or(Ok(()), |source| write!(f, "{source}"))
     }
 }
 
-impl std::error::Error for Below {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        std::error::Error::source(&self.0)?.source()
+impl Error for Below {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        Error::source(&self.0)?.source()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use aya::{EbpfError as LoaderError, maps::MapError};
+
+    use super::*;
+
+    fn report(errno: i32) -> (ErrorKind, String) {
+        let io_error = io::Error::from_raw_os_error(errno);
+        let error = LoaderError::MapError(MapError::CreateError { name: "CT".into(), io_error });
+        let error = DatapathError::from(EbpfError::Load(Refusal::of(&error)));
+        (error.kind(), error.report())
+    }
+
+    #[test]
+    fn what_is_not_permitted_names_the_capabilities_and_is_told_once() {
+        let (kind, text) = report(libc::EPERM);
+        assert_eq!(kind, ErrorKind::Permission);
+        assert_eq!(
+            text,
+            "loading the eBPF object failed; the capabilities CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON are needed: \
+             map error: failed to create map `CT`: Operation not permitted (os error 1)"
+        );
+        let (kind, text) = report(libc::EACCES);
+        assert_eq!(kind, ErrorKind::Permission);
+        assert!(text.contains("CAP_PERFMON are needed, and Linux 6.6 or later: map error"), "{text}");
+        let (kind, text) = report(libc::EINVAL);
+        assert_eq!(kind, ErrorKind::Unsupported);
+        assert!(text.contains("Linux 6.6 or later is needed"), "{text}");
+    }
+
+    #[test]
+    fn a_directory_of_ours_with_another_mode_can_be_put_right() {
+        let error = |owner| EbpfError::Directory { path: "/sys/fs/bpf/lb".into(), owner, user: 0, mode: 0o755 };
+        assert!(error(0).to_string().ends_with("; run `chmod 700 /sys/fs/bpf/lb`, or name another pin directory"));
+        assert!(error(1000).to_string().ends_with("mode 700; name another pin directory"));
     }
 }

@@ -5,7 +5,7 @@
 //! frontend. Everything is pinned, so that services outlive the process that programmed them.
 //!
 //! The crate embeds the programs, built from `programs/` by `cargo xtask build-ebpf`: it needs no BPF toolchain. It
-//! runs on Linux 6.6 and later, with `CAP_BPF` and `CAP_NET_ADMIN`.
+//! runs on Linux 6.6 and later, with `CAP_BPF`, `CAP_NET_ADMIN` and `CAP_PERFMON`.
 //!
 //! What other tools unpin, detach or edit is found and put right from what the process holds open and knows
 //! ([`inspect`](lb_core::Datapath::inspect), [`repair`](lb_core::Datapath::repair), [`watcher`](lb_core::Datapath::watcher)).
@@ -46,6 +46,7 @@ mod packet;
 mod pin;
 mod programs;
 mod repair;
+mod restore;
 mod scan;
 mod sys;
 mod watch;

@@ -20,6 +20,8 @@ use lb_datapath_ebpf_abi::{self as abi, Pod};
 use crate::{
     config::Capacities,
     error::EbpfError,
+    lower::MAX_SLOTS,
+    restore::claim,
     sys::{self, MapInfo, Page, RawMap, Shape, Words},
     write::{Cause, Limits, Snapshot, Store, Write},
 };
@@ -203,12 +205,19 @@ impl Maps {
         let node = self.node.lookup(abi::NODE_KEY.bytes()).map_err(reading("NODE"))?;
         let with_slots = |(id, value): (u32, abi::SetValue)| {
             let first = value.first as usize * abi::SLOTS_PER_CHUNK as usize;
-            (id, value, self.slots.load(first, value.slots as usize))
+            let slots = if value.slots <= MAX_SLOTS { value.slots as usize } else { 0 };
+            (id, value, self.slots.load(first, slots))
         };
+        let frontends: Vec<(abi::FrontendKey, abi::FrontendValue)> = elements(&self.frontends, "FRONTENDS")?;
+        let sets: Vec<(u32, abi::SetValue)> = elements(&self.sets, "SETS")?;
+        let known: BTreeMap<u32, abi::SetValue> = sets.iter().copied().collect();
+        let claims = frontends.iter().filter_map(|(_, value)| claim(value));
+        let claims = claims.filter(|(id, value)| known.get(id) != Some(value)).map(with_slots).collect();
         Ok(Snapshot {
-            frontends: elements(&self.frontends, "FRONTENDS")?,
+            claims,
+            frontends,
             backends: elements(&self.backends, "BACKENDS")?,
-            sets: elements(&self.sets, "SETS")?.into_iter().map(with_slots).collect(),
+            sets: sets.into_iter().map(with_slots).collect(),
             members: elements::<_, u8>(&self.members, "MEMBERS")?.into_iter().map(|(key, _)| key).collect(),
             turns: elements::<_, u64>(&self.turns, "TURNS")?.into_iter().map(|(key, _)| key).collect(),
             cidrs: self.cidrs()?.into_keys().collect(),

@@ -12,7 +12,7 @@ use lb_core::{BackendId, BackendSet, Frontend, FrontendAddr, Lookup, Protocol, S
 use lb_datapath_ebpf_abi as abi;
 
 use crate::{
-    convert::{self, Corrupt},
+    convert,
     heap::{Extent, Heap},
     write::{Limits, Snapshot, Write, cidr_keys},
 };
@@ -59,39 +59,9 @@ impl Mirror {
         self.number
     }
 
-    /// What a snapshot says, and the writes that finish or remove what a process left half done.
-    pub(crate) fn restore(snapshot: &Snapshot, limits: Limits) -> Result<(Self, Vec<Write>), Corrupt> {
-        let mut mirror = Self::new(limits);
-        for (id, value) in &snapshot.backends {
-            let id = BackendId::new(*id).ok_or_else(|| corrupt("BACKENDS", "a backend with id 0"))?;
-            mirror.state.backends.insert(id, convert::backend(value)?);
-        }
-        for (id, value, slots) in &snapshot.sets {
-            mirror.restore_set(*id, value, slots)?;
-        }
-        for (key, value) in &snapshot.frontends {
-            mirror.insert_frontend(convert::frontend_addr(key)?, convert::frontend(value)?);
-        }
-        if let Some(value) = &snapshot.node {
-            mirror.state.node = convert::node(value)?;
-        }
-        let mends = mirror.restore_rest(snapshot);
-        Ok((mirror, mends))
-    }
-
-    fn restore_set(&mut self, id: u32, value: &abi::SetValue, slots: &[u32]) -> Result<(), Corrupt> {
-        let broken = || corrupt("SETS", format!("set {id}: {value:?}"));
-        let ids: Option<Arc<[BackendId]>> = slots.iter().copied().map(BackendId::new).collect();
-        let (id, slots) = (SetId::new(id).ok_or_else(broken)?, ids.ok_or_else(broken)?);
-        let extent = Extent { first: value.first, chunks: chunks(value.slots) };
-        if slots.len() != value.slots as usize || slots.is_empty() || !self.heap.take(extent) {
-            return Err(broken());
-        }
-        self.insert_set(id, &Arc::new(BackendSet { lookup: convert::model_lookup(value)?, slots }), extent);
-        Ok(())
-    }
-
-    fn restore_rest(&mut self, snapshot: &Snapshot) -> Vec<Write> {
+    /// What belongs to the sets and the node of this mirror, and the writes that finish or remove what a process left
+    /// half done.
+    pub(crate) fn restore_rest(&mut self, snapshot: &Snapshot) -> Vec<Write> {
         let mut mends = self.restore_members(snapshot);
         let counting = |state: &State, set: u32| {
             let set = SetId::new(set).and_then(|set| state.sets.get(&set));
@@ -103,6 +73,11 @@ impl Mirror {
         mends.extend(sets.filter(|&set| counting(&self.state, set) && !turns.contains(&set)).map(Write::Turns));
         let wanted = cidr_keys(&self.state.node.cluster_cidrs);
         let found: BTreeSet<_> = snapshot.cidrs.iter().copied().collect();
+        if snapshot.node.as_ref().is_some_and(|value| convert::node(value).is_err()) {
+            // Which prefixes are right is not known until the node's facts are written again.
+            self.cidrs.extend(found);
+            return mends;
+        }
         mends.extend(found.iter().filter(|key| !wanted.contains_key(key)).map(|&key| Write::NoCidr(key)));
         mends.extend(wanted.iter().filter(|(key, _)| !found.contains(key)).map(|(&key, &ip)| Write::Cidr(key, ip)));
         self.cidrs.extend(wanted.into_keys());
@@ -243,10 +218,6 @@ fn next_number() -> u64 {
 /// Chunks that a table of `slots` slots takes.
 pub(crate) const fn chunks(slots: u32) -> u32 {
     slots.div_ceil(abi::SLOTS_PER_CHUNK)
-}
-
-fn corrupt(map: &'static str, what: impl Into<String>) -> Corrupt {
-    Corrupt { map, what: what.into() }
 }
 
 fn release<K: Ord>(users: &mut BTreeMap<K, usize>, key: K) {

@@ -47,7 +47,7 @@ pub(crate) fn check(pins: &Pins) -> Result<bool, EbpfError> {
     }
     let mut maps = BTreeSet::new();
     for path in entries(&pins.maps())? {
-        maps.insert(check_map(&path)?);
+        maps.insert(check_map(&path, object)?);
     }
     let whole = maps.len() == LAYOUTS.len();
     for path in entries(&pins.links())? {
@@ -59,12 +59,11 @@ pub(crate) fn check(pins: &Pins) -> Result<bool, EbpfError> {
 /// Removes what is pinned at `path`.
 ///
 /// # Errors
-/// [`EbpfError::Foreign`] when it is not ours: then it stays.
+/// [`EbpfError::Foreign`] or [`EbpfError::ForeignMap`] when it is not ours: then it stays.
 pub(crate) fn remove(path: &Path, part: Part) -> Result<(), EbpfError> {
     match part {
         Part::Maps => {
-            layout(path)?;
-            of_kind(path, ObjectKind::Map)?;
+            check_map(path, of_kind)?;
             remove_file(path)
         }
         Part::Links => {
@@ -90,9 +89,9 @@ pub(crate) fn unpin(path: &Path) -> Result<(), EbpfError> {
 }
 
 /// The id of the map that is pinned at `path`.
-fn check_map(path: &Path) -> Result<u32, EbpfError> {
+fn check_map(path: &Path, open: fn(&Path, ObjectKind) -> Result<OwnedFd, EbpfError>) -> Result<u32, EbpfError> {
     let layout = layout(path)?;
-    let fd = object(path, ObjectKind::Map)?;
+    let fd = open(path, ObjectKind::Map)?;
     let info = sys::map_info(fd.as_fd()).map_err(failed("examining", path))?;
     layout.check(path, &info)?;
     Ok(info.id)
@@ -165,7 +164,7 @@ fn of_kind(path: &Path, kind: ObjectKind) -> Result<OwnedFd, EbpfError> {
     }
     let fd = sys::open_pin(path).map_err(failed("opening", path))?;
     let is = sys::object_kind(fd.as_fd()).map_err(failed("examining", path))?;
-    if is == kind { Ok(fd) } else { Err(foreign(format!("expected a {kind:?}, found a {is:?}"))) }
+    if is == kind { Ok(fd) } else { Err(foreign(format!("expected {}, found {}", kind.as_str(), is.as_str()))) }
 }
 
 fn strange(path: &Path) -> EbpfError {

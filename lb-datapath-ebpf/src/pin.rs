@@ -228,7 +228,9 @@ fn layouts(root: &Path) -> Result<Vec<PathBuf>, EbpfError> {
 fn clear(dir: &Path, part: Part, stays: &mut Option<EbpfError>) -> Result<(), EbpfError> {
     for path in entries(dir)? {
         match ours::remove(&path, part) {
-            Err(foreign @ EbpfError::Foreign { .. }) => drop(stays.get_or_insert(foreign)),
+            Err(foreign @ (EbpfError::Foreign { .. } | EbpfError::ForeignMap { .. })) => {
+                stays.get_or_insert(foreign);
+            }
             other => other?,
         }
     }

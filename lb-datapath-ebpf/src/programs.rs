@@ -12,7 +12,7 @@ use aya_obj::generated::bpf_attach_type::{self, *};
 use crate::{
     config::Capacities,
     crash,
-    error::EbpfError,
+    error::{EbpfError, Refusal},
     maps::LAYOUTS,
     sys::{self, ProgInfo, RawMap},
 };
@@ -59,7 +59,7 @@ impl Programs {
                 loader.map_max_entries(layout.name, entries);
             }
         }
-        let mut object = loader.load(OBJECT).map_err(|error| EbpfError::Load(Box::new(error)))?;
+        let mut object = loader.load(OBJECT).map_err(|error| EbpfError::Load(Refusal::of(&error)))?;
         crash::point();
         let names = SOCKET_PROGRAMS.iter().map(|(name, _)| name);
         let sockets = names.map(|name| load(&mut object, name)).collect::<Result<_, _>>()?;
@@ -108,7 +108,7 @@ impl DryRun {
                 loader.map_pin_path(layout.name, maps.join(layout.name));
             }
         }
-        let mut object = loader.load(OBJECT).map_err(|error| EbpfError::Load(Box::new(error)))?;
+        let mut object = loader.load(OBJECT).map_err(|error| EbpfError::Load(Refusal::of(&error)))?;
         let program = load(&mut object, INGRESS)?;
         let [flows, affinity, turns] = ["CT", "AFFINITY", "TURNS"].map(|name| own(&object, name));
         Ok(Self { program, flows: flows?, affinity: affinity?, turns: turns? })
@@ -133,7 +133,7 @@ fn load(object: &mut Ebpf, name: &'static str) -> Result<Loaded, EbpfError> {
         _ => return Err(EbpfError::NoProgram { name }),
     };
     let fd = loaded.and_then(|()| Ok(program.fd()?.as_fd().try_clone_to_owned()?));
-    let fd = fd.map_err(|source| EbpfError::Program { name, source: Box::new(source) })?;
+    let fd = fd.map_err(|error| EbpfError::Program { name, source: Refusal::of(&error) })?;
     let info = sys::prog_info(fd.as_fd()).map_err(|source| EbpfError::Examine { name, source })?;
     Ok(Loaded { fd, info })
 }

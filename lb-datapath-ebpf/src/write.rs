@@ -78,6 +78,8 @@ pub(crate) struct Snapshot {
     pub(crate) backends: Vec<(u32, abi::BackendValue)>,
     /// Sets with their slots.
     pub(crate) sets: Vec<(u32, abi::SetValue, Vec<u32>)>,
+    /// The same as frontends know them, where `SETS` says something else.
+    pub(crate) claims: Vec<(u32, abi::SetValue, Vec<u32>)>,
     pub(crate) members: Vec<abi::MemberKey>,
     pub(crate) turns: Vec<u32>,
     pub(crate) cidrs: Vec<abi::CidrKey>,

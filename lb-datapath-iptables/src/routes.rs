@@ -452,6 +452,17 @@ fn vip_of(route: &RouteMessage) -> Option<IpAddr> {
     })
 }
 
+/// The places of which no route of a family is left of those to `vips`.
+pub(crate) fn flushed(
+    missing: impl Iterator<Item = (Place, IpAddr)>,
+    vips: &BTreeSet<IpAddr>,
+) -> BTreeSet<(Place, Family)> {
+    let mut lost: BTreeMap<(Place, Family), usize> = BTreeMap::new();
+    missing.for_each(|(place, vip)| *lost.entry((place, Family::of(vip))).or_default() += 1);
+    let all = |family| vips.iter().filter(|&&vip| Family::of(vip) == family).count();
+    lost.into_iter().filter(|&((_, family), lost)| lost == all(family)).map(|(at, _)| at).collect()
+}
+
 /// Whether what was asked for, or the table or the family that it would be in, is not there.
 fn missing(error: &io::Error) -> bool {
     matches!(errno(error), Some(libc::ENOENT | libc::ESRCH | libc::EAFNOSUPPORT | libc::EOPNOTSUPP))

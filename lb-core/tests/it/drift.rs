@@ -57,7 +57,7 @@ fn each_difference_is_named() {
     assert_eq!(found, [Drift::new(DriftClass::Frontend, "10.96.0.9:80/tcp", Difference::Extra)]);
     let found = found_after(|state| state.frontends.get_mut(&vip).unwrap().target = Target::Reject);
     let wrong = |expected: &str, found: &str| Difference::Wrong { expected: expected.into(), found: found.into() };
-    assert!(found.contains(&Drift::new(DriftClass::Frontend, vip, wrong("2 slots, lookup Random", "refused"))));
+    assert!(found.contains(&Drift::new(DriftClass::Frontend, vip, wrong("2 slots, at random", "refused"))));
     let found = found_after(|state| {
         let last = *state.backends.keys().next_back().unwrap();
         state.backends.get_mut(&last).unwrap().addr.port = 9;

@@ -13,6 +13,7 @@ use super::apply;
 use crate::{
     convert,
     mirror::Mirror,
+    restore::{Restored, claim},
     write::{Cause, Limits, Snapshot, Store, Write},
 };
 
@@ -84,6 +85,12 @@ impl Fake<'_> {
         Snapshot {
             frontends: self.frontends.iter().map(|(key, value)| (*key, *value)).collect(),
             backends: self.backends.iter().map(|(key, value)| (*key, *value)).collect(),
+            claims: self
+                .frontends
+                .values()
+                .filter_map(claim)
+                .map(|(id, value)| (id, value, self.slots(value.first, value.slots)))
+                .collect(),
             sets: self.sets.iter().map(|(id, value)| (*id, *value, self.slots(value.first, value.slots))).collect(),
             members: self.members.keys().copied().collect(),
             turns: self.turns.keys().copied().collect(),
@@ -93,7 +100,7 @@ impl Fake<'_> {
     }
 
     fn state(&self) -> State {
-        Mirror::restore(&self.snapshot(), LIMITS).unwrap().0.state
+        Restored::new(&self.snapshot(), LIMITS).mirror.state
     }
 
     /// What a program finds for a new flow to `addr`: `None` if it finds nothing, a backend's address per slot, or
@@ -250,7 +257,8 @@ proptest! {
             prop_assert_eq!(mirror.state.frontends.get(&addr), second.frontends.get(&addr));
         }
         maps.fails.clear();
-        let (mut reopened, orphans) = Mirror::restore(&maps.snapshot(), LIMITS).unwrap();
+        let Restored { mirror: mut reopened, mends: orphans, junk } = Restored::new(&maps.snapshot(), LIMITS);
+        prop_assert_eq!(junk, []);
         maps.write(&orphans);
         let repair = plan(&reopened.state, &second);
         apply(&mut reopened, &mut maps, &repair).unwrap();
@@ -338,7 +346,7 @@ fn what_is_missing_when_maps_are_opened_again_is_written_and_what_is_left_over_g
         maps.cidrs.clear();
         maps.cidrs.insert(abi::CidrKey { bits: 104, addr: abi::map_v4([11, 0, 0, 0]) }, abi::FAMILY_V4);
         maps.members.extend([(stray(10, 99), ()), (stray(99, 1), ())]);
-        let (restored, mends) = Mirror::restore(&maps.snapshot(), LIMITS).unwrap();
+        let Restored { mirror: restored, mends, .. } = Restored::new(&maps.snapshot(), LIMITS);
         assert_eq!(restored.state, state);
         let left: Vec<_> = maps.members.keys().copied().filter(|other| *other != key && other.set != 99).collect();
         assert!(maps.write(&mends).is_empty());
@@ -354,7 +362,7 @@ fn a_list_that_nothing_relies_on_is_removed_when_it_is_not_whole() {
     apply(&mut mirror, &mut maps, &plan(&State::default(), &state)).unwrap();
     let id = state.sets.keys().next().unwrap().get();
     maps.members.insert(abi::MemberKey { set: id, backend: 1 }, ());
-    let (restored, mends) = Mirror::restore(&maps.snapshot(), LIMITS).unwrap();
+    let Restored { mirror: restored, mends, .. } = Restored::new(&maps.snapshot(), LIMITS);
     maps.write(&mends);
     assert!(maps.members.is_empty());
     assert_eq!(restored.members(), 0);

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, fmt::Display, time::Duration};
 
-use lb_core::{BackendId, Cause, Difference, Drift, DriftClass, Lookup, SetId, Target};
+use lb_core::{Affinity, BackendId, Cause, Difference, Drift, DriftClass, Lookup, SetId, Target};
 use lb_datapath_ebpf_abi::{self as abi, Pod};
 
 use super::{Finding, names::Names};
@@ -138,10 +138,6 @@ impl Value for abi::SetValue {
 pub(super) fn frontend(mirror: &Mirror, key: &abi::FrontendKey) -> Option<abi::FrontendValue> {
     let addr = convert::frontend_addr(key).ok()?;
     let frontend = mirror.state.frontends.get(&addr)?;
-    // Several keys can read as one address, but an address is written in one way.
-    if convert::frontend_key(&addr).ok()? != *key {
-        return None;
-    }
     let set = match frontend.target {
         Target::Set(id) => {
             let set = mirror.state.sets.get(&id)?;
@@ -178,10 +174,7 @@ pub(super) fn turn(mirror: &Mirror, id: u32) -> Option<Any> {
 }
 
 fn frontend_finding(mirror: &Mirror, entry: Entry<abi::FrontendKey, abi::FrontendValue>) -> Finding {
-    let object = match convert::frontend_addr(&entry.key) {
-        Ok(addr) if convert::frontend_key(&addr).is_ok_and(|key| key == entry.key) => addr.to_string(),
-        _ => format!("{:?}", entry.key),
-    };
+    let object = convert::frontend_addr(&entry.key).map_or_else(|corrupt| corrupt.to_string(), |addr| addr.to_string());
     let fix = match entry.expected {
         Some(value) => Write::Frontend(entry.key, value),
         None => Write::NoFrontend(entry.key),
@@ -206,7 +199,7 @@ fn target_text(mirror: &Mirror, value: &abi::FrontendValue) -> String {
         "no affinity".into()
     } else {
         let timeout = Duration::from_nanos(value.affinity_ns);
-        format!("affinity of /{} and /{} for {timeout:?}", value.prefix_v4, value.prefix_v6)
+        Affinity { timeout, prefix_v4: value.prefix_v4, prefix_v6: value.prefix_v6 }.to_string()
     };
     format!("id {}, {target}, {affinity}", value.id)
 }
@@ -214,7 +207,7 @@ fn target_text(mirror: &Mirror, value: &abi::FrontendValue) -> String {
 fn backend_finding(entry: Entry<u32, abi::BackendValue>) -> Finding {
     let text = |value: &abi::BackendValue| match convert::backend(value) {
         Ok(backend) => format!("{}{}", backend.addr, if backend.local { ", on this node" } else { "" }),
-        Err(_) => format!("{value:?}"),
+        Err(corrupt) => corrupt.to_string(),
     };
     let object = match entry.expected.or(entry.found).map(|value| convert::backend(&value)) {
         Some(Ok(backend)) => backend.addr.to_string(),

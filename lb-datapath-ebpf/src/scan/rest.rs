@@ -60,7 +60,7 @@ pub(super) fn node(maps: &Maps, mirror: &Mirror, findings: &mut Vec<Finding>) ->
     if let Some(expected) = convert::node_value(facts).ok().filter(|value| !unwritten && found != Some(*value)) {
         let entry = Entry { key: (), expected: Some(expected), found };
         let text = |value: &abi::NodeValue| match convert::node(value) {
-            Ok(facts) => format!("{facts:?}"),
+            Ok(facts) => facts.to_string(),
             Err(error) => error.to_string(),
         };
         findings.push(entry.finding(DriftClass::Node, "facts", Write::Node(Box::new(expected)), text));

@@ -1,13 +1,13 @@
 //! Maps.
 
 use std::{
-    io,
+    fmt, io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     ptr::NonNull,
     sync::atomic::{AtomicU32, Ordering},
 };
 
-use aya_obj::generated::bpf_cmd;
+use aya_obj::generated::{bpf_cmd, bpf_map_type};
 
 use super::{address, address_mut, bpf, info, name, raw};
 use crate::crash;
@@ -20,6 +20,23 @@ pub(crate) struct Shape {
     pub(crate) value_size: u32,
     pub(crate) max_entries: u32,
     pub(crate) flags: u32,
+}
+
+impl fmt::Display for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const KINDS: [(bpf_map_type, &str); 4] = [
+            (bpf_map_type::BPF_MAP_TYPE_HASH, "hash map"),
+            (bpf_map_type::BPF_MAP_TYPE_ARRAY, "array"),
+            (bpf_map_type::BPF_MAP_TYPE_LRU_HASH, "LRU hash map"),
+            (bpf_map_type::BPF_MAP_TYPE_LPM_TRIE, "LPM trie"),
+        ];
+        let Self { kind, key_size, value_size, max_entries, flags } = self;
+        match KINDS.iter().find(|(known, _)| *known as u32 == *kind) {
+            Some((_, name)) => f.write_str(name)?,
+            None => write!(f, "map of type {kind}")?,
+        }
+        write!(f, ", key {key_size} bytes, value {value_size} bytes, {max_entries} entries, flags {flags:#x}")
+    }
 }
 
 /// What the kernel says about a map.

@@ -109,6 +109,18 @@ pub(crate) enum ObjectKind {
     Other,
 }
 
+impl ObjectKind {
+    /// In words.
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Map => "a map",
+            Self::Program => "a program",
+            Self::Link => "a link",
+            Self::Other => "something else",
+        }
+    }
+}
+
 /// What `fd` stands for, as `/proc` says.
 pub(crate) fn object_kind(fd: BorrowedFd<'_>) -> io::Result<ObjectKind> {
     let target = fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))?;

@@ -139,7 +139,7 @@ fn clear<K: abi::Pod>(subject: &Subject, name: &str) {
     map.keys::<K>().iter().for_each(|key| map.remove(key));
 }
 
-const CASES: [Case; 23] = [
+const CASES: [Case; 25] = [
     ("frontend gone", |s| s.map("FRONTENDS").remove(&frontend()), DriftClass::Frontend, "10.96.0.1:80/tcp", "missing"),
     (
         "frontend refused",
@@ -153,7 +153,7 @@ const CASES: [Case; 23] = [
         |s| edit_frontend(s, |value| value.affinity_ns = 1),
         DriftClass::Frontend,
         "10.96.0.1:80/tcp",
-        "for 1ns",
+        "for 0.000000001 s",
     ),
     (
         "a frontend too many",
@@ -172,7 +172,7 @@ const CASES: [Case; 23] = [
             s.map("FRONTENDS").put(&abi::FrontendKey { protocol: 99, ..frontend() }, &value);
         },
         DriftClass::Frontend,
-        "FrontendKey",
+        "unreadable entry of 24 bytes 00000000000000000000ffff0a600001…",
         "extra",
     ),
     (
@@ -182,7 +182,7 @@ const CASES: [Case; 23] = [
             s.map("FRONTENDS").put(&abi::FrontendKey { scope: 1, ..frontend() }, &value);
         },
         DriftClass::Frontend,
-        "FrontendKey",
+        "unreadable entry of 24 bytes 00000000000000000000ffff0a600001…",
         "extra",
     ),
     (
@@ -279,6 +279,27 @@ const CASES: [Case; 23] = [
         "missing",
     ),
     ("node gone", |s| s.map("NODE").remove(&abi::NODE_KEY), DriftClass::Node, "facts", "missing"),
+    (
+        "node renamed",
+        |s| {
+            let mut value = s.map("NODE").get::<abi::NodeValue>(&abi::NODE_KEY).unwrap();
+            (value.facts.has_name, value.facts.name_len, value.facts.name[0]) = (1, 1, b'x');
+            s.map("NODE").put(&abi::NODE_KEY, &value);
+        },
+        DriftClass::Node,
+        "facts",
+        "expected no name, addresses 192.0.2.1 2001:db8::1, pods 10.244.0.0/16 fd00:244::/32, found x, addresses ",
+    ),
+    (
+        "backend of no protocol",
+        |s| {
+            let value = s.map("BACKENDS").get::<abi::BackendValue>(&1_u32).unwrap();
+            s.map("BACKENDS").put(&1_u32, &abi::BackendValue { protocol: 99, ..value });
+        },
+        DriftClass::Backend,
+        "127.0.0.1:8001/tcp",
+        "found unreadable entry of 24 bytes 00000000000000000000ffff7f000001…",
+    ),
     ("prefix gone", |s| clear::<abi::CidrKey>(s, "CIDRS"), DriftClass::Node, "prefix 10.244.0.0/16", "missing"),
     (
         "a prefix too many",
@@ -317,6 +338,75 @@ fn every_edit_of_a_map_is_named_and_put_right_and_connections_last() {
         subject.answers();
     }
     assert_eq!(ask_on(&mut stream).unwrap(), before);
+}
+
+/// Closes the datapath, lets another tool write, and opens it again.
+fn reopen_after(mut subject: Subject, edit: impl FnOnce(&dyn Fn(&str) -> Map)) -> Subject {
+    let (config, maps) = (subject.datapath.config().clone(), subject.maps());
+    drop(subject.datapath);
+    edit(&|name| Map::open(&maps.join(name)));
+    subject.datapath = subject.space.run(|| EbpfDatapath::open(config)).unwrap();
+    subject
+}
+
+#[test]
+#[ignore = "needs root: loads eBPF programs and makes a namespace and a cgroup"]
+fn what_cannot_be_read_when_it_is_opened_is_dropped_and_the_rest_serves() {
+    const NOWHERE: abi::SetValue = abi::SetValue { first: u32::MAX, slots: u32::MAX, lookup: 77, pad: [7; 3] };
+    let _turn = turn();
+    let subject = Subject::new();
+    let mut stream = subject.connect();
+    let before = ask_on(&mut stream).unwrap();
+    let mut subject = reopen_after(subject, |map| {
+        let value = map("FRONTENDS").get::<abi::FrontendValue>(&frontend()).unwrap();
+        let other = |port| abi::FrontendKey { port: abi::Port::new(port), ..frontend() };
+        map("FRONTENDS").put(&abi::FrontendKey { protocol: 99, ..frontend() }, &value);
+        map("FRONTENDS").put(&abi::FrontendKey { pad: 1, ..frontend() }, &value);
+        map("FRONTENDS").put(&other(81), &abi::FrontendValue { target: 77, ..value });
+        map("FRONTENDS").put(&other(82), &abi::FrontendValue { set: 77, first: u32::MAX, slots: 9, ..value });
+        let backend = map("BACKENDS").get::<abi::BackendValue>(&1_u32).unwrap();
+        map("BACKENDS").put(&0_u32, &backend);
+        map("BACKENDS").put(&77_u32, &abi::BackendValue { protocol: 99, ..backend });
+        // In the place of the set in use, under another id and instead of it.
+        let set = map("SETS").get::<abi::SetValue>(&1_u32).unwrap();
+        map("SETS").put(&55_u32, &set);
+        [0_u32, 1, 56].iter().for_each(|id| map("SETS").put(id, &NOWHERE));
+        map("MEMBERS").put(&abi::MemberKey { set: 0, backend: 0 }, &9_u8);
+        map("TURNS").put(&0_u32, &9_u64);
+    });
+    subject.answers();
+    let observed = subject.datapath.observe().unwrap();
+    assert_eq!(observed, subject.desired, "the intact rest");
+    subject.datapath.apply(&diff(&observed, &subject.desired, &Labels::default())).unwrap();
+    let found = subject.inspect(Inspection::Everything);
+    assert_eq!(found.len(), 10, "told once: {}", text(&found));
+    for object in ["10.96.0.1:81/tcp", "10.96.0.1:82/tcp", "id 0", "id 77", "set 0", "set 1", "set 55", "set 56"] {
+        assert!(found.iter().any(|drift| drift.object == object), "{object}: {}", text(&found));
+    }
+    assert_eq!(subject.inspect(Inspection::Everything), []);
+    assert_eq!(ask_on(&mut stream).unwrap(), before);
+}
+
+#[test]
+#[ignore = "needs root: loads eBPF programs and makes a namespace and a cgroup"]
+fn what_was_overwritten_before_it_is_opened_is_written_anew() {
+    let _turn = turn();
+    let udp = abi::FrontendKey { protocol: 17, ..frontend() };
+    let mut subject = reopen_after(Subject::new(), |map| {
+        let value = map("FRONTENDS").get::<abi::FrontendValue>(&udp).unwrap();
+        map("FRONTENDS").put(&udp, &abi::FrontendValue { target: 77, ..value });
+        let backend = map("BACKENDS").get::<abi::BackendValue>(&2_u32).unwrap();
+        map("BACKENDS").put(&2_u32, &abi::BackendValue { protocol: 99, ..backend });
+        map("NODE").put(&abi::NODE_KEY, &[0xff_u8; size_of::<abi::NodeValue>()]);
+    });
+    let observed = subject.datapath.observe().unwrap();
+    assert_eq!((observed.frontends.len(), observed.backends.len(), observed.sets.len()), (2, 2, 2));
+    subject.datapath.apply(&diff(&observed, &subject.desired, &Labels::default())).unwrap();
+    assert_eq!(subject.datapath.observe().unwrap(), subject.desired);
+    let found = subject.inspect(Inspection::Everything);
+    assert_eq!(found.len(), 3, "told once: {}", text(&found));
+    assert_eq!(subject.inspect(Inspection::Everything), []);
+    (0..4).for_each(|_| subject.answers());
 }
 
 #[test]

@@ -90,7 +90,7 @@ const PLANTS: [Plant; 28] = [
             fs::remove_file(g.path("maps/CT")).unwrap();
             bpf::pin(&bpf::program(bpf::SCHED_CLS, 0, "CT"), &g.path("maps/CT"));
         },
-        "expected a Map, found a Program",
+        "expected a map, found a program",
     ),
     (
         "a link as a map",
@@ -98,7 +98,7 @@ const PLANTS: [Plant; 28] = [
             fs::remove_file(g.path("maps/CT")).unwrap();
             bpf::pin(&bpf::open(&g.path("links/lb_connect6")), &g.path("maps/CT"));
         },
-        "expected a Map, found a Link",
+        "expected a map, found a link",
     ),
     (
         "a directory as a map",
@@ -138,7 +138,7 @@ const PLANTS: [Plant; 28] = [
             fs::remove_file(g.path("links/lb_connect4")).unwrap();
             bpf::pin(&bpf::program(bpf::SOCK_ADDR, bpf::CONNECT4, "lb_connect4"), &g.path("links/lb_connect4"));
         },
-        "expected a Link, found a Program",
+        "expected a link, found a program",
     ),
     (
         "a map as a link",
@@ -146,7 +146,7 @@ const PLANTS: [Plant; 28] = [
             fs::remove_file(g.path("links/lb_connect4")).unwrap();
             bpf::pin(&bpf::open(&g.path("maps/CT")), &g.path("links/lb_connect4"));
         },
-        "expected a Link, found a Map",
+        "expected a link, found a map",
     ),
     (
         "the link of another hook of ours",
@@ -231,6 +231,26 @@ fn cleanup_leaves_what_is_not_ours_and_says_so() {
     let error = EbpfDatapath::remove(&ground.pins.0).unwrap_err();
     assert!(error.to_string().contains("its program is stranger"), "{}", error.report());
     assert_eq!(objects(&ground.pins.0).len(), 3, "two directories and the stranger");
+    fs::remove_dir_all(&ground.pins.0).unwrap();
+}
+
+#[test]
+#[ignore = "needs root: loads eBPF programs and makes a cgroup"]
+fn cleanup_leaves_a_foreign_map_under_a_name_of_ours() {
+    let _turn = turn();
+    let ground = Ground { pins: PinDir::new(), cgroup: Cgroup::empty(), space: Namespace::new("f") };
+    drop(EbpfDatapath::open(config(&ground.pins, &ground.cgroup)).unwrap());
+    ground.map("maps/FRONTENDS", bpf::ARRAY, (4, VALUE), 0, "FRONTENDS");
+    let path = ground.path("maps/FRONTENDS");
+    let number = bpf::id(&path);
+    let error = EbpfDatapath::remove(&ground.pins.0).unwrap_err();
+    let expected = "expected hash map, key 24 bytes, value 32 bytes, 2 entries, flags 0x1, \
+                    found array, key 4 bytes, value 32 bytes, 2 entries, flags 0x0; \
+                    remove the file by hand, or name another pin directory";
+    assert!(error.to_string().ends_with(expected), "{error}");
+    assert!(error.to_string().contains(path.to_str().unwrap()), "{error}");
+    assert_eq!(bpf::id(&path), number);
+    assert_eq!(objects(&ground.pins.0).len(), 3, "two directories and the map");
     fs::remove_dir_all(&ground.pins.0).unwrap();
 }
 

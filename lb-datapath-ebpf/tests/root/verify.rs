@@ -11,12 +11,12 @@ use lb_core::{
     KernelVerdict, Model, Packet, Protocol, Reconciler, Role, Service, ServiceName, ServicePort, Settings, SliceName,
     SlicePort, decide,
 };
-use lb_datapath_ebpf::EbpfDatapath;
+use lb_datapath_ebpf::{EbpfConfig, EbpfDatapath};
 use lb_datapath_ebpf_abi as abi;
 
 use crate::{
     bpf::{self, Map},
-    common::{Cgroup, POD_DEVICES, PinDir, UPLINK, World, ask_on, config, ip, serve, turn},
+    common::{Cgroup, Namespace, POD_DEVICES, PinDir, UPLINK, World, ask_on, config, ip, serve, turn},
 };
 
 /// A node with a datapath, and the model of what it holds.
@@ -306,4 +306,25 @@ fn a_change_behind_the_back_is_a_disagreement() {
             assert_eq!(!found.is_empty(), seen.contains(&entry), "{name}, {entry:?}: {answer:?}");
         }
     }
+}
+
+#[test]
+#[ignore = "needs root: loads eBPF programs and makes namespaces and a cgroup"]
+fn a_packet_of_a_pod_cannot_be_asked_about_without_a_device_of_pods() {
+    let _turn = turn();
+    let (space, pins, cgroup) = (Namespace::new("v"), PinDir::new(), Cgroup::empty());
+    let config = EbpfConfig { pod_devices: vec!["gone".into()], ..config(&pins, &cgroup) };
+    let mut datapath = space.run(|| EbpfDatapath::open(config)).unwrap();
+    let packet = Packet {
+        entry: Entry::PodDevice,
+        protocol: Protocol::Tcp,
+        source: ip("10.244.1.2"),
+        source_port: 40000,
+        destination: vip(0, 0),
+        destination_port: 80,
+    };
+    let error = space.run(|| datapath.ask(&packet)).unwrap_err();
+    let expected = "no device of pods is attached; `EbpfConfig::pod_devices` names none that exists";
+    assert_eq!(error.to_string(), expected);
+    assert!(space.run(|| datapath.ask(&Packet { entry: Entry::Socket, ..packet })).is_ok());
 }

@@ -53,6 +53,7 @@ impl<'a> Attempt<'a> {
             stray: &frame.stray,
             base: !frame.base || self.change.node,
             missing: &frame.missing,
+            behind: const { &BTreeSet::new() },
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lb_core::{Cause, Difference, Drift, DriftClass, Expected, Family, FrontendAddr};
+use lb_core::{Cause, Difference, Drift, DriftClass, Expected, Family, FrontendAddr, Labels, State};
 
 use super::{
     choice::Share,
@@ -24,8 +24,45 @@ pub(crate) struct Compared {
     pub(crate) stray: BTreeSet<Chain>,
     /// Whether the chains that do not depend on frontends are written anew.
     pub(crate) base: bool,
-    /// Jumps that are missing.
+    /// Jumps that are missing, or behind others' rules.
     pub(crate) missing: BTreeSet<Hook>,
+    /// Those of them that are behind others' rules.
+    pub(crate) behind: BTreeSet<Hook>,
+}
+
+/// Where our jump stands among the rules of a built-in chain.
+pub(crate) enum Jump<'a> {
+    Missing,
+    InFront,
+    /// Behind a rule that may take packets away, whose number comes first.
+    Behind(usize, &'a Rule),
+}
+
+impl<'a> Jump<'a> {
+    pub(crate) fn find(hook: Hook, rules: &'a [Rule]) -> Self {
+        let wanted = Rule::parse(hook.rule());
+        let Some(at) = rules.iter().position(|rule| agrees(&wanted, rule)) else { return Self::Missing };
+        let before = rules.iter().take(at).position(|rule| !passes_on(rule));
+        before.and_then(|at| Some((at + 1, rules.get(at)?))).map_or(Self::InFront, |(at, rule)| Self::Behind(at, rule))
+    }
+}
+
+/// Whether packets go on to the next rule whatever `rule` does.
+fn passes_on(rule: &Rule) -> bool {
+    const PASSIVE: [&str; 7] = ["AUDIT", "CONNMARK", "LOG", "MARK", "NFLOG", "TRACE", "ULOG"];
+    rule.target().map_or_else(|| !rule.has("-g"), |target| PASSIVE.contains(&target))
+}
+
+/// The chains that are the same whatever the frontends and the node are, in nat and in filter.
+pub(crate) fn fixed(family: Family, style: Style) -> (SavedTable, SavedTable) {
+    let (state, labels) = (State::default(), Labels::new());
+    let Wanted { nat, filter, .. } = Wanted::new(Expected { state: &state, labels: &labels }, family, style);
+    (nat, filter)
+}
+
+/// Whether rules are the wanted ones, in their order, and no others.
+pub(crate) fn all_agree(wanted: &[Rule], found: &[Rule]) -> bool {
+    wanted.len() == found.len() && wanted.iter().zip(found).all(|(wanted, found)| agrees(wanted, found))
 }
 
 /// Compares the tables of one family.
@@ -83,6 +120,7 @@ impl Wanted {
             stray: &BTreeSet::new(),
             base: true,
             missing: &BTreeSet::new(),
+            behind: &BTreeSet::new(),
         };
         let text = job.restore().into_text();
         let (filter, nat) = text.split_once("*nat").unwrap_or_default();
@@ -136,12 +174,18 @@ impl Compared {
     fn hooks(&mut self, tables: &Tables) {
         for hook in Hook::ALL {
             let (name, table) = if hook.in_filter() { ("filter", &tables.filter) } else { ("nat", &tables.nat) };
-            let wanted = Rule::parse(hook.rule());
-            if !table.rules(hook.chain()).iter().any(|rule| agrees(&wanted, rule)) {
-                let object = format_args!("{name} {} jump to {}", hook.chain(), hook.target());
-                self.drifts.push(Drift::new(DriftClass::Rule, object, Difference::Missing));
-                self.missing.insert(hook);
-            }
+            let difference = match Jump::find(hook, table.rules(hook.chain())) {
+                Jump::InFront => continue,
+                Jump::Missing => Difference::Missing,
+                Jump::Behind(at, rule) => {
+                    self.behind.insert(hook);
+                    let expected = "in front of others' rules".to_owned();
+                    Difference::Wrong { expected, found: format!("behind rule {at}: {rule}") }
+                }
+            };
+            let object = format_args!("{name} {} jump to {}", hook.chain(), hook.target());
+            self.drifts.push(Drift::new(DriftClass::Rule, object, difference));
+            self.missing.insert(hook);
         }
     }
 }

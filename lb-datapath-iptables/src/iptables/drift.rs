@@ -5,7 +5,9 @@ use std::{
     net::IpAddr,
 };
 
-use lb_core::{ApplyError, DatapathError, Difference, Drift, DriftClass, Expected, Family, Inspection, Protocol, diff};
+use lb_core::{
+    ApplyError, Cause, DatapathError, Difference, Drift, DriftClass, Expected, Family, Inspection, Protocol, diff,
+};
 
 use super::{
     IptablesDatapath, Variant,
@@ -15,7 +17,10 @@ use super::{
     lower::Job,
     watch::{IptablesWatcher, Rules, Shared, TABLES},
 };
-use crate::{conntrack::Allowed, routes::Place};
+use crate::{
+    conntrack::Allowed,
+    routes::{Place, flushed},
+};
 
 /// What an inspection found, in the form that a repair needs.
 #[derive(Debug, Default)]
@@ -174,7 +179,7 @@ impl IptablesDatapath {
         routes.rules = self.config.families.iter().copied().filter(used).collect();
         routes.rules.retain(|family| !found.rules.contains(family));
         routes.reject_path = !vips.is_empty() && !self.host.has_reject_path()?;
-        routes.name();
+        routes.name(&vips);
         Ok(routes)
     }
 
@@ -191,6 +196,7 @@ impl IptablesDatapath {
                 stray: &compared.stray,
                 base: compared.base,
                 missing: &compared.missing,
+                behind: &compared.behind,
             };
             self.tools.restore(*family, job.restore().text())?;
         }
@@ -210,12 +216,16 @@ fn flows(expected: Expected<'_>, found: &Found) -> Allowed {
 
 impl RouteDrift {
     /// Names what was found.
-    fn name(&mut self) {
+    fn name(&mut self, vips: &BTreeSet<IpAddr>) {
+        let flushed = flushed(self.missing.iter().copied(), vips);
         let route = |(place, vip): &(Place, IpAddr), difference| {
             let table = if *place == Place::Local { "table for the node's own packets" } else { "main table" };
             Drift::new(DriftClass::Route, format_args!("{vip} in the {table}"), difference)
         };
-        let missing = self.missing.iter().map(|at| route(at, Difference::Missing));
+        let missing = self.missing.iter().map(|at| {
+            let drift = route(at, Difference::Missing);
+            if flushed.contains(&(at.0, Family::of(at.1))) { drift.because(Cause::Flushed) } else { drift }
+        });
         let extra = self.extra.iter().map(|at| route(at, Difference::Extra));
         let rules = self.rules.iter().map(|family| {
             let name = if *family == Family::V4 { "IPv4" } else { "IPv6" };

@@ -38,8 +38,10 @@ pub(crate) struct Job<'a> {
     pub(crate) stray: &'a BTreeSet<Chain>,
     /// Whether the chains that do not depend on frontends are written.
     pub(crate) base: bool,
-    /// Jumps from built-in chains that are missing.
+    /// Jumps from built-in chains that go in front.
     pub(crate) missing: &'a BTreeSet<Hook>,
+    /// Those of them that are there, behind others' rules.
+    pub(crate) behind: &'a BTreeSet<Hook>,
 }
 
 impl Job<'_> {
@@ -168,6 +170,9 @@ impl Job<'_> {
 
     fn jumps(&self, out: &mut Restore, filter: bool) {
         for hook in self.missing.iter().filter(|hook| hook.in_filter() == filter) {
+            if self.behind.contains(hook) {
+                out.line(format_args!("-D {} {}", hook.chain(), hook.rule()));
+            }
             out.line(format_args!("-I {} 1 {}", hook.chain(), hook.rule()));
         }
     }

@@ -120,6 +120,7 @@ pub fn restore_input(config: &IptablesConfig, family: Family, state: &State, lab
         stray: &BTreeSet::new(),
         base: true,
         missing: &Hook::ALL.into_iter().collect(),
+        behind: &BTreeSet::new(),
     };
     job.restore().into_text()
 }

@@ -14,6 +14,7 @@ use lb_core::{DatapathError, ErrorKind, Family, Watcher};
 use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 
 use super::{
+    hooks::Hook,
     info::{Size, Sizes},
     names::PREFIX,
 };
@@ -199,6 +200,7 @@ fn told(message: &Message<'_>, touched: &mut BTreeSet<Family>, shared: &Shared) 
 
 /// The family whose chains of ours, or jumps to them, a message may be about.
 fn concerned(message: &Message<'_>, body: &[u8]) -> Option<Family> {
+    const APPEND: u16 = 0x800;
     const DELETE_TABLE: u16 = kind(NFTABLES, 2);
     const NEW_CHAIN: u16 = kind(NFTABLES, 3);
     const DELETE_CHAIN: u16 = kind(NFTABLES, 5);
@@ -218,6 +220,9 @@ fn concerned(message: &Message<'_>, body: &[u8]) -> Option<Family> {
         DELETE_RULE => (true, named(2)),
         _ => return None,
     };
+    // Neither appended nor inserted behind another: in a built-in chain, that is the place of our jump.
+    let first = message.kind == NEW_RULE && message.flags & APPEND == 0 && attributes(body).find(6).is_none();
+    let in_front = first && Hook::ALL.iter().any(|hook| hook.chain() == chain);
     // In others' chains, only what is taken away can be a jump of ours.
-    (TABLES.contains(&named(1)) && (removal || chain.starts_with(PREFIX))).then_some(family)
+    (TABLES.contains(&named(1)) && (removal || in_front || chain.starts_with(PREFIX))).then_some(family)
 }

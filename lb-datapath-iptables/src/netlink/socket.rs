@@ -45,7 +45,8 @@ pub(crate) struct Socket {
 pub(crate) struct Message<'a> {
     /// Type.
     pub(crate) kind: u16,
-    flags: u16,
+    /// Flags of the header.
+    pub(crate) flags: u16,
     sequence: u32,
     /// Address of the socket that made the change that is told of.
     pub(crate) port: u32,

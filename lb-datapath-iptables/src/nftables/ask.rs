@@ -1,7 +1,11 @@
 //! What the kernel's maps and sets say about one packet: look-ups of single elements, in the order in which the packet's
 //! rules do them.
 
-use std::{collections::BTreeMap, io, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    time::Duration,
+};
 
 use lb_core::{
     Affinity, AffinityRecord, BackendAddr, Backends, DatapathError, Entry, ErrorKind, Family, FlowView, FrontendAddr,
@@ -14,7 +18,8 @@ use super::{
     kernel::{Kernel, Table},
     layout::{Bound, Choice, Key, Pick, Set, Value},
     read::Read,
-    ruleset::{self, wanted_pick},
+    rules,
+    ruleset::{self, Ruleset},
     wire::{Life, key_bytes},
 };
 
@@ -34,10 +39,14 @@ pub(super) fn ask(
             Ok(KernelAnswer { method: "look-ups in nf_tables and conntrack".into(), steps, flow, verdict })
         }
         None => {
-            let message = format!("{}: `lb drift` says what is wrong with it", steps.last().map_or("", String::as_str));
+            let message = format!("{}: `lb drift` says what is wrong", steps.last().map_or("", String::as_str));
             Err(DatapathError::new(ErrorKind::System, message))
         }
     }
+}
+
+fn not_ours(chain: &str) -> String {
+    format!("the rules of chain {chain} are not ours any more")
 }
 
 struct Question<'a> {
@@ -67,8 +76,15 @@ impl Question<'_> {
             self.step("there is no table of ours".into());
             return Ok(Some(KernelVerdict::Pass));
         }
-        if !self.dispatches(addr.family())? {
+        let found = self.kernel.ruleset()?;
+        if found.dormant {
+            self.step("the table is switched off (flags dormant)".into());
             return Ok(Some(KernelVerdict::Pass));
+        }
+        match self.dispatches(addr.family(), &found) {
+            Some(true) => {}
+            Some(false) => return Ok(Some(KernelVerdict::Pass)),
+            None => return Ok(None),
         }
         let set = Set::Frontends(addr.family());
         let Some(Value::Go(choice)) = self.element(Key::Frontend(addr))?.map(|(element, _)| element.value) else {
@@ -78,7 +94,7 @@ impl Question<'_> {
         let pick = match choice {
             Choice::Refuse => {
                 self.step(format!("{}: {addr} is refused", set.name()));
-                return Ok(Some(KernelVerdict::Reject));
+                return Ok(self.is_ours(&found, rules::refuse(), None).then_some(KernelVerdict::Reject));
             }
             Choice::Drop => {
                 self.step(format!("{}: {addr} is dropped", set.name()));
@@ -87,24 +103,40 @@ impl Question<'_> {
             Choice::Pick(pick) => pick,
         };
         self.step(format!("{}: {addr} goes to chain {pick}", set.name()));
-        if self.kernel.chain(&pick.to_string())? != wanted_pick(&pick).rules {
-            self.step(format!("chain {pick} does not have its own rules"));
-            return Ok(None);
-        }
-        self.pick(addr, &pick).map(Some)
+        let passed = [pick.to_string().as_str(), "postrouting", rules::masquerade_chain(addr.family())]
+            .iter()
+            .all(|chain| self.is_ours(&found, chain, Some(&pick)));
+        if passed { self.pick(addr, &pick).map(Some) } else { Ok(None) }
     }
 
-    /// Whether the packet is led to the frontends at all.
-    fn dispatches(&mut self, family: Family) -> io::Result<bool> {
+    /// Whether the packet is led to the frontends at all; `None` where the chain has rules that are not ours, which may do
+    /// anything.
+    fn dispatches(&mut self, family: Family, found: &Ruleset) -> Option<bool> {
         let chain = if self.packet.entry == Entry::Socket { "output" } else { "prerouting" };
-        let found = self.kernel.chain(chain)?;
-        let ours = ruleset::dispatch(family);
-        let is = found.contains(&ours);
-        self.step(format!(
-            "chain {chain}: {}",
-            if is { "leads to the frontends" } else { "lacks the rule that leads to the frontends" }
-        ));
-        Ok(is)
+        let wanted = ruleset::wanted(&BTreeSet::new());
+        let (wanted, found) = (wanted.chains.get(chain)?, found.chains.get(chain));
+        let Some(found) = found else {
+            self.step(format!("chain {chain}: it is not there"));
+            return Some(false);
+        };
+        if found.base != wanted.base || found.rules.iter().any(|rule| !wanted.rules.contains(rule)) {
+            self.step(not_ours(chain));
+            return None;
+        }
+        let is = found.rules.contains(&ruleset::dispatch(family));
+        let what = if is { "leads to the frontends" } else { "lacks the rule that leads to the frontends" };
+        self.step(format!("chain {chain}: {what}"));
+        Some(is)
+    }
+
+    /// Whether a chain is as this datapath writes it, with these rules in this order and no others.
+    fn is_ours(&mut self, found: &Ruleset, chain: &str, pick: Option<&Pick>) -> bool {
+        let wanted = ruleset::wanted(&pick.copied().into_iter().collect());
+        let is = wanted.chains.get(chain) == found.chains.get(chain);
+        if !is {
+            self.step(not_ours(chain));
+        }
+        is
     }
 
     fn pick(&mut self, addr: FrontendAddr, pick: &Pick) -> io::Result<KernelVerdict> {

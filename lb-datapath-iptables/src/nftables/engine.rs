@@ -219,7 +219,8 @@ impl Engine {
     pub(super) fn not_ours(&mut self) -> DatapathError {
         self.known = None;
         let message = format!(
-            "table inet {} exists and is not ours (no marker: a comment \"{MARKER}{VERSION}\"): remove it, or choose another `table`",
+            "table inet {0} exists and is not ours (no marker: a comment \"{MARKER}{VERSION}\"): have its owner give it \
+             another name, or remove it with `nft delete table inet {0}`",
             self.table
         );
         DatapathError::new(ErrorKind::Busy, message)

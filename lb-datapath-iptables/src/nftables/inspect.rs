@@ -20,7 +20,10 @@ use super::{
     wanted::{Wanted, agrees},
     wire,
 };
-use crate::{netlink::errno, routes::Place};
+use crate::{
+    netlink::errno,
+    routes::{self, Place},
+};
 
 /// A difference, and the object that a repair puts back.
 #[derive(Clone, Debug)]
@@ -93,7 +96,8 @@ impl Look<'_, '_> {
     }
 
     fn table(&mut self, suspects: &Suspects) -> io::Result<()> {
-        let table = |difference| Drift::new(DriftClass::Table, "inet", difference);
+        let name = self.kernel.name();
+        let table = |difference| Drift::new(DriftClass::Table, &name, difference);
         match self.kernel.table()? {
             Table::Absent if self.wanted.is_nothing() => return Ok(()),
             Table::Absent => {
@@ -221,7 +225,8 @@ impl Look<'_, '_> {
         let wanted = ruleset::wanted(&self.wanted.picks());
         if found.dormant {
             let wrong = Difference::Wrong { expected: "active".into(), found: "flags dormant".into() };
-            self.found(Object::Table, Drift::new(DriftClass::Table, "inet", wrong));
+            let name = self.kernel.name();
+            self.found(Object::Table, Drift::new(DriftClass::Table, name, wrong));
         }
         self.shapes(&wanted, &found);
         for (name, chain) in &wanted.chains {
@@ -305,22 +310,16 @@ fn drift_of(element: &Element, difference: Difference) -> Drift {
 
 fn value_text(element: &Element) -> String {
     match element.value {
-        Value::None => element.comment.clone(),
+        Value::None => {
+            observe::parse(&element.comment).map_or_else(|| element.comment.clone(), |known| known.to_string())
+        }
         Value::Backend(ip, port) => {
             let local = if element.comment.is_empty() { "" } else { " " };
             format!("{}{local}{}", std::net::SocketAddr::new(ip, port), element.comment)
         }
-        Value::Go(choice) => {
-            let what = match choice {
-                Choice::Refuse => "refuse".to_owned(),
-                Choice::Drop => "drop".to_owned(),
-                Choice::Pick(pick) => pick.to_string(),
-            };
-            match observe::parse(&element.comment) {
-                Some(comment) => format!("{what}, {comment}"),
-                None => format!("{what}, comment \"{}\"", element.comment),
-            }
-        }
+        Value::Go(Choice::Refuse) => "refuse".to_owned(),
+        Value::Go(Choice::Drop) => "drop".to_owned(),
+        Value::Go(Choice::Pick(pick)) => pick.to_string(),
     }
 }
 
@@ -335,6 +334,7 @@ fn look_at_routes(
         return Ok(());
     }
     let vips = wanted.vips();
+    let before = findings.len();
     if rules {
         let there = routes.rules()?;
         let missing = FAMILIES.into_iter().filter(|&family| vips.iter().any(|&vip| Family::of(vip) == family));
@@ -364,7 +364,22 @@ fn look_at_routes(
             }
         }
     }
+    name_flushes(&vips, &mut findings[before..]);
     Ok(())
+}
+
+/// Routes of which none is left were flushed.
+fn name_flushes(vips: &BTreeSet<IpAddr>, findings: &mut [Finding]) {
+    let missing = |finding: &Finding| match finding.object {
+        Object::Route(place, vip) if finding.drift.difference == Difference::Missing => Some((place, vip)),
+        _ => None,
+    };
+    let flushed = routes::flushed(findings.iter().filter_map(missing), vips);
+    for finding in findings {
+        if missing(finding).is_some_and(|(place, vip)| flushed.contains(&(place, Family::of(vip)))) {
+            finding.drift.cause = Cause::Flushed;
+        }
+    }
 }
 
 struct Hex<'a>(&'a [u8]);

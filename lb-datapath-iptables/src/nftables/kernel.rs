@@ -10,7 +10,7 @@ use super::{
     lower::{Action, Origin, Step},
     read::{self, RawElement, Read},
     rules::{self, Rule},
-    ruleset::{self, FoundChain, FoundRule, Ruleset},
+    ruleset::{self, FoundChain, Ruleset},
     wire::{self, Item, Verb},
 };
 use crate::netlink::{
@@ -37,14 +37,14 @@ pub(super) trait Kernel: Send {
     /// Sets, chains and rules of the table.
     fn ruleset(&mut self) -> io::Result<Ruleset>;
 
-    /// The rules of one chain.
-    fn chain(&mut self, name: &str) -> io::Result<Vec<FoundRule>>;
-
     /// Puts objects back as they should be, all of them or none.
     fn mend(&mut self, mend: &Mend) -> Result<(), CommitError>;
 
     /// Address of the socket that makes our own changes.
     fn port(&self) -> io::Result<u32>;
+
+    /// The table's family and name.
+    fn name(&self) -> String;
 
     /// Whether the kernel has every message that this datapath sends.
     fn is_supported(&mut self) -> io::Result<bool>;
@@ -250,23 +250,15 @@ impl Kernel for Netlink {
         Ok(found)
     }
 
-    fn chain(&mut self, name: &str) -> io::Result<Vec<FoundRule>> {
-        let table = self.table.clone();
-        let names = |w: &mut Writer| {
-            w.put_str(1, &table);
-            w.put_str(2, name);
-        };
-        let rules = self.socket.dump(wire::GET_RULE, &fixed(INET, 0), names, |rules: &mut Vec<_>, message| {
-            rules.extend(ruleset::read_rule(&table, message.payload));
-        })?;
-        Ok(rules.into_iter().filter(|(chain, _)| chain == name).map(|(_, rule)| rule).collect())
-    }
-
     fn mend(&mut self, mend: &Mend) -> Result<(), CommitError> {
         let mut encoder = Encoder::new(&self.table);
         encoder.steps(&mend.first);
         encoder.mend(mend);
         self.send(encoder)
+    }
+
+    fn name(&self) -> String {
+        format!("inet {}", self.table)
     }
 
     fn port(&self) -> io::Result<u32> {

@@ -5,7 +5,7 @@ use std::{fmt, net::IpAddr, str::FromStr, time::Duration};
 use lb_core::{Affinity, BackendId, Family, FrontendAddr, FrontendId, Lookup, Protocol};
 
 /// Version of the layout. A table with another one is replaced as a whole, in one batch.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 
 /// A set or map of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

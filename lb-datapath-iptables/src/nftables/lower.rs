@@ -169,22 +169,26 @@ impl Lowered {
         let origin = Origin::Frontend(addr);
         let was = old.map(|old| choice(mirror, None, addr.family(), &old, before.len()));
         let is = new.map(|new| choice(mirror, Some(draft), addr.family(), &new, after.len()));
-        if old != new || was != is {
+        // The kernel walks all frontends when the verdict of one changes, so a change of backends leaves it alone.
+        if was != is {
             if let Some(choice) = was {
                 self.push(origin, Action::Remove(Key::Frontend(addr)));
                 self.released.extend(choice.pick());
             }
-            if let (Some(choice), Some(new)) = (is, new) {
+            if let Some(choice) = is {
                 self.acquire(mirror, origin, choice);
                 let label = draft.labels.get(&addr).map_or("", |label| &**label);
                 let element = Element::new(Key::Frontend(addr), Value::Go(choice));
-                self.push(origin, Action::Add(element.comment(comment(&new, label))));
+                self.push(origin, Action::Add(element.comment(label)));
             }
         }
-        match (old, new) {
-            (None, Some(_)) => self.push(origin, Action::Add(Element::new(Key::Service(addr), Value::None))),
-            (Some(_), None) => self.push(origin, Action::Remove(Key::Service(addr))),
-            (None, None) | (Some(_), Some(_)) => {}
+        if old != new {
+            if old.is_some() {
+                self.push(origin, Action::Remove(Key::Service(addr)));
+            }
+            if let Some(new) = new {
+                self.push(origin, Action::Add(service_element(addr, &new)));
+            }
         }
         self.slots(addr, before, after);
         self.stale(addr, (old, before), (new, after));
@@ -304,7 +308,7 @@ fn before(mirror: &Mirror, frontend: &Frontend) -> Vec<Endpoint> {
 }
 
 /// What a restart needs to know of a frontend beyond what packets need: `frontend ID [set ID] [affinity …] LABEL`.
-pub(super) fn comment(frontend: &Frontend, label: &str) -> String {
+fn comment(frontend: &Frontend) -> String {
     let mut text = format!("frontend {}", frontend.id);
     if let Some(set) = set_of(*frontend) {
         text.push_str(&format!(" set {set}"));
@@ -312,11 +316,12 @@ pub(super) fn comment(frontend: &Frontend, label: &str) -> String {
     if let Some(Affinity { timeout, prefix_v4, prefix_v6 }) = frontend.affinity {
         text.push_str(&format!(" affinity {}/{prefix_v4}/{prefix_v6}", timeout.as_nanos()));
     }
-    if !label.is_empty() {
-        text.push(' ');
-        text.push_str(label);
-    }
     text
+}
+
+/// A frontend as an element of [`Set::Services`](super::layout::Set): its comment is what a restart needs to know.
+pub(super) fn service_element(addr: FrontendAddr, frontend: &Frontend) -> Element {
+    Element::new(Key::Service(addr), Value::None).comment(comment(frontend))
 }
 
 /// A backend as an element of [`Set::Backends`](super::layout::Set).

@@ -66,8 +66,8 @@ struct Reading {
     node_ips: BTreeMap<u32, IpAddr>,
     cidrs: BTreeMap<u32, ipnet::IpNet>,
     backends: BTreeMap<BackendId, Backend>,
-    frontends: BTreeMap<FrontendAddr, (Choice, String)>,
-    services: BTreeSet<FrontendAddr>,
+    frontends: BTreeMap<FrontendAddr, Choice>,
+    services: BTreeMap<FrontendAddr, String>,
     hairpins: BTreeSet<IpAddr>,
     bounds: BTreeSet<Key>,
     slots: BTreeMap<FrontendAddr, BTreeMap<u32, Endpoint>>,
@@ -82,8 +82,8 @@ impl Reading {
     /// Puts an element where it belongs; `None` for one that makes no sense.
     fn place(&mut self, element: Element) -> Option<()> {
         match (element.key, element.value) {
-            (Key::Frontend(addr), Value::Go(choice)) => drop(self.frontends.insert(addr, (choice, element.comment))),
-            (Key::Service(addr), _) => drop(self.services.insert(addr)),
+            (Key::Frontend(addr), Value::Go(choice)) => drop(self.frontends.insert(addr, choice)),
+            (Key::Service(addr), _) => drop(self.services.insert(addr, element.comment)),
             (Key::Slot(addr, slot), Value::Backend(ip, port)) => {
                 self.slots.entry(addr).or_default().insert(slot, (ip, port));
             }
@@ -113,7 +113,7 @@ impl Reading {
     fn finish(mut self, handle: u64) -> Found {
         let state = self.state();
         let mut picks = Counts::default();
-        for (choice, _) in self.frontends.values() {
+        for choice in self.frontends.values() {
             picks.swap(None, choice.pick());
         }
         self.damaged |= self.rules != rules_of(&picks);
@@ -136,13 +136,13 @@ impl Reading {
         let ids: BTreeMap<(Endpoint, Protocol), BackendId> =
             self.backends.iter().rev().map(|(&id, b)| (((b.addr.ip, b.addr.port), b.addr.protocol), id)).collect();
         let frontends = std::mem::take(&mut self.frontends);
-        for (&addr, (choice, comment)) in &frontends {
-            if self.frontend(&mut state, &ids, addr, *choice, comment).is_none() {
+        for (&addr, &choice) in &frontends {
+            if self.frontend(&mut state, &ids, addr, choice).is_none() {
                 self.damaged = true;
             }
         }
         self.damaged |= self.slots.keys().any(|addr| !frontends.contains_key(addr));
-        self.damaged |= !self.services.iter().eq(frontends.keys());
+        self.damaged |= !self.services.keys().eq(frontends.keys());
         let hairpins: BTreeSet<IpAddr> = self.backends.values().filter_map(|b| hairpin(Some(b))).collect();
         let bounds = FAMILIES.into_iter().flat_map(|family| cluster(&state.node, family));
         self.damaged |= self.hairpins != hairpins || self.bounds != bounds.map(|element| element.key).collect();
@@ -156,9 +156,8 @@ impl Reading {
         ids: &BTreeMap<(Endpoint, Protocol), BackendId>,
         addr: FrontendAddr,
         choice: Choice,
-        comment: &str,
     ) -> Option<()> {
-        let Comment { id, set, affinity } = parse(comment)?;
+        let Comment { id, set, affinity } = parse(self.services.get(&addr)?)?;
         let slots = self.slots.get(&addr);
         let target = match (choice, set) {
             (Choice::Refuse, None) if slots.is_none() => Target::Reject,

@@ -219,7 +219,8 @@ fn refuse_rules() -> Vec<Rule> {
     vec![tcp.into(), local.into(), vec![Expr::Unreachable].into()]
 }
 
-const fn masquerade_chain(family: Family) -> &'static str {
+/// Name of the chain that translates the sources of a family.
+pub(super) const fn masquerade_chain(family: Family) -> &'static str {
     match family {
         Family::V4 => "masquerade4",
         Family::V6 => "masquerade6",

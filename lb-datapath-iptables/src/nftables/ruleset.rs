@@ -219,7 +219,7 @@ pub(super) fn wanted(picks: &BTreeSet<Pick>) -> Ruleset {
 }
 
 /// What a pick chain consists of.
-pub(super) fn wanted_pick(pick: &Pick) -> FoundChain {
+fn wanted_pick(pick: &Pick) -> FoundChain {
     FoundChain { base: None, rules: found(&rules::pick(pick)) }
 }
 

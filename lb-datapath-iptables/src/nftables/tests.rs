@@ -20,11 +20,11 @@ use super::{
     engine::{Engine, Flows, Vips},
     kernel::{Batch, CommitError, Kernel, Mend, Rebuild, Table},
     layout::{Choice, Element, How, Key, Note, Pick, Set, Value},
-    lower::{Action, Origin, comment},
+    lower::{Action, Origin, service_element},
     ranges,
     read::{RawElement, Read},
     rules,
-    ruleset::{self, FoundRule, Ruleset},
+    ruleset::{self, Ruleset},
     wanted::Wanted,
     wire::key_bytes,
 };
@@ -197,8 +197,31 @@ fn a_fifth_endpoint_sends_a_handful_of_elements() {
     after.sets.insert(new, Arc::new(BackendSet { lookup: Lookup::Random, slots: slots.into() }));
     after.frontends.get_mut(&addr).unwrap().target = Target::Set(new);
     engine.apply(&diff(&before, &after, &Labels::new())).unwrap();
-    // Generation, the frontend's value and the new chain with its rule; one backend and one slot.
-    assert_eq!(world.lock().sent - sent, 2 + 2 + 1 + 1 + 1);
+    // Generation, the frontend's value, its note and the new chain with its rule; one backend and one slot.
+    assert_eq!(world.lock().sent - sent, 2 + 2 + 2 + 1 + 1 + 1);
+    assert_eq!(world.elements(), expected(&after));
+}
+
+/// A verdict that changes makes the kernel walk every frontend.
+#[test]
+fn another_endpoint_in_a_slot_leaves_the_verdict_alone() {
+    let world = World::default();
+    let mut engine = world.engine();
+    let services = BTreeMap::from([(0, Service { to: Some((Lookup::Random, vec![1, 2])), affinity: None })]);
+    let before = state(&services, &NodeFacts::default(), 1);
+    engine.apply(&diff(&State::default(), &before, &Labels::new())).unwrap();
+    let sent = world.lock().sent;
+    let mut after = before.clone();
+    let addr = frontend_addr(0);
+    let Target::Set(old) = after.frontends[&addr].target else { panic!("it has backends") };
+    let mut slots = after.sets.remove(&old).unwrap().slots.to_vec();
+    slots.swap(0, 1);
+    let new = SetId::new(999).unwrap();
+    after.sets.insert(new, Arc::new(BackendSet { lookup: Lookup::Random, slots: slots.into() }));
+    after.frontends.get_mut(&addr).unwrap().target = Target::Set(new);
+    engine.apply(&diff(&before, &after, &Labels::new())).unwrap();
+    // Generation, the frontend's note and its two slots, each removed and added.
+    assert_eq!(world.lock().sent - sent, 2 + 2 + 4);
     assert_eq!(world.elements(), expected(&after));
 }
 
@@ -421,7 +444,7 @@ fn names(op: &Op, wanted: &FrontendAddr) -> bool {
 /// The elements that a state stands for, said once more and from scratch.
 fn expected(state: &State) -> BTreeMap<Key, (Value, String)> {
     let mut table = BTreeMap::new();
-    table.insert(Key::Note(Note::Layout, 1), (Value::None, "layout".into()));
+    table.insert(Key::Note(Note::Layout, 2), (Value::None, "layout".into()));
     for (id, backend) in &state.backends {
         let BackendAddr { ip, port, protocol } = backend.addr;
         let text = if backend.local { "local" } else { "" };
@@ -431,7 +454,7 @@ fn expected(state: &State) -> BTreeMap<Key, (Value, String)> {
         }
     }
     for (&addr, frontend) in &state.frontends {
-        table.insert(Key::Service(addr), (Value::None, String::new()));
+        table.insert(Key::Service(addr), (Value::None, service_element(addr, frontend).comment));
         let choice = match frontend.target {
             Target::Reject => Choice::Refuse,
             Target::Drop => Choice::Drop,
@@ -450,7 +473,7 @@ fn expected(state: &State) -> BTreeMap<Key, (Value, String)> {
                 Choice::Pick(Pick { family: addr.family(), how, slots, affinity: frontend.affinity })
             }
         };
-        table.insert(Key::Frontend(addr), (Value::Go(choice), comment(frontend, "")));
+        table.insert(Key::Frontend(addr), (Value::Go(choice), String::new()));
     }
     let NodeFacts { name, ips, cluster_cidrs } = &state.node;
     let mut note = |note, n, text: String| table.insert(Key::Note(note, n), (Value::None, text));
@@ -615,10 +638,6 @@ impl Kernel for World {
         Ok(ruleset::wanted(&self.lock().picks))
     }
 
-    fn chain(&mut self, name: &str) -> io::Result<Vec<FoundRule>> {
-        Ok(self.ruleset()?.chains.remove(name).map(|chain| chain.rules).unwrap_or_default())
-    }
-
     fn mend(&mut self, mend: &Mend) -> Result<(), CommitError> {
         self.commit(&Batch { steps: &mend.first, ..Batch::default() })?;
         let mut model = self.lock();
@@ -634,6 +653,10 @@ impl Kernel for World {
         model.picks.retain(|pick| !mend.chains_gone.contains(&pick.to_string()));
         model.picks.extend(mend.chains.iter().filter_map(|chain| chain.name.parse::<Pick>().ok()));
         Ok(())
+    }
+
+    fn name(&self) -> String {
+        "inet lb".into()
     }
 
     fn port(&self) -> io::Result<u32> {

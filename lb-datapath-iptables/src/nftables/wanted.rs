@@ -7,7 +7,7 @@ use lb_core::{BackendSet, Expected, Family, Frontend, FrontendAddr, Labels, Stat
 use super::{
     draft::Endpoint,
     layout::{Choice, Element, Key, Note, Pick, VERSION, Value},
-    lower::{LOCAL, backend_element, choice_of, cluster, comment, notes},
+    lower::{LOCAL, backend_element, choice_of, cluster, notes, service_element},
     mirror::{hairpin, set_of},
     observe::{self, FAMILIES},
     userdata,
@@ -41,7 +41,7 @@ impl<'a> Wanted<'a> {
         let plain = |value| Some(Element::new(*key, value));
         match key {
             Key::Frontend(addr) => self.frontend(addr),
-            Key::Service(addr) => self.state.frontends.get(addr).and_then(|_| plain(Value::None)),
+            Key::Service(addr) => self.state.frontends.get(addr).map(|frontend| service_element(*addr, frontend)),
             Key::Slot(addr, slot) => {
                 let set = self.set(self.state.frontends.get(addr)?)?;
                 let backend = self.state.backends.get(set.slots.get(*slot as usize)?)?;
@@ -122,7 +122,7 @@ impl<'a> Wanted<'a> {
         let frontend = self.state.frontends.get(addr)?;
         let label = self.labels.get(addr).map_or("", |label| &**label);
         let element = Element::new(Key::Frontend(*addr), Value::Go(self.choice(addr, frontend)));
-        Some(element.comment(comment(frontend, label)))
+        Some(element.comment(label))
     }
 
     fn choice(&self, addr: &FrontendAddr, frontend: &Frontend) -> Choice {
@@ -143,12 +143,12 @@ impl<'a> Wanted<'a> {
 /// Whether `found` is as `wanted` in all that matters. A frontend's label is for people: it may be an older one.
 pub(super) fn agrees(wanted: &Element, found: &Element) -> bool {
     let same = match wanted.key {
-        Key::Frontend(_) => observe::parse(&wanted.comment) == observe::parse(&found.comment),
+        Key::Service(_) => observe::parse(&wanted.comment) == observe::parse(&found.comment),
         Key::Backend(..) => (wanted.comment == LOCAL) == (found.comment == LOCAL),
         Key::Note(Note::NodeName | Note::NodeIp | Note::ClusterCidr, _) => {
             userdata::cut(&wanted.comment) == found.comment
         }
-        Key::Service(_) | Key::Slot(..) | Key::Record(..) | Key::Bound(..) | Key::Hairpin(_) | Key::Note(..) => true,
+        Key::Frontend(_) | Key::Slot(..) | Key::Record(..) | Key::Bound(..) | Key::Hairpin(_) | Key::Note(..) => true,
     };
     same && wanted.value == found.value
 }

@@ -14,7 +14,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const SILENCE: Duration = Duration::from_millis(1_200);
 
 /// What somebody does, how what it changed is called, and whether the watcher of iptables-legacy can notice.
-const EDITS: [(&str, &str, bool); 13] = [
+const EDITS: [(&str, &str, bool); 16] = [
     ("4 -t nat -F", "rule IPv4 nat PREROUTING jump to LB-SERVICES missing", true),
     ("4 -t nat -F LB-SERVICES", "rule IPv4 nat LB-SERVICES rule 1 missing", true),
     ("4 -t nat -D LB-SERVICES 1", "rule IPv4 nat LB-SERVICES rule 1 missing", true),
@@ -24,6 +24,9 @@ const EDITS: [(&str, &str, bool); 13] = [
     ("4 -t nat -F LB-MARK-MASQ", "rule IPv4 nat LB-MARK-MASQ rule 1 missing", true),
     ("6 -t nat -D OUTPUT -j LB-SERVICES", "rule IPv6 nat OUTPUT jump to LB-SERVICES missing", true),
     ("6 -F LB-FILTER", "rule IPv6 filter LB-FILTER rule 1 missing", true),
+    ("4 -t nat -I PREROUTING -j ACCEPT", "rule IPv4 nat PREROUTING jump to LB-SERVICES wrong", true),
+    ("6 -t nat -I POSTROUTING -s fd09::/64 -j RETURN", "rule IPv6 nat POSTROUTING jump to LB-POSTROUTING wrong", true),
+    ("4 -I FORWARD -s 10.9.9.9 -j DROP", "rule IPv4 filter FORWARD jump to LB-FILTER wrong", true),
     ("4 -t nat -N LB-SVC-AAAAAAAAAAAAAAAA", "chain IPv4 nat LB-SVC-AAAAAAAAAAAAAAAA extra", true),
     ("ip route del blackhole 10.96.0.1", "route 10.96.0.1 in the main table missing", true),
     ("ip -6 rule del fwmark 0x6c620001", "route rules for refused packets missing", true),
@@ -67,8 +70,9 @@ pub(crate) fn the_watcher_sleeps_through_what_does_not_concern_us(variant: Varia
     assert!(!watcher.wait(SILENCE).unwrap(), "a plan of our own");
     if variant == Variant::Nft {
         // iptables-legacy shows no more than sizes, so that this wakes it, for nothing.
-        bench.world.sh(Place::Node, "iptables-nft -t nat -N MINE; iptables-nft -t nat -A MINE -j RETURN; iptables-nft -t mangle -N LB-X; nft add table inet other");
-        assert!(!watcher.wait(SILENCE).unwrap(), "others' chains and tables");
+        bench.world.sh(Place::Node, "iptables-nft -t nat -N MINE; iptables-nft -t nat -A MINE -j RETURN; iptables-nft -t mangle -N LB-X; nft add table inet other
+             iptables-nft -t nat -A PREROUTING -s 10.9.9.9 -j ACCEPT");
+        assert!(!watcher.wait(SILENCE).unwrap(), "others' chains, tables and rules behind our jumps");
     }
     assert_eq!(bench.inspect(Inspection::Suspects), none);
     assert_eq!(bench.inspect(Inspection::Everything), none, "{}", bench.save());
@@ -89,6 +93,15 @@ pub(crate) fn a_flush_of_everything_is_named_as_one(variant: Variant) {
     assert!(!found.is_empty() && found.iter().all(|drift| drift.cause == Cause::Flushed), "{found:#?}");
     bench.repair(&found);
     assert_eq!(bench.inspect(Inspection::Everything), []);
+    for (edit, cause) in
+        [("ip route flush table 26976", Cause::Flushed), ("ip route del 10.96.0.1/32 table 26976", Cause::Edited)]
+    {
+        bench.world.sh(Place::Node, edit);
+        let found = bench.inspect(Inspection::Everything);
+        let routes: Vec<&Drift> = found.iter().filter(|drift| drift.object.contains("10.96.0.")).collect();
+        assert!(!routes.is_empty() && routes.iter().all(|drift| drift.cause == cause), "{edit}: {found:#?}");
+        bench.repair(&found);
+    }
     for addr in frontends() {
         assert!(bench.ask(addr.protocol, Place::Client, None, socket(addr)).is_ok(), "{addr}");
     }
@@ -96,14 +109,6 @@ pub(crate) fn a_flush_of_everything_is_named_as_one(variant: Variant) {
 
 pub(crate) fn the_kernel_is_asked_about_a_packet(variant: Variant) {
     let mut bench = drifting(variant);
-    let packet = |addr: lb_core::FrontendAddr| Packet {
-        entry: Entry::Uplink,
-        protocol: addr.protocol,
-        source: client_ip(addr.ip.is_ipv6()),
-        source_port: 40_000,
-        destination: addr.ip,
-        destination_port: addr.port,
-    };
     let verdict = |bench: &mut Bench, addr| bench.datapath.ask(&packet(addr)).unwrap().unwrap().verdict;
     let addrs: Vec<lb_core::FrontendAddr> = bench.state.frontends.keys().copied().collect();
     for addr in addrs {
@@ -129,6 +134,51 @@ pub(crate) fn the_kernel_is_asked_about_a_packet(variant: Variant) {
     }
 }
 
+/// Packets of a service, and of one that is refused.
+pub(crate) fn rules_that_are_not_ours_are_named_by_ask(variant: Variant) {
+    let mut bench = drifting(variant);
+    let (tcp, svc) = (frontend(false, Protocol::Tcp), bench.service_chain());
+    let refused = lb_core::FrontendAddr { ip: "10.96.0.4".parse().unwrap(), ..tcp };
+    for (edit, addr, named) in [
+        ("4 -t nat -I PREROUTING 1 -j ACCEPT", tcp, "PREROUTING: rule 1, in front of the jump to LB-SERVICES"),
+        ("4 -t nat -I POSTROUTING 1 -s 10.1.0.0/24 -j ACCEPT", tcp, "POSTROUTING: rule 1, in front of"),
+        ("4 -t nat -I LB-SERVICES -d 10.96.0.1 -j RETURN", tcp, "chain LB-SERVICES are not ours"),
+        ("4 -t nat -I SVC -j ACCEPT", tcp, "are not ours"),
+        ("4 -t nat -F LB-MARK-MASQ", tcp, "chain LB-MARK-MASQ are not ours"),
+        ("4 -t nat -F LB-MARK-SOURCE", tcp, "chain LB-MARK-SOURCE are not ours"),
+        ("4 -t nat -F LB-POSTROUTING", tcp, "chain LB-POSTROUTING are not ours"),
+        ("4 -t nat -D POSTROUTING -j LB-POSTROUTING", tcp, "chain POSTROUTING are not ours"),
+        ("4 -t nat -F LB-MARK-REJECT", refused, "chain LB-MARK-REJECT are not ours"),
+        ("4 -F LB-FILTER", refused, "chain LB-FILTER are not ours"),
+        ("4 -I FORWARD -j ACCEPT", refused, "FORWARD: rule 1, in front of"),
+    ] {
+        let command = bench.command(edit, &svc);
+        bench.world.sh(Place::Node, &command);
+        let error = bench.datapath.ask(&packet(addr)).unwrap_err().report();
+        assert!(error.contains(named) && error.contains("`lb drift`"), "{command}: {error}");
+        let found = bench.inspect(Inspection::Everything);
+        assert!(!found.is_empty(), "{command}");
+        bench.repair(&found);
+        assert!(bench.datapath.ask(&packet(addr)).is_ok(), "after {command}");
+    }
+    // What only looks at packets takes none away.
+    let command = bench.command("4 -t nat -I PREROUTING 1 -j MARK --set-xmark 0x1/0x1", &svc);
+    bench.world.sh(Place::Node, &command);
+    assert!(bench.datapath.ask(&packet(tcp)).is_ok());
+    assert_eq!(bench.inspect(Inspection::Everything), []);
+}
+
+fn packet(addr: lb_core::FrontendAddr) -> Packet {
+    Packet {
+        entry: Entry::Uplink,
+        protocol: addr.protocol,
+        source: client_ip(addr.ip.is_ipv6()),
+        source_port: 40_000,
+        destination: addr.ip,
+        destination_port: addr.port,
+    }
+}
+
 /// Something of everything.
 fn drifting(variant: Variant) -> Bench {
     let mut bench = Bench::new(variant);
@@ -138,7 +188,7 @@ fn drifting(variant: Variant) -> Bench {
         let elsewhere = |ip: &str| lb_core::FrontendAddr { ip: ip.parse().unwrap(), ..frontend(false, Protocol::Tcp) };
         point_nowhere(state, elsewhere("10.96.0.3"), Target::Drop);
         point_nowhere(state, elsewhere("10.96.0.4"), Target::Reject);
-        state.node.cluster_cidrs = ["10.2.0.0/16", "fd02::/16", "0.0.0.0/0"].map(|cidr| cidr.parse().unwrap()).into();
+        state.node.cluster_cidrs = ["10.2.0.9/16", "fd02::/16", "0.0.0.0/0"].map(|cidr| cidr.parse().unwrap()).into();
         state.node.ips = vec!["10.2.1.1".parse().unwrap(), "fd02:1::1".parse().unwrap()];
         state.node.name = Some(lb_core::NodeName::new("node-1"));
     });

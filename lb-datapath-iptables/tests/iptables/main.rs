@@ -17,8 +17,8 @@ use std::{
 };
 
 use drift::{
-    a_flush_of_everything_is_named_as_one, every_edit_is_found_and_repaired, the_kernel_is_asked_about_a_packet,
-    the_watcher_sleeps_through_what_does_not_concern_us,
+    a_flush_of_everything_is_named_as_one, every_edit_is_found_and_repaired, rules_that_are_not_ours_are_named_by_ask,
+    the_kernel_is_asked_about_a_packet, the_watcher_sleeps_through_what_does_not_concern_us,
 };
 use lb_core::{
     Affinity, Backend, BackendAddr, BackendId, BackendSet, Datapath as _, Family, Frontend, FrontendAddr, FrontendId,
@@ -73,6 +73,7 @@ on_both_variants! {
     the_watcher_sleeps_through_what_does_not_concern_us,
     a_flush_of_everything_is_named_as_one,
     the_kernel_is_asked_about_a_packet,
+    rules_that_are_not_ours_are_named_by_ask,
 }
 
 /// A world with a datapath on its node, and what the datapath should hold.

@@ -38,9 +38,9 @@ fn nothing_drifts_by_itself() {
 
 /// What somebody does, and how what it changed is called.
 const EDITS: [(&str, &str); 24] = [
-    ("nft flush ruleset", "table inet missing"),
-    ("nft delete table inet lb", "table inet missing"),
-    ("nft add table inet lb '{ flags dormant; }'", "table inet wrong"),
+    ("nft flush ruleset", "table inet lb missing"),
+    ("nft delete table inet lb", "table inet lb missing"),
+    ("nft add table inet lb '{ flags dormant; }'", "table inet lb wrong"),
     ("nft delete element inet lb frontends4 '{ 10.96.0.1 . tcp . 80 }'", "frontend 10.96.0.1:80/tcp missing"),
     (
         "nft delete element inet lb frontends4 '{ 10.96.0.1 . tcp . 80 }'; \
@@ -232,7 +232,9 @@ fn a_table_of_somebody_elses_is_named_and_never_repaired_away() {
     assert!(found[0].class == DriftClass::Table && matches!(found[0].difference, Difference::Wrong { .. }));
     let labels = Labels::new();
     let error = node.datapath.repair(Expected { state: &node.state, labels: &labels }, &found).unwrap_err();
-    assert_eq!(error.unknown.unwrap().kind(), lb_core::ErrorKind::Busy);
+    let error = error.unknown.unwrap();
+    assert_eq!(error.kind(), lb_core::ErrorKind::Busy);
+    assert!(error.report().contains("remove it with `nft delete table inet lb`"), "{}", error.report());
     assert!(net.node.sh("nft list table inet lb").contains("chain mine"));
 }
 
@@ -241,8 +243,10 @@ fn a_table_of_somebody_elses_is_named_and_never_repaired_away() {
 fn causes_tell_a_flush_from_an_edit() {
     let net = Net::new();
     let mut node = Node::open(&net);
-    node.become_state(both_backends());
+    node.become_state(varied());
     for (edit, cause) in [
+        ("ip route flush table 27746", Cause::Flushed),
+        ("ip route del 10.96.0.1/32 table 27746", Cause::Edited),
         ("nft flush ruleset", Cause::Flushed),
         ("nft flush map inet lb slots4", Cause::Flushed),
         ("nft delete element inet lb slots4 '{ 10.96.0.1 . tcp . 80 . 1 }'", Cause::Edited),
@@ -361,7 +365,7 @@ fn another_table_name_is_watched_under_its_own() {
 
 impl Node {
     /// What a full inspection finds.
-    fn drift(&mut self) -> Vec<Drift> {
+    pub(crate) fn drift(&mut self) -> Vec<Drift> {
         self.inspect(Inspection::Everything)
     }
 
@@ -377,7 +381,7 @@ impl Node {
         found
     }
 
-    fn repair(&mut self, found: &[Drift]) {
+    pub(crate) fn repair(&mut self, found: &[Drift]) {
         let labels: Labels = self.state.frontends.keys().map(|&addr| (addr, Arc::from("team/web:http"))).collect();
         self.datapath.repair(Expected { state: &self.state, labels: &labels }, found).unwrap();
     }

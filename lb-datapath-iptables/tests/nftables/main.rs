@@ -417,8 +417,9 @@ fn nft_lists_everything() {
     net.client.run(|| tcp(at("10.96.0.3"))).unwrap();
     let listing = net.node.sh("nft list table inet lb");
     for line in [
-        r#"comment "lb layout 1""#,
-        r#"10.96.0.1 . tcp . 80 comment "frontend 4 set 3 team/web:http" : goto pick4-random-2"#,
+        r#"comment "lb layout 2""#,
+        r#"10.96.0.1 . tcp . 80 comment "team/web:http" : goto pick4-random-2"#,
+        r#"10.96.0.1 . tcp . 80 comment "frontend 4 set 3""#,
         r#"10.96.0.1 . tcp . 80 . 0 : 10.2.1.2 . 8080"#,
         r#"10.1.0.2 . 10.96.0.3 . tcp . 80 timeout 3h expires"#,
         "ip daddr . meta l4proto . th dport vmap @frontends4",
