@@ -74,52 +74,42 @@ impl fmt::Display for SliceName {
     }
 }
 
-/// Name of a node.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct NodeName(Arc<str>);
+/// Defines a name that is one text.
+macro_rules! name {
+    ($(#[$doc:meta])* $name:ident, $what:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(Arc<str>);
 
-impl NodeName {
-    /// A node called `name`.
-    #[must_use]
-    pub fn new(name: &str) -> Self {
-        Self(name.into())
-    }
+        impl $name {
+            #[doc = concat!("A ", $what, " called `name`.")]
+            #[must_use]
+            pub fn new(name: &str) -> Self {
+                Self(name.into())
+            }
 
-    /// The name as text.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
+            /// The name as text.
+            #[must_use]
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    };
 }
 
-impl fmt::Display for NodeName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
+name! {
+    /// Name of a node.
+    NodeName, "node"
 }
-
-/// Name of a zone: a part of a cluster inside which traffic is near.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ZoneName(Arc<str>);
-
-impl ZoneName {
-    /// A zone called `name`.
-    #[must_use]
-    pub fn new(name: &str) -> Self {
-        Self(name.into())
-    }
-
-    /// The name as text.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Display for ZoneName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
+name! {
+    /// Name of a zone: a part of a cluster inside which traffic is near.
+    ZoneName, "zone"
 }
 
 /// Where changes come from: a manifest directory, an API server, the embedder itself.
