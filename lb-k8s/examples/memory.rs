@@ -3,20 +3,14 @@
 //! Writes that many services (10,000 by default) with a slice of four endpoints each into one file, a file each, or one
 //! list, and reads them in this process: resident memory and what of it is in use, step by step.
 
-use std::{
-    error::Error,
-    fs,
-    net::{IpAddr, Ipv4Addr},
-    path::Path,
-    process::Command,
-};
+mod common;
 
-use lb_core::{
-    Capabilities, Endpoint, Model, NodeName, Protocol, Service, ServiceName, ServicePort, Settings, SourceName,
-};
-use lb_k8s::{Manifests, write};
+use std::{error::Error, fs, path::Path, process::Command};
 
-const ENDPOINTS: u32 = 4;
+use common::manifest;
+use lb_core::{Capabilities, Model, Settings, SourceName};
+use lb_k8s::Manifests;
+
 /// Says that this process is the one that reads, and what.
 const READ: &str = "LB_EXAMPLE_READ";
 
@@ -37,19 +31,6 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("{services} services, {layout}, {} KiB", texts.iter().map(String::len).sum::<usize>() / 1024);
     let status = Command::new(std::env::current_exe()?).env(READ, directory.path()).status()?;
     if status.success() { Ok(()) } else { Err("the reader failed".into()) }
-}
-
-fn manifest(index: u32) -> Result<String, write::WriteError> {
-    let address = |network: u32, host: u32| IpAddr::V4(Ipv4Addr::from((network << 24) + host));
-    let mut service = Service::new(ServiceName::new("default", &format!("service-{index}")));
-    service.cluster_ips = vec![address(11, index + 1)];
-    service.ports = vec![ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80, node_port: None }];
-    let endpoint = |number| {
-        let node = Some(NodeName::new(&format!("node-{}", number % 3)));
-        Endpoint { node, ..Endpoint::new(address(12, index * ENDPOINTS + number + 1)) }
-    };
-    let endpoints: Vec<_> = (0..ENDPOINTS).map(endpoint).collect();
-    write::service_with_endpoints(&service, &endpoints, |_| 8080)
 }
 
 /// One object with all others inside it.

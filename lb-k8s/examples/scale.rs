@@ -3,18 +3,13 @@
 //! Writes that many services (10,000 by default) with a slice of four endpoints each, once into one file and once into
 //! a file per service, and reads them back.
 
-use std::{
-    error::Error,
-    fs,
-    net::{IpAddr, Ipv4Addr},
-    path::Path,
-    time::Instant,
-};
+mod common;
 
-use lb_core::{Endpoint, NodeName, Protocol, Service, ServiceName, ServicePort, SourceName};
-use lb_k8s::{Manifests, write};
+use std::{error::Error, fs, path::Path, time::Instant};
 
-const ENDPOINTS: u32 = 4;
+use common::manifest;
+use lb_core::SourceName;
+use lb_k8s::Manifests;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let services: u32 = std::env::args().nth(1).map_or(Ok(10_000), |text| text.parse())?;
@@ -34,19 +29,6 @@ fn main() -> Result<(), Box<dyn Error>> {
         fs::write(many.join(format!("{index:05}.yaml")), text)?;
     }
     measure("a file per service", &many, services)
-}
-
-fn manifest(index: u32) -> Result<String, write::WriteError> {
-    let address = |network: u32, host: u32| IpAddr::V4(Ipv4Addr::from((network << 24) + host));
-    let mut service = Service::new(ServiceName::new("default", &format!("service-{index}")));
-    service.cluster_ips = vec![address(11, index + 1)];
-    service.ports = vec![ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80, node_port: None }];
-    let endpoint = |number| {
-        let node = Some(NodeName::new(&format!("node-{}", number % 3)));
-        Endpoint { node, ..Endpoint::new(address(12, index * ENDPOINTS + number + 1)) }
-    };
-    let endpoints: Vec<_> = (0..ENDPOINTS).map(endpoint).collect();
-    write::service_with_endpoints(&service, &endpoints, |_| 8080)
 }
 
 fn measure(what: &str, directory: &Path, services: u32) -> Result<(), Box<dyn Error>> {
