@@ -12,7 +12,7 @@ use lb_core::{
 };
 use lb_datapath_ebpf_abi as abi;
 
-use crate::heap::Extent;
+use crate::{heap::Extent, ports::Ports};
 
 // Programs cannot depend on lb-core, which allocates.
 const _: () = assert!(abi::FLOW_SEED == lb_core::FLOW_SEED);
@@ -170,7 +170,7 @@ pub(crate) fn backend(value: &abi::BackendValue) -> Result<Backend, Corrupt> {
     Ok(Backend { addr, local: value.local != 0 })
 }
 
-pub(crate) fn node_value(node: &NodeFacts) -> Result<abi::NodeValue, Inexpressible> {
+pub(crate) fn node_value(node: &NodeFacts, ports: Ports) -> Result<abi::NodeValue, Inexpressible> {
     let snat = |family| node.primary_ip(family).map(addr).transpose();
     let (v4, v6) = (snat(Family::V4)?, snat(Family::V6)?);
     Ok(abi::NodeValue {
@@ -178,7 +178,9 @@ pub(crate) fn node_value(node: &NodeFacts) -> Result<abi::NodeValue, Inexpressib
         snat_v6: v6.unwrap_or_default(),
         has_v4: u8::from(v4.is_some()),
         has_v6: u8::from(v6.is_some()),
-        pad: [0; 6],
+        nat_first: ports.first,
+        nat_ports: ports.count(),
+        pad: [0; 2],
         facts: facts(node)?,
     })
 }
@@ -259,13 +261,14 @@ mod tests {
             facts_of(None, &[], &[]),
             facts_of(Some("a"), &["192.0.2.1", "2001:db8::1"], &["10.0.0.7/8", "fd00::/48", "::/0"]),
         ] {
-            assert_eq!(node(&node_value(&facts).unwrap()), Ok(facts));
+            assert_eq!(node(&node_value(&facts, Ports::default()).unwrap()), Ok(facts));
         }
     }
 
     #[test]
     fn translated_sources_are_the_first_of_their_family() {
-        let value = node_value(&facts_of(None, &["2001:db8::1", "192.0.2.1", "192.0.2.2"], &[])).unwrap();
+        let value =
+            node_value(&facts_of(None, &["2001:db8::1", "192.0.2.1", "192.0.2.2"], &[]), Ports::default()).unwrap();
         assert_eq!((value.has_v4, value.snat_v4), (1, abi::map_v4([192, 0, 2, 1])));
         assert_eq!(value.has_v6, 1);
     }
@@ -273,7 +276,10 @@ mod tests {
     #[test]
     fn too_many_addresses_are_refused() {
         let facts = facts_of(None, &["192.0.2.1"; 33], &[]);
-        assert_eq!(node_value(&facts), Err(Inexpressible::Facts { what: "addresses", found: 33, max: 32 }));
+        assert_eq!(
+            node_value(&facts, Ports::default()),
+            Err(Inexpressible::Facts { what: "addresses", found: 33, max: 32 })
+        );
     }
 
     #[test]

@@ -28,6 +28,7 @@ use crate::{
     mirror::Mirror,
     ours,
     pin::{self, Pins},
+    ports::Ports,
     programs::{DryRun, Programs},
     repair,
     restore::Restored,
@@ -83,7 +84,7 @@ impl EbpfDatapath {
     /// # Errors
     /// When they are not all there, or not ours.
     pub fn read(pin_dir: &Path) -> Result<State, DatapathError> {
-        let maps = Maps::open(&pin_dir.join(abi::LAYOUT).join("maps"))?;
+        let maps = Maps::open(&pin_dir.join(abi::LAYOUT).join("maps"), Ports::default())?;
         Ok(Restored::new(&maps.snapshot()?, maps.limits()).mirror.state)
     }
 
@@ -174,6 +175,7 @@ impl EbpfDatapath {
 impl Kernel {
     /// Loads everything. A failure leaves what an earlier process pinned as it was, and nothing if there was nothing.
     fn load(config: &mut EbpfConfig) -> Result<(Self, Anchors), EbpfError> {
+        let ports = Ports::free()?;
         let pins = Pins::create(&config.pin_dir)?;
         let adopted = ours::check(&pins)?;
         if adopted {
@@ -183,7 +185,7 @@ impl Kernel {
             pins.clear()?;
         }
         let dir = config.pin_dir.clone();
-        let loaded = Self::load_into(config, pins, adopted);
+        let loaded = Self::load_into(config, pins, adopted, ports);
         if loaded.is_err() && !adopted {
             // The first error says more than one about what it left.
             let _ = pin::remove(&dir);
@@ -191,9 +193,14 @@ impl Kernel {
         loaded
     }
 
-    fn load_into(config: &mut EbpfConfig, pins: Pins, adopted: bool) -> Result<(Self, Anchors), EbpfError> {
+    fn load_into(
+        config: &mut EbpfConfig,
+        pins: Pins,
+        adopted: bool,
+        ports: Ports,
+    ) -> Result<(Self, Anchors), EbpfError> {
         let programs = Programs::load(&pins.maps(), &config.capacities)?;
-        let mut maps = Maps::open(&pins.maps())?;
+        let mut maps = Maps::open(&pins.maps(), ports)?;
         let Restored { mut mirror, mends, junk } = Restored::new(&maps.snapshot()?, maps.limits());
         maps.write(&mends);
         // What is freed here, or was last by the earlier process, may still be read by a program.
@@ -256,7 +263,11 @@ impl Datapath for EbpfDatapath {
             roles: vec![Role::Standby, Role::Active, Role::Draining],
             drain: false,
             max_slots: MAX_SLOTS,
-            translated_ports: abi::NAT_PORT_FIRST..=abi::NAT_PORT_LAST,
+            translated_ports: self
+                .kernel
+                .as_ref()
+                .map_or_else(Ports::default, |kernel| kernel.mirror.limits.ports)
+                .range(),
         }
     }
 

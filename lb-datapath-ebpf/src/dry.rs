@@ -8,6 +8,7 @@ use lb_datapath_ebpf_abi as abi;
 use crate::{
     Capacities, lower,
     mirror::Mirror,
+    ports::Ports,
     write::{Cause, Limits, Store, Write},
 };
 
@@ -31,6 +32,7 @@ pub fn map_writes(plan: &Plan, capacities: &Capacities) -> Result<usize, ApplyEr
         sets: capacities.sets as usize,
         members: capacities.members as usize,
         chunks: capacities.slots / abi::SLOTS_PER_CHUNK,
+        ports: Ports::default(),
     };
     let mut count = Count::default();
     lower::apply(&mut Mirror::new(limits), &mut count, plan)?;

@@ -8,7 +8,7 @@ use std::{
 
 use lb_core::{DatapathError, ErrorKind};
 
-use crate::sys::Shape;
+use crate::{ports, sys::Shape};
 
 /// Why the datapath cannot be opened, or a device attached.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +51,16 @@ pub(crate) enum EbpfError {
     Repair(String),
     #[error("device {name} not found in this network namespace")]
     NoDevice { name: String, source: io::Error },
+    #[error("reading {path} failed; it says which ports the node's own sockets get")]
+    Setting { path: &'static Path, source: io::Error },
+    #[error(
+        "net.ipv4.ip_local_port_range is {local} and net.ipv4.ip_local_reserved_ports is `{reserved}`, expected {least} \
+         ports in a row of 1024-29999 that sockets of the node do not get, for translated sources; let the range begin \
+         higher (`sysctl -w net.ipv4.ip_local_port_range=\"32768 60999\"`) or reserve some \
+         (`sysctl -w net.ipv4.ip_local_reserved_ports=20000-29999`)",
+        least = ports::LEAST
+    )]
+    NoPorts { local: String, reserved: String },
     #[error("no device of pods is attached; `EbpfConfig::pod_devices` names none that exists")]
     NoPodDevice,
 }
@@ -120,10 +130,13 @@ impl EbpfError {
             Self::Repair(_) => ErrorKind::System,
             Self::Load(source) | Self::Program { source, .. } => source.kind(),
             Self::NoProgram { .. } => ErrorKind::Unsupported,
-            Self::ForeignMap { .. } | Self::Foreign { .. } | Self::NoPodDevice => ErrorKind::Invalid,
+            Self::ForeignMap { .. } | Self::Foreign { .. } | Self::NoPodDevice | Self::NoPorts { .. } => {
+                ErrorKind::Invalid
+            }
             Self::Pin { source, .. }
             | Self::Examine { source, .. }
             | Self::TestRun { source, .. }
+            | Self::Setting { source, .. }
             | Self::Map { source, .. }
             | Self::Attach { source, .. } => of(source),
         }

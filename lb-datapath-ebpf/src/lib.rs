@@ -44,6 +44,7 @@ mod mirror;
 mod ours;
 mod packet;
 mod pin;
+mod ports;
 mod programs;
 mod repair;
 mod restore;

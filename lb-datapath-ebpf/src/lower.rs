@@ -116,7 +116,7 @@ impl<S: Store> Run<'_, S> {
         if self.mirror.state.node == *node {
             return Ok(());
         }
-        let value = Write::Node(Box::new(convert::node_value(node)?));
+        let value = Write::Node(Box::new(convert::node_value(node, self.mirror.limits.ports)?));
         let wanted = cidr_keys(&node.cluster_cidrs);
         let old: Vec<_> = self.mirror.cidrs.iter().filter(|key| !wanted.contains_key(key)).copied().collect();
         let new = wanted.iter().map(|(&key, &family)| (0, Write::Cidr(key, family))).collect();

@@ -21,6 +21,7 @@ use crate::{
     config::Capacities,
     error::EbpfError,
     lower::MAX_SLOTS,
+    ports::Ports,
     restore::claim,
     sys::{self, MapInfo, Page, RawMap, Shape, Words},
     write::{Cause, Limits, Snapshot, Store, Write},
@@ -158,6 +159,7 @@ pub(crate) struct Maps {
     flows: RawMap,
     affinity: RawMap,
     chunks: u32,
+    ports: Ports,
     slots: Words,
     /// Keys written since they were last looked at, by table.
     written: [Vec<u8>; Table::ALL.len()],
@@ -165,8 +167,8 @@ pub(crate) struct Maps {
 }
 
 impl Maps {
-    /// Opens the maps that are pinned in `dir`.
-    pub(crate) fn open(dir: &Path) -> Result<Self, EbpfError> {
+    /// Opens the maps that are pinned in `dir`; translated sources get `ports`.
+    pub(crate) fn open(dir: &Path, ports: Ports) -> Result<Self, EbpfError> {
         let open = |name: &str| open(&dir.join(name));
         let slots = open("SLOTS")?;
         let words = Words::map(&slots).map_err(|source| EbpfError::Map { name: "SLOTS", what: "mapping", source })?;
@@ -182,13 +184,14 @@ impl Maps {
             flows: open("CT")?,
             affinity: open("AFFINITY")?,
             chunks: slots.shape().max_entries,
+            ports,
             slots: words,
             written: Default::default(),
             origin: Instant::now(),
         })
     }
 
-    /// How much fits.
+    /// How much fits, and which ports there are.
     pub(crate) fn limits(&self) -> Limits {
         let max = |map: &RawMap| map.shape().max_entries as usize;
         Limits {
@@ -197,6 +200,7 @@ impl Maps {
             sets: max(&self.sets),
             members: max(&self.members),
             chunks: self.chunks,
+            ports: self.ports,
         }
     }
 

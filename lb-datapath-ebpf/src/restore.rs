@@ -150,7 +150,12 @@ impl Restored {
     fn node(&mut self, snapshot: &Snapshot) {
         match snapshot.node.as_ref().map(|value| (value, convert::node(value))) {
             None => {}
-            Some((_, Ok(node))) => self.mirror.state.node = node,
+            Some((value, Ok(node))) => {
+                // Another process may have found other ports free.
+                let right = convert::node_value(&node, self.mirror.limits.ports).ok();
+                self.mends.extend(right.filter(|right| right != value).map(|right| Write::Node(Box::new(right))));
+                self.mirror.state.node = node;
+            }
             Some((value, Err(_))) => self.wrong(DriftClass::Node, "facts", value),
         }
     }

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use lb_core::{BackendId, DatapathError, ErrorKind};
 use lb_datapath_ebpf_abi as abi;
 
-use crate::convert::Inexpressible;
+use crate::{convert::Inexpressible, ports::Ports};
 
 /// One write. Every one of them is atomic, except for [`Write::Slots`], to which nothing points yet.
 #[derive(Clone, Debug, PartialEq)]
@@ -86,7 +86,7 @@ pub(crate) struct Snapshot {
     pub(crate) node: Option<abi::NodeValue>,
 }
 
-/// How much fits.
+/// How much fits, and which ports there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Limits {
     pub(crate) frontends: usize,
@@ -94,6 +94,8 @@ pub(crate) struct Limits {
     pub(crate) sets: usize,
     pub(crate) members: usize,
     pub(crate) chunks: u32,
+    /// Of translated sources.
+    pub(crate) ports: Ports,
 }
 
 /// Keys of the trie for prefixes.

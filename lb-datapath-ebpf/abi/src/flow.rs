@@ -12,12 +12,6 @@ pub const CT_REPLY: u8 = 1;
 /// [`CtValue::flags`]: a FIN or RST was seen; a SYN on the same tuple is a new connection.
 pub const CT_CLOSING: u8 = 2;
 
-/// First port that a translated source may have: below the range that Linux and Kubernetes use for ephemeral ports and
-/// node ports (30000 and up).
-pub const NAT_PORT_FIRST: u16 = 1024;
-/// Last port that a translated source may have.
-pub const NAT_PORT_LAST: u16 = 29999;
-
 /// A UDP flow that was silent for longer than this is over: what conntrack calls an assured stream's time-out.
 pub const UDP_IDLE_NS: u64 = 120_000_000_000;
 

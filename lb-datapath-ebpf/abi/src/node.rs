@@ -41,8 +41,12 @@ pub struct NodeValue {
     pub has_v4: u8,
     /// 1 if there is a `snat_v6`.
     pub has_v6: u8,
+    /// First port that a translated source may have.
+    pub nat_first: u16,
+    /// How many there are from `nat_first` on.
+    pub nat_ports: u16,
     /// Zero.
-    pub pad: [u8; 6],
+    pub pad: [u8; 2],
     /// What programs do not need, for whoever reads the map back.
     pub facts: Facts,
 }

@@ -2,8 +2,7 @@
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use lb_datapath_ebpf_abi::{
-    Addr, CT_CLOSING, CT_REPLY, CidrKey, CtKey, CtValue, FAMILY_V4, FAMILY_V6, NAT_PORT_FIRST, NAT_PORT_LAST, NODE_KEY,
-    Port, TARGET_SET, UDP_IDLE_NS,
+    Addr, CT_CLOSING, CT_REPLY, CidrKey, CtKey, CtValue, FAMILY_V4, FAMILY_V6, NODE_KEY, Port, TARGET_SET, UDP_IDLE_NS,
 };
 
 use crate::{
@@ -118,8 +117,8 @@ pub(crate) fn open(packet: &Packet, to: &mut CtValue) -> bool {
     let foreign = to.dst == packet.key.src || !is_pod(packet);
     // A client that talks to this backend through another frontend already, from the same port, gets another source.
     let claimed = (!foreign && claim(packet, &to.mirror(packet.key.protocol), &back, 0))
-        || match node_address(packet.is_v4) {
-            Some(source) => translate_source(packet, to, &back, source),
+        || match source(packet.is_v4) {
+            Some(source) => translate_source(packet, to, &back, &source),
             // Without an address of our own, replies may or may not come back through here.
             None => foreign && claim(packet, &to.mirror(packet.key.protocol), &back, 0),
         };
@@ -128,13 +127,12 @@ pub(crate) fn open(packet: &Packet, to: &mut CtValue) -> bool {
 
 /// Gives the flow a source of ours, with a port that no other flow to the same backend has.
 #[inline(always)]
-fn translate_source(packet: &Packet, to: &mut CtValue, back: &CtValue, source: Addr) -> bool {
-    const PORTS: u64 = (NAT_PORT_LAST - NAT_PORT_FIRST + 1) as u64;
-    to.src = source;
+fn translate_source(packet: &Packet, to: &mut CtValue, back: &CtValue, source: &Source) -> bool {
+    to.src = source.addr;
     let mut key = to.mirror(packet.key.protocol);
     for _ in 0..PORT_ATTEMPTS {
-        let pick = (random() as u64).wrapping_mul(PORTS) >> 32;
-        to.sport = Port::new(NAT_PORT_FIRST.wrapping_add(pick as u16));
+        let pick = (random() as u64).wrapping_mul(source.ports as u64) >> 32;
+        to.sport = Port::new(source.first.wrapping_add(pick as u16));
         key.dport = to.sport;
         if claim(packet, &key, back, CLOSED_NS) {
             return true;
@@ -188,12 +186,20 @@ fn reply(packet: &Packet, backend: u32, set: u32, now: u64) -> CtValue {
     }
 }
 
-/// The node's address of the packet's family.
+/// What translated sources are made of.
+struct Source {
+    addr: Addr,
+    first: u16,
+    ports: u16,
+}
+
+/// The node's address of the packet's family, and ports that its own sockets do not get.
 #[inline(always)]
-fn node_address(is_v4: bool) -> Option<Addr> {
+fn source(is_v4: bool) -> Option<Source> {
     // SAFETY: copied out at once; user space replaces the element as a whole.
     let node = unsafe { NODE.get(NODE_KEY) }?;
-    if is_v4 { (node.has_v4 != 0).then_some(node.snat_v4) } else { (node.has_v6 != 0).then_some(node.snat_v6) }
+    let (has, addr) = if is_v4 { (node.has_v4, node.snat_v4) } else { (node.has_v6, node.snat_v6) };
+    (has != 0).then_some(Source { addr, first: node.nat_first, ports: node.nat_ports })
 }
 
 /// Whether the packet comes from a pod of the cluster.

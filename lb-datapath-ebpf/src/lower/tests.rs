@@ -13,11 +13,13 @@ use super::apply;
 use crate::{
     convert,
     mirror::Mirror,
+    ports::Ports,
     restore::{Restored, claim},
     write::{Cause, Limits, Snapshot, Store, Write},
 };
 
-const LIMITS: Limits = Limits { frontends: 16, backends: 64, sets: 64, members: 1024, chunks: 64 };
+const LIMITS: Limits = Limits { frontends: 16, backends: 64, sets: 64, members: 1024, chunks: 64, ports: PORTS };
+const PORTS: Ports = Ports { first: 1024, last: 19_999 };
 
 /// Maps in memory. After every write, down to the single slot, `check` looks at them.
 #[derive(Default)]
@@ -353,6 +355,20 @@ fn what_is_missing_when_maps_are_opened_again_is_written_and_what_is_left_over_g
         assert_eq!((&maps.members, &maps.turns, &maps.cidrs), (&whole.0, &whole.1, &whole.2));
         maps.members.retain(|other, ()| left.contains(other));
     }
+}
+
+#[test]
+fn ports_of_translated_sources_follow_the_process_that_opens_the_maps() {
+    let (mut mirror, mut maps) = (Mirror::new(LIMITS), Fake::new());
+    let node = NodeFacts { ips: vec![[192, 0, 2, 1].into()], ..NodeFacts::default() };
+    let state = State { node, ..one_service(1) };
+    apply(&mut mirror, &mut maps, &plan(&State::default(), &state)).unwrap();
+    assert_eq!(Restored::new(&maps.snapshot(), LIMITS).mends, []);
+    let limits = Limits { ports: Ports { first: 5000, last: 6999 }, ..LIMITS };
+    let Restored { mirror: restored, mends, .. } = Restored::new(&maps.snapshot(), limits);
+    assert_eq!(restored.state, state);
+    maps.write(&mends);
+    assert_eq!(maps.node.map(|node| (node.nat_first, node.nat_ports)), Some((5000, 2000)));
 }
 
 #[test]

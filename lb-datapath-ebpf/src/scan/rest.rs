@@ -57,7 +57,9 @@ pub(super) fn node(maps: &Maps, mirror: &Mirror, findings: &mut Vec<Finding>) ->
     let found = maps.node()?;
     // Facts that were never written are those that an empty map stands for.
     let unwritten = found.is_none() && *facts == NodeFacts::default();
-    if let Some(expected) = convert::node_value(facts).ok().filter(|value| !unwritten && found != Some(*value)) {
+    if let Some(expected) =
+        convert::node_value(facts, mirror.limits.ports).ok().filter(|value| !unwritten && found != Some(*value))
+    {
         let entry = Entry { key: (), expected: Some(expected), found };
         let text = |value: &abi::NodeValue| match convert::node(value) {
             Ok(facts) => facts.to_string(),

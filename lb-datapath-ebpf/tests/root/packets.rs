@@ -8,10 +8,14 @@ use std::{
 
 use lb_core::{Affinity, Datapath, Labels, Lookup, NodeFacts, Protocol, State, diff};
 use lb_datapath_ebpf::EbpfDatapath;
+use lb_datapath_ebpf_abi as abi;
 
-use crate::common::{
-    Cgroup, Namespace, POD_DEVICES, PinDir, UPLINK, World, ask_on, ask_tcp, ask_udp, config, first_answer, serve,
-    state, turn,
+use crate::{
+    bpf::Map,
+    common::{
+        Cgroup, Namespace, POD_DEVICES, PinDir, UPLINK, World, ask_on, ask_tcp, ask_udp, config, first_answer, serve,
+        state, turn,
+    },
 };
 
 /// A world whose node has a datapath, and whose pods serve on port 8080.
@@ -111,6 +115,35 @@ fn an_outside_client_reaches_every_backend_with_the_nodes_address() {
     for (family, vip) in VIPS.iter().enumerate() {
         let found = cluster.ask(&cluster.world.client, vip);
         assert_eq!(found, answers(&[("a", NODE[family]), ("b", NODE[family])]), "{vip}");
+    }
+}
+
+#[test]
+#[ignore = "needs root: loads eBPF programs and makes namespaces and a cgroup"]
+fn translated_sources_have_no_ports_that_sockets_of_the_node_get() {
+    let _turn = turn();
+    let mut cluster = Cluster::new();
+    assert_eq!(cluster.datapath.capabilities().translated_ports, 1024..=29_999);
+    cluster.apply(services(Lookup::RoundRobin, None));
+    let Cluster { datapath, world, _pins: pins, _cgroup } = cluster;
+    let config = datapath.config().clone();
+    drop(datapath);
+    let open = |local: &str, reserved: &str| {
+        world.node.sysctl("ipv4/ip_local_port_range", local);
+        world.node.sysctl("ipv4/ip_local_reserved_ports", reserved);
+        world.node.run(|| EbpfDatapath::open(config.clone()))
+    };
+    let error = open("1024 65535", "8080,9000-9100").unwrap_err().report();
+    for part in ["ip_local_port_range is 1024-65535", "`8080,9000-9100`", "1024 ports in a row"] {
+        assert!(error.contains(part), "{error}");
+    }
+    for (local, reserved, expected) in
+        [("1024 65535", "8080,26000-27999", 26_000..=27_999), ("20000 65535", "", 1024..=19_999)]
+    {
+        let datapath = open(local, reserved).unwrap();
+        assert_eq!(datapath.capabilities().translated_ports, expected);
+        let node = Map::open(&pins.0.join("v1/maps/NODE")).get::<abi::NodeValue>(&abi::NODE_KEY).unwrap();
+        assert_eq!((node.nat_first, node.nat_ports), (*expected.start(), expected.len() as u16));
     }
 }
 
