@@ -9,6 +9,8 @@ use lb_core::{
 use lb_datapath_ebpf_abi as abi;
 use proptest::prelude::*;
 
+mod hostile;
+
 use super::apply;
 use crate::{
     convert,
@@ -78,9 +80,10 @@ impl Fake<'_> {
         }
     }
 
+    /// Fewer at the end, as the maps say it.
     fn slots(&self, first: u32, count: u32) -> Vec<u32> {
         let start = first as usize * abi::SLOTS_PER_CHUNK as usize;
-        self.slots[start..start + count as usize].to_vec()
+        self.slots.iter().copied().skip(start).take(count as usize).collect()
     }
 
     fn snapshot(&self) -> Snapshot {
