@@ -1,66 +1,17 @@
 //! Figures of the datapaths, out of `lb lab compare`.
 
-use serde::Deserialize;
-
-use super::{Figure, Goal, lab};
+use super::{
+    Figure, Goal,
+    compare::{Comparison, Row, Speed},
+};
 
 const SMALL: u32 = 10;
 const LARGE: u32 = 5_000;
 const DATAPATHS: [&str; 4] = ["ebpf", "nftables", "iptables-nft", "iptables-legacy"];
 
-/// What we use of `lb lab compare -o json`.
-#[derive(Debug, Deserialize)]
-struct Comparison {
-    n: Repeats,
-    rows: Vec<Row>,
-    baselines: Vec<Path>,
-    extras: Vec<Path>,
-}
-
-/// How often everything was measured.
-#[derive(Debug, Deserialize)]
-struct Repeats {
-    rounds: u64,
-    connects: u64,
-    lanes: u64,
-    lane_connects: u64,
-    changes: u64,
-    syncs: u64,
-}
-
-#[derive(Debug, Deserialize)]
-struct Row {
-    datapath: String,
-    services: u32,
-    sync_ms: f64,
-    change_ms: f64,
-    rules: u64,
-    rss_mib: f64,
-    kernel_mib: f64,
-    #[serde(flatten)]
-    speed: Speed,
-}
-
-/// A way to the servers that is no datapath's.
-#[derive(Debug, Deserialize)]
-struct Path {
-    name: String,
-    services: u32,
-    #[serde(flatten)]
-    speed: Speed,
-}
-
-#[derive(Debug, Deserialize)]
-struct Speed {
-    connect_p50_us: f64,
-    connect_p50_ratio: f64,
-    cps_ratio: f64,
-    failures: u64,
-}
-
 pub(crate) fn measure() -> Result<Vec<Figure>, Box<dyn std::error::Error>> {
     let sizes = format!("{SMALL},{LARGE}");
-    let comparison: Comparison = lab(&["compare", "--services", &sizes])?;
+    let comparison = Comparison::measure(&["--services", &sizes])?;
     let mut figures = vec![comparison.failures()];
     for datapath in DATAPATHS {
         let (small, large) = (comparison.row(datapath, SMALL)?, comparison.row(datapath, LARGE)?);
@@ -77,16 +28,6 @@ pub(crate) fn measure() -> Result<Vec<Figure>, Box<dyn std::error::Error>> {
 }
 
 impl Comparison {
-    fn row(&self, datapath: &str, services: u32) -> Result<&Row, String> {
-        let found = self.rows.iter().find(|row| row.datapath == datapath && row.services == services);
-        found.ok_or_else(|| format!("lb lab compare gave no row for {datapath} at {services} services"))
-    }
-
-    fn path(&self, name: &str, services: u32) -> Result<&Path, String> {
-        let found = self.baselines.iter().find(|path| path.name == name && path.services == services);
-        found.ok_or_else(|| format!("lb lab compare gave no `{name}` at {services} services"))
-    }
-
     fn failures(&self) -> Figure {
         let rows = self.rows.iter().map(|row| &row.speed);
         let paths = self.baselines.iter().chain(&self.extras).map(|path| &path.speed);

@@ -1,5 +1,6 @@
 //! `cargo xtask figures NAME`: measures every figure that the README claims, again.
 
+mod compare;
 mod core;
 mod datapaths;
 mod drift;

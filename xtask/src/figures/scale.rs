@@ -1,8 +1,9 @@
 //! Figures of 10,000 services of four backends each, out of `lb lab compare`.
 
-use serde::Deserialize;
-
-use super::{Figure, Goal, lab};
+use super::{
+    Figure, Goal,
+    compare::{Comparison, Row},
+};
 
 const SMALL: u32 = 10;
 const LARGE: u32 = 10_000;
@@ -13,40 +14,22 @@ const DATAPATHS: [&str; 2] = ["ebpf", "nftables"];
 /// kube-proxy's shape, as the baseline of the same run.
 const SHAPE: &str = "iptables-legacy";
 
-/// What we use of `lb lab compare -o json`.
-#[derive(Debug, Deserialize)]
-struct Comparison {
-    n: Repeats,
-    rows: Vec<Row>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Repeats {
-    changes: u64,
-    syncs: u64,
-}
-
-#[derive(Debug, Deserialize)]
-struct Row {
-    datapath: String,
-    services: u32,
-    sync_ms: f64,
-    change_ms: f64,
-    change_p99_ms: f64,
-    ready_ms: f64,
-    rss_mib: f64,
-    kernel_mib: f64,
-}
-
 pub(crate) fn measure() -> Result<Vec<Figure>, Box<dyn std::error::Error>> {
     let datapaths = DATAPATHS.join(",");
     let (sizes, changes) = (format!("{SMALL},{LARGE}"), CHANGES.to_string());
-    let random: Comparison =
-        lab(&["compare", "--services", &sizes, "--datapaths", &datapaths, "--changes", &changes, "--rounds", "3"])?;
+    let random = Comparison::measure(&[
+        "--services",
+        &sizes,
+        "--datapaths",
+        &datapaths,
+        "--changes",
+        &changes,
+        "--rounds",
+        "3",
+    ])?;
     let (size, with_maglev) = (LARGE.to_string(), MAGLEV.to_string());
     let (few, shapes) = ("2", format!("{datapaths},{SHAPE}"));
-    let maglev: Comparison = lab(&[
-        "compare",
+    let maglev = Comparison::measure(&[
         "--services",
         &size,
         "--datapaths",
@@ -111,11 +94,4 @@ fn of(datapath: &str, random: &Comparison, maglev: &Comparison, shape: &Row) -> 
         ),
         Figure::new(name("agent"), at_most(memory), large.rss_mib, "MiB", kernel, 1),
     ])
-}
-
-impl Comparison {
-    fn row(&self, datapath: &str, services: u32) -> Result<&Row, String> {
-        let found = self.rows.iter().find(|row| row.datapath == datapath && row.services == services);
-        found.ok_or_else(|| format!("lb lab compare gave no row for {datapath} at {services} services"))
-    }
 }
