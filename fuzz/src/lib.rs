@@ -15,6 +15,7 @@ mod maglev;
 mod manifests;
 pub mod mutate;
 mod plan;
+mod replay;
 mod world;
 
 pub use decide::decide;
@@ -22,10 +23,11 @@ pub use history::history;
 pub use maglev::maglev;
 pub use manifests::manifests;
 pub use plan::plan;
+pub use replay::replay;
 
 /// A target.
 pub type Target = fn(&[u8]);
 
-/// All targets, with the names of their corpora.
+/// All targets of public functions, with the names of their corpora. Those of private ones are in `lb_agent::fuzzing`.
 pub const TARGETS: [(&str, Target); 5] =
     [("manifests", manifests), ("history", history), ("plan", plan), ("decide", decide), ("maglev", maglev)];

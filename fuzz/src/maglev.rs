@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 
 use lb_core::{
     BackendAddr, Protocol, TableSize,
-    maglev::{HashFamily, table},
+    maglev::{CiliumSeed, HashFamily, table},
 };
 
 /// Builds the table of the backends that the bytes name, three for each: two of the address, one of the weight.
 ///
-/// Every slot has a backend that has weight, every such backend a share of about its weight, and the order in which
-/// backends are named makes no difference.
+/// Of lb's hashes, every slot has a backend that has weight, and every such backend a share of about its weight. Of
+/// Cilium's, every slot has a backend. The order in which backends are named makes no difference to either.
 ///
 /// # Panics
 /// When one of this does not hold.
@@ -24,17 +24,24 @@ pub fn maglev(data: &[u8]) {
         .collect();
     let backends: Vec<_> = named.into_iter().collect();
     let Ok(size) = TableSize::new(TableSize::PRIMES[2]) else { return };
-    let slots = table(&backends, size, &HashFamily::default());
+    let slots = whichever_order(&backends, size, &HashFamily::default());
     let weights: u32 = backends.iter().map(|&(_, weight)| u32::from(weight)).sum();
-    if weights == 0 {
-        return assert!(slots.is_empty());
+    assert_eq!(slots.len(), if weights == 0 { 0 } else { size.get() as usize });
+    if weights > 0 {
+        check_shares(&backends, &slots, weights);
     }
-    assert_eq!(slots.len(), size.get() as usize);
-    check_shares(&backends, &slots, weights);
+    let slots = whichever_order(&backends, size, &HashFamily::Cilium(CiliumSeed::default()));
+    assert_eq!(slots.len(), if backends.is_empty() { 0 } else { size.get() as usize });
+}
+
+/// The table of the backends, after one of the same in another order.
+fn whichever_order(backends: &[(BackendAddr, u16)], size: TableSize, family: &HashFamily) -> Vec<u32> {
+    let slots = table(backends, size, family);
     let turned: Vec<_> = backends.iter().rev().copied().collect();
-    let last = backends.len() - 1;
-    let other: Vec<_> = table(&turned, size, &HashFamily::default()).iter().map(|&slot| last as u32 - slot).collect();
+    let last = backends.len().saturating_sub(1);
+    let other: Vec<_> = table(&turned, size, family).iter().map(|&slot| last as u32 - slot).collect();
     assert_eq!(slots, other, "the order of {backends:?} makes a difference");
+    slots
 }
 
 fn addr(ip: [u8; 4]) -> BackendAddr {

@@ -9,11 +9,17 @@ use std::{
 
 use clap::{Args, ValueEnum};
 use ipnet::IpNet;
-use lb_core::{NodeFacts, NodeName, ZoneName};
+use lb_core::{NodeFacts, NodeName, ZoneName, maglev::HashFamily};
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 use serde::Deserialize;
 
-use crate::{kind::DatapathKind, mounts, netlink, pattern::Pattern, period::Period};
+use crate::{
+    kind::DatapathKind,
+    maglev::{BadSeed, MaglevHash},
+    mounts, netlink,
+    pattern::Pattern,
+    period::Period,
+};
 
 /// Where the agent answers unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/lb/lb.sock";
@@ -72,10 +78,18 @@ pub(crate) struct Settings {
     #[arg(long, value_name = "MODE", value_enum)]
     pub(crate) drift: Option<DriftMode>,
     /// Time from one full inspection of the datapath to the next, such as 500ms, 5s or 2m. Each is followed by at least
-    /// 200 times the time that it took [default: 5s for ebpf, 10s for iptables-nft and iptables-legacy, 60s for nftables
+    /// 200 times the processor time that it took [default: 5s for ebpf, 10s for iptables-nft and iptables-legacy, 60s for nftables
     /// and memory].
     #[arg(long, value_name = "TIME")]
     pub(crate) drift_interval: Option<Period>,
+    /// Whose tables services on Maglev get; all nodes must have the same [default: lb].
+    #[arg(long, value_name = "WHOSE", value_enum)]
+    pub(crate) maglev_hash: Option<MaglevHash>,
+    /// Seed of these tables; all nodes must have the same. For `cilium` its maglev.hashSeed, base64 of 12 bytes; for `lb`
+    /// base64 of 16 bytes. Who may list processes sees a flag: keep a secret one in the file [default: a public one,
+    /// for `cilium` Cilium's].
+    #[arg(long, value_name = "BASE64")]
+    pub(crate) maglev_seed: Option<String>,
     /// How much to say on standard error [default: info].
     #[arg(long, value_name = "LEVEL", value_enum)]
     pub(crate) log_level: Option<LogLevel>,
@@ -157,6 +171,9 @@ pub(crate) enum ConfigError {
     /// Not an address that a packet could come back to.
     #[error("--node-ip {0} is {1}: give an address of this node that other nodes reach")]
     NodeIp(IpAddr, &'static str),
+    /// Not a seed of the hash.
+    #[error(transparent)]
+    MaglevSeed(#[from] BadSeed),
     /// Not a cgroup that programs could be attached to.
     #[error("cgroup {path} is not in a cgroup2 file system: give a directory of one with --cgroup")]
     NotCgroup2 {
@@ -207,6 +224,8 @@ pub(crate) struct Config {
     pub(crate) drift: DriftMode,
     /// Time from one full inspection to the next.
     pub(crate) drift_interval: Duration,
+    /// What Maglev tables are made of.
+    pub(crate) maglev: HashFamily,
     /// What only eBPF needs; `None` for the others.
     pub(crate) ebpf: Option<EbpfSettings>,
 }
@@ -260,6 +279,8 @@ impl Settings {
             pin_dir: self.pin_dir.or(below.pin_dir),
             drift: self.drift.or(below.drift),
             drift_interval: self.drift_interval.or(below.drift_interval),
+            maglev_hash: self.maglev_hash.or(below.maglev_hash),
+            maglev_seed: self.maglev_seed.or(below.maglev_seed),
             log_level: self.log_level.or(below.log_level),
         }
     }
@@ -271,6 +292,7 @@ impl Settings {
     pub(crate) fn complete(self) -> Result<Config, ConfigError> {
         let manifests = self.manifests.clone().ok_or(ConfigError::Missing("manifests"))?;
         let datapath = self.datapath.ok_or(ConfigError::Missing("datapath"))?;
+        let maglev = self.maglev_hash.unwrap_or_default().family(self.maglev_seed.as_deref())?;
         let devices = self.uplinks(datapath)?;
         let node = self.node_facts(&devices)?;
         let ebpf = match datapath {
@@ -290,6 +312,7 @@ impl Settings {
             state_dir: or(self.state_dir, DEFAULT_STATE_DIR),
             drift: self.drift.unwrap_or_default(),
             drift_interval: self.drift_interval.map_or(drift_interval(datapath), |period| period.0),
+            maglev,
             ebpf,
         })
     }
@@ -297,14 +320,15 @@ impl Settings {
     /// Names of settings that are given and that `kind` has no use for.
     #[must_use]
     pub(crate) fn useless_for(&self, kind: DatapathKind) -> Vec<&'static str> {
-        if kind == DatapathKind::Ebpf {
-            return Vec::new();
-        }
+        let not_ebpf = kind != DatapathKind::Ebpf;
+        let no_maglev = matches!(kind, DatapathKind::IptablesNft | DatapathKind::IptablesLegacy);
         let given = [
-            ("device", !self.device.is_empty() && !self.node_ip.is_empty()),
-            ("pod-device", !self.pod_device.is_empty()),
-            ("cgroup", self.cgroup.is_some()),
-            ("pin-dir", self.pin_dir.is_some()),
+            ("device", not_ebpf && !self.device.is_empty() && !self.node_ip.is_empty()),
+            ("pod-device", not_ebpf && !self.pod_device.is_empty()),
+            ("cgroup", not_ebpf && self.cgroup.is_some()),
+            ("pin-dir", not_ebpf && self.pin_dir.is_some()),
+            ("maglev-hash", no_maglev && self.maglev_hash.is_some()),
+            ("maglev-seed", no_maglev && self.maglev_seed.is_some()),
         ];
         given.into_iter().filter_map(|(name, given)| given.then_some(name)).collect()
     }
@@ -394,14 +418,19 @@ mod tests {
         let settings = file(
             "manifests: /etc/lb\ndatapath: iptables-nft\ndevice: [eth0]\npod-device: ['veth*']\nnode: a\nzone: z\n\
              node-ip: [192.0.2.1, 'fd00::1']\ncluster-cidr: [10.244.0.0/16]\ncgroup: /c\nsocket: /s\nstate-dir: /d\n\
-             pin-dir: /p\nlog-level: debug\ndrift: alert\ndrift-interval: 2m\n",
+             pin-dir: /p\nlog-level: debug\ndrift: alert\ndrift-interval: 2m\nmaglev-hash: cilium\n\
+             maglev-seed: JLfvgnHc2kaSUFaI\n",
         )
         .unwrap();
         assert_eq!(settings.datapath, Some(DatapathKind::IptablesNft));
         assert_eq!((settings.node_ip.len(), settings.zone.as_deref()), (2, Some("z")));
         assert_eq!(settings.pin_dir, Some("/p".into()));
         assert_eq!((settings.drift, settings.drift_interval), (Some(DriftMode::Alert), "2m".parse().ok()));
+        assert_eq!(settings.maglev_hash, Some(MaglevHash::Cilium));
+        assert_eq!(settings.maglev_seed.as_deref(), Some("JLfvgnHc2kaSUFaI"));
         assert!(file("drift-interval: 5\n").is_err(), "a time has a unit");
+        let error = file("maglev-hash: murmur\n").unwrap_err().to_string();
+        assert!(error.contains("murmur") && error.contains("cilium"), "{error}");
     }
 
     #[test]
@@ -444,7 +473,7 @@ mod tests {
         assert_eq!(config.socket, Path::new(DEFAULT_SOCKET));
         assert_eq!(config.state_dir, Path::new(DEFAULT_STATE_DIR));
         assert!(config.node.name.is_some());
-        assert_eq!(config.ebpf, None);
+        assert_eq!((config.ebpf, config.maglev), (None, HashFamily::default()));
         assert_eq!((config.drift, config.drift_interval), (DriftMode::Repair, Duration::from_secs(60)));
     }
 
@@ -453,5 +482,8 @@ mod tests {
         let settings = Settings { cgroup: Some("/c".into()), pin_dir: Some("/p".into()), ..Settings::default() };
         assert_eq!(settings.useless_for(DatapathKind::Nftables), ["cgroup", "pin-dir"]);
         assert!(settings.useless_for(DatapathKind::Ebpf).is_empty());
+        let settings = Settings { maglev_hash: Some(MaglevHash::Cilium), ..Settings::default() };
+        assert_eq!(settings.useless_for(DatapathKind::IptablesLegacy), ["maglev-hash"]);
+        assert!(settings.useless_for(DatapathKind::Nftables).is_empty());
     }
 }

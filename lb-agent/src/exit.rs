@@ -2,7 +2,7 @@
 
 use std::{fmt, process::ExitCode};
 
-use crate::api::ClientError;
+use crate::{api::ClientError, output};
 
 /// Result of a command that was understood.
 pub(crate) type Outcome = Result<Verdict, Failure>;
@@ -87,6 +87,7 @@ pub(crate) fn report(outcome: Outcome) -> ExitCode {
         Err(Failure::Usage(message)) => (2, message),
         Err(Failure::NotFound(message)) => (3, message),
     };
-    eprintln!("lb: {message}");
+    // It may name what others wrote: objects, files, devices.
+    eprintln!("lb: {}", output::printable_lines(&message));
     ExitCode::from(code)
 }

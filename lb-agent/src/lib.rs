@@ -27,9 +27,12 @@ mod config;
 mod datapath;
 mod exit;
 mod flow;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod kind;
 #[cfg(feature = "lab")]
 mod lab;
+mod maglev;
 mod mounts;
 mod netlink;
 mod output;

@@ -144,6 +144,21 @@ fn dump(request: RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
     }
 }
 
+/// See [`crate::fuzzing::netlink`].
+#[cfg(any(test, fuzzing))]
+pub(crate) fn take_any(datagram: &[u8]) {
+    let mut answers = Vec::new();
+    let _ = take_answers(datagram, &mut answers);
+    assert!(answers.len() <= datagram.len() / 16, "{} messages in {} bytes", answers.len(), datagram.len());
+    for answer in &answers {
+        match answer {
+            RouteNetlinkMessage::NewAddress(address) => drop(local(address)),
+            RouteNetlinkMessage::NewRoute(route) if is_default(route) => drop(outputs(route)),
+            _ => {}
+        }
+    }
+}
+
 /// Whether the dump ends with this datagram.
 fn take_answers(mut datagram: &[u8], answers: &mut Vec<RouteNetlinkMessage>) -> io::Result<bool> {
     while !datagram.is_empty() {
@@ -158,4 +173,50 @@ fn take_answers(mut datagram: &[u8], answers: &mut Vec<RouteNetlinkMessage>) -> 
         datagram = datagram.get(length..).unwrap_or_default();
     }
     Ok(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path};
+
+    use super::*;
+
+    /// What is read of a file of the fuzz target's corpus, and whether the dump ends with it.
+    fn read(name: &str) -> (Vec<RouteNetlinkMessage>, io::Result<bool>) {
+        let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus/netlink");
+        let mut answers = Vec::new();
+        let ended = take_answers(&fs::read(corpus.join(name)).unwrap(), &mut answers);
+        (answers, ended)
+    }
+
+    #[test]
+    fn uplinks_are_the_outputs_of_unicast_default_routes() {
+        let outputs_of = |name| -> Vec<u32> {
+            let (answers, _) = read(name);
+            let routes = answers.iter().filter_map(|answer| match answer {
+                RouteNetlinkMessage::NewRoute(route) if is_default(route) => Some(outputs(route)),
+                _ => None,
+            });
+            routes.flatten().collect()
+        };
+        assert_eq!((outputs_of("routes"), outputs_of("multipath")), (vec![2], vec![2, 3]), "a blackhole is none");
+    }
+
+    #[test]
+    fn addresses_of_both_families_are_found() {
+        let (answers, _) = read("addresses");
+        let ips = answers.iter().filter_map(|answer| match answer {
+            RouteNetlinkMessage::NewAddress(address) => local(address),
+            _ => None,
+        });
+        let wanted = ["127.0.0.1", "192.0.2.1", "2001:db8::1"].map(|ip| ip.parse::<IpAddr>().unwrap());
+        assert_eq!(ips.collect::<Vec<_>>(), wanted);
+    }
+
+    #[test]
+    fn a_dump_ends_when_the_kernel_says_so_and_an_error_is_one() {
+        assert!(read("multipath").1.unwrap());
+        assert!(!read("routes").1.unwrap());
+        assert_eq!(read("error").1.unwrap_err().raw_os_error(), Some(1));
+    }
 }

@@ -87,7 +87,7 @@ pub(crate) fn printable(text: &str) -> String {
 }
 
 /// The same for text that has lines.
-fn printable_lines(text: &str) -> String {
+pub(crate) fn printable_lines(text: &str) -> String {
     harmless(text, |c| c == '\n')
 }
 

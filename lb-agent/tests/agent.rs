@@ -54,6 +54,26 @@ fn status_is_complete() {
 }
 
 #[test]
+fn what_others_wrote_does_not_steer_the_terminal_by_way_of_an_error() {
+    let node = Node::new(&[]);
+    fs::write(node.path("lb.yaml"), "\"\\e[2Jnode\": a\n").unwrap();
+    let (code, message) = end(&node.agent().arg("--config").arg(node.path("lb.yaml")).output().unwrap());
+    assert_eq!(code, 1, "{message}");
+    assert!(message.contains("\\u{1b}[2Jnode") && !message.contains('\u{1b}'), "{message:?}");
+}
+
+#[test]
+fn ciliums_tables_are_a_matter_of_settings() {
+    let mut node = Node::new(&[]);
+    fs::write(node.path("lb.yaml"), "maglev-hash: cilium\nmaglev-seed: JLfvgnHc2kaSUFaI\n").unwrap();
+    let mut agent = node.agent();
+    agent.arg("--config").arg(node.path("lb.yaml"));
+    node.start_with(&mut agent);
+    assert_eq!(node.json(&["status"])["maglev_hash"], "cilium");
+    assert!(text(&node.ask(&["status"]).stdout).contains("tables of cilium"));
+}
+
+#[test]
 fn changes_of_files_are_followed() {
     let node = Node::running(&[("web.yaml", &service("web", "10.96.0.10", "", &["10.244.0.5"]))]);
     let names = |value: &serde_json::Value| -> Vec<String> {
@@ -122,6 +142,16 @@ fn arguments_that_cannot_be_meant_are_refused() {
         let (code, message) = end(&node.agent_in("other").arg(format!("--node-ip={ip}")).output().unwrap());
         assert_eq!(code, 2, "{message}");
         assert!(message.contains(ip) && message.contains("--node-ip"), "{message}");
+    }
+    for (hash, seed) in
+        [("lb", "JLfvgnHc2kaSUFaI"), ("lb", "\u{1b}[2J"), ("cilium", ""), ("cilium", "AAAAAAAAAAAAAAAAAAAAAA==")]
+    {
+        let arguments = ["--maglev-hash", hash, "--maglev-seed", seed];
+        let (code, message) = end(&node.agent_in("other").args(arguments).output().unwrap());
+        assert_eq!(code, 2, "{message}");
+        assert!(message.contains(&format!("the seed of --maglev-hash {hash} is")), "{message}");
+        assert!(message.contains("check --maglev-seed") || message.contains("set --maglev-hash cilium"), "{message}");
+        assert!(!message.contains('\u{1b}'), "{message:?}");
     }
     let other = Node::new(&[("web.yaml", "")]);
     let mut command = lb();

@@ -38,7 +38,8 @@ pub(super) struct Pause {
 impl Agent {
     pub(super) fn new(config: &Config, datapath: Installed) -> Self {
         let capabilities = datapath.datapath().capabilities();
-        let mut reconciler = Reconciler::new(Model::new(Settings::default(), capabilities));
+        let settings = Settings { maglev: config.maglev, ..Settings::default() };
+        let mut reconciler = Reconciler::new(Model::new(settings, capabilities));
         // Node facts claim no address while there are no services, so they cannot be refused.
         let _ = reconciler.handle_change(Change::SetNode(config.node.clone()));
         let _ = reconciler.handle_change(Change::SetZone(config.zone.clone()));
@@ -213,6 +214,7 @@ impl Agent {
         self.shared.set_problem("DatapathUnknown", unknown);
         self.shared.reconciler_mut().handle_applied(plan.id, outcome, now);
         self.shared.note_plan(plan.id, took);
+        self.shared.drifts().handle_applied(now);
         Ok(())
     }
 

@@ -3,6 +3,13 @@
 use std::{io, sync::mpsc::Sender, time::Duration};
 
 use lb_core::{DatapathError, Drift, Inspection, Instant, KernelAnswer, Packet, decide};
+use nix::{
+    sys::{
+        resource::{UsageWho, getrusage},
+        time::{TimeVal, TimeValLike},
+    },
+    time::{ClockId, clock_gettime},
+};
 
 use super::{
     Event,
@@ -122,12 +129,13 @@ impl Agent {
             Some(inspection) if self.asked.0.is_empty() => inspection,
             _ => Inspection::Everything,
         };
+        let worked = processor_time();
         let Some(found) = self.look(inspection) else { return false };
-        let at = self.shared.now();
+        let (at, cpu) = (self.shared.now(), processor_time().saturating_sub(worked));
         match found {
             Ok(found) => {
-                let inspected =
-                    Inspected { inspection, repair: self.repair(inspection, &found), found, at, took: at.since(start) };
+                let repair = self.repair(inspection, &found);
+                let inspected = Inspected { inspection, repair, found, at, took: at.since(start), cpu };
                 let reports = self.shared.note_inspection(&inspected, !self.asked.0.is_empty());
                 self.shared.set_problem("DriftNotInspected", None);
                 self.answer_asked(&reports.ok_or_else(String::new));
@@ -187,6 +195,14 @@ impl Agent {
     }
 }
 
+/// What this thread has used, and programs that it ran: iptables is inspected by one.
+fn processor_time() -> Duration {
+    let own = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from);
+    let whole = |time: TimeVal| Duration::from_micros(u64::try_from(time.num_microseconds()).unwrap_or_default());
+    let programs = getrusage(UsageWho::RUSAGE_CHILDREN);
+    own + programs.map_or(Duration::ZERO, |usage| whole(usage.user_time()) + whole(usage.system_time()))
+}
+
 #[cfg(test)]
 mod tests {
     use std::{
@@ -200,7 +216,7 @@ mod tests {
     use crate::{
         agent::{
             answer::Answers,
-            testing::{Fails, Kernel, agent, conditions, config},
+            testing::{self, Fails, Kernel, agent, conditions, config},
         },
         api::{Client, ClientError, DriftNews, Listener, Question as Explain},
         config::Config,
@@ -261,6 +277,19 @@ mod tests {
         assert_eq!((report.found, report.mode.as_str(), report.now[0].status.as_str()), (1, "alert", "found"));
         assert!(kernel.state().frontends.is_empty());
         assert_eq!(conditions(&agent), ["Drift"]);
+    }
+
+    #[test]
+    fn in_alert_a_change_that_puts_things_right_ends_the_alert() {
+        let (mut agent, kernel) = ready(&alert());
+        kernel.disturb(lose_frontends);
+        inspect(&mut agent).recv().unwrap().unwrap();
+        assert_eq!(conditions(&agent), ["Drift"]);
+        agent.shared.take_manifests(testing::batch(&testing::WEB.replace("10.0.0.2", "10.0.0.3")));
+        agent.settle().unwrap();
+        assert_eq!(kernel.state().frontends.len(), 1, "the change was carried out");
+        while !agent.inspect_if_due() {}
+        assert_eq!((conditions(&agent), agent.shared.status().drift.open), (Vec::<String>::new(), 0));
     }
 
     #[test]

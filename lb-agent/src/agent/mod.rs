@@ -8,12 +8,16 @@ mod answer;
 mod devices;
 mod drift;
 mod engine;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod inspection;
 mod leftovers;
+#[cfg(test)]
+mod maglev_tests;
 mod manifests;
 mod shared;
 mod state_dir;
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 mod testing;
 mod view;
 mod watch;

@@ -21,6 +21,7 @@ use crate::{
     },
     config::Config,
     kind::DatapathKind,
+    maglev::MaglevHash,
 };
 
 /// The reconciler, and what else there is to say about the agent.
@@ -240,6 +241,7 @@ impl Shared {
                 usage,
             },
             manifests: manifests(&notes, &self.directory, !reconciler.is_listing()),
+            maglev_hash: MaglevHash::of(&reconciler.model().settings().maglev).as_str().into(),
             counts,
             drift,
             conditions,

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex, MutexGuard,
+        Arc, Mutex, MutexGuard, PoisonError,
         mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     },
     time::Duration,
@@ -10,9 +10,9 @@ use std::{
 
 use lb_core::{
     ApplyError, Capabilities, Datapath, DatapathError, Drift, ErrorKind, Expected, Inspection, KernelAnswer,
-    MemoryDatapath, NodeFacts, Packet, Plan, Role, State, Watcher,
+    MemoryDatapath, NodeFacts, Packet, Plan, Role, State, Watcher, maglev::HashFamily,
 };
-use lb_k8s::{Manifests, Snapshot};
+use lb_k8s::{Batch, Manifests, Snapshot};
 
 use super::{engine::Agent, manifests};
 use crate::{
@@ -70,7 +70,7 @@ impl Kernel {
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap()
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -140,10 +140,19 @@ impl Watcher for Ear {
 
 /// An agent whose first listing is complete.
 pub(super) fn agent(config: &Config, datapath: impl Datapath + 'static) -> Agent {
+    agent_of(WEB, config, datapath)
+}
+
+/// An agent whose first listing is complete and has this in it.
+pub(super) fn agent_of(manifests: &str, config: &Config, datapath: impl Datapath + 'static) -> Agent {
     let agent = Agent::new(config, Installed::Plain(Box::new(datapath)));
-    let batch = Manifests::new(manifests::source()).update(Snapshot::parse("web.yaml", WEB));
-    agent.shared().take_manifests(batch);
+    agent.shared().take_manifests(batch(manifests));
     agent
+}
+
+/// What comes of reading a directory that holds `text`, for the first time.
+pub(super) fn batch(text: &str) -> Batch {
+    Manifests::new(manifests::source()).update(Snapshot::parse("web.yaml", text))
 }
 
 pub(super) fn config() -> Config {
@@ -156,6 +165,7 @@ pub(super) fn config() -> Config {
         state_dir: "/state".into(),
         drift: DriftMode::Repair,
         drift_interval: Duration::from_secs(60),
+        maglev: HashFamily::default(),
         ebpf: None,
     }
 }

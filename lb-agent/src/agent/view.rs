@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use lb_core::{
-    BackendAddr, BackendState, Backends, Decision, FrontendKind, FrontendStatus, Instant, KernelVerdict, Model, Packet,
-    Reconciler, ServiceFrontend, SliceName, SourceRewrite, TrafficPolicy, Verdict, Wanted, select,
+    BackendAddr, BackendState, Backends, Decision, Degraded, FrontendKind, FrontendStatus, Instant, KernelVerdict,
+    Model, Packet, Reconciler, ServiceFrontend, ServiceName, SliceName, SourceRewrite, TrafficPolicy, Verdict, Wanted,
+    select,
 };
 use lb_k8s::{Finding, Report};
 
@@ -105,7 +106,29 @@ pub(super) fn conditions(
             found.push(Condition::new("FrontendFailed", &format!("{addr}: {cause}")));
         }
     }
+    found.extend(degraded(reconciler.model()));
     found
+}
+
+/// Most services that a condition names.
+const MAX_NAMED: usize = 3;
+
+/// How services fall short of what they ask for, and which: a condition for each way, however many services there are.
+fn degraded(model: &Model) -> impl Iterator<Item = Condition> {
+    let mut ways: BTreeMap<Degraded, Vec<&ServiceName>> = BTreeMap::new();
+    for service in model.services() {
+        for way in model.degraded(service) {
+            ways.entry(way).or_default().push(&service.name);
+        }
+    }
+    ways.into_iter().map(|(way, services)| {
+        let named: Vec<String> = services.iter().take(MAX_NAMED).map(ToString::to_string).collect();
+        let more = match services.len().saturating_sub(MAX_NAMED) {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        Condition::new("Degraded", &format!("{way}: {}{more}; see `lb service list`", named.join(", ")))
+    })
 }
 
 /// A decision in words.
@@ -129,6 +152,9 @@ pub(super) fn explanation(model: &Model, packet: &Packet, decision: &Decision) -
         choice: forward.map(|forward| choice(&forward.choice)),
         source_rewrite: forward.map(|forward| rewrite(&forward.source)),
         hairpin_rewrite: forward.map(|forward| rewrite(&forward.hairpin_source)),
+        degraded: owner
+            .and_then(|owner| model.service(&owner.port.service))
+            .map_or_else(Vec::new, |service| model.degraded(service).iter().map(ToString::to_string).collect()),
         steps: decision.steps.iter().map(step).collect(),
         rejected: decision
             .rejected
@@ -321,8 +347,8 @@ fn step(step: &lb_core::Step) -> Step {
 #[cfg(test)]
 mod tests {
     use lb_core::{
-        Algorithm, ApplyError, Capabilities, Change, DatapathError, Endpoint, EndpointSlice, ErrorKind, Model,
-        NodeFacts, Protocol, ServiceName, ServicePort, Settings, SlicePort, State,
+        Algorithm, ApplyError, Capabilities, Change, DatapathError, DrainPolicy, Endpoint, EndpointSlice, ErrorKind,
+        Model, NodeFacts, Protocol, ServiceName, ServicePort, Settings, SlicePort, State,
     };
 
     use super::*;
@@ -376,6 +402,42 @@ mod tests {
     }
 
     #[test]
+    fn status_has_one_condition_for_each_way_to_fall_short_and_names_a_few_services() {
+        let mut capabilities = Capabilities::all("no draining");
+        capabilities.drain = false;
+        let mut reconciler = Reconciler::new(Model::new(Settings::default(), capabilities));
+        for n in 1..=5 {
+            let service = lb_core::Service {
+                drain: DrainPolicy::Cut,
+                ..lb_core::Service::new(ServiceName::new("default", &format!("web-{n}")))
+            };
+            reconciler.handle_change(Change::UpsertService(service)).unwrap();
+        }
+        let said = conditions(&reconciler, &Report::default(), &BTreeMap::new());
+        let message = "drain policy cut is not in this datapath, established flows keep their backend: \
+                       default/web-1, default/web-2, default/web-3 and 2 more; see `lb service list`";
+        assert_eq!(said, [Condition::new("Degraded", message)]);
+    }
+
+    #[test]
+    fn an_explanation_says_how_the_datapath_falls_short() {
+        let mut reconciler = reconciler();
+        let service = reconciler.model().services().next().unwrap().clone();
+        let service = lb_core::Service { drain: DrainPolicy::Cut, ..service };
+        reconciler.handle_change(Change::UpsertService(service)).unwrap();
+        let of = |destination| {
+            let model = reconciler.model();
+            let packet = crate::flow::parse("tcp", "198.51.100.1:4000", destination, None, model.node()).unwrap();
+            let decision = lb_core::decide(model, &packet, &lb_core::FlowView::default(), Instant::default());
+            explanation(model, &packet, &decision).degraded
+        };
+        let said = of("10.96.0.1:80");
+        assert_eq!(said.len(), 2, "{said:?}");
+        assert!(said[0].starts_with("algorithm maglev is not in this datapath"), "{said:?}");
+        assert!(of("10.96.0.9:80").is_empty(), "no service, nothing to fall short of");
+    }
+
+    #[test]
     fn a_frontend_is_pending_until_it_is_carried() {
         let mut reconciler = reconciler();
         let statuses = |reconciler: &Reconciler| {
@@ -411,7 +473,7 @@ mod tests {
         assert_eq!((frontend.status.as_str(), frontend.cause.as_deref()), ("failed", Some("table full")));
         assert_eq!(counts(&reconciler).failed, 1);
         let conditions = conditions(&reconciler, &Report::default(), &BTreeMap::new());
-        assert_eq!(conditions, [Condition::new("FrontendFailed", "10.96.0.1:80/tcp: table full")]);
+        assert_eq!(conditions[0], Condition::new("FrontendFailed", "10.96.0.1:80/tcp: table full"));
     }
 
     #[test]

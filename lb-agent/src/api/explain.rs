@@ -21,6 +21,9 @@ pub struct Explanation {
     pub frontend: Option<String>,
     /// `namespace/name:port` of the service.
     pub service: Option<String>,
+    /// How the datapath falls short of what the service asks for.
+    #[serde(default)]
+    pub degraded: Vec<String>,
     /// Where it goes.
     pub choice: Option<Choice>,
     /// What happens to its source.

@@ -20,6 +20,8 @@ pub use service::{Affinity, Backend, BackendCount, Condition, Frontend, Service}
 pub use status::{Counts, Datapath, Manifests, Node, Status, Usage};
 
 pub(crate) use http::Query;
+#[cfg(any(test, fuzzing))]
+pub(crate) use server::converse_once;
 pub(crate) use server::{Lines, ListenError, Listener, Reply};
 
 use serde::{Deserialize, Serialize};

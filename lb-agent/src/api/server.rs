@@ -183,6 +183,26 @@ fn converse(stream: &UnixStream, number: usize, answer: impl Fn(&str, &http::Que
     }
 }
 
+/// What a client hears that sends `data` and no more; `None`: nothing.
+///
+/// # Panics
+/// When the conversation fails.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn converse_once(data: &[u8], answer: impl Fn(&str, &http::Query) -> Reply) -> Option<(u16, Vec<u8>)> {
+    use std::net::Shutdown;
+
+    let talk = || -> io::Result<_> {
+        let (client, agent) = UnixStream::pair()?;
+        // More does not fit between them, and is more than a head may have.
+        (&client).write_all(data.get(..64 * 1024).unwrap_or(data))?;
+        client.shutdown(Shutdown::Write)?;
+        converse(&agent, 1, answer)?;
+        agent.shutdown(Shutdown::Write)?;
+        if data.is_empty() { Ok(None) } else { http::read_response(&client).map(Some) }
+    };
+    talk().unwrap_or_else(|error| panic!("{error}: {}", data.escape_ascii()))
+}
+
 /// Writes lines as they come, as long as the client is there and reads.
 fn relay(mut stream: &UnixStream, mut lines: Box<dyn Lines>) -> io::Result<()> {
     http::write_stream_head(stream)?;

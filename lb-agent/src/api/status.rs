@@ -25,6 +25,9 @@ pub struct Status {
     pub datapath: Datapath,
     /// Where services come from.
     pub manifests: Manifests,
+    /// Whose Maglev tables services get: `lb` or `cilium`.
+    #[serde(default)]
+    pub maglev_hash: String,
     /// How many of everything.
     pub counts: Counts,
     /// Where the datapath did not hold what it should.

@@ -7,7 +7,7 @@ use tracing_subscriber::filter::LevelFilter;
 use crate::{
     agent,
     cli::AgentArgs,
-    config::{LogLevel, Settings},
+    config::{ConfigError, LogLevel, Settings},
     exit::{Failure, Outcome, Verdict},
 };
 
@@ -17,7 +17,7 @@ pub(super) fn run(args: AgentArgs) -> Outcome {
     let given = settings.clone();
     log_to_stderr(settings.log_level.unwrap_or_default());
     let config = settings.complete().map_err(|error| match error {
-        crate::config::ConfigError::Missing(_) | crate::config::ConfigError::NodeIp(..) => {
+        ConfigError::Missing(_) | ConfigError::NodeIp(..) | ConfigError::MaglevSeed(_) => {
             Failure::Usage(error.to_string())
         }
         error => Failure::chain(&error),

@@ -49,6 +49,7 @@ fn text(explanation: &Explanation) -> String {
         text.push_str(&format!("  {}. {}\n", number + 1, printable(&said)));
     }
     text.push_str(&format!("\n{}\n", verdict(explanation)));
+    text.extend(explanation.degraded.iter().map(|what| format!("degraded: {}\n", printable(what))));
     if !explanation.rejected.is_empty() {
         text.push_str("\nNot taken:\n");
         for rejected in &explanation.rejected {
@@ -139,6 +140,7 @@ mod tests {
             verdict: "pass".into(),
             frontend: Some("10.96.0.1:80/sctp".into()),
             service: Some("default/web:http".into()),
+            degraded: Vec::new(),
             choice: None,
             source_rewrite: None,
             hairpin_rewrite: None,
@@ -164,6 +166,7 @@ mod tests {
             verdict: "forward".into(),
             frontend: Some("10.96.0.1:80/tcp".into()),
             service: Some("default/web".into()),
+            degraded: vec!["session affinity is not in this datapath".into()],
             choice: Some(Choice { exact: false, backends: vec![backend("10.1.0.1:80", 3), backend("10.1.0.2:80", 1)] }),
             source_rewrite: Some(Rewrite::Kept),
             hairpin_rewrite: Some(Rewrite::Translated { address: None, ports: (1024, 65535) }),
@@ -198,7 +201,8 @@ mod tests {
             "tcp 10.0.0.1:1 -> 10.96.0.1:80, entering at pod\n\n  \
              1. service default/web, algorithm: random\n\n\
              forwarded to one of 10.1.0.1:80 (3/4), 10.1.0.2:80 (1/4)\n\
-             source: kept; if the backend is the sender: translated to an address of the node, port 1024-65535\n\n\
+             source: kept; if the backend is the sender: translated to an address of the node, port 1024-65535\n\
+             degraded: session affinity is not in this datapath\n\n\
              Not taken:\n  10.1.0.3:80: draining\n\n\
              Why not 10.1.0.2:80?\n  it may be the choice: 1 of 4 slots are its own (3)\n\n\
              DISAGREE: the datapath itself says: refused at once (maps)\n  \

@@ -49,6 +49,7 @@ fn table(status: &Status) -> String {
             count(counts.backends, "backend")
         ),
     );
+    line("maglev", format!("tables of {}", status.maglev_hash));
     line("drift", drift(&status.drift));
     table.to_string() + &conditions(&status.conditions)
 }

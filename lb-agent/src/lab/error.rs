@@ -25,6 +25,8 @@ pub(crate) enum RunError {
     File { path: PathBuf, source: io::Error },
     #[error("the agent on {node} did not become ready (it may take {waited:?}); it said:\n{said}")]
     NotReady { node: String, waited: Duration, said: String },
+    #[error("the agent on {node} did not carry {services} services out within {waited:?}: ask for fewer")]
+    TooMany { node: String, services: usize, waited: Duration },
     #[error("the agent did not end within {waited:?}; it said:\n{said}")]
     NotEnded { waited: Duration, said: String },
     #[error("{answered} messages on {connections} connections were answered within {waited:?}")]

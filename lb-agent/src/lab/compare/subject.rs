@@ -2,7 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use lb_core::{Change, DatapathError, EndpointSlice, KernelUsage, Model, Plan, Reconciler, Settings as ModelSettings};
+use lb_core::{
+    Change, DatapathError, EndpointSlice, KernelUsage, Model, Plan, Reconciler, Settings as ModelSettings,
+    maglev::HashFamily,
+};
 use lb_testkit::lab::Node;
 
 use super::{
@@ -155,6 +158,7 @@ fn config(kind: DatapathKind, node: Node<'_>) -> Result<Config> {
         state_dir: run_dir.join("state"),
         drift: DriftMode::Off,
         drift_interval: Duration::from_secs(60),
+        maglev: HashFamily::default(),
         ebpf,
     })
 }

@@ -160,7 +160,7 @@ fn rules(listing: &str) -> Vec<(String, String)> {
 
 fn delete_element(scene: &Scene, round: usize) -> io::Result<Vec<String>> {
     let (ip, port) = (scene.frontend.ip(), scene.frontend.port());
-    let of = [format!("services4 {{ {ip} . tcp . {port} }}"), format!("slots4 {{ {ip} . tcp . {port} . 0 }}")];
+    let of = [format!("frontends4 {{ {ip} . tcp . {port} }}"), format!("slots4 {{ {ip} . tcp . {port} . 0 }}")];
     Ok(words(&format!("nft delete element inet lb {}", of[round % of.len()])))
 }
 
