@@ -2,11 +2,14 @@
 //!
 //! Netfilter translates the first packet of a flow and remembers. A TCP flow ends by itself; a UDP flow between a busy
 //! client and a backend that is gone never does, so its entry has to be deleted for the next packet to be a first one.
+//! Without the entry an answer is a stranger's, so one that is under way is waited for.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    thread,
+    time::{Duration, Instant},
 };
 
 use lb_core::{BackendAddr, Family, FrontendAddr, Packet, Protocol};
@@ -42,8 +45,16 @@ const FILTER_ORIGINAL_FLAGS: u16 = 1;
 const FILTER_REPLY_FLAGS: u16 = 2;
 const COMPARE_PROTOCOL: u32 = 1 << 3;
 
+/// Bit of the status of a flow that was answered.
+const ANSWERED: u32 = 1 << 1;
 /// Bit of the status of a flow whose destination was translated.
 const DESTINATION_TRANSLATED: u32 = 1 << 5;
+
+/// How long the first answer to a flow is waited for. Backends that are gone never answer, so that a change which removes
+/// one may take so long when clients still ask it.
+const UNDER_WAY: Duration = Duration::from_millis(250);
+/// Time between two looks at the table.
+const PAUSE: Duration = Duration::from_millis(2);
 
 /// What may carry on, for each frontend: where a flow's replies may come from.
 pub(crate) type Allowed = BTreeMap<FrontendAddr, BTreeSet<(IpAddr, u16)>>;
@@ -100,21 +111,37 @@ impl Conntrack {
     }
 
     fn forget_in(&mut self, family: Family, allowed: &Allowed) -> io::Result<usize> {
-        let stale = self.socket.dump(GET, &fixed(number(family), 0), only_udp, |found: &mut Vec<Entry>, message| {
-            let body = attributes(message.payload.get(FIXED..).unwrap_or_default());
-            found.extend(stale(family, &body, allowed));
-        })?;
-        if stale.is_empty() {
+        let deadline = Instant::now() + UNDER_WAY;
+        let mut deleted = 0;
+        loop {
+            let patient = Instant::now() < deadline;
+            let stale =
+                self.socket.dump(GET, &fixed(number(family), 0), only_udp, |found: &mut Vec<Entry>, message| {
+                    let body = attributes(message.payload.get(FIXED..).unwrap_or_default());
+                    found.extend(stale(family, &body, allowed));
+                })?;
+            let (waiting, over): (Vec<_>, Vec<_>) = stale.into_iter().partition(|entry| patient && entry.awaits_answer);
+            deleted += self.delete(family, &over)?;
+            if waiting.is_empty() {
+                return Ok(deleted);
+            }
+            thread::sleep(PAUSE);
+        }
+    }
+
+    /// Deletes entries; one that has ended by itself counts as well.
+    fn delete(&mut self, family: Family, entries: &[Entry]) -> io::Result<usize> {
+        if entries.is_empty() {
             return Ok(0);
         }
         let mut writer = Writer::default();
-        for entry in &stale {
+        for entry in entries {
             writer.message(DELETE, NLM_F_REQUEST, &fixed(number(family), 0), |w| entry.write(w));
         }
         let refused = self.socket.burst(writer)?;
         match refused.into_iter().find(|refusal| errno(&refusal.error) != Some(libc::ENOENT)) {
             Some(refusal) => Err(refusal.error),
-            None => Ok(stale.len()),
+            None => Ok(entries.len()),
         }
     }
 }
@@ -122,6 +149,8 @@ impl Conntrack {
 /// What names an entry for its deletion: the kernel's own bytes.
 #[derive(Debug, PartialEq, Eq)]
 struct Entry {
+    /// Whether a backend was asked and has not answered yet.
+    awaits_answer: bool,
     original: Vec<u8>,
     id: Option<Vec<u8>>,
     zone: Option<Vec<u8>>,
@@ -182,7 +211,13 @@ fn stale(family: Family, body: &Attributes<'_>, allowed: &Allowed) -> Option<Ent
         return None;
     }
     let zone = body.find(ZONE).or_else(|| tuple.find(TUPLE_ZONE));
-    Some(Entry { original: original.to_vec(), id: body.find(ID).map(<[u8]>::to_vec), zone: zone.map(<[u8]>::to_vec) })
+    let status = body.find(STATUS).and_then(u32_be).unwrap_or(0);
+    Some(Entry {
+        awaits_answer: status & (ANSWERED | DESTINATION_TRANSLATED) == DESTINATION_TRANSLATED,
+        original: original.to_vec(),
+        id: body.find(ID).map(<[u8]>::to_vec),
+        zone: zone.map(<[u8]>::to_vec),
+    })
 }
 
 #[derive(Clone, Copy)]
@@ -210,5 +245,59 @@ const fn number(family: Family) -> u8 {
     match family {
         Family::V4 => crate::netlink::netfilter::IPV4,
         Family::V6 => crate::netlink::netfilter::IPV6,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use super::*;
+
+    const CLIENT: &str = "192.0.2.9:40000";
+    const VIP: &str = "10.96.0.1:53";
+    const GONE: &str = "10.244.0.7:5353";
+    const HERE: &str = "10.244.0.8:5353";
+    const HEADER: usize = 16;
+
+    fn addr(text: &str) -> SocketAddr {
+        text.parse().unwrap()
+    }
+
+    fn packet(protocol: Protocol, from: &str, to: &str) -> Packet {
+        let (from, to) = (addr(from), addr(to));
+        Packet {
+            entry: lb_core::Entry::Uplink,
+            protocol,
+            source: from.ip(),
+            source_port: from.port(),
+            destination: to.ip(),
+            destination_port: to.port(),
+        }
+    }
+
+    /// What becomes of a flow to [`VIP`] whose replies come from `backend`, if only [`HERE`] may carry on.
+    fn entry(protocol: Protocol, status: u32, backend: &str) -> Option<Entry> {
+        let mut writer = Writer::default();
+        writer.message(GET, 0, &[], |w| {
+            w.nest(TUPLE_ORIGINAL, |w| tuple_of(w, Family::V4, &packet(protocol, CLIENT, VIP)));
+            w.nest(TUPLE_REPLY, |w| tuple_of(w, Family::V4, &packet(protocol, backend, CLIENT)));
+            w.put(STATUS, &status.to_be_bytes());
+        });
+        let bytes = writer.finish(1);
+        let here = (addr(HERE).ip(), addr(HERE).port());
+        let vip = FrontendAddr::new(addr(VIP).ip(), addr(VIP).port(), Protocol::Udp);
+        stale(Family::V4, &attributes(&bytes[HEADER..]), &BTreeMap::from([(vip, BTreeSet::from([here]))]))
+    }
+
+    #[test]
+    fn flows_to_backends_that_left_go_once_they_were_answered() {
+        const CONFIRMED: u32 = 1 << 3;
+        let waits = |status, backend| entry(Protocol::Udp, status, backend).map(|entry| entry.awaits_answer);
+        assert_eq!(waits(CONFIRMED | DESTINATION_TRANSLATED, GONE), Some(true));
+        assert_eq!(waits(CONFIRMED | DESTINATION_TRANSLATED | ANSWERED, GONE), Some(false));
+        assert_eq!(waits(CONFIRMED, VIP), Some(false), "nobody translated it, so nobody answers");
+        assert_eq!(waits(CONFIRMED | DESTINATION_TRANSLATED, HERE), None);
+        assert_eq!(entry(Protocol::Tcp, CONFIRMED | DESTINATION_TRANSLATED | ANSWERED, GONE), None);
     }
 }

@@ -75,12 +75,11 @@ pub(crate) fn compare(expected: Expected<'_>, style: Style, tables: &Tables) -> 
     for (name, found, wanted_chains) in [("nat", &tables.nat, &wanted.nat), ("filter", &tables.filter, &wanted.filter)]
     {
         for (chain, rules) in wanted_chains.chains() {
-            let is_there = found.chains().any(|(name, _)| name == chain);
-            compared.chain(&wanted, name, chain, rules, is_there.then(|| found.rules(chain)));
+            compared.chain(&wanted, name, chain, rules, found.chain(chain));
         }
     }
     compared.hooks(tables);
-    let extra = tables.nat.chains().filter(|(chain, _)| wanted.nat.chains().all(|(wanted, _)| wanted != *chain));
+    let extra = tables.nat.chains().filter(|(chain, _)| wanted.nat.chain(chain).is_none());
     for (name, chain) in extra.filter_map(|(name, _)| Some((name, Chain::parse(name)?))) {
         compared.drifts.push(Drift::new(DriftClass::Chain, format_args!("nat {name}"), Difference::Extra));
         compared.stray.insert(chain);

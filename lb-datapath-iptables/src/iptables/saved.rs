@@ -28,7 +28,12 @@ impl SavedTable {
 
     /// The rules of a chain, none if it does not exist.
     pub(crate) fn rules(&self, chain: &str) -> &[Rule] {
-        self.chains.get(chain).map_or(&[], Vec::as_slice)
+        self.chain(chain).unwrap_or_default()
+    }
+
+    /// The rules of a chain, if it exists.
+    pub(crate) fn chain(&self, chain: &str) -> Option<&[Rule]> {
+        self.chains.get(chain).map(Vec::as_slice)
     }
 
     /// The rules of a chain, none if it does not exist.

@@ -9,5 +9,5 @@ pub(crate) mod netfilter;
 mod socket;
 
 pub(crate) use codec::{Attributes, Writer, attributes, string, u16_be, u32_be, u64_be};
-pub(crate) use listen::{Heard, Listener, wait};
+pub(crate) use listen::{Heard, Listener, Pause, wait};
 pub(crate) use socket::{Message, Refusal, Socket, errno, is_too_large};

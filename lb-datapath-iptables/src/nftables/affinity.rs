@@ -11,9 +11,8 @@ use std::{
 use lb_core::FrontendAddr;
 
 use super::{
-    draft::Endpoint,
     kernel::{Batch, Kernel},
-    layout::{Element, Key, Set, Value},
+    layout::{Element, Endpoint, Key, Set, Value},
     observe::FAMILIES,
 };
 
@@ -43,7 +42,7 @@ pub(super) fn sweep(kernel: &mut dyn Kernel, sweeps: &Sweeps) -> io::Result<()> 
 }
 
 fn doomed(sweeps: &Sweeps, record: &Element) -> Option<(FrontendAddr, Key)> {
-    let (Key::Record(_, addr), Value::Backend(ip, port)) = (record.key, record.value) else { return None };
+    let (Key::Record(_, addr), &Value::Backend(ip, port)) = (record.key, &record.value) else { return None };
     let keep = sweeps.get(&addr)?;
     (!keep.contains(&(ip, port))).then_some((addr, record.key))
 }

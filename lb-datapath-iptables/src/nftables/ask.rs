@@ -16,7 +16,7 @@ use nix::time::{ClockId, clock_gettime};
 use super::{
     engine::{Flows, failure},
     kernel::{Kernel, Table},
-    layout::{Bound, Choice, Key, Pick, Set, Value},
+    layout::{Bound, Choice, Key, Pick, Set, Value, block},
     read::Read,
     rules,
     ruleset::{self, Ruleset},
@@ -91,6 +91,11 @@ impl Question<'_> {
             self.step(format!("{}: {addr} is not in it", set.name()));
             return Ok(Some(KernelVerdict::Pass));
         };
+        let way = self.element(Key::Way(addr.family(), choice))?;
+        if way.is_none_or(|(element, _)| element.value != Value::Go(choice)) {
+            self.step(format!("{}: what {choice} means is not ours any more", Set::Picks(addr.family()).name()));
+            return Ok(None);
+        }
         let pick = match choice {
             Choice::Refuse => {
                 self.step(format!("{}: {addr} is refused", set.name()));
@@ -152,7 +157,7 @@ impl Question<'_> {
             };
             let slot = flow_hash::slot(hash, pick.slots);
             self.step(format!("the hash of the {what}, {hash:#010x}, is slot {slot} of {}", pick.slots));
-            let found = self.slots(addr, slot..slot + 1)?;
+            let found = if pick.is_packed() { self.block(addr, slot)? } else { self.slots(addr, slot..slot + 1)? };
             return match found.into_keys().next() {
                 Some(backend) => self.forward(Backends::Took(backend)),
                 None => Ok(KernelVerdict::Drop),
@@ -183,6 +188,20 @@ impl Question<'_> {
         Ok(backends)
     }
 
+    /// The backend of a slot that is in a block.
+    fn block(&mut self, addr: FrontendAddr, slot: u32) -> io::Result<BTreeMap<BackendAddr, u32>> {
+        let (set, size) = (Set::Tables(addr.family()), block(addr.family()));
+        let found = self.element(Key::Block(addr, slot - slot % size))?;
+        let Some(Value::Backends(backends)) = found.map(|(element, _)| element.value) else {
+            self.step(format!("{}: nothing: the packet would be lost in silence", set.name()));
+            return Ok(BTreeMap::new());
+        };
+        let backend = backends.get((slot % size) as usize).map(|&(ip, port)| BackendAddr::new(ip, port, addr.protocol));
+        let names: Vec<String> = backend.iter().map(ToString::to_string).collect();
+        self.step(format!("{}: {}", set.name(), names.concat()));
+        Ok(backend.into_iter().map(|backend| (backend, 1)).collect())
+    }
+
     /// The backend that the client's record names.
     fn record(&mut self, addr: FrontendAddr, affinity: Affinity) -> io::Result<Option<BackendAddr>> {
         let client = affinity.client(self.packet.source);
@@ -202,7 +221,7 @@ impl Question<'_> {
 
     fn forward(&mut self, backends: Backends) -> io::Result<KernelVerdict> {
         let family = self.addr().family();
-        let ours = self.element(Key::Service(self.addr()))?.is_some();
+        let ours = self.element(Key::Frontend(self.addr()))?.is_some();
         let (source, pod) = (self.packet.source, self.is_pod(family)?);
         self.step(format!("{}: {source} is {}in it", Set::Cluster(family).name(), if pod { "" } else { "not " }));
         let translated = match &backends {
@@ -214,7 +233,7 @@ impl Question<'_> {
         if !ours {
             self.step(format!(
                 "{}: {} is not in it, no source is translated",
-                Set::Services(family).name(),
+                Set::Frontends(family).name(),
                 self.addr()
             ));
         }

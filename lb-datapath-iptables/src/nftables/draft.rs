@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
     sync::Arc,
 };
 
@@ -11,10 +10,10 @@ use lb_core::{
     Scope, SetId, State,
 };
 
-use super::mirror::{Counts, Mirror, members, set_of};
-
-/// Where a backend listens.
-pub(super) type Endpoint = (IpAddr, u16);
+use super::{
+    mirror::{Counts, Mirror, members, set_of},
+    slots::Slot,
+};
 
 /// Changes over a mirror; `None` removes.
 #[derive(Debug, Default)]
@@ -63,7 +62,7 @@ impl Draft {
         mirror: &Mirror,
         addr: &FrontendAddr,
         frontend: &Frontend,
-    ) -> Result<Vec<Endpoint>, DatapathError> {
+    ) -> Result<Vec<Slot>, DatapathError> {
         supported(addr)?;
         let Some(id) = set_of(*frontend) else { return Ok(Vec::new()) };
         let missing = |what: String| DatapathError::new(ErrorKind::Invalid, format!("frontend {addr}: {what}"));
@@ -79,7 +78,7 @@ impl Draft {
                 if backend.addr.family() != addr.family() || backend.addr.protocol != addr.protocol {
                     return Err(missing(format!("backend {} is of another family or protocol", backend.addr)));
                 }
-                Ok((backend.addr.ip, backend.addr.port))
+                Ok((id, *backend))
             })
             .collect()
     }
@@ -194,7 +193,7 @@ impl Draft {
 
     fn moved(&self, mirror: &Mirror, id: BackendId, new: Option<Backend>) -> bool {
         match (mirror.state.backends.get(&id), new) {
-            (Some(old), Some(new)) => old.addr != new.addr,
+            (Some(old), Some(new)) => *old != new,
             _ => false,
         }
     }

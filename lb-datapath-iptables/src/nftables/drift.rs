@@ -101,7 +101,8 @@ impl Engine {
             remedy.mend.first = frame(Some(now), next);
         }
         crash::point();
-        match self.kernel.mend(&remedy.mend) {
+        let elements = remedy.mend.gone.len() + remedy.mend.added.len();
+        match self.suspects.write(&mut *self.kernel, elements, |kernel| kernel.mend(&remedy.mend)) {
             Ok(()) => {
                 if let Some(known) = &mut self.known {
                     known.generation = Some(next);

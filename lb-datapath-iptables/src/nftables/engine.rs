@@ -14,10 +14,11 @@ use super::{
     inspect::Finding,
     kernel::{Batch, CommitError, Kernel, Rebuild, Table},
     layout::{Element, Key, Note, VERSION, Value},
-    lower::{Action, Lowered, Origin, Step, lower},
+    lower::{Action, Lowered, Origin, Step, fixed_ways, lower},
     mend,
     mirror::Mirror,
     observe::{Found, observe},
+    slots::endpoint,
     suspects::Shared,
     userdata::MARKER,
 };
@@ -89,12 +90,14 @@ impl Known {
 
     /// Whether a client's record stays good in a table that is made anew.
     fn keeps(&self, draft: &Draft, record: &Element) -> bool {
-        let (Key::Record(_, addr), Value::Backend(ip, port)) = (record.key, record.value) else { return false };
+        let (Key::Record(_, addr), &Value::Backend(ip, port)) = (record.key, &record.value) else { return false };
         let (Some(old), Some(Some(new))) = (self.salvaged.frontends.get(&addr), draft.frontends.get(&addr)) else {
             return false;
         };
         let same = old.id == new.id && new.affinity.is_some() && old.affinity == new.affinity;
-        same && draft.slots(&self.mirror, &addr, new).is_ok_and(|slots| slots.contains(&(ip, port)))
+        same && draft
+            .slots(&self.mirror, &addr, new)
+            .is_ok_and(|slots| slots.iter().any(|slot| endpoint(slot) == (ip, port)))
     }
 
     fn draft(&self, plan: &Plan, refused: &BTreeMap<FrontendAddr, DatapathError>) -> Draft {
@@ -243,7 +246,7 @@ impl Engine {
                 }
                 Err(error) => return Ok(Outcome::Failed(failure("adding routes", error))),
             }
-            match commit(&mut *self.kernel, known, &draft, &lowered) {
+            match commit(&mut *self.kernel, &self.suspects, known, &draft, &lowered) {
                 Ok(()) => {}
                 Err(CommitError::Refused(refusals)) => return self.refused(refusals),
                 Err(CommitError::Unknown(error)) => return Err(self.lost(failure("writing the table", error))),
@@ -315,7 +318,13 @@ fn prepare(
 }
 
 /// Carries the operations out; the table has the next generation then.
-fn commit(kernel: &mut dyn Kernel, known: &mut Known, draft: &Draft, lowered: &Lowered) -> Result<(), CommitError> {
+fn commit(
+    kernel: &mut dyn Kernel,
+    suspects: &Shared,
+    known: &mut Known,
+    draft: &Draft,
+    lowered: &Lowered,
+) -> Result<(), CommitError> {
     let reading = |error| {
         CommitError::Refused(vec![(Origin::Shared, io::Error::other(format!("reading affinity records: {error}")))])
     };
@@ -334,11 +343,13 @@ fn commit(kernel: &mut dyn Kernel, known: &mut Known, draft: &Draft, lowered: &L
         records: &kept,
         merged: lowered.only_adds(),
     };
-    match kernel.commit(&batch) {
+    let elements = lowered.steps.len() + kept.len();
+    let mut send = |batch: &Batch<'_>| suspects.write(kernel, elements, |kernel| kernel.commit(batch));
+    match send(&batch) {
         // Once more, to be told who is to blame.
         Err(CommitError::Refused(refused)) if batch.merged && !refused.iter().any(is_generation) => {
             batch.merged = false;
-            kernel.commit(&batch)?;
+            send(&batch)?;
         }
         result => result?,
     }
@@ -358,7 +369,9 @@ pub(super) fn frame(now: Option<u32>, next: u32) -> Vec<Step> {
     if let Some(now) = now {
         return vec![step(Origin::Generation, Action::Remove(Key::Note(Note::Generation, now))), generation];
     }
-    vec![generation, step(Origin::Shared, Action::Add(note(Note::Layout, VERSION).comment("layout")))]
+    let layout = note(Note::Layout, VERSION).comment("layout");
+    let shared = std::iter::once(layout).chain(fixed_ways()).map(|element| step(Origin::Shared, Action::Add(element)));
+    std::iter::once(generation).chain(shared).collect()
 }
 
 /// A number that another process, or this one for another table, did not start with.

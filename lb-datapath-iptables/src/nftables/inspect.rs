@@ -6,12 +6,12 @@ use std::{
     net::IpAddr,
 };
 
-use lb_core::{Cause, Difference, Drift, DriftClass, Family};
+use lb_core::{Cause, Difference, Drift, DriftClass, Family, FrontendAddr};
 
 use super::{
     engine::Vips,
     kernel::{Kernel, Table},
-    layout::{Bound, Choice, Element, Key, Note, Set, Value},
+    layout::{Bound, Element, Endpoint, Key, Note, Set, Value, nowhere},
     observe::{self, FAMILIES},
     read::RawElement,
     ruleset::{self, FoundChain, FoundRule, Ruleset, base_text},
@@ -159,7 +159,7 @@ impl Look<'_, '_> {
                     if let Some(key) = super::read::key_of(set, bytes)
                         && let Some(wanted) = self.wanted.element(&key)
                     {
-                        self.element(set, bytes.clone(), drift_of(&wanted, Difference::Missing));
+                        self.elements_drifted(set, bytes, drifts(Some(&wanted), None));
                     }
                 }
             }
@@ -180,14 +180,33 @@ impl Look<'_, '_> {
                 Err(error) => self.no_set(error)?,
             }
         }
-        let missing: Vec<Key> =
-            self.wanted.keys().filter(|key| read.contains_key(&key.set()) && !seen.contains(key)).collect();
-        for key in missing {
-            let Some(wanted) = self.wanted.element(&key) else { continue };
-            let drift = drift_of(&wanted, Difference::Missing);
-            let flushed = read.get(&key.set()) == Some(&0);
-            let drift = if flushed { drift.because(Cause::Flushed) } else { drift };
-            self.element(key.set(), wire::key_bytes(&key), drift);
+        let mut missing: BTreeMap<Set, Vec<Key>> = BTreeMap::new();
+        for key in self.wanted.keys().filter(|key| read.contains_key(&key.set()) && !seen.contains(key)) {
+            missing.entry(key.set()).or_default().push(key);
+        }
+        for (set, keys) in missing {
+            self.missing(set, &keys, read.get(&set) == Some(&0))?;
+        }
+        Ok(())
+    }
+
+    /// Notes elements that a dump did not show. While the kernel moves a set to a larger hash table, a dump leaves elements
+    /// out that a look-up finds.
+    fn missing(&mut self, set: Set, keys: &[Key], flushed: bool) -> io::Result<()> {
+        let bytes: Vec<Vec<u8>> = keys.iter().map(wire::key_bytes).collect();
+        let there = match set {
+            // What lies between two bounds is found by any of it.
+            Set::Cluster(_) => Vec::new(),
+            _ if flushed && self.kernel.look_up(set, &bytes[..bytes.len().min(SAMPLE)])?.is_empty() => Vec::new(),
+            _ => self.kernel.look_up(set, &bytes)?,
+        };
+        there.iter().for_each(|element| self.compare(set, element));
+        let there: HashSet<Vec<u8>> = there.into_iter().map(|element| element.key).collect();
+        for (key, bytes) in keys.iter().zip(&bytes).filter(|(_, bytes)| !there.contains(*bytes)) {
+            let wanted = self.wanted.element(key);
+            let drifts = drifts(wanted.as_ref(), None).into_iter();
+            let drifts = drifts.map(|drift| if flushed { drift.because(Cause::Flushed) } else { drift }).collect();
+            self.elements_drifted(set, bytes, drifts);
         }
         Ok(())
     }
@@ -199,30 +218,28 @@ impl Look<'_, '_> {
             let drift = match wanted {
                 None => Drift::new(DriftClass::Element, text, Difference::Extra),
                 Some(wanted) => {
-                    let expected = value_text(&wanted);
+                    let expected = value_text(&wanted.value);
                     drift_of(&wanted, Difference::Wrong { expected, found: "a value of another kind".into() })
                 }
             };
-            return self.element(set, element.key.clone(), drift);
+            return self.elements_drifted(set, &element.key, vec![drift]);
         };
-        let drift = match self.wanted.element(&found.key) {
-            None => drift_of(found, Difference::Extra),
-            Some(wanted) if agrees(&wanted, found) => return,
-            Some(wanted) => {
-                let difference = Difference::Wrong { expected: value_text(&wanted), found: value_text(found) };
-                drift_of(&wanted, difference)
-            }
-        };
-        self.element(set, element.key.clone(), drift);
+        let wanted = self.wanted.element(&found.key);
+        if wanted.as_ref().is_none_or(|wanted| !agrees(wanted, found)) {
+            self.elements_drifted(set, &element.key, drifts(wanted.as_ref(), Some(found)));
+        }
     }
 
-    fn element(&mut self, set: Set, key: Vec<u8>, drift: Drift) {
-        self.found(Object::Element(set, key), drift);
+    /// Notes what differs in one element.
+    fn elements_drifted(&mut self, set: Set, key: &[u8], drifts: Vec<Drift>) {
+        for drift in drifts {
+            self.found(Object::Element(set, key.to_vec()), drift);
+        }
     }
 
     fn ruleset(&mut self) -> io::Result<()> {
         let found = self.kernel.ruleset()?;
-        let wanted = ruleset::wanted(&self.wanted.picks());
+        let wanted = ruleset::wanted(self.wanted.picks());
         if found.dormant {
             let wrong = Difference::Wrong { expected: "active".into(), found: "flags dormant".into() };
             let name = self.kernel.name();
@@ -269,6 +286,9 @@ impl Look<'_, '_> {
     }
 }
 
+/// Elements that are looked up before a set is taken for empty.
+const SAMPLE: usize = 32;
+
 /// Where two lists of rules differ, by position from 1: those between their common beginning and their common end.
 fn differing(wanted: &[FoundRule], found: &[FoundRule]) -> Vec<(usize, Difference)> {
     let same = |(a, b): &(&FoundRule, &FoundRule)| a == b;
@@ -287,15 +307,60 @@ fn differing(wanted: &[FoundRule], found: &[FoundRule]) -> Vec<(usize, Differenc
         .collect()
 }
 
+/// What differs between two elements with the same key, one of which may be missing: slot by slot where there are several.
+fn drifts(wanted: Option<&Element>, found: Option<&Element>) -> Vec<Drift> {
+    let Some(element) = wanted.or(found) else { return Vec::new() };
+    if let Key::Block(addr, first) = element.key
+        && wanted.map(|wanted| &wanted.value) != found.map(|found| &found.value)
+    {
+        let (wanted, found) = (backends_of(wanted), backends_of(found));
+        let slot = |n| (wanted.get(n).copied(), found.get(n).copied());
+        let slots = (first..).zip((0..wanted.len().max(found.len())).map(slot));
+        let slots = slots.filter_map(|(n, (wanted, found))| Some((n, difference(wanted, found, endpoint_text)?)));
+        let drifts: Vec<Drift> = slots.map(|(n, difference)| slot_drift(&addr, n, difference)).collect();
+        if !drifts.is_empty() {
+            return drifts;
+        }
+    }
+    let text = |element: &Element| match (wanted, found) {
+        (Some(wanted), Some(found)) if wanted.value == found.value => comment_text(element),
+        _ => value_text(&element.value),
+    };
+    let difference = match (wanted, found) {
+        (Some(wanted), Some(found)) => Some(Difference::Wrong { expected: text(wanted), found: text(found) }),
+        (Some(_), None) => Some(Difference::Missing),
+        (None, _) => Some(Difference::Extra),
+    };
+    difference.into_iter().map(|difference| drift_of(element, difference)).collect()
+}
+
+/// The backends in a block, without what is behind the last slot.
+fn backends_of(element: Option<&Element>) -> Vec<Endpoint> {
+    let Some(Element { value: Value::Backends(backends), .. }) = element else { return Vec::new() };
+    let there = |&&(ip, port): &&Endpoint| (ip, port) != nowhere(Family::of(ip));
+    let last = backends.iter().rposition(|backend| there(&backend)).map_or(0, |last| last + 1);
+    backends[..last].to_vec()
+}
+
+fn difference<T: PartialEq>(wanted: Option<T>, found: Option<T>, text: impl Fn(&T) -> String) -> Option<Difference> {
+    match (wanted, found) {
+        (Some(wanted), Some(found)) => Difference::between(&wanted, &found, text),
+        (Some(_), None) => Some(Difference::Missing),
+        (None, Some(_)) => Some(Difference::Extra),
+        (None, None) => None,
+    }
+}
+
+fn slot_drift(addr: &FrontendAddr, slot: u32, difference: Difference) -> Drift {
+    Drift::new(DriftClass::Slot, format_args!("{addr} slot {slot}"), difference)
+}
+
 fn drift_of(element: &Element, difference: Difference) -> Drift {
     let set = element.key.set().name();
     match element.key {
         Key::Frontend(addr) => Drift::new(DriftClass::Frontend, addr, difference),
-        Key::Slot(addr, slot) => Drift::new(DriftClass::Slot, format_args!("{addr} slot {slot}"), difference),
-        Key::Backend(_, id, _) => {
-            Drift::new(DriftClass::Backend, format_args!("{id}: {}", value_text(element)), difference)
-        }
-        Key::Service(addr) => Drift::new(DriftClass::Element, format_args!("{set} {addr}"), difference),
+        Key::Way(_, choice) => Drift::new(DriftClass::Element, format_args!("{set} {choice}"), difference),
+        Key::Slot(addr, slot) | Key::Block(addr, slot) => slot_drift(&addr, slot, difference),
         Key::Record(client, addr) => Drift::new(DriftClass::Element, format_args!("{set} {client} {addr}"), difference),
         Key::Bound(ip, Bound::Start) => Drift::new(DriftClass::Element, format_args!("{set} from {ip}"), difference),
         Key::Bound(ip, Bound::End) => Drift::new(DriftClass::Element, format_args!("{set} up to {ip}"), difference),
@@ -308,19 +373,26 @@ fn drift_of(element: &Element, difference: Difference) -> Drift {
     }
 }
 
-fn value_text(element: &Element) -> String {
-    match element.value {
-        Value::None => {
-            observe::parse(&element.comment).map_or_else(|| element.comment.clone(), |known| known.to_string())
-        }
-        Value::Backend(ip, port) => {
-            let local = if element.comment.is_empty() { "" } else { " " };
-            format!("{}{local}{}", std::net::SocketAddr::new(ip, port), element.comment)
-        }
-        Value::Go(Choice::Refuse) => "refuse".to_owned(),
-        Value::Go(Choice::Drop) => "drop".to_owned(),
-        Value::Go(Choice::Pick(pick)) => pick.to_string(),
+/// An element's comment, as far as it matters.
+fn comment_text(element: &Element) -> String {
+    match (observe::parse(&element.comment), element.comment.as_str()) {
+        (Some(known), _) => known.to_string(),
+        (None, "") => "no comment".to_owned(),
+        (None, comment) => comment.to_owned(),
     }
+}
+
+fn value_text(value: &Value) -> String {
+    match value {
+        Value::None => String::new(),
+        &Value::Backend(ip, port) => endpoint_text(&(ip, port)),
+        Value::Backends(backends) => backends.iter().map(endpoint_text).collect::<Vec<_>>().join(", "),
+        Value::Go(choice) => choice.to_string(),
+    }
+}
+
+fn endpoint_text(&(ip, port): &Endpoint) -> String {
+    std::net::SocketAddr::new(ip, port).to_string()
 }
 
 fn look_at_routes(

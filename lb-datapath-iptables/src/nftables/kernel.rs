@@ -16,7 +16,7 @@ use super::{
 use crate::netlink::{
     Socket, Writer, attributes, errno, is_too_large,
     netfilter::{FIXED, INET, fixed},
-    string,
+    string, u32_be,
 };
 
 /// What a table's executor does. Boring on purpose: everything that decides is before it.
@@ -39,6 +39,9 @@ pub(super) trait Kernel: Send {
 
     /// Puts objects back as they should be, all of them or none.
     fn mend(&mut self, mend: &Mend) -> Result<(), CommitError>;
+
+    /// Number of transactions of anybody in the network namespace, counted from somewhere.
+    fn transactions(&mut self) -> io::Result<u32>;
 
     /// Address of the socket that makes our own changes.
     fn port(&self) -> io::Result<u32>;
@@ -259,6 +262,19 @@ impl Kernel for Netlink {
 
     fn name(&self) -> String {
         format!("inet {}", self.table)
+    }
+
+    fn transactions(&mut self) -> io::Result<u32> {
+        let mut writer = Writer::default();
+        wire::ask_generation(&mut writer);
+        let mut found = Err(io::Error::other("the kernel did not say how many transactions there were"));
+        self.socket.look_up(writer, |_, answer| {
+            found = answer.and_then(|message| {
+                let number = attributes(message.payload.get(FIXED..).unwrap_or_default()).find(1).and_then(u32_be);
+                number.ok_or_else(|| io::ErrorKind::InvalidData.into())
+            });
+        })?;
+        found
     }
 
     fn port(&self) -> io::Result<u32> {

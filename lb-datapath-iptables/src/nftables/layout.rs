@@ -1,29 +1,35 @@
 //! What the table consists of: its sets and maps, its chains, and the keys and values of their elements.
 
-use std::{fmt, net::IpAddr, str::FromStr, time::Duration};
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    str::FromStr,
+    time::Duration,
+};
 
-use lb_core::{Affinity, BackendId, Family, FrontendAddr, FrontendId, Lookup, Protocol};
+use lb_core::{Affinity, Family, FrontendAddr, FrontendId, Lookup};
 
 /// Version of the layout. A table with another one is replaced as a whole, in one batch.
-pub(super) const VERSION: u32 = 2;
+pub(super) const VERSION: u32 = 3;
 
 /// A set or map of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Set {
-    /// Frontend to what happens to its new flows.
+    /// Frontend to what happens to its new flows, as a number: the kernel walks all values that are verdicts whenever one
+    /// of them changes.
     Frontends(Family),
-    /// Frontends once more, without a verdict: to ask whether a flow is one of ours.
-    Services(Family),
+    /// What happens to new flows, to the chain that does it.
+    Picks(Family),
     /// Frontend and slot to backend.
     Slots(Family),
+    /// Frontend and first slot of a block to the backends of all its slots.
+    Tables(Family),
     /// Client and frontend to backend; grows from the packet path.
     Affinity(Family),
     /// Sources that are not translated.
     Cluster(Family),
     /// Backends that can be their own clients, twice in one key.
     Hairpin(Family),
-    /// Backends by id. No packet looks here: a restart does.
-    Backends(Family),
     /// Facts that no packet needs: layout, generation, node.
     Notes,
 }
@@ -32,14 +38,14 @@ impl Set {
     /// Every one, in the order in which they are made.
     pub(super) const ALL: [Self; 15] = [
         Self::Notes,
-        Self::Backends(Family::V4),
-        Self::Backends(Family::V6),
+        Self::Picks(Family::V4),
+        Self::Picks(Family::V6),
         Self::Frontends(Family::V4),
         Self::Frontends(Family::V6),
-        Self::Services(Family::V4),
-        Self::Services(Family::V6),
         Self::Slots(Family::V4),
         Self::Slots(Family::V6),
+        Self::Tables(Family::V4),
+        Self::Tables(Family::V6),
         Self::Affinity(Family::V4),
         Self::Affinity(Family::V6),
         Self::Cluster(Family::V4),
@@ -59,8 +65,8 @@ impl Set {
         match self {
             Self::Frontends(V4) => "frontends4",
             Self::Frontends(V6) => "frontends6",
-            Self::Services(V4) => "services4",
-            Self::Services(V6) => "services6",
+            Self::Picks(V4) => "picks4",
+            Self::Picks(V6) => "picks6",
             Self::Slots(V4) => "slots4",
             Self::Slots(V6) => "slots6",
             Self::Affinity(V4) => "affinity4",
@@ -69,8 +75,8 @@ impl Set {
             Self::Cluster(V6) => "cluster6",
             Self::Hairpin(V4) => "hairpin4",
             Self::Hairpin(V6) => "hairpin6",
-            Self::Backends(V4) => "backends4",
-            Self::Backends(V6) => "backends6",
+            Self::Tables(V4) => "tables4",
+            Self::Tables(V6) => "tables6",
             Self::Notes => "notes",
         }
     }
@@ -81,18 +87,18 @@ impl Set {
 pub(super) enum Key {
     /// In [`Set::Frontends`].
     Frontend(FrontendAddr),
-    /// In [`Set::Services`].
-    Service(FrontendAddr),
+    /// In [`Set::Picks`].
+    Way(Family, Choice),
     /// In [`Set::Slots`].
     Slot(FrontendAddr, u32),
+    /// In [`Set::Tables`]: the first slot of the block, a multiple of [`block`].
+    Block(FrontendAddr, u32),
     /// In [`Set::Affinity`]: the client, masked, and the frontend.
     Record(IpAddr, FrontendAddr),
     /// In [`Set::Cluster`]: the first address of a range, or the first one behind it.
     Bound(IpAddr, Bound),
     /// In [`Set::Hairpin`].
     Hairpin(IpAddr),
-    /// In [`Set::Backends`].
-    Backend(Family, BackendId, Protocol),
     /// In [`Set::Notes`].
     Note(Note, u32),
 }
@@ -140,26 +146,47 @@ impl Key {
     pub(super) const fn set(&self) -> Set {
         match self {
             Self::Frontend(addr) => Set::Frontends(addr.family()),
-            Self::Service(addr) => Set::Services(addr.family()),
+            Self::Way(family, _) => Set::Picks(*family),
             Self::Slot(addr, _) => Set::Slots(addr.family()),
+            Self::Block(addr, _) => Set::Tables(addr.family()),
             Self::Record(_, addr) => Set::Affinity(addr.family()),
             Self::Bound(ip, _) => Set::Cluster(Family::of(*ip)),
             Self::Hairpin(ip) => Set::Hairpin(Family::of(*ip)),
-            Self::Backend(family, ..) => Set::Backends(*family),
             Self::Note(..) => Set::Notes,
         }
     }
 }
 
+/// Where a backend listens.
+pub(super) type Endpoint = (IpAddr, u16);
+
 /// Value of an element.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Value {
     /// The set is not a map.
     None,
-    /// Of [`Set::Frontends`].
+    /// Of [`Set::Frontends`], as a number, and of [`Set::Picks`], as a verdict.
     Go(Choice),
-    /// Of [`Set::Slots`], [`Set::Affinity`] and [`Set::Backends`].
+    /// Of [`Set::Slots`] and [`Set::Affinity`].
     Backend(IpAddr, u16),
+    /// Of [`Set::Tables`]: [`block`] backends; those behind the last slot are [`nowhere`].
+    Backends(Box<[Endpoint]>),
+}
+
+/// Slots in one element of [`Set::Tables`]: a power of two, and as many as fit into the registers.
+pub(super) const fn block(family: Family) -> u32 {
+    match family {
+        Family::V4 => 8,
+        Family::V6 => 2,
+    }
+}
+
+/// What a block holds behind the last slot.
+pub(super) const fn nowhere(family: Family) -> Endpoint {
+    match family {
+        Family::V4 => (IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0),
+        Family::V6 => (IpAddr::V6(Ipv6Addr::UNSPECIFIED), 0),
+    }
 }
 
 /// An element.
@@ -187,7 +214,7 @@ impl Element {
 }
 
 /// What happens to a new flow of a frontend.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Choice {
     /// Refused at once.
     Refuse,
@@ -197,7 +224,60 @@ pub(super) enum Choice {
     Pick(Pick),
 }
 
+/// A choice as four numbers, what the kernel compares at once: what it is and half of the affinity, slots, the frontend that
+/// takes turns, the other half of the affinity.
+const WORDS: usize = 4;
+/// Bytes of a choice that is a number.
+pub(super) const CHOICE: usize = 4 * WORDS;
+
+/// Where what it is stands in the first number.
+const KIND: u32 = 29;
+const DROP: u32 = 1;
+const REFUSE: u32 = 2;
+const RANDOM: u32 = 3;
+const HASH: u32 = 4;
+const TURN: u32 = 5;
+
 impl Choice {
+    /// Those that need no chain of their own, and are always there.
+    pub(super) const FIXED: [Self; 2] = [Self::Refuse, Self::Drop];
+
+    /// The number that stands for it, never all zeros.
+    pub(super) fn words(self) -> [u32; WORDS] {
+        let pick = match self {
+            Self::Drop => return [DROP << KIND, 0, 0, 0],
+            Self::Refuse => return [REFUSE << KIND, 0, 0, 0],
+            Self::Pick(pick) => pick,
+        };
+        let (kind, turn) = match pick.how {
+            How::Random => (RANDOM, 0),
+            How::Hash => (HASH, 0),
+            How::Turn(frontend) => (TURN, frontend.get()),
+        };
+        // At most 45 bits of milliseconds, and at least one.
+        let affinity = pick.affinity.map_or(0, |affinity| {
+            millis(affinity.timeout) << 16 | u64::from(affinity.prefix_v4) << 8 | u64::from(affinity.prefix_v6)
+        });
+        [kind << KIND | (affinity >> 32) as u32, pick.slots, turn, affinity as u32]
+    }
+
+    /// The choice that a number stands for.
+    pub(super) fn from_words(family: Family, words: [u32; WORDS]) -> Option<Self> {
+        let [first, slots, turn, low] = words;
+        let how = match first >> KIND {
+            DROP | REFUSE => return Self::FIXED.into_iter().find(|choice| choice.words() == words),
+            RANDOM if turn == 0 => How::Random,
+            HASH if turn == 0 => How::Hash,
+            TURN => How::Turn(FrontendId::new(turn)?),
+            _ => return None,
+        };
+        let [.., prefix_v4, prefix_v6] = low.to_be_bytes();
+        let ms = (u64::from(first & !(u32::MAX << KIND)) << 32 | u64::from(low)) >> 16;
+        let affinity = (ms != 0).then(|| Affinity { timeout: Duration::from_millis(ms), prefix_v4, prefix_v6 });
+        let choice = Self::Pick(Pick { family, how, slots, affinity });
+        (choice.words() == words).then_some(choice)
+    }
+
     /// The chain that picks, if one does.
     pub(super) const fn pick(self) -> Option<Pick> {
         match self {
@@ -208,7 +288,7 @@ impl Choice {
 }
 
 /// How a backend is picked: one chain for each, shared by every frontend that picks the same way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Pick {
     /// Family of frontend and backends.
     pub(super) family: Family,
@@ -221,7 +301,7 @@ pub(super) struct Pick {
 }
 
 /// How a pick finds its slot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum How {
     /// At random.
     Random,
@@ -233,12 +313,29 @@ pub(super) enum How {
 }
 
 impl Pick {
+    /// Whether the slots are in [`Set::Tables`]. A rule that finds a slot in a block has to work out its number twice, which
+    /// it can for a hash. With affinity, too much else has to be in the registers.
+    pub(super) fn is_packed(&self) -> bool {
+        self.how == How::Hash && self.affinity.is_none()
+    }
+
     /// The model's name for how the slot is found.
     pub(super) const fn lookup(&self) -> Lookup {
         match self.how {
             How::Random => Lookup::Random,
             How::Hash => Lookup::Hash,
             How::Turn(_) => Lookup::RoundRobin,
+        }
+    }
+}
+
+/// What drift says of it; for a pick, the name of its chain.
+impl fmt::Display for Choice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Refuse => f.write_str("refuse"),
+            Self::Drop => f.write_str("drop"),
+            Self::Pick(pick) => pick.fmt(f),
         }
     }
 }
@@ -325,6 +422,29 @@ mod tests {
                     assert_eq!(name.parse(), Ok(pick), "{name}");
                     assert!(name.len() < 128, "nf_tables takes 127 bytes: {name}");
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn a_choice_survives_its_number() {
+        let affinity = |ms| Affinity { timeout: Duration::from_millis(ms), prefix_v4: 24, prefix_v6: 128 };
+        let longest = u64::try_from(MAX_TIMEOUT.as_millis()).unwrap();
+        for family in [Family::V4, Family::V6] {
+            for how in [How::Random, How::Hash, How::Turn(FrontendId::new(u32::MAX).unwrap())] {
+                for affinity in [None, Some(affinity(1)), Some(affinity(longest))] {
+                    let choice = Choice::Pick(Pick { family, how, slots: u32::MAX, affinity });
+                    assert_eq!(Choice::from_words(family, choice.words()), Some(choice));
+                }
+            }
+            for choice in Choice::FIXED {
+                assert_eq!(Choice::from_words(family, choice.words()), Some(choice));
+            }
+            let [drop, random, turn] = [DROP, RANDOM, TURN].map(|kind| kind << KIND);
+            for other in
+                [[0; WORDS], [drop, 1, 0, 0], [random, 4, 1, 0], [random, 4, 0, 1], [turn, 4, 0, 0], [!0; WORDS]]
+            {
+                assert_eq!(Choice::from_words(family, other), None, "{other:?}");
             }
         }
     }

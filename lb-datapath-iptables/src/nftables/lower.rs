@@ -6,13 +6,15 @@ use std::{
 };
 
 use lb_core::{
-    Affinity, Backend, BackendSet, DatapathError, Family, Frontend, FrontendAddr, Lookup, NodeFacts, Protocol, Target,
+    Affinity, BackendSet, DatapathError, Family, Frontend, FrontendAddr, Lookup, NodeFacts, Protocol, Target,
 };
 
 use super::{
-    draft::{Draft, Endpoint},
-    layout::{Bound, Choice, Element, How, Key, Note, Pick, Value},
+    draft::Draft,
+    layout::{Bound, Choice, Element, Endpoint, How, Key, Note, Pick, Value},
     mirror::{Counts, Mirror, hairpin, set_of},
+    observe::FAMILIES,
+    slots::{self, Slot, endpoint},
 };
 use crate::nftables::ranges;
 
@@ -73,7 +75,7 @@ pub(super) struct Lowered {
 pub(super) fn lower(draft: &Draft, mirror: &Mirror) -> Lowered {
     let mut lowered = Lowered::default();
     lowered.node(draft, mirror);
-    lowered.backends(draft, mirror);
+    lowered.hairpins(draft, mirror);
     lowered.frontends(draft, mirror);
     lowered.vips(draft, mirror);
     lowered.unused_picks(mirror);
@@ -119,21 +121,11 @@ impl Lowered {
         }
     }
 
-    fn backends(&mut self, draft: &Draft, mirror: &Mirror) {
+    fn hairpins(&mut self, draft: &Draft, mirror: &Mirror) {
         let (mut gained, mut lost) = (Counts::default(), Counts::default());
         for (id, new) in &draft.backends {
-            let old = mirror.state.backends.get(id);
-            if old == new.as_ref() {
-                continue;
-            }
-            if let Some(old) = old {
-                self.push(Origin::Shared, Action::Remove(backend_element(*id, old).key));
-            }
-            if let Some(new) = new {
-                self.push(Origin::Shared, Action::Add(backend_element(*id, new)));
-            }
             gained.swap(None, hairpin(new.as_ref()));
-            lost.swap(None, hairpin(old));
+            lost.swap(None, hairpin(mirror.state.backends.get(id)));
         }
         let ips: BTreeSet<IpAddr> = gained.keys().chain(lost.keys()).collect();
         for ip in ips {
@@ -163,48 +155,47 @@ impl Lowered {
         draft: &Draft,
         mirror: &Mirror,
         addr: FrontendAddr,
-        (old, before): (Option<Frontend>, &[Endpoint]),
-        (new, after): (Option<Frontend>, &[Endpoint]),
+        (old, before): (Option<Frontend>, &[Slot]),
+        (new, after): (Option<Frontend>, &[Slot]),
     ) {
         let origin = Origin::Frontend(addr);
         let was = old.map(|old| choice(mirror, None, addr.family(), &old, before.len()));
         let is = new.map(|new| choice(mirror, Some(draft), addr.family(), &new, after.len()));
-        // The kernel walks all frontends when the verdict of one changes, so a change of backends leaves it alone.
         if was != is {
-            if let Some(choice) = was {
-                self.push(origin, Action::Remove(Key::Frontend(addr)));
-                self.released.extend(choice.pick());
-            }
+            self.released.extend(was.and_then(Choice::pick));
             if let Some(choice) = is {
                 self.acquire(mirror, origin, choice);
-                let label = draft.labels.get(&addr).map_or("", |label| &**label);
-                let element = Element::new(Key::Frontend(addr), Value::Go(choice));
-                self.push(origin, Action::Add(element.comment(label)));
             }
         }
-        if old != new {
+        if (was, old) != (is, new) {
             if old.is_some() {
-                self.push(origin, Action::Remove(Key::Service(addr)));
+                self.push(origin, Action::Remove(Key::Frontend(addr)));
             }
-            if let Some(new) = new {
-                self.push(origin, Action::Add(service_element(addr, &new)));
+            if let Some((choice, new)) = is.zip(new) {
+                let label = draft.labels.get(&addr).map_or("", |label| &**label);
+                self.push(origin, Action::Add(frontend_element(addr, &new, choice, label)));
             }
         }
-        self.slots(addr, before, after);
+        self.slots(elements(addr, was, before), elements(addr, is, after));
         self.stale(addr, (old, before), (new, after));
     }
 
-    fn slots(&mut self, addr: FrontendAddr, before: &[Endpoint], after: &[Endpoint]) {
+    /// Replaces the elements of one frontend's slots, those that are equal excepted. Both are in order.
+    fn slots(&mut self, before: Vec<Element>, after: Vec<Element>) {
+        let Some(Key::Slot(addr, _) | Key::Block(addr, _)) =
+            before.iter().chain(&after).map(|element| element.key).next()
+        else {
+            return;
+        };
         let origin = Origin::Frontend(addr);
-        let slots = (0..).zip(0..before.len().max(after.len()));
-        let changed: Vec<(u32, usize)> = slots.filter(|&(_, at)| before.get(at) != after.get(at)).collect();
-        for &(slot, _) in changed.iter().filter(|(_, at)| *at < before.len()) {
-            self.push(origin, Action::Remove(Key::Slot(addr, slot)));
+        let stays = |element: &Element, others: &[Element]| {
+            others.binary_search_by_key(&element.key, |other| other.key).is_ok_and(|at| others[at] == *element)
+        };
+        for element in before.iter().filter(|element| !stays(element, &after)) {
+            self.push(origin, Action::Remove(element.key));
         }
-        for &(slot, at) in &changed {
-            if let Some(&(ip, port)) = after.get(at) {
-                self.push(origin, Action::Add(Element::new(Key::Slot(addr, slot), Value::Backend(ip, port))));
-            }
+        for element in after.into_iter().filter(|element| !stays(element, &before)) {
+            self.push(origin, Action::Add(element));
         }
     }
 
@@ -212,11 +203,15 @@ impl Lowered {
     fn stale(
         &mut self,
         addr: FrontendAddr,
-        (old, before): (Option<Frontend>, &[Endpoint]),
-        (new, after): (Option<Frontend>, &[Endpoint]),
+        (old, before): (Option<Frontend>, &[Slot]),
+        (new, after): (Option<Frontend>, &[Slot]),
     ) {
-        let keep: BTreeSet<Endpoint> = after.iter().copied().collect();
-        let left = before.iter().any(|endpoint| !keep.contains(endpoint));
+        let sticky = old.is_some_and(|old| old.affinity.is_some());
+        if !sticky && addr.protocol != Protocol::Udp {
+            return;
+        }
+        let keep: BTreeSet<Endpoint> = after.iter().map(endpoint).collect();
+        let left = before.iter().any(|slot| !keep.contains(&endpoint(slot)));
         if let Some(Frontend { affinity: Some(affinity), id, .. }) = old {
             let same = new.is_some_and(|new| new.id == id && new.affinity == Some(affinity));
             if !same {
@@ -254,6 +249,7 @@ impl Lowered {
         self.acquired.push(pick);
         if mirror.picks.get(pick) == 0 && self.made.insert(pick) {
             self.push(origin, Action::AddPick(pick));
+            self.push(origin, Action::Add(way(pick.family, choice)));
         }
     }
 
@@ -263,6 +259,7 @@ impl Lowered {
         self.acquired.iter().for_each(|&pick| gained.swap(None, Some(pick)));
         self.released.iter().for_each(|&pick| lost.swap(None, Some(pick)));
         for pick in lost.keys().filter(|&pick| mirror.picks.get(pick) + gained.get(pick) <= lost.get(pick)) {
+            self.push(Origin::Shared, Action::Remove(Key::Way(pick.family, Choice::Pick(pick))));
             self.push(Origin::Shared, Action::RemovePick(pick));
         }
     }
@@ -300,15 +297,37 @@ fn how(set: &BackendSet, frontend: &Frontend) -> How {
 }
 
 /// The slots of a frontend as they are in the table.
-fn before(mirror: &Mirror, frontend: &Frontend) -> Vec<Endpoint> {
+fn before(mirror: &Mirror, frontend: &Frontend) -> Vec<Slot> {
     let set = set_of(*frontend).and_then(|id| mirror.state.sets.get(&id));
     let slots = set.map(|set| &*set.slots).unwrap_or_default();
-    let backends = slots.iter().filter_map(|id| mirror.state.backends.get(id));
-    backends.map(|backend| (backend.addr.ip, backend.addr.port)).collect()
+    slots.iter().filter_map(|id| Some((*id, *mirror.state.backends.get(id)?))).collect()
 }
 
-/// What a restart needs to know of a frontend beyond what packets need: `frontend ID [set ID] [affinity …] LABEL`.
-fn comment(frontend: &Frontend) -> String {
+/// The elements of a frontend's slots.
+pub(super) fn elements(addr: FrontendAddr, choice: Option<Choice>, slots: &[Slot]) -> Vec<Element> {
+    match choice.and_then(Choice::pick) {
+        Some(pick) => slots::elements(addr, pick.is_packed(), slots),
+        None => Vec::new(),
+    }
+}
+
+/// A choice as an element of [`Set::Picks`](super::layout::Set).
+pub(super) fn way(family: Family, choice: Choice) -> Element {
+    Element::new(Key::Way(family, choice), Value::Go(choice))
+}
+
+/// The choices that are always there.
+pub(super) fn fixed_ways() -> impl Iterator<Item = Element> {
+    FAMILIES.into_iter().flat_map(|family| Choice::FIXED.map(|choice| way(family, choice)))
+}
+
+/// A frontend as an element of [`Set::Frontends`](super::layout::Set). Its comment is what a restart needs to know beyond
+/// what packets need, `frontend ID [set ID] [affinity …]`, and for people its label, `[for LABEL]`.
+pub(super) fn frontend_element(addr: FrontendAddr, frontend: &Frontend, choice: Choice, label: &str) -> Element {
+    Element::new(Key::Frontend(addr), Value::Go(choice)).comment(comment(frontend, label))
+}
+
+fn comment(frontend: &Frontend, label: &str) -> String {
     let mut text = format!("frontend {}", frontend.id);
     if let Some(set) = set_of(*frontend) {
         text.push_str(&format!(" set {set}"));
@@ -316,23 +335,12 @@ fn comment(frontend: &Frontend) -> String {
     if let Some(Affinity { timeout, prefix_v4, prefix_v6 }) = frontend.affinity {
         text.push_str(&format!(" affinity {}/{prefix_v4}/{prefix_v6}", timeout.as_nanos()));
     }
+    if !label.is_empty() {
+        text.push_str(" for ");
+        text.push_str(label);
+    }
     text
 }
-
-/// A frontend as an element of [`Set::Services`](super::layout::Set): its comment is what a restart needs to know.
-pub(super) fn service_element(addr: FrontendAddr, frontend: &Frontend) -> Element {
-    Element::new(Key::Service(addr), Value::None).comment(comment(frontend))
-}
-
-/// A backend as an element of [`Set::Backends`](super::layout::Set).
-pub(super) fn backend_element(id: lb_core::BackendId, backend: &Backend) -> Element {
-    let key = Key::Backend(backend.addr.family(), id, backend.addr.protocol);
-    let element = Element::new(key, Value::Backend(backend.addr.ip, backend.addr.port));
-    if backend.local { element.comment(LOCAL) } else { element }
-}
-
-/// Comment of a backend that runs on this node.
-pub(super) const LOCAL: &str = "local";
 
 /// The facts about the node as elements of [`Set::Notes`](super::layout::Set).
 pub(super) fn notes(node: &NodeFacts) -> Vec<Element> {

@@ -66,7 +66,7 @@ impl Remedy {
         let keys = self.mend.gone.iter().filter_map(|(set, key)| read::key_of(*set, key));
         let touched: BTreeSet<FrontendAddr> = keys
             .filter_map(|key| match key {
-                Key::Frontend(addr) | Key::Slot(addr, _) => Some(addr),
+                Key::Frontend(addr) | Key::Slot(addr, _) | Key::Block(addr, _) => Some(addr),
                 _ => None,
             })
             .collect();

@@ -18,6 +18,7 @@ mod ranges;
 mod read;
 mod rules;
 mod ruleset;
+mod slots;
 mod suspects;
 #[cfg(test)]
 mod tests;

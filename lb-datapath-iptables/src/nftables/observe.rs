@@ -9,17 +9,16 @@ use std::{
 };
 
 use lb_core::{
-    Affinity, Backend, BackendAddr, BackendId, BackendSet, Family, Frontend, FrontendAddr, FrontendId, Lookup,
-    NodeFacts, NodeName, Protocol, SetId, State, Target,
+    Affinity, BackendSet, Family, Frontend, FrontendAddr, FrontendId, NodeFacts, NodeName, SetId, State, Target,
 };
 
 use super::{
-    draft::Endpoint,
     kernel::{Kernel, Table},
     layout::{Choice, Element, Key, Note, Pick, Set, VERSION, Value},
-    lower::{LOCAL, cluster},
+    lower::{cluster, fixed_ways},
     mirror::{Counts, Mirror, hairpin},
     rules,
+    slots::{self, FoundSlot},
 };
 use crate::netlink::errno;
 
@@ -44,6 +43,22 @@ pub(super) fn observe(kernel: &mut dyn Kernel) -> io::Result<Found> {
         Table::Foreign => return Ok(Found::Foreign),
         Table::Ours(handle) => handle,
     };
+    let mut found = read(kernel, handle)?;
+    // While the kernel moves a set to a larger hash table, a dump leaves elements out: only what is found twice is so.
+    for _ in 1..READINGS {
+        let Found::Damaged { state, .. } = &found else { break };
+        match read(kernel, handle)? {
+            Found::Damaged { state: again, .. } if again == *state => break,
+            other => found = other,
+        }
+    }
+    Ok(found)
+}
+
+/// How often a table is read at most.
+const READINGS: usize = 8;
+
+fn read(kernel: &mut dyn Kernel, handle: u64) -> io::Result<Found> {
     let mut reading = Reading::default();
     for set in Set::ALL.into_iter().filter(|set| !matches!(set, Set::Affinity(_))) {
         match kernel.elements(set) {
@@ -65,12 +80,12 @@ struct Reading {
     node_name: Option<NodeName>,
     node_ips: BTreeMap<u32, IpAddr>,
     cidrs: BTreeMap<u32, ipnet::IpNet>,
-    backends: BTreeMap<BackendId, Backend>,
-    frontends: BTreeMap<FrontendAddr, Choice>,
-    services: BTreeMap<FrontendAddr, String>,
+    frontends: BTreeMap<FrontendAddr, (Choice, String)>,
+    ways: BTreeSet<Key>,
     hairpins: BTreeSet<IpAddr>,
     bounds: BTreeSet<Key>,
-    slots: BTreeMap<FrontendAddr, BTreeMap<u32, Endpoint>>,
+    /// Slots in elements of their own, and in blocks.
+    slots: [BTreeMap<FrontendAddr, Vec<FoundSlot>>; 2],
 }
 
 impl Reading {
@@ -81,16 +96,11 @@ impl Reading {
 
     /// Puts an element where it belongs; `None` for one that makes no sense.
     fn place(&mut self, element: Element) -> Option<()> {
-        match (element.key, element.value) {
-            (Key::Frontend(addr), Value::Go(choice)) => drop(self.frontends.insert(addr, choice)),
-            (Key::Service(addr), _) => drop(self.services.insert(addr, element.comment)),
-            (Key::Slot(addr, slot), Value::Backend(ip, port)) => {
-                self.slots.entry(addr).or_default().insert(slot, (ip, port));
-            }
-            (Key::Backend(_, id, protocol), Value::Backend(ip, port)) => {
-                let addr = BackendAddr::new(ip, port, protocol);
-                self.backends.insert(id, Backend { addr, local: element.comment == LOCAL });
-            }
+        match (element.key, &element.value) {
+            (Key::Frontend(addr), &Value::Go(choice)) => drop(self.frontends.insert(addr, (choice, element.comment))),
+            (key @ Key::Way(_, choice), Value::Go(to)) if choice == *to => drop(self.ways.insert(key)),
+            (Key::Slot(addr, _), _) => self.slots[0].entry(addr).or_default().extend(slots::read(&element)?),
+            (Key::Block(addr, _), _) => self.slots[1].entry(addr).or_default().extend(slots::read(&element)?),
             (Key::Note(note, number), _) => return self.note(note, number, &element.comment),
             (Key::Hairpin(ip), _) => drop(self.hairpins.insert(ip)),
             (key @ Key::Bound(..), _) => drop(self.bounds.insert(key)),
@@ -113,10 +123,10 @@ impl Reading {
     fn finish(mut self, handle: u64) -> Found {
         let state = self.state();
         let mut picks = Counts::default();
-        for choice in self.frontends.values() {
+        for (choice, _) in self.frontends.values() {
             picks.swap(None, choice.pick());
         }
-        self.damaged |= self.rules != rules_of(&picks);
+        self.damaged |= self.rules != rules_of(&picks) || self.ways != ways_of(&picks);
         match (self.damaged, self.layout, self.generation) {
             (false, Some(VERSION), Some(generation)) => {
                 Found::Ours { mirror: Box::new(Mirror::new(state, picks)), generation }
@@ -132,62 +142,69 @@ impl Reading {
             ips: self.node_ips.values().copied().collect(),
             cluster_cidrs: self.cidrs.values().copied().collect(),
         };
-        let mut state = State { node, backends: self.backends.clone(), ..State::default() };
-        let ids: BTreeMap<(Endpoint, Protocol), BackendId> =
-            self.backends.iter().rev().map(|(&id, b)| (((b.addr.ip, b.addr.port), b.addr.protocol), id)).collect();
-        let frontends = std::mem::take(&mut self.frontends);
-        for (&addr, &choice) in &frontends {
-            if self.frontend(&mut state, &ids, addr, choice).is_none() {
+        let mut state = State { node, ..State::default() };
+        let mut found = std::mem::take(&mut self.slots);
+        for (&addr, (choice, comment)) in &self.frontends {
+            let [single, packed] = &mut found;
+            let slots = (single.remove(&addr), packed.remove(&addr));
+            if frontend(&mut state, addr, *choice, comment, slots).is_none() {
                 self.damaged = true;
             }
         }
-        self.damaged |= self.slots.keys().any(|addr| !frontends.contains_key(addr));
-        self.damaged |= !self.services.keys().eq(frontends.keys());
-        let hairpins: BTreeSet<IpAddr> = self.backends.values().filter_map(|b| hairpin(Some(b))).collect();
+        self.damaged |= found.iter().any(|slots| !slots.is_empty());
+        let hairpins: BTreeSet<IpAddr> = state.backends.values().filter_map(|b| hairpin(Some(b))).collect();
         let bounds = FAMILIES.into_iter().flat_map(|family| cluster(&state.node, family));
         self.damaged |= self.hairpins != hairpins || self.bounds != bounds.map(|element| element.key).collect();
-        self.frontends = frontends;
         state
-    }
-
-    fn frontend(
-        &self,
-        state: &mut State,
-        ids: &BTreeMap<(Endpoint, Protocol), BackendId>,
-        addr: FrontendAddr,
-        choice: Choice,
-    ) -> Option<()> {
-        let Comment { id, set, affinity } = parse(self.services.get(&addr)?)?;
-        let slots = self.slots.get(&addr);
-        let target = match (choice, set) {
-            (Choice::Refuse, None) if slots.is_none() => Target::Reject,
-            (Choice::Drop, None) if slots.is_none() => Target::Drop,
-            (Choice::Pick(pick), Some(set)) if pick.family == addr.family() && pick.affinity == affinity => {
-                let content = content(pick.lookup(), pick.slots, slots?, |at| ids.get(&(at, addr.protocol)).copied())?;
-                match state.sets.get(&set) {
-                    Some(known) if **known != content => return None,
-                    Some(_) => {}
-                    None => drop(state.sets.insert(set, Arc::new(content))),
-                }
-                Target::Set(set)
-            }
-            _ => return None,
-        };
-        state.frontends.insert(addr, Frontend { id, target, affinity });
-        Some(())
     }
 }
 
-/// The set in a frontend's slots, if none is missing and none too many.
-fn content(
-    lookup: Lookup,
-    slots: u32,
-    found: &BTreeMap<u32, Endpoint>,
-    id: impl Fn(Endpoint) -> Option<BackendId>,
-) -> Option<BackendSet> {
-    let whole = found.len() == slots as usize && found.keys().copied().eq(0..slots);
-    let slots: Option<Vec<BackendId>> = found.values().map(|&endpoint| id(endpoint)).collect();
-    whole.then_some(BackendSet { lookup, slots: slots?.into() })
+/// Adds a frontend with its set and backends to `state`, if its elements make sense.
+fn frontend(
+    state: &mut State,
+    addr: FrontendAddr,
+    choice: Choice,
+    comment: &str,
+    slots: (Option<Vec<FoundSlot>>, Option<Vec<FoundSlot>>),
+) -> Option<()> {
+    let Comment { id, set, affinity } = parse(comment)?;
+    let target = match (choice, set) {
+        (Choice::Refuse, None) if slots == (None, None) => Target::Reject,
+        (Choice::Drop, None) if slots == (None, None) => Target::Drop,
+        (Choice::Pick(pick), Some(set)) if Choice::Pick(Pick { affinity, ..pick }).words() == choice.words() => {
+            let found = match slots {
+                (Some(single), None) if !pick.is_packed() => single,
+                (None, Some(packed)) if pick.is_packed() => packed,
+                _ => return None,
+            };
+            content(state, set, &pick, slots::resolve(&addr, pick.is_packed(), pick.slots, found)?)?;
+            Target::Set(set)
+        }
+        _ => return None,
+    };
+    state.frontends.insert(addr, Frontend { id, target, affinity });
+    Some(())
+}
+
+/// Adds a set and its backends, unless one of them is known as something else.
+fn content(state: &mut State, id: SetId, pick: &Pick, slots: Vec<slots::Slot>) -> Option<()> {
+    let content = BackendSet { lookup: pick.lookup(), slots: slots.iter().map(|&(id, _)| id).collect() };
+    if slots.iter().any(|(id, backend)| state.backends.get(id).is_some_and(|known| known != backend)) {
+        return None;
+    }
+    match state.sets.get(&id) {
+        Some(known) if **known != content => return None,
+        Some(_) => {}
+        None => drop(state.sets.insert(id, Arc::new(content))),
+    }
+    state.backends.extend(slots);
+    Some(())
+}
+
+/// The elements of [`Set::Picks`] in a table with these picks.
+fn ways_of(picks: &Counts<Pick>) -> BTreeSet<Key> {
+    let picks = picks.keys().map(|pick| Key::Way(pick.family, Choice::Pick(pick)));
+    picks.chain(fixed_ways().map(|way| way.key)).collect()
 }
 
 /// Whether no number is missing.
@@ -223,7 +240,7 @@ impl fmt::Display for Comment {
     }
 }
 
-/// Reads what [`comment`](super::lower::comment) wrote.
+/// Reads the comment of a [`frontend_element`](super::lower::frontend_element).
 pub(super) fn parse(text: &str) -> Option<Comment> {
     let rest = text.strip_prefix("frontend ")?;
     let (id, mut rest) = word(rest);
@@ -235,9 +252,11 @@ pub(super) fn parse(text: &str) -> Option<Comment> {
         rest = tail;
     }
     if let Some(tail) = rest.strip_prefix("affinity ") {
-        comment.affinity = Some(affinity(word(tail).0)?);
+        let (text, tail) = word(tail);
+        comment.affinity = Some(affinity(text)?);
+        rest = tail;
     }
-    Some(comment)
+    (rest.is_empty() || rest.starts_with("for ")).then_some(comment)
 }
 
 fn affinity(text: &str) -> Option<Affinity> {

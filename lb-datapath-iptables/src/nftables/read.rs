@@ -2,11 +2,11 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use lb_core::{BackendId, Family, FrontendAddr, Protocol};
+use lb_core::{Family, FrontendAddr, Protocol};
 
 use super::{
     kernel::Table,
-    layout::{Bound, Choice, Element, Key, Note, Set, Value},
+    layout::{Bound, Choice, Element, Endpoint, Key, Note, Set, Value, block},
     rules, userdata,
     wire::{ELEMENTS, Life, element, table},
 };
@@ -68,12 +68,21 @@ fn one(set: Set, item: &[u8]) -> Option<Read> {
     let flags = found.find(element::FLAGS).and_then(u32_be).unwrap_or(0);
     let key = key(set, &mut Cursor(found.path(&[element::KEY, 1])?), flags)?;
     let value = match set {
-        Set::Frontends(_) => Value::Go(choice(found.find(element::DATA)?)?),
-        Set::Slots(family) | Set::Affinity(family) | Set::Backends(family) => {
+        Set::Frontends(family) => {
             let mut data = Cursor(found.path(&[element::DATA, 1])?);
-            Value::Backend(data.ip(family)?, data.port()?)
+            (data.host()? == 0).then_some(())?;
+            Value::Go(data.choice(family)?)
         }
-        Set::Services(_) | Set::Cluster(_) | Set::Hairpin(_) | Set::Notes => Value::None,
+        Set::Picks(_) => Value::Go(choice(found.find(element::DATA)?)?),
+        Set::Slots(family) | Set::Affinity(family) => {
+            let (ip, port) = Cursor(found.path(&[element::DATA, 1])?).endpoint(family)?;
+            Value::Backend(ip, port)
+        }
+        Set::Tables(family) => {
+            let mut data = Cursor(found.path(&[element::DATA, 1])?);
+            Value::Backends((0..block(family)).map(|_| data.endpoint(family)).collect::<Option<_>>()?)
+        }
+        Set::Cluster(_) | Set::Hairpin(_) | Set::Notes => Value::None,
     };
     let comment = found.find(element::USERDATA).and_then(userdata::comment).unwrap_or_default().to_owned();
     let life = found
@@ -86,15 +95,15 @@ fn one(set: Set, item: &[u8]) -> Option<Read> {
 fn key(set: Set, bytes: &mut Cursor<'_>, flags: u32) -> Option<Key> {
     Some(match set {
         Set::Frontends(family) => Key::Frontend(bytes.frontend(family)?),
-        Set::Services(family) => Key::Service(bytes.frontend(family)?),
+        Set::Picks(family) => Key::Way(family, bytes.choice(family)?),
         Set::Slots(family) => Key::Slot(bytes.frontend(family)?, bytes.host()?),
+        Set::Tables(family) => Key::Block(bytes.frontend(family)?, bytes.host()?),
         Set::Affinity(family) => Key::Record(bytes.ip(family)?, bytes.frontend(family)?),
         Set::Cluster(family) => {
             let end = flags & element::FLAG_INTERVAL_END != 0;
             Key::Bound(bytes.ip(family)?, if end { Bound::End } else { Bound::Start })
         }
         Set::Hairpin(family) => Key::Hairpin(bytes.ip(family)?),
-        Set::Backends(family) => Key::Backend(family, BackendId::new(bytes.host()?)?, bytes.protocol()?),
         Set::Notes => Key::Note(Note::from_number(bytes.host()?)?, bytes.host()?),
     })
 }
@@ -133,6 +142,15 @@ impl Cursor<'_> {
     fn port(&mut self) -> Option<u16> {
         let [high, low, ..] = self.take::<4>()?;
         Some(u16::from_be_bytes([high, low]))
+    }
+
+    fn endpoint(&mut self, family: Family) -> Option<Endpoint> {
+        Some((self.ip(family)?, self.port()?))
+    }
+
+    fn choice(&mut self, family: Family) -> Option<Choice> {
+        let words = [self.host()?, self.host()?, self.host()?, self.host()?];
+        Choice::from_words(family, words)
     }
 
     fn protocol(&mut self) -> Option<Protocol> {

@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use lb_core::{Affinity, FLOW_SEED, Family};
 
-use super::layout::{How, Pick, Set, millis};
+use super::layout::{CHOICE, How, Pick, Set, block, millis};
 use crate::netlink::netfilter::{IPV4, IPV6};
 
 /// A register of four bytes. Longer values take the ones behind it too.
@@ -28,8 +28,12 @@ pub(super) enum Expr {
     Compare { not: bool, register: Register, with: Vec<u8> },
     /// Clears the bits that are not in `mask`.
     Mask { register: Register, mask: Vec<u8> },
+    /// Loads the bits of a number in host byte order that are in `mask`.
+    Part { from: Register, mask: u32, to: Register },
     /// Copies up to 16 bytes.
     Copy { from: Register, bytes: usize, to: Register },
+    /// Loads the packet's mark.
+    Mark { to: Register },
     /// Loads the index of the device that the packet leaves through; ends the rule where that is not known.
     OutputDevice { to: Register },
     /// Loads four bytes.
@@ -130,6 +134,9 @@ pub(super) fn chains() -> Vec<Chain> {
 /// Rules of a pick chain.
 pub(super) fn pick(pick: &Pick) -> Vec<Rule> {
     match pick.affinity {
+        None if pick.is_packed() => {
+            (0..8).take(block(pick.family) as usize).map(|n| pick_from_block(pick, n)).collect()
+        }
         None => vec![pick_fresh(pick).into()],
         Some(affinity) => vec![remember(pick, affinity), follow(pick, affinity).into(), pick_fresh(pick).into()],
     }
@@ -152,12 +159,22 @@ fn dispatch() -> Vec<Rule> {
     [Family::V4, Family::V6].into_iter().map(dispatch_of).collect()
 }
 
-/// The rule that leads packets of a family to the frontends.
+/// The rule that leads packets of a family to the frontends, and on to what their number means.
+///
+/// `nft list` (1.0.6) aborts on a key that comes straight from a map. What it takes for the key is what it saw loaded there
+/// last by itself; so numbers are loaded first, and the value begins one register early.
 pub(super) fn dispatch_of(family: Family) -> Rule {
     let mut rule = only(family);
     rule.extend(frontend(family, R0));
-    rule.push(Expr::VerdictMap { map: Set::Frontends(family), key: R0 });
-    rule.into()
+    let key = R0 + 8;
+    rule.extend((0..CHOICE as Register / 4).map(|word| Expr::Mark { to: key + word }));
+    rule.push(Expr::Map { map: Set::Frontends(family), key: R0, to: key - 1 });
+    rule.push(Expr::VerdictMap { map: Set::Picks(family), key });
+    let comment = match family {
+        Family::V4 => "the key is not what is listed, it is ip daddr . meta l4proto . th dport map @frontends4",
+        Family::V6 => "the key is not what is listed, it is ip6 daddr . meta l4proto . th dport map @frontends6",
+    };
+    Rule { expressions: rule, comment }
 }
 
 /// Only flows whose destination was translated and was one of our frontends are ours to masquerade.
@@ -176,7 +193,9 @@ fn leaving() -> Vec<Rule> {
                 Expr::Conntrack { what: Conntrack::OriginalDestination(family), to: R0 },
                 Expr::TransportProtocol { to: R0 + width },
                 Expr::Conntrack { what: Conntrack::OriginalPort, to: R0 + width + 1 },
-                Expr::Member { set: Set::Services(family), key: R0, not: false },
+                Expr::Map { map: Set::Frontends(family), key: R0, to: R0 },
+                // No choice has the number zero. Without this, `nft list` would not show that anything is looked up.
+                Expr::Compare { not: true, register: R0, with: vec![0; CHOICE] },
                 Expr::Goto(masquerade_chain(family)),
             ]);
             rule.into()
@@ -234,6 +253,47 @@ fn pick_fresh(pick: &Pick) -> Vec<Expr> {
     rule.push(Expr::Map { map: Set::Slots(pick.family), key: R0, to: R0 });
     rule.push(dnat(pick.family, R0));
     rule
+}
+
+/// Translates to the `n`th backend of a block, if the slot that the hash is for is that one.
+///
+/// `nft list` takes for address and port what it saw loaded there last by itself; that a look-up covers more registers than
+/// the one that it starts at escapes it. So something of the right shape is loaded first, and the key is elsewhere.
+fn pick_from_block(pick: &Pick, n: u8) -> Rule {
+    let (family, width) = (pick.family, width(pick.family));
+    let address = R0 + (width + 1) * n;
+    let key = R0 + key_of_block(family, n);
+    let (number, last) = (key + width + 2, block(family) - 1);
+    let spare = if number == R0 + 15 { key - 1 } else { number + 1 };
+    let mut rule = only(family);
+    rule.extend(hash_flow(pick, number));
+    rule.extend([
+        Expr::Part { from: number, mask: last, to: spare },
+        Expr::Compare { not: false, register: spare, with: u32::from(n).to_ne_bytes().to_vec() },
+        // A number that was masked has no length for `nft list`, which then aborts: so it is masked with the one before.
+        Expr::TransportProtocol { to: number - 1 },
+        Expr::Mask { register: number - 1, mask: [[0xff; 4], (!last).to_ne_bytes()].concat() },
+        destination(family, address),
+        port(2, address + width),
+    ]);
+    rule.extend(frontend(family, key));
+    rule.push(Expr::Map { map: Set::Tables(family), key, to: R0 });
+    rule.push(dnat(family, address));
+    let comment = match family {
+        Family::V4 => "the backend is not what is listed, it is a part of what is in @tables4",
+        Family::V6 => "the backend is not what is listed, it is a part of what is in @tables6",
+    };
+    Rule { expressions: rule, comment }
+}
+
+/// Where the key of a block can be without being in the way of address and port of the `n`th backend.
+const fn key_of_block(family: Family, n: u8) -> Register {
+    match (family, n) {
+        (Family::V4, 0..4) => 12,
+        (Family::V4, _) => 0,
+        // From the second register of an address on, where `nft list` does not look.
+        (Family::V6, _) => 6,
+    }
 }
 
 /// Picks a slot and records its backend for the client, unless the client has a record: then that is renewed.
@@ -458,17 +518,24 @@ mod tests {
     /// Registers that an expression reads and writes, where an address takes `ip` registers.
     fn registers(expr: &Expr, ip: usize) -> (Vec<Register>, Vec<Register>) {
         let key = |set: Set| match set {
-            Set::Frontends(_) | Set::Services(_) => ip + 2,
-            Set::Slots(_) => ip + 3,
+            Set::Frontends(_) => ip + 2,
+            Set::Picks(_) => CHOICE / 4,
+            Set::Slots(_) | Set::Tables(_) => ip + 3,
             Set::Affinity(_) => 2 * ip + 2,
             Set::Cluster(_) => ip,
             Set::Hairpin(_) => 2 * ip,
-            Set::Backends(_) | Set::Notes => panic!("no packet looks there"),
+            Set::Notes => panic!("no packet looks there"),
+        };
+        let value = |map: Set| match map {
+            Set::Frontends(_) => 1 + CHOICE / 4,
+            Set::Tables(family) => (ip + 1) * block(family) as usize,
+            _ => ip + 1,
         };
         match expr {
             Expr::NetworkProtocol { to }
             | Expr::TransportProtocol { to }
             | Expr::OutputDevice { to }
+            | Expr::Mark { to }
             | Expr::Load { to, .. }
             | Expr::Number { to, .. } => (vec![], vec![*to]),
             Expr::Payload { bytes, to, .. } => (vec![], span(*to, bytes.div_ceil(4) as usize)),
@@ -482,7 +549,8 @@ mod tests {
             }
             Expr::Hash { from, bytes, to, .. } => (span(*from, *bytes as usize / 4), vec![*to]),
             Expr::Member { set, key: at, .. } => (span(*at, key(*set)), vec![]),
-            Expr::Map { map, key: at, to } => (span(*at, key(*map)), span(*to, ip + 1)),
+            Expr::Part { from, to, .. } => (vec![*from], vec![*to]),
+            Expr::Map { map, key: at, to } => (span(*at, key(*map)), span(*to, value(*map))),
             Expr::VerdictMap { map, key: at } => (span(*at, key(*map)), vec![]),
             Expr::Update { map, key: at, value, .. } => ([span(*at, key(*map)), span(*value, ip + 1)].concat(), vec![]),
             Expr::Dnat { address, port, .. } => ([span(*address, ip), vec![*port]].concat(), vec![]),

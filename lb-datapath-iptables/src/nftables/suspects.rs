@@ -8,16 +8,61 @@ use std::{
 
 use lb_core::Inspection;
 
-use super::layout::Set;
-use crate::routes::Place;
+use super::{
+    kernel::{CommitError, Kernel},
+    layout::Set,
+};
+use crate::{netlink::Pause, routes::Place};
 
 /// Shared between a datapath and its watcher.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Shared(Arc<Mutex<Suspects>>);
+pub(super) struct Shared {
+    suspects: Arc<Mutex<Suspects>>,
+    listeners: Arc<Mutex<Vec<Pause>>>,
+}
+
+/// With more elements than this in a transaction, nobody listens to it.
+const MOST_HEARD: usize = 256;
 
 impl Shared {
     pub(super) fn lock(&self) -> MutexGuard<'_, Suspects> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.suspects.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds a listener that pauses while much is written.
+    pub(super) fn add_listener(&self, listener: Pause) {
+        self.listeners().push(listener);
+    }
+
+    /// Writes a transaction of ours with this many elements, and has nobody listen if they are many. What others change
+    /// meanwhile shows in the number of transactions that the kernel has seen.
+    pub(super) fn write<T>(
+        &self,
+        kernel: &mut dyn Kernel,
+        elements: usize,
+        send: impl FnOnce(&mut dyn Kernel) -> Result<T, CommitError>,
+    ) -> Result<T, CommitError> {
+        let mut listeners = self.listeners();
+        listeners.retain(Pause::is_wanted);
+        if elements <= MOST_HEARD || listeners.is_empty() {
+            return send(kernel);
+        }
+        let before = kernel.transactions();
+        listeners.iter().for_each(Pause::begin);
+        let sent = send(kernel);
+        listeners.iter().for_each(Pause::end);
+        let alone = match (before, kernel.transactions()) {
+            (Ok(before), Ok(after)) => after == before.wrapping_add(u32::from(sent.is_ok())),
+            (Err(_), _) | (_, Err(_)) => false,
+        };
+        if !alone {
+            listeners.iter().for_each(Pause::missed);
+        }
+        sent
+    }
+
+    fn listeners(&self) -> MutexGuard<'_, Vec<Pause>> {
+        self.listeners.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What `inspection` has to look at. From now on it is not suspect any more.
@@ -67,5 +112,38 @@ impl Suspects {
             self.keys.remove(&set);
             self.sets.insert(set);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use netlink_sys::protocols::NETLINK_ROUTE;
+
+    use super::*;
+    use crate::netlink::{Heard, Listener};
+    use crate::nftables::tests::World;
+
+    /// `RTNLGRP_LINK`, which takes no privilege.
+    const LINKS: u32 = 1;
+
+    #[test]
+    fn what_others_write_while_nobody_listens_shows() {
+        let (shared, world) = (Shared::default(), World::default());
+        let mut listener = Listener::open(NETLINK_ROUTE, &[LINKS], None).unwrap();
+        shared.add_listener(listener.pause());
+        let mut write = |elements, transactions, takes: bool| {
+            let sent = shared.write(&mut world.clone(), elements, |_| {
+                world.lock().commits += transactions;
+                if takes { Ok(()) } else { Err(CommitError::Refused(Vec::new())) }
+            });
+            assert_eq!(sent.is_ok(), takes);
+            listener.read(|_| {}).unwrap()
+        };
+        assert_eq!(write(MOST_HEARD, 7, true), Heard::Everything, "it listened");
+        assert_eq!(write(MOST_HEARD + 1, 1, true), Heard::Everything);
+        assert_eq!(write(MOST_HEARD + 1, 0, false), Heard::Everything);
+        assert_eq!(write(MOST_HEARD + 1, 2, true), Heard::NotEverything);
+        assert_eq!(write(MOST_HEARD + 1, 1, false), Heard::NotEverything);
+        assert_eq!(write(MOST_HEARD + 1, 1, true), Heard::Everything);
     }
 }

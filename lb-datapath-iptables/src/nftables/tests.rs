@@ -20,12 +20,13 @@ use super::{
     engine::{Engine, Flows, Vips},
     kernel::{Batch, CommitError, Kernel, Mend, Rebuild, Table},
     layout::{Choice, Element, How, Key, Note, Pick, Set, Value},
-    lower::{Action, Origin, service_element},
+    lower::{Action, Origin, fixed_ways},
     ranges,
     read::{RawElement, Read},
     rules,
     ruleset::{self, Ruleset},
-    wanted::Wanted,
+    slots,
+    wanted::{Wanted, agrees},
     wire::key_bytes,
 };
 use crate::{
@@ -164,10 +165,12 @@ proptest! {
         let mut elements = expected(&state);
         elements.insert(Key::Note(Note::Generation, 7), (Value::None, String::new()));
         prop_assert_eq!(wanted.keys().collect::<BTreeSet<_>>(), elements.keys().copied().collect());
-        for (key, (value, _)) in elements {
-            prop_assert_eq!(wanted.element(&key).map(|element| element.value), Some(value), "{:?}", key);
+        for (key, (value, comment)) in elements {
+            let element = Element { key, value, comment };
+            let wanted = wanted.element(&key);
+            prop_assert!(wanted.as_ref().is_some_and(|wanted| agrees(wanted, &element)), "{:?}, {:?}", wanted, element);
         }
-        let picks: BTreeSet<String> = ruleset::wanted(&wanted.picks()).chains.into_keys().collect();
+        let picks: BTreeSet<String> = ruleset::wanted(wanted.picks()).chains.into_keys().collect();
         let world = World::default();
         world.engine().apply(&diff(&State::default(), &state, &labels)).unwrap();
         prop_assert_eq!(picks, world.clone().ruleset().unwrap().chains.into_keys().collect());
@@ -197,14 +200,13 @@ fn a_fifth_endpoint_sends_a_handful_of_elements() {
     after.sets.insert(new, Arc::new(BackendSet { lookup: Lookup::Random, slots: slots.into() }));
     after.frontends.get_mut(&addr).unwrap().target = Target::Set(new);
     engine.apply(&diff(&before, &after, &Labels::new())).unwrap();
-    // Generation, the frontend's value, its note and the new chain with its rule; one backend and one slot.
-    assert_eq!(world.lock().sent - sent, 2 + 2 + 2 + 1 + 1 + 1);
+    // Generation, the frontend, the new chain with its rule and what leads there; one slot.
+    assert_eq!(world.lock().sent - sent, 2 + 2 + 2 + 1);
     assert_eq!(world.elements(), expected(&after));
 }
 
-/// A verdict that changes makes the kernel walk every frontend.
 #[test]
-fn another_endpoint_in_a_slot_leaves_the_verdict_alone() {
+fn another_endpoint_in_a_slot_sends_the_slot_and_the_frontend() {
     let world = World::default();
     let mut engine = world.engine();
     let services = BTreeMap::from([(0, Service { to: Some((Lookup::Random, vec![1, 2])), affinity: None })]);
@@ -220,7 +222,7 @@ fn another_endpoint_in_a_slot_leaves_the_verdict_alone() {
     after.sets.insert(new, Arc::new(BackendSet { lookup: Lookup::Random, slots: slots.into() }));
     after.frontends.get_mut(&addr).unwrap().target = Target::Set(new);
     engine.apply(&diff(&before, &after, &Labels::new())).unwrap();
-    // Generation, the frontend's note and its two slots, each removed and added.
+    // Generation, the frontend and its two slots, each removed and added.
     assert_eq!(world.lock().sent - sent, 2 + 2 + 4);
     assert_eq!(world.elements(), expected(&after));
 }
@@ -236,8 +238,9 @@ fn one_replaced_backend_of_a_maglev_table_sends_its_slots_only() {
     let sent = world.lock().sent;
     let after = state(&of(table(3)), &NodeFacts::default(), 1);
     engine.apply(&diff(&before, &after, &Labels::new())).unwrap();
-    // Generation, the frontend's value, two backends of which one was local, and a slot in ten.
-    assert_eq!(world.lock().sent - sent, 2 + 2 + 3 + 26 * 2);
+    // Generation, the frontend, the hairpin of the backend that was local, and the blocks with one slot in ten.
+    let blocks = (0..251).step_by(10).map(|slot| slot / 8).collect::<BTreeSet<u32>>().len();
+    assert_eq!(world.lock().sent - sent, 2 + 2 + 1 + blocks * 2);
 }
 
 #[test]
@@ -312,6 +315,30 @@ fn a_lost_answer_makes_the_state_unknown_and_observing_ends_that() {
     let error = engine.apply(&diff(&State::default(), &some, &Labels::new())).unwrap_err();
     assert!(error.unknown.is_some());
     assert_eq!(engine.observe().unwrap(), some, "it took, only the answer was lost");
+}
+
+/// The kernel's hash tables grow in the background.
+#[test]
+fn elements_that_a_dump_leaves_out_are_there() {
+    let world = World::default();
+    let mut engine = world.engine();
+    let service = || Service { to: Some((Lookup::Random, vec![1, 2])), affinity: None };
+    let wanted = state(&(0..6).map(|n| (n, service())).collect(), &NodeFacts::default(), 1);
+    let labels = Labels::new();
+    engine.apply(&diff(&State::default(), &wanted, &labels)).unwrap();
+    let expected = Expected { state: &wanted, labels: &labels };
+    for blind in 1..10 {
+        world.lock().blind = blind;
+        assert_eq!(engine.inspect(expected, Inspection::Everything).unwrap(), [], "{blind}");
+        world.lock().blind = blind;
+        assert_eq!(world.engine().observe().unwrap(), wanted, "{blind}");
+    }
+    let commits = world.lock().commits;
+    let mut restarted = world.engine();
+    world.lock().blind = 9;
+    restarted.observe().unwrap();
+    restarted.apply(&Plan::default()).unwrap();
+    assert_eq!(world.lock().commits, commits, "nothing is made anew");
 }
 
 #[test]
@@ -444,36 +471,39 @@ fn names(op: &Op, wanted: &FrontendAddr) -> bool {
 /// The elements that a state stands for, said once more and from scratch.
 fn expected(state: &State) -> BTreeMap<Key, (Value, String)> {
     let mut table = BTreeMap::new();
-    table.insert(Key::Note(Note::Layout, 2), (Value::None, "layout".into()));
-    for (id, backend) in &state.backends {
-        let BackendAddr { ip, port, protocol } = backend.addr;
-        let text = if backend.local { "local" } else { "" };
-        table.insert(Key::Backend(backend.addr.family(), *id, protocol), (Value::Backend(ip, port), text.into()));
-        if backend.local {
-            table.insert(Key::Hairpin(ip), (Value::None, String::new()));
-        }
+    table.insert(Key::Note(Note::Layout, super::layout::VERSION), (Value::None, "layout".into()));
+    table.extend(fixed_ways().map(|way| (way.key, (way.value, String::new()))));
+    for backend in state.backends.values().filter(|backend| backend.local) {
+        table.insert(Key::Hairpin(backend.addr.ip), (Value::None, String::new()));
     }
     for (&addr, frontend) in &state.frontends {
-        table.insert(Key::Service(addr), (Value::None, service_element(addr, frontend).comment));
+        let mut comment = format!("frontend {}", frontend.id);
         let choice = match frontend.target {
             Target::Reject => Choice::Refuse,
             Target::Drop => Choice::Drop,
             Target::Set(id) => {
+                comment.push_str(&format!(" set {id}"));
                 let set = &state.sets[&id];
-                for (slot, backend) in (0..).zip(&*set.slots) {
-                    let at = state.backends[backend].addr;
-                    table.insert(Key::Slot(addr, slot), (Value::Backend(at.ip, at.port), String::new()));
-                }
                 let how = match set.lookup {
                     Lookup::Random => How::Random,
                     Lookup::Hash => How::Hash,
                     Lookup::RoundRobin => How::Turn(frontend.id),
                 };
                 let slots = u32::try_from(set.slots.len()).unwrap();
-                Choice::Pick(Pick { family: addr.family(), how, slots, affinity: frontend.affinity })
+                let pick = Pick { family: addr.family(), how, slots, affinity: frontend.affinity };
+                let backends: Vec<slots::Slot> = set.slots.iter().map(|id| (*id, state.backends[id])).collect();
+                let elements =
+                    slots::elements(addr, set.lookup == Lookup::Hash && frontend.affinity.is_none(), &backends);
+                table.extend(elements.into_iter().map(|element| (element.key, (element.value, element.comment))));
+                let choice = Choice::Pick(pick);
+                table.insert(Key::Way(addr.family(), choice), (Value::Go(choice), String::new()));
+                choice
             }
         };
-        table.insert(Key::Frontend(addr), (Value::Go(choice), String::new()));
+        if let Some(Affinity { timeout, prefix_v4, prefix_v6 }) = frontend.affinity {
+            comment.push_str(&format!(" affinity {}/{prefix_v4}/{prefix_v6}", timeout.as_nanos()));
+        }
+        table.insert(Key::Frontend(addr), (Value::Go(choice), comment));
     }
     let NodeFacts { name, ips, cluster_cidrs } = &state.node;
     let mut note = |note, n, text: String| table.insert(Key::Note(note, n), (Value::None, text));
@@ -491,10 +521,10 @@ fn expected(state: &State) -> BTreeMap<Key, (Value, String)> {
 
 /// A kernel that is shared by every engine of a test.
 #[derive(Clone, Default)]
-struct World(Arc<Mutex<Model>>);
+pub(super) struct World(Arc<Mutex<Model>>);
 
 #[derive(Default)]
-struct Model {
+pub(super) struct Model {
     table: Option<BTreeMap<Key, (Value, String)>>,
     picks: BTreeSet<Pick>,
     handle: u64,
@@ -509,10 +539,12 @@ struct Model {
     unroutable: Option<IpAddr>,
     /// A record that a packet writes between the reading of the records and the commit.
     late: Option<Element>,
+    /// How many dumps leave the first element out.
+    blind: usize,
     /// Whether it carries out the next batch and says nothing.
     deaf: bool,
     sent: usize,
-    commits: usize,
+    pub(super) commits: usize,
     flows: Vec<(FrontendAddr, BTreeSet<(IpAddr, u16)>)>,
 }
 
@@ -521,7 +553,7 @@ impl World {
         Engine::new("lb", Box::new(self.clone()), Box::new(self.clone()), Box::new(self.clone()))
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Model> {
+    pub(super) fn lock(&self) -> std::sync::MutexGuard<'_, Model> {
         self.0.lock().unwrap()
     }
 
@@ -570,17 +602,17 @@ impl Model {
                 return refuse(ENOMEM);
             }
             let Some(table) = &mut self.table else { return refuse(ENOENT) };
-            let used = |pick: &Pick| table.values().any(|(value, _)| *value == Value::Go(Choice::Pick(*pick)));
+            let used = |pick: &Pick| table.contains_key(&Key::Way(pick.family, Choice::Pick(*pick)));
             match &step.action {
                 Action::AddPick(pick) if !self.picks.insert(*pick) => return refuse(EEXIST),
                 Action::RemovePick(pick) if used(pick) => return refuse(EBUSY),
                 Action::RemovePick(pick) if !self.picks.remove(pick) => return refuse(ENOENT),
                 Action::AddPick(_) | Action::RemovePick(_) => {}
-                Action::Add(Element { value: Value::Go(Choice::Pick(pick)), .. }) if !self.picks.contains(pick) => {
+                Action::Add(Element { key: Key::Way(_, Choice::Pick(pick)), .. }) if !self.picks.contains(pick) => {
                     return refuse(ENOENT);
                 }
                 Action::Add(element) => {
-                    let content = (element.value, element.comment.clone());
+                    let content = (element.value.clone(), element.comment.clone());
                     if table.insert(element.key, content).is_some() {
                         return refuse(EEXIST);
                     }
@@ -621,7 +653,13 @@ impl Kernel for World {
     fn elements(&mut self, set: Set) -> io::Result<Vec<Option<Read>>> {
         let elements = self.lock().table.clone().unwrap_or_default().into_iter();
         let read = |(key, (value, comment))| Some((Element { key, value, comment }, None));
-        Ok(elements.filter(|(key, _)| key.set() == set).map(read).collect())
+        let mut found: Vec<Option<Read>> = elements.filter(|(key, _)| key.set() == set).map(read).collect();
+        let mut model = self.lock();
+        if model.blind > 0 && !found.is_empty() {
+            model.blind -= 1;
+            found.remove(0);
+        }
+        Ok(found)
     }
 
     fn raw_elements(&mut self, set: Set) -> io::Result<Vec<RawElement>> {
@@ -631,7 +669,10 @@ impl Kernel for World {
     }
 
     fn look_up(&mut self, set: Set, keys: &[Vec<u8>]) -> io::Result<Vec<RawElement>> {
-        Ok(self.raw_elements(set)?.into_iter().filter(|element| keys.contains(&element.key)).collect())
+        let blind = std::mem::take(&mut self.lock().blind);
+        let found = self.raw_elements(set)?;
+        self.lock().blind = blind;
+        Ok(found.into_iter().filter(|element| keys.contains(&element.key)).collect())
     }
 
     fn ruleset(&mut self) -> io::Result<Ruleset> {
@@ -646,7 +687,7 @@ impl Kernel for World {
         table.retain(|key, _| !mend.gone.contains(&(key.set(), key_bytes(key))));
         for element in &mend.added {
             assert!(
-                table.insert(element.key, (element.value, element.comment.clone())).is_none(),
+                table.insert(element.key, (element.value.clone(), element.comment.clone())).is_none(),
                 "{element:?} is there"
             );
         }
@@ -657,6 +698,10 @@ impl Kernel for World {
 
     fn name(&self) -> String {
         "inet lb".into()
+    }
+
+    fn transactions(&mut self) -> io::Result<u32> {
+        Ok(u32::try_from(self.lock().commits).unwrap())
     }
 
     fn port(&self) -> io::Result<u32> {

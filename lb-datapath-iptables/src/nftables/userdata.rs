@@ -34,12 +34,16 @@ const NUMGEN_MODULUS: u32 = 131_071;
 pub(super) fn of_set(set: Set) -> Vec<u8> {
     let mut bytes = Vec::new();
     match set {
-        Set::Frontends(_) | Set::Backends(_) => {
+        Set::Frontends(_) | Set::Picks(_) => {
             number(&mut bytes, KEY_BYTE_ORDER, MIXED);
             number(&mut bytes, DATA_BYTE_ORDER, MIXED);
         }
+        Set::Tables(_) => {
+            number(&mut bytes, KEY_BYTE_ORDER, MIXED);
+            number(&mut bytes, DATA_BYTE_ORDER, BIG_ENDIAN);
+        }
         Set::Cluster(_) => number(&mut bytes, KEY_BYTE_ORDER, BIG_ENDIAN),
-        Set::Services(_) | Set::Hairpin(_) | Set::Notes => number(&mut bytes, KEY_BYTE_ORDER, MIXED),
+        Set::Hairpin(_) | Set::Notes => number(&mut bytes, KEY_BYTE_ORDER, MIXED),
         Set::Slots(family) => {
             let key = [destination(family), l4proto(), destination_port(), numgen()];
             typed(&mut bytes, &key, family);
@@ -55,10 +59,11 @@ pub(super) fn of_set(set: Set) -> Vec<u8> {
 
 /// Userdata of an element or a rule with a comment.
 pub(super) fn comment_of(comment: &str) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    let mut text = cut(comment).as_bytes().to_vec();
-    text.push(0);
-    put(&mut bytes, 0, &text);
+    let text = cut(comment).as_bytes();
+    let mut bytes = Vec::with_capacity(text.len() + 3);
+    bytes.extend([0, u8::try_from(text.len() + 1).unwrap_or(u8::MAX)]);
+    bytes.extend_from_slice(text);
+    bytes.push(0);
     bytes
 }
 

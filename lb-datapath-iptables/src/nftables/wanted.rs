@@ -1,15 +1,20 @@
 //! What the table should hold, element by element, from the state that is expected. Pure.
 
-use std::{cell::OnceCell, collections::BTreeSet, net::IpAddr};
+use std::{
+    cell::{OnceCell, RefCell},
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    rc::Rc,
+};
 
 use lb_core::{BackendSet, Expected, Family, Frontend, FrontendAddr, Labels, State};
 
 use super::{
-    draft::Endpoint,
-    layout::{Choice, Element, Key, Note, Pick, VERSION, Value},
-    lower::{LOCAL, backend_element, choice_of, cluster, notes, service_element},
+    layout::{Choice, Element, Endpoint, Key, Note, Pick, VERSION, Value},
+    lower::{choice_of, cluster, elements, fixed_ways, frontend_element, notes, way},
     mirror::{hairpin, set_of},
     observe::{self, FAMILIES},
+    slots::Slot,
     userdata,
 };
 
@@ -22,13 +27,25 @@ pub(super) struct Wanted<'a> {
     hairpins: OnceCell<BTreeSet<IpAddr>>,
     notes: Vec<Element>,
     bounds: Vec<Element>,
+    picks: OnceCell<BTreeSet<Pick>>,
+    /// The elements of the slots of frontends that were asked for, where they are many.
+    slots: RefCell<BTreeMap<FrontendAddr, Rc<[Element]>>>,
 }
 
 impl<'a> Wanted<'a> {
     pub(super) fn new(expected: Expected<'a>, generation: Option<u32>) -> Self {
         let Expected { state, labels } = expected;
         let bounds = FAMILIES.into_iter().flat_map(|family| cluster(&state.node, family)).collect();
-        Self { state, labels, generation, hairpins: OnceCell::new(), notes: notes(&state.node), bounds }
+        Self {
+            state,
+            labels,
+            generation,
+            hairpins: OnceCell::new(),
+            notes: notes(&state.node),
+            bounds,
+            picks: OnceCell::new(),
+            slots: RefCell::default(),
+        }
     }
 
     /// Whether there need not even be a table.
@@ -38,22 +55,19 @@ impl<'a> Wanted<'a> {
 
     /// The element with `key`, if there should be one.
     pub(super) fn element(&self, key: &Key) -> Option<Element> {
-        let plain = |value| Some(Element::new(*key, value));
         match key {
             Key::Frontend(addr) => self.frontend(addr),
-            Key::Service(addr) => self.state.frontends.get(addr).map(|frontend| service_element(*addr, frontend)),
-            Key::Slot(addr, slot) => {
-                let set = self.set(self.state.frontends.get(addr)?)?;
-                let backend = self.state.backends.get(set.slots.get(*slot as usize)?)?;
-                plain(Value::Backend(backend.addr.ip, backend.addr.port))
+            Key::Way(family, choice) => {
+                let there = choice.pick().is_none_or(|pick| pick.family == *family && self.picks().contains(&pick));
+                there.then(|| way(*family, *choice))
+            }
+            Key::Slot(addr, _) | Key::Block(addr, _) => {
+                let slots = self.slots(addr);
+                slots.binary_search_by_key(key, |element| element.key).ok().map(|at| slots[at].clone())
             }
             Key::Record(..) => None,
             Key::Bound(..) => self.bounds.iter().find(|bound| bound.key == *key).cloned(),
             Key::Hairpin(ip) => self.hairpins().contains(ip).then(|| Element::new(*key, Value::None)),
-            Key::Backend(_, id, _) => {
-                let element = backend_element(*id, self.state.backends.get(id)?);
-                (element.key == *key).then_some(element)
-            }
             Key::Note(Note::Layout, number) => (*number == VERSION).then(|| Element::new(*key, Value::None)),
             Key::Note(Note::Generation, number) => {
                 self.generation.is_none_or(|known| known == *number).then(|| Element::new(*key, Value::None))
@@ -66,18 +80,16 @@ impl<'a> Wanted<'a> {
 
     /// The keys of all elements, those that packets write excepted.
     pub(super) fn keys(&self) -> impl Iterator<Item = Key> {
-        let State { frontends, backends, .. } = self.state;
-        let of_frontends = frontends.iter().flat_map(|(&addr, frontend)| {
-            let slots = self.set(frontend).map_or(0, |set| set.slots.len());
-            [Key::Frontend(addr), Key::Service(addr)]
-                .into_iter()
-                .chain((0..).take(slots).map(move |n| Key::Slot(addr, n)))
+        let of_frontends = self.state.frontends.keys().flat_map(|&addr| {
+            let slots = self.slots(&addr);
+            std::iter::once(Key::Frontend(addr)).chain((0..slots.len()).map(move |at| slots[at].key))
         });
-        let of_backends = backends.iter().map(|(&id, backend)| backend_element(id, backend).key);
+        let of_picks = self.picks().iter().map(|&pick| Key::Way(pick.family, Choice::Pick(pick)));
         let of_node = self.notes.iter().chain(&self.bounds).map(|element| element.key);
-        let fixed = [Some(Key::Note(Note::Layout, VERSION)), self.generation_key()].into_iter().flatten();
+        let notes = [Some(Key::Note(Note::Layout, VERSION)), self.generation_key()].into_iter().flatten();
+        let fixed = fixed_ways().map(|element| element.key).chain(notes);
         let hairpins = self.hairpins().iter().map(|&ip| Key::Hairpin(ip));
-        of_frontends.chain(of_backends).chain(of_node).chain(hairpins).chain(fixed)
+        of_frontends.chain(of_picks).chain(of_node).chain(hairpins).chain(fixed)
     }
 
     /// Key of the note that shows that nobody else wrote the table.
@@ -101,9 +113,11 @@ impl<'a> Wanted<'a> {
     }
 
     /// Every chain that picks for some frontend.
-    pub(super) fn picks(&self) -> BTreeSet<Pick> {
-        let choices = self.state.frontends.iter().map(|(addr, frontend)| self.choice(addr, frontend));
-        choices.filter_map(Choice::pick).collect()
+    pub(super) fn picks(&self) -> &BTreeSet<Pick> {
+        self.picks.get_or_init(|| {
+            let choices = self.state.frontends.iter().map(|(addr, frontend)| self.choice(addr, frontend));
+            choices.filter_map(Choice::pick).collect()
+        })
     }
 
     /// The backends of a frontend.
@@ -121,8 +135,21 @@ impl<'a> Wanted<'a> {
     fn frontend(&self, addr: &FrontendAddr) -> Option<Element> {
         let frontend = self.state.frontends.get(addr)?;
         let label = self.labels.get(addr).map_or("", |label| &**label);
-        let element = Element::new(Key::Frontend(*addr), Value::Go(self.choice(addr, frontend)));
-        Some(element.comment(label))
+        Some(frontend_element(*addr, frontend, self.choice(addr, frontend), label))
+    }
+
+    fn slots(&self, addr: &FrontendAddr) -> Rc<[Element]> {
+        if let Some(known) = self.slots.borrow().get(addr) {
+            return Rc::clone(known);
+        }
+        let Some(frontend) = self.state.frontends.get(addr) else { return Rc::default() };
+        let ids = self.set(frontend).map(|set| &*set.slots).unwrap_or_default();
+        let slots: Vec<Slot> = ids.iter().filter_map(|id| Some((*id, *self.state.backends.get(id)?))).collect();
+        let made: Rc<[Element]> = elements(*addr, Some(self.choice(addr, frontend)), &slots).into();
+        if made.len() > FEW_SLOTS {
+            self.slots.borrow_mut().insert(*addr, Rc::clone(&made));
+        }
+        made
     }
 
     fn choice(&self, addr: &FrontendAddr, frontend: &Frontend) -> Choice {
@@ -140,15 +167,18 @@ impl<'a> Wanted<'a> {
     }
 }
 
+/// Elements that cost less to make again, for each of them, than to keep for all frontends.
+const FEW_SLOTS: usize = 8;
+
 /// Whether `found` is as `wanted` in all that matters. A frontend's label is for people: it may be an older one.
 pub(super) fn agrees(wanted: &Element, found: &Element) -> bool {
     let same = match wanted.key {
-        Key::Service(_) => observe::parse(&wanted.comment) == observe::parse(&found.comment),
-        Key::Backend(..) => (wanted.comment == LOCAL) == (found.comment == LOCAL),
+        Key::Frontend(_) => observe::parse(&wanted.comment) == observe::parse(&found.comment),
+        Key::Slot(..) | Key::Block(..) => wanted.comment == found.comment,
         Key::Note(Note::NodeName | Note::NodeIp | Note::ClusterCidr, _) => {
             userdata::cut(&wanted.comment) == found.comment
         }
-        Key::Frontend(_) | Key::Slot(..) | Key::Record(..) | Key::Bound(..) | Key::Hairpin(_) | Key::Note(..) => true,
+        Key::Way(..) | Key::Record(..) | Key::Bound(..) | Key::Hairpin(_) | Key::Note(..) => true,
     };
     same && wanted.value == found.value
 }

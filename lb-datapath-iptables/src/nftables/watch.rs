@@ -44,8 +44,10 @@ struct Ears {
 impl NetfilterWatcher {
     /// `own` is the address of the socket that makes our own changes to the table.
     pub(super) fn open(table: &str, own: u32, signs: Signs, suspects: Shared) -> io::Result<Self> {
+        let tables = Listener::open(NETLINK_NETFILTER, &[NFTABLES_GROUP], Some(own))?;
+        suspects.add_listener(tables.pause());
         Ok(Self {
-            tables: Listener::open(NETLINK_NETFILTER, &[NFTABLES_GROUP], Some(own))?,
+            tables,
             routes: Listener::open(NETLINK_ROUTE, &routes::GROUPS, Some(signs.port))?,
             ears: Ears { table: table.to_owned(), signs, suspects },
         })

@@ -1,12 +1,14 @@
 //! Tables, sets, chains, rules and elements as messages of nf_tables (`linux/netfilter/nf_tables.h`).
 
+use std::net::IpAddr;
+
 use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST};
 
 use lb_core::Family;
 
 use super::{
-    layout::{Bound, Choice, Element, Key, Pick, Set, Value},
-    rules::{self, Chain, Conntrack, Expr, Rule, octets},
+    layout::{Bound, CHOICE, Choice, Element, Endpoint, Key, Pick, Set, Value, block},
+    rules::{self, Chain, Conntrack, Expr, Rule},
     ruleset, userdata,
 };
 use crate::netlink::{
@@ -31,6 +33,7 @@ pub(super) const GET_ELEMENT: u16 = kind(NFTABLES, 13);
 pub(super) const DELETE_ELEMENT: u16 = kind(NFTABLES, 14);
 /// Ends what the kernel tells of a transaction.
 pub(super) const NEW_GENERATION: u16 = kind(NFTABLES, 15);
+const GET_GENERATION: u16 = kind(NFTABLES, 16);
 /// Linux 6.3. Nothing older removes a record that may run out before the transaction takes: a plain removal is refused
 /// for one that is gone, and so is adding it first where a packet has put another backend there.
 const DESTROY_ELEMENT: u16 = kind(NFTABLES, 30);
@@ -144,7 +147,7 @@ pub(super) fn add_set(w: &mut Writer, table: &str, set: Set, id: u32, size: u32)
         w.put_u32(5, length(&shape.key));
         if !shape.data.is_empty() {
             w.put_u32(6, concat(&shape.data));
-            w.put_u32(7, if shape.data == [TYPE_VERDICT] { 0 } else { length(&shape.data) });
+            w.put_u32(7, shape.data_length);
         }
         if matches!(set, Set::Affinity(_)) {
             w.nest(9, |w| w.put_u32(1, size));
@@ -243,6 +246,11 @@ pub(super) fn ask_element(w: &mut Writer, table: &str, set: Set, key: &[u8]) {
     message(w, GET_ELEMENT, 0, |w| one_raw(w, table, set, key));
 }
 
+/// Asks for the number of the ruleset, which grows with each transaction.
+pub(super) fn ask_generation(w: &mut Writer) {
+    w.message(GET_GENERATION, NLM_F_REQUEST, &fixed(0, 0), |_| {});
+}
+
 fn one_raw(w: &mut Writer, table: &str, set: Set, key: &[u8]) {
     w.put_str(1, table);
     w.put_str(2, set.name());
@@ -290,23 +298,20 @@ pub(super) fn elements<'a>(
 pub(super) fn key_bytes(key: &Key) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(40);
     match *key {
-        Key::Frontend(addr) | Key::Service(addr) => frontend(&mut bytes, &addr),
-        Key::Slot(addr, slot) => {
+        Key::Frontend(addr) => frontend(&mut bytes, &addr),
+        Key::Way(_, choice) => bytes.extend(choice_bytes(choice)),
+        Key::Slot(addr, slot) | Key::Block(addr, slot) => {
             frontend(&mut bytes, &addr);
             bytes.extend(slot.to_ne_bytes());
         }
         Key::Record(client, addr) => {
-            bytes.extend(octets(client));
+            address(&mut bytes, client);
             frontend(&mut bytes, &addr);
         }
-        Key::Bound(ip, _) => bytes.extend(octets(ip)),
+        Key::Bound(ip, _) => address(&mut bytes, ip),
         Key::Hairpin(ip) => {
-            bytes.extend(octets(ip));
-            bytes.extend(octets(ip));
-        }
-        Key::Backend(_, id, protocol) => {
-            bytes.extend(id.get().to_ne_bytes());
-            bytes.extend([protocol.number(), 0, 0, 0]);
+            address(&mut bytes, ip);
+            address(&mut bytes, ip);
         }
         Key::Note(note, number) => {
             bytes.extend((note as u32).to_ne_bytes());
@@ -316,8 +321,28 @@ pub(super) fn key_bytes(key: &Key) -> Vec<u8> {
     bytes
 }
 
+fn choice_bytes(choice: Choice) -> [u8; CHOICE] {
+    let mut bytes = [0; CHOICE];
+    for (part, word) in bytes.chunks_exact_mut(4).zip(choice.words()) {
+        part.copy_from_slice(&word.to_ne_bytes());
+    }
+    bytes
+}
+
+fn backend(bytes: &mut Vec<u8>, (ip, number): Endpoint) {
+    address(bytes, ip);
+    port(bytes, number);
+}
+
+fn address(bytes: &mut Vec<u8>, ip: IpAddr) {
+    match ip {
+        IpAddr::V4(ip) => bytes.extend_from_slice(&ip.octets()),
+        IpAddr::V6(ip) => bytes.extend_from_slice(&ip.octets()),
+    }
+}
+
 fn frontend(bytes: &mut Vec<u8>, addr: &lb_core::FrontendAddr) {
-    bytes.extend(octets(addr.ip));
+    address(bytes, addr.ip);
     bytes.extend([addr.protocol.number(), 0, 0, 0]);
     port(bytes, addr.port);
 }
@@ -343,12 +368,21 @@ fn one(w: &mut Writer, verb: Verb, item: &Item<'_>) {
 
 /// What an element has beside its key.
 fn rest(w: &mut Writer, item: &Element, life: Option<Life>) {
-    match item.value {
+    match &item.value {
         Value::None => {}
-        Value::Go(choice) => w.nest(element::DATA, |w| verdict(w, &choice)),
+        Value::Go(choice) if matches!(item.key, Key::Way(..)) => w.nest(element::DATA, |w| verdict(w, choice)),
+        Value::Go(choice) => w.nest(element::DATA, |w| {
+            // The first register is not part of the number: see `rules::dispatch_of`.
+            w.put(DATA_VALUE, &[&[0; 4][..], &choice_bytes(*choice)].concat());
+        }),
         Value::Backend(ip, number) => w.nest(element::DATA, |w| {
-            let mut bytes = octets(ip);
-            port(&mut bytes, number);
+            let mut bytes = Vec::with_capacity(20);
+            backend(&mut bytes, (*ip, *number));
+            w.put(DATA_VALUE, &bytes);
+        }),
+        Value::Backends(backends) => w.nest(element::DATA, |w| {
+            let mut bytes = Vec::with_capacity(64);
+            backends.iter().for_each(|&one| backend(&mut bytes, one));
             w.put(DATA_VALUE, &bytes);
         }),
     }
@@ -378,13 +412,13 @@ fn go(w: &mut Writer, chain: &str) {
 
 /// A set as the kernel lists it.
 pub(super) fn listed(set: Set) -> ruleset::Shape {
-    let Shape { flags, key, data } = shape(set);
+    let Shape { flags, key, data, data_length } = shape(set);
     ruleset::Shape {
         flags,
         key: concat(&key),
         key_length: length(&key),
         data: if data.is_empty() { 0 } else { concat(&data) },
-        data_length: if data.is_empty() || data == [TYPE_VERDICT] { 0 } else { length(&data) },
+        data_length,
     }
 }
 
@@ -393,15 +427,21 @@ struct Shape {
     flags: u32,
     key: Vec<u32>,
     data: Vec<u32>,
+    data_length: u32,
 }
 
 fn shape(set: Set) -> Shape {
     let ip = |family| if family == Family::V4 { TYPE_IPV4 } else { TYPE_IPV6 };
     let backend = |family| vec![ip(family), TYPE_SERVICE];
+    let slot = |family, number| vec![ip(family), TYPE_PROTO, TYPE_SERVICE, number];
     let (flags, key, data) = match set {
-        Set::Frontends(family) => (SET_MAP, vec![ip(family), TYPE_PROTO, TYPE_SERVICE], vec![TYPE_VERDICT]),
-        Set::Services(family) => (0, vec![ip(family), TYPE_PROTO, TYPE_SERVICE], vec![]),
-        Set::Slots(family) => (SET_MAP, vec![ip(family), TYPE_PROTO, TYPE_SERVICE, TYPE_INTEGER], backend(family)),
+        Set::Frontends(family) => {
+            (SET_MAP, vec![ip(family), TYPE_PROTO, TYPE_SERVICE], vec![TYPE_MARK; 1 + CHOICE / 4])
+        }
+        Set::Picks(_) => (SET_MAP, vec![TYPE_MARK; CHOICE / 4], vec![TYPE_VERDICT]),
+        Set::Slots(family) => (SET_MAP, slot(family, TYPE_INTEGER), backend(family)),
+        // A number without a `typeof` to go with it cannot be listed; for all backends of a block there is no room in one.
+        Set::Tables(family) => (SET_MAP, slot(family, TYPE_MARK), vec![TYPE_INTEGER]),
         Set::Affinity(family) => (
             SET_MAP | SET_TIMEOUT | SET_DYNAMIC,
             vec![ip(family), ip(family), TYPE_PROTO, TYPE_SERVICE],
@@ -409,10 +449,14 @@ fn shape(set: Set) -> Shape {
         ),
         Set::Cluster(family) => (SET_INTERVAL, vec![ip(family)], vec![]),
         Set::Hairpin(family) => (0, vec![ip(family), ip(family)], vec![]),
-        Set::Backends(family) => (SET_MAP, vec![TYPE_MARK, TYPE_PROTO], backend(family)),
         Set::Notes => (0, vec![TYPE_MARK, TYPE_MARK], vec![]),
     };
-    Shape { flags, key, data }
+    let data_length = match set {
+        Set::Picks(_) => 0,
+        Set::Tables(family) => block(family) * length(&backend(family)),
+        _ => length(&data),
+    };
+    Shape { flags, key, data, data_length }
 }
 
 /// libnftables writes a concatenation as one number, six bits for each type.
@@ -441,7 +485,9 @@ fn expression(w: &mut Writer, expr: &Expr) {
             w.nest(3, |w| w.put(DATA_VALUE, with));
         }),
         Expr::Mask { register: at, mask } => ("bitwise", &|w| masking(w, *at, mask)),
+        Expr::Part { from, mask, to } => ("bitwise", &|w| bits(w, *from, *to, &mask.to_ne_bytes())),
         Expr::Copy { from, bytes, to } => ("bitwise", &|w| copy(w, *from, *bytes, *to)),
+        Expr::Mark { to } => ("meta", &|w| numbers(w, &[(2, 3), (1, register(to))])),
         Expr::OutputDevice { to } => ("meta", &|w| numbers(w, &[(2, 5), (1, register(to))])),
         Expr::Load { bytes, to } => ("immediate", &|w| {
             w.put_u32(1, register(to));

@@ -78,7 +78,7 @@ fn what_somebody_changed_disagrees() {
     for edit in [
         "nft delete element inet lb frontends4 '{ 10.96.0.1 . tcp . 80 }'",
         "nft delete element inet lb frontends4 '{ 10.96.0.1 . tcp . 80 }'; \
-         nft add element inet lb frontends4 '{ 10.96.0.1 . tcp . 80 : goto refuse }'",
+         nft add element inet lb frontends4 '{ 10.96.0.1 . tcp . 80 : 0x0 . 0x40000000 . 0x0 . 0x0 . 0x0 }'",
         "nft delete element inet lb slots4 '{ 10.96.0.1 . tcp . 80 . 1 }'",
         "nft delete element inet lb slots4 '{ 10.96.0.1 . tcp . 80 . 0 }'; \
          nft add element inet lb slots4 '{ 10.96.0.1 . tcp . 80 . 0 : 10.66.6.6 . 80 }'",
