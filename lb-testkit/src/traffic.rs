@@ -152,6 +152,9 @@ pub struct Load {
     pub until: Until,
     /// Address to send from. Default: the kernel's choice.
     pub from: Option<IpAddr>,
+    /// Source ports of [`LoadKind::Datagrams`], first and last: each is used once, and the load ends with the last one.
+    /// Default: the kernel's choice, which comes round.
+    pub ports: Option<(u16, u16)>,
     /// Time between the requests of one lane. Default: none.
     pub interval: Duration,
     /// How long to wait for each step. Default [`DEFAULT_TIMEOUT`].
@@ -168,6 +171,7 @@ impl Load {
             lanes: 1,
             until: Until::Requests(100),
             from: None,
+            ports: None,
             interval: Duration::ZERO,
             timeout: DEFAULT_TIMEOUT,
         }
@@ -191,6 +195,13 @@ impl Load {
     #[must_use]
     pub fn lanes(mut self, lanes: usize) -> Self {
         self.lanes = lanes;
+        self
+    }
+
+    /// Sends datagrams from these ports, each once.
+    #[must_use]
+    pub fn ports(mut self, first: u16, last: u16) -> Self {
+        self.ports = Some((first, last));
         self
     }
 

@@ -1,7 +1,7 @@
 //! Much traffic from one worker.
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
     thread,
     time::{Duration, Instant},
@@ -54,7 +54,7 @@ impl Run<'_> {
 
     fn crowd(&self, connections: usize) -> Report {
         let mut crowd = Crowd::open(self.load, connections);
-        while self.goes_on() {
+        while self.next().is_some() {
             let begun = Instant::now();
             let answered = crowd.exchange();
             self.progress.answered.fetch_add(answered, Ordering::Relaxed);
@@ -69,9 +69,9 @@ impl Run<'_> {
     fn one_by_one(&self) -> Report {
         let mut report = Report::default();
         let mut socket = None;
-        while self.goes_on() {
+        while let Some(number) = self.next() {
             let begun = Instant::now();
-            let outcome = self.one(&mut socket);
+            let outcome = self.one(number, &mut socket);
             let broken = outcome.is_err() && self.load.kind == LoadKind::LongLived;
             self.progress.answered.fetch_add(u64::from(outcome.is_ok()), Ordering::Relaxed);
             report.record(outcome);
@@ -83,32 +83,42 @@ impl Run<'_> {
         report
     }
 
-    fn goes_on(&self) -> bool {
-        let started = self.started.fetch_add(1, Ordering::Relaxed);
-        !self.progress.stop.load(Ordering::Relaxed)
-            && match self.load.until {
-                Until::Requests(most) => started < most,
-                Until::Elapsed(limit) => self.start.elapsed() < limit,
-                Until::Stopped => true,
-            }
+    /// The number of the next request, `None` if there is none.
+    fn next(&self) -> Option<u64> {
+        let number = self.started.fetch_add(1, Ordering::Relaxed);
+        let goes_on = match self.load.until {
+            Until::Requests(most) => number < most,
+            Until::Elapsed(limit) => self.start.elapsed() < limit,
+            Until::Stopped => true,
+        };
+        let has_port = self.load.ports.is_none_or(|(first, last)| number <= u64::from(last.saturating_sub(first)));
+        (goes_on && has_port && !self.progress.stop.load(Ordering::Relaxed)).then_some(number)
     }
 
-    fn one(&self, socket: &mut Option<Asker>) -> Outcome {
+    fn one(&self, number: u64, socket: &mut Option<Asker>) -> Outcome {
         let Load { to, timeout, .. } = *self.load;
         let from = self.load.from.map(|ip| SocketAddr::new(ip, 0));
         match self.load.kind {
-            LoadKind::NewConnections => client::request(&self.request(Transport::Tcp)),
-            LoadKind::Datagrams => client::request(&self.request(Transport::Udp)),
+            LoadKind::NewConnections => client::request(&self.request(Transport::Tcp, from)),
+            LoadKind::Datagrams => client::request(&self.request(Transport::Udp, self.datagram_source(number))),
             LoadKind::ConnectOnly => client::connect_only(to, from, timeout).map(|latency| nobody(to, latency)),
             LoadKind::LongLived | LoadKind::Crowd(_) => self.again(socket, Transport::Tcp),
             LoadKind::DatagramStream => self.again(socket, Transport::Udp),
         }
     }
 
-    fn request(&self, transport: Transport) -> Request {
+    fn request(&self, transport: Transport, from: Option<SocketAddr>) -> Request {
         let mut request = Request::over(transport, self.load.to).timeout(self.load.timeout);
-        request.from = self.load.from.map(|ip| SocketAddr::new(ip, 0));
+        request.from = from;
         request
+    }
+
+    fn datagram_source(&self, number: u64) -> Option<SocketAddr> {
+        let Load { to, from, ports, .. } = *self.load;
+        let any = if to.is_ipv4() { IpAddr::V4(Ipv4Addr::UNSPECIFIED) } else { Ipv6Addr::UNSPECIFIED.into() };
+        // `next` gives no number that leads past the last port.
+        let port = ports.map_or(0, |(first, _)| first.saturating_add(number as u16));
+        (from.is_some() || ports.is_some()).then(|| SocketAddr::new(from.unwrap_or(any), port))
     }
 
     /// Asks on the lane's socket, opened by the first question.
