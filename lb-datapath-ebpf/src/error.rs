@@ -29,6 +29,11 @@ pub(crate) enum EbpfError {
     ForeignMap { path: PathBuf, expected: Shape, found: Shape },
     #[error("{path} is not one of ours: {what}; remove it, or name another pin directory")]
     Foreign { path: PathBuf, what: String },
+    #[error(
+        "{link} and the maps beside it do not belong together: its program uses {map}, and that is not what is pinned under \
+         this name; remove the pin that somebody else put there, the link's or the map's, or name another pin directory"
+    )]
+    Mixed { link: PathBuf, map: String },
     #[error("{what} map {name} failed")]
     Map { name: &'static str, what: &'static str, source: io::Error },
     #[error("loading the eBPF object failed; {}", .0.needed())]
@@ -130,9 +135,11 @@ impl EbpfError {
             Self::Repair(_) => ErrorKind::System,
             Self::Load(source) | Self::Program { source, .. } => source.kind(),
             Self::NoProgram { .. } => ErrorKind::Unsupported,
-            Self::ForeignMap { .. } | Self::Foreign { .. } | Self::NoPodDevice | Self::NoPorts { .. } => {
-                ErrorKind::Invalid
-            }
+            Self::ForeignMap { .. }
+            | Self::Foreign { .. }
+            | Self::Mixed { .. }
+            | Self::NoPodDevice
+            | Self::NoPorts { .. } => ErrorKind::Invalid,
             Self::Pin { source, .. }
             | Self::Examine { source, .. }
             | Self::TestRun { source, .. }

@@ -125,23 +125,24 @@ fn check_link(path: &Path, maps: Option<&BTreeSet<u32>>) -> Result<(), EbpfError
     if let Some(device) = device.filter(|device| link.target != 0 && link.target != u64::from(device.0)) {
         return Err(foreign(format!("it leads to device {}, expected {}", link.target, device.0)));
     }
-    check_program(link.prog, program, maps).map_err(foreign)
+    let Some(map) = check_program(link.prog, program, maps).map_err(foreign)? else { return Ok(()) };
+    let found = sys::map_by_id(map).and_then(|fd| sys::map_info(fd.as_fd()));
+    let map = found.map_or_else(|_| format!("map {map}"), |found| format!("map {map}, {}", found.name));
+    Err(EbpfError::Mixed { link: path.into(), map })
 }
 
-/// Checks a link's program, if this process may look at it: that takes `CAP_SYS_ADMIN`.
-fn check_program(id: u32, expected: &str, maps: Option<&BTreeSet<u32>>) -> Result<(), String> {
+/// Checks a link's program, if this process may look at it: that takes `CAP_SYS_ADMIN`. Gives a map of its that is not
+/// among `maps`, if there is one.
+fn check_program(id: u32, expected: &str, maps: Option<&BTreeSet<u32>>) -> Result<Option<u32>, String> {
     let found = match sys::prog_by_id(id).and_then(|fd| sys::prog_info(fd.as_fd())) {
         Ok(found) => found,
-        Err(error) if error.raw_os_error() == Some(libc::EPERM) => return Ok(()),
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => return Ok(None),
         Err(error) => return Err(format!("its program {id} cannot be examined: {error}")),
     };
     if found.name != expected {
         return Err(format!("its program is {}, expected {expected}", found.name));
     }
-    match maps.and_then(|maps| found.maps.iter().find(|map| !maps.contains(map))) {
-        Some(map) => Err(format!("its program uses map {map}, which is not pinned here")),
-        None => Ok(()),
-    }
+    Ok(maps.and_then(|maps| found.maps.into_iter().find(|map| !maps.contains(map))))
 }
 
 /// What is pinned at `path`: a file of ours alone that stands for an object of this kind.

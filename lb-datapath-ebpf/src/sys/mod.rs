@@ -28,7 +28,7 @@ pub(crate) use self::{
     link::{LinkInfo, attach_cgroup, attach_tcx, detach_link, link_info, update_link},
     map::{MapInfo, Page, RawMap, Shape, Stopped, Words, map_info},
     os::{IfIndex, device, hardware_address, is_bpffs, lock, monotonic, user, wait_for_readers},
-    prog::{ProgInfo, TestRun, prog_by_id, prog_info, test_run},
+    prog::{ProgInfo, TestRun, map_by_id, prog_by_id, prog_info, test_run},
 };
 
 #[repr(C)]

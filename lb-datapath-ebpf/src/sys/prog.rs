@@ -63,9 +63,18 @@ struct IdAttr {
 
 /// The program with this id. Wants `CAP_SYS_ADMIN`.
 pub(crate) fn prog_by_id(id: u32) -> io::Result<OwnedFd> {
+    by_id(bpf_cmd::BPF_PROG_GET_FD_BY_ID, id)
+}
+
+/// The map with this id. Wants `CAP_SYS_ADMIN`.
+pub(crate) fn map_by_id(id: u32) -> io::Result<OwnedFd> {
+    by_id(bpf_cmd::BPF_MAP_GET_FD_BY_ID, id)
+}
+
+fn by_id(cmd: bpf_cmd, id: u32) -> io::Result<OwnedFd> {
     let mut attr = IdAttr { id, ..IdAttr::default() };
     // SAFETY: the attributes hold no addresses.
-    unsafe { bpf_fd(bpf_cmd::BPF_PROG_GET_FD_BY_ID, &mut attr) }
+    unsafe { bpf_fd(cmd, &mut attr) }
 }
 
 #[repr(C)]

@@ -74,7 +74,11 @@ const PLANTS: [Plant; 28] = [
     ("another name", |g| g.map("maps/FRONTENDS", bpf::HASH, (KEY, VALUE), LAZY, "frontends"), "a map called frontends"),
     ("no name", |g| g.map("maps/FRONTENDS", bpf::HASH, (KEY, VALUE), LAZY, ""), "a map called "),
     ("another number of entries", |g| g.map("maps/ROLE", bpf::ARRAY, (4, 4), 0, "ROLE"), "maps/ROLE"),
-    ("a twin of a map", |g| g.map("maps/FRONTENDS", bpf::HASH, (KEY, VALUE), LAZY, "FRONTENDS"), "not pinned here"),
+    (
+        "a twin of a map",
+        |g| g.map("maps/FRONTENDS", bpf::HASH, (KEY, VALUE), LAZY, "FRONTENDS"),
+        ", FRONTENDS, and that is not what is pinned",
+    ),
     (
         "another map of ours",
         |g| {
@@ -130,7 +134,7 @@ const PLANTS: [Plant; 28] = [
             bpf::pin(&bpf::map(bpf::HASH, (KEY, VALUE), 100, LAZY, "FRONTENDS"), &map);
             bpf::pin(&bpf::map(bpf::HASH, (4, size_of::<abi::BackendValue>() as u32), 100, LAZY, "BACKENDS"), &path);
         },
-        "not pinned here",
+        "that is not what is pinned",
     ),
     (
         "a program as a link",
