@@ -17,7 +17,7 @@ const CALM: Duration = Duration::from_secs(60);
 
 /// A bucket of repairs; when it is empty, somebody undoes them, and each further one has to wait longer than the last.
 #[derive(Clone, Debug)]
-pub(super) struct Limit {
+struct Limit {
     tokens: f64,
     filled: Instant,
     last: Instant,
@@ -38,7 +38,7 @@ impl Default for Limit {
 
 impl Limit {
     /// Takes a repair out, or says when there may be one.
-    pub(super) fn take(&mut self, now: Instant) -> Result<(), Instant> {
+    fn take(&mut self, now: Instant) -> Result<(), Instant> {
         self.calm_down(now);
         if let Some(wait) = self.wait {
             if now < wait.until {
@@ -58,7 +58,7 @@ impl Limit {
     }
 
     /// A repair did not help: says when there may be another one.
-    pub(super) fn penalise(&mut self, now: Instant) -> Instant {
+    fn penalise(&mut self, now: Instant) -> Instant {
         self.calm_down(now);
         match self.wait {
             Some(wait) if now < wait.until => wait.until,
@@ -67,7 +67,7 @@ impl Limit {
     }
 
     /// How long repairs wait for each other now, if they do.
-    pub(super) fn wait(&self, now: Instant) -> Option<Duration> {
+    fn wait(&self, now: Instant) -> Option<Duration> {
         self.wait.filter(|_| now.since(self.last) < CALM).map(|wait| wait.length)
     }
 
@@ -81,6 +81,37 @@ impl Limit {
         if self.wait.is_some() && now.since(self.last) >= CALM {
             *self = Self { filled: now, last: self.last, ..Self::default() };
         }
+    }
+}
+
+/// What is known to come back waits apart from what is new: a quarrel about one object does not hold back the repair of
+/// another one, and whoever thinks of a new object each time is held back as well.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Limits {
+    known: Limit,
+    new: Limit,
+    last_was_new: bool,
+}
+
+impl Limits {
+    /// Takes a repair out, or says when there may be one.
+    pub(super) fn take(&mut self, is_new: bool, now: Instant) -> Result<(), Instant> {
+        self.last_was_new = is_new;
+        self.last().take(now)
+    }
+
+    /// The last repair did not help: says when there may be another one of its kind.
+    pub(super) fn penalise(&mut self, now: Instant) -> Instant {
+        self.last().penalise(now)
+    }
+
+    /// How long repairs wait for each other now, if they do.
+    pub(super) fn wait(&self, now: Instant) -> Option<Duration> {
+        self.known.wait(now).max(self.new.wait(now))
+    }
+
+    fn last(&mut self) -> &mut Limit {
+        if self.last_was_new { &mut self.new } else { &mut self.known }
     }
 }
 

@@ -14,7 +14,7 @@ use std::{collections::BTreeMap, time::Duration};
 use lb_core::{Drift, DriftClass, Inspection, Instant};
 
 pub(super) use self::feed::Subscription;
-use self::{feed::Feed, limit::Limit, records::Records};
+use self::{feed::Feed, limit::Limits, records::Records};
 use crate::config::DriftMode;
 
 /// The machine.
@@ -24,7 +24,7 @@ pub(super) struct Drifts {
     interval: Duration,
     watched: bool,
     records: Records,
-    limit: Limit,
+    limits: Limits,
     feed: Feed,
     full_at: Option<Instant>,
     suspects_at: Option<Instant>,
@@ -80,7 +80,7 @@ impl Drifts {
             interval,
             watched: false,
             records: Records::default(),
-            limit: Limit::default(),
+            limits: Limits::default(),
             feed: Feed::default(),
             full_at: None,
             suspects_at: None,

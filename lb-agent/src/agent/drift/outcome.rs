@@ -38,17 +38,16 @@ impl Drifts {
             Repair::None => {}
             Repair::HeldBack { until } => {
                 self.repair_at = Some(*until);
-                let why = format!(
-                    "it was repaired too often lately, the next repair is {:.1} s after the one before",
-                    self.limit.wait(now).unwrap_or_default().as_secs_f64()
-                );
-                let held = self.records.settle(|known| keys.contains(known), &Status::NotRepaired(why), now);
-                changed.extend(held);
+                // Why the last repair did not help says more than that the next one waits.
+                let untold: BTreeSet<_> = self.records.untold().collect();
+                let why = Status::NotRepaired("it was repaired too often lately and has to wait".into());
+                let about = |known: &_| keys.contains(known) && untold.contains(known);
+                changed.extend(self.records.settle(about, &why, now));
             }
             Repair::Tried { at, still, failed } => {
                 changed.extend(self.note_repair(&keys, *at, still, failed));
                 if !failed.is_empty() || still.iter().any(|drift| keys.contains(&key(drift))) {
-                    self.repair_at = Some(self.limit.penalise(now));
+                    self.repair_at = Some(self.limits.penalise(now));
                 } else if !still.is_empty() {
                     self.handle_missed(now);
                 }

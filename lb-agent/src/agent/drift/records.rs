@@ -46,7 +46,7 @@ pub(super) struct Records {
 }
 
 /// The values that were found are not part of it: somebody may write another one each time.
-type Key = (DriftClass, String, &'static str);
+pub(super) type Key = (DriftClass, String, &'static str);
 
 /// What a batch of differences brought.
 #[derive(Debug, Default)]
@@ -96,6 +96,18 @@ impl Records {
             }
         }
         changed
+    }
+
+    /// Whether this is there already, or was a moment ago.
+    pub(super) fn is_familiar(&self, drift: &Drift, now: Instant) -> bool {
+        let known = self.records.get(&key(drift));
+        known.is_some_and(|record| record.right_at.is_none_or(|right| now.since(right) < IN_A_ROW))
+    }
+
+    /// Those about which nothing was said yet.
+    pub(super) fn untold(&self) -> impl Iterator<Item = Key> {
+        let untold = |record: &&Record| record.right_at.is_none() && record.status == Status::Found;
+        self.records.values().filter(untold).map(|record| key(&record.drift)).collect::<Vec<_>>().into_iter()
     }
 
     /// All of them.

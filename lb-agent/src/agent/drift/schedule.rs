@@ -28,7 +28,7 @@ impl Drifts {
     /// Something happened that deserves an inspection of the suspects.
     pub(in crate::agent) fn handle_suspicion(&mut self, now: Instant) {
         if self.mode != DriftMode::Off {
-            let at = now.max(self.quiet_until).max(self.repair_at.unwrap_or_default());
+            let at = now.max(self.quiet_until);
             self.suspects_at.get_or_insert(at);
         }
     }
@@ -63,7 +63,8 @@ impl Drifts {
 
     /// Whether what was found is to be repaired, and may be by now.
     pub(in crate::agent) fn take_repair(&mut self, found: &[Drift], now: Instant) -> Option<Result<(), Instant>> {
-        (self.mode == DriftMode::Repair && !found.is_empty()).then(|| self.limit.take(now))
+        let is_new = found.iter().any(|drift| !self.records.is_familiar(drift, now));
+        (self.mode == DriftMode::Repair && !found.is_empty()).then(|| self.limits.take(is_new, now))
     }
 
     /// The datapath could not be inspected.

@@ -59,21 +59,27 @@ impl Drifts {
                 Status::Found | Status::Repaired | Status::Gone => String::new(),
             };
             let what = oldest.what();
-            conditions.push(("Drift", format!("{count} in all, the oldest for {age} s: {what}{why}; see `lb drift`")));
+            let wait = self.waiting(now);
+            conditions
+                .push(("Drift", format!("{count} in all, the oldest for {age} s: {what}{why}{wait}; see `lb drift`")));
         }
         conditions.extend(self.fought(now).map(|message| ("DriftFought", message)));
         conditions
+    }
+
+    fn waiting(&self, now: Instant) -> String {
+        let wait = self.limits.wait(now);
+        wait.map(|wait| format!("; repairs wait for {:.1} s", wait.as_secs_f64())).unwrap_or_default()
     }
 
     /// Who keeps changing what, if anybody does.
     fn fought(&self, now: Instant) -> Option<String> {
         let is_recent = |record: &&Record| now.since(record.right_at.unwrap_or(record.found_at)) < IN_A_ROW;
         let most = self.records.iter().filter(is_recent).max_by_key(|record| record.times)?;
-        let wait = self.limit.wait(now);
-        if most.times < FOUGHT && wait.is_none() {
+        if most.times < FOUGHT {
             return None;
         }
-        let wait = wait.map(|wait| format!("; repairs wait for {:.1} s", wait.as_secs_f64())).unwrap_or_default();
+        let wait = self.waiting(now);
         let Drift { class, object, cause, .. } = &most.drift;
         Some(format!("{class} {object} is {cause}, {} times in a row{wait}: find out which tool that is", most.times))
     }
