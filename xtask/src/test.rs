@@ -8,7 +8,7 @@ use std::{
 };
 
 /// Pure crates: they build without std, so neither I/O nor a clock nor the order of a hash map can creep in.
-const PURE: [&str; 3] = ["lb-flow-hash", "lb-core", "lb-datapath-ebpf-abi"];
+const PURE: [&str; 4] = ["lb-flow-hash", "lb-core", "lb-ipam", "lb-datapath-ebpf-abi"];
 const TARGET_WITHOUT_STD: &str = "x86_64-unknown-none";
 
 /// Checks and tests everything, privileged tests too.

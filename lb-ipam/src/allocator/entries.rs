@@ -1,0 +1,212 @@
+//! Every change of the ledger: each names what it replaces.
+
+use alloc::{sync::Arc, vec::Vec};
+use core::net::IpAddr;
+
+use crate::{
+    Allocator, Entry, Freed, Holders, Ledger, LedgerError, Pool,
+    allocator::Run,
+    book::{Dirt, Slot},
+};
+
+impl<L: Ledger> Allocator<L> {
+    /// Marks an address as in use by something else on the network, named in words such as a hardware address. Who holds
+    /// it loses it and gets another one in the next reconcile, unless it asks for this one by name.
+    ///
+    /// # Errors
+    /// When the ledger was not changed.
+    pub fn claim(&mut self, address: IpAddr, by: &str) -> Result<(), LedgerError> {
+        self.set_aside(address, Entry::Conflict(by.into()))
+    }
+
+    /// Keeps an address from everybody. Who holds it loses it and gets another one in the next reconcile, unless it asks
+    /// for this one by name.
+    ///
+    /// # Errors
+    /// When the ledger was not changed.
+    pub fn reserve(&mut self, address: IpAddr, why: &str) -> Result<(), LedgerError> {
+        self.set_aside(address, Entry::Reserved(why.into()))
+    }
+
+    /// Takes back what [`claim`](Self::claim) or [`reserve`](Self::reserve) said. Does nothing to other addresses.
+    ///
+    /// # Errors
+    /// When the ledger was not changed.
+    pub fn clear(&mut self, address: IpAddr) -> Result<(), LedgerError> {
+        self.down = None;
+        match self.ledger.get(address) {
+            Some(before @ (Entry::Conflict(_) | Entry::Reserved(_))) => self.write(address, Some(&before), None),
+            Some(Entry::Held(_) | Entry::Freed(_)) | None => Ok(()),
+        }
+    }
+
+    fn set_aside(&mut self, address: IpAddr, entry: Entry) -> Result<(), LedgerError> {
+        self.down = None;
+        let before = self.ledger.get(address);
+        if before.as_ref() == Some(&entry) {
+            return Ok(());
+        }
+        self.write(address, before.as_ref(), Some(entry))?;
+        self.book.note(address, before.as_ref(), None);
+        Ok(())
+    }
+
+    /// Gives the address to the service, beside those that hold it already.
+    pub(super) fn hold(&mut self, slot: Slot, address: IpAddr) -> Result<(), LedgerError> {
+        let name = &self.book.get(slot).name;
+        let before = self.ledger.get(address);
+        let after = match &before {
+            Some(Entry::Held(holders)) => holders.with(name),
+            Some(Entry::Freed(_)) | None => Holders::one(name.clone()),
+            Some(Entry::Reserved(_) | Entry::Conflict(_)) => return Err(LedgerError::Changed { found: before }),
+        };
+        self.write(address, before.as_ref(), Some(Entry::Held(after)))?;
+        if let Some(Entry::Freed(freed)) = &before {
+            self.book.remove_left(&freed.last, address);
+        }
+        self.book.add_held(slot, address);
+        Ok(())
+    }
+
+    /// Takes the address from the service. If nobody is left on it, it rests.
+    pub(super) fn release(&mut self, slot: Slot, address: IpAddr) -> Result<(), LedgerError> {
+        let name = self.book.get(slot).name.clone();
+        let before = self.ledger.get(address);
+        let Some(Entry::Held(holders)) = &before else {
+            self.book.remove_held(slot, address);
+            return Ok(());
+        };
+        let after = match holders.without(&name) {
+            Some(rest) => Some(Entry::Held(rest)),
+            None => self.freed(slot, address),
+        };
+        self.write(address, before.as_ref(), after.clone())?;
+        if let Some(Entry::Freed(_)) = after {
+            self.book.add_left(&name, address);
+        }
+        self.book.remove_held(slot, address);
+        self.gave_back = true;
+        Ok(())
+    }
+
+    /// What becomes of an address that the service was the last to hold. It drains only if the service lives on:
+    /// connections to one that is gone are gone as well.
+    fn freed(&self, slot: Slot, address: IpAddr) -> Option<Entry> {
+        let tracked = self.book.get(slot);
+        let pool = self.catalog.owner(address).map(|compiled| &*compiled.pool);
+        let drain = pool.filter(|_| tracked.request.is_some()).map_or_else(Default::default, |pool| pool.drain);
+        let drained = self.now + drain;
+        let rested = drained + pool.map_or(Pool::DEFAULT_QUARANTINE, |pool| pool.quarantine);
+        let forgotten = rested.max(self.now + self.settings.sticky);
+        let last = tracked.name.clone();
+        let freed = Freed { last, at: self.now, drained, rested, forgotten };
+        (forgotten > self.now).then(|| Entry::Freed(Arc::new(freed)))
+    }
+
+    /// Changes one entry, and everything that follows from it except in the book.
+    fn write(&mut self, address: IpAddr, before: Option<&Entry>, after: Option<Entry>) -> Result<(), LedgerError> {
+        if before == after.as_ref() {
+            return Ok(());
+        }
+        if let Some(error) = &self.down {
+            return Err(error.clone());
+        }
+        match self.ledger.compare_and_set(address, before, after.clone()) {
+            Ok(()) => {
+                self.ledger_writes += 1;
+                self.news = true;
+                self.index.note(&self.catalog, address, before, after.as_ref());
+                Ok(())
+            }
+            Err(LedgerError::Changed { found }) => {
+                self.news = true;
+                self.index.note(&self.catalog, address, before, found.as_ref());
+                self.book.note(address, before, found.as_ref());
+                // A write of ours that was thought to have failed.
+                if found == after { Ok(()) } else { Err(LedgerError::Changed { found }) }
+            }
+            Err(error) => {
+                self.unsure.entry(address).or_default().push(after);
+                self.down = Some(error.clone());
+                Err(error)
+            }
+        }
+    }
+
+    /// Finds out what became of writes that failed, by putting what should be there in its own place.
+    pub(super) fn make_sure(&mut self) {
+        for (address, intended) in core::mem::take(&mut self.unsure) {
+            let before = self.ledger.get(address);
+            let sure = match &self.down {
+                Some(error) => Err(error.clone()),
+                None => self.ledger.compare_and_set(address, before.as_ref(), before.clone()),
+            };
+            match sure {
+                Ok(()) => {}
+                Err(LedgerError::Changed { found }) => {
+                    self.index.note(&self.catalog, address, before.as_ref(), found.as_ref());
+                    self.book.note(address, before.as_ref(), found.as_ref());
+                    if intended.contains(&found) {
+                        self.book.abandon_unknown(found.as_ref().map_or(&[], Entry::holders));
+                    }
+                    self.news = true;
+                }
+                Err(error @ LedgerError::Failed(_)) => {
+                    self.down = Some(error);
+                    self.unsure.entry(address).or_default().extend(intended);
+                }
+            }
+        }
+    }
+
+    /// Frees for good what nobody needs to remember. What fails is tried again by the next reconcile.
+    pub(super) fn forget_old(&mut self, run: &mut Run) {
+        for address in self.index.to_forget(self.now) {
+            let before = self.ledger.get(address);
+            let Some(Entry::Freed(freed)) = &before else { continue };
+            let forgotten = self.write(address, before.as_ref(), None);
+            match (forgotten, self.book.find(&freed.last)) {
+                (Ok(()), _) => self.book.remove_left(&freed.last, address),
+                (Err(LedgerError::Failed(why)), Some(slot)) => run.note(slot, Err(LedgerError::Failed(why))),
+                (Err(LedgerError::Failed(_) | LedgerError::Changed { .. }), _) => {}
+            }
+        }
+    }
+
+    /// Gives back what services hold that are gone.
+    pub(super) fn release_orphans(&mut self, run: &mut Run) {
+        for slot in self.book.orphans() {
+            let released = self.release_all(slot);
+            run.note(slot, released);
+        }
+    }
+
+    pub(super) fn release_all(&mut self, slot: Slot) -> Result<(), LedgerError> {
+        let held: Vec<IpAddr> = self.book.get(slot).held.clone();
+        held.into_iter().try_for_each(|address| self.release(slot, address))
+    }
+
+    /// The services that hold the address and are not looked at later in this reconcile: those that the service has to
+    /// get along with.
+    pub(super) fn seniors(&self, slot: Slot, address: IpAddr) -> Vec<Slot> {
+        let entry = self.ledger.get(address);
+        let holders = entry.iter().flat_map(Entry::holders).filter_map(|name| self.book.find(name));
+        let rank = self.book.get(slot).rank;
+        let before_us =
+            |other: &Slot| self.book.get(*other).rank.is_none_or(|theirs| rank.is_some_and(|ours| theirs < ours));
+        holders.filter(|other| *other != slot).filter(before_us).collect()
+    }
+
+    /// Has the service looked at again in the next reconcile.
+    pub(super) fn touch(&mut self, slot: Slot) {
+        self.book.mark(slot, Dirt::Touched);
+    }
+
+    /// Has those looked at with whom the service shares, because it may have changed so that it no longer may.
+    pub(super) fn touch_sharers(&mut self, slot: Slot) {
+        let entries = self.book.get(slot).held.iter().filter_map(|address| self.ledger.get(*address));
+        let others = entries.flat_map(|entry| entry.holders().to_vec()).filter_map(|name| self.book.find(&name));
+        let others: Vec<Slot> = others.filter(|other| *other != slot).collect();
+        others.into_iter().for_each(|other| self.touch(other));
+    }
+}

@@ -1,0 +1,111 @@
+//! What there is to say about one address.
+
+use alloc::{string::String, string::ToString, vec::Vec};
+use core::{fmt, net::IpAddr};
+
+use lb_core::ServiceName;
+
+use crate::{Allocator, Entry, Ledger, PoolName, ReservedBy, Timestamp};
+
+/// What an address is. Displays as a sentence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AddressReport {
+    /// The address.
+    pub address: IpAddr,
+    /// What it is.
+    pub state: AddressState,
+    /// The pools that have a block with it, the one whose it is in front.
+    pub pools: Vec<PoolName>,
+}
+
+/// What an address is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AddressState {
+    /// In no pool, and nobody has it.
+    Outside,
+    /// To be had.
+    Free,
+    /// For nobody.
+    Reserved(ReservedBy),
+    /// With these services.
+    Held(Vec<ServiceName>),
+    /// Left by a living service.
+    Draining {
+        /// Which.
+        last: ServiceName,
+        /// Until then nobody else gets it.
+        until: Timestamp,
+    },
+    /// Given back, and left alone unless its pool is otherwise full.
+    Quarantined {
+        /// By whom.
+        last: ServiceName,
+        /// Until then.
+        until: Timestamp,
+    },
+    /// In use by something else on the network.
+    Conflict {
+        /// By what.
+        by: String,
+    },
+}
+
+impl<L: Ledger> Allocator<L> {
+    /// What an address is, as of the last reconcile.
+    #[must_use]
+    pub fn explain(&self, address: IpAddr) -> AddressReport {
+        let containing = self.catalog.containing(address);
+        let pools = containing.iter().map(|&index| self.catalog.pools[index].pool.name.clone()).collect();
+        AddressReport { address, state: self.state(address), pools }
+    }
+
+    fn state(&self, address: IpAddr) -> AddressState {
+        match self.ledger.get(address) {
+            Some(Entry::Held(holders)) => AddressState::Held(holders.names().to_vec()),
+            Some(Entry::Conflict(by)) => AddressState::Conflict { by: by.to_string() },
+            Some(Entry::Reserved(why)) => AddressState::Reserved(ReservedBy::Named { why: why.to_string() }),
+            Some(Entry::Freed(freed)) if freed.drained > self.now => {
+                AddressState::Draining { last: freed.last.clone(), until: freed.drained }
+            }
+            Some(Entry::Freed(freed)) if freed.rested > self.now => {
+                AddressState::Quarantined { last: freed.last.clone(), until: freed.rested }
+            }
+            Some(Entry::Freed(_)) | None => self.state_in_pool(address),
+        }
+    }
+
+    fn state_in_pool(&self, address: IpAddr) -> AddressState {
+        let Some(owner) = self.catalog.owner(address) else { return AddressState::Outside };
+        let reserved = owner.usable.reserved_by(address, &owner.pool, &self.settings);
+        reserved.map_or(AddressState::Free, AddressState::Reserved)
+    }
+}
+
+impl fmt::Display for AddressReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ", self.address)?;
+        match self.pools.first() {
+            Some(pool) => write!(f, "of pool `{pool}`: {}", self.state),
+            None => self.state.fmt(f),
+        }
+    }
+}
+
+impl fmt::Display for AddressState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Outside => f.write_str("is in no pool"),
+            Self::Free => f.write_str("free"),
+            Self::Reserved(by) => by.fmt(f),
+            Self::Held(holders) => {
+                let names: Vec<String> = holders.iter().map(ToString::to_string).collect();
+                write!(f, "held by {}", names.join(", "))
+            }
+            Self::Draining { last, .. } => write!(f, "draining after {last} had to leave it"),
+            Self::Quarantined { last, .. } => {
+                write!(f, "resting after {last} gave it back; given out if the pool is otherwise full")
+            }
+            Self::Conflict { by } => write!(f, "in use by {by}, which is none of ours"),
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! All pools together: which is in service, and whose an address is.
+
+use alloc::{collections::BTreeMap, sync::Arc, vec::Vec};
+use core::net::IpAddr;
+
+use lb_core::Family;
+
+use crate::{
+    AddressRange, Block, Conflict, NotFrom, Pool, PoolChoice, PoolName, PoolProblem, PoolWarning, Request, Settings,
+    range::{FAMILIES, number, slot},
+    usable::Usable,
+};
+
+/// A pool, looked through.
+#[derive(Clone, Debug)]
+pub(crate) struct Compiled {
+    pub(crate) pool: Arc<Pool>,
+    pub(crate) usable: Usable,
+    pub(crate) problem: Option<PoolProblem>,
+    pub(crate) warnings: Vec<PoolWarning>,
+}
+
+/// Place of a pool in the order in which pools are asked.
+pub(crate) type PoolIndex = usize;
+
+/// All pools, in the order in which they are asked: by priority, then the older one, then by name.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Catalog {
+    pub(crate) pools: Vec<Compiled>,
+    /// First number of a stretch of addresses that are in the same pools, to the last number and those pools.
+    stretches: [BTreeMap<u128, (u128, Vec<PoolIndex>)>; 2],
+    unreadable: bool,
+}
+
+impl Catalog {
+    pub(crate) fn new(pools: &BTreeMap<PoolName, Arc<Pool>>, settings: &Settings) -> Self {
+        let mut pools: Vec<_> = pools.values().map(|pool| Compiled::new(pool, settings)).collect();
+        pools.sort_by(|a, b| asked_first(&a.pool).cmp(&asked_first(&b.pool)));
+        find_conflicts(&mut pools);
+        let unreadable = pools.iter().any(Compiled::is_unreadable);
+        let stretches = FAMILIES.map(|family| stretches(&pools, family));
+        Self { pools, stretches, unreadable }
+    }
+
+    /// The pools that contain the address, those in service first.
+    pub(crate) fn containing(&self, address: IpAddr) -> &[PoolIndex] {
+        let number = number(address);
+        let before = self.stretches[slot(Family::of(address))].range(..=number).next_back();
+        before.filter(|(_, (last, _))| *last >= number).map_or(&[], |(_, (_, pools))| pools)
+    }
+
+    /// The pool whose the address is.
+    pub(crate) fn owner(&self, address: IpAddr) -> Option<&Compiled> {
+        self.containing(address).first().map(|&index| &self.pools[index])
+    }
+
+    /// Whether some pool cannot be read, so that it is not known which addresses it has.
+    pub(crate) const fn is_unreadable(&self) -> bool {
+        self.unreadable
+    }
+
+    pub(crate) fn find(&self, name: &PoolName) -> Option<(PoolIndex, &Compiled)> {
+        self.pools.iter().enumerate().find(|(_, compiled)| compiled.pool.name == *name)
+    }
+
+    /// The pools in the order in which a service asks them.
+    pub(crate) fn order(&self, choice: &PoolChoice) -> impl Iterator<Item = PoolIndex> + use<> {
+        let preferred = match choice {
+            PoolChoice::Prefer(name) => self.find(name).map(|(index, _)| index),
+            PoolChoice::Any | PoolChoice::Only(_) => None,
+        };
+        preferred.into_iter().chain((0..self.pools.len()).filter(move |index| Some(*index) != preferred))
+    }
+}
+
+impl Compiled {
+    fn new(pool: &Arc<Pool>, settings: &Settings) -> Self {
+        let usable = Usable::new(pool, settings);
+        let problem = problem(pool);
+        let warnings = warnings(pool, &usable);
+        Self { pool: Arc::clone(pool), usable, problem, warnings }
+    }
+
+    /// Whether it is not known which addresses it has.
+    fn is_unreadable(&self) -> bool {
+        matches!(self.problem, Some(PoolProblem::Block { .. } | PoolProblem::TooManyBlocks { .. }))
+    }
+
+    /// Whether the service may have addresses of this pool, however the pool is doing. A selector that cannot be
+    /// understood takes nothing from anybody.
+    pub(crate) fn is_for(&self, request: &Request) -> bool {
+        let selector_is_wrong = matches!(self.problem, Some(PoolProblem::Selector(_)));
+        let selects = |selector: &crate::Selector| selector.matches(&request.service, &request.labels);
+        request.pool.admits(&self.pool.name) && (selector_is_wrong || self.pool.selector.as_ref().is_none_or(selects))
+    }
+
+    /// Why the pool gives the service nothing new, if it does not.
+    pub(crate) fn gives_nothing(&self, request: &Request) -> Option<NotFrom> {
+        match &self.problem {
+            Some(PoolProblem::Conflict(conflict)) => return Some(NotFrom::Conflict { with: conflict.pool.clone() }),
+            Some(problem) => return Some(NotFrom::Invalid { problem: alloc::format!("{problem}") }),
+            None => {}
+        }
+        if !request.pool.admits(&self.pool.name) {
+            return Some(NotFrom::NotAskedFor);
+        }
+        if !self.is_for(request) {
+            return Some(NotFrom::Selector);
+        }
+        self.pool.disabled.then_some(NotFrom::Disabled)
+    }
+
+    pub(crate) fn has(&self, family: Family) -> bool {
+        self.usable.blocks[slot(family)].iter().next().is_some()
+    }
+}
+
+fn asked_first(pool: &Pool) -> impl Ord + '_ {
+    (pool.priority.is_none(), pool.priority, pool.created, &pool.name)
+}
+
+fn problem(pool: &Pool) -> Option<PoolProblem> {
+    if pool.blocks.len().max(pool.avoid.len()) > Pool::MAX_BLOCKS {
+        return Some(PoolProblem::TooManyBlocks { found: pool.blocks.len().max(pool.avoid.len()) });
+    }
+    let wrong = |block: &Block| {
+        let problem = block.range().err()?;
+        Some(PoolProblem::Block { block: block.clone(), problem })
+    };
+    let selector = || pool.selector.as_ref()?.check().err().map(PoolProblem::Selector);
+    pool.blocks.iter().find_map(wrong).or_else(selector)
+}
+
+fn warnings(pool: &Pool, usable: &Usable) -> Vec<PoolWarning> {
+    let host_bits = |block: &Block| {
+        let network = block.masked()?;
+        Some(PoolWarning::HostBits { block: block.clone(), network })
+    };
+    let avoid = |block: &Block| {
+        let problem = block.range().err()?;
+        Some(PoolWarning::Avoid { block: block.clone(), problem })
+    };
+    let mut warnings: Vec<_> = pool.blocks.iter().chain(&pool.avoid).filter_map(host_bits).collect();
+    warnings.extend(pool.avoid.iter().filter_map(avoid));
+    let nothing_usable = || (usable.sizes().0 == 0).then_some(PoolWarning::NothingUsable);
+    warnings.extend(if pool.blocks.is_empty() { Some(PoolWarning::NoBlocks) } else { nothing_usable() });
+    warnings.extend((pool.namespace_quota == Some(0)).then_some(PoolWarning::QuotaZero));
+    warnings
+}
+
+/// Puts pools out of service that overlap an older one in service, or themselves. The oldest is looked at first, so a
+/// pool that is out of service takes no other with it; of two of the same age the name decides.
+fn find_conflicts(pools: &mut [Compiled]) {
+    let mut by_age: Vec<_> = (0..pools.len()).filter(|&index| !pools[index].is_unreadable()).collect();
+    by_age.sort_by(|&a, &b| {
+        let age = |index: usize| (pools[index].pool.created, &pools[index].pool.name);
+        age(a).cmp(&age(b))
+    });
+    let mut in_service = [BTreeMap::new(), BTreeMap::new()];
+    for index in by_age {
+        let pool = Arc::clone(&pools[index].pool);
+        let ranges: Vec<_> = pool.blocks.iter().filter_map(|block| block.range().ok()).collect();
+        let conflict = with_itself(&ranges).or_else(|| ranges.iter().find_map(|range| with_others(range, &in_service)));
+        match conflict {
+            Some((block, with, other)) => {
+                let pool = other.unwrap_or_else(|| pool.name.clone());
+                let conflict = PoolProblem::Conflict(Conflict { block, with, pool });
+                pools[index].problem.get_or_insert(conflict);
+            }
+            None => {
+                for range in ranges {
+                    in_service[slot(range.family())].insert(range.bounds().0, (range, pool.name.clone()));
+                }
+            }
+        }
+    }
+}
+
+type Overlap = (AddressRange, AddressRange, Option<PoolName>);
+
+fn with_itself(ranges: &[AddressRange]) -> Option<Overlap> {
+    let mut sorted = ranges.to_vec();
+    sorted.sort_unstable();
+    let pair = sorted.windows(2).find(|pair| pair[0].overlaps(&pair[1]))?;
+    Some((pair[1], pair[0], None))
+}
+
+/// The pools in service do not overlap, so the one that starts last at or before our end is the only candidate.
+fn with_others(range: &AddressRange, in_service: &[BTreeMap<u128, (AddressRange, PoolName)>; 2]) -> Option<Overlap> {
+    let before = in_service[slot(range.family())].range(..=range.bounds().1).next_back();
+    let (_, (with, pool)) = before.filter(|(_, (with, _))| with.overlaps(range))?;
+    Some((*range, *with, Some(pool.clone())))
+}
+
+/// Cuts the addresses of a family where a block of some pool starts or ends.
+fn stretches(pools: &[Compiled], family: Family) -> BTreeMap<u128, (u128, Vec<PoolIndex>)> {
+    let mut edges: BTreeMap<u128, (Vec<PoolIndex>, Vec<PoolIndex>)> = BTreeMap::new();
+    for (index, pool) in pools.iter().enumerate() {
+        for (first, last) in pool.usable.blocks[slot(family)].iter() {
+            edges.entry(first).or_default().0.push(index);
+            if let Some(after) = last.checked_add(1) {
+                edges.entry(after).or_default().1.push(index);
+            }
+        }
+    }
+    let starts: Vec<u128> = edges.keys().copied().collect();
+    let mut inside: Vec<PoolIndex> = Vec::new();
+    let mut stretches = BTreeMap::new();
+    for (at, (first, (coming, going))) in edges.into_iter().enumerate() {
+        inside.retain(|index| !going.contains(index));
+        inside.extend(coming);
+        inside.sort_unstable_by_key(|&index| (pools[index].problem.is_some(), index));
+        if !inside.is_empty() {
+            let last = starts.get(at + 1).map_or(u128::MAX, |next| next - 1);
+            stretches.insert(first, (last, inside.iter().copied().take(Pool::MAX_OVERLAPPING).collect()));
+        }
+    }
+    stretches
+}

@@ -1,0 +1,130 @@
+//! The ledger: who has which address.
+
+use alloc::{boxed::Box, string::String, sync::Arc};
+use core::net::IpAddr;
+
+use lb_core::ServiceName;
+
+use crate::Timestamp;
+
+/// What is known of one address. An address that is not in the ledger is free.
+///
+/// Cheap to clone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// Services have it.
+    Held(Holders),
+    /// Services had it.
+    Freed(Arc<Freed>),
+    /// Nobody gets it.
+    Reserved(Arc<str>),
+    /// Something else on the network, named here, answers for it; nobody gets it.
+    Conflict(Arc<str>),
+}
+
+impl Entry {
+    /// Who holds it, nobody unless it is [`Entry::Held`].
+    #[must_use]
+    pub fn holders(&self) -> &[ServiceName] {
+        match self {
+            Self::Held(holders) => holders.names(),
+            Self::Freed(_) | Self::Reserved(_) | Self::Conflict(_) => &[],
+        }
+    }
+}
+
+/// The services that hold an address, at least one, in the order in which they came.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holders(Arc<[ServiceName]>);
+
+impl Holders {
+    /// One service.
+    #[must_use]
+    pub fn one(service: ServiceName) -> Self {
+        Self(Arc::new([service]))
+    }
+
+    /// These services, `None` if there are none: how an owner of a ledger restores it.
+    #[must_use]
+    pub fn of(services: impl IntoIterator<Item = ServiceName>) -> Option<Self> {
+        let names: Arc<[ServiceName]> = services.into_iter().collect();
+        (!names.is_empty()).then_some(Self(names))
+    }
+
+    /// Their names.
+    #[must_use]
+    pub fn names(&self) -> &[ServiceName] {
+        &self.0
+    }
+
+    /// The same with `service` as well.
+    #[must_use]
+    pub fn with(&self, service: &ServiceName) -> Self {
+        if self.0.contains(service) {
+            return self.clone();
+        }
+        Self(self.0.iter().chain([service]).cloned().collect())
+    }
+
+    /// The same without `service`, `None` if nobody is left.
+    #[must_use]
+    pub fn without(&self, service: &ServiceName) -> Option<Self> {
+        Self::of(self.0.iter().filter(|name| *name != service).cloned())
+    }
+}
+
+/// An address that was held, and how long that matters.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Freed {
+    /// Who held it last.
+    pub last: ServiceName,
+    /// When it was given back.
+    pub at: Timestamp,
+    /// Until then nobody gets it but its last holder.
+    pub drained: Timestamp,
+    /// From then until this it is given out only on demand, or when its pool is otherwise full.
+    pub rested: Timestamp,
+    /// Until then its last holder gets it back.
+    pub forgotten: Timestamp,
+}
+
+/// Where entries are kept. One ledger may serve several allocators in several processes: whatever they do at once, no
+/// address ever has two holders that did not agree, because every change names what it replaces.
+///
+/// What [`get`](Self::get) and [`entries`](Self::entries) show is a view. It changes by this process's own successful
+/// writes, by the entry that a [`LedgerError::Changed`] brings, and by nothing else, until the allocator is told to
+/// [`refresh`](crate::Allocator::refresh).
+pub trait Ledger {
+    /// The entry of `address`, `None` if it is free.
+    fn get(&self, address: IpAddr) -> Option<Entry>;
+
+    /// Everything that is not free, in order of address.
+    fn entries(&self) -> Box<dyn Iterator<Item = (IpAddr, Entry)> + '_>;
+
+    /// Puts `new` in place of `expected`, or does nothing. Returns when the change would survive a crash.
+    ///
+    /// # Errors
+    /// [`LedgerError::Changed`] if another entry is there; [`LedgerError::Failed`] if it is not known whether the change
+    /// was made, in which case the view shows the old entry. The allocator then asks for the old entry to be put in its own
+    /// place, to find out.
+    fn compare_and_set(
+        &mut self,
+        address: IpAddr,
+        expected: Option<&Entry>,
+        new: Option<Entry>,
+    ) -> Result<(), LedgerError>;
+}
+
+/// Why an entry was not changed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LedgerError {
+    /// Somebody else changed it before.
+    #[error("the ledger has another entry for the address")]
+    Changed {
+        /// What is there, and in the view from now on.
+        found: Option<Entry>,
+    },
+    /// The ledger could not be written.
+    #[error("the ledger was not written: {0}")]
+    Failed(String),
+}

@@ -1,0 +1,73 @@
+//! Addresses for services: of load balancers out of pools, cluster addresses out of service CIDRs, node ports out of a
+//! range.
+//!
+//! One [`Ledger`] says who has which address, and every change of it names what it replaces. A service keeps its address
+//! as long as it may; restarts and edits that change nothing write nothing; the same pools and services give the same
+//! addresses in whatever order they are told; a refusal is a sentence with the rule and the holder behind it. What it
+//! refuses to do: open a socket, read a clock or a file, draw a random number, know Kubernetes. Memory follows what is
+//! allocated: a pool of `::/0` costs what an empty one costs.
+//!
+//! ```
+//! use lb_ipam::{Allocator, Edit, FamilyPolicy, MemoryLedger, Pool, Request, ServiceName, Settings, Timestamp};
+//!
+//! let mut allocator = Allocator::new(Settings::default(), MemoryLedger::default());
+//! allocator.handle_edit(Edit::UpsertPool(Pool::new("public", &["192.0.2.0/24"])));
+//! allocator.handle_edit(Edit::UpsertPool(Pool::new("public-v6", &["2001:db8::/64"])));
+//! let web = Request { family_policy: FamilyPolicy::RequireDualStack, ..Request::new("shop", "web") };
+//! allocator.handle_edit(Edit::UpsertService(web));
+//!
+//! let outcome = allocator.reconcile(Timestamp::from_secs(1_800_000_000));
+//! let (service, status) = &outcome.writes[0]; // to be written into the status of shop/web
+//! assert_eq!(*service, ServiceName::new("shop", "web"));
+//! assert_eq!(status.addresses.iter().map(ToString::to_string).collect::<Vec<_>>(), ["192.0.2.0", "2001:db8::"]);
+//! ```
+#![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+mod allocator;
+mod answer;
+mod bands;
+mod block;
+mod book;
+mod catalog;
+mod cluster_ip;
+mod families;
+mod index;
+mod intervals;
+mod ledger;
+mod memory;
+mod node_port;
+mod pool;
+mod range;
+mod reason;
+mod refusal;
+mod request;
+mod selector;
+mod settings;
+mod sharing;
+mod status;
+mod time;
+mod usable;
+
+pub use allocator::{AddressReport, AddressState, Allocator, Edit, EditPlan, Move, Outcome};
+pub use answer::{Answer, Condition, Granted, Status};
+pub use block::{Block, BlockProblem};
+pub use cluster_ip::{ClusterIpAllocator, ClusterIpError};
+pub use families::FamilyPolicy;
+pub use ipnet::IpNet;
+pub use lb_core::{Family, Protocol, ServiceName, TrafficPolicy};
+pub use ledger::{Entry, Freed, Holders, Ledger, LedgerError};
+pub use memory::MemoryLedger;
+pub use node_port::{NodePortAllocator, NodePortError, PortUse};
+pub use pool::{Pool, PoolName};
+pub use range::AddressRange;
+pub use reason::Reason;
+pub use refusal::{Asked, Cause, NotFrom, Refusal, ReservedBy};
+pub use request::{Namespaces, PoolChoice, Request, Sharing, Wanted};
+pub use selector::{Expression, Operator, SERVICE_NAME_LABEL, SERVICE_NAMESPACE_LABEL, Selector, SelectorProblem};
+pub use settings::{Classes, Reservation, Settings, WhenSharingBreaks};
+pub use sharing::{SharingRule, may_share};
+pub use status::{Conflict, Counts, PoolProblem, PoolStatus, PoolWarning};
+pub use time::Timestamp;

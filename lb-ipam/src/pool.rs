@@ -1,0 +1,95 @@
+//! Pools: what there is to give.
+
+use alloc::{sync::Arc, vec::Vec};
+use core::{fmt, time::Duration};
+
+use crate::{Block, Selector, Timestamp};
+
+/// Name of a pool. Cheap to clone.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PoolName(Arc<str>);
+
+impl PoolName {
+    /// A pool called `name`.
+    #[must_use]
+    pub fn new(name: &str) -> Self {
+        Self(name.into())
+    }
+
+    /// The name as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for PoolName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A pool as its source describes it. It may be wrong: see [`PoolStatus`](crate::PoolStatus) for what becomes of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pool {
+    /// Identity.
+    pub name: PoolName,
+    /// When it was made: of two pools that overlap, the older one stays in service.
+    pub created: Timestamp,
+    /// Its addresses, of both families and in any order. At most [`MAX_BLOCKS`](Self::MAX_BLOCKS).
+    pub blocks: Vec<Block>,
+    /// Whether the first and last address of a [`Block::Cidr`] are given out. Networks of one or two addresses always
+    /// are. Default: yes. A service that holds such an address when this becomes `false` keeps it.
+    pub allow_first_last: bool,
+    /// Which services may have its addresses. Default: all.
+    pub selector: Option<Selector>,
+    /// Gives nothing new out; who holds an address keeps it. Default: no.
+    pub disabled: bool,
+    /// Whether services that ask for no particular address get one from here. Default: yes.
+    pub auto_assign: bool,
+    /// Pools with a lower number are asked first, those without one last, and among equals the older one. Default: none.
+    pub priority: Option<u32>,
+    /// How long an address that was given back is left alone, unless the pool is otherwise full. Default:
+    /// [`DEFAULT_QUARANTINE`](Self::DEFAULT_QUARANTINE).
+    pub quarantine: Duration,
+    /// How long nobody at all gets an address that a living service had to leave, before its quarantine begins.
+    /// Default: no time.
+    pub drain: Duration,
+    /// How many addresses the services of one namespace may hold together; an address that several of them share
+    /// counts once. Lowering it takes nothing away. Default: any number.
+    pub namespace_quota: Option<u64>,
+    /// Addresses that nobody gets; a service that holds one moves. Default: none.
+    pub avoid: Vec<Block>,
+    /// Also avoids IPv4 addresses that end in .0 or .255, which some clients take for broadcasts. Default: no.
+    pub avoid_zero_and_255: bool,
+}
+
+impl Pool {
+    /// Most blocks of a pool, and most entries of its list of avoided ones.
+    pub const MAX_BLOCKS: usize = 4096;
+    /// In how many pools an address is looked up that lies in more: the one in service, and then in the order in which
+    /// they are asked. Only who holds an address of a pool that overlaps so many others can notice.
+    pub const MAX_OVERLAPPING: usize = 16;
+    /// How long an address rests by default: longer than caches of neighbours, most DNS records and most connections.
+    pub const DEFAULT_QUARANTINE: Duration = Duration::from_secs(300);
+
+    /// A pool of `blocks`, each as [`Block::parse`] reads it, everything else at its default.
+    #[must_use]
+    pub fn new(name: &str, blocks: &[&str]) -> Self {
+        Self {
+            name: PoolName::new(name),
+            created: Timestamp::default(),
+            blocks: blocks.iter().map(|block| Block::parse(block)).collect(),
+            allow_first_last: true,
+            selector: None,
+            disabled: false,
+            auto_assign: true,
+            priority: None,
+            quarantine: Self::DEFAULT_QUARANTINE,
+            drain: Duration::ZERO,
+            namespace_quota: None,
+            avoid: Vec::new(),
+            avoid_zero_and_255: false,
+        }
+    }
+}

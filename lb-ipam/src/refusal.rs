@@ -1,0 +1,273 @@
+//! Refusals: what a service does not get, and why.
+
+use alloc::{string::String, vec::Vec};
+use core::{fmt, net::IpAddr};
+
+use lb_core::{Family, ServiceName};
+
+use crate::{PoolName, Reason, SharingRule, range::family_name};
+
+/// One thing that a service asked for and does not get. Displays as a sentence for its operator, which stays the same
+/// as long as the cause does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// What it asked for.
+    pub asked: Asked,
+    /// Why it does not get it.
+    pub cause: Cause,
+}
+
+impl Refusal {
+    /// The stable code.
+    #[must_use]
+    pub const fn reason(&self) -> Reason {
+        self.cause.reason()
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.asked, self.cause)
+    }
+}
+
+/// What a service asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Asked {
+    /// This address.
+    Address(IpAddr),
+    /// Any address of this family.
+    Family(Family),
+    /// A text that is no address.
+    Text(String),
+    /// More addresses than are looked at.
+    More,
+}
+
+impl fmt::Display for Asked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(address) => address.fmt(f),
+            Self::Family(family) => write!(f, "no {} address", family_name(*family)),
+            Self::Text(text) => write!(f, "`{text}`"),
+            Self::More => f.write_str("further addresses"),
+        }
+    }
+}
+
+/// Why something is refused, with the rule and the holder behind it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Cause {
+    /// No block of any pool contains the address.
+    #[error("no pool has a block containing it; add one, or ask for another address")]
+    InNoPool,
+    /// No pool gives an address of the family.
+    #[error("{}", PoolList(pools))]
+    NoneGives {
+        /// Every pool that has a block of the family, in the order in which they were asked.
+        pools: Vec<(PoolName, NotFrom)>,
+    },
+    /// The pool of the address does not give it.
+    #[error("pool `{pool}` {why}")]
+    NotFromPool {
+        /// The pool.
+        pool: PoolName,
+        /// Why it does not.
+        why: NotFrom,
+    },
+    /// Another service holds it and they do not share.
+    #[error(
+        "held by service {holder}; ask for another address, or give both services the same sharing key and different ports"
+    )]
+    Held {
+        /// Who holds it.
+        holder: ServiceName,
+    },
+    /// Another service holds it and they may not share.
+    #[error("held by service {holder}, with which it cannot be shared: {rule}")]
+    Incompatible {
+        /// Who holds it.
+        holder: ServiceName,
+        /// What keeps them apart.
+        rule: SharingRule,
+    },
+    /// It belongs to nobody.
+    #[error("{0}")]
+    Reserved(ReservedBy),
+    /// A service had to leave it a moment ago and its connections may not have ended.
+    #[error("service {last} had to leave it and is still draining; it is given out when that is over")]
+    Draining {
+        /// Who left it.
+        last: ServiceName,
+    },
+    /// Something else on the network answers for it.
+    #[error("{by} answers for it too; give one of them another address, then clear the conflict")]
+    Claimed {
+        /// Who claims it, such as a hardware address.
+        by: String,
+    },
+    /// The cluster does not have the family.
+    #[error("the cluster has no {}; enable it, or leave it out of ipFamilies", family_name(*.0))]
+    FamilyDisabled(Family),
+    /// The service lists families, and this is none of them.
+    #[error("the service does not list {} in ipFamilies; add it, or ask for an address of a listed family", family_name(*.0))]
+    FamilyNotListed(Family),
+    /// Not an address.
+    #[error("is no address; write IPv4 or IPv6 addresses with commas between")]
+    Unreadable,
+    /// More than are looked at.
+    #[error("only the first {limit} of a service are looked at; ask for fewer")]
+    TooMany {
+        /// How many are.
+        limit: usize,
+    },
+    /// The second address of a family where one is all there may be.
+    #[error("a service gets one address per family here; ask for one")]
+    SecondOfFamily,
+    /// Other processes kept taking what was about to be given.
+    #[error("other allocators were faster {tries} times in a row; it is tried again")]
+    Outrun {
+        /// How often it was tried.
+        tries: usize,
+    },
+}
+
+impl Cause {
+    /// The stable code.
+    #[must_use]
+    pub const fn reason(&self) -> Reason {
+        match self {
+            Self::InNoPool => Reason::NoPool,
+            Self::NoneGives { pools } => of_all(pools.as_slice()),
+            Self::NotFromPool { why, .. } => why.reason(),
+            Self::Held { .. } | Self::Outrun { .. } => Reason::AlreadyAllocated,
+            Self::Incompatible { .. } => Reason::AlreadyAllocatedIncompatibleService,
+            Self::Reserved(_) => Reason::ReservedAddress,
+            Self::Draining { .. } => Reason::AddressDraining,
+            Self::Claimed { .. } => Reason::AddressConflict,
+            Self::FamilyDisabled(_) => Reason::FamilyDisabled,
+            Self::FamilyNotListed(_) => Reason::FamilyMismatch,
+            Self::Unreadable | Self::TooMany { .. } | Self::SecondOfFamily => Reason::InvalidRequest,
+        }
+    }
+}
+
+/// A full pool says more than a quota, and a quota more than pools that are not for the service at all.
+const fn of_all(pools: &[(PoolName, NotFrom)]) -> Reason {
+    let (mut at, mut reason) = (0, Reason::NoPool);
+    while at < pools.len() {
+        match (&pools[at].1, reason) {
+            (NotFrom::Full, _) => return Reason::OutOfIps,
+            (NotFrom::Quota { .. }, Reason::NoPool) => reason = Reason::QuotaExceeded,
+            _ => {}
+        }
+        at += 1;
+    }
+    reason
+}
+
+/// Why a pool does not give a service an address.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotFrom {
+    /// It has none left.
+    #[error("is full")]
+    Full,
+    /// It is disabled.
+    #[error("is disabled (enable it, or ask for an address of another pool)")]
+    Disabled,
+    /// It overlaps an older pool, or itself.
+    #[error("is out of service, because it overlaps pool `{with}` (remove the overlap)")]
+    Conflict {
+        /// The pool that stays in service, or its own name.
+        with: PoolName,
+    },
+    /// Something is wrong with it.
+    #[error("is out of service until it is corrected: {problem}")]
+    Invalid {
+        /// What.
+        problem: String,
+    },
+    /// Its selector does not match.
+    #[error("does not select the service (change its selector or the labels of the service)")]
+    Selector,
+    /// The service wants another pool.
+    #[error("is not the pool that the service asks for")]
+    NotAskedFor,
+    /// It only gives addresses that are asked for by name.
+    #[error("gives only addresses that are asked for by name")]
+    NotAutomatic,
+    /// The namespace has as many as it may.
+    #[error("gives namespace `{namespace}` no more than {quota} (remove a service there or raise the quota)")]
+    Quota {
+        /// The namespace.
+        namespace: String,
+        /// How many it may have.
+        quota: u64,
+    },
+}
+
+impl NotFrom {
+    /// The stable code.
+    #[must_use]
+    pub const fn reason(&self) -> Reason {
+        match self {
+            Self::Full => Reason::OutOfIps,
+            Self::Disabled => Reason::PoolDisabled,
+            Self::Conflict { .. } => Reason::PoolConflict,
+            Self::Invalid { .. } => Reason::PoolInvalid,
+            Self::Selector | Self::NotAskedFor => Reason::PoolSelectorMismatch,
+            Self::NotAutomatic => Reason::NoPool,
+            Self::Quota { .. } => Reason::QuotaExceeded,
+        }
+    }
+}
+
+/// Why an address belongs to nobody.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ReservedBy {
+    /// It is the first or last of a block whose pool keeps those.
+    #[error("first or last address of {block} in pool `{pool}`, which are not given out; set allowFirstLastIPs to Yes")]
+    FirstOrLast {
+        /// The pool.
+        pool: PoolName,
+        /// The block, as it is written.
+        block: String,
+    },
+    /// The pool avoids it.
+    #[error("pool `{pool}` avoids it; take it from the pool's list of avoided addresses")]
+    Avoided {
+        /// The pool.
+        pool: PoolName,
+    },
+    /// The settings or a reservation name it.
+    #[error("reserved: {why}")]
+    Named {
+        /// For whom.
+        why: String,
+    },
+}
+
+/// A sentence about pools, of which it names the first few.
+struct PoolList<'a>(&'a [(PoolName, NotFrom)]);
+
+impl PoolList<'_> {
+    const NAMED: usize = 8;
+}
+
+impl fmt::Display for PoolList<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            return f.write_str("no pool has a block of this family; add one");
+        }
+        for (at, (pool, why)) in self.0.iter().take(Self::NAMED).enumerate() {
+            let comma = if at == 0 { "" } else { "; " };
+            write!(f, "{comma}pool `{pool}` {why}")?;
+        }
+        match self.0.len().saturating_sub(Self::NAMED) {
+            0 => {}
+            more => write!(f, "; and so on for {more} more")?,
+        }
+        let full = self.0.iter().any(|(_, why)| matches!(why, NotFrom::Full));
+        if full { f.write_str("; add a block or remove a service") } else { Ok(()) }
+    }
+}

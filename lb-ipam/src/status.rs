@@ -1,0 +1,127 @@
+//! What there is to say about pools.
+
+use alloc::vec::Vec;
+use core::fmt;
+
+use ipnet::IpNet;
+
+use crate::{AddressRange, Block, BlockProblem, Pool, PoolName, SelectorProblem};
+
+/// How a pool is doing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PoolStatus {
+    /// Which pool.
+    pub name: PoolName,
+    /// Why it is out of service, if it is: who holds an address keeps it, nobody gets a new one.
+    pub problem: Option<PoolProblem>,
+    /// What may be other than meant.
+    pub warnings: Vec<PoolWarning>,
+    /// How many addresses are what.
+    pub counts: Counts,
+}
+
+/// How many addresses of a pool are what.
+///
+/// `total = used + free + quarantined + draining + conflict`, and `reserved` is beside that. 128 bits hold every pool
+/// but those of all IPv6 addresses, which are said to have one less than they do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Addresses that services can have, those that have one included.
+    pub total: u128,
+    /// Held by services; a shared address counts once.
+    pub used: u128,
+    /// To be had at once.
+    pub free: u128,
+    /// Given back a short time ago; to be had when the pool is otherwise full.
+    pub quarantined: u128,
+    /// Left by a living service a short time ago; not to be had.
+    pub draining: u128,
+    /// Something else on the network answers for them; not to be had.
+    pub conflict: u128,
+    /// Addresses of the blocks that nobody gets.
+    pub reserved: u128,
+}
+
+/// Why a pool is out of service.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PoolProblem {
+    /// A block is wrong.
+    #[error("block `{block}` {problem}")]
+    Block {
+        /// The block.
+        block: Block,
+        /// What is wrong with it.
+        problem: BlockProblem,
+    },
+    /// The selector is wrong.
+    #[error("selector: {0}")]
+    Selector(SelectorProblem),
+    /// There are too many blocks.
+    #[error("has {found} blocks, and at most {max} are read; split it", max = Pool::MAX_BLOCKS)]
+    TooManyBlocks {
+        /// How many.
+        found: usize,
+    },
+    /// It overlaps an older pool, or itself.
+    #[error("{0}")]
+    Conflict(Conflict),
+}
+
+impl PoolProblem {
+    /// `cidr_overlap` for a conflict, as Cilium's condition `cilium.io/PoolConflict` has it, and `invalid` otherwise.
+    #[must_use]
+    pub const fn reason(&self) -> &'static str {
+        match self {
+            Self::Conflict(_) => "cidr_overlap",
+            Self::Block { .. } | Self::Selector(_) | Self::TooManyBlocks { .. } => "invalid",
+        }
+    }
+}
+
+/// Two blocks that have an address in common.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Conflict {
+    /// The block that puts its pool out of service.
+    pub block: AddressRange,
+    /// The block that it overlaps.
+    pub with: AddressRange,
+    /// Whose that is: the older pool, or the same one.
+    pub pool: PoolName,
+}
+
+impl fmt::Display for Conflict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { block, with, pool } = self;
+        write!(f, "range {block} overlaps range {with} of pool `{pool}`; remove one of them")
+    }
+}
+
+/// What may be other than meant.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PoolWarning {
+    /// A network is written with host bits.
+    #[error("block {block} has host bits set and is taken for {network}; write that, or a range")]
+    HostBits {
+        /// As it is written.
+        block: Block,
+        /// As it is taken.
+        network: IpNet,
+    },
+    /// There is no block at all.
+    #[error("has no block and gives nothing; add one")]
+    NoBlocks,
+    /// Every address is reserved or avoided.
+    #[error("every address is reserved or avoided; add a block")]
+    NothingUsable,
+    /// The quota is zero.
+    #[error("has a namespace quota of 0 and gives nothing; raise it, or disable the pool")]
+    QuotaZero,
+    /// An entry of the list of avoided addresses is wrong and avoids nothing.
+    #[error("avoided block `{block}` {problem}")]
+    Avoid {
+        /// The entry.
+        block: Block,
+        /// What is wrong with it.
+        problem: BlockProblem,
+    },
+}

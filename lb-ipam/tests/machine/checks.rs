@@ -1,0 +1,311 @@
+//! What must hold whatever happens.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use lb_ipam::{Answer, Asked, Entry, Family, Ledger, Outcome, Request, ServiceName, Timestamp};
+
+use crate::{
+    mutants::Mutant,
+    reference::{compatible, names, selects, wants},
+    rig::{Checked, Held, Rig, held},
+};
+
+/// Ends a check with a sentence unless the condition holds.
+macro_rules! ensure {
+    ($condition:expr, $($message:tt)*) => {
+        if !$condition {
+            return Err(format!($($message)*));
+        }
+    };
+}
+
+pub(crate) use ensure;
+
+impl Rig {
+    pub(crate) fn check(&mut self, before: &BTreeMap<IpAddr, Entry>, outcome: &Outcome, publish: bool) -> Checked {
+        let failed: BTreeSet<&ServiceName> = outcome.failed.iter().map(|(name, _)| name).collect();
+        let after: BTreeMap<IpAddr, Entry> = self.allocator.ledger().store.entries().collect();
+        let held = held(&self.allocator.ledger().store);
+        self.check_no_duplicates(&after)?;
+        self.check_no_unasked_moves(&held, &failed)?;
+        self.check_gains(before, &after, &held)?;
+        self.note_resting(&after);
+        if !failed.is_empty() || outcome.unfinished {
+            return Ok(());
+        }
+        self.check_no_leaks(&after, &held)?;
+        self.check_complete(&after)?;
+        self.check_order(before, &held)?;
+        self.check_counts(&after)?;
+        if publish { self.check_rest() } else { Ok(()) }
+    }
+
+    /// Those that have one address agree to share it.
+    fn check_no_duplicates(&self, after: &BTreeMap<IpAddr, Entry>) -> Checked {
+        for (address, entry) in after {
+            let known = entry.holders().iter().filter_map(|name| self.reference.services.get(name));
+            let holders: Vec<&Request> = known.filter(|request| !self.edited.contains(&request.service)).collect();
+            for (at, one) in holders.iter().enumerate() {
+                for other in &holders[at + 1..] {
+                    ensure!(compatible(one, other), "{address} is held by {} and {}", one.service, other.service);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whoever did not change keeps what it was told it has, as long as it may.
+    fn check_no_unasked_moves(&self, held: &Held, failed: &BTreeSet<&ServiceName>) -> Checked {
+        for (service, addresses) in &self.held {
+            let Some(request) = self.reference.services.get(service).filter(|_| !self.edited.contains(service)) else {
+                continue;
+            };
+            for address in addresses {
+                let named = request.addresses.is_empty() || names(request, *address);
+                let quarrel = self.restarted && self.sharers(*address).any(|other| self.edited.contains(other));
+                let told = self.had_published(service, *address);
+                if told && named && !quarrel && self.reference.may_keep(request, *address) {
+                    // What could not be written is tried again, and its status stays.
+                    let failed = failed.contains(service) && request.published.addresses.contains(address);
+                    let kept = failed || held.get(service).is_some_and(|held| held.contains(address));
+                    ensure!(kept || self.is_surplus(request, addresses), "{service} had to leave {address}");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn sharers(&self, address: IpAddr) -> impl Iterator<Item = &ServiceName> {
+        self.held.iter().filter(move |(_, addresses)| addresses.contains(&address)).map(|(service, _)| service)
+    }
+
+    /// Whether the service holds more than it may, after something failed half-way.
+    fn is_surplus(&self, request: &Request, addresses: &BTreeSet<IpAddr>) -> bool {
+        let several = [Family::V4, Family::V6]
+            .into_iter()
+            .any(|family| addresses.iter().filter(|address| Family::of(**address) == family).count() > 1);
+        request.sharing.is_none() && request.addresses.is_empty() && several
+    }
+
+    /// Whoever has something new may have it, and nobody else had it.
+    fn check_gains(&self, before: &BTreeMap<IpAddr, Entry>, after: &BTreeMap<IpAddr, Entry>, held: &Held) -> Checked {
+        for (service, address) in gains(&self.held, held) {
+            let Some(request) = self.reference.services.get(service) else {
+                return Err(format!("{service}, which is gone, got {address}"));
+            };
+            let published = self.had_published(service, address) && self.reference.may_keep(request, address);
+            let pool = self.reference.gives(request, address);
+            ensure!(published || pool.is_some(), "{service} got {address} from no pool");
+            ensure!(
+                published || request.addresses.is_empty() || names(request, address),
+                "{service} got {address}, which it did not ask for"
+            );
+            if let Some(Entry::Freed(freed)) = before.get(&address) {
+                ensure!(
+                    freed.drained <= self.now || after[&address].holders().contains(&freed.last),
+                    "{service} got {address}, which is draining"
+                );
+            }
+            if let Some(set) = pool.filter(|_| !published) {
+                let (namespace, quota) = (service.namespace(), set.pool.namespace_quota);
+                let imported = held.iter().any(|(other, addresses)| {
+                    addresses
+                        .iter()
+                        .any(|address| set.addresses.contains(address) && self.had_published(other, *address))
+                });
+                let (used, had) = (set.used_by(namespace, after), set.used_by(namespace, before));
+                ensure!(
+                    imported || used <= had || quota.is_none_or(|quota| used <= quota),
+                    "{service} got {address}, and {namespace} has {used} of {quota:?}"
+                );
+            }
+            let (Some(pool), Some((last, rested))) = (pool, self.resting.get(&address)) else { continue };
+            let alone = after[&address].holders().len() == 1;
+            if alone && !published && request.addresses.is_empty() && last != service && *rested > self.now {
+                let fresh = pool.usable.iter().find(|other| {
+                    let free = !after.contains_key(*other) && !self.reference.claimed.contains(*other);
+                    free && Family::of(**other) == Family::of(address)
+                });
+                ensure!(fresh.is_none(), "{service} got {address}, which rests, while {fresh:?} is free");
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the status of the service said so before.
+    fn had_published(&self, service: &ServiceName, address: IpAddr) -> bool {
+        self.published.get(service).is_some_and(|addresses| addresses.contains(&address))
+    }
+
+    fn note_resting(&mut self, after: &BTreeMap<IpAddr, Entry>) {
+        for (address, entry) in after {
+            match entry {
+                Entry::Freed(freed) => {
+                    self.resting.entry(*address).or_insert_with(|| (freed.last.clone(), freed.rested));
+                }
+                Entry::Held(_) | Entry::Reserved(_) | Entry::Conflict(_) => {
+                    self.resting.remove(address);
+                }
+            }
+        }
+        self.resting.retain(|_, (_, rested)| *rested > self.now);
+    }
+
+    /// What the ledger says is held is what answers say, and nothing that is over is remembered.
+    fn check_no_leaks(&self, after: &BTreeMap<IpAddr, Entry>, held: &Held) -> Checked {
+        for (service, addresses) in held {
+            let answered = self.allocator.answer(service).map(|answer| answer.addresses().collect::<BTreeSet<_>>());
+            ensure!(answered.as_ref() == Some(addresses), "{service} holds {addresses:?} and is told {answered:?}");
+            ensure!(self.reference.services.contains_key(service), "{service} is gone and holds {addresses:?}");
+            let request = &self.reference.services[service];
+            for address in addresses {
+                ensure!(self.reference.may_keep(request, *address), "{service} must not hold {address}");
+            }
+        }
+        for service in self.reference.services.keys() {
+            let answer = self.allocator.answer(service);
+            let granted = answer.map_or(0, |answer| answer.granted.len());
+            ensure!(granted == held.get(service).map_or(0, BTreeSet::len), "{service} is told {answer:?}");
+        }
+        for (address, entry) in after {
+            let over = matches!(entry, Entry::Freed(freed) if freed.forgotten <= self.now);
+            ensure!(!over, "{address} is still remembered");
+        }
+        Ok(())
+    }
+
+    /// What is refused could not be given.
+    fn check_complete(&self, after: &BTreeMap<IpAddr, Entry>) -> Checked {
+        let vacant = |address: &IpAddr, service: &ServiceName| match after.get(address) {
+            None => true,
+            Some(Entry::Freed(freed)) => freed.drained <= self.now || freed.last == *service,
+            Some(Entry::Held(_) | Entry::Reserved(_) | Entry::Conflict(_)) => false,
+        };
+        for (service, request) in self.reference.services.iter().filter(|(_, request)| request.load_balancer) {
+            let Some(answer) = self.allocator.answer(service) else { return Err(format!("{service} has no answer")) };
+            for refusal in &answer.refused {
+                let free = match &refusal.asked {
+                    Asked::Address(address) => vacant(address, service)
+                        .then(|| self.reference.gives(request, *address))
+                        .flatten()
+                        .filter(|set| !set.is_spent(service.namespace(), after))
+                        .map(|_| *address),
+                    Asked::Family(family) => {
+                        let giving = self.reference.pools.values().filter(|set| {
+                            let asked = set.in_service && !set.pool.disabled && set.pool.auto_assign;
+                            asked && selects(&set.pool, request) && !set.is_spent(service.namespace(), after)
+                        });
+                        giving.flat_map(|set| &set.usable).copied().find(|address| {
+                            let free = vacant(address, service) && !self.reference.claimed.contains(address);
+                            free && Family::of(*address) == *family
+                        })
+                    }
+                    Asked::Text(_) | Asked::More => None,
+                };
+                ensure!(free.is_none(), "{service}: {refusal}, but {free:?} is free");
+            }
+            self.check_answer(request, answer)?;
+        }
+        Ok(())
+    }
+
+    /// One address for each family, or every address that is asked for, or a refusal.
+    fn check_answer(&self, request: &Request, answer: &Answer) -> Checked {
+        let service = &request.service;
+        let listed: BTreeSet<String> = request.addresses.iter().map(ToString::to_string).collect();
+        if listed.is_empty() {
+            for family in [Family::V4, Family::V6].into_iter().filter(|family| wants(request, *family)) {
+                let got = answer.addresses().filter(|address| Family::of(*address) == family).count();
+                let refused = answer.refused.iter().filter(|refusal| refusal.asked == Asked::Family(family)).count();
+                ensure!(got + refused == 1 || (request.sharing.is_some() && got > 1), "{service}: {got} of {family:?}");
+            }
+            return Ok(());
+        }
+        let named = answer.addresses().filter(|address| names(request, *address)).count();
+        ensure!(named + answer.refused.len() == listed.len(), "{service} asks for {listed:?} and is told {answer:?}");
+        Ok(())
+    }
+
+    /// Nobody is served before an older one that waits for the same.
+    fn check_order(&self, before: &BTreeMap<IpAddr, Entry>, held: &Held) -> Checked {
+        let plain = |request: &Request| request.sharing.is_none() && request.addresses.is_empty();
+        for (service, address) in gains(&self.held, held) {
+            let request = &self.reference.services[service];
+            let new = !self.held.contains_key(service) && request.published.addresses.len() <= 1;
+            let returns = matches!(before.get(&address), Some(Entry::Freed(freed)) if freed.last == *service);
+            let imported = self.had_published(service, address);
+            if !plain(request) || !new || imported || returns || self.restarted || !self.edited.contains(service) {
+                continue;
+            }
+            let family = Family::of(address);
+            for (older, waits) in &self.reference.services {
+                let refused = self
+                    .allocator
+                    .answer(older)
+                    .is_some_and(|answer| answer.refused.iter().any(|refusal| refusal.asked == Asked::Family(family)));
+                let before = (waits.created, older) < (request.created, service);
+                let same = older.namespace() == service.namespace()
+                    && waits.labels == request.labels
+                    && plain(waits)
+                    && wants(waits, family);
+                ensure!(!(refused && before && same), "{service} got {address} before {older}, which is older");
+            }
+        }
+        Ok(())
+    }
+
+    /// The numbers of every pool are those of its sets.
+    fn check_counts(&self, after: &BTreeMap<IpAddr, Entry>) -> Checked {
+        for status in self.allocator.pools() {
+            let set = &self.reference.pools[&status.name];
+            let (all, usable) = (&set.addresses, &set.usable);
+            let entries = |wanted: fn(&Entry, Timestamp) -> bool| {
+                let is = |address: &&IpAddr| after.get(*address).is_some_and(|entry| wanted(entry, self.now));
+                usable.iter().filter(is).count() as u128
+            };
+            let is_held = |entry: &Entry, _| matches!(entry, Entry::Held(_));
+            let used =
+                all.iter().filter(|address| after.get(*address).is_some_and(|entry| is_held(entry, self.now))).count();
+            let reserved_but_used = used as u128 - entries(is_held);
+            let draining = entries(|entry, now| matches!(entry, Entry::Freed(freed) if freed.drained > now));
+            let resting = entries(
+                |entry, now| matches!(entry, Entry::Freed(freed) if freed.drained <= now && freed.rested > now),
+            );
+            let conflict = entries(|entry, _| matches!(entry, Entry::Conflict(_)));
+            let total = usable.len() as u128 + reserved_but_used;
+            let free = total - used as u128 - draining - resting - conflict;
+            let counts = status.counts;
+            let found = [counts.total, counts.used, counts.free, counts.draining, counts.quarantined, counts.conflict];
+            let expected = [total, used as u128, free, draining, resting, conflict];
+            ensure!(found == expected, "{}: {found:?} instead of {expected:?}", status.name);
+            ensure!(counts.reserved == all.len() as u128 - total, "{}: {} reserved", status.name, counts.reserved);
+            ensure!(set.in_service == status.problem.is_none(), "{}: {:?}", status.name, status.problem);
+        }
+        Ok(())
+    }
+
+    /// Neither another look nor a restart, told in any order, changes anything.
+    fn check_rest(&mut self) -> Checked {
+        let again = self.allocator.reconcile(Mutant::clock(self.mutant, self.now));
+        ensure!(again == Outcome::default(), "a second look: {again:?}");
+        if !self.settled.is_multiple_of(4) {
+            return Ok(());
+        }
+        for reversed in [false, true] {
+            let mut allocator = self.start(self.allocator.ledger().restarted(), reversed);
+            let outcome = allocator.reconcile(Mutant::clock(self.mutant, self.now));
+            ensure!(outcome == Outcome::default(), "a restart: {outcome:?}");
+        }
+        Ok(())
+    }
+}
+
+fn gains<'a>(before: &'a Held, after: &'a Held) -> impl Iterator<Item = (&'a ServiceName, IpAddr)> {
+    let had =
+        move |service: &ServiceName, address: &IpAddr| before.get(service).is_some_and(|had| had.contains(address));
+    let all = after.iter().flat_map(|(service, addresses)| addresses.iter().map(move |address| (service, *address)));
+    all.filter(move |(service, address)| !had(service, address))
+}

@@ -1,0 +1,245 @@
+//! The allocator, what is around it, and what must hold whatever happens.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use lb_ipam::{Allocator, Edit, Entry, Ledger, Outcome, Request, ServiceName, Settings, Timestamp};
+
+use crate::{
+    checks::ensure,
+    ledger::{Failure, Flaky},
+    mutants::Mutant,
+    ops::Op,
+    reference::{Reference, compatible},
+};
+
+/// What was found wrong.
+pub(crate) type Checked = Result<(), String>;
+
+pub(crate) type Held = BTreeMap<ServiceName, BTreeSet<IpAddr>>;
+
+/// One cluster.
+pub(crate) struct Rig {
+    pub(crate) allocator: Allocator<Flaky>,
+    pub(crate) reference: Reference,
+    pub(crate) now: Timestamp,
+    pub(crate) batch: Vec<Edit>,
+    /// What everybody held when things were brought in order last.
+    pub(crate) held: Held,
+    /// What statuses said before they were written last.
+    pub(crate) published: Held,
+    /// Services that changed since.
+    pub(crate) edited: BTreeSet<ServiceName>,
+    /// Until when addresses rest, whatever the ledger says.
+    pub(crate) resting: BTreeMap<IpAddr, (ServiceName, Timestamp)>,
+    pub(crate) restarted: bool,
+    pub(crate) settled: u32,
+    pub(crate) mutant: Option<Mutant>,
+}
+
+impl Rig {
+    pub(crate) fn new(mutant: Option<Mutant>) -> Self {
+        Self {
+            allocator: Allocator::new(Settings::default(), Flaky::new(mutant)),
+            reference: Reference::default(),
+            now: Timestamp::from_secs(1_000_000),
+            batch: Vec::new(),
+            held: Held::new(),
+            published: Held::new(),
+            edited: BTreeSet::new(),
+            resting: BTreeMap::new(),
+            restarted: false,
+            settled: 0,
+            mutant,
+        }
+    }
+
+    pub(crate) fn run(&mut self, op: &Op) -> Checked {
+        match op {
+            Op::Pool(pool) => {
+                self.reference.insert((**pool).clone());
+                self.batch.push(Edit::UpsertPool((**pool).clone()));
+            }
+            Op::NoPool(name) => {
+                self.reference.remove(name);
+                self.batch.push(Edit::RemovePool(name.clone()));
+            }
+            Op::Service(request) => self.upsert((**request).clone()),
+            Op::NoService(name) => {
+                self.reference.services.remove(name);
+                self.edited.insert(name.clone());
+                self.batch.push(Edit::RemoveService(name.clone()));
+            }
+            Op::Wait(time) => self.now = self.now + *time,
+            Op::Settle => return self.settle(true),
+            Op::Restart => self.restart(),
+            Op::Lose => self.lose(),
+            Op::Fail { nth, once, made } => self.fail(Failure { after: *nth, once: *once, made: *made }),
+            Op::Crash { nth } => {
+                self.fail(Failure { after: *nth, once: false, made: *nth % 2 == 0 });
+                self.settle(false)?;
+                self.restart();
+            }
+            Op::Claim(address, claimed) => return self.claim(*address, *claimed),
+        }
+        Ok(())
+    }
+
+    fn upsert(&mut self, mut request: Request) {
+        let before = self.reference.services.get(&request.service);
+        if let Some(before) = before {
+            request.published = before.published.clone();
+            request.created = before.created;
+        }
+        if before != Some(&request) {
+            self.edited.insert(request.service.clone());
+        }
+        self.reference.services.insert(request.service.clone(), request.clone());
+        self.batch.push(Edit::UpsertService(request));
+    }
+
+    fn fail(&self, failure: Failure) {
+        self.allocator.ledger().failure.set(Some(failure));
+    }
+
+    fn restart(&mut self) {
+        self.batch.clear();
+        self.allocator = self.start(self.allocator.ledger().restarted(), false);
+        self.restarted = true;
+    }
+
+    /// What nobody else has published stays with those that have.
+    fn lose(&mut self) {
+        self.batch.clear();
+        self.allocator = self.start(Flaky::new(self.mutant), false);
+        self.restarted = true;
+        self.resting.clear();
+        self.reference.claimed.clear();
+        for (service, addresses) in &mut self.held {
+            let publishers = |address: &IpAddr| {
+                self.reference
+                    .services
+                    .values()
+                    .filter(|request| request.published.addresses.contains(address))
+                    .collect()
+            };
+            addresses.retain(|address| {
+                let publishers: Vec<&Request> = publishers(address);
+                let ours = publishers.iter().find(|request| request.service == *service);
+                ours.is_some_and(|ours| {
+                    publishers.iter().all(|other| other.service == *service || compatible(ours, other))
+                })
+            });
+        }
+    }
+
+    /// A process over the ledger that was told everything there is.
+    pub(crate) fn start(&self, ledger: Flaky, reversed: bool) -> Allocator<Flaky> {
+        let mut allocator = Allocator::new(Settings::default(), ledger);
+        let pools = self.reference.pools.values().map(|set| Edit::UpsertPool(set.pool.clone()));
+        let services = self.reference.services.values().cloned().map(Edit::UpsertService);
+        let mut edits: Vec<Edit> = pools.chain(services).collect();
+        if reversed {
+            edits.reverse();
+        }
+        edits
+            .into_iter()
+            .filter_map(|edit| Mutant::told(self.mutant, edit))
+            .for_each(|edit| allocator.handle_edit(edit));
+        allocator
+    }
+
+    fn claim(&mut self, address: IpAddr, claimed: bool) -> Checked {
+        self.settle(true)?;
+        if self.mutant == Some(Mutant::ClaimsAreIgnored) {
+            self.reference.claimed.extend(claimed.then_some(address));
+            return Ok(());
+        }
+        let done = if claimed { self.allocator.claim(address, "somebody") } else { self.allocator.clear(address) };
+        // What could not be written did not happen, as far as this process knows; the store may know better.
+        let known = self.allocator.ledger().store.get(address);
+        if done.is_ok() || matches!(known, Some(Entry::Conflict(_))) == claimed {
+            if claimed {
+                self.reference.claimed.insert(address)
+            } else {
+                self.reference.claimed.remove(&address)
+            };
+        }
+        Ok(())
+    }
+
+    /// Brings everything in order, in two orders of delivery, and looks at what came of it.
+    fn settle(&mut self, publish: bool) -> Checked {
+        self.settled += 1;
+        let batch = last_of_each(core::mem::take(&mut self.batch));
+        let before: BTreeMap<IpAddr, Entry> = self.allocator.ledger().store.entries().collect();
+        let mut other = self.allocator.clone();
+        let now = Mutant::clock(self.mutant, self.now);
+        let outcome = deliver(&mut self.allocator, batch.iter(), self.mutant, now);
+        let reversed = deliver(&mut other, batch.iter().rev(), self.mutant, now);
+        ensure!(outcome == reversed, "order of delivery matters: {outcome:?} and {reversed:?}");
+        ensure!(self.allocator.ledger().store == other.ledger().store, "order of delivery matters to the ledger");
+        let services = self.reference.services.values();
+        let published = services.map(|request| (request.service.clone(), request.published.addresses.clone()));
+        self.published = published.map(|(service, addresses)| (service, addresses.into_iter().collect())).collect();
+        if publish {
+            self.publish(&outcome);
+        }
+        let checked = self.check(&before, &outcome, publish);
+        self.held = held(&self.allocator.ledger().store);
+        if outcome.failed.is_empty() && !outcome.unfinished && publish {
+            self.edited.clear();
+            self.restarted = false;
+        }
+        checked
+    }
+
+    fn publish(&mut self, outcome: &Outcome) {
+        for (at, (service, status)) in outcome.writes.iter().enumerate() {
+            if self.mutant == Some(Mutant::StatusIsLost) && at > 0 {
+                continue;
+            }
+            if let Some(request) = self.reference.services.get_mut(service) {
+                request.published = status.clone();
+            }
+        }
+    }
+}
+
+/// The last edit of each pool and service: what a watch delivers.
+fn last_of_each(batch: Vec<Edit>) -> Vec<Edit> {
+    let mut last: BTreeMap<String, Edit> = BTreeMap::new();
+    for edit in batch {
+        let key = match &edit {
+            Edit::UpsertPool(pool) => format!("pool {}", pool.name),
+            Edit::RemovePool(name) => format!("pool {name}"),
+            Edit::UpsertService(request) => format!("service {}", request.service),
+            Edit::RemoveService(name) => format!("service {name}"),
+            Edit::SetSettings(_) => "settings".to_owned(),
+        };
+        last.insert(key, edit);
+    }
+    last.into_values().collect()
+}
+
+fn deliver<'a>(
+    allocator: &mut Allocator<Flaky>,
+    batch: impl Iterator<Item = &'a Edit>,
+    mutant: Option<Mutant>,
+    now: Timestamp,
+) -> Outcome {
+    batch.cloned().filter_map(|edit| Mutant::told(mutant, edit)).for_each(|edit| allocator.handle_edit(edit));
+    allocator.reconcile(now)
+}
+
+pub(crate) fn held(ledger: &impl Ledger) -> Held {
+    let mut held = Held::new();
+    for (address, entry) in ledger.entries() {
+        for holder in entry.holders() {
+            held.entry(holder.clone()).or_default().insert(address);
+        }
+    }
+    held
+}

@@ -1,0 +1,12 @@
+//! What comes of pools and services: scenarios by subject, each with its number.
+
+mod conflicts;
+mod families;
+mod lifecycle;
+mod metallb;
+mod pools;
+mod requests;
+mod restart;
+mod selectors;
+mod sharing;
+mod world;

@@ -1,0 +1,116 @@
+//! Selectors, class, type: A32 to A42.
+
+use lb_ipam::{PoolProblem, SelectorProblem};
+
+use crate::world::{World, classes};
+
+#[test]
+fn a32_a_selector_chooses_by_label() {
+    let mut w = World::new("v4");
+    w.pool("a [10.0.10.0/24] sel=color:red").service("d/red lbl=color:red").service("d/blue lbl=color:blue");
+    w.shows(&[("d/red", "10.0.10.0 satisfied"), ("d/blue", "- no_pool")]);
+}
+
+#[test]
+fn a33_the_namespace_of_a_service_cannot_be_forged() {
+    let mut w = World::new("v4");
+    w.pool("a [10.0.10.0/24] sel=io.kubernetes.service.namespace:tenant-one");
+    w.service("tenant-one/x").service("tenant-two/y lbl=io.kubernetes.service.namespace:tenant-one");
+    w.shows(&[("tenant-one/x", "10.0.10.0 satisfied"), ("tenant-two/y", "- no_pool")]);
+}
+
+#[test]
+fn a34_a_selector_chooses_by_name() {
+    let mut w = World::new("v4");
+    w.pool("a [10.0.10.0/24] sel=io.kubernetes.service.name:In:x").service("any/x").service("any/z");
+    w.shows(&[("any/x", "10.0.10.0 satisfied"), ("any/z", "- no_pool")]);
+}
+
+/// Expression, and whether it selects a service with `color: red` and one without labels.
+#[test]
+fn operators_of_expressions() {
+    for (selector, red, plain) in [
+        ("color:In:red,blue", true, false),
+        ("color:In:blue", false, false),
+        ("color:NotIn:red", false, true),
+        ("color:NotIn:blue", true, true),
+        ("color:Exists:", true, false),
+        ("color:DoesNotExist:", false, true),
+    ] {
+        let mut w = World::new("v4");
+        w.pool(&format!("a [10.0.10.0/24] sel={selector}")).service("d/red lbl=color:red").service("d/plain");
+        let selected = |service: &str| !w.addresses(service).is_empty();
+        assert_eq!((selected("d/red"), selected("d/plain")), (red, plain), "{selector}");
+    }
+}
+
+#[test]
+fn a35_a_service_that_is_not_selected_any_more_loses_its_address() {
+    let mut w = World::new("v4");
+    w.pool("a [10.0.10.0/24] sel=color:blue").service("d/a lbl=color:blue").shows(&[("d/a", "10.0.10.0 satisfied")]);
+    w.service("d/a lbl=color:green").shows(&[("d/a", "- no_pool")]).wrote(1);
+    assert_eq!(w.status("a").counts.used, 0);
+}
+
+#[test]
+fn a36_a_pool_that_selects_others_takes_its_address_back() {
+    let mut w = World::new("v4");
+    w.pool("a [10.0.10.0/24] sel=color:red").service("d/a lbl=color:red");
+    w.pool("a [10.0.10.0/24] sel=color:green").shows(&[("d/a", "- no_pool")]).wrote(1);
+}
+
+#[test]
+fn a37_a_service_moves_to_the_other_pool_with_one_write() {
+    let mut w = World::new("v4");
+    w.tell_pool("a [10.0.10.0/24] sel=color:red").tell_pool("b [10.0.20.0/24]").run();
+    w.service("d/a lbl=color:red").shows(&[("d/a", "10.0.10.0 satisfied")]);
+    w.pool("a [10.0.10.0/24] sel=color:green").shows(&[("d/a", "10.0.20.0 satisfied")]).wrote(1);
+}
+
+#[test]
+fn a38_services_of_other_classes_are_left_alone() {
+    let mut w = World::new("v4");
+    w.pool("a [10.0.10.0/24]").service("d/a class=net.example/other").shows(&[("d/a", "untouched")]).wrote(0);
+    w.service("d/b class=net.example/other st=192.0.2.1").shows(&[("d/b", "192.0.2.1 without condition")]).wrote(0);
+}
+
+#[test]
+fn a39_services_of_a_class_that_is_ours_are_served() {
+    let mut w = World::new("v4");
+    w.rules(|rules| rules.classes = classes(true, &["io.cilium/l2-announcer"]));
+    w.pool("a [10.0.10.0/24]").service("d/a class=io.cilium/l2-announcer").shows(&[("d/a", "10.0.10.0 satisfied")]);
+}
+
+#[test]
+fn a40_services_without_class_may_be_somebody_elses() {
+    let mut w = World::new("v4");
+    w.rules(|rules| rules.classes = classes(false, &[]));
+    w.pool("a [10.0.10.0/24]").service("d/a").shows(&[("d/a", "untouched")]).wrote(0);
+}
+
+#[test]
+fn a41_a_service_becomes_a_load_balancer_and_stops_being_one() {
+    let mut w = World::new("v4");
+    w.pool("a [10.0.10.0/24]").service("d/a type=ClusterIP").shows(&[("d/a", "untouched")]).wrote(0);
+    w.service("d/a type=LoadBalancer").shows(&[("d/a", "10.0.10.0 satisfied")]);
+    w.service("d/a type=NodePort").shows(&[("d/a", "untouched")]).wrote(1);
+    assert_eq!(w.status("a").counts.used, 0);
+}
+
+#[test]
+fn a42_a_selector_that_cannot_be_understood_concerns_its_pool_only() {
+    let mut w = World::new("v4");
+    w.pool("a [10.0.10.0/24] sel=color:Near:red prio=1").pool("b [10.0.20.0/24]");
+    w.service("d/a").shows(&[("d/a", "10.0.20.0 satisfied")]);
+    let problem = SelectorProblem::UnknownOperator { key: "color".into(), operator: "Near".into() };
+    assert_eq!(w.status("a").problem, Some(PoolProblem::Selector(problem)));
+    assert_eq!(w.status("b").problem, None);
+}
+
+#[test]
+fn a_selector_that_breaks_takes_nothing_from_anybody() {
+    let mut w = World::new("v4");
+    w.pool("a [10.0.10.0/24] sel=color:red").service("d/a lbl=color:red");
+    w.pool("a [10.0.10.0/24] sel=color:Near:red").wrote(0).service("d/b lbl=color:red");
+    w.shows(&[("d/a", "10.0.10.0 satisfied"), ("d/b", "- no_pool")]);
+}
