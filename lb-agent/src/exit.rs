@@ -63,6 +63,7 @@ impl From<ClientError> for Failure {
             ClientError::NotFound(what) => Self::NotFound(what),
             ClientError::NoAgent { .. }
             | ClientError::Denied { .. }
+            | ClientError::Silent { .. }
             | ClientError::Io { .. }
             | ClientError::Refused(_)
             | ClientError::Answer { .. } => Self::chain(&error),
@@ -88,6 +89,6 @@ pub(crate) fn report(outcome: Outcome) -> ExitCode {
         Err(Failure::NotFound(message)) => (3, message),
     };
     // It may name what others wrote: objects, files, devices.
-    eprintln!("lb: {}", output::printable_lines(&message));
+    output::say(format_args!("lb: {}", output::printable_lines(&message)));
     ExitCode::from(code)
 }

@@ -18,6 +18,8 @@
 //! # Ok::<(), lb_agent::api::ClientError>(())
 //! ```
 #![forbid(unsafe_code)]
+// They panic where nobody reads standard error; `output::say` does not.
+#![deny(clippy::print_stderr)]
 
 mod agent;
 pub mod api;

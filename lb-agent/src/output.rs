@@ -39,6 +39,12 @@ pub(crate) fn write_text(text: &str) -> io::Result<()> {
     }
 }
 
+/// Writes a line to standard error. That nobody reads it, as in `2>&1 | head -1`, is no reason to stop.
+pub(crate) fn say(line: impl std::fmt::Display) {
+    // In one piece, so that lines of several processes do not mix.
+    let _ = io::stderr().lock().write_all(format!("{line}\n").as_bytes());
+}
+
 /// Whether standard error is a terminal, for progress.
 #[cfg(feature = "lab")]
 pub(crate) fn is_terminal() -> bool {

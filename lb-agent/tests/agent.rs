@@ -8,12 +8,23 @@ mod node;
 mod watch;
 
 use std::{
-    fs,
-    os::unix::{fs::PermissionsExt, net::UnixListener},
+    fs::{self, DirBuilder, File, Permissions},
+    io,
+    os::unix::{
+        fs::{DirBuilderExt, PermissionsExt},
+        net::UnixListener,
+        process::CommandExt,
+    },
+    path::PathBuf,
+    process::{Command, Stdio},
 };
 
 use common::{end, lb, service, text};
-use nix::sys::signal::Signal;
+use nix::{
+    fcntl::{Flock, FlockArg},
+    sys::signal::Signal,
+    unistd::geteuid,
+};
 use node::Node;
 
 #[test]
@@ -341,6 +352,90 @@ fn without_an_agent_the_error_says_what_to_do() {
             "{message}"
         );
     }
+}
+
+/// A pipe that nobody reads any more.
+fn unread() -> Stdio {
+    let (reader, writer) = io::pipe().unwrap();
+    drop(reader);
+    writer.into()
+}
+
+/// The same command with another value of a flag.
+fn other(command: &Command, value: &str, instead: &str) -> Command {
+    let mut other = lb();
+    other.args(command.get_args().map(|argument| if argument == value { instead.as_ref() } else { argument }));
+    other
+}
+
+#[test]
+fn a_closed_standard_error_does_not_change_how_a_command_ends() {
+    let node = Node::new(&[]);
+    let status = |arguments: &[&str]| {
+        lb().args(arguments).arg("--socket").arg(node.path("lb.sock")).stderr(unread()).status().unwrap().code()
+    };
+    assert_eq!(status(&["status"]), Some(1));
+    assert_eq!(status(&["explain", "icmp", "10.0.0.1:1", "10.0.0.2:1"]), Some(2));
+}
+
+#[test]
+fn an_agent_whose_log_nobody_reads_any_more_goes_on() {
+    let mut node = Node::new(&[("web.yaml", &service("web", "10.96.0.10", "", &["10.244.0.5"]))]);
+    let mut agent = other(&node.agent(), "warn", "trace");
+    node.start_with(agent.stderr(unread()));
+    assert_eq!(node.json(&["status"])["ready"], true);
+    assert_eq!(node.stop(Signal::SIGTERM).code(), Some(0));
+}
+
+#[test]
+fn who_may_not_look_at_the_socket_is_told_so() {
+    let node = Node::new(&[]);
+    let run = node.path("run");
+    DirBuilder::new().mode(0o000).create(&run).unwrap();
+    // Nobody may not be let into the directory of the build.
+    let directory = tempfile::tempdir().unwrap();
+    fs::set_permissions(directory.path(), Permissions::from_mode(0o755)).unwrap();
+    let program = directory.path().join("lb");
+    fs::copy(env!("CARGO_BIN_EXE_lb"), &program).unwrap();
+    for arguments in [&["status"][..], &["cleanup", "--datapath", "memory"]] {
+        let mut command = Command::new(&program);
+        command.args(arguments).arg("--socket").arg(run.join("lb.sock"));
+        if geteuid().is_root() {
+            command.uid(65534).gid(65534);
+        }
+        let (code, message) = end(&command.output().unwrap());
+        assert_eq!(code, 1, "{message}");
+        let expected = "lb.sock cannot be looked at (permission denied): run this as root";
+        assert!(message.contains(expected) && !message.contains("answers"), "{arguments:?}: {message}");
+    }
+}
+
+/// A directory in a BPF file system, removed with this value.
+struct Pins(PathBuf);
+
+impl Drop for Pins {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir(&self.0);
+    }
+}
+
+#[test]
+#[ignore = "needs root: makes a directory in a BPF file system"]
+fn pins_of_another_agent_are_not_cleaned_up_by_one_that_was_refused() {
+    let mut node = Node::new(&[]);
+    let pins = Pins(format!("/sys/fs/bpf/lbagent{}", std::process::id()).into());
+    DirBuilder::new().mode(0o700).create(&pins.0).unwrap();
+    let lock = Flock::lock(File::open(&pins.0).unwrap(), FlockArg::LockExclusiveNonblock).unwrap();
+    let refused = other(&node.agent(), "memory", "ebpf").arg("--pin-dir").arg(&pins.0).output().unwrap();
+    let (code, message) = end(&refused);
+    assert!(code == 1 && message.contains("is in use by another process"), "{message}");
+    // The other agent restarts: nobody holds its directory now.
+    drop(lock);
+    node.start();
+    assert_eq!(node.json(&["status"])["conditions"], serde_json::json!([]));
+    assert!(pins.0.exists(), "the other agent's directory was cleaned up");
+    let record: serde_json::Value = serde_json::from_slice(&fs::read(node.path("state/agent.json")).unwrap()).unwrap();
+    assert_eq!(record, serde_json::json!({ "used": [] }));
 }
 
 #[test]

@@ -79,6 +79,17 @@ fn left_by(pid: u32) -> Vec<String> {
 }
 
 #[test]
+#[ignore = "needs root: it builds a cluster out of network namespaces"]
+fn it_ends_well_where_nobody_reads_its_progress() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lb"));
+    command.args(["lab", "compare", "--datapaths", "nftables", "--services", "10", "--rounds", "2"]);
+    let status = command.stdout(Stdio::null()).stderr(writer).status().unwrap();
+    assert_eq!(status.code(), Some(0));
+}
+
+#[test]
 fn nothing_can_be_compared_with_memory() {
     let output =
         Command::new(env!("CARGO_BIN_EXE_lb")).args(["lab", "compare", "--datapaths", "memory"]).output().unwrap();

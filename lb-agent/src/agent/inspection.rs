@@ -340,7 +340,7 @@ mod tests {
         let report = inspect(&mut agent).recv().unwrap().unwrap();
         let said = (report.now[0].status.as_str(), report.now[0].detail.as_deref());
         assert_eq!(said, ("not-repaired", Some("no")));
-        assert_eq!(conditions(&agent), ["Drift", "DriftFought", "FrontendFailed"]);
+        assert_eq!(conditions(&agent), ["Drift", "FrontendFailed"]);
         assert!(agent.patience().unwrap() <= Duration::from_millis(500));
     }
 

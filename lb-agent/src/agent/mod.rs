@@ -98,8 +98,8 @@ pub(crate) fn run(config: &Config) -> Result<(), AgentError> {
     // Nobody listens when the agent is on its way out already.
     signals::watch(move |signal| drop(stop.send(Event::Stop(signal))))?;
     manifests::watch(&config.manifests, events.clone())?;
-    let left = state_dir.begin(&Used::of(config))?;
-    let opened = datapath::open(config).map_err(|error| AgentError::Datapath { kind: config.datapath, error })?;
+    let refused = |error| AgentError::Datapath { kind: config.datapath, error };
+    let (opened, left) = state_dir.open(&Used::of(config), || datapath::open(config).map_err(refused))?;
     let mut agent = Agent::new(config, opened);
     agent.check_addresses(config);
     agent.clean_up_when_ready(Leftovers::new(state_dir, config.socket.clone(), left));

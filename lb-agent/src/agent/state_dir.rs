@@ -149,8 +149,34 @@ impl StateDir {
         &self.directory
     }
 
+    /// Has `used` opened, and gives the others that were left as well.
+    ///
+    /// It is remembered before that, so that a crash leaves nothing unknown. What is refused is forgotten again, unless it
+    /// was ours before: it may be in use by an agent with another state directory, whose pins are not ours to clean up.
+    pub(crate) fn open<T, E: From<StateDirError>>(
+        &self,
+        used: &Used,
+        open: impl FnOnce() -> Result<T, E>,
+    ) -> Result<(T, Vec<Used>), E> {
+        let before = Record::read(&self.directory)?;
+        let others = self.begin(used)?;
+        let opened = open();
+        if opened.is_err() && !before.used.contains(used) {
+            self.withdraw(used);
+        }
+        Ok((opened?, others))
+    }
+
+    fn withdraw(&self, used: &Used) {
+        // Why it was refused says more.
+        if let Err(error) = Record::forget(&self.directory, used) {
+            let error = crate::exit::chain(&error);
+            tracing::warn!(datapath = %used, error, "a datapath that was refused stays remembered as ours");
+        }
+    }
+
     /// Remembers that `used` is about to be used, and gives the others that were left.
-    pub(crate) fn begin(&self, used: &Used) -> Result<Vec<Used>, StateDirError> {
+    pub(super) fn begin(&self, used: &Used) -> Result<Vec<Used>, StateDirError> {
         let mut record = Record::read(&self.directory)?;
         let others = record.used.iter().filter(|other| *other != used).cloned().collect();
         // It puts nothing into the kernel.
@@ -193,6 +219,27 @@ mod tests {
         let memory = Used::new(DatapathKind::Memory, None);
         assert_eq!(state_dir.begin(&memory).unwrap(), [ebpf("/b"), nftables.clone()]);
         assert_eq!(Record::read(parent.path()).unwrap().used, [ebpf("/b"), nftables].into());
+    }
+
+    #[test]
+    fn what_is_refused_is_as_it_was_before() {
+        let parent = tempfile::tempdir().unwrap();
+        let state_dir = StateDir::claim(parent.path()).unwrap();
+        let remembered = || Record::read(parent.path()).unwrap().used;
+        let open = |used: &Used, succeeds: bool| {
+            let opened = state_dir.open(used, || {
+                assert!(remembered().contains(used), "a crash from here on must not leave it forgotten");
+                if succeeds { Ok(()) } else { Err(StateDirError::InUse { directory: "/x".into() }) }
+            });
+            opened.map(|((), others)| others)
+        };
+        assert!(matches!(open(&ebpf("/theirs"), false), Err(StateDirError::InUse { .. })));
+        assert_eq!(remembered(), [].into());
+        assert_eq!(open(&ebpf("/ours"), true).unwrap(), []);
+        assert!(open(&ebpf("/ours"), false).is_err());
+        assert!(open(&ebpf("/theirs"), false).is_err());
+        assert_eq!(remembered(), [ebpf("/ours")].into());
+        assert_eq!(open(&ebpf("/other"), true).unwrap(), [ebpf("/ours")]);
     }
 
     #[test]

@@ -18,6 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug)]
 pub struct Client {
     socket: PathBuf,
+    patience: Duration,
 }
 
 /// Why there is no answer.
@@ -30,10 +31,24 @@ pub enum ClientError {
         socket: PathBuf,
     },
     /// The socket is somebody else's.
-    #[error("the agent's socket {socket} is not ours to use: ask as the user that the agent runs as, usually root")]
+    #[error(
+        "the agent's socket {socket} cannot be looked at (permission denied): run this as root, or as the user that the \
+         agent runs as"
+    )]
     Denied {
         /// The socket.
         socket: PathBuf,
+    },
+    /// Somebody is there and says nothing.
+    #[error(
+        "the agent on {socket} did not answer in {} s: it hangs, is stopped, or is very busy",
+        patience.as_secs_f32()
+    )]
+    Silent {
+        /// The socket.
+        socket: PathBuf,
+        /// How long it was waited for.
+        patience: Duration,
     },
     /// The conversation broke off.
     #[error("talking to the agent on {socket} failed: {source}")]
@@ -63,7 +78,7 @@ impl Client {
     /// A client of the agent that listens on `socket`.
     #[must_use]
     pub fn new(socket: &Path) -> Self {
-        Self { socket: socket.into() }
+        Self { socket: socket.into(), patience: PATIENCE }
     }
 
     /// All services.
@@ -152,8 +167,8 @@ impl Client {
     /// A connection on which `target` was asked for.
     fn connect(&self, target: &str) -> io::Result<UnixStream> {
         let stream = UnixStream::connect(&self.socket)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(self.patience))?;
+        stream.set_write_timeout(Some(self.patience))?;
         http::write_request(&stream, target)?;
         Ok(stream)
     }
@@ -176,6 +191,10 @@ impl Client {
         match source.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ClientError::NoAgent { socket },
             io::ErrorKind::PermissionDenied => ClientError::Denied { socket },
+            // What a timeout of a socket is to the system.
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+                ClientError::Silent { socket, patience: self.patience }
+            }
             _ => ClientError::Io { socket, source },
         }
     }
@@ -197,6 +216,26 @@ impl Iterator for DriftWatch {
             Ok(0) => None,
             Ok(_) => Some(self.client.understand(&line)),
             Err(error) => Some(Err(self.client.explained(error))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    #[test]
+    fn an_agent_that_is_stopped_is_named_and_not_the_systems_word_for_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("lb.sock");
+        // The system accepts for it, as for a process that is stopped.
+        let _agent = UnixListener::bind(&socket).unwrap();
+        let client = Client { patience: Duration::from_millis(500), ..Client::new(&socket) };
+        let expected = format!("the agent on {} did not answer in 0.5 s: ", socket.display());
+        for error in [client.status().unwrap_err(), client.watch_drift().unwrap_err()] {
+            assert!(error.to_string().starts_with(&expected), "{error}");
         }
     }
 }

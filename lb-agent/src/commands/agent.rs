@@ -43,5 +43,7 @@ fn log_to_stderr(level: LogLevel) {
         .with_max_level(level)
         .with_ansi(colours)
         .with_target(false)
+        // It would panic where nobody reads standard error.
+        .log_internal_errors(false)
         .init();
 }

@@ -72,6 +72,11 @@ fn how_to_remove(used: &Used) -> String {
 fn alone(args: &CleanupArgs) -> Result<Option<StateDir>, Failure> {
     match Client::new(&args.ask.socket).status() {
         Err(ClientError::NoAgent { .. }) => {}
+        // Nobody knows whether there is one.
+        Err(error @ ClientError::Denied { .. }) => return Err(error.into()),
+        Err(error @ ClientError::Silent { .. }) => {
+            return Err(Failure::Error(format!("{error}; end it first, or use --force")));
+        }
         _ => {
             let socket = args.ask.socket.display();
             return Err(Failure::Error(format!("an agent answers on {socket}: stop it first, or use --force")));

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::error::RunError;
-use crate::signals;
+use crate::{output, signals};
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
@@ -12,7 +12,7 @@ pub(super) fn arm() -> std::io::Result<()> {
     signals::block();
     signals::watch(|signal| {
         if INTERRUPTED.swap(true, Ordering::Relaxed) {
-            eprintln!("lb: {signal} again: the next lab removes what is left");
+            output::say(format_args!("lb: {signal} again: the next lab removes what is left"));
             std::process::exit(1);
         }
     })

@@ -97,7 +97,7 @@ fn compare_what_fits(args: &CompareArgs) -> Outcome {
     rights.check_report(args.report.as_deref())?;
     let mut args = args.clone();
     let left_out = rights.fit(&mut args.datapaths, &mut args.services);
-    left_out.iter().for_each(|line| eprintln!("lb: {line}"));
+    left_out.iter().for_each(|line| output::say(format_args!("lb: {line}")));
     if args.datapaths.is_empty() || args.services.is_empty() {
         return Err(Failure::Error("nothing is left to compare: run it with sudo, or ask for less".into()));
     }

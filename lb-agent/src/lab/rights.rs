@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use lb_testkit::lab::{Privilege, enter_user_namespace};
 
 use super::use_case::UseCase;
-use crate::{exit::Failure, kind::DatapathKind};
+use crate::{exit::Failure, kind::DatapathKind, output};
 
 /// What the lab may do on this machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,7 +88,7 @@ impl Rights {
     /// What is missing and what root would add, in one line.
     pub(super) fn say(self) {
         if let Self::Guest(room) = self {
-            eprintln!("lb: {}", room.sentence());
+            output::say(format_args!("lb: {}", room.sentence()));
         }
     }
 

@@ -166,7 +166,7 @@ fn write_report(directory: &Path, comparison: &Comparison) -> Result<()> {
     for (name, text) in [("compare.json", json + "\n"), ("compare.html", html::page(comparison))] {
         let path = directory.join(name);
         fs::write(&path, text).map_err(system(format!("writing {}", path.display())))?;
-        eprintln!("lb: wrote {}", path.display());
+        output::say(format_args!("lb: wrote {}", path.display()));
     }
     Ok(())
 }

@@ -28,7 +28,7 @@ use super::{
     subject::Committed,
     world::Group,
 };
-use crate::kind::DatapathKind;
+use crate::{kind::DatapathKind, output};
 
 /// Name of the process.
 const MARK: &str = "lb-compare-probe";
@@ -104,7 +104,7 @@ pub(crate) fn run_if_probe() -> Option<ExitCode> {
     Some(match run(arguments.collect()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("{MARK}: {error}");
+            output::say(format_args!("{MARK}: {error}"));
             ExitCode::FAILURE
         }
     })

@@ -34,7 +34,7 @@ impl Progress {
                 bar.set_position(done.min(self.steps));
                 bar.set_message(what.to_owned());
             }
-            None => eprintln!("lb: [{}/{}] {what}", done + 1, self.steps),
+            None => output::say(format_args!("lb: [{}/{}] {what}", done + 1, self.steps)),
         }
     }
 
