@@ -193,6 +193,26 @@ fn broken_manifests_leave_the_last_good_state_and_are_reported() {
 }
 
 #[test]
+fn a_pipe_beside_manifests_is_noticed_at_once_and_holds_nothing_up() {
+    let mut node = Node::new(&[("web.yaml", &service("web", "10.96.0.10", "", &["10.244.0.5"]))]);
+    let pipe = |name: &str| {
+        let path = node.path("manifests").join(name);
+        assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+        format!("{}: it is a named pipe, expected a regular file", path.display())
+    };
+    let (first, second) = (pipe("a.yaml"), pipe("b.yaml"));
+    fs::remove_file(node.path("manifests/b.yaml")).unwrap();
+    node.start();
+    let ignored = |status: &serde_json::Value| status["manifests"]["ignored_files"].clone();
+    assert_eq!(ignored(&node.json(&["status"])), serde_json::json!([first]), "it is ready");
+    assert!(std::process::Command::new("mkfifo").arg(node.path("manifests/b.yaml")).status().unwrap().success());
+    node.json_when(&["status"], |status| ignored(status) == serde_json::json!([first, second]));
+    node.put("web.yaml", &service("web", "10.96.0.12", "", &["10.244.0.5"]));
+    node.json_when(&["service", "list", "web"], |list| list[0]["frontends"][0]["ip"] == "10.96.0.12");
+    assert_eq!(node.json(&["status"])["conditions"], serde_json::json!([]));
+}
+
+#[test]
 fn an_agent_whose_first_manifests_are_broken_answers_and_becomes_ready_later() {
     let mut node = Node::new(&[("web.yaml", "kind: [Service")]);
     let mut child = node.agent().stdout(std::process::Stdio::null()).spawn().unwrap();

@@ -25,9 +25,53 @@ pub const CILIUM_WEIGHT: &str = "service.cilium.io/weight";
 /// Weight of every endpoint of an `EndpointSlice`, 0..=65535. Must not contradict [`CILIUM_WEIGHT`].
 pub const WEIGHT: &str = "lb/weight";
 
+/// The very addresses that a `Service` of type LoadBalancer wants, with commas between.
+///
+/// Of several annotations that say the same thing the first of these counts: ours, Cilium's, Cilium's older one, MetalLB's,
+/// MetalLB's older one. One that says something else is reported.
+pub const IPS: &str = "lb/ips";
+/// Cilium's name for [`IPS`].
+pub const CILIUM_IPS: &str = "lbipam.cilium.io/ips";
+/// Cilium's older name for [`IPS`].
+pub const CILIUM_IPS_OLD: &str = "io.cilium/lb-ipam-ips";
+/// MetalLB's name for [`IPS`].
+pub const METALLB_IPS: &str = "metallb.io/loadBalancerIPs";
+/// MetalLB's older name for [`IPS`].
+pub const METALLB_IPS_OLD: &str = "metallb.universe.tf/loadBalancerIPs";
+/// Key of a `Service` that shares its addresses with the services that have the same one.
+pub const SHARING_KEY: &str = "lb/sharing-key";
+/// Cilium's name for [`SHARING_KEY`].
+pub const CILIUM_SHARING_KEY: &str = "lbipam.cilium.io/sharing-key";
+/// Cilium's older name for [`SHARING_KEY`].
+pub const CILIUM_SHARING_KEY_OLD: &str = "io.cilium/lb-ipam-sharing-key";
+/// MetalLB's name for [`SHARING_KEY`]; it shares with every namespace, as MetalLB does, unless [`SHARING_NAMESPACES`] says
+/// otherwise.
+pub const METALLB_SHARING_KEY: &str = "metallb.io/allow-shared-ip";
+/// MetalLB's older name for [`METALLB_SHARING_KEY`].
+pub const METALLB_SHARING_KEY_OLD: &str = "metallb.universe.tf/allow-shared-ip";
+/// Namespaces of which services may share addresses with this one, with commas between, or `*`. Default: its own.
+pub const SHARING_NAMESPACES: &str = "lb/sharing-namespaces";
+/// Cilium's name for [`SHARING_NAMESPACES`].
+pub const CILIUM_SHARING_NAMESPACES: &str = "lbipam.cilium.io/sharing-cross-namespace";
+/// Cilium's older name for [`SHARING_NAMESPACES`].
+pub const CILIUM_SHARING_NAMESPACES_OLD: &str = "io.cilium/lb-ipam-sharing-cross-namespace";
+/// The only pool that a `Service` takes addresses from.
+pub const POOL: &str = "lb/pool";
+/// MetalLB's name for [`POOL`].
+pub const METALLB_POOL: &str = "metallb.io/address-pool";
+/// MetalLB's older name for [`POOL`].
+pub const METALLB_POOL_OLD: &str = "metallb.universe.tf/address-pool";
+/// The pool that a `Service` takes addresses from as long as that one has some. [`POOL`] counts before it.
+pub const PREFERRED_POOL: &str = "lb/preferred-pool";
+/// What MetalLB notes on a `Service`: says nothing that is not in its status.
+pub(crate) const METALLB_NOTES: [&str; 2] =
+    ["metallb.io/ip-allocated-from-pool", "metallb.universe.tf/ip-allocated-from-pool"];
+
 /// Label of a `Service` or `EndpointSlice` that another proxy serves, whatever its value.
 pub const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
 /// Label of a `Service` or `EndpointSlice` without frontends, whatever its value.
 pub const HEADLESS: &str = "service.kubernetes.io/headless";
+/// Label that every `Namespace` has with its own name as value.
+pub const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
 /// Label of an `EndpointSlice` that names its service.
 pub const SERVICE_NAME: &str = "kubernetes.io/service-name";

@@ -6,6 +6,7 @@ use std::{
 };
 
 use lb_core::{Change, EndpointSlice, Service, SliceName};
+use lb_ipam::Request;
 
 use crate::part::{Body, Entry, Key};
 
@@ -29,6 +30,18 @@ pub(crate) fn service(entry: Option<&Entry>) -> Said<Service> {
 /// What an entry says of a slice.
 pub(crate) fn slice(entry: Option<&Entry>) -> Said<EndpointSlice> {
     said(entry, slice_of)
+}
+
+/// What an entry says of a request: nothing is asked for where a valid service asks for nothing.
+pub(crate) fn request(entry: Option<&Entry>) -> Said<Request> {
+    let Some(entry) = entry else { return Said::Gone };
+    match &entry.body {
+        Some(Body::Service { aside, .. }) => {
+            let request = aside.as_ref().and_then(|aside| aside.request.as_ref());
+            request.map_or(Said::Gone, |request| Said::Valid(Arc::clone(request)))
+        }
+        Some(_) | None => Said::Refused,
+    }
 }
 
 fn service_of(body: &Body) -> Option<&Arc<Service>> {

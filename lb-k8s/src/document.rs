@@ -2,13 +2,13 @@
 
 use serde::de::DeserializeSeed;
 use serde_json::Value;
-use serde_saphyr::{DuplicateKeyPolicy, Error, MessageFormatter, UserMessageFormatter};
+use serde_saphyr::{DuplicateKeyPolicy, Error, MessageFormatter, UserMessageFormatter, budget::BudgetBreach};
 
 use crate::{
     Position,
     limits::{MAX_ALIAS_NODES, MAX_DEPTH, MAX_NODES},
     text::shown,
-    tree::{Node, Tree},
+    tree::{self, Node, Tree},
 };
 
 /// How a file is written.
@@ -117,13 +117,20 @@ fn bad_yaml(error: &Error, chunk: Chunk<'_>) -> BadSyntax {
     while let Error::AliasError { error: inner, .. } = error {
         error = inner;
     }
+    BadSyntax { position, message: yaml_message(error) }
+}
+
+/// What is wrong; of limits in the words that JSON has for them.
+fn yaml_message(error: &Error) -> String {
     let said = UserMessageFormatter.format_message(error);
-    let is_limit = ["limits breached", "total_replayed_events"].iter().any(|sign| said.contains(sign));
-    let message = shown(&said);
-    if is_limit {
-        BadSyntax { position, message: format!("{message}; {SPLIT}") }
-    } else {
-        BadSyntax { position, message }
+    match error {
+        Error::AliasReplayLimitExceeded { .. } => format!("aliases repeat more than {MAX_ALIAS_NODES} values; {SPLIT}"),
+        Error::Budget { breach: BudgetBreach::Depth { .. }, .. } => tree::too_deep(),
+        // The scanner counts brackets before there is anything to count for others.
+        _ if said == "recursion limit exceeded" => tree::too_deep(),
+        Error::Budget { breach: BudgetBreach::Nodes { .. }, .. } => format!("{}; {SPLIT}", tree::too_many()),
+        Error::Budget { .. } => format!("{}; {SPLIT}", shown(&said)),
+        _ => shown(&said),
     }
 }
 
@@ -217,8 +224,16 @@ mod tests {
             assert_eq!(parse_json(&text).next().unwrap().is_ok(), fits, "json {depth}");
         }
         let deep = "[".repeat(1_000_000);
-        assert!(parse_yaml(Chunk { text: &deep, lines_before: 0 }).is_err());
-        assert!(parse_json(&deep).next().unwrap().is_err());
+        let says = "more than 64 mappings and sequences inside one another; nest it less deeply, or look for brackets that \
+                    are not closed";
+        assert_eq!(parse_json(&deep).next().unwrap().unwrap_err().message, says);
+        for deep in [deep, "{a: ".repeat(1000), "- ".repeat(1000), "? ".repeat(1000), blocks(1000)] {
+            assert_eq!(parse_yaml(Chunk { text: &deep, lines_before: 0 }).unwrap_err().message, says, "{deep:.20}");
+        }
+    }
+
+    fn blocks(depth: usize) -> String {
+        (0..depth).map(|level| format!("{}a:\n", " ".repeat(level))).collect()
     }
 
     #[test]
@@ -228,7 +243,9 @@ mod tests {
             let alias = format!("*a{}", level - 1);
             text += &format!("a{level}: &a{level} [{}]\n", vec![alias; 10].join(", "));
         }
-        assert!(parse_yaml(Chunk { text: &text, lines_before: 0 }).is_err());
+        let error = parse_yaml(Chunk { text: &text, lines_before: 0 }).unwrap_err();
+        let says = "aliases repeat more than 10000 values; split it into documents, or write out what aliases repeat";
+        assert_eq!(error.message, says);
     }
 
     #[test]

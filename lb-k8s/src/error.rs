@@ -4,7 +4,7 @@ use std::{fmt, io};
 
 use crate::{
     Finding, Origin, Position,
-    limits::{MAX_DOCUMENTS, MAX_FILE_BYTES, MAX_FILES, MAX_OBJECTS, MAX_OPEN_ATTEMPTS, MAX_TOTAL_BYTES},
+    limits::{MAX_DOCUMENTS, MAX_FILE_BYTES, MAX_FILES, MAX_OBJECTS, MAX_OPEN_ATTEMPTS, MAX_POOLS, MAX_TOTAL_BYTES},
 };
 
 /// Why a snapshot could not be read or parsed. Files are named as they are found.
@@ -18,7 +18,7 @@ pub enum SnapshotError {
         /// What the system says.
         source: io::Error,
     },
-    /// Not a regular file.
+    /// A file that was asked for by its own name is no regular file.
     #[error("{file}: it is {found}, expected a regular file")]
     NotRegular {
         /// The file.
@@ -28,8 +28,8 @@ pub enum SnapshotError {
     },
     /// A symbolic link in a directory leads out of it.
     #[error(
-        "{file}: the symbolic link leads out of its directory, to {target}: copy the file or make the link relative and \
-         keep its target below the directory"
+        "{file}: the symbolic link leads out of its directory, to {target}: copy what it leads to, or make the link \
+         relative and keep its target below the directory"
     )]
     Outside {
         /// The link.
@@ -84,6 +84,14 @@ pub enum SnapshotError {
     /// The snapshot has too many objects.
     #[error("{file}: there are more than {MAX_OBJECTS} objects in it and the other files: remove some")]
     TooManyObjects {
+        /// The file that did not fit any more.
+        file: String,
+    },
+    /// The snapshot has too many pools.
+    #[error(
+        "{file}: there are more than {MAX_POOLS} pools in it and the other files: give some of them more blocks instead"
+    )]
+    TooManyPools {
         /// The file that did not fit any more.
         file: String,
     },

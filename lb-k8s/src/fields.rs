@@ -3,10 +3,12 @@
 //! The tables below name every field of a kind. A field that is set and marked [`Rule::Unsupported`], or is in no table,
 //! is reported by its path. Unset means absent, null, empty, `false` or 0.
 
+mod pool;
 mod service;
 mod slice;
 mod workload;
 
+pub(crate) use pool::{ADDRESS_POOL, CILIUM_POOL, POOL};
 pub(crate) use service::SERVICE;
 pub(crate) use slice::ENDPOINT_SLICE;
 pub(crate) use workload::{DEPLOYMENT, NAMESPACE, POD, STATEFUL_SET};
@@ -39,14 +41,15 @@ pub(crate) struct Unsupported {
 }
 
 /// Annotations under these prefixes ask for something about traffic.
-const WATCHED: [(&str, &str); 7] = [
+const WATCHED: [(&str, &str); 8] = [
     ("lb/", "there is no such annotation for this kind"),
     ("service.cilium.io/", "this annotation is not supported"),
-    ("lbipam.cilium.io/", "addresses are not allocated"),
+    ("lbipam.cilium.io/", "this annotation is not supported"),
     ("io.cilium/", "this annotation is not supported"),
     ("service.kubernetes.io/topology-", "only a service asks for hints"),
     ("service.beta.kubernetes.io/", "there is no cloud provider"),
-    ("metallb.io/", "addresses are not allocated"),
+    ("metallb.io/", "this annotation is not supported"),
+    ("metallb.universe.tf/", "this annotation is not supported"),
 ];
 
 /// The fields of `value` that are set and not carried out, with their paths.

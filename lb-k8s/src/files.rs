@@ -50,7 +50,7 @@ pub(crate) struct Listing {
     pub(crate) ignored: Ignored,
 }
 
-/// Entries of directories that are not manifests by name.
+/// Entries of directories that are not manifests.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Ignored {
     listed: Vec<String>,
@@ -58,9 +58,19 @@ pub(crate) struct Ignored {
 }
 
 impl Ignored {
+    /// What is no manifest by its name, and directories.
     fn push(&mut self, path: &Path) {
+        self.add(|| shown_path(path));
+    }
+
+    /// What has the name of a manifest and is something else.
+    pub(crate) fn push_because(&mut self, path: &Path, kind: &str) {
+        self.add(|| format!("{}: it is {kind}, expected a regular file", shown_path(path)));
+    }
+
+    fn add(&mut self, line: impl FnOnce() -> String) {
         if self.listed.len() < MAX_IGNORED_FILES {
-            self.listed.push(shown_path(path));
+            self.listed.push(line());
         } else {
             self.more += 1;
         }

@@ -12,13 +12,15 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use lb_core::{ServiceName, SliceName};
+use lb_ipam::PoolName;
 use serde::de::DeserializeOwned;
 
 use crate::{
     annotations,
     check::{self, Invalid},
     fields::{self, Rule, Unsupported},
-    part::{Body, Key, WorkloadKey},
+    part::{Aside, Body, Key, WorkloadKey},
+    pools::{AddressPool, CiliumPool, PoolReading, ShortPool},
     service, slice,
     workload::{self, Identity},
 };
@@ -45,7 +47,29 @@ pub(crate) trait Kind: DeserializeOwned + Resource + Metadata<Ty = ObjectMeta> {
     }
 
     /// What it says, and what of that is not carried out.
-    fn read(&self, identity: Identity<'_>) -> Result<(Body, Vec<Unsupported>), Invalid>;
+    fn read(&self, identity: Identity<'_>) -> Result<Reading, Invalid>;
+}
+
+/// What reading an object comes to.
+pub(crate) struct Reading {
+    pub(crate) body: Body,
+    /// What is wrong with it although it has a body.
+    pub(crate) invalid: Option<Invalid>,
+    pub(crate) notes: Notes,
+}
+
+impl Reading {
+    fn of(body: Body, notes: Notes) -> Self {
+        Self { body, invalid: None, notes }
+    }
+}
+
+/// What of an object is not carried out although each field for itself could be.
+#[derive(Debug, Default)]
+pub(crate) struct Notes {
+    pub(crate) always: Vec<Unsupported>,
+    /// Only where nobody allocates addresses.
+    pub(crate) unallocated: Vec<Unsupported>,
 }
 
 impl Kind for Service {
@@ -63,9 +87,11 @@ impl Kind for Service {
         Key::Service(ServiceName::new(namespace, name))
     }
 
-    fn read(&self, (namespace, name): Identity<'_>) -> Result<(Body, Vec<Unsupported>), Invalid> {
+    fn read(&self, (namespace, name): Identity<'_>) -> Result<Reading, Invalid> {
         let read = service::read(ServiceName::new(namespace, name), self)?;
-        Ok((Body::Service { service: Arc::new(read.service), template: read.template.map(Box::new) }, read.notes))
+        let has_aside = read.template.is_some() || read.request.is_some();
+        let aside = has_aside.then(|| Box::new(Aside { template: read.template, request: read.request.map(Arc::new) }));
+        Ok(Reading::of(Body::Service { service: Arc::new(read.service), aside }, read.notes))
     }
 }
 
@@ -85,10 +111,11 @@ impl Kind for EndpointSlice {
         Key::Slice(SliceName::new(namespace, name))
     }
 
-    fn read(&self, (namespace, name): Identity<'_>) -> Result<(Body, Vec<Unsupported>), Invalid> {
+    fn read(&self, (namespace, name): Identity<'_>) -> Result<Reading, Invalid> {
         let service = label(&self.metadata, annotations::SERVICE_NAME).unwrap_or_default();
         let read = slice::read(SliceName::new(namespace, name), service, self)?;
-        Ok((Body::Slice(Arc::new(read.slice)), read.notes))
+        let notes = Notes { always: read.notes, ..Notes::default() };
+        Ok(Reading::of(Body::Slice(Arc::new(read.slice)), notes))
     }
 }
 
@@ -103,33 +130,77 @@ impl Kind for Namespace {
         Key::Namespace(name.into())
     }
 
-    fn read(&self, _: Identity<'_>) -> Result<(Body, Vec<Unsupported>), Invalid> {
-        Ok((Body::Namespace, Vec::new()))
+    fn read(&self, (_, name): Identity<'_>) -> Result<Reading, Invalid> {
+        let mut labels = self.metadata.labels.clone().unwrap_or_default();
+        labels.insert(annotations::NAMESPACE_NAME.into(), name.into());
+        Ok(Reading::of(Body::Namespace(Arc::new(labels)), Notes::default()))
     }
 }
 
 impl Kind for Pod {
     const FIELDS: &'static Rule = &fields::POD;
 
-    fn read(&self, identity: Identity<'_>) -> Result<(Body, Vec<Unsupported>), Invalid> {
-        Ok((Body::Workload(Box::new(workload::read_pod(identity, self)?)), Vec::new()))
+    fn read(&self, identity: Identity<'_>) -> Result<Reading, Invalid> {
+        Ok(Reading::of(Body::Workload(Box::new(workload::read_pod(identity, self)?)), Notes::default()))
     }
 }
 
 impl Kind for Deployment {
     const FIELDS: &'static Rule = &fields::DEPLOYMENT;
 
-    fn read(&self, identity: Identity<'_>) -> Result<(Body, Vec<Unsupported>), Invalid> {
-        Ok((Body::Workload(Box::new(workload::read_deployment(identity, self)?)), Vec::new()))
+    fn read(&self, identity: Identity<'_>) -> Result<Reading, Invalid> {
+        Ok(Reading::of(Body::Workload(Box::new(workload::read_deployment(identity, self)?)), Notes::default()))
     }
 }
 
 impl Kind for StatefulSet {
     const FIELDS: &'static Rule = &fields::STATEFUL_SET;
 
-    fn read(&self, identity: Identity<'_>) -> Result<(Body, Vec<Unsupported>), Invalid> {
-        Ok((Body::Workload(Box::new(workload::read_stateful_set(identity, self)?)), Vec::new()))
+    fn read(&self, identity: Identity<'_>) -> Result<Reading, Invalid> {
+        Ok(Reading::of(Body::Workload(Box::new(workload::read_stateful_set(identity, self)?)), Notes::default()))
     }
+}
+
+impl Kind for CiliumPool {
+    const FIELDS: &'static Rule = &fields::CILIUM_POOL;
+
+    fn key((_, name): Identity<'_>) -> Key {
+        Key::Pool(PoolName::new(name))
+    }
+
+    fn read(&self, (_, name): Identity<'_>) -> Result<Reading, Invalid> {
+        Ok(pool(Self::read(self, name)))
+    }
+}
+
+impl Kind for AddressPool {
+    const FIELDS: &'static Rule = &fields::ADDRESS_POOL;
+
+    fn key((_, name): Identity<'_>) -> Key {
+        Key::Pool(PoolName::new(name))
+    }
+
+    fn read(&self, (_, name): Identity<'_>) -> Result<Reading, Invalid> {
+        Ok(pool(Self::read(self, name)))
+    }
+}
+
+impl Kind for ShortPool {
+    const FIELDS: &'static Rule = &fields::POOL;
+
+    fn key((_, name): Identity<'_>) -> Key {
+        Key::Pool(PoolName::new(name))
+    }
+
+    fn read(&self, (_, name): Identity<'_>) -> Result<Reading, Invalid> {
+        Ok(pool(Self::read(self, name)))
+    }
+}
+
+fn pool(PoolReading { pool, invalid, notes }: PoolReading) -> Reading {
+    let unallocated = Unsupported { field: String::new(), message: "addresses are not allocated".into() };
+    let notes = Notes { always: notes, unallocated: vec![unallocated] };
+    Reading { body: Body::Pool(Box::new(pool)), invalid, notes }
 }
 
 fn label<'a>(metadata: &'a ObjectMeta, key: &str) -> Option<&'a str> {

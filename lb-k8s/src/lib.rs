@@ -3,7 +3,7 @@
 //! [`Snapshot`] is what some files say at one moment: `Service` and `EndpointSlice` objects as the model knows them, and
 //! for whoever plays a cluster also `Namespace`, `Deployment`, `StatefulSet` and `Pod`. [`Manifests`] holds the last good
 //! state and says what changes when a newer snapshot arrives. [`lab`] is a small controller of endpoints, [`mod@write`] the
-//! way back into manifests.
+//! way back into manifests. Pools of addresses, and what services ask of them, come out for an allocator.
 //!
 //! ```
 //! use lb_core::{Change, SourceName};
@@ -29,8 +29,8 @@
 //!
 //! # What it refuses to do
 //!
-//! It guesses nothing and allocates nothing: an address or node port that is not in the manifest does not exist. It
-//! ignores nothing in silence: what it does not carry out is in the [`Report`] by file, document and field. It talks to
+//! It guesses nothing and allocates nothing: an address or node port that is not in the manifest does not exist, unless
+//! whoever embeds it gives addresses of [pools](#pools). It ignores nothing in silence: what it does not carry out is in the [`Report`] by file, document and field. It talks to
 //! no API server, watches no directory, knows nothing of nodes, and starts no pod.
 //!
 //! # What is taken over
@@ -40,9 +40,43 @@
 //! | `Service` | `clusterIP`, `clusterIPs`, `externalIPs`, `status.loadBalancer.ingress` with `ipMode: VIP`, ports with names and node ports, `sessionAffinity` with its time-out, both traffic policies, `trafficDistribution`, the [annotations] |
 //! | `EndpointSlice` | ports, the first address of each endpoint, `nodeName`, `zone`, hints for zones and nodes, conditions, the [annotations] for weight |
 //! | workloads | names, labels, replicas, container ports with names, `nodeName`; of a `Pod` also readiness and deletion |
+//! | `CiliumLoadBalancerIPPool` (cilium.io/v2, v2alpha1) | `blocks` or the older `cidrs`, with `cidr`, or `start` and `stop`; `allowFirstLastIPs`, `serviceSelector`, `disabled` |
+//! | `IPAddressPool` (metallb.io/v1beta1) | `addresses`, `autoAssign`, `avoidBuggyIPs`, `serviceAllocation` with `priority`, `namespaces`, `namespaceSelectors` among the `Namespace` objects, and `serviceSelectors` of one label |
+//! | `IPPool` (lb/v1), our short form | `blocks` and `avoid` as texts, `avoidZeroAnd255`, `allowFirstLastIPs`, `serviceSelector`, `disabled`, `autoAssign`, `priority`, `quarantineSeconds`, `drainSeconds`, `namespaceQuota` |
+//! | `Service` of type LoadBalancer, where somebody allocates | `loadBalancerIP`, `loadBalancerClass`, `ipFamilies`, `ipFamilyPolicy`, labels, age, selector, its status, the [annotations] of Cilium and MetalLB for addresses, sharing and pools |
 //!
 //! Headless and `ExternalName` services have no frontends. Objects with the label
 //! `service.kubernetes.io/service-proxy-name` and kinds that are not in the table are skipped and listed.
+//!
+//! # Pools
+//!
+//! [`Batch::edits`] is what an [`Allocator`](lb_ipam::Allocator) takes in; what it answers goes into
+//! [`write::service_status`] and [`write::pool_status`]. Say [`Manifests::allocating`], or pools and what asks for
+//! addresses are reported as not carried out.
+//!
+//! ```
+//! use lb_core::SourceName;
+//! use lb_ipam::{Allocator, MemoryLedger, Settings, Timestamp};
+//! use lb_k8s::{Manifests, Snapshot};
+//!
+//! let mut manifests = Manifests::new(SourceName("manifests".into())).allocating();
+//! let batch = manifests.update(Snapshot::parse("pool.yaml", "
+//! apiVersion: cilium.io/v2
+//! kind: CiliumLoadBalancerIPPool
+//! metadata: { name: blue-pool }
+//! spec: { blocks: [{ start: 20.0.20.100, stop: 20.0.20.199 }] }
+//! ---
+//! apiVersion: v1
+//! kind: Service
+//! metadata: { name: echo-1 }
+//! spec: { type: LoadBalancer, clusterIP: 10.96.79.72, ports: [{ port: 8080 }] }
+//! "));
+//! let settings = Settings { reserved: lb_k8s::unservable(), ..Settings::default() };
+//! let mut allocator = Allocator::new(settings, MemoryLedger::default());
+//! batch.edits.into_iter().for_each(|edit| allocator.handle_edit(edit));
+//! let outcome = allocator.reconcile(Timestamp::default());
+//! assert_eq!(outcome.writes[0].1.addresses[0].to_string(), "20.0.20.100");
+//! ```
 //!
 //! # Watching
 //!
@@ -60,14 +94,18 @@
 //! # Errors
 //!
 //! A snapshot that cannot be read, parsed, or typed is rejected as a whole ([`SnapshotError`]), and the last good one
-//! stays. An object that is invalid in itself is refused alone ([`Refusal`]) and stays as it last was. Conflicts between
-//! objects of different sources are the model's to find.
+//! stays. An object that is invalid in itself is refused alone ([`Refusal`]) and stays as it last was; a pool that never
+//! was good comes disabled, so that no service loses an address over it. Conflicts between objects of different sources
+//! are the model's to find, and those between pools the allocator's.
 #![forbid(unsafe_code)]
 
+mod amounts;
 pub mod annotations;
 mod check;
+pub mod conditions;
 mod differences;
 mod document;
+mod edits;
 mod error;
 mod fields;
 mod files;
@@ -80,6 +118,7 @@ mod manifests;
 mod open;
 mod part;
 mod place;
+mod pools;
 mod reader;
 mod report;
 mod service;
@@ -88,12 +127,14 @@ mod snapshot;
 mod stamp;
 mod text;
 mod tree;
+mod unservable;
 mod workload;
 pub mod write;
 
 pub use error::SnapshotError;
 pub use manifests::{Batch, Manifests};
-pub use report::{Finding, ObjectRef, Origin, Position, Refusal, Report};
+pub use report::{Finding, Instead, ObjectRef, Origin, Position, Refusal, Report};
 pub use service::{ServiceTemplate, TargetPort, TemplatePort};
 pub use snapshot::Snapshot;
+pub use unservable::unservable;
 pub use workload::{ContainerPort, PodTemplate, Replicas, Workload};

@@ -13,6 +13,11 @@ pub const MAX_FILES: usize = 100_000;
 pub const MAX_DOCUMENTS: usize = 100_000;
 /// Objects of a snapshot, items of lists counted one by one.
 pub const MAX_OBJECTS: usize = 250_000;
+/// Pools of a snapshot, of every kind.
+pub const MAX_POOLS: usize = 10_000;
+/// Comparisons of namespaces with what pools select them by: the selectors of all pools, with their labels, expressions
+/// and values counted one by one, times the `Namespace` objects.
+pub const MAX_NAMESPACE_COMPARISONS: usize = 1_000_000;
 /// Mappings, sequences and scalars of one document, those that aliases repeat included. A list of 10,000 services and
 /// their slices has about 700,000; each costs 50 to 350 bytes while its document is read.
 pub const MAX_NODES: usize = 800_000;
@@ -32,10 +37,22 @@ pub const MAX_IGNORED_FILES: usize = 100;
 pub const MAX_LOCATED_BYTES: usize = 4 << 20;
 /// Endpoints of one `EndpointSlice`, the limit of Kubernetes.
 pub const MAX_ENDPOINTS: usize = 1000;
+/// Addresses of one kind of one `Service`.
+pub const MAX_ADDRESSES: usize = 1000;
 /// Ports of one `Service` or `EndpointSlice`, the limit of Kubernetes for slices.
 pub const MAX_PORTS: usize = 20_000;
 /// Zones, and nodes, that one endpoint is hinted for, the limit of Kubernetes.
 pub const MAX_HINTS: usize = 8;
+/// Labels, expressions and values of one selector of a pool together, and namespaces that a pool names.
+pub const MAX_SELECTOR_TERMS: usize = 1000;
+/// Selectors of one kind of one `IPAddressPool`.
+pub const MAX_SELECTORS: usize = 100;
+/// Seconds for which a pool can let an address rest or drain: 30 days.
+pub const MAX_REST_SECONDS: u32 = 30 * 86_400;
+/// Namespaces that one `Service` shares its addresses with by name.
+pub const MAX_SHARING_NAMESPACES: usize = 1000;
+/// Bytes of the message of one condition, the limit of Kubernetes.
+pub const MAX_MESSAGE_BYTES: usize = 32 << 10;
 /// Replicas of one `Deployment` or `StatefulSet`.
 pub const MAX_REPLICAS: i32 = 10_000;
 /// Bytes of all annotations of one object together, keys and values, the limit of Kubernetes.

@@ -7,16 +7,19 @@ use std::{
 };
 
 use lb_core::{Change, EndpointSlice, Service, ServiceName, SliceName, SourceName};
+use lb_ipam::{Edit, Pool, Request};
 
 use crate::{
     Report, Snapshot, SnapshotError,
+    amounts::Amounts,
     differences::{self, Differences, slice_changes},
+    edits::{Pools, request_edits},
     files::{self, FileId},
     handover::service_changes,
-    open::{self, Text},
+    open::{self, Found, Text},
     part::{Key, Part},
     reader,
-    snapshot::{self, check_sizes},
+    snapshot::check_sizes,
     stamp::Stamp,
     text::shown_path,
 };
@@ -32,6 +35,10 @@ pub struct Manifests {
     snapshot: Snapshot,
     services: BTreeMap<ServiceName, Arc<Service>>,
     slices: BTreeMap<SliceName, Arc<EndpointSlice>>,
+    pools: Pools,
+    requests: BTreeMap<ServiceName, Arc<Request>>,
+    /// Whether the caller allocates addresses.
+    is_allocating: bool,
     /// Paths of the last reload.
     paths: Vec<PathBuf>,
     /// Files that need not be read while they look like this.
@@ -58,6 +65,10 @@ enum Progress {
 pub struct Batch {
     /// Changes, in the order in which the model takes them without a conflict over an address.
     pub changes: Vec<Change>,
+    /// Changes of pools and of what services ask of them, for an [`Allocator`](lb_ipam::Allocator): pools that go, pools that
+    /// come or change, requests that go, requests that come or change. Its first reconcile is not before
+    /// [`Change::InitDone`].
+    pub edits: Vec<Edit>,
     /// What was not taken over, and why.
     pub report: Arc<Report>,
 }
@@ -79,12 +90,22 @@ impl Manifests {
             snapshot: Snapshot::default(),
             services: BTreeMap::new(),
             slices: BTreeMap::new(),
+            pools: Pools::default(),
+            requests: BTreeMap::new(),
+            is_allocating: false,
             paths: Vec::new(),
             stamps: BTreeMap::new(),
             is_complete: false,
             pending: BTreeSet::new(),
             report: Arc::default(),
         }
+    }
+
+    /// The same for a caller that carries out [`Batch::edits`]: what asks for addresses is no longer reported as not
+    /// carried out as soon as there is a pool.
+    #[must_use]
+    pub fn allocating(self) -> Self {
+        Self { is_allocating: true, ..self }
     }
 
     /// Takes a newer snapshot, or the reason why there is none.
@@ -149,6 +170,17 @@ impl Manifests {
         self.slices.values().map(|slice| &**slice)
     }
 
+    /// Pools of the last good state, in order of their names. One that is refused and never was good is among them and
+    /// gives nothing out.
+    pub fn pools(&self) -> impl Iterator<Item = &Pool> {
+        self.pools.iter()
+    }
+
+    /// What services of the last good state ask of pools, in order of their names.
+    pub fn requests(&self) -> impl Iterator<Item = &Request> {
+        self.requests.values().map(|request| &**request)
+    }
+
     fn read_all(&mut self) -> Result<BTreeSet<Key>, SnapshotError> {
         let listing = files::list(&self.paths)?;
         let mut gone: BTreeSet<_> = self.snapshot.files().cloned().collect();
@@ -185,7 +217,7 @@ impl Manifests {
 
     /// Makes the objects that may have changed the last good state.
     fn settle(&mut self, touched: Result<BTreeSet<Key>, SnapshotError>) -> Batch {
-        let mut changes = Vec::new();
+        let (mut changes, mut edits) = (Vec::new(), Vec::new());
         if self.progress == Progress::Unannounced {
             changes.push(Change::InitStart(self.source.clone()));
             self.progress = Progress::Listing;
@@ -193,7 +225,8 @@ impl Manifests {
         match touched {
             Ok(touched) => {
                 self.take(&touched, &mut changes);
-                self.report = Arc::new(self.snapshot.report_with(|key| self.has(key)));
+                self.take_edits(&touched, &mut edits);
+                self.report = Arc::new(self.snapshot.report_with(|key| self.has(key), self.is_allocating));
                 if self.progress == Progress::Listing {
                     changes.push(Change::InitDone(self.source.clone()));
                     self.progress = Progress::Listed;
@@ -201,13 +234,13 @@ impl Manifests {
             }
             Err(error) => self.report = Arc::new(Report { rejected: Some(Arc::new(error)), ..(*self.report).clone() }),
         }
-        Batch { changes, report: Arc::clone(&self.report) }
+        Batch { changes, edits, report: Arc::clone(&self.report) }
     }
 
     fn take(&mut self, touched: &BTreeSet<Key>, changes: &mut Vec<Change>) {
         let services = Differences::of(touched, &self.services, |key| match key {
             Key::Service(name) => Some((name, differences::service(self.snapshot.entry(key)))),
-            Key::Slice(_) | Key::Namespace(_) | Key::Workload(_) => None,
+            Key::Slice(_) | Key::Namespace(_) | Key::Workload(_) | Key::Pool(_) => None,
         });
         let said = service_changes(&services.before, &services.after).into_iter().map(|change| match change {
             Change::UpsertService(service) => {
@@ -219,16 +252,30 @@ impl Manifests {
         services.apply(&mut self.services);
         let slices = Differences::of(touched, &self.slices, |key| match key {
             Key::Slice(name) => Some((name, differences::slice(self.snapshot.entry(key)))),
-            Key::Service(_) | Key::Namespace(_) | Key::Workload(_) => None,
+            Key::Service(_) | Key::Namespace(_) | Key::Workload(_) | Key::Pool(_) => None,
         });
         changes.extend(slice_changes(&slices));
         slices.apply(&mut self.slices);
+    }
+
+    fn take_edits(&mut self, touched: &BTreeSet<Key>, edits: &mut Vec<Edit>) {
+        // Pools are few, and what one is for depends on namespaces.
+        if touched.iter().any(|key| matches!(key, Key::Pool(_) | Key::Namespace(_))) {
+            edits.extend(self.pools.take(&self.snapshot));
+        }
+        let requests = Differences::of(touched, &self.requests, |key| match key {
+            Key::Service(name) => Some((name, differences::request(self.snapshot.entry(key)))),
+            Key::Slice(_) | Key::Namespace(_) | Key::Workload(_) | Key::Pool(_) => None,
+        });
+        edits.extend(request_edits(&requests));
+        requests.apply(&mut self.requests);
     }
 
     fn has(&self, key: &Key) -> bool {
         match key {
             Key::Service(name) => self.services.contains_key(name),
             Key::Slice(name) => self.slices.contains_key(name),
+            Key::Pool(name) => self.pools.has(name),
             Key::Namespace(_) | Key::Workload(_) => false,
         }
     }
@@ -236,21 +283,22 @@ impl Manifests {
 
 /// Reads files, up to the point at which they alone exceed the limits of a snapshot.
 fn read_again(files: impl IntoIterator<Item = FileId>) -> Result<Vec<Reread>, SnapshotError> {
-    let (mut objects, mut bytes) = (0, 0);
+    let mut amounts = Amounts::default();
     let mut all = Vec::new();
     for file in files {
         let reread = read(file)?;
-        if let Some(part) = &reread.part {
-            (objects, bytes) = (objects + part.objects, bytes + part.bytes);
-        }
-        snapshot::check_amounts(&reread.file, objects, bytes)?;
+        amounts = reread.part.as_ref().map_or(amounts, |part| amounts + part.amounts);
+        amounts.check(|| shown_path(reread.file.path()))?;
         all.push(reread);
     }
     Ok(all)
 }
 
 fn read(file: FileId) -> Result<Reread, SnapshotError> {
-    let Some(Text { text, stamp }) = open::read(&file)? else { return Ok(Reread { file, part: None, stamp: None }) };
-    let part = reader::read(&shown_path(file.path()), &text)?;
-    Ok(Reread { file, part: Some(part), stamp })
+    let (part, stamp) = match open::read(&file)? {
+        Found::Text(Text { text, stamp }) => (Some(reader::read(&shown_path(file.path()), &text)?), stamp),
+        Found::Irregular(kind) => (Some(Part::irregular(kind)), None),
+        Found::Gone => (None, None),
+    };
+    Ok(Reread { file, part, stamp })
 }

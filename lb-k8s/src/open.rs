@@ -5,13 +5,14 @@
 //! writer, opening a device may do anything.
 
 use std::{
+    ffi::OsString,
     fs::{self, File, FileType, Metadata},
     io::{self, Read},
     os::{
         fd::{AsRawFd, OwnedFd},
         unix::fs::{FileTypeExt, MetadataExt},
     },
-    path::Path,
+    path::{Component, Path, PathBuf},
     time::SystemTime,
 };
 
@@ -28,6 +29,9 @@ use crate::{
     text::shown_path,
 };
 
+/// Symbolic links that the kernel follows for one path.
+const MAX_LINKS: usize = 40;
+
 /// The text of a file.
 pub(crate) struct Text {
     pub(crate) text: String,
@@ -35,12 +39,32 @@ pub(crate) struct Text {
     pub(crate) stamp: Option<Stamp>,
 }
 
-/// Reads a file; `None` if it is gone.
-pub(crate) fn read(id: &FileId) -> Result<Option<Text>, SnapshotError> {
+/// What stands under the name of a file.
+pub(crate) enum Found {
+    Text(Text),
+    /// An entry of a directory that is no file, and what it is instead. It was not opened.
+    Irregular(&'static str),
+    /// Nothing any more, or a directory.
+    Gone,
+}
+
+/// What was found without opening it for reading.
+enum Entry {
+    File(File, Metadata),
+    Irregular(&'static str),
+    Gone,
+}
+
+/// Reads a file.
+pub(crate) fn read(id: &FileId) -> Result<Found, SnapshotError> {
     let path = id.path();
     for _ in 0..MAX_OPEN_ATTEMPTS {
         let now = SystemTime::now();
-        let Some((file, before)) = open(id)? else { return Ok(None) };
+        let (file, before) = match find(id)? {
+            Entry::File(found, metadata) => (open(id, &found)?, metadata),
+            Entry::Irregular(kind) => return Ok(Found::Irregular(kind)),
+            Entry::Gone => return Ok(Found::Gone),
+        };
         let bytes = read_limited(&file, before.len()).map_err(|source| io_error(path, source))?;
         let bytes = bytes.ok_or_else(|| SnapshotError::FileTooLarge { file: shown_path(path) })?;
         let stamp = Stamp::of(&before);
@@ -52,7 +76,7 @@ pub(crate) fn read(id: &FileId) -> Result<Option<Text>, SnapshotError> {
             let offset = error.utf8_error().valid_up_to();
             SnapshotError::NotUtf8 { file: shown_path(path), offset }
         })?;
-        return Ok(Some(Text { text, stamp: Some(stamp).filter(|stamp| stamp.is_telling(now)) }));
+        return Ok(Found::Text(Text { text, stamp: Some(stamp).filter(|stamp| stamp.is_telling(now)) }));
     }
     Err(SnapshotError::Changing { file: shown_path(path) })
 }
@@ -68,23 +92,21 @@ pub(crate) fn look(id: &FileId) -> Option<Stamp> {
     fs::metadata(id.path()).ok().map(|metadata| Stamp::of(&metadata))
 }
 
-fn open(id: &FileId) -> Result<Option<(File, Metadata)>, SnapshotError> {
-    let Some((found, metadata)) = find(id)? else { return Ok(None) };
-    // The same file, whatever its path leads to by now.
+/// Opens for reading what was found, whatever its path leads to by now.
+fn open(id: &FileId, found: &File) -> Result<File, SnapshotError> {
     let found = format!("/proc/self/fd/{}", found.as_raw_fd());
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let file = openat(CWD, found, flags, Mode::empty()).map_err(|errno| io_error(id.path(), errno.into()))?;
-    Ok(Some((File::from(file), metadata)))
+    openat(CWD, found, flags, Mode::empty()).map(File::from).map_err(|errno| io_error(id.path(), errno.into()))
 }
 
-/// Finds a regular file without opening it for reading; `None` if it is gone.
-fn find(id: &FileId) -> Result<Option<(File, Metadata)>, SnapshotError> {
+/// Finds a regular file without opening it for reading.
+fn find(id: &FileId) -> Result<Entry, SnapshotError> {
     let path = id.path();
     let found = match if id.is_entry() { resolve_beneath(path) } else { resolve(CWD, path) } {
         Ok(found) => File::from(found),
-        Err(Errno::NOENT) if fs::symlink_metadata(path).is_err() => return Ok(None),
+        Err(Errno::NOENT) if fs::symlink_metadata(path).is_err() => return Ok(Entry::Gone),
         // As a listing does, whatever is in it.
-        Err(Errno::XDEV) if path.is_dir() => return Ok(None),
+        Err(Errno::XDEV) if path.is_dir() => return Ok(Entry::Gone),
         Err(Errno::XDEV) => return Err(outside(path)),
         Err(Errno::NOENT) => {
             let nothing = std::io::Error::new(std::io::ErrorKind::NotFound, "the symbolic link leads to nothing");
@@ -94,15 +116,18 @@ fn find(id: &FileId) -> Result<Option<(File, Metadata)>, SnapshotError> {
     };
     let metadata = found.metadata().map_err(|source| io_error(path, source))?;
     if id.is_entry() && metadata.is_dir() {
-        return Ok(None);
+        return Ok(Entry::Gone);
     }
     if !metadata.is_file() {
-        return Err(SnapshotError::NotRegular { file: shown_path(path), found: describe(metadata.file_type()) });
+        let found = describe(metadata.file_type());
+        // Nobody takes an entry like this for a manifest: the others are served. A name that was given is meant.
+        let error = || SnapshotError::NotRegular { file: shown_path(path), found };
+        return if id.is_entry() { Ok(Entry::Irregular(found)) } else { Err(error()) };
     }
     if id.is_entry() && metadata.nlink() > 1 {
         check_links(path, &metadata)?;
     }
-    Ok(Some((found, metadata)))
+    Ok(Entry::File(found, metadata))
 }
 
 fn resolve(directory: impl std::os::fd::AsFd, path: &Path) -> rustix::io::Result<OwnedFd> {
@@ -160,8 +185,37 @@ fn describe(file_type: FileType) -> &'static str {
 }
 
 fn outside(path: &Path) -> SnapshotError {
-    let target = path.canonicalize().or_else(|_| fs::read_link(path));
-    SnapshotError::Outside { file: shown_path(path), target: shown_path(&target.unwrap_or_default()) }
+    let link = way_out(path).unwrap_or_else(|| path.to_owned());
+    let target = link.canonicalize().or_else(|_| fs::read_link(&link));
+    SnapshotError::Outside { file: shown_path(&link), target: shown_path(&target.unwrap_or_default()) }
+}
+
+/// The symbolic link that leads out of the directory of `path`: `path` itself, or one on the way.
+fn way_out(path: &Path) -> Option<PathBuf> {
+    let (directory, name) = (path.parent()?, path.file_name()?);
+    let mut inside = PathBuf::new();
+    // What is still to be walked, the next step last, each with the link that asks for it.
+    let mut steps = vec![(OsString::from(name), path.to_owned())];
+    let mut links_left = MAX_LINKS;
+    while let Some((step, link)) = steps.pop() {
+        if step == ".." {
+            if !inside.pop() {
+                return Some(link);
+            }
+            continue;
+        }
+        inside.push(step);
+        let at = directory.join(&inside);
+        let Ok(target) = fs::read_link(&at) else { continue };
+        links_left = usize::checked_sub(links_left, 1)?;
+        if target.is_absolute() {
+            return Some(at);
+        }
+        inside.pop();
+        let further = target.components().filter(|step| *step != Component::CurDir);
+        steps.extend(further.rev().map(|step| (step.as_os_str().to_owned(), at.clone())));
+    }
+    None
 }
 
 pub(crate) fn io_error(path: &Path, source: io::Error) -> SnapshotError {
@@ -174,16 +228,23 @@ mod tests {
 
     use super::*;
 
+    fn text(id: &FileId) -> Option<Text> {
+        match read(id).unwrap() {
+            Found::Text(text) => Some(text),
+            Found::Irregular(_) | Found::Gone => None,
+        }
+    }
+
     #[test]
     fn a_stamp_is_only_given_once_it_tells_of_changes() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("a.yaml");
         let id = FileId::entry(0, &path);
         fs::write(&path, "a").unwrap();
-        assert_eq!(read(&id).unwrap().unwrap().stamp, None, "just written");
+        assert_eq!(text(&id).unwrap().stamp, None, "just written");
         let deadline = Instant::now() + Duration::from_secs(10);
         let stamp = loop {
-            let Text { text, stamp } = read(&id).unwrap().unwrap();
+            let Text { text, stamp } = text(&id).unwrap();
             assert_eq!(text, "a");
             if let Some(stamp) = stamp {
                 break stamp;
@@ -196,7 +257,7 @@ mod tests {
         assert_ne!(look(&id), Some(stamp));
         fs::remove_file(&path).unwrap();
         assert_eq!(look(&id), None);
-        assert!(read(&id).unwrap().is_none());
+        assert!(matches!(read(&id), Ok(Found::Gone)));
     }
 
     #[test]

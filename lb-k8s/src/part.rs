@@ -3,8 +3,9 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use lb_core::{EndpointSlice, Service, ServiceName, SliceName};
+use lb_ipam::{PoolName, Request};
 
-use crate::{Finding, ObjectRef, Origin, ServiceTemplate, Workload};
+use crate::{Finding, ObjectRef, Origin, ServiceTemplate, Workload, amounts::Amounts, pools::ReadPool};
 
 /// The objects of one file, and what there is to say about them.
 #[derive(Debug, Default)]
@@ -12,20 +13,26 @@ pub(crate) struct Part {
     pub(crate) entries: BTreeMap<Key, Entry>,
     pub(crate) skipped: Vec<Arc<Finding>>,
     pub(crate) unsupported: Vec<Arc<Finding>>,
+    /// What is not carried out where nobody allocates addresses.
+    pub(crate) unallocated: Vec<Arc<Finding>>,
     /// Refusals and the objects whose last good state they leave in force.
     pub(crate) refused: Vec<(Option<Key>, Arc<Finding>)>,
     /// How many more findings there are.
     pub(crate) unlisted: usize,
-    /// How many objects there are, of every kind.
-    pub(crate) objects: usize,
-    /// Bytes of the file.
-    pub(crate) bytes: u64,
+    pub(crate) amounts: Amounts,
+    /// What it is if it is no file; then nothing else is in it.
+    pub(crate) irregular: Option<&'static str>,
 }
 
 impl Part {
+    /// Stands for an entry that is no file.
+    pub(crate) fn irregular(kind: &'static str) -> Self {
+        Self { irregular: Some(kind), ..Self::default() }
+    }
+
     /// How many findings are listed.
     pub(crate) fn findings(&self) -> usize {
-        self.skipped.len() + self.unsupported.len() + self.refused.len()
+        self.skipped.len() + self.unsupported.len() + self.unallocated.len() + self.refused.len()
     }
 
     /// Lists no more than `limit` findings, invalid objects before others; the rest is only counted.
@@ -35,6 +42,8 @@ impl Part {
         limit -= self.refused.len();
         self.unsupported.truncate(limit);
         limit -= self.unsupported.len();
+        self.unallocated.truncate(limit);
+        limit -= self.unallocated.len();
         self.skipped.truncate(limit);
         self.unlisted += before - self.findings();
     }
@@ -48,6 +57,8 @@ pub(crate) enum Key {
     Namespace(Box<str>),
     /// In a box since there are few: keys are kept for every object several times.
     Workload(Box<WorkloadKey>),
+    /// Of whatever kind: pools of all kinds are known by name.
+    Pool(PoolName),
 }
 
 /// Identity of a workload.
@@ -70,22 +81,44 @@ pub(crate) struct Entry {
 /// What an object says. Small, since a map has room for eleven where a file has one.
 #[derive(Debug)]
 pub(crate) enum Body {
-    Service { service: Arc<Service>, template: Option<Box<ServiceTemplate>> },
+    Service {
+        service: Arc<Service>,
+        aside: Option<Box<Aside>>,
+    },
     Slice(Arc<EndpointSlice>),
-    Namespace,
+    /// With its labels.
+    Namespace(Arc<BTreeMap<String, String>>),
     Workload(Box<Workload>),
+    Pool(Box<ReadPool>),
 }
 
-impl Key {
+/// What a service says besides, if it does.
+#[derive(Debug)]
+pub(crate) struct Aside {
+    pub(crate) template: Option<ServiceTemplate>,
+    pub(crate) request: Option<Arc<Request>>,
+}
+
+impl Entry {
     /// The object as messages name it.
-    pub(crate) fn object(&self, origin: Origin) -> ObjectRef {
-        let (api_version, kind, namespace, name) = match self {
-            Self::Service(service) => ("v1", "Service", service.namespace(), service.name()),
-            Self::Slice(slice) => ("discovery.k8s.io/v1", "EndpointSlice", &*slice.namespace, &*slice.name),
-            Self::Namespace(name) => ("v1", "Namespace", "", &**name),
-            Self::Workload(key) => (key.api_version, key.kind, key.namespace.as_str(), key.name.as_str()),
+    pub(crate) fn object(&self, key: &Key) -> ObjectRef {
+        let (api_version, kind, namespace, name) = match key {
+            Key::Service(service) => ("v1", "Service", service.namespace(), service.name()),
+            Key::Slice(slice) => ("discovery.k8s.io/v1", "EndpointSlice", &*slice.namespace, &*slice.name),
+            Key::Namespace(name) => ("v1", "Namespace", "", &**name),
+            Key::Workload(key) => (key.api_version, key.kind, key.namespace.as_str(), key.name.as_str()),
+            Key::Pool(name) => {
+                let (api_version, kind) =
+                    self.pool().map_or(("", "pool"), |pool| (pool.kind.api_version, pool.kind.kind));
+                (api_version, kind, "", name.as_str())
+            }
         };
         let [api_version, kind, namespace, name] = [api_version, kind, namespace, name].map(str::to_owned);
-        ObjectRef { api_version, kind, namespace, name, origin }
+        ObjectRef { api_version, kind, namespace, name, origin: self.origin.clone() }
+    }
+
+    /// The pool that it is, refused or not.
+    pub(crate) fn pool(&self) -> Option<&ReadPool> {
+        if let Some(Body::Pool(pool)) = &self.body { Some(pool) } else { None }
     }
 }

@@ -54,7 +54,7 @@ impl<'a> Place<'a> {
 pub(crate) const DEFAULT_NAMESPACE: &str = "default";
 
 /// Kinds that are known to live in namespaces.
-const NAMESPACED: [&str; 5] = ["Service", "EndpointSlice", "Pod", "Deployment", "StatefulSet"];
+const NAMESPACED: [&str; 6] = ["Service", "EndpointSlice", "Pod", "Deployment", "StatefulSet", "IPAddressPool"];
 
 /// How an object names itself, not yet checked.
 #[derive(Clone, Copy)]

@@ -3,6 +3,7 @@
 use std::{collections::btree_map::Entry as Slot, sync::Arc};
 
 use k8s_openapi::{
+    Resource,
     api::{
         apps::v1::{Deployment, StatefulSet},
         core::v1::{Namespace, Pod, Service},
@@ -17,11 +18,12 @@ use crate::{
     check::{self, At, Invalid},
     document::{self, Format},
     fields::{self, Unsupported},
-    kinds::Kind,
+    kinds::{Kind, Notes, Reading},
     limits::{MAX_ANNOTATION_BYTES, MAX_DOCUMENTS, MAX_FINDINGS_PER_FILE, MAX_OBJECTS},
     locate::Locator,
     part::{Entry, Key, Part},
     place::{DEFAULT_NAMESPACE, Header, Object, Place},
+    pools::{AddressPool, CiliumPool, ShortPool},
     text::shown,
     workload::Identity,
 };
@@ -53,7 +55,9 @@ pub(crate) fn read(file: &str, text: &str) -> Result<Part, SnapshotError> {
             }
         }
     }
-    Ok(Part { bytes: text.len() as u64, ..reader.part })
+    reader.part.amounts.bytes = text.len() as u64;
+    reader.part.amounts.check(|| file.to_string())?;
+    Ok(reader.part)
 }
 
 #[derive(Default)]
@@ -79,8 +83,8 @@ impl Reader {
             }
             return Ok(());
         }
-        self.part.objects += 1;
-        if self.part.objects > MAX_OBJECTS {
+        self.part.amounts.objects += 1;
+        if self.part.amounts.objects > MAX_OBJECTS {
             return Err(SnapshotError::TooManyObjects { file: place.file().to_owned() });
         }
         self.object(&Object { place, header, value })
@@ -94,6 +98,9 @@ impl Reader {
             ("v1", "Pod") => self.known::<Pod>(object),
             ("apps/v1", "Deployment") => self.known::<Deployment>(object),
             ("apps/v1", "StatefulSet") => self.known::<StatefulSet>(object),
+            (CiliumPool::API_VERSION | CiliumPool::ALPHA, CiliumPool::KIND) => self.known::<CiliumPool>(object),
+            (AddressPool::API_VERSION, AddressPool::KIND) => self.known::<AddressPool>(object),
+            (ShortPool::API_VERSION, ShortPool::KIND) => self.known::<ShortPool>(object),
             (api_version, _) => {
                 let message = format!("objects of this kind in {} are not used", shown(api_version));
                 let finding = self.finding(object, "", message);
@@ -127,10 +134,21 @@ impl Reader {
             }
         };
         let origin = object.place.origin();
+        if let Key::Pool(_) = slot.key() {
+            self.part.amounts.pools += 1;
+        }
         match typed.read(identity) {
-            Ok((body, notes)) => {
+            Ok(Reading { body, invalid, notes: Notes { always, unallocated } }) => {
+                let key = invalid.is_some().then(|| slot.key().clone());
                 slot.insert(Entry { origin, body: Some(body) });
-                self.unsupported(object, notes);
+                self.unsupported(object, always);
+                for Unsupported { field, message } in unallocated {
+                    let finding = self.finding(object, field, message);
+                    self.part.unallocated.extend(finding);
+                }
+                if let Some(invalid) = invalid {
+                    self.refuse(object, key, invalid);
+                }
             }
             Err(invalid) => {
                 let key = slot.key().clone();
@@ -159,9 +177,8 @@ impl Reader {
         field: impl Into<String>,
         message: impl Into<String>,
     ) -> Option<Arc<Finding>> {
-        let Part { skipped, unsupported, refused, unlisted, .. } = &mut self.part;
-        if skipped.len() + unsupported.len() + refused.len() == MAX_FINDINGS_PER_FILE {
-            *unlisted += 1;
+        if self.part.findings() == MAX_FINDINGS_PER_FILE {
+            self.part.unlisted += 1;
             return None;
         }
         Some(Arc::new(object.finding(field, message)))

@@ -96,13 +96,28 @@ impl fmt::Display for Finding {
 pub struct Refusal {
     /// The object and the reason.
     pub finding: Arc<Finding>,
-    /// Whether its last good state stays in force; otherwise it never had one and does not exist.
-    pub kept: bool,
+    /// What is in force instead.
+    pub instead: Instead,
+}
+
+/// What is in force instead of an object that was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Instead {
+    /// Its last good state.
+    LastGood,
+    /// Nothing: it never had one.
+    Nothing,
+    /// A pool that gives nothing out, so that no service loses an address over a mistake: it never had a last good state.
+    Disabled,
 }
 
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let rest = if self.kept { "its last good state stays" } else { "it is left out" };
+        let rest = match self.instead {
+            Instead::LastGood => "its last good state stays",
+            Instead::Nothing => "it is left out",
+            Instead::Disabled => "it gives nothing out until that is corrected",
+        };
         write!(f, "{}; {rest}", self.finding)
     }
 }
@@ -114,7 +129,8 @@ pub struct Report {
     pub rejected: Option<Arc<SnapshotError>>,
     /// Objects that are none of our business: unknown kinds, and objects that another proxy serves.
     pub skipped: Vec<Arc<Finding>>,
-    /// Fields that are set, would change traffic, and are not carried out.
+    /// Fields that are set, would change traffic, and are not carried out. Where nobody
+    /// [allocates](crate::Manifests::allocating) addresses, pools and what asks for addresses are among them.
     pub unsupported: Vec<Arc<Finding>>,
     /// Invalid objects.
     pub refused: Vec<Refusal>,
@@ -122,7 +138,7 @@ pub struct Report {
     /// [`MAX_FINDINGS_PER_FILE`](crate::limits::MAX_FINDINGS_PER_FILE) that are listed for a file, or the
     /// [`MAX_FINDINGS`](crate::limits::MAX_FINDINGS) for all files.
     pub unlisted: usize,
-    /// Entries of directories that are not manifests by name. The last line counts those that are more than
+    /// Entries of directories that are not manifests: by name, or pipes, sockets and devices, with the reason. The last line counts those that are more than
     /// [`MAX_IGNORED_FILES`](crate::limits::MAX_IGNORED_FILES).
     pub ignored_files: Vec<String>,
 }

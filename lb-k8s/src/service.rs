@@ -1,6 +1,7 @@
 //! A `Service` of Kubernetes to a [`Service`] of the model.
 
 mod addresses;
+mod request;
 mod tuning;
 
 use std::{
@@ -13,11 +14,13 @@ use k8s_openapi::{
     apimachinery::pkg::util::intstr::IntOrString,
 };
 use lb_core::{Family, Protocol, Service, ServiceName, ServicePort, TrafficPolicy};
+use lb_ipam::Request;
 
 use crate::{
     annotations,
     check::{self, At, Invalid},
     fields::Unsupported,
+    kinds::Notes,
     limits::MAX_PORTS,
     text::quoted,
 };
@@ -63,8 +66,9 @@ pub(crate) struct ReadService {
     pub(crate) service: Service,
     /// `None` without a selector.
     pub(crate) template: Option<ServiceTemplate>,
-    /// What is not carried out although each field for itself could be.
-    pub(crate) notes: Vec<Unsupported>,
+    /// `None` if it asks nothing of pools and has nothing of them.
+    pub(crate) request: Option<Request>,
+    pub(crate) notes: Notes,
 }
 
 /// `spec.type`.
@@ -86,18 +90,19 @@ pub(crate) fn read(name: ServiceName, object: &Object) -> Result<ReadService, In
     let is_headless =
         addresses::is_none(spec) || labels.is_some_and(|labels| labels.contains_key(annotations::HEADLESS));
     let has_frontends = !is_headless && kind != Type::ExternalName;
-    let mut notes = Vec::new();
+    let mut notes = Notes::default();
 
     let mut service = Service::new(name);
     addresses::read(object, spec, kind, has_frontends, &mut service, &mut notes)?;
-    service.ports = ports(spec, kind, has_frontends, &mut notes)?;
+    service.ports = ports(spec, kind, has_frontends, &mut notes.always)?;
     service.external_traffic_policy =
         traffic_policy(spec.external_traffic_policy.as_deref()).at(|| "spec.externalTrafficPolicy".into())?;
     service.internal_traffic_policy =
         traffic_policy(spec.internal_traffic_policy.as_deref()).at(|| "spec.internalTrafficPolicy".into())?;
     tuning::read(object, spec, &mut service)?;
     let template = template(spec, &service)?;
-    Ok(ReadService { service, template, notes })
+    let request = request::read(object, spec, kind == Type::LoadBalancer && has_frontends, &service, &mut notes)?;
+    Ok(ReadService { service, template, request, notes })
 }
 
 /// A text field; empty means absent.

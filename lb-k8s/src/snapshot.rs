@@ -1,5 +1,7 @@
 //! Everything that some files say at one moment.
 
+mod pools;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::Path,
@@ -9,10 +11,11 @@ use std::{
 use lb_core::{EndpointSlice, Service};
 
 use crate::{
-    Finding, Refusal, Report, ServiceTemplate, SnapshotError, Workload,
+    Finding, Instead, Refusal, Report, ServiceTemplate, SnapshotError, Workload,
+    amounts::Amounts,
     files::{self, FileId, Ignored},
-    limits::{MAX_FILE_BYTES, MAX_FINDINGS, MAX_OBJECTS, MAX_TOTAL_BYTES},
-    open,
+    limits::{MAX_FILE_BYTES, MAX_FINDINGS, MAX_TOTAL_BYTES},
+    open::{self, Found, Text},
     part::{Body, Entry, Key, Part},
     reader,
     stamp::Stamp,
@@ -30,9 +33,8 @@ pub struct Snapshot {
     files_of: BTreeMap<Key, Vec<FileId>>,
     /// Objects that more than one file has.
     repeated: BTreeSet<Key>,
-    objects: usize,
-    bytes: u64,
-    /// Files with findings, and how many findings are listed.
+    amounts: Amounts,
+    /// Files that the report is about, and how many findings are listed.
     noted: BTreeSet<FileId>,
     findings: usize,
     pub(crate) ignored: Ignored,
@@ -49,8 +51,11 @@ impl Snapshot {
         check_sizes(listing.files.iter().map(|file| (file, open::look(file))))?;
         let mut snapshot = Self { ignored: listing.ignored, ..Self::default() };
         for file in listing.files {
-            let Some(open::Text { text, .. }) = open::read(&file)? else { continue };
-            let part = reader::read(&shown_path(file.path()), &text)?;
+            let part = match open::read(&file)? {
+                Found::Text(Text { text, .. }) => reader::read(&shown_path(file.path()), &text)?,
+                Found::Irregular(kind) => Part::irregular(kind),
+                Found::Gone => continue,
+            };
             snapshot.check_limits([(&file, Some(&part))])?;
             snapshot.replace(file, Some(part));
         }
@@ -73,7 +78,7 @@ impl Snapshot {
     pub fn services(&self) -> impl Iterator<Item = &Service> {
         self.bodies().filter_map(|body| match body {
             Body::Service { service, .. } => Some(&**service),
-            Body::Slice(_) | Body::Namespace | Body::Workload(_) => None,
+            Body::Slice(_) | Body::Namespace(_) | Body::Workload(_) | Body::Pool(_) => None,
         })
     }
 
@@ -81,7 +86,7 @@ impl Snapshot {
     pub fn endpoint_slices(&self) -> impl Iterator<Item = &EndpointSlice> {
         self.bodies().filter_map(|body| match body {
             Body::Slice(slice) => Some(&**slice),
-            Body::Service { .. } | Body::Namespace | Body::Workload(_) => None,
+            Body::Service { .. } | Body::Namespace(_) | Body::Workload(_) | Body::Pool(_) => None,
         })
     }
 
@@ -89,15 +94,15 @@ impl Snapshot {
     pub fn namespaces(&self) -> impl Iterator<Item = &str> {
         self.files_of.keys().filter_map(|key| match key {
             Key::Namespace(name) => Some(&**name),
-            Key::Service(_) | Key::Slice(_) | Key::Workload(_) => None,
+            Key::Service(_) | Key::Slice(_) | Key::Workload(_) | Key::Pool(_) => None,
         })
     }
 
     /// Valid services with selectors, in order of their names.
     pub fn templates(&self) -> impl Iterator<Item = &ServiceTemplate> {
         self.bodies().filter_map(|body| match body {
-            Body::Service { template, .. } => template.as_deref(),
-            Body::Slice(_) | Body::Namespace | Body::Workload(_) => None,
+            Body::Service { aside, .. } => aside.as_ref()?.template.as_ref(),
+            Body::Slice(_) | Body::Namespace(_) | Body::Workload(_) | Body::Pool(_) => None,
         })
     }
 
@@ -105,30 +110,63 @@ impl Snapshot {
     pub fn workloads(&self) -> impl Iterator<Item = &Workload> {
         self.bodies().filter_map(|body| match body {
             Body::Workload(workload) => Some(&**workload),
-            Body::Service { .. } | Body::Slice(_) | Body::Namespace => None,
+            Body::Service { .. } | Body::Slice(_) | Body::Namespace(_) | Body::Pool(_) => None,
         })
     }
 
     /// What is not in it, and why. Nothing has a last good state yet: that is for [`Manifests`](crate::Manifests) to say.
+    ///
+    /// What asks for addresses counts as not carried out; see [`allocating_report`](Self::allocating_report).
     #[must_use]
     pub fn report(&self) -> Report {
-        self.report_with(|_| false)
+        self.report_with(|_| false, false)
     }
 
-    /// The report, given which objects have a last good state that stays when they are refused.
-    pub(crate) fn report_with(&self, kept: impl Fn(&Key) -> bool) -> Report {
-        let mut report = Report { ignored_files: self.ignored.lines(), ..Report::default() };
+    /// The report for a caller that allocates addresses for [`requests`](Self::requests) from [`pools`](Self::pools), if
+    /// there are any pools.
+    #[must_use]
+    pub fn allocating_report(&self) -> Report {
+        self.report_with(|_| false, true)
+    }
+
+    /// The report, given which objects have a last good state that stays when they are refused, and whether the caller
+    /// allocates addresses.
+    pub(crate) fn report_with(&self, kept: impl Fn(&Key) -> bool, allocating: bool) -> Report {
+        let mut report = Report { ignored_files: self.ignored_lines(), ..Report::default() };
+        let instead = |key: &Key| match key {
+            key if kept(key) => Instead::LastGood,
+            Key::Pool(_) => Instead::Disabled,
+            Key::Service(_) | Key::Slice(_) | Key::Namespace(_) | Key::Workload(_) => Instead::Nothing,
+        };
+        let is_allocated = allocating && self.read_pools().next().is_some();
         for part in self.noted.iter().filter_map(|file| self.parts.get(file)) {
             report.skipped.extend_from_slice(&part.skipped);
             report.unsupported.extend_from_slice(&part.unsupported);
-            report.refused.extend(part.refused.iter().map(|(key, finding)| {
-                let kept = key.as_ref().is_some_and(&kept);
-                Refusal { finding: Arc::clone(finding), kept }
-            }));
+            if !is_allocated {
+                report.unsupported.extend_from_slice(&part.unallocated);
+            }
+            let refusal = |(key, finding): &(Option<Key>, Arc<Finding>)| {
+                let instead = key.as_ref().map_or(Instead::Nothing, instead);
+                Refusal { finding: Arc::clone(finding), instead }
+            };
+            report.refused.extend(part.refused.iter().map(refusal));
             report.unlisted += part.unlisted;
         }
-        report.refused.extend(self.repetitions().map(|finding| Refusal { finding: Arc::new(finding), kept: false }));
+        let incomparable = self.incomparable().map(|(key, finding)| (instead(&key), Arc::new(finding)));
+        report.refused.extend(incomparable.map(|(instead, finding)| Refusal { finding, instead }));
+        let repetition = |finding| Refusal { finding: Arc::new(finding), instead: Instead::Nothing };
+        report.refused.extend(self.repetitions().map(repetition));
         report
+    }
+
+    fn ignored_lines(&self) -> Vec<String> {
+        let mut ignored = self.ignored.clone();
+        for file in &self.noted {
+            if let Some(kind) = self.parts.get(file).and_then(|part| part.irregular) {
+                ignored.push_because(file.path(), kind);
+            }
+        }
+        ignored.lines()
     }
 
     /// One finding for each object that an earlier file has already.
@@ -137,7 +175,7 @@ impl Snapshot {
             let mut entries = self.files_of.get(key).into_iter().flatten().filter_map(|file| self.entry_in(file, key));
             let first = entries.next().map(|first| first.origin.to_string()).unwrap_or_default();
             entries.map(move |entry| Finding {
-                object: key.object(entry.origin.clone()),
+                object: entry.object(key),
                 field: String::new(),
                 position: None,
                 message: format!("it stands already in {first}"),
@@ -172,12 +210,11 @@ impl Snapshot {
         &self,
         parts: impl IntoIterator<Item = (&'a FileId, Option<&'a Part>)>,
     ) -> Result<(), SnapshotError> {
-        let (mut objects, mut bytes) = (self.objects, self.bytes);
+        let of = |part: Option<&Part>| part.map(|part| part.amounts).unwrap_or_default();
+        let mut amounts = self.amounts;
         for (file, part) in parts {
-            let old = self.parts.get(file);
-            objects = objects - old.map_or(0, |old| old.objects) + part.map_or(0, |part| part.objects);
-            bytes = bytes - old.map_or(0, |old| old.bytes) + part.map_or(0, |part| part.bytes);
-            check_amounts(file, objects, bytes)?;
+            amounts = amounts - of(self.parts.get(file)) + of(part);
+            amounts.check(|| shown_path(file.path()))?;
         }
         Ok(())
     }
@@ -186,8 +223,7 @@ impl Snapshot {
     pub(crate) fn replace(&mut self, file: FileId, part: Option<Part>) -> BTreeSet<Key> {
         let mut touched = BTreeSet::new();
         if let Some(old) = self.parts.remove(&file) {
-            self.objects -= old.objects;
-            self.bytes -= old.bytes;
+            self.amounts = self.amounts - old.amounts;
             self.findings -= old.findings();
             self.noted.remove(&file);
             for key in old.entries.into_keys() {
@@ -196,11 +232,10 @@ impl Snapshot {
             }
         }
         let Some(mut part) = part else { return touched };
-        self.objects += part.objects;
-        self.bytes += part.bytes;
+        self.amounts = self.amounts + part.amounts;
         part.list_at_most(MAX_FINDINGS - self.findings);
         self.findings += part.findings();
-        if part.findings() + part.unlisted > 0 {
+        if part.findings() + part.unlisted > 0 || part.irregular.is_some() {
             self.noted.insert(file.clone());
         }
         for key in part.entries.keys() {
@@ -232,18 +267,6 @@ impl Snapshot {
             self.files_of.remove(key);
         }
     }
-}
-
-/// Whether a snapshot may have this many objects and bytes up to and with `file`.
-pub(crate) fn check_amounts(file: &FileId, objects: usize, bytes: u64) -> Result<(), SnapshotError> {
-    let file = || shown_path(file.path());
-    if objects > MAX_OBJECTS {
-        return Err(SnapshotError::TooManyObjects { file: file() });
-    }
-    if bytes > MAX_TOTAL_BYTES {
-        return Err(SnapshotError::TotalTooLarge { file: file() });
-    }
-    Ok(())
 }
 
 /// Whether files of these sizes may be read at all.
@@ -285,15 +308,5 @@ mod tests {
         files.push(file("last", 1));
         assert!(matches!(check(&files), Err(SnapshotError::TotalTooLarge { file }) if file.ends_with("/last")));
         assert!(matches!(check(&[file("large", MAX_FILE_BYTES + 1)]), Err(SnapshotError::FileTooLarge { .. })));
-    }
-
-    #[test]
-    fn amounts_are_checked_at_their_limits() {
-        let file = FileId::named(0, Path::new("x"));
-        assert!(check_amounts(&file, MAX_OBJECTS, MAX_TOTAL_BYTES).is_ok());
-        let objects = check_amounts(&file, MAX_OBJECTS + 1, 0);
-        assert!(matches!(objects, Err(SnapshotError::TooManyObjects { .. })));
-        let bytes = check_amounts(&file, 0, MAX_TOTAL_BYTES + 1);
-        assert!(matches!(bytes, Err(SnapshotError::TotalTooLarge { .. })));
     }
 }

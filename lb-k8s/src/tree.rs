@@ -36,8 +36,21 @@ impl<'a> Node<'a> {
         if self.depth < MAX_DEPTH {
             return Ok(());
         }
-        Err(E::custom(format_args!("more than {MAX_DEPTH} mappings and sequences inside one another")))
+        Err(E::custom(too_deep()))
     }
+}
+
+/// What is said about a document that exceeds [`MAX_DEPTH`].
+pub(crate) fn too_deep() -> String {
+    format!(
+        "more than {MAX_DEPTH} mappings and sequences inside one another; nest it less deeply, or look for brackets that are \
+         not closed"
+    )
+}
+
+/// What is said about a document that exceeds [`MAX_NODES`].
+pub(crate) fn too_many() -> String {
+    format!("more than {MAX_NODES} values in one document")
 }
 
 /// A whole document.
@@ -55,7 +68,7 @@ impl<'de> DeserializeSeed<'de> for Node<'_> {
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
         let Some(left) = self.left.checked_sub(1) else {
-            return Err(D::Error::custom(format_args!("more than {MAX_NODES} values in one document")));
+            return Err(D::Error::custom(too_many()));
         };
         *self.left = left;
         deserializer.deserialize_any(self)

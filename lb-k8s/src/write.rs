@@ -1,5 +1,5 @@
-//! Services and endpoint slices as manifests: the way back from the model, without a detour through objects, so that
-//! ten thousand services are written in milliseconds.
+//! Services, endpoint slices and pools as manifests: the way back from the model, without a detour through objects, so
+//! that ten thousand services are written in milliseconds. Also what their status says once addresses are allocated.
 //!
 //! ```
 //! use lb_core::{Endpoint, Protocol, Service, ServiceName, ServicePort};
@@ -15,6 +15,9 @@
 //! assert_eq!(snapshot.services().next(), Some(&service));
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
+
+mod pool;
+mod status;
 
 use std::{
     fmt::{self, Write as _},
@@ -36,11 +39,14 @@ use crate::{
     limits::{MAX_ENDPOINTS, MAX_HINTS},
 };
 
+pub use pool::pool;
+pub use status::{Condition, Ingress, LoadBalancerStatus, PoolStatus, ServiceStatus, pool_status, service_status};
+
 /// Why something cannot be a manifest.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{object} cannot be written as a manifest: {message}")]
 pub struct WriteError {
-    /// The service or slice.
+    /// The service, slice or pool.
     pub object: String,
     /// What a manifest cannot say.
     pub message: String,

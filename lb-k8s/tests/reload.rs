@@ -3,7 +3,7 @@
 
 use std::{
     fs,
-    os::unix::fs::symlink,
+    os::unix::{fs::symlink, net::UnixListener},
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
@@ -80,6 +80,30 @@ fn only_named_files_are_read_again() {
     assert_eq!(told(&directory.reload_files(&["b.yaml", "missing.yaml"])), [""; 0]);
     assert_eq!(told(&directory.reload()), ["a"]);
     assert!(directory.manifests.reload_files(&[Path::new("/etc/hostname")]).changes.is_empty());
+}
+
+#[test]
+fn what_is_no_file_is_ignored_however_it_is_noticed() {
+    let mut directory = Directory::new();
+    directory.write("web.yaml", &service("web", 1));
+    directory.reload();
+    let socket = directory.path("a.yaml");
+    drop(UnixListener::bind(&socket).unwrap());
+    let line = format!("{}: it is a socket, expected a regular file", socket.display());
+    for batch in [directory.reload_files(&["a.yaml"]), directory.reload(), directory.reload_files(&["web.yaml"])] {
+        assert!(batch.report.rejected.is_none(), "{:?}", batch.report.rejected);
+        assert_eq!((told(&batch), &batch.report.ignored_files), (vec![], &vec![line.clone()]));
+    }
+    directory.write("web.yaml", &service("web", 2));
+    assert_eq!(told(&directory.reload_files(&["web.yaml"])), ["web"], "others are followed");
+    fs::remove_file(&socket).unwrap();
+    assert!(directory.reload_files(&["a.yaml"]).report.ignored_files.is_empty());
+    drop(UnixListener::bind(&socket).unwrap());
+    assert_eq!(directory.reload().report.ignored_files, [line]);
+    fs::remove_file(&socket).unwrap();
+    directory.write("a.yaml", &service("a", 3));
+    let batch = directory.reload();
+    assert_eq!((told(&batch), batch.report.ignored_files.len()), (vec!["a".to_owned()], 0));
 }
 
 #[test]

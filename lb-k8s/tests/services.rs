@@ -361,7 +361,6 @@ fn invalid_ingress_is_refused() {
             "{ip: 192.0.2.1, ipMode: DNS}",
             "status.loadBalancer.ingress[0].ipMode: \"DNS\" is not a mode, expected VIP or Proxy",
         ),
-        ("{ip: 192.0.2.1}, {ip: 192.0.2.1}", "status.loadBalancer.ingress[1].ip: 192.0.2.1 stands twice"),
         ("{ip: 10.96.0.10}", "status.loadBalancer.ingress[0].ip: it is the cluster address of the same service"),
     ] {
         let text = text("", &format!("type: LoadBalancer, clusterIP: 10.96.0.10, {PORTS}"))
@@ -408,6 +407,17 @@ fn what_is_not_carried_out_is_reported() {
     ] {
         assert_eq!(unsupported(metadata, &spec), [found]);
     }
+}
+
+#[test]
+fn ingress_that_stands_twice_counts_once() {
+    let text = text("", &format!("type: LoadBalancer, clusterIP: 10.96.0.10, {PORTS}"))
+        + "status: {loadBalancer: {ingress: [{ip: 192.0.2.1}, {ip: 192.0.2.2}, {ip: 192.0.2.1}]}}\n";
+    let snapshot = Snapshot::parse("web.yaml", &text).unwrap();
+    assert_eq!(snapshot.services().next().unwrap().load_balancer_ips, ips(&["192.0.2.1", "192.0.2.2"]));
+    let found = &snapshot.report().unsupported[0];
+    assert_eq!(found.field, "status.loadBalancer.ingress[2].ip");
+    assert_eq!(found.message, "192.0.2.1 stands twice");
 }
 
 #[test]

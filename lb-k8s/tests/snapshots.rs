@@ -3,7 +3,7 @@
 
 use std::{
     fs,
-    os::unix::fs::symlink,
+    os::unix::{fs::symlink, net::UnixListener},
     path::{Path, PathBuf},
     process::Command,
 };
@@ -234,11 +234,19 @@ fn files_that_cannot_be_read_are_errors() {
 }
 
 #[test]
-fn only_regular_files_are_read() {
-    let directory = tempfile::tempdir().unwrap();
-    let made = Command::new("mkfifo").arg(directory.path().join("a.yaml")).status().unwrap();
-    assert!(made.success());
-    assert_eq!(rejected_at(directory.path()), "DIR/a.yaml: it is a named pipe, expected a regular file");
+fn what_is_no_file_is_ignored_with_the_reason_unless_it_is_asked_for() {
+    let directory = directory(&[("web.yaml", SERVICE)]);
+    let at = |name: &str| directory.path().join(name);
+    assert!(Command::new("mkfifo").arg(at("a.yaml")).status().unwrap().success());
+    drop(UnixListener::bind(at("b.json")).unwrap());
+    symlink("a.yaml", at("c.yml")).unwrap();
+    let snapshot = Snapshot::read(&[directory.path()]).unwrap();
+    assert_eq!(names(&snapshot), ["default/web"]);
+    let ignored = [("a.yaml", "a named pipe"), ("b.json", "a socket"), ("c.yml", "a named pipe")]
+        .map(|(name, kind)| format!("{}: it is {kind}, expected a regular file", at(name).display()));
+    assert_eq!(snapshot.report().ignored_files, ignored);
+    let message = Snapshot::read(&[at("a.yaml")]).unwrap_err().to_string();
+    assert_eq!(message, ignored[0]);
     let message = Snapshot::read(&["/dev/zero"]).unwrap_err().to_string();
     assert_eq!(message, "/dev/zero: it is a character device, expected a regular file");
 }
@@ -254,9 +262,26 @@ fn symbolic_links_stay_inside_their_directory() {
     symlink("/etc/hostname", mounted.path().join("b.yaml")).unwrap();
     assert_eq!(
         rejected_at(mounted.path()),
-        "DIR/b.yaml: the symbolic link leads out of its directory, to /etc/hostname: copy the file or make the link \
-         relative and keep its target below the directory"
+        "DIR/b.yaml: the symbolic link leads out of its directory, to /etc/hostname: copy what it leads to, or make \
+         the link relative and keep its target below the directory"
     );
+}
+
+#[test]
+fn the_link_that_leads_out_is_named_not_the_one_that_leads_to_it() {
+    let elsewhere = directory(&[("a.yaml", SERVICE)]);
+    let mounted = directory(&[]);
+    symlink("..data/a.yaml", mounted.path().join("a.yaml")).unwrap();
+    let name = elsewhere.path().file_name().unwrap();
+    for target in [elsewhere.path(), &Path::new("..").join(name), &Path::new("./..data.old/../..").join(name)] {
+        fs::create_dir_all(mounted.path().join("..data.old")).unwrap();
+        symlink(target, mounted.path().join("..data")).unwrap();
+        let says =
+            format!("DIR/..data: the symbolic link leads out of its directory, to {}: ", elsewhere.path().display());
+        let message = rejected_at(mounted.path());
+        assert!(message.starts_with(&says), "{message}");
+        fs::remove_file(mounted.path().join("..data")).unwrap();
+    }
 }
 
 #[test]

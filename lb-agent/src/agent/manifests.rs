@@ -263,7 +263,8 @@ enum Scope {
 }
 
 /// Hidden files are drafts of editors, except for those that begin with two dots: `..data` is how the kubelet swaps a
-/// whole volume. A file that was just created is still empty, unless it is a link to a complete one.
+/// whole volume. A file that was just created is still empty, unless it is a link to a complete one; a pipe, a socket or a
+/// device is what it is, and nothing else may ever be heard of it.
 fn scope(name: &OsStr, mask: AddWatchFlags, directory: &Path) -> Scope {
     let bytes = name.as_encoded_bytes();
     if bytes.starts_with(b"..") {
@@ -278,7 +279,7 @@ fn scope(name: &OsStr, mask: AddWatchFlags, directory: &Path) -> Scope {
     }
     match fs::symlink_metadata(directory.join(name)) {
         Ok(found) if found.is_symlink() => Scope::Everything,
-        Ok(found) if mask.contains(AddWatchFlags::IN_CREATE) && found.nlink() < 2 => Scope::Nothing,
+        Ok(found) if mask.contains(AddWatchFlags::IN_CREATE) && found.is_file() && found.nlink() < 2 => Scope::Nothing,
         Ok(_) | Err(_) => Scope::File,
     }
 }
@@ -322,6 +323,16 @@ mod tests {
         assert_eq!(look(&directory, &watch), at(&[]));
         let _unfinished = fs::File::create(path("d.yaml")).unwrap();
         assert_eq!(look(&directory, &watch), at(&[]), "it is empty");
+    }
+
+    #[test]
+    fn what_is_no_file_is_looked_at_as_soon_as_it_is_there() {
+        let (directory, watch) = watched();
+        let path = |name: &str| directory.path().join(name);
+        nix::unistd::mkfifo(&path("p.yaml"), nix::sys::stat::Mode::S_IRUSR).unwrap();
+        assert_eq!(look(&directory, &watch), at(&["p.yaml"]));
+        let _socket = std::os::unix::net::UnixListener::bind(path("s.yaml")).unwrap();
+        assert_eq!(look(&directory, &watch), at(&["s.yaml"]));
     }
 
     #[test]

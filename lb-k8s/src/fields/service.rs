@@ -2,7 +2,7 @@
 
 use super::Rule::{self, Annotations, Known, List, Object, Open, Unsupported};
 
-/// Annotations that choose how a service balances.
+/// Annotations that choose how a service balances and which addresses it gets.
 const ANNOTATIONS: Rule = Annotations(&[
     crate::annotations::CILIUM_ALGORITHM,
     crate::annotations::ALGORITHM,
@@ -13,6 +13,25 @@ const ANNOTATIONS: Rule = Annotations(&[
     crate::annotations::PANIC_THRESHOLD,
     crate::annotations::TOPOLOGY_MODE,
     crate::annotations::TOPOLOGY_AWARE_HINTS,
+    crate::annotations::IPS,
+    crate::annotations::CILIUM_IPS,
+    crate::annotations::CILIUM_IPS_OLD,
+    crate::annotations::METALLB_IPS,
+    crate::annotations::METALLB_IPS_OLD,
+    crate::annotations::SHARING_KEY,
+    crate::annotations::CILIUM_SHARING_KEY,
+    crate::annotations::CILIUM_SHARING_KEY_OLD,
+    crate::annotations::METALLB_SHARING_KEY,
+    crate::annotations::METALLB_SHARING_KEY_OLD,
+    crate::annotations::SHARING_NAMESPACES,
+    crate::annotations::CILIUM_SHARING_NAMESPACES,
+    crate::annotations::CILIUM_SHARING_NAMESPACES_OLD,
+    crate::annotations::POOL,
+    crate::annotations::METALLB_POOL,
+    crate::annotations::METALLB_POOL_OLD,
+    crate::annotations::PREFERRED_POOL,
+    crate::annotations::METALLB_NOTES[0],
+    crate::annotations::METALLB_NOTES[1],
 ]);
 
 pub(crate) const SERVICE: Rule = Object(&[
@@ -38,7 +57,7 @@ const SPEC: Rule = Object(&[
     ("ipFamilyPolicy", Known),
     // Which controller gives out addresses: kube-proxy carries the addresses of every class, too.
     ("loadBalancerClass", Known),
-    // Compared with status.loadBalancer.ingress.
+    // Asks for an address, and is compared with status.loadBalancer.ingress where nobody allocates.
     ("loadBalancerIP", Known),
     ("loadBalancerSourceRanges", Unsupported("source ranges are not enforced: every source is let in")),
     ("ports", List(&PORT)),

@@ -9,6 +9,8 @@ use super::{Type, text};
 use crate::{
     check::{self, At, Invalid},
     fields::Unsupported,
+    kinds::Notes,
+    limits::MAX_ADDRESSES,
     text::quoted,
 };
 
@@ -28,15 +30,15 @@ pub(super) fn read(
     kind: Type,
     has_frontends: bool,
     service: &mut Service,
-    notes: &mut Vec<Unsupported>,
+    notes: &mut Notes,
 ) -> Result<(), Invalid> {
     let mut note = |field: &str, message: &str| {
-        notes.push(Unsupported { field: field.into(), message: message.into() });
+        notes.always.push(Unsupported { field: field.into(), message: message.into() });
     };
     let cluster_ips = cluster_ips(spec)?;
     families_match(spec, &cluster_ips)?;
     let mut external_ips = external_ips(spec, &cluster_ips)?;
-    let ingress = ingress_ips(object, &cluster_ips)?;
+    let ingress = ingress_ips(object, &cluster_ips, &mut note)?;
     if !has_frontends {
         if kind == Type::ExternalName && !cluster_ips.is_empty() {
             return Err(Invalid::new("spec.clusterIP", "a service of type ExternalName has no cluster address"));
@@ -49,7 +51,10 @@ pub(super) fn read(
     if cluster_ips.is_empty() {
         note("spec.clusterIP", "addresses are not allocated: name one, or `None`");
     }
-    service.load_balancer_ips = load_balancer_ips(spec, kind, ingress, &mut note);
+    if kind != Type::LoadBalancer && !ingress.is_empty() {
+        note("status.loadBalancer.ingress", "only a service of type LoadBalancer has such addresses");
+    }
+    service.load_balancer_ips = if kind == Type::LoadBalancer { ingress } else { Vec::new() };
     // The frontends would be the same.
     external_ips.retain(|ip| !service.load_balancer_ips.contains(ip));
     service.cluster_ips = cluster_ips;
@@ -92,16 +97,23 @@ fn external_ips(spec: &ServiceSpec, cluster_ips: &[IpAddr]) -> Result<Vec<IpAddr
 }
 
 /// Addresses of the ingress that the node is to carry: those of `ipMode: VIP`, which is the default.
-fn ingress_ips(object: &Object, cluster_ips: &[IpAddr]) -> Result<Vec<IpAddr>, Invalid> {
-    let status = object.status.as_ref().and_then(|status| status.load_balancer.as_ref());
-    let ingress = status.and_then(|status| status.ingress.as_deref()).unwrap_or_default();
+fn ingress_ips(
+    object: &Object,
+    cluster_ips: &[IpAddr],
+    note: &mut impl FnMut(&str, &str),
+) -> Result<Vec<IpAddr>, Invalid> {
+    let entries = ingress(object);
+    if entries.len() > MAX_ADDRESSES {
+        return Err(Invalid::new("status.loadBalancer.ingress", format!("more than {MAX_ADDRESSES} addresses")));
+    }
     let mut ips = Vec::new();
-    for (index, entry) in ingress.iter().enumerate() {
+    for (index, entry) in entries.iter().enumerate() {
         let field = |name: &str| format!("status.loadBalancer.ingress[{index}].{name}");
         let Some(ip) = text(entry.ip.as_ref()) else { continue };
         let ip = check::ip(ip).at(|| field("ip"))?;
         if ips.contains(&ip) {
-            return Err(Invalid::new(field("ip"), format!("{ip} stands twice")));
+            note(&field("ip"), &format!("{ip} stands twice"));
+            continue;
         }
         if cluster_ips.contains(&ip) {
             return Err(Invalid::new(field("ip"), IS_CLUSTER_IP));
@@ -113,6 +125,12 @@ fn ingress_ips(object: &Object, cluster_ips: &[IpAddr]) -> Result<Vec<IpAddr>, I
     Ok(ips)
 }
 
+/// Entries of the ingress, of every mode.
+pub(super) fn ingress(object: &Object) -> &[LoadBalancerIngress] {
+    let status = object.status.as_ref().and_then(|status| status.load_balancer.as_ref());
+    status.and_then(|status| status.ingress.as_deref()).unwrap_or_default()
+}
+
 fn is_vip(entry: &LoadBalancerIngress) -> Result<bool, String> {
     match text(entry.ip_mode.as_ref()) {
         None | Some("VIP") => Ok(true),
@@ -121,26 +139,10 @@ fn is_vip(entry: &LoadBalancerIngress) -> Result<bool, String> {
     }
 }
 
-fn load_balancer_ips(
-    spec: &ServiceSpec,
-    kind: Type,
-    ingress: Vec<IpAddr>,
-    note: &mut impl FnMut(&str, &str),
-) -> Vec<IpAddr> {
-    if kind != Type::LoadBalancer {
-        if !ingress.is_empty() {
-            note("status.loadBalancer.ingress", "only a service of type LoadBalancer has such addresses");
-        }
-        return Vec::new();
-    }
-    let wanted = text(spec.load_balancer_ip.as_ref());
-    if wanted.is_some_and(|wanted| !check::ip(wanted).is_ok_and(|ip| ingress.contains(&ip))) {
-        note("spec.loadBalancerIP", "addresses are not allocated: put it into `status.loadBalancer.ingress`");
-    }
-    ingress
-}
-
 fn addresses(texts: &[String], field: &str) -> Result<Vec<IpAddr>, Invalid> {
+    if texts.len() > MAX_ADDRESSES {
+        return Err(Invalid::new(field, format!("more than {MAX_ADDRESSES} addresses")));
+    }
     let mut ips = Vec::with_capacity(texts.len());
     for (index, text) in texts.iter().enumerate() {
         let ip = check::ip(text).at(|| format!("{field}[{index}]"))?;
@@ -179,7 +181,7 @@ fn families_match(spec: &ServiceSpec, cluster_ips: &[IpAddr]) -> Result<(), Inva
     }
 }
 
-fn ip_families(spec: &ServiceSpec) -> Result<Vec<Family>, Invalid> {
+pub(super) fn ip_families(spec: &ServiceSpec) -> Result<Vec<Family>, Invalid> {
     let mut families = Vec::new();
     for (index, name) in spec.ip_families.iter().flatten().enumerate() {
         let field = || format!("spec.ipFamilies[{index}]");

@@ -1,0 +1,65 @@
+//! Pools of three kinds to a [`Pool`] of the allocator.
+
+mod cilium;
+mod draft;
+mod metallb;
+mod namespaces;
+mod selector;
+mod short;
+
+use lb_ipam::Pool;
+
+pub(crate) use cilium::CiliumPool;
+pub(crate) use draft::created;
+pub(crate) use metallb::AddressPool;
+pub(crate) use namespaces::{DeclaredNamespace, NamespaceChoice};
+pub(crate) use short::ShortPool;
+
+use crate::{check::Invalid, fields::Unsupported};
+
+/// A pool as it was read.
+#[derive(Debug)]
+pub(crate) struct ReadPool {
+    /// Group, version and kind of the object.
+    pub(crate) kind: PoolKind,
+    /// The pool, before the namespaces that it is for are known. One that is refused is disabled.
+    pub(crate) pool: Pool,
+    /// The namespaces that it is for, if it names any.
+    pub(crate) namespaces: Option<NamespaceChoice>,
+    /// Whether nothing is wrong with it.
+    pub(crate) is_valid: bool,
+}
+
+impl ReadPool {
+    /// What comparing a namespace with its selectors costs.
+    pub(crate) fn namespace_terms(&self) -> usize {
+        self.namespaces.as_ref().map_or(0, |namespaces| namespaces.selected.iter().map(selector::terms).sum())
+    }
+
+    /// The pool, given the namespaces that there are.
+    pub(crate) fn resolve<'a>(&self, declared: impl IntoIterator<Item = DeclaredNamespace<'a>>) -> Pool {
+        let mut pool = self.pool.clone();
+        if let Some(namespaces) = &self.namespaces {
+            let only = namespaces.among(declared);
+            pool.selector.get_or_insert_default().match_expressions.push(only);
+        }
+        pool
+    }
+}
+
+/// Which kind of object a pool comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PoolKind {
+    pub(crate) api_version: &'static str,
+    pub(crate) kind: &'static str,
+}
+
+/// What reading a pool comes to.
+#[derive(Debug)]
+pub(crate) struct PoolReading {
+    pub(crate) pool: ReadPool,
+    /// What is wrong with it, if something is.
+    pub(crate) invalid: Option<Invalid>,
+    /// What may be other than meant, or is not carried out.
+    pub(crate) notes: Vec<Unsupported>,
+}

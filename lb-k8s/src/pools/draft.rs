@@ -1,0 +1,118 @@
+//! A pool in the making, and what is wrong with it.
+
+use std::{fmt, net::IpAddr};
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
+use lb_ipam::{Block, Pool, PoolWarning, Timestamp};
+
+use super::{NamespaceChoice, PoolKind, PoolReading, ReadPool, selector};
+use crate::{
+    check::{At, Invalid},
+    fields::Unsupported,
+    text::{quoted, shown},
+};
+
+/// A pool of which the fields are filled in one by one. Of several things that are wrong the first is told.
+pub(super) struct Draft {
+    pub(super) pool: Pool,
+    pub(super) namespaces: Option<NamespaceChoice>,
+    kind: PoolKind,
+    invalid: Option<Invalid>,
+    notes: Vec<Unsupported>,
+}
+
+impl Draft {
+    pub(super) fn new(kind: PoolKind, name: &str, metadata: &ObjectMeta) -> Self {
+        let pool = Pool { created: created(metadata), ..Pool::new(name, &[]) };
+        Self { pool, namespaces: None, kind, invalid: None, notes: Vec::new() }
+    }
+
+    pub(super) fn note(&mut self, field: impl Into<String>, message: impl Into<String>) {
+        self.notes.push(Unsupported { field: field.into(), message: message.into() });
+    }
+
+    pub(super) fn refuse(&mut self, invalid: Invalid) {
+        self.invalid.get_or_insert(invalid);
+    }
+
+    /// The value, unless it is wrong: then its default, in a pool that is refused.
+    pub(super) fn take<T: Default>(&mut self, read: Result<T, Invalid>) -> T {
+        read.unwrap_or_else(|invalid| {
+            self.refuse(invalid);
+            T::default()
+        })
+    }
+
+    pub(super) fn blocks(&mut self, field: &str, blocks: Vec<Block>) {
+        if blocks.is_empty() {
+            self.note(field, format!("the pool {}", PoolWarning::NoBlocks));
+        }
+        self.pool.blocks = self.checked(field, blocks);
+    }
+
+    pub(super) fn avoid(&mut self, field: &str, blocks: Vec<Block>) {
+        self.pool.avoid = self.checked(field, blocks);
+    }
+
+    fn checked(&mut self, field: &str, mut blocks: Vec<Block>) -> Vec<Block> {
+        if blocks.len() > Pool::MAX_BLOCKS {
+            self.refuse(Invalid::new(field, format!("more than {} entries: make several pools", Pool::MAX_BLOCKS)));
+            // One too many, so that the allocator finds the same.
+            blocks.truncate(Pool::MAX_BLOCKS + 1);
+        }
+        for (index, block) in blocks.iter().enumerate() {
+            let said = |what: &dyn fmt::Display| format!("{} {what}", quoted(&block.to_string()));
+            match (block, block.range()) {
+                (_, Err(problem)) => self.refuse(Invalid::new(format!("{field}[{index}]"), said(&problem))),
+                (Block::Cidr(net), Ok(_)) if net.trunc() != *net => {
+                    let network = net.trunc();
+                    let message = said(&format_args!("has host bits set and is taken for {network}"));
+                    self.note(format!("{field}[{index}]"), message);
+                }
+                (Block::Cidr(_) | Block::Range { .. } | Block::Address(_) | Block::Unreadable(_), Ok(_)) => {}
+            }
+        }
+        for block in &mut blocks {
+            if let Block::Unreadable(text) = block {
+                *text = shown(text);
+            }
+        }
+        blocks
+    }
+
+    pub(super) fn selector(&mut self, field: &str, object: Option<&LabelSelector>) {
+        self.pool.selector = object.map(|object| self.take(selector::read(object, field)));
+    }
+
+    pub(super) fn finish(mut self) -> PoolReading {
+        let is_valid = self.invalid.is_none();
+        // Who has an address of it must not lose that over a slip of the pen.
+        self.pool.disabled |= !is_valid;
+        let pool = ReadPool { kind: self.kind, pool: self.pool, namespaces: self.namespaces, is_valid };
+        PoolReading { pool, invalid: self.invalid, notes: self.notes }
+    }
+}
+
+/// When an object was made; long ago if it does not say.
+pub(crate) fn created(metadata: &ObjectMeta) -> Timestamp {
+    let time = metadata.creation_timestamp.as_ref();
+    let millis = time.and_then(|time| u64::try_from(time.0.as_millisecond()).ok());
+    Timestamp::from_millis(millis.unwrap_or_default())
+}
+
+/// A number from 0 to `max`.
+pub(super) fn number<T: TryFrom<i64> + PartialOrd + fmt::Display>(
+    number: Option<i64>,
+    max: T,
+    field: &str,
+) -> Result<Option<T>, Invalid> {
+    let Some(number) = number else { return Ok(None) };
+    let fits = T::try_from(number).ok().filter(|number| *number <= max);
+    let message = || format!("{number} is not a number from 0 to {max}");
+    fits.map(Some).ok_or_else(message).at(|| field.to_owned())
+}
+
+/// An address as a block has it.
+pub(super) fn address(text: &str, field: impl FnOnce() -> String) -> Result<IpAddr, Invalid> {
+    text.trim().parse().map_err(|_| format!("{} is not an IP address", quoted(text))).at(field)
+}

@@ -1,0 +1,133 @@
+//! MetalLB's `IPAddressPool`.
+
+use k8s_openapi::{
+    Metadata, Resource,
+    apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta},
+};
+use lb_ipam::{Block, Selector};
+use serde::Deserialize;
+
+use super::{
+    NamespaceChoice, PoolKind, PoolReading,
+    draft::{Draft, number},
+    selector,
+};
+use crate::{
+    check::{self, At, Invalid},
+    limits::{MAX_SELECTOR_TERMS, MAX_SELECTORS},
+};
+
+/// The object, metallb.io/v1beta1.
+#[derive(Deserialize)]
+pub(crate) struct AddressPool {
+    #[serde(default)]
+    metadata: ObjectMeta,
+    spec: Option<Spec>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Spec {
+    addresses: Option<Vec<String>>,
+    auto_assign: Option<bool>,
+    #[serde(rename = "avoidBuggyIPs")]
+    avoid_buggy_ips: Option<bool>,
+    service_allocation: Option<Allocation>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Allocation {
+    priority: Option<i64>,
+    namespaces: Option<Vec<String>>,
+    namespace_selectors: Option<Vec<LabelSelector>>,
+    service_selectors: Option<Vec<LabelSelector>>,
+}
+
+impl Resource for AddressPool {
+    const API_VERSION: &'static str = "metallb.io/v1beta1";
+    const GROUP: &'static str = "metallb.io";
+    const KIND: &'static str = "IPAddressPool";
+    const VERSION: &'static str = "v1beta1";
+    const URL_PATH_SEGMENT: &'static str = "ipaddresspools";
+    type Scope = k8s_openapi::NamespaceResourceScope;
+}
+
+impl Metadata for AddressPool {
+    type Ty = ObjectMeta;
+
+    fn metadata(&self) -> &ObjectMeta {
+        &self.metadata
+    }
+
+    fn metadata_mut(&mut self) -> &mut ObjectMeta {
+        &mut self.metadata
+    }
+}
+
+impl AddressPool {
+    /// Reads the pool. Its own namespace is not looked at: MetalLB reads those of one.
+    pub(crate) fn read(&self, name: &str) -> PoolReading {
+        let kind = PoolKind { api_version: Self::API_VERSION, kind: Self::KIND };
+        let mut draft = Draft::new(kind, name, &self.metadata);
+        let Some(spec) = &self.spec else {
+            draft.refuse(Invalid::new("spec", "a pool needs a spec"));
+            return draft.finish();
+        };
+        let blocks = spec.addresses.iter().flatten().map(|text| Block::parse(text)).collect();
+        draft.blocks("spec.addresses", blocks);
+        draft.pool.auto_assign = spec.auto_assign != Some(false);
+        draft.pool.avoid_zero_and_255 = spec.avoid_buggy_ips == Some(true);
+        if let Some(allocation) = &spec.service_allocation {
+            draft.pool.priority = draft.take(priority(allocation));
+            draft.namespaces = draft.take(namespaces(allocation));
+            draft.pool.selector = draft.take(service_selector(allocation));
+        }
+        draft.finish()
+    }
+}
+
+/// A lower number comes first, 0 is none. A pool for some services comes before those for all of them even without one.
+fn priority(allocation: &Allocation) -> Result<Option<u32>, Invalid> {
+    let priority = number(allocation.priority, u32::MAX, "spec.serviceAllocation.priority")?;
+    let lists = [&allocation.namespace_selectors, &allocation.service_selectors];
+    let is_for_some = allocation.namespaces.iter().any(|names| !names.is_empty())
+        || lists.into_iter().flatten().any(|selectors| !selectors.is_empty());
+    Ok(priority.filter(|&priority| priority > 0).or(is_for_some.then_some(u32::MAX)))
+}
+
+fn namespaces(allocation: &Allocation) -> Result<Option<NamespaceChoice>, Invalid> {
+    let field = "spec.serviceAllocation.namespaces";
+    let named = allocation.namespaces.as_deref().unwrap_or_default();
+    if named.len() > MAX_SELECTOR_TERMS {
+        return Err(Invalid::new(field, format!("more than {MAX_SELECTOR_TERMS} namespaces: select them by label")));
+    }
+    for (index, name) in named.iter().enumerate() {
+        check::label(name).at(|| format!("{field}[{index}]"))?;
+    }
+    let selected = selectors(allocation.namespace_selectors.as_deref(), "namespaceSelectors")?;
+    let named = named.iter().cloned().collect();
+    let choice = NamespaceChoice { named, selected };
+    Ok((!choice.named.is_empty() || !choice.selected.is_empty()).then_some(choice))
+}
+
+/// The selector that any of several comes to.
+fn service_selector(allocation: &Allocation) -> Result<Option<Selector>, Invalid> {
+    let selectors = selectors(allocation.service_selectors.as_deref(), "serviceSelectors")?;
+    if selectors.is_empty() {
+        return Ok(None);
+    }
+    let message = "several selectors are only supported for values of one label: make a pool for each";
+    let several = || Invalid::new("spec.serviceAllocation.serviceSelectors[1]", message);
+    selector::any_of(selectors).map(Some).ok_or_else(several)
+}
+
+fn selectors(objects: Option<&[LabelSelector]>, name: &str) -> Result<Vec<Selector>, Invalid> {
+    let objects = objects.unwrap_or_default();
+    let field = format!("spec.serviceAllocation.{name}");
+    if objects.len() > MAX_SELECTORS {
+        return Err(Invalid::new(field, format!("more than {MAX_SELECTORS} selectors: make several pools")));
+    }
+    let read = |(index, object)| selector::read(object, &format!("{field}[{index}]"));
+    objects.iter().enumerate().map(read).collect()
+}

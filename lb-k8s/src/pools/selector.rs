@@ -1,0 +1,88 @@
+//! Selectors of Kubernetes to selectors of the allocator.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement};
+use lb_ipam::{Expression, Operator, Selector};
+
+use crate::{
+    check::{self, At, Invalid},
+    limits::MAX_SELECTOR_TERMS,
+};
+
+/// Reads the selector at `field`.
+pub(super) fn read(object: &LabelSelector, field: &str) -> Result<Selector, Invalid> {
+    check_size(object).at(|| field.to_owned())?;
+    let match_labels = object.match_labels.clone().unwrap_or_default();
+    for (key, value) in &match_labels {
+        check::label_key(key).at(|| format!("{field}.matchLabels"))?;
+        check::label_value(value).at(|| format!("{field}.matchLabels[{key}]"))?;
+    }
+    let requirements = object.match_expressions.iter().flatten().enumerate();
+    let expression = |(index, object): (usize, _)| expression(object, &format!("{field}.matchExpressions[{index}]"));
+    let match_expressions = requirements.map(expression).collect::<Result<_, _>>()?;
+    Ok(Selector { match_labels, match_expressions })
+}
+
+fn check_size(object: &LabelSelector) -> Result<(), String> {
+    let expressions = object.match_expressions.iter().flatten();
+    let values: usize = expressions.map(|object| 1 + object.values.as_ref().map_or(0, Vec::len)).sum();
+    let terms = object.match_labels.as_ref().map_or(0, BTreeMap::len) + values;
+    if terms > MAX_SELECTOR_TERMS {
+        return Err(format!("more than {MAX_SELECTOR_TERMS} labels, expressions and values: make several pools"));
+    }
+    Ok(())
+}
+
+fn expression(object: &LabelSelectorRequirement, field: &str) -> Result<Expression, Invalid> {
+    check::label_key(&object.key).at(|| format!("{field}.key"))?;
+    let values = object.values.clone().unwrap_or_default();
+    for (index, value) in values.iter().enumerate() {
+        check::label_value(value).at(|| format!("{field}.values[{index}]"))?;
+    }
+    let expression = Expression { key: object.key.clone(), operator: Operator::parse(&object.operator), values };
+    let part = if matches!(expression.operator, Operator::Unknown(_)) { "operator" } else { "values" };
+    let alone = Selector { match_labels: BTreeMap::new(), match_expressions: vec![expression.clone()] };
+    alone.check().map_err(|problem| crate::text::shown(&problem.to_string())).at(|| format!("{field}.{part}"))?;
+    Ok(expression)
+}
+
+/// How much a selector compares.
+pub(super) fn terms(selector: &Selector) -> usize {
+    let expressions = selector.match_expressions.iter();
+    1 + selector.match_labels.len() + expressions.map(|expression| 1 + expression.values.len()).sum::<usize>()
+}
+
+/// One selector that matches what any of several matches, if there is one: if one of them matches everything, or each
+/// asks for values of the same label and nothing else.
+pub(super) fn any_of(mut selectors: Vec<Selector>) -> Option<Selector> {
+    if let Some(all) = selectors.iter().position(|selector| *selector == Selector::default()) {
+        return Some(selectors.swap_remove(all));
+    }
+    let first = selectors.first()?;
+    if selectors.iter().all(|other| other == first) {
+        return selectors.pop();
+    }
+    let (mut keys, mut values) = (BTreeSet::new(), BTreeSet::new());
+    for selector in &selectors {
+        let (key, of_selector) = values_of_one_label(selector)?;
+        keys.insert(key);
+        values.extend(of_selector);
+    }
+    let key = (keys.len() == 1).then(|| keys.pop_first().map(str::to_owned))??;
+    let values = values.into_iter().map(str::to_owned).collect();
+    let expression = Expression { key, operator: Operator::In, values };
+    Some(Selector { match_labels: BTreeMap::new(), match_expressions: vec![expression] })
+}
+
+/// The label and its values, of a selector that asks for nothing else.
+fn values_of_one_label(selector: &Selector) -> Option<(&str, Vec<&str>)> {
+    let mut labels = selector.match_labels.iter();
+    match (labels.next(), labels.next(), selector.match_expressions.as_slice()) {
+        (Some((key, value)), None, []) => Some((key, vec![value])),
+        (None, _, [Expression { key, operator: Operator::In, values }]) => {
+            Some((key, values.iter().map(String::as_str).collect()))
+        }
+        _ => None,
+    }
+}

@@ -1,0 +1,123 @@
+//! Our own short form: `IPPool`.
+
+use std::time::Duration;
+
+use k8s_openapi::{
+    Metadata, Resource,
+    apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta},
+};
+use lb_ipam::{Block, Pool, PoolWarning};
+use serde::Deserialize;
+
+use super::{
+    PoolKind, PoolReading,
+    draft::{Draft, number},
+};
+use crate::{check::Invalid, limits::MAX_REST_SECONDS, text::quoted};
+
+/// The object, lb/v1.
+#[derive(Deserialize)]
+pub(crate) struct ShortPool {
+    #[serde(default)]
+    metadata: ObjectMeta,
+    spec: Option<Spec>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Spec {
+    blocks: Option<Vec<String>>,
+    avoid: Option<Vec<String>>,
+    #[serde(rename = "avoidZeroAnd255")]
+    avoid_zero_and_255: Option<bool>,
+    #[serde(rename = "allowFirstLastIPs")]
+    allow_first_last_ips: Option<Flag>,
+    service_selector: Option<LabelSelector>,
+    disabled: Option<bool>,
+    auto_assign: Option<bool>,
+    priority: Option<i64>,
+    quarantine_seconds: Option<i64>,
+    drain_seconds: Option<i64>,
+    namespace_quota: Option<i64>,
+}
+
+/// Cilium's way to say yes or no, or the usual one.
+#[derive(Deserialize)]
+#[serde(untagged)]
+pub(super) enum Flag {
+    Bool(bool),
+    Text(String),
+}
+
+impl Flag {
+    /// `None` if nothing is said.
+    pub(super) fn read(flag: Option<&Self>, field: &str) -> Result<Option<bool>, Invalid> {
+        match flag {
+            None => Ok(None),
+            Some(Self::Bool(flag)) => Ok(Some(*flag)),
+            Some(Self::Text(text)) => match text.as_str() {
+                "" => Ok(None),
+                "Yes" => Ok(Some(true)),
+                "No" => Ok(Some(false)),
+                other => Err(Invalid::new(field, format!("{} is neither Yes nor No", quoted(other)))),
+            },
+        }
+    }
+}
+
+impl Resource for ShortPool {
+    const API_VERSION: &'static str = "lb/v1";
+    const GROUP: &'static str = "lb";
+    const KIND: &'static str = "IPPool";
+    const VERSION: &'static str = "v1";
+    const URL_PATH_SEGMENT: &'static str = "ippools";
+    type Scope = k8s_openapi::ClusterResourceScope;
+}
+
+impl Metadata for ShortPool {
+    type Ty = ObjectMeta;
+
+    fn metadata(&self) -> &ObjectMeta {
+        &self.metadata
+    }
+
+    fn metadata_mut(&mut self) -> &mut ObjectMeta {
+        &mut self.metadata
+    }
+}
+
+impl ShortPool {
+    /// Reads the pool.
+    pub(crate) fn read(&self, name: &str) -> PoolReading {
+        let kind = PoolKind { api_version: Self::API_VERSION, kind: Self::KIND };
+        let mut draft = Draft::new(kind, name, &self.metadata);
+        let Some(spec) = &self.spec else {
+            draft.refuse(Invalid::new("spec", "a pool needs a spec"));
+            return draft.finish();
+        };
+        let parse = |texts: &Option<Vec<String>>| texts.iter().flatten().map(|text| Block::parse(text)).collect();
+        draft.blocks("spec.blocks", parse(&spec.blocks));
+        draft.avoid("spec.avoid", parse(&spec.avoid));
+        draft.pool.avoid_zero_and_255 = spec.avoid_zero_and_255 == Some(true);
+        let flag = draft.take(Flag::read(spec.allow_first_last_ips.as_ref(), "spec.allowFirstLastIPs"));
+        draft.pool.allow_first_last = flag.unwrap_or(true);
+        draft.selector("spec.serviceSelector", spec.service_selector.as_ref());
+        draft.pool.disabled = spec.disabled == Some(true);
+        draft.pool.auto_assign = spec.auto_assign != Some(false);
+        draft.pool.priority = draft.take(number(spec.priority, u32::MAX, "spec.priority"));
+        let quarantine = draft.take(seconds(spec.quarantine_seconds, "spec.quarantineSeconds"));
+        draft.pool.quarantine = quarantine.unwrap_or(Pool::DEFAULT_QUARANTINE);
+        draft.pool.drain = draft.take(seconds(spec.drain_seconds, "spec.drainSeconds")).unwrap_or_default();
+        let quota = draft.take(number(spec.namespace_quota, i64::MAX as u64, "spec.namespaceQuota"));
+        if quota == Some(0) {
+            draft.note("spec.namespaceQuota", format!("the pool {}", PoolWarning::QuotaZero));
+        }
+        draft.pool.namespace_quota = quota;
+        draft.finish()
+    }
+}
+
+fn seconds(seconds: Option<i64>, field: &str) -> Result<Option<Duration>, Invalid> {
+    let seconds = number(seconds, MAX_REST_SECONDS, field)?;
+    Ok(seconds.map(|seconds| Duration::from_secs(seconds.into())))
+}
