@@ -1,7 +1,7 @@
 //! Whose Maglev tables the agent builds.
 
 use clap::ValueEnum;
-use lb_core::maglev::{CiliumSeed, HashFamily};
+use lb_core::maglev::{CiliumSeed, HashFamily, siphash_key};
 use serde::Deserialize;
 
 /// Whose hashes Maglev tables are made of.
@@ -51,7 +51,7 @@ impl MaglevHash {
     pub(crate) fn family(self, seed: Option<&str>) -> Result<HashFamily, BadSeed> {
         match (self, seed) {
             (Self::Lb, None) => Ok(HashFamily::default()),
-            (Self::Lb, Some(seed)) => match key(seed) {
+            (Self::Lb, Some(seed)) => match siphash_key(seed) {
                 Some(key) => Ok(HashFamily::SipHash(key)),
                 None if seed.parse::<CiliumSeed>().is_ok() => Err(BadSeed::OfCilium),
                 None => Err(BadSeed::Lb),
@@ -67,26 +67,6 @@ impl MaglevHash {
             HashFamily::SipHash(_) => Self::Lb,
             HashFamily::Cilium(_) => Self::Cilium,
         }
-    }
-}
-
-/// Base64 of 16 bytes, in its one form: what 22 digits have beyond 128 bits is 0.
-fn key(text: &str) -> Option<[u8; 16]> {
-    let digits = text.strip_suffix("==").filter(|digits| digits.len() == 22)?;
-    let (last, whole) = digits.as_bytes().split_last()?;
-    let bits = whole.iter().try_fold(0, |bits: u128, &byte| Some(bits << 6 | u128::from(sextet(byte)?)))?;
-    let last = sextet(*last)?;
-    (last % 16 == 0).then(|| (bits << 2 | u128::from(last >> 4)).to_be_bytes())
-}
-
-const fn sextet(byte: u8) -> Option<u8> {
-    match byte {
-        b'A'..=b'Z' => Some(byte - b'A'),
-        b'a'..=b'z' => Some(byte - b'a' + 26),
-        b'0'..=b'9' => Some(byte - b'0' + 52),
-        b'+' => Some(62),
-        b'/' => Some(63),
-        _ => None,
     }
 }
 

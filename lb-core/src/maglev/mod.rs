@@ -24,7 +24,7 @@ mod tests;
 
 use alloc::{vec, vec::Vec};
 
-pub use seed::{BadSeed, CiliumSeed};
+pub use seed::{BadSeed, CiliumSeed, siphash_key};
 
 use crate::{BackendAddr, TableSize};
 

@@ -1,4 +1,4 @@
-//! Cilium's seed.
+//! Seeds as text.
 
 use core::str::FromStr;
 
@@ -35,6 +35,23 @@ impl FromStr for CiliumSeed {
         let bits = text.bytes().try_fold(0, |bits: u128, byte| Some(bits << 6 | u128::from(sextet(byte)?)));
         Ok(Self { murmur: (bits.ok_or(BadSeed)? >> 64) as u32 })
     }
+}
+
+/// A key of [`HashFamily::SipHash`](super::HashFamily::SipHash) from base64 of 16 bytes, in its one form: 22 digits and `==`,
+/// with zeros in what the digits have beyond 128 bits. `None` for any other text.
+///
+/// ```
+/// use lb_core::maglev::{HashFamily, siphash_key};
+/// assert_eq!(siphash_key("bGItbWFnbGV2LWtleS12MQ==").map(HashFamily::SipHash), Some(HashFamily::default()));
+/// assert_eq!(siphash_key("bGItbWFnbGV2LWtleS12MQ"), None);
+/// ```
+#[must_use]
+pub fn siphash_key(text: &str) -> Option<[u8; 16]> {
+    let digits = text.strip_suffix("==").filter(|digits| digits.len() == 22)?;
+    let (last, whole) = digits.as_bytes().split_last()?;
+    let bits = whole.iter().try_fold(0, |bits: u128, &byte| Some(bits << 6 | u128::from(sextet(byte)?)))?;
+    let last = sextet(*last)?;
+    (last % 16 == 0).then(|| (bits << 2 | u128::from(last >> 4)).to_be_bytes())
 }
 
 const fn sextet(byte: u8) -> Option<u8> {
