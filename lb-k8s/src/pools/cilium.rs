@@ -1,7 +1,7 @@
 //! Cilium's `CiliumLoadBalancerIPPool`.
 
 use k8s_openapi::{
-    Metadata, Resource,
+    Resource,
     apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta},
 };
 use lb_ipam::{Block, IpNet};
@@ -42,26 +42,7 @@ struct BlockObject {
     stop: Option<String>,
 }
 
-impl Resource for CiliumPool {
-    const API_VERSION: &'static str = "cilium.io/v2";
-    const GROUP: &'static str = "cilium.io";
-    const KIND: &'static str = "CiliumLoadBalancerIPPool";
-    const VERSION: &'static str = "v2";
-    const URL_PATH_SEGMENT: &'static str = "ciliumloadbalancerippools";
-    type Scope = k8s_openapi::ClusterResourceScope;
-}
-
-impl Metadata for CiliumPool {
-    type Ty = ObjectMeta;
-
-    fn metadata(&self) -> &ObjectMeta {
-        &self.metadata
-    }
-
-    fn metadata_mut(&mut self) -> &mut ObjectMeta {
-        &mut self.metadata
-    }
-}
+resource!(CiliumPool, "cilium.io", "v2", "CiliumLoadBalancerIPPool", "ciliumloadbalancerippools", ClusterResourceScope);
 
 impl CiliumPool {
     /// The older version, which has the same fields.

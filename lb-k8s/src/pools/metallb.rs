@@ -1,7 +1,7 @@
 //! MetalLB's `IPAddressPool`.
 
 use k8s_openapi::{
-    Metadata, Resource,
+    Resource,
     apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta},
 };
 use lb_ipam::{Block, Selector};
@@ -44,26 +44,7 @@ struct Allocation {
     service_selectors: Option<Vec<LabelSelector>>,
 }
 
-impl Resource for AddressPool {
-    const API_VERSION: &'static str = "metallb.io/v1beta1";
-    const GROUP: &'static str = "metallb.io";
-    const KIND: &'static str = "IPAddressPool";
-    const VERSION: &'static str = "v1beta1";
-    const URL_PATH_SEGMENT: &'static str = "ipaddresspools";
-    type Scope = k8s_openapi::NamespaceResourceScope;
-}
-
-impl Metadata for AddressPool {
-    type Ty = ObjectMeta;
-
-    fn metadata(&self) -> &ObjectMeta {
-        &self.metadata
-    }
-
-    fn metadata_mut(&mut self) -> &mut ObjectMeta {
-        &mut self.metadata
-    }
-}
+resource!(AddressPool, "metallb.io", "v1beta1", "IPAddressPool", "ipaddresspools", NamespaceResourceScope);
 
 impl AddressPool {
     /// Reads the pool. Its own namespace is not looked at: MetalLB reads those of one.

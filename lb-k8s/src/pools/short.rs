@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use k8s_openapi::{
-    Metadata, Resource,
+    Resource,
     apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta},
 };
 use lb_ipam::{Block, Pool, PoolWarning};
@@ -65,26 +65,7 @@ impl Flag {
     }
 }
 
-impl Resource for ShortPool {
-    const API_VERSION: &'static str = "lb/v1";
-    const GROUP: &'static str = "lb";
-    const KIND: &'static str = "IPPool";
-    const VERSION: &'static str = "v1";
-    const URL_PATH_SEGMENT: &'static str = "ippools";
-    type Scope = k8s_openapi::ClusterResourceScope;
-}
-
-impl Metadata for ShortPool {
-    type Ty = ObjectMeta;
-
-    fn metadata(&self) -> &ObjectMeta {
-        &self.metadata
-    }
-
-    fn metadata_mut(&mut self) -> &mut ObjectMeta {
-        &mut self.metadata
-    }
-}
+resource!(ShortPool, "lb", "v1", "IPPool", "ippools", ClusterResourceScope);
 
 impl ShortPool {
     /// Reads the pool.
