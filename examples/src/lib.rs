@@ -2,7 +2,10 @@
 //!
 //! What they share: a lab of three nodes that runs the manifests of a use case, with one datapath on the first node.
 
-use std::{error::Error, path::Path};
+use std::{
+    error::Error,
+    path::{Path, PathBuf},
+};
 
 use lb_core::{Change, Datapath, Instant, Model, NodeName, Protocol, Reconciler, Settings};
 use lb_k8s::{
@@ -10,6 +13,12 @@ use lb_k8s::{
     lab::{PlacedPod, endpoint_slices, pods},
 };
 use lb_testkit::lab::{Lab, Node, PodSpec};
+
+/// Where the manifests of a use case are.
+#[must_use]
+pub fn directory(use_case: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("manifests").join(use_case)
+}
 
 /// A lab with the manifests of a use case in it.
 pub struct Scene {
@@ -26,7 +35,7 @@ impl Scene {
     /// # Errors
     /// Without root, or when the manifests cannot be read.
     pub fn new(use_case: &str) -> Result<Self, Box<dyn Error>> {
-        let manifests = Snapshot::read(&[Path::new(env!("CARGO_MANIFEST_DIR")).join("manifests").join(use_case)])?;
+        let manifests = Snapshot::read(&[directory(use_case)])?;
         let pods = pods(manifests.workloads())?;
         let mut lab = Lab::builder().nodes(3);
         for (nth, pod) in pods.iter().enumerate() {
@@ -53,13 +62,25 @@ impl Scene {
         &self,
         open: impl FnOnce(Node<'_>) -> Result<D, Box<dyn Error + Send + Sync>> + Send,
     ) -> Result<D, Box<dyn Error + Send + Sync>> {
+        self.program_with(&[], open)
+    }
+
+    /// The same, with changes besides.
+    ///
+    /// # Errors
+    /// When the datapath cannot be opened, observed or programmed.
+    pub fn program_with<D: Datapath>(
+        &self,
+        changes: &[Change],
+        open: impl FnOnce(Node<'_>) -> Result<D, Box<dyn Error + Send + Sync>> + Send,
+    ) -> Result<D, Box<dyn Error + Send + Sync>> {
         let node = self.lab.node(0);
         node.run(|| {
             let mut datapath = open(node)?;
             let mut reconciler = Reconciler::new(Model::new(Settings::default(), datapath.capabilities()));
             reconciler.handle_observed(datapath.observe()?);
             reconciler.handle_change(Change::SetNode(node.facts()))?;
-            for change in &self.changes {
+            for change in self.changes.iter().chain(changes) {
                 reconciler.handle_change(change.clone())?;
             }
             while let Some(plan) = reconciler.poll_plan(Instant::default()) {

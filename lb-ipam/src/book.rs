@@ -9,7 +9,7 @@ use core::net::IpAddr;
 
 use lb_core::ServiceName;
 
-use crate::{Answer, Entry, Request, Status, Timestamp};
+use crate::{Answer, Entry, Request, Status, Timestamp, names::Names};
 
 /// Place of a service in the book.
 pub(crate) type Slot = usize;
@@ -32,9 +32,9 @@ pub(crate) struct Tracked {
     pub(crate) name: ServiceName,
     /// `None` for a service that is in the ledger only.
     pub(crate) request: Option<Arc<Request>>,
-    /// Addresses that it holds according to the ledger.
+    /// Addresses that it holds according to the ledger, in order.
     pub(crate) held: Vec<IpAddr>,
-    /// Addresses that it was the last to hold.
+    /// Addresses that it was the last to hold, in order.
     pub(crate) left: Vec<IpAddr>,
     pub(crate) answer: Answer,
     /// What its status says, as far as known.
@@ -79,7 +79,7 @@ impl Tracked {
 /// All services. Those that the ledger names are in it, known or not.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Book {
-    names: BTreeMap<ServiceName, Slot>,
+    names: Names,
     slots: Vec<Tracked>,
     unused: Vec<Slot>,
     dirty: Vec<Slot>,
@@ -98,20 +98,20 @@ impl Book {
     }
 
     pub(crate) fn find(&self, name: &ServiceName) -> Option<Slot> {
-        self.names.get(name).copied()
+        self.names.find(name)
     }
 
     pub(crate) fn request(&self, name: &ServiceName) -> Option<&Arc<Request>> {
         self.slots[self.find(name)?].request.as_ref()
     }
 
-    /// Every service that is known, in order of name.
+    /// Every service that is known, in no order.
     pub(crate) fn known(&self) -> impl Iterator<Item = &Tracked> {
-        self.names.values().map(|&slot| &self.slots[slot]).filter(|tracked| tracked.request.is_some())
+        self.names.places().map(|slot| &self.slots[slot]).filter(|tracked| tracked.request.is_some())
     }
 
     fn intern(&mut self, name: &ServiceName) -> Slot {
-        let entry = match self.names.entry(name.clone()) {
+        let entry = match self.names.entry(name) {
             btree_map::Entry::Occupied(known) => return *known.get(),
             btree_map::Entry::Vacant(entry) => entry,
         };
@@ -208,6 +208,14 @@ impl Book {
         tracked.dirt = tracked.dirt.max(dirt);
     }
 
+    /// Of those that turn out to share an address, who came last has to get along with the others, whatever it asked for
+    /// meanwhile.
+    pub(crate) fn mark_newcomers(&mut self, before: &[ServiceName], after: &[ServiceName]) {
+        let newcomers = after.iter().filter(|name| !before.contains(name));
+        let slots: Vec<Slot> = newcomers.filter_map(|name| self.find(name)).collect();
+        slots.into_iter().for_each(|slot| self.mark(slot, Dirt::Changed));
+    }
+
     pub(crate) fn mark_all(&mut self) {
         for slot in 0..self.slots.len() {
             self.mark(slot, Dirt::Touched);
@@ -238,7 +246,7 @@ impl Book {
 
     /// Whoever holds something and is not known is gone.
     pub(crate) fn abandon_all_unknown(&mut self) {
-        let unknown: Vec<Slot> = self.names.values().copied().filter(|&slot| self.is_unknown_holder(slot)).collect();
+        let unknown: Vec<Slot> = self.names.places().filter(|&slot| self.is_unknown_holder(slot)).collect();
         self.orphans.extend(unknown);
     }
 
@@ -296,9 +304,7 @@ impl Book {
 
     pub(crate) fn add_held(&mut self, slot: Slot, address: IpAddr) {
         let tracked = &mut self.slots[slot];
-        if !tracked.held.contains(&address) {
-            tracked.held.push(address);
-        }
+        insert(&mut tracked.held, address);
     }
 
     pub(crate) fn remove_held(&mut self, slot: Slot, address: IpAddr) {
@@ -312,10 +318,7 @@ impl Book {
 
     pub(crate) fn add_left(&mut self, name: &ServiceName, address: IpAddr) {
         let slot = self.intern(name);
-        let left = &mut self.slots[slot].left;
-        if !left.contains(&address) {
-            left.push(address);
-        }
+        insert(&mut self.slots[slot].left, address);
     }
 
     pub(crate) fn remove_left(&mut self, name: &ServiceName, address: IpAddr) {
@@ -355,8 +358,14 @@ impl Book {
             (tracked.held, tracked.left) = (Vec::new(), Vec::new());
         }
         self.orphans.clear();
-        let slots: Vec<Slot> = self.names.values().copied().collect();
+        let slots: Vec<Slot> = self.names.places().collect();
         slots.into_iter().for_each(|slot| self.drop_if_unused(slot));
         gone
+    }
+}
+
+fn insert(sorted: &mut Vec<IpAddr>, address: IpAddr) {
+    if let Err(at) = sorted.binary_search(&address) {
+        sorted.insert(at, address);
     }
 }

@@ -90,8 +90,8 @@ impl Compiled {
     /// understood takes nothing from anybody.
     pub(crate) fn is_for(&self, request: &Request) -> bool {
         let selector_is_wrong = matches!(self.problem, Some(PoolProblem::Selector(_)));
-        let selects = |selector: &crate::Selector| selector.matches(&request.service, &request.labels);
-        request.pool.admits(&self.pool.name) && (selector_is_wrong || self.pool.selector.as_ref().is_none_or(selects))
+        request.pool.admits(&self.pool.name)
+            && (selector_is_wrong || self.pool.selects(&request.service, &request.labels))
     }
 
     /// Why the pool gives the service nothing new, if it does not.
@@ -127,7 +127,7 @@ fn problem(pool: &Pool) -> Option<PoolProblem> {
         let problem = block.range().err()?;
         Some(PoolProblem::Block { block: block.clone(), problem })
     };
-    let selector = || pool.selector.as_ref()?.check().err().map(PoolProblem::Selector);
+    let selector = || pool.selectors.iter().find_map(|selector| selector.check().err().map(PoolProblem::Selector));
     pool.blocks.iter().find_map(wrong).or_else(selector)
 }
 
@@ -142,7 +142,8 @@ fn warnings(pool: &Pool, usable: &Usable) -> Vec<PoolWarning> {
     };
     let mut warnings: Vec<_> = pool.blocks.iter().chain(&pool.avoid).filter_map(host_bits).collect();
     warnings.extend(pool.avoid.iter().filter_map(avoid));
-    let nothing_usable = || (usable.sizes().0 == 0).then_some(PoolWarning::NothingUsable);
+    let is_empty = FAMILIES.iter().all(|family| usable.sizes(*family).0 == 0);
+    let nothing_usable = || is_empty.then_some(PoolWarning::NothingUsable);
     warnings.extend(if pool.blocks.is_empty() { Some(PoolWarning::NoBlocks) } else { nothing_usable() });
     warnings.extend((pool.namespace_quota == Some(0)).then_some(PoolWarning::QuotaZero));
     warnings

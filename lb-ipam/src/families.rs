@@ -1,7 +1,5 @@
 //! Which families a service gets.
 
-use alloc::vec::Vec;
-
 use lb_core::Family;
 
 use crate::{Settings, range::FAMILIES};
@@ -18,13 +16,52 @@ pub enum FamilyPolicy {
     RequireDualStack,
 }
 
+/// Families in an order, each at most once. Lives on the stack.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct FamilyList([Option<Family>; 2]);
+
+impl FamilyList {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = Family> + '_ {
+        self.0.iter().flatten().copied()
+    }
+
+    pub(crate) const fn first(&self) -> Option<Family> {
+        self.0[0]
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.iter().count()
+    }
+
+    pub(crate) fn contains(&self, family: Family) -> bool {
+        self.0.contains(&Some(family))
+    }
+}
+
+impl Extend<Family> for FamilyList {
+    fn extend<I: IntoIterator<Item = Family>>(&mut self, families: I) {
+        for family in families {
+            let place = if self.contains(family) { None } else { self.0.iter_mut().find(|place| place.is_none()) };
+            place.map(|place| place.replace(family));
+        }
+    }
+}
+
+impl FromIterator<Family> for FamilyList {
+    fn from_iter<I: IntoIterator<Item = Family>>(families: I) -> Self {
+        let mut list = Self::default();
+        list.extend(families);
+        list
+    }
+}
+
 /// What follows from a policy.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct FamiliesWanted {
     /// One address of each of these.
-    pub(crate) wanted: Vec<Family>,
+    pub(crate) wanted: FamilyList,
     /// These cannot be had, because they are not enabled.
-    pub(crate) disabled: Vec<Family>,
+    pub(crate) disabled: FamilyList,
 }
 
 /// The families that a service gets addresses of, and those that it must be told it cannot have.
@@ -33,32 +70,16 @@ pub(crate) struct FamiliesWanted {
 /// preferred families a disabled one is left out in silence as long as another is left. A required one never is.
 pub(crate) fn families_wanted(policy: FamilyPolicy, listed: &[Family], settings: &Settings) -> FamiliesWanted {
     let enabled = |family: &Family| settings.enables(*family);
-    let both = || if listed.is_empty() { FAMILIES.to_vec() } else { deduplicated(listed) };
-    match policy {
-        FamilyPolicy::SingleStack => match listed.first().copied().or_else(|| FAMILIES.into_iter().find(enabled)) {
-            Some(family) => FamiliesWanted { wanted: [family].into(), disabled: Vec::new() },
-            None => FamiliesWanted { wanted: Vec::new(), disabled: FAMILIES.to_vec() },
-        },
-        FamilyPolicy::PreferDualStack => {
-            let (wanted, disabled): (Vec<_>, Vec<_>) = both().into_iter().partition(enabled);
-            let disabled = if wanted.is_empty() { disabled } else { Vec::new() };
-            FamiliesWanted { wanted, disabled }
+    let preferred = if listed.is_empty() { &FAMILIES } else { listed };
+    let (wanted, disabled): (FamilyList, FamilyList) = match policy {
+        FamilyPolicy::SingleStack => {
+            let one = listed.first().copied().or_else(|| FAMILIES.into_iter().find(enabled));
+            let none = if one.is_none() { FAMILIES.into_iter().collect() } else { FamilyList::default() };
+            return FamiliesWanted { wanted: one.into_iter().collect(), disabled: none };
         }
-        FamilyPolicy::RequireDualStack => {
-            let both = both();
-            let rest = FAMILIES.into_iter().filter(|family| !both.contains(family));
-            let (wanted, disabled) = both.iter().copied().chain(rest).partition(enabled);
-            FamiliesWanted { wanted, disabled }
-        }
-    }
-}
-
-fn deduplicated(listed: &[Family]) -> Vec<Family> {
-    let mut families = Vec::with_capacity(FAMILIES.len());
-    for family in listed {
-        if !families.contains(family) {
-            families.push(*family);
-        }
-    }
-    families
+        FamilyPolicy::PreferDualStack => preferred.iter().copied().partition(enabled),
+        FamilyPolicy::RequireDualStack => preferred.iter().copied().chain(FAMILIES).partition(enabled),
+    };
+    let in_silence = policy == FamilyPolicy::PreferDualStack && wanted.first().is_some();
+    FamiliesWanted { wanted, disabled: if in_silence { FamilyList::default() } else { disabled } }
 }

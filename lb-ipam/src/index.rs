@@ -21,11 +21,11 @@ use crate::{
 pub(crate) struct Index {
     taken: [Intervals; 2],
     forgotten: BTreeSet<(Timestamp, IpAddr)>,
-    pools: Vec<Tally>,
+    pools: Vec<[Tally; 2]>,
     namespaces: BTreeMap<(PoolIndex, String), u64>,
 }
 
-/// Entries of one pool.
+/// Entries of one family of one pool.
 #[derive(Clone, Debug, Default)]
 struct Tally {
     used: u64,
@@ -34,12 +34,12 @@ struct Tally {
     conflict: u64,
     reserved: u64,
     /// Addresses that can be given out again, those that were drained first in front.
-    freed: [BTreeSet<(Timestamp, IpAddr)>; 2],
+    freed: BTreeSet<(Timestamp, IpAddr)>,
 }
 
 impl Index {
     pub(crate) fn new(catalog: &Catalog, ledger: &impl Ledger) -> Self {
-        let mut index = Self { pools: alloc::vec![Tally::default(); catalog.pools.len()], ..Self::default() };
+        let mut index = Self { pools: alloc::vec![Default::default(); catalog.pools.len()], ..Self::default() };
         for (address, entry) in ledger.entries() {
             index.note(catalog, address, None, Some(&entry));
         }
@@ -62,8 +62,9 @@ impl Index {
         }
         for &pool in catalog.containing(address) {
             let open = catalog.pools[pool].usable.is_open(address);
-            self.pools[pool].count(address, before, open, false);
-            self.pools[pool].count(address, after, open, true);
+            let tally = &mut self.pools[pool][slot(Family::of(address))];
+            tally.count(address, before, open, false);
+            tally.count(address, after, open, true);
             if catalog.pools[pool].pool.namespace_quota.is_some() {
                 self.count_namespaces(pool, before, after);
             }
@@ -96,7 +97,7 @@ impl Index {
     pub(crate) fn next(&self, catalog: &Catalog, pool: PoolIndex, family: Family, now: Timestamp) -> Option<IpAddr> {
         let fresh = || self.lowest_fresh(catalog, pool, family).map(|number| address(family, number));
         let freed = || {
-            let (drained, address) = self.pools[pool].freed[slot(family)].first()?;
+            let (drained, address) = self.pools[pool][slot(family)].freed.first()?;
             (*drained <= now).then_some(*address)
         };
         fresh().or_else(freed)
@@ -123,7 +124,7 @@ impl Index {
 
     /// When the next address stops draining after `now`.
     pub(crate) fn next_drained(&self, now: Timestamp) -> Option<Timestamp> {
-        let sets = self.pools.iter().flat_map(|tally| &tally.freed);
+        let sets = self.pools.iter().flatten().map(|tally| &tally.freed);
         let first_after = |set: &BTreeSet<(Timestamp, IpAddr)>| {
             let drained = set.range((now + core::time::Duration::from_millis(1), LOWEST)..).next()?.0;
             Some(drained)
@@ -136,13 +137,20 @@ impl Index {
         self.forgotten.first().map(|(at, _)| *at)
     }
 
-    pub(crate) fn counts(&self, catalog: &Catalog, pool: PoolIndex, ledger: &impl Ledger, now: Timestamp) -> Counts {
-        let tally = &self.pools[pool];
-        let (open, size) = catalog.pools[pool].usable.sizes();
+    pub(crate) fn counts(
+        &self,
+        catalog: &Catalog,
+        pool: PoolIndex,
+        family: Family,
+        ledger: &impl Ledger,
+        now: Timestamp,
+    ) -> Counts {
+        let tally = &self.pools[pool][slot(family)];
+        let (open, size) = catalog.pools[pool].usable.sizes(family);
         let wide = |number: u64| u128::from(number);
         let total = open.saturating_sub(wide(tally.reserved)).saturating_add(wide(tally.used_but_reserved));
         let (mut draining, mut quarantined) = (0_u128, 0_u128);
-        for (drained, address) in tally.freed.iter().flatten() {
+        for (drained, address) in &tally.freed {
             match ledger.get(*address) {
                 _ if *drained > now => draining += 1,
                 Some(Entry::Freed(freed)) if freed.rested > now => quarantined += 1,
@@ -168,11 +176,11 @@ impl Tally {
                 }
             }
             Some(Entry::Freed(freed)) if open => {
-                let (set, key) = (&mut self.freed[slot(Family::of(address))], (freed.drained, address));
+                let key = (freed.drained, address);
                 if add {
-                    set.insert(key)
+                    self.freed.insert(key)
                 } else {
-                    set.remove(&key)
+                    self.freed.remove(&key)
                 };
             }
             Some(Entry::Conflict(_)) if open => step(&mut self.conflict),

@@ -38,6 +38,7 @@ mod index;
 mod intervals;
 mod ledger;
 mod memory;
+mod names;
 mod node_port;
 mod pool;
 mod range;

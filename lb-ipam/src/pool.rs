@@ -1,7 +1,9 @@
 //! Pools: what there is to give.
 
-use alloc::{sync::Arc, vec::Vec};
+use alloc::{collections::BTreeMap, string::String, sync::Arc, vec::Vec};
 use core::{fmt, time::Duration};
+
+use lb_core::ServiceName;
 
 use crate::{Block, Selector, Timestamp};
 
@@ -41,8 +43,9 @@ pub struct Pool {
     /// Whether the first and last address of a [`Block::Cidr`] are given out. Networks of one or two addresses always
     /// are. Default: yes. A service that holds such an address when this becomes `false` keeps it.
     pub allow_first_last: bool,
-    /// Which services may have its addresses. Default: all.
-    pub selector: Option<Selector>,
+    /// Which services may have its addresses: those that any of these selects. Default: none of these, which is all of
+    /// them.
+    pub selectors: Vec<Selector>,
     /// Gives nothing new out; who holds an address keeps it. Default: no.
     pub disabled: bool,
     /// Whether services that ask for no particular address get one from here. Default: yes.
@@ -81,7 +84,7 @@ impl Pool {
             created: Timestamp::default(),
             blocks: blocks.iter().map(|block| Block::parse(block)).collect(),
             allow_first_last: true,
-            selector: None,
+            selectors: Vec::new(),
             disabled: false,
             auto_assign: true,
             priority: None,
@@ -91,5 +94,11 @@ impl Pool {
             avoid: Vec::new(),
             avoid_zero_and_255: false,
         }
+    }
+
+    /// Whether the pool is for `service` with `labels`, as far as its selectors say.
+    #[must_use]
+    pub fn selects(&self, service: &ServiceName, labels: &BTreeMap<String, String>) -> bool {
+        self.selectors.is_empty() || self.selectors.iter().any(|selector| selector.matches(service, labels))
     }
 }

@@ -44,12 +44,20 @@ pub enum Asked {
     More,
 }
 
+impl Asked {
+    /// Characters of a text that a sentence repeats.
+    const SHOWN: usize = 128;
+}
+
 impl fmt::Display for Asked {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Address(address) => address.fmt(f),
             Self::Family(family) => write!(f, "no {} address", family_name(*family)),
-            Self::Text(text) => write!(f, "`{text}`"),
+            Self::Text(text) => match text.char_indices().nth(Self::SHOWN) {
+                Some((end, _)) => write!(f, "`{}\u{2026}`", &text[..end]),
+                None => write!(f, "`{text}`"),
+            },
             Self::More => f.write_str("further addresses"),
         }
     }

@@ -1,8 +1,9 @@
 //! Selectors: which services a pool is for.
 
 use alloc::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     string::{String, ToString},
+    sync::Arc,
     vec::Vec,
 };
 
@@ -29,8 +30,9 @@ pub struct Expression {
     pub key: String,
     /// What is asked of it.
     pub operator: Operator,
-    /// Values, for [`Operator::In`] and [`Operator::NotIn`] only.
-    pub values: Vec<String>,
+    /// Values, for [`Operator::In`] and [`Operator::NotIn`] only. Cheap to clone, because the namespaces of a pool are part
+    /// of every one of its selectors.
+    pub values: Arc<BTreeSet<String>>,
 }
 
 /// What an [`Expression`] asks of a label.
@@ -91,6 +93,20 @@ impl Selector {
 }
 
 impl Expression {
+    /// Asks `operator` of the label `key`.
+    ///
+    /// ```
+    /// use lb_ipam::{Expression, Operator, Selector, ServiceName};
+    /// let colour = Expression::new("colour", Operator::In, ["red", "blue"]);
+    /// let selector = Selector { match_expressions: vec![colour], ..Selector::default() };
+    /// assert!(selector.matches(&ServiceName::new("shop", "web"), &[("colour".into(), "red".into())].into()));
+    /// ```
+    #[must_use]
+    pub fn new<V: Into<String>>(key: &str, operator: Operator, values: impl IntoIterator<Item = V>) -> Self {
+        let values = Arc::new(values.into_iter().map(Into::into).collect());
+        Self { key: key.to_string(), operator, values }
+    }
+
     fn check(&self) -> Result<(), SelectorProblem> {
         let key = || self.key.clone();
         match (&self.operator, self.values.is_empty()) {
@@ -104,7 +120,7 @@ impl Expression {
     }
 
     fn holds(&self, value: Option<&str>) -> bool {
-        let listed = || value.is_some_and(|value| self.values.iter().any(|listed| listed == value));
+        let listed = || value.is_some_and(|value| self.values.contains(value));
         match self.operator {
             Operator::In => listed(),
             Operator::NotIn => !listed(),

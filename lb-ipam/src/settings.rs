@@ -70,7 +70,9 @@ pub struct Classes {
 }
 
 impl Classes {
-    pub(crate) fn include(&self, class: Option<&str>) -> bool {
+    /// Whether services of `class` are served.
+    #[must_use]
+    pub fn include(&self, class: Option<&str>) -> bool {
         class.map_or(self.unset, |class| self.named.contains(class))
     }
 }

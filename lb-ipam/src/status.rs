@@ -16,8 +16,12 @@ pub struct PoolStatus {
     pub problem: Option<PoolProblem>,
     /// What may be other than meant.
     pub warnings: Vec<PoolWarning>,
-    /// How many addresses are what.
+    /// How many addresses of both families are what.
     pub counts: Counts,
+    /// How many IPv4 addresses are what: they may be used up in a pool that has any number of IPv6 addresses left.
+    pub ipv4: Counts,
+    /// How many IPv6 addresses are what.
+    pub ipv6: Counts,
 }
 
 /// How many addresses of a pool are what.
@@ -40,6 +44,25 @@ pub struct Counts {
     pub conflict: u128,
     /// Addresses of the blocks that nobody gets.
     pub reserved: u128,
+}
+
+impl Counts {
+    /// Those of two disjoint sets of addresses.
+    pub(crate) fn with(&self, other: &Self) -> Self {
+        let (used, conflict) = (self.used + other.used, self.conflict + other.conflict);
+        let (quarantined, draining) = (self.quarantined + other.quarantined, self.draining + other.draining);
+        let total = self.total.saturating_add(other.total);
+        let free = total.saturating_sub(used + conflict + quarantined + draining);
+        Self {
+            total,
+            used,
+            free,
+            quarantined,
+            draining,
+            conflict,
+            reserved: self.reserved.saturating_add(other.reserved),
+        }
+    }
 }
 
 /// Why a pool is out of service.

@@ -68,12 +68,12 @@ impl Usable {
         Some(ReservedBy::FirstOrLast { pool: pool.name.clone(), block: block.to_string() })
     }
 
-    /// How many addresses can be given out, and how many the blocks contain.
-    pub(crate) fn sizes(&self) -> (u128, u128) {
-        let [v4, v6] = &self.open;
-        let skipped = if self.avoid_zero_and_255 { v4.iter().map(zeros_and_255s).sum() } else { 0 };
-        let size = |sets: &[RangeSet; 2]| sets[0].len().saturating_add(sets[1].len());
-        ((v4.len() - skipped).saturating_add(v6.len()), size(&self.blocks))
+    /// How many addresses of the family can be given out, and how many the blocks contain.
+    pub(crate) fn sizes(&self, family: Family) -> (u128, u128) {
+        let (open, all) = (&self.open[slot(family)], &self.blocks[slot(family)]);
+        let skips = self.avoid_zero_and_255 && family == Family::V4;
+        let skipped = if skips { open.iter().map(zeros_and_255s).sum() } else { 0 };
+        (open.len() - skipped, all.len())
     }
 }
 

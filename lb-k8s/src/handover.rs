@@ -27,10 +27,16 @@ pub(crate) fn service_changes(
     let given_up = given_up(before, after);
     let taken = changed.iter().flat_map(|(_, service)| claims(service));
     let givers: BTreeSet<_> = taken.filter_map(|claim| given_up.get(&claim)).copied().collect();
-    for (name, service) in changed.iter().filter(|(name, _)| givers.contains(name)) {
-        changes.extend(before.get(name).map(|before| Change::UpsertService(kept(before, service))));
+    let mut last = Vec::new();
+    for (name, service) in changed {
+        let kept = before.get(name).filter(|_| givers.contains(name)).map(|before| kept(before, service));
+        // Who only gives something up is done with that.
+        if kept.as_ref() != Some(&**service) {
+            last.push(Change::UpsertService(Service::clone(service)));
+        }
+        changes.extend(kept.map(Change::UpsertService));
     }
-    changes.extend(changed.into_iter().map(|(_, service)| Change::UpsertService(Service::clone(service))));
+    changes.append(&mut last);
     changes
 }
 
@@ -127,6 +133,13 @@ mod tests {
         let before = [service("a", &["10.0.0.9"], &[80]), service("b", &["10.0.0.1"], &[80])];
         let after = [service("a", &["10.0.0.1"], &[80]), service("b", &["10.0.0.2"], &[80])];
         assert_eq!(told(&before, &after), ["b ", "a 10.0.0.1", "b 10.0.0.2"]);
+    }
+
+    #[test]
+    fn who_only_gives_something_up_is_told_once() {
+        let before = [service("a", &[], &[80]), service("b", &["10.0.0.1"], &[80])];
+        let after = [service("a", &["10.0.0.1"], &[80]), service("b", &[], &[80])];
+        assert_eq!(told(&before, &after), ["b ", "a 10.0.0.1"]);
     }
 
     #[test]

@@ -30,8 +30,9 @@
 //! # What it refuses to do
 //!
 //! It guesses nothing and allocates nothing: an address or node port that is not in the manifest does not exist, unless
-//! whoever embeds it gives addresses of [pools](#pools). It ignores nothing in silence: what it does not carry out is in the [`Report`] by file, document and field. It talks to
-//! no API server, watches no directory, knows nothing of nodes, and starts no pod.
+//! whoever embeds it [grants](Manifests::grant) addresses of [pools](#pools). It ignores nothing in silence: what it does
+//! not carry out is in the [`Report`] by file, document and field. It talks to no API server, watches no directory, knows
+//! nothing of nodes, and starts no pod.
 //!
 //! # What is taken over
 //!
@@ -41,8 +42,8 @@
 //! | `EndpointSlice` | ports, the first address of each endpoint, `nodeName`, `zone`, hints for zones and nodes, conditions, the [annotations] for weight |
 //! | workloads | names, labels, replicas, container ports with names, `nodeName`; of a `Pod` also readiness and deletion |
 //! | `CiliumLoadBalancerIPPool` (cilium.io/v2, v2alpha1) | `blocks` or the older `cidrs`, with `cidr`, or `start` and `stop`; `allowFirstLastIPs`, `serviceSelector`, `disabled` |
-//! | `IPAddressPool` (metallb.io/v1beta1) | `addresses`, `autoAssign`, `avoidBuggyIPs`, `serviceAllocation` with `priority`, `namespaces`, `namespaceSelectors` among the `Namespace` objects, and `serviceSelectors` of one label |
-//! | `IPPool` (lb/v1), our short form | `blocks` and `avoid` as texts, `avoidZeroAnd255`, `allowFirstLastIPs`, `serviceSelector`, `disabled`, `autoAssign`, `priority`, `quarantineSeconds`, `drainSeconds`, `namespaceQuota` |
+//! | `IPAddressPool` (metallb.io/v1beta1) | `addresses`, `autoAssign`, `avoidBuggyIPs`, `serviceAllocation` with `priority`, `namespaces`, `namespaceSelectors` among the `Namespace` objects, and `serviceSelectors` |
+//! | `IPPool` (lb/v1), our short form | `blocks` and `avoid` as texts, `avoidZeroAnd255`, `allowFirstLastIPs`, `serviceSelector` or several `serviceSelectors`, `disabled`, `autoAssign`, `priority`, `quarantineSeconds`, `drainSeconds`, `namespaceQuota` |
 //! | `Service` of type LoadBalancer, where somebody allocates | `loadBalancerIP`, `loadBalancerClass`, `ipFamilies`, `ipFamilyPolicy`, labels, age, selector, its status, the [annotations] of Cilium and MetalLB for addresses, sharing and pools |
 //!
 //! Headless and `ExternalName` services have no frontends. Objects with the label
@@ -51,8 +52,9 @@
 //! # Pools
 //!
 //! [`Batch::edits`] is what an [`Allocator`](lb_ipam::Allocator) takes in; what it answers goes into
-//! [`write::service_status`] and [`write::pool_status`]. Say [`Manifests::allocating`], or pools and what asks for
-//! addresses are reported as not carried out.
+//! [`Manifests::grant`], so that services have their addresses, and into [`write::service_status`] and
+//! [`write::pool_status`]. Say [`Manifests::allocating`], or pools and what asks for addresses are reported as not carried
+//! out. [`Manifests::preview`] says what a file would bring, for [`Allocator::plan`](lb_ipam::Allocator::plan).
 //!
 //! ```
 //! use lb_core::SourceName;
@@ -75,7 +77,10 @@
 //! let mut allocator = Allocator::new(settings, MemoryLedger::default());
 //! batch.edits.into_iter().for_each(|edit| allocator.handle_edit(edit));
 //! let outcome = allocator.reconcile(Timestamp::default());
-//! assert_eq!(outcome.writes[0].1.addresses[0].to_string(), "20.0.20.100");
+//! let answers = outcome.writes.into_iter().map(|(service, status)| (service, Some(status.addresses)));
+//! manifests.grant(answers); // the changes that this makes are for the model, as those of the batch
+//! let echo = manifests.services().next().expect("it stands in pool.yaml");
+//! assert_eq!(echo.load_balancer_ips[0].to_string(), "20.0.20.100");
 //! ```
 //!
 //! # Watching
@@ -109,6 +114,7 @@ mod edits;
 mod error;
 mod fields;
 mod files;
+mod granted;
 mod handover;
 mod kinds;
 pub mod lab;
@@ -119,6 +125,7 @@ mod open;
 mod part;
 mod place;
 mod pools;
+mod preview;
 mod reader;
 mod report;
 mod service;
@@ -133,6 +140,7 @@ pub mod write;
 
 pub use error::SnapshotError;
 pub use manifests::{Batch, Manifests};
+pub use preview::Preview;
 pub use report::{Finding, Instead, ObjectRef, Origin, Position, Refusal, Report};
 pub use service::{ServiceTemplate, TargetPort, TemplatePort};
 pub use snapshot::Snapshot;

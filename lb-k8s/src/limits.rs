@@ -45,7 +45,7 @@ pub const MAX_PORTS: usize = 20_000;
 pub const MAX_HINTS: usize = 8;
 /// Labels, expressions and values of one selector of a pool together, and namespaces that a pool names.
 pub const MAX_SELECTOR_TERMS: usize = 1000;
-/// Selectors of one kind of one `IPAddressPool`.
+/// Selectors of services of one pool, and of namespaces of one `IPAddressPool`.
 pub const MAX_SELECTORS: usize = 100;
 /// Seconds for which a pool can let an address rest or drain: 30 days.
 pub const MAX_REST_SECONDS: u32 = 30 * 86_400;

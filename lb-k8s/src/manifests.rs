@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -10,16 +11,16 @@ use lb_core::{Change, EndpointSlice, Service, ServiceName, SliceName, SourceName
 use lb_ipam::{Edit, Pool, Request};
 
 use crate::{
-    Report, Snapshot, SnapshotError,
+    Preview, Report, Snapshot, SnapshotError,
     amounts::Amounts,
     differences::{self, Differences, slice_changes},
-    edits::{Pools, request_edits},
+    edits::Allocatable,
     files::{self, FileId},
-    handover::service_changes,
+    granted::GrantedServices,
     open::{self, Found, Text},
     part::{Key, Part},
     reader,
-    snapshot::check_sizes,
+    snapshot::{Declared, check_sizes},
     stamp::Stamp,
     text::shown_path,
 };
@@ -33,10 +34,9 @@ pub struct Manifests {
     source: SourceName,
     progress: Progress,
     snapshot: Snapshot,
-    services: BTreeMap<ServiceName, Arc<Service>>,
+    services: GrantedServices,
     slices: BTreeMap<SliceName, Arc<EndpointSlice>>,
-    pools: Pools,
-    requests: BTreeMap<ServiceName, Arc<Request>>,
+    allocatable: Allocatable,
     /// Whether the caller allocates addresses.
     is_allocating: bool,
     /// Paths of the last reload.
@@ -88,10 +88,9 @@ impl Manifests {
             source,
             progress: Progress::Unannounced,
             snapshot: Snapshot::default(),
-            services: BTreeMap::new(),
+            services: GrantedServices::default(),
             slices: BTreeMap::new(),
-            pools: Pools::default(),
-            requests: BTreeMap::new(),
+            allocatable: Allocatable::default(),
             is_allocating: false,
             paths: Vec::new(),
             stamps: BTreeMap::new(),
@@ -154,15 +153,37 @@ impl Manifests {
         self.settle(touched)
     }
 
+    /// Gives services these [addresses](Service::load_balancer_ips) in place of those that their status names, or, for
+    /// `None`, those of the status again. The changes are in the same order as those of [`update`](Self::update).
+    ///
+    /// A service keeps what it was granted as long as it is there, whatever becomes of its manifest; when it comes again, it
+    /// has what its status names. Services that are not there are passed over.
+    pub fn grant(&mut self, answers: impl IntoIterator<Item = (ServiceName, Option<Vec<IpAddr>>)>) -> Vec<Change> {
+        let changes = self.services.grant(answers);
+        self.sourced(changes).collect()
+    }
+
+    /// What a reload would bring an [`Allocator`](lb_ipam::Allocator) if the objects of `snapshot` took the place of those of
+    /// the same names, or joined them; everything else stays. Changes nothing.
+    #[must_use]
+    pub fn preview(&self, snapshot: &Snapshot) -> Preview {
+        let declared = snapshot.declared().over(&self.snapshot);
+        let report = self.report_on(snapshot, &declared);
+        match self.snapshot.check_limits(snapshot.parts()) {
+            Ok(()) => Preview { edits: self.allocatable.preview(snapshot, &declared), report },
+            Err(error) => Preview { edits: Vec::new(), report: Report { rejected: Some(Arc::new(error)), ..report } },
+        }
+    }
+
     /// What of the last good snapshot was not taken over, and whether a newer one was rejected.
     #[must_use]
     pub fn report(&self) -> &Arc<Report> {
         &self.report
     }
 
-    /// Services of the last good state, in order of their names.
+    /// Services of the last good state with what they were [granted](Self::grant), in order of their names.
     pub fn services(&self) -> impl Iterator<Item = &Service> {
-        self.services.values().map(|service| &**service)
+        self.services.iter()
     }
 
     /// Endpoint slices of the last good state, in order of their names.
@@ -173,12 +194,12 @@ impl Manifests {
     /// Pools of the last good state, in order of their names. One that is refused and never was good is among them and
     /// gives nothing out.
     pub fn pools(&self) -> impl Iterator<Item = &Pool> {
-        self.pools.iter()
+        self.allocatable.pools()
     }
 
     /// What services of the last good state ask of pools, in order of their names.
     pub fn requests(&self) -> impl Iterator<Item = &Request> {
-        self.requests.values().map(|request| &**request)
+        self.allocatable.requests()
     }
 
     fn read_all(&mut self) -> Result<BTreeSet<Key>, SnapshotError> {
@@ -225,8 +246,8 @@ impl Manifests {
         match touched {
             Ok(touched) => {
                 self.take(&touched, &mut changes);
-                self.take_edits(&touched, &mut edits);
-                self.report = Arc::new(self.snapshot.report_with(|key| self.has(key), self.is_allocating));
+                edits = self.allocatable.take(&touched, &self.snapshot);
+                self.report = Arc::new(self.report_on(&self.snapshot, &self.snapshot.declared()));
                 if self.progress == Progress::Listing {
                     changes.push(Change::InitDone(self.source.clone()));
                     self.progress = Progress::Listed;
@@ -238,18 +259,8 @@ impl Manifests {
     }
 
     fn take(&mut self, touched: &BTreeSet<Key>, changes: &mut Vec<Change>) {
-        let services = Differences::of(touched, &self.services, |key| match key {
-            Key::Service(name) => Some((name, differences::service(self.snapshot.entry(key)))),
-            Key::Slice(_) | Key::Namespace(_) | Key::Workload(_) | Key::Pool(_) => None,
-        });
-        let said = service_changes(&services.before, &services.after).into_iter().map(|change| match change {
-            Change::UpsertService(service) => {
-                Change::UpsertService(Service { source: Some(self.source.clone()), ..service })
-            }
-            other => other,
-        });
-        changes.extend(said);
-        services.apply(&mut self.services);
+        let services = self.services.take(touched, &self.snapshot);
+        changes.extend(self.sourced(services));
         let slices = Differences::of(touched, &self.slices, |key| match key {
             Key::Slice(name) => Some((name, differences::slice(self.snapshot.entry(key)))),
             Key::Service(_) | Key::Namespace(_) | Key::Workload(_) | Key::Pool(_) => None,
@@ -258,24 +269,26 @@ impl Manifests {
         slices.apply(&mut self.slices);
     }
 
-    fn take_edits(&mut self, touched: &BTreeSet<Key>, edits: &mut Vec<Edit>) {
-        // Pools are few, and what one is for depends on namespaces.
-        if touched.iter().any(|key| matches!(key, Key::Pool(_) | Key::Namespace(_))) {
-            edits.extend(self.pools.take(&self.snapshot));
-        }
-        let requests = Differences::of(touched, &self.requests, |key| match key {
-            Key::Service(name) => Some((name, differences::request(self.snapshot.entry(key)))),
-            Key::Slice(_) | Key::Namespace(_) | Key::Workload(_) | Key::Pool(_) => None,
-        });
-        edits.extend(request_edits(&requests));
-        requests.apply(&mut self.requests);
+    /// Changes as those of this source.
+    fn sourced(&self, changes: Vec<Change>) -> impl Iterator<Item = Change> {
+        changes.into_iter().map(|change| match change {
+            Change::UpsertService(service) => {
+                Change::UpsertService(Service { source: Some(self.source.clone()), ..service })
+            }
+            other => other,
+        })
+    }
+
+    fn report_on(&self, snapshot: &Snapshot, declared: &Declared<'_>) -> Report {
+        let is_allocated = self.is_allocating && declared.has_pools();
+        snapshot.report_with(declared, |key| self.has(key), is_allocated)
     }
 
     fn has(&self, key: &Key) -> bool {
         match key {
-            Key::Service(name) => self.services.contains_key(name),
+            Key::Service(name) => self.services.contains(name),
             Key::Slice(name) => self.slices.contains_key(name),
-            Key::Pool(name) => self.pools.has(name),
+            Key::Pool(name) => self.allocatable.has_pool(name),
             Key::Namespace(_) | Key::Workload(_) => false,
         }
     }

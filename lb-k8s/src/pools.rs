@@ -33,7 +33,7 @@ mod namespaces;
 mod selector;
 mod short;
 
-use lb_ipam::Pool;
+use lb_ipam::{Pool, Selector};
 
 pub(crate) use cilium::CiliumPool;
 pub(crate) use draft::created;
@@ -67,7 +67,12 @@ impl ReadPool {
         let mut pool = self.pool.clone();
         if let Some(namespaces) = &self.namespaces {
             let only = namespaces.among(declared);
-            pool.selector.get_or_insert_default().match_expressions.push(only);
+            if pool.selectors.is_empty() {
+                pool.selectors.push(Selector::default());
+            }
+            for selector in &mut pool.selectors {
+                selector.match_expressions.push(only.clone());
+            }
         }
         pool
     }

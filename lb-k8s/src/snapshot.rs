@@ -1,6 +1,6 @@
 //! Everything that some files say at one moment.
 
-mod pools;
+mod declared;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,6 +21,8 @@ use crate::{
     stamp::Stamp,
     text::shown_path,
 };
+
+pub(crate) use declared::Declared;
 
 /// What manifests say at one moment: read whole or not at all.
 ///
@@ -119,26 +121,31 @@ impl Snapshot {
     /// What asks for addresses counts as not carried out; see [`allocating_report`](Self::allocating_report).
     #[must_use]
     pub fn report(&self) -> Report {
-        self.report_with(|_| false, false)
+        self.report_with(&self.declared(), |_| false, false)
     }
 
     /// The report for a caller that allocates addresses for [`requests`](Self::requests) from [`pools`](Self::pools), if
     /// there are any pools.
     #[must_use]
     pub fn allocating_report(&self) -> Report {
-        self.report_with(|_| false, true)
+        let declared = self.declared();
+        self.report_with(&declared, |_| false, declared.has_pools())
     }
 
-    /// The report, given which objects have a last good state that stays when they are refused, and whether the caller
-    /// allocates addresses.
-    pub(crate) fn report_with(&self, kept: impl Fn(&Key) -> bool, allocating: bool) -> Report {
+    /// The report, given what is declared, which objects have a last good state that stays when they are refused, and
+    /// whether somebody allocates addresses.
+    pub(crate) fn report_with(
+        &self,
+        declared: &Declared<'_>,
+        kept: impl Fn(&Key) -> bool,
+        is_allocated: bool,
+    ) -> Report {
         let mut report = Report { ignored_files: self.ignored_lines(), ..Report::default() };
         let instead = |key: &Key| match key {
             key if kept(key) => Instead::LastGood,
             Key::Pool(_) => Instead::Disabled,
             Key::Service(_) | Key::Slice(_) | Key::Namespace(_) | Key::Workload(_) => Instead::Nothing,
         };
-        let is_allocated = allocating && self.read_pools().next().is_some();
         for part in self.noted.iter().filter_map(|file| self.parts.get(file)) {
             report.skipped.extend_from_slice(&part.skipped);
             report.unsupported.extend_from_slice(&part.unsupported);
@@ -152,7 +159,7 @@ impl Snapshot {
             report.refused.extend(part.refused.iter().map(refusal));
             report.unlisted += part.unlisted;
         }
-        let incomparable = self.incomparable().map(|(key, finding)| (instead(&key), Arc::new(finding)));
+        let incomparable = declared.incomparable().map(|(key, finding)| (instead(&key), Arc::new(finding)));
         report.refused.extend(incomparable.map(|(instead, finding)| Refusal { finding, instead }));
         let repetition = |finding| Refusal { finding: Arc::new(finding), instead: Instead::Nothing };
         report.refused.extend(self.repetitions().map(repetition));
@@ -203,6 +210,10 @@ impl Snapshot {
 
     pub(crate) fn files(&self) -> impl Iterator<Item = &FileId> {
         self.parts.keys()
+    }
+
+    pub(crate) fn parts(&self) -> impl Iterator<Item = (&FileId, Option<&Part>)> {
+        self.parts.iter().map(|(file, part)| (file, Some(part)))
     }
 
     /// Whether the snapshot stays within the limits once `parts` replace those of the same files.

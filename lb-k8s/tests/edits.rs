@@ -176,7 +176,7 @@ fn pools_follow_the_labels_of_namespaces() {
     fs::write(file("namespace.yaml"), namespace("team: b")).unwrap();
     let mut manifests = manifests();
     let values = |batch: &Batch| match batch.edits.as_slice() {
-        [Edit::UpsertPool(pool)] => pool.selector.as_ref().unwrap().match_expressions[0].values.clone(),
+        [Edit::UpsertPool(pool)] => pool.selectors[0].match_expressions[0].values.iter().cloned().collect::<Vec<_>>(),
         other => panic!("{other:?}"),
     };
     assert_eq!(values(&manifests.reload(&[directory.path()])), [""; 0]);

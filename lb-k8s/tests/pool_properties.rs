@@ -22,10 +22,11 @@ const KINDS: [&str; 3] = [
      matchLabels: {color: red}\n    matchExpressions:\n    - {key: a, operator: In, values: [b, c]}\n  disabled: true\n",
     "apiVersion: metallb.io/v1beta1\nkind: IPAddressPool\nmetadata: {name: a, namespace: metallb-system}\nspec:\n  \
      addresses: [10.0.0.0/24, \"10.0.1.1-10.0.1.9\"]\n  autoAssign: false\n  serviceAllocation:\n    priority: 10\n    \
-     namespaces: [a]\n    namespaceSelectors: [{matchLabels: {team: a}}]\n    serviceSelectors: [{matchLabels: {a: b}}]\n",
+     namespaces: [a]\n    namespaceSelectors: [{matchLabels: {team: a}}]\n    serviceSelectors: [{matchLabels: {a: b}}, \
+     {matchExpressions: [{key: c, operator: Exists}]}]\n",
     "apiVersion: lb/v1\nkind: IPPool\nmetadata: {name: a, creationTimestamp: \"2026-11-21T14:49:00Z\"}\nspec:\n  blocks: \
      [\"2001:db8::/64\"]\n  avoid: [\"2001:db8::1\"]\n  quarantineSeconds: 60\n  drainSeconds: 5\n  namespaceQuota: 3\n  \
-     priority: 1\n  allowFirstLastIPs: false\n",
+     priority: 1\n  allowFirstLastIPs: false\n  serviceSelectors: [{}, {matchLabels: {a: b}}]\n",
 ];
 
 fn block() -> impl Strategy<Value = Block> {
@@ -53,7 +54,7 @@ fn word() -> impl Strategy<Value = String> {
 fn expression() -> impl Strategy<Value = Expression> {
     let with_values = (word(), select(vec![Operator::In, Operator::NotIn]), vec(word(), 1..4));
     let without = (word(), select(vec![Operator::Exists, Operator::DoesNotExist]), Just(Vec::new()));
-    prop_oneof![with_values, without].prop_map(|(key, operator, values)| Expression { key, operator, values })
+    prop_oneof![with_values, without].prop_map(|(key, operator, values)| Expression::new(&key, operator, values))
 }
 
 fn selector() -> impl Strategy<Value = Selector> {
@@ -69,14 +70,14 @@ prop_compose! {
     fn pool()(
         (name, created) in (word(), 0..10_000_000_000u64),
         (blocks, avoid) in (vec(block(), 0..4), vec(block(), 0..3)),
-        selector in option::of(selector()),
+        selectors in vec(selector(), 0..4),
         (allow_first_last, disabled, auto_assign, avoid_zero_and_255) in any::<(bool, bool, bool, bool)>(),
         (priority, namespace_quota) in (option::of(any::<u32>()), option::of(0..=i64::MAX as u64)),
         (quarantine, drain) in (seconds(), seconds()),
     ) -> Pool {
         Pool {
             name: PoolName::new(&name), created: Timestamp::from_secs(created),
-            blocks, avoid, selector, allow_first_last, disabled, auto_assign, avoid_zero_and_255, priority,
+            blocks, avoid, selectors, allow_first_last, disabled, auto_assign, avoid_zero_and_255, priority,
             namespace_quota, quarantine, drain,
         }
     }
@@ -133,7 +134,7 @@ fn a_pool_that_is_cut_anywhere_is_an_error_or_a_valid_beginning() {
 #[test]
 fn what_no_manifest_can_say_is_not_written() {
     let one = || Pool::new("a", &["10.0.0.0/8"]);
-    let unknown = Expression { key: "a".into(), operator: Operator::Unknown("b".into()), values: vec![] };
+    let unknown = Expression::new("a", Operator::Unknown("b".into()), [""; 0]);
     for (pool, says) in [
         (Pool { name: PoolName::new("a b"), ..one() }, "is not a DNS name"),
         (Pool::new("a", &["10.0.0.9-10.0.0.1"]), "block 10.0.0.9-10.0.0.1 starts after it stops"),
@@ -141,9 +142,14 @@ fn what_no_manifest_can_say_is_not_written() {
         (Pool { quarantine: Duration::from_millis(1500), ..one() }, "its quarantine is 1.5s, expected whole seconds"),
         (Pool { drain: Duration::MAX, ..one() }, "its drain is "),
         (Pool { namespace_quota: Some(u64::MAX), ..one() }, "its quota is greater than a manifest can say"),
-        (Pool { selector: Some(Selector::label("a b", "c")), ..one() }, "is not the key of a label"),
+        (Pool { selectors: vec![Selector::label("a b", "c")], ..one() }, "is not the key of a label"),
         (
-            Pool { selector: Some(Selector { match_expressions: vec![unknown], ..Selector::default() }), ..one() },
+            Pool { selectors: vec![Selector::label("a", "c"), Selector::label("a", "c d")], ..one() },
+            "is not the value of a label",
+        ),
+        (Pool { selectors: vec![Selector::default(); 101], ..one() }, "has more than 100 selectors"),
+        (
+            Pool { selectors: vec![Selector { match_expressions: vec![unknown], ..Selector::default() }], ..one() },
             "operator `b`",
         ),
     ] {

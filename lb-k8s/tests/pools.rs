@@ -49,12 +49,16 @@ fn blue(blocks: &[&str]) -> Pool {
 }
 
 fn is_in(key: &str, values: &[&str]) -> Expression {
-    let values = values.iter().map(|value| (*value).to_owned()).collect();
-    Expression { key: key.to_owned(), operator: Operator::In, values }
+    Expression::new(key, Operator::In, values.iter().copied())
 }
 
-fn expressions(match_expressions: Vec<Expression>) -> Option<Selector> {
-    Some(Selector { match_expressions, ..Selector::default() })
+fn expressions(match_expressions: Vec<Expression>) -> Selector {
+    Selector { match_expressions, ..Selector::default() }
+}
+
+fn labels(labels: &[(&str, &str)]) -> Selector {
+    let labels = labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+    Selector { match_labels: labels.collect(), ..Selector::default() }
 }
 
 #[test]
@@ -81,31 +85,25 @@ fn cilium_pools_field_by_field() {
             ("{cidrs: [{cidr: 10.0.0.0/8}], blocks: [], allowFirstLastIPs: 'Yes'}", blue(&["10.0.0.0/8"])),
             (
                 "{blocks: [{cidr: 10.0.0.0/8}], serviceSelector: {matchLabels: {color: red, a.b/c: ''}}}",
-                Pool {
-                    selector: Some(Selector {
-                        match_labels: [("color".into(), "red".into()), ("a.b/c".into(), String::new())].into(),
-                        ..Selector::default()
-                    }),
-                    ..blue(&["10.0.0.0/8"])
-                },
+                Pool { selectors: vec![labels(&[("color", "red"), ("a.b/c", "")])], ..blue(&["10.0.0.0/8"]) },
             ),
             (
                 "{blocks: [{cidr: 10.0.0.0/8}], serviceSelector: {matchExpressions: [{key: io.kubernetes.service.name, \
                  operator: In, values: [w, x]}, {key: b, operator: NotIn, values: [z]}, {key: c, operator: Exists}, \
                  {key: d, operator: DoesNotExist, values: []}]}}",
                 Pool {
-                    selector: expressions(vec![
+                    selectors: vec![expressions(vec![
                         is_in("io.kubernetes.service.name", &["w", "x"]),
                         Expression { operator: Operator::NotIn, ..is_in("b", &["z"]) },
                         Expression { operator: Operator::Exists, ..is_in("c", &[]) },
                         Expression { operator: Operator::DoesNotExist, ..is_in("d", &[]) },
-                    ]),
+                    ])],
                     ..blue(&["10.0.0.0/8"])
                 },
             ),
             (
                 "{blocks: [{cidr: 10.0.0.0/8}], serviceSelector: {}}",
-                Pool { selector: Some(Selector::default()), ..blue(&["10.0.0.0/8"]) },
+                Pool { selectors: vec![Selector::default()], ..blue(&["10.0.0.0/8"]) },
             ),
         ] {
             assert_eq!(read(kind, spec), expected, "{spec}");
@@ -132,18 +130,18 @@ fn metallb_pools_field_by_field() {
         // Pools for some services come before those for all.
         (
             "addresses: [10.0.0.0/24], serviceAllocation: {namespaces: [b, a]}",
-            Pool { priority: Some(u32::MAX), selector: expressions(vec![namespaces(&["a", "b"])]), ..one() },
+            Pool { priority: Some(u32::MAX), selectors: vec![expressions(vec![namespaces(&["a", "b"])])], ..one() },
         ),
         (
             "addresses: [10.0.0.0/24], serviceAllocation: {priority: 7, serviceSelectors: [{matchLabels: {a: b}}]}",
-            Pool { priority: Some(7), selector: Some(Selector::label("a", "b")), ..one() },
+            Pool { priority: Some(7), selectors: vec![Selector::label("a", "b")], ..one() },
         ),
         (
             "addresses: [10.0.0.0/24], serviceAllocation: {priority: 7, namespaces: [x], serviceSelectors: \
              [{matchLabels: {a: b}}]}",
             Pool {
                 priority: Some(7),
-                selector: Some(Selector { match_expressions: vec![namespaces(&["x"])], ..Selector::label("a", "b") }),
+                selectors: vec![Selector { match_expressions: vec![namespaces(&["x"])], ..Selector::label("a", "b") }],
                 ..one()
             },
         ),
@@ -151,21 +149,31 @@ fn metallb_pools_field_by_field() {
         (
             "addresses: [10.0.0.0/24], serviceAllocation: {priority: 7, serviceSelectors: [{matchLabels: {a: c}}, \
              {matchExpressions: [{key: a, operator: In, values: [d, b]}]}]}",
-            Pool { priority: Some(7), selector: expressions(vec![is_in("a", &["b", "c", "d"])]), ..one() },
+            Pool {
+                priority: Some(7),
+                selectors: vec![Selector::label("a", "c"), expressions(vec![is_in("a", &["b", "d"])])],
+                ..one()
+            },
         ),
         (
             "addresses: [10.0.0.0/24], serviceAllocation: {priority: 7, serviceSelectors: [{matchLabels: {a: c}}, {}]}",
-            Pool { priority: Some(7), selector: Some(Selector::default()), ..one() },
+            Pool { priority: Some(7), selectors: vec![Selector::label("a", "c"), Selector::default()], ..one() },
         ),
         (
-            "addresses: [10.0.0.0/24], serviceAllocation: {priority: 7, serviceSelectors: [{matchLabels: {a: b, c: d}}, \
-             {matchLabels: {a: b, c: d}}]}",
+            "addresses: [10.0.0.0/24], serviceAllocation: {namespaces: [x], serviceSelectors: [{matchLabels: {a: b, c: d}, \
+             matchExpressions: [{key: e, operator: Exists}]}, {matchLabels: {f: g}}]}",
             Pool {
-                priority: Some(7),
-                selector: Some(Selector {
-                    match_labels: [("a".into(), "b".into()), ("c".into(), "d".into())].into(),
-                    ..Selector::default()
-                }),
+                priority: Some(u32::MAX),
+                selectors: vec![
+                    Selector {
+                        match_expressions: vec![
+                            Expression { operator: Operator::Exists, ..is_in("e", &[]) },
+                            namespaces(&["x"]),
+                        ],
+                        ..labels(&[("a", "b"), ("c", "d")])
+                    },
+                    Selector { match_expressions: vec![namespaces(&["x"])], ..Selector::label("f", "g") },
+                ],
                 ..one()
             },
         ),
@@ -184,9 +192,9 @@ fn namespaces_are_selected_among_those_that_are_declared() {
         let text = format!("{}{namespaces}", text(METALLB, &spec));
         let snapshot = Snapshot::parse("pool.yaml", &text).unwrap();
         assert!(snapshot.allocating_report().is_clean(), "{:?}", snapshot.allocating_report());
-        snapshot.pools().next().unwrap().selector
+        snapshot.pools().next().unwrap().selectors
     };
-    let names = |names: &[&str]| expressions(vec![is_in(SERVICE_NAMESPACE_LABEL, names)]);
+    let names = |names: &[&str]| vec![expressions(vec![is_in(SERVICE_NAMESPACE_LABEL, names)])];
     for (selectors, expected) in [
         ("namespaceSelectors: [{matchLabels: {team: a}}]", names(&["green", "red"])),
         ("namespaceSelectors: [{matchLabels: {team: a}}], namespaces: [other]", names(&["green", "other", "red"])),
@@ -197,8 +205,49 @@ fn namespaces_are_selected_among_those_that_are_declared() {
         assert_eq!(selected(selectors), expected, "{selectors}");
     }
     // Nobody is in a namespace that does not exist.
-    let nobody = selected("namespaceSelectors: [{matchLabels: {team: none}}]").unwrap();
-    assert!(!nobody.matches(&lb_core::ServiceName::new("red", "web"), &[].into()));
+    let nobody = selected("namespaceSelectors: [{matchLabels: {team: none}}]");
+    assert!(!nobody[0].matches(&lb_core::ServiceName::new("red", "web"), &[].into()));
+}
+
+/// Any of the selectors, everything in it, and in one of the namespaces.
+#[test]
+fn several_selectors_of_metallb_choose_services_as_metallb_does() {
+    let spec = "{addresses: [10.0.0.0/24], serviceAllocation: {namespaces: [shop], namespaceSelectors: [{matchLabels: \
+                {team: a}}], serviceSelectors: [{matchLabels: {tier: web, env: prod}, matchExpressions: [{key: canary, \
+                operator: DoesNotExist}, {key: zone, operator: NotIn, values: [x]}]}, {matchLabels: {public: 'yes'}}]}}";
+    let declared = "---\napiVersion: v1\nkind: Namespace\nmetadata: {name: red, labels: {team: a}}\n";
+    let snapshot = Snapshot::parse("pool.yaml", &format!("{}{declared}", text(METALLB, spec))).unwrap();
+    assert!(snapshot.allocating_report().is_clean(), "{:?}", snapshot.allocating_report());
+    let pool = snapshot.pools().next().unwrap();
+    for (namespace, of_service, selected) in [
+        ("shop", &[("tier", "web"), ("env", "prod")][..], true),
+        ("red", &[("tier", "web"), ("env", "prod")], true),
+        ("blue", &[("tier", "web"), ("env", "prod")], false),
+        ("shop", &[("tier", "web")], false),
+        ("shop", &[("tier", "web"), ("env", "prod"), ("canary", "1")], false),
+        ("shop", &[("tier", "web"), ("env", "prod"), ("zone", "x")], false),
+        ("shop", &[("public", "yes"), ("canary", "1")], true),
+        ("red", &[("public", "yes")], true),
+        ("blue", &[("public", "yes")], false),
+        ("shop", &[], false),
+    ] {
+        let service = lb_core::ServiceName::new(namespace, "web");
+        assert_eq!(pool.selects(&service, &labels(of_service).match_labels), selected, "{namespace} {of_service:?}");
+    }
+}
+
+/// The namespaces of a pool are part of each of its selectors, and stand in memory once.
+#[test]
+fn selectors_of_a_pool_share_its_namespaces() {
+    let list = |one: &dyn Fn(usize) -> String| (0..100).map(one).collect::<Vec<_>>().join(", ");
+    let namespaces = list(&|number| format!("n{number}"));
+    let selectors = list(&|number| format!("{{matchLabels: {{a: b{number}}}}}"));
+    let allocation = format!("{{namespaces: [{namespaces}], serviceSelectors: [{selectors}]}}");
+    let pool = read(METALLB, &format!("{{addresses: [10.0.0.0/24], serviceAllocation: {allocation}}}"));
+    let values = |selector: &Selector| selector.match_expressions.last().unwrap().values.clone();
+    let first = values(&pool.selectors[0]);
+    assert_eq!((pool.selectors.len(), first.len()), (100, 100));
+    assert!(pool.selectors.iter().all(|selector| std::sync::Arc::ptr_eq(&values(selector), &first)));
 }
 
 #[test]
@@ -220,8 +269,14 @@ fn our_pools_field_by_field() {
         ("blocks: [10.0.0.0/24], allowFirstLastIPs: true", one()),
         (
             "blocks: [10.0.0.0/24], serviceSelector: {matchLabels: {a: b}}",
-            Pool { selector: Some(Selector::label("a", "b")), ..one() },
+            Pool { selectors: vec![Selector::label("a", "b")], ..one() },
         ),
+        (
+            "blocks: [10.0.0.0/24], serviceSelectors: [{matchLabels: {a: b}}, {matchExpressions: [{key: c, operator: In, \
+             values: [d]}]}]",
+            Pool { selectors: vec![Selector::label("a", "b"), expressions(vec![is_in("c", &["d"])])], ..one() },
+        ),
+        ("blocks: [10.0.0.0/24], serviceSelectors: []", one()),
         ("blocks: [10.0.0.0/24], disabled: true", Pool { disabled: true, ..one() }),
         ("blocks: [10.0.0.0/24], autoAssign: false", Pool { auto_assign: false, ..one() }),
         ("blocks: [10.0.0.0/24], priority: 0", Pool { priority: Some(0), ..one() }),
@@ -262,7 +317,7 @@ fn the_pools_of_the_use_cases_are_what_they_say() {
             "important",
             "  blocks:\n  - cidr: \"20.0.30.0/24\"\n  serviceSelector:\n    matchLabels:\n      tier: important\n"
         ),
-        Pool { selector: Some(Selector::label("tier", "important")), ..Pool::new("important", &["20.0.30.0/24"]) }
+        Pool { selectors: vec![Selector::label("tier", "important")], ..Pool::new("important", &["20.0.30.0/24"]) }
     );
     assert_eq!(
         pool("range", "  blocks:\n  - start: \"20.0.20.100\"\n    stop: \"20.0.20.200\"\n"),
@@ -374,9 +429,19 @@ fn wrong_pools_of_metallb_and_ours_are_refused_by_field() {
         ),
         (
             METALLB,
-            allocation("serviceSelectors: [{matchLabels: {a: b}}, {matchLabels: {c: d}}]"),
-            "spec.serviceAllocation.serviceSelectors[1]: several selectors are only supported for values of one label: \
-             make a pool for each",
+            allocation("serviceSelectors: [{matchLabels: {a: b}}, {matchExpressions: [{key: c, operator: In}]}]"),
+            "spec.serviceAllocation.serviceSelectors[1].matchExpressions[0].values: label `c` is compared with no value; \
+             list at least one",
+        ),
+        (
+            OURS,
+            ours("serviceSelector: {}, serviceSelectors: [{}]"),
+            "spec.serviceSelectors: `spec.serviceSelector` stands beside it: keep one of them",
+        ),
+        (
+            OURS,
+            ours("serviceSelectors: [{}, {matchLabels: {a b: c}}]"),
+            "spec.serviceSelectors[1].matchLabels: \"a b\" is not the key of a label",
         ),
         (
             METALLB,

@@ -61,7 +61,14 @@ fn services_say_whether_they_are_satisfied() {
 #[test]
 fn pools_count_their_addresses() {
     let counts = Counts { total: 1 << 100, used: 3, free: 200, quarantined: 10, draining: 7, conflict: 1, reserved: 2 };
-    let status = PoolStatus { name: PoolName::new("a"), problem: None, warnings: vec![], counts };
+    let status = PoolStatus {
+        name: PoolName::new("a"),
+        problem: None,
+        warnings: vec![],
+        counts,
+        ipv4: counts,
+        ipv6: Counts::default(),
+    };
     assert_eq!(
         serde_json::to_value(write::pool_status(&status, SINCE)).unwrap(),
         json!({ "conditions": [
@@ -118,6 +125,8 @@ fn warnings_stand_beside_each_other() {
         problem: Some(PoolProblem::TooManyBlocks { found: 5000 }),
         warnings: vec![host_bits, PoolWarning::QuotaZero],
         counts: Counts::default(),
+        ipv4: Counts::default(),
+        ipv6: Counts::default(),
     };
     let conditions = write::pool_status(&status, SINCE).conditions;
     let kinds: Vec<_> = conditions.iter().map(|condition| condition.kind).collect();

@@ -2,6 +2,7 @@
 
 mod build_ebpf;
 mod figures;
+mod nightly;
 mod test;
 
 use std::{error::Error, process::ExitCode};
@@ -14,6 +15,7 @@ use clap::Parser;
 enum Task {
     BuildEbpf(build_ebpf::Args),
     Test(test::Args),
+    Nightly(nightly::Args),
     Figures(figures::Args),
 }
 
@@ -22,6 +24,7 @@ impl Task {
         match self {
             Self::BuildEbpf(args) => Ok(build_ebpf::run(args)?),
             Self::Test(args) => Ok(test::test(args)?),
+            Self::Nightly(args) => Ok(nightly::nightly(args)?),
             Self::Figures(args) => figures::figures(args),
         }
     }

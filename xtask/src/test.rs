@@ -38,7 +38,7 @@ const STEPS: [Step; 9] = [
 
 /// What failed.
 #[derive(Debug)]
-pub(crate) struct Failed(String);
+pub(crate) struct Failed(pub(crate) String);
 
 impl fmt::Display for Failed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -157,7 +157,7 @@ fn number_before(text: &str, word: &str) -> Option<usize> {
 }
 
 fn examples(no_root: bool) -> Result<(), Failed> {
-    let privileged = ["iptables_without_cilium", "kube_proxy_replacement", "session_affinity"];
+    let privileged = ["iptables_without_cilium", "kube_proxy_replacement", "session_affinity", "lb_ipam"];
     for name in ["embed"].into_iter().chain(privileged.into_iter().filter(|_| !no_root)) {
         cargo(&["run", "--quiet", "--package", "lb-examples", "--example", name])?;
     }

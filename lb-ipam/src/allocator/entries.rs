@@ -146,9 +146,11 @@ impl<L: Ledger> Allocator<L> {
                 Err(LedgerError::Changed { found }) => {
                     self.index.note(&self.catalog, address, before.as_ref(), found.as_ref());
                     self.book.note(address, before.as_ref(), found.as_ref());
+                    let holders = found.as_ref().map_or(&[][..], Entry::holders);
                     if intended.contains(&found) {
-                        self.book.abandon_unknown(found.as_ref().map_or(&[], Entry::holders));
+                        self.book.abandon_unknown(holders);
                     }
+                    self.book.mark_newcomers(before.as_ref().map_or(&[], Entry::holders), holders);
                     self.news = true;
                 }
                 Err(error @ LedgerError::Failed(_)) => {
@@ -182,8 +184,10 @@ impl<L: Ledger> Allocator<L> {
     }
 
     pub(super) fn release_all(&mut self, slot: Slot) -> Result<(), LedgerError> {
-        let held: Vec<IpAddr> = self.book.get(slot).held.clone();
-        held.into_iter().try_for_each(|address| self.release(slot, address))
+        while let Some(&address) = self.book.get(slot).held.first() {
+            self.release(slot, address)?;
+        }
+        Ok(())
     }
 
     /// The services that hold the address and are not looked at later in this reconcile: those that the service has to

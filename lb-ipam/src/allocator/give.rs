@@ -7,7 +7,7 @@ use lb_core::{Family, ServiceName};
 
 use crate::{
     Allocator, Cause, Entry, Ledger, LedgerError, NotFrom, PoolChoice, Request, SharingRule, book::Slot,
-    catalog::PoolIndex, may_share,
+    catalog::PoolIndex, families::FamilyList, may_share,
 };
 
 /// Given, or why not.
@@ -57,11 +57,11 @@ impl<L: Ledger> Allocator<L> {
     }
 
     /// The first pool that has an address of every family that the service lacks.
-    pub(super) fn pool_for_all(&self, request: &Request, families: &[Family]) -> Option<PoolIndex> {
+    pub(super) fn pool_for_all(&self, request: &Request, families: FamilyList) -> Option<PoolIndex> {
         let gives_all = |index: &PoolIndex| {
             families
                 .iter()
-                .all(|family| self.catalog.pools[*index].has(*family) && self.offer(*index, request, *family).is_ok())
+                .all(|family| self.catalog.pools[*index].has(family) && self.offer(*index, request, family).is_ok())
         };
         self.catalog.order(&request.pool).find(gives_all)
     }
@@ -108,9 +108,9 @@ impl<L: Ledger> Allocator<L> {
             .collect();
         for other in members {
             let mut joined = false;
-            let mut addresses = self.book.get(other).held.clone();
-            addresses.sort_unstable();
-            for address in addresses.into_iter().filter(|address| Family::of(*address) == family) {
+            for address in
+                self.book.get(other).held.clone().into_iter().filter(|address| Family::of(*address) == family)
+            {
                 let held = self.book.get(slot).held.contains(&address);
                 if held || (self.check_pool(request, address).is_ok() && self.may_join(slot, request, address).is_ok())
                 {
@@ -130,9 +130,7 @@ impl<L: Ledger> Allocator<L> {
 
     /// Gives the service an address back that it was the last to have.
     fn get_back(&mut self, slot: Slot, request: &Request, family: Family) -> Result<bool, LedgerError> {
-        let mut left = self.book.get(slot).left.clone();
-        left.sort_unstable();
-        for address in left.into_iter().filter(|address| Family::of(*address) == family) {
+        for address in self.book.get(slot).left.clone().into_iter().filter(|address| Family::of(*address) == family) {
             let Some(&index) = self.catalog.containing(address).first() else { continue };
             let fits = self.check_unasked(index, request).is_ok() && self.catalog.pools[index].usable.is_open(address);
             let rests = matches!(self.ledger.get(address), Some(Entry::Freed(_)));

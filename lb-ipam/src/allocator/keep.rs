@@ -22,8 +22,7 @@ impl<L: Ledger> Allocator<L> {
         if !self.is_ours(&request) {
             return self.leave(slot);
         }
-        let mut held = self.book.get(slot).held.clone();
-        held.sort_unstable();
+        let held = self.book.get(slot).held.clone();
         let surplus = surplus(&request, &held, &self.book.get(slot).told);
         for address in held {
             let keeps = !surplus.contains(&address)
@@ -95,7 +94,7 @@ impl<L: Ledger> Allocator<L> {
     /// Whether an address of the family can be right for the service.
     pub(super) fn wants_family(&self, request: &Request, family: Family) -> bool {
         if request.addresses.is_empty() {
-            return families_wanted(request.family_policy, &request.families, &self.settings).wanted.contains(&family);
+            return families_wanted(request.family_policy, &request.families, &self.settings).wanted.contains(family);
         }
         self.settings.enables(family) && (request.families.is_empty() || request.families.contains(&family))
     }
@@ -111,11 +110,15 @@ impl<L: Ledger> Allocator<L> {
             .all(|other| may_share(request, other, &self.settings).is_ok())
     }
 
-    /// Whether the service has not got what it wants of the family already.
+    /// Whether the service has not got what it wants of the family already. What it does not ask for by name is given back
+    /// once it has something that it does.
     fn has_room(&self, slot: Slot, request: &Request, address: IpAddr) -> bool {
-        let held = &self.book.get(slot).held;
-        let several = !request.addresses.is_empty() || request.sharing.is_some();
-        several || !held.iter().any(|held| Family::of(*held) == Family::of(address))
+        let mut of_family = self.book.get(slot).held.iter().filter(|held| Family::of(**held) == Family::of(address));
+        match (request.addresses.is_empty(), request.sharing.is_some()) {
+            (true, true) => true,
+            (true, false) => of_family.next().is_none(),
+            (false, _) => request.names(address) || !of_family.any(|held| request.names(*held)),
+        }
     }
 
     /// Whether nobody has the address, or only services that share it.

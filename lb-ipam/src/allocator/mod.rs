@@ -17,6 +17,7 @@ use crate::{
     book::{Book, Dirt, Slot},
     catalog::Catalog,
     index::Index,
+    range::FAMILIES,
 };
 
 pub use explain::{AddressReport, AddressState};
@@ -297,11 +298,17 @@ impl<L: Ledger> Allocator<L> {
 
     /// How every pool is doing as of the last reconcile, in the order in which they are asked.
     pub fn pools(&self) -> impl Iterator<Item = PoolStatus> + '_ {
-        self.catalog.pools.iter().enumerate().map(|(index, compiled)| PoolStatus {
-            name: compiled.pool.name.clone(),
-            problem: compiled.problem.clone(),
-            warnings: compiled.warnings.clone(),
-            counts: self.index.counts(&self.catalog, index, &self.ledger, self.now),
+        self.catalog.pools.iter().enumerate().map(|(index, compiled)| {
+            let counts = |family| self.index.counts(&self.catalog, index, family, &self.ledger, self.now);
+            let [ipv4, ipv6] = FAMILIES.map(counts);
+            PoolStatus {
+                name: compiled.pool.name.clone(),
+                problem: compiled.problem.clone(),
+                warnings: compiled.warnings.clone(),
+                counts: ipv4.with(&ipv6),
+                ipv4,
+                ipv6,
+            }
         })
     }
 

@@ -7,7 +7,9 @@ use lb_core::Family;
 
 use crate::{
     Allocator, Answer, Asked, Cause, Entry, Granted, Ledger, LedgerError, Refusal, Request, Wanted, WhenSharingBreaks,
-    book::Slot, families::families_wanted, may_share,
+    book::Slot,
+    families::{FamilyList, families_wanted},
+    may_share,
 };
 
 impl<L: Ledger> Allocator<L> {
@@ -29,25 +31,24 @@ impl<L: Ledger> Allocator<L> {
     fn serve_any(&mut self, slot: Slot, request: &Arc<Request>) -> Result<Answer, LedgerError> {
         let families = families_wanted(request.family_policy, &request.families, &self.settings);
         let lacks = |family: &Family| !self.book.get(slot).held.iter().any(|held| Family::of(*held) == *family);
-        let missing: Vec<Family> = families.wanted.iter().copied().filter(lacks).collect();
-        let front = if missing.len() > 1 { self.pool_for_all(request, &missing) } else { None };
+        let missing: FamilyList = families.wanted.iter().filter(lacks).collect();
+        let front = if missing.len() > 1 { self.pool_for_all(request, missing) } else { None };
         let mut refused = Vec::new();
-        for family in missing {
+        for family in missing.iter() {
             if let Err(cause) = self.give_any(slot, request, family, front)? {
                 refused.push(Refusal { asked: Asked::Family(family), cause });
             }
         }
-        for family in families.disabled {
+        for family in families.disabled.iter() {
             refused.push(Refusal { asked: Asked::Family(family), cause: Cause::FamilyDisabled(family) });
         }
-        let mut held = self.book.get(slot).held.clone();
-        held.sort_unstable();
+        let held = &self.book.get(slot).held;
         let mut granted = Vec::with_capacity(held.len());
-        for family in families.wanted {
+        for family in families.wanted.iter() {
             let of_family = held.iter().filter(|address| Family::of(**address) == family);
             granted.extend(of_family.map(|address| self.granted(*address)));
         }
-        refused.extend(self.quarrels(request, &held));
+        refused.extend(self.quarrels(request, held));
         Ok(Answer { granted, refused })
     }
 
@@ -101,7 +102,6 @@ impl<L: Ledger> Allocator<L> {
     fn settle_surplus(&mut self, slot: Slot, request: &Request, answer: &mut Answer) -> Result<(), LedgerError> {
         let mut surplus = self.book.get(slot).held.clone();
         surplus.retain(|address| !answer.granted.iter().any(|granted| granted.address == *address));
-        surplus.sort_unstable();
         for address in surplus {
             let family = Family::of(address);
             let replaced = answer

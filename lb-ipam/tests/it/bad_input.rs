@@ -79,7 +79,7 @@ fn an_address_is_looked_up_in_so_many_pools_and_no_more() {
     for (at, kept) in [(most - 1, true), (most, false)] {
         let colour = |number: usize| Selector::label("colour", if number == at { "blue" } else { "red" });
         let pools = (0..=most).map(|number| Pool {
-            selector: Some(colour(number)),
+            selectors: vec![colour(number)],
             ..Pool::new(&format!("p{number:02}"), &["10.0.0.0/24"])
         });
         let mut ipam = allocator(pools);

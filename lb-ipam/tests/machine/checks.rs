@@ -3,13 +3,14 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    time::Duration,
 };
 
-use lb_ipam::{Answer, Asked, Entry, Family, Ledger, Outcome, Request, ServiceName, Timestamp};
+use lb_ipam::{Answer, Asked, Entry, Family, FamilyPolicy, Ledger, Outcome, Request, ServiceName, Timestamp};
 
 use crate::{
     mutants::Mutant,
-    reference::{compatible, names, selects, wants},
+    reference::{chooses, compatible, names, wants},
     rig::{Checked, Held, Rig, held},
 };
 
@@ -32,6 +33,8 @@ impl Rig {
         self.check_no_duplicates(&after)?;
         self.check_no_unasked_moves(&held, &failed)?;
         self.check_gains(before, &after, &held)?;
+        self.check_choices(before, &after, &held)?;
+        self.check_freed(before, &after)?;
         self.note_resting(&after);
         if !failed.is_empty() || outcome.unfinished {
             return Ok(());
@@ -43,8 +46,11 @@ impl Rig {
         if publish { self.check_rest() } else { Ok(()) }
     }
 
-    /// Those that have one address agree to share it.
+    /// Those that have one address agree to share it, unless whoever stops to agree stays.
     fn check_no_duplicates(&self, after: &BTreeMap<IpAddr, Entry>) -> Checked {
+        if self.reference.keeps_quarrels() {
+            return Ok(());
+        }
         for (address, entry) in after {
             let known = entry.holders().iter().filter_map(|name| self.reference.services.get(name));
             let holders: Vec<&Request> = known.filter(|request| !self.edited.contains(&request.service)).collect();
@@ -57,12 +63,12 @@ impl Rig {
         Ok(())
     }
 
-    /// Whoever did not change keeps what it was told it has, as long as it may.
+    /// Whoever did not change keeps what it was told it has, as long as it may; and whoever changed as well, where nobody
+    /// has to get along.
     fn check_no_unasked_moves(&self, held: &Held, failed: &BTreeSet<&ServiceName>) -> Checked {
         for (service, addresses) in &self.held {
-            let Some(request) = self.reference.services.get(service).filter(|_| !self.edited.contains(service)) else {
-                continue;
-            };
+            let stays = !self.edited.contains(service) || self.reference.keeps_quarrels();
+            let Some(request) = self.reference.services.get(service).filter(|_| stays) else { continue };
             for address in addresses {
                 let named = request.addresses.is_empty() || names(request, *address);
                 let quarrel = self.restarted && self.sharers(*address).any(|other| self.edited.contains(other));
@@ -103,6 +109,13 @@ impl Rig {
                 published || request.addresses.is_empty() || names(request, address),
                 "{service} got {address}, which it did not ask for"
             );
+            for other in after[&address].holders().iter().filter(|other| *other != service) {
+                let other = self.reference.services.get(other);
+                ensure!(
+                    other.is_none_or(|other| compatible(request, other)),
+                    "{service} joined {other:?} at {address}, with whom it cannot share"
+                );
+            }
             if let Some(Entry::Freed(freed)) = before.get(&address) {
                 ensure!(
                     freed.drained <= self.now || after[&address].holders().contains(&freed.last),
@@ -131,6 +144,50 @@ impl Rig {
                 });
                 ensure!(fresh.is_none(), "{service} got {address}, which rests, while {fresh:?} is free");
             }
+        }
+        Ok(())
+    }
+
+    /// Whoever asks for nothing by name gets an address of the pool that it prefers, as long as there is one, and none of a
+    /// pool that gives only by name.
+    fn check_choices(&self, before: &BTreeMap<IpAddr, Entry>, after: &BTreeMap<IpAddr, Entry>, held: &Held) -> Checked {
+        for (service, address) in gains(&self.held, held) {
+            let Some(request) = self.reference.services.get(service) else { continue };
+            let returns = matches!(before.get(&address), Some(Entry::Freed(freed)) if freed.last == *service);
+            if self.had_published(service, address) || request.sharing.is_some() || !request.addresses.is_empty() {
+                continue;
+            }
+            let Some(set) = self.reference.gives(request, address) else { continue };
+            ensure!(set.gives_unasked(request), "{service} got {address}, which is given by name only");
+            if returns || chooses(request, &set.pool) || request.family_policy != FamilyPolicy::SingleStack {
+                continue;
+            }
+            let mut preferred = self.reference.pools.values().filter(|set| {
+                chooses(request, &set.pool) && set.gives_unasked(request) && set.pool.namespace_quota.is_none()
+            });
+            let fresh = preferred.find_map(|set| {
+                set.usable.iter().find(|other| {
+                    let untouched = !before.contains_key(*other) && !after.contains_key(*other);
+                    untouched && Family::of(**other) == Family::of(address)
+                })
+            });
+            ensure!(fresh.is_none(), "{service} got {address}, and {fresh:?} of the pool that it prefers is free");
+        }
+        Ok(())
+    }
+
+    /// What was given back drains and rests for as long as its pool says, and drains only if who left it lives on.
+    fn check_freed(&self, before: &BTreeMap<IpAddr, Entry>, after: &BTreeMap<IpAddr, Entry>) -> Checked {
+        for (address, entry) in after {
+            let (Entry::Freed(freed), Some(Entry::Held(_))) = (entry, before.get(address)) else { continue };
+            let mut owners = self.reference.pools.values();
+            let owner = owners.find(|set| set.in_service && set.addresses.contains(address));
+            let Some(pool) = owner.map(|set| &set.pool) else { continue };
+            let lives = self.reference.services.contains_key(&freed.last);
+            let drained = self.now + if lives { pool.drain } else { Duration::ZERO };
+            let found = (freed.at, freed.drained, freed.rested);
+            let expected = (self.now, drained, drained + pool.quarantine);
+            ensure!(found == expected, "{address} of {} rests {found:?} instead of {expected:?}", pool.name);
         }
         Ok(())
     }
@@ -194,10 +251,11 @@ impl Rig {
                         .filter(|set| !set.is_spent(service.namespace(), after))
                         .map(|_| *address),
                     Asked::Family(family) => {
-                        let giving = self.reference.pools.values().filter(|set| {
-                            let asked = set.in_service && !set.pool.disabled && set.pool.auto_assign;
-                            asked && selects(&set.pool, request) && !set.is_spent(service.namespace(), after)
-                        });
+                        let giving = self
+                            .reference
+                            .pools
+                            .values()
+                            .filter(|set| set.gives_unasked(request) && !set.is_spent(service.namespace(), after));
                         giving.flat_map(|set| &set.usable).copied().find(|address| {
                             let free = vacant(address, service) && !self.reference.claimed.contains(address);
                             free && Family::of(*address) == *family
@@ -208,6 +266,22 @@ impl Rig {
                 ensure!(free.is_none(), "{service}: {refusal}, but {free:?} is free");
             }
             self.check_answer(request, answer)?;
+            self.check_quarrels(request, answer, after)?;
+        }
+        Ok(())
+    }
+
+    /// Where nobody has to leave, whoever shares an address though it may not is told so, and nobody else is.
+    fn check_quarrels(&self, request: &Request, answer: &Answer, after: &BTreeMap<IpAddr, Entry>) -> Checked {
+        for address in answer.addresses() {
+            let others = after[&address].holders().iter().filter(|other| **other != request.service);
+            let mut others = others.filter_map(|other| self.reference.services.get(other));
+            let (quarrels, told) = (others.any(|other| !compatible(request, other)), is_quarrel(answer, address));
+            let service = &request.service;
+            ensure!(
+                quarrels == told,
+                "{service} has {address}, which it may not share: {quarrels}, and is told {answer:?}"
+            );
         }
         Ok(())
     }
@@ -225,7 +299,9 @@ impl Rig {
             return Ok(());
         }
         let named = answer.addresses().filter(|address| names(request, *address)).count();
-        ensure!(named + answer.refused.len() == listed.len(), "{service} asks for {listed:?} and is told {answer:?}");
+        let quarrels = answer.addresses().filter(|address| is_quarrel(answer, *address)).count();
+        let refused = answer.refused.len() - quarrels;
+        ensure!(named + refused == listed.len(), "{service} asks for {listed:?} and is told {answer:?}");
         Ok(())
     }
 
@@ -234,7 +310,9 @@ impl Rig {
         let plain = |request: &Request| request.sharing.is_none() && request.addresses.is_empty();
         for (service, address) in gains(&self.held, held) {
             let request = &self.reference.services[service];
-            let new = !self.held.contains_key(service) && request.published.addresses.len() <= 1;
+            // Whoever says that it has an address and lost it comes before those that wait, though it failed before.
+            let had = self.published.get(service).is_some_and(|addresses| !addresses.is_empty());
+            let new = !had && !self.held.contains_key(service) && request.published.addresses.len() <= 1;
             let returns = matches!(before.get(&address), Some(Entry::Freed(freed)) if freed.last == *service);
             let imported = self.had_published(service, address);
             if !plain(request) || !new || imported || returns || self.restarted || !self.edited.contains(service) {
@@ -249,6 +327,7 @@ impl Rig {
                 let before = (waits.created, older) < (request.created, service);
                 let same = older.namespace() == service.namespace()
                     && waits.labels == request.labels
+                    && waits.pool == request.pool
                     && plain(waits)
                     && wants(waits, family);
                 ensure!(!(refused && before && same), "{service} got {address} before {older}, which is older");
@@ -260,7 +339,9 @@ impl Rig {
     /// The numbers of every pool are those of its sets.
     fn check_counts(&self, after: &BTreeMap<IpAddr, Entry>) -> Checked {
         for status in self.allocator.pools() {
-            let set = &self.reference.pools[&status.name];
+            let Some(set) = self.reference.pools.get(&status.name) else {
+                return Err(format!("{} is gone and has numbers", status.name));
+            };
             let (all, usable) = (&set.addresses, &set.usable);
             let entries = |wanted: fn(&Entry, Timestamp) -> bool| {
                 let is = |address: &&IpAddr| after.get(*address).is_some_and(|entry| wanted(entry, self.now));
@@ -291,7 +372,7 @@ impl Rig {
     fn check_rest(&mut self) -> Checked {
         let again = self.allocator.reconcile(Mutant::clock(self.mutant, self.now));
         ensure!(again == Outcome::default(), "a second look: {again:?}");
-        if !self.settled.is_multiple_of(4) {
+        if !self.tally.settled.is_multiple_of(4) {
             return Ok(());
         }
         for reversed in [false, true] {
@@ -301,6 +382,12 @@ impl Rig {
         }
         Ok(())
     }
+}
+
+/// Whether the service is told that it has the address and may not share it.
+fn is_quarrel(answer: &Answer, address: IpAddr) -> bool {
+    answer.addresses().any(|granted| granted == address)
+        && answer.refused.iter().any(|refusal| refusal.asked == Asked::Address(address))
 }
 
 fn gains<'a>(before: &'a Held, after: &'a Held) -> impl Iterator<Item = (&'a ServiceName, IpAddr)> {

@@ -14,6 +14,8 @@ pub(crate) struct Flaky {
     pub(crate) failure: Cell<Option<Failure>>,
     mutant: Option<Mutant>,
     writes: u32,
+    /// Writes that failed: those that were not made, and those that were.
+    pub(crate) failed: Cell<[u64; 2]>,
 }
 
 /// How the ledger fails.
@@ -38,7 +40,7 @@ impl Flaky {
             self.mutant != Some(Mutant::RestartForgetsFreed) || !matches!(entry, Entry::Freed(_))
         };
         let store: MemoryLedger = self.store.entries().filter(kept).collect();
-        Self { view: store.clone(), store, failure: Cell::new(None), mutant: self.mutant, writes: self.writes }
+        Self { view: store.clone(), store, mutant: self.mutant, writes: self.writes, ..Self::default() }
     }
 
     /// The failure of this write, if it fails.
@@ -50,6 +52,9 @@ impl Flaky {
             return None;
         }
         self.failure.set((!failure.once).then_some(Failure { made: false, ..next }));
+        let mut failed = self.failed.get();
+        failed[usize::from(failure.made)] += 1;
+        self.failed.set(failed);
         Some(failure)
     }
 }

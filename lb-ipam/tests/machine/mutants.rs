@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use lb_ipam::{Edit, Entry, Pool, Request, Timestamp};
+use lb_ipam::{Edit, Entry, Pool, PoolChoice, Request, Settings, Timestamp, WhenSharingBreaks};
 
 /// One way to be wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,10 +51,24 @@ pub(crate) enum Mutant {
     ClockStandsStill,
     /// What else answers for an address does not matter.
     ClaimsAreIgnored,
+    /// Nothing drains.
+    NothingDrains,
+    /// Reserved addresses are given out.
+    ReservedAreGiven,
+    /// Who does not get along leaves where it should stay.
+    QuarrelsMove,
+    /// Who does not get along stays where it should leave.
+    QuarrelsStay,
+    /// The preferred pool is one like the others.
+    PreferenceIsIgnored,
+    /// Every pool will do for who wants one and no other.
+    OnlyIsIgnored,
+    /// Pools that give by name give to everybody.
+    GivenUnasked,
 }
 
 impl Mutant {
-    pub(crate) const ALL: [Self; 22] = [
+    pub(crate) const ALL: [Self; 29] = [
         Self::WriteIsLost,
         Self::DeleteIsLost,
         Self::JoinDropsOthers,
@@ -77,6 +91,13 @@ impl Mutant {
         Self::ClockIsAhead,
         Self::ClockStandsStill,
         Self::ClaimsAreIgnored,
+        Self::NothingDrains,
+        Self::ReservedAreGiven,
+        Self::QuarrelsMove,
+        Self::QuarrelsStay,
+        Self::PreferenceIsIgnored,
+        Self::OnlyIsIgnored,
+        Self::GivenUnasked,
     ];
 
     /// What the ledger really has after the `nth` write.
@@ -103,8 +124,19 @@ impl Mutant {
             Edit::RemovePool(_) if mutant == Self::PoolsStay => None,
             Edit::UpsertService(request) => Some(Edit::UpsertService(mutant.service(request))),
             Edit::RemoveService(_) if mutant == Self::RemovalsAreIgnored => None,
+            Edit::SetSettings(settings) => Some(Edit::SetSettings(mutant.settings(settings))),
             other => Some(other),
         }
+    }
+
+    fn settings(self, mut settings: Settings) -> Settings {
+        match self {
+            Self::ReservedAreGiven => settings.reserved.clear(),
+            Self::QuarrelsMove => settings.when_sharing_breaks = WhenSharingBreaks::Move,
+            Self::QuarrelsStay => settings.when_sharing_breaks = WhenSharingBreaks::Keep,
+            _ => {}
+        }
+        settings
     }
 
     fn pool(self, mut pool: Pool) -> Pool {
@@ -112,7 +144,9 @@ impl Mutant {
             Self::EdgesAreGiven => pool.allow_first_last = true,
             Self::AvoidedAreGiven => pool.avoid.clear(),
             Self::DisabledGives => pool.disabled = false,
-            Self::EverybodyIsSelected => pool.selector = None,
+            Self::EverybodyIsSelected => pool.selectors.clear(),
+            Self::NothingDrains => pool.drain = Duration::ZERO,
+            Self::GivenUnasked => pool.auto_assign = true,
             Self::NewestPoolWins => pool.created = Timestamp::from_secs(1000 - pool.created.as_millis() / 1000),
             _ => {}
         }
@@ -122,6 +156,10 @@ impl Mutant {
     fn service(self, mut request: Request) -> Request {
         match self {
             Self::PortsDoNotMatter => request.ports.clear(),
+            Self::PreferenceIsIgnored if matches!(request.pool, PoolChoice::Prefer(_)) => {
+                request.pool = PoolChoice::Any
+            }
+            Self::OnlyIsIgnored if matches!(request.pool, PoolChoice::Only(_)) => request.pool = PoolChoice::Any,
             Self::OneKeyForAll => request.sharing = Some(lb_ipam::Sharing::new("k")),
             Self::YoungestFirst => request.created = Timestamp::from_secs(1000 - request.created.as_millis() / 1000),
             Self::StatusIsNotRead => request.published = lb_ipam::Status::default(),

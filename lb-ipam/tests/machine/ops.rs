@@ -3,8 +3,8 @@
 use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
 use lb_ipam::{
-    Block, Family, FamilyPolicy, Pool, PoolName, Protocol, Request, Selector, ServiceName, Sharing, Timestamp,
-    TrafficPolicy, Wanted,
+    AddressRange, Block, Family, FamilyPolicy, Pool, PoolChoice, PoolName, Protocol, Request, Reservation, Selector,
+    ServiceName, Settings, Sharing, Timestamp, TrafficPolicy, Wanted, WhenSharingBreaks,
 };
 use proptest::prelude::*;
 
@@ -33,6 +33,8 @@ pub(crate) enum Op {
     Crash { nth: u8 },
     /// Something else answers for an address, or stops to.
     Claim(IpAddr, bool),
+    /// The rules change.
+    Rules(Box<Settings>),
 }
 
 /// Addresses that blocks are made of.
@@ -57,7 +59,22 @@ pub(crate) fn op() -> impl Strategy<Value = Op> {
         1 => (0_u8..6, any::<bool>(), any::<bool>()).prop_map(|(nth, once, made)| Op::Fail { nth, once, made }),
         1 => (0_u8..6).prop_map(|nth| Op::Crash { nth }),
         1 => (0_u8..24, any::<bool>()).prop_map(|(last, claimed)| Op::Claim(v4(last), claimed)),
+        1 => rules().prop_map(|settings| Op::Rules(Box::new(settings))),
     ]
+}
+
+fn rules() -> impl Strategy<Value = Settings> {
+    let reserved = proptest::collection::vec((0_u8..24, 0_u8..4), 0..2);
+    (any::<bool>(), reserved).prop_map(|(keep, reserved)| Settings {
+        when_sharing_breaks: if keep { WhenSharingBreaks::Keep } else { WhenSharingBreaks::Move },
+        reserved: reserved.into_iter().map(|(first, more)| reservation(first, first + more)).collect(),
+        ..Settings::default()
+    })
+}
+
+fn reservation(first: u8, last: u8) -> Reservation {
+    let range = AddressRange::new(v4(first), v4(last)).expect("in order");
+    Reservation { range, why: "a node".to_owned() }
 }
 
 fn pool_name() -> impl Strategy<Value = PoolName> {
@@ -81,15 +98,20 @@ fn pool() -> impl Strategy<Value = Pool> {
     ];
     let switches = (any::<bool>(), weighted(1, 6), weighted(5, 6), weighted(1, 6), weighted(1, 6));
     let quota = proptest::option::weighted(0.15, 0_u64..4);
-    let choice = (proptest::option::weighted(0.3, colour()), proptest::option::of(0_u32..3), 0_u64..3, quota);
-    (pool_name(), blocks, switches, choice).prop_map(|(name, blocks, switches, (colour, priority, created, quota))| {
+    let choice = (
+        prop_oneof![7 => Just(Vec::new()), 3 => proptest::collection::vec(colour(), 1..3)],
+        proptest::option::of(0_u32..3),
+        0_u64..3,
+        quota,
+    );
+    (pool_name(), blocks, switches, choice).prop_map(|(name, blocks, switches, (colours, priority, created, quota))| {
         let (allow_first_last, disabled, auto_assign, avoid, drain) = switches;
         Pool {
             name,
             created: Timestamp::from_secs(created),
             blocks,
             allow_first_last,
-            selector: colour.map(|colour| Selector::label("colour", colour)),
+            selectors: colours.iter().map(|colour| Selector::label("colour", colour)).collect(),
             disabled,
             auto_assign,
             priority,
@@ -132,16 +154,21 @@ fn service() -> impl Strategy<Value = Request> {
     ];
     let sharing = proptest::option::weighted(0.35, prop_oneof![Just("k1"), Just("k2")]);
     let ports = prop_oneof![Just(vec![80]), Just(vec![81]), Just(vec![82]), Just(vec![80, 82])];
-    let rest = (proptest::option::weighted(0.7, colour()), weighted(1, 8), weighted(9, 10), 0_u64..40);
+    let choice = prop_oneof![
+        6 => Just(PoolChoice::Any),
+        2 => pool_name().prop_map(PoolChoice::Prefer),
+        1 => pool_name().prop_map(PoolChoice::Only),
+    ];
+    let rest = (proptest::option::weighted(0.7, colour()), weighted(1, 8), weighted(9, 10), 0_u64..40, choice);
     (service_name(), policy, families, wanted, sharing, ports, rest).prop_map(
-        |(service, family_policy, families, addresses, key, ports, (colour, local, load_balancer, created))| {
+        |(service, family_policy, families, addresses, key, ports, (colour, local, load_balancer, created, pool))| {
             let ports: BTreeSet<_> = ports.into_iter().map(|port| (Protocol::Tcp, port)).collect();
             let mut request = Request::new(service.namespace(), service.name());
             request.labels = colour.into_iter().map(|colour| ("colour".to_owned(), colour.to_owned())).collect();
             request.external_traffic_policy = if local { TrafficPolicy::Local } else { TrafficPolicy::Cluster };
             request.pod_selector = [("app".to_owned(), "x".to_owned())].into();
             let (created, sharing) = (Timestamp::from_secs(created), key.map(Sharing::new));
-            Request { created, load_balancer, family_policy, families, addresses, sharing, ports, ..request }
+            Request { created, load_balancer, family_policy, families, addresses, pool, sharing, ports, ..request }
         },
     )
 }

@@ -5,7 +5,10 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use lb_ipam::{Block, Entry, Family, FamilyPolicy, IpNet, Pool, PoolName, Request, ServiceName, TrafficPolicy, Wanted};
+use lb_ipam::{
+    Block, Entry, Family, FamilyPolicy, IpNet, Pool, PoolChoice, PoolName, Request, Selector, ServiceName, Settings,
+    TrafficPolicy, Wanted, WhenSharingBreaks,
+};
 
 /// Pools and services as they were told last.
 #[derive(Clone, Debug, Default)]
@@ -13,6 +16,7 @@ pub(crate) struct Reference {
     pub(crate) pools: BTreeMap<PoolName, Set>,
     pub(crate) services: BTreeMap<ServiceName, Request>,
     pub(crate) claimed: BTreeSet<IpAddr>,
+    pub(crate) settings: Settings,
 }
 
 /// A pool as sets.
@@ -44,7 +48,7 @@ fn addresses(pool: &Pool) -> BTreeSet<IpAddr> {
     pool.blocks.iter().flat_map(members).collect()
 }
 
-fn usable(pool: &Pool) -> BTreeSet<IpAddr> {
+fn usable(pool: &Pool, settings: &Settings) -> BTreeSet<IpAddr> {
     let mut usable = addresses(pool);
     for block in pool.blocks.iter().filter(|_| !pool.allow_first_last) {
         let Block::Cidr(net) = block else { continue };
@@ -58,7 +62,12 @@ fn usable(pool: &Pool) -> BTreeSet<IpAddr> {
     for avoided in pool.avoid.iter().flat_map(members) {
         usable.remove(&avoided);
     }
+    usable.retain(|address| !is_reserved(settings, *address));
     usable
+}
+
+fn is_reserved(settings: &Settings, address: IpAddr) -> bool {
+    settings.reserved.iter().any(|reservation| reservation.range.contains(address))
 }
 
 fn is_unreadable(pool: &Pool) -> bool {
@@ -68,7 +77,7 @@ fn is_unreadable(pool: &Pool) -> bool {
 impl Reference {
     pub(crate) fn insert(&mut self, pool: Pool) {
         let avoided = pool.avoid.iter().flat_map(members).collect();
-        let (addresses, usable) = (addresses(&pool), usable(&pool));
+        let (addresses, usable) = (addresses(&pool), usable(&pool, &self.settings));
         self.pools.insert(pool.name.clone(), Set { pool, addresses, usable, avoided, in_service: false });
         self.find_conflicts();
     }
@@ -76,6 +85,18 @@ impl Reference {
     pub(crate) fn remove(&mut self, name: &PoolName) {
         self.pools.remove(name);
         self.find_conflicts();
+    }
+
+    pub(crate) fn set_rules(&mut self, settings: Settings) {
+        self.settings = settings;
+        for set in self.pools.values_mut() {
+            set.usable = usable(&set.pool, &self.settings);
+        }
+    }
+
+    /// Whether a service that does not get along with others any more stays.
+    pub(crate) fn keeps_quarrels(&self) -> bool {
+        self.settings.when_sharing_breaks == WhenSharingBreaks::Keep
     }
 
     /// The older one of two that have an address in common is in service, if it has none in common with an older one.
@@ -103,6 +124,7 @@ impl Reference {
         request.load_balancer
             && wants(request, Family::of(address))
             && !self.claimed.contains(&address)
+            && !is_reserved(&self.settings, address)
             && (self.pools.values().any(admits) || lost_and_found())
     }
 
@@ -116,12 +138,28 @@ impl Reference {
     }
 }
 
+/// Whether the service asks for the pool by name.
+pub(crate) fn chooses(request: &Request, pool: &Pool) -> bool {
+    matches!(&request.pool, PoolChoice::Prefer(name) | PoolChoice::Only(name) if *name == pool.name)
+}
+
+/// Whether the service may have addresses of the pool, as far as both say.
 pub(crate) fn selects(pool: &Pool, request: &Request) -> bool {
-    let labels = pool.selector.iter().flat_map(|selector| &selector.match_labels);
-    labels.into_iter().all(|(key, value)| request.labels.get(key) == Some(value))
+    if matches!(request.pool, PoolChoice::Only(_)) && !chooses(request, pool) {
+        return false;
+    }
+    let selects =
+        |selector: &Selector| selector.match_labels.iter().all(|(key, value)| request.labels.get(key) == Some(value));
+    pool.selectors.is_empty() || pool.selectors.iter().any(selects)
 }
 
 impl Set {
+    /// Whether the pool gives the service addresses that it does not ask for.
+    pub(crate) fn gives_unasked(&self, request: &Request) -> bool {
+        let gives = self.in_service && !self.pool.disabled && selects(&self.pool, request);
+        gives && (self.pool.auto_assign || chooses(request, &self.pool))
+    }
+
     /// How many addresses of the pool the namespace has.
     pub(crate) fn used_by(&self, namespace: &str, entries: &BTreeMap<IpAddr, Entry>) -> u64 {
         let ours = |address: &&IpAddr| {

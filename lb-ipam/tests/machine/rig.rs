@@ -13,6 +13,7 @@ use crate::{
     mutants::Mutant,
     ops::Op,
     reference::{Reference, compatible},
+    tally::Tally,
 };
 
 /// What was found wrong.
@@ -35,7 +36,7 @@ pub(crate) struct Rig {
     /// Until when addresses rest, whatever the ledger says.
     pub(crate) resting: BTreeMap<IpAddr, (ServiceName, Timestamp)>,
     pub(crate) restarted: bool,
-    pub(crate) settled: u32,
+    pub(crate) tally: Tally,
     pub(crate) mutant: Option<Mutant>,
 }
 
@@ -51,12 +52,13 @@ impl Rig {
             edited: BTreeSet::new(),
             resting: BTreeMap::new(),
             restarted: false,
-            settled: 0,
+            tally: Tally::default(),
             mutant,
         }
     }
 
     pub(crate) fn run(&mut self, op: &Op) -> Checked {
+        self.tally.operations += 1;
         match op {
             Op::Pool(pool) => {
                 self.reference.insert((**pool).clone());
@@ -79,12 +81,23 @@ impl Rig {
             Op::Fail { nth, once, made } => self.fail(Failure { after: *nth, once: *once, made: *made }),
             Op::Crash { nth } => {
                 self.fail(Failure { after: *nth, once: false, made: *nth % 2 == 0 });
+                self.tally.crashes += 1;
                 self.settle(false)?;
                 self.restart();
             }
+            Op::Rules(settings) => self.change_rules((**settings).clone()),
             Op::Claim(address, claimed) => return self.claim(*address, *claimed),
         }
         Ok(())
+    }
+
+    fn change_rules(&mut self, settings: Settings) {
+        if self.reference.settings.when_sharing_breaks != settings.when_sharing_breaks {
+            // Whoever stayed where it does not get along may have to leave now.
+            self.edited.extend(self.reference.services.keys().cloned());
+        }
+        self.reference.set_rules(settings.clone());
+        self.batch.push(Edit::SetSettings(settings));
     }
 
     fn upsert(&mut self, mut request: Request) {
@@ -105,6 +118,7 @@ impl Rig {
     }
 
     fn restart(&mut self) {
+        self.tally.restarts += 1;
         self.batch.clear();
         self.allocator = self.start(self.allocator.ledger().restarted(), false);
         self.restarted = true;
@@ -112,6 +126,7 @@ impl Rig {
 
     /// What nobody else has published stays with those that have.
     fn lose(&mut self) {
+        self.tally.lost_ledgers += 1;
         self.batch.clear();
         self.allocator = self.start(Flaky::new(self.mutant), false);
         self.restarted = true;
@@ -138,9 +153,10 @@ impl Rig {
     /// A process over the ledger that was told everything there is.
     pub(crate) fn start(&self, ledger: Flaky, reversed: bool) -> Allocator<Flaky> {
         let mut allocator = Allocator::new(Settings::default(), ledger);
+        let settings = Edit::SetSettings(self.reference.settings.clone());
         let pools = self.reference.pools.values().map(|set| Edit::UpsertPool(set.pool.clone()));
         let services = self.reference.services.values().cloned().map(Edit::UpsertService);
-        let mut edits: Vec<Edit> = pools.chain(services).collect();
+        let mut edits: Vec<Edit> = [settings].into_iter().chain(pools).chain(services).collect();
         if reversed {
             edits.reverse();
         }
@@ -172,12 +188,15 @@ impl Rig {
 
     /// Brings everything in order, in two orders of delivery, and looks at what came of it.
     fn settle(&mut self, publish: bool) -> Checked {
-        self.settled += 1;
+        self.tally.settled += 1;
         let batch = last_of_each(core::mem::take(&mut self.batch));
         let before: BTreeMap<IpAddr, Entry> = self.allocator.ledger().store.entries().collect();
         let mut other = self.allocator.clone();
         let now = Mutant::clock(self.mutant, self.now);
         let outcome = deliver(&mut self.allocator, batch.iter(), self.mutant, now);
+        let [lost, unheard] = self.allocator.ledger().failed.take();
+        self.tally.lost_writes += lost;
+        self.tally.unheard_writes += unheard;
         let reversed = deliver(&mut other, batch.iter().rev(), self.mutant, now);
         ensure!(outcome == reversed, "order of delivery matters: {outcome:?} and {reversed:?}");
         ensure!(self.allocator.ledger().store == other.ledger().store, "order of delivery matters to the ledger");

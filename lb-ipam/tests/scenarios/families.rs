@@ -58,3 +58,16 @@ fn a31_the_second_family_comes_when_it_can_be_had() {
     assert!(w.message("d/a").contains("IPv6"), "{}", w.message("d/a"));
     w.pool("b [ff::/48]").shows(&[("d/a", "10.0.10.0 ff:: satisfied")]).wrote(1);
 }
+
+#[test]
+fn counts_of_one_family_do_not_hide_those_of_the_other() {
+    let mut w = World::new("v4+v6");
+    w.pool("a [10.0.10.0/31, 2001:db8::/64] quarantine=300").services(3).service("d/six fam=Single:v6");
+    let status = w.gone("d/s1").status("a");
+    let counts = |counts: lb_ipam::Counts| (counts.total, counts.used, counts.quarantined, counts.free);
+    assert_eq!(counts(status.ipv4), (2, 2, 0, 0));
+    assert_eq!(counts(status.ipv6), (1 << 64, 1, 0, (1 << 64) - 1));
+    assert_eq!(counts(status.counts), ((1 << 64) + 2, 3, 0, (1 << 64) - 1));
+    let status = w.gone("d/s0").gone("d/six").status("a");
+    assert_eq!((counts(status.ipv4), status.ipv6.quarantined), ((2, 1, 1, 0), 1));
+}

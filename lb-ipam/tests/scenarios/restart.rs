@@ -97,3 +97,13 @@ fn services_that_went_while_nobody_looked_give_back() {
     w.allocator = lb_ipam::Allocator::new(lb_ipam::Settings { ipv6: false, ..Default::default() }, ledger);
     w.restart().shows(&[("d/b", "10.0.10.1 satisfied"), ("d/c", "10.0.10.0 satisfied")]);
 }
+
+/// The status was not written before the process ended, and somebody who shares comes first.
+#[test]
+fn an_address_that_was_left_for_one_asked_for_by_name_is_not_taken_back() {
+    let mut w = World::new("v4");
+    w.pool("a [10.0.10.0/24]").service("d/a key=k req=10.0.10.7").tell_service("d/a key=k req=10.0.10.7 st=10.0.10.3");
+    w.tell_service("d/b key=k ports=tcp/81 t=1").restart();
+    w.shows(&[("d/a", "10.0.10.7 satisfied"), ("d/b", "10.0.10.7 satisfied")]);
+    assert_eq!(w.ledger_writes, 1);
+}

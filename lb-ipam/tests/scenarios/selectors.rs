@@ -44,6 +44,44 @@ fn operators_of_expressions() {
     }
 }
 
+/// Any of several selectors, everything in it.
+#[test]
+fn a_pool_is_for_services_that_any_of_its_selectors_selects() {
+    let mut w = World::new("v4");
+    w.pool("a [10.0.10.0/24] sel=color:red+tier:In:web,db sel=color:blue+tier:NotIn:web sel=team:Exists:");
+    for (labels, selected) in [
+        ("color:red,tier:web", true),
+        ("color:red,tier:db", true),
+        ("color:red,tier:other", false),
+        ("color:red", false),
+        ("color:blue", true),
+        ("color:blue,tier:db", true),
+        ("color:blue,tier:web", false),
+        ("color:blue,tier:web,team:a", true),
+        ("color:green,tier:db", false),
+    ] {
+        w.service(&format!("d/a lbl={labels}"));
+        assert_eq!(!w.addresses("d/a").is_empty(), selected, "{labels}");
+    }
+}
+
+#[test]
+fn who_changes_from_one_selector_to_another_stays() {
+    let mut w = World::new("v4");
+    w.pool("a [10.0.10.0/24] sel=color:red sel=color:blue").service("d/a lbl=color:red");
+    w.service("d/a lbl=color:blue").wrote(0).shows(&[("d/a", "10.0.10.0 satisfied")]);
+    w.pool("a [10.0.10.0/24] sel=color:blue").wrote(0).pool("a [10.0.10.0/24] sel=color:red").wrote(1);
+    w.shows(&[("d/a", "- no_pool")]);
+}
+
+#[test]
+fn one_wrong_selector_of_several_puts_the_pool_out_of_service() {
+    let mut w = World::new("v4");
+    w.pool("a [10.0.10.0/24] sel=color:red").service("d/a lbl=color:red");
+    w.pool("a [10.0.10.0/24] sel=color:blue sel=color:In:").wrote(0).shows(&[("d/a", "10.0.10.0 satisfied")]);
+    assert_eq!(w.status("a").problem, Some(PoolProblem::Selector(SelectorProblem::NoValues { key: "color".into() })));
+}
+
 #[test]
 fn a35_a_service_that_is_not_selected_any_more_loses_its_address() {
     let mut w = World::new("v4");

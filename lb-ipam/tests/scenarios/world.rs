@@ -1,8 +1,8 @@
 //! A cluster in a few words.
 //!
-//! Pools: `name [block, block] afl=No sel=color:red off t=5 prio=10 noauto odd avoid=10.0.0.1 quota=3 quarantine=0 drain=60`.
+//! Pools: `name [block, block] afl=No sel=color:red+tier:In:web,db off t=5 prio=10 noauto odd avoid=10.0.0.1 quota=3 quarantine=0 drain=60`.
 //! Services: `ns/name fam=Prefer:v4,v6 req=10.0.0.1,garbage key=k xns=a,b etp=Local ports=tcp/80,udp/53 podsel=app:x
-//! lbl=color:red class=c type=NodePort t=3 only=pool prefer=pool st=10.0.0.1`.
+//! lbl=color:red,tier:web class=c type=NodePort t=3 only=pool prefer=pool st=10.0.0.1`.
 //! What a service got: `10.0.0.1 ff::1 satisfied`, `- out_of_ips`, or `untouched`.
 
 use std::{collections::BTreeMap, net::IpAddr, time::Duration};
@@ -224,6 +224,9 @@ impl World {
             let counts = status.counts;
             let sum = counts.used + counts.quarantined + counts.draining + counts.conflict;
             assert_eq!(counts.total, sum.saturating_add(counts.free), "{}: {counts:?}", status.name);
+            let both = |count: fn(&lb_ipam::Counts) -> u128| count(&status.ipv4).saturating_add(count(&status.ipv6));
+            let sums = (both(|c| c.total), both(|c| c.used), both(|c| c.quarantined), both(|c| c.reserved));
+            assert_eq!(sums, (counts.total, counts.used, counts.quarantined, counts.reserved), "{}", status.name);
         }
     }
 }
@@ -242,7 +245,7 @@ fn parse_pool(text: &str) -> Pool {
         let number = || value.parse::<u64>().expect("a number");
         match key {
             "afl" => pool.allow_first_last = value == "Yes",
-            "sel" => pool.selector = Some(parse_selector(value)),
+            "sel" => pool.selectors.push(parse_selector(value)),
             "off" => pool.disabled = true,
             "noauto" => pool.auto_assign = false,
             "odd" => pool.avoid_zero_and_255 = true,
@@ -258,18 +261,20 @@ fn parse_pool(text: &str) -> Pool {
     pool
 }
 
-/// `key:value` for a label, `key:Operator:value,value` for an expression.
+/// `key:value` for a label, `key:Operator:value,value` for an expression, `+` between those that all have to match.
 fn parse_selector(text: &str) -> Selector {
-    let parts: Vec<&str> = text.split(':').collect();
-    match parts[..] {
-        [key, value] => Selector::label(key, value),
-        [key, operator, values] => {
-            let values = values.split(',').filter(|value| !value.is_empty()).map(str::to_owned).collect();
-            let expression = Expression { key: key.to_owned(), operator: Operator::parse(operator), values };
-            Selector { match_expressions: vec![expression], ..Selector::default() }
+    let mut selector = Selector::default();
+    for term in text.split('+') {
+        match term.split(':').collect::<Vec<_>>()[..] {
+            [key, value] => _ = selector.match_labels.insert(key.to_owned(), value.to_owned()),
+            [key, operator, values] => {
+                let values = values.split(',').filter(|value| !value.is_empty());
+                selector.match_expressions.push(Expression::new(key, Operator::parse(operator), values));
+            }
+            _ => panic!("selector {text}"),
         }
-        _ => panic!("selector {text}"),
     }
+    selector
 }
 
 fn parse_service(text: &str) -> Request {
@@ -278,8 +283,8 @@ fn parse_service(text: &str) -> Request {
     let mut request = Request::new(service.namespace(), service.name());
     request.ports = [(Protocol::Tcp, 80)].into();
     let label = |value: &str| {
-        let (key, value) = value.split_once(':').expect("key:value");
-        BTreeMap::from([(key.to_owned(), value.to_owned())])
+        let label = |text: &str| text.split_once(':').map(|(key, value)| (key.to_owned(), value.to_owned()));
+        value.split(',').map(|text| label(text).expect("key:value")).collect::<BTreeMap<_, _>>()
     };
     for (key, value) in options.split_whitespace().map(|option| option.split_once('=').unwrap_or((option, ""))) {
         match key {

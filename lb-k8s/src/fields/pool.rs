@@ -65,6 +65,7 @@ const SPEC: Rule = Object(&[
     ("priority", Known),
     ("quarantineSeconds", Known),
     ("serviceSelector", SELECTOR),
+    ("serviceSelectors", List(&SELECTOR)),
 ]);
 
 const SELECTOR: Rule = Object(&[("matchExpressions", List(&EXPRESSION)), ("matchLabels", Known)]);

@@ -80,8 +80,9 @@ impl Draft {
         blocks
     }
 
+    /// The pool's only selector. A wrong one is for everybody, in a pool that is refused.
     pub(super) fn selector(&mut self, field: &str, object: Option<&LabelSelector>) {
-        self.pool.selector = object.map(|object| self.take(selector::read(object, field)));
+        self.pool.selectors = object.map(|object| self.take(selector::read(object, field))).into_iter().collect();
     }
 
     pub(super) fn finish(mut self) -> PoolReading {

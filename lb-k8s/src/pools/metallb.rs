@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     check::{self, At, Invalid},
-    limits::{MAX_SELECTOR_TERMS, MAX_SELECTORS},
+    limits::MAX_SELECTOR_TERMS,
 };
 
 /// The object, metallb.io/v1beta1.
@@ -62,7 +62,7 @@ impl AddressPool {
         if let Some(allocation) = &spec.service_allocation {
             draft.pool.priority = draft.take(priority(allocation));
             draft.namespaces = draft.take(namespaces(allocation));
-            draft.pool.selector = draft.take(service_selector(allocation));
+            draft.pool.selectors = draft.take(selectors(allocation.service_selectors.as_deref(), "serviceSelectors"));
         }
         draft.finish()
     }
@@ -92,23 +92,6 @@ fn namespaces(allocation: &Allocation) -> Result<Option<NamespaceChoice>, Invali
     Ok((!choice.named.is_empty() || !choice.selected.is_empty()).then_some(choice))
 }
 
-/// The selector that any of several comes to.
-fn service_selector(allocation: &Allocation) -> Result<Option<Selector>, Invalid> {
-    let selectors = selectors(allocation.service_selectors.as_deref(), "serviceSelectors")?;
-    if selectors.is_empty() {
-        return Ok(None);
-    }
-    let message = "several selectors are only supported for values of one label: make a pool for each";
-    let several = || Invalid::new("spec.serviceAllocation.serviceSelectors[1]", message);
-    selector::any_of(selectors).map(Some).ok_or_else(several)
-}
-
 fn selectors(objects: Option<&[LabelSelector]>, name: &str) -> Result<Vec<Selector>, Invalid> {
-    let objects = objects.unwrap_or_default();
-    let field = format!("spec.serviceAllocation.{name}");
-    if objects.len() > MAX_SELECTORS {
-        return Err(Invalid::new(field, format!("more than {MAX_SELECTORS} selectors: make several pools")));
-    }
-    let read = |(index, object)| selector::read(object, &format!("{field}[{index}]"));
-    objects.iter().enumerate().map(read).collect()
+    selector::read_all(objects.unwrap_or_default(), &format!("spec.serviceAllocation.{name}"))
 }

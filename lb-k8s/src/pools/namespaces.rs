@@ -23,10 +23,9 @@ impl NamespaceChoice {
             let selected = declared.into_iter().filter(|(name, labels)| self.selects(name, labels));
             names.extend(selected.map(|(name, _)| name.to_owned()));
         }
-        let key = SERVICE_NAMESPACE_LABEL.to_owned();
         // Every service has the label: without a namespace, no service is meant.
         let operator = if names.is_empty() { Operator::DoesNotExist } else { Operator::In };
-        Expression { key, operator, values: names.into_iter().collect() }
+        Expression::new(SERVICE_NAMESPACE_LABEL, operator, names)
     }
 
     fn selects(&self, name: &str, labels: &BTreeMap<String, String>) -> bool {

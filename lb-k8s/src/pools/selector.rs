@@ -1,14 +1,22 @@
 //! Selectors of Kubernetes to selectors of the allocator.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement};
 use lb_ipam::{Expression, Operator, Selector};
 
 use crate::{
     check::{self, At, Invalid},
-    limits::MAX_SELECTOR_TERMS,
+    limits::{MAX_SELECTOR_TERMS, MAX_SELECTORS},
 };
+
+/// Reads the list of selectors at `field`.
+pub(super) fn read_all(objects: &[LabelSelector], field: &str) -> Result<Vec<Selector>, Invalid> {
+    if objects.len() > MAX_SELECTORS {
+        return Err(Invalid::new(field, format!("more than {MAX_SELECTORS} selectors: make several pools")));
+    }
+    objects.iter().enumerate().map(|(index, object)| read(object, &format!("{field}[{index}]"))).collect()
+}
 
 /// Reads the selector at `field`.
 pub(super) fn read(object: &LabelSelector, field: &str) -> Result<Selector, Invalid> {
@@ -36,11 +44,11 @@ fn check_size(object: &LabelSelector) -> Result<(), String> {
 
 fn expression(object: &LabelSelectorRequirement, field: &str) -> Result<Expression, Invalid> {
     check::label_key(&object.key).at(|| format!("{field}.key"))?;
-    let values = object.values.clone().unwrap_or_default();
+    let values = object.values.as_deref().unwrap_or_default();
     for (index, value) in values.iter().enumerate() {
         check::label_value(value).at(|| format!("{field}.values[{index}]"))?;
     }
-    let expression = Expression { key: object.key.clone(), operator: Operator::parse(&object.operator), values };
+    let expression = Expression::new(&object.key, Operator::parse(&object.operator), values);
     let part = if matches!(expression.operator, Operator::Unknown(_)) { "operator" } else { "values" };
     let alone = Selector { match_labels: BTreeMap::new(), match_expressions: vec![expression.clone()] };
     alone.check().map_err(|problem| crate::text::shown(&problem.to_string())).at(|| format!("{field}.{part}"))?;
@@ -51,38 +59,4 @@ fn expression(object: &LabelSelectorRequirement, field: &str) -> Result<Expressi
 pub(super) fn terms(selector: &Selector) -> usize {
     let expressions = selector.match_expressions.iter();
     1 + selector.match_labels.len() + expressions.map(|expression| 1 + expression.values.len()).sum::<usize>()
-}
-
-/// One selector that matches what any of several matches, if there is one: if one of them matches everything, or each
-/// asks for values of the same label and nothing else.
-pub(super) fn any_of(mut selectors: Vec<Selector>) -> Option<Selector> {
-    if let Some(all) = selectors.iter().position(|selector| *selector == Selector::default()) {
-        return Some(selectors.swap_remove(all));
-    }
-    let first = selectors.first()?;
-    if selectors.iter().all(|other| other == first) {
-        return selectors.pop();
-    }
-    let (mut keys, mut values) = (BTreeSet::new(), BTreeSet::new());
-    for selector in &selectors {
-        let (key, of_selector) = values_of_one_label(selector)?;
-        keys.insert(key);
-        values.extend(of_selector);
-    }
-    let key = (keys.len() == 1).then(|| keys.pop_first().map(str::to_owned))??;
-    let values = values.into_iter().map(str::to_owned).collect();
-    let expression = Expression { key, operator: Operator::In, values };
-    Some(Selector { match_labels: BTreeMap::new(), match_expressions: vec![expression] })
-}
-
-/// The label and its values, of a selector that asks for nothing else.
-fn values_of_one_label(selector: &Selector) -> Option<(&str, Vec<&str>)> {
-    let mut labels = selector.match_labels.iter();
-    match (labels.next(), labels.next(), selector.match_expressions.as_slice()) {
-        (Some((key, value)), None, []) => Some((key, vec![value])),
-        (None, _, [Expression { key, operator: Operator::In, values }]) => {
-            Some((key, values.iter().map(String::as_str).collect()))
-        }
-        _ => None,
-    }
 }

@@ -12,6 +12,7 @@ use serde::Deserialize;
 use super::{
     PoolKind, PoolReading,
     draft::{Draft, number},
+    selector,
 };
 use crate::{check::Invalid, limits::MAX_REST_SECONDS, text::quoted};
 
@@ -33,6 +34,7 @@ struct Spec {
     #[serde(rename = "allowFirstLastIPs")]
     allow_first_last_ips: Option<Flag>,
     service_selector: Option<LabelSelector>,
+    service_selectors: Option<Vec<LabelSelector>>,
     disabled: Option<bool>,
     auto_assign: Option<bool>,
     priority: Option<i64>,
@@ -82,7 +84,7 @@ impl ShortPool {
         draft.pool.avoid_zero_and_255 = spec.avoid_zero_and_255 == Some(true);
         let flag = draft.take(Flag::read(spec.allow_first_last_ips.as_ref(), "spec.allowFirstLastIPs"));
         draft.pool.allow_first_last = flag.unwrap_or(true);
-        draft.selector("spec.serviceSelector", spec.service_selector.as_ref());
+        read_selectors(spec, &mut draft);
         draft.pool.disabled = spec.disabled == Some(true);
         draft.pool.auto_assign = spec.auto_assign != Some(false);
         draft.pool.priority = draft.take(number(spec.priority, u32::MAX, "spec.priority"));
@@ -95,6 +97,16 @@ impl ShortPool {
         }
         draft.pool.namespace_quota = quota;
         draft.finish()
+    }
+}
+
+/// One selector or a list of them.
+fn read_selectors(spec: &Spec, draft: &mut Draft) {
+    let field = "spec.serviceSelectors";
+    match (spec.service_selector.as_ref(), spec.service_selectors.as_deref().unwrap_or_default()) {
+        (one, []) => draft.selector("spec.serviceSelector", one),
+        (None, several) => draft.pool.selectors = draft.take(selector::read_all(several, field)),
+        (Some(_), _) => draft.refuse(Invalid::new(field, "`spec.serviceSelector` stands beside it: keep one of them")),
     }
 }
 

@@ -5,12 +5,12 @@ use std::{
     time::Duration,
 };
 
-use lb_ipam::{Block, Operator, Pool, Selector};
+use lb_ipam::{Block, Expression, Operator, Pool, Selector};
 
 use super::WriteError;
 use crate::{
     check,
-    limits::{MAX_REST_SECONDS, MAX_SELECTOR_TERMS},
+    limits::{MAX_REST_SECONDS, MAX_SELECTOR_TERMS, MAX_SELECTORS},
 };
 
 /// A pool as one document: our own short form, which says everything that a pool can say.
@@ -53,7 +53,10 @@ fn check_pool(pool: &Pool) -> Result<(), String> {
     if pool.namespace_quota.is_some_and(|quota| i64::try_from(quota).is_err()) {
         return Err("its quota is greater than a manifest can say".to_owned());
     }
-    pool.selector.as_ref().map_or(Ok(()), check_selector)
+    if pool.selectors.len() > MAX_SELECTORS {
+        return Err(format!("it has more than {MAX_SELECTORS} selectors"));
+    }
+    pool.selectors.iter().try_for_each(check_selector)
 }
 
 fn check_selector(selector: &Selector) -> Result<(), String> {
@@ -97,7 +100,7 @@ fn render(text: &mut String, pool: &Pool) -> fmt::Result {
     for (field, value) in fields {
         value.map_or(Ok(()), |value| writeln!(text, "  {field}: {value}"))?;
     }
-    pool.selector.as_ref().map_or(Ok(()), |selector| render_selector(text, selector))
+    render_selectors(text, &pool.selectors)
 }
 
 fn render_blocks(text: &mut String, field: &str, blocks: &[Block]) -> fmt::Result {
@@ -108,28 +111,42 @@ fn render_blocks(text: &mut String, field: &str, blocks: &[Block]) -> fmt::Resul
     blocks.iter().try_for_each(|block| writeln!(text, "  - \"{block}\""))
 }
 
-fn render_selector(text: &mut String, selector: &Selector) -> fmt::Result {
-    writeln!(
-        text,
-        "  serviceSelector:\n    matchLabels:{}",
-        if selector.match_labels.is_empty() { " {}" } else { "" }
-    )?;
-    for (key, value) in &selector.match_labels {
-        writeln!(text, "      \"{key}\": \"{value}\"")?;
+fn render_selectors(text: &mut String, selectors: &[Selector]) -> fmt::Result {
+    match selectors {
+        [] => Ok(()),
+        [one] => writeln!(text, "  serviceSelector: {}", Flow(one)),
+        several => {
+            writeln!(text, "  serviceSelectors:")?;
+            several.iter().try_for_each(|selector| writeln!(text, "  - {}", Flow(selector)))
+        }
     }
-    if !selector.match_expressions.is_empty() {
-        writeln!(text, "    matchExpressions:")?;
+}
+
+/// A selector in flow style.
+struct Flow<'a>(&'a Selector);
+
+impl fmt::Display for Flow<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let labels = self.0.match_labels.iter().map(|(key, value)| format!("\"{key}\": \"{value}\""));
+        let labels = labels.collect::<Vec<_>>().join(", ");
+        let expressions = self.0.match_expressions.iter().map(flow_expression).collect::<Vec<_>>().join(", ");
+        match (labels.as_str(), expressions.as_str()) {
+            ("", "") => f.write_str("{}"),
+            (labels, "") => write!(f, "{{matchLabels: {{{labels}}}}}"),
+            ("", expressions) => write!(f, "{{matchExpressions: [{expressions}]}}"),
+            (labels, expressions) => write!(f, "{{matchLabels: {{{labels}}}, matchExpressions: [{expressions}]}}"),
+        }
     }
-    for expression in &selector.match_expressions {
-        let operator = match &expression.operator {
-            Operator::In => "In",
-            Operator::NotIn => "NotIn",
-            Operator::Exists => "Exists",
-            Operator::DoesNotExist => "DoesNotExist",
-            Operator::Unknown(word) => word,
-        };
-        let values: Vec<_> = expression.values.iter().map(|value| format!("\"{value}\"")).collect();
-        writeln!(text, "    - {{key: \"{}\", operator: {operator}, values: [{}]}}", expression.key, values.join(", "))?;
-    }
-    Ok(())
+}
+
+fn flow_expression(Expression { key, operator, values }: &Expression) -> String {
+    let operator = match operator {
+        Operator::In => "In",
+        Operator::NotIn => "NotIn",
+        Operator::Exists => "Exists",
+        Operator::DoesNotExist => "DoesNotExist",
+        Operator::Unknown(word) => word,
+    };
+    let values: Vec<_> = values.iter().map(|value| format!("\"{value}\"")).collect();
+    format!("{{key: \"{key}\", operator: {operator}, values: [{}]}}", values.join(", "))
 }

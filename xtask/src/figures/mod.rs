@@ -4,6 +4,7 @@ mod compare;
 mod core;
 mod datapaths;
 mod drift;
+mod ipam;
 mod restart;
 mod scale;
 
@@ -29,6 +30,9 @@ pub(crate) struct Args {
 enum Name {
     /// Decisions, Maglev tables and plans of lb-core. No privilege needed; a minute.
     Core,
+    /// One service more or less among 100,000, a restart with 50,000, memory, many pools and many that wait, of lb-ipam. No
+    /// privilege needed; two minutes.
+    Ipam,
     /// `lb lab compare` at 10 and 5,000 services on every datapath. Needs root; several minutes.
     Datapaths,
     /// `lb lab compare` at 10,000 services on eBPF and nftables. Needs root; several minutes.
@@ -106,6 +110,7 @@ pub(crate) fn figures(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
     }
     let figures = match args.name {
         Name::Core => core::measure(),
+        Name::Ipam => ipam::measure()?,
         Name::Datapaths => datapaths::measure()?,
         Name::Scale => scale::measure()?,
         Name::Restart => restart::measure()?,
@@ -128,7 +133,7 @@ fn optimised() -> Result<(), Box<dyn std::error::Error>> {
 }
 
 fn print(figures: &[Figure]) {
-    println!("kernel {}", std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim());
+    println!("{}", crate::nightly::machine());
     let width = figures.iter().map(|figure| figure.figure.len()).max().unwrap_or(0);
     println!(
         "{:width$}  {:>10}  {:>10}  {:9}  {:>7}  {:4}  BASELINE OF THE SAME RUN",

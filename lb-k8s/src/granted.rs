@@ -1,0 +1,98 @@
+//! Services of the last good state, with the addresses that an allocator gives them.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use lb_core::{Change, Service, ServiceName};
+
+use crate::{
+    Snapshot,
+    differences::{self, Differences},
+    handover::service_changes,
+    part::Key,
+};
+
+type Services = BTreeMap<ServiceName, Arc<Service>>;
+
+/// Services as their manifests say, some with other addresses than their status names.
+#[derive(Debug, Default)]
+pub(crate) struct GrantedServices {
+    said: Services,
+    /// Only of services that are in `said`.
+    grants: BTreeMap<ServiceName, Grant>,
+}
+
+#[derive(Debug)]
+struct Grant {
+    addresses: Vec<IpAddr>,
+    /// The service with these addresses.
+    service: Arc<Service>,
+}
+
+impl GrantedServices {
+    /// Services with what they were granted, in order of their names.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Service> {
+        self.said.iter().map(|(name, said)| &**self.effective(name, said))
+    }
+
+    pub(crate) fn contains(&self, name: &ServiceName) -> bool {
+        self.said.contains_key(name)
+    }
+
+    /// Takes the services of a newer snapshot that may have changed. A grant stays as long as its service does.
+    pub(crate) fn take(&mut self, touched: &BTreeSet<Key>, snapshot: &Snapshot) -> Vec<Change> {
+        let said = Differences::of(touched, &self.said, |key| match key {
+            Key::Service(name) => Some((name, differences::service(snapshot.entry(key)))),
+            Key::Slice(_) | Key::Namespace(_) | Key::Workload(_) | Key::Pool(_) => None,
+        });
+        let names: BTreeSet<_> = said.before.keys().chain(said.after.keys()).cloned().collect();
+        let before = self.current(&names);
+        said.apply(&mut self.said);
+        for name in &names {
+            if let Some(grant) = self.grants.remove(name) {
+                self.give(name, Some(grant.addresses));
+            }
+        }
+        service_changes(&before, &self.current(&names))
+    }
+
+    /// Gives services addresses in place of those of their status, or `None` those again.
+    pub(crate) fn grant(
+        &mut self,
+        answers: impl IntoIterator<Item = (ServiceName, Option<Vec<IpAddr>>)>,
+    ) -> Vec<Change> {
+        let answers: BTreeMap<_, _> = answers.into_iter().filter(|(name, _)| self.contains(name)).collect();
+        let before = self.current(answers.keys());
+        let names: Vec<_> = before.keys().cloned().collect();
+        for (name, addresses) in answers {
+            self.give(&name, addresses);
+        }
+        service_changes(&before, &self.current(&names))
+    }
+
+    fn give(&mut self, name: &ServiceName, addresses: Option<Vec<IpAddr>>) {
+        let (Some(said), Some(addresses)) = (self.said.get(name), addresses) else {
+            self.grants.remove(name);
+            return;
+        };
+        let service = if said.load_balancer_ips == addresses {
+            Arc::clone(said)
+        } else {
+            Arc::new(Service { load_balancer_ips: addresses.clone(), ..Service::clone(said) })
+        };
+        self.grants.insert(name.clone(), Grant { addresses, service });
+    }
+
+    fn effective<'a>(&'a self, name: &ServiceName, said: &'a Arc<Service>) -> &'a Arc<Service> {
+        self.grants.get(name).map_or(said, |grant| &grant.service)
+    }
+
+    /// What these services are now, those left out that are not there.
+    fn current<'a>(&self, names: impl IntoIterator<Item = &'a ServiceName>) -> Services {
+        let found = names.into_iter().filter_map(|name| Some((name, self.said.get(name)?)));
+        found.map(|(name, said)| (name.clone(), Arc::clone(self.effective(name, said)))).collect()
+    }
+}
