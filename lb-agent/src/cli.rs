@@ -1,6 +1,6 @@
 //! The command line.
 
-use std::path::PathBuf;
+use std::{net::IpAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum, builder::NonEmptyStringValueParser};
 
@@ -22,13 +22,16 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    Agent(AgentArgs),
+    Agent(Box<AgentArgs>),
     /// Ask the agent for its services.
     #[command(subcommand)]
     Service(ServiceCommand),
     /// Ask the agent for its backends.
     #[command(subcommand)]
     Backend(BackendCommand),
+    /// Ask the agent for its pools of addresses and who has which.
+    #[command(subcommand)]
+    Pool(PoolCommand),
     /// Ask the agent how it is.
     Status(StatusArgs),
     Explain(ExplainArgs),
@@ -77,14 +80,16 @@ pub(crate) struct AskArgs {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ServiceCommand {
-    /// List services: a line for each frontend.
+    /// List services: a line each, or one for each of their frontends.
     #[command(
         visible_alias = "ls",
-        after_help = "Examples:\n  lb service list\n  lb service list default/web -o json\n\n\
+        after_help = "Examples:\n  lb service list\n  lb service list default/web --frontends\n  lb service list -o json\n\n\
+            EXTERNAL-IP is <pending> for a service of type LoadBalancer that has no address.\n\n\
             Conditions:\n  \
             Degraded(…)      served with less than asked for\n  \
             Refused(…)       the newest version was not taken over; the last good one, if any, is served\n  \
             Unsupported(…)   a field that is not carried out\n  \
+            Unsatisfied(…)   it lacks addresses that it asks for: IPAMRequestSatisfied is false\n  \
             Failed(…)        the datapath refused the frontend; it is tried again"
     )]
     List(ServiceListArgs),
@@ -95,6 +100,75 @@ pub(crate) struct ServiceListArgs {
     /// Only this service; `default/` may be left out. Exit code 3 if there is none.
     #[arg(value_name = "NAMESPACE/NAME", value_parser = NonEmptyStringValueParser::new())]
     pub(crate) name: Option<String>,
+    /// A line for each frontend: address, port and what became of it in the datapath.
+    #[arg(long)]
+    pub(crate) frontends: bool,
+    #[command(flatten)]
+    pub(crate) ask: AskArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PoolCommand {
+    /// List pools in the order in which they are asked.
+    #[command(
+        visible_alias = "ls",
+        after_help = "Examples:\n  lb pool list\n  lb pool list -o json | jq '.[].counts.available'\n\n\
+            IPS AVAILABLE counts addresses at rest, which are given when the pool is otherwise full.\n\n\
+            Conditions:\n  \
+            PoolConflict(…)   it overlaps an older pool, or itself: who holds an address keeps it, nobody gets a new one\n  \
+            PoolInvalid(…)    something is wrong with it: the same\n  \
+            PoolWarning(…)    something may be other than meant"
+    )]
+    List(PoolListArgs),
+    /// Show one pool and every address of it that is not simply free.
+    #[command(after_help = "Examples:\n  lb pool get blue-pool\n  lb pool get blue-pool -o yaml")]
+    Get(PoolGetArgs),
+    /// Say what an address is to the pools: free, held and by whom, at rest, reserved and why.
+    #[command(after_help = "Examples:\n  lb pool explain 20.0.20.100\n  lb pool explain 2001:db8::1 -o json\n\n\
+            Exit codes: 0 ok, 1 error, 2 usage, 3 the address is in no pool.")]
+    Explain(PoolExplainArgs),
+    /// Say which services would get other addresses if manifests were added, without adding them.
+    ///
+    /// Their pools and services take the place of those of the same name, or join them; everything else stays.
+    #[command(after_help = "Examples:\n  lb pool plan -f smaller-pool.yaml\n  \
+            kubectl get ippools -o yaml | lb pool plan -f -\n  lb pool plan --remove blue-pool\n\n\
+            Exit codes: 0 no service would lose an address, 1 error, 2 usage, 3 no such pool, 4 some would.")]
+    Plan(PoolPlanArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PoolListArgs {
+    #[command(flatten)]
+    pub(crate) ask: AskArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PoolGetArgs {
+    /// Name of the pool. Exit code 3 if there is none.
+    #[arg(value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
+    pub(crate) name: String,
+    #[command(flatten)]
+    pub(crate) ask: AskArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PoolExplainArgs {
+    /// IPv4 or IPv6 address.
+    #[arg(value_name = "ADDRESS")]
+    pub(crate) address: IpAddr,
+    #[command(flatten)]
+    pub(crate) ask: AskArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("edit").required(true).multiple(true))]
+pub(crate) struct PoolPlanArgs {
+    /// Manifests; `-` reads standard input.
+    #[arg(long, short, value_name = "FILE", group = "edit")]
+    pub(crate) file: Option<PathBuf>,
+    /// Pool that would go; may be given several times.
+    #[arg(long, value_name = "NAME", group = "edit")]
+    pub(crate) remove: Vec<String>,
     #[command(flatten)]
     pub(crate) ask: AskArgs,
 }
@@ -225,6 +299,7 @@ pub(crate) struct CleanupArgs {
 #[command(after_help = "Examples:\n  \
     lb lab\n  \
     lb lab session-affinity\n  \
+    lb lab lb-ipam/blue-pool\n  \
     lb lab kube-proxy-replacement --datapath nftables -o json\n  \
     lb lab --report /tmp/report\n\n\
     Without a use case: all of them, each on its usual datapath, then the same manifests on every datapath side by side.")]

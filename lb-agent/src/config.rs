@@ -34,7 +34,7 @@ pub(crate) const DEFAULT_POD_DEVICES: [&str; 3] = ["veth*", "lxc*", "cali*"];
 #[derive(Clone, Debug, Default, PartialEq, Eq, Args, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub(crate) struct Settings {
-    /// Directory of Kubernetes manifests: Service and EndpointSlice as YAML or JSON. It is watched.
+    /// Directory of Kubernetes manifests: Service, EndpointSlice and pools of addresses as YAML or JSON. It is watched.
     #[arg(long, value_name = "DIR")]
     pub(crate) manifests: Option<PathBuf>,
     /// What carries the packets.
@@ -90,6 +90,10 @@ pub(crate) struct Settings {
     /// for `cilium` Cilium's].
     #[arg(long, value_name = "BASE64")]
     pub(crate) maglev_seed: Option<String>,
+    /// Load-balancer class whose services get addresses from pools too; may be given several times [default: none, only
+    /// services without a class do].
+    #[arg(long, value_name = "CLASS")]
+    pub(crate) load_balancer_class: Vec<String>,
     /// How much to say on standard error [default: info].
     #[arg(long, value_name = "LEVEL", value_enum)]
     pub(crate) log_level: Option<LogLevel>,
@@ -226,6 +230,8 @@ pub(crate) struct Config {
     pub(crate) drift_interval: Duration,
     /// What Maglev tables are made of.
     pub(crate) maglev: HashFamily,
+    /// Load-balancer classes whose services get addresses from pools, besides those without a class.
+    pub(crate) load_balancer_classes: Vec<String>,
     /// What only eBPF needs; `None` for the others.
     pub(crate) ebpf: Option<EbpfSettings>,
 }
@@ -281,6 +287,7 @@ impl Settings {
             drift_interval: self.drift_interval.or(below.drift_interval),
             maglev_hash: self.maglev_hash.or(below.maglev_hash),
             maglev_seed: self.maglev_seed.or(below.maglev_seed),
+            load_balancer_class: list(self.load_balancer_class, below.load_balancer_class),
             log_level: self.log_level.or(below.log_level),
         }
     }
@@ -313,6 +320,7 @@ impl Settings {
             drift: self.drift.unwrap_or_default(),
             drift_interval: self.drift_interval.map_or(drift_interval(datapath), |period| period.0),
             maglev,
+            load_balancer_classes: self.load_balancer_class,
             ebpf,
         })
     }

@@ -22,6 +22,16 @@ pub fn netlink(data: &[u8]) {
     kernel::take_any(data);
 }
 
+/// Takes the bytes for the file in which the agent remembers who has which address.
+///
+/// What is read is written and read again as the same.
+///
+/// # Panics
+/// When it is not, or reading panics.
+pub fn ledger(data: &[u8]) {
+    agent::fuzzing::ledger(data);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -34,5 +44,10 @@ mod tests {
     #[test]
     fn answers_of_the_kernel_are_read_whatever_they_are() {
         lb_fuzz::replay("netlink", netlink, 20_000).unwrap();
+    }
+
+    #[test]
+    fn ledgers_are_read_whatever_they_are() {
+        lb_fuzz::replay("ledger", ledger, 20_000).unwrap();
     }
 }

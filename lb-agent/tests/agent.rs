@@ -46,6 +46,8 @@ fn tables_and_yaml_say_the_same() {
     let node = Node::running(&[("web.yaml", &service("web", "10.96.0.10", "", &["10.244.0.5"]))]);
     let table = text(&node.ask(&["service", "list"]).stdout);
     assert!(table.starts_with("NAME"), "{table}");
+    assert!(table.contains("default/web   ClusterIP   10.96.0.10   <none>        80/TCP    random"), "{table}");
+    let table = text(&node.ask(&["service", "list", "--frontends"]).stdout);
     assert!(table.contains("default/web:http   10.96.0.10:80/tcp   ClusterIP   random"), "{table}");
     let yaml = text(&node.ask(&["service", "ls", "default/web", "-o", "yaml"]).stdout);
     assert!(yaml.starts_with("- name: default/web\n"), "{yaml}");

@@ -9,14 +9,16 @@ use std::{
 };
 
 use lb_core::{Packet, Wanted};
+use lb_ipam::PoolName;
 
 use super::{
     Event,
     inspection::{Question, Verified},
     shared::Shared,
+    source::Source,
 };
 use crate::{
-    api::{Query, Reply},
+    api::{Query, Reply, Request, Service, Status},
     flow,
 };
 
@@ -26,20 +28,33 @@ const PATIENCE: Duration = Duration::from_secs(8);
 /// What answers need.
 pub(super) struct Answers {
     shared: Arc<Shared>,
+    source: Arc<Source>,
     events: Sender<Event>,
 }
 
 impl Answers {
-    pub(super) fn new(shared: Arc<Shared>, events: Sender<Event>) -> Self {
-        Self { shared, events }
+    pub(super) fn new(shared: Arc<Shared>, source: Arc<Source>, events: Sender<Event>) -> Self {
+        Self { shared, source, events }
     }
 
-    pub(super) fn answer(&self, path: &str, query: &Query) -> Reply {
+    pub(super) fn answer(&self, request: &Request) -> Reply {
+        match (request.method.as_str(), request.path.as_str()) {
+            ("POST", "/v1/pools/plan") => self.plan(request).unwrap_or_else(|reply| reply),
+            (_, "/v1/pools/plan") => Reply::problem(405, "use POST, with the manifests as body"),
+            ("GET", path) => self.get(path, &request.query),
+            (method, _) => Reply::problem(405, format!("method {method} is not known here, use GET")),
+        }
+    }
+
+    fn get(&self, path: &str, query: &Query) -> Reply {
         let shared = &self.shared;
         match path {
-            "/v1/services" => Reply::ok(&shared.services()),
+            "/v1/services" => Reply::ok(&self.services()),
             "/v1/backends" => Reply::ok(&shared.backends()),
-            "/v1/status" => Reply::ok(&shared.status()),
+            "/v1/status" => Reply::ok(&self.status()),
+            "/v1/pools" => Reply::ok(&self.source.allocation().pools()),
+            "/v1/pools/get" => self.pool(query),
+            "/v1/pools/explain" => self.explain_address(query),
             "/v1/drift" => match self.ask(Question::Inspect) {
                 Ok(report) => Reply::ok(&report),
                 Err(problem) => Reply::problem(503, problem),
@@ -51,6 +66,47 @@ impl Answers {
             "/v1/explain" => self.explain(query).unwrap_or_else(|reply| reply),
             _ => Reply::problem(404, format!("there is no {path} here")),
         }
+    }
+
+    fn services(&self) -> Vec<Service> {
+        let mut services = self.shared.services();
+        self.source.allocation().describe(&mut services);
+        services
+    }
+
+    fn status(&self) -> Status {
+        let mut status = self.shared.status();
+        self.source.allocation().describe_status(&mut status);
+        status
+    }
+
+    fn pool(&self, query: &Query) -> Reply {
+        let name = query.value("name").unwrap_or_default();
+        match self.source.allocation().pool(name) {
+            Some(detail) => Reply::ok(&detail),
+            None => Reply::problem(404, format!("the agent knows no pool `{name}`")),
+        }
+    }
+
+    fn explain_address(&self, query: &Query) -> Reply {
+        let address = query.value("address").unwrap_or_default();
+        match address.parse() {
+            Ok(address) => Reply::ok(&self.source.allocation().explain(address)),
+            Err(_) => Reply::problem(400, format!("address `{address}` is no IP address")),
+        }
+    }
+
+    fn plan(&self, request: &Request) -> Result<Reply, Reply> {
+        let text = std::str::from_utf8(&request.body)
+            .map_err(|error| Reply::problem(400, format!("the manifests are not UTF-8: {error}")))?;
+        let removed: Vec<PoolName> = request.query.values("remove").map(PoolName::new).collect();
+        let allocation = self.source.allocation();
+        if let Some(unknown) = removed.iter().find(|name| !allocation.has_pool(name)) {
+            return Err(Reply::problem(404, format!("the agent knows no pool `{unknown}`")));
+        }
+        drop(allocation);
+        let plan = self.source.plan(request.query.value("file").unwrap_or("request"), text, &removed);
+        plan.map(|plan| Reply::ok(&plan)).map_err(|problem| Reply::problem(400, problem))
     }
 
     fn explain(&self, query: &Query) -> Result<Reply, Reply> {

@@ -11,7 +11,7 @@ use std::{
 
 use lb_core::{ApplyError, Change, DatapathError, ErrorKind, Instant, Model, Plan, Reconciler, Settings};
 
-use super::{Event, inspection::Asked, leftovers::Leftovers, manifests, shared::Shared};
+use super::{Event, inspection::Asked, leftovers::Leftovers, shared::Shared, source};
 use crate::{config::Config, datapath::Installed, kind::DatapathKind};
 
 /// What the thread of the datapath owns.
@@ -43,7 +43,7 @@ impl Agent {
         // Node facts claim no address while there are no services, so they cannot be refused.
         let _ = reconciler.handle_change(Change::SetNode(config.node.clone()));
         let _ = reconciler.handle_change(Change::SetZone(config.zone.clone()));
-        let _ = reconciler.handle_change(Change::InitStart(manifests::source()));
+        let _ = reconciler.handle_change(Change::InitStart(source::name()));
         let shared = Arc::new(Shared::new(reconciler, config, datapath.datapath().counters()));
         Self { datapath, shared, pause: None, leftovers: None, asked: Asked::default() }
     }
@@ -102,6 +102,7 @@ impl Agent {
     fn handle(&mut self, event: Event) {
         match event {
             Event::Manifests(batch, _taken) => self.shared.take_manifests(batch),
+            Event::Changes(changes, _taken) => self.shared.take_changes(changes),
             Event::WatchFailed(problem) => {
                 tracing::warn!(problem, "the manifest directory is not watched");
                 self.shared.set_problem("ManifestsNotWatched", Some(problem));

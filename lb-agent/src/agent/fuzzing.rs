@@ -8,22 +8,25 @@ use std::{
 use super::{
     answer::Answers,
     shared::Shared,
-    testing::{Kernel, agent, config},
+    source::Source,
+    testing::{Kernel, agent, config, source},
 };
 use crate::api::{Problem, Reply, converse_once};
+
+pub(crate) use super::allocation::read_any as ledger;
 
 /// See [`crate::fuzzing::requests`].
 pub(crate) fn requests(data: &[u8]) {
     thread_local! {
-        static SHARED: OnceCell<Arc<Shared>> = const { OnceCell::new() };
+        static READY: OnceCell<(Arc<Shared>, Arc<Source>)> = const { OnceCell::new() };
     }
-    let shared = SHARED.with(|shared| Arc::clone(shared.get_or_init(ready)));
+    let (shared, source) = READY.with(|it| it.get_or_init(ready).clone());
     // Nobody owns the datapath: what only it knows is answered with an error.
-    let answers = Answers::new(shared, channel().0);
-    let answered = converse_once(data, |path, query| match path {
+    let answers = Answers::new(shared, source, channel().0);
+    let answered = converse_once(data, |request| match request.path.as_str() {
         // Its lines come for as long as the client stays.
-        "/v1/drift/watch" => Reply::ok(&path),
-        path => answers.answer(path, query),
+        path @ "/v1/drift/watch" => Reply::ok(&path),
+        _ => answers.answer(request),
     });
     let Some((status, body)) = answered else {
         return assert!(data.is_empty(), "no answer to {}", data.escape_ascii());
@@ -40,8 +43,8 @@ pub(crate) fn requests(data: &[u8]) {
     assert!(!told.is_empty() && told.len() <= 300 + 3 * data.len(), "{told}");
 }
 
-fn ready() -> Arc<Shared> {
+fn ready() -> (Arc<Shared>, Arc<Source>) {
     let mut agent = agent(&config(), Kernel::default());
     assert!(agent.settle().is_ok(), "the agent is ready");
-    agent.shared()
+    (agent.shared(), source(&config()))
 }

@@ -372,8 +372,8 @@ mod tests {
             let (mut agent, kernel) = ready(config);
             let (events, inbox) = mpsc::channel();
             agent.watch_for_drift(&events).unwrap();
-            let answers = Answers::new(agent.shared(), events.clone());
-            listener.serve(move |path, query| answers.answer(path, query)).unwrap();
+            let answers = Answers::new(agent.shared(), testing::source(config), events.clone());
+            listener.serve(move |request| answers.answer(request)).unwrap();
             let thread = thread::spawn(move || agent.run(&inbox).unwrap());
             let client = Client::new(&socket);
             Self { client, kernel, events, thread: Some(thread), _listener: listener, _directory: directory }

@@ -10,19 +10,20 @@ use std::{
     fs, io,
     os::{fd::AsFd, unix::fs::MetadataExt},
     path::{Path, PathBuf},
-    sync::mpsc::{self, Sender},
+    sync::{
+        Arc,
+        mpsc::{self, Sender},
+    },
     thread,
     time::{Duration, Instant},
 };
 
-use lb_core::SourceName;
-use lb_k8s::{Batch, Manifests};
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent},
 };
 
-use super::Event;
+use super::{Event, source::Source};
 
 /// How long events are collected after the first one.
 const COALESCE: Duration = Duration::from_millis(1);
@@ -52,21 +53,10 @@ pub(super) struct Taken {
     _waits: Sender<()>,
 }
 
-/// The source that manifests are.
-pub(super) fn source() -> SourceName {
-    SourceName("manifests".into())
-}
-
 /// Reads the directory now and whenever something in it changed.
-pub(super) fn watch(directory: &Path, events: Sender<Event>) -> Result<(), WatchError> {
+pub(super) fn watch(directory: &Path, source: Arc<Source>, events: Sender<Event>) -> Result<(), WatchError> {
     let watch = Watch::new(directory)?;
-    let mut follower = Follower {
-        watch,
-        manifests: Manifests::new(source()),
-        directory: directory.to_path_buf(),
-        events,
-        was_rejected: false,
-    };
+    let mut follower = Follower { watch, source, directory: directory.to_path_buf(), events, was_rejected: false };
     let follow = move || {
         if let Err(error) = follower.follow() {
             // Nobody listens when the agent is on its way out already.
@@ -86,11 +76,13 @@ enum Look {
     Everywhere,
     /// The same, although nothing was heard.
     Unasked,
+    /// Nothing; it is time for what is due.
+    Nothing,
 }
 
 struct Follower {
     watch: Watch,
-    manifests: Manifests,
+    source: Arc<Source>,
     directory: PathBuf,
     events: Sender<Event>,
     was_rejected: bool,
@@ -100,31 +92,35 @@ impl Follower {
     /// Ends well when nobody listens any more.
     fn follow(&mut self) -> io::Result<()> {
         let mut look = Look::Everywhere;
-        loop {
-            let batch = self.read(&look);
-            let is_news = !batch.changes.is_empty() || batch.report.rejected.is_some() != self.was_rejected;
-            self.was_rejected = batch.report.rejected.is_some();
-            if (is_news || look != Look::Unasked) && !self.deliver(batch) {
-                return Ok(());
-            }
-            look = self.watch.wait(&self.directory, &self.events)?;
+        while self.report(&look) {
+            let patience = self.source.patience().unwrap_or(LONGEST_SILENCE);
+            look = self.watch.wait(&self.directory, patience, &self.events)?;
         }
+        Ok(())
     }
 
-    fn read(&mut self, look: &Look) -> Batch {
-        match look {
+    /// Reads what has to be read and says what comes of it; false if nobody listens.
+    fn report(&mut self, look: &Look) -> bool {
+        let batch = match look {
+            Look::Nothing => {
+                let changes = self.source.poll();
+                return changes.is_empty() || self.deliver(|taken| Event::Changes(changes, taken));
+            }
             Look::At(names) => {
                 let files: Vec<_> = names.iter().map(|name| self.directory.join(name)).collect();
-                self.manifests.reload_files(&files)
+                self.source.read_files(&files)
             }
-            Look::Everywhere | Look::Unasked => self.manifests.reload(std::slice::from_ref(&self.directory)),
-        }
+            Look::Everywhere | Look::Unasked => self.source.read(&self.directory),
+        };
+        let is_news = !batch.changes.is_empty() || batch.report.rejected.is_some() != self.was_rejected;
+        self.was_rejected = batch.report.rejected.is_some();
+        (!is_news && *look == Look::Unasked) || self.deliver(|taken| Event::Manifests(batch, taken))
     }
 
-    /// Waits until the batch was taken; false if nobody will.
-    fn deliver(&self, batch: Batch) -> bool {
+    /// Waits until the event was taken; false if nobody will.
+    fn deliver(&self, event: impl FnOnce(Taken) -> Event) -> bool {
         let (waits, taken) = mpsc::channel();
-        let is_sent = self.events.send(Event::Manifests(batch, Taken { _waits: waits })).is_ok();
+        let is_sent = self.events.send(event(Taken { _waits: waits })).is_ok();
         // Nothing is ever sent: the other end is dropped.
         let _ = taken.recv();
         is_sent
@@ -133,13 +129,15 @@ impl Follower {
 
 struct Watch {
     inotify: Inotify,
+    /// When everything is looked at, though nothing was heard.
+    silent_until: Instant,
 }
 
 impl Watch {
     fn new(directory: &Path) -> Result<Self, WatchError> {
         let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)
             .map_err(|error| WatchError::Inotify(error.into()))?;
-        let watch = Self { inotify };
+        let watch = Self { inotify, silent_until: Instant::now() + LONGEST_SILENCE };
         watch.add(directory).map_err(|source| match source.kind() {
             io::ErrorKind::NotADirectory => WatchError::NotDirectory(directory.into()),
             _ => WatchError::Directory { directory: directory.into(), source },
@@ -160,13 +158,27 @@ impl Watch {
         self.inotify.add_watch(directory, interest).map(drop).map_err(io::Error::from)
     }
 
-    /// Blocks until something changed that readers would notice, or for [`LONGEST_SILENCE`].
-    fn wait(&mut self, directory: &Path, events: &Sender<Event>) -> io::Result<Look> {
-        let deadline = Instant::now() + LONGEST_SILENCE;
+    /// Blocks until something changed that readers would notice, until `patience` is over, or until everything was left
+    /// alone for [`LONGEST_SILENCE`].
+    fn wait(&mut self, directory: &Path, patience: Duration, events: &Sender<Event>) -> io::Result<Look> {
+        let look = self.listen(directory, patience, events)?;
+        if look != Look::Nothing {
+            self.silent_until = Instant::now() + LONGEST_SILENCE;
+        }
+        Ok(look)
+    }
+
+    fn listen(&mut self, directory: &Path, patience: Duration, events: &Sender<Event>) -> io::Result<Look> {
+        let now = Instant::now();
+        let deadline = now + patience.min(self.silent_until.saturating_duration_since(now));
         loop {
             if !self.poll(deadline.saturating_duration_since(Instant::now()))? {
-                if Instant::now() < deadline {
+                let now = Instant::now();
+                if now < deadline {
                     continue;
+                }
+                if now < self.silent_until {
+                    return Ok(Look::Nothing);
                 }
                 self.start_again(directory, events)?;
                 return Ok(Look::Unasked);

@@ -1,9 +1,10 @@
 //! The agent: sources on one side, a datapath on the other, a reconciler between them.
 //!
-//! Few threads that block: this one owns the datapath; one watches the manifests, one the devices (eBPF only), one
+//! Few threads that block: this one owns the datapath; one watches the manifests and gives addresses, one the devices (eBPF only), one
 //! waits for signals, one for changes that others make to the datapath, one answers on the socket. The reconciler can be
 //! read while the datapath works, so that questions are answered meanwhile.
 
+mod allocation;
 mod answer;
 mod devices;
 mod drift;
@@ -16,25 +17,31 @@ mod leftovers;
 mod maglev_tests;
 mod manifests;
 mod shared;
+mod source;
 mod state_dir;
 #[cfg(any(test, fuzzing))]
 mod testing;
 mod view;
 mod watch;
 
-use std::{io, sync::mpsc};
+use std::{
+    io,
+    sync::{Arc, mpsc},
+};
 
-use lb_core::DatapathError;
+use lb_core::{Change, DatapathError};
 use lb_k8s::Batch;
 
 pub(crate) use self::state_dir::{Record, StateDir, StateDirError, Used};
 use self::{
+    allocation::{Allocation, LedgerFileError},
     answer::Answers,
     devices::DeviceError,
     engine::Agent,
     inspection::Question,
     leftovers::Leftovers,
     manifests::{Taken, WatchError},
+    source::Source,
     watch::Alarm,
 };
 use crate::{
@@ -49,6 +56,8 @@ use crate::{
 enum Event {
     /// The manifests were read. Nothing more is read until this is taken.
     Manifests(Batch, Taken),
+    /// What services get changed, though nothing was read.
+    Changes(Vec<Change>, Taken),
     /// The manifest directory cannot be watched any more.
     WatchFailed(String),
     /// The manifest directory is gone, and why that is known, or it is there again.
@@ -71,6 +80,8 @@ pub(crate) enum AgentError {
     #[error(transparent)]
     Owner(#[from] OwnerError),
     #[error(transparent)]
+    Ledger(#[from] LedgerFileError),
+    #[error(transparent)]
     Listen(#[from] crate::api::ListenError),
     #[error("opening datapath {kind} failed: {}", error.report())]
     Datapath { kind: crate::DatapathKind, error: DatapathError },
@@ -92,12 +103,13 @@ pub(crate) fn run(config: &Config) -> Result<(), AgentError> {
     signals::block();
     let state_dir = StateDir::claim(&config.state_dir)?;
     let _owner = Owner::claim(config.datapath)?;
+    let source = Arc::new(Source::new(Allocation::open(config)?));
     let listener = Listener::bind(&config.socket)?;
     let (events, inbox) = mpsc::channel();
     let stop = events.clone();
     // Nobody listens when the agent is on its way out already.
     signals::watch(move |signal| drop(stop.send(Event::Stop(signal))))?;
-    manifests::watch(&config.manifests, events.clone())?;
+    manifests::watch(&config.manifests, Arc::clone(&source), events.clone())?;
     let refused = |error| AgentError::Datapath { kind: config.datapath, error };
     let (opened, left) = state_dir.open(&Used::of(config), || datapath::open(config).map_err(refused))?;
     let mut agent = Agent::new(config, opened);
@@ -108,8 +120,8 @@ pub(crate) fn run(config: &Config) -> Result<(), AgentError> {
         agent.follow_devices();
     }
     agent.watch_for_drift(&events)?;
-    let answers = Answers::new(agent.shared(), events);
-    listener.serve(move |path, query| answers.answer(path, query))?;
+    let answers = Answers::new(agent.shared(), source, events);
+    listener.serve(move |request| answers.answer(request))?;
     tracing::info!(datapath = %config.datapath, socket = %config.socket.display(), "started");
     agent.run(&inbox).map_err(|error| AgentError::NotPermitted { kind: config.datapath, error })
 }

@@ -17,7 +17,8 @@ use super::{
 };
 use crate::{
     api::{
-        Backend, Condition, Datapath, DriftReport, DriftStatus, Explanation, Manifests, Node, Service, Status, Usage,
+        Addresses, Backend, Condition, Datapath, DriftReport, DriftStatus, Explanation, Manifests, Node, Service,
+        Status, Usage,
     },
     config::Config,
     kind::DatapathKind,
@@ -115,12 +116,19 @@ impl Shared {
     }
 
     pub(super) fn take_manifests(&self, batch: Batch) {
+        {
+            let mut notes = self.notes();
+            log_report(&notes.report, &batch.report);
+            notes.reads += 1;
+            notes.report = batch.report;
+        }
+        self.take_changes(batch.changes);
+    }
+
+    pub(super) fn take_changes(&self, changes: Vec<Change>) {
         let mut reconciler = self.reconciler_mut();
         let mut notes = self.notes();
-        log_report(&notes.report, &batch.report);
-        notes.reads += 1;
-        notes.report = batch.report;
-        for change in batch.changes {
+        for change in changes {
             let slice = match &change {
                 Change::ReplaceEndpoints(slice) => Some(slice.name.clone()),
                 Change::RemoveEndpoints(name) => Some(name.clone()),
@@ -243,6 +251,7 @@ impl Shared {
             manifests: manifests(&notes, &self.directory, !reconciler.is_listing()),
             maglev_hash: MaglevHash::of(&reconciler.model().settings().maglev).as_str().into(),
             counts,
+            addresses: Addresses::default(),
             drift,
             conditions,
         }

@@ -14,7 +14,11 @@ use lb_core::{
 };
 use lb_k8s::{Batch, Manifests, Snapshot};
 
-use super::{engine::Agent, manifests};
+use super::{
+    allocation::Allocation,
+    engine::Agent,
+    source::{self, Source},
+};
 use crate::{
     config::{Config, DriftMode},
     datapath::Installed,
@@ -152,7 +156,12 @@ pub(super) fn agent_of(manifests: &str, config: &Config, datapath: impl Datapath
 
 /// What comes of reading a directory that holds `text`, for the first time.
 pub(super) fn batch(text: &str) -> Batch {
-    Manifests::new(manifests::source()).update(Snapshot::parse("web.yaml", text))
+    Manifests::new(source::name()).update(Snapshot::parse("web.yaml", text))
+}
+
+/// Manifests and allocator of an agent that has read nothing.
+pub(super) fn source(config: &Config) -> Arc<Source> {
+    Arc::new(Source::new(Allocation::open(config).expect("a ledger that is not there is empty")))
 }
 
 pub(super) fn config() -> Config {
@@ -166,6 +175,7 @@ pub(super) fn config() -> Config {
         drift: DriftMode::Repair,
         drift_interval: Duration::from_secs(60),
         maglev: HashFamily::default(),
+        load_balancer_classes: Vec::new(),
         ebpf: None,
     }
 }

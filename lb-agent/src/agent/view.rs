@@ -1,11 +1,11 @@
 //! What there is, in the words of the API. Pure.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use lb_core::{
     BackendAddr, BackendState, Backends, Decision, Degraded, FrontendKind, FrontendStatus, Instant, KernelVerdict,
-    Model, Packet, Reconciler, ServiceFrontend, ServiceName, SliceName, SourceRewrite, TrafficPolicy, Verdict, Wanted,
-    select,
+    Model, Packet, Reconciler, ServiceFrontend, ServiceName, ServicePort, SliceName, SourceRewrite, TrafficPolicy,
+    Verdict, Wanted, select,
 };
 use lb_k8s::{Finding, Report};
 
@@ -237,6 +237,11 @@ fn served(reconciler: &Reconciler, service: &lb_core::Service) -> Service {
     let degraded = model.degraded(service);
     Service {
         name: service.name.to_string(),
+        kind: if service.ports.iter().any(|port| port.node_port.is_some()) { "NodePort" } else { "ClusterIP" }.into(),
+        cluster_ips: service.cluster_ips.clone(),
+        external_ips: external_ips(service),
+        ipam: None,
+        ports: service.ports.iter().map(port).collect(),
         frontends,
         algorithm: model.algorithm(service).to_string(),
         affinity: service.affinity.map(|affinity| Affinity {
@@ -248,10 +253,31 @@ fn served(reconciler: &Reconciler, service: &lb_core::Service) -> Service {
     }
 }
 
+/// Of its load balancer first; none twice.
+fn external_ips(service: &lb_core::Service) -> Vec<IpAddr> {
+    let mut all = service.load_balancer_ips.clone();
+    all.extend(service.external_ips.iter().filter(|ip| !service.load_balancer_ips.contains(ip)));
+    all
+}
+
+/// As `kubectl get services` writes it.
+fn port(port: &ServicePort) -> String {
+    let protocol = port.protocol.to_string().to_uppercase();
+    match port.node_port {
+        Some(node_port) => format!("{}:{node_port}/{protocol}", port.port),
+        None => format!("{}/{protocol}", port.port),
+    }
+}
+
 /// A service of which no version was ever taken over.
 fn absent(name: &str) -> Service {
     Service {
         name: name.into(),
+        kind: String::new(),
+        cluster_ips: Vec::new(),
+        external_ips: Vec::new(),
+        ipam: None,
+        ports: Vec::new(),
         frontends: Vec::new(),
         algorithm: String::new(),
         affinity: None,

@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, BufRead, BufReader},
+    net::IpAddr,
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     time::Duration,
@@ -9,7 +10,10 @@ use std::{
 
 use serde::de::DeserializeOwned;
 
-use super::{Backend, DriftNews, DriftReport, Explanation, Problem, Question, Service, Status, http};
+use super::{
+    Backend, DriftNews, DriftReport, Explanation, Pool, PoolAddress, PoolDetail, PoolPlan, Problem, Question, Service,
+    Status, http,
+};
 
 /// How long the agent may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -119,7 +123,7 @@ impl Client {
     /// When there is no answer, or when too many clients watch already.
     pub fn watch_drift(&self) -> Result<DriftWatch, ClientError> {
         let watch = || -> io::Result<_> {
-            let stream = self.connect("/v1/drift/watch")?;
+            let stream = self.connect("/v1/drift/watch", None)?;
             let mut lines = BufReader::new(stream);
             let status = http::read_response_head(&mut lines)?;
             Ok((status, lines))
@@ -155,21 +159,57 @@ impl Client {
         self.ask(&format!("/v1/explain?{}", query.join("&")))
     }
 
+    /// All pools, in the order in which they are asked.
+    ///
+    /// # Errors
+    /// When there is no answer.
+    pub fn pools(&self) -> Result<Vec<Pool>, ClientError> {
+        self.ask("/v1/pools")
+    }
+
+    /// One pool and its addresses.
+    ///
+    /// # Errors
+    /// [`ClientError::NotFound`] if there is no such pool; or when there is no answer.
+    pub fn pool(&self, name: &str) -> Result<PoolDetail, ClientError> {
+        self.ask(&format!("/v1/pools/get?name={}", http::encode(name)))
+    }
+
+    /// What an address is to the pools.
+    ///
+    /// # Errors
+    /// When there is no answer.
+    pub fn explain_address(&self, address: IpAddr) -> Result<PoolAddress, ClientError> {
+        self.ask(&format!("/v1/pools/explain?address={}", http::encode(&address.to_string())))
+    }
+
+    /// What would happen if the objects of `manifests` joined or replaced those that there are, and the pools `removed`
+    /// went.
+    ///
+    /// # Errors
+    /// When there is no answer, or when the manifests would be rejected.
+    pub fn plan_pools(&self, file: &str, manifests: &str, removed: &[String]) -> Result<PoolPlan, ClientError> {
+        let removed = removed.iter().map(|name| format!("&remove={}", http::encode(name)));
+        let target = format!("/v1/pools/plan?file={}{}", http::encode(file), removed.collect::<String>());
+        self.exchange(&target, Some(manifests.as_bytes()))
+    }
+
     fn ask<T: DeserializeOwned>(&self, target: &str) -> Result<T, ClientError> {
-        let (status, body) = self.exchange(target).map_err(|error| self.explained(error))?;
+        self.exchange(target, None)
+    }
+
+    fn exchange<T: DeserializeOwned>(&self, target: &str, body: Option<&[u8]>) -> Result<T, ClientError> {
+        let answer = self.connect(target, body).and_then(http::read_response);
+        let (status, body) = answer.map_err(|error| self.explained(error))?;
         if status == 200 { self.understand(&body) } else { Err(self.refused(status, &body)) }
     }
 
-    fn exchange(&self, target: &str) -> io::Result<(u16, Vec<u8>)> {
-        http::read_response(self.connect(target)?)
-    }
-
     /// A connection on which `target` was asked for.
-    fn connect(&self, target: &str) -> io::Result<UnixStream> {
+    fn connect(&self, target: &str, body: Option<&[u8]>) -> io::Result<UnixStream> {
         let stream = UnixStream::connect(&self.socket)?;
         stream.set_read_timeout(Some(self.patience))?;
         stream.set_write_timeout(Some(self.patience))?;
-        http::write_request(&stream, target)?;
+        http::write_request(&stream, target, body)?;
         Ok(stream)
     }
 

@@ -1,16 +1,19 @@
-//! As much of HTTP/1.1 as a local socket needs: one request without a body per connection.
+//! As much of HTTP/1.1 as a local socket needs: one request per connection.
 
 use std::io::{self, BufRead, Read, Write};
 
 /// Most bytes of a head.
 const MAX_HEAD: u64 = 16 * 1024;
+/// Most bytes of the body of a request: manifests of pools, of which each takes a few hundred.
+const MAX_BODY: u64 = 8 * 1024 * 1024;
 
-/// Method and target of a request.
+/// What is asked for.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Request {
     pub(crate) method: String,
     pub(crate) path: String,
     pub(crate) query: Query,
+    pub(crate) body: Vec<u8>,
 }
 
 /// The query of a target, decoded.
@@ -19,7 +22,11 @@ pub(crate) struct Query(Vec<(String, String)>);
 
 impl Query {
     pub(crate) fn value(&self, name: &str) -> Option<&str> {
-        self.0.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+        self.values(name).next()
+    }
+
+    pub(crate) fn values(&self, name: &str) -> impl Iterator<Item = &str> {
+        self.0.iter().filter(move |(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 
     fn parse(text: &str) -> Self {
@@ -31,9 +38,10 @@ impl Query {
     }
 }
 
-/// Reads the head of a request. `None`: the other side closed without one.
+/// Reads a request. `None`: the other side closed without one.
 pub(crate) fn read_request(from: impl Read) -> io::Result<Option<Request>> {
-    let head = read_head(from)?;
+    let mut from = io::BufReader::new(from);
+    let head = read_head(&mut from)?;
     if head.is_empty() {
         return Ok(None);
     }
@@ -43,8 +51,26 @@ pub(crate) fn read_request(from: impl Read) -> io::Result<Option<Request>> {
     let (httparse::Status::Complete(_), Some(method), Some(target)) = (status, parsed.method, parsed.path) else {
         return Err(invalid("the request ends before its head does"));
     };
+    let body = read_body(from, parsed.headers)?;
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
-    Ok(Some(Request { method: method.into(), path: decode(path), query: Query::parse(query) }))
+    Ok(Some(Request { method: method.into(), path: decode(path), query: Query::parse(query), body }))
+}
+
+fn read_body(from: impl Read, headers: &[httparse::Header<'_>]) -> io::Result<Vec<u8>> {
+    let Some(length) = headers.iter().find(|header| header.name.eq_ignore_ascii_case("content-length")) else {
+        return Ok(Vec::new());
+    };
+    let length = std::str::from_utf8(length.value).ok().and_then(|length| length.trim().parse::<u64>().ok());
+    let length = length.ok_or_else(|| invalid("the request's content-length is no number"))?;
+    if length > MAX_BODY {
+        return Err(invalid(format!("the request has {length} bytes, and at most {MAX_BODY} are read")));
+    }
+    let mut body = Vec::new();
+    from.take(length).read_to_end(&mut body)?;
+    if body.len() as u64 != length {
+        return Err(invalid("the request ends before its body does"));
+    }
+    Ok(body)
 }
 
 /// Writes an answer, after which the connection ends.
@@ -73,9 +99,15 @@ pub(crate) fn write_stream_head(mut to: impl Write) -> io::Result<()> {
     to.flush()
 }
 
-/// Asks for `target`.
-pub(crate) fn write_request(mut to: impl Write, target: &str) -> io::Result<()> {
-    write!(to, "GET {target} HTTP/1.1\r\nHost: lb\r\nConnection: close\r\n\r\n")?;
+/// Asks for `target`, with a body or without one.
+pub(crate) fn write_request(mut to: impl Write, target: &str, body: Option<&[u8]>) -> io::Result<()> {
+    let method = if body.is_some() { "POST" } else { "GET" };
+    write!(to, "{method} {target} HTTP/1.1\r\nHost: lb\r\nConnection: close\r\n")?;
+    if let Some(body) = body {
+        write!(to, "Content-Length: {}\r\n", body.len())?;
+    }
+    to.write_all(b"\r\n")?;
+    to.write_all(body.unwrap_or_default())?;
     to.flush()
 }
 
@@ -146,8 +178,8 @@ fn hex(digit: u8) -> Option<u8> {
     char::from(digit).to_digit(16).and_then(|digit| u8::try_from(digit).ok())
 }
 
-fn read_head(from: impl Read) -> io::Result<Vec<u8>> {
-    let mut from = io::BufReader::new(from.take(MAX_HEAD));
+fn read_head(from: impl BufRead) -> io::Result<Vec<u8>> {
+    let mut from = from.take(MAX_HEAD);
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         if from.read_until(b'\n', &mut head)? == 0 {
@@ -188,6 +220,27 @@ mod tests {
             assert_eq!(read_request(head).unwrap_err().kind(), io::ErrorKind::InvalidData);
         }
         assert_eq!(read_request(&b""[..]).unwrap(), None);
+    }
+
+    #[test]
+    fn a_body_is_as_long_as_its_head_says() {
+        let mut wire = Vec::new();
+        write_request(&mut wire, "/v1/x", Some(b"kind: Pool\r\n\r\n")).unwrap();
+        let request = read_request(&wire[..]).unwrap().unwrap();
+        assert_eq!((request.method.as_str(), &request.body[..]), ("POST", &b"kind: Pool\r\n\r\n"[..]));
+        wire.extend(b"more");
+        assert_eq!(read_request(&wire[..]).unwrap().unwrap(), request);
+        let cut = &wire[..wire.len() - 5];
+        let said = |length: &str| format!("POST / HTTP/1.1\r\nContent-Length: {length}\r\n\r\n").into_bytes();
+        for (request, problem) in [
+            (cut.to_vec(), "ends before its body"),
+            (said("-1"), "no number"),
+            (said("99999999999999999999"), "no number"),
+            (said("8388609"), "at most 8388608"),
+        ] {
+            let error = read_request(&request[..]).unwrap_err().to_string();
+            assert!(error.contains(problem), "{error}");
+        }
     }
 
     #[test]

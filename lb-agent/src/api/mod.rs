@@ -1,14 +1,16 @@
 //! What the agent says about itself, as JSON over HTTP on a Unix socket.
 //!
-//! `GET /v1/services`, `/v1/backends`, `/v1/status`, `/v1/drift` and
-//! `/v1/explain?protocol=…&source=…&destination=…[&entry=…][&verify=true][&why-not=…]` answer with the types of this module;
-//! errors with [`Problem`]. `/v1/drift/watch` answers with a [`DriftNews`] per line until one of the two ends goes. Keys are
-//! only ever added.
+//! `GET /v1/services`, `/v1/backends`, `/v1/status`, `/v1/drift`,
+//! `/v1/explain?protocol=…&source=…&destination=…[&entry=…][&verify=true][&why-not=…]`, `/v1/pools`, `/v1/pools/get?name=…`,
+//! `/v1/pools/explain?address=…` and `POST /v1/pools/plan?[remove=…]…` with manifests as its body answer with the types of
+//! this module; errors with [`Problem`]. `/v1/drift/watch` answers with a [`DriftNews`] per line until one of the two ends
+//! goes. Keys are only ever added.
 
 mod client;
 mod drift;
 mod explain;
 mod http;
+mod pool;
 mod server;
 mod service;
 mod status;
@@ -16,10 +18,11 @@ mod status;
 pub use client::{Client, ClientError, DriftWatch};
 pub use drift::{DriftNews, DriftRecord, DriftReport, DriftStatus};
 pub use explain::{Choice, Explanation, Question, Rejected, Rewrite, Step, Verification, Weighted, WhyNot};
-pub use service::{Affinity, Backend, BackendCount, Condition, Frontend, Service};
-pub use status::{Counts, Datapath, Manifests, Node, Status, Usage};
+pub use pool::{AddressState, Pool, PoolAddress, PoolCounts, PoolDetail, PoolMove, PoolPlan};
+pub use service::{Affinity, Backend, BackendCount, Condition, Frontend, Granted, Ipam, Service};
+pub use status::{Addresses, Counts, Datapath, Manifests, Node, Status, Usage};
 
-pub(crate) use http::Query;
+pub(crate) use http::{Query, Request};
 #[cfg(any(test, fuzzing))]
 pub(crate) use server::converse_once;
 pub(crate) use server::{Lines, ListenError, Listener, Reply};

@@ -110,7 +110,7 @@ impl Listener {
     }
 
     /// Answers on threads of its own until the process ends.
-    pub(crate) fn serve(&self, answer: impl Fn(&str, &http::Query) -> Reply + Send + Sync + 'static) -> io::Result<()> {
+    pub(crate) fn serve(&self, answer: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> io::Result<()> {
         let socket = self.socket.try_clone()?;
         let answer = Arc::new(answer);
         thread::Builder::new().name("api".into()).spawn(move || accept(&socket, &answer))?;
@@ -141,7 +141,7 @@ fn clear(path: &Path) -> Result<(), ListenError> {
     }
 }
 
-fn accept(socket: &UnixListener, answer: &Arc<impl Fn(&str, &http::Query) -> Reply + Send + Sync + 'static>) {
+fn accept(socket: &UnixListener, answer: &Arc<impl Fn(&Request) -> Reply + Send + Sync + 'static>) {
     let clients = Arc::new(AtomicUsize::new(0));
     loop {
         let stream = match socket.accept() {
@@ -166,14 +166,13 @@ fn accept(socket: &UnixListener, answer: &Arc<impl Fn(&str, &http::Query) -> Rep
     }
 }
 
-fn converse(stream: &UnixStream, number: usize, answer: impl Fn(&str, &http::Query) -> Reply) -> io::Result<()> {
+fn converse(stream: &UnixStream, number: usize, answer: impl Fn(&Request) -> Reply) -> io::Result<()> {
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     let reply = match http::read_request(stream) {
         Ok(None) => return Ok(()),
         Ok(Some(_)) if number > MAX_CLIENTS => Reply::problem(503, "too many clients, try again"),
-        Ok(Some(Request { method, path, query })) if method == "GET" => answer(&path, &query),
-        Ok(Some(Request { method, .. })) => Reply::problem(405, format!("method {method} is not known here, use GET")),
+        Ok(Some(request)) => answer(&request),
         Err(error) if error.kind() == io::ErrorKind::InvalidData => Reply::problem(400, error.to_string()),
         Err(error) => return Err(error),
     };
@@ -188,7 +187,7 @@ fn converse(stream: &UnixStream, number: usize, answer: impl Fn(&str, &http::Que
 /// # Panics
 /// When the conversation fails.
 #[cfg(any(test, fuzzing))]
-pub(crate) fn converse_once(data: &[u8], answer: impl Fn(&str, &http::Query) -> Reply) -> Option<(u16, Vec<u8>)> {
+pub(crate) fn converse_once(data: &[u8], answer: impl Fn(&Request) -> Reply) -> Option<(u16, Vec<u8>)> {
     use std::net::Shutdown;
 
     let talk = || -> io::Result<_> {
@@ -275,18 +274,17 @@ mod tests {
     }
 
     #[test]
-    fn other_methods_and_noise_get_an_answer() {
+    fn noise_gets_an_answer() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("lb.sock");
         let listener = Listener::bind(&path).unwrap();
-        listener.serve(|path, _| Reply::ok(&path)).unwrap();
+        listener.serve(|request| Reply::ok(&request.path)).unwrap();
         let ask = |head: &str| {
             let stream = UnixStream::connect(&path).unwrap();
             io::Write::write_all(&mut &stream, head.as_bytes()).unwrap();
             http::read_response(&stream).unwrap()
         };
         assert_eq!(ask("GET /x HTTP/1.1\r\n\r\n"), (200, b"\"/x\"".to_vec()));
-        assert_eq!(ask("POST /x HTTP/1.1\r\n\r\n").0, 405);
         assert_eq!(ask("\u{1}\r\n\r\n").0, 400);
     }
 }

@@ -9,6 +9,21 @@ use serde::{Deserialize, Serialize};
 pub struct Service {
     /// `namespace/name`.
     pub name: String,
+    /// `ClusterIP`, `NodePort` or `LoadBalancer`; empty if that is not known.
+    #[serde(rename = "type", default)]
+    pub kind: String,
+    /// Its cluster addresses.
+    #[serde(default)]
+    pub cluster_ips: Vec<IpAddr>,
+    /// Its addresses outside of the cluster: of its load balancer, then external ones.
+    #[serde(default)]
+    pub external_ips: Vec<IpAddr>,
+    /// What it got from pools; none if its addresses do not come from there.
+    #[serde(default)]
+    pub ipam: Option<Ipam>,
+    /// Its ports, as `80/TCP` or `80:30080/TCP`.
+    #[serde(default)]
+    pub ports: Vec<String>,
     /// Its frontends, in order of address. None for a headless service, or for one that never was accepted.
     pub frontends: Vec<Frontend>,
     /// Algorithm that is in use: `random`, `round-robin` or `maglev`.
@@ -17,6 +32,28 @@ pub struct Service {
     pub affinity: Option<Affinity>,
     /// Where the service falls short of what was asked for.
     pub conditions: Vec<Condition>,
+}
+
+/// What a service got from pools.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ipam {
+    /// Whether it got everything that it asked for: the condition `IPAMRequestSatisfied`.
+    pub satisfied: bool,
+    /// `satisfied`, or the code of the first refusal.
+    pub reason: String,
+    /// Every refusal, empty if there is none.
+    pub message: String,
+    /// What it got.
+    pub granted: Vec<Granted>,
+}
+
+/// An address out of a pool.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Granted {
+    /// The address.
+    pub address: IpAddr,
+    /// The pool, if it can be told.
+    pub pool: Option<String>,
 }
 
 /// One frontend of a service.

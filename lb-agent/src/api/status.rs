@@ -30,6 +30,9 @@ pub struct Status {
     pub maglev_hash: String,
     /// How many of everything.
     pub counts: Counts,
+    /// Addresses out of pools.
+    #[serde(default)]
+    pub addresses: Addresses,
     /// Where the datapath did not hold what it should.
     #[serde(default)]
     pub drift: DriftStatus,
@@ -93,6 +96,17 @@ pub struct Manifests {
     pub refused: Vec<String>,
     /// Directory entries that are not manifests by name.
     pub ignored_files: Vec<String>,
+}
+
+/// Addresses out of pools.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Addresses {
+    /// Pools; without any, services have the addresses that their status names.
+    pub pools: usize,
+    /// Addresses that services hold.
+    pub held: usize,
+    /// Services that lack addresses.
+    pub unsatisfied: usize,
 }
 
 /// How many of everything.

@@ -5,22 +5,27 @@ mod backend;
 mod cleanup;
 mod drift;
 mod explain;
+mod pool;
 mod service;
 mod status;
 
 use clap::CommandFactory;
 
 use crate::{
-    cli::{BackendCommand, Cli, Command, ServiceCommand},
+    cli::{BackendCommand, Cli, Command, PoolCommand, ServiceCommand},
     exit::{Outcome, Verdict},
     output,
 };
 
 pub(crate) fn run(command: Command) -> Outcome {
     match command {
-        Command::Agent(args) => agent::run(args),
+        Command::Agent(args) => agent::run(*args),
         Command::Service(ServiceCommand::List(args)) => service::list(&args),
         Command::Backend(BackendCommand::List(args)) => backend::list(&args),
+        Command::Pool(PoolCommand::List(args)) => pool::list(&args),
+        Command::Pool(PoolCommand::Get(args)) => pool::get(&args),
+        Command::Pool(PoolCommand::Explain(args)) => pool::explain(&args),
+        Command::Pool(PoolCommand::Plan(args)) => pool::plan(&args),
         Command::Status(args) => status::run(&args),
         Command::Explain(args) => explain::run(&args),
         Command::Drift(args) => drift::run(&args),

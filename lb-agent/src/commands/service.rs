@@ -1,5 +1,7 @@
 //! `lb service`.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use crate::{
     api::{Client, Condition, Frontend, Service},
     cli::ServiceListArgs,
@@ -16,11 +18,51 @@ pub(super) fn list(args: &ServiceListArgs) -> Outcome {
             return Err(Failure::NotFound(format!("the agent knows no service {name}")));
         }
     }
-    output::write(args.ask.output, &services, || table(&services))?;
+    output::write(args.ask.output, &services, || if args.frontends { frontends(&services) } else { table(&services) })?;
     Ok(Verdict::Fine)
 }
 
 fn table(services: &[Service]) -> String {
+    let heading =
+        ["NAME", "TYPE", "CLUSTER-IP", "EXTERNAL-IP", "PORT(S)", "ALGORITHM", "BACKENDS", "STATUS", "CONDITIONS"];
+    let mut table = Table::new(heading);
+    for service in services {
+        table.row([
+            service.name.clone(),
+            service.kind.clone(),
+            joined(&service.cluster_ips, "None"),
+            joined(&service.external_ips, if service.kind == "LoadBalancer" { "<pending>" } else { "<none>" }),
+            joined(&service.ports, "<none>"),
+            algorithm(service),
+            distinct(service.frontends.iter().map(backends)),
+            statuses(service),
+            conditions(service, service.frontends.iter().find(|frontend| frontend.cause.is_some())),
+        ]);
+    }
+    if table.is_empty() { "no services\n".into() } else { table.to_string() }
+}
+
+/// With commas and without spaces, so that a column is one word.
+fn joined(items: &[impl ToString], none: &str) -> String {
+    let items: Vec<String> = items.iter().map(ToString::to_string).collect();
+    if items.is_empty() { none.into() } else { items.join(",") }
+}
+
+fn distinct(items: impl Iterator<Item = String>) -> String {
+    items.collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>().join(", ")
+}
+
+/// `active`, or how many frontends are what.
+fn statuses(service: &Service) -> String {
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    service.frontends.iter().for_each(|frontend| *counts.entry(&frontend.status).or_default() += 1);
+    match counts.len() {
+        1 => distinct(counts.keys().map(ToString::to_string)),
+        _ => distinct(counts.iter().map(|(status, count)| format!("{count} {status}"))),
+    }
+}
+
+fn frontends(services: &[Service]) -> String {
     let mut table = Table::new(["NAME", "FRONTEND", "TYPE", "ALGORITHM", "BACKENDS", "STATUS", "CONDITIONS"]);
     for service in services {
         if service.frontends.is_empty() {
@@ -41,19 +83,26 @@ fn row(service: &Service, frontend: &Frontend) -> [String; 7] {
         format!("{}:{}", service.name, frontend.port_name)
     };
     let address = std::net::SocketAddr::new(frontend.ip, frontend.port);
-    let algorithm = match &service.affinity {
-        Some(_) => format!("{}, affinity", service.algorithm),
-        None => service.algorithm.clone(),
-    };
     [
         name,
         format!("{address}/{}", frontend.protocol),
         frontend.kind.clone(),
-        algorithm,
-        format!("{} ({} active)", frontend.backends.total, frontend.backends.active),
+        algorithm(service),
+        backends(frontend),
         frontend.status.clone(),
         conditions(service, Some(frontend)),
     ]
+}
+
+fn algorithm(service: &Service) -> String {
+    match &service.affinity {
+        Some(_) => format!("{}, affinity", service.algorithm),
+        None => service.algorithm.clone(),
+    }
+}
+
+fn backends(frontend: &Frontend) -> String {
+    format!("{} ({} active)", frontend.backends.total, frontend.backends.active)
 }
 
 fn conditions(service: &Service, frontend: Option<&Frontend>) -> String {
@@ -81,6 +130,11 @@ mod tests {
         };
         Service {
             name: "default/web".into(),
+            kind: "ClusterIP".into(),
+            cluster_ips: vec!["10.96.0.10".parse().unwrap()],
+            external_ips: Vec::new(),
+            ipam: None,
+            ports: vec!["80:30080/TCP".into(), "53/UDP".into()],
             frontends: vec![frontend],
             algorithm: "random".into(),
             affinity: None,
@@ -88,13 +142,46 @@ mod tests {
         }
     }
 
+    fn words(text: &str) -> Vec<&str> {
+        text.lines().nth(1).unwrap().split_whitespace().collect()
+    }
+
+    #[test]
+    fn a_service_is_a_line() {
+        let mut service = service();
+        let line = table(&[service.clone()]);
+        let expected = [
+            "default/web",
+            "ClusterIP",
+            "10.96.0.10",
+            "<none>",
+            "80:30080/TCP,53/UDP",
+            "random",
+            "2",
+            "(1",
+            "active)",
+            "active",
+            "-",
+        ];
+        assert_eq!(words(&line), expected);
+        service.kind = "LoadBalancer".into();
+        assert_eq!(words(&table(&[service.clone()]))[3], "<pending>");
+        service.external_ips = vec!["20.0.20.100".parse().unwrap(), "2001:db8::1".parse().unwrap()];
+        assert_eq!(words(&table(&[service.clone()]))[3], "20.0.20.100,2001:db8::1");
+        let mut failed = service.frontends[0].clone();
+        (failed.status, failed.cause) = ("failed".into(), Some("table full".into()));
+        service.frontends.push(failed);
+        let text = table(&[service]);
+        assert!(text.ends_with("2 (1 active)   1 active, 1 failed   Failed(table full)\n"), "{text}");
+        assert_eq!(table(&[]), "no services\n");
+    }
+
     #[test]
     fn a_frontend_is_a_line() {
-        let text = table(&[service()]);
-        let words: Vec<&str> = text.lines().nth(1).unwrap().split_whitespace().collect();
+        let text = frontends(&[service()]);
         let expected =
             ["default/web:http", "10.96.0.10:80/tcp", "ClusterIP", "random", "2", "(1", "active)", "active", "-"];
-        assert_eq!(words, expected);
+        assert_eq!(words(&text), expected);
     }
 
     #[test]
@@ -103,11 +190,12 @@ mod tests {
         service.affinity = Some(Affinity { timeout_s: 10, prefix_v4: 32, prefix_v6: 128 });
         service.conditions = vec![Condition { kind: "Degraded".into(), message: "no maglev".into() }];
         service.frontends[0].cause = Some("table full".into());
-        let text = table(&[service.clone()]);
-        assert!(text.ends_with("Degraded(no maglev), Failed(table full)\n"), "{text}");
-        assert!(text.contains("random, affinity"));
+        for text in [table(&[service.clone()]), frontends(&[service.clone()])] {
+            assert!(text.ends_with("Degraded(no maglev), Failed(table full)\n"), "{text}");
+            assert!(text.contains("random, affinity"));
+        }
         service.frontends.clear();
-        assert!(table(&[service]).ends_with("Degraded(no maglev)\n"));
-        assert_eq!(table(&[]), "no services\n");
+        assert!(frontends(&[service]).ends_with("Degraded(no maglev)\n"));
+        assert_eq!(frontends(&[]), "no services\n");
     }
 }

@@ -49,6 +49,14 @@ fn table(status: &Status) -> String {
             count(counts.backends, "backend")
         ),
     );
+    let addresses = &status.addresses;
+    if addresses.pools > 0 {
+        let lacking = match addresses.unsatisfied {
+            0 => String::new(),
+            lacking => format!(", {} in want of some", count(lacking, "service")),
+        };
+        line("addresses", format!("{}, {} held{lacking}", count(addresses.pools, "pool"), addresses.held));
+    }
     line("maglev", format!("tables of {}", status.maglev_hash));
     line("drift", drift(&status.drift));
     table.to_string() + &conditions(&status.conditions)

@@ -15,45 +15,52 @@ use super::{
     cluster::{Cluster, FAMILIES},
     error::RunError,
     expectation::{Checks, Seen},
+    reach::{PER_BACKEND, every_backend},
     rules,
-    use_case::UseCase,
 };
 use crate::kind::DatapathKind;
 
-/// Connections per backend, so that a fair choice leaves none out: with four backends the odds are 1 in 10^29.
-const PER_BACKEND: u64 = 60;
 /// Connections of one client under affinity.
 const PER_CLIENT: u64 = 40;
 
-/// Looks into everything that a use case promises on a datapath.
-pub(super) fn run(
-    use_case: UseCase,
-    datapath: DatapathKind,
+/// The services work, and are rules as those of kube-proxy are.
+pub(super) fn iptables_without_cilium(
     cluster: &Cluster,
+    datapath: DatapathKind,
     checks: &mut Checks<'_>,
 ) -> Result<(), RunError> {
     every_node_is_settled(cluster, checks)?;
-    match use_case {
-        UseCase::IptablesWithoutCilium => {
-            traffic(cluster, checks)?;
-            rules_are_there(cluster, datapath, checks)
-        }
-        UseCase::KubeProxyReplacement => {
-            traffic(cluster, checks)?;
-            if datapath == DatapathKind::Ebpf {
-                the_socket_names_the_service(cluster, checks)?;
-            }
-            no_iptables_rules(cluster, datapath, checks)
-        }
-        UseCase::SessionAffinity => affinity(cluster, checks),
+    traffic(cluster, checks)?;
+    rules_are_there(cluster, datapath, checks)
+}
+
+/// The services work, and no rule of iptables is theirs.
+pub(super) fn kube_proxy_replacement(
+    cluster: &Cluster,
+    datapath: DatapathKind,
+    checks: &mut Checks<'_>,
+) -> Result<(), RunError> {
+    every_node_is_settled(cluster, checks)?;
+    traffic(cluster, checks)?;
+    if datapath == DatapathKind::Ebpf {
+        the_socket_names_the_service(cluster, checks)?;
     }
+    no_iptables_rules(cluster, datapath, checks)
+}
+
+/// Clients stay with their backends.
+pub(super) fn session_affinity(cluster: &Cluster, checks: &mut Checks<'_>) -> Result<(), RunError> {
+    every_node_is_settled(cluster, checks)?;
+    affinity(cluster, checks)
 }
 
 /// The traffic that every use case and every datapath carries.
 pub(super) fn traffic(cluster: &Cluster, checks: &mut Checks<'_>) -> Result<(), RunError> {
     let origins = [("a pod", cluster.client_origin()), ("a node", Origin::Node(1)), ("outside", Origin::Beyond)];
     for (name, origin) in origins {
-        checks.check(format!("every backend is reached from {name}"), || every_backend(cluster, origin))?;
+        checks.check(format!("every backend is reached from {name}"), || {
+            every_backend(cluster.lab(), origin, &targets(cluster), &cluster.backends)
+        })?;
     }
     checks.check("the server sees the address of a client pod", || client_is_seen(cluster, cluster.client_origin()))?;
     checks.check("the server sees the address of a client node", || client_is_seen(cluster, Origin::Node(1)))?;
@@ -74,27 +81,8 @@ fn every_node_is_settled(cluster: &Cluster, checks: &mut Checks<'_>) -> Result<(
                 )));
             }
         }
-        Ok(Ok(format!("{} agents, ready after {} ms", cluster.agents().count(), cluster.ready.as_millis())))
+        Ok(Ok(format!("{} agents, ready after {} ms", cluster.lab().nodes().len(), cluster.ready.as_millis())))
     })
-}
-
-fn every_backend(cluster: &Cluster, origin: Origin) -> Result<Seen, RunError> {
-    let wanted: BTreeSet<&String> = cluster.backends.iter().collect();
-    let mut details = Vec::new();
-    for to in targets(cluster) {
-        let load = Load::new(LoadKind::NewConnections, to).requests(PER_BACKEND * wanted.len() as u64).lanes(4);
-        let report = cluster.lab().client(origin).load(&load)?;
-        let counts: Vec<String> = report.backends.iter().map(|(pod, count)| format!("{pod} {count}")).collect();
-        let detail = format!("{to}: {}", counts.join(", "));
-        if let Some(failure) = &report.example {
-            return Ok(Err(format!("{detail}; {} connections failed: {failure}", report.failed())));
-        }
-        if report.backends.keys().collect::<BTreeSet<_>>() != wanted {
-            return Ok(Err(format!("{detail}; expected answers from {wanted:?}")));
-        }
-        details.push(detail);
-    }
-    Ok(Ok(details.join("; ")))
 }
 
 fn client_is_seen(cluster: &Cluster, origin: Origin) -> Result<Seen, RunError> {

@@ -9,8 +9,11 @@ mod compare;
 mod drift;
 mod error;
 mod expectation;
+mod fleet;
 mod interrupt;
 mod kernel;
+mod lb_ipam;
+mod reach;
 mod report;
 mod restart;
 mod rights;
@@ -138,11 +141,24 @@ fn try_case(use_case: UseCase, datapath: DatapathKind, progress: &Progress) -> R
     progress.show(&format!("{name}: building a cluster"));
     let tell = |doing: &str| progress.show(&format!("{name}: {doing}"));
     let mut checks = Checks::new(&tell);
-    let cluster = Cluster::start(use_case, datapath)?;
-    checks::run(use_case, datapath, &cluster, &mut checks)?;
+    look_into(use_case, datapath, &mut checks)?;
     let expectations = checks.all;
     let passed = expectations.iter().all(|expectation| expectation.passed);
     Ok(CaseReport { use_case, datapath, passed, expectations })
+}
+
+fn look_into(use_case: UseCase, datapath: DatapathKind, checks: &mut Checks<'_>) -> Result<(), RunError> {
+    let cluster = || Cluster::start(use_case, datapath);
+    match use_case {
+        UseCase::IptablesWithoutCilium => checks::iptables_without_cilium(&cluster()?, datapath, checks),
+        UseCase::KubeProxyReplacement => checks::kube_proxy_replacement(&cluster()?, datapath, checks),
+        UseCase::SessionAffinity => checks::session_affinity(&cluster()?, checks),
+        UseCase::IpamBasic => lb_ipam::basic(use_case, datapath, checks),
+        UseCase::IpamImportantPool => lb_ipam::important_pool(use_case, datapath, checks),
+        UseCase::IpamStartStopRange => lb_ipam::start_stop_range(use_case, datapath, checks),
+        UseCase::IpamNoFirstLast => lb_ipam::no_first_last(use_case, datapath, checks),
+        UseCase::IpamBluePool => lb_ipam::blue_pool(use_case, datapath, checks),
+    }
 }
 
 fn failure(what: &str, error: &RunError) -> Failure {

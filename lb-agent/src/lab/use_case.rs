@@ -2,8 +2,10 @@
 
 use clap::ValueEnum;
 use include_dir::{Dir, include_dir};
+use lb_k8s::Snapshot;
 use serde::Serialize;
 
+use super::error::RunError;
 use crate::kind::DatapathKind;
 
 static MANIFESTS: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/../examples/manifests");
@@ -18,10 +20,39 @@ pub(crate) enum UseCase {
     KubeProxyReplacement,
     /// A client stays with its backend.
     SessionAffinity,
+    /// Services get their addresses out of a pool.
+    #[value(name = "lb-ipam/basic")]
+    #[serde(rename = "lb-ipam/basic")]
+    IpamBasic,
+    /// A pool for services with a label.
+    #[value(name = "lb-ipam/important-pool")]
+    #[serde(rename = "lb-ipam/important-pool")]
+    IpamImportantPool,
+    /// A pool from one address to another, which runs full.
+    #[value(name = "lb-ipam/start-stop-range")]
+    #[serde(rename = "lb-ipam/start-stop-range")]
+    IpamStartStopRange,
+    /// A network whose first and last address are not given.
+    #[value(name = "lb-ipam/no-first-last")]
+    #[serde(rename = "lb-ipam/no-first-last")]
+    IpamNoFirstLast,
+    /// A hundred addresses, and a service that gets the first one.
+    #[value(name = "lb-ipam/blue-pool")]
+    #[serde(rename = "lb-ipam/blue-pool")]
+    IpamBluePool,
 }
 
 impl UseCase {
-    pub(super) const ALL: [Self; 3] = [Self::IptablesWithoutCilium, Self::KubeProxyReplacement, Self::SessionAffinity];
+    pub(super) const ALL: [Self; 8] = [
+        Self::IptablesWithoutCilium,
+        Self::KubeProxyReplacement,
+        Self::SessionAffinity,
+        Self::IpamBasic,
+        Self::IpamImportantPool,
+        Self::IpamStartStopRange,
+        Self::IpamNoFirstLast,
+        Self::IpamBluePool,
+    ];
 
     /// As the command line and the directory of its manifests have it.
     pub(super) const fn name(self) -> &'static str {
@@ -29,6 +60,11 @@ impl UseCase {
             Self::IptablesWithoutCilium => "iptables-without-cilium",
             Self::KubeProxyReplacement => "kube-proxy-replacement",
             Self::SessionAffinity => "session-affinity",
+            Self::IpamBasic => "lb-ipam/basic",
+            Self::IpamImportantPool => "lb-ipam/important-pool",
+            Self::IpamStartStopRange => "lb-ipam/start-stop-range",
+            Self::IpamNoFirstLast => "lb-ipam/no-first-last",
+            Self::IpamBluePool => "lb-ipam/blue-pool",
         }
     }
 
@@ -36,8 +72,21 @@ impl UseCase {
     pub(super) const fn datapath(self) -> DatapathKind {
         match self {
             Self::IptablesWithoutCilium => DatapathKind::IptablesNft,
-            Self::KubeProxyReplacement | Self::SessionAffinity => DatapathKind::Ebpf,
+            Self::KubeProxyReplacement
+            | Self::SessionAffinity
+            | Self::IpamBasic
+            | Self::IpamImportantPool
+            | Self::IpamStartStopRange
+            | Self::IpamNoFirstLast
+            | Self::IpamBluePool => DatapathKind::Ebpf,
         }
+    }
+
+    /// What all its manifests say together.
+    pub(super) fn snapshot(self) -> Result<Snapshot, RunError> {
+        let texts: Vec<&str> = self.manifests().into_iter().map(|(_, text)| text).collect();
+        Snapshot::parse("manifests.yaml", &texts.join("\n---\n"))
+            .map_err(|source| RunError::Manifests { use_case: self.name(), source })
     }
 
     /// Names and texts of its manifests.
@@ -49,19 +98,23 @@ impl UseCase {
 
 #[cfg(test)]
 mod tests {
-    use lb_k8s::Snapshot;
-
     use super::*;
 
     #[test]
     fn every_use_case_has_manifests_that_are_taken_over_as_they_stand() {
         for use_case in UseCase::ALL {
-            let manifests = use_case.manifests();
-            assert!(!manifests.is_empty(), "{}", use_case.name());
-            for (file, text) in manifests {
-                let report = Snapshot::parse(file, text).unwrap().report();
-                assert!(report.is_clean(), "{} {file}: {report:?}", use_case.name());
-            }
+            assert!(!use_case.manifests().is_empty(), "{}", use_case.name());
+            let report = use_case.snapshot().unwrap().allocating_report();
+            assert!(report.is_clean(), "{}: {report:?}", use_case.name());
         }
+    }
+
+    #[test]
+    fn a_use_case_is_called_the_same_everywhere() {
+        for use_case in UseCase::ALL {
+            assert_eq!(use_case.to_possible_value().unwrap().get_name(), use_case.name());
+            assert_eq!(serde_json::to_value(use_case).unwrap(), use_case.name());
+        }
+        assert_eq!(UseCase::value_variants(), UseCase::ALL);
     }
 }

@@ -159,6 +159,7 @@ fn config(kind: DatapathKind, node: Node<'_>) -> Result<Config> {
         drift: DriftMode::Off,
         drift_interval: Duration::from_secs(60),
         maglev: HashFamily::default(),
+        load_balancer_classes: Vec::new(),
         ebpf,
     })
 }

@@ -10,7 +10,7 @@ use std::{
 use lb_core::Family;
 use lb_testkit::lab::{Lab, PodSpec, Program};
 
-use super::super::{cluster, error::RunError};
+use super::super::{error::RunError, fleet};
 use crate::kind::DatapathKind;
 
 /// Indices of the client pods, the only ones on the node whose agent is interrupted: one for sockets that are translated,
@@ -48,13 +48,13 @@ impl Bed {
 
     /// Starts the agent and does not wait for anything.
     pub(super) fn start(&self) -> Result<Program, RunError> {
-        cluster::start_agent(self.lab.node(0), self.kind, &self.manifests)
+        fleet::start_agent(self.lab.node(0), self.kind, &self.manifests)
     }
 
     /// Waits until the agent is ready; how long that took.
     pub(super) fn await_ready(&self, agent: &Program) -> Result<Duration, RunError> {
         let start = Instant::now();
-        cluster::await_ready(agent, self.lab.node(0)).map(|()| start.elapsed())
+        fleet::await_ready(agent, self.lab.node(0)).map(|()| start.elapsed())
     }
 }
 

@@ -1,0 +1,23 @@
+//! The rules of the agent's allocator.
+
+use lb_ipam::{AddressRange, Reservation, Settings};
+
+use crate::config::Config;
+
+/// Both families always: that a node has no address of one for a moment must not take it from services.
+pub(super) fn settings(config: &Config) -> Settings {
+    let mut reserved = lb_k8s::unservable();
+    let node = &config.node;
+    reserved.extend(
+        node.ips
+            .iter()
+            .map(|&ip| Reservation { range: AddressRange::single(ip), why: "an address of this node".into() }),
+    );
+    reserved.extend(node.cluster_cidrs.iter().map(|&cidr| Reservation {
+        range: AddressRange::of_net(cidr),
+        why: format!("part of the cluster CIDR {cidr}"),
+    }));
+    let mut settings = Settings { reserved, ..Settings::default() };
+    settings.classes.named.extend(config.load_balancer_classes.iter().cloned());
+    settings
+}

@@ -1,0 +1,86 @@
+//! Where services come from: manifests, and the allocator that gives them addresses.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use lb_core::{Change, SourceName};
+use lb_ipam::{Edit, PoolName};
+use lb_k8s::{Batch, Manifests, Preview, Snapshot};
+
+use super::allocation::{Allocation, wall_clock};
+use crate::{api::PoolPlan, exit};
+
+/// The name of this source.
+pub(super) fn name() -> SourceName {
+    SourceName("manifests".into())
+}
+
+/// Manifests and allocator. Read by one thread, and asked by those that answer.
+///
+/// Whoever takes both locks takes that of the manifests first.
+pub(super) struct Source {
+    manifests: Mutex<Manifests>,
+    allocation: Mutex<Allocation>,
+}
+
+impl Source {
+    pub(super) fn new(allocation: Allocation) -> Self {
+        Self { manifests: Mutex::new(Manifests::new(name()).allocating()), allocation: Mutex::new(allocation) }
+    }
+
+    /// Reads the whole directory, as far as it has changed.
+    pub(super) fn read(&self, directory: &Path) -> Batch {
+        self.update(|manifests| manifests.reload(&[directory]))
+    }
+
+    /// Reads some of its files.
+    pub(super) fn read_files(&self, files: &[PathBuf]) -> Batch {
+        self.update(|manifests| manifests.reload_files(files))
+    }
+
+    fn update(&self, read: impl FnOnce(&mut Manifests) -> Batch) -> Batch {
+        let mut manifests = self.manifests();
+        // Reading takes its time, and nobody who asks about addresses waits for it.
+        let mut batch = read(&mut manifests);
+        self.allocation().take(&mut manifests, &mut batch, wall_clock());
+        batch
+    }
+
+    /// What has to be done by now though nothing was edited.
+    pub(super) fn poll(&self) -> Vec<Change> {
+        let mut manifests = self.manifests();
+        self.allocation().poll(&mut manifests, wall_clock())
+    }
+
+    /// How long there is nothing to [`poll`](Self::poll).
+    pub(super) fn patience(&self) -> Option<Duration> {
+        self.allocation().patience(wall_clock())
+    }
+
+    /// What would happen if these manifests joined those that there are, and these pools went.
+    ///
+    /// # Errors
+    /// When they would be rejected as a whole, and why.
+    pub(super) fn plan(&self, file: &str, text: &str, removed: &[PoolName]) -> Result<PoolPlan, String> {
+        let snapshot = Snapshot::parse(file, text).map_err(|error| exit::chain(&error))?;
+        let Preview { edits, report } = self.manifests().preview(&snapshot);
+        if let Some(error) = report.rejected {
+            return Err(exit::chain(&*error));
+        }
+        let edits = removed.iter().cloned().map(Edit::RemovePool).chain(edits).collect();
+        let refused = report.refused.iter().map(ToString::to_string);
+        let problems = refused.chain(report.unsupported.iter().map(ToString::to_string)).collect();
+        Ok(self.allocation().plan(edits, problems, wall_clock()))
+    }
+
+    pub(super) fn allocation(&self) -> MutexGuard<'_, Allocation> {
+        self.allocation.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn manifests(&self) -> MutexGuard<'_, Manifests> {
+        self.manifests.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
