@@ -8,14 +8,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use criterion::{BatchSize, BenchmarkId, Criterion, criterion_group, criterion_main};
+use criterion::{BatchSize, BenchmarkId, Criterion, SamplingMode, criterion_group, criterion_main};
 use lb_ipam::{
-    Allocator, ClusterIpAllocator, Edit, Family, FamilyPolicy, MemoryLedger, Pool, Request, ServiceName, Settings,
-    Status, Timestamp, Wanted,
+    Allocator, ClusterIpAllocator, Edit, Family, FamilyPolicy, MemoryLedger, Pool, Request, Selector, ServiceName,
+    Settings, Status, Timestamp, Wanted,
 };
 
 const HELD: u32 = 100_000;
 const IMPORTED: u32 = 50_000;
+const POOLS: u32 = 10_000;
 const NOW: Timestamp = Timestamp::from_secs(1_800_000_000);
 const V4: &str = "10.16.0.0/12";
 const V6: &str = "2001:db8::/64";
@@ -63,6 +64,8 @@ fn timed<T>(rounds: u64, mut make: impl FnMut(u64) -> T, mut run: impl FnMut(T))
 /// Baseline: a bitmap over the /12, which knows no holder, pool, or service.
 fn one_service(c: &mut Criterion) {
     let mut group = c.benchmark_group("ipam one service");
+    // As many in every sample: a few by themselves find nothing in the caches.
+    group.sampling_mode(SamplingMode::Flat);
     for (name, block, family) in [("IPv4 /12", V4, Family::V4), ("IPv6 /64", V6, Family::V6)] {
         let mut full = fragmented(block, family);
         for what in ["allocate", "free"] {
@@ -137,6 +140,63 @@ impl Bitmap {
         }
         total
     }
+}
+
+/// Question: what does a service cost that comes and goes among 10,000 pools, each for a team of its own? Baseline: one pool.
+fn many_pools(c: &mut Criterion) {
+    let mut group = c.benchmark_group("ipam many pools");
+    for (name, pools) in [("1 pool", 1), ("10000 pools", POOLS)] {
+        let mut allocator = Allocator::new(Settings::default(), MemoryLedger::default());
+        (0..pools).for_each(|number| allocator.handle_edit(Edit::UpsertPool(team_pool(number))));
+        let _ = allocator.reconcile(NOW);
+        let member = || Request { labels: team(pools - 1), ..request(0, Family::V4) };
+        group.bench_function(BenchmarkId::new("come and go", name), |b| {
+            b.iter_batched(member, |request| come_and_go(&mut allocator, request), BatchSize::SmallInput);
+        });
+    }
+    group.finish();
+}
+
+fn team(number: u32) -> BTreeMap<String, String> {
+    [("app".into(), "web".into()), ("team".into(), format!("t{number}"))].into()
+}
+
+fn team_pool(number: u32) -> Pool {
+    let selector = Selector { match_labels: team(number), ..Selector::default() };
+    let block = format!("10.{}.{}.0/28", number / 256, number % 256);
+    Pool { selectors: vec![selector], ..Pool::new(&format!("team-{number}"), &[&block]) }
+}
+
+fn come_and_go(allocator: &mut Allocator, request: Request) {
+    let service = request.service.clone();
+    allocator.handle_edit(Edit::UpsertService(request));
+    let _ = black_box(allocator.reconcile(NOW));
+    allocator.handle_edit(Edit::RemoveService(service));
+    let _ = black_box(allocator.reconcile(NOW));
+}
+
+/// Question: what does an address cost that is given back, and given to the first of 100,000 that wait? Baseline: one that
+/// waits.
+fn many_waiting(c: &mut Criterion) {
+    let mut group = c.benchmark_group("ipam many waiting");
+    for (name, waiting) in [("1 waits", 1), ("100000 wait", HELD)] {
+        let mut allocator = Allocator::new(Settings::default(), MemoryLedger::default());
+        allocator.handle_edit(Edit::UpsertPool(pool("10.16.0.0/32")));
+        (0..=waiting).for_each(|number| allocator.handle_edit(Edit::UpsertService(request(number, Family::V4))));
+        let _ = allocator.reconcile(NOW);
+        let mut first = 0;
+        group.bench_function(BenchmarkId::new("give on", name), |b| {
+            b.iter(|| {
+                // The first one leaves, the next one gets its address, and a new one waits behind all others.
+                allocator.handle_edit(Edit::RemoveService(request(first, Family::V4).service));
+                allocator.handle_edit(Edit::UpsertService(request(first + waiting + 1, Family::V4)));
+                first += 1;
+                let outcome = allocator.reconcile(NOW);
+                assert_eq!(outcome.writes.len(), 2, "one gets the address, one is told to wait");
+            });
+        });
+    }
+    group.finish();
 }
 
 /// Question: what does a restart cost with 50,000 services? Goal: 200 ms, and nothing is written. Baseline: inserting the
@@ -244,5 +304,5 @@ fn resident() -> usize {
     statm.split(' ').nth(1).and_then(|pages| pages.parse::<usize>().ok()).unwrap_or(0) * 4096
 }
 
-criterion_group!(benches, memory, one_service, import, cluster_ips);
+criterion_group!(benches, memory, one_service, many_pools, many_waiting, import, cluster_ips);
 criterion_main!(benches);

@@ -7,6 +7,7 @@ use lb_core::Family;
 
 use crate::{
     AddressRange, Block, Conflict, NotFrom, Pool, PoolChoice, PoolName, PoolProblem, PoolWarning, Request, Settings,
+    directory::Directory,
     range::{FAMILIES, number, slot},
     usable::Usable,
 };
@@ -29,6 +30,11 @@ pub(crate) struct Catalog {
     pub(crate) pools: Vec<Compiled>,
     /// First number of a stretch of addresses that are in the same pools, to the last number and those pools.
     stretches: [BTreeMap<u128, (u128, Vec<PoolIndex>)>; 2],
+    names: BTreeMap<PoolName, PoolIndex>,
+    /// Pools that have a block of the family, however they are doing.
+    of_family: [Vec<PoolIndex>; 2],
+    /// Those of them that are in service.
+    directories: [Directory; 2],
     unreadable: bool,
 }
 
@@ -39,7 +45,15 @@ impl Catalog {
         find_conflicts(&mut pools);
         let unreadable = pools.iter().any(Compiled::is_unreadable);
         let stretches = FAMILIES.map(|family| stretches(&pools, family));
-        Self { pools, stretches, unreadable }
+        let names = pools.iter().enumerate().map(|(index, compiled)| (compiled.pool.name.clone(), index)).collect();
+        let of_family = FAMILIES.map(|family| (0..pools.len()).filter(|index| pools[*index].has(family)).collect());
+        let in_service = |indices: &Vec<PoolIndex>| {
+            let compiled = indices.iter().map(|&index| (index, &pools[index]));
+            let in_service = compiled.filter(|(_, compiled)| compiled.problem.is_none());
+            Directory::new(in_service.map(|(index, compiled)| (index, &*compiled.pool)))
+        };
+        let directories = of_family.each_ref().map(in_service);
+        Self { pools, stretches, names, of_family, directories, unreadable }
     }
 
     /// The pools that contain the address, those in service first.
@@ -59,17 +73,27 @@ impl Catalog {
         self.unreadable
     }
 
-    pub(crate) fn find(&self, name: &PoolName) -> Option<(PoolIndex, &Compiled)> {
-        self.pools.iter().enumerate().find(|(_, compiled)| compiled.pool.name == *name)
+    /// The pools that have a block of the family, however they are doing, in the order in which they are asked.
+    pub(crate) fn of_family(&self, family: Family) -> &[PoolIndex] {
+        &self.of_family[slot(family)]
     }
 
-    /// The pools in the order in which a service asks them.
-    pub(crate) fn order(&self, choice: &PoolChoice) -> impl Iterator<Item = PoolIndex> + use<> {
-        let preferred = match choice {
-            PoolChoice::Prefer(name) => self.find(name).map(|(index, _)| index),
-            PoolChoice::Any | PoolChoice::Only(_) => None,
-        };
-        preferred.into_iter().chain((0..self.pools.len()).filter(move |index| Some(*index) != preferred))
+    /// The pools that may give the service an address of the family, in the order in which it asks them. All others are out
+    /// of service, are not the one that it wants, or do not select it.
+    pub(crate) fn asked(&self, request: &Request, family: Family) -> Arc<[PoolIndex]> {
+        let candidates = self.directories[slot(family)].candidates(request);
+        let chosen = |name| self.names.get(name).copied().filter(|index| candidates.binary_search(index).is_ok());
+        match &request.pool {
+            PoolChoice::Any => candidates,
+            PoolChoice::Only(name) => chosen(name).into_iter().collect(),
+            PoolChoice::Prefer(name) => match chosen(name) {
+                Some(first) => {
+                    let rest = candidates.iter().copied().filter(|index| *index != first);
+                    [first].into_iter().chain(rest).collect()
+                }
+                None => candidates,
+            },
+        }
     }
 }
 

@@ -21,6 +21,8 @@ use crate::{
 pub(crate) struct Index {
     taken: [Intervals; 2],
     forgotten: BTreeSet<(Timestamp, IpAddr)>,
+    /// Addresses that can be given out again once they are drained.
+    draining: BTreeSet<(Timestamp, IpAddr)>,
     pools: Vec<[Tally; 2]>,
     namespaces: BTreeMap<(PoolIndex, String), u64>,
 }
@@ -60,14 +62,25 @@ impl Index {
         if let Some(Entry::Freed(freed)) = after {
             self.forgotten.insert((freed.forgotten, address));
         }
+        let mut is_open = false;
         for &pool in catalog.containing(address) {
             let open = catalog.pools[pool].usable.is_open(address);
+            is_open |= open;
             let tally = &mut self.pools[pool][slot(Family::of(address))];
             tally.count(address, before, open, false);
             tally.count(address, after, open, true);
             if catalog.pools[pool].pool.namespace_quota.is_some() {
                 self.count_namespaces(pool, before, after);
             }
+        }
+        if let Some(Entry::Freed(freed)) = before {
+            self.draining.remove(&(freed.drained, address));
+        }
+        if let Some(Entry::Freed(freed)) = after
+            && is_open
+            && freed.drained > freed.at
+        {
+            self.draining.insert((freed.drained, address));
         }
     }
 
@@ -124,12 +137,8 @@ impl Index {
 
     /// When the next address stops draining after `now`.
     pub(crate) fn next_drained(&self, now: Timestamp) -> Option<Timestamp> {
-        let sets = self.pools.iter().flatten().map(|tally| &tally.freed);
-        let first_after = |set: &BTreeSet<(Timestamp, IpAddr)>| {
-            let drained = set.range((now + core::time::Duration::from_millis(1), LOWEST)..).next()?.0;
-            Some(drained)
-        };
-        sets.filter_map(first_after).min()
+        let after = (now + core::time::Duration::from_millis(1), LOWEST);
+        self.draining.range(after..).next().map(|(drained, _)| *drained)
     }
 
     /// When the next address is forgotten.

@@ -6,19 +6,28 @@ use alloc::{
 };
 use core::net::IpAddr;
 
-use crate::{Entry, Ledger, LedgerError};
+use lb_core::Family;
+
+use crate::{
+    Entry, Ledger, LedgerError,
+    range::{self, FAMILIES, number, slot},
+};
 
 /// A ledger in memory, for one process. Its owner saves [`entries`](Ledger::entries) and restores them with `collect`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct MemoryLedger(BTreeMap<IpAddr, Entry>);
+pub struct MemoryLedger([BTreeMap<u128, Entry>; 2]);
 
 impl Ledger for MemoryLedger {
     fn get(&self, address: IpAddr) -> Option<Entry> {
-        self.0.get(&address).cloned()
+        self.0[slot(Family::of(address))].get(&number(address)).cloned()
     }
 
     fn entries(&self) -> Box<dyn Iterator<Item = (IpAddr, Entry)> + '_> {
-        Box::new(self.0.iter().map(|(address, entry)| (*address, entry.clone())))
+        let of_family = |family| {
+            let entries = self.0[slot(family)].iter();
+            entries.map(move |(number, entry)| (range::address(family, *number), entry.clone()))
+        };
+        Box::new(FAMILIES.into_iter().flat_map(of_family))
     }
 
     fn compare_and_set(
@@ -28,7 +37,7 @@ impl Ledger for MemoryLedger {
         new: Option<Entry>,
     ) -> Result<(), LedgerError> {
         // One search for both, because this is most of what an address costs.
-        match (self.0.entry(address), new) {
+        match (self.0[slot(Family::of(address))].entry(number(address)), new) {
             (btree_map::Entry::Occupied(found), _) if Some(found.get()) != expected => {
                 return Err(LedgerError::Changed { found: Some(found.get().clone()) });
             }
@@ -44,6 +53,10 @@ impl Ledger for MemoryLedger {
 
 impl FromIterator<(IpAddr, Entry)> for MemoryLedger {
     fn from_iter<I: IntoIterator<Item = (IpAddr, Entry)>>(entries: I) -> Self {
-        Self(entries.into_iter().collect())
+        let mut ledger = Self::default();
+        for (address, entry) in entries {
+            ledger.0[slot(Family::of(address))].insert(number(address), entry);
+        }
+        ledger
     }
 }

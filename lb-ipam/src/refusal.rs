@@ -70,10 +70,13 @@ pub enum Cause {
     #[error("no pool has a block containing it; add one, or ask for another address")]
     InNoPool,
     /// No pool gives an address of the family.
-    #[error("{}", PoolList(pools))]
+    #[error("{}", PoolList(pools, *more))]
     NoneGives {
-        /// Every pool that has a block of the family, in the order in which they were asked.
+        /// Pools that have a block of the family, at most [`MAX_NAMED`](Self::MAX_NAMED): those that were asked first, and
+        /// of them those that are full, then those beyond a quota; else in the order in which pools are asked.
         pools: Vec<(PoolName, NotFrom)>,
+        /// How many other pools have one.
+        more: usize,
     },
     /// The pool of the address does not give it.
     #[error("pool `{pool}` {why}")]
@@ -141,12 +144,15 @@ pub enum Cause {
 }
 
 impl Cause {
+    /// Most pools that one refusal names.
+    pub const MAX_NAMED: usize = 8;
+
     /// The stable code.
     #[must_use]
     pub const fn reason(&self) -> Reason {
         match self {
             Self::InNoPool => Reason::NoPool,
-            Self::NoneGives { pools } => of_all(pools.as_slice()),
+            Self::NoneGives { pools, .. } => of_all(pools.as_slice()),
             Self::NotFromPool { why, .. } => why.reason(),
             Self::Held { .. } | Self::Outrun { .. } => Reason::AlreadyAllocated,
             Self::Incompatible { .. } => Reason::AlreadyAllocatedIncompatibleService,
@@ -215,6 +221,16 @@ pub enum NotFrom {
 }
 
 impl NotFrom {
+    /// What says most about a service that gets nothing comes first.
+    pub(crate) const fn rank(&self) -> u8 {
+        match self {
+            Self::Full => 0,
+            Self::Quota { .. } => 1,
+            Self::Disabled | Self::Conflict { .. } | Self::Invalid { .. } | Self::NotAutomatic => 2,
+            Self::Selector | Self::NotAskedFor => 3,
+        }
+    }
+
     /// The stable code.
     #[must_use]
     pub const fn reason(&self) -> Reason {
@@ -255,23 +271,19 @@ pub enum ReservedBy {
     },
 }
 
-/// A sentence about pools, of which it names the first few.
-struct PoolList<'a>(&'a [(PoolName, NotFrom)]);
-
-impl PoolList<'_> {
-    const NAMED: usize = 8;
-}
+/// A sentence about pools, and how many more there are.
+struct PoolList<'a>(&'a [(PoolName, NotFrom)], usize);
 
 impl fmt::Display for PoolList<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.0.is_empty() {
             return f.write_str("no pool has a block of this family; add one");
         }
-        for (at, (pool, why)) in self.0.iter().take(Self::NAMED).enumerate() {
+        for (at, (pool, why)) in self.0.iter().enumerate() {
             let comma = if at == 0 { "" } else { "; " };
             write!(f, "{comma}pool `{pool}` {why}")?;
         }
-        match self.0.len().saturating_sub(Self::NAMED) {
+        match self.1 {
             0 => {}
             more => write!(f, "; and so on for {more} more")?,
         }

@@ -75,6 +75,15 @@ impl Request {
         self.addresses.is_empty() || self.wanted().any(|wanted| *wanted == Wanted::Address(address))
     }
 
+    /// Whether it asks for an address of the family by name, or for something that cannot be told.
+    pub(crate) fn names_any(&self, family: Family) -> bool {
+        self.addresses.len() > Self::MAX_ADDRESSES
+            || self.addresses.iter().any(|wanted| match wanted {
+                Wanted::Address(address) => Family::of(*address) == family,
+                Wanted::Unreadable(_) => true,
+            })
+    }
+
     /// What it asks for by name, as far as that is looked at.
     pub(crate) fn wanted(&self) -> impl Iterator<Item = &Wanted> {
         self.addresses.iter().take(Self::MAX_ADDRESSES)

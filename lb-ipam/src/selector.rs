@@ -82,13 +82,22 @@ impl Selector {
     /// Whether `service` with `labels` is selected.
     #[must_use]
     pub fn matches(&self, service: &ServiceName, labels: &BTreeMap<String, String>) -> bool {
-        let value = |key: &str| match key {
-            SERVICE_NAME_LABEL => Some(service.name()),
-            SERVICE_NAMESPACE_LABEL => Some(service.namespace()),
-            _ => labels.get(key).map(String::as_str),
-        };
+        let value = |key: &str| value_of(key, service, labels);
         let labels_match = self.match_labels.iter().all(|(key, wanted)| value(key) == Some(wanted));
         labels_match && self.match_expressions.iter().all(|expression| expression.holds(value(&expression.key)))
+    }
+}
+
+/// The value of a label of a service, of those that nobody can forge as well.
+pub(crate) fn value_of<'a>(
+    key: &str,
+    service: &'a ServiceName,
+    labels: &'a BTreeMap<String, String>,
+) -> Option<&'a str> {
+    match key {
+        SERVICE_NAME_LABEL => Some(service.name()),
+        SERVICE_NAMESPACE_LABEL => Some(service.namespace()),
+        _ => labels.get(key).map(String::as_str),
     }
 }
 

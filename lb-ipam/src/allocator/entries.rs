@@ -5,7 +5,7 @@ use core::net::IpAddr;
 
 use crate::{
     Allocator, Entry, Freed, Holders, Ledger, LedgerError, Pool,
-    allocator::Run,
+    allocator::reconcile::Run,
     book::{Dirt, Slot},
 };
 
@@ -114,12 +114,12 @@ impl<L: Ledger> Allocator<L> {
         match self.ledger.compare_and_set(address, before, after.clone()) {
             Ok(()) => {
                 self.ledger_writes += 1;
-                self.news = true;
+                self.note_change(address, before, after.as_ref());
                 self.index.note(&self.catalog, address, before, after.as_ref());
                 Ok(())
             }
             Err(LedgerError::Changed { found }) => {
-                self.news = true;
+                self.note_change(address, before, found.as_ref());
                 self.index.note(&self.catalog, address, before, found.as_ref());
                 self.book.note(address, before, found.as_ref());
                 // A write of ours that was thought to have failed.
@@ -144,6 +144,7 @@ impl<L: Ledger> Allocator<L> {
             match sure {
                 Ok(()) => {}
                 Err(LedgerError::Changed { found }) => {
+                    self.note_change(address, before.as_ref(), found.as_ref());
                     self.index.note(&self.catalog, address, before.as_ref(), found.as_ref());
                     self.book.note(address, before.as_ref(), found.as_ref());
                     let holders = found.as_ref().map_or(&[][..], Entry::holders);
@@ -151,7 +152,6 @@ impl<L: Ledger> Allocator<L> {
                         self.book.abandon_unknown(holders);
                     }
                     self.book.mark_newcomers(before.as_ref().map_or(&[], Entry::holders), holders);
-                    self.news = true;
                 }
                 Err(error @ LedgerError::Failed(_)) => {
                     self.down = Some(error);

@@ -26,19 +26,16 @@ impl<L: Ledger> Allocator<L> {
         if self.join_group(slot, request, family)? || self.get_back(slot, request, family)? {
             return Ok(Ok(()));
         }
-        let rest = self.catalog.order(&request.pool).filter(|index| Some(*index) != front);
-        let order = front.into_iter().chain(rest);
-        let mut pools = Vec::new();
+        let asked = self.catalog.asked(request, family);
+        let rest = asked.iter().copied().filter(|index| Some(*index) != front);
+        let mut refusing = Vec::new();
         let mut tries = 0;
-        for index in order {
-            if !self.catalog.pools[index].has(family) {
-                continue;
-            }
+        for index in front.into_iter().chain(rest) {
             loop {
                 let address = match self.offer(index, request, family) {
                     Ok(address) => address,
                     Err(why) => {
-                        pools.push((self.catalog.pools[index].pool.name.clone(), why));
+                        refusing.push((index, why));
                         break;
                     }
                 };
@@ -46,14 +43,33 @@ impl<L: Ledger> Allocator<L> {
                     Ok(()) => return Ok(Ok(())),
                     Err(LedgerError::Changed { .. }) if tries < Self::MAX_TRIES => tries += 1,
                     Err(LedgerError::Changed { .. }) => {
-                        self.touch(slot);
+                        self.news.again(slot);
                         return Ok(Err(Cause::Outrun { tries }));
                     }
                     Err(failed) => return Err(failed),
                 }
             }
         }
-        Ok(Err(Cause::NoneGives { pools }))
+        Ok(Err(self.none_gives(request, family, refusing)))
+    }
+
+    /// Names the pools that say most, and counts the others.
+    fn none_gives(&self, request: &Request, family: Family, mut refusing: Vec<(PoolIndex, NotFrom)>) -> Cause {
+        refusing.sort_by_key(|(_, why)| why.rank());
+        refusing.truncate(Cause::MAX_NAMED);
+        let of_family = self.catalog.of_family(family);
+        for &index in of_family {
+            if refusing.len() >= Cause::MAX_NAMED {
+                break;
+            }
+            let is_new = refusing.iter().all(|(other, _)| *other != index);
+            let why = self.catalog.pools[index].gives_nothing(request).filter(|_| is_new);
+            refusing.extend(why.map(|why| (index, why)));
+        }
+        let more = of_family.len() - refusing.len();
+        let pools =
+            refusing.into_iter().map(|(index, why)| (self.catalog.pools[index].pool.name.clone(), why)).collect();
+        Cause::NoneGives { pools, more }
     }
 
     /// The first pool that has an address of every family that the service lacks.
@@ -63,7 +79,7 @@ impl<L: Ledger> Allocator<L> {
                 .iter()
                 .all(|family| self.catalog.pools[*index].has(family) && self.offer(*index, request, family).is_ok())
         };
-        self.catalog.order(&request.pool).find(gives_all)
+        self.catalog.asked(request, families.first()?).iter().copied().find(gives_all)
     }
 
     /// The address that the pool would give the service next.
@@ -73,7 +89,7 @@ impl<L: Ledger> Allocator<L> {
     }
 
     /// Whether the pool gives the service addresses that it does not ask for by name.
-    fn check_unasked(&self, index: PoolIndex, request: &Request) -> Result<(), NotFrom> {
+    pub(super) fn check_unasked(&self, index: PoolIndex, request: &Request) -> Result<(), NotFrom> {
         let compiled = &self.catalog.pools[index];
         if let Some(why) = compiled.gives_nothing(request) {
             return Err(why);

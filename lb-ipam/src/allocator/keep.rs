@@ -110,14 +110,17 @@ impl<L: Ledger> Allocator<L> {
             .all(|other| may_share(request, other, &self.settings).is_ok())
     }
 
-    /// Whether the service has not got what it wants of the family already. What it does not ask for by name is given back
-    /// once it has something that it does.
+    /// Whether the service has not got what it wants of the family already. What it does not ask for by name it keeps only
+    /// as long as it waits for something of the family that it does.
     fn has_room(&self, slot: Slot, request: &Request, address: IpAddr) -> bool {
         let mut of_family = self.book.get(slot).held.iter().filter(|held| Family::of(**held) == Family::of(address));
         match (request.addresses.is_empty(), request.sharing.is_some()) {
             (true, true) => true,
             (true, false) => of_family.next().is_none(),
-            (false, _) => request.names(address) || !of_family.any(|held| request.names(*held)),
+            (false, _) => {
+                let waits = request.names_any(Family::of(address)) && !of_family.any(|held| request.names(*held));
+                request.names(address) || waits
+            }
         }
     }
 

@@ -5,7 +5,9 @@ mod explain;
 mod give;
 mod keep;
 mod plan;
+mod reconcile;
 mod serve;
+mod wake;
 
 use alloc::{collections::BTreeMap, sync::Arc, vec::Vec};
 use core::net::IpAddr;
@@ -13,15 +15,14 @@ use core::net::IpAddr;
 use lb_core::ServiceName;
 
 use crate::{
-    Answer, Entry, Ledger, LedgerError, MemoryLedger, Pool, PoolName, PoolStatus, Request, Settings, Status, Timestamp,
-    book::{Book, Dirt, Slot},
-    catalog::Catalog,
-    index::Index,
-    range::FAMILIES,
+    Answer, Entry, Ledger, LedgerError, MemoryLedger, Pool, PoolName, PoolStatus, Request, Settings, Timestamp,
+    book::Book, catalog::Catalog, index::Index, range::FAMILIES,
 };
 
 pub use explain::{AddressReport, AddressState};
 pub use plan::{EditPlan, Move};
+pub use reconcile::Outcome;
+use wake::News;
 
 /// Gives the addresses of pools to services. No I/O: edits come in, what to write into statuses comes out, the ledger is
 /// written through [`Ledger`], and the caller tells the time.
@@ -50,8 +51,8 @@ pub struct Allocator<L = MemoryLedger> {
     down: Option<LedgerError>,
     index: Index,
     book: Book,
-    /// Whether those that wait may get another answer, because something changed since they were looked at.
-    news: bool,
+    /// Why those that wait may get another answer.
+    news: News,
     /// Whether an address was given back since a service was last served.
     gave_back: bool,
     now: Timestamp,
@@ -71,21 +72,6 @@ pub enum Edit {
     RemoveService(ServiceName),
     /// Replaces the rules.
     SetSettings(Settings),
-}
-
-/// What a reconcile came to.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[must_use]
-pub struct Outcome {
-    /// Statuses that should be written, in order of name; those of all other services are right as they are.
-    pub writes: Vec<(ServiceName, Status)>,
-    /// Services that were left as they are, because the ledger failed; they are tried again by the next reconcile.
-    pub failed: Vec<(ServiceName, LedgerError)>,
-    /// How many entries of the ledger were changed.
-    pub ledger_writes: usize,
-    /// Whether there is more to do: services that can be served by another reconcile, or writes of which it is not known
-    /// what became.
-    pub unfinished: bool,
 }
 
 impl<L: Ledger> Allocator<L> {
@@ -114,7 +100,7 @@ impl<L: Ledger> Allocator<L> {
             down: None,
             index: Index::default(),
             book: Book::default(),
-            news: true,
+            news: News::default(),
             gave_back: false,
             now: Timestamp::default(),
             ledger_writes: 0,
@@ -138,7 +124,7 @@ impl<L: Ledger> Allocator<L> {
     /// Reads the ledger anew, after something else than this allocator changed what it shows.
     pub fn refresh(&mut self) {
         self.stale = true;
-        self.news = true;
+        self.news.for_everybody();
         let gone = self.book.clear_entries();
         let entries: Vec<_> = self.ledger.entries().collect();
         for (address, entry) in entries {
@@ -168,116 +154,10 @@ impl<L: Ledger> Allocator<L> {
     }
 
     fn upsert(&mut self, request: Request) {
-        if let Some(slot) = self.book.upsert(request) {
-            self.news = true;
+        if let Some((slot, keys)) = self.book.upsert(request) {
+            self.note_request(slot, keys.into_iter().flatten());
             self.touch_sharers(slot);
         }
-    }
-
-    /// Brings everything in order, in three phases: every address that a service has and may keep stays with it, for all
-    /// services; then those that lost something get another one; then those that wait are served. Within a phase the
-    /// older service comes first, and of two of the same age the name decides.
-    pub fn reconcile(&mut self, now: Timestamp) -> Outcome {
-        let drained = self.index.next_drained(self.now).is_some_and(|at| at <= now);
-        (self.now, self.ledger_writes) = (now, 0);
-        if self.stale {
-            self.compile();
-        }
-        if core::mem::take(&mut self.listing) {
-            self.book.abandon_all_unknown();
-        }
-        self.news |= drained;
-        let mut run = Run::default();
-        self.down = None;
-        self.make_sure();
-        self.forget_old(&mut run);
-        self.release_orphans(&mut run);
-        let dirty = self.book.take_dirty();
-        for &slot in &dirty {
-            let kept = self.keep(slot);
-            run.note(slot, kept);
-        }
-        for &slot in &dirty {
-            let imported = self.import(slot);
-            run.note(slot, imported);
-        }
-        for &slot in &dirty {
-            self.book.get_mut(slot).rank = None;
-        }
-        self.serve_all(dirty, &mut run);
-        self.finish(run)
-    }
-
-    fn compile(&mut self) {
-        self.catalog = Catalog::new(&self.pools, &self.settings);
-        self.index = Index::new(&self.catalog, &self.ledger);
-        self.book.mark_all();
-        (self.stale, self.news) = (false, true);
-    }
-
-    /// Serves the services of `queue`, those that lost something first. Whenever something is given back, those that wait
-    /// are looked at again, so that none of the queue gets it before an older one.
-    fn serve_all(&mut self, mut queue: Vec<Slot>, run: &mut Run) {
-        for pass in 1..=Self::MAX_PASSES {
-            if core::mem::take(&mut self.news) && self.book.someone_waits() {
-                queue.extend(self.book.waiting());
-            }
-            if queue.is_empty() {
-                return;
-            }
-            self.book.sort_by_key(&mut queue, |tracked| !tracked.lost);
-            queue.dedup();
-            let mut rest = core::mem::take(&mut queue).into_iter();
-            for slot in rest.by_ref() {
-                self.gave_back = false;
-                run.touched.push(slot);
-                if !run.failed.contains_key(&slot) {
-                    let served = self.serve(slot);
-                    run.note(slot, served);
-                }
-                if self.gave_back && pass < Self::MAX_PASSES && self.book.someone_waits() {
-                    break;
-                }
-            }
-            queue.extend(rest);
-        }
-    }
-
-    fn finish(&mut self, mut run: Run) -> Outcome {
-        self.down = None;
-        let mut outcome = Outcome { ledger_writes: self.ledger_writes, ..Outcome::default() };
-        outcome.unfinished = (self.news && self.book.someone_waits()) || !self.unsure.is_empty();
-        run.touched.sort_unstable();
-        run.touched.dedup();
-        for &slot in &run.touched {
-            let tracked = self.book.get_mut(slot);
-            tracked.lost = false;
-            if !run.failed.contains_key(&slot) {
-                tracked.was = Dirt::Clean;
-            }
-        }
-        run.touched.retain(|slot| !run.failed.contains_key(slot));
-        for slot in run.touched {
-            let tracked = self.book.get_mut(slot);
-            let status = match (tracked.managed, tracked.withdrawn) {
-                (true, _) => tracked.answer.status(),
-                (false, true) => Status::default(),
-                (false, false) => continue,
-            };
-            if !tracked.told.says(&status) {
-                tracked.told = status.clone();
-                outcome.writes.push((tracked.name.clone(), status));
-            }
-        }
-        for (slot, error) in run.failed {
-            // Tried again for the same reason: who changed still has to give way to those that did not.
-            let dirt = core::mem::take(&mut self.book.get_mut(slot).was).max(Dirt::Touched);
-            self.book.mark(slot, dirt);
-            outcome.failed.push((self.book.get(slot).name.clone(), error));
-        }
-        outcome.writes.sort_unstable_by(|a, b| a.0.cmp(&b.0));
-        outcome.failed.sort_unstable_by(|a, b| a.0.cmp(&b.0));
-        outcome
     }
 
     /// When to reconcile again though nothing was edited, and why.
@@ -316,20 +196,5 @@ impl<L: Ledger> Allocator<L> {
     #[must_use]
     pub fn pool(&self, name: &PoolName) -> Option<PoolStatus> {
         self.pools().find(|status| status.name == *name)
-    }
-}
-
-/// What happened to whom in one reconcile.
-#[derive(Debug, Default)]
-struct Run {
-    touched: Vec<Slot>,
-    failed: BTreeMap<Slot, LedgerError>,
-}
-
-impl Run {
-    fn note(&mut self, slot: Slot, outcome: Result<(), LedgerError>) {
-        if let Err(error) = outcome {
-            self.failed.entry(slot).or_insert(error);
-        }
     }
 }

@@ -64,7 +64,7 @@ impl<L: Ledger> Allocator<L> {
             down: None,
             index: self.index.clone(),
             book: self.book.clone(),
-            news: self.news,
+            news: self.news.clone(),
             gave_back: false,
             now: self.now,
             ledger_writes: 0,

@@ -4,6 +4,7 @@
 
 mod bad_input;
 mod cluster_ip;
+mod cost;
 mod failures;
 mod node_port;
 mod sentences;

@@ -1,8 +1,8 @@
 //! What operators read, word for word, and that the documentation says the same.
 
 use lb_ipam::{
-    Allocator, ClusterIpAllocator, Edit, MemoryLedger, Pool, Protocol, Reason, Request, ServiceName, Settings, Sharing,
-    Timestamp, Wanted,
+    Allocator, Cause, ClusterIpAllocator, Condition, Edit, MemoryLedger, Pool, Protocol, Reason, Request, Selector,
+    ServiceName, Settings, Sharing, Timestamp, Wanted,
 };
 
 const PAGE: &str = include_str!("../../../docs/ipam.md");
@@ -65,6 +65,8 @@ fn limits_are_documented_with_their_values() {
         ("Allocator::MAX_SHARING_CANDIDATES", Allocator::<MemoryLedger>::MAX_SHARING_CANDIDATES),
         ("Allocator::MAX_TRIES", Allocator::<MemoryLedger>::MAX_TRIES),
         ("Allocator::MAX_PASSES", Allocator::<MemoryLedger>::MAX_PASSES),
+        ("Cause::MAX_NAMED", Cause::MAX_NAMED),
+        ("Condition::MAX_MESSAGE", Condition::MAX_MESSAGE),
         ("ClusterIpAllocator::MIN_PREFIX_V6", ClusterIpAllocator::MIN_PREFIX_V6.into()),
     ] {
         let row = PAGE.lines().find(|line| line.starts_with(&format!("| `{limit}`"))).unwrap();
@@ -76,4 +78,20 @@ fn limits_are_documented_with_their_values() {
 fn a_service_without_answer_is_not_ours() {
     let ipam = Allocator::new(Settings::default(), MemoryLedger::default());
     assert_eq!(ipam.answer(&ServiceName::new("default", "nobody")), None);
+}
+
+/// However many pools there are, those that a service was asked of come first, and the others are counted.
+#[test]
+fn a_refusal_names_the_pools_that_matter() {
+    let team = |number: usize| Pool {
+        selectors: vec![Selector::label("team", &format!("t{number}"))],
+        ..Pool::new(&format!("team-{number:03}"), &[&format!("10.0.{number}.0/32")])
+    };
+    let member = |name: &str| Request { labels: [("team".into(), "t77".into())].into(), ..Request::new("d", name) };
+    let told = message((0..100).map(team).collect(), vec![member("a"), member("b")]);
+    let start = "no IPv4 address: pool `team-077` is full; pool `team-000` does not select the service";
+    assert!(told.starts_with(start), "{told}");
+    assert!(told.ends_with("; and so on for 92 more; add a block or remove a service"), "{told}");
+    let few = message((76..78).map(team).collect(), vec![member("a"), member("b")]);
+    assert!(few.starts_with(&start.replace("team-000", "team-076")) && !few.contains("and so on"), "{few}");
 }

@@ -183,3 +183,27 @@ fn who_is_gone_is_gone_though_the_entry_changed_meanwhile() {
     let entry = shared.store.borrow()[&IpAddr::from([10, 0, 0, 0])].clone();
     assert_eq!(entry.holders(), [ServiceName::new("d", "b")]);
 }
+
+/// What a service that waits for an address is told changes with what is known of the holder.
+#[test]
+fn a_holder_that_becomes_known_is_no_stranger_any_more() {
+    let shared = Shared::default();
+    let mut one = allocator(shared.other(), "10.0.0.0/31");
+    let mut two = allocator(shared.other(), "10.0.0.0/31");
+    assert_eq!(serve(&mut one, "x").1, [IpAddr::from([10, 0, 0, 0])]);
+    two.refresh();
+    let waits = Request {
+        addresses: vec![IpAddr::from([10, 0, 0, 0]).into()],
+        sharing: Some(Sharing::new("k")),
+        ..Request::new("d", "waits")
+    };
+    let message = |outcome: &Outcome| outcome.writes[0].1.condition.as_ref().unwrap().message.clone();
+    two.handle_edit(Edit::UpsertService(waits));
+    let told = message(&two.reconcile(Timestamp::default()));
+    assert!(told.ends_with("with which it cannot be shared: it is not known here yet"), "{told}");
+    two.handle_edit(Edit::UpsertService(Request::new("d", "x")));
+    let outcome = two.reconcile(Timestamp::default());
+    let told = outcome.writes.iter().find(|(service, _)| service.name() == "waits").map(|(_, status)| status.clone());
+    let told = told.unwrap().condition.unwrap().message;
+    assert!(told.ends_with("with which it cannot be shared: different sharing key"), "{told}");
+}

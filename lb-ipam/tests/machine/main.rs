@@ -5,6 +5,7 @@
 //! if it is not set. `cargo xtask nightly` sets both, and shows what this prints.
 
 mod checks;
+mod gains;
 mod ledger;
 mod mutants;
 mod ops;

@@ -154,3 +154,16 @@ fn what_an_edit_would_move_is_said_before() {
     let nothing = lb_ipam::Edit::UpsertPool(lb_ipam::Pool::new("a", &["10.0.10.5-10.0.10.9", "10.0.10.0-10.0.10.4"]));
     assert_eq!(w.allocator.plan([nothing], w.now).moves, []);
 }
+
+/// The first of them would take either, and takes the one that comes first.
+#[test]
+fn whoever_is_left_gets_what_the_first_did_not_take() {
+    let mut w = World::new("v4");
+    w.pool("a [10.0.10.0] sel=color:red prio=1").pool("b [10.0.20.0] sel=color:red");
+    for service in ["d/x", "d/y", "d/first", "d/second", "d/third"] {
+        w.service(&format!("{service} lbl=color:red"));
+    }
+    w.shows(&[("d/first", "- out_of_ips"), ("d/second", "- out_of_ips")]);
+    w.tell_gone("d/x").tell_gone("d/y").run().wrote(2);
+    w.shows(&[("d/first", "10.0.10.0 satisfied"), ("d/second", "10.0.20.0 satisfied"), ("d/third", "- out_of_ips")]);
+}

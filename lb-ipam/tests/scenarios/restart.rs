@@ -107,3 +107,12 @@ fn an_address_that_was_left_for_one_asked_for_by_name_is_not_taken_back() {
     w.shows(&[("d/a", "10.0.10.7 satisfied"), ("d/b", "10.0.10.7 satisfied")]);
     assert_eq!(w.ledger_writes, 1);
 }
+
+/// The same with an address of a family that it does not ask for any more.
+#[test]
+fn an_address_of_a_family_that_was_left_is_not_taken_back() {
+    let mut w = World::new("v4+v6");
+    w.pool("a [2001:db8::/125]").tell_service("d/a key=k req=10.0.10.7 st=2001:db8::1");
+    w.tell_service("d/b key=k ports=tcp/81 t=1 fam=Single:v6").restart();
+    w.shows(&[("d/a", "- no_pool"), ("d/b", "2001:db8:: satisfied")]);
+}

@@ -106,9 +106,13 @@ impl World {
 
     /// Removes a service, and reconciles.
     pub(crate) fn gone(&mut self, service: &str) -> &mut Self {
+        self.tell_gone(service).run()
+    }
+
+    pub(crate) fn tell_gone(&mut self, service: &str) -> &mut Self {
         self.services.remove(&name(service));
         self.allocator.handle_edit(Edit::RemoveService(name(service)));
-        self.run()
+        self
     }
 
     pub(crate) fn later(&mut self, secs: u64) -> &mut Self {

@@ -34,6 +34,20 @@ pub(crate) fn measure() -> Result<Vec<Figure>, Box<dyn Error>> {
         "ipam import/two maps/50000",
         MILLI,
     )?);
+    for (name, ours, baseline) in [
+        (
+            "come and go among 10,000 pools",
+            "ipam many pools/come and go/10000 pools",
+            "ipam many pools/come and go/1 pool",
+        ),
+        (
+            "address given on to the first of 100,000",
+            "ipam many waiting/give on/100000 wait",
+            "ipam many waiting/give on/1 waits",
+        ),
+    ] {
+        figures.push(bench.figure(name, None, ours, baseline, MICRO)?);
+    }
     let only = "none: only reported";
     let bitmap = bench.bytes("bitmap")?;
     for (family, baseline) in [("IPv4 /12", format!("bitmap: {bitmap} bytes for all of it")), ("IPv6 /64", only.into())]
@@ -102,7 +116,7 @@ impl Bench {
     ) -> Result<Figure, String> {
         let (word, base) = (if unit < MILLI { "us" } else { "ms" }, self.samples(baseline)?);
         let ours = self.samples(ours)?;
-        let (name, beside, fastest) = (last_of(baseline), base.median() / unit, ours.fastest() / unit);
+        let (name, beside, fastest) = (name_of(baseline), base.median() / unit, ours.fastest() / unit);
         let beside = format!("{name}: {beside:.3} {word}; our fastest sample {fastest:.3}");
         Ok(Figure::new(figure, goal, ours.median() / unit, word, beside, ours.iterations as u64))
     }
@@ -117,7 +131,7 @@ impl Bench {
 }
 
 /// `two maps` of `ipam import/two maps/50000`, `bitmap` of `ipam one service/free/bitmap`.
-fn last_of(name: &str) -> &str {
+fn name_of(name: &str) -> &str {
     name.rsplit('/').find(|part| part.parse::<u64>().is_err()).unwrap_or(name)
 }
 
@@ -177,7 +191,7 @@ mod tests {
 
     #[test]
     fn baselines_are_called_what_they_are() {
-        assert_eq!(last_of("ipam one service/free/bitmap"), "bitmap");
-        assert_eq!(last_of("ipam import/two maps/50000"), "two maps");
+        assert_eq!(name_of("ipam one service/free/bitmap"), "bitmap");
+        assert_eq!(name_of("ipam import/two maps/50000"), "two maps");
     }
 }

@@ -1,0 +1,127 @@
+//! Who of those that wait may get another answer, because of what happened since they were looked at.
+//!
+//! An answer depends on the entries of the addresses that it names, on the requests of those that share or hold them, and
+//! on which pools have room. So whoever waits for an address is looked at when that address changes, whoever has a sharing
+//! key when somebody with that key does; and if a pool gets room for one, the first in turn that it is for.
+
+use alloc::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    vec::Vec,
+};
+use core::net::IpAddr;
+
+use lb_core::Family;
+
+use crate::{Allocator, Entry, Ledger, book::Slot, catalog::PoolIndex, waiting::Turn};
+
+/// What happened since those that wait were looked at.
+#[derive(Clone, Debug, Default)]
+pub(super) struct News {
+    /// Something that concerns everybody.
+    everybody: bool,
+    addresses: BTreeSet<IpAddr>,
+    keys: BTreeSet<Arc<str>>,
+    room: BTreeMap<(PoolIndex, Family), Room>,
+    /// Those that other processes were faster than.
+    outrun: BTreeSet<Slot>,
+    /// How many entries changed, ever.
+    changes: u64,
+}
+
+/// Addresses that a pool can give again.
+#[derive(Clone, Copy, Debug, Default)]
+struct Room {
+    addresses: usize,
+    /// How many entries had changed when somebody was woken for them.
+    woken: Option<u64>,
+}
+
+impl News {
+    pub(super) const fn for_everybody(&mut self) {
+        self.everybody = true;
+    }
+
+    /// The service was outrun, and tries again.
+    pub(super) fn again(&mut self, slot: Slot) {
+        self.outrun.insert(slot);
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        let nobody = self.addresses.is_empty() && self.keys.is_empty() && self.outrun.is_empty();
+        !self.everybody && nobody && self.room.is_empty()
+    }
+}
+
+impl<L: Ledger> Allocator<L> {
+    /// Notes a change of the ledger.
+    pub(super) fn note_change(&mut self, address: IpAddr, before: Option<&Entry>, after: Option<&Entry>) {
+        self.news.changes += 1;
+        let containing = self.catalog.containing(address);
+        // What a service has more, it and others of its namespace may have less, and the other way round.
+        let has_quota = |index: &PoolIndex| self.catalog.pools[*index].pool.namespace_quota.is_some();
+        self.news.everybody |= containing.iter().any(has_quota);
+        if !self.book.someone_waits() || self.news.everybody {
+            return;
+        }
+        let holders = [before, after].into_iter().flatten().flat_map(Entry::holders);
+        let sharing = holders.filter_map(|holder| self.book.request(holder)?.sharing.as_ref());
+        self.news.keys.extend(sharing.map(|sharing| Arc::clone(&sharing.key)));
+        self.news.addresses.insert(address);
+        let Some(&owner) = containing.first() else { return };
+        let opens = self.is_to_be_had(after) && !self.is_to_be_had(before);
+        if opens && self.catalog.pools[owner].usable.is_open(address) {
+            self.news.room.entry((owner, Family::of(address))).or_default().addresses += 1;
+        }
+    }
+
+    fn is_to_be_had(&self, entry: Option<&Entry>) -> bool {
+        match entry {
+            None => true,
+            Some(Entry::Freed(freed)) => freed.drained <= self.now,
+            Some(Entry::Held(_) | Entry::Reserved(_) | Entry::Conflict(_)) => false,
+        }
+    }
+
+    /// Notes that a service asks for something else, where that may concern those with whom it shares or could share.
+    pub(super) fn note_request(&mut self, slot: Slot, keys: impl IntoIterator<Item = Arc<str>>) {
+        if self.book.someone_waits() {
+            self.news.keys.extend(keys);
+            self.news.addresses.extend(&self.book.get(slot).held);
+        }
+    }
+
+    /// Those that are to be looked at again, in no order; some of them more than once.
+    pub(super) fn awakened(&mut self) -> Vec<Slot> {
+        let changes = self.news.changes;
+        let news = core::mem::replace(&mut self.news, News { changes, ..News::default() });
+        if news.is_empty() || !self.book.someone_waits() {
+            return Vec::new();
+        }
+        let waiting = self.book.waiting();
+        if news.everybody {
+            return waiting.all().filter_map(|turn| self.book.find(&turn.1)).collect();
+        }
+        let for_addresses = news.addresses.iter().flat_map(|address| waiting.for_address(*address));
+        let mut awakened: Vec<Slot> = for_addresses.filter_map(|turn| self.book.find(&turn.1)).collect();
+        let with_keys = news.keys.iter().flat_map(|key| self.book.with_key(key));
+        awakened.extend(with_keys.chain(news.outrun).filter(|slot| self.book.waits(*slot)));
+        for ((pool, family), room) in news.room {
+            // Whoever was woken and did not take it never will, unless something else changed.
+            if room.woken == Some(changes) || self.index.next(&self.catalog, pool, family, self.now).is_none() {
+                continue;
+            }
+            let is_for = |turn: &&Turn| {
+                self.book.request(&turn.1).is_some_and(|request| self.check_unasked(pool, request).is_ok())
+            };
+            let first = self.book.waiting().for_family(family).filter(is_for).take(room.addresses);
+            let before = awakened.len();
+            awakened.extend(first.filter_map(|turn| self.book.find(&turn.1)));
+            if awakened.len() > before {
+                // They may take another address that was given back as well.
+                self.news.room.insert((pool, family), Room { woken: Some(changes), ..room });
+            }
+        }
+        awakened
+    }
+}

@@ -1,0 +1,102 @@
+//! What services have, as the ledger says it, and who is gone and has something.
+
+use alloc::vec::Vec;
+use core::net::IpAddr;
+
+use lb_core::ServiceName;
+
+use super::{Book, Dirt, Slot};
+use crate::Entry;
+
+impl Book {
+    pub(crate) fn add_held(&mut self, slot: Slot, address: IpAddr) {
+        let tracked = &mut self.slots[slot];
+        insert(&mut tracked.held, address);
+    }
+
+    pub(crate) fn remove_held(&mut self, slot: Slot, address: IpAddr) {
+        let tracked = &mut self.slots[slot];
+        tracked.held.retain(|held| *held != address);
+        if tracked.held.is_empty() {
+            self.orphans.remove(&slot);
+        }
+        self.drop_if_unused(slot);
+    }
+
+    pub(crate) fn add_left(&mut self, name: &ServiceName, address: IpAddr) {
+        let slot = self.intern(name);
+        insert(&mut self.slots[slot].left, address);
+    }
+
+    pub(crate) fn remove_left(&mut self, name: &ServiceName, address: IpAddr) {
+        let Some(slot) = self.find(name) else { return };
+        self.slots[slot].left.retain(|left| *left != address);
+        self.drop_if_unused(slot);
+    }
+
+    /// Follows a change of the ledger that nobody here made.
+    pub(crate) fn note(&mut self, address: IpAddr, before: Option<&Entry>, after: Option<&Entry>) {
+        let gone: Vec<ServiceName> = self.orphans.iter().map(|&slot| self.slots[slot].name.clone()).collect();
+        for name in before.map_or(&[][..], Entry::holders) {
+            if let Some(slot) = self.find(name) {
+                self.mark(slot, Dirt::Touched);
+                self.remove_held(slot, address);
+            }
+        }
+        if let Some(Entry::Freed(freed)) = before {
+            self.remove_left(&freed.last, address);
+        }
+        for name in after.map_or(&[][..], Entry::holders) {
+            let slot = self.intern(name);
+            self.mark(slot, Dirt::Touched);
+            self.add_held(slot, address);
+        }
+        if let Some(Entry::Freed(freed)) = after {
+            self.add_left(&freed.last, address);
+        }
+        // Who is gone stays gone, whoever else changed the entry.
+        self.abandon_unknown(&gone);
+    }
+
+    /// Forgets what everybody has, before the ledger is read anew. Says who is gone and held something.
+    pub(crate) fn clear_entries(&mut self) -> Vec<ServiceName> {
+        let gone = self.orphans.iter().map(|&slot| self.slots[slot].name.clone()).collect();
+        for tracked in &mut self.slots {
+            (tracked.held, tracked.left) = (Vec::new(), Vec::new());
+        }
+        self.orphans.clear();
+        let slots: Vec<Slot> = self.names.places().collect();
+        slots.into_iter().for_each(|slot| self.drop_if_unused(slot));
+        gone
+    }
+
+    /// Whoever holds something and is not known is gone.
+    pub(crate) fn abandon_all_unknown(&mut self) {
+        let unknown: Vec<Slot> = self.names.places().filter(|&slot| self.is_unknown_holder(slot)).collect();
+        self.orphans.extend(unknown);
+    }
+
+    /// Those of `names` that hold something and are not known are gone.
+    pub(crate) fn abandon_unknown(&mut self, names: &[ServiceName]) {
+        let slots = names.iter().filter_map(|name| self.find(name)).filter(|&slot| self.is_unknown_holder(slot));
+        let slots: Vec<Slot> = slots.collect();
+        self.orphans.extend(slots);
+    }
+
+    fn is_unknown_holder(&self, slot: Slot) -> bool {
+        self.slots[slot].request.is_none() && !self.slots[slot].held.is_empty()
+    }
+
+    /// Services that are gone and hold something, in order of name.
+    pub(crate) fn orphans(&self) -> Vec<Slot> {
+        let mut orphans: Vec<Slot> = self.orphans.iter().copied().collect();
+        orphans.sort_unstable_by(|&a, &b| self.slots[a].name.cmp(&self.slots[b].name));
+        orphans
+    }
+}
+
+fn insert(sorted: &mut Vec<IpAddr>, address: IpAddr) {
+    if let Err(at) = sorted.binary_search(&address) {
+        sorted.insert(at, address);
+    }
+}

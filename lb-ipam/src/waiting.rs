@@ -1,0 +1,77 @@
+//! Services that do not have all that they want.
+
+use alloc::collections::{BTreeMap, BTreeSet};
+use core::net::IpAddr;
+
+use lb_core::{Family, ServiceName};
+
+use crate::{Answer, Asked, Timestamp, range::slot};
+
+/// When a service has its turn: the older one first, and of two of the same age the name decides.
+pub(crate) type Turn = (Timestamp, ServiceName);
+
+/// Everybody who waits, and for what.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Waiting {
+    all: BTreeSet<Turn>,
+    for_family: [BTreeSet<Turn>; 2],
+    for_address: BTreeMap<IpAddr, BTreeSet<Turn>>,
+}
+
+impl Waiting {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.all.is_empty()
+    }
+
+    pub(crate) fn contains(&self, turn: &Turn) -> bool {
+        self.all.contains(turn)
+    }
+
+    /// Notes what a service waits for, if its answer refuses anything.
+    pub(crate) fn insert(&mut self, turn: &Turn, answer: &Answer) {
+        for refusal in &answer.refused {
+            match refusal.asked {
+                Asked::Family(family) => _ = self.for_family[slot(family)].insert(turn.clone()),
+                Asked::Address(address) => _ = self.for_address.entry(address).or_default().insert(turn.clone()),
+                Asked::Text(_) | Asked::More => {}
+            }
+            self.all.insert(turn.clone());
+        }
+    }
+
+    /// Forgets a service that was given this answer.
+    pub(crate) fn remove(&mut self, turn: &Turn, answer: &Answer) {
+        if !self.all.remove(turn) {
+            return;
+        }
+        for refusal in &answer.refused {
+            match &refusal.asked {
+                Asked::Family(family) => _ = self.for_family[slot(*family)].remove(turn),
+                Asked::Address(address) => self.remove_for(*address, turn),
+                Asked::Text(_) | Asked::More => {}
+            }
+        }
+    }
+
+    fn remove_for(&mut self, address: IpAddr, turn: &Turn) {
+        let Some(turns) = self.for_address.get_mut(&address) else { return };
+        turns.remove(turn);
+        if turns.is_empty() {
+            self.for_address.remove(&address);
+        }
+    }
+
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Turn> {
+        self.all.iter()
+    }
+
+    /// Those that would take any address of the family.
+    pub(crate) fn for_family(&self, family: Family) -> impl Iterator<Item = &Turn> {
+        self.for_family[slot(family)].iter()
+    }
+
+    /// Those that want this address, or share it with somebody with whom they should not.
+    pub(crate) fn for_address(&self, address: IpAddr) -> impl Iterator<Item = &Turn> {
+        self.for_address.get(&address).into_iter().flatten()
+    }
+}
