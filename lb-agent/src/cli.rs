@@ -131,8 +131,10 @@ pub(crate) enum PoolCommand {
     ///
     /// Their pools and services take the place of those of the same name, or join them; everything else stays.
     #[command(after_help = "Examples:\n  lb pool plan -f smaller-pool.yaml\n  \
-            kubectl get ippools -o yaml | lb pool plan -f -\n  lb pool plan --remove blue-pool\n\n\
-            Exit codes: 0 no service would lose an address, 1 error, 2 usage, 3 no such pool, 4 some would.")]
+            kubectl get ippools -o yaml | lb pool plan -f -\n  lb pool plan --remove blue-pool\n  \
+            lb pool plan --remove old-name -f new-name.yaml\n\n\
+            Exit codes: 0 no service would lose an address, 1 error, or an object would be refused, 2 usage, 3 no such pool, \
+            4 a service would lose an address.")]
     Plan(PoolPlanArgs),
 }
 
@@ -161,13 +163,12 @@ pub(crate) struct PoolExplainArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(group = clap::ArgGroup::new("edit").required(true).multiple(true))]
 pub(crate) struct PoolPlanArgs {
     /// Manifests; `-` reads standard input.
-    #[arg(long, short, value_name = "FILE", group = "edit")]
+    #[arg(long, short, value_name = "FILE", required_unless_present = "remove")]
     pub(crate) file: Option<PathBuf>,
-    /// Pool that would go; may be given several times.
-    #[arg(long, value_name = "NAME", group = "edit")]
+    /// Pool that would go, alone or together with --file; may be given several times.
+    #[arg(long, value_name = "NAME")]
     pub(crate) remove: Vec<String>,
     #[command(flatten)]
     pub(crate) ask: AskArgs,

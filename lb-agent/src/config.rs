@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use clap::{Args, ValueEnum};
+use clap::{Args, ValueEnum, builder::NonEmptyStringValueParser};
 use ipnet::IpNet;
 use lb_core::{NodeFacts, NodeName, ZoneName, maglev::HashFamily};
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
@@ -92,7 +92,7 @@ pub(crate) struct Settings {
     pub(crate) maglev_seed: Option<String>,
     /// Load-balancer class whose services get addresses from pools too; may be given several times [default: none, only
     /// services without a class do].
-    #[arg(long, value_name = "CLASS")]
+    #[arg(long, value_name = "CLASS", value_parser = NonEmptyStringValueParser::new())]
     pub(crate) load_balancer_class: Vec<String>,
     /// How much to say on standard error [default: info].
     #[arg(long, value_name = "LEVEL", value_enum)]

@@ -18,7 +18,7 @@ use super::{
     source::Source,
 };
 use crate::{
-    api::{Query, Reply, Request, Service, Status},
+    api::{Pool, Query, Reply, Request, Service, Status},
     flow,
 };
 
@@ -52,7 +52,7 @@ impl Answers {
             "/v1/services" => Reply::ok(&self.services()),
             "/v1/backends" => Reply::ok(&shared.backends()),
             "/v1/status" => Reply::ok(&self.status()),
-            "/v1/pools" => Reply::ok(&self.source.allocation().pools()),
+            "/v1/pools" => Reply::ok(&self.pools()),
             "/v1/pools/get" => self.pool(query),
             "/v1/pools/explain" => self.explain_address(query),
             "/v1/drift" => match self.ask(Question::Inspect) {
@@ -80,10 +80,20 @@ impl Answers {
         status
     }
 
+    fn pools(&self) -> Vec<Pool> {
+        let mut pools = self.source.allocation().pools();
+        self.shared.describe_pools(&mut pools);
+        pools
+    }
+
     fn pool(&self, query: &Query) -> Reply {
-        let name = query.value("name").unwrap_or_default();
-        match self.source.allocation().pool(name) {
-            Some(detail) => Reply::ok(&detail),
+        let Some(name) = query.value("name") else { return Reply::problem(400, "name is missing") };
+        let detail = self.source.allocation().pool(name);
+        match detail {
+            Some(mut detail) => {
+                self.shared.describe_pools(std::slice::from_mut(&mut detail.pool));
+                Reply::ok(&detail)
+            }
             None => Reply::problem(404, format!("the agent knows no pool `{name}`")),
         }
     }
@@ -100,11 +110,10 @@ impl Answers {
         let text = std::str::from_utf8(&request.body)
             .map_err(|error| Reply::problem(400, format!("the manifests are not UTF-8: {error}")))?;
         let removed: Vec<PoolName> = request.query.values("remove").map(PoolName::new).collect();
-        let allocation = self.source.allocation();
-        if let Some(unknown) = removed.iter().find(|name| !allocation.has_pool(name)) {
+        let unknown = self.source.allocation().unknown(&removed).cloned();
+        if let Some(unknown) = unknown {
             return Err(Reply::problem(404, format!("the agent knows no pool `{unknown}`")));
         }
-        drop(allocation);
         let plan = self.source.plan(request.query.value("file").unwrap_or("request"), text, &removed);
         plan.map(|plan| Reply::ok(&plan)).map_err(|problem| Reply::problem(400, problem))
     }

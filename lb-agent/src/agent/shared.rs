@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     api::{
-        Addresses, Backend, Condition, Datapath, DriftReport, DriftStatus, Explanation, Manifests, Node, Service,
+        Addresses, Backend, Condition, Datapath, DriftReport, DriftStatus, Explanation, Manifests, Node, Pool, Service,
         Status, Usage,
     },
     config::Config,
@@ -191,6 +191,14 @@ impl Shared {
         let reconciler = self.reconciler();
         let report = Arc::clone(&self.notes().report);
         view::services(&reconciler, &report)
+    }
+
+    /// Adds to pools what of their manifests was refused.
+    pub(super) fn describe_pools(&self, pools: &mut [Pool]) {
+        let report = Arc::clone(&self.notes().report);
+        for pool in pools {
+            pool.conditions.extend(view::refusals_of_pool(&report, &pool.name));
+        }
     }
 
     pub(super) fn backends(&self) -> Vec<Backend> {

@@ -10,7 +10,7 @@ use lb_core::{Change, SourceName};
 use lb_ipam::{Edit, PoolName};
 use lb_k8s::{Batch, Manifests, Preview, Snapshot};
 
-use super::allocation::{Allocation, wall_clock};
+use super::allocation::{self, Allocation, wall_clock};
 use crate::{api::PoolPlan, exit};
 
 /// The name of this source.
@@ -63,17 +63,23 @@ impl Source {
     /// What would happen if these manifests joined those that there are, and these pools went.
     ///
     /// # Errors
-    /// When they would be rejected as a whole, and why.
+    /// When they would be rejected as a whole, or make no sense together, and why.
     pub(super) fn plan(&self, file: &str, text: &str, removed: &[PoolName]) -> Result<PoolPlan, String> {
         let snapshot = Snapshot::parse(file, text).map_err(|error| exit::chain(&error))?;
-        let Preview { edits, report } = self.manifests().preview(&snapshot);
+        let manifests = self.manifests();
+        let Preview { edits, report } = manifests.preview(&snapshot);
         if let Some(error) = report.rejected {
             return Err(exit::chain(&*error));
         }
-        let edits = removed.iter().cloned().map(Edit::RemovePool).chain(edits).collect();
-        let refused = report.refused.iter().map(ToString::to_string);
-        let problems = refused.chain(report.unsupported.iter().map(ToString::to_string)).collect();
-        Ok(self.allocation().plan(edits, problems, wall_clock()))
+        if let Some(both) = allocation::contradiction(&edits, removed) {
+            return Err(format!("pool `{both}` is in {file} and is to be removed: it can only be one of the two"));
+        }
+        let planned = allocation::Edits {
+            edits: removed.iter().cloned().map(Edit::RemovePool).chain(edits).collect(),
+            refused: report.refused.iter().map(ToString::to_string).collect(),
+            unsupported: report.unsupported.iter().map(ToString::to_string).collect(),
+        };
+        Ok(self.allocation().plan(planned, manifests.services(), wall_clock()))
     }
 
     pub(super) fn allocation(&self) -> MutexGuard<'_, Allocation> {

@@ -46,6 +46,16 @@ pub(super) fn services(reconciler: &Reconciler, report: &Report) -> Vec<Service>
     found.into_values().collect()
 }
 
+/// Why the newest manifest of a pool was not taken over.
+pub(super) fn refusals_of_pool(report: &Report, pool: &str) -> impl Iterator<Item = Condition> {
+    let is_of_it = move |finding: &Finding| {
+        let object = &finding.object;
+        matches!(&*object.kind, "CiliumLoadBalancerIPPool" | "IPAddressPool" | "IPPool") && object.name == pool
+    };
+    let refused = report.refused.iter().filter(move |refusal| is_of_it(&refusal.finding));
+    refused.map(|refusal| Condition::new("Refused", &about(&refusal.finding)))
+}
+
 /// Every backend of every port of every service.
 pub(super) fn backends(model: &Model, now: Instant) -> Vec<Backend> {
     let mut found = Vec::new();

@@ -57,6 +57,11 @@ pub(crate) fn read_request(from: impl Read) -> io::Result<Option<Request>> {
 }
 
 fn read_body(from: impl Read, headers: &[httparse::Header<'_>]) -> io::Result<Vec<u8>> {
+    if headers.iter().any(|header| header.name.eq_ignore_ascii_case("transfer-encoding")) {
+        return Err(invalid(
+            "the request's body comes in chunks, which are not read here: send it with a content-length",
+        ));
+    }
     let Some(length) = headers.iter().find(|header| header.name.eq_ignore_ascii_case("content-length")) else {
         return Ok(Vec::new());
     };
@@ -234,6 +239,7 @@ mod tests {
         let said = |length: &str| format!("POST / HTTP/1.1\r\nContent-Length: {length}\r\n\r\n").into_bytes();
         for (request, problem) in [
             (cut.to_vec(), "ends before its body"),
+            (b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n".to_vec(), "in chunks"),
             (said("-1"), "no number"),
             (said("99999999999999999999"), "no number"),
             (said("8388609"), "at most 8388608"),

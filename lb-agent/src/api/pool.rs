@@ -29,8 +29,8 @@ pub struct Pool {
     pub namespace_quota: Option<u64>,
     /// Seconds that an address rests after it was given back.
     pub quarantine_s: u64,
-    /// When it was made, in seconds since 1970, if its manifest says so.
-    pub created_s: Option<u64>,
+    /// When it was made, in seconds since 1970; if its manifest does not say so, when it was seen first.
+    pub created_s: u64,
     /// How many addresses are what.
     pub counts: PoolCounts,
     /// The same of its IPv4 addresses.
@@ -38,7 +38,7 @@ pub struct Pool {
     /// The same of its IPv6 addresses.
     pub ipv6: PoolCounts,
     /// `PoolConflict`, `PoolInvalid`: it is out of service; who holds an address keeps it. `PoolWarning`: something may be
-    /// other than meant.
+    /// other than meant. `Refused`: its newest manifest was not taken over.
     pub conditions: Vec<Condition>,
 }
 
@@ -112,15 +112,17 @@ pub enum AddressState {
 /// What an edit would do: the answer of `/v1/pools/plan`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PoolPlan {
-    /// Services whose addresses would change, in order of name.
+    /// Services whose addresses would change, and those of the manifests that would be refused something, in order of name.
     pub moves: Vec<PoolMove>,
     /// How pools would be doing, in the order in which they would be asked.
     pub pools: Vec<Pool>,
     /// What of the manifests would not be taken over, and why.
-    pub problems: Vec<String>,
+    pub refused: Vec<String>,
+    /// What of them would not be carried out.
+    pub unsupported: Vec<String>,
 }
 
-/// A service whose addresses would change.
+/// A service whose addresses would change, or that would be refused something.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PoolMove {
     /// `namespace/name`.

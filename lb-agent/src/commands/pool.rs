@@ -41,9 +41,17 @@ pub(super) fn plan(args: &PoolPlanArgs) -> Outcome {
         Some(file) => (file.display().to_string(), read(file)?),
         None => ("no file".into(), String::new()),
     };
-    let plan = Client::new(&args.ask.socket).plan_pools(&name, &text, &args.remove)?;
-    output::write(args.ask.output, &plan, || planned(&plan, seconds_since_1970()))?;
-    Ok(if plan.moves.iter().any(PoolMove::is_loss) { Verdict::Different } else { Verdict::Fine })
+    let client = Client::new(&args.ask.socket);
+    let pools = client.pools()?;
+    let plan = client.plan_pools(&name, &text, &args.remove)?;
+    output::write(args.ask.output, &plan, || planned(&plan, &pools, seconds_since_1970()))?;
+    Ok(if !plan.refused.is_empty() {
+        Verdict::Failed
+    } else if plan.moves.iter().any(PoolMove::is_loss) {
+        Verdict::Different
+    } else {
+        Verdict::Fine
+    })
 }
 
 /// `-` is standard input.
@@ -56,6 +64,9 @@ fn read(file: &Path) -> Result<String, Failure> {
     let mut text = String::new();
     let read = source.and_then(|source| source.take(MAX_MANIFESTS + 1).read_to_string(&mut text));
     read.map_err(|error| Failure::Error(format!("reading {} failed: {error}", file.display())))?;
+    if text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
+        return Err(Failure::Error(format!("{} holds no manifests", file.display())));
+    }
     if text.len() as u64 > MAX_MANIFESTS {
         let limit = format!("{} has more than {MAX_MANIFESTS} bytes, which the agent does not read", file.display());
         return Err(Failure::Error(limit));
@@ -142,8 +153,9 @@ fn explained(address: &PoolAddress, now: u64) -> String {
     text
 }
 
-fn planned(plan: &PoolPlan, now: u64) -> String {
-    let mut text: String = plan.problems.iter().map(|problem| format!("not taken over: {problem}\n")).collect();
+fn planned(plan: &PoolPlan, now_there: &[Pool], now: u64) -> String {
+    let mut text: String = plan.refused.iter().map(|refusal| format!("not taken over: {refusal}\n")).collect();
+    text.extend(plan.unsupported.iter().map(|finding| format!("not carried out: {finding}\n")));
     if plan.moves.is_empty() {
         text.push_str("no service would get another address\n");
     } else {
@@ -158,8 +170,11 @@ fn planned(plan: &PoolPlan, now: u64) -> String {
         }
         text.push_str(&moves.to_string());
     }
-    text.push('\n');
-    text.push_str(&table(&plan.pools, now));
+    let changed: Vec<Pool> = plan.pools.iter().filter(|pool| !now_there.contains(pool)).cloned().collect();
+    if !changed.is_empty() {
+        text.push('\n');
+        text.push_str(&table(&changed, now));
+    }
     text
 }
 
@@ -192,12 +207,12 @@ const fn state(state: AddressState) -> &'static str {
 
 /// How much longer an address is what it is.
 fn rest(address: &PoolAddress, now: u64) -> Option<String> {
-    let until = address.until_ms?.div_ceil(1000);
+    let until = address.until_ms? / 1000;
     Some(span(until.saturating_sub(now)))
 }
 
 fn age(pool: &Pool, now: u64) -> String {
-    pool.created_s.map_or_else(|| "<unknown>".into(), |created| span(now.saturating_sub(created)))
+    span(now.saturating_sub(pool.created_s))
 }
 
 /// `63s`, `5m3s`, `3h20m`, `12d`: as `kubectl` writes ages, two units at most.

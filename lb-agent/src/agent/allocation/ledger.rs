@@ -4,26 +4,29 @@
 //! Whatever fails on the way, the old file is there and complete.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File, OpenOptions},
-    io::{self, BufWriter, Write},
-    net::IpAddr,
+    io::{self, BufWriter, Read},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
-    sync::Arc,
 };
 
-use lb_core::ServiceName;
-use lb_ipam::{Entry, Freed, Holders, Ledger, MemoryLedger, Timestamp};
-use serde::{Deserialize, Serialize};
+use lb_ipam::{Ledger, PoolName, Timestamp};
+use nix::fcntl::OFlag;
+
+pub(super) use super::stored::Remembered;
+use super::stored::{self, Problem, VERSION};
 
 const NAME: &str = "ledger.json";
-const VERSION: u32 = 1;
+const DRAFT: &str = "ledger.json.new";
 
 /// Why the ledger cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LedgerFileError {
     #[error("reading the ledger of addresses {path} failed")]
     Read { path: PathBuf, source: io::Error },
+    #[error("the ledger of addresses {path} is no file: move it away")]
+    NoFile { path: PathBuf },
     #[error(
         "the ledger of addresses {path} is damaged: {problem}; put a copy of it back, or move it away: services are then \
          given addresses anew and may get others"
@@ -33,182 +36,89 @@ pub(crate) enum LedgerFileError {
     Version { path: PathBuf, found: u32 },
 }
 
-/// The file, in a directory that nobody else uses.
+/// Why the ledger was not written; the file is as it was.
+#[derive(Debug, thiserror::Error)]
+#[error("{path}: {source}")]
+pub(super) struct LedgerWriteError {
+    path: PathBuf,
+    source: io::Error,
+}
+
+/// The file, in a directory that no other agent uses. Links are not followed: others may have prepared the directory.
 #[derive(Clone, Debug)]
 pub(super) struct LedgerFile {
-    path: PathBuf,
-}
-
-/// What is in it: one entry a line, in order of address.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Stored {
-    #[serde(rename = "version")]
-    _version: u32,
-    entries: Vec<Line>,
-}
-
-#[derive(Deserialize)]
-struct Version {
-    version: u32,
-}
-
-#[derive(Serialize, Deserialize)]
-struct Line {
-    address: IpAddr,
-    #[serde(flatten)]
-    entry: StoredEntry,
-}
-
-/// Services are written as `namespace/name`, times as milliseconds since 1970.
-#[derive(Serialize, Deserialize)]
-#[serde(rename_all = "lowercase", deny_unknown_fields)]
-enum StoredEntry {
-    Held(Vec<String>),
-    Freed { last: String, at: u64, drained: u64, rested: u64, forgotten: u64 },
-    Reserved(String),
-    Conflict(String),
+    directory: PathBuf,
 }
 
 impl LedgerFile {
     pub(super) fn in_directory(directory: &Path) -> Self {
-        Self { path: directory.join(NAME) }
+        Self { directory: directory.into() }
     }
 
-    pub(super) fn path(&self) -> &Path {
-        &self.path
+    pub(super) fn path(&self) -> PathBuf {
+        self.directory.join(NAME)
     }
 
-    /// Empty if there is none.
-    pub(super) fn read(&self) -> Result<MemoryLedger, LedgerFileError> {
-        let text = match fs::read(&self.path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(MemoryLedger::default()),
-            text => text.map_err(|source| LedgerFileError::Read { path: self.path.clone(), source })?,
+    /// Nothing is remembered if there is no file.
+    pub(super) fn read(&self) -> Result<Remembered, LedgerFileError> {
+        let path = self.path();
+        let failed = |source| LedgerFileError::Read { path: path.clone(), source };
+        // What is no file must not make the agent wait for its other end.
+        let flags = (OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits();
+        let mut file = match OpenOptions::new().read(true).custom_flags(flags).open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Remembered::default()),
+            file => file.map_err(failed)?,
         };
-        let path = || self.path.clone();
-        parse(&text).map_err(|problem| match problem {
-            Problem::Version(found) => LedgerFileError::Version { path: path(), found },
-            Problem::Damage(problem) => LedgerFileError::Damaged { path: path(), problem },
+        if !file.metadata().map_err(failed)?.is_file() {
+            return Err(LedgerFileError::NoFile { path });
+        }
+        let mut text = Vec::new();
+        file.read_to_end(&mut text).map_err(failed)?;
+        stored::parse(&text).map_err(|problem| match problem {
+            Problem::Version(found) => LedgerFileError::Version { path, found },
+            Problem::Damage(problem) => LedgerFileError::Damaged { path, problem },
         })
     }
 
     /// Returns when what it writes would survive a crash of the machine.
-    pub(super) fn write(&self, ledger: &impl Ledger) -> io::Result<()> {
-        let draft = self.path.with_extension("json.new");
-        let written = self.write_draft(&draft, ledger).and_then(|()| fs::rename(&draft, &self.path));
-        if let Err(error) = written {
-            // On a full disk it would only be in the way; the next one is written over it anyhow.
-            let _ = fs::remove_file(&draft);
-            return Err(error);
-        }
-        File::open(self.path.parent().unwrap_or(Path::new(".")))?.sync_all()
-    }
-
-    fn write_draft(&self, draft: &Path, ledger: &impl Ledger) -> io::Result<()> {
-        let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(draft)?;
-        let mut to = BufWriter::new(file);
-        render(&mut to, ledger)?;
-        to.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
+    pub(super) fn write(
+        &self,
+        ledger: &impl Ledger,
+        first_seen: &BTreeMap<PoolName, Timestamp>,
+    ) -> Result<(), LedgerWriteError> {
+        let (path, draft) = (self.path(), self.directory.join(DRAFT));
+        let at = |path: &Path| {
+            let path = path.to_owned();
+            move |source| LedgerWriteError { path, source }
+        };
+        write_new(&draft, ledger, first_seen).map_err(at(&draft))?;
+        fs::rename(&draft, &path).map_err(at(&path))?;
+        File::open(&self.directory).and_then(|directory| directory.sync_all()).map_err(at(&self.directory))
     }
 }
 
-/// Why a text is no ledger.
-enum Problem {
-    Version(u32),
-    Damage(String),
-}
-
-fn parse(text: &[u8]) -> Result<MemoryLedger, Problem> {
-    let unreadable = |error: serde_json::Error| Problem::Damage(error.to_string());
-    let Version { version } = serde_json::from_slice(text).map_err(unreadable)?;
-    if version != VERSION {
-        return Err(Problem::Version(version));
+/// Whatever is in the way goes first: what a crash or a full disk left, or what others put there.
+fn write_new(draft: &Path, ledger: &impl Ledger, first_seen: &BTreeMap<PoolName, Timestamp>) -> io::Result<()> {
+    match fs::remove_file(draft) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
     }
-    let stored: Stored = serde_json::from_slice(text).map_err(unreadable)?;
-    let count = stored.entries.len();
-    let entries = stored.entries.into_iter().map(Line::restore).collect::<Result<Vec<_>, _>>();
-    let ledger: MemoryLedger = entries.map_err(Problem::Damage)?.into_iter().collect();
-    if ledger.entries().count() != count {
-        return Err(Problem::Damage("an address is in it twice".into()));
-    }
-    Ok(ledger)
-}
-
-fn render(mut to: impl Write, ledger: &impl Ledger) -> io::Result<()> {
-    write!(to, "{{\"version\":{VERSION},\"entries\":[")?;
-    for (index, (address, entry)) in ledger.entries().enumerate() {
-        to.write_all(if index == 0 { b"\n" } else { b",\n" })?;
-        serde_json::to_writer(&mut to, &Line { address, entry: StoredEntry::of(&entry) })?;
-    }
-    to.write_all(b"\n]}\n")
-}
-
-/// See [`crate::fuzzing::ledger`].
-#[cfg(any(test, fuzzing))]
-pub(crate) fn read_any(data: &[u8]) {
-    let Ok(ledger) = parse(data) else { return };
-    let mut text = Vec::new();
-    render(&mut text, &ledger).expect("memory takes everything");
-    match parse(&text) {
-        Ok(again) => assert_eq!(again, ledger),
-        Err(_) => panic!("{} is not read again", text.escape_ascii()),
-    }
-}
-
-impl Line {
-    fn restore(self) -> Result<(IpAddr, Entry), String> {
-        let address = self.address;
-        self.entry.restore().map(|entry| (address, entry)).map_err(|problem| format!("{address}: {problem}"))
-    }
-}
-
-impl StoredEntry {
-    fn of(entry: &Entry) -> Self {
-        match entry {
-            Entry::Held(holders) => Self::Held(holders.names().iter().map(ToString::to_string).collect()),
-            Entry::Freed(freed) => Self::Freed {
-                last: freed.last.to_string(),
-                at: freed.at.as_millis(),
-                drained: freed.drained.as_millis(),
-                rested: freed.rested.as_millis(),
-                forgotten: freed.forgotten.as_millis(),
-            },
-            Entry::Reserved(why) => Self::Reserved(why.to_string()),
-            Entry::Conflict(by) => Self::Conflict(by.to_string()),
-        }
-    }
-
-    fn restore(self) -> Result<Entry, String> {
-        Ok(match self {
-            Self::Held(names) => {
-                let names = names.iter().map(|name| service(name)).collect::<Result<Vec<_>, _>>()?;
-                Entry::Held(Holders::of(names).ok_or("it is held by nobody")?)
-            }
-            Self::Freed { last, at, drained, rested, forgotten } => Entry::Freed(Arc::new(Freed {
-                last: service(&last)?,
-                at: Timestamp::from_millis(at),
-                drained: Timestamp::from_millis(drained),
-                rested: Timestamp::from_millis(rested),
-                forgotten: Timestamp::from_millis(forgotten),
-            })),
-            Self::Reserved(why) => Entry::Reserved(why.into()),
-            Self::Conflict(by) => Entry::Conflict(by.into()),
-        })
-    }
-}
-
-fn service(name: &str) -> Result<ServiceName, String> {
-    match name.split_once('/') {
-        Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() => Ok(ServiceName::new(namespace, name)),
-        _ => Err(format!("`{name}` is no service, expected namespace/name")),
-    }
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(draft)?;
+    let mut to = BufWriter::new(file);
+    stored::render(&mut to, ledger, first_seen)?;
+    to.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use lb_core::ServiceName;
+    use lb_ipam::{Entry, Freed, Holders};
+
     use super::*;
 
-    fn ledger() -> MemoryLedger {
+    fn remembered() -> Remembered {
         let (web, api) = (ServiceName::new("shop", "web"), ServiceName::new("shop", "api"));
         let at = Timestamp::from_millis;
         let freed = Freed { last: web.clone(), at: at(1), drained: at(2), rested: at(3), forgotten: at(u64::MAX) };
@@ -218,17 +128,22 @@ mod tests {
             ("192.0.2.3", Entry::Reserved("the gateway, \"gw\"".into())),
             ("2001:db8::1", Entry::Conflict("02:00:00:00:00:01".into())),
         ];
-        entries.into_iter().map(|(address, entry)| (address.parse().unwrap(), entry)).collect()
+        let ledger = entries.into_iter().map(|(address, entry)| (address.parse().unwrap(), entry)).collect();
+        Remembered { ledger, first_seen: [(PoolName::new("blue"), at(7))].into() }
+    }
+
+    fn put(file: &LedgerFile, all: &Remembered) -> Result<(), LedgerWriteError> {
+        file.write(&all.ledger, &all.first_seen)
     }
 
     #[test]
     fn a_ledger_survives() {
         let directory = tempfile::tempdir().unwrap();
         let file = LedgerFile::in_directory(directory.path());
-        assert_eq!(file.read().unwrap(), MemoryLedger::default());
-        for ledger in [ledger(), MemoryLedger::default(), ledger()] {
-            file.write(&ledger).unwrap();
-            assert_eq!(file.read().unwrap(), ledger);
+        assert_eq!(file.read().unwrap(), Remembered::default());
+        for all in [remembered(), Remembered::default(), remembered()] {
+            put(&file, &all).unwrap();
+            assert_eq!(file.read().unwrap(), all);
         }
         let names: Vec<_> = fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert_eq!(names, [NAME]);
@@ -240,21 +155,21 @@ mod tests {
     fn a_draft_that_a_crash_left_is_nothing() {
         let directory = tempfile::tempdir().unwrap();
         let file = LedgerFile::in_directory(directory.path());
-        file.write(&ledger()).unwrap();
+        put(&file, &remembered()).unwrap();
         let text = fs::read(file.path()).unwrap();
         for cut in [0, 1, text.len() / 2, text.len() - 1] {
             fs::write(directory.path().join("ledger.json.new"), &text[..cut]).unwrap();
-            assert_eq!(file.read().unwrap(), ledger());
+            assert_eq!(file.read().unwrap(), remembered());
         }
-        file.write(&MemoryLedger::default()).unwrap();
-        assert_eq!(file.read().unwrap(), MemoryLedger::default());
+        put(&file, &Remembered::default()).unwrap();
+        assert_eq!(file.read().unwrap(), Remembered::default());
     }
 
     #[test]
     fn every_cut_of_the_file_itself_is_damage_that_names_it() {
         let directory = tempfile::tempdir().unwrap();
         let file = LedgerFile::in_directory(directory.path());
-        file.write(&ledger()).unwrap();
+        put(&file, &remembered()).unwrap();
         let text = fs::read(file.path()).unwrap();
         // Without the last newline it is whole.
         for cut in 0..text.len() - 1 {
@@ -273,7 +188,7 @@ mod tests {
             (r#"{"version":2,"entries":[]}"#, "has version 2"),
             (r#"{"entries":[]}"#, "missing field `version`"),
             (r#"{"version":1,"entries":[],"more":1}"#, "unknown field `more`"),
-            (r#"{"version":1,"entries":[{"address":"192.0.2.1"}]}"#, "is damaged"),
+            (r#"{"version":1,"entries":[{"address":"192.0.2.1"}]}"#, "192.0.2.1: expected one of held, freed"),
             (r#"{"version":1,"entries":[{"address":"192.0.2.300","held":["a/b"]}]}"#, "is damaged"),
             (r#"{"version":1,"entries":[{"address":"192.0.2.1","held":[]}]}"#, "192.0.2.1: it is held by nobody"),
             (r#"{"version":1,"entries":[{"address":"192.0.2.1","held":["web"]}]}"#, "`web` is no service"),
@@ -287,5 +202,32 @@ mod tests {
             let error = file.read().unwrap_err().to_string();
             assert!(error.contains(expected), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn nothing_but_a_file_is_read_or_written() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        let file = LedgerFile::in_directory(directory.path());
+        let fifo = |name: &str| nix::unistd::mkfifo(&path(name), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let refused = || file.read().unwrap_err().to_string();
+        fifo(NAME);
+        assert!(refused().contains("is no file"), "{}", refused());
+        fs::remove_file(path(NAME)).unwrap();
+        fs::write(path("theirs"), "precious").unwrap();
+        std::os::unix::fs::symlink("theirs", path(NAME)).unwrap();
+        assert!(refused().contains("failed"), "{}", refused());
+        // In the way of a draft, they are removed; what a link leads to is not written.
+        let link = || std::os::unix::fs::symlink("theirs", path(DRAFT)).unwrap();
+        let makers: [&dyn Fn(); 2] = [&|| fifo(DRAFT), &link];
+        for make in makers {
+            make();
+            put(&file, &remembered()).unwrap();
+            assert_eq!(file.read().unwrap(), remembered());
+            assert_eq!(fs::read_to_string(path("theirs")).unwrap(), "precious");
+        }
+        fs::create_dir(path(DRAFT)).unwrap();
+        let error = put(&file, &remembered()).unwrap_err().to_string();
+        assert!(error.contains(DRAFT), "{error}");
     }
 }

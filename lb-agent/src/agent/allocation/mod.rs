@@ -4,29 +4,37 @@
 //! let go of at once: after a crash the next agent finds the ledger with more in it than is held, and gives it back
 //! again.
 
+mod assignments;
 mod by_hand;
 mod claims;
 mod ledger;
+mod plan;
 mod rules;
+mod stored;
 mod view;
 mod writer;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     net::IpAddr,
     time::{Duration, SystemTime},
 };
 
 use lb_core::{Change, ServiceName};
-use lb_ipam::{Allocator, Classes, Edit, Entry, Ledger, Pool, PoolName, Status, Timestamp};
+use lb_ipam::{Condition, Ledger, Status, Timestamp};
 use lb_k8s::{Batch, Manifests};
 
-use self::{by_hand::ByHand, claims::Claims, ledger::LedgerFile, writer::LedgerWriter};
-use crate::{api::PoolPlan, config::Config};
+use self::{
+    assignments::{Assignments, Taken},
+    ledger::LedgerFile,
+    writer::LedgerWriter,
+};
+use crate::config::Config;
 
 pub(crate) use self::ledger::LedgerFileError;
+pub(super) use self::plan::{Edits, contradiction};
 #[cfg(any(test, fuzzing))]
-pub(crate) use self::ledger::read_any;
+pub(crate) use self::stored::read_any;
 
 /// How long until an allocator that is not done goes on.
 const BREATH: Duration = Duration::from_millis(100);
@@ -34,16 +42,8 @@ const BREATH: Duration = Duration::from_millis(100);
 /// Who has which address, and what is not carried out yet.
 #[derive(Debug)]
 pub(super) struct Allocation {
-    allocator: Allocator,
+    assignments: Assignments,
     writer: LedgerWriter,
-    by_hand: ByHand,
-    pools: BTreeMap<PoolName, Pool>,
-    /// Services of type LoadBalancer, and whether their class is ours.
-    load_balancers: BTreeMap<ServiceName, bool>,
-    classes: Classes,
-    claims: Claims,
-    /// Addresses that are kept back for claims.
-    reserved: BTreeSet<IpAddr>,
     /// Whether the first listing is complete.
     is_listed: bool,
     /// Services whose answers are not carried out yet.
@@ -56,23 +56,14 @@ impl Allocation {
     /// With the ledger that was left in the state directory.
     pub(super) fn open(config: &Config) -> Result<Self, LedgerFileError> {
         let file = LedgerFile::in_directory(&config.state_dir);
-        let ledger = file.read()?;
-        let held = ledger.entries().filter(|(_, entry)| matches!(entry, Entry::Held(_))).count();
+        let remembered = file.read()?;
+        let held = remembered.ledger.entries().filter(|(_, entry)| !entry.holders().is_empty()).count();
         if held > 0 {
             tracing::info!(ledger = %file.path().display(), held, "addresses of services are remembered");
         }
-        let reserved = ledger.entries().filter(|(_, entry)| matches!(entry, Entry::Reserved(_)));
-        let reserved = reserved.map(|(address, _)| address).collect();
-        let settings = rules::settings(config);
         Ok(Self {
-            classes: settings.classes.clone(),
-            allocator: Allocator::new(settings, ledger),
-            writer: LedgerWriter::new(file),
-            by_hand: ByHand::default(),
-            pools: BTreeMap::new(),
-            load_balancers: BTreeMap::new(),
-            claims: Claims::default(),
-            reserved,
+            writer: LedgerWriter::new(file, &remembered),
+            assignments: Assignments::new(rules::settings(config), remembered),
             is_listed: false,
             held_back: BTreeSet::new(),
             due: None,
@@ -82,39 +73,21 @@ impl Allocation {
     /// Takes in what a batch asks of pools, and adds to it what comes of that.
     pub(super) fn take(&mut self, manifests: &mut Manifests, batch: &mut Batch, now: Timestamp) {
         let edits = std::mem::take(&mut batch.edits);
-        let mut is_news = !edits.is_empty();
-        let had_pools = !self.pools.is_empty();
-        edits.iter().for_each(|edit| self.note(edit));
-        if had_pools == self.pools.is_empty() {
-            self.held_back.extend(self.load_balancers.keys().cloned());
-        }
-        let touches_pools = edits.iter().any(|edit| matches!(edit, Edit::UpsertPool(_) | Edit::RemovePool(_)));
-        for edit in self.by_hand.translate(edits) {
-            self.allocator.handle_edit(edit);
-        }
-        for change in &batch.changes {
-            is_news |= self.note_change(change);
-        }
-        if touches_pools {
-            for service in manifests.services() {
-                self.note_claims(service);
-            }
-        }
+        let Taken { is_news, touched } = self.assignments.take(edits, &batch.changes, manifests.services(), now);
+        self.held_back.extend(touched);
         let is_listed_now = !self.is_listed && batch.changes.iter().any(|change| matches!(change, Change::InitDone(_)));
-        self.is_listed |= is_listed_now;
-        if self.is_listed && (is_news || is_listed_now || self.is_due(now)) {
-            let granted = self.settle(manifests, now);
-            if is_listed_now {
-                put_first(&mut batch.changes, granted);
-            } else {
-                batch.changes.extend(granted);
-            }
+        if is_listed_now {
+            self.is_listed = true;
+            self.assignments.forget_other_pools();
+            put_first(&mut batch.changes, self.settle(manifests, true, now));
+        } else if self.is_listed && (is_news || self.is_due(now)) {
+            batch.changes.extend(self.settle(manifests, false, now));
         }
     }
 
     /// What has to be done though nothing was edited; nothing before its time.
     pub(super) fn poll(&mut self, manifests: &mut Manifests, now: Timestamp) -> Vec<Change> {
-        if self.is_listed && self.is_due(now) { self.settle(manifests, now) } else { Vec::new() }
+        if self.is_listed && self.is_due(now) { self.settle(manifests, false, now) } else { Vec::new() }
     }
 
     /// How long nothing has to be done unless something is edited.
@@ -127,79 +100,34 @@ impl Allocation {
         self.patience(now).is_some_and(|patience| patience.is_zero())
     }
 
-    fn note(&mut self, edit: &Edit) {
-        match edit {
-            Edit::UpsertPool(pool) => drop(self.pools.insert(pool.name.clone(), pool.clone())),
-            Edit::RemovePool(name) => drop(self.pools.remove(name)),
-            Edit::UpsertService(request) if request.load_balancer => {
-                let is_ours = self.classes.include(request.class.as_deref());
-                self.load_balancers.insert(request.service.clone(), is_ours);
-            }
-            Edit::UpsertService(request) => drop(self.load_balancers.remove(&request.service)),
-            // The service itself may still be there, as one of another type.
-            Edit::RemoveService(name) => {
-                self.load_balancers.remove(name);
-                self.held_back.insert(name.clone());
-            }
-            Edit::SetSettings(_) => {}
-        }
-    }
-
-    fn settle(&mut self, manifests: &mut Manifests, now: Timestamp) -> Vec<Change> {
-        self.reserve_claimed();
-        let outcome = self.allocator.reconcile(now);
-        if outcome.ledger_writes > 0 {
-            self.writer.note_change();
-        }
-        if !self.pools.is_empty() {
-            log(&outcome.writes);
+    fn settle(&mut self, manifests: &mut Manifests, is_start: bool, now: Timestamp) -> Vec<Change> {
+        let outcome = self.assignments.settle(now);
+        if !self.assignments.pools().is_empty() {
+            log(&outcome.writes, is_start);
         }
         self.held_back.extend(outcome.writes.into_iter().map(|(service, _)| service));
-        let next = self.allocator.poll_timeout().map(|(at, _)| at);
+        let next = self.assignments.allocator().poll_timeout().map(|(at, _)| at);
         self.due = if outcome.unfinished { Some(now + BREATH) } else { next };
-        let is_written = self.writer.write(self.allocator.ledger(), now);
+        let is_changed = outcome.ledger_writes > 0;
+        let is_written = self.writer.write(&self.assignments, is_changed, now);
         self.carry_out(manifests, is_written)
     }
 
     /// Carries out answers: all of each, or, of addresses that are not on the disk as the service's own, none.
     fn carry_out(&mut self, manifests: &mut Manifests, is_written: bool) -> Vec<Change> {
-        let mut answers: Vec<_> =
-            self.held_back.iter().map(|service| (service.clone(), self.granted_to(service))).collect();
+        let granted = |service: &ServiceName| (service.clone(), self.assignments.granted_to(service));
+        let mut answers: Vec<_> = self.held_back.iter().map(granted).collect();
         if is_written {
             self.held_back.clear();
         } else {
             let written = self.writer.written();
             for (service, granted) in &mut answers {
                 let is_its_own = |ip: &IpAddr| written.get(*ip).is_some_and(|entry| entry.holders().contains(service));
-                let outside: Vec<IpAddr> = self.by_hand.outside(service).collect();
+                let outside: Vec<IpAddr> = self.assignments.outside(service).collect();
                 granted.iter_mut().for_each(|ips| ips.retain(|ip| is_its_own(ip) || outside.contains(ip)));
             }
         }
         manifests.grant(answers)
-    }
-
-    pub(super) fn has_pool(&self, name: &PoolName) -> bool {
-        self.pools.contains_key(name)
-    }
-
-    /// What edits would do.
-    pub(super) fn plan(&self, edits: Vec<Edit>, problems: Vec<String>, now: Timestamp) -> PoolPlan {
-        let pools = edits.iter().filter_map(|edit| match edit {
-            Edit::UpsertPool(pool) => Some((pool.name.clone(), pool.clone())),
-            _ => None,
-        });
-        let pools = pools.collect();
-        let plan = self.allocator.plan(self.by_hand.clone().translate(edits), now);
-        self.planned(plan, &pools, problems)
-    }
-
-    /// The addresses that a service should have, `None` for those that its status names.
-    fn granted_to(&self, service: &ServiceName) -> Option<Vec<IpAddr>> {
-        if self.pools.is_empty() {
-            return None;
-        }
-        let answer = self.allocator.answer(service)?;
-        Some(answer.addresses().chain(self.by_hand.outside(service)).collect())
     }
 }
 
@@ -219,23 +147,24 @@ fn upserted(change: &Change) -> Option<&ServiceName> {
     }
 }
 
-/// Most services that are logged one by one, at a start for example.
+/// Most services that are logged one by one.
 const MAX_LOGGED: usize = 10;
 
-fn log(writes: &[(ServiceName, Status)]) {
-    let satisfied = |status: &Status| status.condition.as_ref().is_none_or(|condition| condition.satisfied);
-    if writes.len() > MAX_LOGGED {
-        let unsatisfied = writes.iter().filter(|(_, status)| !satisfied(status)).count();
+/// At a start, what services have is no news: one line for all of them.
+fn log(writes: &[(ServiceName, Status)], is_start: bool) {
+    let refusal = |status: &Status| status.condition.clone().filter(|condition| !condition.satisfied);
+    if is_start || writes.len() > MAX_LOGGED {
+        let unsatisfied = writes.iter().filter(|(_, status)| refusal(status).is_some()).count();
         return tracing::info!(services = writes.len(), unsatisfied, "addresses are given");
     }
     for (service, status) in writes {
         let addresses: Vec<String> = status.addresses.iter().map(ToString::to_string).collect();
-        match &status.condition {
-            Some(refused) if !refused.satisfied => {
-                let (reason, message) = (&refused.reason, &refused.message);
+        match refusal(status) {
+            Some(Condition { reason, message, .. }) => {
                 tracing::warn!(%service, ?addresses, %reason, message, "addresses are refused");
             }
-            _ => tracing::info!(%service, ?addresses, "addresses are given"),
+            None if addresses.is_empty() => tracing::info!(%service, "its addresses are given back"),
+            None => tracing::info!(%service, ?addresses, "addresses are given"),
         }
     }
 }

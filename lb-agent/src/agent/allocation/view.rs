@@ -1,77 +1,75 @@
 //! Pools and addresses, in the words of the API.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use lb_ipam::{
-    AddressReport, AddressState, Answer, Counts, EditPlan, Expression, Ledger, Operator, Pool, PoolName, PoolProblem,
-    PoolStatus, Selector, ServiceName, Timestamp,
+    AddressReport, AddressState, Answer, Counts, Expression, Ledger, Operator, Pool, PoolName, PoolProblem, PoolStatus,
+    Selector, ServiceName, Timestamp,
 };
 
-use super::Allocation;
+use super::{Allocation, assignments::Assignments};
 use crate::api;
 
 /// Most services that a condition names.
 const MAX_NAMED: usize = 3;
 
+/// Every pool, in the order in which they are asked.
+pub(super) fn pools(assignments: &Assignments) -> Vec<api::Pool> {
+    let described = |status: PoolStatus| Some(listed(assignments.pools().get(&status.name)?, &status));
+    assignments.allocator().pools().filter_map(described).collect()
+}
+
 impl Allocation {
     /// Every pool, in the order in which they are asked.
     pub(in crate::agent) fn pools(&self) -> Vec<api::Pool> {
-        let pools = self.allocator.pools().filter_map(|status| Some((self.pools.get(&status.name)?, status)));
-        pools.map(|(pool, status)| listed(pool, &status)).collect()
+        pools(&self.assignments)
     }
 
     /// One pool and what is known of its addresses.
     pub(in crate::agent) fn pool(&self, name: &str) -> Option<api::PoolDetail> {
         let name = PoolName::new(name);
-        let pool = listed(self.pools.get(&name)?, &self.allocator.pool(&name)?);
-        let reports = self.allocator.ledger().entries().map(|(address, _)| self.allocator.explain(address));
-        let ours = reports.filter(|report| report.pools.first() == Some(&name) && report.state != AddressState::Free);
+        let allocator = self.assignments.allocator();
+        let pool = listed(self.assignments.pools().get(&name)?, &allocator.pool(&name)?);
+        let reports = allocator.ledger().entries().map(|(address, _)| allocator.explain(address));
+        let ours = reports.filter(|report| report.pools.contains(&name) && report.state != AddressState::Free);
         Some(api::PoolDetail { pool, addresses: ours.map(|report| address(&report)).collect() })
     }
 
     /// What an address is.
     pub(in crate::agent) fn explain(&self, ip: std::net::IpAddr) -> api::PoolAddress {
-        address(&self.allocator.explain(ip))
-    }
-
-    /// A plan, with the pools as they would be.
-    pub(in crate::agent) fn planned(
-        &self,
-        plan: EditPlan,
-        pools: &BTreeMap<PoolName, Pool>,
-        problems: Vec<String>,
-    ) -> api::PoolPlan {
-        let pool = |status: &PoolStatus| {
-            let pool = pools.get(&status.name).or_else(|| self.pools.get(&status.name))?;
-            Some(listed(pool, status))
-        };
-        let moves = plan.moves.into_iter().map(|planned| api::PoolMove {
-            service: planned.service.to_string(),
-            before: planned.before,
-            after: planned.after.addresses().collect(),
-            refused: planned.after.refused.iter().map(ToString::to_string).collect(),
-        });
-        api::PoolPlan { moves: moves.collect(), pools: plan.pools.iter().filter_map(pool).collect(), problems }
+        address(&self.assignments.allocator().explain(ip))
     }
 
     /// Adds to services what they have of pools.
     pub(in crate::agent) fn describe(&self, services: &mut [api::Service]) {
-        let answers: BTreeMap<String, Option<&Answer>> =
-            self.load_balancers().map(|(name, answer)| (name.to_string(), answer)).collect();
-        let held_back: BTreeSet<String> = self.held_back.iter().map(ToString::to_string).collect();
+        let load_balancers: BTreeMap<String, (&ServiceName, Option<&str>)> =
+            self.assignments.load_balancers().map(|(name, foreign)| (name.to_string(), (name, foreign))).collect();
         for service in services {
-            let Some(answer) = answers.get(&service.name) else { continue };
+            let Some((name, foreign)) = load_balancers.get(&service.name) else { continue };
             service.kind = "LoadBalancer".into();
-            service.ipam = answer.map(ipam);
-            if let Some(ipam) = service.ipam.as_ref().filter(|ipam| !ipam.satisfied) {
-                let message = format!("{}: {}", ipam.reason, ipam.message);
-                service.conditions.push(api::Condition { kind: "Unsatisfied".into(), message });
-            }
-            if held_back.contains(&service.name) {
-                let message = "what it gets waits until the ledger of addresses can be written; see `lb status`".into();
-                service.conditions.push(api::Condition { kind: "Unsatisfied".into(), message });
-            }
+            service.ipam = self.assignments.answer(name).map(|answer| self.ipam(answer, service));
+            let unsatisfied = service.ipam.as_ref().filter(|ipam| !ipam.satisfied);
+            let refused = unsatisfied.map(|ipam| ("Unsatisfied", format!("{}: {}", ipam.reason, ipam.message)));
+            let left = foreign.filter(|_| service.external_ips.is_empty()).map(|class| {
+                let why = "is none of ours: nobody here gives it addresses; see --load-balancer-class";
+                ("Unsatisfied", format!("load-balancer class {class} {why}"))
+            });
+            let conditions = refused.into_iter().chain(left);
+            service.conditions.extend(conditions.map(|(kind, message)| api::Condition { kind: kind.into(), message }));
         }
+    }
+
+    /// What a service has of what it was granted.
+    fn ipam(&self, answer: &Answer, service: &api::Service) -> api::Ipam {
+        let mut ipam = ipam(answer);
+        let granted = ipam.granted.len();
+        ipam.granted.retain(|granted| service.external_ips.contains(&granted.address));
+        if ipam.granted.len() < granted && self.writer.problem().is_some() {
+            ipam.satisfied = false;
+            ipam.reason = "ledger_not_written".into();
+            ipam.message = "what it gets waits until the ledger of addresses can be written; see `lb status`".into();
+        }
+        ipam
     }
 
     /// Adds to the state of the agent how its pools are doing.
@@ -84,25 +82,18 @@ impl Allocation {
         if let Some(problem) = self.writer.problem() {
             conditions.push(api::Condition { kind: "LedgerNotWritten".into(), message: problem.into() });
         }
-        let waiting: Vec<(&ServiceName, &Answer)> = self
-            .load_balancers()
-            .filter_map(|(name, answer)| Some((name, answer.filter(|answer| !answer.is_satisfied())?)))
-            .collect();
+        let answers =
+            self.assignments.load_balancers().filter_map(|(name, _)| Some((name, self.assignments.answer(name)?)));
+        let waiting: Vec<(&ServiceName, &Answer)> = answers.filter(|(_, answer)| !answer.is_satisfied()).collect();
         conditions.extend(unsatisfied(&waiting));
-        let entries = self.allocator.ledger().entries();
+        let entries = self.assignments.allocator().ledger().entries();
         status.addresses = api::Addresses {
-            pools: self.pools.len(),
+            pools: self.assignments.pools().len(),
             held: entries.filter(|(_, entry)| !entry.holders().is_empty()).count(),
             unsatisfied: waiting.len(),
         };
         status.conditions.extend(conditions);
         status.conditions.sort();
-    }
-
-    /// Services of type LoadBalancer, with the answers to those that get their addresses from pools.
-    fn load_balancers(&self) -> impl Iterator<Item = (&ServiceName, Option<&Answer>)> {
-        let answer = |service| self.allocator.answer(service).filter(|_| !self.pools.is_empty());
-        self.load_balancers.keys().map(move |service| (service, answer(service)))
     }
 }
 
@@ -156,7 +147,7 @@ fn listed(pool: &Pool, status: &PoolStatus) -> api::Pool {
         allow_first_last: pool.allow_first_last,
         namespace_quota: pool.namespace_quota,
         quarantine_s: pool.quarantine.as_secs(),
-        created_s: (pool.created != Timestamp::default()).then(|| pool.created.as_millis() / 1000),
+        created_s: pool.created.as_millis() / 1000,
         counts: counts(&status.counts),
         ipv4: counts(&status.ipv4),
         ipv6: counts(&status.ipv6),

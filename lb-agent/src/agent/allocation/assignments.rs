@@ -1,0 +1,227 @@
+//! Who should have which address. Touches nothing outside, so that an edit can be tried on a copy.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use lb_core::{Change, Service, ServiceName};
+use lb_ipam::{Allocator, Answer, Classes, Edit, Entry, Ledger, Outcome, Pool, PoolName, Request, Settings, Timestamp};
+
+use super::{by_hand::ByHand, claims::Claims, ledger::Remembered};
+
+/// How the reason of an address that is kept back for another service begins.
+const CLAIMED: &str = "an address that service ";
+
+/// The allocator, and what the agent knows beyond it.
+#[derive(Clone, Debug)]
+pub(super) struct Assignments {
+    allocator: Allocator,
+    by_hand: ByHand,
+    pools: BTreeMap<PoolName, Pool>,
+    /// When pools were seen first whose manifests do not say when they were made.
+    first_seen: BTreeMap<PoolName, Timestamp>,
+    load_balancers: BTreeMap<ServiceName, LoadBalancer>,
+    classes: Classes,
+    claims: Claims,
+    /// Addresses that are kept back for claims.
+    reserved: BTreeSet<IpAddr>,
+}
+
+/// A service of type LoadBalancer.
+#[derive(Clone, Debug)]
+struct LoadBalancer {
+    /// Its class, if that is somebody else's.
+    foreign: Option<String>,
+    /// What its status names.
+    published: Vec<IpAddr>,
+}
+
+/// What came of edits.
+#[derive(Debug, Default)]
+pub(super) struct Taken {
+    /// Whether anything may follow from them.
+    pub(super) is_news: bool,
+    /// Services whose addresses may be others now, whatever the allocator says.
+    pub(super) touched: BTreeSet<ServiceName>,
+}
+
+impl Assignments {
+    pub(super) fn new(settings: Settings, remembered: Remembered) -> Self {
+        let Remembered { ledger, first_seen } = remembered;
+        let is_ours = |entry: &Entry| matches!(entry, Entry::Reserved(why) if why.starts_with(CLAIMED));
+        let reserved = ledger.entries().filter(|(_, entry)| is_ours(entry)).map(|(address, _)| address).collect();
+        Self {
+            classes: settings.classes.clone(),
+            allocator: Allocator::new(settings, ledger),
+            by_hand: ByHand::default(),
+            pools: BTreeMap::new(),
+            first_seen,
+            load_balancers: BTreeMap::new(),
+            claims: Claims::default(),
+            reserved,
+        }
+    }
+
+    pub(super) fn allocator(&self) -> &Allocator {
+        &self.allocator
+    }
+
+    pub(super) fn pools(&self) -> &BTreeMap<PoolName, Pool> {
+        &self.pools
+    }
+
+    pub(super) fn first_seen(&self) -> &BTreeMap<PoolName, Timestamp> {
+        &self.first_seen
+    }
+
+    /// Takes in what services ask of pools, and what else changes; `services` are all that there are by then.
+    pub(super) fn take<'a>(
+        &mut self,
+        mut edits: Vec<Edit>,
+        changes: &[Change],
+        services: impl Iterator<Item = &'a Service>,
+        now: Timestamp,
+    ) -> Taken {
+        let mut taken = Taken { is_news: !edits.is_empty(), touched: BTreeSet::new() };
+        let had_pools = !self.pools.is_empty();
+        let touches_pools = edits.iter().any(|edit| matches!(edit, Edit::UpsertPool(_) | Edit::RemovePool(_)));
+        edits.iter_mut().for_each(|edit| self.date(edit, now));
+        edits.iter().for_each(|edit| self.note(edit, &mut taken.touched));
+        for edit in self.by_hand.translate(edits) {
+            self.allocator.handle_edit(edit);
+        }
+        for change in changes {
+            taken.is_news |= self.note_change(change);
+        }
+        if touches_pools {
+            for service in services {
+                self.claims.note_service(service, |ip| self.by_hand.is_in_a_pool(ip));
+            }
+        }
+        taken.is_news |= self.note_statuses(touches_pools, &taken.touched);
+        if had_pools == self.pools.is_empty() {
+            taken.touched.extend(self.load_balancers.keys().cloned());
+        }
+        taken
+    }
+
+    /// Forgets pools that are not there, once all are known that are.
+    pub(super) fn forget_other_pools(&mut self) {
+        self.first_seen.retain(|name, _| self.pools.contains_key(name));
+    }
+
+    /// Brings everything in order; the changes of the ledger are counted together.
+    pub(super) fn settle(&mut self, now: Timestamp) -> Outcome {
+        let reserved = self.reserve_claimed();
+        let outcome = self.allocator.reconcile(now);
+        Outcome { ledger_writes: outcome.ledger_writes + reserved, ..outcome }
+    }
+
+    /// What a service gets from pools; `None` if its addresses do not come from there.
+    pub(super) fn answer(&self, service: &ServiceName) -> Option<&Answer> {
+        self.allocator.answer(service).filter(|_| !self.pools.is_empty())
+    }
+
+    /// The addresses that a service should have, `None` for those that its status names.
+    pub(super) fn granted_to(&self, service: &ServiceName) -> Option<Vec<IpAddr>> {
+        let answer = self.answer(service)?;
+        Some(answer.addresses().chain(self.by_hand.outside(service)).collect())
+    }
+
+    /// The same, with those that its status names.
+    pub(super) fn addresses(&self, service: &ServiceName) -> Vec<IpAddr> {
+        let published = || self.load_balancers.get(service).map(|it| it.published.clone()).unwrap_or_default();
+        self.granted_to(service).unwrap_or_else(published)
+    }
+
+    /// Addresses that a service has beside those of pools.
+    pub(super) fn outside(&self, service: &ServiceName) -> impl Iterator<Item = IpAddr> {
+        self.by_hand.outside(service)
+    }
+
+    /// Services of type LoadBalancer, with their class if that is somebody else's.
+    pub(super) fn load_balancers(&self) -> impl Iterator<Item = (&ServiceName, Option<&str>)> {
+        self.load_balancers.iter().map(|(name, it)| (name, it.foreign.as_deref()))
+    }
+
+    /// A pool that does not say when it was made is as old as we know it to be: it must not take the addresses of one
+    /// that was there before.
+    fn date(&mut self, edit: &mut Edit, now: Timestamp) {
+        match edit {
+            Edit::UpsertPool(pool) if pool.created == Timestamp::default() => {
+                pool.created = *self.first_seen.entry(pool.name.clone()).or_insert(now);
+            }
+            Edit::UpsertPool(Pool { name, .. }) | Edit::RemovePool(name) => drop(self.first_seen.remove(name)),
+            Edit::UpsertService(_) | Edit::RemoveService(_) | Edit::SetSettings(_) => {}
+        }
+    }
+
+    fn note(&mut self, edit: &Edit, touched: &mut BTreeSet<ServiceName>) {
+        match edit {
+            Edit::UpsertPool(pool) => drop(self.pools.insert(pool.name.clone(), pool.clone())),
+            Edit::RemovePool(name) => drop(self.pools.remove(name)),
+            Edit::UpsertService(request) => {
+                touched.insert(request.service.clone());
+                self.note_request(request);
+            }
+            // The service itself may still be there, as one of another type.
+            Edit::RemoveService(name) => {
+                touched.insert(name.clone());
+                self.load_balancers.remove(name);
+            }
+            Edit::SetSettings(_) => {}
+        }
+    }
+
+    fn note_request(&mut self, request: &Request) {
+        if !request.load_balancer {
+            self.load_balancers.remove(&request.service);
+            return;
+        }
+        let foreign = request.class.clone().filter(|class| !self.classes.include(Some(class)));
+        let published = request.published.addresses.clone();
+        self.load_balancers.insert(request.service.clone(), LoadBalancer { foreign, published });
+    }
+
+    /// What statuses name of services of another class: of those that were touched, or of all.
+    fn note_statuses(&mut self, all: bool, touched: &BTreeSet<ServiceName>) -> bool {
+        let names: Vec<ServiceName> =
+            if all { self.load_balancers.keys().cloned().collect() } else { touched.iter().cloned().collect() };
+        let mut is_news = false;
+        for name in names {
+            let foreign = self.load_balancers.get(&name).filter(|service| service.foreign.is_some());
+            let published = foreign.map(|service| &*service.published).unwrap_or_default();
+            is_news |= self.claims.note_status(&name, published, |ip| self.by_hand.is_in_a_pool(ip));
+        }
+        is_news
+    }
+
+    fn note_change(&mut self, change: &Change) -> bool {
+        match change {
+            Change::UpsertService(service) => self.claims.note_service(service, |ip| self.by_hand.is_in_a_pool(ip)),
+            Change::RemoveService(name) => self.claims.forget(name),
+            _ => false,
+        }
+    }
+
+    /// Keeps addresses back that services have in another way, unless somebody holds them by now: who came first stays.
+    /// Gives how many entries changed.
+    fn reserve_claimed(&mut self) -> usize {
+        let claimed = self.claims.all();
+        let over: Vec<IpAddr> = self.reserved.iter().copied().filter(|ip| !claimed.contains_key(ip)).collect();
+        let mut writes = 0;
+        for address in over {
+            self.reserved.remove(&address);
+            writes += usize::from(self.allocator.clear(address).is_ok());
+        }
+        for (address, service) in claimed {
+            let is_held = matches!(self.allocator.ledger().get(address), Some(Entry::Held(_)));
+            let why = format!("{CLAIMED}{service} has already");
+            if !is_held && self.reserved.insert(address) {
+                writes += usize::from(self.allocator.reserve(address, &why).is_ok());
+            }
+        }
+        writes
+    }
+}
