@@ -323,6 +323,25 @@ fn who_stops_asking_lets_go_of_the_address_at_once() {
 }
 
 #[test]
+fn a_service_that_is_refused_keeps_its_address_over_a_restart() {
+    let mut node =
+        Node::running(&[("pool.yaml", &pool("one", "20.0.20.1", "20.0.20.1")), ("a.yaml", &service("a", ""))]);
+    node.put("b.yaml", &service("b", ""));
+    await_addresses(&node, &[("a", &["20.0.20.1"]), ("b", &[])]);
+    let typo = service("a", "").replace("metadata: {name: a}", "metadata: {name: a, annotations: {lb/algorithm: foo}}");
+    node.put("a.yaml", &typo);
+    node.json_when(&["service", "list"], |services| {
+        by_name(services, "conditions")["a"].as_array().unwrap().iter().any(|it| it["type"] == "Refused")
+    });
+    await_addresses(&node, &[("a", &["20.0.20.1"]), ("b", &[])]);
+    node.stop(Signal::SIGTERM);
+    node.start();
+    assert_eq!(node.json(&["pool", "explain", "20.0.20.1"])["services"][0], "default/a");
+    node.put("a.yaml", &service("a", ""));
+    await_addresses(&node, &[("a", &["20.0.20.1"]), ("b", &[])]);
+}
+
+#[test]
 fn a_pool_that_comes_later_does_not_take_over_from_one_that_is_in_use() {
     let mut node = Node::running(&[("pool.yaml", &blue()), ("a.yaml", &service("a", ""))]);
     // Before the other one by name, and neither says when it was made.

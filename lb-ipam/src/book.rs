@@ -8,7 +8,7 @@ use core::mem;
 use lb_core::ServiceName;
 
 pub(crate) use crate::tracked::{Dirt, Slot, Tracked};
-use crate::{Answer, Request, Status, groups::Groups, names::Names, waiting::Waiting};
+use crate::{Answer, Granted, Request, Status, groups::Groups, names::Names, waiting::Waiting};
 
 /// All services. Those that the ledger names are in it, known or not.
 #[derive(Clone, Debug, Default)]
@@ -19,6 +19,8 @@ pub(crate) struct Book {
     dirty: Vec<Slot>,
     waiting: Waiting,
     orphans: BTreeSet<Slot>,
+    /// Services that are there and cannot be read.
+    unreadable: BTreeSet<Slot>,
     groups: Groups,
 }
 
@@ -39,9 +41,19 @@ impl Book {
         self.slots[self.find(name)?].request.as_ref()
     }
 
-    /// Every service that is known, in no order.
+    /// Every service that is there, whether it can be read or not, in no order.
     pub(crate) fn known(&self) -> impl Iterator<Item = &Tracked> {
-        self.names.places().map(|slot| &self.slots[slot]).filter(|tracked| tracked.request.is_some())
+        let known = |tracked: &&Tracked| tracked.request.is_some() || tracked.unreadable;
+        self.names.places().map(|slot| &self.slots[slot]).filter(known)
+    }
+
+    /// Services that are there and cannot be read.
+    pub(crate) fn unreadable(&self) -> impl Iterator<Item = Slot> + '_ {
+        self.unreadable.iter().copied()
+    }
+
+    pub(crate) fn is_unreadable(&self, name: &ServiceName) -> bool {
+        self.find(name).is_some_and(|slot| self.slots[slot].unreadable)
     }
 
     fn intern(&mut self, name: &ServiceName) -> Slot {
@@ -81,20 +93,37 @@ impl Book {
         let key = |request: &Request| request.sharing.as_ref().map(|sharing| Arc::clone(&sharing.key));
         let keys = [before.as_deref().and_then(key), key(&request)];
         self.orphans.remove(&slot);
+        self.unreadable.remove(&slot);
         self.groups.insert(&request);
         let tracked = &mut self.slots[slot];
-        tracked.told = published;
+        (tracked.told, tracked.unreadable) = (published, false);
         tracked.request = Some(Arc::new(request));
         self.mark(slot, Dirt::Changed);
         (is_new_holder || keys.iter().any(Option::is_some)).then_some((slot, keys))
+    }
+
+    /// The service is there and cannot be read: what it holds stays with it. Returns its place, unless it is known
+    /// already.
+    pub(crate) fn keep(&mut self, name: &ServiceName) -> Option<Slot> {
+        let slot = self.intern(name);
+        let tracked = &mut self.slots[slot];
+        if tracked.request.is_some() || tracked.unreadable {
+            return None;
+        }
+        tracked.unreadable = true;
+        self.orphans.remove(&slot);
+        self.unreadable.insert(slot);
+        Some(slot)
     }
 
     /// The service is gone; what it holds is given back by the next reconcile.
     pub(crate) fn remove(&mut self, name: &ServiceName) {
         let Some(slot) = self.find(name) else { return };
         self.forget_request(slot);
+        self.unreadable.remove(&slot);
         let tracked = &mut self.slots[slot];
-        (tracked.answer, tracked.told, tracked.managed) = (Answer::default(), Status::default(), false);
+        (tracked.answer, tracked.told) = (Answer::default(), Status::default());
+        (tracked.managed, tracked.unreadable) = (false, false);
         // Its place in the list of dirty ones is left; it is passed over there.
         tracked.dirt = Dirt::Clean;
         if !tracked.held.is_empty() {
@@ -114,7 +143,8 @@ impl Book {
 
     fn drop_if_unused(&mut self, slot: Slot) {
         let tracked = &self.slots[slot];
-        if tracked.request.is_none() && tracked.held.is_empty() && tracked.left.is_empty() {
+        let is_there = tracked.request.is_some() || tracked.unreadable;
+        if !is_there && tracked.held.is_empty() && tracked.left.is_empty() {
             self.names.remove(&tracked.name);
             self.orphans.remove(&slot);
             self.unused.push(slot);
@@ -203,6 +233,13 @@ impl Book {
         }
         tracked.answer = answer;
         (tracked.managed, tracked.withdrawn) = (true, false);
+    }
+
+    /// Answers a service that cannot be read with what it has. One that has nothing may be none of ours.
+    pub(crate) fn answer_unreadable(&mut self, slot: Slot, granted: Vec<Granted>) {
+        let tracked = &mut self.slots[slot];
+        tracked.managed = !granted.is_empty();
+        tracked.answer = Answer { granted, refused: Vec::new() };
     }
 
     /// Forgets that a service that is not ours ever was.

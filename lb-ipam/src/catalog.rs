@@ -24,18 +24,21 @@ pub(crate) struct Compiled {
 /// Place of a pool in the order in which pools are asked.
 pub(crate) type PoolIndex = usize;
 
-/// All pools, in the order in which they are asked: by priority, then the older one, then by name.
+/// All pools, in the order in which they are asked: by priority, then those with selectors, then the older one, then by
+/// name.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Catalog {
     pub(crate) pools: Vec<Compiled>,
     /// First number of a stretch of addresses that are in the same pools, to the last number and those pools.
     stretches: [BTreeMap<u128, (u128, Vec<PoolIndex>)>; 2],
     names: BTreeMap<PoolName, PoolIndex>,
-    /// Pools that have a block of the family, however they are doing.
-    of_family: [Vec<PoolIndex>; 2],
-    /// Those of them that are in service.
+    /// Pools in service that have a block of the family.
+    in_service: [Vec<PoolIndex>; 2],
     directories: [Directory; 2],
-    unreadable: bool,
+    /// The others that have one.
+    out_of_service: [Vec<PoolIndex>; 2],
+    /// Pools of which it is not known which addresses they have.
+    unreadable: Vec<PoolIndex>,
 }
 
 impl Catalog {
@@ -43,17 +46,19 @@ impl Catalog {
         let mut pools: Vec<_> = pools.values().map(|pool| Compiled::new(pool, settings)).collect();
         pools.sort_by(|a, b| asked_first(&a.pool).cmp(&asked_first(&b.pool)));
         find_conflicts(&mut pools);
-        let unreadable = pools.iter().any(Compiled::is_unreadable);
+        let unreadable = (0..pools.len()).filter(|&index| pools[index].is_unreadable()).collect();
         let stretches = FAMILIES.map(|family| stretches(&pools, family));
         let names = pools.iter().enumerate().map(|(index, compiled)| (compiled.pool.name.clone(), index)).collect();
-        let of_family = FAMILIES.map(|family| (0..pools.len()).filter(|index| pools[*index].has(family)).collect());
-        let in_service = |indices: &Vec<PoolIndex>| {
-            let compiled = indices.iter().map(|&index| (index, &pools[index]));
-            let in_service = compiled.filter(|(_, compiled)| compiled.problem.is_none());
-            Directory::new(in_service.map(|(index, compiled)| (index, &*compiled.pool)))
+        let having = |family, in_service| {
+            let is_one = |index: &PoolIndex| pools[*index].has(family) && pools[*index].problem.is_none() == in_service;
+            (0..pools.len()).filter(is_one).collect::<Vec<_>>()
         };
-        let directories = of_family.each_ref().map(in_service);
-        Self { pools, stretches, names, of_family, directories, unreadable }
+        let in_service = FAMILIES.map(|family| having(family, true));
+        let out_of_service = FAMILIES.map(|family| having(family, false));
+        let directory =
+            |indices: &Vec<PoolIndex>| Directory::new(indices.iter().map(|&index| (index, &*pools[index].pool)));
+        let directories = in_service.each_ref().map(directory);
+        Self { pools, stretches, names, in_service, directories, out_of_service, unreadable }
     }
 
     /// The pools that contain the address, those in service first.
@@ -68,14 +73,24 @@ impl Catalog {
         self.containing(address).first().map(|&index| &self.pools[index])
     }
 
-    /// Whether some pool cannot be read, so that it is not known which addresses it has.
-    pub(crate) const fn is_unreadable(&self) -> bool {
-        self.unreadable
+    /// The first pool that cannot be read, so that it is not known which addresses it has.
+    pub(crate) fn unreadable(&self) -> Option<&Compiled> {
+        self.unreadable.first().map(|&index| &self.pools[index])
     }
 
-    /// The pools that have a block of the family, however they are doing, in the order in which they are asked.
-    pub(crate) fn of_family(&self, family: Family) -> &[PoolIndex] {
-        &self.of_family[slot(family)]
+    /// The pools that have a block of the family and are not in service, in the order in which pools are asked.
+    pub(crate) fn out_of_service(&self, family: Family) -> &[PoolIndex] {
+        &self.out_of_service[slot(family)]
+    }
+
+    /// Those that are in service.
+    pub(crate) fn in_service(&self, family: Family) -> &[PoolIndex] {
+        &self.in_service[slot(family)]
+    }
+
+    /// The pool of this name.
+    pub(crate) fn named(&self, name: &PoolName) -> Option<PoolIndex> {
+        self.names.get(name).copied()
     }
 
     /// The pools that may give the service an address of the family, in the order in which it asks them. All others are out
@@ -101,29 +116,32 @@ impl Compiled {
     fn new(pool: &Arc<Pool>, settings: &Settings) -> Self {
         let usable = Usable::new(pool, settings);
         let problem = problem(pool);
-        let warnings = warnings(pool, &usable);
+        let warnings = warnings(pool, &usable, problem.is_some());
         Self { pool: Arc::clone(pool), usable, problem, warnings }
     }
 
     /// Whether it is not known which addresses it has.
-    fn is_unreadable(&self) -> bool {
-        matches!(self.problem, Some(PoolProblem::Block { .. } | PoolProblem::TooManyBlocks { .. }))
+    pub(crate) fn is_unreadable(&self) -> bool {
+        match &self.problem {
+            Some(PoolProblem::Blocks { .. } | PoolProblem::TooManyBlocks { .. }) => true,
+            Some(PoolProblem::Refused(_)) => self.pool.blocks.is_empty(),
+            Some(PoolProblem::Selector(_) | PoolProblem::Conflict(_)) | None => false,
+        }
     }
 
     /// Whether the service may have addresses of this pool, however the pool is doing. A selector that cannot be
-    /// understood takes nothing from anybody.
+    /// understood takes nothing from anybody, and neither does one of a pool that was not read as a whole.
     pub(crate) fn is_for(&self, request: &Request) -> bool {
-        let selector_is_wrong = matches!(self.problem, Some(PoolProblem::Selector(_)));
+        let selector_is_wrong = matches!(self.problem, Some(PoolProblem::Selector(_) | PoolProblem::Refused(_)));
         request.pool.admits(&self.pool.name)
             && (selector_is_wrong || self.pool.selects(&request.service, &request.labels))
     }
 
     /// Why the pool gives the service nothing new, if it does not.
     pub(crate) fn gives_nothing(&self, request: &Request) -> Option<NotFrom> {
-        match &self.problem {
-            Some(PoolProblem::Conflict(conflict)) => return Some(NotFrom::Conflict { with: conflict.pool.clone() }),
-            Some(problem) => return Some(NotFrom::Invalid { problem: alloc::format!("{problem}") }),
-            None => {}
+        let wrong = self.is_wrong();
+        if wrong.is_some() {
+            return wrong;
         }
         if !request.pool.admits(&self.pool.name) {
             return Some(NotFrom::NotAskedFor);
@@ -134,28 +152,42 @@ impl Compiled {
         self.pool.disabled.then_some(NotFrom::Disabled)
     }
 
+    /// Why the pool gives nobody anything, if it does not.
+    pub(crate) fn out_of_service(&self) -> Option<NotFrom> {
+        self.is_wrong().or_else(|| self.pool.disabled.then_some(NotFrom::Disabled))
+    }
+
+    fn is_wrong(&self) -> Option<NotFrom> {
+        match self.problem.as_ref()? {
+            PoolProblem::Conflict(conflict) => Some(NotFrom::Conflict { with: conflict.pool.clone() }),
+            problem => Some(NotFrom::Invalid { problem: alloc::format!("{problem}") }),
+        }
+    }
+
     pub(crate) fn has(&self, family: Family) -> bool {
         self.usable.blocks[slot(family)].iter().next().is_some()
     }
 }
 
 fn asked_first(pool: &Pool) -> impl Ord + '_ {
-    (pool.priority.is_none(), pool.priority, pool.created, &pool.name)
+    (pool.priority.is_none(), pool.priority, pool.is_for_everybody(), pool.created, &pool.name)
 }
 
 fn problem(pool: &Pool) -> Option<PoolProblem> {
     if pool.blocks.len().max(pool.avoid.len()) > Pool::MAX_BLOCKS {
         return Some(PoolProblem::TooManyBlocks { found: pool.blocks.len().max(pool.avoid.len()) });
     }
-    let wrong = |block: &Block| {
-        let problem = block.range().err()?;
-        Some(PoolProblem::Block { block: block.clone(), problem })
-    };
+    let mut wrong = pool.blocks.iter().filter_map(|block| Some((block.clone(), block.range().err()?)));
+    let named: Vec<_> = wrong.by_ref().take(PoolProblem::MAX_NAMED).collect();
+    if !named.is_empty() {
+        return Some(PoolProblem::Blocks { wrong: named, more: wrong.count() });
+    }
+    let refused = || pool.refused.clone().map(PoolProblem::Refused);
     let selector = || pool.selectors.iter().find_map(|selector| selector.check().err().map(PoolProblem::Selector));
-    pool.blocks.iter().find_map(wrong).or_else(selector)
+    refused().or_else(selector)
 }
 
-fn warnings(pool: &Pool, usable: &Usable) -> Vec<PoolWarning> {
+fn warnings(pool: &Pool, usable: &Usable, is_wrong: bool) -> Vec<PoolWarning> {
     let host_bits = |block: &Block| {
         let network = block.masked()?;
         Some(PoolWarning::HostBits { block: block.clone(), network })
@@ -167,16 +199,21 @@ fn warnings(pool: &Pool, usable: &Usable) -> Vec<PoolWarning> {
     let mut warnings: Vec<_> = pool.blocks.iter().chain(&pool.avoid).filter_map(host_bits).collect();
     warnings.extend(pool.avoid.iter().filter_map(avoid));
     let is_empty = FAMILIES.iter().all(|family| usable.sizes(*family).0 == 0);
-    let nothing_usable = || is_empty.then_some(PoolWarning::NothingUsable);
-    warnings.extend(if pool.blocks.is_empty() { Some(PoolWarning::NoBlocks) } else { nothing_usable() });
+    // Of a pool that is wrong it is not known what it has.
+    warnings.extend(match pool.blocks.is_empty() {
+        _ if is_wrong => None,
+        true => Some(PoolWarning::NoBlocks),
+        false => is_empty.then_some(PoolWarning::NothingUsable),
+    });
     warnings.extend((pool.namespace_quota == Some(0)).then_some(PoolWarning::QuotaZero));
     warnings
 }
 
 /// Puts pools out of service that overlap an older one in service, or themselves. The oldest is looked at first, so a
-/// pool that is out of service takes no other with it; of two of the same age the name decides.
+/// pool that is out of service, for whatever reason, takes no other with it; of two of the same age the name decides. A
+/// pool that is only disabled is in service: it may be enabled again at any time, and its addresses are its own.
 fn find_conflicts(pools: &mut [Compiled]) {
-    let mut by_age: Vec<_> = (0..pools.len()).filter(|&index| !pools[index].is_unreadable()).collect();
+    let mut by_age: Vec<_> = (0..pools.len()).filter(|&index| pools[index].problem.is_none()).collect();
     by_age.sort_by(|&a, &b| {
         let age = |index: usize| (pools[index].pool.created, &pools[index].pool.name);
         age(a).cmp(&age(b))
@@ -190,7 +227,7 @@ fn find_conflicts(pools: &mut [Compiled]) {
             Some((block, with, other)) => {
                 let pool = other.unwrap_or_else(|| pool.name.clone());
                 let conflict = PoolProblem::Conflict(Conflict { block, with, pool });
-                pools[index].problem.get_or_insert(conflict);
+                pools[index].problem = Some(conflict);
             }
             None => {
                 for range in ranges {

@@ -25,6 +25,8 @@ pub(crate) struct Index {
     draining: BTreeSet<(Timestamp, IpAddr)>,
     pools: Vec<[Tally; 2]>,
     namespaces: BTreeMap<(PoolIndex, String), u64>,
+    /// Addresses that services hold and no pool has.
+    outside: BTreeSet<IpAddr>,
 }
 
 /// Entries of one family of one pool.
@@ -62,8 +64,15 @@ impl Index {
         if let Some(Entry::Freed(freed)) = after {
             self.forgotten.insert((freed.forgotten, address));
         }
+        let containing = catalog.containing(address);
+        if containing.is_empty() {
+            match after {
+                Some(Entry::Held(_)) => self.outside.insert(address),
+                Some(Entry::Freed(_) | Entry::Reserved(_) | Entry::Conflict(_)) | None => self.outside.remove(&address),
+            };
+        }
         let mut is_open = false;
-        for &pool in catalog.containing(address) {
+        for &pool in containing {
             let open = catalog.pools[pool].usable.is_open(address);
             is_open |= open;
             let tally = &mut self.pools[pool][slot(Family::of(address))];
@@ -98,6 +107,11 @@ impl Index {
         for new in after.difference(&before) {
             *self.namespaces.entry((pool, new.to_string())).or_default() += 1;
         }
+    }
+
+    /// Addresses that services hold and no pool has.
+    pub(crate) fn outside(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        self.outside.iter().copied()
     }
 
     /// How many addresses of the pool services of the namespace hold. Counted for pools with a quota only.

@@ -5,7 +5,11 @@ use core::{fmt, net::IpAddr};
 
 use lb_core::{Family, ServiceName};
 
-use crate::{PoolName, Reason, SharingRule, range::family_name};
+use crate::{
+    NotGiving, PoolName, Reason, SharingRule,
+    not_giving::{self, Sentence},
+    range::family_name,
+};
 
 /// One thing that a service asked for and does not get. Displays as a sentence for its operator, which stays the same
 /// as long as the cause does.
@@ -20,7 +24,7 @@ pub struct Refusal {
 impl Refusal {
     /// The stable code.
     #[must_use]
-    pub const fn reason(&self) -> Reason {
+    pub fn reason(&self) -> Reason {
         self.cause.reason()
     }
 }
@@ -70,13 +74,20 @@ pub enum Cause {
     #[error("no pool has a block containing it; add one, or ask for another address")]
     InNoPool,
     /// No pool gives an address of the family.
-    #[error("{}", PoolList(pools, *more))]
+    #[error("{}", Sentence(pools, *more))]
     NoneGives {
-        /// Pools that have a block of the family, at most [`MAX_NAMED`](Self::MAX_NAMED): those that were asked first, and
-        /// of them those that are full, then those beyond a quota; else in the order in which pools are asked.
-        pools: Vec<(PoolName, NotFrom)>,
-        /// How many other pools have one.
+        /// The pools that have a block of the family, by why they give nothing: at most [`MAX_REASONS`](Self::MAX_REASONS)
+        /// reasons, those that say most first. That pools are full comes first, then quotas, and that they do not select
+        /// the service last. If the service wants one pool and no other, that one alone.
+        pools: Vec<NotGiving>,
+        /// How many other pools give nothing.
         more: usize,
+    },
+    /// The service wants a pool that there is not.
+    #[error("there is no pool `{pool}`; make one of that name, or ask for another pool or for none")]
+    NoSuchPool {
+        /// Which it wants.
+        pool: PoolName,
     },
     /// The pool of the address does not give it.
     #[error("pool `{pool}` {why}")]
@@ -144,15 +155,15 @@ pub enum Cause {
 }
 
 impl Cause {
-    /// Most pools that one refusal names.
-    pub const MAX_NAMED: usize = 8;
+    /// Most reasons that one refusal names, each with at most [`NotGiving::MAX_NAMED`] pools.
+    pub const MAX_REASONS: usize = 8;
 
     /// The stable code.
     #[must_use]
-    pub const fn reason(&self) -> Reason {
+    pub fn reason(&self) -> Reason {
         match self {
-            Self::InNoPool => Reason::NoPool,
-            Self::NoneGives { pools, .. } => of_all(pools.as_slice()),
+            Self::InNoPool | Self::NoSuchPool { .. } => Reason::NoPool,
+            Self::NoneGives { pools, .. } => not_giving::reason(pools),
             Self::NotFromPool { why, .. } => why.reason(),
             Self::Held { .. } | Self::Outrun { .. } => Reason::AlreadyAllocated,
             Self::Incompatible { .. } => Reason::AlreadyAllocatedIncompatibleService,
@@ -164,20 +175,6 @@ impl Cause {
             Self::Unreadable | Self::TooMany { .. } | Self::SecondOfFamily => Reason::InvalidRequest,
         }
     }
-}
-
-/// A full pool says more than a quota, and a quota more than pools that are not for the service at all.
-const fn of_all(pools: &[(PoolName, NotFrom)]) -> Reason {
-    let (mut at, mut reason) = (0, Reason::NoPool);
-    while at < pools.len() {
-        match (&pools[at].1, reason) {
-            (NotFrom::Full, _) => return Reason::OutOfIps,
-            (NotFrom::Quota { .. }, Reason::NoPool) => reason = Reason::QuotaExceeded,
-            _ => {}
-        }
-        at += 1;
-    }
-    reason
 }
 
 /// Why a pool does not give a service an address.
@@ -205,11 +202,14 @@ pub enum NotFrom {
     #[error("does not select the service (change its selector or the labels of the service)")]
     Selector,
     /// The service wants another pool.
-    #[error("is not the pool that the service asks for")]
+    #[error("is not the pool that the service asks for (ask for this one, or for none)")]
     NotAskedFor,
     /// It only gives addresses that are asked for by name.
-    #[error("gives only addresses that are asked for by name")]
+    #[error("gives only addresses that are asked for by name (ask for one)")]
     NotAutomatic,
+    /// It has no block of the family.
+    #[error("has no block of this family (add one)")]
+    NoFamily,
     /// The namespace has as many as it may.
     #[error("gives namespace `{namespace}` no more than {quota} (remove a service there or raise the quota)")]
     Quota {
@@ -226,7 +226,7 @@ impl NotFrom {
         match self {
             Self::Full => 0,
             Self::Quota { .. } => 1,
-            Self::Disabled | Self::Conflict { .. } | Self::Invalid { .. } | Self::NotAutomatic => 2,
+            Self::Disabled | Self::Conflict { .. } | Self::Invalid { .. } | Self::NotAutomatic | Self::NoFamily => 2,
             Self::Selector | Self::NotAskedFor => 3,
         }
     }
@@ -240,7 +240,7 @@ impl NotFrom {
             Self::Conflict { .. } => Reason::PoolConflict,
             Self::Invalid { .. } => Reason::PoolInvalid,
             Self::Selector | Self::NotAskedFor => Reason::PoolSelectorMismatch,
-            Self::NotAutomatic => Reason::NoPool,
+            Self::NotAutomatic | Self::NoFamily => Reason::NoPool,
             Self::Quota { .. } => Reason::QuotaExceeded,
         }
     }
@@ -263,31 +263,26 @@ pub enum ReservedBy {
         /// The pool.
         pool: PoolName,
     },
+    /// The pool avoids addresses that end so.
+    #[error(
+        "ends in .0 or .255, which pool `{pool}` does not give out; set avoidZeroAnd255 (MetalLB: avoidBuggyIPs) to false"
+    )]
+    ZeroOr255 {
+        /// The pool.
+        pool: PoolName,
+    },
+    /// The pool gives nobody anything. Said of an address that nobody asks for: see [`AddressState`](crate::AddressState).
+    #[error("not given out, because pool `{pool}` {why}")]
+    OutOfService {
+        /// The pool.
+        pool: PoolName,
+        /// Why it does not.
+        why: NotFrom,
+    },
     /// The settings or a reservation name it.
-    #[error("reserved: {why}")]
+    #[error("reserved: {why}; ask for another address")]
     Named {
         /// For whom.
         why: String,
     },
-}
-
-/// A sentence about pools, and how many more there are.
-struct PoolList<'a>(&'a [(PoolName, NotFrom)], usize);
-
-impl fmt::Display for PoolList<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0.is_empty() {
-            return f.write_str("no pool has a block of this family; add one");
-        }
-        for (at, (pool, why)) in self.0.iter().enumerate() {
-            let comma = if at == 0 { "" } else { "; " };
-            write!(f, "{comma}pool `{pool}` {why}")?;
-        }
-        match self.1 {
-            0 => {}
-            more => write!(f, "; and so on for {more} more")?,
-        }
-        let full = self.0.iter().any(|(_, why)| matches!(why, NotFrom::Full));
-        if full { f.write_str("; add a block or remove a service") } else { Ok(()) }
-    }
 }

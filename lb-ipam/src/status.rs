@@ -1,6 +1,6 @@
 //! What there is to say about pools.
 
-use alloc::vec::Vec;
+use alloc::{string::String, vec::Vec};
 use core::fmt;
 
 use ipnet::IpNet;
@@ -68,14 +68,17 @@ impl Counts {
 /// Why a pool is out of service.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PoolProblem {
-    /// A block is wrong.
-    #[error("block `{block}` {problem}")]
-    Block {
-        /// The block.
-        block: Block,
-        /// What is wrong with it.
-        problem: BlockProblem,
+    /// Blocks are wrong.
+    #[error("{}", BlockList(wrong, *more))]
+    Blocks {
+        /// The first of them, at least one and at most [`MAX_NAMED`](Self::MAX_NAMED), and what is wrong with each.
+        wrong: Vec<(Block, BlockProblem)>,
+        /// How many others there are.
+        more: usize,
     },
+    /// Its source refused it: [`Pool::refused`].
+    #[error("{0}")]
+    Refused(String),
     /// The selector is wrong.
     #[error("selector: {0}")]
     Selector(SelectorProblem),
@@ -91,12 +94,31 @@ pub enum PoolProblem {
 }
 
 impl PoolProblem {
+    /// Most blocks that one problem names.
+    pub const MAX_NAMED: usize = 3;
+
     /// `cidr_overlap` for a conflict, as Cilium's condition `cilium.io/PoolConflict` has it, and `invalid` otherwise.
     #[must_use]
     pub const fn reason(&self) -> &'static str {
         match self {
             Self::Conflict(_) => "cidr_overlap",
-            Self::Block { .. } | Self::Selector(_) | Self::TooManyBlocks { .. } => "invalid",
+            Self::Blocks { .. } | Self::Refused(_) | Self::Selector(_) | Self::TooManyBlocks { .. } => "invalid",
+        }
+    }
+}
+
+/// A sentence about blocks, and how many more there are.
+struct BlockList<'a>(&'a [(Block, BlockProblem)], usize);
+
+impl fmt::Display for BlockList<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, (block, problem)) in self.0.iter().enumerate() {
+            let comma = if at == 0 { "" } else { "; " };
+            write!(f, "{comma}block `{block}` {problem}")?;
+        }
+        match self.1 {
+            0 => Ok(()),
+            more => write!(f, "; and {more} more"),
         }
     }
 }
@@ -139,6 +161,14 @@ pub enum PoolWarning {
     /// The quota is zero.
     #[error("has a namespace quota of 0 and gives nothing; raise it, or disable the pool")]
     QuotaZero,
+    /// The pool cannot be read, and services have addresses that are in no pool.
+    #[error(
+        "until it is corrected, services keep their addresses that are in no pool, which may be in this one: {addresses}"
+    )]
+    KeepsOthers {
+        /// How many addresses services keep for its sake.
+        addresses: usize,
+    },
     /// An entry of the list of avoided addresses is wrong and avoids nothing.
     #[error("avoided block `{block}` {problem}")]
     Avoid {

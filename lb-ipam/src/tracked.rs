@@ -28,6 +28,8 @@ pub(crate) struct Tracked {
     pub(crate) name: ServiceName,
     /// `None` for a service that is in the ledger only.
     pub(crate) request: Option<Arc<Request>>,
+    /// Whether it is there though its request cannot be read; it has none then.
+    pub(crate) unreadable: bool,
     /// Addresses that it holds according to the ledger, in order.
     pub(crate) held: Vec<IpAddr>,
     /// Addresses that it was the last to hold, in order.
@@ -53,6 +55,7 @@ impl Tracked {
         Self {
             name,
             request: None,
+            unreadable: false,
             held: Vec::new(),
             left: Vec::new(),
             answer: Answer::default(),

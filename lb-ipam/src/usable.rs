@@ -58,10 +58,14 @@ impl Usable {
         if let Some(reservation) = settings.reserved.iter().find(|reservation| reservation.range.contains(address)) {
             return Some(ReservedBy::Named { why: reservation.why.clone() });
         }
-        if self.avoids(address) {
+        let (family, number) = (Family::of(address), number(address));
+        if self.avoided[slot(family)].contains(number) {
             return Some(ReservedBy::Avoided { pool: pool.name.clone() });
         }
-        if !self.edges[slot(Family::of(address))].contains(number(address)) {
+        if self.skips(family, number) {
+            return Some(ReservedBy::ZeroOr255 { pool: pool.name.clone() });
+        }
+        if !self.edges[slot(family)].contains(number) {
             return None;
         }
         let block = pool.blocks.iter().find(|block| edges(block).any(|edge| edge.contains(address)))?;

@@ -20,6 +20,8 @@ use crate::{
 pub(crate) struct Allocatable {
     pools: Pools,
     requests: BTreeMap<ServiceName, Arc<Request>>,
+    /// Services that are refused and never were good: whatever they hold is theirs until they can be read.
+    unread: BTreeSet<ServiceName>,
 }
 
 impl Allocatable {
@@ -38,24 +40,37 @@ impl Allocatable {
         self.pools.0.get(name).is_some_and(|taken| taken.is_valid)
     }
 
-    /// Takes what a newer snapshot says of the touched objects.
-    pub(crate) fn take(&mut self, touched: &BTreeSet<Key>, snapshot: &Snapshot) -> Vec<Edit> {
+    /// Takes what a newer snapshot says of the touched objects. `has_state` says which services have a good state.
+    pub(crate) fn take(
+        &mut self,
+        touched: &BTreeSet<Key>,
+        snapshot: &Snapshot,
+        has_state: impl Fn(&ServiceName) -> bool,
+    ) -> Vec<Edit> {
         let mut edits = Vec::new();
         // Pools are few, and what one is for depends on namespaces.
         if touched.iter().any(|key| matches!(key, Key::Pool(_) | Key::Namespace(_))) {
             edits = self.pools.take(&snapshot.declared());
         }
         let requests = self.request_differences(touched, snapshot);
-        edits.extend(request_edits(&requests));
+        let unread = self.unread_differences(touched, snapshot, has_state);
+        edits.extend(service_edits(&requests, &unread));
         requests.apply(&mut self.requests);
+        unread.apply(&mut self.unread);
         edits
     }
 
     /// What [`take`](Self::take) would give if the objects of `snapshot` came to those that are `declared` with them.
-    pub(crate) fn preview(&self, snapshot: &Snapshot, declared: &Declared<'_>) -> Vec<Edit> {
+    pub(crate) fn preview(
+        &self,
+        snapshot: &Snapshot,
+        declared: &Declared<'_>,
+        has_state: impl Fn(&ServiceName) -> bool,
+    ) -> Vec<Edit> {
         let mut edits = self.pools.clone().take(declared);
         let touched = snapshot.keys().cloned().collect();
-        edits.extend(request_edits(&self.request_differences(&touched, snapshot)));
+        let requests = self.request_differences(&touched, snapshot);
+        edits.extend(service_edits(&requests, &self.unread_differences(&touched, snapshot, has_state)));
         edits
     }
 
@@ -64,6 +79,39 @@ impl Allocatable {
             Key::Service(name) => Some((name, differences::request(snapshot.entry(key)))),
             Key::Slice(_) | Key::Namespace(_) | Key::Workload(_) | Key::Pool(_) => None,
         })
+    }
+
+    fn unread_differences(
+        &self,
+        touched: &BTreeSet<Key>,
+        snapshot: &Snapshot,
+        has_state: impl Fn(&ServiceName) -> bool,
+    ) -> UnreadDifferences {
+        let mut differences = UnreadDifferences::default();
+        for key in touched {
+            let Key::Service(name) = key else { continue };
+            let is_refused = snapshot.entry(key).is_some_and(|entry| entry.body.is_none());
+            match (self.unread.contains(name), is_refused && !has_state(name)) {
+                (false, true) => differences.came.insert(name.clone()),
+                (true, false) => differences.went.insert(name.clone()),
+                (false, false) | (true, true) => continue,
+            };
+        }
+        differences
+    }
+}
+
+/// Services that cannot be read now, and those that could not be read before.
+#[derive(Debug, Default)]
+struct UnreadDifferences {
+    came: BTreeSet<ServiceName>,
+    went: BTreeSet<ServiceName>,
+}
+
+impl UnreadDifferences {
+    fn apply(self, all: &mut BTreeSet<ServiceName>) {
+        all.retain(|name| !self.went.contains(name));
+        all.extend(self.came);
     }
 }
 
@@ -98,9 +146,15 @@ impl Pools {
     }
 }
 
-/// The edits that requests make: those that go, then those that come or change.
-fn request_edits(Differences { before, after }: &Differences<ServiceName, Request>) -> impl Iterator<Item = Edit> {
-    let removed = before.keys().filter(|name| !after.contains_key(*name)).cloned().map(Edit::RemoveService);
+/// The edits that services make: those that go or ask for nothing any more, those that cannot be read, then those that come
+/// or change.
+fn service_edits(
+    Differences { before, after }: &Differences<ServiceName, Request>,
+    UnreadDifferences { came, went }: &UnreadDifferences,
+) -> impl Iterator<Item = Edit> {
+    let removed: BTreeSet<_> = before.keys().chain(went).filter(|name| !after.contains_key(*name)).cloned().collect();
+    let kept = came.iter().cloned().map(Edit::KeepService);
     let changed = after.iter().filter(|(name, request)| before.get(*name) != Some(*request));
-    removed.chain(changed.map(|(_, request)| Edit::UpsertService(Request::clone(request))))
+    let changed = changed.map(|(_, request)| Edit::UpsertService(Request::clone(request)));
+    removed.into_iter().map(Edit::RemoveService).chain(kept).chain(changed)
 }

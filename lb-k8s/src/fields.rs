@@ -124,7 +124,8 @@ impl Walk {
     }
 }
 
-fn step(key: &str) -> String {
+/// A key as part of a path, with what separates it from the part before.
+pub(crate) fn step(key: &str) -> String {
     let plain = key.bytes().all(|byte| byte.is_ascii_alphanumeric());
     if plain && key.len() < 64 { format!(".{key}") } else { format!("[{}]", shown(key)) }
 }

@@ -20,7 +20,8 @@ use crate::{
     check::{self, Invalid},
     fields::{self, Rule, Unsupported},
     part::{Aside, Body, Key, WorkloadKey},
-    pools::{AddressPool, CiliumPool, PoolReading, ShortPool},
+    place::Object,
+    pools::{AddressPool, CiliumPool, PoolKind, PoolReading, ShortPool},
     service, slice,
     workload::{self, Identity},
 };
@@ -35,8 +36,8 @@ pub(crate) trait Kind: DeserializeOwned + Resource + Metadata<Ty = ObjectMeta> {
         check::subdomain(name)
     }
 
-    /// Why the object is none of our business, if it is not.
-    fn foreign(&self) -> Option<&'static str> {
+    /// Why an object with this metadata is none of our business, if it is not.
+    fn foreign(_: &ObjectMeta) -> Option<&'static str> {
         None
     }
 
@@ -48,6 +49,11 @@ pub(crate) trait Kind: DeserializeOwned + Resource + Metadata<Ty = ObjectMeta> {
 
     /// What it says, and what of that is not carried out.
     fn read(&self, identity: Identity<'_>) -> Result<Reading, Invalid>;
+
+    /// What there is of an object that is refused before it is read.
+    fn refused(_: &Object<'_>, _: Identity<'_>, invalid: Invalid) -> Result<Reading, Invalid> {
+        Err(invalid)
+    }
 }
 
 /// What reading an object comes to.
@@ -79,8 +85,8 @@ impl Kind for Service {
         check::label(name)
     }
 
-    fn foreign(&self) -> Option<&'static str> {
-        other_proxy(&self.metadata)
+    fn foreign(metadata: &ObjectMeta) -> Option<&'static str> {
+        other_proxy(metadata)
     }
 
     fn key((namespace, name): Identity<'_>) -> Key {
@@ -98,13 +104,13 @@ impl Kind for Service {
 impl Kind for EndpointSlice {
     const FIELDS: &'static Rule = &fields::ENDPOINT_SLICE;
 
-    fn foreign(&self) -> Option<&'static str> {
-        if label(&self.metadata, annotations::SERVICE_NAME).is_none() {
+    fn foreign(metadata: &ObjectMeta) -> Option<&'static str> {
+        if label(metadata, annotations::SERVICE_NAME).is_none() {
             return Some("it belongs to no service (label kubernetes.io/service-name)");
         }
-        let headless = label(&self.metadata, annotations::HEADLESS);
+        let headless = label(metadata, annotations::HEADLESS);
         let headless = headless.map(|_| "its service is headless (label service.kubernetes.io/headless)");
-        other_proxy(&self.metadata).or(headless)
+        other_proxy(metadata).or(headless)
     }
 
     fn key((namespace, name): Identity<'_>) -> Key {
@@ -171,6 +177,10 @@ impl Kind for CiliumPool {
     fn read(&self, (_, name): Identity<'_>) -> Result<Reading, Invalid> {
         Ok(pool(Self::read(self, name)))
     }
+
+    fn refused(object: &Object<'_>, (_, name): Identity<'_>, invalid: Invalid) -> Result<Reading, Invalid> {
+        Ok(pool(refused_pool(Self::version(object.header.api_version), object, name, invalid, Self::read)))
+    }
 }
 
 impl Kind for AddressPool {
@@ -183,6 +193,10 @@ impl Kind for AddressPool {
     fn read(&self, (_, name): Identity<'_>) -> Result<Reading, Invalid> {
         Ok(pool(Self::read(self, name)))
     }
+
+    fn refused(object: &Object<'_>, (_, name): Identity<'_>, invalid: Invalid) -> Result<Reading, Invalid> {
+        Ok(pool(refused_pool(Self::POOL, object, name, invalid, Self::read)))
+    }
 }
 
 impl Kind for ShortPool {
@@ -194,6 +208,28 @@ impl Kind for ShortPool {
 
     fn read(&self, (_, name): Identity<'_>) -> Result<Reading, Invalid> {
         Ok(pool(Self::read(self, name)))
+    }
+
+    fn refused(object: &Object<'_>, (_, name): Identity<'_>, invalid: Invalid) -> Result<Reading, Invalid> {
+        Ok(pool(refused_pool(Self::POOL, object, name, invalid, Self::read)))
+    }
+}
+
+/// What can be read of a pool that is refused: what it says besides its metadata, if only these are wrong.
+fn refused_pool<T: Kind>(
+    kind: PoolKind,
+    object: &Object<'_>,
+    name: &str,
+    invalid: Invalid,
+    read: impl FnOnce(&T, &str) -> PoolReading,
+) -> PoolReading {
+    let mut value = object.value.clone();
+    if let Some(fields) = value.as_object_mut() {
+        fields.remove("metadata");
+    }
+    match T::deserialize(value) {
+        Ok(pool) => read(&pool, name).refused(invalid),
+        Err(_) => PoolReading::unread(kind, name, invalid),
     }
 }
 

@@ -98,10 +98,12 @@
 //!
 //! # Errors
 //!
-//! A snapshot that cannot be read, parsed, or typed is rejected as a whole ([`SnapshotError`]), and the last good one
-//! stays. An object that is invalid in itself is refused alone ([`Refusal`]) and stays as it last was; a pool that never
-//! was good comes disabled, so that no service loses an address over it. Conflicts between objects of different sources
-//! are the model's to find, and those between pools the allocator's.
+//! A snapshot that cannot be read or parsed, or exceeds a limit, is rejected as a whole ([`SnapshotError`]), and the last
+//! good one stays. An object that is invalid in itself, by a value or by the type of a field, is refused alone ([`Refusal`])
+//! and stays as it last was. No service loses an address over it: a pool that never was good comes disabled, and a service
+//! that never was [keeps](lb_ipam::Edit::KeepService) what it has. Only an object whose name has a wrong type rejects the
+//! snapshot, since nobody knows what is to stay. Conflicts between objects of different sources are the model's to find,
+//! and those between pools the allocator's.
 #![forbid(unsafe_code)]
 
 mod amounts;

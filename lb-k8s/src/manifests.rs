@@ -66,8 +66,8 @@ pub struct Batch {
     /// Changes, in the order in which the model takes them without a conflict over an address.
     pub changes: Vec<Change>,
     /// Changes of pools and of what services ask of them, for an [`Allocator`](lb_ipam::Allocator): pools that go, pools that
-    /// come or change, requests that go, requests that come or change. Its first reconcile is not before
-    /// [`Change::InitDone`].
+    /// come or change, requests that go, [services](Edit::KeepService) that are refused and never were good, requests that
+    /// come or change. Its first reconcile is not before [`Change::InitDone`].
     pub edits: Vec<Edit>,
     /// What was not taken over, and why.
     pub report: Arc<Report>,
@@ -170,7 +170,10 @@ impl Manifests {
         let declared = snapshot.declared().over(&self.snapshot);
         let report = self.report_on(snapshot, &declared);
         match self.snapshot.check_limits(snapshot.parts()) {
-            Ok(()) => Preview { edits: self.allocatable.preview(snapshot, &declared), report },
+            Ok(()) => {
+                let edits = self.allocatable.preview(snapshot, &declared, |name| self.services.contains(name));
+                Preview { edits, report }
+            }
             Err(error) => Preview { edits: Vec::new(), report: Report { rejected: Some(Arc::new(error)), ..report } },
         }
     }
@@ -246,7 +249,7 @@ impl Manifests {
         match touched {
             Ok(touched) => {
                 self.take(&touched, &mut changes);
-                edits = self.allocatable.take(&touched, &self.snapshot);
+                edits = self.allocatable.take(&touched, &self.snapshot, |name| self.services.contains(name));
                 self.report = Arc::new(self.report_on(&self.snapshot, &self.snapshot.declared()));
                 if self.progress == Progress::Listing {
                     changes.push(Change::InitDone(self.source.clone()));

@@ -1,11 +1,20 @@
 //! Where a value stands and how it names itself: what messages are made of.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use serde_path_to_error::{Path, Segment};
 
-use crate::{Finding, ObjectRef, Origin, SnapshotError, document::BadSyntax, locate::Locator, text::shown};
+use crate::{
+    Finding, ObjectRef, Origin, SnapshotError,
+    check::Invalid,
+    document::BadSyntax,
+    fields,
+    locate::Locator,
+    text::{quoted, shown},
+};
 
 /// A place in a file.
 pub(crate) struct Place<'a> {
@@ -106,14 +115,68 @@ impl Object<'_> {
         self.place.finding(self.header, field.into(), message.into())
     }
 
-    pub(crate) fn typed<T: DeserializeOwned>(&self) -> Result<T, SnapshotError> {
+    /// The object as its kind has it, or the first field that has another type.
+    pub(crate) fn typed<T: DeserializeOwned>(&self) -> Result<T, Invalid> {
         // The second run is for the path of the field, which costs too much to follow every time.
         T::deserialize(self.value).or_else(|_| {
             serde_path_to_error::deserialize(self.value).map_err(|error| {
-                let path = error.path().to_string();
-                let field = if path == "." { String::new() } else { shown(&path) };
-                SnapshotError::Type(Box::new(self.finding(field, shown(&error.inner().to_string()))))
+                let (at, said) = (error.path(), error.inner().to_string());
+                Invalid::new(path(at), mismatch(&said, value_at(self.value, at)))
             })
         })
+    }
+
+    /// What can be read of the metadata of an object that has wrong types: how it names itself, and its labels, whatever
+    /// their values, unless they are no labels at all. `None` if a wrong type is where its name should be.
+    pub(crate) fn outline(&self) -> Option<ObjectMeta> {
+        let Some(metadata) = self.value.get("metadata").filter(|metadata| !metadata.is_null()) else {
+            return Some(ObjectMeta { labels: Some(BTreeMap::new()), ..ObjectMeta::default() });
+        };
+        let metadata = metadata.as_object()?;
+        let text = |key: &str| match metadata.get(key) {
+            None | Some(Value::Null) => Some(None),
+            Some(value) => value.as_str().map(|text| Some(text.to_owned())),
+        };
+        let labels = match metadata.get("labels") {
+            None | Some(Value::Null) => Some(BTreeMap::new()),
+            Some(labels) => labels.as_object().map(|labels| labels.iter().map(label).collect()),
+        };
+        Some(ObjectMeta { namespace: text("namespace")?, name: text("name")?, labels, ..ObjectMeta::default() })
+    }
+}
+
+fn label((key, value): (&String, &Value)) -> (String, String) {
+    (key.clone(), value.as_str().map_or_else(|| value.to_string(), str::to_owned))
+}
+
+/// The path of a field, as [`fields`] has it.
+fn path(path: &Path) -> String {
+    let steps = path.iter().map(|segment| match segment {
+        Segment::Seq { index } => format!("[{index}]"),
+        Segment::Map { key } | Segment::Enum { variant: key } => fields::step(key),
+        Segment::Unknown => String::new(),
+    });
+    steps.collect::<String>().trim_start_matches('.').to_owned()
+}
+
+fn value_at<'a>(value: &'a Value, path: &Path) -> Option<&'a Value> {
+    path.iter().try_fold(value, |value, segment| match segment {
+        Segment::Seq { index } => value.get(index),
+        Segment::Map { key } | Segment::Enum { variant: key } => value.get(key),
+        Segment::Unknown => None,
+    })
+}
+
+/// What was found and what was expected, none of them so long that it hides the other.
+fn mismatch(message: &str, found: Option<&Value>) -> String {
+    if message.starts_with("invalid type: ")
+        && let Some((found, expected)) = message.rsplit_once(", expected ")
+    {
+        let expected = if matches!(expected, "i32" | "i64") { "a whole number" } else { expected };
+        return format!("{}, expected {}", shown(found), shown(expected));
+    }
+    match found.and_then(Value::as_str) {
+        Some(found) => format!("{} cannot be read: {}", quoted(found), shown(message)),
+        None => shown(message),
     }
 }

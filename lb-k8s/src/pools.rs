@@ -33,6 +33,8 @@ mod namespaces;
 mod selector;
 mod short;
 
+use draft::Draft;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use lb_ipam::{Pool, Selector};
 
 pub(crate) use cilium::CiliumPool;
@@ -78,6 +80,11 @@ impl ReadPool {
     }
 }
 
+/// A pool that gives nothing out for this reason; nobody loses an address over it.
+pub(crate) fn refused(pool: Pool, why: String) -> Pool {
+    Pool { disabled: true, refused: Some(why), ..pool }
+}
+
 /// Which kind of object a pool comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PoolKind {
@@ -93,4 +100,17 @@ pub(crate) struct PoolReading {
     pub(crate) invalid: Option<Invalid>,
     /// What may be other than meant, or is not carried out.
     pub(crate) notes: Vec<Unsupported>,
+}
+
+impl PoolReading {
+    /// A pool of which nothing but the name can be read.
+    pub(crate) fn unread(kind: PoolKind, name: &str, invalid: Invalid) -> Self {
+        Draft::new(kind, name, &ObjectMeta::default()).unread(invalid)
+    }
+
+    /// The pool, refused for this reason.
+    pub(crate) fn refused(self, invalid: Invalid) -> Self {
+        let pool = ReadPool { pool: refused(self.pool.pool, invalid.to_string()), is_valid: false, ..self.pool };
+        Self { pool, invalid: Some(invalid), notes: self.notes }
+    }
 }

@@ -101,31 +101,46 @@ impl Reader {
             (CiliumPool::API_VERSION | CiliumPool::ALPHA, CiliumPool::KIND) => self.known::<CiliumPool>(object),
             (AddressPool::API_VERSION, AddressPool::KIND) => self.known::<AddressPool>(object),
             (ShortPool::API_VERSION, ShortPool::KIND) => self.known::<ShortPool>(object),
-            (api_version, _) => {
-                let message = format!("objects of this kind in {} are not used", shown(api_version));
-                let finding = self.finding(object, "", message);
-                self.part.skipped.extend(finding);
+            (api_version, kind) => {
+                let rest = instead_of(api_version, kind).map_or_else(String::new, |used| format!("; {used} are"));
+                self.skip(object, format!("objects of this kind in {} are not used{rest}", shown(api_version)));
                 Ok(())
             }
         }
     }
 
     fn known<T: Kind>(&mut self, object: &Object<'_>) -> Result<(), SnapshotError> {
-        let typed: T = object.typed()?;
-        if let Some(why) = typed.foreign() {
-            let finding = self.finding(object, "", why);
-            self.part.skipped.extend(finding);
-            return Ok(());
-        }
-        self.unsupported(object, fields::unsupported(object.value, T::FIELDS));
-        match identity::<T>(typed.metadata()) {
-            Ok(identity) => self.take(object, &typed, identity),
-            Err(invalid) => self.refuse(object, None, invalid),
+        match object.typed::<T>() {
+            Ok(typed) => match T::foreign(typed.metadata()) {
+                Some(why) => self.skip(object, why),
+                None => self.take::<T>(object, typed.metadata(), |identity| typed.read(identity)),
+            },
+            Err(invalid) => {
+                let Some(metadata) = object.outline() else {
+                    return Err(SnapshotError::Type(Box::new(object.finding(invalid.field, invalid.message))));
+                };
+                // Without labels to read, it may be ours.
+                match metadata.labels.as_ref().and_then(|_| T::foreign(&metadata)) {
+                    Some(why) => self.skip(object, why),
+                    None => self.take::<T>(object, &metadata, |identity| T::refused(object, identity, invalid)),
+                }
+            }
         }
         Ok(())
     }
 
-    fn take<T: Kind>(&mut self, object: &Object<'_>, typed: &T, identity: Identity<'_>) {
+    /// Takes an object that has this metadata over.
+    fn take<T: Kind>(
+        &mut self,
+        object: &Object<'_>,
+        metadata: &ObjectMeta,
+        read: impl FnOnce(Identity<'_>) -> Result<Reading, Invalid>,
+    ) {
+        self.unsupported(object, fields::unsupported(object.value, T::FIELDS));
+        let identity = match identity::<T>(metadata) {
+            Ok(identity) => identity,
+            Err(invalid) => return self.refuse(object, None, invalid),
+        };
         let slot = match self.part.entries.entry(T::key(identity)) {
             Slot::Vacant(slot) => slot,
             Slot::Occupied(first) => {
@@ -137,7 +152,11 @@ impl Reader {
         if let Key::Pool(_) = slot.key() {
             self.part.amounts.pools += 1;
         }
-        match typed.read(identity) {
+        let reading = match check_annotations(metadata) {
+            Ok(()) => read(identity),
+            Err(invalid) => T::refused(object, identity, invalid),
+        };
+        match reading {
             Ok(Reading { body, invalid, notes: Notes { always, unallocated } }) => {
                 let key = invalid.is_some().then(|| slot.key().clone());
                 slot.insert(Entry { origin, body: Some(body) });
@@ -156,6 +175,11 @@ impl Reader {
                 self.refuse(object, Some(key), invalid);
             }
         }
+    }
+
+    fn skip(&mut self, object: &Object<'_>, why: impl Into<String>) {
+        let finding = self.finding(object, "", why);
+        self.part.skipped.extend(finding);
     }
 
     fn unsupported(&mut self, object: &Object<'_>, found: Vec<Unsupported>) {
@@ -185,13 +209,31 @@ impl Reader {
     }
 }
 
-/// Namespace and name of an object, once its metadata is known to be valid.
-fn identity<T: Kind>(metadata: &ObjectMeta) -> Result<Identity<'_>, Invalid> {
+/// What is read instead of a kind, or of its objects in another version.
+fn instead_of(api_version: &str, kind: &str) -> Option<&'static str> {
+    match kind {
+        EndpointSlice::KIND => Some("those in discovery.k8s.io/v1"),
+        CiliumPool::KIND => Some("those in cilium.io/v2 and cilium.io/v2alpha1"),
+        AddressPool::KIND => Some("those in metallb.io/v1beta1"),
+        "AddressPool" if api_version.starts_with("metallb.io/") => {
+            Some("those of kind IPAddressPool in metallb.io/v1beta1")
+        }
+        ShortPool::KIND => Some("those in lb/v1"),
+        _ => None,
+    }
+}
+
+fn check_annotations(metadata: &ObjectMeta) -> Result<(), Invalid> {
     let annotations = metadata.annotations.iter().flatten();
     if annotations.map(|(key, value)| key.len() + value.len()).sum::<usize>() > MAX_ANNOTATION_BYTES {
         let message = format!("more than {MAX_ANNOTATION_BYTES} bytes of annotations");
         return Err(Invalid::new("metadata.annotations", message));
     }
+    Ok(())
+}
+
+/// Namespace and name of an object, if they are valid.
+fn identity<T: Kind>(metadata: &ObjectMeta) -> Result<Identity<'_>, Invalid> {
     let missing = || Invalid::new("metadata.name", "an object needs a name");
     let name = metadata.name.as_deref().ok_or_else(missing)?;
     let name = T::check_name(name).at(|| "metadata.name".into())?;

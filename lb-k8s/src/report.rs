@@ -105,7 +105,7 @@ pub struct Refusal {
 pub enum Instead {
     /// Its last good state.
     LastGood,
-    /// Nothing: it never had one.
+    /// Nothing: it never had one. An allocator is told to [leave a service what it has](lb_ipam::Edit::KeepService).
     Nothing,
     /// A pool that gives nothing out, so that no service loses an address over a mistake: it never had a last good state.
     Disabled,

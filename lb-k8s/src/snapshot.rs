@@ -161,6 +161,8 @@ impl Snapshot {
         }
         let incomparable = declared.incomparable().map(|(key, finding)| (instead(&key), Arc::new(finding)));
         report.refused.extend(incomparable.map(|(instead, finding)| Refusal { finding, instead }));
+        let in_vain = declared.selecting_in_vain().filter(|(key, _)| self.files_of.contains_key(key));
+        report.unsupported.extend(in_vain.map(|(_, finding)| Arc::new(finding)));
         let repetition = |finding| Refusal { finding: Arc::new(finding), instead: Instead::Nothing };
         report.refused.extend(self.repetitions().map(repetition));
         report

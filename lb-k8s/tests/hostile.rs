@@ -1,4 +1,5 @@
-//! Files that somebody made to harm: each is a clear error, soon, in bounded memory, and the last good state stays.
+//! Files that somebody made to harm: each is a clear error, of the file or of an object, soon, in bounded memory, and the
+//! last good state stays.
 //!
 //! Every one is read in a process of its own, which is this executable again: so its peak of resident memory is its own.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -61,7 +62,7 @@ struct Bomb {
     memory: u64,
 }
 
-const BOMBS: [Bomb; 24] = [
+const BOMBS: [Bomb; 27] = [
     Bomb { name: "a_gibibyte_of_nothing", lay: |d| sparse(d, 1 << 30), says: "larger than 8388608 bytes", memory: 1 },
     Bomb {
         name: "one_byte_too_many",
@@ -155,6 +156,29 @@ const BOMBS: [Bomb; 24] = [
         says: "leads out of its directory, to /etc/hostname",
         memory: 1,
     },
+    Bomb {
+        name: "objects_of_wrong_types",
+        lay: |d| json(d, &list(&(0..50_000).map(untyped).collect::<String>())),
+        says: "expected ServiceSpec; it is left out",
+        memory: 256,
+    },
+    Bomb {
+        name: "a_pool_of_wrong_types",
+        lay: |d| json(d, &format!(r#"{POOL}"labels":[]}},"spec":{{"blocks":[{}7]}}}}"#, "\"x\",".repeat(700_000))),
+        says: "expected a map; it gives nothing out",
+        memory: 256,
+    },
+    Bomb {
+        name: "a_pool_of_many_wrong_labels",
+        lay: |d| {
+            yaml(
+                d,
+                &format!(r#"{POOL}"labels":{{{}}}}}}}"#, (0..200_000).map(|n| format!("a{n}: y,")).collect::<String>()),
+            )
+        },
+        says: "expected a string; it gives nothing out",
+        memory: 512,
+    },
     Bomb { name: "a_hard_link_in_a_shared_directory", lay: hard_link, says: "2 names (hard links)", memory: 1 },
 ];
 
@@ -205,7 +229,8 @@ fn read(directory: &Path) -> String {
     let start = processor_time();
     let batch = manifests.reload(&[directory]);
     let took = (processor_time() - start).as_millis();
-    let message = batch.report.rejected.as_ref().map(ToString::to_string).unwrap_or_default();
+    let rejected = batch.report.rejected.as_ref().map(ToString::to_string);
+    let message = rejected.or_else(|| batch.report.refused.first().map(ToString::to_string)).unwrap_or_default();
     format!("{}\n{good}\n{}\n{took}\n{message}", peak(), manifests.services().count())
 }
 
@@ -246,6 +271,12 @@ fn too_much_together(directory: &Path) {
 
 fn list(items: &str) -> String {
     format!(r#"{{"apiVersion":"v1","kind":"List","items":[{}]}}"#, items.trim_end_matches(','))
+}
+
+const POOL: &str = r#"{"apiVersion":"lb/v1","kind":"IPPool","metadata":{"name":"a","#;
+
+fn untyped(n: usize) -> String {
+    format!(r#"{{"apiVersion":"v1","kind":"Service","metadata":{{"name":"a{n}"}},"spec":7}},"#)
 }
 
 fn laughs() -> String {

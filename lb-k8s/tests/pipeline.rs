@@ -1,10 +1,13 @@
 //! Manifests, allocator and model in a row, as an agent has them: whatever is edited, every service has the addresses that
 //! it was given, and nobody else claims them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use lb_core::{Capabilities, FrontendAddr, Model, ServiceName, SourceName};
-use lb_ipam::{Allocator, Edit, MemoryLedger, Settings, Timestamp};
+use lb_ipam::{Allocator, Edit, MemoryLedger, Request, Settings, Timestamp};
 use lb_k8s::{Manifests, Snapshot};
 use proptest::{
     collection::{btree_map, vec},
@@ -15,7 +18,8 @@ use proptest::{
 /// A service in its manifest.
 #[derive(Clone, Debug)]
 struct Wish {
-    port: u16,
+    /// One that is none has the service refused.
+    port: &'static str,
     is_load_balancer: bool,
     annotation: &'static str,
 }
@@ -30,8 +34,12 @@ enum Step {
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let annotation = select(vec!["", "", "lb/sharing-key: k", "lb/sharing-key: k", "lb/ips: 192.0.2.1", "lb/pool: p"]);
-    let wish = (80..82u16, prop::bool::weighted(0.9), annotation)
-        .prop_map(|(port, is_load_balancer, annotation)| Wish { port, is_load_balancer, annotation });
+    let port = prop_oneof![8 => select(vec!["80", "81"]), 1 => select(vec!["0", "http"])];
+    let wish = (port, prop::bool::weighted(0.9), annotation).prop_map(|(port, is_load_balancer, annotation)| Wish {
+        port,
+        is_load_balancer,
+        annotation,
+    });
     let edit = (btree_map(0..5u8, wish, 0..6), vec(0..4u8, 0..4)).prop_map(|(wishes, pool)| Step::Edit(wishes, pool));
     vec(prop_oneof![4 => edit, 1 => Just(Step::Restart)], 1..10)
 }
@@ -92,8 +100,19 @@ impl Agent {
         }
     }
 
+    fn request(&self, name: &ServiceName) -> Option<&Request> {
+        self.manifests.requests().find(|request| request.service == *name)
+    }
+
+    /// Who has which addresses, whether it can be read or not.
+    fn held(&self) -> BTreeMap<ServiceName, Vec<IpAddr>> {
+        let names = (0..5).map(|name| ServiceName::new("default", &format!("s{name}")));
+        let held = names.filter_map(|name| Some((name.clone(), self.allocator.answer(&name)?.addresses().collect())));
+        held.filter(|(_, ips): &(_, Vec<_>)| !ips.is_empty()).collect()
+    }
+
     /// What each service has from outside, as every part says it.
-    fn addresses(&self) -> BTreeMap<ServiceName, Vec<std::net::IpAddr>> {
+    fn addresses(&self) -> BTreeMap<ServiceName, Vec<IpAddr>> {
         let services =
             self.manifests.services().map(|service| (service.name.clone(), service.load_balancer_ips.clone()));
         services.filter(|(_, ips)| !ips.is_empty()).collect()
@@ -109,16 +128,27 @@ proptest! {
         let mut written = text(&BTreeMap::new(), &[]);
         for (step, second) in steps.into_iter().zip(1..) {
             let now = Timestamp::from_secs(second);
-            let before = agent.addresses();
+            let (mut served, held) = (agent.addresses(), agent.held());
+            let kept: BTreeSet<_> = held.keys().filter(|name| agent.request(name).is_none()).cloned().collect();
             match step {
                 Step::Edit(wishes, pool) => {
                     written = text(&wishes, &pool);
                     agent.update(&written, now);
+                    let after = agent.held();
+                    for (name, ips) in held.iter().filter(|(name, _)| kept.contains(name) && after.contains_key(name)) {
+                        let joined = |other: &&ServiceName| !ips.iter().any(|ip| held.get(*other).is_some_and(|had| had.contains(ip)));
+                        let has_one = |other: &&ServiceName| ips.iter().any(|ip| after[*other].contains(ip));
+                        let new: Vec<_> = after.keys().filter(has_one).filter(joined).collect();
+                        prop_assert!(agent.request(name).is_some() || new.is_empty(), "{new:?} got what {name} has");
+                        prop_assert!(agent.request(name).is_some() || after[name] == *ips, "{name} moved");
+                    }
                 }
                 Step::Restart => {
                     agent = Agent::start(agent.allocator.into_ledger());
                     agent.update(&written, now);
-                    prop_assert_eq!(agent.addresses(), before, "after a restart");
+                    prop_assert_eq!(agent.held(), held, "after a restart");
+                    served.retain(|name, _| agent.request(name).is_some());
+                    prop_assert_eq!(agent.addresses(), served, "after a restart");
                 }
             }
             let refused: Vec<_> = agent.model.refused().collect();
@@ -135,5 +165,36 @@ proptest! {
                 }
             }
         }
+    }
+}
+
+/// The restart of an agent while a manifest is wrong that was right before.
+#[test]
+fn a_refused_service_keeps_its_address_over_a_restart_and_nobody_gets_it() {
+    let right = |port| Wish { port, is_load_balancer: true, annotation: "" };
+    let one = BTreeMap::from([(1, right("80"))]);
+    let addresses = |agent: &Agent| agent.held().into_values().flatten().map(|ip| ip.to_string()).collect::<Vec<_>>();
+    for port in ["0", "http"] {
+        let mut agent = Agent::start(MemoryLedger::default());
+        agent.update(&text(&one, &[7]), Timestamp::from_secs(1));
+        assert_eq!(addresses(&agent), ["192.0.2.7"]);
+
+        let mut agent = Agent::start(agent.allocator.into_ledger());
+        let wrong = BTreeMap::from([(0, right("80")), (1, right(port))]);
+        agent.update(&text(&wrong, &[7]), Timestamp::from_secs(2));
+        assert_eq!(addresses(&agent), ["192.0.2.7"]);
+        assert!(agent.addresses().is_empty(), "who is refused is not served, and the other one waits");
+
+        agent.update(&text(&one, &[7]), Timestamp::from_secs(3));
+        assert_eq!(
+            agent.addresses()[&ServiceName::new("default", "s1")][0].to_string(),
+            "192.0.2.7",
+            "it is right again"
+        );
+
+        let mut agent = Agent::start(agent.allocator.into_ledger());
+        agent.update(&text(&wrong, &[7]), Timestamp::from_secs(4));
+        agent.update(&text(&BTreeMap::from([(0, right("80"))]), &[7]), Timestamp::from_secs(5));
+        assert_eq!(agent.addresses()[&ServiceName::new("default", "s0")][0].to_string(), "192.0.2.7", "it is gone");
     }
 }

@@ -78,7 +78,7 @@ prop_compose! {
         Pool {
             name: PoolName::new(&name), created: Timestamp::from_secs(created),
             blocks, avoid, selectors, allow_first_last, disabled, auto_assign, avoid_zero_and_255, priority,
-            namespace_quota, quarantine, drain,
+            namespace_quota, quarantine, drain, refused: None,
         }
     }
 }

@@ -540,9 +540,38 @@ fn where_nobody_allocates_pools_are_reported() {
 
 #[test]
 fn pools_of_other_versions_are_skipped() {
-    let snapshot = snapshot("apiVersion: metallb.io/v1beta2\nkind: IPAddressPool", "{addresses: [10.0.0.0/24]}");
-    assert_eq!(snapshot.report().skipped[0].message, "objects of this kind in metallb.io/v1beta2 are not used");
-    assert_eq!(snapshot.pools().count(), 0);
+    for (version, kind, used) in [
+        ("cilium.io/v2beta1", "CiliumLoadBalancerIPPool", "; those in cilium.io/v2 and cilium.io/v2alpha1 are"),
+        ("metallb.io/v1beta2", "IPAddressPool", "; those in metallb.io/v1beta1 are"),
+        ("metallb.io/v1beta1", "AddressPool", "; those of kind IPAddressPool in metallb.io/v1beta1 are"),
+        ("lb/v2", "IPPool", "; those in lb/v1 are"),
+        ("example.com/v1", "AddressPool", ""),
+    ] {
+        let snapshot = snapshot(&format!("apiVersion: {version}\nkind: {kind}"), "{addresses: [10.0.0.0/24]}");
+        let says = format!("objects of this kind in {version} are not used{used}");
+        assert_eq!(snapshot.report().skipped[0].message, says);
+        assert_eq!(snapshot.pools().count(), 0);
+    }
+}
+
+#[test]
+fn labels_of_namespaces_without_namespaces_are_reported() {
+    let allocation = |allocation: &str| {
+        let text = text(METALLB, &format!("{{addresses: [10.0.0.0/24], serviceAllocation: {{{allocation}}}}}"));
+        let namespace = "---\napiVersion: v1\nkind: Namespace\nmetadata: {name: red}\n";
+        let said = |text: &str| {
+            let report = Snapshot::parse("pool.yaml", text).unwrap().allocating_report();
+            report.unsupported.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(said(&(text.clone() + namespace)), [""; 0]);
+        said(&text)
+    };
+    let says = "pool.yaml: document 1, IPAddressPool blue, field `spec.serviceAllocation.namespaceSelectors`: there is no \
+                Namespace object among the manifests, so that none is selected: add those that the pool is for, or name them \
+                in `namespaces`";
+    assert_eq!(allocation("namespaceSelectors: [{matchLabels: {a: b}}]"), [says]);
+    assert_eq!(allocation("namespaceSelectors: [{}], namespaces: [red]"), [says]);
+    assert_eq!(allocation("namespaces: [red]"), [""; 0]);
 }
 
 #[test]

@@ -30,6 +30,7 @@ fn told(edits: &[Edit]) -> Vec<String> {
         Edit::RemovePool(name) => format!("-pool {name}"),
         Edit::UpsertService(request) => format!("+{}", request.service),
         Edit::RemoveService(name) => format!("-{name}"),
+        Edit::KeepService(name) => format!("={name}"),
         Edit::SetSettings(_) => unreachable!("manifests have no settings"),
     };
     edits.iter().map(told).collect()
@@ -92,7 +93,7 @@ fn what_would_be_refused_is_said_with_what_stays() {
     );
     let instead: Vec<_> = preview.report.refused.iter().map(|refusal| refusal.instead).collect();
     assert_eq!(instead, [Instead::LastGood, Instead::Disabled, Instead::Nothing], "{:?}", preview.report);
-    assert_eq!(told(&preview.edits), ["+pool b"]);
+    assert_eq!(told(&preview.edits), ["+pool b", "=default/x"]);
     assert_eq!(preview.edits, batch.edits);
     let Edit::UpsertPool(pool) = &preview.edits[0] else { unreachable!() };
     assert!(pool.disabled);
@@ -161,7 +162,7 @@ fn a_plan_of_it_says_who_would_move() {
 fn object() -> impl Strategy<Value = String> {
     let name = || select(vec!["a", "b", "c"]);
     let block = select(vec!["10.0.0.0/24", "10.0.0.0/25", "10.1.0.0/24", "10.0.0.9-10.0.0.1"]);
-    let label = || select(vec!["team: a", "team: b", ""]);
+    let label = || select(vec!["team: a", "team: b", "", "team: true"]);
     prop_oneof![
         (name(), block.clone()).prop_map(|(name, block)| pool(name, block)),
         (name(), block, label()).prop_map(|(name, block, label)| selecting_pool(name, block, label)),
@@ -176,7 +177,11 @@ proptest! {
     fn a_preview_agrees_with_a_reload(there in vec(object(), 0..8), added in vec(object(), 0..5)) {
         let (preview, batch) = both(&there.concat(), &added.concat());
         prop_assert_eq!(&preview.edits, &batch.edits);
-        let of_added = |refusal: &&Refusal| refusal.finding.object.origin.file.ends_with("added.yaml");
+        // Whether pools that are there can be compared with all namespaces is up to those that are added too.
+        let of_added = |refusal: &&Refusal| {
+            let finding = &refusal.finding;
+            finding.object.origin.file.ends_with("added.yaml") || finding.field.ends_with("namespaceSelectors")
+        };
         let refused: Vec<_> = batch.report.refused.iter().filter(of_added).cloned().collect();
         prop_assert_eq!(&preview.report.refused, &refused);
         let unsupported = batch.report.unsupported.iter();

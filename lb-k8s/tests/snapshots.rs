@@ -115,7 +115,7 @@ fn unknown_kinds_are_listed() {
         [
             "x.yaml:2:1: document 1, ConfigMap b/a: objects of this kind in v1 are not used",
             "x.yaml:6:1: document 2, EndpointSlice default/c: objects of this kind in discovery.k8s.io/v1beta1 are not \
-             used",
+             used; those in discovery.k8s.io/v1 are",
             "x.yaml:10:1: document 3, Secret without a name: objects of this kind in v1 are not used",
         ]
     );
@@ -192,19 +192,21 @@ fn errors_of_syntax_name_file_line_and_document() {
 
 #[test]
 fn errors_of_type_name_the_field() {
+    let refused = |file: &str, text: &str| Snapshot::parse(file, text).unwrap().report().refused[0].to_string();
     assert_eq!(
-        rejected("x.yaml", &format!("# c\n---\n{}", SERVICE.replace("port: 80", "port: eighty"))),
+        refused("x.yaml", &format!("# c\n---\n{}", SERVICE.replace("port: 80", "port: eighty"))),
         "x.yaml:10:11: document 1, Service default/web, field `spec.ports[0].port`: invalid type: string \"eighty\", \
-         expected i32"
+         expected a whole number; it is left out"
     );
     assert_eq!(
-        rejected("x.yaml", &SERVICE.replace("name: web\n", "name: web\n  labels: {a: 1}\n")),
+        refused("x.yaml", &SERVICE.replace("name: web\n", "name: web\n  labels: {a: 1}\n")),
         "x.yaml:5:15: document 1, Service default/web, field `metadata.labels.a`: invalid type: integer `1`, expected a \
-         string"
+         string; it is left out"
     );
     assert_eq!(
-        rejected("x.yaml", "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: 7\n"),
-        "x.yaml:4:7: document 1, Service default/web, field `spec`: invalid type: integer `7`, expected ServiceSpec"
+        refused("x.yaml", "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: 7\n"),
+        "x.yaml:4:7: document 1, Service default/web, field `spec`: invalid type: integer `7`, expected ServiceSpec; \
+         it is left out"
     );
 }
 

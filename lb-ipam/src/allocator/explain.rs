@@ -5,7 +5,7 @@ use core::{fmt, net::IpAddr};
 
 use lb_core::ServiceName;
 
-use crate::{Allocator, Entry, Ledger, PoolName, ReservedBy, Timestamp};
+use crate::{Allocator, Entry, Freed, Ledger, PoolName, ReservedBy, Timestamp};
 
 /// What an address is. Displays as a sentence.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,6 +16,19 @@ pub struct AddressReport {
     pub state: AddressState,
     /// The pools that have a block with it, the one whose it is in front.
     pub pools: Vec<PoolName>,
+    /// What cannot be read, if that is why who holds it keeps it.
+    pub kept_for: Option<KeptFor>,
+}
+
+/// Why an address stays where it is whatever pools and rules say. Displays as the end of a sentence.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum KeptFor {
+    /// It is in no pool, and may be in this one, which cannot be read.
+    #[error("in no pool, and kept because pool `{0}`, which may have it, cannot be read; correct the pool")]
+    Pool(PoolName),
+    /// This service [cannot be read](crate::Edit::KeepService).
+    #[error("kept because service {0} cannot be read; correct the service")]
+    Service(ServiceName),
 }
 
 /// What an address is.
@@ -25,7 +38,7 @@ pub enum AddressState {
     Outside,
     /// To be had.
     Free,
-    /// For nobody.
+    /// For nobody, as it is or as its pool is.
     Reserved(ReservedBy),
     /// With these services.
     Held(Vec<ServiceName>),
@@ -56,7 +69,7 @@ impl<L: Ledger> Allocator<L> {
     pub fn explain(&self, address: IpAddr) -> AddressReport {
         let containing = self.catalog.containing(address);
         let pools = containing.iter().map(|&index| self.catalog.pools[index].pool.name.clone()).collect();
-        AddressReport { address, state: self.state(address), pools }
+        AddressReport { address, state: self.state(address), pools, kept_for: self.kept_for(address) }
     }
 
     fn state(&self, address: IpAddr) -> AddressState {
@@ -64,20 +77,42 @@ impl<L: Ledger> Allocator<L> {
             Some(Entry::Held(holders)) => AddressState::Held(holders.names().to_vec()),
             Some(Entry::Conflict(by)) => AddressState::Conflict { by: by.to_string() },
             Some(Entry::Reserved(why)) => AddressState::Reserved(ReservedBy::Named { why: why.to_string() }),
-            Some(Entry::Freed(freed)) if freed.drained > self.now => {
-                AddressState::Draining { last: freed.last.clone(), until: freed.drained }
-            }
-            Some(Entry::Freed(freed)) if freed.rested > self.now => {
-                AddressState::Quarantined { last: freed.last.clone(), until: freed.rested }
-            }
-            Some(Entry::Freed(_)) | None => self.state_in_pool(address),
+            Some(Entry::Freed(freed)) => self.state_in_pool(address, Some(&freed)),
+            None => self.state_in_pool(address, None),
         }
     }
 
-    fn state_in_pool(&self, address: IpAddr) -> AddressState {
+    /// What an address is that nobody holds. One that nobody can get is not free because it rests.
+    fn state_in_pool(&self, address: IpAddr, freed: Option<&Freed>) -> AddressState {
         let Some(owner) = self.catalog.owner(address) else { return AddressState::Outside };
         let reserved = owner.usable.reserved_by(address, &owner.pool, &self.settings);
-        reserved.map_or(AddressState::Free, AddressState::Reserved)
+        let out_of_service = || {
+            let why = owner.out_of_service()?;
+            Some(ReservedBy::OutOfService { pool: owner.pool.name.clone(), why })
+        };
+        if let Some(reserved) = reserved.or_else(out_of_service) {
+            return AddressState::Reserved(reserved);
+        }
+        match freed {
+            Some(freed) if freed.drained > self.now => {
+                AddressState::Draining { last: freed.last.clone(), until: freed.drained }
+            }
+            Some(freed) if freed.rested > self.now => {
+                AddressState::Quarantined { last: freed.last.clone(), until: freed.rested }
+            }
+            Some(_) | None => AddressState::Free,
+        }
+    }
+
+    /// What cannot be read, if that is why who holds the address keeps it.
+    pub(super) fn kept_for(&self, address: IpAddr) -> Option<KeptFor> {
+        let entry = self.ledger.get(address)?;
+        let mut holders = entry.holders().iter();
+        let is_known = holders.clone().any(|holder| self.book.request(holder).is_some());
+        if is_known && self.catalog.containing(address).is_empty() {
+            return self.catalog.unreadable().map(|compiled| KeptFor::Pool(compiled.pool.name.clone()));
+        }
+        holders.find(|holder| self.book.is_unreadable(holder)).cloned().map(KeptFor::Service)
     }
 }
 
@@ -85,9 +120,10 @@ impl fmt::Display for AddressReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ", self.address)?;
         match self.pools.first() {
-            Some(pool) => write!(f, "of pool `{pool}`: {}", self.state),
-            None => self.state.fmt(f),
+            Some(pool) => write!(f, "of pool `{pool}`: {}", self.state)?,
+            None => self.state.fmt(f)?,
         }
+        self.kept_for.iter().try_for_each(|kept| write!(f, "; {kept}"))
     }
 }
 

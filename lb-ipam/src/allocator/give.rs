@@ -53,25 +53,6 @@ impl<L: Ledger> Allocator<L> {
         Ok(Err(self.none_gives(request, family, refusing)))
     }
 
-    /// Names the pools that say most, and counts the others.
-    fn none_gives(&self, request: &Request, family: Family, mut refusing: Vec<(PoolIndex, NotFrom)>) -> Cause {
-        refusing.sort_by_key(|(_, why)| why.rank());
-        refusing.truncate(Cause::MAX_NAMED);
-        let of_family = self.catalog.of_family(family);
-        for &index in of_family {
-            if refusing.len() >= Cause::MAX_NAMED {
-                break;
-            }
-            let is_new = refusing.iter().all(|(other, _)| *other != index);
-            let why = self.catalog.pools[index].gives_nothing(request).filter(|_| is_new);
-            refusing.extend(why.map(|why| (index, why)));
-        }
-        let more = of_family.len() - refusing.len();
-        let pools =
-            refusing.into_iter().map(|(index, why)| (self.catalog.pools[index].pool.name.clone(), why)).collect();
-        Cause::NoneGives { pools, more }
-    }
-
     /// The first pool that has an address of every family that the service lacks.
     pub(super) fn pool_for_all(&self, request: &Request, families: FamilyList) -> Option<PoolIndex> {
         let gives_all = |index: &PoolIndex| {
@@ -185,6 +166,7 @@ impl<L: Ledger> Allocator<L> {
         if !self.wants_family(request, family) {
             return Err(Cause::FamilyNotListed(family));
         }
+        self.check_choice(request)?;
         let index = *self.catalog.containing(address).first().ok_or(Cause::InNoPool)?;
         let compiled = &self.catalog.pools[index];
         let not_from = |why| Cause::NotFromPool { pool: compiled.pool.name.clone(), why };
@@ -228,6 +210,7 @@ impl<L: Ledger> Allocator<L> {
         let holders = entry.as_ref().map_or(&[][..], Entry::holders);
         for holder in holders.iter().filter(|holder| **holder != self.book.get(slot).name) {
             let rule = match self.book.request(holder) {
+                None if self.book.is_unreadable(holder) => Err(SharingRule::Unreadable),
                 None => Err(SharingRule::Unknown),
                 Some(_) if holders.len() >= Self::MAX_SHARERS => Err(SharingRule::TooMany),
                 Some(other) => may_share(request, other, &self.settings),

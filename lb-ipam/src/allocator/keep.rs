@@ -87,7 +87,7 @@ impl<L: Ledger> Allocator<L> {
             compiled.is_for(request) && !compiled.usable.avoids(address)
         };
         // It may be in the pool that cannot be read.
-        let lost_and_found = containing.is_empty() && self.catalog.is_unreadable();
+        let lost_and_found = containing.is_empty() && self.catalog.unreadable().is_some();
         lost_and_found || containing.iter().any(admits)
     }
 

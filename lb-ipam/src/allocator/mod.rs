@@ -6,6 +6,7 @@ mod give;
 mod keep;
 mod plan;
 mod reconcile;
+mod refuse;
 mod serve;
 mod wake;
 
@@ -15,11 +16,11 @@ use core::net::IpAddr;
 use lb_core::ServiceName;
 
 use crate::{
-    Answer, Entry, Ledger, LedgerError, MemoryLedger, Pool, PoolName, PoolStatus, Request, Settings, Timestamp,
-    book::Book, catalog::Catalog, index::Index, range::FAMILIES,
+    Answer, Entry, Ledger, LedgerError, MemoryLedger, Pool, PoolName, PoolStatus, PoolWarning, Request, Settings,
+    Timestamp, book::Book, catalog::Catalog, index::Index, range::FAMILIES,
 };
 
-pub use explain::{AddressReport, AddressState};
+pub use explain::{AddressReport, AddressState, KeptFor};
 pub use plan::{EditPlan, Move};
 pub use reconcile::Outcome;
 use wake::News;
@@ -68,6 +69,12 @@ pub enum Edit {
     RemovePool(PoolName),
     /// Adds a service or replaces what it asks for.
     UpsertService(Request),
+    /// Says of a service that it is there and cannot be read, such as one whose manifest is refused. One that is known
+    /// stays as it was. One that is not asks for nothing and gets nothing, keeps every address that the ledger says it
+    /// has, whatever becomes of pools and rules, is joined by nobody, and has no status written: [`Allocator::answer`]
+    /// says what it has. [`UpsertService`](Self::UpsertService) makes it a service like any other, and
+    /// [`RemoveService`](Self::RemoveService) has it give everything back.
+    KeepService(ServiceName),
     /// Removes a service; it gives its addresses back.
     RemoveService(ServiceName),
     /// Replaces the rules.
@@ -145,6 +152,11 @@ impl<L: Ledger> Allocator<L> {
             }
             Edit::RemovePool(name) => self.stale |= self.pools.remove(&name).is_some(),
             Edit::UpsertService(request) => self.upsert(request),
+            Edit::KeepService(name) => {
+                if let Some(slot) = self.book.keep(&name) {
+                    self.note_request(slot, []);
+                }
+            }
             Edit::RemoveService(name) => self.book.remove(&name),
             Edit::SetSettings(settings) => {
                 self.stale |= self.settings != settings;
@@ -169,7 +181,8 @@ impl<L: Ledger> Allocator<L> {
         drained.into_iter().chain(forgotten).min()
     }
 
-    /// What a service got in the last reconcile, `None` if it is not ours.
+    /// What a service got in the last reconcile, `None` if it is not ours. A service that is [kept](Edit::KeepService)
+    /// has got what it holds; if it holds nothing, it is not known whether it is ours, and the answer is `None`.
     #[must_use]
     pub fn answer(&self, service: &ServiceName) -> Option<&Answer> {
         let tracked = self.book.get(self.book.find(service)?);
@@ -178,18 +191,29 @@ impl<L: Ledger> Allocator<L> {
 
     /// How every pool is doing as of the last reconcile, in the order in which they are asked.
     pub fn pools(&self) -> impl Iterator<Item = PoolStatus> + '_ {
-        self.catalog.pools.iter().enumerate().map(|(index, compiled)| {
+        let kept = self.kept_outside();
+        self.catalog.pools.iter().enumerate().map(move |(index, compiled)| {
             let counts = |family| self.index.counts(&self.catalog, index, family, &self.ledger, self.now);
             let [ipv4, ipv6] = FAMILIES.map(counts);
+            let keeps = kept.filter(|_| compiled.is_unreadable());
+            let keeps = keeps.map(|addresses| PoolWarning::KeepsOthers { addresses });
             PoolStatus {
                 name: compiled.pool.name.clone(),
                 problem: compiled.problem.clone(),
-                warnings: compiled.warnings.clone(),
+                warnings: compiled.warnings.iter().cloned().chain(keeps).collect(),
                 counts: ipv4.with(&ipv6),
                 ipv4,
                 ipv6,
             }
         })
+    }
+
+    /// How many addresses of no pool stay with services that can be read because a pool cannot, if there are any.
+    fn kept_outside(&self) -> Option<usize> {
+        self.catalog.unreadable()?;
+        let for_pool = |address: &IpAddr| matches!(self.kept_for(*address), Some(KeptFor::Pool(_)));
+        let kept = self.index.outside().filter(for_pool);
+        Some(kept.count()).filter(|kept| *kept > 0)
     }
 
     /// How one pool is doing as of the last reconcile.

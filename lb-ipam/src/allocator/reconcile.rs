@@ -60,6 +60,7 @@ impl<L: Ledger> Allocator<L> {
             self.book.get_mut(slot).rank = None;
         }
         self.serve_all(dirty, &mut run);
+        self.answer_unreadable();
         self.finish(run)
     }
 
@@ -100,6 +101,15 @@ impl<L: Ledger> Allocator<L> {
             }
         }
         queue.len()
+    }
+
+    /// Says of services that cannot be read what they have.
+    fn answer_unreadable(&mut self) {
+        let unreadable: Vec<Slot> = self.book.unreadable().collect();
+        for slot in unreadable {
+            let granted = self.book.get(slot).held.iter().map(|address| self.granted(*address)).collect();
+            self.book.answer_unreadable(slot, granted);
+        }
     }
 
     fn finish(&mut self, mut run: Run) -> Outcome {

@@ -138,7 +138,7 @@ impl<L: Ledger> Allocator<L> {
         held.iter().filter_map(quarrel).collect()
     }
 
-    fn granted(&self, address: IpAddr) -> Granted {
+    pub(super) fn granted(&self, address: IpAddr) -> Granted {
         Granted { address, pool: self.catalog.owner(address).map(|compiled| compiled.pool.name.clone()) }
     }
 }

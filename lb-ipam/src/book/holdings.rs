@@ -84,7 +84,8 @@ impl Book {
     }
 
     fn is_unknown_holder(&self, slot: Slot) -> bool {
-        self.slots[slot].request.is_none() && !self.slots[slot].held.is_empty()
+        let tracked = &self.slots[slot];
+        tracked.request.is_none() && !tracked.unreadable && !tracked.held.is_empty()
     }
 
     /// Services that are gone and hold something, in order of name.

@@ -98,7 +98,10 @@ fn garbled_blocks_and_lists_are_reported() {
         let mut ipam = allocator([Pool::new("bad", &[text]), Pool::new("good", &["10.0.0.0/24"])]);
         let status = serve(&mut ipam, Request::new("d", "a"));
         assert_eq!(reason(&status), "satisfied", "{text}");
-        assert!(matches!(ipam.pool(&PoolName::new("bad")).unwrap().problem, Some(PoolProblem::Block { .. })), "{text}");
+        assert!(
+            matches!(ipam.pool(&PoolName::new("bad")).unwrap().problem, Some(PoolProblem::Blocks { .. })),
+            "{text}"
+        );
     }
     assert_eq!(Wanted::parse_list(" , ,"), []);
     assert_eq!(Namespaces::parse("a, *"), Namespaces::All);

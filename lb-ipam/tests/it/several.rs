@@ -200,10 +200,20 @@ fn a_holder_that_becomes_known_is_no_stranger_any_more() {
     let message = |outcome: &Outcome| outcome.writes[0].1.condition.as_ref().unwrap().message.clone();
     two.handle_edit(Edit::UpsertService(waits));
     let told = message(&two.reconcile(Timestamp::default()));
-    assert!(told.ends_with("with which it cannot be shared: it is not known here yet"), "{told}");
+    assert!(
+        told.ends_with(
+            "with which it cannot be shared: it is not known here yet; wait until it is, or ask for another address"
+        ),
+        "{told}"
+    );
     two.handle_edit(Edit::UpsertService(Request::new("d", "x")));
     let outcome = two.reconcile(Timestamp::default());
     let told = outcome.writes.iter().find(|(service, _)| service.name() == "waits").map(|(_, status)| status.clone());
     let told = told.unwrap().condition.unwrap().message;
-    assert!(told.ends_with("with which it cannot be shared: different sharing key"), "{told}");
+    assert!(
+        told.ends_with(
+            "with which it cannot be shared: service d/x has no sharing key; give both services the same one"
+        ),
+        "{told}"
+    );
 }

@@ -5,11 +5,11 @@ use std::{
     net::IpAddr,
 };
 
-use lb_ipam::{Answer, Asked, Entry, Family, Ledger, Outcome, Request, ServiceName, Timestamp};
+use lb_ipam::{AddressState, Answer, Asked, Counts, Entry, Family, Ledger, Outcome, Request, ServiceName, Timestamp};
 
 use crate::{
     mutants::Mutant,
-    reference::{compatible, names, wants},
+    reference::{Set, compatible, names, wants},
     rig::{Checked, Held, Rig, held},
 };
 
@@ -67,6 +67,7 @@ impl Rig {
     fn check_no_unasked_moves(&self, held: &Held, failed: &BTreeSet<&ServiceName>) -> Checked {
         for (service, addresses) in &self.held {
             let stays = !self.edited.contains(service) || self.reference.keeps_quarrels();
+            self.check_unreadable(service, addresses, held)?;
             let Some(request) = self.reference.services.get(service).filter(|_| stays) else { continue };
             for address in addresses {
                 let named = request.addresses.is_empty() || names(request, *address);
@@ -80,6 +81,17 @@ impl Rig {
                 }
             }
         }
+        Ok(())
+    }
+
+    /// What cannot be read has what it had, but for what something else claimed.
+    fn check_unreadable(&self, service: &ServiceName, had: &BTreeSet<IpAddr>, held: &Held) -> Checked {
+        if !self.reference.unknown.contains_key(service) {
+            return Ok(());
+        }
+        let has = |address: &IpAddr| held.get(service).is_some_and(|held| held.contains(address));
+        let lost = had.iter().find(|address| !has(address) && !self.reference.claimed.contains(*address));
+        ensure!(lost.is_none(), "{service}, which cannot be read, had to leave {lost:?}");
         Ok(())
     }
 
@@ -119,6 +131,9 @@ impl Rig {
         for (service, addresses) in held {
             let answered = self.allocator.answer(service).map(|answer| answer.addresses().collect::<BTreeSet<_>>());
             ensure!(answered.as_ref() == Some(addresses), "{service} holds {addresses:?} and is told {answered:?}");
+            if self.reference.unknown.contains_key(service) {
+                continue;
+            }
             ensure!(self.reference.services.contains_key(service), "{service} is gone and holds {addresses:?}");
             let request = &self.reference.services[service];
             for address in addresses {
@@ -236,7 +251,32 @@ impl Rig {
             ensure!(found == expected, "{}: {found:?} instead of {expected:?}", status.name);
             ensure!(counts.reserved == all.len() as u128 - total, "{}: {} reserved", status.name, counts.reserved);
             ensure!(set.in_service == status.problem.is_none(), "{}: {:?}", status.name, status.problem);
+            self.check_explained(set, &status.counts)?;
         }
+        Ok(())
+    }
+
+    /// What is said of every address adds up to the numbers of its pool, if that is in service. A conflict is one wherever
+    /// it is.
+    fn check_explained(&self, set: &Set, counts: &Counts) -> Checked {
+        let reports = set.addresses.iter().map(|address| self.allocator.explain(*address).state);
+        let states: Vec<AddressState> = reports.collect();
+        let count = |is: fn(&AddressState) -> bool| states.iter().filter(|state| is(state)).count() as u128;
+        let free = count(|state| *state == AddressState::Free);
+        if !set.in_service || set.pool.disabled {
+            ensure!(free == 0 || !set.in_service, "{} is disabled, and {free} are free", set.pool.name);
+            return Ok(());
+        }
+        let found = [
+            count(|state| matches!(state, AddressState::Held(_))),
+            free,
+            count(|state| matches!(state, AddressState::Draining { .. })),
+            count(|state| matches!(state, AddressState::Quarantined { .. })),
+            count(|state| matches!(state, AddressState::Reserved(_) | AddressState::Conflict { .. })),
+        ];
+        let expected =
+            [counts.used, counts.free, counts.draining, counts.quarantined, counts.reserved + counts.conflict];
+        ensure!(found == expected, "{}: {found:?} are said to be, and {expected:?} counted", set.pool.name);
         Ok(())
     }
 

@@ -30,6 +30,7 @@ impl Rig {
                 "{service} got {address}, which it did not ask for"
             );
             for other in after[&address].holders().iter().filter(|other| *other != service) {
+                ensure!(!self.reference.unknown.contains_key(other), "{service} joined {other}, which cannot be read");
                 let other = self.reference.services.get(other);
                 ensure!(
                     other.is_none_or(|other| compatible(request, other)),

@@ -21,6 +21,8 @@ pub(crate) enum Mutant {
     RestartForgetsFreed,
     /// Services that go are not noticed.
     RemovalsAreIgnored,
+    /// Services that cannot be read are not mentioned.
+    UnreadableAreGone,
     /// Pools that go are not noticed.
     PoolsStay,
     /// First and last addresses are given out.
@@ -68,7 +70,7 @@ pub(crate) enum Mutant {
 }
 
 impl Mutant {
-    pub(crate) const ALL: [Self; 29] = [
+    pub(crate) const ALL: [Self; 30] = [
         Self::WriteIsLost,
         Self::DeleteIsLost,
         Self::JoinDropsOthers,
@@ -76,6 +78,7 @@ impl Mutant {
         Self::FreedAtOnce,
         Self::RestartForgetsFreed,
         Self::RemovalsAreIgnored,
+        Self::UnreadableAreGone,
         Self::PoolsStay,
         Self::EdgesAreGiven,
         Self::AvoidedAreGiven,
@@ -124,6 +127,7 @@ impl Mutant {
             Edit::RemovePool(_) if mutant == Self::PoolsStay => None,
             Edit::UpsertService(request) => Some(Edit::UpsertService(mutant.service(request))),
             Edit::RemoveService(_) if mutant == Self::RemovalsAreIgnored => None,
+            Edit::KeepService(_) if mutant == Self::UnreadableAreGone => None,
             Edit::SetSettings(settings) => Some(Edit::SetSettings(mutant.settings(settings))),
             other => Some(other),
         }

@@ -19,6 +19,8 @@ pub(crate) enum Op {
     Service(Box<Request>),
     /// A service is removed.
     NoService(ServiceName),
+    /// A service cannot be read any more, by whoever starts from now on.
+    Garble(ServiceName),
     /// Time passes.
     Wait(Duration),
     /// Everything is brought in order.
@@ -52,6 +54,7 @@ pub(crate) fn op() -> impl Strategy<Value = Op> {
         1 => pool_name().prop_map(Op::NoPool),
         12 => service().prop_map(|request| Op::Service(Box::new(request))),
         4 => service_name().prop_map(Op::NoService),
+        1 => service_name().prop_map(Op::Garble),
         2 => prop_oneof![Just(1), Just(30), Just(301), Just(4000)].prop_map(|secs| Op::Wait(Duration::from_secs(secs))),
         14 => Just(Op::Settle),
         1 => Just(Op::Restart),
@@ -96,7 +99,7 @@ fn pool() -> impl Strategy<Value = Pool> {
         9 => proptest::collection::vec(block(), 1..3),
         1 => Just(vec![Block::Unreadable("10.0.0.0/99".to_owned())]),
     ];
-    let switches = (any::<bool>(), weighted(1, 6), weighted(5, 6), weighted(1, 6), weighted(1, 6));
+    let switches = (any::<bool>(), weighted(1, 6), weighted(5, 6), weighted(1, 6), weighted(1, 6), weighted(1, 12));
     let quota = proptest::option::weighted(0.15, 0_u64..4);
     let choice = (
         prop_oneof![7 => Just(Vec::new()), 3 => proptest::collection::vec(colour(), 1..3)],
@@ -105,7 +108,7 @@ fn pool() -> impl Strategy<Value = Pool> {
         quota,
     );
     (pool_name(), blocks, switches, choice).prop_map(|(name, blocks, switches, (colours, priority, created, quota))| {
-        let (allow_first_last, disabled, auto_assign, avoid, drain) = switches;
+        let (allow_first_last, disabled, auto_assign, avoid, drain, refused) = switches;
         Pool {
             name,
             created: Timestamp::from_secs(created),
@@ -113,6 +116,7 @@ fn pool() -> impl Strategy<Value = Pool> {
             allow_first_last,
             selectors: colours.iter().map(|colour| Selector::label("colour", colour)).collect(),
             disabled,
+            refused: refused.then(|| "no good".to_owned()),
             auto_assign,
             priority,
             namespace_quota: quota,

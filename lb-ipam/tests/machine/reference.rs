@@ -15,6 +15,10 @@ use lb_ipam::{
 pub(crate) struct Reference {
     pub(crate) pools: BTreeMap<PoolName, Set>,
     pub(crate) services: BTreeMap<ServiceName, Request>,
+    /// Services that cannot be read, and are known because they could be before the last restart, or are not.
+    pub(crate) garbled: BTreeSet<ServiceName>,
+    /// Those of them that are not known, as they were when they were.
+    pub(crate) unknown: BTreeMap<ServiceName, Request>,
     pub(crate) claimed: BTreeSet<IpAddr>,
     pub(crate) settings: Settings,
 }
@@ -82,6 +86,25 @@ impl Reference {
         self.find_conflicts();
     }
 
+    /// Whoever starts knows nothing of services that cannot be read.
+    pub(crate) fn restart(&mut self) {
+        for name in &self.garbled {
+            self.unknown.extend(self.services.remove_entry(name));
+        }
+    }
+
+    pub(crate) fn upsert_service(&mut self, request: Request) {
+        self.garbled.remove(&request.service);
+        self.unknown.remove(&request.service);
+        self.services.insert(request.service.clone(), request);
+    }
+
+    pub(crate) fn remove_service(&mut self, name: &ServiceName) {
+        self.garbled.remove(name);
+        self.unknown.remove(name);
+        self.services.remove(name);
+    }
+
     pub(crate) fn remove(&mut self, name: &PoolName) {
         self.pools.remove(name);
         self.find_conflicts();
@@ -107,7 +130,8 @@ impl Reference {
         for set in by_age {
             let count: usize = set.pool.blocks.iter().map(|block| members(block).len()).sum();
             let with_itself = count != set.addresses.len();
-            set.in_service = !is_unreadable(&set.pool) && !with_itself && accepted.is_disjoint(&set.addresses);
+            let is_wrong = is_unreadable(&set.pool) || set.pool.refused.is_some();
+            set.in_service = !is_wrong && !with_itself && accepted.is_disjoint(&set.addresses);
             if set.in_service {
                 accepted.extend(&set.addresses);
             }
@@ -117,6 +141,7 @@ impl Reference {
     /// Whether the service may keep the address if it has it.
     pub(crate) fn may_keep(&self, request: &Request, address: IpAddr) -> bool {
         let admits = |set: &Set| {
+            let selects = if set.pool.refused.is_some() && !is_unreadable(&set.pool) { chosen } else { selects };
             set.addresses.contains(&address) && selects(&set.pool, request) && !set.avoided.contains(&address)
         };
         let in_none = || !self.pools.values().any(|set| set.addresses.contains(&address));
@@ -145,12 +170,14 @@ pub(crate) fn chooses(request: &Request, pool: &Pool) -> bool {
 
 /// Whether the service may have addresses of the pool, as far as both say.
 pub(crate) fn selects(pool: &Pool, request: &Request) -> bool {
-    if matches!(request.pool, PoolChoice::Only(_)) && !chooses(request, pool) {
-        return false;
-    }
     let selects =
         |selector: &Selector| selector.match_labels.iter().all(|(key, value)| request.labels.get(key) == Some(value));
-    pool.selectors.is_empty() || pool.selectors.iter().any(selects)
+    chosen(pool, request) && (pool.selectors.is_empty() || pool.selectors.iter().any(selects))
+}
+
+/// Whether the service may have addresses of the pool, as far as the service says.
+fn chosen(pool: &Pool, request: &Request) -> bool {
+    !matches!(request.pool, PoolChoice::Only(_)) || chooses(request, pool)
 }
 
 impl Set {

@@ -70,9 +70,16 @@ impl Rig {
             }
             Op::Service(request) => self.upsert((**request).clone()),
             Op::NoService(name) => {
-                self.reference.services.remove(name);
+                self.reference.remove_service(name);
                 self.edited.insert(name.clone());
+                self.batch.retain(|edit| *edit != Edit::KeepService(name.clone()));
                 self.batch.push(Edit::RemoveService(name.clone()));
+            }
+            Op::Garble(name) => {
+                if self.reference.services.contains_key(name) || self.reference.unknown.contains_key(name) {
+                    self.reference.garbled.insert(name.clone());
+                    self.batch.push(Edit::KeepService(name.clone()));
+                }
             }
             Op::Wait(time) => self.now = self.now + *time,
             Op::Settle => return self.settle(true),
@@ -102,14 +109,22 @@ impl Rig {
 
     fn upsert(&mut self, mut request: Request) {
         let before = self.reference.services.get(&request.service);
+        let before = before.or_else(|| self.reference.unknown.get(&request.service));
         if let Some(before) = before {
             request.published = before.published.clone();
             request.created = before.created;
         }
-        if before != Some(&request) {
+        let was_unknown = self.reference.unknown.contains_key(&request.service);
+        if before != Some(&request) || was_unknown {
             self.edited.insert(request.service.clone());
         }
-        self.reference.services.insert(request.service.clone(), request.clone());
+        if was_unknown {
+            // What its status says counts again, for as much as that of others.
+            self.expect_recorded(|service, address| {
+                *service == request.service || !request.published.addresses.contains(&address)
+            });
+        }
+        self.reference.upsert_service(request.clone());
         self.batch.push(Edit::UpsertService(request));
     }
 
@@ -120,14 +135,28 @@ impl Rig {
     fn restart(&mut self) {
         self.tally.restarts += 1;
         self.batch.clear();
+        self.reference.restart();
         self.allocator = self.start(self.allocator.ledger().restarted(), false);
+        // Of what cannot be read any more nobody sees what its status says.
+        let unknown = self.reference.unknown.clone();
+        self.expect_recorded(|service, _| !unknown.contains_key(service));
         self.restarted = true;
+    }
+
+    /// Expects nobody to keep what is in no ledger, but what `stays`.
+    fn expect_recorded(&mut self, stays: impl Fn(&ServiceName, IpAddr) -> bool) {
+        let ledger = held(&self.allocator.ledger().store);
+        for (service, addresses) in &mut self.held {
+            let is_recorded = |address: &IpAddr| ledger.get(service).is_some_and(|held| held.contains(address));
+            addresses.retain(|address| stays(service, *address) || is_recorded(address));
+        }
     }
 
     /// What nobody else has published stays with those that have.
     fn lose(&mut self) {
         self.tally.lost_ledgers += 1;
         self.batch.clear();
+        self.reference.restart();
         self.allocator = self.start(Flaky::new(self.mutant), false);
         self.restarted = true;
         self.resting.clear();
@@ -156,7 +185,8 @@ impl Rig {
         let settings = Edit::SetSettings(self.reference.settings.clone());
         let pools = self.reference.pools.values().map(|set| Edit::UpsertPool(set.pool.clone()));
         let services = self.reference.services.values().cloned().map(Edit::UpsertService);
-        let mut edits: Vec<Edit> = [settings].into_iter().chain(pools).chain(services).collect();
+        let kept = self.reference.unknown.keys().cloned().map(Edit::KeepService);
+        let mut edits: Vec<Edit> = [settings].into_iter().chain(pools).chain(services).chain(kept).collect();
         if reversed {
             edits.reverse();
         }
@@ -236,6 +266,7 @@ fn last_of_each(batch: Vec<Edit>) -> Vec<Edit> {
             Edit::RemovePool(name) => format!("pool {name}"),
             Edit::UpsertService(request) => format!("service {}", request.service),
             Edit::RemoveService(name) => format!("service {name}"),
+            Edit::KeepService(name) => format!("unreadable service {name}"),
             Edit::SetSettings(_) => "settings".to_owned(),
         };
         last.insert(key, edit);

@@ -54,6 +54,35 @@ fn a84_a_pool_out_of_service_takes_no_other_with_it() {
     }
 }
 
+/// The older pool, and whether the newer one that overlaps it is in service.
+#[test]
+fn a_pool_that_is_wrong_by_itself_takes_no_other_with_it() {
+    for (older, expected) in [
+        ("a [10.0.10.0/24] t=1", false),
+        ("a [10.0.10.0/24] t=1 off", false),
+        ("a [10.0.10.0/24, oops] t=1", true),
+        ("a [10.0.10.0/24] t=1 sel=color:Near:red", true),
+        ("a [10.0.10.0/24] t=1 refused=no_good", true),
+        ("a [10.0.10.0/24] t=1 off refused=no_good", true),
+    ] {
+        let mut w = World::new("v4");
+        w.pool("b [10.0.10.0/25] t=2").pool(older);
+        assert_eq!(w.status("b").problem.is_none(), expected, "{older}");
+    }
+}
+
+#[test]
+fn who_holds_an_address_of_a_pool_that_is_refused_keeps_it() {
+    for refused in ["a [10.0.10.0/24] refused=no_good sel=color:blue", "a [] refused=no_good"] {
+        let mut w = World::new("v4");
+        w.pool("a [10.0.10.0/24]").service("d/a").pool(refused).wrote(0).service("d/b");
+        w.shows(&[("d/a", "10.0.10.0 satisfied"), ("d/b", "- no_pool")]);
+        assert_eq!(w.status("a").problem.unwrap().to_string(), "no good", "{refused}");
+        let warnings = usize::from(refused.contains("[]"));
+        assert_eq!(w.status("a").warnings.len(), warnings, "{refused}");
+    }
+}
+
 #[test]
 fn holders_in_a_pool_that_comes_into_conflict_stay() {
     let mut w = World::new("v4");

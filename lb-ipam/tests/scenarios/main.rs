@@ -1,6 +1,7 @@
 //! What comes of pools and services: scenarios by subject, each with its number.
 
 mod conflicts;
+mod explain;
 mod families;
 mod lifecycle;
 mod metallb;
@@ -9,4 +10,5 @@ mod requests;
 mod restart;
 mod selectors;
 mod sharing;
+mod unreadable;
 mod world;

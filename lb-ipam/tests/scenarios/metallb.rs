@@ -109,6 +109,17 @@ fn a99_pools_are_asked_by_priority() {
     w.shows(&[("d/c", "1.0.0.2 satisfied"), ("d/d", "1.0.0.4 satisfied")]);
 }
 
+/// Whatever their names and ages are.
+#[test]
+fn a_pool_that_selects_comes_before_one_for_everybody() {
+    let mut w = World::new("v4");
+    w.pool("all [1.0.1.0/24] t=1").pool("by-name [1.0.2.0/24] sel=color:red t=2");
+    w.service("d/a").service("d/b lbl=color:red");
+    w.shows(&[("d/a", "1.0.1.0 satisfied"), ("d/b", "1.0.2.0 satisfied")]);
+    // A priority says more.
+    w.pool("all [1.0.1.0/24] t=1 prio=0").service("d/c lbl=color:red").shows(&[("d/c", "1.0.1.1 satisfied")]);
+}
+
 #[test]
 fn a100_a_pool_of_both_families_is_preferred_for_both() {
     let mut w = World::new("v4+v6");

@@ -75,7 +75,7 @@ fn a11_a12_a_wrong_block_puts_the_whole_pool_out_of_service() {
     ] {
         let mut w = World::new("v4");
         w.pool(&format!("a [10.0.1.0/24, {block}]")).service("d/a").shows(&[("d/a", "- no_pool")]);
-        let expected = PoolProblem::Block { block: Block::parse(block), problem };
+        let expected = PoolProblem::Blocks { wrong: vec![(Block::parse(block), problem)], more: 0 };
         assert_eq!(w.status("a").problem, Some(expected), "{id}");
         assert!(w.message("d/a").contains(block), "{id}: {}", w.message("d/a"));
         w.pool("b [10.0.2.0/24]").shows(&[("d/a", "10.0.2.0 satisfied")]);

@@ -89,7 +89,7 @@ fn a77_the_holder_does_not_share() {
     w.pool(POOL).service("d/a req=10.0.10.9").service("d/b req=10.0.10.9 key=k ports=tcp/81");
     w.shows(&[("d/b", "- already_allocated_incompatible_service")]);
     let message = w.message("d/b");
-    assert!(message.contains("held by service d/a") && message.contains("different sharing key"), "{message}");
+    assert!(message.contains("held by service d/a") && message.contains("service d/a has no sharing key"), "{message}");
 }
 
 #[test]

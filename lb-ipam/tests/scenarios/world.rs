@@ -1,11 +1,16 @@
 //! A cluster in a few words.
 //!
-//! Pools: `name [block, block] afl=No sel=color:red+tier:In:web,db off t=5 prio=10 noauto odd avoid=10.0.0.1 quota=3 quarantine=0 drain=60`.
+//! Pools: `name [block, block] afl=No sel=color:red+tier:In:web,db off refused=no_good t=5 prio=10 noauto odd avoid=10.0.0.1 quota=3
+//! quarantine=0 drain=60`.
 //! Services: `ns/name fam=Prefer:v4,v6 req=10.0.0.1,garbage key=k xns=a,b etp=Local ports=tcp/80,udp/53 podsel=app:x
 //! lbl=color:red,tier:web class=c type=NodePort t=3 only=pool prefer=pool st=10.0.0.1`.
 //! What a service got: `10.0.0.1 ff::1 satisfied`, `- out_of_ips`, or `untouched`.
 
-use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    time::Duration,
+};
 
 use lb_ipam::{
     Allocator, Block, Classes, Edit, Expression, Family, FamilyPolicy, MemoryLedger, Namespaces, Operator, Outcome,
@@ -19,6 +24,8 @@ pub(crate) struct World {
     settings: Settings,
     pools: BTreeMap<PoolName, Pool>,
     services: BTreeMap<ServiceName, Request>,
+    /// Those of them that whoever starts cannot read.
+    unreadable: BTreeSet<ServiceName>,
     pub(crate) allocator: Allocator,
     pub(crate) now: Timestamp,
     /// Status writes of the last run.
@@ -36,6 +43,7 @@ impl World {
             settings,
             pools: BTreeMap::new(),
             services: BTreeMap::new(),
+            unreadable: BTreeSet::new(),
             now: Timestamp::from_secs(1_000_000),
             writes: 0,
             ledger_writes: 0,
@@ -99,8 +107,20 @@ impl World {
     }
 
     pub(crate) fn tell(&mut self, request: Request) -> &mut Self {
+        self.unreadable.remove(&request.service);
         self.services.insert(request.service.clone(), request.clone());
         self.allocator.handle_edit(Edit::UpsertService(request));
+        self
+    }
+
+    /// From now on the service cannot be read, and reconciles.
+    pub(crate) fn garbled(&mut self, service: &str) -> &mut Self {
+        self.tell_garbled(service).run()
+    }
+
+    pub(crate) fn tell_garbled(&mut self, service: &str) -> &mut Self {
+        self.unreadable.insert(name(service));
+        self.allocator.handle_edit(Edit::KeepService(name(service)));
         self
     }
 
@@ -111,6 +131,7 @@ impl World {
 
     pub(crate) fn tell_gone(&mut self, service: &str) -> &mut Self {
         self.services.remove(&name(service));
+        self.unreadable.remove(&name(service));
         self.allocator.handle_edit(Edit::RemoveService(name(service)));
         self
     }
@@ -146,7 +167,9 @@ impl World {
         let ledger = self.allocator.ledger().clone();
         self.allocator = Allocator::new(self.settings.clone(), ledger);
         let pools = self.pools.values().cloned().map(Edit::UpsertPool);
-        let services = self.services.values().cloned().map(Edit::UpsertService);
+        let readable = self.services.values().filter(|request| !self.unreadable.contains(&request.service));
+        let kept = self.unreadable.iter().cloned().map(Edit::KeepService);
+        let services = readable.cloned().map(Edit::UpsertService).chain(kept);
         let mut edits: Vec<_> = pools.chain(services).collect();
         if reversed {
             edits.reverse();
@@ -251,6 +274,7 @@ fn parse_pool(text: &str) -> Pool {
             "afl" => pool.allow_first_last = value == "Yes",
             "sel" => pool.selectors.push(parse_selector(value)),
             "off" => pool.disabled = true,
+            "refused" => pool.refused = Some(value.replace('_', " ")),
             "noauto" => pool.auto_assign = false,
             "odd" => pool.avoid_zero_and_255 = true,
             "avoid" => pool.avoid = value.split(',').map(Block::parse).collect(),

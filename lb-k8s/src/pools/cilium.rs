@@ -25,7 +25,7 @@ pub(crate) struct CiliumPool {
 }
 
 #[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", expecting = "a mapping")]
 struct Spec {
     blocks: Option<Vec<BlockObject>>,
     cidrs: Option<Vec<BlockObject>>,
@@ -36,6 +36,7 @@ struct Spec {
 }
 
 #[derive(Deserialize)]
+#[serde(expecting = "a mapping with `cidr`, or `start` and maybe `stop`")]
 struct BlockObject {
     cidr: Option<String>,
     start: Option<String>,
@@ -48,17 +49,21 @@ impl CiliumPool {
     /// The older version, which has the same fields.
     pub(crate) const ALPHA: &'static str = "cilium.io/v2alpha1";
 
+    /// The kind in this version, one of the two.
+    pub(crate) fn version(api_version: &str) -> PoolKind {
+        let api_version = if api_version == Self::ALPHA { Self::ALPHA } else { Self::API_VERSION };
+        PoolKind { api_version, kind: Self::KIND }
+    }
+
     /// Reads the pool.
     ///
     /// First and last addresses of networks are given out unless it says otherwise, as by Cilium since 1.16. The field
     /// `cidrs` is read only by older releases, which keep them back unless it says otherwise.
     pub(crate) fn read(&self, name: &str) -> PoolReading {
-        let is_alpha = self.api_version.as_deref() == Some(Self::ALPHA);
-        let kind = PoolKind { api_version: if is_alpha { Self::ALPHA } else { Self::API_VERSION }, kind: Self::KIND };
+        let kind = Self::version(self.api_version.as_deref().unwrap_or(Self::API_VERSION));
         let mut draft = Draft::new(kind, name, &self.metadata);
         let Some(spec) = &self.spec else {
-            draft.refuse(Invalid::new("spec", "a pool needs a spec"));
-            return draft.finish();
+            return draft.unread(Invalid::new("spec", "a pool needs a spec"));
         };
         let cidrs = spec.cidrs.as_deref().unwrap_or_default();
         let blocks = spec.blocks.as_deref().unwrap_or_default();

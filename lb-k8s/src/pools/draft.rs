@@ -85,12 +85,21 @@ impl Draft {
         self.pool.selectors = object.map(|object| self.take(selector::read(object, field))).into_iter().collect();
     }
 
-    pub(super) fn finish(mut self) -> PoolReading {
-        let is_valid = self.invalid.is_none();
-        // Who has an address of it must not lose that over a slip of the pen.
-        self.pool.disabled |= !is_valid;
-        let pool = ReadPool { kind: self.kind, pool: self.pool, namespaces: self.namespaces, is_valid };
-        PoolReading { pool, invalid: self.invalid, notes: self.notes }
+    /// A pool of which nobody knows which addresses it has: it comes without any, refused, which an allocator knows from one
+    /// that has none.
+    pub(super) fn unread(mut self, invalid: Invalid) -> PoolReading {
+        self.pool.blocks.clear();
+        self.refuse(invalid);
+        self.finish()
+    }
+
+    pub(super) fn finish(self) -> PoolReading {
+        let pool = ReadPool { kind: self.kind, pool: self.pool, namespaces: self.namespaces, is_valid: true };
+        let reading = PoolReading { pool, invalid: None, notes: self.notes };
+        match self.invalid {
+            Some(invalid) => reading.refused(invalid),
+            None => reading,
+        }
     }
 }
 

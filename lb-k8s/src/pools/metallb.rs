@@ -26,7 +26,7 @@ pub(crate) struct AddressPool {
 }
 
 #[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", expecting = "a mapping")]
 struct Spec {
     addresses: Option<Vec<String>>,
     auto_assign: Option<bool>,
@@ -36,7 +36,7 @@ struct Spec {
 }
 
 #[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", expecting = "a mapping")]
 struct Allocation {
     priority: Option<i64>,
     namespaces: Option<Vec<String>>,
@@ -47,13 +47,14 @@ struct Allocation {
 resource!(AddressPool, "metallb.io", "v1beta1", "IPAddressPool", "ipaddresspools", NamespaceResourceScope);
 
 impl AddressPool {
+    /// The kind.
+    pub(crate) const POOL: PoolKind = PoolKind { api_version: Self::API_VERSION, kind: Self::KIND };
+
     /// Reads the pool. Its own namespace is not looked at: MetalLB reads those of one.
     pub(crate) fn read(&self, name: &str) -> PoolReading {
-        let kind = PoolKind { api_version: Self::API_VERSION, kind: Self::KIND };
-        let mut draft = Draft::new(kind, name, &self.metadata);
+        let mut draft = Draft::new(Self::POOL, name, &self.metadata);
         let Some(spec) = &self.spec else {
-            draft.refuse(Invalid::new("spec", "a pool needs a spec"));
-            return draft.finish();
+            return draft.unread(Invalid::new("spec", "a pool needs a spec"));
         };
         let blocks = spec.addresses.iter().flatten().map(|text| Block::parse(text)).collect();
         draft.blocks("spec.addresses", blocks);

@@ -1,13 +1,13 @@
 //! Our own short form: `IPPool`.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use k8s_openapi::{
     Resource,
     apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta},
 };
 use lb_ipam::{Block, Pool, PoolWarning};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer, de::Visitor};
 
 use super::{
     PoolKind, PoolReading,
@@ -25,7 +25,7 @@ pub(crate) struct ShortPool {
 }
 
 #[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", expecting = "a mapping")]
 struct Spec {
     blocks: Option<Vec<String>>,
     avoid: Option<Vec<String>>,
@@ -44,11 +44,33 @@ struct Spec {
 }
 
 /// Cilium's way to say yes or no, or the usual one.
-#[derive(Deserialize)]
-#[serde(untagged)]
 pub(super) enum Flag {
     Bool(bool),
     Text(String),
+}
+
+impl<'de> Deserialize<'de> for Flag {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(FlagVisitor)
+    }
+}
+
+struct FlagVisitor;
+
+impl Visitor<'_> for FlagVisitor {
+    type Value = Flag;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Yes, No, true or false")
+    }
+
+    fn visit_bool<E>(self, flag: bool) -> Result<Flag, E> {
+        Ok(Flag::Bool(flag))
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Flag, E> {
+        Ok(Flag::Text(text.to_owned()))
+    }
 }
 
 impl Flag {
@@ -70,13 +92,14 @@ impl Flag {
 resource!(ShortPool, "lb", "v1", "IPPool", "ippools", ClusterResourceScope);
 
 impl ShortPool {
+    /// The kind.
+    pub(crate) const POOL: PoolKind = PoolKind { api_version: Self::API_VERSION, kind: Self::KIND };
+
     /// Reads the pool.
     pub(crate) fn read(&self, name: &str) -> PoolReading {
-        let kind = PoolKind { api_version: Self::API_VERSION, kind: Self::KIND };
-        let mut draft = Draft::new(kind, name, &self.metadata);
+        let mut draft = Draft::new(Self::POOL, name, &self.metadata);
         let Some(spec) = &self.spec else {
-            draft.refuse(Invalid::new("spec", "a pool needs a spec"));
-            return draft.finish();
+            return draft.unread(Invalid::new("spec", "a pool needs a spec"));
         };
         let parse = |texts: &Option<Vec<String>>| texts.iter().flatten().map(|text| Block::parse(text)).collect();
         draft.blocks("spec.blocks", parse(&spec.blocks));

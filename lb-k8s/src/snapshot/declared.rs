@@ -9,7 +9,7 @@ use crate::{
     Finding,
     limits::MAX_NAMESPACE_COMPARISONS,
     part::{Body, Entry, Key},
-    pools::{DeclaredNamespace, ReadPool},
+    pools::{DeclaredNamespace, ReadPool, refused},
 };
 
 impl Snapshot {
@@ -59,36 +59,52 @@ impl<'a> Declared<'a> {
 
     /// Every pool, in order of their names, and whether it is valid.
     pub(crate) fn resolved_pools(&self) -> Vec<(Pool, bool)> {
-        let (namespaces, too_many) = (self.namespaces(), self.beyond_comparison());
+        let (namespaces, undecided) = (self.namespaces(), self.undecided());
         let resolve = |(name, read): (&PoolName, &ReadPool)| {
-            if too_many.contains(name) {
-                return (Pool { disabled: true, ..read.pool.clone() }, false);
+            if let Some(why) = undecided.get(name) {
+                return (refused(read.pool.clone(), why.clone()), false);
             }
             (read.resolve(namespaces.iter().copied()), read.is_valid)
         };
         self.read_pools().map(resolve).collect()
     }
 
-    /// One finding for each pool whose selectors cannot be compared with all the namespaces any more.
+    /// One finding for each pool of which it cannot be said which namespaces it is for.
     pub(super) fn incomparable(&self) -> impl Iterator<Item = (Key, Finding)> {
-        self.beyond_comparison().into_iter().filter_map(|name| {
-            let key = Key::Pool(name.clone());
-            let finding = Finding {
-                object: self.pools.get(name)?.object(&key),
-                field: "spec.serviceAllocation.namespaceSelectors".into(),
-                position: None,
-                message: format!(
-                    "it and the pools before it take more than {MAX_NAMESPACE_COMPARISONS} comparisons with \
-                     namespaces: name these instead"
-                ),
-            };
-            Some((key, finding))
-        })
+        self.undecided().into_iter().filter_map(|(name, message)| self.about_namespaces(name, message))
     }
 
-    fn beyond_comparison(&self) -> BTreeSet<&'a PoolName> {
+    /// One finding for each pool that is for namespaces with certain labels where no namespace says its labels.
+    pub(super) fn selecting_in_vain(&self) -> impl Iterator<Item = (Key, Finding)> {
+        let is_in_vain = self.namespace_entries().is_empty();
+        let pools = self.selecting_pools().filter(move |_| is_in_vain);
+        pools.filter_map(|(name, _)| self.about_namespaces(name, NO_NAMESPACES.to_owned()))
+    }
+
+    fn about_namespaces(&self, name: &PoolName, message: String) -> Option<(Key, Finding)> {
+        let key = Key::Pool(name.clone());
+        let object = self.pools.get(name)?.object(&key);
+        let field = "spec.serviceAllocation.namespaceSelectors".to_owned();
+        Some((key, Finding { object, field, position: None, message }))
+    }
+
+    /// Pools that cannot be compared with all namespaces, and why. Compared with some of them, they would be for others
+    /// than they should.
+    fn undecided(&self) -> BTreeMap<&'a PoolName, String> {
+        let entries = self.namespace_entries();
+        if let Some((refused, _)) = entries.iter().find(|(_, entry)| entry.body.is_none()) {
+            let message = format!("namespace {refused} is refused, so that nobody knows whether it is selected");
+            return self.selecting_pools().map(|(name, _)| (name, message.clone())).collect();
+        }
+        let message = format!(
+            "it and the pools before it take more than {MAX_NAMESPACE_COMPARISONS} comparisons with namespaces: name \
+             these instead"
+        );
+        self.beyond_comparison(entries.len()).into_iter().map(|name| (name, message.clone())).collect()
+    }
+
+    fn beyond_comparison(&self, namespaces: usize) -> BTreeSet<&'a PoolName> {
         let mut left = MAX_NAMESPACE_COMPARISONS;
-        let namespaces = self.namespaces().len();
         let too_many = self.selecting_pools().filter(|(_, pool)| {
             let after = left.checked_sub(pool.namespace_terms().saturating_mul(namespaces));
             left = after.unwrap_or(left);
@@ -97,23 +113,28 @@ impl<'a> Declared<'a> {
         too_many.map(|(name, _)| name).collect()
     }
 
-    /// The namespaces and their labels, in order of their names; none if no pool asks for them.
+    /// The namespaces that can be read and their labels, in order of their names; none if no pool asks for them.
     fn namespaces(&self) -> Vec<DeclaredNamespace<'a>> {
-        if self.selecting_pools().next().is_none() {
-            return Vec::new();
-        }
-        let mut all: BTreeMap<&str, &Entry> = BTreeMap::new();
-        for &snapshot in &self.snapshots {
-            for (key, _) in snapshot.files_of.range(Key::Namespace("".into())..) {
-                let (Key::Namespace(name), Some(entry)) = (key, snapshot.entry(key)) else { break };
-                all.entry(name).or_insert(entry);
-            }
-        }
         let labels = |(name, entry): (&'a str, &'a Entry)| match entry.body.as_ref()? {
             Body::Namespace(labels) => Some((name, &**labels)),
             Body::Service { .. } | Body::Slice(_) | Body::Workload(_) | Body::Pool(_) => None,
         };
-        all.into_iter().filter_map(labels).collect()
+        self.namespace_entries().into_iter().filter_map(labels).collect()
+    }
+
+    /// The namespaces, refused ones included; none if no pool asks for them.
+    fn namespace_entries(&self) -> BTreeMap<&'a str, &'a Entry> {
+        let mut all = BTreeMap::new();
+        if self.selecting_pools().next().is_none() {
+            return all;
+        }
+        for &snapshot in &self.snapshots {
+            for (key, _) in snapshot.files_of.range(Key::Namespace("".into())..) {
+                let (Key::Namespace(name), Some(entry)) = (key, snapshot.entry(key)) else { break };
+                all.entry(&**name).or_insert(entry);
+            }
+        }
+        all
     }
 
     fn selecting_pools(&self) -> impl Iterator<Item = (&'a PoolName, &'a ReadPool)> {
@@ -124,3 +145,6 @@ impl<'a> Declared<'a> {
         self.pools.iter().filter_map(|(&name, &entry)| Some((name, entry.pool()?)))
     }
 }
+
+const NO_NAMESPACES: &str = "there is no Namespace object among the manifests, so that none is selected: add those that \
+                             the pool is for, or name them in `namespaces`";

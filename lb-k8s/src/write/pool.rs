@@ -39,6 +39,9 @@ pub fn pool(pool: &Pool) -> Result<String, WriteError> {
 
 fn check_pool(pool: &Pool) -> Result<(), String> {
     check::subdomain(pool.name.as_str())?;
+    if let Some(why) = &pool.refused {
+        return Err(format!("it is refused: {why}"));
+    }
     if pool.blocks.len().max(pool.avoid.len()) > Pool::MAX_BLOCKS {
         return Err(format!("it has more than {} blocks", Pool::MAX_BLOCKS));
     }

@@ -153,7 +153,7 @@ impl Assignments {
                 pool.created = *self.first_seen.entry(pool.name.clone()).or_insert(now);
             }
             Edit::UpsertPool(Pool { name, .. }) | Edit::RemovePool(name) => drop(self.first_seen.remove(name)),
-            Edit::UpsertService(_) | Edit::RemoveService(_) | Edit::SetSettings(_) => {}
+            Edit::UpsertService(_) | Edit::KeepService(_) | Edit::RemoveService(_) | Edit::SetSettings(_) => {}
         }
     }
 
@@ -170,7 +170,7 @@ impl Assignments {
                 touched.insert(name.clone());
                 self.load_balancers.remove(name);
             }
-            Edit::SetSettings(_) => {}
+            Edit::KeepService(_) | Edit::SetSettings(_) => {}
         }
     }
 

@@ -49,7 +49,7 @@ impl ByHand {
             }
             Edit::UpsertService(request) => drop(self.requests.remove(&request.service)),
             Edit::RemoveService(name) => drop(self.requests.remove(name)),
-            Edit::SetSettings(_) => {}
+            Edit::KeepService(_) | Edit::SetSettings(_) => {}
         }
     }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use lb_ipam::{
     AddressReport, AddressState, Answer, Counts, Expression, Ledger, Operator, Pool, PoolName, PoolProblem, PoolStatus,
-    Selector, ServiceName, Timestamp,
+    ReservedBy, Selector, ServiceName, Timestamp,
 };
 
 use super::{Allocation, assignments::Assignments};
@@ -31,7 +31,7 @@ impl Allocation {
         let allocator = self.assignments.allocator();
         let pool = listed(self.assignments.pools().get(&name)?, &allocator.pool(&name)?);
         let reports = allocator.ledger().entries().map(|(address, _)| allocator.explain(address));
-        let ours = reports.filter(|report| report.pools.contains(&name) && report.state != AddressState::Free);
+        let ours = reports.filter(|report| report.pools.contains(&name) && !is_at_nobodys(&report.state));
         Some(api::PoolDetail { pool, addresses: ours.map(|report| address(&report)).collect() })
     }
 
@@ -97,6 +97,11 @@ impl Allocation {
     }
 }
 
+/// Whether nobody has it or had it a short time ago.
+fn is_at_nobodys(state: &AddressState) -> bool {
+    matches!(state, AddressState::Free | AddressState::Reserved(ReservedBy::OutOfService { .. }))
+}
+
 fn named(pool: &str, condition: api::Condition) -> api::Condition {
     api::Condition { message: format!("pool {pool}: {}", condition.message), ..condition }
 }
@@ -131,9 +136,14 @@ fn ipam(answer: &Answer) -> api::Ipam {
 }
 
 fn listed(pool: &Pool, status: &PoolStatus) -> api::Pool {
-    let problem = status.problem.iter().map(|problem| {
-        let kind = if matches!(problem, PoolProblem::Conflict(_)) { "PoolConflict" } else { "PoolInvalid" };
-        api::Condition { kind: kind.into(), message: problem.to_string() }
+    let problem = status.problem.iter().filter_map(|problem| {
+        let kind = match problem {
+            PoolProblem::Conflict(_) => "PoolConflict",
+            // Its refusal is a condition of its own.
+            PoolProblem::Refused(_) => return None,
+            PoolProblem::Blocks { .. } | PoolProblem::Selector(_) | PoolProblem::TooManyBlocks { .. } => "PoolInvalid",
+        };
+        Some(api::Condition { kind: kind.into(), message: problem.to_string() })
     });
     let warning = |warning: &_| api::Condition { kind: "PoolWarning".into(), message: ToString::to_string(warning) };
     api::Pool {

@@ -1,0 +1,106 @@
+//! Which pools give a service nothing, and why, in few words.
+
+use alloc::vec::Vec;
+use core::fmt;
+
+use crate::{NotFrom, PoolName, Reason};
+
+/// Pools that give a service nothing for the same reason. Displays as a part of a sentence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NotGiving {
+    /// Why.
+    pub why: NotFrom,
+    /// The first of them, at least one and at most [`MAX_NAMED`](Self::MAX_NAMED), in the order in which pools are asked.
+    pub pools: Vec<PoolName>,
+    /// How many others there are.
+    pub more: usize,
+}
+
+impl NotGiving {
+    /// Most pools that are named with one reason.
+    pub const MAX_NAMED: usize = 3;
+
+    pub(crate) fn one(pool: PoolName, why: NotFrom) -> Self {
+        Self { why, pools: [pool].into(), more: 0 }
+    }
+
+    pub(crate) fn add(&mut self, pool: &PoolName) {
+        if self.pools.len() < Self::MAX_NAMED {
+            self.pools.push(pool.clone());
+        } else {
+            self.more += 1;
+        }
+    }
+}
+
+impl fmt::Display for NotGiving {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let ([pool], 0) = (&*self.pools, self.more) {
+            return write!(f, "pool `{pool}` {}", self.why);
+        }
+        let (what, advice) = of_several(&self.why);
+        write!(f, "{} pools {what} (", self.pools.len() + self.more)?;
+        for (at, pool) in self.pools.iter().enumerate() {
+            let is_last = at + 1 == self.pools.len() && self.more == 0;
+            let between = if at == 0 { "" } else { between(is_last) };
+            write!(f, "{between}`{pool}`")?;
+        }
+        if self.more > 0 {
+            write!(f, " and {} more", self.more)?;
+        }
+        write!(f, "{advice})")
+    }
+}
+
+const fn between(is_last: bool) -> &'static str {
+    if is_last { " and " } else { ", " }
+}
+
+/// What is said of several pools at once, and what helps. Reasons that are one pool's own are told by their kind.
+const fn of_several(why: &NotFrom) -> (&'static str, &'static str) {
+    match why {
+        NotFrom::Full => ("are full", ""),
+        NotFrom::Disabled => ("are disabled", "; enable one"),
+        NotFrom::Conflict { .. } => ("are out of service, because they overlap others", "; remove the overlaps"),
+        NotFrom::Invalid { .. } => ("are out of service until they are corrected", ""),
+        NotFrom::Selector => ("do not select the service", "; change a selector or the labels of the service"),
+        NotFrom::NotAskedFor => ("are not the one that the service asks for", "; ask for another pool, or for none"),
+        NotFrom::NotAutomatic => ("give only addresses that are asked for by name", "; ask for one"),
+        NotFrom::NoFamily => ("have no block of the family", "; add one"),
+        NotFrom::Quota { .. } => ("give its namespace no more", "; remove a service of the namespace or raise a quota"),
+    }
+}
+
+/// A sentence about all of them, and how many more pools there are.
+pub(crate) struct Sentence<'a>(pub(crate) &'a [NotGiving], pub(crate) usize);
+
+impl fmt::Display for Sentence<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            return f.write_str("no pool has a block of this family; add one");
+        }
+        for (at, group) in self.0.iter().enumerate() {
+            let semicolon = if at == 0 { "" } else { "; " };
+            write!(f, "{semicolon}{group}")?;
+        }
+        match self.1 {
+            0 => {}
+            1 => f.write_str("; and 1 more pool gives nothing")?,
+            more => write!(f, "; and {more} more pools give nothing")?,
+        }
+        let full = self.0.iter().any(|group| group.why == NotFrom::Full);
+        if full { f.write_str("; add a block or remove a service") } else { Ok(()) }
+    }
+}
+
+/// A full pool says more than a quota, and a quota more than pools that are not for the service at all.
+pub(crate) fn reason(groups: &[NotGiving]) -> Reason {
+    let has = |is: fn(&NotFrom) -> bool| groups.iter().any(|group| is(&group.why));
+    if has(|why| matches!(why, NotFrom::Full)) {
+        Reason::OutOfIps
+    } else if has(|why| matches!(why, NotFrom::Quota { .. })) {
+        Reason::QuotaExceeded
+    } else {
+        Reason::NoPool
+    }
+}

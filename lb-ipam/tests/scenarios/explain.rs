@@ -1,0 +1,127 @@
+//! What is said of an address, and of pools that cannot be read.
+
+use lb_ipam::{AddressState, Block, BlockProblem, KeptFor, PoolProblem, PoolWarning};
+
+use crate::world::{World, name};
+
+fn explained(w: &World, address: &str) -> String {
+    w.allocator.explain(address.parse().expect("an address")).to_string()
+}
+
+fn warnings(w: &World, pool: &str) -> Vec<String> {
+    w.status(pool).warnings.iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn what_stays_because_a_pool_cannot_be_read_is_told() {
+    let mut w = World::new("v4");
+    w.pool("a [10.0.10.0/24]").service("d/a").service("d/b").service("d/c lbl=app:x");
+    w.tell_pool("rev [10.0.10.0-10.0.1]").pool("a [10.0.10.2/31]").wrote(0);
+    let report = w.allocator.explain("10.0.10.1".parse().unwrap());
+    assert_eq!(report.state, AddressState::Held(vec![name("d/b")]));
+    assert_eq!(report.kept_for, Some(KeptFor::Pool("rev".into())));
+    let kept = "10.0.10.1 held by d/b; in no pool, and kept because pool `rev`, which may have it, cannot be read; \
+                correct the pool";
+    assert_eq!(report.to_string(), kept);
+    assert_eq!(explained(&w, "10.0.10.2"), "10.0.10.2 of pool `a`: held by d/c");
+    assert_eq!(w.status("rev").warnings, [PoolWarning::KeepsOthers { addresses: 2 }]);
+    assert_eq!(w.status("a").warnings, []);
+    w.gone("d/a");
+    assert_eq!(w.status("rev").warnings, [PoolWarning::KeepsOthers { addresses: 1 }]);
+    assert_eq!(explained(&w, "10.0.10.0"), "10.0.10.0 is in no pool");
+    // A plan shows why nobody moves.
+    let plan = w.allocator.plan([lb_ipam::Edit::RemovePool("a".into())], w.now);
+    assert_eq!(plan.moves, []);
+    assert_eq!(plan.pools[0].warnings, [PoolWarning::KeepsOthers { addresses: 2 }]);
+    w.pool("rev [10.0.11.0/24]").shows(&[("d/b", "10.0.10.3 satisfied")]);
+    assert_eq!(w.status("rev").warnings, []);
+}
+
+#[test]
+fn what_stays_because_a_service_cannot_be_read_is_told() {
+    let mut w = World::new("v4");
+    w.pool("a [10.0.10.0/24]").service("d/a").garbled("d/a").restart().run();
+    let kept = "10.0.10.0 of pool `a`: held by d/a; kept because service d/a cannot be read; correct the service";
+    assert_eq!(explained(&w, "10.0.10.0"), kept);
+    // No pool keeps it.
+    w.tell_no_pool("a").pool("rev [oops]");
+    assert_eq!(explained(&w, "10.0.10.0"), kept.replace(" of pool `a`:", ""));
+    assert_eq!(w.status("rev").warnings, []);
+}
+
+#[test]
+fn what_nobody_can_get_is_not_free() {
+    let mut w = World::new("v4");
+    w.pool("off [10.0.1.0/24] off").pool("wrong [10.0.2.0/24, oops]").pool("old [10.0.3.0/24] t=1");
+    w.pool("new [10.0.3.0/25, 10.0.4.0/24] t=2").pool("why [10.0.5.0/24] refused=spec.priority_is_no_number");
+    for (address, expected) in [
+        (
+            "10.0.1.1",
+            "of pool `off`: not given out, because pool `off` is disabled (enable it, or ask for an address of another pool)",
+        ),
+        (
+            "10.0.2.1",
+            "of pool `wrong`: not given out, because pool `wrong` is out of service until it is corrected: block `oops` is no block; write a network (10.0.0.0/24), a range (10.0.0.1-10.0.0.9) or an address",
+        ),
+        ("10.0.3.1", "of pool `old`: free"),
+        (
+            "10.0.4.1",
+            "of pool `new`: not given out, because pool `new` is out of service, because it overlaps pool `old` (remove the overlap)",
+        ),
+        (
+            "10.0.5.1",
+            "of pool `why`: not given out, because pool `why` is out of service until it is corrected: spec.priority is no number",
+        ),
+    ] {
+        assert_eq!(explained(&w, address), format!("{address} {expected}"));
+        let is_free = w.allocator.explain(address.parse().unwrap()).state == AddressState::Free;
+        assert_eq!(is_free, address == "10.0.3.1");
+    }
+}
+
+/// Edit of the pool after an address was given back, and what is said of the address.
+#[test]
+fn what_is_reserved_does_not_rest() {
+    for (edit, expected) in [
+        ("", "resting after d/a gave it back; given out if the pool is otherwise full"),
+        ("avoid=10.0.10.0", "pool `a` avoids it; take it from the pool's list of avoided addresses"),
+        (
+            "odd",
+            "ends in .0 or .255, which pool `a` does not give out; set avoidZeroAnd255 (MetalLB: avoidBuggyIPs) to false",
+        ),
+        (
+            "afl=No",
+            "first or last address of 10.0.10.0/30 in pool `a`, which are not given out; set allowFirstLastIPs to Yes",
+        ),
+    ] {
+        let mut w = World::new("v4");
+        w.pool("a [10.0.10.0/30]").service("d/a").gone("d/a").pool(&format!("a [10.0.10.0/30] {edit}"));
+        assert_eq!(explained(&w, "10.0.10.0"), format!("10.0.10.0 of pool `a`: {expected}"));
+        let counts = w.status("a").counts;
+        assert_eq!((counts.quarantined == 0, counts.reserved > 0), (!edit.is_empty(), !edit.is_empty()), "{edit}");
+    }
+}
+
+#[test]
+fn an_address_that_ends_in_zero_is_refused_as_what_it_is() {
+    let mut w = World::new("v4");
+    w.pool("a [10.0.10.0/24] odd").service("d/a req=10.0.10.255").shows(&[("d/a", "- reserved_address")]);
+    assert!(w.message("d/a").starts_with("10.0.10.255: ends in .0 or .255, which pool `a`"), "{}", w.message("d/a"));
+}
+
+#[test]
+fn every_wrong_block_is_named() {
+    let mut w = World::new("v4");
+    w.pool("a [x, 10.0.0.9-10.0.0.1, y]");
+    let unreadable = |text: &str| (Block::parse(text), BlockProblem::Unreadable);
+    let reversed = (Block::parse("10.0.0.9-10.0.0.1"), BlockProblem::Reversed);
+    let wrong = vec![unreadable("x"), reversed, unreadable("y")];
+    assert_eq!(w.status("a").problem, Some(PoolProblem::Blocks { wrong, more: 0 }));
+    let why = "is no block; write a network (10.0.0.0/24), a range (10.0.0.1-10.0.0.9) or an address";
+    w.pool("a [x, 10.0.0.0/24, y, z, v, w]");
+    let named = format!("block `x` {why}; block `y` {why}; block `z` {why}; and 2 more");
+    assert_eq!(w.status("a").problem.unwrap().to_string(), named);
+    // That there is nothing to give is because of the blocks.
+    w.pool("a [x]");
+    assert_eq!(warnings(&w, "a"), [""; 0]);
+}
