@@ -323,6 +323,19 @@ fn who_stops_asking_lets_go_of_the_address_at_once() {
 }
 
 #[test]
+fn a_claim_ends_with_its_service_also_when_the_pool_changes_at_the_same_time() {
+    let one = pool("one", "20.0.20.1", "20.0.20.1");
+    let foreign = service("a", "status: {loadBalancer: {ingress: [{ip: 20.0.20.1}]}}\n")
+        .replace("ports:", "loadBalancerClass: example.com/bgp, ports:");
+    let node = Node::running(&[("all.yaml", &(one.clone() + "---\n" + &foreign)), ("b.yaml", &service("b", ""))]);
+    await_addresses(&node, &[("a", &["20.0.20.1"]), ("b", &[])]);
+    let wider = one.replace("spec: {", "spec: {serviceSelector: {}, ");
+    let internal = service("a", "").replace("LoadBalancer", "ClusterIP");
+    node.put("all.yaml", &(wider + "---\n" + &internal));
+    await_addresses(&node, &[("a", &[]), ("b", &["20.0.20.1"])]);
+}
+
+#[test]
 fn a_service_that_is_refused_keeps_its_address_over_a_restart() {
     let mut node =
         Node::running(&[("pool.yaml", &pool("one", "20.0.20.1", "20.0.20.1")), ("a.yaml", &service("a", ""))]);

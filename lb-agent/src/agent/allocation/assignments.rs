@@ -184,10 +184,13 @@ impl Assignments {
         self.load_balancers.insert(request.service.clone(), LoadBalancer { foreign, published });
     }
 
-    /// What statuses name of services of another class: of those that were touched, or of all.
+    /// What statuses name of services of another class: of those that were touched, which may be of another type by now,
+    /// or of all.
     fn note_statuses(&mut self, all: bool, touched: &BTreeSet<ServiceName>) -> bool {
-        let names: Vec<ServiceName> =
-            if all { self.load_balancers.keys().cloned().collect() } else { touched.iter().cloned().collect() };
+        let mut names = touched.clone();
+        if all {
+            names.extend(self.load_balancers.keys().cloned());
+        }
         let mut is_news = false;
         for name in names {
             let foreign = self.load_balancers.get(&name).filter(|service| service.foreign.is_some());
