@@ -336,6 +336,26 @@ fn a_claim_ends_with_its_service_also_when_the_pool_changes_at_the_same_time() {
 }
 
 #[test]
+fn an_address_that_is_let_go_goes_to_who_claims_it_and_not_to_who_waits() {
+    let external = cluster_service("old", "10.96.0.10", "", &["10.244.0.5"])
+        .replace("  ports:", "  externalIPs: [20.0.20.1]\n  ports:");
+    let one = pool("one", "20.0.20.1", "20.0.20.1");
+    let node = Node::running(&[("pool.yaml", &one), ("a.yaml", &service("a", ""))]);
+    await_addresses(&node, &[("a", &["20.0.20.1"])]);
+    node.put("old.yaml", &external);
+    node.put("b.yaml", &service("b", ""));
+    node.json_when(&["service", "list"], |services| {
+        let conditions = by_name(services, "conditions");
+        let refused = |name: &str| conditions.get(name).is_some_and(|all| all[0]["type"] == "Refused");
+        refused("old") && conditions.contains_key("b")
+    });
+    fs::remove_file(node.path("manifests/a.yaml")).unwrap();
+    await_addresses(&node, &[("b", &[]), ("old", &["20.0.20.1"])]);
+    assert_eq!(listed(&node, "ipam")["b"]["reason"], "out_of_ips");
+    assert_eq!(node.json(&["pool", "explain", "20.0.20.1"])["state"], "reserved");
+}
+
+#[test]
 fn a_service_that_is_refused_keeps_its_address_over_a_restart() {
     let mut node =
         Node::running(&[("pool.yaml", &pool("one", "20.0.20.1", "20.0.20.1")), ("a.yaml", &service("a", ""))]);

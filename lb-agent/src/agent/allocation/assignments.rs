@@ -22,6 +22,8 @@ pub(super) struct Assignments {
     /// When pools were seen first whose manifests do not say when they were made.
     first_seen: BTreeMap<PoolName, Timestamp>,
     load_balancers: BTreeMap<ServiceName, LoadBalancer>,
+    /// Services that are there and cannot be read.
+    kept: BTreeSet<ServiceName>,
     classes: Classes,
     claims: Claims,
     /// Addresses that are kept back for claims.
@@ -58,6 +60,7 @@ impl Assignments {
             pools: BTreeMap::new(),
             first_seen,
             load_balancers: BTreeMap::new(),
+            kept: BTreeSet::new(),
             claims: Claims::default(),
             reserved,
         }
@@ -163,14 +166,17 @@ impl Assignments {
             Edit::RemovePool(name) => drop(self.pools.remove(name)),
             Edit::UpsertService(request) => {
                 touched.insert(request.service.clone());
+                self.kept.remove(&request.service);
                 self.note_request(request);
             }
             // The service itself may still be there, as one of another type.
             Edit::RemoveService(name) => {
                 touched.insert(name.clone());
+                self.kept.remove(name);
                 self.load_balancers.remove(name);
             }
-            Edit::KeepService(_) | Edit::SetSettings(_) => {}
+            Edit::KeepService(name) => drop(self.kept.insert(name.clone())),
+            Edit::SetSettings(_) => {}
         }
     }
 
@@ -208,8 +214,14 @@ impl Assignments {
         }
     }
 
-    /// Keeps addresses back that services have in another way, unless somebody holds them by now: who came first stays.
-    /// Gives how many entries changed.
+    /// Whether a service that holds an address goes on asking for one.
+    fn stays(&self, service: &ServiceName) -> bool {
+        let is_ours = self.load_balancers.get(service).is_some_and(|service| service.foreign.is_none());
+        is_ours || self.kept.contains(service)
+    }
+
+    /// Keeps addresses back that services have in another way, unless somebody holds them by now who stays: who came first
+    /// has them, and after that whoever claims them, before all who wait. Gives how many entries changed.
     fn reserve_claimed(&mut self) -> usize {
         let claimed = self.claims.all();
         let over: Vec<IpAddr> = self.reserved.iter().copied().filter(|ip| !claimed.contains_key(ip)).collect();
@@ -219,7 +231,8 @@ impl Assignments {
             writes += usize::from(self.allocator.clear(address).is_ok());
         }
         for (address, service) in claimed {
-            let is_held = matches!(self.allocator.ledger().get(address), Some(Entry::Held(_)));
+            let entry = self.allocator.ledger().get(address);
+            let is_held = entry.is_some_and(|entry| entry.holders().iter().any(|holder| self.stays(holder)));
             let why = format!("{CLAIMED}{service} has already");
             if !is_held && self.reserved.insert(address) {
                 writes += usize::from(self.allocator.reserve(address, &why).is_ok());
