@@ -6,7 +6,7 @@ use lb_core::{Entry, NodeFacts, Packet, Protocol, Wanted};
 
 /// What is wrong with a packet.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum FlowError {
+pub enum FlowError {
     #[error("protocol `{0}` is not known, expected tcp, udp or sctp")]
     Protocol(String),
     #[error("{field} `{text}` is not ADDRESS:PORT, such as 10.0.0.1:80 or [fd00::1]:80")]
@@ -23,7 +23,7 @@ pub(crate) enum FlowError {
 
 /// A packet out of its four parts. Without `entry` it enters where its source is at home: a node's own address at a
 /// socket, a pod's at the pod's device, any other at an uplink.
-pub(crate) fn parse(
+pub fn parse(
     protocol: &str,
     source: &str,
     destination: &str,
@@ -51,7 +51,7 @@ pub(crate) fn parse(
 }
 
 /// A backend, with or without its port.
-pub(crate) fn parse_backend(text: &str) -> Result<Wanted, FlowError> {
+pub fn parse_backend(text: &str) -> Result<Wanted, FlowError> {
     if let Ok(address) = text.parse::<SocketAddr>() {
         return Ok(Wanted { ip: address.ip().to_canonical(), port: Some(address.port()) });
     }
@@ -61,7 +61,7 @@ pub(crate) fn parse_backend(text: &str) -> Result<Wanted, FlowError> {
 }
 
 /// Where a packet enters, in one word.
-pub(crate) fn entry_name(entry: Entry) -> &'static str {
+pub fn entry_name(entry: Entry) -> &'static str {
     match entry {
         Entry::Socket => "socket",
         Entry::PodDevice => "pod",

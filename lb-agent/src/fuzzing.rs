@@ -1,7 +1,7 @@
 //! Fuzz targets of what is private to this crate. They are there in tests, which replay their corpora, and under `cargo
 //! fuzz`, which sets `fuzzing`.
 
-use crate::{agent, netlink as kernel};
+use crate::{api, host::netlink as kernel};
 
 /// Sends the bytes to an agent's socket, and then nothing more.
 ///
@@ -11,7 +11,7 @@ use crate::{agent, netlink as kernel};
 /// # Panics
 /// When one of this does not hold.
 pub fn requests(data: &[u8]) {
-    agent::fuzzing::requests(data);
+    api::fuzzing::requests(data);
 }
 
 /// Takes the bytes for a datagram of the kernel about devices, addresses and routes.
@@ -29,7 +29,7 @@ pub fn netlink(data: &[u8]) {
 /// # Panics
 /// When it is not, or reading panics.
 pub fn ledger(data: &[u8]) {
-    agent::fuzzing::ledger(data);
+    api::fuzzing::ledger(data);
 }
 
 #[cfg(test)]

@@ -6,26 +6,30 @@
 //! this module; errors with [`Problem`]. `/v1/drift/watch` answers with a [`DriftNews`] per line until one of the two ends
 //! goes. Keys are only ever added.
 
+pub(crate) mod answers;
 mod client;
 mod drift;
 mod explain;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod http;
 mod pool;
 mod server;
 mod service;
 mod status;
+pub(crate) mod view;
 
 pub use client::{Client, ClientError, DriftWatch};
 pub use drift::{DriftNews, DriftRecord, DriftReport, DriftStatus};
 pub use explain::{Choice, Explanation, Question, Rejected, Rewrite, Step, Verification, Weighted, WhyNot};
-pub use pool::{AddressState, Pool, PoolAddress, PoolCounts, PoolDetail, PoolMove, PoolPlan};
-pub use service::{Affinity, Backend, BackendCount, Condition, Frontend, Granted, Ipam, Service};
-pub use status::{Addresses, Counts, Datapath, Manifests, Node, Status, Usage};
-
 pub(crate) use http::{Query, Request};
+pub use pool::{AddressState, Pool, PoolAddress, PoolCounts, PoolDetail, PoolMove, PoolPlan};
+pub use server::ListenError;
 #[cfg(any(test, fuzzing))]
 pub(crate) use server::converse_once;
-pub(crate) use server::{Lines, ListenError, Listener, Reply};
+pub(crate) use server::{Lines, Listener, Reply};
+pub use service::{Affinity, Backend, BackendCount, Condition, Frontend, Granted, Ipam, Service};
+pub use status::{Addresses, Counts, Datapath, Manifests, Node, Status, Usage};
 
 use serde::{Deserialize, Serialize};
 

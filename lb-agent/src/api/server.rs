@@ -39,7 +39,7 @@ const MAX_CLIENTS: usize = 64;
 
 /// Why there is no socket to answer on.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum ListenError {
+pub enum ListenError {
     #[error("an agent answers on {path} already: end it, or use another --socket, --state-dir and --pin-dir")]
     InUse { path: PathBuf },
     #[error("{path} exists and is not a socket: remove it, or use another --socket")]

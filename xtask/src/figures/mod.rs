@@ -156,7 +156,7 @@ fn print(figures: &[Figure]) {
 /// What `lb lab ARGS -o json` says; that an expectation is not met is for the figures to tell.
 pub(crate) fn lab<T: DeserializeOwned>(args: &[&str]) -> Result<T, Box<dyn std::error::Error>> {
     let mut command = Command::new("cargo");
-    command.args(["run", "--quiet", "--release", "--package", "lb-agent", "--bin", "lb", "--", "lab"]);
+    command.args(["run", "--quiet", "--release", "--package", "lb-cli", "--bin", "lb", "--", "lab"]);
     let output = command.args(args).args(["-o", "json"]).stdout(Stdio::piped()).spawn()?.wait_with_output()?;
     if output.stdout.is_empty() {
         return Err(format!("lb lab {}: {}", args.join(" "), output.status).into());

@@ -1,0 +1,148 @@
+//! The agent: sources on one side, a datapath on the other, a reconciler between them.
+//!
+//! Few threads that block: this one owns the datapath; one watches the manifests and gives addresses, one the devices (eBPF only), one
+//! waits for signals, one for changes that others make to the datapath, one answers on the socket. The reconciler can be
+//! read while the datapath works, so that questions are answered meanwhile.
+
+use std::{
+    fmt, io,
+    sync::{
+        Arc,
+        mpsc::{self, Receiver, Sender},
+    },
+};
+
+use lb_core::DatapathError;
+
+use crate::{
+    allocation::Allocation,
+    api::{Listener, answers::Answers},
+    config::Config,
+    driver,
+    engine::{Engine, Event, devices, leftovers::Leftovers},
+    host::{
+        owner::{Owner, OwnerError},
+        state_dir::{StateDir, StateDirError, Used},
+    },
+    source::{Source, manifests},
+};
+pub use crate::{allocation::LedgerFileError, engine::devices::DeviceError, source::manifests::WatchError};
+
+/// Why the agent could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    #[error(transparent)]
+    StateDir(#[from] StateDirError),
+    #[error(transparent)]
+    Owner(#[from] OwnerError),
+    #[error(transparent)]
+    Ledger(#[from] LedgerFileError),
+    #[error(transparent)]
+    Listen(#[from] crate::api::ListenError),
+    #[error("opening datapath {kind} failed: {}", error.report())]
+    Datapath { kind: crate::driver::DatapathKind, error: DatapathError },
+    #[error(
+        "datapath {kind} is not ours to use: {}: run as root, or with CAP_NET_ADMIN and, for ebpf, CAP_BPF",
+        error.report()
+    )]
+    NotPermitted { kind: crate::driver::DatapathKind, error: DatapathError },
+    #[error(transparent)]
+    Watch(#[from] WatchError),
+    #[error(transparent)]
+    Devices(#[from] DeviceError),
+    #[error("starting a thread failed")]
+    Thread(#[from] io::Error),
+}
+
+/// An agent that has not begun.
+///
+/// ```no_run
+/// use lb_agent::{agent::Agent, config::Settings};
+///
+/// let settings = Settings { manifests: Some("/etc/lb".into()), ..Settings::default() };
+/// let agent = Agent::new(settings.complete()?);
+/// let stop = agent.stop();
+/// // From a signal handler's thread, say: stop.stop("SIGTERM");
+/// agent.on_ready(|| println!("ready")).run()?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct Agent {
+    config: Config,
+    on_ready: Box<dyn FnOnce() + Send>,
+    events: Sender<Event>,
+    inbox: Receiver<Event>,
+}
+
+/// Ends an agent from another thread.
+#[derive(Clone)]
+pub struct Stop(Sender<Event>);
+
+impl Stop {
+    /// Asks the agent to end; the datapath goes on working. `why` is logged, such as the name of a signal. An agent that has
+    /// ended already is no error.
+    pub fn stop(&self, why: impl Into<String>) {
+        // Nobody listens when the agent is on its way out already.
+        drop(self.0.send(Event::Stop(why.into())));
+    }
+}
+
+impl fmt::Debug for Stop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Stop")
+    }
+}
+
+impl fmt::Debug for Agent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Agent").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+impl Agent {
+    /// An agent with these settings. Nothing is opened before [`run`](Self::run).
+    #[must_use]
+    pub fn new(config: Config) -> Self {
+        let (events, inbox) = mpsc::channel();
+        Self { config, on_ready: Box::new(|| {}), events, inbox }
+    }
+
+    /// Calls `on_ready` once, when the services of every source's first listing are in the datapath.
+    #[must_use]
+    pub fn on_ready(self, on_ready: impl FnOnce() + Send + 'static) -> Self {
+        Self { on_ready: Box::new(on_ready), ..self }
+    }
+
+    /// A handle that ends it from another thread, before it begins as well.
+    #[must_use]
+    pub fn stop(&self) -> Stop {
+        Stop(self.events.clone())
+    }
+
+    /// Runs on this thread until it is [stopped](Stop::stop); the datapath goes on working afterwards.
+    ///
+    /// # Errors
+    /// When it cannot start, or is never permitted to use the datapath. An agent that has become ready runs until it is
+    /// stopped.
+    pub fn run(self) -> Result<(), AgentError> {
+        let Self { config, on_ready, events, inbox } = self;
+        let state_dir = StateDir::claim(&config.state_dir)?;
+        let _owner = Owner::claim(config.datapath)?;
+        let source = Arc::new(Source::new(Allocation::open(&config)?));
+        let listener = Listener::bind(&config.socket)?;
+        manifests::watch(&config.manifests, Arc::clone(&source), events.clone())?;
+        let refused = |error| AgentError::Datapath { kind: config.datapath, error };
+        let (opened, left) = state_dir.open(&Used::of(&config), || driver::open(&config).map_err(refused))?;
+        let mut engine = Engine::new(&config, opened, on_ready);
+        engine.check_addresses(&config);
+        engine.clean_up_when_ready(Leftovers::new(state_dir, config.socket.clone(), left));
+        if config.ebpf.is_some() {
+            devices::watch(events.clone())?;
+            engine.follow_devices();
+        }
+        engine.watch_for_drift(&events)?;
+        let answers = Answers::new(engine.shared(), source, events);
+        listener.serve(move |request| answers.answer(request))?;
+        tracing::info!(datapath = %config.datapath, socket = %config.socket.display(), "started");
+        engine.run(&inbox).map_err(|error| AgentError::NotPermitted { kind: config.datapath, error })
+    }
+}

@@ -1,0 +1,124 @@
+//! Keeps the file of the ledger up to date, and knows when it is not.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use lb_ipam::{MemoryLedger, PoolName, Timestamp};
+
+use super::{
+    assignments::Assignments,
+    ledger::{LedgerFile, Remembered},
+};
+
+/// First wait after the ledger could not be written; it doubles up to [`MAX_RETRY_DELAY`].
+const MIN_RETRY_DELAY: Duration = Duration::from_secs(1);
+const MAX_RETRY_DELAY: Duration = Duration::from_secs(30);
+
+/// The file, and whether it lacks something.
+#[derive(Debug)]
+pub(super) struct LedgerWriter {
+    file: LedgerFile,
+    is_behind: bool,
+    /// As the file has it.
+    first_seen: BTreeMap<PoolName, Timestamp>,
+    failure: Option<Failure>,
+}
+
+#[derive(Debug)]
+struct Failure {
+    again: Timestamp,
+    delay: Duration,
+    problem: String,
+}
+
+impl LedgerWriter {
+    /// For a file in which this was found.
+    pub(super) fn new(file: LedgerFile, remembered: &Remembered) -> Self {
+        Self { file, is_behind: false, first_seen: remembered.first_seen.clone(), failure: None }
+    }
+
+    /// Writes what the file lacks, since `is_changed` or before. Whether it lacks nothing now.
+    pub(super) fn write(&mut self, assignments: &Assignments, is_changed: bool, now: Timestamp) -> bool {
+        self.is_behind |= is_changed || self.first_seen != *assignments.first_seen();
+        if !self.is_behind {
+            return true;
+        }
+        match self.file.write(assignments.allocator().ledger(), assignments.first_seen()) {
+            Ok(()) => {
+                if self.failure.take().is_some() {
+                    tracing::info!("the ledger of addresses is written again");
+                }
+                self.is_behind = false;
+                self.first_seen.clone_from(assignments.first_seen());
+            }
+            Err(error) => {
+                let delay = self.failure.as_ref().map_or(MIN_RETRY_DELAY, |failure| failure.delay * 2);
+                let delay = delay.min(MAX_RETRY_DELAY);
+                let problem = format!(
+                    "{error}: services keep the addresses that they have, and get no new ones until it can be written"
+                );
+                tracing::warn!(problem, again_in = ?delay, "the ledger of addresses cannot be written");
+                self.failure = Some(Failure { again: now + delay, delay, problem });
+            }
+        }
+        !self.is_behind
+    }
+
+    /// What is on the disk, as far as that can be told.
+    pub(super) fn written(&self) -> MemoryLedger {
+        let read = self.file.read().unwrap_or_else(|error| {
+            tracing::warn!(error = crate::error::chain(&error), "the ledger of addresses cannot be read back");
+            Remembered::default()
+        });
+        read.ledger
+    }
+
+    /// When to try again, while the file is behind.
+    pub(super) fn again(&self) -> Option<Timestamp> {
+        self.failure.as_ref().map(|failure| failure.again)
+    }
+
+    /// Why the file is behind.
+    pub(super) fn problem(&self) -> Option<&str> {
+        self.failure.as_ref().map(|failure| &*failure.problem)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use lb_ipam::{Edit, Ledger, Pool, Request, Settings};
+
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_written_is_tried_again_later_and_later() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut writer = LedgerWriter::new(LedgerFile::in_directory(directory.path()), &Remembered::default());
+        let blocker = directory.path().join("ledger.json.new");
+        fs::create_dir(&blocker).unwrap();
+        let mut assignments = Assignments::new(Settings::default(), Remembered::default());
+        let mut now = Timestamp::from_secs(1000);
+        assert!(writer.write(&assignments, false, now) && writer.again().is_none(), "there is nothing to write");
+        let edits = vec![
+            Edit::UpsertPool(Pool::new("p", &["192.0.2.1/32"])),
+            Edit::UpsertService(Request::new("default", "web")),
+        ];
+        let _ = assignments.take(edits, &[], [].iter(), now);
+        assert_eq!(assignments.settle(now).ledger_writes, 1);
+        let mut waits = Vec::new();
+        for _ in 0..7 {
+            assert!(!writer.write(&assignments, true, now));
+            let again = writer.again().unwrap();
+            waits.push((again.as_millis() - now.as_millis()) / 1000);
+            now = again;
+        }
+        assert_eq!(waits, [1, 2, 4, 8, 16, 30, 30]);
+        assert!(writer.problem().unwrap().contains("ledger.json.new: "), "{:?}", writer.problem());
+        assert_eq!(writer.written(), MemoryLedger::default());
+        fs::remove_dir(&blocker).unwrap();
+        assert!(writer.write(&assignments, false, now), "what could not be written still has to be");
+        assert_eq!((writer.again(), writer.problem()), (None, None));
+        assert!(writer.written().entries().eq(assignments.allocator().ledger().entries()));
+    }
+}

@@ -1,0 +1,521 @@
+//! What there is, in the words of the API. Pure.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use lb_core::{
+    BackendAddr, BackendState, Backends, Decision, Degraded, FrontendKind, FrontendStatus, Instant, KernelVerdict,
+    Model, Packet, Reconciler, ServiceFrontend, ServiceName, ServicePort, SliceName, SourceRewrite, TrafficPolicy,
+    Verdict, Wanted, select,
+};
+use lb_k8s::{Finding, Report};
+
+use crate::{
+    api::{
+        Affinity, Backend, BackendCount, Choice, Condition, Counts, Explanation, Frontend, Rejected, Rewrite, Service,
+        Step, Verification, Weighted, WhyNot,
+    },
+    engine::inspection::Verified,
+    flow::entry_name,
+};
+
+impl Condition {
+    pub(crate) fn new(kind: &str, message: &str) -> Self {
+        Self { kind: kind.into(), message: message.into() }
+    }
+}
+
+/// Every service that is served or refused, in order of name.
+pub(crate) fn services(reconciler: &Reconciler, report: &Report) -> Vec<Service> {
+    let model = reconciler.model();
+    let mut found: BTreeMap<String, Service> =
+        model.services().map(|service| (service.name.to_string(), served(reconciler, service))).collect();
+    let refused =
+        model.refused().map(|(name, error)| (name.to_string(), Condition::new("Refused", &error.to_string())));
+    let invalid = report.refused.iter().filter_map(|refusal| {
+        Some((service_name(&refusal.finding)?, Condition::new("Refused", &about(&refusal.finding))))
+    });
+    let unsupported = report
+        .unsupported
+        .iter()
+        .filter_map(|finding| Some((service_name(finding)?, Condition::new("Unsupported", &about(finding)))));
+    for (name, condition) in refused.chain(invalid).chain(unsupported) {
+        let service = found.entry(name).or_insert_with_key(|name| absent(name));
+        service.conditions.push(condition);
+    }
+    found.into_values().collect()
+}
+
+/// Why the newest manifest of a pool was not taken over.
+pub(crate) fn refusals_of_pool(report: &Report, pool: &str) -> impl Iterator<Item = Condition> {
+    let is_of_it = move |finding: &Finding| {
+        let object = &finding.object;
+        matches!(&*object.kind, "CiliumLoadBalancerIPPool" | "IPAddressPool" | "IPPool") && object.name == pool
+    };
+    let refused = report.refused.iter().filter(move |refusal| is_of_it(&refusal.finding));
+    refused.map(|refusal| Condition::new("Refused", &about(&refusal.finding)))
+}
+
+/// Every backend of every port of every service.
+pub(crate) fn backends(model: &Model, now: Instant) -> Vec<Backend> {
+    let mut found = Vec::new();
+    for service in model.services() {
+        for port in &service.ports {
+            for family in [lb_core::Family::V4, lb_core::Family::V6] {
+                let candidates = model.candidates(&service.name, port, family);
+                let selection = select(&candidates, &model.rules(service, service.internal_traffic_policy));
+                found.extend(candidates.iter().map(|candidate| {
+                    let rejected = selection.rejected.iter().find(|(addr, _)| *addr == candidate.addr);
+                    Backend {
+                        service: service.name.to_string(),
+                        port_name: port.name.to_string(),
+                        ip: candidate.addr.ip,
+                        port: candidate.addr.port,
+                        protocol: candidate.addr.protocol.to_string(),
+                        node: candidate.endpoint.node.as_ref().map(ToString::to_string),
+                        local: candidate.local,
+                        weight: candidate.endpoint.weight,
+                        state: state_name(candidate.endpoint.state(now)).into(),
+                        takes_new_flows: rejected.is_none(),
+                        reason: rejected.map(|(_, reason)| reason.to_string()),
+                    }
+                }));
+            }
+        }
+    }
+    found
+}
+
+/// How many of everything, as the datapath has it.
+pub(crate) fn counts(reconciler: &Reconciler) -> Counts {
+    let model = reconciler.model();
+    let failed = |addr: &lb_core::FrontendAddr| matches!(reconciler.status(addr), FrontendStatus::Failed { .. });
+    let held = reconciler.installed();
+    Counts {
+        services: model.services().count(),
+        frontends: held.map_or(0, |state| state.frontends.len()),
+        sets: held.map_or(0, |state| state.sets.len()),
+        backends: held.map_or(0, |state| state.backends.len()),
+        failed: reconciler.desired().frontends.keys().filter(|addr| failed(addr)).count(),
+    }
+}
+
+/// What is wrong with the objects, for the agent as a whole.
+pub(crate) fn conditions(
+    reconciler: &Reconciler,
+    report: &Report,
+    refused_slices: &BTreeMap<SliceName, String>,
+) -> Vec<Condition> {
+    let mut found = Vec::new();
+    found.extend(report.rejected.iter().map(|error| Condition::new("ManifestsRejected", &error.to_string())));
+    found.extend(report.refused.iter().map(|refusal| Condition::new("Refused", &refusal.to_string())));
+    found.extend(reconciler.model().refused().map(|(_, error)| Condition::new("Refused", &error.to_string())));
+    found.extend(refused_slices.values().map(|error| Condition::new("Refused", error)));
+    for addr in reconciler.desired().frontends.keys() {
+        if let FrontendStatus::Failed { cause, .. } = reconciler.status(addr) {
+            found.push(Condition::new("FrontendFailed", &format!("{addr}: {cause}")));
+        }
+    }
+    found.extend(degraded(reconciler.model()));
+    found
+}
+
+/// Most services that a condition names.
+const MAX_NAMED: usize = 3;
+
+/// How services fall short of what they ask for, and which: a condition for each way, however many services there are.
+fn degraded(model: &Model) -> impl Iterator<Item = Condition> {
+    let mut ways: BTreeMap<Degraded, Vec<&ServiceName>> = BTreeMap::new();
+    for service in model.services() {
+        for way in model.degraded(service) {
+            ways.entry(way).or_default().push(&service.name);
+        }
+    }
+    ways.into_iter().map(|(way, services)| {
+        let named: Vec<String> = services.iter().take(MAX_NAMED).map(ToString::to_string).collect();
+        let more = match services.len().saturating_sub(MAX_NAMED) {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        Condition::new("Degraded", &format!("{way}: {}{more}; see `lb service list`", named.join(", ")))
+    })
+}
+
+/// A decision in words.
+pub(crate) fn explanation(model: &Model, packet: &Packet, decision: &Decision) -> Explanation {
+    let socket = |ip, port| std::net::SocketAddr::new(ip, port).to_string();
+    let forward = match &decision.verdict {
+        Verdict::Forward(forward) => Some(forward),
+        Verdict::Pass | Verdict::Reject | Verdict::Drop => None,
+    };
+    let addr = lb_core::FrontendAddr::new(packet.destination, packet.destination_port, packet.protocol);
+    // Known even where the datapath does not carry it and so nothing is decided.
+    let owner = model.owner(&addr);
+    Explanation {
+        protocol: packet.protocol.to_string(),
+        source: socket(packet.source, packet.source_port),
+        destination: socket(packet.destination, packet.destination_port),
+        entry: entry_name(packet.entry).into(),
+        verdict: verdict_name(&decision.verdict).into(),
+        frontend: decision.frontend.or(owner.map(|_| addr)).map(|addr| addr.to_string()),
+        service: owner.map(|owner| owner.port.to_string()),
+        choice: forward.map(|forward| choice(&forward.choice)),
+        source_rewrite: forward.map(|forward| rewrite(&forward.source)),
+        hairpin_rewrite: forward.map(|forward| rewrite(&forward.hairpin_source)),
+        degraded: owner
+            .and_then(|owner| model.service(&owner.port.service))
+            .map_or_else(Vec::new, |service| model.degraded(service).iter().map(ToString::to_string).collect()),
+        steps: decision.steps.iter().map(step).collect(),
+        rejected: decision
+            .rejected
+            .iter()
+            .map(|(addr, reason)| Rejected { backend: socket(addr.ip, addr.port), reason: reason.to_string() })
+            .collect(),
+        verification: None,
+        why_not: None,
+    }
+}
+
+/// What the kernel says about `packet`, beside what must become of it.
+pub(crate) fn verification(packet: &Packet, verified: &Verified) -> Verification {
+    let Verified { answer, decision, settled } = verified;
+    let disagreements = answer.disagreements(packet, decision);
+    Verification {
+        agrees: disagreements.is_empty(),
+        method: answer.method.clone(),
+        steps: answer.steps.clone(),
+        kernel: kernel_verdict(&answer.verdict),
+        disagreements,
+        established: answer.flow.established.map(|backend| socket(&backend)),
+        affinity: answer.flow.affinity.map(|record| socket(&record.backend)),
+        settled: *settled,
+    }
+}
+
+fn kernel_verdict(verdict: &KernelVerdict) -> String {
+    match verdict {
+        KernelVerdict::Pass => "passed on".into(),
+        KernelVerdict::Reject => "refused at once".into(),
+        KernelVerdict::Drop => "dropped silently".into(),
+        KernelVerdict::Forward { backends, translated } => {
+            let to = match backends {
+                Backends::Took(backend) => format!("forwarded to {}", socket(backend)),
+                Backends::MayTake(some) => {
+                    let total: u32 = some.values().sum();
+                    let shares: Vec<String> =
+                        some.iter().map(|(backend, slots)| format!("{} ({slots}/{total})", socket(backend))).collect();
+                    format!("forwarded to one of {}", shares.join(", "))
+                }
+            };
+            match translated {
+                Some(true) => to + ", source translated",
+                Some(false) => to + ", source kept",
+                None => to,
+            }
+        }
+    }
+}
+
+/// Most slots that are listed.
+const MAX_SLOTS: usize = 16;
+
+/// Why a backend is, or is not, the choice.
+pub(crate) fn why_not(wanted: Wanted, answer: &lb_core::WhyNot) -> WhyNot {
+    let slots = answer.slots().cloned().unwrap_or_default();
+    WhyNot {
+        backend: answer.backend().map_or_else(|| wanted.to_string(), |backend| socket(&backend)),
+        answer: answer.as_str().into(),
+        says: answer.says(),
+        slot_count: u32::try_from(slots.own.len()).unwrap_or(u32::MAX),
+        slots: slots.own.into_iter().take(MAX_SLOTS).collect(),
+        table: slots.total,
+    }
+}
+
+fn socket(backend: &BackendAddr) -> String {
+    std::net::SocketAddr::new(backend.ip, backend.port).to_string()
+}
+
+fn served(reconciler: &Reconciler, service: &lb_core::Service) -> Service {
+    let model = reconciler.model();
+    let mut frontends: Vec<Frontend> = model
+        .frontends(service)
+        .filter(|frontend| model.owns(service, frontend))
+        .map(|f| listed(reconciler, service, &f))
+        .collect();
+    frontends.sort_by_key(|frontend| (frontend.ip, frontend.port, frontend.protocol.clone()));
+    let degraded = model.degraded(service);
+    Service {
+        name: service.name.to_string(),
+        kind: if service.ports.iter().any(|port| port.node_port.is_some()) { "NodePort" } else { "ClusterIP" }.into(),
+        cluster_ips: service.cluster_ips.clone(),
+        external_ips: external_ips(service),
+        ipam: None,
+        ports: service.ports.iter().map(port).collect(),
+        frontends,
+        algorithm: model.algorithm(service).to_string(),
+        affinity: service.affinity.map(|affinity| Affinity {
+            timeout_s: affinity.timeout.as_secs(),
+            prefix_v4: affinity.prefix_v4,
+            prefix_v6: affinity.prefix_v6,
+        }),
+        conditions: degraded.iter().map(|what| Condition::new("Degraded", &what.to_string())).collect(),
+    }
+}
+
+/// Of its load balancer first; none twice.
+fn external_ips(service: &lb_core::Service) -> Vec<IpAddr> {
+    let mut all = service.load_balancer_ips.clone();
+    all.extend(service.external_ips.iter().filter(|ip| !service.load_balancer_ips.contains(ip)));
+    all
+}
+
+/// As `kubectl get services` writes it.
+fn port(port: &ServicePort) -> String {
+    let protocol = port.protocol.to_string().to_uppercase();
+    match port.node_port {
+        Some(node_port) => format!("{}:{node_port}/{protocol}", port.port),
+        None => format!("{}/{protocol}", port.port),
+    }
+}
+
+/// A service of which no version was ever taken over.
+fn absent(name: &str) -> Service {
+    Service {
+        name: name.into(),
+        kind: String::new(),
+        cluster_ips: Vec::new(),
+        external_ips: Vec::new(),
+        ipam: None,
+        ports: Vec::new(),
+        frontends: Vec::new(),
+        algorithm: String::new(),
+        affinity: None,
+        conditions: Vec::new(),
+    }
+}
+
+fn listed(reconciler: &Reconciler, service: &lb_core::Service, frontend: &ServiceFrontend<'_>) -> Frontend {
+    let model = reconciler.model();
+    let candidates = model.candidates(&service.name, frontend.port, frontend.addr.family());
+    let selection = select(&candidates, &model.rules(service, policy(service, frontend.kind)));
+    let (status, cause) = if model.carries(frontend) {
+        match reconciler.status(&frontend.addr) {
+            FrontendStatus::Done => ("active", None),
+            FrontendStatus::Pending => ("pending", None),
+            FrontendStatus::Failed { cause, .. } => ("failed", Some(cause)),
+        }
+    } else {
+        ("not-carried", None)
+    };
+    Frontend {
+        ip: frontend.addr.ip,
+        port: frontend.addr.port,
+        protocol: frontend.addr.protocol.to_string(),
+        kind: frontend.kind.to_string(),
+        port_name: frontend.port.name.to_string(),
+        backends: BackendCount { active: selection.usable.len(), total: candidates.len() },
+        status: status.into(),
+        cause,
+    }
+}
+
+fn policy(service: &lb_core::Service, kind: FrontendKind) -> TrafficPolicy {
+    if kind.is_external() { service.external_traffic_policy } else { service.internal_traffic_policy }
+}
+
+/// `namespace/name` of the service that a finding is about.
+fn service_name(finding: &Finding) -> Option<String> {
+    let object = &finding.object;
+    (object.kind == "Service" && !object.name.is_empty()).then(|| format!("{}/{}", object.namespace, object.name))
+}
+
+fn about(finding: &Finding) -> String {
+    if finding.field.is_empty() { finding.message.clone() } else { format!("{}: {}", finding.field, finding.message) }
+}
+
+fn state_name(state: BackendState) -> &'static str {
+    match state {
+        BackendState::Active => "active",
+        BackendState::TerminatingServing => "terminating-serving",
+        BackendState::Terminating => "terminating",
+        BackendState::NotReady => "not-ready",
+        BackendState::Draining => "draining",
+        BackendState::Maintenance => "maintenance",
+    }
+}
+
+fn verdict_name(verdict: &Verdict) -> &'static str {
+    match verdict {
+        Verdict::Pass => "pass",
+        Verdict::Forward(_) => "forward",
+        Verdict::Reject => "reject",
+        Verdict::Drop => "drop",
+    }
+}
+
+fn choice(choice: &lb_core::Choice) -> Choice {
+    let weighted = |addr: &lb_core::BackendAddr, weight| Weighted {
+        address: std::net::SocketAddr::new(addr.ip, addr.port).to_string(),
+        weight,
+    };
+    match choice {
+        lb_core::Choice::Exactly(addr) => Choice { exact: true, backends: vec![weighted(addr, 1)] },
+        lb_core::Choice::OneOf(weights) => {
+            Choice { exact: false, backends: weights.iter().map(|(addr, &weight)| weighted(addr, weight)).collect() }
+        }
+    }
+}
+
+fn rewrite(rewrite: &SourceRewrite) -> Rewrite {
+    match rewrite {
+        SourceRewrite::Kept => Rewrite::Kept,
+        SourceRewrite::Translated { addr, ports } => {
+            Rewrite::Translated { address: *addr, ports: (*ports.start(), *ports.end()) }
+        }
+    }
+}
+
+fn step(step: &lb_core::Step) -> Step {
+    Step { object: step.object.clone(), field: step.field.into(), says: step.says.clone() }
+}
+
+#[cfg(test)]
+mod tests {
+    use lb_core::{
+        Algorithm, ApplyError, Capabilities, Change, DatapathError, DrainPolicy, Endpoint, EndpointSlice, ErrorKind,
+        Model, NodeFacts, Protocol, ServiceName, ServicePort, Settings, SlicePort, State,
+    };
+
+    use super::*;
+
+    /// A service that asks for Maglev and a node port, on a datapath that has neither.
+    fn reconciler() -> Reconciler {
+        let mut capabilities = Capabilities::all("small");
+        capabilities.algorithms = vec![Algorithm::Random];
+        capabilities.frontends = vec![FrontendKind::ClusterIp];
+        let mut reconciler = Reconciler::new(Model::new(Settings::default(), capabilities));
+        let name = ServiceName::new("default", "web");
+        let port = ServicePort { name: "".into(), protocol: Protocol::Tcp, port: 80, node_port: Some(30080) };
+        let endpoint = |ip: &str, weight| Endpoint { weight, ..Endpoint::new(ip.parse().unwrap()) };
+        let changes = [
+            Change::SetNode(NodeFacts { ips: vec!["192.0.2.1".parse().unwrap()], ..NodeFacts::default() }),
+            Change::UpsertService(lb_core::Service {
+                cluster_ips: vec!["10.96.0.1".parse().unwrap()],
+                algorithm: Some(Algorithm::Maglev),
+                ports: vec![port],
+                ..lb_core::Service::new(name.clone())
+            }),
+            Change::ReplaceEndpoints(EndpointSlice {
+                name: SliceName::new("default", "web-1"),
+                service: name,
+                ports: vec![SlicePort { name: "".into(), protocol: Protocol::Tcp, port: 8080 }],
+                endpoints: vec![endpoint("10.0.0.1", 1), endpoint("10.0.0.2", 0)],
+            }),
+        ];
+        changes.into_iter().for_each(|change| reconciler.handle_change(change).unwrap());
+        reconciler.handle_observed(State::default());
+        reconciler
+    }
+
+    fn only(reconciler: &Reconciler) -> Service {
+        services(reconciler, &Report::default()).remove(0)
+    }
+
+    #[test]
+    fn what_the_datapath_lacks_is_a_condition() {
+        let service = only(&reconciler());
+        let said: Vec<(&str, &str)> =
+            service.conditions.iter().map(|it| (it.kind.as_str(), it.message.as_str())).collect();
+        assert_eq!(
+            said,
+            [
+                ("Degraded", "algorithm maglev is not in this datapath, random is used"),
+                ("Degraded", "NodePort frontends are not in this datapath"),
+            ]
+        );
+        assert_eq!(service.algorithm, "random");
+    }
+
+    #[test]
+    fn status_has_one_condition_for_each_way_to_fall_short_and_names_a_few_services() {
+        let mut capabilities = Capabilities::all("no draining");
+        capabilities.drain = false;
+        let mut reconciler = Reconciler::new(Model::new(Settings::default(), capabilities));
+        for n in 1..=5 {
+            let service = lb_core::Service {
+                drain: DrainPolicy::Cut,
+                ..lb_core::Service::new(ServiceName::new("default", &format!("web-{n}")))
+            };
+            reconciler.handle_change(Change::UpsertService(service)).unwrap();
+        }
+        let said = conditions(&reconciler, &Report::default(), &BTreeMap::new());
+        let message = "drain policy cut is not in this datapath, established flows keep their backend: \
+                       default/web-1, default/web-2, default/web-3 and 2 more; see `lb service list`";
+        assert_eq!(said, [Condition::new("Degraded", message)]);
+    }
+
+    #[test]
+    fn an_explanation_says_how_the_datapath_falls_short() {
+        let mut reconciler = reconciler();
+        let service = reconciler.model().services().next().unwrap().clone();
+        let service = lb_core::Service { drain: DrainPolicy::Cut, ..service };
+        reconciler.handle_change(Change::UpsertService(service)).unwrap();
+        let of = |destination| {
+            let model = reconciler.model();
+            let packet = crate::flow::parse("tcp", "198.51.100.1:4000", destination, None, model.node()).unwrap();
+            let decision = lb_core::decide(model, &packet, &lb_core::FlowView::default(), Instant::default());
+            explanation(model, &packet, &decision).degraded
+        };
+        let said = of("10.96.0.1:80");
+        assert_eq!(said.len(), 2, "{said:?}");
+        assert!(said[0].starts_with("algorithm maglev is not in this datapath"), "{said:?}");
+        assert!(of("10.96.0.9:80").is_empty(), "no service, nothing to fall short of");
+    }
+
+    #[test]
+    fn a_frontend_is_pending_until_it_is_carried() {
+        let mut reconciler = reconciler();
+        let statuses = |reconciler: &Reconciler| {
+            only(reconciler).frontends.iter().map(|frontend| frontend.status.clone()).collect::<Vec<_>>()
+        };
+        assert_eq!(statuses(&reconciler), ["pending", "not-carried"]);
+        let plan = reconciler.poll_plan(Instant::default()).unwrap();
+        reconciler.handle_applied(plan.id, Ok(()), Instant::default());
+        assert_eq!(statuses(&reconciler), ["active", "not-carried"]);
+        assert_eq!(only(&reconciler).frontends[0].backends, BackendCount { active: 1, total: 2 });
+    }
+
+    #[test]
+    fn a_frontend_that_is_not_carried_is_named() {
+        let reconciler = reconciler();
+        let model = reconciler.model();
+        let packet = crate::flow::parse("tcp", "198.51.100.1:4000", "192.0.2.1:30080", None, model.node()).unwrap();
+        let decision = lb_core::decide(model, &packet, &lb_core::FlowView::default(), Instant::default());
+        let said = explanation(model, &packet, &decision);
+        assert_eq!((said.verdict.as_str(), said.service.as_deref()), ("pass", Some("default/web")));
+        assert_eq!(said.frontend.as_deref(), Some("192.0.2.1:30080/tcp"));
+    }
+
+    #[test]
+    fn what_the_datapath_refused_says_why() {
+        let mut reconciler = reconciler();
+        let plan = reconciler.poll_plan(Instant::default()).unwrap();
+        let addr = *reconciler.desired().frontends.keys().next().unwrap();
+        let cause = DatapathError::new(ErrorKind::Capacity, "table full");
+        let outcome = Err(ApplyError { applied: 0, failed: vec![(addr, cause)], unknown: None });
+        reconciler.handle_applied(plan.id, outcome, Instant::default());
+        let frontend = only(&reconciler).frontends.remove(0);
+        assert_eq!((frontend.status.as_str(), frontend.cause.as_deref()), ("failed", Some("table full")));
+        assert_eq!(counts(&reconciler).failed, 1);
+        let conditions = conditions(&reconciler, &Report::default(), &BTreeMap::new());
+        assert_eq!(conditions[0], Condition::new("FrontendFailed", "10.96.0.1:80/tcp: table full"));
+    }
+
+    #[test]
+    fn backends_say_why_they_take_nothing() {
+        let backends = backends(reconciler().model(), Instant::default());
+        let said: Vec<_> =
+            backends.iter().map(|backend| (backend.takes_new_flows, backend.reason.as_deref())).collect();
+        assert_eq!(said, [(true, None), (false, Some("weight is 0"))]);
+    }
+}

@@ -1,0 +1,503 @@
+//! Settings of the agent: flags over configuration file over defaults.
+
+pub mod maglev;
+pub mod pattern;
+pub mod period;
+
+use std::{
+    fs, io,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use clap::{Args, ValueEnum, builder::NonEmptyStringValueParser};
+use ipnet::IpNet;
+use lb_core::{NodeFacts, NodeName, ZoneName, maglev::HashFamily};
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
+use serde::Deserialize;
+
+use crate::{
+    config::{
+        maglev::{BadSeed, MaglevHash},
+        pattern::Pattern,
+        period::Period,
+    },
+    driver::DatapathKind,
+    host::{mounts, netlink},
+};
+
+/// Where the agent answers unless told otherwise.
+pub const DEFAULT_SOCKET: &str = "/run/lb/lb.sock";
+/// Where the agent keeps what must survive it unless told otherwise.
+pub const DEFAULT_STATE_DIR: &str = "/var/lib/lb";
+/// Where eBPF objects are pinned unless told otherwise.
+pub const DEFAULT_PIN_DIR: &str = "/sys/fs/bpf/lb";
+/// Devices of pods unless told otherwise.
+pub const DEFAULT_POD_DEVICES: [&str; 3] = ["veth*", "lxc*", "cali*"];
+
+/// Settings as flags and as keys of the configuration file, which have the same names.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Args, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct Settings {
+    /// Directory of Kubernetes manifests: Service, EndpointSlice and pools of addresses as YAML or JSON. It is watched.
+    #[arg(long, value_name = "DIR")]
+    pub manifests: Option<PathBuf>,
+    /// What carries the packets.
+    #[arg(long, value_name = "KIND", value_enum)]
+    pub datapath: Option<DatapathKind>,
+    /// Device that leads out of the node; may be given several times [default: devices with a default route].
+    #[arg(long, value_name = "DEV")]
+    pub device: Vec<String>,
+    /// Devices of pods, by name or with `*`; may be given several times. Those that come later are found, too. Only for
+    /// ebpf [default: veth*, lxc*, cali*].
+    #[arg(long, value_name = "PATTERN")]
+    pub pod_device: Vec<Pattern>,
+    /// Name of this node, compared with the node of endpoints [default: the host name].
+    #[arg(long, value_name = "NAME")]
+    pub node: Option<String>,
+    /// Zone of this node, compared with the zones that endpoints are meant for [default: none, no endpoint is preferred
+    /// for its zone].
+    #[arg(long, value_name = "NAME")]
+    pub zone: Option<String>,
+    /// Address of this node; may be given several times. Translated flows come from the first of each family [default:
+    /// the addresses of the devices].
+    #[arg(long, value_name = "IP")]
+    pub node_ip: Vec<IpAddr>,
+    /// Prefix of the pods, whose addresses are never translated; may be given several times [default: none, every
+    /// source is translated].
+    #[arg(long, value_name = "CIDR")]
+    pub cluster_cidr: Vec<IpNet>,
+    /// Cgroup (version 2) whose sockets are balanced. Only for ebpf [default: the root of the mounted hierarchy].
+    #[arg(long, value_name = "PATH")]
+    pub cgroup: Option<PathBuf>,
+    /// Unix socket to answer on [default: /run/lb/lb.sock].
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// Directory for what must survive the agent [default: /var/lib/lb].
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// Directory on a BPF file system where programs and maps are pinned. Only for ebpf [default: /sys/fs/bpf/lb].
+    #[arg(long, value_name = "DIR")]
+    pub pin_dir: Option<PathBuf>,
+    /// What to do when another tool changes what the datapath holds [default: repair].
+    #[arg(long, value_name = "MODE", value_enum)]
+    pub drift: Option<DriftMode>,
+    /// Time from one full inspection of the datapath to the next, such as 500ms, 5s or 2m. Each is followed by at least
+    /// 200 times the processor time that it took [default: 5s for ebpf, 10s for iptables-nft and iptables-legacy, 60s for nftables
+    /// and memory].
+    #[arg(long, value_name = "TIME")]
+    pub drift_interval: Option<Period>,
+    /// Whose tables services on Maglev get; all nodes must have the same [default: lb].
+    #[arg(long, value_name = "WHOSE", value_enum)]
+    pub maglev_hash: Option<MaglevHash>,
+    /// Seed of these tables; all nodes must have the same. For `cilium` its maglev.hashSeed, base64 of 12 bytes; for `lb`
+    /// base64 of 16 bytes. Who may list processes sees a flag: keep a secret one in the file [default: a public one,
+    /// for `cilium` Cilium's].
+    #[arg(long, value_name = "BASE64")]
+    pub maglev_seed: Option<String>,
+    /// Load-balancer class whose services get addresses from pools too; may be given several times [default: none, only
+    /// services without a class do].
+    #[arg(long, value_name = "CLASS", value_parser = NonEmptyStringValueParser::new())]
+    pub load_balancer_class: Vec<String>,
+    /// How much to say on standard error [default: info].
+    #[arg(long, value_name = "LEVEL", value_enum)]
+    pub log_level: Option<LogLevel>,
+}
+
+/// What to do when another tool changes what the datapath holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DriftMode {
+    /// Say it and put it right.
+    #[default]
+    Repair,
+    /// Say it and touch nothing.
+    Alert,
+    /// Look only when `lb drift` asks, and touch nothing.
+    Off,
+}
+
+impl DriftMode {
+    /// As the command line writes it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Repair => "repair",
+            Self::Alert => "alert",
+            Self::Off => "off",
+        }
+    }
+}
+
+/// Time from one full inspection to the next. Nftables says when others change something; eBPF and iptables-legacy cannot
+/// say it of everything, and iptables-nft shares its tables with others.
+const fn drift_interval(kind: DatapathKind) -> Duration {
+    Duration::from_secs(match kind {
+        DatapathKind::Ebpf => 5,
+        DatapathKind::IptablesNft | DatapathKind::IptablesLegacy => 10,
+        DatapathKind::Nftables | DatapathKind::Memory => 60,
+    })
+}
+
+/// How much the agent says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogLevel {
+    /// What keeps it from working.
+    Error,
+    /// And what somebody should look at.
+    Warn,
+    /// And what an operator would notice.
+    #[default]
+    Info,
+    /// And every plan.
+    Debug,
+    /// And everything else.
+    Trace,
+}
+
+/// Why the agent cannot start with these settings.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("reading the configuration file {file} failed")]
+    Read {
+        /// The file.
+        file: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The file is not what it should be.
+    #[error("{file}: {message}")]
+    Parse {
+        /// The file.
+        file: PathBuf,
+        /// What the parser says.
+        message: String,
+    },
+    /// A setting without a default is missing.
+    #[error("{0} is not set: give the flag --{0}, or the key `{0}` in the file that --config names")]
+    Missing(&'static str),
+    /// Not an address that a packet could come back to.
+    #[error("--node-ip {0} is {1}: give an address of this node that other nodes reach")]
+    NodeIp(IpAddr, &'static str),
+    /// Not a seed of the hash.
+    #[error(transparent)]
+    MaglevSeed(#[from] BadSeed),
+    /// Not a cgroup that programs could be attached to.
+    #[error("cgroup {path} is not in a cgroup2 file system: give a directory of one with --cgroup")]
+    NotCgroup2 {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A cgroup that cannot be examined.
+    #[error("examining cgroup {path} failed")]
+    Cgroup {
+        /// The directory.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The kernel does not say what a default is made of.
+    #[error("finding the default of {setting} failed: set it with --{setting}")]
+    Default {
+        /// The setting.
+        setting: &'static str,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// There is nothing that a default could be made of.
+    #[error("{setting} is not set and has no default here: {why}; set it with --{setting}")]
+    NoDefault {
+        /// The setting.
+        setting: &'static str,
+        /// Why not.
+        why: &'static str,
+    },
+}
+
+/// Complete settings.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Directory of manifests.
+    pub manifests: PathBuf,
+    /// What carries the packets.
+    pub datapath: DatapathKind,
+    /// Facts about the node.
+    pub node: NodeFacts,
+    pub zone: Option<ZoneName>,
+    /// Unix socket to answer on.
+    pub socket: PathBuf,
+    /// Directory for what must survive the agent.
+    pub state_dir: PathBuf,
+    /// What to do about drift.
+    pub drift: DriftMode,
+    /// Time from one full inspection to the next.
+    pub drift_interval: Duration,
+    /// What Maglev tables are made of.
+    pub maglev: HashFamily,
+    /// Load-balancer classes whose services get addresses from pools, besides those without a class.
+    pub load_balancer_classes: Vec<String>,
+    /// What only eBPF needs; `None` for the others.
+    pub ebpf: Option<EbpfSettings>,
+}
+
+/// What only eBPF needs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EbpfSettings {
+    /// Devices that lead out of the node.
+    pub devices: Vec<String>,
+    /// Devices of pods.
+    pub pod_devices: Vec<Pattern>,
+    /// Cgroup whose sockets are balanced.
+    pub cgroup: PathBuf,
+    /// Where programs and maps are pinned.
+    pub pin_dir: PathBuf,
+}
+
+impl Settings {
+    /// Settings of a YAML file. Unknown keys are errors.
+    ///
+    /// # Errors
+    /// When it cannot be read or is not understood.
+    pub fn read(file: &Path) -> Result<Self, ConfigError> {
+        let text = fs::read_to_string(file).map_err(|source| ConfigError::Read { file: file.into(), source })?;
+        if text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
+            return Ok(Self::default());
+        }
+        let options = serde_saphyr::options! { with_snippet: false };
+        serde_saphyr::from_str_with_options(&text, options)
+            .map_err(|error| ConfigError::Parse { file: file.into(), message: error.to_string() })
+    }
+
+    /// These settings, with those of `below` where these say nothing. A list is taken whole from one of the two.
+    #[must_use]
+    pub fn over(self, below: Self) -> Self {
+        fn list<T>(ours: Vec<T>, below: Vec<T>) -> Vec<T> {
+            if ours.is_empty() { below } else { ours }
+        }
+        Self {
+            manifests: self.manifests.or(below.manifests),
+            datapath: self.datapath.or(below.datapath),
+            device: list(self.device, below.device),
+            pod_device: list(self.pod_device, below.pod_device),
+            node: self.node.or(below.node),
+            zone: self.zone.or(below.zone),
+            node_ip: list(self.node_ip, below.node_ip),
+            cluster_cidr: list(self.cluster_cidr, below.cluster_cidr),
+            cgroup: self.cgroup.or(below.cgroup),
+            socket: self.socket.or(below.socket),
+            state_dir: self.state_dir.or(below.state_dir),
+            pin_dir: self.pin_dir.or(below.pin_dir),
+            drift: self.drift.or(below.drift),
+            drift_interval: self.drift_interval.or(below.drift_interval),
+            maglev_hash: self.maglev_hash.or(below.maglev_hash),
+            maglev_seed: self.maglev_seed.or(below.maglev_seed),
+            load_balancer_class: list(self.load_balancer_class, below.load_balancer_class),
+            log_level: self.log_level.or(below.log_level),
+        }
+    }
+
+    /// Fills in the defaults, asking the kernel where they depend on the machine.
+    ///
+    /// # Errors
+    /// When a setting without a default is missing or a default cannot be found.
+    pub fn complete(self) -> Result<Config, ConfigError> {
+        let manifests = self.manifests.clone().ok_or(ConfigError::Missing("manifests"))?;
+        let datapath = self.datapath.ok_or(ConfigError::Missing("datapath"))?;
+        let maglev = self.maglev_hash.unwrap_or_default().family(self.maglev_seed.as_deref())?;
+        let devices = self.uplinks(datapath)?;
+        let node = self.node_facts(&devices)?;
+        let ebpf = match datapath {
+            DatapathKind::Ebpf => Some(self.ebpf(devices)?),
+            DatapathKind::Nftables
+            | DatapathKind::IptablesNft
+            | DatapathKind::IptablesLegacy
+            | DatapathKind::Memory => None,
+        };
+        let or = |path: Option<PathBuf>, default: &str| path.unwrap_or_else(|| default.into());
+        Ok(Config {
+            manifests,
+            datapath,
+            node,
+            zone: self.zone.as_deref().map(ZoneName::new),
+            socket: or(self.socket, DEFAULT_SOCKET),
+            state_dir: or(self.state_dir, DEFAULT_STATE_DIR),
+            drift: self.drift.unwrap_or_default(),
+            drift_interval: self.drift_interval.map_or(drift_interval(datapath), |period| period.0),
+            maglev,
+            load_balancer_classes: self.load_balancer_class,
+            ebpf,
+        })
+    }
+
+    /// Names of settings that are given and that `kind` has no use for.
+    #[must_use]
+    pub fn useless_for(&self, kind: DatapathKind) -> Vec<&'static str> {
+        let not_ebpf = kind != DatapathKind::Ebpf;
+        let no_maglev = matches!(kind, DatapathKind::IptablesNft | DatapathKind::IptablesLegacy);
+        let given = [
+            ("device", not_ebpf && !self.device.is_empty() && !self.node_ip.is_empty()),
+            ("pod-device", not_ebpf && !self.pod_device.is_empty()),
+            ("cgroup", not_ebpf && self.cgroup.is_some()),
+            ("pin-dir", not_ebpf && self.pin_dir.is_some()),
+            ("maglev-hash", no_maglev && self.maglev_hash.is_some()),
+            ("maglev-seed", no_maglev && self.maglev_seed.is_some()),
+        ];
+        given.into_iter().filter_map(|(name, given)| given.then_some(name)).collect()
+    }
+
+    /// Needed to attach to, and to find the node's addresses.
+    fn uplinks(&self, datapath: DatapathKind) -> Result<Vec<String>, ConfigError> {
+        let needed = datapath == DatapathKind::Ebpf || self.node_ip.is_empty();
+        if !self.device.is_empty() || !needed {
+            return Ok(self.device.clone());
+        }
+        let found = netlink::uplinks().map_err(|source| ConfigError::Default { setting: "device", source })?;
+        if found.is_empty() && datapath == DatapathKind::Ebpf {
+            return Err(ConfigError::NoDefault { setting: "device", why: "no device has a default route" });
+        }
+        Ok(found)
+    }
+
+    fn node_facts(&self, devices: &[String]) -> Result<NodeFacts, ConfigError> {
+        self.node_ip.iter().try_for_each(|&ip| check_node_ip(ip))?;
+        let ips = if self.node_ip.is_empty() {
+            netlink::addresses(devices).map_err(|source| ConfigError::Default { setting: "node-ip", source })?
+        } else {
+            self.node_ip.clone()
+        };
+        let name = match &self.node {
+            Some(name) => name.clone(),
+            None => host_name().map_err(|source| ConfigError::Default { setting: "node", source })?,
+        };
+        Ok(NodeFacts { name: Some(NodeName::new(&name)), ips, cluster_cidrs: self.cluster_cidr.clone() })
+    }
+
+    fn ebpf(&self, devices: Vec<String>) -> Result<EbpfSettings, ConfigError> {
+        let cgroup = match &self.cgroup {
+            Some(path) => path.clone(),
+            None => mounts::cgroup2()
+                .map_err(|source| ConfigError::Default { setting: "cgroup", source })?
+                .ok_or(ConfigError::NoDefault { setting: "cgroup", why: "no cgroup2 hierarchy is mounted" })?,
+        };
+        check_cgroup(&cgroup)?;
+        let pod_devices = if self.pod_device.is_empty() {
+            DEFAULT_POD_DEVICES.map(Pattern::new).to_vec()
+        } else {
+            self.pod_device.clone()
+        };
+        let pin_dir = self.pin_dir.clone().unwrap_or_else(|| DEFAULT_PIN_DIR.into());
+        Ok(EbpfSettings { devices, pod_devices, cgroup, pin_dir })
+    }
+}
+
+fn check_node_ip(ip: IpAddr) -> Result<(), ConfigError> {
+    let why = match ip.to_canonical() {
+        ip if ip.is_loopback() => "a loopback address",
+        ip if ip.is_multicast() => "a multicast address",
+        ip if ip.is_unspecified() => "the unspecified address",
+        IpAddr::V4(ip) if ip.is_broadcast() => "the broadcast address",
+        _ => return Ok(()),
+    };
+    Err(ConfigError::NodeIp(ip, why))
+}
+
+fn check_cgroup(path: &Path) -> Result<(), ConfigError> {
+    let found = statfs(path).map_err(|error| ConfigError::Cgroup { path: path.into(), source: error.into() })?;
+    if found.filesystem_type() == CGROUP2_SUPER_MAGIC {
+        return Ok(());
+    }
+    Err(ConfigError::NotCgroup2 { path: path.into() })
+}
+
+/// As the kubelet takes it for a node's name: in lower case.
+fn host_name() -> io::Result<String> {
+    let name = nix::unistd::gethostname().map_err(io::Error::from)?;
+    Ok(name.to_string_lossy().to_lowercase())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(text: &str) -> Result<Settings, ConfigError> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), text).unwrap();
+        Settings::read(file.path())
+    }
+
+    #[test]
+    fn keys_of_the_file_are_the_flags() {
+        let settings = file(
+            "manifests: /etc/lb\ndatapath: iptables-nft\ndevice: [eth0]\npod-device: ['veth*']\nnode: a\nzone: z\n\
+             node-ip: [192.0.2.1, 'fd00::1']\ncluster-cidr: [10.244.0.0/16]\ncgroup: /c\nsocket: /s\nstate-dir: /d\n\
+             pin-dir: /p\nlog-level: debug\ndrift: alert\ndrift-interval: 2m\nmaglev-hash: cilium\n\
+             maglev-seed: JLfvgnHc2kaSUFaI\n",
+        )
+        .unwrap();
+        assert_eq!(settings.datapath, Some(DatapathKind::IptablesNft));
+        assert_eq!((settings.node_ip.len(), settings.zone.as_deref()), (2, Some("z")));
+        assert_eq!(settings.pin_dir, Some("/p".into()));
+        assert_eq!((settings.drift, settings.drift_interval), (Some(DriftMode::Alert), "2m".parse().ok()));
+        assert_eq!(settings.maglev_hash, Some(MaglevHash::Cilium));
+        assert_eq!(settings.maglev_seed.as_deref(), Some("JLfvgnHc2kaSUFaI"));
+        assert!(file("drift-interval: 5\n").is_err(), "a time has a unit");
+        let error = file("maglev-hash: murmur\n").unwrap_err().to_string();
+        assert!(error.contains("murmur") && error.contains("cilium"), "{error}");
+    }
+
+    #[test]
+    fn an_unknown_key_is_an_error_that_names_it_and_an_empty_file_is_none() {
+        let error = file("datapth: ebpf\n").unwrap_err().to_string();
+        assert!(error.contains("datapth"), "{error}");
+        assert_eq!(file("# nothing\n\n").unwrap(), Settings::default());
+    }
+
+    #[test]
+    fn flags_win_over_the_file_and_lists_are_not_mixed() {
+        let below = file("datapath: ebpf\nnode: below\ndevice: [eth0, eth1]\nnode-ip: [192.0.2.1]\n").unwrap();
+        let flags =
+            Settings { datapath: Some(DatapathKind::Memory), device: vec!["eth2".into()], ..Settings::default() };
+        let merged = flags.over(below);
+        assert_eq!(merged.datapath, Some(DatapathKind::Memory));
+        assert_eq!(merged.device, ["eth2"]);
+        assert_eq!(merged.node.as_deref(), Some("below"));
+        assert_eq!(merged.node_ip.len(), 1);
+    }
+
+    #[test]
+    fn what_has_no_default_must_be_said() {
+        let error = Settings::default().complete().unwrap_err().to_string();
+        assert!(error.contains("--manifests"), "{error}");
+        let settings = Settings { manifests: Some("/m".into()), ..Settings::default() };
+        assert!(settings.complete().unwrap_err().to_string().contains("--datapath"));
+    }
+
+    #[test]
+    fn defaults_are_filled_in() {
+        let config = Settings {
+            manifests: Some("/m".into()),
+            datapath: Some(DatapathKind::Memory),
+            node_ip: vec!["192.0.2.1".parse().unwrap()],
+            ..Settings::default()
+        }
+        .complete()
+        .unwrap();
+        assert_eq!(config.socket, Path::new(DEFAULT_SOCKET));
+        assert_eq!(config.state_dir, Path::new(DEFAULT_STATE_DIR));
+        assert!(config.node.name.is_some());
+        assert_eq!((config.ebpf, config.maglev), (None, HashFamily::default()));
+        assert_eq!((config.drift, config.drift_interval), (DriftMode::Repair, Duration::from_secs(60)));
+    }
+
+    #[test]
+    fn settings_without_use_are_named() {
+        let settings = Settings { cgroup: Some("/c".into()), pin_dir: Some("/p".into()), ..Settings::default() };
+        assert_eq!(settings.useless_for(DatapathKind::Nftables), ["cgroup", "pin-dir"]);
+        assert!(settings.useless_for(DatapathKind::Ebpf).is_empty());
+        let settings = Settings { maglev_hash: Some(MaglevHash::Cilium), ..Settings::default() };
+        assert_eq!(settings.useless_for(DatapathKind::IptablesLegacy), ["maglev-hash"]);
+        assert!(settings.useless_for(DatapathKind::Nftables).is_empty());
+    }
+}

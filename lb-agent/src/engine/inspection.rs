@@ -1,0 +1,461 @@
+//! Drift, from the thread that owns the datapath: looking for it, putting it right, answering questions about it.
+
+use std::{io, sync::mpsc::Sender, time::Duration};
+
+use lb_core::{DatapathError, Drift, Inspection, Instant, KernelAnswer, Packet, decide};
+use nix::{
+    sys::{
+        resource::{UsageWho, getrusage},
+        time::{TimeVal, TimeValLike},
+    },
+    time::{ClockId, clock_gettime},
+};
+
+use crate::{
+    api::DriftReport,
+    config::DriftMode,
+    engine::{
+        Engine, Event,
+        drift::{Inspected, Repair},
+        watch::{self, Alarm},
+    },
+};
+
+/// How long changes come before an inspection that is due.
+const DEFERRED: Duration = Duration::from_millis(50);
+
+/// A question that only the datapath can answer. Whoever asked may have gone meanwhile.
+pub(crate) enum Question {
+    /// Inspect everything now.
+    Inspect(Sender<Result<DriftReport, String>>),
+    /// What becomes of this packet?
+    Ask(Packet, Sender<Result<Option<Verified>, String>>),
+}
+
+/// What the kernel says of a packet, and what should become of it.
+pub(crate) struct Verified {
+    pub(crate) answer: KernelAnswer,
+    pub(crate) decision: lb_core::Decision,
+    /// Whether everything that is known had been carried out.
+    pub(crate) settled: bool,
+}
+
+/// Those who wait for an inspection.
+#[derive(Default)]
+pub(crate) struct Asked(Vec<Sender<Result<DriftReport, String>>>);
+
+impl Engine {
+    /// Has itself told when others change what the datapath holds, if the datapath can tell. Not being told is no reason
+    /// not to serve.
+    pub(crate) fn watch_for_drift(&mut self, events: &Sender<Event>) -> io::Result<()> {
+        if self.shared.drifts().mode() == DriftMode::Off {
+            return Ok(());
+        }
+        match self.datapath.datapath_mut().watcher() {
+            Ok(None) => Ok(()),
+            Ok(Some(watcher)) => {
+                self.shared.drifts().set_watched(true);
+                watch::watch(watcher, events.clone())
+            }
+            Err(error) => {
+                let problem = error.report();
+                tracing::warn!(problem, "changes of others are not noticed until the next full inspection");
+                self.shared.set_problem("DriftNotWatched", Some(problem));
+                Ok(())
+            }
+        }
+    }
+
+    pub(crate) fn handle_alarm(&self, alarm: Alarm) {
+        let now = self.shared.now();
+        match alarm {
+            Alarm::Suspicion(taken) => {
+                // What happens from now on deserves another alarm.
+                drop(taken);
+                self.shared.drifts().handle_suspicion(now);
+            }
+            Alarm::Missed(problem) => {
+                tracing::warn!(problem, "changes of others may have been missed: everything is inspected");
+                self.shared.drifts().handle_missed(now);
+                self.shared.drifts().set_watched(false);
+                self.shared.set_problem("DriftNotWatched", Some(problem));
+            }
+            Alarm::Back => {
+                self.shared.drifts().set_watched(true);
+                self.shared.set_problem("DriftNotWatched", None);
+            }
+        }
+    }
+
+    pub(crate) fn handle_question(&mut self, question: Question) {
+        match question {
+            Question::Inspect(reply) if self.shared.is_ready() => self.asked.0.push(reply),
+            Question::Inspect(reply) => {
+                let why = "the agent is not ready: what the datapath should hold is not known yet, see `lb status`";
+                let _ = reply.send(Err(why.into()));
+            }
+            Question::Ask(packet, reply) => {
+                let _ = reply.send(self.verify(&packet));
+            }
+        }
+    }
+
+    fn verify(&mut self, packet: &Packet) -> Result<Option<Verified>, String> {
+        let answer = self.datapath.datapath_mut().ask(packet).map_err(|error| error.report())?;
+        let reconciler = self.shared.reconciler();
+        Ok(answer.map(|answer| {
+            let decision = decide(reconciler.model(), packet, &answer.flow, self.shared.now());
+            Verified { answer, decision, settled: reconciler.is_settled() }
+        }))
+    }
+
+    /// When an inspection is due, if the datapath can be inspected at all.
+    pub(crate) fn inspection_due(&self) -> Option<Instant> {
+        let can = self.pause.is_none() && self.shared.is_ready() && self.shared.reconciler().expected().is_some();
+        let at = if self.asked.0.is_empty() { self.shared.drifts().poll_timeout() } else { Some(Instant::default()) };
+        at.filter(|_| can)
+    }
+
+    /// Whether an inspection waits for longer than changes come first.
+    pub(crate) fn inspection_is_late(&self) -> bool {
+        self.inspection_due().is_some_and(|due| due + DEFERRED <= self.shared.now())
+    }
+
+    /// Inspects what is due; says whether anything was.
+    pub(crate) fn inspect_if_due(&mut self) -> bool {
+        let start = self.shared.now();
+        if self.inspection_due().is_none_or(|due| due > start) {
+            return false;
+        }
+        let inspection = match self.shared.drifts().poll_inspection(start) {
+            Some(inspection) if self.asked.0.is_empty() => inspection,
+            _ => Inspection::Everything,
+        };
+        let worked = processor_time();
+        let Some(found) = self.look(inspection) else { return false };
+        let (at, cpu) = (self.shared.now(), processor_time().saturating_sub(worked));
+        match found {
+            Ok(found) => {
+                let repair = self.repair(inspection, &found);
+                let inspected = Inspected { inspection, repair, found, at, took: at.since(start), cpu };
+                let reports = self.shared.note_inspection(&inspected, !self.asked.0.is_empty());
+                self.shared.set_problem("DriftNotInspected", None);
+                self.answer_asked(&reports.ok_or_else(String::new));
+            }
+            Err(error) => {
+                let problem = error.report();
+                tracing::warn!(error = problem, "the datapath cannot be inspected");
+                self.shared.drifts().handle_inspection_failed(at);
+                self.shared.set_problem("DriftNotInspected", Some(problem.clone()));
+                self.answer_asked(&Err(format!("the datapath cannot be inspected: {problem}")));
+            }
+        }
+        true
+    }
+
+    fn answer_asked(&mut self, report: &Result<DriftReport, String>) {
+        for reply in std::mem::take(&mut self.asked.0) {
+            let _ = reply.send(report.clone());
+        }
+    }
+
+    /// `None` while nobody knows what the datapath should hold. The reconciler can be read meanwhile.
+    fn look(&mut self, inspection: Inspection) -> Option<Result<Vec<Drift>, DatapathError>> {
+        let reconciler = self.shared.reconciler();
+        let expected = reconciler.expected()?;
+        Some(self.datapath.datapath_mut().inspect(expected, inspection))
+    }
+
+    fn repair(&mut self, inspection: Inspection, found: &[Drift]) -> Repair {
+        match self.shared.drifts().take_repair(found, self.shared.now()) {
+            None => return Repair::None,
+            Some(Err(until)) => return Repair::HeldBack { until },
+            Some(Ok(())) => {}
+        }
+        let outcome = {
+            let reconciler = self.shared.reconciler();
+            let Some(expected) = reconciler.expected() else { return Repair::None };
+            self.datapath.datapath_mut().repair(expected, found)
+        };
+        let at = self.shared.now();
+        let mut failed = Vec::new();
+        if let Err(error) = &outcome {
+            tracing::warn!(%error, "drift is repaired in part");
+            failed.extend(error.failed.iter().map(|(addr, cause)| (addr.to_string(), cause.report())));
+            failed.extend(error.unknown.iter().map(|cause| (String::new(), cause.report())));
+        }
+        self.shared.reconciler_mut().handle_repaired(outcome, at);
+        let still = match self.look(inspection) {
+            None => Vec::new(),
+            Some(Ok(still)) => still,
+            Some(Err(error)) => {
+                failed.push((String::new(), format!("whether the repair helped is not known: {}", error.report())));
+                Vec::new()
+            }
+        };
+        Repair::Tried { at, still, failed }
+    }
+}
+
+/// What this thread has used, and programs that it ran: iptables is inspected by one.
+fn processor_time() -> Duration {
+    let own = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from);
+    let whole = |time: TimeVal| Duration::from_micros(u64::try_from(time.num_microseconds()).unwrap_or_default());
+    let programs = getrusage(UsageWho::RUSAGE_CHILDREN);
+    own + programs.map_or(Duration::ZERO, |usage| whole(usage.user_time()) + whole(usage.system_time()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::mpsc::{self, Receiver},
+        thread::{self, JoinHandle},
+    };
+
+    use lb_core::State;
+
+    use super::*;
+    use crate::api::Client;
+    use crate::api::ClientError;
+    use crate::api::DriftNews;
+    use crate::api::Listener;
+    use crate::api::Question as Explain;
+    use crate::api::answers::Answers;
+    use crate::config::Config;
+    use crate::testing;
+    use crate::testing::Fails;
+    use crate::testing::Kernel;
+    use crate::testing::agent;
+    use crate::testing::conditions;
+    use crate::testing::config;
+
+    /// Ready, and inspected once.
+    fn ready(config: &Config) -> (Engine, Kernel) {
+        let kernel = Kernel::default();
+        let mut agent = agent(config, kernel.clone());
+        agent.settle().unwrap();
+        assert_eq!(agent.inspect_if_due(), config.drift != DriftMode::Off);
+        (agent, kernel)
+    }
+
+    fn lose_frontends(state: &mut State) {
+        state.frontends.clear();
+        state.sets.clear();
+    }
+
+    fn alert() -> Config {
+        Config { drift: DriftMode::Alert, ..config() }
+    }
+
+    fn suspect(agent: &mut Engine) {
+        agent.shared.drifts().handle_suspicion(agent.shared.now());
+    }
+
+    fn inspect(agent: &mut Engine) -> Receiver<Result<DriftReport, String>> {
+        let (reply, answer) = mpsc::channel();
+        agent.handle_question(Question::Inspect(reply));
+        agent.inspect_if_due();
+        answer
+    }
+
+    #[test]
+    fn what_others_change_is_put_right_and_counted() {
+        let (mut agent, kernel) = ready(&config());
+        let before = kernel.state();
+        kernel.disturb(lose_frontends);
+        suspect(&mut agent);
+        while !agent.inspect_if_due() {}
+        assert_eq!(kernel.state(), before);
+        let drift = agent.shared.status().drift;
+        assert_eq!(
+            (drift.open, drift.found.clone(), drift.repaired),
+            (0, [("frontend".into(), 1)].into(), drift.found)
+        );
+        assert_eq!(conditions(&agent), Vec::<String>::new());
+        let suspects = kernel.inspections().into_iter().filter(|inspection| *inspection == Inspection::Suspects);
+        assert_eq!(suspects.count(), 2, "once to find it, once to see that it is right");
+    }
+
+    #[test]
+    fn in_alert_nothing_is_touched() {
+        let (mut agent, kernel) = ready(&alert());
+        kernel.disturb(lose_frontends);
+        let report = inspect(&mut agent).recv().unwrap().unwrap();
+        assert_eq!((report.found, report.mode.as_str(), report.now[0].status.as_str()), (1, "alert", "found"));
+        assert!(kernel.state().frontends.is_empty());
+        assert_eq!(conditions(&agent), ["Drift"]);
+    }
+
+    #[test]
+    fn in_alert_a_change_that_puts_things_right_ends_the_alert() {
+        let (mut agent, kernel) = ready(&alert());
+        kernel.disturb(lose_frontends);
+        inspect(&mut agent).recv().unwrap().unwrap();
+        assert_eq!(conditions(&agent), ["Drift"]);
+        agent.shared.take_manifests(testing::batch(&testing::WEB.replace("10.0.0.2", "10.0.0.3")));
+        agent.settle().unwrap();
+        assert_eq!(kernel.state().frontends.len(), 1, "the change was carried out");
+        while !agent.inspect_if_due() {}
+        assert_eq!((conditions(&agent), agent.shared.status().drift.open), (Vec::<String>::new(), 0));
+    }
+
+    #[test]
+    fn nothing_is_inspected_while_nobody_knows_what_should_be_there() {
+        let kernel = Kernel::default();
+        let mut agent = agent(&config(), kernel.clone());
+        suspect(&mut agent);
+        assert!(!agent.inspect_if_due());
+        let answer = inspect(&mut agent).recv().unwrap();
+        assert!(answer.unwrap_err().contains("not ready"));
+        agent.settle().unwrap();
+        let unknown = lb_core::ApplyError::unknown(DatapathError::new(lb_core::ErrorKind::System, "no"));
+        agent.shared.reconciler_mut().handle_repaired(Err(unknown), agent.shared.now());
+        let answer = inspect(&mut agent);
+        assert_eq!((kernel.inspections().len(), agent.inspection_due()), (0, None));
+        agent.settle().unwrap();
+        assert!(agent.inspect_if_due());
+        assert_eq!(answer.recv().unwrap().unwrap().found, 0);
+    }
+
+    #[test]
+    fn off_inspects_when_asked_alone() {
+        let (mut agent, kernel) = ready(&Config { drift: DriftMode::Off, ..config() });
+        suspect(&mut agent);
+        assert_eq!((agent.inspection_due(), kernel.inspections().len()), (None, 0));
+        kernel.disturb(lose_frontends);
+        assert_eq!(inspect(&mut agent).recv().unwrap().unwrap().found, 1);
+        assert!(kernel.state().frontends.is_empty());
+    }
+
+    #[test]
+    fn a_datapath_that_cannot_be_inspected_is_a_condition_until_it_can() {
+        let (mut agent, kernel) = ready(&config());
+        kernel.set_fails(Fails { inspections: true, ..Fails::default() });
+        let answer = inspect(&mut agent).recv().unwrap();
+        assert_eq!(answer.unwrap_err(), "the datapath cannot be inspected: no");
+        assert_eq!(conditions(&agent), ["DriftNotInspected"]);
+        kernel.set_fails(Fails::default());
+        assert_eq!(inspect(&mut agent).recv().unwrap().unwrap().found, 0);
+        assert_eq!(conditions(&agent), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_repair_that_is_refused_says_why_and_is_tried_again() {
+        let (mut agent, kernel) = ready(&config());
+        kernel.set_fails(Fails { repairs: true, ..Fails::default() });
+        kernel.disturb(lose_frontends);
+        let report = inspect(&mut agent).recv().unwrap().unwrap();
+        let said = (report.now[0].status.as_str(), report.now[0].detail.as_deref());
+        assert_eq!(said, ("not-repaired", Some("no")));
+        assert_eq!(conditions(&agent), ["Drift", "FrontendFailed"]);
+        assert!(agent.patience().unwrap() <= Duration::from_millis(500));
+    }
+
+    #[test]
+    fn an_inspection_does_not_wait_for_changes_for_ever() {
+        let (agent, _) = ready(&config());
+        agent.shared.drifts().handle_missed(agent.shared.now());
+        while agent.inspection_due().is_none_or(|due| due > agent.shared.now()) {}
+        assert!(!agent.inspection_is_late());
+        while !agent.inspection_is_late() {}
+        assert!(agent.inspection_due().unwrap() + DEFERRED <= agent.shared.now());
+    }
+
+    /// A running agent and a client that asks it.
+    struct Running {
+        client: Client,
+        kernel: Kernel,
+        events: Sender<Event>,
+        thread: Option<JoinHandle<()>>,
+        _listener: Listener,
+        _directory: tempfile::TempDir,
+    }
+
+    impl Running {
+        fn start(config: &Config) -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let socket = directory.path().join("lb.sock");
+            let listener = Listener::bind(&socket).unwrap();
+            let (mut agent, kernel) = ready(config);
+            let (events, inbox) = mpsc::channel();
+            agent.watch_for_drift(&events).unwrap();
+            let answers = Answers::new(agent.shared(), testing::source(config), events.clone());
+            listener.serve(move |request| answers.answer(request)).unwrap();
+            let thread = thread::spawn(move || agent.run(&inbox).unwrap());
+            let client = Client::new(&socket);
+            Self { client, kernel, events, thread: Some(thread), _listener: listener, _directory: directory }
+        }
+    }
+
+    impl Drop for Running {
+        fn drop(&mut self) {
+            self.events.send(Event::Stop("TEST".into())).unwrap();
+            self.thread.take().map(JoinHandle::join);
+        }
+    }
+
+    fn difference(news: Option<Result<DriftNews, ClientError>>) -> (String, String) {
+        match news.unwrap().unwrap() {
+            DriftNews::Difference(record) => (record.class, record.status),
+            DriftNews::Unlisted { unlisted } => panic!("{unlisted} too many"),
+        }
+    }
+
+    #[test]
+    fn who_watches_sees_what_is_noticed_and_repaired() {
+        let running = Running::start(&config());
+        let before = running.kernel.state();
+        let mut watch = running.client.watch_drift().unwrap();
+        running.kernel.disturb(lose_frontends);
+        let said = [difference(watch.next()), difference(watch.next())];
+        assert_eq!(said, ["found", "repaired"].map(|status| ("frontend".to_owned(), status.to_owned())));
+        assert_eq!(running.kernel.state(), before);
+        let report = running.client.drift().unwrap();
+        assert_eq!((report.found, report.now.len(), report.before.len()), (0, 0, 1));
+        let status = running.client.status().unwrap();
+        assert!(status.drift.watched && status.drift.inspections >= 2);
+    }
+
+    #[test]
+    fn a_packet_is_verified_and_a_difference_is_said() {
+        let running = Running::start(&alert());
+        let question = Explain {
+            protocol: "tcp".into(),
+            source: "10.244.0.9:4000".into(),
+            destination: "10.96.0.1:80".into(),
+            verify: true,
+            why_not: Some("10.0.0.2".into()),
+            ..Explain::default()
+        };
+        let explanation = running.client.explain(&question).unwrap();
+        let verification = explanation.verification.unwrap();
+        assert!(verification.agrees && verification.settled, "{verification:?}");
+        assert_eq!(verification.kernel, "forwarded to one of 10.0.0.1:8080 (1/2), 10.0.0.2:8080 (1/2)");
+        let why_not = explanation.why_not.unwrap();
+        assert_eq!((why_not.backend.as_str(), why_not.answer.as_str()), ("10.0.0.2:8080", "possible"));
+        assert_eq!((why_not.slots, why_not.slot_count, why_not.table), (vec![1], 1, 2));
+        running.kernel.disturb(lose_frontends);
+        let verification = running.client.explain(&question).unwrap().verification.unwrap();
+        assert_eq!(verification.disagreements, ["verdict: expected forward, the kernel has pass"]);
+        running.kernel.set_fails(Fails { questions: true, ..Fails::default() });
+        let error = running.client.explain(&question).unwrap_err().to_string();
+        assert_eq!(error, "the agent says: datapath memory cannot be asked what becomes of a packet");
+        let unknown = Explain { why_not: Some("web-1".into()), ..question };
+        assert!(running.client.explain(&unknown).unwrap_err().to_string().contains("backend `web-1` is neither"));
+    }
+
+    #[test]
+    fn too_many_watchers_are_told_so_and_those_that_went_make_room() {
+        let running = Running::start(&config());
+        let mut watches = Vec::new();
+        let refused = loop {
+            match running.client.watch_drift() {
+                Ok(watch) => watches.push(watch),
+                Err(error) => break error,
+            }
+        };
+        assert!(refused.to_string().contains("too many clients watch drift"), "{refused}");
+        drop(watches);
+        while running.client.watch_drift().is_err() {}
+    }
+}

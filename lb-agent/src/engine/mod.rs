@@ -1,0 +1,407 @@
+//! The thread that owns the datapath.
+
+pub(crate) mod devices;
+pub(crate) mod drift;
+pub(crate) mod inspection;
+pub(crate) mod leftovers;
+#[cfg(test)]
+mod maglev_tests;
+pub(crate) mod state;
+pub(crate) mod watch;
+
+use std::{
+    sync::{
+        Arc,
+        mpsc::{Receiver, RecvTimeoutError, TryRecvError},
+    },
+    time::Duration,
+};
+
+use lb_core::{ApplyError, Change, DatapathError, ErrorKind, Instant, Model, Plan, Reconciler, Settings};
+use lb_k8s::Batch;
+
+use crate::{
+    config::Config,
+    driver::{DatapathKind, Installed},
+    engine::{
+        inspection::{Asked, Question},
+        leftovers::Leftovers,
+        state::Shared,
+        watch::Alarm,
+    },
+    source::{self, manifests::Taken},
+};
+
+/// Something that happened.
+pub(crate) enum Event {
+    /// The manifests were read. Nothing more is read until this is taken.
+    Manifests(Batch, Taken),
+    /// What services get changed, though nothing was read.
+    Changes(Vec<Change>, Taken),
+    /// The manifest directory cannot be watched any more.
+    WatchFailed(String),
+    /// The manifest directory is gone, and why that is known, or it is there again.
+    Directory(Option<String>),
+    /// Devices came, went or changed.
+    Devices,
+    /// What is known of changes that others make to the datapath.
+    Alarm(Alarm),
+    /// Somebody asks what only the datapath knows.
+    Question(Question),
+    /// It is time to go, and why.
+    Stop(String),
+}
+
+/// What the thread of the datapath owns.
+pub(crate) struct Engine {
+    pub(crate) datapath: Installed,
+    pub(crate) shared: Arc<Shared>,
+    /// Set while nobody knows what the datapath holds.
+    pub(crate) pause: Option<Pause>,
+    leftovers: Option<Leftovers>,
+    /// Called when it is ready.
+    on_ready: Option<Box<dyn FnOnce() + Send>>,
+    /// Those who wait for an inspection.
+    pub(crate) asked: Asked,
+}
+
+/// Most events that are taken in at once.
+const MAX_EVENTS: usize = 1000;
+
+/// Time that a broken datapath gets before it is asked again.
+#[derive(Clone, Copy)]
+pub(crate) struct Pause {
+    until: Instant,
+    length: Duration,
+}
+
+impl Engine {
+    pub(crate) fn new(config: &Config, datapath: Installed, on_ready: Box<dyn FnOnce() + Send>) -> Self {
+        let capabilities = datapath.datapath().capabilities();
+        let settings = Settings { maglev: config.maglev, ..Settings::default() };
+        let mut reconciler = Reconciler::new(Model::new(settings, capabilities));
+        // Node facts claim no address while there are no services, so they cannot be refused.
+        let _ = reconciler.handle_change(Change::SetNode(config.node.clone()));
+        let _ = reconciler.handle_change(Change::SetZone(config.zone.clone()));
+        let _ = reconciler.handle_change(Change::InitStart(source::name()));
+        let shared = Arc::new(Shared::new(reconciler, config, datapath.datapath().counters()));
+        Self { datapath, shared, pause: None, leftovers: None, on_ready: Some(on_ready), asked: Asked::default() }
+    }
+
+    /// Other datapaths, to be cleaned up once this one serves.
+    pub(crate) fn clean_up_when_ready(&mut self, leftovers: Leftovers) {
+        self.leftovers = Some(leftovers);
+    }
+
+    /// What it shares with the other threads.
+    pub(crate) fn shared(&self) -> Arc<Shared> {
+        Arc::clone(&self.shared)
+    }
+
+    /// Ends well at a signal.
+    ///
+    /// # Errors
+    /// When the datapath was never permitted to do anything.
+    pub(crate) fn run(&mut self, inbox: &Receiver<Event>) -> Result<(), DatapathError> {
+        loop {
+            self.settle()?;
+            if self.inspection_is_late() {
+                self.inspect_if_due();
+            }
+            let event = self.next(inbox);
+            if matches!(event, Err(RecvTimeoutError::Disconnected)) {
+                return Ok(());
+            }
+            // What came meanwhile goes into the same plan.
+            for event in event.into_iter().chain(inbox.try_iter().take(MAX_EVENTS)) {
+                if let Event::Stop(why) = event {
+                    tracing::info!(why, "stopping; the datapath goes on working");
+                    return Ok(());
+                }
+                self.handle(event);
+            }
+        }
+    }
+
+    /// The next event. Without one, inspects what is due first.
+    fn next(&mut self, inbox: &Receiver<Event>) -> Result<Event, RecvTimeoutError> {
+        match inbox.try_recv() {
+            Ok(event) => return Ok(event),
+            Err(TryRecvError::Disconnected) => return Err(RecvTimeoutError::Disconnected),
+            Err(TryRecvError::Empty) => {}
+        }
+        if self.inspect_if_due() {
+            return Err(RecvTimeoutError::Timeout);
+        }
+        match self.patience() {
+            Some(patience) => inbox.recv_timeout(patience),
+            None => inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
+        }
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Manifests(batch, _taken) => self.shared.take_manifests(batch),
+            Event::Changes(changes, _taken) => self.shared.take_changes(changes),
+            Event::WatchFailed(problem) => {
+                tracing::warn!(problem, "the manifest directory is not watched");
+                self.shared.set_problem("ManifestsNotWatched", Some(problem));
+            }
+            Event::Directory(problem) => {
+                if let Some(problem) = &problem {
+                    tracing::warn!(problem, "the manifest directory is gone");
+                }
+                self.shared.set_problem("ManifestsGone", problem);
+            }
+            Event::Devices => self.follow_devices(),
+            Event::Alarm(alarm) => self.handle_alarm(alarm),
+            Event::Question(question) => self.handle_question(question),
+            Event::Stop(_) => {}
+        }
+    }
+
+    /// Without an address, nothing can be translated to one.
+    pub(crate) fn check_addresses(&self, config: &Config) {
+        let none = config.node.ips.is_empty() && config.datapath != DatapathKind::Memory;
+        let problem = none.then(|| "the devices have no global address: set --node-ip and start again".to_owned());
+        if let Some(problem) = &problem {
+            tracing::warn!(problem, "this node has no address");
+        }
+        self.shared.set_problem("NoNodeIp", problem);
+    }
+
+    pub(crate) fn follow_devices(&mut self) {
+        let problem = self.datapath.follow_devices().err();
+        if let Some(problem) = &problem {
+            tracing::warn!(problem, "devices could not be followed");
+        }
+        self.shared.set_devices(self.datapath.devices());
+        self.shared.set_problem("Devices", problem);
+    }
+
+    /// Carries out plans until there is none.
+    pub(crate) fn settle(&mut self) -> Result<(), DatapathError> {
+        loop {
+            let now = self.shared.now();
+            if self.pause.is_some_and(|pause| now < pause.until) {
+                return Ok(());
+            }
+            if self.shared.reconciler().wants_observation(now) {
+                self.observe(now)?;
+            }
+            let Some(plan) = self.shared.reconciler_mut().poll_plan(now) else { break };
+            self.apply(&plan)?;
+        }
+        if self.shared.reconciler().installed().is_some() {
+            self.pause = None;
+        }
+        let ready_now = self.shared.become_ready();
+        self.clean_up_leftovers();
+        if ready_now {
+            self.shared.drifts().begin(self.shared.now());
+            tracing::info!("ready");
+            self.on_ready.take().into_iter().for_each(|on_ready| on_ready());
+        }
+        Ok(())
+    }
+
+    fn clean_up_leftovers(&mut self) {
+        let now = self.shared.now();
+        let Some(leftovers) = self.leftovers.as_mut().filter(|leftovers| leftovers.due().is_some_and(|due| due <= now))
+        else {
+            return;
+        };
+        if self.shared.is_ready() {
+            self.shared.set_problem("DatapathLeft", leftovers.clean(now));
+        }
+    }
+
+    fn observe(&mut self, now: Instant) -> Result<(), DatapathError> {
+        let observed = self.datapath.datapath_mut().observe();
+        let problem = match observed {
+            Ok(state) => {
+                let (frontends, backends) = (state.frontends.len(), state.backends.len());
+                tracing::info!(frontends, backends, "found in the datapath");
+                self.shared.reconciler_mut().handle_observed(state);
+                None
+            }
+            Err(error) if self.is_hopeless(&error) => return Err(error),
+            Err(error) => {
+                let problem = error.report();
+                let pause = self.longer_pause(now);
+                tracing::warn!(error = problem, pause = ?pause.length, "the datapath cannot be observed");
+                self.pause = Some(pause);
+                self.shared.reconciler_mut().handle_observe_failed(now);
+                Some(problem)
+            }
+        };
+        self.shared.set_problem("DatapathNotObserved", problem);
+        Ok(())
+    }
+
+    fn apply(&mut self, plan: &Plan) -> Result<(), DatapathError> {
+        let start = self.shared.now();
+        let outcome = self.datapath.datapath_mut().apply(plan);
+        let now = self.shared.now();
+        let took = now.since(start);
+        log(plan, &outcome, took);
+        let unknown = outcome.as_ref().err().and_then(|error| error.unknown.as_ref());
+        if let Some(error) = unknown.filter(|error| self.is_hopeless(error)) {
+            return Err(DatapathError::new(error.kind(), error.report()));
+        }
+        let unknown = unknown.map(DatapathError::report);
+        self.pause = unknown.as_ref().map(|_| self.longer_pause(now));
+        self.shared.set_problem("DatapathUnknown", unknown);
+        self.shared.reconciler_mut().handle_applied(plan.id, outcome, now);
+        self.shared.note_plan(plan.id, took);
+        self.shared.drifts().handle_applied(now);
+        Ok(())
+    }
+
+    /// Whether it makes no sense to try again: what was never permitted will not be.
+    fn is_hopeless(&self, error: &DatapathError) -> bool {
+        error.kind() == ErrorKind::Permission && !self.shared.is_ready()
+    }
+
+    fn longer_pause(&self, now: Instant) -> Pause {
+        let length = match self.pause {
+            Some(pause) => (pause.length * 2).min(Reconciler::MAX_RETRY_DELAY),
+            None => Reconciler::MIN_RETRY_DELAY,
+        };
+        Pause { until: now + length, length }
+    }
+
+    /// How long nothing has to be done unless something happens.
+    pub(crate) fn patience(&self) -> Option<Duration> {
+        let due = self.shared.reconciler().poll_timeout().map(|(at, _)| at);
+        let due = due.into_iter().chain(self.pause.map(|pause| pause.until)).max();
+        let leftovers = self.leftovers.as_ref().filter(|_| self.shared.is_ready()).and_then(Leftovers::due);
+        let due = due.into_iter().chain(leftovers).chain(self.inspection_due()).min()?;
+        // Never nothing: a time that has passed must not make this thread spin.
+        Some(due.since(self.shared.now()).max(Duration::from_millis(1)))
+    }
+}
+
+fn log(plan: &Plan, outcome: &Result<(), ApplyError>, took: Duration) {
+    let (id, operations) = (plan.id.0, plan.ops.len());
+    match outcome {
+        Ok(()) => tracing::debug!(plan = id, operations, ?took, summary = plan.summary(), "plan carried out"),
+        Err(error) => tracing::warn!(plan = id, operations, ?took, %error, "plan carried out in part"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lb_core::{Capabilities, Datapath, Faults, Faulty, MemoryDatapath, Role, State};
+
+    use super::*;
+    use crate::testing;
+    use crate::testing::conditions;
+    use crate::testing::config;
+
+    fn agent(datapath: impl Datapath + 'static) -> Engine {
+        testing::agent(&config(), datapath)
+    }
+
+    fn faulty(faults: Faults) -> Faulty<MemoryDatapath> {
+        Faulty::new(MemoryDatapath::default(), faults, 1)
+    }
+
+    #[test]
+    fn a_datapath_of_which_nothing_is_known_is_given_time_and_asked_again() {
+        for (faults, condition) in [
+            (Faults { interrupted_plans: 1000, ..Faults::default() }, "DatapathUnknown"),
+            (Faults { failed_observations: 1000, ..Faults::default() }, "DatapathNotObserved"),
+        ] {
+            let mut agent = agent(faulty(faults));
+            agent.settle().unwrap();
+            assert_eq!(conditions(&agent), [condition]);
+            assert!(!agent.shared.is_ready());
+            let first = agent.pause.unwrap();
+            assert!(agent.patience().unwrap() <= first.length);
+            assert_eq!(agent.longer_pause(first.until).length, 2 * first.length);
+            agent.datapath = Installed::Plain(Box::new(MemoryDatapath::default()));
+            agent.pause = agent.pause.map(|pause| Pause { until: Instant::default(), ..pause });
+            // The reconciler has a wait of its own after an observation that failed.
+            while !agent.shared.is_ready() {
+                agent.settle().unwrap();
+            }
+            assert_eq!(conditions(&agent), Vec::<String>::new());
+            assert!(agent.pause.is_none());
+        }
+    }
+
+    #[test]
+    fn a_frontend_that_is_refused_does_not_hold_up_readiness() {
+        let mut agent = agent(faulty(Faults { refused_frontends: 1000, ..Faults::default() }));
+        agent.settle().unwrap();
+        assert!(agent.shared.is_ready() && agent.pause.is_none());
+        assert_eq!(conditions(&agent), ["FrontendFailed"]);
+        assert!(agent.patience().unwrap() <= Reconciler::MIN_RETRY_DELAY);
+    }
+
+    #[test]
+    fn what_was_never_permitted_ends_the_agent() {
+        let mut agent = agent(Forbidden);
+        assert_eq!(agent.settle().unwrap_err().kind(), ErrorKind::Permission);
+    }
+
+    #[test]
+    fn a_node_without_an_address_says_so() {
+        let agent = agent(MemoryDatapath::default());
+        let mut config = config();
+        config.datapath = DatapathKind::Nftables;
+        agent.check_addresses(&config);
+        assert_eq!(conditions(&agent), ["NoNodeIp"]);
+        config.node.ips.push("192.0.2.1".parse().unwrap());
+        agent.check_addresses(&config);
+        assert_eq!(conditions(&agent), Vec::<String>::new());
+    }
+
+    #[test]
+    fn the_next_agent_takes_over_what_is_there_and_writes_nothing() {
+        let kernel = testing::Kernel::default();
+        agent(kernel.clone()).settle().unwrap();
+        let before = kernel.state();
+        let mut next = agent(kernel.clone());
+        next.settle().unwrap();
+        assert_eq!((next.shared.status().datapath.plan, kernel.state()), (0, before));
+        assert!(next.shared.is_ready());
+    }
+
+    #[test]
+    fn an_agent_that_is_told_to_stop_leaves_something_whole() {
+        let kernel = testing::Kernel::default();
+        let mut agent = agent(kernel.clone());
+        let (events, inbox) = std::sync::mpsc::channel();
+        events.send(Event::Stop("SIGTERM".into())).unwrap();
+        events.send(Event::WatchFailed("never heard of".into())).unwrap();
+        agent.run(&inbox).unwrap();
+        assert_eq!((kernel.state().dangling(), kernel.state().frontends.len()), (None, 1));
+        assert_eq!(conditions(&agent), Vec::<String>::new(), "what comes after the signal is not begun");
+    }
+
+    struct Forbidden;
+
+    impl Datapath for Forbidden {
+        fn capabilities(&self) -> Capabilities {
+            Capabilities::all("forbidden")
+        }
+
+        fn observe(&mut self) -> Result<State, DatapathError> {
+            Err(DatapathError::new(ErrorKind::Permission, "no"))
+        }
+
+        fn apply(&mut self, _: &Plan) -> Result<(), ApplyError> {
+            Ok(())
+        }
+
+        fn set_role(&mut self, _: Role) -> Result<(), DatapathError> {
+            Ok(())
+        }
+
+        fn cleanup(&mut self) -> Result<(), DatapathError> {
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,372 @@
+//! What the threads of the agent share.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    time::{Duration, SystemTime},
+};
+
+use lb_core::{Change, Counters, FlowView, Instant, Packet, PlanId, Reconciler, SliceName, Wanted, decide, why_not};
+use lb_k8s::{Batch, Finding, Report};
+use nix::time::{ClockId, clock_gettime};
+
+use crate::{
+    api::{
+        Addresses, Backend, Condition, Datapath, DriftReport, DriftStatus, Explanation, Manifests, Node, Pool, Service,
+        Status, Usage, view,
+    },
+    config::{Config, maglev::MaglevHash},
+    driver::DatapathKind,
+    engine::{
+        drift::{Drifts, Inspected, Subscription},
+        inspection::Verified,
+    },
+};
+
+/// The reconciler, and what else there is to say about the agent.
+pub(crate) struct Shared {
+    start: std::time::Instant,
+    kind: DatapathKind,
+    directory: String,
+    counters: Option<Arc<dyn Counters>>,
+    /// Written by the thread of the datapath alone.
+    reconciler: RwLock<Reconciler>,
+    drifts: Mutex<Drifts>,
+    notes: Mutex<Notes>,
+}
+
+/// What the reconciler does not know.
+#[derive(Default)]
+struct Notes {
+    ready: bool,
+    reads: u64,
+    report: Arc<Report>,
+    /// Slices that the model refused, and why.
+    refused_slices: BTreeMap<SliceName, String>,
+    /// By type of condition.
+    problems: BTreeMap<&'static str, String>,
+    devices: Vec<String>,
+    plan: PlanId,
+    took: Duration,
+}
+
+impl Shared {
+    pub(crate) fn new(reconciler: Reconciler, config: &Config, counters: Option<Arc<dyn Counters>>) -> Self {
+        Self {
+            start: std::time::Instant::now(),
+            kind: config.datapath,
+            directory: config.manifests.display().to_string(),
+            counters,
+            reconciler: RwLock::new(reconciler),
+            drifts: Mutex::new(Drifts::new(config.drift, config.drift_interval)),
+            notes: Mutex::default(),
+        }
+    }
+
+    /// The time on the clock that eBPF programs go by, so that what they remember of a time is one of ours.
+    pub(crate) fn now(&self) -> Instant {
+        // It fails only for clocks that a kernel may lack.
+        let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from);
+        Instant::new(now.unwrap_or_else(|_| self.start.elapsed()))
+    }
+
+    /// The reconciler, to read.
+    pub(crate) fn reconciler(&self) -> RwLockReadGuard<'_, Reconciler> {
+        self.reconciler.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The reconciler, for the thread of the datapath. Not to be held while the datapath works.
+    pub(crate) fn reconciler_mut(&self) -> RwLockWriteGuard<'_, Reconciler> {
+        self.reconciler.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is known about drift. Not to be held while the datapath works.
+    pub(crate) fn drifts(&self) -> MutexGuard<'_, Drifts> {
+        self.drifts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes an inspection in, and reports about it if somebody wants that.
+    pub(crate) fn note_inspection(&self, inspected: &Inspected, wants_report: bool) -> Option<DriftReport> {
+        let (now, wall) = (self.now(), wall());
+        let mut drifts = self.drifts();
+        let unlisted = drifts.handle_inspected(inspected, now, wall);
+        wants_report.then(|| {
+            let (is_now, before) = drifts.listed(&inspected.found, now, wall);
+            DriftReport {
+                datapath: self.kind.to_string(),
+                mode: drifts.mode().as_str().into(),
+                found: inspected.found.len() as u64,
+                inspection_us: u64::try_from(inspected.took.as_micros()).unwrap_or(u64::MAX),
+                now: is_now,
+                before,
+                unlisted: unlisted as u64,
+            }
+        })
+    }
+
+    pub(crate) fn kind(&self) -> DatapathKind {
+        self.kind
+    }
+
+    /// Follows drift from now on, unless too many do.
+    pub(crate) fn watch_drift(&self) -> Option<Subscription> {
+        self.drifts().subscribe()
+    }
+
+    pub(crate) fn take_manifests(&self, batch: Batch) {
+        {
+            let mut notes = self.notes();
+            log_report(&notes.report, &batch.report);
+            notes.reads += 1;
+            notes.report = batch.report;
+        }
+        self.take_changes(batch.changes);
+    }
+
+    pub(crate) fn take_changes(&self, changes: Vec<Change>) {
+        let mut reconciler = self.reconciler_mut();
+        let mut notes = self.notes();
+        for change in changes {
+            let slice = match &change {
+                Change::ReplaceEndpoints(slice) => Some(slice.name.clone()),
+                Change::RemoveEndpoints(name) => Some(name.clone()),
+                Change::UpsertService(_)
+                | Change::RemoveService(_)
+                | Change::SetNode(_)
+                | Change::SetZone(_)
+                | Change::SetHealth(_)
+                | Change::RestoreHealth(_)
+                | Change::ForgetHealth(_)
+                | Change::InitStart(_)
+                | Change::InitDone(_) => None,
+            };
+            let refused = reconciler.handle_change(change).err();
+            if let Some(error) = &refused {
+                tracing::warn!(%error, "a change is refused, the last good state stays");
+            }
+            match (slice, refused) {
+                (Some(name), Some(error)) => drop(notes.refused_slices.insert(name, error.to_string())),
+                (Some(name), None) => drop(notes.refused_slices.remove(&name)),
+                (None, _) => {}
+            }
+        }
+    }
+
+    /// A condition of the whole agent: `None` when it is over.
+    pub(crate) fn set_problem(&self, kind: &'static str, problem: Option<String>) {
+        let problems = &mut self.notes().problems;
+        match problem {
+            Some(problem) => drop(problems.insert(kind, problem)),
+            None => drop(problems.remove(kind)),
+        }
+    }
+
+    pub(crate) fn set_devices(&self, devices: Vec<String>) {
+        self.notes().devices = devices;
+    }
+
+    pub(crate) fn note_plan(&self, plan: PlanId, took: Duration) {
+        let mut notes = self.notes();
+        notes.plan = plan;
+        notes.took = took;
+    }
+
+    /// Whether this is the moment at which the first listing is complete and carried out.
+    pub(crate) fn become_ready(&self) -> bool {
+        let here = {
+            let reconciler = self.reconciler();
+            !reconciler.is_listing() && reconciler.installed().is_some()
+        };
+        here && !std::mem::replace(&mut self.notes().ready, here)
+    }
+
+    /// Whether there has been that moment.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.notes().ready
+    }
+
+    pub(crate) fn services(&self) -> Vec<Service> {
+        let reconciler = self.reconciler();
+        let report = Arc::clone(&self.notes().report);
+        view::services(&reconciler, &report)
+    }
+
+    /// Adds to pools what of their manifests was refused.
+    pub(crate) fn describe_pools(&self, pools: &mut [Pool]) {
+        let report = Arc::clone(&self.notes().report);
+        for pool in pools {
+            pool.conditions.extend(view::refusals_of_pool(&report, &pool.name));
+        }
+    }
+
+    pub(crate) fn backends(&self) -> Vec<Backend> {
+        view::backends(self.reconciler().model(), self.now())
+    }
+
+    /// What would become of a packet: of the first one of a flow from a client that nothing is known of, or as verified.
+    pub(crate) fn explain(&self, packet: &Packet, verified: Option<&Verified>, wanted: Option<Wanted>) -> Explanation {
+        let reconciler = self.reconciler();
+        let (model, now) = (reconciler.model(), self.now());
+        let flow = verified.map_or_else(FlowView::default, |verified| verified.answer.flow);
+        let decision = match verified {
+            Some(verified) => verified.decision.clone(),
+            None => decide(model, packet, &flow, now),
+        };
+        let answer = wanted.map(|wanted| {
+            let why_not = why_not(reconciler.desired(), packet, &flow, &decision, wanted, now);
+            view::why_not(wanted, &why_not)
+        });
+        Explanation {
+            verification: verified.map(|verified| view::verification(packet, verified)),
+            why_not: answer,
+            ..view::explanation(model, packet, &decision)
+        }
+    }
+
+    pub(crate) fn status(&self) -> Status {
+        let (usage, usage_problem) = self.usage();
+        let reconciler = self.reconciler();
+        let notes = self.notes();
+        let counts = view::counts(&reconciler);
+        let mut conditions: Vec<Condition> =
+            notes.problems.iter().map(|(kind, message)| Condition::new(kind, message)).collect();
+        conditions.extend(usage_problem.map(|problem| Condition::new("UsageUnknown", &problem)));
+        let (drift, drift_conditions) = self.drift_status();
+        conditions.extend(drift_conditions);
+        conditions.extend(view::conditions(&reconciler, &notes.report, &notes.refused_slices));
+        conditions.sort();
+        let node = reconciler.model().node();
+        Status {
+            version: env!("CARGO_PKG_VERSION").into(),
+            pid: std::process::id(),
+            uptime_s: self.start.elapsed().as_secs(),
+            ready: notes.ready,
+            settled: reconciler.is_settled(),
+            node: Node {
+                name: node.name.as_ref().map(ToString::to_string),
+                ips: node.ips.clone(),
+                cluster_cidrs: node.cluster_cidrs.iter().map(ToString::to_string).collect(),
+            },
+            datapath: Datapath {
+                kind: self.kind.to_string(),
+                plan: notes.plan.0,
+                apply_us: u64::try_from(notes.took.as_micros()).unwrap_or(u64::MAX),
+                devices: notes.devices.clone(),
+                usage,
+            },
+            manifests: manifests(&notes, &self.directory, !reconciler.is_listing()),
+            maglev_hash: MaglevHash::of(&reconciler.model().settings().maglev).as_str().into(),
+            counts,
+            addresses: Addresses::default(),
+            drift,
+            conditions,
+        }
+    }
+
+    fn drift_status(&self) -> (DriftStatus, Vec<Condition>) {
+        let drifts = self.drifts();
+        let conditions = drifts.conditions(self.now());
+        (drifts.status(), conditions.iter().map(|(kind, message)| Condition::new(kind, message)).collect())
+    }
+
+    /// Asked without any lock: the kernel may take its time.
+    fn usage(&self) -> (Option<Usage>, Option<String>) {
+        match self.counters.as_ref().map(|counters| counters.usage()) {
+            None => (None, None),
+            Some(Ok(usage)) => (Some(Usage { rules: usage.rules, elements: usage.elements, bytes: usage.bytes }), None),
+            Some(Err(error)) => (None, Some(error.report())),
+        }
+    }
+
+    fn notes(&self) -> MutexGuard<'_, Notes> {
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn manifests(notes: &Notes, directory: &str, listed: bool) -> Manifests {
+    fn lines(of: &[impl ToString]) -> Vec<String> {
+        of.iter().map(ToString::to_string).collect()
+    }
+    let report = &notes.report;
+    Manifests {
+        directory: directory.into(),
+        reads: notes.reads,
+        listed,
+        rejected: report.rejected.as_ref().map(ToString::to_string),
+        skipped: lines(&report.skipped),
+        unsupported: lines(&report.unsupported),
+        refused: lines(&report.refused),
+        ignored_files: report.ignored_files.clone(),
+    }
+}
+
+/// Logs what `before` did not say.
+fn log_report(before: &Report, report: &Report) {
+    if let Some(error) = &report.rejected {
+        tracing::warn!(%error, "the manifests are rejected, the last good state stays");
+        return;
+    }
+    let known = Known::of(before.refused.iter().map(|refusal| &refusal.finding));
+    for refusal in report.refused.iter().filter(|refusal| !known.has(&refusal.finding)) {
+        tracing::warn!(%refusal, "an object is refused");
+    }
+    let known = Known::of(&before.unsupported);
+    for finding in report.unsupported.iter().filter(|finding| !known.has(finding)) {
+        tracing::info!(%finding, "a field is not carried out");
+    }
+    tracing::debug!(skipped = report.skipped.len(), "the manifests are read");
+}
+
+/// Findings, wherever their objects stand by now: what moves within a file, or to another one, is no news.
+struct Known<'a>(BTreeSet<Said<'a>>);
+
+/// Kind, namespace, name, field and message.
+type Said<'a> = (&'a str, &'a str, &'a str, &'a str, &'a str);
+
+impl<'a> Known<'a> {
+    fn of(findings: impl IntoIterator<Item = &'a Arc<Finding>>) -> Self {
+        Self(findings.into_iter().map(|finding| Self::said(finding)).collect())
+    }
+
+    fn has(&self, finding: &Finding) -> bool {
+        self.0.contains(&Known::said(finding))
+    }
+
+    fn said(finding: &Finding) -> Said<'_> {
+        let object = &finding.object;
+        (&object.kind, &object.namespace, &object.name, &finding.field, &finding.message)
+    }
+}
+
+/// Time since 1970.
+fn wall() -> Duration {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use lb_k8s::{Manifests, Snapshot};
+
+    use super::*;
+
+    #[test]
+    fn what_was_said_of_an_object_is_no_news_when_it_moves() {
+        let report = |text: &str| {
+            let source = lb_core::SourceName("test".into());
+            Manifests::new(source).update(Snapshot::parse("web.yaml", text)).report
+        };
+        let service = |name: &str| {
+            format!(
+                "{{apiVersion: v1, kind: Service, metadata: {{name: {name}}}, \
+                 spec: {{clusterIP: 10.96.0.1, loadBalancerSourceRanges: [10.0.0.0/8], ports: [{{port: 80}}]}}}}\n"
+            )
+        };
+        let (before, moved, other) =
+            (report(&service("web")), report(&format!("# moved\n\n{}", service("web"))), report(&service("api")));
+        assert!(!before.unsupported.is_empty(), "the test needs a field that is not carried out");
+        assert_ne!(before.unsupported[0].position, moved.unsupported[0].position);
+        let known = Known::of(&before.unsupported);
+        assert!(moved.unsupported.iter().all(|finding| known.has(finding)));
+        assert!(!other.unsupported.iter().any(|finding| known.has(finding)));
+    }
+}

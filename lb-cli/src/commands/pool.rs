@@ -1,0 +1,234 @@
+//! `lb pool`.
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    net::IpAddr,
+    path::Path,
+    time::{Duration, SystemTime},
+};
+
+use lb_agent::api::{AddressState, Client, Condition, Pool, PoolAddress, PoolCounts, PoolDetail, PoolMove, PoolPlan};
+
+use crate::{
+    cli::{PoolExplainArgs, PoolGetArgs, PoolListArgs, PoolPlanArgs},
+    exit::{Failure, Outcome, Verdict},
+    output::{self, Table},
+};
+
+/// Most bytes of manifests that are sent to the agent, which reads no more.
+const MAX_MANIFESTS: u64 = 8 * 1024 * 1024;
+
+pub(super) fn list(args: &PoolListArgs) -> Outcome {
+    let pools = Client::new(&args.ask.socket).pools()?;
+    output::write(args.ask.output, &pools, || table(&pools, seconds_since_1970()))?;
+    Ok(Verdict::Fine)
+}
+
+pub(super) fn get(args: &PoolGetArgs) -> Outcome {
+    let detail = Client::new(&args.ask.socket).pool(&args.name)?;
+    output::write(args.ask.output, &detail, || described(&detail, seconds_since_1970()))?;
+    Ok(Verdict::Fine)
+}
+
+pub(super) fn explain(args: &PoolExplainArgs) -> Outcome {
+    let address = Client::new(&args.ask.socket).explain_address(args.address)?;
+    output::write(args.ask.output, &address, || explained(&address, seconds_since_1970()))?;
+    Ok(if address.state == AddressState::Outside { Verdict::Absent } else { Verdict::Fine })
+}
+
+pub(super) fn plan(args: &PoolPlanArgs) -> Outcome {
+    let (name, text) = match &args.file {
+        Some(file) => (file.display().to_string(), read(file)?),
+        None => ("no file".into(), String::new()),
+    };
+    let client = Client::new(&args.ask.socket);
+    let pools = client.pools()?;
+    let plan = client.plan_pools(&name, &text, &args.remove)?;
+    output::write(args.ask.output, &plan, || planned(&plan, &pools, seconds_since_1970()))?;
+    Ok(if !plan.refused.is_empty() {
+        Verdict::Failed
+    } else if plan.moves.iter().any(PoolMove::is_loss) {
+        Verdict::Different
+    } else {
+        Verdict::Fine
+    })
+}
+
+/// `-` is standard input.
+fn read(file: &Path) -> Result<String, Failure> {
+    let source: io::Result<Box<dyn Read>> = if file == Path::new("-") {
+        Ok(Box::new(io::stdin()))
+    } else {
+        File::open(file).map(|file| Box::new(file) as _)
+    };
+    let mut text = String::new();
+    let read = source.and_then(|source| source.take(MAX_MANIFESTS + 1).read_to_string(&mut text));
+    read.map_err(|error| Failure::Error(format!("reading {} failed: {error}", file.display())))?;
+    if text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
+        return Err(Failure::Error(format!("{} holds no manifests", file.display())));
+    }
+    if text.len() as u64 > MAX_MANIFESTS {
+        let limit = format!("{} has more than {MAX_MANIFESTS} bytes, which the agent does not read", file.display());
+        return Err(Failure::Error(limit));
+    }
+    Ok(text)
+}
+
+fn table(pools: &[Pool], now: u64) -> String {
+    let heading = ["NAME", "DISABLED", "CONFLICTING", "IPS TOTAL", "IPS USED", "IPS AVAILABLE", "AGE", "CONDITIONS"];
+    let mut table = Table::new(heading);
+    for pool in pools {
+        table.row([
+            pool.name.clone(),
+            pool.disabled.to_string(),
+            if pool.conflicting { "True" } else { "False" }.into(),
+            pool.counts.total.to_string(),
+            pool.counts.used.to_string(),
+            pool.counts.available.to_string(),
+            age(pool, now),
+            conditions(&pool.conditions),
+        ]);
+    }
+    if table.is_empty() { "no pools\n".into() } else { table.to_string() }
+}
+
+fn described(PoolDetail { pool, addresses }: &PoolDetail, now: u64) -> String {
+    let or = |text: String, none: &str| if text.is_empty() { none.to_owned() } else { text };
+    let facts = [
+        ("Name", pool.name.clone()),
+        ("Blocks", or(pool.blocks.join(", "), "none")),
+        ("Services", or(pool.selectors.join("; or "), "all")),
+        ("Disabled", yes_or_no(pool.disabled)),
+        ("Auto-assign", yes_or_no(pool.auto_assign)),
+        ("First and last", if pool.allow_first_last { "given".into() } else { "kept back".into() }),
+        ("Priority", pool.priority.map_or_else(|| "none".into(), |priority| priority.to_string())),
+        ("Quota", pool.namespace_quota.map_or_else(|| "none".into(), |quota| format!("{quota} for each namespace"))),
+        ("Quarantine", format!("{} s", pool.quarantine_s)),
+        ("IPv4", sum(&pool.ipv4)),
+        ("IPv6", sum(&pool.ipv6)),
+        ("Conditions", or(conditions(&pool.conditions), "none")),
+    ];
+    let mut text: String = facts.iter().map(|(name, fact)| format!("{name:<15} {fact}\n")).collect();
+    if !addresses.is_empty() {
+        text.push('\n');
+        text.push_str(&address_table(addresses, now));
+    }
+    text
+}
+
+fn sum(counts: &PoolCounts) -> String {
+    let PoolCounts { total, used, free, quarantined, draining, conflict, reserved, .. } = counts;
+    if *total == 0 && *reserved == 0 {
+        return "none".into();
+    }
+    format!(
+        "{total} = {used} used + {free} free + {quarantined} quarantined + {draining} draining + {conflict} in conflict; \
+         beside that {reserved} reserved"
+    )
+}
+
+fn address_table(addresses: &[PoolAddress], now: u64) -> String {
+    let mut table = Table::new(["ADDRESS", "STATE", "SERVICES", "FOR"]);
+    for address in addresses {
+        table.row([
+            address.address.to_string(),
+            state(address.state).into(),
+            address.services.join(","),
+            rest(address, now).unwrap_or_default(),
+        ]);
+    }
+    table.to_string()
+}
+
+fn explained(address: &PoolAddress, now: u64) -> String {
+    let mut text = format!("{}\n", address.message);
+    if let Some(rest) = rest(address, now) {
+        text.push_str(&format!("for another {rest}\n"));
+    }
+    if let [_, others @ ..] = &*address.pools
+        && !others.is_empty()
+    {
+        text.push_str(&format!("also in: {}\n", others.join(", ")));
+    }
+    text
+}
+
+fn planned(plan: &PoolPlan, now_there: &[Pool], now: u64) -> String {
+    let mut text: String = plan.refused.iter().map(|refusal| format!("not taken over: {refusal}\n")).collect();
+    text.extend(plan.unsupported.iter().map(|finding| format!("not carried out: {finding}\n")));
+    if plan.moves.is_empty() {
+        text.push_str("no service would get another address\n");
+    } else {
+        let mut moves = Table::new(["SERVICE", "NOW", "THEN", "REFUSED"]);
+        for planned in &plan.moves {
+            moves.row([
+                planned.service.clone(),
+                joined(&planned.before),
+                joined(&planned.after),
+                planned.refused.join("; "),
+            ]);
+        }
+        text.push_str(&moves.to_string());
+    }
+    let changed: Vec<Pool> = plan.pools.iter().filter(|pool| !now_there.contains(pool)).cloned().collect();
+    if !changed.is_empty() {
+        text.push('\n');
+        text.push_str(&table(&changed, now));
+    }
+    text
+}
+
+fn joined(addresses: &[IpAddr]) -> String {
+    let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+    if addresses.is_empty() { "<none>".into() } else { addresses.join(",") }
+}
+
+fn conditions(conditions: &[Condition]) -> String {
+    let said: Vec<String> =
+        conditions.iter().map(|condition| format!("{}({})", condition.kind, condition.message)).collect();
+    said.join(", ")
+}
+
+fn yes_or_no(yes: bool) -> String {
+    if yes { "yes" } else { "no" }.into()
+}
+
+const fn state(state: AddressState) -> &'static str {
+    match state {
+        AddressState::Outside => "outside",
+        AddressState::Free => "free",
+        AddressState::Reserved => "reserved",
+        AddressState::Held => "held",
+        AddressState::Draining => "draining",
+        AddressState::Quarantined => "quarantined",
+        AddressState::Conflict => "conflict",
+    }
+}
+
+/// How much longer an address is what it is.
+fn rest(address: &PoolAddress, now: u64) -> Option<String> {
+    let until = address.until_ms? / 1000;
+    Some(span(until.saturating_sub(now)))
+}
+
+fn age(pool: &Pool, now: u64) -> String {
+    span(now.saturating_sub(pool.created_s))
+}
+
+/// `63s`, `5m3s`, `3h20m`, `12d`: as `kubectl` writes ages, two units at most.
+fn span(seconds: u64) -> String {
+    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
+    match seconds {
+        0..120 => format!("{seconds}s"),
+        120..600 => format!("{minutes}m{}s", seconds % 60),
+        600..10_800 => format!("{minutes}m"),
+        10_800..28_800 => format!("{hours}h{}m", minutes % 60),
+        28_800..172_800 => format!("{hours}h"),
+        172_800.. => format!("{days}d"),
+    }
+}
+
+fn seconds_since_1970() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs()
+}

@@ -1,0 +1,107 @@
+//! `lb status`.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use lb_agent::api::{Client, Condition, DriftStatus, Status};
+
+use crate::{
+    cli::StatusArgs,
+    exit::{Outcome, Verdict},
+    output::{self, Table, count, printable},
+};
+
+pub(super) fn run(args: &StatusArgs) -> Outcome {
+    let status = Client::new(&args.ask.socket).status()?;
+    output::write(args.ask.output, &status, || table(&status))?;
+    Ok(Verdict::Fine)
+}
+
+fn table(status: &Status) -> String {
+    let mut table = Table::new(["WHAT", "STATE"]);
+    let mut line = |what: &str, state: String| table.row([what.into(), state]);
+    let settled = if status.settled { "settled" } else { "work is due" };
+    let ready = if status.ready { "ready" } else { "not ready: the first listing is not carried out yet" };
+    line(
+        "agent",
+        format!("{ready}, {settled}, version {}, pid {}, up {} s", status.version, status.pid, status.uptime_s),
+    );
+    let datapath = &status.datapath;
+    line("datapath", format!("{}, plan {}, carried out in {} us", datapath.kind, datapath.plan, datapath.apply_us));
+    if !datapath.devices.is_empty() {
+        line("devices", datapath.devices.join(", "));
+    }
+    if let Some(usage) = datapath.usage {
+        let bytes = usage.bytes.map(|bytes| format!(", {bytes} bytes")).unwrap_or_default();
+        line("kernel", format!("{}, {}{bytes}", count(usage.rules, "rule"), count(usage.elements, "element")));
+    }
+    line("node", node(status));
+    let manifests = &status.manifests;
+    line("manifests", format!("{}, read {}{}", manifests.directory, count(manifests.reads, "time"), left_out(status)));
+    let counts = &status.counts;
+    let failed =
+        if counts.failed > 0 { format!(", {} failed", count(counts.failed, "frontend")) } else { String::new() };
+    line(
+        "held",
+        format!(
+            "{}, {}, {}, {}{failed}",
+            count(counts.services, "service"),
+            count(counts.frontends, "frontend"),
+            count(counts.sets, "backend set"),
+            count(counts.backends, "backend")
+        ),
+    );
+    let addresses = &status.addresses;
+    if addresses.pools > 0 {
+        let lacking = match addresses.unsatisfied {
+            0 => String::new(),
+            lacking => format!(", {} in want of some", count(lacking, "service")),
+        };
+        line("addresses", format!("{}, {} held{lacking}", count(addresses.pools, "pool"), addresses.held));
+    }
+    line("maglev", format!("tables of {}", status.maglev_hash));
+    line("drift", drift(&status.drift));
+    table.to_string() + &conditions(&status.conditions)
+}
+
+fn drift(drift: &DriftStatus) -> String {
+    let sum = |counts: &BTreeMap<String, u64>| counts.values().sum::<u64>();
+    let (found, repaired) = (count(sum(&drift.found), "difference"), sum(&drift.repaired));
+    let watched = if drift.watched { ", watched" } else { "" };
+    let took = Duration::from_micros(drift.inspection_us);
+    format!(
+        "{}{watched}, {found} found, {repaired} repaired, {} open, {}, the last in {}",
+        drift.mode,
+        drift.open,
+        count(drift.inspections, "full inspection"),
+        output::time(took)
+    )
+}
+
+fn node(status: &Status) -> String {
+    let ips: Vec<String> = status.node.ips.iter().map(ToString::to_string).collect();
+    let cidrs = if status.node.cluster_cidrs.is_empty() {
+        "no cluster CIDRs".into()
+    } else {
+        format!("cluster CIDRs {}", status.node.cluster_cidrs.join(", "))
+    };
+    format!("{}, {}, {cidrs}", status.node.name.as_deref().unwrap_or("without a name"), ips.join(", "))
+}
+
+fn left_out(status: &Status) -> String {
+    let manifests = &status.manifests;
+    let parts = [
+        (manifests.refused.len(), "object", "refused"),
+        (manifests.unsupported.len(), "field", "not carried out"),
+        (manifests.skipped.len(), "object", "skipped"),
+        (manifests.ignored_files.len(), "file", "ignored"),
+    ];
+    parts.into_iter().filter(|part| part.0 > 0).map(|(n, what, fate)| format!(", {} {fate}", count(n, what))).collect()
+}
+
+fn conditions(conditions: &[Condition]) -> String {
+    if conditions.is_empty() {
+        return String::new();
+    }
+    let line = |condition: &Condition| format!("  {}: {}\n", condition.kind, printable(&condition.message));
+    "\nConditions:\n".to_owned() + &conditions.iter().map(line).collect::<String>()
+}

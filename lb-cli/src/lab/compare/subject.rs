@@ -1,0 +1,171 @@
+//! One datapath at work on its node.
+
+use std::time::{Duration, Instant};
+
+use lb_agent::{
+    config::{Config, DriftMode, EbpfSettings, pattern::Pattern},
+    driver::{self, DatapathKind, Installed},
+};
+use lb_core::{
+    Change, DatapathError, EndpointSlice, KernelUsage, Model, Plan, Reconciler, Settings as ModelSettings,
+    maglev::HashFamily,
+};
+use lb_testkit::lab::Node;
+
+use super::{
+    error::{CompareError, Result},
+    probe::monotonic,
+    world::Compared,
+};
+
+/// Devices of the lab's pods on their nodes.
+pub(super) const POD_DEVICES: &str = "pod*";
+
+/// One datapath at work on its node, with what feeds it.
+pub(super) struct Subject<'lab> {
+    kind: DatapathKind,
+    node: Node<'lab>,
+    installed: Installed,
+    reconciler: Reconciler,
+}
+
+/// A change that was carried out.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Committed {
+    /// When it came, as [`monotonic`] tells the time.
+    pub(super) event: Duration,
+    /// From the event to the end of its last plan.
+    pub(super) took: Duration,
+}
+
+impl<'lab> Subject<'lab> {
+    /// A fresh datapath on a node.
+    pub(super) fn open(kind: DatapathKind, node: Node<'lab>) -> Result<Self> {
+        let config = config(kind, node)?;
+        let failed = |error| failed(kind, "opening", &error);
+        let (installed, observed) = node
+            .run(|| {
+                let mut installed = driver::open(&config)?;
+                let followed = installed.follow_devices();
+                followed.map_err(|why| DatapathError::new(lb_core::ErrorKind::System, why))?;
+                let observed = installed.datapath_mut().observe()?;
+                Ok((installed, observed))
+            })?
+            .map_err(failed)?;
+        let capabilities = installed.datapath().capabilities();
+        let mut reconciler = Reconciler::new(Model::new(ModelSettings::default(), capabilities));
+        reconciler.handle_observed(observed);
+        Ok(Self { kind, node, installed, reconciler })
+    }
+
+    pub(super) const fn kind(&self) -> DatapathKind {
+        self.kind
+    }
+
+    /// Carries out a whole world; how long that took from the first plan on.
+    pub(super) fn sync(&mut self, world: &Compared) -> Result<Duration> {
+        for change in world.changes(self.node.facts()) {
+            self.handle(change)?;
+        }
+        let Self { kind, node, installed, reconciler, .. } = self;
+        node.run(|| {
+            let first = reconciler.poll_plan(lb_core::Instant::default());
+            let start = Instant::now();
+            settle(*kind, installed, reconciler, first, "the first sync").map(|()| start.elapsed())
+        })?
+    }
+
+    /// Carries out one change of endpoints.
+    pub(super) fn change(&mut self, slice: EndpointSlice) -> Result<Committed> {
+        let Self { kind, node, installed, reconciler, .. } = self;
+        node.run(|| {
+            let event = monotonic();
+            let change = reconciler.handle_change(Change::ReplaceEndpoints(slice));
+            change.map_err(|error| refused(*kind, &error))?;
+            let first = reconciler.poll_plan(lb_core::Instant::default());
+            settle(*kind, installed, reconciler, first, "a change")?;
+            Ok(Committed { event, took: monotonic().saturating_sub(event) })
+        })?
+    }
+
+    /// What it holds in the kernel.
+    pub(super) fn usage(&self) -> Result<KernelUsage> {
+        let (kind, counters) = (self.kind, self.installed.datapath().counters());
+        let counters = counters.ok_or(CompareError::Datapath {
+            datapath: kind,
+            action: "counting",
+            cause: "it has no counters".into(),
+        })?;
+        self.node.run(|| counters.usage())?.map_err(|error| failed(kind, "counting", &error))
+    }
+
+    /// Removes everything and opens it again.
+    pub(super) fn reopen(mut self) -> Result<Self> {
+        let (kind, node) = (self.kind, self.node);
+        let cleaned = node.run(|| self.installed.datapath_mut().cleanup())?;
+        cleaned.map_err(|error| failed(kind, "cleanup", &error))?;
+        drop(self);
+        Self::open(kind, node)
+    }
+
+    fn handle(&mut self, change: Change) -> Result<()> {
+        self.reconciler.handle_change(change).map_err(|error| refused(self.kind, &error)).map(drop)
+    }
+}
+
+/// Carries out a plan and those that follow from it.
+fn settle(
+    kind: DatapathKind,
+    installed: &mut Installed,
+    reconciler: &mut Reconciler,
+    first: Option<Plan>,
+    action: &'static str,
+) -> Result<()> {
+    let now = lb_core::Instant::default();
+    let mut next = first;
+    while let Some(plan) = next {
+        let outcome = installed.datapath_mut().apply(&plan);
+        if let Err(error) = &outcome {
+            return Err(CompareError::Datapath { datapath: kind, action, cause: error.to_string() });
+        }
+        reconciler.handle_applied(plan.id, outcome, now);
+        next = reconciler.poll_plan(now);
+    }
+    Ok(())
+}
+
+fn config(kind: DatapathKind, node: Node<'_>) -> Result<Config> {
+    let run_dir = node.run_dir()?;
+    let ebpf = match kind {
+        DatapathKind::Ebpf => Some(EbpfSettings {
+            devices: vec![node.uplink().into()],
+            pod_devices: vec![Pattern::new(POD_DEVICES)],
+            cgroup: node.cgroup().into(),
+            pin_dir: node.pin_dir()?,
+        }),
+        DatapathKind::Nftables | DatapathKind::IptablesNft | DatapathKind::IptablesLegacy | DatapathKind::Memory => {
+            None
+        }
+    };
+    Ok(Config {
+        manifests: run_dir.join("manifests"),
+        datapath: kind,
+        node: node.facts(),
+        zone: None,
+        socket: run_dir.join("lb.sock"),
+        state_dir: run_dir.join("state"),
+        drift: DriftMode::Off,
+        drift_interval: Duration::from_secs(60),
+        maglev: HashFamily::default(),
+        load_balancer_classes: Vec::new(),
+        ebpf,
+    })
+}
+
+fn failed(datapath: DatapathKind, action: &'static str, error: &DatapathError) -> CompareError {
+    CompareError::Datapath { datapath, action, cause: error.report() }
+}
+
+fn refused(datapath: DatapathKind, error: &lb_core::ModelError) -> CompareError {
+    CompareError::Datapath { datapath, action: "taking in a change", cause: error.to_string() }
+}

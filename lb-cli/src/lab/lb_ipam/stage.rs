@@ -1,0 +1,191 @@
+//! A cluster whose manifests change, and what its agents make of them.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    thread,
+    time::{Duration, Instant},
+};
+
+use ipnet::IpNet;
+use lb_agent::{
+    api::{Client, ClientError},
+    driver::DatapathKind,
+};
+use lb_k8s::Snapshot;
+use lb_testkit::{
+    lab::{Node, Origin},
+    traffic::{Load, LoadKind, Report, Until},
+};
+use nix::sys::signal::Signal;
+
+use super::{
+    super::{error::RunError, fleet::Fleet, interrupt, use_case::UseCase},
+    view::View,
+};
+
+/// The node that the pools' addresses are routed to, and whose agent is restarted.
+pub(super) const ENTRY: usize = 0;
+/// What all pools are in.
+const ROUTED: [&str; 2] = ["20.0.0.0/16", "fd00:20::/32"];
+/// How long agents may take to agree on something.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// How often they are asked.
+const PACE: Duration = Duration::from_millis(5);
+
+/// A running cluster.
+pub(super) struct Stage {
+    use_case: UseCase,
+    fleet: Fleet,
+    /// Every manifest of the use case.
+    files: BTreeMap<&'static str, &'static str>,
+    /// Those that are applied.
+    applied: BTreeMap<&'static str, String>,
+}
+
+/// What came of traffic while an agent was restarted.
+pub(super) struct Kept {
+    pub(super) messages: u64,
+    pub(super) connections: u64,
+    pub(super) failed: u64,
+    pub(super) example: Option<String>,
+}
+
+impl Stage {
+    /// Builds the cluster of a use case, applies all its manifests but `later`, and starts the agents.
+    pub(super) fn start(use_case: UseCase, datapath: DatapathKind, later: &[&'static str]) -> Result<Self, RunError> {
+        let fleet = Fleet::build(&use_case.snapshot()?, datapath)?;
+        let files: BTreeMap<_, _> = use_case.manifests().into_iter().collect();
+        let mut stage = Self { use_case, fleet, files, applied: BTreeMap::new() };
+        let first: Vec<_> = stage.files.keys().copied().filter(|file| !later.contains(file)).collect();
+        stage.announce(ENTRY)?;
+        stage.apply(&first)?;
+        stage.fleet.start_agents()?;
+        Ok(stage)
+    }
+
+    /// Routes the addresses of all pools to a node, for clients outside, as BGP or an announcement on the segment would.
+    pub(super) fn announce(&self, node: usize) -> Result<(), RunError> {
+        for prefix in ROUTED.into_iter().filter_map(|text| text.parse::<IpNet>().ok()) {
+            self.fleet.lab().route_via(prefix, node)?;
+        }
+        Ok(())
+    }
+
+    /// Adds manifests, all in one moment.
+    pub(super) fn apply(&mut self, files: &[&'static str]) -> Result<(), RunError> {
+        for file in files {
+            let text = self.files.get(file).ok_or_else(|| self.lacks("a file that is to be applied"))?;
+            self.applied.insert(file, (*text).to_owned());
+        }
+        self.publish()
+    }
+
+    /// Removes one.
+    pub(super) fn delete(&mut self, file: &str) -> Result<(), RunError> {
+        self.applied.remove(file).ok_or_else(|| self.lacks("a file that is to be deleted"))?;
+        self.publish()
+    }
+
+    /// Replaces the first `from` in one by `to`.
+    pub(super) fn edit(&mut self, file: &str, from: &str, to: &str) -> Result<(), RunError> {
+        let lacks = self.lacks("a text that is to be edited");
+        let text = self.applied.get_mut(file).filter(|text| text.contains(from)).ok_or(lacks)?;
+        *text = text.replacen(from, to, 1);
+        self.publish()
+    }
+
+    pub(super) fn lacks(&self, what: &'static str) -> RunError {
+        RunError::Lacks { use_case: self.use_case.name(), what }
+    }
+
+    /// One file, so that no agent sees half of a change: which services come together decides who is served first.
+    fn publish(&self) -> Result<(), RunError> {
+        let texts: Vec<&str> = self.applied.values().map(String::as_str).collect();
+        let text = texts.join("\n---\n");
+        let snapshot = Snapshot::parse("manifests.yaml", &text)
+            .map_err(|source| RunError::Manifests { use_case: self.use_case.name(), source })?;
+        let slices = self.fleet.endpoint_slices(&snapshot)?;
+        self.fleet.write("manifests.yaml", &format!("{text}\n---\n{slices}"))
+    }
+
+    pub(super) fn fleet(&self) -> &Fleet {
+        &self.fleet
+    }
+
+    pub(super) fn nodes(&self) -> impl Iterator<Item = Node<'_>> {
+        self.fleet.lab().nodes()
+    }
+
+    /// Waits until `wanted` accepts what each agent says: all of it, or what the last one that is asked lacks.
+    pub(super) fn until(
+        &self,
+        wanted: impl Fn(&View) -> Result<(), String>,
+    ) -> Result<Result<Vec<View>, String>, RunError> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut views = Vec::new();
+        for node in self.nodes() {
+            let view = loop {
+                interrupt::check()?;
+                let view = View::of(&self.fleet, node)?;
+                match wanted(&view) {
+                    Ok(()) => break view,
+                    Err(lack) if Instant::now() > deadline => return Ok(Err(format!("{}: {lack}", node.name()))),
+                    Err(_) => thread::sleep(PACE),
+                }
+            };
+            views.push(view);
+        }
+        Ok(Ok(views))
+    }
+
+    /// Asks the agent of each node.
+    pub(super) fn ask_all<T>(
+        &self,
+        ask: impl Fn(&Client) -> Result<T, ClientError>,
+    ) -> Result<Vec<(String, T)>, RunError> {
+        let answer = |node: Node<'_>| {
+            let answer = ask(&self.fleet.ask(node.index())?);
+            let answer = answer.map_err(|source| RunError::Agent { node: node.name().into(), source })?;
+            Ok((node.name().to_owned(), answer))
+        };
+        self.nodes().map(answer).collect()
+    }
+
+    /// Ends the agent of the node that all traffic from outside comes to, once with each signal, while clients outside and
+    /// on the node talk to `to`.
+    pub(super) fn interrupt(&mut self, to: SocketAddr, signals: &[Signal]) -> Result<Kept, RunError> {
+        let long = Load::new(LoadKind::LongLived, to).lanes(LANES).interval(Duration::from_millis(1));
+        let short = Load::new(LoadKind::NewConnections, to).interval(Duration::from_millis(2));
+        let started = self.fleet.restart(ENTRY, signals, |lab| {
+            let mut started = Vec::new();
+            for origin in [Origin::Beyond, Origin::Node(ENTRY)] {
+                for load in [&long, &short] {
+                    started.push(lab.client(origin).start_load(&load.clone().until(Until::Stopped))?);
+                }
+            }
+            let deadline = Instant::now() + PATIENCE;
+            for load in &started {
+                while load.answered()? < ANSWERED && Instant::now() < deadline {
+                    interrupt::check()?;
+                    thread::sleep(PACE);
+                }
+            }
+            Ok(started)
+        })?;
+        let reports: Vec<Report> = started.into_iter().map(|load| load.stop()).collect::<Result<_, _>>()?;
+        let sum = |first: usize| reports.iter().skip(first).step_by(2).map(Report::answered).sum();
+        let example = reports.iter().find_map(|report| report.example.as_ref());
+        Ok(Kept {
+            messages: sum(0),
+            connections: sum(1),
+            failed: reports.iter().map(Report::failed).sum(),
+            example: example.map(ToString::to_string),
+        })
+    }
+}
+
+/// Long-lived connections of each client.
+pub(super) const LANES: usize = 4;
+/// Answers to each client before anything is interrupted.
+const ANSWERED: u64 = 20;

@@ -1,0 +1,230 @@
+//! What the lab can do for somebody who is not root, and what it cannot.
+
+use std::{fs, path::Path};
+
+use lb_agent::driver::DatapathKind;
+use lb_testkit::lab::{Privilege, enter_user_namespace};
+
+use super::use_case::UseCase;
+use crate::{exit::Failure, output};
+
+/// What the lab may do on this machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Rights {
+    /// Everything.
+    Root,
+    /// What root of a user namespace may.
+    Guest(Room),
+}
+
+/// How much one update of a datapath can hold: it is one message, and that has to fit into the buffer of a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Room {
+    /// Bytes that lb itself can send at once: the kernel doubles what `net.core.wmem_max` allows.
+    nftables: u64,
+    /// Bytes that `iptables-nft-restore` can: without root it stays with `net.core.wmem_default`.
+    iptables_nft: u64,
+}
+
+/// Makes sure that a lab can be built. Somebody who is not root is root of a user namespace afterwards: the program
+/// starts again.
+pub(super) fn obtain() -> Result<Rights, Failure> {
+    match Privilege::current() {
+        Privilege::Root => Ok(Rights::Root),
+        Privilege::UserNamespace => Ok(Rights::Guest(Room::here())),
+        Privilege::None => match enter_user_namespace() {
+            Ok(never) => match never {},
+            Err(error) => Err(Failure::chain(&error)),
+        },
+    }
+}
+
+impl Rights {
+    /// Datapaths that can be had, of those that carry packets.
+    pub(super) fn datapaths(self) -> Vec<DatapathKind> {
+        DatapathKind::KERNEL.into_iter().filter(|&kind| self.allows(kind)).collect()
+    }
+
+    fn allows(self, kind: DatapathKind) -> bool {
+        self == Self::Root || kind != DatapathKind::Ebpf
+    }
+
+    /// The datapath for a use case: the one that was asked for, or its own, or the nearest that can be had.
+    pub(super) fn datapath(self, asked: Option<DatapathKind>, use_case: UseCase) -> DatapathKind {
+        let usual = if self.allows(use_case.datapath()) { use_case.datapath() } else { DatapathKind::Nftables };
+        asked.unwrap_or(usual)
+    }
+
+    /// Refuses a datapath that cannot be had.
+    pub(super) fn check(self, asked: Option<DatapathKind>) -> Result<(), Failure> {
+        match asked.filter(|&kind| !self.allows(kind)) {
+            Some(kind) => {
+                Err(Failure::Error(format!("datapath {kind} needs root: run it with sudo, or choose nftables")))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// The datapaths that were asked for, which can all be had; or, if none was named, what can be had of `usual`.
+    pub(super) fn choose(self, asked: &[DatapathKind], usual: &[DatapathKind]) -> Result<Vec<DatapathKind>, Failure> {
+        asked.iter().try_for_each(|&kind| self.check(Some(kind)))?;
+        let wanted = if asked.is_empty() { usual } else { asked };
+        Ok(wanted.iter().copied().filter(|&kind| self.allows(kind)).collect())
+    }
+
+    /// Refuses to write where nobody would find it: a user namespace has a `/run` of its own.
+    pub(super) fn check_report(self, directory: Option<&Path>) -> Result<(), Failure> {
+        let hidden = |path: &&Path| path.starts_with("/run") || path.starts_with("/var/run");
+        match directory.filter(|_| self != Self::Root).filter(hidden) {
+            Some(path) => {
+                let path = path.display();
+                Err(Failure::Usage(format!(
+                    "without root nothing is left in /run: choose another directory than {path}"
+                )))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// What is missing and what root would add, in one line.
+    pub(super) fn say(self) {
+        if let Self::Guest(room) = self {
+            output::say(format_args!("lb: {}", room.sentence()));
+        }
+    }
+
+    /// Leaves the datapaths and the numbers of services that can be had, and says of each other one why it cannot.
+    pub(super) fn fit(self, datapaths: &mut Vec<DatapathKind>, services: &mut Vec<u32>) -> Vec<String> {
+        let Self::Guest(room) = self else { return Vec::new() };
+        let mut left_out = Vec::new();
+        let most = room.services(DatapathKind::Nftables);
+        services.retain(|&size| {
+            let fits = u64::from(size) <= most || !datapaths.contains(&DatapathKind::Nftables);
+            if !fits {
+                left_out.push(format!("{size} services: left out, {}", room.reason(DatapathKind::Nftables)));
+            }
+            fits
+        });
+        let largest = u64::from(services.iter().copied().max().unwrap_or(0));
+        datapaths.retain(|&kind| {
+            let reason = match kind {
+                DatapathKind::Ebpf => "it needs root".into(),
+                DatapathKind::IptablesNft if largest > room.services(kind) => room.reason(kind),
+                _ => return true,
+            };
+            left_out.push(format!("{kind}: left out, {reason}"));
+            false
+        });
+        left_out
+    }
+}
+
+impl Room {
+    fn here() -> Self {
+        let read = |name| {
+            let text = fs::read_to_string(format!("/proc/sys/net/core/{name}")).unwrap_or_default();
+            text.trim().parse().unwrap_or(USUAL_BUFFER)
+        };
+        Self { nftables: read("wmem_max").saturating_mul(2), iptables_nft: read("wmem_default") }
+    }
+
+    /// How many services with four endpoints fit, about.
+    fn services(self, kind: DatapathKind) -> u64 {
+        match kind {
+            DatapathKind::Nftables => self.nftables.saturating_sub(RULESET) / NFTABLES_SERVICE,
+            DatapathKind::IptablesNft => self.iptables_nft.saturating_sub(RULESET) / IPTABLES_NFT_SERVICE,
+            DatapathKind::Ebpf | DatapathKind::IptablesLegacy | DatapathKind::Memory => u64::MAX,
+        }
+    }
+
+    fn reason(self, kind: DatapathKind) -> String {
+        let (bytes, setting) = match kind {
+            DatapathKind::IptablesNft => (self.iptables_nft, "net.core.wmem_default"),
+            _ => (self.nftables, "net.core.wmem_max"),
+        };
+        format!(
+            "an update of {kind} without root is at most {} KiB ({setting}), about {} services",
+            bytes >> 10,
+            self.services(kind)
+        )
+    }
+
+    fn sentence(self) -> String {
+        format!(
+            "not root, so in a user namespace: {}, {} on iptables-nft; root adds eBPF, cgroups and any size",
+            self.reason(DatapathKind::Nftables),
+            self.services(DatapathKind::IptablesNft)
+        )
+    }
+}
+
+/// What kernels have unless they are told otherwise.
+const USUAL_BUFFER: u64 = 212_992;
+/// Bytes of an update that does not grow with the number of services, rounded up.
+const RULESET: u64 = 16 << 10;
+/// Bytes of a service with four endpoints, rounded up.
+const NFTABLES_SERVICE: u64 = 800;
+const IPTABLES_NFT_SERVICE: u64 = 5600;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GUEST: Rights = Rights::Guest(Room { nftables: 2 * USUAL_BUFFER, iptables_nft: USUAL_BUFFER });
+
+    #[test]
+    fn what_does_not_fit_is_left_out_and_named() {
+        let (mut datapaths, mut services) = (DatapathKind::KERNEL.to_vec(), vec![10, 100, 1000, 5000]);
+        let left_out = GUEST.fit(&mut datapaths, &mut services);
+        assert_eq!(services, [10, 100]);
+        assert_eq!(datapaths, [DatapathKind::Nftables, DatapathKind::IptablesLegacy]);
+        assert_eq!(left_out.len(), 4);
+        assert!(left_out[0].starts_with("1000 services: left out, ") && left_out[0].contains("net.core.wmem_max"));
+        assert!(left_out[2].starts_with("ebpf: ") && left_out[3].contains("net.core.wmem_default"), "{left_out:?}");
+    }
+
+    #[test]
+    fn few_services_fit_on_everything_but_ebpf() {
+        let (mut datapaths, mut services) = (DatapathKind::KERNEL.to_vec(), vec![10]);
+        assert_eq!(GUEST.fit(&mut datapaths, &mut services).len(), 1);
+        assert_eq!((datapaths, services), (GUEST.datapaths(), vec![10]));
+    }
+
+    #[test]
+    fn legacy_tables_are_not_bound_by_a_socket() {
+        let (mut datapaths, mut services) = (vec![DatapathKind::IptablesLegacy], vec![10_000]);
+        assert!(GUEST.fit(&mut datapaths, &mut services).is_empty());
+    }
+
+    #[test]
+    fn root_is_not_limited() {
+        let (mut datapaths, mut services) = (DatapathKind::KERNEL.to_vec(), vec![100_000]);
+        assert!(Rights::Root.fit(&mut datapaths, &mut services).is_empty());
+        assert_eq!((Rights::Root.datapaths(), services), (datapaths, vec![100_000]));
+    }
+
+    #[test]
+    fn a_use_case_takes_the_nearest_datapath() {
+        let case = UseCase::KubeProxyReplacement;
+        assert_eq!(Rights::Root.datapath(None, case), DatapathKind::Ebpf);
+        assert_eq!(GUEST.datapath(None, case), DatapathKind::Nftables);
+        assert_eq!(GUEST.datapath(Some(DatapathKind::IptablesLegacy), case), DatapathKind::IptablesLegacy);
+        assert!(GUEST.check(Some(DatapathKind::Ebpf)).is_err() && Rights::Root.check(Some(DatapathKind::Ebpf)).is_ok());
+    }
+
+    #[test]
+    fn what_is_named_must_be_had_and_what_is_usual_is_cut() {
+        let usual = [DatapathKind::Ebpf, DatapathKind::Nftables];
+        assert_eq!(GUEST.choose(&[], &usual).unwrap(), [DatapathKind::Nftables]);
+        assert_eq!(Rights::Root.choose(&[], &usual).unwrap(), usual);
+        assert!(GUEST.choose(&usual, &usual).is_err());
+        assert_eq!(GUEST.choose(&[DatapathKind::IptablesNft], &usual).unwrap(), [DatapathKind::IptablesNft]);
+    }
+
+    #[test]
+    fn a_report_is_not_written_where_it_would_vanish() {
+        let hidden = Some(Path::new("/run/user/1000/report"));
+        assert!(matches!(GUEST.check_report(hidden), Err(Failure::Usage(_))));
+        assert!(Rights::Root.check_report(hidden).is_ok() && GUEST.check_report(Some("/tmp/report".as_ref())).is_ok());
+    }
+}
