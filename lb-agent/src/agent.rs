@@ -16,9 +16,9 @@ use lb_core::DatapathError;
 
 use crate::{
     allocation::Allocation,
-    api::{Listener, answers::Answers},
+    api::{ListenError, Listener, answers::Answers},
     config::Config,
-    driver,
+    driver::DatapathKind,
     engine::{Engine, Event, devices, leftovers::Leftovers},
     host::{
         owner::{Owner, OwnerError},
@@ -30,26 +30,47 @@ pub use crate::{allocation::LedgerFileError, engine::devices::DeviceError, sourc
 
 /// Why the agent could not start.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum AgentError {
+    /// The state directory cannot be used.
     #[error(transparent)]
     StateDir(#[from] StateDirError),
+    /// Somebody else uses this kind of datapath in this network namespace.
     #[error(transparent)]
     Owner(#[from] OwnerError),
+    /// The ledger of addresses cannot be read.
     #[error(transparent)]
     Ledger(#[from] LedgerFileError),
+    /// There is no socket to answer on.
     #[error(transparent)]
-    Listen(#[from] crate::api::ListenError),
+    Listen(#[from] ListenError),
+    /// The datapath cannot be opened.
     #[error("opening datapath {kind} failed: {}", error.report())]
-    Datapath { kind: crate::driver::DatapathKind, error: DatapathError },
+    Datapath {
+        /// Its kind.
+        kind: DatapathKind,
+        /// Why.
+        error: DatapathError,
+    },
+    /// The datapath was opened, and its first use was refused.
     #[error(
-        "datapath {kind} is not ours to use: {}: run as root, or with CAP_NET_ADMIN and, for ebpf, CAP_BPF",
-        error.report()
+        "datapath {kind} is not ours to use: {}: run as root, or with {}",
+        error.report(),
+        kind.privileges()
     )]
-    NotPermitted { kind: crate::driver::DatapathKind, error: DatapathError },
+    NotPermitted {
+        /// Its kind.
+        kind: DatapathKind,
+        /// Why.
+        error: DatapathError,
+    },
+    /// The manifests cannot be watched.
     #[error(transparent)]
     Watch(#[from] WatchError),
+    /// Devices cannot be followed.
     #[error(transparent)]
     Devices(#[from] DeviceError),
+    /// A thread cannot be started.
     #[error("starting a thread failed")]
     Thread(#[from] io::Error),
 }
@@ -131,11 +152,12 @@ impl Agent {
         let listener = Listener::bind(&config.socket)?;
         manifests::watch(&config.manifests, Arc::clone(&source), events.clone())?;
         let refused = |error| AgentError::Datapath { kind: config.datapath, error };
-        let (opened, left) = state_dir.open(&Used::of(&config), || driver::open(&config).map_err(refused))?;
+        let (opened, left) =
+            state_dir.open(&Used::of(&config), || config.datapath.open(&config.attachments).map_err(refused))?;
         let mut engine = Engine::new(&config, opened, on_ready);
         engine.check_addresses(&config);
         engine.clean_up_when_ready(Leftovers::new(state_dir, config.socket.clone(), left));
-        if config.ebpf.is_some() {
+        if engine.is_on_devices() {
             devices::watch(events.clone())?;
             engine.follow_devices();
         }

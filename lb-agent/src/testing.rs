@@ -17,7 +17,7 @@ use lb_k8s::{Batch, Manifests, Snapshot};
 use crate::{
     allocation::Allocation,
     config::{Config, DriftMode},
-    driver::{DatapathKind, Installed},
+    driver::{self, Attachments},
     engine::Engine,
     source::{self, Source},
 };
@@ -146,7 +146,7 @@ pub(crate) fn agent(config: &Config, datapath: impl Datapath + 'static) -> Engin
 
 /// An agent whose first listing is complete and has this in it.
 pub(crate) fn agent_of(manifests: &str, config: &Config, datapath: impl Datapath + 'static) -> Engine {
-    let agent = Engine::new(config, Installed::Plain(Box::new(datapath)), Box::new(|| {}));
+    let agent = Engine::new(config, Box::new(datapath), Box::new(|| {}));
     agent.shared().take_manifests(batch(manifests));
     agent
 }
@@ -164,7 +164,7 @@ pub(crate) fn source(config: &Config) -> Arc<Source> {
 pub(crate) fn config() -> Config {
     Config {
         manifests: "/manifests".into(),
-        datapath: DatapathKind::Memory,
+        datapath: driver::MEMORY,
         node: NodeFacts::default(),
         zone: None,
         socket: "/socket".into(),
@@ -173,7 +173,7 @@ pub(crate) fn config() -> Config {
         drift_interval: Duration::from_secs(60),
         maglev: HashFamily::default(),
         load_balancer_classes: Vec::new(),
-        ebpf: None,
+        attachments: Attachments::default(),
     }
 }
 

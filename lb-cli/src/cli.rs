@@ -5,7 +5,7 @@ use std::{net::IpAddr, path::PathBuf};
 use clap::{Args, Parser, Subcommand, ValueEnum, builder::NonEmptyStringValueParser};
 use lb_agent::{
     config::{DEFAULT_SOCKET, DEFAULT_STATE_DIR, Settings},
-    driver::DatapathKind,
+    driver::{self, DatapathKind},
 };
 
 use crate::output::Format;
@@ -274,7 +274,7 @@ pub(crate) struct DriftArgs {
 #[command(after_help = "Examples:\n  lb cleanup\n  lb cleanup --datapath nftables -o json")]
 pub(crate) struct CleanupArgs {
     /// Only what this datapath put there [default: every one].
-    #[arg(long, value_name = "KIND", value_enum)]
+    #[arg(long, value_name = "KIND", value_parser = driver::parser())]
     pub(crate) datapath: Option<DatapathKind>,
     /// Where eBPF objects are pinned [default: wherever agents with this state directory pinned them, or
     /// /sys/fs/bpf/lb].
@@ -312,7 +312,7 @@ pub(crate) struct LabArgs {
     #[arg(value_name = "USE-CASE", value_enum)]
     pub(crate) use_case: Option<crate::lab::UseCase>,
     /// Datapath to run it on [default: the one that the use case is about].
-    #[arg(long, value_name = "KIND", value_enum)]
+    #[arg(long, value_name = "KIND", value_parser = driver::parser())]
     pub(crate) datapath: Option<DatapathKind>,
     /// Directory for report.json.
     #[arg(long, value_name = "DIR")]

@@ -22,18 +22,41 @@ const DRAFT: &str = "ledger.json.new";
 
 /// Why the ledger cannot be read.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum LedgerFileError {
+    /// The system refuses.
     #[error("reading the ledger of addresses {path} failed")]
-    Read { path: PathBuf, source: io::Error },
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// Something else has its name.
     #[error("the ledger of addresses {path} is no file: move it away")]
-    NoFile { path: PathBuf },
+    NoFile {
+        /// What is no file.
+        path: PathBuf,
+    },
+    /// Its content cannot be understood.
     #[error(
         "the ledger of addresses {path} is damaged: {problem}; put a copy of it back, or move it away: services are then \
          given addresses anew and may get others"
     )]
-    Damaged { path: PathBuf, problem: String },
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A newer program wrote it.
     #[error("the ledger of addresses {path} has version {found}, and this program reads {VERSION}: use the newer one")]
-    Version { path: PathBuf, found: u32 },
+    Version {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        found: u32,
+    },
 }
 
 /// Why the ledger was not written; the file is as it was.

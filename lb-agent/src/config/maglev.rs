@@ -18,16 +18,19 @@ pub enum MaglevHash {
 /// A seed that the hash cannot take. Never says what it was: it may be meant to be secret.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadSeed {
+    /// Not one of lb.
     #[error(
         "the seed of --maglev-hash lb is base64 of 16 bytes, 24 characters such as `head -c 16 /dev/urandom | base64` \
          prints: check --maglev-seed"
     )]
     Lb,
+    /// One of Cilium, given to lb.
     #[error(
         "the seed of --maglev-hash lb is base64 of 16 bytes, and --maglev-seed has 12, as Cilium's has: set --maglev-hash \
          cilium as well"
     )]
     OfCilium,
+    /// Not one of Cilium.
     #[error(
         "the seed of --maglev-hash cilium is Cilium's maglev.hashSeed, base64 of 12 bytes, 16 characters such as \
          JLfvgnHc2kaSUFaI: check --maglev-seed"

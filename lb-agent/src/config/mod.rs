@@ -23,7 +23,7 @@ use crate::{
         pattern::Pattern,
         period::Period,
     },
-    driver::DatapathKind,
+    driver::{self, Attachments, DatapathKind, Setting},
     host::{mounts, netlink},
 };
 
@@ -44,7 +44,8 @@ pub struct Settings {
     #[arg(long, value_name = "DIR")]
     pub manifests: Option<PathBuf>,
     /// What carries the packets.
-    #[arg(long, value_name = "KIND", value_enum)]
+    #[arg(long, value_name = "KIND", value_parser = driver::parser())]
+    #[serde(deserialize_with = "driver::deserialize")]
     pub datapath: Option<DatapathKind>,
     /// Device that leads out of the node; may be given several times [default: devices with a default route].
     #[arg(long, value_name = "DEV")]
@@ -127,16 +128,6 @@ impl DriftMode {
             Self::Off => "off",
         }
     }
-}
-
-/// Time from one full inspection to the next. Nftables says when others change something; eBPF and iptables-legacy cannot
-/// say it of everything, and iptables-nft shares its tables with others.
-const fn drift_interval(kind: DatapathKind) -> Duration {
-    Duration::from_secs(match kind {
-        DatapathKind::Ebpf => 5,
-        DatapathKind::IptablesNft | DatapathKind::IptablesLegacy => 10,
-        DatapathKind::Nftables | DatapathKind::Memory => 60,
-    })
 }
 
 /// How much the agent says.
@@ -225,6 +216,7 @@ pub struct Config {
     pub datapath: DatapathKind,
     /// Facts about the node.
     pub node: NodeFacts,
+    /// Zone of the node, if it has one.
     pub zone: Option<ZoneName>,
     /// Unix socket to answer on.
     pub socket: PathBuf,
@@ -238,21 +230,8 @@ pub struct Config {
     pub maglev: HashFamily,
     /// Load-balancer classes whose services get addresses from pools, besides those without a class.
     pub load_balancer_classes: Vec<String>,
-    /// What only eBPF needs; `None` for the others.
-    pub ebpf: Option<EbpfSettings>,
-}
-
-/// What only eBPF needs.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct EbpfSettings {
-    /// Devices that lead out of the node.
-    pub devices: Vec<String>,
-    /// Devices of pods.
-    pub pod_devices: Vec<Pattern>,
-    /// Cgroup whose sockets are balanced.
-    pub cgroup: PathBuf,
-    /// Where programs and maps are pinned.
-    pub pin_dir: PathBuf,
+    /// Where the datapath attaches to this node; only what its driver [reads](crate::driver::Driver::settings).
+    pub attachments: Attachments,
 }
 
 impl Settings {
@@ -308,13 +287,7 @@ impl Settings {
         let maglev = self.maglev_hash.unwrap_or_default().family(self.maglev_seed.as_deref())?;
         let devices = self.uplinks(datapath)?;
         let node = self.node_facts(&devices)?;
-        let ebpf = match datapath {
-            DatapathKind::Ebpf => Some(self.ebpf(devices)?),
-            DatapathKind::Nftables
-            | DatapathKind::IptablesNft
-            | DatapathKind::IptablesLegacy
-            | DatapathKind::Memory => None,
-        };
+        let attachments = self.attachments(datapath, devices)?;
         let or = |path: Option<PathBuf>, default: &str| path.unwrap_or_else(|| default.into());
         Ok(Config {
             manifests,
@@ -324,37 +297,36 @@ impl Settings {
             socket: or(self.socket, DEFAULT_SOCKET),
             state_dir: or(self.state_dir, DEFAULT_STATE_DIR),
             drift: self.drift.unwrap_or_default(),
-            drift_interval: self.drift_interval.map_or(drift_interval(datapath), |period| period.0),
+            drift_interval: self.drift_interval.map_or(datapath.drift_interval(), |period| period.0),
             maglev,
             load_balancer_classes: self.load_balancer_class,
-            ebpf,
+            attachments,
         })
     }
 
     /// Names of settings that are given and that `kind` has no use for.
     #[must_use]
     pub fn useless_for(&self, kind: DatapathKind) -> Vec<&'static str> {
-        let not_ebpf = kind != DatapathKind::Ebpf;
-        let no_maglev = matches!(kind, DatapathKind::IptablesNft | DatapathKind::IptablesLegacy);
+        let lists = |given: bool, setting| given && !kind.reads(setting);
         let given = [
-            ("device", not_ebpf && !self.device.is_empty() && !self.node_ip.is_empty()),
-            ("pod-device", not_ebpf && !self.pod_device.is_empty()),
-            ("cgroup", not_ebpf && self.cgroup.is_some()),
-            ("pin-dir", not_ebpf && self.pin_dir.is_some()),
-            ("maglev-hash", no_maglev && self.maglev_hash.is_some()),
-            ("maglev-seed", no_maglev && self.maglev_seed.is_some()),
+            ("device", lists(!self.device.is_empty(), Setting::Device) && !self.node_ip.is_empty()),
+            ("pod-device", lists(!self.pod_device.is_empty(), Setting::PodDevice)),
+            ("cgroup", lists(self.cgroup.is_some(), Setting::Cgroup)),
+            ("pin-dir", lists(self.pin_dir.is_some(), Setting::PinDir)),
+            ("maglev-hash", lists(self.maglev_hash.is_some(), Setting::Maglev)),
+            ("maglev-seed", lists(self.maglev_seed.is_some(), Setting::Maglev)),
         ];
         given.into_iter().filter_map(|(name, given)| given.then_some(name)).collect()
     }
 
     /// Needed to attach to, and to find the node's addresses.
     fn uplinks(&self, datapath: DatapathKind) -> Result<Vec<String>, ConfigError> {
-        let needed = datapath == DatapathKind::Ebpf || self.node_ip.is_empty();
+        let needed = datapath.reads(Setting::Device) || self.node_ip.is_empty();
         if !self.device.is_empty() || !needed {
             return Ok(self.device.clone());
         }
         let found = netlink::uplinks().map_err(|source| ConfigError::Default { setting: "device", source })?;
-        if found.is_empty() && datapath == DatapathKind::Ebpf {
+        if found.is_empty() && datapath.reads(Setting::Device) {
             return Err(ConfigError::NoDefault { setting: "device", why: "no device has a default route" });
         }
         Ok(found)
@@ -374,7 +346,27 @@ impl Settings {
         Ok(NodeFacts { name: Some(NodeName::new(&name)), ips, cluster_cidrs: self.cluster_cidr.clone() })
     }
 
-    fn ebpf(&self, devices: Vec<String>) -> Result<EbpfSettings, ConfigError> {
+    fn attachments(&self, kind: DatapathKind, devices: Vec<String>) -> Result<Attachments, ConfigError> {
+        let mut attachments = Attachments::default();
+        if kind.reads(Setting::Device) {
+            attachments.devices = devices;
+        }
+        if kind.reads(Setting::PodDevice) {
+            attachments.pod_devices = match &*self.pod_device {
+                [] => DEFAULT_POD_DEVICES.map(Pattern::new).to_vec(),
+                given => given.to_vec(),
+            };
+        }
+        if kind.reads(Setting::Cgroup) {
+            attachments.cgroup = self.cgroup()?;
+        }
+        if kind.reads(Setting::PinDir) {
+            attachments.pin_dir = self.pin_dir.clone().unwrap_or_else(|| DEFAULT_PIN_DIR.into());
+        }
+        Ok(attachments)
+    }
+
+    fn cgroup(&self) -> Result<PathBuf, ConfigError> {
         let cgroup = match &self.cgroup {
             Some(path) => path.clone(),
             None => mounts::cgroup2()
@@ -382,13 +374,7 @@ impl Settings {
                 .ok_or(ConfigError::NoDefault { setting: "cgroup", why: "no cgroup2 hierarchy is mounted" })?,
         };
         check_cgroup(&cgroup)?;
-        let pod_devices = if self.pod_device.is_empty() {
-            DEFAULT_POD_DEVICES.map(Pattern::new).to_vec()
-        } else {
-            self.pod_device.clone()
-        };
-        let pin_dir = self.pin_dir.clone().unwrap_or_else(|| DEFAULT_PIN_DIR.into());
-        Ok(EbpfSettings { devices, pod_devices, cgroup, pin_dir })
+        Ok(cgroup)
     }
 }
 
@@ -436,7 +422,7 @@ mod tests {
              maglev-seed: JLfvgnHc2kaSUFaI\n",
         )
         .unwrap();
-        assert_eq!(settings.datapath, Some(DatapathKind::IptablesNft));
+        assert_eq!(settings.datapath, Some(driver::IPTABLES_NFT));
         assert_eq!((settings.node_ip.len(), settings.zone.as_deref()), (2, Some("z")));
         assert_eq!(settings.pin_dir, Some("/p".into()));
         assert_eq!((settings.drift, settings.drift_interval), (Some(DriftMode::Alert), "2m".parse().ok()));
@@ -457,10 +443,9 @@ mod tests {
     #[test]
     fn flags_win_over_the_file_and_lists_are_not_mixed() {
         let below = file("datapath: ebpf\nnode: below\ndevice: [eth0, eth1]\nnode-ip: [192.0.2.1]\n").unwrap();
-        let flags =
-            Settings { datapath: Some(DatapathKind::Memory), device: vec!["eth2".into()], ..Settings::default() };
+        let flags = Settings { datapath: Some(driver::MEMORY), device: vec!["eth2".into()], ..Settings::default() };
         let merged = flags.over(below);
-        assert_eq!(merged.datapath, Some(DatapathKind::Memory));
+        assert_eq!(merged.datapath, Some(driver::MEMORY));
         assert_eq!(merged.device, ["eth2"]);
         assert_eq!(merged.node.as_deref(), Some("below"));
         assert_eq!(merged.node_ip.len(), 1);
@@ -478,7 +463,7 @@ mod tests {
     fn defaults_are_filled_in() {
         let config = Settings {
             manifests: Some("/m".into()),
-            datapath: Some(DatapathKind::Memory),
+            datapath: Some(driver::MEMORY),
             node_ip: vec!["192.0.2.1".parse().unwrap()],
             ..Settings::default()
         }
@@ -487,17 +472,17 @@ mod tests {
         assert_eq!(config.socket, Path::new(DEFAULT_SOCKET));
         assert_eq!(config.state_dir, Path::new(DEFAULT_STATE_DIR));
         assert!(config.node.name.is_some());
-        assert_eq!((config.ebpf, config.maglev), (None, HashFamily::default()));
+        assert_eq!((config.attachments, config.maglev), (Attachments::default(), HashFamily::default()));
         assert_eq!((config.drift, config.drift_interval), (DriftMode::Repair, Duration::from_secs(60)));
     }
 
     #[test]
     fn settings_without_use_are_named() {
         let settings = Settings { cgroup: Some("/c".into()), pin_dir: Some("/p".into()), ..Settings::default() };
-        assert_eq!(settings.useless_for(DatapathKind::Nftables), ["cgroup", "pin-dir"]);
-        assert!(settings.useless_for(DatapathKind::Ebpf).is_empty());
+        assert_eq!(settings.useless_for(driver::NFTABLES), ["cgroup", "pin-dir"]);
+        assert!(settings.useless_for(driver::EBPF).is_empty());
         let settings = Settings { maglev_hash: Some(MaglevHash::Cilium), ..Settings::default() };
-        assert_eq!(settings.useless_for(DatapathKind::IptablesLegacy), ["maglev-hash"]);
-        assert!(settings.useless_for(DatapathKind::Nftables).is_empty());
+        assert_eq!(settings.useless_for(driver::IPTABLES_LEGACY), ["maglev-hash"]);
+        assert!(settings.useless_for(driver::NFTABLES).is_empty());
     }
 }

@@ -1,167 +1,317 @@
-//! The one place that knows every datapath.
+//! Kinds of datapaths: one [`Driver`] each, and the one list of those that are built in.
+//!
+//! The rest of the agent asks a driver and never matches on kinds. A datapath of your own needs a type that implements
+//! [`Driver`] and a `static` of it, which goes into [`Config::datapath`](crate::config::Config::datapath); nothing
+//! else has to know about it.
+//!
+//! ```
+//! use lb_agent::driver::{Attachments, Driver, OpenDatapath};
+//! use lb_core::{DatapathError, MemoryDatapath};
+//!
+//! struct Notebook;
+//!
+//! impl Driver for Notebook {
+//!     fn name(&self) -> &'static str {
+//!         "notebook"
+//!     }
+//!
+//!     fn about(&self) -> &'static str {
+//!         "Writes everything down and carries nothing"
+//!     }
+//!
+//!     fn open(&self, _: &Attachments) -> Result<Box<dyn OpenDatapath>, DatapathError> {
+//!         Ok(Box::new(MemoryDatapath::default()))
+//!     }
+//! }
+//!
+//! static NOTEBOOK: Notebook = Notebook;
+//! let kind: &'static dyn Driver = &NOTEBOOK;
+//! assert_eq!(kind.to_string(), "notebook");
+//! ```
 
-mod kind;
+mod ebpf;
+mod iptables;
+#[cfg(feature = "lab")]
+pub mod lab;
+mod memory;
+mod nftables;
 
-use std::{collections::BTreeMap, path::Path};
-
-use lb_core::{Datapath, DatapathError, ErrorKind, MemoryDatapath};
-use lb_datapath_ebpf::{EbpfConfig, EbpfDatapath};
-use lb_datapath_iptables::{
-    iptables::{IptablesConfig, IptablesDatapath, Variant},
-    nftables::{NftablesConfig, NftablesDatapath},
+use std::{
+    fmt,
+    hash::{Hash, Hasher},
+    path::{Path, PathBuf},
+    time::Duration,
 };
 
-pub use self::kind::DatapathKind;
-use crate::{
-    config::{Config, EbpfSettings},
-    host::netlink,
-};
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use lb_core::{Datapath, DatapathError};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-/// An open datapath, and what goes beyond the common contract.
-pub enum Installed {
-    /// One that needs nothing but plans.
-    Plain(Box<dyn Datapath>),
-    /// One that is attached to devices.
-    Ebpf(Box<OnDevices>),
-}
+use crate::config::pattern::Pattern;
 
-/// The eBPF datapath and the devices that it is attached to.
-pub struct OnDevices {
-    datapath: EbpfDatapath,
-    settings: EbpfSettings,
-    /// By index: a device that comes back under its old name has another one.
-    attached: BTreeMap<u32, String>,
-}
+/// A kind of datapath: the value that a change of datapath changes. Two kinds are the same if their names are.
+pub type DatapathKind = &'static dyn Driver;
 
-/// Opens what the settings name, in the network namespace of this thread.
-pub fn open(config: &Config) -> Result<Installed, DatapathError> {
-    match (&config.ebpf, config.datapath) {
-        (Some(settings), _) => Ok(Installed::Ebpf(Box::new(OnDevices::open(settings)?))),
-        (None, kind) => open_plain(kind).map(Installed::Plain),
+/// Programs on sockets and devices.
+pub const EBPF: DatapathKind = &ebpf::Ebpf;
+/// One flat nftables ruleset; everything that grows is a map or set element.
+pub const NFTABLES: DatapathKind = &nftables::Nftables;
+/// Chains per service and endpoint, as kube-proxy writes them, through iptables-nft.
+pub const IPTABLES_NFT: DatapathKind = &iptables::Iptables::NFT;
+/// The same through iptables-legacy.
+pub const IPTABLES_LEGACY: DatapathKind = &iptables::Iptables::LEGACY;
+/// Remembers everything and carries nothing; needs no privilege.
+pub const MEMORY: DatapathKind = &memory::Memory;
+
+/// Every kind that is built in, in the order in which people read them.
+pub const BUILT_IN: [DatapathKind; 5] = [EBPF, NFTABLES, IPTABLES_NFT, IPTABLES_LEGACY, MEMORY];
+
+/// What the agent, the command line and the lab have to know about one kind of datapath.
+///
+/// A driver is a constant: it holds no state. What it opens does.
+pub trait Driver: Sync {
+    /// Its name on the command line, in files and in answers: lower case, words joined by `-`. It never changes, since
+    /// state directories remember it.
+    fn name(&self) -> &'static str;
+
+    /// What it is, in one sentence without a full stop, for `--help`.
+    fn about(&self) -> &'static str;
+
+    /// Opens the datapath in the network namespace of this thread, and adopts what an earlier process installed.
+    ///
+    /// `attachments` has every [setting](Self::settings) that this driver names; the others are empty.
+    ///
+    /// # Errors
+    /// When the kernel or the machine lacks something, or somebody else holds what is needed.
+    fn open(&self, attachments: &Attachments) -> Result<Box<dyn OpenDatapath>, DatapathError>;
+
+    /// Removes everything that this kind ever put into the kernel, in the network namespace of this thread. `pin_dir` is
+    /// empty unless [`Setting::PinDir`] is one of its [settings](Self::settings). The default opens it and
+    /// [cleans up](Datapath::cleanup).
+    ///
+    /// # Errors
+    /// When something could not be removed.
+    fn cleanup(&self, pin_dir: &Path) -> Result<(), DatapathError> {
+        let attachments = Attachments { pin_dir: pin_dir.into(), ..Attachments::default() };
+        self.open(&attachments)?.datapath_mut().cleanup()
+    }
+
+    /// Oldest Linux release, major and minor, on which it is known to work. A distribution may have backported what it
+    /// needs, so this explains a failure and never prevents a start. `None`, the default: any that Rust runs on.
+    fn minimum_kernel(&self) -> Option<(u32, u32)> {
+        None
+    }
+
+    /// Settings that this kind reads, of those that not every kind does. Default: none.
+    fn settings(&self) -> &'static [Setting] {
+        &[]
+    }
+
+    /// Capabilities that its user needs, as an error message lists them. Default: `CAP_NET_ADMIN`.
+    fn privileges(&self) -> &'static str {
+        "CAP_NET_ADMIN"
+    }
+
+    /// Time from one full inspection to the next unless the user says otherwise. Choose it short where a
+    /// [watcher](Datapath::watcher) cannot notice everything that others change. Default: one minute.
+    fn drift_interval(&self) -> Duration {
+        Duration::from_secs(60)
+    }
+
+    /// What keeps two agents from writing the same objects. Default: [`Exclusion::NetworkNamespace`].
+    fn exclusion(&self) -> Exclusion {
+        Exclusion::NetworkNamespace
+    }
+
+    /// Whether packets follow what it is told. One that carries none needs no clean-up and no address of the node.
+    /// Default: yes.
+    fn carries_packets(&self) -> bool {
+        true
+    }
+
+    /// What `lb lab` has to know. The default fits a datapath that needs root and that nobody but the agent changes.
+    #[cfg(feature = "lab")]
+    fn lab(&self) -> lab::LabFacts {
+        lab::LabFacts::default()
     }
 }
 
-/// Removes what this kind of datapath ever put into the kernel.
-pub fn cleanup(kind: DatapathKind, pin_dir: &Path) -> Result<(), DatapathError> {
-    match kind {
-        DatapathKind::Ebpf => EbpfDatapath::remove(pin_dir),
-        DatapathKind::Nftables | DatapathKind::IptablesNft | DatapathKind::IptablesLegacy | DatapathKind::Memory => {
-            open_plain(kind)?.cleanup()
-        }
-    }
+/// A setting of the agent that not every kind of datapath reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum Setting {
+    /// Devices that lead out of the node: `--device`. Every kind may need them to find the node's addresses; this one
+    /// attaches to them.
+    Device,
+    /// Devices of pods: `--pod-device`.
+    PodDevice,
+    /// The cgroup whose sockets are balanced: `--cgroup`.
+    Cgroup,
+    /// Where objects are pinned: `--pin-dir`.
+    PinDir,
+    /// Maglev tables: `--maglev-hash` and `--maglev-seed`.
+    Maglev,
 }
 
-/// Opens a datapath that needs no settings.
-fn open_plain(kind: DatapathKind) -> Result<Box<dyn Datapath>, DatapathError> {
-    Ok(match kind {
-        DatapathKind::Memory => Box::new(MemoryDatapath::default()),
-        DatapathKind::Nftables => Box::new(NftablesDatapath::open(&NftablesConfig::default())?),
-        DatapathKind::IptablesNft => Box::new(IptablesDatapath::open(&IptablesConfig::default())?),
-        DatapathKind::IptablesLegacy => Box::new(IptablesDatapath::open(&legacy())?),
-        DatapathKind::Ebpf => {
-            return Err(DatapathError::new(ErrorKind::Invalid, "ebpf needs a cgroup, devices and a pin directory"));
-        }
-    })
+/// What keeps two agents from writing the same objects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Exclusion {
+    /// Objects have fixed names, so one agent per kind and network namespace: it holds the abstract socket `@lb/NAME`.
+    NetworkNamespace,
+    /// The datapath itself refuses a second one, or two do not disturb each other.
+    Datapath,
 }
 
-/// With routes of its own, so that one variant of iptables can be cleaned up while the other serves.
-fn legacy() -> IptablesConfig {
-    IptablesConfig {
-        variant: Variant::Legacy,
-        route_table: 26978,
-        reject_table: 26979,
-        rule_priority: 26978,
-        route_protocol: 106,
-        ..IptablesConfig::default()
-    }
+/// Where a datapath attaches to this node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Attachments {
+    /// Devices that lead out of the node.
+    pub devices: Vec<String>,
+    /// Devices of pods. Those that come later are meant, too.
+    pub pod_devices: Vec<Pattern>,
+    /// Cgroup (version 2) whose sockets are balanced.
+    pub cgroup: PathBuf,
+    /// Directory on a BPF file system where programs and maps are pinned.
+    pub pin_dir: PathBuf,
 }
 
-impl Installed {
-    pub fn datapath(&self) -> &dyn Datapath {
-        match self {
-            Self::Plain(datapath) => &**datapath,
-            Self::Ebpf(on_devices) => &on_devices.datapath,
-        }
+/// A datapath that was opened, and what goes beyond the common contract. Every [`Datapath`] is one.
+pub trait OpenDatapath: Send {
+    /// The datapath, to ask.
+    fn datapath(&self) -> &dyn Datapath;
+
+    /// The datapath, to carry plans out.
+    fn datapath_mut(&mut self) -> &mut dyn Datapath;
+
+    /// Devices that it is attached to; `None`, the default, if it does not attach to devices.
+    fn devices(&self) -> Option<Vec<String>> {
+        None
     }
 
-    pub fn datapath_mut(&mut self) -> &mut dyn Datapath {
-        match self {
-            Self::Plain(datapath) => &mut **datapath,
-            Self::Ebpf(on_devices) => &mut on_devices.datapath,
-        }
-    }
-
-    /// Attaches to devices that came and forgets those that went.
+    /// Attaches to devices that came and forgets those that went. Default: does nothing.
     ///
     /// # Errors
     /// Says of each device what failed; the others are as they should be.
-    pub fn follow_devices(&mut self) -> Result<(), String> {
-        match self {
-            Self::Plain(_) => Ok(()),
-            Self::Ebpf(on_devices) => on_devices.follow(),
-        }
-    }
-
-    /// Devices that it is attached to.
-    pub fn devices(&self) -> Vec<String> {
-        match self {
-            Self::Plain(_) => Vec::new(),
-            Self::Ebpf(on_devices) => on_devices.attached.values().cloned().collect(),
-        }
+    fn follow_devices(&mut self) -> Result<(), String> {
+        Ok(())
     }
 }
 
-impl OnDevices {
-    fn open(settings: &EbpfSettings) -> Result<Self, DatapathError> {
-        let attached = wanted(settings)?;
-        let pod_devices = attached.values().filter(|name| !settings.devices.contains(name)).cloned().collect();
-        let config = EbpfConfig {
-            pin_dir: settings.pin_dir.clone(),
-            pod_devices,
-            uplink_devices: settings.devices.clone(),
-            ..EbpfConfig::new(&settings.cgroup)
-        };
-        Ok(Self { datapath: EbpfDatapath::open(config)?, settings: settings.clone(), attached })
+impl<D: Datapath> OpenDatapath for D {
+    fn datapath(&self) -> &dyn Datapath {
+        self
     }
 
-    fn follow(&mut self) -> Result<(), String> {
-        let wanted = wanted(&self.settings).map_err(|error| error.report())?;
-        let mut problems = Vec::new();
-        let gone: Vec<(u32, String)> =
-            self.attached.iter().filter(|(index, name)| wanted.get(index) != Some(name)).map(owned).collect();
-        for (index, name) in gone {
-            match self.datapath.detach_device(&name) {
-                Ok(()) => drop(self.attached.remove(&index)),
-                Err(error) => problems.push(error.report()),
-            }
-        }
-        let new: Vec<(u32, String)> =
-            wanted.iter().filter(|(index, _)| !self.attached.contains_key(index)).map(owned).collect();
-        for (index, name) in new {
-            match self.datapath.attach_device(&name) {
-                Ok(()) => {
-                    tracing::info!(device = name, "attached");
-                    self.attached.insert(index, name);
-                }
-                Err(error) => problems.push(error.report()),
-            }
-        }
-        if problems.is_empty() { Ok(()) } else { Err(problems.join("; ")) }
+    fn datapath_mut(&mut self) -> &mut dyn Datapath {
+        self
     }
 }
 
-fn owned((index, name): (&u32, &String)) -> (u32, String) {
-    (*index, name.clone())
+/// The built-in kind of this name.
+#[must_use]
+pub fn find(name: &str) -> Option<DatapathKind> {
+    BUILT_IN.into_iter().find(|kind| kind.name() == name)
 }
 
-/// Devices that there are and that are meant.
-fn wanted(settings: &EbpfSettings) -> Result<BTreeMap<u32, String>, DatapathError> {
-    let mut devices = netlink::devices()
-        .map_err(|error| DatapathError::new(ErrorKind::System, "listing devices failed").with_source(error))?;
-    let meant = |name: &str| {
-        let named = settings.devices.iter().any(|device| device == name);
-        named || (name != "lo" && settings.pod_devices.iter().any(|pattern| pattern.matches(name)))
+/// Built-in kinds that carry packets.
+#[must_use]
+pub fn carrying() -> Vec<DatapathKind> {
+    BUILT_IN.into_iter().filter(|kind| kind.carries_packets()).collect()
+}
+
+/// Reads the name of a built-in kind from the command line.
+#[must_use]
+pub fn parser() -> impl TypedValueParser<Value = DatapathKind> {
+    let names = BUILT_IN.map(|kind| PossibleValue::new(kind.name()).help(kind.about()));
+    PossibleValuesParser::new(names)
+        .map(|name| find(&name).expect("the parser accepts no other name than those of BUILT_IN"))
+}
+
+/// Reads the name of a built-in kind from a file.
+pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<DatapathKind>, D::Error> {
+    let Some(name) = Option::<String>::deserialize(deserializer)? else { return Ok(None) };
+    let unknown = || {
+        let names: Vec<&str> = BUILT_IN.iter().map(|kind| kind.name()).collect();
+        de::Error::custom(format_args!("unknown datapath `{name}`, expected one of {}", names.join(", ")))
     };
-    devices.retain(|_, name| meant(name));
-    Ok(devices)
+    find(&name).ok_or_else(unknown).map(Some)
+}
+
+impl dyn Driver {
+    /// Whether this kind reads a setting.
+    #[must_use]
+    pub fn reads(&self, setting: Setting) -> bool {
+        self.settings().contains(&setting)
+    }
+}
+
+impl fmt::Display for dyn Driver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl fmt::Debug for dyn Driver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl PartialEq for dyn Driver {
+    fn eq(&self, other: &Self) -> bool {
+        self.name() == other.name()
+    }
+}
+
+impl Eq for dyn Driver {}
+
+impl PartialOrd for dyn Driver {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for dyn Driver {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.name().cmp(other.name())
+    }
+}
+
+impl Hash for dyn Driver {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.name().hash(state);
+    }
+}
+
+impl Serialize for dyn Driver {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn every_kind_is_found_by_its_name_and_by_no_other() {
+        let names: BTreeSet<&str> = BUILT_IN.iter().map(|kind| kind.name()).collect();
+        assert_eq!(names.len(), BUILT_IN.len());
+        for kind in BUILT_IN {
+            assert_eq!(find(kind.name()), Some(kind));
+            assert!(!kind.about().is_empty() && !kind.about().ends_with('.'), "{kind}");
+        }
+        assert_eq!(find("ipvs"), None);
+        assert_eq!(carrying(), [EBPF, NFTABLES, IPTABLES_NFT, IPTABLES_LEGACY]);
+    }
+
+    #[test]
+    fn a_kind_that_keeps_pins_excludes_others_by_them() {
+        for kind in BUILT_IN.into_iter().filter(|kind| kind.reads(Setting::PinDir)) {
+            assert_eq!(kind.exclusion(), Exclusion::Datapath, "{kind}");
+        }
+    }
 }

@@ -7,7 +7,7 @@ use std::{path::PathBuf, time::Duration};
 use lb_core::Instant;
 
 use crate::{
-    driver::{self, DatapathKind},
+    error::chain,
     host::{
         owner::Owner,
         state_dir::{Record, StateDir, Used},
@@ -59,20 +59,18 @@ impl Leftovers {
 
     fn remove(&self, used: &Used) -> Result<(), String> {
         // Somebody may have cleaned it up by hand meanwhile.
-        let record = Record::read(self.state_dir.path()).map_err(|error| crate::error::chain(&error))?;
+        let record = Record::read(self.state_dir.path()).map_err(|error| chain(&error))?;
         if !record.used.contains(used) {
             return Ok(());
         }
-        let _owner = Owner::claim(used.datapath).map_err(|error| crate::error::chain(&error))?;
-        driver::cleanup(used.datapath, used.pin_dir()).map_err(|error| error.report())?;
-        Record::forget(self.state_dir.path(), used).map_err(|error| crate::error::chain(&error))
+        let kind = used.kind().ok_or("this agent does not have that kind of datapath")?;
+        let _owner = Owner::claim(kind).map_err(|error| chain(&error))?;
+        kind.cleanup(used.pin_dir()).map_err(|error| error.report())?;
+        Record::forget(self.state_dir.path(), used).map_err(|error| chain(&error))
     }
 
     fn command(&self, used: &Used) -> String {
-        let pin_dir = match used.datapath {
-            DatapathKind::Ebpf => format!(" --pin-dir {}", used.pin_dir().display()),
-            _ => String::new(),
-        };
+        let pin_dir = used.pin_dir.as_ref().map(|path| format!(" --pin-dir {}", path.display())).unwrap_or_default();
         let (state_dir, socket) = (self.state_dir.path().display(), self.socket.display());
         format!("lb cleanup --force --datapath {}{pin_dir} --state-dir {state_dir} --socket {socket}", used.datapath)
     }
@@ -83,6 +81,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::driver;
 
     #[test]
     fn what_cannot_be_removed_says_what_to_run_and_is_tried_again() {
@@ -91,8 +90,8 @@ mod tests {
         // A directory, but on no BPF file system.
         let pin_dir = directory.path().join("pins");
         std::fs::create_dir(&pin_dir).unwrap();
-        state_dir.begin(&Used::new(DatapathKind::Ebpf, Some(&pin_dir))).unwrap();
-        let left = state_dir.begin(&Used::new(DatapathKind::Memory, None)).unwrap();
+        state_dir.begin(&Used::new(driver::EBPF, Some(&pin_dir))).unwrap();
+        let left = state_dir.begin(&Used::new(driver::MEMORY, None)).unwrap();
         let mut leftovers = Leftovers::new(state_dir, "/s".into(), left);
         let problem = leftovers.clean(Instant::default()).unwrap();
         let command = format!("`lb cleanup --force --datapath ebpf --pin-dir {} ", pin_dir.display());

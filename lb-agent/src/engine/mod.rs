@@ -22,7 +22,7 @@ use lb_k8s::Batch;
 
 use crate::{
     config::Config,
-    driver::{DatapathKind, Installed},
+    driver::OpenDatapath,
     engine::{
         inspection::{Asked, Question},
         leftovers::Leftovers,
@@ -54,7 +54,7 @@ pub(crate) enum Event {
 
 /// What the thread of the datapath owns.
 pub(crate) struct Engine {
-    pub(crate) datapath: Installed,
+    pub(crate) datapath: Box<dyn OpenDatapath>,
     pub(crate) shared: Arc<Shared>,
     /// Set while nobody knows what the datapath holds.
     pub(crate) pause: Option<Pause>,
@@ -76,7 +76,7 @@ pub(crate) struct Pause {
 }
 
 impl Engine {
-    pub(crate) fn new(config: &Config, datapath: Installed, on_ready: Box<dyn FnOnce() + Send>) -> Self {
+    pub(crate) fn new(config: &Config, datapath: Box<dyn OpenDatapath>, on_ready: Box<dyn FnOnce() + Send>) -> Self {
         let capabilities = datapath.datapath().capabilities();
         let settings = Settings { maglev: config.maglev, ..Settings::default() };
         let mut reconciler = Reconciler::new(Model::new(settings, capabilities));
@@ -162,7 +162,7 @@ impl Engine {
 
     /// Without an address, nothing can be translated to one.
     pub(crate) fn check_addresses(&self, config: &Config) {
-        let none = config.node.ips.is_empty() && config.datapath != DatapathKind::Memory;
+        let none = config.node.ips.is_empty() && config.datapath.carries_packets();
         let problem = none.then(|| "the devices have no global address: set --node-ip and start again".to_owned());
         if let Some(problem) = &problem {
             tracing::warn!(problem, "this node has no address");
@@ -170,12 +170,17 @@ impl Engine {
         self.shared.set_problem("NoNodeIp", problem);
     }
 
+    /// Whether devices that come and go matter to the datapath.
+    pub(crate) fn is_on_devices(&self) -> bool {
+        self.datapath.devices().is_some()
+    }
+
     pub(crate) fn follow_devices(&mut self) {
         let problem = self.datapath.follow_devices().err();
         if let Some(problem) = &problem {
             tracing::warn!(problem, "devices could not be followed");
         }
-        self.shared.set_devices(self.datapath.devices());
+        self.shared.set_devices(self.datapath.devices().unwrap_or_default());
         self.shared.set_problem("Devices", problem);
     }
 
@@ -295,6 +300,7 @@ mod tests {
     use lb_core::{Capabilities, Datapath, Faults, Faulty, MemoryDatapath, Role, State};
 
     use super::*;
+    use crate::driver;
     use crate::testing;
     use crate::testing::conditions;
     use crate::testing::config;
@@ -320,7 +326,7 @@ mod tests {
             let first = agent.pause.unwrap();
             assert!(agent.patience().unwrap() <= first.length);
             assert_eq!(agent.longer_pause(first.until).length, 2 * first.length);
-            agent.datapath = Installed::Plain(Box::new(MemoryDatapath::default()));
+            agent.datapath = Box::new(MemoryDatapath::default());
             agent.pause = agent.pause.map(|pause| Pause { until: Instant::default(), ..pause });
             // The reconciler has a wait of its own after an observation that failed.
             while !agent.shared.is_ready() {
@@ -350,7 +356,7 @@ mod tests {
     fn a_node_without_an_address_says_so() {
         let agent = agent(MemoryDatapath::default());
         let mut config = config();
-        config.datapath = DatapathKind::Nftables;
+        config.datapath = driver::NFTABLES;
         agent.check_addresses(&config);
         assert_eq!(conditions(&agent), ["NoNodeIp"]);
         config.node.ips.push("192.0.2.1".parse().unwrap());

@@ -1,7 +1,8 @@
 //! Who may write the rules of a network namespace.
 //!
 //! Rules and routes have fixed names, so that two agents would undo each other's. An abstract socket is a lock that
-//! belongs to a network namespace and goes with its holder. eBPF needs none: its pin directory is one.
+//! belongs to a network namespace and goes with its holder. A kind whose driver says
+//! [`Exclusion::Datapath`] needs none: the pin directory of eBPF is one.
 
 use std::{
     io,
@@ -11,18 +12,28 @@ use std::{
     },
 };
 
-use crate::driver::DatapathKind;
+use crate::driver::{DatapathKind, Exclusion};
 
 /// Why somebody may not.
 #[derive(Debug, thiserror::Error)]
 pub enum OwnerError {
+    /// Somebody else has it.
     #[error(
         "another agent, or `lb cleanup`, uses datapath {kind} in this network namespace (it holds the abstract socket \
          @lb/{kind}): end it first"
     )]
-    Taken { kind: DatapathKind },
+    InUse {
+        /// The kind of datapath.
+        kind: DatapathKind,
+    },
+    /// The system refuses.
     #[error("taking the abstract socket @lb/{kind} failed")]
-    Io { kind: DatapathKind, source: io::Error },
+    Io {
+        /// The kind of datapath.
+        kind: DatapathKind,
+        /// What the system says.
+        source: io::Error,
+    },
 }
 
 /// The right to write the rules of one datapath in the network namespace of this thread, as long as this value lives.
@@ -32,16 +43,20 @@ pub struct Owner {
 }
 
 impl Owner {
+    /// Takes it, or says who has it.
+    ///
+    /// # Errors
+    /// When somebody else has it, or the system refuses.
     pub fn claim(kind: DatapathKind) -> Result<Self, OwnerError> {
-        match kind {
-            DatapathKind::Nftables | DatapathKind::IptablesNft | DatapathKind::IptablesLegacy => {}
-            DatapathKind::Ebpf | DatapathKind::Memory => return Ok(Self { _socket: None }),
+        match kind.exclusion() {
+            Exclusion::NetworkNamespace => {}
+            Exclusion::Datapath => return Ok(Self { _socket: None }),
         }
         let bound =
             SocketAddr::from_abstract_name(format!("lb/{kind}")).and_then(|name| UnixListener::bind_addr(&name));
         match bound {
             Ok(socket) => Ok(Self { _socket: Some(socket) }),
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse => Err(OwnerError::Taken { kind }),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => Err(OwnerError::InUse { kind }),
             Err(source) => Err(OwnerError::Io { kind, source }),
         }
     }

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     config::{Config, DEFAULT_PIN_DIR},
-    driver::DatapathKind,
+    driver::{self, DatapathKind, Setting},
 };
 
 const RECORD: &str = "agent.json";
@@ -25,23 +25,35 @@ const RECORD: &str = "agent.json";
 /// Why the state directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum StateDirError {
+    /// Another agent holds it.
     #[error("another agent uses the state directory {directory}: end it, or use another --state-dir")]
-    InUse { directory: PathBuf },
+    InUse {
+        /// The state directory.
+        directory: PathBuf,
+    },
+    /// The system refuses.
     #[error("using {path} in the state directory failed (use --state-dir for another place)")]
-    Io { path: PathBuf, source: io::Error },
+    Io {
+        /// What could not be used.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
 }
 
 /// A datapath that agents with this state directory put into the kernel and that nobody has cleaned up since.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Used {
-    pub datapath: DatapathKind,
-    /// Only of eBPF.
+    /// The name of its kind.
+    pub datapath: String,
+    /// Where it is pinned, if it has pins.
     pub pin_dir: Option<PathBuf>,
 }
 
 /// All of them, so that the next agent and `lb cleanup` find what was left.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Record {
+    /// All of them, each once.
     pub used: BTreeSet<Used>,
 }
 
@@ -57,31 +69,46 @@ enum Stored {
 }
 
 impl Used {
-    pub fn new(datapath: DatapathKind, pin_dir: Option<&Path>) -> Self {
+    /// A datapath of `kind`; `pin_dir` is where it is pinned if it has pins, and by default the usual place.
+    #[must_use]
+    pub fn new(kind: DatapathKind, pin_dir: Option<&Path>) -> Self {
         let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.into());
-        Self { datapath, pin_dir: pin_dir.map(absolute) }
+        let pin_dir = kind.reads(Setting::PinDir).then(|| absolute(pin_dir.unwrap_or(Path::new(DEFAULT_PIN_DIR))));
+        Self { datapath: kind.name().into(), pin_dir }
     }
 
+    /// The datapath of these settings.
+    #[must_use]
     pub fn of(config: &Config) -> Self {
-        Self::new(config.datapath, config.ebpf.as_ref().map(|ebpf| ebpf.pin_dir.as_path()))
+        Self::new(config.datapath, Some(&config.attachments.pin_dir))
     }
 
+    /// The kind, if it is built in.
+    #[must_use]
+    pub fn kind(&self) -> Option<DatapathKind> {
+        driver::find(&self.datapath)
+    }
+
+    /// With the place that an earlier version left out.
     fn explicit(self) -> Self {
-        let pin_dir = (self.datapath == DatapathKind::Ebpf).then(|| self.pin_dir().to_owned());
-        Self { pin_dir, ..self }
+        match self.kind() {
+            Some(kind) => Self::new(kind, self.pin_dir.as_deref()),
+            None => self,
+        }
     }
 
-    /// Where it is pinned; the default where a record does not say.
+    /// Where it is pinned; empty if it has no pins.
+    #[must_use]
     pub fn pin_dir(&self) -> &Path {
-        self.pin_dir.as_deref().unwrap_or(Path::new(DEFAULT_PIN_DIR))
+        self.pin_dir.as_deref().unwrap_or(Path::new(""))
     }
 }
 
 impl fmt::Display for Used {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.datapath {
-            DatapathKind::Ebpf => write!(f, "ebpf in {}", self.pin_dir().display()),
-            kind => kind.fmt(f),
+        match &self.pin_dir {
+            Some(pin_dir) => write!(f, "{} in {}", self.datapath, pin_dir.display()),
+            None => f.write_str(&self.datapath),
         }
     }
 }
@@ -145,6 +172,8 @@ impl StateDir {
         }
     }
 
+    /// Where it is.
+    #[must_use]
     pub fn path(&self) -> &Path {
         &self.directory
     }
@@ -179,8 +208,8 @@ impl StateDir {
     pub(crate) fn begin(&self, used: &Used) -> Result<Vec<Used>, StateDirError> {
         let mut record = Record::read(&self.directory)?;
         let others = record.used.iter().filter(|other| *other != used).cloned().collect();
-        // It puts nothing into the kernel.
-        if used.datapath != DatapathKind::Memory && record.used.insert(used.clone()) {
+        let leaves_something = used.kind().is_none_or(|kind| kind.carries_packets());
+        if leaves_something && record.used.insert(used.clone()) {
             record.write(&self.directory)?;
         }
         Ok(others)
@@ -192,7 +221,7 @@ mod tests {
     use super::*;
 
     fn ebpf(pin_dir: &str) -> Used {
-        Used::new(DatapathKind::Ebpf, Some(Path::new(pin_dir)))
+        Used::new(driver::EBPF, Some(Path::new(pin_dir)))
     }
 
     #[test]
@@ -209,14 +238,14 @@ mod tests {
     fn every_datapath_is_remembered_until_it_is_cleaned_up() {
         let parent = tempfile::tempdir().unwrap();
         let state_dir = StateDir::claim(parent.path()).unwrap();
-        let nftables = Used::new(DatapathKind::Nftables, None);
+        let nftables = Used::new(driver::NFTABLES, None);
         assert_eq!(state_dir.begin(&ebpf("/a")).unwrap(), []);
         assert_eq!(state_dir.begin(&ebpf("/a")).unwrap(), []);
         assert_eq!(state_dir.begin(&ebpf("/b")).unwrap(), [ebpf("/a")]);
         assert_eq!(state_dir.begin(&nftables).unwrap(), [ebpf("/a"), ebpf("/b")]);
         Record::forget(parent.path(), &ebpf("/a")).unwrap();
         assert_eq!(state_dir.begin(&nftables).unwrap(), [ebpf("/b")]);
-        let memory = Used::new(DatapathKind::Memory, None);
+        let memory = Used::new(driver::MEMORY, None);
         assert_eq!(state_dir.begin(&memory).unwrap(), [ebpf("/b"), nftables.clone()]);
         assert_eq!(Record::read(parent.path()).unwrap().used, [ebpf("/b"), nftables].into());
     }

@@ -1,14 +1,10 @@
 //! `lb cleanup`.
 
-use std::{
-    collections::BTreeSet,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeSet, path::PathBuf};
 
 use lb_agent::{
     api::{Client, ClientError},
-    config::DEFAULT_PIN_DIR,
-    driver::{self, DatapathKind},
+    driver::{self, Setting},
     host::{
         owner::Owner,
         state_dir::{Record, StateDir, StateDirError, Used},
@@ -26,8 +22,8 @@ use crate::{
 /// What became of one datapath.
 #[derive(Debug, Serialize)]
 struct Cleaned {
-    datapath: DatapathKind,
-    /// Of eBPF: where it was pinned.
+    datapath: String,
+    /// Where it was pinned, if it has pins.
     pin_dir: Option<PathBuf>,
     /// `clean`, `skipped` (this machine cannot have any of it), `left` (somewhere else than `--pin-dir`) or `failed`.
     outcome: &'static str,
@@ -48,22 +44,29 @@ pub(super) fn run(args: &CleanupArgs) -> Outcome {
 
 /// What to clean up, and what of the same datapaths is left because `--pin-dir` names another place.
 fn targets(args: &CleanupArgs, record: &Record) -> (BTreeSet<Used>, Vec<Used>) {
-    let kinds = args.datapath.map_or_else(|| DatapathKind::KERNEL.to_vec(), |kind| vec![kind]);
-    let recorded = |used: &&Used| used.datapath == DatapathKind::Ebpf && kinds.contains(&DatapathKind::Ebpf);
-    let recorded: Vec<Used> = record.used.iter().filter(recorded).cloned().collect();
-    let mut targets: BTreeSet<Used> =
-        kinds.iter().filter(|kind| **kind != DatapathKind::Ebpf).map(|&kind| Used::new(kind, None)).collect();
-    if !kinds.contains(&DatapathKind::Ebpf) {
-        return (targets, Vec::new());
+    let kinds = args.datapath.map_or_else(driver::carrying, |kind| vec![kind]);
+    let (mut targets, mut left) = (BTreeSet::new(), Vec::new());
+    for kind in kinds {
+        if !kind.reads(Setting::PinDir) {
+            targets.insert(Used::new(kind, None));
+            continue;
+        }
+        let recorded = record.used.iter().filter(|used| used.kind() == Some(kind)).cloned();
+        match &args.pin_dir {
+            Some(path) => {
+                let target = Used::new(kind, Some(path));
+                left.extend(recorded.filter(|used| *used != target));
+                targets.insert(target);
+            }
+            None => {
+                let before = targets.len();
+                targets.extend(recorded);
+                if targets.len() == before {
+                    targets.insert(Used::new(kind, None));
+                }
+            }
+        }
     }
-    let pinned = |path: &Path| Used::new(DatapathKind::Ebpf, Some(path));
-    match &args.pin_dir {
-        Some(path) => drop(targets.insert(pinned(path))),
-        None if recorded.is_empty() => drop(targets.insert(pinned(Path::new(DEFAULT_PIN_DIR)))),
-        None => targets.extend(recorded.iter().cloned()),
-    }
-    let left = recorded.into_iter().filter(|used| targets.iter().all(|target| target.pin_dir() != used.pin_dir()));
-    let left = left.collect();
     (targets, left)
 }
 
@@ -94,12 +97,11 @@ fn alone(args: &CleanupArgs) -> Result<Option<StateDir>, Failure> {
 }
 
 fn clean(args: &CleanupArgs, used: &Used, record: &Record) -> Cleaned {
-    let same = |other: &&Used| other.datapath == used.datapath && other.pin_dir() == used.pin_dir();
-    let known: Vec<&Used> = record.used.iter().filter(same).collect();
+    let is_known = record.used.contains(used);
     // One that was used here is not one that this machine cannot have.
-    let may_skip = args.datapath.is_none() && known.is_empty();
+    let may_skip = args.datapath.is_none() && !is_known;
     match remove(args, used) {
-        Ok(()) => match known.iter().try_for_each(|used| Record::forget(&args.state_dir, used)) {
+        Ok(()) => match Record::forget(&args.state_dir, used) {
             Ok(()) => Cleaned::new(used, "clean", None),
             Err(error) => Cleaned::new(used, "failed", Some(lb_agent::error::chain(&error))),
         },
@@ -111,18 +113,18 @@ fn clean(args: &CleanupArgs, used: &Used, record: &Record) -> Cleaned {
 }
 
 fn remove(args: &CleanupArgs, used: &Used) -> Result<(), (Option<ErrorKind>, String)> {
-    let cleanup = || driver::cleanup(used.datapath, used.pin_dir());
+    let kind = used.kind().ok_or((None, "this program does not have that kind of datapath".to_owned()))?;
+    let cleanup = || kind.cleanup(used.pin_dir());
     if args.force {
         return cleanup().map_err(|error| (Some(error.kind()), error.report()));
     }
-    let _owner = Owner::claim(used.datapath).map_err(|error| (None, lb_agent::error::chain(&error)))?;
+    let _owner = Owner::claim(kind).map_err(|error| (None, lb_agent::error::chain(&error)))?;
     cleanup().map_err(|error| (Some(error.kind()), error.report()))
 }
 
 impl Cleaned {
     fn new(used: &Used, outcome: &'static str, detail: Option<String>) -> Self {
-        let pin_dir = (used.datapath == DatapathKind::Ebpf).then(|| used.pin_dir().into());
-        Self { datapath: used.datapath, pin_dir, outcome, detail }
+        Self { datapath: used.datapath.clone(), pin_dir: used.pin_dir.clone(), outcome, detail }
     }
 }
 
@@ -131,7 +133,7 @@ fn table(cleaned: &[Cleaned]) -> String {
     for Cleaned { datapath, pin_dir, outcome, detail } in cleaned {
         let pin_dir = pin_dir.as_ref().map(|path| path.display().to_string());
         table.row([
-            datapath.to_string(),
+            datapath.clone(),
             pin_dir.unwrap_or_default(),
             (*outcome).into(),
             detail.clone().unwrap_or_default(),

@@ -5,7 +5,7 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use lb_agent::driver::DatapathKind;
+use lb_agent::driver::{self, DatapathKind};
 use lb_core::Family;
 use lb_testkit::{
     lab::Origin,
@@ -42,7 +42,7 @@ pub(super) fn kube_proxy_replacement(
 ) -> Result<(), RunError> {
     every_node_is_settled(cluster, checks)?;
     traffic(cluster, checks)?;
-    if datapath == DatapathKind::Ebpf {
+    if datapath.lab().translates_sockets {
         the_socket_names_the_service(cluster, checks)?;
     }
     no_iptables_rules(cluster, datapath, checks)
@@ -139,12 +139,10 @@ fn the_socket_names_the_service(cluster: &Cluster, checks: &mut Checks<'_>) -> R
 
 /// Every cluster address and every backend is named by what lists the rules of the datapath.
 fn rules_are_there(cluster: &Cluster, datapath: DatapathKind, checks: &mut Checks<'_>) -> Result<(), RunError> {
-    let listers: &[&str] = match datapath {
-        DatapathKind::Nftables => &["nft"],
-        DatapathKind::IptablesLegacy => &["iptables-legacy-save", "ip6tables-legacy-save"],
-        DatapathKind::IptablesNft | DatapathKind::Ebpf | DatapathKind::Memory => {
-            &["iptables-nft-save", "ip6tables-nft-save"]
-        }
+    // On a datapath without rules this use case is about those that are missing.
+    let listers = match datapath.lab().rule_listers {
+        [] => driver::IPTABLES_NFT.lab().rule_listers,
+        own => own,
     };
     let backends = cluster.backends.iter().filter_map(|name| cluster.lab().pod(name)).flat_map(|pod| pod.ips());
     let expected: Vec<IpAddr> = cluster.service.cluster_ips.iter().copied().chain(backends).collect();
@@ -168,7 +166,7 @@ fn rules_are_there(cluster: &Cluster, datapath: DatapathKind, checks: &mut Check
 
 /// On nftables the elements of the one ruleset name the service, so only what iptables lists counts there.
 fn no_iptables_rules(cluster: &Cluster, datapath: DatapathKind, checks: &mut Checks<'_>) -> Result<(), RunError> {
-    let (name, listers) = if datapath == DatapathKind::Ebpf {
+    let (name, listers) = if datapath.lab().rule_listers.is_empty() {
         ("no node has an iptables or nftables rule for the service", &rules::LISTERS[..])
     } else {
         ("no node has an iptables rule for the service", &rules::LISTERS[..4])

@@ -7,14 +7,20 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lb_agent::{api::Client, driver::DatapathKind};
+use lb_agent::{
+    api::Client,
+    driver::{DatapathKind, Setting},
+};
 use lb_core::{NodeName, Protocol};
 use lb_k8s::{
     Snapshot,
     lab::{PlacedPod, Pod as PodToBe, endpoint_slices, pods},
     write,
 };
-use lb_testkit::lab::{Lab, Node, Origin, PodSpec, Program};
+use lb_testkit::{
+    LabError,
+    lab::{Lab, Node, Origin, PodSpec, Program},
+};
 use nix::sys::signal::Signal;
 
 use super::{error::RunError, interrupt};
@@ -163,17 +169,35 @@ pub(super) fn start_agent(node: Node<'_>, datapath: DatapathKind, manifests: &Pa
     let run_dir = node.run_dir()?;
     let facts = node.facts();
     let mut command = Command::new("/proc/self/exe");
-    command.args(["agent", "--datapath", datapath.as_str(), "--node", node.name(), "--log-level", "info"]);
+    command.args(["agent", "--datapath", datapath.name(), "--node", node.name(), "--log-level", "info"]);
     command.arg("--manifests").arg(manifests).arg("--socket").arg(run_dir.join("lb.sock"));
     command.arg("--state-dir").arg(run_dir.join("state"));
     command.args(facts.ips.iter().map(|ip| format!("--node-ip={ip}")));
     command.args(facts.cluster_cidrs.iter().map(|cidr| format!("--cluster-cidr={cidr}")));
-    if datapath == DatapathKind::Ebpf {
-        command.args(["--device", node.uplink()]);
-        command.args(node.pod_devices().iter().map(|device| format!("--pod-device={device}")));
-        command.arg("--cgroup").arg(node.cgroup()).arg("--pin-dir").arg(node.pin_dir()?);
-    }
+    command.args(attachments(node, datapath, node.pod_devices().iter().map(String::as_str))?);
     Ok(node.spawn(command)?)
+}
+
+/// Flags for what the datapath attaches to on this node.
+pub(super) fn attachments<'a>(
+    node: Node<'_>,
+    kind: DatapathKind,
+    pod_devices: impl Iterator<Item = &'a str>,
+) -> Result<Vec<String>, LabError> {
+    let mut flags = Vec::new();
+    if kind.reads(Setting::Device) {
+        flags.push(format!("--device={}", node.uplink()));
+    }
+    if kind.reads(Setting::PodDevice) {
+        flags.extend(pod_devices.map(|device| format!("--pod-device={device}")));
+    }
+    if kind.reads(Setting::Cgroup) {
+        flags.push(format!("--cgroup={}", node.cgroup().display()));
+    }
+    if kind.reads(Setting::PinDir) {
+        flags.push(format!("--pin-dir={}", node.pin_dir()?.display()));
+    }
+    Ok(flags)
 }
 
 pub(super) fn await_ready(agent: &Program, node: Node<'_>) -> Result<(), RunError> {

@@ -16,11 +16,7 @@ pub(super) fn because(datapath: DatapathKind, error: &RunError) -> String {
 /// What a kernel of this release lacks. A distribution may have added it to an older one, so that this explains a
 /// failure and does not predict it.
 fn lack(datapath: DatapathKind, release: &str) -> Option<String> {
-    let (major, minor) = match datapath {
-        DatapathKind::Ebpf => (6, 6),
-        DatapathKind::Nftables => (6, 3),
-        DatapathKind::IptablesNft | DatapathKind::IptablesLegacy | DatapathKind::Memory => return None,
-    };
+    let (major, minor) = datapath.minimum_kernel()?;
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
     let (Some(Ok(is_major)), Some(Ok(is_minor))) = (numbers.next(), numbers.next()) else { return None };
     ((is_major, is_minor) < (major, minor)).then(|| format!("needs Linux {major}.{minor}, this is {release}"))
@@ -29,16 +25,17 @@ fn lack(datapath: DatapathKind, release: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use lb_agent::driver;
 
     #[test]
     fn an_old_kernel_is_named() {
         let lacks = |kind, release| lack(kind, release);
-        assert_eq!(lacks(DatapathKind::Ebpf, "6.6.0-rc1"), None);
+        assert_eq!(lacks(driver::EBPF, "6.6.0-rc1"), None);
         let expected = Some("needs Linux 6.6, this is 6.1.0-18-amd64".to_owned());
-        assert_eq!(lacks(DatapathKind::Ebpf, "6.1.0-18-amd64"), expected);
-        assert_eq!(lacks(DatapathKind::Nftables, "6.10.3"), None);
-        assert!(lacks(DatapathKind::Nftables, "5.15.0").is_some());
-        assert_eq!(lacks(DatapathKind::IptablesNft, "5.15.0"), None);
-        assert_eq!(lacks(DatapathKind::Ebpf, "unknown"), None);
+        assert_eq!(lacks(driver::EBPF, "6.1.0-18-amd64"), expected);
+        assert_eq!(lacks(driver::NFTABLES, "6.10.3"), None);
+        assert!(lacks(driver::NFTABLES, "5.15.0").is_some());
+        assert_eq!(lacks(driver::IPTABLES_NFT, "5.15.0"), None);
+        assert_eq!(lacks(driver::EBPF, "unknown"), None);
     }
 }

@@ -24,7 +24,7 @@ mod use_case;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use lb_agent::driver::DatapathKind;
+use lb_agent::driver::{self, DatapathKind};
 
 use self::{
     cluster::Cluster,
@@ -52,7 +52,7 @@ pub(crate) fn run(args: &LabArgs) -> Outcome {
         Some(LabCommand::Drift(args)) => return disturb(args),
         None => {}
     }
-    if args.datapath == Some(DatapathKind::Memory) {
+    if args.datapath == Some(driver::MEMORY) {
         return Err(Failure::Usage("datapath memory carries no packets: choose one that does".into()));
     }
     let rights = rights::obtain()?;

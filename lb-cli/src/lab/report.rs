@@ -84,12 +84,13 @@ pub(super) fn save(directory: &Path, report: &impl Serialize) -> Result<(), Fail
 #[cfg(test)]
 mod tests {
     use super::*;
+    use lb_agent::driver;
 
     #[test]
     fn a_datapath_that_cannot_run_is_a_row_that_failed() {
         let error = RunError::Lacks { use_case: "a", what: "everything" };
-        let row = Row::cannot_run(DatapathKind::IptablesNft, &error);
-        let case = CaseReport::cannot_run(UseCase::SessionAffinity, DatapathKind::IptablesNft, &error);
+        let row = Row::cannot_run(driver::IPTABLES_NFT, &error);
+        let case = CaseReport::cannot_run(UseCase::SessionAffinity, driver::IPTABLES_NFT, &error);
         let text = FullReport { passed: false, use_cases: vec![case], datapaths: vec![row.clone()] }.table();
         assert!(text.contains("FAILED   it runs"), "{text}");
         assert!(text.contains("iptables-nft: it runs: the manifests of a lack everything"), "{text}");

@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use lb_agent::driver::DatapathKind;
+use lb_agent::driver::{self, DatapathKind, lab::WithoutRoot};
 use lb_testkit::lab::{Privilege, enter_user_namespace};
 
 use super::use_case::UseCase;
@@ -20,10 +20,10 @@ pub(super) enum Rights {
 /// How much one update of a datapath can hold: it is one message, and that has to fit into the buffer of a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Room {
-    /// Bytes that lb itself can send at once: the kernel doubles what `net.core.wmem_max` allows.
-    nftables: u64,
-    /// Bytes that `iptables-nft-restore` can: without root it stays with `net.core.wmem_default`.
-    iptables_nft: u64,
+    /// `net.core.wmem_max`, in bytes.
+    wmem_max: u64,
+    /// `net.core.wmem_default`, in bytes.
+    wmem_default: u64,
 }
 
 /// Makes sure that a lab can be built. Somebody who is not root is root of a user namespace afterwards: the program
@@ -42,16 +42,16 @@ pub(super) fn obtain() -> Result<Rights, Failure> {
 impl Rights {
     /// Datapaths that can be had, of those that carry packets.
     pub(super) fn datapaths(self) -> Vec<DatapathKind> {
-        DatapathKind::KERNEL.into_iter().filter(|&kind| self.allows(kind)).collect()
+        driver::carrying().into_iter().filter(|&kind| self.allows(kind)).collect()
     }
 
     fn allows(self, kind: DatapathKind) -> bool {
-        self == Self::Root || kind != DatapathKind::Ebpf
+        self == Self::Root || kind.lab().without_root != WithoutRoot::Never
     }
 
     /// The datapath for a use case: the one that was asked for, or its own, or the nearest that can be had.
     pub(super) fn datapath(self, asked: Option<DatapathKind>, use_case: UseCase) -> DatapathKind {
-        let usual = if self.allows(use_case.datapath()) { use_case.datapath() } else { DatapathKind::Nftables };
+        let usual = if self.allows(use_case.datapath()) { use_case.datapath() } else { driver::NFTABLES };
         asked.unwrap_or(usual)
     }
 
@@ -97,19 +97,20 @@ impl Rights {
     pub(super) fn fit(self, datapaths: &mut Vec<DatapathKind>, services: &mut Vec<u32>) -> Vec<String> {
         let Self::Guest(room) = self else { return Vec::new() };
         let mut left_out = Vec::new();
-        let most = room.services(DatapathKind::Nftables);
-        services.retain(|&size| {
-            let fits = u64::from(size) <= most || !datapaths.contains(&DatapathKind::Nftables);
-            if !fits {
-                left_out.push(format!("{size} services: left out, {}", room.reason(DatapathKind::Nftables)));
+        let roomiest = datapaths.iter().copied().filter(|&kind| kind == driver::NFTABLES);
+        let most = roomiest.map(|kind| (kind, room.services(kind))).next();
+        services.retain(|&size| match most {
+            Some((kind, most)) if u64::from(size) > most => {
+                left_out.push(format!("{size} services: left out, {}", room.reason(kind)));
+                false
             }
-            fits
+            _ => true,
         });
         let largest = u64::from(services.iter().copied().max().unwrap_or(0));
         datapaths.retain(|&kind| {
-            let reason = match kind {
-                DatapathKind::Ebpf => "it needs root".into(),
-                DatapathKind::IptablesNft if largest > room.services(kind) => room.reason(kind),
+            let reason = match kind.lab().without_root {
+                WithoutRoot::Never => "it needs root".into(),
+                _ if largest > room.services(kind) => room.reason(kind),
                 _ => return true,
             };
             left_out.push(format!("{kind}: left out, {reason}"));
@@ -125,23 +126,28 @@ impl Room {
             let text = fs::read_to_string(format!("/proc/sys/net/core/{name}")).unwrap_or_default();
             text.trim().parse().unwrap_or(USUAL_BUFFER)
         };
-        Self { nftables: read("wmem_max").saturating_mul(2), iptables_nft: read("wmem_default") }
+        Self { wmem_max: read("wmem_max"), wmem_default: read("wmem_default") }
+    }
+
+    /// How many bytes fit into one update, what bounds them, and how many a service takes; `None` if nothing does.
+    fn limit(self, kind: DatapathKind) -> Option<(u64, &'static str, u64)> {
+        match kind.lab().without_root {
+            WithoutRoot::Buffer { sysctl, factor, per_service } => {
+                let bytes = if sysctl.ends_with("wmem_default") { self.wmem_default } else { self.wmem_max };
+                Some((bytes.saturating_mul(factor), sysctl, per_service))
+            }
+            _ => None,
+        }
     }
 
     /// How many services with four endpoints fit, about.
     fn services(self, kind: DatapathKind) -> u64 {
-        match kind {
-            DatapathKind::Nftables => self.nftables.saturating_sub(RULESET) / NFTABLES_SERVICE,
-            DatapathKind::IptablesNft => self.iptables_nft.saturating_sub(RULESET) / IPTABLES_NFT_SERVICE,
-            DatapathKind::Ebpf | DatapathKind::IptablesLegacy | DatapathKind::Memory => u64::MAX,
-        }
+        let fit = |(bytes, _, per_service): (u64, _, u64)| bytes.saturating_sub(RULESET) / per_service.max(1);
+        self.limit(kind).map_or(u64::MAX, fit)
     }
 
     fn reason(self, kind: DatapathKind) -> String {
-        let (bytes, setting) = match kind {
-            DatapathKind::IptablesNft => (self.iptables_nft, "net.core.wmem_default"),
-            _ => (self.nftables, "net.core.wmem_max"),
-        };
+        let Some((bytes, setting, _)) = self.limit(kind) else { return format!("{kind} has no limit") };
         format!(
             "an update of {kind} without root is at most {} KiB ({setting}), about {} services",
             bytes >> 10,
@@ -152,8 +158,8 @@ impl Room {
     fn sentence(self) -> String {
         format!(
             "not root, so in a user namespace: {}, {} on iptables-nft; root adds eBPF, cgroups and any size",
-            self.reason(DatapathKind::Nftables),
-            self.services(DatapathKind::IptablesNft)
+            self.reason(driver::NFTABLES),
+            self.services(driver::IPTABLES_NFT)
         )
     }
 }
@@ -162,22 +168,18 @@ impl Room {
 const USUAL_BUFFER: u64 = 212_992;
 /// Bytes of an update that does not grow with the number of services, rounded up.
 const RULESET: u64 = 16 << 10;
-/// Bytes of a service with four endpoints, rounded up.
-const NFTABLES_SERVICE: u64 = 800;
-const IPTABLES_NFT_SERVICE: u64 = 5600;
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const GUEST: Rights = Rights::Guest(Room { nftables: 2 * USUAL_BUFFER, iptables_nft: USUAL_BUFFER });
+    const GUEST: Rights = Rights::Guest(Room { wmem_max: USUAL_BUFFER, wmem_default: USUAL_BUFFER });
 
     #[test]
     fn what_does_not_fit_is_left_out_and_named() {
-        let (mut datapaths, mut services) = (DatapathKind::KERNEL.to_vec(), vec![10, 100, 1000, 5000]);
+        let (mut datapaths, mut services) = (driver::carrying(), vec![10, 100, 1000, 5000]);
         let left_out = GUEST.fit(&mut datapaths, &mut services);
         assert_eq!(services, [10, 100]);
-        assert_eq!(datapaths, [DatapathKind::Nftables, DatapathKind::IptablesLegacy]);
+        assert_eq!(datapaths, [driver::NFTABLES, driver::IPTABLES_LEGACY]);
         assert_eq!(left_out.len(), 4);
         assert!(left_out[0].starts_with("1000 services: left out, ") && left_out[0].contains("net.core.wmem_max"));
         assert!(left_out[2].starts_with("ebpf: ") && left_out[3].contains("net.core.wmem_default"), "{left_out:?}");
@@ -185,20 +187,20 @@ mod tests {
 
     #[test]
     fn few_services_fit_on_everything_but_ebpf() {
-        let (mut datapaths, mut services) = (DatapathKind::KERNEL.to_vec(), vec![10]);
+        let (mut datapaths, mut services) = (driver::carrying(), vec![10]);
         assert_eq!(GUEST.fit(&mut datapaths, &mut services).len(), 1);
         assert_eq!((datapaths, services), (GUEST.datapaths(), vec![10]));
     }
 
     #[test]
     fn legacy_tables_are_not_bound_by_a_socket() {
-        let (mut datapaths, mut services) = (vec![DatapathKind::IptablesLegacy], vec![10_000]);
+        let (mut datapaths, mut services) = (vec![driver::IPTABLES_LEGACY], vec![10_000]);
         assert!(GUEST.fit(&mut datapaths, &mut services).is_empty());
     }
 
     #[test]
     fn root_is_not_limited() {
-        let (mut datapaths, mut services) = (DatapathKind::KERNEL.to_vec(), vec![100_000]);
+        let (mut datapaths, mut services) = (driver::carrying(), vec![100_000]);
         assert!(Rights::Root.fit(&mut datapaths, &mut services).is_empty());
         assert_eq!((Rights::Root.datapaths(), services), (datapaths, vec![100_000]));
     }
@@ -206,19 +208,19 @@ mod tests {
     #[test]
     fn a_use_case_takes_the_nearest_datapath() {
         let case = UseCase::KubeProxyReplacement;
-        assert_eq!(Rights::Root.datapath(None, case), DatapathKind::Ebpf);
-        assert_eq!(GUEST.datapath(None, case), DatapathKind::Nftables);
-        assert_eq!(GUEST.datapath(Some(DatapathKind::IptablesLegacy), case), DatapathKind::IptablesLegacy);
-        assert!(GUEST.check(Some(DatapathKind::Ebpf)).is_err() && Rights::Root.check(Some(DatapathKind::Ebpf)).is_ok());
+        assert_eq!(Rights::Root.datapath(None, case), driver::EBPF);
+        assert_eq!(GUEST.datapath(None, case), driver::NFTABLES);
+        assert_eq!(GUEST.datapath(Some(driver::IPTABLES_LEGACY), case), driver::IPTABLES_LEGACY);
+        assert!(GUEST.check(Some(driver::EBPF)).is_err() && Rights::Root.check(Some(driver::EBPF)).is_ok());
     }
 
     #[test]
     fn what_is_named_must_be_had_and_what_is_usual_is_cut() {
-        let usual = [DatapathKind::Ebpf, DatapathKind::Nftables];
-        assert_eq!(GUEST.choose(&[], &usual).unwrap(), [DatapathKind::Nftables]);
+        let usual = [driver::EBPF, driver::NFTABLES];
+        assert_eq!(GUEST.choose(&[], &usual).unwrap(), [driver::NFTABLES]);
         assert_eq!(Rights::Root.choose(&[], &usual).unwrap(), usual);
         assert!(GUEST.choose(&usual, &usual).is_err());
-        assert_eq!(GUEST.choose(&[DatapathKind::IptablesNft], &usual).unwrap(), [DatapathKind::IptablesNft]);
+        assert_eq!(GUEST.choose(&[driver::IPTABLES_NFT], &usual).unwrap(), [driver::IPTABLES_NFT]);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use clap::ValueEnum;
 use include_dir::{Dir, include_dir};
-use lb_agent::driver::DatapathKind;
+use lb_agent::driver::{self, DatapathKind};
 use lb_k8s::Snapshot;
 use serde::Serialize;
 
@@ -69,16 +69,16 @@ impl UseCase {
     }
 
     /// The datapath that it is about.
-    pub(super) const fn datapath(self) -> DatapathKind {
+    pub(super) fn datapath(self) -> DatapathKind {
         match self {
-            Self::IptablesWithoutCilium => DatapathKind::IptablesNft,
+            Self::IptablesWithoutCilium => driver::IPTABLES_NFT,
             Self::KubeProxyReplacement
             | Self::SessionAffinity
             | Self::IpamBasic
             | Self::IpamImportantPool
             | Self::IpamStartStopRange
             | Self::IpamNoFirstLast
-            | Self::IpamBluePool => DatapathKind::Ebpf,
+            | Self::IpamBluePool => driver::EBPF,
         }
     }
 

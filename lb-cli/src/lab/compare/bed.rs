@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use lb_agent::driver::DatapathKind;
+use lb_agent::driver::{self, DatapathKind};
 use lb_core::{Family, NodeName};
 use lb_testkit::{
     lab::{Lab, Node, Origin, PodSpec},
@@ -40,9 +40,9 @@ impl Bed {
     pub(super) fn build(datapaths: &[DatapathKind]) -> Result<Self> {
         let mut builder = Lab::builder().node(SERVERS).node(DIRECT).node(FLOOR);
         for kind in datapaths {
-            builder = builder.node(kind.as_str());
+            builder = builder.node(kind.name());
         }
-        for kind in datapaths.iter().chain(&[DatapathKind::Memory]) {
+        for kind in datapaths.iter().chain(&[driver::MEMORY]) {
             builder = builder.node(format!("{kind}-agent"));
         }
         for group in Group::BOTH {
@@ -85,9 +85,9 @@ impl Bed {
             Path { name: FLOOR, origin: Origin::Pod(self.client(2)), to: service() },
         ];
         for (index, kind) in self.datapaths.iter().enumerate() {
-            paths.push(Path { name: kind.as_str(), origin: self.origin(index), to: service() });
+            paths.push(Path { name: kind.name(), origin: self.origin(index), to: service() });
         }
-        if let Some(index) = self.datapaths.iter().position(|&kind| kind == DatapathKind::Ebpf) {
+        if let Some(index) = self.datapaths.iter().position(|kind| kind.lab().translates_sockets) {
             let origin = Origin::PodPackets(self.client(3 + index));
             paths.push(Path { name: EBPF_PACKETS, origin, to: service() });
         }

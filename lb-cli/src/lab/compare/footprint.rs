@@ -12,6 +12,7 @@ use lb_k8s::write;
 use lb_testkit::lab::{Node, Program};
 
 use super::{
+    super::fleet,
     error::{CompareError, Result, system},
     memory::{self, MemoryGroup},
     subject::POD_DEVICES,
@@ -57,7 +58,7 @@ pub(super) fn measure(kind: DatapathKind, node: Node<'_>, manifests: &Path) -> R
 fn start(kind: DatapathKind, node: Node<'_>, manifests: &Path) -> Result<Program> {
     let run_dir = node.run_dir()?;
     let mut command = Command::new(std::env::current_exe().map_err(system("finding this program"))?);
-    command.arg("agent").arg("--datapath").arg(kind.as_str()).arg("--manifests").arg(manifests);
+    command.arg("agent").arg("--datapath").arg(kind.name()).arg("--manifests").arg(manifests);
     command.arg("--socket").arg(run_dir.join("lb.sock")).arg("--state-dir").arg(run_dir.join("state"));
     let facts = node.facts();
     command.args(["--node", node.name()]);
@@ -67,10 +68,7 @@ fn start(kind: DatapathKind, node: Node<'_>, manifests: &Path) -> Result<Program
     for cidr in facts.cluster_cidrs {
         command.args(["--cluster-cidr", &cidr.to_string()]);
     }
-    if kind == DatapathKind::Ebpf {
-        command.args(["--device", node.uplink(), "--pod-device", POD_DEVICES]);
-        command.arg("--cgroup").arg(node.cgroup()).arg("--pin-dir").arg(node.pin_dir()?);
-    }
+    command.args(fleet::attachments(node, kind, [POD_DEVICES].into_iter())?);
     Ok(node.spawn(command)?)
 }
 

@@ -74,7 +74,7 @@ fn row_series(comparison: &Comparison, value: impl Fn(&Row) -> f64) -> Vec<Serie
         rows.map(|row| (row.services, value(row))).collect()
     };
     let kinds = comparison.datapaths().into_iter();
-    kinds.map(|kind| Series { name: kind.as_str(), baseline: false, points: of(kind) }).collect()
+    kinds.map(|kind| Series { name: kind.name(), baseline: false, points: of(kind) }).collect()
 }
 
 fn path_series(paths: &[PathRow], value: impl Fn(&Speed) -> f64) -> Vec<Series> {
@@ -120,7 +120,7 @@ fn numbers(comparison: &Comparison, page: &mut String) {
         let none = || std::array::from_fn(|_| "–".to_owned());
         lines.extend(comparison.baselines.iter().filter(of_size).map(|path| (path.name, none(), &path.speed)));
         let rows = comparison.rows.iter().filter(|row| row.services == size);
-        lines.extend(rows.map(|row| (row.datapath.as_str(), kernel_cells(row), &row.speed)));
+        lines.extend(rows.map(|row| (row.datapath.name(), kernel_cells(row), &row.speed)));
         lines.extend(comparison.extras.iter().filter(of_size).map(|path| (path.name, none(), &path.speed)));
         for (index, (name, cells, speed)) in lines.into_iter().enumerate() {
             let first = if index == 0 { " first" } else { "" };

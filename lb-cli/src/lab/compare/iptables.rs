@@ -16,11 +16,7 @@ pub(super) struct Place {
 
 /// Finds the rule for `vip`; `None` for a datapath without such a chain.
 pub(super) fn place(kind: DatapathKind, node: Node<'_>, vip: IpAddr) -> Result<Option<Place>> {
-    let program = match kind {
-        DatapathKind::IptablesNft => "iptables-nft-save",
-        DatapathKind::IptablesLegacy => "iptables-legacy-save",
-        DatapathKind::Ebpf | DatapathKind::Nftables | DatapathKind::Memory => return Ok(None),
-    };
+    let Some(program) = kind.lab().rule_list else { return Ok(None) };
     let output = node.run(|| Command::new(program).args(["-t", "nat"]).output())?;
     let output = output.map_err(system(format!("running {program}")))?;
     if !output.status.success() {

@@ -25,7 +25,7 @@ use std::{
 };
 
 use clap::Args;
-use lb_agent::driver::DatapathKind;
+use lb_agent::driver::{self, DatapathKind};
 
 pub(crate) use self::probe::run_if_probe;
 use self::{
@@ -58,8 +58,8 @@ pub(crate) struct CompareArgs {
         value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub(super) services: Vec<u32>,
     /// What to compare.
-    #[arg(long, value_name = "KIND,…", value_delimiter = ',', value_enum,
-        default_values_t = DatapathKind::KERNEL)]
+    #[arg(long, value_name = "KIND,…", value_delimiter = ',', value_parser = driver::parser(),
+        default_values = driver::carrying().iter().map(|kind| kind.name()).collect::<Vec<_>>())]
     pub(super) datapaths: Vec<DatapathKind>,
     /// Rounds of connections; each measures every path once.
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
@@ -101,7 +101,7 @@ const HIGHEST_PRIORITY: i32 = -20;
 impl CompareArgs {
     /// Refuses what cannot be meant.
     pub(super) fn check(&self) -> std::result::Result<(), Failure> {
-        if self.datapaths.contains(&DatapathKind::Memory) {
+        if self.datapaths.contains(&driver::MEMORY) {
             return Err(Failure::Usage("datapath memory carries no packets: there is nothing to compare".into()));
         }
         Ok(())

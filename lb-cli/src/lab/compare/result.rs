@@ -1,6 +1,6 @@
 //! What a comparison comes to.
 
-use lb_agent::driver::DatapathKind;
+use lb_agent::driver::{self, DatapathKind};
 use serde::Serialize;
 
 /// All of it. Keys are only ever added.
@@ -177,7 +177,7 @@ pub(super) mod tests {
                 .into_iter()
                 .flat_map(|n| {
                     let growth = 1.0 + f64::from(n) / 1000.0;
-                    [row(DatapathKind::Ebpf, n, 1.0), row(DatapathKind::IptablesNft, n, growth)]
+                    [row(driver::EBPF, n, 1.0), row(driver::IPTABLES_NFT, n, growth)]
                 })
                 .collect(),
             baselines: sizes.into_iter().flat_map(|n| [path(DIRECT, n, 1.0), path(FLOOR, n, 1.2)]).collect(),
@@ -223,6 +223,6 @@ pub(super) mod tests {
     fn sizes_and_datapaths_come_once() {
         let example = example();
         assert_eq!(example.sizes(), [10, 100, 1000]);
-        assert_eq!(example.datapaths(), [DatapathKind::Ebpf, DatapathKind::IptablesNft]);
+        assert_eq!(example.datapaths(), [driver::EBPF, driver::IPTABLES_NFT]);
     }
 }

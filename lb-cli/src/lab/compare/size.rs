@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use lb_agent::driver::DatapathKind;
+use lb_agent::driver::{self, DatapathKind};
 use lb_core::KernelUsage;
 use lb_testkit::worlds::BACKEND_PORT;
 
@@ -140,7 +140,7 @@ impl Size<'_> {
     /// One agent after the other; the last one has no datapath, to compare the others with.
     fn footprints(&self, bed: &Bed, world: &Compared) -> Result<Vec<Footprint>> {
         let manifests = footprint::write_manifests(world, bed.lab().run_dir()?.join("manifests"))?;
-        let kinds = self.datapaths.iter().chain(&[DatapathKind::Memory]);
+        let kinds = self.datapaths.iter().chain(&[driver::MEMORY]);
         let measured = kinds.enumerate().map(|(index, &kind)| {
             self.step(&format!("agent on {kind}"));
             footprint::measure(kind, bed.agent_node(index), &manifests)
@@ -224,7 +224,7 @@ impl Size<'_> {
         }
         let paths = comparison.baselines.iter().chain(&comparison.extras);
         let speeds = paths.map(|path| (path.name, path.services, path.speed));
-        let rows = comparison.rows.iter().map(|row| (row.datapath.as_str(), row.services, row.speed));
+        let rows = comparison.rows.iter().map(|row| (row.datapath.name(), row.services, row.speed));
         let failed: Vec<String> = speeds
             .chain(rows)
             .filter(|(_, services, speed)| *services == self.services && speed.failures > 0)

@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use lb_agent::{
-    config::{Config, DriftMode, EbpfSettings, pattern::Pattern},
-    driver::{self, DatapathKind, Installed},
+    config::{Config, DriftMode, pattern::Pattern},
+    driver::{Attachments, DatapathKind, OpenDatapath, Setting},
 };
 use lb_core::{
     Change, DatapathError, EndpointSlice, KernelUsage, Model, Plan, Reconciler, Settings as ModelSettings,
@@ -25,7 +25,7 @@ pub(super) const POD_DEVICES: &str = "pod*";
 pub(super) struct Subject<'lab> {
     kind: DatapathKind,
     node: Node<'lab>,
-    installed: Installed,
+    installed: Box<dyn OpenDatapath>,
     reconciler: Reconciler,
 }
 
@@ -45,7 +45,7 @@ impl<'lab> Subject<'lab> {
         let failed = |error| failed(kind, "opening", &error);
         let (installed, observed) = node
             .run(|| {
-                let mut installed = driver::open(&config)?;
+                let mut installed = config.datapath.open(&config.attachments)?;
                 let followed = installed.follow_devices();
                 followed.map_err(|why| DatapathError::new(lb_core::ErrorKind::System, why))?;
                 let observed = installed.datapath_mut().observe()?;
@@ -58,7 +58,7 @@ impl<'lab> Subject<'lab> {
         Ok(Self { kind, node, installed, reconciler })
     }
 
-    pub(super) const fn kind(&self) -> DatapathKind {
+    pub(super) fn kind(&self) -> DatapathKind {
         self.kind
     }
 
@@ -71,7 +71,7 @@ impl<'lab> Subject<'lab> {
         node.run(|| {
             let first = reconciler.poll_plan(lb_core::Instant::default());
             let start = Instant::now();
-            settle(*kind, installed, reconciler, first, "the first sync").map(|()| start.elapsed())
+            settle(*kind, &mut **installed, reconciler, first, "the first sync").map(|()| start.elapsed())
         })?
     }
 
@@ -83,7 +83,7 @@ impl<'lab> Subject<'lab> {
             let change = reconciler.handle_change(Change::ReplaceEndpoints(slice));
             change.map_err(|error| refused(*kind, &error))?;
             let first = reconciler.poll_plan(lb_core::Instant::default());
-            settle(*kind, installed, reconciler, first, "a change")?;
+            settle(*kind, &mut **installed, reconciler, first, "a change")?;
             Ok(Committed { event, took: monotonic().saturating_sub(event) })
         })?
     }
@@ -116,7 +116,7 @@ impl<'lab> Subject<'lab> {
 /// Carries out a plan and those that follow from it.
 fn settle(
     kind: DatapathKind,
-    installed: &mut Installed,
+    installed: &mut dyn OpenDatapath,
     reconciler: &mut Reconciler,
     first: Option<Plan>,
     action: &'static str,
@@ -136,16 +136,11 @@ fn settle(
 
 fn config(kind: DatapathKind, node: Node<'_>) -> Result<Config> {
     let run_dir = node.run_dir()?;
-    let ebpf = match kind {
-        DatapathKind::Ebpf => Some(EbpfSettings {
-            devices: vec![node.uplink().into()],
-            pod_devices: vec![Pattern::new(POD_DEVICES)],
-            cgroup: node.cgroup().into(),
-            pin_dir: node.pin_dir()?,
-        }),
-        DatapathKind::Nftables | DatapathKind::IptablesNft | DatapathKind::IptablesLegacy | DatapathKind::Memory => {
-            None
-        }
+    let attachments = Attachments {
+        devices: vec![node.uplink().into()],
+        pod_devices: vec![Pattern::new(POD_DEVICES)],
+        cgroup: node.cgroup().into(),
+        pin_dir: if kind.reads(Setting::PinDir) { node.pin_dir()? } else { Default::default() },
     };
     Ok(Config {
         manifests: run_dir.join("manifests"),
@@ -158,7 +153,7 @@ fn config(kind: DatapathKind, node: Node<'_>) -> Result<Config> {
         drift_interval: Duration::from_secs(60),
         maglev: HashFamily::default(),
         load_balancer_classes: Vec::new(),
-        ebpf,
+        attachments,
     })
 }
 

@@ -15,7 +15,10 @@ use std::{
 use clap::Args;
 use lb_agent::{
     api::{Client, DriftNews},
-    driver::DatapathKind,
+    driver::{
+        self, DatapathKind, Setting,
+        lab::{self, ForeignEdit, Scene},
+    },
     error::chain,
 };
 use lb_testkit::{
@@ -24,7 +27,7 @@ use lb_testkit::{
 };
 
 use self::{
-    edits::{Edit, Scene, edits, run as run_tool, seen},
+    edits::edits,
     result::{DriftLabReport, Fate, Row, Times},
 };
 use super::{
@@ -50,7 +53,7 @@ use crate::{
     Edits come no faster than twice a second: the agent takes more for a quarrel and repairs ever more slowly.")]
 pub(crate) struct DriftLabArgs {
     /// Which datapaths, one after the other [default: all that can be had].
-    #[arg(long, value_name = "KIND,…", value_delimiter = ',', value_enum)]
+    #[arg(long, value_name = "KIND,…", value_delimiter = ',', value_parser = driver::parser())]
     pub(super) datapaths: Vec<DatapathKind>,
     /// How often each edit is made.
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=10_000))]
@@ -69,7 +72,7 @@ pub(crate) struct DriftLabArgs {
 impl DriftLabArgs {
     /// Refuses what cannot be meant.
     pub(super) fn check(&self) -> Result<(), Failure> {
-        if self.datapaths.contains(&DatapathKind::Memory) {
+        if self.datapaths.contains(&driver::MEMORY) {
             return Err(Failure::Usage(
                 "datapath memory is nobody else's to change: there is nothing to repair".into(),
             ));
@@ -96,7 +99,7 @@ const HIGHEST_PRIORITY: i32 = -20;
 const NODE: usize = 0;
 
 pub(super) fn run(args: &DriftLabArgs, rights: Rights) -> Outcome {
-    let datapaths = rights.choose(&args.datapaths, &DatapathKind::KERNEL)?;
+    let datapaths = rights.choose(&args.datapaths, &driver::carrying())?;
     args.report.as_deref().map(report::prepare).transpose()?;
     interrupt::arm()?;
     let mut notes = Vec::new();
@@ -175,7 +178,7 @@ impl<'a> Bed<'a> {
         let frontend = targets(cluster).into_iter().find(SocketAddr::is_ipv4);
         let frontend =
             frontend.ok_or(RunError::Lacks { use_case: "kube-proxy-replacement", what: "an IPv4 address" })?;
-        let pin_dir = if kind == DatapathKind::Ebpf { node.pin_dir()? } else { Default::default() };
+        let pin_dir = if kind.reads(Setting::PinDir) { node.pin_dir()? } else { Default::default() };
         let (told, repairs) = channel();
         let watch = agent.watch_drift().map_err(|source| RunError::Agent { node: node.name().into(), source })?;
         thread::spawn(move || {
@@ -212,7 +215,7 @@ impl<'a> Bed<'a> {
         }
     }
 
-    fn repeat(&self, edit: &Edit, times: u32) -> Result<Times, RunError> {
+    fn repeat(&self, edit: &ForeignEdit, times: u32) -> Result<Times, RunError> {
         let mut measured = Times::default();
         for round in 0..times as usize {
             interrupt::check()?;
@@ -227,14 +230,14 @@ impl<'a> Bed<'a> {
         Ok(measured)
     }
 
-    fn once(&self, edit: &Edit, round: usize, measured: &mut Times) -> Result<(), RunError> {
+    fn once(&self, edit: &ForeignEdit, round: usize, measured: &mut Times) -> Result<(), RunError> {
         let failed = |source| RunError::Rules { action: format!("{} on {}", edit.name, self.node.name()), source };
         let before = self.listing().map_err(failed)?;
         let scene = &self.scene;
-        let tool = self.node.run(|| edit.prepare(scene, round))?.map_err(failed)?;
+        let tool = self.node.run(|| (edit.command)(scene, round))?.map_err(failed)?;
         self.repairs.try_iter().for_each(drop);
         let start = Instant::now();
-        self.node.run(|| run_tool(&tool))?.map_err(failed)?;
+        self.node.run(|| lab::run(&tool))?.map_err(failed)?;
         measured.tools.push(start.elapsed());
         match self.repair(start + PATIENCE)? {
             Some(at) if self.is_again(&before)? => measured.repairs.push(at.saturating_duration_since(start)),
@@ -270,7 +273,7 @@ impl<'a> Bed<'a> {
 
     fn listing(&self) -> io::Result<BTreeSet<String>> {
         let scene = &self.scene;
-        self.node.run(|| seen(scene)).map_err(io::Error::other)?
+        self.node.run(|| (scene.kind.lab().seen)(scene)).map_err(io::Error::other)?
     }
 
     /// Connections from the node itself and from outside through it.

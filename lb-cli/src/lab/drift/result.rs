@@ -128,6 +128,7 @@ fn percentile(times: &[Duration], per_cent: usize) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use lb_agent::driver;
 
     #[test]
     fn a_percentile_is_one_of_the_times() {
@@ -141,7 +142,7 @@ mod tests {
         let times =
             Times { repairs: vec![Duration::from_millis(5)], tools: vec![Duration::from_millis(2)], not_repaired: 0 };
         let fate = Fate { connections: 2, survived: 2, failed: 0 };
-        let row = |times: &Times, fate| Row::new(DatapathKind::Nftables, "nft flush ruleset", times, fate);
+        let row = |times: &Times, fate| Row::new(driver::NFTABLES, "nft flush ruleset", times, fate);
         assert!(row(&times, fate).passed);
         assert!(!row(&Times { not_repaired: 1, ..times.clone() }, fate).passed);
         assert!(!row(&times, Fate { survived: 1, ..fate }).passed);

@@ -10,7 +10,7 @@ use std::{
 };
 
 use clap::Args;
-use lb_agent::driver::DatapathKind;
+use lb_agent::driver::{self, DatapathKind};
 
 use self::{
     bed::Bed,
@@ -45,7 +45,7 @@ pub(crate) struct RestartArgs {
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(0..=10_000))]
     restarts: u32,
     /// Which datapaths, one after the other [default: ebpf and nftables, as far as they can be had].
-    #[arg(long, value_name = "KIND,…", value_delimiter = ',', value_enum)]
+    #[arg(long, value_name = "KIND,…", value_delimiter = ',', value_parser = driver::parser())]
     pub(super) datapaths: Vec<DatapathKind>,
     /// Decides the moments.
     #[arg(long, value_name = "N", default_value_t = 1)]
@@ -61,7 +61,7 @@ pub(crate) struct RestartArgs {
 impl RestartArgs {
     /// Refuses what cannot be meant.
     pub(super) fn check(&self) -> Result<(), Failure> {
-        if self.datapaths.contains(&DatapathKind::Memory) {
+        if self.datapaths.contains(&driver::MEMORY) {
             return Err(Failure::Usage("datapath memory carries no packets: there is nothing to lose".into()));
         }
         Ok(())
@@ -74,7 +74,7 @@ const END: Duration = Duration::from_secs(10);
 const REST: Duration = Duration::from_millis(50);
 
 pub(super) fn run(args: &RestartArgs, rights: Rights) -> Outcome {
-    let datapaths = rights.choose(&args.datapaths, &[DatapathKind::Ebpf, DatapathKind::Nftables])?;
+    let datapaths = rights.choose(&args.datapaths, &[driver::EBPF, driver::NFTABLES])?;
     args.report.as_deref().map(report::prepare).transpose()?;
     interrupt::arm()?;
     let progress = Progress::new();

@@ -145,6 +145,7 @@ fn millis(time: Duration) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use lb_agent::driver;
     use lb_testkit::traffic::{Failure, FailureKind, Response};
 
     use super::*;
@@ -156,7 +157,7 @@ mod tests {
             report
         });
         let connections = Report { retransmitted: lost_segments + 1, lost_segments, ..connections };
-        Row::new(DatapathKind::Nftables, 3, 2, Duration::from_millis(7), Counted { connections, datagrams, new })
+        Row::new(driver::NFTABLES, 3, 2, Duration::from_millis(7), Counted { connections, datagrams, new })
     }
 
     fn answer() -> Response {

@@ -1,0 +1,210 @@
+//! The driver of eBPF, which attaches to devices.
+
+use std::{collections::BTreeMap, path::Path, time::Duration};
+
+use lb_core::{Datapath, DatapathError, ErrorKind};
+use lb_datapath_ebpf::{EbpfConfig, EbpfDatapath};
+
+use super::{Attachments, Driver, Exclusion, OpenDatapath, Setting};
+use crate::host::netlink;
+
+pub(super) struct Ebpf;
+
+impl Driver for Ebpf {
+    fn name(&self) -> &'static str {
+        "ebpf"
+    }
+
+    fn about(&self) -> &'static str {
+        "Programs on sockets and devices; Linux 6.6 or newer"
+    }
+
+    fn open(&self, attachments: &Attachments) -> Result<Box<dyn OpenDatapath>, DatapathError> {
+        Ok(Box::new(OnDevices::open(attachments)?))
+    }
+
+    /// Removes the pins; it needs neither cgroup nor devices.
+    fn cleanup(&self, pin_dir: &Path) -> Result<(), DatapathError> {
+        EbpfDatapath::remove(pin_dir)
+    }
+
+    fn minimum_kernel(&self) -> Option<(u32, u32)> {
+        // TCX.
+        Some((6, 6))
+    }
+
+    fn settings(&self) -> &'static [Setting] {
+        &[Setting::Device, Setting::PodDevice, Setting::Cgroup, Setting::PinDir, Setting::Maglev]
+    }
+
+    fn privileges(&self) -> &'static str {
+        "CAP_NET_ADMIN and CAP_BPF"
+    }
+
+    /// Nobody says what changes in a map.
+    fn drift_interval(&self) -> Duration {
+        Duration::from_secs(5)
+    }
+
+    /// Its pin directory is its lock.
+    fn exclusion(&self) -> Exclusion {
+        Exclusion::Datapath
+    }
+
+    #[cfg(feature = "lab")]
+    fn lab(&self) -> super::lab::LabFacts {
+        lab::FACTS
+    }
+}
+
+/// The datapath and the devices that it is attached to.
+struct OnDevices {
+    datapath: EbpfDatapath,
+    settings: Attachments,
+    /// By index: a device that comes back under its old name has another one.
+    attached: BTreeMap<u32, String>,
+}
+
+impl OpenDatapath for OnDevices {
+    fn datapath(&self) -> &dyn Datapath {
+        &self.datapath
+    }
+
+    fn datapath_mut(&mut self) -> &mut dyn Datapath {
+        &mut self.datapath
+    }
+
+    fn devices(&self) -> Option<Vec<String>> {
+        Some(self.attached.values().cloned().collect())
+    }
+
+    fn follow_devices(&mut self) -> Result<(), String> {
+        self.follow()
+    }
+}
+
+impl OnDevices {
+    fn open(settings: &Attachments) -> Result<Self, DatapathError> {
+        let attached = present(settings)?;
+        let pod_devices = attached.values().filter(|name| !settings.devices.contains(name)).cloned().collect();
+        let config = EbpfConfig {
+            pin_dir: settings.pin_dir.clone(),
+            pod_devices,
+            uplink_devices: settings.devices.clone(),
+            ..EbpfConfig::new(&settings.cgroup)
+        };
+        Ok(Self { datapath: EbpfDatapath::open(config)?, settings: settings.clone(), attached })
+    }
+
+    fn follow(&mut self) -> Result<(), String> {
+        let present = present(&self.settings).map_err(|error| error.report())?;
+        let mut problems = Vec::new();
+        let gone: Vec<(u32, String)> =
+            self.attached.iter().filter(|(index, name)| present.get(index) != Some(name)).map(owned).collect();
+        for (index, name) in gone {
+            match self.datapath.detach_device(&name) {
+                Ok(()) => drop(self.attached.remove(&index)),
+                Err(error) => problems.push(error.report()),
+            }
+        }
+        let new: Vec<(u32, String)> =
+            present.iter().filter(|(index, _)| !self.attached.contains_key(index)).map(owned).collect();
+        for (index, name) in new {
+            match self.datapath.attach_device(&name) {
+                Ok(()) => {
+                    tracing::info!(device = name, "attached");
+                    self.attached.insert(index, name);
+                }
+                Err(error) => problems.push(error.report()),
+            }
+        }
+        if problems.is_empty() { Ok(()) } else { Err(problems.join("; ")) }
+    }
+}
+
+fn owned((index, name): (&u32, &String)) -> (u32, String) {
+    (*index, name.clone())
+}
+
+/// Devices that there are and that are meant.
+fn present(settings: &Attachments) -> Result<BTreeMap<u32, String>, DatapathError> {
+    let mut devices = netlink::devices()
+        .map_err(|error| DatapathError::new(ErrorKind::System, "listing devices failed").with_source(error))?;
+    let meant = |name: &str| {
+        let named = settings.devices.iter().any(|device| device == name);
+        named || (name != "lo" && settings.pod_devices.iter().any(|pattern| pattern.matches(name)))
+    };
+    devices.retain(|_, name| meant(name));
+    Ok(devices)
+}
+
+#[cfg(feature = "lab")]
+mod lab {
+    use std::{collections::BTreeSet, fs, io};
+
+    use super::super::lab::{ForeignEdit, LabFacts, Scene, WithoutRoot, nth, run, words};
+
+    pub(super) const FACTS: LabFacts = LabFacts {
+        without_root: WithoutRoot::Never,
+        translates_sockets: true,
+        rule_listers: &[],
+        rule_list: None,
+        edits: &EDITS,
+        seen,
+    };
+
+    const EDITS: [ForeignEdit; 5] = [
+        ForeignEdit {
+            name: "rm a map's pin",
+            program: "rm",
+            command: |scene, round| Ok(vec!["rm".into(), pin(scene, "maps", round)?]),
+        },
+        ForeignEdit {
+            name: "rm a link's pin",
+            program: "rm",
+            command: |scene, round| Ok(vec!["rm".into(), pin(scene, "links", round)?]),
+        },
+        ForeignEdit {
+            name: "rm every pin",
+            program: "rm",
+            command: |scene, _| Ok(vec!["rm".into(), "-r".into(), layout(scene).display().to_string()]),
+        },
+        ForeignEdit {
+            name: "bpftool link detach",
+            program: "bpftool",
+            command: |scene, round| {
+                Ok([words("bpftool link detach pinned"), vec![pin(scene, "links", round)?]].concat())
+            },
+        },
+        ForeignEdit { name: "bpftool map delete", program: "bpftool", command: delete_entry },
+    ];
+
+    /// Where the pins of this layout are.
+    fn layout(scene: &Scene) -> std::path::PathBuf {
+        scene.pin_dir.join("v1")
+    }
+
+    fn seen(scene: &Scene) -> io::Result<BTreeSet<String>> {
+        let directory = |name| fs::read_dir(layout(scene).join(name));
+        let entries = directory("maps")?.chain(directory("links")?);
+        entries.map(|entry| Ok(entry?.path().display().to_string())).collect()
+    }
+
+    /// A pin, in turn.
+    fn pin(scene: &Scene, directory: &str, round: usize) -> io::Result<String> {
+        let entries = fs::read_dir(layout(scene).join(directory))?;
+        let mut paths: Vec<String> = entries.flatten().map(|entry| entry.path().display().to_string()).collect();
+        paths.sort();
+        nth(paths, round, "pin")
+    }
+
+    /// The first entry of the map of frontends.
+    fn delete_entry(scene: &Scene, _: usize) -> io::Result<Vec<String>> {
+        let map = layout(scene).join("maps/FRONTENDS").display().to_string();
+        let next = run(&[words("bpftool -j map getnext pinned"), vec![map.clone()]].concat())?;
+        let next: serde_json::Value = serde_json::from_str(&next)?;
+        let key = next["next_key"].as_array().into_iter().flatten().filter_map(serde_json::Value::as_str);
+        let key: Vec<String> = key.map(|byte| byte.trim_start_matches("0x").to_owned()).collect();
+        Ok([words("bpftool map delete pinned"), vec![map, "key".into(), "hex".into()], key].concat())
+    }
+}

@@ -1,0 +1,115 @@
+//! The drivers of iptables, in its two variants.
+
+use std::time::Duration;
+
+use lb_core::DatapathError;
+use lb_datapath_iptables::iptables::{IptablesConfig, IptablesDatapath, Variant};
+
+use super::{Attachments, Driver, OpenDatapath};
+
+/// One variant.
+pub(super) struct Iptables(Variant);
+
+impl Iptables {
+    pub(super) const NFT: Self = Self(Variant::Nft);
+    pub(super) const LEGACY: Self = Self(Variant::Legacy);
+}
+
+impl Driver for Iptables {
+    fn name(&self) -> &'static str {
+        match self.0 {
+            Variant::Nft => "iptables-nft",
+            Variant::Legacy => "iptables-legacy",
+        }
+    }
+
+    fn about(&self) -> &'static str {
+        match self.0 {
+            Variant::Nft => "Chains per service and endpoint, as kube-proxy writes them, through iptables-nft",
+            Variant::Legacy => "The same through iptables-legacy",
+        }
+    }
+
+    fn open(&self, _: &Attachments) -> Result<Box<dyn OpenDatapath>, DatapathError> {
+        let config = match self.0 {
+            Variant::Nft => IptablesConfig::default(),
+            Variant::Legacy => legacy(),
+        };
+        Ok(Box::new(IptablesDatapath::open(&config)?))
+    }
+
+    /// The nft variant shares its tables with others, and nobody says what changes in legacy ones.
+    fn drift_interval(&self) -> Duration {
+        Duration::from_secs(10)
+    }
+
+    #[cfg(feature = "lab")]
+    fn lab(&self) -> super::lab::LabFacts {
+        match self.0 {
+            Variant::Nft => lab::NFT,
+            Variant::Legacy => lab::LEGACY,
+        }
+    }
+}
+
+/// With routes of its own, so that one variant of iptables can be cleaned up while the other serves.
+fn legacy() -> IptablesConfig {
+    IptablesConfig {
+        variant: Variant::Legacy,
+        route_table: 26978,
+        reject_table: 26979,
+        rule_priority: 26978,
+        route_protocol: 106,
+        ..IptablesConfig::default()
+    }
+}
+
+#[cfg(feature = "lab")]
+mod lab {
+    use std::{collections::BTreeSet, io};
+
+    use super::super::lab::{ForeignEdit, LabFacts, Scene, WithoutRoot, run, words};
+
+    pub(super) const NFT: LabFacts = LabFacts {
+        // `iptables-nft-restore` stays with what the kernel gives it.
+        without_root: WithoutRoot::Buffer { sysctl: "net.core.wmem_default", factor: 1, per_service: 5600 },
+        translates_sockets: false,
+        rule_listers: &["iptables-nft-save", "ip6tables-nft-save"],
+        rule_list: Some("iptables-nft-save"),
+        edits: &edits("iptables-nft"),
+        seen,
+    };
+
+    pub(super) const LEGACY: LabFacts = LabFacts {
+        without_root: WithoutRoot::Always,
+        rule_listers: &["iptables-legacy-save", "ip6tables-legacy-save"],
+        rule_list: Some("iptables-legacy-save"),
+        edits: &edits("iptables-legacy"),
+        ..NFT
+    };
+
+    const fn edits(program: &'static str) -> [ForeignEdit; 3] {
+        [
+            ForeignEdit {
+                name: "-t nat -F",
+                program,
+                command: |scene, _| Ok(words(&format!("{} -w -t nat -F", scene.kind))),
+            },
+            ForeignEdit {
+                name: "-F LB-SERVICES",
+                program,
+                command: |scene, _| Ok(words(&format!("{} -w -t nat -F LB-SERVICES", scene.kind))),
+            },
+            ForeignEdit {
+                name: "-D LB-SERVICES 1",
+                program,
+                command: |scene, _| Ok(words(&format!("{} -w -t nat -D LB-SERVICES 1", scene.kind))),
+            },
+        ]
+    }
+
+    fn seen(scene: &Scene) -> io::Result<BTreeSet<String>> {
+        let listed = run(&[format!("{}-save", scene.kind)])?;
+        Ok(listed.lines().filter(|line| line.contains("LB-")).map(Into::into).collect())
+    }
+}

@@ -1,0 +1,33 @@
+//! The datapath that only remembers.
+
+use lb_core::{DatapathError, MemoryDatapath};
+
+use super::{Attachments, Driver, Exclusion, OpenDatapath, Setting};
+
+pub(super) struct Memory;
+
+impl Driver for Memory {
+    fn name(&self) -> &'static str {
+        "memory"
+    }
+
+    fn about(&self) -> &'static str {
+        "Remembers everything and carries nothing; needs no privilege"
+    }
+
+    fn open(&self, _: &Attachments) -> Result<Box<dyn OpenDatapath>, DatapathError> {
+        Ok(Box::new(MemoryDatapath::default()))
+    }
+
+    fn settings(&self) -> &'static [Setting] {
+        &[Setting::Maglev]
+    }
+
+    fn exclusion(&self) -> Exclusion {
+        Exclusion::Datapath
+    }
+
+    fn carries_packets(&self) -> bool {
+        false
+    }
+}
