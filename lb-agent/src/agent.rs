@@ -12,7 +12,7 @@ use std::{
     },
 };
 
-use lb_core::DatapathError;
+use lb_core::{DatapathError, SourceName};
 
 use crate::{
     allocation::Allocation,
@@ -20,13 +20,14 @@ use crate::{
     config::Config,
     driver::DatapathKind,
     engine::{Engine, Event, devices, leftovers::Leftovers},
+    error::chain,
     host::{
         owner::{Owner, OwnerError},
         state_dir::{StateDir, StateDirError, Used},
     },
-    source::{Source, manifests},
+    source::{Source, SourceError, Sources},
 };
-pub use crate::{allocation::LedgerFileError, engine::devices::DeviceError, source::manifests::WatchError};
+pub use crate::{allocation::LedgerFileError, engine::devices::DeviceError};
 
 /// Why the agent could not start.
 #[derive(Debug, thiserror::Error)]
@@ -64,9 +65,9 @@ pub enum AgentError {
         /// Why.
         error: DatapathError,
     },
-    /// The manifests cannot be watched.
-    #[error(transparent)]
-    Watch(#[from] WatchError),
+    /// A source can never work.
+    #[error("{}", chain(&**.0))]
+    Source(SourceError),
     /// Devices cannot be followed.
     #[error(transparent)]
     Devices(#[from] DeviceError),
@@ -78,10 +79,10 @@ pub enum AgentError {
 /// An agent that has not begun.
 ///
 /// ```no_run
-/// use lb_agent::{agent::Agent, config::Settings};
+/// use lb_agent::{agent::Agent, config::Settings, driver, source::ManifestDirectory};
 ///
-/// let settings = Settings { manifests: Some("/etc/lb".into()), ..Settings::default() };
-/// let agent = Agent::new(settings.complete()?);
+/// let settings = Settings { datapath: Some(driver::NFTABLES), ..Settings::default() };
+/// let agent = Agent::new(settings.complete()?).source(ManifestDirectory::new("/etc/lb"));
 /// let stop = agent.stop();
 /// // From a signal handler's thread, say: stop.stop("SIGTERM");
 /// agent.on_ready(|| println!("ready")).run()?;
@@ -89,6 +90,7 @@ pub enum AgentError {
 /// ```
 pub struct Agent {
     config: Config,
+    sources: Vec<Box<dyn Source>>,
     on_ready: Box<dyn FnOnce() + Send>,
     events: Sender<Event>,
     inbox: Receiver<Event>,
@@ -124,7 +126,15 @@ impl Agent {
     #[must_use]
     pub fn new(config: Config) -> Self {
         let (events, inbox) = mpsc::channel();
-        Self { config, on_ready: Box::new(|| {}), events, inbox }
+        Self { config, sources: Vec::new(), on_ready: Box::new(|| {}), events, inbox }
+    }
+
+    /// Adds a source. Of two objects with one name, the one of the source that was added first is served. Without any source
+    /// the agent serves nothing, and is ready at once.
+    #[must_use]
+    pub fn source(mut self, source: impl Source + 'static) -> Self {
+        self.sources.push(Box::new(source));
+        self
     }
 
     /// Calls `on_ready` once, when the services of every source's first listing are in the datapath.
@@ -145,16 +155,18 @@ impl Agent {
     /// When it cannot start, or is never permitted to use the datapath. An agent that has become ready runs until it is
     /// stopped.
     pub fn run(self) -> Result<(), AgentError> {
-        let Self { config, on_ready, events, inbox } = self;
+        let Self { config, sources, on_ready, events, inbox } = self;
+        let named: Vec<(SourceName, String)> = sources.iter().map(|source| (source.name(), source.place())).collect();
         let state_dir = StateDir::claim(&config.state_dir)?;
         let _owner = Owner::claim(config.datapath)?;
-        let source = Arc::new(Source::new(Allocation::open(&config)?));
+        let sources = Arc::new(Sources::new(sources, Allocation::open(&config)?));
         let listener = Listener::bind(&config.socket)?;
-        manifests::watch(&config.manifests, Arc::clone(&source), events.clone())?;
+        sources.start().map_err(AgentError::Source)?;
+        sources.follow(events.clone())?;
         let refused = |error| AgentError::Datapath { kind: config.datapath, error };
         let (opened, left) =
             state_dir.open(&Used::of(&config), || config.datapath.open(&config.attachments).map_err(refused))?;
-        let mut engine = Engine::new(&config, opened, on_ready);
+        let mut engine = Engine::new(&config, &named, opened, on_ready);
         engine.check_addresses(&config);
         engine.clean_up_when_ready(Leftovers::new(state_dir, config.socket.clone(), left));
         if engine.is_on_devices() {
@@ -162,9 +174,11 @@ impl Agent {
             engine.follow_devices();
         }
         engine.watch_for_drift(&events)?;
-        let answers = Answers::new(engine.shared(), source, events);
+        let answers = Answers::new(engine.shared(), Arc::clone(&sources), events);
         listener.serve(move |request| answers.answer(request))?;
         tracing::info!(datapath = %config.datapath, socket = %config.socket.display(), "started");
-        engine.run(&inbox).map_err(|error| AgentError::NotPermitted { kind: config.datapath, error })
+        let ended = engine.run(&inbox);
+        sources.close();
+        ended.map_err(|error| AgentError::NotPermitted { kind: config.datapath, error })
     }
 }

@@ -9,17 +9,17 @@ use std::{
 };
 
 use lb_core::{
-    ApplyError, Capabilities, Datapath, DatapathError, Drift, ErrorKind, Expected, Inspection, KernelAnswer,
-    MemoryDatapath, NodeFacts, Packet, Plan, Role, State, Watcher, maglev::HashFamily,
+    ApplyError, Capabilities, Change, Datapath, DatapathError, Drift, ErrorKind, Expected, Inspection, KernelAnswer,
+    MemoryDatapath, NodeFacts, Packet, Plan, Role, SourceName, State, Watcher, maglev::HashFamily,
 };
-use lb_k8s::{Batch, Manifests, Snapshot};
+use lb_k8s::{Manifests, Snapshot};
 
 use crate::{
     allocation::Allocation,
     config::{Config, DriftMode},
     driver::{self, Attachments},
     engine::Engine,
-    source::{self, Source},
+    source::{ManifestDirectory, Sources},
 };
 
 pub(crate) const WEB: &str = "\
@@ -146,24 +146,25 @@ pub(crate) fn agent(config: &Config, datapath: impl Datapath + 'static) -> Engin
 
 /// An agent whose first listing is complete and has this in it.
 pub(crate) fn agent_of(manifests: &str, config: &Config, datapath: impl Datapath + 'static) -> Engine {
-    let agent = Engine::new(config, Box::new(datapath), Box::new(|| {}));
-    agent.shared().take_manifests(batch(manifests));
+    let sources = [(SourceName("test".into()), "web.yaml".to_owned())];
+    let agent = Engine::new(config, &sources, Box::new(datapath), Box::new(|| {}));
+    agent.shared().take_changes(changes(manifests));
     agent
 }
 
-/// What comes of reading a directory that holds `text`, for the first time.
-pub(crate) fn batch(text: &str) -> Batch {
-    Manifests::new(source::name()).update(Snapshot::parse("web.yaml", text))
+/// What reading `text` for the first time changes.
+pub(crate) fn changes(text: &str) -> Vec<Change> {
+    Manifests::new(SourceName("test".into())).update(Snapshot::parse("web.yaml", text)).changes
 }
 
-/// Manifests and allocator of an agent that has read nothing.
-pub(crate) fn source(config: &Config) -> Arc<Source> {
-    Arc::new(Source::new(Allocation::open(config).expect("a ledger that is not there is empty")))
+/// Sources and allocator of an agent that has read nothing.
+pub(crate) fn sources(config: &Config) -> Arc<Sources> {
+    let allocation = Allocation::open(config).expect("a ledger that is not there is empty");
+    Arc::new(Sources::new(vec![Box::new(ManifestDirectory::new("/manifests"))], allocation))
 }
 
 pub(crate) fn config() -> Config {
     Config {
-        manifests: "/manifests".into(),
         datapath: driver::MEMORY,
         node: NodeFacts::default(),
         zone: None,

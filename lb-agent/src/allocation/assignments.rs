@@ -5,7 +5,7 @@ use std::{
     net::IpAddr,
 };
 
-use lb_core::{Change, Service, ServiceName};
+use lb_core::{Change, ServiceName};
 use lb_ipam::{Allocator, Answer, Classes, Edit, Entry, Ledger, Outcome, Pool, PoolName, Request, Settings, Timestamp};
 
 use super::{by_hand::ByHand, claims::Claims, ledger::Remembered};
@@ -41,7 +41,7 @@ struct LoadBalancer {
 
 /// What came of edits.
 #[derive(Debug, Default)]
-pub(super) struct Taken {
+pub(super) struct Effect {
     /// Whether anything may follow from them.
     pub(super) is_news: bool,
     /// Services whose addresses may be others now, whatever the allocator says.
@@ -78,35 +78,27 @@ impl Assignments {
         &self.first_seen
     }
 
-    /// Takes in what services ask of pools, and what else changes; `services` are all that there are by then.
-    pub(super) fn take<'a>(
-        &mut self,
-        mut edits: Vec<Edit>,
-        changes: &[Change],
-        services: impl Iterator<Item = &'a Service>,
-        now: Timestamp,
-    ) -> Taken {
-        let mut taken = Taken { is_news: !edits.is_empty(), touched: BTreeSet::new() };
+    /// Takes in what services ask of pools, and what else changes.
+    pub(super) fn take(&mut self, mut edits: Vec<Edit>, changes: &[Change], now: Timestamp) -> Effect {
+        let mut effect = Effect { is_news: !edits.is_empty(), touched: BTreeSet::new() };
         let had_pools = !self.pools.is_empty();
         let touches_pools = edits.iter().any(|edit| matches!(edit, Edit::UpsertPool(_) | Edit::RemovePool(_)));
         edits.iter_mut().for_each(|edit| self.date(edit, now));
-        edits.iter().for_each(|edit| self.note(edit, &mut taken.touched));
+        edits.iter().for_each(|edit| self.note(edit, &mut effect.touched));
         for edit in self.by_hand.translate(edits) {
             self.allocator.handle_edit(edit);
         }
         for change in changes {
-            taken.is_news |= self.note_change(change);
+            effect.is_news |= self.note_change(change);
         }
         if touches_pools {
-            for service in services {
-                self.claims.note_service(service, |ip| self.by_hand.is_in_a_pool(ip));
-            }
+            self.claims.note_pools(|ip| self.by_hand.is_in_a_pool(ip));
         }
-        taken.is_news |= self.note_statuses(touches_pools, &taken.touched);
+        effect.is_news |= self.note_statuses(touches_pools, &effect.touched);
         if had_pools == self.pools.is_empty() {
-            taken.touched.extend(self.load_balancers.keys().cloned());
+            effect.touched.extend(self.load_balancers.keys().cloned());
         }
-        taken
+        effect
     }
 
     /// Forgets pools that are not there, once all are known that are.

@@ -8,7 +8,9 @@ use lb_core::{Service, ServiceName};
 /// Who has which.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Claims {
-    /// Cluster and external addresses.
+    /// Cluster and external addresses of every service that has any.
+    declared: BTreeMap<ServiceName, Vec<IpAddr>>,
+    /// Those that lie in a pool.
     fixed: BTreeMap<ServiceName, Vec<IpAddr>>,
     /// What the status of services of another class names.
     published: BTreeMap<ServiceName, Vec<IpAddr>>,
@@ -17,8 +19,21 @@ pub(super) struct Claims {
 impl Claims {
     /// A service as it is now: what of its cluster and external addresses lies in a pool. Whether that is news.
     pub(super) fn note_service(&mut self, service: &Service, is_in_a_pool: impl Fn(IpAddr) -> bool) -> bool {
-        let addresses = service.cluster_ips.iter().chain(&service.external_ips);
-        note(&mut self.fixed, &service.name, addresses, is_in_a_pool)
+        let addresses: Vec<IpAddr> = service.cluster_ips.iter().chain(&service.external_ips).copied().collect();
+        let is_news = note(&mut self.fixed, &service.name, addresses.iter(), is_in_a_pool);
+        if addresses.is_empty() {
+            self.declared.remove(&service.name);
+        } else {
+            self.declared.insert(service.name.clone(), addresses);
+        }
+        is_news
+    }
+
+    /// Pools came, changed or went: what of each service's addresses lies in one now.
+    pub(super) fn note_pools(&mut self, is_in_a_pool: impl Fn(IpAddr) -> bool) {
+        for (service, addresses) in &self.declared {
+            note(&mut self.fixed, service, addresses.iter(), &is_in_a_pool);
+        }
     }
 
     /// What the status of a service names, if somebody else gave that. Whether that is news.
@@ -33,6 +48,7 @@ impl Claims {
 
     /// The service is gone; whether that is news.
     pub(super) fn forget(&mut self, service: &ServiceName) -> bool {
+        self.declared.remove(service);
         self.published.remove(service).is_some() | self.fixed.remove(service).is_some()
     }
 
@@ -83,6 +99,9 @@ mod tests {
         let other = Service { name: ServiceName::new("default", "api"), ..service.clone() };
         assert!(claims.note_service(&other, in_pool));
         assert_eq!(claims.all()[&ip("20.0.20.1")].name(), "api");
+        claims.note_pools(|address| address == ip("198.51.100.1"));
+        assert_eq!(claims.all()[&ip("198.51.100.1")].name(), "api", "a pool came, and nobody named the services again");
+        claims.note_pools(in_pool);
         assert!(claims.forget(&other.name) && !claims.forget(&other.name));
         assert!(claims.note_status(&service.name, &[], in_pool) && claims.note_service(&service, |_| false));
         assert!(claims.all().is_empty());

@@ -15,25 +15,24 @@ mod view;
 mod writer;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     time::{Duration, SystemTime},
 };
 
 use lb_core::{Change, ServiceName};
-use lb_ipam::{Condition, Ledger, Status, Timestamp};
-use lb_k8s::{Batch, Manifests};
+use lb_ipam::{Condition, Edit, Ledger, Status, Timestamp};
 
 pub use self::ledger::LedgerFileError;
-pub(crate) use self::plan::{Edits, contradiction};
+pub(crate) use self::plan::{PlannedEdits, contradiction};
 #[cfg(any(test, fuzzing))]
 pub(crate) use self::stored::read_any;
 use self::{
-    assignments::{Assignments, Taken},
+    assignments::{Assignments, Effect},
     ledger::LedgerFile,
     writer::LedgerWriter,
 };
-use crate::config::Config;
+use crate::{config::Config, source::Grant};
 
 /// How long until an allocator that is not done goes on.
 const BREATH: Duration = Duration::from_millis(100);
@@ -47,6 +46,8 @@ pub(crate) struct Allocation {
     is_listed: bool,
     /// Services whose answers are not carried out yet.
     held_back: BTreeSet<ServiceName>,
+    /// Statuses that say more than the disk does.
+    unpublished: BTreeMap<ServiceName, Status>,
     /// When the allocator wants to be asked again though nothing was edited.
     due: Option<Timestamp>,
 }
@@ -65,28 +66,34 @@ impl Allocation {
             assignments: Assignments::new(rules::settings(config), remembered),
             is_listed: false,
             held_back: BTreeSet::new(),
+            unpublished: BTreeMap::new(),
             due: None,
         })
     }
 
-    /// Takes in what a batch asks of pools, and adds to it what comes of that.
-    pub(crate) fn take(&mut self, manifests: &mut Manifests, batch: &mut Batch, now: Timestamp) {
-        let edits = std::mem::take(&mut batch.edits);
-        let Taken { is_news, touched } = self.assignments.take(edits, &batch.changes, manifests.services(), now);
+    /// Takes in what sources ask of pools, and the services that they change. Says whether anything has to be
+    /// [settled](Self::settle) by it.
+    pub(crate) fn handle_edits(&mut self, edits: Vec<Edit>, changes: &[Change], now: Timestamp) -> bool {
+        let Effect { is_news, touched } = self.assignments.take(edits, changes, now);
         self.held_back.extend(touched);
-        let is_listed_now = !self.is_listed && batch.changes.iter().any(|change| matches!(change, Change::InitDone(_)));
-        if is_listed_now {
-            self.is_listed = true;
-            self.assignments.forget_other_pools();
-            put_first(&mut batch.changes, self.settle(manifests, true, now));
-        } else if self.is_listed && (is_news || self.is_due(now)) {
-            batch.changes.extend(self.settle(manifests, false, now));
-        }
+        is_news || self.is_due(now)
     }
 
-    /// What has to be done though nothing was edited; nothing before its time.
-    pub(crate) fn poll(&mut self, manifests: &mut Manifests, now: Timestamp) -> Vec<Change> {
-        if self.is_listed && self.is_due(now) { self.settle(manifests, false, now) } else { Vec::new() }
+    /// What services get at the start, when every source has listed everything once.
+    pub(crate) fn settle_first(&mut self, now: Timestamp) -> Settled {
+        self.is_listed = true;
+        self.assignments.forget_other_pools();
+        self.settle_all(true, now)
+    }
+
+    /// What services get by now.
+    pub(crate) fn settle(&mut self, now: Timestamp) -> Settled {
+        self.settle_all(false, now)
+    }
+
+    /// The same, unless nothing is due though nothing was edited.
+    pub(crate) fn poll(&mut self, now: Timestamp) -> Option<Settled> {
+        (self.is_listed && self.is_due(now)).then(|| self.settle(now))
     }
 
     /// How long nothing has to be done unless something is edited.
@@ -99,51 +106,47 @@ impl Allocation {
         self.patience(now).is_some_and(|patience| patience.is_zero())
     }
 
-    fn settle(&mut self, manifests: &mut Manifests, is_start: bool, now: Timestamp) -> Vec<Change> {
+    fn settle_all(&mut self, is_start: bool, now: Timestamp) -> Settled {
         let outcome = self.assignments.settle(now);
         if !self.assignments.pools().is_empty() {
             log(&outcome.writes, is_start);
         }
-        self.held_back.extend(outcome.writes.into_iter().map(|(service, _)| service));
+        self.held_back.extend(outcome.writes.iter().map(|(service, _)| service.clone()));
+        self.unpublished.extend(outcome.writes);
         let next = self.assignments.allocator().poll_timeout().map(|(at, _)| at);
         self.due = if outcome.unfinished { Some(now + BREATH) } else { next };
         let is_changed = outcome.ledger_writes > 0;
         let is_written = self.writer.write(&self.assignments, is_changed, now);
-        self.carry_out(manifests, is_written)
+        let statuses = if is_written { std::mem::take(&mut self.unpublished) } else { BTreeMap::new() };
+        Settled { grants: self.grants(is_written), statuses: statuses.into_iter().collect() }
     }
 
-    /// Carries out answers: all of each, or, of addresses that are not on the disk as the service's own, none.
-    fn carry_out(&mut self, manifests: &mut Manifests, is_written: bool) -> Vec<Change> {
-        let granted = |service: &ServiceName| (service.clone(), self.assignments.granted_to(service));
-        let mut answers: Vec<_> = self.held_back.iter().map(granted).collect();
+    /// What services get: all of it, or, of addresses that are not on the disk as the service's own, none.
+    fn grants(&mut self, is_written: bool) -> Vec<Grant> {
+        let granted =
+            |service: &ServiceName| Grant { service: service.clone(), addresses: self.assignments.granted_to(service) };
+        let mut grants: Vec<Grant> = self.held_back.iter().map(granted).collect();
         if is_written {
             self.held_back.clear();
-        } else {
-            let written = self.writer.written();
-            for (service, granted) in &mut answers {
-                let is_its_own = |ip: &IpAddr| written.get(*ip).is_some_and(|entry| entry.holders().contains(service));
-                let outside: Vec<IpAddr> = self.assignments.outside(service).collect();
-                granted.iter_mut().for_each(|ips| ips.retain(|ip| is_its_own(ip) || outside.contains(ip)));
-            }
+            return grants;
         }
-        manifests.grant(answers)
+        let written = self.writer.written();
+        for Grant { service, addresses } in &mut grants {
+            let is_its_own = |ip: &IpAddr| written.get(*ip).is_some_and(|entry| entry.holders().contains(service));
+            let outside: Vec<IpAddr> = self.assignments.outside(service).collect();
+            addresses.iter_mut().for_each(|ips| ips.retain(|ip| is_its_own(ip) || outside.contains(ip)));
+        }
+        grants
     }
 }
 
-/// At a start nobody has anything yet, and the first to name an address has it: that is who the ledger says holds it, and
-/// not who names it in a manifest.
-fn put_first(changes: &mut Vec<Change>, granted: Vec<Change>) {
-    let names: BTreeSet<&ServiceName> = granted.iter().filter_map(upserted).collect();
-    changes.retain(|change| upserted(change).is_none_or(|name| !names.contains(name)));
-    let start = changes.iter().take_while(|change| matches!(change, Change::InitStart(_))).count();
-    changes.splice(start..start, granted);
-}
-
-fn upserted(change: &Change) -> Option<&ServiceName> {
-    match change {
-        Change::UpsertService(service) => Some(&service.name),
-        _ => None,
-    }
+/// What became of requests.
+#[derive(Debug, Default)]
+pub(crate) struct Settled {
+    /// Addresses that services should have from now on, in order of their names.
+    pub(crate) grants: Vec<Grant>,
+    /// Statuses to publish, in order of the services' names: none while the ledger cannot be written.
+    pub(crate) statuses: Vec<(ServiceName, Status)>,
 }
 
 /// Most services that are logged one by one.

@@ -2,14 +2,14 @@
 
 use std::collections::BTreeSet;
 
-use lb_core::{Service, ServiceName};
+use lb_core::ServiceName;
 use lb_ipam::{Edit, Pool, PoolName, Timestamp};
 
 use super::{Allocation, assignments::Assignments, view};
 use crate::api::{PoolMove, PoolPlan};
 
 /// What would be edited.
-pub(crate) struct Edits {
+pub(crate) struct PlannedEdits {
     pub(crate) edits: Vec<Edit>,
     /// What of the manifests would not be taken over, and why.
     pub(crate) refused: Vec<String>,
@@ -18,19 +18,14 @@ pub(crate) struct Edits {
 }
 
 impl Allocation {
-    /// What edits would do to `services`, beyond what is due anyway.
-    pub(crate) fn plan<'a>(
-        &self,
-        planned: Edits,
-        services: impl Iterator<Item = &'a Service>,
-        now: Timestamp,
-    ) -> PoolPlan {
+    /// What edits would do, beyond what is due anyway.
+    pub(crate) fn plan(&self, planned: PlannedEdits, now: Timestamp) -> PoolPlan {
         let mut before = self.assignments.clone();
         // What is written here is written nowhere.
         let _ = before.settle(now);
         let mut after = before.clone();
         let asked: BTreeSet<ServiceName> = planned.edits.iter().filter_map(asked).cloned().collect();
-        let _ = after.take(planned.edits, &[], services, now);
+        let _ = after.take(planned.edits, &[], now);
         let _ = after.settle(now);
         let names: BTreeSet<&ServiceName> =
             [&before, &after].into_iter().flat_map(|it| it.load_balancers().map(|(name, _)| name)).collect();

@@ -104,7 +104,7 @@ mod tests {
             Edit::UpsertPool(Pool::new("p", &["192.0.2.1/32"])),
             Edit::UpsertService(Request::new("default", "web")),
         ];
-        let _ = assignments.take(edits, &[], [].iter(), now);
+        let _ = assignments.take(edits, &[], now);
         assert_eq!(assignments.settle(now).ledger_writes, 1);
         let mut waits = Vec::new();
         for _ in 0..7 {

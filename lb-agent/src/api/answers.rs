@@ -19,7 +19,7 @@ use crate::{
         state::Shared,
     },
     flow,
-    source::Source,
+    source::Sources,
 };
 
 /// How long the datapath may take to answer. Less than a client waits.
@@ -28,13 +28,13 @@ const PATIENCE: Duration = Duration::from_secs(8);
 /// What answers need.
 pub(crate) struct Answers {
     shared: Arc<Shared>,
-    source: Arc<Source>,
+    sources: Arc<Sources>,
     events: Sender<Event>,
 }
 
 impl Answers {
-    pub(crate) fn new(shared: Arc<Shared>, source: Arc<Source>, events: Sender<Event>) -> Self {
-        Self { shared, source, events }
+    pub(crate) fn new(shared: Arc<Shared>, sources: Arc<Sources>, events: Sender<Event>) -> Self {
+        Self { shared, sources, events }
     }
 
     pub(crate) fn answer(&self, request: &Request) -> Reply {
@@ -70,25 +70,25 @@ impl Answers {
 
     fn services(&self) -> Vec<Service> {
         let mut services = self.shared.services();
-        self.source.allocation().describe(&mut services);
+        self.sources.allocation().describe(&mut services);
         services
     }
 
     fn status(&self) -> Status {
         let mut status = self.shared.status();
-        self.source.allocation().describe_status(&mut status);
+        self.sources.allocation().describe_status(&mut status);
         status
     }
 
     fn pools(&self) -> Vec<Pool> {
-        let mut pools = self.source.allocation().pools();
+        let mut pools = self.sources.allocation().pools();
         self.shared.describe_pools(&mut pools);
         pools
     }
 
     fn pool(&self, query: &Query) -> Reply {
         let Some(name) = query.value("name") else { return Reply::problem(400, "name is missing") };
-        let detail = self.source.allocation().pool(name);
+        let detail = self.sources.allocation().pool(name);
         match detail {
             Some(mut detail) => {
                 self.shared.describe_pools(std::slice::from_mut(&mut detail.pool));
@@ -101,7 +101,7 @@ impl Answers {
     fn explain_address(&self, query: &Query) -> Reply {
         let address = query.value("address").unwrap_or_default();
         match address.parse() {
-            Ok(address) => Reply::ok(&self.source.allocation().explain(address)),
+            Ok(address) => Reply::ok(&self.sources.allocation().explain(address)),
             Err(_) => Reply::problem(400, format!("address `{address}` is no IP address")),
         }
     }
@@ -110,11 +110,11 @@ impl Answers {
         let text = std::str::from_utf8(&request.body)
             .map_err(|error| Reply::problem(400, format!("the manifests are not UTF-8: {error}")))?;
         let removed: Vec<PoolName> = request.query.values("remove").map(PoolName::new).collect();
-        let unknown = self.source.allocation().unknown(&removed).cloned();
+        let unknown = self.sources.allocation().unknown(&removed).cloned();
         if let Some(unknown) = unknown {
             return Err(Reply::problem(404, format!("the agent knows no pool `{unknown}`")));
         }
-        let plan = self.source.plan(request.query.value("file").unwrap_or("request"), text, &removed);
+        let plan = self.sources.plan(request.query.value("file").unwrap_or("request"), text, &removed);
         plan.map(|plan| Reply::ok(&plan)).map_err(|problem| Reply::problem(400, problem))
     }
 

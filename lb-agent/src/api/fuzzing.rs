@@ -9,18 +9,18 @@ pub(crate) use crate::allocation::read_any as ledger;
 use crate::{
     api::{Problem, Reply, answers::Answers, converse_once},
     engine::state::Shared,
-    source::Source,
-    testing::{Kernel, agent, config, source},
+    source::Sources,
+    testing::{Kernel, agent, config, sources},
 };
 
 /// See [`crate::fuzzing::requests`].
 pub(crate) fn requests(data: &[u8]) {
     thread_local! {
-        static READY: OnceCell<(Arc<Shared>, Arc<Source>)> = const { OnceCell::new() };
+        static READY: OnceCell<(Arc<Shared>, Arc<Sources>)> = const { OnceCell::new() };
     }
-    let (shared, source) = READY.with(|it| it.get_or_init(ready).clone());
+    let (shared, sources) = READY.with(|it| it.get_or_init(ready).clone());
     // Nobody owns the datapath: what only it knows is answered with an error.
-    let answers = Answers::new(shared, source, channel().0);
+    let answers = Answers::new(shared, sources, channel().0);
     let answered = converse_once(data, |request| match request.path.as_str() {
         // Its lines come for as long as the client stays.
         path @ "/v1/drift/watch" => Reply::ok(&path),
@@ -41,8 +41,8 @@ pub(crate) fn requests(data: &[u8]) {
     assert!(!told.is_empty() && told.len() <= 300 + 3 * data.len(), "{told}");
 }
 
-fn ready() -> (Arc<Shared>, Arc<Source>) {
+fn ready() -> (Arc<Shared>, Arc<Sources>) {
     let mut agent = agent(&config(), Kernel::default());
     assert!(agent.settle().is_ok(), "the agent is ready");
-    (agent.shared(), source(&config()))
+    (agent.shared(), sources(&config()))
 }

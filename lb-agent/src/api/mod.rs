@@ -29,7 +29,7 @@ pub use server::ListenError;
 pub(crate) use server::converse_once;
 pub(crate) use server::{Lines, Listener, Reply};
 pub use service::{Affinity, Backend, BackendCount, Condition, Frontend, Granted, Ipam, Service};
-pub use status::{Addresses, Counts, Datapath, Manifests, Node, Status, Usage};
+pub use status::{Addresses, Counts, Datapath, Manifests, Node, Source, Status, Usage};
 
 use serde::{Deserialize, Serialize};
 

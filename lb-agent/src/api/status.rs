@@ -23,8 +23,11 @@ pub struct Status {
     pub node: Node,
     /// What carries the packets.
     pub datapath: Datapath,
-    /// Where services come from.
+    /// The first source of services, as long as there was only one.
     pub manifests: Manifests,
+    /// Where services come from; of two objects with one name, the one of the first source is served.
+    #[serde(default)]
+    pub sources: Vec<Source>,
     /// Whose Maglev tables services get: `lb` or `cilium`.
     #[serde(default)]
     pub maglev_hash: String,
@@ -75,6 +78,27 @@ pub struct Usage {
     pub elements: u64,
     /// Bytes, if the kernel says so.
     pub bytes: Option<u64>,
+}
+
+/// A source of services.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Source {
+    /// Its name, such as `manifests`.
+    pub name: String,
+    /// Where it is, such as the path of a directory.
+    pub place: String,
+    /// Whether its first listing is complete.
+    pub listed: bool,
+    /// How often it has been read, successfully or not.
+    pub reads: u64,
+    /// Why its newest state was rejected; what was read before stays in force.
+    pub rejected: Option<String>,
+    /// Objects that are no service, endpoint slice or pool.
+    pub skipped: usize,
+    /// Fields that are set and not carried out.
+    pub unsupported: usize,
+    /// Invalid objects.
+    pub refused: usize,
 }
 
 /// The manifest directory.

@@ -210,8 +210,6 @@ pub enum ConfigError {
 /// Complete settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// Directory of manifests.
-    pub manifests: PathBuf,
     /// What carries the packets.
     pub datapath: DatapathKind,
     /// Facts about the node.
@@ -277,12 +275,19 @@ impl Settings {
         }
     }
 
+    /// The directory of manifests, for a [source](crate::source::ManifestDirectory): it has no default.
+    ///
+    /// # Errors
+    /// When it is missing.
+    pub fn manifest_directory(&self) -> Result<PathBuf, ConfigError> {
+        self.manifests.clone().ok_or(ConfigError::Missing("manifests"))
+    }
+
     /// Fills in the defaults, asking the kernel where they depend on the machine.
     ///
     /// # Errors
     /// When a setting without a default is missing or a default cannot be found.
     pub fn complete(self) -> Result<Config, ConfigError> {
-        let manifests = self.manifests.clone().ok_or(ConfigError::Missing("manifests"))?;
         let datapath = self.datapath.ok_or(ConfigError::Missing("datapath"))?;
         let maglev = self.maglev_hash.unwrap_or_default().family(self.maglev_seed.as_deref())?;
         let devices = self.uplinks(datapath)?;
@@ -290,7 +295,6 @@ impl Settings {
         let attachments = self.attachments(datapath, devices)?;
         let or = |path: Option<PathBuf>, default: &str| path.unwrap_or_else(|| default.into());
         Ok(Config {
-            manifests,
             datapath,
             node,
             zone: self.zone.as_deref().map(ZoneName::new),
@@ -453,7 +457,7 @@ mod tests {
 
     #[test]
     fn what_has_no_default_must_be_said() {
-        let error = Settings::default().complete().unwrap_err().to_string();
+        let error = Settings::default().manifest_directory().unwrap_err().to_string();
         assert!(error.contains("--manifests"), "{error}");
         let settings = Settings { manifests: Some("/m".into()), ..Settings::default() };
         assert!(settings.complete().unwrap_err().to_string().contains("--datapath"));

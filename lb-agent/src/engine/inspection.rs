@@ -292,7 +292,7 @@ mod tests {
         kernel.disturb(lose_frontends);
         inspect(&mut agent).recv().unwrap().unwrap();
         assert_eq!(conditions(&agent), ["Drift"]);
-        agent.shared.take_manifests(testing::batch(&testing::WEB.replace("10.0.0.2", "10.0.0.3")));
+        agent.shared.take_changes(testing::changes(&testing::WEB.replace("10.0.0.2", "10.0.0.3")));
         agent.settle().unwrap();
         assert_eq!(kernel.state().frontends.len(), 1, "the change was carried out");
         while !agent.inspect_if_due() {}
@@ -379,7 +379,7 @@ mod tests {
             let (mut agent, kernel) = ready(config);
             let (events, inbox) = mpsc::channel();
             agent.watch_for_drift(&events).unwrap();
-            let answers = Answers::new(agent.shared(), testing::source(config), events.clone());
+            let answers = Answers::new(agent.shared(), testing::sources(config), events.clone());
             listener.serve(move |request| answers.answer(request)).unwrap();
             let thread = thread::spawn(move || agent.run(&inbox).unwrap());
             let client = Client::new(&socket);

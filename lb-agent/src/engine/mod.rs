@@ -17,8 +17,7 @@ use std::{
     time::Duration,
 };
 
-use lb_core::{ApplyError, Change, DatapathError, ErrorKind, Instant, Model, Plan, Reconciler, Settings};
-use lb_k8s::Batch;
+use lb_core::{ApplyError, Change, DatapathError, ErrorKind, Instant, Model, Plan, Reconciler, Settings, SourceName};
 
 use crate::{
     config::Config,
@@ -29,19 +28,13 @@ use crate::{
         state::Shared,
         watch::Alarm,
     },
-    source::{self, manifests::Taken},
+    source::Delivery,
 };
 
 /// Something that happened.
 pub(crate) enum Event {
-    /// The manifests were read. Nothing more is read until this is taken.
-    Manifests(Batch, Taken),
-    /// What services get changed, though nothing was read.
-    Changes(Vec<Change>, Taken),
-    /// The manifest directory cannot be watched any more.
-    WatchFailed(String),
-    /// The manifest directory is gone, and why that is known, or it is there again.
-    Directory(Option<String>),
+    /// A source has news, or services get other addresses.
+    News(Delivery),
     /// Devices came, went or changed.
     Devices,
     /// What is known of changes that others make to the datapath.
@@ -76,15 +69,22 @@ pub(crate) struct Pause {
 }
 
 impl Engine {
-    pub(crate) fn new(config: &Config, datapath: Box<dyn OpenDatapath>, on_ready: Box<dyn FnOnce() + Send>) -> Self {
+    pub(crate) fn new(
+        config: &Config,
+        sources: &[(SourceName, String)],
+        datapath: Box<dyn OpenDatapath>,
+        on_ready: Box<dyn FnOnce() + Send>,
+    ) -> Self {
         let capabilities = datapath.datapath().capabilities();
         let settings = Settings { maglev: config.maglev, ..Settings::default() };
         let mut reconciler = Reconciler::new(Model::new(settings, capabilities));
         // Node facts claim no address while there are no services, so they cannot be refused.
         let _ = reconciler.handle_change(Change::SetNode(config.node.clone()));
         let _ = reconciler.handle_change(Change::SetZone(config.zone.clone()));
-        let _ = reconciler.handle_change(Change::InitStart(source::name()));
-        let shared = Arc::new(Shared::new(reconciler, config, datapath.datapath().counters()));
+        for (source, _) in sources {
+            let _ = reconciler.handle_change(Change::InitStart(source.clone()));
+        }
+        let shared = Arc::new(Shared::new(reconciler, config, sources, datapath.datapath().counters()));
         Self { datapath, shared, pause: None, leftovers: None, on_ready: Some(on_ready), asked: Asked::default() }
     }
 
@@ -141,18 +141,7 @@ impl Engine {
 
     fn handle(&mut self, event: Event) {
         match event {
-            Event::Manifests(batch, _taken) => self.shared.take_manifests(batch),
-            Event::Changes(changes, _taken) => self.shared.take_changes(changes),
-            Event::WatchFailed(problem) => {
-                tracing::warn!(problem, "the manifest directory is not watched");
-                self.shared.set_problem("ManifestsNotWatched", Some(problem));
-            }
-            Event::Directory(problem) => {
-                if let Some(problem) = &problem {
-                    tracing::warn!(problem, "the manifest directory is gone");
-                }
-                self.shared.set_problem("ManifestsGone", problem);
-            }
+            Event::News(news) => self.shared.take_news(news),
             Event::Devices => self.follow_devices(),
             Event::Alarm(alarm) => self.handle_alarm(alarm),
             Event::Question(question) => self.handle_question(question),
@@ -381,7 +370,10 @@ mod tests {
         let mut agent = agent(kernel.clone());
         let (events, inbox) = std::sync::mpsc::channel();
         events.send(Event::Stop("SIGTERM".into())).unwrap();
-        events.send(Event::WatchFailed("never heard of".into())).unwrap();
+        let source = SourceName("test".into());
+        let late = vec![(source.clone(), "NeverHeardOf", Some("it came too late".into()))];
+        let news = Delivery { source, changes: Vec::new(), report: None, conditions: late, accepted: None };
+        events.send(Event::News(news)).unwrap();
         agent.run(&inbox).unwrap();
         assert_eq!((kernel.state().dangling(), kernel.state().frontends.len()), (None, 1));
         assert_eq!(conditions(&agent), Vec::<String>::new(), "what comes after the signal is not begun");

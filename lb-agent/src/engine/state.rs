@@ -6,14 +6,16 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use lb_core::{Change, Counters, FlowView, Instant, Packet, PlanId, Reconciler, SliceName, Wanted, decide, why_not};
-use lb_k8s::{Batch, Finding, Report};
+use lb_core::{
+    Change, Counters, FlowView, Instant, Packet, PlanId, Reconciler, SliceName, SourceName, Wanted, decide, why_not,
+};
+use lb_k8s::{Finding, Report};
 use nix::time::{ClockId, clock_gettime};
 
 use crate::{
     api::{
         Addresses, Backend, Condition, Datapath, DriftReport, DriftStatus, Explanation, Manifests, Node, Pool, Service,
-        Status, Usage, view,
+        Source, Status, Usage, view,
     },
     config::{Config, maglev::MaglevHash},
     driver::DatapathKind,
@@ -21,13 +23,13 @@ use crate::{
         drift::{Drifts, Inspected, Subscription},
         inspection::Verified,
     },
+    source::Delivery,
 };
 
 /// The reconciler, and what else there is to say about the agent.
 pub(crate) struct Shared {
     start: std::time::Instant,
     kind: DatapathKind,
-    directory: String,
     counters: Option<Arc<dyn Counters>>,
     /// Written by the thread of the datapath alone.
     reconciler: RwLock<Reconciler>,
@@ -39,27 +41,54 @@ pub(crate) struct Shared {
 #[derive(Default)]
 struct Notes {
     ready: bool,
-    reads: u64,
+    /// In the order of precedence.
+    sources: Vec<SourceNotes>,
+    /// What all sources together did not take over.
     report: Arc<Report>,
     /// Slices that the model refused, and why.
     refused_slices: BTreeMap<SliceName, String>,
-    /// By type of condition.
+    /// Conditions of the agent, by type.
     problems: BTreeMap<&'static str, String>,
+    /// Conditions of sources, by source and type.
+    source_problems: BTreeMap<(SourceName, &'static str), String>,
     devices: Vec<String>,
     plan: PlanId,
     took: Duration,
 }
 
+/// What is known of a source.
+struct SourceNotes {
+    name: SourceName,
+    place: String,
+    /// How often it was read.
+    reads: u64,
+    listed: bool,
+    report: Arc<Report>,
+}
+
 impl Shared {
-    pub(crate) fn new(reconciler: Reconciler, config: &Config, counters: Option<Arc<dyn Counters>>) -> Self {
+    /// `sources` are names and places, in the order of precedence.
+    pub(crate) fn new(
+        reconciler: Reconciler,
+        config: &Config,
+        sources: &[(SourceName, String)],
+        counters: Option<Arc<dyn Counters>>,
+    ) -> Self {
+        let unread = |(name, place): &(SourceName, String)| SourceNotes {
+            name: name.clone(),
+            place: place.clone(),
+            reads: 0,
+            listed: false,
+            report: Arc::default(),
+        };
+        let notes = Notes { sources: sources.iter().map(unread).collect(), ..Notes::default() };
         Self {
             start: std::time::Instant::now(),
             kind: config.datapath,
-            directory: config.manifests.display().to_string(),
             counters,
             reconciler: RwLock::new(reconciler),
             drifts: Mutex::new(Drifts::new(config.drift, config.drift_interval)),
-            notes: Mutex::default(),
+            notes: Mutex::new(notes),
         }
     }
 
@@ -113,14 +142,20 @@ impl Shared {
         self.drifts().subscribe()
     }
 
-    pub(crate) fn take_manifests(&self, batch: Batch) {
+    /// Takes in what a source says.
+    pub(crate) fn take_news(&self, news: Delivery) {
+        let Delivery { source, changes, report, conditions, .. } = news;
         {
             let mut notes = self.notes();
-            log_report(&notes.report, &batch.report);
-            notes.reads += 1;
-            notes.report = batch.report;
+            for (source, kind, problem) in conditions {
+                match problem {
+                    Some(problem) => drop(notes.source_problems.insert((source, kind), problem)),
+                    None => drop(notes.source_problems.remove(&(source, kind))),
+                }
+            }
+            notes.take_report(&source, report, &changes);
         }
-        self.take_changes(batch.changes);
+        self.take_changes(changes);
     }
 
     pub(crate) fn take_changes(&self, changes: Vec<Change>) {
@@ -230,6 +265,8 @@ impl Shared {
         let counts = view::counts(&reconciler);
         let mut conditions: Vec<Condition> =
             notes.problems.iter().map(|(kind, message)| Condition::new(kind, message)).collect();
+        let of_sources = notes.source_problems.iter();
+        conditions.extend(of_sources.map(|((_, kind), message)| Condition::new(kind, message)));
         conditions.extend(usage_problem.map(|problem| Condition::new("UsageUnknown", &problem)));
         let (drift, drift_conditions) = self.drift_status();
         conditions.extend(drift_conditions);
@@ -254,7 +291,8 @@ impl Shared {
                 devices: notes.devices.clone(),
                 usage,
             },
-            manifests: manifests(&notes, &self.directory, !reconciler.is_listing()),
+            manifests: notes.sources.first().map(manifests).unwrap_or_default(),
+            sources: notes.sources.iter().map(source).collect(),
             maglev_hash: MaglevHash::of(&reconciler.model().settings().maglev).as_str().into(),
             counts,
             addresses: Addresses::default(),
@@ -283,15 +321,45 @@ impl Shared {
     }
 }
 
-fn manifests(notes: &Notes, directory: &str, listed: bool) -> Manifests {
-    fn lines(of: &[impl ToString]) -> Vec<String> {
-        of.iter().map(ToString::to_string).collect()
+impl Notes {
+    fn take_report(&mut self, source: &SourceName, report: Option<Arc<Report>>, changes: &[Change]) {
+        let Some(notes) = self.sources.iter_mut().find(|notes| notes.name == *source) else { return };
+        notes.listed |= changes.contains(&Change::InitDone(source.clone()));
+        let Some(report) = report else { return };
+        log_report(source, &notes.report, &report);
+        notes.reads += 1;
+        notes.report = report;
+        self.report = match &*self.sources {
+            [only] => Arc::clone(&only.report),
+            several => Arc::new(joined(several.iter().map(|notes| &*notes.report))),
+        };
     }
+}
+
+/// What several sources did not take over.
+fn joined<'a>(reports: impl Iterator<Item = &'a Report>) -> Report {
+    let mut all = Report::default();
+    for report in reports {
+        all.rejected = all.rejected.or_else(|| report.rejected.clone());
+        all.skipped.extend_from_slice(&report.skipped);
+        all.unsupported.extend_from_slice(&report.unsupported);
+        all.refused.extend_from_slice(&report.refused);
+        all.unlisted += report.unlisted;
+        all.ignored_files.extend_from_slice(&report.ignored_files);
+    }
+    all
+}
+
+fn lines(of: &[impl ToString]) -> Vec<String> {
+    of.iter().map(ToString::to_string).collect()
+}
+
+fn manifests(notes: &SourceNotes) -> Manifests {
     let report = &notes.report;
     Manifests {
-        directory: directory.into(),
+        directory: notes.place.clone(),
         reads: notes.reads,
-        listed,
+        listed: notes.listed,
         rejected: report.rejected.as_ref().map(ToString::to_string),
         skipped: lines(&report.skipped),
         unsupported: lines(&report.unsupported),
@@ -300,39 +368,54 @@ fn manifests(notes: &Notes, directory: &str, listed: bool) -> Manifests {
     }
 }
 
+fn source(notes: &SourceNotes) -> Source {
+    let report = &notes.report;
+    Source {
+        name: notes.name.0.to_string(),
+        place: notes.place.clone(),
+        listed: notes.listed,
+        reads: notes.reads,
+        rejected: report.rejected.as_ref().map(ToString::to_string),
+        skipped: report.skipped.len(),
+        unsupported: report.unsupported.len(),
+        refused: report.refused.len(),
+    }
+}
+
 /// Logs what `before` did not say.
-fn log_report(before: &Report, report: &Report) {
+fn log_report(source: &SourceName, before: &Report, report: &Report) {
+    let source = &source.0;
     if let Some(error) = &report.rejected {
-        tracing::warn!(%error, "the manifests are rejected, the last good state stays");
+        tracing::warn!(%source, %error, "the manifests are rejected, the last good state stays");
         return;
     }
-    let known = Known::of(before.refused.iter().map(|refusal| &refusal.finding));
+    let known = Reported::of(before.refused.iter().map(|refusal| &refusal.finding));
     for refusal in report.refused.iter().filter(|refusal| !known.has(&refusal.finding)) {
-        tracing::warn!(%refusal, "an object is refused");
+        tracing::warn!(%source, %refusal, "an object is refused");
     }
-    let known = Known::of(&before.unsupported);
+    let known = Reported::of(&before.unsupported);
     for finding in report.unsupported.iter().filter(|finding| !known.has(finding)) {
-        tracing::info!(%finding, "a field is not carried out");
+        tracing::info!(%source, %finding, "a field is not carried out");
     }
-    tracing::debug!(skipped = report.skipped.len(), "the manifests are read");
+    tracing::debug!(%source, skipped = report.skipped.len(), "the manifests are read");
 }
 
 /// Findings, wherever their objects stand by now: what moves within a file, or to another one, is no news.
-struct Known<'a>(BTreeSet<Said<'a>>);
+struct Reported<'a>(BTreeSet<FindingKey<'a>>);
 
 /// Kind, namespace, name, field and message.
-type Said<'a> = (&'a str, &'a str, &'a str, &'a str, &'a str);
+type FindingKey<'a> = (&'a str, &'a str, &'a str, &'a str, &'a str);
 
-impl<'a> Known<'a> {
+impl<'a> Reported<'a> {
     fn of(findings: impl IntoIterator<Item = &'a Arc<Finding>>) -> Self {
-        Self(findings.into_iter().map(|finding| Self::said(finding)).collect())
+        Self(findings.into_iter().map(|finding| Self::key(finding)).collect())
     }
 
     fn has(&self, finding: &Finding) -> bool {
-        self.0.contains(&Known::said(finding))
+        self.0.contains(&Reported::key(finding))
     }
 
-    fn said(finding: &Finding) -> Said<'_> {
+    fn key(finding: &Finding) -> FindingKey<'_> {
         let object = &finding.object;
         (&object.kind, &object.namespace, &object.name, &finding.field, &finding.message)
     }
@@ -365,7 +448,7 @@ mod tests {
             (report(&service("web")), report(&format!("# moved\n\n{}", service("web"))), report(&service("api")));
         assert!(!before.unsupported.is_empty(), "the test needs a field that is not carried out");
         assert_ne!(before.unsupported[0].position, moved.unsupported[0].position);
-        let known = Known::of(&before.unsupported);
+        let known = Reported::of(&before.unsupported);
         assert!(moved.unsupported.iter().all(|finding| known.has(finding)));
         assert!(!other.unsupported.iter().any(|finding| known.has(finding)));
     }

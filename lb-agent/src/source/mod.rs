@@ -1,97 +1,150 @@
-//! Where services come from: manifests, and the allocator that gives them addresses.
+//! Where services come from.
+//!
+//! A [`Source`] has a first listing, says what changes, and is told which addresses its services were granted. A
+//! directory of manifests is one ([`ManifestDirectory`]); a Kubernetes API or a stream of your own is another. An agent has
+//! any number of them, in an order: of two objects with one name, the one of the first source is served, and the
+//! condition `Shadowed` names the others.
+//!
+//! ```
+//! use std::sync::mpsc::{Receiver, TryRecvError};
+//!
+//! use lb_agent::source::{Grant, News, Source, SourceError, Waker};
+//! use lb_core::{Change, Service, SourceName};
+//!
+//! /// Services that another part of the program sends; whoever sends wakes the source.
+//! struct Stream {
+//!     services: Receiver<Service>,
+//!     is_listed: bool,
+//! }
+//!
+//! impl Source for Stream {
+//!     fn name(&self) -> SourceName {
+//!         SourceName("stream".into())
+//!     }
+//!
+//!     fn start(&mut self, _: Waker) -> Result<(), SourceError> {
+//!         Ok(())
+//!     }
+//!
+//!     fn poll(&mut self) -> News {
+//!         let mut changes: Vec<Change> = self.services.try_iter().map(Change::UpsertService).collect();
+//!         if !std::mem::replace(&mut self.is_listed, true) {
+//!             changes.push(Change::InitDone(self.name()));
+//!         }
+//!         News { changes, ..News::default() }
+//!     }
+//!
+//!     fn grant(&mut self, _: &[Grant]) -> Vec<Change> {
+//!         Vec::new() // No service of this source asks for an address.
+//!     }
+//! }
+//! ```
 
-pub(crate) mod manifests;
+pub(crate) mod directory;
+mod precedence;
+mod sources;
+mod waker;
 
-use std::{
-    path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
+use std::{net::IpAddr, sync::Arc};
+
+use lb_core::{Change, ServiceName, SourceName};
+use lb_ipam::{Edit, Status};
+use lb_k8s::Report;
+
+pub(crate) use self::sources::{Delivery, Sources};
+pub use self::{
+    directory::{ManifestDirectory, WatchError},
+    waker::Waker,
 };
 
-use lb_core::{Change, SourceName};
-use lb_ipam::{Edit, PoolName};
-use lb_k8s::{Batch, Manifests, Preview, Snapshot};
+/// Why a source cannot start.
+pub type SourceError = Box<dyn std::error::Error + Send + Sync>;
 
-use crate::{
-    allocation::{self, Allocation, wall_clock},
-    api::PoolPlan,
-    error,
-};
-
-/// The name of this source.
-pub(crate) fn name() -> SourceName {
-    SourceName("manifests".into())
-}
-
-/// Manifests and allocator. Read by one thread, and asked by those that answer.
+/// A source of services, endpoints and pools of addresses.
 ///
-/// Whoever takes both locks takes that of the manifests first.
-pub(crate) struct Source {
-    manifests: Mutex<Manifests>,
-    allocation: Mutex<Allocation>,
-}
+/// One thread of the agent owns every source and calls all methods. None of them may wait for anything but a disk.
+pub trait Source: Send {
+    /// Its name, which never changes: its first listing, its services and its conditions are known by it.
+    fn name(&self) -> SourceName;
 
-impl Source {
-    pub(crate) fn new(allocation: Allocation) -> Self {
-        Self { manifests: Mutex::new(Manifests::new(name()).allocating()), allocation: Mutex::new(allocation) }
-    }
-
-    /// Reads the whole directory, as far as it has changed.
-    pub(crate) fn read(&self, directory: &Path) -> Batch {
-        self.update(|manifests| manifests.reload(&[directory]))
-    }
-
-    /// Reads some of its files.
-    pub(crate) fn read_files(&self, files: &[PathBuf]) -> Batch {
-        self.update(|manifests| manifests.reload_files(files))
-    }
-
-    fn update(&self, read: impl FnOnce(&mut Manifests) -> Batch) -> Batch {
-        let mut manifests = self.manifests();
-        // Reading takes its time, and nobody who asks about addresses waits for it.
-        let mut batch = read(&mut manifests);
-        self.allocation().take(&mut manifests, &mut batch, wall_clock());
-        batch
-    }
-
-    /// What has to be done by now though nothing was edited.
-    pub(crate) fn poll(&self) -> Vec<Change> {
-        let mut manifests = self.manifests();
-        self.allocation().poll(&mut manifests, wall_clock())
-    }
-
-    /// How long there is nothing to [`poll`](Self::poll).
-    pub(crate) fn patience(&self) -> Option<Duration> {
-        self.allocation().patience(wall_clock())
-    }
-
-    /// What would happen if these manifests joined those that there are, and these pools went.
+    /// Begins to follow whatever it follows, on threads of its own. Called once, before everything else.
+    ///
+    /// It [wakes](Waker::wake) the agent whenever [`poll`](Self::poll) would have something new.
     ///
     /// # Errors
-    /// When they would be rejected as a whole, or make no sense together, and why.
-    pub(crate) fn plan(&self, file: &str, text: &str, removed: &[PoolName]) -> Result<PoolPlan, String> {
-        let snapshot = Snapshot::parse(file, text).map_err(|error| error::chain(&error))?;
-        let manifests = self.manifests();
-        let Preview { edits, report } = manifests.preview(&snapshot);
-        if let Some(error) = report.rejected {
-            return Err(error::chain(&*error));
-        }
-        if let Some(both) = allocation::contradiction(&edits, removed) {
-            return Err(format!("pool `{both}` is in {file} and is to be removed: it can only be one of the two"));
-        }
-        let planned = allocation::Edits {
-            edits: removed.iter().cloned().map(Edit::RemovePool).chain(edits).collect(),
-            refused: report.refused.iter().map(ToString::to_string).collect(),
-            unsupported: report.unsupported.iter().map(ToString::to_string).collect(),
-        };
-        Ok(self.allocation().plan(planned, manifests.services(), wall_clock()))
+    /// When it can never work, such as for want of the directory. The agent does not start then. A server that does not
+    /// answer now is no error: the source says so by a condition and goes on trying.
+    fn start(&mut self, waker: Waker) -> Result<(), SourceError>;
+
+    /// What changed since the last call. Called once after [`start`](Self::start) and then after each wake; an answer
+    /// without anything in it is fine.
+    ///
+    /// Changes come in an order in which the model takes them without a conflict over an address. The last change of
+    /// the first listing is [`Change::InitDone`] with its [name](Self::name); until every source has said it, nothing is
+    /// programmed. The agent itself says [`Change::InitStart`].
+    fn poll(&mut self) -> News;
+
+    /// Services get these addresses in place of those that their statuses name. Returns the changes that this makes, in the
+    /// same order as those of [`poll`](Self::poll). Services of other sources are passed over.
+    ///
+    /// What is granted is in the ledger already. A source keeps it in mind: a service that changes later has the same
+    /// addresses until it is granted others.
+    fn grant(&mut self, grants: &[Grant]) -> Vec<Change>;
+
+    /// What services have of pools, to be written back to where they come from. Services of other sources are passed over.
+    /// Default: it is written nowhere, as for a directory.
+    fn publish(&mut self, statuses: &[(ServiceName, Status)]) {
+        let _ = statuses;
     }
 
-    pub(crate) fn allocation(&self) -> MutexGuard<'_, Allocation> {
-        self.allocation.lock().unwrap_or_else(PoisonError::into_inner)
+    /// What the text of manifests would change if they joined this source; `None`, the default, if it holds no manifests.
+    ///
+    /// # Errors
+    /// When they would be rejected as a whole, and why.
+    fn preview(&self, file: &str, text: &str) -> Option<Result<Preview, String>> {
+        let _ = (file, text);
+        None
     }
 
-    fn manifests(&self) -> MutexGuard<'_, Manifests> {
-        self.manifests.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Where it is, as a user would write it, such as a path or an address. Default: nowhere in particular.
+    fn place(&self) -> String {
+        String::new()
     }
+}
+
+/// What is new at a source.
+#[derive(Clone, Debug, Default)]
+pub struct News {
+    /// Changes of services and endpoints.
+    pub changes: Vec<Change>,
+    /// Changes of pools and of what services ask of them, for an [`Allocator`](lb_ipam::Allocator).
+    pub edits: Vec<Edit>,
+    /// What was not taken over, and why; `None` if it is as it was.
+    pub report: Option<Arc<Report>>,
+    /// Conditions of the source that begin, or, without a message, end. Types are in `CamelCase`.
+    pub conditions: Vec<(&'static str, Option<String>)>,
+}
+
+impl News {
+    fn is_empty(&self) -> bool {
+        self.changes.is_empty() && self.edits.is_empty() && self.report.is_none() && self.conditions.is_empty()
+    }
+}
+
+/// Addresses that a service has of pools.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// The service.
+    pub service: ServiceName,
+    /// All of its addresses, or `None` for those that its status names.
+    pub addresses: Option<Vec<IpAddr>>,
+}
+
+/// What would change if manifests joined a source.
+#[derive(Clone, Debug, Default)]
+pub struct Preview {
+    /// Changes of pools and requests.
+    pub edits: Vec<Edit>,
+    /// What would not be taken over, and why.
+    pub report: Report,
 }

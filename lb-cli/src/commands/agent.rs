@@ -5,6 +5,7 @@ use std::io::{self, IsTerminal, Write};
 use lb_agent::{
     agent::Agent,
     config::{ConfigError, LogLevel, Settings},
+    source::ManifestDirectory,
 };
 use tracing_subscriber::filter::LevelFilter;
 
@@ -19,21 +20,26 @@ pub(super) fn run(args: AgentArgs) -> Outcome {
     let settings = args.settings.over(file.unwrap_or_default());
     let given = settings.clone();
     log_to_stderr(settings.log_level.unwrap_or_default());
-    let config = settings.complete().map_err(|error| match error {
-        ConfigError::Missing(_) | ConfigError::NodeIp(..) | ConfigError::MaglevSeed(_) => {
-            Failure::Usage(error.to_string())
-        }
-        error => Failure::chain(&error),
-    })?;
+    let manifests = settings.manifest_directory().map_err(failure)?;
+    let config = settings.complete().map_err(failure)?;
     for setting in given.useless_for(config.datapath) {
         tracing::warn!(setting, datapath = %config.datapath, "this datapath has no use for the setting");
     }
     signals::block();
-    let agent = Agent::new(config).on_ready(say_ready);
+    let agent = Agent::new(config).source(ManifestDirectory::new(manifests)).on_ready(say_ready);
     let stop = agent.stop();
     signals::watch(move |signal| stop.stop(signal))?;
     agent.run().map_err(|error| Failure::chain(&error))?;
     Ok(Verdict::Fine)
+}
+
+fn failure(error: ConfigError) -> Failure {
+    match error {
+        ConfigError::Missing(_) | ConfigError::NodeIp(..) | ConfigError::MaglevSeed(_) => {
+            Failure::Usage(error.to_string())
+        }
+        error => Failure::chain(&error),
+    }
 }
 
 /// Whoever closed standard output does not wait for this line.

@@ -143,7 +143,6 @@ fn config(kind: DatapathKind, node: Node<'_>) -> Result<Config> {
         pin_dir: if kind.reads(Setting::PinDir) { node.pin_dir()? } else { Default::default() },
     };
     Ok(Config {
-        manifests: run_dir.join("manifests"),
         datapath: kind,
         node: node.facts(),
         zone: None,

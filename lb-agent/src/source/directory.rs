@@ -1,4 +1,4 @@
-//! The manifest directory, watched.
+//! A directory of manifests, watched.
 //!
 //! The kernel says which names change; only those files are read again, so that a change costs the same among ten files
 //! and among ten thousand. In doubt everything is looked at: when events were lost, when a link or a directory is
@@ -7,23 +7,24 @@
 use std::{
     collections::BTreeSet,
     ffi::{OsStr, OsString},
-    fs, io,
+    fmt, fs, io,
     os::{fd::AsFd, unix::fs::MetadataExt},
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        mpsc::{self, Sender},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread,
     time::{Duration, Instant},
 };
 
+use lb_core::{Change, ServiceName, SourceName};
+use lb_ipam::Status;
+use lb_k8s::{Batch, Manifests, Snapshot};
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent},
 };
 
-use crate::{engine::Event, source::Source};
+use super::{Grant, News, Preview, Source, SourceError, Waker};
+use crate::error;
 
 /// How long events are collected after the first one.
 const COALESCE: Duration = Duration::from_millis(1);
@@ -46,25 +47,110 @@ pub enum WatchError {
     Inotify(#[source] io::Error),
 }
 
-/// Comes with a batch and is dropped when the batch was taken. Until then no further one is read, so that a datapath
-/// that is slower than edits does not make batches pile up.
-#[derive(Debug)]
-pub(crate) struct Taken {
-    _waits: Sender<()>,
+/// A directory of Kubernetes manifests as a source.
+///
+/// It holds the last good state: what cannot be read, or is rejected as a whole, changes nothing.
+pub struct ManifestDirectory {
+    directory: PathBuf,
+    manifests: Manifests,
+    /// What the thread that watches found, and has not been read.
+    found: Arc<Mutex<Found>>,
+    was_rejected: bool,
 }
 
-/// Reads the directory now and whenever something in it changed.
-pub(crate) fn watch(directory: &Path, source: Arc<Source>, events: Sender<Event>) -> Result<(), WatchError> {
-    let watch = Watch::new(directory)?;
-    let mut follower = Follower { watch, source, directory: directory.to_path_buf(), events, was_rejected: false };
-    let follow = move || {
-        if let Err(error) = follower.follow() {
-            // Nobody listens when the agent is on its way out already.
-            let _ = follower.events.send(Event::WatchFailed(error.to_string()));
+impl fmt::Debug for ManifestDirectory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ManifestDirectory").field("directory", &self.directory).finish_non_exhaustive()
+    }
+}
+
+impl ManifestDirectory {
+    /// The directory, which must exist when the agent starts. Its files are read, those of subdirectories are not.
+    #[must_use]
+    pub fn new(directory: impl Into<PathBuf>) -> Self {
+        Self {
+            directory: directory.into(),
+            manifests: Manifests::new(Self::source_name()).allocating(),
+            found: Arc::new(Mutex::new(Found { look: Some(Look::Everywhere), conditions: Vec::new() })),
+            was_rejected: false,
         }
-    };
-    thread::Builder::new().name("manifests".into()).spawn(follow).map_err(WatchError::Inotify)?;
-    Ok(())
+    }
+
+    fn source_name() -> SourceName {
+        SourceName("manifests".into())
+    }
+
+    fn read(&mut self, look: &Look) -> Batch {
+        match look {
+            Look::At(names) => {
+                let files: Vec<_> = names.iter().map(|name| self.directory.join(name)).collect();
+                self.manifests.reload_files(&files)
+            }
+            Look::Everywhere | Look::Unasked => self.manifests.reload(&[&self.directory]),
+        }
+    }
+}
+
+impl Source for ManifestDirectory {
+    fn name(&self) -> SourceName {
+        Self::source_name()
+    }
+
+    fn start(&mut self, waker: Waker) -> Result<(), SourceError> {
+        let watch = Watch::new(&self.directory)?;
+        let mut follower = Follower { watch, directory: self.directory.clone(), found: Arc::clone(&self.found), waker };
+        let follow = move || {
+            if let Err(error) = follower.follow() {
+                follower.report("ManifestsNotWatched", Some(error.to_string()));
+            }
+        };
+        thread::Builder::new().name("manifests".into()).spawn(follow).map_err(WatchError::Inotify)?;
+        Ok(())
+    }
+
+    fn poll(&mut self) -> News {
+        let Found { look, conditions } = std::mem::take(&mut *lock(&self.found));
+        let Some(look) = look else { return News { conditions, ..News::default() } };
+        let Batch { changes, edits, report } = self.read(&look);
+        let is_news = !changes.is_empty() || report.rejected.is_some() != self.was_rejected;
+        self.was_rejected = report.rejected.is_some();
+        let report = (is_news || look != Look::Unasked).then_some(report);
+        News { changes, edits, report, conditions }
+    }
+
+    fn grant(&mut self, grants: &[Grant]) -> Vec<Change> {
+        self.manifests.grant(grants.iter().map(|grant| (grant.service.clone(), grant.addresses.clone())))
+    }
+
+    /// Nobody else reads the files, and they are their owner's.
+    fn publish(&mut self, _: &[(ServiceName, Status)]) {}
+
+    fn preview(&self, file: &str, text: &str) -> Option<Result<Preview, String>> {
+        let snapshot = match Snapshot::parse(file, text) {
+            Ok(snapshot) => snapshot,
+            Err(error) => return Some(Err(error::chain(&error))),
+        };
+        let lb_k8s::Preview { edits, report } = self.manifests.preview(&snapshot);
+        Some(match &report.rejected {
+            Some(error) => Err(error::chain(&**error)),
+            None => Ok(Preview { edits, report }),
+        })
+    }
+
+    fn place(&self) -> String {
+        self.directory.display().to_string()
+    }
+}
+
+/// What the thread that watches found since the last poll.
+#[derive(Debug, Default)]
+struct Found {
+    look: Option<Look>,
+    conditions: Vec<(&'static str, Option<String>)>,
+}
+
+fn lock(found: &Mutex<Found>) -> MutexGuard<'_, Found> {
+    found.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What has to be read again.
@@ -76,55 +162,90 @@ enum Look {
     Everywhere,
     /// The same, although nothing was heard.
     Unasked,
-    /// Nothing; it is time for what is due.
-    Nothing,
 }
 
+impl Look {
+    /// What has to be read for both.
+    fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::At(mut names), Self::At(more)) if names.len() + more.len() < MAX_COLLECTED => {
+                names.extend(more);
+                Self::At(names)
+            }
+            (Self::Unasked, Self::Unasked) => Self::Unasked,
+            _ => Self::Everywhere,
+        }
+    }
+}
+
+/// The thread that watches.
 struct Follower {
     watch: Watch,
-    source: Arc<Source>,
     directory: PathBuf,
-    events: Sender<Event>,
-    was_rejected: bool,
+    found: Arc<Mutex<Found>>,
+    waker: Waker,
 }
 
 impl Follower {
     /// Ends well when nobody listens any more.
     fn follow(&mut self) -> io::Result<()> {
-        let mut look = Look::Everywhere;
-        while self.report(&look) {
-            let patience = self.source.patience().unwrap_or(LONGEST_SILENCE);
-            look = self.watch.wait(&self.directory, patience, &self.events)?;
+        loop {
+            let look = match self.watch.wait(&self.directory)? {
+                Heard::Look(look) => look,
+                Heard::Other(look) => {
+                    self.start_again()?;
+                    look
+                }
+            };
+            {
+                let mut found = lock(&self.found);
+                found.look = Some(match found.look.take() {
+                    Some(before) => before.and(look),
+                    None => look,
+                });
+            }
+            if !self.waker.wake() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// A condition begins or ends.
+    fn report(&self, kind: &'static str, problem: Option<String>) {
+        match &problem {
+            Some(problem) => tracing::warn!(problem, "{kind}"),
+            None => tracing::info!(directory = %self.directory.display(), "{kind} is over"),
+        }
+        lock(&self.found).conditions.push((kind, problem));
+        // Nobody listens when the agent is on its way out already.
+        let _ = self.waker.wake();
+    }
+
+    /// The directory is another one now, or gone for the time being.
+    fn start_again(&mut self) -> io::Result<()> {
+        self.watch.inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
+        let mut gone = false;
+        while let Err(error) = self.watch.add(&self.directory) {
+            if !std::mem::replace(&mut gone, true) {
+                let directory = self.directory.display();
+                let problem = format!("{directory} cannot be read ({error}): the last good state stays");
+                self.report("ManifestsGone", Some(problem));
+            }
+            thread::sleep(ABSENCE);
+        }
+        if gone {
+            self.report("ManifestsGone", None);
         }
         Ok(())
     }
+}
 
-    /// Reads what has to be read and says what comes of it; false if nobody listens.
-    fn report(&mut self, look: &Look) -> bool {
-        let batch = match look {
-            Look::Nothing => {
-                let changes = self.source.poll();
-                return changes.is_empty() || self.deliver(|taken| Event::Changes(changes, taken));
-            }
-            Look::At(names) => {
-                let files: Vec<_> = names.iter().map(|name| self.directory.join(name)).collect();
-                self.source.read_files(&files)
-            }
-            Look::Everywhere | Look::Unasked => self.source.read(&self.directory),
-        };
-        let is_news = !batch.changes.is_empty() || batch.report.rejected.is_some() != self.was_rejected;
-        self.was_rejected = batch.report.rejected.is_some();
-        (!is_news && *look == Look::Unasked) || self.deliver(|taken| Event::Manifests(batch, taken))
-    }
-
-    /// Waits until the event was taken; false if nobody will.
-    fn deliver(&self, event: impl FnOnce(Taken) -> Event) -> bool {
-        let (waits, taken) = mpsc::channel();
-        let is_sent = self.events.send(event(Taken { _waits: waits })).is_ok();
-        // Nothing is ever sent: the other end is dropped.
-        let _ = taken.recv();
-        is_sent
-    }
+/// What came of waiting.
+enum Heard {
+    /// This has to be read.
+    Look(Look),
+    /// The same, and the directory may be another one by now.
+    Other(Look),
 }
 
 struct Watch {
@@ -158,30 +279,21 @@ impl Watch {
         self.inotify.add_watch(directory, interest).map(drop).map_err(io::Error::from)
     }
 
-    /// Blocks until something changed that readers would notice, until `patience` is over, or until everything was left
-    /// alone for [`LONGEST_SILENCE`].
-    fn wait(&mut self, directory: &Path, patience: Duration, events: &Sender<Event>) -> io::Result<Look> {
-        let look = self.listen(directory, patience, events)?;
-        if look != Look::Nothing {
-            self.silent_until = Instant::now() + LONGEST_SILENCE;
-        }
-        Ok(look)
+    /// Blocks until something changed that readers would notice, or until everything was left alone for
+    /// [`LONGEST_SILENCE`].
+    fn wait(&mut self, directory: &Path) -> io::Result<Heard> {
+        let heard = self.listen(directory)?;
+        self.silent_until = Instant::now() + LONGEST_SILENCE;
+        Ok(heard)
     }
 
-    fn listen(&mut self, directory: &Path, patience: Duration, events: &Sender<Event>) -> io::Result<Look> {
-        let now = Instant::now();
-        let deadline = now + patience.min(self.silent_until.saturating_duration_since(now));
+    fn listen(&mut self, directory: &Path) -> io::Result<Heard> {
         loop {
-            if !self.poll(deadline.saturating_duration_since(Instant::now()))? {
-                let now = Instant::now();
-                if now < deadline {
+            if !self.poll(self.silent_until.saturating_duration_since(Instant::now()))? {
+                if Instant::now() < self.silent_until {
                     continue;
                 }
-                if now < self.silent_until {
-                    return Ok(Look::Nothing);
-                }
-                self.start_again(directory, events)?;
-                return Ok(Look::Unasked);
+                return Ok(Heard::Other(Look::Unasked));
             }
             let mut found = self.take()?;
             let mut look = what_to_look_at(&found, directory);
@@ -192,32 +304,8 @@ impl Watch {
                 found.extend(self.take()?);
                 look = what_to_look_at(&found, directory);
             }
-            match look {
-                Some(look) => return Ok(look),
-                None => {
-                    self.start_again(directory, events)?;
-                    return Ok(Look::Everywhere);
-                }
-            }
+            return Ok(look.map_or(Heard::Other(Look::Everywhere), Heard::Look));
         }
-    }
-
-    /// The directory is another one now, or gone for the time being.
-    fn start_again(&mut self, directory: &Path, events: &Sender<Event>) -> io::Result<()> {
-        self.inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
-        let mut gone = false;
-        while let Err(error) = self.add(directory) {
-            if !std::mem::replace(&mut gone, true) {
-                let problem = format!("{} cannot be read ({error}): the last good state stays", directory.display());
-                // Nobody listens when the agent is on its way out already.
-                let _ = events.send(Event::Directory(Some(problem)));
-            }
-            thread::sleep(ABSENCE);
-        }
-        if gone {
-            let _ = events.send(Event::Directory(None));
-        }
-        Ok(())
     }
 
     fn take(&self) -> io::Result<Vec<InotifyEvent>> {
@@ -378,5 +466,59 @@ mod tests {
         let inner = Watch::new(&path).unwrap();
         fs::remove_dir(&path).unwrap();
         assert_eq!(what_to_look_at(&inner.take().unwrap(), &path), None);
+    }
+
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    fn names(news: &News) -> Vec<String> {
+        let upserted = news.changes.iter().filter_map(|change| match change {
+            Change::UpsertService(service) => Some(service.name.to_string()),
+            _ => None,
+        });
+        upserted.collect()
+    }
+
+    fn service(name: &str) -> String {
+        format!("{{apiVersion: v1, kind: Service, metadata: {{name: {name}}}, spec: {{ports: [{{port: 80}}]}}}}")
+    }
+
+    #[test]
+    fn a_directory_is_a_source_that_wakes_when_a_file_changes() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        fs::write(path("a.yaml"), service("a")).unwrap();
+        let mut source = ManifestDirectory::new(directory.path());
+        let (waker, mut woken_within) = Waker::detached();
+        source.start(waker).unwrap();
+        let first = source.poll();
+        assert_eq!(
+            (names(&first), first.changes.last()),
+            (vec!["default/a".into()], Some(&Change::InitDone(source.name())))
+        );
+        assert!(source.poll().is_empty(), "nothing happened since");
+        fs::write(path("b.yaml"), service("b")).unwrap();
+        assert!(woken_within(PATIENCE));
+        assert_eq!(names(&source.poll()), ["default/b"]);
+        fs::write(path("b.yaml"), "{").unwrap();
+        assert!(woken_within(PATIENCE));
+        let rejected = source.poll();
+        assert!(rejected.changes.is_empty() && rejected.report.unwrap().rejected.is_some());
+    }
+
+    #[test]
+    fn a_directory_that_is_not_there_stops_the_start() {
+        let mut source = ManifestDirectory::new("/nonexistent/manifests");
+        let error = source.start(Waker::detached().0).unwrap_err();
+        assert!(error.to_string().contains("/nonexistent/manifests"), "{error}");
+    }
+
+    #[test]
+    fn what_was_found_twice_is_read_once() {
+        let at = |names: &[&str]| Look::At(names.iter().map(|name| (*name).into()).collect());
+        assert_eq!(at(&["a"]).and(at(&["b", "a"])), at(&["a", "b"]));
+        assert_eq!(Look::Unasked.and(Look::Unasked), Look::Unasked);
+        assert_eq!(at(&["a"]).and(Look::Unasked), Look::Everywhere);
+        let many: BTreeSet<OsString> = (0..MAX_COLLECTED).map(|n| n.to_string().into()).collect();
+        assert_eq!(Look::At(many).and(at(&["a"])), Look::Everywhere);
     }
 }

@@ -1,0 +1,295 @@
+//! All sources of an agent and the allocator that serves them, and the thread that brings their news to the engine.
+
+use std::{
+    collections::BTreeSet,
+    fmt, io,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        mpsc::{self, Sender},
+    },
+    thread,
+    time::Duration,
+};
+
+use lb_core::{Change, ServiceName, SourceName};
+use lb_ipam::{Edit, PoolName, Timestamp};
+use lb_k8s::Report;
+
+use super::{
+    News, Preview, Source, SourceError, Waker,
+    precedence::{Effective, Precedence},
+    waker::Bell,
+};
+use crate::{
+    allocation::{self, Allocation, PlannedEdits, Settled, wall_clock},
+    api::PoolPlan,
+    engine::Event,
+};
+
+/// Most objects that a condition names.
+const MAX_NAMED: usize = 5;
+
+/// News of one source for the engine, addresses included.
+#[derive(Debug)]
+pub(crate) struct Delivery {
+    /// The source.
+    pub(crate) source: SourceName,
+    /// Changes of the model, those that addresses make among them.
+    pub(crate) changes: Vec<Change>,
+    /// What was not taken over; `None` if it is as it was.
+    pub(crate) report: Option<Arc<Report>>,
+    /// Conditions of sources that begin or, without a message, end.
+    pub(crate) conditions: Vec<(SourceName, &'static str, Option<String>)>,
+    /// Dropped with the delivery. Nothing more is read until then, so that a datapath that is slower than edits does not make
+    /// news pile up.
+    pub(crate) accepted: Option<Sender<()>>,
+}
+
+/// Sources and allocator. Polled by one thread, and asked by those that answer.
+///
+/// Whoever takes both locks takes that of the sources first.
+pub(crate) struct Sources {
+    sources: Mutex<Following>,
+    allocation: Mutex<Allocation>,
+    bell: Arc<Bell>,
+}
+
+/// The sources and how far they are.
+struct Following {
+    sources: Vec<Box<dyn Source>>,
+    names: Vec<SourceName>,
+    /// Sources whose first listing is not complete.
+    listing: BTreeSet<usize>,
+    /// Changes of first listings, which wait for each other: until all are known, nobody can say who gets an address.
+    held_back: Vec<Change>,
+    /// Only of several sources; one has nobody to compete with.
+    precedence: Option<Precedence>,
+}
+
+impl fmt::Debug for Sources {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sources").finish_non_exhaustive()
+    }
+}
+
+impl Sources {
+    /// Sources, the first one before the others, and the allocator that serves them.
+    pub(crate) fn new(sources: Vec<Box<dyn Source>>, allocation: Allocation) -> Self {
+        let names: Vec<SourceName> = sources.iter().map(|source| source.name()).collect();
+        let following = Following {
+            listing: (0..sources.len()).collect(),
+            held_back: Vec::new(),
+            precedence: (sources.len() > 1).then(Precedence::default),
+            sources,
+            names,
+        };
+        Self { sources: Mutex::new(following), allocation: Mutex::new(allocation), bell: Arc::default() }
+    }
+
+    /// Begins to follow every source.
+    ///
+    /// # Errors
+    /// What the first source that cannot start says.
+    pub(crate) fn start(&self) -> Result<(), SourceError> {
+        let mut following = self.following();
+        for (index, source) in following.sources.iter_mut().enumerate() {
+            let waker = Waker::new(Arc::clone(&self.bell), index);
+            source.start(waker.clone())?;
+            waker.wake();
+        }
+        Ok(())
+    }
+
+    /// Brings news to the engine, on a thread of its own, until nobody takes it or [`close`](Self::close).
+    pub(crate) fn follow(self: &Arc<Self>, events: Sender<Event>) -> io::Result<()> {
+        let sources = Arc::clone(self);
+        let follow = move || {
+            while !sources.bell.is_closed() && sources.step(sources.bell.wait(sources.patience()), &events) {}
+            sources.close();
+        };
+        thread::Builder::new().name("sources".into()).spawn(follow).map(drop)
+    }
+
+    /// Ends the thread that follows; sources learn it when they wake it.
+    pub(crate) fn close(&self) {
+        self.bell.close();
+    }
+
+    /// Polls sources that have news, or does what is due; false if nobody takes it.
+    fn step(&self, woken: BTreeSet<usize>, events: &Sender<Event>) -> bool {
+        if woken.is_empty() {
+            return self.poll_allocation().is_none_or(|delivery| deliver(delivery, events));
+        }
+        woken.into_iter().all(|index| self.poll(index).is_none_or(|delivery| deliver(delivery, events)))
+    }
+
+    /// What one source has to say and what its services get; `None` if it has no news.
+    pub(crate) fn poll(&self, index: usize) -> Option<Delivery> {
+        let mut following = self.following();
+        // Reading takes its time, and nobody who asks about addresses waits for it.
+        let news = following.sources.get_mut(index)?.poll();
+        if news.is_empty() {
+            return None;
+        }
+        let News { changes, edits, report, conditions } = news;
+        let Effective { changes, edits } = following.effective(index, changes, edits);
+        let changes = self.allocate(&mut following, index, changes, edits, wall_clock());
+        let source = following.names[index].clone();
+        let conditions = conditions.into_iter().map(|(kind, message)| (source.clone(), kind, message));
+        let conditions = conditions.chain(following.shadow_conditions()).collect();
+        Some(Delivery { source, changes, report, conditions, accepted: None })
+    }
+
+    /// What has to be done by now though no source has news.
+    pub(crate) fn poll_allocation(&self) -> Option<Delivery> {
+        let mut following = self.following();
+        let settled = self.allocation().poll(wall_clock())?;
+        let changes = following.carry_out(&settled);
+        let source = following.names.first()?.clone();
+        let is_news = !changes.is_empty();
+        is_news.then(|| Delivery { source, changes, report: None, conditions: Vec::new(), accepted: None })
+    }
+
+    /// How long there is nothing to [`poll_allocation`](Self::poll_allocation).
+    fn patience(&self) -> Option<Duration> {
+        self.allocation().patience(wall_clock())
+    }
+
+    /// Lets the allocator see news, and returns the changes with what services get.
+    fn allocate(
+        &self,
+        following: &mut Following,
+        index: usize,
+        mut changes: Vec<Change>,
+        edits: Vec<Edit>,
+        now: Timestamp,
+    ) -> Vec<Change> {
+        let mut allocation = self.allocation();
+        let is_due = allocation.handle_edits(edits, &changes, now);
+        if following.listing.is_empty() {
+            if is_due {
+                let settled = allocation.settle(now);
+                drop(allocation);
+                changes.extend(following.carry_out(&settled));
+            }
+            return changes;
+        }
+        let is_done = changes.iter().any(|change| matches!(change, Change::InitDone(_)));
+        following.held_back.append(&mut changes);
+        if is_done {
+            following.listing.remove(&index);
+        }
+        if !following.listing.is_empty() {
+            return Vec::new();
+        }
+        let settled = allocation.settle_first(now);
+        drop(allocation);
+        let mut changes = std::mem::take(&mut following.held_back);
+        put_first(&mut changes, following.carry_out(&settled));
+        changes
+    }
+
+    /// What would happen if these manifests joined the first source that holds manifests, and these pools went.
+    ///
+    /// # Errors
+    /// When they would be rejected as a whole, or make no sense together, and why.
+    pub(crate) fn plan(&self, file: &str, text: &str, removed: &[PoolName]) -> Result<PoolPlan, String> {
+        let following = self.following();
+        let preview = following.sources.iter().find_map(|source| source.preview(file, text));
+        let Preview { edits, report } =
+            preview.unwrap_or_else(|| Err("no source of this agent holds manifests".into()))?;
+        if let Some(both) = allocation::contradiction(&edits, removed) {
+            return Err(format!("pool `{both}` is in {file} and is to be removed: it can only be one of the two"));
+        }
+        let planned = PlannedEdits {
+            edits: removed.iter().cloned().map(Edit::RemovePool).chain(edits).collect(),
+            refused: report.refused.iter().map(ToString::to_string).collect(),
+            unsupported: report.unsupported.iter().map(ToString::to_string).collect(),
+        };
+        Ok(self.allocation().plan(planned, wall_clock()))
+    }
+
+    pub(crate) fn allocation(&self) -> MutexGuard<'_, Allocation> {
+        self.allocation.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn following(&self) -> MutexGuard<'_, Following> {
+        self.sources.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Following {
+    /// What counts of what a source says.
+    fn effective(&mut self, index: usize, mut changes: Vec<Change>, edits: Vec<Edit>) -> Effective {
+        // The engine has said it for every source.
+        changes.retain(|change| !matches!(change, Change::InitStart(_)));
+        match &mut self.precedence {
+            Some(precedence) => precedence.take(index, changes, edits),
+            None => Effective { changes, edits },
+        }
+    }
+
+    /// Tells every source what its services get, and returns the changes that this makes.
+    fn carry_out(&mut self, settled: &Settled) -> Vec<Change> {
+        let mut all = Vec::new();
+        for index in 0..self.sources.len() {
+            let source = &mut self.sources[index];
+            let changes = source.grant(&settled.grants);
+            if !settled.statuses.is_empty() {
+                source.publish(&settled.statuses);
+            }
+            all.extend(self.effective(index, changes, Vec::new()).changes);
+        }
+        all
+    }
+
+    /// Conditions that name objects which are not served because a source before theirs has one of the same name.
+    fn shadow_conditions(&self) -> Vec<(SourceName, &'static str, Option<String>)> {
+        let Some(precedence) = &self.precedence else { return Vec::new() };
+        let shadowed = precedence.shadowed();
+        let of = |(index, name): (usize, &SourceName)| {
+            let message = shadowed.get(&index).map(|objects| shadowed_by_name(name, objects));
+            (name.clone(), "Shadowed", message)
+        };
+        self.names.iter().enumerate().map(of).collect()
+    }
+}
+
+fn shadowed_by_name(source: &SourceName, objects: &[String]) -> String {
+    let named = objects.iter().take(MAX_NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
+    let more = match objects.len().saturating_sub(MAX_NAMED) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    format!(
+        "source {source}: {named}{more} are not served, because a source before it has objects of the same names; rename \
+         one of each two"
+    )
+}
+
+/// Waits until the engine has taken the news; false if it never will.
+fn deliver(delivery: Delivery, events: &Sender<Event>) -> bool {
+    let (accepted, taken) = mpsc::channel();
+    let is_sent = events.send(Event::News(Delivery { accepted: Some(accepted), ..delivery })).is_ok();
+    // Nothing is ever sent: the other end is dropped.
+    let _ = taken.recv();
+    is_sent
+}
+
+/// At a start nobody has anything yet, and the first to name an address has it: that is who the ledger says holds it, and
+/// not who names it in a manifest.
+fn put_first(changes: &mut Vec<Change>, granted: Vec<Change>) {
+    let names: BTreeSet<&ServiceName> = granted.iter().filter_map(upserted).collect();
+    changes.retain(|change| upserted(change).is_none_or(|name| !names.contains(name)));
+    changes.splice(0..0, granted);
+}
+
+fn upserted(change: &Change) -> Option<&ServiceName> {
+    match change {
+        Change::UpsertService(service) => Some(&service.name),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests;

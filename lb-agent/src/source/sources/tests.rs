@@ -1,0 +1,215 @@
+use std::{
+    collections::{BTreeMap, VecDeque},
+    net::IpAddr,
+};
+
+use lb_core::Service;
+use lb_ipam::{Pool, Request, Status};
+
+use super::*;
+use crate::{source::Grant, testing::config};
+
+/// Says what it was given to say, and keeps what it is told.
+#[derive(Clone)]
+struct Script {
+    name: &'static str,
+    news: Arc<Mutex<VecDeque<News>>>,
+    published: Arc<Mutex<Vec<(ServiceName, Status)>>>,
+    services: BTreeMap<ServiceName, Service>,
+}
+
+impl Script {
+    fn new(name: &'static str) -> Self {
+        Self { name, news: Arc::default(), published: Arc::default(), services: BTreeMap::new() }
+    }
+
+    fn says(&self, changes: Vec<Change>, edits: Vec<Edit>) {
+        self.news.lock().unwrap().push_back(News { changes, edits, ..News::default() });
+    }
+
+    fn done(&self) -> Change {
+        Change::InitDone(SourceName(self.name.into()))
+    }
+}
+
+impl Source for Script {
+    fn name(&self) -> SourceName {
+        SourceName(self.name.into())
+    }
+
+    fn start(&mut self, _: Waker) -> Result<(), SourceError> {
+        Ok(())
+    }
+
+    fn poll(&mut self) -> News {
+        let news = self.news.lock().unwrap().pop_front().unwrap_or_default();
+        for change in &news.changes {
+            if let Change::UpsertService(service) = change {
+                self.services.insert(service.name.clone(), service.clone());
+            }
+        }
+        news
+    }
+
+    fn grant(&mut self, grants: &[Grant]) -> Vec<Change> {
+        let mut changes = Vec::new();
+        for Grant { service, addresses } in grants {
+            if let (Some(service), Some(addresses)) = (self.services.get_mut(service), addresses) {
+                service.load_balancer_ips.clone_from(addresses);
+                changes.push(Change::UpsertService(service.clone()));
+            }
+        }
+        changes
+    }
+
+    fn publish(&mut self, statuses: &[(ServiceName, Status)]) {
+        self.published.lock().unwrap().extend_from_slice(statuses);
+    }
+}
+
+fn name(name: &str) -> ServiceName {
+    ServiceName::new("default", name)
+}
+
+fn service(text: &str, external: &[&str]) -> Change {
+    let external_ips = external.iter().map(|ip| ip.parse().unwrap()).collect();
+    Change::UpsertService(Service { external_ips, ..Service::new(name(text)) })
+}
+
+fn request(text: &str) -> Edit {
+    Edit::UpsertService(Request::new("default", text))
+}
+
+fn pool() -> Edit {
+    Edit::UpsertPool(Pool::new("p", &["192.0.2.0/30"]))
+}
+
+fn sources(scripts: &[Script]) -> (Arc<Sources>, tempfile::TempDir) {
+    let state = tempfile::tempdir().unwrap();
+    let config = crate::config::Config { state_dir: state.path().into(), ..config() };
+    (with_ledger(scripts, &config), state)
+}
+
+fn with_ledger(scripts: &[Script], config: &crate::config::Config) -> Arc<Sources> {
+    let boxed = scripts.iter().map(|script| Box::new(script.clone()) as Box<dyn Source>).collect();
+    Arc::new(Sources::new(boxed, Allocation::open(config).unwrap()))
+}
+
+/// Names and load-balancer addresses of the services that a delivery sets, in order.
+fn set(delivery: &Delivery) -> Vec<(String, Vec<IpAddr>)> {
+    let set = delivery.changes.iter().filter_map(|change| match change {
+        Change::UpsertService(service) => Some((service.name.name().to_owned(), service.load_balancer_ips.clone())),
+        _ => None,
+    });
+    set.collect()
+}
+
+fn ips(all: &[&str]) -> Vec<IpAddr> {
+    all.iter().map(|ip| ip.parse().unwrap()).collect()
+}
+
+#[test]
+fn first_listings_wait_for_each_other() {
+    let (a, b) = (Script::new("a"), Script::new("b"));
+    let (all, _state) = sources(&[a.clone(), b.clone()]);
+    a.says(vec![service("web", &[]), a.done()], vec![request("web")]);
+    let first = all.poll(0).unwrap();
+    assert_eq!((first.source.0.as_ref(), first.changes.len()), ("a", 0), "the pool may be in the other one");
+    assert!(all.poll_allocation().is_none(), "nobody knows all pools yet");
+    b.says(vec![service("api", &[]), b.done()], vec![pool(), request("api")]);
+    let second = all.poll(1).unwrap();
+    let expected = [("api".to_owned(), ips(&["192.0.2.0"])), ("web".to_owned(), ips(&["192.0.2.1"]))];
+    let mut found = set(&second);
+    found.sort();
+    assert_eq!(found, expected);
+    let ends = [a.done(), b.done()];
+    assert!(ends.iter().all(|end| second.changes.contains(end)), "{:?}", second.changes);
+    let published = |script: &Script| script.published.lock().unwrap().len();
+    assert_eq!((published(&a), published(&b)), (2, 2), "each picks its own");
+}
+
+#[test]
+fn who_holds_an_address_in_the_ledger_comes_before_who_names_it() {
+    let state = tempfile::tempdir().unwrap();
+    let config = crate::config::Config { state_dir: state.path().into(), ..config() };
+    let holder = Script::new("b");
+    let before = with_ledger(std::slice::from_ref(&holder), &config);
+    holder.says(vec![service("api", &[]), holder.done()], vec![pool(), request("api")]);
+    assert_eq!(set(&before.poll(0).unwrap()), [("api".to_owned(), ips(&["192.0.2.0"]))]);
+
+    let (a, b) = (Script::new("a"), Script::new("b"));
+    let after = with_ledger(&[a.clone(), b.clone()], &config);
+    a.says(vec![service("thief", &["192.0.2.0"]), a.done()], Vec::new());
+    b.says(vec![service("api", &[]), b.done()], vec![pool(), request("api")]);
+    assert_eq!(set(&after.poll(0).unwrap()), []);
+    let order: Vec<String> = set(&after.poll(1).unwrap()).into_iter().map(|(name, _)| name).collect();
+    assert_eq!(order, ["api", "thief"], "the model serves who comes first");
+}
+
+#[test]
+fn what_is_shadowed_is_named_until_it_is_not() {
+    let (a, b) = (Script::new("a"), Script::new("b"));
+    let (all, _state) = sources(&[a.clone(), b.clone()]);
+    a.says(vec![service("web", &["198.51.100.1"]), a.done()], Vec::new());
+    b.says(vec![service("web", &["198.51.100.2"]), b.done()], Vec::new());
+    let shadowed = |delivery: &Delivery| -> Vec<(String, Option<String>)> {
+        let of = |(source, kind, message): &(SourceName, &str, Option<String>)| {
+            (*kind == "Shadowed").then(|| (source.0.to_string(), message.clone()))
+        };
+        delivery.conditions.iter().filter_map(of).collect()
+    };
+    assert!(shadowed(&all.poll(0).unwrap()).iter().all(|(_, message)| message.is_none()));
+    let both = all.poll(1).unwrap();
+    let expected = "source b: service default/web are not served, because a source before it has objects of the same \
+                    names; rename one of each two";
+    assert_eq!(shadowed(&both), [("a".to_owned(), None), ("b".to_owned(), Some(expected.to_owned()))]);
+    assert_eq!(set(&both).len(), 1);
+    a.says(vec![Change::RemoveService(name("web"))], Vec::new());
+    let gone = all.poll(0).unwrap();
+    assert!(shadowed(&gone).iter().all(|(_, message)| message.is_none()), "it ends for the other source");
+    assert_eq!(gone.changes, [service("web", &["198.51.100.2"])]);
+}
+
+#[test]
+fn a_source_without_news_is_not_delivered() {
+    let a = Script::new("a");
+    let (all, _state) = sources(std::slice::from_ref(&a));
+    assert!(all.poll(0).is_none() && all.poll(7).is_none());
+    a.says(vec![a.done()], Vec::new());
+    assert_eq!(all.poll(0).unwrap().changes, [a.done()]);
+    assert!(all.poll(0).is_none());
+}
+
+#[test]
+fn nothing_more_is_read_until_the_engine_has_taken_the_news() {
+    let a = Script::new("a");
+    let (all, _state) = sources(std::slice::from_ref(&a));
+    a.says(vec![a.done()], Vec::new());
+    let (events, inbox) = mpsc::channel();
+    let step = {
+        let all = Arc::clone(&all);
+        thread::spawn(move || all.step([0].into(), &events))
+    };
+    let event = inbox.recv().unwrap();
+    assert!(matches!(&event, Event::News(delivery) if delivery.changes == [a.done()]));
+    assert!(!step.is_finished(), "the news is not taken yet");
+    drop(event);
+    assert!(step.join().unwrap());
+    drop(inbox);
+    a.says(vec![service("web", &[])], Vec::new());
+    let (deaf, nobody) = mpsc::channel();
+    drop(nobody);
+    assert!(!all.step([0].into(), &deaf), "nobody listens");
+}
+
+#[test]
+fn the_thread_ends_when_it_is_closed() {
+    let a = Script::new("a");
+    let (all, _state) = sources(std::slice::from_ref(&a));
+    all.start().unwrap();
+    let (events, inbox) = mpsc::channel();
+    all.follow(events).unwrap();
+    all.close();
+    // It ends when the thread drops its sender.
+    assert!(inbox.iter().next().is_none());
+}
