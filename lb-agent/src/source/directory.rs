@@ -54,7 +54,7 @@ pub struct ManifestDirectory {
     directory: PathBuf,
     manifests: Manifests,
     /// What the thread that watches found, and has not been read.
-    found: Arc<Mutex<Found>>,
+    unread: Arc<Mutex<Unread>>,
     was_rejected: bool,
 }
 
@@ -71,7 +71,7 @@ impl ManifestDirectory {
         Self {
             directory: directory.into(),
             manifests: Manifests::new(Self::source_name()).allocating(),
-            found: Arc::new(Mutex::new(Found { look: Some(Look::Everywhere), conditions: Vec::new() })),
+            unread: Arc::new(Mutex::new(Unread { look: Some(Look::Everywhere), conditions: Vec::new() })),
             was_rejected: false,
         }
     }
@@ -98,7 +98,7 @@ impl Source for ManifestDirectory {
 
     fn start(&mut self, waker: Waker) -> Result<(), SourceError> {
         let watch = Watch::new(&self.directory)?;
-        let mut follower = Follower { watch, directory: self.directory.clone(), found: Arc::clone(&self.found), waker };
+        let mut follower = Follower { watch, directory: self.directory.clone(), unread: Arc::clone(&self.unread), waker };
         let follow = move || {
             if let Err(error) = follower.follow() {
                 follower.report("ManifestsNotWatched", Some(error.to_string()));
@@ -109,7 +109,7 @@ impl Source for ManifestDirectory {
     }
 
     fn poll(&mut self) -> News {
-        let Found { look, conditions } = std::mem::take(&mut *lock(&self.found));
+        let Unread { look, conditions } = std::mem::take(&mut *lock(&self.unread));
         let Some(look) = look else { return News { conditions, ..News::default() } };
         let Batch { changes, edits, report } = self.read(&look);
         let is_news = !changes.is_empty() || report.rejected.is_some() != self.was_rejected;
@@ -144,12 +144,12 @@ impl Source for ManifestDirectory {
 
 /// What the thread that watches found since the last poll.
 #[derive(Debug, Default)]
-struct Found {
+struct Unread {
     look: Option<Look>,
     conditions: Vec<(&'static str, Option<String>)>,
 }
 
-fn lock(found: &Mutex<Found>) -> MutexGuard<'_, Found> {
+fn lock(found: &Mutex<Unread>) -> MutexGuard<'_, Unread> {
     found.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -182,7 +182,7 @@ impl Look {
 struct Follower {
     watch: Watch,
     directory: PathBuf,
-    found: Arc<Mutex<Found>>,
+    unread: Arc<Mutex<Unread>>,
     waker: Waker,
 }
 
@@ -198,7 +198,7 @@ impl Follower {
                 }
             };
             {
-                let mut found = lock(&self.found);
+                let mut found = lock(&self.unread);
                 found.look = Some(match found.look.take() {
                     Some(before) => before.and(look),
                     None => look,
@@ -216,7 +216,7 @@ impl Follower {
             Some(problem) => tracing::warn!(problem, "{kind}"),
             None => tracing::info!(directory = %self.directory.display(), "{kind} is over"),
         }
-        lock(&self.found).conditions.push((kind, problem));
+        lock(&self.unread).conditions.push((kind, problem));
         // Nobody listens when the agent is on its way out already.
         let _ = self.waker.wake();
     }

@@ -1,0 +1,140 @@
+//! A kind of datapath that lb does not have: one that writes down every plan before it is carried out.
+//!
+//! [`Audited`] is the datapath, and wraps any other one. [`AuditedNftables`] and [`AuditedMemory`] are the drivers that
+//! bring it into `lb_agent`; each is a constant that goes into `Config::datapath`. Nothing in lb knows of this crate.
+
+use std::{fs::OpenOptions, io::Write, path::PathBuf};
+
+use lb_agent::driver::{Attachments, Driver, Exclusion, OpenDatapath, Setting};
+use lb_core::{
+    ApplyError, Capabilities, Counters, Datapath, DatapathError, Drift, ErrorKind, Expected, Inspection, KernelAnswer,
+    MemoryDatapath, Packet, Plan, Role, State, Watcher,
+};
+use lb_datapath_iptables::nftables::{NftablesConfig, NftablesDatapath};
+
+/// Environment variable with the path of the audit log. Without it, nothing is written down.
+pub const AUDIT_LOG: &str = "LB_AUDIT_LOG";
+
+/// nftables, audited.
+pub static AUDITED_NFTABLES: AuditedNftables = AuditedNftables;
+/// Memory, audited: needs no privilege.
+pub static AUDITED_MEMORY: AuditedMemory = AuditedMemory;
+
+/// Driver of [`AUDITED_NFTABLES`].
+pub struct AuditedNftables;
+
+impl Driver for AuditedNftables {
+    fn name(&self) -> &'static str {
+        "nftables-audited"
+    }
+
+    fn about(&self) -> &'static str {
+        "nftables, with a log of every plan"
+    }
+
+    fn open(&self, _: &Attachments) -> Result<Box<dyn OpenDatapath>, DatapathError> {
+        let nftables = NftablesDatapath::open(&NftablesConfig::default())?;
+        Ok(Box::new(Audited::new("nftables-audited", nftables)))
+    }
+
+    fn settings(&self) -> &'static [Setting] {
+        &[Setting::Maglev]
+    }
+}
+
+/// Driver of [`AUDITED_MEMORY`].
+pub struct AuditedMemory;
+
+impl Driver for AuditedMemory {
+    fn name(&self) -> &'static str {
+        "memory-audited"
+    }
+
+    fn about(&self) -> &'static str {
+        "Memory, with a log of every plan"
+    }
+
+    fn open(&self, _: &Attachments) -> Result<Box<dyn OpenDatapath>, DatapathError> {
+        Ok(Box::new(Audited::new("memory-audited", MemoryDatapath::default())))
+    }
+
+    fn exclusion(&self) -> Exclusion {
+        Exclusion::Datapath
+    }
+
+    fn carries_packets(&self) -> bool {
+        false
+    }
+}
+
+/// A datapath that writes down every plan before the one below carries it out. A plan that cannot be written down is not
+/// carried out.
+#[derive(Debug)]
+pub struct Audited<D> {
+    name: &'static str,
+    below: D,
+    log: Option<PathBuf>,
+}
+
+impl<D: Datapath> Audited<D> {
+    /// Wraps a datapath; the log is where [`AUDIT_LOG`] says.
+    pub fn new(name: &'static str, below: D) -> Self {
+        Self { name, below, log: std::env::var_os(AUDIT_LOG).map(PathBuf::from) }
+    }
+
+    fn write_down(&self, plan: &Plan) -> Result<(), DatapathError> {
+        let Some(path) = &self.log else { return Ok(()) };
+        let line = format!("plan {}: {}\n", plan.id.0, plan.summary());
+        let written = OpenOptions::new().create(true).append(true).open(path);
+        written.and_then(|mut file| file.write_all(line.as_bytes())).map_err(|error| {
+            let what = format!("writing the audit log {} failed: nothing was carried out", path.display());
+            DatapathError::new(ErrorKind::System, what).with_source(error)
+        })
+    }
+}
+
+impl<D: Datapath> Datapath for Audited<D> {
+    fn capabilities(&self) -> Capabilities {
+        let mut capabilities = self.below.capabilities();
+        capabilities.kind = self.name;
+        capabilities
+    }
+
+    fn observe(&mut self) -> Result<State, DatapathError> {
+        self.below.observe()
+    }
+
+    fn apply(&mut self, plan: &Plan) -> Result<(), ApplyError> {
+        // The reconciler observes again and retries later.
+        self.write_down(plan).map_err(ApplyError::unknown)?;
+        self.below.apply(plan)
+    }
+
+    fn set_role(&mut self, role: Role) -> Result<(), DatapathError> {
+        self.below.set_role(role)
+    }
+
+    fn cleanup(&mut self) -> Result<(), DatapathError> {
+        self.below.cleanup()
+    }
+
+    fn inspect(&mut self, expected: Expected<'_>, inspection: Inspection) -> Result<Vec<Drift>, DatapathError> {
+        self.below.inspect(expected, inspection)
+    }
+
+    fn repair(&mut self, expected: Expected<'_>, found: &[Drift]) -> Result<(), ApplyError> {
+        self.below.repair(expected, found)
+    }
+
+    fn watcher(&mut self) -> Result<Option<Box<dyn Watcher>>, DatapathError> {
+        self.below.watcher()
+    }
+
+    fn ask(&mut self, packet: &Packet) -> Result<Option<KernelAnswer>, DatapathError> {
+        self.below.ask(packet)
+    }
+
+    fn counters(&self) -> Option<std::sync::Arc<dyn Counters>> {
+        self.below.counters()
+    }
+}
