@@ -1,8 +1,46 @@
 //! Client affinity.
 
-use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use core::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    time::Duration,
+};
 
-use crate::{Affinity, BackendAddr, FLOW_SEED, Instant, flow_hash};
+use crate::{
+    addr::BackendAddr,
+    flow_hash::{self, FLOW_SEED},
+    time::Instant,
+};
+
+/// Client-IP affinity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Affinity {
+    /// A record holds while `now < last use + timeout`; every new flow of the client renews it. Whole seconds,
+    /// 1..=86400 from Kubernetes, default 10800.
+    pub timeout: Duration,
+    /// Bits of an IPv4 source that make a client, 0..=32. Default 32.
+    pub prefix_v4: u8,
+    /// Bits of an IPv6 source that make a client, 0..=128. Default 128.
+    pub prefix_v6: u8,
+}
+
+impl Affinity {
+    /// Kubernetes' default time-out: three hours.
+    pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10_800);
+}
+
+impl Default for Affinity {
+    fn default() -> Self {
+        Self { timeout: Self::DEFAULT_TIMEOUT, prefix_v4: 32, prefix_v6: 128 }
+    }
+}
+
+impl fmt::Display for Affinity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { timeout, prefix_v4, prefix_v6 } = self;
+        write!(f, "affinity of /{prefix_v4} and /{prefix_v6} for {} s", timeout.as_secs_f64())
+    }
+}
 
 /// What a datapath remembers about a client of a frontend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,7 +90,7 @@ mod tests {
     use core::time::Duration;
 
     use super::*;
-    use crate::Protocol;
+    use crate::addr::Protocol;
 
     #[test]
     fn the_time_out_is_half_open() {

@@ -9,9 +9,16 @@ use alloc::{
 use core::time::Duration;
 
 use crate::{
-    Affinity, Backend, BackendAddr, BackendId, BackendSet, Family, Frontend, FrontendAddr, FrontendId, FrontendKind,
-    IdTable, IdsExhausted, Labels, Lookup, Model, Scope, Selection, Service, ServiceFrontend, ServiceName,
-    ServicePortName, SetId, State, TableSize, TableSpec, Target, Touched, TrafficPolicy, plan, slots,
+    addr::{BackendAddr, Family, FrontendAddr, FrontendKind, Scope},
+    affinity::Affinity,
+    id::{BackendId, FrontendId, IdTable, IdsExhausted, SetId},
+    model::{Model, ServiceFrontend},
+    name::{ServiceName, ServicePortName},
+    plan::{self, Labels, Touched},
+    selection::Selection,
+    service::{Service, TrafficPolicy},
+    state::{Backend, BackendSet, Frontend, Lookup, State, Target},
+    table::{self, TableSize, TableSpec},
 };
 
 /// The state that a datapath should hold, kept up to date service by service.
@@ -224,7 +231,7 @@ impl Desired {
 
     fn add_set(&mut self, spec: &TableSpec, model: &Model, touched: &mut Touched) -> Result<SetId, IdsExhausted> {
         let ids = spec.backends.iter().map(|(addr, _)| self.backend_ids.id(addr)).collect::<Result<Vec<_>, _>>()?;
-        let content = slots::with_ids(&spec.slots(&model.settings().maglev), &ids);
+        let content = table::with_ids(&spec.slots(&model.settings().maglev), &ids);
         let set = BackendSet { lookup: spec.lookup(), slots: content };
         let key = SetKey::Spec(spec.clone());
         let id = match self.installed_sets.remove(&(set.lookup, Arc::clone(&set.slots))) {
@@ -338,11 +345,11 @@ pub(crate) fn table_spec(model: &Model, service: &Service, selection: &Selection
 struct Tables<'a> {
     model: &'a Model,
     service: &'a Service,
-    known: BTreeMap<(Arc<str>, crate::Protocol, Family, TrafficPolicy), WantedTarget>,
+    known: BTreeMap<(Arc<str>, crate::addr::Protocol, Family, TrafficPolicy), WantedTarget>,
 }
 
 impl Tables<'_> {
-    fn target(&mut self, port: &crate::ServicePort, family: Family, policy: TrafficPolicy) -> WantedTarget {
+    fn target(&mut self, port: &crate::service::ServicePort, family: Family, policy: TrafficPolicy) -> WantedTarget {
         let key = (Arc::clone(&port.name), port.protocol, family, policy);
         let (model, service) = (self.model, self.service);
         let known = self.known.entry(key).or_insert_with(|| {

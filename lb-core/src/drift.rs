@@ -7,7 +7,12 @@ use alloc::{
 };
 use core::fmt;
 
-use crate::{Affinity, Backend, Frontend, FrontendAddr, Labels, Lookup, NodeFacts, State, Target};
+use crate::{
+    addr::FrontendAddr,
+    node::NodeFacts,
+    plan::Labels,
+    state::{Backend, Frontend, Lookup, State, Target},
+};
 
 /// What a datapath should hold: what the plans that it carried out amount to.
 #[derive(Clone, Copy, Debug)]
@@ -21,7 +26,7 @@ pub struct Expected<'a> {
 /// How much an inspection looks at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Inspection {
-    /// What a [watcher](crate::Watcher) took notice of, and what costs next to nothing to look at.
+    /// What a [watcher](crate::datapath::Watcher) took notice of, and what costs next to nothing to look at.
     Suspects,
     /// Everything that the datapath holds, entry by entry.
     Everything,
@@ -213,7 +218,7 @@ impl fmt::Display for Cause {
 /// Where `found` differs from `expected`, by content: frontends by address, their slots by the backends in them. Ids of
 /// sets and backends, which a datapath may make up when it observes, do not count.
 #[must_use]
-pub fn drift(expected: &State, found: &State) -> Vec<Drift> {
+pub fn compare(expected: &State, found: &State) -> Vec<Drift> {
     let mut drifts = Vec::new();
     if let Some(difference) = Difference::between(&expected.node, &found.node, NodeFacts::to_string) {
         drifts.push(Drift::new(DriftClass::Node, "facts", difference));
@@ -276,27 +281,6 @@ fn of_unused(expected: &State, found: &State, drifts: &mut Vec<Drift>) {
     let orphans = found.sets.keys().filter(|set| !used.contains(set));
     if expected.sets.len() == kept {
         drifts.extend(orphans.map(|set| Drift::new(DriftClass::Set, set, Difference::Extra)));
-    }
-}
-
-impl fmt::Display for NodeFacts {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name.as_ref().map_or("no name", |name| name.as_str()))?;
-        listed(f, ", addresses", &self.ips)?;
-        listed(f, ", pods", &self.cluster_cidrs)
-    }
-}
-
-fn listed(f: &mut fmt::Formatter<'_>, what: &str, all: &[impl fmt::Display]) -> fmt::Result {
-    f.write_str(what)?;
-    all.iter().try_for_each(|one| write!(f, " {one}"))?;
-    if all.is_empty() { f.write_str(" none") } else { Ok(()) }
-}
-
-impl fmt::Display for Affinity {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { timeout, prefix_v4, prefix_v6 } = self;
-        write!(f, "affinity of /{prefix_v4} and /{prefix_v6} for {} s", timeout.as_secs_f64())
     }
 }
 

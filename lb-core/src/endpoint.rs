@@ -3,7 +3,12 @@
 use alloc::{sync::Arc, vec::Vec};
 use core::net::IpAddr;
 
-use crate::{Hints, Instant, NodeName, Protocol, ServiceName, SliceName, ZoneName};
+use crate::{
+    addr::Protocol,
+    name::{NodeName, ServiceName, SliceName, ZoneName},
+    time::Instant,
+    topology::Hints,
+};
 
 /// Some of the endpoints of one service, replaced as a whole.
 #[derive(Clone, Debug, PartialEq, Eq)]

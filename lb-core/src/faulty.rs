@@ -3,8 +3,13 @@
 use alloc::{boxed::Box, collections::BTreeSet, format, sync::Arc, vec::Vec};
 
 use crate::{
-    ApplyError, Capabilities, Counters, Datapath, DatapathError, Drift, ErrorKind, Expected, FrontendAddr, Inspection,
-    KernelAnswer, Op, Packet, Plan, Role, State, Watcher,
+    addr::FrontendAddr,
+    datapath::{ApplyError, Capabilities, Counters, Datapath, DatapathError, ErrorKind, Role, Watcher},
+    decision::Packet,
+    drift::{Drift, Expected, Inspection},
+    kernel::KernelAnswer,
+    plan::{Op, Plan},
+    state::State,
 };
 
 /// How often a [`Faulty`] datapath fails, in thousandths.

@@ -7,7 +7,10 @@ use alloc::{
     vec::Vec,
 };
 
-use crate::{BackendAddr, Choice, Decision, FlowView, Packet, SourceRewrite, Verdict};
+use crate::{
+    addr::BackendAddr,
+    decision::{Choice, Decision, FlowView, Packet, SourceRewrite, Verdict},
+};
 
 /// What becomes of a packet according to what the kernel holds, asked of the kernel and not of our own memory.
 #[derive(Clone, Debug, PartialEq, Eq)]

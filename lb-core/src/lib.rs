@@ -7,8 +7,15 @@
 //!
 //! ```
 //! use lb_core::{
-//!     Change, Datapath, Endpoint, EndpointSlice, Instant, MemoryDatapath, Model, Protocol, Reconciler, Service,
-//!     ServiceName, ServicePort, Settings, SliceName, SlicePort,
+//!     addr::Protocol,
+//!     datapath::Datapath,
+//!     endpoint::{Endpoint, EndpointSlice, SlicePort},
+//!     memory::MemoryDatapath,
+//!     model::{Change, Model, Settings},
+//!     name::{ServiceName, SliceName},
+//!     reconciler::Reconciler,
+//!     service::{Service, ServicePort},
+//!     time::Instant,
 //! };
 //!
 //! let mut datapath: Box<dyn Datapath> = Box::new(MemoryDatapath::default()); // or eBPF, nftables, iptables
@@ -38,65 +45,59 @@
 
 extern crate alloc;
 
-mod addr;
-mod affinity;
-mod change;
-mod datapath;
-mod decide;
-mod desired;
-mod drain;
-mod drift;
-mod endpoint;
-mod events;
-mod faulty;
-mod frontend;
-mod health;
-mod id;
-mod in_use;
-mod kernel;
+pub mod addr;
+pub mod affinity;
+pub mod datapath;
+pub mod decision;
+pub mod desired;
+pub mod drift;
+pub mod endpoint;
+pub mod faulty;
+pub mod flow_hash;
+pub mod health;
+pub mod id;
+pub mod kernel;
 pub mod maglev;
-mod memory;
-mod model;
-mod name;
-mod node;
-mod plan;
-mod reconcile;
-mod select;
-mod service;
-mod slots;
-mod state;
-mod time;
-mod topology;
-mod why_not;
+pub mod memory;
+pub mod model;
+pub mod name;
+pub mod node;
+pub mod plan;
+pub mod reconciler;
+pub mod selection;
+pub mod service;
+pub mod state;
+pub mod table;
+pub mod time;
+pub mod topology;
 
-pub use addr::{BackendAddr, Family, FrontendAddr, Protocol, Scope};
-pub use affinity::AffinityRecord;
-pub use change::Change;
+pub use addr::{BackendAddr, Family, FrontendAddr, FrontendKind, Protocol, Scope};
+pub use affinity::{Affinity, AffinityRecord};
 pub use datapath::{
     AffinityCapability, ApplyError, Atomicity, Capabilities, Counters, Datapath, DatapathError, ErrorKind, KernelUsage,
     Role, SocketCapability, SocketHash, Watcher,
 };
-pub use decide::{Choice, Decision, Entry, FlowView, Forward, Packet, SourceRewrite, Step, Verdict, decide};
+pub use decision::{
+    Because, Choice, Decision, Entry, FlowView, Forward, Packet, Slots, SourceRewrite, Step, Verdict, Wanted, WhyNot,
+    decide, why_not,
+};
 pub use desired::Desired;
-pub use drain::DrainPolicy;
-pub use drift::{Cause, Difference, Drift, DriftClass, Expected, Inspection, drift};
+pub use drift::{Cause, Difference, Drift, DriftClass, Expected, Inspection, compare as drift};
 pub use endpoint::{AdminState, BackendState, Conditions, Endpoint, EndpointSlice, SlicePort};
 pub use faulty::{Faults, Faulty};
-pub use frontend::FrontendKind;
+pub use flow_hash::FLOW_SEED;
 pub use health::{Health, HealthReport, HealthTable};
 pub use id::{BackendId, FrontendId, Id, IdTable, IdsExhausted, SetId};
 pub use kernel::{Backends, KernelAnswer, KernelVerdict};
-pub use lb_flow_hash as flow_hash;
-pub use memory::{Answer, MemoryDatapath};
-pub use model::{Candidate, Degraded, FLOW_SEED, Model, ModelError, Owner, ServiceFrontend, Settings};
+pub use memory::MemoryDatapath;
+pub use model::{Candidate, Change, Degraded, Model, ModelError, Owner, ServiceFrontend, Settings};
 pub use name::{NodeName, ServiceName, ServicePortName, SliceName, SourceName, ZoneName};
 pub use node::NodeFacts;
 pub use plan::{Labels, Op, Plan, PlanId, Touched, diff, diff_touched};
-pub use reconcile::{FrontendStatus, Reconciler};
-pub use select::{Reason, Rules, Selection, Usable, select};
-pub use service::{Affinity, Algorithm, BadTableSize, Service, ServicePort, TableSize, TrafficPolicy};
-pub use slots::{MAX_PLAIN_SLOTS, TableSpec};
-pub use state::{Backend, BackendSet, Dangling, Frontend, Lookup, State, Target};
+pub use reconciler::{FrontendStatus, Reconciler};
+pub use selection::{Reason, Rules, Selection, Usable, select};
+pub use service::{Algorithm, DrainPolicy, Service, ServicePort, TrafficPolicy};
+pub use state::{Answer, Backend, BackendSet, Dangling, Frontend, Lookup, State, Target};
+pub use table::{BadTableSize, MAX_PLAIN_SLOTS, TableSize, TableSpec};
 pub use time::Instant;
 pub use topology::{Hints, Near, TrafficDistribution};
-pub use why_not::{Because, Slots, Wanted, WhyNot, why_not};

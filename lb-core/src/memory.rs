@@ -1,19 +1,20 @@
 //! A datapath that only remembers.
 
-use alloc::{
-    collections::{BTreeMap, BTreeSet},
-    vec::Vec,
-};
+use alloc::vec::Vec;
 
 use crate::{
-    ApplyError, BackendAddr, BackendId, Backends, Capabilities, Datapath, DatapathError, Entry, ErrorKind, FlowView,
-    FrontendAddr, KernelAnswer, KernelVerdict, Lookup, Op, Packet, Plan, Role, Scope, SetId, State, Target, flow_hash,
+    addr::{FrontendAddr, Scope},
+    datapath::{ApplyError, Capabilities, Datapath, DatapathError, ErrorKind, Role},
+    decision::{Entry, FlowView, Packet},
+    kernel::{Backends, KernelAnswer, KernelVerdict},
+    plan::Plan,
+    state::{Answer, State},
 };
 
 /// A datapath in memory: it can do everything, needs no privilege and carries no packets.
 ///
 /// ```
-/// use lb_core::{Datapath, MemoryDatapath};
+/// use lb_core::{datapath::Datapath, memory::MemoryDatapath};
 ///
 /// let mut datapath = MemoryDatapath::default();
 /// assert!(datapath.observe().unwrap().frontends.is_empty());
@@ -113,93 +114,5 @@ impl Datapath for MemoryDatapath {
             flow: FlowView::default(),
             verdict,
         }))
-    }
-}
-
-/// What a state answers to the first packet of a flow.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Answer {
-    /// The address is no frontend.
-    NotAFrontend,
-    /// Refused at once.
-    Reject,
-    /// Dropped silently.
-    Drop,
-    /// One of these backends, with their number of slots.
-    Backends(BTreeMap<BackendAddr, u32>),
-    /// The state refers to something that it does not hold.
-    Broken,
-}
-
-impl State {
-    /// What this state answers to a new flow to `addr` whose [flow hash](crate::flow_hash) is `hash`, without an
-    /// affinity record.
-    #[must_use]
-    pub fn answer(&self, addr: &FrontendAddr, hash: u32) -> Answer {
-        let Some(frontend) = self.frontends.get(addr) else { return Answer::NotAFrontend };
-        let set = match frontend.target {
-            Target::Reject => return Answer::Reject,
-            Target::Drop => return Answer::Drop,
-            Target::Set(id) => self.sets.get(&id),
-        };
-        let Some(set) = set else { return Answer::Broken };
-        let ids: Vec<_> = match set.lookup {
-            Lookup::Random | Lookup::RoundRobin => set.members().into_iter().collect(),
-            Lookup::Hash => {
-                let slot = flow_hash::slot(hash, set.slots.len() as u32);
-                set.slots.get(slot as usize).map(|&id| (id, 1)).into_iter().collect()
-            }
-        };
-        let found: Option<BTreeMap<_, _>> =
-            ids.iter().map(|(id, slots)| Some((self.backends.get(id)?.addr, *slots))).collect();
-        match found {
-            Some(backends) if !backends.is_empty() => Answer::Backends(backends),
-            _ => Answer::Broken,
-        }
-    }
-
-    /// Carries out `ops` in order, except for removals of what something still refers to: what a datapath does when
-    /// some frontends of a plan are refused.
-    pub fn apply_guarded<'a>(&mut self, ops: impl IntoIterator<Item = &'a Op>) {
-        let mut sets_in_use: Option<BTreeSet<SetId>> = None;
-        let mut backends_in_use: Option<BTreeSet<BackendId>> = None;
-        for op in ops {
-            let needed = match op {
-                Op::RemoveSet(id) => sets_in_use.get_or_insert_with(|| self.sets_in_use()).contains(id),
-                Op::RemoveBackend(id) => backends_in_use.get_or_insert_with(|| self.backends_in_use()).contains(id),
-                Op::SetNode(_)
-                | Op::UpsertBackend(..)
-                | Op::AddSet(..)
-                | Op::UpsertFrontend { .. }
-                | Op::RemoveFrontend(_) => {
-                    sets_in_use = None;
-                    false
-                }
-            };
-            if !needed {
-                self.apply_op(op);
-            }
-            if !matches!(op, Op::RemoveBackend(_)) {
-                backends_in_use = None;
-            }
-        }
-    }
-
-    /// Sets that a frontend points to.
-    #[must_use]
-    pub fn sets_in_use(&self) -> BTreeSet<SetId> {
-        let targets = self.frontends.values().map(|frontend| frontend.target);
-        targets
-            .filter_map(|target| match target {
-                Target::Set(set) => Some(set),
-                Target::Reject | Target::Drop => None,
-            })
-            .collect()
-    }
-
-    /// Backends that are in a set.
-    #[must_use]
-    pub fn backends_in_use(&self) -> BTreeSet<BackendId> {
-        self.sets.values().flat_map(|set| set.slots.iter().copied()).collect()
     }
 }

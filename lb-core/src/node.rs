@@ -1,11 +1,11 @@
 //! Facts about the node that a model is for.
 
 use alloc::vec::Vec;
-use core::net::IpAddr;
+use core::{fmt, net::IpAddr};
 
 use ipnet::IpNet;
 
-use crate::{Family, NodeName};
+use crate::{addr::Family, name::NodeName};
 
 /// What the model needs to know about its own node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -31,4 +31,18 @@ impl NodeFacts {
     pub fn primary_ip(&self, family: Family) -> Option<IpAddr> {
         self.ips.iter().copied().find(|&ip| Family::of(ip) == family)
     }
+}
+
+impl fmt::Display for NodeFacts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name.as_ref().map_or("no name", |name| name.as_str()))?;
+        listed(f, ", addresses", &self.ips)?;
+        listed(f, ", pods", &self.cluster_cidrs)
+    }
+}
+
+fn listed(f: &mut fmt::Formatter<'_>, what: &str, all: &[impl fmt::Display]) -> fmt::Result {
+    f.write_str(what)?;
+    all.iter().try_for_each(|one| write!(f, " {one}"))?;
+    if all.is_empty() { f.write_str(" none") } else { Ok(()) }
 }

@@ -2,7 +2,12 @@
 
 use alloc::{collections::BTreeSet, string::String, sync::Arc, vec::Vec};
 
-use crate::{Backend, BackendId, BackendSet, Frontend, FrontendAddr, NodeFacts, SetId, State};
+use crate::{
+    addr::FrontendAddr,
+    id::{BackendId, SetId},
+    node::NodeFacts,
+    state::{Backend, BackendSet, Frontend, State},
+};
 
 /// Number of a plan, counted up by its reconciler.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -3,11 +3,18 @@
 use alloc::{sync::Arc, vec::Vec};
 use core::{fmt, net::IpAddr, time::Duration};
 
-use crate::{DrainPolicy, Protocol, ServiceName, SourceName, TrafficDistribution};
+use crate::{
+    addr::Protocol,
+    affinity::Affinity,
+    name::{ServiceName, SourceName},
+    table::TableSize,
+    time::Instant,
+    topology::TrafficDistribution,
+};
 
 /// A service as its source describes it.
 ///
-/// One service has many [frontends](crate::FrontendAddr): every address with every port.
+/// One service has many [frontends](crate::addr::FrontendAddr): every address with every port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
     /// Identity.
@@ -30,16 +37,16 @@ pub struct Service {
     pub external_traffic_policy: TrafficPolicy,
     /// Which backends traffic to a cluster address may use. Default: all.
     pub internal_traffic_policy: TrafficPolicy,
-    /// Which backends are preferred where all of the cluster may be used. Default: those that their [hints](crate::Hints)
+    /// Which backends are preferred where all of the cluster may be used. Default: those that their [hints](crate::topology::Hints)
     /// name.
     pub traffic_distribution: Option<TrafficDistribution>,
     /// What becomes of established flows whose backend takes no new ones. Default: they stay.
     pub drain: DrainPolicy,
     /// Per cent of backends that must not be unhealthy, or health is not looked at; see
-    /// [`Settings::panic_threshold`](crate::Settings::panic_threshold), which is the default.
+    /// [`Settings::panic_threshold`](crate::model::Settings::panic_threshold), which is the default.
     pub panic_threshold: Option<u8>,
     /// Who says all this; decides between services that claim one address, see
-    /// [`Settings::priorities`](crate::Settings::priorities). Default: nobody in particular, of priority 0.
+    /// [`Settings::priorities`](crate::model::Settings::priorities). Default: nobody in particular, of priority 0.
     pub source: Option<SourceName>,
 }
 
@@ -119,69 +126,40 @@ impl fmt::Display for Algorithm {
     }
 }
 
-/// Client-IP affinity.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Affinity {
-    /// A record holds while `now < last use + timeout`; every new flow of the client renews it. Whole seconds,
-    /// 1..=86400 from Kubernetes, default 10800.
-    pub timeout: Duration,
-    /// Bits of an IPv4 source that make a client, 0..=32. Default 32.
-    pub prefix_v4: u8,
-    /// Bits of an IPv6 source that make a client, 0..=128. Default 128.
-    pub prefix_v6: u8,
+/// What becomes of established TCP and SCTP flows whose backend is gone, going, unhealthy, or taken out by an operator.
+///
+/// A backend that is well, but not for this node (by traffic policy or topology), keeps its flows whatever the policy.
+/// UDP has no connections to keep: a flow moves to another backend as soon as its own takes no new ones.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum DrainPolicy {
+    /// They stay with their backend for as long as they live.
+    #[default]
+    Keep,
+    /// They stay for so long after the backend took its last new flow, then they are cut. At least a second.
+    For(Duration),
+    /// They are cut at once: the client is refused when it next sends.
+    Cut,
 }
 
-impl Affinity {
-    /// Kubernetes' default time-out: three hours.
-    pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10_800);
+impl DrainPolicy {
+    /// Whether a flow may stay at `now` with a backend that takes no new flows since `since`; not known counts as `now`.
+    #[must_use]
+    pub fn keeps(self, since: Option<Instant>, now: Instant) -> bool {
+        match self {
+            Self::Keep => true,
+            Self::For(time) => now.since(since.unwrap_or(now)) < time,
+            Self::Cut => false,
+        }
+    }
 }
 
-impl Default for Affinity {
-    fn default() -> Self {
-        Self { timeout: Self::DEFAULT_TIMEOUT, prefix_v4: 32, prefix_v6: 128 }
-    }
-}
-
-/// Number of slots of a Maglev table: one of ten primes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct TableSize(u32);
-
-/// The number is not a table size.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("table size {0} is not one of {sizes:?}", sizes = TableSize::PRIMES)]
-pub struct BadTableSize(pub u32);
-
-impl TableSize {
-    /// The sizes there are.
-    pub const PRIMES: [u32; 10] = [251, 509, 1021, 2039, 4093, 8191, 16381, 32749, 65521, 131_071];
-
-    /// A table of `slots` slots.
-    ///
-    /// # Errors
-    /// When `slots` is not one of [`TableSize::PRIMES`].
-    pub fn new(slots: u32) -> Result<Self, BadTableSize> {
-        if Self::PRIMES.contains(&slots) { Ok(Self(slots)) } else { Err(BadTableSize(slots)) }
-    }
-
-    /// The smallest size with a hundred slots per backend, the largest if there is none: with a hundred, shares
-    /// differ by about one per cent (Maglev paper, section 5.3).
-    #[must_use]
-    pub fn for_backends(backends: usize) -> Self {
-        let wanted = backends.saturating_mul(100);
-        let fits = Self::PRIMES.into_iter().find(|&prime| prime as usize >= wanted);
-        Self(fits.unwrap_or(131_071))
-    }
-
-    /// The largest size of at most `slots` slots, if there is one.
-    #[must_use]
-    pub fn largest_within(slots: u32) -> Option<Self> {
-        Self::PRIMES.into_iter().rev().find(|&prime| prime <= slots).map(Self)
-    }
-
-    /// Slots.
-    #[must_use]
-    pub const fn get(self) -> u32 {
-        self.0
+impl fmt::Display for DrainPolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Keep => f.write_str("keep"),
+            Self::For(time) => write!(f, "{} s", time.as_secs()),
+            Self::Cut => f.write_str("cut"),
+        }
     }
 }
 
@@ -190,16 +168,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn table_size_follows_the_number_of_backends() {
-        for (backends, slots) in [(0, 251), (2, 251), (3, 509), (10, 1021), (163, 16381), (164, 32749), (5000, 131_071)]
-        {
-            assert_eq!(TableSize::for_backends(backends).get(), slots, "{backends} backends");
-        }
-    }
-
-    #[test]
-    fn other_table_sizes_are_refused() {
-        assert_eq!(TableSize::new(250), Err(BadTableSize(250)));
-        assert!(TableSize::new(65521).is_ok());
+    fn the_time_to_drain_is_half_open() {
+        let at = |seconds| Instant::new(Duration::from_secs(seconds));
+        let policy = DrainPolicy::For(Duration::from_secs(30));
+        assert!(policy.keeps(Some(at(100)), at(129)) && !policy.keeps(Some(at(100)), at(130)));
+        assert!(policy.keeps(None, at(1000)), "not known since when");
+        assert!(DrainPolicy::Keep.keeps(Some(at(0)), at(u64::MAX)) && !DrainPolicy::Cut.keeps(None, at(0)));
     }
 }

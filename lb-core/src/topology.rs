@@ -3,7 +3,11 @@
 use alloc::vec::Vec;
 use core::fmt;
 
-use crate::{Endpoint, NodeName, Reason, Rules, ZoneName};
+use crate::{
+    endpoint::Endpoint,
+    name::{NodeName, ZoneName},
+    selection::{Reason, Rules},
+};
 
 /// Zones and nodes that an endpoint is meant for, as whoever wrote its slice decided.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -4,7 +4,10 @@ use alloc::{format, string::String, vec, vec::Vec};
 use core::net::SocketAddr;
 
 use super::{CiliumSeed, Filling, Walk, murmur3};
-use crate::{BackendAddr, Protocol, TableSize};
+use crate::{
+    addr::{BackendAddr, Protocol},
+    table::TableSize,
+};
 
 pub(super) fn table(backends: &[(BackendAddr, u16)], size: TableSize, seed: CiliumSeed) -> Vec<u32> {
     let mut named: Vec<(String, u32)> = (0u32..).zip(backends).map(|(n, (addr, _))| (identity(*addr), n)).collect();

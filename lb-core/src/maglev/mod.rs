@@ -6,7 +6,7 @@
 //! of them.
 //!
 //! ```
-//! use lb_core::{BackendAddr, Protocol, TableSize, maglev};
+//! use lb_core::{addr::{BackendAddr, Protocol}, maglev, table::TableSize};
 //!
 //! let backend = |ip: [u8; 4]| BackendAddr::new(ip.into(), 80, Protocol::Tcp);
 //! let backends = [(backend([10, 0, 0, 1]), 100), (backend([10, 0, 0, 2]), 100)];
@@ -26,7 +26,7 @@ use alloc::{vec, vec::Vec};
 
 pub use seed::{BadSeed, CiliumSeed, siphash_key};
 
-use crate::{BackendAddr, TableSize};
+use crate::{addr::BackendAddr, table::TableSize};
 
 /// Where permutations come from, and how weights become turns. All nodes must have the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

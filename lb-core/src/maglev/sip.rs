@@ -6,7 +6,7 @@ use core::{hash::Hasher, net::IpAddr};
 use siphasher::sip128::{Hasher128, SipHasher24};
 
 use super::{Filling, Walk};
-use crate::{BackendAddr, TableSize};
+use crate::{addr::BackendAddr, table::TableSize};
 
 pub(super) fn table(backends: &[(BackendAddr, u16)], size: TableSize, key: &[u8; 16]) -> Vec<u32> {
     let mut turns: Vec<Turn> = (0u32..)

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use sha2::{Digest, Sha256};
 
 use super::{cilium::identity, *};
-use crate::Protocol;
+use crate::addr::Protocol;
 
 const KEY: HashFamily = HashFamily::SipHash(*b"0123456789abcdef");
 const CILIUM: HashFamily = HashFamily::Cilium(CiliumSeed { murmur: 0x24b7_ef82 });

@@ -3,7 +3,10 @@
 use core::net::IpAddr;
 
 use super::ModelError;
-use crate::{DrainPolicy, EndpointSlice, Service};
+use crate::{
+    endpoint::EndpointSlice,
+    service::{DrainPolicy, Service},
+};
 
 pub(super) fn check_fields(service: &Service) -> Result<(), ModelError> {
     let out_of_range =

@@ -4,7 +4,12 @@ use alloc::{collections::BTreeSet, vec::Vec};
 use core::cmp::Reverse;
 
 use super::{Model, ModelError, Owner, ServiceFrontend, check::check_fields};
-use crate::{FrontendAddr, NodeFacts, Service, ServiceName, ServicePortName};
+use crate::{
+    addr::FrontendAddr,
+    name::{ServiceName, ServicePortName},
+    node::NodeFacts,
+    service::Service,
+};
 
 impl Model {
     /// Whether `service` has this one of its frontends: another one may have taken it over.

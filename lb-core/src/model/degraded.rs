@@ -3,7 +3,7 @@
 use alloc::collections::BTreeSet;
 
 use super::{Degraded, Model};
-use crate::{Algorithm, DrainPolicy, Service, TrafficPolicy};
+use crate::service::{Algorithm, DrainPolicy, Service, TrafficPolicy};
 
 impl Model {
     /// How `service` falls short of what it asks for; empty when it does not.

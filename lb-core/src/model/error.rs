@@ -2,7 +2,11 @@
 
 use core::net::IpAddr;
 
-use crate::{Algorithm, DrainPolicy, Family, FrontendAddr, FrontendKind, Protocol, ServiceName, SliceName};
+use crate::{
+    addr::{Family, FrontendAddr, FrontendKind, Protocol},
+    name::{ServiceName, SliceName},
+    service::{Algorithm, DrainPolicy},
+};
 
 /// Why a change was refused. The model is as it was before.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

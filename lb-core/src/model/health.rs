@@ -4,7 +4,11 @@ use alloc::collections::BTreeSet;
 use core::net::IpAddr;
 
 use super::Model;
-use crate::{BackendAddr, HealthReport, ServiceName, SliceName, SourceName};
+use crate::{
+    addr::BackendAddr,
+    health::HealthReport,
+    name::{ServiceName, SliceName, SourceName},
+};
 
 impl Model {
     pub(super) fn set_health(&mut self, report: HealthReport) -> BTreeSet<ServiceName> {

@@ -1,5 +1,6 @@
 //! The model: what the sources want, in tables with one writer.
 
+mod change;
 mod check;
 mod claims;
 mod degraded;
@@ -12,17 +13,21 @@ use alloc::{
 };
 use core::net::IpAddr;
 
+pub use change::Change;
 use check::check_slice;
 pub use error::{Degraded, ModelError};
 
 use crate::{
-    Algorithm, BackendAddr, Capabilities, Change, Endpoint, EndpointSlice, Family, FrontendAddr, FrontendKind, Health,
-    HealthTable, NodeFacts, Rules, Selection, Service, ServiceName, ServicePort, ServicePortName, SliceName,
-    SourceName, TrafficPolicy, ZoneName, maglev::HashFamily, select,
+    addr::{BackendAddr, Family, FrontendAddr, FrontendKind},
+    datapath::Capabilities,
+    endpoint::{Endpoint, EndpointSlice},
+    health::{Health, HealthTable},
+    maglev::HashFamily,
+    name::{ServiceName, ServicePortName, SliceName, SourceName, ZoneName},
+    node::NodeFacts,
+    selection::{Rules, Selection, select},
+    service::{Algorithm, Service, ServicePort, TrafficPolicy},
 };
-
-/// Seed of the [flow hash](crate::flow_hash) in every datapath. Nodes that share it send a flow to the same backend.
-pub const FLOW_SEED: u32 = 0x6c62_0001;
 
 /// Settings that hold for every service of a model.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

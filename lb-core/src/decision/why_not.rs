@@ -8,7 +8,12 @@ use alloc::{
 use core::net::IpAddr;
 
 use crate::{
-    BackendAddr, Choice, Decision, FlowView, Instant, Lookup, Packet, Reason, State, Target, Verdict, flow_hash,
+    addr::BackendAddr,
+    decision::{Choice, Decision, FlowView, Packet, Verdict},
+    flow_hash,
+    selection::Reason,
+    state::{Lookup, State, Target},
+    time::Instant,
 };
 
 /// Which backend is asked about.
@@ -245,8 +250,15 @@ mod tests {
 
     use super::*;
     use crate::{
-        Affinity, AffinityRecord, Algorithm, Capabilities, Change, Endpoint, EndpointSlice, Entry, Model, Protocol,
-        Reconciler, Service, ServiceName, ServicePort, Settings, SliceName, SlicePort, decide,
+        addr::Protocol,
+        affinity::{Affinity, AffinityRecord},
+        datapath::Capabilities,
+        decision::{Entry, decide},
+        endpoint::{Endpoint, EndpointSlice, SlicePort},
+        model::{Change, Model, Settings},
+        name::{ServiceName, SliceName},
+        reconciler::Reconciler,
+        service::{Algorithm, Service, ServicePort},
     };
 
     /// Three backends, the last of weight 0, behind 10.96.0.1:80.

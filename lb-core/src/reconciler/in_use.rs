@@ -2,7 +2,12 @@
 
 use alloc::collections::BTreeSet;
 
-use crate::{FrontendAddr, Op, SetId, State, Target};
+use crate::{
+    addr::FrontendAddr,
+    id::SetId,
+    plan::Op,
+    state::{State, Target},
+};
 
 /// Sets and backends that deferred frontends still use.
 pub(crate) struct InUse<'a> {

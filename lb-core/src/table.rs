@@ -3,13 +3,59 @@
 use alloc::{sync::Arc, vec::Vec};
 
 use crate::{
-    Algorithm, BackendAddr, Lookup, TableSize, Usable,
+    addr::BackendAddr,
     maglev::{self, HashFamily},
+    selection::Usable,
+    service::Algorithm,
+    state::Lookup,
 };
 
 /// Most slots of a random or round-robin table of up to this many backends; a table of more backends has one slot
 /// for each.
 pub const MAX_PLAIN_SLOTS: usize = 4093;
+
+/// Number of slots of a Maglev table: one of ten primes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TableSize(u32);
+
+/// The number is not a table size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("table size {0} is not one of {sizes:?}", sizes = TableSize::PRIMES)]
+pub struct BadTableSize(pub u32);
+
+impl TableSize {
+    /// The sizes there are.
+    pub const PRIMES: [u32; 10] = [251, 509, 1021, 2039, 4093, 8191, 16381, 32749, 65521, 131_071];
+
+    /// A table of `slots` slots.
+    ///
+    /// # Errors
+    /// When `slots` is not one of [`TableSize::PRIMES`].
+    pub fn new(slots: u32) -> Result<Self, BadTableSize> {
+        if Self::PRIMES.contains(&slots) { Ok(Self(slots)) } else { Err(BadTableSize(slots)) }
+    }
+
+    /// The smallest size with a hundred slots per backend, the largest if there is none: with a hundred, shares
+    /// differ by about one per cent (Maglev paper, section 5.3).
+    #[must_use]
+    pub fn for_backends(backends: usize) -> Self {
+        let wanted = backends.saturating_mul(100);
+        let fits = Self::PRIMES.into_iter().find(|&prime| prime as usize >= wanted);
+        Self(fits.unwrap_or(131_071))
+    }
+
+    /// The largest size of at most `slots` slots, if there is one.
+    #[must_use]
+    pub fn largest_within(slots: u32) -> Option<Self> {
+        Self::PRIMES.into_iter().rev().find(|&prime| prime <= slots).map(Self)
+    }
+
+    /// Slots.
+    #[must_use]
+    pub const fn get(self) -> u32 {
+        self.0
+    }
+}
 
 /// What a table is computed from. Equal specifications give equal tables, under one [family](HashFamily).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -117,7 +163,7 @@ mod tests {
     use core::net::Ipv4Addr;
 
     use super::*;
-    use crate::Protocol;
+    use crate::addr::Protocol;
 
     fn spec(algorithm: Algorithm, weights: &[u16]) -> TableSpec {
         let backends = (1u8..)
@@ -155,5 +201,19 @@ mod tests {
         for algorithm in [Algorithm::Random, Algorithm::RoundRobin, Algorithm::Maglev] {
             assert!(spec(algorithm, &[]).slots(&HashFamily::default()).is_empty(), "{algorithm}");
         }
+    }
+
+    #[test]
+    fn table_size_follows_the_number_of_backends() {
+        for (backends, slots) in [(0, 251), (2, 251), (3, 509), (10, 1021), (163, 16381), (164, 32749), (5000, 131_071)]
+        {
+            assert_eq!(TableSize::for_backends(backends).get(), slots, "{backends} backends");
+        }
+    }
+
+    #[test]
+    fn other_table_sizes_are_refused() {
+        assert_eq!(TableSize::new(250), Err(BadTableSize(250)));
+        assert!(TableSize::new(65521).is_ok());
     }
 }

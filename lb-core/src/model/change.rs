@@ -1,6 +1,12 @@
 //! What sources say.
 
-use crate::{EndpointSlice, HealthReport, NodeFacts, Service, ServiceName, SliceName, SourceName, ZoneName};
+use crate::{
+    endpoint::EndpointSlice,
+    health::HealthReport,
+    name::{ServiceName, SliceName, SourceName, ZoneName},
+    node::NodeFacts,
+    service::Service,
+};
 
 /// One change of the desired state.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -8,9 +8,22 @@ use alloc::{
 use core::time::Duration;
 
 use crate::{
-    ApplyError, Change, Desired, Expected, FrontendAddr, Instant, Model, ModelError, Op, Plan, PlanId, ServiceName,
-    SourceName, State, Touched, events::Events, in_use::in_use,
+    addr::FrontendAddr,
+    datapath::ApplyError,
+    desired::Desired,
+    drift::Expected,
+    model::{Change, Model, ModelError},
+    name::{ServiceName, SourceName},
+    plan::{Op, Plan, PlanId, Touched},
+    state::State,
+    time::Instant,
 };
+
+mod events;
+mod in_use;
+
+use events::Events;
+use in_use::in_use;
 
 /// Turns changes into plans and outcomes into retries. No I/O: the caller carries the plans out and tells the time.
 ///
@@ -105,7 +118,7 @@ impl Reconciler {
         self.installed.as_ref()
     }
 
-    /// What an [inspection](crate::Datapath::inspect) has to compare with; `None` before the datapath was observed and
+    /// What an [inspection](crate::datapath::Datapath::inspect) has to compare with; `None` before the datapath was observed and
     /// while a plan is under way.
     #[must_use]
     pub fn expected(&self) -> Option<Expected<'_>> {
@@ -113,7 +126,7 @@ impl Reconciler {
         Some(Expected { state, labels: self.desired.labels() })
     }
 
-    /// Takes in what became of a [repair](crate::Datapath::repair): a frontend that could not be repaired is tried again
+    /// Takes in what became of a [repair](crate::datapath::Datapath::repair): a frontend that could not be repaired is tried again
     /// as if a plan had failed for it.
     pub fn handle_repaired(&mut self, outcome: Result<(), ApplyError>, now: Instant) {
         let Err(error) = outcome else { return };

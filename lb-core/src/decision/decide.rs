@@ -1,4 +1,4 @@
-//! The whole truth about a packet.
+//! The function that decides.
 
 use alloc::{
     collections::BTreeMap,
@@ -6,148 +6,24 @@ use alloc::{
     string::{String, ToString},
     vec::Vec,
 };
-use core::{net::IpAddr, ops::RangeInclusive};
 
+use super::{Choice, Decision, Entry, FlowView, Forward, Packet, SourceRewrite, Verdict};
 use crate::{
-    Affinity, AffinityRecord, Algorithm, BackendAddr, FLOW_SEED, FrontendAddr, FrontendKind, Instant, Model, Owner,
-    Protocol, Reason, Scope, Selection, Service, ServicePort, SocketCapability, TrafficPolicy,
+    addr::{BackendAddr, FrontendAddr, FrontendKind, Protocol, Scope},
+    affinity::Affinity,
+    datapath::SocketCapability,
     desired::{effective_affinity, scopes, table_spec},
     flow_hash,
+    model::{Model, Owner},
+    selection::{Reason, Selection},
+    service::{Algorithm, Service, ServicePort, TrafficPolicy},
+    time::Instant,
 };
-
-/// The first packet of a flow, or any later one, where it enters the node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Packet {
-    /// Where it enters.
-    pub entry: Entry,
-    /// Transport protocol.
-    pub protocol: Protocol,
-    /// Source address.
-    pub source: IpAddr,
-    /// Source port; not known to a socket hook, which ignores it.
-    pub source_port: u16,
-    /// Destination address.
-    pub destination: IpAddr,
-    /// Destination port.
-    pub destination_port: u16,
-}
-
-/// Where a packet enters the node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Entry {
-    /// A socket on this node, of the node itself or of a pod, that the datapath sees as a socket if it can.
-    Socket,
-    /// The device of a pod on this node.
-    PodDevice,
-    /// A device that leads out of the node.
-    Uplink,
-}
-
-/// What the datapath remembers about the packet's flow and client.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct FlowView {
-    /// Backend of the established flow that the packet belongs to.
-    pub established: Option<BackendAddr>,
-    /// Since when that backend takes no new flows, if it is known.
-    pub left: Option<Instant>,
-    /// Record of the client at the packet's frontend.
-    pub affinity: Option<AffinityRecord>,
-}
-
-/// What becomes of a packet, and why.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Decision {
-    /// What becomes of it.
-    pub verdict: Verdict,
-    /// The frontend that it is for.
-    pub frontend: Option<FrontendAddr>,
-    /// Every step on the way, in order.
-    pub steps: Vec<Step>,
-    /// Backends that may not take it, and why.
-    pub rejected: Vec<(BackendAddr, Reason)>,
-}
-
-/// What becomes of a packet.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// It is for no frontend: none of our business.
-    Pass,
-    /// It goes to a backend.
-    Forward(Forward),
-    /// It is refused at once.
-    Reject,
-    /// It is dropped silently.
-    Drop,
-}
-
-/// How a packet is forwarded.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Forward {
-    /// To whom.
-    pub choice: Choice,
-    /// What happens to its source, unless the backend is the sender itself.
-    pub source: SourceRewrite,
-    /// What happens to its source when the backend is the sender itself.
-    pub hairpin_source: SourceRewrite,
-}
-
-impl Forward {
-    /// What happens to the source of a packet from `source` that goes to `backend`.
-    #[must_use]
-    pub fn source_rewrite(&self, source: IpAddr, backend: BackendAddr) -> &SourceRewrite {
-        if backend.ip == source { &self.hairpin_source } else { &self.source }
-    }
-}
-
-/// The backend of a flow, as far as it is determined.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Choice {
-    /// This one: hashed, remembered, or the only one.
-    Exactly(BackendAddr),
-    /// One of these, in proportion to weight.
-    OneOf(BTreeMap<BackendAddr, u32>),
-}
-
-impl Choice {
-    /// Whether `backend` may be taken.
-    #[must_use]
-    pub fn allows(&self, backend: &BackendAddr) -> bool {
-        match self {
-            Self::Exactly(only) => only == backend,
-            Self::OneOf(weights) => weights.contains_key(backend),
-        }
-    }
-}
-
-/// What happens to a packet's source.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum SourceRewrite {
-    /// Nothing: the backend sees the client.
-    Kept,
-    /// It becomes one of the node's addresses.
-    Translated {
-        /// The node's first address of the family, if it is known.
-        addr: Option<IpAddr>,
-        /// A port out of this range.
-        ports: RangeInclusive<u16>,
-    },
-}
-
-/// One step of a decision.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Step {
-    /// The object behind it, such as `service default/web`.
-    pub object: String,
-    /// Its field.
-    pub field: &'static str,
-    /// What it says, and what follows.
-    pub says: String,
-}
 
 /// Decides what becomes of `packet`: pure, and the truth that every datapath is tested against.
 ///
 /// Where a datapath cannot do what a service asks for, the decision is what that datapath's
-/// [capabilities](crate::Capabilities) promise instead.
+/// [capabilities](crate::datapath::Capabilities) promise instead.
 #[must_use]
 pub fn decide(model: &Model, packet: &Packet, flow: &FlowView, now: Instant) -> Decision {
     let mut decision = Decision { verdict: Verdict::Pass, frontend: None, steps: Vec::new(), rejected: Vec::new() };
@@ -365,35 +241,5 @@ impl<'a> Found<'a> {
         };
         decision.step("node".to_string(), "cluster CIDRs", format!("source {} {why}", self.packet.source));
         Verdict::Forward(Forward { choice, source, hairpin_source })
-    }
-}
-
-impl Packet {
-    /// The [flow hash](crate::flow_hash) of the packet.
-    #[must_use]
-    pub fn flow_hash(&self) -> u32 {
-        match (self.source, self.destination) {
-            (IpAddr::V4(s), IpAddr::V4(d)) => {
-                let words = flow_hash::words_v4(s.octets(), self.source_port, d.octets(), self.destination_port);
-                flow_hash::jhash(&words, FLOW_SEED)
-            }
-            (s, d) => {
-                let (s, d) = (in_v6(s), in_v6(d));
-                flow_hash::jhash(&flow_hash::words_v6(s, self.source_port, d, self.destination_port), FLOW_SEED)
-            }
-        }
-    }
-}
-
-fn in_v6(ip: IpAddr) -> [u8; 16] {
-    match ip {
-        IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),
-        IpAddr::V6(ip) => ip.octets(),
-    }
-}
-
-impl Decision {
-    fn step(&mut self, object: String, field: &'static str, says: String) {
-        self.steps.push(Step { object, field, says });
     }
 }

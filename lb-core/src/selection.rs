@@ -4,8 +4,13 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use crate::{
-    AdminState, BackendAddr, Candidate, Health, Near, NodeName, TrafficDistribution, TrafficPolicy, ZoneName,
-    topology::near,
+    addr::BackendAddr,
+    endpoint::AdminState,
+    health::Health,
+    model::Candidate,
+    name::{NodeName, ZoneName},
+    service::TrafficPolicy,
+    topology::{Near, TrafficDistribution, near},
 };
 
 /// What a selection goes by.
@@ -233,7 +238,10 @@ mod tests {
     use core::net::{IpAddr, Ipv4Addr};
 
     use super::*;
-    use crate::{Conditions, Endpoint, Protocol};
+    use crate::{
+        addr::Protocol,
+        endpoint::{Conditions, Endpoint},
+    };
 
     const READY: Conditions = Conditions::READY;
     const SERVING: Conditions = Conditions { ready: false, serving: true, terminating: true };

@@ -2,7 +2,7 @@
 
 use alloc::collections::{BTreeMap, BTreeSet};
 
-use crate::{FrontendAddr, FrontendStatus};
+use crate::{addr::FrontendAddr, reconciler::FrontendStatus};
 
 /// What of frontends' status has changed since it was last told. Holds at most one entry per frontend, however much
 /// happens between two polls and even if nobody ever polls.

@@ -1,0 +1,122 @@
+//! Why a datapath could not do something.
+
+use alloc::{
+    boxed::Box,
+    string::{String, ToString},
+    vec::Vec,
+};
+use core::{error::Error, fmt};
+
+use crate::addr::FrontendAddr;
+
+/// What of a plan did not take.
+#[derive(Debug)]
+pub struct ApplyError {
+    /// Operations that took.
+    pub applied: usize,
+    /// Frontends that are as they were before, and why.
+    pub failed: Vec<(FrontendAddr, DatapathError)>,
+    /// Set when the datapath does not know what it holds now: observe before the next plan.
+    pub unknown: Option<DatapathError>,
+}
+
+impl fmt::Display for ApplyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} operations took", self.applied)?;
+        if let Some((addr, cause)) = self.failed.first() {
+            write!(f, ", {} frontends did not, the first {addr}: {}", self.failed.len(), cause.report())?;
+        }
+        if let Some(cause) = &self.unknown {
+            write!(f, ", what the datapath holds is unknown: {}", cause.report())?;
+        }
+        Ok(())
+    }
+}
+
+impl Error for ApplyError {}
+
+impl ApplyError {
+    /// Nothing is known to have taken.
+    #[must_use]
+    pub fn unknown(cause: DatapathError) -> Self {
+        Self { applied: 0, failed: Vec::new(), unknown: Some(cause) }
+    }
+}
+
+/// Why a datapath could not do something. Open-ended: ask [`kind`](Self::kind).
+#[derive(Debug)]
+pub struct DatapathError {
+    kind: ErrorKind,
+    message: String,
+    source: Option<Box<dyn Error + Send + Sync>>,
+}
+
+/// Class of a [`DatapathError`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// The process lacks a privilege.
+    Permission,
+    /// The kernel or a tool lacks something.
+    Unsupported,
+    /// A table is full.
+    Capacity,
+    /// Somebody else holds it, or changed it at the same time.
+    Busy,
+    /// The request itself is wrong.
+    Invalid,
+    /// The kernel or a tool failed otherwise.
+    System,
+}
+
+impl DatapathError {
+    /// The message and every cause below it, in one line.
+    #[must_use]
+    pub fn report(&self) -> String {
+        let mut line = self.message.clone();
+        let mut cause = self.source();
+        while let Some(error) = cause {
+            line.push_str(": ");
+            line.push_str(&error.to_string());
+            cause = error.source();
+        }
+        line
+    }
+
+    /// An error with a message that says what failed, on what, and what would help.
+    #[must_use]
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into(), source: None }
+    }
+
+    /// The same, caused by `source`.
+    #[must_use]
+    pub fn with_source(mut self, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+
+    /// Its class.
+    #[must_use]
+    pub const fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+
+    /// Whether the same call may succeed later.
+    #[must_use]
+    pub const fn is_retryable(&self) -> bool {
+        matches!(self.kind, ErrorKind::Busy | ErrorKind::Capacity | ErrorKind::System)
+    }
+}
+
+impl fmt::Display for DatapathError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl Error for DatapathError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.source.as_deref().map(|source| source as _)
+    }
+}

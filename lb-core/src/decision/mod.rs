@@ -1,0 +1,115 @@
+//! Decisions: what becomes of a packet, through which steps, and why another backend does not get it.
+//!
+//! [`decide`] answers for a packet as every datapath has to; [`why_not`] explains its answer for one backend.
+
+mod decide;
+mod packet;
+mod why_not;
+
+use alloc::{collections::BTreeMap, string::String, vec::Vec};
+use core::{net::IpAddr, ops::RangeInclusive};
+
+pub use decide::decide;
+pub use packet::{Entry, FlowView, Packet};
+pub use why_not::{Because, Slots, Wanted, WhyNot, why_not};
+
+use crate::{
+    addr::{BackendAddr, FrontendAddr},
+    selection::Reason,
+};
+
+/// What becomes of a packet, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decision {
+    /// What becomes of it.
+    pub verdict: Verdict,
+    /// The frontend that it is for.
+    pub frontend: Option<FrontendAddr>,
+    /// Every step on the way, in order.
+    pub steps: Vec<Step>,
+    /// Backends that may not take it, and why.
+    pub rejected: Vec<(BackendAddr, Reason)>,
+}
+
+/// What becomes of a packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is for no frontend: none of our business.
+    Pass,
+    /// It goes to a backend.
+    Forward(Forward),
+    /// It is refused at once.
+    Reject,
+    /// It is dropped silently.
+    Drop,
+}
+
+/// How a packet is forwarded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Forward {
+    /// To whom.
+    pub choice: Choice,
+    /// What happens to its source, unless the backend is the sender itself.
+    pub source: SourceRewrite,
+    /// What happens to its source when the backend is the sender itself.
+    pub hairpin_source: SourceRewrite,
+}
+
+impl Forward {
+    /// What happens to the source of a packet from `source` that goes to `backend`.
+    #[must_use]
+    pub fn source_rewrite(&self, source: IpAddr, backend: BackendAddr) -> &SourceRewrite {
+        if backend.ip == source { &self.hairpin_source } else { &self.source }
+    }
+}
+
+/// The backend of a flow, as far as it is determined.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Choice {
+    /// This one: hashed, remembered, or the only one.
+    Exactly(BackendAddr),
+    /// One of these, in proportion to weight.
+    OneOf(BTreeMap<BackendAddr, u32>),
+}
+
+impl Choice {
+    /// Whether `backend` may be taken.
+    #[must_use]
+    pub fn allows(&self, backend: &BackendAddr) -> bool {
+        match self {
+            Self::Exactly(only) => only == backend,
+            Self::OneOf(weights) => weights.contains_key(backend),
+        }
+    }
+}
+
+/// What happens to a packet's source.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SourceRewrite {
+    /// Nothing: the backend sees the client.
+    Kept,
+    /// It becomes one of the node's addresses.
+    Translated {
+        /// The node's first address of the family, if it is known.
+        addr: Option<IpAddr>,
+        /// A port out of this range.
+        ports: RangeInclusive<u16>,
+    },
+}
+
+/// One step of a decision.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// The object behind it, such as `service default/web`.
+    pub object: String,
+    /// Its field.
+    pub field: &'static str,
+    /// What it says, and what follows.
+    pub says: String,
+}
+
+impl Decision {
+    fn step(&mut self, object: String, field: &'static str, says: String) {
+        self.steps.push(Step { object, field, says });
+    }
+}

@@ -1,0 +1,73 @@
+//! Packets as they enter a node, and what the datapath remembers about them.
+
+use core::net::IpAddr;
+
+use crate::{
+    addr::{BackendAddr, Protocol},
+    affinity::AffinityRecord,
+    flow_hash::{self, FLOW_SEED},
+    time::Instant,
+};
+
+/// The first packet of a flow, or any later one, where it enters the node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Packet {
+    /// Where it enters.
+    pub entry: Entry,
+    /// Transport protocol.
+    pub protocol: Protocol,
+    /// Source address.
+    pub source: IpAddr,
+    /// Source port; not known to a socket hook, which ignores it.
+    pub source_port: u16,
+    /// Destination address.
+    pub destination: IpAddr,
+    /// Destination port.
+    pub destination_port: u16,
+}
+
+/// Where a packet enters the node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Entry {
+    /// A socket on this node, of the node itself or of a pod, that the datapath sees as a socket if it can.
+    Socket,
+    /// The device of a pod on this node.
+    PodDevice,
+    /// A device that leads out of the node.
+    Uplink,
+}
+
+/// What the datapath remembers about the packet's flow and client.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FlowView {
+    /// Backend of the established flow that the packet belongs to.
+    pub established: Option<BackendAddr>,
+    /// Since when that backend takes no new flows, if it is known.
+    pub left: Option<Instant>,
+    /// Record of the client at the packet's frontend.
+    pub affinity: Option<AffinityRecord>,
+}
+
+impl Packet {
+    /// The [flow hash](crate::flow_hash) of the packet.
+    #[must_use]
+    pub fn flow_hash(&self) -> u32 {
+        match (self.source, self.destination) {
+            (IpAddr::V4(s), IpAddr::V4(d)) => {
+                let words = flow_hash::words_v4(s.octets(), self.source_port, d.octets(), self.destination_port);
+                flow_hash::jhash(&words, FLOW_SEED)
+            }
+            (s, d) => {
+                let (s, d) = (in_v6(s), in_v6(d));
+                flow_hash::jhash(&flow_hash::words_v6(s, self.source_port, d, self.destination_port), FLOW_SEED)
+            }
+        }
+    }
+}
+
+fn in_v6(ip: IpAddr) -> [u8; 16] {
+    match ip {
+        IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),
+        IpAddr::V6(ip) => ip.octets(),
+    }
+}
