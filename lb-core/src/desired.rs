@@ -9,14 +9,14 @@ use alloc::{
 use core::time::Duration;
 
 use crate::{
-    addr::{BackendAddr, Family, FrontendAddr, FrontendKind, Scope},
+    addr::{BackendAddr, Family, FrontendAddr, FrontendKind, Protocol, Scope},
     affinity::Affinity,
     id::{BackendId, FrontendId, IdTable, IdsExhausted, SetId},
     model::{Model, ServiceFrontend},
     name::{ServiceName, ServicePortName},
     plan::{self, Labels, Touched},
     selection::Selection,
-    service::{Service, TrafficPolicy},
+    service::{Service, ServicePort, TrafficPolicy},
     state::{Backend, BackendSet, Frontend, Lookup, State, Target},
     table::{self, TableSize, TableSpec},
 };
@@ -63,14 +63,14 @@ enum SetKey {
 }
 
 /// What a frontend should be, before ids.
-struct Wanted {
+struct DesiredFrontend {
     addr: FrontendAddr,
     owner: ServicePortName,
     affinity: Option<Affinity>,
-    target: WantedTarget,
+    target: DesiredTarget,
 }
 
-enum WantedTarget {
+enum DesiredTarget {
     Set(Claim),
     Reject,
     Drop,
@@ -137,15 +137,15 @@ impl Desired {
     fn upsert_frontend(
         &mut self,
         service: &ServiceName,
-        wanted: Wanted,
+        desired: DesiredFrontend,
         model: &Model,
         touched: &mut Touched,
     ) -> Result<(), IdsExhausted> {
-        let Wanted { addr, owner, affinity, target } = wanted;
+        let DesiredFrontend { addr, owner, affinity, target } = desired;
         let (target, claim) = match target {
-            WantedTarget::Set(claim) => (Target::Set(self.use_set(&claim.spec, model, touched)?), Some(claim)),
-            WantedTarget::Reject => (Target::Reject, None),
-            WantedTarget::Drop => (Target::Drop, None),
+            DesiredTarget::Set(claim) => (Target::Set(self.use_set(&claim.spec, model, touched)?), Some(claim)),
+            DesiredTarget::Reject => (Target::Reject, None),
+            DesiredTarget::Drop => (Target::Drop, None),
         };
         self.claim(addr, claim, touched);
         let frontend = Frontend { id: self.frontend_ids.id(&addr)?, target, affinity };
@@ -288,7 +288,7 @@ impl Desired {
 }
 
 /// The frontends of a service as the datapath should hold them; none if the model does not serve it.
-fn wanted(model: &Model, name: &ServiceName) -> Vec<Wanted> {
+fn wanted(model: &Model, name: &ServiceName) -> Vec<DesiredFrontend> {
     let Some(service) = model.service(name) else { return Vec::new() };
     let affinity = effective_affinity(model, service);
     let mut tables = Tables { model, service, known: BTreeMap::new() };
@@ -298,7 +298,7 @@ fn wanted(model: &Model, name: &ServiceName) -> Vec<Wanted> {
         let owner = ServicePortName { service: name.clone(), port: Arc::clone(&frontend.port.name) };
         for (scope, policy) in scopes(model, service, frontend.kind) {
             let target = tables.target(frontend.port, frontend.addr.family(), policy);
-            found.push(Wanted {
+            found.push(DesiredFrontend {
                 addr: FrontendAddr { scope, ..frontend.addr },
                 owner: owner.clone(),
                 affinity,
@@ -345,28 +345,28 @@ pub(crate) fn table_spec(model: &Model, service: &Service, selection: &Selection
 struct Tables<'a> {
     model: &'a Model,
     service: &'a Service,
-    known: BTreeMap<(Arc<str>, crate::addr::Protocol, Family, TrafficPolicy), WantedTarget>,
+    known: BTreeMap<(Arc<str>, Protocol, Family, TrafficPolicy), DesiredTarget>,
 }
 
 impl Tables<'_> {
-    fn target(&mut self, port: &crate::service::ServicePort, family: Family, policy: TrafficPolicy) -> WantedTarget {
+    fn target(&mut self, port: &ServicePort, family: Family, policy: TrafficPolicy) -> DesiredTarget {
         let key = (Arc::clone(&port.name), port.protocol, family, policy);
         let (model, service) = (self.model, self.service);
         let known = self.known.entry(key).or_insert_with(|| {
             let selection = model.selection(service, port, family, policy);
             match (selection.usable.is_empty(), selection.excluded_by_policy) {
-                (true, true) => WantedTarget::Drop,
-                (true, false) => WantedTarget::Reject,
-                (false, _) => WantedTarget::Set(Claim {
+                (true, true) => DesiredTarget::Drop,
+                (true, false) => DesiredTarget::Reject,
+                (false, _) => DesiredTarget::Set(Claim {
                     local: selection.usable.iter().map(|usable| usable.local).collect(),
                     spec: Arc::new(table_spec(model, service, &selection)),
                 }),
             }
         });
         match known {
-            WantedTarget::Set(claim) => WantedTarget::Set(claim.clone()),
-            WantedTarget::Reject => WantedTarget::Reject,
-            WantedTarget::Drop => WantedTarget::Drop,
+            DesiredTarget::Set(claim) => DesiredTarget::Set(claim.clone()),
+            DesiredTarget::Reject => DesiredTarget::Reject,
+            DesiredTarget::Drop => DesiredTarget::Drop,
         }
     }
 }

@@ -78,8 +78,8 @@ pub use datapath::{
     Role, SocketCapability, SocketHash, Watcher,
 };
 pub use decision::{
-    Because, Choice, Decision, Entry, FlowView, Forward, Packet, Slots, SourceRewrite, Step, Verdict, Wanted, WhyNot,
-    decide, why_not,
+    BackendQuery as Wanted, Because, Choice, Decision, Entry, FlowView, Forward, Packet, Slots, SourceRewrite, Step,
+    Verdict, WhyNot, decide, why_not,
 };
 pub use desired::Desired;
 pub use drift::{Cause, Difference, Drift, DriftClass, Expected, Inspection, compare as drift};

@@ -27,9 +27,9 @@ use crate::{
 #[must_use]
 pub fn decide(model: &Model, packet: &Packet, flow: &FlowView, now: Instant) -> Decision {
     let mut decision = Decision { verdict: Verdict::Pass, frontend: None, steps: Vec::new(), rejected: Vec::new() };
-    let Some(found) = Found::new(model, packet, &mut decision) else { return decision };
-    let selection = found.select(&mut decision);
-    decision.verdict = found.verdict(&selection, flow, now, &mut decision);
+    let Some(matched) = MatchedFrontend::new(model, packet, &mut decision) else { return decision };
+    let selection = matched.select(&mut decision);
+    decision.verdict = matched.verdict(&selection, flow, now, &mut decision);
     decision.rejected = selection.rejected;
     decision
 }
@@ -41,7 +41,7 @@ enum Established {
 }
 
 /// A packet's frontend and all that belongs to it.
-struct Found<'a> {
+struct MatchedFrontend<'a> {
     model: &'a Model,
     packet: &'a Packet,
     service: &'a Service,
@@ -52,7 +52,7 @@ struct Found<'a> {
     affinity: Option<Affinity>,
 }
 
-impl<'a> Found<'a> {
+impl<'a> MatchedFrontend<'a> {
     fn new(model: &'a Model, packet: &'a Packet, decision: &mut Decision) -> Option<Self> {
         let addr = FrontendAddr::new(packet.destination, packet.destination_port, packet.protocol);
         let Some(Owner { port: owner, kind }) = model.owner(&addr) else {

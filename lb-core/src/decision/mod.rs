@@ -11,7 +11,7 @@ use core::{net::IpAddr, ops::RangeInclusive};
 
 pub use decide::decide;
 pub use packet::{Entry, FlowView, Packet};
-pub use why_not::{Because, Slots, Wanted, WhyNot, why_not};
+pub use why_not::{BackendQuery, Because, Slots, WhyNot, why_not};
 
 use crate::{
     addr::{BackendAddr, FrontendAddr},

@@ -18,7 +18,7 @@ use crate::{
 
 /// Which backend is asked about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Wanted {
+pub struct BackendQuery {
     /// Its address.
     pub ip: IpAddr,
     /// Its port; `None` for any.
@@ -101,11 +101,11 @@ pub fn why_not(
     packet: &Packet,
     flow: &FlowView,
     decision: &Decision,
-    wanted: Wanted,
+    query: BackendQuery,
     now: Instant,
 ) -> WhyNot {
     let Some(addr) = decision.frontend else { return WhyNot::NoFrontend };
-    let is_wanted = |addr: &BackendAddr| addr.ip == wanted.ip && wanted.port.is_none_or(|port| port == addr.port);
+    let is_meant = |addr: &BackendAddr| addr.ip == query.ip && query.port.is_none_or(|port| port == addr.port);
     let table = Table::of(state, decision);
     let choice = match &decision.verdict {
         Verdict::Forward(forward) => Some(&forward.choice),
@@ -126,19 +126,19 @@ pub fn why_not(
             }
             _ => Because::Only,
         };
-        if is_wanted(chosen) {
+        if is_meant(chosen) {
             return WhyNot::Chosen { backend: *chosen, because, slots: table.slots_of(chosen) };
         }
-        if let Some(&backend) = table.backends.iter().find(|backend| is_wanted(backend)) {
+        if let Some(&backend) = table.backends.iter().find(|backend| is_meant(backend)) {
             return WhyNot::Other { backend, chosen: *chosen, because, slots: table.slots_of(&backend) };
         }
     }
     if let Some(Choice::OneOf(weights)) = choice
-        && let Some(&backend) = weights.keys().find(|backend| is_wanted(backend))
+        && let Some(&backend) = weights.keys().find(|backend| is_meant(backend))
     {
         return WhyNot::Possible { backend, slots: table.slots_of(&backend) };
     }
-    match decision.rejected.iter().find(|(backend, _)| is_wanted(backend)) {
+    match decision.rejected.iter().find(|(backend, _)| is_meant(backend)) {
         Some((backend, reason)) => WhyNot::Rejected { backend: *backend, reason: reason.clone() },
         None => WhyNot::NotABackend,
     }
@@ -235,7 +235,7 @@ impl WhyNot {
     }
 }
 
-impl core::fmt::Display for Wanted {
+impl core::fmt::Display for BackendQuery {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         match self.port {
             Some(port) => f.write_str(&core::net::SocketAddr::new(self.ip, port).to_string()),
@@ -309,9 +309,9 @@ mod tests {
         }
 
         fn ask(&self, n: u8, port: Option<u16>) -> WhyNot {
-            let wanted = Wanted { ip: [10, 0, 0, n].into(), port };
+            let query = BackendQuery { ip: [10, 0, 0, n].into(), port };
             let state = self.reconciler.desired();
-            why_not(state, &self.packet, &self.flow, &self.decision(), wanted, Instant::default())
+            why_not(state, &self.packet, &self.flow, &self.decision(), query, Instant::default())
         }
     }
 
