@@ -52,6 +52,7 @@ pub mod decision;
 pub mod desired;
 pub mod drift;
 pub mod endpoint;
+pub mod error;
 pub mod faulty;
 pub mod flow_hash;
 pub mod health;

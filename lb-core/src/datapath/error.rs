@@ -1,13 +1,9 @@
 //! Why a datapath could not do something.
 
-use alloc::{
-    boxed::Box,
-    string::{String, ToString},
-    vec::Vec,
-};
+use alloc::{boxed::Box, string::String, vec::Vec};
 use core::{error::Error, fmt};
 
-use crate::addr::FrontendAddr;
+use crate::{addr::FrontendAddr, error::report};
 
 /// What of a plan did not take.
 #[derive(Debug)]
@@ -73,14 +69,7 @@ impl DatapathError {
     /// The message and every cause below it, in one line.
     #[must_use]
     pub fn report(&self) -> String {
-        let mut line = self.message.clone();
-        let mut cause = self.source();
-        while let Some(error) = cause {
-            line.push_str(": ");
-            line.push_str(&error.to_string());
-            cause = error.source();
-        }
-        line
+        report(self)
     }
 
     /// An error with a message that says what failed, on what, and what would help.

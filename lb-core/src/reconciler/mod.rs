@@ -16,7 +16,7 @@ use crate::{
     name::{ServiceName, SourceName},
     plan::{Op, Plan, PlanId, Touched},
     state::State,
-    time::Instant,
+    time::{Backoff, Instant},
 };
 
 mod events;
@@ -48,15 +48,21 @@ pub struct Reconciler {
     last_plan: PlanId,
     retries: BTreeMap<FrontendAddr, Retry>,
     observe_at: Option<Instant>,
+    observation: Backoff,
     adopted: bool,
     events: Events,
 }
 
 #[derive(Clone, Debug)]
 struct Retry {
-    at: Instant,
-    delay: Duration,
+    backoff: Backoff,
     cause: String,
+}
+
+impl Retry {
+    fn is_due(&self, now: Instant) -> bool {
+        self.backoff.is_over(now)
+    }
 }
 
 /// Whether a frontend is in the datapath.
@@ -80,6 +86,8 @@ impl Reconciler {
     pub const MIN_RETRY_DELAY: Duration = Duration::from_millis(200);
     /// Longest wait before a refused frontend is tried again.
     pub const MAX_RETRY_DELAY: Duration = Duration::from_secs(30);
+    /// The back-off of refused frontends and failed observations.
+    pub const BACKOFF: Backoff = Backoff::new(Self::MIN_RETRY_DELAY, Self::MAX_RETRY_DELAY);
 
     /// A reconciler for `model`, which knows the datapath's capabilities.
     #[must_use]
@@ -95,6 +103,7 @@ impl Reconciler {
             last_plan: PlanId::default(),
             retries: BTreeMap::new(),
             observe_at: None,
+            observation: Self::BACKOFF,
             adopted: false,
             events: Events::default(),
         }
@@ -167,12 +176,14 @@ impl Reconciler {
         self.touched.merge(Touched::all(&state, self.desired.state()));
         self.installed = Some(state);
         self.observe_at = None;
+        self.observation.reset();
         self.touch_all_events();
     }
 
     /// The datapath could not be observed: asks again later.
     pub fn handle_observe_failed(&mut self, now: Instant) {
-        self.observe_at = Some(now + Self::MIN_RETRY_DELAY);
+        self.observation.fail(now);
+        self.observe_at = self.observation.until();
     }
 
     /// Takes a change in.
@@ -228,7 +239,7 @@ impl Reconciler {
         }
         self.touched = deferred;
         let planned: BTreeSet<_> = plan.ops.iter().filter_map(Op::frontend).collect();
-        self.retries.retain(|addr, retry| retry.at > now || planned.contains(addr));
+        self.retries.retain(|addr, retry| !retry.is_due(now) || planned.contains(addr));
         if plan.is_empty() {
             return None;
         }
@@ -288,11 +299,9 @@ impl Reconciler {
     }
 
     fn retry_later(&mut self, addr: FrontendAddr, cause: String, now: Instant) {
-        let delay = match self.retries.get(&addr) {
-            Some(retry) => (retry.delay * 2).min(Self::MAX_RETRY_DELAY),
-            None => Self::MIN_RETRY_DELAY,
-        };
-        self.retries.insert(addr, Retry { at: now + delay, delay, cause });
+        let mut backoff = self.retries.get(&addr).map_or(Self::BACKOFF, |retry| retry.backoff);
+        backoff.fail(now);
+        self.retries.insert(addr, Retry { backoff, cause });
     }
 
     fn note_applied(&mut self, plan: &Plan, failed: &BTreeMap<FrontendAddr, String>) {
@@ -316,14 +325,17 @@ impl Reconciler {
         if self.installed.is_none() {
             return self.observe_at.map(|at| (at, "observe the datapath"));
         }
-        self.retries.values().map(|retry| (retry.at, "retry a refused frontend")).min()
+        let retry_at = self.retries.values().filter_map(|retry| retry.backoff.until()).min();
+        retry_at.map(|at| (at, "retry a refused frontend"))
     }
 
     /// Whether `addr` is in the datapath.
     #[must_use]
     pub fn status(&self, addr: &FrontendAddr) -> FrontendStatus {
-        if let Some(retry) = self.retries.get(addr) {
-            return FrontendStatus::Failed { cause: retry.cause.clone(), retry_at: retry.at };
+        if let Some(Retry { backoff, cause }) = self.retries.get(addr)
+            && let Some(retry_at) = backoff.until()
+        {
+            return FrontendStatus::Failed { cause: cause.clone(), retry_at };
         }
         let here = self.installed.as_ref().and_then(|state| state.frontends.get(addr));
         let in_flight = self.in_flight.as_ref().is_some_and(|(_, touched)| touched.frontends.contains(addr));
@@ -360,7 +372,7 @@ impl Reconciler {
     /// that may go only after them.
     fn defer(&mut self, touched: &mut Touched, now: Instant) -> Touched {
         let waiting: BTreeSet<FrontendAddr> =
-            self.retries.iter().filter(|(_, retry)| retry.at > now).map(|(&addr, _)| addr).collect();
+            self.retries.iter().filter(|(_, retry)| !retry.is_due(now)).map(|(&addr, _)| addr).collect();
         if waiting.is_empty() {
             return Touched::default();
         }
