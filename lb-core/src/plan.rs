@@ -4,6 +4,7 @@ use alloc::{collections::BTreeSet, string::String, sync::Arc, vec::Vec};
 
 use crate::{
     addr::FrontendAddr,
+    datapath::{ApplyError, DatapathError, ErrorKind},
     id::{BackendId, SetId},
     node::NodeFacts,
     state::{Backend, BackendSet, Frontend, State},
@@ -24,7 +25,11 @@ pub struct Plan {
 }
 
 /// One operation of a plan.
+///
+/// Later versions may add operations. A datapath that meets one that it does not know refuses the plan by
+/// [`Plan::check_known`]: a plan of which an operation is left out leads to a state that nobody wants.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Op {
     /// Facts about the node changed.
     SetNode(NodeFacts),
@@ -50,6 +55,21 @@ pub enum Op {
 }
 
 impl Op {
+    /// Its name, as errors print it: `set-node`, `upsert-backend`, `add-set`, `upsert-frontend`, `remove-frontend`,
+    /// `remove-set` or `remove-backend`.
+    #[must_use]
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::SetNode(_) => "set-node",
+            Self::UpsertBackend(..) => "upsert-backend",
+            Self::AddSet(..) => "add-set",
+            Self::UpsertFrontend { .. } => "upsert-frontend",
+            Self::RemoveFrontend(_) => "remove-frontend",
+            Self::RemoveSet(_) => "remove-set",
+            Self::RemoveBackend(_) => "remove-backend",
+        }
+    }
+
     /// The frontend that the operation is about, if it is about one.
     #[must_use]
     pub const fn frontend(&self) -> Option<FrontendAddr> {
@@ -194,6 +214,29 @@ impl Plan {
         self.ops.is_empty()
     }
 
+    /// Refuses a plan that contains an operation which `knows` denies. A datapath calls it before it carries out
+    /// anything, with a `knows` that lists the operations that the datapath was written for.
+    ///
+    /// ```
+    /// use lb_core::plan::{Op, Plan};
+    ///
+    /// let knows = |op: &Op| matches!(op, Op::SetNode(_));
+    /// assert!(Plan::default().check_known(knows).is_ok());
+    /// ```
+    ///
+    /// # Errors
+    /// When there is an operation that the datapath does not know. The error names it and is of the kind
+    /// [`ErrorKind::Unsupported`].
+    pub fn check_known(&self, knows: impl Fn(&Op) -> bool) -> Result<(), ApplyError> {
+        let Some(op) = self.ops.iter().find(|op| !knows(op)) else { return Ok(()) };
+        let message = alloc::format!(
+            "operation `{}` of plan {} is not one that this datapath knows; use a datapath of the same version as lb-core",
+            op.as_str(),
+            self.id.0
+        );
+        Err(ApplyError::unknown(DatapathError::new(ErrorKind::Unsupported, message)))
+    }
+
     /// The plan in one line: how many operations of each kind.
     #[must_use]
     pub fn summary(&self) -> String {
@@ -208,5 +251,22 @@ impl Plan {
             count(|op| matches!(op, Op::UpsertBackend(..))),
             count(|op| matches!(op, Op::RemoveBackend(_))),
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plan_with_an_operation_that_a_datapath_does_not_know_is_refused_by_name() {
+        let ops = Vec::from([Op::SetNode(NodeFacts::default()), Op::RemoveSet(SetId::new(1).expect("not 0"))]);
+        let plan = Plan { id: PlanId(7), ops };
+        assert!(plan.check_known(|op| matches!(op, Op::SetNode(_) | Op::RemoveSet(_))).is_ok());
+        let error = plan.check_known(|op| matches!(op, Op::SetNode(_))).unwrap_err();
+        assert_eq!((error.applied, error.failed.len()), (0, 0));
+        let cause = error.unknown.unwrap();
+        assert_eq!(cause.kind(), ErrorKind::Unsupported);
+        assert!(cause.report().starts_with("operation `remove-set` of plan 7 "), "{}", cause.report());
     }
 }

@@ -56,6 +56,7 @@ pub struct Usable {
 
 /// Why a backend takes no new flows.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
 pub enum Reason {
     /// Not ready and not terminating.
     NotReady,

@@ -114,6 +114,7 @@ impl State {
 
 /// A reference to something that is not there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum Dangling {
     /// A frontend names a set that does not exist.
     #[error("frontend {frontend} points to set {set}, which does not exist")]

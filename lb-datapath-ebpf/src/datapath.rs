@@ -250,25 +250,19 @@ fn attach_devices(anchors: &mut Anchors, programs: &Programs, config: &mut EbpfC
 
 impl Datapath for EbpfDatapath {
     fn capabilities(&self) -> Capabilities {
-        Capabilities {
-            kind: "ebpf",
-            algorithms: vec![Algorithm::Random, Algorithm::RoundRobin, Algorithm::Maglev],
-            protocols: vec![Protocol::Tcp, Protocol::Udp],
-            families: vec![Family::V4, Family::V6],
-            frontends: vec![FrontendKind::ClusterIp, FrontendKind::LoadBalancer, FrontendKind::ExternalIp],
-            external_traffic_policy_local: false,
-            affinity: Some(AffinityCapability { prefixes: true, max_timeout: Duration::from_nanos(u64::MAX) }),
-            sockets: SocketCapability::Connect { hashes: SocketHash::SocketCookie },
-            atomic: Atomicity::Frontend,
-            roles: vec![Role::Standby, Role::Active, Role::Draining],
-            drain: false,
-            max_slots: MAX_SLOTS,
-            translated_ports: self
-                .kernel
-                .as_ref()
-                .map_or_else(Ports::default, |kernel| kernel.mirror.limits.ports)
-                .range(),
-        }
+        let affinity = AffinityCapability { prefixes: true, max_timeout: Duration::from_nanos(u64::MAX) };
+        let ports = self.kernel.as_ref().map_or_else(Ports::default, |kernel| kernel.mirror.limits.ports);
+        Capabilities::new("ebpf")
+            .with_algorithms([Algorithm::Random, Algorithm::RoundRobin, Algorithm::Maglev])
+            .with_protocols([Protocol::Tcp, Protocol::Udp])
+            .with_families([Family::V4, Family::V6])
+            .with_frontends([FrontendKind::ClusterIp, FrontendKind::LoadBalancer, FrontendKind::ExternalIp])
+            .with_affinity(Some(affinity))
+            .with_sockets(SocketCapability::Connect { hashes: SocketHash::SocketCookie })
+            .with_atomic(Atomicity::Frontend)
+            .with_roles([Role::Standby, Role::Active, Role::Draining])
+            .with_max_slots(MAX_SLOTS)
+            .with_translated_ports(ports.range())
     }
 
     fn observe(&mut self) -> Result<State, DatapathError> {

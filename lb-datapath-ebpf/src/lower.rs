@@ -28,6 +28,7 @@ pub(crate) const MAX_SLOTS: u32 = 131_071;
 
 /// Carries out `plan` through `store`; `mirror` follows what took.
 pub(crate) fn apply(mirror: &mut Mirror, store: &mut impl Store, plan: &Plan) -> Result<(), ApplyError> {
+    plan.check_known(knows)?;
     let mut run = Run {
         mirror,
         store,
@@ -41,6 +42,20 @@ pub(crate) fn apply(mirror: &mut Mirror, store: &mut impl Store, plan: &Plan) ->
         run.stage(stage);
     }
     run.finish()
+}
+
+/// Whether this datapath can carry out `op`: a plan with another operation is refused as a whole.
+fn knows(op: &Op) -> bool {
+    matches!(
+        op,
+        Op::SetNode(_)
+            | Op::UpsertBackend(..)
+            | Op::AddSet(..)
+            | Op::UpsertFrontend { .. }
+            | Op::RemoveFrontend(_)
+            | Op::RemoveSet(_)
+            | Op::RemoveBackend(_)
+    )
 }
 
 struct Run<'a, S> {
@@ -79,6 +94,7 @@ impl<S: Store> Run<'_, S> {
             Op::RemoveFrontend(_) => self.gone_frontends(ops),
             Op::RemoveSet(_) => self.gone_sets(ops),
             Op::RemoveBackend(_) => self.gone_backends(ops),
+            op => unreachable!("operation {} is refused before the first stage", op.as_str()),
         };
         self.applied += ops.len() - failed;
     }

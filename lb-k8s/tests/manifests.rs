@@ -36,11 +36,7 @@ fn told(batch: &Batch) -> Vec<String> {
         Change::RemoveService(name) => format!("-{name}"),
         Change::ReplaceEndpoints(slice) => format!("+{}", slice.name),
         Change::RemoveEndpoints(name) => format!("-{name}"),
-        Change::SetNode(_)
-        | Change::SetZone(_)
-        | Change::SetHealth(_)
-        | Change::RestoreHealth(_)
-        | Change::ForgetHealth(_) => format!("{change:?}"),
+        other => format!("{other:?}"),
     };
     batch.changes.iter().map(told).collect()
 }

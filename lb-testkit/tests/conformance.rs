@@ -93,8 +93,7 @@ fn memory() -> Subject {
 /// Memory that claims to be able to do as little as any datapath may.
 fn poor_memory() -> Subject {
     Subject::state_only("poor_memory", || {
-        let all = Capabilities::all("memory");
-        let least = Capabilities { algorithms: vec![lb_core::Algorithm::Random], affinity: None, ..all };
+        let least = Capabilities::all("memory").with_algorithms([lb_core::Algorithm::Random]).with_affinity(None);
         Box::new(MemoryDatapath::with_capabilities(least))
     })
 }

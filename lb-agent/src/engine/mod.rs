@@ -76,7 +76,7 @@ impl Engine {
         on_ready: Box<dyn FnOnce() + Send>,
     ) -> Self {
         let capabilities = datapath.datapath().capabilities();
-        let settings = Settings { maglev: config.maglev, ..Settings::default() };
+        let settings = Settings::default().with_maglev(config.maglev);
         let mut reconciler = Reconciler::new(Model::new(settings, capabilities));
         // Node facts claim no address while there are no services, so they cannot be refused.
         let _ = reconciler.handle_change(Change::SetNode(config.node.clone()));

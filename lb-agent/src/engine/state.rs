@@ -165,15 +165,8 @@ impl Shared {
             let slice = match &change {
                 Change::ReplaceEndpoints(slice) => Some(slice.name.clone()),
                 Change::RemoveEndpoints(name) => Some(name.clone()),
-                Change::UpsertService(_)
-                | Change::RemoveService(_)
-                | Change::SetNode(_)
-                | Change::SetZone(_)
-                | Change::SetHealth(_)
-                | Change::RestoreHealth(_)
-                | Change::ForgetHealth(_)
-                | Change::InitStart(_)
-                | Change::InitDone(_) => None,
+                // Of the others only services can be refused, and the model remembers those itself.
+                _ => None,
             };
             let refused = reconciler.handle_change(change).err();
             if let Some(error) = &refused {

@@ -11,7 +11,20 @@ use crate::{
 
 /// What a datapath can do. A service that asks for more keeps serving with less and is marked
 /// [degraded](crate::model::Degraded).
+///
+/// Later versions may add abilities. A datapath that does not mention one lacks it, so start with [`new`](Self::new).
+///
+/// ```
+/// use lb_core::{
+///     addr::{Family, Protocol},
+///     datapath::Capabilities,
+/// };
+///
+/// let capabilities = Capabilities::new("userspace").with_protocols([Protocol::Tcp]).with_families([Family::V4]);
+/// assert_eq!((capabilities.drain, capabilities.protocols), (false, vec![Protocol::Tcp]));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Capabilities {
     /// Its name: `ebpf`, `nftables`, `iptables-nft`, `iptables-legacy`, `memory`.
     pub kind: &'static str,
@@ -43,6 +56,27 @@ pub struct Capabilities {
 }
 
 impl Capabilities {
+    /// A datapath that can only choose at random: it forwards no protocol and no family and carries no frontend until
+    /// it is said to.
+    #[must_use]
+    pub fn new(kind: &'static str) -> Self {
+        Self {
+            kind,
+            algorithms: Vec::from([Algorithm::Random]),
+            protocols: Vec::new(),
+            families: Vec::new(),
+            frontends: Vec::new(),
+            external_traffic_policy_local: false,
+            affinity: None,
+            sockets: SocketCapability::Packets,
+            atomic: Atomicity::Frontend,
+            roles: Vec::from([Role::Active]),
+            drain: false,
+            max_slots: u32::MAX,
+            translated_ports: 1..=u16::MAX,
+        }
+    }
+
     /// Everything that a model can ask for.
     #[must_use]
     pub fn all(kind: &'static str) -> Self {
@@ -66,6 +100,90 @@ impl Capabilities {
             max_slots: u32::MAX,
             translated_ports: 1..=u16::MAX,
         }
+    }
+
+    /// The same with these [`algorithms`](Self::algorithms).
+    #[must_use]
+    pub fn with_algorithms(mut self, algorithms: impl Into<Vec<Algorithm>>) -> Self {
+        self.algorithms = algorithms.into();
+        self
+    }
+
+    /// The same with these [`protocols`](Self::protocols).
+    #[must_use]
+    pub fn with_protocols(mut self, protocols: impl Into<Vec<Protocol>>) -> Self {
+        self.protocols = protocols.into();
+        self
+    }
+
+    /// The same with these [`families`](Self::families).
+    #[must_use]
+    pub fn with_families(mut self, families: impl Into<Vec<Family>>) -> Self {
+        self.families = families.into();
+        self
+    }
+
+    /// The same with these kinds of [`frontends`](Self::frontends).
+    #[must_use]
+    pub fn with_frontends(mut self, frontends: impl Into<Vec<FrontendKind>>) -> Self {
+        self.frontends = frontends.into();
+        self
+    }
+
+    /// The same with these [`roles`](Self::roles).
+    #[must_use]
+    pub fn with_roles(mut self, roles: impl Into<Vec<Role>>) -> Self {
+        self.roles = roles.into();
+        self
+    }
+
+    /// The same with or without [`external_traffic_policy_local`](Self::external_traffic_policy_local).
+    #[must_use]
+    pub const fn with_external_traffic_policy_local(mut self, can: bool) -> Self {
+        self.external_traffic_policy_local = can;
+        self
+    }
+
+    /// The same with this [`affinity`](Self::affinity).
+    #[must_use]
+    pub const fn with_affinity(mut self, affinity: Option<AffinityCapability>) -> Self {
+        self.affinity = affinity;
+        self
+    }
+
+    /// The same with [`sockets`](Self::sockets) translated this way.
+    #[must_use]
+    pub const fn with_sockets(mut self, sockets: SocketCapability) -> Self {
+        self.sockets = sockets;
+        self
+    }
+
+    /// The same with this unit of change: see [`atomic`](Self::atomic).
+    #[must_use]
+    pub const fn with_atomic(mut self, atomic: Atomicity) -> Self {
+        self.atomic = atomic;
+        self
+    }
+
+    /// The same with or without [`drain`](Self::drain).
+    #[must_use]
+    pub const fn with_drain(mut self, can: bool) -> Self {
+        self.drain = can;
+        self
+    }
+
+    /// The same with at most this many [slots](Self::max_slots) in a set.
+    #[must_use]
+    pub const fn with_max_slots(mut self, max_slots: u32) -> Self {
+        self.max_slots = max_slots;
+        self
+    }
+
+    /// The same with these [`translated_ports`](Self::translated_ports).
+    #[must_use]
+    pub fn with_translated_ports(mut self, translated_ports: RangeInclusive<u16>) -> Self {
+        self.translated_ports = translated_ports;
+        self
     }
 }
 

@@ -10,6 +10,7 @@ use crate::{
 
 /// One change of the desired state.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Change {
     /// A service appeared or changed.
     UpsertService(Service),

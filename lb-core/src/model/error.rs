@@ -10,6 +10,7 @@ use crate::{
 
 /// Why a change was refused. The model is as it was before.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum ModelError {
     /// Another service owns the address.
     #[error(
@@ -65,6 +66,7 @@ pub enum ModelError {
 
 /// How a served service falls short of what was asked for.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
+#[non_exhaustive]
 pub enum Degraded {
     /// The datapath cannot run the algorithm.
     #[error("algorithm {asked} is not in this datapath, {used} is used")]

@@ -30,7 +30,15 @@ use crate::{
 };
 
 /// Settings that hold for every service of a model.
+///
+/// ```
+/// use lb_core::{model::Settings, service::Algorithm};
+///
+/// let settings = Settings::default().with_algorithm(Algorithm::Maglev).with_panic_threshold(50);
+/// assert_eq!(settings.panic_threshold, 50);
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Settings {
     /// Algorithm of services that name none. Default [`Algorithm::Random`].
     pub algorithm: Algorithm,
@@ -42,6 +50,36 @@ pub struct Settings {
     /// Which source wins when two claim one frontend address: the one of the higher number. One that is not listed has
     /// priority 0; among equals, who came first.
     pub priorities: BTreeMap<SourceName, i32>,
+}
+
+impl Settings {
+    /// The same with another [`algorithm`](Self::algorithm).
+    #[must_use]
+    pub const fn with_algorithm(mut self, algorithm: Algorithm) -> Self {
+        self.algorithm = algorithm;
+        self
+    }
+
+    /// The same with other [hashes](Self::maglev) of Maglev tables.
+    #[must_use]
+    pub const fn with_maglev(mut self, maglev: HashFamily) -> Self {
+        self.maglev = maglev;
+        self
+    }
+
+    /// The same with another [`panic_threshold`](Self::panic_threshold), 0..=100 per cent.
+    #[must_use]
+    pub const fn with_panic_threshold(mut self, percent: u8) -> Self {
+        self.panic_threshold = percent;
+        self
+    }
+
+    /// The same with other [`priorities`](Self::priorities).
+    #[must_use]
+    pub fn with_priorities(mut self, priorities: impl IntoIterator<Item = (SourceName, i32)>) -> Self {
+        self.priorities = priorities.into_iter().collect();
+        self
+    }
 }
 
 /// Services, endpoints and node facts, with every cross-reference guarded.

@@ -117,7 +117,7 @@ fn verdicts_survive_a_restart_until_their_source_speaks_again() {
 
 #[test]
 fn below_the_panic_threshold_health_is_not_looked_at() {
-    let panicky = |percent| world(Settings { panic_threshold: percent, ..Settings::default() }, web("a", "10.96.0.1"));
+    let panicky = |percent| world(Settings::default().with_panic_threshold(percent), web("a", "10.96.0.1"));
     let mut model = panicky(50);
     set(&mut model, report("probe", 1, Health::Unhealthy));
     set(&mut model, report("probe", 2, Health::Unhealthy));
@@ -202,7 +202,7 @@ fn a_backend_that_is_only_elsewhere_keeps_its_flows() {
 
 #[test]
 fn a_datapath_that_cannot_cut_keeps_and_says_so() {
-    let capabilities = Capabilities { drain: false, ..Capabilities::all("test") };
+    let capabilities = Capabilities::all("test").with_drain(false);
     let mut model = Model::new(Settings::default(), capabilities);
     let service = Service { drain: DrainPolicy::For(Duration::from_secs(30)), ..web("a", "10.96.0.1") };
     model.apply(Change::UpsertService(service.clone())).unwrap();

@@ -129,13 +129,11 @@ fn a_service_expands_to_every_address_with_every_port() {
 
 #[test]
 fn what_a_datapath_lacks_is_a_condition_and_the_service_still_serves() {
-    let capabilities = Capabilities {
-        algorithms: vec![Algorithm::Random],
-        frontends: vec![FrontendKind::ClusterIp],
-        external_traffic_policy_local: false,
-        affinity: None,
-        ..Capabilities::all("test")
-    };
+    let capabilities = Capabilities::all("test")
+        .with_algorithms([Algorithm::Random])
+        .with_frontends([FrontendKind::ClusterIp])
+        .with_external_traffic_policy_local(false)
+        .with_affinity(None);
     let mut model = Model::new(Settings::default(), capabilities);
     let service = Service {
         load_balancer_ips: vec![ip("20.0.0.1")],

@@ -111,7 +111,7 @@ pub(crate) fn source(name: &str) -> SourceName {
 
 /// Settings under which the source `high` wins over others.
 pub(crate) fn settings() -> Settings {
-    Settings { priorities: [(source("high"), 10), (source("low"), -10)].into(), ..Settings::default() }
+    Settings::default().with_priorities([(source("high"), 10), (source("low"), -10)])
 }
 
 fn health() -> impl Strategy<Value = HealthReport> {

@@ -40,7 +40,7 @@ impl Change {
                     labels.remove(addr);
                     dirty.insert(*addr);
                 }
-                Op::SetNode(_) | Op::UpsertBackend(..) | Op::AddSet(..) | Op::RemoveSet(_) | Op::RemoveBackend(_) => {}
+                _ => debug_assert!(knows(op), "a plan with operation {} is refused before", op.as_str()),
             }
         }
         dirty.extend(affected(before, &after, plan));
@@ -54,12 +54,23 @@ impl Change {
     }
 }
 
+/// Whether this datapath can carry out `op`: a plan with another operation is refused as a whole.
+pub(crate) fn knows(op: &Op) -> bool {
+    matches!(
+        op,
+        Op::SetNode(_)
+            | Op::UpsertBackend(..)
+            | Op::AddSet(..)
+            | Op::UpsertFrontend { .. }
+            | Op::RemoveFrontend(_)
+            | Op::RemoveSet(_)
+            | Op::RemoveBackend(_)
+    )
+}
+
 /// The frontend that an operation is about.
 pub(crate) fn frontend_of(op: &Op) -> Option<FrontendAddr> {
-    match op {
-        Op::UpsertFrontend { addr, .. } | Op::RemoveFrontend(addr) => Some(*addr),
-        Op::SetNode(_) | Op::UpsertBackend(..) | Op::AddSet(..) | Op::RemoveSet(_) | Op::RemoveBackend(_) => None,
-    }
+    op.frontend()
 }
 
 /// Frontends whose rules change although no operation names them: a backend of theirs became local, say.
@@ -74,13 +85,7 @@ fn affected(before: &State, after: &State, plan: &Plan) -> Vec<FrontendAddr> {
             Op::AddSet(id, set) if before.sets.get(id).is_some_and(|known| known != set) => {
                 sets.insert(*id);
             }
-            Op::SetNode(_)
-            | Op::UpsertBackend(..)
-            | Op::AddSet(..)
-            | Op::UpsertFrontend { .. }
-            | Op::RemoveFrontend(_)
-            | Op::RemoveSet(_)
-            | Op::RemoveBackend(_) => {}
+            _ => debug_assert!(knows(op), "a plan with operation {} is refused before", op.as_str()),
         }
     }
     if backends.is_empty() && sets.is_empty() { Vec::new() } else { users(after, &backends, &sets) }

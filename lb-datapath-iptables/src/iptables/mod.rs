@@ -210,6 +210,7 @@ impl IptablesDatapath {
     }
 
     fn carry_out(&mut self, plan: &Plan) -> Result<(), ApplyError> {
+        plan.check_known(change::knows)?;
         let installed = match self.installed.take() {
             Some(installed) => installed,
             None => self.read().map_err(ApplyError::unknown)?,
@@ -259,22 +260,19 @@ const MOST_CULPRITS: usize = 16;
 
 impl Datapath for IptablesDatapath {
     fn capabilities(&self) -> Capabilities {
-        Capabilities {
-            kind: self.config.variant.as_str(),
-            algorithms: vec![Algorithm::Random],
-            protocols: vec![Protocol::Tcp, Protocol::Udp],
-            families: self.config.families.clone(),
-            frontends: vec![FrontendKind::ClusterIp, FrontendKind::LoadBalancer, FrontendKind::ExternalIp],
-            external_traffic_policy_local: false,
-            affinity: Some(AffinityCapability { prefixes: true, max_timeout: Duration::from_secs(MAX_RECENT_SECONDS) }),
-            sockets: SocketCapability::Packets,
-            atomic: Atomicity::Family,
-            roles: vec![Role::Active],
-            drain: false,
-            max_slots: MAX_SLOTS,
+        let max_timeout = Duration::from_secs(MAX_RECENT_SECONDS);
+        Capabilities::new(self.config.variant.as_str())
+            .with_algorithms([Algorithm::Random])
+            .with_protocols([Protocol::Tcp, Protocol::Udp])
+            .with_families(self.config.families.clone())
+            .with_frontends([FrontendKind::ClusterIp, FrontendKind::LoadBalancer, FrontendKind::ExternalIp])
+            .with_affinity(Some(AffinityCapability { prefixes: true, max_timeout }))
+            .with_sockets(SocketCapability::Packets)
+            .with_atomic(Atomicity::Family)
+            .with_roles([Role::Active])
+            .with_max_slots(MAX_SLOTS)
             // netfilter keeps a port below 512, below 1024 or above in its class.
-            translated_ports: 1..=u16::MAX,
-        }
+            .with_translated_ports(1..=u16::MAX)
     }
 
     fn observe(&mut self) -> Result<State, DatapathError> {

@@ -112,6 +112,20 @@ impl Draft {
         }
     }
 
+    /// Whether a draft can carry out `op`: a plan with another operation is refused as a whole.
+    pub(super) fn knows(op: &Op) -> bool {
+        matches!(
+            op,
+            Op::SetNode(_)
+                | Op::UpsertBackend(..)
+                | Op::AddSet(..)
+                | Op::UpsertFrontend { .. }
+                | Op::RemoveFrontend(_)
+                | Op::RemoveSet(_)
+                | Op::RemoveBackend(_)
+        )
+    }
+
     fn add_op(&mut self, op: &Op, refused: &BTreeMap<FrontendAddr, DatapathError>) {
         match op {
             Op::SetNode(node) => self.node = Some(node.clone()),
@@ -138,6 +152,7 @@ impl Draft {
             Op::RemoveBackend(id) => {
                 self.backends.insert(*id, None);
             }
+            op => unreachable!("a plan with operation {} is refused before it is drafted", op.as_str()),
         }
     }
 

@@ -171,6 +171,7 @@ impl Engine {
     }
 
     pub(super) fn apply(&mut self, plan: &Plan) -> Result<(), ApplyError> {
+        plan.check_known(Draft::knows)?;
         if self.known.is_none() {
             self.observe().map_err(ApplyError::unknown)?;
         }

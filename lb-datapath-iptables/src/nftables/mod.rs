@@ -156,22 +156,18 @@ pub fn operations(plan: &Plan) -> usize {
 
 impl Datapath for NftablesDatapath {
     fn capabilities(&self) -> Capabilities {
-        Capabilities {
-            kind: "nftables",
-            algorithms: vec![Algorithm::Random, Algorithm::RoundRobin, Algorithm::Maglev],
-            protocols: vec![Protocol::Tcp, Protocol::Udp],
-            families: vec![Family::V4, Family::V6],
-            frontends: vec![FrontendKind::ClusterIp, FrontendKind::LoadBalancer, FrontendKind::ExternalIp],
-            external_traffic_policy_local: false,
-            affinity: Some(AffinityCapability { prefixes: true, max_timeout: MAX_TIMEOUT }),
-            sockets: SocketCapability::Packets,
-            atomic: Atomicity::Plan,
-            roles: vec![Role::Active],
-            drain: false,
-            max_slots: u32::MAX,
+        Capabilities::new("nftables")
+            .with_algorithms([Algorithm::Random, Algorithm::RoundRobin, Algorithm::Maglev])
+            .with_protocols([Protocol::Tcp, Protocol::Udp])
+            .with_families([Family::V4, Family::V6])
+            .with_frontends([FrontendKind::ClusterIp, FrontendKind::LoadBalancer, FrontendKind::ExternalIp])
+            .with_affinity(Some(AffinityCapability { prefixes: true, max_timeout: MAX_TIMEOUT }))
+            .with_sockets(SocketCapability::Packets)
+            .with_atomic(Atomicity::Plan)
+            .with_roles([Role::Active])
+            .with_max_slots(u32::MAX)
             // netfilter keeps a port below 512, below 1024 or above in its class.
-            translated_ports: 1..=u16::MAX,
-        }
+            .with_translated_ports(1..=u16::MAX)
     }
 
     fn observe(&mut self) -> Result<State, DatapathError> {

@@ -162,7 +162,7 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        let capabilities = Capabilities { external_traffic_policy_local: false, ..Capabilities::all("nftables") };
+        let capabilities = Capabilities::all("nftables").with_external_traffic_policy_local(false);
         let mut world = Self { model: Model::new(Settings::default(), capabilities), desired: Desired::default() };
         world.take(Change::SetNode(facts(&["10.2.0.0/16"])));
         let both = &["10.2.1.2", "10.2.2.2"][..];
