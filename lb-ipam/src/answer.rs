@@ -9,7 +9,7 @@ use crate::{PoolName, Reason, Refusal};
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Answer {
     /// Its addresses, in the order in which it asked for them or lists their families.
-    pub granted: Vec<Granted>,
+    pub granted: Vec<Allocation>,
     /// What it asked for in vain.
     pub refused: Vec<Refusal>,
 }
@@ -64,7 +64,7 @@ fn message(refused: &[Refusal]) -> String {
 
 /// One address that a service has.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Granted {
+pub struct Allocation {
     /// The address.
     pub address: IpAddr,
     /// Whose it is; `None` for an address that is kept because the pool that it may be in cannot be read.
@@ -119,10 +119,10 @@ mod tests {
     use alloc::{format, vec::Vec};
 
     use super::*;
-    use crate::{Asked, Cause};
+    use crate::{Cause, Requested};
 
     fn refused(texts: impl IntoIterator<Item = String>) -> Vec<Refusal> {
-        texts.into_iter().map(|by| Refusal { asked: Asked::More, cause: Cause::Claimed { by } }).collect()
+        texts.into_iter().map(|by| Refusal { asked: Requested::More, cause: Cause::Claimed { by } }).collect()
     }
 
     /// How long the texts of 256 refusals are, and what the message ends in.
@@ -156,7 +156,7 @@ mod tests {
 
     #[test]
     fn what_is_no_address_is_repeated_in_part() {
-        let refusal = Refusal { asked: Asked::Text("\u{fc}".repeat(200)), cause: Cause::Unreadable };
+        let refusal = Refusal { asked: Requested::Text("\u{fc}".repeat(200)), cause: Cause::Unreadable };
         let start = format!("`{}\u{2026}`: is no address", "\u{fc}".repeat(128));
         assert!(message(&[refusal]).starts_with(&start));
     }

@@ -8,7 +8,7 @@ use core::mem;
 use lb_core::ServiceName;
 
 pub(crate) use crate::tracked::{Dirt, Slot, Tracked};
-use crate::{Answer, Granted, Request, Status, groups::Groups, names::Names, waiting::Waiting};
+use crate::{Allocation, Answer, Request, Status, groups::Groups, names::Names, waiting::Waiting};
 
 /// All services. Those that the ledger names are in it, known or not.
 #[derive(Clone, Debug, Default)]
@@ -236,7 +236,7 @@ impl Book {
     }
 
     /// Answers a service that cannot be read with what it has. One that has nothing may be none of ours.
-    pub(crate) fn answer_unreadable(&mut self, slot: Slot, granted: Vec<Granted>) {
+    pub(crate) fn answer_unreadable(&mut self, slot: Slot, granted: Vec<Allocation>) {
         let tracked = &mut self.slots[slot];
         tracked.managed = !granted.is_empty();
         tracked.answer = Answer { granted, refused: Vec::new() };

@@ -6,7 +6,8 @@ use core::net::IpAddr;
 use lb_core::Family;
 
 use crate::{
-    AddressRange, Block, Conflict, NotFrom, Pool, PoolChoice, PoolName, PoolProblem, PoolWarning, Request, Settings,
+    AddressRange, Block, Conflict, Pool, PoolChoice, PoolName, PoolProblem, PoolRefusal, PoolWarning, Request,
+    Settings,
     directory::Directory,
     range::{FAMILIES, number, slot},
     usable::Usable,
@@ -138,29 +139,29 @@ impl Compiled {
     }
 
     /// Why the pool gives the service nothing new, if it does not.
-    pub(crate) fn gives_nothing(&self, request: &Request) -> Option<NotFrom> {
+    pub(crate) fn gives_nothing(&self, request: &Request) -> Option<PoolRefusal> {
         let wrong = self.is_wrong();
         if wrong.is_some() {
             return wrong;
         }
         if !request.pool.admits(&self.pool.name) {
-            return Some(NotFrom::NotAskedFor);
+            return Some(PoolRefusal::NotAskedFor);
         }
         if !self.is_for(request) {
-            return Some(NotFrom::Selector);
+            return Some(PoolRefusal::Selector);
         }
-        self.pool.disabled.then_some(NotFrom::Disabled)
+        self.pool.disabled.then_some(PoolRefusal::Disabled)
     }
 
     /// Why the pool gives nobody anything, if it does not.
-    pub(crate) fn out_of_service(&self) -> Option<NotFrom> {
-        self.is_wrong().or_else(|| self.pool.disabled.then_some(NotFrom::Disabled))
+    pub(crate) fn out_of_service(&self) -> Option<PoolRefusal> {
+        self.is_wrong().or_else(|| self.pool.disabled.then_some(PoolRefusal::Disabled))
     }
 
-    fn is_wrong(&self) -> Option<NotFrom> {
+    fn is_wrong(&self) -> Option<PoolRefusal> {
         match self.problem.as_ref()? {
-            PoolProblem::Conflict(conflict) => Some(NotFrom::Conflict { with: conflict.pool.clone() }),
-            problem => Some(NotFrom::Invalid { problem: alloc::format!("{problem}") }),
+            PoolProblem::Conflict(conflict) => Some(PoolRefusal::Conflict { with: conflict.pool.clone() }),
+            problem => Some(PoolRefusal::Invalid { problem: alloc::format!("{problem}") }),
         }
     }
 

@@ -6,9 +6,9 @@ use core::{fmt, net::IpAddr};
 use lb_core::{Family, ServiceName};
 
 use crate::{
-    NotGiving, PoolName, Reason, SharingRule,
-    not_giving::{self, Sentence},
+    PoolName, Reason, RefusingPools, SharingRule,
     range::family_name,
+    refusing_pools::{self, Sentence},
 };
 
 /// One thing that a service asked for and does not get. Displays as a sentence for its operator, which stays the same
@@ -16,7 +16,7 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
     /// What it asked for.
-    pub asked: Asked,
+    pub asked: Requested,
     /// Why it does not get it.
     pub cause: Cause,
 }
@@ -37,7 +37,7 @@ impl fmt::Display for Refusal {
 
 /// What a service asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Asked {
+pub enum Requested {
     /// This address.
     Address(IpAddr),
     /// Any address of this family.
@@ -48,12 +48,12 @@ pub enum Asked {
     More,
 }
 
-impl Asked {
+impl Requested {
     /// Characters of a text that a sentence repeats.
     const SHOWN: usize = 128;
 }
 
-impl fmt::Display for Asked {
+impl fmt::Display for Requested {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Address(address) => address.fmt(f),
@@ -79,7 +79,7 @@ pub enum Cause {
         /// The pools that have a block of the family, by why they give nothing: at most [`MAX_REASONS`](Self::MAX_REASONS)
         /// reasons, those that say most first. That pools are full comes first, then quotas, and that they do not select
         /// the service last. If the service wants one pool and no other, that one alone.
-        pools: Vec<NotGiving>,
+        pools: Vec<RefusingPools>,
         /// How many other pools give nothing.
         more: usize,
     },
@@ -95,7 +95,7 @@ pub enum Cause {
         /// The pool.
         pool: PoolName,
         /// Why it does not.
-        why: NotFrom,
+        why: PoolRefusal,
     },
     /// Another service holds it and they do not share.
     #[error(
@@ -155,7 +155,7 @@ pub enum Cause {
 }
 
 impl Cause {
-    /// Most reasons that one refusal names, each with at most [`NotGiving::MAX_NAMED`] pools.
+    /// Most reasons that one refusal names, each with at most [`RefusingPools::MAX_NAMED`] pools.
     pub const MAX_REASONS: usize = 8;
 
     /// The stable code.
@@ -163,7 +163,7 @@ impl Cause {
     pub fn reason(&self) -> Reason {
         match self {
             Self::InNoPool | Self::NoSuchPool { .. } => Reason::NoPool,
-            Self::NoneGives { pools, .. } => not_giving::reason(pools),
+            Self::NoneGives { pools, .. } => refusing_pools::reason(pools),
             Self::NotFromPool { why, .. } => why.reason(),
             Self::Held { .. } | Self::Outrun { .. } => Reason::AlreadyAllocated,
             Self::Incompatible { .. } => Reason::AlreadyAllocatedIncompatibleService,
@@ -179,7 +179,7 @@ impl Cause {
 
 /// Why a pool does not give a service an address.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum NotFrom {
+pub enum PoolRefusal {
     /// It has none left.
     #[error("is full")]
     Full,
@@ -220,7 +220,7 @@ pub enum NotFrom {
     },
 }
 
-impl NotFrom {
+impl PoolRefusal {
     /// What says most about a service that gets nothing comes first.
     pub(crate) const fn rank(&self) -> u8 {
         match self {
@@ -277,7 +277,7 @@ pub enum ReservedBy {
         /// The pool.
         pool: PoolName,
         /// Why it does not.
-        why: NotFrom,
+        why: PoolRefusal,
     },
     /// The settings or a reservation name it.
     #[error("reserved: {why}; ask for another address")]

@@ -30,7 +30,7 @@ pub struct Request {
     /// Families it lists, the main one first. Default: none listed.
     pub families: Vec<Family>,
     /// The very addresses it wants, at most [`MAX_ADDRESSES`](Self::MAX_ADDRESSES). Default: none, any will do.
-    pub addresses: Vec<Wanted>,
+    pub addresses: Vec<RequestedAddress>,
     /// Which pool it wants. Default: any.
     pub pool: PoolChoice,
     /// With whom it shares addresses. Default: with nobody.
@@ -72,41 +72,41 @@ impl Request {
 
     /// Whether it asks for `address` by name; also when it asks for none.
     pub(crate) fn names(&self, address: IpAddr) -> bool {
-        self.addresses.is_empty() || self.wanted().any(|wanted| *wanted == Wanted::Address(address))
+        self.addresses.is_empty() || self.wanted().any(|wanted| *wanted == RequestedAddress::Address(address))
     }
 
     /// Whether it asks for an address of the family by name, or for something that cannot be told.
     pub(crate) fn names_any(&self, family: Family) -> bool {
         self.addresses.len() > Self::MAX_ADDRESSES
             || self.addresses.iter().any(|wanted| match wanted {
-                Wanted::Address(address) => Family::of(*address) == family,
-                Wanted::Unreadable(_) => true,
+                RequestedAddress::Address(address) => Family::of(*address) == family,
+                RequestedAddress::Unreadable(_) => true,
             })
     }
 
     /// What it asks for by name, as far as that is looked at.
-    pub(crate) fn wanted(&self) -> impl Iterator<Item = &Wanted> {
+    pub(crate) fn wanted(&self) -> impl Iterator<Item = &RequestedAddress> {
         self.addresses.iter().take(Self::MAX_ADDRESSES)
     }
 }
 
 /// One entry of a list of wanted addresses.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Wanted {
+pub enum RequestedAddress {
     /// This address.
     Address(IpAddr),
     /// A text that is no address; it is refused, and the others are given.
     Unreadable(String),
 }
 
-impl Wanted {
+impl RequestedAddress {
     /// Reads a list such as `10.0.0.5, 2001:db8::5`, the form of the annotation `lbipam.cilium.io/ips`. Empty entries
     /// do not count.
     ///
     /// ```
-    /// use lb_ipam::Wanted;
-    /// let list = Wanted::parse_list("10.0.0.5, garbage,");
-    /// assert_eq!(list, [Wanted::Address("10.0.0.5".parse().unwrap()), Wanted::Unreadable("garbage".into())]);
+    /// use lb_ipam::RequestedAddress;
+    /// let list = RequestedAddress::parse_list("10.0.0.5, garbage,");
+    /// assert_eq!(list, [RequestedAddress::Address("10.0.0.5".parse().unwrap()), RequestedAddress::Unreadable("garbage".into())]);
     /// ```
     #[must_use]
     pub fn parse_list(list: &str) -> Vec<Self> {
@@ -115,13 +115,13 @@ impl Wanted {
     }
 }
 
-impl From<IpAddr> for Wanted {
+impl From<IpAddr> for RequestedAddress {
     fn from(address: IpAddr) -> Self {
         Self::Address(address)
     }
 }
 
-impl fmt::Display for Wanted {
+impl fmt::Display for RequestedAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Address(address) => address.fmt(f),

@@ -5,7 +5,7 @@ use core::net::IpAddr;
 
 use lb_core::{Family, ServiceName};
 
-use crate::{Answer, Asked, Timestamp, range::slot};
+use crate::{Answer, Requested, Timestamp, range::slot};
 
 /// When a service has its turn: the older one first, and of two of the same age the name decides.
 pub(crate) type Turn = (Timestamp, ServiceName);
@@ -31,9 +31,9 @@ impl Waiting {
     pub(crate) fn insert(&mut self, turn: &Turn, answer: &Answer) {
         for refusal in &answer.refused {
             match refusal.asked {
-                Asked::Family(family) => _ = self.for_family[slot(family)].insert(turn.clone()),
-                Asked::Address(address) => _ = self.for_address.entry(address).or_default().insert(turn.clone()),
-                Asked::Text(_) | Asked::More => {}
+                Requested::Family(family) => _ = self.for_family[slot(family)].insert(turn.clone()),
+                Requested::Address(address) => _ = self.for_address.entry(address).or_default().insert(turn.clone()),
+                Requested::Text(_) | Requested::More => {}
             }
             self.all.insert(turn.clone());
         }
@@ -46,9 +46,9 @@ impl Waiting {
         }
         for refusal in &answer.refused {
             match &refusal.asked {
-                Asked::Family(family) => _ = self.for_family[slot(*family)].remove(turn),
-                Asked::Address(address) => self.remove_for(*address, turn),
-                Asked::Text(_) | Asked::More => {}
+                Requested::Family(family) => _ = self.for_family[slot(*family)].remove(turn),
+                Requested::Address(address) => self.remove_for(*address, turn),
+                Requested::Text(_) | Requested::More => {}
             }
         }
     }

@@ -6,7 +6,7 @@ use core::net::IpAddr;
 use lb_core::{Family, ServiceName};
 
 use crate::{
-    Allocator, Cause, Entry, Ledger, LedgerError, NotFrom, PoolChoice, Request, SharingRule, book::Slot,
+    Allocator, Cause, Entry, Ledger, LedgerError, PoolChoice, PoolRefusal, Request, SharingRule, book::Slot,
     catalog::PoolIndex, families::FamilyList, may_share,
 };
 
@@ -64,13 +64,13 @@ impl<L: Ledger> Allocator<L> {
     }
 
     /// The address that the pool would give the service next.
-    fn offer(&self, index: PoolIndex, request: &Request, family: Family) -> Result<IpAddr, NotFrom> {
+    fn offer(&self, index: PoolIndex, request: &Request, family: Family) -> Result<IpAddr, PoolRefusal> {
         self.check_unasked(index, request)?;
-        self.index.next(&self.catalog, index, family, self.now).ok_or(NotFrom::Full)
+        self.index.next(&self.catalog, index, family, self.now).ok_or(PoolRefusal::Full)
     }
 
     /// Whether the pool gives the service addresses that it does not ask for by name.
-    pub(super) fn check_unasked(&self, index: PoolIndex, request: &Request) -> Result<(), NotFrom> {
+    pub(super) fn check_unasked(&self, index: PoolIndex, request: &Request) -> Result<(), PoolRefusal> {
         let compiled = &self.catalog.pools[index];
         if let Some(why) = compiled.gives_nothing(request) {
             return Err(why);
@@ -80,18 +80,18 @@ impl<L: Ledger> Allocator<L> {
             PoolChoice::Prefer(name) | PoolChoice::Only(name) => *name == compiled.pool.name,
         };
         if !compiled.pool.auto_assign && !asked_for {
-            return Err(NotFrom::NotAutomatic);
+            return Err(PoolRefusal::NotAutomatic);
         }
         self.check_quota(index, request)
     }
 
-    fn check_quota(&self, index: PoolIndex, request: &Request) -> Result<(), NotFrom> {
+    fn check_quota(&self, index: PoolIndex, request: &Request) -> Result<(), PoolRefusal> {
         let Some(quota) = self.catalog.pools[index].pool.namespace_quota else { return Ok(()) };
         let namespace = request.service.namespace();
         if self.index.used_by(index, namespace) < quota {
             return Ok(());
         }
-        Err(NotFrom::Quota { namespace: namespace.to_string(), quota })
+        Err(PoolRefusal::Quota { namespace: namespace.to_string(), quota })
     }
 
     /// Lets the service in on the addresses of the first service with its key that it gets along with.

@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 
 use lb_core::Family;
 
-use crate::{Allocator, Cause, Ledger, NotFrom, NotGiving, PoolChoice, PoolName, Request, catalog::PoolIndex};
+use crate::{Allocator, Cause, Ledger, PoolChoice, PoolName, PoolRefusal, RefusingPools, Request, catalog::PoolIndex};
 
 /// How many pools that are out of service a refusal tells apart: each takes a sentence.
 const LOOKED_AT: usize = 32;
@@ -25,12 +25,12 @@ impl<L: Ledger> Allocator<L> {
         &self,
         request: &Request,
         family: Family,
-        mut refusing: Vec<(PoolIndex, NotFrom)>,
+        mut refusing: Vec<(PoolIndex, PoolRefusal)>,
     ) -> Cause {
         if let PoolChoice::Only(pool) = &request.pool {
             return self.does_not_give(pool, request, family, refusing);
         }
-        refusing.retain(|(_, why)| *why != NotFrom::Selector);
+        refusing.retain(|(_, why)| *why != PoolRefusal::Selector);
         refusing.sort_by_key(|(_, why)| why.rank());
         let unselecting = self.unselecting(family, &refusing);
         let mut reasons = Reasons::default();
@@ -53,25 +53,25 @@ impl<L: Ledger> Allocator<L> {
         pool: &PoolName,
         request: &Request,
         family: Family,
-        mut refusing: Vec<(PoolIndex, NotFrom)>,
+        mut refusing: Vec<(PoolIndex, PoolRefusal)>,
     ) -> Cause {
         let Some(index) = self.catalog.named(pool) else { return Cause::NoSuchPool { pool: pool.clone() } };
         let compiled = &self.catalog.pools[index];
-        let by_itself = || compiled.gives_nothing(request).unwrap_or(NotFrom::NoFamily);
-        let has_none = (compiled.problem.is_none() && !compiled.has(family)).then_some(NotFrom::NoFamily);
+        let by_itself = || compiled.gives_nothing(request).unwrap_or(PoolRefusal::NoFamily);
+        let has_none = (compiled.problem.is_none() && !compiled.has(family)).then_some(PoolRefusal::NoFamily);
         let why = has_none.or_else(|| refusing.pop().map(|(_, why)| why)).unwrap_or_else(by_itself);
-        Cause::NoneGives { pools: [NotGiving::one(pool.clone(), why)].into(), more: 0 }
+        Cause::NoneGives { pools: [RefusingPools::one(pool.clone(), why)].into(), more: 0 }
     }
 
     /// The pools in service of which none of `refusing` is one: they do not select the service.
-    fn unselecting(&self, family: Family, refusing: &[(PoolIndex, NotFrom)]) -> Option<NotGiving> {
+    fn unselecting(&self, family: Family, refusing: &[(PoolIndex, PoolRefusal)]) -> Option<RefusingPools> {
         let mut selecting: Vec<PoolIndex> = refusing.iter().map(|(index, _)| *index).collect();
         selecting.sort_unstable();
         let in_service = self.catalog.in_service(family);
         let others = in_service.iter().filter(|index| selecting.binary_search(index).is_err());
-        let pools: Vec<_> = others.take(NotGiving::MAX_NAMED).map(|index| self.name_of(*index)).collect();
+        let pools: Vec<_> = others.take(RefusingPools::MAX_NAMED).map(|index| self.name_of(*index)).collect();
         let more = in_service.len() - selecting.len() - pools.len();
-        (!pools.is_empty()).then_some(NotGiving { why: NotFrom::Selector, pools, more })
+        (!pools.is_empty()).then_some(RefusingPools { why: PoolRefusal::Selector, pools, more })
     }
 
     fn name_of(&self, index: PoolIndex) -> PoolName {
@@ -82,7 +82,7 @@ impl<L: Ledger> Allocator<L> {
 /// Pools by why they give nothing.
 #[derive(Default)]
 struct Reasons {
-    groups: Vec<NotGiving>,
+    groups: Vec<RefusingPools>,
     more: usize,
 }
 
@@ -92,11 +92,11 @@ impl Reasons {
         self.groups.len() + 1 < Cause::MAX_REASONS
     }
 
-    fn add(&mut self, pool: PoolName, why: NotFrom) {
+    fn add(&mut self, pool: PoolName, why: PoolRefusal) {
         let has_room = self.has_room();
         match self.groups.iter_mut().find(|group| group.why == why) {
             Some(group) => group.add(&pool),
-            None if has_room => self.groups.push(NotGiving::one(pool, why)),
+            None if has_room => self.groups.push(RefusingPools::one(pool, why)),
             None => self.more += 1,
         }
     }

@@ -6,7 +6,8 @@ use core::net::IpAddr;
 use lb_core::Family;
 
 use crate::{
-    Allocator, Answer, Asked, Cause, Entry, Granted, Ledger, LedgerError, Refusal, Request, Wanted, WhenSharingBreaks,
+    Allocation, Allocator, Answer, Cause, Entry, Ledger, LedgerError, Refusal, Request, Requested, RequestedAddress,
+    WhenSharingBreaks,
     book::Slot,
     families::{FamilyList, families_wanted},
     may_share,
@@ -36,11 +37,11 @@ impl<L: Ledger> Allocator<L> {
         let mut refused = Vec::new();
         for family in missing.iter() {
             if let Err(cause) = self.give_any(slot, request, family, front)? {
-                refused.push(Refusal { asked: Asked::Family(family), cause });
+                refused.push(Refusal { asked: Requested::Family(family), cause });
             }
         }
         for family in families.disabled.iter() {
-            refused.push(Refusal { asked: Asked::Family(family), cause: Cause::FamilyDisabled(family) });
+            refused.push(Refusal { asked: Requested::Family(family), cause: Cause::FamilyDisabled(family) });
         }
         let held = &self.book.get(slot).held;
         let mut granted = Vec::with_capacity(held.len());
@@ -57,22 +58,22 @@ impl<L: Ledger> Allocator<L> {
         let mut seen: Vec<IpAddr> = Vec::new();
         for wanted in request.wanted() {
             let address = match wanted {
-                Wanted::Address(address) if seen.contains(address) => continue,
-                Wanted::Address(address) => *address,
-                Wanted::Unreadable(text) => {
-                    answer.refused.push(Refusal { asked: Asked::Text(text.clone()), cause: Cause::Unreadable });
+                RequestedAddress::Address(address) if seen.contains(address) => continue,
+                RequestedAddress::Address(address) => *address,
+                RequestedAddress::Unreadable(text) => {
+                    answer.refused.push(Refusal { asked: Requested::Text(text.clone()), cause: Cause::Unreadable });
                     continue;
                 }
             };
             match self.serve_one(slot, request, address, &seen)? {
                 Ok(()) => answer.granted.push(self.granted(address)),
-                Err(cause) => answer.refused.push(Refusal { asked: Asked::Address(address), cause }),
+                Err(cause) => answer.refused.push(Refusal { asked: Requested::Address(address), cause }),
             }
             seen.push(address);
         }
         if request.addresses.len() > Request::MAX_ADDRESSES {
             let cause = Cause::TooMany { limit: Request::MAX_ADDRESSES };
-            answer.refused.push(Refusal { asked: Asked::More, cause });
+            answer.refused.push(Refusal { asked: Requested::More, cause });
         }
         self.settle_surplus(slot, request, &mut answer)?;
         let held: Vec<IpAddr> = answer.addresses().collect();
@@ -109,8 +110,8 @@ impl<L: Ledger> Allocator<L> {
                 .iter()
                 .any(|granted| Family::of(granted.address) == family && request.names(granted.address));
             let wished = answer.refused.iter().any(|refusal| match &refusal.asked {
-                Asked::Address(asked) => Family::of(*asked) == family,
-                Asked::Family(_) | Asked::Text(_) | Asked::More => true,
+                Requested::Address(asked) => Family::of(*asked) == family,
+                Requested::Family(_) | Requested::Text(_) | Requested::More => true,
             });
             if replaced || !wished {
                 self.release(slot, address)?;
@@ -133,12 +134,12 @@ impl<L: Ledger> Allocator<L> {
                 let rule = may_share(request, other, &self.settings).err()?;
                 Some((other.service.clone(), rule))
             })?;
-            Some(Refusal { asked: Asked::Address(*address), cause: Cause::Incompatible { holder, rule } })
+            Some(Refusal { asked: Requested::Address(*address), cause: Cause::Incompatible { holder, rule } })
         };
         held.iter().filter_map(quarrel).collect()
     }
 
-    pub(super) fn granted(&self, address: IpAddr) -> Granted {
-        Granted { address, pool: self.catalog.owner(address).map(|compiled| compiled.pool.name.clone()) }
+    pub(super) fn granted(&self, address: IpAddr) -> Allocation {
+        Allocation { address, pool: self.catalog.owner(address).map(|compiled| compiled.pool.name.clone()) }
     }
 }

@@ -4,7 +4,7 @@ use std::{net::IpAddr, time::Instant};
 
 use lb_ipam::{
     Allocator, Block, Edit, MemoryLedger, Namespaces, Pool, PoolName, PoolProblem, PoolWarning, Protocol, Request,
-    Selector, ServiceName, Settings, Sharing, Status, Timestamp, Wanted,
+    RequestedAddress, Selector, ServiceName, Settings, Sharing, Status, Timestamp,
 };
 
 const NOW: Timestamp = Timestamp::from_secs(1_000_000);
@@ -103,7 +103,7 @@ fn garbled_blocks_and_lists_are_reported() {
             "{text}"
         );
     }
-    assert_eq!(Wanted::parse_list(" , ,"), []);
+    assert_eq!(RequestedAddress::parse_list(" , ,"), []);
     assert_eq!(Namespaces::parse("a, *"), Namespaces::All);
 }
 
@@ -133,7 +133,7 @@ fn an_avoided_block_that_is_wrong_warns_and_the_pool_goes_on() {
 fn the_ends_of_the_address_space_are_addresses() {
     let mut ipam = allocator([Pool::new("a", &["0.0.0.0/0", "::/0"])]);
     for wanted in ["0.0.0.0", "255.255.255.255", "::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"] {
-        let addresses = Wanted::parse_list(wanted);
+        let addresses = RequestedAddress::parse_list(wanted);
         let status = serve(&mut ipam, Request { addresses, ..Request::new("d", wanted) });
         assert_eq!(status.addresses, [wanted.parse::<IpAddr>().unwrap()]);
     }
@@ -165,7 +165,7 @@ fn one_reconcile_goes_so_often_over_those_that_wait_and_no_more() {
         let mut ipam = allocator([Pool::new("a", &["10.0.0.0/24"])]);
         let member = |number: usize, last: usize| Request {
             created: Timestamp::from_secs(number as u64),
-            addresses: Wanted::parse_list(&format!("10.0.0.{last}")),
+            addresses: RequestedAddress::parse_list(&format!("10.0.0.{last}")),
             ..Request::new("d", &format!("s{number:02}"))
         };
         (0..length).for_each(|number| ipam.handle_edit(Edit::UpsertService(member(number, number))));

@@ -6,7 +6,8 @@ use std::{
 };
 
 use lb_ipam::{
-    Allocator, Edit, Entry, Ledger, LedgerError, MemoryLedger, Pool, Request, ServiceName, Settings, Timestamp, Wanted,
+    Allocator, Edit, Entry, Ledger, LedgerError, MemoryLedger, Pool, Request, RequestedAddress, ServiceName, Settings,
+    Timestamp,
 };
 
 /// Counts how often an entry is asked for.
@@ -40,7 +41,7 @@ fn those_that_wait_for_something_else_are_left_alone() {
     ipam.handle_edit(Edit::UpsertPool(pool));
     let asks = |who: &str, number: u32| {
         let address = IpAddr::V4(Ipv4Addr::from_bits((10 << 24) + number));
-        Request { addresses: vec![Wanted::Address(address)], ..Request::new(who, &format!("s{number:04}")) }
+        Request { addresses: vec![RequestedAddress::Address(address)], ..Request::new(who, &format!("s{number:04}")) }
     };
     for who in ["holds", "waits"] {
         (0..1000).for_each(|number| ipam.handle_edit(Edit::UpsertService(asks(who, number))));

@@ -1,8 +1,9 @@
 //! What operators read, word for word, and that the documentation says the same.
 
 use lb_ipam::{
-    AddressRange, Allocator, Cause, ClusterIpAllocator, Condition, Edit, MemoryLedger, NotGiving, Pool, PoolChoice,
-    PoolProblem, Protocol, Reason, Request, Reservation, Selector, ServiceName, Settings, Sharing, Timestamp, Wanted,
+    AddressRange, Allocator, Cause, ClusterIpAllocator, Condition, Edit, MemoryLedger, Pool, PoolChoice, PoolProblem,
+    Protocol, Reason, RefusingPools, Request, RequestedAddress, Reservation, Selector, ServiceName, Settings, Sharing,
+    Timestamp,
 };
 
 const PAGE: &str = include_str!("../../../docs/ipam.md");
@@ -19,7 +20,7 @@ fn message(pools: Vec<Pool>, requests: Vec<Request>) -> String {
 }
 
 fn named(name: &str, address: &str) -> Request {
-    Request { addresses: Wanted::parse_list(address), ..Request::new("default", name) }
+    Request { addresses: RequestedAddress::parse_list(address), ..Request::new("default", name) }
 }
 
 fn sharing(request: Request) -> Request {
@@ -89,7 +90,7 @@ fn limits_are_documented_with_their_values() {
         ("Allocator::MAX_TRIES", Allocator::<MemoryLedger>::MAX_TRIES),
         ("Allocator::MAX_PASSES", Allocator::<MemoryLedger>::MAX_PASSES),
         ("Cause::MAX_REASONS", Cause::MAX_REASONS),
-        ("NotGiving::MAX_NAMED", NotGiving::MAX_NAMED),
+        ("RefusingPools::MAX_NAMED", RefusingPools::MAX_NAMED),
         ("PoolProblem::MAX_NAMED", PoolProblem::MAX_NAMED),
         ("Condition::MAX_MESSAGE", Condition::MAX_MESSAGE),
         ("ClusterIpAllocator::MIN_PREFIX_V6", ClusterIpAllocator::MIN_PREFIX_V6.into()),

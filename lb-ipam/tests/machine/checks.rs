@@ -5,7 +5,9 @@ use std::{
     net::IpAddr,
 };
 
-use lb_ipam::{AddressState, Answer, Asked, Counts, Entry, Family, Ledger, Outcome, Request, ServiceName, Timestamp};
+use lb_ipam::{
+    AddressState, Answer, Counts, Entry, Family, Ledger, Outcome, Request, Requested, ServiceName, Timestamp,
+};
 
 use crate::{
     mutants::Mutant,
@@ -163,12 +165,12 @@ impl Rig {
             let Some(answer) = self.allocator.answer(service) else { return Err(format!("{service} has no answer")) };
             for refusal in &answer.refused {
                 let free = match &refusal.asked {
-                    Asked::Address(address) => vacant(address, service)
+                    Requested::Address(address) => vacant(address, service)
                         .then(|| self.reference.gives(request, *address))
                         .flatten()
                         .filter(|set| !set.is_spent(service.namespace(), after))
                         .map(|_| *address),
-                    Asked::Family(family) => {
+                    Requested::Family(family) => {
                         let giving = self
                             .reference
                             .pools
@@ -179,7 +181,7 @@ impl Rig {
                             free && Family::of(*address) == *family
                         })
                     }
-                    Asked::Text(_) | Asked::More => None,
+                    Requested::Text(_) | Requested::More => None,
                 };
                 ensure!(free.is_none(), "{service}: {refusal}, but {free:?} is free");
             }
@@ -211,7 +213,8 @@ impl Rig {
         if listed.is_empty() {
             for family in [Family::V4, Family::V6].into_iter().filter(|family| wants(request, *family)) {
                 let got = answer.addresses().filter(|address| Family::of(*address) == family).count();
-                let refused = answer.refused.iter().filter(|refusal| refusal.asked == Asked::Family(family)).count();
+                let refused =
+                    answer.refused.iter().filter(|refusal| refusal.asked == Requested::Family(family)).count();
                 ensure!(got + refused == 1 || (request.sharing.is_some() && got > 1), "{service}: {got} of {family:?}");
             }
             return Ok(());
@@ -299,5 +302,5 @@ impl Rig {
 /// Whether the service is told that it has the address and may not share it.
 fn is_quarrel(answer: &Answer, address: IpAddr) -> bool {
     answer.addresses().any(|granted| granted == address)
-        && answer.refused.iter().any(|refusal| refusal.asked == Asked::Address(address))
+        && answer.refused.iter().any(|refusal| refusal.asked == Requested::Address(address))
 }

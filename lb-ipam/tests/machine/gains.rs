@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
-use lb_ipam::{Asked, Entry, Family, FamilyPolicy, Request, ServiceName};
+use lb_ipam::{Entry, Family, FamilyPolicy, Request, Requested, ServiceName};
 
 use crate::{
     checks::ensure,
@@ -133,10 +133,9 @@ impl Rig {
             }
             let family = Family::of(address);
             for (older, waits) in &self.reference.services {
-                let refused = self
-                    .allocator
-                    .answer(older)
-                    .is_some_and(|answer| answer.refused.iter().any(|refusal| refusal.asked == Asked::Family(family)));
+                let refused = self.allocator.answer(older).is_some_and(|answer| {
+                    answer.refused.iter().any(|refusal| refusal.asked == Requested::Family(family))
+                });
                 let before = (waits.created, older) < (request.created, service);
                 let same = older.namespace() == service.namespace()
                     && waits.labels == request.labels

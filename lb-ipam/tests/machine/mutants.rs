@@ -167,7 +167,9 @@ impl Mutant {
             Self::OneKeyForAll => request.sharing = Some(lb_ipam::Sharing::new("k")),
             Self::YoungestFirst => request.created = Timestamp::from_secs(1000 - request.created.as_millis() / 1000),
             Self::StatusIsNotRead => request.published = lb_ipam::Status::default(),
-            Self::GarbageIsSkipped => request.addresses.retain(|wanted| matches!(wanted, lb_ipam::Wanted::Address(_))),
+            Self::GarbageIsSkipped => {
+                request.addresses.retain(|wanted| matches!(wanted, lb_ipam::RequestedAddress::Address(_)))
+            }
             _ => {}
         }
         request

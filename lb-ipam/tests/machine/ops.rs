@@ -3,8 +3,8 @@
 use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
 use lb_ipam::{
-    AddressRange, Block, Family, FamilyPolicy, Pool, PoolChoice, PoolName, Protocol, Request, Reservation, Selector,
-    ServiceName, Settings, Sharing, Timestamp, TrafficPolicy, Wanted, WhenSharingBreaks,
+    AddressRange, Block, Family, FamilyPolicy, Pool, PoolChoice, PoolName, Protocol, Request, RequestedAddress,
+    Reservation, Selector, ServiceName, Settings, Sharing, Timestamp, TrafficPolicy, WhenSharingBreaks,
 };
 use proptest::prelude::*;
 
@@ -153,8 +153,8 @@ fn service() -> impl Strategy<Value = Request> {
     ];
     let wanted = prop_oneof![
         7 => Just(vec![]),
-        2 => proptest::collection::vec((0_u8..24).prop_map(|last| Wanted::Address(v4(last))), 1..3),
-        1 => Just(vec![Wanted::Unreadable("garbage".to_owned())]),
+        2 => proptest::collection::vec((0_u8..24).prop_map(|last| RequestedAddress::Address(v4(last))), 1..3),
+        1 => Just(vec![RequestedAddress::Unreadable("garbage".to_owned())]),
     ];
     let sharing = proptest::option::weighted(0.35, prop_oneof![Just("k1"), Just("k2")]);
     let ports = prop_oneof![Just(vec![80]), Just(vec![81]), Just(vec![82]), Just(vec![80, 82])];

@@ -6,8 +6,8 @@ use std::{
 };
 
 use lb_ipam::{
-    Block, Entry, Family, FamilyPolicy, IpNet, Pool, PoolChoice, PoolName, Request, Selector, ServiceName, Settings,
-    TrafficPolicy, Wanted, WhenSharingBreaks,
+    Block, Entry, Family, FamilyPolicy, IpNet, Pool, PoolChoice, PoolName, Request, RequestedAddress, Selector,
+    ServiceName, Settings, TrafficPolicy, WhenSharingBreaks,
 };
 
 /// Pools and services as they were told last.
@@ -217,7 +217,7 @@ pub(crate) fn wants(request: &Request, family: Family) -> bool {
 
 /// Whether the service asks for the address by name.
 pub(crate) fn names(request: &Request, address: IpAddr) -> bool {
-    request.addresses.contains(&Wanted::Address(address))
+    request.addresses.contains(&RequestedAddress::Address(address))
 }
 
 pub(crate) fn compatible(a: &Request, b: &Request) -> bool {

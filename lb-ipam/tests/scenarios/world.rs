@@ -14,8 +14,8 @@ use std::{
 
 use lb_ipam::{
     Allocator, Block, Classes, Edit, Expression, Family, FamilyPolicy, MemoryLedger, Namespaces, Operator, Outcome,
-    Pool, PoolChoice, PoolName, PoolStatus, Protocol, Request, Selector, ServiceName, Settings, Sharing, Status,
-    Timestamp, TrafficPolicy, Wanted,
+    Pool, PoolChoice, PoolName, PoolStatus, Protocol, Request, RequestedAddress, Selector, ServiceName, Settings,
+    Sharing, Status, Timestamp, TrafficPolicy,
 };
 
 /// Pools, services with their statuses, and an allocator.
@@ -317,7 +317,7 @@ fn parse_service(text: &str) -> Request {
     for (key, value) in options.split_whitespace().map(|option| option.split_once('=').unwrap_or((option, ""))) {
         match key {
             "fam" => (request.family_policy, request.families) = parse_families(value),
-            "req" => request.addresses = Wanted::parse_list(value),
+            "req" => request.addresses = RequestedAddress::parse_list(value),
             "key" => request.sharing.get_or_insert_with(|| Sharing::new("")).key = value.into(),
             "xns" => {
                 request.sharing.get_or_insert_with(|| Sharing::new("")).namespaces =

@@ -3,24 +3,24 @@
 use alloc::vec::Vec;
 use core::fmt;
 
-use crate::{NotFrom, PoolName, Reason};
+use crate::{PoolName, PoolRefusal, Reason};
 
 /// Pools that give a service nothing for the same reason. Displays as a part of a sentence.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NotGiving {
+pub struct RefusingPools {
     /// Why.
-    pub why: NotFrom,
+    pub why: PoolRefusal,
     /// The first of them, at least one and at most [`MAX_NAMED`](Self::MAX_NAMED), in the order in which pools are asked.
     pub pools: Vec<PoolName>,
     /// How many others there are.
     pub more: usize,
 }
 
-impl NotGiving {
+impl RefusingPools {
     /// Most pools that are named with one reason.
     pub const MAX_NAMED: usize = 3;
 
-    pub(crate) fn one(pool: PoolName, why: NotFrom) -> Self {
+    pub(crate) fn one(pool: PoolName, why: PoolRefusal) -> Self {
         Self { why, pools: [pool].into(), more: 0 }
     }
 
@@ -33,7 +33,7 @@ impl NotGiving {
     }
 }
 
-impl fmt::Display for NotGiving {
+impl fmt::Display for RefusingPools {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let ([pool], 0) = (&*self.pools, self.more) {
             return write!(f, "pool `{pool}` {}", self.why);
@@ -57,22 +57,26 @@ const fn between(is_last: bool) -> &'static str {
 }
 
 /// What is said of several pools at once, and what helps. Reasons that are one pool's own are told by their kind.
-const fn of_several(why: &NotFrom) -> (&'static str, &'static str) {
+const fn of_several(why: &PoolRefusal) -> (&'static str, &'static str) {
     match why {
-        NotFrom::Full => ("are full", ""),
-        NotFrom::Disabled => ("are disabled", "; enable one"),
-        NotFrom::Conflict { .. } => ("are out of service, because they overlap others", "; remove the overlaps"),
-        NotFrom::Invalid { .. } => ("are out of service until they are corrected", ""),
-        NotFrom::Selector => ("do not select the service", "; change a selector or the labels of the service"),
-        NotFrom::NotAskedFor => ("are not the one that the service asks for", "; ask for another pool, or for none"),
-        NotFrom::NotAutomatic => ("give only addresses that are asked for by name", "; ask for one"),
-        NotFrom::NoFamily => ("have no block of the family", "; add one"),
-        NotFrom::Quota { .. } => ("give its namespace no more", "; remove a service of the namespace or raise a quota"),
+        PoolRefusal::Full => ("are full", ""),
+        PoolRefusal::Disabled => ("are disabled", "; enable one"),
+        PoolRefusal::Conflict { .. } => ("are out of service, because they overlap others", "; remove the overlaps"),
+        PoolRefusal::Invalid { .. } => ("are out of service until they are corrected", ""),
+        PoolRefusal::Selector => ("do not select the service", "; change a selector or the labels of the service"),
+        PoolRefusal::NotAskedFor => {
+            ("are not the one that the service asks for", "; ask for another pool, or for none")
+        }
+        PoolRefusal::NotAutomatic => ("give only addresses that are asked for by name", "; ask for one"),
+        PoolRefusal::NoFamily => ("have no block of the family", "; add one"),
+        PoolRefusal::Quota { .. } => {
+            ("give its namespace no more", "; remove a service of the namespace or raise a quota")
+        }
     }
 }
 
 /// A sentence about all of them, and how many more pools there are.
-pub(crate) struct Sentence<'a>(pub(crate) &'a [NotGiving], pub(crate) usize);
+pub(crate) struct Sentence<'a>(pub(crate) &'a [RefusingPools], pub(crate) usize);
 
 impl fmt::Display for Sentence<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -88,17 +92,17 @@ impl fmt::Display for Sentence<'_> {
             1 => f.write_str("; and 1 more pool gives nothing")?,
             more => write!(f, "; and {more} more pools give nothing")?,
         }
-        let full = self.0.iter().any(|group| group.why == NotFrom::Full);
+        let full = self.0.iter().any(|group| group.why == PoolRefusal::Full);
         if full { f.write_str("; add a block or remove a service") } else { Ok(()) }
     }
 }
 
 /// A full pool says more than a quota, and a quota more than pools that are not for the service at all.
-pub(crate) fn reason(groups: &[NotGiving]) -> Reason {
-    let has = |is: fn(&NotFrom) -> bool| groups.iter().any(|group| is(&group.why));
-    if has(|why| matches!(why, NotFrom::Full)) {
+pub(crate) fn reason(groups: &[RefusingPools]) -> Reason {
+    let has = |is: fn(&PoolRefusal) -> bool| groups.iter().any(|group| is(&group.why));
+    if has(|why| matches!(why, PoolRefusal::Full)) {
         Reason::OutOfIps
-    } else if has(|why| matches!(why, NotFrom::Quota { .. })) {
+    } else if has(|why| matches!(why, PoolRefusal::Quota { .. })) {
         Reason::QuotaExceeded
     } else {
         Reason::NoPool
