@@ -8,9 +8,7 @@ use lb_core::{Family, ServiceName};
 
 use crate::{
     AddressRange,
-    bands::Bands,
-    intervals::Intervals,
-    range::{address, family_name, number, slot},
+    range::{address, bands::Bands, family_name, intervals::Intervals, number, slot},
 };
 
 /// Gives cluster addresses out of service CIDRs, as Kubernetes does: the network address is nobody's, nor is the

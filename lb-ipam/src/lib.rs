@@ -28,59 +28,34 @@ extern crate alloc;
 
 mod allocator;
 mod answer;
-mod bands;
-mod block;
 mod book;
-mod catalog;
 mod cluster_ip;
-mod directory;
-mod families;
-mod groups;
-mod index;
-mod intervals;
 mod ledger;
-mod memory;
-mod names;
 mod node_port;
 mod pool;
 mod range;
-mod reason;
-mod refusal;
-mod refusing_pools;
 mod request;
-mod selector;
 mod settings;
-mod sharing;
-mod status;
 mod time;
-mod tracked;
-mod usable;
-mod waiting;
 
 pub use allocator::{AddressReport, AddressState, Allocator, Edit, EditPlan, KeptFor, Move, Outcome};
-pub use answer::{Allocation, Answer, Condition, Status};
-pub use block::{Block, BlockProblem};
+pub use answer::{
+    Allocation, Answer, Cause, Condition, PoolRefusal, Reason, Refusal, RefusingPools, Requested, ReservedBy, Status,
+};
 pub use cluster_ip::{ClusterIpAllocator, ClusterIpError};
-pub use families::FamilyPolicy;
 pub use ipnet::IpNet;
 pub use lb_core::{Family, Protocol, ServiceName, TrafficPolicy};
-pub use ledger::{Entry, Freed, Holders, Ledger, LedgerError};
-pub use memory::MemoryLedger;
+pub use ledger::{Entry, Freed, Holders, Ledger, LedgerError, MemoryLedger};
 pub use node_port::{NodePortAllocator, NodePortError, PortUse};
-pub use pool::{Pool, PoolName};
+pub use pool::{
+    Block, BlockProblem, Conflict, Counts, Expression, Operator, Pool, PoolName, PoolProblem, PoolStatus, PoolWarning,
+    SERVICE_NAME_LABEL, SERVICE_NAMESPACE_LABEL, Selector, SelectorProblem,
+};
 pub use range::AddressRange;
-pub use reason::Reason;
-pub use refusal::{Cause, PoolRefusal, Refusal, Requested, ReservedBy};
-pub use refusing_pools::RefusingPools;
-pub use request::{Namespaces, PoolChoice, Request, RequestedAddress, Sharing};
-pub use selector::{Expression, Operator, SERVICE_NAME_LABEL, SERVICE_NAMESPACE_LABEL, Selector, SelectorProblem};
+pub use request::{FamilyPolicy, Namespaces, PoolChoice, Request, RequestedAddress, Sharing, SharingRule, may_share};
 pub use settings::{Classes, Reservation, Settings, WhenSharingBreaks};
-pub use sharing::{SharingRule, may_share};
-pub use status::{Conflict, Counts, PoolProblem, PoolStatus, PoolWarning};
 pub use time::Timestamp;
 
 // The former names, until nobody uses them.
-pub use answer::Allocation as Granted;
-pub use refusal::{PoolRefusal as NotFrom, Requested as Asked};
-pub use refusing_pools::RefusingPools as NotGiving;
+pub use answer::{Allocation as Granted, PoolRefusal as NotFrom, RefusingPools as NotGiving, Requested as Asked};
 pub use request::RequestedAddress as Wanted;

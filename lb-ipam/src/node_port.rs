@@ -5,7 +5,7 @@ use core::ops::RangeInclusive;
 
 use lb_core::{Protocol, ServiceName};
 
-use crate::{bands::Bands, intervals::Intervals};
+use crate::range::{bands::Bands, intervals::Intervals};
 
 /// Gives node ports and health-check node ports out of one range, as Kubernetes does: a number belongs to one service,
 /// which may use it once for each protocol; the first part of the range is kept for services that ask by number, until

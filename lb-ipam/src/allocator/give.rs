@@ -6,8 +6,8 @@ use core::net::IpAddr;
 use lb_core::{Family, ServiceName};
 
 use crate::{
-    Allocator, Cause, Entry, Ledger, LedgerError, PoolChoice, PoolRefusal, Request, SharingRule, book::Slot,
-    catalog::PoolIndex, families::FamilyList, may_share,
+    Allocator, Cause, Entry, Ledger, LedgerError, PoolChoice, PoolRefusal, Request, SharingRule, book::Slot, may_share,
+    pool::catalog::PoolIndex, request::families::FamilyList,
 };
 
 /// Given, or why not.

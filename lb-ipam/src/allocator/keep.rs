@@ -6,8 +6,8 @@ use core::net::IpAddr;
 use lb_core::Family;
 
 use crate::{
-    Allocator, Entry, Ledger, LedgerError, Request, Status, WhenSharingBreaks, book::Slot, families::families_wanted,
-    may_share, range::FAMILIES,
+    Allocator, Entry, Ledger, LedgerError, Request, Status, WhenSharingBreaks, book::Slot, may_share, range::FAMILIES,
+    request::families::families_wanted,
 };
 
 impl<L: Ledger> Allocator<L> {

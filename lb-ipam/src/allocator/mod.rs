@@ -17,7 +17,7 @@ use lb_core::ServiceName;
 
 use crate::{
     Answer, Entry, Ledger, LedgerError, MemoryLedger, Pool, PoolName, PoolStatus, PoolWarning, Request, Settings,
-    Timestamp, book::Book, catalog::Catalog, index::Index, range::FAMILIES,
+    Timestamp, book::Book, ledger::index::Index, pool::catalog::Catalog, range::FAMILIES,
 };
 
 pub use explain::{AddressReport, AddressState, KeptFor};

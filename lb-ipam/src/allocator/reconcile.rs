@@ -7,8 +7,8 @@ use lb_core::ServiceName;
 use crate::{
     Allocator, Ledger, LedgerError, Status, Timestamp,
     book::{Dirt, Slot},
-    catalog::Catalog,
-    index::Index,
+    ledger::index::Index,
+    pool::catalog::Catalog,
 };
 
 /// What a reconcile came to.

@@ -4,7 +4,9 @@ use alloc::vec::Vec;
 
 use lb_core::Family;
 
-use crate::{Allocator, Cause, Ledger, PoolChoice, PoolName, PoolRefusal, RefusingPools, Request, catalog::PoolIndex};
+use crate::{
+    Allocator, Cause, Ledger, PoolChoice, PoolName, PoolRefusal, RefusingPools, Request, pool::catalog::PoolIndex,
+};
 
 /// How many pools that are out of service a refusal tells apart: each takes a sentence.
 const LOOKED_AT: usize = 32;

@@ -9,8 +9,8 @@ use crate::{
     Allocation, Allocator, Answer, Cause, Entry, Ledger, LedgerError, Refusal, Request, Requested, RequestedAddress,
     WhenSharingBreaks,
     book::Slot,
-    families::{FamilyList, families_wanted},
     may_share,
+    request::families::{FamilyList, families_wanted},
 };
 
 impl<L: Ledger> Allocator<L> {

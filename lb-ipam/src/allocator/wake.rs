@@ -13,7 +13,11 @@ use core::net::IpAddr;
 
 use lb_core::Family;
 
-use crate::{Allocator, Entry, Ledger, book::Slot, catalog::PoolIndex, waiting::Turn};
+use crate::{
+    Allocator, Entry, Ledger,
+    book::{Slot, waiting::Turn},
+    pool::catalog::PoolIndex,
+};
 
 /// What happened since those that wait were looked at.
 #[derive(Clone, Debug, Default)]

@@ -8,8 +8,8 @@ use alloc::{
 };
 
 use crate::{
-    Operator, Pool, Request, SERVICE_NAME_LABEL, SERVICE_NAMESPACE_LABEL, Selector, catalog::PoolIndex,
-    selector::value_of,
+    Operator, Pool, Request, SERVICE_NAME_LABEL, SERVICE_NAMESPACE_LABEL, Selector,
+    pool::{catalog::PoolIndex, selector::value_of},
 };
 
 /// Pools by a label that a service must have to be selected, so that of ten thousand pools for one team each a service asks

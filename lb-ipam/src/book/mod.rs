@@ -1,14 +1,21 @@
 //! Services, and what each has.
 
+mod groups;
 mod holdings;
+mod names;
+mod tracked;
+pub(crate) mod waiting;
 
 use alloc::{collections::BTreeSet, sync::Arc, vec::Vec};
 use core::mem;
 
+use groups::Groups;
 use lb_core::ServiceName;
+use names::Names;
+pub(crate) use tracked::{Dirt, Slot, Tracked};
+use waiting::Waiting;
 
-pub(crate) use crate::tracked::{Dirt, Slot, Tracked};
-use crate::{Allocation, Answer, Request, Status, groups::Groups, names::Names, waiting::Waiting};
+use crate::{Allocation, Answer, Request, Status};
 
 /// All services. Those that the ledger names are in it, known or not.
 #[derive(Clone, Debug, Default)]

@@ -7,8 +7,8 @@ use lb_core::{Family, ServiceName};
 
 use crate::{
     PoolName, Reason, RefusingPools, SharingRule,
+    answer::refusing_pools::{self, Sentence},
     range::family_name,
-    refusing_pools::{self, Sentence},
 };
 
 /// One thing that a service asked for and does not get. Displays as a sentence for its operator, which stays the same

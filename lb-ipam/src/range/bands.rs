@@ -1,6 +1,6 @@
 //! A range of numbers of which the lower ones are kept for those that ask by number (KEP-3070, KEP-3668).
 
-use crate::intervals::Intervals;
+use crate::range::intervals::Intervals;
 
 /// The numbers from `first` to `last`. Those before `dynamic` are given out unasked only when all others are taken.
 #[derive(Clone, Debug)]

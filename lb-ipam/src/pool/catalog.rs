@@ -8,9 +8,8 @@ use lb_core::Family;
 use crate::{
     AddressRange, Block, Conflict, Pool, PoolChoice, PoolName, PoolProblem, PoolRefusal, PoolWarning, Request,
     Settings,
-    directory::Directory,
+    pool::{directory::Directory, usable::Usable},
     range::{FAMILIES, number, slot},
-    usable::Usable,
 };
 
 /// A pool, looked through.

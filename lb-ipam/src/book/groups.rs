@@ -7,7 +7,7 @@ use alloc::{
 
 use lb_core::ServiceName;
 
-use crate::{Request, waiting::Turn};
+use crate::{Request, book::waiting::Turn};
 
 /// Services by sharing key.
 #[derive(Clone, Debug, Default)]

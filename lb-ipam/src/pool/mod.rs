@@ -1,11 +1,21 @@
 //! Pools: what there is to give.
 
+mod block;
+pub(crate) mod catalog;
+mod directory;
+pub(crate) mod selector;
+mod status;
+mod usable;
+
 use alloc::{collections::BTreeMap, string::String, sync::Arc, vec::Vec};
 use core::{fmt, time::Duration};
 
+pub use block::{Block, BlockProblem};
 use lb_core::ServiceName;
+pub use selector::{Expression, Operator, SERVICE_NAME_LABEL, SERVICE_NAMESPACE_LABEL, Selector, SelectorProblem};
+pub use status::{Conflict, Counts, PoolProblem, PoolStatus, PoolWarning};
 
-use crate::{Block, Selector, Timestamp};
+use crate::Timestamp;
 
 /// Name of a pool. Cheap to clone.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

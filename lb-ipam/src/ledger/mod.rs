@@ -1,9 +1,13 @@
 //! The ledger: who has which address.
 
+pub(crate) mod index;
+mod memory;
+
 use alloc::{boxed::Box, string::String, sync::Arc};
 use core::net::IpAddr;
 
 use lb_core::ServiceName;
+pub use memory::MemoryLedger;
 
 use crate::Timestamp;
 

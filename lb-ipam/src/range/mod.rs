@@ -1,5 +1,8 @@
 //! Addresses as numbers, and ranges of them.
 
+pub(crate) mod bands;
+pub(crate) mod intervals;
+
 use alloc::vec::Vec;
 use core::{
     fmt,

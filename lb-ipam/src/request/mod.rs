@@ -1,5 +1,8 @@
 //! Requests: what a service wants.
 
+pub(crate) mod families;
+mod sharing;
+
 use alloc::{
     collections::{BTreeMap, BTreeSet},
     string::{String, ToString},
@@ -8,9 +11,11 @@ use alloc::{
 };
 use core::{fmt, net::IpAddr};
 
+pub use families::FamilyPolicy;
 use lb_core::{Family, Protocol, ServiceName, TrafficPolicy};
+pub use sharing::{SharingRule, may_share};
 
-use crate::{FamilyPolicy, PoolName, Status, Timestamp};
+use crate::{PoolName, Status, Timestamp};
 
 /// What a service asks for, as its source says it.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -11,9 +11,8 @@ use lb_core::Family;
 
 use crate::{
     Counts, Entry, Ledger, Timestamp,
-    catalog::{Catalog, PoolIndex},
-    intervals::Intervals,
-    range::{address, number, slot},
+    pool::catalog::{Catalog, PoolIndex},
+    range::{address, intervals::Intervals, number, slot},
 };
 
 /// Numbers and orders over the ledger's entries. Costs what the ledger holds.

@@ -1,9 +1,17 @@
 //! Answers: what a service gets.
 
+mod reason;
+mod refusal;
+pub(crate) mod refusing_pools;
+
 use alloc::{borrow::Cow, string::String, vec::Vec};
 use core::{fmt::Write as _, net::IpAddr};
 
-use crate::{PoolName, Reason, Refusal};
+pub use reason::Reason;
+pub use refusal::{Cause, PoolRefusal, Refusal, Requested, ReservedBy};
+pub use refusing_pools::RefusingPools;
+
+use crate::PoolName;
 
 /// What a service gets and what not.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -5,7 +5,7 @@ use core::net::IpAddr;
 
 use lb_core::ServiceName;
 
-use crate::{Answer, Request, Status, Timestamp, waiting::Turn};
+use crate::{Answer, Request, Status, Timestamp, book::waiting::Turn};
 
 /// Place of a service in the book.
 pub(crate) type Slot = usize;
