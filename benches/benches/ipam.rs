@@ -38,7 +38,7 @@ fn request(number: u32, family: Family) -> Request {
 
 /// An allocator in which every second address is held, `HELD` altogether: as fragmented as can be.
 fn fragmented(block: &str, family: Family) -> Allocator {
-    let settings = Settings { sticky: Duration::ZERO, ..Settings::default() };
+    let settings = Settings::default().with_sticky(Duration::ZERO);
     let mut allocator = Allocator::new(settings, MemoryLedger::default());
     allocator.handle_edit(Edit::UpsertPool(pool(block)));
     for number in 0..2 * HELD {

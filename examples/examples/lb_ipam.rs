@@ -21,7 +21,7 @@ fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     let batch = manifests.reload(&[directory("lb-ipam/blue-pool")]);
     batch.report.rejected.clone().map_or(Ok(()), |error| Err(error.to_string()))?;
 
-    let settings = Settings { reserved: unservable(), ..Settings::default() };
+    let settings = Settings::default().with_reserved(unservable());
     let mut allocator = Allocator::new(settings, MemoryLedger::default());
     batch.edits.into_iter().for_each(|edit| allocator.handle_edit(edit));
     let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH)?;

@@ -167,6 +167,7 @@ fn bands(net: IpNet) -> Option<Bands> {
 
 /// Why there is no cluster address. The first words are those of Kubernetes, which its users match on.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum ClusterIpError {
     /// Every address is taken.
     #[error("range is full: no {} address is left; add a service CIDR", family_name(*family))]

@@ -124,6 +124,7 @@ impl NodePortAllocator {
 
 /// Why there is no node port. The first words are those of Kubernetes, which its users match on.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum NodePortError {
     /// Every port is taken.
     #[error("range is full: no node port is left; widen the range or remove a service")]

@@ -8,7 +8,16 @@ use lb_core::Family;
 use crate::AddressRange;
 
 /// Rules of an [`Allocator`](crate::Allocator).
+///
+/// ```
+/// use core::time::Duration;
+/// use lb_ipam::{Family, Settings};
+///
+/// let settings = Settings::default().with_families([Family::V4]).with_sticky(Duration::from_secs(60));
+/// assert!(settings.enables(Family::V4) && !settings.enables(Family::V6));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Settings {
     /// Whether the cluster has IPv4. Default: yes.
     pub ipv4: bool,
@@ -42,6 +51,61 @@ impl Settings {
             Family::V4 => self.ipv4,
             Family::V6 => self.ipv6,
         }
+    }
+
+    /// The same for a cluster that has these families and no others.
+    #[must_use]
+    pub fn with_families(mut self, families: impl IntoIterator<Item = Family>) -> Self {
+        (self.ipv4, self.ipv6) = (false, false);
+        for family in families {
+            match family {
+                Family::V4 => self.ipv4 = true,
+                Family::V6 => self.ipv6 = true,
+            }
+        }
+        self
+    }
+
+    /// The same with these addresses [kept back](Self::reserved).
+    #[must_use]
+    pub fn with_reserved(mut self, reserved: impl IntoIterator<Item = Reservation>) -> Self {
+        self.reserved = reserved.into_iter().collect();
+        self
+    }
+
+    /// The same for services of these [`classes`](Self::classes).
+    #[must_use]
+    pub fn with_classes(mut self, classes: Classes) -> Self {
+        self.classes = classes;
+        self
+    }
+
+    /// The same with another [`sticky`](Self::sticky) time.
+    #[must_use]
+    pub const fn with_sticky(mut self, sticky: Duration) -> Self {
+        self.sticky = sticky;
+        self
+    }
+
+    /// The same with datapaths that [tell protocols apart](Self::protocols_differ), or not.
+    #[must_use]
+    pub const fn with_protocols_differ(mut self, differ: bool) -> Self {
+        self.protocols_differ = differ;
+        self
+    }
+
+    /// The same with another rule for [services that no longer may share](Self::when_sharing_breaks).
+    #[must_use]
+    pub const fn with_when_sharing_breaks(mut self, rule: WhenSharingBreaks) -> Self {
+        self.when_sharing_breaks = rule;
+        self
+    }
+
+    /// The same with or without [`one_address_per_family`](Self::one_address_per_family).
+    #[must_use]
+    pub const fn with_one_address_per_family(mut self, only_one: bool) -> Self {
+        self.one_address_per_family = only_one;
+        self
     }
 }
 

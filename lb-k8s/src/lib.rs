@@ -73,7 +73,7 @@
 //! metadata: { name: echo-1 }
 //! spec: { type: LoadBalancer, clusterIP: 10.96.79.72, ports: [{ port: 8080 }] }
 //! "));
-//! let settings = Settings { reserved: lb_k8s::unservable(), ..Settings::default() };
+//! let settings = Settings::default().with_reserved(lb_k8s::unservable());
 //! let mut allocator = Allocator::new(settings, MemoryLedger::default());
 //! batch.edits.into_iter().for_each(|edit| allocator.handle_edit(edit));
 //! let outcome = allocator.reconcile(Timestamp::default());

@@ -7,7 +7,7 @@ use lb_ipam::{AddressRange, Reservation};
 ///
 /// ```
 /// use lb_ipam::Settings;
-/// let settings = Settings { reserved: lb_k8s::unservable(), ..Settings::default() };
+/// let settings = Settings::default().with_reserved(lb_k8s::unservable());
 /// assert!(settings.reserved.iter().any(|reservation| reservation.why == "a loopback address"));
 /// ```
 #[must_use]

@@ -17,7 +17,7 @@ pub(super) fn settings(config: &Config) -> Settings {
         range: AddressRange::of_net(cidr),
         why: format!("part of the cluster CIDR {cidr}"),
     }));
-    let mut settings = Settings { reserved, ..Settings::default() };
+    let mut settings = Settings::default().with_reserved(reserved);
     settings.classes.named.extend(config.load_balancer_classes.iter().cloned());
     settings
 }

@@ -141,7 +141,7 @@ fn listed(pool: &Pool, status: &PoolStatus) -> api::Pool {
             PoolProblem::Conflict(_) => "PoolConflict",
             // Its refusal is a condition of its own.
             PoolProblem::Refused(_) => return None,
-            PoolProblem::Blocks { .. } | PoolProblem::Selector(_) | PoolProblem::TooManyBlocks { .. } => "PoolInvalid",
+            _ => "PoolInvalid",
         };
         Some(api::Condition { kind: kind.into(), message: problem.to_string() })
     });

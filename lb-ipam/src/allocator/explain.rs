@@ -22,6 +22,7 @@ pub struct AddressReport {
 
 /// Why an address stays where it is whatever pools and rules say. Displays as the end of a sentence.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum KeptFor {
     /// It is in no pool, and may be in this one, which cannot be read.
     #[error("in no pool, and kept because pool `{0}`, which may have it, cannot be read; correct the pool")]

@@ -5,6 +5,7 @@ use core::fmt;
 /// Why a service is not satisfied, as a code that never changes: the reason of the condition
 /// `cilium.io/IPAMRequestSatisfied`. The first five are Cilium's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
 pub enum Reason {
     /// `no_pool`: no pool in service has a block for it.
     NoPool,

@@ -69,6 +69,7 @@ impl fmt::Display for Requested {
 
 /// Why something is refused, with the rule and the holder behind it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum Cause {
     /// No block of any pool contains the address.
     #[error("no pool has a block containing it; add one, or ask for another address")]
@@ -179,6 +180,7 @@ impl Cause {
 
 /// Why a pool does not give a service an address.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum PoolRefusal {
     /// It has none left.
     #[error("is full")]
@@ -248,6 +250,7 @@ impl PoolRefusal {
 
 /// Why an address belongs to nobody.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum ReservedBy {
     /// It is the first or last of a block whose pool keeps those.
     #[error("first or last address of {block} in pool `{pool}`, which are not given out; set allowFirstLastIPs to Yes")]

@@ -121,6 +121,7 @@ pub trait Ledger {
 
 /// Why an entry was not changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum LedgerError {
     /// Somebody else changed it before.
     #[error("the ledger has another entry for the address")]

@@ -83,6 +83,7 @@ impl fmt::Display for Block {
 
 /// What is wrong with a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum BlockProblem {
     /// The range starts after it stops.
     #[error("starts after it stops; swap the two addresses")]

@@ -142,6 +142,7 @@ impl Expression {
 
 /// What is wrong with a selector.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum SelectorProblem {
     /// There is no such operator.
     #[error("operator `{operator}` on label `{key}` is unknown; use In, NotIn, Exists or DoesNotExist")]

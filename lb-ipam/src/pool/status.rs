@@ -67,6 +67,7 @@ impl Counts {
 
 /// Why a pool is out of service.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum PoolProblem {
     /// Blocks are wrong.
     #[error("{}", BlockList(wrong, *more))]
@@ -143,6 +144,7 @@ impl fmt::Display for Conflict {
 
 /// What may be other than meant.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum PoolWarning {
     /// A network is written with host bits.
     #[error("block {block} has host bits set and is taken for {network}; write that, or a range")]

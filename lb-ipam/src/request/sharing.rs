@@ -8,6 +8,7 @@ use crate::{Request, Settings, Sharing};
 
 /// The rule that keeps two services from sharing an address.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum SharingRule {
     /// They have two keys.
     #[error("different sharing key; give both services the same one")]

@@ -35,7 +35,7 @@ impl Ledger for Counting {
 /// Of a thousand that wait for an address each, one is looked at when its address is given back.
 #[test]
 fn those_that_wait_for_something_else_are_left_alone() {
-    let settings = Settings { sticky: std::time::Duration::ZERO, ..Settings::default() };
+    let settings = Settings::default().with_sticky(std::time::Duration::ZERO);
     let mut ipam = Allocator::new(settings, Counting::default());
     let pool = Pool { quarantine: std::time::Duration::ZERO, ..Pool::new("a", &["10.0.0.0/22"]) };
     ipam.handle_edit(Edit::UpsertPool(pool));

@@ -60,7 +60,7 @@ fn refusals_read_as_they_are_documented() {
 fn a_reserved_address_reads_as_it_is_documented() {
     let range = AddressRange::new([10, 0, 10, 1].into(), [10, 0, 10, 1].into()).unwrap();
     let reserved = vec![Reservation { range, why: "address of node n1".into() }];
-    let mut ipam = Allocator::new(Settings { reserved, ..Settings::default() }, MemoryLedger::default());
+    let mut ipam = Allocator::new(Settings::default().with_reserved(reserved), MemoryLedger::default());
     ipam.handle_edit(Edit::UpsertPool(Pool::new("blue", &["10.0.10.0/24"])));
     ipam.handle_edit(Edit::UpsertService(named("a", "10.0.10.1")));
     let outcome = ipam.reconcile(Timestamp::from_secs(1));

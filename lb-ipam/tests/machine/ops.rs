@@ -68,10 +68,10 @@ pub(crate) fn op() -> impl Strategy<Value = Op> {
 
 fn rules() -> impl Strategy<Value = Settings> {
     let reserved = proptest::collection::vec((0_u8..24, 0_u8..4), 0..2);
-    (any::<bool>(), reserved).prop_map(|(keep, reserved)| Settings {
-        when_sharing_breaks: if keep { WhenSharingBreaks::Keep } else { WhenSharingBreaks::Move },
-        reserved: reserved.into_iter().map(|(first, more)| reservation(first, first + more)).collect(),
-        ..Settings::default()
+    (any::<bool>(), reserved).prop_map(|(keep, reserved)| {
+        Settings::default()
+            .with_when_sharing_breaks(if keep { WhenSharingBreaks::Keep } else { WhenSharingBreaks::Move })
+            .with_reserved(reserved.into_iter().map(|(first, more)| reservation(first, first + more)))
     })
 }
 

@@ -94,7 +94,7 @@ fn services_that_went_while_nobody_looked_give_back() {
     w.pool("a [10.0.10.0/31]").service("d/a").service("d/b").service("d/c").shows(&[("d/c", "- out_of_ips")]);
     let ledger = w.allocator.ledger().clone();
     w.gone("d/a");
-    w.allocator = lb_ipam::Allocator::new(lb_ipam::Settings { ipv6: false, ..Default::default() }, ledger);
+    w.allocator = lb_ipam::Allocator::new(lb_ipam::Settings::default().with_families([lb_ipam::Family::V4]), ledger);
     w.restart().shows(&[("d/b", "10.0.10.1 satisfied"), ("d/c", "10.0.10.0 satisfied")]);
 }
 

@@ -37,7 +37,8 @@ pub(crate) struct World {
 impl World {
     /// A cluster with these families: `v4`, `v6`, `v4+v6` or `none`.
     pub(crate) fn new(families: &str) -> Self {
-        let settings = Settings { ipv4: families.contains("v4"), ipv6: families.contains("v6"), ..Settings::default() };
+        let families = [("v4", Family::V4), ("v6", Family::V6)].into_iter().filter(|(name, _)| families.contains(name));
+        let settings = Settings::default().with_families(families.map(|(_, family)| family));
         Self {
             allocator: Allocator::new(settings.clone(), MemoryLedger::default()),
             settings,
