@@ -104,7 +104,7 @@ pub enum SnapshotError {
         offset: usize,
     },
     /// A document is neither YAML nor JSON, or exceeds a limit.
-    #[error("{}: document {}: {message}", Place(.origin, *.position), .origin.document)]
+    #[error("{}: document {}: {message}", FilePosition(.origin, *.position), .origin.document)]
     Syntax {
         /// The document.
         origin: Origin,
@@ -127,9 +127,9 @@ pub enum SnapshotError {
     Type(Box<Finding>),
 }
 
-struct Place<'a>(&'a Origin, Option<Position>);
+struct FilePosition<'a>(&'a Origin, Option<Position>);
 
-impl fmt::Display for Place<'_> {
+impl fmt::Display for FilePosition<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0.file)?;
         let Some(Position { line, column }) = self.1 else { return Ok(()) };

@@ -18,11 +18,11 @@ use serde::de::DeserializeOwned;
 use crate::{
     annotations,
     check::{self, Invalid},
+    document::object::Object,
     fields::{self, Rule, Unsupported},
-    part::{Aside, Body, Key, WorkloadKey},
-    place::Object,
     pools::{AddressPool, CiliumPool, PoolKind, PoolReading, ShortPool},
     service, slice,
+    snapshot::part::{Aside, Body, Key, WorkloadKey},
     workload::{self, Identity},
 };
 

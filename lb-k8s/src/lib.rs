@@ -106,43 +106,29 @@
 //! and those between pools the allocator's.
 #![forbid(unsafe_code)]
 
-mod amounts;
 pub mod annotations;
 mod check;
 pub mod conditions;
-mod differences;
 mod document;
-mod edits;
 mod error;
 mod fields;
 mod files;
-mod granted;
-mod handover;
 mod kinds;
 pub mod lab;
 pub mod limits;
-mod locate;
 mod manifests;
-mod open;
-mod part;
-mod place;
 mod pools;
-mod preview;
-mod reader;
 mod report;
 mod service;
 mod slice;
 mod snapshot;
-mod stamp;
 mod text;
-mod tree;
 mod unservable;
 mod workload;
 pub mod write;
 
 pub use error::SnapshotError;
-pub use manifests::{Batch, Manifests};
-pub use preview::Preview;
+pub use manifests::{Batch, Manifests, Preview};
 pub use report::{Finding, Instead, ObjectRef, Origin, Position, Refusal, Report};
 pub use service::{ServiceTemplate, TargetPort, TemplatePort};
 pub use snapshot::Snapshot;

@@ -6,7 +6,7 @@ use core::net::IpAddr;
 use crate::{
     Allocator, Entry, Freed, Holders, Ledger, LedgerError, Pool,
     allocator::reconcile::Run,
-    book::{Dirt, Slot},
+    book::{Staleness, Slot},
 };
 
 impl<L: Ledger> Allocator<L> {
@@ -203,7 +203,7 @@ impl<L: Ledger> Allocator<L> {
 
     /// Has the service looked at again in the next reconcile.
     pub(super) fn touch(&mut self, slot: Slot) {
-        self.book.mark(slot, Dirt::Touched);
+        self.book.mark(slot, Staleness::Touched);
     }
 
     /// Has those looked at with whom the service shares, because it may have changed so that it no longer may.

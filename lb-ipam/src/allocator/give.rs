@@ -10,8 +10,8 @@ use crate::{
     pool::catalog::PoolIndex, request::families::FamilyList,
 };
 
-/// Given, or why not.
-type Given = Result<(), Cause>;
+/// A service has the address, or the cause why not.
+type Grant = Result<(), Cause>;
 
 impl<L: Ledger> Allocator<L> {
     /// Gives the service any address of the family: one that it may share; else the one that it had before; else the
@@ -22,7 +22,7 @@ impl<L: Ledger> Allocator<L> {
         request: &Request,
         family: Family,
         front: Option<PoolIndex>,
-    ) -> Result<Given, LedgerError> {
+    ) -> Result<Grant, LedgerError> {
         if self.join_group(slot, request, family)? || self.get_back(slot, request, family)? {
             return Ok(Ok(()));
         }
@@ -143,7 +143,7 @@ impl<L: Ledger> Allocator<L> {
     }
 
     /// Gives the service this address.
-    pub(super) fn give_named(&mut self, slot: Slot, request: &Request, address: IpAddr) -> Result<Given, LedgerError> {
+    pub(super) fn give_named(&mut self, slot: Slot, request: &Request, address: IpAddr) -> Result<Grant, LedgerError> {
         if let Err(cause) = self.check_pool(request, address).and_then(|()| self.check_entry(slot, request, address)) {
             return Ok(Err(cause));
         }

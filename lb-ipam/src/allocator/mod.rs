@@ -23,7 +23,7 @@ use crate::{
 pub use explain::{AddressReport, AddressState, KeptFor};
 pub use plan::{EditPlan, Move};
 pub use reconcile::Outcome;
-use wake::News;
+use wake::Wakeups;
 
 /// Gives the addresses of pools to services. No I/O: edits come in, what to write into statuses comes out, the ledger is
 /// written through [`Ledger`], and the caller tells the time.
@@ -53,7 +53,7 @@ pub struct Allocator<L = MemoryLedger> {
     index: Index,
     book: Book,
     /// Why those that wait may get another answer.
-    news: News,
+    news: Wakeups,
     /// Whether an address was given back since a service was last served.
     gave_back: bool,
     now: Timestamp,
@@ -107,7 +107,7 @@ impl<L: Ledger> Allocator<L> {
             down: None,
             index: Index::default(),
             book: Book::default(),
-            news: News::default(),
+            news: Wakeups::default(),
             gave_back: false,
             now: Timestamp::default(),
             ledger_writes: 0,

@@ -6,7 +6,7 @@ use lb_core::ServiceName;
 
 use crate::{
     Allocator, Ledger, LedgerError, Status, Timestamp,
-    book::{Dirt, Slot},
+    book::{Staleness, Slot},
     ledger::index::Index,
     pool::catalog::Catalog,
 };
@@ -126,7 +126,7 @@ impl<L: Ledger> Allocator<L> {
             let tracked = self.book.get_mut(slot);
             tracked.lost = false;
             if !run.failed.contains_key(&slot) {
-                tracked.was = Dirt::Clean;
+                tracked.was = Staleness::Clean;
             }
         }
         run.touched.retain(|slot| !run.failed.contains_key(slot));
@@ -144,7 +144,7 @@ impl<L: Ledger> Allocator<L> {
         }
         for (slot, error) in run.failed {
             // Tried again for the same reason: who changed still has to give way to those that did not.
-            let dirt = core::mem::take(&mut self.book.get_mut(slot).was).max(Dirt::Touched);
+            let dirt = core::mem::take(&mut self.book.get_mut(slot).was).max(Staleness::Touched);
             self.book.mark(slot, dirt);
             outcome.failed.push((self.book.get(slot).name.clone(), error));
         }

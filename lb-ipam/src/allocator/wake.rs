@@ -21,12 +21,12 @@ use crate::{
 
 /// What happened since those that wait were looked at.
 #[derive(Clone, Debug, Default)]
-pub(super) struct News {
+pub(super) struct Wakeups {
     /// Something that concerns everybody.
     everybody: bool,
     addresses: BTreeSet<IpAddr>,
     keys: BTreeSet<Arc<str>>,
-    room: BTreeMap<(PoolIndex, Family), Room>,
+    room: BTreeMap<(PoolIndex, Family), Vacancies>,
     /// Those that other processes were faster than.
     outrun: BTreeSet<Slot>,
     /// How many entries changed, ever.
@@ -35,13 +35,13 @@ pub(super) struct News {
 
 /// Addresses that a pool can give again.
 #[derive(Clone, Copy, Debug, Default)]
-struct Room {
+struct Vacancies {
     addresses: usize,
     /// How many entries had changed when somebody was woken for them.
     woken: Option<u64>,
 }
 
-impl News {
+impl Wakeups {
     pub(super) const fn for_everybody(&mut self) {
         self.everybody = true;
     }
@@ -98,7 +98,7 @@ impl<L: Ledger> Allocator<L> {
     /// Those that are to be looked at again, in no order; some of them more than once.
     pub(super) fn awakened(&mut self) -> Vec<Slot> {
         let changes = self.news.changes;
-        let news = core::mem::replace(&mut self.news, News { changes, ..News::default() });
+        let news = core::mem::replace(&mut self.news, Wakeups { changes, ..Wakeups::default() });
         if news.is_empty() || !self.book.someone_waits() {
             return Vec::new();
         }
@@ -123,7 +123,7 @@ impl<L: Ledger> Allocator<L> {
             awakened.extend(first.filter_map(|turn| self.book.find(&turn.1)));
             if awakened.len() > before {
                 // They may take another address that was given back as well.
-                self.news.room.insert((pool, family), Room { woken: Some(changes), ..room });
+                self.news.room.insert((pool, family), Vacancies { woken: Some(changes), ..room });
             }
         }
         awakened

@@ -5,7 +5,7 @@ use core::net::IpAddr;
 
 use lb_core::ServiceName;
 
-use super::{Book, Dirt, Slot};
+use super::{Book, Staleness, Slot};
 use crate::Entry;
 
 impl Book {
@@ -39,7 +39,7 @@ impl Book {
         let gone: Vec<ServiceName> = self.orphans.iter().map(|&slot| self.slots[slot].name.clone()).collect();
         for name in before.map_or(&[][..], Entry::holders) {
             if let Some(slot) = self.find(name) {
-                self.mark(slot, Dirt::Touched);
+                self.mark(slot, Staleness::Touched);
                 self.remove_held(slot, address);
             }
         }
@@ -48,7 +48,7 @@ impl Book {
         }
         for name in after.map_or(&[][..], Entry::holders) {
             let slot = self.intern(name);
-            self.mark(slot, Dirt::Touched);
+            self.mark(slot, Staleness::Touched);
             self.add_held(slot, address);
         }
         if let Some(Entry::Freed(freed)) = after {

@@ -12,7 +12,7 @@ use core::mem;
 use groups::Groups;
 use lb_core::ServiceName;
 use names::Names;
-pub(crate) use tracked::{Dirt, Slot, Tracked};
+pub(crate) use tracked::{Staleness, Slot, Tracked};
 use waiting::Waiting;
 
 use crate::{Allocation, Answer, Request, Status};
@@ -91,7 +91,7 @@ impl Book {
             // An echo of what was written here says nothing new.
             if !tracked.told.says(&published) {
                 tracked.told = published;
-                self.mark(slot, Dirt::Touched);
+                self.mark(slot, Staleness::Touched);
             }
             return None;
         }
@@ -105,7 +105,7 @@ impl Book {
         let tracked = &mut self.slots[slot];
         (tracked.told, tracked.unreadable) = (published, false);
         tracked.request = Some(Arc::new(request));
-        self.mark(slot, Dirt::Changed);
+        self.mark(slot, Staleness::Changed);
         (is_new_holder || keys.iter().any(Option::is_some)).then_some((slot, keys))
     }
 
@@ -132,7 +132,7 @@ impl Book {
         (tracked.answer, tracked.told) = (Answer::default(), Status::default());
         (tracked.managed, tracked.unreadable) = (false, false);
         // Its place in the list of dirty ones is left; it is passed over there.
-        tracked.dirt = Dirt::Clean;
+        tracked.dirt = Staleness::Clean;
         if !tracked.held.is_empty() {
             self.orphans.insert(slot);
         }
@@ -158,12 +158,12 @@ impl Book {
         }
     }
 
-    pub(crate) fn mark(&mut self, slot: Slot, dirt: Dirt) {
+    pub(crate) fn mark(&mut self, slot: Slot, dirt: Staleness) {
         let tracked = &mut self.slots[slot];
         if tracked.request.is_none() {
             return;
         }
-        if tracked.dirt == Dirt::Clean {
+        if tracked.dirt == Staleness::Clean {
             self.dirty.push(slot);
         }
         tracked.dirt = tracked.dirt.max(dirt);
@@ -174,12 +174,12 @@ impl Book {
     pub(crate) fn mark_newcomers(&mut self, before: &[ServiceName], after: &[ServiceName]) {
         let newcomers = after.iter().filter(|name| !before.contains(name));
         let slots: Vec<Slot> = newcomers.filter_map(|name| self.find(name)).collect();
-        slots.into_iter().for_each(|slot| self.mark(slot, Dirt::Changed));
+        slots.into_iter().for_each(|slot| self.mark(slot, Staleness::Changed));
     }
 
     pub(crate) fn mark_all(&mut self) {
         for slot in 0..self.slots.len() {
-            self.mark(slot, Dirt::Touched);
+            self.mark(slot, Staleness::Touched);
         }
     }
 

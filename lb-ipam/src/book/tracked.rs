@@ -12,7 +12,7 @@ pub(crate) type Slot = usize;
 
 /// Why a service is looked at in the next reconcile.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Dirt {
+pub(crate) enum Staleness {
     /// It is not.
     #[default]
     Clean,
@@ -41,9 +41,9 @@ pub(crate) struct Tracked {
     pub(crate) managed: bool,
     /// Whether it was, and what it says has to go.
     pub(crate) withdrawn: bool,
-    pub(crate) dirt: Dirt,
+    pub(crate) dirt: Staleness,
     /// Why the reconcile under way looks at it.
-    pub(crate) was: Dirt,
+    pub(crate) was: Staleness,
     /// Place among the dirty services of the reconcile under way.
     pub(crate) rank: Option<usize>,
     /// Whether the reconcile under way took something from it.
@@ -62,8 +62,8 @@ impl Tracked {
             told: Status::default(),
             managed: false,
             withdrawn: false,
-            dirt: Dirt::Clean,
-            was: Dirt::Clean,
+            dirt: Staleness::Clean,
+            was: Staleness::Clean,
             rank: None,
             lost: false,
         }

@@ -47,24 +47,25 @@ pub(super) fn read(
     notes: &mut Notes,
 ) -> Result<Option<Request>, Invalid> {
     let none = BTreeMap::new();
-    let mut asked = Asked { annotations: object.metadata.annotations.as_ref().unwrap_or(&none), notes };
+    let mut annotations =
+        AddressAnnotations { annotations: object.metadata.annotations.as_ref().unwrap_or(&none), notes };
     let published = published(object);
     let name = &service.name;
     let mut request = Request::new(name.namespace(), name.name());
     if !is_ours {
-        asked.in_vain(spec);
+        annotations.in_vain(spec);
         let has_left = published != Status::default();
         return Ok(has_left.then_some(Request { load_balancer: false, published, ..request }));
     }
-    asked.unallocated(spec, &published);
+    annotations.unallocated(spec, &published);
     request.created = created(&object.metadata);
     request.labels = object.metadata.labels.clone().unwrap_or_default();
     request.class = text(spec.load_balancer_class.as_ref()).map(str::to_owned);
     request.family_policy = family_policy(spec);
     request.families = families(spec, request.family_policy, service)?;
-    request.addresses = asked.addresses(spec);
-    request.pool = asked.pool();
-    request.sharing = asked.sharing();
+    request.addresses = annotations.addresses(spec);
+    request.pool = annotations.pool();
+    request.sharing = annotations.sharing();
     request.ports = service.ports.iter().map(|port| (port.protocol, port.port)).collect();
     request.external_traffic_policy = service.external_traffic_policy;
     request.pod_selector = spec.selector.clone().unwrap_or_default();
@@ -115,12 +116,12 @@ fn families(spec: &ServiceSpec, policy: FamilyPolicy, service: &Service) -> Resu
 }
 
 /// What a service asks for by annotations.
-struct Asked<'a> {
+struct AddressAnnotations<'a> {
     annotations: &'a BTreeMap<String, String>,
     notes: &'a mut Notes,
 }
 
-impl<'a> Asked<'a> {
+impl<'a> AddressAnnotations<'a> {
     fn note(&mut self, field: impl Into<String>, message: impl Into<String>) {
         self.notes.always.push(Unsupported { field: field.into(), message: message.into() });
     }

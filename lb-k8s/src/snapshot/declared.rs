@@ -8,8 +8,8 @@ use super::Snapshot;
 use crate::{
     Finding,
     limits::MAX_NAMESPACE_COMPARISONS,
-    part::{Body, Entry, Key},
     pools::{DeclaredNamespace, ReadPool, refused},
+    snapshot::part::{Body, Entry, Key},
 };
 
 impl Snapshot {

@@ -1,15 +1,19 @@
 //! Which files make a snapshot.
 
+pub(crate) mod open;
+pub(crate) mod stamp;
+
 use std::{
     fs, io,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
+use open::io_error;
+
 use crate::{
     SnapshotError,
     limits::{MAX_FILES, MAX_IGNORED_FILES},
-    open::io_error,
     text::shown_path,
 };
 

@@ -8,39 +8,39 @@ use std::{
 use lb_core::{Change, EndpointSlice, Service, SliceName};
 use lb_ipam::Request;
 
-use crate::part::{Body, Entry, Key};
+use crate::snapshot::part::{Body, Entry, Key};
 
 /// What a snapshot says of an object.
-pub(crate) enum Said<V> {
+pub(crate) enum Declaration<V> {
     Gone,
     Refused,
     Valid(Arc<V>),
 }
 
-fn said<V>(entry: Option<&Entry>, of: fn(&Body) -> Option<&Arc<V>>) -> Said<V> {
-    let Some(entry) = entry else { return Said::Gone };
-    entry.body.as_ref().and_then(of).map_or(Said::Refused, |object| Said::Valid(Arc::clone(object)))
+fn said<V>(entry: Option<&Entry>, of: fn(&Body) -> Option<&Arc<V>>) -> Declaration<V> {
+    let Some(entry) = entry else { return Declaration::Gone };
+    entry.body.as_ref().and_then(of).map_or(Declaration::Refused, |object| Declaration::Valid(Arc::clone(object)))
 }
 
 /// What an entry says of a service.
-pub(crate) fn service(entry: Option<&Entry>) -> Said<Service> {
+pub(crate) fn service(entry: Option<&Entry>) -> Declaration<Service> {
     said(entry, service_of)
 }
 
 /// What an entry says of a slice.
-pub(crate) fn slice(entry: Option<&Entry>) -> Said<EndpointSlice> {
+pub(crate) fn slice(entry: Option<&Entry>) -> Declaration<EndpointSlice> {
     said(entry, slice_of)
 }
 
 /// What an entry says of a request: nothing is asked for where a valid service asks for nothing.
-pub(crate) fn request(entry: Option<&Entry>) -> Said<Request> {
-    let Some(entry) = entry else { return Said::Gone };
+pub(crate) fn request(entry: Option<&Entry>) -> Declaration<Request> {
+    let Some(entry) = entry else { return Declaration::Gone };
     match &entry.body {
         Some(Body::Service { aside, .. }) => {
             let request = aside.as_ref().and_then(|aside| aside.request.as_ref());
-            request.map_or(Said::Gone, |request| Said::Valid(Arc::clone(request)))
+            request.map_or(Declaration::Gone, |request| Declaration::Valid(Arc::clone(request)))
         }
-        Some(_) | None => Said::Refused,
+        Some(_) | None => Declaration::Refused,
     }
 }
 
@@ -63,7 +63,7 @@ impl<K: Ord + Clone, V> Differences<K, V> {
     pub(crate) fn of<'a>(
         touched: &'a BTreeSet<Key>,
         all: &BTreeMap<K, Arc<V>>,
-        said: impl Fn(&'a Key) -> Option<(&'a K, Said<V>)>,
+        said: impl Fn(&'a Key) -> Option<(&'a K, Declaration<V>)>,
     ) -> Self
     where
         K: 'a,
@@ -72,9 +72,9 @@ impl<K: Ord + Clone, V> Differences<K, V> {
         for (key, said) in touched.iter().filter_map(said) {
             let before = all.get(key).cloned();
             let after = match said {
-                Said::Gone => None,
-                Said::Refused => before.clone(),
-                Said::Valid(object) => Some(object),
+                Declaration::Gone => None,
+                Declaration::Refused => before.clone(),
+                Declaration::Valid(object) => Some(object),
             };
             differences.before.extend(before.map(|object| (key.clone(), object)));
             differences.after.extend(after.map(|object| (key.clone(), object)));

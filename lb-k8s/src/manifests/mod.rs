@@ -1,5 +1,11 @@
 //! The last good state of manifests, and what changes when a newer snapshot arrives.
 
+mod assigned;
+mod differences;
+mod edits;
+mod handover;
+mod preview;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
@@ -7,21 +13,27 @@ use std::{
     sync::Arc,
 };
 
+use assigned::AssignedServices;
+use differences::{Differences, slice_changes};
+use edits::Allocatable;
 use lb_core::{Change, EndpointSlice, Service, ServiceName, SliceName, SourceName};
 use lb_ipam::{Edit, Pool, Request};
+pub use preview::Preview;
 
 use crate::{
-    Preview, Report, Snapshot, SnapshotError,
-    amounts::Amounts,
-    differences::{self, Differences, slice_changes},
-    edits::Allocatable,
-    files::{self, FileId},
-    granted::GrantedServices,
-    open::{self, Found, Text},
-    part::{Key, Part},
-    reader,
-    snapshot::{Declared, check_sizes},
-    stamp::Stamp,
+    Report, Snapshot, SnapshotError,
+    files::{
+        self, FileId,
+        open::{self, Content, Text},
+        stamp::Stamp,
+    },
+    snapshot::{
+        Declared,
+        amounts::Amounts,
+        check_sizes,
+        part::{Key, Part},
+        reader,
+    },
     text::shown_path,
 };
 
@@ -34,7 +46,7 @@ pub struct Manifests {
     source: SourceName,
     progress: Progress,
     snapshot: Snapshot,
-    services: GrantedServices,
+    services: AssignedServices,
     slices: BTreeMap<SliceName, Arc<EndpointSlice>>,
     allocatable: Allocatable,
     /// Whether the caller allocates addresses.
@@ -88,7 +100,7 @@ impl Manifests {
             source,
             progress: Progress::Unannounced,
             snapshot: Snapshot::default(),
-            services: GrantedServices::default(),
+            services: AssignedServices::default(),
             slices: BTreeMap::new(),
             allocatable: Allocatable::default(),
             is_allocating: false,
@@ -312,9 +324,9 @@ fn read_again(files: impl IntoIterator<Item = FileId>) -> Result<Vec<Reread>, Sn
 
 fn read(file: FileId) -> Result<Reread, SnapshotError> {
     let (part, stamp) = match open::read(&file)? {
-        Found::Text(Text { text, stamp }) => (Some(reader::read(&shown_path(file.path()), &text)?), stamp),
-        Found::Irregular(kind) => (Some(Part::irregular(kind)), None),
-        Found::Gone => (None, None),
+        Content::Text(Text { text, stamp }) => (Some(reader::read(&shown_path(file.path()), &text)?), stamp),
+        Content::Irregular(kind) => (Some(Part::irregular(kind)), None),
+        Content::Gone => (None, None),
     };
     Ok(Reread { file, part, stamp })
 }

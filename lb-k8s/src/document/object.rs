@@ -10,21 +10,20 @@ use serde_path_to_error::{Path, Segment};
 use crate::{
     Finding, ObjectRef, Origin, SnapshotError,
     check::Invalid,
-    document::BadSyntax,
+    document::{BadSyntax, locate::Locator},
     fields,
-    locate::Locator,
     text::{quoted, shown},
 };
 
 /// A place in a file.
-pub(crate) struct Place<'a> {
+pub(crate) struct DocumentRef<'a> {
     file: &'a Arc<str>,
     document: u32,
     item: String,
     locator: Option<&'a Locator<'a>>,
 }
 
-impl<'a> Place<'a> {
+impl<'a> DocumentRef<'a> {
     pub(crate) fn document(file: &'a Arc<str>, document: u32, locator: Option<&'a Locator<'a>>) -> Self {
         Self { file, document, item: String::new(), locator }
     }
@@ -105,7 +104,7 @@ impl<'a> Header<'a> {
 
 /// One object: where it stands and what it is.
 pub(crate) struct Object<'a> {
-    pub(crate) place: &'a Place<'a>,
+    pub(crate) place: &'a DocumentRef<'a>,
     pub(crate) header: Header<'a>,
     pub(crate) value: &'a Value,
 }

@@ -10,29 +10,31 @@ use lb_core::{Change, Service, ServiceName};
 
 use crate::{
     Snapshot,
-    differences::{self, Differences},
-    handover::service_changes,
-    part::Key,
+    manifests::{
+        differences::{self, Differences},
+        handover::service_changes,
+    },
+    snapshot::part::Key,
 };
 
 type Services = BTreeMap<ServiceName, Arc<Service>>;
 
 /// Services as their manifests say, some with other addresses than their status names.
 #[derive(Debug, Default)]
-pub(crate) struct GrantedServices {
+pub(crate) struct AssignedServices {
     said: Services,
     /// Only of services that are in `said`.
-    grants: BTreeMap<ServiceName, Grant>,
+    grants: BTreeMap<ServiceName, Assignment>,
 }
 
 #[derive(Debug)]
-struct Grant {
+struct Assignment {
     addresses: Vec<IpAddr>,
     /// The service with these addresses.
     service: Arc<Service>,
 }
 
-impl GrantedServices {
+impl AssignedServices {
     /// Services with what they were granted, in order of their names.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Service> {
         self.said.iter().map(|(name, said)| &**self.effective(name, said))
@@ -83,7 +85,7 @@ impl GrantedServices {
         } else {
             Arc::new(Service { load_balancer_ips: addresses.clone(), ..Service::clone(said) })
         };
-        self.grants.insert(name.clone(), Grant { addresses, service });
+        self.grants.insert(name.clone(), Assignment { addresses, service });
     }
 
     fn effective<'a>(&'a self, name: &ServiceName, said: &'a Arc<Service>) -> &'a Arc<Service> {

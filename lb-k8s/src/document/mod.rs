@@ -1,14 +1,19 @@
 //! Files to documents, documents to values.
 
+pub(crate) mod locate;
+pub(crate) mod object;
+mod tree;
+
 use serde::de::DeserializeSeed;
 use serde_json::Value;
 use serde_saphyr::{DuplicateKeyPolicy, Error, MessageFormatter, UserMessageFormatter, budget::BudgetBreach};
+
+use tree::{Node, Tree};
 
 use crate::{
     Position,
     limits::{MAX_ALIAS_NODES, MAX_DEPTH, MAX_NODES},
     text::shown,
-    tree::{self, Node, Tree},
 };
 
 /// How a file is written.

@@ -16,14 +16,16 @@ use serde_json::Value;
 use crate::{
     Finding, SnapshotError,
     check::{self, At, Invalid},
-    document::{self, Format},
+    document::{
+        self, Format,
+        locate::Locator,
+        object::{DEFAULT_NAMESPACE, DocumentRef, Header, Object},
+    },
     fields::{self, Unsupported},
     kinds::{Kind, Notes, Reading},
     limits::{MAX_ANNOTATION_BYTES, MAX_DOCUMENTS, MAX_FINDINGS_PER_FILE, MAX_OBJECTS},
-    locate::Locator,
-    part::{Entry, Key, Part},
-    place::{DEFAULT_NAMESPACE, Header, Object, Place},
     pools::{AddressPool, CiliumPool, ShortPool},
+    snapshot::part::{Entry, Key, Part},
     text::shown,
     workload::Identity,
 };
@@ -39,7 +41,7 @@ pub(crate) fn read(file: &str, text: &str) -> Result<Part, SnapshotError> {
             }
             for (chunk, number) in document::chunks(text).zip(1..) {
                 let locator = Locator::new(chunk);
-                let place = Place::document(&file, number, Some(&locator));
+                let place = DocumentRef::document(&file, number, Some(&locator));
                 let value = document::parse_yaml(chunk).map_err(|error| place.bad_syntax(error))?;
                 reader.document(&place, &value)?;
             }
@@ -49,7 +51,7 @@ pub(crate) fn read(file: &str, text: &str) -> Result<Part, SnapshotError> {
                 if number as usize > MAX_DOCUMENTS {
                     return Err(SnapshotError::TooManyDocuments { file: file.to_string() });
                 }
-                let place = Place::document(&file, number, None);
+                let place = DocumentRef::document(&file, number, None);
                 let value = value.map_err(|error| place.bad_syntax(error))?;
                 reader.document(&place, &value)?;
             }
@@ -66,12 +68,17 @@ struct Reader {
 }
 
 impl Reader {
-    fn document(&mut self, place: &Place<'_>, value: &Value) -> Result<(), SnapshotError> {
+    fn document(&mut self, place: &DocumentRef<'_>, value: &Value) -> Result<(), SnapshotError> {
         if value.is_null() { Ok(()) } else { self.value(place, value, None) }
     }
 
     /// `of_list` is what the items of the surrounding list are, if it says so.
-    fn value(&mut self, place: &Place<'_>, value: &Value, of_list: Option<(&str, &str)>) -> Result<(), SnapshotError> {
+    fn value(
+        &mut self,
+        place: &DocumentRef<'_>,
+        value: &Value,
+        of_list: Option<(&str, &str)>,
+    ) -> Result<(), SnapshotError> {
         if !value.is_object() {
             return Err(place.not_an_object("expected a mapping: a Kubernetes object"));
         }

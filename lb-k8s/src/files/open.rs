@@ -23,9 +23,8 @@ use rustix::{
 
 use crate::{
     SnapshotError,
-    files::FileId,
+    files::{FileId, stamp::Stamp},
     limits::{MAX_FILE_BYTES, MAX_OPEN_ATTEMPTS},
-    stamp::Stamp,
     text::shown_path,
 };
 
@@ -40,7 +39,7 @@ pub(crate) struct Text {
 }
 
 /// What stands under the name of a file.
-pub(crate) enum Found {
+pub(crate) enum Content {
     Text(Text),
     /// An entry of a directory that is no file, and what it is instead. It was not opened.
     Irregular(&'static str),
@@ -49,21 +48,21 @@ pub(crate) enum Found {
 }
 
 /// What was found without opening it for reading.
-enum Entry {
+enum Candidate {
     File(File, Metadata),
     Irregular(&'static str),
     Gone,
 }
 
 /// Reads a file.
-pub(crate) fn read(id: &FileId) -> Result<Found, SnapshotError> {
+pub(crate) fn read(id: &FileId) -> Result<Content, SnapshotError> {
     let path = id.path();
     for _ in 0..MAX_OPEN_ATTEMPTS {
         let now = SystemTime::now();
         let (file, before) = match find(id)? {
-            Entry::File(found, metadata) => (open(id, &found)?, metadata),
-            Entry::Irregular(kind) => return Ok(Found::Irregular(kind)),
-            Entry::Gone => return Ok(Found::Gone),
+            Candidate::File(found, metadata) => (open(id, &found)?, metadata),
+            Candidate::Irregular(kind) => return Ok(Content::Irregular(kind)),
+            Candidate::Gone => return Ok(Content::Gone),
         };
         let bytes = read_limited(&file, before.len()).map_err(|source| io_error(path, source))?;
         let bytes = bytes.ok_or_else(|| SnapshotError::FileTooLarge { file: shown_path(path) })?;
@@ -76,7 +75,7 @@ pub(crate) fn read(id: &FileId) -> Result<Found, SnapshotError> {
             let offset = error.utf8_error().valid_up_to();
             SnapshotError::NotUtf8 { file: shown_path(path), offset }
         })?;
-        return Ok(Found::Text(Text { text, stamp: Some(stamp).filter(|stamp| stamp.is_telling(now)) }));
+        return Ok(Content::Text(Text { text, stamp: Some(stamp).filter(|stamp| stamp.is_telling(now)) }));
     }
     Err(SnapshotError::Changing { file: shown_path(path) })
 }
@@ -100,13 +99,13 @@ fn open(id: &FileId, found: &File) -> Result<File, SnapshotError> {
 }
 
 /// Finds a regular file without opening it for reading.
-fn find(id: &FileId) -> Result<Entry, SnapshotError> {
+fn find(id: &FileId) -> Result<Candidate, SnapshotError> {
     let path = id.path();
     let found = match if id.is_entry() { resolve_beneath(path) } else { resolve(CWD, path) } {
         Ok(found) => File::from(found),
-        Err(Errno::NOENT) if fs::symlink_metadata(path).is_err() => return Ok(Entry::Gone),
+        Err(Errno::NOENT) if fs::symlink_metadata(path).is_err() => return Ok(Candidate::Gone),
         // As a listing does, whatever is in it.
-        Err(Errno::XDEV) if path.is_dir() => return Ok(Entry::Gone),
+        Err(Errno::XDEV) if path.is_dir() => return Ok(Candidate::Gone),
         Err(Errno::XDEV) => return Err(outside(path)),
         Err(Errno::NOENT) => {
             let nothing = std::io::Error::new(std::io::ErrorKind::NotFound, "the symbolic link leads to nothing");
@@ -116,18 +115,18 @@ fn find(id: &FileId) -> Result<Entry, SnapshotError> {
     };
     let metadata = found.metadata().map_err(|source| io_error(path, source))?;
     if id.is_entry() && metadata.is_dir() {
-        return Ok(Entry::Gone);
+        return Ok(Candidate::Gone);
     }
     if !metadata.is_file() {
         let found = describe(metadata.file_type());
         // Nobody takes an entry like this for a manifest: the others are served. A name that was given is meant.
         let error = || SnapshotError::NotRegular { file: shown_path(path), found };
-        return if id.is_entry() { Ok(Entry::Irregular(found)) } else { Err(error()) };
+        return if id.is_entry() { Ok(Candidate::Irregular(found)) } else { Err(error()) };
     }
     if id.is_entry() && metadata.nlink() > 1 {
         check_links(path, &metadata)?;
     }
-    Ok(Entry::File(found, metadata))
+    Ok(Candidate::File(found, metadata))
 }
 
 fn resolve(directory: impl std::os::fd::AsFd, path: &Path) -> rustix::io::Result<OwnedFd> {
@@ -230,8 +229,8 @@ mod tests {
 
     fn text(id: &FileId) -> Option<Text> {
         match read(id).unwrap() {
-            Found::Text(text) => Some(text),
-            Found::Irregular(_) | Found::Gone => None,
+            Content::Text(text) => Some(text),
+            Content::Irregular(_) | Content::Gone => None,
         }
     }
 
@@ -257,7 +256,7 @@ mod tests {
         assert_ne!(look(&id), Some(stamp));
         fs::remove_file(&path).unwrap();
         assert_eq!(look(&id), None);
-        assert!(matches!(read(&id), Ok(Found::Gone)));
+        assert!(matches!(read(&id), Ok(Content::Gone)));
     }
 
     #[test]

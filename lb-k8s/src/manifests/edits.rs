@@ -10,9 +10,8 @@ use lb_ipam::{Edit, Pool, PoolName, Request};
 
 use crate::{
     Snapshot,
-    differences::{self, Differences},
-    part::Key,
-    snapshot::Declared,
+    manifests::differences::{self, Differences},
+    snapshot::{Declared, part::Key},
 };
 
 /// What the last good state says to an allocator: pools, and what services ask of them.
@@ -116,10 +115,10 @@ impl UnreadDifferences {
 }
 
 #[derive(Clone, Debug, Default)]
-struct Pools(BTreeMap<PoolName, Taken>);
+struct Pools(BTreeMap<PoolName, LastGoodPool>);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Taken {
+struct LastGoodPool {
     pool: Pool,
     is_valid: bool,
 }
@@ -134,10 +133,10 @@ impl Pools {
             let name = pool.name.clone();
             let taken = match before.remove(&name) {
                 Some(good) if good.is_valid && !is_valid => good,
-                Some(same) if same.pool == pool => Taken { pool, is_valid },
+                Some(same) if same.pool == pool => LastGoodPool { pool, is_valid },
                 Some(_) | None => {
                     changed.push(Edit::UpsertPool(pool.clone()));
-                    Taken { pool, is_valid }
+                    LastGoodPool { pool, is_valid }
                 }
             };
             self.0.insert(name, taken);

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use lb_core::{EndpointSlice, Service, ServiceName, SliceName};
 use lb_ipam::{PoolName, Request};
 
-use crate::{Finding, ObjectRef, Origin, ServiceTemplate, Workload, amounts::Amounts, pools::ReadPool};
+use crate::{Finding, ObjectRef, Origin, ServiceTemplate, Workload, pools::ReadPool, snapshot::amounts::Amounts};
 
 /// The objects of one file, and what there is to say about them.
 #[derive(Debug, Default)]

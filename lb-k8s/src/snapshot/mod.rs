@@ -1,6 +1,9 @@
 //! Everything that some files say at one moment.
 
+pub(crate) mod amounts;
 mod declared;
+pub(crate) mod part;
+pub(crate) mod reader;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -8,21 +11,21 @@ use std::{
     sync::Arc,
 };
 
+use amounts::Amounts;
+pub(crate) use declared::Declared;
 use lb_core::{EndpointSlice, Service};
+use part::{Body, Entry, Key, Part};
 
 use crate::{
     Finding, Instead, Refusal, Report, ServiceTemplate, SnapshotError, Workload,
-    amounts::Amounts,
-    files::{self, FileId, Ignored},
+    files::{
+        self, FileId, Ignored,
+        open::{self, Content, Text},
+        stamp::Stamp,
+    },
     limits::{MAX_FILE_BYTES, MAX_FINDINGS, MAX_TOTAL_BYTES},
-    open::{self, Found, Text},
-    part::{Body, Entry, Key, Part},
-    reader,
-    stamp::Stamp,
     text::shown_path,
 };
-
-pub(crate) use declared::Declared;
 
 /// What manifests say at one moment: read whole or not at all.
 ///
@@ -54,9 +57,9 @@ impl Snapshot {
         let mut snapshot = Self { ignored: listing.ignored, ..Self::default() };
         for file in listing.files {
             let part = match open::read(&file)? {
-                Found::Text(Text { text, .. }) => reader::read(&shown_path(file.path()), &text)?,
-                Found::Irregular(kind) => Part::irregular(kind),
-                Found::Gone => continue,
+                Content::Text(Text { text, .. }) => reader::read(&shown_path(file.path()), &text)?,
+                Content::Irregular(kind) => Part::irregular(kind),
+                Content::Gone => continue,
             };
             snapshot.check_limits([(&file, Some(&part))])?;
             snapshot.replace(file, Some(part));
