@@ -9,6 +9,7 @@ use crate::{
 
 /// Why a snapshot could not be read or parsed. Files are named as they are found.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum SnapshotError {
     /// A file or directory cannot be read.
     #[error("{file}: reading it failed: {source}")]

@@ -1,21 +1,54 @@
 //! An `EndpointSlice` of Kubernetes to an [`EndpointSlice`] of the model.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
-use k8s_openapi::api::discovery::v1::{
-    Endpoint as EndpointObject, EndpointConditions, EndpointPort as PortObject, EndpointSlice as Object,
+use k8s_openapi::{
+    api::discovery::v1::{
+        Endpoint as EndpointObject, EndpointConditions, EndpointPort as PortObject, EndpointSlice as Object,
+    },
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use lb_core::{
     Conditions, Endpoint, EndpointSlice, Family, Hints, NodeName, ServiceName, SliceName, SlicePort, ZoneName,
 };
 
 use crate::{
-    annotations::{CILIUM_WEIGHT, SERVICE_NAME, WEIGHT},
+    annotations::{self, CILIUM_WEIGHT, SERVICE_NAME, WEIGHT},
     check::{self, At, Invalid},
-    fields::Unsupported,
+    fields::{self, Rule, Unsupported},
+    kinds::{Identity, Kind, Notes, Reading, label, other_proxy},
     limits::{MAX_ENDPOINTS, MAX_HINTS, MAX_PORTS},
+    snapshot::part::{Body, Key},
     text::quoted,
 };
+
+impl Kind for Object {
+    const FIELDS: &'static Rule = &fields::ENDPOINT_SLICE;
+
+    fn metadata(&self) -> &ObjectMeta {
+        &self.metadata
+    }
+
+    fn foreign(metadata: &ObjectMeta) -> Option<&'static str> {
+        if label(metadata, annotations::SERVICE_NAME).is_none() {
+            return Some("it belongs to no service (label kubernetes.io/service-name)");
+        }
+        let headless = label(metadata, annotations::HEADLESS);
+        let headless = headless.map(|_| "its service is headless (label service.kubernetes.io/headless)");
+        other_proxy(metadata).or(headless)
+    }
+
+    fn key((namespace, name): Identity<'_>) -> Key {
+        Key::Slice(SliceName::new(namespace, name))
+    }
+
+    fn read(&self, (namespace, name): Identity<'_>) -> Result<Reading, Invalid> {
+        let service = label(&self.metadata, annotations::SERVICE_NAME).unwrap_or_default();
+        let read = read(SliceName::new(namespace, name), service, self)?;
+        let notes = Notes { always: read.notes, ..Notes::default() };
+        Ok(Reading::of(Body::Slice(Arc::new(read.slice)), notes))
+    }
+}
 
 /// A slice as it was read.
 #[derive(Debug)]
@@ -27,8 +60,8 @@ pub(crate) struct ReadSlice {
 
 /// Reads a slice. `service` is its label [`SERVICE_NAME`].
 pub(crate) fn read(name: SliceName, service: &str, object: &Object) -> Result<ReadSlice, Invalid> {
-    let label = || format!("metadata.labels[{SERVICE_NAME}]");
-    let service = ServiceName::new(&name.namespace, check::label(service).at(label)?);
+    let path = || format!("metadata.labels[{SERVICE_NAME}]");
+    let service = ServiceName::new(&name.namespace, check::label(service).at(path)?);
     let family = match object.address_type.as_str() {
         "IPv4" => Family::V4,
         "IPv6" => Family::V6,

@@ -1,19 +1,27 @@
 //! Pods and what multiplies them: what the lab plays.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use k8s_openapi::{
+    Resource,
     api::{
         apps::v1::{Deployment, StatefulSet},
-        core::v1::{ContainerPort as PortObject, Pod as PodObject, PodSpec, PodTemplateSpec},
+        core::v1::{ContainerPort as PortObject, Namespace, Pod as PodObject, PodSpec, PodTemplateSpec},
     },
     apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta},
 };
 use lb_core::{NodeName, Protocol};
 
 use crate::{
+    annotations,
     check::{self, At, Invalid},
+    fields::{self, Rule},
+    kinds::{Identity, Kind, Notes, Reading},
     limits::MAX_REPLICAS,
+    snapshot::part::{Body, Key, WorkloadKey},
     text::quoted,
 };
 
@@ -70,10 +78,82 @@ pub struct ContainerPort {
     pub port: u16,
 }
 
-/// Namespace and name of an object, both valid.
-pub(crate) type Identity<'a> = (&'a str, &'a str);
+impl Kind for Namespace {
+    const FIELDS: &'static Rule = &fields::NAMESPACE;
 
-pub(crate) fn read_pod((namespace, name): Identity<'_>, object: &PodObject) -> Result<Workload, Invalid> {
+    fn metadata(&self) -> &ObjectMeta {
+        &self.metadata
+    }
+
+    fn check_name(name: &str) -> Result<&str, String> {
+        check::label(name)
+    }
+
+    fn key((_, name): Identity<'_>) -> Key {
+        Key::Namespace(name.into())
+    }
+
+    fn read(&self, (_, name): Identity<'_>) -> Result<Reading, Invalid> {
+        let mut labels = self.metadata.labels.clone().unwrap_or_default();
+        labels.insert(annotations::NAMESPACE_NAME.into(), name.into());
+        Ok(Reading::of(Body::Namespace(Arc::new(labels)), Notes::default()))
+    }
+}
+
+impl Kind for PodObject {
+    const FIELDS: &'static Rule = &fields::POD;
+
+    fn metadata(&self) -> &ObjectMeta {
+        &self.metadata
+    }
+
+    fn key(identity: Identity<'_>) -> Key {
+        workload_key::<Self>(identity)
+    }
+
+    fn read(&self, identity: Identity<'_>) -> Result<Reading, Invalid> {
+        Ok(Reading::of(Body::Workload(Box::new(read_pod(identity, self)?)), Notes::default()))
+    }
+}
+
+impl Kind for Deployment {
+    const FIELDS: &'static Rule = &fields::DEPLOYMENT;
+
+    fn metadata(&self) -> &ObjectMeta {
+        &self.metadata
+    }
+
+    fn key(identity: Identity<'_>) -> Key {
+        workload_key::<Self>(identity)
+    }
+
+    fn read(&self, identity: Identity<'_>) -> Result<Reading, Invalid> {
+        Ok(Reading::of(Body::Workload(Box::new(read_deployment(identity, self)?)), Notes::default()))
+    }
+}
+
+impl Kind for StatefulSet {
+    const FIELDS: &'static Rule = &fields::STATEFUL_SET;
+
+    fn metadata(&self) -> &ObjectMeta {
+        &self.metadata
+    }
+
+    fn key(identity: Identity<'_>) -> Key {
+        workload_key::<Self>(identity)
+    }
+
+    fn read(&self, identity: Identity<'_>) -> Result<Reading, Invalid> {
+        Ok(Reading::of(Body::Workload(Box::new(read_stateful_set(identity, self)?)), Notes::default()))
+    }
+}
+
+fn workload_key<T: Resource>((namespace, name): Identity<'_>) -> Key {
+    let (namespace, name) = (namespace.to_owned(), name.to_owned());
+    Key::Workload(Box::new(WorkloadKey { api_version: T::API_VERSION, kind: T::KIND, namespace, name }))
+}
+
+fn read_pod((namespace, name): Identity<'_>, object: &PodObject) -> Result<Workload, Invalid> {
     let mut pod = pod_template(&object.metadata, object.spec.as_ref(), "")?;
     let conditions = object.status.iter().flat_map(|status| status.conditions.iter().flatten());
     let ready = conditions.into_iter().find(|condition| condition.type_ == "Ready");
@@ -82,14 +162,14 @@ pub(crate) fn read_pod((namespace, name): Identity<'_>, object: &PodObject) -> R
     Ok(workload(namespace, name, Replicas::Single, pod))
 }
 
-pub(crate) fn read_deployment((namespace, name): Identity<'_>, object: &Deployment) -> Result<Workload, Invalid> {
+fn read_deployment((namespace, name): Identity<'_>, object: &Deployment) -> Result<Workload, Invalid> {
     let spec = &object.spec;
     let pod = numbered_pod(&spec.selector, &spec.template)?;
     let replicas = Replicas::Numbered { first: 0, count: count(spec.replicas)? };
     Ok(workload(namespace, name, replicas, pod))
 }
 
-pub(crate) fn read_stateful_set((namespace, name): Identity<'_>, object: &StatefulSet) -> Result<Workload, Invalid> {
+fn read_stateful_set((namespace, name): Identity<'_>, object: &StatefulSet) -> Result<Workload, Invalid> {
     let spec = &object.spec;
     let pod = numbered_pod(&spec.selector, &spec.template)?;
     let start = spec.ordinals.as_ref().and_then(|ordinals| ordinals.start).unwrap_or(0);

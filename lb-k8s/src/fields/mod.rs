@@ -8,7 +8,7 @@ mod service;
 mod slice;
 mod workload;
 
-pub(crate) use pool::{ADDRESS_POOL, CILIUM_POOL, POOL};
+pub(crate) use pool::{SELECTOR, pool};
 pub(crate) use service::SERVICE;
 pub(crate) use slice::ENDPOINT_SLICE;
 pub(crate) use workload::{DEPLOYMENT, NAMESPACE, POD, STATEFUL_SET};

@@ -1,32 +1,27 @@
 //! Cilium's `CiliumLoadBalancerIPPool`.
 
-use k8s_openapi::{
-    Resource,
-    apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta},
-};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use lb_ipam::{Block, IpNet};
 use serde::Deserialize;
 
 use super::{
-    PoolKind, PoolReading,
+    PoolSpec,
     draft::{self, Draft},
     short::Flag,
 };
-use crate::{check::Invalid, text::quoted};
-
-/// The object, cilium.io/v2alpha1 and v2.
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct CiliumPool {
-    api_version: Option<String>,
-    #[serde(default)]
-    metadata: ObjectMeta,
-    spec: Option<Spec>,
-}
+use crate::{
+    check::Invalid,
+    fields::{
+        self,
+        Rule::{self, Known, List, Object},
+        SELECTOR,
+    },
+    text::quoted,
+};
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", expecting = "a mapping")]
-struct Spec {
+pub(crate) struct Spec {
     blocks: Option<Vec<BlockObject>>,
     cidrs: Option<Vec<BlockObject>>,
     #[serde(rename = "allowFirstLastIPs")]
@@ -43,30 +38,28 @@ struct BlockObject {
     stop: Option<String>,
 }
 
-resource!(CiliumPool, "cilium.io", "v2", "CiliumLoadBalancerIPPool", "ciliumloadbalancerippools", ClusterResourceScope);
+const SPEC: Rule = Object(&[
+    ("allowFirstLastIPs", Known),
+    ("blocks", List(&BLOCK)),
+    // The older name of blocks.
+    ("cidrs", List(&BLOCK)),
+    ("disabled", Known),
+    ("serviceSelector", SELECTOR),
+]);
 
-impl CiliumPool {
-    /// The older version, which has the same fields.
-    pub(crate) const ALPHA: &'static str = "cilium.io/v2alpha1";
+const BLOCK: Rule = Object(&[("cidr", Known), ("start", Known), ("stop", Known)]);
 
-    /// The kind in this version, one of the two.
-    pub(crate) fn version(api_version: &str) -> PoolKind {
-        let api_version = if api_version == Self::ALPHA { Self::ALPHA } else { Self::API_VERSION };
-        PoolKind { api_version, kind: Self::KIND }
-    }
+impl PoolSpec for Spec {
+    const KIND: &'static str = "CiliumLoadBalancerIPPool";
+    /// The older version has the same fields.
+    const API_VERSIONS: &'static [&'static str] = &["cilium.io/v2", "cilium.io/v2alpha1"];
+    const FIELDS: &'static Rule = &Object(&fields::pool(SPEC));
 
-    /// Reads the pool.
-    ///
-    /// First and last addresses of networks are given out unless it says otherwise, as by Cilium since 1.16. The field
-    /// `cidrs` is read only by older releases, which keep them back unless it says otherwise.
-    pub(crate) fn read(&self, name: &str) -> PoolReading {
-        let kind = Self::version(self.api_version.as_deref().unwrap_or(Self::API_VERSION));
-        let mut draft = Draft::new(kind, name, &self.metadata);
-        let Some(spec) = &self.spec else {
-            return draft.unread(Invalid::new("spec", "a pool needs a spec"));
-        };
-        let cidrs = spec.cidrs.as_deref().unwrap_or_default();
-        let blocks = spec.blocks.as_deref().unwrap_or_default();
+    /// First and last addresses of networks are given out unless the pool says otherwise, as by Cilium since 1.16. Only
+    /// older releases read the field `cidrs`, and those keep first and last addresses back unless the pool says otherwise.
+    fn read(&self, draft: &mut Draft) {
+        let cidrs = self.cidrs.as_deref().unwrap_or_default();
+        let blocks = self.blocks.as_deref().unwrap_or_default();
         let (field, blocks) = match (blocks, cidrs) {
             (blocks, []) => ("spec.blocks", blocks),
             ([], cidrs) => ("spec.cidrs", cidrs),
@@ -75,14 +68,13 @@ impl CiliumPool {
                 ("spec.blocks", blocks)
             }
         };
-        let flag = draft.take(Flag::read(spec.allow_first_last_ips.as_ref(), "spec.allowFirstLastIPs"));
+        let flag = draft.take(Flag::read(self.allow_first_last_ips.as_ref(), "spec.allowFirstLastIPs"));
         draft.pool.allow_first_last = flag.unwrap_or(field == "spec.blocks");
-        let read = |(index, object): (usize, &BlockObject)| block(object, &format!("{field}[{index}]"), &mut draft);
+        let read = |(index, object): (usize, &BlockObject)| block(object, &format!("{field}[{index}]"), draft);
         let blocks = blocks.iter().enumerate().map(read).collect();
         draft.blocks(field, blocks);
-        draft.selector("spec.serviceSelector", spec.service_selector.as_ref());
-        draft.pool.disabled = spec.disabled == Some(true);
-        draft.finish()
+        draft.selector("spec.serviceSelector", self.service_selector.as_ref());
+        draft.pool.disabled = self.disabled == Some(true);
     }
 }
 

@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// A pool of which the fields are filled in one by one. Of several things that are wrong the first is told.
-pub(super) struct Draft {
+pub(crate) struct Draft {
     pub(super) pool: Pool,
     pub(super) namespaces: Option<NamespaceChoice>,
     kind: PoolKind,

@@ -1,33 +1,27 @@
 //! MetalLB's `IPAddressPool`.
 
-use k8s_openapi::{
-    Resource,
-    apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta},
-};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use lb_ipam::{Block, Selector};
 use serde::Deserialize;
 
 use super::{
-    NamespaceChoice, PoolKind, PoolReading,
+    NamespaceChoice, PoolSpec,
     draft::{Draft, number},
     selector,
 };
 use crate::{
     check::{self, At, Invalid},
+    fields::{
+        self,
+        Rule::{self, Known, List, Object},
+        SELECTOR,
+    },
     limits::MAX_SELECTOR_TERMS,
 };
 
-/// The object, metallb.io/v1beta1.
-#[derive(Deserialize)]
-pub(crate) struct AddressPool {
-    #[serde(default)]
-    metadata: ObjectMeta,
-    spec: Option<Spec>,
-}
-
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", expecting = "a mapping")]
-struct Spec {
+pub(crate) struct Spec {
     addresses: Option<Vec<String>>,
     auto_assign: Option<bool>,
     #[serde(rename = "avoidBuggyIPs")]
@@ -44,28 +38,36 @@ struct Allocation {
     service_selectors: Option<Vec<LabelSelector>>,
 }
 
-resource!(AddressPool, "metallb.io", "v1beta1", "IPAddressPool", "ipaddresspools", NamespaceResourceScope);
+const SPEC: Rule = Object(&[
+    ("addresses", Known),
+    ("autoAssign", Known),
+    ("avoidBuggyIPs", Known),
+    ("serviceAllocation", SERVICE_ALLOCATION),
+]);
 
-impl AddressPool {
-    /// The kind.
-    pub(crate) const POOL: PoolKind = PoolKind { api_version: Self::API_VERSION, kind: Self::KIND };
+const SERVICE_ALLOCATION: Rule = Object(&[
+    ("namespaceSelectors", List(&SELECTOR)),
+    ("namespaces", Known),
+    ("priority", Known),
+    ("serviceSelectors", List(&SELECTOR)),
+]);
 
-    /// Reads the pool. Its own namespace is not looked at: MetalLB reads those of one.
-    pub(crate) fn read(&self, name: &str) -> PoolReading {
-        let mut draft = Draft::new(Self::POOL, name, &self.metadata);
-        let Some(spec) = &self.spec else {
-            return draft.unread(Invalid::new("spec", "a pool needs a spec"));
-        };
-        let blocks = spec.addresses.iter().flatten().map(|text| Block::parse(text)).collect();
+impl PoolSpec for Spec {
+    const KIND: &'static str = "IPAddressPool";
+    const API_VERSIONS: &'static [&'static str] = &["metallb.io/v1beta1"];
+    const FIELDS: &'static Rule = &Object(&fields::pool(SPEC));
+
+    /// The namespace of the pool is not looked at, since MetalLB reads the pools of one namespace only.
+    fn read(&self, draft: &mut Draft) {
+        let blocks = self.addresses.iter().flatten().map(|text| Block::parse(text)).collect();
         draft.blocks("spec.addresses", blocks);
-        draft.pool.auto_assign = spec.auto_assign != Some(false);
-        draft.pool.avoid_zero_and_255 = spec.avoid_buggy_ips == Some(true);
-        if let Some(allocation) = &spec.service_allocation {
+        draft.pool.auto_assign = self.auto_assign != Some(false);
+        draft.pool.avoid_zero_and_255 = self.avoid_buggy_ips == Some(true);
+        if let Some(allocation) = &self.service_allocation {
             draft.pool.priority = draft.take(priority(allocation));
             draft.namespaces = draft.take(namespaces(allocation));
             draft.pool.selectors = draft.take(selectors(allocation.service_selectors.as_deref(), "serviceSelectors"));
         }
-        draft.finish()
     }
 }
 

@@ -1,31 +1,5 @@
 //! Pools of three kinds to a [`Pool`] of the allocator.
 
-/// Makes a type with a field `metadata` an object of a kind.
-macro_rules! resource {
-    ($type:ty, $group:literal, $version:literal, $kind:literal, $plural:literal, $scope:ident) => {
-        impl k8s_openapi::Resource for $type {
-            const API_VERSION: &'static str = concat!($group, "/", $version);
-            const GROUP: &'static str = $group;
-            const KIND: &'static str = $kind;
-            const VERSION: &'static str = $version;
-            const URL_PATH_SEGMENT: &'static str = $plural;
-            type Scope = k8s_openapi::$scope;
-        }
-
-        impl k8s_openapi::Metadata for $type {
-            type Ty = k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-
-            fn metadata(&self) -> &Self::Ty {
-                &self.metadata
-            }
-
-            fn metadata_mut(&mut self) -> &mut Self::Ty {
-                &mut self.metadata
-            }
-        }
-    };
-}
-
 mod cilium;
 mod draft;
 mod metallb;
@@ -33,17 +7,27 @@ mod namespaces;
 mod selector;
 mod short;
 
-use draft::Draft;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use lb_ipam::{Pool, Selector};
+use lb_ipam::{Pool, PoolName, Selector};
+use serde::{Deserialize, de::DeserializeOwned};
 
-pub(crate) use cilium::CiliumPool;
-pub(crate) use draft::created;
-pub(crate) use metallb::AddressPool;
+pub(crate) use draft::{Draft, created};
 pub(crate) use namespaces::{DeclaredNamespace, NamespaceChoice};
-pub(crate) use short::ShortPool;
 
-use crate::{check::Invalid, fields::Unsupported};
+use crate::{
+    check::Invalid,
+    document::object::Object,
+    fields::{Rule, Unsupported},
+    kinds::{Identity, Kind, Notes, Reading},
+    snapshot::part::{Body, Key},
+};
+
+/// Cilium's `CiliumLoadBalancerIPPool`.
+pub(crate) type CiliumPool = PoolManifest<cilium::Spec>;
+/// MetalLB's `IPAddressPool`.
+pub(crate) type AddressPool = PoolManifest<metallb::Spec>;
+/// Our own short form, `IPPool`.
+pub(crate) type ShortPool = PoolManifest<short::Spec>;
 
 /// A pool as it was read.
 #[derive(Debug)]
@@ -85,6 +69,83 @@ pub(crate) fn refused(pool: Pool, why: String) -> Pool {
     Pool { disabled: true, refused: Some(why), ..pool }
 }
 
+/// A pool as an object of one kind.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", bound(deserialize = "S: Deserialize<'de>"))]
+pub(crate) struct PoolManifest<S> {
+    api_version: Option<String>,
+    #[serde(default)]
+    metadata: ObjectMeta,
+    spec: Option<S>,
+}
+
+/// Everything that tells one kind of pool from another.
+pub(crate) trait PoolSpec: DeserializeOwned {
+    /// The kind.
+    const KIND: &'static str;
+    /// Groups and versions that are read, the one of manifests that name none first.
+    const API_VERSIONS: &'static [&'static str];
+    /// Fields of the object.
+    const FIELDS: &'static Rule;
+
+    /// Fills in the pool.
+    fn read(&self, draft: &mut Draft);
+}
+
+impl<S: PoolSpec> PoolManifest<S> {
+    /// Whether objects of this version and kind are read as this kind of pool.
+    pub(crate) fn is(api_version: &str, kind: &str) -> bool {
+        kind == S::KIND && S::API_VERSIONS.contains(&api_version)
+    }
+
+    fn kind(api_version: &str) -> PoolKind {
+        let known = S::API_VERSIONS.iter().find(|known| **known == api_version);
+        PoolKind { api_version: known.unwrap_or(&S::API_VERSIONS[0]), kind: S::KIND }
+    }
+
+    fn read_named(&self, name: &str) -> PoolReading {
+        let kind = Self::kind(self.api_version.as_deref().unwrap_or_default());
+        let mut draft = Draft::new(kind, name, &self.metadata);
+        let Some(spec) = &self.spec else {
+            return draft.unread(Invalid::new("spec", "a pool needs a spec"));
+        };
+        spec.read(&mut draft);
+        draft.finish()
+    }
+
+    /// Reads a pool that is refused for its metadata: its spec counts, if that is right.
+    fn refused_named(object: &Object<'_>, name: &str, invalid: Invalid) -> PoolReading {
+        let mut value = object.value.clone();
+        if let Some(fields) = value.as_object_mut() {
+            fields.remove("metadata");
+        }
+        match Self::deserialize(value) {
+            Ok(pool) => pool.read_named(name).refused(invalid),
+            Err(_) => PoolReading::unread(Self::kind(object.header.api_version), name, invalid),
+        }
+    }
+}
+
+impl<S: PoolSpec> Kind for PoolManifest<S> {
+    const FIELDS: &'static Rule = S::FIELDS;
+
+    fn metadata(&self) -> &ObjectMeta {
+        &self.metadata
+    }
+
+    fn key((_, name): Identity<'_>) -> Key {
+        Key::Pool(PoolName::new(name))
+    }
+
+    fn read(&self, (_, name): Identity<'_>) -> Result<Reading, Invalid> {
+        Ok(self.read_named(name).into())
+    }
+
+    fn refused(object: &Object<'_>, (_, name): Identity<'_>, invalid: Invalid) -> Result<Reading, Invalid> {
+        Ok(Self::refused_named(object, name, invalid).into())
+    }
+}
+
 /// Which kind of object a pool comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PoolKind {
@@ -112,5 +173,13 @@ impl PoolReading {
     pub(crate) fn refused(self, invalid: Invalid) -> Self {
         let pool = ReadPool { pool: refused(self.pool.pool, invalid.to_string()), is_valid: false, ..self.pool };
         Self { pool, invalid: Some(invalid), notes: self.notes }
+    }
+}
+
+impl From<PoolReading> for Reading {
+    fn from(PoolReading { pool, invalid, notes }: PoolReading) -> Self {
+        let unallocated = Unsupported { field: String::new(), message: "addresses are not allocated".into() };
+        let notes = Notes { always: notes, unallocated: vec![unallocated] };
+        Self { body: Body::Pool(Box::new(pool)), invalid, notes }
     }
 }

@@ -2,31 +2,29 @@
 
 use std::{fmt, time::Duration};
 
-use k8s_openapi::{
-    Resource,
-    apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta},
-};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use lb_ipam::{Block, Pool, PoolWarning};
 use serde::{Deserialize, Deserializer, de::Visitor};
 
 use super::{
-    PoolKind, PoolReading,
+    PoolSpec,
     draft::{Draft, number},
     selector,
 };
-use crate::{check::Invalid, limits::MAX_REST_SECONDS, text::quoted};
-
-/// The object, lb/v1.
-#[derive(Deserialize)]
-pub(crate) struct ShortPool {
-    #[serde(default)]
-    metadata: ObjectMeta,
-    spec: Option<Spec>,
-}
+use crate::{
+    check::Invalid,
+    fields::{
+        self,
+        Rule::{self, Known, List, Object},
+        SELECTOR,
+    },
+    limits::MAX_REST_SECONDS,
+    text::quoted,
+};
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", expecting = "a mapping")]
-struct Spec {
+pub(crate) struct Spec {
     blocks: Option<Vec<String>>,
     avoid: Option<Vec<String>>,
     #[serde(rename = "avoidZeroAnd255")]
@@ -89,37 +87,45 @@ impl Flag {
     }
 }
 
-resource!(ShortPool, "lb", "v1", "IPPool", "ippools", ClusterResourceScope);
+const SPEC: Rule = Object(&[
+    ("allowFirstLastIPs", Known),
+    ("autoAssign", Known),
+    ("avoid", Known),
+    ("avoidZeroAnd255", Known),
+    ("blocks", Known),
+    ("disabled", Known),
+    ("drainSeconds", Known),
+    ("namespaceQuota", Known),
+    ("priority", Known),
+    ("quarantineSeconds", Known),
+    ("serviceSelector", SELECTOR),
+    ("serviceSelectors", List(&SELECTOR)),
+]);
 
-impl ShortPool {
-    /// The kind.
-    pub(crate) const POOL: PoolKind = PoolKind { api_version: Self::API_VERSION, kind: Self::KIND };
+impl PoolSpec for Spec {
+    const KIND: &'static str = "IPPool";
+    const API_VERSIONS: &'static [&'static str] = &["lb/v1"];
+    const FIELDS: &'static Rule = &Object(&fields::pool(SPEC));
 
-    /// Reads the pool.
-    pub(crate) fn read(&self, name: &str) -> PoolReading {
-        let mut draft = Draft::new(Self::POOL, name, &self.metadata);
-        let Some(spec) = &self.spec else {
-            return draft.unread(Invalid::new("spec", "a pool needs a spec"));
-        };
+    fn read(&self, draft: &mut Draft) {
         let parse = |texts: &Option<Vec<String>>| texts.iter().flatten().map(|text| Block::parse(text)).collect();
-        draft.blocks("spec.blocks", parse(&spec.blocks));
-        draft.avoid("spec.avoid", parse(&spec.avoid));
-        draft.pool.avoid_zero_and_255 = spec.avoid_zero_and_255 == Some(true);
-        let flag = draft.take(Flag::read(spec.allow_first_last_ips.as_ref(), "spec.allowFirstLastIPs"));
+        draft.blocks("spec.blocks", parse(&self.blocks));
+        draft.avoid("spec.avoid", parse(&self.avoid));
+        draft.pool.avoid_zero_and_255 = self.avoid_zero_and_255 == Some(true);
+        let flag = draft.take(Flag::read(self.allow_first_last_ips.as_ref(), "spec.allowFirstLastIPs"));
         draft.pool.allow_first_last = flag.unwrap_or(true);
-        read_selectors(spec, &mut draft);
-        draft.pool.disabled = spec.disabled == Some(true);
-        draft.pool.auto_assign = spec.auto_assign != Some(false);
-        draft.pool.priority = draft.take(number(spec.priority, u32::MAX, "spec.priority"));
-        let quarantine = draft.take(seconds(spec.quarantine_seconds, "spec.quarantineSeconds"));
+        read_selectors(self, draft);
+        draft.pool.disabled = self.disabled == Some(true);
+        draft.pool.auto_assign = self.auto_assign != Some(false);
+        draft.pool.priority = draft.take(number(self.priority, u32::MAX, "spec.priority"));
+        let quarantine = draft.take(seconds(self.quarantine_seconds, "spec.quarantineSeconds"));
         draft.pool.quarantine = quarantine.unwrap_or(Pool::DEFAULT_QUARANTINE);
-        draft.pool.drain = draft.take(seconds(spec.drain_seconds, "spec.drainSeconds")).unwrap_or_default();
-        let quota = draft.take(number(spec.namespace_quota, i64::MAX as u64, "spec.namespaceQuota"));
+        draft.pool.drain = draft.take(seconds(self.drain_seconds, "spec.drainSeconds")).unwrap_or_default();
+        let quota = draft.take(number(self.namespace_quota, i64::MAX as u64, "spec.namespaceQuota"));
         if quota == Some(0) {
             draft.note("spec.namespaceQuota", format!("the pool {}", PoolWarning::QuotaZero));
         }
         draft.pool.namespace_quota = quota;
-        draft.finish()
     }
 }
 

@@ -11,7 +11,7 @@ use std::{
 
 use k8s_openapi::{
     api::core::v1::{Service as Object, ServicePort as PortObject, ServiceSpec},
-    apimachinery::pkg::util::intstr::IntOrString,
+    apimachinery::pkg::{apis::meta::v1::ObjectMeta, util::intstr::IntOrString},
 };
 use lb_core::{Family, Protocol, Service, ServiceName, ServicePort, TrafficPolicy};
 use lb_ipam::Request;
@@ -19,11 +19,39 @@ use lb_ipam::Request;
 use crate::{
     annotations,
     check::{self, At, Invalid},
-    fields::Unsupported,
-    kinds::Notes,
+    fields::{self, Rule, Unsupported},
+    kinds::{Identity, Kind, Notes, Reading, other_proxy},
     limits::MAX_PORTS,
+    snapshot::part::{Aside, Body, Key},
     text::quoted,
 };
+
+impl Kind for Object {
+    const FIELDS: &'static Rule = &fields::SERVICE;
+
+    fn metadata(&self) -> &ObjectMeta {
+        &self.metadata
+    }
+
+    fn check_name(name: &str) -> Result<&str, String> {
+        check::label(name)
+    }
+
+    fn foreign(metadata: &ObjectMeta) -> Option<&'static str> {
+        other_proxy(metadata)
+    }
+
+    fn key((namespace, name): Identity<'_>) -> Key {
+        Key::Service(ServiceName::new(namespace, name))
+    }
+
+    fn read(&self, (namespace, name): Identity<'_>) -> Result<Reading, Invalid> {
+        let read = read(ServiceName::new(namespace, name), self)?;
+        let has_aside = read.template.is_some() || read.request.is_some();
+        let aside = has_aside.then(|| Box::new(Aside { template: read.template, request: read.request.map(Arc::new) }));
+        Ok(Reading::of(Body::Service { service: Arc::new(read.service), aside }, read.notes))
+    }
+}
 
 /// What a controller of endpoints needs to know about a service with a selector.
 #[derive(Clone, Debug, PartialEq, Eq)]

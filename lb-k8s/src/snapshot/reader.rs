@@ -3,7 +3,6 @@
 use std::{collections::btree_map::Entry as Slot, sync::Arc};
 
 use k8s_openapi::{
-    Resource,
     api::{
         apps::v1::{Deployment, StatefulSet},
         core::v1::{Namespace, Pod, Service},
@@ -22,12 +21,11 @@ use crate::{
         object::{DEFAULT_NAMESPACE, DocumentRef, Header, Object},
     },
     fields::{self, Unsupported},
-    kinds::{Kind, Notes, Reading},
+    kinds::{Identity, Kind, Notes, Reading},
     limits::{MAX_ANNOTATION_BYTES, MAX_DOCUMENTS, MAX_FINDINGS_PER_FILE, MAX_OBJECTS},
     pools::{AddressPool, CiliumPool, ShortPool},
     snapshot::part::{Entry, Key, Part},
     text::shown,
-    workload::Identity,
 };
 
 /// Reads the text of a file that messages call `file`.
@@ -105,9 +103,9 @@ impl Reader {
             ("v1", "Pod") => self.known::<Pod>(object),
             ("apps/v1", "Deployment") => self.known::<Deployment>(object),
             ("apps/v1", "StatefulSet") => self.known::<StatefulSet>(object),
-            (CiliumPool::API_VERSION | CiliumPool::ALPHA, CiliumPool::KIND) => self.known::<CiliumPool>(object),
-            (AddressPool::API_VERSION, AddressPool::KIND) => self.known::<AddressPool>(object),
-            (ShortPool::API_VERSION, ShortPool::KIND) => self.known::<ShortPool>(object),
+            (version, kind) if CiliumPool::is(version, kind) => self.known::<CiliumPool>(object),
+            (version, kind) if AddressPool::is(version, kind) => self.known::<AddressPool>(object),
+            (version, kind) if ShortPool::is(version, kind) => self.known::<ShortPool>(object),
             (api_version, kind) => {
                 let rest = instead_of(api_version, kind).map_or_else(String::new, |used| format!("; {used} are"));
                 self.skip(object, format!("objects of this kind in {} are not used{rest}", shown(api_version)));
@@ -219,13 +217,13 @@ impl Reader {
 /// What is read instead of a kind, or of its objects in another version.
 fn instead_of(api_version: &str, kind: &str) -> Option<&'static str> {
     match kind {
-        EndpointSlice::KIND => Some("those in discovery.k8s.io/v1"),
-        CiliumPool::KIND => Some("those in cilium.io/v2 and cilium.io/v2alpha1"),
-        AddressPool::KIND => Some("those in metallb.io/v1beta1"),
+        "EndpointSlice" => Some("those in discovery.k8s.io/v1"),
+        "CiliumLoadBalancerIPPool" => Some("those in cilium.io/v2 and cilium.io/v2alpha1"),
+        "IPAddressPool" => Some("those in metallb.io/v1beta1"),
         "AddressPool" if api_version.starts_with("metallb.io/") => {
             Some("those of kind IPAddressPool in metallb.io/v1beta1")
         }
-        ShortPool::KIND => Some("those in lb/v1"),
+        "IPPool" => Some("those in lb/v1"),
         _ => None,
     }
 }
