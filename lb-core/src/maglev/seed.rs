@@ -2,6 +2,8 @@
 
 use core::str::FromStr;
 
+use base64::{Engine, prelude::BASE64_STANDARD};
+
 /// Seed of [`HashFamily::Cilium`](super::HashFamily::Cilium): what Cilium calls `maglev.hashSeed`, base64 of 12 bytes.
 ///
 /// The first four bytes are the seed of the table and all that counts here; the others are seeds of Cilium's own flow
@@ -29,11 +31,8 @@ impl FromStr for CiliumSeed {
     /// # Errors
     /// When `text` is not base64 of 12 bytes.
     fn from_str(text: &str) -> Result<Self, BadSeed> {
-        if text.len() != 16 {
-            return Err(BadSeed);
-        }
-        let bits = text.bytes().try_fold(0, |bits: u128, byte| Some(bits << 6 | u128::from(sextet(byte)?)));
-        Ok(Self { murmur: (bits.ok_or(BadSeed)? >> 64) as u32 })
+        let [a, b, c, d, ..] = decoded::<12>(text).ok_or(BadSeed)?;
+        Ok(Self { murmur: u32::from_be_bytes([a, b, c, d]) })
     }
 }
 
@@ -47,20 +46,13 @@ impl FromStr for CiliumSeed {
 /// ```
 #[must_use]
 pub fn siphash_key(text: &str) -> Option<[u8; 16]> {
-    let digits = text.strip_suffix("==").filter(|digits| digits.len() == 22)?;
-    let (last, whole) = digits.as_bytes().split_last()?;
-    let bits = whole.iter().try_fold(0, |bits: u128, &byte| Some(bits << 6 | u128::from(sextet(byte)?)))?;
-    let last = sextet(*last)?;
-    (last % 16 == 0).then(|| (bits << 2 | u128::from(last >> 4)).to_be_bytes())
+    decoded(text)
 }
 
-const fn sextet(byte: u8) -> Option<u8> {
-    match byte {
-        b'A'..=b'Z' => Some(byte - b'A'),
-        b'a'..=b'z' => Some(byte - b'a' + 26),
-        b'0'..=b'9' => Some(byte - b'0' + 52),
-        b'+' => Some(62),
-        b'/' => Some(63),
-        _ => None,
-    }
+/// Exactly `N` bytes, at most 16, from base64 in its one form: with its padding, and with zeros in unused bits.
+fn decoded<const N: usize>(text: &str) -> Option<[u8; N]> {
+    // As much as the decoder asks for before it has looked at the padding of 16 bytes.
+    let mut bytes = [0; 18];
+    let len = BASE64_STANDARD.decode_slice(text, &mut bytes).ok()?;
+    bytes[..len].try_into().ok()
 }

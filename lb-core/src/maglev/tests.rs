@@ -121,6 +121,24 @@ fn seeds_are_base64_of_twelve_bytes() {
     }
 }
 
+#[test]
+fn keys_are_base64_of_sixteen_bytes_in_its_one_form() {
+    assert_eq!(siphash_key("bGItbWFnbGV2LWtleS12MQ=="), Some(*b"lb-maglev-key-v1"));
+    for bad in [
+        "bGItbWFnbGV2LWtleS12MR==", // bits behind the last byte
+        "bGItbWFnbGV2LWtleS12MQ",
+        "bGItbWFnbGV2LWtleS12MQ=",
+        "bGItbWFnbGV2LWtleS12MQ===",
+        "bGItbWFnbGV2LWtleS12MTIz",
+        "bGItbWFnbGV2LWtleS12MTI=",
+        "bGItbWFnbGV2LWtleS12MT-_",
+        "JLfvgnHc2kaSUFaI",
+        "",
+    ] {
+        assert_eq!(siphash_key(bad), None, "{bad}");
+    }
+}
+
 /// Backends as Cilium's own tests have them: the number is address and port.
 fn numbered(backends: &[(u32, u16)]) -> Vec<(BackendAddr, u16)> {
     let addr = |n: u32| BackendAddr::new(Ipv4Addr::from_bits(n).into(), n as u16, Protocol::Tcp);
