@@ -138,7 +138,7 @@ fn what_no_manifest_can_say_is_not_written() {
     for (pool, says) in [
         (Pool { name: PoolName::new("a b"), ..one() }, "is not a DNS name"),
         (Pool::new("a", &["10.0.0.9-10.0.0.1"]), "block 10.0.0.9-10.0.0.1 starts after it stops"),
-        (Pool { avoid: vec![Block::parse("x")], ..one() }, "block x is no block"),
+        (Pool { avoid: vec![Block::parse("x")], ..one() }, "block x is not a block"),
         (Pool { quarantine: Duration::from_millis(1500), ..one() }, "its quarantine is 1.5s, expected whole seconds"),
         (Pool { drain: Duration::MAX, ..one() }, "its drain is "),
         (Pool { namespace_quota: Some(u64::MAX), ..one() }, "its quota is greater than a manifest can say"),

@@ -413,7 +413,7 @@ fn wrong_pools_of_metallb_and_ours_are_refused_by_field() {
         (
             METALLB,
             "{addresses: [garbage]}".to_owned(),
-            "spec.addresses[0]: \"garbage\" is no block; write a network (10.0.0.0/24), a range (10.0.0.1-10.0.0.9) or an \
+            "spec.addresses[0]: \"garbage\" is not a block; write a network (10.0.0.0/24), a range (10.0.0.1-10.0.0.9) or an \
              address",
         ),
         (
@@ -452,7 +452,7 @@ fn wrong_pools_of_metallb_and_ours_are_refused_by_field() {
         (
             OURS,
             ours("avoid: [10.0.0.300]"),
-            "spec.avoid[0]: \"10.0.0.300\" is no block; write a network (10.0.0.0/24), a range \
+            "spec.avoid[0]: \"10.0.0.300\" is not a block; write a network (10.0.0.0/24), a range \
              (10.0.0.1-10.0.0.9) or an address",
         ),
         (OURS, ours("priority: 4294967296"), "spec.priority: 4294967296 is not a number from 0 to 4294967295"),

@@ -6,7 +6,7 @@ use core::net::IpAddr;
 use crate::{
     Allocator, Entry, Freed, Holders, Ledger, LedgerError, Pool,
     allocator::reconcile::Run,
-    book::{Staleness, Slot},
+    book::{Slot, Staleness},
 };
 
 impl<L: Ledger> Allocator<L> {

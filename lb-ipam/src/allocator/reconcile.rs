@@ -6,7 +6,7 @@ use lb_core::ServiceName;
 
 use crate::{
     Allocator, Ledger, LedgerError, Status, Timestamp,
-    book::{Staleness, Slot},
+    book::{Slot, Staleness},
     ledger::index::Index,
     pool::catalog::Catalog,
 };

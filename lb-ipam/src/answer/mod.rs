@@ -165,7 +165,7 @@ mod tests {
     #[test]
     fn what_is_no_address_is_repeated_in_part() {
         let refusal = Refusal { asked: Requested::Text("\u{fc}".repeat(200)), cause: Cause::Unreadable };
-        let start = format!("`{}\u{2026}`: is no address", "\u{fc}".repeat(128));
+        let start = format!("`{}\u{2026}`: is not an IP address", "\u{fc}".repeat(128));
         assert!(message(&[refusal]).starts_with(&start));
     }
 

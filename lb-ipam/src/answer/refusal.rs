@@ -85,7 +85,7 @@ pub enum Cause {
         more: usize,
     },
     /// The service wants a pool that there is not.
-    #[error("there is no pool `{pool}`; make one of that name, or ask for another pool or for none")]
+    #[error("there is no pool `{pool}`; create one of that name, or ask for another pool or for none")]
     NoSuchPool {
         /// Which it wants.
         pool: PoolName,
@@ -136,7 +136,7 @@ pub enum Cause {
     #[error("the service does not list {} in ipFamilies; add it, or ask for an address of a listed family", family_name(*.0))]
     FamilyNotListed(Family),
     /// Not an address.
-    #[error("is no address; write IPv4 or IPv6 addresses with commas between")]
+    #[error("is not an IP address; write IPv4 or IPv6 addresses separated by commas")]
     Unreadable,
     /// More than are looked at.
     #[error("only the first {limit} of a service are looked at; ask for fewer")]

@@ -5,7 +5,7 @@ use core::net::IpAddr;
 
 use lb_core::ServiceName;
 
-use super::{Book, Staleness, Slot};
+use super::{Book, Slot, Staleness};
 use crate::Entry;
 
 impl Book {

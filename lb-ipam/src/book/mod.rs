@@ -12,7 +12,7 @@ use core::mem;
 use groups::Groups;
 use lb_core::ServiceName;
 use names::Names;
-pub(crate) use tracked::{Staleness, Slot, Tracked};
+pub(crate) use tracked::{Slot, Staleness, Tracked};
 use waiting::Waiting;
 
 use crate::{Allocation, Answer, Request, Status};

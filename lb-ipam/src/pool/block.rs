@@ -92,6 +92,6 @@ pub enum BlockProblem {
     #[error("mixes IPv4 and IPv6; write one block for each")]
     MixedFamilies,
     /// Neither a network nor a range nor an address.
-    #[error("is no block; write a network (10.0.0.0/24), a range (10.0.0.1-10.0.0.9) or an address")]
+    #[error("is not a block; write a network (10.0.0.0/24), a range (10.0.0.1-10.0.0.9) or an address")]
     Unreadable,
 }

@@ -126,7 +126,7 @@ fn an_avoided_block_that_is_wrong_warns_and_the_pool_goes_on() {
     let mut ipam = allocator([Pool { avoid: vec![Block::parse("nonsense")], ..Pool::new("a", &["10.0.0.1"]) }]);
     assert_eq!(reason(&serve(&mut ipam, Request::new("d", "a"))), "satisfied");
     let warning = ipam.pool(&PoolName::new("a")).unwrap().warnings.remove(0).to_string();
-    assert!(warning.starts_with("avoided block `nonsense` is no block"), "{warning}");
+    assert!(warning.starts_with("avoided block `nonsense` is not a block"), "{warning}");
 }
 
 #[test]

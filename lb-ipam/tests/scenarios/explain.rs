@@ -61,7 +61,7 @@ fn what_nobody_can_get_is_not_free() {
         ),
         (
             "10.0.2.1",
-            "of pool `wrong`: not given out, because pool `wrong` is out of service until it is corrected: block `oops` is no block; write a network (10.0.0.0/24), a range (10.0.0.1-10.0.0.9) or an address",
+            "of pool `wrong`: not given out, because pool `wrong` is out of service until it is corrected: block `oops` is not a block; write a network (10.0.0.0/24), a range (10.0.0.1-10.0.0.9) or an address",
         ),
         ("10.0.3.1", "of pool `old`: free"),
         (
@@ -117,7 +117,7 @@ fn every_wrong_block_is_named() {
     let reversed = (Block::parse("10.0.0.9-10.0.0.1"), BlockProblem::Reversed);
     let wrong = vec![unreadable("x"), reversed, unreadable("y")];
     assert_eq!(w.status("a").problem, Some(PoolProblem::Blocks { wrong, more: 0 }));
-    let why = "is no block; write a network (10.0.0.0/24), a range (10.0.0.1-10.0.0.9) or an address";
+    let why = "is not a block; write a network (10.0.0.0/24), a range (10.0.0.1-10.0.0.9) or an address";
     w.pool("a [x, 10.0.0.0/24, y, z, v, w]");
     let named = format!("block `x` {why}; block `y` {why}; block `z` {why}; and 2 more");
     assert_eq!(w.status("a").problem.unwrap().to_string(), named);
