@@ -1,9 +1,13 @@
 //! Service load balancing without I/O.
 //!
-//! The model of services, endpoints and node facts; which backend a flow gets and why; and the ordered plans that
-//! bring a datapath from what it holds to what it should hold. What it refuses to do: open a socket, read a clock or a
-//! file, draw a random number, know Kubernetes. Time, changes and outcomes come in as arguments, plans go out as
-//! values, and equal input gives equal output.
+//! This crate holds the model of services, endpoints and node facts. It decides which backend a flow reaches and
+//! explains why, and it computes the ordered plans that bring a datapath from its present state to the desired one.
+//!
+//! It opens no socket, reads no clock and no file, draws no random number, and knows nothing about Kubernetes. Time,
+//! changes and outcomes are arguments, plans are return values, and equal input leads to equal output.
+//!
+//! Every item is in the module of its subject: a [`plan::Plan`] carries [`plan::Op`]s, a [`model::Model`] takes
+//! [`model::Change`]s, a [`datapath::Datapath`] has [`datapath::Capabilities`].
 //!
 //! ```
 //! use lb_core::{

@@ -10,17 +10,17 @@ use crate::{
     state::{Backend, BackendSet, Frontend, State},
 };
 
-/// Number of a plan, counted up by its reconciler.
+/// Number of a plan: its reconciler counts up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PlanId(pub u64);
 
-/// Ordered operations, make before break: whatever prefix of them is carried out, each frontend that lives before
-/// and after has an answer.
+/// Ordered operations that make before they break: after any prefix of them, each frontend that exists before and after
+/// the plan still answers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
     /// Its number.
     pub id: PlanId,
-    /// What to do, in this order.
+    /// The operations, in order.
     pub ops: Vec<Op>,
 }
 
@@ -37,11 +37,11 @@ pub enum Op {
     UpsertBackend(BackendId, Backend),
     /// Adds a set whose backends exist.
     AddSet(SetId, Arc<BackendSet>),
-    /// Adds a frontend or points it elsewhere: the one operation that moves traffic.
+    /// Adds a frontend or points it elsewhere. No other operation moves traffic.
     UpsertFrontend {
         /// The frontend.
         addr: FrontendAddr,
-        /// What it is from now on.
+        /// The frontend from now on.
         frontend: Frontend,
         /// `namespace/name:port` of its owner, for comments that people read; not part of the state.
         label: Arc<str>,
@@ -87,7 +87,7 @@ impl Op {
 /// Labels of frontends: `namespace/name:port` of the owner.
 pub type Labels = alloc::collections::BTreeMap<FrontendAddr, Arc<str>>;
 
-/// Keys of what may differ between two states.
+/// Keys of the objects that may differ between two states.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Touched {
     /// Whether the node's facts may differ.
@@ -137,7 +137,7 @@ pub fn diff(observed: &State, desired: &State, labels: &Labels) -> Plan {
     diff_touched(observed, desired, labels, &Touched::all(observed, desired))
 }
 
-/// [`diff`], restricted to `touched`: costs what changed, not what there is.
+/// [`diff`], restricted to `touched`: the cost grows with the change and not with the state.
 #[must_use]
 pub fn diff_touched(observed: &State, desired: &State, labels: &Labels, touched: &Touched) -> Plan {
     let mut ops = Vec::new();
@@ -180,7 +180,7 @@ pub fn diff_touched(observed: &State, desired: &State, labels: &Labels, touched:
 impl State {
     /// Carries out one operation. Applying an operation twice is applying it once.
     ///
-    /// Every datapath does the same with an operation of a plan, with one guard more: see
+    /// Every datapath carries out an operation this way, with one more guard: see
     /// [`apply_guarded`](Self::apply_guarded).
     pub fn apply_op(&mut self, op: &Op) {
         match op {

@@ -37,8 +37,8 @@ pub struct Service {
     pub external_traffic_policy: TrafficPolicy,
     /// Which backends traffic to a cluster address may use. Default: all.
     pub internal_traffic_policy: TrafficPolicy,
-    /// Which backends are preferred where all of the cluster may be used. Default: those that their [hints](crate::topology::Hints)
-    /// name.
+    /// Which backends are preferred where all of the cluster may be used. Default: those that their
+    /// [hints](crate::topology::Hints) name.
     pub traffic_distribution: Option<TrafficDistribution>,
     /// What becomes of established flows whose backend takes no new ones. Default: they stay.
     pub drain: DrainPolicy,
@@ -142,7 +142,8 @@ pub enum DrainPolicy {
 }
 
 impl DrainPolicy {
-    /// Whether a flow may stay at `now` with a backend that takes no new flows since `since`; not known counts as `now`.
+    /// Whether a flow may stay at `now` with a backend that takes no new flows since `since`; not known counts as
+    /// `now`.
     #[must_use]
     pub fn keeps(self, since: Option<Instant>, now: Instant) -> bool {
         match self {

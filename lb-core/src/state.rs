@@ -17,7 +17,8 @@ use crate::{
 
 /// Everything that a datapath holds, or should hold.
 ///
-/// References point one way: frontends to sets, sets to backends. A state is [whole](State::dangling) when none dangles.
+/// References point one way: frontends to sets, sets to backends. A state is [whole](State::dangling) when none
+/// dangles.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct State {
     /// Backends by id.

@@ -37,8 +37,8 @@ impl Add<Duration> for Instant {
 
 /// How long to wait before something that failed is tried again: the wait doubles with each failure in a row.
 ///
-/// A back-off has no clock and draws no random numbers. `T` is a point on whichever clock the caller uses; it only needs
-/// to add a [`Duration`].
+/// A back-off has no clock and draws no random numbers. `T` is a point on whichever clock the caller uses; it only
+/// needs to add a [`Duration`].
 ///
 /// ```
 /// use core::time::Duration;

@@ -153,8 +153,8 @@ impl ClusterIpAllocator {
     }
 }
 
-/// What of a CIDR can be given out. Of all its addresses a sixteenth is kept, at least 16 and at most 256; of one with 16
-/// or fewer, none.
+/// What of a CIDR can be given out. Of all its addresses a sixteenth is kept, at least 16 and at most 256; of one with
+/// 16 or fewer, none.
 fn bands(net: IpNet) -> Option<Bands> {
     let (first, last) = AddressRange::of_net(net).bounds();
     let size = (last - first).saturating_add(1);

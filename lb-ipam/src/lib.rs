@@ -1,11 +1,11 @@
 //! Addresses for services: of load balancers out of pools, cluster addresses out of service CIDRs, node ports out of a
 //! range.
 //!
-//! One [`Ledger`] says who has which address, and every change of it names what it replaces. A service keeps its address
-//! as long as it may; restarts and edits that change nothing write nothing; the same pools and services give the same
-//! addresses in whatever order they are told; a refusal is a sentence with the rule and the holder behind it. What it
-//! refuses to do: open a socket, read a clock or a file, draw a random number, know Kubernetes. Memory follows what is
-//! allocated: a pool of `::/0` costs what an empty one costs.
+//! One [`Ledger`] says who has which address, and every change of it names what it replaces. A service keeps its
+//! address as long as it may; restarts and edits that change nothing write nothing; the same pools and services give
+//! the same addresses in whatever order they are told; a refusal is a sentence with the rule and the holder behind it.
+//! What it refuses to do: open a socket, read a clock or a file, draw a random number, know Kubernetes. Memory follows
+//! what is allocated: a pool of `::/0` costs what an empty one costs.
 //!
 //! ```
 //! use lb_ipam::{Allocator, Edit, FamilyPolicy, MemoryLedger, Pool, Request, ServiceName, Settings, Timestamp};

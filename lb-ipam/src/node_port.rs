@@ -46,8 +46,8 @@ impl NodePortAllocator {
     /// Largest number of ports that are kept.
     pub const MAX_KEPT: u16 = 128;
 
-    /// An allocator of the ports of `range`, of which a thirty-second is kept, at least 16 and at most 128; of a range of
-    /// fewer than 16, none.
+    /// An allocator of the ports of `range`, of which a thirty-second is kept, at least 16 and at most 128; of a range
+    /// of fewer than 16, none.
     ///
     /// # Errors
     /// When the range is empty or starts with port 0.

@@ -27,8 +27,8 @@ pub const WEIGHT: &str = "lb/weight";
 
 /// The very addresses that a `Service` of type LoadBalancer wants, with commas between.
 ///
-/// Of several annotations that say the same thing the first of these counts: ours, Cilium's, Cilium's older one, MetalLB's,
-/// MetalLB's older one. One that says something else is reported.
+/// Of several annotations that say the same thing the first of these counts: ours, Cilium's, Cilium's older one,
+/// MetalLB's, MetalLB's older one. One that says something else is reported.
 pub const IPS: &str = "lb/ips";
 /// Cilium's name for [`IPS`].
 pub const CILIUM_IPS: &str = "lbipam.cilium.io/ips";
@@ -44,8 +44,8 @@ pub const SHARING_KEY: &str = "lb/sharing-key";
 pub const CILIUM_SHARING_KEY: &str = "lbipam.cilium.io/sharing-key";
 /// Cilium's older name for [`SHARING_KEY`].
 pub const CILIUM_SHARING_KEY_OLD: &str = "io.cilium/lb-ipam-sharing-key";
-/// MetalLB's name for [`SHARING_KEY`]; it shares with every namespace, as MetalLB does, unless [`SHARING_NAMESPACES`] says
-/// otherwise.
+/// MetalLB's name for [`SHARING_KEY`]; it shares with every namespace, as MetalLB does, unless [`SHARING_NAMESPACES`]
+/// says otherwise.
 pub const METALLB_SHARING_KEY: &str = "metallb.io/allow-shared-ip";
 /// MetalLB's older name for [`METALLB_SHARING_KEY`].
 pub const METALLB_SHARING_KEY_OLD: &str = "metallb.universe.tf/allow-shared-ip";

@@ -122,8 +122,8 @@ pub enum SnapshotError {
         /// What is missing.
         message: &'static str,
     },
-    /// The name or the namespace of an object has a wrong type, so that nobody knows which object stays as it last was. Every
-    /// other wrong type refuses its object alone.
+    /// The name or the namespace of an object has a wrong type, so that nobody knows which object stays as it last was.
+    /// Every other wrong type refuses its object alone.
     #[error("{0}")]
     Type(Box<Finding>),
 }

@@ -107,7 +107,8 @@ pub enum Instead {
     LastGood,
     /// Nothing: it never had one. An allocator is told to [leave a service what it has](lb_ipam::Edit::KeepService).
     Nothing,
-    /// A pool that gives nothing out, so that no service loses an address over a mistake: it never had a last good state.
+    /// A pool that gives nothing out, so that no service loses an address over a mistake: it never had a last good
+    /// state.
     Disabled,
 }
 
@@ -138,7 +139,8 @@ pub struct Report {
     /// [`MAX_FINDINGS_PER_FILE`](crate::limits::MAX_FINDINGS_PER_FILE) that are listed for a file, or the
     /// [`MAX_FINDINGS`](crate::limits::MAX_FINDINGS) for all files.
     pub unlisted: usize,
-    /// Entries of directories that are not manifests: by name, or pipes, sockets and devices, with the reason. The last line counts those that are more than
+    /// Entries of directories that are not manifests: by name, or pipes, sockets and devices, with the reason. The last
+    /// line counts those that are more than
     /// [`MAX_IGNORED_FILES`](crate::limits::MAX_IGNORED_FILES).
     pub ignored_files: Vec<String>,
 }

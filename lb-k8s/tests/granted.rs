@@ -138,7 +138,8 @@ fn a_rejected_snapshot_leaves_grants_alone() {
     assert_eq!(current(&manifests), ["a:80 192.0.2.1"]);
 }
 
-/// What one service is like in the manifest: its port, 0 for one that is refused, and whether its status names an address.
+/// What one service is like in the manifest: its port, 0 for one that is refused, and whether its status names an
+/// address.
 type Written = BTreeMap<u8, (u16, bool)>;
 
 #[derive(Clone, Debug)]

@@ -1,7 +1,8 @@
-//! Files that somebody made to harm: each is a clear error, of the file or of an object, soon, in bounded memory, and the
-//! last good state stays.
+//! Files that somebody made to harm: each is a clear error, of the file or of an object, soon, in bounded memory, and
+//! the last good state stays.
 //!
-//! Every one is read in a process of its own, which is this executable again: so its peak of resident memory is its own.
+//! Every one is read in a process of its own, which is this executable again: so its peak of resident memory is its
+//! own.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{

@@ -1,5 +1,5 @@
-//! Manifests, allocator and model in a row, as an agent has them: whatever is edited, every service has the addresses that
-//! it was given, and nobody else claims them.
+//! Manifests, allocator and model in a row, as an agent has them: whatever is edited, every service has the addresses
+//! that it was given, and nobody else claims them.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

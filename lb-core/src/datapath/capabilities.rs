@@ -26,7 +26,7 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Capabilities {
-    /// Its name: `ebpf`, `nftables`, `iptables-nft`, `iptables-legacy`, `memory`.
+    /// Name of the kind: `ebpf`, `nftables`, `iptables-nft`, `iptables-legacy`, `memory`.
     pub kind: &'static str,
     /// Algorithms that it can run. Random is in every one.
     pub algorithms: Vec<Algorithm>,
@@ -56,8 +56,7 @@ pub struct Capabilities {
 }
 
 impl Capabilities {
-    /// A datapath that can only choose at random: it forwards no protocol and no family and carries no frontend until
-    /// it is said to.
+    /// A datapath with no ability but random choice: no protocol, no family and no frontend until a setter adds them.
     #[must_use]
     pub fn new(kind: &'static str) -> Self {
         Self {

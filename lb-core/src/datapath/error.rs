@@ -5,14 +5,14 @@ use core::{error::Error, fmt};
 
 use crate::{addr::FrontendAddr, error::report};
 
-/// What of a plan did not take.
+/// The part of a plan that failed.
 #[derive(Debug)]
 pub struct ApplyError {
-    /// Operations that took.
+    /// Number of operations that took effect.
     pub applied: usize,
     /// Frontends that are as they were before, and why.
     pub failed: Vec<(FrontendAddr, DatapathError)>,
-    /// Set when the datapath does not know what it holds now: observe before the next plan.
+    /// Set when the present state of the datapath is unknown: observe it before the next plan.
     pub unknown: Option<DatapathError>,
 }
 
@@ -32,14 +32,14 @@ impl fmt::Display for ApplyError {
 impl Error for ApplyError {}
 
 impl ApplyError {
-    /// Nothing is known to have taken.
+    /// The state of the datapath is unknown, and so is whether any operation took effect.
     #[must_use]
     pub fn unknown(cause: DatapathError) -> Self {
         Self { applied: 0, failed: Vec::new(), unknown: Some(cause) }
     }
 }
 
-/// Why a datapath could not do something. Open-ended: ask [`kind`](Self::kind).
+/// Why a datapath failed. Causes are open-ended: ask for the [`kind`](Self::kind).
 #[derive(Debug)]
 pub struct DatapathError {
     kind: ErrorKind,
@@ -55,7 +55,7 @@ pub enum ErrorKind {
     Permission,
     /// The kernel or a tool lacks something.
     Unsupported,
-    /// A table is full.
+    /// A table is full, or a limit is reached.
     Capacity,
     /// Somebody else holds it, or changed it at the same time.
     Busy,

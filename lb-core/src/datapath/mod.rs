@@ -17,41 +17,42 @@ use crate::{
     state::State,
 };
 
-/// Something that can carry services: the kernel through eBPF, nftables or iptables, or [memory](crate::memory::MemoryDatapath).
+/// A datapath carries services: the kernel through eBPF, nftables or iptables, or
+/// [memory](crate::memory::MemoryDatapath).
 ///
 /// Methods block, are idempotent and can be called through `Box<dyn Datapath>`.
 pub trait Datapath: Send {
-    /// What it can do. Constant for the life of the value.
+    /// What the datapath can do. Constant for the life of the value.
     fn capabilities(&self) -> Capabilities;
 
-    /// What it holds now, what an earlier process left there included.
+    /// The state that the datapath holds now, including the remains of an earlier process.
     ///
     /// # Errors
-    /// When it cannot be read.
+    /// When the state cannot be read.
     fn observe(&mut self) -> Result<State, DatapathError>;
 
     /// Carries out a plan, in its order. Applying a plan twice is applying it once.
     ///
     /// # Errors
-    /// Says, per frontend, what did not take; everything else did.
+    /// Names each frontend that could not be changed; everything else took effect.
     fn apply(&mut self, plan: &Plan) -> Result<(), ApplyError>;
 
-    /// Tells it what part it plays beside another datapath on the same node.
+    /// Sets the role of this datapath beside another one on the same node.
     ///
     /// # Errors
-    /// When it cannot take the role.
+    /// When the datapath cannot take the role.
     fn set_role(&mut self, role: Role) -> Result<(), DatapathError>;
 
-    /// Removes everything that this kind of datapath ever put into the kernel, for the same names and paths.
+    /// Removes everything that this kind of datapath has put into the kernel under the same names and paths.
     ///
     /// # Errors
-    /// When something is left.
+    /// When something could not be removed.
     fn cleanup(&mut self) -> Result<(), DatapathError>;
 
-    /// Compares what it holds with what it should hold: what plans put there and, below that, whatever it needs to work
-    /// (programs, links, pins, chains, rules, routes). Empty when nothing differs.
+    /// Compares the datapath with the expected state: with the effect of its plans and, below that, with everything
+    /// that it needs to work (programs, links, pins, chains, rules, routes). Empty if nothing differs.
     ///
-    /// Unless a datapath knows better, it [observes](Self::observe) and [compares](drift).
+    /// The default [observes](Self::observe) and [compares](compare).
     ///
     /// # Errors
     /// When it cannot be read.
@@ -60,10 +61,10 @@ pub trait Datapath: Send {
         Ok(compare(expected.state, &self.observe()?))
     }
 
-    /// Puts right what [`inspect`](Self::inspect) found, without a gap for what is right: flows that are established
-    /// survive. Afterwards it holds what is expected.
+    /// Repairs what [`inspect`](Self::inspect) found, without a gap for anything that is right: established flows
+    /// survive. Afterwards the datapath holds the expected state.
     ///
-    /// Unless a datapath knows better, it observes and carries out the difference.
+    /// The default observes and carries out the difference.
     ///
     /// # Errors
     /// As for [`apply`](Self::apply).
@@ -73,61 +74,61 @@ pub trait Datapath: Send {
         self.apply(&diff(&observed, expected.state, expected.labels))
     }
 
-    /// Something that notices when others change what it holds, if there is such a thing; used from another thread.
+    /// A watcher that notices when others change the datapath, if the datapath can be watched. It runs in another
+    /// thread.
     ///
     /// # Errors
-    /// When it cannot be set up.
+    /// When the watcher cannot be set up.
     fn watcher(&mut self) -> Result<Option<Box<dyn Watcher>>, DatapathError> {
         Ok(None)
     }
 
-    /// Asks the kernel what becomes of a packet, without a trace, if it can be asked.
+    /// Asks the kernel for the fate of a packet, without sending one; `None` if the kernel cannot be asked.
     ///
     /// # Errors
-    /// When the kernel cannot be asked now.
+    /// When the question failed.
     fn ask(&mut self, packet: &Packet) -> Result<Option<KernelAnswer>, DatapathError> {
         let _ = packet;
         Ok(None)
     }
 
-    /// Counts of what it holds in the kernel, if it can count.
+    /// A counter of the objects in the kernel, if the datapath can count them.
     fn counters(&self) -> Option<Arc<dyn Counters>> {
         None
     }
 }
 
-/// Notices when others change what a datapath holds.
+/// Notices when others change a datapath.
 pub trait Watcher: Send {
-    /// Waits until something happened that deserves an [inspection](Datapath::inspect) of the
-    /// [suspects](Inspection::Suspects), at most for `timeout`; says whether it did. What the datapath does itself is
-    /// no such thing.
+    /// Waits at most for `timeout` until something happens that calls for an [inspection](Datapath::inspect) of the
+    /// [suspects](Inspection::Suspects). Returns whether it happened. Changes by the datapath itself do not count.
     ///
     /// # Errors
-    /// When it cannot watch any more, or missed something: everything deserves an inspection then.
+    /// When the watcher cannot watch any more or missed something: then everything has to be inspected.
     fn wait(&mut self, timeout: Duration) -> Result<bool, DatapathError>;
 }
 
-/// What a datapath holds in the kernel, usable while [`Datapath::apply`] runs.
+/// Counts the objects of a datapath in the kernel, also while [`Datapath::apply`] runs.
 pub trait Counters: Send + Sync {
-    /// Counts it now.
+    /// The counts at this moment.
     ///
     /// # Errors
     /// When the kernel cannot be asked.
     fn usage(&self) -> Result<KernelUsage, DatapathError>;
 }
 
-/// What a datapath holds in the kernel.
+/// Counts of the objects of a datapath in the kernel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct KernelUsage {
     /// Rules that packets may have to walk. 0 for eBPF.
     pub rules: u64,
     /// Elements of maps and sets.
     pub elements: u64,
-    /// Bytes that the kernel reports for them, where it does.
+    /// Bytes that the kernel reports for them, if it reports any.
     pub bytes: Option<u64>,
 }
 
-/// What a datapath does beside another one.
+/// The role of a datapath beside another one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Role {
     /// Holds state, takes no traffic.

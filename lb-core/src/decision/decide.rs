@@ -133,8 +133,8 @@ impl<'a> MatchedFrontend<'a> {
 
     /// What becomes of the packet's flow, if there is one and it is not to be treated as new.
     ///
-    /// It stays with a usable backend. With another one, a UDP flow does not stay; any other does, unless the drain policy
-    /// cuts it, which it never does to a backend that is well and only not for this node.
+    /// It stays with a usable backend. With another one, a UDP flow does not stay; any other does, unless the drain
+    /// policy cuts it, which it never does to a backend that is well and only not for this node.
     fn established(
         &self,
         selection: &Selection,

@@ -2,8 +2,8 @@
 //!
 //! Eisenbud et al., *Maglev: A Fast and Reliable Software Network Load Balancer*, NSDI 2016, section 3.4: each backend
 //! walks along its own permutation of the slots, backends take turns, and each turn takes the next slot that is free.
-//! Where a permutation starts and how it steps comes from a hash of the backend, and there are two [families](HashFamily)
-//! of them.
+//! Where a permutation starts and how it steps comes from a hash of the backend, and there are two
+//! [families](HashFamily) of them.
 //!
 //! ```
 //! use lb_core::{addr::{BackendAddr, Protocol}, maglev, table::TableSize};
@@ -39,8 +39,8 @@ pub enum HashFamily {
     ///
     /// Only the table is the same: datapaths pick its slots by [their own flow hash](crate::flow_hash).
     ///
-    /// Weights are as Cilium has them: as long as their mean is less than 2, they have no say; and a backend of weight 0
-    /// has one slot, or as many as all others while weights have no say. The model never puts such a backend into a
+    /// Weights are as Cilium has them: as long as their mean is less than 2, they have no say; and a backend of weight
+    /// 0 has one slot, or as many as all others while weights have no say. The model never puts such a backend into a
     /// table.
     Cilium(CiliumSeed),
 }

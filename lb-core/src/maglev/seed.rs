@@ -36,8 +36,8 @@ impl FromStr for CiliumSeed {
     }
 }
 
-/// A key of [`HashFamily::SipHash`](super::HashFamily::SipHash) from base64 of 16 bytes, in its one form: 22 digits and `==`,
-/// with zeros in what the digits have beyond 128 bits. `None` for any other text.
+/// A key of [`HashFamily::SipHash`](super::HashFamily::SipHash) from base64 of 16 bytes, in its one form: 22 digits and
+/// `==`, with zeros in what the digits have beyond 128 bits. `None` for any other text.
 ///
 /// ```
 /// use lb_core::maglev::{HashFamily, siphash_key};

@@ -74,8 +74,8 @@ proptest! {
     }
 
     /// Beyond what must move, add, remove and re-weight move few slots: Maglev trades a little disruption for even
-    /// shares. Over 5,000 random sets of 2 to 19 backends the mean of a removal was 1.0 % of the table and the worst 7.4 %
-    /// (`cargo xtask figures core`).
+    /// shares. Over 5,000 random sets of 2 to 19 backends the mean of a removal was 1.0 % of the table and the worst
+    /// 7.4 % (`cargo xtask figures core`).
     #[test]
     fn changes_move_little_more_than_they_must(backends in weighted(), pick in any::<prop::sample::Index>(), new_weight in 1u16..=5) {
         let size = TableSize::new(4093).unwrap();

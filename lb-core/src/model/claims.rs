@@ -119,8 +119,8 @@ impl Model {
     }
 
     /// Node facts change which endpoints are local or near and where node ports are, so every service is touched. One
-    /// whose node-port frontends collide with an address that is taken is refused like any other claimant, and keeps its
-    /// other addresses.
+    /// whose node-port frontends collide with an address that is taken is refused like any other claimant, and keeps
+    /// its other addresses.
     pub(super) fn set_node(&mut self, node: NodeFacts) -> BTreeSet<ServiceName> {
         if node == self.node {
             return BTreeSet::new();

@@ -82,7 +82,8 @@ pub enum FrontendStatus {
 }
 
 impl Reconciler {
-    /// First wait before a refused frontend is tried again; it doubles up to [`MAX_RETRY_DELAY`](Self::MAX_RETRY_DELAY).
+    /// First wait before a refused frontend is tried again; it doubles up to
+    /// [`MAX_RETRY_DELAY`](Self::MAX_RETRY_DELAY).
     pub const MIN_RETRY_DELAY: Duration = Duration::from_millis(200);
     /// Longest wait before a refused frontend is tried again.
     pub const MAX_RETRY_DELAY: Duration = Duration::from_secs(30);
@@ -127,16 +128,16 @@ impl Reconciler {
         self.installed.as_ref()
     }
 
-    /// What an [inspection](crate::datapath::Datapath::inspect) has to compare with; `None` before the datapath was observed and
-    /// while a plan is under way.
+    /// What an [inspection](crate::datapath::Datapath::inspect) has to compare with; `None` before the datapath was
+    /// observed and while a plan is under way.
     #[must_use]
     pub fn expected(&self) -> Option<Expected<'_>> {
         let state = self.installed.as_ref().filter(|_| self.in_flight.is_none())?;
         Some(Expected { state, labels: self.desired.labels() })
     }
 
-    /// Takes in what became of a [repair](crate::datapath::Datapath::repair): a frontend that could not be repaired is tried again
-    /// as if a plan had failed for it.
+    /// Takes in what became of a [repair](crate::datapath::Datapath::repair): a frontend that could not be repaired is
+    /// tried again as if a plan had failed for it.
     pub fn handle_repaired(&mut self, outcome: Result<(), ApplyError>, now: Instant) {
         let Err(error) = outcome else { return };
         if error.unknown.is_some() {
@@ -270,8 +271,8 @@ impl Reconciler {
         self.touch_events(touched.frontends);
     }
 
-    /// The next frontend whose status is another one than was told before, and that status; `None` if it is gone. However
-    /// often a status changes between two polls, only the last one is told.
+    /// The next frontend whose status is another one than was told before, and that status; `None` if it is gone.
+    /// However often a status changes between two polls, only the last one is told.
     pub fn poll_event(&mut self) -> Option<(FrontendAddr, Option<FrontendStatus>)> {
         let mut events = core::mem::take(&mut self.events);
         let event = events.poll(|addr| self.knows(addr).then(|| self.status(addr)));

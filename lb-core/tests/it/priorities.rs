@@ -110,7 +110,8 @@ fn a_new_node_address_does_not_turn_priorities_round() {
     assert_eq!(refused(&model).len(), 1);
 }
 
-/// The address has an answer at every step of the take-over, the winner's affinity records are new, and one plan does it.
+/// The address has an answer at every step of the take-over, the winner's affinity records are new, and one plan does
+/// it.
 #[test]
 fn a_take_over_is_one_write_to_the_datapath() {
     let mut datapath = MemoryDatapath::default();

@@ -10,8 +10,8 @@ use crate::{
 };
 
 impl<L: Ledger> Allocator<L> {
-    /// Marks an address as in use by something else on the network, named in words such as a hardware address. Who holds
-    /// it loses it and gets another one in the next reconcile, unless it asks for this one by name.
+    /// Marks an address as in use by something else on the network, named in words such as a hardware address. Who
+    /// holds it loses it and gets another one in the next reconcile, unless it asks for this one by name.
     ///
     /// # Errors
     /// When the ledger was not changed.
@@ -19,8 +19,8 @@ impl<L: Ledger> Allocator<L> {
         self.set_aside(address, Entry::Conflict(by.into()))
     }
 
-    /// Keeps an address from everybody. Who holds it loses it and gets another one in the next reconcile, unless it asks
-    /// for this one by name.
+    /// Keeps an address from everybody. Who holds it loses it and gets another one in the next reconcile, unless it
+    /// asks for this one by name.
     ///
     /// # Errors
     /// When the ledger was not changed.

@@ -47,8 +47,8 @@ impl<L: Ledger> Allocator<L> {
         Ok(())
     }
 
-    /// Lets the service have what its status says it has, if that is so and nobody else has it. This is wider than what it
-    /// could get anew: the pool may be disabled, in conflict, full or beyond its quota.
+    /// Lets the service have what its status says it has, if that is so and nobody else has it. This is wider than what
+    /// it could get anew: the pool may be disabled, in conflict, full or beyond its quota.
     pub(super) fn import(&mut self, slot: Slot) -> Result<(), LedgerError> {
         let Some(request) = self.book.get(slot).request.clone() else { return Ok(()) };
         if !self.is_ours(&request) {
@@ -110,8 +110,8 @@ impl<L: Ledger> Allocator<L> {
             .all(|other| may_share(request, other, &self.settings).is_ok())
     }
 
-    /// Whether the service has not got what it wants of the family already. What it does not ask for by name it keeps only
-    /// as long as it waits for something of the family that it does.
+    /// Whether the service has not got what it wants of the family already. What it does not ask for by name it keeps
+    /// only as long as it waits for something of the family that it does.
     fn has_room(&self, slot: Slot, request: &Request, address: IpAddr) -> bool {
         let mut of_family = self.book.get(slot).held.iter().filter(|held| Family::of(**held) == Family::of(address));
         match (request.addresses.is_empty(), request.sharing.is_some()) {

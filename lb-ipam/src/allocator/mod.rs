@@ -25,8 +25,8 @@ pub use plan::{EditPlan, Move};
 pub use reconcile::Outcome;
 use wake::Wakeups;
 
-/// Gives the addresses of pools to services. No I/O: edits come in, what to write into statuses comes out, the ledger is
-/// written through [`Ledger`], and the caller tells the time.
+/// Gives the addresses of pools to services. No I/O: edits come in, what to write into statuses comes out, the ledger
+/// is written through [`Ledger`], and the caller tells the time.
 ///
 /// 1. [`new`](Self::new) with the ledger as it was left.
 /// 2. [`handle_edit`](Self::handle_edit) for every pool and every service there is, in any order. Where other processes
@@ -84,8 +84,8 @@ pub enum Edit {
 impl<L: Ledger> Allocator<L> {
     /// Most services that share one address.
     pub const MAX_SHARERS: usize = 1024;
-    /// How many services with its sharing key a service is compared with, the oldest first, before it gets an address of
-    /// its own.
+    /// How many services with its sharing key a service is compared with, the oldest first, before it gets an address
+    /// of its own.
     pub const MAX_SHARING_CANDIDATES: usize = 1024;
     /// How often a service tries another address because other processes were faster, before it waits for the next
     /// reconcile.
@@ -141,8 +141,8 @@ impl<L: Ledger> Allocator<L> {
         self.book.mark_all();
     }
 
-    /// Takes an edit in. Never fails: what is wrong with a pool is in its status, and what is wrong with a request is in
-    /// its answer.
+    /// Takes an edit in. Never fails: what is wrong with a pool is in its status, and what is wrong with a request is
+    /// in its answer.
     pub fn handle_edit(&mut self, edit: Edit) {
         match edit {
             Edit::UpsertPool(pool) => {

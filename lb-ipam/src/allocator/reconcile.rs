@@ -21,15 +21,15 @@ pub struct Outcome {
     pub failed: Vec<(ServiceName, LedgerError)>,
     /// How many entries of the ledger were changed.
     pub ledger_writes: usize,
-    /// Whether there is more to do: services that can be served by another reconcile, or writes of which it is not known
-    /// what became.
+    /// Whether there is more to do: services that can be served by another reconcile, or writes of which it is not
+    /// known what became.
     pub unfinished: bool,
 }
 
 impl<L: Ledger> Allocator<L> {
-    /// Brings everything in order, in three phases: every address that a service has and may keep stays with it, for all
-    /// services; then those that lost something get another one; then those that wait are served. Within a phase the
-    /// older service comes first, and of two of the same age the name decides.
+    /// Brings everything in order, in three phases: every address that a service has and may keep stays with it, for
+    /// all services; then those that lost something get another one; then those that wait are served. Within a phase
+    /// the older service comes first, and of two of the same age the name decides.
     pub fn reconcile(&mut self, now: Timestamp) -> Outcome {
         let drained = self.index.next_drained(self.now).is_some_and(|at| at <= now);
         (self.now, self.ledger_writes) = (now, 0);
@@ -72,8 +72,8 @@ impl<L: Ledger> Allocator<L> {
         self.news.for_everybody();
     }
 
-    /// Serves the services of `queue`, those that lost something first. Whenever something is given back, those that wait
-    /// are looked at again, so that none of the queue gets it before an older one.
+    /// Serves the services of `queue`, those that lost something first. Whenever something is given back, those that
+    /// wait are looked at again, so that none of the queue gets it before an older one.
     fn serve_all(&mut self, mut queue: Vec<Slot>, run: &mut Run) {
         for pass in 1..=Self::MAX_PASSES {
             queue.extend(self.awakened());

@@ -1,8 +1,8 @@
 //! Who of those that wait may get another answer, because of what happened since they were looked at.
 //!
-//! An answer depends on the entries of the addresses that it names, on the requests of those that share or hold them, and
-//! on which pools have room. So whoever waits for an address is looked at when that address changes, whoever has a sharing
-//! key when somebody with that key does; and if a pool gets room for one, the first in turn that it is for.
+//! An answer depends on the entries of the addresses that it names, on the requests of those that share or hold them,
+//! and on which pools have room. So whoever waits for an address is looked at when that address changes, whoever has a
+//! sharing key when somebody with that key does; and if a pool gets room for one, the first in turn that it is for.
 
 use alloc::{
     collections::{BTreeMap, BTreeSet},

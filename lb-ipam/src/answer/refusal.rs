@@ -77,9 +77,10 @@ pub enum Cause {
     /// No pool gives an address of the family.
     #[error("{}", Sentence(pools, *more))]
     NoneGives {
-        /// The pools that have a block of the family, by why they give nothing: at most [`MAX_REASONS`](Self::MAX_REASONS)
-        /// reasons, those that say most first. That pools are full comes first, then quotas, and that they do not select
-        /// the service last. If the service wants one pool and no other, that one alone.
+        /// The pools that have a block of the family, by why they give nothing: at most
+        /// [`MAX_REASONS`](Self::MAX_REASONS) reasons, those that say most first. That pools are full comes first, then
+        /// quotas, and that they do not select the service last. If the service wants one pool and no other, that one
+        /// alone.
         pools: Vec<RefusingPools>,
         /// How many other pools give nothing.
         more: usize,
@@ -274,7 +275,8 @@ pub enum ReservedBy {
         /// The pool.
         pool: PoolName,
     },
-    /// The pool gives nobody anything. Said of an address that nobody asks for: see [`AddressState`](crate::AddressState).
+    /// The pool gives nobody anything. Said of an address that nobody asks for: see
+    /// [`AddressState`](crate::AddressState).
     #[error("not given out, because pool `{pool}` {why}")]
     OutOfService {
         /// The pool.

@@ -10,7 +10,8 @@ use crate::{PoolName, PoolRefusal, Reason};
 pub struct RefusingPools {
     /// Why.
     pub why: PoolRefusal,
-    /// The first of them, at least one and at most [`MAX_NAMED`](Self::MAX_NAMED), in the order in which pools are asked.
+    /// The first of them, at least one and at most [`MAX_NAMED`](Self::MAX_NAMED), in the order in which pools are
+    /// asked.
     pub pools: Vec<PoolName>,
     /// How many others there are.
     pub more: usize,

@@ -81,8 +81,8 @@ impl Book {
         }
     }
 
-    /// Takes a request in, and apart from it what its status says. Returns its place and its sharing keys, before and after,
-    /// if it asks for anything new that others have to know.
+    /// Takes a request in, and apart from it what its status says. Returns its place and its sharing keys, before and
+    /// after, if it asks for anything new that others have to know.
     pub(crate) fn upsert(&mut self, mut request: Request) -> Option<(Slot, [Option<Arc<str>>; 2])> {
         let slot = self.intern(&request.service);
         let published = mem::take(&mut request.published);
@@ -169,8 +169,8 @@ impl Book {
         tracked.dirt = tracked.dirt.max(dirt);
     }
 
-    /// Of those that turn out to share an address, who came last has to get along with the others, whatever it asked for
-    /// meanwhile.
+    /// Of those that turn out to share an address, who came last has to get along with the others, whatever it asked
+    /// for meanwhile.
     pub(crate) fn mark_newcomers(&mut self, before: &[ServiceName], after: &[ServiceName]) {
         let newcomers = after.iter().filter(|name| !before.contains(name));
         let slots: Vec<Slot> = newcomers.filter_map(|name| self.find(name)).collect();

@@ -118,8 +118,8 @@ impl Index {
         self.namespaces.get(&(pool, namespace.to_string())).copied().unwrap_or(0)
     }
 
-    /// The address that the pool gives next: the lowest that was not in use as far as is remembered, or else the one that
-    /// was freed longest ago.
+    /// The address that the pool gives next: the lowest that was not in use as far as is remembered, or else the one
+    /// that was freed longest ago.
     pub(crate) fn next(&self, catalog: &Catalog, pool: PoolIndex, family: Family, now: Timestamp) -> Option<IpAddr> {
         let fresh = || self.lowest_fresh(catalog, pool, family).map(|number| address(family, number));
         let freed = || {

@@ -108,9 +108,9 @@ pub trait Ledger {
     /// Puts `new` in place of `expected`, or does nothing. Returns when the change would survive a crash.
     ///
     /// # Errors
-    /// [`LedgerError::Changed`] if another entry is there; [`LedgerError::Failed`] if it is not known whether the change
-    /// was made, in which case the view shows the old entry. The allocator then asks for the old entry to be put in its own
-    /// place, to find out.
+    /// [`LedgerError::Changed`] if another entry is there; [`LedgerError::Failed`] if it is not known whether the
+    /// change was made, in which case the view shows the old entry. The allocator then asks for the old entry to be put
+    /// in its own place, to find out.
     fn compare_and_set(
         &mut self,
         address: IpAddr,

@@ -93,8 +93,8 @@ impl Catalog {
         self.names.get(name).copied()
     }
 
-    /// The pools that may give the service an address of the family, in the order in which it asks them. All others are out
-    /// of service, are not the one that it wants, or do not select it.
+    /// The pools that may give the service an address of the family, in the order in which it asks them. All others are
+    /// out of service, are not the one that it wants, or do not select it.
     pub(crate) fn asked(&self, request: &Request, family: Family) -> Arc<[PoolIndex]> {
         let candidates = self.directories[slot(family)].candidates(request);
         let chosen = |name| self.names.get(name).copied().filter(|index| candidates.binary_search(index).is_ok());

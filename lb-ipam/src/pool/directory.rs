@@ -12,8 +12,8 @@ use crate::{
     pool::{catalog::PoolIndex, selector::value_of},
 };
 
-/// Pools by a label that a service must have to be selected, so that of ten thousand pools for one team each a service asks
-/// those of its own.
+/// Pools by a label that a service must have to be selected, so that of ten thousand pools for one team each a service
+/// asks those of its own.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Directory {
     /// Pools that may select a service whatever its labels are.
@@ -26,8 +26,8 @@ pub(crate) struct Directory {
 type Required<'a> = (&'a str, Vec<&'a str>);
 
 impl Directory {
-    /// Most values of a label that a selector stands under. One with more than that is general, because the namespaces of a
-    /// pool are part of every one of its selectors.
+    /// Most values of a label that a selector stands under. One with more than that is general, because the namespaces
+    /// of a pool are part of every one of its selectors.
     const MAX_VALUES: usize = 64;
 
     /// Pools in the order in which they are asked.

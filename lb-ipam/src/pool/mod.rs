@@ -62,17 +62,17 @@ pub struct Pool {
     /// Which services may have its addresses: those that any of these selects. Default: none of these, which is all of
     /// them.
     pub selectors: Vec<Selector>,
-    /// Gives nothing new out; who holds an address keeps it. Its addresses are still its own: a newer pool that overlaps
-    /// it is out of service. Default: no.
+    /// Gives nothing new out; who holds an address keeps it. Its addresses are still its own: a newer pool that
+    /// overlaps it is out of service. Default: no.
     pub disabled: bool,
     /// What its source found wrong with it, if it was refused there: it is out of service, who holds an address of its
-    /// blocks keeps it, whoever the selectors select, and other pools may overlap it. If it has no blocks, it is not known
-    /// which addresses it has. Default: nothing.
+    /// blocks keeps it, whoever the selectors select, and other pools may overlap it. If it has no blocks, it is not
+    /// known which addresses it has. Default: nothing.
     pub refused: Option<String>,
     /// Whether services that ask for no particular address get one from here. Default: yes.
     pub auto_assign: bool,
-    /// Pools with a lower number are asked first, and those without one last. Of two with the same number one that selects
-    /// comes before one that is for everybody, then the older one, and then the name decides. Default: none.
+    /// Pools with a lower number are asked first, and those without one last. Of two with the same number one that
+    /// selects comes before one that is for everybody, then the older one, and then the name decides. Default: none.
     pub priority: Option<u32>,
     /// How long an address that was given back is left alone, unless the pool is otherwise full. Default:
     /// [`DEFAULT_QUARANTINE`](Self::DEFAULT_QUARANTINE).

@@ -30,8 +30,8 @@ pub struct Expression {
     pub key: String,
     /// What is asked of it.
     pub operator: Operator,
-    /// Values, for [`Operator::In`] and [`Operator::NotIn`] only. Cheap to clone, because the namespaces of a pool are part
-    /// of every one of its selectors.
+    /// Values, for [`Operator::In`] and [`Operator::NotIn`] only. Cheap to clone, because the namespaces of a pool are
+    /// part of every one of its selectors.
     pub values: Arc<BTreeSet<String>>,
 }
 

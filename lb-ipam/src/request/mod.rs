@@ -184,7 +184,8 @@ pub enum Namespaces {
 }
 
 impl Namespaces {
-    /// Reads `*` or a list such as `blue, green`, the form of the annotation `lbipam.cilium.io/sharing-cross-namespace`.
+    /// Reads `*` or a list such as `blue, green`, the form of the annotation
+    /// `lbipam.cilium.io/sharing-cross-namespace`.
     #[must_use]
     pub fn parse(list: &str) -> Self {
         let mut entries = list.split(',').map(str::trim).filter(|entry| !entry.is_empty());

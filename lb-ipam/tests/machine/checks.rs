@@ -64,8 +64,8 @@ impl Rig {
         Ok(())
     }
 
-    /// Whoever did not change keeps what it was told it has, as long as it may; and whoever changed as well, where nobody
-    /// has to get along.
+    /// Whoever did not change keeps what it was told it has, as long as it may; and whoever changed as well, where
+    /// nobody has to get along.
     fn check_no_unasked_moves(&self, held: &Held, failed: &BTreeSet<&ServiceName>) -> Checked {
         for (service, addresses) in &self.held {
             let stays = !self.edited.contains(service) || self.reference.keeps_quarrels();
@@ -259,8 +259,8 @@ impl Rig {
         Ok(())
     }
 
-    /// What is said of every address adds up to the numbers of its pool, if that is in service. A conflict is one wherever
-    /// it is.
+    /// What is said of every address adds up to the numbers of its pool, if that is in service. A conflict is one
+    /// wherever it is.
     fn check_explained(&self, set: &Set, counts: &Counts) -> Checked {
         let reports = set.addresses.iter().map(|address| self.allocator.explain(*address).state);
         let states: Vec<AddressState> = reports.collect();

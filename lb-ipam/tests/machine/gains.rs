@@ -69,8 +69,8 @@ impl Rig {
         Ok(())
     }
 
-    /// Whoever asks for nothing by name gets an address of the pool that it prefers, as long as there is one, and none of a
-    /// pool that gives only by name.
+    /// Whoever asks for nothing by name gets an address of the pool that it prefers, as long as there is one, and none
+    /// of a pool that gives only by name.
     pub(crate) fn check_choices(
         &self,
         before: &BTreeMap<IpAddr, Entry>,

@@ -1,8 +1,8 @@
 //! Everything that may happen, at random, against a naive reference: no address has two holders that do not share it,
 //! nobody moves unasked, nothing leaks, numbers add up, the order of delivery does not matter, restarts write nothing.
 //!
-//! `LB_IPAM_OPERATIONS` says how many operations, 100,000 if it is not set, and `LB_IPAM_SEED` which ones, always the same
-//! if it is not set. `cargo xtask nightly` sets both, and shows what this prints.
+//! `LB_IPAM_OPERATIONS` says how many operations, 100,000 if it is not set, and `LB_IPAM_SEED` which ones, always the
+//! same if it is not set. `cargo xtask nightly` sets both, and shows what this prints.
 
 mod checks;
 mod gains;
@@ -30,8 +30,8 @@ const ROUND: u64 = 50_000;
 const OPERATIONS: u64 = 100_000;
 const SEED: u64 = 0x6c62_2026;
 
-/// Plays at least `operations` operations in clusters that start empty. What fails is repeated with less, up to `shrink`
-/// times.
+/// Plays at least `operations` operations in clusters that start empty. What fails is repeated with less, up to
+/// `shrink` times.
 fn run(operations: u64, seed: [u64; 2], mutant: Option<Mutant>, shrink: u32) -> Result<Tally, String> {
     let config = Config { cases: 50, max_shrink_iters: shrink, failure_persistence: None, ..Config::default() };
     let tally = RefCell::new(Tally::default());

@@ -1,10 +1,9 @@
 //! A cluster in a few words.
 //!
-//! Pools: `name [block, block] afl=No sel=color:red+tier:In:web,db off refused=no_good t=5 prio=10 noauto odd avoid=10.0.0.1 quota=3
-//! quarantine=0 drain=60`.
-//! Services: `ns/name fam=Prefer:v4,v6 req=10.0.0.1,garbage key=k xns=a,b etp=Local ports=tcp/80,udp/53 podsel=app:x
-//! lbl=color:red,tier:web class=c type=NodePort t=3 only=pool prefer=pool st=10.0.0.1`.
-//! What a service got: `10.0.0.1 ff::1 satisfied`, `- out_of_ips`, or `untouched`.
+//! Pools: `name [block, block] afl=No sel=color:red+tier:In:web,db off refused=no_good t=5 prio=10 noauto odd
+//! avoid=10.0.0.1 quota=3 quarantine=0 drain=60`. Services: `ns/name fam=Prefer:v4,v6 req=10.0.0.1,garbage key=k
+//! xns=a,b etp=Local ports=tcp/80,udp/53 podsel=app:x lbl=color:red,tier:web class=c type=NodePort t=3 only=pool
+//! prefer=pool st=10.0.0.1`. What a service got: `10.0.0.1 ff::1 satisfied`, `- out_of_ips`, or `untouched`.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

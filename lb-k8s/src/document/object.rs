@@ -125,8 +125,8 @@ impl Object<'_> {
         })
     }
 
-    /// What can be read of the metadata of an object that has wrong types: how it names itself, and its labels, whatever
-    /// their values, unless they are no labels at all. `None` if a wrong type is where its name should be.
+    /// What can be read of the metadata of an object that has wrong types: how it names itself, and its labels,
+    /// whatever their values, unless they are no labels at all. `None` if a wrong type is where its name should be.
     pub(crate) fn outline(&self) -> Option<ObjectMeta> {
         let Some(metadata) = self.value.get("metadata").filter(|metadata| !metadata.is_null()) else {
             return Some(ObjectMeta { labels: Some(BTreeMap::new()), ..ObjectMeta::default() });

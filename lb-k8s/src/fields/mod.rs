@@ -1,7 +1,7 @@
 //! Which fields of an object are carried out: the specification of what a manifest can ask for.
 //!
-//! The tables below name every field of a kind. A field that is set and marked [`Rule::Unsupported`], or is in no table,
-//! is reported by its path. Unset means absent, null, empty, `false` or 0.
+//! The tables below name every field of a kind. A field that is set and marked [`Rule::Unsupported`], or is in no
+//! table, is reported by its path. Unset means absent, null, empty, `false` or 0.
 
 mod pool;
 mod service;

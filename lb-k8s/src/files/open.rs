@@ -1,8 +1,8 @@
 //! Opening and reading a file that somebody else may have put there.
 //!
-//! Paths are resolved by the kernel below an open directory (`openat2`, `RESOLVE_BENEATH`), so that nothing that happens
-//! in between leads out of it. What was found is looked at before it is opened for reading: opening a pipe waits for a
-//! writer, opening a device may do anything.
+//! Paths are resolved by the kernel below an open directory (`openat2`, `RESOLVE_BENEATH`), so that nothing that
+//! happens in between leads out of it. What was found is looked at before it is opened for reading: opening a pipe
+//! waits for a writer, opening a device may do anything.
 
 use std::{
     ffi::OsString,

@@ -145,8 +145,8 @@ impl Pools {
     }
 }
 
-/// The edits that services make: those that go or ask for nothing any more, those that cannot be read, then those that come
-/// or change.
+/// The edits that services make: those that go or ask for nothing any more, those that cannot be read, then those that
+/// come or change.
 fn service_edits(
     Differences { before, after }: &Differences<ServiceName, Request>,
     UnreadDifferences { came, went }: &UnreadDifferences,

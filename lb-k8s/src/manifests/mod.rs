@@ -77,9 +77,9 @@ enum Progress {
 pub struct Batch {
     /// Changes, in the order in which the model takes them without a conflict over an address.
     pub changes: Vec<Change>,
-    /// Changes of pools and of what services ask of them, for an [`Allocator`](lb_ipam::Allocator): pools that go, pools that
-    /// come or change, requests that go, [services](Edit::KeepService) that are refused and never were good, requests that
-    /// come or change. Its first reconcile is not before [`Change::InitDone`].
+    /// Changes of pools and of what services ask of them, for an [`Allocator`](lb_ipam::Allocator): pools that go,
+    /// pools that come or change, requests that go, [services](Edit::KeepService) that are refused and never were good,
+    /// requests that come or change. Its first reconcile is not before [`Change::InitDone`].
     pub edits: Vec<Edit>,
     /// What was not taken over, and why.
     pub report: Arc<Report>,
@@ -168,15 +168,15 @@ impl Manifests {
     /// Gives services these [addresses](Service::load_balancer_ips) in place of those that their status names, or, for
     /// `None`, those of the status again. The changes are in the same order as those of [`update`](Self::update).
     ///
-    /// A service keeps what it was granted as long as it is there, whatever becomes of its manifest; when it comes again, it
-    /// has what its status names. Services that are not there are passed over.
+    /// A service keeps what it was granted as long as it is there, whatever becomes of its manifest; when it comes
+    /// again, it has what its status names. Services that are not there are passed over.
     pub fn grant(&mut self, answers: impl IntoIterator<Item = (ServiceName, Option<Vec<IpAddr>>)>) -> Vec<Change> {
         let changes = self.services.grant(answers);
         self.sourced(changes).collect()
     }
 
-    /// What a reload would bring an [`Allocator`](lb_ipam::Allocator) if the objects of `snapshot` took the place of those of
-    /// the same names, or joined them; everything else stays. Changes nothing.
+    /// What a reload would bring an [`Allocator`](lb_ipam::Allocator) if the objects of `snapshot` took the place of
+    /// those of the same names, or joined them; everything else stays. Changes nothing.
     #[must_use]
     pub fn preview(&self, snapshot: &Snapshot) -> Preview {
         let declared = snapshot.declared().over(&self.snapshot);

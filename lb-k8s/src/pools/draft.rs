@@ -85,8 +85,8 @@ impl Draft {
         self.pool.selectors = object.map(|object| self.take(selector::read(object, field))).into_iter().collect();
     }
 
-    /// A pool of which nobody knows which addresses it has: it comes without any, refused, which an allocator knows from one
-    /// that has none.
+    /// A pool of which nobody knows which addresses it has: it comes without any, refused, which an allocator knows
+    /// from one that has none.
     pub(super) fn unread(mut self, invalid: Invalid) -> PoolReading {
         self.pool.blocks.clear();
         self.refuse(invalid);

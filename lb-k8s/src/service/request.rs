@@ -171,8 +171,8 @@ impl<'a> AddressAnnotations<'a> {
         self.notes.unallocated.extend(found);
     }
 
-    /// The addresses that it names: `spec.loadBalancerIP`, then those of the annotation. To MetalLB the two exclude each
-    /// other: with its annotation, an address that is not among those of the annotation is reported.
+    /// The addresses that it names: `spec.loadBalancerIP`, then those of the annotation. To MetalLB the two exclude
+    /// each other: with its annotation, an address that is not among those of the annotation is reported.
     fn addresses(&mut self, spec: &ServiceSpec) -> Vec<Wanted> {
         let single = text(spec.load_balancer_ip.as_ref()).map(|single| {
             let wanted = wanted(single);

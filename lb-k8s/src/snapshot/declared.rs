@@ -18,8 +18,8 @@ impl Snapshot {
         self.declared().resolved_pools().into_iter().map(|(pool, _)| pool)
     }
 
-    /// What services ask of pools, in order of their names: those of type LoadBalancer, and those that only have addresses
-    /// left from when they were.
+    /// What services ask of pools, in order of their names: those of type LoadBalancer, and those that only have
+    /// addresses left from when they were.
     pub fn requests(&self) -> impl Iterator<Item = &Request> {
         self.bodies().filter_map(|body| match body {
             Body::Service { aside, .. } => aside.as_ref()?.request.as_deref(),
@@ -33,8 +33,8 @@ impl Snapshot {
     }
 }
 
-/// Pools, refused ones included, and the namespaces that they may be for, of one or several snapshots. Of an object that
-/// stands in several the first one counts.
+/// Pools, refused ones included, and the namespaces that they may be for, of one or several snapshots. Of an object
+/// that stands in several the first one counts.
 pub(crate) struct Declared<'a> {
     pools: BTreeMap<&'a PoolName, &'a Entry>,
     /// For their namespaces, which are looked at only if a pool is for those with certain labels.

@@ -119,7 +119,8 @@ impl Snapshot {
         })
     }
 
-    /// What is not in it, and why. Nothing has a last good state yet: that is for [`Manifests`](crate::Manifests) to say.
+    /// What is not in it, and why. Nothing has a last good state yet: that is for [`Manifests`](crate::Manifests) to
+    /// say.
     ///
     /// What asks for addresses counts as not carried out; see [`allocating_report`](Self::allocating_report).
     #[must_use]
@@ -127,8 +128,8 @@ impl Snapshot {
         self.report_with(&self.declared(), |_| false, false)
     }
 
-    /// The report for a caller that allocates addresses for [`requests`](Self::requests) from [`pools`](Self::pools), if
-    /// there are any pools.
+    /// The report for a caller that allocates addresses for [`requests`](Self::requests) from [`pools`](Self::pools),
+    /// if there are any pools.
     #[must_use]
     pub fn allocating_report(&self) -> Report {
         let declared = self.declared();

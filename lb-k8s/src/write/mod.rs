@@ -76,7 +76,8 @@ pub fn endpoint_slice(slice: &EndpointSlice) -> Result<String, WriteError> {
     Ok(text)
 }
 
-/// A service with `endpoints` behind it, as several documents. `target` gives the endpoints' port for each of its ports.
+/// A service with `endpoints` behind it, as several documents. `target` gives the endpoints' port for each of its
+/// ports.
 ///
 /// # Errors
 /// As [`service`] and [`endpoint_slice`].
