@@ -76,6 +76,7 @@ pub mod table;
 pub mod time;
 pub mod topology;
 
+// At the root as well, until everybody imports by module.
 pub use addr::{BackendAddr, Family, FrontendAddr, FrontendKind, Protocol, Scope};
 pub use affinity::{Affinity, AffinityRecord};
 pub use datapath::{
