@@ -42,12 +42,12 @@ impl fmt::Display for Affinity {
     }
 }
 
-/// What a datapath remembers about a client of a frontend.
+/// The memory of a datapath about a client of a frontend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AffinityRecord {
     /// The backend that the client was given.
     pub backend: BackendAddr,
-    /// When it last opened a flow.
+    /// When the client last opened a flow.
     pub last_use: Instant,
 }
 

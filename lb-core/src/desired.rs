@@ -1,4 +1,4 @@
-//! From the model to the state that a datapath should hold.
+//! The state that a datapath should hold, derived from the model.
 
 use alloc::{
     collections::{BTreeMap, BTreeSet},
@@ -23,8 +23,8 @@ use crate::{
 
 /// The state that a datapath should hold, kept up to date service by service.
 ///
-/// Ids survive: a frontend or backend keeps its id as long as its address and owner stay, equal backend sets share
-/// one id and one table, and [`adopt`](Self::adopt) takes over what an earlier process installed.
+/// Ids are stable. A frontend or backend keeps its id as long as its address and owner stay, equal backend sets share
+/// one id and one table, and [`adopt`](Self::adopt) takes over the ids of an earlier process.
 #[derive(Clone, Debug, Default)]
 pub struct Desired {
     state: State,
@@ -42,8 +42,8 @@ pub struct Desired {
     frontends_that_say_local: BTreeMap<BackendAddr, usize>,
 }
 
-/// What a frontend's endpoints say about where its backends run. Two services may say different things about one
-/// backend; it is local if any of them says so, whichever came first.
+/// Where the backends of a frontend run, according to its endpoints. Two services may disagree about one backend. It is
+/// local if any of them says so, whichever came first.
 #[derive(Clone, Debug)]
 struct Claim {
     spec: Arc<TableSpec>,
@@ -62,7 +62,7 @@ enum SetKey {
     Installed(SetId),
 }
 
-/// What a frontend should be, before ids.
+/// A desired frontend before it has ids.
 struct DesiredFrontend {
     addr: FrontendAddr,
     owner: ServicePortName,
@@ -89,7 +89,7 @@ impl Desired {
         &self.labels
     }
 
-    /// Takes over the ids of what is installed. Call it before the first [`update`](Self::update).
+    /// Takes over the ids of the installed state. Call it before the first [`update`](Self::update).
     pub fn adopt(&mut self, installed: &State) {
         for (&addr, frontend) in &installed.frontends {
             self.frontend_ids.restore(addr, frontend.id);
@@ -97,6 +97,8 @@ impl Desired {
         for (&id, backend) in &installed.backends {
             self.backend_ids.restore(backend.addr, id);
         }
+        // Nobody knows the specification of an installed set, only its content. It keeps its id under that content
+        // until a specification leads to the same slots, and is then found in `add_set`.
         for (&id, set) in &installed.sets {
             if self.set_ids.restore(SetKey::Installed(id), id) {
                 self.installed_sets.insert((set.lookup, Arc::clone(&set.slots)), id);
@@ -104,19 +106,21 @@ impl Desired {
         }
     }
 
-    /// Brings `services` up to date with the model and says what changed.
+    /// Brings `services` up to date with the model and returns the keys of everything that changed.
     ///
     /// # Errors
-    /// When ids run out: the remaining services are as they were.
+    /// When ids run out; the remaining services stay as they were.
     pub fn update(&mut self, model: &Model, services: &BTreeSet<ServiceName>) -> Result<Touched, IdsExhausted> {
         let mut touched = Touched::default();
         if self.state.node != *model.node() {
             self.state.node.clone_from(model.node());
             touched.node = true;
         }
-        // Sets go last: one whose frontend only moves is the same set, and its backends keep their ids.
+        // Sets are released last. A set that one frontend leaves and another one joins in the same update must not be
+        // freed in between: it would come back under a new id, and so would its backends.
         let mut unused = Vec::new();
         let wanted: Vec<_> = services.iter().map(|name| (name, wanted(model, name))).collect();
+        // First all that goes, of all services: an address may move from one service to another within one update.
         for (name, frontends) in &wanted {
             let keep: BTreeSet<_> = frontends.iter().map(|f| (f.addr, &f.owner)).collect();
             let gone: Vec<_> = self.frontends_of.get(*name).into_iter().flatten().copied().collect();
@@ -149,6 +153,7 @@ impl Desired {
         };
         self.claim(addr, claim, touched);
         let frontend = Frontend { id: self.frontend_ids.id(&addr)?, target, affinity };
+        // The new set has its user already, so releasing the old one never frees a set that both share.
         let before = self.state.frontends.insert(addr, frontend);
         if before != Some(frontend) {
             touched.frontends.insert(addr);
@@ -162,7 +167,7 @@ impl Desired {
         Ok(())
     }
 
-    /// Removes a frontend and gives its set, which is to be released.
+    /// Removes a frontend and returns its set, which the caller has to release.
     fn remove_frontend(&mut self, addr: FrontendAddr, touched: &mut Touched) -> Option<SetId> {
         let frontend = self.state.frontends.remove(&addr)?;
         touched.frontends.insert(addr);
@@ -200,12 +205,14 @@ impl Desired {
         Ok(id)
     }
 
-    /// Takes in what a frontend now says about its backends, in place of what it said before.
+    /// Replaces what a frontend says about the location of its backends.
     fn claim(&mut self, addr: FrontendAddr, new: Option<Claim>, touched: &mut Touched) {
         let old = match new.clone() {
             Some(claim) => self.claims.insert(addr, claim),
             None => self.claims.remove(&addr),
         };
+        // Count up before counting down: a backend that the frontend keeps calling local never drops to zero in
+        // between.
         for (backend, _) in new.iter().flat_map(Claim::backends).filter(|(_, local)| *local) {
             *self.frontends_that_say_local.entry(backend).or_insert(0) += 1;
         }
@@ -234,6 +241,7 @@ impl Desired {
         let content = table::with_ids(&spec.slots(&model.settings().maglev), &ids);
         let set = BackendSet { lookup: spec.lookup(), slots: content };
         let key = SetKey::Spec(spec.clone());
+        // A set of the same content that an earlier process installed is taken over: nothing is written for it.
         let id = match self.installed_sets.remove(&(set.lookup, Arc::clone(&set.slots))) {
             Some(id) => {
                 self.set_ids.remove(&SetKey::Installed(id));
@@ -287,7 +295,7 @@ impl Desired {
     }
 }
 
-/// The frontends of a service as the datapath should hold them; none if the model does not serve it.
+/// The desired frontends of a service; none if the model does not serve it.
 fn wanted(model: &Model, name: &ServiceName) -> Vec<DesiredFrontend> {
     let Some(service) = model.service(name) else { return Vec::new() };
     let affinity = effective_affinity(model, service);
@@ -311,8 +319,8 @@ fn wanted(model: &Model, name: &ServiceName) -> Vec<DesiredFrontend> {
 
 /// The scopes that a frontend is programmed for, each with its traffic policy.
 ///
-/// One for all traffic, unless the external policy is Local: then traffic from this node and its pods has one of its
-/// own and may use every backend.
+/// A frontend has one scope for all traffic, unless the external policy is Local. Then traffic from this node and its
+/// pods has a scope of its own and may use every backend.
 pub(crate) fn scopes(model: &Model, service: &Service, kind: FrontendKind) -> Vec<(Scope, TrafficPolicy)> {
     if !kind.is_external() {
         return Vec::from([(Scope::External, service.internal_traffic_policy)]);

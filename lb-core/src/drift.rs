@@ -1,4 +1,4 @@
-//! Drift: where what a datapath holds is not what was put there.
+//! Drift: differences between the expected state of a datapath and its actual state.
 
 use alloc::{
     collections::BTreeMap,
@@ -14,10 +14,10 @@ use crate::{
     state::{Backend, Frontend, Lookup, State, Target},
 };
 
-/// What a datapath should hold: what the plans that it carried out amount to.
+/// The state that a datapath should hold: the sum of the plans that it carried out.
 #[derive(Clone, Copy, Debug)]
 pub struct Expected<'a> {
-    /// Everything that plans put there.
+    /// The state.
     pub state: &'a State,
     /// Labels of the frontends, for comments that people read.
     pub labels: &'a Labels,
@@ -26,13 +26,13 @@ pub struct Expected<'a> {
 /// How much an inspection looks at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Inspection {
-    /// What a [watcher](crate::datapath::Watcher) took notice of, and what costs next to nothing to look at.
+    /// Objects that a [watcher](crate::datapath::Watcher) noticed, and objects that are cheap to inspect.
     Suspects,
     /// Everything that the datapath holds, entry by entry.
     Everything,
 }
 
-/// One difference between what a datapath should hold and what it holds.
+/// One difference between the expected and the actual state of a datapath.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Drift {
     /// Class of the object.
@@ -41,7 +41,7 @@ pub struct Drift {
     pub object: String,
     /// What differs.
     pub difference: Difference,
-    /// Who or what probably did it.
+    /// The probable cause.
     pub cause: Cause,
 }
 
@@ -135,15 +135,15 @@ impl fmt::Display for DriftClass {
 /// What differs.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Difference {
-    /// It should be there and is not.
+    /// The object should exist and does not.
     Missing,
-    /// It is there and should not be.
+    /// The object exists and should not.
     Extra,
-    /// It is there and is not as it should be.
+    /// The object exists and differs from the expected one.
     Wrong {
-        /// As it should be.
+        /// The expected value.
         expected: String,
-        /// As it is.
+        /// The actual value.
         found: String,
     },
 }
@@ -176,7 +176,7 @@ impl fmt::Display for Difference {
     }
 }
 
-/// Who or what probably made something drift.
+/// The probable cause of a drift.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Cause {
@@ -188,7 +188,7 @@ pub enum Cause {
     Detached,
     /// Another tool removed files of the pin directory.
     Unpinned,
-    /// A network device went, and took along what was attached to it or led through it.
+    /// A network device was removed, with everything that was attached to it or led through it.
     DeviceGone,
     /// An earlier process ended in the middle of a change.
     Interrupted,
@@ -215,8 +215,8 @@ impl fmt::Display for Cause {
     }
 }
 
-/// Where `found` differs from `expected`, by content: frontends by address, their slots by the backends in them. Ids of
-/// sets and backends, which a datapath may make up when it observes, do not count.
+/// The differences between `found` and `expected`, by content: frontends by address, their slots by the backends in
+/// them. Ids of sets and backends do not count, since a datapath may invent them when it observes.
 #[must_use]
 pub fn compare(expected: &State, found: &State) -> Vec<Drift> {
     let mut drifts = Vec::new();

@@ -1,4 +1,4 @@
-//! What those who probe backends found out.
+//! The verdicts of those who probe backends.
 
 use alloc::{collections::BTreeMap, vec::Vec};
 
@@ -30,10 +30,10 @@ pub struct HealthReport {
 /// The verdicts of all sources. A backend is unhealthy if any source says so; otherwise healthy if any source says so.
 ///
 /// Verdicts outlive the process: keep the [`reports`](Self::reports) and hand them back, each as a
-/// [`Change::RestoreHealth`](crate::model::Change::RestoreHealth). They hold from the first plan on, so that a restart
-/// flips no backend, and until the source that gave them speaks again: a newer verdict replaces a restored one, never
-/// the other way round, and [`Change::InitDone`](crate::model::Change::InitDone) of the source drops those that it did
-/// not confirm.
+/// [`Change::RestoreHealth`](crate::model::Change::RestoreHealth). Restored verdicts hold from the first plan on, so
+/// that a restart changes the state of no backend. A newer verdict of the same source replaces a restored one, never
+/// the other way round, and [`Change::InitDone`](crate::model::Change::InitDone) of the source drops those that the
+/// source did not confirm.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HealthTable {
     verdicts: BTreeMap<BackendAddr, BTreeMap<SourceName, Entry>>,

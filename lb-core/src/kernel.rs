@@ -1,4 +1,4 @@
-//! What the kernel itself says about a packet.
+//! The kernel's own answer about a packet.
 
 use alloc::{
     collections::BTreeMap,
@@ -12,23 +12,23 @@ use crate::{
     decision::{Choice, Decision, FlowView, Packet, SourceRewrite, Verdict},
 };
 
-/// What becomes of a packet according to what the kernel holds, asked of the kernel and not of our own memory.
+/// The fate of a packet according to the kernel, which was asked itself: the memory of this process plays no part.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KernelAnswer {
-    /// How it was asked, such as `BPF_PROG_TEST_RUN of lb_ingress`.
+    /// How the kernel was asked, such as `BPF_PROG_TEST_RUN of lb_ingress`.
     pub method: String,
-    /// What was found on the way, in order.
+    /// Findings on the way to the answer, in order.
     pub steps: Vec<String>,
-    /// What the kernel remembers about the packet's flow and client: what a decision has to know to be comparable.
+    /// The memory of the kernel about the flow and the client of the packet. A decision needs it to be comparable.
     pub flow: FlowView,
     /// What becomes of it.
     pub verdict: KernelVerdict,
 }
 
-/// What becomes of a packet in the kernel.
+/// The fate of a packet in the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum KernelVerdict {
-    /// None of our business.
+    /// The packet passes untouched.
     Pass,
     /// Refused at once.
     Reject,
@@ -53,8 +53,8 @@ pub enum Backends {
 }
 
 impl KernelAnswer {
-    /// Nothing if the answer is what `decision`, made with [`flow`](Self::flow) in view, says must become of `packet`;
-    /// otherwise the differences.
+    /// The differences between this answer and `decision` about `packet`, which was made with [`flow`](Self::flow) in
+    /// view. Empty if they agree.
     #[must_use]
     pub fn disagreements(&self, packet: &Packet, decision: &Decision) -> Vec<String> {
         match (&self.verdict, &decision.verdict) {

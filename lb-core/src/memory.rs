@@ -1,4 +1,4 @@
-//! A datapath that only remembers.
+//! A datapath in memory.
 
 use alloc::vec::Vec;
 
@@ -11,7 +11,7 @@ use crate::{
     state::{Answer, State},
 };
 
-/// A datapath in memory: it can do everything, needs no privilege and carries no packets.
+/// A datapath that holds its state in memory. It can do everything, needs no privilege and carries no packets.
 ///
 /// ```
 /// use lb_core::{datapath::Datapath, memory::MemoryDatapath};
@@ -33,19 +33,19 @@ impl Default for MemoryDatapath {
 }
 
 impl MemoryDatapath {
-    /// One that claims to be able to do only `capabilities`.
+    /// A datapath in memory with these `capabilities` only.
     #[must_use]
     pub fn with_capabilities(capabilities: Capabilities) -> Self {
         Self { capabilities, state: State::default(), role: Role::Active }
     }
 
-    /// What it holds.
+    /// The state that it holds.
     #[must_use]
     pub const fn state(&self) -> &State {
         &self.state
     }
 
-    /// Changes what it holds behind its user's back, as another tool changes a kernel.
+    /// Changes the state behind the user's back, as another tool changes a kernel.
     pub fn disturb(&mut self, change: impl FnOnce(&mut State)) {
         change(&mut self.state);
     }

@@ -13,7 +13,7 @@ use crate::{
     topology::{Near, TrafficDistribution, near},
 };
 
-/// What a selection goes by.
+/// The rules of a selection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Rules<'a> {
     /// Which backends may be used.

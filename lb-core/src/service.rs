@@ -1,4 +1,4 @@
-//! What the user says about a service.
+//! Services as their sources describe them, and the choices that a service makes.
 
 use alloc::{sync::Arc, vec::Vec};
 use core::{fmt, net::IpAddr, time::Duration};
@@ -45,7 +45,7 @@ pub struct Service {
     /// Per cent of backends that must not be unhealthy, or health is not looked at; see
     /// [`Settings::panic_threshold`](crate::model::Settings::panic_threshold), which is the default.
     pub panic_threshold: Option<u8>,
-    /// Who says all this; decides between services that claim one address, see
+    /// The source of the service. It decides between services that claim one address, see
     /// [`Settings::priorities`](crate::model::Settings::priorities). Default: nobody in particular, of priority 0.
     pub source: Option<SourceName>,
 }

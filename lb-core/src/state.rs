@@ -1,4 +1,4 @@
-//! What a datapath holds: the common language of plans, observation and lowering.
+//! The state of a datapath: the common language of plans, observation and lowering.
 
 use alloc::{
     collections::{BTreeMap, BTreeSet},
@@ -135,7 +135,7 @@ pub enum Dangling {
     },
 }
 
-/// What a state answers to the first packet of a flow.
+/// The answer of a state to the first packet of a flow.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
     /// The address is no frontend.
@@ -151,7 +151,7 @@ pub enum Answer {
 }
 
 impl State {
-    /// What this state answers to a new flow to `addr` whose [flow hash](crate::flow_hash) is `hash`, without an
+    /// The answer of this state to a new flow to `addr` whose [flow hash](crate::flow_hash) is `hash`, without an
     /// affinity record.
     #[must_use]
     pub fn answer(&self, addr: &FrontendAddr, hash: u32) -> Answer {
@@ -177,8 +177,8 @@ impl State {
         }
     }
 
-    /// Carries out `ops` in order, except for removals of what something still refers to: what a datapath does when
-    /// some frontends of a plan are refused.
+    /// Carries out `ops` in order, except for removals of objects that something still refers to. A datapath does the
+    /// same when some frontends of a plan are refused.
     pub fn apply_guarded<'a>(&mut self, ops: impl IntoIterator<Item = &'a Op>) {
         let mut sets_in_use: Option<BTreeSet<SetId>> = None;
         let mut backends_in_use: Option<BTreeSet<BackendId>> = None;

@@ -20,10 +20,10 @@ use crate::{
     time::Instant,
 };
 
-/// Decides what becomes of `packet`: pure, and the truth that every datapath is tested against.
+/// Decides the fate of `packet`. The function is pure, and every datapath is tested against it.
 ///
-/// Where a datapath cannot do what a service asks for, the decision is what that datapath's
-/// [capabilities](crate::datapath::Capabilities) promise instead.
+/// If a datapath cannot do what a service asks for, the decision follows that datapath's
+/// [capabilities](crate::datapath::Capabilities) instead.
 #[must_use]
 pub fn decide(model: &Model, packet: &Packet, flow: &FlowView, now: Instant) -> Decision {
     let mut decision = Decision { verdict: Verdict::Pass, frontend: None, steps: Vec::new(), rejected: Vec::new() };
@@ -34,13 +34,13 @@ pub fn decide(model: &Model, packet: &Packet, flow: &FlowView, now: Instant) -> 
     decision
 }
 
-/// What becomes of a packet of an established flow.
+/// The fate of an established flow.
 enum Established {
     Stays(BackendAddr),
     Cut,
 }
 
-/// A packet's frontend and all that belongs to it.
+/// The frontend that a packet is for, with everything that the decision needs to know about it.
 struct MatchedFrontend<'a> {
     model: &'a Model,
     packet: &'a Packet,
@@ -131,7 +131,7 @@ impl<'a> MatchedFrontend<'a> {
         self.forward(choice, decision)
     }
 
-    /// What becomes of the packet's flow, if there is one and it is not to be treated as new.
+    /// The fate of the packet's flow; `None` if there is no flow or it has to be treated as new.
     ///
     /// It stays with a usable backend. With another one, a UDP flow does not stay; any other does, unless the drain
     /// policy cuts it, which it never does to a backend that is well and only not for this node.

@@ -1,6 +1,7 @@
-//! Decisions: what becomes of a packet, through which steps, and why another backend does not get it.
+//! Decisions: the fate of a packet, the steps that lead to it, and why other backends do not receive it.
 //!
-//! [`decide`] answers for a packet as every datapath has to; [`why_not`] explains its answer for one backend.
+//! [`decide`] determines the fate of a packet as every datapath has to. [`why_not`] explains the decision for one
+//! backend.
 
 mod decide;
 mod packet;
@@ -18,7 +19,7 @@ use crate::{
     selection::Reason,
 };
 
-/// What becomes of a packet, and why.
+/// The fate of a packet, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Decision {
     /// What becomes of it.
@@ -34,13 +35,13 @@ pub struct Decision {
 /// What becomes of a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It is for no frontend: none of our business.
+    /// The packet is for no frontend and passes untouched.
     Pass,
-    /// It goes to a backend.
+    /// The packet goes to a backend.
     Forward(Forward),
-    /// It is refused at once.
+    /// The packet is refused at once.
     Reject,
-    /// It is dropped silently.
+    /// The packet is dropped silently.
     Drop,
 }
 
@@ -49,14 +50,14 @@ pub enum Verdict {
 pub struct Forward {
     /// To whom.
     pub choice: Choice,
-    /// What happens to its source, unless the backend is the sender itself.
+    /// The rewrite of its source, unless the backend is the sender itself.
     pub source: SourceRewrite,
-    /// What happens to its source when the backend is the sender itself.
+    /// The rewrite of its source if the backend is the sender itself.
     pub hairpin_source: SourceRewrite,
 }
 
 impl Forward {
-    /// What happens to the source of a packet from `source` that goes to `backend`.
+    /// The rewrite of the source of a packet from `source` to `backend`.
     #[must_use]
     pub fn source_rewrite(&self, source: IpAddr, backend: BackendAddr) -> &SourceRewrite {
         if backend.ip == source { &self.hairpin_source } else { &self.source }
@@ -83,7 +84,7 @@ impl Choice {
     }
 }
 
-/// What happens to a packet's source.
+/// The rewrite of a packet's source.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SourceRewrite {
     /// Nothing: the backend sees the client.
@@ -104,7 +105,7 @@ pub struct Step {
     pub object: String,
     /// Its field.
     pub field: &'static str,
-    /// What it says, and what follows.
+    /// The value of the field, and its consequence.
     pub says: String,
 }
 

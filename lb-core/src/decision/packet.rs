@@ -9,7 +9,7 @@ use crate::{
     time::Instant,
 };
 
-/// The first packet of a flow, or any later one, where it enters the node.
+/// A packet where it enters the node, the first of its flow or a later one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Packet {
     /// Where it enters.
@@ -37,12 +37,12 @@ pub enum Entry {
     Uplink,
 }
 
-/// What the datapath remembers about the packet's flow and client.
+/// The memory of the datapath about the flow and the client of a packet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FlowView {
     /// Backend of the established flow that the packet belongs to.
     pub established: Option<BackendAddr>,
-    /// Since when that backend takes no new flows, if it is known.
+    /// Since when that backend takes no new flows, if known.
     pub left: Option<Instant>,
     /// Record of the client at the packet's frontend.
     pub affinity: Option<AffinityRecord>,

@@ -16,7 +16,7 @@ use crate::{
     time::Instant,
 };
 
-/// Which backend is asked about.
+/// The backend that a question is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BackendQuery {
     /// Its address.
@@ -30,32 +30,32 @@ pub struct BackendQuery {
 pub enum WhyNot {
     /// The packet is for no frontend of the datapath, so no backend gets it.
     NoFrontend,
-    /// It is no backend of the service.
+    /// The address is not a backend of the service.
     NotABackend,
-    /// It may not take the packet.
+    /// The backend may not take the packet.
     Rejected {
         /// The backend.
         backend: BackendAddr,
         /// Why not.
         reason: Reason,
     },
-    /// It is the choice.
+    /// The backend is the choice.
     Chosen {
         /// The backend.
         backend: BackendAddr,
-        /// Because of what.
+        /// The reason of the choice.
         because: Because,
         /// Its slots.
         slots: Slots,
     },
-    /// It is one of those that the choice is drawn from.
+    /// The choice is drawn from several backends, and this is one of them.
     Possible {
         /// The backend.
         backend: BackendAddr,
         /// Its slots: each is equally likely.
         slots: Slots,
     },
-    /// It may take new flows, and another one is the choice.
+    /// The backend may take new flows, but another one is the choice.
     Other {
         /// The backend.
         backend: BackendAddr,
@@ -68,7 +68,7 @@ pub enum WhyNot {
     },
 }
 
-/// Because of what a backend is the choice.
+/// Why a backend is the choice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Because {
     /// The packet belongs to a flow that this backend has.
@@ -84,7 +84,7 @@ pub enum Because {
     Only,
 }
 
-/// A backend's part of a table.
+/// The share of a backend in a table.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Slots {
     /// Numbers of its slots, from 0, in order.
@@ -93,8 +93,8 @@ pub struct Slots {
     pub total: u32,
 }
 
-/// Says of a backend why it is, or is not, what `decision` chose for `packet` with `flow` in view. `state` is what the
-/// datapath should hold.
+/// Explains why a backend is, or is not, the choice of `decision` for `packet` and `flow`. `state` is the desired state
+/// of the datapath.
 #[must_use]
 pub fn why_not(
     state: &State,

@@ -1,4 +1,4 @@
-//! What sources say.
+//! Changes that sources report.
 
 use crate::{
     endpoint::EndpointSlice,
@@ -22,11 +22,11 @@ pub enum Change {
     RemoveEndpoints(SliceName),
     /// The node's facts changed.
     SetNode(NodeFacts),
-    /// The zone of the node changed: what endpoints' hints are compared with, and no concern of a datapath.
+    /// The zone of the node changed. Hints of endpoints are compared with it; a datapath never sees it.
     SetZone(Option<ZoneName>),
-    /// Somebody who probes backends has a new verdict.
+    /// A prober of backends has a new verdict.
     SetHealth(HealthReport),
-    /// A verdict of an earlier run, which holds until its source has a new one or its first listing ends without.
+    /// A verdict of an earlier run. It holds until its source has a new one, or ends its first listing without one.
     RestoreHealth(HealthReport),
     /// A source of verdicts is gone, and all of its verdicts with it.
     ForgetHealth(SourceName),

@@ -1,4 +1,4 @@
-//! What a datapath gives a service, and how that falls short of what it asks for.
+//! Services that get less from a datapath than they ask for.
 
 use alloc::collections::BTreeSet;
 

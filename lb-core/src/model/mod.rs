@@ -1,4 +1,4 @@
-//! The model: what the sources want, in tables with one writer.
+//! The model: everything that the sources want, in tables with one writer.
 
 mod change;
 mod check;
@@ -104,7 +104,7 @@ pub struct Model {
     slices_at: Option<BTreeSet<(IpAddr, SliceName)>>,
 }
 
-/// Who owns a frontend address.
+/// The owner of a frontend address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Owner {
     /// The service and its port.
@@ -133,7 +133,7 @@ pub struct Candidate<'a> {
     pub endpoint: &'a Endpoint,
     /// Whether it runs on this node.
     pub local: bool,
-    /// What those say who probe it.
+    /// The verdict of its probers.
     pub health: Health,
 }
 
@@ -144,7 +144,7 @@ impl Default for Model {
 }
 
 impl Model {
-    /// An empty model for a datapath with `capabilities`: what it lacks is never asked of it.
+    /// An empty model for a datapath with `capabilities`. The model never asks for anything that the datapath lacks.
     #[must_use]
     pub fn new(settings: Settings, capabilities: Capabilities) -> Self {
         Self {
@@ -162,7 +162,7 @@ impl Model {
         }
     }
 
-    /// Takes a change in and returns the services that it touched.
+    /// Applies a change and returns the services that it touched.
     ///
     /// # Errors
     /// When the change is refused; nothing else is affected.
@@ -194,7 +194,7 @@ impl Model {
         &self.health
     }
 
-    /// What the datapath of this model can do.
+    /// The capabilities of the datapath of this model.
     #[must_use]
     pub const fn capabilities(&self) -> &Capabilities {
         &self.capabilities
@@ -292,7 +292,7 @@ impl Model {
         found.into_iter().map(candidate).collect()
     }
 
-    /// What a selection for `service` goes by, for traffic under `policy`.
+    /// The rules of a selection for `service`, for traffic under `policy`.
     #[must_use]
     pub fn rules(&self, service: &Service, policy: TrafficPolicy) -> Rules<'_> {
         Rules {

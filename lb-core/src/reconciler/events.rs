@@ -1,11 +1,11 @@
-//! Changes of frontends' status, for whoever wants to be told.
+//! Changes in the status of frontends that have not been reported yet.
 
 use alloc::collections::{BTreeMap, BTreeSet};
 
 use crate::{addr::FrontendAddr, reconciler::FrontendStatus};
 
-/// What of frontends' status has changed since it was last told. Holds at most one entry per frontend, however much
-/// happens between two polls and even if nobody ever polls.
+/// Frontends whose status may have changed since it was last reported. There is at most one entry per frontend, however
+/// much happens between two polls, and even if nobody ever polls.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Events {
     told: BTreeMap<FrontendAddr, FrontendStatus>,
@@ -28,8 +28,8 @@ impl Events {
         }
     }
 
-    /// The next frontend whose status differs from what was told, in order of address; `None` for its status if it is
-    /// gone.
+    /// The next frontend whose status differs from the one reported last, in order of address; the status of a frontend
+    /// that is gone is `None`.
     pub(crate) fn poll(
         &mut self,
         status: impl Fn(&FrontendAddr) -> Option<FrontendStatus>,

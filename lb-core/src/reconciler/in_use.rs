@@ -1,4 +1,4 @@
-//! What must not be removed yet.
+//! Objects that must not be removed yet.
 
 use alloc::collections::BTreeSet;
 

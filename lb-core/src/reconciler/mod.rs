@@ -1,4 +1,4 @@
-//! The machine between sources and a datapath.
+//! The machine between sources of changes and a datapath.
 
 use alloc::{
     collections::{BTreeMap, BTreeSet},
@@ -25,17 +25,18 @@ mod in_use;
 use events::Events;
 use in_use::in_use;
 
-/// Turns changes into plans and outcomes into retries. No I/O: the caller carries the plans out and tells the time.
+/// Turns changes into plans and outcomes into retries, without I/O: the caller carries the plans out and passes the
+/// time.
 ///
-/// 1. [`handle_observed`](Self::handle_observed) once, with what the datapath holds; again when
-///    [`wants_observation`](Self::wants_observation) says so.
+/// 1. [`handle_observed`](Self::handle_observed) once, with the state of the datapath; again whenever
+///    [`wants_observation`](Self::wants_observation) returns `true`.
 /// 2. [`handle_change`](Self::handle_change) for each change.
 /// 3. [`poll_plan`](Self::poll_plan), apply, [`handle_applied`](Self::handle_applied), until there is no plan.
-/// 4. [`poll_event`](Self::poll_event), to tell whoever wants to know what became of frontends.
+/// 4. [`poll_event`](Self::poll_event), for the changes in the status of frontends.
 /// 5. Again at [`poll_timeout`](Self::poll_timeout).
 ///
-/// While a source is in its first listing there are no plans: what an earlier process installed keeps serving, and
-/// nothing is pruned because it has not been listed yet.
+/// There are no plans while a source is in its first listing. The state of an earlier process keeps serving meanwhile,
+/// and nothing is pruned merely because it has not been listed yet.
 #[derive(Clone, Debug)]
 pub struct Reconciler {
     model: Model,
@@ -68,15 +69,15 @@ impl Retry {
 /// Whether a frontend is in the datapath.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FrontendStatus {
-    /// As desired.
+    /// The frontend is as desired.
     Done,
-    /// A plan is due or under way.
+    /// A plan for the frontend is due or under way.
     Pending,
-    /// The datapath refused it; it is tried again.
+    /// The datapath refused the frontend, and it is tried again.
     Failed {
-        /// What the datapath said.
+        /// The cause that the datapath reported.
         cause: String,
-        /// When it is tried again.
+        /// When the frontend is tried again.
         retry_at: Instant,
     },
 }
@@ -116,27 +117,27 @@ impl Reconciler {
         &self.model
     }
 
-    /// What the datapath should hold, as of the last plan.
+    /// The desired state, as of the last plan.
     #[must_use]
     pub const fn desired(&self) -> &State {
         self.desired.state()
     }
 
-    /// What the datapath is believed to hold; `None` before it was observed.
+    /// The state that the datapath is believed to hold; `None` before it was observed.
     #[must_use]
     pub const fn installed(&self) -> Option<&State> {
         self.installed.as_ref()
     }
 
-    /// What an [inspection](crate::datapath::Datapath::inspect) has to compare with; `None` before the datapath was
-    /// observed and while a plan is under way.
+    /// What an [inspection](crate::datapath::Datapath::inspect) compares the datapath with; `None` before the datapath
+    /// was observed and while a plan is under way.
     #[must_use]
     pub fn expected(&self) -> Option<Expected<'_>> {
         let state = self.installed.as_ref().filter(|_| self.in_flight.is_none())?;
         Some(Expected { state, labels: self.desired.labels() })
     }
 
-    /// Takes in what became of a [repair](crate::datapath::Datapath::repair): a frontend that could not be repaired is
+    /// Handles the outcome of a [repair](crate::datapath::Datapath::repair): a frontend that could not be repaired is
     /// tried again as if a plan had failed for it.
     pub fn handle_repaired(&mut self, outcome: Result<(), ApplyError>, now: Instant) {
         let Err(error) = outcome else { return };
@@ -155,7 +156,7 @@ impl Reconciler {
         self.touch_events(failed);
     }
 
-    /// What the datapath holds is unknown from now on.
+    /// From now on the state of the datapath is unknown.
     fn forget_installed(&mut self, now: Instant) {
         self.touch_all_events();
         self.installed = None;
@@ -168,7 +169,7 @@ impl Reconciler {
         self.installed.is_none() && self.observe_at.is_none_or(|at| now >= at)
     }
 
-    /// Takes in what the datapath holds; the first time, its ids are adopted.
+    /// Handles the observed state of the datapath. The first time, its ids are adopted.
     pub fn handle_observed(&mut self, state: State) {
         if !self.adopted {
             self.desired.adopt(&state);
@@ -181,16 +182,16 @@ impl Reconciler {
         self.touch_all_events();
     }
 
-    /// The datapath could not be observed: asks again later.
+    /// Handles an observation that failed: the datapath is observed again after a back-off.
     pub fn handle_observe_failed(&mut self, now: Instant) {
         self.observation.fail(now);
         self.observe_at = self.observation.until();
     }
 
-    /// Takes a change in.
+    /// Handles a change.
     ///
     /// # Errors
-    /// When the model refuses it; see [`Model::apply`]. What the datapath makes of a change is never an error here.
+    /// When the model refuses the change; see [`Model::apply`]. A failure of the datapath is never an error here.
     pub fn handle_change(&mut self, change: Change) -> Result<(), ModelError> {
         match &change {
             Change::InitStart(source) => {
@@ -219,7 +220,7 @@ impl Reconciler {
         self.listing.values().any(|done| !done)
     }
 
-    /// The next plan, if there is something to do and no plan is under way. Changes since the last one coalesce.
+    /// The next plan, if there is something to do and no plan is under way. It covers all changes since the last one.
     pub fn poll_plan(&mut self, now: Instant) -> Option<Plan> {
         if self.is_listing() || self.in_flight.is_some() {
             return None;
@@ -229,17 +230,20 @@ impl Reconciler {
         self.touch_events(touched.frontends.iter().copied());
         let deferred = self.defer(&mut touched, now);
         let Some(installed) = &self.installed else {
+            // Without an installed state there is nothing to compare with; the keys wait for the observation.
             touched.merge(deferred);
             self.touched = touched;
             return None;
         };
         let mut plan = self.desired.plan(installed, &touched);
+        // A refused frontend still points to its old set in the datapath, although nothing desired does.
         if !deferred.is_empty() {
             let kept = in_use(installed, deferred.frontends.iter());
             plan.ops.retain(|op| !kept.needs(op));
         }
         self.touched = deferred;
         let planned: BTreeSet<_> = plan.ops.iter().filter_map(Op::frontend).collect();
+        // A retry that is due and needs no operation has become pointless: the frontend is as desired, or gone.
         self.retries.retain(|addr, retry| !retry.is_due(now) || planned.contains(addr));
         if plan.is_empty() {
             return None;
@@ -250,12 +254,14 @@ impl Reconciler {
         Some(plan)
     }
 
-    /// Takes in what became of a plan. Outcomes of other plans than the one under way are ignored.
+    /// Handles the outcome of a plan. The outcome of any plan but the one under way is ignored.
     pub fn handle_applied(&mut self, id: PlanId, outcome: Result<(), ApplyError>, now: Instant) {
         let Some((plan, touched)) = self.in_flight.take_if(|(plan, _)| plan.id == id) else { return };
         let failed = match outcome {
             Ok(()) => BTreeMap::new(),
             Err(error) => {
+                // The next plan compares everything again: what failed, and removals that the datapath withheld because
+                // of it.
                 self.touched.merge(touched.clone());
                 if error.unknown.is_some() {
                     self.forget_installed(now);
@@ -271,8 +277,8 @@ impl Reconciler {
         self.touch_events(touched.frontends);
     }
 
-    /// The next frontend whose status is another one than was told before, and that status; `None` if it is gone.
-    /// However often a status changes between two polls, only the last one is told.
+    /// The next frontend whose status has changed since the last poll, with its status; `None` for a frontend that is
+    /// gone. Of several changes between two polls only the last one is reported.
     pub fn poll_event(&mut self) -> Option<(FrontendAddr, Option<FrontendStatus>)> {
         let mut events = core::mem::take(&mut self.events);
         let event = events.poll(|addr| self.knows(addr).then(|| self.status(addr)));
@@ -293,7 +299,7 @@ impl Reconciler {
         self.touch_events(all);
     }
 
-    /// Whether there is such a frontend, or still is in the datapath.
+    /// Whether the frontend is desired or still in the datapath.
     fn knows(&self, addr: &FrontendAddr) -> bool {
         let is_installed = |state: &State| state.frontends.contains_key(addr);
         self.desired().frontends.contains_key(addr) || self.installed.as_ref().is_some_and(is_installed)
@@ -312,6 +318,7 @@ impl Reconciler {
                 installed.apply_op(op);
             }
         } else {
+            // As the datapath does: an object that a refused frontend still needs is not removed.
             let took = plan.ops.iter().filter(|op| op.frontend().is_none_or(|addr| !failed.contains_key(&addr)));
             installed.apply_guarded(took);
         }
@@ -330,7 +337,7 @@ impl Reconciler {
         retry_at.map(|at| (at, "retry a refused frontend"))
     }
 
-    /// Whether `addr` is in the datapath.
+    /// The status of the frontend `addr`.
     #[must_use]
     pub fn status(&self, addr: &FrontendAddr) -> FrontendStatus {
         if let Some(Retry { backoff, cause }) = self.retries.get(addr)
@@ -344,7 +351,7 @@ impl Reconciler {
         if settled { FrontendStatus::Done } else { FrontendStatus::Pending }
     }
 
-    /// Whether everything is in the datapath, as far as known.
+    /// Whether the datapath is believed to hold the whole desired state.
     #[must_use]
     pub fn is_settled(&self) -> bool {
         !self.is_listing()
@@ -369,8 +376,10 @@ impl Reconciler {
         }
     }
 
-    /// Takes the frontends out of `touched` whose time to be tried again has not come, with the sets and backends
-    /// that may go only after them.
+    /// Moves the frontends out of `touched` that are still in their back-off.
+    ///
+    /// Sets and backends stay in `touched` and are deferred too: this plan may have to add them, while their removal
+    /// may have to wait for a later plan, after the deferred frontends have moved.
     fn defer(&mut self, touched: &mut Touched, now: Instant) -> Touched {
         let waiting: BTreeSet<FrontendAddr> =
             self.retries.iter().filter(|(_, retry)| !retry.is_due(now)).map(|(&addr, _)| addr).collect();
