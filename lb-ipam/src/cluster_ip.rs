@@ -11,11 +11,11 @@ use crate::{
     range::{address, bands::Bands, family_name, intervals::Intervals, number, slot},
 };
 
-/// Gives cluster addresses out of service CIDRs, as Kubernetes does: the network address is nobody's, nor is the
-/// broadcast address of IPv4; the first part of each CIDR is kept for services that ask for an address by name, until
-/// the rest is taken (KEP-3070). CIDRs may overlap. Memory follows what is allocated.
+/// Allocates cluster addresses from service CIDRs, as Kubernetes does. Network addresses and IPv4 broadcast addresses
+/// are never allocated. The first part of each CIDR is kept for services that ask for an address by name, until the
+/// rest is taken (KEP-3070). CIDRs may overlap. Memory grows with what is allocated.
 ///
-/// At a restart every address that a service has is told with [`allocate_at`](Self::allocate_at), before any other is
+/// At a restart, pass every address that a service holds to [`allocate_at`](Self::allocate_at) before anything is
 /// allocated.
 #[derive(Clone, Debug, Default)]
 pub struct ClusterIpAllocator {
@@ -62,7 +62,7 @@ impl ClusterIpAllocator {
         Ok(())
     }
 
-    /// Gives no further address of the CIDR out.
+    /// Closes a CIDR: none of its addresses is allocated any more.
     pub fn close_cidr(&mut self, net: IpNet) {
         if let Some(cidr) = self.cidrs.iter_mut().find(|cidr| cidr.net == net.trunc()) {
             cidr.closed = true;
@@ -85,10 +85,11 @@ impl ClusterIpAllocator {
         Ok(())
     }
 
-    /// Gives the service an address of the family: the next one behind that given last, in the first CIDR that has any.
+    /// Allocates an address of the family to the service: the next one behind the last allocation, in the first CIDR
+    /// that has one.
     ///
     /// # Errors
-    /// When there is none.
+    /// When no address is left.
     pub fn allocate(&mut self, service: &ServiceName, family: Family) -> Result<IpAddr, ClusterIpError> {
         let taken = &self.taken[slot(family)];
         let mut ready =
@@ -98,7 +99,7 @@ impl ClusterIpAllocator {
         }
         let given = ready.filter_map(|cidr| cidr.bands.as_mut()).find_map(|bands| {
             let number = bands.next(taken)?;
-            bands.gave(number);
+            bands.note_allocated(number);
             Some(address(family, number))
         });
         let address = given.ok_or(ClusterIpError::Full { family })?;
@@ -106,10 +107,10 @@ impl ClusterIpAllocator {
         Ok(address)
     }
 
-    /// Gives the service this address. Giving it what it has is no error.
+    /// Allocates this address to the service. It is not an error if the service holds it already.
     ///
     /// # Errors
-    /// When another service has it, or when it cannot be given out.
+    /// When another service holds it, or when it cannot be allocated.
     pub fn allocate_at(&mut self, service: &ServiceName, address: IpAddr) -> Result<(), ClusterIpError> {
         match self.held.get(&address) {
             Some(holder) if holder == service => return Ok(()),
@@ -127,7 +128,7 @@ impl ClusterIpAllocator {
         Ok(())
     }
 
-    /// Takes the address back; `false`, and nothing happens, if the service does not have it.
+    /// Releases the address. Returns `false`, without effect, if the service does not hold it.
     pub fn release(&mut self, service: &ServiceName, address: IpAddr) -> bool {
         if self.held.get(&address) != Some(service) {
             return false;
@@ -153,7 +154,7 @@ impl ClusterIpAllocator {
     }
 }
 
-/// What of a CIDR can be given out. Of all its addresses a sixteenth is kept, at least 16 and at most 256; of one with
+/// What of a CIDR can be allocated. Of all its addresses a sixteenth is kept, at least 16 and at most 256; of one with
 /// 16 or fewer, none.
 fn bands(net: IpNet) -> Option<Bands> {
     let (first, last) = AddressRange::of_net(net).bounds();

@@ -1,11 +1,12 @@
-//! Addresses for services: of load balancers out of pools, cluster addresses out of service CIDRs, node ports out of a
-//! range.
+//! Allocates addresses to services: load-balancer addresses from pools, cluster addresses from service CIDRs, and node
+//! ports from a range.
 //!
-//! One [`Ledger`] says who has which address, and every change of it names what it replaces. A service keeps its
-//! address as long as it may; restarts and edits that change nothing write nothing; the same pools and services give
-//! the same addresses in whatever order they are told; a refusal is a sentence with the rule and the holder behind it.
-//! What it refuses to do: open a socket, read a clock or a file, draw a random number, know Kubernetes. Memory follows
-//! what is allocated: a pool of `::/0` costs what an empty one costs.
+//! One [`Ledger`] records which service holds which address, and every change of it names the entry that it replaces. A
+//! service keeps its address as long as it may. Restarts and edits without effect write nothing. The same pools and
+//! services lead to the same addresses, in whatever order they arrive. A refusal is a sentence that names the rule and
+//! the holder behind it. Memory grows with what is allocated: a pool of `::/0` costs as much as an empty one.
+//!
+//! This crate opens no socket, reads no clock and no file, draws no random number, and knows nothing about Kubernetes.
 //!
 //! ```
 //! use lb_ipam::{Allocator, Edit, FamilyPolicy, MemoryLedger, Pool, Request, ServiceName, Settings, Timestamp};

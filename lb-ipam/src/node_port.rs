@@ -7,11 +7,11 @@ use lb_core::{Protocol, ServiceName};
 
 use crate::range::{bands::Bands, intervals::Intervals};
 
-/// Gives node ports and health-check node ports out of one range, as Kubernetes does: a number belongs to one service,
-/// which may use it once for each protocol; the first part of the range is kept for services that ask by number, until
-/// the rest is taken (KEP-3668). Memory follows what is allocated.
+/// Allocates node ports and health-check node ports from one range, as Kubernetes does. A number belongs to one
+/// service, which may use it once for each protocol. The first part of the range is kept for services that ask by
+/// number, until the rest is taken (KEP-3668). Memory grows with what is allocated.
 ///
-/// At a restart every port that a service has is told with [`allocate_at`](Self::allocate_at), before any other is
+/// At a restart, pass every port that a service holds to [`allocate_at`](Self::allocate_at) before anything is
 /// allocated.
 #[derive(Clone, Debug)]
 pub struct NodePortAllocator {
@@ -60,19 +60,19 @@ impl NodePortAllocator {
         Ok(Self { bands, held: BTreeMap::new(), taken: Intervals::default() })
     }
 
-    /// Gives the service a port: the next one behind that given last.
+    /// Allocates a port to the service: the next one behind the last allocation.
     ///
     /// # Errors
     /// When all are taken.
     pub fn allocate(&mut self, service: &ServiceName, usage: PortUse) -> Result<u16, NodePortError> {
         let next = self.bands.next(&self.taken).and_then(|number| u16::try_from(number).ok());
         let port = next.ok_or(NodePortError::Full)?;
-        self.bands.gave(port.into());
+        self.bands.note_allocated(port.into());
         self.take(service, usage, port);
         Ok(port)
     }
 
-    /// Gives the service this port.
+    /// Allocates this port to the service.
     ///
     /// # Errors
     /// When another service has it, or this one for the same protocol, or when it is outside the range.
@@ -92,7 +92,7 @@ impl NodePortAllocator {
         Ok(())
     }
 
-    /// Takes the port back; `false`, and nothing happens, if the service does not use it for this.
+    /// Releases the port. Returns `false`, without effect, if the service does not use it for this purpose.
     pub fn release(&mut self, service: &ServiceName, usage: PortUse, port: u16) -> bool {
         let Some((holder, uses)) = self.held.get_mut(&port) else { return false };
         if holder != service || !uses.remove(&usage) {

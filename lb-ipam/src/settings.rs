@@ -1,4 +1,4 @@
-//! What holds for all pools.
+//! Rules that hold for all pools.
 
 use alloc::{collections::BTreeSet, string::String, vec::Vec};
 use core::time::Duration;
@@ -23,18 +23,18 @@ pub struct Settings {
     pub ipv4: bool,
     /// Whether the cluster has IPv6. Default: yes.
     pub ipv6: bool,
-    /// Which services are ours.
+    /// Classes of the services that are served.
     pub classes: Classes,
-    /// Addresses that no service ever gets, such as those of nodes, gateways, pods and cluster services; a service that
+    /// Addresses that are never allocated, such as those of nodes, gateways, pods and cluster services. A service that
     /// holds one moves. Default: none.
     pub reserved: Vec<Reservation>,
-    /// How long a service that went away, or had to leave an address, gets it back if nobody else needed it. Default:
-    /// [`DEFAULT_STICKY`](Self::DEFAULT_STICKY).
+    /// How long a service is remembered that went away or had to leave an address. Until then it gets the address back
+    /// if nobody else needed it. Default: [`DEFAULT_STICKY`](Self::DEFAULT_STICKY).
     pub sticky: Duration,
     /// Whether TCP 53 and UDP 53 of two services may share an address: whether datapaths tell protocols apart. Default:
     /// yes.
     pub protocols_differ: bool,
-    /// What becomes of a service that no longer gets along with those it shares an address with.
+    /// What happens to a service that may no longer share the address that it holds.
     pub when_sharing_breaks: WhenSharingBreaks,
     /// Refuses every wanted address but the first of each family. Default: no.
     pub one_address_per_family: bool,
@@ -124,7 +124,7 @@ impl Default for Settings {
     }
 }
 
-/// Which load-balancer classes are served. Services of others are left alone altogether.
+/// The load-balancer classes that are served. Services of other classes are not touched.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Classes {
     /// Whether services without a class are. Default: yes.
@@ -147,12 +147,12 @@ impl Default for Classes {
     }
 }
 
-/// Addresses that belong to somebody else.
+/// Addresses that are used for something else.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reservation {
     /// Which.
     pub range: AddressRange,
-    /// Whose, in words that complete "is reserved: ".
+    /// Their use, in words that complete "reserved: ".
     pub why: String,
 }
 
@@ -162,6 +162,6 @@ pub enum WhenSharingBreaks {
     /// It gets another address; the others stay.
     #[default]
     Move,
-    /// It stays and is told so.
+    /// It stays, and its status says so.
     Keep,
 }

@@ -1,11 +1,11 @@
-//! Time as the caller tells it.
+//! Time as the caller passes it.
 
 use core::{ops::Add, time::Duration};
 
 /// A point in time: milliseconds since 1970-01-01 UTC.
 ///
 /// Wall-clock time, because the ledger outlives the process and may be shared by several. A clock that steps back makes
-/// a quarantine longer; one that steps forward makes it shorter. Neither ever gives an address out twice.
+/// a quarantine longer; one that steps forward makes it shorter. Neither ever allocates an address twice.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp(u64);
 

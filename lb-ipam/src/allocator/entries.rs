@@ -10,8 +10,8 @@ use crate::{
 };
 
 impl<L: Ledger> Allocator<L> {
-    /// Marks an address as in use by something else on the network, named in words such as a hardware address. Who
-    /// holds it loses it and gets another one in the next reconcile, unless it asks for this one by name.
+    /// Marks an address as in use by something else on the network, such as a hardware address. Its holder loses it and
+    /// gets another one in the next reconcile, unless it asks for this one by name.
     ///
     /// # Errors
     /// When the ledger was not changed.
@@ -19,8 +19,8 @@ impl<L: Ledger> Allocator<L> {
         self.set_aside(address, Entry::Conflict(by.into()))
     }
 
-    /// Keeps an address from everybody. Who holds it loses it and gets another one in the next reconcile, unless it
-    /// asks for this one by name.
+    /// Reserves an address. Its holder loses it and gets another one in the next reconcile, unless it asks for this one
+    /// by name.
     ///
     /// # Errors
     /// When the ledger was not changed.
@@ -28,7 +28,7 @@ impl<L: Ledger> Allocator<L> {
         self.set_aside(address, Entry::Reserved(why.into()))
     }
 
-    /// Takes back what [`claim`](Self::claim) or [`reserve`](Self::reserve) said. Does nothing to other addresses.
+    /// Reverts [`claim`](Self::claim) or [`reserve`](Self::reserve). Has no effect on other addresses.
     ///
     /// # Errors
     /// When the ledger was not changed.
@@ -51,7 +51,7 @@ impl<L: Ledger> Allocator<L> {
         Ok(())
     }
 
-    /// Gives the address to the service, beside those that hold it already.
+    /// Makes the service a holder of the address, beside its present holders.
     pub(super) fn hold(&mut self, slot: Slot, address: IpAddr) -> Result<(), LedgerError> {
         let name = &self.book.get(slot).name;
         let before = self.ledger.get(address);
@@ -68,7 +68,7 @@ impl<L: Ledger> Allocator<L> {
         Ok(())
     }
 
-    /// Takes the address from the service. If nobody is left on it, it rests.
+    /// Takes the address from the service. If no holder is left, the address is quarantined.
     pub(super) fn release(&mut self, slot: Slot, address: IpAddr) -> Result<(), LedgerError> {
         let name = self.book.get(slot).name.clone();
         let before = self.ledger.get(address);
@@ -85,12 +85,12 @@ impl<L: Ledger> Allocator<L> {
             self.book.add_left(&name, address);
         }
         self.book.remove_held(slot, address);
-        self.gave_back = true;
+        self.has_released = true;
         Ok(())
     }
 
-    /// What becomes of an address that the service was the last to hold. It drains only if the service lives on:
-    /// connections to one that is gone are gone as well.
+    /// The entry of an address that the service was the last to hold. The address drains only if the service lives on,
+    /// because connections to a service that is gone are gone as well.
     fn freed(&self, slot: Slot, address: IpAddr) -> Option<Entry> {
         let tracked = self.book.get(slot);
         let pool = self.catalog.owner(address).map(|compiled| &*compiled.pool);
@@ -122,7 +122,7 @@ impl<L: Ledger> Allocator<L> {
                 self.note_change(address, before, found.as_ref());
                 self.index.note(&self.catalog, address, before, found.as_ref());
                 self.book.note(address, before, found.as_ref());
-                // A write of ours that was thought to have failed.
+                // A write of this process that was thought to have failed.
                 if found == after { Ok(()) } else { Err(LedgerError::Changed { found }) }
             }
             Err(error) => {

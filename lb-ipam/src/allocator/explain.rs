@@ -16,7 +16,7 @@ pub struct AddressReport {
     pub state: AddressState,
     /// The pools that have a block with it, the one whose it is in front.
     pub pools: Vec<PoolName>,
-    /// What cannot be read, if that is why who holds it keeps it.
+    /// The pool or service that cannot be read, if that is why the holder keeps the address.
     pub kept_for: Option<KeptFor>,
 }
 
@@ -37,7 +37,7 @@ pub enum KeptFor {
 pub enum AddressState {
     /// In no pool, and nobody has it.
     Outside,
-    /// To be had.
+    /// Allocatable.
     Free,
     /// For nobody, as it is or as its pool is.
     Reserved(ReservedBy),
@@ -65,7 +65,7 @@ pub enum AddressState {
 }
 
 impl<L: Ledger> Allocator<L> {
-    /// What an address is, as of the last reconcile.
+    /// The state of an address, as of the last reconcile.
     #[must_use]
     pub fn explain(&self, address: IpAddr) -> AddressReport {
         let containing = self.catalog.containing(address);
@@ -105,7 +105,7 @@ impl<L: Ledger> Allocator<L> {
         }
     }
 
-    /// What cannot be read, if that is why who holds the address keeps it.
+    /// The pool or service that cannot be read, if that is why the holder keeps the address.
     pub(super) fn kept_for(&self, address: IpAddr) -> Option<KeptFor> {
         let entry = self.ledger.get(address)?;
         let mut holders = entry.holders().iter();

@@ -1,4 +1,4 @@
-//! The first phase: what a service has, it keeps, as long as it may.
+//! The first phase: a service keeps what it holds, as long as it may.
 
 use alloc::{sync::Arc, vec::Vec};
 use core::net::IpAddr;
@@ -16,7 +16,7 @@ impl<L: Ledger> Allocator<L> {
         request.load_balancer && self.settings.classes.include(request.class.as_deref())
     }
 
-    /// Takes from the service what it may not keep, of what it holds.
+    /// Releases the addresses of the service that it may not keep.
     pub(super) fn keep(&mut self, slot: Slot) -> Result<(), LedgerError> {
         let Some(request) = self.book.get(slot).request.clone() else { return Ok(()) };
         if !self.is_ours(&request) {
@@ -36,7 +36,7 @@ impl<L: Ledger> Allocator<L> {
         Ok(())
     }
 
-    /// The service is not ours, or not any more.
+    /// This allocator does not serve the service, or no longer does.
     fn leave(&mut self, slot: Slot) -> Result<(), LedgerError> {
         let tracked = self.book.get(slot);
         let was_ours = tracked.managed || !tracked.held.is_empty() || tracked.told.condition.is_some();
@@ -47,8 +47,8 @@ impl<L: Ledger> Allocator<L> {
         Ok(())
     }
 
-    /// Lets the service have what its status says it has, if that is so and nobody else has it. This is wider than what
-    /// it could get anew: the pool may be disabled, in conflict, full or beyond its quota.
+    /// Lets the service hold the addresses of its status, unless another service holds them. This is more generous than
+    /// an allocation: the pool may be disabled, in conflict, full or beyond its quota.
     pub(super) fn import(&mut self, slot: Slot) -> Result<(), LedgerError> {
         let Some(request) = self.book.get(slot).request.clone() else { return Ok(()) };
         if !self.is_ours(&request) {
@@ -110,8 +110,8 @@ impl<L: Ledger> Allocator<L> {
             .all(|other| may_share(request, other, &self.settings).is_ok())
     }
 
-    /// Whether the service has not got what it wants of the family already. What it does not ask for by name it keeps
-    /// only as long as it waits for something of the family that it does.
+    /// Whether the service still lacks an address of the family. An address that it does not ask for by name stays with
+    /// it only as long as it waits for one of the family that it does ask for.
     fn has_room(&self, slot: Slot, request: &Request, address: IpAddr) -> bool {
         let mut of_family = self.book.get(slot).held.iter().filter(|held| Family::of(**held) == Family::of(address));
         match (request.addresses.is_empty(), request.sharing.is_some()) {
@@ -135,8 +135,8 @@ impl<L: Ledger> Allocator<L> {
     }
 }
 
-/// What a service holds beyond one address of each family. Those that share get all addresses of their group, and those
-/// that ask by name are looked at when it is known what they get. The published address stays, or else the lowest.
+/// The addresses of a service beyond one of each family. The published address stays, or else the lowest. Services that
+/// share hold all addresses of their group, and services that ask by name are examined once it is known what they get.
 fn surplus(request: &Request, held: &[IpAddr], published: &Status) -> Vec<IpAddr> {
     if !request.addresses.is_empty() || request.sharing.is_some() {
         return Vec::new();

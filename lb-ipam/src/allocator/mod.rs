@@ -1,8 +1,8 @@
 //! The allocator.
 
+mod allocate;
 mod entries;
 mod explain;
-mod give;
 mod keep;
 mod plan;
 mod reconcile;
@@ -25,17 +25,18 @@ pub use plan::{EditPlan, Move};
 pub use reconcile::Outcome;
 use wake::Wakeups;
 
-/// Gives the addresses of pools to services. No I/O: edits come in, what to write into statuses comes out, the ledger
-/// is written through [`Ledger`], and the caller tells the time.
+/// Allocates the addresses of pools to services, without I/O. Edits and the time are arguments, the statuses to write
+/// are results, and the ledger is written through [`Ledger`].
 ///
-/// 1. [`new`](Self::new) with the ledger as it was left.
-/// 2. [`handle_edit`](Self::handle_edit) for every pool and every service there is, in any order. Where other processes
-///    use the ledger too, services are listed after it was read.
-/// 3. [`reconcile`](Self::reconcile), and write the statuses that it returns.
-/// 4. Then `handle_edit` and `reconcile` again for each change, and at [`poll_timeout`](Self::poll_timeout).
+/// 1. [`new`](Self::new) with the ledger of the previous run.
+/// 2. [`handle_edit`](Self::handle_edit) for every existing pool and service, in any order. If other processes use the
+///    ledger too, list the services after the ledger was read.
+/// 3. [`reconcile`](Self::reconcile), then write the statuses that it returns.
+/// 4. `handle_edit` and `reconcile` again for each change, and at [`poll_timeout`](Self::poll_timeout).
 ///
-/// The first `reconcile` gives back what services hold that nobody mentioned, so it must come after all of them. Later
-/// only those give back that are [removed](Edit::RemoveService): who is not known may be known to another process.
+/// The first `reconcile` releases the addresses of services that no edit mentioned, so it must come after all edits.
+/// Later ones release only those of services that are [removed](Edit::RemoveService), because another process may know
+/// a service that this one does not.
 #[derive(Clone, Debug)]
 pub struct Allocator<L = MemoryLedger> {
     settings: Settings,
@@ -46,36 +47,37 @@ pub struct Allocator<L = MemoryLedger> {
     ledger: L,
     /// Whether services are still being listed for the first time.
     listing: bool,
-    /// Where a write failed, so that it is not known what the ledger has, and what was to be written.
+    /// Addresses whose last write failed with an unknown outcome, and the entries that were to be written.
     unsure: BTreeMap<IpAddr, Vec<Option<Entry>>>,
-    /// Why the reconcile under way writes nothing any more.
+    /// Why the current reconcile writes nothing any more.
     down: Option<LedgerError>,
     index: Index,
     book: Book,
-    /// Why those that wait may get another answer.
+    /// Why services that wait may get another answer.
     news: Wakeups,
-    /// Whether an address was given back since a service was last served.
-    gave_back: bool,
+    /// Whether an address was released since a service was last served.
+    has_released: bool,
     now: Timestamp,
     ledger_writes: usize,
 }
 
-/// A change of what there is or what is wanted.
+/// A change of pools, services or rules.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Edit {
     /// Adds a pool or replaces the one of the same name.
     UpsertPool(Pool),
-    /// Removes a pool; its addresses leave their services.
+    /// Removes a pool; services lose its addresses.
     RemovePool(PoolName),
-    /// Adds a service or replaces what it asks for.
+    /// Adds a service or replaces its request.
     UpsertService(Request),
-    /// Says of a service that it is there and cannot be read, such as one whose manifest is refused. One that is known
-    /// stays as it was. One that is not asks for nothing and gets nothing, keeps every address that the ledger says it
-    /// has, whatever becomes of pools and rules, is joined by nobody, and has no status written: [`Allocator::answer`]
-    /// says what it has. [`UpsertService`](Self::UpsertService) makes it a service like any other, and
-    /// [`RemoveService`](Self::RemoveService) has it give everything back.
+    /// Declares that a service exists and cannot be read, such as one whose manifest is refused.
+    ///
+    /// A service that is known stays as it was. An unknown one keeps every address that the ledger attributes to it,
+    /// whatever happens to pools and rules. It gets no new address, no service joins it, and no status is written for
+    /// it; [`Allocator::answer`] lists its addresses. [`UpsertService`](Self::UpsertService) makes it a service like
+    /// any other, and [`RemoveService`](Self::RemoveService) releases its addresses.
     KeepService(ServiceName),
-    /// Removes a service; it gives its addresses back.
+    /// Removes a service and releases its addresses.
     RemoveService(ServiceName),
     /// Replaces the rules.
     SetSettings(Settings),
@@ -84,13 +86,12 @@ pub enum Edit {
 impl<L: Ledger> Allocator<L> {
     /// Most services that share one address.
     pub const MAX_SHARERS: usize = 1024;
-    /// How many services with its sharing key a service is compared with, the oldest first, before it gets an address
-    /// of its own.
+    /// Most services with the same sharing key that a service is compared with, the oldest first, before it gets an
+    /// address of its own.
     pub const MAX_SHARING_CANDIDATES: usize = 1024;
-    /// How often a service tries another address because other processes were faster, before it waits for the next
-    /// reconcile.
+    /// Most addresses that a service loses to faster processes before it waits for the next reconcile.
     pub const MAX_TRIES: usize = 64;
-    /// How often one reconcile goes over those that wait, because others gave something back meanwhile.
+    /// Most passes of one reconcile over services that wait, because others released addresses meanwhile.
     pub const MAX_PASSES: usize = 16;
 
     /// An allocator without pools over a ledger that may hold something.
@@ -108,7 +109,7 @@ impl<L: Ledger> Allocator<L> {
             index: Index::default(),
             book: Book::default(),
             news: Wakeups::default(),
-            gave_back: false,
+            has_released: false,
             now: Timestamp::default(),
             ledger_writes: 0,
         };
@@ -122,13 +123,13 @@ impl<L: Ledger> Allocator<L> {
         &self.ledger
     }
 
-    /// Gives the ledger back, for a restart.
+    /// Returns the ledger, for a restart.
     #[must_use]
     pub fn into_ledger(self) -> L {
         self.ledger
     }
 
-    /// Reads the ledger anew, after something else than this allocator changed what it shows.
+    /// Reads the ledger anew, after its view was changed by something else than this allocator.
     pub fn refresh(&mut self) {
         self.stale = true;
         self.news.for_everybody();
@@ -141,8 +142,8 @@ impl<L: Ledger> Allocator<L> {
         self.book.mark_all();
     }
 
-    /// Takes an edit in. Never fails: what is wrong with a pool is in its status, and what is wrong with a request is
-    /// in its answer.
+    /// Handles an edit. This never fails: errors of a pool are in its status, and errors of a request are in its
+    /// answer.
     pub fn handle_edit(&mut self, edit: Edit) {
         match edit {
             Edit::UpsertPool(pool) => {
@@ -172,7 +173,7 @@ impl<L: Ledger> Allocator<L> {
         }
     }
 
-    /// When to reconcile again though nothing was edited, and why.
+    /// When to reconcile again without an edit, and why.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<(Timestamp, &'static str)> {
         let drained = || self.index.next_drained(self.now).map(|at| (at, "an address is drained"));
@@ -181,15 +182,16 @@ impl<L: Ledger> Allocator<L> {
         drained.into_iter().chain(forgotten).min()
     }
 
-    /// What a service got in the last reconcile, `None` if it is not ours. A service that is [kept](Edit::KeepService)
-    /// has got what it holds; if it holds nothing, it is not known whether it is ours, and the answer is `None`.
+    /// The result of the last reconcile for a service; `None` if this allocator does not serve it. The result for a
+    /// service that is [kept](Edit::KeepService) is what it holds. If that is nothing, nobody knows whose service it
+    /// is, and the answer is `None`.
     #[must_use]
     pub fn answer(&self, service: &ServiceName) -> Option<&Answer> {
         let tracked = self.book.get(self.book.find(service)?);
         tracked.managed.then_some(&tracked.answer)
     }
 
-    /// How every pool is doing as of the last reconcile, in the order in which they are asked.
+    /// The status of every pool as of the last reconcile, in the order in which pools are asked.
     pub fn pools(&self) -> impl Iterator<Item = PoolStatus> + '_ {
         let kept = self.kept_outside();
         self.catalog.pools.iter().enumerate().map(move |(index, compiled)| {
@@ -216,7 +218,7 @@ impl<L: Ledger> Allocator<L> {
         Some(kept.count()).filter(|kept| *kept > 0)
     }
 
-    /// How one pool is doing as of the last reconcile.
+    /// The status of one pool as of the last reconcile.
     #[must_use]
     pub fn pool(&self, name: &PoolName) -> Option<PoolStatus> {
         self.pools().find(|status| status.name == *name)

@@ -65,7 +65,7 @@ impl<L: Ledger> Allocator<L> {
             index: self.index.clone(),
             book: self.book.clone(),
             news: self.news.clone(),
-            gave_back: false,
+            has_released: false,
             now: self.now,
             ledger_writes: 0,
         }

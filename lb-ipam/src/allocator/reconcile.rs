@@ -1,4 +1,4 @@
-//! Bringing everything in order.
+//! Reconciling services with pools and the ledger.
 
 use alloc::{collections::BTreeMap, vec::Vec};
 
@@ -11,25 +11,27 @@ use crate::{
     pool::catalog::Catalog,
 };
 
-/// What a reconcile came to.
+/// The result of a reconcile.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[must_use]
 pub struct Outcome {
-    /// Statuses that should be written, in order of name; those of all other services are right as they are.
+    /// Statuses to write, in order of name. The statuses of all other services are correct.
     pub writes: Vec<(ServiceName, Status)>,
-    /// Services that were left as they are, because the ledger failed; they are tried again by the next reconcile.
+    /// Services that stay as they are because the ledger failed. The next reconcile tries them again.
     pub failed: Vec<(ServiceName, LedgerError)>,
-    /// How many entries of the ledger were changed.
+    /// Number of changed entries of the ledger.
     pub ledger_writes: usize,
-    /// Whether there is more to do: services that can be served by another reconcile, or writes of which it is not
-    /// known what became.
+    /// Whether there is more to do: services that another reconcile can serve, or writes with an unknown outcome.
     pub unfinished: bool,
 }
 
 impl<L: Ledger> Allocator<L> {
-    /// Brings everything in order, in three phases: every address that a service has and may keep stays with it, for
-    /// all services; then those that lost something get another one; then those that wait are served. Within a phase
-    /// the older service comes first, and of two of the same age the name decides.
+    /// Reconciles in three phases. First, every service keeps each address that it holds and may keep. Then services
+    /// that lost an address get another one. Then services that wait are served.
+    ///
+    /// A phase begins only once the one before is complete for all services. Otherwise a service could get an address
+    /// that another one, which was not examined yet, may keep. Within a phase the older service comes first, and of two
+    /// of the same age the name decides.
     pub fn reconcile(&mut self, now: Timestamp) -> Outcome {
         let drained = self.index.next_drained(self.now).is_some_and(|at| at <= now);
         (self.now, self.ledger_writes) = (now, 0);
@@ -72,8 +74,8 @@ impl<L: Ledger> Allocator<L> {
         self.news.for_everybody();
     }
 
-    /// Serves the services of `queue`, those that lost something first. Whenever something is given back, those that
-    /// wait are looked at again, so that none of the queue gets it before an older one.
+    /// Serves the services of `queue`, those that lost an address first. Whenever an address is released, services that
+    /// wait are examined again, so that no service of the queue gets it before an older one.
     fn serve_all(&mut self, mut queue: Vec<Slot>, run: &mut Run) {
         for pass in 1..=Self::MAX_PASSES {
             queue.extend(self.awakened());
@@ -88,22 +90,22 @@ impl<L: Ledger> Allocator<L> {
         }
     }
 
-    /// Serves one after the other, and says how many, in case that it stops because something was given back.
+    /// Serves one service after the other and returns how many. It stops early if an address was released.
     fn serve_in_turn(&mut self, queue: &[Slot], run: &mut Run, may_stop: bool) -> usize {
         for (at, &slot) in queue.iter().enumerate() {
-            self.gave_back = false;
+            self.has_released = false;
             if !run.failed.contains_key(&slot) {
                 let served = self.serve(slot);
                 run.note(slot, served);
             }
-            if self.gave_back && may_stop && self.book.someone_waits() {
+            if self.has_released && may_stop && self.book.someone_waits() {
                 return at + 1;
             }
         }
         queue.len()
     }
 
-    /// Says of services that cannot be read what they have.
+    /// Answers services that cannot be read with the addresses that they hold.
     fn answer_unreadable(&mut self) {
         let unreadable: Vec<Slot> = self.book.unreadable().collect();
         for slot in unreadable {

@@ -1,4 +1,4 @@
-//! Saying why no pool gives a service an address.
+//! Why no pool allocates an address to a service.
 
 use alloc::vec::Vec;
 
@@ -22,15 +22,16 @@ impl<L: Ledger> Allocator<L> {
         }
     }
 
-    /// Why none gives: those that were asked, `refusing`, for their reasons, and all others because of what they are.
-    pub(super) fn none_gives(
+    /// Why all pools refuse: the pools that were asked, `refusing`, for their own reasons, and all others for their
+    /// state.
+    pub(super) fn all_refuse(
         &self,
         request: &Request,
         family: Family,
         mut refusing: Vec<(PoolIndex, PoolRefusal)>,
     ) -> Cause {
         if let PoolChoice::Only(pool) = &request.pool {
-            return self.does_not_give(pool, request, family, refusing);
+            return self.only_pool_refuses(pool, request, family, refusing);
         }
         refusing.retain(|(_, why)| *why != PoolRefusal::Selector);
         refusing.sort_by_key(|(_, why)| why.rank());
@@ -49,8 +50,8 @@ impl<L: Ledger> Allocator<L> {
         Cause::NoneGives { pools: reasons.groups, more: reasons.more }
     }
 
-    /// Why the only pool that the service wants does not give.
-    fn does_not_give(
+    /// Why the only pool that the service accepts refuses.
+    fn only_pool_refuses(
         &self,
         pool: &PoolName,
         request: &Request,
@@ -59,7 +60,7 @@ impl<L: Ledger> Allocator<L> {
     ) -> Cause {
         let Some(index) = self.catalog.named(pool) else { return Cause::NoSuchPool { pool: pool.clone() } };
         let compiled = &self.catalog.pools[index];
-        let by_itself = || compiled.gives_nothing(request).unwrap_or(PoolRefusal::NoFamily);
+        let by_itself = || compiled.refusal_for(request).unwrap_or(PoolRefusal::NoFamily);
         let has_none = (compiled.problem.is_none() && !compiled.has(family)).then_some(PoolRefusal::NoFamily);
         let why = has_none.or_else(|| refusing.pop().map(|(_, why)| why)).unwrap_or_else(by_itself);
         Cause::NoneGives { pools: [RefusingPools::one(pool.clone(), why)].into(), more: 0 }
@@ -81,7 +82,7 @@ impl<L: Ledger> Allocator<L> {
     }
 }
 
-/// Pools by why they give nothing.
+/// Pools by the reason of their refusal.
 #[derive(Default)]
 struct Reasons {
     groups: Vec<RefusingPools>,

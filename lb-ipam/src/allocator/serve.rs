@@ -14,7 +14,7 @@ use crate::{
 };
 
 impl<L: Ledger> Allocator<L> {
-    /// Gives the service what it lacks, as far as it can be had, and notes the answer.
+    /// Allocates what the service lacks, as far as possible, and notes the answer.
     pub(super) fn serve(&mut self, slot: Slot) -> Result<(), LedgerError> {
         let Some(request) = self.book.get(slot).request.clone() else { return Ok(()) };
         if !self.is_ours(&request) {
@@ -36,7 +36,7 @@ impl<L: Ledger> Allocator<L> {
         let front = if missing.len() > 1 { self.pool_for_all(request, missing) } else { None };
         let mut refused = Vec::new();
         for family in missing.iter() {
-            if let Err(cause) = self.give_any(slot, request, family, front)? {
+            if let Err(cause) = self.allocate_any(slot, request, family, front)? {
                 refused.push(Refusal { asked: Requested::Family(family), cause });
             }
         }
@@ -95,7 +95,7 @@ impl<L: Ledger> Allocator<L> {
         if self.book.get(slot).held.contains(&address) {
             return Ok(Ok(()));
         }
-        self.give_named(slot, request, address)
+        self.allocate_named(slot, request, address)
     }
 
     /// Gives back what the service holds and does not ask for any more, but only once something that it asks for has

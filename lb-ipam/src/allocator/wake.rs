@@ -33,7 +33,7 @@ pub(super) struct Wakeups {
     changes: u64,
 }
 
-/// Addresses that a pool can give again.
+/// Addresses that a pool can allocate again.
 #[derive(Clone, Copy, Debug, Default)]
 struct Vacancies {
     addresses: usize,
@@ -122,7 +122,7 @@ impl<L: Ledger> Allocator<L> {
             let before = awakened.len();
             awakened.extend(first.filter_map(|turn| self.book.find(&turn.1)));
             if awakened.len() > before {
-                // They may take another address that was given back as well.
+                // They may take another address that was released as well.
                 self.news.room.insert((pool, family), Vacancies { woken: Some(changes), ..room });
             }
         }

@@ -1,4 +1,4 @@
-//! Answers: what a service gets.
+//! Answers: what a service gets and what it does not.
 
 mod reason;
 mod refusal;
@@ -13,12 +13,12 @@ pub use refusing_pools::RefusingPools;
 
 use crate::PoolName;
 
-/// What a service gets and what not.
+/// The result of a reconcile for one service.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Answer {
     /// Its addresses, in the order in which it asked for them or lists their families.
     pub granted: Vec<Allocation>,
-    /// What it asked for in vain.
+    /// The requests that were refused.
     pub refused: Vec<Refusal>,
 }
 
@@ -34,8 +34,8 @@ impl Answer {
         self.granted.iter().map(|granted| granted.address)
     }
 
-    /// What its status should say: the addresses, and one condition that lists every refusal, or as many as
-    /// [`Condition::MAX_MESSAGE`] allows and how many more there are.
+    /// The status to write: the addresses, and one condition. The condition lists every refusal, or as many as
+    /// [`Condition::MAX_MESSAGE`] allows and the number of the others.
     #[must_use]
     pub fn status(&self) -> Status {
         let reason = self.refused.first().map_or(Reason::SATISFIED, |refusal| refusal.reason().as_str());
@@ -75,11 +75,11 @@ fn message(refused: &[Refusal]) -> String {
 pub struct Allocation {
     /// The address.
     pub address: IpAddr,
-    /// Whose it is; `None` for an address that is kept because the pool that it may be in cannot be read.
+    /// Its pool; `None` for an address that is kept because the pool that it may be in cannot be read.
     pub pool: Option<PoolName>,
 }
 
-/// What the status of a service says, before or after.
+/// The status of a service, as read or to write.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Status {
     /// Its addresses.

@@ -17,13 +17,13 @@ pub enum Reason {
     AlreadyAllocatedIncompatibleService,
     /// `pool_selector_mismatch`: the pool of the address is not for this service.
     PoolSelectorMismatch,
-    /// `pool_disabled`: the pool of the address gives nothing out.
+    /// `pool_disabled`: the pool of the address allocates nothing.
     PoolDisabled,
     /// `pool_conflict`: the pool of the address overlaps an older one.
     PoolConflict,
     /// `pool_invalid`: the pool of the address is wrong.
     PoolInvalid,
-    /// `reserved_address`: nobody gets the address.
+    /// `reserved_address`: the address is never allocated.
     ReservedAddress,
     /// `address_draining`: a service had to leave the address a moment ago.
     AddressDraining,

@@ -1,4 +1,4 @@
-//! Refusals: what a service does not get, and why.
+//! Refusals: requests of a service that are not granted, and why.
 
 use alloc::{string::String, vec::Vec};
 use core::{fmt, net::IpAddr};
@@ -11,13 +11,13 @@ use crate::{
     range::family_name,
 };
 
-/// One thing that a service asked for and does not get. Displays as a sentence for its operator, which stays the same
-/// as long as the cause does.
+/// One request of a service that is not granted. Displays as a sentence for the operator, which stays the same as long
+/// as the cause does.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
     /// What it asked for.
     pub asked: Requested,
-    /// Why it does not get it.
+    /// Why it is not granted.
     pub cause: Cause,
 }
 
@@ -74,15 +74,15 @@ pub enum Cause {
     /// No block of any pool contains the address.
     #[error("no pool has a block containing it; add one, or ask for another address")]
     InNoPool,
-    /// No pool gives an address of the family.
+    /// No pool allocates an address of the family.
     #[error("{}", Sentence(pools, *more))]
     NoneGives {
-        /// The pools that have a block of the family, by why they give nothing: at most
+        /// The pools that have a block of the family, by the reason of their refusal: at most
         /// [`MAX_REASONS`](Self::MAX_REASONS) reasons, those that say most first. That pools are full comes first, then
         /// quotas, and that they do not select the service last. If the service wants one pool and no other, that one
         /// alone.
         pools: Vec<RefusingPools>,
-        /// How many other pools give nothing.
+        /// How many other pools refuse.
         more: usize,
     },
     /// The service wants a pool that there is not.
@@ -91,7 +91,7 @@ pub enum Cause {
         /// Which it wants.
         pool: PoolName,
     },
-    /// The pool of the address does not give it.
+    /// The pool of the address does not allocate it.
     #[error("pool `{pool}` {why}")]
     NotFromPool {
         /// The pool.
@@ -179,7 +179,7 @@ impl Cause {
     }
 }
 
-/// Why a pool does not give a service an address.
+/// Why a pool refuses a service an address.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PoolRefusal {
@@ -207,7 +207,7 @@ pub enum PoolRefusal {
     /// The service wants another pool.
     #[error("is not the pool that the service asks for (ask for this one, or for none)")]
     NotAskedFor,
-    /// It only gives addresses that are asked for by name.
+    /// It only allocates addresses that are asked for by name.
     #[error("gives only addresses that are asked for by name (ask for one)")]
     NotAutomatic,
     /// It has no block of the family.
@@ -275,7 +275,7 @@ pub enum ReservedBy {
         /// The pool.
         pool: PoolName,
     },
-    /// The pool gives nobody anything. Said of an address that nobody asks for: see
+    /// The pool allocates nothing. Said of an address that nobody asks for: see
     /// [`AddressState`](crate::AddressState).
     #[error("not given out, because pool `{pool}` {why}")]
     OutOfService {

@@ -1,11 +1,11 @@
-//! Which pools give a service nothing, and why, in few words.
+//! Pools that refuse a service an address, grouped by their reason.
 
 use alloc::vec::Vec;
 use core::fmt;
 
 use crate::{PoolName, PoolRefusal, Reason};
 
-/// Pools that give a service nothing for the same reason. Displays as a part of a sentence.
+/// Pools that refuse a service an address for the same reason. Displays as a part of a sentence.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RefusingPools {
     /// Why.
@@ -57,7 +57,8 @@ const fn between(is_last: bool) -> &'static str {
     if is_last { " and " } else { ", " }
 }
 
-/// What is said of several pools at once, and what helps. Reasons that are one pool's own are told by their kind.
+/// The text about several pools at once, and the remedy. A reason that belongs to one pool alone is reduced to its
+/// kind.
 const fn of_several(why: &PoolRefusal) -> (&'static str, &'static str) {
     match why {
         PoolRefusal::Full => ("are full", ""),

@@ -123,7 +123,7 @@ impl Book {
         Some(slot)
     }
 
-    /// The service is gone; what it holds is given back by the next reconcile.
+    /// The service is gone; the next reconcile releases its addresses.
     pub(crate) fn remove(&mut self, name: &ServiceName) {
         let Some(slot) = self.find(name) else { return };
         self.forget_request(slot);
@@ -242,14 +242,15 @@ impl Book {
         (tracked.managed, tracked.withdrawn) = (true, false);
     }
 
-    /// Answers a service that cannot be read with what it has. One that has nothing may be none of ours.
+    /// Answers a service that cannot be read with the addresses that it holds. Without any, it may be a service of
+    /// somebody else.
     pub(crate) fn answer_unreadable(&mut self, slot: Slot, granted: Vec<Allocation>) {
         let tracked = &mut self.slots[slot];
         tracked.managed = !granted.is_empty();
         tracked.answer = Answer { granted, refused: Vec::new() };
     }
 
-    /// Forgets that a service that is not ours ever was.
+    /// Forgets a service that this allocator no longer serves.
     pub(crate) fn disown(&mut self, slot: Slot) {
         let tracked = &mut self.slots[slot];
         let turn = tracked.turn();

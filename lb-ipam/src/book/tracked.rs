@@ -37,7 +37,7 @@ pub(crate) struct Tracked {
     pub(crate) answer: Answer,
     /// What its status says, as far as known.
     pub(crate) told: Status,
-    /// Whether its status is ours to write.
+    /// Whether this allocator writes its status.
     pub(crate) managed: bool,
     /// Whether it was, and what it says has to go.
     pub(crate) withdrawn: bool,

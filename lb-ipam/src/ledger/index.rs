@@ -20,7 +20,7 @@ use crate::{
 pub(crate) struct Index {
     taken: [Intervals; 2],
     forgotten: BTreeSet<(Timestamp, IpAddr)>,
-    /// Addresses that can be given out again once they are drained.
+    /// Addresses that can be allocated again once they are drained.
     draining: BTreeSet<(Timestamp, IpAddr)>,
     pools: Vec<[Tally; 2]>,
     namespaces: BTreeMap<(PoolIndex, String), u64>,
@@ -32,11 +32,11 @@ pub(crate) struct Index {
 #[derive(Clone, Debug, Default)]
 struct Tally {
     used: u64,
-    /// Of those used, the ones that could not be given out now.
+    /// Of those used, the ones that could not be allocated now.
     used_but_reserved: u64,
     conflict: u64,
     reserved: u64,
-    /// Addresses that can be given out again, those that were drained first in front.
+    /// Addresses that can be allocated again, those that were drained first in front.
     freed: BTreeSet<(Timestamp, IpAddr)>,
 }
 
@@ -118,8 +118,8 @@ impl Index {
         self.namespaces.get(&(pool, namespace.to_string())).copied().unwrap_or(0)
     }
 
-    /// The address that the pool gives next: the lowest that was not in use as far as is remembered, or else the one
-    /// that was freed longest ago.
+    /// The address that the pool allocates next: the lowest that is not remembered as used, or else the one that was
+    /// released longest ago.
     pub(crate) fn next(&self, catalog: &Catalog, pool: PoolIndex, family: Family, now: Timestamp) -> Option<IpAddr> {
         let fresh = || self.lowest_fresh(catalog, pool, family).map(|number| address(family, number));
         let freed = || {

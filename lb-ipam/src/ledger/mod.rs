@@ -1,4 +1,4 @@
-//! The ledger: who has which address.
+//! The ledger: which service holds which address.
 
 pub(crate) mod index;
 mod memory;
@@ -11,7 +11,7 @@ pub use memory::MemoryLedger;
 
 use crate::Timestamp;
 
-/// What is known of one address. An address that is not in the ledger is free.
+/// The entry of one address. An address that is not in the ledger is free.
 ///
 /// Cheap to clone.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,9 +20,9 @@ pub enum Entry {
     Held(Holders),
     /// Services had it.
     Freed(Arc<Freed>),
-    /// Nobody gets it.
+    /// The address is never allocated, for this reason.
     Reserved(Arc<str>),
-    /// Something else on the network, named here, answers for it; nobody gets it.
+    /// Something else on the network, named here, answers for the address. It is never allocated.
     Conflict(Arc<str>),
 }
 
@@ -77,40 +77,39 @@ impl Holders {
     }
 }
 
-/// An address that was held, and how long that matters.
+/// An address that was held, and how long that has consequences.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Freed {
     /// Who held it last.
     pub last: ServiceName,
-    /// When it was given back.
+    /// When it was released.
     pub at: Timestamp,
-    /// Until then nobody gets it but its last holder.
+    /// Until then only its last holder can get it.
     pub drained: Timestamp,
-    /// From then until this it is given out only on demand, or when its pool is otherwise full.
+    /// From `drained` until this time it is allocated only by name, or when its pool is otherwise full.
     pub rested: Timestamp,
-    /// Until then its last holder gets it back.
+    /// Until then its last holder can get it back.
     pub forgotten: Timestamp,
 }
 
-/// Where entries are kept. One ledger may serve several allocators in several processes: whatever they do at once, no
-/// address ever has two holders that did not agree, because every change names what it replaces.
+/// The store of entries. One ledger may serve several allocators in several processes. No address ever has two holders
+/// that did not agree, because every change names the entry that it replaces.
 ///
-/// What [`get`](Self::get) and [`entries`](Self::entries) show is a view. It changes by this process's own successful
+/// [`get`](Self::get) and [`entries`](Self::entries) show a view. It changes by this process's own successful
 /// writes, by the entry that a [`LedgerError::Changed`] brings, and by nothing else, until the allocator is told to
 /// [`refresh`](crate::Allocator::refresh).
 pub trait Ledger {
     /// The entry of `address`, `None` if it is free.
     fn get(&self, address: IpAddr) -> Option<Entry>;
 
-    /// Everything that is not free, in order of address.
+    /// All entries, in order of address.
     fn entries(&self) -> Box<dyn Iterator<Item = (IpAddr, Entry)> + '_>;
 
     /// Puts `new` in place of `expected`, or does nothing. Returns when the change would survive a crash.
     ///
     /// # Errors
-    /// [`LedgerError::Changed`] if another entry is there; [`LedgerError::Failed`] if it is not known whether the
-    /// change was made, in which case the view shows the old entry. The allocator then asks for the old entry to be put
-    /// in its own place, to find out.
+    /// [`LedgerError::Changed`] if another entry is there; [`LedgerError::Failed`] if the outcome is unknown; the view
+    /// then shows the old entry. To find out, the allocator replaces the old entry by itself.
     fn compare_and_set(
         &mut self,
         address: IpAddr,

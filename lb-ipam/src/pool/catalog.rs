@@ -93,8 +93,8 @@ impl Catalog {
         self.names.get(name).copied()
     }
 
-    /// The pools that may give the service an address of the family, in the order in which it asks them. All others are
-    /// out of service, are not the one that it wants, or do not select it.
+    /// The pools that may allocate an address of the family to the service, in the order in which they are asked. All
+    /// others are out of service, are not the one that it wants, or do not select it.
     pub(crate) fn asked(&self, request: &Request, family: Family) -> Arc<[PoolIndex]> {
         let candidates = self.directories[slot(family)].candidates(request);
         let chosen = |name| self.names.get(name).copied().filter(|index| candidates.binary_search(index).is_ok());
@@ -138,7 +138,7 @@ impl Compiled {
     }
 
     /// Why the pool gives the service nothing new, if it does not.
-    pub(crate) fn gives_nothing(&self, request: &Request) -> Option<PoolRefusal> {
+    pub(crate) fn refusal_for(&self, request: &Request) -> Option<PoolRefusal> {
         let wrong = self.is_wrong();
         if wrong.is_some() {
             return wrong;
@@ -152,7 +152,7 @@ impl Compiled {
         self.pool.disabled.then_some(PoolRefusal::Disabled)
     }
 
-    /// Why the pool gives nobody anything, if it does not.
+    /// Why the pool allocates nothing, if it does not.
     pub(crate) fn out_of_service(&self) -> Option<PoolRefusal> {
         self.is_wrong().or_else(|| self.pool.disabled.then_some(PoolRefusal::Disabled))
     }

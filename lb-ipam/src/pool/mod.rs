@@ -1,4 +1,4 @@
-//! Pools: what there is to give.
+//! Pools: the addresses that can be allocated.
 
 mod block;
 pub(crate) mod catalog;
@@ -47,7 +47,7 @@ impl fmt::Display for PoolName {
     }
 }
 
-/// A pool as its source describes it. It may be wrong: see [`PoolStatus`](crate::PoolStatus) for what becomes of it.
+/// A pool as its source describes it. It may be invalid: see [`PoolStatus`](crate::PoolStatus).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pool {
     /// Identity.
@@ -56,34 +56,34 @@ pub struct Pool {
     pub created: Timestamp,
     /// Its addresses, of both families and in any order. At most [`MAX_BLOCKS`](Self::MAX_BLOCKS).
     pub blocks: Vec<Block>,
-    /// Whether the first and last address of a [`Block::Cidr`] are given out. Networks of one or two addresses always
+    /// Whether the first and last address of a [`Block::Cidr`] are allocated. Networks of one or two addresses always
     /// are. Default: yes. A service that holds such an address when this becomes `false` keeps it.
     pub allow_first_last: bool,
-    /// Which services may have its addresses: those that any of these selects. Default: none of these, which is all of
-    /// them.
+    /// The services that may have its addresses: those that any of these selectors matches. Default: no selector, which
+    /// means all services.
     pub selectors: Vec<Selector>,
-    /// Gives nothing new out; who holds an address keeps it. Its addresses are still its own: a newer pool that
-    /// overlaps it is out of service. Default: no.
+    /// Allocates no new addresses; holders keep theirs. The addresses are still its own, so a newer pool that overlaps
+    /// it is out of service. Default: no.
     pub disabled: bool,
-    /// What its source found wrong with it, if it was refused there: it is out of service, who holds an address of its
-    /// blocks keeps it, whoever the selectors select, and other pools may overlap it. If it has no blocks, it is not
-    /// known which addresses it has. Default: nothing.
+    /// Why its source refused it, if it did. The pool is then out of service and other pools may overlap it. Holders of
+    /// its addresses keep them, whatever the selectors match. Without blocks, nobody knows which addresses it has.
+    /// Default: not refused.
     pub refused: Option<String>,
     /// Whether services that ask for no particular address get one from here. Default: yes.
     pub auto_assign: bool,
     /// Pools with a lower number are asked first, and those without one last. Of two with the same number one that
     /// selects comes before one that is for everybody, then the older one, and then the name decides. Default: none.
     pub priority: Option<u32>,
-    /// How long an address that was given back is left alone, unless the pool is otherwise full. Default:
+    /// How long a released address is quarantined, unless the pool is otherwise full. Default:
     /// [`DEFAULT_QUARANTINE`](Self::DEFAULT_QUARANTINE).
     pub quarantine: Duration,
-    /// How long nobody at all gets an address that a living service had to leave, before its quarantine begins.
+    /// How long an address that a living service had to leave is allocated to nobody, before its quarantine begins.
     /// Default: no time.
     pub drain: Duration,
     /// How many addresses the services of one namespace may hold together; an address that several of them share
     /// counts once. Lowering it takes nothing away. Default: any number.
     pub namespace_quota: Option<u64>,
-    /// Addresses that nobody gets; a service that holds one moves. Default: none.
+    /// Addresses that are never allocated; a service that holds one moves. Default: none.
     pub avoid: Vec<Block>,
     /// Also avoids IPv4 addresses that end in .0 or .255, which some clients take for broadcasts. Default: no.
     pub avoid_zero_and_255: bool,
@@ -92,10 +92,10 @@ pub struct Pool {
 impl Pool {
     /// Most blocks of a pool, and most entries of its list of avoided ones.
     pub const MAX_BLOCKS: usize = 4096;
-    /// In how many pools an address is looked up that lies in more: the one in service, and then in the order in which
-    /// they are asked. Only who holds an address of a pool that overlaps so many others can notice.
+    /// Most overlapping pools in which an address is looked up: the one in service first, then in the order in which
+    /// pools are asked. Only the holder of an address in that many pools can notice the limit.
     pub const MAX_OVERLAPPING: usize = 16;
-    /// How long an address rests by default: longer than caches of neighbours, most DNS records and most connections.
+    /// Default quarantine: longer than neighbour caches, most DNS records and most connections.
     pub const DEFAULT_QUARANTINE: Duration = Duration::from_secs(300);
 
     /// A pool of `blocks`, each as [`Block::parse`] reads it, everything else at its default.

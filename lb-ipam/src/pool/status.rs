@@ -1,4 +1,4 @@
-//! What there is to say about pools.
+//! The status of pools.
 
 use alloc::{string::String, vec::Vec};
 use core::fmt;
@@ -7,42 +7,42 @@ use ipnet::IpNet;
 
 use crate::{AddressRange, Block, BlockProblem, Pool, PoolName, SelectorProblem};
 
-/// How a pool is doing.
+/// The status of a pool.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PoolStatus {
-    /// Which pool.
+    /// Name of the pool.
     pub name: PoolName,
-    /// Why it is out of service, if it is: who holds an address keeps it, nobody gets a new one.
+    /// Why the pool is out of service, if it is. Holders keep their addresses, and no new ones are allocated.
     pub problem: Option<PoolProblem>,
-    /// What may be other than meant.
+    /// Settings that may not have the intended effect.
     pub warnings: Vec<PoolWarning>,
-    /// How many addresses of both families are what.
+    /// Counts of the addresses of both families.
     pub counts: Counts,
-    /// How many IPv4 addresses are what: they may be used up in a pool that has any number of IPv6 addresses left.
+    /// Counts of the IPv4 addresses. They may be used up in a pool that has any number of IPv6 addresses left.
     pub ipv4: Counts,
-    /// How many IPv6 addresses are what.
+    /// Counts of the IPv6 addresses.
     pub ipv6: Counts,
 }
 
-/// How many addresses of a pool are what.
+/// Counts of the addresses of a pool by state.
 ///
-/// `total = used + free + quarantined + draining + conflict`, and `reserved` is beside that. 128 bits hold every pool
-/// but those of all IPv6 addresses, which are said to have one less than they do.
+/// `total = used + free + quarantined + draining + conflict`, and `reserved` is not part of the total. A pool of all
+/// IPv6 addresses is counted one too low, because 128 bits cannot hold its size.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Addresses that services can have, those that have one included.
+    /// Addresses that services can hold, including those that they hold.
     pub total: u128,
     /// Held by services; a shared address counts once.
     pub used: u128,
-    /// To be had at once.
+    /// Allocatable at once.
     pub free: u128,
-    /// Given back a short time ago; to be had when the pool is otherwise full.
+    /// Released a short time ago; allocatable when the pool is otherwise full.
     pub quarantined: u128,
-    /// Left by a living service a short time ago; not to be had.
+    /// Left by a living service a short time ago; not allocatable.
     pub draining: u128,
-    /// Something else on the network answers for them; not to be had.
+    /// Something else on the network answers for them; not allocatable.
     pub conflict: u128,
-    /// Addresses of the blocks that nobody gets.
+    /// Addresses of the blocks that are never allocated.
     pub reserved: u128,
 }
 
@@ -69,7 +69,7 @@ impl Counts {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PoolProblem {
-    /// Blocks are wrong.
+    /// Some blocks are invalid.
     #[error("{}", BlockList(wrong, *more))]
     Blocks {
         /// The first of them, at least one and at most [`MAX_NAMED`](Self::MAX_NAMED), and what is wrong with each.
@@ -142,7 +142,7 @@ impl fmt::Display for Conflict {
     }
 }
 
-/// What may be other than meant.
+/// A setting that may not have the intended effect.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PoolWarning {

@@ -1,4 +1,4 @@
-//! Which addresses of a pool can be given out.
+//! The allocatable addresses of a pool.
 
 use alloc::{string::ToString, vec::Vec};
 use core::net::IpAddr;
@@ -15,7 +15,7 @@ use crate::{
 pub(crate) struct Usable {
     /// Everything that the blocks contain.
     pub(crate) blocks: [RangeSet; 2],
-    /// What can be given out, but for the addresses that end in .0 or .255 where those are avoided.
+    /// The allocatable addresses, including those that end in .0 or .255 where the pool avoids them.
     pub(crate) open: [RangeSet; 2],
     edges: [RangeSet; 2],
     avoided: [RangeSet; 2],
@@ -36,7 +36,7 @@ impl Usable {
         Self { blocks, open, edges, avoided, avoid_zero_and_255: pool.avoid_zero_and_255 }
     }
 
-    /// Whether the address can be given out.
+    /// Whether the address can be allocated.
     pub(crate) fn is_open(&self, address: IpAddr) -> bool {
         let (family, number) = (Family::of(address), number(address));
         self.open[slot(family)].contains(number) && !self.skips(family, number)
@@ -53,7 +53,7 @@ impl Usable {
         self.avoided[slot(family)].contains(number) || self.skips(family, number)
     }
 
-    /// Why an address of the pool that cannot be given out cannot.
+    /// Why an address of the pool cannot be allocated, if it cannot.
     pub(crate) fn reserved_by(&self, address: IpAddr, pool: &Pool, settings: &Settings) -> Option<ReservedBy> {
         if let Some(reservation) = settings.reserved.iter().find(|reservation| reservation.range.contains(address)) {
             return Some(ReservedBy::Named { why: reservation.why.clone() });
@@ -72,7 +72,7 @@ impl Usable {
         Some(ReservedBy::FirstOrLast { pool: pool.name.clone(), block: block.to_string() })
     }
 
-    /// How many addresses of the family can be given out, and how many the blocks contain.
+    /// How many addresses of the family can be allocated, and how many the blocks contain.
     pub(crate) fn sizes(&self, family: Family) -> (u128, u128) {
         let (open, all) = (&self.open[slot(family)], &self.blocks[slot(family)]);
         let skips = self.avoid_zero_and_255 && family == Family::V4;

@@ -2,13 +2,13 @@
 
 use crate::range::intervals::Intervals;
 
-/// The numbers from `first` to `last`. Those before `dynamic` are given out unasked only when all others are taken.
+/// The numbers from `first` to `last`. Those before `dynamic` are allocated unasked only when all others are taken.
 #[derive(Clone, Debug)]
 pub(crate) struct Bands {
     pub(crate) first: u128,
     pub(crate) dynamic: u128,
     pub(crate) last: u128,
-    /// Where the search starts: behind the number that was given last, so that one that was given back rests.
+    /// Where the search starts: behind the number that was given last, so that one that was released rests.
     cursor: u128,
 }
 
@@ -32,8 +32,8 @@ impl Bands {
         behind.or_else(wrapped).or_else(kept)
     }
 
-    /// Notes that `number` was given out unasked.
-    pub(crate) fn gave(&mut self, number: u128) {
+    /// Notes that `number` was allocated unasked.
+    pub(crate) fn note_allocated(&mut self, number: u128) {
         if number >= self.dynamic {
             self.cursor = number.checked_add(1).filter(|next| *next <= self.last).unwrap_or(self.dynamic);
         }

@@ -64,7 +64,7 @@ pub(crate) struct FamiliesWanted {
     pub(crate) disabled: FamilyList,
 }
 
-/// The families that a service gets addresses of, and those that it must be told it cannot have.
+/// The families that a service gets addresses of, and those whose refusal its status reports.
 ///
 /// One family is taken as it is listed, enabled or not: that it has no pool says more than that it is disabled. Of
 /// preferred families a disabled one is left out in silence as long as another is left. A required one never is.

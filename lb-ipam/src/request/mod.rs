@@ -1,4 +1,4 @@
-//! Requests: what a service wants.
+//! Requests of services for addresses.
 
 pub(crate) mod families;
 mod sharing;
@@ -17,16 +17,16 @@ pub use sharing::{SharingRule, may_share};
 
 use crate::{PoolName, Status, Timestamp};
 
-/// What a service asks for, as its source says it.
+/// The request of a service, as its source describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
     /// Identity.
     pub service: ServiceName,
-    /// When it was made: among those that wait, the oldest is served first.
+    /// When the service was created: of services that wait, the oldest is served first.
     pub created: Timestamp,
     /// Labels, for the pools' selectors.
     pub labels: BTreeMap<String, String>,
-    /// Whether its type is LoadBalancer. Default: yes. One that no longer is gives everything back.
+    /// Whether its type is LoadBalancer. Default: yes. A service that no longer is one releases its addresses.
     pub load_balancer: bool,
     /// Load-balancer class; see [`Settings::classes`](crate::Settings::classes). Default: none.
     pub class: Option<String>,
@@ -34,7 +34,7 @@ pub struct Request {
     pub family_policy: FamilyPolicy,
     /// Families it lists, the main one first. Default: none listed.
     pub families: Vec<Family>,
-    /// The very addresses it wants, at most [`MAX_ADDRESSES`](Self::MAX_ADDRESSES). Default: none, any will do.
+    /// Addresses that it asks for by name, at most [`MAX_ADDRESSES`](Self::MAX_ADDRESSES). Default: none, any will do.
     pub addresses: Vec<RequestedAddress>,
     /// Which pool it wants. Default: any.
     pub pool: PoolChoice,
@@ -46,7 +46,7 @@ pub struct Request {
     pub external_traffic_policy: TrafficPolicy,
     /// Labels of its pods; services with policy Local on one address must agree.
     pub pod_selector: BTreeMap<String, String>,
-    /// What its status says now. Read back at a restart, so that nothing moves and nothing is written.
+    /// Its present status. It is imported at a restart, so that nothing moves and nothing is written.
     pub published: Status,
 }
 
@@ -80,7 +80,7 @@ impl Request {
         self.addresses.is_empty() || self.wanted().any(|wanted| *wanted == RequestedAddress::Address(address))
     }
 
-    /// Whether it asks for an address of the family by name, or for something that cannot be told.
+    /// Whether it asks for an address of the family by name, or for something unreadable.
     pub(crate) fn names_any(&self, family: Family) -> bool {
         self.addresses.len() > Self::MAX_ADDRESSES
             || self.addresses.iter().any(|wanted| match wanted {

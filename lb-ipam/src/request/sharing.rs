@@ -35,7 +35,7 @@ pub enum SharingRule {
     /// So many share it already: [`Allocator::MAX_SHARERS`](crate::Allocator::MAX_SHARERS).
     #[error("as many services share it as may; ask for another address")]
     TooMany,
-    /// Another process gave it to a service that is not known here yet.
+    /// Another process allocated it to a service that is not known here yet.
     #[error("it is not known here yet; wait until it is, or ask for another address")]
     Unknown,
     /// It is [kept](crate::Edit::KeepService) because it cannot be read, so it is not known what it shares.

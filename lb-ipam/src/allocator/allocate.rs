@@ -16,14 +16,14 @@ type Grant = Result<(), Cause>;
 impl<L: Ledger> Allocator<L> {
     /// Gives the service any address of the family: one that it may share; else the one that it had before; else the
     /// next one of the first pool that has any. `front` is asked before the others.
-    pub(super) fn give_any(
+    pub(super) fn allocate_any(
         &mut self,
         slot: Slot,
         request: &Request,
         family: Family,
         front: Option<PoolIndex>,
     ) -> Result<Grant, LedgerError> {
-        if self.join_group(slot, request, family)? || self.get_back(slot, request, family)? {
+        if self.join_group(slot, request, family)? || self.take_back_left(slot, request, family)? {
             return Ok(Ok(()));
         }
         let asked = self.catalog.asked(request, family);
@@ -50,7 +50,7 @@ impl<L: Ledger> Allocator<L> {
                 }
             }
         }
-        Ok(Err(self.none_gives(request, family, refusing)))
+        Ok(Err(self.all_refuse(request, family, refusing)))
     }
 
     /// The first pool that has an address of every family that the service lacks.
@@ -63,16 +63,16 @@ impl<L: Ledger> Allocator<L> {
         self.catalog.asked(request, families.first()?).iter().copied().find(gives_all)
     }
 
-    /// The address that the pool would give the service next.
+    /// The address that the pool would allocate to the service next.
     fn offer(&self, index: PoolIndex, request: &Request, family: Family) -> Result<IpAddr, PoolRefusal> {
         self.check_unasked(index, request)?;
         self.index.next(&self.catalog, index, family, self.now).ok_or(PoolRefusal::Full)
     }
 
-    /// Whether the pool gives the service addresses that it does not ask for by name.
+    /// Whether the pool allocates addresses to the service that it does not ask for by name.
     pub(super) fn check_unasked(&self, index: PoolIndex, request: &Request) -> Result<(), PoolRefusal> {
         let compiled = &self.catalog.pools[index];
-        if let Some(why) = compiled.gives_nothing(request) {
+        if let Some(why) = compiled.refusal_for(request) {
             return Err(why);
         }
         let asked_for = match &request.pool {
@@ -126,7 +126,7 @@ impl<L: Ledger> Allocator<L> {
     }
 
     /// Gives the service an address back that it was the last to have.
-    fn get_back(&mut self, slot: Slot, request: &Request, family: Family) -> Result<bool, LedgerError> {
+    fn take_back_left(&mut self, slot: Slot, request: &Request, family: Family) -> Result<bool, LedgerError> {
         for address in self.book.get(slot).left.clone().into_iter().filter(|address| Family::of(*address) == family) {
             let Some(&index) = self.catalog.containing(address).first() else { continue };
             let fits = self.check_unasked(index, request).is_ok() && self.catalog.pools[index].usable.is_open(address);
@@ -143,7 +143,12 @@ impl<L: Ledger> Allocator<L> {
     }
 
     /// Gives the service this address.
-    pub(super) fn give_named(&mut self, slot: Slot, request: &Request, address: IpAddr) -> Result<Grant, LedgerError> {
+    pub(super) fn allocate_named(
+        &mut self,
+        slot: Slot,
+        request: &Request,
+        address: IpAddr,
+    ) -> Result<Grant, LedgerError> {
         if let Err(cause) = self.check_pool(request, address).and_then(|()| self.check_entry(slot, request, address)) {
             return Ok(Err(cause));
         }
@@ -157,7 +162,7 @@ impl<L: Ledger> Allocator<L> {
         }
     }
 
-    /// Whether the pool of the address would give it to the service if it were free.
+    /// Whether the pool of the address would allocate it to the service if it were free.
     fn check_pool(&self, request: &Request, address: IpAddr) -> Result<(), Cause> {
         let family = Family::of(address);
         if !self.settings.enables(family) && !self.wants_family(request, family) {
@@ -170,7 +175,7 @@ impl<L: Ledger> Allocator<L> {
         let index = *self.catalog.containing(address).first().ok_or(Cause::InNoPool)?;
         let compiled = &self.catalog.pools[index];
         let not_from = |why| Cause::NotFromPool { pool: compiled.pool.name.clone(), why };
-        if let Some(why) = compiled.gives_nothing(request) {
+        if let Some(why) = compiled.refusal_for(request) {
             return Err(not_from(why));
         }
         if let Some(reserved) = compiled.usable.reserved_by(address, &compiled.pool, &self.settings) {
