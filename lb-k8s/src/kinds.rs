@@ -1,4 +1,4 @@
-//! Kinds of objects: what a kind has to say so that its objects are read. Each kind says it beside its reader.
+//! Kinds of objects: the contract of a kind whose objects are read. Each kind implements it beside its reader.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::de::DeserializeOwned;
@@ -44,10 +44,10 @@ pub(crate) trait Kind: DeserializeOwned {
     }
 }
 
-/// What reading an object comes to.
+/// The result of reading an object.
 pub(crate) struct Reading {
     pub(crate) body: Body,
-    /// What is wrong with it although it has a body.
+    /// The error of an object that has a body nevertheless.
     pub(crate) invalid: Option<Invalid>,
     pub(crate) notes: Notes,
 }
@@ -58,7 +58,7 @@ impl Reading {
     }
 }
 
-/// What of an object is not carried out although each field for itself could be.
+/// Parts of an object that are not carried out although each field for itself could be.
 #[derive(Debug, Default)]
 pub(crate) struct Notes {
     pub(crate) always: Vec<Unsupported>,

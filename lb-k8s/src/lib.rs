@@ -1,10 +1,10 @@
-//! Kubernetes manifests to changes of the model of [`lb_core`], and back.
+//! Turns Kubernetes manifests into changes of the model of [`lb_core`], and back.
 //!
-//! [`Snapshot`] is what some files say at one moment: `Service` and `EndpointSlice` objects as the model knows them,
-//! and for whoever plays a cluster also `Namespace`, `Deployment`, `StatefulSet` and `Pod`. [`Manifests`] holds the
-//! last good state and says what changes when a newer snapshot arrives. [`lab`] is a small controller of endpoints,
-//! [`mod@write`] the way back into manifests. Pools of addresses, and what services ask of them, come out for an
-//! allocator.
+//! [`Snapshot`] is the content of some files at one moment: `Service` and `EndpointSlice` objects as the model knows
+//! them. For an embedder that plays a cluster there are also `Namespace`, `Deployment`, `StatefulSet` and `Pod`.
+//! [`Manifests`] holds the last good state and computes the changes when a newer snapshot arrives. [`lab`] is a small
+//! controller of endpoints, and [`mod@write`] writes manifests. Pools of addresses, and the requests of services for
+//! them, are for an allocator.
 //!
 //! ```
 //! use lb_core::{Change, SourceName};
@@ -30,10 +30,10 @@
 //!
 //! # What it refuses to do
 //!
-//! It guesses nothing and allocates nothing: an address or node port that is not in the manifest does not exist, unless
-//! whoever embeds it [grants](Manifests::grant) addresses of [pools](#pools). It ignores nothing in silence: what it
-//! does not carry out is in the [`Report`] by file, document and field. It talks to no API server, watches no
-//! directory, knows nothing of nodes, and starts no pod.
+//! This crate guesses nothing and allocates nothing. An address or node port that is not in the manifest does not
+//! exist, unless the embedder [grants](Manifests::grant) addresses of [pools](#pools). It ignores nothing silently: the
+//! [`Report`] lists every field that is not carried out by file, document and field. It talks to no API server, watches
+//! no directory, knows nothing about nodes, and starts no pod.
 //!
 //! # What is taken over
 //!
@@ -52,10 +52,10 @@
 //!
 //! # Pools
 //!
-//! [`Batch::edits`] is what an [`Allocator`](lb_ipam::Allocator) takes in; what it answers goes into
-//! [`Manifests::grant`], so that services have their addresses, and into [`write::service_status`] and
-//! [`write::pool_status`]. Say [`Manifests::allocating`], or pools and what asks for addresses are reported as not
-//! carried out. [`Manifests::preview`] says what a file would bring, for [`Allocator::plan`](lb_ipam::Allocator::plan).
+//! [`Batch::edits`] are for an [`Allocator`](lb_ipam::Allocator). Its answers go to [`Manifests::grant`], so that
+//! services have their addresses, and to [`write::service_status`] and [`write::pool_status`]. Without
+//! [`Manifests::allocating`], pools and requests for addresses are reported as not carried out. [`Manifests::preview`]
+//! computes the edits that a file would cause, for [`Allocator::plan`](lb_ipam::Allocator::plan).
 //!
 //! ```
 //! use lb_core::SourceName;
@@ -86,25 +86,25 @@
 //!
 //! # Watching
 //!
-//! [`Manifests::reload`] reads files and directories and opens only what has changed since the last time;
-//! [`Manifests::reload_files`] looks at nothing but the files it is told of, so that it costs the same among ten files
-//! and among ten thousand. What calls them when is the caller's part. The example `scale` measures both.
+//! [`Manifests::reload`] reads files and directories and opens only files that have changed since the last time.
+//! [`Manifests::reload_files`] examines only the files that it is passed, so that it costs the same among ten files and
+//! among ten thousand. The caller decides when to call them. The example `scale` measures both.
 //!
 //! # Hostile files
 //!
 //! Files of a directory are opened below it (`openat2`, `RESOLVE_BENEATH`): symbolic links are followed as far as they
 //! stay inside, as those of a volume of the kubelet do. Only regular files are opened at all, and hard links only where
-//! nobody but their owner can have put them. What a file may be made of is in [`limits`]; the test `hostile` measures
-//! what it costs to refuse more.
+//! nobody but their owner can have put them. The [`limits`] bound the content of a file; the test `hostile` measures
+//! the cost of refusing more.
 //!
 //! # Errors
 //!
 //! A snapshot that cannot be read or parsed, or exceeds a limit, is rejected as a whole ([`SnapshotError`]), and the
 //! last good one stays. An object that is invalid in itself, by a value or by the type of a field, is refused alone
-//! ([`Refusal`]) and stays as it last was. No service loses an address over it: a pool that never was good comes
-//! disabled, and a service that never was [keeps](lb_ipam::Edit::KeepService) what it has. Only an object whose name
-//! has a wrong type rejects the snapshot, since nobody knows what is to stay. Conflicts between objects of different
-//! sources are the model's to find, and those between pools the allocator's.
+//! ([`Refusal`]) and stays as it last was. No service loses an address over it: a pool that never was good is disabled,
+//! and a service that never was good [keeps](lb_ipam::Edit::KeepService) its addresses. Only an object whose name has a
+//! wrong type rejects the snapshot, since nobody knows which object has to stay. The model finds conflicts between
+//! objects of different sources, and the allocator finds those between pools.
 #![forbid(unsafe_code)]
 
 pub mod annotations;

@@ -1,4 +1,4 @@
-//! What a snapshot says about itself besides its objects.
+//! Findings about a snapshot.
 
 use std::{fmt, sync::Arc};
 
@@ -57,7 +57,7 @@ impl fmt::Display for ObjectRef {
     }
 }
 
-/// Something that the user should know about an object.
+/// A fact about an object that its author should know.
 ///
 /// Displays as ``web.yaml:14:9: document 2, Service default/web, field `spec.ports[0].port`: …``.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,7 +68,7 @@ pub struct Finding {
     pub field: String,
     /// Where the field stands, if that is known.
     pub position: Option<Position>,
-    /// What there is to know.
+    /// The fact.
     pub message: String,
 }
 
@@ -96,19 +96,18 @@ impl fmt::Display for Finding {
 pub struct Refusal {
     /// The object and the reason.
     pub finding: Arc<Finding>,
-    /// What is in force instead.
+    /// The state that is in force instead.
     pub instead: Instead,
 }
 
-/// What is in force instead of an object that was refused.
+/// The state that is in force instead of an object that was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Instead {
     /// Its last good state.
     LastGood,
-    /// Nothing: it never had one. An allocator is told to [leave a service what it has](lb_ipam::Edit::KeepService).
+    /// Nothing: it never had one. An allocator [leaves a service its addresses](lb_ipam::Edit::KeepService).
     Nothing,
-    /// A pool that gives nothing out, so that no service loses an address over a mistake: it never had a last good
-    /// state.
+    /// A disabled pool, so that no service loses an address over a mistake: the pool never had a last good state.
     Disabled,
 }
 
@@ -117,18 +116,18 @@ impl fmt::Display for Refusal {
         let rest = match self.instead {
             Instead::LastGood => "its last good state stays",
             Instead::Nothing => "it is left out",
-            Instead::Disabled => "it gives nothing out until that is corrected",
+            Instead::Disabled => "it allocates nothing until that is corrected",
         };
         write!(f, "{}; {rest}", self.finding)
     }
 }
 
-/// What was not taken over, and why.
+/// Everything that was not taken over, and why.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
     /// Why the newest snapshot was rejected as a whole; the rest of the report is about the last good one.
     pub rejected: Option<Arc<SnapshotError>>,
-    /// Objects that are none of our business: unknown kinds, and objects that another proxy serves.
+    /// Objects that are not for this proxy: unknown kinds, and objects that another proxy serves.
     pub skipped: Vec<Arc<Finding>>,
     /// Fields that are set, would change traffic, and are not carried out. Where nobody
     /// [allocates](crate::Manifests::allocating) addresses, pools and what asks for addresses are among them.

@@ -1,4 +1,4 @@
-//! An `EndpointSlice` of Kubernetes to an [`EndpointSlice`] of the model.
+//! Reads an `EndpointSlice` of Kubernetes into an [`EndpointSlice`] of the model.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -106,7 +106,7 @@ fn ports(object: &Object, notes: &mut Vec<Unsupported>) -> Result<Vec<SlicePort>
             continue;
         };
         if !seen.insert((port.name.clone(), port.protocol)) {
-            let message = format!("{} stands twice for {}", quoted(&port.name), port.protocol);
+            let message = format!("{} appears twice for {}", quoted(&port.name), port.protocol);
             return Err(Invalid::new(format!("ports[{index}].name"), message));
         }
         ports.push(port);
@@ -140,7 +140,7 @@ fn endpoints(
         let endpoint = endpoint(object, index, family, weight)?;
         let field = || format!("endpoints[{index}].addresses");
         if !seen.insert(endpoint.ip) {
-            return Err(Invalid::new(field(), format!("{} stands twice", endpoint.ip)));
+            return Err(Invalid::new(field(), format!("{} appears twice", endpoint.ip)));
         }
         if object.addresses.len() > 1 {
             notes.push(Unsupported { field: field(), message: "only the first address is used".into() });

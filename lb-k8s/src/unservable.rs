@@ -1,9 +1,10 @@
-//! Addresses that a pool may contain and no service can have.
+//! Addresses that a pool may contain but no service can have.
 
 use lb_ipam::{AddressRange, Reservation};
 
-/// What an [`Allocator`](lb_ipam::Allocator) must keep back, because a manifest with such an address of a service is
-/// refused: unspecified, loopback, link-local, multicast and broadcast addresses, and IPv4 addresses written as IPv6.
+/// Addresses that an [`Allocator`](lb_ipam::Allocator) must reserve, because a manifest with such an address of a
+/// service is refused: unspecified, loopback, link-local, multicast and broadcast addresses, and IPv4 addresses written
+/// as IPv6.
 ///
 /// ```
 /// use lb_ipam::Settings;

@@ -1,4 +1,4 @@
-//! Pods and what multiplies them: what the lab plays.
+//! Pods and the objects that multiply them, for the lab.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -224,7 +224,7 @@ fn container_ports(spec: &PodSpec, prefix: &str) -> Result<Vec<ContainerPort>, I
             let field = |name: &str| format!("{prefix}spec.containers[{container}].ports[{index}].{name}");
             let port = container_port(object, field)?;
             if !port.name.is_empty() && !names.insert(port.name.clone()) {
-                return Err(Invalid::new(field("name"), format!("{} stands twice", quoted(&port.name))));
+                return Err(Invalid::new(field("name"), format!("{} appears twice", quoted(&port.name))));
             }
             ports.push(port);
         }

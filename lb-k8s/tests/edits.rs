@@ -93,7 +93,7 @@ fn a_refused_pool_that_never_was_good_gives_nothing_out() {
     let batch = update(&mut manifests, &[pool("a", "10.0.0.9-10.0.0.1")]);
     assert_eq!(told(&batch), ["+a 10.0.0.9-10.0.0.1 off"]);
     assert_eq!(batch.report.refused[0].instead, Instead::Disabled);
-    assert!(batch.report.refused[0].to_string().ends_with("; it gives nothing out until that is corrected"));
+    assert!(batch.report.refused[0].to_string().ends_with("; it allocates nothing until that is corrected"));
     let batch = update(&mut manifests, &[pool("a", "10.0.0.9-garbage")]);
     assert_eq!(told(&batch), ["+a 10.0.0.9-garbage off"], "there is nothing good to keep");
     assert_eq!(told(&update(&mut manifests, &[pool("a", "10.0.0.0/24")])), ["+a 10.0.0.0/24"]);

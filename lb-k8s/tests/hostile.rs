@@ -166,7 +166,7 @@ const BOMBS: [Bomb; 27] = [
     Bomb {
         name: "a_pool_of_wrong_types",
         lay: |d| json(d, &format!(r#"{POOL}"labels":[]}},"spec":{{"blocks":[{}7]}}}}"#, "\"x\",".repeat(700_000))),
-        says: "expected a map; it gives nothing out",
+        says: "expected a map; it allocates nothing",
         memory: 256,
     },
     Bomb {
@@ -177,7 +177,7 @@ const BOMBS: [Bomb; 27] = [
                 &format!(r#"{POOL}"labels":{{{}}}}}}}"#, (0..200_000).map(|n| format!("a{n}: y,")).collect::<String>()),
             )
         },
-        says: "expected a string; it gives nothing out",
+        says: "expected a string; it allocates nothing",
         memory: 512,
     },
     Bomb { name: "a_hard_link_in_a_shared_directory", lay: hard_link, says: "2 names (hard links)", memory: 1 },

@@ -191,7 +191,7 @@ fn invalid_workloads_are_refused_with_the_field() {
         ),
         (
             deployment("a", "replicas: 1", "{containerPort: 1, name: x}, {containerPort: 2, name: x}"),
-            "spec.template.spec.containers[0].ports[1].name: \"x\" stands twice".into(),
+            "spec.template.spec.containers[0].ports[1].name: \"x\" appears twice".into(),
         ),
         (
             deployment("a", "replicas: 1", "{containerPort: 1, name: '1'}"),

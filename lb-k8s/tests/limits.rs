@@ -267,8 +267,8 @@ fn namespaces_that_pools_select_among() {
     check(
         &text(namespaces, limits::MAX_SELECTORS),
         &text(namespaces + 1, limits::MAX_SELECTORS),
-        "it and the pools before it take more than 1000000 comparisons with namespaces: name these instead; it gives nothing \
-         out until that is corrected",
+        "it and the pools before it take more than 1000000 comparisons with namespaces: name these instead; it allocates nothing \
+         until that is corrected",
     );
     let snapshot = Snapshot::parse("x.json", &text(namespaces + 1, limits::MAX_SELECTORS)).unwrap();
     assert!(snapshot.pools().all(|pool| pool.disabled));

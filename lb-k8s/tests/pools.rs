@@ -436,7 +436,7 @@ fn wrong_pools_of_metallb_and_ours_are_refused_by_field() {
         (
             OURS,
             ours("serviceSelector: {}, serviceSelectors: [{}]"),
-            "spec.serviceSelectors: `spec.serviceSelector` stands beside it: keep one of them",
+            "spec.serviceSelectors: `spec.serviceSelector` is set as well: keep one of them",
         ),
         (
             OURS,
@@ -476,7 +476,7 @@ fn what_may_be_other_than_meant_is_reported() {
         (
             CILIUM,
             "{blocks: [{cidr: 10.0.0.0/24, start: 10.0.0.5}]}",
-            "spec.blocks[0].start: `cidr` stands beside it and counts alone",
+            "spec.blocks[0].start: `cidr` is set as well and takes precedence",
         ),
         (CILIUM, "{blocks: [{cidr: 10.0.0.0/24}], priority: 1}", "spec.priority: there is no such field"),
         (CILIUM, "{blocks: [{cidr: 10.0.0.0/24, size: 1}]}", "spec.blocks[0].size: there is no such field"),
@@ -509,7 +509,7 @@ fn a_pool_of_a_name_is_one_whatever_its_kind() {
     assert_eq!(
         refused,
         [
-            "pool.yaml:6:1: document 2, IPAddressPool metallb-system/a: it stands already in pool.yaml: document 1; it is left \
+            "pool.yaml:6:1: document 2, IPAddressPool metallb-system/a: it is already defined in pool.yaml: document 1; it is left \
           out"
         ]
     );
@@ -527,7 +527,7 @@ fn files_repeat_a_pool_under_its_own_kind() {
     let snapshot = Snapshot::read(&[directory.path()]).unwrap();
     let refused = &snapshot.report().refused[0].finding;
     assert_eq!(refused.object.api_version, "cilium.io/v2alpha1");
-    assert!(refused.to_string().contains("CiliumLoadBalancerIPPool a: it stands already in "), "{refused}");
+    assert!(refused.to_string().contains("CiliumLoadBalancerIPPool a: it is already defined in "), "{refused}");
 }
 
 #[test]

@@ -140,7 +140,7 @@ fn the_first_of_two_files_counts() {
     assert_eq!(
         batch.report.refused[0].to_string(),
         format!(
-            "{}: document 1, Service default/web: it stands already in {}: document 1; it is left out",
+            "{}: document 1, Service default/web: it is already defined in {}: document 1; it is left out",
             directory.path("b.yaml").display(),
             directory.path("a.yaml").display()
         )

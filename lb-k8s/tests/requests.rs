@@ -172,7 +172,8 @@ fn the_first_of_several_annotations_counts_and_the_others_are_reported() {
         let (request, found) = parse(&text(annotations, spec));
         (request.unwrap(), found)
     };
-    let says = |key: &str, first: &str| format!("metadata.annotations[{key}]: {first} says something else and counts");
+    let says =
+        |key: &str, first: &str| format!("metadata.annotations[{key}]: {first} has another value and takes precedence");
     let all = [
         annotations::IPS,
         annotations::CILIUM_IPS,
@@ -205,7 +206,8 @@ fn the_first_of_several_annotations_counts_and_the_others_are_reported() {
         found,
         [
             says("metallb.universe.tf/address-pool", "metallb.io/address-pool"),
-            "metadata.annotations[lb/preferred-pool]: metallb.io/address-pool admits one pool and counts".into(),
+            "metadata.annotations[lb/preferred-pool]: metallb.io/address-pool admits one pool and takes precedence"
+                .into(),
         ]
     );
 
@@ -232,7 +234,7 @@ fn the_older_field_for_an_address_comes_first() {
     }
     let (request, found) = parse(&text("metallb.io/loadBalancerIPs: 10.0.0.5", "loadBalancerIP: 10.0.0.4"));
     assert_eq!(request.unwrap().addresses, wanted(&["10.0.0.5"]));
-    assert_eq!(found, ["spec.loadBalancerIP: metallb.io/loadBalancerIPs names other addresses and counts"]);
+    assert_eq!(found, ["spec.loadBalancerIP: metallb.io/loadBalancerIPs names other addresses and takes precedence"]);
 }
 
 #[test]

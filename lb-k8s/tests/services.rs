@@ -240,9 +240,9 @@ fn invalid_services_are_refused_with_the_field() {
             ports("{port: 80, protocol: tcp}"),
             "spec.ports[0].protocol: \"tcp\" is not a protocol, expected TCP, UDP or SCTP",
         ),
-        (ports("{name: a, port: 80}, {name: a, port: 81}"), "spec.ports[1].name: \"a\" stands twice"),
+        (ports("{name: a, port: 80}, {name: a, port: 81}"), "spec.ports[1].name: \"a\" appears twice"),
         (ports("{name: a, port: 80}, {port: 81}"), "spec.ports[1].name: a port of several needs a name"),
-        (ports("{name: a, port: 80}, {name: b, port: 80}"), "spec.ports[1].port: 80/tcp stands twice"),
+        (ports("{name: a, port: 80}, {name: b, port: 80}"), "spec.ports[1].port: 80/tcp appears twice"),
         (
             ports("{port: 80, nodePort: 30080}"),
             "spec.ports[0].nodePort: a node port needs type NodePort or LoadBalancer",
@@ -256,7 +256,7 @@ fn invalid_services_are_refused_with_the_field() {
                 "type: NodePort, {}",
                 ports("{name: a, port: 80, nodePort: 30000}, {name: b, port: 81, nodePort: 30000}")
             ),
-            "spec.ports[1].nodePort: 30000/tcp stands twice",
+            "spec.ports[1].nodePort: 30000/tcp appears twice",
         ),
         (format!("clusterIP: 10.96.0.300, {PORTS}"), "spec.clusterIP: \"10.96.0.300\" is not an IP address"),
         (
@@ -275,7 +275,7 @@ fn invalid_services_are_refused_with_the_field() {
             format!("clusterIP: 10.96.0.1, clusterIPs: [None], {PORTS}"),
             "spec.clusterIPs: `None` and addresses exclude each other",
         ),
-        (more("externalIPs: [192.0.2.1, 192.0.2.1]"), "spec.externalIPs[1]: 192.0.2.1 stands twice"),
+        (more("externalIPs: [192.0.2.1, 192.0.2.1]"), "spec.externalIPs[1]: 192.0.2.1 appears twice"),
         (more("externalIPs: [10.96.0.10]"), "spec.externalIPs[0]: it is the cluster address of the same service"),
         (more("ipFamilies: [IPv6]"), "spec.ipFamilies[0]: expected the family of cluster address 10.96.0.10"),
         (more("ipFamilies: [IPv5]"), "spec.ipFamilies[0]: \"IPv5\" is not a family, expected IPv4 or IPv6"),
@@ -417,7 +417,7 @@ fn ingress_that_stands_twice_counts_once() {
     assert_eq!(snapshot.services().next().unwrap().load_balancer_ips, ips(&["192.0.2.1", "192.0.2.2"]));
     let found = &snapshot.report().unsupported[0];
     assert_eq!(found.field, "status.loadBalancer.ingress[2].ip");
-    assert_eq!(found.message, "192.0.2.1 stands twice");
+    assert_eq!(found.message, "192.0.2.1 appears twice");
 }
 
 #[test]

@@ -107,7 +107,7 @@ fn invalid_slices_are_refused_with_the_field() {
             v4("ports: [{port: 1, protocol: X}]"),
             "ports[0].protocol: \"X\" is not a protocol, expected TCP, UDP or SCTP",
         ),
-        ("", v4("ports: [{name: a, port: 1}, {name: a, port: 2}]"), "ports[1].name: \"a\" stands twice for tcp"),
+        ("", v4("ports: [{name: a, port: 1}, {name: a, port: 2}]"), "ports[1].name: \"a\" appears twice for tcp"),
         (
             "",
             v4("endpoints: [{addresses: ['fd00::1']}]"),
@@ -117,7 +117,7 @@ fn invalid_slices_are_refused_with_the_field() {
         (
             "",
             v4("endpoints: [{addresses: [10.0.0.1]}, {addresses: [10.0.0.1]}]"),
-            "endpoints[1].addresses: 10.0.0.1 stands twice",
+            "endpoints[1].addresses: 10.0.0.1 appears twice",
         ),
         (
             "",

@@ -63,7 +63,7 @@ fn directories_are_read_by_name_and_not_below() {
     assert_eq!(
         report.refused[0].to_string(),
         format!(
-            "{}: document 1, Service default/a: it stands already in {}: document 1; it is left out",
+            "{}: document 1, Service default/a: it is already defined in {}: document 1; it is left out",
             at("b.yaml"),
             at("a.yml")
         )

@@ -77,7 +77,7 @@ fn the_field_what_was_found_and_what_was_expected_are_named() {
         (OURS, "7", "x.yaml:9:7: document 2, IPPool blue, field `spec`: invalid type: integer `7`, expected a mapping"),
     ] {
         let pool = format!("{kind}\nmetadata: {{name: blue}}\nspec: {spec}\n");
-        assert_eq!(refused(&pool), format!("{says}; it gives nothing out until that is corrected"), "{spec}");
+        assert_eq!(refused(&pool), format!("{says}; it allocates nothing until that is corrected"), "{spec}");
     }
 }
 
@@ -103,7 +103,7 @@ fn metadata_may_be_wrong_too() {
         ),
     ] {
         let pool = format!("{OURS}\nmetadata: {{name: blue, {rest}}}\nspec: {{blocks: [10.0.0.0/24]}}\n");
-        assert_eq!(refused(&pool), format!("{says}; it gives nothing out until that is corrected"));
+        assert_eq!(refused(&pool), format!("{says}; it allocates nothing until that is corrected"));
     }
 }
 
@@ -111,7 +111,7 @@ fn metadata_may_be_wrong_too() {
 fn what_was_found_does_not_hide_what_was_expected() {
     let found = "\\e[2J".repeat(1000);
     let message = refused(&format!("{OURS}\nmetadata: {{name: blue}}\nspec: {{disabled: \"{found}\"}}\n"));
-    assert!(message.ends_with("…, expected a boolean; it gives nothing out until that is corrected"), "{message}");
+    assert!(message.ends_with("…, expected a boolean; it allocates nothing until that is corrected"), "{message}");
     assert!(message.len() < 1000 && message.chars().all(|c| !c.is_control()), "{message:?}");
 }
 

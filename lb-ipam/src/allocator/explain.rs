@@ -142,7 +142,7 @@ impl fmt::Display for AddressState {
             Self::Quarantined { last, .. } => {
                 write!(f, "resting after {last} gave it back; given out if the pool is otherwise full")
             }
-            Self::Conflict { by } => write!(f, "in use by {by}, which is none of ours"),
+            Self::Conflict { by } => write!(f, "in use by {by}, which is not a service here"),
         }
     }
 }

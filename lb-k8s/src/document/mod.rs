@@ -206,7 +206,7 @@ mod tests {
     fn repeated_keys_are_errors_in_both_formats() {
         assert!(parse_yaml(Chunk { text: "a: 1\na: 2\n", lines_before: 0 }).is_err());
         let error = parse_json("{\"a\": 1,\n \"a\": 2}").next().unwrap().unwrap_err();
-        assert_eq!(error.message, "the key \"a\" stands twice");
+        assert_eq!(error.message, "the key \"a\" appears twice");
         assert_eq!(error.position, Some(Position { line: 2, column: 4 }));
     }
 

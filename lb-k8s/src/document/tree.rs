@@ -132,7 +132,7 @@ impl<'de> Visitor<'de> for Node<'_> {
         let mut fields = Map::new();
         while let Some(key) = map.next_key::<String>()? {
             if fields.contains_key(&key) {
-                return Err(A::Error::custom(format_args!("the key {} stands twice", quoted(&key))));
+                return Err(A::Error::custom(format_args!("the key {} appears twice", quoted(&key))));
             }
             let value = map.next_value_seed(self.child())?;
             fields.insert(key, value);

@@ -1,4 +1,4 @@
-//! Services of the last good state, with the addresses that an allocator gives them.
+//! Services of the last good state, with the addresses that an allocator assigns to them.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,7 +19,7 @@ use crate::{
 
 type Services = BTreeMap<ServiceName, Arc<Service>>;
 
-/// Services as their manifests say, some with other addresses than their status names.
+/// Services as their manifests declare them, some with other addresses than those in their status.
 #[derive(Debug, Default)]
 pub(crate) struct AssignedServices {
     said: Services,

@@ -1,4 +1,4 @@
-//! What a snapshot says of objects, against what was there before.
+//! Differences between the objects of a snapshot and those before it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,7 +10,7 @@ use lb_ipam::Request;
 
 use crate::snapshot::part::{Body, Entry, Key};
 
-/// What a snapshot says of an object.
+/// The declaration of an object in a snapshot.
 pub(crate) enum Declaration<V> {
     Gone,
     Refused,
@@ -22,17 +22,17 @@ fn said<V>(entry: Option<&Entry>, of: fn(&Body) -> Option<&Arc<V>>) -> Declarati
     entry.body.as_ref().and_then(of).map_or(Declaration::Refused, |object| Declaration::Valid(Arc::clone(object)))
 }
 
-/// What an entry says of a service.
+/// The declaration of a service.
 pub(crate) fn service(entry: Option<&Entry>) -> Declaration<Service> {
     said(entry, service_of)
 }
 
-/// What an entry says of a slice.
+/// The declaration of a slice.
 pub(crate) fn slice(entry: Option<&Entry>) -> Declaration<EndpointSlice> {
     said(entry, slice_of)
 }
 
-/// What an entry says of a request: nothing is asked for where a valid service asks for nothing.
+/// The declaration of a request; it is absent if a valid service asks for nothing.
 pub(crate) fn request(entry: Option<&Entry>) -> Declaration<Request> {
     let Some(entry) = entry else { return Declaration::Gone };
     match &entry.body {
@@ -59,7 +59,7 @@ pub(crate) struct Differences<K, V> {
 }
 
 impl<K: Ord + Clone, V> Differences<K, V> {
-    /// What `said` says of the touched objects; a refused one stays as it was.
+    /// The differences of the touched objects, as `said` declares them; a refused object stays as it was.
     pub(crate) fn of<'a>(
         touched: &'a BTreeSet<Key>,
         all: &BTreeMap<K, Arc<V>>,

@@ -1,4 +1,4 @@
-//! What changes for whoever allocates addresses.
+//! Changes for the allocator of addresses.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,12 +14,12 @@ use crate::{
     snapshot::{Declared, part::Key},
 };
 
-/// What the last good state says to an allocator: pools, and what services ask of them.
+/// The part of the last good state that concerns an allocator: pools, and requests of services.
 #[derive(Debug, Default)]
 pub(crate) struct Allocatable {
     pools: Pools,
     requests: BTreeMap<ServiceName, Arc<Request>>,
-    /// Services that are refused and never were good: whatever they hold is theirs until they can be read.
+    /// Services that are refused and never were good: they keep their addresses until they can be read.
     unread: BTreeSet<ServiceName>,
 }
 

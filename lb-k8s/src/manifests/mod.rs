@@ -1,4 +1,4 @@
-//! The last good state of manifests, and what changes when a newer snapshot arrives.
+//! The last good state of manifests, and the changes that a newer snapshot brings.
 
 mod assigned;
 mod differences;
@@ -39,8 +39,8 @@ use crate::{
 
 /// A source of changes that reads manifests.
 ///
-/// It holds the last good state: a snapshot that is rejected changes nothing, an object that is refused stays as it
-/// last was. What it reads itself, by [`reload`](Self::reload), it reads again only where files have changed.
+/// It holds the last good state. A snapshot that is rejected changes nothing, and an object that is refused stays as it
+/// last was. [`reload`](Self::reload) reads only files that have changed.
 #[derive(Debug)]
 pub struct Manifests {
     source: SourceName,
@@ -64,7 +64,7 @@ pub struct Manifests {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Progress {
-    /// Nobody knows yet that there is this source.
+    /// The source has not been announced yet.
     Unannounced,
     /// The first listing has begun.
     Listing,
@@ -72,14 +72,14 @@ enum Progress {
     Listed,
 }
 
-/// What an update brings.
+/// The result of an update.
 #[derive(Clone, Debug)]
 pub struct Batch {
     /// Changes, in the order in which the model takes them without a conflict over an address.
     pub changes: Vec<Change>,
-    /// Changes of pools and of what services ask of them, for an [`Allocator`](lb_ipam::Allocator): pools that go,
-    /// pools that come or change, requests that go, [services](Edit::KeepService) that are refused and never were good,
-    /// requests that come or change. Its first reconcile is not before [`Change::InitDone`].
+    /// Changes of pools and of requests for addresses, for an [`Allocator`](lb_ipam::Allocator). First pools that go,
+    /// then pools that come or change, requests that go, [services](Edit::KeepService) that are refused and never were
+    /// good, and requests that come or change. The first reconcile must wait for [`Change::InitDone`].
     pub edits: Vec<Edit>,
     /// What was not taken over, and why.
     pub report: Arc<Report>,
@@ -112,14 +112,14 @@ impl Manifests {
         }
     }
 
-    /// The same for a caller that carries out [`Batch::edits`]: what asks for addresses is no longer reported as not
-    /// carried out as soon as there is a pool.
+    /// The same for a caller that carries out [`Batch::edits`]. As soon as there is a pool, requests for addresses are
+    /// no longer reported as not carried out.
     #[must_use]
     pub fn allocating(self) -> Self {
         Self { is_allocating: true, ..self }
     }
 
-    /// Takes a newer snapshot, or the reason why there is none.
+    /// Takes over a newer snapshot, or the reason why there is none.
     ///
     /// The very first batch begins with [`Change::InitStart`], the first with a good snapshot ends with
     /// [`Change::InitDone`]. In between: services that go, services that come or change, slices that come or change,
@@ -145,8 +145,8 @@ impl Manifests {
         self.settle(touched)
     }
 
-    /// Reads some files again that the last [`reload`](Self::reload) read, that are new in its directories, or that are
-    /// gone: for a caller that is told which files change. How many other files there are makes no difference.
+    /// Reads some files again: files of the last [`reload`](Self::reload), new files in its directories, or files that
+    /// are gone. It is for a caller that learns which files change. The number of other files makes no difference.
     ///
     /// Other files are passed over. Files that were rejected together are read again together with those that are named
     /// next; after a [`reload`](Self::reload) that was rejected, all files are looked at.
@@ -165,18 +165,18 @@ impl Manifests {
         self.settle(touched)
     }
 
-    /// Gives services these [addresses](Service::load_balancer_ips) in place of those that their status names, or, for
-    /// `None`, those of the status again. The changes are in the same order as those of [`update`](Self::update).
+    /// Assigns these [addresses](Service::load_balancer_ips) to services, instead of those in their status; `None`
+    /// restores those of the status. The changes are in the same order as those of [`update`](Self::update).
     ///
-    /// A service keeps what it was granted as long as it is there, whatever becomes of its manifest; when it comes
-    /// again, it has what its status names. Services that are not there are passed over.
+    /// A service keeps these addresses as long as it exists, whatever happens to its manifest. A service that comes
+    /// again has the addresses of its status. Unknown services are passed over.
     pub fn grant(&mut self, answers: impl IntoIterator<Item = (ServiceName, Option<Vec<IpAddr>>)>) -> Vec<Change> {
         let changes = self.services.grant(answers);
         self.sourced(changes).collect()
     }
 
-    /// What a reload would bring an [`Allocator`](lb_ipam::Allocator) if the objects of `snapshot` took the place of
-    /// those of the same names, or joined them; everything else stays. Changes nothing.
+    /// The edits that a reload would bring an [`Allocator`](lb_ipam::Allocator) if the objects of `snapshot` replaced
+    /// those of the same names, or joined the others. Everything else stays, and nothing is changed.
     #[must_use]
     pub fn preview(&self, snapshot: &Snapshot) -> Preview {
         let declared = snapshot.declared().over(&self.snapshot);
@@ -190,7 +190,7 @@ impl Manifests {
         }
     }
 
-    /// What of the last good snapshot was not taken over, and whether a newer one was rejected.
+    /// The parts of the last good snapshot that were not taken over, and whether a newer snapshot was rejected.
     #[must_use]
     pub fn report(&self) -> &Arc<Report> {
         &self.report

@@ -85,7 +85,7 @@ fn block(object: &BlockObject, field: &str, draft: &mut Draft) -> Block {
     let is_range = !start.is_empty() || !stop.is_empty();
     if !cidr.is_empty() && is_range {
         let part = if start.is_empty() { "stop" } else { "start" };
-        draft.note(format!("{field}.{part}"), "`cidr` stands beside it and counts alone");
+        draft.note(format!("{field}.{part}"), "`cidr` is set as well and takes precedence");
     }
     read_block(&cidr, &start, &stop, field).unwrap_or_else(|invalid| {
         draft.refuse(invalid);

@@ -1,4 +1,4 @@
-//! Pools of three kinds to a [`Pool`] of the allocator.
+//! Pools of three kinds, read into a [`Pool`] of the allocator.
 
 mod cilium;
 mod draft;
@@ -64,7 +64,7 @@ impl ReadPool {
     }
 }
 
-/// A pool that gives nothing out for this reason; nobody loses an address over it.
+/// A pool that is disabled for this reason; no service loses an address over it.
 pub(crate) fn refused(pool: Pool, why: String) -> Pool {
     Pool { disabled: true, refused: Some(why), ..pool }
 }
@@ -153,13 +153,13 @@ pub(crate) struct PoolKind {
     pub(crate) kind: &'static str,
 }
 
-/// What reading a pool comes to.
+/// The result of reading a pool.
 #[derive(Debug)]
 pub(crate) struct PoolReading {
     pub(crate) pool: ReadPool,
     /// What is wrong with it, if something is.
     pub(crate) invalid: Option<Invalid>,
-    /// What may be other than meant, or is not carried out.
+    /// Settings that may not have the intended effect, or are not carried out.
     pub(crate) notes: Vec<Unsupported>,
 }
 

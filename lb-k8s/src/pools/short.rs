@@ -135,7 +135,7 @@ fn read_selectors(spec: &Spec, draft: &mut Draft) {
     match (spec.service_selector.as_ref(), spec.service_selectors.as_deref().unwrap_or_default()) {
         (one, []) => draft.selector("spec.serviceSelector", one),
         (None, several) => draft.pool.selectors = draft.take(selector::read_all(several, field)),
-        (Some(_), _) => draft.refuse(Invalid::new(field, "`spec.serviceSelector` stands beside it: keep one of them")),
+        (Some(_), _) => draft.refuse(Invalid::new(field, "`spec.serviceSelector` is set as well: keep one of them")),
     }
 }
 

@@ -112,7 +112,7 @@ fn ingress_ips(
         let Some(ip) = text(entry.ip.as_ref()) else { continue };
         let ip = check::ip(ip).at(|| field("ip"))?;
         if ips.contains(&ip) {
-            note(&field("ip"), &format!("{ip} stands twice"));
+            note(&field("ip"), &format!("{ip} appears twice"));
             continue;
         }
         if cluster_ips.contains(&ip) {
@@ -147,7 +147,7 @@ fn addresses(texts: &[String], field: &str) -> Result<Vec<IpAddr>, Invalid> {
     for (index, text) in texts.iter().enumerate() {
         let ip = check::ip(text).at(|| format!("{field}[{index}]"))?;
         if ips.contains(&ip) {
-            return Err(Invalid::new(format!("{field}[{index}]"), format!("{ip} stands twice")));
+            return Err(Invalid::new(format!("{field}[{index}]"), format!("{ip} appears twice")));
         }
         ips.push(ip);
     }
@@ -194,7 +194,7 @@ pub(super) fn ip_families(spec: &ServiceSpec) -> Result<Vec<Family>, Invalid> {
             }
         };
         if families.contains(&family) {
-            return Err(Invalid::new(field(), format!("{name} stands twice")));
+            return Err(Invalid::new(field(), format!("{name} appears twice")));
         }
         families.push(family);
     }

@@ -1,4 +1,4 @@
-//! A `Service` of Kubernetes to a [`Service`] of the model.
+//! Reads a `Service` of Kubernetes into a [`Service`] of the model.
 
 mod addresses;
 mod request;
@@ -216,7 +216,7 @@ struct Seen {
 impl Seen {
     fn check(&mut self, port: &ServicePort, index: usize) -> Result<(), Invalid> {
         let twice = |field: &str, what: String| {
-            Err(Invalid::new(format!("spec.ports[{index}].{field}"), format!("{what} stands twice")))
+            Err(Invalid::new(format!("spec.ports[{index}].{field}"), format!("{what} appears twice")))
         };
         if !self.names.insert(Arc::clone(&port.name)) {
             return twice("name", quoted(&port.name));

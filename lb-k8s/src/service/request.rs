@@ -1,4 +1,4 @@
-//! What a service asks of pools, and what it has of them.
+//! Requests of services for addresses, and the addresses in their status.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -37,7 +37,7 @@ const PREFERRED_POOLS: Names = &[PREFERRED_POOL];
 
 const LOAD_BALANCER_IP: &str = "spec.loadBalancerIP";
 
-/// Reads what a service asks for; nothing that it says wrongly makes it invalid. `is_ours` is whether it is of type
+/// Reads the request of a service. No mistake in it makes the service invalid. `is_ours` is whether it is of type
 /// LoadBalancer and has frontends. One that is not is only of interest if it has addresses left.
 pub(super) fn read(
     object: &Object,
@@ -115,7 +115,7 @@ fn families(spec: &ServiceSpec, policy: FamilyPolicy, service: &Service) -> Resu
     Ok(families)
 }
 
-/// What a service asks for by annotations.
+/// The annotations by which a service asks for addresses.
 struct AddressAnnotations<'a> {
     annotations: &'a BTreeMap<String, String>,
     notes: &'a mut Notes,
@@ -143,7 +143,7 @@ impl<'a> AddressAnnotations<'a> {
         let first = present.next()?;
         let others: Vec<_> = present.filter(|(_, value)| *value != first.1).map(|(name, _)| name).collect();
         for other in others {
-            self.note(annotation(other), format!("{} says something else and counts", first.0));
+            self.note(annotation(other), format!("{} has another value and takes precedence", first.0));
         }
         Some(first)
     }
@@ -185,7 +185,7 @@ impl<'a> AddressAnnotations<'a> {
         self.check_list(key, &listed);
         match single {
             Some(single) if !listed.contains(&single) && [METALLB_IPS, METALLB_IPS_OLD].contains(&key) => {
-                self.note(LOAD_BALANCER_IP, format!("{key} names other addresses and counts"));
+                self.note(LOAD_BALANCER_IP, format!("{key} names other addresses and takes precedence"));
                 listed
             }
             Some(single) if !listed.contains(&single) => std::iter::once(single).chain(listed).collect(),
@@ -211,7 +211,7 @@ impl<'a> AddressAnnotations<'a> {
         match (only, preferred) {
             (Some((key, only)), preferred) => {
                 if preferred.is_some() {
-                    self.note(annotation(PREFERRED_POOL), format!("{key} admits one pool and counts"));
+                    self.note(annotation(PREFERRED_POOL), format!("{key} admits one pool and takes precedence"));
                 }
                 PoolChoice::Only(only)
             }

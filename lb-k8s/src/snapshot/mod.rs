@@ -1,4 +1,4 @@
-//! Everything that some files say at one moment.
+//! The content of some files at one moment.
 
 pub(crate) mod amounts;
 mod declared;
@@ -27,10 +27,10 @@ use crate::{
     text::shown_path,
 };
 
-/// What manifests say at one moment: read whole or not at all.
+/// The content of manifests at one moment, read as a whole or not at all.
 ///
-/// An object that is invalid does not spoil the rest; it is in the [report](Self::report). Of an object that stands in
-/// several files the first one counts. Two snapshots are compared by [`Manifests`](crate::Manifests).
+/// An invalid object does not affect the others; the [report](Self::report) lists it. If several files define an
+/// object, the first file counts. Two snapshots are compared by [`Manifests`](crate::Manifests).
 #[derive(Debug, Default)]
 pub struct Snapshot {
     parts: BTreeMap<FileId, Part>,
@@ -119,10 +119,10 @@ impl Snapshot {
         })
     }
 
-    /// What is not in it, and why. Nothing has a last good state yet: that is for [`Manifests`](crate::Manifests) to
-    /// say.
+    /// Everything that the snapshot leaves out, and why. No object counts as having a last good state, which only
+    /// [`Manifests`](crate::Manifests) knows.
     ///
-    /// What asks for addresses counts as not carried out; see [`allocating_report`](Self::allocating_report).
+    /// Requests for addresses count as not carried out; see [`allocating_report`](Self::allocating_report).
     #[must_use]
     pub fn report(&self) -> Report {
         self.report_with(&self.declared(), |_| false, false)
@@ -191,7 +191,7 @@ impl Snapshot {
                 object: entry.object(key),
                 field: String::new(),
                 position: None,
-                message: format!("it stands already in {first}"),
+                message: format!("it is already defined in {first}"),
             })
         })
     }

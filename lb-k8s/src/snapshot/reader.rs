@@ -149,7 +149,7 @@ impl Reader {
         let slot = match self.part.entries.entry(T::key(identity)) {
             Slot::Vacant(slot) => slot,
             Slot::Occupied(first) => {
-                let message = format!("it stands already in {}", first.get().origin);
+                let message = format!("it is already defined in {}", first.get().origin);
                 return self.refuse(object, None, Invalid::new("", message));
             }
         };

@@ -71,7 +71,7 @@ pub struct Condition {
     pub message: String,
 }
 
-/// What the status of a service should say. Its condition has held `since` then: only its caller knows what was written
+/// The status to write for a service. Its condition has held since `since`; only the caller knows what was written
 /// before.
 #[must_use]
 pub fn service_status(status: &Status, since: Timestamp) -> ServiceStatus {
@@ -83,10 +83,10 @@ pub fn service_status(status: &Status, since: Timestamp) -> ServiceStatus {
     ServiceStatus { load_balancer: LoadBalancerStatus { ingress }, conditions: condition.into_iter().collect() }
 }
 
-/// What the status of a pool should say.
+/// The status to write for a pool.
 ///
-/// Addresses that rest are available, since they are given out when there are no others; what is reserved, drains or is
-/// claimed by somebody else is not.
+/// Quarantined addresses count as available, since they are allocated when there are no others. Addresses that are
+/// reserved, draining or in conflict do not.
 #[must_use]
 pub fn pool_status(status: &lb_ipam::PoolStatus, since: Timestamp) -> PoolStatus {
     let count = |kind, number: u128| build(kind, "Unknown", "noreason", &number.to_string(), since);
