@@ -75,7 +75,7 @@ impl Datapath for MemoryDatapath {
         if !self.capabilities.roles.contains(&role) {
             return Err(DatapathError::new(
                 ErrorKind::Unsupported,
-                alloc::format!("role {role:?} is not in this datapath"),
+                alloc::format!("role {role:?} is not supported by this datapath"),
             ));
         }
         self.role = role;
@@ -105,7 +105,10 @@ impl Datapath for MemoryDatapath {
                 KernelVerdict::Forward { backends: Backends::MayTake(backends), translated: None }
             }
             Answer::Broken => {
-                return Err(DatapathError::new(ErrorKind::System, alloc::format!("frontend {addr} leads nowhere")));
+                return Err(DatapathError::new(
+                    ErrorKind::System,
+                    alloc::format!("frontend {addr} refers to a set or backend that does not exist"),
+                ));
             }
         };
         Ok(Some(KernelAnswer {

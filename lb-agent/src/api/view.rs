@@ -429,8 +429,8 @@ mod tests {
         assert_eq!(
             said,
             [
-                ("Degraded", "algorithm maglev is not in this datapath, random is used"),
-                ("Degraded", "NodePort frontends are not in this datapath"),
+                ("Degraded", "algorithm maglev is not supported by this datapath, random is used"),
+                ("Degraded", "NodePort frontends are not supported by this datapath"),
             ]
         );
         assert_eq!(service.algorithm, "random");
@@ -449,7 +449,7 @@ mod tests {
             reconciler.handle_change(Change::UpsertService(service)).unwrap();
         }
         let said = conditions(&reconciler, &Report::default(), &BTreeMap::new());
-        let message = "drain policy cut is not in this datapath, established flows keep their backend: \
+        let message = "drain policy cut is not supported by this datapath, established flows keep their backend: \
                        default/web-1, default/web-2, default/web-3 and 2 more; see `lb service list`";
         assert_eq!(said, [Condition::new("Degraded", message)]);
     }
@@ -468,7 +468,7 @@ mod tests {
         };
         let said = of("10.96.0.1:80");
         assert_eq!(said.len(), 2, "{said:?}");
-        assert!(said[0].starts_with("algorithm maglev is not in this datapath"), "{said:?}");
+        assert!(said[0].starts_with("algorithm maglev is not supported by this datapath"), "{said:?}");
         assert!(of("10.96.0.9:80").is_empty(), "no service, nothing to fall short of");
     }
 

@@ -168,7 +168,7 @@ mod tests {
             verdict: "forward".into(),
             frontend: Some("10.96.0.1:80/tcp".into()),
             service: Some("default/web".into()),
-            degraded: vec!["session affinity is not in this datapath".into()],
+            degraded: vec!["session affinity is not supported by this datapath".into()],
             choice: Some(Choice { exact: false, backends: vec![backend("10.1.0.1:80", 3), backend("10.1.0.2:80", 1)] }),
             source_rewrite: Some(Rewrite::Kept),
             hairpin_rewrite: Some(Rewrite::Translated { address: None, ports: (1024, 65535) }),
@@ -204,7 +204,7 @@ mod tests {
              1. service default/web, algorithm: random\n\n\
              forwarded to one of 10.1.0.1:80 (3/4), 10.1.0.2:80 (1/4)\n\
              source: kept; if the backend is the sender: translated to an address of the node, port 1024-65535\n\
-             degraded: session affinity is not in this datapath\n\n\
+             degraded: session affinity is not supported by this datapath\n\n\
              Not taken:\n  10.1.0.3:80: draining\n\n\
              Why not 10.1.0.2:80?\n  it may be the choice: 1 of 4 slots are its own (3)\n\n\
              DISAGREE: the datapath itself says: refused at once (maps)\n  \

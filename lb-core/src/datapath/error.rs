@@ -18,12 +18,12 @@ pub struct ApplyError {
 
 impl fmt::Display for ApplyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} operations took", self.applied)?;
+        write!(f, "{} operations took effect", self.applied)?;
         if let Some((addr, cause)) = self.failed.first() {
-            write!(f, ", {} frontends did not, the first {addr}: {}", self.failed.len(), cause.report())?;
+            write!(f, ", {} frontends failed, the first {addr}: {}", self.failed.len(), cause.report())?;
         }
         if let Some(cause) = &self.unknown {
-            write!(f, ", what the datapath holds is unknown: {}", cause.report())?;
+            write!(f, ", the state of the datapath is unknown: {}", cause.report())?;
         }
         Ok(())
     }

@@ -25,7 +25,7 @@ pub enum ModelError {
         claimant: ServiceName,
     },
     /// A service lists one address and port twice.
-    #[error("service {service} has frontend {frontend} twice")]
+    #[error("service {service} lists frontend {frontend} twice")]
     FrontendTwice {
         /// The service.
         service: ServiceName,
@@ -69,7 +69,7 @@ pub enum ModelError {
 #[non_exhaustive]
 pub enum Degraded {
     /// The datapath cannot run the algorithm.
-    #[error("algorithm {asked} is not in this datapath, {used} is used")]
+    #[error("algorithm {asked} is not supported by this datapath, {used} is used")]
     Algorithm {
         /// What the service asks for.
         asked: Algorithm,
@@ -77,27 +77,27 @@ pub enum Degraded {
         used: Algorithm,
     },
     /// The datapath does not carry frontends of this kind.
-    #[error("{0} frontends are not in this datapath")]
+    #[error("{0} frontends are not supported by this datapath")]
     Frontends(FrontendKind),
     /// The datapath does not forward this protocol.
-    #[error("protocol {0} is not in this datapath")]
+    #[error("protocol {0} is not supported by this datapath")]
     Protocol(Protocol),
     /// The datapath does not forward this family.
-    #[error("{0:?} is not in this datapath")]
+    #[error("{0:?} is not supported by this datapath")]
     Family(Family),
     /// The datapath cannot keep external traffic on local backends.
-    #[error("external traffic policy Local is not in this datapath, Cluster is used")]
+    #[error("external traffic policy Local is not supported by this datapath, Cluster is used")]
     ExternalTrafficPolicyLocal,
     /// The datapath has no affinity.
-    #[error("session affinity is not in this datapath")]
+    #[error("session affinity is not supported by this datapath")]
     Affinity,
     /// The datapath cannot take a prefix as a client.
-    #[error("affinity by prefix is not in this datapath, the whole address is used")]
+    #[error("affinity by prefix is not supported by this datapath, the whole address is used")]
     AffinityPrefix,
     /// The datapath cannot hold so long a time-out.
     #[error("affinity time-out is cut to {0} s")]
     AffinityTimeout(u64),
     /// The datapath cannot cut established flows.
-    #[error("drain policy {0} is not in this datapath, established flows keep their backend")]
+    #[error("drain policy {0} is not supported by this datapath, established flows keep their backend")]
     Drain(DrainPolicy),
 }

@@ -83,7 +83,7 @@ fn fields_out_of_range_are_refused_by_name() {
         ),
         (
             Service { external_ips: vec![ip("10.96.0.1")], ..web("a", "10.96.0.1") },
-            "service default/a has frontend 10.96.0.1:80/tcp twice",
+            "service default/a lists frontend 10.96.0.1:80/tcp twice",
         ),
     ];
     for (service, expected) in cases {
@@ -146,10 +146,10 @@ fn what_a_datapath_lacks_is_a_condition_and_the_service_still_serves() {
     model.apply(Change::ReplaceEndpoints(slice("a", ["10.244.0.1", "10.244.0.2"].map(ready)))).unwrap();
     let degraded: Vec<String> = model.degraded(&service).iter().map(ToString::to_string).collect();
     let expected = [
-        "algorithm maglev is not in this datapath, random is used",
-        "LoadBalancer frontends are not in this datapath",
-        "external traffic policy Local is not in this datapath, Cluster is used",
-        "session affinity is not in this datapath",
+        "algorithm maglev is not supported by this datapath, random is used",
+        "LoadBalancer frontends are not supported by this datapath",
+        "external traffic policy Local is not supported by this datapath, Cluster is used",
+        "session affinity is not supported by this datapath",
     ];
     assert_eq!(degraded, expected);
     let decision = decision(&model, "10.244.0.9", "10.96.0.1", Entry::PodDevice);
