@@ -4,8 +4,8 @@ use core::time::Duration;
 
 use crate::worlds::{history, ready, settings, slice, web};
 use lb_core::{
-    Answer, Change, Datapath, Desired, Faults, Faulty, FrontendAddr, FrontendStatus, Instant, MemoryDatapath, Model,
-    Protocol, Reconciler, SourceName,
+    Answer, ApplyError, Change, Datapath, DatapathError, Desired, ErrorKind, Faults, Faulty, FrontendAddr,
+    FrontendStatus, Instant, MemoryDatapath, Model, Protocol, Reconciler, SourceName,
 };
 use proptest::prelude::*;
 
@@ -143,6 +143,28 @@ fn one_bad_frontend_does_not_hold_back_the_others_and_is_retried() {
     run(&mut reconciler, &mut datapath, retry_at);
     assert_eq!(reconciler.status(&addr("10.96.0.1")), FrontendStatus::Done);
     assert_eq!(reconciler.poll_timeout(), None);
+}
+
+#[test]
+fn a_datapath_that_cannot_be_observed_is_asked_ever_more_rarely() {
+    let mut reconciler = reconciler(&MemoryDatapath::default());
+    let mut now = Instant::default();
+    let mut waits = Vec::new();
+    for _ in 0..9 {
+        assert!(reconciler.wants_observation(now));
+        reconciler.handle_observe_failed(now);
+        assert!(!reconciler.wants_observation(now));
+        let (at, _) = reconciler.poll_timeout().unwrap();
+        waits.push(at.since(now).as_millis());
+        now = at;
+    }
+    assert_eq!(waits, [200, 400, 800, 1600, 3200, 6400, 12_800, 25_600, 30_000]);
+    // A success in between starts over.
+    reconciler.handle_observed(MemoryDatapath::default().state().clone());
+    reconciler.handle_repaired(Err(ApplyError::unknown(DatapathError::new(ErrorKind::System, "lost"))), now);
+    assert!(reconciler.wants_observation(now));
+    reconciler.handle_observe_failed(now);
+    assert_eq!(reconciler.poll_timeout().unwrap().0.since(now), Reconciler::MIN_RETRY_DELAY);
 }
 
 #[test]
