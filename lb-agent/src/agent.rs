@@ -20,7 +20,6 @@ use crate::{
     config::Config,
     driver::DatapathKind,
     engine::{Engine, Event, devices, leftovers::Leftovers},
-    error::chain,
     host::{
         owner::{Owner, OwnerError},
         state_dir::{StateDir, StateDirError, Used},
@@ -66,7 +65,7 @@ pub enum AgentError {
         error: DatapathError,
     },
     /// A source can never work.
-    #[error("{}", chain(&**.0))]
+    #[error("{}", lb_core::error::report(&**.0))]
     Source(SourceError),
     /// Devices cannot be followed.
     #[error(transparent)]

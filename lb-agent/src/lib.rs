@@ -27,7 +27,6 @@ pub mod api;
 pub mod config;
 pub mod driver;
 mod engine;
-pub mod error;
 pub mod flow;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;

@@ -2,7 +2,7 @@
 
 use std::{fmt, process::ExitCode};
 
-use lb_agent::{api::ClientError, error::chain};
+use lb_agent::api::ClientError;
 
 use crate::output;
 
@@ -40,7 +40,7 @@ impl Failure {
 
     /// The error with every cause below it, in one line.
     pub(crate) fn chain(error: &dyn std::error::Error) -> Self {
-        Self::Error(chain(error))
+        Self::Error(lb_core::error::report(error))
     }
 }
 

@@ -17,7 +17,7 @@ mod writer;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use lb_core::{Change, ServiceName};
@@ -169,10 +169,4 @@ fn log(writes: &[(ServiceName, Status)], is_start: bool) {
             None => tracing::info!(%service, ?addresses, "addresses are given"),
         }
     }
-}
-
-/// Now, on the wall clock.
-pub(crate) fn wall_clock() -> Timestamp {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    Timestamp::from_millis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use lb_core::time::Backoff;
 use lb_ipam::{MemoryLedger, PoolName, Timestamp};
 
 use super::{
@@ -9,9 +10,8 @@ use super::{
     ledger::{LedgerFile, Remembered},
 };
 
-/// First wait after the ledger could not be written; it doubles up to [`MAX_RETRY_DELAY`].
-const MIN_RETRY_DELAY: Duration = Duration::from_secs(1);
-const MAX_RETRY_DELAY: Duration = Duration::from_secs(30);
+/// After a write that failed.
+const BACKOFF: Backoff<Timestamp> = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
 
 /// The file, and whether it lacks something.
 #[derive(Debug)]
@@ -20,20 +20,15 @@ pub(super) struct LedgerWriter {
     is_behind: bool,
     /// As the file has it.
     first_seen: BTreeMap<PoolName, Timestamp>,
-    failure: Option<Failure>,
-}
-
-#[derive(Debug)]
-struct Failure {
-    again: Timestamp,
-    delay: Duration,
-    problem: String,
+    backoff: Backoff<Timestamp>,
+    /// Why the last write failed.
+    problem: Option<String>,
 }
 
 impl LedgerWriter {
     /// For a file in which this was found.
     pub(super) fn new(file: LedgerFile, remembered: &Remembered) -> Self {
-        Self { file, is_behind: false, first_seen: remembered.first_seen.clone(), failure: None }
+        Self { file, is_behind: false, first_seen: remembered.first_seen.clone(), backoff: BACKOFF, problem: None }
     }
 
     /// Writes what the file lacks, since `is_changed` or before. Whether it lacks nothing now.
@@ -44,20 +39,20 @@ impl LedgerWriter {
         }
         match self.file.write(assignments.allocator().ledger(), assignments.first_seen()) {
             Ok(()) => {
-                if self.failure.take().is_some() {
+                self.backoff.reset();
+                if self.problem.take().is_some() {
                     tracing::info!("the ledger of addresses is written again");
                 }
                 self.is_behind = false;
                 self.first_seen.clone_from(assignments.first_seen());
             }
             Err(error) => {
-                let delay = self.failure.as_ref().map_or(MIN_RETRY_DELAY, |failure| failure.delay * 2);
-                let delay = delay.min(MAX_RETRY_DELAY);
+                let delay = self.backoff.fail(now);
                 let problem = format!(
                     "{error}: services keep the addresses that they have, and get no new ones until it can be written"
                 );
                 tracing::warn!(problem, again_in = ?delay, "the ledger of addresses cannot be written");
-                self.failure = Some(Failure { again: now + delay, delay, problem });
+                self.problem = Some(problem);
             }
         }
         !self.is_behind
@@ -66,7 +61,7 @@ impl LedgerWriter {
     /// What is on the disk, as far as that can be told.
     pub(super) fn written(&self) -> MemoryLedger {
         let read = self.file.read().unwrap_or_else(|error| {
-            tracing::warn!(error = crate::error::chain(&error), "the ledger of addresses cannot be read back");
+            tracing::warn!(error = lb_core::error::report(&error), "the ledger of addresses cannot be read back");
             Remembered::default()
         });
         read.ledger
@@ -74,12 +69,12 @@ impl LedgerWriter {
 
     /// When to try again, while the file is behind.
     pub(super) fn again(&self) -> Option<Timestamp> {
-        self.failure.as_ref().map(|failure| failure.again)
+        self.backoff.until()
     }
 
     /// Why the file is behind.
     pub(super) fn problem(&self) -> Option<&str> {
-        self.failure.as_ref().map(|failure| &*failure.problem)
+        self.problem.as_deref()
     }
 }
 

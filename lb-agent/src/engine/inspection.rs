@@ -111,7 +111,7 @@ impl Engine {
 
     /// When an inspection is due, if the datapath can be inspected at all.
     pub(crate) fn inspection_due(&self) -> Option<Instant> {
-        let can = self.pause.is_none() && self.shared.is_ready() && self.shared.reconciler().expected().is_some();
+        let can = self.shared.is_ready() && self.shared.reconciler().expected().is_some();
         let at = if self.asked.0.is_empty() { self.shared.drifts().poll_timeout() } else { Some(Instant::default()) };
         at.filter(|_| can)
     }

@@ -6,12 +6,9 @@ use std::{path::PathBuf, time::Duration};
 
 use lb_core::Instant;
 
-use crate::{
-    error::chain,
-    host::{
-        owner::Owner,
-        state_dir::{Record, StateDir, Used},
-    },
+use crate::host::{
+    owner::Owner,
+    state_dir::{Record, StateDir, Used},
 };
 
 /// How long until a clean-up that failed is tried again.
@@ -59,14 +56,14 @@ impl Leftovers {
 
     fn remove(&self, used: &Used) -> Result<(), String> {
         // Somebody may have cleaned it up by hand meanwhile.
-        let record = Record::read(self.state_dir.path()).map_err(|error| chain(&error))?;
+        let record = Record::read(self.state_dir.path()).map_err(|error| lb_core::error::report(&error))?;
         if !record.used.contains(used) {
             return Ok(());
         }
         let kind = used.kind().ok_or("this agent does not have that kind of datapath")?;
-        let _owner = Owner::claim(kind).map_err(|error| chain(&error))?;
+        let _owner = Owner::claim(kind).map_err(|error| lb_core::error::report(&error))?;
         kind.cleanup(used.pin_dir()).map_err(|error| error.report())?;
-        Record::forget(self.state_dir.path(), used).map_err(|error| chain(&error))
+        Record::forget(self.state_dir.path(), used).map_err(|error| lb_core::error::report(&error))
     }
 
     fn command(&self, used: &Used) -> String {

@@ -49,8 +49,6 @@ pub(crate) enum Event {
 pub(crate) struct Engine {
     pub(crate) datapath: Box<dyn OpenDatapath>,
     pub(crate) shared: Arc<Shared>,
-    /// Set while nobody knows what the datapath holds.
-    pub(crate) pause: Option<Pause>,
     leftovers: Option<Leftovers>,
     /// Called when it is ready.
     on_ready: Option<Box<dyn FnOnce() + Send>>,
@@ -60,13 +58,6 @@ pub(crate) struct Engine {
 
 /// Most events that are taken in at once.
 const MAX_EVENTS: usize = 1000;
-
-/// Time that a broken datapath gets before it is asked again.
-#[derive(Clone, Copy)]
-pub(crate) struct Pause {
-    until: Instant,
-    length: Duration,
-}
 
 impl Engine {
     pub(crate) fn new(
@@ -85,7 +76,7 @@ impl Engine {
             let _ = reconciler.handle_change(Change::InitStart(source.clone()));
         }
         let shared = Arc::new(Shared::new(reconciler, config, sources, datapath.datapath().counters()));
-        Self { datapath, shared, pause: None, leftovers: None, on_ready: Some(on_ready), asked: Asked::default() }
+        Self { datapath, shared, leftovers: None, on_ready: Some(on_ready), asked: Asked::default() }
     }
 
     /// Other datapaths, to be cleaned up once this one serves.
@@ -177,17 +168,11 @@ impl Engine {
     pub(crate) fn settle(&mut self) -> Result<(), DatapathError> {
         loop {
             let now = self.shared.now();
-            if self.pause.is_some_and(|pause| now < pause.until) {
-                return Ok(());
-            }
             if self.shared.reconciler().wants_observation(now) {
                 self.observe(now)?;
             }
             let Some(plan) = self.shared.reconciler_mut().poll_plan(now) else { break };
             self.apply(&plan)?;
-        }
-        if self.shared.reconciler().installed().is_some() {
-            self.pause = None;
         }
         let ready_now = self.shared.become_ready();
         self.clean_up_leftovers();
@@ -222,10 +207,9 @@ impl Engine {
             Err(error) if self.is_hopeless(&error) => return Err(error),
             Err(error) => {
                 let problem = error.report();
-                let pause = self.longer_pause(now);
-                tracing::warn!(error = problem, pause = ?pause.length, "the datapath cannot be observed");
-                self.pause = Some(pause);
                 self.shared.reconciler_mut().handle_observe_failed(now);
+                let again_in = self.shared.reconciler().poll_timeout().map(|(at, _)| at.since(now));
+                tracing::warn!(error = problem, ?again_in, "the datapath cannot be observed");
                 Some(problem)
             }
         };
@@ -244,7 +228,6 @@ impl Engine {
             return Err(DatapathError::new(error.kind(), error.report()));
         }
         let unknown = unknown.map(DatapathError::report);
-        self.pause = unknown.as_ref().map(|_| self.longer_pause(now));
         self.shared.set_problem("DatapathUnknown", unknown);
         self.shared.reconciler_mut().handle_applied(plan.id, outcome, now);
         self.shared.note_plan(plan.id, took);
@@ -257,18 +240,9 @@ impl Engine {
         error.kind() == ErrorKind::Permission && !self.shared.is_ready()
     }
 
-    fn longer_pause(&self, now: Instant) -> Pause {
-        let length = match self.pause {
-            Some(pause) => (pause.length * 2).min(Reconciler::MAX_RETRY_DELAY),
-            None => Reconciler::MIN_RETRY_DELAY,
-        };
-        Pause { until: now + length, length }
-    }
-
     /// How long nothing has to be done unless something happens.
     pub(crate) fn patience(&self) -> Option<Duration> {
         let due = self.shared.reconciler().poll_timeout().map(|(at, _)| at);
-        let due = due.into_iter().chain(self.pause.map(|pause| pause.until)).max();
         let leftovers = self.leftovers.as_ref().filter(|_| self.shared.is_ready()).and_then(Leftovers::due);
         let due = due.into_iter().chain(leftovers).chain(self.inspection_due()).min()?;
         // Never nothing: a time that has passed must not make this thread spin.
@@ -312,17 +286,18 @@ mod tests {
             agent.settle().unwrap();
             assert_eq!(conditions(&agent), [condition]);
             assert!(!agent.shared.is_ready());
-            let first = agent.pause.unwrap();
-            assert!(agent.patience().unwrap() <= first.length);
-            assert_eq!(agent.longer_pause(first.until).length, 2 * first.length);
+            let (first, _) = agent.shared.reconciler().poll_timeout().unwrap();
+            assert!(agent.patience().unwrap() <= Reconciler::MIN_RETRY_DELAY);
+            while agent.shared.reconciler().poll_timeout() == Some((first, "observe the datapath")) {
+                agent.settle().unwrap();
+            }
+            assert!(agent.patience().unwrap() > Reconciler::MIN_RETRY_DELAY, "it failed again");
             agent.datapath = Box::new(MemoryDatapath::default());
-            agent.pause = agent.pause.map(|pause| Pause { until: Instant::default(), ..pause });
-            // The reconciler has a wait of its own after an observation that failed.
             while !agent.shared.is_ready() {
                 agent.settle().unwrap();
             }
             assert_eq!(conditions(&agent), Vec::<String>::new());
-            assert!(agent.pause.is_none());
+            assert_eq!(agent.shared.reconciler().poll_timeout(), None);
         }
     }
 
@@ -330,7 +305,7 @@ mod tests {
     fn a_frontend_that_is_refused_does_not_hold_up_readiness() {
         let mut agent = agent(faulty(Faults { refused_frontends: 1000, ..Faults::default() }));
         agent.settle().unwrap();
-        assert!(agent.shared.is_ready() && agent.pause.is_none());
+        assert!(agent.shared.is_ready());
         assert_eq!(conditions(&agent), ["FrontendFailed"]);
         assert!(agent.patience().unwrap() <= Reconciler::MIN_RETRY_DELAY);
     }

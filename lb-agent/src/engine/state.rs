@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use lb_core::{
@@ -23,6 +23,7 @@ use crate::{
         drift::{Drifts, Inspected, Subscription},
         inspection::Verified,
     },
+    host::clock,
     source::Delivery,
 };
 
@@ -116,7 +117,7 @@ impl Shared {
 
     /// Takes an inspection in, and reports about it if somebody wants that.
     pub(crate) fn note_inspection(&self, inspected: &Inspected, wants_report: bool) -> Option<DriftReport> {
-        let (now, wall) = (self.now(), wall());
+        let (now, wall) = (self.now(), clock::since_1970());
         let mut drifts = self.drifts();
         let unlisted = drifts.handle_inspected(inspected, now, wall);
         wants_report.then(|| {
@@ -412,11 +413,6 @@ impl<'a> Reported<'a> {
         let object = &finding.object;
         (&object.kind, &object.namespace, &object.name, &finding.field, &finding.message)
     }
-}
-
-/// Time since 1970.
-fn wall() -> Duration {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
 }
 
 #[cfg(test)]

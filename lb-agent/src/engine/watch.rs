@@ -11,15 +11,14 @@ use std::{
     time::Duration,
 };
 
-use lb_core::{DatapathError, Watcher};
+use lb_core::{DatapathError, Watcher, time::Backoff};
 
 use crate::engine::Event;
 
 /// How long a watcher is left alone; it has no other way to learn that nobody listens any more.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// First wait after a watcher failed; it doubles up to [`MAX_WAIT`].
-const MIN_WAIT: Duration = Duration::from_millis(100);
-const MAX_WAIT: Duration = Duration::from_secs(30);
+/// After a watcher that failed.
+const BACKOFF: Backoff<std::time::Instant> = Backoff::new(Duration::from_millis(100), Duration::from_secs(30));
 
 /// What a watcher says.
 pub(crate) enum Alarm {
@@ -42,14 +41,14 @@ impl Drop for Taken {
 
 /// Sends [`Event::Alarm`] whenever `watcher` notices something.
 pub(crate) fn watch(watcher: Box<dyn Watcher>, events: Sender<Event>) -> io::Result<()> {
-    let mut guard = Guard { watcher, waits: Arc::default(), wait: None };
+    let mut guard = Guard { watcher, waits: Arc::default(), backoff: BACKOFF };
     let follow = move || {
         loop {
             let said = guard.watcher.wait(PATIENCE);
             if !guard.report(said).into_iter().all(|alarm| events.send(Event::Alarm(alarm)).is_ok()) {
                 return;
             }
-            guard.wait.into_iter().for_each(thread::sleep);
+            thread::sleep(guard.backoff.delay());
         }
     };
     thread::Builder::new().name("drift".into()).spawn(follow)?;
@@ -60,19 +59,19 @@ struct Guard {
     watcher: Box<dyn Watcher>,
     /// Whether an alarm waits to be taken.
     waits: Arc<AtomicBool>,
-    /// Set while it fails.
-    wait: Option<Duration>,
+    backoff: Backoff<std::time::Instant>,
 }
 
 impl Guard {
     fn report(&mut self, said: Result<bool, DatapathError>) -> Vec<Alarm> {
         match said {
             Err(error) => {
-                self.wait = Some(self.wait.map_or(MIN_WAIT, |wait| (wait * 2).min(MAX_WAIT)));
+                self.backoff.fail(std::time::Instant::now());
                 vec![Alarm::Missed(error.report())]
             }
             Ok(noticed) => {
-                let back = self.wait.take().map(|_| Alarm::Back);
+                let back = self.backoff.until().map(|_| Alarm::Back);
+                self.backoff.reset();
                 let is_news = noticed && !self.waits.swap(true, Ordering::AcqRel);
                 let suspicion = is_news.then(|| Alarm::Suspicion(Taken(Arc::clone(&self.waits))));
                 back.into_iter().chain(suspicion).collect()
@@ -112,7 +111,7 @@ mod tests {
 
     #[test]
     fn an_alarm_is_given_once_until_it_is_taken() {
-        let mut guard = Guard { watcher: Box::new(Script(VecDeque::new())), waits: Arc::default(), wait: None };
+        let mut guard = Guard { watcher: Box::new(Script(VecDeque::new())), waits: Arc::default(), backoff: BACKOFF };
         let first = guard.report(Ok(true));
         assert_eq!((first.len(), guard.report(Ok(true)).len(), guard.report(Ok(false)).len()), (1, 0, 0));
         drop(first);
@@ -131,12 +130,12 @@ mod tests {
 
     #[test]
     fn waits_grow_while_it_fails() {
-        let mut guard = Guard { watcher: Box::new(Script(VecDeque::new())), waits: Arc::default(), wait: None };
+        let mut guard = Guard { watcher: Box::new(Script(VecDeque::new())), waits: Arc::default(), backoff: BACKOFF };
         let mut waits = Vec::new();
         for _ in 0..12 {
             guard.report(Err(DatapathError::new(ErrorKind::System, "overrun")));
-            waits.extend(guard.wait);
+            waits.push(guard.backoff.delay());
         }
-        assert_eq!((waits[0], waits[1], waits[11]), (MIN_WAIT, 2 * MIN_WAIT, MAX_WAIT));
+        assert_eq!([waits[0], waits[1], waits[11]], [100, 200, 30_000].map(Duration::from_millis));
     }
 }

@@ -199,7 +199,7 @@ impl StateDir {
     fn withdraw(&self, used: &Used) {
         // Why it was refused says more.
         if let Err(error) = Record::forget(&self.directory, used) {
-            let error = crate::error::chain(&error);
+            let error = lb_core::error::report(&error);
             tracing::warn!(datapath = %used, error, "a datapath that was refused stays remembered as ours");
         }
     }

@@ -24,7 +24,6 @@ use nix::{
 };
 
 use super::{Grant, News, Preview, Source, SourceError, Waker};
-use crate::error;
 
 /// How long events are collected after the first one.
 const COALESCE: Duration = Duration::from_millis(1);
@@ -98,7 +97,8 @@ impl Source for ManifestDirectory {
 
     fn start(&mut self, waker: Waker) -> Result<(), SourceError> {
         let watch = Watch::new(&self.directory)?;
-        let mut follower = Follower { watch, directory: self.directory.clone(), unread: Arc::clone(&self.unread), waker };
+        let mut follower =
+            Follower { watch, directory: self.directory.clone(), unread: Arc::clone(&self.unread), waker };
         let follow = move || {
             if let Err(error) = follower.follow() {
                 follower.report("ManifestsNotWatched", Some(error.to_string()));
@@ -128,11 +128,11 @@ impl Source for ManifestDirectory {
     fn preview(&self, file: &str, text: &str) -> Option<Result<Preview, String>> {
         let snapshot = match Snapshot::parse(file, text) {
             Ok(snapshot) => snapshot,
-            Err(error) => return Some(Err(error::chain(&error))),
+            Err(error) => return Some(Err(lb_core::error::report(&error))),
         };
         let lb_k8s::Preview { edits, report } = self.manifests.preview(&snapshot);
         Some(match &report.rejected {
-            Some(error) => Err(error::chain(&**error)),
+            Some(error) => Err(lb_core::error::report(&**error)),
             None => Ok(Preview { edits, report }),
         })
     }

@@ -21,9 +21,10 @@ use super::{
     waker::Bell,
 };
 use crate::{
-    allocation::{self, Allocation, PlannedEdits, Settled, wall_clock},
+    allocation::{self, Allocation, PlannedEdits, Settled},
     api::PoolPlan,
     engine::Event,
+    host::clock::timestamp,
 };
 
 /// Most objects that a condition names.
@@ -133,7 +134,7 @@ impl Sources {
         }
         let News { changes, edits, report, conditions } = news;
         let Effective { changes, edits } = following.effective(index, changes, edits);
-        let changes = self.allocate(&mut following, index, changes, edits, wall_clock());
+        let changes = self.allocate(&mut following, index, changes, edits, timestamp());
         let source = following.names[index].clone();
         let conditions = conditions.into_iter().map(|(kind, message)| (source.clone(), kind, message));
         let conditions = conditions.chain(following.shadow_conditions()).collect();
@@ -143,7 +144,7 @@ impl Sources {
     /// What has to be done by now though no source has news.
     pub(crate) fn poll_allocation(&self) -> Option<Delivery> {
         let mut following = self.following();
-        let settled = self.allocation().poll(wall_clock())?;
+        let settled = self.allocation().poll(timestamp())?;
         let changes = following.carry_out(&settled);
         let source = following.names.first()?.clone();
         let is_news = !changes.is_empty();
@@ -152,7 +153,7 @@ impl Sources {
 
     /// How long there is nothing to [`poll_allocation`](Self::poll_allocation).
     fn patience(&self) -> Option<Duration> {
-        self.allocation().patience(wall_clock())
+        self.allocation().patience(timestamp())
     }
 
     /// Lets the allocator see news, and returns the changes with what services get.
@@ -206,7 +207,7 @@ impl Sources {
             refused: report.refused.iter().map(ToString::to_string).collect(),
             unsupported: report.unsupported.iter().map(ToString::to_string).collect(),
         };
-        Ok(self.allocation().plan(planned, wall_clock()))
+        Ok(self.allocation().plan(planned, timestamp()))
     }
 
     pub(crate) fn allocation(&self) -> MutexGuard<'_, Allocation> {

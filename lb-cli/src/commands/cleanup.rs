@@ -103,7 +103,7 @@ fn clean(args: &CleanupArgs, used: &Used, record: &Record) -> Cleaned {
     match remove(args, used) {
         Ok(()) => match Record::forget(&args.state_dir, used) {
             Ok(()) => Cleaned::new(used, "clean", None),
-            Err(error) => Cleaned::new(used, "failed", Some(lb_agent::error::chain(&error))),
+            Err(error) => Cleaned::new(used, "failed", Some(lb_core::error::report(&error))),
         },
         Err((kind, error)) => {
             let skipped = may_skip && kind == Some(ErrorKind::Unsupported);
@@ -118,7 +118,7 @@ fn remove(args: &CleanupArgs, used: &Used) -> Result<(), (Option<ErrorKind>, Str
     if args.force {
         return cleanup().map_err(|error| (Some(error.kind()), error.report()));
     }
-    let _owner = Owner::claim(kind).map_err(|error| (None, lb_agent::error::chain(&error)))?;
+    let _owner = Owner::claim(kind).map_err(|error| (None, lb_core::error::report(&error)))?;
     cleanup().map_err(|error| (Some(error.kind()), error.report()))
 }
 

@@ -1,6 +1,6 @@
 //! Kernels that a datapath needs.
 
-use lb_agent::{driver::DatapathKind, error::chain};
+use lb_agent::driver::DatapathKind;
 
 use super::error::RunError;
 
@@ -8,8 +8,8 @@ use super::error::RunError;
 pub(super) fn because(datapath: DatapathKind, error: &RunError) -> String {
     let release = nix::sys::utsname::uname().map(|name| name.release().to_string_lossy().into_owned());
     match lack(datapath, &release.unwrap_or_default()) {
-        Some(lack) => format!("{lack}: {}", chain(error)),
-        None => chain(error),
+        Some(lack) => format!("{lack}: {}", lb_core::error::report(error)),
+        None => lb_core::error::report(error),
     }
 }
 

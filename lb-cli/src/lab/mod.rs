@@ -162,7 +162,7 @@ fn look_into(use_case: UseCase, datapath: DatapathKind, checks: &mut Checks<'_>)
 }
 
 fn failure(what: &str, error: &RunError) -> Failure {
-    Failure::Error(format!("{what}: {}", lb_agent::error::chain(error)))
+    Failure::Error(format!("{what}: {}", lb_core::error::report(error)))
 }
 
 fn publish(args: &LabArgs, report: &impl serde::Serialize, passed: bool, table: impl FnOnce() -> String) -> Outcome {

@@ -156,11 +156,11 @@ impl Reconciler {
         self.touch_events(failed);
     }
 
-    /// From now on the state of the datapath is unknown.
-    fn forget_installed(&mut self, now: Instant) {
+    /// From now on the state of the datapath is unknown; it is to be observed at `at`.
+    fn forget_installed(&mut self, at: Instant) {
         self.touch_all_events();
         self.installed = None;
-        self.observe_at = Some(now);
+        self.observe_at = Some(at);
     }
 
     /// Whether the datapath has to be observed before there can be a plan.
@@ -178,7 +178,6 @@ impl Reconciler {
         self.touched.merge(Touched::all(&state, self.desired.state()));
         self.installed = Some(state);
         self.observe_at = None;
-        self.observation.reset();
         self.touch_all_events();
     }
 
@@ -246,6 +245,7 @@ impl Reconciler {
         // A retry that is due and needs no operation has become pointless: the frontend is as desired, or gone.
         self.retries.retain(|addr, retry| !retry.is_due(now) || planned.contains(addr));
         if plan.is_empty() {
+            self.observation.reset();
             return None;
         }
         self.last_plan.0 += 1;
@@ -264,12 +264,15 @@ impl Reconciler {
                 // of it.
                 self.touched.merge(touched.clone());
                 if error.unknown.is_some() {
-                    self.forget_installed(now);
+                    // A datapath that loses its state with each plan gets ever more time.
+                    self.observation.fail(now);
+                    self.forget_installed(self.observation.until().unwrap_or(now));
                     return;
                 }
                 error.failed.into_iter().map(|(addr, cause)| (addr, cause.report())).collect()
             }
         };
+        self.observation.reset();
         self.note_applied(&plan, &failed);
         for (addr, cause) in failed {
             self.retry_later(addr, cause, now);

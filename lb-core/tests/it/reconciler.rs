@@ -159,12 +159,34 @@ fn a_datapath_that_cannot_be_observed_is_asked_ever_more_rarely() {
         now = at;
     }
     assert_eq!(waits, [200, 400, 800, 1600, 3200, 6400, 12_800, 25_600, 30_000]);
-    // A success in between starts over.
+    // Nothing left to do in between starts over.
     reconciler.handle_observed(MemoryDatapath::default().state().clone());
+    assert!(reconciler.poll_plan(now).is_none());
     reconciler.handle_repaired(Err(ApplyError::unknown(DatapathError::new(ErrorKind::System, "lost"))), now);
     assert!(reconciler.wants_observation(now));
     reconciler.handle_observe_failed(now);
     assert_eq!(reconciler.poll_timeout().unwrap().0.since(now), Reconciler::MIN_RETRY_DELAY);
+}
+
+#[test]
+fn a_datapath_that_loses_its_state_with_every_plan_gets_ever_more_time() {
+    let mut datapath = MemoryDatapath::default();
+    let mut reconciler = reconciler(&datapath);
+    reconciler.handle_change(Change::UpsertService(web("a", "10.96.0.1"))).unwrap();
+    let (mut now, mut waits) = (Instant::default(), Vec::new());
+    for _ in 0..4 {
+        reconciler.handle_observed(datapath.observe().unwrap());
+        let plan = reconciler.poll_plan(now).unwrap();
+        let lost = DatapathError::new(ErrorKind::System, "lost");
+        reconciler.handle_applied(plan.id, Err(ApplyError::unknown(lost)), now);
+        assert!(!reconciler.wants_observation(now));
+        let (at, _) = reconciler.poll_timeout().unwrap();
+        waits.push(at.since(now).as_millis());
+        now = at;
+    }
+    assert_eq!(waits, [200, 400, 800, 1600]);
+    run(&mut reconciler, &mut datapath, now);
+    assert!(reconciler.is_settled() && reconciler.poll_timeout().is_none());
 }
 
 #[test]

@@ -2,16 +2,16 @@
 
 use std::time::Duration;
 
-use lb_core::Instant;
+use lb_core::time::{Backoff, Instant};
 
 /// Repairs that may follow each other without a wait, after a quiet time.
 const BURST: f64 = 20.0;
 /// Repairs per second beyond the burst.
 const PER_SECOND: f64 = 2.0;
-/// First wait once there were more; it doubles up to [`MAX_WAIT`].
-const MIN_WAIT: Duration = Duration::from_millis(500);
-/// Longest wait.
+/// Longest wait once there were more.
 pub(super) const MAX_WAIT: Duration = Duration::from_secs(30);
+/// The waits once there were more.
+const BACKOFF: Backoff = Backoff::new(Duration::from_millis(500), MAX_WAIT);
 /// Time without a repair after which waits are forgotten. Longer than the longest wait, or that would end the quarrel.
 const CALM: Duration = Duration::from_secs(60);
 
@@ -21,18 +21,12 @@ struct Limit {
     tokens: f64,
     filled: Instant,
     last: Instant,
-    wait: Option<Wait>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Wait {
-    until: Instant,
-    length: Duration,
+    backoff: Backoff,
 }
 
 impl Default for Limit {
     fn default() -> Self {
-        Self { tokens: BURST, filled: Instant::default(), last: Instant::default(), wait: None }
+        Self { tokens: BURST, filled: Instant::default(), last: Instant::default(), backoff: BACKOFF }
     }
 }
 
@@ -40,16 +34,16 @@ impl Limit {
     /// Takes a repair out, or says when there may be one.
     fn take(&mut self, now: Instant) -> Result<(), Instant> {
         self.calm_down(now);
-        if let Some(wait) = self.wait {
-            if now < wait.until {
-                return Err(wait.until);
+        if let Some(until) = self.backoff.until() {
+            if now < until {
+                return Err(until);
             }
-            self.lengthen(now);
+            self.backoff.fail(now);
         } else {
             self.tokens = (self.tokens + now.since(self.filled).as_secs_f64() * PER_SECOND).min(BURST);
             self.filled = now;
             if self.tokens < 1.0 {
-                return Err(self.lengthen(now));
+                return Err(now + self.backoff.fail(now));
             }
             self.tokens -= 1.0;
         }
@@ -60,25 +54,19 @@ impl Limit {
     /// A repair did not help: says when there may be another one.
     fn penalise(&mut self, now: Instant) -> Instant {
         self.calm_down(now);
-        match self.wait {
-            Some(wait) if now < wait.until => wait.until,
-            _ => self.lengthen(now),
+        match self.backoff.until() {
+            Some(until) if now < until => until,
+            _ => now + self.backoff.fail(now),
         }
     }
 
     /// How long repairs wait for each other now, if they do.
     fn wait(&self, now: Instant) -> Option<Duration> {
-        self.wait.filter(|_| now.since(self.last) < CALM).map(|wait| wait.length)
-    }
-
-    fn lengthen(&mut self, now: Instant) -> Instant {
-        let length = self.wait.map_or(MIN_WAIT, |wait| (wait.length * 2).min(MAX_WAIT));
-        self.wait = Some(Wait { until: now + length, length });
-        now + length
+        self.backoff.until().filter(|_| now.since(self.last) < CALM).map(|_| self.backoff.delay())
     }
 
     fn calm_down(&mut self, now: Instant) {
-        if self.wait.is_some() && now.since(self.last) >= CALM {
+        if self.backoff.until().is_some() && now.since(self.last) >= CALM {
             *self = Self { filled: now, last: self.last, ..Self::default() };
         }
     }

@@ -1,6 +1,6 @@
 //! What a comparison comes to.
 
-use lb_agent::driver::{self, DatapathKind};
+use lb_agent::driver::DatapathKind;
 use serde::Serialize;
 
 /// All of it. Keys are only ever added.
@@ -137,6 +137,8 @@ impl Comparison {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use lb_agent::driver;
+
     use super::*;
 
     /// A made-up comparison of two datapaths at three sizes.

@@ -19,7 +19,6 @@ use lb_agent::{
         self, DatapathKind, Setting,
         lab::{self, ForeignEdit, Scene},
     },
-    error::chain,
 };
 use lb_testkit::{
     lab::{Held, Node, Origin},
@@ -118,7 +117,7 @@ pub(super) fn run(args: &DriftLabArgs, rights: Rights) -> Outcome {
             // What the others showed is worth telling.
             Err(error @ RunError::TooMany { .. }) => {
                 late = true;
-                left_out.push(format!("{kind}: left out, {}", chain(&error)));
+                left_out.push(format!("{kind}: left out, {}", lb_core::error::report(&error)));
             }
             Err(error) => return Err(Failure::Error(format!("{kind}: {}", kernel::because(kind, &error)))),
         }
