@@ -52,6 +52,8 @@ fn ten_services_are_compared_on_every_datapath() {
     let json: Value = serde_json::from_slice(&fs::read(report.path().join("compare.json")).unwrap()).unwrap();
     assert_eq!(json, comparison);
     assert!(fs::read_to_string(report.path().join("compare.html")).unwrap().contains("<svg"));
+    let figure = fs::read_to_string(report.path().join("comparison.svg")).unwrap();
+    assert!(DATAPATHS.iter().all(|datapath| figure.contains(&format!("\n{datapath} "))), "{figure}");
 }
 
 /// Runs it with few rounds. Asserts that nothing is left.

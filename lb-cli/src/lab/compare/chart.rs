@@ -1,9 +1,26 @@
-//! Line charts as SVG. Numbers of services lie on a logarithmic axis; colours come from the page, so that one drawing
-//! reads well in light and in dark.
+//! Line charts over numbers of services, which lie on a logarithmic axis.
 
-use std::fmt::Write as _;
+use plotters::{
+    backend::SVGBackend,
+    chart::{ChartBuilder, ChartContext},
+    coord::{
+        cartesian::Cartesian2d,
+        combinators::{BindKeyPoints, IntoLogRange},
+        ranged1d::{AsRangedCoord, Ranged, ValueFormatter},
+    },
+    element::{Circle, PathElement, Text},
+    series::{DashedLineSeries, LineSeries},
+    style::{
+        Color, FontStyle, ShapeStyle,
+        text_anchor::{HPos, VPos},
+    },
+};
 
-use super::table::number;
+use super::{
+    drawing::{Canvas, Drawing, INFALLIBLE, text, width},
+    palette::{DIM, GRID, Ink},
+    table::{number, thousands},
+};
 
 /// A chart.
 #[derive(Clone, Debug)]
@@ -38,162 +55,164 @@ pub(super) struct Series {
     pub(super) points: Vec<(u32, f64)>,
 }
 
-const WIDTH: f64 = 560.0;
-const HEIGHT: f64 = 300.0;
-const LEFT: f64 = 56.0;
-const RIGHT: f64 = 150.0;
-const TOP: f64 = 14.0;
-const BOTTOM: f64 = 40.0;
+/// Width and height of a chart that stands alone, in pixels.
+const SIZE: (u32, u32) = (560, 300);
+/// Size of all texts, in pixels.
+const FONT: f64 = 12.0;
 /// Least distance of two names at the right.
-const LINE: f64 = 15.0;
+const LINE: i32 = 16;
+/// From the last point to its name.
+const LEADER: i32 = 24;
+/// From a tick's text to its axis, the mark included.
+const TICK: i32 = 10;
+const MARGIN: i32 = 10;
+/// Room for numbers of services, and for the word.
+const BELOW: i32 = 44;
 /// Values below this have no place on a logarithmic axis.
 const LEAST: f64 = 0.001;
 
 impl Chart {
-    /// The drawing.
-    pub(super) fn svg(&self) -> String {
-        let axis = Axis::new(self);
-        let mut svg = String::new();
-        // Writing to a string cannot fail.
-        let _ = write!(
-            svg,
-            "<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{}, {}\">",
-            escape(self.title),
-            escape(self.unit)
-        );
-        axis.draw(&mut svg);
-        for series in &self.series {
-            series.draw(&axis, &mut svg);
+    /// The chart alone.
+    pub(super) fn drawing(&self) -> Drawing {
+        Drawing::new(SIZE, format!("{}, {}", self.title, self.unit), |canvas| self.draw(canvas))
+    }
+
+    /// Draws it on all of a canvas. A tooltip for each point, in the order of the points.
+    pub(super) fn draw(&self, canvas: &Canvas<'_>) -> Vec<String> {
+        let values = || self.series.iter().flat_map(|series| &series.points).map(|&(_, value)| value);
+        let most = values().fold(LEAST, f64::max);
+        match self.scale {
+            Scale::Linear => {
+                let widest = width("0.0000", FONT).max(width(&tick_text(&most), FONT));
+                self.plot(canvas, 0.0..most * 1.05, widest)
+            }
+            Scale::Log => {
+                let ticks = decades(values().map(|value| value.max(LEAST)).fold(most, f64::min), most);
+                let range = ticks[0]..ticks[ticks.len() - 1];
+                let widest = ticks.iter().map(|tick| width(&tick_text(tick), FONT)).fold(0.0, f64::max);
+                self.plot(canvas, range.log_scale().with_key_points(ticks), widest)
+            }
         }
-        self.draw_names(&axis, &mut svg);
-        svg.push_str("</svg>\n");
-        svg
+        self.tooltips()
+    }
+
+    /// `ticks` is the room, in pixels, that the widest text of the axis of values takes.
+    fn plot<Y>(&self, canvas: &Canvas<'_>, values: Y, ticks: f64)
+    where
+        Y: AsRangedCoord<Value = f64, CoordDescType: ValueFormatter<f64>>,
+    {
+        let sizes = self.sizes();
+        // Room for the dots of the first and the last size.
+        let (first, last) =
+            (sizes.first().map_or(1.0, |size| size / 1.1), sizes.last().map_or(10.0, |size| size * 1.1));
+        let services = (first..last).log_scale().with_key_points(sizes);
+        let mut plot = ChartBuilder::on(canvas)
+            .margin_top(MARGIN)
+            .margin_right(self.names_width() + LEADER + MARGIN)
+            .x_label_area_size(BELOW)
+            .y_label_area_size(MARGIN + ticks.ceil() as i32 + TICK)
+            .build_cartesian_2d(services, values)
+            .expect(INFALLIBLE);
+        plot.configure_mesh()
+            .disable_x_mesh()
+            .bold_line_style(GRID.light)
+            .light_line_style(GRID.light.mix(0.0))
+            .axis_style(GRID.light)
+            .x_label_formatter(&|&size| thousands(size as u64))
+            .y_label_formatter(&tick_text)
+            .y_labels(6)
+            .x_desc("services")
+            .label_style(text(FONT, DIM, FontStyle::Normal, (HPos::Left, VPos::Top)))
+            .draw()
+            .expect(INFALLIBLE);
+        for series in &self.series {
+            series.draw(&mut plot);
+        }
+        self.draw_names(canvas, &plot);
+    }
+
+    /// Every number of services once, ascending.
+    fn sizes(&self) -> Vec<f64> {
+        let points = self.series.iter().flat_map(|series| &series.points);
+        let mut sizes: Vec<u32> = points.map(|&(services, _)| services.max(1)).collect();
+        sizes.sort_unstable();
+        sizes.dedup();
+        sizes.into_iter().map(f64::from).collect()
+    }
+
+    fn names_width(&self) -> i32 {
+        let widths = self.series.iter().filter_map(Series::end).map(|(_, name)| width(&name, FONT));
+        widths.fold(0.0, f64::max).ceil() as i32
     }
 
     /// The name and last value of every line, beside its end, moved apart where ends are close.
-    fn draw_names(&self, axis: &Axis, svg: &mut String) {
-        let ends: Vec<(&Series, u32, f64)> =
-            self.series.iter().filter_map(|series| series.points.last().map(|&(x, y)| (series, x, y))).collect();
-        let wanted: Vec<f64> = ends.iter().map(|&(_, _, value)| axis.y(value)).collect();
-        for ((series, services, value), (wanted, y)) in ends.into_iter().zip(wanted.iter().zip(spread(&wanted))) {
-            let (from, to) = (axis.x(services) + 6.0, WIDTH - RIGHT + 22.0);
-            let _ = write!(
-                svg,
-                "<path class=\"leader\" d=\"M{from:.1} {wanted:.1}L{to:.1} {y:.1}\"/>\
-                 <text class=\"name {class}\" x=\"{:.1}\" y=\"{:.1}\">{} <tspan class=\"value\">{}</tspan></text>",
-                to + 4.0,
-                y + 4.0,
-                escape(series.name),
-                number(value),
-                class = series.name,
-            );
+    fn draw_names<X, Y>(&self, canvas: &Canvas<'_>, plot: &ChartContext<'_, SVGBackend<'_>, Cartesian2d<X, Y>>)
+    where
+        X: Ranged<ValueType = f64>,
+        Y: Ranged<ValueType = f64>,
+    {
+        let (left, top) = canvas.get_base_pixel();
+        let named: Vec<(&Series, String, (i32, i32))> = self
+            .series
+            .iter()
+            .filter_map(|series| {
+                let (point, name) = series.end()?;
+                let (x, y) = plot.backend_coord(&point);
+                Some((series, name, (x - left, y - top)))
+            })
+            .collect();
+        let wanted: Vec<i32> = named.iter().map(|&(_, _, (_, y))| y).collect();
+        let bottom = canvas.dim_in_pixel().1 as i32 - BELOW;
+        for ((series, name, (x, y)), at) in named.into_iter().zip(spread(&wanted, MARGIN, bottom)) {
+            let (from, to) = ((x + 6, y), (x + LEADER, at));
+            let style = text(FONT, series.ink(), FontStyle::Bold, (HPos::Left, VPos::Center));
+            canvas.draw(&PathElement::new([from, to], GRID.light)).expect(INFALLIBLE);
+            canvas.draw(&Text::new(name, (to.0 + 4, at), style)).expect(INFALLIBLE);
         }
+    }
+
+    fn tooltips(&self) -> Vec<String> {
+        let tooltip = |series: &Series, services, value| {
+            format!("{}: {} at {} services", series.name, value_text(value), thousands(u64::from(services)))
+        };
+        self.series
+            .iter()
+            .flat_map(|series| series.points.iter().map(move |&(services, value)| tooltip(series, services, value)))
+            .collect()
     }
 }
 
 impl Series {
-    fn draw(&self, axis: &Axis, svg: &mut String) {
-        let line: Vec<String> =
-            self.points.iter().map(|&(x, y)| format!("{:.1} {:.1}", axis.x(x), axis.y(y))).collect();
-        let class = format!("{}{}", self.name, if self.baseline { " baseline" } else { "" });
-        let _ = write!(svg, "<g class=\"series {class}\"><path d=\"M{}\"/>", line.join("L"));
-        for &(services, value) in &self.points {
-            let (x, y) = (axis.x(services), axis.y(value));
-            let _ = write!(
-                svg,
-                "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3.5\"><title>{}: {} at {services} services</title></circle>",
-                escape(self.name),
-                number(value),
-            );
+    fn ink(&self) -> Ink {
+        Ink::of_path(self.name)
+    }
+
+    /// The last point, and the text beside it.
+    fn end(&self) -> Option<((f64, f64), String)> {
+        let &(services, value) = self.points.last()?;
+        Some((point(services, value), format!("{} {}", self.name, value_text(value))))
+    }
+
+    fn draw<X, Y>(&self, plot: &mut ChartContext<'_, SVGBackend<'_>, Cartesian2d<X, Y>>)
+    where
+        X: Ranged<ValueType = f64>,
+        Y: Ranged<ValueType = f64>,
+    {
+        let points: Vec<(f64, f64)> = self.points.iter().map(|&(services, value)| point(services, value)).collect();
+        let line = ShapeStyle::from(self.ink().light).stroke_width(2);
+        if self.baseline {
+            plot.draw_series(DashedLineSeries::new(points.clone(), 5, 4, line)).expect(INFALLIBLE);
+        } else {
+            plot.draw_series(LineSeries::new(points.clone(), line)).expect(INFALLIBLE);
         }
-        svg.push_str("</g>");
+        let dots = points.into_iter().map(|point| Circle::new(point, 4, self.ink().light.filled()));
+        plot.draw_series(dots).expect(INFALLIBLE);
     }
 }
 
-/// Where numbers lie.
-struct Axis {
-    sizes: Vec<u32>,
-    scale: Scale,
-    low: f64,
-    high: f64,
-    ticks: Vec<f64>,
-}
-
-impl Axis {
-    fn new(chart: &Chart) -> Self {
-        let points = || chart.series.iter().flat_map(|series| &series.points);
-        let mut sizes: Vec<u32> = points().map(|&(services, _)| services).collect();
-        sizes.sort_unstable();
-        sizes.dedup();
-        let most = points().map(|&(_, value)| value).fold(LEAST, f64::max);
-        let least = points().map(|&(_, value)| value.max(LEAST)).fold(most, f64::min);
-        let ticks = match chart.scale {
-            Scale::Linear => linear_ticks(most),
-            Scale::Log => decades(least, most),
-        };
-        let (low, high) = (ticks.first().copied().unwrap_or(0.0), ticks.last().copied().unwrap_or(1.0));
-        Self { sizes, scale: chart.scale, low, high, ticks }
-    }
-
-    fn x(&self, services: u32) -> f64 {
-        let log = |size: u32| f64::from(size.max(1)).ln();
-        let width = WIDTH - LEFT - RIGHT;
-        match (self.sizes.first(), self.sizes.last()) {
-            (Some(&first), Some(&last)) if first < last => {
-                LEFT + width * (log(services) - log(first)) / (log(last) - log(first))
-            }
-            _ => LEFT + width / 2.0,
-        }
-    }
-
-    fn y(&self, value: f64) -> f64 {
-        let share = match self.scale {
-            Scale::Linear => (value - self.low) / (self.high - self.low),
-            Scale::Log => (value.max(self.low).ln() - self.low.ln()) / (self.high.ln() - self.low.ln()),
-        };
-        HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * share
-    }
-
-    fn draw(&self, svg: &mut String) {
-        let (left, right, bottom) = (LEFT - 6.0, WIDTH - RIGHT + 6.0, HEIGHT - BOTTOM);
-        for &tick in &self.ticks {
-            let y = self.y(tick);
-            let _ = write!(
-                svg,
-                "<path class=\"grid\" d=\"M{left} {y:.1}H{right}\"/>\
-                 <text class=\"tick\" text-anchor=\"end\" x=\"{:.1}\" y=\"{:.1}\">{}</text>",
-                left - 4.0,
-                y + 4.0,
-                tick_text(tick),
-            );
-        }
-        for &size in &self.sizes {
-            let x = self.x(size);
-            let _ = write!(
-                svg,
-                "<path class=\"grid\" d=\"M{x:.1} {bottom}v5\"/>\
-                 <text class=\"tick\" text-anchor=\"middle\" x=\"{x:.1}\" y=\"{:.1}\">{}</text>",
-                bottom + 18.0,
-                thousands(u64::from(size)),
-            );
-        }
-        let middle = LEFT + (WIDTH - LEFT - RIGHT) / 2.0;
-        let _ = write!(
-            svg,
-            "<text class=\"tick\" text-anchor=\"middle\" x=\"{middle:.1}\" y=\"{:.1}\">services</text>",
-            HEIGHT - 5.0
-        );
-    }
-}
-
-/// Zero, and steps of 1, 2 or 5 times a power of ten up to the first that holds `most`.
-fn linear_ticks(most: f64) -> Vec<f64> {
-    let rough = most / 4.0;
-    let power = 10f64.powf(rough.log10().floor());
-    let step = [1.0, 2.0, 5.0, 10.0].into_iter().map(|factor| factor * power).find(|&step| step >= rough * 0.999);
-    let step = step.unwrap_or(rough);
-    let count = (most / step * 0.999).ceil().max(1.0) as u32;
-    (0..=count).map(|n| f64::from(n) * step).collect()
+/// Where a value lies. None lies below the least that has a place on a logarithmic axis.
+fn point(services: u32, value: f64) -> (f64, f64) {
+    (f64::from(services.max(1)), value.max(LEAST))
 }
 
 /// Powers of ten around both, two at least.
@@ -203,34 +222,35 @@ fn decades(least: f64, most: f64) -> Vec<f64> {
     (first..=last).map(|power| 10f64.powi(power)).collect()
 }
 
-fn tick_text(tick: f64) -> String {
-    if tick >= 1000.0 { thousands(tick.round() as u64) } else { format!("{}", (tick * 1000.0).round() / 1000.0) }
+fn tick_text(tick: &f64) -> String {
+    if *tick >= 1000.0 { thousands(tick.round() as u64) } else { format!("{}", (tick * 1e6).round() / 1e6) }
 }
 
-/// With commas.
-pub(super) fn thousands(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
+/// Three significant digits, and commas from a thousand.
+fn value_text(value: f64) -> String {
+    if value >= 999.5 { thousands(value.round() as u64) } else { number(value) }
 }
 
-/// Moves heights apart until each has a line of its own, within the drawing.
-fn spread(wanted: &[f64]) -> Vec<f64> {
+/// Moves heights apart until each has a line of its own between `top` and `bottom`, as little as that takes.
+fn spread(wanted: &[i32], top: i32, bottom: i32) -> Vec<i32> {
     let mut order: Vec<usize> = (0..wanted.len()).collect();
-    order.sort_by(|&a, &b| wanted[a].total_cmp(&wanted[b]));
-    let mut placed = wanted.to_vec();
-    let mut above = TOP - LINE;
+    order.sort_by_key(|&index| wanted[index]);
+    let mut blocks: Vec<Block> = Vec::new();
     for &index in &order {
-        placed[index] = placed[index].max(above + LINE);
+        let mut block = Block { names: 1, middles: wanted[index] };
+        while let Some(above) = blocks.pop_if(|above| above.bottom() > block.top()) {
+            block = Block { names: above.names + block.names, middles: above.middles + block.middles };
+        }
+        blocks.push(block);
+    }
+    let lines = blocks.iter().flat_map(|block| (0..block.names).map(|line| block.top() + LINE / 2 + line * LINE));
+    let mut placed = vec![0; wanted.len()];
+    let mut above = top - LINE;
+    for (&index, line) in order.iter().zip(lines) {
+        placed[index] = line.max(above + LINE);
         above = placed[index];
     }
-    let mut below = HEIGHT - BOTTOM + LINE;
+    let mut below = bottom + LINE;
     for &index in order.iter().rev() {
         placed[index] = placed[index].min(below - LINE);
         below = placed[index];
@@ -238,38 +258,35 @@ fn spread(wanted: &[f64]) -> Vec<f64> {
     placed
 }
 
-/// As text of an HTML page or value of an attribute.
-pub(super) fn escape(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => escaped.push_str("&amp;"),
-            '<' => escaped.push_str("&lt;"),
-            '>' => escaped.push_str("&gt;"),
-            '"' => escaped.push_str("&quot;"),
-            '\'' => escaped.push_str("&#39;"),
-            c if c.is_control() && c != '\n' => escaped.extend(c.escape_default()),
-            c => escaped.push(c),
-        }
+/// Names that touch each other, around the middle of the heights that they want.
+struct Block {
+    names: i32,
+    /// Sum of the heights that they want.
+    middles: i32,
+}
+
+impl Block {
+    fn top(&self) -> i32 {
+        self.middles / self.names - self.names * LINE / 2
     }
-    escaped
+
+    fn bottom(&self) -> i32 {
+        self.top() + self.names * LINE
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::drawing::tests::assert_labels_inside, *};
 
     fn chart(scale: Scale, points: &[(u32, f64)]) -> Chart {
         let series = |name, baseline| Series { name, baseline, points: points.to_vec() };
-        Chart { title: "a < b", unit: "ms", scale, series: vec![series("ebpf", false), series("floor", true)] }
-    }
-
-    #[test]
-    fn linear_ticks_hold_the_largest_value() {
-        assert_eq!(linear_ticks(3.6), [0.0, 1.0, 2.0, 3.0, 4.0]);
-        assert_eq!(linear_ticks(1.0), [0.0, 0.5, 1.0]);
-        assert_eq!(linear_ticks(4.0), [0.0, 1.0, 2.0, 3.0, 4.0]);
-        assert!(linear_ticks(0.93).last().is_some_and(|&last| last >= 0.93));
+        Chart {
+            title: "a < b",
+            unit: "ms",
+            scale,
+            series: vec![series("ebpf", false), series("iptables-legacy", false), series("floor", true)],
+        }
     }
 
     #[test]
@@ -280,32 +297,48 @@ mod tests {
 
     #[test]
     fn names_do_not_lie_on_each_other() {
-        let placed = spread(&[100.0, 101.0, 99.0, 259.0, 259.5]);
+        let placed = spread(&[100, 101, 99, 259, 260], 14, 260);
         let mut sorted = placed.clone();
-        sorted.sort_by(f64::total_cmp);
-        assert!(sorted.windows(2).all(|pair| pair[1] - pair[0] >= LINE - 1e-9), "{placed:?}");
-        assert!(sorted.iter().all(|&y| (TOP..=HEIGHT - BOTTOM).contains(&y)), "{placed:?}");
+        sorted.sort_unstable();
+        assert!(sorted.windows(2).all(|pair| pair[1] - pair[0] >= LINE), "{placed:?}");
+        assert!(sorted.iter().all(|y| (14..=260).contains(y)), "{placed:?}");
         assert!(placed[2] < placed[0] && placed[0] < placed[1], "order is kept: {placed:?}");
     }
 
     #[test]
     fn a_chart_stays_in_its_box_and_escapes() {
         for scale in [Scale::Linear, Scale::Log] {
-            let svg = chart(scale, &[(10, 0.0), (100, 5.0), (5000, 70.0)]).svg();
+            let svg = chart(scale, &[(10, 0.0), (100, 5.0), (5000, 70.0)]).drawing().inline();
             assert!(svg.contains("a &lt; b, ms") && !svg.contains("NaN") && !svg.contains("inf"), "{svg}");
-            assert_eq!(svg.matches("<circle").count(), 6);
-            assert!(svg.contains(">5,000<") && svg.contains(">70.0<"), "{svg}");
+            assert_eq!(svg.matches("<circle").count(), 9);
+            assert_eq!(svg.matches("<title>").count(), 9);
+            assert!(svg.contains("\n5,000\n") && svg.contains("\nebpf 70.0\n"), "{svg}");
+            assert!(svg.contains("<title>floor: 70.0 at 5,000 services</title>"), "{svg}");
+            assert_labels_inside(&svg);
+        }
+    }
+
+    #[test]
+    fn labels_of_large_and_small_values_are_not_cut_off() {
+        for largest in [0.002, 0.93, 1_137.0, 11_956.0, 9_999_999.0] {
+            for scale in [Scale::Linear, Scale::Log] {
+                let svg = chart(scale, &[(10, largest / 9.0), (100_000, largest)]).drawing().inline();
+                assert_labels_inside(&svg);
+                assert!(svg.contains(&format!("\niptables-legacy {}\n", value_text(largest))), "{svg}");
+            }
         }
     }
 
     #[test]
     fn one_size_and_no_size_are_drawn_too() {
-        assert!(!chart(Scale::Log, &[(10, 2.0)]).svg().contains("NaN"));
-        assert!(!chart(Scale::Linear, &[]).svg().contains("NaN"));
+        for svg in [chart(Scale::Log, &[(10, 2.0)]), chart(Scale::Linear, &[])].map(|chart| chart.drawing().inline()) {
+            assert!(!svg.contains("NaN"), "{svg}");
+            assert_labels_inside(&svg);
+        }
     }
 
     #[test]
-    fn text_cannot_become_markup() {
-        assert_eq!(escape("<a href=\"x\">'&\u{7}"), "&lt;a href=&quot;x&quot;&gt;&#39;&amp;\\u{7}");
+    fn values_keep_three_digits_and_have_commas() {
+        assert_eq!([0.5, 999.4, 999.6, 11_956.2].map(value_text), ["0.50", "999", "1,000", "11,956"]);
     }
 }

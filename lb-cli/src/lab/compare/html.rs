@@ -3,17 +3,19 @@
 use std::fmt::Write as _;
 
 use super::{
-    chart::{Chart, Scale, Series, escape, thousands},
+    charts, palette,
     result::{Comparison, PathRow, Row, Speed},
-    table::{how, number},
+    table::{how, number, thousands},
 };
 
 const HEAD: &str = include_str!("page.html");
+/// Where the colours of the style sheet go.
+const PALETTE: &str = "/* palette */\n";
 const EXPLAINED: &str = include_str!("explained.html");
 
 /// The whole page.
 pub(super) fn page(comparison: &Comparison) -> String {
-    let mut page = String::from(HEAD);
+    let mut page = HEAD.replace(PALETTE, &palette::style());
     page.push_str("<h1>The same services on every datapath</h1>\n");
     // Writing to a string cannot fail.
     let _ = writeln!(page, "<p class=\"dim\">{}</p>", escape(&how(comparison)));
@@ -21,9 +23,10 @@ pub(super) fn page(comparison: &Comparison) -> String {
         let _ = writeln!(page, "<p><b>Note:</b> {}</p>", escape(note));
     }
     page.push_str("<div class=\"charts\">\n");
-    for chart in charts(comparison) {
+    for chart in charts::all(comparison) {
         let (title, unit) = (escape(chart.title), escape(chart.unit));
-        let _ = writeln!(page, "<figure><figcaption>{title}<span>{unit}</span></figcaption>{}</figure>", chart.svg());
+        let svg = chart.drawing().inline();
+        let _ = writeln!(page, "<figure><figcaption>{title}<span>{unit}</span></figcaption>{svg}</figure>");
     }
     page.push_str("</div>\n");
     page.push_str(EXPLAINED);
@@ -31,62 +34,6 @@ pub(super) fn page(comparison: &Comparison) -> String {
     numbers(comparison, &mut page);
     page.push_str("</main>\n</body>\n</html>\n");
     page
-}
-
-fn charts(comparison: &Comparison) -> Vec<Chart> {
-    let rows = |value: fn(&Row) -> f64| row_series(comparison, value);
-    let paths = |value: fn(&Speed) -> f64| {
-        let mut series = row_series(comparison, |row| value(&row.speed));
-        series.extend(path_series(&comparison.extras, value));
-        series.extend(path_series(&comparison.baselines, value));
-        series
-    };
-    let chart = |title, unit, scale, series| Chart { title, unit, scale, series };
-    vec![
-        chart(
-            "New connection: median against direct",
-            "ratio; direct is 1, lower is better",
-            Scale::Linear,
-            paths(|speed| speed.connect_p50_ratio),
-        ),
-        chart(
-            "Connections per second against direct",
-            "ratio; direct is 1, higher is better",
-            Scale::Linear,
-            paths(|speed| speed.cps_ratio),
-        ),
-        chart("First sync of all services", "ms, logarithmic; lower is better", Scale::Log, rows(|row| row.sync_ms)),
-        chart(
-            "One change: event to first connection on a new endpoint",
-            "ms, logarithmic; lower is better",
-            Scale::Log,
-            rows(|row| row.change_ms),
-        ),
-        chart("Manifests on disk to ready", "ms, logarithmic; lower is better", Scale::Log, rows(|row| row.ready_ms)),
-        chart("Kernel memory", "MiB, logarithmic; lower is better", Scale::Log, rows(|row| row.kernel_mib)),
-        chart("Resident memory of the agent", "MiB; lower is better", Scale::Linear, rows(|row| row.rss_mib)),
-    ]
-}
-
-fn row_series(comparison: &Comparison, value: impl Fn(&Row) -> f64) -> Vec<Series> {
-    let of = |kind| {
-        let rows = comparison.rows.iter().filter(move |row| row.datapath == kind);
-        rows.map(|row| (row.services, value(row))).collect()
-    };
-    let kinds = comparison.datapaths().into_iter();
-    kinds.map(|kind| Series { name: kind.name(), baseline: false, points: of(kind) }).collect()
-}
-
-fn path_series(paths: &[PathRow], value: impl Fn(&Speed) -> f64) -> Vec<Series> {
-    let mut series: Vec<Series> = Vec::new();
-    for path in paths {
-        let point = (path.services, value(&path.speed));
-        match series.iter_mut().find(|series| series.name == path.name) {
-            Some(series) => series.points.push(point),
-            None => series.push(Series { name: path.name, baseline: true, points: vec![point] }),
-        }
-    }
-    series
 }
 
 fn numbers(comparison: &Comparison, page: &mut String) {
@@ -162,6 +109,23 @@ fn speed_cells(speed: &Speed) -> [String; 8] {
     ]
 }
 
+/// As text of an HTML page or value of an attribute.
+pub(super) fn escape(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => escaped.push_str("&amp;"),
+            '<' => escaped.push_str("&lt;"),
+            '>' => escaped.push_str("&gt;"),
+            '"' => escaped.push_str("&quot;"),
+            '\'' => escaped.push_str("&#39;"),
+            c if c.is_control() && c != '\n' => escaped.extend(c.escape_default()),
+            c => escaped.push(c),
+        }
+    }
+    escaped
+}
+
 #[cfg(test)]
 mod tests {
     use super::{super::result::tests::example, *};
@@ -216,5 +180,10 @@ mod tests {
         empty.baselines.clear();
         empty.extras.clear();
         assert_well_formed(&page(&empty));
+    }
+
+    #[test]
+    fn text_cannot_become_markup() {
+        assert_eq!(escape("<a href=\"x\">'&\u{7}"), "&lt;a href=&quot;x&quot;&gt;&#39;&amp;\\u{7}");
     }
 }

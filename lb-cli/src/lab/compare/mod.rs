@@ -2,12 +2,16 @@
 
 mod bed;
 mod chart;
+mod charts;
+mod drawing;
 mod error;
+mod figure;
 mod floor;
 mod footprint;
 mod html;
 mod iptables;
 mod memory;
+mod palette;
 mod paths;
 mod probe;
 mod progress;
@@ -74,7 +78,7 @@ pub(crate) struct CompareArgs {
     /// Decides the order within rounds.
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
-    /// Directory for compare.json and compare.html, a page with charts.
+    /// Directory for compare.json, compare.html (a page with charts) and comparison.svg (the main charts as one picture).
     #[arg(long, value_name = "DIR")]
     pub(super) report: Option<PathBuf>,
     /// What was asked for and cannot be had, to be noted.
@@ -163,7 +167,12 @@ fn compare(services: &[u32], datapaths: &[DatapathKind], n: Counts, seed: u64) -
 
 fn write_report(directory: &Path, comparison: &Comparison) -> Result<()> {
     let json = serde_json::to_string_pretty(comparison).map_err(|error| system("writing JSON")(error.into()))?;
-    for (name, text) in [("compare.json", json + "\n"), ("compare.html", html::page(comparison))] {
+    let files = [
+        ("compare.json", json + "\n"),
+        ("compare.html", html::page(comparison)),
+        ("comparison.svg", figure::figure(comparison).standalone()),
+    ];
+    for (name, text) in files {
         let path = directory.join(name);
         fs::write(&path, text).map_err(system(format!("writing {}", path.display())))?;
         output::say(format_args!("lb: wrote {}", path.display()));
@@ -205,6 +214,8 @@ mod tests {
         assert_eq!(json["rows"].as_array().map(Vec::len), Some(6));
         let page = fs::read_to_string(directory.path().join("compare.html")).unwrap();
         assert!(page.starts_with("<!doctype html>"));
+        let figure = fs::read_to_string(directory.path().join("comparison.svg")).unwrap();
+        assert!(figure.starts_with("<svg xmlns=") && figure.ends_with("</svg>\n"), "{figure}");
     }
 
     #[test]

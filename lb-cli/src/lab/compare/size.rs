@@ -8,7 +8,6 @@ use lb_testkit::worlds::BACKEND_PORT;
 
 use super::{
     bed::{Bed, Path},
-    chart::thousands,
     error::Result,
     floor,
     footprint::{self, Footprint},
@@ -19,6 +18,7 @@ use super::{
     result::{Comparison, Counts, PathRow, Row},
     stats::{median, order, percentile, round},
     subject::Subject,
+    table::thousands,
     world::{Compared, Group},
 };
 

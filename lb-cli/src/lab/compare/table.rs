@@ -2,10 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::{
-    chart::thousands,
-    result::{Comparison, PathRow, Row, Speed},
-};
+use super::result::{Comparison, PathRow, Row, Speed};
 use crate::output::Table;
 
 /// One block of lines per size, with its baselines.
@@ -139,6 +136,19 @@ pub(super) fn number(value: f64) -> String {
         middle if middle < 99.95 => format!("{value:.1}"),
         _ => format!("{value:.0}"),
     }
+}
+
+/// With commas.
+pub(super) fn thousands(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
 }
 
 #[cfg(test)]
