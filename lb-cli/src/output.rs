@@ -6,7 +6,9 @@ use std::{
 };
 
 use clap::ValueEnum;
+use jiff::Timestamp;
 use serde::Serialize;
+use unicode_width::UnicodeWidthStr;
 
 /// How an answer is written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -51,7 +53,7 @@ pub(crate) fn is_terminal() -> bool {
     io::IsTerminal::is_terminal(&io::stderr())
 }
 
-/// Rows under a heading, in columns that are as wide as they must be.
+/// Rows under a heading, in columns that are as wide as their widest cell on a terminal.
 #[derive(Debug)]
 pub(crate) struct Table {
     rows: Vec<Vec<String>>,
@@ -74,18 +76,22 @@ impl Table {
 impl std::fmt::Display for Table {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let columns = self.rows.first().map_or(0, Vec::len);
-        let width = |column: usize| self.rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+        let width = |column: usize| self.rows.iter().map(|row| row[column].width()).max().unwrap_or(0);
         let widths: Vec<usize> = (0..columns).map(width).collect();
         for row in &self.rows {
             let mut line = String::new();
             for (cell, width) in row.iter().zip(&widths) {
-                line.push_str(&format!("{cell:<width$}   "));
+                line.push_str(cell);
+                line.extend(std::iter::repeat_n(' ', width - cell.width() + GAP));
             }
             writeln!(f, "{}", line.trim_end())?;
         }
         Ok(())
     }
 }
+
+/// Spaces between two columns.
+const GAP: usize = 3;
 
 /// Text fit for one line of a terminal: what others wrote must neither steer it nor look like something else.
 pub(crate) fn printable(text: &str) -> String {
@@ -133,18 +139,9 @@ pub(crate) fn time(time: Duration) -> String {
 
 /// Date and time of day, in UTC, of so many milliseconds since 1970.
 pub(crate) fn utc(unix_ms: u64) -> String {
-    let (days, ms) = (unix_ms / 86_400_000, unix_ms % 86_400_000);
-    // Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms": years that begin in March.
-    let z = days + 719_468;
-    let (era, day_of_era) = (z / 146_097, z % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * from_march + 2) / 5 + 1;
-    let month = if from_march < 10 { from_march + 3 } else { from_march - 9 };
-    let year = year_of_era + era * 400 + u64::from(month <= 2);
-    let (h, m, s, ms) = (ms / 3_600_000, ms / 60_000 % 60, ms / 1000 % 60, ms % 1000);
-    format!("{year:04}-{month:02}-{day:02}T{h:02}:{m:02}:{s:02}.{ms:03}Z")
+    let time = i64::try_from(unix_ms).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok());
+    // Whoever has a clock beyond the year 9999 still gets an answer.
+    format!("{:.3}", time.unwrap_or(Timestamp::MAX))
 }
 
 /// A number of things: `1 service`, `2 services`.
@@ -170,6 +167,7 @@ mod tests {
         assert_eq!(utc(951_782_399_999), "2000-02-28T23:59:59.999Z");
         assert_eq!(utc(951_782_400_000 + 86_400_000), "2000-03-01T00:00:00.000Z");
         assert_eq!(utc(1_795_262_400_001), "2026-11-21T12:00:00.001Z");
+        assert_eq!(utc(u64::MAX), "9999-12-30T22:00:00.999Z", "the last moment that every time zone has");
     }
 
     #[test]
@@ -179,6 +177,16 @@ mod tests {
         table.row(["default/web".into(), "2".into()]);
         table.row(["ü".into(), String::new()]);
         assert_eq!(table.to_string(), "NAME          N\ndefault/web   2\nü             -\n");
+    }
+
+    #[test]
+    fn wide_characters_and_accents_line_up() {
+        let mut table = Table::new(["NAME", "N"]);
+        // Two columns wide each; an accent of its own, which takes no column.
+        table.row(["名前".into(), "1".into()]);
+        table.row(["e\u{301}".into(), "2".into()]);
+        table.row(["default".into(), "3".into()]);
+        assert_eq!(table.to_string(), "NAME      N\n名前      1\ne\u{301}         2\ndefault   3\n");
     }
 
     #[test]
