@@ -4,9 +4,10 @@
 //! run in a user namespace, except for eBPF; where the kernel has none for us, they are ignored.
 
 use std::{
-    fs,
+    env, fs,
     os::unix::{fs::PermissionsExt, process::CommandExt},
     process::{Command, ExitCode},
+    time::{Duration, Instant},
 };
 
 use lb_core::{Capabilities, Faults, Faulty, MemoryDatapath};
@@ -23,6 +24,16 @@ use libtest_mimic::{Arguments, Failed, Trial};
 
 /// What somebody who is not root has to see pass.
 const CARRIED: [&str; 4] = ["memory", "nftables", "iptables_nft", "iptables_legacy"];
+/// The cases that a datapath that carries nothing would hold up longest.
+const SLOWEST: [&str; 5] = [
+    "everybody_reaches_a_cluster_address",
+    "services_that_share_backends_keep_their_ports_apart",
+    "a_deleted_service_answers_no_more_and_others_do",
+    "established_connections_survive_scaling_up_and_down",
+    "a_restart_changes_nothing_and_breaks_nothing",
+];
+/// Set for a program that runs the datapath that carries nothing, and no other.
+const IDLE: &str = "LB_TESTKIT_IDLE";
 /// Somebody who may do nothing special.
 const NOBODY: u32 = 65534;
 
@@ -34,6 +45,11 @@ fn main() -> ExitCode {
         eprintln!("conformance: {}", lb_testkit::report(&error));
     }
     let tally = Tally::default();
+    if env::var_os(IDLE).is_some() {
+        let offload_on = trials([idle()], &tally).into_iter().filter(|trial| trial.name().contains("::offload_on::"));
+        let slowest = offload_on.filter(|trial| SLOWEST.iter().any(|case| trial.name().ends_with(case)));
+        return libtest_mimic::run(&Arguments::from_args(), slowest.collect()).exit_code();
+    }
     let subjects = [
         memory(),
         poor_memory(),
@@ -47,6 +63,8 @@ fn main() -> ExitCode {
     if Privilege::current() == Privilege::Root {
         trials.push(Trial::test("conformance_without_root", without_root).with_ignored_flag(true));
     }
+    let needs_root = Privilege::current() != Privilege::UserNamespace;
+    trials.push(Trial::test("a_datapath_that_carries_nothing_fails_soon", fails_soon).with_ignored_flag(needs_root));
     let (all, need_root) = (trials.len(), trials.iter().filter(|trial| trial.has_ignored_flag()).count());
     let conclusion = libtest_mimic::run(&Arguments::from_args(), trials);
     println!("conformance: {all} trials, {need_root} of them need root and run with --ignored");
@@ -60,6 +78,19 @@ fn unless_too_large(trial: Trial) -> Trial {
         trial.name().starts_with("iptables_nft::") && trial.name().ends_with("::hundreds_of_services_are_told_apart");
     let guest = Privilege::current() == Privilege::UserNamespace;
     if is_large && guest { trial.with_ignored_flag(true) } else { trial }
+}
+
+/// A case is over soon after its first flow was lost.
+fn fails_soon() -> Result<(), Failed> {
+    /// About two seconds each; without a bound they take more than three minutes.
+    const SOON: Duration = Duration::from_secs(40);
+    let mut command = Command::new("/proc/self/exe");
+    command.env(IDLE, "1").args(["--include-ignored", "--test-threads", "1"]);
+    let start = Instant::now();
+    let output = command.output()?;
+    let (took, text) = (start.elapsed(), String::from_utf8_lossy(&output.stdout));
+    let all_failed = text.contains(&format!("0 passed; {} failed; 0 ignored;", SLOWEST.len()));
+    if all_failed && took < SOON { Ok(()) } else { Err(format!("{took:?}: {text}").into()) }
 }
 
 /// This very program, started by nobody, runs what a user namespace is enough for.
@@ -96,6 +127,11 @@ fn poor_memory() -> Subject {
         let least = Capabilities::all("memory").with_algorithms([lb_core::Algorithm::Random]).with_affinity(None);
         Box::new(MemoryDatapath::with_capabilities(least))
     })
+}
+
+/// Claims everything and carries nothing.
+fn idle() -> Subject {
+    Subject::packets("idle", |_| Ok(Box::new(MemoryDatapath::default())))
 }
 
 fn faulty_memory() -> Subject {

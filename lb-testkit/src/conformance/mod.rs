@@ -17,6 +17,7 @@
 
 mod cases;
 mod chi_square;
+mod fate;
 mod probe;
 mod service;
 mod stage;
@@ -252,7 +253,10 @@ fn trial_name(subject: &Subject, offload: Offload, case: Case) -> String {
 }
 
 fn play(subject: &Subject, offload: Offload, case: Case, trial: &str, tally: &Tally) -> Result<Completion, Failed> {
-    let verdict = Stage::new(subject, offload).and_then(|mut stage| (case.play)(&mut stage));
+    let verdict = Stage::new(subject, offload).and_then(|mut stage| {
+        let verdict = (case.play)(&mut stage);
+        verdict.and(stage.close())
+    });
     tally.note(&subject.name, trial, &verdict);
     match verdict {
         Ok(()) => Ok(Completion::Completed),

@@ -12,7 +12,7 @@ use lb_core::{
     Plan, Reconciler, Role, Settings, SliceName, State,
 };
 
-use super::{Fault, Kind, NodeContext, Opener, Subject, Verdict, ensure, service};
+use super::{Fault, Kind, NodeContext, Opener, Subject, Verdict, ensure, fate::Patience, service};
 use crate::lab::{Lab, Node, Offload, topology};
 
 /// How long a reconciler may take to settle, retries included.
@@ -29,11 +29,12 @@ pub struct Stage {
     reconciler: Reconciler,
     lab: Option<Arc<Lab>>,
     start: Clock,
-    /// Time that passes only when it is told to, for datapaths without packets.
+    /// Time of a datapath without packets; it passes in [`Self::pass_time`] alone.
     virtual_time: Duration,
     plans: Vec<Plan>,
     /// Slices that the model has.
     slices: BTreeMap<SliceName, EndpointSlice>,
+    pub(super) patience: Patience,
 }
 
 impl Stage {
@@ -55,7 +56,15 @@ impl Stage {
             virtual_time: Duration::ZERO,
             plans: Vec::new(),
             slices: BTreeMap::new(),
+            patience: Patience::default(),
         })
+    }
+
+    /// Ends the case: closes the datapath and removes the lab.
+    pub(super) fn close(self) -> Verdict {
+        let Self { datapath, lab, .. } = self;
+        drop(datapath);
+        lab.and_then(Arc::into_inner).map_or(Ok(()), |lab| Ok(lab.close()?))
     }
 
     /// A second stage for the same subject, with a lab of its own.

@@ -102,7 +102,8 @@ impl<'lab> Client<'lab> {
         (0..times).map(|_| self.request(request)).collect()
     }
 
-    /// Opens sockets to one place, keeps them, and asks once on each.
+    /// Opens sockets to one place, keeps them, and asks once on each. Once one cannot be opened, those after it are not
+    /// tried and fail as it did.
     ///
     /// # Errors
     /// When the worker fails; sockets that fail are in [`Held::opened`].

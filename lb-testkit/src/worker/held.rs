@@ -12,9 +12,18 @@ pub(super) struct Held {
 }
 
 impl Held {
+    /// Opens the sockets one after the other. Once one cannot be opened, the others are not tried, and fail as it did:
+    /// each might take as long.
     pub(super) fn open(hold: Hold) -> Self {
-        let open = |_| Asker::open(hold.transport, hold.to, None, hold.timeout);
-        Self { askers: (0..hold.sockets).map(open).collect(), hold }
+        let mut askers: Vec<Result<Asker, Failure>> = Vec::with_capacity(hold.sockets);
+        for _ in 0..hold.sockets {
+            let asker = match askers.last() {
+                Some(Err(failure)) => Err(failure.clone()),
+                _ => Asker::open(hold.transport, hold.to, None, hold.timeout),
+            };
+            askers.push(asker);
+        }
+        Self { askers, hold }
     }
 
     /// Asks on every socket, first all questions, then all answers.

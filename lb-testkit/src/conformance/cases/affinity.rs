@@ -8,7 +8,8 @@ use super::{Case, cases};
 use crate::{
     conformance::{
         Fault, Stage, Verdict, ensure,
-        probe::{ORIGINS, Probe, pod_of},
+        fate::pod_of,
+        probe::{ORIGINS, Probe},
         service::{WEB, With, endpoints, web, weighted},
     },
     lab::{Origin, topology},

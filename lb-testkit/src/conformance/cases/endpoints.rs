@@ -8,7 +8,8 @@ use super::{Case, cases};
 use crate::{
     conformance::{
         Fault, Stage, Verdict, ensure,
-        probe::{ORIGINS, PACKET_ORIGINS, Probe, pod_of},
+        fate::pod_of,
+        probe::{ORIGINS, PACKET_ORIGINS, Probe},
         service::{CLIENT_POD, FRONT_PORT, Vip, WEB, endpoints, named, service, web},
     },
     lab::{Held, Origin, topology},

@@ -82,7 +82,10 @@ fn with_connections(stage: &mut Stage, play: impl FnOnce(&mut Stage) -> Verdict)
         for (origin, family) in ORIGINS.into_iter().flat_map(|origin| topology::FAMILIES.map(|family| (origin, family)))
         {
             let to = (WEB.ip(family), FRONT_PORT).into();
-            connections.push((origin, family, lab.client(origin).hold(Transport::Tcp, to, 4)?));
+            let held = lab.client(origin).hold(Transport::Tcp, to, 4)?;
+            let failed = held.opened().iter().find_map(|opened| opened.as_ref().err());
+            ensure!(failed.is_none(), "{origin:?} {family:?}: {failed:?}");
+            connections.push((origin, family, held));
         }
         play(stage)?;
         for (origin, family, held) in &connections {

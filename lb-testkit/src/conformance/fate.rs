@@ -1,0 +1,202 @@
+//! Whether the fate of a flow is what `decide` says.
+
+use std::time::Duration;
+
+use lb_core::{
+    Answer, BackendAddr, Choice, Entry, FlowView, Forward, FrontendAddr, Lookup, Packet, SocketCapability,
+    SourceRewrite, State, Target, Verdict as Decided, decide,
+};
+
+use super::{
+    Fault, Stage, ensure,
+    probe::Probe,
+    service::{BACK_PORT, OTHER_BACK_PORT, pod_at, pod_ip},
+};
+use crate::traffic::{DEFAULT_TIMEOUT, FailureKind, Outcome, Response};
+
+/// How long the flows of one case are waited for.
+///
+/// As long as every flow fared as it should, a slow machine gets all the time that it may need. The first flow that did
+/// not has failed the case. Further flows only show how far the failure reaches, so they are not waited for as long: a
+/// datapath that carries nothing loses every flow.
+#[derive(Debug, Default)]
+pub(super) struct Patience {
+    lost: bool,
+}
+
+/// Longest wait for a refusal, which is expected at once.
+const AT_ONCE: Duration = Duration::from_secs(1);
+/// How long silence is listened to.
+const SILENCE: Duration = Duration::from_millis(300);
+/// Longest wait for any flow after the case has failed.
+const AFTER_A_LOSS: Duration = Duration::from_millis(20);
+
+impl Patience {
+    /// How long to wait for a flow of which this is expected.
+    fn with(&self, expected: &Decided) -> Duration {
+        let full = match expected {
+            Decided::Forward(_) => DEFAULT_TIMEOUT,
+            Decided::Reject => AT_ONCE,
+            Decided::Drop | Decided::Pass => SILENCE,
+        };
+        if self.lost { full.min(AFTER_A_LOSS) } else { full }
+    }
+
+    /// A flow did not fare as it should.
+    fn lose(&mut self) {
+        self.lost = true;
+    }
+}
+
+impl Stage {
+    /// Sends a new flow, without an affinity record, and compares. The backend that took it, if one did.
+    pub(super) fn probe(&mut self, probe: Probe) -> Result<Option<BackendAddr>, Fault> {
+        self.probe_as(probe, &FlowView::default())
+    }
+
+    /// The same for a flow that the datapath remembers something about.
+    pub(super) fn probe_as(&mut self, probe: Probe, view: &FlowView) -> Result<Option<BackendAddr>, Fault> {
+        let found = if self.carries_packets() { self.send(probe, view) } else { self.ask(probe, view) };
+        found.map_err(|fault| match fault {
+            Fault::Failed(reason) => {
+                self.patience.lose();
+                Fault::Failed(format!("{probe}: {reason}"))
+            }
+            excluded @ Fault::Excluded(_) => excluded,
+        })
+    }
+
+    /// Probes everything in turn and reports all that fails.
+    pub(super) fn probe_all(&mut self, probes: impl IntoIterator<Item = Probe>) -> Result<(), Fault> {
+        let (mut sent, mut failures) = (0, Vec::new());
+        for probe in probes {
+            sent += 1;
+            match self.probe(probe) {
+                Ok(_) => {}
+                Err(Fault::Failed(reason)) => failures.push(reason),
+                Err(excluded @ Fault::Excluded(_)) => return Err(excluded),
+            }
+        }
+        if failures.is_empty() {
+            return Ok(());
+        }
+        let number = failures.len();
+        let hurried = match number {
+            2.. if self.carries_packets() => format!(" (each after the first was waited for {AFTER_A_LOSS:?} at most)"),
+            _ => String::new(),
+        };
+        Err(Fault::Failed(format!("{number} of {sent} flows failed{hurried}:\n  {}", failures.join("\n  "))))
+    }
+
+    fn send(&self, probe: Probe, view: &FlowView) -> Result<Option<BackendAddr>, Fault> {
+        let before = decide(self.model(), &probe.packet(probe.source()), view, self.now()).verdict;
+        let timeout = self.patience.with(&before);
+        let outcome = self.lab()?.client(probe.origin).request(&probe.request(timeout))?;
+        // Now the source port is known.
+        let source = outcome.as_ref().map_or(probe.source(), |response| probe.sent_from(response));
+        let decided = decide(self.model(), &probe.packet(source), view, self.now()).verdict;
+        self.compare(probe, &decided, &outcome)
+    }
+
+    fn compare(&self, probe: Probe, decided: &Decided, outcome: &Outcome) -> Result<Option<BackendAddr>, Fault> {
+        match (decided, outcome) {
+            (Decided::Forward(forward), Ok(response)) => self.compare_forward(probe, forward, response).map(Some),
+            (Decided::Reject | Decided::Drop, Err(failure)) if probe.stopped_at_home(failure) => Ok(None),
+            (Decided::Reject, Err(failure)) if failure.kind == FailureKind::Refused && failure.after < AT_ONCE => {
+                Ok(None)
+            }
+            (Decided::Drop, Err(failure)) if failure.kind == FailureKind::Timeout => Ok(None),
+            (Decided::Drop, Err(failure)) if probe.unroutable_at_home(failure) => Ok(None),
+            (Decided::Drop, Err(failure)) if self.at_socket(probe) && failure.kind == FailureKind::Unreachable => {
+                Ok(None)
+            }
+            (Decided::Pass, Err(_)) => Ok(None),
+            (_, Ok(response)) => Err(Fault::Failed(format!("expected {decided:?}, but `{}` answered", response.pod))),
+            (_, Err(failure)) => Err(Fault::Failed(format!("expected {decided:?}, got {failure}"))),
+        }
+    }
+
+    /// Whether the datapath decides when the socket states its destination. It cannot be silent then: a dropped flow is
+    /// one that has no route.
+    fn at_socket(&self, probe: Probe) -> bool {
+        probe.entry() == Entry::Socket && self.translates_sockets()
+    }
+
+    /// Whether sockets are translated where they state their destination, and packets of theirs are not.
+    pub(super) fn translates_sockets(&self) -> bool {
+        matches!(self.capabilities().sockets, SocketCapability::Connect { .. })
+    }
+
+    fn compare_forward(&self, probe: Probe, forward: &Forward, response: &Response) -> Result<BackendAddr, Fault> {
+        let backend = self.backend(probe, &response.pod, &forward.choice)?;
+        ensure!(
+            forward.choice.allows(&backend),
+            "`{}` ({backend}) answered {}, expected {:?}",
+            response.pod,
+            response.local,
+            forward.choice
+        );
+        ensure!(response.peer == probe.to, "the peer is {}, expected {}", response.peer, probe.to);
+        let (seen, local) = (response.client, probe.sent_from(response));
+        match forward.source_rewrite(local.ip(), backend) {
+            // Two flows that differ in their VIP alone need different ports behind it.
+            SourceRewrite::Kept => {
+                ensure!(seen.ip() == local.ip(), "`{}` sees {seen}, expected the client itself, {local}", response.pod);
+            }
+            SourceRewrite::Translated { addr, ports } => {
+                ensure!(
+                    addr.is_none_or(|addr| addr == seen.ip()) && ports.contains(&seen.port()),
+                    "`{}` sees {seen}, expected {addr:?} with a port out of {ports:?}",
+                    response.pod
+                );
+            }
+        }
+        Ok(backend)
+    }
+
+    /// The address that a pod serves as in this choice; pods serve on several ports.
+    fn backend(&self, probe: Probe, pod: &str, choice: &Choice) -> Result<BackendAddr, Fault> {
+        let ports = [BACK_PORT, OTHER_BACK_PORT];
+        let candidates = ports.map(|port| BackendAddr::new(pod_ip(pod, probe.family()), port, probe.protocol()));
+        Ok(candidates.into_iter().find(|backend| choice.allows(backend)).unwrap_or(candidates[0]))
+    }
+
+    /// What the observed state answers, compared with what the model decides.
+    fn ask(&mut self, probe: Probe, view: &FlowView) -> Result<Option<BackendAddr>, Fault> {
+        let state = self.observe()?;
+        let packet = probe.packet(probe.source());
+        let decision = decide(self.model(), &packet, view, self.now());
+        let addr = decision.frontend.unwrap_or(FrontendAddr::new(probe.to.ip(), probe.to.port(), probe.protocol()));
+        let answer = state.answer(&addr, hash(&state, &addr, &packet));
+        match (&decision.verdict, answer) {
+            (Decided::Pass, Answer::NotAFrontend)
+            | (Decided::Reject, Answer::Reject)
+            | (Decided::Drop, Answer::Drop) => Ok(None),
+            (Decided::Forward(forward), Answer::Backends(backends)) => {
+                let same = match &forward.choice {
+                    Choice::Exactly(backend) => backends.keys().eq([backend]),
+                    Choice::OneOf(weights) => backends == *weights,
+                };
+                ensure!(same, "the state answers {backends:?}, expected {:?}", forward.choice);
+                Ok(backends.into_keys().next())
+            }
+            (decided, answer) => Err(Fault::Failed(format!("the state answers {answer:?}, expected {decided:?}"))),
+        }
+    }
+}
+
+/// What a hashed choice of this frontend is made by.
+fn hash(state: &State, addr: &FrontendAddr, packet: &Packet) -> u32 {
+    let Some(frontend) = state.frontends.get(addr) else { return 0 };
+    let hashed = matches!(frontend.target, Target::Set(set)
+        if state.sets.get(&set).is_some_and(|set| set.lookup == Lookup::Hash));
+    match frontend.affinity {
+        Some(affinity) if hashed => affinity.client_hash(packet.source),
+        _ => packet.flow_hash(),
+    }
+}
+
+/// Name of the pod behind a backend.
+pub(super) fn pod_of(backend: BackendAddr) -> &'static str {
+    pod_at(backend.ip).unwrap_or("?")
+}
