@@ -10,9 +10,9 @@ use super::error::RunError;
 pub(super) const LISTERS: [&str; 5] =
     ["iptables-nft-save", "ip6tables-nft-save", "iptables-legacy-save", "ip6tables-legacy-save", "nft"];
 
-/// Lines of a listing that name an address of a service.
+/// Rules of one listing that name an address of a service.
 #[derive(Debug)]
-pub(super) struct Found {
+pub(super) struct ListedRules {
     /// The program.
     pub(super) lister: &'static str,
     /// How many lines.
@@ -20,7 +20,7 @@ pub(super) struct Found {
 }
 
 /// What each of `listers` lists about `ips` on `node`. One that is not installed has nothing to list.
-pub(super) fn about(node: Node<'_>, ips: &[IpAddr], listers: &[&'static str]) -> Result<Vec<Found>, RunError> {
+pub(super) fn about(node: Node<'_>, ips: &[IpAddr], listers: &[&'static str]) -> Result<Vec<ListedRules>, RunError> {
     let texts: Vec<String> = ips.iter().map(ToString::to_string).collect();
     let mut found = Vec::new();
     for &lister in listers {
@@ -28,7 +28,7 @@ pub(super) fn about(node: Node<'_>, ips: &[IpAddr], listers: &[&'static str]) ->
         let action = || format!("running {lister} on {}", node.name());
         let listing = listing.map_err(|source| RunError::Rules { action: action(), source })?;
         let lines = listing.lines().filter(|line| texts.iter().any(|text| names(line, text))).count();
-        found.push(Found { lister, lines });
+        found.push(ListedRules { lister, lines });
     }
     Ok(found)
 }

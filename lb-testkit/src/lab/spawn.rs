@@ -46,10 +46,10 @@ impl Spawner {
         cgroup: Option<&Path>,
     ) -> Result<Child, LabError> {
         let action = format!("starting {:?}", command.get_program());
-        let place = Place::new(netns, cgroup).map_err(system(action.clone()))?;
+        let confinement = Confinement::new(netns, cgroup).map_err(system(action.clone()))?;
         // SAFETY: between fork and exec the closure makes system calls on descriptors opened before; it allocates
         // nothing and takes no lock. The errors that it makes are plain numbers.
-        unsafe { command.pre_exec(move || place.take()) };
+        unsafe { command.pre_exec(move || confinement.enter()) };
         let (result, started) = mpsc::channel();
         let job = Box::new(move || {
             // The receiver waits below.
@@ -72,13 +72,13 @@ impl Drop for Spawner {
     }
 }
 
-/// Where a child goes before it runs.
-struct Place {
+/// Namespace and cgroup that a child enters before its program runs.
+struct Confinement {
     netns: Option<OwnedFd>,
     cgroup: Option<File>,
 }
 
-impl Place {
+impl Confinement {
     fn new(netns: Option<&Netns>, cgroup: Option<&Path>) -> io::Result<Self> {
         let open = |path: &Path| fs::OpenOptions::new().write(true).open(path.join("cgroup.procs"));
         Ok(Self {
@@ -87,7 +87,7 @@ impl Place {
         })
     }
 
-    fn take(&self) -> io::Result<()> {
+    fn enter(&self) -> io::Result<()> {
         set_pdeathsig(Signal::SIGKILL)?;
         if let Some(netns) = &self.netns {
             setns(netns, CloneFlags::CLONE_NEWNET)?;

@@ -151,11 +151,11 @@ impl Size<'_> {
     /// The last service is meant to be the last that packets are compared with; says so if it is not.
     fn check_place(&self, bed: &Bed, world: &Compared, index: usize, comparison: &mut Comparison) -> Result<()> {
         let kind = self.datapaths[index];
-        let place = iptables::place(kind, bed.node(index), world.frontend().ip())?;
-        if let Some(place) = place.filter(|place| place.place != place.services) {
+        let position = iptables::position(kind, bed.node(index), world.frontend().ip())?;
+        if let Some(rule) = position.filter(|rule| rule.position != rule.services) {
             comparison.notes.push(format!(
                 "{kind} at {} services: the measured service is number {} of {} in its chain, not the last",
-                self.services, place.place, place.services
+                self.services, rule.position, rule.services
             ));
         }
         Ok(())
