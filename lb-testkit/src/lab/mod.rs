@@ -6,6 +6,7 @@
 //! `kill -9` is removed by the next lab's start.
 
 mod build;
+mod builder;
 mod cgroup;
 mod child;
 mod client;
@@ -14,11 +15,13 @@ mod netns;
 mod node;
 mod offload;
 mod owner;
+mod pods;
 mod spawn;
 mod sysctl;
 pub mod topology;
 mod user_namespace;
 mod wire;
+mod wiring;
 
 use std::{
     fs,
@@ -30,9 +33,8 @@ use std::{
 use ipnet::IpNet;
 use lb_core::Family;
 
-use self::{build::UPLINK_INDEX, netlink::Batch, owner::Directories, spawn::Spawner, topology::FAMILIES};
 pub use self::{
-    build::{Builder, PodSpec},
+    builder::Builder,
     cgroup::mount_point as cgroup_mount_point,
     child::Program,
     client::{Client, Held, Origin, Running},
@@ -40,14 +42,15 @@ pub use self::{
     node::{Node, Pod},
     offload::Offload,
     owner::{LabId, leftovers, sweep},
+    pods::PodSpec,
     user_namespace::{Privilege, enter_user_namespace},
+};
+use self::{
+    netlink::Batch, owner::Directories, pods::PodState, spawn::Spawner, topology::FAMILIES, wiring::UPLINK_INDEX,
 };
 use crate::{
     error::{LabError, system},
-    worker::{
-        Remote,
-        protocol::{Command, Serve, Who},
-    },
+    worker::Remote,
 };
 
 /// How long a worker may take for what needs no traffic.
@@ -95,18 +98,6 @@ struct NodeState {
     packets: Remote,
     /// Pods that there ever were: their numbers are not used again.
     pods_made: usize,
-}
-
-#[derive(Debug)]
-struct PodState {
-    spec: PodSpec,
-    netns: Netns,
-    /// Index among all pods that its node ever had.
-    index: usize,
-    /// One per family, IPv4 first.
-    ips: [IpAddr; 2],
-    /// The node's end of its veth.
-    device: String,
 }
 
 impl Lab {
@@ -164,45 +155,6 @@ impl Lab {
     #[must_use]
     pub fn pod_of(&self, ip: IpAddr) -> Option<Pod<'_>> {
         self.pods().find(|pod| pod.ips().contains(&ip))
-    }
-
-    /// Makes one more pod; its servers answer when this returns.
-    ///
-    /// # Errors
-    /// When its node does not exist or the kernel refuses something.
-    pub fn add_pod(&mut self, pod: PodSpec) -> Result<(), LabError> {
-        self.add_pods(vec![pod])
-    }
-
-    /// Ends a pod: its servers, connections, namespace and device. Indices of later pods shift.
-    ///
-    /// # Errors
-    /// When there is none, or its server does not stop.
-    pub fn remove_pod(&mut self, name: &str) -> Result<(), LabError> {
-        let index = self.pod(name).ok_or_else(|| LabError::Unknown(format!("pod `{name}`")))?.index;
-        self.stop_server(name)?;
-        let pod = self.pods.remove(index);
-        let mut batch = Batch::default();
-        batch.delete_link(pod.device.clone(), wire::link(build::FIRST_INDEX + pod.index as u32));
-        batch.send(&self.nodes[pod.spec.node].netns)
-    }
-
-    /// Closes the servers of a pod with all their connections; the pod itself stays.
-    ///
-    /// # Errors
-    /// When nothing serves there.
-    pub fn stop_server(&self, pod: &str) -> Result<(), LabError> {
-        let state = self.pod(pod).ok_or_else(|| LabError::Unknown(format!("pod `{pod}`")))?.state();
-        self.nodes[state.spec.node].inside.call(Command::StopServing(pod.into()), PROMPT).map(drop)
-    }
-
-    /// Opens the servers of a pod again.
-    ///
-    /// # Errors
-    /// When the ports are taken.
-    pub fn start_server(&self, pod: &str) -> Result<(), LabError> {
-        let index = self.pod(pod).ok_or_else(|| LabError::Unknown(format!("pod `{pod}`")))?.index;
-        self.serve(index..index + 1)
     }
 
     /// Makes the clients outside send packets for `prefix` to a node, as an announcement would: through the segment
@@ -278,24 +230,6 @@ impl Lab {
         self.nodes.clear();
         self.spawner = None;
         self.directories.remove()
-    }
-
-    /// Starts the servers of these pods, all at once.
-    fn serve(&self, pods: std::ops::Range<usize>) -> Result<(), LabError> {
-        let mut started = Vec::new();
-        for pod in &self.pods[pods] {
-            let node = &self.nodes[pod.spec.node];
-            let who = Who {
-                node: node.name.clone(),
-                pod: pod.spec.name.clone(),
-                namespace: pod.spec.namespace.clone(),
-                ips: pod.ips.into(),
-            };
-            let (http, udp) = (pod.spec.http.clone(), pod.spec.udp.clone());
-            let serve = Serve { netns: pod.netns.path(), who, http, udp };
-            started.push((&node.inside, node.inside.begin(Command::Serve(serve))?));
-        }
-        started.iter().try_for_each(|(worker, token)| worker.finish(token, PROMPT).map(drop))
     }
 
     fn spawner(&self) -> &Spawner {

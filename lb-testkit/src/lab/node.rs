@@ -9,7 +9,7 @@ use std::{
 
 use lb_core::{Family, NodeFacts, NodeName};
 
-use super::{Lab, Netns, NodeState, PodState, Privilege, Program, build::UPLINK, offload, owner::mount_bpf, topology};
+use super::{Lab, Netns, NodeState, PodState, Privilege, Program, offload, owner::mount_bpf, topology, wiring::UPLINK};
 use crate::error::{LabError, system};
 
 /// A node: a namespace on the segment, and a cgroup.
