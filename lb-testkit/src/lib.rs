@@ -1,7 +1,22 @@
-//! Clusters out of network namespaces, traffic, and the Datapath conformance suite.
+//! What tests, benches and `lb lab` of this workspace stand on, for tests of other crates too.
 //!
-//! Everything real: namespaces, veths, servers, sockets. It needs Linux, and root with cgroup2 or else user namespaces
-//! ([`lab::enter_user_namespace`]); it uses no container runtime and starts no program but its own executable.
+//! * [`lab`]: clusters out of network namespaces, built in milliseconds: nodes, pods with real servers, clients outside.
+//! * [`traffic`]: what those clients send, and what came of it.
+//! * [`conformance`]: the suite that every [`lb_core::Datapath`] has to pass, also one that you wrote. Its page shows how
+//!   to run it.
+//! * [`worlds`]: services by the thousand, for benches.
+//!
+//! Everything is real: namespaces, veths, servers, sockets. It needs Linux 5.14 or later, and root with cgroup2 or else
+//! user namespaces ([`lab::enter_user_namespace`]).
+//!
+//! It refuses
+//!
+//! * to use a container runtime, or to start any program but its own executable. Every `main` that builds a lab therefore
+//!   begins with [`run_if_worker`], and a test has `harness = false`;
+//! * to touch anything outside of its own namespaces, cgroups and directories, or to leave something behind. What stays
+//!   after a `kill -9` is removed by the next lab;
+//! * to pass over what it cannot run: without the privileges, a lab is an error and a trial is marked as ignored;
+//! * to write to standard output or standard error. A failure is in the [`LabError`] or in the report of a case.
 //!
 //! ```no_run
 //! # fn main() -> Result<(), lb_testkit::LabError> {
@@ -12,8 +27,8 @@
 //! let lab = Lab::builder().nodes(2).pods_per_node(1).build()?;
 //! let server = lab.pod("pod-1-0").expect("two nodes have a second one").socket(Family::V4, 8080);
 //! let report = lab.client(Origin::Pod(0)).load(&Load::new(LoadKind::NewConnections, server).requests(1000))?;
-//! println!("{} answers, p99 {:?}", report.answered(), report.latencies.p99());
-//! # Ok(())
+//! assert_eq!((report.answered(), report.failed()), (1000, 0));
+//! lab.close()
 //! # }
 //! ```
 

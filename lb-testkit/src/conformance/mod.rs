@@ -2,18 +2,76 @@
 //!
 //! Each case drives a datapath through [`lb_core::Reconciler`], sends real traffic from every vantage point of a lab, and
 //! compares the fate of each flow with [`lb_core::decide`]. A datapath that carries no packets is asked what its state
-//! answers instead. What a datapath's [`Capabilities`](lb_core::Capabilities) exclude is reported as excluded, never as
-//! passed.
+//! answers instead.
+//!
+//! # How to run it
+//!
+//! The suite is a test binary of your own crate, without the usual harness:
+//!
+//! ```toml
+//! [dev-dependencies]
+//! lb-core = "0.1"
+//! lb-testkit = "0.1"
+//! libtest-mimic = "0.8"
+//!
+//! [[test]]
+//! name = "conformance"
+//! harness = false
+//! ```
+//!
+//! Its `main` names the datapaths. [`run_if_worker`](crate::run_if_worker) comes first: the lab starts this binary again
+//! for its servers and clients.
 //!
 //! ```no_run
-//! use lb_core::MemoryDatapath;
-//! use lb_testkit::conformance::{Subject, Tally, trials};
+//! // tests/conformance.rs
+//! use std::process::ExitCode;
 //!
-//! lb_testkit::run_if_worker();
-//! let tally = Tally::default();
-//! let memory = Subject::state_only("memory", || Box::new(MemoryDatapath::default()));
-//! libtest_mimic::run(&libtest_mimic::Arguments::from_args(), trials([memory], &tally)).exit();
+//! use lb_testkit::conformance::{Subject, Tally, trials};
+//! # use lb_core::{DatapathError, MemoryDatapath};
+//! # struct Mine;
+//! # impl Mine {
+//! #     fn open(_: &std::path::Path, _: &[String]) -> Result<MemoryDatapath, DatapathError> {
+//! #         Ok(MemoryDatapath::default())
+//! #     }
+//! # }
+//!
+//! fn main() -> ExitCode {
+//!     lb_testkit::run_if_worker();
+//!     let tally = Tally::default();
+//!     // Called on a node of a fresh lab, in its network namespace.
+//!     let mine = Subject::packets("mine", |node| Ok(Box::new(Mine::open(&node.pin_dir, &node.pod_devices)?)));
+//!     let arguments = libtest_mimic::Arguments::from_args();
+//!     let conclusion = libtest_mimic::run(&arguments, trials([mine], &tally));
+//!     print!("{tally}");
+//!     conclusion.exit_code()
+//! }
 //! ```
+//!
+//! ```console
+//! # cargo test --test conformance -- --include-ignored
+//! # cargo test --test conformance -- --include-ignored mine::offload_on::maglev
+//! ```
+//!
+//! A datapath that carries packets needs root, Linux 5.14 or later and a cgroup2 mount. Root of a user namespace is enough
+//! if [`enter_user_namespace`](crate::lab::enter_user_namespace) is called after `run_if_worker`, except for a subject
+//! that is [`root_only`](Subject::root_only). Without the privileges, the trials are marked as ignored. A
+//! [`state_only`](Subject::state_only) subject needs nothing.
+//!
+//! Each trial has a lab of its own, so `--test-threads` may be as high as there are processors. A case takes about a
+//! second. One whose first flow is lost has failed, and waits for its further flows no longer than 20 ms each.
+//!
+//! # How excluded cases are counted
+//!
+//! A case that a datapath's [`Capabilities`](lb_core::Capabilities) leave out is neither passed nor failed: its trial is
+//! reported as ignored, with the reason. Since an ignored trial looks like success, the [`Tally`] counts those cases on
+//! their own, and names each of them:
+//!
+//! ```text
+//! conformance: mine: run 35, failed 0, excluded 1
+//!   excluded: mine::offload_on::roles_take_the_traffic_that_they_say: not in capabilities: roles other than active
+//! ```
+//!
+//! CI should compare that line with the expected numbers, so that a capability that disappears does not pass unnoticed.
 
 mod cases;
 mod chi_square;
@@ -61,8 +119,11 @@ enum Kind {
 }
 
 impl Subject {
-    /// A datapath that carries packets. `open` is called in the namespace of a fresh node, and again for the same node
-    /// to see what a new process would find; so are all the datapath's methods.
+    /// A datapath that carries packets.
+    ///
+    /// `open` is called in the network namespace of a fresh node. It is called again on the same node, after the datapath
+    /// was dropped, to see what a new process would find. All methods of the datapath are called in that namespace too.
+    /// `name` begins the names of its trials.
     pub fn packets(
         name: impl Into<String>,
         open: impl Fn(&NodeContext) -> Result<Box<dyn Datapath>, DatapathError> + Send + Sync + 'static,
@@ -70,12 +131,13 @@ impl Subject {
         Self { name: name.into(), kind: Kind::Packets(Arc::new(open)), root_only: false }
     }
 
-    /// A datapath that holds state only; it may fail now and then. Needs no root.
+    /// A datapath that holds state only and carries no packets. It needs no root. It may fail now and then, as one does
+    /// that is wrapped in [`lb_core::Faulty`]: what fails is tried again.
     pub fn state_only(name: impl Into<String>, open: impl Fn() -> Box<dyn Datapath> + Send + Sync + 'static) -> Self {
         Self { name: name.into(), kind: Kind::State(Arc::new(open)), root_only: false }
     }
 
-    /// Root of a user namespace is not enough for it.
+    /// Marks a datapath for which root of a user namespace is not enough. Default: it is enough.
     #[must_use]
     pub fn root_only(mut self) -> Self {
         self.root_only = true;
@@ -94,12 +156,12 @@ impl Subject {
     }
 }
 
-/// What a datapath needs to know to be opened on a node of a lab. The calling thread is in the node's namespace.
+/// What a datapath may need to know when it is opened on a node of a lab.
 #[derive(Clone, Debug)]
 pub struct NodeContext {
-    /// Where it may pin in the BPF file system; its parent exists.
+    /// Directory of the node's own in the BPF file system, for pins. It does not exist yet; its parent does.
     pub pin_dir: PathBuf,
-    /// The node's cgroup.
+    /// The node's cgroup (version 2), in which the processes of its pods are.
     pub cgroup: PathBuf,
     /// Devices of the node's pods.
     pub pod_devices: Vec<String>,
@@ -114,9 +176,9 @@ pub struct NodeContext {
 /// Why a case did not pass.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// The datapath does not claim to be able to do this, or there is nothing to be done.
+    /// The capabilities leave it out, or the datapath has nothing that the case could test.
     Excluded(String),
-    /// It claims, and cannot.
+    /// The capabilities promise it, and it did not work.
     Failed(String),
 }
 

@@ -74,7 +74,6 @@ fn fits(what: &str, counts: &BTreeMap<String, u64>, pods: &[(&str, u16)]) -> Ver
     let observed: Vec<u64> = taken.iter().map(|(pod, _)| of(pod)).collect();
     let weights: Vec<u32> = taken.iter().map(|(_, weight)| u32::from(*weight)).collect();
     let (statistic, limit) = (statistic(&observed, &weights), limit(weights.len()));
-    println!("{what}: {counts:?}, chi-square {statistic:.2}, limit {limit:.2}, drawn by the kernel");
     ensure!(statistic <= limit, "{what}: {counts:?} for weights {pods:?}, chi-square {statistic:.2} > {limit:.2}");
     Ok(())
 }
