@@ -292,9 +292,9 @@ pub(crate) struct CleanupArgs {
 
 /// Run the use cases in network namespaces of their own and check what they promise.
 ///
-/// Builds a cluster of three nodes with real servers and clients; every node runs this program's agent. Needs Linux;
-/// nothing outside of its own namespaces is touched and nothing is left behind. Without root it runs in a user namespace,
-/// on nftables and iptables. Exit code 1 if an expectation is not met.
+/// Builds a cluster of three nodes with real servers and clients; every node runs this program's agent. The command needs
+/// Linux, touches nothing outside of its own namespaces and leaves nothing behind. Without root it runs in a user
+/// namespace, on nftables and iptables. Exit code 1 if an expectation is not met.
 #[cfg(feature = "lab")]
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
@@ -303,12 +303,12 @@ pub(crate) struct CleanupArgs {
     lb lab lb-ipam/blue-pool\n  \
     lb lab kube-proxy-replacement --datapath nftables -o json\n  \
     lb lab --report /tmp/report\n\n\
-    Without a use case: all of them, each on its usual datapath, then the same manifests on every datapath side by side.")]
+    Without a use case, all of them run, each on its usual datapath; then the same manifests run on every datapath.")]
 #[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct LabArgs {
     #[command(subcommand)]
     pub(crate) command: Option<LabCommand>,
-    /// Which use case [default: all].
+    /// Use case to run [default: all].
     #[arg(value_name = "USE-CASE", value_enum)]
     pub(crate) use_case: Option<crate::lab::UseCase>,
     /// Datapath to run it on [default: the one that the use case is about].

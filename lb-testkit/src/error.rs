@@ -37,10 +37,10 @@ pub enum LabError {
     /// There is no cgroup2 hierarchy.
     #[error("no cgroup2 mount in /proc/self/mountinfo: mount one with `mount -t cgroup2 none /sys/fs/cgroup/unified`")]
     NoCgroup2,
-    /// Something stays that should be gone.
+    /// Something that should have been removed still exists.
     #[error("`{path}` is still busy after {waited:?}")]
     Busy {
-        /// What stays.
+        /// The path that still exists.
         path: PathBuf,
         /// How long its end was awaited.
         waited: Duration,
@@ -62,7 +62,7 @@ pub enum LabError {
     #[error("call lb_testkit::run_if_worker() first thing in main: workers are this executable, started again")]
     NoWorkers,
     /// A worker process ended early.
-    #[error("worker `{worker}` is gone; its last words are on standard error")]
+    #[error("worker `{worker}` ended early; if it panicked, the reason is on standard error")]
     WorkerGone {
         /// Which worker.
         worker: String,
@@ -75,7 +75,7 @@ pub enum LabError {
         /// How long an answer was awaited.
         waited: Duration,
     },
-    /// A worker could not do what it was told.
+    /// A worker could not carry out its command.
     #[error("worker `{worker}`: {message}")]
     Worker {
         /// Which worker.

@@ -1,7 +1,7 @@
 //! `lb lab`: the main job on real input, in network namespaces of its own.
 //!
 //! The manifests of a use case become a cluster of three nodes with real servers and clients; every node runs this very
-//! program as its agent; then everything that the use case promises is looked into.
+//! program as its agent; then every promise of the use case is checked.
 
 mod checks;
 mod cluster;
@@ -92,7 +92,7 @@ fn disturb(args: &DriftLabArgs) -> Outcome {
     drift::run(args, rights)
 }
 
-/// Refuses what cannot be meant before it asks for rights.
+/// Refuses arguments that make no sense before it asks for rights.
 fn compare_what_fits(args: &CompareArgs) -> Outcome {
     args.check()?;
     let rights = rights::obtain()?;
@@ -102,14 +102,16 @@ fn compare_what_fits(args: &CompareArgs) -> Outcome {
     let left_out = rights.fit(&mut args.datapaths, &mut args.services);
     left_out.iter().for_each(|line| output::say(format_args!("lb: {line}")));
     if args.datapaths.is_empty() || args.services.is_empty() {
-        return Err(Failure::Error("nothing is left to compare: run it with sudo, or ask for less".into()));
+        return Err(Failure::Error(
+            "nothing is left to compare: run the command with sudo, or name other datapaths or fewer services".into(),
+        ));
     }
     args.left_out = left_out;
     compare::run(&args)
 }
 
 fn run_all(datapath: Option<DatapathKind>, rights: Rights, progress: &Progress) -> Result<FullReport, Failure> {
-    // One that cannot run fails alone.
+    // A use case that cannot run fails without the others.
     let case = |use_case: UseCase| {
         let kind = rights.datapath(datapath, use_case);
         match try_case(use_case, kind, progress) {
@@ -173,7 +175,7 @@ fn publish(args: &LabArgs, report: &impl serde::Serialize, passed: bool, table: 
     Ok(if passed { Verdict::Fine } else { Verdict::Failed })
 }
 
-/// One line on standard error that says what is under way, if that is a terminal.
+/// The current step, as one line on standard error if that is a terminal.
 struct Progress(ProgressBar);
 
 impl Progress {

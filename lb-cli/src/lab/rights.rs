@@ -1,4 +1,4 @@
-//! What the lab can do for somebody who is not root, and what it cannot.
+//! Limits of the lab for a user who is not root.
 
 use std::{fs, path::Path};
 
@@ -40,7 +40,7 @@ pub(super) fn obtain() -> Result<Rights, Failure> {
 }
 
 impl Rights {
-    /// Datapaths that can be had, of those that carry packets.
+    /// Datapaths that this machine can run, of those that carry packets.
     pub(super) fn datapaths(self) -> Vec<DatapathKind> {
         driver::carrying().into_iter().filter(|&kind| self.allows(kind)).collect()
     }
@@ -49,13 +49,13 @@ impl Rights {
         self == Self::Root || kind.lab().without_root != WithoutRoot::Never
     }
 
-    /// The datapath for a use case: the one that was asked for, or its own, or the nearest that can be had.
+    /// The datapath for a use case: the one that was asked for, or its own, or the nearest that this machine can run.
     pub(super) fn datapath(self, asked: Option<DatapathKind>, use_case: UseCase) -> DatapathKind {
         let usual = if self.allows(use_case.datapath()) { use_case.datapath() } else { driver::NFTABLES };
         asked.unwrap_or(usual)
     }
 
-    /// Refuses a datapath that cannot be had.
+    /// Refuses a datapath that this machine cannot run.
     pub(super) fn check(self, asked: Option<DatapathKind>) -> Result<(), Failure> {
         match asked.filter(|&kind| !self.allows(kind)) {
             Some(kind) => {
@@ -65,7 +65,7 @@ impl Rights {
         }
     }
 
-    /// The datapaths that were asked for, which can all be had; or, if none was named, what can be had of `usual`.
+    /// The datapaths that were asked for, all of which have to run here; or, if none was named, those of `usual` that do.
     pub(super) fn choose(self, asked: &[DatapathKind], usual: &[DatapathKind]) -> Result<Vec<DatapathKind>, Failure> {
         asked.iter().try_for_each(|&kind| self.check(Some(kind)))?;
         let wanted = if asked.is_empty() { usual } else { asked };
@@ -79,21 +79,21 @@ impl Rights {
             Some(path) => {
                 let path = path.display();
                 Err(Failure::Usage(format!(
-                    "without root nothing is left in /run: choose another directory than {path}"
+                    "without root, files below /run vanish with the run: choose another directory than {path}"
                 )))
             }
             None => Ok(()),
         }
     }
 
-    /// What is missing and what root would add, in one line.
+    /// What is missing without root, in one line.
     pub(super) fn say(self) {
         if let Self::Guest(room) = self {
             output::say(format_args!("lb: {}", room.sentence()));
         }
     }
 
-    /// Leaves the datapaths and the numbers of services that can be had, and says of each other one why it cannot.
+    /// Keeps the datapaths and the numbers of services that fit here. Returns the reason for each of the others.
     pub(super) fn fit(self, datapaths: &mut Vec<DatapathKind>, services: &mut Vec<u32>) -> Vec<String> {
         let Self::Guest(room) = self else { return Vec::new() };
         let mut left_out = Vec::new();
@@ -157,14 +157,14 @@ impl Room {
 
     fn sentence(self) -> String {
         format!(
-            "not root, so in a user namespace: {}, {} on iptables-nft; root adds eBPF, cgroups and any size",
+            "running in a user namespace, since this is not root: {}, {} on iptables-nft; root adds eBPF, cgroups and any size",
             self.reason(driver::NFTABLES),
             self.services(driver::IPTABLES_NFT)
         )
     }
 }
 
-/// What kernels have unless they are told otherwise.
+/// The default of kernels.
 const USUAL_BUFFER: u64 = 212_992;
 /// Bytes of an update that does not grow with the number of services, rounded up.
 const RULESET: u64 = 16 << 10;

@@ -22,13 +22,15 @@ pub(super) enum CompareError {
     },
     #[error("{program} failed: {message}")]
     Program { program: &'static str, message: String },
-    #[error("{datapath}: no connection landed on a new endpoint within {waited:?} of a change: {said}")]
+    #[error(
+        "{datapath}: no connection landed on a new endpoint within {waited:?} of a change; the last outcome: {said}"
+    )]
     NoEffect { datapath: DatapathKind, waited: Duration, said: String },
     #[error("the manifests of {services} services cannot be written to {directory}: {message}")]
     Manifests { services: u32, directory: PathBuf, message: String },
 }
 
-/// Says what was tried.
+/// Turns an error of the system into one that names the action.
 pub(super) fn system(action: impl Into<String>) -> impl FnOnce(io::Error) -> CompareError {
     let action = action.into();
     move |source| CompareError::System { action, source }

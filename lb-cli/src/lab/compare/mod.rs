@@ -47,8 +47,8 @@ use crate::{
 ///
 /// Every number of services gets a cluster of its own out of network namespaces: a node per datapath, one without any
 /// load balancing (direct), one with a single nftables rule (floor), and one with the servers. All are measured in turns
-/// within one run. Needs Linux; nothing outside of its own namespaces is touched and nothing is left behind. Without root
-/// it leaves out eBPF and the numbers of services that do not fit, and says so.
+/// within one run. The command needs Linux, touches nothing outside of its own namespaces and leaves nothing behind. Without
+/// root it leaves out eBPF and every number of services that does not fit, and reports both.
 #[derive(Clone, Debug, Args)]
 #[command(after_help = "Examples:\n  \
     lb lab compare\n  \
@@ -57,34 +57,34 @@ use crate::{
     The default run takes a few minutes, most of them with 5,000 services. Ratios are within a round; absolute \
     times depend on the machine, and on what else it does.")]
 pub(crate) struct CompareArgs {
-    /// Numbers of services, four backends each.
+    /// Numbers of services to measure at; each service has four backends.
     #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "10,100,1000,5000",
         value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub(super) services: Vec<u32>,
-    /// What to compare.
+    /// Datapaths to compare.
     #[arg(long, value_name = "KIND,…", value_delimiter = ',', value_parser = driver::parser(),
         default_values = driver::carrying().iter().map(|kind| kind.name()).collect::<Vec<_>>())]
     pub(super) datapaths: Vec<DatapathKind>,
-    /// Rounds of connections; each measures every path once.
+    /// Number of rounds; each measures connections over every path once.
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
-    /// Changes of the last service's endpoints, per datapath and size.
+    /// Number of times that the endpoints of the last service change, per datapath and number of services.
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     changes: u32,
-    /// How many of the services ask for Maglev with 251 slots; the others, and all on a datapath that has no Maglev, pick
-    /// at random.
+    /// Number of services that ask for Maglev with 251 slots. The others pick at random, and so do all on a datapath
+    /// without Maglev.
     #[arg(long, value_name = "N", default_value_t = 0)]
     maglev: u32,
-    /// Decides the order within rounds.
+    /// Seed of the order in which a round measures the paths.
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
     /// Directory for compare.json, compare.html (a page with charts) and comparison.svg (the main charts as one picture).
     #[arg(long, value_name = "DIR")]
     pub(super) report: Option<PathBuf>,
-    /// What was asked for and cannot be had, to be noted.
+    /// Datapaths and numbers of services that were asked for and cannot run here, with the reason.
     #[arg(skip)]
     pub(super) left_out: Vec<String>,
-    /// How to write the result.
+    /// Format of the result.
     #[arg(long, short, value_name = "FORMAT", value_enum, default_value_t)]
     output: Format,
 }
@@ -103,7 +103,7 @@ const SYNCS: u32 = 3;
 const HIGHEST_PRIORITY: i32 = -20;
 
 impl CompareArgs {
-    /// Refuses what cannot be meant.
+    /// Refuses arguments that make no sense together.
     pub(super) fn check(&self) -> std::result::Result<(), Failure> {
         if self.datapaths.contains(&driver::MEMORY) {
             return Err(Failure::Usage("datapath memory carries no packets: there is nothing to compare".into()));
@@ -152,7 +152,7 @@ fn compare(services: &[u32], datapaths: &[DatapathKind], n: Counts, seed: u64) -
     if let Err(error) = rustix::process::setpriority_process(None, HIGHEST_PRIORITY) {
         comparison
             .notes
-            .push(format!("other processes disturb more than need be: raising the priority failed: {error}"));
+            .push(format!("raising the priority failed, so other processes disturb the measurement more: {error}"));
     }
     let before = load_average()?;
     let progress = Progress::new(services.len() as u64 * Size::steps(datapaths.len(), &n));

@@ -35,32 +35,31 @@ use crate::{
     lb lab drift\n  \
     lb lab drift --datapaths nftables --edits 100\n  \
     lb lab drift --datapaths nftables --services 1000\n\n\
-    Edits come no faster than twice a second: the agent takes more for a quarrel and repairs ever more slowly.")]
+    At most two edits are made in a second. The agent takes more for a quarrel with another tool, and repairs ever \
+    more slowly.")]
 pub(crate) struct DriftLabArgs {
-    /// Which datapaths, one after the other [default: all that can be had].
+    /// Datapaths to run on, one after the other [default: all that this machine can run].
     #[arg(long, value_name = "KIND,…", value_delimiter = ',', value_parser = driver::parser())]
     pub(super) datapaths: Vec<DatapathKind>,
-    /// How often each edit is made.
+    /// Number of times that each edit is made.
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     edits: u32,
-    /// Services, of four backends each, beside the one that is used.
+    /// Number of further services, with four backends each, beside the one that carries traffic.
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(0..=20_000))]
     services: u32,
     /// Directory for report.json.
     #[arg(long, value_name = "DIR")]
     pub(super) report: Option<std::path::PathBuf>,
-    /// How to write the result.
+    /// Format of the result.
     #[arg(long, short, value_name = "FORMAT", value_enum, default_value_t)]
     output: Format,
 }
 
 impl DriftLabArgs {
-    /// Refuses what cannot be meant.
+    /// Refuses arguments that make no sense together.
     pub(super) fn check(&self) -> Result<(), Failure> {
         if self.datapaths.contains(&driver::MEMORY) {
-            return Err(Failure::Usage(
-                "datapath memory is nobody else's to change: there is nothing to repair".into(),
-            ));
+            return Err(Failure::Usage("no other tool can change datapath memory: there is nothing to repair".into()));
         }
         Ok(())
     }
@@ -74,7 +73,7 @@ pub(super) fn run(args: &DriftLabArgs, rights: Rights) -> Outcome {
     interrupt::arm()?;
     let mut notes = Vec::new();
     if let Err(error) = rustix::process::setpriority_process(None, HIGHEST_PRIORITY) {
-        notes.push(format!("other processes disturb more than need be: raising the priority failed: {error}"));
+        notes.push(format!("raising the priority failed, so other processes disturb the measurement more: {error}"));
     }
     let load = load_average();
     let progress = Progress::new();
@@ -85,7 +84,7 @@ pub(super) fn run(args: &DriftLabArgs, rights: Rights) -> Outcome {
                 rows.extend(more);
                 left_out.extend(without);
             }
-            // What the others showed is worth telling.
+            // The results of the other datapaths still stand.
             Err(error @ RunError::TooMany { .. }) => {
                 late = true;
                 left_out.push(format!("{kind}: left out, {}", lb_core::error::report(&error)));

@@ -35,31 +35,31 @@ use crate::{
     lb lab restart --datapaths nftables --restarts 50\n  \
     lb lab restart --connections 20000 --packets 1000000 --restarts 100 --report /tmp/report")]
 pub(crate) struct RestartArgs {
-    /// Long-lived connections.
+    /// Number of long-lived connections.
     #[arg(long, value_name = "N", default_value_t = 500, value_parser = clap::value_parser!(u32).range(3..=50_000))]
     connections: u32,
-    /// Go on until at least this many packets with data went to servers or came back.
+    /// Least number of packets with data, in both directions together, before the run ends.
     #[arg(long, value_name = "N", default_value_t = 20_000)]
     packets: u64,
-    /// How often the agent gets SIGTERM, and how often SIGKILL.
+    /// Number of times that the agent gets SIGTERM, and again that it gets SIGKILL.
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(0..=10_000))]
     restarts: u32,
-    /// Which datapaths, one after the other [default: ebpf and nftables, as far as they can be had].
+    /// Datapaths to run on, one after the other [default: ebpf and nftables, as far as this machine can run them].
     #[arg(long, value_name = "KIND,…", value_delimiter = ',', value_parser = driver::parser())]
     pub(super) datapaths: Vec<DatapathKind>,
-    /// Decides the moments.
+    /// Seed of the random moments.
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
     /// Directory for report.json.
     #[arg(long, value_name = "DIR")]
     pub(super) report: Option<std::path::PathBuf>,
-    /// How to write the result.
+    /// Format of the result.
     #[arg(long, short, value_name = "FORMAT", value_enum, default_value_t)]
     output: Format,
 }
 
 impl RestartArgs {
-    /// Refuses what cannot be meant.
+    /// Refuses arguments that make no sense together.
     pub(super) fn check(&self) -> Result<(), Failure> {
         if self.datapaths.contains(&driver::MEMORY) {
             return Err(Failure::Usage("datapath memory carries no packets: there is nothing to lose".into()));
