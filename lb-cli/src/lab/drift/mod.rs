@@ -59,7 +59,9 @@ impl DriftLabArgs {
     /// Refuses arguments that make no sense together.
     pub(super) fn check(&self) -> Result<(), Failure> {
         if self.datapaths.contains(&driver::MEMORY) {
-            return Err(Failure::Usage("no other tool can change datapath memory: there is nothing to repair".into()));
+            return Err(Failure::Usage(
+                "datapath memory is nobody else's to change: there is nothing to repair".into(),
+            ));
         }
         Ok(())
     }
