@@ -1,21 +1,21 @@
-//! Whose Maglev tables the agent builds.
+//! The hash and the seed of the Maglev tables that the agent builds.
 
 use clap::ValueEnum;
 use lb_core::maglev::{CiliumSeed, HashFamily, siphash_key};
 use serde::Deserialize;
 
-/// Whose hashes Maglev tables are made of.
+/// The hash that Maglev tables are built with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum MaglevHash {
-    /// Of lb: SipHash under a key, so that nobody who does not know the key can skew a table.
+    /// SipHash under a key, so that nobody who does not know the key can skew a table.
     #[default]
     Lb,
-    /// Of Cilium: the tables that Cilium builds for the same backends, weights and seed.
+    /// The hash of Cilium: its tables for the same backends, weights and seed are the same.
     Cilium,
 }
 
-/// A seed that the hash cannot take. Never says what it was: it may be meant to be secret.
+/// A seed that the hash cannot take. The message never repeats the seed, which may be a secret.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadSeed {
     /// Not one of lb.
@@ -39,7 +39,7 @@ pub enum BadSeed {
 }
 
 impl MaglevHash {
-    /// As the command line writes it.
+    /// The name, as the command line writes it.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Lb => "lb",
@@ -47,7 +47,7 @@ impl MaglevHash {
         }
     }
 
-    /// This hash under a seed, or under the one that everybody has who sets none.
+    /// This hash under a seed, or under the public default seed.
     ///
     /// # Errors
     /// When the seed is not one of this hash.
@@ -64,7 +64,7 @@ impl MaglevHash {
         }
     }
 
-    /// Whose a family is.
+    /// The hash of a family.
     pub const fn of(family: &HashFamily) -> Self {
         match family {
             HashFamily::SipHash(_) => Self::Lb,
