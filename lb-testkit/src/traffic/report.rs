@@ -18,7 +18,7 @@ pub struct Report {
     pub example: Option<Failure>,
     /// Latencies of the answers.
     pub latencies: Latencies,
-    /// TCP segments that clients had to send again, on connections of [`LoadKind::Crowd`].
+    /// TCP segments that clients had to send again, on connections of [`LoadKind::Crowd`](super::LoadKind::Crowd).
     pub retransmitted: u64,
     /// Those of them that had not arrived before: the others were late, or their acknowledgements were.
     pub lost_segments: u64,
