@@ -347,7 +347,7 @@ mod tests {
         events.send(Event::Stop("SIGTERM".into())).unwrap();
         let source = SourceName("test".into());
         let late = vec![(source.clone(), "NeverHeardOf", Some("it came too late".into()))];
-        let news = Delivery { source, changes: Vec::new(), report: None, conditions: late, accepted: None };
+        let news = Delivery { source, changes: Vec::new(), report: None, conditions: late, _accepted: None };
         events.send(Event::News(news)).unwrap();
         agent.run(&inbox).unwrap();
         assert_eq!((kernel.state().dangling(), kernel.state().frontends.len()), (None, 1));

@@ -43,7 +43,7 @@ pub(crate) struct Delivery {
     pub(crate) conditions: Vec<(SourceName, &'static str, Option<String>)>,
     /// Dropped with the delivery. Nothing more is read until then, so that a datapath that is slower than edits does not make
     /// news pile up.
-    pub(crate) accepted: Option<Sender<()>>,
+    pub(crate) _accepted: Option<Sender<()>>,
 }
 
 /// Sources and allocator. Polled by one thread, and asked by those that answer.
@@ -138,7 +138,7 @@ impl Sources {
         let source = following.names[index].clone();
         let conditions = conditions.into_iter().map(|(kind, message)| (source.clone(), kind, message));
         let conditions = conditions.chain(following.shadow_conditions()).collect();
-        Some(Delivery { source, changes, report, conditions, accepted: None })
+        Some(Delivery { source, changes, report, conditions, _accepted: None })
     }
 
     /// What has to be done by now though no source has news.
@@ -148,7 +148,7 @@ impl Sources {
         let changes = following.carry_out(&settled);
         let source = following.names.first()?.clone();
         let is_news = !changes.is_empty();
-        is_news.then(|| Delivery { source, changes, report: None, conditions: Vec::new(), accepted: None })
+        is_news.then(|| Delivery { source, changes, report: None, conditions: Vec::new(), _accepted: None })
     }
 
     /// How long there is nothing to [`poll_allocation`](Self::poll_allocation).
@@ -271,7 +271,7 @@ fn shadowed_by_name(source: &SourceName, objects: &[String]) -> String {
 /// Waits until the engine has taken the news; false if it never will.
 fn deliver(delivery: Delivery, events: &Sender<Event>) -> bool {
     let (accepted, taken) = mpsc::channel();
-    let is_sent = events.send(Event::News(Delivery { accepted: Some(accepted), ..delivery })).is_ok();
+    let is_sent = events.send(Event::News(Delivery { _accepted: Some(accepted), ..delivery })).is_ok();
     // Nothing is ever sent: the other end is dropped.
     let _ = taken.recv();
     is_sent

@@ -7,9 +7,7 @@ mod result;
 use std::fs;
 
 use clap::Args;
-use lb_agent::{
-    driver::{self, DatapathKind},
-};
+use lb_agent::driver::{self, DatapathKind};
 
 use self::{
     bed::Bed,
