@@ -20,8 +20,12 @@ use lb_core::{
     Labels, Lookup, Protocol, SetId, State, Target, diff,
 };
 use lb_datapath_iptables::nftables::{NftablesConfig, NftablesDatapath};
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
-use nix::sched::{CloneFlags, unshare};
+use lb_netlink::{Protocol as NetlinkProtocol, Socket, Writer};
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_REQUEST};
+use nix::{
+    libc,
+    sched::{CloneFlags, unshare},
+};
 
 type Failure = Box<dyn Error + Send + Sync>;
 
@@ -86,38 +90,51 @@ impl Edit {
     }
 
     /// Carries it out and returns when it began.
-    fn carry_out(self, socket: &Socket, n: u32) -> Result<Instant, Failure> {
-        const NEW_ELEMENT: u8 = 12;
-        const DELETE_ELEMENT: u8 = 14;
-        let table = text(1, "lb");
-        let slots = |rest: &[u8]| [table.clone(), text(2, "slots4"), nest(3, &nest(1, rest))].concat();
-        let slot = nest(1, &attribute(1, &slot_key(n)));
-        let messages: Vec<(u8, u8, Vec<u8>)> = match self {
-            Self::FlushRuleset => vec![(2, 0, Vec::new())],
-            Self::DeleteTable => vec![(2, 1, table)],
-            Self::FlushChain => vec![(8, 1, [table, text(2, "prerouting")].concat())],
-            Self::DeleteSlot => vec![(DELETE_ELEMENT, 1, slots(&slot))],
+    fn carry_out(self, socket: &mut Socket, n: u32) -> Result<Instant, Failure> {
+        if self == Self::DeleteRoute {
+            let command = format!("ip route del {} table 27746 proto 108", vip(n));
+            let start = Instant::now();
+            run(&command)?;
+            return Ok(start);
+        }
+        let mut batch = Writer::default();
+        marker(&mut batch, libc::NFNL_MSG_BATCH_BEGIN);
+        self.write(&mut batch, n);
+        let last = batch.messages() - 1;
+        batch.flag_last(netlink_packet_core::NLM_F_ACK);
+        marker(&mut batch, libc::NFNL_MSG_BATCH_END);
+        let start = Instant::now();
+        let refused = socket.transaction(batch, last)?;
+        if refused.is_empty() { Ok(start) } else { Err(format!("{self:?} was refused: {refused:?}").into()) }
+    }
+
+    /// Writes the edit as messages of nf_tables.
+    fn write(self, batch: &mut Writer, n: u32) {
+        let slot = slot_key(n);
+        match self {
+            Self::FlushRuleset => message(batch, libc::NFT_MSG_DELTABLE, libc::AF_UNSPEC, |_| {}),
+            Self::DeleteTable => message(batch, libc::NFT_MSG_DELTABLE, libc::NFPROTO_INET, |w| w.put_str(TABLE, "lb")),
+            Self::FlushChain => message(batch, libc::NFT_MSG_DELRULE, libc::NFPROTO_INET, |w| {
+                w.put_str(TABLE, "lb");
+                w.put_str(OBJECT, "prerouting");
+            }),
+            Self::DeleteSlot => element(batch, libc::NFT_MSG_DELSETELEM, "slots4", &slot, |_| {}),
             Self::ChangeSlot => {
-                let value = nest(2, &attribute(1, &[192, 0, 2, 1, 0, 80, 0, 0]));
-                vec![(DELETE_ELEMENT, 1, slots(&slot)), (NEW_ELEMENT, 1, slots(&[slot.clone(), value].concat()))]
+                element(batch, libc::NFT_MSG_DELSETELEM, "slots4", &slot, |_| {});
+                element(batch, libc::NFT_MSG_NEWSETELEM, "slots4", &slot, |w| {
+                    w.nest(DATA, |w| w.put(VALUE, &[192, 0, 2, 1, 0, 80, 0, 0]));
+                });
             }
             Self::AddFrontend => {
-                let key = [&[10, 200, 0, 1][..], &[6, 0, 0, 0], &[0, 80, 0, 0]].concat();
-                let verdict = nest(2, &nest(2, &attribute(1, &0_u32.to_be_bytes())));
-                let item = nest(3, &nest(1, &[nest(1, &attribute(1, &key)), verdict].concat()));
-                vec![(NEW_ELEMENT, 1, [table, text(2, "frontends4"), item].concat())]
+                // The first register of a value is not part of it; the others say `drop`.
+                let (key, drop) = ([10, 200, 0, 1, 6, 0, 0, 0, 0, 80, 0, 0], [0, 1 << 29, 0, 0, 0_u32]);
+                let drop = drop.map(u32::to_ne_bytes).concat();
+                element(batch, libc::NFT_MSG_NEWSETELEM, "frontends4", &key, |w| {
+                    w.nest(DATA, |w| w.put(VALUE, &drop));
+                });
             }
-            Self::DeleteRoute => {
-                let command = format!("ip route del {} table 27746 proto 108", vip(n));
-                let start = Instant::now();
-                run(&command)?;
-                return Ok(start);
-            }
-        };
-        let batch = batch(&messages);
-        let start = Instant::now();
-        socket.send(&batch, 0)?;
-        Ok(start)
+            Self::DeleteRoute => unreachable!("a route is not in a table of nf_tables"),
+        }
     }
 }
 
@@ -133,16 +150,14 @@ impl Rig<'_> {
         let expected = Expected { state: self.state, labels: self.labels };
         let mut watcher = self.datapath.watcher()?.ok_or("no watcher")?;
         assert_eq!(self.datapath.inspect(expected, Inspection::Suspects)?, []);
-        let mut socket = Socket::new(NETLINK_NETFILTER)?;
-        socket.bind_auto()?;
-        socket.connect(&SocketAddr::new(0, 0))?;
+        let mut socket = Socket::open(NetlinkProtocol::Netfilter)?;
         let (began, beginnings) = mpsc::channel();
         let (repaired, next) = mpsc::channel();
         let mut times = Vec::new();
         std::thread::scope(|scope| -> Result<(), Failure> {
             scope.spawn(move || {
                 for n in 0..rounds {
-                    let start = edit.carry_out(&socket, n % services).expect("the edit takes");
+                    let start = edit.carry_out(&mut socket, n % services).expect("the edit takes");
                     if began.send(start).is_err() || next.recv().is_err() {
                         break;
                     }
@@ -210,33 +225,41 @@ fn run(command: &str) -> Result<(), Failure> {
     if status.success() { Ok(()) } else { Err(format!("`{command}` failed").into()) }
 }
 
-/// A batch of nf_tables' messages: type, family, attributes.
-fn batch(messages: &[(u8, u8, Vec<u8>)]) -> Vec<u8> {
-    let mut bytes = message(0x10, 0, &[0, 0, 0, 10]);
-    for (kind, family, attributes) in messages {
-        let body = [&[*family, 0, 0, 0][..], attributes].concat();
-        bytes.extend(message(10 << 8 | u16::from(*kind), 0x400, &body));
-    }
-    bytes.extend(message(0x11, 0, &[0, 0, 0, 10]));
-    bytes
+/// `NFTA_…_TABLE`, the same for all objects.
+const TABLE: u16 = 1;
+/// `NFTA_RULE_CHAIN`, `NFTA_SET_ELEM_LIST_SET`.
+const OBJECT: u16 = 2;
+/// `NFTA_SET_ELEM_LIST_ELEMENTS`.
+const ELEMENTS: u16 = 3;
+/// `NFTA_LIST_ELEM`.
+const ITEM: u16 = 1;
+/// `NFTA_SET_ELEM_KEY`.
+const KEY: u16 = 1;
+/// `NFTA_SET_ELEM_DATA`.
+const DATA: u16 = 2;
+/// `NFTA_DATA_VALUE`.
+const VALUE: u16 = 1;
+
+/// The beginning or the end of a batch.
+fn marker(batch: &mut Writer, kind: i32) {
+    let [high, low] = (libc::NFNL_SUBSYS_NFTABLES as u16).to_be_bytes();
+    batch.message(kind as u16, NLM_F_REQUEST, &[0, 0, high, low], |_| {});
 }
 
-fn message(kind: u16, flags: u16, body: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(body.len() + 16).expect("a short message");
-    [&length.to_ne_bytes()[..], &kind.to_ne_bytes(), &(flags | 1).to_ne_bytes(), &[0; 8], body].concat()
+fn message(batch: &mut Writer, kind: i32, family: i32, attributes: impl FnOnce(&mut Writer)) {
+    let kind = (libc::NFNL_SUBSYS_NFTABLES << 8 | kind) as u16;
+    batch.message(kind, NLM_F_REQUEST | NLM_F_CREATE, &[family as u8, 0, 0, 0], attributes);
 }
 
-fn attribute(kind: u16, payload: &[u8]) -> Vec<u8> {
-    let length = u16::try_from(payload.len() + 4).expect("a short attribute");
-    let mut bytes = [&length.to_ne_bytes()[..], &kind.to_ne_bytes(), payload].concat();
-    bytes.resize(bytes.len().next_multiple_of(4), 0);
-    bytes
-}
-
-fn nest(kind: u16, attributes: &[u8]) -> Vec<u8> {
-    attribute(kind | 0x8000, attributes)
-}
-
-fn text(kind: u16, text: &str) -> Vec<u8> {
-    attribute(kind, &[text.as_bytes(), &[0]].concat())
+fn element(batch: &mut Writer, kind: i32, set: &str, key: &[u8], rest: impl FnOnce(&mut Writer)) {
+    message(batch, kind, libc::NFPROTO_INET, |w| {
+        w.put_str(TABLE, "lb");
+        w.put_str(OBJECT, set);
+        w.nest(ELEMENTS, |w| {
+            w.nest(ITEM, |w| {
+                w.nest(KEY, |w| w.put(VALUE, key));
+                rest(w);
+            });
+        });
+    });
 }

@@ -6,21 +6,19 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     thread,
     time::{Duration, Instant},
 };
 
 use lb_core::{BackendAddr, Family, FrontendAddr, Packet, Protocol};
+use lb_netlink::{Attributes, Protocol as NetlinkProtocol, Socket, Writer, attributes, u16_be, u32_be};
 use netlink_packet_core::NLM_F_REQUEST;
-use netlink_sys::protocols::NETLINK_NETFILTER;
 use nix::libc;
 
-use crate::netlink::{
-    Attributes, Socket, Writer, attributes, errno,
+use crate::{
+    crash,
     netfilter::{CTNETLINK, FIXED, fixed, kind},
-    u16_be, u32_be,
 };
 
 const GET: u16 = kind(CTNETLINK, 1);
@@ -66,12 +64,12 @@ pub(crate) struct Conntrack {
 }
 
 impl Conntrack {
-    pub(crate) fn open() -> io::Result<Self> {
-        Ok(Self { socket: Socket::open(NETLINK_NETFILTER)? })
+    pub(crate) fn open() -> lb_netlink::Result<Self> {
+        Ok(Self { socket: Socket::open(NetlinkProtocol::Netfilter)? })
     }
 
     /// Where the replies to `packet`'s flow come from, if the flow is known and its destination was translated.
-    pub(crate) fn backend_of(&mut self, packet: &Packet) -> io::Result<Option<BackendAddr>> {
+    pub(crate) fn backend_of(&mut self, packet: &Packet) -> lb_netlink::Result<Option<BackendAddr>> {
         let family = Family::of(packet.destination);
         let mut writer = Writer::default();
         writer.message(GET, NLM_F_REQUEST, &fixed(number(family), 0), |w| {
@@ -86,11 +84,11 @@ impl Conntrack {
                 let from = replies.and_then(|replies| end(family, &replies, Side::Source));
                 found = from.filter(|_| status & DESTINATION_TRANSLATED != 0);
             }
-            Err(error) if errno(&error) == Some(libc::ENOENT) => {}
+            Err(error) if error.errno() == libc::ENOENT => {}
             Err(error) => failed = Some(error),
         })?;
         match failed {
-            Some(error) => Err(error),
+            Some(error) => Err(error.into()),
             None => Ok(found.map(|(ip, port)| BackendAddr::new(ip, port, packet.protocol))),
         }
     }
@@ -99,7 +97,7 @@ impl Conntrack {
     /// that nobody translated are among them. Returns how many.
     ///
     /// Frontends of other protocols are passed over: TCP flows end by themselves and must not be cut.
-    pub(crate) fn forget_stale(&mut self, allowed: &Allowed) -> io::Result<usize> {
+    pub(crate) fn forget_stale(&mut self, allowed: &Allowed) -> lb_netlink::Result<usize> {
         let mut deleted = 0;
         for family in [Family::V4, Family::V6] {
             let concerned = |addr: &FrontendAddr| addr.protocol == Protocol::Udp && addr.family() == family;
@@ -110,7 +108,7 @@ impl Conntrack {
         Ok(deleted)
     }
 
-    fn forget_in(&mut self, family: Family, allowed: &Allowed) -> io::Result<usize> {
+    fn forget_in(&mut self, family: Family, allowed: &Allowed) -> lb_netlink::Result<usize> {
         let deadline = Instant::now() + UNDER_WAY;
         let mut deleted = 0;
         loop {
@@ -130,7 +128,7 @@ impl Conntrack {
     }
 
     /// Deletes entries; one that has ended by itself counts as well.
-    fn delete(&mut self, family: Family, entries: &[Entry]) -> io::Result<usize> {
+    fn delete(&mut self, family: Family, entries: &[Entry]) -> lb_netlink::Result<usize> {
         if entries.is_empty() {
             return Ok(0);
         }
@@ -138,9 +136,9 @@ impl Conntrack {
         for entry in entries {
             writer.message(DELETE, NLM_F_REQUEST, &fixed(number(family), 0), |w| entry.write(w));
         }
-        let refused = self.socket.burst(writer)?;
-        match refused.into_iter().find(|refusal| errno(&refusal.error) != Some(libc::ENOENT)) {
-            Some(refusal) => Err(refusal.error),
+        let refused = crash::around(|| self.socket.request(writer))?;
+        match refused.into_iter().find(|refusal| refusal.error.errno() != libc::ENOENT) {
+            Some(refusal) => Err(refusal.error.into()),
             None => Ok(entries.len()),
         }
     }
@@ -243,8 +241,8 @@ fn end(family: Family, tuple: &Attributes<'_>, side: Side) -> Option<(IpAddr, u1
 
 const fn number(family: Family) -> u8 {
     match family {
-        Family::V4 => crate::netlink::netfilter::IPV4,
-        Family::V6 => crate::netlink::netfilter::IPV6,
+        Family::V4 => crate::netfilter::IPV4,
+        Family::V6 => crate::netfilter::IPV6,
     }
 }
 

@@ -21,3 +21,11 @@ pub(crate) fn point() {
 
 #[cfg(not(feature = "crash-points"))]
 pub(crate) const fn point() {}
+
+/// A step that leaves something in the kernel, with a point before it and one behind it.
+pub(crate) fn around<T>(step: impl FnOnce() -> T) -> T {
+    point();
+    let done = step();
+    point();
+    done
+}

@@ -20,7 +20,7 @@
 mod conntrack;
 mod crash;
 mod namespace;
-mod netlink;
+mod netfilter;
 pub mod nftables;
 mod routes;
 

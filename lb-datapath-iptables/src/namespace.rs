@@ -17,18 +17,21 @@ impl Namespace {
         File::open(CURRENT).map(Self)
     }
 
-    /// Runs `work` in it: on the calling thread if that is in it, otherwise on one of its own, which needs the
-    /// privilege to enter.
-    pub(crate) fn within<T: Send>(&self, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    /// Runs `work` in the namespace: on the calling thread if that is in it, otherwise on a new thread, which needs the
+    /// privilege to enter. Fails if it cannot enter.
+    pub(crate) fn within<T: Send>(&self, work: impl FnOnce() -> T + Send) -> io::Result<T> {
         if self.is_current()? {
-            return work();
+            return Ok(work());
         }
         let entered = || {
             setns(&self.0, CloneFlags::CLONE_NEWNET)?;
-            work()
+            Ok(work())
         };
         thread::scope(|scope| {
-            scope.spawn(entered).join().unwrap_or_else(|_| Err(io::Error::other("the thread in the namespace died")))
+            scope
+                .spawn(entered)
+                .join()
+                .unwrap_or_else(|_| Err(io::Error::other("the thread in the namespace panicked")))
         })
     }
 
@@ -45,7 +48,7 @@ mod tests {
     #[test]
     fn work_in_the_current_namespace_stays_on_its_thread() {
         let here = thread::current().id();
-        let there = Namespace::current().unwrap().within(|| Ok(thread::current().id())).unwrap();
+        let there = Namespace::current().unwrap().within(|| thread::current().id()).unwrap();
         assert_eq!(here, there);
     }
 }

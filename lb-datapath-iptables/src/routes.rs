@@ -11,30 +11,20 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io,
     net::IpAddr,
 };
 
 use lb_core::Family;
+use lb_netlink::{Message, Protocol, Refusal, Socket, Writer};
 use netlink_packet_core::{Emitable, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, Parseable};
 use netlink_packet_route::{
-    AddressFamily,
+    AddressFamily, RouteNetlinkMessage,
     route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType},
     rule::{RuleAction, RuleAttribute, RuleMessage},
 };
-use netlink_sys::protocols::NETLINK_ROUTE;
 use nix::libc;
 
-use crate::netlink::{Message, Refusal, Socket, Writer, errno};
-
-pub(crate) const NEW_ROUTE: u16 = 24;
-pub(crate) const DELETE_ROUTE: u16 = 25;
-const GET_ROUTE: u16 = 26;
-const GET_RULE: u16 = 34;
-const NEW_LINK: u16 = 16;
-const DELETE_LINK: u16 = 17;
-pub(crate) const NEW_RULE: u16 = 32;
-pub(crate) const DELETE_RULE: u16 = 33;
+use crate::crash;
 
 /// Index of the loopback device in every network namespace.
 pub(crate) const LOOPBACK: u32 = 1;
@@ -74,20 +64,20 @@ pub(crate) struct Routes {
 impl Routes {
     /// Routes in the network namespace of the calling thread. `table` and `priority` are those of the rule for local
     /// packets; `protocol` marks everything written here and must be nobody else's.
-    pub(crate) fn open(table: u32, priority: u32, protocol: u8) -> io::Result<Self> {
-        let socket = Socket::open(NETLINK_ROUTE)?;
+    pub(crate) fn open(table: u32, priority: u32, protocol: u8) -> lb_netlink::Result<Self> {
+        let socket = Socket::open(Protocol::Route)?;
         socket.filter_dumps()?;
         Ok(Self { socket, table, priority, protocol, ruled: BTreeSet::new() })
     }
 
     /// Addresses that have both routes.
-    pub(crate) fn observe(&mut self) -> io::Result<BTreeSet<IpAddr>> {
+    pub(crate) fn observe(&mut self) -> lb_netlink::Result<BTreeSet<IpAddr>> {
         let (local, forwarded) = (self.installed(self.table)?, self.installed(MAIN)?);
         Ok(local.intersection(&forwarded).copied().collect())
     }
 
     /// Adds the routes of `vips`; those that are there already stay. Returns the addresses that failed.
-    pub(crate) fn add(&mut self, vips: &[IpAddr]) -> io::Result<BTreeMap<IpAddr, io::Error>> {
+    pub(crate) fn add(&mut self, vips: &[IpAddr]) -> lb_netlink::Result<BTreeMap<IpAddr, lb_netlink::Error>> {
         if vips.is_empty() {
             return Ok(BTreeMap::new());
         }
@@ -95,35 +85,35 @@ impl Routes {
         let missing: Vec<Family> = families.difference(&self.ruled).copied().collect();
         let mut writer = Writer::default();
         for &family in &missing {
-            writer.raw(NEW_RULE, NLM_F_REQUEST | NLM_F_CREATE | NLM_F_EXCL, &self.rule(family));
+            writer.push(NLM_F_REQUEST | NLM_F_CREATE | NLM_F_EXCL, &RouteNetlinkMessage::NewRule(self.rule(family)));
         }
         let vips = &scattered(vips);
         for &vip in vips {
-            writer.raw(NEW_ROUTE, NLM_F_REQUEST | NLM_F_CREATE | NLM_F_EXCL, &self.local(vip));
-            writer.raw(NEW_ROUTE, NLM_F_REQUEST | NLM_F_CREATE | NLM_F_EXCL, &self.forwarded(vip));
+            writer.push(NLM_F_REQUEST | NLM_F_CREATE | NLM_F_EXCL, &RouteNetlinkMessage::NewRoute(self.local(vip)));
+            writer.push(NLM_F_REQUEST | NLM_F_CREATE | NLM_F_EXCL, &RouteNetlinkMessage::NewRoute(self.forwarded(vip)));
         }
-        let refused = self.socket.burst(writer)?;
+        let refused = crash::around(|| self.socket.request(writer))?;
         let failed = self.blame(refused, &missing, vips, &[libc::EEXIST]);
         self.ruled.extend(missing.iter().filter(|family| !failed.keys().any(|&vip| Family::of(vip) == **family)));
         Ok(failed)
     }
 
     /// Removes the routes of `vips`, as far as they are ours.
-    pub(crate) fn remove(&mut self, vips: &[IpAddr]) -> io::Result<BTreeMap<IpAddr, io::Error>> {
+    pub(crate) fn remove(&mut self, vips: &[IpAddr]) -> lb_netlink::Result<BTreeMap<IpAddr, lb_netlink::Error>> {
         if vips.is_empty() {
             return Ok(BTreeMap::new());
         }
         let mut writer = Writer::default();
         for &vip in vips {
-            writer.raw(DELETE_ROUTE, NLM_F_REQUEST, &self.local(vip));
-            writer.raw(DELETE_ROUTE, NLM_F_REQUEST, &self.forwarded(vip));
+            writer.push(NLM_F_REQUEST, &RouteNetlinkMessage::DelRoute(self.local(vip)));
+            writer.push(NLM_F_REQUEST, &RouteNetlinkMessage::DelRoute(self.forwarded(vip)));
         }
-        let refused = self.socket.burst(writer)?;
+        let refused = crash::around(|| self.socket.request(writer))?;
         Ok(self.blame(refused, &[], vips, &[libc::ESRCH, libc::ENOENT]))
     }
 
     /// Removes every route of this protocol number and metric, and the rules.
-    pub(crate) fn cleanup(&mut self) -> io::Result<()> {
+    pub(crate) fn cleanup(&mut self) -> lb_netlink::Result<()> {
         let vips: BTreeSet<IpAddr> = self.installed(self.table)?.union(&self.installed(MAIN)?).copied().collect();
         let failed = self.remove(&vips.into_iter().collect::<Vec<_>>())?;
         if let Some((_, error)) = failed.into_iter().next() {
@@ -137,7 +127,7 @@ impl Routes {
     }
 
     /// Everything that is there of ours, route by route.
-    pub(crate) fn everything(&mut self) -> io::Result<Installed> {
+    pub(crate) fn everything(&mut self) -> lb_netlink::Result<Installed> {
         let mut found = Installed::default();
         for (place, table) in [(Place::Local, self.table), (Place::Forwarded, MAIN)] {
             found.routes.extend(self.installed(table)?.into_iter().map(|vip| (place, vip)));
@@ -147,7 +137,7 @@ impl Routes {
     }
 
     /// Families whose rule is there.
-    pub(crate) fn rules(&mut self) -> io::Result<BTreeSet<Family>> {
+    pub(crate) fn rules(&mut self) -> lb_netlink::Result<BTreeSet<Family>> {
         let mut found = BTreeSet::new();
         for family in [Family::V4, Family::V6] {
             let wanted = self.rule(family);
@@ -164,34 +154,35 @@ impl Routes {
         missing: &[(Place, IpAddr)],
         extra: &[(Place, IpAddr)],
         rules: &[Family],
-    ) -> io::Result<()> {
+    ) -> lb_netlink::Result<()> {
         let mut writer = Writer::default();
         for &family in rules {
-            writer.raw(NEW_RULE, NLM_F_REQUEST | NLM_F_CREATE | NLM_F_EXCL, &self.rule(family));
+            writer.push(NLM_F_REQUEST | NLM_F_CREATE | NLM_F_EXCL, &RouteNetlinkMessage::NewRule(self.rule(family)));
         }
         for &(place, vip) in extra {
-            writer.raw(DELETE_ROUTE, NLM_F_REQUEST, &self.at(place, vip));
+            writer.push(NLM_F_REQUEST, &RouteNetlinkMessage::DelRoute(self.at(place, vip)));
         }
         for &(place, vip) in missing {
-            writer.raw(NEW_ROUTE, NLM_F_REQUEST | NLM_F_CREATE | NLM_F_REPLACE, &self.at(place, vip));
+            writer.push(
+                NLM_F_REQUEST | NLM_F_CREATE | NLM_F_REPLACE,
+                &RouteNetlinkMessage::NewRoute(self.at(place, vip)),
+            );
         }
         if writer.messages() == 0 {
             return Ok(());
         }
         let harmless = [libc::EEXIST, libc::ESRCH, libc::ENOENT];
-        let refused = self.socket.burst(writer)?.into_iter().map(|refusal| refusal.error);
-        let mut serious = refused.filter(|error| errno(error).is_none_or(|code| !harmless.contains(&code)));
-        serious.next().map_or(Ok(()), Err)
+        first_serious(crash::around(|| self.socket.request(writer))?, &harmless)
     }
 
     /// How to tell what is ours, for one who listens.
-    pub(crate) fn signs(&self) -> io::Result<Signs> {
+    pub(crate) fn signs(&self) -> lb_netlink::Result<Signs> {
         let (table, metric, priority, protocol) = (self.table, self.metric(), self.priority, self.protocol);
         Ok(Signs { table, metric, priority, protocol, port: self.socket.port()?, second_port: None })
     }
 
     /// Addresses with a route of ours in `table`.
-    fn installed(&mut self, table: u32) -> io::Result<BTreeSet<IpAddr>> {
+    fn installed(&mut self, table: u32) -> lb_netlink::Result<BTreeSet<IpAddr>> {
         let mut found = BTreeSet::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let filter = self.route(family, table);
@@ -204,13 +195,13 @@ impl Routes {
         Ok(found)
     }
 
-    fn dump(&mut self, filter: &RouteMessage) -> io::Result<Vec<RouteMessage>> {
+    fn dump(&mut self, filter: &RouteMessage) -> lb_netlink::Result<Vec<RouteMessage>> {
         self.socket.dump(
-            GET_ROUTE,
+            libc::RTM_GETROUTE,
             &bytes(filter),
             |_| {},
             |found: &mut Vec<RouteMessage>, message| {
-                if message.kind == NEW_ROUTE {
+                if message.kind == libc::RTM_NEWROUTE {
                     found.extend(RouteMessage::parse(message.payload));
                 }
             },
@@ -240,10 +231,10 @@ impl Routes {
         rules: &[Family],
         vips: &[IpAddr],
         harmless: &[i32],
-    ) -> BTreeMap<IpAddr, io::Error> {
+    ) -> BTreeMap<IpAddr, lb_netlink::Error> {
         let mut failed = BTreeMap::new();
         for Refusal { index, error } in refused {
-            if errno(&error).is_some_and(|code| harmless.contains(&code)) {
+            if harmless.contains(&error.errno()) {
                 continue;
             }
             let index = index as usize;
@@ -251,18 +242,20 @@ impl Routes {
             let all =
                 rules.get(index).map(|&family| vips.iter().copied().filter(move |&vip| Family::of(vip) == family));
             for vip in one.into_iter().chain(all.into_iter().flatten()) {
-                failed.entry(vip).or_insert_with(|| io::Error::new(error.kind(), error.to_string()));
+                failed.entry(vip).or_insert_with(|| error.clone().into());
             }
         }
         failed
     }
 
-    fn remove_rule(&mut self, family: Family) -> io::Result<()> {
+    fn remove_rule(&mut self, family: Family) -> lb_netlink::Result<()> {
         let mut writer = Writer::default();
-        writer.raw(DELETE_RULE, NLM_F_REQUEST, &self.rule(family));
-        match self.socket.burst(writer)?.into_iter().next() {
-            Some(refusal) if !missing(&refusal.error) => Err(refusal.error),
-            _ => Ok(()),
+        writer.push(NLM_F_REQUEST, &RouteNetlinkMessage::DelRule(self.rule(family)));
+        match crash::around(|| self.socket.request(writer))?.into_iter().next() {
+            Some(refusal) => {
+                Some(lb_netlink::Error::from(refusal.error)).filter(|error| !missing(error)).map_or(Ok(()), Err)
+            }
+            None => Ok(()),
         }
     }
 
@@ -349,7 +342,13 @@ pub(crate) enum Told {
 }
 
 /// The multicast groups that tell of all that (`RTNLGRP_*`).
-pub(crate) const GROUPS: [u32; 5] = [1, 7, 8, 11, 19];
+pub(crate) const GROUPS: [u32; 5] = [
+    libc::RTNLGRP_LINK,
+    libc::RTNLGRP_IPV4_ROUTE,
+    libc::RTNLGRP_IPV4_RULE,
+    libc::RTNLGRP_IPV6_ROUTE,
+    libc::RTNLGRP_IPV6_RULE,
+];
 
 impl Signs {
     /// What a message means for us, if it means something.
@@ -358,14 +357,14 @@ impl Signs {
             return None;
         }
         match message.kind {
-            NEW_ROUTE | DELETE_ROUTE => self.route(message),
-            NEW_RULE | DELETE_RULE => {
+            libc::RTM_NEWROUTE | libc::RTM_DELROUTE => self.route(message),
+            libc::RTM_NEWRULE | libc::RTM_DELRULE => {
                 let rule = RuleMessage::parse(message.payload).ok()?;
                 let has = |attribute| rule.attributes.contains(&attribute);
                 let ours = has(RuleAttribute::Priority(self.priority)) || has(RuleAttribute::Table(self.table));
                 ours.then_some(Told::Rules)
             }
-            NEW_LINK | DELETE_LINK => {
+            libc::RTM_NEWLINK | libc::RTM_DELLINK => {
                 let index = message.payload.get(4..8)?;
                 (index == LOOPBACK.to_ne_bytes()).then_some(Told::Loopback)
             }
@@ -381,17 +380,17 @@ impl Signs {
         let vip = vip_of(&route)?;
         let places = [(Place::Local, self.table), (Place::Forwarded, MAIN)];
         let (place, table) = places.into_iter().find(|(_, table)| is_at(&route, *table, self.metric))?;
-        let there = message.kind == NEW_ROUTE && is_written_by(&route, table, self.protocol);
+        let there = message.kind == libc::RTM_NEWROUTE && is_written_by(&route, table, self.protocol);
         Some(Told::Route(place, vip, there))
     }
 }
 
 /// Whether a rule is there, as it is written.
-pub(crate) fn has_rule(socket: &mut Socket, wanted: &RuleMessage) -> io::Result<bool> {
+pub(crate) fn has_rule(socket: &mut Socket, wanted: &RuleMessage) -> lb_netlink::Result<bool> {
     let mut all = RuleMessage::default();
     all.header.family = wanted.header.family;
     let found = socket.dump(
-        GET_RULE,
+        libc::RTM_GETRULE,
         &bytes(&all),
         |_| {},
         |found: &mut Vec<RuleMessage>, message| {
@@ -410,11 +409,11 @@ pub(crate) fn has_rule(socket: &mut Socket, wanted: &RuleMessage) -> io::Result<
 }
 
 /// Whether a route without a destination is there, as it is written.
-pub(crate) fn has_route(socket: &mut Socket, wanted: &RouteMessage) -> io::Result<bool> {
+pub(crate) fn has_route(socket: &mut Socket, wanted: &RouteMessage) -> lb_netlink::Result<bool> {
     let mut all = RouteMessage::default();
     all.header.address_family = wanted.header.address_family;
     let found = socket.dump(
-        GET_ROUTE,
+        libc::RTM_GETROUTE,
         &bytes(&all),
         |_| {},
         |found: &mut Vec<RouteMessage>, message| {
@@ -476,7 +475,13 @@ pub(crate) fn flushed(
     lost.into_iter().filter(|&((_, family), lost)| lost == all(family)).map(|(at, _)| at).collect()
 }
 
+/// The first refusal that is none of these errors.
+pub(crate) fn first_serious(refused: Vec<Refusal>, harmless: &[i32]) -> lb_netlink::Result<()> {
+    let mut serious = refused.into_iter().filter(|refusal| !harmless.contains(&refusal.error.errno()));
+    serious.next().map_or(Ok(()), |refusal| Err(refusal.error.into()))
+}
+
 /// Whether what was asked for, or the table or the family that it would be in, is not there.
-fn missing(error: &io::Error) -> bool {
-    matches!(errno(error), Some(libc::ENOENT | libc::ESRCH | libc::EAFNOSUPPORT | libc::EOPNOTSUPP))
+fn missing(error: &lb_netlink::Error) -> bool {
+    matches!(error.errno(), Some(libc::ENOENT | libc::ESRCH | libc::EAFNOSUPPORT | libc::EOPNOTSUPP))
 }

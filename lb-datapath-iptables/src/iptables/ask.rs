@@ -41,7 +41,7 @@ impl IptablesDatapath {
         };
         let Question { mut steps, lists, .. } = question;
         for list in lists {
-            let client = self.namespace.within(|| std::fs::read_to_string(format!("{RECENT}/{list}")));
+            let client = self.namespace.within(|| std::fs::read_to_string(format!("{RECENT}/{list}"))).flatten();
             steps.extend(client.is_ok_and(|text| lists_client(&text, packet.source)).then(|| {
                 format!("recent: {} is in list {list}; how long ago it was seen is not shown", packet.source)
             }));

@@ -129,10 +129,11 @@ impl IptablesDatapath {
         let signs = self.host.signs()?;
         let (looks, families, shared) =
             (self.config.variant == Variant::Legacy, &self.config.families, Shared::clone(&self.shared));
-        self.namespace.within(|| {
+        let open = || {
             let rules = if looks { Rules::Looked(Sizes::open(families)?) } else { IptablesWatcher::told()? };
             IptablesWatcher::open(rules, signs, families, shared)
-        })
+        };
+        self.namespace.within(open).flatten()
     }
 
     /// What was found and not repaired is looked at again.

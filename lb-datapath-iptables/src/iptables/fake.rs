@@ -263,8 +263,8 @@ impl Host for FakeHost {
         Ok(None)
     }
 
-    fn signs(&self) -> std::io::Result<Signs> {
-        Err(std::io::ErrorKind::Unsupported.into())
+    fn signs(&self) -> lb_netlink::Result<Signs> {
+        Err(lb_netlink::KernelError::from_errno(nix::libc::EOPNOTSUPP).into())
     }
 
     fn cleanup(&mut self) -> Result<(), DatapathError> {

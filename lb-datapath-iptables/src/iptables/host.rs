@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io,
     net::IpAddr,
 };
 
@@ -11,7 +10,6 @@ use nix::libc;
 
 use crate::{
     conntrack::{Allowed, Conntrack},
-    netlink::errno,
     routes::{Installed, Routes, Signs},
 };
 
@@ -44,7 +42,7 @@ pub(crate) trait Host: Send {
     fn backend_of(&mut self, packet: &Packet) -> Result<Option<BackendAddr>, DatapathError>;
 
     /// How to tell changes of our routes from others.
-    fn signs(&self) -> io::Result<Signs>;
+    fn signs(&self) -> lb_netlink::Result<Signs>;
 
     /// Removes every route and routing rule.
     fn cleanup(&mut self) -> Result<(), DatapathError>;
@@ -114,7 +112,7 @@ impl Host for Kernel {
         self.flows.backend_of(packet).map_err(failure("asking conntrack"))
     }
 
-    fn signs(&self) -> io::Result<Signs> {
+    fn signs(&self) -> lb_netlink::Result<Signs> {
         let mut signs = self.routes.signs()?;
         signs.second_port = Some(self.reject_path.port()?);
         Ok(signs)
@@ -126,9 +124,9 @@ impl Host for Kernel {
     }
 }
 
-fn failure(doing: &str) -> impl Fn(io::Error) -> DatapathError + Copy + '_ {
+fn failure(doing: &str) -> impl Fn(lb_netlink::Error) -> DatapathError + Copy + '_ {
     move |error| {
-        let kind = match errno(&error) {
+        let kind = match error.errno() {
             Some(libc::EPERM | libc::EACCES) => ErrorKind::Permission,
             Some(libc::ENOBUFS | libc::ENOSPC | libc::ENOMEM) => ErrorKind::Capacity,
             Some(libc::EOPNOTSUPP | libc::EAFNOSUPPORT) => ErrorKind::Unsupported,

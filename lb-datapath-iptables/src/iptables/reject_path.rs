@@ -15,21 +15,19 @@
 //!
 //! [`Routes`]: crate::routes::Routes
 
-use std::io;
-
 use lb_core::Family;
+use lb_netlink::{Protocol, Socket, Writer};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST};
 use netlink_packet_route::{
-    AddressFamily,
+    AddressFamily, RouteNetlinkMessage,
     route::{RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType},
     rule::{RuleAction, RuleAttribute, RuleMessage},
 };
-use netlink_sys::protocols::NETLINK_ROUTE;
 use nix::libc;
 
 use crate::{
-    netlink::{Socket, Writer, errno},
-    routes::{DELETE_ROUTE, DELETE_RULE, LOOPBACK, NEW_ROUTE, NEW_RULE, address_family, has_route, has_rule},
+    crash,
+    routes::{LOOPBACK, address_family, first_serious, has_route, has_rule},
 };
 
 use super::IptablesConfig;
@@ -48,9 +46,9 @@ pub(crate) struct RejectPath {
 }
 
 impl RejectPath {
-    pub(crate) fn open(config: &IptablesConfig) -> io::Result<Self> {
+    pub(crate) fn open(config: &IptablesConfig) -> lb_netlink::Result<Self> {
         Ok(Self {
-            socket: Socket::open(NETLINK_ROUTE)?,
+            socket: Socket::open(Protocol::Route)?,
             families: config.families.clone(),
             mark: config.reject_mark,
             table_v4: config.route_table,
@@ -62,28 +60,33 @@ impl RejectPath {
     }
 
     /// Adds it unless this process has; what an earlier one left counts.
-    pub(crate) fn add(&mut self) -> io::Result<()> {
+    pub(crate) fn add(&mut self) -> lb_netlink::Result<()> {
         if self.added {
             return Ok(());
         }
-        self.change(NEW_ROUTE, NEW_RULE, NLM_F_REQUEST | NLM_F_CREATE | NLM_F_EXCL, &[libc::EEXIST])?;
+        self.change(
+            RouteNetlinkMessage::NewRoute,
+            RouteNetlinkMessage::NewRule,
+            NLM_F_REQUEST | NLM_F_CREATE | NLM_F_EXCL,
+            &[libc::EEXIST],
+        )?;
         self.added = true;
         Ok(())
     }
 
     /// Adds it once more.
-    pub(crate) fn add_again(&mut self) -> io::Result<()> {
+    pub(crate) fn add_again(&mut self) -> lb_netlink::Result<()> {
         self.added = false;
         self.add()
     }
 
     /// Address of the socket that makes the changes.
-    pub(crate) fn port(&self) -> io::Result<u32> {
+    pub(crate) fn port(&self) -> lb_netlink::Result<u32> {
         self.socket.port()
     }
 
     /// Whether all of it is there.
-    pub(crate) fn is_there(&mut self) -> io::Result<bool> {
+    pub(crate) fn is_there(&mut self) -> lb_netlink::Result<bool> {
         for family in self.families.clone() {
             let (rule, route) = (self.rule(family), self.route());
             if !has_rule(&mut self.socket, &rule)? || family == Family::V6 && !has_route(&mut self.socket, &route)? {
@@ -93,23 +96,27 @@ impl RejectPath {
         Ok(true)
     }
 
-    pub(crate) fn remove(&mut self) -> io::Result<()> {
+    pub(crate) fn remove(&mut self) -> lb_netlink::Result<()> {
         self.added = false;
         let absent = [libc::ENOENT, libc::ESRCH, libc::EAFNOSUPPORT, libc::EOPNOTSUPP];
-        self.change(DELETE_ROUTE, DELETE_RULE, NLM_F_REQUEST, &absent)
+        self.change(RouteNetlinkMessage::DelRoute, RouteNetlinkMessage::DelRule, NLM_F_REQUEST, &absent)
     }
 
-    fn change(&mut self, route: u16, rule: u16, flags: u16, harmless: &[i32]) -> io::Result<()> {
+    fn change(
+        &mut self,
+        route: fn(RouteMessage) -> RouteNetlinkMessage,
+        rule: fn(RuleMessage) -> RouteNetlinkMessage,
+        flags: u16,
+        harmless: &[i32],
+    ) -> lb_netlink::Result<()> {
         let mut writer = Writer::default();
         for &family in &self.families {
             if family == Family::V6 {
-                writer.raw(route, flags, &self.route());
+                writer.push(flags, &route(self.route()));
             }
-            writer.raw(rule, flags, &self.rule(family));
+            writer.push(flags, &rule(self.rule(family)));
         }
-        let refused = self.socket.burst(writer)?.into_iter().map(|refusal| refusal.error);
-        let mut serious = refused.filter(|error| errno(error).is_none_or(|code| !harmless.contains(&code)));
-        serious.next().map_or(Ok(()), Err)
+        first_serious(crash::around(|| self.socket.request(writer))?, harmless)
     }
 
     fn route(&self) -> RouteMessage {

@@ -143,8 +143,11 @@ impl Programs {
         if let Some(lock_file) = &self.lock_file {
             command.env("XTABLES_LOCKFILE", lock_file);
         }
-        let output =
-            self.namespace.within(|| feed(&mut command, input.unwrap_or_default(), &self.started)).map_err(spawn)?;
+        let output = self
+            .namespace
+            .within(|| feed(&mut command, input.unwrap_or_default(), &self.started))
+            .flatten()
+            .map_err(spawn)?;
         if output.status.success() { Ok(output) } else { Err(failure(program, &output)) }
     }
 }

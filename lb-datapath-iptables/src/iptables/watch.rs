@@ -11,7 +11,7 @@ use std::{
 };
 
 use lb_core::{DatapathError, ErrorKind, Family, Watcher};
-use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
+use lb_netlink::{Delivery, Listener, Message, Protocol, attributes, string, u32_be, wait};
 
 use super::{
     hooks::Hook,
@@ -19,11 +19,7 @@ use super::{
     names::PREFIX,
 };
 use crate::{
-    netlink::{
-        Heard, Listener, Message, attributes,
-        netfilter::{FIXED, IPV4, IPV6, NFTABLES, kind},
-        string, u32_be, wait,
-    },
+    netfilter::{FIXED, IPV4, IPV6, NFTABLES, kind},
     routes::{self, Signs},
 };
 
@@ -88,14 +84,14 @@ impl IptablesWatcher {
     /// A listener for iptables-nft, in the network namespace of the calling thread.
     pub(crate) fn told() -> io::Result<Rules> {
         const NFTABLES_GROUP: u32 = 7;
-        Listener::open(NETLINK_NETFILTER, &[NFTABLES_GROUP], None).map(Rules::Told)
+        Ok(Rules::Told(Listener::open(Protocol::Netfilter, &[NFTABLES_GROUP], None)?))
     }
 
     /// Watches in the network namespace of the calling thread.
     pub(crate) fn open(rules: Rules, signs: Signs, families: &[Family], shared: Shared) -> io::Result<Self> {
         Ok(Self {
             rules,
-            routes: Listener::open(NETLINK_ROUTE, &routes::GROUPS, Some(signs.port))?,
+            routes: Listener::open(Protocol::Route, &routes::GROUPS, Some(signs.port))?,
             signs,
             families: families.to_vec(),
             shared,
@@ -111,7 +107,7 @@ impl IptablesWatcher {
     fn look_at_routes(&mut self) -> io::Result<bool> {
         let (mut noticed, signs) = (false, self.signs);
         let heard = self.routes.read(|message| noticed |= signs.told(&message).is_some())?;
-        noticed |= heard == Heard::NotEverything;
+        noticed |= heard == Delivery::Overrun;
         self.shared.lock().routes |= noticed;
         Ok(noticed)
     }
@@ -129,7 +125,7 @@ impl IptablesWatcher {
             Rules::Told(listener) => {
                 let (touched, shared, mut noticed) = (&mut self.touched, &self.shared, false);
                 let heard = listener.read(|message| noticed |= told(&message, touched, shared))?;
-                if heard == Heard::NotEverything {
+                if heard == Delivery::Overrun {
                     self.touched.clear();
                     self.shared.lock().families.extend(&self.families);
                     noticed = true;

@@ -3,10 +3,7 @@
 //! Packets write the records, so that they are read when they matter and not mirrored: only for a frontend with affinity
 //! whose backends, id or affinity change.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    io,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use lb_core::FrontendAddr;
 
@@ -20,7 +17,7 @@ use super::{
 pub(super) type Sweeps = BTreeMap<FrontendAddr, BTreeSet<Endpoint>>;
 
 /// The records that may not stay.
-pub(super) fn stale(kernel: &mut dyn Kernel, sweeps: &Sweeps) -> io::Result<Vec<(FrontendAddr, Key)>> {
+pub(super) fn stale(kernel: &mut dyn Kernel, sweeps: &Sweeps) -> lb_netlink::Result<Vec<(FrontendAddr, Key)>> {
     let mut found = Vec::new();
     for family in FAMILIES {
         if sweeps.keys().any(|addr| addr.family() == family) {
@@ -33,7 +30,7 @@ pub(super) fn stale(kernel: &mut dyn Kernel, sweeps: &Sweeps) -> io::Result<Vec<
 }
 
 /// Removes what packets wrote while the new form was on its way.
-pub(super) fn sweep(kernel: &mut dyn Kernel, sweeps: &Sweeps) -> io::Result<()> {
+pub(super) fn sweep(kernel: &mut dyn Kernel, sweeps: &Sweeps) -> lb_netlink::Result<()> {
     let records = stale(kernel, sweeps)?;
     if records.is_empty() {
         return Ok(());

@@ -3,7 +3,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io,
     time::Duration,
 };
 
@@ -66,7 +65,7 @@ impl Question<'_> {
     }
 
     /// What becomes of the packet; `None` where a rule is not ours any more.
-    fn verdict(&mut self) -> io::Result<Option<KernelVerdict>> {
+    fn verdict(&mut self) -> lb_netlink::Result<Option<KernelVerdict>> {
         let addr = self.addr();
         if let Some(backend) = self.flow.established {
             self.step(format!("conntrack: the flow is known, its destination becomes {backend}"));
@@ -144,7 +143,7 @@ impl Question<'_> {
         is
     }
 
-    fn pick(&mut self, addr: FrontendAddr, pick: &Pick) -> io::Result<KernelVerdict> {
+    fn pick(&mut self, addr: FrontendAddr, pick: &Pick) -> lb_netlink::Result<KernelVerdict> {
         if let Some(affinity) = pick.affinity
             && let Some(backend) = self.record(addr, affinity)?
         {
@@ -169,7 +168,11 @@ impl Question<'_> {
 
     /// The backends of some slots, with their number. A packet of a slot that is not there goes on untranslated, to the
     /// route that ends it.
-    fn slots(&mut self, addr: FrontendAddr, slots: std::ops::Range<u32>) -> io::Result<BTreeMap<BackendAddr, u32>> {
+    fn slots(
+        &mut self,
+        addr: FrontendAddr,
+        slots: std::ops::Range<u32>,
+    ) -> lb_netlink::Result<BTreeMap<BackendAddr, u32>> {
         let set = Set::Slots(addr.family());
         let keys: Vec<Vec<u8>> = slots.clone().map(|slot| key_bytes(&Key::Slot(addr, slot))).collect();
         let found = self.kernel.look_up(set, &keys)?;
@@ -189,7 +192,7 @@ impl Question<'_> {
     }
 
     /// The backend of a slot that is in a block.
-    fn block(&mut self, addr: FrontendAddr, slot: u32) -> io::Result<BTreeMap<BackendAddr, u32>> {
+    fn block(&mut self, addr: FrontendAddr, slot: u32) -> lb_netlink::Result<BTreeMap<BackendAddr, u32>> {
         let (set, size) = (Set::Tables(addr.family()), block(addr.family()));
         let found = self.element(Key::Block(addr, slot - slot % size))?;
         let Some(Value::Backends(backends)) = found.map(|(element, _)| element.value) else {
@@ -203,7 +206,7 @@ impl Question<'_> {
     }
 
     /// The backend that the client's record names.
-    fn record(&mut self, addr: FrontendAddr, affinity: Affinity) -> io::Result<Option<BackendAddr>> {
+    fn record(&mut self, addr: FrontendAddr, affinity: Affinity) -> lb_netlink::Result<Option<BackendAddr>> {
         let client = affinity.client(self.packet.source);
         let found = self.element(Key::Record(client, addr))?;
         let Some((Value::Backend(ip, port), life)) = found.map(|(element, life)| (element.value, life)) else {
@@ -213,13 +216,13 @@ impl Question<'_> {
         let backend = BackendAddr::new(ip, port, addr.protocol);
         let left = life.map_or(affinity.timeout, |Life { left, .. }| Duration::from_millis(left));
         self.step(format!("affinity: {client} sticks to {backend} for {left:?}"));
-        let now: Duration = clock_gettime(ClockId::CLOCK_MONOTONIC)?.into();
+        let now: Duration = clock_gettime(ClockId::CLOCK_MONOTONIC).expect("every kernel has this clock").into();
         let last_use = Instant::new(now.saturating_sub(affinity.timeout.saturating_sub(left)));
         self.flow.affinity = Some(AffinityRecord { backend, last_use });
         Ok(Some(backend))
     }
 
-    fn forward(&mut self, backends: Backends) -> io::Result<KernelVerdict> {
+    fn forward(&mut self, backends: Backends) -> lb_netlink::Result<KernelVerdict> {
         let family = self.addr().family();
         let ours = self.element(Key::Frontend(self.addr()))?.is_some();
         let (source, pod) = (self.packet.source, self.is_pod(family)?);
@@ -241,7 +244,7 @@ impl Question<'_> {
     }
 
     /// Whether the source is in one of the ranges of pods.
-    fn is_pod(&mut self, family: Family) -> io::Result<bool> {
+    fn is_pod(&mut self, family: Family) -> lb_netlink::Result<bool> {
         let source = self.packet.source;
         let elements = self.kernel.elements(Set::Cluster(family))?.into_iter().flatten();
         let bounds = elements.filter_map(|(element, _)| match element.key {
@@ -253,7 +256,7 @@ impl Question<'_> {
         Ok(last.is_some_and(|(_, bound)| bound == Bound::Start))
     }
 
-    fn element(&mut self, key: Key) -> io::Result<Option<Read>> {
+    fn element(&mut self, key: Key) -> lb_netlink::Result<Option<Read>> {
         let found = self.kernel.look_up(key.set(), &[key_bytes(&key)])?;
         Ok(found.into_iter().next().and_then(|element| element.read))
     }

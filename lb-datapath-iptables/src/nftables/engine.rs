@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io,
     net::IpAddr,
 };
 
@@ -24,26 +23,30 @@ use super::{
 };
 use crate::{
     conntrack::Allowed,
-    netlink::{errno, is_too_large},
     routes::{self, Place, Signs},
 };
 
 /// Routes of virtual addresses.
 pub(super) trait Vips: Send {
-    fn observe(&mut self) -> io::Result<BTreeSet<IpAddr>>;
-    fn add(&mut self, vips: &[IpAddr]) -> io::Result<BTreeMap<IpAddr, io::Error>>;
-    fn remove(&mut self, vips: &[IpAddr]) -> io::Result<BTreeMap<IpAddr, io::Error>>;
-    fn cleanup(&mut self) -> io::Result<()>;
-    fn everything(&mut self) -> io::Result<routes::Installed>;
-    fn rules(&mut self) -> io::Result<BTreeSet<Family>>;
-    fn mend(&mut self, missing: &[(Place, IpAddr)], extra: &[(Place, IpAddr)], rules: &[Family]) -> io::Result<()>;
-    fn signs(&self) -> io::Result<Signs>;
+    fn observe(&mut self) -> lb_netlink::Result<BTreeSet<IpAddr>>;
+    fn add(&mut self, vips: &[IpAddr]) -> lb_netlink::Result<BTreeMap<IpAddr, lb_netlink::Error>>;
+    fn remove(&mut self, vips: &[IpAddr]) -> lb_netlink::Result<BTreeMap<IpAddr, lb_netlink::Error>>;
+    fn cleanup(&mut self) -> lb_netlink::Result<()>;
+    fn everything(&mut self) -> lb_netlink::Result<routes::Installed>;
+    fn rules(&mut self) -> lb_netlink::Result<BTreeSet<Family>>;
+    fn mend(
+        &mut self,
+        missing: &[(Place, IpAddr)],
+        extra: &[(Place, IpAddr)],
+        rules: &[Family],
+    ) -> lb_netlink::Result<()>;
+    fn signs(&self) -> lb_netlink::Result<Signs>;
 }
 
 /// Flows that the kernel remembers.
 pub(super) trait Flows: Send {
-    fn forget_stale(&mut self, allowed: &Allowed) -> io::Result<usize>;
-    fn backend_of(&mut self, packet: &Packet) -> io::Result<Option<BackendAddr>>;
+    fn forget_stale(&mut self, allowed: &Allowed) -> lb_netlink::Result<usize>;
+    fn backend_of(&mut self, packet: &Packet) -> lb_netlink::Result<Option<BackendAddr>>;
 }
 
 /// Everything that it acts on.
@@ -260,7 +263,7 @@ impl Engine {
     }
 
     /// Sorts out what a refused transaction means.
-    fn refused(&mut self, refusals: Vec<(Origin, io::Error)>) -> Result<Outcome, ApplyError> {
+    fn refused(&mut self, refusals: Vec<(Origin, lb_netlink::Error)>) -> Result<Outcome, ApplyError> {
         let mut failed = BTreeMap::new();
         let mut shared = None;
         for (origin, error) in refusals {
@@ -307,7 +310,7 @@ fn prepare(
     routes: &mut dyn Vips,
     missing: &[IpAddr],
     lowered: &Lowered,
-) -> io::Result<Vec<(FrontendAddr, DatapathError)>> {
+) -> lb_netlink::Result<Vec<(FrontendAddr, DatapathError)>> {
     let mut failed = Vec::new();
     for (vip, error) in routes.add(missing)? {
         let kind = kind(&error);
@@ -326,9 +329,7 @@ fn commit(
     draft: &Draft,
     lowered: &Lowered,
 ) -> Result<(), CommitError> {
-    let reading = |error| {
-        CommitError::Refused(vec![(Origin::Shared, io::Error::other(format!("reading affinity records: {error}")))])
-    };
+    let reading = |error| CommitError::Refused(vec![(Origin::Shared, error)]);
     let stale = affinity::stale(kernel, &lowered.sweeps).map_err(reading)?;
     let kept = match known.rebuild() {
         Some(Rebuild::Replace(_)) => mend::records(kernel, |record| known.keeps(draft, record)).map_err(reading)?,
@@ -358,7 +359,7 @@ fn commit(
     Ok(())
 }
 
-fn is_generation((origin, _): &(Origin, io::Error)) -> bool {
+fn is_generation((origin, _): &(Origin, lb_netlink::Error)) -> bool {
     *origin == Origin::Generation
 }
 
@@ -410,8 +411,8 @@ fn frontend_of(op: &lb_core::Op) -> Option<FrontendAddr> {
 }
 
 /// Whether a message that holds the table against others was refused because of others.
-pub(super) fn is_conflict(error: &io::Error) -> bool {
-    matches!(errno(error), Some(nix::libc::EEXIST | nix::libc::ENOENT))
+pub(super) fn is_conflict(error: &lb_netlink::Error) -> bool {
+    matches!(error.errno(), Some(nix::libc::EEXIST | nix::libc::ENOENT))
 }
 
 fn outdated() -> DatapathError {
@@ -419,22 +420,22 @@ fn outdated() -> DatapathError {
     DatapathError::new(ErrorKind::Unsupported, message)
 }
 
-pub(super) fn foreign(error: io::Error) -> DatapathError {
+pub(super) fn foreign(error: lb_netlink::Error) -> DatapathError {
     let message = "the table was changed by somebody else; it is read again before the next change";
     DatapathError::new(ErrorKind::Busy, message).with_source(error)
 }
 
 /// An error of the kernel with what was being done.
-pub(super) fn failure(what: &str, error: io::Error) -> DatapathError {
+pub(super) fn failure(what: &str, error: lb_netlink::Error) -> DatapathError {
     let kind = kind(&error);
     let help = if kind == ErrorKind::Permission { " (needs CAP_NET_ADMIN)" } else { "" };
     DatapathError::new(kind, format!("{what} failed{help}")).with_source(error)
 }
 
-fn kind(error: &io::Error) -> ErrorKind {
+fn kind(error: &lb_netlink::Error) -> ErrorKind {
     use nix::libc;
-    match errno(error) {
-        _ if is_too_large(error) => ErrorKind::Capacity,
+    match error.errno() {
+        _ if matches!(error, lb_netlink::Error::TooLarge { .. }) => ErrorKind::Capacity,
         Some(libc::EPERM | libc::EACCES) => ErrorKind::Permission,
         Some(libc::EOPNOTSUPP | libc::EAFNOSUPPORT | libc::EPROTONOSUPPORT) => ErrorKind::Unsupported,
         Some(libc::ENOMEM | libc::ENOBUFS | libc::ENFILE | libc::ENOSPC | libc::EMSGSIZE) => ErrorKind::Capacity,

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
-    fmt, io,
+    fmt,
     net::IpAddr,
 };
 
@@ -20,10 +20,7 @@ use super::{
     wanted::{Wanted, agrees},
     wire,
 };
-use crate::{
-    netlink::errno,
-    routes::{self, Place},
-};
+use crate::routes::{self, Place};
 
 /// A difference, and the object that a repair puts back.
 #[derive(Clone, Debug)]
@@ -74,7 +71,7 @@ pub(super) fn look(
     routes: &mut dyn Vips,
     wanted: &Wanted<'_>,
     suspects: &Suspects,
-) -> io::Result<Vec<Finding>> {
+) -> lb_netlink::Result<Vec<Finding>> {
     let mut look = Look { kernel, wanted, findings: Vec::new(), no_sets: false };
     look.table(suspects)?;
     let mut findings = look.findings;
@@ -95,7 +92,7 @@ impl Look<'_, '_> {
         self.findings.push(Finding { object, drift });
     }
 
-    fn table(&mut self, suspects: &Suspects) -> io::Result<()> {
+    fn table(&mut self, suspects: &Suspects) -> lb_netlink::Result<()> {
         let name = self.kernel.name();
         let table = |difference| Drift::new(DriftClass::Table, &name, difference);
         match self.kernel.table()? {
@@ -118,7 +115,7 @@ impl Look<'_, '_> {
         Ok(())
     }
 
-    fn elements(&mut self, suspects: &Suspects) -> io::Result<()> {
+    fn elements(&mut self, suspects: &Suspects) -> lb_netlink::Result<()> {
         let affinity = |set: &&Set| matches!(set, Set::Affinity(_));
         if suspects.everything {
             return self.sets(&Set::ALL.iter().filter(|set| !affinity(set)).copied().collect());
@@ -143,9 +140,9 @@ impl Look<'_, '_> {
     }
 
     /// A set that is not there is found when the ruleset is looked at.
-    fn no_set(&mut self, error: io::Error) -> io::Result<()> {
+    fn no_set(&mut self, error: lb_netlink::Error) -> lb_netlink::Result<()> {
         self.no_sets = true;
-        if errno(&error) == Some(nix::libc::ENOENT) { Ok(()) } else { Err(error) }
+        if error.errno() == Some(nix::libc::ENOENT) { Ok(()) } else { Err(error) }
     }
 
     /// Compares single elements.
@@ -167,7 +164,7 @@ impl Look<'_, '_> {
     }
 
     /// Compares all elements of some sets.
-    fn sets(&mut self, sets: &BTreeSet<Set>) -> io::Result<()> {
+    fn sets(&mut self, sets: &BTreeSet<Set>) -> lb_netlink::Result<()> {
         let mut seen: HashSet<Key> = HashSet::new();
         let mut read: BTreeMap<Set, usize> = BTreeMap::new();
         for &set in sets {
@@ -192,7 +189,7 @@ impl Look<'_, '_> {
 
     /// Notes elements that a dump did not show. While the kernel moves a set to a larger hash table, a dump leaves elements
     /// out that a look-up finds.
-    fn missing(&mut self, set: Set, keys: &[Key], flushed: bool) -> io::Result<()> {
+    fn missing(&mut self, set: Set, keys: &[Key], flushed: bool) -> lb_netlink::Result<()> {
         let bytes: Vec<Vec<u8>> = keys.iter().map(wire::key_bytes).collect();
         let there = match set {
             // What lies between two bounds is found by any of it.
@@ -237,7 +234,7 @@ impl Look<'_, '_> {
         }
     }
 
-    fn ruleset(&mut self) -> io::Result<()> {
+    fn ruleset(&mut self) -> lb_netlink::Result<()> {
         let found = self.kernel.ruleset()?;
         let wanted = ruleset::wanted(self.wanted.picks());
         if found.dormant {
@@ -400,7 +397,7 @@ fn look_at_routes(
     wanted: &Wanted<'_>,
     suspects: &Suspects,
     findings: &mut Vec<Finding>,
-) -> io::Result<()> {
+) -> lb_netlink::Result<()> {
     let rules = suspects.everything || suspects.routing_rules;
     if !rules && suspects.routes.is_empty() {
         return Ok(());

@@ -1,9 +1,8 @@
 //! The kernel's side: one batch in, dumps out.
 
-use std::{collections::BTreeMap, io};
+use std::collections::BTreeMap;
 
 use lb_core::FrontendAddr;
-use netlink_sys::protocols::NETLINK_NETFILTER;
 
 use super::{
     layout::{Element, Key, Note, Set},
@@ -13,11 +12,11 @@ use super::{
     ruleset::{self, FoundChain, Ruleset},
     wire::{self, Item, Verb},
 };
-use crate::netlink::{
-    Socket, Writer, attributes, errno, is_too_large,
+use crate::{
+    crash,
     netfilter::{FIXED, INET, fixed},
-    string, u32_be,
 };
+use lb_netlink::{Protocol, Socket, Writer, attributes, string, u32_be};
 
 /// What a table's executor does. Boring on purpose: everything that decides is before it.
 pub(super) trait Kernel: Send {
@@ -25,41 +24,41 @@ pub(super) trait Kernel: Send {
     fn commit(&mut self, batch: &Batch<'_>) -> Result<(), CommitError>;
 
     /// The elements of a set; `None` stands for one that is not of our making.
-    fn elements(&mut self, set: Set) -> io::Result<Vec<Option<Read>>>;
+    fn elements(&mut self, set: Set) -> lb_netlink::Result<Vec<Option<Read>>>;
 
     /// The elements of a set, with the bytes of their keys. An error of kind `NotFound` if there is no such set.
-    fn raw_elements(&mut self, set: Set) -> io::Result<Vec<RawElement>>;
+    fn raw_elements(&mut self, set: Set) -> lb_netlink::Result<Vec<RawElement>>;
 
     /// The elements of `set` with these keys, as far as they are there. An error of kind `NotFound` if there is no such
     /// set.
-    fn look_up(&mut self, set: Set, keys: &[Vec<u8>]) -> io::Result<Vec<RawElement>>;
+    fn look_up(&mut self, set: Set, keys: &[Vec<u8>]) -> lb_netlink::Result<Vec<RawElement>>;
 
     /// Sets, chains and rules of the table.
-    fn ruleset(&mut self) -> io::Result<Ruleset>;
+    fn ruleset(&mut self) -> lb_netlink::Result<Ruleset>;
 
     /// Puts objects back as they should be, all of them or none.
     fn mend(&mut self, mend: &Mend) -> Result<(), CommitError>;
 
     /// Number of transactions of anybody in the network namespace, counted from somewhere.
-    fn transactions(&mut self) -> io::Result<u32>;
+    fn transactions(&mut self) -> lb_netlink::Result<u32>;
 
     /// Address of the socket that makes our own changes.
-    fn port(&self) -> io::Result<u32>;
+    fn port(&self) -> lb_netlink::Result<u32>;
 
     /// The table's family and name.
     fn name(&self) -> String;
 
     /// Whether the kernel has every message that this datapath sends.
-    fn is_supported(&mut self) -> io::Result<bool>;
+    fn is_supported(&mut self) -> lb_netlink::Result<bool>;
 
     /// What is there under the table's name.
-    fn table(&mut self) -> io::Result<Table>;
+    fn table(&mut self) -> lb_netlink::Result<Table>;
 
     /// Number of rules in the table.
-    fn rules(&mut self) -> io::Result<u64>;
+    fn rules(&mut self) -> lb_netlink::Result<u64>;
 
     /// Removes the table with this handle; `false` if it is gone already.
-    fn remove_table(&mut self, handle: u64) -> io::Result<bool>;
+    fn remove_table(&mut self, handle: u64) -> lb_netlink::Result<bool>;
 }
 
 /// What is there under the table's name.
@@ -135,19 +134,18 @@ pub(super) struct Mended {
 #[derive(Debug)]
 pub(super) enum CommitError {
     /// The kernel named what it refused; nothing took.
-    Refused(Vec<(Origin, io::Error)>),
+    Refused(Vec<(Origin, lb_netlink::Error)>),
     /// What took is not known.
-    Unknown(io::Error),
+    Unknown(lb_netlink::Error),
 }
 
-impl From<CommitError> for io::Error {
+impl From<CommitError> for lb_netlink::Error {
     fn from(error: CommitError) -> Self {
         match error {
             CommitError::Unknown(error) => error,
-            CommitError::Refused(refused) => refused
-                .into_iter()
-                .next()
-                .map_or_else(|| Self::other("the kernel refused the batch"), |(_, error)| error),
+            CommitError::Refused(refused) => {
+                refused.into_iter().next().map_or(Self::NotAcknowledged, |(_, error)| error)
+            }
         }
     }
 }
@@ -167,19 +165,19 @@ pub(super) struct Netlink {
 }
 
 impl Netlink {
-    pub(super) fn open(table: &str, affinity_records: u32) -> io::Result<Self> {
-        Ok(Self { socket: Socket::open(NETLINK_NETFILTER)?, table: table.to_owned(), affinity_records })
+    pub(super) fn open(table: &str, affinity_records: u32) -> lb_netlink::Result<Self> {
+        Ok(Self { socket: Socket::open(Protocol::Netfilter)?, table: table.to_owned(), affinity_records })
     }
 
     fn send(&mut self, mut encoder: Encoder) -> Result<(), CommitError> {
         wire::end(&mut encoder.writer);
         let last = encoder.writer.messages() - 2;
-        let refused = self.socket.exchange(encoder.writer, last).map_err(unsent)?;
+        let refused = crash::around(|| self.socket.transaction(encoder.writer, last)).map_err(unsent)?;
         if refused.is_empty() {
             return Ok(());
         }
         let origin = |index: u32| encoder.origins.get(index as usize).copied().unwrap_or(Origin::Shared);
-        Err(CommitError::Refused(refused.into_iter().map(|r| (origin(r.index), r.error)).collect()))
+        Err(CommitError::Refused(refused.into_iter().map(|r| (origin(r.index), r.error.into())).collect()))
     }
 }
 
@@ -200,7 +198,7 @@ impl Kernel for Netlink {
         self.send(encoder)
     }
 
-    fn raw_elements(&mut self, set: Set) -> io::Result<Vec<RawElement>> {
+    fn raw_elements(&mut self, set: Set) -> lb_netlink::Result<Vec<RawElement>> {
         let names = |w: &mut Writer| {
             w.put_str(1, &self.table);
             w.put_str(2, set.name());
@@ -210,7 +208,7 @@ impl Kernel for Netlink {
         })
     }
 
-    fn look_up(&mut self, set: Set, keys: &[Vec<u8>]) -> io::Result<Vec<RawElement>> {
+    fn look_up(&mut self, set: Set, keys: &[Vec<u8>]) -> lb_netlink::Result<Vec<RawElement>> {
         let mut found = Vec::with_capacity(keys.len());
         for some in keys.chunks(LOOK_UPS) {
             let mut writer = Writer::default();
@@ -218,17 +216,17 @@ impl Kernel for Netlink {
             let mut failed = None;
             self.socket.look_up(writer, |_, answer| match answer {
                 Ok(message) => found.extend(read::raw_elements(set, message.payload)),
-                Err(error) if errno(&error) == Some(nix::libc::ENOENT) => {}
+                Err(error) if error.errno() == nix::libc::ENOENT => {}
                 Err(error) => failed = Some(error),
             })?;
             if let Some(error) = failed {
-                return Err(error);
+                return Err(error.into());
             }
         }
         Ok(found)
     }
 
-    fn ruleset(&mut self) -> io::Result<Ruleset> {
+    fn ruleset(&mut self) -> lb_netlink::Result<Ruleset> {
         let table = self.table.clone();
         let name = |w: &mut Writer| w.put_str(1, &table);
         let mut found = Ruleset::default();
@@ -264,24 +262,25 @@ impl Kernel for Netlink {
         format!("inet {}", self.table)
     }
 
-    fn transactions(&mut self) -> io::Result<u32> {
+    fn transactions(&mut self) -> lb_netlink::Result<u32> {
         let mut writer = Writer::default();
         wire::ask_generation(&mut writer);
-        let mut found = Err(io::Error::other("the kernel did not say how many transactions there were"));
+        let mut found = Err(lb_netlink::Error::NotAcknowledged);
         self.socket.look_up(writer, |_, answer| {
-            found = answer.and_then(|message| {
-                let number = attributes(message.payload.get(FIXED..).unwrap_or_default()).find(1).and_then(u32_be);
-                number.ok_or_else(|| io::ErrorKind::InvalidData.into())
-            });
+            let number = |payload: &[u8]| attributes(payload.get(FIXED..).unwrap_or_default()).find(1).and_then(u32_be);
+            found = match answer {
+                Ok(message) => number(message.payload).ok_or(lb_netlink::Error::NotAcknowledged),
+                Err(error) => Err(error.into()),
+            };
         })?;
         found
     }
 
-    fn port(&self) -> io::Result<u32> {
+    fn port(&self) -> lb_netlink::Result<u32> {
         self.socket.port()
     }
 
-    fn elements(&mut self, set: Set) -> io::Result<Vec<Option<Read>>> {
+    fn elements(&mut self, set: Set) -> lb_netlink::Result<Vec<Option<Read>>> {
         let names = |w: &mut Writer| {
             w.put_str(1, &self.table);
             w.put_str(2, set.name());
@@ -293,21 +292,21 @@ impl Kernel for Netlink {
 
     /// The batch is for a table that cannot be there, so that it is refused in any case. A kernel that does not know
     /// the message says EINVAL.
-    fn is_supported(&mut self) -> io::Result<bool> {
+    fn is_supported(&mut self) -> lb_netlink::Result<bool> {
         let mut encoder = Encoder::new(NO_TABLE);
         let nothing = Key::Note(Note::Generation, 0);
         encoder.add(Origin::Shared, |w, table| {
             wire::elements(w, table, Verb::Forget, Set::Notes, [Item::Key(&nothing)]);
         });
-        match self.send(encoder).map_err(io::Error::from) {
-            Err(error) if errno(&error) == Some(nix::libc::EINVAL) => Ok(false),
-            Err(error) if errno(&error) != Some(nix::libc::ENOENT) => Err(error),
+        match self.send(encoder).map_err(lb_netlink::Error::from) {
+            Err(error) if error.errno() == Some(nix::libc::EINVAL) => Ok(false),
+            Err(error) if error.errno() != Some(nix::libc::ENOENT) => Err(error),
             _ => Ok(true),
         }
     }
 
     /// Dumps every table: there are few, and what a dump leaves out is not there.
-    fn table(&mut self) -> io::Result<Table> {
+    fn table(&mut self) -> lb_netlink::Result<Table> {
         let name = self.table.clone();
         self.socket
             .dump(
@@ -321,7 +320,7 @@ impl Kernel for Netlink {
             .map(|found| found.unwrap_or(Table::Absent))
     }
 
-    fn rules(&mut self) -> io::Result<u64> {
+    fn rules(&mut self) -> lb_netlink::Result<u64> {
         let table = self.table.clone();
         let name = |w: &mut Writer| w.put_str(1, &self.table);
         self.socket.dump(wire::GET_RULE, &fixed(INET, 0), name, |count: &mut u64, message| {
@@ -330,22 +329,20 @@ impl Kernel for Netlink {
         })
     }
 
-    fn remove_table(&mut self, handle: u64) -> io::Result<bool> {
+    fn remove_table(&mut self, handle: u64) -> lb_netlink::Result<bool> {
         let mut encoder = Encoder::new(&self.table);
         encoder.add(Origin::Shared, |w, _| wire::remove_table(w, handle));
-        match self.send(encoder).map_err(io::Error::from) {
-            Err(error) if errno(&error) == Some(nix::libc::ENOENT) => Ok(false),
+        match self.send(encoder).map_err(lb_netlink::Error::from) {
+            Err(error) if error.errno() == Some(nix::libc::ENOENT) => Ok(false),
             sent => sent.map(|()| true),
         }
     }
 }
 
 /// A datagram that the kernel did not take has done nothing; an answer that went missing says nothing.
-fn unsent(error: io::Error) -> CommitError {
-    if is_too_large(&error) {
-        return CommitError::Refused(vec![(Origin::Shared, error)]);
-    }
-    match errno(&error) {
+fn unsent(error: lb_netlink::Error) -> CommitError {
+    match error.errno() {
+        _ if matches!(error, lb_netlink::Error::TooLarge { .. }) => CommitError::Refused(vec![(Origin::Shared, error)]),
         Some(nix::libc::EPERM | nix::libc::EACCES | nix::libc::EMSGSIZE) => {
             CommitError::Refused(vec![(Origin::Shared, error)])
         }

@@ -1,6 +1,6 @@
 //! Puts back what an inspection found: in one transaction and in place, or the whole table where that is not enough.
 
-use std::{collections::BTreeSet, io, net::IpAddr};
+use std::{collections::BTreeSet, net::IpAddr};
 
 use lb_core::{Family, FrontendAddr, Protocol};
 
@@ -117,12 +117,12 @@ fn mended(name: &str, findings: &[Finding]) -> Option<Mended> {
 }
 
 /// Clients' records that stay good in a table that is made anew.
-pub(super) fn records(kernel: &mut dyn Kernel, wanted: impl Fn(&Element) -> bool) -> io::Result<Vec<Read>> {
+pub(super) fn records(kernel: &mut dyn Kernel, wanted: impl Fn(&Element) -> bool) -> lb_netlink::Result<Vec<Read>> {
     let mut kept = Vec::new();
     for family in [Family::V4, Family::V6] {
         match kernel.elements(Set::Affinity(family)) {
             Ok(records) => kept.extend(records.into_iter().flatten().filter(|(record, _)| wanted(record))),
-            Err(error) if crate::netlink::errno(&error) == Some(nix::libc::ENOENT) => {}
+            Err(error) if error.errno() == Some(nix::libc::ENOENT) => {}
             Err(error) => return Err(error),
         }
     }

@@ -131,11 +131,15 @@ impl NftablesDatapath {
         let routes = Routes::open(config.route_table, config.rule_priority, ROUTE_PROTOCOL).map_err(opening)?;
         let flows = Conntrack::open().map_err(opening)?;
         Ok(Self {
-            namespace: Namespace::current().map_err(opening)?,
+            namespace: Namespace::current().map_err(|error| namespace_error("opening the network namespace", error))?,
             engine: Engine::new(&config.table, Box::new(kernel), Box::new(routes), Box::new(flows)),
             counters: Arc::new(TableCounters { kernel: Mutex::new(counting) }),
         })
     }
+}
+
+fn namespace_error(doing: &str, error: io::Error) -> DatapathError {
+    DatapathError::new(ErrorKind::System, format!("{doing} failed")).with_source(error)
 }
 
 /// Operations on elements and chains that `plan` is lowered to, on an empty table: what it costs before the kernel sees
@@ -202,10 +206,11 @@ impl Datapath for NftablesDatapath {
 
     fn watcher(&mut self) -> Result<Option<Box<dyn Watcher>>, DatapathError> {
         let opening = |error| failure("listening to changes of tables and routes", error);
+        let entering = |error| namespace_error("entering the network namespace", error);
         let Engine { table, kernel, routes, suspects, .. } = &self.engine;
         let (own, signs) = (kernel.port().map_err(opening)?, routes.signs().map_err(opening)?);
         let open = || NetfilterWatcher::open(table, own, signs, suspects.clone());
-        let watcher = self.namespace.within(open).map_err(opening)?;
+        let watcher = self.namespace.within(open).map_err(entering)?.map_err(opening)?;
         // What happened before it listened was told to nobody.
         suspects.lock().everything = true;
         Ok(Some(Box::new(watcher)))
@@ -234,7 +239,7 @@ impl Counters for TableCounters {
     }
 }
 
-fn count(kernel: &mut dyn Kernel) -> io::Result<KernelUsage> {
+fn count(kernel: &mut dyn Kernel) -> lb_netlink::Result<KernelUsage> {
     if !matches!(kernel.table()?, Table::Ours(_)) {
         return Ok(KernelUsage::default());
     }
@@ -247,45 +252,50 @@ fn count(kernel: &mut dyn Kernel) -> io::Result<KernelUsage> {
 }
 
 impl Vips for Routes {
-    fn observe(&mut self) -> io::Result<BTreeSet<IpAddr>> {
+    fn observe(&mut self) -> lb_netlink::Result<BTreeSet<IpAddr>> {
         Self::observe(self)
     }
 
-    fn add(&mut self, vips: &[IpAddr]) -> io::Result<BTreeMap<IpAddr, io::Error>> {
+    fn add(&mut self, vips: &[IpAddr]) -> lb_netlink::Result<BTreeMap<IpAddr, lb_netlink::Error>> {
         Self::add(self, vips)
     }
 
-    fn remove(&mut self, vips: &[IpAddr]) -> io::Result<BTreeMap<IpAddr, io::Error>> {
+    fn remove(&mut self, vips: &[IpAddr]) -> lb_netlink::Result<BTreeMap<IpAddr, lb_netlink::Error>> {
         Self::remove(self, vips)
     }
 
-    fn cleanup(&mut self) -> io::Result<()> {
+    fn cleanup(&mut self) -> lb_netlink::Result<()> {
         Self::cleanup(self)
     }
 
-    fn everything(&mut self) -> io::Result<routes::Installed> {
+    fn everything(&mut self) -> lb_netlink::Result<routes::Installed> {
         Self::everything(self)
     }
 
-    fn rules(&mut self) -> io::Result<BTreeSet<Family>> {
+    fn rules(&mut self) -> lb_netlink::Result<BTreeSet<Family>> {
         Self::rules(self)
     }
 
-    fn mend(&mut self, missing: &[(Place, IpAddr)], extra: &[(Place, IpAddr)], rules: &[Family]) -> io::Result<()> {
+    fn mend(
+        &mut self,
+        missing: &[(Place, IpAddr)],
+        extra: &[(Place, IpAddr)],
+        rules: &[Family],
+    ) -> lb_netlink::Result<()> {
         Self::mend(self, missing, extra, rules)
     }
 
-    fn signs(&self) -> io::Result<Signs> {
+    fn signs(&self) -> lb_netlink::Result<Signs> {
         Self::signs(self)
     }
 }
 
 impl Flows for Conntrack {
-    fn forget_stale(&mut self, allowed: &Allowed) -> io::Result<usize> {
+    fn forget_stale(&mut self, allowed: &Allowed) -> lb_netlink::Result<usize> {
         Self::forget_stale(self, allowed)
     }
 
-    fn backend_of(&mut self, packet: &Packet) -> io::Result<Option<BackendAddr>> {
+    fn backend_of(&mut self, packet: &Packet) -> lb_netlink::Result<Option<BackendAddr>> {
         Self::backend_of(self, packet)
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt, io,
+    fmt,
     net::IpAddr,
     sync::Arc,
     time::Duration,
@@ -20,7 +20,6 @@ use super::{
     rules,
     slots::{self, FoundSlot},
 };
-use crate::netlink::errno;
 
 /// What was found.
 #[derive(Debug)]
@@ -37,7 +36,7 @@ pub(super) enum Found {
 }
 
 /// Reads the table.
-pub(super) fn observe(kernel: &mut dyn Kernel) -> io::Result<Found> {
+pub(super) fn observe(kernel: &mut dyn Kernel) -> lb_netlink::Result<Found> {
     let handle = match kernel.table()? {
         Table::Absent => return Ok(Found::Nothing),
         Table::Foreign => return Ok(Found::Foreign),
@@ -58,12 +57,12 @@ pub(super) fn observe(kernel: &mut dyn Kernel) -> io::Result<Found> {
 /// How often a table is read at most.
 const READINGS: usize = 8;
 
-fn read(kernel: &mut dyn Kernel, handle: u64) -> io::Result<Found> {
+fn read(kernel: &mut dyn Kernel, handle: u64) -> lb_netlink::Result<Found> {
     let mut reading = Reading::default();
     for set in Set::ALL.into_iter().filter(|set| !matches!(set, Set::Affinity(_))) {
         match kernel.elements(set) {
             Ok(elements) => elements.into_iter().for_each(|element| reading.take(element.map(|(element, _)| element))),
-            Err(error) if errno(&error) == Some(nix::libc::ENOENT) => reading.damaged = true,
+            Err(error) if error.errno() == Some(nix::libc::ENOENT) => reading.damaged = true,
             Err(error) => return Err(error),
         }
     }

@@ -10,7 +10,9 @@ use super::{
     rules, userdata,
     wire::{ELEMENTS, Life, element, table},
 };
-use crate::netlink::{attributes, netfilter::FIXED, string, u32_be, u64_be};
+use lb_netlink::{attributes, string, u32_be, u64_be};
+
+use crate::netfilter::FIXED;
 
 const LIST_ITEM: u16 = 1;
 const VERDICT_DROP: u32 = 0;

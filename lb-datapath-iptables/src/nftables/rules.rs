@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use lb_core::{Affinity, FLOW_SEED, Family};
 
 use super::layout::{CHOICE, How, Pick, Set, block, millis};
-use crate::netlink::netfilter::{IPV4, IPV6};
+use crate::netfilter::{IPV4, IPV6};
 
 /// A register of four bytes. Longer values take the ones behind it too.
 pub(super) type Register = u8;

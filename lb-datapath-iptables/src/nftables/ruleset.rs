@@ -12,7 +12,9 @@ use super::{
     rules::{self, Rule},
     wire,
 };
-use crate::netlink::{Writer, attributes, netfilter::FIXED, string, u32_be};
+use lb_netlink::{Writer, attributes, string, u32_be};
+
+use crate::netfilter::FIXED;
 
 /// Everything of a table but its elements.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -12,7 +12,9 @@ use super::{
     kernel::{CommitError, Kernel},
     layout::Set,
 };
-use crate::{netlink::Pause, routes::Place};
+use lb_netlink::Pause;
+
+use crate::routes::Place;
 
 /// Shared between a datapath and its watcher.
 #[derive(Clone, Debug, Default)]
@@ -43,7 +45,7 @@ impl Shared {
         send: impl FnOnce(&mut dyn Kernel) -> Result<T, CommitError>,
     ) -> Result<T, CommitError> {
         let mut listeners = self.listeners();
-        listeners.retain(Pause::is_wanted);
+        listeners.retain(Pause::has_listener);
         if elements <= MOST_HEARD || listeners.is_empty() {
             return send(kernel);
         }
@@ -117,11 +119,10 @@ impl Suspects {
 
 #[cfg(test)]
 mod tests {
-    use netlink_sys::protocols::NETLINK_ROUTE;
 
     use super::*;
-    use crate::netlink::{Heard, Listener};
     use crate::nftables::tests::World;
+    use lb_netlink::{Delivery, Listener, Protocol};
 
     /// `RTNLGRP_LINK`, which takes no privilege.
     const LINKS: u32 = 1;
@@ -129,9 +130,9 @@ mod tests {
     #[test]
     fn what_others_write_while_nobody_listens_shows() {
         let (shared, world) = (Shared::default(), World::default());
-        let mut listener = Listener::open(NETLINK_ROUTE, &[LINKS], None).unwrap();
+        let listener = Listener::open(Protocol::Route, &[LINKS], None).unwrap();
         shared.add_listener(listener.pause());
-        let mut write = |elements, transactions, takes: bool| {
+        let write = |elements, transactions, takes: bool| {
             let sent = shared.write(&mut world.clone(), elements, |_| {
                 world.lock().commits += transactions;
                 if takes { Ok(()) } else { Err(CommitError::Refused(Vec::new())) }
@@ -139,11 +140,11 @@ mod tests {
             assert_eq!(sent.is_ok(), takes);
             listener.read(|_| {}).unwrap()
         };
-        assert_eq!(write(MOST_HEARD, 7, true), Heard::Everything, "it listened");
-        assert_eq!(write(MOST_HEARD + 1, 1, true), Heard::Everything);
-        assert_eq!(write(MOST_HEARD + 1, 0, false), Heard::Everything);
-        assert_eq!(write(MOST_HEARD + 1, 2, true), Heard::NotEverything);
-        assert_eq!(write(MOST_HEARD + 1, 1, false), Heard::NotEverything);
-        assert_eq!(write(MOST_HEARD + 1, 1, true), Heard::Everything);
+        assert_eq!(write(MOST_HEARD, 7, true), Delivery::Complete, "it listened");
+        assert_eq!(write(MOST_HEARD + 1, 1, true), Delivery::Complete);
+        assert_eq!(write(MOST_HEARD + 1, 0, false), Delivery::Complete);
+        assert_eq!(write(MOST_HEARD + 1, 2, true), Delivery::Overrun);
+        assert_eq!(write(MOST_HEARD + 1, 1, false), Delivery::Overrun);
+        assert_eq!(write(MOST_HEARD + 1, 1, true), Delivery::Complete);
     }
 }

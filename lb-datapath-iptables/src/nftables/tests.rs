@@ -3,7 +3,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     hash::{DefaultHasher, Hash, Hasher},
-    io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::{Arc, Mutex},
     time::Duration,
@@ -14,6 +13,7 @@ use lb_core::{
     FrontendId, Inspection, Labels, Lookup, NodeFacts, NodeName, Op, Packet, Plan, Protocol, SetId, State, Target,
     diff,
 };
+use lb_netlink::KernelError;
 use proptest::prelude::*;
 
 use super::{
@@ -642,15 +642,15 @@ impl Kernel for World {
         let before = (model.table.clone(), model.picks.clone());
         if let Err((origin, code)) = model.carry_out(batch) {
             (model.table, model.picks) = before;
-            return Err(CommitError::Refused(vec![(origin, io::Error::from_raw_os_error(code))]));
+            return Err(CommitError::Refused(vec![(origin, KernelError::from_errno(code).into())]));
         }
         if std::mem::take(&mut model.deaf) {
-            return Err(CommitError::Unknown(io::ErrorKind::TimedOut.into()));
+            return Err(CommitError::Unknown(lb_netlink::Error::NotAcknowledged));
         }
         Ok(())
     }
 
-    fn elements(&mut self, set: Set) -> io::Result<Vec<Option<Read>>> {
+    fn elements(&mut self, set: Set) -> lb_netlink::Result<Vec<Option<Read>>> {
         let elements = self.lock().table.clone().unwrap_or_default().into_iter();
         let read = |(key, (value, comment))| Some((Element { key, value, comment }, None));
         let mut found: Vec<Option<Read>> = elements.filter(|(key, _)| key.set() == set).map(read).collect();
@@ -662,20 +662,20 @@ impl Kernel for World {
         Ok(found)
     }
 
-    fn raw_elements(&mut self, set: Set) -> io::Result<Vec<RawElement>> {
+    fn raw_elements(&mut self, set: Set) -> lb_netlink::Result<Vec<RawElement>> {
         let raw =
             |element: Option<Read>| element.map(|read| RawElement { key: key_bytes(&read.0.key), read: Some(read) });
         Ok(self.elements(set)?.into_iter().filter_map(raw).collect())
     }
 
-    fn look_up(&mut self, set: Set, keys: &[Vec<u8>]) -> io::Result<Vec<RawElement>> {
+    fn look_up(&mut self, set: Set, keys: &[Vec<u8>]) -> lb_netlink::Result<Vec<RawElement>> {
         let blind = std::mem::take(&mut self.lock().blind);
         let found = self.raw_elements(set)?;
         self.lock().blind = blind;
         Ok(found.into_iter().filter(|element| keys.contains(&element.key)).collect())
     }
 
-    fn ruleset(&mut self) -> io::Result<Ruleset> {
+    fn ruleset(&mut self) -> lb_netlink::Result<Ruleset> {
         Ok(ruleset::wanted(&self.lock().picks))
     }
 
@@ -700,19 +700,19 @@ impl Kernel for World {
         "inet lb".into()
     }
 
-    fn transactions(&mut self) -> io::Result<u32> {
+    fn transactions(&mut self) -> lb_netlink::Result<u32> {
         Ok(u32::try_from(self.lock().commits).unwrap())
     }
 
-    fn port(&self) -> io::Result<u32> {
+    fn port(&self) -> lb_netlink::Result<u32> {
         Ok(0)
     }
 
-    fn is_supported(&mut self) -> io::Result<bool> {
+    fn is_supported(&mut self) -> lb_netlink::Result<bool> {
         Ok(!self.lock().outdated)
     }
 
-    fn table(&mut self) -> io::Result<Table> {
+    fn table(&mut self) -> lb_netlink::Result<Table> {
         let model = self.lock();
         Ok(match model.table {
             _ if model.foreign => Table::Foreign,
@@ -721,68 +721,68 @@ impl Kernel for World {
         })
     }
 
-    fn rules(&mut self) -> io::Result<u64> {
+    fn rules(&mut self) -> lb_netlink::Result<u64> {
         let model = self.lock();
         let fixed: usize = rules::chains().iter().map(|chain| chain.rules.len()).sum();
         Ok((fixed + model.picks.iter().map(|pick| rules::pick(pick).len()).sum::<usize>()) as u64)
     }
 
-    fn remove_table(&mut self, handle: u64) -> io::Result<bool> {
+    fn remove_table(&mut self, handle: u64) -> lb_netlink::Result<bool> {
         let mut model = self.lock();
         Ok(handle == model.handle && model.table.take().is_some())
     }
 }
 
 impl Vips for World {
-    fn observe(&mut self) -> io::Result<BTreeSet<IpAddr>> {
+    fn observe(&mut self) -> lb_netlink::Result<BTreeSet<IpAddr>> {
         Ok(self.routed())
     }
 
-    fn add(&mut self, vips: &[IpAddr]) -> io::Result<BTreeMap<IpAddr, io::Error>> {
+    fn add(&mut self, vips: &[IpAddr]) -> lb_netlink::Result<BTreeMap<IpAddr, lb_netlink::Error>> {
         let mut model = self.lock();
         let bad = model.unroutable.filter(|bad| vips.contains(bad));
         model.routes.extend(vips.iter().filter(|&&vip| Some(vip) != bad));
-        Ok(bad.map(|vip| (vip, io::Error::other("no route"))).into_iter().collect())
+        Ok(bad.map(|vip| (vip, KernelError::from_errno(nix::libc::ENETUNREACH).into())).into_iter().collect())
     }
 
-    fn remove(&mut self, vips: &[IpAddr]) -> io::Result<BTreeMap<IpAddr, io::Error>> {
+    fn remove(&mut self, vips: &[IpAddr]) -> lb_netlink::Result<BTreeMap<IpAddr, lb_netlink::Error>> {
         self.lock().routes.retain(|vip| !vips.contains(vip));
         Ok(BTreeMap::new())
     }
 
-    fn cleanup(&mut self) -> io::Result<()> {
+    fn cleanup(&mut self) -> lb_netlink::Result<()> {
         self.lock().routes.clear();
         Ok(())
     }
 
-    fn everything(&mut self) -> io::Result<routes::Installed> {
+    fn everything(&mut self) -> lb_netlink::Result<routes::Installed> {
         let both = |vip| [(Place::Local, vip), (Place::Forwarded, vip)];
         Ok(routes::Installed { routes: self.routed().into_iter().flat_map(both).collect(), rules: self.rules_there() })
     }
 
-    fn rules(&mut self) -> io::Result<BTreeSet<Family>> {
+    fn rules(&mut self) -> lb_netlink::Result<BTreeSet<Family>> {
         Ok(self.rules_there())
     }
 
-    fn mend(&mut self, missing: &[(Place, IpAddr)], extra: &[(Place, IpAddr)], _: &[Family]) -> io::Result<()> {
+    fn mend(&mut self, missing: &[(Place, IpAddr)], extra: &[(Place, IpAddr)], _: &[Family]) -> lb_netlink::Result<()> {
         let mut model = self.lock();
         model.routes.retain(|vip| !extra.iter().any(|(_, extra)| extra == vip));
         model.routes.extend(missing.iter().map(|(_, vip)| vip));
         Ok(())
     }
 
-    fn signs(&self) -> io::Result<Signs> {
-        Err(io::ErrorKind::Unsupported.into())
+    fn signs(&self) -> lb_netlink::Result<Signs> {
+        Err(KernelError::from_errno(nix::libc::EOPNOTSUPP).into())
     }
 }
 
 impl Flows for World {
-    fn forget_stale(&mut self, allowed: &Allowed) -> io::Result<usize> {
+    fn forget_stale(&mut self, allowed: &Allowed) -> lb_netlink::Result<usize> {
         self.lock().flows.extend(allowed.clone());
         Ok(0)
     }
 
-    fn backend_of(&mut self, _: &Packet) -> io::Result<Option<BackendAddr>> {
+    fn backend_of(&mut self, _: &Packet) -> lb_netlink::Result<Option<BackendAddr>> {
         Ok(None)
     }
 }

@@ -1,12 +1,9 @@
 //! Hears of changes that others make to the table and the routes.
 
-use std::{
-    io,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use lb_core::{DatapathError, Watcher};
-use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
+use lb_netlink::{Delivery, Listener, Message, Protocol, attributes, string, wait};
 
 use super::{
     engine::failure,
@@ -16,11 +13,7 @@ use super::{
     wire,
 };
 use crate::{
-    netlink::{
-        Heard, Listener, Message, attributes,
-        netfilter::{FIXED, INET},
-        string, wait,
-    },
+    netfilter::{FIXED, INET},
     routes::{self, Signs, Told},
 };
 
@@ -43,29 +36,29 @@ struct Ears {
 
 impl NetfilterWatcher {
     /// `own` is the address of the socket that makes our own changes to the table.
-    pub(super) fn open(table: &str, own: u32, signs: Signs, suspects: Shared) -> io::Result<Self> {
-        let tables = Listener::open(NETLINK_NETFILTER, &[NFTABLES_GROUP], Some(own))?;
+    pub(super) fn open(table: &str, own: u32, signs: Signs, suspects: Shared) -> lb_netlink::Result<Self> {
+        let tables = Listener::open(Protocol::Netfilter, &[NFTABLES_GROUP], Some(own))?;
         suspects.add_listener(tables.pause());
         Ok(Self {
             tables,
-            routes: Listener::open(NETLINK_ROUTE, &routes::GROUPS, Some(signs.port))?,
+            routes: Listener::open(Protocol::Route, &routes::GROUPS, Some(signs.port))?,
             ears: Ears { table: table.to_owned(), signs, suspects },
         })
     }
 
     /// Reads what is there; says whether any of it matters.
-    fn read(&mut self) -> io::Result<bool> {
+    fn read(&mut self) -> lb_netlink::Result<bool> {
         let (mut noticed, ears) = (false, &self.ears);
         let tables = self.tables.read(|message| noticed |= ears.ruleset(&message))?;
         let routes = self.routes.read(|message| noticed |= ears.route(&message))?;
-        if [tables, routes].contains(&Heard::NotEverything) {
+        if [tables, routes].contains(&Delivery::Overrun) {
             *ears.suspects.lock() = Suspects::everything();
             noticed = true;
         }
         Ok(noticed)
     }
 
-    fn listen(&mut self, timeout: Duration) -> io::Result<bool> {
+    fn listen(&mut self, timeout: Duration) -> lb_netlink::Result<bool> {
         let start = Instant::now();
         loop {
             if self.read()? {

@@ -11,10 +11,8 @@ use super::{
     rules::{self, Chain, Conntrack, Expr, Rule},
     ruleset, userdata,
 };
-use crate::netlink::{
-    Writer,
-    netfilter::{INET, IPV4, IPV6, NFTABLES, fixed, kind},
-};
+use crate::netfilter::{INET, IPV4, IPV6, NFTABLES, fixed, kind};
+use lb_netlink::Writer;
 
 pub(super) const NEW_TABLE: u16 = kind(NFTABLES, 0);
 pub(super) const GET_TABLE: u16 = kind(NFTABLES, 1);
@@ -114,13 +112,13 @@ pub(super) enum Item<'a> {
 
 /// Opens a batch.
 pub(super) fn begin(w: &mut Writer) {
-    w.message(crate::netlink::netfilter::BATCH_BEGIN, NLM_F_REQUEST, &fixed(0, NFTABLES), |_| {});
+    w.message(crate::netfilter::BATCH_BEGIN, NLM_F_REQUEST, &fixed(0, NFTABLES), |_| {});
 }
 
 /// Ends a batch. The message before it is acknowledged once the batch is committed.
 pub(super) fn end(w: &mut Writer) {
     w.flag_last(netlink_packet_core::NLM_F_ACK);
-    w.message(crate::netlink::netfilter::BATCH_END, NLM_F_REQUEST, &fixed(0, NFTABLES), |_| {});
+    w.message(crate::netfilter::BATCH_END, NLM_F_REQUEST, &fixed(0, NFTABLES), |_| {});
 }
 
 /// Removes a table with all that is in it: this very one, not another of its name.

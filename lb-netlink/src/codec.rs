@@ -1,26 +1,37 @@
 //! Messages and attributes as bytes.
 
-use netlink_packet_core::Emitable;
+use netlink_packet_core::NetlinkSerializable;
+
+use crate::message::length;
 
 /// Attribute types carry this bit when attributes are nested inside.
 const NESTED: u16 = 0x8000;
 
-/// `sizeof(struct nlmsghdr)`.
-pub(crate) const HEADER: usize = 16;
-
-/// Writes messages one after the other into one buffer.
+/// Writes messages, one behind the other, for one datagram.
 ///
-/// Message `n` gets the sequence number `first + n`, so that an answer names its message.
+/// [`finish`](Self::finish) numbers them: an answer names its request by that number.
+///
+/// ```
+/// use lb_netlink::{Writer, attributes, messages, string};
+///
+/// let mut writer = Writer::default();
+/// writer.message(7, 0, &[], |w| w.put_str(1, "lb"));
+/// let bytes = writer.finish(40);
+/// let message = messages(&bytes).next().expect("there is one");
+/// assert_eq!((message.kind, message.sequence), (7, 40));
+/// assert_eq!(attributes(message.payload).find(1).and_then(string), Some("lb"));
+/// ```
 #[derive(Debug, Default)]
-pub(crate) struct Writer {
+pub struct Writer {
     bytes: Vec<u8>,
     messages: u32,
     last: usize,
 }
 
 impl Writer {
-    /// Writes one message: a header, the protocol's own fixed header and whatever `attributes` writes.
-    pub(crate) fn message(&mut self, kind: u16, flags: u16, fixed: &[u8], attributes: impl FnOnce(&mut Self)) {
+    /// Writes one message: the header with `flags` (`NLM_F_…`), the subsystem's own `fixed` header, and the attributes that
+    /// `attributes` writes.
+    pub fn message(&mut self, kind: u16, flags: u16, fixed: &[u8], attributes: impl FnOnce(&mut Self)) {
         let start = self.bytes.len();
         self.bytes.extend_from_slice(&[0; 4]);
         self.bytes.extend_from_slice(&kind.to_ne_bytes());
@@ -36,15 +47,15 @@ impl Writer {
         self.messages += 1;
     }
 
-    /// Writes a message that is already encoded, all but its header.
-    pub(crate) fn raw(&mut self, kind: u16, flags: u16, body: &impl Emitable) {
-        let mut bytes = vec![0; body.buffer_len()];
-        body.emit(&mut bytes);
-        self.message(kind, flags, &bytes, |_| {});
+    /// Writes a message of a subsystem.
+    pub fn push(&mut self, flags: u16, message: &impl NetlinkSerializable) {
+        let mut bytes = vec![0; message.buffer_len()];
+        message.serialize(&mut bytes);
+        self.message(message.message_type(), flags, &bytes, |_| {});
     }
 
-    /// Writes an attribute.
-    pub(crate) fn put(&mut self, kind: u16, payload: &[u8]) {
+    /// Writes an attribute of at most 65,531 bytes.
+    pub fn put(&mut self, kind: u16, payload: &[u8]) {
         let length = u16::try_from(payload.len() + 4).unwrap_or(u16::MAX);
         self.bytes.extend_from_slice(&length.to_ne_bytes());
         self.bytes.extend_from_slice(&kind.to_ne_bytes());
@@ -52,24 +63,24 @@ impl Writer {
         self.align();
     }
 
-    /// Writes attributes that are already encoded.
-    pub(crate) fn bytes(&mut self, attributes: &[u8]) {
+    /// Writes attributes that are encoded already.
+    pub fn bytes(&mut self, attributes: &[u8]) {
         self.bytes.extend_from_slice(attributes);
         self.align();
     }
 
     /// Writes a 32-bit number in network byte order.
-    pub(crate) fn put_u32(&mut self, kind: u16, value: u32) {
+    pub fn put_u32(&mut self, kind: u16, value: u32) {
         self.put(kind, &value.to_be_bytes());
     }
 
     /// Writes a 64-bit number in network byte order.
-    pub(crate) fn put_u64(&mut self, kind: u16, value: u64) {
+    pub fn put_u64(&mut self, kind: u16, value: u64) {
         self.put(kind, &value.to_be_bytes());
     }
 
     /// Writes a string with its terminating zero.
-    pub(crate) fn put_str(&mut self, kind: u16, value: &str) {
+    pub fn put_str(&mut self, kind: u16, value: &str) {
         let start = self.open(kind, 0);
         self.bytes.extend_from_slice(value.as_bytes());
         self.bytes.push(0);
@@ -77,14 +88,14 @@ impl Writer {
     }
 
     /// Writes an attribute that holds the attributes that `inner` writes: at most 64 KiB.
-    pub(crate) fn nest(&mut self, kind: u16, inner: impl FnOnce(&mut Self)) {
+    pub fn nest(&mut self, kind: u16, inner: impl FnOnce(&mut Self)) {
         let start = self.open(kind, NESTED);
         inner(self);
         self.close(start);
     }
 
     /// Sets `flags` in the message written last.
-    pub(crate) fn flag_last(&mut self, flags: u16) {
+    pub fn flag_last(&mut self, flags: u16) {
         let at = self.last + 6;
         if let Some(field) = self.bytes.get_mut(at..at + 2) {
             let now = u16::from_ne_bytes([field[0], field[1]]) | flags;
@@ -92,20 +103,29 @@ impl Writer {
         }
     }
 
-    /// Messages so far.
-    pub(crate) fn messages(&self) -> u32 {
+    /// Number of messages so far.
+    #[must_use]
+    pub fn messages(&self) -> u32 {
         self.messages
     }
 
-    /// Bytes so far.
-    pub(crate) fn len(&self) -> usize {
+    /// Number of bytes so far.
+    #[must_use]
+    pub fn len(&self) -> usize {
         self.bytes.len()
     }
 
-    /// Everything written, with `first` as the sequence number of the first message.
-    pub(crate) fn finish(mut self, first: u32) -> Vec<u8> {
+    /// Whether nothing was written.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    /// The datagram, with `first` as the sequence number of the first message.
+    #[must_use]
+    pub fn finish(mut self, first: u32) -> Vec<u8> {
         let mut at = 0;
-        while let Some(length) = length_at(&self.bytes, at) {
+        while let Some(length) = length(&self.bytes[at.min(self.bytes.len())..]) {
             let field = &mut self.bytes[at + 8..at + 12];
             let index = u32::from_ne_bytes([field[0], field[1], field[2], field[3]]);
             field.copy_from_slice(&first.wrapping_add(index).to_ne_bytes());
@@ -132,32 +152,28 @@ impl Writer {
     }
 }
 
-/// Length of the message at `at`, if a whole one starts there.
-pub(crate) fn length_at(bytes: &[u8], at: usize) -> Option<usize> {
-    let field = bytes.get(at..at + 4)?;
-    let length = u32::from_ne_bytes([field[0], field[1], field[2], field[3]]) as usize;
-    (length >= HEADER && at + length <= bytes.len()).then_some(length)
-}
-
-/// The attributes in `bytes`, as far as they are well formed.
-pub(crate) fn attributes(bytes: &[u8]) -> Attributes<'_> {
+/// The attributes in `bytes`, up to the first that is not well formed.
+#[must_use]
+pub fn attributes(bytes: &[u8]) -> Attributes<'_> {
     Attributes { bytes }
 }
 
-/// Attributes: type without flags, and payload.
+/// Attributes: the type without its flags, and the payload.
 #[derive(Clone, Debug)]
-pub(crate) struct Attributes<'a> {
+pub struct Attributes<'a> {
     bytes: &'a [u8],
 }
 
 impl<'a> Attributes<'a> {
     /// Payload of the first attribute of a type.
-    pub(crate) fn find(&self, kind: u16) -> Option<&'a [u8]> {
+    #[must_use]
+    pub fn find(&self, kind: u16) -> Option<&'a [u8]> {
         Iterator::find(&mut self.clone(), |(k, _)| *k == kind).map(|(_, payload)| payload)
     }
 
-    /// Payload of an attribute inside of others: one type per level.
-    pub(crate) fn path(&self, path: &[u16]) -> Option<&'a [u8]> {
+    /// Payload of an attribute that is nested in others; `path` has the type on each level, from the outermost in.
+    #[must_use]
+    pub fn path(&self, path: &[u16]) -> Option<&'a [u8]> {
         let (first, rest) = path.split_first()?;
         let payload = self.find(*first)?;
         if rest.is_empty() { Some(payload) } else { attributes(payload).path(rest) }
@@ -176,29 +192,34 @@ impl<'a> Iterator for Attributes<'a> {
     }
 }
 
-/// A 16-bit number in network byte order.
-pub(crate) fn u16_be(payload: &[u8]) -> Option<u16> {
+/// The 16-bit number in network byte order that `payload` begins with.
+#[must_use]
+pub fn u16_be(payload: &[u8]) -> Option<u16> {
     Some(u16::from_be_bytes(payload.get(..2)?.try_into().ok()?))
 }
 
-/// A 32-bit number in network byte order.
-pub(crate) fn u32_be(payload: &[u8]) -> Option<u32> {
+/// The 32-bit number in network byte order that `payload` begins with.
+#[must_use]
+pub fn u32_be(payload: &[u8]) -> Option<u32> {
     Some(u32::from_be_bytes(payload.get(..4)?.try_into().ok()?))
 }
 
-/// A 64-bit number in network byte order.
-pub(crate) fn u64_be(payload: &[u8]) -> Option<u64> {
+/// The 64-bit number in network byte order that `payload` begins with.
+#[must_use]
+pub fn u64_be(payload: &[u8]) -> Option<u64> {
     Some(u64::from_be_bytes(payload.get(..8)?.try_into().ok()?))
 }
 
-/// A string, up to its terminating zero.
-pub(crate) fn string(payload: &[u8]) -> Option<&str> {
+/// The string up to the first zero, if it is UTF-8.
+#[must_use]
+pub fn string(payload: &[u8]) -> Option<&str> {
     std::str::from_utf8(payload.split(|&b| b == 0).next()?).ok()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{HEADER, messages};
 
     #[test]
     fn what_is_written_can_be_read_back() {
@@ -208,9 +229,9 @@ mod tests {
             w.nest(2, |w| w.put_u32(3, 0x0102_0304));
         });
         let bytes = writer.finish(40);
-        assert_eq!(length_at(&bytes, 0), Some(bytes.len()));
-        assert_eq!(u32::from_ne_bytes(bytes[8..12].try_into().unwrap()), 40);
-        let found = attributes(&bytes[HEADER + 4..]);
+        let message = messages(&bytes).next().unwrap();
+        assert_eq!((message.payload.len() + HEADER, message.sequence), (bytes.len(), 40));
+        let found = attributes(&message.payload[4..]);
         assert_eq!(found.find(1).and_then(string), Some("lb"));
         assert_eq!(found.path(&[2, 3]).and_then(u32_be), Some(0x0102_0304));
         assert_eq!(found.path(&[2, 4]), None);
@@ -234,6 +255,5 @@ mod tests {
         for bytes in [&[][..], &[1, 0, 0, 0], &[200, 0, 1, 0, 0], &[3], &[0, 0, 0, 0]] {
             assert_eq!(attributes(bytes).next(), None, "{bytes:?}");
         }
-        assert_eq!(length_at(&[200, 0, 0, 0], 0), None);
     }
 }
