@@ -6,8 +6,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST};
-use netlink_packet_core::{NetlinkHeader, NetlinkMessage, NetlinkPayload};
+use lb_netlink::{Protocol, Refusal, Socket, Writer};
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST};
 use netlink_packet_route::{
     RouteNetlinkMessage,
     address::AddressMessage,
@@ -15,7 +15,6 @@ use netlink_packet_route::{
     neighbour::NeighbourMessage,
     route::{RouteMessage, RouteType},
 };
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
 use super::Netns;
 use crate::error::{LabError, system};
@@ -73,18 +72,17 @@ impl Batch {
         if self.requests.is_empty() {
             return Ok(());
         }
-        let names: Vec<String> = self.requests.iter().map(|(what, ..)| what.clone()).collect();
         let failure = namespace
-            .run(|| exchange(self.requests))?
+            .run(|| exchange(&self.requests))?
             .map_err(system(format!("talking to netlink in namespace `{}`", namespace.name())))?;
         failure.map_or(Ok(()), |(index, source)| {
-            let request = names.get(index).cloned().unwrap_or_default();
+            let request = self.requests.get(index).map(|(what, ..)| what.clone()).unwrap_or_default();
             Err(LabError::Netlink { request, namespace: namespace.name().into(), source })
         })
     }
 
     fn push(&mut self, what: impl Into<String>, message: RouteNetlinkMessage, flags: u16) {
-        self.requests.push((what.into(), message, flags | NLM_F_REQUEST | NLM_F_ACK));
+        self.requests.push((what.into(), message, flags | NLM_F_REQUEST));
     }
 }
 
@@ -93,9 +91,9 @@ impl Batch {
 pub(crate) fn wait_until_local(namespace: &Netns, ips: &[IpAddr]) -> Result<(), LabError> {
     let deadline = Instant::now() + LOCAL;
     let all_local = || {
-        let socket = connected()?;
+        let mut socket = Socket::open(Protocol::Route)?;
         for &ip in ips {
-            while !is_local(&socket, ip)? {
+            while !is_local(&mut socket, ip)? {
                 if Instant::now() > deadline {
                     return Err(io::Error::new(io::ErrorKind::TimedOut, format!("{ip} is not local after {LOCAL:?}")));
                 }
@@ -107,74 +105,31 @@ pub(crate) fn wait_until_local(namespace: &Netns, ips: &[IpAddr]) -> Result<(), 
     namespace.run(all_local)?.map_err(system(format!("waiting for addresses of namespace `{}`", namespace.name())))
 }
 
-fn is_local(socket: &Socket, ip: IpAddr) -> io::Result<bool> {
-    let query = RouteNetlinkMessage::GetRoute(super::wire::query(ip));
-    socket.send(&encode(vec![(0, (String::new(), query, NLM_F_REQUEST))]), 0)?;
-    let (datagram, _) = socket.recv_from_full()?;
-    let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&datagram).map_err(io::Error::other)?;
-    match message.payload {
-        NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRoute(route)) => Ok(route.header.kind == RouteType::Local),
-        // No route at all yet.
-        _ => Ok(false),
-    }
-}
-
-fn connected() -> io::Result<Socket> {
-    let mut socket = Socket::new(NETLINK_ROUTE)?;
-    socket.bind_auto()?;
-    socket.connect(&SocketAddr::new(0, 0))?;
-    socket.set_cap_ack(true)?;
-    Ok(socket)
+fn is_local(socket: &mut Socket, ip: IpAddr) -> io::Result<bool> {
+    let mut request = Writer::default();
+    request.push(NLM_F_REQUEST, &RouteNetlinkMessage::GetRoute(super::wire::query(ip)));
+    let mut local = Ok(false);
+    socket.look_up(request, |_, answer| {
+        // As long as there is no route at all, the kernel refuses.
+        let Ok(message) = answer else { return };
+        local = message.decode().map(|route| match route {
+            RouteNetlinkMessage::NewRoute(route) => route.header.kind == RouteType::Local,
+            _ => false,
+        });
+    })?;
+    Ok(local?)
 }
 
 /// The first request that the kernel refused, by index.
-fn exchange(requests: Vec<Request>) -> io::Result<Option<(usize, io::Error)>> {
-    let socket = connected()?;
+fn exchange(requests: &[Request]) -> io::Result<Option<(usize, io::Error)>> {
+    let mut socket = Socket::open(Protocol::Route)?;
     let mut first = None;
-    let mut requests = requests.into_iter().enumerate().peekable();
-    while requests.peek().is_some() {
-        let some: Vec<_> = requests.by_ref().take(AT_ONCE).collect();
-        let mut awaited = some.len();
-        socket.send(&encode(some), 0)?;
-        while awaited > 0 {
-            let (datagram, _) = socket.recv_from_full()?;
-            for (index, error) in answers(&datagram)? {
-                awaited = awaited.saturating_sub(1);
-                if let (Some(error), None) = (error, &first) {
-                    first = Some((index, error));
-                }
-            }
-        }
+    for (some, start) in requests.chunks(AT_ONCE).zip((0..).step_by(AT_ONCE)) {
+        let mut datagram = Writer::default();
+        some.iter().for_each(|(_, message, flags)| datagram.push(*flags, message));
+        let refused = socket.request(datagram)?.into_iter().min_by_key(|refusal| refusal.index);
+        let absolute = |Refusal { index, error }| (start + index as usize, lb_netlink::Error::from(error).into());
+        first = first.or(refused.map(absolute));
     }
     Ok(first)
-}
-
-fn encode(requests: Vec<(usize, Request)>) -> Vec<u8> {
-    let mut buffer = Vec::new();
-    for (index, (_, message, flags)) in requests {
-        let mut header = NetlinkHeader::default();
-        header.flags = flags;
-        header.sequence_number = u32::try_from(index + 1).unwrap_or(u32::MAX);
-        let mut message = NetlinkMessage::new(header, NetlinkPayload::from(message));
-        message.finalize();
-        let start = buffer.len();
-        buffer.resize(start + message.buffer_len().next_multiple_of(4), 0);
-        message.serialize(&mut buffer[start..start + message.buffer_len()]);
-    }
-    buffer
-}
-
-/// Index of the request and its error, for every answer in a datagram.
-fn answers(mut datagram: &[u8]) -> io::Result<Vec<(usize, Option<io::Error>)>> {
-    let mut found = Vec::new();
-    while !datagram.is_empty() {
-        let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(datagram).map_err(io::Error::other)?;
-        let index = (message.header.sequence_number as usize).saturating_sub(1);
-        if let NetlinkPayload::Error(answer) = &message.payload {
-            found.push((index, answer.code.map(|_| answer.to_io())));
-        }
-        let length = (message.header.length as usize).next_multiple_of(4).min(datagram.len());
-        datagram = &datagram[length.max(4).min(datagram.len())..];
-    }
-    Ok(found)
 }
