@@ -1,16 +1,16 @@
-//! What the kernel says about devices, addresses and routes of this network namespace.
+//! Devices, addresses and routes of this network namespace, as the kernel lists them.
 
-use std::{collections::BTreeMap, io, net::IpAddr};
+use std::{collections::BTreeMap, io, net::IpAddr, time::Duration};
 
-use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
+#[cfg(any(test, fuzzing))]
+use lb_netlink::Answer;
+use lb_netlink::{Listener, Protocol, Socket};
 use netlink_packet_route::{
     RouteNetlinkMessage,
     address::{AddressAttribute, AddressMessage, AddressScope},
     link::{LinkAttribute, LinkMessage},
     route::{RouteAttribute, RouteMessage, RouteType},
 };
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
-use nix::sys::socket::MsgFlags;
 
 /// Multicast group of link messages (`RTNLGRP_LINK`).
 const LINK_GROUP: u32 = 1;
@@ -63,35 +63,22 @@ pub(crate) fn addresses(of: &[String]) -> io::Result<Vec<IpAddr>> {
     Ok(ips)
 }
 
-/// Tells when devices come, go or change.
+/// Waits for devices that come, go or change.
 pub(crate) struct LinkMonitor {
-    socket: Socket,
+    listener: Listener,
 }
 
 impl LinkMonitor {
     pub(crate) fn new() -> io::Result<Self> {
-        let mut socket = Socket::new(NETLINK_ROUTE)?;
-        socket.bind_auto()?;
-        socket.add_membership(LINK_GROUP)?;
-        Ok(Self { socket })
+        Ok(Self { listener: Listener::open(Protocol::Route, &[LINK_GROUP], None)? })
     }
 
-    /// Blocks until something changed; what it was has to be looked up.
+    /// Blocks until a device came, went or changed; the caller has to look up which one. A notification that the kernel had
+    /// to drop counts too.
     pub(crate) fn wait(&self) -> io::Result<()> {
-        self.take(0)?;
-        while self.take(MsgFlags::MSG_DONTWAIT.bits())? {}
+        while !lb_netlink::wait(&[&self.listener], Duration::MAX)? {}
+        self.listener.read(|_| {})?;
         Ok(())
-    }
-
-    /// Whether there was a message. One that was lost for want of room (`ENOBUFS`) counts.
-    fn take(&self, flags: i32) -> io::Result<bool> {
-        match self.socket.recv(&mut Vec::with_capacity(1), flags) {
-            Ok(_) => Ok(true),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
-            Err(error) if error.raw_os_error() == Some(nix::errno::Errno::ENOBUFS as i32) => Ok(true),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(true),
-            Err(error) => Err(error),
-        }
     }
 }
 
@@ -124,24 +111,7 @@ fn local(address: &AddressMessage) -> Option<IpAddr> {
 }
 
 fn dump(request: RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
-    let mut socket = Socket::new(NETLINK_ROUTE)?;
-    socket.bind_auto()?;
-    socket.connect(&SocketAddr::new(0, 0))?;
-    let mut header = NetlinkHeader::default();
-    header.flags = NLM_F_REQUEST | NLM_F_DUMP;
-    header.sequence_number = 1;
-    let mut message = NetlinkMessage::new(header, NetlinkPayload::from(request));
-    message.finalize();
-    let mut buffer = vec![0; message.buffer_len()];
-    message.serialize(&mut buffer);
-    socket.send(&buffer, 0)?;
-    let mut answers = Vec::new();
-    loop {
-        let (datagram, _) = socket.recv_from_full()?;
-        if take_answers(&datagram, &mut answers)? {
-            return Ok(answers);
-        }
-    }
+    Ok(Socket::open(Protocol::Route)?.dump_all(&request)?)
 }
 
 /// See [`crate::fuzzing::netlink`].
@@ -160,17 +130,15 @@ pub(crate) fn take_any(datagram: &[u8]) {
 }
 
 /// Whether the dump ends with this datagram.
-fn take_answers(mut datagram: &[u8], answers: &mut Vec<RouteNetlinkMessage>) -> io::Result<bool> {
-    while !datagram.is_empty() {
-        let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(datagram).map_err(io::Error::other)?;
-        let length = (message.header.length as usize).next_multiple_of(4).clamp(4, datagram.len().max(4));
-        match message.payload {
-            NetlinkPayload::Done(_) => return Ok(true),
-            NetlinkPayload::Error(error) if error.code.is_some() => return Err(error.to_io()),
-            NetlinkPayload::InnerMessage(answer) => answers.push(answer),
-            _ => {}
+#[cfg(any(test, fuzzing))]
+fn take_answers(datagram: &[u8], answers: &mut Vec<RouteNetlinkMessage>) -> Result<bool, lb_netlink::Error> {
+    for message in lb_netlink::messages(datagram) {
+        match message.answer() {
+            Answer::Done => return Ok(true),
+            Answer::Refused(refused) => return Err(refused.into()),
+            Answer::Message(message) => answers.push(message.decode()?),
+            Answer::Acknowledged | Answer::Overrun => {}
         }
-        datagram = datagram.get(length..).unwrap_or_default();
     }
     Ok(false)
 }
@@ -186,7 +154,7 @@ mod tests {
         let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus/netlink");
         let mut answers = Vec::new();
         let ended = take_answers(&fs::read(corpus.join(name)).unwrap(), &mut answers);
-        (answers, ended)
+        (answers, ended.map_err(io::Error::from))
     }
 
     #[test]
