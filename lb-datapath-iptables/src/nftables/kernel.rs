@@ -4,22 +4,24 @@ use std::collections::BTreeMap;
 
 use lb_core::FrontendAddr;
 
-use super::{
-    layout::{Element, Key, Note, Set},
-    lower::{Action, Origin, Step},
-    read::{self, RawElement, Read},
-    rules::{self, Rule},
-    ruleset::{self, FoundChain, Ruleset},
-    wire::{self, Item, Verb},
-};
 use crate::{
     crash,
     netfilter::{FIXED, INET, fixed},
+    nftables::{
+        change::lower::{Action, Origin, Step},
+        table::{
+            layout::{Element, Key, Note, Set},
+            read::{self, RawElement, Read},
+            rules::{self, Rule},
+            ruleset::{self, FoundChain, Ruleset},
+            wire::{self, Item, Verb},
+        },
+    },
 };
 use lb_netlink::{Protocol, Socket, Writer, attributes, string, u32_be};
 
 /// What a table's executor does. Boring on purpose: everything that decides is before it.
-pub(super) trait Kernel: Send {
+pub(crate) trait Kernel: Send {
     /// Carries out a batch, all of it or nothing.
     fn commit(&mut self, batch: &Batch<'_>) -> Result<(), CommitError>;
 
@@ -63,7 +65,7 @@ pub(super) trait Kernel: Send {
 
 /// What is there under the table's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Table {
+pub(crate) enum Table {
     /// Nothing.
     Absent,
     /// A table with our marker. No other table ever has its handle.
@@ -74,7 +76,7 @@ pub(super) enum Table {
 
 /// How a batch makes the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Rebuild {
+pub(crate) enum Rebuild {
     /// There is none. One that appeared in the meantime is somebody's: the batch is refused.
     Add,
     /// In place of our own with this handle.
@@ -83,56 +85,56 @@ pub(super) enum Rebuild {
 
 /// What one transaction does.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Batch<'a> {
+pub(crate) struct Batch<'a> {
     /// Make the table first.
-    pub(super) rebuild: Option<Rebuild>,
+    pub(crate) rebuild: Option<Rebuild>,
     /// Operations that come before all others.
-    pub(super) first: &'a [Step],
+    pub(crate) first: &'a [Step],
     /// Operations.
-    pub(super) steps: &'a [Step],
+    pub(crate) steps: &'a [Step],
     /// Clients' records to remove, each for its frontend; they may be gone already.
-    pub(super) forget: &'a [(FrontendAddr, Key)],
+    pub(crate) forget: &'a [(FrontendAddr, Key)],
     /// Clients' records that a table that is made anew takes over.
-    pub(super) records: &'a [Read],
+    pub(crate) records: &'a [Read],
     /// Whether elements of one set share messages whomever they are for: the kernel takes that in much less time, but a
     /// refusal says nothing about who is to blame. Only for operations that add.
-    pub(super) merged: bool,
+    pub(crate) merged: bool,
 }
 
 /// Objects to put back.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Mend {
+pub(crate) struct Mend {
     /// Operations that come before all others.
-    pub(super) first: Vec<Step>,
+    pub(crate) first: Vec<Step>,
     /// Chains that get these rules and no others; they are made where they are not there.
-    pub(super) chains: Vec<Mended>,
+    pub(crate) chains: Vec<Mended>,
     /// Chains that go, with their rules.
-    pub(super) chains_gone: Vec<String>,
+    pub(crate) chains_gone: Vec<String>,
     /// Sets that go.
-    pub(super) sets_gone: Vec<String>,
+    pub(crate) sets_gone: Vec<String>,
     /// Sets that are emptied.
-    pub(super) emptied: Vec<Set>,
+    pub(crate) emptied: Vec<Set>,
     /// Elements that go, whoever made them; they may be gone already.
-    pub(super) gone: Vec<(Set, Vec<u8>)>,
+    pub(crate) gone: Vec<(Set, Vec<u8>)>,
     /// Elements that come.
-    pub(super) added: Vec<Element>,
+    pub(crate) added: Vec<Element>,
 }
 
 /// A chain to put back.
 #[derive(Clone, Debug)]
-pub(super) struct Mended {
-    pub(super) name: String,
-    pub(super) hook: Option<(u32, i32)>,
-    pub(super) rules: Vec<Rule>,
+pub(crate) struct Mended {
+    pub(crate) name: String,
+    pub(crate) hook: Option<(u32, i32)>,
+    pub(crate) rules: Vec<Rule>,
     /// Whether it is there.
-    pub(super) there: bool,
+    pub(crate) there: bool,
     /// Whether what is there is not the right kind of chain.
-    pub(super) wrong: bool,
+    pub(crate) wrong: bool,
 }
 
 /// Why a batch did not take.
 #[derive(Debug)]
-pub(super) enum CommitError {
+pub(crate) enum CommitError {
     /// The kernel named what it refused; nothing took.
     Refused(Vec<(Origin, lb_netlink::Error)>),
     /// What took is not known.
@@ -158,14 +160,14 @@ const NO_TABLE: &str = "?";
 
 /// A table in the kernel, in the network namespace of the thread that opened it.
 #[derive(Debug)]
-pub(super) struct Netlink {
+pub(crate) struct Netlink {
     socket: Socket,
     table: String,
     affinity_records: u32,
 }
 
 impl Netlink {
-    pub(super) fn open(table: &str, affinity_records: u32) -> lb_netlink::Result<Self> {
+    pub(crate) fn open(table: &str, affinity_records: u32) -> lb_netlink::Result<Self> {
         Ok(Self { socket: Socket::open(Protocol::Netfilter)?, table: table.to_owned(), affinity_records })
     }
 

@@ -2,30 +2,12 @@
 //!
 //! [`NftablesDatapath`] owns one table. The README of this crate shows it hook by hook.
 
-mod affinity;
-mod ask;
-mod draft;
-mod drift;
-mod engine;
-mod inspect;
+mod change;
+mod check;
 mod kernel;
-mod layout;
-mod lower;
-mod mend;
-mod mirror;
-mod observe;
-mod ranges;
-mod read;
-mod rules;
-mod ruleset;
-mod slots;
-mod suspects;
+mod table;
 #[cfg(test)]
 mod tests;
-mod userdata;
-mod wanted;
-mod watch;
-mod wire;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -40,18 +22,20 @@ use lb_core::{
     Role, SocketCapability, State, Watcher,
 };
 
-use self::{
-    draft::Draft,
-    engine::{Engine, Flows, Vips, failure},
-    kernel::{Kernel, Netlink, Table},
-    layout::{MAX_TIMEOUT, Set},
-    lower::lower,
-    mirror::Mirror,
-    watch::NetfilterWatcher,
-};
 use crate::{
     conntrack::{Allowed, Conntrack},
     namespace::Namespace,
+    nftables::{
+        change::{
+            draft::Draft,
+            engine::{Engine, Flows, Vips, failure},
+            lower::lower,
+            mirror::Mirror,
+        },
+        check::{ask::ask, watch::NetfilterWatcher},
+        kernel::{Kernel, Netlink, Table},
+        table::layout::{MAX_TIMEOUT, Set},
+    },
     routes::{self, Place, Routes, Signs},
 };
 
@@ -219,7 +203,7 @@ impl Datapath for NftablesDatapath {
     /// The record of a client, if there is one, is dated by `CLOCK_MONOTONIC`.
     fn ask(&mut self, packet: &Packet) -> Result<Option<KernelAnswer>, DatapathError> {
         let Engine { kernel, flows, .. } = &mut self.engine;
-        ask::ask(&mut **kernel, &mut **flows, packet).map(Some)
+        ask(&mut **kernel, &mut **flows, packet).map(Some)
     }
 
     fn counters(&self) -> Option<Arc<dyn Counters>> {

@@ -16,21 +16,25 @@ use lb_core::{
 use lb_netlink::KernelError;
 use proptest::prelude::*;
 
-use super::{
-    engine::{Engine, Flows, Vips},
-    kernel::{Batch, CommitError, Kernel, Mend, Rebuild, Table},
-    layout::{Choice, Element, How, Key, Note, Pick, Set, Value},
-    lower::{Action, Origin, fixed_ways},
-    ranges,
-    read::{RawElement, Read},
-    rules,
-    ruleset::{self, Ruleset},
-    slots,
-    wanted::{Wanted, agrees},
-    wire::key_bytes,
-};
 use crate::{
     conntrack::Allowed,
+    nftables::{
+        change::{
+            engine::{Engine, Flows, Vips},
+            lower::{Action, Origin, fixed_ways},
+        },
+        check::wanted::{Wanted, agrees},
+        kernel::{Batch, CommitError, Kernel, Mend, Rebuild, Table},
+        table::{
+            layout::{Choice, Element, How, Key, Note, Pick, Set, Value},
+            ranges,
+            read::{RawElement, Read},
+            rules,
+            ruleset::{self, Ruleset},
+            slots,
+            wire::key_bytes,
+        },
+    },
     routes::{self, Place, Signs},
 };
 
@@ -297,7 +301,7 @@ fn a_table_of_another_layout_is_replaced_in_one_batch() {
     let world = World::default();
     let some = state(&BTreeMap::from([(0, Service { to: None, affinity: None })]), &NodeFacts::default(), 1);
     world.engine().apply(&diff(&State::default(), &some, &Labels::new())).unwrap();
-    world.lock().table.as_mut().unwrap().remove(&Key::Note(Note::Layout, super::layout::VERSION));
+    world.lock().table.as_mut().unwrap().remove(&Key::Note(Note::Layout, crate::nftables::table::layout::VERSION));
     let mut engine = world.engine();
     assert_eq!(engine.observe().unwrap(), some);
     let commits = world.lock().commits;
@@ -471,7 +475,7 @@ fn names(op: &Op, wanted: &FrontendAddr) -> bool {
 /// The elements that a state stands for, said once more and from scratch.
 fn expected(state: &State) -> BTreeMap<Key, (Value, String)> {
     let mut table = BTreeMap::new();
-    table.insert(Key::Note(Note::Layout, super::layout::VERSION), (Value::None, "layout".into()));
+    table.insert(Key::Note(Note::Layout, crate::nftables::table::layout::VERSION), (Value::None, "layout".into()));
     table.extend(fixed_ways().map(|way| (way.key, (way.value, String::new()))));
     for backend in state.backends.values().filter(|backend| backend.local) {
         table.insert(Key::Hairpin(backend.addr.ip), (Value::None, String::new()));
@@ -511,9 +515,9 @@ fn expected(state: &State) -> BTreeMap<Key, (Value, String)> {
     (0..).zip(ips).for_each(|(n, ip)| drop(note(Note::NodeIp, n, ip.to_string())));
     (0..).zip(cluster_cidrs).for_each(|(n, cidr)| drop(note(Note::ClusterCidr, n, cidr.to_string())));
     for (first, end) in [Family::V4, Family::V6].into_iter().flat_map(|family| ranges::merged(cluster_cidrs, family)) {
-        table.insert(Key::Bound(first, super::layout::Bound::Start), (Value::None, String::new()));
+        table.insert(Key::Bound(first, crate::nftables::table::layout::Bound::Start), (Value::None, String::new()));
         if let Some(end) = end {
-            table.insert(Key::Bound(end, super::layout::Bound::End), (Value::None, String::new()));
+            table.insert(Key::Bound(end, crate::nftables::table::layout::Bound::End), (Value::None, String::new()));
         }
     }
     table
@@ -521,10 +525,10 @@ fn expected(state: &State) -> BTreeMap<Key, (Value, String)> {
 
 /// A kernel that is shared by every engine of a test.
 #[derive(Clone, Default)]
-pub(super) struct World(Arc<Mutex<Model>>);
+pub(crate) struct World(Arc<Mutex<Model>>);
 
 #[derive(Default)]
-pub(super) struct Model {
+pub(crate) struct Model {
     table: Option<BTreeMap<Key, (Value, String)>>,
     picks: BTreeSet<Pick>,
     handle: u64,
@@ -544,7 +548,7 @@ pub(super) struct Model {
     /// Whether it carries out the next batch and says nothing.
     deaf: bool,
     sent: usize,
-    pub(super) commits: usize,
+    pub(crate) commits: usize,
     flows: Vec<(FrontendAddr, BTreeSet<(IpAddr, u16)>)>,
 }
 
@@ -553,7 +557,7 @@ impl World {
         Engine::new("lb", Box::new(self.clone()), Box::new(self.clone()), Box::new(self.clone()))
     }
 
-    pub(super) fn lock(&self) -> std::sync::MutexGuard<'_, Model> {
+    pub(crate) fn lock(&self) -> std::sync::MutexGuard<'_, Model> {
         self.0.lock().unwrap()
     }
 

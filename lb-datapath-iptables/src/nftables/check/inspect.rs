@@ -8,30 +8,36 @@ use std::{
 
 use lb_core::{Cause, Difference, Drift, DriftClass, Family, FrontendAddr};
 
-use super::{
-    engine::Vips,
-    kernel::{Kernel, Table},
-    layout::{Bound, Element, Endpoint, Key, Note, Set, Value, nowhere},
-    observe::{self, FAMILIES},
-    read::RawElement,
-    ruleset::{self, FoundChain, FoundRule, Ruleset, base_text},
-    suspects::Suspects,
-    userdata::MARKER,
-    wanted::{Wanted, agrees},
-    wire,
+use crate::{
+    nftables::{
+        change::engine::Vips,
+        check::{
+            observe::{self, FAMILIES},
+            suspects::Suspects,
+            wanted::{Wanted, agrees},
+        },
+        kernel::{Kernel, Table},
+        table::{
+            layout::{Bound, Element, Endpoint, Key, Note, Set, Value, nowhere},
+            read::RawElement,
+            ruleset::{self, FoundChain, FoundRule, Ruleset, base_text},
+            userdata::MARKER,
+            wire,
+        },
+    },
+    routes::{self, Place},
 };
-use crate::routes::{self, Place};
 
 /// A difference, and the object that a repair puts back.
 #[derive(Clone, Debug)]
-pub(super) struct Finding {
-    pub(super) object: Object,
-    pub(super) drift: Drift,
+pub(crate) struct Finding {
+    pub(crate) object: Object,
+    pub(crate) drift: Drift,
 }
 
 /// What a repair puts back as a whole.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Object {
+pub(crate) enum Object {
     /// The table with all that is in it.
     Table,
     /// A set that should not be there.
@@ -50,7 +56,7 @@ pub(super) enum Object {
 
 impl Finding {
     /// Makes the object suspect: it is looked at again until it is repaired.
-    pub(super) fn suspect(&self, suspects: &mut Suspects) {
+    pub(crate) fn suspect(&self, suspects: &mut Suspects) {
         match &self.object {
             Object::Table | Object::ForeignSet(_) | Object::ForeignChain(_) | Object::Chain(_) => {
                 suspects.ruleset = true;
@@ -66,7 +72,7 @@ impl Finding {
 }
 
 /// Looks at what is suspect.
-pub(super) fn look(
+pub(crate) fn look(
     kernel: &mut dyn Kernel,
     routes: &mut dyn Vips,
     wanted: &Wanted<'_>,
@@ -153,7 +159,7 @@ impl Look<'_, '_> {
             match found.get(bytes) {
                 Some(element) => self.compare(set, element),
                 None => {
-                    if let Some(key) = super::read::key_of(set, bytes)
+                    if let Some(key) = crate::nftables::table::read::key_of(set, bytes)
                         && let Some(wanted) = self.wanted.element(&key)
                     {
                         self.elements_drifted(set, bytes, drifts(Some(&wanted), None));
@@ -211,7 +217,8 @@ impl Look<'_, '_> {
     fn compare(&mut self, set: Set, element: &RawElement) {
         let Some((found, _)) = &element.read else {
             let text = format!("{} {}", set.name(), Hex(&element.key));
-            let wanted = super::read::key_of(set, &element.key).and_then(|key| self.wanted.element(&key));
+            let wanted =
+                crate::nftables::table::read::key_of(set, &element.key).and_then(|key| self.wanted.element(&key));
             let drift = match wanted {
                 None => Drift::new(DriftClass::Element, text, Difference::Extra),
                 Some(wanted) => {

@@ -7,27 +7,27 @@ use std::{
 
 use lb_core::{Backend, BackendId, Frontend, FrontendAddr, SetId, State};
 
-use super::layout::Pick;
+use crate::nftables::table::layout::Pick;
 
 /// The state in the table, with the counts that say when something shared comes and goes.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Mirror {
-    pub(super) state: State,
+pub(crate) struct Mirror {
+    pub(crate) state: State,
     /// Frontends that point to a set.
-    pub(super) set_users: Counts<SetId>,
+    pub(crate) set_users: Counts<SetId>,
     /// Sets that contain a backend.
-    pub(super) backend_users: Counts<BackendId>,
+    pub(crate) backend_users: Counts<BackendId>,
     /// Local backends with an address.
-    pub(super) hairpins: Counts<IpAddr>,
+    pub(crate) hairpins: Counts<IpAddr>,
     /// Frontends with an address.
-    pub(super) vips: Counts<IpAddr>,
+    pub(crate) vips: Counts<IpAddr>,
     /// Frontends that go to a pick chain. A chain without any is removed.
-    pub(super) picks: Counts<Pick>,
+    pub(crate) picks: Counts<Pick>,
 }
 
 impl Mirror {
     /// A mirror of `state` and of the pick chains that the frontends go to.
-    pub(super) fn new(state: State, picks: Counts<Pick>) -> Self {
+    pub(crate) fn new(state: State, picks: Counts<Pick>) -> Self {
         let mut mirror = Self { picks, ..Self::default() };
         mirror.state.node = state.node;
         for (id, backend) in state.backends {
@@ -43,13 +43,13 @@ impl Mirror {
     }
 
     /// Adds, changes or (`None`) removes a backend.
-    pub(super) fn put_backend(&mut self, id: BackendId, new: Option<Backend>) {
+    pub(crate) fn put_backend(&mut self, id: BackendId, new: Option<Backend>) {
         let old = replace(&mut self.state.backends, id, new);
         self.hairpins.swap(hairpin(old.as_ref()), hairpin(new.as_ref()));
     }
 
     /// Adds, changes or removes a set.
-    pub(super) fn put_set(&mut self, id: SetId, new: Option<std::sync::Arc<lb_core::BackendSet>>) {
+    pub(crate) fn put_set(&mut self, id: SetId, new: Option<std::sync::Arc<lb_core::BackendSet>>) {
         let members = new.as_deref().map(members).unwrap_or_default();
         let old = replace(&mut self.state.sets, id, new);
         for backend in members {
@@ -61,7 +61,7 @@ impl Mirror {
     }
 
     /// Adds, changes or removes a frontend.
-    pub(super) fn put_frontend(&mut self, addr: FrontendAddr, new: Option<Frontend>) {
+    pub(crate) fn put_frontend(&mut self, addr: FrontendAddr, new: Option<Frontend>) {
         let old = replace(&mut self.state.frontends, addr, new);
         self.set_users.swap(old.and_then(set_of), new.and_then(set_of));
         self.vips.swap(old.map(|_| addr.ip), new.map(|_| addr.ip));
@@ -69,7 +69,7 @@ impl Mirror {
 }
 
 /// The set that a frontend points to.
-pub(super) fn set_of(frontend: Frontend) -> Option<SetId> {
+pub(crate) fn set_of(frontend: Frontend) -> Option<SetId> {
     match frontend.target {
         lb_core::Target::Set(id) => Some(id),
         lb_core::Target::Reject | lb_core::Target::Drop => None,
@@ -77,12 +77,12 @@ pub(super) fn set_of(frontend: Frontend) -> Option<SetId> {
 }
 
 /// The address that a backend may see itself under.
-pub(super) fn hairpin(backend: Option<&Backend>) -> Option<IpAddr> {
+pub(crate) fn hairpin(backend: Option<&Backend>) -> Option<IpAddr> {
     backend.filter(|backend| backend.local).map(|backend| backend.addr.ip)
 }
 
 /// The backends of a set, each once.
-pub(super) fn members(set: &lb_core::BackendSet) -> BTreeSet<BackendId> {
+pub(crate) fn members(set: &lb_core::BackendSet) -> BTreeSet<BackendId> {
     set.slots.iter().copied().collect()
 }
 
@@ -95,7 +95,7 @@ fn replace<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, new: Option<V>) -> Optio
 
 /// How many users each key has; a key without users is absent.
 #[derive(Clone, Debug)]
-pub(super) struct Counts<K>(BTreeMap<K, usize>);
+pub(crate) struct Counts<K>(BTreeMap<K, usize>);
 
 impl<K> Default for Counts<K> {
     fn default() -> Self {
@@ -105,7 +105,7 @@ impl<K> Default for Counts<K> {
 
 impl<K: Ord + Copy> Counts<K> {
     /// One user less for `old`, one more for `new`.
-    pub(super) fn swap(&mut self, old: Option<K>, new: Option<K>) {
+    pub(crate) fn swap(&mut self, old: Option<K>, new: Option<K>) {
         if let Some(key) = new {
             *self.0.entry(key).or_insert(0) += 1;
         }
@@ -120,12 +120,12 @@ impl<K: Ord + Copy> Counts<K> {
     }
 
     /// Users of `key`.
-    pub(super) fn get(&self, key: K) -> usize {
+    pub(crate) fn get(&self, key: K) -> usize {
         self.0.get(&key).copied().unwrap_or(0)
     }
 
     /// Keys that have users.
-    pub(super) fn keys(&self) -> impl Iterator<Item = K> + '_ {
+    pub(crate) fn keys(&self) -> impl Iterator<Item = K> + '_ {
         self.0.keys().copied()
     }
 }

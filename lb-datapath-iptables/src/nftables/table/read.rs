@@ -4,24 +4,27 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use lb_core::{Family, FrontendAddr, Protocol};
 
-use super::{
-    kernel::Table,
-    layout::{Bound, Choice, Element, Endpoint, Key, Note, Set, Value, block},
-    rules, userdata,
-    wire::{ELEMENTS, Life, element, table},
+use crate::{
+    netfilter::FIXED,
+    nftables::{
+        kernel::Table,
+        table::{
+            layout::{Bound, Choice, Element, Endpoint, Key, Note, Set, Value, block},
+            rules, userdata,
+            wire::{ELEMENTS, Life, element, table},
+        },
+    },
 };
 use lb_netlink::{attributes, string, u32_be, u64_be};
-
-use crate::netfilter::FIXED;
 
 const LIST_ITEM: u16 = 1;
 const VERDICT_DROP: u32 = 0;
 
 /// An element that was read, and its life if it has an end.
-pub(super) type Read = (Element, Option<Life>);
+pub(crate) type Read = (Element, Option<Life>);
 
 /// What one message of a dump of tables says about the table `name`.
-pub(super) fn table(name: &str, payload: &[u8]) -> Option<Table> {
+pub(crate) fn table(name: &str, payload: &[u8]) -> Option<Table> {
     let found = attributes(payload.get(FIXED..)?);
     if found.find(table::NAME).and_then(string)? != name {
         return None;
@@ -34,7 +37,7 @@ pub(super) fn table(name: &str, payload: &[u8]) -> Option<Table> {
 }
 
 /// The elements in one message about `set`, each with the bytes of its key.
-pub(super) fn raw_elements(set: Set, payload: &[u8]) -> Vec<RawElement> {
+pub(crate) fn raw_elements(set: Set, payload: &[u8]) -> Vec<RawElement> {
     let list = attributes(payload.get(FIXED..).unwrap_or_default()).find(ELEMENTS).unwrap_or_default();
     let items = attributes(list).filter(|(kind, _)| *kind == LIST_ITEM);
     items
@@ -46,21 +49,21 @@ pub(super) fn raw_elements(set: Set, payload: &[u8]) -> Vec<RawElement> {
 }
 
 /// The key in the bytes of one of `set`; that of the start of a range in a set of ranges.
-pub(super) fn key_of(set: Set, bytes: &[u8]) -> Option<Key> {
+pub(crate) fn key_of(set: Set, bytes: &[u8]) -> Option<Key> {
     key(set, &mut Cursor(bytes), 0)
 }
 
 /// An element as it was found.
 #[derive(Clone, Debug)]
-pub(super) struct RawElement {
+pub(crate) struct RawElement {
     /// The bytes of its key.
-    pub(super) key: Vec<u8>,
+    pub(crate) key: Vec<u8>,
     /// What they mean, unless the element is not of our making.
-    pub(super) read: Option<Read>,
+    pub(crate) read: Option<Read>,
 }
 
 /// The elements in one message of a dump of `set`. `None` stands for one that is not of our making.
-pub(super) fn elements(set: Set, payload: &[u8]) -> Vec<Option<Read>> {
+pub(crate) fn elements(set: Set, payload: &[u8]) -> Vec<Option<Read>> {
     let list = attributes(payload.get(FIXED..).unwrap_or_default()).find(ELEMENTS).unwrap_or_default();
     attributes(list).filter(|(kind, _)| *kind == LIST_ITEM).map(|(_, item)| one(set, item)).collect()
 }

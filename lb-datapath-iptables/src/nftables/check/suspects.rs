@@ -8,17 +8,18 @@ use std::{
 
 use lb_core::Inspection;
 
-use super::{
-    kernel::{CommitError, Kernel},
-    layout::Set,
+use crate::{
+    nftables::{
+        kernel::{CommitError, Kernel},
+        table::layout::Set,
+    },
+    routes::Place,
 };
 use lb_netlink::Pause;
 
-use crate::routes::Place;
-
 /// Shared between a datapath and its watcher.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Shared {
+pub(crate) struct Shared {
     suspects: Arc<Mutex<Suspects>>,
     listeners: Arc<Mutex<Vec<Pause>>>,
 }
@@ -27,18 +28,18 @@ pub(super) struct Shared {
 const MOST_HEARD: usize = 256;
 
 impl Shared {
-    pub(super) fn lock(&self) -> MutexGuard<'_, Suspects> {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Suspects> {
         self.suspects.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Adds a listener that pauses while much is written.
-    pub(super) fn add_listener(&self, listener: Pause) {
+    pub(crate) fn add_listener(&self, listener: Pause) {
         self.listeners().push(listener);
     }
 
     /// Writes a transaction of ours with this many elements, and has nobody listen if they are many. What others change
     /// meanwhile shows in the number of transactions that the kernel has seen.
-    pub(super) fn write<T>(
+    pub(crate) fn write<T>(
         &self,
         kernel: &mut dyn Kernel,
         elements: usize,
@@ -68,7 +69,7 @@ impl Shared {
     }
 
     /// What `inspection` has to look at. From now on it is not suspect any more.
-    pub(super) fn take(&self, inspection: Inspection) -> Suspects {
+    pub(crate) fn take(&self, inspection: Inspection) -> Suspects {
         let suspects = std::mem::take(&mut *self.lock());
         match inspection {
             Inspection::Suspects if !suspects.everything => suspects,
@@ -79,31 +80,31 @@ impl Shared {
 
 /// Objects that may have been changed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Suspects {
+pub(crate) struct Suspects {
     /// Everything there is.
-    pub(super) everything: bool,
+    pub(crate) everything: bool,
     /// Sets, chains, rules, and the table itself.
-    pub(super) ruleset: bool,
+    pub(crate) ruleset: bool,
     /// All elements of these.
-    pub(super) sets: BTreeSet<Set>,
+    pub(crate) sets: BTreeSet<Set>,
     /// Single elements by the bytes of their keys.
-    pub(super) keys: BTreeMap<Set, BTreeSet<Vec<u8>>>,
+    pub(crate) keys: BTreeMap<Set, BTreeSet<Vec<u8>>>,
     /// Routes that were told of, and whether they are there and ours.
-    pub(super) routes: BTreeMap<(Place, IpAddr), bool>,
+    pub(crate) routes: BTreeMap<(Place, IpAddr), bool>,
     /// The routing rules.
-    pub(super) routing_rules: bool,
+    pub(crate) routing_rules: bool,
 }
 
 /// With more suspects than this in one set, reading all of the set costs less than asking for each.
 const MOST_KEYS: usize = 512;
 
 impl Suspects {
-    pub(super) fn everything() -> Self {
+    pub(crate) fn everything() -> Self {
         Self { everything: true, ..Self::default() }
     }
 
     /// Adds an element.
-    pub(super) fn add_key(&mut self, set: Set, key: Vec<u8>) {
+    pub(crate) fn add_key(&mut self, set: Set, key: Vec<u8>) {
         // What lies between two bounds says nothing without the others.
         if self.everything || self.sets.contains(&set) {
             return;

@@ -7,7 +7,7 @@ use lb_core::Family;
 
 /// The prefixes of one family as ranges in order, overlapping and adjacent ones made one: the first address, and the
 /// first one behind the range unless that would be past the last there is.
-pub(super) fn merged(prefixes: &[IpNet], family: Family) -> Vec<(IpAddr, Option<IpAddr>)> {
+pub(crate) fn merged(prefixes: &[IpNet], family: Family) -> Vec<(IpAddr, Option<IpAddr>)> {
     let mut ranges: Vec<(u128, Option<u128>)> = prefixes
         .iter()
         .filter(|prefix| Family::of(prefix.addr()) == family)

@@ -5,15 +5,13 @@ use std::time::{Duration, Instant};
 use lb_core::{DatapathError, Watcher};
 use lb_netlink::{Delivery, Listener, Message, Protocol, attributes, string, wait};
 
-use super::{
-    engine::failure,
-    layout::Set,
-    read,
-    suspects::{Shared, Suspects},
-    wire,
-};
 use crate::{
     netfilter::{FIXED, INET},
+    nftables::{
+        change::engine::failure,
+        check::suspects::{Shared, Suspects},
+        table::{layout::Set, read, wire},
+    },
     routes::{self, Signs, Told},
 };
 
@@ -21,7 +19,7 @@ use crate::{
 const NFTABLES_GROUP: u32 = 7;
 
 /// Listens in the network namespace of the thread that opened it.
-pub(super) struct NetfilterWatcher {
+pub(crate) struct NetfilterWatcher {
     tables: Listener,
     routes: Listener,
     ears: Ears,
@@ -36,7 +34,7 @@ struct Ears {
 
 impl NetfilterWatcher {
     /// `own` is the address of the socket that makes our own changes to the table.
-    pub(super) fn open(table: &str, own: u32, signs: Signs, suspects: Shared) -> lb_netlink::Result<Self> {
+    pub(crate) fn open(table: &str, own: u32, signs: Signs, suspects: Shared) -> lb_netlink::Result<Self> {
         let tables = Listener::open(Protocol::Netfilter, &[NFTABLES_GROUP], Some(own))?;
         suspects.add_listener(tables.pause());
         Ok(Self {

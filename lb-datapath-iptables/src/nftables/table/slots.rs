@@ -7,18 +7,18 @@ use std::collections::BTreeMap;
 
 use lb_core::{Backend, BackendAddr, BackendId, FrontendAddr, Protocol};
 
-use super::layout::{Element, Endpoint, Key, Value, block, nowhere};
+use crate::nftables::table::layout::{Element, Endpoint, Key, Value, block, nowhere};
 
 /// The backend in a slot.
-pub(super) type Slot = (BackendId, Backend);
+pub(crate) type Slot = (BackendId, Backend);
 
 /// Where the backend of a slot listens.
-pub(super) fn endpoint((_, backend): &Slot) -> Endpoint {
+pub(crate) fn endpoint((_, backend): &Slot) -> Endpoint {
     (backend.addr.ip, backend.addr.port)
 }
 
 /// The elements of a frontend's slots, in the order of their keys; `packed` says whether in blocks.
-pub(super) fn elements(addr: FrontendAddr, packed: bool, slots: &[Slot]) -> Vec<Element> {
+pub(crate) fn elements(addr: FrontendAddr, packed: bool, slots: &[Slot]) -> Vec<Element> {
     let mut names = Names::default();
     if !packed {
         let single = |(n, slot): (u32, &Slot)| {
@@ -63,16 +63,16 @@ const LOCAL: &str = " local";
 
 /// A slot as it was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct FoundSlot {
+pub(crate) struct FoundSlot {
     /// Its number.
-    pub(super) number: u32,
+    pub(crate) number: u32,
     endpoint: Endpoint,
     /// What its comment says of the backend: the id, and whether it is local.
     name: Option<(BackendId, bool)>,
 }
 
 /// The slots in an element; `None` if it makes no sense.
-pub(super) fn read(element: &Element) -> Option<Vec<FoundSlot>> {
+pub(crate) fn read(element: &Element) -> Option<Vec<FoundSlot>> {
     match (&element.key, &element.value) {
         (Key::Slot(_, number), &Value::Backend(ip, port)) => {
             let name = match element.comment.as_str() {
@@ -103,7 +103,7 @@ fn named(text: &str) -> Option<(BackendId, bool)> {
 }
 
 /// The backends of `count` slots, if none is missing, none too many, and each has a name.
-pub(super) fn resolve(addr: &FrontendAddr, packed: bool, count: u32, mut found: Vec<FoundSlot>) -> Option<Vec<Slot>> {
+pub(crate) fn resolve(addr: &FrontendAddr, packed: bool, count: u32, mut found: Vec<FoundSlot>) -> Option<Vec<Slot>> {
     found.sort_unstable_by_key(|slot| slot.number);
     let count = count as usize;
     let there = if packed { count.next_multiple_of(block(addr.family()) as usize) } else { count };

@@ -4,21 +4,27 @@ use std::collections::BTreeSet;
 
 use lb_core::{ApplyError, DatapathError, Drift, Expected, Inspection, State, diff};
 
-use super::{
-    engine::{Engine, Known, failure, foreign, frame, is_conflict},
-    inspect::{Finding, look},
-    kernel::{CommitError, Table},
-    layout::{Element, Key, Note, Value},
-    lower::Origin,
-    mend::Remedy,
-    suspects::Suspects,
-    wanted::Wanted,
+use crate::{
+    crash,
+    nftables::{
+        change::{
+            engine::{Engine, Known, failure, foreign, frame, is_conflict},
+            lower::Origin,
+        },
+        check::{
+            inspect::{Finding, look},
+            mend::Remedy,
+            suspects::Suspects,
+            wanted::Wanted,
+        },
+        kernel::{CommitError, Table},
+        table::layout::{Element, Key, Note, Value},
+    },
 };
-use crate::crash;
 
 impl Engine {
     /// Compares what is suspect, or everything, with what is expected.
-    pub(super) fn inspect(
+    pub(crate) fn inspect(
         &mut self,
         expected: Expected<'_>,
         inspection: Inspection,
@@ -40,7 +46,7 @@ impl Engine {
     }
 
     /// Puts back what is wrong, and what plans should have put there.
-    pub(super) fn repair(&mut self, expected: Expected<'_>, found: &[Drift]) -> Result<(), ApplyError> {
+    pub(crate) fn repair(&mut self, expected: Expected<'_>, found: &[Drift]) -> Result<(), ApplyError> {
         if !self.knows(found) {
             self.inspect(expected, Inspection::Everything).map_err(ApplyError::unknown)?;
         }

@@ -7,34 +7,35 @@ use std::{
 
 use lb_core::Family;
 
-use super::{
-    layout::{Pick, Set},
-    rules::{self, Rule},
-    wire,
+use crate::{
+    netfilter::FIXED,
+    nftables::table::{
+        layout::{Pick, Set},
+        rules::{self, Rule},
+        wire,
+    },
 };
 use lb_netlink::{Writer, attributes, string, u32_be};
 
-use crate::netfilter::FIXED;
-
 /// Everything of a table but its elements.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Ruleset {
+pub(crate) struct Ruleset {
     /// Whether the table is switched off (`flags dormant`).
-    pub(super) dormant: bool,
+    pub(crate) dormant: bool,
     /// Sets and maps by name.
-    pub(super) sets: BTreeMap<String, Shape>,
+    pub(crate) sets: BTreeMap<String, Shape>,
     /// Chains by name.
-    pub(super) chains: BTreeMap<String, FoundChain>,
+    pub(crate) chains: BTreeMap<String, FoundChain>,
 }
 
 /// What a set holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Shape {
-    pub(super) flags: u32,
-    pub(super) key: u32,
-    pub(super) key_length: u32,
-    pub(super) data: u32,
-    pub(super) data_length: u32,
+pub(crate) struct Shape {
+    pub(crate) flags: u32,
+    pub(crate) key: u32,
+    pub(crate) key_length: u32,
+    pub(crate) data: u32,
+    pub(crate) data_length: u32,
 }
 
 impl fmt::Display for Shape {
@@ -47,19 +48,19 @@ impl fmt::Display for Shape {
 
 /// A chain with its rules.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct FoundChain {
+pub(crate) struct FoundChain {
     /// Where it is hooked in.
-    pub(super) base: Option<Base>,
-    pub(super) rules: Vec<FoundRule>,
+    pub(crate) base: Option<Base>,
+    pub(crate) rules: Vec<FoundRule>,
 }
 
 /// What makes a base chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Base {
-    pub(super) kind: String,
-    pub(super) hook: u32,
-    pub(super) priority: i32,
-    pub(super) policy: u32,
+pub(crate) struct Base {
+    pub(crate) kind: String,
+    pub(crate) hook: u32,
+    pub(crate) priority: i32,
+    pub(crate) policy: u32,
 }
 
 impl fmt::Display for Base {
@@ -71,13 +72,13 @@ impl fmt::Display for Base {
 }
 
 /// How a base chain or the lack of one is printed.
-pub(super) fn base_text(base: &Option<Base>) -> String {
+pub(crate) fn base_text(base: &Option<Base>) -> String {
     base.as_ref().map_or_else(|| "no base chain".into(), ToString::to_string)
 }
 
 /// A rule, expression by expression.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct FoundRule(Vec<FoundExpr>);
+pub(crate) struct FoundRule(Vec<FoundExpr>);
 
 /// An expression: its name, and its attributes, those of nested ones by their path. One that is all zeros is the same
 /// as one that is not there.
@@ -117,7 +118,7 @@ impl FoundRule {
     }
 
     /// What the kernel lists once it was given `rule`.
-    pub(super) fn expected(rule: &Rule) -> Self {
+    pub(crate) fn expected(rule: &Rule) -> Self {
         let mut writer = Writer::default();
         writer.message(0, 0, &[], |w| wire::expressions(w, rule));
         let bytes = writer.finish(0);
@@ -210,7 +211,7 @@ impl FoundExpr {
 const ACCEPT: u32 = 1;
 
 /// What the table of frontends that go to `picks` consists of.
-pub(super) fn wanted(picks: &BTreeSet<Pick>) -> Ruleset {
+pub(crate) fn wanted(picks: &BTreeSet<Pick>) -> Ruleset {
     let sets = Set::ALL.iter().map(|&set| (set.name().to_owned(), wire::listed(set))).collect();
     let chains = rules::chains().into_iter().map(|chain| {
         let base = chain.hook.map(|(hook, priority)| Base { kind: "nat".into(), hook, priority, policy: ACCEPT });
@@ -226,7 +227,7 @@ fn wanted_pick(pick: &Pick) -> FoundChain {
 }
 
 /// The rule that leads packets of a family to the frontends.
-pub(super) fn dispatch(family: Family) -> FoundRule {
+pub(crate) fn dispatch(family: Family) -> FoundRule {
     FoundRule::expected(&rules::dispatch_of(family))
 }
 
@@ -235,7 +236,7 @@ fn found(rules: &[Rule]) -> Vec<FoundRule> {
 }
 
 /// Whether one message of a dump of tables is about `table` and says that it is switched off.
-pub(super) fn is_dormant(table: &str, payload: &[u8]) -> bool {
+pub(crate) fn is_dormant(table: &str, payload: &[u8]) -> bool {
     const DORMANT: u32 = 1;
     let found = attributes(payload.get(FIXED..).unwrap_or_default());
     let flags = found.find(2).and_then(u32_be).unwrap_or(0);
@@ -243,7 +244,7 @@ pub(super) fn is_dormant(table: &str, payload: &[u8]) -> bool {
 }
 
 /// The set in one message of a dump of sets, if it is in `table`.
-pub(super) fn read_set(table: &str, payload: &[u8]) -> Option<(String, Shape)> {
+pub(crate) fn read_set(table: &str, payload: &[u8]) -> Option<(String, Shape)> {
     let found = attributes(payload.get(FIXED..)?);
     (found.find(1).and_then(string)? == table).then_some(())?;
     let number = |kind| found.find(kind).and_then(u32_be).unwrap_or(0);
@@ -255,7 +256,7 @@ pub(super) fn read_set(table: &str, payload: &[u8]) -> Option<(String, Shape)> {
 }
 
 /// The chain in one message of a dump of chains, if it is in `table`.
-pub(super) fn read_chain(table: &str, payload: &[u8]) -> Option<(String, Option<Base>)> {
+pub(crate) fn read_chain(table: &str, payload: &[u8]) -> Option<(String, Option<Base>)> {
     let found = attributes(payload.get(FIXED..)?);
     (found.find(1).and_then(string)? == table).then_some(())?;
     let base = found.find(4).map(|hook| {
@@ -271,7 +272,7 @@ pub(super) fn read_chain(table: &str, payload: &[u8]) -> Option<(String, Option<
 }
 
 /// The rule in one message of a dump of rules, with its chain, if it is in `table`.
-pub(super) fn read_rule(table: &str, payload: &[u8]) -> Option<(String, FoundRule)> {
+pub(crate) fn read_rule(table: &str, payload: &[u8]) -> Option<(String, FoundRule)> {
     let found = attributes(payload.get(FIXED..)?);
     (found.find(1).and_then(string)? == table).then_some(())?;
     let rule = FoundRule::read(found.find(4).unwrap_or_default());

@@ -5,7 +5,7 @@
 
 use lb_core::Family;
 
-use super::layout::{Set, VERSION};
+use crate::nftables::table::layout::{Set, VERSION};
 
 const KEY_BYTE_ORDER: u8 = 0;
 const DATA_BYTE_ORDER: u8 = 1;
@@ -31,7 +31,7 @@ const META_L4PROTO: u32 = 16;
 const NUMGEN_MODULUS: u32 = 131_071;
 
 /// Userdata of a set.
-pub(super) fn of_set(set: Set) -> Vec<u8> {
+pub(crate) fn of_set(set: Set) -> Vec<u8> {
     let mut bytes = Vec::new();
     match set {
         Set::Frontends(_) | Set::Picks(_) => {
@@ -58,7 +58,7 @@ pub(super) fn of_set(set: Set) -> Vec<u8> {
 }
 
 /// Userdata of an element or a rule with a comment.
-pub(super) fn comment_of(comment: &str) -> Vec<u8> {
+pub(crate) fn comment_of(comment: &str) -> Vec<u8> {
     let text = cut(comment).as_bytes();
     let mut bytes = Vec::with_capacity(text.len() + 3);
     bytes.extend([0, u8::try_from(text.len() + 1).unwrap_or(u8::MAX)]);
@@ -68,31 +68,31 @@ pub(super) fn comment_of(comment: &str) -> Vec<u8> {
 }
 
 /// The comment in an element's userdata.
-pub(super) fn comment(userdata: &[u8]) -> Option<&str> {
+pub(crate) fn comment(userdata: &[u8]) -> Option<&str> {
     let [0, length, rest @ ..] = userdata else { return None };
     let text = rest.get(..usize::from(*length))?;
     std::str::from_utf8(text.strip_suffix(&[0])?).ok()
 }
 
 /// Userdata of our table: a comment that says whose it is.
-pub(super) fn marker() -> Vec<u8> {
+pub(crate) fn marker() -> Vec<u8> {
     comment_of(&format!("{MARKER}{VERSION}"))
 }
 
 /// Whether a table has our marker, of whatever layout.
-pub(super) fn is_marker(userdata: &[u8]) -> bool {
+pub(crate) fn is_marker(userdata: &[u8]) -> bool {
     let layout = comment(userdata).and_then(|text| text.strip_prefix(MARKER));
     layout.is_some_and(|layout| layout.parse::<u32>().is_ok())
 }
 
 /// What the marker says before the version of the layout.
-pub(super) const MARKER: &str = "lb layout ";
+pub(crate) const MARKER: &str = "lb layout ";
 
 /// Bytes of a comment; a longer one is cut.
 const MAX_COMMENT: usize = 253;
 
 /// A comment as far as there is room for it.
-pub(super) fn cut(comment: &str) -> &str {
+pub(crate) fn cut(comment: &str) -> &str {
     prefix(comment, MAX_COMMENT)
 }
 

@@ -7,27 +7,33 @@ use std::{
 
 use lb_core::{ApplyError, BackendAddr, DatapathError, ErrorKind, Family, FrontendAddr, Packet, Plan, State};
 
-use super::{
-    affinity,
-    draft::Draft,
-    inspect::Finding,
-    kernel::{Batch, CommitError, Kernel, Rebuild, Table},
-    layout::{Element, Key, Note, VERSION, Value},
-    lower::{Action, Lowered, Origin, Step, fixed_ways, lower},
-    mend,
-    mirror::Mirror,
-    observe::{Found, observe},
-    slots::endpoint,
-    suspects::Shared,
-    userdata::MARKER,
-};
 use crate::{
     conntrack::Allowed,
+    nftables::{
+        change::{
+            affinity,
+            draft::Draft,
+            lower::{Action, Lowered, Origin, Step, fixed_ways, lower},
+            mirror::Mirror,
+        },
+        check::{
+            inspect::Finding,
+            mend,
+            observe::{Found, observe},
+            suspects::Shared,
+        },
+        kernel::{Batch, CommitError, Kernel, Rebuild, Table},
+        table::{
+            layout::{Element, Key, Note, VERSION, Value},
+            slots::endpoint,
+            userdata::MARKER,
+        },
+    },
     routes::{self, Place, Signs},
 };
 
 /// Routes of virtual addresses.
-pub(super) trait Vips: Send {
+pub(crate) trait Vips: Send {
     fn observe(&mut self) -> lb_netlink::Result<BTreeSet<IpAddr>>;
     fn add(&mut self, vips: &[IpAddr]) -> lb_netlink::Result<BTreeMap<IpAddr, lb_netlink::Error>>;
     fn remove(&mut self, vips: &[IpAddr]) -> lb_netlink::Result<BTreeMap<IpAddr, lb_netlink::Error>>;
@@ -44,34 +50,34 @@ pub(super) trait Vips: Send {
 }
 
 /// Flows that the kernel remembers.
-pub(super) trait Flows: Send {
+pub(crate) trait Flows: Send {
     fn forget_stale(&mut self, allowed: &Allowed) -> lb_netlink::Result<usize>;
     fn backend_of(&mut self, packet: &Packet) -> lb_netlink::Result<Option<BackendAddr>>;
 }
 
 /// Everything that it acts on.
-pub(super) struct Engine {
-    pub(super) kernel: Box<dyn Kernel>,
-    pub(super) routes: Box<dyn Vips>,
-    pub(super) flows: Box<dyn Flows>,
+pub(crate) struct Engine {
+    pub(crate) kernel: Box<dyn Kernel>,
+    pub(crate) routes: Box<dyn Vips>,
+    pub(crate) flows: Box<dyn Flows>,
     /// The table's name, for messages.
-    pub(super) table: String,
-    pub(super) known: Option<Known>,
+    pub(crate) table: String,
+    pub(crate) known: Option<Known>,
     /// What a watcher took notice of.
-    pub(super) suspects: Shared,
+    pub(crate) suspects: Shared,
     /// What the last inspection found and no repair has put right.
-    pub(super) found: Vec<Finding>,
+    pub(crate) found: Vec<Finding>,
 }
 
 /// What the table holds, as far as this process knows.
-pub(super) struct Known {
-    pub(super) mirror: Mirror,
+pub(crate) struct Known {
+    pub(crate) mirror: Mirror,
     /// The table's generation; `None` if the table has to be made anew.
-    pub(super) generation: Option<u32>,
+    pub(crate) generation: Option<u32>,
     /// Handle of a table of ours that has to be made anew.
-    pub(super) damaged: Option<u64>,
+    pub(crate) damaged: Option<u64>,
     /// What a table that has to be made anew held.
-    pub(super) salvaged: State,
+    pub(crate) salvaged: State,
     /// Addresses that had their routes when the table was read, until the first plan has evened them out.
     routed: Option<BTreeSet<IpAddr>>,
     /// Addresses that got routes for a transaction which may not have taken.
@@ -80,7 +86,7 @@ pub(super) struct Known {
 
 impl Known {
     /// That nothing is there but routes.
-    pub(super) fn nothing(routed: BTreeSet<IpAddr>) -> Self {
+    pub(crate) fn nothing(routed: BTreeSet<IpAddr>) -> Self {
         Self {
             mirror: Mirror::default(),
             generation: None,
@@ -150,12 +156,12 @@ enum Outcome {
 }
 
 impl Engine {
-    pub(super) fn new(table: &str, kernel: Box<dyn Kernel>, routes: Box<dyn Vips>, flows: Box<dyn Flows>) -> Self {
+    pub(crate) fn new(table: &str, kernel: Box<dyn Kernel>, routes: Box<dyn Vips>, flows: Box<dyn Flows>) -> Self {
         let (suspects, found) = (Shared::default(), Vec::new());
         Self { kernel, routes, flows, table: table.to_owned(), known: None, suspects, found }
     }
 
-    pub(super) fn observe(&mut self) -> Result<State, DatapathError> {
+    pub(crate) fn observe(&mut self) -> Result<State, DatapathError> {
         let reading = |error| failure("reading the table", error);
         if !self.kernel.is_supported().map_err(reading)? {
             return Err(outdated());
@@ -173,7 +179,7 @@ impl Engine {
         Ok(state)
     }
 
-    pub(super) fn apply(&mut self, plan: &Plan) -> Result<(), ApplyError> {
+    pub(crate) fn apply(&mut self, plan: &Plan) -> Result<(), ApplyError> {
         plan.check_known(Draft::knows)?;
         if self.known.is_none() {
             self.observe().map_err(ApplyError::unknown)?;
@@ -203,7 +209,7 @@ impl Engine {
         }
     }
 
-    pub(super) fn cleanup(&mut self) -> Result<(), DatapathError> {
+    pub(crate) fn cleanup(&mut self) -> Result<(), DatapathError> {
         self.known = None;
         let table = self.remove_table();
         self.routes.cleanup().map_err(|error| failure("removing routes", error))?;
@@ -223,7 +229,7 @@ impl Engine {
     }
 
     /// From here on nothing is known: somebody else has the table's name.
-    pub(super) fn not_ours(&mut self) -> DatapathError {
+    pub(crate) fn not_ours(&mut self) -> DatapathError {
         self.known = None;
         let message = format!(
             "table inet {0} exists and is not ours (no marker: a comment \"{MARKER}{VERSION}\"): have its owner give it \
@@ -299,7 +305,7 @@ impl Engine {
     }
 
     /// From here on the mirror cannot be trusted.
-    pub(super) fn lost(&mut self, cause: DatapathError) -> ApplyError {
+    pub(crate) fn lost(&mut self, cause: DatapathError) -> ApplyError {
         self.known = None;
         ApplyError::unknown(cause)
     }
@@ -364,7 +370,7 @@ fn is_generation((origin, _): &(Origin, lb_netlink::Error)) -> bool {
 }
 
 /// What every transaction begins with.
-pub(super) fn frame(now: Option<u32>, next: u32) -> Vec<Step> {
+pub(crate) fn frame(now: Option<u32>, next: u32) -> Vec<Step> {
     let step = |origin, action| Step { origin, action };
     let note = |note, number| Element::new(Key::Note(note, number), Value::None);
     let generation = step(Origin::Generation, Action::Add(note(Note::Generation, next).comment("generation")));
@@ -411,7 +417,7 @@ fn frontend_of(op: &lb_core::Op) -> Option<FrontendAddr> {
 }
 
 /// Whether a message that holds the table against others was refused because of others.
-pub(super) fn is_conflict(error: &lb_netlink::Error) -> bool {
+pub(crate) fn is_conflict(error: &lb_netlink::Error) -> bool {
     matches!(error.errno(), Some(nix::libc::EEXIST | nix::libc::ENOENT))
 }
 
@@ -420,13 +426,13 @@ fn outdated() -> DatapathError {
     DatapathError::new(ErrorKind::Unsupported, message)
 }
 
-pub(super) fn foreign(error: lb_netlink::Error) -> DatapathError {
+pub(crate) fn foreign(error: lb_netlink::Error) -> DatapathError {
     let message = "the table was changed by somebody else; it is read again before the next change";
     DatapathError::new(ErrorKind::Busy, message).with_source(error)
 }
 
 /// An error of the kernel with what was being done.
-pub(super) fn failure(what: &str, error: lb_netlink::Error) -> DatapathError {
+pub(crate) fn failure(what: &str, error: lb_netlink::Error) -> DatapathError {
     let kind = kind(&error);
     let help = if kind == ErrorKind::Permission { " (needs CAP_NET_ADMIN)" } else { "" };
     DatapathError::new(kind, format!("{what} failed{help}")).with_source(error)

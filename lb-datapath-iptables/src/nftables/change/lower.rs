@@ -9,27 +9,33 @@ use lb_core::{
     Affinity, BackendSet, DatapathError, Family, Frontend, FrontendAddr, Lookup, NodeFacts, Protocol, Target,
 };
 
-use super::{
-    draft::Draft,
-    layout::{Bound, Choice, Element, Endpoint, How, Key, Note, Pick, Value},
-    mirror::{Counts, Mirror, hairpin, set_of},
-    observe::FAMILIES,
-    slots::{self, Slot, endpoint},
+use crate::{
+    nftables::table::ranges,
+    nftables::{
+        change::{
+            draft::Draft,
+            mirror::{Counts, Mirror, hairpin, set_of},
+        },
+        check::observe::FAMILIES,
+        table::{
+            layout::{Bound, Choice, Element, Endpoint, How, Key, Note, Pick, Value},
+            slots::{self, Slot, endpoint},
+        },
+    },
 };
-use crate::nftables::ranges;
 
 /// One operation, and the frontend that it is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Step {
+pub(crate) struct Step {
     /// Who is to blame if the kernel refuses it.
-    pub(super) origin: Origin,
+    pub(crate) origin: Origin,
     /// What to do.
-    pub(super) action: Action,
+    pub(crate) action: Action,
 }
 
 /// What an operation is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Origin {
+pub(crate) enum Origin {
     /// The table itself, or what frontends share.
     Shared,
     /// Shows that nobody else wrote to the table: it is refused if somebody did.
@@ -40,7 +46,7 @@ pub(super) enum Origin {
 
 /// An operation on the table.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Action {
+pub(crate) enum Action {
     /// Makes a pick chain.
     AddPick(Pick),
     /// Removes a pick chain.
@@ -53,26 +59,26 @@ pub(super) enum Action {
 
 /// A draft as operations, and what has to follow them.
 #[derive(Debug, Default)]
-pub(super) struct Lowered {
+pub(crate) struct Lowered {
     /// In the order in which the kernel must take them.
-    pub(super) steps: Vec<Step>,
+    pub(crate) steps: Vec<Step>,
     /// Addresses that need a route before.
-    pub(super) new_vips: BTreeMap<IpAddr, Vec<FrontendAddr>>,
+    pub(crate) new_vips: BTreeMap<IpAddr, Vec<FrontendAddr>>,
     /// Addresses that need no route afterwards.
-    pub(super) gone_vips: Vec<IpAddr>,
+    pub(crate) gone_vips: Vec<IpAddr>,
     /// Affinity records that must not outlive the operations.
-    pub(super) sweeps: BTreeMap<FrontendAddr, BTreeSet<Endpoint>>,
+    pub(crate) sweeps: BTreeMap<FrontendAddr, BTreeSet<Endpoint>>,
     /// UDP frontends whose flows must not outlive the operations, unless they go to one of these.
-    pub(super) flows: BTreeMap<FrontendAddr, BTreeSet<Endpoint>>,
+    pub(crate) flows: BTreeMap<FrontendAddr, BTreeSet<Endpoint>>,
     /// Frontends that cannot be carried.
-    pub(super) refused: Vec<(FrontendAddr, DatapathError)>,
+    pub(crate) refused: Vec<(FrontendAddr, DatapathError)>,
     acquired: Vec<Pick>,
     released: Vec<Pick>,
     made: BTreeSet<Pick>,
 }
 
 /// Lowers `draft` over `mirror`.
-pub(super) fn lower(draft: &Draft, mirror: &Mirror) -> Lowered {
+pub(crate) fn lower(draft: &Draft, mirror: &Mirror) -> Lowered {
     let mut lowered = Lowered::default();
     lowered.node(draft, mirror);
     lowered.hairpins(draft, mirror);
@@ -84,7 +90,7 @@ pub(super) fn lower(draft: &Draft, mirror: &Mirror) -> Lowered {
 
 impl Lowered {
     /// Takes the pick chains over into the mirror, once the operations took.
-    pub(super) fn settle(&self, mirror: &mut Mirror) {
+    pub(crate) fn settle(&self, mirror: &mut Mirror) {
         for pick in self.acquired.iter().copied() {
             mirror.picks.swap(None, Some(pick));
         }
@@ -94,7 +100,7 @@ impl Lowered {
     }
 
     /// Whether nothing is removed, so that the order of the operations matters little.
-    pub(super) fn only_adds(&self) -> bool {
+    pub(crate) fn only_adds(&self) -> bool {
         self.steps.iter().all(|step| matches!(step.action, Action::AddPick(_) | Action::Add(_)))
     }
 
@@ -275,7 +281,7 @@ fn choice(mirror: &Mirror, draft: Option<&Draft>, family: Family, frontend: &Fro
 }
 
 /// What a frontend's packets do if `set` is its set.
-pub(super) fn choice_of(family: Family, frontend: &Frontend, set: Option<&BackendSet>, slots: usize) -> Choice {
+pub(crate) fn choice_of(family: Family, frontend: &Frontend, set: Option<&BackendSet>, slots: usize) -> Choice {
     match (frontend.target, set) {
         (Target::Reject, _) => Choice::Refuse,
         (Target::Drop, _) | (Target::Set(_), None) => Choice::Drop,
@@ -304,26 +310,26 @@ fn before(mirror: &Mirror, frontend: &Frontend) -> Vec<Slot> {
 }
 
 /// The elements of a frontend's slots.
-pub(super) fn elements(addr: FrontendAddr, choice: Option<Choice>, slots: &[Slot]) -> Vec<Element> {
+pub(crate) fn elements(addr: FrontendAddr, choice: Option<Choice>, slots: &[Slot]) -> Vec<Element> {
     match choice.and_then(Choice::pick) {
         Some(pick) => slots::elements(addr, pick.is_packed(), slots),
         None => Vec::new(),
     }
 }
 
-/// A choice as an element of [`Set::Picks`](super::layout::Set).
-pub(super) fn way(family: Family, choice: Choice) -> Element {
+/// A choice as an element of [`Set::Picks`](crate::nftables::table::layout::Set).
+pub(crate) fn way(family: Family, choice: Choice) -> Element {
     Element::new(Key::Way(family, choice), Value::Go(choice))
 }
 
 /// The choices that are always there.
-pub(super) fn fixed_ways() -> impl Iterator<Item = Element> {
+pub(crate) fn fixed_ways() -> impl Iterator<Item = Element> {
     FAMILIES.into_iter().flat_map(|family| Choice::FIXED.map(|choice| way(family, choice)))
 }
 
-/// A frontend as an element of [`Set::Frontends`](super::layout::Set). Its comment is what a restart needs to know beyond
+/// A frontend as an element of [`Set::Frontends`](crate::nftables::table::layout::Set). Its comment is what a restart needs to know beyond
 /// what packets need, `frontend ID [set ID] [affinity …]`, and for people its label, `[for LABEL]`.
-pub(super) fn frontend_element(addr: FrontendAddr, frontend: &Frontend, choice: Choice, label: &str) -> Element {
+pub(crate) fn frontend_element(addr: FrontendAddr, frontend: &Frontend, choice: Choice, label: &str) -> Element {
     Element::new(Key::Frontend(addr), Value::Go(choice)).comment(comment(frontend, label))
 }
 
@@ -342,8 +348,8 @@ fn comment(frontend: &Frontend, label: &str) -> String {
     text
 }
 
-/// The facts about the node as elements of [`Set::Notes`](super::layout::Set).
-pub(super) fn notes(node: &NodeFacts) -> Vec<Element> {
+/// The facts about the node as elements of [`Set::Notes`](crate::nftables::table::layout::Set).
+pub(crate) fn notes(node: &NodeFacts) -> Vec<Element> {
     let note = |note, number, text: String| Element::new(Key::Note(note, number), Value::None).comment(text);
     let name = node.name.iter().map(|name| note(Note::NodeName, 0, name.as_str().to_owned()));
     let ips = (0..).zip(&node.ips).map(|(n, ip)| note(Note::NodeIp, n, ip.to_string()));
@@ -351,8 +357,8 @@ pub(super) fn notes(node: &NodeFacts) -> Vec<Element> {
     name.chain(ips).chain(cidrs).collect()
 }
 
-/// The prefixes of pods as elements of [`Set::Cluster`](super::layout::Set).
-pub(super) fn cluster(node: &NodeFacts, family: Family) -> Vec<Element> {
+/// The prefixes of pods as elements of [`Set::Cluster`](crate::nftables::table::layout::Set).
+pub(crate) fn cluster(node: &NodeFacts, family: Family) -> Vec<Element> {
     let bound = |ip, bound| Element::new(Key::Bound(ip, bound), Value::None);
     ranges::merged(&node.cluster_cidrs, family)
         .into_iter()

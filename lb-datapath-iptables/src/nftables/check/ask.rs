@@ -12,18 +12,20 @@ use lb_core::{
 };
 use nix::time::{ClockId, clock_gettime};
 
-use super::{
-    engine::{Flows, failure},
+use crate::nftables::{
+    change::engine::{Flows, failure},
     kernel::{Kernel, Table},
-    layout::{Bound, Choice, Key, Pick, Set, Value, block},
-    read::Read,
-    rules,
-    ruleset::{self, Ruleset},
-    wire::{Life, key_bytes},
+    table::{
+        layout::{Bound, Choice, Key, Pick, Set, Value, block},
+        read::Read,
+        rules,
+        ruleset::{self, Ruleset},
+        wire::{Life, key_bytes},
+    },
 };
 
 /// Asks about `packet`.
-pub(super) fn ask(
+pub(crate) fn ask(
     kernel: &mut dyn Kernel,
     flows: &mut dyn Flows,
     packet: &Packet,

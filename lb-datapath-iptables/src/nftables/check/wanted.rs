@@ -9,18 +9,22 @@ use std::{
 
 use lb_core::{BackendSet, Expected, Family, Frontend, FrontendAddr, Labels, State};
 
-use super::{
-    layout::{Choice, Element, Endpoint, Key, Note, Pick, VERSION, Value},
-    lower::{choice_of, cluster, elements, fixed_ways, frontend_element, notes, way},
-    mirror::{hairpin, set_of},
-    observe::{self, FAMILIES},
-    slots::Slot,
-    userdata,
+use crate::nftables::{
+    change::{
+        lower::{choice_of, cluster, elements, fixed_ways, frontend_element, notes, way},
+        mirror::{hairpin, set_of},
+    },
+    check::observe::{self, FAMILIES},
+    table::{
+        layout::{Choice, Element, Endpoint, Key, Note, Pick, VERSION, Value},
+        slots::Slot,
+        userdata,
+    },
 };
 
 /// The elements that a state stands for.
-pub(super) struct Wanted<'a> {
-    pub(super) state: &'a State,
+pub(crate) struct Wanted<'a> {
+    pub(crate) state: &'a State,
     labels: &'a Labels,
     /// The table's generation, if this process knows it.
     generation: Option<u32>,
@@ -33,7 +37,7 @@ pub(super) struct Wanted<'a> {
 }
 
 impl<'a> Wanted<'a> {
-    pub(super) fn new(expected: Expected<'a>, generation: Option<u32>) -> Self {
+    pub(crate) fn new(expected: Expected<'a>, generation: Option<u32>) -> Self {
         let Expected { state, labels } = expected;
         let bounds = FAMILIES.into_iter().flat_map(|family| cluster(&state.node, family)).collect();
         Self {
@@ -49,12 +53,12 @@ impl<'a> Wanted<'a> {
     }
 
     /// Whether there need not even be a table.
-    pub(super) fn is_nothing(&self) -> bool {
+    pub(crate) fn is_nothing(&self) -> bool {
         self.generation.is_none() && *self.state == State::default()
     }
 
     /// The element with `key`, if there should be one.
-    pub(super) fn element(&self, key: &Key) -> Option<Element> {
+    pub(crate) fn element(&self, key: &Key) -> Option<Element> {
         match key {
             Key::Frontend(addr) => self.frontend(addr),
             Key::Way(family, choice) => {
@@ -79,7 +83,7 @@ impl<'a> Wanted<'a> {
     }
 
     /// The keys of all elements, those that packets write excepted.
-    pub(super) fn keys(&self) -> impl Iterator<Item = Key> {
+    pub(crate) fn keys(&self) -> impl Iterator<Item = Key> {
         let of_frontends = self.state.frontends.keys().flat_map(|&addr| {
             let slots = self.slots(&addr);
             std::iter::once(Key::Frontend(addr)).chain((0..slots.len()).map(move |at| slots[at].key))
@@ -93,18 +97,18 @@ impl<'a> Wanted<'a> {
     }
 
     /// Key of the note that shows that nobody else wrote the table.
-    pub(super) fn generation_key(&self) -> Option<Key> {
+    pub(crate) fn generation_key(&self) -> Option<Key> {
         self.generation.map(|generation| Key::Note(Note::Generation, generation))
     }
 
     /// The notes about the table and the node, all but the generation.
-    pub(super) fn notes(&self) -> Vec<Element> {
+    pub(crate) fn notes(&self) -> Vec<Element> {
         let layout = Element::new(Key::Note(Note::Layout, VERSION), Value::None).comment("layout");
         self.notes.iter().cloned().chain([layout]).collect()
     }
 
     /// The prefixes of pods of a family.
-    pub(super) fn bounds(&self, family: Family) -> Vec<Element> {
+    pub(crate) fn bounds(&self, family: Family) -> Vec<Element> {
         self.bounds
             .iter()
             .filter(|bound| matches!(bound.key, Key::Bound(ip, _) if Family::of(ip) == family))
@@ -113,7 +117,7 @@ impl<'a> Wanted<'a> {
     }
 
     /// Every chain that picks for some frontend.
-    pub(super) fn picks(&self) -> &BTreeSet<Pick> {
+    pub(crate) fn picks(&self) -> &BTreeSet<Pick> {
         self.picks.get_or_init(|| {
             let choices = self.state.frontends.iter().map(|(addr, frontend)| self.choice(addr, frontend));
             choices.filter_map(Choice::pick).collect()
@@ -121,14 +125,14 @@ impl<'a> Wanted<'a> {
     }
 
     /// The backends of a frontend.
-    pub(super) fn endpoints(&self, addr: &FrontendAddr) -> BTreeSet<Endpoint> {
+    pub(crate) fn endpoints(&self, addr: &FrontendAddr) -> BTreeSet<Endpoint> {
         let set = self.state.frontends.get(addr).and_then(|frontend| self.set(frontend));
         let backends = set.into_iter().flat_map(|set| set.slots.iter()).filter_map(|id| self.state.backends.get(id));
         backends.map(|backend| (backend.addr.ip, backend.addr.port)).collect()
     }
 
     /// Addresses that need routes.
-    pub(super) fn vips(&self) -> BTreeSet<IpAddr> {
+    pub(crate) fn vips(&self) -> BTreeSet<IpAddr> {
         self.state.frontends.keys().map(|addr| addr.ip).collect()
     }
 
@@ -171,7 +175,7 @@ impl<'a> Wanted<'a> {
 const FEW_SLOTS: usize = 8;
 
 /// Whether `found` is as `wanted` in all that matters. A frontend's label is for people: it may be an older one.
-pub(super) fn agrees(wanted: &Element, found: &Element) -> bool {
+pub(crate) fn agrees(wanted: &Element, found: &Element) -> bool {
     let same = match wanted.key {
         Key::Frontend(_) => observe::parse(&wanted.comment) == observe::parse(&found.comment),
         Key::Slot(..) | Key::Block(..) => wanted.comment == found.comment,

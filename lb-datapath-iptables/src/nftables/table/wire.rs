@@ -6,56 +6,58 @@ use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST}
 
 use lb_core::Family;
 
-use super::{
-    layout::{Bound, CHOICE, Choice, Element, Endpoint, Key, Pick, Set, Value, block},
-    rules::{self, Chain, Conntrack, Expr, Rule},
-    ruleset, userdata,
+use crate::{
+    netfilter::{INET, IPV4, IPV6, NFTABLES, fixed, kind},
+    nftables::table::{
+        layout::{Bound, CHOICE, Choice, Element, Endpoint, Key, Pick, Set, Value, block},
+        rules::{self, Chain, Conntrack, Expr, Rule},
+        ruleset, userdata,
+    },
 };
-use crate::netfilter::{INET, IPV4, IPV6, NFTABLES, fixed, kind};
 use lb_netlink::Writer;
 
-pub(super) const NEW_TABLE: u16 = kind(NFTABLES, 0);
-pub(super) const GET_TABLE: u16 = kind(NFTABLES, 1);
-pub(super) const DELETE_TABLE: u16 = kind(NFTABLES, 2);
+pub(crate) const NEW_TABLE: u16 = kind(NFTABLES, 0);
+pub(crate) const GET_TABLE: u16 = kind(NFTABLES, 1);
+pub(crate) const DELETE_TABLE: u16 = kind(NFTABLES, 2);
 const NEW_CHAIN: u16 = kind(NFTABLES, 3);
-pub(super) const GET_CHAIN: u16 = kind(NFTABLES, 4);
+pub(crate) const GET_CHAIN: u16 = kind(NFTABLES, 4);
 const DELETE_CHAIN: u16 = kind(NFTABLES, 5);
 const NEW_RULE: u16 = kind(NFTABLES, 6);
-pub(super) const GET_RULE: u16 = kind(NFTABLES, 7);
+pub(crate) const GET_RULE: u16 = kind(NFTABLES, 7);
 const DELETE_RULE: u16 = kind(NFTABLES, 8);
 const NEW_SET: u16 = kind(NFTABLES, 9);
-pub(super) const GET_SET: u16 = kind(NFTABLES, 10);
+pub(crate) const GET_SET: u16 = kind(NFTABLES, 10);
 const DELETE_SET: u16 = kind(NFTABLES, 11);
-pub(super) const NEW_ELEMENT: u16 = kind(NFTABLES, 12);
-pub(super) const GET_ELEMENT: u16 = kind(NFTABLES, 13);
-pub(super) const DELETE_ELEMENT: u16 = kind(NFTABLES, 14);
+pub(crate) const NEW_ELEMENT: u16 = kind(NFTABLES, 12);
+pub(crate) const GET_ELEMENT: u16 = kind(NFTABLES, 13);
+pub(crate) const DELETE_ELEMENT: u16 = kind(NFTABLES, 14);
 /// Ends what the kernel tells of a transaction.
-pub(super) const NEW_GENERATION: u16 = kind(NFTABLES, 15);
+pub(crate) const NEW_GENERATION: u16 = kind(NFTABLES, 15);
 const GET_GENERATION: u16 = kind(NFTABLES, 16);
 /// Linux 6.3. Nothing older removes a record that may run out before the transaction takes: a plain removal is refused
 /// for one that is gone, and so is adding it first where a packet has put another backend there.
 const DESTROY_ELEMENT: u16 = kind(NFTABLES, 30);
 
 /// Attributes of tables (`NFTA_TABLE_*`).
-pub(super) mod table {
-    pub(in super::super) const NAME: u16 = 1;
-    pub(in super::super) const HANDLE: u16 = 4;
-    pub(in super::super) const USERDATA: u16 = 6;
+pub(crate) mod table {
+    pub(crate) const NAME: u16 = 1;
+    pub(crate) const HANDLE: u16 = 4;
+    pub(crate) const USERDATA: u16 = 6;
 }
 
 /// Attributes of elements (`NFTA_SET_ELEM_*`).
-pub(super) mod element {
-    pub(in super::super) const KEY: u16 = 1;
-    pub(in super::super) const DATA: u16 = 2;
-    pub(in super::super) const FLAGS: u16 = 3;
-    pub(in super::super) const TIMEOUT: u16 = 4;
-    pub(in super::super) const EXPIRATION: u16 = 5;
-    pub(in super::super) const USERDATA: u16 = 6;
-    pub(in super::super) const FLAG_INTERVAL_END: u32 = 1;
+pub(crate) mod element {
+    pub(crate) const KEY: u16 = 1;
+    pub(crate) const DATA: u16 = 2;
+    pub(crate) const FLAGS: u16 = 3;
+    pub(crate) const TIMEOUT: u16 = 4;
+    pub(crate) const EXPIRATION: u16 = 5;
+    pub(crate) const USERDATA: u16 = 6;
+    pub(crate) const FLAG_INTERVAL_END: u32 = 1;
 }
 
 /// The list of elements in a message about elements.
-pub(super) const ELEMENTS: u16 = 3;
+pub(crate) const ELEMENTS: u16 = 3;
 const LIST_ITEM: u16 = 1;
 const DATA_VALUE: u16 = 1;
 const DATA_VERDICT: u16 = 2;
@@ -65,7 +67,7 @@ const VERDICT_GOTO: i32 = -4;
 const VERDICT_REGISTER: u8 = 0;
 
 /// Maps whose values are verdicts have this data type.
-pub(super) const TYPE_VERDICT: u32 = 0xffff_ff00;
+pub(crate) const TYPE_VERDICT: u32 = 0xffff_ff00;
 const TYPE_IPV4: u32 = 7;
 const TYPE_IPV6: u32 = 8;
 const TYPE_PROTO: u32 = 12;
@@ -83,7 +85,7 @@ const MESSAGE_ELEMENTS: usize = 48 << 10;
 
 /// What to do with elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verb {
+pub(crate) enum Verb {
     /// Fails if the element is there.
     Add,
     /// Fails if the element is not there.
@@ -94,16 +96,16 @@ pub(super) enum Verb {
 
 /// A client's record, with what is left of its time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Life {
+pub(crate) struct Life {
     /// Milliseconds from one use to the end.
-    pub(super) timeout: u64,
+    pub(crate) timeout: u64,
     /// Milliseconds that are left.
-    pub(super) left: u64,
+    pub(crate) left: u64,
 }
 
 /// An element in a message: removing one takes its key.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Item<'a> {
+pub(crate) enum Item<'a> {
     /// Its key.
     Key(&'a Key),
     /// All of it, and its life if it has an end.
@@ -111,23 +113,23 @@ pub(super) enum Item<'a> {
 }
 
 /// Opens a batch.
-pub(super) fn begin(w: &mut Writer) {
+pub(crate) fn begin(w: &mut Writer) {
     w.message(crate::netfilter::BATCH_BEGIN, NLM_F_REQUEST, &fixed(0, NFTABLES), |_| {});
 }
 
 /// Ends a batch. The message before it is acknowledged once the batch is committed.
-pub(super) fn end(w: &mut Writer) {
+pub(crate) fn end(w: &mut Writer) {
     w.flag_last(netlink_packet_core::NLM_F_ACK);
     w.message(crate::netfilter::BATCH_END, NLM_F_REQUEST, &fixed(0, NFTABLES), |_| {});
 }
 
 /// Removes a table with all that is in it: this very one, not another of its name.
-pub(super) fn remove_table(w: &mut Writer, handle: u64) {
+pub(crate) fn remove_table(w: &mut Writer, handle: u64) {
     message(w, DELETE_TABLE, 0, |w| w.put_u64(table::HANDLE, handle));
 }
 
 /// Adds a table with our marker.
-pub(super) fn add_table(w: &mut Writer, table: &str) {
+pub(crate) fn add_table(w: &mut Writer, table: &str) {
     message(w, NEW_TABLE, NLM_F_CREATE | NLM_F_EXCL, |w| {
         w.put_str(table::NAME, table);
         w.put(table::USERDATA, &userdata::marker());
@@ -135,7 +137,7 @@ pub(super) fn add_table(w: &mut Writer, table: &str) {
 }
 
 /// Adds a set or map.
-pub(super) fn add_set(w: &mut Writer, table: &str, set: Set, id: u32, size: u32) {
+pub(crate) fn add_set(w: &mut Writer, table: &str, set: Set, id: u32, size: u32) {
     let shape = shape(set);
     message(w, NEW_SET, NLM_F_CREATE | NLM_F_EXCL, |w| {
         w.put_str(1, table);
@@ -156,12 +158,12 @@ pub(super) fn add_set(w: &mut Writer, table: &str, set: Set, id: u32, size: u32)
 }
 
 /// Adds a chain that is always there, without its rules.
-pub(super) fn add_chain(w: &mut Writer, table: &str, chain: &Chain) {
+pub(crate) fn add_chain(w: &mut Writer, table: &str, chain: &Chain) {
     add_named_chain(w, table, chain.name, chain.hook);
 }
 
 /// Adds a chain without rules; with a hook, a base chain of type nat.
-pub(super) fn add_named_chain(w: &mut Writer, table: &str, name: &str, hook: Option<(u32, i32)>) {
+pub(crate) fn add_named_chain(w: &mut Writer, table: &str, name: &str, hook: Option<(u32, i32)>) {
     message(w, NEW_CHAIN, NLM_F_CREATE | NLM_F_EXCL, |w| {
         w.put_str(1, table);
         w.put_str(3, name);
@@ -177,7 +179,7 @@ pub(super) fn add_named_chain(w: &mut Writer, table: &str, name: &str, hook: Opt
 }
 
 /// Adds a rule at the end of a chain.
-pub(super) fn add_rule(w: &mut Writer, table: &str, chain: &str, rule: &Rule) {
+pub(crate) fn add_rule(w: &mut Writer, table: &str, chain: &str, rule: &Rule) {
     message(w, NEW_RULE, NLM_F_CREATE | NLM_F_APPEND, |w| {
         w.put_str(1, table);
         w.put_str(2, chain);
@@ -189,12 +191,12 @@ pub(super) fn add_rule(w: &mut Writer, table: &str, chain: &str, rule: &Rule) {
 }
 
 /// The expressions of a rule.
-pub(super) fn expressions(w: &mut Writer, rule: &Rule) {
+pub(crate) fn expressions(w: &mut Writer, rule: &Rule) {
     rule.expressions.iter().for_each(|expr| expression(w, expr));
 }
 
 /// Adds a pick chain with its rules.
-pub(super) fn add_pick(w: &mut Writer, table: &str, pick: &Pick) {
+pub(crate) fn add_pick(w: &mut Writer, table: &str, pick: &Pick) {
     let name = pick.to_string();
     add_named_chain(w, table, &name, None);
     for rule in rules::pick(pick) {
@@ -203,7 +205,7 @@ pub(super) fn add_pick(w: &mut Writer, table: &str, pick: &Pick) {
 }
 
 /// Removes the rules of a chain.
-pub(super) fn flush_chain(w: &mut Writer, table: &str, chain: &str) {
+pub(crate) fn flush_chain(w: &mut Writer, table: &str, chain: &str) {
     message(w, DELETE_RULE, 0, |w| {
         w.put_str(1, table);
         w.put_str(2, chain);
@@ -211,7 +213,7 @@ pub(super) fn flush_chain(w: &mut Writer, table: &str, chain: &str) {
 }
 
 /// Removes a chain of any name; it has no rules any more.
-pub(super) fn remove_chain(w: &mut Writer, table: &str, chain: &str) {
+pub(crate) fn remove_chain(w: &mut Writer, table: &str, chain: &str) {
     message(w, DELETE_CHAIN, 0, |w| {
         w.put_str(1, table);
         w.put_str(3, chain);
@@ -219,7 +221,7 @@ pub(super) fn remove_chain(w: &mut Writer, table: &str, chain: &str) {
 }
 
 /// Removes a set of any name.
-pub(super) fn remove_set(w: &mut Writer, table: &str, set: &str) {
+pub(crate) fn remove_set(w: &mut Writer, table: &str, set: &str) {
     message(w, DELETE_SET, 0, |w| {
         w.put_str(1, table);
         w.put_str(2, set);
@@ -227,7 +229,7 @@ pub(super) fn remove_set(w: &mut Writer, table: &str, set: &str) {
 }
 
 /// Removes every element of a set.
-pub(super) fn flush_set(w: &mut Writer, table: &str, set: Set) {
+pub(crate) fn flush_set(w: &mut Writer, table: &str, set: Set) {
     message(w, DELETE_ELEMENT, 0, |w| {
         w.put_str(1, table);
         w.put_str(2, set.name());
@@ -235,17 +237,17 @@ pub(super) fn flush_set(w: &mut Writer, table: &str, set: Set) {
 }
 
 /// Removes an element if it is there, by the bytes of its key: whoever made it.
-pub(super) fn forget_raw(w: &mut Writer, table: &str, set: Set, key: &[u8]) {
+pub(crate) fn forget_raw(w: &mut Writer, table: &str, set: Set, key: &[u8]) {
     message(w, DESTROY_ELEMENT, 0, |w| one_raw(w, table, set, key));
 }
 
 /// Asks for one element.
-pub(super) fn ask_element(w: &mut Writer, table: &str, set: Set, key: &[u8]) {
+pub(crate) fn ask_element(w: &mut Writer, table: &str, set: Set, key: &[u8]) {
     message(w, GET_ELEMENT, 0, |w| one_raw(w, table, set, key));
 }
 
 /// Asks for the number of the ruleset, which grows with each transaction.
-pub(super) fn ask_generation(w: &mut Writer) {
+pub(crate) fn ask_generation(w: &mut Writer) {
     w.message(GET_GENERATION, NLM_F_REQUEST, &fixed(0, 0), |_| {});
 }
 
@@ -258,12 +260,12 @@ fn one_raw(w: &mut Writer, table: &str, set: Set, key: &[u8]) {
 }
 
 /// Removes a pick chain with its rules.
-pub(super) fn remove_pick(w: &mut Writer, table: &str, pick: &Pick) {
+pub(crate) fn remove_pick(w: &mut Writer, table: &str, pick: &Pick) {
     remove_chain(w, table, &pick.to_string());
 }
 
 /// Adds or removes elements of one set, in one message or, where they are many, in several.
-pub(super) fn elements<'a>(
+pub(crate) fn elements<'a>(
     w: &mut Writer,
     table: &str,
     verb: Verb,
@@ -293,7 +295,7 @@ pub(super) fn elements<'a>(
 }
 
 /// The bytes of a key, each part padded to whole registers.
-pub(super) fn key_bytes(key: &Key) -> Vec<u8> {
+pub(crate) fn key_bytes(key: &Key) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(40);
     match *key {
         Key::Frontend(addr) => frontend(&mut bytes, &addr),
@@ -409,7 +411,7 @@ fn go(w: &mut Writer, chain: &str) {
 }
 
 /// A set as the kernel lists it.
-pub(super) fn listed(set: Set) -> ruleset::Shape {
+pub(crate) fn listed(set: Set) -> ruleset::Shape {
     let Shape { flags, key, data, data_length } = shape(set);
     ruleset::Shape {
         flags,

@@ -7,15 +7,17 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use lb_core::{Affinity, FLOW_SEED, Family};
 
-use super::layout::{CHOICE, How, Pick, Set, block, millis};
-use crate::netfilter::{IPV4, IPV6};
+use crate::{
+    netfilter::{IPV4, IPV6},
+    nftables::table::layout::{CHOICE, How, Pick, Set, block, millis},
+};
 
 /// A register of four bytes. Longer values take the ones behind it too.
-pub(super) type Register = u8;
+pub(crate) type Register = u8;
 
 /// One expression of a rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Expr {
+pub(crate) enum Expr {
     /// Loads the protocol of the network layer, as `NFPROTO_*`, one byte.
     NetworkProtocol { to: Register },
     /// Loads the protocol of the transport layer, one byte.
@@ -66,7 +68,7 @@ pub(super) enum Expr {
 
 /// Where in a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Layer {
+pub(crate) enum Layer {
     /// At the IP header.
     Network = 1,
     /// At the TCP or UDP header.
@@ -75,7 +77,7 @@ pub(super) enum Layer {
 
 /// What of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Conntrack {
+pub(crate) enum Conntrack {
     /// `IPS_*` bits.
     Status,
     /// Destination address before translation.
@@ -86,11 +88,11 @@ pub(super) enum Conntrack {
 
 /// A rule.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
-pub(super) struct Rule {
+pub(crate) struct Rule {
     /// Expressions, carried out until one ends the rule.
-    pub(super) expressions: Vec<Expr>,
+    pub(crate) expressions: Vec<Expr>,
     /// What `nft list` shows behind it, empty for nothing.
-    pub(super) comment: &'static str,
+    pub(crate) comment: &'static str,
 }
 
 impl From<Vec<Expr>> for Rule {
@@ -101,26 +103,26 @@ impl From<Vec<Expr>> for Rule {
 
 /// A chain that is always there.
 #[derive(Clone, Debug)]
-pub(super) struct Chain {
+pub(crate) struct Chain {
     /// Its name.
-    pub(super) name: &'static str,
+    pub(crate) name: &'static str,
     /// Hook number and priority, for a base chain of type nat.
-    pub(super) hook: Option<(u32, i32)>,
+    pub(crate) hook: Option<(u32, i32)>,
     /// Its rules.
-    pub(super) rules: Vec<Rule>,
+    pub(crate) rules: Vec<Rule>,
 }
 
 const REFUSE_CHAIN: &str = "refuse";
 
 /// Name of the chain that refuses.
-pub(super) const fn refuse() -> &'static str {
+pub(crate) const fn refuse() -> &'static str {
     REFUSE_CHAIN
 }
 
 /// The chains that are always there, each after those it leads to.
 ///
 /// They are of type nat, so that only the first packet of a flow walks them; what comes later belongs to conntrack.
-pub(super) fn chains() -> Vec<Chain> {
+pub(crate) fn chains() -> Vec<Chain> {
     vec![
         Chain { name: REFUSE_CHAIN, hook: None, rules: refuse_rules() },
         Chain { name: masquerade_chain(Family::V4), hook: None, rules: masquerade_rules(Family::V4) },
@@ -132,7 +134,7 @@ pub(super) fn chains() -> Vec<Chain> {
 }
 
 /// Rules of a pick chain.
-pub(super) fn pick(pick: &Pick) -> Vec<Rule> {
+pub(crate) fn pick(pick: &Pick) -> Vec<Rule> {
     match pick.affinity {
         None if pick.is_packed() => {
             (0..8).take(block(pick.family) as usize).map(|n| pick_from_block(pick, n)).collect()
@@ -163,7 +165,7 @@ fn dispatch() -> Vec<Rule> {
 ///
 /// `nft list` (1.0.6) aborts on a key that comes straight from a map. What it takes for the key is what it saw loaded there
 /// last by itself; so numbers are loaded first, and the value begins one register early.
-pub(super) fn dispatch_of(family: Family) -> Rule {
+pub(crate) fn dispatch_of(family: Family) -> Rule {
     let mut rule = only(family);
     rule.extend(frontend(family, R0));
     let key = R0 + 8;
@@ -239,7 +241,7 @@ fn refuse_rules() -> Vec<Rule> {
 }
 
 /// Name of the chain that translates the sources of a family.
-pub(super) const fn masquerade_chain(family: Family) -> &'static str {
+pub(crate) const fn masquerade_chain(family: Family) -> &'static str {
     match family {
         Family::V4 => "masquerade4",
         Family::V6 => "masquerade6",
@@ -420,7 +422,7 @@ fn mask(family: Family, prefix: u8) -> Vec<u8> {
 }
 
 /// `ip` with all but the first `prefix` bits cleared.
-pub(super) fn masked(ip: IpAddr, prefix: u8) -> IpAddr {
+pub(crate) fn masked(ip: IpAddr, prefix: u8) -> IpAddr {
     let prefix = u32::from(prefix);
     match ip {
         IpAddr::V4(ip) => Ipv4Addr::from_bits(ip.to_bits() & !u32::MAX.checked_shr(prefix).unwrap_or(0)).into(),
@@ -429,7 +431,7 @@ pub(super) fn masked(ip: IpAddr, prefix: u8) -> IpAddr {
 }
 
 /// The bytes of an address.
-pub(super) fn octets(ip: IpAddr) -> Vec<u8> {
+pub(crate) fn octets(ip: IpAddr) -> Vec<u8> {
     match ip {
         IpAddr::V4(ip) => ip.octets().to_vec(),
         IpAddr::V6(ip) => ip.octets().to_vec(),

@@ -12,18 +12,22 @@ use lb_core::{
     Affinity, BackendSet, Family, Frontend, FrontendAddr, FrontendId, NodeFacts, NodeName, SetId, State, Target,
 };
 
-use super::{
+use crate::nftables::{
+    change::{
+        lower::{cluster, fixed_ways},
+        mirror::{Counts, Mirror, hairpin},
+    },
     kernel::{Kernel, Table},
-    layout::{Choice, Element, Key, Note, Pick, Set, VERSION, Value},
-    lower::{cluster, fixed_ways},
-    mirror::{Counts, Mirror, hairpin},
-    rules,
-    slots::{self, FoundSlot},
+    table::{
+        layout::{Choice, Element, Key, Note, Pick, Set, VERSION, Value},
+        rules,
+        slots::{self, FoundSlot},
+    },
 };
 
 /// What was found.
 #[derive(Debug)]
-pub(super) enum Found {
+pub(crate) enum Found {
     /// No table.
     Nothing,
     /// A table of somebody else's.
@@ -36,7 +40,7 @@ pub(super) enum Found {
 }
 
 /// Reads the table.
-pub(super) fn observe(kernel: &mut dyn Kernel) -> lb_netlink::Result<Found> {
+pub(crate) fn observe(kernel: &mut dyn Kernel) -> lb_netlink::Result<Found> {
     let handle = match kernel.table()? {
         Table::Absent => return Ok(Found::Nothing),
         Table::Foreign => return Ok(Found::Foreign),
@@ -220,7 +224,7 @@ fn rules_of(picks: &Counts<Pick>) -> u64 {
 
 /// What a frontend's comment says beside its label.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Comment {
+pub(crate) struct Comment {
     id: FrontendId,
     set: Option<SetId>,
     affinity: Option<Affinity>,
@@ -239,8 +243,8 @@ impl fmt::Display for Comment {
     }
 }
 
-/// Reads the comment of a [`frontend_element`](super::lower::frontend_element).
-pub(super) fn parse(text: &str) -> Option<Comment> {
+/// Reads the comment of a [`frontend_element`](crate::nftables::change::lower::frontend_element).
+pub(crate) fn parse(text: &str) -> Option<Comment> {
     let rest = text.strip_prefix("frontend ")?;
     let (id, mut rest) = word(rest);
     let id = FrontendId::new(id.parse().ok()?)?;
@@ -271,4 +275,4 @@ fn word(text: &str) -> (&str, &str) {
 }
 
 /// IPv4 and IPv6, for what exists once per family.
-pub(super) const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
+pub(crate) const FAMILIES: [Family; 2] = [Family::V4, Family::V6];

@@ -7,17 +7,17 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use lb_core::FrontendAddr;
 
-use super::{
+use crate::nftables::{
+    check::observe::FAMILIES,
     kernel::{Batch, Kernel},
-    layout::{Element, Endpoint, Key, Set, Value},
-    observe::FAMILIES,
+    table::layout::{Element, Endpoint, Key, Set, Value},
 };
 
 /// Which records of a frontend may stay: those that lead to one of these backends.
-pub(super) type Sweeps = BTreeMap<FrontendAddr, BTreeSet<Endpoint>>;
+pub(crate) type Sweeps = BTreeMap<FrontendAddr, BTreeSet<Endpoint>>;
 
 /// The records that may not stay.
-pub(super) fn stale(kernel: &mut dyn Kernel, sweeps: &Sweeps) -> lb_netlink::Result<Vec<(FrontendAddr, Key)>> {
+pub(crate) fn stale(kernel: &mut dyn Kernel, sweeps: &Sweeps) -> lb_netlink::Result<Vec<(FrontendAddr, Key)>> {
     let mut found = Vec::new();
     for family in FAMILIES {
         if sweeps.keys().any(|addr| addr.family() == family) {
@@ -30,7 +30,7 @@ pub(super) fn stale(kernel: &mut dyn Kernel, sweeps: &Sweeps) -> lb_netlink::Res
 }
 
 /// Removes what packets wrote while the new form was on its way.
-pub(super) fn sweep(kernel: &mut dyn Kernel, sweeps: &Sweeps) -> lb_netlink::Result<()> {
+pub(crate) fn sweep(kernel: &mut dyn Kernel, sweeps: &Sweeps) -> lb_netlink::Result<()> {
     let records = stale(kernel, sweeps)?;
     if records.is_empty() {
         return Ok(());

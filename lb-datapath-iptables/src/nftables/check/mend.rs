@@ -4,36 +4,43 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 use lb_core::{Family, FrontendAddr, Protocol};
 
-use super::{
-    inspect::{Finding, Object},
-    kernel::{Kernel, Mend, Mended},
-    layout::{Element, Key, Set},
-    read::{self, Read},
-    rules,
-    wanted::Wanted,
+use crate::{
+    conntrack::Allowed,
+    nftables::{
+        check::{
+            inspect::{Finding, Object},
+            wanted::Wanted,
+        },
+        kernel::{Kernel, Mend, Mended},
+        table::{
+            layout::{Element, Key, Set},
+            read::{self, Read},
+            rules,
+        },
+    },
+    routes::Place,
 };
-use crate::{conntrack::Allowed, routes::Place};
 
 /// What to do about the findings.
 #[derive(Debug, Default)]
-pub(super) struct Remedy {
+pub(crate) struct Remedy {
     /// Whether the table has to be made anew.
-    pub(super) table: bool,
+    pub(crate) table: bool,
     /// What the transaction does otherwise.
-    pub(super) mend: Mend,
+    pub(crate) mend: Mend,
     /// Whether the notes are written anew, the generation with them.
-    pub(super) notes: bool,
+    pub(crate) notes: bool,
     /// Routes to write.
-    pub(super) missing_routes: Vec<(Place, IpAddr)>,
+    pub(crate) missing_routes: Vec<(Place, IpAddr)>,
     /// Routes to remove.
-    pub(super) extra_routes: Vec<(Place, IpAddr)>,
+    pub(crate) extra_routes: Vec<(Place, IpAddr)>,
     /// Routing rules to write.
-    pub(super) routing_rules: Vec<Family>,
+    pub(crate) routing_rules: Vec<Family>,
 }
 
 impl Remedy {
     /// What puts `findings` right.
-    pub(super) fn new(wanted: &Wanted<'_>, findings: &[Finding]) -> Self {
+    pub(crate) fn new(wanted: &Wanted<'_>, findings: &[Finding]) -> Self {
         let mut remedy = Self::default();
         let vips = if findings.iter().any(|finding| matches!(finding.object, Object::Route(..))) {
             wanted.vips()
@@ -61,7 +68,7 @@ impl Remedy {
     }
 
     /// The UDP frontends whose packets may have gone elsewhere, or nowhere, and where their flows may go.
-    pub(super) fn flows(&self, wanted: &Wanted<'_>) -> Allowed {
+    pub(crate) fn flows(&self, wanted: &Wanted<'_>) -> Allowed {
         let anywhere = !self.mend.chains.is_empty() || !self.mend.chains_gone.is_empty();
         let keys = self.mend.gone.iter().filter_map(|(set, key)| read::key_of(*set, key));
         let touched: BTreeSet<FrontendAddr> = keys
@@ -76,7 +83,7 @@ impl Remedy {
     }
 
     /// Whether there is something to write to the table.
-    pub(super) fn writes(&self) -> bool {
+    pub(crate) fn writes(&self) -> bool {
         let Mend { first, chains, chains_gone, sets_gone, emptied, gone, added } = &self.mend;
         !(first.is_empty() && chains.is_empty() && chains_gone.is_empty() && sets_gone.is_empty())
             || !(emptied.is_empty() && gone.is_empty() && added.is_empty())
@@ -117,7 +124,7 @@ fn mended(name: &str, findings: &[Finding]) -> Option<Mended> {
 }
 
 /// Clients' records that stay good in a table that is made anew.
-pub(super) fn records(kernel: &mut dyn Kernel, wanted: impl Fn(&Element) -> bool) -> lb_netlink::Result<Vec<Read>> {
+pub(crate) fn records(kernel: &mut dyn Kernel, wanted: impl Fn(&Element) -> bool) -> lb_netlink::Result<Vec<Read>> {
     let mut kept = Vec::new();
     for family in [Family::V4, Family::V6] {
         match kernel.elements(Set::Affinity(family)) {

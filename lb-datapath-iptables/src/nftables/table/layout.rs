@@ -10,11 +10,11 @@ use std::{
 use lb_core::{Affinity, Family, FrontendAddr, FrontendId, Lookup};
 
 /// Version of the layout. A table with another one is replaced as a whole, in one batch.
-pub(super) const VERSION: u32 = 3;
+pub(crate) const VERSION: u32 = 3;
 
 /// A set or map of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) enum Set {
+pub(crate) enum Set {
     /// Frontend to what happens to its new flows, as a number: the kernel walks all values that are verdicts whenever one
     /// of them changes.
     Frontends(Family),
@@ -36,7 +36,7 @@ pub(super) enum Set {
 
 impl Set {
     /// Every one, in the order in which they are made.
-    pub(super) const ALL: [Self; 15] = [
+    pub(crate) const ALL: [Self; 15] = [
         Self::Notes,
         Self::Picks(Family::V4),
         Self::Picks(Family::V6),
@@ -55,12 +55,12 @@ impl Set {
     ];
 
     /// The set with this name.
-    pub(super) fn from_name(name: &str) -> Option<Self> {
+    pub(crate) fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|set| set.name() == name)
     }
 
     /// Its name in the table.
-    pub(super) const fn name(self) -> &'static str {
+    pub(crate) const fn name(self) -> &'static str {
         use Family::{V4, V6};
         match self {
             Self::Frontends(V4) => "frontends4",
@@ -84,7 +84,7 @@ impl Set {
 
 /// Key of an element, and with it the set that the element is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) enum Key {
+pub(crate) enum Key {
     /// In [`Set::Frontends`].
     Frontend(FrontendAddr),
     /// In [`Set::Picks`].
@@ -105,7 +105,7 @@ pub(super) enum Key {
 
 /// Which end of a range an element stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) enum Bound {
+pub(crate) enum Bound {
     /// Inclusive.
     Start,
     /// Exclusive.
@@ -114,7 +114,7 @@ pub(super) enum Bound {
 
 /// What a note says; its number and comment say the rest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) enum Note {
+pub(crate) enum Note {
     /// The number is the [`VERSION`].
     Layout = 1,
     /// The number changes with every batch.
@@ -129,7 +129,7 @@ pub(super) enum Note {
 
 impl Note {
     /// The note with this number.
-    pub(super) const fn from_number(number: u32) -> Option<Self> {
+    pub(crate) const fn from_number(number: u32) -> Option<Self> {
         match number {
             1 => Some(Self::Layout),
             2 => Some(Self::Generation),
@@ -143,7 +143,7 @@ impl Note {
 
 impl Key {
     /// The set that it belongs to.
-    pub(super) const fn set(&self) -> Set {
+    pub(crate) const fn set(&self) -> Set {
         match self {
             Self::Frontend(addr) => Set::Frontends(addr.family()),
             Self::Way(family, _) => Set::Picks(*family),
@@ -158,11 +158,11 @@ impl Key {
 }
 
 /// Where a backend listens.
-pub(super) type Endpoint = (IpAddr, u16);
+pub(crate) type Endpoint = (IpAddr, u16);
 
 /// Value of an element.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Value {
+pub(crate) enum Value {
     /// The set is not a map.
     None,
     /// Of [`Set::Frontends`], as a number, and of [`Set::Picks`], as a verdict.
@@ -174,7 +174,7 @@ pub(super) enum Value {
 }
 
 /// Slots in one element of [`Set::Tables`]: a power of two, and as many as fit into the registers.
-pub(super) const fn block(family: Family) -> u32 {
+pub(crate) const fn block(family: Family) -> u32 {
     match family {
         Family::V4 => 8,
         Family::V6 => 2,
@@ -182,7 +182,7 @@ pub(super) const fn block(family: Family) -> u32 {
 }
 
 /// What a block holds behind the last slot.
-pub(super) const fn nowhere(family: Family) -> Endpoint {
+pub(crate) const fn nowhere(family: Family) -> Endpoint {
     match family {
         Family::V4 => (IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0),
         Family::V6 => (IpAddr::V6(Ipv6Addr::UNSPECIFIED), 0),
@@ -191,23 +191,23 @@ pub(super) const fn nowhere(family: Family) -> Endpoint {
 
 /// An element.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Element {
+pub(crate) struct Element {
     /// Key.
-    pub(super) key: Key,
+    pub(crate) key: Key,
     /// Value.
-    pub(super) value: Value,
+    pub(crate) value: Value,
     /// What `nft list` shows behind it, empty for nothing.
-    pub(super) comment: String,
+    pub(crate) comment: String,
 }
 
 impl Element {
     /// An element without a comment.
-    pub(super) const fn new(key: Key, value: Value) -> Self {
+    pub(crate) const fn new(key: Key, value: Value) -> Self {
         Self { key, value, comment: String::new() }
     }
 
     /// The same with a comment.
-    pub(super) fn comment(mut self, comment: impl Into<String>) -> Self {
+    pub(crate) fn comment(mut self, comment: impl Into<String>) -> Self {
         self.comment = comment.into();
         self
     }
@@ -215,7 +215,7 @@ impl Element {
 
 /// What happens to a new flow of a frontend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) enum Choice {
+pub(crate) enum Choice {
     /// Refused at once.
     Refuse,
     /// Dropped silently.
@@ -228,7 +228,7 @@ pub(super) enum Choice {
 /// takes turns, the other half of the affinity.
 const WORDS: usize = 4;
 /// Bytes of a choice that is a number.
-pub(super) const CHOICE: usize = 4 * WORDS;
+pub(crate) const CHOICE: usize = 4 * WORDS;
 
 /// Where what it is stands in the first number.
 const KIND: u32 = 29;
@@ -240,10 +240,10 @@ const TURN: u32 = 5;
 
 impl Choice {
     /// Those that need no chain of their own, and are always there.
-    pub(super) const FIXED: [Self; 2] = [Self::Refuse, Self::Drop];
+    pub(crate) const FIXED: [Self; 2] = [Self::Refuse, Self::Drop];
 
     /// The number that stands for it, never all zeros.
-    pub(super) fn words(self) -> [u32; WORDS] {
+    pub(crate) fn words(self) -> [u32; WORDS] {
         let pick = match self {
             Self::Drop => return [DROP << KIND, 0, 0, 0],
             Self::Refuse => return [REFUSE << KIND, 0, 0, 0],
@@ -262,7 +262,7 @@ impl Choice {
     }
 
     /// The choice that a number stands for.
-    pub(super) fn from_words(family: Family, words: [u32; WORDS]) -> Option<Self> {
+    pub(crate) fn from_words(family: Family, words: [u32; WORDS]) -> Option<Self> {
         let [first, slots, turn, low] = words;
         let how = match first >> KIND {
             DROP | REFUSE => return Self::FIXED.into_iter().find(|choice| choice.words() == words),
@@ -279,7 +279,7 @@ impl Choice {
     }
 
     /// The chain that picks, if one does.
-    pub(super) const fn pick(self) -> Option<Pick> {
+    pub(crate) const fn pick(self) -> Option<Pick> {
         match self {
             Self::Pick(pick) => Some(pick),
             Self::Refuse | Self::Drop => None,
@@ -289,20 +289,20 @@ impl Choice {
 
 /// How a backend is picked: one chain for each, shared by every frontend that picks the same way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct Pick {
+pub(crate) struct Pick {
     /// Family of frontend and backends.
-    pub(super) family: Family,
+    pub(crate) family: Family,
     /// How a slot is found.
-    pub(super) how: How,
+    pub(crate) how: How,
     /// Number of slots.
-    pub(super) slots: u32,
+    pub(crate) slots: u32,
     /// Affinity.
-    pub(super) affinity: Option<Affinity>,
+    pub(crate) affinity: Option<Affinity>,
 }
 
 /// How a pick finds its slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) enum How {
+pub(crate) enum How {
     /// At random.
     Random,
     /// By the flow hash.
@@ -315,12 +315,12 @@ pub(super) enum How {
 impl Pick {
     /// Whether the slots are in [`Set::Tables`]. A rule that finds a slot in a block has to work out its number twice, which
     /// it can for a hash. With affinity, too much else has to be in the registers.
-    pub(super) fn is_packed(&self) -> bool {
+    pub(crate) fn is_packed(&self) -> bool {
         self.how == How::Hash && self.affinity.is_none()
     }
 
     /// The model's name for how the slot is found.
-    pub(super) const fn lookup(&self) -> Lookup {
+    pub(crate) const fn lookup(&self) -> Lookup {
         match self.how {
             How::Random => Lookup::Random,
             How::Hash => Lookup::Hash,
@@ -358,7 +358,7 @@ impl fmt::Display for Pick {
 /// A chain's name is not that of a pick.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not the name of a pick chain")]
-pub(super) struct NotAPick;
+pub(crate) struct NotAPick;
 
 impl FromStr for Pick {
     type Err = NotAPick;
@@ -399,10 +399,10 @@ fn number<T: FromStr>(word: &str) -> Result<T, NotAPick> {
 }
 
 /// Longest affinity time-out that nf_tables takes: its milliseconds become nanoseconds in 64 bits.
-pub(super) const MAX_TIMEOUT: Duration = Duration::from_secs(18_446_744_072);
+pub(crate) const MAX_TIMEOUT: Duration = Duration::from_secs(18_446_744_072);
 
 /// A time-out as the kernel takes it, part of a millisecond counted as a whole one.
-pub(super) fn millis(timeout: Duration) -> u64 {
+pub(crate) fn millis(timeout: Duration) -> u64 {
     let ms = timeout.min(MAX_TIMEOUT).as_nanos().div_ceil(1_000_000);
     u64::try_from(ms).unwrap_or(u64::MAX).max(1)
 }

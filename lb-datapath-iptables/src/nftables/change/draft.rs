@@ -10,24 +10,24 @@ use lb_core::{
     Scope, SetId, State,
 };
 
-use super::{
-    mirror::{Counts, Mirror, members, set_of},
-    slots::Slot,
+use crate::nftables::{
+    change::mirror::{Counts, Mirror, members, set_of},
+    table::slots::Slot,
 };
 
 /// Changes over a mirror; `None` removes.
 #[derive(Debug, Default)]
-pub(super) struct Draft {
-    pub(super) node: Option<NodeFacts>,
-    pub(super) backends: BTreeMap<BackendId, Option<Backend>>,
-    pub(super) sets: BTreeMap<SetId, Option<Arc<BackendSet>>>,
-    pub(super) frontends: BTreeMap<FrontendAddr, Option<Frontend>>,
-    pub(super) labels: BTreeMap<FrontendAddr, Arc<str>>,
+pub(crate) struct Draft {
+    pub(crate) node: Option<NodeFacts>,
+    pub(crate) backends: BTreeMap<BackendId, Option<Backend>>,
+    pub(crate) sets: BTreeMap<SetId, Option<Arc<BackendSet>>>,
+    pub(crate) frontends: BTreeMap<FrontendAddr, Option<Frontend>>,
+    pub(crate) labels: BTreeMap<FrontendAddr, Arc<str>>,
 }
 
 impl Draft {
     /// Adds everything that `state` holds: for a table that is made anew.
-    pub(super) fn add_state(&mut self, state: &State) {
+    pub(crate) fn add_state(&mut self, state: &State) {
         self.node = Some(state.node.clone());
         self.backends.extend(state.backends.iter().map(|(&id, &backend)| (id, Some(backend))));
         self.sets.extend(state.sets.iter().map(|(&id, set)| (id, Some(Arc::clone(set)))));
@@ -36,7 +36,7 @@ impl Draft {
 
     /// Adds what `plan` does, without what it does to `refused` frontends. A set that a frontend still points to and a
     /// backend that is still in a set stay.
-    pub(super) fn add_plan(&mut self, mirror: &Mirror, plan: &Plan, refused: &BTreeMap<FrontendAddr, DatapathError>) {
+    pub(crate) fn add_plan(&mut self, mirror: &Mirror, plan: &Plan, refused: &BTreeMap<FrontendAddr, DatapathError>) {
         for op in &plan.ops {
             self.add_op(op, refused);
         }
@@ -44,12 +44,12 @@ impl Draft {
     }
 
     /// A backend as it is to be.
-    pub(super) fn backend<'a>(&'a self, mirror: &'a Mirror, id: BackendId) -> Option<&'a Backend> {
+    pub(crate) fn backend<'a>(&'a self, mirror: &'a Mirror, id: BackendId) -> Option<&'a Backend> {
         self.backends.get(&id).map_or_else(|| mirror.state.backends.get(&id), Option::as_ref)
     }
 
     /// A set as it is to be.
-    pub(super) fn set<'a>(&'a self, mirror: &'a Mirror, id: SetId) -> Option<&'a Arc<BackendSet>> {
+    pub(crate) fn set<'a>(&'a self, mirror: &'a Mirror, id: SetId) -> Option<&'a Arc<BackendSet>> {
         self.sets.get(&id).map_or_else(|| mirror.state.sets.get(&id), Option::as_ref)
     }
 
@@ -57,7 +57,7 @@ impl Draft {
     ///
     /// # Errors
     /// When the frontend, its set or a backend is not what this datapath can carry.
-    pub(super) fn slots(
+    pub(crate) fn slots(
         &self,
         mirror: &Mirror,
         addr: &FrontendAddr,
@@ -84,7 +84,7 @@ impl Draft {
     }
 
     /// Frontends that may change: those of the plan, and those whose set changes under its id.
-    pub(super) fn touched(&self, mirror: &Mirror) -> BTreeSet<FrontendAddr> {
+    pub(crate) fn touched(&self, mirror: &Mirror) -> BTreeSet<FrontendAddr> {
         let mut touched: BTreeSet<FrontendAddr> = self.frontends.keys().copied().collect();
         let changed = self.changed_sets(mirror);
         if !changed.is_empty() {
@@ -97,7 +97,7 @@ impl Draft {
     }
 
     /// Takes the changes over into the mirror.
-    pub(super) fn settle(self, mirror: &mut Mirror) {
+    pub(crate) fn settle(self, mirror: &mut Mirror) {
         if let Some(node) = self.node {
             mirror.state.node = node;
         }
@@ -113,7 +113,7 @@ impl Draft {
     }
 
     /// Whether a draft can carry out `op`: a plan with another operation is refused as a whole.
-    pub(super) fn knows(op: &Op) -> bool {
+    pub(crate) fn knows(op: &Op) -> bool {
         matches!(
             op,
             Op::SetNode(_)

@@ -1,0 +1,7 @@
+//! From a plan to one transaction.
+
+pub(crate) mod affinity;
+pub(crate) mod draft;
+pub(crate) mod engine;
+pub(crate) mod lower;
+pub(crate) mod mirror;

@@ -1,0 +1,10 @@
+//! What the kernel holds: read, compared with what it should hold, repaired, watched over, asked.
+
+pub(crate) mod ask;
+pub(crate) mod drift;
+pub(crate) mod inspect;
+pub(crate) mod mend;
+pub(crate) mod observe;
+pub(crate) mod suspects;
+pub(crate) mod wanted;
+pub(crate) mod watch;
