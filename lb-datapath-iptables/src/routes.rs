@@ -35,7 +35,7 @@ const METRIC: u32 = 0x6c62_0000;
 
 /// Where a route of an address is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Place {
+pub(crate) enum RouteKind {
     /// In the table for the node's own packets, to the loopback device.
     Local,
     /// In the main table, a blackhole.
@@ -44,9 +44,9 @@ pub(crate) enum Place {
 
 /// Everything that is there of ours.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Installed {
+pub(crate) struct InstalledRoutes {
     /// Routes.
-    pub(crate) routes: BTreeSet<(Place, IpAddr)>,
+    pub(crate) routes: BTreeSet<(RouteKind, IpAddr)>,
     /// Families whose rule is there.
     pub(crate) rules: BTreeSet<Family>,
 }
@@ -127,9 +127,9 @@ impl Routes {
     }
 
     /// Everything that is there of ours, route by route.
-    pub(crate) fn everything(&mut self) -> lb_netlink::Result<Installed> {
-        let mut found = Installed::default();
-        for (place, table) in [(Place::Local, self.table), (Place::Forwarded, MAIN)] {
+    pub(crate) fn everything(&mut self) -> lb_netlink::Result<InstalledRoutes> {
+        let mut found = InstalledRoutes::default();
+        for (place, table) in [(RouteKind::Local, self.table), (RouteKind::Forwarded, MAIN)] {
             found.routes.extend(self.installed(table)?.into_iter().map(|vip| (place, vip)));
         }
         found.rules = self.rules()?;
@@ -151,8 +151,8 @@ impl Routes {
     /// Writes routes and rules that others removed or changed, and removes routes that nothing needs.
     pub(crate) fn mend(
         &mut self,
-        missing: &[(Place, IpAddr)],
-        extra: &[(Place, IpAddr)],
+        missing: &[(RouteKind, IpAddr)],
+        extra: &[(RouteKind, IpAddr)],
         rules: &[Family],
     ) -> lb_netlink::Result<()> {
         let mut writer = Writer::default();
@@ -176,9 +176,9 @@ impl Routes {
     }
 
     /// How to tell what is ours, for one who listens.
-    pub(crate) fn signs(&self) -> lb_netlink::Result<Signs> {
+    pub(crate) fn route_filter(&self) -> lb_netlink::Result<RouteFilter> {
         let (table, metric, priority, protocol) = (self.table, self.metric(), self.priority, self.protocol);
-        Ok(Signs { table, metric, priority, protocol, port: self.socket.port()?, second_port: None })
+        Ok(RouteFilter { table, metric, priority, protocol, port: self.socket.port()?, second_port: None })
     }
 
     /// Addresses with a route of ours in `table`.
@@ -213,10 +213,10 @@ impl Routes {
         is_at(route, table, self.metric()) && is_written_by(route, table, self.protocol)
     }
 
-    fn at(&self, place: Place, vip: IpAddr) -> RouteMessage {
+    fn at(&self, place: RouteKind, vip: IpAddr) -> RouteMessage {
         match place {
-            Place::Local => self.local(vip),
-            Place::Forwarded => self.forwarded(vip),
+            RouteKind::Local => self.local(vip),
+            RouteKind::Forwarded => self.forwarded(vip),
         }
     }
 
@@ -319,7 +319,7 @@ fn scattered(vips: &[IpAddr]) -> Vec<IpAddr> {
 
 /// How to tell from what the kernel says of changes which ones concern us.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Signs {
+pub(crate) struct RouteFilter {
     table: u32,
     metric: u32,
     priority: u32,
@@ -332,9 +332,9 @@ pub(crate) struct Signs {
 
 /// A change that concerns us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Told {
+pub(crate) enum RouteChange {
     /// Of a route: whether it is there now, as we write it.
-    Route(Place, IpAddr, bool),
+    Route(RouteKind, IpAddr, bool),
     /// Of routing rules.
     Rules,
     /// Of the loopback device, which takes along the routes that lead there when it goes down.
@@ -350,9 +350,9 @@ pub(crate) const GROUPS: [u32; 5] = [
     libc::RTNLGRP_IPV6_RULE,
 ];
 
-impl Signs {
+impl RouteFilter {
     /// What a message means for us, if it means something.
-    pub(crate) fn told(&self, message: &Message<'_>) -> Option<Told> {
+    pub(crate) fn change(&self, message: &Message<'_>) -> Option<RouteChange> {
         if Some(message.port) == self.second_port {
             return None;
         }
@@ -362,26 +362,26 @@ impl Signs {
                 let rule = RuleMessage::parse(message.payload).ok()?;
                 let has = |attribute| rule.attributes.contains(&attribute);
                 let ours = has(RuleAttribute::Priority(self.priority)) || has(RuleAttribute::Table(self.table));
-                ours.then_some(Told::Rules)
+                ours.then_some(RouteChange::Rules)
             }
             libc::RTM_NEWLINK | libc::RTM_DELLINK => {
                 let index = message.payload.get(4..8)?;
-                (index == LOOPBACK.to_ne_bytes()).then_some(Told::Loopback)
+                (index == LOOPBACK.to_ne_bytes()).then_some(RouteChange::Loopback)
             }
             _ => None,
         }
     }
 
-    fn route(&self, message: &Message<'_>) -> Option<Told> {
+    fn route(&self, message: &Message<'_>) -> Option<RouteChange> {
         // Most routes of a busy router can be told from ours by their length alone.
         let [_, length, ..] = *message.payload else { return None };
         matches!(length, 32 | 128).then_some(())?;
         let route = RouteMessage::parse(message.payload).ok()?;
         let vip = vip_of(&route)?;
-        let places = [(Place::Local, self.table), (Place::Forwarded, MAIN)];
+        let places = [(RouteKind::Local, self.table), (RouteKind::Forwarded, MAIN)];
         let (place, table) = places.into_iter().find(|(_, table)| is_at(&route, *table, self.metric))?;
         let there = message.kind == libc::RTM_NEWROUTE && is_written_by(&route, table, self.protocol);
-        Some(Told::Route(place, vip, there))
+        Some(RouteChange::Route(place, vip, there))
     }
 }
 
@@ -466,10 +466,10 @@ fn vip_of(route: &RouteMessage) -> Option<IpAddr> {
 
 /// The places of which no route of a family is left of those to `vips`.
 pub(crate) fn flushed(
-    missing: impl Iterator<Item = (Place, IpAddr)>,
+    missing: impl Iterator<Item = (RouteKind, IpAddr)>,
     vips: &BTreeSet<IpAddr>,
-) -> BTreeSet<(Place, Family)> {
-    let mut lost: BTreeMap<(Place, Family), usize> = BTreeMap::new();
+) -> BTreeSet<(RouteKind, Family)> {
+    let mut lost: BTreeMap<(RouteKind, Family), usize> = BTreeMap::new();
     missing.for_each(|(place, vip)| *lost.entry((place, Family::of(vip))).or_default() += 1);
     let all = |family| vips.iter().filter(|&&vip| Family::of(vip) == family).count();
     lost.into_iter().filter(|&((_, family), lost)| lost == all(family)).map(|(at, _)| at).collect()

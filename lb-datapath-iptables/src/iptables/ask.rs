@@ -31,7 +31,7 @@ impl IptablesDatapath {
     pub(super) fn question(&mut self, packet: &Packet) -> Result<KernelAnswer, DatapathError> {
         let established = self.host.backend_of(packet)?;
         let mut question =
-            Question { tools: &*self.tools, style: self.style, packet, steps: Vec::new(), lists: Vec::new() };
+            ChainTrace { tools: &*self.tools, style: self.style, packet, steps: Vec::new(), lists: Vec::new() };
         let verdict = match established {
             Some(backend) => {
                 question.steps.push(format!("conntrack: the flow is known, its destination becomes {backend}"));
@@ -39,7 +39,7 @@ impl IptablesDatapath {
             }
             None => question.verdict()?,
         };
-        let Question { mut steps, lists, .. } = question;
+        let ChainTrace { mut steps, lists, .. } = question;
         for list in lists {
             let client = self.namespace.within(|| std::fs::read_to_string(format!("{RECENT}/{list}"))).flatten();
             steps.extend(client.is_ok_and(|text| lists_client(&text, packet.source)).then(|| {
@@ -53,7 +53,7 @@ impl IptablesDatapath {
     }
 }
 
-struct Question<'a> {
+struct ChainTrace<'a> {
     tools: &'a dyn Tools,
     style: Style,
     packet: &'a Packet,
@@ -62,7 +62,7 @@ struct Question<'a> {
     lists: Vec<String>,
 }
 
-impl Question<'_> {
+impl ChainTrace<'_> {
     fn verdict(&mut self) -> Result<KernelVerdict, DatapathError> {
         let entry = if self.packet.entry == Entry::Socket { Hook::NatOutput } else { Hook::NatPrerouting };
         if !is_in_front(entry, &self.rules(entry.chain())?)? {

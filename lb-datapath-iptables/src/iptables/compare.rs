@@ -56,7 +56,8 @@ fn passes_on(rule: &Rule) -> bool {
 /// The chains that are the same whatever the frontends and the node are, in nat and in filter.
 pub(crate) fn fixed(family: Family, style: Style) -> (SavedTable, SavedTable) {
     let (state, labels) = (State::default(), Labels::new());
-    let Wanted { nat, filter, .. } = Wanted::new(Expected { state: &state, labels: &labels }, family, style);
+    let ExpectedRules { nat, filter, .. } =
+        ExpectedRules::new(Expected { state: &state, labels: &labels }, family, style);
     (nat, filter)
 }
 
@@ -71,7 +72,7 @@ pub(crate) fn compare(expected: Expected<'_>, style: Style, tables: &Tables) -> 
     if !is_wanted(expected, tables) {
         return compared;
     }
-    let wanted = Wanted::new(expected, tables.family, style);
+    let wanted = ExpectedRules::new(expected, tables.family, style);
     for (name, found, wanted_chains) in [("nat", &tables.nat, &wanted.nat), ("filter", &tables.filter, &wanted.filter)]
     {
         for (chain, rules) in wanted_chains.chains() {
@@ -100,13 +101,13 @@ fn is_wanted(expected: Expected<'_>, tables: &Tables) -> bool {
 }
 
 /// What a first restore would write.
-struct Wanted {
+struct ExpectedRules {
     nat: SavedTable,
     filter: SavedTable,
     owners: BTreeMap<String, FrontendAddr>,
 }
 
-impl Wanted {
+impl ExpectedRules {
     fn new(expected: Expected<'_>, family: Family, style: Style) -> Self {
         let Expected { state, labels } = expected;
         let job = Job {
@@ -131,7 +132,7 @@ impl Wanted {
 }
 
 impl Compared {
-    fn chain(&mut self, wanted: &Wanted, table: &str, chain: &str, rules: &[Rule], found: Option<&[Rule]>) {
+    fn chain(&mut self, wanted: &ExpectedRules, table: &str, chain: &str, rules: &[Rule], found: Option<&[Rule]>) {
         let before = self.drifts.len();
         match found {
             None => {

@@ -15,16 +15,16 @@ use super::{
     compare::{Compared, compare},
     info::{Size, Sizes},
     lower::Job,
-    watch::{IptablesWatcher, Rules, Shared, TABLES},
+    watch::{IptablesWatcher, Rules, SharedSuspects, TABLES},
 };
 use crate::{
     conntrack::Allowed,
-    routes::{Place, flushed},
+    routes::{RouteKind, flushed},
 };
 
 /// What an inspection found, in the form that a repair needs.
 #[derive(Debug, Default)]
-pub(crate) struct Found {
+pub(crate) struct Findings {
     families: Vec<(Family, Compared)>,
     routes: RouteDrift,
 }
@@ -33,14 +33,14 @@ pub(crate) struct Found {
 #[derive(Debug, Default)]
 pub(crate) struct RouteDrift {
     pub(crate) drifts: Vec<Drift>,
-    pub(crate) missing: Vec<(Place, IpAddr)>,
-    pub(crate) extra: Vec<(Place, IpAddr)>,
+    pub(crate) missing: Vec<(RouteKind, IpAddr)>,
+    pub(crate) extra: Vec<(RouteKind, IpAddr)>,
     pub(crate) rules: Vec<Family>,
     /// Whether the way of refused packets is not there.
     pub(crate) reject_path: bool,
 }
 
-impl Found {
+impl Findings {
     fn drifts(&self) -> impl Iterator<Item = &Drift> {
         self.families.iter().flat_map(|(_, compared)| &compared.drifts).chain(&self.routes.drifts)
     }
@@ -126,12 +126,12 @@ impl IptablesDatapath {
     }
 
     pub(super) fn open_watcher(&self) -> std::io::Result<IptablesWatcher> {
-        let signs = self.host.signs()?;
+        let route_filter = self.host.route_filter()?;
         let (looks, families, shared) =
-            (self.config.variant == Variant::Legacy, &self.config.families, Shared::clone(&self.shared));
+            (self.config.variant == Variant::Legacy, &self.config.families, SharedSuspects::clone(&self.shared));
         let open = || {
-            let rules = if looks { Rules::Looked(Sizes::open(families)?) } else { IptablesWatcher::told()? };
-            IptablesWatcher::open(rules, signs, families, shared)
+            let rules = if looks { Rules::Polled(Sizes::open(families)?) } else { IptablesWatcher::told()? };
+            IptablesWatcher::open(rules, route_filter, families, shared)
         };
         self.namespace.within(open).flatten()
     }
@@ -155,8 +155,8 @@ impl IptablesDatapath {
         expected: Expected<'_>,
         families: &BTreeSet<Family>,
         routes: bool,
-    ) -> Result<Found, DatapathError> {
-        let mut found = Found::default();
+    ) -> Result<Findings, DatapathError> {
+        let mut found = Findings::default();
         for &family in families {
             found.families.push((family, compare(expected, self.style, &self.tables(family)?)));
         }
@@ -169,8 +169,8 @@ impl IptablesDatapath {
     fn look_at_routes(&mut self, expected: Expected<'_>) -> Result<RouteDrift, DatapathError> {
         let vips: BTreeSet<IpAddr> = expected.state.frontends.keys().map(|addr| addr.ip).collect();
         let found = self.host.routes()?;
-        let wanted: BTreeSet<(Place, IpAddr)> =
-            vips.iter().flat_map(|&vip| [(Place::Local, vip), (Place::Forwarded, vip)]).collect();
+        let wanted: BTreeSet<(RouteKind, IpAddr)> =
+            vips.iter().flat_map(|&vip| [(RouteKind::Local, vip), (RouteKind::Forwarded, vip)]).collect();
         let mut routes = RouteDrift {
             missing: wanted.difference(&found.routes).copied().collect(),
             extra: found.routes.difference(&wanted).copied().collect(),
@@ -184,7 +184,7 @@ impl IptablesDatapath {
         Ok(routes)
     }
 
-    fn put_back(&mut self, expected: Expected<'_>, found: &Found) -> Result<(), DatapathError> {
+    fn put_back(&mut self, expected: Expected<'_>, found: &Findings) -> Result<(), DatapathError> {
         self.host.mend(&found.routes)?;
         for (family, compared) in found.families.iter().filter(|(_, compared)| !compared.drifts.is_empty()) {
             let job = Job {
@@ -207,7 +207,7 @@ impl IptablesDatapath {
 
 /// The UDP frontends of families that differed, whose packets may have gone elsewhere, or nowhere, and where their flows
 /// may go.
-fn flows(expected: Expected<'_>, found: &Found) -> Allowed {
+fn flows(expected: Expected<'_>, found: &Findings) -> Allowed {
     let differed = found.families.iter().filter(|(_, compared)| !compared.drifts.is_empty());
     let families: BTreeSet<Family> = differed.map(|(family, _)| *family).collect();
     let udp = expected.state.frontends.keys().filter(|addr| addr.protocol == Protocol::Udp);
@@ -219,8 +219,8 @@ impl RouteDrift {
     /// Names what was found.
     fn name(&mut self, vips: &BTreeSet<IpAddr>) {
         let flushed = flushed(self.missing.iter().copied(), vips);
-        let route = |(place, vip): &(Place, IpAddr), difference| {
-            let table = if *place == Place::Local { "table for the node's own packets" } else { "main table" };
+        let route = |(place, vip): &(RouteKind, IpAddr), difference| {
+            let table = if *place == RouteKind::Local { "table for the node's own packets" } else { "main table" };
             Drift::new(DriftClass::Route, format_args!("{vip} in the {table}"), difference)
         };
         let missing = self.missing.iter().map(|at| {

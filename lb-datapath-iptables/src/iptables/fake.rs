@@ -10,7 +10,7 @@ use lb_core::{BackendAddr, DatapathError, ErrorKind, Family, Packet};
 
 use crate::{
     conntrack::Allowed,
-    routes::{Installed, Place, Signs},
+    routes::{InstalledRoutes, RouteFilter, RouteKind},
 };
 
 use super::{
@@ -242,10 +242,10 @@ impl Host for FakeHost {
         Ok(())
     }
 
-    fn routes(&mut self) -> Result<Installed, DatapathError> {
-        let both = |vip| [(Place::Local, vip), (Place::Forwarded, vip)];
+    fn routes(&mut self) -> Result<InstalledRoutes, DatapathError> {
+        let both = |vip| [(RouteKind::Local, vip), (RouteKind::Forwarded, vip)];
         let routes = self.state()?.vips.iter().copied().flat_map(both).collect();
-        Ok(Installed { routes, rules: [Family::V4, Family::V6].into() })
+        Ok(InstalledRoutes { routes, rules: [Family::V4, Family::V6].into() })
     }
 
     fn has_reject_path(&mut self) -> Result<bool, DatapathError> {
@@ -263,7 +263,7 @@ impl Host for FakeHost {
         Ok(None)
     }
 
-    fn signs(&self) -> lb_netlink::Result<Signs> {
+    fn route_filter(&self) -> lb_netlink::Result<RouteFilter> {
         Err(lb_netlink::KernelError::from_errno(nix::libc::EOPNOTSUPP).into())
     }
 

@@ -10,7 +10,7 @@ use nix::libc;
 
 use crate::{
     conntrack::{Allowed, Conntrack},
-    routes::{Installed, Routes, Signs},
+    routes::{InstalledRoutes, RouteFilter, Routes},
 };
 
 use super::{IptablesConfig, drift::RouteDrift, reject_path::RejectPath};
@@ -30,7 +30,7 @@ pub(crate) trait Host: Send {
     fn forget_udp(&mut self, allowed: &Allowed) -> Result<(), DatapathError>;
 
     /// Every route and routing rule of ours.
-    fn routes(&mut self) -> Result<Installed, DatapathError>;
+    fn routes(&mut self) -> Result<InstalledRoutes, DatapathError>;
 
     /// Whether refused packets find their way.
     fn has_reject_path(&mut self) -> Result<bool, DatapathError>;
@@ -42,7 +42,7 @@ pub(crate) trait Host: Send {
     fn backend_of(&mut self, packet: &Packet) -> Result<Option<BackendAddr>, DatapathError>;
 
     /// How to tell changes of our routes from others.
-    fn signs(&self) -> lb_netlink::Result<Signs>;
+    fn route_filter(&self) -> lb_netlink::Result<RouteFilter>;
 
     /// Removes every route and routing rule.
     fn cleanup(&mut self) -> Result<(), DatapathError>;
@@ -91,7 +91,7 @@ impl Host for Kernel {
         self.flows.forget_stale(allowed).map(drop).map_err(failure("deleting stale UDP flows"))
     }
 
-    fn routes(&mut self) -> Result<Installed, DatapathError> {
+    fn routes(&mut self) -> Result<InstalledRoutes, DatapathError> {
         self.routes.everything().map_err(failure("reading routes"))
     }
 
@@ -112,10 +112,10 @@ impl Host for Kernel {
         self.flows.backend_of(packet).map_err(failure("asking conntrack"))
     }
 
-    fn signs(&self) -> lb_netlink::Result<Signs> {
-        let mut signs = self.routes.signs()?;
-        signs.second_port = Some(self.reject_path.port()?);
-        Ok(signs)
+    fn route_filter(&self) -> lb_netlink::Result<RouteFilter> {
+        let mut route_filter = self.routes.route_filter()?;
+        route_filter.second_port = Some(self.reject_path.port()?);
+        Ok(route_filter)
     }
 
     fn cleanup(&mut self) -> Result<(), DatapathError> {

@@ -94,7 +94,7 @@ use self::{
     attempt::Attempt,
     choice::MAX_RECENT_SECONDS,
     counters::RuleCounters,
-    drift::Found,
+    drift::Findings,
     hooks::Hook,
     host::{Host, Kernel},
     info::Sizes,
@@ -102,7 +102,7 @@ use self::{
     lower::{Job, MAX_SLOTS, Style},
     saved::SavedTable,
     tools::{Programs, ToolError, Tools, Version},
-    watch::Shared,
+    watch::SharedSuspects,
 };
 
 /// The input of `iptables-restore --noflush` that installs one family of `state` where nothing of ours is installed.
@@ -137,11 +137,11 @@ pub struct IptablesDatapath {
     stale: Allowed,
     namespace: Namespace,
     /// What a watcher took notice of.
-    shared: Shared,
+    shared: SharedSuspects,
     /// To ask for the sizes of tables with, for iptables-legacy.
     sizes: Option<Sizes>,
     /// What the last inspection found and no repair has put right.
-    found: Found,
+    found: Findings,
 }
 
 impl fmt::Debug for IptablesDatapath {
@@ -163,7 +163,7 @@ impl IptablesDatapath {
         let recent = programs.version()?.is_none_or(|version| version >= Version::WAITS);
         let programs = if recent { programs.waiting(config.lock_wait) } else { programs };
         let host = Kernel::open(config)?;
-        let shared = Shared::default();
+        let shared = SharedSuspects::default();
         let programs = programs.telling(shared.clone());
         let here = Namespace::current().map_err(namespace)?;
         let mut datapath = Self::with(config.clone(), recent, Arc::new(programs), Box::new(host), here);
@@ -183,7 +183,7 @@ impl IptablesDatapath {
         namespace: Namespace,
     ) -> Self {
         let style = config.style(random_fully);
-        let (shared, found) = (Shared::default(), Found::default());
+        let (shared, found) = (SharedSuspects::default(), Findings::default());
         Self {
             config,
             style,

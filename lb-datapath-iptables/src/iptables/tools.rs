@@ -10,7 +10,7 @@ use std::{
 
 use lb_core::{DatapathError, ErrorKind, Family};
 
-use super::{Variant, watch::Shared};
+use super::{Variant, watch::SharedSuspects};
 use crate::namespace::Namespace;
 
 /// What runs restores and saves.
@@ -75,7 +75,7 @@ pub(crate) struct Programs {
     variant: Variant,
     lock_wait: Option<Duration>,
     lock_file: Option<PathBuf>,
-    started: Shared,
+    started: SharedSuspects,
 }
 
 /// Version of the programs.
@@ -98,11 +98,17 @@ impl Version {
 impl Programs {
     /// Those that work in the network namespace of the calling thread.
     pub(crate) fn open(variant: Variant, lock_file: Option<PathBuf>) -> io::Result<Self> {
-        Ok(Self { namespace: Namespace::current()?, variant, lock_wait: None, lock_file, started: Shared::default() })
+        Ok(Self {
+            namespace: Namespace::current()?,
+            variant,
+            lock_wait: None,
+            lock_file,
+            started: SharedSuspects::default(),
+        })
     }
 
     /// The same, telling `shared` of every process.
-    pub(crate) fn telling(self, shared: Shared) -> Self {
+    pub(crate) fn telling(self, shared: SharedSuspects) -> Self {
         Self { started: shared, ..self }
     }
 
@@ -152,7 +158,7 @@ impl Programs {
     }
 }
 
-fn feed(command: &mut Command, input: &str, started: &Shared) -> io::Result<Output> {
+fn feed(command: &mut Command, input: &str, started: &SharedSuspects) -> io::Result<Output> {
     let mut child = command.spawn()?;
     // Before it gets its input, and so before it changes anything.
     started.started(child.id());

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     netfilter::{FIXED, IPV4, IPV6, NFTABLES, kind},
-    routes::{self, Signs},
+    routes::{self, RouteFilter},
 };
 
 /// Between two looks at the size of the tables of iptables-legacy.
@@ -30,9 +30,9 @@ const PROCESSES: usize = 64;
 
 /// Shared between a datapath, its programs and its watcher.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Shared(Arc<Mutex<Suspects>>);
+pub(crate) struct SharedSuspects(Arc<Mutex<Suspects>>);
 
-impl Shared {
+impl SharedSuspects {
     pub(crate) fn lock(&self) -> MutexGuard<'_, Suspects> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -63,19 +63,19 @@ pub(crate) const TABLES: [&str; 2] = ["nat", "filter"];
 
 /// How changes of rules are noticed.
 pub(crate) enum Rules {
-    /// By what the kernel tells.
-    Told(Listener),
-    /// By looking.
-    Looked(Sizes),
+    /// By the notifications of the kernel: iptables-nft.
+    Notified(Listener),
+    /// By the sizes of the tables, from time to time: iptables-legacy.
+    Polled(Sizes),
 }
 
 /// Watches over one datapath.
 pub(crate) struct IptablesWatcher {
     rules: Rules,
     routes: Listener,
-    signs: Signs,
+    route_filter: RouteFilter,
     families: Vec<Family>,
-    shared: Shared,
+    shared: SharedSuspects,
     /// Families that a transaction touches whose author is not known yet.
     touched: BTreeSet<Family>,
 }
@@ -84,15 +84,20 @@ impl IptablesWatcher {
     /// A listener for iptables-nft, in the network namespace of the calling thread.
     pub(crate) fn told() -> io::Result<Rules> {
         const NFTABLES_GROUP: u32 = 7;
-        Ok(Rules::Told(Listener::open(Protocol::Netfilter, &[NFTABLES_GROUP], None)?))
+        Ok(Rules::Notified(Listener::open(Protocol::Netfilter, &[NFTABLES_GROUP], None)?))
     }
 
     /// Watches in the network namespace of the calling thread.
-    pub(crate) fn open(rules: Rules, signs: Signs, families: &[Family], shared: Shared) -> io::Result<Self> {
+    pub(crate) fn open(
+        rules: Rules,
+        route_filter: RouteFilter,
+        families: &[Family],
+        shared: SharedSuspects,
+    ) -> io::Result<Self> {
         Ok(Self {
             rules,
-            routes: Listener::open(Protocol::Route, &routes::GROUPS, Some(signs.port))?,
-            signs,
+            routes: Listener::open(Protocol::Route, &routes::GROUPS, Some(route_filter.port))?,
+            route_filter,
             families: families.to_vec(),
             shared,
             touched: BTreeSet::new(),
@@ -105,8 +110,8 @@ impl IptablesWatcher {
     }
 
     fn look_at_routes(&mut self) -> io::Result<bool> {
-        let (mut noticed, signs) = (false, self.signs);
-        let heard = self.routes.read(|message| noticed |= signs.told(&message).is_some())?;
+        let (mut noticed, filter) = (false, self.route_filter);
+        let heard = self.routes.read(|message| noticed |= filter.change(&message).is_some())?;
         noticed |= heard == Delivery::Overrun;
         self.shared.lock().routes |= noticed;
         Ok(noticed)
@@ -114,15 +119,15 @@ impl IptablesWatcher {
 
     fn look_at_rules(&mut self) -> io::Result<bool> {
         match &mut self.rules {
-            Rules::Looked(sizes) => {
+            Rules::Polled(sizes) => {
                 let mut suspects = self.shared.lock();
                 let families: BTreeSet<Family> = differing(sizes, &suspects.sizes)?;
                 suspects.families.extend(&families);
-                // Told once; the inspection that follows knows the families.
+                // RouteChange once; the inspection that follows knows the families.
                 suspects.sizes.retain(|(family, _), _| !families.contains(family));
                 Ok(!families.is_empty())
             }
-            Rules::Told(listener) => {
+            Rules::Notified(listener) => {
                 let (touched, shared, mut noticed) = (&mut self.touched, &self.shared, false);
                 let heard = listener.read(|message| noticed |= told(&message, touched, shared))?;
                 if heard == Delivery::Overrun {
@@ -146,8 +151,8 @@ impl IptablesWatcher {
                 return Ok(false);
             }
             match &self.rules {
-                Rules::Told(rules) => wait(&[rules, &self.routes], left)?,
-                Rules::Looked(_) => wait(&[&self.routes], left.min(PERIOD))?,
+                Rules::Notified(rules) => wait(&[rules, &self.routes], left)?,
+                Rules::Polled(_) => wait(&[&self.routes], left.min(PERIOD))?,
             };
         }
     }
@@ -176,7 +181,7 @@ fn differing(sizes: &Sizes, known: &BTreeMap<(Family, &'static str), Size>) -> i
 }
 
 /// Takes a message about nf_tables in. Says whether it ends a transaction of somebody else's that concerns us.
-fn told(message: &Message<'_>, touched: &mut BTreeSet<Family>, shared: &Shared) -> bool {
+fn told(message: &Message<'_>, touched: &mut BTreeSet<Family>, shared: &SharedSuspects) -> bool {
     const NEW_GENERATION: u16 = kind(NFTABLES, 15);
     let body = message.payload.get(FIXED..).unwrap_or_default();
     if message.kind != NEW_GENERATION {

@@ -10,10 +10,10 @@ use crate::{
     nftables::{
         change::lower::{Action, Origin, Step},
         table::{
+            decode::{self, DecodedElement, RawElement},
             layout::{Element, Key, Note, Set},
-            read::{self, RawElement, Read},
             rules::{self, Rule},
-            ruleset::{self, FoundChain, Ruleset},
+            ruleset::{self, ListedChain, Ruleset},
             wire::{self, Item, Verb},
         },
     },
@@ -26,7 +26,7 @@ pub(crate) trait Kernel: Send {
     fn commit(&mut self, batch: &Batch<'_>) -> Result<(), CommitError>;
 
     /// The elements of a set; `None` stands for one that is not of our making.
-    fn elements(&mut self, set: Set) -> lb_netlink::Result<Vec<Option<Read>>>;
+    fn elements(&mut self, set: Set) -> lb_netlink::Result<Vec<Option<DecodedElement>>>;
 
     /// The elements of a set, with the bytes of their keys. An error of kind `NotFound` if there is no such set.
     fn raw_elements(&mut self, set: Set) -> lb_netlink::Result<Vec<RawElement>>;
@@ -39,7 +39,7 @@ pub(crate) trait Kernel: Send {
     fn ruleset(&mut self) -> lb_netlink::Result<Ruleset>;
 
     /// Puts objects back as they should be, all of them or none.
-    fn mend(&mut self, mend: &Mend) -> Result<(), CommitError>;
+    fn mend(&mut self, mend: &TableRepair) -> Result<(), CommitError>;
 
     /// Number of transactions of anybody in the network namespace, counted from somewhere.
     fn transactions(&mut self) -> lb_netlink::Result<u32>;
@@ -95,7 +95,7 @@ pub(crate) struct Batch<'a> {
     /// Clients' records to remove, each for its frontend; they may be gone already.
     pub(crate) forget: &'a [(FrontendAddr, Key)],
     /// Clients' records that a table that is made anew takes over.
-    pub(crate) records: &'a [Read],
+    pub(crate) records: &'a [DecodedElement],
     /// Whether elements of one set share messages whomever they are for: the kernel takes that in much less time, but a
     /// refusal says nothing about who is to blame. Only for operations that add.
     pub(crate) merged: bool,
@@ -103,11 +103,11 @@ pub(crate) struct Batch<'a> {
 
 /// Objects to put back.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Mend {
+pub(crate) struct TableRepair {
     /// Operations that come before all others.
     pub(crate) first: Vec<Step>,
     /// Chains that get these rules and no others; they are made where they are not there.
-    pub(crate) chains: Vec<Mended>,
+    pub(crate) chains: Vec<ChainRepair>,
     /// Chains that go, with their rules.
     pub(crate) chains_gone: Vec<String>,
     /// Sets that go.
@@ -122,7 +122,7 @@ pub(crate) struct Mend {
 
 /// A chain to put back.
 #[derive(Clone, Debug)]
-pub(crate) struct Mended {
+pub(crate) struct ChainRepair {
     pub(crate) name: String,
     pub(crate) hook: Option<(u32, i32)>,
     pub(crate) rules: Vec<Rule>,
@@ -206,7 +206,7 @@ impl Kernel for Netlink {
             w.put_str(2, set.name());
         };
         self.socket.dump(wire::GET_ELEMENT, &fixed(INET, 0), names, |found: &mut Vec<_>, message| {
-            found.extend(read::raw_elements(set, message.payload));
+            found.extend(decode::raw_elements(set, message.payload));
         })
     }
 
@@ -217,7 +217,7 @@ impl Kernel for Netlink {
             some.iter().for_each(|key| wire::ask_element(&mut writer, &self.table, set, key));
             let mut failed = None;
             self.socket.look_up(writer, |_, answer| match answer {
-                Ok(message) => found.extend(read::raw_elements(set, message.payload)),
+                Ok(message) => found.extend(decode::raw_elements(set, message.payload)),
                 Err(error) if error.errno() == nix::libc::ENOENT => {}
                 Err(error) => failed = Some(error),
             })?;
@@ -242,7 +242,7 @@ impl Kernel for Netlink {
         let chains = self.socket.dump(wire::GET_CHAIN, &all, name, |chains: &mut Vec<_>, message| {
             chains.extend(ruleset::read_chain(&table, message.payload));
         })?;
-        let made = |(name, base)| (name, FoundChain { base, rules: Vec::new() });
+        let made = |(name, base)| (name, ListedChain { base, rules: Vec::new() });
         found.chains = chains.into_iter().map(made).collect();
         let rules = self.socket.dump(wire::GET_RULE, &all, name, |rules: &mut Vec<_>, message| {
             rules.extend(ruleset::read_rule(&table, message.payload));
@@ -253,7 +253,7 @@ impl Kernel for Netlink {
         Ok(found)
     }
 
-    fn mend(&mut self, mend: &Mend) -> Result<(), CommitError> {
+    fn mend(&mut self, mend: &TableRepair) -> Result<(), CommitError> {
         let mut encoder = Encoder::new(&self.table);
         encoder.steps(&mend.first);
         encoder.mend(mend);
@@ -282,13 +282,13 @@ impl Kernel for Netlink {
         self.socket.port()
     }
 
-    fn elements(&mut self, set: Set) -> lb_netlink::Result<Vec<Option<Read>>> {
+    fn elements(&mut self, set: Set) -> lb_netlink::Result<Vec<Option<DecodedElement>>> {
         let names = |w: &mut Writer| {
             w.put_str(1, &self.table);
             w.put_str(2, set.name());
         };
         self.socket.dump(wire::GET_ELEMENT, &fixed(INET, 0), names, |found: &mut Vec<_>, message| {
-            found.extend(read::elements(set, message.payload));
+            found.extend(decode::elements(set, message.payload));
         })
     }
 
@@ -298,7 +298,7 @@ impl Kernel for Netlink {
         let mut encoder = Encoder::new(NO_TABLE);
         let nothing = Key::Note(Note::Generation, 0);
         encoder.add(Origin::Shared, |w, table| {
-            wire::elements(w, table, Verb::Forget, Set::Notes, [Item::Key(&nothing)]);
+            wire::elements(w, table, Verb::Destroy, Set::Notes, [Item::Key(&nothing)]);
         });
         match self.send(encoder).map_err(lb_netlink::Error::from) {
             Err(error) if error.errno() == Some(nix::libc::EINVAL) => Ok(false),
@@ -316,7 +316,7 @@ impl Kernel for Netlink {
                 &fixed(INET, 0),
                 |_| {},
                 |found: &mut Option<Table>, message| {
-                    *found = found.or_else(|| read::table(&name, message.payload));
+                    *found = found.or_else(|| decode::table(&name, message.payload));
                 },
             )
             .map(|found| found.unwrap_or(Table::Absent))
@@ -423,11 +423,11 @@ impl Encoder {
         for run in records.chunk_by(|a, b| a.0 == b.0) {
             let [(addr, key), ..] = run else { continue };
             let items = run.iter().map(|(_, key)| Item::Key(key));
-            self.add(Origin::Frontend(*addr), |w, table| wire::elements(w, table, Verb::Forget, key.set(), items));
+            self.add(Origin::Frontend(*addr), |w, table| wire::elements(w, table, Verb::Destroy, key.set(), items));
         }
     }
 
-    fn records(&mut self, records: &[Read]) {
+    fn records(&mut self, records: &[DecodedElement]) {
         for run in records.chunk_by(|(a, _), (b, _)| a.key.set() == b.key.set()) {
             let [(first, _), ..] = run else { continue };
             let items = run.iter().map(|(element, life)| Item::Whole(element, *life));
@@ -436,12 +436,12 @@ impl Encoder {
     }
 
     /// Rules go before what they lead to, and come after it; the same holds for values that lead to chains.
-    fn mend(&mut self, mend: &Mend) {
+    fn mend(&mut self, mend: &TableRepair) {
         self.add(Origin::Shared, |w, table| {
             let there = mend.chains.iter().filter(|chain| chain.there).map(|chain| &chain.name);
             there.chain(&mend.chains_gone).for_each(|chain| wire::flush_chain(w, table, chain));
             mend.emptied.iter().for_each(|&set| wire::flush_set(w, table, set));
-            mend.gone.iter().for_each(|(set, key)| wire::forget_raw(w, table, *set, key));
+            mend.gone.iter().for_each(|(set, key)| wire::destroy_raw(w, table, *set, key));
             let wrong = mend.chains.iter().filter(|chain| chain.there && chain.wrong).map(|chain| &chain.name);
             mend.chains_gone.iter().chain(wrong).for_each(|chain| wire::remove_chain(w, table, chain));
             mend.sets_gone.iter().for_each(|set| wire::remove_set(w, table, set));

@@ -36,7 +36,7 @@ use crate::{
         kernel::{Kernel, Netlink, Table},
         table::layout::{MAX_TIMEOUT, Set},
     },
-    routes::{self, Place, Routes, Signs},
+    routes::{self, RouteFilter, RouteKind, Routes},
 };
 
 /// Marks the routes and rules of this backend (`RTPROT_*`).
@@ -192,8 +192,8 @@ impl Datapath for NftablesDatapath {
         let opening = |error| failure("listening to changes of tables and routes", error);
         let entering = |error| namespace_error("entering the network namespace", error);
         let Engine { table, kernel, routes, suspects, .. } = &self.engine;
-        let (own, signs) = (kernel.port().map_err(opening)?, routes.signs().map_err(opening)?);
-        let open = || NetfilterWatcher::open(table, own, signs, suspects.clone());
+        let (own, route_filter) = (kernel.port().map_err(opening)?, routes.route_filter().map_err(opening)?);
+        let open = || NetfilterWatcher::open(table, own, route_filter, suspects.clone());
         let watcher = self.namespace.within(open).map_err(entering)?.map_err(opening)?;
         // What happened before it listened was told to nobody.
         suspects.lock().everything = true;
@@ -252,7 +252,7 @@ impl Vips for Routes {
         Self::cleanup(self)
     }
 
-    fn everything(&mut self) -> lb_netlink::Result<routes::Installed> {
+    fn everything(&mut self) -> lb_netlink::Result<routes::InstalledRoutes> {
         Self::everything(self)
     }
 
@@ -262,15 +262,15 @@ impl Vips for Routes {
 
     fn mend(
         &mut self,
-        missing: &[(Place, IpAddr)],
-        extra: &[(Place, IpAddr)],
+        missing: &[(RouteKind, IpAddr)],
+        extra: &[(RouteKind, IpAddr)],
         rules: &[Family],
     ) -> lb_netlink::Result<()> {
         Self::mend(self, missing, extra, rules)
     }
 
-    fn signs(&self) -> lb_netlink::Result<Signs> {
-        Self::signs(self)
+    fn route_filter(&self) -> lb_netlink::Result<RouteFilter> {
+        Self::route_filter(self)
     }
 }
 

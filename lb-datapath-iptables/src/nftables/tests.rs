@@ -21,21 +21,20 @@ use crate::{
     nftables::{
         change::{
             engine::{Engine, Flows, Vips},
-            lower::{Action, Origin, fixed_ways},
+            lower::{Action, Origin, fixed_verdicts},
         },
-        check::wanted::{Wanted, agrees},
-        kernel::{Batch, CommitError, Kernel, Mend, Rebuild, Table},
+        check::expected::{ExpectedTable, agrees},
+        kernel::{Batch, CommitError, Kernel, Rebuild, Table, TableRepair},
         table::{
+            decode::{DecodedElement, RawElement},
             layout::{Choice, Element, How, Key, Note, Pick, Set, Value},
-            ranges,
-            read::{RawElement, Read},
-            rules,
+            ranges, rules,
             ruleset::{self, Ruleset},
             slots,
             wire::key_bytes,
         },
     },
-    routes::{self, Place, Signs},
+    routes::{self, RouteFilter, RouteKind},
 };
 
 proptest! {
@@ -165,7 +164,7 @@ proptest! {
     #[test]
     fn what_is_wanted_is_what_is_written(state in arbitrary_state()) {
         let labels = Labels::new();
-        let wanted = Wanted::new(Expected { state: &state, labels: &labels }, Some(7));
+        let wanted = ExpectedTable::new(Expected { state: &state, labels: &labels }, Some(7));
         let mut elements = expected(&state);
         elements.insert(Key::Note(Note::Generation, 7), (Value::None, String::new()));
         prop_assert_eq!(wanted.keys().collect::<BTreeSet<_>>(), elements.keys().copied().collect());
@@ -174,7 +173,7 @@ proptest! {
             let wanted = wanted.element(&key);
             prop_assert!(wanted.as_ref().is_some_and(|wanted| agrees(wanted, &element)), "{:?}, {:?}", wanted, element);
         }
-        let picks: BTreeSet<String> = ruleset::wanted(wanted.picks()).chains.into_keys().collect();
+        let picks: BTreeSet<String> = ruleset::expected(wanted.picks()).chains.into_keys().collect();
         let world = World::default();
         world.engine().apply(&diff(&State::default(), &state, &labels)).unwrap();
         prop_assert_eq!(picks, world.clone().ruleset().unwrap().chains.into_keys().collect());
@@ -476,7 +475,7 @@ fn names(op: &Op, wanted: &FrontendAddr) -> bool {
 fn expected(state: &State) -> BTreeMap<Key, (Value, String)> {
     let mut table = BTreeMap::new();
     table.insert(Key::Note(Note::Layout, crate::nftables::table::layout::VERSION), (Value::None, "layout".into()));
-    table.extend(fixed_ways().map(|way| (way.key, (way.value, String::new()))));
+    table.extend(fixed_verdicts().map(|way| (way.key, (way.value, String::new()))));
     for backend in state.backends.values().filter(|backend| backend.local) {
         table.insert(Key::Hairpin(backend.addr.ip), (Value::None, String::new()));
     }
@@ -500,14 +499,14 @@ fn expected(state: &State) -> BTreeMap<Key, (Value, String)> {
                     slots::elements(addr, set.lookup == Lookup::Hash && frontend.affinity.is_none(), &backends);
                 table.extend(elements.into_iter().map(|element| (element.key, (element.value, element.comment))));
                 let choice = Choice::Pick(pick);
-                table.insert(Key::Way(addr.family(), choice), (Value::Go(choice), String::new()));
+                table.insert(Key::Verdict(addr.family(), choice), (Value::Choice(choice), String::new()));
                 choice
             }
         };
         if let Some(Affinity { timeout, prefix_v4, prefix_v6 }) = frontend.affinity {
             comment.push_str(&format!(" affinity {}/{prefix_v4}/{prefix_v6}", timeout.as_nanos()));
         }
-        table.insert(Key::Frontend(addr), (Value::Go(choice), comment));
+        table.insert(Key::Frontend(addr), (Value::Choice(choice), comment));
     }
     let NodeFacts { name, ips, cluster_cidrs } = &state.node;
     let mut note = |note, n, text: String| table.insert(Key::Note(note, n), (Value::None, text));
@@ -606,13 +605,13 @@ impl Model {
                 return refuse(ENOMEM);
             }
             let Some(table) = &mut self.table else { return refuse(ENOENT) };
-            let used = |pick: &Pick| table.contains_key(&Key::Way(pick.family, Choice::Pick(*pick)));
+            let used = |pick: &Pick| table.contains_key(&Key::Verdict(pick.family, Choice::Pick(*pick)));
             match &step.action {
                 Action::AddPick(pick) if !self.picks.insert(*pick) => return refuse(EEXIST),
                 Action::RemovePick(pick) if used(pick) => return refuse(EBUSY),
                 Action::RemovePick(pick) if !self.picks.remove(pick) => return refuse(ENOENT),
                 Action::AddPick(_) | Action::RemovePick(_) => {}
-                Action::Add(Element { key: Key::Way(_, Choice::Pick(pick)), .. }) if !self.picks.contains(pick) => {
+                Action::Add(Element { key: Key::Verdict(_, Choice::Pick(pick)), .. }) if !self.picks.contains(pick) => {
                     return refuse(ENOENT);
                 }
                 Action::Add(element) => {
@@ -654,10 +653,10 @@ impl Kernel for World {
         Ok(())
     }
 
-    fn elements(&mut self, set: Set) -> lb_netlink::Result<Vec<Option<Read>>> {
+    fn elements(&mut self, set: Set) -> lb_netlink::Result<Vec<Option<DecodedElement>>> {
         let elements = self.lock().table.clone().unwrap_or_default().into_iter();
         let read = |(key, (value, comment))| Some((Element { key, value, comment }, None));
-        let mut found: Vec<Option<Read>> = elements.filter(|(key, _)| key.set() == set).map(read).collect();
+        let mut found: Vec<Option<DecodedElement>> = elements.filter(|(key, _)| key.set() == set).map(read).collect();
         let mut model = self.lock();
         if model.blind > 0 && !found.is_empty() {
             model.blind -= 1;
@@ -667,8 +666,9 @@ impl Kernel for World {
     }
 
     fn raw_elements(&mut self, set: Set) -> lb_netlink::Result<Vec<RawElement>> {
-        let raw =
-            |element: Option<Read>| element.map(|read| RawElement { key: key_bytes(&read.0.key), read: Some(read) });
+        let raw = |element: Option<DecodedElement>| {
+            element.map(|read| RawElement { key: key_bytes(&read.0.key), read: Some(read) })
+        };
         Ok(self.elements(set)?.into_iter().filter_map(raw).collect())
     }
 
@@ -680,10 +680,10 @@ impl Kernel for World {
     }
 
     fn ruleset(&mut self) -> lb_netlink::Result<Ruleset> {
-        Ok(ruleset::wanted(&self.lock().picks))
+        Ok(ruleset::expected(&self.lock().picks))
     }
 
-    fn mend(&mut self, mend: &Mend) -> Result<(), CommitError> {
+    fn mend(&mut self, mend: &TableRepair) -> Result<(), CommitError> {
         self.commit(&Batch { steps: &mend.first, ..Batch::default() })?;
         let mut model = self.lock();
         let table = model.table.get_or_insert_default();
@@ -759,23 +759,31 @@ impl Vips for World {
         Ok(())
     }
 
-    fn everything(&mut self) -> lb_netlink::Result<routes::Installed> {
-        let both = |vip| [(Place::Local, vip), (Place::Forwarded, vip)];
-        Ok(routes::Installed { routes: self.routed().into_iter().flat_map(both).collect(), rules: self.rules_there() })
+    fn everything(&mut self) -> lb_netlink::Result<routes::InstalledRoutes> {
+        let both = |vip| [(RouteKind::Local, vip), (RouteKind::Forwarded, vip)];
+        Ok(routes::InstalledRoutes {
+            routes: self.routed().into_iter().flat_map(both).collect(),
+            rules: self.rules_there(),
+        })
     }
 
     fn rules(&mut self) -> lb_netlink::Result<BTreeSet<Family>> {
         Ok(self.rules_there())
     }
 
-    fn mend(&mut self, missing: &[(Place, IpAddr)], extra: &[(Place, IpAddr)], _: &[Family]) -> lb_netlink::Result<()> {
+    fn mend(
+        &mut self,
+        missing: &[(RouteKind, IpAddr)],
+        extra: &[(RouteKind, IpAddr)],
+        _: &[Family],
+    ) -> lb_netlink::Result<()> {
         let mut model = self.lock();
         model.routes.retain(|vip| !extra.iter().any(|(_, extra)| extra == vip));
         model.routes.extend(missing.iter().map(|(_, vip)| vip));
         Ok(())
     }
 
-    fn signs(&self) -> lb_netlink::Result<Signs> {
+    fn route_filter(&self) -> lb_netlink::Result<RouteFilter> {
         Err(KernelError::from_errno(nix::libc::EOPNOTSUPP).into())
     }
 }

@@ -13,14 +13,14 @@ use crate::{
         change::{
             affinity,
             draft::Draft,
-            lower::{Action, Lowered, Origin, Step, fixed_ways, lower},
+            lower::{Action, Lowered, Origin, Step, fixed_verdicts, lower},
             mirror::Mirror,
         },
         check::{
             inspect::Finding,
-            mend,
-            observe::{Found, observe},
-            suspects::Shared,
+            observe::{TableContents, observe},
+            repair,
+            suspects::SharedSuspects,
         },
         kernel::{Batch, CommitError, Kernel, Rebuild, Table},
         table::{
@@ -29,7 +29,7 @@ use crate::{
             userdata::MARKER,
         },
     },
-    routes::{self, Place, Signs},
+    routes::{self, RouteFilter, RouteKind},
 };
 
 /// Routes of virtual addresses.
@@ -38,15 +38,15 @@ pub(crate) trait Vips: Send {
     fn add(&mut self, vips: &[IpAddr]) -> lb_netlink::Result<BTreeMap<IpAddr, lb_netlink::Error>>;
     fn remove(&mut self, vips: &[IpAddr]) -> lb_netlink::Result<BTreeMap<IpAddr, lb_netlink::Error>>;
     fn cleanup(&mut self) -> lb_netlink::Result<()>;
-    fn everything(&mut self) -> lb_netlink::Result<routes::Installed>;
+    fn everything(&mut self) -> lb_netlink::Result<routes::InstalledRoutes>;
     fn rules(&mut self) -> lb_netlink::Result<BTreeSet<Family>>;
     fn mend(
         &mut self,
-        missing: &[(Place, IpAddr)],
-        extra: &[(Place, IpAddr)],
+        missing: &[(RouteKind, IpAddr)],
+        extra: &[(RouteKind, IpAddr)],
         rules: &[Family],
     ) -> lb_netlink::Result<()>;
-    fn signs(&self) -> lb_netlink::Result<Signs>;
+    fn route_filter(&self) -> lb_netlink::Result<RouteFilter>;
 }
 
 /// Flows that the kernel remembers.
@@ -62,15 +62,15 @@ pub(crate) struct Engine {
     pub(crate) flows: Box<dyn Flows>,
     /// The table's name, for messages.
     pub(crate) table: String,
-    pub(crate) known: Option<Known>,
+    pub(crate) installed: Option<Installed>,
     /// What a watcher took notice of.
-    pub(crate) suspects: Shared,
+    pub(crate) suspects: SharedSuspects,
     /// What the last inspection found and no repair has put right.
-    pub(crate) found: Vec<Finding>,
+    pub(crate) findings: Vec<Finding>,
 }
 
 /// What the table holds, as far as this process knows.
-pub(crate) struct Known {
+pub(crate) struct Installed {
     pub(crate) mirror: Mirror,
     /// The table's generation; `None` if the table has to be made anew.
     pub(crate) generation: Option<u32>,
@@ -84,7 +84,7 @@ pub(crate) struct Known {
     added: Vec<IpAddr>,
 }
 
-impl Known {
+impl Installed {
     /// That nothing is there but routes.
     pub(crate) fn nothing(routed: BTreeSet<IpAddr>) -> Self {
         Self {
@@ -157,8 +157,8 @@ enum Outcome {
 
 impl Engine {
     pub(crate) fn new(table: &str, kernel: Box<dyn Kernel>, routes: Box<dyn Vips>, flows: Box<dyn Flows>) -> Self {
-        let (suspects, found) = (Shared::default(), Vec::new());
-        Self { kernel, routes, flows, table: table.to_owned(), known: None, suspects, found }
+        let (suspects, findings) = (SharedSuspects::default(), Vec::new());
+        Self { kernel, routes, flows, table: table.to_owned(), installed: None, suspects, findings }
     }
 
     pub(crate) fn observe(&mut self) -> Result<State, DatapathError> {
@@ -169,19 +169,20 @@ impl Engine {
         let found = observe(&mut *self.kernel).map_err(reading)?;
         let routed = self.routes.observe().map_err(|error| failure("reading routes", error))?;
         let (mirror, generation, salvaged, damaged) = match found {
-            Found::Nothing => (Mirror::default(), None, State::default(), None),
-            Found::Foreign => return Err(self.not_ours()),
-            Found::Damaged { state, handle } => (Mirror::default(), None, state, Some(handle)),
-            Found::Ours { mirror, generation } => (*mirror, Some(generation), State::default(), None),
+            TableContents::Absent => (Mirror::default(), None, State::default(), None),
+            TableContents::Foreign => return Err(self.not_ours()),
+            TableContents::Damaged { state, handle } => (Mirror::default(), None, state, Some(handle)),
+            TableContents::Ours { mirror, generation } => (*mirror, Some(generation), State::default(), None),
         };
         let state = if generation.is_some() { mirror.state.clone() } else { salvaged.clone() };
-        self.known = Some(Known { mirror, generation, damaged, salvaged, routed: Some(routed), added: Vec::new() });
+        self.installed =
+            Some(Installed { mirror, generation, damaged, salvaged, routed: Some(routed), added: Vec::new() });
         Ok(state)
     }
 
     pub(crate) fn apply(&mut self, plan: &Plan) -> Result<(), ApplyError> {
         plan.check_known(Draft::knows)?;
-        if self.known.is_none() {
+        if self.installed.is_none() {
             self.observe().map_err(ApplyError::unknown)?;
         }
         let mut refused = BTreeMap::new();
@@ -210,7 +211,7 @@ impl Engine {
     }
 
     pub(crate) fn cleanup(&mut self) -> Result<(), DatapathError> {
-        self.known = None;
+        self.installed = None;
         let table = self.remove_table();
         self.routes.cleanup().map_err(|error| failure("removing routes", error))?;
         table
@@ -228,9 +229,9 @@ impl Engine {
         }
     }
 
-    /// From here on nothing is known: somebody else has the table's name.
+    /// From here on nothing is installed: somebody else has the table's name.
     pub(crate) fn not_ours(&mut self) -> DatapathError {
-        self.known = None;
+        self.installed = None;
         let message = format!(
             "table inet {0} exists and is not ours (no marker: a comment \"{MARKER}{VERSION}\"): have its owner give it \
              another name, or remove it with `nft delete table inet {0}`",
@@ -240,31 +241,31 @@ impl Engine {
     }
 
     fn attempt(&mut self, plan: &Plan, refused: &BTreeMap<FrontendAddr, DatapathError>) -> Result<Outcome, ApplyError> {
-        let Some(known) = &mut self.known else { return Ok(Outcome::Took) };
-        let draft = known.draft(plan, refused);
-        let mut lowered = lower(&draft, &known.mirror);
+        let Some(installed) = &mut self.installed else { return Ok(Outcome::Took) };
+        let draft = installed.draft(plan, refused);
+        let mut lowered = lower(&draft, &installed.mirror);
         if !lowered.refused.is_empty() {
             return Ok(Outcome::Without(std::mem::take(&mut lowered.refused)));
         }
-        if !lowered.steps.is_empty() || known.generation.is_none() {
-            known.add_missing(&lowered);
-            match prepare(&mut *self.routes, &known.added, &lowered) {
+        if !lowered.steps.is_empty() || installed.generation.is_none() {
+            installed.add_missing(&lowered);
+            match prepare(&mut *self.routes, &installed.added, &lowered) {
                 Ok(failed) if failed.is_empty() => {}
                 Ok(failed) => {
-                    known.added.retain(|vip| !failed.iter().any(|(addr, _)| addr.ip == *vip));
+                    installed.added.retain(|vip| !failed.iter().any(|(addr, _)| addr.ip == *vip));
                     return Ok(Outcome::Without(failed));
                 }
                 Err(error) => return Ok(Outcome::Failed(failure("adding routes", error))),
             }
-            match commit(&mut *self.kernel, &self.suspects, known, &draft, &lowered) {
+            match commit(&mut *self.kernel, &self.suspects, installed, &draft, &lowered) {
                 Ok(()) => {}
                 Err(CommitError::Refused(refusals)) => return self.refused(refusals),
                 Err(CommitError::Unknown(error)) => return Err(self.lost(failure("writing the table", error))),
             }
         }
-        lowered.settle(&mut known.mirror);
-        draft.settle(&mut known.mirror);
-        known.salvaged = State::default();
+        lowered.settle(&mut installed.mirror);
+        draft.settle(&mut installed.mirror);
+        installed.salvaged = State::default();
         self.follow_up(lowered).map(|()| Outcome::Took)
     }
 
@@ -295,8 +296,8 @@ impl Engine {
         swept.map_err(|error| self.lost(failure("removing affinity records", error)))?;
         let flows = if lowered.flows.is_empty() { Ok(0) } else { self.flows.forget_stale(&lowered.flows) };
         flows.map_err(|error| self.lost(failure("deleting stale UDP flows", error)))?;
-        let Some(known) = &mut self.known else { return Ok(()) };
-        let gone = known.idle_routes(lowered.gone_vips);
+        let Some(installed) = &mut self.installed else { return Ok(()) };
+        let gone = installed.idle_routes(lowered.gone_vips);
         let left = self.routes.remove(&gone).map_err(|error| self.lost(failure("removing routes", error)))?;
         match left.into_iter().next() {
             Some((vip, error)) => Err(self.lost(failure(&format!("removing the routes of {vip}"), error))),
@@ -306,7 +307,7 @@ impl Engine {
 
     /// From here on the mirror cannot be trusted.
     pub(crate) fn lost(&mut self, cause: DatapathError) -> ApplyError {
-        self.known = None;
+        self.installed = None;
         ApplyError::unknown(cause)
     }
 }
@@ -330,21 +331,23 @@ fn prepare(
 /// Carries the operations out; the table has the next generation then.
 fn commit(
     kernel: &mut dyn Kernel,
-    suspects: &Shared,
-    known: &mut Known,
+    suspects: &SharedSuspects,
+    installed: &mut Installed,
     draft: &Draft,
     lowered: &Lowered,
 ) -> Result<(), CommitError> {
     let reading = |error| CommitError::Refused(vec![(Origin::Shared, error)]);
     let stale = affinity::stale(kernel, &lowered.sweeps).map_err(reading)?;
-    let kept = match known.rebuild() {
-        Some(Rebuild::Replace(_)) => mend::records(kernel, |record| known.keeps(draft, record)).map_err(reading)?,
+    let kept = match installed.rebuild() {
+        Some(Rebuild::Replace(_)) => {
+            repair::records(kernel, |record| installed.keeps(draft, record)).map_err(reading)?
+        }
         Some(Rebuild::Add) | None => Vec::new(),
     };
-    let next = known.generation.unwrap_or_else(fresh_generation).wrapping_add(1);
-    let first = frame(known.generation, next);
+    let next = installed.generation.unwrap_or_else(fresh_generation).wrapping_add(1);
+    let first = frame(installed.generation, next);
     let mut batch = Batch {
-        rebuild: known.rebuild(),
+        rebuild: installed.rebuild(),
         first: &first,
         steps: &lowered.steps,
         forget: &stale,
@@ -361,7 +364,7 @@ fn commit(
         }
         result => result?,
     }
-    (known.generation, known.damaged) = (Some(next), None);
+    (installed.generation, installed.damaged) = (Some(next), None);
     Ok(())
 }
 
@@ -378,7 +381,8 @@ pub(crate) fn frame(now: Option<u32>, next: u32) -> Vec<Step> {
         return vec![step(Origin::Generation, Action::Remove(Key::Note(Note::Generation, now))), generation];
     }
     let layout = note(Note::Layout, VERSION).comment("layout");
-    let shared = std::iter::once(layout).chain(fixed_ways()).map(|element| step(Origin::Shared, Action::Add(element)));
+    let shared =
+        std::iter::once(layout).chain(fixed_verdicts()).map(|element| step(Origin::Shared, Action::Add(element)));
     std::iter::once(generation).chain(shared).collect()
 }
 

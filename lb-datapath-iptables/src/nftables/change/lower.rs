@@ -255,7 +255,7 @@ impl Lowered {
         self.acquired.push(pick);
         if mirror.picks.get(pick) == 0 && self.made.insert(pick) {
             self.push(origin, Action::AddPick(pick));
-            self.push(origin, Action::Add(way(pick.family, choice)));
+            self.push(origin, Action::Add(verdict_element(pick.family, choice)));
         }
     }
 
@@ -265,7 +265,7 @@ impl Lowered {
         self.acquired.iter().for_each(|&pick| gained.swap(None, Some(pick)));
         self.released.iter().for_each(|&pick| lost.swap(None, Some(pick)));
         for pick in lost.keys().filter(|&pick| mirror.picks.get(pick) + gained.get(pick) <= lost.get(pick)) {
-            self.push(Origin::Shared, Action::Remove(Key::Way(pick.family, Choice::Pick(pick))));
+            self.push(Origin::Shared, Action::Remove(Key::Verdict(pick.family, Choice::Pick(pick))));
             self.push(Origin::Shared, Action::RemovePick(pick));
         }
     }
@@ -318,19 +318,19 @@ pub(crate) fn elements(addr: FrontendAddr, choice: Option<Choice>, slots: &[Slot
 }
 
 /// A choice as an element of [`Set::Picks`](crate::nftables::table::layout::Set).
-pub(crate) fn way(family: Family, choice: Choice) -> Element {
-    Element::new(Key::Way(family, choice), Value::Go(choice))
+pub(crate) fn verdict_element(family: Family, choice: Choice) -> Element {
+    Element::new(Key::Verdict(family, choice), Value::Choice(choice))
 }
 
 /// The choices that are always there.
-pub(crate) fn fixed_ways() -> impl Iterator<Item = Element> {
-    FAMILIES.into_iter().flat_map(|family| Choice::FIXED.map(|choice| way(family, choice)))
+pub(crate) fn fixed_verdicts() -> impl Iterator<Item = Element> {
+    FAMILIES.into_iter().flat_map(|family| Choice::FIXED.map(|choice| verdict_element(family, choice)))
 }
 
 /// A frontend as an element of [`Set::Frontends`](crate::nftables::table::layout::Set). Its comment is what a restart needs to know beyond
 /// what packets need, `frontend ID [set ID] [affinity …]`, and for people its label, `[for LABEL]`.
 pub(crate) fn frontend_element(addr: FrontendAddr, frontend: &Frontend, choice: Choice, label: &str) -> Element {
-    Element::new(Key::Frontend(addr), Value::Go(choice)).comment(comment(frontend, label))
+    Element::new(Key::Frontend(addr), Value::Choice(choice)).comment(comment(frontend, label))
 }
 
 fn comment(frontend: &Frontend, label: &str) -> String {

@@ -16,11 +16,11 @@ use crate::nftables::{
     change::engine::{Flows, failure},
     kernel::{Kernel, Table},
     table::{
+        decode::DecodedElement,
         layout::{Bound, Choice, Key, Pick, Set, Value, block},
-        read::Read,
         rules,
         ruleset::{self, Ruleset},
-        wire::{Life, key_bytes},
+        wire::{Lifetime, key_bytes},
     },
 };
 
@@ -30,11 +30,11 @@ pub(crate) fn ask(
     flows: &mut dyn Flows,
     packet: &Packet,
 ) -> Result<KernelAnswer, DatapathError> {
-    let mut question = Question { kernel, packet, steps: Vec::new(), flow: FlowView::default() };
+    let mut question = PacketTrace { kernel, packet, steps: Vec::new(), flow: FlowView::default() };
     let asking = |error| failure("asking the kernel's maps and sets", error);
     question.flow.established = flows.backend_of(packet).map_err(|error| failure("asking conntrack", error))?;
     let verdict = question.verdict().map_err(asking)?;
-    let Question { steps, flow, .. } = question;
+    let PacketTrace { steps, flow, .. } = question;
     match verdict {
         Some(verdict) => {
             Ok(KernelAnswer { method: "look-ups in nf_tables and conntrack".into(), steps, flow, verdict })
@@ -50,14 +50,14 @@ fn not_ours(chain: &str) -> String {
     format!("the rules of chain {chain} are not ours any more")
 }
 
-struct Question<'a> {
+struct PacketTrace<'a> {
     kernel: &'a mut dyn Kernel,
     packet: &'a Packet,
     steps: Vec<String>,
     flow: FlowView,
 }
 
-impl Question<'_> {
+impl PacketTrace<'_> {
     fn step(&mut self, text: String) {
         self.steps.push(text);
     }
@@ -88,12 +88,12 @@ impl Question<'_> {
             None => return Ok(None),
         }
         let set = Set::Frontends(addr.family());
-        let Some(Value::Go(choice)) = self.element(Key::Frontend(addr))?.map(|(element, _)| element.value) else {
+        let Some(Value::Choice(choice)) = self.element(Key::Frontend(addr))?.map(|(element, _)| element.value) else {
             self.step(format!("{}: {addr} is not in it", set.name()));
             return Ok(Some(KernelVerdict::Pass));
         };
-        let way = self.element(Key::Way(addr.family(), choice))?;
-        if way.is_none_or(|(element, _)| element.value != Value::Go(choice)) {
+        let way = self.element(Key::Verdict(addr.family(), choice))?;
+        if way.is_none_or(|(element, _)| element.value != Value::Choice(choice)) {
             self.step(format!("{}: what {choice} means is not ours any more", Set::Picks(addr.family()).name()));
             return Ok(None);
         }
@@ -119,7 +119,7 @@ impl Question<'_> {
     /// anything.
     fn dispatches(&mut self, family: Family, found: &Ruleset) -> Option<bool> {
         let chain = if self.packet.entry == Entry::Socket { "output" } else { "prerouting" };
-        let wanted = ruleset::wanted(&BTreeSet::new());
+        let wanted = ruleset::expected(&BTreeSet::new());
         let (wanted, found) = (wanted.chains.get(chain)?, found.chains.get(chain));
         let Some(found) = found else {
             self.step(format!("chain {chain}: it is not there"));
@@ -137,7 +137,7 @@ impl Question<'_> {
 
     /// Whether a chain is as this datapath writes it, with these rules in this order and no others.
     fn is_ours(&mut self, found: &Ruleset, chain: &str, pick: Option<&Pick>) -> bool {
-        let wanted = ruleset::wanted(&pick.copied().into_iter().collect());
+        let wanted = ruleset::expected(&pick.copied().into_iter().collect());
         let is = wanted.chains.get(chain) == found.chains.get(chain);
         if !is {
             self.step(not_ours(chain));
@@ -216,7 +216,7 @@ impl Question<'_> {
             return Ok(None);
         };
         let backend = BackendAddr::new(ip, port, addr.protocol);
-        let left = life.map_or(affinity.timeout, |Life { left, .. }| Duration::from_millis(left));
+        let left = life.map_or(affinity.timeout, |Lifetime { left, .. }| Duration::from_millis(left));
         self.step(format!("affinity: {client} sticks to {backend} for {left:?}"));
         let now: Duration = clock_gettime(ClockId::CLOCK_MONOTONIC).expect("every kernel has this clock").into();
         let last_use = Instant::new(now.saturating_sub(affinity.timeout.saturating_sub(left)));
@@ -258,7 +258,7 @@ impl Question<'_> {
         Ok(last.is_some_and(|(_, bound)| bound == Bound::Start))
     }
 
-    fn element(&mut self, key: Key) -> lb_netlink::Result<Option<Read>> {
+    fn element(&mut self, key: Key) -> lb_netlink::Result<Option<DecodedElement>> {
         let found = self.kernel.look_up(key.set(), &[key_bytes(&key)])?;
         Ok(found.into_iter().next().and_then(|element| element.read))
     }

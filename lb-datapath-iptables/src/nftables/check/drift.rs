@@ -8,14 +8,14 @@ use crate::{
     crash,
     nftables::{
         change::{
-            engine::{Engine, Known, failure, foreign, frame, is_conflict},
+            engine::{Engine, Installed, failure, foreign, frame, is_conflict},
             lower::Origin,
         },
         check::{
+            expected::ExpectedTable,
             inspect::{Finding, look},
-            mend::Remedy,
+            repair::RepairPlan,
             suspects::Suspects,
-            wanted::Wanted,
         },
         kernel::{CommitError, Table},
         table::layout::{Element, Key, Note, Value},
@@ -31,12 +31,12 @@ impl Engine {
     ) -> Result<Vec<Drift>, DatapathError> {
         let mut suspects = self.suspects.take(inspection);
         if !suspects.everything {
-            self.found.iter().for_each(|finding| finding.suspect(&mut suspects));
+            self.findings.iter().for_each(|finding| finding.suspect(&mut suspects));
         }
         match self.look(expected, &suspects) {
             Ok(findings) => {
-                self.found = findings;
-                Ok(self.found.iter().map(|finding| finding.drift.clone()).collect())
+                self.findings = findings;
+                Ok(self.findings.iter().map(|finding| finding.drift.clone()).collect())
             }
             Err(error) => {
                 *self.suspects.lock() = Suspects::everything();
@@ -50,15 +50,15 @@ impl Engine {
         if !self.knows(found) {
             self.inspect(expected, Inspection::Everything).map_err(ApplyError::unknown)?;
         }
-        let findings = std::mem::take(&mut self.found);
+        let findings = std::mem::take(&mut self.findings);
         if let Err(error) = self.put_back(expected, &findings) {
             *self.suspects.lock() = Suspects::everything();
             return Err(error);
         }
-        match &self.known {
-            Some(known) if known.mirror.state == *expected.state => Ok(()),
-            Some(known) if known.generation.is_some() => {
-                let plan = diff(&known.mirror.state, expected.state, expected.labels);
+        match &self.installed {
+            Some(installed) if installed.mirror.state == *expected.state => Ok(()),
+            Some(installed) if installed.generation.is_some() => {
+                let plan = diff(&installed.mirror.state, expected.state, expected.labels);
                 self.apply(&plan)
             }
             Some(_) | None => self.catch_up(expected),
@@ -73,24 +73,24 @@ impl Engine {
 
     /// Whether the last inspection found all of `found`.
     fn knows(&self, found: &[Drift]) -> bool {
-        let known: BTreeSet<&Drift> = self.found.iter().map(|finding| &finding.drift).collect();
-        found.iter().all(|drift| known.contains(drift))
+        let installed: BTreeSet<&Drift> = self.findings.iter().map(|finding| &finding.drift).collect();
+        found.iter().all(|drift| installed.contains(drift))
     }
 
     fn look(&mut self, expected: Expected<'_>, suspects: &Suspects) -> Result<Vec<Finding>, DatapathError> {
-        let wanted = Wanted::new(expected, self.generation());
+        let wanted = ExpectedTable::new(expected, self.generation());
         look(&mut *self.kernel, &mut *self.routes, &wanted, suspects)
             .map_err(|error| failure("comparing the table and the routes with what they should be", error))
     }
 
     fn generation(&self) -> Option<u32> {
-        self.known.as_ref().and_then(|known| known.generation)
+        self.installed.as_ref().and_then(|installed| installed.generation)
     }
 
     fn put_back(&mut self, expected: Expected<'_>, findings: &[Finding]) -> Result<(), ApplyError> {
-        let wanted = Wanted::new(expected, self.generation());
-        let mut remedy = Remedy::new(&wanted, findings);
-        let Remedy { missing_routes, extra_routes, routing_rules, .. } = &remedy;
+        let wanted = ExpectedTable::new(expected, self.generation());
+        let mut remedy = RepairPlan::new(&wanted, findings);
+        let RepairPlan { missing_routes, extra_routes, routing_rules, .. } = &remedy;
         let routes = self.routes.mend(missing_routes, extra_routes, routing_rules);
         routes
             .map_err(|error| ApplyError::unknown(failure("putting routes back; is the loopback device up?", error)))?;
@@ -110,8 +110,8 @@ impl Engine {
         let elements = remedy.mend.gone.len() + remedy.mend.added.len();
         match self.suspects.write(&mut *self.kernel, elements, |kernel| kernel.mend(&remedy.mend)) {
             Ok(()) => {
-                if let Some(known) = &mut self.known {
-                    known.generation = Some(next);
+                if let Some(installed) = &mut self.installed {
+                    installed.generation = Some(next);
                 }
                 let forgotten = if flows.is_empty() { Ok(0) } else { self.flows.forget_stale(&flows) };
                 forgotten.map(drop).map_err(|error| ApplyError::unknown(failure("deleting stale UDP flows", error)))
@@ -138,9 +138,9 @@ impl Engine {
         };
         let routed = self.routes.observe();
         let routed = routed.map_err(|error| ApplyError::unknown(failure("reading routes", error)))?;
-        let mut known = Known::nothing(routed);
-        (known.damaged, known.salvaged) = (damaged, expected.state.clone());
-        self.known = Some(known);
+        let mut installed = Installed::nothing(routed);
+        (installed.damaged, installed.salvaged) = (damaged, expected.state.clone());
+        self.installed = Some(installed);
         self.apply(&diff(&State::default(), expected.state, expected.labels))
     }
 }

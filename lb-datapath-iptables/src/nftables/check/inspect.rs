@@ -12,20 +12,20 @@ use crate::{
     nftables::{
         change::engine::Vips,
         check::{
+            expected::{ExpectedTable, agrees},
             observe::{self, FAMILIES},
             suspects::Suspects,
-            wanted::{Wanted, agrees},
         },
         kernel::{Kernel, Table},
         table::{
+            decode::RawElement,
             layout::{Bound, Element, Endpoint, Key, Note, Set, Value, nowhere},
-            read::RawElement,
-            ruleset::{self, FoundChain, FoundRule, Ruleset, base_text},
+            ruleset::{self, ListedChain, ListedRule, Ruleset, base_text},
             userdata::MARKER,
             wire,
         },
     },
-    routes::{self, Place},
+    routes::{self, RouteKind},
 };
 
 /// A difference, and the object that a repair puts back.
@@ -49,7 +49,7 @@ pub(crate) enum Object {
     /// An element by the bytes of its key.
     Element(Set, Vec<u8>),
     /// A route.
-    Route(Place, IpAddr),
+    Route(RouteKind, IpAddr),
     /// The routing rule of a family.
     RoutingRule(Family),
 }
@@ -75,25 +75,25 @@ impl Finding {
 pub(crate) fn look(
     kernel: &mut dyn Kernel,
     routes: &mut dyn Vips,
-    wanted: &Wanted<'_>,
+    wanted: &ExpectedTable<'_>,
     suspects: &Suspects,
 ) -> lb_netlink::Result<Vec<Finding>> {
-    let mut look = Look { kernel, wanted, findings: Vec::new(), no_sets: false };
+    let mut look = Inspector { kernel, wanted, findings: Vec::new(), no_sets: false };
     look.table(suspects)?;
     let mut findings = look.findings;
     look_at_routes(routes, wanted, suspects, &mut findings)?;
     Ok(findings)
 }
 
-struct Look<'a, 'b> {
+struct Inspector<'a, 'b> {
     kernel: &'a mut dyn Kernel,
-    wanted: &'a Wanted<'b>,
+    wanted: &'a ExpectedTable<'b>,
     findings: Vec<Finding>,
     /// Whether a set that should be read was not there.
     no_sets: bool,
 }
 
-impl Look<'_, '_> {
+impl Inspector<'_, '_> {
     fn found(&mut self, object: Object, drift: Drift) {
         self.findings.push(Finding { object, drift });
     }
@@ -159,7 +159,7 @@ impl Look<'_, '_> {
             match found.get(bytes) {
                 Some(element) => self.compare(set, element),
                 None => {
-                    if let Some(key) = crate::nftables::table::read::key_of(set, bytes)
+                    if let Some(key) = crate::nftables::table::decode::key_of(set, bytes)
                         && let Some(wanted) = self.wanted.element(&key)
                     {
                         self.elements_drifted(set, bytes, drifts(Some(&wanted), None));
@@ -218,7 +218,7 @@ impl Look<'_, '_> {
         let Some((found, _)) = &element.read else {
             let text = format!("{} {}", set.name(), Hex(&element.key));
             let wanted =
-                crate::nftables::table::read::key_of(set, &element.key).and_then(|key| self.wanted.element(&key));
+                crate::nftables::table::decode::key_of(set, &element.key).and_then(|key| self.wanted.element(&key));
             let drift = match wanted {
                 None => Drift::new(DriftClass::Element, text, Difference::Extra),
                 Some(wanted) => {
@@ -243,7 +243,7 @@ impl Look<'_, '_> {
 
     fn ruleset(&mut self) -> lb_netlink::Result<()> {
         let found = self.kernel.ruleset()?;
-        let wanted = ruleset::wanted(self.wanted.picks());
+        let wanted = ruleset::expected(self.wanted.picks());
         if found.dormant {
             let wrong = Difference::Wrong { expected: "active".into(), found: "flags dormant".into() };
             let name = self.kernel.name();
@@ -274,7 +274,7 @@ impl Look<'_, '_> {
         }
     }
 
-    fn chain(&mut self, name: &str, wanted: &FoundChain, found: Option<&FoundChain>) {
+    fn chain(&mut self, name: &str, wanted: &ListedChain, found: Option<&ListedChain>) {
         let object = || Object::Chain(name.to_owned());
         let Some(found) = found else {
             return self.found(object(), Drift::new(DriftClass::Chain, name, Difference::Missing));
@@ -294,8 +294,8 @@ impl Look<'_, '_> {
 const SAMPLE: usize = 32;
 
 /// Where two lists of rules differ, by position from 1: those between their common beginning and their common end.
-fn differing(wanted: &[FoundRule], found: &[FoundRule]) -> Vec<(usize, Difference)> {
-    let same = |(a, b): &(&FoundRule, &FoundRule)| a == b;
+fn differing(wanted: &[ListedRule], found: &[ListedRule]) -> Vec<(usize, Difference)> {
+    let same = |(a, b): &(&ListedRule, &ListedRule)| a == b;
     let head = wanted.iter().zip(found).take_while(same).count();
     let tail = wanted[head..].iter().rev().zip(found[head..].iter().rev()).take_while(same).count();
     let (wanted, found) = (&wanted[head..wanted.len() - tail], &found[head..found.len() - tail]);
@@ -363,7 +363,7 @@ fn drift_of(element: &Element, difference: Difference) -> Drift {
     let set = element.key.set().name();
     match element.key {
         Key::Frontend(addr) => Drift::new(DriftClass::Frontend, addr, difference),
-        Key::Way(_, choice) => Drift::new(DriftClass::Element, format_args!("{set} {choice}"), difference),
+        Key::Verdict(_, choice) => Drift::new(DriftClass::Element, format_args!("{set} {choice}"), difference),
         Key::Slot(addr, slot) | Key::Block(addr, slot) => slot_drift(&addr, slot, difference),
         Key::Record(client, addr) => Drift::new(DriftClass::Element, format_args!("{set} {client} {addr}"), difference),
         Key::Bound(ip, Bound::Start) => Drift::new(DriftClass::Element, format_args!("{set} from {ip}"), difference),
@@ -391,7 +391,7 @@ fn value_text(value: &Value) -> String {
         Value::None => String::new(),
         &Value::Backend(ip, port) => endpoint_text(&(ip, port)),
         Value::Backends(backends) => backends.iter().map(endpoint_text).collect::<Vec<_>>().join(", "),
-        Value::Go(choice) => choice.to_string(),
+        Value::Choice(choice) => choice.to_string(),
     }
 }
 
@@ -401,7 +401,7 @@ fn endpoint_text(&(ip, port): &Endpoint) -> String {
 
 fn look_at_routes(
     routes: &mut dyn Vips,
-    wanted: &Wanted<'_>,
+    wanted: &ExpectedTable<'_>,
     suspects: &Suspects,
     findings: &mut Vec<Finding>,
 ) -> lb_netlink::Result<()> {
@@ -421,14 +421,14 @@ fn look_at_routes(
         }
     }
     let mut route = |place, vip, difference| {
-        let table = if place == Place::Local { "table for the node's own packets" } else { "main table" };
+        let table = if place == RouteKind::Local { "table for the node's own packets" } else { "main table" };
         let drift = Drift::new(DriftClass::Route, format_args!("{vip} in the {table}"), difference);
         findings.push(Finding { object: Object::Route(place, vip), drift });
     };
     if suspects.everything {
         let found = routes.everything()?.routes;
-        let wanted: BTreeSet<(Place, IpAddr)> =
-            vips.iter().flat_map(|&vip| [(Place::Local, vip), (Place::Forwarded, vip)]).collect();
+        let wanted: BTreeSet<(RouteKind, IpAddr)> =
+            vips.iter().flat_map(|&vip| [(RouteKind::Local, vip), (RouteKind::Forwarded, vip)]).collect();
         wanted.difference(&found).for_each(|&(place, vip)| route(place, vip, Difference::Missing));
         found.difference(&wanted).for_each(|&(place, vip)| route(place, vip, Difference::Extra));
     } else {

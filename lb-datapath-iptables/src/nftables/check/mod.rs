@@ -2,9 +2,9 @@
 
 pub(crate) mod ask;
 pub(crate) mod drift;
+pub(crate) mod expected;
 pub(crate) mod inspect;
-pub(crate) mod mend;
 pub(crate) mod observe;
+pub(crate) mod repair;
 pub(crate) mod suspects;
-pub(crate) mod wanted;
 pub(crate) mod watch;

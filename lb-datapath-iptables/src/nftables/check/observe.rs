@@ -14,22 +14,22 @@ use lb_core::{
 
 use crate::nftables::{
     change::{
-        lower::{cluster, fixed_ways},
+        lower::{cluster, fixed_verdicts},
         mirror::{Counts, Mirror, hairpin},
     },
     kernel::{Kernel, Table},
     table::{
         layout::{Choice, Element, Key, Note, Pick, Set, VERSION, Value},
         rules,
-        slots::{self, FoundSlot},
+        slots::{self, ListedSlot},
     },
 };
 
 /// What was found.
 #[derive(Debug)]
-pub(crate) enum Found {
+pub(crate) enum TableContents {
     /// No table.
-    Nothing,
+    Absent,
     /// A table of somebody else's.
     Foreign,
     /// A table of ours that is of another layout, or that somebody damaged: what of it makes sense. It has to be made
@@ -40,18 +40,18 @@ pub(crate) enum Found {
 }
 
 /// Reads the table.
-pub(crate) fn observe(kernel: &mut dyn Kernel) -> lb_netlink::Result<Found> {
+pub(crate) fn observe(kernel: &mut dyn Kernel) -> lb_netlink::Result<TableContents> {
     let handle = match kernel.table()? {
-        Table::Absent => return Ok(Found::Nothing),
-        Table::Foreign => return Ok(Found::Foreign),
+        Table::Absent => return Ok(TableContents::Absent),
+        Table::Foreign => return Ok(TableContents::Foreign),
         Table::Ours(handle) => handle,
     };
     let mut found = read(kernel, handle)?;
     // While the kernel moves a set to a larger hash table, a dump leaves elements out: only what is found twice is so.
     for _ in 1..READINGS {
-        let Found::Damaged { state, .. } = &found else { break };
+        let TableContents::Damaged { state, .. } = &found else { break };
         match read(kernel, handle)? {
-            Found::Damaged { state: again, .. } if again == *state => break,
+            TableContents::Damaged { state: again, .. } if again == *state => break,
             other => found = other,
         }
     }
@@ -61,7 +61,7 @@ pub(crate) fn observe(kernel: &mut dyn Kernel) -> lb_netlink::Result<Found> {
 /// How often a table is read at most.
 const READINGS: usize = 8;
 
-fn read(kernel: &mut dyn Kernel, handle: u64) -> lb_netlink::Result<Found> {
+fn read(kernel: &mut dyn Kernel, handle: u64) -> lb_netlink::Result<TableContents> {
     let mut reading = Reading::default();
     for set in Set::ALL.into_iter().filter(|set| !matches!(set, Set::Affinity(_))) {
         match kernel.elements(set) {
@@ -88,7 +88,7 @@ struct Reading {
     hairpins: BTreeSet<IpAddr>,
     bounds: BTreeSet<Key>,
     /// Slots in elements of their own, and in blocks.
-    slots: [BTreeMap<FrontendAddr, Vec<FoundSlot>>; 2],
+    slots: [BTreeMap<FrontendAddr, Vec<ListedSlot>>; 2],
 }
 
 impl Reading {
@@ -100,8 +100,10 @@ impl Reading {
     /// Puts an element where it belongs; `None` for one that makes no sense.
     fn place(&mut self, element: Element) -> Option<()> {
         match (element.key, &element.value) {
-            (Key::Frontend(addr), &Value::Go(choice)) => drop(self.frontends.insert(addr, (choice, element.comment))),
-            (key @ Key::Way(_, choice), Value::Go(to)) if choice == *to => drop(self.ways.insert(key)),
+            (Key::Frontend(addr), &Value::Choice(choice)) => {
+                drop(self.frontends.insert(addr, (choice, element.comment)))
+            }
+            (key @ Key::Verdict(_, choice), Value::Choice(to)) if choice == *to => drop(self.ways.insert(key)),
             (Key::Slot(addr, _), _) => self.slots[0].entry(addr).or_default().extend(slots::read(&element)?),
             (Key::Block(addr, _), _) => self.slots[1].entry(addr).or_default().extend(slots::read(&element)?),
             (Key::Note(note, number), _) => return self.note(note, number, &element.comment),
@@ -123,18 +125,18 @@ impl Reading {
         Some(())
     }
 
-    fn finish(mut self, handle: u64) -> Found {
+    fn finish(mut self, handle: u64) -> TableContents {
         let state = self.state();
         let mut picks = Counts::default();
         for (choice, _) in self.frontends.values() {
             picks.swap(None, choice.pick());
         }
-        self.damaged |= self.rules != rules_of(&picks) || self.ways != ways_of(&picks);
+        self.damaged |= self.rules != rules_of(&picks) || self.ways != verdicts_of(&picks);
         match (self.damaged, self.layout, self.generation) {
             (false, Some(VERSION), Some(generation)) => {
-                Found::Ours { mirror: Box::new(Mirror::new(state, picks)), generation }
+                TableContents::Ours { mirror: Box::new(Mirror::new(state, picks)), generation }
             }
-            _ => Found::Damaged { state, handle },
+            _ => TableContents::Damaged { state, handle },
         }
     }
 
@@ -168,7 +170,7 @@ fn frontend(
     addr: FrontendAddr,
     choice: Choice,
     comment: &str,
-    slots: (Option<Vec<FoundSlot>>, Option<Vec<FoundSlot>>),
+    slots: (Option<Vec<ListedSlot>>, Option<Vec<ListedSlot>>),
 ) -> Option<()> {
     let Comment { id, set, affinity } = parse(comment)?;
     let target = match (choice, set) {
@@ -205,9 +207,9 @@ fn content(state: &mut State, id: SetId, pick: &Pick, slots: Vec<slots::Slot>) -
 }
 
 /// The elements of [`Set::Picks`] in a table with these picks.
-fn ways_of(picks: &Counts<Pick>) -> BTreeSet<Key> {
-    let picks = picks.keys().map(|pick| Key::Way(pick.family, Choice::Pick(pick)));
-    picks.chain(fixed_ways().map(|way| way.key)).collect()
+fn verdicts_of(picks: &Counts<Pick>) -> BTreeSet<Key> {
+    let picks = picks.keys().map(|pick| Key::Verdict(pick.family, Choice::Pick(pick)));
+    picks.chain(fixed_verdicts().map(|way| way.key)).collect()
 }
 
 /// Whether no number is missing.

@@ -13,13 +13,13 @@ use crate::{
         kernel::{CommitError, Kernel},
         table::layout::Set,
     },
-    routes::Place,
+    routes::RouteKind,
 };
 use lb_netlink::Pause;
 
 /// Shared between a datapath and its watcher.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Shared {
+pub(crate) struct SharedSuspects {
     suspects: Arc<Mutex<Suspects>>,
     listeners: Arc<Mutex<Vec<Pause>>>,
 }
@@ -27,7 +27,7 @@ pub(crate) struct Shared {
 /// With more elements than this in a transaction, nobody listens to it.
 const MOST_HEARD: usize = 256;
 
-impl Shared {
+impl SharedSuspects {
     pub(crate) fn lock(&self) -> MutexGuard<'_, Suspects> {
         self.suspects.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -90,7 +90,7 @@ pub(crate) struct Suspects {
     /// Single elements by the bytes of their keys.
     pub(crate) keys: BTreeMap<Set, BTreeSet<Vec<u8>>>,
     /// Routes that were told of, and whether they are there and ours.
-    pub(crate) routes: BTreeMap<(Place, IpAddr), bool>,
+    pub(crate) routes: BTreeMap<(RouteKind, IpAddr), bool>,
     /// The routing rules.
     pub(crate) routing_rules: bool,
 }
@@ -130,7 +130,7 @@ mod tests {
 
     #[test]
     fn what_others_write_while_nobody_listens_shows() {
-        let (shared, world) = (Shared::default(), World::default());
+        let (shared, world) = (SharedSuspects::default(), World::default());
         let listener = Listener::open(Protocol::Route, &[LINKS], None).unwrap();
         shared.add_listener(listener.pause());
         let write = |elements, transactions, takes: bool| {

@@ -9,10 +9,10 @@ use crate::{
     netfilter::{FIXED, INET},
     nftables::{
         change::engine::failure,
-        check::suspects::{Shared, Suspects},
-        table::{layout::Set, read, wire},
+        check::suspects::{SharedSuspects, Suspects},
+        table::{decode, layout::Set, wire},
     },
-    routes::{self, Signs, Told},
+    routes::{self, RouteChange, RouteFilter},
 };
 
 /// `NFNLGRP_NFTABLES`.
@@ -22,35 +22,40 @@ const NFTABLES_GROUP: u32 = 7;
 pub(crate) struct NetfilterWatcher {
     tables: Listener,
     routes: Listener,
-    ears: Ears,
+    filter: ChangeFilter,
 }
 
 /// Tells what matters from what does not.
-struct Ears {
+struct ChangeFilter {
     table: String,
-    signs: Signs,
-    suspects: Shared,
+    route_filter: RouteFilter,
+    suspects: SharedSuspects,
 }
 
 impl NetfilterWatcher {
     /// `own` is the address of the socket that makes our own changes to the table.
-    pub(crate) fn open(table: &str, own: u32, signs: Signs, suspects: Shared) -> lb_netlink::Result<Self> {
+    pub(crate) fn open(
+        table: &str,
+        own: u32,
+        route_filter: RouteFilter,
+        suspects: SharedSuspects,
+    ) -> lb_netlink::Result<Self> {
         let tables = Listener::open(Protocol::Netfilter, &[NFTABLES_GROUP], Some(own))?;
         suspects.add_listener(tables.pause());
         Ok(Self {
             tables,
-            routes: Listener::open(Protocol::Route, &routes::GROUPS, Some(signs.port))?,
-            ears: Ears { table: table.to_owned(), signs, suspects },
+            routes: Listener::open(Protocol::Route, &routes::GROUPS, Some(route_filter.port))?,
+            filter: ChangeFilter { table: table.to_owned(), route_filter, suspects },
         })
     }
 
     /// Reads what is there; says whether any of it matters.
     fn read(&mut self) -> lb_netlink::Result<bool> {
-        let (mut noticed, ears) = (false, &self.ears);
-        let tables = self.tables.read(|message| noticed |= ears.ruleset(&message))?;
-        let routes = self.routes.read(|message| noticed |= ears.route(&message))?;
+        let (mut noticed, filter) = (false, &self.filter);
+        let tables = self.tables.read(|message| noticed |= filter.ruleset(&message))?;
+        let routes = self.routes.read(|message| noticed |= filter.route(&message))?;
         if [tables, routes].contains(&Delivery::Overrun) {
-            *ears.suspects.lock() = Suspects::everything();
+            *filter.suspects.lock() = Suspects::everything();
             noticed = true;
         }
         Ok(noticed)
@@ -74,13 +79,13 @@ impl NetfilterWatcher {
 impl Watcher for NetfilterWatcher {
     fn wait(&mut self, timeout: Duration) -> Result<bool, DatapathError> {
         self.listen(timeout).map_err(|error| {
-            *self.ears.suspects.lock() = Suspects::everything();
+            *self.filter.suspects.lock() = Suspects::everything();
             failure("listening to changes of tables and routes", error)
         })
     }
 }
 
-impl Ears {
+impl ChangeFilter {
     /// Notes what a message about nf_tables is about; says whether it matters.
     fn ruleset(&self, message: &Message<'_>) -> bool {
         let Some((&family, body)) = message.payload.first().zip(message.payload.get(FIXED..)) else { return false };
@@ -97,7 +102,7 @@ impl Ears {
             None => suspects.ruleset = true,
             Some(Set::Affinity(_)) => return false,
             Some(set) => {
-                let elements = read::raw_elements(set, message.payload);
+                let elements = decode::raw_elements(set, message.payload);
                 elements.into_iter().for_each(|element| suspects.add_key(set, element.key));
             }
         }
@@ -105,12 +110,12 @@ impl Ears {
     }
 
     fn route(&self, message: &Message<'_>) -> bool {
-        let Some(told) = self.signs.told(message) else { return false };
+        let Some(told) = self.route_filter.change(message) else { return false };
         let mut suspects = self.suspects.lock();
         match told {
-            Told::Route(place, vip, there) => drop(suspects.routes.insert((place, vip), there)),
-            Told::Rules => suspects.routing_rules = true,
-            Told::Loopback => *suspects = Suspects::everything(),
+            RouteChange::Route(place, vip, there) => drop(suspects.routes.insert((place, vip), there)),
+            RouteChange::Rules => suspects.routing_rules = true,
+            RouteChange::Loopback => *suspects = Suspects::everything(),
         }
         true
     }

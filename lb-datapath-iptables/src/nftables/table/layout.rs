@@ -88,7 +88,7 @@ pub(crate) enum Key {
     /// In [`Set::Frontends`].
     Frontend(FrontendAddr),
     /// In [`Set::Picks`].
-    Way(Family, Choice),
+    Verdict(Family, Choice),
     /// In [`Set::Slots`].
     Slot(FrontendAddr, u32),
     /// In [`Set::Tables`]: the first slot of the block, a multiple of [`block`].
@@ -146,7 +146,7 @@ impl Key {
     pub(crate) const fn set(&self) -> Set {
         match self {
             Self::Frontend(addr) => Set::Frontends(addr.family()),
-            Self::Way(family, _) => Set::Picks(*family),
+            Self::Verdict(family, _) => Set::Picks(*family),
             Self::Slot(addr, _) => Set::Slots(addr.family()),
             Self::Block(addr, _) => Set::Tables(addr.family()),
             Self::Record(_, addr) => Set::Affinity(addr.family()),
@@ -166,7 +166,7 @@ pub(crate) enum Value {
     /// The set is not a map.
     None,
     /// Of [`Set::Frontends`], as a number, and of [`Set::Picks`], as a verdict.
-    Go(Choice),
+    Choice(Choice),
     /// Of [`Set::Slots`] and [`Set::Affinity`].
     Backend(IpAddr, u16),
     /// Of [`Set::Tables`]: [`block`] backends; those behind the last slot are [`nowhere`].

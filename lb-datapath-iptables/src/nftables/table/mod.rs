@@ -1,8 +1,8 @@
 //! What the table consists of, and how it looks as messages of nf_tables.
 
+pub(crate) mod decode;
 pub(crate) mod layout;
 pub(crate) mod ranges;
-pub(crate) mod read;
 pub(crate) mod rules;
 pub(crate) mod ruleset;
 pub(crate) mod slots;

@@ -25,7 +25,7 @@ pub(crate) struct Ruleset {
     /// Sets and maps by name.
     pub(crate) sets: BTreeMap<String, Shape>,
     /// Chains by name.
-    pub(crate) chains: BTreeMap<String, FoundChain>,
+    pub(crate) chains: BTreeMap<String, ListedChain>,
 }
 
 /// What a set holds.
@@ -48,10 +48,10 @@ impl fmt::Display for Shape {
 
 /// A chain with its rules.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct FoundChain {
+pub(crate) struct ListedChain {
     /// Where it is hooked in.
     pub(crate) base: Option<Base>,
-    pub(crate) rules: Vec<FoundRule>,
+    pub(crate) rules: Vec<ListedRule>,
 }
 
 /// What makes a base chain.
@@ -78,12 +78,12 @@ pub(crate) fn base_text(base: &Option<Base>) -> String {
 
 /// A rule, expression by expression.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct FoundRule(Vec<FoundExpr>);
+pub(crate) struct ListedRule(Vec<ListedExpr>);
 
 /// An expression: its name, and its attributes, those of nested ones by their path. One that is all zeros is the same
 /// as one that is not there.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct FoundExpr {
+struct ListedExpr {
     name: String,
     attributes: BTreeMap<Path, Vec<u8>>,
 }
@@ -92,10 +92,10 @@ struct FoundExpr {
 type Path = [u16; 3];
 
 /// A rule in few words: what it loads and compares, and where it looks.
-impl fmt::Display for FoundRule {
+impl fmt::Display for ListedRule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut separator = "";
-        for FoundExpr { name, attributes } in &self.0 {
+        for ListedExpr { name, attributes } in &self.0 {
             write!(f, "{separator}{name}")?;
             separator = ", ";
             let target = match name.as_str() {
@@ -111,10 +111,10 @@ impl fmt::Display for FoundRule {
     }
 }
 
-impl FoundRule {
+impl ListedRule {
     /// The rule in the payload of `NFTA_RULE_EXPRESSIONS`.
     fn read(expressions: &[u8]) -> Self {
-        Self(attributes(expressions).map(|(_, expression)| FoundExpr::read(expression)).collect())
+        Self(attributes(expressions).map(|(_, expression)| ListedExpr::read(expression)).collect())
     }
 
     /// What the kernel lists once it was given `rule`.
@@ -123,12 +123,12 @@ impl FoundRule {
         writer.message(0, 0, &[], |w| wire::expressions(w, rule));
         let bytes = writer.finish(0);
         let mut found = Self::read(bytes.get(16..).unwrap_or_default());
-        found.0.iter_mut().for_each(FoundExpr::complete);
+        found.0.iter_mut().for_each(ListedExpr::complete);
         found
     }
 }
 
-impl FoundExpr {
+impl ListedExpr {
     fn read(bytes: &[u8]) -> Self {
         let found = attributes(bytes);
         let name = found.find(1).and_then(string).unwrap_or_default().to_owned();
@@ -211,28 +211,28 @@ impl FoundExpr {
 const ACCEPT: u32 = 1;
 
 /// What the table of frontends that go to `picks` consists of.
-pub(crate) fn wanted(picks: &BTreeSet<Pick>) -> Ruleset {
+pub(crate) fn expected(picks: &BTreeSet<Pick>) -> Ruleset {
     let sets = Set::ALL.iter().map(|&set| (set.name().to_owned(), wire::listed(set))).collect();
     let chains = rules::chains().into_iter().map(|chain| {
         let base = chain.hook.map(|(hook, priority)| Base { kind: "nat".into(), hook, priority, policy: ACCEPT });
-        (chain.name.to_owned(), FoundChain { base, rules: found(&chain.rules) })
+        (chain.name.to_owned(), ListedChain { base, rules: found(&chain.rules) })
     });
-    let picks = picks.iter().map(|pick| (pick.to_string(), wanted_pick(pick)));
+    let picks = picks.iter().map(|pick| (pick.to_string(), expected_pick(pick)));
     Ruleset { dormant: false, sets, chains: chains.chain(picks).collect() }
 }
 
 /// What a pick chain consists of.
-fn wanted_pick(pick: &Pick) -> FoundChain {
-    FoundChain { base: None, rules: found(&rules::pick(pick)) }
+fn expected_pick(pick: &Pick) -> ListedChain {
+    ListedChain { base: None, rules: found(&rules::pick(pick)) }
 }
 
 /// The rule that leads packets of a family to the frontends.
-pub(crate) fn dispatch(family: Family) -> FoundRule {
-    FoundRule::expected(&rules::dispatch_of(family))
+pub(crate) fn dispatch(family: Family) -> ListedRule {
+    ListedRule::expected(&rules::dispatch_of(family))
 }
 
-fn found(rules: &[Rule]) -> Vec<FoundRule> {
-    rules.iter().map(FoundRule::expected).collect()
+fn found(rules: &[Rule]) -> Vec<ListedRule> {
+    rules.iter().map(ListedRule::expected).collect()
 }
 
 /// Whether one message of a dump of tables is about `table` and says that it is switched off.
@@ -272,9 +272,9 @@ pub(crate) fn read_chain(table: &str, payload: &[u8]) -> Option<(String, Option<
 }
 
 /// The rule in one message of a dump of rules, with its chain, if it is in `table`.
-pub(crate) fn read_rule(table: &str, payload: &[u8]) -> Option<(String, FoundRule)> {
+pub(crate) fn read_rule(table: &str, payload: &[u8]) -> Option<(String, ListedRule)> {
     let found = attributes(payload.get(FIXED..)?);
     (found.find(1).and_then(string)? == table).then_some(())?;
-    let rule = FoundRule::read(found.find(4).unwrap_or_default());
+    let rule = ListedRule::read(found.find(4).unwrap_or_default());
     Some((found.find(2).and_then(string)?.to_owned(), rule))
 }

@@ -63,7 +63,7 @@ const LOCAL: &str = " local";
 
 /// A slot as it was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct FoundSlot {
+pub(crate) struct ListedSlot {
     /// Its number.
     pub(crate) number: u32,
     endpoint: Endpoint,
@@ -72,20 +72,20 @@ pub(crate) struct FoundSlot {
 }
 
 /// The slots in an element; `None` if it makes no sense.
-pub(crate) fn read(element: &Element) -> Option<Vec<FoundSlot>> {
+pub(crate) fn read(element: &Element) -> Option<Vec<ListedSlot>> {
     match (&element.key, &element.value) {
         (Key::Slot(_, number), &Value::Backend(ip, port)) => {
             let name = match element.comment.as_str() {
                 "" => None,
                 text => Some(named(text)?),
             };
-            Some(vec![FoundSlot { number: *number, endpoint: (ip, port), name }])
+            Some(vec![ListedSlot { number: *number, endpoint: (ip, port), name }])
         }
         (Key::Block(addr, first), Value::Backends(backends)) => {
             first.is_multiple_of(block(addr.family())).then_some(())?;
             let numbered = (*first..).zip(backends.iter());
-            let mut slots: Vec<FoundSlot> =
-                numbered.map(|(number, &endpoint)| FoundSlot { number, endpoint, name: None }).collect();
+            let mut slots: Vec<ListedSlot> =
+                numbered.map(|(number, &endpoint)| ListedSlot { number, endpoint, name: None }).collect();
             for part in element.comment.split(", ").filter(|part| !part.is_empty()) {
                 let (n, text) = part.split_once(": ")?;
                 slots.get_mut(n.parse::<usize>().ok()?)?.name = Some(named(text)?);
@@ -103,7 +103,7 @@ fn named(text: &str) -> Option<(BackendId, bool)> {
 }
 
 /// The backends of `count` slots, if none is missing, none too many, and each has a name.
-pub(crate) fn resolve(addr: &FrontendAddr, packed: bool, count: u32, mut found: Vec<FoundSlot>) -> Option<Vec<Slot>> {
+pub(crate) fn resolve(addr: &FrontendAddr, packed: bool, count: u32, mut found: Vec<ListedSlot>) -> Option<Vec<Slot>> {
     found.sort_unstable_by_key(|slot| slot.number);
     let count = count as usize;
     let there = if packed { count.next_multiple_of(block(addr.family()) as usize) } else { count };
@@ -111,7 +111,7 @@ pub(crate) fn resolve(addr: &FrontendAddr, packed: bool, count: u32, mut found: 
     let rest = found.get(count..)?.iter().all(|slot| slot.endpoint == nowhere(addr.family()) && slot.name.is_none());
     (whole && rest).then_some(())?;
     let mut names: BTreeMap<Endpoint, (BackendId, bool)> = BTreeMap::new();
-    let backend = |slot: &FoundSlot| {
+    let backend = |slot: &ListedSlot| {
         if let Some(name) = slot.name {
             names.insert(slot.endpoint, name);
         }
@@ -140,7 +140,7 @@ mod tests {
             // An id has one address; an address may have two ids.
             let slots: Vec<Slot> = slots.iter().map(|&(id, _, _)| slot(&addr, id)).collect();
             let elements = elements(addr, packed, &slots);
-            let found: Vec<FoundSlot> = elements.iter().flat_map(|element| read(element).unwrap()).collect();
+            let found: Vec<ListedSlot> = elements.iter().flat_map(|element| read(element).unwrap()).collect();
             prop_assert_eq!(resolve(&addr, packed, slots.len() as u32, found.clone()), Some(slots.clone()));
             let more = slots.len() as u32 + block(addr.family());
             prop_assert_eq!(resolve(&addr, packed, more, found.clone()), None);

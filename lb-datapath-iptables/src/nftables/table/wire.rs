@@ -91,12 +91,12 @@ pub(crate) enum Verb {
     /// Fails if the element is not there.
     Remove,
     /// Removes the element if it is there: it may run out at any time.
-    Forget,
+    Destroy,
 }
 
 /// A client's record, with what is left of its time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Life {
+pub(crate) struct Lifetime {
     /// Milliseconds from one use to the end.
     pub(crate) timeout: u64,
     /// Milliseconds that are left.
@@ -109,7 +109,7 @@ pub(crate) enum Item<'a> {
     /// Its key.
     Key(&'a Key),
     /// All of it, and its life if it has an end.
-    Whole(&'a Element, Option<Life>),
+    Whole(&'a Element, Option<Lifetime>),
 }
 
 /// Opens a batch.
@@ -237,7 +237,7 @@ pub(crate) fn flush_set(w: &mut Writer, table: &str, set: Set) {
 }
 
 /// Removes an element if it is there, by the bytes of its key: whoever made it.
-pub(crate) fn forget_raw(w: &mut Writer, table: &str, set: Set, key: &[u8]) {
+pub(crate) fn destroy_raw(w: &mut Writer, table: &str, set: Set, key: &[u8]) {
     message(w, DESTROY_ELEMENT, 0, |w| one_raw(w, table, set, key));
 }
 
@@ -277,7 +277,7 @@ pub(crate) fn elements<'a>(
         let (kind, flags) = match verb {
             Verb::Add => (NEW_ELEMENT, NLM_F_CREATE | NLM_F_EXCL),
             Verb::Remove => (DELETE_ELEMENT, 0),
-            Verb::Forget => (DESTROY_ELEMENT, 0),
+            Verb::Destroy => (DESTROY_ELEMENT, 0),
         };
         message(w, kind, flags, |w| {
             w.put_str(1, table);
@@ -299,7 +299,7 @@ pub(crate) fn key_bytes(key: &Key) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(40);
     match *key {
         Key::Frontend(addr) => frontend(&mut bytes, &addr),
-        Key::Way(_, choice) => bytes.extend(choice_bytes(choice)),
+        Key::Verdict(_, choice) => bytes.extend(choice_bytes(choice)),
         Key::Slot(addr, slot) | Key::Block(addr, slot) => {
             frontend(&mut bytes, &addr);
             bytes.extend(slot.to_ne_bytes());
@@ -367,11 +367,11 @@ fn one(w: &mut Writer, verb: Verb, item: &Item<'_>) {
 }
 
 /// What an element has beside its key.
-fn rest(w: &mut Writer, item: &Element, life: Option<Life>) {
+fn rest(w: &mut Writer, item: &Element, life: Option<Lifetime>) {
     match &item.value {
         Value::None => {}
-        Value::Go(choice) if matches!(item.key, Key::Way(..)) => w.nest(element::DATA, |w| verdict(w, choice)),
-        Value::Go(choice) => w.nest(element::DATA, |w| {
+        Value::Choice(choice) if matches!(item.key, Key::Verdict(..)) => w.nest(element::DATA, |w| verdict(w, choice)),
+        Value::Choice(choice) => w.nest(element::DATA, |w| {
             // The first register is not part of the number: see `rules::dispatch_of`.
             w.put(DATA_VALUE, &[&[0; 4][..], &choice_bytes(*choice)].concat());
         }),

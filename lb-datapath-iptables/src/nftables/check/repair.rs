@@ -8,39 +8,39 @@ use crate::{
     conntrack::Allowed,
     nftables::{
         check::{
+            expected::ExpectedTable,
             inspect::{Finding, Object},
-            wanted::Wanted,
         },
-        kernel::{Kernel, Mend, Mended},
+        kernel::{ChainRepair, Kernel, TableRepair},
         table::{
+            decode::{self, DecodedElement},
             layout::{Element, Key, Set},
-            read::{self, Read},
             rules,
         },
     },
-    routes::Place,
+    routes::RouteKind,
 };
 
 /// What to do about the findings.
 #[derive(Debug, Default)]
-pub(crate) struct Remedy {
+pub(crate) struct RepairPlan {
     /// Whether the table has to be made anew.
     pub(crate) table: bool,
     /// What the transaction does otherwise.
-    pub(crate) mend: Mend,
+    pub(crate) mend: TableRepair,
     /// Whether the notes are written anew, the generation with them.
     pub(crate) notes: bool,
     /// Routes to write.
-    pub(crate) missing_routes: Vec<(Place, IpAddr)>,
+    pub(crate) missing_routes: Vec<(RouteKind, IpAddr)>,
     /// Routes to remove.
-    pub(crate) extra_routes: Vec<(Place, IpAddr)>,
+    pub(crate) extra_routes: Vec<(RouteKind, IpAddr)>,
     /// Routing rules to write.
     pub(crate) routing_rules: Vec<Family>,
 }
 
-impl Remedy {
+impl RepairPlan {
     /// What puts `findings` right.
-    pub(crate) fn new(wanted: &Wanted<'_>, findings: &[Finding]) -> Self {
+    pub(crate) fn new(wanted: &ExpectedTable<'_>, findings: &[Finding]) -> Self {
         let mut remedy = Self::default();
         let vips = if findings.iter().any(|finding| matches!(finding.object, Object::Route(..))) {
             wanted.vips()
@@ -68,9 +68,9 @@ impl Remedy {
     }
 
     /// The UDP frontends whose packets may have gone elsewhere, or nowhere, and where their flows may go.
-    pub(crate) fn flows(&self, wanted: &Wanted<'_>) -> Allowed {
+    pub(crate) fn flows(&self, wanted: &ExpectedTable<'_>) -> Allowed {
         let anywhere = !self.mend.chains.is_empty() || !self.mend.chains_gone.is_empty();
-        let keys = self.mend.gone.iter().filter_map(|(set, key)| read::key_of(*set, key));
+        let keys = self.mend.gone.iter().filter_map(|(set, key)| decode::key_of(*set, key));
         let touched: BTreeSet<FrontendAddr> = keys
             .filter_map(|key| match key {
                 Key::Frontend(addr) | Key::Slot(addr, _) | Key::Block(addr, _) => Some(addr),
@@ -84,12 +84,12 @@ impl Remedy {
 
     /// Whether there is something to write to the table.
     pub(crate) fn writes(&self) -> bool {
-        let Mend { first, chains, chains_gone, sets_gone, emptied, gone, added } = &self.mend;
+        let TableRepair { first, chains, chains_gone, sets_gone, emptied, gone, added } = &self.mend;
         !(first.is_empty() && chains.is_empty() && chains_gone.is_empty() && sets_gone.is_empty())
             || !(emptied.is_empty() && gone.is_empty() && added.is_empty())
     }
 
-    fn element(&mut self, wanted: &Wanted<'_>, set: Set, key: &[u8]) {
+    fn element(&mut self, wanted: &ExpectedTable<'_>, set: Set, key: &[u8]) {
         match set {
             Set::Notes => self.notes = true,
             // A bound says nothing without the others.
@@ -101,14 +101,14 @@ impl Remedy {
             }
             _ => {
                 self.mend.gone.push((set, key.to_vec()));
-                self.mend.added.extend(read::key_of(set, key).and_then(|key| wanted.element(&key)));
+                self.mend.added.extend(decode::key_of(set, key).and_then(|key| wanted.element(&key)));
             }
         }
     }
 }
 
 /// A chain as it should be, and whether it is there.
-fn mended(name: &str, findings: &[Finding]) -> Option<Mended> {
+fn mended(name: &str, findings: &[Finding]) -> Option<ChainRepair> {
     use lb_core::{Difference, DriftClass};
     let about = |class, missing| {
         findings.iter().any(|Finding { drift, .. }| {
@@ -120,11 +120,14 @@ fn mended(name: &str, findings: &[Finding]) -> Option<Mended> {
         Some(chain) => (chain.hook, chain.rules),
         None => (None, rules::pick(&name.parse().ok()?)),
     };
-    Some(Mended { name: name.to_owned(), hook, rules, there, wrong })
+    Some(ChainRepair { name: name.to_owned(), hook, rules, there, wrong })
 }
 
 /// Clients' records that stay good in a table that is made anew.
-pub(crate) fn records(kernel: &mut dyn Kernel, wanted: impl Fn(&Element) -> bool) -> lb_netlink::Result<Vec<Read>> {
+pub(crate) fn records(
+    kernel: &mut dyn Kernel,
+    wanted: impl Fn(&Element) -> bool,
+) -> lb_netlink::Result<Vec<DecodedElement>> {
     let mut kept = Vec::new();
     for family in [Family::V4, Family::V6] {
         match kernel.elements(Set::Affinity(family)) {

@@ -11,7 +11,7 @@ use lb_core::{BackendSet, Expected, Family, Frontend, FrontendAddr, Labels, Stat
 
 use crate::nftables::{
     change::{
-        lower::{choice_of, cluster, elements, fixed_ways, frontend_element, notes, way},
+        lower::{choice_of, cluster, elements, fixed_verdicts, frontend_element, notes, verdict_element},
         mirror::{hairpin, set_of},
     },
     check::observe::{self, FAMILIES},
@@ -23,7 +23,7 @@ use crate::nftables::{
 };
 
 /// The elements that a state stands for.
-pub(crate) struct Wanted<'a> {
+pub(crate) struct ExpectedTable<'a> {
     pub(crate) state: &'a State,
     labels: &'a Labels,
     /// The table's generation, if this process knows it.
@@ -36,7 +36,7 @@ pub(crate) struct Wanted<'a> {
     slots: RefCell<BTreeMap<FrontendAddr, Rc<[Element]>>>,
 }
 
-impl<'a> Wanted<'a> {
+impl<'a> ExpectedTable<'a> {
     pub(crate) fn new(expected: Expected<'a>, generation: Option<u32>) -> Self {
         let Expected { state, labels } = expected;
         let bounds = FAMILIES.into_iter().flat_map(|family| cluster(&state.node, family)).collect();
@@ -61,9 +61,9 @@ impl<'a> Wanted<'a> {
     pub(crate) fn element(&self, key: &Key) -> Option<Element> {
         match key {
             Key::Frontend(addr) => self.frontend(addr),
-            Key::Way(family, choice) => {
+            Key::Verdict(family, choice) => {
                 let there = choice.pick().is_none_or(|pick| pick.family == *family && self.picks().contains(&pick));
-                there.then(|| way(*family, *choice))
+                there.then(|| verdict_element(*family, *choice))
             }
             Key::Slot(addr, _) | Key::Block(addr, _) => {
                 let slots = self.slots(addr);
@@ -88,10 +88,10 @@ impl<'a> Wanted<'a> {
             let slots = self.slots(&addr);
             std::iter::once(Key::Frontend(addr)).chain((0..slots.len()).map(move |at| slots[at].key))
         });
-        let of_picks = self.picks().iter().map(|&pick| Key::Way(pick.family, Choice::Pick(pick)));
+        let of_picks = self.picks().iter().map(|&pick| Key::Verdict(pick.family, Choice::Pick(pick)));
         let of_node = self.notes.iter().chain(&self.bounds).map(|element| element.key);
         let notes = [Some(Key::Note(Note::Layout, VERSION)), self.generation_key()].into_iter().flatten();
-        let fixed = fixed_ways().map(|element| element.key).chain(notes);
+        let fixed = fixed_verdicts().map(|element| element.key).chain(notes);
         let hairpins = self.hairpins().iter().map(|&ip| Key::Hairpin(ip));
         of_frontends.chain(of_picks).chain(of_node).chain(hairpins).chain(fixed)
     }
@@ -182,7 +182,7 @@ pub(crate) fn agrees(wanted: &Element, found: &Element) -> bool {
         Key::Note(Note::NodeName | Note::NodeIp | Note::ClusterCidr, _) => {
             userdata::cut(&wanted.comment) == found.comment
         }
-        Key::Way(..) | Key::Record(..) | Key::Bound(..) | Key::Hairpin(_) | Key::Note(..) => true,
+        Key::Verdict(..) | Key::Record(..) | Key::Bound(..) | Key::Hairpin(_) | Key::Note(..) => true,
     };
     same && wanted.value == found.value
 }

@@ -11,7 +11,7 @@ use crate::{
         table::{
             layout::{Bound, Choice, Element, Endpoint, Key, Note, Set, Value, block},
             rules, userdata,
-            wire::{ELEMENTS, Life, element, table},
+            wire::{ELEMENTS, Lifetime, element, table},
         },
     },
 };
@@ -21,7 +21,7 @@ const LIST_ITEM: u16 = 1;
 const VERDICT_DROP: u32 = 0;
 
 /// An element that was read, and its life if it has an end.
-pub(crate) type Read = (Element, Option<Life>);
+pub(crate) type DecodedElement = (Element, Option<Lifetime>);
 
 /// What one message of a dump of tables says about the table `name`.
 pub(crate) fn table(name: &str, payload: &[u8]) -> Option<Table> {
@@ -59,16 +59,16 @@ pub(crate) struct RawElement {
     /// The bytes of its key.
     pub(crate) key: Vec<u8>,
     /// What they mean, unless the element is not of our making.
-    pub(crate) read: Option<Read>,
+    pub(crate) read: Option<DecodedElement>,
 }
 
 /// The elements in one message of a dump of `set`. `None` stands for one that is not of our making.
-pub(crate) fn elements(set: Set, payload: &[u8]) -> Vec<Option<Read>> {
+pub(crate) fn elements(set: Set, payload: &[u8]) -> Vec<Option<DecodedElement>> {
     let list = attributes(payload.get(FIXED..).unwrap_or_default()).find(ELEMENTS).unwrap_or_default();
     attributes(list).filter(|(kind, _)| *kind == LIST_ITEM).map(|(_, item)| one(set, item)).collect()
 }
 
-fn one(set: Set, item: &[u8]) -> Option<Read> {
+fn one(set: Set, item: &[u8]) -> Option<DecodedElement> {
     let found = attributes(item);
     let flags = found.find(element::FLAGS).and_then(u32_be).unwrap_or(0);
     let key = key(set, &mut Cursor(found.path(&[element::KEY, 1])?), flags)?;
@@ -76,9 +76,9 @@ fn one(set: Set, item: &[u8]) -> Option<Read> {
         Set::Frontends(family) => {
             let mut data = Cursor(found.path(&[element::DATA, 1])?);
             (data.host()? == 0).then_some(())?;
-            Value::Go(data.choice(family)?)
+            Value::Choice(data.choice(family)?)
         }
-        Set::Picks(_) => Value::Go(choice(found.find(element::DATA)?)?),
+        Set::Picks(_) => Value::Choice(choice(found.find(element::DATA)?)?),
         Set::Slots(family) | Set::Affinity(family) => {
             let (ip, port) = Cursor(found.path(&[element::DATA, 1])?).endpoint(family)?;
             Value::Backend(ip, port)
@@ -93,14 +93,14 @@ fn one(set: Set, item: &[u8]) -> Option<Read> {
     let life = found
         .find(element::TIMEOUT)
         .and_then(u64_be)
-        .map(|timeout| Life { timeout, left: found.find(element::EXPIRATION).and_then(u64_be).unwrap_or(timeout) });
+        .map(|timeout| Lifetime { timeout, left: found.find(element::EXPIRATION).and_then(u64_be).unwrap_or(timeout) });
     Some((Element { key, value, comment }, life))
 }
 
 fn key(set: Set, bytes: &mut Cursor<'_>, flags: u32) -> Option<Key> {
     Some(match set {
         Set::Frontends(family) => Key::Frontend(bytes.frontend(family)?),
-        Set::Picks(family) => Key::Way(family, bytes.choice(family)?),
+        Set::Picks(family) => Key::Verdict(family, bytes.choice(family)?),
         Set::Slots(family) => Key::Slot(bytes.frontend(family)?, bytes.host()?),
         Set::Tables(family) => Key::Block(bytes.frontend(family)?, bytes.host()?),
         Set::Affinity(family) => Key::Record(bytes.ip(family)?, bytes.frontend(family)?),
