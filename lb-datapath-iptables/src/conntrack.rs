@@ -16,37 +16,7 @@ use lb_netlink::{Attributes, Protocol as NetlinkProtocol, Socket, Writer, attrib
 use netlink_packet_core::NLM_F_REQUEST;
 use nix::libc;
 
-use crate::{
-    crash,
-    netfilter::{CTNETLINK, FIXED, fixed, kind},
-};
-
-const GET: u16 = kind(CTNETLINK, 1);
-const DELETE: u16 = kind(CTNETLINK, 2);
-
-const TUPLE_ORIGINAL: u16 = 1;
-const TUPLE_REPLY: u16 = 2;
-const STATUS: u16 = 3;
-const ID: u16 = 12;
-const ZONE: u16 = 18;
-const FILTER: u16 = 25;
-
-const TUPLE_IP: u16 = 1;
-const TUPLE_PROTO: u16 = 2;
-const TUPLE_ZONE: u16 = 3;
-const PROTO_NUMBER: u16 = 1;
-const PROTO_SOURCE_PORT: u16 = 2;
-const PROTO_DESTINATION_PORT: u16 = 3;
-
-/// Flags of a filter: which fields of a tuple it compares.
-const FILTER_ORIGINAL_FLAGS: u16 = 1;
-const FILTER_REPLY_FLAGS: u16 = 2;
-const COMPARE_PROTOCOL: u32 = 1 << 3;
-
-/// Bit of the status of a flow that was answered.
-const ANSWERED: u32 = 1 << 1;
-/// Bit of the status of a flow whose destination was translated.
-const DESTINATION_TRANSLATED: u32 = 1 << 5;
+use crate::{crash, netfilter::*};
 
 /// How long the first answer to a flow is waited for. Backends that are gone never answer, so that a change which removes
 /// one may take so long when clients still ask it.
@@ -72,17 +42,17 @@ impl Conntrack {
     pub(crate) fn backend_of(&mut self, packet: &Packet) -> lb_netlink::Result<Option<BackendAddr>> {
         let family = Family::of(packet.destination);
         let mut writer = Writer::default();
-        writer.message(GET, NLM_F_REQUEST, &fixed(number(family), 0), |w| {
-            w.nest(TUPLE_ORIGINAL, |w| tuple_of(w, family, packet));
+        writer.message(IPCTNL_MSG_CT_GET, NLM_F_REQUEST, &nfgenmsg(nfproto(family), 0), |w| {
+            w.nest(CTA_TUPLE_ORIG, |w| tuple_of(w, family, packet));
         });
         let (mut found, mut failed) = (None, None);
         self.socket.look_up(writer, |_, answer| match answer {
             Ok(message) => {
-                let body = attributes(message.payload.get(FIXED..).unwrap_or_default());
-                let status = body.find(STATUS).and_then(u32_be).unwrap_or(0);
-                let replies = body.find(TUPLE_REPLY).map(attributes);
+                let flow = body(message.payload);
+                let status = flow.find(CTA_STATUS).and_then(u32_be).unwrap_or(0);
+                let replies = flow.find(CTA_TUPLE_REPLY).map(attributes);
                 let from = replies.and_then(|replies| end(family, &replies, Side::Source));
-                found = from.filter(|_| status & DESTINATION_TRANSLATED != 0);
+                found = from.filter(|_| status & IPS_DST_NAT != 0);
             }
             Err(error) if error.errno() == libc::ENOENT => {}
             Err(error) => failed = Some(error),
@@ -113,11 +83,15 @@ impl Conntrack {
         let mut deleted = 0;
         loop {
             let patient = Instant::now() < deadline;
-            let stale =
-                self.socket.dump(GET, &fixed(number(family), 0), only_udp, |found: &mut Vec<Entry>, message| {
-                    let body = attributes(message.payload.get(FIXED..).unwrap_or_default());
-                    found.extend(stale(family, &body, allowed));
-                })?;
+            let stale = self.socket.dump(
+                IPCTNL_MSG_CT_GET,
+                &nfgenmsg(nfproto(family), 0),
+                only_udp,
+                |found: &mut Vec<Entry>, message| {
+                    let flow = body(message.payload);
+                    found.extend(stale(family, &flow, allowed));
+                },
+            )?;
             let (waiting, over): (Vec<_>, Vec<_>) = stale.into_iter().partition(|entry| patient && entry.awaits_answer);
             deleted += self.delete(family, &over)?;
             if waiting.is_empty() {
@@ -134,7 +108,7 @@ impl Conntrack {
         }
         let mut writer = Writer::default();
         for entry in entries {
-            writer.message(DELETE, NLM_F_REQUEST, &fixed(number(family), 0), |w| entry.write(w));
+            writer.message(IPCTNL_MSG_CT_DELETE, NLM_F_REQUEST, &nfgenmsg(nfproto(family), 0), |w| entry.write(w));
         }
         let refused = crash::around(|| self.socket.request(writer))?;
         match refused.into_iter().find(|refusal| refusal.error.errno() != libc::ENOENT) {
@@ -156,27 +130,30 @@ struct Entry {
 
 impl Entry {
     fn write(&self, w: &mut Writer) {
-        w.nest(TUPLE_ORIGINAL, |w| w.bytes(&self.original));
+        w.nest(CTA_TUPLE_ORIG, |w| w.bytes(&self.original));
         if let Some(id) = &self.id {
-            w.put(ID, id);
+            w.put(CTA_ID, id);
         }
         if let Some(zone) = &self.zone {
-            w.put(ZONE, zone);
+            w.put(CTA_ZONE, zone);
         }
     }
 }
 
 /// The flow of a packet in its original direction.
 fn tuple_of(w: &mut Writer, family: Family, packet: &Packet) {
-    let (source, destination) = if family == Family::V4 { (1, 2) } else { (3, 4) };
-    w.nest(TUPLE_IP, |w| {
+    let (source, destination) = match family {
+        Family::V4 => (CTA_IP_V4_SRC, CTA_IP_V4_DST),
+        Family::V6 => (CTA_IP_V6_SRC, CTA_IP_V6_DST),
+    };
+    w.nest(CTA_TUPLE_IP, |w| {
         w.put(source, &octets(packet.source));
         w.put(destination, &octets(packet.destination));
     });
-    w.nest(TUPLE_PROTO, |w| {
-        w.put(PROTO_NUMBER, &[packet.protocol.number()]);
-        w.put(PROTO_SOURCE_PORT, &packet.source_port.to_be_bytes());
-        w.put(PROTO_DESTINATION_PORT, &packet.destination_port.to_be_bytes());
+    w.nest(CTA_TUPLE_PROTO, |w| {
+        w.put(CTA_PROTO_NUM, &[packet.protocol.number()]);
+        w.put(CTA_PROTO_SRC_PORT, &packet.source_port.to_be_bytes());
+        w.put(CTA_PROTO_DST_PORT, &packet.destination_port.to_be_bytes());
     });
 }
 
@@ -188,32 +165,32 @@ fn octets(ip: IpAddr) -> Vec<u8> {
 }
 
 fn only_udp(w: &mut Writer) {
-    w.nest(TUPLE_ORIGINAL, |w| w.nest(TUPLE_PROTO, |w| w.put(PROTO_NUMBER, &[Protocol::Udp.number()])));
-    w.nest(FILTER, |w| {
-        w.put(FILTER_ORIGINAL_FLAGS, &COMPARE_PROTOCOL.to_ne_bytes());
-        w.put(FILTER_REPLY_FLAGS, &0u32.to_ne_bytes());
+    w.nest(CTA_TUPLE_ORIG, |w| w.nest(CTA_TUPLE_PROTO, |w| w.put(CTA_PROTO_NUM, &[Protocol::Udp.number()])));
+    w.nest(CTA_FILTER, |w| {
+        w.put(CTA_FILTER_ORIG_FLAGS, &CTA_FILTER_F_CTA_PROTO_NUM.to_ne_bytes());
+        w.put(CTA_FILTER_REPLY_FLAGS, &0u32.to_ne_bytes());
     });
 }
 
 /// The entry, if it is one of a UDP frontend and its replies come from where they may not.
-fn stale(family: Family, body: &Attributes<'_>, allowed: &Allowed) -> Option<Entry> {
-    let original = body.find(TUPLE_ORIGINAL)?;
+fn stale(family: Family, flow: &Attributes<'_>, allowed: &Allowed) -> Option<Entry> {
+    let original = flow.find(CTA_TUPLE_ORIG)?;
     let tuple = attributes(original);
-    if tuple.path(&[TUPLE_PROTO, PROTO_NUMBER])? != [Protocol::Udp.number()] {
+    if tuple.path(&[CTA_TUPLE_PROTO, CTA_PROTO_NUM])? != [Protocol::Udp.number()] {
         return None;
     }
     let (ip, port) = end(family, &tuple, Side::Destination)?;
     let backends = allowed.get(&FrontendAddr::new(ip, port, Protocol::Udp))?;
-    let replies = attributes(body.find(TUPLE_REPLY)?);
+    let replies = attributes(flow.find(CTA_TUPLE_REPLY)?);
     if backends.contains(&end(family, &replies, Side::Source)?) {
         return None;
     }
-    let zone = body.find(ZONE).or_else(|| tuple.find(TUPLE_ZONE));
-    let status = body.find(STATUS).and_then(u32_be).unwrap_or(0);
+    let zone = flow.find(CTA_ZONE).or_else(|| tuple.find(CTA_TUPLE_ZONE));
+    let status = flow.find(CTA_STATUS).and_then(u32_be).unwrap_or(0);
     Some(Entry {
-        awaits_answer: status & (ANSWERED | DESTINATION_TRANSLATED) == DESTINATION_TRANSLATED,
+        awaits_answer: status & (IPS_SEEN_REPLY | IPS_DST_NAT) == IPS_DST_NAT,
         original: original.to_vec(),
-        id: body.find(ID).map(<[u8]>::to_vec),
+        id: flow.find(CTA_ID).map(<[u8]>::to_vec),
         zone: zone.map(<[u8]>::to_vec),
     })
 }
@@ -226,24 +203,17 @@ enum Side {
 
 fn end(family: Family, tuple: &Attributes<'_>, side: Side) -> Option<(IpAddr, u16)> {
     let (ip, port) = match (family, side) {
-        (Family::V4, Side::Source) => (1, PROTO_SOURCE_PORT),
-        (Family::V4, Side::Destination) => (2, PROTO_DESTINATION_PORT),
-        (Family::V6, Side::Source) => (3, PROTO_SOURCE_PORT),
-        (Family::V6, Side::Destination) => (4, PROTO_DESTINATION_PORT),
+        (Family::V4, Side::Source) => (CTA_IP_V4_SRC, CTA_PROTO_SRC_PORT),
+        (Family::V4, Side::Destination) => (CTA_IP_V4_DST, CTA_PROTO_DST_PORT),
+        (Family::V6, Side::Source) => (CTA_IP_V6_SRC, CTA_PROTO_SRC_PORT),
+        (Family::V6, Side::Destination) => (CTA_IP_V6_DST, CTA_PROTO_DST_PORT),
     };
-    let bytes = tuple.path(&[TUPLE_IP, ip])?;
+    let bytes = tuple.path(&[CTA_TUPLE_IP, ip])?;
     let ip = match family {
         Family::V4 => Ipv4Addr::from(<[u8; 4]>::try_from(bytes).ok()?).into(),
         Family::V6 => Ipv6Addr::from(<[u8; 16]>::try_from(bytes).ok()?).into(),
     };
-    Some((ip, tuple.path(&[TUPLE_PROTO, port]).and_then(u16_be)?))
-}
-
-const fn number(family: Family) -> u8 {
-    match family {
-        Family::V4 => crate::netfilter::IPV4,
-        Family::V6 => crate::netfilter::IPV6,
-    }
+    Some((ip, tuple.path(&[CTA_TUPLE_PROTO, port]).and_then(u16_be)?))
 }
 
 #[cfg(test)]
@@ -256,7 +226,6 @@ mod tests {
     const VIP: &str = "10.96.0.1:53";
     const GONE: &str = "10.244.0.7:5353";
     const HERE: &str = "10.244.0.8:5353";
-    const HEADER: usize = 16;
 
     fn addr(text: &str) -> SocketAddr {
         text.parse().unwrap()
@@ -277,25 +246,24 @@ mod tests {
     /// What becomes of a flow to [`VIP`] whose replies come from `backend`, if only [`HERE`] may carry on.
     fn entry(protocol: Protocol, status: u32, backend: &str) -> Option<Entry> {
         let mut writer = Writer::default();
-        writer.message(GET, 0, &[], |w| {
-            w.nest(TUPLE_ORIGINAL, |w| tuple_of(w, Family::V4, &packet(protocol, CLIENT, VIP)));
-            w.nest(TUPLE_REPLY, |w| tuple_of(w, Family::V4, &packet(protocol, backend, CLIENT)));
-            w.put(STATUS, &status.to_be_bytes());
+        writer.message(IPCTNL_MSG_CT_GET, 0, &[], |w| {
+            w.nest(CTA_TUPLE_ORIG, |w| tuple_of(w, Family::V4, &packet(protocol, CLIENT, VIP)));
+            w.nest(CTA_TUPLE_REPLY, |w| tuple_of(w, Family::V4, &packet(protocol, backend, CLIENT)));
+            w.put(CTA_STATUS, &status.to_be_bytes());
         });
         let bytes = writer.finish(1);
         let here = (addr(HERE).ip(), addr(HERE).port());
         let vip = FrontendAddr::new(addr(VIP).ip(), addr(VIP).port(), Protocol::Udp);
-        stale(Family::V4, &attributes(&bytes[HEADER..]), &BTreeMap::from([(vip, BTreeSet::from([here]))]))
+        stale(Family::V4, &attributes(&bytes[lb_netlink::HEADER..]), &BTreeMap::from([(vip, BTreeSet::from([here]))]))
     }
 
     #[test]
     fn flows_to_backends_that_left_go_once_they_were_answered() {
-        const CONFIRMED: u32 = 1 << 3;
         let waits = |status, backend| entry(Protocol::Udp, status, backend).map(|entry| entry.awaits_answer);
-        assert_eq!(waits(CONFIRMED | DESTINATION_TRANSLATED, GONE), Some(true));
-        assert_eq!(waits(CONFIRMED | DESTINATION_TRANSLATED | ANSWERED, GONE), Some(false));
-        assert_eq!(waits(CONFIRMED, VIP), Some(false), "nobody translated it, so nobody answers");
-        assert_eq!(waits(CONFIRMED | DESTINATION_TRANSLATED, HERE), None);
-        assert_eq!(entry(Protocol::Tcp, CONFIRMED | DESTINATION_TRANSLATED | ANSWERED, GONE), None);
+        assert_eq!(waits(IPS_CONFIRMED | IPS_DST_NAT, GONE), Some(true));
+        assert_eq!(waits(IPS_CONFIRMED | IPS_DST_NAT | IPS_SEEN_REPLY, GONE), Some(false));
+        assert_eq!(waits(IPS_CONFIRMED, VIP), Some(false), "nobody translated it, so nobody answers");
+        assert_eq!(waits(IPS_CONFIRMED | IPS_DST_NAT, HERE), None);
+        assert_eq!(entry(Protocol::Tcp, IPS_CONFIRMED | IPS_DST_NAT | IPS_SEEN_REPLY, GONE), None);
     }
 }

@@ -11,7 +11,8 @@ use std::{
 };
 
 use lb_core::{DatapathError, ErrorKind, Family, Watcher};
-use lb_netlink::{Delivery, Listener, Message, Protocol, attributes, string, u32_be, wait};
+use lb_netlink::{Delivery, Listener, Message, Protocol, string, u32_be, wait};
+use netlink_packet_core::NLM_F_APPEND;
 
 use super::{
     hooks::Hook,
@@ -19,7 +20,7 @@ use super::{
     names::PREFIX,
 };
 use crate::{
-    netfilter::{FIXED, IPV4, IPV6, NFTABLES, kind},
+    netfilter::*,
     routes::{self, RouteFilter},
 };
 
@@ -83,8 +84,7 @@ pub(crate) struct IptablesWatcher {
 impl IptablesWatcher {
     /// A listener for iptables-nft, in the network namespace of the calling thread.
     pub(crate) fn told() -> io::Result<Rules> {
-        const NFTABLES_GROUP: u32 = 7;
-        Ok(Rules::Notified(Listener::open(Protocol::Netfilter, &[NFTABLES_GROUP], None)?))
+        Ok(Rules::Notified(Listener::open(Protocol::Netfilter, &[NFNLGRP_NFTABLES], None)?))
     }
 
     /// Watches in the network namespace of the calling thread.
@@ -123,7 +123,7 @@ impl IptablesWatcher {
                 let mut suspects = self.shared.lock();
                 let families: BTreeSet<Family> = differing(sizes, &suspects.sizes)?;
                 suspects.families.extend(&families);
-                // RouteChange once; the inspection that follows knows the families.
+                // Reported once: the inspection that follows knows the families.
                 suspects.sizes.retain(|(family, _), _| !families.contains(family));
                 Ok(!families.is_empty())
             }
@@ -182,15 +182,13 @@ fn differing(sizes: &Sizes, known: &BTreeMap<(Family, &'static str), Size>) -> i
 
 /// Takes a message about nf_tables in. Says whether it ends a transaction of somebody else's that concerns us.
 fn told(message: &Message<'_>, touched: &mut BTreeSet<Family>, shared: &SharedSuspects) -> bool {
-    const NEW_GENERATION: u16 = kind(NFTABLES, 15);
-    let body = message.payload.get(FIXED..).unwrap_or_default();
-    if message.kind != NEW_GENERATION {
-        touched.extend(concerned(message, body));
+    if message.kind != NFT_MSG_NEWGEN {
+        touched.extend(concerned(message));
         return false;
     }
     let families = std::mem::take(touched);
     let mut suspects = shared.lock();
-    let process = attributes(body).find(2).and_then(u32_be);
+    let process = body(message.payload).find(NFTA_GEN_PROC_PID).and_then(u32_be);
     let own = [Some(message.port), process].into_iter().flatten().any(|id| suspects.processes.contains(&id));
     if own || families.is_empty() {
         return false;
@@ -200,30 +198,27 @@ fn told(message: &Message<'_>, touched: &mut BTreeSet<Family>, shared: &SharedSu
 }
 
 /// The family whose chains of ours, or jumps to them, a message may be about.
-fn concerned(message: &Message<'_>, body: &[u8]) -> Option<Family> {
-    const APPEND: u16 = 0x800;
-    const DELETE_TABLE: u16 = kind(NFTABLES, 2);
-    const NEW_CHAIN: u16 = kind(NFTABLES, 3);
-    const DELETE_CHAIN: u16 = kind(NFTABLES, 5);
-    const NEW_RULE: u16 = kind(NFTABLES, 6);
-    const DELETE_RULE: u16 = kind(NFTABLES, 8);
+fn concerned(message: &Message<'_>) -> Option<Family> {
     let family = match *message.payload.first()? {
-        IPV4 => Family::V4,
-        IPV6 => Family::V6,
+        NFPROTO_IPV4 => Family::V4,
+        NFPROTO_IPV6 => Family::V6,
         _ => return None,
     };
-    let named = |kind| attributes(body).find(kind).and_then(string).unwrap_or_default();
+    let object = body(message.payload);
+    let named = |kind| object.find(kind).and_then(string).unwrap_or_default();
     let (removal, chain) = match message.kind {
-        DELETE_TABLE => (true, ""),
-        NEW_CHAIN => (false, named(3)),
-        DELETE_CHAIN => (true, named(3)),
-        NEW_RULE => (false, named(2)),
-        DELETE_RULE => (true, named(2)),
+        NFT_MSG_DELTABLE => (true, ""),
+        NFT_MSG_NEWCHAIN => (false, named(NFTA_CHAIN_NAME)),
+        NFT_MSG_DELCHAIN => (true, named(NFTA_CHAIN_NAME)),
+        NFT_MSG_NEWRULE => (false, named(NFTA_RULE_CHAIN)),
+        NFT_MSG_DELRULE => (true, named(NFTA_RULE_CHAIN)),
         _ => return None,
     };
     // Neither appended nor inserted behind another: in a built-in chain, that is the place of our jump.
-    let first = message.kind == NEW_RULE && message.flags & APPEND == 0 && attributes(body).find(6).is_none();
+    let first = message.kind == NFT_MSG_NEWRULE
+        && message.flags & NLM_F_APPEND == 0
+        && object.find(NFTA_RULE_POSITION).is_none();
     let in_front = first && Hook::ALL.iter().any(|hook| hook.chain() == chain);
     // In others' chains, only what is taken away can be a jump of ours.
-    (TABLES.contains(&named(1)) && (removal || in_front || chain.starts_with(PREFIX))).then_some(family)
+    (TABLES.contains(&named(NFTA_TABLE_NAME)) && (removal || in_front || chain.starts_with(PREFIX))).then_some(family)
 }

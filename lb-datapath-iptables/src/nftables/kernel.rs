@@ -6,19 +6,19 @@ use lb_core::FrontendAddr;
 
 use crate::{
     crash,
-    netfilter::{FIXED, INET, fixed},
+    netfilter::*,
     nftables::{
         change::lower::{Action, Origin, Step},
         table::{
             decode::{self, DecodedElement, RawElement},
             layout::{Element, Key, Note, Set},
+            messages::{self, Item, Verb},
             rules::{self, Rule},
             ruleset::{self, ListedChain, Ruleset},
-            wire::{self, Item, Verb},
         },
     },
 };
-use lb_netlink::{Protocol, Socket, Writer, attributes, string, u32_be};
+use lb_netlink::{Protocol, Socket, Writer, string, u32_be};
 
 /// What a table's executor does. Boring on purpose: everything that decides is before it.
 pub(crate) trait Kernel: Send {
@@ -172,7 +172,7 @@ impl Netlink {
     }
 
     fn send(&mut self, mut encoder: Encoder) -> Result<(), CommitError> {
-        wire::end(&mut encoder.writer);
+        messages::end(&mut encoder.writer);
         let last = encoder.writer.messages() - 2;
         let refused = crash::around(|| self.socket.transaction(encoder.writer, last)).map_err(unsent)?;
         if refused.is_empty() {
@@ -202,10 +202,10 @@ impl Kernel for Netlink {
 
     fn raw_elements(&mut self, set: Set) -> lb_netlink::Result<Vec<RawElement>> {
         let names = |w: &mut Writer| {
-            w.put_str(1, &self.table);
-            w.put_str(2, set.name());
+            w.put_str(NFTA_SET_ELEM_LIST_TABLE, &self.table);
+            w.put_str(NFTA_SET_ELEM_LIST_SET, set.name());
         };
-        self.socket.dump(wire::GET_ELEMENT, &fixed(INET, 0), names, |found: &mut Vec<_>, message| {
+        self.socket.dump(NFT_MSG_GETSETELEM, &nfgenmsg(NFPROTO_INET, 0), names, |found: &mut Vec<_>, message| {
             found.extend(decode::raw_elements(set, message.payload));
         })
     }
@@ -214,7 +214,7 @@ impl Kernel for Netlink {
         let mut found = Vec::with_capacity(keys.len());
         for some in keys.chunks(LOOK_UPS) {
             let mut writer = Writer::default();
-            some.iter().for_each(|key| wire::ask_element(&mut writer, &self.table, set, key));
+            some.iter().for_each(|key| messages::ask_element(&mut writer, &self.table, set, key));
             let mut failed = None;
             self.socket.look_up(writer, |_, answer| match answer {
                 Ok(message) => found.extend(decode::raw_elements(set, message.payload)),
@@ -230,21 +230,21 @@ impl Kernel for Netlink {
 
     fn ruleset(&mut self) -> lb_netlink::Result<Ruleset> {
         let table = self.table.clone();
-        let name = |w: &mut Writer| w.put_str(1, &table);
+        let name = |w: &mut Writer| w.put_str(NFTA_TABLE_NAME, &table);
         let mut found = Ruleset::default();
-        let (tables, all) = (|_: &mut Writer| {}, fixed(INET, 0));
-        found.dormant = self.socket.dump(wire::GET_TABLE, &all, tables, |dormant: &mut bool, message| {
+        let (tables, all) = (|_: &mut Writer| {}, nfgenmsg(NFPROTO_INET, 0));
+        found.dormant = self.socket.dump(NFT_MSG_GETTABLE, &all, tables, |dormant: &mut bool, message| {
             *dormant |= ruleset::is_dormant(&table, message.payload);
         })?;
-        found.sets = self.socket.dump(wire::GET_SET, &all, name, |sets: &mut BTreeMap<_, _>, message| {
+        found.sets = self.socket.dump(NFT_MSG_GETSET, &all, name, |sets: &mut BTreeMap<_, _>, message| {
             sets.extend(ruleset::read_set(&table, message.payload));
         })?;
-        let chains = self.socket.dump(wire::GET_CHAIN, &all, name, |chains: &mut Vec<_>, message| {
+        let chains = self.socket.dump(NFT_MSG_GETCHAIN, &all, name, |chains: &mut Vec<_>, message| {
             chains.extend(ruleset::read_chain(&table, message.payload));
         })?;
         let made = |(name, base)| (name, ListedChain { base, rules: Vec::new() });
         found.chains = chains.into_iter().map(made).collect();
-        let rules = self.socket.dump(wire::GET_RULE, &all, name, |rules: &mut Vec<_>, message| {
+        let rules = self.socket.dump(NFT_MSG_GETRULE, &all, name, |rules: &mut Vec<_>, message| {
             rules.extend(ruleset::read_rule(&table, message.payload));
         })?;
         for (chain, rule) in rules {
@@ -266,10 +266,10 @@ impl Kernel for Netlink {
 
     fn transactions(&mut self) -> lb_netlink::Result<u32> {
         let mut writer = Writer::default();
-        wire::ask_generation(&mut writer);
+        messages::ask_generation(&mut writer);
         let mut found = Err(lb_netlink::Error::NotAcknowledged);
         self.socket.look_up(writer, |_, answer| {
-            let number = |payload: &[u8]| attributes(payload.get(FIXED..).unwrap_or_default()).find(1).and_then(u32_be);
+            let number = |payload: &[u8]| body(payload).find(NFTA_GEN_ID).and_then(u32_be);
             found = match answer {
                 Ok(message) => number(message.payload).ok_or(lb_netlink::Error::NotAcknowledged),
                 Err(error) => Err(error.into()),
@@ -284,10 +284,10 @@ impl Kernel for Netlink {
 
     fn elements(&mut self, set: Set) -> lb_netlink::Result<Vec<Option<DecodedElement>>> {
         let names = |w: &mut Writer| {
-            w.put_str(1, &self.table);
-            w.put_str(2, set.name());
+            w.put_str(NFTA_SET_ELEM_LIST_TABLE, &self.table);
+            w.put_str(NFTA_SET_ELEM_LIST_SET, set.name());
         };
-        self.socket.dump(wire::GET_ELEMENT, &fixed(INET, 0), names, |found: &mut Vec<_>, message| {
+        self.socket.dump(NFT_MSG_GETSETELEM, &nfgenmsg(NFPROTO_INET, 0), names, |found: &mut Vec<_>, message| {
             found.extend(decode::elements(set, message.payload));
         })
     }
@@ -298,7 +298,7 @@ impl Kernel for Netlink {
         let mut encoder = Encoder::new(NO_TABLE);
         let nothing = Key::Note(Note::Generation, 0);
         encoder.add(Origin::Shared, |w, table| {
-            wire::elements(w, table, Verb::Destroy, Set::Notes, [Item::Key(&nothing)]);
+            messages::elements(w, table, Verb::Destroy, Set::Notes, [Item::Key(&nothing)]);
         });
         match self.send(encoder).map_err(lb_netlink::Error::from) {
             Err(error) if error.errno() == Some(nix::libc::EINVAL) => Ok(false),
@@ -312,8 +312,8 @@ impl Kernel for Netlink {
         let name = self.table.clone();
         self.socket
             .dump(
-                wire::GET_TABLE,
-                &fixed(INET, 0),
+                NFT_MSG_GETTABLE,
+                &nfgenmsg(NFPROTO_INET, 0),
                 |_| {},
                 |found: &mut Option<Table>, message| {
                     *found = found.or_else(|| decode::table(&name, message.payload));
@@ -324,16 +324,16 @@ impl Kernel for Netlink {
 
     fn rules(&mut self) -> lb_netlink::Result<u64> {
         let table = self.table.clone();
-        let name = |w: &mut Writer| w.put_str(1, &self.table);
-        self.socket.dump(wire::GET_RULE, &fixed(INET, 0), name, |count: &mut u64, message| {
-            let found = attributes(message.payload.get(FIXED..).unwrap_or_default());
-            *count += u64::from(found.find(1).and_then(string) == Some(&table));
+        let name = |w: &mut Writer| w.put_str(NFTA_TABLE_NAME, &self.table);
+        self.socket.dump(NFT_MSG_GETRULE, &nfgenmsg(NFPROTO_INET, 0), name, |count: &mut u64, message| {
+            let found = body(message.payload);
+            *count += u64::from(found.find(NFTA_RULE_TABLE).and_then(string) == Some(&table));
         })
     }
 
     fn remove_table(&mut self, handle: u64) -> lb_netlink::Result<bool> {
         let mut encoder = Encoder::new(&self.table);
-        encoder.add(Origin::Shared, |w, _| wire::remove_table(w, handle));
+        encoder.add(Origin::Shared, |w, _| messages::remove_table(w, handle));
         match self.send(encoder).map_err(lb_netlink::Error::from) {
             Err(error) if error.errno() == Some(nix::libc::ENOENT) => Ok(false),
             sent => sent.map(|()| true),
@@ -362,25 +362,25 @@ struct Encoder {
 impl Encoder {
     fn new(table: &str) -> Self {
         let mut encoder = Self { table: table.to_owned(), writer: Writer::default(), origins: Vec::new() };
-        encoder.add(Origin::Shared, |w, _| wire::begin(w));
+        encoder.add(Origin::Shared, |w, _| messages::begin(w));
         encoder
     }
 
     fn base(&mut self, rebuild: Rebuild, affinity_records: u32) {
         self.add(Origin::Generation, |w, table| {
             if let Rebuild::Replace(handle) = rebuild {
-                wire::remove_table(w, handle);
+                messages::remove_table(w, handle);
             }
-            wire::add_table(w, table);
+            messages::add_table(w, table);
         });
         self.add(Origin::Shared, |w, table| {
             for (id, set) in (1..).zip(Set::ALL) {
-                wire::add_set(w, table, set, id, affinity_records);
+                messages::add_set(w, table, set, id, affinity_records);
             }
             for chain in rules::chains() {
-                wire::add_chain(w, table, &chain);
+                messages::add_chain(w, table, &chain);
                 for rule in &chain.rules {
-                    wire::add_rule(w, table, chain.name, rule);
+                    messages::add_rule(w, table, chain.name, rule);
                 }
             }
         });
@@ -391,12 +391,14 @@ impl Encoder {
         for run in steps.chunk_by(together) {
             let [first, ..] = run else { continue };
             self.add(first.origin, |w, table| match &first.action {
-                Action::AddPick(pick) => wire::add_pick(w, table, pick),
-                Action::RemovePick(pick) => wire::remove_pick(w, table, pick),
+                Action::AddPick(pick) => messages::add_pick(w, table, pick),
+                Action::RemovePick(pick) => messages::remove_pick(w, table, pick),
                 Action::Add(element) => {
-                    wire::elements(w, table, Verb::Add, element.key.set(), run.iter().filter_map(item))
+                    messages::elements(w, table, Verb::Add, element.key.set(), run.iter().filter_map(item))
                 }
-                Action::Remove(key) => wire::elements(w, table, Verb::Remove, key.set(), run.iter().filter_map(item)),
+                Action::Remove(key) => {
+                    messages::elements(w, table, Verb::Remove, key.set(), run.iter().filter_map(item))
+                }
             });
         }
     }
@@ -407,14 +409,14 @@ impl Encoder {
             let mut sets: BTreeMap<Set, Vec<Item<'_>>> = BTreeMap::new();
             for step in steps {
                 match &step.action {
-                    Action::AddPick(pick) => wire::add_pick(w, table, pick),
+                    Action::AddPick(pick) => messages::add_pick(w, table, pick),
                     Action::Add(element) => sets.entry(element.key.set()).or_default().extend(item(step)),
                     // Not in a batch that only adds.
                     Action::RemovePick(_) | Action::Remove(_) => {}
                 }
             }
             for (set, items) in sets {
-                wire::elements(w, table, Verb::Add, set, items);
+                messages::elements(w, table, Verb::Add, set, items);
             }
         });
     }
@@ -423,7 +425,7 @@ impl Encoder {
         for run in records.chunk_by(|a, b| a.0 == b.0) {
             let [(addr, key), ..] = run else { continue };
             let items = run.iter().map(|(_, key)| Item::Key(key));
-            self.add(Origin::Frontend(*addr), |w, table| wire::elements(w, table, Verb::Destroy, key.set(), items));
+            self.add(Origin::Frontend(*addr), |w, table| messages::elements(w, table, Verb::Destroy, key.set(), items));
         }
     }
 
@@ -431,7 +433,7 @@ impl Encoder {
         for run in records.chunk_by(|(a, _), (b, _)| a.key.set() == b.key.set()) {
             let [(first, _), ..] = run else { continue };
             let items = run.iter().map(|(element, life)| Item::Whole(element, *life));
-            self.add(Origin::Shared, |w, table| wire::elements(w, table, Verb::Add, first.key.set(), items));
+            self.add(Origin::Shared, |w, table| messages::elements(w, table, Verb::Add, first.key.set(), items));
         }
     }
 
@@ -439,22 +441,22 @@ impl Encoder {
     fn mend(&mut self, mend: &TableRepair) {
         self.add(Origin::Shared, |w, table| {
             let there = mend.chains.iter().filter(|chain| chain.there).map(|chain| &chain.name);
-            there.chain(&mend.chains_gone).for_each(|chain| wire::flush_chain(w, table, chain));
-            mend.emptied.iter().for_each(|&set| wire::flush_set(w, table, set));
-            mend.gone.iter().for_each(|(set, key)| wire::destroy_raw(w, table, *set, key));
+            there.chain(&mend.chains_gone).for_each(|chain| messages::flush_chain(w, table, chain));
+            mend.emptied.iter().for_each(|&set| messages::flush_set(w, table, set));
+            mend.gone.iter().for_each(|(set, key)| messages::destroy_raw(w, table, *set, key));
             let wrong = mend.chains.iter().filter(|chain| chain.there && chain.wrong).map(|chain| &chain.name);
-            mend.chains_gone.iter().chain(wrong).for_each(|chain| wire::remove_chain(w, table, chain));
-            mend.sets_gone.iter().for_each(|set| wire::remove_set(w, table, set));
+            mend.chains_gone.iter().chain(wrong).for_each(|chain| messages::remove_chain(w, table, chain));
+            mend.sets_gone.iter().for_each(|set| messages::remove_set(w, table, set));
             for chain in mend.chains.iter().filter(|chain| !chain.there || chain.wrong) {
-                wire::add_named_chain(w, table, &chain.name, chain.hook);
+                messages::add_named_chain(w, table, &chain.name, chain.hook);
             }
             for chain in &mend.chains {
-                chain.rules.iter().for_each(|rule| wire::add_rule(w, table, &chain.name, rule));
+                chain.rules.iter().for_each(|rule| messages::add_rule(w, table, &chain.name, rule));
             }
             for run in mend.added.chunk_by(|a, b| a.key.set() == b.key.set()) {
                 let [first, ..] = run else { continue };
                 let items = run.iter().map(|element| Item::Whole(element, None));
-                wire::elements(w, table, Verb::Add, first.key.set(), items);
+                messages::elements(w, table, Verb::Add, first.key.set(), items);
             }
         });
     }

@@ -27,11 +27,11 @@ use crate::{
         kernel::{Batch, CommitError, Kernel, Rebuild, Table, TableRepair},
         table::{
             decode::{DecodedElement, RawElement},
+            keys::key_bytes,
             layout::{Choice, Element, How, Key, Note, Pick, Set, Value},
             ranges, rules,
             ruleset::{self, Ruleset},
             slots,
-            wire::key_bytes,
         },
     },
     routes::{self, RouteFilter, RouteKind},

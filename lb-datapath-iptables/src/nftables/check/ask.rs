@@ -17,10 +17,11 @@ use crate::nftables::{
     kernel::{Kernel, Table},
     table::{
         decode::DecodedElement,
+        keys::key_bytes,
         layout::{Bound, Choice, Key, Pick, Set, Value, block},
+        messages::Lifetime,
         rules,
         ruleset::{self, Ruleset},
-        wire::{Lifetime, key_bytes},
     },
 };
 

@@ -19,10 +19,10 @@ use crate::{
         kernel::{Kernel, Table},
         table::{
             decode::RawElement,
+            keys,
             layout::{Bound, Element, Endpoint, Key, Note, Set, Value, nowhere},
             ruleset::{self, ListedChain, ListedRule, Ruleset, base_text},
             userdata::MARKER,
-            wire,
         },
     },
     routes::{self, RouteKind},
@@ -133,7 +133,7 @@ impl Inspector<'_, '_> {
         keys.retain(|set, _| !affinity(&set) && !suspects.sets.contains(set));
         // It costs next to nothing and shows another table in place of ours, and another writer.
         if let Some(key) = self.wanted.generation_key().filter(|_| !suspects.sets.contains(&Set::Notes)) {
-            keys.entry(Set::Notes).or_default().insert(wire::key_bytes(&key));
+            keys.entry(Set::Notes).or_default().insert(keys::key_bytes(&key));
         }
         for (set, keys) in keys {
             let keys: Vec<Vec<u8>> = keys.into_iter().collect();
@@ -159,7 +159,7 @@ impl Inspector<'_, '_> {
             match found.get(bytes) {
                 Some(element) => self.compare(set, element),
                 None => {
-                    if let Some(key) = crate::nftables::table::decode::key_of(set, bytes)
+                    if let Some(key) = crate::nftables::table::keys::key_of(set, bytes)
                         && let Some(wanted) = self.wanted.element(&key)
                     {
                         self.elements_drifted(set, bytes, drifts(Some(&wanted), None));
@@ -196,7 +196,7 @@ impl Inspector<'_, '_> {
     /// Notes elements that a dump did not show. While the kernel moves a set to a larger hash table, a dump leaves elements
     /// out that a look-up finds.
     fn missing(&mut self, set: Set, keys: &[Key], flushed: bool) -> lb_netlink::Result<()> {
-        let bytes: Vec<Vec<u8>> = keys.iter().map(wire::key_bytes).collect();
+        let bytes: Vec<Vec<u8>> = keys.iter().map(keys::key_bytes).collect();
         let there = match set {
             // What lies between two bounds is found by any of it.
             Set::Cluster(_) => Vec::new(),
@@ -218,7 +218,7 @@ impl Inspector<'_, '_> {
         let Some((found, _)) = &element.read else {
             let text = format!("{} {}", set.name(), Hex(&element.key));
             let wanted =
-                crate::nftables::table::decode::key_of(set, &element.key).and_then(|key| self.wanted.element(&key));
+                crate::nftables::table::keys::key_of(set, &element.key).and_then(|key| self.wanted.element(&key));
             let drift = match wanted {
                 None => Drift::new(DriftClass::Element, text, Difference::Extra),
                 Some(wanted) => {

@@ -13,7 +13,7 @@ use crate::{
         },
         kernel::{ChainRepair, Kernel, TableRepair},
         table::{
-            decode::{self, DecodedElement},
+            decode::DecodedElement,
             layout::{Element, Key, Set},
             rules,
         },
@@ -70,7 +70,7 @@ impl RepairPlan {
     /// The UDP frontends whose packets may have gone elsewhere, or nowhere, and where their flows may go.
     pub(crate) fn flows(&self, wanted: &ExpectedTable<'_>) -> Allowed {
         let anywhere = !self.mend.chains.is_empty() || !self.mend.chains_gone.is_empty();
-        let keys = self.mend.gone.iter().filter_map(|(set, key)| decode::key_of(*set, key));
+        let keys = self.mend.gone.iter().filter_map(|(set, key)| crate::nftables::table::keys::key_of(*set, key));
         let touched: BTreeSet<FrontendAddr> = keys
             .filter_map(|key| match key {
                 Key::Frontend(addr) | Key::Slot(addr, _) | Key::Block(addr, _) => Some(addr),
@@ -101,7 +101,9 @@ impl RepairPlan {
             }
             _ => {
                 self.mend.gone.push((set, key.to_vec()));
-                self.mend.added.extend(decode::key_of(set, key).and_then(|key| wanted.element(&key)));
+                self.mend
+                    .added
+                    .extend(crate::nftables::table::keys::key_of(set, key).and_then(|key| wanted.element(&key)));
             }
         }
     }

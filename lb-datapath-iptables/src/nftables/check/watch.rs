@@ -3,20 +3,17 @@
 use std::time::{Duration, Instant};
 
 use lb_core::{DatapathError, Watcher};
-use lb_netlink::{Delivery, Listener, Message, Protocol, attributes, string, wait};
+use lb_netlink::{Delivery, Listener, Message, Protocol, string, wait};
 
 use crate::{
-    netfilter::{FIXED, INET},
+    netfilter::*,
     nftables::{
         change::engine::failure,
         check::suspects::{SharedSuspects, Suspects},
-        table::{decode, layout::Set, wire},
+        table::{decode, layout::Set},
     },
     routes::{self, RouteChange, RouteFilter},
 };
-
-/// `NFNLGRP_NFTABLES`.
-const NFTABLES_GROUP: u32 = 7;
 
 /// Listens in the network namespace of the thread that opened it.
 pub(crate) struct NetfilterWatcher {
@@ -40,7 +37,7 @@ impl NetfilterWatcher {
         route_filter: RouteFilter,
         suspects: SharedSuspects,
     ) -> lb_netlink::Result<Self> {
-        let tables = Listener::open(Protocol::Netfilter, &[NFTABLES_GROUP], Some(own))?;
+        let tables = Listener::open(Protocol::Netfilter, &[NFNLGRP_NFTABLES], Some(own))?;
         suspects.add_listener(tables.pause());
         Ok(Self {
             tables,
@@ -88,17 +85,18 @@ impl Watcher for NetfilterWatcher {
 impl ChangeFilter {
     /// Notes what a message about nf_tables is about; says whether it matters.
     fn ruleset(&self, message: &Message<'_>) -> bool {
-        let Some((&family, body)) = message.payload.first().zip(message.payload.get(FIXED..)) else { return false };
-        let named = |kind| attributes(body).find(kind).and_then(string);
-        if message.kind == wire::NEW_GENERATION || family != INET || named(1) != Some(&self.table) {
+        let Some(&family) = message.payload.first() else { return false };
+        let object = body(message.payload);
+        let named = |kind| object.find(kind).and_then(string);
+        if message.kind == NFT_MSG_NEWGEN || family != NFPROTO_INET || named(NFTA_TABLE_NAME) != Some(&self.table) {
             return false;
         }
         let mut suspects = self.suspects.lock();
-        if !matches!(message.kind, wire::NEW_ELEMENT | wire::DELETE_ELEMENT) {
+        if !matches!(message.kind, NFT_MSG_NEWSETELEM | NFT_MSG_DELSETELEM) {
             suspects.ruleset = true;
             return true;
         }
-        match named(2).and_then(Set::from_name) {
+        match named(NFTA_SET_ELEM_LIST_SET).and_then(Set::from_name) {
             None => suspects.ruleset = true,
             Some(Set::Affinity(_)) => return false,
             Some(set) => {

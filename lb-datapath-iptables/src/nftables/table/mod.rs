@@ -1,10 +1,14 @@
 //! What the table consists of, and how it looks as messages of nf_tables.
 
 pub(crate) mod decode;
+pub(crate) mod expr;
+pub(crate) mod expressions;
+pub(crate) mod keys;
 pub(crate) mod layout;
+pub(crate) mod messages;
 pub(crate) mod ranges;
 pub(crate) mod rules;
 pub(crate) mod ruleset;
+pub(crate) mod shape;
 pub(crate) mod slots;
 pub(crate) mod userdata;
-pub(crate) mod wire;

@@ -5,86 +5,16 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use lb_core::{Affinity, FLOW_SEED, Family};
+use lb_core::{Affinity, FLOW_SEED, Family, Protocol};
+use nix::libc;
 
 use crate::{
-    netfilter::{IPV4, IPV6},
-    nftables::table::layout::{CHOICE, How, Pick, Set, block, millis},
+    netfilter::{IPS_DST_NAT, NFT_REG32_00, nfproto},
+    nftables::table::{
+        expr::{Conntrack, Expr, Layer, Register},
+        layout::{CHOICE, How, Pick, Set, block, millis},
+    },
 };
-
-/// A register of four bytes. Longer values take the ones behind it too.
-pub(crate) type Register = u8;
-
-/// One expression of a rule.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Expr {
-    /// Loads the protocol of the network layer, as `NFPROTO_*`, one byte.
-    NetworkProtocol { to: Register },
-    /// Loads the protocol of the transport layer, one byte.
-    TransportProtocol { to: Register },
-    /// Loads bytes of the packet.
-    Payload { layer: Layer, offset: u32, bytes: u32, to: Register },
-    /// Loads something of the connection, in its original direction.
-    Conntrack { what: Conntrack, to: Register },
-    /// Ends the rule unless the register is equal (or, `not`, different).
-    Compare { not: bool, register: Register, with: Vec<u8> },
-    /// Clears the bits that are not in `mask`.
-    Mask { register: Register, mask: Vec<u8> },
-    /// Loads the bits of a number in host byte order that are in `mask`.
-    Part { from: Register, mask: u32, to: Register },
-    /// Copies up to 16 bytes.
-    Copy { from: Register, bytes: usize, to: Register },
-    /// Loads the packet's mark.
-    Mark { to: Register },
-    /// Loads the index of the device that the packet leaves through; ends the rule where that is not known.
-    OutputDevice { to: Register },
-    /// Loads four bytes.
-    Load { bytes: [u8; 4], to: Register },
-    /// Translates the destination to the node itself.
-    Redirect { port: Register },
-    /// The next number or a random one, 0..`modulus`.
-    Number { random: bool, modulus: u32, to: Register },
-    /// `jhash` of `bytes` bytes, scaled to 0..`modulus`.
-    Hash { from: Register, bytes: u32, modulus: u32, seed: u32, to: Register },
-    /// Ends the rule unless the key is in the set (or, `not`, if it is).
-    Member { set: Set, key: Register, not: bool },
-    /// Loads the value of the key; ends the rule if there is none.
-    Map { map: Set, key: Register, to: Register },
-    /// Goes where the map says; ends the rule if it says nothing.
-    VerdictMap { map: Set, key: Register },
-    /// Adds the key with this value, or renews its time-out and leaves its value alone. Ends the rule if the map is full.
-    Update { map: Set, key: Register, value: Register, timeout_ms: u64 },
-    /// Translates the destination.
-    Dnat { family: Family, address: Register, port: Register },
-    /// Translates the source, from a random free port.
-    Masquerade,
-    /// Answers with a TCP reset.
-    Reset,
-    /// Answers with ICMP or ICMPv6 port unreachable.
-    Unreachable,
-    /// Continues in a chain and does not come back.
-    Goto(&'static str),
-}
-
-/// Where in a packet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Layer {
-    /// At the IP header.
-    Network = 1,
-    /// At the TCP or UDP header.
-    Transport = 2,
-}
-
-/// What of a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Conntrack {
-    /// `IPS_*` bits.
-    Status,
-    /// Destination address before translation.
-    OriginalDestination(Family),
-    /// Destination port before translation.
-    OriginalPort,
-}
 
 /// A rule.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
@@ -127,9 +57,21 @@ pub(crate) fn chains() -> Vec<Chain> {
         Chain { name: REFUSE_CHAIN, hook: None, rules: refuse_rules() },
         Chain { name: masquerade_chain(Family::V4), hook: None, rules: masquerade_rules(Family::V4) },
         Chain { name: masquerade_chain(Family::V6), hook: None, rules: masquerade_rules(Family::V6) },
-        Chain { name: "prerouting", hook: Some((0, -100)), rules: dispatch() },
-        Chain { name: "output", hook: Some((3, -100)), rules: dispatch() },
-        Chain { name: "postrouting", hook: Some((4, 100)), rules: leaving() },
+        Chain {
+            name: "prerouting",
+            hook: Some((libc::NF_INET_PRE_ROUTING as u32, libc::NF_IP_PRI_NAT_DST)),
+            rules: dispatch(),
+        },
+        Chain {
+            name: "output",
+            hook: Some((libc::NF_INET_LOCAL_OUT as u32, libc::NF_IP_PRI_NAT_DST)),
+            rules: dispatch(),
+        },
+        Chain {
+            name: "postrouting",
+            hook: Some((libc::NF_INET_POST_ROUTING as u32, libc::NF_IP_PRI_NAT_SRC)),
+            rules: leaving(),
+        },
     ]
 }
 
@@ -144,8 +86,7 @@ pub(crate) fn pick(pick: &Pick) -> Vec<Rule> {
     }
 }
 
-const R0: Register = 8;
-const DNAT_BIT: u32 = 1 << 5;
+const R0: Register = NFT_REG32_00;
 /// Index of the loopback device in every network namespace.
 const LOOPBACK: u32 = 1;
 
@@ -186,7 +127,7 @@ fn leaving() -> Vec<Rule> {
         .map(|family| {
             let mut rule = vec![
                 Expr::Conntrack { what: Conntrack::Status, to: R0 },
-                Expr::Mask { register: R0, mask: DNAT_BIT.to_ne_bytes().to_vec() },
+                Expr::Mask { register: R0, mask: IPS_DST_NAT.to_ne_bytes().to_vec() },
                 Expr::Compare { not: true, register: R0, with: vec![0; 4] },
             ];
             rule.extend(only(family));
@@ -228,9 +169,9 @@ fn masquerade_rules(family: Family) -> Vec<Rule> {
 fn refuse_rules() -> Vec<Rule> {
     let protocol =
         |number| [Expr::TransportProtocol { to: R0 }, Expr::Compare { not: false, register: R0, with: vec![number] }];
-    let mut tcp = Vec::from(protocol(6));
+    let mut tcp = Vec::from(protocol(Protocol::Tcp.number()));
     tcp.push(Expr::Reset);
-    let mut local = Vec::from(protocol(17));
+    let mut local = Vec::from(protocol(Protocol::Udp.number()));
     local.extend([
         Expr::OutputDevice { to: R0 },
         Expr::Compare { not: false, register: R0, with: LOOPBACK.to_ne_bytes().to_vec() },
@@ -439,11 +380,7 @@ pub(crate) fn octets(ip: IpAddr) -> Vec<u8> {
 }
 
 fn only(family: Family) -> Vec<Expr> {
-    let number = match family {
-        Family::V4 => IPV4,
-        Family::V6 => IPV6,
-    };
-    vec![Expr::NetworkProtocol { to: R0 }, Expr::Compare { not: false, register: R0, with: vec![number] }]
+    vec![Expr::NetworkProtocol { to: R0 }, Expr::Compare { not: false, register: R0, with: vec![nfproto(family)] }]
 }
 
 fn source(family: Family, to: Register) -> Expr {
@@ -510,7 +447,7 @@ mod tests {
     }
 
     fn is_v6(expr: &Expr) -> bool {
-        matches!(expr, Expr::Compare { with, .. } if *with == [IPV6])
+        matches!(expr, Expr::Compare { with, .. } if *with == [nfproto(Family::V6)])
     }
 
     fn span(at: Register, registers: usize) -> Vec<Register> {

@@ -6,16 +6,17 @@ use std::{
 };
 
 use lb_core::Family;
+use lb_netlink::{HEADER, Writer, attributes, string, u32_be};
 
 use crate::{
-    netfilter::FIXED,
+    netfilter::*,
     nftables::table::{
+        expressions::expressions,
         layout::{Pick, Set},
         rules::{self, Rule},
-        wire,
+        shape::Shape,
     },
 };
-use lb_netlink::{Writer, attributes, string, u32_be};
 
 /// Everything of a table but its elements.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -26,24 +27,6 @@ pub(crate) struct Ruleset {
     pub(crate) sets: BTreeMap<String, Shape>,
     /// Chains by name.
     pub(crate) chains: BTreeMap<String, ListedChain>,
-}
-
-/// What a set holds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Shape {
-    pub(crate) flags: u32,
-    pub(crate) key: u32,
-    pub(crate) key_length: u32,
-    pub(crate) data: u32,
-    pub(crate) data_length: u32,
-}
-
-impl fmt::Display for Shape {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { flags, key, key_length, data, data_length } = self;
-        write!(f, "flags {flags:#x}, key type {key:#x} of {key_length} bytes, ")?;
-        write!(f, "data type {data:#x} of {data_length} bytes")
-    }
 }
 
 /// A chain with its rules.
@@ -66,7 +49,7 @@ pub(crate) struct Base {
 impl fmt::Display for Base {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { kind, hook, priority, policy } = self;
-        let policy = if *policy == ACCEPT { "accept" } else { "drop" };
+        let policy = if *policy == NF_ACCEPT { "accept" } else { "drop" };
         write!(f, "type {kind} hook {hook} priority {priority} policy {policy}")
     }
 }
@@ -99,8 +82,9 @@ impl fmt::Display for ListedRule {
             write!(f, "{separator}{name}")?;
             separator = ", ";
             let target = match name.as_str() {
-                "lookup" | "dynset" => attributes.get(&[1, 0, 0]),
-                "immediate" => attributes.get(&[2, 2, 2]),
+                "lookup" => attributes.get(&[NFTA_LOOKUP_SET, 0, 0]),
+                "dynset" => attributes.get(&[NFTA_DYNSET_SET_NAME, 0, 0]),
+                "immediate" => attributes.get(&[NFTA_IMMEDIATE_DATA, NFTA_DATA_VERDICT, NFTA_VERDICT_CHAIN]),
                 _ => None,
             };
             if let Some(target) = target.and_then(|bytes| string(bytes)) {
@@ -120,9 +104,9 @@ impl ListedRule {
     /// What the kernel lists once it was given `rule`.
     pub(crate) fn expected(rule: &Rule) -> Self {
         let mut writer = Writer::default();
-        writer.message(0, 0, &[], |w| wire::expressions(w, rule));
+        writer.message(0, 0, &[], |w| expressions(w, rule));
         let bytes = writer.finish(0);
-        let mut found = Self::read(bytes.get(16..).unwrap_or_default());
+        let mut found = Self::read(bytes.get(HEADER..).unwrap_or_default());
         found.0.iter_mut().for_each(ListedExpr::complete);
         found
     }
@@ -131,9 +115,9 @@ impl ListedRule {
 impl ListedExpr {
     fn read(bytes: &[u8]) -> Self {
         let found = attributes(bytes);
-        let name = found.find(1).and_then(string).unwrap_or_default().to_owned();
+        let name = found.find(NFTA_EXPR_NAME).and_then(string).unwrap_or_default().to_owned();
         let mut expr = Self { name, attributes: BTreeMap::new() };
-        for (kind, payload) in attributes(found.find(2).unwrap_or_default()) {
+        for (kind, payload) in attributes(found.find(NFTA_EXPR_DATA).unwrap_or_default()) {
             if expr.is_nested(kind) {
                 expr.nested(kind, payload);
             } else {
@@ -144,9 +128,8 @@ impl ListedExpr {
     }
 
     fn nested(&mut self, kind: u16, payload: &[u8]) {
-        const VERDICT: u16 = 2;
         for (inner, payload) in attributes(payload) {
-            if inner != VERDICT {
+            if inner != NFTA_DATA_VERDICT {
                 self.put([kind, inner, 0], payload);
                 continue;
             }
@@ -157,7 +140,12 @@ impl ListedExpr {
     }
 
     fn is_nested(&self, kind: u16) -> bool {
-        matches!((self.name.as_str(), kind), ("cmp", 3) | ("bitwise", 4 | 5) | ("immediate", 2))
+        matches!(
+            (self.name.as_str(), kind),
+            ("cmp", NFTA_CMP_DATA)
+                | ("bitwise", NFTA_BITWISE_MASK | NFTA_BITWISE_XOR)
+                | ("immediate", NFTA_IMMEDIATE_DATA)
+        )
     }
 
     fn put(&mut self, path: Path, payload: &[u8]) {
@@ -182,21 +170,32 @@ impl ListedExpr {
     /// The attributes that are numbers of registers.
     fn registers(&self) -> &'static [u16] {
         match self.name.as_str() {
-            "meta" | "payload" | "ct" | "cmp" | "immediate" | "numgen" => &[1],
-            "bitwise" | "hash" | "redir" => &[1, 2],
-            "lookup" => &[2, 3],
-            "nat" => &[3, 4, 5, 6],
-            "dynset" => &[4, 5],
+            "meta" => &[NFTA_META_DREG],
+            "payload" => &[NFTA_PAYLOAD_DREG],
+            "ct" => &[NFTA_CT_DREG],
+            "cmp" => &[NFTA_CMP_SREG],
+            "immediate" => &[NFTA_IMMEDIATE_DREG],
+            "numgen" => &[NFTA_NG_DREG],
+            "bitwise" => &[NFTA_BITWISE_SREG, NFTA_BITWISE_DREG],
+            "hash" => &[NFTA_HASH_SREG, NFTA_HASH_DREG],
+            "redir" => &[NFTA_REDIR_REG_PROTO_MIN, NFTA_REDIR_REG_PROTO_MAX],
+            "lookup" => &[NFTA_LOOKUP_SREG, NFTA_LOOKUP_DREG],
+            "nat" => &[NFTA_NAT_REG_ADDR_MIN, NFTA_NAT_REG_ADDR_MAX, NFTA_NAT_REG_PROTO_MIN, NFTA_NAT_REG_PROTO_MAX],
+            "dynset" => &[NFTA_DYNSET_SREG_KEY, NFTA_DYNSET_SREG_DATA],
             _ => &[],
         }
     }
 
     fn complete_ranges(&mut self) {
-        const MAP_ADDRESS: u32 = 1;
-        const PORT_SPECIFIED: u32 = 2;
         let (pairs, flags): (&[(u16, u16)], _) = match self.name.as_str() {
-            "nat" => (&[(3, 4), (5, 6)], (7, MAP_ADDRESS | PORT_SPECIFIED)),
-            "redir" => (&[(1, 2)], (3, PORT_SPECIFIED)),
+            "nat" => (
+                &[(NFTA_NAT_REG_ADDR_MIN, NFTA_NAT_REG_ADDR_MAX), (NFTA_NAT_REG_PROTO_MIN, NFTA_NAT_REG_PROTO_MAX)],
+                (NFTA_NAT_FLAGS, NF_NAT_RANGE_MAP_IPS | NF_NAT_RANGE_PROTO_SPECIFIED),
+            ),
+            "redir" => (
+                &[(NFTA_REDIR_REG_PROTO_MIN, NFTA_REDIR_REG_PROTO_MAX)],
+                (NFTA_REDIR_FLAGS, NF_NAT_RANGE_PROTO_SPECIFIED),
+            ),
             _ => return,
         };
         for &(from, to) in pairs {
@@ -208,13 +207,11 @@ impl ListedExpr {
     }
 }
 
-const ACCEPT: u32 = 1;
-
 /// What the table of frontends that go to `picks` consists of.
 pub(crate) fn expected(picks: &BTreeSet<Pick>) -> Ruleset {
-    let sets = Set::ALL.iter().map(|&set| (set.name().to_owned(), wire::listed(set))).collect();
+    let sets = Set::ALL.iter().map(|&set| (set.name().to_owned(), Shape::of(set))).collect();
     let chains = rules::chains().into_iter().map(|chain| {
-        let base = chain.hook.map(|(hook, priority)| Base { kind: "nat".into(), hook, priority, policy: ACCEPT });
+        let base = chain.hook.map(|(hook, priority)| Base { kind: "nat".into(), hook, priority, policy: NF_ACCEPT });
         (chain.name.to_owned(), ListedChain { base, rules: found(&chain.rules) })
     });
     let picks = picks.iter().map(|pick| (pick.to_string(), expected_pick(pick)));
@@ -237,44 +234,49 @@ fn found(rules: &[Rule]) -> Vec<ListedRule> {
 
 /// Whether one message of a dump of tables is about `table` and says that it is switched off.
 pub(crate) fn is_dormant(table: &str, payload: &[u8]) -> bool {
-    const DORMANT: u32 = 1;
-    let found = attributes(payload.get(FIXED..).unwrap_or_default());
-    let flags = found.find(2).and_then(u32_be).unwrap_or(0);
-    found.find(1).and_then(string) == Some(table) && flags & DORMANT != 0
+    let found = body(payload);
+    let flags = found.find(NFTA_TABLE_FLAGS).and_then(u32_be).unwrap_or(0);
+    found.find(NFTA_TABLE_NAME).and_then(string) == Some(table) && flags & NFT_TABLE_F_DORMANT != 0
 }
 
 /// The set in one message of a dump of sets, if it is in `table`.
 pub(crate) fn read_set(table: &str, payload: &[u8]) -> Option<(String, Shape)> {
-    let found = attributes(payload.get(FIXED..)?);
-    (found.find(1).and_then(string)? == table).then_some(())?;
+    let found = body(payload);
+    (found.find(NFTA_SET_TABLE).and_then(string)? == table).then_some(())?;
     let number = |kind| found.find(kind).and_then(u32_be).unwrap_or(0);
-    let data = number(6);
+    let data = number(NFTA_SET_DATA_TYPE);
     // The length of a verdict is the kernel's own business.
-    let data_length = if data == wire::TYPE_VERDICT { 0 } else { number(7) };
-    let shape = Shape { flags: number(3), key: number(4), key_length: number(5), data, data_length };
-    Some((found.find(2).and_then(string)?.to_owned(), shape))
+    let data_length = if data == NFT_DATA_VERDICT { 0 } else { number(NFTA_SET_DATA_LEN) };
+    let shape = Shape {
+        flags: number(NFTA_SET_FLAGS),
+        key: number(NFTA_SET_KEY_TYPE),
+        key_length: number(NFTA_SET_KEY_LEN),
+        data,
+        data_length,
+    };
+    Some((found.find(NFTA_SET_NAME).and_then(string)?.to_owned(), shape))
 }
 
 /// The chain in one message of a dump of chains, if it is in `table`.
 pub(crate) fn read_chain(table: &str, payload: &[u8]) -> Option<(String, Option<Base>)> {
-    let found = attributes(payload.get(FIXED..)?);
-    (found.find(1).and_then(string)? == table).then_some(())?;
-    let base = found.find(4).map(|hook| {
+    let found = body(payload);
+    (found.find(NFTA_CHAIN_TABLE).and_then(string)? == table).then_some(())?;
+    let base = found.find(NFTA_CHAIN_HOOK).map(|hook| {
         let hook = attributes(hook);
         Base {
-            kind: found.find(7).and_then(string).unwrap_or_default().to_owned(),
-            hook: hook.find(1).and_then(u32_be).unwrap_or(u32::MAX),
-            priority: hook.find(2).and_then(u32_be).unwrap_or(0).cast_signed(),
-            policy: found.find(5).and_then(u32_be).unwrap_or(ACCEPT),
+            kind: found.find(NFTA_CHAIN_TYPE).and_then(string).unwrap_or_default().to_owned(),
+            hook: hook.find(NFTA_HOOK_HOOKNUM).and_then(u32_be).unwrap_or(u32::MAX),
+            priority: hook.find(NFTA_HOOK_PRIORITY).and_then(u32_be).unwrap_or(0).cast_signed(),
+            policy: found.find(NFTA_CHAIN_POLICY).and_then(u32_be).unwrap_or(NF_ACCEPT),
         }
     });
-    Some((found.find(3).and_then(string)?.to_owned(), base))
+    Some((found.find(NFTA_CHAIN_NAME).and_then(string)?.to_owned(), base))
 }
 
 /// The rule in one message of a dump of rules, with its chain, if it is in `table`.
 pub(crate) fn read_rule(table: &str, payload: &[u8]) -> Option<(String, ListedRule)> {
-    let found = attributes(payload.get(FIXED..)?);
-    (found.find(1).and_then(string)? == table).then_some(())?;
-    let rule = ListedRule::read(found.find(4).unwrap_or_default());
-    Some((found.find(2).and_then(string)?.to_owned(), rule))
+    let found = body(payload);
+    (found.find(NFTA_RULE_TABLE).and_then(string)? == table).then_some(())?;
+    let rule = ListedRule::read(found.find(NFTA_RULE_EXPRESSIONS).unwrap_or_default());
+    Some((found.find(NFTA_RULE_CHAIN).and_then(string)?.to_owned(), rule))
 }

@@ -1,0 +1,82 @@
+//! The expressions that rules are made of.
+
+use lb_core::Family;
+
+use crate::{
+    netfilter::{NFT_PAYLOAD_NETWORK_HEADER, NFT_PAYLOAD_TRANSPORT_HEADER},
+    nftables::table::layout::Set,
+};
+
+/// A register of four bytes. Longer values take the ones behind it too.
+pub(crate) type Register = u8;
+
+/// One expression of a rule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Expr {
+    /// Loads the protocol of the network layer, as `NFPROTO_*`, one byte.
+    NetworkProtocol { to: Register },
+    /// Loads the protocol of the transport layer, one byte.
+    TransportProtocol { to: Register },
+    /// Loads bytes of the packet.
+    Payload { layer: Layer, offset: u32, bytes: u32, to: Register },
+    /// Loads something of the connection, in its original direction.
+    Conntrack { what: Conntrack, to: Register },
+    /// Ends the rule unless the register is equal (or, `not`, different).
+    Compare { not: bool, register: Register, with: Vec<u8> },
+    /// Clears the bits that are not in `mask`.
+    Mask { register: Register, mask: Vec<u8> },
+    /// Loads the bits of a number in host byte order that are in `mask`.
+    Part { from: Register, mask: u32, to: Register },
+    /// Copies up to 16 bytes.
+    Copy { from: Register, bytes: usize, to: Register },
+    /// Loads the packet's mark.
+    Mark { to: Register },
+    /// Loads the index of the device that the packet leaves through; ends the rule where that is not known.
+    OutputDevice { to: Register },
+    /// Loads four bytes.
+    Load { bytes: [u8; 4], to: Register },
+    /// Translates the destination to the node itself.
+    Redirect { port: Register },
+    /// The next number or a random one, 0..`modulus`.
+    Number { random: bool, modulus: u32, to: Register },
+    /// `jhash` of `bytes` bytes, scaled to 0..`modulus`.
+    Hash { from: Register, bytes: u32, modulus: u32, seed: u32, to: Register },
+    /// Ends the rule unless the key is in the set (or, `not`, if it is).
+    Member { set: Set, key: Register, not: bool },
+    /// Loads the value of the key; ends the rule if there is none.
+    Map { map: Set, key: Register, to: Register },
+    /// Goes where the map says; ends the rule if it says nothing.
+    VerdictMap { map: Set, key: Register },
+    /// Adds the key with this value, or renews its time-out and leaves its value alone. Ends the rule if the map is full.
+    Update { map: Set, key: Register, value: Register, timeout_ms: u64 },
+    /// Translates the destination.
+    Dnat { family: Family, address: Register, port: Register },
+    /// Translates the source, from a random free port.
+    Masquerade,
+    /// Answers with a TCP reset.
+    Reset,
+    /// Answers with ICMP or ICMPv6 port unreachable.
+    Unreachable,
+    /// Continues in a chain and does not come back.
+    Goto(&'static str),
+}
+
+/// Where in a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Layer {
+    /// At the IP header.
+    Network = NFT_PAYLOAD_NETWORK_HEADER as isize,
+    /// At the TCP or UDP header.
+    Transport = NFT_PAYLOAD_TRANSPORT_HEADER as isize,
+}
+
+/// What of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Conntrack {
+    /// `IPS_*` bits.
+    Status,
+    /// Destination address before translation.
+    OriginalDestination(Family),
+    /// Destination port before translation.
+    OriginalPort,
+}

@@ -1,0 +1,143 @@
+//! Keys and values of elements as bytes, and back. Each part is padded to whole registers of four bytes.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use lb_core::{Family, FrontendAddr, Protocol};
+
+use crate::{
+    netfilter::NFT_SET_ELEM_INTERVAL_END,
+    nftables::table::layout::{Bound, CHOICE, Choice, Endpoint, Key, Note, Set},
+};
+
+/// The bytes of a key, each part padded to whole registers.
+pub(crate) fn key_bytes(key: &Key) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(40);
+    match *key {
+        Key::Frontend(addr) => frontend(&mut bytes, &addr),
+        Key::Verdict(_, choice) => bytes.extend(choice_bytes(choice)),
+        Key::Slot(addr, slot) | Key::Block(addr, slot) => {
+            frontend(&mut bytes, &addr);
+            bytes.extend(slot.to_ne_bytes());
+        }
+        Key::Record(client, addr) => {
+            address(&mut bytes, client);
+            frontend(&mut bytes, &addr);
+        }
+        Key::Bound(ip, _) => address(&mut bytes, ip),
+        Key::Hairpin(ip) => {
+            address(&mut bytes, ip);
+            address(&mut bytes, ip);
+        }
+        Key::Note(note, number) => {
+            bytes.extend((note as u32).to_ne_bytes());
+            bytes.extend(number.to_ne_bytes());
+        }
+    }
+    bytes
+}
+
+/// The bytes of a choice that is a number.
+pub(crate) fn choice_bytes(choice: Choice) -> [u8; CHOICE] {
+    let mut bytes = [0; CHOICE];
+    for (part, word) in bytes.chunks_exact_mut(4).zip(choice.words()) {
+        part.copy_from_slice(&word.to_ne_bytes());
+    }
+    bytes
+}
+
+/// The bytes of backends, one behind the other.
+pub(crate) fn endpoint_bytes(endpoints: &[Endpoint]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(64);
+    for &(ip, number) in endpoints {
+        address(&mut bytes, ip);
+        port(&mut bytes, number);
+    }
+    bytes
+}
+
+fn address(bytes: &mut Vec<u8>, ip: IpAddr) {
+    match ip {
+        IpAddr::V4(ip) => bytes.extend_from_slice(&ip.octets()),
+        IpAddr::V6(ip) => bytes.extend_from_slice(&ip.octets()),
+    }
+}
+
+fn frontend(bytes: &mut Vec<u8>, addr: &FrontendAddr) {
+    address(bytes, addr.ip);
+    bytes.extend([addr.protocol.number(), 0, 0, 0]);
+    port(bytes, addr.port);
+}
+
+fn port(bytes: &mut Vec<u8>, port: u16) {
+    bytes.extend(port.to_be_bytes());
+    bytes.extend([0, 0]);
+}
+
+/// The key in the bytes of one of `set`; that of the start of a range in a set of ranges.
+pub(crate) fn key_of(set: Set, bytes: &[u8]) -> Option<Key> {
+    key(set, &mut Cursor(bytes), 0)
+}
+
+/// The key that `bytes` stand for in an element of `set` with these flags (`NFT_SET_ELEM_*`).
+pub(crate) fn key(set: Set, bytes: &mut Cursor<'_>, flags: u32) -> Option<Key> {
+    Some(match set {
+        Set::Frontends(family) => Key::Frontend(bytes.frontend(family)?),
+        Set::Picks(family) => Key::Verdict(family, bytes.choice(family)?),
+        Set::Slots(family) => Key::Slot(bytes.frontend(family)?, bytes.host()?),
+        Set::Tables(family) => Key::Block(bytes.frontend(family)?, bytes.host()?),
+        Set::Affinity(family) => Key::Record(bytes.ip(family)?, bytes.frontend(family)?),
+        Set::Cluster(family) => {
+            let end = flags & NFT_SET_ELEM_INTERVAL_END != 0;
+            Key::Bound(bytes.ip(family)?, if end { Bound::End } else { Bound::Start })
+        }
+        Set::Hairpin(family) => Key::Hairpin(bytes.ip(family)?),
+        Set::Notes => Key::Note(Note::from_number(bytes.host()?)?, bytes.host()?),
+    })
+}
+
+/// Reads a key or a value register by register.
+pub(crate) struct Cursor<'a>(pub(crate) &'a [u8]);
+
+impl Cursor<'_> {
+    fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let (head, rest) = self.0.split_first_chunk::<N>()?;
+        self.0 = rest;
+        Some(*head)
+    }
+
+    pub(crate) fn host(&mut self) -> Option<u32> {
+        self.take().map(u32::from_ne_bytes)
+    }
+
+    fn ip(&mut self, family: Family) -> Option<IpAddr> {
+        match family {
+            Family::V4 => self.take::<4>().map(|bytes| Ipv4Addr::from(bytes).into()),
+            Family::V6 => self.take::<16>().map(|bytes| Ipv6Addr::from(bytes).into()),
+        }
+    }
+
+    fn port(&mut self) -> Option<u16> {
+        let [high, low, ..] = self.take::<4>()?;
+        Some(u16::from_be_bytes([high, low]))
+    }
+
+    pub(crate) fn endpoint(&mut self, family: Family) -> Option<Endpoint> {
+        Some((self.ip(family)?, self.port()?))
+    }
+
+    pub(crate) fn choice(&mut self, family: Family) -> Option<Choice> {
+        let words = [self.host()?, self.host()?, self.host()?, self.host()?];
+        Choice::from_words(family, words)
+    }
+
+    fn protocol(&mut self) -> Option<Protocol> {
+        let [number, ..] = self.take::<4>()?;
+        Protocol::from_number(number)
+    }
+
+    fn frontend(&mut self, family: Family) -> Option<FrontendAddr> {
+        let ip = self.ip(family)?;
+        let protocol = self.protocol()?;
+        Some(FrontendAddr::new(ip, self.port()?, protocol))
+    }
+}
