@@ -149,7 +149,7 @@ impl Routes {
     }
 
     /// Writes routes and rules that others removed or changed, and removes routes that nothing needs.
-    pub(crate) fn mend(
+    pub(crate) fn repair(
         &mut self,
         missing: &[(RouteKind, IpAddr)],
         extra: &[(RouteKind, IpAddr)],
@@ -176,7 +176,7 @@ impl Routes {
     }
 
     /// How to tell what is ours, for one who listens.
-    pub(crate) fn route_filter(&self) -> lb_netlink::Result<RouteFilter> {
+    pub(crate) fn filter(&self) -> lb_netlink::Result<RouteFilter> {
         let (table, metric, priority, protocol) = (self.table, self.metric(), self.priority, self.protocol);
         Ok(RouteFilter { table, metric, priority, protocol, port: self.socket.port()?, second_port: None })
     }

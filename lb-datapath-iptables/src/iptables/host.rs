@@ -101,7 +101,7 @@ impl Host for Kernel {
 
     fn mend(&mut self, drift: &RouteDrift) -> Result<(), DatapathError> {
         let RouteDrift { missing, extra, rules, reject_path, .. } = drift;
-        self.routes.mend(missing, extra, rules).map_err(failure("putting routes back"))?;
+        self.routes.repair(missing, extra, rules).map_err(failure("putting routes back"))?;
         if *reject_path {
             self.reject_path.add_again().map_err(failure("adding the routing rule for refused packets"))?;
         }
@@ -113,7 +113,7 @@ impl Host for Kernel {
     }
 
     fn route_filter(&self) -> lb_netlink::Result<RouteFilter> {
-        let mut route_filter = self.routes.route_filter()?;
+        let mut route_filter = self.routes.filter()?;
         route_filter.second_port = Some(self.reject_path.port()?);
         Ok(route_filter)
     }

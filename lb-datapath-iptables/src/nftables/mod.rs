@@ -4,85 +4,42 @@
 
 mod change;
 mod check;
-mod kernel;
+mod config;
+mod host;
+mod socket;
 mod table;
 #[cfg(test)]
 mod tests;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     fmt, io,
-    net::IpAddr,
     sync::{Arc, Mutex, PoisonError},
 };
 
+pub use self::config::NftablesConfig;
+
 use lb_core::{
-    AffinityCapability, Algorithm, ApplyError, Atomicity, BackendAddr, Capabilities, Counters, Datapath, DatapathError,
-    Drift, ErrorKind, Expected, Family, FrontendKind, Inspection, KernelAnswer, KernelUsage, Packet, Plan, Protocol,
-    Role, SocketCapability, State, Watcher,
+    AffinityCapability, Algorithm, ApplyError, Atomicity, Capabilities, Counters, Datapath, DatapathError, Drift,
+    ErrorKind, Expected, Family, FrontendKind, Inspection, KernelAnswer, KernelUsage, Packet, Plan, Protocol, Role,
+    SocketCapability, State, Watcher,
 };
 
 use crate::{
-    conntrack::{Allowed, Conntrack},
     namespace::Namespace,
     nftables::{
         change::{
             draft::Draft,
-            engine::{Engine, Flows, Vips, failure},
+            engine::{Engine, failure},
             lower::lower,
             mirror::Mirror,
         },
         check::{ask::ask, watch::NetfilterWatcher},
-        kernel::{Kernel, Netlink, Table},
+        host::{Kernel, Table},
+        socket::TableSocket,
         table::layout::{MAX_TIMEOUT, Set},
     },
-    routes::{self, RouteFilter, RouteKind, Routes},
 };
-
-/// Marks the routes and rules of this backend (`RTPROT_*`).
-const ROUTE_PROTOCOL: u8 = 0x6c;
-
-/// Names and numbers that a [`NftablesDatapath`] uses in the kernel. Two that share a network namespace need different
-/// ones; routes are told apart by `route_table`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NftablesConfig {
-    /// Name of the table, of family inet. Default `lb`. A table of this name that this datapath did not make is refused with
-    /// [`ErrorKind::Busy`] and stays as it is.
-    pub table: String,
-    /// Routing table for the node's own packets to virtual addresses. Default 27746; 0 and 253..=255 are the kernel's.
-    pub route_table: u32,
-    /// Priority of the routing rule that leads there: above 0 (local) and below 32766 (main). Default 27746.
-    pub rule_priority: u32,
-    /// Most affinity records of a family. A client beyond that gets a backend without a record. Default 1,048,576; each
-    /// takes about 150 bytes once it is there.
-    pub affinity_records: u32,
-}
-
-impl Default for NftablesConfig {
-    fn default() -> Self {
-        Self { table: "lb".into(), route_table: 27_746, rule_priority: 27_746, affinity_records: 1 << 20 }
-    }
-}
-
-impl NftablesConfig {
-    fn check(&self) -> Result<(), DatapathError> {
-        let invalid = |message: String| Err(DatapathError::new(ErrorKind::Invalid, message));
-        let name = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
-        if self.table.is_empty() || self.table.len() > 127 || !self.table.chars().all(name) {
-            return invalid(format!("`{}` is no table name: use 1 to 127 of letters, digits, `_` and `-`", self.table));
-        }
-        if matches!(self.route_table, 0 | 253..=255) {
-            return invalid(format!("routing table {} is the kernel's own: use another number", self.route_table));
-        }
-        if !(1..32_766).contains(&self.rule_priority) {
-            return invalid(format!("rule priority {} is not in 1..=32765", self.rule_priority));
-        }
-        if self.affinity_records == 0 {
-            return invalid("affinity_records is 0: a client needs a record".into());
-        }
-        Ok(())
-    }
-}
 
 /// Services in nftables.
 ///
@@ -110,14 +67,12 @@ impl NftablesDatapath {
     pub fn open(config: &NftablesConfig) -> Result<Self, DatapathError> {
         config.check()?;
         let opening = |error| failure("opening a netlink socket", error);
-        let kernel = Netlink::open(&config.table, config.affinity_records).map_err(opening)?;
-        let counting = Netlink::open(&config.table, config.affinity_records).map_err(opening)?;
-        let routes = Routes::open(config.route_table, config.rule_priority, ROUTE_PROTOCOL).map_err(opening)?;
-        let flows = Conntrack::open().map_err(opening)?;
+        let kernel = Kernel::open(config).map_err(opening)?;
+        let counting = TableSocket::open(&config.table, config.affinity_records).map_err(opening)?;
         Ok(Self {
             namespace: Namespace::current().map_err(|error| namespace_error("opening the network namespace", error))?,
-            engine: Engine::new(&config.table, Box::new(kernel), Box::new(routes), Box::new(flows)),
-            counters: Arc::new(TableCounters { kernel: Mutex::new(counting) }),
+            engine: Engine::new(&config.table, Box::new(kernel)),
+            counters: Arc::new(TableCounters { table: Mutex::new(counting) }),
         })
     }
 }
@@ -191,8 +146,8 @@ impl Datapath for NftablesDatapath {
     fn watcher(&mut self) -> Result<Option<Box<dyn Watcher>>, DatapathError> {
         let opening = |error| failure("listening to changes of tables and routes", error);
         let entering = |error| namespace_error("entering the network namespace", error);
-        let Engine { table, kernel, routes, suspects, .. } = &self.engine;
-        let (own, route_filter) = (kernel.port().map_err(opening)?, routes.route_filter().map_err(opening)?);
+        let Engine { table, host, suspects, .. } = &self.engine;
+        let (own, route_filter) = (host.table_port().map_err(opening)?, host.route_filter().map_err(opening)?);
         let open = || NetfilterWatcher::open(table, own, route_filter, suspects.clone());
         let watcher = self.namespace.within(open).map_err(entering)?.map_err(opening)?;
         // What happened before it listened was told to nobody.
@@ -202,8 +157,7 @@ impl Datapath for NftablesDatapath {
 
     /// The record of a client, if there is one, is dated by `CLOCK_MONOTONIC`.
     fn ask(&mut self, packet: &Packet) -> Result<Option<KernelAnswer>, DatapathError> {
-        let Engine { kernel, flows, .. } = &mut self.engine;
-        ask(&mut **kernel, &mut **flows, packet).map(Some)
+        ask(&mut *self.engine.host, packet).map(Some)
     }
 
     fn counters(&self) -> Option<Arc<dyn Counters>> {
@@ -213,73 +167,24 @@ impl Datapath for NftablesDatapath {
 
 /// Counts over a socket of its own, so that it can be asked at any time.
 struct TableCounters {
-    kernel: Mutex<Netlink>,
+    table: Mutex<TableSocket>,
 }
 
 impl Counters for TableCounters {
     fn usage(&self) -> Result<KernelUsage, DatapathError> {
-        let mut kernel = self.kernel.lock().unwrap_or_else(PoisonError::into_inner);
-        count(&mut *kernel).map_err(|error| failure("counting rules and elements", error))
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        count(&mut table).map_err(|error| failure("counting rules and elements", error))
     }
 }
 
-fn count(kernel: &mut dyn Kernel) -> lb_netlink::Result<KernelUsage> {
-    if !matches!(kernel.table()?, Table::Ours(_)) {
+fn count(table: &mut TableSocket) -> lb_netlink::Result<KernelUsage> {
+    if !matches!(table.find()?, Table::Ours(_)) {
         return Ok(KernelUsage::default());
     }
-    let rules = kernel.rules()?;
+    let rules = table.rule_count()?;
     let mut elements = 0;
     for set in Set::ALL {
-        elements += kernel.elements(set)?.len() as u64;
+        elements += table.elements(set)?.len() as u64;
     }
     Ok(KernelUsage { rules, elements, bytes: None })
-}
-
-impl Vips for Routes {
-    fn observe(&mut self) -> lb_netlink::Result<BTreeSet<IpAddr>> {
-        Self::observe(self)
-    }
-
-    fn add(&mut self, vips: &[IpAddr]) -> lb_netlink::Result<BTreeMap<IpAddr, lb_netlink::Error>> {
-        Self::add(self, vips)
-    }
-
-    fn remove(&mut self, vips: &[IpAddr]) -> lb_netlink::Result<BTreeMap<IpAddr, lb_netlink::Error>> {
-        Self::remove(self, vips)
-    }
-
-    fn cleanup(&mut self) -> lb_netlink::Result<()> {
-        Self::cleanup(self)
-    }
-
-    fn everything(&mut self) -> lb_netlink::Result<routes::InstalledRoutes> {
-        Self::everything(self)
-    }
-
-    fn rules(&mut self) -> lb_netlink::Result<BTreeSet<Family>> {
-        Self::rules(self)
-    }
-
-    fn mend(
-        &mut self,
-        missing: &[(RouteKind, IpAddr)],
-        extra: &[(RouteKind, IpAddr)],
-        rules: &[Family],
-    ) -> lb_netlink::Result<()> {
-        Self::mend(self, missing, extra, rules)
-    }
-
-    fn route_filter(&self) -> lb_netlink::Result<RouteFilter> {
-        Self::route_filter(self)
-    }
-}
-
-impl Flows for Conntrack {
-    fn forget_stale(&mut self, allowed: &Allowed) -> lb_netlink::Result<usize> {
-        Self::forget_stale(self, allowed)
-    }
-
-    fn backend_of(&mut self, packet: &Packet) -> lb_netlink::Result<Option<BackendAddr>> {
-        Self::backend_of(self, packet)
-    }
 }

@@ -20,11 +20,11 @@ use crate::{
     conntrack::Allowed,
     nftables::{
         change::{
-            engine::{Engine, Flows, Vips},
+            engine::Engine,
             lower::{Action, Origin, fixed_verdicts},
         },
         check::expected::{ExpectedTable, agrees},
-        kernel::{Batch, CommitError, Kernel, Rebuild, Table, TableRepair},
+        host::{Batch, CommitError, Host, Rebuild, Table, TableRepair},
         table::{
             decode::{DecodedElement, RawElement},
             keys::key_bytes,
@@ -553,7 +553,7 @@ pub(crate) struct Model {
 
 impl World {
     fn engine(&self) -> Engine {
-        Engine::new("lb", Box::new(self.clone()), Box::new(self.clone()), Box::new(self.clone()))
+        Engine::new("lb", Box::new(self.clone()))
     }
 
     pub(crate) fn lock(&self) -> std::sync::MutexGuard<'_, Model> {
@@ -636,7 +636,7 @@ impl Model {
     }
 }
 
-impl Kernel for World {
+impl Host for World {
     fn commit(&mut self, batch: &Batch<'_>) -> Result<(), CommitError> {
         let mut model = self.lock();
         if let Some(late) = model.late.take() {
@@ -683,24 +683,24 @@ impl Kernel for World {
         Ok(ruleset::expected(&self.lock().picks))
     }
 
-    fn mend(&mut self, mend: &TableRepair) -> Result<(), CommitError> {
-        self.commit(&Batch { steps: &mend.first, ..Batch::default() })?;
+    fn repair(&mut self, repair: &TableRepair) -> Result<(), CommitError> {
+        self.commit(&Batch { steps: &repair.first, ..Batch::default() })?;
         let mut model = self.lock();
         let table = model.table.get_or_insert_default();
-        table.retain(|key, _| !mend.emptied.contains(&key.set()));
-        table.retain(|key, _| !mend.gone.contains(&(key.set(), key_bytes(key))));
-        for element in &mend.added {
+        table.retain(|key, _| !repair.emptied.contains(&key.set()));
+        table.retain(|key, _| !repair.gone.contains(&(key.set(), key_bytes(key))));
+        for element in &repair.added {
             assert!(
                 table.insert(element.key, (element.value.clone(), element.comment.clone())).is_none(),
                 "{element:?} is there"
             );
         }
-        model.picks.retain(|pick| !mend.chains_gone.contains(&pick.to_string()));
-        model.picks.extend(mend.chains.iter().filter_map(|chain| chain.name.parse::<Pick>().ok()));
+        model.picks.retain(|pick| !repair.chains_gone.contains(&pick.to_string()));
+        model.picks.extend(repair.chains.iter().filter_map(|chain| chain.name.parse::<Pick>().ok()));
         Ok(())
     }
 
-    fn name(&self) -> String {
+    fn table_name(&self) -> String {
         "inet lb".into()
     }
 
@@ -708,7 +708,7 @@ impl Kernel for World {
         Ok(u32::try_from(self.lock().commits).unwrap())
     }
 
-    fn port(&self) -> lb_netlink::Result<u32> {
+    fn table_port(&self) -> lb_netlink::Result<u32> {
         Ok(0)
     }
 
@@ -725,7 +725,7 @@ impl Kernel for World {
         })
     }
 
-    fn rules(&mut self) -> lb_netlink::Result<u64> {
+    fn rule_count(&mut self) -> lb_netlink::Result<u64> {
         let model = self.lock();
         let fixed: usize = rules::chains().iter().map(|chain| chain.rules.len()).sum();
         Ok((fixed + model.picks.iter().map(|pick| rules::pick(pick).len()).sum::<usize>()) as u64)
@@ -735,31 +735,29 @@ impl Kernel for World {
         let mut model = self.lock();
         Ok(handle == model.handle && model.table.take().is_some())
     }
-}
 
-impl Vips for World {
-    fn observe(&mut self) -> lb_netlink::Result<BTreeSet<IpAddr>> {
+    fn routed_vips(&mut self) -> lb_netlink::Result<BTreeSet<IpAddr>> {
         Ok(self.routed())
     }
 
-    fn add(&mut self, vips: &[IpAddr]) -> lb_netlink::Result<BTreeMap<IpAddr, lb_netlink::Error>> {
+    fn add_routes(&mut self, vips: &[IpAddr]) -> lb_netlink::Result<BTreeMap<IpAddr, lb_netlink::Error>> {
         let mut model = self.lock();
         let bad = model.unroutable.filter(|bad| vips.contains(bad));
         model.routes.extend(vips.iter().filter(|&&vip| Some(vip) != bad));
         Ok(bad.map(|vip| (vip, KernelError::from_errno(nix::libc::ENETUNREACH).into())).into_iter().collect())
     }
 
-    fn remove(&mut self, vips: &[IpAddr]) -> lb_netlink::Result<BTreeMap<IpAddr, lb_netlink::Error>> {
+    fn remove_routes(&mut self, vips: &[IpAddr]) -> lb_netlink::Result<BTreeMap<IpAddr, lb_netlink::Error>> {
         self.lock().routes.retain(|vip| !vips.contains(vip));
         Ok(BTreeMap::new())
     }
 
-    fn cleanup(&mut self) -> lb_netlink::Result<()> {
+    fn remove_all_routes(&mut self) -> lb_netlink::Result<()> {
         self.lock().routes.clear();
         Ok(())
     }
 
-    fn everything(&mut self) -> lb_netlink::Result<routes::InstalledRoutes> {
+    fn routes(&mut self) -> lb_netlink::Result<routes::InstalledRoutes> {
         let both = |vip| [(RouteKind::Local, vip), (RouteKind::Forwarded, vip)];
         Ok(routes::InstalledRoutes {
             routes: self.routed().into_iter().flat_map(both).collect(),
@@ -767,11 +765,11 @@ impl Vips for World {
         })
     }
 
-    fn rules(&mut self) -> lb_netlink::Result<BTreeSet<Family>> {
+    fn routing_rules(&mut self) -> lb_netlink::Result<BTreeSet<Family>> {
         Ok(self.rules_there())
     }
 
-    fn mend(
+    fn repair_routes(
         &mut self,
         missing: &[(RouteKind, IpAddr)],
         extra: &[(RouteKind, IpAddr)],
@@ -786,10 +784,8 @@ impl Vips for World {
     fn route_filter(&self) -> lb_netlink::Result<RouteFilter> {
         Err(KernelError::from_errno(nix::libc::EOPNOTSUPP).into())
     }
-}
 
-impl Flows for World {
-    fn forget_stale(&mut self, allowed: &Allowed) -> lb_netlink::Result<usize> {
+    fn forget_stale_flows(&mut self, allowed: &Allowed) -> lb_netlink::Result<usize> {
         self.lock().flows.extend(allowed.clone());
         Ok(0)
     }

@@ -9,7 +9,7 @@ use lb_core::FrontendAddr;
 
 use crate::nftables::{
     check::observe::FAMILIES,
-    kernel::{Batch, Kernel},
+    host::{Batch, Host},
     table::layout::{Element, Endpoint, Key, Set, Value},
 };
 
@@ -17,11 +17,11 @@ use crate::nftables::{
 pub(crate) type Sweeps = BTreeMap<FrontendAddr, BTreeSet<Endpoint>>;
 
 /// The records that may not stay.
-pub(crate) fn stale(kernel: &mut dyn Kernel, sweeps: &Sweeps) -> lb_netlink::Result<Vec<(FrontendAddr, Key)>> {
+pub(crate) fn stale(host: &mut dyn Host, sweeps: &Sweeps) -> lb_netlink::Result<Vec<(FrontendAddr, Key)>> {
     let mut found = Vec::new();
     for family in FAMILIES {
         if sweeps.keys().any(|addr| addr.family() == family) {
-            let records = kernel.elements(Set::Affinity(family))?.into_iter().flatten();
+            let records = host.elements(Set::Affinity(family))?.into_iter().flatten();
             found.extend(records.filter_map(|(record, _)| doomed(sweeps, &record)));
         }
     }
@@ -30,12 +30,12 @@ pub(crate) fn stale(kernel: &mut dyn Kernel, sweeps: &Sweeps) -> lb_netlink::Res
 }
 
 /// Removes what packets wrote while the new form was on its way.
-pub(crate) fn sweep(kernel: &mut dyn Kernel, sweeps: &Sweeps) -> lb_netlink::Result<()> {
-    let records = stale(kernel, sweeps)?;
+pub(crate) fn sweep(host: &mut dyn Host, sweeps: &Sweeps) -> lb_netlink::Result<()> {
+    let records = stale(host, sweeps)?;
     if records.is_empty() {
         return Ok(());
     }
-    Ok(kernel.commit(&Batch { forget: &records, ..Batch::default() })?)
+    Ok(host.commit(&Batch { forget: &records, ..Batch::default() })?)
 }
 
 fn doomed(sweeps: &Sweeps, record: &Element) -> Option<(FrontendAddr, Key)> {

@@ -5,61 +5,32 @@ use std::{
     net::IpAddr,
 };
 
-use lb_core::{ApplyError, BackendAddr, DatapathError, ErrorKind, Family, FrontendAddr, Packet, Plan, State};
+use lb_core::{ApplyError, DatapathError, ErrorKind, FrontendAddr, Plan, State};
 
-use crate::{
-    conntrack::Allowed,
-    nftables::{
-        change::{
-            affinity,
-            draft::Draft,
-            lower::{Action, Lowered, Origin, Step, fixed_verdicts, lower},
-            mirror::Mirror,
-        },
-        check::{
-            inspect::Finding,
-            observe::{TableContents, observe},
-            repair,
-            suspects::SharedSuspects,
-        },
-        kernel::{Batch, CommitError, Kernel, Rebuild, Table},
-        table::{
-            layout::{Element, Key, Note, VERSION, Value},
-            slots::endpoint,
-            userdata::MARKER,
-        },
+use crate::nftables::{
+    change::{
+        affinity,
+        draft::Draft,
+        lower::{Action, Lowered, Origin, Step, fixed_verdicts, lower},
+        mirror::Mirror,
     },
-    routes::{self, RouteFilter, RouteKind},
+    check::{
+        inspect::Finding,
+        observe::{TableContents, observe},
+        repair,
+        suspects::SharedSuspects,
+    },
+    host::{Batch, CommitError, Host, Rebuild, Table},
+    table::{
+        layout::{Element, Key, Note, VERSION, Value},
+        slots::endpoint,
+        userdata::MARKER,
+    },
 };
-
-/// Routes of virtual addresses.
-pub(crate) trait Vips: Send {
-    fn observe(&mut self) -> lb_netlink::Result<BTreeSet<IpAddr>>;
-    fn add(&mut self, vips: &[IpAddr]) -> lb_netlink::Result<BTreeMap<IpAddr, lb_netlink::Error>>;
-    fn remove(&mut self, vips: &[IpAddr]) -> lb_netlink::Result<BTreeMap<IpAddr, lb_netlink::Error>>;
-    fn cleanup(&mut self) -> lb_netlink::Result<()>;
-    fn everything(&mut self) -> lb_netlink::Result<routes::InstalledRoutes>;
-    fn rules(&mut self) -> lb_netlink::Result<BTreeSet<Family>>;
-    fn mend(
-        &mut self,
-        missing: &[(RouteKind, IpAddr)],
-        extra: &[(RouteKind, IpAddr)],
-        rules: &[Family],
-    ) -> lb_netlink::Result<()>;
-    fn route_filter(&self) -> lb_netlink::Result<RouteFilter>;
-}
-
-/// Flows that the kernel remembers.
-pub(crate) trait Flows: Send {
-    fn forget_stale(&mut self, allowed: &Allowed) -> lb_netlink::Result<usize>;
-    fn backend_of(&mut self, packet: &Packet) -> lb_netlink::Result<Option<BackendAddr>>;
-}
 
 /// Everything that it acts on.
 pub(crate) struct Engine {
-    pub(crate) kernel: Box<dyn Kernel>,
-    pub(crate) routes: Box<dyn Vips>,
-    pub(crate) flows: Box<dyn Flows>,
+    pub(crate) host: Box<dyn Host>,
     /// The table's name, for messages.
     pub(crate) table: String,
     pub(crate) installed: Option<Installed>,
@@ -156,18 +127,18 @@ enum Outcome {
 }
 
 impl Engine {
-    pub(crate) fn new(table: &str, kernel: Box<dyn Kernel>, routes: Box<dyn Vips>, flows: Box<dyn Flows>) -> Self {
+    pub(crate) fn new(table: &str, host: Box<dyn Host>) -> Self {
         let (suspects, findings) = (SharedSuspects::default(), Vec::new());
-        Self { kernel, routes, flows, table: table.to_owned(), installed: None, suspects, findings }
+        Self { host, table: table.to_owned(), installed: None, suspects, findings }
     }
 
     pub(crate) fn observe(&mut self) -> Result<State, DatapathError> {
         let reading = |error| failure("reading the table", error);
-        if !self.kernel.is_supported().map_err(reading)? {
+        if !self.host.is_supported().map_err(reading)? {
             return Err(outdated());
         }
-        let found = observe(&mut *self.kernel).map_err(reading)?;
-        let routed = self.routes.observe().map_err(|error| failure("reading routes", error))?;
+        let found = observe(&mut *self.host).map_err(reading)?;
+        let routed = self.host.routed_vips().map_err(|error| failure("reading routes", error))?;
         let (mirror, generation, salvaged, damaged) = match found {
             TableContents::Absent => (Mirror::default(), None, State::default(), None),
             TableContents::Foreign => return Err(self.not_ours()),
@@ -213,7 +184,7 @@ impl Engine {
     pub(crate) fn cleanup(&mut self) -> Result<(), DatapathError> {
         self.installed = None;
         let table = self.remove_table();
-        self.routes.cleanup().map_err(|error| failure("removing routes", error))?;
+        self.host.remove_all_routes().map_err(|error| failure("removing routes", error))?;
         table
     }
 
@@ -221,10 +192,10 @@ impl Engine {
     fn remove_table(&mut self) -> Result<(), DatapathError> {
         let removing = |error| failure("removing the table", error);
         loop {
-            match self.kernel.table().map_err(removing)? {
+            match self.host.table().map_err(removing)? {
                 Table::Absent => return Ok(()),
                 Table::Foreign => return Err(self.not_ours()),
-                Table::Ours(handle) => self.kernel.remove_table(handle).map_err(removing)?,
+                Table::Ours(handle) => self.host.remove_table(handle).map_err(removing)?,
             };
         }
     }
@@ -249,7 +220,7 @@ impl Engine {
         }
         if !lowered.steps.is_empty() || installed.generation.is_none() {
             installed.add_missing(&lowered);
-            match prepare(&mut *self.routes, &installed.added, &lowered) {
+            match prepare(&mut *self.host, &installed.added, &lowered) {
                 Ok(failed) if failed.is_empty() => {}
                 Ok(failed) => {
                     installed.added.retain(|vip| !failed.iter().any(|(addr, _)| addr.ip == *vip));
@@ -257,7 +228,7 @@ impl Engine {
                 }
                 Err(error) => return Ok(Outcome::Failed(failure("adding routes", error))),
             }
-            match commit(&mut *self.kernel, &self.suspects, installed, &draft, &lowered) {
+            match commit(&mut *self.host, &self.suspects, installed, &draft, &lowered) {
                 Ok(()) => {}
                 Err(CommitError::Refused(refusals)) => return self.refused(refusals),
                 Err(CommitError::Unknown(error)) => return Err(self.lost(failure("writing the table", error))),
@@ -292,13 +263,13 @@ impl Engine {
     /// What has to follow the transaction. A failure here leaves new traffic right and old traffic wrong: the next
     /// observation starts over.
     fn follow_up(&mut self, lowered: Lowered) -> Result<(), ApplyError> {
-        let swept = affinity::sweep(&mut *self.kernel, &lowered.sweeps);
+        let swept = affinity::sweep(&mut *self.host, &lowered.sweeps);
         swept.map_err(|error| self.lost(failure("removing affinity records", error)))?;
-        let flows = if lowered.flows.is_empty() { Ok(0) } else { self.flows.forget_stale(&lowered.flows) };
+        let flows = if lowered.flows.is_empty() { Ok(0) } else { self.host.forget_stale_flows(&lowered.flows) };
         flows.map_err(|error| self.lost(failure("deleting stale UDP flows", error)))?;
         let Some(installed) = &mut self.installed else { return Ok(()) };
         let gone = installed.idle_routes(lowered.gone_vips);
-        let left = self.routes.remove(&gone).map_err(|error| self.lost(failure("removing routes", error)))?;
+        let left = self.host.remove_routes(&gone).map_err(|error| self.lost(failure("removing routes", error)))?;
         match left.into_iter().next() {
             Some((vip, error)) => Err(self.lost(failure(&format!("removing the routes of {vip}"), error))),
             None => Ok(()),
@@ -314,12 +285,12 @@ impl Engine {
 
 /// Adds routes, and says which frontends cannot have theirs.
 fn prepare(
-    routes: &mut dyn Vips,
+    host: &mut dyn Host,
     missing: &[IpAddr],
     lowered: &Lowered,
 ) -> lb_netlink::Result<Vec<(FrontendAddr, DatapathError)>> {
     let mut failed = Vec::new();
-    for (vip, error) in routes.add(missing)? {
+    for (vip, error) in host.add_routes(missing)? {
         let kind = kind(&error);
         let message = format!("adding the routes of {vip}: {error}; is the loopback device up?");
         let Some(users) = lowered.new_vips.get(&vip) else { return Err(error) };
@@ -330,18 +301,16 @@ fn prepare(
 
 /// Carries the operations out; the table has the next generation then.
 fn commit(
-    kernel: &mut dyn Kernel,
+    host: &mut dyn Host,
     suspects: &SharedSuspects,
     installed: &mut Installed,
     draft: &Draft,
     lowered: &Lowered,
 ) -> Result<(), CommitError> {
     let reading = |error| CommitError::Refused(vec![(Origin::Shared, error)]);
-    let stale = affinity::stale(kernel, &lowered.sweeps).map_err(reading)?;
+    let stale = affinity::stale(host, &lowered.sweeps).map_err(reading)?;
     let kept = match installed.rebuild() {
-        Some(Rebuild::Replace(_)) => {
-            repair::records(kernel, |record| installed.keeps(draft, record)).map_err(reading)?
-        }
+        Some(Rebuild::Replace(_)) => repair::records(host, |record| installed.keeps(draft, record)).map_err(reading)?,
         Some(Rebuild::Add) | None => Vec::new(),
     };
     let next = installed.generation.unwrap_or_else(fresh_generation).wrapping_add(1);
@@ -355,7 +324,7 @@ fn commit(
         merged: lowered.only_adds(),
     };
     let elements = lowered.steps.len() + kept.len();
-    let mut send = |batch: &Batch<'_>| suspects.write(kernel, elements, |kernel| kernel.commit(batch));
+    let mut send = |batch: &Batch<'_>| suspects.write(host, elements, |host| host.commit(batch));
     match send(&batch) {
         // Once more, to be told who is to blame.
         Err(CommitError::Refused(refused)) if batch.merged && !refused.iter().any(is_generation) => {

@@ -2,6 +2,7 @@
 
 pub(crate) mod affinity;
 pub(crate) mod draft;
+pub(crate) mod encoder;
 pub(crate) mod engine;
 pub(crate) mod lower;
 pub(crate) mod mirror;

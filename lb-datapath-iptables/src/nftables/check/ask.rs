@@ -13,8 +13,8 @@ use lb_core::{
 use nix::time::{ClockId, clock_gettime};
 
 use crate::nftables::{
-    change::engine::{Flows, failure},
-    kernel::{Kernel, Table},
+    change::engine::failure,
+    host::{Host, Table},
     table::{
         decode::DecodedElement,
         keys::key_bytes,
@@ -26,16 +26,12 @@ use crate::nftables::{
 };
 
 /// Asks about `packet`.
-pub(crate) fn ask(
-    kernel: &mut dyn Kernel,
-    flows: &mut dyn Flows,
-    packet: &Packet,
-) -> Result<KernelAnswer, DatapathError> {
-    let mut question = PacketTrace { kernel, packet, steps: Vec::new(), flow: FlowView::default() };
+pub(crate) fn ask(host: &mut dyn Host, packet: &Packet) -> Result<KernelAnswer, DatapathError> {
+    let mut trace = PacketTrace { host, packet, steps: Vec::new(), flow: FlowView::default() };
     let asking = |error| failure("asking the kernel's maps and sets", error);
-    question.flow.established = flows.backend_of(packet).map_err(|error| failure("asking conntrack", error))?;
-    let verdict = question.verdict().map_err(asking)?;
-    let PacketTrace { steps, flow, .. } = question;
+    trace.flow.established = trace.host.backend_of(packet).map_err(|error| failure("asking conntrack", error))?;
+    let verdict = trace.verdict().map_err(asking)?;
+    let PacketTrace { steps, flow, .. } = trace;
     match verdict {
         Some(verdict) => {
             Ok(KernelAnswer { method: "look-ups in nf_tables and conntrack".into(), steps, flow, verdict })
@@ -52,7 +48,7 @@ fn not_ours(chain: &str) -> String {
 }
 
 struct PacketTrace<'a> {
-    kernel: &'a mut dyn Kernel,
+    host: &'a mut dyn Host,
     packet: &'a Packet,
     steps: Vec<String>,
     flow: FlowView,
@@ -74,11 +70,11 @@ impl PacketTrace<'_> {
             self.step(format!("conntrack: the flow is known, its destination becomes {backend}"));
             return self.forward(Backends::Took(backend)).map(Some);
         }
-        if !matches!(self.kernel.table()?, Table::Ours(_)) {
+        if !matches!(self.host.table()?, Table::Ours(_)) {
             self.step("there is no table of ours".into());
             return Ok(Some(KernelVerdict::Pass));
         }
-        let found = self.kernel.ruleset()?;
+        let found = self.host.ruleset()?;
         if found.dormant {
             self.step("the table is switched off (flags dormant)".into());
             return Ok(Some(KernelVerdict::Pass));
@@ -178,7 +174,7 @@ impl PacketTrace<'_> {
     ) -> lb_netlink::Result<BTreeMap<BackendAddr, u32>> {
         let set = Set::Slots(addr.family());
         let keys: Vec<Vec<u8>> = slots.clone().map(|slot| key_bytes(&Key::Slot(addr, slot))).collect();
-        let found = self.kernel.look_up(set, &keys)?;
+        let found = self.host.look_up(set, &keys)?;
         let mut backends = BTreeMap::new();
         for (element, _) in found.into_iter().filter_map(|element| element.read) {
             if let Value::Backend(ip, port) = element.value {
@@ -249,7 +245,7 @@ impl PacketTrace<'_> {
     /// Whether the source is in one of the ranges of pods.
     fn is_pod(&mut self, family: Family) -> lb_netlink::Result<bool> {
         let source = self.packet.source;
-        let elements = self.kernel.elements(Set::Cluster(family))?.into_iter().flatten();
+        let elements = self.host.elements(Set::Cluster(family))?.into_iter().flatten();
         let bounds = elements.filter_map(|(element, _)| match element.key {
             Key::Bound(ip, bound) => Some((ip, bound)),
             _ => None,
@@ -260,7 +256,7 @@ impl PacketTrace<'_> {
     }
 
     fn element(&mut self, key: Key) -> lb_netlink::Result<Option<DecodedElement>> {
-        let found = self.kernel.look_up(key.set(), &[key_bytes(&key)])?;
+        let found = self.host.look_up(key.set(), &[key_bytes(&key)])?;
         Ok(found.into_iter().next().and_then(|element| element.read))
     }
 }

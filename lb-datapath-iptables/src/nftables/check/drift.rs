@@ -17,7 +17,7 @@ use crate::{
             repair::RepairPlan,
             suspects::Suspects,
         },
-        kernel::{CommitError, Table},
+        host::{CommitError, Table},
         table::layout::{Element, Key, Note, Value},
     },
 };
@@ -79,7 +79,7 @@ impl Engine {
 
     fn look(&mut self, expected: Expected<'_>, suspects: &Suspects) -> Result<Vec<Finding>, DatapathError> {
         let wanted = ExpectedTable::new(expected, self.generation());
-        look(&mut *self.kernel, &mut *self.routes, &wanted, suspects)
+        look(&mut *self.host, &wanted, suspects)
             .map_err(|error| failure("comparing the table and the routes with what they should be", error))
     }
 
@@ -91,7 +91,7 @@ impl Engine {
         let wanted = ExpectedTable::new(expected, self.generation());
         let mut remedy = RepairPlan::new(&wanted, findings);
         let RepairPlan { missing_routes, extra_routes, routing_rules, .. } = &remedy;
-        let routes = self.routes.mend(missing_routes, extra_routes, routing_rules);
+        let routes = self.host.repair_routes(missing_routes, extra_routes, routing_rules);
         routes
             .map_err(|error| ApplyError::unknown(failure("putting routes back; is the loopback device up?", error)))?;
         if !remedy.table && !remedy.writes() {
@@ -108,12 +108,12 @@ impl Engine {
         }
         crash::point();
         let elements = remedy.mend.gone.len() + remedy.mend.added.len();
-        match self.suspects.write(&mut *self.kernel, elements, |kernel| kernel.mend(&remedy.mend)) {
+        match self.suspects.write(&mut *self.host, elements, |host| host.repair(&remedy.mend)) {
             Ok(()) => {
                 if let Some(installed) = &mut self.installed {
                     installed.generation = Some(next);
                 }
-                let forgotten = if flows.is_empty() { Ok(0) } else { self.flows.forget_stale(&flows) };
+                let forgotten = if flows.is_empty() { Ok(0) } else { self.host.forget_stale_flows(&flows) };
                 forgotten.map(drop).map_err(|error| ApplyError::unknown(failure("deleting stale UDP flows", error)))
             }
             Err(CommitError::Unknown(error)) => Err(self.lost(failure("repairing the table", error))),
@@ -130,13 +130,13 @@ impl Engine {
 
     /// Makes the whole table anew, in one transaction with the removal of what is there of ours.
     fn make_anew(&mut self, expected: Expected<'_>) -> Result<(), ApplyError> {
-        let table = self.kernel.table();
+        let table = self.host.table();
         let damaged = match table.map_err(|error| ApplyError::unknown(failure("reading the table", error)))? {
             Table::Absent => None,
             Table::Ours(handle) => Some(handle),
             Table::Foreign => return Err(ApplyError::unknown(self.not_ours())),
         };
-        let routed = self.routes.observe();
+        let routed = self.host.routed_vips();
         let routed = routed.map_err(|error| ApplyError::unknown(failure("reading routes", error)))?;
         let mut installed = Installed::nothing(routed);
         (installed.damaged, installed.salvaged) = (damaged, expected.state.clone());

@@ -10,13 +10,12 @@ use lb_core::{Cause, Difference, Drift, DriftClass, Family, FrontendAddr};
 
 use crate::{
     nftables::{
-        change::engine::Vips,
         check::{
             expected::{ExpectedTable, agrees},
             observe::{self, FAMILIES},
             suspects::Suspects,
         },
-        kernel::{Kernel, Table},
+        host::{Host, Table},
         table::{
             decode::RawElement,
             keys,
@@ -73,20 +72,19 @@ impl Finding {
 
 /// Looks at what is suspect.
 pub(crate) fn look(
-    kernel: &mut dyn Kernel,
-    routes: &mut dyn Vips,
+    host: &mut dyn Host,
     wanted: &ExpectedTable<'_>,
     suspects: &Suspects,
 ) -> lb_netlink::Result<Vec<Finding>> {
-    let mut look = Inspector { kernel, wanted, findings: Vec::new(), no_sets: false };
+    let mut look = Inspector { host, wanted, findings: Vec::new(), no_sets: false };
     look.table(suspects)?;
     let mut findings = look.findings;
-    look_at_routes(routes, wanted, suspects, &mut findings)?;
+    look_at_routes(host, wanted, suspects, &mut findings)?;
     Ok(findings)
 }
 
 struct Inspector<'a, 'b> {
-    kernel: &'a mut dyn Kernel,
+    host: &'a mut dyn Host,
     wanted: &'a ExpectedTable<'b>,
     findings: Vec<Finding>,
     /// Whether a set that should be read was not there.
@@ -99,9 +97,9 @@ impl Inspector<'_, '_> {
     }
 
     fn table(&mut self, suspects: &Suspects) -> lb_netlink::Result<()> {
-        let name = self.kernel.name();
+        let name = self.host.table_name();
         let table = |difference| Drift::new(DriftClass::Table, &name, difference);
-        match self.kernel.table()? {
+        match self.host.table()? {
             Table::Absent if self.wanted.is_nothing() => return Ok(()),
             Table::Absent => {
                 self.found(Object::Table, table(Difference::Missing).because(Cause::Flushed));
@@ -137,7 +135,7 @@ impl Inspector<'_, '_> {
         }
         for (set, keys) in keys {
             let keys: Vec<Vec<u8>> = keys.into_iter().collect();
-            match self.kernel.look_up(set, &keys) {
+            match self.host.look_up(set, &keys) {
                 Ok(found) => self.single(set, &keys, found),
                 Err(error) => self.no_set(error)?,
             }
@@ -174,7 +172,7 @@ impl Inspector<'_, '_> {
         let mut seen: HashSet<Key> = HashSet::new();
         let mut read: BTreeMap<Set, usize> = BTreeMap::new();
         for &set in sets {
-            match self.kernel.raw_elements(set) {
+            match self.host.raw_elements(set) {
                 Ok(elements) => {
                     read.insert(set, elements.len());
                     seen.extend(elements.iter().filter_map(|element| element.read.as_ref()).map(|(e, _)| e.key));
@@ -200,8 +198,8 @@ impl Inspector<'_, '_> {
         let there = match set {
             // What lies between two bounds is found by any of it.
             Set::Cluster(_) => Vec::new(),
-            _ if flushed && self.kernel.look_up(set, &bytes[..bytes.len().min(SAMPLE)])?.is_empty() => Vec::new(),
-            _ => self.kernel.look_up(set, &bytes)?,
+            _ if flushed && self.host.look_up(set, &bytes[..bytes.len().min(SAMPLE)])?.is_empty() => Vec::new(),
+            _ => self.host.look_up(set, &bytes)?,
         };
         there.iter().for_each(|element| self.compare(set, element));
         let there: HashSet<Vec<u8>> = there.into_iter().map(|element| element.key).collect();
@@ -242,11 +240,11 @@ impl Inspector<'_, '_> {
     }
 
     fn ruleset(&mut self) -> lb_netlink::Result<()> {
-        let found = self.kernel.ruleset()?;
+        let found = self.host.ruleset()?;
         let wanted = ruleset::expected(self.wanted.picks());
         if found.dormant {
             let wrong = Difference::Wrong { expected: "active".into(), found: "flags dormant".into() };
-            let name = self.kernel.name();
+            let name = self.host.table_name();
             self.found(Object::Table, Drift::new(DriftClass::Table, name, wrong));
         }
         self.shapes(&wanted, &found);
@@ -400,7 +398,7 @@ fn endpoint_text(&(ip, port): &Endpoint) -> String {
 }
 
 fn look_at_routes(
-    routes: &mut dyn Vips,
+    host: &mut dyn Host,
     wanted: &ExpectedTable<'_>,
     suspects: &Suspects,
     findings: &mut Vec<Finding>,
@@ -412,7 +410,7 @@ fn look_at_routes(
     let vips = wanted.vips();
     let before = findings.len();
     if rules {
-        let there = routes.rules()?;
+        let there = host.routing_rules()?;
         let missing = FAMILIES.into_iter().filter(|&family| vips.iter().any(|&vip| Family::of(vip) == family));
         for family in missing.filter(|family| !there.contains(family)) {
             let name = if family == Family::V4 { "IPv4" } else { "IPv6" };
@@ -426,7 +424,7 @@ fn look_at_routes(
         findings.push(Finding { object: Object::Route(place, vip), drift });
     };
     if suspects.everything {
-        let found = routes.everything()?.routes;
+        let found = host.routes()?.routes;
         let wanted: BTreeSet<(RouteKind, IpAddr)> =
             vips.iter().flat_map(|&vip| [(RouteKind::Local, vip), (RouteKind::Forwarded, vip)]).collect();
         wanted.difference(&found).for_each(|&(place, vip)| route(place, vip, Difference::Missing));

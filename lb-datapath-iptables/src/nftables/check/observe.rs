@@ -17,7 +17,7 @@ use crate::nftables::{
         lower::{cluster, fixed_verdicts},
         mirror::{Counts, Mirror, hairpin},
     },
-    kernel::{Kernel, Table},
+    host::{Host, Table},
     table::{
         layout::{Choice, Element, Key, Note, Pick, Set, VERSION, Value},
         rules,
@@ -40,17 +40,17 @@ pub(crate) enum TableContents {
 }
 
 /// Reads the table.
-pub(crate) fn observe(kernel: &mut dyn Kernel) -> lb_netlink::Result<TableContents> {
-    let handle = match kernel.table()? {
+pub(crate) fn observe(host: &mut dyn Host) -> lb_netlink::Result<TableContents> {
+    let handle = match host.table()? {
         Table::Absent => return Ok(TableContents::Absent),
         Table::Foreign => return Ok(TableContents::Foreign),
         Table::Ours(handle) => handle,
     };
-    let mut found = read(kernel, handle)?;
+    let mut found = read(host, handle)?;
     // While the kernel moves a set to a larger hash table, a dump leaves elements out: only what is found twice is so.
     for _ in 1..READINGS {
         let TableContents::Damaged { state, .. } = &found else { break };
-        match read(kernel, handle)? {
+        match read(host, handle)? {
             TableContents::Damaged { state: again, .. } if again == *state => break,
             other => found = other,
         }
@@ -61,16 +61,16 @@ pub(crate) fn observe(kernel: &mut dyn Kernel) -> lb_netlink::Result<TableConten
 /// How often a table is read at most.
 const READINGS: usize = 8;
 
-fn read(kernel: &mut dyn Kernel, handle: u64) -> lb_netlink::Result<TableContents> {
+fn read(host: &mut dyn Host, handle: u64) -> lb_netlink::Result<TableContents> {
     let mut reading = Reading::default();
     for set in Set::ALL.into_iter().filter(|set| !matches!(set, Set::Affinity(_))) {
-        match kernel.elements(set) {
+        match host.elements(set) {
             Ok(elements) => elements.into_iter().for_each(|element| reading.take(element.map(|(element, _)| element))),
             Err(error) if error.errno() == Some(nix::libc::ENOENT) => reading.damaged = true,
             Err(error) => return Err(error),
         }
     }
-    reading.rules = kernel.rules()?;
+    reading.rules = host.rule_count()?;
     Ok(reading.finish(handle))
 }
 

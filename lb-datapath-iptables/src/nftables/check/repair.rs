@@ -11,7 +11,7 @@ use crate::{
             expected::ExpectedTable,
             inspect::{Finding, Object},
         },
-        kernel::{ChainRepair, Kernel, TableRepair},
+        host::{ChainRepair, Host, TableRepair},
         table::{
             decode::DecodedElement,
             layout::{Element, Key, Set},
@@ -127,12 +127,12 @@ fn mended(name: &str, findings: &[Finding]) -> Option<ChainRepair> {
 
 /// Clients' records that stay good in a table that is made anew.
 pub(crate) fn records(
-    kernel: &mut dyn Kernel,
+    host: &mut dyn Host,
     wanted: impl Fn(&Element) -> bool,
 ) -> lb_netlink::Result<Vec<DecodedElement>> {
     let mut kept = Vec::new();
     for family in [Family::V4, Family::V6] {
-        match kernel.elements(Set::Affinity(family)) {
+        match host.elements(Set::Affinity(family)) {
             Ok(records) => kept.extend(records.into_iter().flatten().filter(|(record, _)| wanted(record))),
             Err(error) if error.errno() == Some(nix::libc::ENOENT) => {}
             Err(error) => return Err(error),

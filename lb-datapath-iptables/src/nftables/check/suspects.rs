@@ -10,7 +10,7 @@ use lb_core::Inspection;
 
 use crate::{
     nftables::{
-        kernel::{CommitError, Kernel},
+        host::{CommitError, Host},
         table::layout::Set,
     },
     routes::RouteKind,
@@ -41,20 +41,20 @@ impl SharedSuspects {
     /// meanwhile shows in the number of transactions that the kernel has seen.
     pub(crate) fn write<T>(
         &self,
-        kernel: &mut dyn Kernel,
+        host: &mut dyn Host,
         elements: usize,
-        send: impl FnOnce(&mut dyn Kernel) -> Result<T, CommitError>,
+        send: impl FnOnce(&mut dyn Host) -> Result<T, CommitError>,
     ) -> Result<T, CommitError> {
         let mut listeners = self.listeners();
         listeners.retain(Pause::has_listener);
         if elements <= MOST_HEARD || listeners.is_empty() {
-            return send(kernel);
+            return send(host);
         }
-        let before = kernel.transactions();
+        let before = host.transactions();
         listeners.iter().for_each(Pause::begin);
-        let sent = send(kernel);
+        let sent = send(host);
         listeners.iter().for_each(Pause::end);
-        let alone = match (before, kernel.transactions()) {
+        let alone = match (before, host.transactions()) {
             (Ok(before), Ok(after)) => after == before.wrapping_add(u32::from(sent.is_ok())),
             (Err(_), _) | (_, Err(_)) => false,
         };

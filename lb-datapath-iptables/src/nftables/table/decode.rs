@@ -5,7 +5,7 @@ use lb_netlink::{attributes, string, u32_be, u64_be};
 use crate::{
     netfilter::*,
     nftables::{
-        kernel::Table,
+        host::Table,
         table::{
             keys::{Cursor, key},
             layout::{Choice, Element, Set, Value, block},

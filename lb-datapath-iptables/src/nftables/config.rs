@@ -1,0 +1,43 @@
+use lb_core::{DatapathError, ErrorKind};
+
+/// Names and numbers that a [`NftablesDatapath`](super::NftablesDatapath) uses in the kernel. Two that share a network namespace need different
+/// ones; routes are told apart by `route_table`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NftablesConfig {
+    /// Name of the table, of family inet. Default `lb`. A table of this name that this datapath did not make is refused with
+    /// [`ErrorKind::Busy`] and stays as it is.
+    pub table: String,
+    /// Routing table for the node's own packets to virtual addresses. Default 27746; 0 and 253..=255 are the kernel's.
+    pub route_table: u32,
+    /// Priority of the routing rule that leads there: above 0 (local) and below 32766 (main). Default 27746.
+    pub rule_priority: u32,
+    /// Most affinity records of a family. A client beyond that gets a backend without a record. Default 1,048,576; each
+    /// takes about 150 bytes once it is there.
+    pub affinity_records: u32,
+}
+
+impl Default for NftablesConfig {
+    fn default() -> Self {
+        Self { table: "lb".into(), route_table: 27_746, rule_priority: 27_746, affinity_records: 1 << 20 }
+    }
+}
+
+impl NftablesConfig {
+    pub(crate) fn check(&self) -> Result<(), DatapathError> {
+        let invalid = |message: String| Err(DatapathError::new(ErrorKind::Invalid, message));
+        let name = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+        if self.table.is_empty() || self.table.len() > 127 || !self.table.chars().all(name) {
+            return invalid(format!("`{}` is no table name: use 1 to 127 of letters, digits, `_` and `-`", self.table));
+        }
+        if matches!(self.route_table, 0 | 253..=255) {
+            return invalid(format!("routing table {} is the kernel's own: use another number", self.route_table));
+        }
+        if !(1..32_766).contains(&self.rule_priority) {
+            return invalid(format!("rule priority {} is not in 1..=32765", self.rule_priority));
+        }
+        if self.affinity_records == 0 {
+            return invalid("affinity_records is 0: a client needs a record".into());
+        }
+        Ok(())
+    }
+}
