@@ -28,12 +28,7 @@ use lb_core::{
 use crate::{
     namespace::Namespace,
     nftables::{
-        change::{
-            draft::Draft,
-            engine::{Engine, failure},
-            lower::lower,
-            mirror::Mirror,
-        },
+        change::{draft::Draft, engine::Engine, errors::failure, lower::lower, mirror::Mirror},
         check::{ask::ask, watch::NetfilterWatcher},
         host::{Kernel, Table},
         socket::TableSocket,

@@ -21,14 +21,16 @@ use crate::{
     nftables::{
         change::{
             engine::Engine,
-            lower::{Action, Origin, fixed_verdicts},
+            lower::{Action, Origin},
         },
         check::expected::{ExpectedTable, agrees},
         host::{Batch, CommitError, Host, Rebuild, Table, TableRepair},
         table::{
+            choice::{Choice, How, Pick},
             decode::{DecodedElement, RawElement},
+            elements::fixed_verdicts,
             keys::key_bytes,
-            layout::{Choice, Element, How, Key, Note, Pick, Set, Value},
+            layout::{Element, Key, Note, Set, Value},
             ranges, rules,
             ruleset::{self, Ruleset},
             slots,

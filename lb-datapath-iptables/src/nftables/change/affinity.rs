@@ -8,9 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use lb_core::FrontendAddr;
 
 use crate::nftables::{
-    check::observe::FAMILIES,
     host::{Batch, Host},
-    table::layout::{Element, Endpoint, Key, Set, Value},
+    table::layout::{Element, Endpoint, FAMILIES, Key, Set, Value},
 };
 
 /// Which records of a frontend may stay: those that lead to one of these backends.

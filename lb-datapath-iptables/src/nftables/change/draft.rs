@@ -11,8 +11,8 @@ use lb_core::{
 };
 
 use crate::nftables::{
-    change::mirror::{Counts, Mirror, members, set_of},
-    table::slots::Slot,
+    change::mirror::{Counts, Mirror, members},
+    table::{elements::set_of, slots::Slot},
 };
 
 /// Changes over a mirror; `None` removes.

@@ -1,9 +1,6 @@
 //! Carries plans out: routes before, one transaction, then what packets left behind.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-};
+use std::{collections::BTreeMap, net::IpAddr};
 
 use lb_core::{ApplyError, DatapathError, ErrorKind, FrontendAddr, Plan, State};
 
@@ -11,7 +8,9 @@ use crate::nftables::{
     change::{
         affinity,
         draft::Draft,
-        lower::{Action, Lowered, Origin, Step, fixed_verdicts, lower},
+        errors::{failure, foreign, frontend_of, is_conflict, kind, nothing_took, outdated, report},
+        installed::Installed,
+        lower::{Action, Lowered, Origin, Step, lower},
         mirror::Mirror,
     },
     check::{
@@ -22,8 +21,8 @@ use crate::nftables::{
     },
     host::{Batch, CommitError, Host, Rebuild, Table},
     table::{
+        elements::fixed_verdicts,
         layout::{Element, Key, Note, VERSION, Value},
-        slots::endpoint,
         userdata::MARKER,
     },
 };
@@ -38,84 +37,6 @@ pub(crate) struct Engine {
     pub(crate) suspects: SharedSuspects,
     /// What the last inspection found and no repair has put right.
     pub(crate) findings: Vec<Finding>,
-}
-
-/// What the table holds, as far as this process knows.
-pub(crate) struct Installed {
-    pub(crate) mirror: Mirror,
-    /// The table's generation; `None` if the table has to be made anew.
-    pub(crate) generation: Option<u32>,
-    /// Handle of a table of ours that has to be made anew.
-    pub(crate) damaged: Option<u64>,
-    /// What a table that has to be made anew held.
-    pub(crate) salvaged: State,
-    /// Addresses that had their routes when the table was read, until the first plan has evened them out.
-    routed: Option<BTreeSet<IpAddr>>,
-    /// Addresses that got routes for a transaction which may not have taken.
-    added: Vec<IpAddr>,
-}
-
-impl Installed {
-    /// That nothing is there but routes.
-    pub(crate) fn nothing(routed: BTreeSet<IpAddr>) -> Self {
-        Self {
-            mirror: Mirror::default(),
-            generation: None,
-            damaged: None,
-            salvaged: State::default(),
-            routed: Some(routed),
-            added: Vec::new(),
-        }
-    }
-
-    /// Whether a client's record stays good in a table that is made anew.
-    fn keeps(&self, draft: &Draft, record: &Element) -> bool {
-        let (Key::Record(_, addr), &Value::Backend(ip, port)) = (record.key, &record.value) else { return false };
-        let (Some(old), Some(Some(new))) = (self.salvaged.frontends.get(&addr), draft.frontends.get(&addr)) else {
-            return false;
-        };
-        let same = old.id == new.id && new.affinity.is_some() && old.affinity == new.affinity;
-        same && draft
-            .slots(&self.mirror, &addr, new)
-            .is_ok_and(|slots| slots.iter().any(|slot| endpoint(slot) == (ip, port)))
-    }
-
-    fn draft(&self, plan: &Plan, refused: &BTreeMap<FrontendAddr, DatapathError>) -> Draft {
-        let mut draft = Draft::default();
-        if self.generation.is_none() {
-            draft.add_state(&self.salvaged);
-            draft.frontends.retain(|addr, _| !refused.contains_key(addr));
-        }
-        draft.add_plan(&self.mirror, plan, refused);
-        draft
-    }
-
-    /// How the next transaction makes the table, if it has to.
-    fn rebuild(&self) -> Option<Rebuild> {
-        self.generation.is_none().then(|| self.damaged.map_or(Rebuild::Add, Rebuild::Replace))
-    }
-
-    /// Notes the addresses that need routes. The first time, addresses that lost theirs are among them.
-    fn add_missing(&mut self, lowered: &Lowered) {
-        self.added.extend(lowered.new_vips.keys());
-        if let Some(routed) = &self.routed {
-            self.added.extend(self.mirror.vips.keys());
-            self.added.retain(|vip| !routed.contains(vip));
-        }
-        self.added.sort_unstable();
-        self.added.dedup();
-    }
-
-    /// The addresses that have routes and need none.
-    fn idle_routes(&mut self, gone: Vec<IpAddr>) -> Vec<IpAddr> {
-        let mut idle = gone;
-        idle.append(&mut self.added);
-        idle.extend(self.routed.take().into_iter().flatten());
-        idle.retain(|&vip| self.mirror.vips.get(vip) == 0);
-        idle.sort_unstable();
-        idle.dedup();
-        idle
-    }
 }
 
 /// How one try ended.
@@ -360,66 +281,4 @@ fn fresh_generation() -> u32 {
     use std::hash::{BuildHasher, RandomState};
     let [a, b, c, d, ..] = RandomState::new().hash_one(0).to_ne_bytes();
     u32::from_ne_bytes([a, b, c, d])
-}
-
-fn report(plan: &Plan, refused: BTreeMap<FrontendAddr, DatapathError>) -> Result<(), ApplyError> {
-    if refused.is_empty() {
-        return Ok(());
-    }
-    let applied = plan.ops.iter().filter(|op| frontend_of(op).is_none_or(|addr| !refused.contains_key(&addr))).count();
-    Err(ApplyError { applied, failed: refused.into_iter().collect(), unknown: None })
-}
-
-fn nothing_took(plan: &Plan, mut refused: BTreeMap<FrontendAddr, DatapathError>) -> ApplyError {
-    for addr in plan.ops.iter().filter_map(frontend_of) {
-        refused.entry(addr).or_insert_with(|| {
-            DatapathError::new(
-                ErrorKind::System,
-                format!("frontend {addr}: the kernel refused the transaction that it was in"),
-            )
-        });
-    }
-    ApplyError { applied: 0, failed: refused.into_iter().collect(), unknown: None }
-}
-
-fn frontend_of(op: &lb_core::Op) -> Option<FrontendAddr> {
-    match op {
-        lb_core::Op::UpsertFrontend { addr, .. } | lb_core::Op::RemoveFrontend(addr) => Some(*addr),
-        _ => None,
-    }
-}
-
-/// Whether a message that holds the table against others was refused because of others.
-pub(crate) fn is_conflict(error: &lb_netlink::Error) -> bool {
-    matches!(error.errno(), Some(nix::libc::EEXIST | nix::libc::ENOENT))
-}
-
-fn outdated() -> DatapathError {
-    let message = "the kernel lacks NFT_MSG_DESTROYSETELEM: nftables datapath needs Linux 6.3 or later";
-    DatapathError::new(ErrorKind::Unsupported, message)
-}
-
-pub(crate) fn foreign(error: lb_netlink::Error) -> DatapathError {
-    let message = "the table was changed by somebody else; it is read again before the next change";
-    DatapathError::new(ErrorKind::Busy, message).with_source(error)
-}
-
-/// An error of the kernel with what was being done.
-pub(crate) fn failure(what: &str, error: lb_netlink::Error) -> DatapathError {
-    let kind = kind(&error);
-    let help = if kind == ErrorKind::Permission { " (needs CAP_NET_ADMIN)" } else { "" };
-    DatapathError::new(kind, format!("{what} failed{help}")).with_source(error)
-}
-
-fn kind(error: &lb_netlink::Error) -> ErrorKind {
-    use nix::libc;
-    match error.errno() {
-        _ if matches!(error, lb_netlink::Error::TooLarge { .. }) => ErrorKind::Capacity,
-        Some(libc::EPERM | libc::EACCES) => ErrorKind::Permission,
-        Some(libc::EOPNOTSUPP | libc::EAFNOSUPPORT | libc::EPROTONOSUPPORT) => ErrorKind::Unsupported,
-        Some(libc::ENOMEM | libc::ENOBUFS | libc::ENFILE | libc::ENOSPC | libc::EMSGSIZE) => ErrorKind::Capacity,
-        Some(libc::EBUSY | libc::EEXIST | libc::ENOENT | libc::EAGAIN) => ErrorKind::Busy,
-        Some(libc::EINVAL | libc::ERANGE) => ErrorKind::Invalid,
-        _ => ErrorKind::System,
-    }
 }

@@ -5,22 +5,18 @@ use std::{
     net::IpAddr,
 };
 
-use lb_core::{
-    Affinity, BackendSet, DatapathError, Family, Frontend, FrontendAddr, Lookup, NodeFacts, Protocol, Target,
-};
+use lb_core::{BackendSet, DatapathError, Family, Frontend, FrontendAddr, Lookup, Protocol, Target};
 
-use crate::{
-    nftables::table::ranges,
-    nftables::{
-        change::{
-            draft::Draft,
-            mirror::{Counts, Mirror, hairpin, set_of},
-        },
-        check::observe::FAMILIES,
-        table::{
-            layout::{Bound, Choice, Element, Endpoint, How, Key, Note, Pick, Value},
-            slots::{self, Slot, endpoint},
-        },
+use crate::nftables::{
+    change::{
+        draft::Draft,
+        mirror::{Counts, Mirror, hairpin},
+    },
+    table::{
+        choice::{Choice, How, Pick},
+        elements::{cluster, elements, frontend_element, notes, set_of, verdict_element},
+        layout::{Element, Endpoint, Key, Value},
+        slots::{Slot, endpoint},
     },
 };
 
@@ -307,63 +303,4 @@ fn before(mirror: &Mirror, frontend: &Frontend) -> Vec<Slot> {
     let set = set_of(*frontend).and_then(|id| mirror.state.sets.get(&id));
     let slots = set.map(|set| &*set.slots).unwrap_or_default();
     slots.iter().filter_map(|id| Some((*id, *mirror.state.backends.get(id)?))).collect()
-}
-
-/// The elements of a frontend's slots.
-pub(crate) fn elements(addr: FrontendAddr, choice: Option<Choice>, slots: &[Slot]) -> Vec<Element> {
-    match choice.and_then(Choice::pick) {
-        Some(pick) => slots::elements(addr, pick.is_packed(), slots),
-        None => Vec::new(),
-    }
-}
-
-/// A choice as an element of [`Set::Picks`](crate::nftables::table::layout::Set).
-pub(crate) fn verdict_element(family: Family, choice: Choice) -> Element {
-    Element::new(Key::Verdict(family, choice), Value::Choice(choice))
-}
-
-/// The choices that are always there.
-pub(crate) fn fixed_verdicts() -> impl Iterator<Item = Element> {
-    FAMILIES.into_iter().flat_map(|family| Choice::FIXED.map(|choice| verdict_element(family, choice)))
-}
-
-/// A frontend as an element of [`Set::Frontends`](crate::nftables::table::layout::Set). Its comment is what a restart needs to know beyond
-/// what packets need, `frontend ID [set ID] [affinity …]`, and for people its label, `[for LABEL]`.
-pub(crate) fn frontend_element(addr: FrontendAddr, frontend: &Frontend, choice: Choice, label: &str) -> Element {
-    Element::new(Key::Frontend(addr), Value::Choice(choice)).comment(comment(frontend, label))
-}
-
-fn comment(frontend: &Frontend, label: &str) -> String {
-    let mut text = format!("frontend {}", frontend.id);
-    if let Some(set) = set_of(*frontend) {
-        text.push_str(&format!(" set {set}"));
-    }
-    if let Some(Affinity { timeout, prefix_v4, prefix_v6 }) = frontend.affinity {
-        text.push_str(&format!(" affinity {}/{prefix_v4}/{prefix_v6}", timeout.as_nanos()));
-    }
-    if !label.is_empty() {
-        text.push_str(" for ");
-        text.push_str(label);
-    }
-    text
-}
-
-/// The facts about the node as elements of [`Set::Notes`](crate::nftables::table::layout::Set).
-pub(crate) fn notes(node: &NodeFacts) -> Vec<Element> {
-    let note = |note, number, text: String| Element::new(Key::Note(note, number), Value::None).comment(text);
-    let name = node.name.iter().map(|name| note(Note::NodeName, 0, name.as_str().to_owned()));
-    let ips = (0..).zip(&node.ips).map(|(n, ip)| note(Note::NodeIp, n, ip.to_string()));
-    let cidrs = (0..).zip(&node.cluster_cidrs).map(|(n, cidr)| note(Note::ClusterCidr, n, cidr.to_string()));
-    name.chain(ips).chain(cidrs).collect()
-}
-
-/// The prefixes of pods as elements of [`Set::Cluster`](crate::nftables::table::layout::Set).
-pub(crate) fn cluster(node: &NodeFacts, family: Family) -> Vec<Element> {
-    let bound = |ip, bound| Element::new(Key::Bound(ip, bound), Value::None);
-    ranges::merged(&node.cluster_cidrs, family)
-        .into_iter()
-        .flat_map(|(first, behind)| {
-            std::iter::once(bound(first, Bound::Start)).chain(behind.map(|ip| bound(ip, Bound::End)))
-        })
-        .collect()
 }

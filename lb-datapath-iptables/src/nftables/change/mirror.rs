@@ -7,7 +7,7 @@ use std::{
 
 use lb_core::{Backend, BackendId, Frontend, FrontendAddr, SetId, State};
 
-use crate::nftables::table::layout::Pick;
+use crate::nftables::table::{choice::Pick, elements::set_of};
 
 /// The state in the table, with the counts that say when something shared comes and goes.
 #[derive(Clone, Debug, Default)]
@@ -65,14 +65,6 @@ impl Mirror {
         let old = replace(&mut self.state.frontends, addr, new);
         self.set_users.swap(old.and_then(set_of), new.and_then(set_of));
         self.vips.swap(old.map(|_| addr.ip), new.map(|_| addr.ip));
-    }
-}
-
-/// The set that a frontend points to.
-pub(crate) fn set_of(frontend: Frontend) -> Option<SetId> {
-    match frontend.target {
-        lb_core::Target::Set(id) => Some(id),
-        lb_core::Target::Reject | lb_core::Target::Drop => None,
     }
 }
 

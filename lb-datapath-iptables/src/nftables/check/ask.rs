@@ -13,12 +13,13 @@ use lb_core::{
 use nix::time::{ClockId, clock_gettime};
 
 use crate::nftables::{
-    change::engine::failure,
+    change::errors::failure,
     host::{Host, Table},
     table::{
+        choice::{Choice, Pick},
         decode::DecodedElement,
         keys::key_bytes,
-        layout::{Bound, Choice, Key, Pick, Set, Value, block},
+        layout::{Bound, Key, Set, Value, block},
         messages::Lifetime,
         rules,
         ruleset::{self, Ruleset},

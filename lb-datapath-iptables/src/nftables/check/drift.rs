@@ -8,7 +8,9 @@ use crate::{
     crash,
     nftables::{
         change::{
-            engine::{Engine, Installed, failure, foreign, frame, is_conflict},
+            engine::{Engine, frame},
+            errors::{failure, foreign, is_conflict},
+            installed::Installed,
             lower::Origin,
         },
         check::{

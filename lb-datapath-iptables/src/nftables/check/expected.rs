@@ -10,13 +10,12 @@ use std::{
 use lb_core::{BackendSet, Expected, Family, Frontend, FrontendAddr, Labels, State};
 
 use crate::nftables::{
-    change::{
-        lower::{choice_of, cluster, elements, fixed_verdicts, frontend_element, notes, verdict_element},
-        mirror::{hairpin, set_of},
-    },
-    check::observe::{self, FAMILIES},
+    change::{lower::choice_of, mirror::hairpin},
+    check::observe,
     table::{
-        layout::{Choice, Element, Endpoint, Key, Note, Pick, VERSION, Value},
+        choice::{Choice, Pick},
+        elements::{cluster, elements, fixed_verdicts, frontend_element, notes, set_of, verdict_element},
+        layout::{Element, Endpoint, FAMILIES, Key, Note, VERSION, Value},
         slots::Slot,
         userdata,
     },

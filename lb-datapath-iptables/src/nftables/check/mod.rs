@@ -1,10 +1,12 @@
 //! What the kernel holds: read, compared with what it should hold, repaired, watched over, asked.
 
 pub(crate) mod ask;
+pub(crate) mod describe;
 pub(crate) mod drift;
 pub(crate) mod expected;
 pub(crate) mod inspect;
 pub(crate) mod observe;
 pub(crate) mod repair;
+pub(crate) mod routes;
 pub(crate) mod suspects;
 pub(crate) mod watch;

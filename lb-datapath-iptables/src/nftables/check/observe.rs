@@ -8,18 +8,15 @@ use std::{
     time::Duration,
 };
 
-use lb_core::{
-    Affinity, BackendSet, Family, Frontend, FrontendAddr, FrontendId, NodeFacts, NodeName, SetId, State, Target,
-};
+use lb_core::{Affinity, BackendSet, Frontend, FrontendAddr, FrontendId, NodeFacts, NodeName, SetId, State, Target};
 
 use crate::nftables::{
-    change::{
-        lower::{cluster, fixed_verdicts},
-        mirror::{Counts, Mirror, hairpin},
-    },
+    change::mirror::{Counts, Mirror, hairpin},
     host::{Host, Table},
     table::{
-        layout::{Choice, Element, Key, Note, Pick, Set, VERSION, Value},
+        choice::{Choice, Pick},
+        elements::{cluster, fixed_verdicts},
+        layout::{Element, FAMILIES, Key, Note, Set, VERSION, Value},
         rules,
         slots::{self, ListedSlot},
     },
@@ -275,6 +272,3 @@ fn affinity(text: &str) -> Option<Affinity> {
 fn word(text: &str) -> (&str, &str) {
     text.split_once(' ').unwrap_or((text, ""))
 }
-
-/// IPv4 and IPv6, for what exists once per family.
-pub(crate) const FAMILIES: [Family; 2] = [Family::V4, Family::V6];

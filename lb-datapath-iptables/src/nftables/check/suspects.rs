@@ -7,6 +7,7 @@ use std::{
 };
 
 use lb_core::Inspection;
+use lb_netlink::Pause;
 
 use crate::{
     nftables::{
@@ -15,7 +16,6 @@ use crate::{
     },
     routes::RouteKind,
 };
-use lb_netlink::Pause;
 
 /// Shared between a datapath and its watcher.
 #[derive(Clone, Debug, Default)]

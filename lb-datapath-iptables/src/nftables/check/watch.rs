@@ -8,7 +8,7 @@ use lb_netlink::{Delivery, Listener, Message, Protocol, string, wait};
 use crate::{
     netfilter::*,
     nftables::{
-        change::engine::failure,
+        change::errors::failure,
         check::suspects::{SharedSuspects, Suspects},
         table::{decode, layout::Set},
     },

@@ -7,8 +7,9 @@ use crate::{
     nftables::{
         host::Table,
         table::{
+            choice::Choice,
             keys::{Cursor, key},
-            layout::{Choice, Element, Set, Value, block},
+            layout::{Element, Set, Value, block},
             messages::Lifetime,
             rules, userdata,
         },

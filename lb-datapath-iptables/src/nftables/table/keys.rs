@@ -6,7 +6,10 @@ use lb_core::{Family, FrontendAddr, Protocol};
 
 use crate::{
     netfilter::NFT_SET_ELEM_INTERVAL_END,
-    nftables::table::layout::{Bound, CHOICE, Choice, Endpoint, Key, Note, Set},
+    nftables::table::{
+        choice::{CHOICE, Choice},
+        layout::{Bound, Endpoint, Key, Note, Set},
+    },
 };
 
 /// The bytes of a key, each part padded to whole registers.

@@ -6,9 +6,10 @@ use netlink_packet_core::{NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM
 use crate::{
     netfilter::*,
     nftables::table::{
+        choice::{Choice, Pick},
         expressions::expressions,
         keys::{choice_bytes, endpoint_bytes, key_bytes},
-        layout::{Bound, Choice, Element, Key, Pick, Set, Value},
+        layout::{Bound, Element, Key, Set, Value},
         rules::{self, Chain, Rule},
         shape::Shape,
         userdata,

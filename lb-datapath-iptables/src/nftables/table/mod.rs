@@ -1,6 +1,8 @@
 //! What the table consists of, and how it looks as messages of nf_tables.
 
+pub(crate) mod choice;
 pub(crate) mod decode;
+pub(crate) mod elements;
 pub(crate) mod expr;
 pub(crate) mod expressions;
 pub(crate) mod keys;

@@ -11,8 +11,9 @@ use nix::libc;
 use crate::{
     netfilter::{IPS_DST_NAT, NFT_REG32_00, nfproto},
     nftables::table::{
+        choice::{CHOICE, How, Pick},
         expr::{Conntrack, Expr, Layer, Register},
-        layout::{CHOICE, How, Pick, Set, block, millis},
+        layout::{Set, block, millis},
     },
 };
 

@@ -11,8 +11,9 @@ use lb_netlink::{HEADER, Writer, attributes, string, u32_be};
 use crate::{
     netfilter::*,
     nftables::table::{
+        choice::Pick,
         expressions::expressions,
-        layout::{Pick, Set},
+        layout::Set,
         rules::{self, Rule},
         shape::Shape,
     },

@@ -6,7 +6,10 @@ use lb_core::Family;
 
 use crate::{
     netfilter::*,
-    nftables::table::layout::{CHOICE, Set, block},
+    nftables::table::{
+        choice::CHOICE,
+        layout::{Set, block},
+    },
 };
 
 /// What a set holds, as the kernel lists it.

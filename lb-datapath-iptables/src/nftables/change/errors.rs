@@ -1,0 +1,70 @@
+//! Errors of the kernel as errors of a datapath.
+
+use std::collections::BTreeMap;
+
+use lb_core::{ApplyError, DatapathError, ErrorKind, FrontendAddr, Plan};
+use nix::libc;
+
+/// What [`apply`](lb_core::Datapath::apply) returns for a plan without the frontends that were refused.
+pub(crate) fn report(plan: &Plan, refused: BTreeMap<FrontendAddr, DatapathError>) -> Result<(), ApplyError> {
+    if refused.is_empty() {
+        return Ok(());
+    }
+    let applied = plan.ops.iter().filter(|op| frontend_of(op).is_none_or(|addr| !refused.contains_key(&addr))).count();
+    Err(ApplyError { applied, failed: refused.into_iter().collect(), unknown: None })
+}
+
+/// What it returns where every frontend of the plan is as before.
+pub(crate) fn nothing_took(plan: &Plan, mut refused: BTreeMap<FrontendAddr, DatapathError>) -> ApplyError {
+    for addr in plan.ops.iter().filter_map(frontend_of) {
+        refused.entry(addr).or_insert_with(|| {
+            DatapathError::new(
+                ErrorKind::System,
+                format!("frontend {addr}: the kernel refused the transaction that it was in"),
+            )
+        });
+    }
+    ApplyError { applied: 0, failed: refused.into_iter().collect(), unknown: None }
+}
+
+/// The frontend that an operation is about.
+pub(crate) fn frontend_of(op: &lb_core::Op) -> Option<FrontendAddr> {
+    match op {
+        lb_core::Op::UpsertFrontend { addr, .. } | lb_core::Op::RemoveFrontend(addr) => Some(*addr),
+        _ => None,
+    }
+}
+
+/// Whether a message that holds the table against others was refused because of others.
+pub(crate) fn is_conflict(error: &lb_netlink::Error) -> bool {
+    matches!(error.errno(), Some(libc::EEXIST | libc::ENOENT))
+}
+
+pub(crate) fn outdated() -> DatapathError {
+    let message = "the kernel lacks NFT_MSG_DESTROYSETELEM: nftables datapath needs Linux 6.3 or later";
+    DatapathError::new(ErrorKind::Unsupported, message)
+}
+
+pub(crate) fn foreign(error: lb_netlink::Error) -> DatapathError {
+    let message = "the table was changed by somebody else; it is read again before the next change";
+    DatapathError::new(ErrorKind::Busy, message).with_source(error)
+}
+
+/// An error of the kernel with what was being done.
+pub(crate) fn failure(what: &str, error: lb_netlink::Error) -> DatapathError {
+    let kind = kind(&error);
+    let help = if kind == ErrorKind::Permission { " (needs CAP_NET_ADMIN)" } else { "" };
+    DatapathError::new(kind, format!("{what} failed{help}")).with_source(error)
+}
+
+pub(crate) fn kind(error: &lb_netlink::Error) -> ErrorKind {
+    match error.errno() {
+        _ if matches!(error, lb_netlink::Error::TooLarge { .. }) => ErrorKind::Capacity,
+        Some(libc::EPERM | libc::EACCES) => ErrorKind::Permission,
+        Some(libc::EOPNOTSUPP | libc::EAFNOSUPPORT | libc::EPROTONOSUPPORT) => ErrorKind::Unsupported,
+        Some(libc::ENOMEM | libc::ENOBUFS | libc::ENFILE | libc::ENOSPC | libc::EMSGSIZE) => ErrorKind::Capacity,
+        Some(libc::EBUSY | libc::EEXIST | libc::ENOENT | libc::EAGAIN) => ErrorKind::Busy,
+        Some(libc::EINVAL | libc::ERANGE) => ErrorKind::Invalid,
+        _ => ErrorKind::System,
+    }
+}

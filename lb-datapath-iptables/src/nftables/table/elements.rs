@@ -1,0 +1,77 @@
+//! Elements for what a state holds. Pure.
+
+use lb_core::{Affinity, Family, Frontend, FrontendAddr, NodeFacts, SetId};
+
+use crate::nftables::table::{
+    choice::Choice,
+    layout::{Bound, Element, FAMILIES, Key, Note, Value},
+    ranges,
+    slots::{self, Slot},
+};
+
+/// The elements of a frontend's slots.
+pub(crate) fn elements(addr: FrontendAddr, choice: Option<Choice>, slots: &[Slot]) -> Vec<Element> {
+    match choice.and_then(Choice::pick) {
+        Some(pick) => slots::elements(addr, pick.is_packed(), slots),
+        None => Vec::new(),
+    }
+}
+
+/// A choice as an element of [`Set::Picks`](crate::nftables::table::layout::Set).
+pub(crate) fn verdict_element(family: Family, choice: Choice) -> Element {
+    Element::new(Key::Verdict(family, choice), Value::Choice(choice))
+}
+
+/// The choices that are always there.
+pub(crate) fn fixed_verdicts() -> impl Iterator<Item = Element> {
+    FAMILIES.into_iter().flat_map(|family| Choice::FIXED.map(|choice| verdict_element(family, choice)))
+}
+
+/// A frontend as an element of [`Set::Frontends`](crate::nftables::table::layout::Set). Its comment is what a restart needs to know beyond
+/// what packets need, `frontend ID [set ID] [affinity …]`, and for people its label, `[for LABEL]`.
+pub(crate) fn frontend_element(addr: FrontendAddr, frontend: &Frontend, choice: Choice, label: &str) -> Element {
+    Element::new(Key::Frontend(addr), Value::Choice(choice)).comment(comment(frontend, label))
+}
+
+fn comment(frontend: &Frontend, label: &str) -> String {
+    let mut text = format!("frontend {}", frontend.id);
+    if let Some(set) = set_of(*frontend) {
+        text.push_str(&format!(" set {set}"));
+    }
+    if let Some(Affinity { timeout, prefix_v4, prefix_v6 }) = frontend.affinity {
+        text.push_str(&format!(" affinity {}/{prefix_v4}/{prefix_v6}", timeout.as_nanos()));
+    }
+    if !label.is_empty() {
+        text.push_str(" for ");
+        text.push_str(label);
+    }
+    text
+}
+
+/// The facts about the node as elements of [`Set::Notes`](crate::nftables::table::layout::Set).
+pub(crate) fn notes(node: &NodeFacts) -> Vec<Element> {
+    let note = |note, number, text: String| Element::new(Key::Note(note, number), Value::None).comment(text);
+    let name = node.name.iter().map(|name| note(Note::NodeName, 0, name.as_str().to_owned()));
+    let ips = (0..).zip(&node.ips).map(|(n, ip)| note(Note::NodeIp, n, ip.to_string()));
+    let cidrs = (0..).zip(&node.cluster_cidrs).map(|(n, cidr)| note(Note::ClusterCidr, n, cidr.to_string()));
+    name.chain(ips).chain(cidrs).collect()
+}
+
+/// The prefixes of pods as elements of [`Set::Cluster`](crate::nftables::table::layout::Set).
+pub(crate) fn cluster(node: &NodeFacts, family: Family) -> Vec<Element> {
+    let bound = |ip, bound| Element::new(Key::Bound(ip, bound), Value::None);
+    ranges::merged(&node.cluster_cidrs, family)
+        .into_iter()
+        .flat_map(|(first, behind)| {
+            std::iter::once(bound(first, Bound::Start)).chain(behind.map(|ip| bound(ip, Bound::End)))
+        })
+        .collect()
+}
+
+/// The set that a frontend points to.
+pub(crate) fn set_of(frontend: Frontend) -> Option<SetId> {
+    match frontend.target {
+        lb_core::Target::Set(id) => Some(id),
+        lb_core::Target::Reject | lb_core::Target::Drop => None,
+    }
+}
