@@ -5,6 +5,8 @@
 mod change;
 mod check;
 mod config;
+#[cfg(test)]
+mod fake;
 mod host;
 mod socket;
 mod table;

@@ -122,7 +122,7 @@ impl Suspects {
 mod tests {
 
     use super::*;
-    use crate::nftables::tests::World;
+    use crate::nftables::fake::World;
     use lb_netlink::{Delivery, Listener, Protocol};
 
     /// `RTNLGRP_LINK`, which takes no privilege.

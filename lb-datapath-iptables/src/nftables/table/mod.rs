@@ -7,6 +7,7 @@ pub(crate) mod expr;
 pub(crate) mod expressions;
 pub(crate) mod keys;
 pub(crate) mod layout;
+pub(crate) mod loads;
 pub(crate) mod messages;
 pub(crate) mod ranges;
 pub(crate) mod rules;

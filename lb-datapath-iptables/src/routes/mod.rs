@@ -9,30 +9,30 @@
 //! answered with an ICMP error, so that a new local TCP connection fails with ENETUNREACH when its first packet is
 //! repeated, after a second. Established connections survive either.
 
+mod filter;
+mod identity;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
 };
 
 use lb_core::Family;
-use lb_netlink::{Message, Protocol, Refusal, Socket, Writer};
+use lb_netlink::{Protocol, Refusal, Socket, Writer};
 use netlink_packet_core::{Emitable, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, Parseable};
-use netlink_packet_route::{
-    AddressFamily, RouteNetlinkMessage,
-    route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType},
-    rule::{RuleAction, RuleAttribute, RuleMessage},
-};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage, route::RouteMessage, rule::RuleMessage};
 use nix::libc;
 
+pub(crate) use self::{
+    filter::{GROUPS, RouteChange, RouteFilter},
+    identity::address_family,
+};
+
+use self::identity::{RouteIdentity, vip_of};
 use crate::crash;
 
 /// Index of the loopback device in every network namespace.
 pub(crate) const LOOPBACK: u32 = 1;
-const MAIN: u32 = 254;
-/// Above every metric that people use, so that a route of the operator's own to the same address wins. The lower half
-/// is the table's number, which tells two users of the main table apart.
-const METRIC: u32 = 0x6c62_0000;
-
 /// Where a route of an address is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum RouteKind {
@@ -42,7 +42,9 @@ pub(crate) enum RouteKind {
     Forwarded,
 }
 
-/// Everything that is there of ours.
+const KINDS: [RouteKind; 2] = [RouteKind::Local, RouteKind::Forwarded];
+
+/// The routes and routing rules of one datapath that exist.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct InstalledRoutes {
     /// Routes.
@@ -55,9 +57,8 @@ pub(crate) struct InstalledRoutes {
 #[derive(Debug)]
 pub(crate) struct Routes {
     socket: Socket,
-    table: u32,
-    priority: u32,
-    protocol: u8,
+    identity: RouteIdentity,
+    /// Families whose rule this process has added.
     ruled: BTreeSet<Family>,
 }
 
@@ -67,12 +68,12 @@ impl Routes {
     pub(crate) fn open(table: u32, priority: u32, protocol: u8) -> lb_netlink::Result<Self> {
         let socket = Socket::open(Protocol::Route)?;
         socket.filter_dumps()?;
-        Ok(Self { socket, table, priority, protocol, ruled: BTreeSet::new() })
+        Ok(Self { socket, identity: RouteIdentity { table, priority, protocol }, ruled: BTreeSet::new() })
     }
 
     /// Addresses that have both routes.
     pub(crate) fn observe(&mut self) -> lb_netlink::Result<BTreeSet<IpAddr>> {
-        let (local, forwarded) = (self.installed(self.table)?, self.installed(MAIN)?);
+        let (local, forwarded) = (self.installed(RouteKind::Local)?, self.installed(RouteKind::Forwarded)?);
         Ok(local.intersection(&forwarded).copied().collect())
     }
 
@@ -85,12 +86,21 @@ impl Routes {
         let missing: Vec<Family> = families.difference(&self.ruled).copied().collect();
         let mut writer = Writer::default();
         for &family in &missing {
-            writer.push(NLM_F_REQUEST | NLM_F_CREATE | NLM_F_EXCL, &RouteNetlinkMessage::NewRule(self.rule(family)));
+            writer.push(
+                NLM_F_REQUEST | NLM_F_CREATE | NLM_F_EXCL,
+                &RouteNetlinkMessage::NewRule(self.identity.rule(family)),
+            );
         }
         let vips = &scattered(vips);
         for &vip in vips {
-            writer.push(NLM_F_REQUEST | NLM_F_CREATE | NLM_F_EXCL, &RouteNetlinkMessage::NewRoute(self.local(vip)));
-            writer.push(NLM_F_REQUEST | NLM_F_CREATE | NLM_F_EXCL, &RouteNetlinkMessage::NewRoute(self.forwarded(vip)));
+            writer.push(
+                NLM_F_REQUEST | NLM_F_CREATE | NLM_F_EXCL,
+                &RouteNetlinkMessage::NewRoute(self.identity.route(RouteKind::Local, vip)),
+            );
+            writer.push(
+                NLM_F_REQUEST | NLM_F_CREATE | NLM_F_EXCL,
+                &RouteNetlinkMessage::NewRoute(self.identity.route(RouteKind::Forwarded, vip)),
+            );
         }
         let refused = crash::around(|| self.socket.request(writer))?;
         let failed = self.blame(refused, &missing, vips, &[libc::EEXIST]);
@@ -105,8 +115,8 @@ impl Routes {
         }
         let mut writer = Writer::default();
         for &vip in vips {
-            writer.push(NLM_F_REQUEST, &RouteNetlinkMessage::DelRoute(self.local(vip)));
-            writer.push(NLM_F_REQUEST, &RouteNetlinkMessage::DelRoute(self.forwarded(vip)));
+            writer.push(NLM_F_REQUEST, &RouteNetlinkMessage::DelRoute(self.identity.route(RouteKind::Local, vip)));
+            writer.push(NLM_F_REQUEST, &RouteNetlinkMessage::DelRoute(self.identity.route(RouteKind::Forwarded, vip)));
         }
         let refused = crash::around(|| self.socket.request(writer))?;
         Ok(self.blame(refused, &[], vips, &[libc::ESRCH, libc::ENOENT]))
@@ -114,7 +124,8 @@ impl Routes {
 
     /// Removes every route of this protocol number and metric, and the rules.
     pub(crate) fn cleanup(&mut self) -> lb_netlink::Result<()> {
-        let vips: BTreeSet<IpAddr> = self.installed(self.table)?.union(&self.installed(MAIN)?).copied().collect();
+        let vips: BTreeSet<IpAddr> =
+            self.installed(RouteKind::Local)?.union(&self.installed(RouteKind::Forwarded)?).copied().collect();
         let failed = self.remove(&vips.into_iter().collect::<Vec<_>>())?;
         if let Some((_, error)) = failed.into_iter().next() {
             return Err(error);
@@ -129,8 +140,8 @@ impl Routes {
     /// Everything that is there of ours, route by route.
     pub(crate) fn everything(&mut self) -> lb_netlink::Result<InstalledRoutes> {
         let mut found = InstalledRoutes::default();
-        for (place, table) in [(RouteKind::Local, self.table), (RouteKind::Forwarded, MAIN)] {
-            found.routes.extend(self.installed(table)?.into_iter().map(|vip| (place, vip)));
+        for kind in KINDS {
+            found.routes.extend(self.installed(kind)?.into_iter().map(|vip| (kind, vip)));
         }
         found.rules = self.rules()?;
         Ok(found)
@@ -140,7 +151,7 @@ impl Routes {
     pub(crate) fn rules(&mut self) -> lb_netlink::Result<BTreeSet<Family>> {
         let mut found = BTreeSet::new();
         for family in [Family::V4, Family::V6] {
-            let wanted = self.rule(family);
+            let wanted = self.identity.rule(family);
             if has_rule(&mut self.socket, &wanted)? {
                 found.insert(family);
             }
@@ -157,15 +168,18 @@ impl Routes {
     ) -> lb_netlink::Result<()> {
         let mut writer = Writer::default();
         for &family in rules {
-            writer.push(NLM_F_REQUEST | NLM_F_CREATE | NLM_F_EXCL, &RouteNetlinkMessage::NewRule(self.rule(family)));
+            writer.push(
+                NLM_F_REQUEST | NLM_F_CREATE | NLM_F_EXCL,
+                &RouteNetlinkMessage::NewRule(self.identity.rule(family)),
+            );
         }
-        for &(place, vip) in extra {
-            writer.push(NLM_F_REQUEST, &RouteNetlinkMessage::DelRoute(self.at(place, vip)));
+        for &(kind, vip) in extra {
+            writer.push(NLM_F_REQUEST, &RouteNetlinkMessage::DelRoute(self.identity.route(kind, vip)));
         }
-        for &(place, vip) in missing {
+        for &(kind, vip) in missing {
             writer.push(
                 NLM_F_REQUEST | NLM_F_CREATE | NLM_F_REPLACE,
-                &RouteNetlinkMessage::NewRoute(self.at(place, vip)),
+                &RouteNetlinkMessage::NewRoute(self.identity.route(kind, vip)),
             );
         }
         if writer.messages() == 0 {
@@ -175,19 +189,20 @@ impl Routes {
         first_serious(crash::around(|| self.socket.request(writer))?, &harmless)
     }
 
-    /// How to tell what is ours, for one who listens.
+    /// Tells notifications about these routes from others.
     pub(crate) fn filter(&self) -> lb_netlink::Result<RouteFilter> {
-        let (table, metric, priority, protocol) = (self.table, self.metric(), self.priority, self.protocol);
-        Ok(RouteFilter { table, metric, priority, protocol, port: self.socket.port()?, second_port: None })
+        Ok(RouteFilter { identity: self.identity, port: self.socket.port()?, second_port: None })
     }
 
-    /// Addresses with a route of ours in `table`.
-    fn installed(&mut self, table: u32) -> lb_netlink::Result<BTreeSet<IpAddr>> {
+    /// Addresses with a route of a kind.
+    fn installed(&mut self, kind: RouteKind) -> lb_netlink::Result<BTreeSet<IpAddr>> {
         let mut found = BTreeSet::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-            let filter = self.route(family, table);
+            let filter = self.identity.any_route(family, self.identity.table_of(kind));
             match self.dump(&filter) {
-                Ok(routes) => found.extend(routes.iter().filter(|route| self.is_ours(route, table)).filter_map(vip_of)),
+                Ok(routes) => {
+                    found.extend(routes.iter().filter(|route| self.identity.is_ours(route, kind)).filter_map(vip_of))
+                }
                 Err(error) if missing(&error) => {}
                 Err(error) => return Err(error),
             }
@@ -206,22 +221,6 @@ impl Routes {
                 }
             },
         )
-    }
-
-    /// The kernel may filter less than it was asked to.
-    fn is_ours(&self, route: &RouteMessage, table: u32) -> bool {
-        is_at(route, table, self.metric()) && is_written_by(route, table, self.protocol)
-    }
-
-    fn at(&self, place: RouteKind, vip: IpAddr) -> RouteMessage {
-        match place {
-            RouteKind::Local => self.local(vip),
-            RouteKind::Forwarded => self.forwarded(vip),
-        }
-    }
-
-    const fn metric(&self) -> u32 {
-        METRIC | self.table & 0xffff
     }
 
     /// The error for each address, from refused messages: `rules` first, then two for each address.
@@ -250,58 +249,13 @@ impl Routes {
 
     fn remove_rule(&mut self, family: Family) -> lb_netlink::Result<()> {
         let mut writer = Writer::default();
-        writer.push(NLM_F_REQUEST, &RouteNetlinkMessage::DelRule(self.rule(family)));
+        writer.push(NLM_F_REQUEST, &RouteNetlinkMessage::DelRule(self.identity.rule(family)));
         match crash::around(|| self.socket.request(writer))?.into_iter().next() {
             Some(refusal) => {
                 Some(lb_netlink::Error::from(refusal.error)).filter(|error| !missing(error)).map_or(Ok(()), Err)
             }
             None => Ok(()),
         }
-    }
-
-    fn rule(&self, family: Family) -> RuleMessage {
-        let mut rule = RuleMessage::default();
-        rule.header.family = address_family(family);
-        rule.header.action = RuleAction::ToTable;
-        rule.attributes = vec![
-            RuleAttribute::Iifname("lo".into()),
-            RuleAttribute::Priority(self.priority),
-            RuleAttribute::Table(self.table),
-            RuleAttribute::Protocol(RouteProtocol::from(self.protocol)),
-        ];
-        rule
-    }
-
-    fn local(&self, vip: IpAddr) -> RouteMessage {
-        let mut route = self.route_to(vip, self.table);
-        route.header.kind = RouteType::Unicast;
-        route.header.scope = if vip.is_ipv4() { RouteScope::Link } else { RouteScope::Universe };
-        route.attributes.push(RouteAttribute::Oif(LOOPBACK));
-        route
-    }
-
-    fn forwarded(&self, vip: IpAddr) -> RouteMessage {
-        let mut route = self.route_to(vip, MAIN);
-        route.header.kind = RouteType::BlackHole;
-        route.header.scope = RouteScope::Universe;
-        route
-    }
-
-    fn route_to(&self, vip: IpAddr, table: u32) -> RouteMessage {
-        let mut route = self.route(address_family(Family::of(vip)), table);
-        route.header.destination_prefix_length = if vip.is_ipv4() { 32 } else { 128 };
-        route.attributes.push(RouteAttribute::Destination(RouteAddress::from(vip)));
-        route.attributes.push(RouteAttribute::Priority(self.metric()));
-        route
-    }
-
-    fn route(&self, family: AddressFamily, table: u32) -> RouteMessage {
-        let mut route = RouteMessage::default();
-        route.header.address_family = family;
-        route.header.table = u8::try_from(table).unwrap_or(RouteHeader::RT_TABLE_UNSPEC);
-        route.header.protocol = RouteProtocol::from(self.protocol);
-        route.attributes = vec![RouteAttribute::Table(table)];
-        route
     }
 }
 
@@ -315,74 +269,6 @@ fn scattered(vips: &[IpAddr]) -> Vec<IpAddr> {
         IpAddr::V6(ip) => ip.to_bits().reverse_bits(),
     });
     vips
-}
-
-/// How to tell from what the kernel says of changes which ones concern us.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct RouteFilter {
-    table: u32,
-    metric: u32,
-    priority: u32,
-    protocol: u8,
-    /// Address of the socket that makes our own changes.
-    pub(crate) port: u32,
-    /// Address of another one, if there is one.
-    pub(crate) second_port: Option<u32>,
-}
-
-/// A change that concerns us.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum RouteChange {
-    /// Of a route: whether it is there now, as we write it.
-    Route(RouteKind, IpAddr, bool),
-    /// Of routing rules.
-    Rules,
-    /// Of the loopback device, which takes along the routes that lead there when it goes down.
-    Loopback,
-}
-
-/// The multicast groups that tell of all that (`RTNLGRP_*`).
-pub(crate) const GROUPS: [u32; 5] = [
-    libc::RTNLGRP_LINK,
-    libc::RTNLGRP_IPV4_ROUTE,
-    libc::RTNLGRP_IPV4_RULE,
-    libc::RTNLGRP_IPV6_ROUTE,
-    libc::RTNLGRP_IPV6_RULE,
-];
-
-impl RouteFilter {
-    /// What a message means for us, if it means something.
-    pub(crate) fn change(&self, message: &Message<'_>) -> Option<RouteChange> {
-        if Some(message.port) == self.second_port {
-            return None;
-        }
-        match message.kind {
-            libc::RTM_NEWROUTE | libc::RTM_DELROUTE => self.route(message),
-            libc::RTM_NEWRULE | libc::RTM_DELRULE => {
-                let rule = RuleMessage::parse(message.payload).ok()?;
-                let has = |attribute| rule.attributes.contains(&attribute);
-                let ours = has(RuleAttribute::Priority(self.priority)) || has(RuleAttribute::Table(self.table));
-                ours.then_some(RouteChange::Rules)
-            }
-            libc::RTM_NEWLINK | libc::RTM_DELLINK => {
-                let index = message.payload.get(4..8)?;
-                (index == LOOPBACK.to_ne_bytes()).then_some(RouteChange::Loopback)
-            }
-            _ => None,
-        }
-    }
-
-    fn route(&self, message: &Message<'_>) -> Option<RouteChange> {
-        // Most routes of a busy router can be told from ours by their length alone.
-        let [_, length, ..] = *message.payload else { return None };
-        matches!(length, 32 | 128).then_some(())?;
-        let route = RouteMessage::parse(message.payload).ok()?;
-        let vip = vip_of(&route)?;
-        let places = [(RouteKind::Local, self.table), (RouteKind::Forwarded, MAIN)];
-        let (place, table) = places.into_iter().find(|(_, table)| is_at(&route, *table, self.metric))?;
-        let there = message.kind == libc::RTM_NEWROUTE && is_written_by(&route, table, self.protocol);
-        Some(RouteChange::Route(place, vip, there))
-    }
 }
 
 /// Whether a rule is there, as it is written.
@@ -432,36 +318,10 @@ pub(crate) fn has_route(socket: &mut Socket, wanted: &RouteMessage) -> lb_netlin
     }
 }
 
-fn is_at(route: &RouteMessage, table: u32, metric: u32) -> bool {
-    let has = |attribute| route.attributes.contains(&attribute);
-    has(RouteAttribute::Table(table)) && has(RouteAttribute::Priority(metric))
-}
-
-/// Whether a route is as one with `protocol` is written here.
-fn is_written_by(route: &RouteMessage, table: u32, protocol: u8) -> bool {
-    let blackhole = route.header.kind == RouteType::BlackHole;
-    u8::from(route.header.protocol) == protocol && blackhole == (table == MAIN)
-}
-
 fn bytes(message: &impl Emitable) -> Vec<u8> {
     let mut bytes = vec![0; message.buffer_len()];
     message.emit(&mut bytes);
     bytes
-}
-
-pub(crate) const fn address_family(family: Family) -> AddressFamily {
-    match family {
-        Family::V4 => AddressFamily::Inet,
-        Family::V6 => AddressFamily::Inet6,
-    }
-}
-
-fn vip_of(route: &RouteMessage) -> Option<IpAddr> {
-    route.attributes.iter().find_map(|attribute| match attribute {
-        RouteAttribute::Destination(RouteAddress::Inet(ip)) => Some(IpAddr::V4(*ip)),
-        RouteAttribute::Destination(RouteAddress::Inet6(ip)) => Some(IpAddr::V6(*ip)),
-        _ => None,
-    })
 }
 
 /// The places of which no route of a family is left of those to `vips`.
