@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use lb_core::{DatapathError, ErrorKind, Family};
 
-use super::lower::Style;
+use crate::iptables::change::lower::Style;
 
 /// Which of the two programs called iptables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -74,12 +74,12 @@ impl Default for IptablesConfig {
 }
 
 impl IptablesConfig {
-    pub(super) const fn style(&self, random_fully: bool) -> Style {
+    pub(crate) const fn style(&self, random_fully: bool) -> Style {
         let Self { masquerade_mark, reject_mark, drop_mark, .. } = *self;
         Style { masquerade_mark, reject_mark, drop_mark, random_fully }
     }
 
-    pub(super) fn check(&self) -> Result<(), DatapathError> {
+    pub(crate) fn check(&self) -> Result<(), DatapathError> {
         let invalid = |message: &str| Err(DatapathError::new(ErrorKind::Invalid, message));
         if self.families.is_empty() {
             return invalid("no family is switched on");

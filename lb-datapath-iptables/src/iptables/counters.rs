@@ -4,9 +4,11 @@ use std::sync::Arc;
 
 use lb_core::{Counters, DatapathError, Family, KernelUsage};
 
-use super::{
-    names::{NODE, PREFIX},
-    saved::SavedTable,
+use crate::iptables::{
+    rules::{
+        names::{NODE, PREFIX},
+        saved::SavedTable,
+    },
     tools::Tools,
 };
 

@@ -10,13 +10,12 @@ use lb_core::{BackendAddr, DatapathError, ErrorKind, Family, Packet};
 
 use crate::{
     conntrack::Allowed,
+    iptables::{
+        check::drift::RouteDrift,
+        host::Host,
+        tools::{ToolError, Tools},
+    },
     routes::{InstalledRoutes, RouteFilter, RouteKind},
-};
-
-use super::{
-    drift::RouteDrift,
-    host::Host,
-    tools::{ToolError, Tools},
 };
 
 /// iptables as far as it matters here: chains, rules, and the references that it checks.

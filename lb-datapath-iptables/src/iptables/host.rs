@@ -10,10 +10,9 @@ use nix::libc;
 
 use crate::{
     conntrack::{Allowed, Conntrack},
+    iptables::{IptablesConfig, check::drift::RouteDrift, reject_path::RejectPath},
     routes::{InstalledRoutes, RouteFilter, Routes},
 };
-
-use super::{IptablesConfig, drift::RouteDrift, reject_path::RejectPath};
 
 /// The kernel outside of iptables.
 pub(crate) trait Host: Send {

@@ -51,32 +51,18 @@
 //!
 //! Chains that do not begin with `LB-` are never touched; jumps to ours go in front.
 
-mod ask;
-mod attempt;
 mod change;
-mod choice;
-mod cleanup;
-mod compare;
+mod check;
 mod config;
 mod counters;
-mod drift;
 #[cfg(test)]
 mod fake;
-mod hooks;
 mod host;
-mod info;
-mod installed;
-mod lower;
-mod names;
-
-mod notes;
 mod reject_path;
-mod restore;
-mod saved;
+mod rules;
 #[cfg(test)]
 mod tests;
 mod tools;
-mod watch;
 
 use std::{collections::BTreeSet, fmt, sync::Arc, time::Duration};
 
@@ -88,21 +74,28 @@ use lb_core::{
 
 pub use self::config::{IptablesConfig, Variant};
 
-use crate::{conntrack::Allowed, crash, namespace::Namespace};
-
-use self::{
-    attempt::Attempt,
-    choice::MAX_RECENT_SECONDS,
-    counters::RuleCounters,
-    drift::Findings,
-    hooks::Hook,
-    host::{Host, Kernel},
-    info::Sizes,
-    installed::{Installed, Tables},
-    lower::{Job, MAX_SLOTS, Style},
-    saved::SavedTable,
-    tools::{Programs, ToolError, Tools, Version},
-    watch::SharedSuspects,
+use crate::{
+    conntrack::Allowed,
+    crash,
+    iptables::{
+        change::{
+            attempt::Attempt,
+            cleanup::removal,
+            effect::knows,
+            lower::{Job, MAX_SLOTS, Style},
+        },
+        check::{
+            drift::Findings,
+            installed::{Installed, Tables},
+            sizes::Sizes,
+            watch::SharedSuspects,
+        },
+        counters::RuleCounters,
+        host::{Host, Kernel},
+        rules::{choice::MAX_RECENT_SECONDS, hooks::Hook, saved::SavedTable},
+        tools::{Programs, ToolError, Tools, Version},
+    },
+    namespace::Namespace,
 };
 
 /// The input of `iptables-restore --noflush` that installs one family of `state` where nothing of ours is installed.
@@ -210,7 +203,7 @@ impl IptablesDatapath {
     }
 
     fn carry_out(&mut self, plan: &Plan) -> Result<(), ApplyError> {
-        plan.check_known(change::knows)?;
+        plan.check_known(knows)?;
         let installed = match self.installed.take() {
             Some(installed) => installed,
             None => self.read().map_err(ApplyError::unknown)?,
@@ -328,7 +321,7 @@ impl Datapath for IptablesDatapath {
         self.shared.lock().sizes.clear();
         for &family in &self.config.families {
             for table in ["nat", "filter"] {
-                let removal = cleanup::removal(table, &SavedTable::parse(&self.tools.save(family, table)?));
+                let removal = removal(table, &SavedTable::parse(&self.tools.save(family, table)?));
                 if let Some(removal) = removal {
                     crash::point();
                     self.tools.restore(family, &removal)?;

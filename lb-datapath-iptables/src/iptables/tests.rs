@@ -14,11 +14,11 @@ use lb_core::{
 };
 use proptest::prelude::*;
 
-use super::{
+use crate::iptables::{
     IptablesConfig, IptablesDatapath,
     fake::{FakeHost, FakeTools},
-    names::Chain,
     restore_input,
+    rules::names::Chain,
 };
 
 #[test]
@@ -427,7 +427,7 @@ proptest! {
         for state in [&first, &second] {
             bench.bring(state);
             prop_assert_eq!(&bench.reopened().observe().unwrap(), state);
-            let expected: usize = state.frontends.keys().map(|&addr| super::lower::chains_of(state, addr).len()).sum();
+            let expected: usize = state.frontends.keys().map(|&addr| crate::iptables::change::lower::chains_of(state, addr).len()).sum();
             let chains = [Family::V4, Family::V6].into_iter().flat_map(|family| bench.tools.chains(family, "nat"));
             prop_assert_eq!(chains.filter(|chain| Chain::parse(chain).is_some()).count(), expected);
             for (&addr, frontend) in &state.frontends {

@@ -10,8 +10,10 @@ use std::{
 
 use lb_core::{DatapathError, ErrorKind, Family};
 
-use super::{Variant, watch::SharedSuspects};
-use crate::namespace::Namespace;
+use crate::{
+    iptables::{Variant, check::watch::SharedSuspects},
+    namespace::Namespace,
+};
 
 /// What runs restores and saves.
 ///

@@ -9,16 +9,17 @@ use lb_core::{
     ApplyError, Cause, DatapathError, Difference, Drift, DriftClass, Expected, Family, Inspection, Protocol, diff,
 };
 
-use super::{
-    IptablesDatapath, Variant,
-    attempt::backends,
-    compare::{Compared, compare},
-    info::{Size, Sizes},
-    lower::Job,
-    watch::{IptablesWatcher, Rules, SharedSuspects, TABLES},
-};
 use crate::{
     conntrack::Allowed,
+    iptables::{
+        IptablesDatapath, Variant,
+        change::{attempt::backends, lower::Job},
+        check::{
+            compare::{Compared, compare},
+            sizes::{Size, Sizes},
+            watch::{IptablesWatcher, Rules, SharedSuspects, TABLES},
+        },
+    },
     routes::{RouteKind, flushed},
 };
 
@@ -47,7 +48,7 @@ impl Findings {
 }
 
 impl IptablesDatapath {
-    pub(super) fn look(&mut self, expected: Expected<'_>, inspection: Inspection) -> Result<Vec<Drift>, DatapathError> {
+    pub(crate) fn look(&mut self, expected: Expected<'_>, inspection: Inspection) -> Result<Vec<Drift>, DatapathError> {
         self.note_sizes();
         let (families, routes) = self.what_to_look_at(inspection);
         // From before the rules are read: what changes afterwards is noticed.
@@ -67,7 +68,7 @@ impl IptablesDatapath {
         }
     }
 
-    pub(super) fn put_right(&mut self, expected: Expected<'_>, drifts: &[Drift]) -> Result<(), ApplyError> {
+    pub(crate) fn put_right(&mut self, expected: Expected<'_>, drifts: &[Drift]) -> Result<(), ApplyError> {
         let known: BTreeSet<&Drift> = self.found.drifts().collect();
         if !drifts.iter().all(|drift| known.contains(drift)) {
             self.look(expected, Inspection::Everything).map_err(ApplyError::unknown)?;
@@ -91,20 +92,20 @@ impl IptablesDatapath {
     }
 
     /// From here on all that there is deserves a look.
-    pub(super) fn suspect_everything(&self) {
+    pub(crate) fn suspect_everything(&self) {
         let mut suspects = self.shared.lock();
         suspects.families.extend(&self.config.families);
         suspects.routes = true;
     }
 
     /// Before a change of our own: what others changed until now is noted, and the watcher looks away.
-    pub(super) fn begin_change(&self) {
+    pub(crate) fn begin_change(&self) {
         self.note_sizes();
         self.shared.lock().sizes.clear();
     }
 
     /// After a change of our own: this is what the tables look like from outside.
-    pub(super) fn remember_sizes(&self) {
+    pub(crate) fn remember_sizes(&self) {
         let sizes = self.sizes_now();
         self.shared.lock().sizes = sizes;
     }
@@ -125,7 +126,7 @@ impl IptablesDatapath {
         tables.filter_map(sized).collect()
     }
 
-    pub(super) fn open_watcher(&self) -> std::io::Result<IptablesWatcher> {
+    pub(crate) fn open_watcher(&self) -> std::io::Result<IptablesWatcher> {
         let route_filter = self.host.route_filter()?;
         let (looks, families, shared) =
             (self.config.variant == Variant::Legacy, &self.config.families, SharedSuspects::clone(&self.shared));

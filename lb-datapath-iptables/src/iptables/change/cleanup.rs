@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::{names::PREFIX, saved::SavedTable};
+use crate::iptables::rules::{names::PREFIX, saved::SavedTable};
 
 /// Input of `iptables-restore --noflush` that removes our chains and the jumps to them from `table`; `None` if there
 /// is nothing of ours.

@@ -8,7 +8,7 @@ use std::{
 
 use lb_core::{Affinity, BackendAddr, Family, Frontend, FrontendAddr, FrontendId, SetId, State, Target};
 
-use super::{
+use crate::iptables::rules::{
     names::{Chain, MARK_MASQ, MARK_SOURCE, RecentList},
     notes::{Run, SetNote},
     restore::Restore,

@@ -14,12 +14,11 @@ use lb_core::{DatapathError, ErrorKind, Family, Watcher};
 use lb_netlink::{Delivery, Listener, Message, Protocol, string, u32_be, wait};
 use netlink_packet_core::NLM_F_APPEND;
 
-use super::{
-    hooks::Hook,
-    info::{Size, Sizes},
-    names::PREFIX,
-};
 use crate::{
+    iptables::{
+        check::sizes::{Size, Sizes},
+        rules::{hooks::Hook, names::PREFIX},
+    },
     netfilter::*,
     routes::{self, RouteFilter},
 };

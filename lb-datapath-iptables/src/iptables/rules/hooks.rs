@@ -1,6 +1,6 @@
 //! Jumps from built-in chains to ours.
 
-use super::names::{FILTER, POSTROUTING, SERVICES};
+use crate::iptables::rules::names::{FILTER, POSTROUTING, SERVICES};
 
 /// A jump from a built-in chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

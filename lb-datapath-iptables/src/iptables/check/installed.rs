@@ -12,13 +12,15 @@ use lb_core::{
     NodeName, Protocol, SetId, State, Target,
 };
 
-use super::{
-    choice::Share,
-    hooks::Hook,
-    lower::{MAX_SLOTS, Style, chains_of},
-    names::{Chain, FILTER, MARK_DROP, MARK_MASQ, MARK_REJECT, MARK_SOURCE, NODE, POSTROUTING, SERVICES},
-    notes::{FrontendNote, SetNote},
-    saved::{Rule, SavedTable},
+use crate::iptables::{
+    change::lower::{MAX_SLOTS, Style, chains_of},
+    rules::{
+        choice::Share,
+        hooks::Hook,
+        names::{Chain, FILTER, MARK_DROP, MARK_MASQ, MARK_REJECT, MARK_SOURCE, NODE, POSTROUTING, SERVICES},
+        notes::{FrontendNote, SetNote},
+        saved::{Rule, SavedTable},
+    },
 };
 
 /// What the kernel holds of ours.

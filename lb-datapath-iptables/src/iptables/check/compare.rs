@@ -4,14 +4,16 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use lb_core::{Cause, Difference, Drift, DriftClass, Expected, Family, FrontendAddr, Labels, State};
 
-use super::{
-    choice::Share,
-    hooks::Hook,
-    installed::Tables,
-    lower::{Job, Style, chains_of},
-    names::{Chain, SERVICES},
-    notes::FrontendNote,
-    saved::{Rule, SavedTable},
+use crate::iptables::{
+    change::lower::{Job, Style, chains_of},
+    check::installed::Tables,
+    rules::{
+        choice::Share,
+        hooks::Hook,
+        names::{Chain, SERVICES},
+        notes::FrontendNote,
+        saved::{Rule, SavedTable},
+    },
 };
 
 /// What differs in one family, and what a restore has to write to put it right.
@@ -96,7 +98,8 @@ pub(crate) fn compare(expected: Expected<'_>, style: Style, tables: &Tables) -> 
 
 /// A family without frontends need not have rules.
 fn is_wanted(expected: Expected<'_>, tables: &Tables) -> bool {
-    let ours = |table: &SavedTable| table.chains().any(|(chain, _)| chain.starts_with(super::names::PREFIX));
+    let ours =
+        |table: &SavedTable| table.chains().any(|(chain, _)| chain.starts_with(crate::iptables::rules::names::PREFIX));
     expected.state.frontends.keys().any(|addr| addr.family() == tables.family) || ours(&tables.nat)
 }
 

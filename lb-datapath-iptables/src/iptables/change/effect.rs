@@ -7,7 +7,7 @@ use lb_core::{
     SetId, State, Target,
 };
 
-use super::lower::MAX_SLOTS;
+use crate::iptables::change::lower::MAX_SLOTS;
 
 /// Frontends that a plan does not change, and why.
 pub(crate) type Refused = BTreeMap<FrontendAddr, DatapathError>;

@@ -11,15 +11,19 @@ use lb_core::{
     KernelVerdict, Packet,
 };
 
-use super::{
+use crate::iptables::{
     IptablesDatapath,
-    compare::{Jump, all_agree, fixed},
-    hooks::Hook,
-    installed::frontend_addr,
-    lower::Style,
-    names::{FILTER, MARK_DROP, MARK_MASQ, MARK_REJECT, MARK_SOURCE, POSTROUTING, SERVICES},
-    notes::SetNote,
-    saved::{Rule, SavedTable},
+    change::lower::Style,
+    check::{
+        compare::{Jump, all_agree, fixed},
+        installed::frontend_addr,
+    },
+    rules::{
+        hooks::Hook,
+        names::{FILTER, MARK_DROP, MARK_MASQ, MARK_REJECT, MARK_SOURCE, POSTROUTING, SERVICES},
+        notes::SetNote,
+        saved::{Rule, SavedTable},
+    },
     tools::{ToolError, Tools},
 };
 
@@ -28,7 +32,7 @@ const RECENT: &str = "/proc/thread-self/net/xt_recent";
 
 impl IptablesDatapath {
     /// Asks about `packet`.
-    pub(super) fn question(&mut self, packet: &Packet) -> Result<KernelAnswer, DatapathError> {
+    pub(crate) fn question(&mut self, packet: &Packet) -> Result<KernelAnswer, DatapathError> {
         let established = self.host.backend_of(packet)?;
         let mut question =
             ChainTrace { tools: &*self.tools, style: self.style, packet, steps: Vec::new(), lists: Vec::new() };

@@ -7,12 +7,15 @@ use std::{
 
 use lb_core::{ApplyError, DatapathError, Family, FrontendAddr, Op, Plan, Protocol, State, Target};
 
-use crate::conntrack::Allowed;
-
-use super::{
-    change::{Change, Refused, frontend_of, refused},
-    installed::{Frame, Installed},
-    lower::{Job, Style},
+use crate::{
+    conntrack::Allowed,
+    iptables::{
+        change::{
+            effect::{Change, Refused, frontend_of, refused},
+            lower::{Job, Style},
+        },
+        check::installed::{Frame, Installed},
+    },
 };
 
 /// A plan, what it starts from, and which of its frontends are refused so far.

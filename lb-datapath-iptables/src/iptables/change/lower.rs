@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use lb_core::{Family, Frontend, FrontendAddr, Labels, State, Target};
 
-use super::{
+use crate::iptables::rules::{
     choice::{Choice, Host},
     hooks::Hook,
     names::{Chain, FILTER, MARK_DROP, MARK_MASQ, MARK_REJECT, MARK_SOURCE, NODE, POSTROUTING, SERVICES},
