@@ -1,5 +1,5 @@
-//! How long it takes from somebody else's edit until the kernel holds again what it should, through the trait alone: watcher,
-//! inspection of the suspects, repair. In a network namespace of its own; needs root.
+//! How long it takes from somebody else's edit until the kernel holds again what it should, through the trait alone:
+//! watcher, inspection of the suspects, repair. In a network namespace of its own; needs root.
 //!
 //! ```text
 //! cargo run --release -p lb-datapath-iptables --example drift -- SERVICES ROUNDS [CLASS]

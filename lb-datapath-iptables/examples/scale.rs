@@ -1,13 +1,13 @@
-//! What a first sync costs, and reading it back, and one change: through the trait alone, in network namespaces of its own;
-//! needs root.
+//! What a first sync costs, and reading it back, and one change: through the trait alone, in network namespaces of its
+//! own; needs root.
 //!
 //! ```text
 //! cargo run --release -p lb-datapath-iptables --example scale -- SERVICES MAGLEV SLOTS ROUNDS [watched|sync]
 //! ```
 //!
-//! `MAGLEV` of the services have tables of `SLOTS` slots, the others four random ones; each has four backends of its own.
-//! With `watched`, somebody listens to changes, as in an agent; with `sync`, nothing but the sync is measured. Prints one line of JSON for each round: wall time in ms,
-//! and the processor time of this process for the sync.
+//! `MAGLEV` of the services have tables of `SLOTS` slots, the others four random ones; each has four backends of its
+//! own. With `watched`, somebody listens to changes, as in an agent; with `sync`, nothing but the sync is measured.
+//! Prints one line of JSON for each round: wall time in ms, and the processor time of this process for the sync.
 
 use std::{
     error::Error,

@@ -1,8 +1,8 @@
-//! Flows that outlive what they were translated by.
+//! Flows that outlive the frontend or the backend that they were translated for.
 //!
-//! Netfilter translates the first packet of a flow and remembers. A TCP flow ends by itself; a UDP flow between a busy
-//! client and a backend that is gone never does, so its entry has to be deleted for the next packet to be a first one.
-//! Without the entry an answer is a stranger's, so one that is under way is waited for.
+//! Netfilter decides on the first packet of a flow and remembers. A TCP flow ends by itself. A UDP flow between a busy
+//! client and a backend that is gone never ends, so its entry has to be deleted: then the next packet is a first one
+//! again. Without the entry an answer belongs to no flow, so an answer that is under way is waited for.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,13 +18,13 @@ use nix::libc;
 
 use crate::{crash, netfilter::*};
 
-/// How long the first answer to a flow is waited for. Backends that are gone never answer, so that a change which removes
-/// one may take so long when clients still ask it.
+/// How long the first answer to a flow is waited for. Backends that are gone never answer, so that a change which
+/// removes one may take so long when clients still ask it.
 const UNDER_WAY: Duration = Duration::from_millis(250);
 /// Time between two looks at the table.
 const PAUSE: Duration = Duration::from_millis(2);
 
-/// What may carry on, for each frontend: where a flow's replies may come from.
+/// The flows that may go on: for each frontend, the sources that replies may have.
 pub(crate) type Allowed = BTreeMap<FrontendAddr, BTreeSet<(IpAddr, u16)>>;
 
 /// The connection table of the network namespace of the thread that opened it.
@@ -118,7 +118,7 @@ impl Conntrack {
     }
 }
 
-/// What names an entry for its deletion: the kernel's own bytes.
+/// An entry as its deletion names it: by the kernel's own bytes.
 #[derive(Debug, PartialEq, Eq)]
 struct Entry {
     /// Whether a backend was asked and has not answered yet.

@@ -1,10 +1,10 @@
-//! Points at which a test can have the process killed, to see what it leaves.
+//! Points at which a test can have the process killed, to check the state that it leaves in the kernel.
 //!
 //! With the feature `crash-points`, the process ends itself by `SIGKILL` when it passes the point whose number, counted
 //! from 1 since the start of the process, is in the environment variable `LB_CRASH_AT`. Without the feature nothing
 //! happens at a point.
 
-/// A point. Every step that leaves something in the kernel lies between two of them.
+/// A point. Every step that changes the kernel's state lies between two of them.
 #[cfg(feature = "crash-points")]
 pub(crate) fn point() {
     use std::sync::atomic::{AtomicU32, Ordering};
@@ -22,7 +22,7 @@ pub(crate) fn point() {
 #[cfg(not(feature = "crash-points"))]
 pub(crate) const fn point() {}
 
-/// A step that leaves something in the kernel, with a point before it and one behind it.
+/// Carries out a step that changes the kernel's state, with a point before it and one behind it.
 pub(crate) fn around<T>(step: impl FnOnce() -> T) -> T {
     point();
     let done = step();

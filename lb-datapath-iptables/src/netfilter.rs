@@ -65,8 +65,8 @@ pub(crate) const NFT_MSG_DELSETELEM: u16 = nf_tables(libc::NFT_MSG_DELSETELEM);
 pub(crate) const NFT_MSG_NEWGEN: u16 = nf_tables(libc::NFT_MSG_NEWGEN);
 pub(crate) const NFT_MSG_GETGEN: u16 = nf_tables(libc::NFT_MSG_GETGEN);
 /// Linux 6.3. No older message removes an affinity record that may run out before the transaction is carried out:
-/// `NFT_MSG_DELSETELEM` is refused for an element that is gone, and so is adding the element first where a packet has put
-/// another backend there.
+/// `NFT_MSG_DELSETELEM` is refused for an element that is gone, and so is adding the element first where a packet has
+/// put another backend there.
 pub(crate) const NFT_MSG_DESTROYSETELEM: u16 = nf_tables(30);
 
 pub(crate) const NFTA_LIST_ELEM: u16 = 1;

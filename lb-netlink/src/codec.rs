@@ -29,8 +29,8 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Writes one message: the header with `flags` (`NLM_F_…`), the subsystem's own `fixed` header, and the attributes that
-    /// `attributes` writes.
+    /// Writes one message: the header with `flags` (`NLM_F_…`), the subsystem's own `fixed` header, and the attributes
+    /// that `attributes` writes.
     pub fn message(&mut self, kind: u16, flags: u16, fixed: &[u8], attributes: impl FnOnce(&mut Self)) {
         let start = self.bytes.len();
         self.bytes.extend_from_slice(&[0; 4]);

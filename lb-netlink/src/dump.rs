@@ -24,7 +24,8 @@ impl DumpReader {
 
     /// Hands every message of `datagram` to `each`; says how the dump ended if it ends with this datagram.
     ///
-    /// A change sets `NLM_F_DUMP_INTR` in the messages that follow it, the end included: see [`nl_dump_check_consistent`].
+    /// A change sets `NLM_F_DUMP_INTR` in the messages that follow it, the end included: see
+    /// [`nl_dump_check_consistent`].
     ///
     /// [`nl_dump_check_consistent`]: https://elixir.bootlin.com/linux/v6.18/source/include/net/netlink.h
     pub(crate) fn take(&mut self, datagram: &[u8], mut each: impl FnMut(Message<'_>)) -> Result<Option<DumpEnd>> {

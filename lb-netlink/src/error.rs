@@ -21,8 +21,8 @@ pub enum Error {
     /// The kernel answered with an error.
     #[error(transparent)]
     Refused(#[from] KernelError),
-    /// The requests were not sent, because no send buffer holds them. A datagram is never split: half a transaction would
-    /// be a state that nobody asked for.
+    /// The requests were not sent, because no send buffer holds them. A datagram is never split: half a transaction
+    /// would be a state that nobody asked for.
     #[error(
         "requests of {bytes} bytes do not fit into a send buffer of {limit} bytes: raise sysctl net.core.wmem_max to \
          {needed}, or run as root of the machine"

@@ -2,8 +2,8 @@
 //!
 //! A [`Socket`] knows three conversations: requests that are acknowledged ([`Socket::request`] and, for the batches of
 //! nfnetlink, [`Socket::transaction`]), requests that have one answer each ([`Socket::look_up`]), and dumps
-//! ([`Socket::dump`]). A [`Listener`] joins multicast groups and says when the kernel dropped a notification. Both belong
-//! to the network namespace of the thread that opened them; any thread may use them later.
+//! ([`Socket::dump`]). A [`Listener`] joins multicast groups and says when the kernel dropped a notification. Both
+//! belong to the network namespace of the thread that opened them; any thread may use them later.
 //!
 //! The crate knows headers, attributes and acknowledgements, and no message of any subsystem: those come from
 //! `netlink-packet-route`, or are written with a [`Writer`]. It has no async interface, resolves no generic netlink

@@ -25,11 +25,11 @@ const QUEUE: usize = 8 << 20;
 /// The kernel puts at most this much into one datagram of notifications.
 const DATAGRAM: usize = 64 << 10;
 
-/// A socket that receives the notifications of multicast groups in one network namespace, those excepted that one certain
-/// other socket caused.
+/// A socket that receives the notifications of multicast groups in one network namespace, those excepted that one
+/// certain other socket caused.
 ///
-/// The queue holds 8 MiB, or without the privilege as much as `net.core.rmem_max` allows. [`read`](Self::read) says when
-/// the kernel had to drop a notification.
+/// The queue holds 8 MiB, or without the privilege as much as `net.core.rmem_max` allows. [`read`](Self::read) says
+/// when the kernel had to drop a notification.
 ///
 /// ```
 /// use std::time::Duration;
@@ -74,7 +74,8 @@ impl Membership {
 /// Lets a [`Listener`] leave its groups for a while.
 ///
 /// For everyone who is in a group the kernel writes each element of a transaction of nf_tables into a page of its own,
-/// before any filter of the socket sees it ([`nf_tables_setelem_notify`]): a large transaction takes a multiple of its time.
+/// before any filter of the socket sees it ([`nf_tables_setelem_notify`]): a large transaction takes a multiple of its
+/// time.
 ///
 /// [`nf_tables_setelem_notify`]: https://elixir.bootlin.com/linux/v6.18/source/net/netfilter/nf_tables_api.c
 #[derive(Clone, Debug)]
@@ -126,9 +127,9 @@ pub enum Delivery {
 }
 
 impl Listener {
-    /// Joins multicast groups in the network namespace of the calling thread. Notifications that the socket with the address
-    /// `ignored_port` ([`Socket::port`](crate::Socket::port)) caused are dropped in the kernel, before they take room in the
-    /// queue.
+    /// Joins multicast groups in the network namespace of the calling thread. Notifications that the socket with the
+    /// address `ignored_port` ([`Socket::port`](crate::Socket::port)) caused are dropped in the kernel, before they
+    /// take room in the queue.
     ///
     /// # Errors
     /// [`Error::Socket`]; most groups of netfilter need `CAP_NET_ADMIN`.
@@ -191,8 +192,8 @@ impl Listener {
     }
 }
 
-/// Waits until one of `listeners` has something to read, at most for `timeout`; says whether one has. A signal ends the wait
-/// early, and 24 days are the longest one.
+/// Waits until one of `listeners` has something to read, at most for `timeout`; says whether one has. A signal ends the
+/// wait early, and 24 days are the longest one.
 ///
 /// # Errors
 /// [`Error::Socket`].

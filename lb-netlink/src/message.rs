@@ -65,8 +65,8 @@ impl<'a> Message<'a> {
         M::deserialize(&header, self.payload).map_err(malformed)
     }
 
-    /// Whether objects changed while the dump with this message was read, so that it may show neither the old nor the new
-    /// ones.
+    /// Whether objects changed while the dump with this message was read, so that it may show neither the old nor the
+    /// new ones.
     pub(crate) fn is_interrupted(&self) -> bool {
         self.flags & NLM_F_DUMP_INTR != 0
     }
@@ -77,7 +77,8 @@ impl<'a> Message<'a> {
         (code < 0).then(|| KernelError::explained(code.saturating_neg(), self.explanation()))
     }
 
-    /// With `NETLINK_CAP_ACK` the header of the request, without its payload, lies between the number and the attributes.
+    /// With `NETLINK_CAP_ACK` the header of the request, without its payload, lies between the number and the
+    /// attributes.
     fn explanation(&self) -> Option<String> {
         let explained = self.flags & NLM_F_ACK_TLVS != 0;
         let found = attributes(self.payload.get(4 + HEADER..).filter(|_| explained)?).find(NLMSGERR_ATTR_MSG)?;

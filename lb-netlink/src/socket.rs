@@ -92,8 +92,8 @@ impl Socket {
         Ok(socket)
     }
 
-    /// Sets how long the next part of a dump is awaited, in whole milliseconds: 30 s unless set. Everything else is answered
-    /// before the kernel has taken the request.
+    /// Sets how long the next part of a dump is awaited, in whole milliseconds: 30 s unless set. Everything else is
+    /// answered before the kernel has taken the request.
     ///
     /// # Errors
     /// [`Error::Socket`].
@@ -124,17 +124,17 @@ impl Socket {
         self.raw.set_netlink_get_strict_chk(true).map_err(Error::socket("setting an option of a netlink socket"))
     }
 
-    /// Sends all requests in one datagram and returns those that the kernel refused. A refused request does not stop the
-    /// ones behind it.
+    /// Sends all requests in one datagram and returns those that the kernel refused. A refused request does not stop
+    /// the ones behind it.
     ///
-    /// The kernel answers while it takes the datagram ([`netlink_rcv_skb`]), so that every answer is there when the send
-    /// returns. The last request asks for an acknowledgement, whose absence is an error.
+    /// The kernel answers while it takes the datagram ([`netlink_rcv_skb`]), so that every answer is there when the
+    /// send returns. The last request asks for an acknowledgement, whose absence is an error.
     ///
     /// [`netlink_rcv_skb`]: https://elixir.bootlin.com/linux/v6.18/source/net/netlink/af_netlink.c
     ///
     /// # Errors
-    /// [`Error::TooLarge`] and [`Error::Socket`]: nothing was done. [`Error::NotAcknowledged`] and [`Error::Overrun`]: what
-    /// was done is not known.
+    /// [`Error::TooLarge`] and [`Error::Socket`]: nothing was done. [`Error::NotAcknowledged`] and [`Error::Overrun`]:
+    /// what was done is not known.
     pub fn request(&mut self, mut requests: Writer) -> Result<Vec<Refusal>> {
         requests.flag_last(NLM_F_ACK);
         let last = requests.messages().saturating_sub(1);
@@ -162,9 +162,9 @@ impl Socket {
         if refused.is_empty() && !complete { Err(Error::NotAcknowledged) } else { Ok(refused) }
     }
 
-    /// Sends requests that have one answer each, in one datagram, and hands `each` the position of every request with its
-    /// answer. The answers have to fit into the receive queue: 32 MiB, or without the privilege what `net.core.rmem_max`
-    /// allows.
+    /// Sends requests that have one answer each, in one datagram, and hands `each` the position of every request with
+    /// its answer. The answers have to fit into the receive queue: 32 MiB, or without the privilege what
+    /// `net.core.rmem_max` allows.
     ///
     /// # Errors
     /// Those of [`request`](Self::request).

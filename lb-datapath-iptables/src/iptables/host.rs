@@ -1,4 +1,4 @@
-//! What the rules need around them: routes to VIPs, a path for packets to be refused, no stale flows.
+//! The kernel outside of iptables: routes to VIPs, a path for packets to be refused, conntrack.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -28,7 +28,7 @@ pub(crate) trait Host: Send {
     /// Forgets UDP flows to these frontends whose replies come from elsewhere than allowed.
     fn forget_udp(&mut self, allowed: &Allowed) -> Result<(), DatapathError>;
 
-    /// Every route and routing rule of ours.
+    /// Every route and routing rule of this datapath.
     fn routes(&mut self) -> Result<InstalledRoutes, DatapathError>;
 
     /// Whether refused packets find their way.
@@ -40,7 +40,7 @@ pub(crate) trait Host: Send {
     /// Where the flow of a packet goes, if conntrack knows it.
     fn backend_of(&mut self, packet: &Packet) -> Result<Option<BackendAddr>, DatapathError>;
 
-    /// How to tell changes of our routes from others.
+    /// Tells notifications about the datapath's routes from others.
     fn route_filter(&self) -> lb_netlink::Result<RouteFilter>;
 
     /// Removes every route and routing rule.

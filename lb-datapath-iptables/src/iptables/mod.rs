@@ -1,7 +1,7 @@
 //! Services as iptables rules, in the shape that kube-proxy gives them: the baseline of every comparison.
 //!
-//! [`IptablesDatapath`] runs `iptables-restore --noflush` and `iptables-save` of either [`Variant`], once per family and
-//! plan. What a packet meets, in order:
+//! [`IptablesDatapath`] runs `iptables-restore --noflush` and `iptables-save` of either [`Variant`], once per family
+//! and plan. A packet meets, in order:
 //!
 //! | hook | chain | what happens |
 //! |---|---|---|
@@ -18,8 +18,9 @@
 //!
 //! # One commit decides
 //! nat's table is committed at once, and filter's rules never change: they act on marks. So a crash leaves each family
-//! as before a plan or as after it. (kube-proxy refuses by a rule per address in filter, which a crash can leave behind.)
-//! A frontend that `iptables-restore` refuses by its line fails alone, and the rest is restored at once without it.
+//! as before a plan or as after it. (kube-proxy refuses by a rule per address in filter, which a crash can leave
+//! behind.) A frontend that `iptables-restore` refuses by its line fails alone, and the rest is restored at once
+//! without it.
 //!
 //! # Refusal
 //! TCP is refused by a reset, everything else by ICMP port unreachable. Resets have no rate limit; ICMP errors have
@@ -34,9 +35,9 @@
 //!
 //! # Affinity
 //! The `recent` module keeps a list of clients per frontend and backend, `--mask` makes a prefix one client, and every
-//! new flow renews the record. A record holds until *and including* the tick of the kernel's clock (1 to 10 ms) in which
-//! its time-out ends. A list holds 100 clients unless the module `xt_recent` was loaded with another `ip_list_tot`;
-//! beyond that the client that was away longest is forgotten early. The time-out goes up to 4,294,967 s.
+//! new flow renews the record. A record holds until *and including* the tick of the kernel's clock (1 to 10 ms) in
+//! which its time-out ends. A list holds 100 clients unless the module `xt_recent` was loaded with another
+//! `ip_list_tot`; beyond that the client that was away longest is forgotten early. The time-out goes up to 4,294,967 s.
 //!
 //! # What it reads back
 //! Comments hold ids, slots, affinity, labels and the node's facts, so a new process [observes](Datapath::observe) what
@@ -124,16 +125,16 @@ pub struct IptablesDatapath {
     style: Style,
     tools: Arc<dyn Tools>,
     host: Box<dyn Host>,
-    /// What the kernel holds; `None` until it has been read, and after a failure that leaves it open.
+    /// The kernel's state; `None` until it has been read, and after a failure whose outcome is not known.
     installed: Option<Installed>,
     /// UDP frontends whose old flows are still to be forgotten.
     stale: Allowed,
     namespace: Namespace,
-    /// What a watcher took notice of.
+    /// Objects that a watcher noted.
     shared: SharedSuspects,
     /// To ask for the sizes of tables with, for iptables-legacy.
     sizes: Option<Sizes>,
-    /// What the last inspection found and no repair has put right.
+    /// Findings of the last inspection that no repair has put right.
     found: Findings,
 }
 
@@ -147,7 +148,7 @@ impl IptablesDatapath {
     /// Opens the datapath in the network namespace of the calling thread. Changes nothing.
     ///
     /// # Errors
-    /// When the programs of the variant are not there, or the settings contradict each other.
+    /// When the programs of the variant are not installed, or the settings contradict each other.
     pub fn open(config: &IptablesConfig) -> Result<Self, DatapathError> {
         config.check()?;
         let namespace =
@@ -300,7 +301,7 @@ impl Datapath for IptablesDatapath {
         let opening =
             |error| DatapathError::new(ErrorKind::System, "watching over rules and routes failed").with_source(error);
         let watcher = self.open_watcher().map_err(opening)?;
-        // What happened before it watched was told to nobody.
+        // The watcher gets no notification about changes from before it watched.
         self.suspect_everything();
         Ok(Some(Box::new(watcher)))
     }

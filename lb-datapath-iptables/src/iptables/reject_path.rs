@@ -59,7 +59,7 @@ impl RejectPath {
         })
     }
 
-    /// Adds it unless this process has; what an earlier one left counts.
+    /// Adds it unless this process has. A rule or route that an earlier process left counts.
     pub(crate) fn add(&mut self) -> lb_netlink::Result<()> {
         if self.added {
             return Ok(());
@@ -85,7 +85,7 @@ impl RejectPath {
         self.socket.port()
     }
 
-    /// Whether all of it is there.
+    /// Whether all of it exists.
     pub(crate) fn is_there(&mut self) -> lb_netlink::Result<bool> {
         for family in self.families.clone() {
             let (rule, route) = (self.rule(family), self.route());

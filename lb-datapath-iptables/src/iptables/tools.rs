@@ -15,7 +15,7 @@ use crate::{
     namespace::Namespace,
 };
 
-/// What runs restores and saves.
+/// Runs restores and saves.
 ///
 pub(crate) trait Tools: Send + Sync {
     /// Runs `iptables-restore --noflush`.
@@ -24,7 +24,7 @@ pub(crate) trait Tools: Send + Sync {
     /// Runs `iptables-save`.
     fn save(&self, family: Family, table: &str) -> Result<String, ToolError>;
 
-    /// Lists one chain of nat, in the form of `iptables-save`; nothing if it is not there.
+    /// Lists one chain of nat, in the form of `iptables-save`; nothing if the chain does not exist.
     fn list(&self, family: Family, chain: &str) -> Result<String, ToolError>;
 }
 

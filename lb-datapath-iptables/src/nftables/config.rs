@@ -1,18 +1,18 @@
 use lb_core::{DatapathError, ErrorKind};
 
-/// Names and numbers that a [`NftablesDatapath`](super::NftablesDatapath) uses in the kernel. Two that share a network namespace need different
-/// ones; routes are told apart by `route_table`.
+/// Names and numbers that a [`NftablesDatapath`](super::NftablesDatapath) uses in the kernel. Two that share a network
+/// namespace need different ones; routes are told apart by `route_table`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NftablesConfig {
-    /// Name of the table, of family inet. Default `lb`. A table of this name that this datapath did not make is refused with
-    /// [`ErrorKind::Busy`] and stays as it is.
+    /// Name of the table, of family inet. Default `lb`. A table of this name that this datapath did not make is refused
+    /// with [`ErrorKind::Busy`] and stays as it is.
     pub table: String,
     /// Routing table for the node's own packets to virtual addresses. Default 27746; 0 and 253..=255 are the kernel's.
     pub route_table: u32,
     /// Priority of the routing rule that leads there: above 0 (local) and below 32766 (main). Default 27746.
     pub rule_priority: u32,
     /// Most affinity records of a family. A client beyond that gets a backend without a record. Default 1,048,576; each
-    /// takes about 150 bytes once it is there.
+    /// takes about 150 bytes of the kernel's memory.
     pub affinity_records: u32,
 }
 

@@ -31,8 +31,8 @@ pub(crate) trait Host: Send {
     /// Puts objects of the table back as they should be, all of them or none.
     fn repair(&mut self, repair: &TableRepair) -> Result<(), CommitError>;
 
-    /// The elements of a set; `None` stands for an element that this datapath did not write. Fails with `ENOENT` if there is
-    /// no such set.
+    /// The elements of a set; `None` stands for an element that this datapath did not write. Fails with `ENOENT` if
+    /// there is no such set.
     fn elements(&mut self, set: Set) -> lb_netlink::Result<Vec<Option<DecodedElement>>>;
 
     /// The elements of a set, with the bytes of their keys. Fails with `ENOENT` if there is no such set.
@@ -106,55 +106,55 @@ pub(crate) trait Host: Send {
 pub(crate) enum Table {
     /// Nothing.
     Absent,
-    /// A table with our marker. No other table ever has its handle.
+    /// A table with the marker of this datapath. No other table ever has its handle.
     Ours(u64),
-    /// A table without our marker.
+    /// A table without that marker.
     Foreign,
 }
 
 /// How a batch makes the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Rebuild {
-    /// There is none. One that appeared in the meantime is somebody's: the batch is refused.
+    /// No table exists. If one has appeared in the meantime, it is foreign: the kernel refuses the transaction.
     Add,
-    /// In place of our own with this handle.
+    /// In place of the datapath's own table with this handle.
     Replace(u64),
 }
 
-/// What one transaction does.
+/// The contents of one transaction.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Batch<'a> {
-    /// Make the table first.
+    /// How to make the table first, if at all.
     pub(crate) rebuild: Option<Rebuild>,
     /// Operations that come before all others.
     pub(crate) first: &'a [Step],
     /// Operations.
     pub(crate) steps: &'a [Step],
-    /// Clients' records to remove, each for its frontend; they may be gone already.
+    /// Clients' records to remove, each for its frontend; a record may be gone already.
     pub(crate) forget: &'a [(FrontendAddr, Key)],
-    /// Clients' records that a table that is made anew takes over.
+    /// Clients' records that a new table takes over from the one that it replaces.
     pub(crate) records: &'a [DecodedElement],
     /// Whether elements of one set share messages whomever they are for: the kernel takes that in much less time, but a
     /// refusal says nothing about who is to blame. Only for operations that add.
     pub(crate) merged: bool,
 }
 
-/// Objects to put back.
+/// Objects of the table to put back as they should be.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct TableRepair {
     /// Operations that come before all others.
     pub(crate) first: Vec<Step>,
-    /// Chains that get these rules and no others; they are made where they are not there.
+    /// Chains that get exactly these rules; a chain that does not exist is added.
     pub(crate) chains: Vec<ChainRepair>,
-    /// Chains that go, with their rules.
+    /// Chains to remove, with their rules.
     pub(crate) chains_gone: Vec<String>,
-    /// Sets that go.
+    /// Sets to remove.
     pub(crate) sets_gone: Vec<String>,
-    /// Sets that are emptied.
+    /// Sets to empty.
     pub(crate) emptied: Vec<Set>,
-    /// Elements that go, whoever made them; they may be gone already.
+    /// Elements to remove, whoever added them; an element may be gone already.
     pub(crate) gone: Vec<(Set, Vec<u8>)>,
-    /// Elements that come.
+    /// Elements to add.
     pub(crate) added: Vec<Element>,
 }
 
@@ -164,18 +164,18 @@ pub(crate) struct ChainRepair {
     pub(crate) name: String,
     pub(crate) hook: Option<(u32, i32)>,
     pub(crate) rules: Vec<Rule>,
-    /// Whether it is there.
+    /// Whether the chain exists.
     pub(crate) there: bool,
-    /// Whether what is there is not the right kind of chain.
+    /// Whether the chain that exists is of the wrong kind.
     pub(crate) wrong: bool,
 }
 
-/// Why a batch did not take.
+/// Why a transaction failed.
 #[derive(Debug)]
 pub(crate) enum CommitError {
-    /// The kernel named what it refused; nothing took.
+    /// The kernel named the messages that it refused, and changed nothing.
     Refused(Vec<(Origin, lb_netlink::Error)>),
-    /// What took is not known.
+    /// The outcome is not known.
     Unknown(lb_netlink::Error),
 }
 

@@ -1,6 +1,8 @@
-//! Services in one flat nftables ruleset: a bounded number of rules, everything that grows is an element.
+//! Services in one flat nftables ruleset: the number of rules is bounded, and everything that grows is an element.
 //!
-//! [`NftablesDatapath`] owns one table. The README of this crate shows it hook by hook.
+//! [`NftablesDatapath`] owns one table: `table` says how it looks and how it is encoded. `change` turns a plan into one
+//! transaction. `check` reads the table back, inspects and repairs it, and answers for one packet. `docs/nftables.md`
+//! shows all of it hook by hook.
 
 mod change;
 mod check;
@@ -40,10 +42,10 @@ use crate::{
 
 /// Services in nftables.
 ///
-/// Everything happens over netlink sockets that belong to the network namespace of the thread that called
+/// The datapath works over netlink sockets that belong to the network namespace of the thread that called
 /// [`open`](Self::open); later calls may come from any thread. No program is run.
 ///
-/// What it wrote keeps working when it is dropped.
+/// The ruleset keeps working when the datapath is dropped.
 pub struct NftablesDatapath {
     engine: Engine,
     namespace: Namespace,
@@ -78,8 +80,8 @@ fn namespace_error(doing: &str, error: io::Error) -> DatapathError {
     DatapathError::new(ErrorKind::System, format!("{doing} failed")).with_source(error)
 }
 
-/// Operations on elements and chains that `plan` is lowered to, on an empty table: what it costs before the kernel sees
-/// it. Pure.
+/// Number of operations on elements and chains that `plan` is lowered to, on an empty table: its cost before the kernel
+/// sees it. Pure.
 ///
 /// ```
 /// use lb_core::Plan;
@@ -147,7 +149,7 @@ impl Datapath for NftablesDatapath {
         let (own, route_filter) = (host.table_port().map_err(opening)?, host.route_filter().map_err(opening)?);
         let open = || NetfilterWatcher::open(table, own, route_filter, suspects.clone());
         let watcher = self.namespace.within(open).map_err(entering)?.map_err(opening)?;
-        // What happened before it listened was told to nobody.
+        // The watcher gets no notification about changes from before it listened.
         suspects.lock().everything = true;
         Ok(Some(Box::new(watcher)))
     }
@@ -162,7 +164,7 @@ impl Datapath for NftablesDatapath {
     }
 }
 
-/// Counts over a socket of its own, so that it can be asked at any time.
+/// Counts over a socket of its own, so it never waits for a change to end.
 struct TableCounters {
     table: Mutex<TableSocket>,
 }

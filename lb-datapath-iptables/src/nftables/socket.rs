@@ -22,7 +22,7 @@ use crate::{
 /// Look-ups in one datagram: their answers have to fit into the queue of a socket without privileges.
 const LOOK_UPS: usize = 32;
 
-/// A name that no table has: a configuration with it is refused.
+/// No table has this name: a configuration with it is refused.
 const NO_TABLE: &str = "?";
 
 /// A table in the kernel, in the network namespace of the thread that opened it.
@@ -146,8 +146,8 @@ impl TableSocket {
         })
     }
 
-    /// The batch is for a table that cannot be there, so that it is refused in any case. A kernel that does not know
-    /// the message says EINVAL.
+    /// Sends a batch for a table that cannot exist, so the kernel refuses the batch in any case. A kernel that does not
+    /// know the message says EINVAL.
     pub(crate) fn is_supported(&mut self) -> lb_netlink::Result<bool> {
         let mut encoder = Encoder::new(NO_TABLE);
         let nothing = Key::Note(Note::Generation, 0);
@@ -161,7 +161,7 @@ impl TableSocket {
         }
     }
 
-    /// Dumps every table: there are few, and what a dump leaves out is not there.
+    /// Dumps every table: there are few, and a table that is not in the dump does not exist.
     pub(crate) fn find(&mut self) -> lb_netlink::Result<Table> {
         let name = self.table.clone();
         self.socket
@@ -206,7 +206,7 @@ impl TableSocket {
     }
 }
 
-/// A datagram that the kernel did not take has done nothing; an answer that went missing says nothing.
+/// A datagram that the kernel did not take has changed nothing. Where the answer is missing, the outcome is not known.
 fn unsent(error: lb_netlink::Error) -> CommitError {
     match error.errno() {
         _ if matches!(error, lb_netlink::Error::TooLarge { .. }) => CommitError::Refused(vec![(Origin::Shared, error)]),

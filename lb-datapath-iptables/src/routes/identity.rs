@@ -17,7 +17,7 @@ const MAIN: u32 = 254;
 /// is the table's number, which tells two users of the main table apart.
 const METRIC: u32 = 0x6c62_0000;
 
-/// What marks the routes and routing rules of one datapath.
+/// The marks of the routes and routing rules of one datapath.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RouteIdentity {
     /// Table for the node's own packets.
@@ -68,7 +68,7 @@ impl RouteIdentity {
         route
     }
 
-    /// What routes of the datapath in `table` have in common, as the filter of a dump.
+    /// The fields that all routes of the datapath in `table` share, as the filter of a dump.
     pub(crate) fn any_route(&self, family: AddressFamily, table: u32) -> RouteMessage {
         let mut route = RouteMessage::default();
         route.header.address_family = family;

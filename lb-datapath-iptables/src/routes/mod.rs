@@ -4,10 +4,12 @@
 //! it. So each address gets two routes: in a table that only the node's own packets see (rule `iif lo`), one to the
 //! loopback device, which lets a local packet reach the output hook; in the main table, a blackhole for forwarded ones.
 //!
-//! With the rules gone for a moment, packets end there in silence, with one exception: the kernel makes an IPv6 route to
-//! the loopback device a reject route. A local packet still reaches the output hook, but one that nothing translates is
-//! answered with an ICMP error, so that a new local TCP connection fails with ENETUNREACH when its first packet is
-//! repeated, after a second. Established connections survive either.
+//! While the rules are gone, packets end there in silence, with one exception: the kernel makes an IPv6 route to the
+//! loopback device a reject route ([`fib6_is_reject`]). A local packet still reaches the output hook, but one that
+//! nothing translates is answered with an ICMP error, so that a new local TCP connection fails with ENETUNREACH when
+//! its first packet is repeated, after a second. Established connections survive either.
+//!
+//! [`fib6_is_reject`]: https://elixir.bootlin.com/linux/v6.18/source/net/ipv6/route.c
 
 mod filter;
 mod identity;
@@ -33,7 +35,7 @@ use crate::crash;
 
 /// Index of the loopback device in every network namespace.
 pub(crate) const LOOPBACK: u32 = 1;
-/// Where a route of an address is.
+/// The two routes of an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum RouteKind {
     /// In the table for the node's own packets, to the loopback device.
@@ -49,11 +51,11 @@ const KINDS: [RouteKind; 2] = [RouteKind::Local, RouteKind::Forwarded];
 pub(crate) struct InstalledRoutes {
     /// Routes.
     pub(crate) routes: BTreeSet<(RouteKind, IpAddr)>,
-    /// Families whose rule is there.
+    /// Families whose rule exists.
     pub(crate) rules: BTreeSet<Family>,
 }
 
-/// The routes of one backend, told apart from all others by their protocol number (`RTPROT_*`) and metric.
+/// The routes of one datapath, told apart from all others by their protocol number (`RTPROT_*`) and metric.
 #[derive(Debug)]
 pub(crate) struct Routes {
     socket: Socket,
@@ -64,7 +66,7 @@ pub(crate) struct Routes {
 
 impl Routes {
     /// Routes in the network namespace of the calling thread. `table` and `priority` are those of the rule for local
-    /// packets; `protocol` marks everything written here and must be nobody else's.
+    /// packets; `protocol` marks every route and rule, and no other program may use it.
     pub(crate) fn open(table: u32, priority: u32, protocol: u8) -> lb_netlink::Result<Self> {
         let socket = Socket::open(Protocol::Route)?;
         socket.filter_dumps()?;
@@ -77,7 +79,7 @@ impl Routes {
         Ok(local.intersection(&forwarded).copied().collect())
     }
 
-    /// Adds the routes of `vips`; those that are there already stay. Returns the addresses that failed.
+    /// Adds the routes of `vips`; routes that exist already stay. Returns the addresses that failed.
     pub(crate) fn add(&mut self, vips: &[IpAddr]) -> lb_netlink::Result<BTreeMap<IpAddr, lb_netlink::Error>> {
         if vips.is_empty() {
             return Ok(BTreeMap::new());
@@ -108,7 +110,7 @@ impl Routes {
         Ok(failed)
     }
 
-    /// Removes the routes of `vips`, as far as they are ours.
+    /// Removes the routes of `vips` that this datapath wrote.
     pub(crate) fn remove(&mut self, vips: &[IpAddr]) -> lb_netlink::Result<BTreeMap<IpAddr, lb_netlink::Error>> {
         if vips.is_empty() {
             return Ok(BTreeMap::new());
@@ -137,7 +139,7 @@ impl Routes {
         Ok(())
     }
 
-    /// Everything that is there of ours, route by route.
+    /// Every route and routing rule of this datapath.
     pub(crate) fn everything(&mut self) -> lb_netlink::Result<InstalledRoutes> {
         let mut found = InstalledRoutes::default();
         for kind in KINDS {
@@ -147,7 +149,7 @@ impl Routes {
         Ok(found)
     }
 
-    /// Families whose rule is there.
+    /// Families whose rule exists.
     pub(crate) fn rules(&mut self) -> lb_netlink::Result<BTreeSet<Family>> {
         let mut found = BTreeSet::new();
         for family in [Family::V4, Family::V6] {
@@ -259,9 +261,11 @@ impl Routes {
     }
 }
 
-/// Addresses in an order in which neighbours come late. In ascending order the kernel's tree of IPv4 routes is rebuilt all
-/// the time, and it waits for all processors whenever it has 512 KiB of old nodes to free (`net.ipv4.fib_sync_mem`): with
-/// 10,000 addresses for longer than it takes to add them.
+/// Addresses in an order in which neighbours come late. In ascending order the kernel rebuilds its tree of IPv4 routes
+/// all the time. Whenever it has 512 KiB of old nodes to free (`net.ipv4.fib_sync_mem`) it waits for all processors
+/// ([`tnode_free`]), which takes longer for 10,000 addresses than adding them.
+///
+/// [`tnode_free`]: https://elixir.bootlin.com/linux/v6.18/source/net/ipv4/fib_trie.c
 fn scattered(vips: &[IpAddr]) -> Vec<IpAddr> {
     let mut vips = vips.to_vec();
     vips.sort_unstable_by_key(|vip| match vip {
@@ -271,7 +275,7 @@ fn scattered(vips: &[IpAddr]) -> Vec<IpAddr> {
     vips
 }
 
-/// Whether a rule is there, as it is written.
+/// Whether a rule exists as it is written.
 pub(crate) fn has_rule(socket: &mut Socket, wanted: &RuleMessage) -> lb_netlink::Result<bool> {
     let mut all = RuleMessage::default();
     all.header.family = wanted.header.family;
@@ -294,7 +298,7 @@ pub(crate) fn has_rule(socket: &mut Socket, wanted: &RuleMessage) -> lb_netlink:
     }
 }
 
-/// Whether a route without a destination is there, as it is written.
+/// Whether a route without a destination exists as it is written.
 pub(crate) fn has_route(socket: &mut Socket, wanted: &RouteMessage) -> lb_netlink::Result<bool> {
     let mut all = RouteMessage::default();
     all.header.address_family = wanted.header.address_family;
@@ -341,7 +345,7 @@ pub(crate) fn first_serious(refused: Vec<Refusal>, harmless: &[i32]) -> lb_netli
     serious.next().map_or(Ok(()), |refusal| Err(refusal.error.into()))
 }
 
-/// Whether what was asked for, or the table or the family that it would be in, is not there.
+/// Whether the object, or the table or the family that it would be in, does not exist.
 fn missing(error: &lb_netlink::Error) -> bool {
     matches!(error.errno(), Some(libc::ENOENT | libc::ESRCH | libc::EAFNOSUPPORT | libc::EOPNOTSUPP))
 }

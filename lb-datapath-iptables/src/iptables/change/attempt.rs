@@ -43,7 +43,7 @@ impl<'a> Attempt<'a> {
         self.change = Change::new(&self.installed.state, &self.installed.labels, self.plan, &self.refused);
     }
 
-    /// What is to be written for `family`.
+    /// The restore for `family`.
     pub(crate) fn job(&self, family: Family, style: Style) -> Job<'_> {
         let frame = self.installed.frame(family);
         Job {
@@ -103,7 +103,7 @@ impl<'a> Attempt<'a> {
         ApplyError { applied: 0, failed: failed.collect(), unknown: None }
     }
 
-    /// What the kernel holds now, and the report.
+    /// The kernel's new state, and the report.
     pub(crate) fn finish(self) -> (Installed, Result<(), ApplyError>) {
         let frame = |family| match self.change.touches(family) {
             true => Frame { base: true, ..Frame::default() },

@@ -1,4 +1,4 @@
-//! What a plan changes, frontend by frontend. Pure.
+//! The effect of a plan, frontend by frontend. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 

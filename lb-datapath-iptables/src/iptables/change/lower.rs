@@ -15,7 +15,7 @@ use crate::iptables::rules::{
 /// Most slots of a set. A draw is exact to one part in 2^31, whatever their number.
 pub(crate) const MAX_SLOTS: u32 = 131_071;
 
-/// What differs between hosts, not between plans.
+/// Settings that differ between hosts, not between plans.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Style {
     pub(crate) masquerade_mark: u32,

@@ -1,4 +1,4 @@
-//! What the kernel's rules say about one packet: the chains that it walks, read one by one.
+//! The fate of one packet by the kernel's own rules: the chains that it walks, read one by one.
 
 use std::{
     collections::BTreeMap,
@@ -169,7 +169,7 @@ impl ChainTrace<'_> {
         Ok(to.map(|to| BackendAddr::new(to.ip(), to.port(), self.packet.protocol)))
     }
 
-    /// The rules of a chain of nat; none if it is not there.
+    /// The rules of a chain of nat; none if the chain does not exist.
     fn rules(&self, chain: &str) -> Result<Vec<Rule>, ToolError> {
         let listed = self.tools.list(Family::of(self.packet.destination), chain)?;
         Ok(SavedTable::parse(&listed).into_rules(chain))
@@ -184,7 +184,7 @@ fn is_in_front(hook: Hook, rules: &[Rule]) -> Result<bool, DatapathError> {
         Jump::Behind(at, rule) => {
             let (chain, target) = (hook.chain(), hook.target());
             let message = format!("{chain}: rule {at}, in front of the jump to {target}, may take the packet: {rule}");
-            Err(DatapathError::new(ErrorKind::System, message + ": `lb drift` says what is wrong"))
+            Err(DatapathError::new(ErrorKind::System, message + ": `lb drift` shows the difference"))
         }
     }
 }
@@ -201,7 +201,7 @@ fn spares_pods(rule: &Rule) -> bool {
 }
 
 fn not_ours(chain: &str) -> DatapathError {
-    let message = format!("the rules of chain {chain} are not ours any more: `lb drift` says what is wrong");
+    let message = format!("the rules of chain {chain} are not ours any more: `lb drift` shows the difference");
     DatapathError::new(ErrorKind::System, message)
 }
 

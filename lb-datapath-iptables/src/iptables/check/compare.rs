@@ -1,4 +1,4 @@
-//! Compares what `iptables-save` prints with what should be there, rule by rule. Pure.
+//! Compares the output of `iptables-save` with the expected rules, rule by rule. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,7 +16,7 @@ use crate::iptables::{
     },
 };
 
-/// What differs in one family, and what a restore has to write to put it right.
+/// The differences of one family, and the restore that puts them right.
 #[derive(Debug, Default)]
 pub(crate) struct Compared {
     pub(crate) drifts: Vec<Drift>,
@@ -103,7 +103,7 @@ fn is_wanted(expected: Expected<'_>, tables: &Tables) -> bool {
     expected.state.frontends.keys().any(|addr| addr.family() == tables.family) || ours(&tables.nat)
 }
 
-/// What a first restore would write.
+/// The rules that a first restore would write.
 struct ExpectedRules {
     nat: SavedTable,
     filter: SavedTable,
@@ -193,8 +193,8 @@ impl Compared {
     }
 }
 
-/// Whether `found`, as `iptables-save` prints it, is `wanted`, as it was given to `iptables-restore`. A frontend's label is
-/// for people: it may be an older one.
+/// Whether `found`, as `iptables-save` prints it, is `wanted`, as it was given to `iptables-restore`. A frontend's
+/// label is for people: it may be an older one.
 fn agrees(wanted: &Rule, found: &Rule) -> bool {
     let (a, b) = (canonical(wanted), canonical(found));
     a.len() == b.len() && a.iter().zip(&b).enumerate().all(|(at, (x, y))| x == y || is_alike(at, &a, x, y))

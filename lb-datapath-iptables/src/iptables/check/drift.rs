@@ -23,21 +23,21 @@ use crate::{
     routes::{RouteKind, flushed},
 };
 
-/// What an inspection found, in the form that a repair needs.
+/// The findings of an inspection, in the form that a repair needs.
 #[derive(Debug, Default)]
 pub(crate) struct Findings {
     families: Vec<(Family, Compared)>,
     routes: RouteDrift,
 }
 
-/// What is wrong around the rules.
+/// Differences of routes and routing rules.
 #[derive(Debug, Default)]
 pub(crate) struct RouteDrift {
     pub(crate) drifts: Vec<Drift>,
     pub(crate) missing: Vec<(RouteKind, IpAddr)>,
     pub(crate) extra: Vec<(RouteKind, IpAddr)>,
     pub(crate) rules: Vec<Family>,
-    /// Whether the way of refused packets is not there.
+    /// Whether the path of refused packets is missing.
     pub(crate) reject_path: bool,
 }
 
@@ -91,7 +91,7 @@ impl IptablesDatapath {
         }
     }
 
-    /// From here on all that there is deserves a look.
+    /// Makes everything suspect.
     pub(crate) fn suspect_everything(&self) {
         let mut suspects = self.shared.lock();
         suspects.families.extend(&self.config.families);
@@ -137,7 +137,7 @@ impl IptablesDatapath {
         self.namespace.within(open).flatten()
     }
 
-    /// What was found and not repaired is looked at again.
+    /// The families to compare, and whether to compare routes. Findings that were not repaired are compared again.
     fn what_to_look_at(&self, inspection: Inspection) -> (BTreeSet<Family>, bool) {
         let mut suspects = self.shared.lock();
         let (mut families, mut routes) = (std::mem::take(&mut suspects.families), std::mem::take(&mut suspects.routes));
@@ -206,8 +206,8 @@ impl IptablesDatapath {
     }
 }
 
-/// The UDP frontends of families that differed, whose packets may have gone elsewhere, or nowhere, and where their flows
-/// may go.
+/// The UDP frontends of families that differed, whose packets may have gone elsewhere, or nowhere, and where their
+/// flows may go.
 fn flows(expected: Expected<'_>, found: &Findings) -> Allowed {
     let differed = found.families.iter().filter(|(_, compared)| !compared.drifts.is_empty());
     let families: BTreeSet<Family> = differed.map(|(family, _)| *family).collect();
@@ -217,7 +217,7 @@ fn flows(expected: Expected<'_>, found: &Findings) -> Allowed {
 }
 
 impl RouteDrift {
-    /// Names what was found.
+    /// The findings as reports.
     fn name(&mut self, vips: &BTreeSet<IpAddr>) {
         let flushed = flushed(self.missing.iter().copied(), vips);
         let route = |(place, vip): &(RouteKind, IpAddr), difference| {

@@ -23,7 +23,7 @@ use crate::iptables::{
     },
 };
 
-/// What the kernel holds of ours.
+/// The rules and routes of this datapath that exist.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Installed {
     /// Frontends that are complete, and what they refer to.
@@ -38,7 +38,7 @@ pub(crate) struct Installed {
     pub(crate) v6: Frame,
 }
 
-/// What one family has besides frontends.
+/// The rules of one family that belong to no frontend.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Frame {
     /// Whether the chains that do not depend on frontends are as this process writes them.

@@ -1,4 +1,4 @@
-//! What the kernel holds: read, compared with what it should hold, repaired, watched over, asked.
+//! The kernel's state: read, compared with the expected one, repaired, watched, and asked about one packet.
 
 pub(crate) mod ask;
 pub(crate) mod compare;

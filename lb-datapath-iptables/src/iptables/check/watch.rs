@@ -1,7 +1,7 @@
-//! Hears of changes that others make to the rules and the routes.
+//! Watches for changes that others make to the rules and the routes.
 //!
-//! iptables-nft: the kernel tells of changes to nf_tables, and which process made them. iptables-legacy: nobody tells, so
-//! that the number and the size of the entries are looked at.
+//! With iptables-nft the kernel sends notifications about nf_tables, which name the process that made a change. With
+//! iptables-legacy nothing sends notifications, so the watcher reads the number and the size of the entries.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -47,7 +47,7 @@ impl SharedSuspects {
     }
 }
 
-/// What may have been changed.
+/// Objects that others may have changed.
 #[derive(Debug, Default)]
 pub(crate) struct Suspects {
     /// The rules of these families.
@@ -61,7 +61,7 @@ pub(crate) struct Suspects {
 
 pub(crate) const TABLES: [&str; 2] = ["nat", "filter"];
 
-/// How changes of rules are noticed.
+/// How the watcher learns of changed rules.
 pub(crate) enum Rules {
     /// By the notifications of the kernel: iptables-nft.
     Notified(Listener),
@@ -196,7 +196,7 @@ fn told(message: &Message<'_>, touched: &mut BTreeSet<Family>, shared: &SharedSu
     true
 }
 
-/// The family whose chains of ours, or jumps to them, a message may be about.
+/// The family of the datapath's chain, or of a jump to one, that a message may be about.
 fn concerned(message: &Message<'_>) -> Option<Family> {
     let family = match *message.payload.first()? {
         NFPROTO_IPV4 => Family::V4,
@@ -218,6 +218,6 @@ fn concerned(message: &Message<'_>) -> Option<Family> {
         && message.flags & NLM_F_APPEND == 0
         && object.find(NFTA_RULE_POSITION).is_none();
     let in_front = first && Hook::ALL.iter().any(|hook| hook.chain() == chain);
-    // In others' chains, only what is taken away can be a jump of ours.
+    // In a foreign chain, only a removed rule can be a jump of this datapath.
     (TABLES.contains(&named(NFTA_TABLE_NAME)) && (removal || in_front || chain.starts_with(PREFIX))).then_some(family)
 }

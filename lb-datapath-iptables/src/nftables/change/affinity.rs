@@ -1,7 +1,7 @@
 //! Clients' records that a change contradicts.
 //!
-//! Packets write the records, so that they are read when they matter and not mirrored: only for a frontend with affinity
-//! whose backends, id or affinity change.
+//! Packets write the records, so that they are read when they matter and not mirrored: only for a frontend with
+//! affinity whose backends, id or affinity change.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -28,7 +28,7 @@ pub(crate) fn stale(host: &mut dyn Host, sweeps: &Sweeps) -> lb_netlink::Result<
     Ok(found)
 }
 
-/// Removes what packets wrote while the new form was on its way.
+/// Removes records that packets wrote before the transaction was carried out.
 pub(crate) fn sweep(host: &mut dyn Host, sweeps: &Sweeps) -> lb_netlink::Result<()> {
     let records = stale(host, sweeps)?;
     if records.is_empty() {

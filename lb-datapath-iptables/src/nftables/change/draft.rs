@@ -1,4 +1,4 @@
-//! A plan laid over the mirror: what the table is to hold, at the cost of what changes.
+//! A plan laid over the mirror: the contents that the table is to have, at the cost of the change alone.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -26,7 +26,7 @@ pub(crate) struct Draft {
 }
 
 impl Draft {
-    /// Adds everything that `state` holds: for a table that is made anew.
+    /// Adds everything that `state` holds, for a new table.
     pub(crate) fn add_state(&mut self, state: &State) {
         self.node = Some(state.node.clone());
         self.backends.extend(state.backends.iter().map(|(&id, &backend)| (id, Some(backend))));
@@ -56,7 +56,7 @@ impl Draft {
     /// The slots of a frontend as they are to be; none for one that points to no set.
     ///
     /// # Errors
-    /// When the frontend, its set or a backend is not what this datapath can carry.
+    /// When this datapath cannot carry the frontend, its set or a backend.
     pub(crate) fn slots(
         &self,
         mirror: &Mirror,

@@ -16,7 +16,7 @@ use crate::nftables::{
     },
 };
 
-/// Writes a batch and remembers what each message is for.
+/// Writes a batch and remembers the origin of each message.
 pub(crate) struct Encoder {
     table: String,
     pub(crate) writer: Writer,
@@ -101,7 +101,8 @@ impl Encoder {
         }
     }
 
-    /// Rules go before what they lead to, and come after it; the same holds for values that lead to chains.
+    /// Removes rules before the chains and sets that they lead to, and adds them after; the same holds for values that
+    /// lead to chains.
     pub(crate) fn repair(&mut self, repair: &TableRepair) {
         self.add(Origin::Shared, |w, table| {
             let there = repair.chains.iter().filter(|chain| chain.there).map(|chain| &chain.name);

@@ -1,4 +1,4 @@
-//! Carries plans out: routes before, one transaction, then what packets left behind.
+//! Carries plans out: routes first, then one transaction, then the removal of records and flows that it contradicts.
 
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -27,22 +27,22 @@ use crate::nftables::{
     },
 };
 
-/// Everything that it acts on.
+/// The datapath without its watcher.
 pub(crate) struct Engine {
     pub(crate) host: Box<dyn Host>,
     /// The table's name, for messages.
     pub(crate) table: String,
     pub(crate) installed: Option<Installed>,
-    /// What a watcher took notice of.
+    /// Objects that a watcher noted.
     pub(crate) suspects: SharedSuspects,
-    /// What the last inspection found and no repair has put right.
+    /// Findings of the last inspection that no repair has put right.
     pub(crate) findings: Vec<Finding>,
 }
 
-/// How one try ended.
+/// How one attempt ended.
 enum Outcome {
     Took,
-    /// The same again without these.
+    /// To be attempted again without these frontends.
     Without(Vec<(FrontendAddr, DatapathError)>),
     Failed(DatapathError),
 }
@@ -109,7 +109,7 @@ impl Engine {
         table
     }
 
-    /// Removes the table if it is ours. One that is replaced meanwhile by another of ours goes as well.
+    /// Removes the table of this datapath, and also one of this datapath that replaces it meanwhile.
     fn remove_table(&mut self) -> Result<(), DatapathError> {
         let removing = |error| failure("removing the table", error);
         loop {
@@ -121,7 +121,7 @@ impl Engine {
         }
     }
 
-    /// From here on nothing is installed: somebody else has the table's name.
+    /// Forgets everything, since a foreign table has the name.
     pub(crate) fn not_ours(&mut self) -> DatapathError {
         self.installed = None;
         let message = format!(
@@ -161,7 +161,7 @@ impl Engine {
         self.follow_up(lowered).map(|()| Outcome::Took)
     }
 
-    /// Sorts out what a refused transaction means.
+    /// Finds the frontends that a transaction was refused for.
     fn refused(&mut self, refusals: Vec<(Origin, lb_netlink::Error)>) -> Result<Outcome, ApplyError> {
         let mut failed = BTreeMap::new();
         let mut shared = None;
@@ -181,8 +181,8 @@ impl Engine {
         })
     }
 
-    /// What has to follow the transaction. A failure here leaves new traffic right and old traffic wrong: the next
-    /// observation starts over.
+    /// Does the work that has to follow the transaction. A failure here leaves new traffic right and old traffic wrong,
+    /// so the next plan begins with an observation.
     fn follow_up(&mut self, lowered: Lowered) -> Result<(), ApplyError> {
         let swept = affinity::sweep(&mut *self.host, &lowered.sweeps);
         swept.map_err(|error| self.lost(failure("removing affinity records", error)))?;
@@ -197,7 +197,7 @@ impl Engine {
         }
     }
 
-    /// From here on the mirror cannot be trusted.
+    /// Forgets the mirror, which may be wrong from here on.
     pub(crate) fn lost(&mut self, cause: DatapathError) -> ApplyError {
         self.installed = None;
         ApplyError::unknown(cause)
@@ -247,7 +247,7 @@ fn commit(
     let elements = lowered.steps.len() + kept.len();
     let mut send = |batch: &Batch<'_>| suspects.write(host, elements, |host| host.commit(batch));
     match send(&batch) {
-        // Once more, to be told who is to blame.
+        // Once more, in the form in which a refusal names a frontend.
         Err(CommitError::Refused(refused)) if batch.merged && !refused.iter().any(is_generation) => {
             batch.merged = false;
             send(&batch)?;
@@ -262,7 +262,7 @@ fn is_generation((origin, _): &(Origin, lb_netlink::Error)) -> bool {
     *origin == Origin::Generation
 }
 
-/// What every transaction begins with.
+/// The operations that every transaction begins with.
 pub(crate) fn frame(now: Option<u32>, next: u32) -> Vec<Step> {
     let step = |origin, action| Step { origin, action };
     let note = |note, number| Element::new(Key::Note(note, number), Value::None);

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use lb_core::{ApplyError, DatapathError, ErrorKind, FrontendAddr, Plan};
 use nix::libc;
 
-/// What [`apply`](lb_core::Datapath::apply) returns for a plan without the frontends that were refused.
+/// The result of a plan without the frontends that were refused.
 pub(crate) fn report(plan: &Plan, refused: BTreeMap<FrontendAddr, DatapathError>) -> Result<(), ApplyError> {
     if refused.is_empty() {
         return Ok(());
@@ -14,7 +14,7 @@ pub(crate) fn report(plan: &Plan, refused: BTreeMap<FrontendAddr, DatapathError>
     Err(ApplyError { applied, failed: refused.into_iter().collect(), unknown: None })
 }
 
-/// What it returns where every frontend of the plan is as before.
+/// The same where every frontend of the plan is as before.
 pub(crate) fn nothing_took(plan: &Plan, mut refused: BTreeMap<FrontendAddr, DatapathError>) -> ApplyError {
     for addr in plan.ops.iter().filter_map(frontend_of) {
         refused.entry(addr).or_insert_with(|| {
@@ -35,7 +35,7 @@ pub(crate) fn frontend_of(op: &lb_core::Op) -> Option<FrontendAddr> {
     }
 }
 
-/// Whether a message that holds the table against others was refused because of others.
+/// Whether a message that guards the table against other writers was refused because of one.
 pub(crate) fn is_conflict(error: &lb_netlink::Error) -> bool {
     matches!(error.errno(), Some(libc::EEXIST | libc::ENOENT))
 }
@@ -50,7 +50,7 @@ pub(crate) fn foreign(error: lb_netlink::Error) -> DatapathError {
     DatapathError::new(ErrorKind::Busy, message).with_source(error)
 }
 
-/// An error of the kernel with what was being done.
+/// An error of the kernel in `what`.
 pub(crate) fn failure(what: &str, error: lb_netlink::Error) -> DatapathError {
     let kind = kind(&error);
     let help = if kind == ErrorKind::Permission { " (needs CAP_NET_ADMIN)" } else { "" };

@@ -1,4 +1,4 @@
-//! What the table and the routes hold, kept between two plans.
+//! The contents of the table and the routes, kept between two plans.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,23 +16,23 @@ use crate::nftables::{
     },
 };
 
-/// What the table holds, as far as this process knows.
+/// The contents of the table, as far as this process knows.
 pub(crate) struct Installed {
     pub(crate) mirror: Mirror,
     /// The table's generation; `None` if the table has to be made anew.
     pub(crate) generation: Option<u32>,
-    /// Handle of a table of ours that has to be made anew.
+    /// Handle of a damaged table of this datapath, which has to be made anew.
     pub(crate) damaged: Option<u64>,
-    /// What a table that has to be made anew held.
+    /// The state that a damaged table stood for.
     pub(crate) salvaged: State,
     /// Addresses that had their routes when the table was read, until the first plan has evened them out.
     pub(crate) routed: Option<BTreeSet<IpAddr>>,
-    /// Addresses that got routes for a transaction which may not have taken.
+    /// Addresses that got routes for a transaction which may have failed.
     pub(crate) added: Vec<IpAddr>,
 }
 
 impl Installed {
-    /// That nothing is there but routes.
+    /// No table, and these routes.
     pub(crate) fn nothing(routed: BTreeSet<IpAddr>) -> Self {
         Self {
             mirror: Mirror::default(),
@@ -44,7 +44,7 @@ impl Installed {
         }
     }
 
-    /// Whether a client's record stays good in a table that is made anew.
+    /// Whether a client's record stays valid in a new table.
     pub(crate) fn keeps(&self, draft: &Draft, record: &Element) -> bool {
         let (Key::Record(_, addr), &Value::Backend(ip, port)) = (record.key, &record.value) else { return false };
         let (Some(old), Some(Some(new))) = (self.salvaged.frontends.get(&addr), draft.frontends.get(&addr)) else {

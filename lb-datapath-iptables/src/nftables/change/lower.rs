@@ -23,18 +23,18 @@ use crate::nftables::{
 /// One operation, and the frontend that it is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Step {
-    /// Who is to blame if the kernel refuses it.
+    /// The frontend that fails if the kernel refuses the operation.
     pub(crate) origin: Origin,
-    /// What to do.
+    /// The operation.
     pub(crate) action: Action,
 }
 
-/// What an operation is for.
+/// The reason for an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Origin {
-    /// The table itself, or what frontends share.
+    /// The table itself, or an object that frontends share.
     Shared,
-    /// Shows that nobody else wrote to the table: it is refused if somebody did.
+    /// Guards the table: the kernel refuses the operation if another program wrote to the table.
     Generation,
     /// One frontend.
     Frontend(FrontendAddr),
@@ -47,13 +47,13 @@ pub(crate) enum Action {
     AddPick(Pick),
     /// Removes a pick chain.
     RemovePick(Pick),
-    /// Adds an element that is not there.
+    /// Adds an element that does not exist.
     Add(Element),
-    /// Removes an element that is there.
+    /// Removes an element that exists.
     Remove(Key),
 }
 
-/// A draft as operations, and what has to follow them.
+/// A draft as operations, and the work before and after them.
 #[derive(Debug, Default)]
 pub(crate) struct Lowered {
     /// In the order in which the kernel must take them.
@@ -201,7 +201,7 @@ impl Lowered {
         }
     }
 
-    /// Notes what packets left behind for a frontend that its new form contradicts.
+    /// Notes records and flows that the new form of a frontend contradicts.
     fn stale(
         &mut self,
         addr: FrontendAddr,
@@ -245,7 +245,7 @@ impl Lowered {
         self.gone_vips = gone.collect();
     }
 
-    /// Makes the chain that a frontend goes to, unless it is there.
+    /// Adds the chain that a frontend goes to, unless it exists.
     fn acquire(&mut self, mirror: &Mirror, origin: Origin, choice: Choice) {
         let Some(pick) = choice.pick() else { return };
         self.acquired.push(pick);
@@ -267,7 +267,7 @@ impl Lowered {
     }
 }
 
-/// What a frontend's packets do, with the sets as they are (`None`) or as the draft has them.
+/// The fate of a frontend's packets, with the sets as they are (`None`) or as the draft has them.
 fn choice(mirror: &Mirror, draft: Option<&Draft>, family: Family, frontend: &Frontend, slots: usize) -> Choice {
     let set = set_of(*frontend).and_then(|id| match draft {
         Some(draft) => draft.set(mirror, id),
@@ -276,7 +276,7 @@ fn choice(mirror: &Mirror, draft: Option<&Draft>, family: Family, frontend: &Fro
     choice_of(family, frontend, set.map(|set| &**set), slots)
 }
 
-/// What a frontend's packets do if `set` is its set.
+/// The fate of a frontend's packets if `set` is its set.
 pub(crate) fn choice_of(family: Family, frontend: &Frontend, set: Option<&BackendSet>, slots: usize) -> Choice {
     match (frontend.target, set) {
         (Target::Reject, _) => Choice::Refuse,

@@ -1,4 +1,4 @@
-//! What the table holds, kept in memory so that a change asks the kernel nothing.
+//! The contents of the table in memory, so that a change need not read the table.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -1,5 +1,5 @@
-//! What the kernel's maps and sets say about one packet: look-ups of single elements, in the order in which the packet's
-//! rules do them.
+//! The fate of one packet by the kernel's own maps and sets: look-ups of single elements, in the order in which the
+//! packet's rules do them.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -38,7 +38,7 @@ pub(crate) fn ask(host: &mut dyn Host, packet: &Packet) -> Result<KernelAnswer, 
             Ok(KernelAnswer { method: "look-ups in nf_tables and conntrack".into(), steps, flow, verdict })
         }
         None => {
-            let message = format!("{}: `lb drift` says what is wrong", steps.last().map_or("", String::as_str));
+            let message = format!("{}: `lb drift` shows the difference", steps.last().map_or("", String::as_str));
             Err(DatapathError::new(ErrorKind::System, message))
         }
     }
@@ -64,7 +64,7 @@ impl PacketTrace<'_> {
         FrontendAddr::new(self.packet.destination, self.packet.destination_port, self.packet.protocol)
     }
 
-    /// What becomes of the packet; `None` where a rule is not ours any more.
+    /// The fate of the packet; `None` where a chain is not as this datapath writes it.
     fn verdict(&mut self) -> lb_netlink::Result<Option<KernelVerdict>> {
         let addr = self.addr();
         if let Some(backend) = self.flow.established {
@@ -72,7 +72,7 @@ impl PacketTrace<'_> {
             return self.forward(Backends::Took(backend)).map(Some);
         }
         if !matches!(self.host.table()?, Table::Ours(_)) {
-            self.step("there is no table of ours".into());
+            self.step("the kernel has no table of this datapath".into());
             return Ok(Some(KernelVerdict::Pass));
         }
         let found = self.host.ruleset()?;
@@ -113,7 +113,7 @@ impl PacketTrace<'_> {
         if passed { self.pick(addr, &pick).map(Some) } else { Ok(None) }
     }
 
-    /// Whether the packet is led to the frontends at all; `None` where the chain has rules that are not ours, which may do
+    /// Whether the chain leads the packet to the frontends; `None` where the chain has foreign rules, which may do
     /// anything.
     fn dispatches(&mut self, family: Family, found: &Ruleset) -> Option<bool> {
         let chain = if self.packet.entry == Entry::Socket { "output" } else { "prerouting" };
@@ -166,8 +166,8 @@ impl PacketTrace<'_> {
         if found.is_empty() { Ok(KernelVerdict::Drop) } else { self.forward(Backends::MayTake(found)) }
     }
 
-    /// The backends of some slots, with their number. A packet of a slot that is not there goes on untranslated, to the
-    /// route that ends it.
+    /// The backends of some slots, with their number. A packet whose slot is missing stays untranslated, and
+    /// the routes of virtual addresses end it.
     fn slots(
         &mut self,
         addr: FrontendAddr,

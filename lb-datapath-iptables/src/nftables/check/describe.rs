@@ -1,4 +1,4 @@
-//! Differences in words: what an inspection reports of elements and rules.
+//! Differences of elements and rules in words, as an inspection reports them.
 
 use std::fmt;
 
@@ -30,7 +30,7 @@ pub(crate) fn differing(wanted: &[ListedRule], found: &[ListedRule]) -> Vec<(usi
         .collect()
 }
 
-/// What differs between two elements with the same key, one of which may be missing: slot by slot where there are several.
+/// The differences between two elements with the same key, one of which may be missing: slot by slot in a block.
 pub(crate) fn drifts(wanted: Option<&Element>, found: Option<&Element>) -> Vec<Drift> {
     let Some(element) = wanted.or(found) else { return Vec::new() };
     if let Key::Block(addr, first) = element.key
@@ -57,7 +57,7 @@ pub(crate) fn drifts(wanted: Option<&Element>, found: Option<&Element>) -> Vec<D
     difference.into_iter().map(|difference| drift_of(element, difference)).collect()
 }
 
-/// The backends in a block, without what is behind the last slot.
+/// The backends in a block, up to the last slot.
 fn backends_of(element: Option<&Element>) -> Vec<Endpoint> {
     let Some(Element { value: Value::Backends(backends), .. }) = element else { return Vec::new() };
     let there = |&&(ip, port): &&Endpoint| (ip, port) != nowhere(Family::of(ip));

@@ -25,7 +25,7 @@ use crate::{
 };
 
 impl Engine {
-    /// Compares what is suspect, or everything, with what is expected.
+    /// Compares the suspects, or everything, with the expected state.
     pub(crate) fn inspect(
         &mut self,
         expected: Expected<'_>,
@@ -47,7 +47,7 @@ impl Engine {
         }
     }
 
-    /// Puts back what is wrong, and what plans should have put there.
+    /// Puts back objects that are wrong, and carries out what plans have left undone.
     pub(crate) fn repair(&mut self, expected: Expected<'_>, found: &[Drift]) -> Result<(), ApplyError> {
         if !self.knows(found) {
             self.inspect(expected, Inspection::Everything).map_err(ApplyError::unknown)?;
@@ -67,7 +67,7 @@ impl Engine {
         }
     }
 
-    /// For a process that did not write the table, or does not know what became of its last plan.
+    /// For a process that did not write the table, or does not know how its last plan ended.
     fn catch_up(&mut self, expected: Expected<'_>) -> Result<(), ApplyError> {
         let found = self.observe().map_err(ApplyError::unknown)?;
         self.apply(&diff(&found, expected.state, expected.labels))
@@ -130,7 +130,7 @@ impl Engine {
         }
     }
 
-    /// Makes the whole table anew, in one transaction with the removal of what is there of ours.
+    /// Makes the whole table anew, in one transaction with the removal of the old one.
     fn make_anew(&mut self, expected: Expected<'_>) -> Result<(), ApplyError> {
         let table = self.host.table();
         let damaged = match table.map_err(|error| ApplyError::unknown(failure("reading the table", error)))? {

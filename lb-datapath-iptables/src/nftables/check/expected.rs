@@ -1,4 +1,4 @@
-//! What the table should hold, element by element, from the state that is expected. Pure.
+//! The elements that the table should hold, from the expected state. Pure.
 
 use std::{
     cell::{OnceCell, RefCell},
@@ -51,12 +51,12 @@ impl<'a> ExpectedTable<'a> {
         }
     }
 
-    /// Whether there need not even be a table.
+    /// Whether no table is needed.
     pub(crate) fn is_nothing(&self) -> bool {
         self.generation.is_none() && *self.state == State::default()
     }
 
-    /// The element with `key`, if there should be one.
+    /// The element with `key`, if the table should have one.
     pub(crate) fn element(&self, key: &Key) -> Option<Element> {
         match key {
             Key::Frontend(addr) => self.frontend(addr),
@@ -95,7 +95,7 @@ impl<'a> ExpectedTable<'a> {
         of_frontends.chain(of_picks).chain(of_node).chain(hairpins).chain(fixed)
     }
 
-    /// Key of the note that shows that nobody else wrote the table.
+    /// Key of the generation note, which no other writer leaves in place.
     pub(crate) fn generation_key(&self) -> Option<Key> {
         self.generation.map(|generation| Key::Note(Note::Generation, generation))
     }

@@ -1,4 +1,4 @@
-//! Compares what the kernel holds with what it should hold.
+//! Compares the kernel's state with the expected one.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
@@ -34,14 +34,14 @@ pub(crate) struct Finding {
     pub(crate) drift: Drift,
 }
 
-/// What a repair puts back as a whole.
+/// An object that a repair puts back as a whole.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Object {
     /// The table with all that is in it.
     Table,
-    /// A set that should not be there.
+    /// A set that should not exist.
     ForeignSet(String),
-    /// A chain that should not be there.
+    /// A chain that should not exist.
     ForeignChain(String),
     /// A chain with its rules.
     Chain(String),
@@ -70,7 +70,7 @@ impl Finding {
     }
 }
 
-/// Looks at what is suspect.
+/// Compares the suspects.
 pub(crate) fn look(
     host: &mut dyn Host,
     wanted: &ExpectedTable<'_>,
@@ -87,7 +87,7 @@ struct Inspector<'a, 'b> {
     host: &'a mut dyn Host,
     wanted: &'a ExpectedTable<'b>,
     findings: Vec<Finding>,
-    /// Whether a set that should be read was not there.
+    /// Whether a set that was to be read does not exist.
     no_sets: bool,
 }
 
@@ -129,7 +129,7 @@ impl Inspector<'_, '_> {
         }
         let mut keys = suspects.keys.clone();
         keys.retain(|set, _| !affinity(&set) && !suspects.sets.contains(set));
-        // It costs next to nothing and shows another table in place of ours, and another writer.
+        // This look-up costs next to nothing, and finds another writer or another table in place of the datapath's.
         if let Some(key) = self.wanted.generation_key().filter(|_| !suspects.sets.contains(&Set::Notes)) {
             keys.entry(Set::Notes).or_default().insert(keys::key_bytes(&key));
         }
@@ -143,7 +143,7 @@ impl Inspector<'_, '_> {
         Ok(())
     }
 
-    /// A set that is not there is found when the ruleset is looked at.
+    /// Has the ruleset compared, which reports the missing set.
     fn no_set(&mut self, error: lb_netlink::Error) -> lb_netlink::Result<()> {
         self.no_sets = true;
         if error.errno() == Some(nix::libc::ENOENT) { Ok(()) } else { Err(error) }
@@ -191,12 +191,12 @@ impl Inspector<'_, '_> {
         Ok(())
     }
 
-    /// Notes elements that a dump did not show. While the kernel moves a set to a larger hash table, a dump leaves elements
-    /// out that a look-up finds.
+    /// Notes elements that a dump did not show. While the kernel moves a set to a larger hash table, a dump leaves
+    /// elements out that a look-up finds.
     fn missing(&mut self, set: Set, keys: &[Key], flushed: bool) -> lb_netlink::Result<()> {
         let bytes: Vec<Vec<u8>> = keys.iter().map(keys::key_bytes).collect();
         let there = match set {
-            // What lies between two bounds is found by any of it.
+            // A look-up finds a range by any address in it, so it cannot show whether a bound exists.
             Set::Cluster(_) => Vec::new(),
             _ if flushed && self.host.look_up(set, &bytes[..bytes.len().min(SAMPLE)])?.is_empty() => Vec::new(),
             _ => self.host.look_up(set, &bytes)?,
@@ -232,7 +232,7 @@ impl Inspector<'_, '_> {
         }
     }
 
-    /// Notes what differs in one element.
+    /// Notes the differences of one element.
     fn elements_drifted(&mut self, set: Set, key: &[u8], drifts: Vec<Drift>) {
         for drift in drifts {
             self.found(Object::Element(set, key.to_vec()), drift);

@@ -22,17 +22,17 @@ use crate::nftables::{
     },
 };
 
-/// What was found.
+/// The contents of the table.
 #[derive(Debug)]
 pub(crate) enum TableContents {
     /// No table.
     Absent,
-    /// A table of somebody else's.
+    /// A foreign table.
     Foreign,
-    /// A table of ours that is of another layout, or that somebody damaged: what of it makes sense. It has to be made
-    /// anew.
+    /// A table of this datapath that is of another layout or was damaged, with the part of the state that makes sense.
+    /// The next plan has to make it anew.
     Damaged { state: State, handle: u64 },
-    /// Our table.
+    /// The table of this datapath.
     Ours { mirror: Box<Mirror>, generation: u32 },
 }
 
@@ -44,7 +44,10 @@ pub(crate) fn observe(host: &mut dyn Host) -> lb_netlink::Result<TableContents> 
         Table::Ours(handle) => handle,
     };
     let mut found = read(host, handle)?;
-    // While the kernel moves a set to a larger hash table, a dump leaves elements out: only what is found twice is so.
+    // While the kernel moves a set to a larger hash table, a dump leaves elements out ([`rhashtable`]), so only damage
+    // that is read twice is real.
+    //
+    // [`rhashtable`]: https://elixir.bootlin.com/linux/v6.18/source/lib/rhashtable.c
     for _ in 1..READINGS {
         let TableContents::Damaged { state, .. } = &found else { break };
         match read(host, handle)? {
@@ -221,7 +224,7 @@ fn rules_of(picks: &Counts<Pick>) -> u64 {
     (fixed + picking) as u64
 }
 
-/// What a frontend's comment says beside its label.
+/// The comment of a frontend, without its label.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Comment {
     id: FrontendId,

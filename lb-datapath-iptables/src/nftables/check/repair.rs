@@ -1,4 +1,5 @@
-//! Puts back what an inspection found: in one transaction and in place, or the whole table where that is not enough.
+//! From the findings of an inspection to a repair: in one transaction and in place, or the whole table anew where that
+//! is not enough.
 
 use std::{collections::BTreeSet, net::IpAddr};
 
@@ -21,12 +22,12 @@ use crate::{
     routes::RouteKind,
 };
 
-/// What to do about the findings.
+/// The changes that put findings right.
 #[derive(Debug, Default)]
 pub(crate) struct RepairPlan {
     /// Whether the table has to be made anew.
     pub(crate) table: bool,
-    /// What the transaction does otherwise.
+    /// The contents of the transaction otherwise.
     pub(crate) mend: TableRepair,
     /// Whether the notes are written anew, the generation with them.
     pub(crate) notes: bool,
@@ -39,7 +40,7 @@ pub(crate) struct RepairPlan {
 }
 
 impl RepairPlan {
-    /// What puts `findings` right.
+    /// The changes that put `findings` right.
     pub(crate) fn new(wanted: &ExpectedTable<'_>, findings: &[Finding]) -> Self {
         let mut remedy = Self::default();
         let vips = if findings.iter().any(|finding| matches!(finding.object, Object::Route(..))) {
@@ -82,7 +83,7 @@ impl RepairPlan {
         udp.map(|addr| (addr, wanted.endpoints(&addr))).collect()
     }
 
-    /// Whether there is something to write to the table.
+    /// Whether the table has to change.
     pub(crate) fn writes(&self) -> bool {
         let TableRepair { first, chains, chains_gone, sets_gone, emptied, gone, added } = &self.mend;
         !(first.is_empty() && chains.is_empty() && chains_gone.is_empty() && sets_gone.is_empty())
@@ -92,7 +93,7 @@ impl RepairPlan {
     fn element(&mut self, wanted: &ExpectedTable<'_>, set: Set, key: &[u8]) {
         match set {
             Set::Notes => self.notes = true,
-            // A bound says nothing without the others.
+            // A bound means nothing without the others.
             Set::Cluster(family) => {
                 if !self.mend.emptied.contains(&set) {
                     self.mend.emptied.push(set);
@@ -109,7 +110,7 @@ impl RepairPlan {
     }
 }
 
-/// A chain as it should be, and whether it is there.
+/// A chain as it should be, and whether it exists.
 fn mended(name: &str, findings: &[Finding]) -> Option<ChainRepair> {
     use lb_core::{Difference, DriftClass};
     let about = |class, missing| {
@@ -125,7 +126,7 @@ fn mended(name: &str, findings: &[Finding]) -> Option<ChainRepair> {
     Some(ChainRepair { name: name.to_owned(), hook, rules, there, wrong })
 }
 
-/// Clients' records that stay good in a table that is made anew.
+/// Clients' records that stay valid in a new table.
 pub(crate) fn records(
     host: &mut dyn Host,
     wanted: impl Fn(&Element) -> bool,

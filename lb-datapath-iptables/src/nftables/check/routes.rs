@@ -17,7 +17,7 @@ use crate::{
     routes::{self, RouteKind},
 };
 
-/// Adds what differs to `findings`.
+/// Adds the differences to `findings`.
 pub(crate) fn inspect_routes(
     host: &mut dyn Host,
     wanted: &ExpectedTable<'_>,

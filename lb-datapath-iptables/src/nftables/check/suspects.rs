@@ -1,4 +1,4 @@
-//! What deserves a look: named by what the kernel tells of others' changes, looked at by an inspection.
+//! Objects that others may have changed: a watcher names them, and an inspection compares them.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,7 +24,7 @@ pub(crate) struct SharedSuspects {
     listeners: Arc<Mutex<Vec<Pause>>>,
 }
 
-/// With more elements than this in a transaction, nobody listens to it.
+/// For a transaction of more elements than this, the watchers leave their groups.
 const MOST_HEARD: usize = 256;
 
 impl SharedSuspects {
@@ -37,8 +37,8 @@ impl SharedSuspects {
         self.listeners().push(listener);
     }
 
-    /// Writes a transaction of ours with this many elements, and has nobody listen if they are many. What others change
-    /// meanwhile shows in the number of transactions that the kernel has seen.
+    /// Sends a transaction with this many elements. If they are many, the watchers pause: the kernel would write a page
+    /// about each element for them. Changes of others in the pause show in the kernel's number of transactions.
     pub(crate) fn write<T>(
         &self,
         host: &mut dyn Host,
@@ -68,7 +68,7 @@ impl SharedSuspects {
         self.listeners.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What `inspection` has to look at. From now on it is not suspect any more.
+    /// The objects that `inspection` has to compare. They are not suspect any more.
     pub(crate) fn take(&self, inspection: Inspection) -> Suspects {
         let suspects = std::mem::take(&mut *self.lock());
         match inspection {
@@ -81,7 +81,7 @@ impl SharedSuspects {
 /// Objects that may have been changed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Suspects {
-    /// Everything there is.
+    /// Everything.
     pub(crate) everything: bool,
     /// Sets, chains, rules, and the table itself.
     pub(crate) ruleset: bool,
@@ -89,7 +89,7 @@ pub(crate) struct Suspects {
     pub(crate) sets: BTreeSet<Set>,
     /// Single elements by the bytes of their keys.
     pub(crate) keys: BTreeMap<Set, BTreeSet<Vec<u8>>>,
-    /// Routes that were told of, and whether they are there and ours.
+    /// Routes with a notification, and whether they exist now as this datapath writes them.
     pub(crate) routes: BTreeMap<(RouteKind, IpAddr), bool>,
     /// The routing rules.
     pub(crate) routing_rules: bool,
@@ -105,7 +105,7 @@ impl Suspects {
 
     /// Adds an element.
     pub(crate) fn add_key(&mut self, set: Set, key: Vec<u8>) {
-        // What lies between two bounds says nothing without the others.
+        // A bound means nothing without the others.
         if self.everything || self.sets.contains(&set) {
             return;
         }

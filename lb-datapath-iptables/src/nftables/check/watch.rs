@@ -1,4 +1,4 @@
-//! Hears of changes that others make to the table and the routes.
+//! Watches for changes that others make to the table and the routes.
 
 use std::time::{Duration, Instant};
 
@@ -22,7 +22,7 @@ pub(crate) struct NetfilterWatcher {
     filter: ChangeFilter,
 }
 
-/// Tells what matters from what does not.
+/// Notes the objects of notifications that concern the datapath.
 struct ChangeFilter {
     table: String,
     route_filter: RouteFilter,
@@ -30,7 +30,7 @@ struct ChangeFilter {
 }
 
 impl NetfilterWatcher {
-    /// `own` is the address of the socket that makes our own changes to the table.
+    /// `own` is the address of the socket that makes the datapath's own changes to the table.
     pub(crate) fn open(
         table: &str,
         own: u32,
@@ -46,7 +46,7 @@ impl NetfilterWatcher {
         })
     }
 
-    /// Reads what is there; says whether any of it matters.
+    /// Reads every notification; says whether one concerns the datapath.
     fn read(&mut self) -> lb_netlink::Result<bool> {
         let (mut noticed, filter) = (false, &self.filter);
         let tables = self.tables.read(|message| noticed |= filter.ruleset(&message))?;
@@ -83,7 +83,7 @@ impl Watcher for NetfilterWatcher {
 }
 
 impl ChangeFilter {
-    /// Notes what a message about nf_tables is about; says whether it matters.
+    /// Notes the object of a notification about nf_tables; says whether it concerns the datapath.
     fn ruleset(&self, message: &Message<'_>) -> bool {
         let Some(&family) = message.payload.first() else { return false };
         let object = body(message.payload);

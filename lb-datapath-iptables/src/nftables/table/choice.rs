@@ -1,4 +1,4 @@
-//! What happens to new flows of a frontend: as a number, and as a chain with a name.
+//! The fate of new flows of a frontend: as a number, and as a chain with a name.
 
 use std::{fmt, str::FromStr, time::Duration};
 
@@ -6,7 +6,7 @@ use lb_core::{Affinity, Family, FrontendId, Lookup};
 
 use crate::nftables::table::layout::millis;
 
-/// What happens to a new flow of a frontend.
+/// The fate of a new flow of a frontend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Choice {
     /// Refused at once.
@@ -17,13 +17,13 @@ pub(crate) enum Choice {
     Pick(Pick),
 }
 
-/// A choice as four numbers, what the kernel compares at once: what it is and half of the affinity, slots, the frontend that
-/// takes turns, the other half of the affinity.
+/// A choice as four numbers, what the kernel compares at once: what it is and half of the affinity, slots, the frontend
+/// that takes turns, the other half of the affinity.
 const WORDS: usize = 4;
 /// Bytes of a choice that is a number.
 pub(crate) const CHOICE: usize = 4 * WORDS;
 
-/// Where what it is stands in the first number.
+/// Lowest bit of the kind in the first number.
 const KIND: u32 = 29;
 const DROP: u32 = 1;
 const REFUSE: u32 = 2;
@@ -32,7 +32,7 @@ const HASH: u32 = 4;
 const TURN: u32 = 5;
 
 impl Choice {
-    /// Those that need no chain of their own, and are always there.
+    /// The choices that need no chain of their own; every table has them.
     pub(crate) const FIXED: [Self; 2] = [Self::Refuse, Self::Drop];
 
     /// The number that stands for it, never all zeros.
@@ -100,14 +100,16 @@ pub(crate) enum How {
     Random,
     /// By the flow hash.
     Hash,
-    /// In turn. The kernel keeps one counter per rule, so that a frontend has a chain of its own: two that shared one
-    /// could starve some of each other's backends.
+    /// In turn. The kernel keeps one counter per rule ([`nft_numgen`]), so each frontend has a chain of its own. Two
+    /// frontends that shared a counter could starve some of each other's backends.
+    ///
+    /// [`nft_numgen`]: https://elixir.bootlin.com/linux/v6.18/source/net/netfilter/nft_numgen.c
     Turn(FrontendId),
 }
 
 impl Pick {
-    /// Whether the slots are in [`Set::Tables`](super::layout::Set::Tables). A rule that finds a slot in a block has to work out its number twice, which
-    /// it can for a hash. With affinity, too much else has to be in the registers.
+    /// Whether the slots are in [`Set::Tables`](super::layout::Set::Tables). A rule that finds a slot in a block has to
+    /// work out its number twice, which it can for a hash. With affinity, too much else has to be in the registers.
     pub(crate) fn is_packed(&self) -> bool {
         self.how == How::Hash && self.affinity.is_none()
     }
@@ -122,7 +124,7 @@ impl Pick {
     }
 }
 
-/// What drift says of it; for a pick, the name of its chain.
+/// As reports of drift name it; for a pick, the name of its chain.
 impl fmt::Display for Choice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

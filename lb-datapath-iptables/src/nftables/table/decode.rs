@@ -1,4 +1,4 @@
-//! Elements as the kernel reports them, back in our own terms.
+//! Tables and elements, decoded from the messages of the kernel.
 
 use lb_netlink::{attributes, string, u32_be, u64_be};
 
@@ -16,10 +16,10 @@ use crate::{
     },
 };
 
-/// An element that was read, and its life if it has an end.
+/// An element, and its time-out if it has one.
 pub(crate) type DecodedElement = (Element, Option<Lifetime>);
 
-/// What one message of a dump of tables says about the table `name`.
+/// The table `name`, if a message of a dump of tables is about it.
 pub(crate) fn table(name: &str, payload: &[u8]) -> Option<Table> {
     let found = body(payload);
     if found.find(NFTA_TABLE_NAME).and_then(string)? != name {
@@ -44,16 +44,16 @@ pub(crate) fn raw_elements(set: Set, payload: &[u8]) -> Vec<RawElement> {
         .collect()
 }
 
-/// An element as it was found.
+/// An element as the kernel lists it.
 #[derive(Clone, Debug)]
 pub(crate) struct RawElement {
     /// The bytes of its key.
     pub(crate) key: Vec<u8>,
-    /// What they mean, unless the element is not of our making.
+    /// The element, unless this datapath did not write it.
     pub(crate) read: Option<DecodedElement>,
 }
 
-/// The elements in one message of a dump of `set`. `None` stands for one that is not of our making.
+/// The elements in one message of a dump of `set`. `None` stands for an element that this datapath did not write.
 pub(crate) fn elements(set: Set, payload: &[u8]) -> Vec<Option<DecodedElement>> {
     let list = body(payload).find(NFTA_SET_ELEM_LIST_ELEMENTS).unwrap_or_default();
     attributes(list).filter(|(kind, _)| *kind == NFTA_LIST_ELEM).map(|(_, item)| one(set, item)).collect()

@@ -1,4 +1,4 @@
-//! Elements for what a state holds. Pure.
+//! The elements that stand for a state. Pure.
 
 use lb_core::{Affinity, Family, Frontend, FrontendAddr, NodeFacts, SetId};
 
@@ -22,13 +22,13 @@ pub(crate) fn verdict_element(family: Family, choice: Choice) -> Element {
     Element::new(Key::Verdict(family, choice), Value::Choice(choice))
 }
 
-/// The choices that are always there.
+/// The verdicts that every table has.
 pub(crate) fn fixed_verdicts() -> impl Iterator<Item = Element> {
     FAMILIES.into_iter().flat_map(|family| Choice::FIXED.map(|choice| verdict_element(family, choice)))
 }
 
-/// A frontend as an element of [`Set::Frontends`](crate::nftables::table::layout::Set). Its comment is what a restart needs to know beyond
-/// what packets need, `frontend ID [set ID] [affinity …]`, and for people its label, `[for LABEL]`.
+/// A frontend as an element of [`Set::Frontends`](crate::nftables::table::layout::Set). Its comment carries what a
+/// restart needs and packets do not, `frontend ID [set ID] [affinity …]`, and for people the label, `[for LABEL]`.
 pub(crate) fn frontend_element(addr: FrontendAddr, frontend: &Frontend, choice: Choice, label: &str) -> Element {
     Element::new(Key::Frontend(addr), Value::Choice(choice)).comment(comment(frontend, label))
 }

@@ -19,9 +19,9 @@ pub(crate) enum Expr {
     TransportProtocol { to: Register },
     /// Loads bytes of the packet.
     Payload { layer: Layer, offset: u32, bytes: u32, to: Register },
-    /// Loads something of the connection, in its original direction.
+    /// Loads a field of the connection, in its original direction.
     Conntrack { what: Conntrack, to: Register },
-    /// Ends the rule unless the register is equal (or, `not`, different).
+    /// Ends the rule unless the register is equal to `with` (or, with `not`, if it is).
     Compare { not: bool, register: Register, with: Vec<u8> },
     /// Clears the bits that are not in `mask`.
     Mask { register: Register, mask: Vec<u8> },
@@ -31,7 +31,7 @@ pub(crate) enum Expr {
     Copy { from: Register, bytes: usize, to: Register },
     /// Loads the packet's mark.
     Mark { to: Register },
-    /// Loads the index of the device that the packet leaves through; ends the rule where that is not known.
+    /// Loads the index of the device that the packet leaves through; ends the rule where the device is not known.
     OutputDevice { to: Register },
     /// Loads four bytes.
     Load { bytes: [u8; 4], to: Register },
@@ -41,13 +41,14 @@ pub(crate) enum Expr {
     Number { random: bool, modulus: u32, to: Register },
     /// `jhash` of `bytes` bytes, scaled to 0..`modulus`.
     Hash { from: Register, bytes: u32, modulus: u32, seed: u32, to: Register },
-    /// Ends the rule unless the key is in the set (or, `not`, if it is).
+    /// Ends the rule unless the key is in the set (or, with `not`, if it is).
     Member { set: Set, key: Register, not: bool },
     /// Loads the value of the key; ends the rule if there is none.
     Map { map: Set, key: Register, to: Register },
-    /// Goes where the map says; ends the rule if it says nothing.
+    /// Carries out the verdict of the key; ends the rule if the map has none.
     VerdictMap { map: Set, key: Register },
-    /// Adds the key with this value, or renews its time-out and leaves its value alone. Ends the rule if the map is full.
+    /// Adds the key with this value, or renews its time-out and leaves its value alone. Ends the rule if the map is
+    /// full.
     Update { map: Set, key: Register, value: Register, timeout_ms: u64 },
     /// Translates the destination.
     Dnat { family: Family, address: Register, port: Register },
@@ -61,7 +62,7 @@ pub(crate) enum Expr {
     Goto(&'static str),
 }
 
-/// Where in a packet.
+/// A header of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Layer {
     /// At the IP header.
@@ -70,7 +71,7 @@ pub(crate) enum Layer {
     Transport = NFT_PAYLOAD_TRANSPORT_HEADER as isize,
 }
 
-/// What of a connection.
+/// A field of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Conntrack {
     /// `IPS_*` bits.

@@ -1,4 +1,4 @@
-//! What the table consists of: its sets and maps, its chains, and the keys and values of their elements.
+//! The sets and maps of the table, and the keys and values of their elements.
 
 use crate::nftables::table::choice::Choice;
 use std::{
@@ -11,16 +11,18 @@ use lb_core::{Family, FrontendAddr};
 /// Version of the layout. A table with another one is replaced as a whole, in one batch.
 pub(crate) const VERSION: u32 = 3;
 
-/// IPv4 and IPv6, for what exists once per family.
+/// IPv4 and IPv6, for objects that exist once per family.
 pub(crate) const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
 /// A set or map of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Set {
-    /// Frontend to what happens to its new flows, as a number: the kernel walks all values that are verdicts whenever one
-    /// of them changes.
+    /// Frontend to [`Choice`], as a number. Were the values verdicts, the kernel would walk all of them whenever one
+    /// changes ([`nft_table_validate`]).
+    ///
+    /// [`nft_table_validate`]: https://elixir.bootlin.com/linux/v6.18/source/net/netfilter/nf_tables_api.c
     Frontends(Family),
-    /// What happens to new flows, to the chain that does it.
+    /// [`Choice`] to the chain that carries it out.
     Picks(Family),
     /// Frontend and slot to backend.
     Slots(Family),
@@ -32,7 +34,7 @@ pub(crate) enum Set {
     Cluster(Family),
     /// Backends that can be their own clients, twice in one key.
     Hairpin(Family),
-    /// Facts that no packet needs: layout, generation, node.
+    /// Facts that no packet needs and a restart does: layout, generation, node.
     Notes,
 }
 
@@ -114,7 +116,7 @@ pub(crate) enum Bound {
     End,
 }
 
-/// What a note says; its number and comment say the rest.
+/// The subject of a note; the number and the comment of the element are its content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Note {
     /// The number is the [`VERSION`].
@@ -183,7 +185,7 @@ pub(crate) const fn block(family: Family) -> u32 {
     }
 }
 
-/// What a block holds behind the last slot.
+/// The content of a block behind the last slot.
 pub(crate) const fn nowhere(family: Family) -> Endpoint {
     match family {
         Family::V4 => (IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0),
@@ -215,7 +217,10 @@ impl Element {
     }
 }
 
-/// Longest affinity time-out that nf_tables takes: its milliseconds become nanoseconds in 64 bits.
+/// Longest affinity time-out that nf_tables takes: the kernel turns milliseconds into nanoseconds in 64 bits
+/// ([`nf_msecs_to_jiffies64`]).
+///
+/// [`nf_msecs_to_jiffies64`]: https://elixir.bootlin.com/linux/v6.18/source/net/netfilter/nf_tables_api.c
 pub(crate) const MAX_TIMEOUT: Duration = Duration::from_secs(18_446_744_072);
 
 /// A time-out as the kernel takes it, part of a millisecond counted as a whole one.

@@ -1,4 +1,4 @@
-//! What rules load into registers: addresses, ports, keys of maps, hashes.
+//! Expressions that load registers: addresses, ports, keys of maps, hashes.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

@@ -1,4 +1,4 @@
-//! Tables, sets, chains, rules and elements as messages of nf_tables (`linux/netfilter/nf_tables.h`).
+//! Tables, sets, chains, rules and elements as messages of nf_tables.
 
 use lb_netlink::Writer;
 use netlink_packet_core::{NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST};
@@ -19,21 +19,21 @@ use crate::{
 /// Bytes of elements in one message: the list's length is a 16-bit number.
 const MESSAGE_ELEMENTS: usize = 48 << 10;
 
-/// What to do with elements.
+/// A change of elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verb {
-    /// Fails if the element is there.
+    /// Fails if the element exists.
     Add,
-    /// Fails if the element is not there.
+    /// Fails if the element does not exist.
     Remove,
-    /// Removes the element if it is there: it may run out at any time.
+    /// Removes the element if it exists: a record may run out at any time.
     Destroy,
 }
 
-/// A client's record, with what is left of its time.
+/// The time-out of a client's record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Lifetime {
-    /// Milliseconds from one use to the end.
+    /// Milliseconds from the last use to the end.
     pub(crate) timeout: u64,
     /// Milliseconds that are left.
     pub(crate) left: u64,
@@ -59,12 +59,12 @@ pub(crate) fn end(w: &mut Writer) {
     w.message(NFNL_MSG_BATCH_END, NLM_F_REQUEST, &nfgenmsg(NFPROTO_UNSPEC, NFNL_SUBSYS_NFTABLES), |_| {});
 }
 
-/// Removes a table with all that is in it: this very one, not another of its name.
+/// Removes the table with this handle and its contents, never another table of the same name.
 pub(crate) fn remove_table(w: &mut Writer, handle: u64) {
     message(w, NFT_MSG_DELTABLE, 0, |w| w.put_u64(NFTA_TABLE_HANDLE, handle));
 }
 
-/// Adds a table with our marker.
+/// Adds a table with the marker of this datapath.
 pub(crate) fn add_table(w: &mut Writer, table: &str) {
     message(w, NFT_MSG_NEWTABLE, NLM_F_CREATE | NLM_F_EXCL, |w| {
         w.put_str(NFTA_TABLE_NAME, table);
@@ -93,7 +93,7 @@ pub(crate) fn add_set(w: &mut Writer, table: &str, set: Set, id: u32, size: u32)
     });
 }
 
-/// Adds a chain that is always there, without its rules.
+/// Adds a chain that every table has, without its rules.
 pub(crate) fn add_chain(w: &mut Writer, table: &str, chain: &Chain) {
     add_named_chain(w, table, chain.name, chain.hook);
 }
@@ -167,7 +167,7 @@ pub(crate) fn flush_set(w: &mut Writer, table: &str, set: Set) {
     });
 }
 
-/// Removes an element if it is there, by the bytes of its key: whoever made it.
+/// Removes an element if it exists, by the bytes of its key and whoever added it.
 pub(crate) fn destroy_raw(w: &mut Writer, table: &str, set: Set, key: &[u8]) {
     message(w, NFT_MSG_DESTROYSETELEM, 0, |w| one_raw(w, table, set, key));
 }
@@ -239,7 +239,7 @@ fn one(w: &mut Writer, verb: Verb, item: &Item<'_>) {
     }
 }
 
-/// What an element has beside its key.
+/// The value, the time-out and the comment of an element.
 fn rest(w: &mut Writer, item: &Element, life: Option<Lifetime>) {
     match &item.value {
         Value::None => {}

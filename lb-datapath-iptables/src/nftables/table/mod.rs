@@ -1,4 +1,4 @@
-//! What the table consists of, and how it looks as messages of nf_tables.
+//! The layout of the table, and its encoding as messages of nf_tables. Pure.
 
 pub(crate) mod choice;
 pub(crate) mod decode;

@@ -21,7 +21,7 @@ use crate::{
 pub(crate) struct Rule {
     /// Expressions, carried out until one ends the rule.
     pub(crate) expressions: Vec<Expr>,
-    /// What `nft list` shows behind it, empty for nothing.
+    /// The comment that `nft list` shows; empty for none.
     pub(crate) comment: &'static str,
 }
 
@@ -31,7 +31,7 @@ impl From<Vec<Expr>> for Rule {
     }
 }
 
-/// A chain that is always there.
+/// A chain that every table has.
 #[derive(Clone, Debug)]
 pub(crate) struct Chain {
     /// Its name.
@@ -49,9 +49,12 @@ pub(crate) const fn refuse() -> &'static str {
     REFUSE_CHAIN
 }
 
-/// The chains that are always there, each after those it leads to.
+/// The chains that every table has, each after those it leads to.
 ///
-/// They are of type nat, so that only the first packet of a flow walks them; what comes later belongs to conntrack.
+/// They are of type nat, so only the first packet of a flow walks them ([`nf_nat_inet_fn`]); conntrack translates the
+/// later ones.
+///
+/// [`nf_nat_inet_fn`]: https://elixir.bootlin.com/linux/v6.18/source/net/netfilter/nf_nat_core.c
 pub(crate) fn chains() -> Vec<Chain> {
     vec![
         Chain { name: REFUSE_CHAIN, hook: None, rules: refuse_rules() },
@@ -93,10 +96,11 @@ fn dispatch() -> Vec<Rule> {
     [Family::V4, Family::V6].into_iter().map(dispatch_of).collect()
 }
 
-/// The rule that leads packets of a family to the frontends, and on to what their number means.
+/// The rule that leads packets of a family to the frontends, and on to the chain that their number stands for.
 ///
-/// `nft list` (1.0.6) aborts on a key that comes straight from a map. What it takes for the key is what it saw loaded there
-/// last by itself; so numbers are loaded first, and the value begins one register early.
+/// `nft list` (1.0.6) aborts on a key that comes straight from a map. It takes for the key whatever expression last
+/// loaded exactly that register. So the rule first loads numbers there, and the value of the map begins one register
+/// early.
 pub(crate) fn dispatch_of(family: Family) -> Rule {
     let mut rule = only(family);
     rule.extend(frontend(family, R0));
@@ -111,7 +115,7 @@ pub(crate) fn dispatch_of(family: Family) -> Rule {
     Rule { expressions: rule, comment }
 }
 
-/// Only flows whose destination was translated and was one of our frontends are ours to masquerade.
+/// Leads flows to be masqueraded only if their destination was translated and was a frontend.
 fn leaving() -> Vec<Rule> {
     [Family::V4, Family::V6]
         .into_iter()
@@ -128,7 +132,7 @@ fn leaving() -> Vec<Rule> {
                 Expr::TransportProtocol { to: R0 + width },
                 Expr::Conntrack { what: Conntrack::OriginalPort, to: R0 + width + 1 },
                 Expr::Map { map: Set::Frontends(family), key: R0, to: R0 },
-                // No choice has the number zero. Without this, `nft list` would not show that anything is looked up.
+                // No choice has the number zero. Without this comparison `nft list` would not show the look-up.
                 Expr::Compare { not: true, register: R0, with: vec![0; CHOICE] },
                 Expr::Goto(masquerade_chain(family)),
             ]);
@@ -154,7 +158,7 @@ fn masquerade_rules(family: Family) -> Vec<Rule> {
     vec![outside.into(), hairpin.into()]
 }
 
-/// A local UDP packet goes on to port 0 of the node, where nobody can listen: the answer is an ICMP error that
+/// A local UDP packet goes on to port 0 of the node, where nobody can listen. The answer is an ICMP error that
 /// conntrack translates back. Refused in the output hook, it would be an error of `send`, and for IPv4 the kernel would
 /// not find a source for the ICMP error, since the packet's route leads to the loopback device.
 fn refuse_rules() -> Vec<Rule> {
@@ -189,10 +193,11 @@ fn pick_fresh(pick: &Pick) -> Vec<Expr> {
     rule
 }
 
-/// Translates to the `n`th backend of a block, if the slot that the hash is for is that one.
+/// Translates to the `n`th backend of a block, if the hash selects that slot.
 ///
-/// `nft list` takes for address and port what it saw loaded there last by itself; that a look-up covers more registers than
-/// the one that it starts at escapes it. So something of the right shape is loaded first, and the key is elsewhere.
+/// `nft list` takes for address and port whatever expressions last loaded exactly their registers. It overlooks that a
+/// look-up loads more registers than the first. So the rule first loads an address and a port there, and keeps the key
+/// elsewhere.
 fn pick_from_block(pick: &Pick, n: u8) -> Rule {
     let (family, width) = (pick.family, width(pick.family));
     let address = R0 + (width + 1) * n;
@@ -204,7 +209,8 @@ fn pick_from_block(pick: &Pick, n: u8) -> Rule {
     rule.extend([
         Expr::Part { from: number, mask: last, to: spare },
         Expr::Compare { not: false, register: spare, with: u32::from(n).to_ne_bytes().to_vec() },
-        // A number that was masked has no length for `nft list`, which then aborts: so it is masked with the one before.
+        // A number that was masked has no length for `nft list`, which then aborts: so it is masked with the one
+        // before.
         Expr::TransportProtocol { to: number - 1 },
         Expr::Mask { register: number - 1, mask: [[0xff; 4], (!last).to_ne_bytes()].concat() },
         destination(family, address),
@@ -249,9 +255,9 @@ fn remember(pick: &Pick, affinity: Affinity) -> Rule {
 
 /// Loads the backend of a slot to `value`, by way of the first registers.
 ///
-/// `nft list` (1.0.6) aborts on a value that comes straight from a map. What it takes for the value is what it saw loaded
-/// there last; that a copy covers more registers than the one that it starts at escapes it. So something of the right
-/// shape is loaded first, and the copies start one register early.
+/// `nft list` (1.0.6) aborts on a value that comes straight from a map. It takes for the value whatever expressions
+/// last loaded exactly its registers, and overlooks that a copy loads more registers than the first. So the rule first
+/// loads an address and a port there, and the copies start one register early.
 fn picked(family: Family, slot_key: Register, value: Register) -> Vec<Expr> {
     let mut load = vec![
         Expr::TransportProtocol { to: R0 },

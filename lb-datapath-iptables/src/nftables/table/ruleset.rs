@@ -1,4 +1,4 @@
-//! Sets, chains and rules as the kernel lists them, in a form in which what should be there can be compared with it.
+//! Sets, chains and rules as the kernel lists them, and the same form of those that the table should have.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -38,7 +38,7 @@ pub(crate) struct ListedChain {
     pub(crate) rules: Vec<ListedRule>,
 }
 
-/// What makes a base chain.
+/// Hook, priority and policy of a base chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Base {
     pub(crate) kind: String,
@@ -64,8 +64,8 @@ pub(crate) fn base_text(base: &Option<Base>) -> String {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct ListedRule(Vec<ListedExpr>);
 
-/// An expression: its name, and its attributes, those of nested ones by their path. One that is all zeros is the same
-/// as one that is not there.
+/// An expression: its name, and its attributes, those of nested ones by their path. The kernel leaves out some
+/// attributes that are zero, so a zero attribute counts as absent.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct ListedExpr {
     name: String,
@@ -75,7 +75,7 @@ struct ListedExpr {
 /// Types of attributes from the outermost in; 0 ends it.
 type Path = [u16; 3];
 
-/// A rule in few words: what it loads and compares, and where it looks.
+/// A rule in a few words: the names of its expressions, with the sets and chains that they name.
 impl fmt::Display for ListedRule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut separator = "";
@@ -102,7 +102,7 @@ impl ListedRule {
         Self(attributes(expressions).map(|(_, expression)| ListedExpr::read(expression)).collect())
     }
 
-    /// What the kernel lists once it was given `rule`.
+    /// The rule that the kernel lists after `rule` was added.
     pub(crate) fn expected(rule: &Rule) -> Self {
         let mut writer = Writer::default();
         writer.message(0, 0, &[], |w| expressions(w, rule));
@@ -155,8 +155,10 @@ impl ListedExpr {
         }
     }
 
-    /// What the kernel makes of what it was given: the end of a range is its beginning, and every fourth register has an
-    /// older number too.
+    /// Completes an expression as the kernel does: the end of a range is its beginning, and every fourth register goes
+    /// by the number of the 16-byte register that begins there ([`nft_dump_register`]).
+    ///
+    /// [`nft_dump_register`]: https://elixir.bootlin.com/linux/v6.18/source/net/netfilter/nf_tables_api.c
     fn complete(&mut self) {
         self.complete_ranges();
         for &kind in self.registers() {
@@ -208,7 +210,7 @@ impl ListedExpr {
     }
 }
 
-/// What the table of frontends that go to `picks` consists of.
+/// The ruleset of a table whose frontends go to `picks`.
 pub(crate) fn expected(picks: &BTreeSet<Pick>) -> Ruleset {
     let sets = Set::ALL.iter().map(|&set| (set.name().to_owned(), Shape::of(set))).collect();
     let chains = rules::chains().into_iter().map(|chain| {
@@ -219,7 +221,7 @@ pub(crate) fn expected(picks: &BTreeSet<Pick>) -> Ruleset {
     Ruleset { dormant: false, sets, chains: chains.chain(picks).collect() }
 }
 
-/// What a pick chain consists of.
+/// A pick chain with its rules.
 fn expected_pick(pick: &Pick) -> ListedChain {
     ListedChain { base: None, rules: found(&rules::pick(pick)) }
 }
@@ -246,7 +248,7 @@ pub(crate) fn read_set(table: &str, payload: &[u8]) -> Option<(String, Shape)> {
     (found.find(NFTA_SET_TABLE).and_then(string)? == table).then_some(())?;
     let number = |kind| found.find(kind).and_then(u32_be).unwrap_or(0);
     let data = number(NFTA_SET_DATA_TYPE);
-    // The length of a verdict is the kernel's own business.
+    // The kernel reports the length of its own structure for a verdict.
     let data_length = if data == NFT_DATA_VERDICT { 0 } else { number(NFTA_SET_DATA_LEN) };
     let shape = Shape {
         flags: number(NFTA_SET_FLAGS),

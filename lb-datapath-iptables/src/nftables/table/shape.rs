@@ -1,4 +1,4 @@
-//! What the sets hold: types and lengths of keys and values.
+//! Types and lengths of the keys and values of sets.
 
 use std::fmt;
 
@@ -12,12 +12,12 @@ use crate::{
     },
 };
 
-/// What a set holds, as the kernel lists it.
+/// Types and lengths of a set, as the kernel lists them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Shape {
     /// `NFT_SET_*`.
     pub(crate) flags: u32,
-    /// Data type of the key, by the number that `nft` gives it.
+    /// Data type of the key, by its number in `nft`.
     pub(crate) key: u32,
     /// Bytes of the key.
     pub(crate) key_length: u32,
@@ -48,7 +48,8 @@ impl Shape {
             ),
             Set::Picks(_) => (NFT_SET_MAP, vec![TYPE_MARK; CHOICE / 4], vec![NFT_DATA_VERDICT]),
             Set::Slots(family) => (NFT_SET_MAP, slot(family, TYPE_INTEGER), backend(family)),
-            // `nft list` cannot show an integer without a `typeof`, and the userdata has no room for the `typeof` of a block.
+            // `nft list` cannot show an integer without a `typeof`, and the userdata has no room for the `typeof` of a
+            // block.
             Set::Tables(family) => (NFT_SET_MAP, slot(family, TYPE_MARK), vec![TYPE_INTEGER]),
             Set::Affinity(family) => (
                 NFT_SET_MAP | NFT_SET_TIMEOUT | NFT_SET_EVAL,

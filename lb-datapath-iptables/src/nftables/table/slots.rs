@@ -1,7 +1,7 @@
 //! A frontend's slots as elements and back. Pure.
 //!
-//! An element holds one slot or a block of them. Its comment names the backends by id, each where it is first met: the id of
-//! a slot is the one that was named last, up to there, for the same address.
+//! An element holds one slot or a block of them. Its comment names the backends by id, each where it is first met: the
+//! id of a slot is the one that was named last, up to there, for the same address.
 
 use std::collections::BTreeMap;
 
@@ -67,7 +67,7 @@ pub(crate) struct ListedSlot {
     /// Its number.
     pub(crate) number: u32,
     endpoint: Endpoint,
-    /// What its comment says of the backend: the id, and whether it is local.
+    /// The backend by its comment: the id, and whether it is local.
     name: Option<(BackendId, bool)>,
 }
 

@@ -1,7 +1,10 @@
-//! What libnftables stores beside sets and elements and reads back when it lists them (`src/netlink.c`, `include/expression.h`
-//! of nftables): type, length, value, one byte each for the first two.
+//! Data that libnftables stores beside sets and elements and reads back when it lists them ([`src/netlink.c`] and
+//! [`include/expression.h`] of nftables): type, length, value, with one byte each for type and length.
 //!
-//! Without it `nft list` aborts on a key that contains a plain number.
+//! Without this data `nft list` aborts on a key that contains a plain number.
+//!
+//! [`src/netlink.c`]: https://git.netfilter.org/nftables/tree/src/netlink.c
+//! [`include/expression.h`]: https://git.netfilter.org/nftables/tree/include/expression.h
 
 use lb_core::Family;
 
@@ -27,7 +30,7 @@ const IP: u32 = 12;
 const IP6: u32 = 13;
 
 const META_L4PROTO: u32 = 16;
-/// A modulus has to be there; it is that of the largest table.
+/// The expression needs a modulus: this is the one of the largest table.
 const NUMGEN_MODULUS: u32 = 131_071;
 
 /// Userdata of a set.
@@ -74,24 +77,24 @@ pub(crate) fn comment(userdata: &[u8]) -> Option<&str> {
     std::str::from_utf8(text.strip_suffix(&[0])?).ok()
 }
 
-/// Userdata of our table: a comment that says whose it is.
+/// Userdata of the datapath's table: a comment that says whose table it is.
 pub(crate) fn marker() -> Vec<u8> {
     comment_of(&format!("{MARKER}{VERSION}"))
 }
 
-/// Whether a table has our marker, of whatever layout.
+/// Whether a table has the marker of this datapath, of any layout.
 pub(crate) fn is_marker(userdata: &[u8]) -> bool {
     let layout = comment(userdata).and_then(|text| text.strip_prefix(MARKER));
     layout.is_some_and(|layout| layout.parse::<u32>().is_ok())
 }
 
-/// What the marker says before the version of the layout.
+/// The marker, up to the version of the layout.
 pub(crate) const MARKER: &str = "lb layout ";
 
 /// Bytes of a comment; a longer one is cut.
 const MAX_COMMENT: usize = 253;
 
-/// A comment as far as there is room for it.
+/// A comment, cut to the room that there is.
 pub(crate) fn cut(comment: &str) -> &str {
     prefix(comment, MAX_COMMENT)
 }
