@@ -35,6 +35,7 @@ use crate::crash;
 
 /// Index of the loopback device in every network namespace.
 pub(crate) const LOOPBACK: u32 = 1;
+
 /// The two routes of an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum RouteKind {

@@ -131,7 +131,7 @@ impl IptablesDatapath {
         let (looks, families, shared) =
             (self.config.variant == Variant::Legacy, &self.config.families, SharedSuspects::clone(&self.shared));
         let open = || {
-            let rules = if looks { Rules::Polled(Sizes::open(families)?) } else { IptablesWatcher::told()? };
+            let rules = if looks { Rules::Polled(Sizes::open(families)?) } else { IptablesWatcher::notified()? };
             IptablesWatcher::open(rules, route_filter, families, shared)
         };
         self.namespace.within(open).flatten()

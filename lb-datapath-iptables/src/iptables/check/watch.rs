@@ -82,7 +82,7 @@ pub(crate) struct IptablesWatcher {
 
 impl IptablesWatcher {
     /// A listener for iptables-nft, in the network namespace of the calling thread.
-    pub(crate) fn told() -> io::Result<Rules> {
+    pub(crate) fn notified() -> io::Result<Rules> {
         Ok(Rules::Notified(Listener::open(Protocol::Netfilter, &[NFNLGRP_NFTABLES], None)?))
     }
 
@@ -128,7 +128,7 @@ impl IptablesWatcher {
             }
             Rules::Notified(listener) => {
                 let (touched, shared, mut noticed) = (&mut self.touched, &self.shared, false);
-                let heard = listener.read(|message| noticed |= told(&message, touched, shared))?;
+                let heard = listener.read(|message| noticed |= ends_foreign_change(&message, touched, shared))?;
                 if heard == Delivery::Overrun {
                     self.touched.clear();
                     self.shared.lock().families.extend(&self.families);
@@ -179,8 +179,9 @@ fn differing(sizes: &Sizes, known: &BTreeMap<(Family, &'static str), Size>) -> i
     Ok(families)
 }
 
-/// Takes a message about nf_tables in. Says whether it ends a transaction of somebody else's that concerns us.
-fn told(message: &Message<'_>, touched: &mut BTreeSet<Family>, shared: &SharedSuspects) -> bool {
+/// Notes the family that a notification about nf_tables is about. Says whether the notification ends a transaction of
+/// another program that concerns the datapath.
+fn ends_foreign_change(message: &Message<'_>, touched: &mut BTreeSet<Family>, shared: &SharedSuspects) -> bool {
     if message.kind != NFT_MSG_NEWGEN {
         touched.extend(concerned(message));
         return false;
@@ -219,5 +220,6 @@ fn concerned(message: &Message<'_>) -> Option<Family> {
         && object.find(NFTA_RULE_POSITION).is_none();
     let in_front = first && Hook::ALL.iter().any(|hook| hook.chain() == chain);
     // In a foreign chain, only a removed rule can be a jump of this datapath.
+    // The first attribute is the table in messages about every kind of object.
     (TABLES.contains(&named(NFTA_TABLE_NAME)) && (removal || in_front || chain.starts_with(PREFIX))).then_some(family)
 }

@@ -90,9 +90,9 @@ impl PacketTrace<'_> {
             self.step(format!("{}: {addr} is not in it", set.name()));
             return Ok(Some(KernelVerdict::Pass));
         };
-        let way = self.element(Key::Verdict(addr.family(), choice))?;
-        if way.is_none_or(|(element, _)| element.value != Value::Choice(choice)) {
-            self.step(format!("{}: what {choice} means is not ours any more", Set::Picks(addr.family()).name()));
+        let verdict = self.element(Key::Verdict(addr.family(), choice))?;
+        if verdict.is_none_or(|(element, _)| element.value != Value::Choice(choice)) {
+            self.step(format!("{}: the verdict of {choice} is not ours any more", Set::Picks(addr.family()).name()));
             return Ok(None);
         }
         let pick = match choice {

@@ -88,6 +88,7 @@ impl ChangeFilter {
         let Some(&family) = message.payload.first() else { return false };
         let object = body(message.payload);
         let named = |kind| object.find(kind).and_then(string);
+        // The first attribute is the table in messages about every kind of object.
         if message.kind == NFT_MSG_NEWGEN || family != NFPROTO_INET || named(NFTA_TABLE_NAME) != Some(&self.table) {
             return false;
         }
