@@ -245,7 +245,7 @@ impl fmt::Display for Comment {
     }
 }
 
-/// Reads the comment of a [`frontend_element`](crate::nftables::change::lower::frontend_element).
+/// Reads the comment of a [`frontend_element`](crate::nftables::table::elements::frontend_element).
 pub(crate) fn parse(text: &str) -> Option<Comment> {
     let rest = text.strip_prefix("frontend ")?;
     let (id, mut rest) = word(rest);
