@@ -2,13 +2,13 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use lb_core::{ApplyError, DatapathError, ErrorKind, FrontendAddr, Plan, State};
+use lb_core::{ApplyError, DatapathError, ErrorKind, FrontendAddr, Op, Plan, State};
 
 use crate::nftables::{
     change::{
         affinity,
         draft::Draft,
-        errors::{failure, foreign, frontend_of, is_conflict, kind, nothing_took, outdated, report},
+        errors::{failure, foreign, is_conflict, kind, nothing_took, outdated, report},
         installed::Installed,
         lower::{Action, Lowered, Origin, Step, lower},
         mirror::Mirror,
@@ -89,7 +89,7 @@ impl Engine {
                     }
                 }
                 Outcome::Failed(cause) => {
-                    for addr in plan.ops.iter().filter_map(frontend_of) {
+                    for addr in plan.ops.iter().filter_map(Op::frontend) {
                         refused.entry(addr).or_insert_with(|| DatapathError::new(cause.kind(), cause.report()));
                     }
                     return Err(if refused.is_empty() {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use lb_core::{ApplyError, DatapathError, ErrorKind, FrontendAddr, Plan};
+use lb_core::{ApplyError, DatapathError, ErrorKind, FrontendAddr, Op, Plan};
 use nix::libc;
 
 /// The result of a plan without the frontends that were refused.
@@ -10,13 +10,13 @@ pub(crate) fn report(plan: &Plan, refused: BTreeMap<FrontendAddr, DatapathError>
     if refused.is_empty() {
         return Ok(());
     }
-    let applied = plan.ops.iter().filter(|op| frontend_of(op).is_none_or(|addr| !refused.contains_key(&addr))).count();
+    let applied = plan.ops.iter().filter(|op| op.frontend().is_none_or(|addr| !refused.contains_key(&addr))).count();
     Err(ApplyError { applied, failed: refused.into_iter().collect(), unknown: None })
 }
 
 /// The same where every frontend of the plan is as before.
 pub(crate) fn nothing_took(plan: &Plan, mut refused: BTreeMap<FrontendAddr, DatapathError>) -> ApplyError {
-    for addr in plan.ops.iter().filter_map(frontend_of) {
+    for addr in plan.ops.iter().filter_map(Op::frontend) {
         refused.entry(addr).or_insert_with(|| {
             DatapathError::new(
                 ErrorKind::System,
@@ -25,14 +25,6 @@ pub(crate) fn nothing_took(plan: &Plan, mut refused: BTreeMap<FrontendAddr, Data
         });
     }
     ApplyError { applied: 0, failed: refused.into_iter().collect(), unknown: None }
-}
-
-/// The frontend that an operation is about.
-pub(crate) fn frontend_of(op: &lb_core::Op) -> Option<FrontendAddr> {
-    match op {
-        lb_core::Op::UpsertFrontend { addr, .. } | lb_core::Op::RemoveFrontend(addr) => Some(*addr),
-        _ => None,
-    }
 }
 
 /// Whether a message that guards the table against other writers was refused because of one.
