@@ -2,7 +2,7 @@
 //!
 //! Both carry out the plans of [`lb_core`] and read back what they installed, so that a new process takes over where an
 //! old one ended. They translate packets on the node that they run on; they open no firewall, answer no ARP and accept
-//! no traffic on anybody's behalf. The README shows each of them hook by hook.
+//! no traffic on anybody's behalf. `docs/nftables.md` and `docs/iptables.md` show each of them hook by hook.
 //!
 //! ```no_run
 //! use lb_core::{Datapath, Labels, State, diff};

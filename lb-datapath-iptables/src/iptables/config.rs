@@ -46,7 +46,8 @@ pub struct IptablesConfig {
     pub reject_table: u32,
     /// Priority of the routing rules that lead to both tables, 1..=32765. Default 26976.
     pub rule_priority: u32,
-    /// Protocol number (`RTPROT_*`) that marks routes and routing rules as ours. Default 105, which nobody has.
+    /// Protocol number (`RTPROT_*`) that marks routes and routing rules as those of lb. Default 105, which no other
+    /// program uses.
     pub route_protocol: u8,
     /// How long to wait for the lock that all users of iptables-legacy share. Whole seconds. Default one minute.
     pub lock_wait: Duration,

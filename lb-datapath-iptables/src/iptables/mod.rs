@@ -50,7 +50,7 @@
 //! All legacy programs of a host share one lock file, whatever their namespace: see [`IptablesConfig::lock_file`]. Two
 //! datapaths in one namespace need different variants, marks, tables and route protocols.
 //!
-//! Chains that do not begin with `LB-` are never touched; jumps to ours go in front.
+//! Chains that do not begin with `LB-` are never touched; jumps to chains of lb go in front.
 
 mod change;
 mod check;
@@ -99,7 +99,7 @@ use crate::{
     namespace::Namespace,
 };
 
-/// The input of `iptables-restore --noflush` that installs one family of `state` where nothing of ours is installed.
+/// The input of `iptables-restore --noflush` that installs one family of `state` where no rule of lb is installed.
 ///
 /// What [`IptablesDatapath::apply`](Datapath::apply) writes for a first plan; pure, for tools that show or measure it.
 #[must_use]

@@ -38,7 +38,7 @@ pub(crate) struct Model {
     pub(super) table: Option<BTreeMap<Key, (Value, String)>>,
     pub(super) picks: BTreeSet<Pick>,
     pub(super) handle: u64,
-    /// Whether the table's name is somebody else's.
+    /// Whether a foreign table has the name.
     pub(super) foreign: bool,
     /// Whether it lacks a message.
     pub(super) outdated: bool,

@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 
 use crate::iptables::rules::{names::PREFIX, saved::SavedTable};
 
-/// Input of `iptables-restore --noflush` that removes our chains and the jumps to them from `table`; `None` if there
-/// is nothing of ours.
+/// Input of `iptables-restore --noflush` that removes the chains of lb and the jumps to them from `table`; `None` if
+/// there are none.
 pub(crate) fn removal(table: &str, saved: &SavedTable) -> Option<String> {
     let ours: Vec<&str> = saved.chains().map(|(chain, _)| chain).filter(|chain| chain.starts_with(PREFIX)).collect();
     let mut text = format!("*{table}\n");

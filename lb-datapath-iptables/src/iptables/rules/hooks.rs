@@ -1,4 +1,4 @@
-//! Jumps from built-in chains to ours.
+//! Jumps from built-in chains to those of lb.
 
 use crate::iptables::rules::names::{FILTER, POSTROUTING, SERVICES};
 

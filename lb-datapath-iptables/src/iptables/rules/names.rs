@@ -60,7 +60,7 @@ impl Chain {
         Self { kind: Kind::Endpoint, hash: hash(format_args!("{frontend} {backend}")) }
     }
 
-    /// The chain with this name, if it is one of ours that belongs to a frontend.
+    /// The chain with this name, if it is one of lb that belongs to a frontend.
     pub(crate) fn parse(name: &str) -> Option<Self> {
         [Kind::Service, Kind::Endpoint].into_iter().find_map(|kind| {
             let hash = name.strip_prefix(kind.prefix())?.as_bytes().try_into().ok()?;
