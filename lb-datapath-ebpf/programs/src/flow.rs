@@ -6,9 +6,9 @@ use lb_datapath_ebpf_abi::{
 };
 
 use crate::{
+    ingress::Packet,
     maps::{CIDRS, CT, NODE},
     select::{frontend, is_member, now, random},
-    tc::Packet,
 };
 
 /// Attempts to find a free port. Every one is a fresh random pick: with three quarters of the ports to one backend in

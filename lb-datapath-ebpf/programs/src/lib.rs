@@ -5,8 +5,4 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
-pub mod checksum;
-pub mod client;
-pub mod header;
-pub mod icmp;
-pub mod reset;
+pub mod tc;

@@ -5,13 +5,13 @@
 #![cfg_attr(not(target_arch = "bpf"), expect(dead_code, reason = "the host only checks types"))]
 
 mod flow;
+mod ingress;
 mod maps;
 mod reject;
 mod rewrite;
 mod select;
 mod skb;
 mod sock;
-mod tc;
 
 use aya_ebpf::{
     macros::{cgroup_sock_addr, classifier},
@@ -71,7 +71,7 @@ fn lb_getpeername6(ctx: SockAddrContext) -> i32 {
 /// Packets that come in through a device.
 #[classifier]
 fn lb_ingress(ctx: TcContext) -> i32 {
-    tc::ingress(ctx.skb.skb)
+    ingress::ingress(ctx.skb.skb)
 }
 
 /// What the kernel lets these programs use depends on it.

@@ -4,15 +4,15 @@ use aya_ebpf::{
     bindings::{__sk_buff, BPF_F_RECOMPUTE_CSUM, bpf_adj_room_mode::BPF_ADJ_ROOM_NET},
     helpers::{bpf_redirect, bpf_skb_adjust_room, bpf_skb_change_tail},
 };
-use lb_datapath_ebpf_programs::{
+use lb_datapath_ebpf_programs::tc::{
     header::ETHERNET,
     icmp::{HEADERS_V4, HEADERS_V6, QUOTE_V4, QUOTE_V6, unreachable_v4, unreachable_v6},
     reset::{RESET_V4, RESET_V6, reset_v4, reset_v6},
 };
 
 use crate::{
+    ingress::DROP,
     skb::{Refused, check, load, store},
-    tc::DROP,
 };
 
 const RECOMPUTE: u64 = BPF_F_RECOMPUTE_CSUM as u64;

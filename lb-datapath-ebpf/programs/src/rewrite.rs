@@ -15,11 +15,11 @@ use aya_ebpf::{
     helpers::{bpf_csum_diff, bpf_fib_lookup, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect_neigh},
 };
 use lb_datapath_ebpf_abi::{Addr, CtValue, Port, unmap_v4};
-use lb_datapath_ebpf_programs::header::ETHERNET;
+use lb_datapath_ebpf_programs::tc::header::ETHERNET;
 
 use crate::{
+    ingress::{DROP, PASS, Packet},
     skb::{Refused, check, store},
-    tc::{DROP, PASS, Packet},
 };
 
 const AF_INET: u8 = 2;

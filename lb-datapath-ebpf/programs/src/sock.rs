@@ -8,7 +8,7 @@ use lb_datapath_ebpf_abi::{
     Addr, AffinityKey, BackendValue, CLIENT_NETNS, FrontendKey, FrontendValue, Port, ROLE_ACTIVE, ROLE_STANDBY,
     SockFlow, SockKey, SockPeer, TARGET_SET, map_v4, unmap_v4,
 };
-use lb_datapath_ebpf_programs::{
+use lb_datapath_ebpf_programs::tc::{
     client::cookie_hash,
     header::{TCP, UDP},
 };

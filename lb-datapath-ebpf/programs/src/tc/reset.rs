@@ -3,7 +3,7 @@
 //! Not ICMP: an error that arrives while the client is still inside `connect`, as it does on the same machine, is lost on it
 //! (`tcp_v4_err`); a reset waits.
 
-use crate::{
+use super::{
     checksum::{finish, sum},
     header::{ACK, FIN, RST, SYN, TCP},
 };

@@ -7,7 +7,7 @@ use aya_ebpf::bindings::{
 use lb_datapath_ebpf_abi::{
     AffinityKey, CLIENT_ADDRESS, CtKey, CtValue, FrontendKey, FrontendValue, Port, ROLE_ACTIVE, ROLE_STANDBY,
 };
-use lb_datapath_ebpf_programs::{
+use lb_datapath_ebpf_programs::tc::{
     client::{client_hash, flow_hash, prefix},
     header::{self, ACK, ETHERNET, FIN, RST, SYN, TCP, UDP},
 };

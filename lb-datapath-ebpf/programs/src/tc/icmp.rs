@@ -1,6 +1,6 @@
 //! The answer to a datagram for a frontend without backends: destination unreachable, port unreachable.
 
-use crate::checksum::{finish, sum};
+use super::checksum::{finish, sum};
 
 /// Words of the refused IPv4 packet that the answer quotes: its header and eight bytes of its payload (RFC 792).
 pub const QUOTE_V4: usize = 7;
