@@ -105,6 +105,13 @@ impl Anchors {
         }
     }
 
+    /// A descriptor of the map called `name`.
+    pub(crate) fn map(&self, name: &str) -> Result<Option<OwnedFd>, EbpfError> {
+        let anchor = self.maps.iter().find(|anchor| anchor.path().file_name().is_some_and(|found| found == name));
+        let fd = |anchor: &Anchor| anchor.fd().try_clone_to_owned().map_err(failed("opening", anchor.path()));
+        anchor.map(fd).transpose()
+    }
+
     /// Descriptors of all maps.
     pub(crate) fn maps(&self) -> std::io::Result<Vec<OwnedFd>> {
         self.maps.iter().map(|anchor| anchor.fd().try_clone_to_owned()).collect()

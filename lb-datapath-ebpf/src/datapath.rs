@@ -24,12 +24,13 @@ use crate::{
     error::EbpfError,
     links,
     lower::{self, MAX_SLOTS},
-    maps::Maps,
+    maps::{Maps, REASONS},
     mirror::Mirror,
     ours,
     pin::{self, Pins},
     ports::Ports,
     programs::{DryRun, Programs},
+    reasons::ReasonCounters,
     repair,
     restore::Restored,
     scan::Scanner,
@@ -134,6 +135,27 @@ impl EbpfDatapath {
     /// When a datapath has it open, or a pin cannot be removed.
     pub fn remove(pin_dir: &Path) -> Result<(), DatapathError> {
         Ok(pin::remove(pin_dir)?)
+    }
+
+    /// A reader of the programs' counters: why packets of frontends were not forwarded, and why calls of sockets failed.
+    /// `None` after [`cleanup`](Datapath::cleanup), until something is applied.
+    ///
+    /// ```no_run
+    /// # let datapath = lb_datapath_ebpf::EbpfDatapath::open(lb_datapath_ebpf::EbpfConfig::new("/sys/fs/cgroup"))?;
+    /// if let Some(counters) = datapath.reason_counters()? {
+    ///     for (reason, count) in counters.read()? {
+    ///         println!("lb_stopped_total{{reason=\"{}\"}} {count}", reason.name());
+    ///     }
+    /// }
+    /// # Ok::<(), lb_core::DatapathError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// When the process has no descriptor left, or `/sys` does not say how many processors there are.
+    pub fn reason_counters(&self) -> Result<Option<ReasonCounters>, DatapathError> {
+        let hold = self.shared.hold();
+        let Some(anchors) = hold.as_ref() else { return Ok(None) };
+        anchors.map(REASONS)?.map(ReasonCounters::new).transpose()
     }
 
     /// What is in the kernel, loaded if it is not there.

@@ -46,6 +46,7 @@ mod packet;
 mod pin;
 mod ports;
 mod programs;
+mod reasons;
 mod repair;
 mod restore;
 mod scan;
@@ -56,6 +57,8 @@ mod write;
 pub use config::{Capacities, EbpfConfig};
 pub use datapath::EbpfDatapath;
 pub use dry::map_writes;
+pub use lb_datapath_ebpf_abi::{Errno, Reason, Verdict};
+pub use reasons::ReasonCounters;
 
 /// What the tests of crashes count with.
 #[cfg(feature = "crash-points")]

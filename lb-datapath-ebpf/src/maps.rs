@@ -12,7 +12,10 @@ use std::{
 
 use aya_obj::generated::{
     BPF_F_MMAPABLE, BPF_F_NO_PREALLOC,
-    bpf_map_type::{self, BPF_MAP_TYPE_ARRAY, BPF_MAP_TYPE_HASH, BPF_MAP_TYPE_LPM_TRIE, BPF_MAP_TYPE_LRU_HASH},
+    bpf_map_type::{
+        self, BPF_MAP_TYPE_ARRAY, BPF_MAP_TYPE_HASH, BPF_MAP_TYPE_LPM_TRIE, BPF_MAP_TYPE_LRU_HASH,
+        BPF_MAP_TYPE_PERCPU_ARRAY,
+    },
 };
 use lb_core::{BackendId, ErrorKind};
 use lb_datapath_ebpf_abi::{self as abi, Pod};
@@ -50,7 +53,7 @@ const fn lru(name: &'static str, key: usize, value: usize, capacity: fn(&Capacit
 }
 
 /// Every map of the object.
-pub(crate) const LAYOUTS: [Layout; 13] = [
+pub(crate) const LAYOUTS: [Layout; 14] = [
     hash("FRONTENDS", size_of::<abi::FrontendKey>(), size_of::<abi::FrontendValue>(), |c| Some(c.frontends)),
     hash("BACKENDS", 4, size_of::<abi::BackendValue>(), |c| Some(c.backends)),
     hash("SETS", 4, size_of::<abi::SetValue>(), |c| Some(c.sets)),
@@ -80,9 +83,27 @@ pub(crate) const LAYOUTS: [Layout; 13] = [
         entries: 64,
         capacity: |_| None,
     },
+    Layout {
+        name: REASONS,
+        kind: BPF_MAP_TYPE_PERCPU_ARRAY,
+        key: 4,
+        value: 8,
+        flags: 0,
+        entries: abi::Reason::ENTRIES,
+        capacity: |_| None,
+    },
 ];
 
+/// Counters of the programs, by reason.
+pub(crate) const REASONS: &str = "REASONS";
+
 impl Layout {
+    /// Whether the services need what the map holds. One that they do not need may be missing in the pins of an earlier
+    /// version, and is made beside the others.
+    pub(crate) fn is_needed(&self) -> bool {
+        self.name != REASONS
+    }
+
     /// Whether a map that was found pinned can be used.
     pub(crate) fn check(&self, path: &Path, found: &MapInfo) -> Result<(), EbpfError> {
         let sized = (self.capacity)(&Capacities::default()).is_some();

@@ -36,7 +36,7 @@ impl Part {
     }
 }
 
-/// Looks at everything that is pinned; `true` if all maps are there, so that they can be used again.
+/// Looks at everything that is pinned; `true` if the maps can be used again: all that the services need are there.
 ///
 /// # Errors
 /// When anything is not ours.
@@ -45,15 +45,21 @@ pub(crate) fn check(pins: &Pins) -> Result<bool, EbpfError> {
     if let Some(path) = entries(&pins.layout())?.into_iter().find(|path| !parts.contains(path)) {
         return Err(strange(&path));
     }
-    let mut maps = BTreeSet::new();
+    let (mut ids, mut found) = (BTreeSet::new(), BTreeSet::new());
     for path in entries(&pins.maps())? {
-        maps.insert(check_map(&path, object)?);
+        found.insert(layout(&path)?.name);
+        ids.insert(check_map(&path, object)?);
     }
-    let whole = maps.len() == LAYOUTS.len();
+    let complete = found.len() == LAYOUTS.len();
+    let mut usable = LAYOUTS.iter().all(|layout| found.contains(layout.name) || !layout.is_needed());
     for path in entries(&pins.links())? {
-        check_link(&path, whole.then_some(&maps))?;
+        match check_link(&path, usable.then_some(&ids)) {
+            // The program counts in a map whose pin is gone, and no other process can find that map again.
+            Err(EbpfError::Mixed { .. }) if !complete => usable = false,
+            other => other?,
+        }
     }
-    Ok(whole)
+    Ok(usable)
 }
 
 /// Removes what is pinned at `path`.

@@ -13,7 +13,7 @@ use crate::{
     config::Capacities,
     crash,
     error::{EbpfError, Refusal},
-    maps::LAYOUTS,
+    maps::{LAYOUTS, REASONS},
     sys::{self, ProgInfo, RawMap},
 };
 
@@ -94,7 +94,7 @@ pub(crate) struct DryRun {
 
 impl DryRun {
     /// Maps that are not shared.
-    const OWN: [&str; 5] = ["AFFINITY", "SOCK_PEERS", "SOCK_FLOWS", "CT", "TURNS"];
+    const OWN: [&str; 6] = ["AFFINITY", "SOCK_PEERS", "SOCK_FLOWS", "CT", "TURNS", REASONS];
     /// Room for the few entries that one packet needs; a table that evicts wants more than that.
     const ENTRIES: u32 = 1024;
 
@@ -103,7 +103,9 @@ impl DryRun {
         let mut loader = EbpfLoader::new();
         for layout in &LAYOUTS {
             if Self::OWN.contains(&layout.name) {
-                loader.map_max_entries(layout.name, Self::ENTRIES);
+                if (layout.capacity)(&Capacities::default()).is_some() {
+                    loader.map_max_entries(layout.name, Self::ENTRIES);
+                }
             } else {
                 loader.map_pin_path(layout.name, maps.join(layout.name));
             }

@@ -17,7 +17,7 @@ pub const UDP_IDLE_NS: u64 = 120_000_000_000;
 
 /// Key of `AFFINITY`.
 #[repr(C, align(8))]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct AffinityKey {
     /// Masked source address, or a cookie in the first eight bytes.
     pub client: Addr,
@@ -43,7 +43,7 @@ pub struct AffinityValue {
 
 /// Key of `SOCK_PEERS` (with a backend's address) and of `SOCK_FLOWS` (with a virtual address).
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SockKey {
     /// The socket's cookie.
     pub cookie: u64,
@@ -81,7 +81,7 @@ pub struct SockFlow {
 
 /// Key of `CT`: a packet's tuple, of either direction.
 #[repr(C, align(8))]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct CtKey {
     /// Source address.
     pub src: Addr,

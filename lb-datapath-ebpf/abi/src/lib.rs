@@ -6,13 +6,15 @@
 //! sockets that talk to IPv4 peers, take one code path. It is made of words, and keys are aligned to eight bytes: the
 //! kernel side copies them in words, where it would copy byte arrays byte by byte.
 //!
-//! A change of any layout here needs another [`LAYOUT`], which is part of the path under which maps are pinned.
+//! A change of any layout here needs another [`LAYOUT`], which is part of the path under which maps are pinned. A map that
+//! is added needs none: user space makes it beside the maps of an earlier version.
 #![no_std]
 
 mod addr;
 mod flow;
 mod node;
 mod pod;
+mod reason;
 mod service;
 
 pub use addr::{Addr, Port, from_octets, map_v4, octets, unmap_v4};
@@ -25,6 +27,7 @@ pub use node::{
     ROLE_STANDBY,
 };
 pub use pod::Pod;
+pub use reason::{Errno, Reason, Verdict};
 pub use service::{
     BackendValue, FrontendKey, FrontendValue, LOOKUP_HASH, LOOKUP_RANDOM, LOOKUP_ROUND_ROBIN, MemberKey,
     SLOTS_PER_CHUNK, SetValue, SlotChunk, TARGET_DROP, TARGET_REJECT, TARGET_SET,

@@ -1,77 +1,75 @@
-//! The programs: what the kernel calls.
+//! The programs that the kernel calls.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 #![cfg_attr(target_arch = "bpf", feature(core_intrinsics))]
-#![cfg_attr(target_arch = "bpf", expect(internal_features, reason = "atomics, see `select::fetch_add`"))]
+#![cfg_attr(target_arch = "bpf", expect(internal_features, reason = "atomics, see `kernel::maps::fetch_add`"))]
 #![cfg_attr(not(target_arch = "bpf"), expect(dead_code, reason = "the host only checks types"))]
 
-mod flow;
-mod ingress;
-mod maps;
-mod reject;
-mod rewrite;
-mod select;
-mod skb;
-mod sock;
+mod kernel;
 
 use aya_ebpf::{
     macros::{cgroup_sock_addr, classifier},
     programs::{SockAddrContext, TcContext},
 };
 
-use crate::sock::Hook;
+use lb_datapath_ebpf_programs::{
+    sock::{self, Hook},
+    tc::ingress,
+};
+
+use crate::kernel::{Kernel, skb::KernelSkb, sock::KernelSock};
 
 /// IPv4 and IPv4-mapped `connect`.
 #[cgroup_sock_addr(connect4)]
 fn lb_connect4(ctx: SockAddrContext) -> i32 {
-    sock::connect(ctx.sock_addr, Hook::V4)
+    sock::connect(Kernel, KernelSock { ctx: ctx.sock_addr, hook: Hook::V4 })
 }
 
 /// IPv6 `connect`.
 #[cgroup_sock_addr(connect6)]
 fn lb_connect6(ctx: SockAddrContext) -> i32 {
-    sock::connect(ctx.sock_addr, Hook::V6)
+    sock::connect(Kernel, KernelSock { ctx: ctx.sock_addr, hook: Hook::V6 })
 }
 
 /// IPv4 `sendmsg` with an address.
 #[cgroup_sock_addr(sendmsg4)]
 fn lb_sendmsg4(ctx: SockAddrContext) -> i32 {
-    sock::sendmsg(ctx.sock_addr, Hook::V4)
+    sock::sendmsg(Kernel, KernelSock { ctx: ctx.sock_addr, hook: Hook::V4 })
 }
 
 /// IPv6 `sendmsg` with an address.
 #[cgroup_sock_addr(sendmsg6)]
 fn lb_sendmsg6(ctx: SockAddrContext) -> i32 {
-    sock::sendmsg(ctx.sock_addr, Hook::V6)
+    sock::sendmsg(Kernel, KernelSock { ctx: ctx.sock_addr, hook: Hook::V6 })
 }
 
 /// IPv4 `recvmsg`.
 #[cgroup_sock_addr(recvmsg4)]
 fn lb_recvmsg4(ctx: SockAddrContext) -> i32 {
-    sock::restore(ctx.sock_addr, Hook::V4)
+    sock::restore(Kernel, KernelSock { ctx: ctx.sock_addr, hook: Hook::V4 })
 }
 
 /// IPv6 `recvmsg`.
 #[cgroup_sock_addr(recvmsg6)]
 fn lb_recvmsg6(ctx: SockAddrContext) -> i32 {
-    sock::restore(ctx.sock_addr, Hook::V6)
+    sock::restore(Kernel, KernelSock { ctx: ctx.sock_addr, hook: Hook::V6 })
 }
 
 /// IPv4 `getpeername`.
 #[cgroup_sock_addr(getpeername4)]
 fn lb_getpeername4(ctx: SockAddrContext) -> i32 {
-    sock::restore(ctx.sock_addr, Hook::V4)
+    sock::restore(Kernel, KernelSock { ctx: ctx.sock_addr, hook: Hook::V4 })
 }
 
 /// IPv6 `getpeername`.
 #[cgroup_sock_addr(getpeername6)]
 fn lb_getpeername6(ctx: SockAddrContext) -> i32 {
-    sock::restore(ctx.sock_addr, Hook::V6)
+    sock::restore(Kernel, KernelSock { ctx: ctx.sock_addr, hook: Hook::V6 })
 }
 
 /// Packets that come in through a device.
 #[classifier]
 fn lb_ingress(ctx: TcContext) -> i32 {
-    ingress::ingress(ctx.skb.skb)
+    ingress::ingress(Kernel, KernelSkb(ctx.skb.skb))
 }
 
 /// What the kernel lets these programs use depends on it.

@@ -1,77 +1,47 @@
 //! From a frontend to a backend.
 
-use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_ns};
 use lb_datapath_ebpf_abi::{
-    Addr, AffinityKey, AffinityValue, FrontendKey, FrontendValue, LOOKUP_HASH, LOOKUP_ROUND_ROBIN, MemberKey, Port,
-    ROLE_ACTIVE, ROLE_KEY, TARGET_DROP, TARGET_SET,
+    Addr, AffinityKey, AffinityValue, FrontendKey, FrontendValue, LOOKUP_HASH, LOOKUP_ROUND_ROBIN, Port, TARGET_DROP,
+    TARGET_SET,
 };
 use lb_flow_hash::slot;
 
-use crate::maps::{AFFINITY, BACKENDS, FRONTENDS, MEMBERS, ROLE, SLOTS, TURNS};
+use crate::maps::Maps;
 
 /// Where a new flow goes.
-pub(crate) enum Answer {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
     /// The address is no frontend.
     NotAFrontend,
-    /// Refused at once.
-    Reject,
-    /// Dropped silently.
-    Drop,
+    /// The frontend has no backends: the client is told at once.
+    NoBackends,
+    /// The frontend drops its traffic.
+    Excluded,
+    /// The frontend names a backend that does not exist.
+    BackendMissing,
     /// To this backend.
     Backend(Chosen),
 }
 
 /// The backend of a new flow.
-pub(crate) struct Chosen {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Chosen {
     /// Its id.
-    pub(crate) id: u32,
+    pub id: u32,
     /// The set that it comes from.
-    pub(crate) set: u32,
+    pub set: u32,
     /// Where it listens.
-    pub(crate) addr: Addr,
+    pub addr: Addr,
     /// Its port.
-    pub(crate) port: Port,
+    pub port: Port,
 }
 
 /// What a choice needs to know of a flow.
-pub(crate) trait Flow {
+pub trait Flow {
     /// Key of the client's affinity record at `frontend`.
     fn client(&self, frontend: &FrontendValue) -> AffinityKey;
     /// The hash by which a slot is picked: of the flow, under affinity of the client.
     fn hash(&self, frontend: &FrontendValue) -> u32;
-}
-
-/// The part that the datapath plays now.
-#[inline(always)]
-pub(crate) fn role() -> u32 {
-    ROLE.get(ROLE_KEY).copied().unwrap_or(ROLE_ACTIVE)
-}
-
-/// Now, on the monotonic clock.
-#[inline(always)]
-pub(crate) fn now() -> u64 {
-    // SAFETY: the helper takes no arguments and is allowed in every program type.
-    unsafe { bpf_ktime_get_ns() }
-}
-
-/// 32 random bits.
-#[inline(always)]
-pub(crate) fn random() -> u32 {
-    // SAFETY: as above.
-    unsafe { bpf_get_prandom_u32() }
-}
-
-/// A copy of the frontend at `key`.
-#[inline(always)]
-pub(crate) fn frontend(key: &FrontendKey) -> Option<FrontendValue> {
-    // SAFETY: the value is copied out at once; an element that user space replaces meanwhile is another one.
-    unsafe { FRONTENDS.get(key) }.copied()
-}
-
-/// Whether `backend` is in `set`. Known for sets of UDP backends and those under affinity.
-#[inline(always)]
-pub(crate) fn is_member(set: u32, backend: u32) -> bool {
-    MEMBERS.get_ptr(MemberKey { set, backend }).is_some()
 }
 
 /// Chooses a backend for a new flow to the frontend at `key`.
@@ -79,56 +49,53 @@ pub(crate) fn is_member(set: u32, backend: u32) -> bool {
 /// A reader that finds its backend gone reads the frontend again: user space removes a backend only after the write that
 /// moved every frontend away from it.
 #[inline(always)]
-pub(crate) fn choose(key: &FrontendKey, flow: &impl Flow) -> Answer {
+pub fn choose<M: Maps>(maps: M, key: &FrontendKey, flow: &impl Flow) -> Answer {
     for _ in 0..2 {
-        let Some(frontend) = frontend(key) else { return Answer::NotAFrontend };
+        let Some(frontend) = maps.frontend(key) else { return Answer::NotAFrontend };
         match frontend.target {
             TARGET_SET => {}
-            TARGET_DROP => return Answer::Drop,
-            _ => return Answer::Reject,
+            TARGET_DROP => return Answer::Excluded,
+            _ => return Answer::NoBackends,
         }
-        let Some(id) = backend_of(&frontend, flow) else { continue };
-        // SAFETY: copied out at once, as above.
-        if let Some(backend) = unsafe { BACKENDS.get(id) } {
+        let Some(id) = backend_of(maps, &frontend, flow) else { continue };
+        if let Some(backend) = maps.backend(id) {
             return Answer::Backend(Chosen { id, set: frontend.set, addr: backend.addr, port: backend.port });
         }
     }
-    Answer::Reject
+    Answer::BackendMissing
 }
 
 #[inline(always)]
-fn backend_of(frontend: &FrontendValue, flow: &impl Flow) -> Option<u32> {
+fn backend_of<M: Maps>(maps: M, frontend: &FrontendValue, flow: &impl Flow) -> Option<u32> {
     if frontend.affinity == 0 {
-        return pick(frontend, flow);
+        return pick(maps, frontend, flow);
     }
-    let (client, now) = (flow.client(frontend), now());
-    let backend = match remembered(frontend, &client, now) {
+    let (client, now) = (flow.client(frontend), maps.now());
+    let backend = match remembered(maps, frontend, &client, now) {
         Some(backend) => backend,
-        None => pick(frontend, flow)?,
+        None => pick(maps, frontend, flow)?,
     };
-    let record = AffinityValue { last_ns: now, backend, pad: 0 };
-    // A full table evicts its oldest record: the client may then get another backend, which is all that can be done.
-    let _ = AFFINITY.insert(client, record, 0);
+    maps.remember(&client, &AffinityValue { last_ns: now, backend, pad: 0 });
     Some(backend)
 }
 
+/// The backend of the client's record, while the record holds. Programs on other processors may write the record at the
+/// same time; a record of two halves names no member of the set, or names one that may serve the client as well.
 #[inline(always)]
-fn remembered(frontend: &FrontendValue, client: &AffinityKey, now: u64) -> Option<u32> {
-    // SAFETY: copied out at once; a torn record fails the check of membership or names a member.
-    let record = unsafe { AFFINITY.get(client) }.copied()?;
+fn remembered<M: Maps>(maps: M, frontend: &FrontendValue, client: &AffinityKey, now: u64) -> Option<u32> {
+    let record = maps.affinity(client)?;
     let holds = now.saturating_sub(record.last_ns) < frontend.affinity_ns;
-    (holds && is_member(frontend.set, record.backend)).then_some(record.backend)
+    (holds && maps.is_member(frontend.set, record.backend)).then_some(record.backend)
 }
 
 #[inline(always)]
-fn pick(frontend: &FrontendValue, flow: &impl Flow) -> Option<u32> {
+fn pick<M: Maps>(maps: M, frontend: &FrontendValue, flow: &impl Flow) -> Option<u32> {
     let index = match frontend.lookup {
         LOOKUP_HASH => slot(flow.hash(frontend), frontend.slots),
-        LOOKUP_ROUND_ROBIN => turn(frontend)?,
-        _ => slot(random(), frontend.slots),
+        LOOKUP_ROUND_ROBIN => turn(maps, frontend)?,
+        _ => slot(maps.random(), frontend.slots),
     };
-    let chunk = SLOTS.get(frontend.first.wrapping_add(index >> 2))?;
-    let [a, b, c, d] = *chunk;
+    let [a, b, c, d] = maps.slots(frontend.first.wrapping_add(index >> 2))?;
     Some(match index & 3 {
         0 => a,
         1 => b,
@@ -138,25 +105,139 @@ fn pick(frontend: &FrontendValue, flow: &impl Flow) -> Option<u32> {
 }
 
 #[inline(always)]
-fn turn(frontend: &FrontendValue) -> Option<u32> {
-    let counter = TURNS.get_ptr_mut(frontend.set)?;
-    // SAFETY: the pointer is to a live, aligned element, and every program touches it through atomics only.
-    let count = unsafe { fetch_add(counter) };
+fn turn<M: Maps>(maps: M, frontend: &FrontendValue) -> Option<u32> {
+    let count = maps.next_turn(frontend.set)?;
     Some(count.checked_rem(frontend.slots as u64)? as u32)
 }
 
-/// Counts up and returns what it was. The library of this target hides read-modify-write operations, though the
-/// instruction set has had them since version 3.
-#[cfg(target_arch = "bpf")]
-#[inline(always)]
-unsafe fn fetch_add(counter: *mut u64) -> u64 {
-    use core::intrinsics::{AtomicOrdering, atomic_xadd};
-    // SAFETY: the caller's.
-    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::SeqCst }>(counter, 1) }
-}
+#[cfg(test)]
+mod tests {
+    use std::vec::Vec;
 
-#[cfg(not(target_arch = "bpf"))]
-unsafe fn fetch_add(counter: *mut u64) -> u64 {
-    // SAFETY: the caller's.
-    unsafe { core::sync::atomic::AtomicU64::from_ptr(counter) }.fetch_add(1, core::sync::atomic::Ordering::SeqCst)
+    use lb_datapath_ebpf_abi::{LOOKUP_RANDOM, TARGET_REJECT};
+
+    use super::*;
+    use crate::fake::{Fake, VIP, backend, frontend_key};
+
+    /// A flow with this hash, of client 7.
+    struct Hashed(u32);
+
+    impl Flow for Hashed {
+        fn client(&self, frontend: &FrontendValue) -> AffinityKey {
+            AffinityKey { client: [7; 4], frontend: frontend.id, kind: 0, pad: [0; 3] }
+        }
+
+        fn hash(&self, _: &FrontendValue) -> u32 {
+            self.0
+        }
+    }
+
+    fn ids(fake: &Fake, hashes: impl IntoIterator<Item = u32>) -> Vec<u32> {
+        let id = |hash| match choose(fake, &frontend_key(VIP), &Hashed(hash)) {
+            Answer::Backend(chosen) => chosen.id,
+            other => panic!("{other:?}"),
+        };
+        hashes.into_iter().map(id).collect()
+    }
+
+    fn answer(fake: &Fake) -> Answer {
+        choose(fake, &frontend_key(VIP), &Hashed(0))
+    }
+
+    #[test]
+    fn an_address_without_an_entry_is_no_frontend() {
+        assert_eq!(answer(&Fake::new()), Answer::NotAFrontend);
+    }
+
+    #[test]
+    fn the_target_decides_before_any_backend_is_looked_up() {
+        let fake = Fake::serving(LOOKUP_HASH, &[1]);
+        fake.change_frontend(VIP, |frontend| frontend.target = TARGET_REJECT);
+        assert_eq!(answer(&fake), Answer::NoBackends);
+        fake.change_frontend(VIP, |frontend| frontend.target = TARGET_DROP);
+        assert_eq!(answer(&fake), Answer::Excluded);
+        fake.change_frontend(VIP, |frontend| frontend.target = TARGET_SET);
+        let (addr, port) = backend(1);
+        assert_eq!(answer(&fake), Answer::Backend(Chosen { id: 1, set: 1, addr, port }));
+    }
+
+    #[test]
+    fn a_hash_picks_its_slot_also_beyond_the_first_chunk() {
+        let fake = Fake::serving(LOOKUP_HASH, &[1, 2, 3, 4, 5, 6, 7, 8]);
+        let hashes = (0..8).map(|slot| slot << 29);
+        assert_eq!(ids(&fake, hashes), [1, 2, 3, 4, 5, 6, 7, 8]);
+        assert_eq!(ids(&fake, [u32::MAX]), [8]);
+    }
+
+    #[test]
+    fn turns_go_round_the_slots() {
+        let fake = Fake::serving(LOOKUP_ROUND_ROBIN, &[1, 2, 3]);
+        assert_eq!(ids(&fake, [0; 7]), [1, 2, 3, 1, 2, 3, 1]);
+    }
+
+    #[test]
+    fn a_random_number_picks_a_slot() {
+        let fake = Fake::serving(LOOKUP_RANDOM, &[1, 2, 3, 4]);
+        fake.dice([0, 1 << 30, 2 << 30, u32::MAX]);
+        assert_eq!(ids(&fake, [0; 4]), [1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn a_set_without_turns_or_slots_has_no_backend() {
+        let fake = Fake::serving(LOOKUP_ROUND_ROBIN, &[1]);
+        fake.turns.borrow_mut().clear();
+        assert_eq!(answer(&fake), Answer::BackendMissing);
+        let fake = Fake::serving(LOOKUP_HASH, &[1]);
+        fake.slots.borrow_mut().clear();
+        assert_eq!(answer(&fake), Answer::BackendMissing);
+    }
+
+    #[test]
+    fn a_backend_that_has_gone_makes_the_frontend_be_read_again() {
+        let fake = Fake::serving(LOOKUP_HASH, &[1]);
+        fake.backends.borrow_mut().remove(&1);
+        assert_eq!(answer(&fake), Answer::BackendMissing);
+        assert_eq!(fake.frontend_reads.get(), 2);
+        // The frontend moves to set 2 between the two reads.
+        fake.add_set(2, &[2]);
+        fake.frontend_reads.set(0);
+        fake.after_frontend_read(|fake| fake.point(VIP, 2, 1));
+        let (addr, port) = backend(2);
+        assert_eq!(answer(&fake), Answer::Backend(Chosen { id: 2, set: 2, addr, port }));
+    }
+
+    #[test]
+    fn a_client_keeps_its_backend_until_the_record_is_too_old() {
+        let fake = Fake::serving(LOOKUP_HASH, &[1, 2]);
+        fake.change_frontend(VIP, |frontend| (frontend.affinity, frontend.affinity_ns) = (1, 100));
+        fake.list(1, &[1, 2]);
+        let (first, second) = (0, u32::MAX);
+        assert_eq!(ids(&fake, [first, second]), [1, 1]);
+        // Each use renews the record.
+        fake.now.set(99);
+        assert_eq!(ids(&fake, [second]), [1]);
+        fake.now.set(198);
+        assert_eq!(ids(&fake, [second]), [1]);
+        fake.now.set(298);
+        assert_eq!(ids(&fake, [second]), [2]);
+    }
+
+    #[test]
+    fn a_record_of_a_backend_that_has_left_the_set_does_not_hold() {
+        let fake = Fake::serving(LOOKUP_HASH, &[1, 2]);
+        fake.change_frontend(VIP, |frontend| (frontend.affinity, frontend.affinity_ns) = (1, 100));
+        fake.list(1, &[1, 2]);
+        assert_eq!(ids(&fake, [0]), [1]);
+        fake.members.borrow_mut().remove(&(1, 1));
+        assert_eq!(ids(&fake, [u32::MAX]), [2]);
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_written_stops_no_flow() {
+        let fake = Fake::serving(LOOKUP_HASH, &[1, 2]);
+        fake.change_frontend(VIP, |frontend| (frontend.affinity, frontend.affinity_ns) = (1, 100));
+        fake.list(1, &[1, 2]);
+        fake.full.set(true);
+        assert_eq!(ids(&fake, [0, u32::MAX]), [1, 2]);
+    }
 }

@@ -24,11 +24,12 @@ pub(crate) struct Shape {
 
 impl fmt::Display for Shape {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const KINDS: [(bpf_map_type, &str); 4] = [
+        const KINDS: [(bpf_map_type, &str); 5] = [
             (bpf_map_type::BPF_MAP_TYPE_HASH, "hash map"),
             (bpf_map_type::BPF_MAP_TYPE_ARRAY, "array"),
             (bpf_map_type::BPF_MAP_TYPE_LRU_HASH, "LRU hash map"),
             (bpf_map_type::BPF_MAP_TYPE_LPM_TRIE, "LPM trie"),
+            (bpf_map_type::BPF_MAP_TYPE_PERCPU_ARRAY, "per-CPU array"),
         ];
         let Self { kind, key_size, value_size, max_entries, flags } = self;
         match KINDS.iter().find(|(known, _)| *known as u32 == *kind) {
@@ -273,6 +274,46 @@ fn stopped(result: io::Result<i64>, done: u32, count: usize) -> Result<(), Stopp
 pub(crate) fn map_info(fd: BorrowedFd<'_>) -> io::Result<MapInfo> {
     let [kind, id, key_size, value_size, max_entries, flags, text @ ..] = info::<10>(fd)?;
     Ok(MapInfo { id, name: name(&text), shape: Shape { kind, key_size, value_size, max_entries, flags } })
+}
+
+/// A per-CPU array of counters.
+#[derive(Debug)]
+pub(crate) struct PerCpuCounters {
+    fd: OwnedFd,
+    cpus: usize,
+}
+
+impl PerCpuCounters {
+    /// The counters in `map`, whose values must be of eight bytes. `cpus` is the number of processors that the system may
+    /// ever have: the kernel hands out one value for each, whether it runs or not.
+    pub(crate) fn new(fd: OwnedFd, cpus: usize) -> io::Result<Self> {
+        let shape = map_info(fd.as_fd())?.shape;
+        let expected = (bpf_map_type::BPF_MAP_TYPE_PERCPU_ARRAY as u32, 4, 8);
+        if (shape.kind, shape.key_size, shape.value_size) != expected {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("expected per-CPU counters, found {shape}"),
+            ));
+        }
+        Ok(Self { fd, cpus })
+    }
+
+    /// The sum of the counter at `key` over all processors.
+    pub(crate) fn sum(&self, key: u32) -> io::Result<u64> {
+        let mut values = vec![0_u64; self.cpus];
+        let key = [key];
+        let mut attr = ElementAttr {
+            map: raw(&self.fd),
+            key: address(&key),
+            value: address_mut(&mut values),
+            ..Default::default()
+        };
+        // SAFETY: the key has this map's size. The kernel writes one value of eight bytes for every processor that the
+        // system may have (`bpf_percpu_array_copy`), and there is room for as many.
+        // https://elixir.bootlin.com/linux/v6.18/source/kernel/bpf/arraymap.c
+        unsafe { bpf(bpf_cmd::BPF_MAP_LOOKUP_ELEM, &mut attr) }?;
+        Ok(values.into_iter().fold(0, u64::wrapping_add))
+    }
 }
 
 /// The words of an array map, mapped into this process: programs see what is stored.

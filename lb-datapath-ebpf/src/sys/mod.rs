@@ -26,7 +26,7 @@ use crate::crash;
 pub(crate) use self::os::kill_self;
 pub(crate) use self::{
     link::{LinkInfo, attach_cgroup, attach_tcx, detach_link, link_info, update_link},
-    map::{MapInfo, Page, RawMap, Shape, Stopped, Words, map_info},
+    map::{MapInfo, Page, PerCpuCounters, RawMap, Shape, Stopped, Words, map_info},
     os::{IfIndex, device, hardware_address, is_bpffs, lock, monotonic, user, wait_for_readers},
     prog::{ProgInfo, TestRun, map_by_id, prog_by_id, prog_info, test_run},
 };

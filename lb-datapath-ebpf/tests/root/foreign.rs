@@ -280,6 +280,33 @@ fn maps_of_a_start_that_was_not_finished_are_made_anew() {
 }
 
 #[test]
+#[ignore = "needs root: loads eBPF programs and makes a cgroup"]
+fn maps_of_a_version_without_counters_are_taken_over() {
+    let _turn = turn();
+    let (pins, cgroup) = (PinDir::new(), Cgroup::empty());
+    let config = config(&pins, &cgroup);
+    let mut datapath = EbpfDatapath::open(config.clone()).unwrap();
+    datapath.apply(&diff(&State::default(), &desired(), &Labels::default())).unwrap();
+    drop(datapath);
+    let (flows, counters) = (pins.0.join("v1/maps/CT"), pins.0.join("v1/maps/REASONS"));
+    let number = bpf::id(&flows);
+    // Its programs count nothing, so that they use no other map than those that it pinned.
+    fs::remove_file(&counters).unwrap();
+    bpf::remove_all(&pins.0.join("v1/links"));
+    let mut datapath = EbpfDatapath::open(config.clone()).unwrap();
+    assert_eq!(datapath.observe().unwrap(), desired());
+    assert_eq!(bpf::id(&flows), number);
+    assert!(datapath.reason_counters().unwrap().unwrap().read().unwrap().values().all(|count| *count == 0));
+    drop(datapath);
+    // Programs that count in a map without a pin cannot be taken over with the others.
+    fs::remove_file(&counters).unwrap();
+    let mut datapath = EbpfDatapath::open(config).unwrap();
+    assert_eq!(datapath.observe().unwrap(), State::default());
+    assert_ne!(bpf::id(&flows), number);
+    assert!(counters.exists());
+}
+
+#[test]
 #[ignore = "needs root: loads eBPF programs and makes cgroups"]
 fn of_two_that_start_at_once_one_is_refused() {
     let _turn = turn();

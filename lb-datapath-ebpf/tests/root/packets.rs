@@ -1,13 +1,15 @@
 //! Packets of pods and of outside clients, through the ingress of devices.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     io,
     net::{SocketAddr, TcpStream, UdpSocket},
+    thread,
+    time::Instant,
 };
 
-use lb_core::{Affinity, Datapath, Labels, Lookup, NodeFacts, Protocol, State, diff};
-use lb_datapath_ebpf::EbpfDatapath;
+use lb_core::{Affinity, Datapath, Labels, Lookup, NodeFacts, Protocol, State, Target, diff};
+use lb_datapath_ebpf::{EbpfDatapath, Reason};
 use lb_datapath_ebpf_abi as abi;
 
 use crate::{
@@ -53,6 +55,12 @@ impl Cluster {
         let desired = State { node: World::facts(), ..desired };
         self.datapath.apply(&diff(&observed, &desired, &Labels::default())).unwrap();
         assert_eq!(self.datapath.observe().unwrap(), desired);
+    }
+
+    /// Why packets were stopped, and how many.
+    fn stopped(&self) -> BTreeMap<Reason, u64> {
+        let counts = self.datapath.reason_counters().unwrap().unwrap().read().unwrap();
+        counts.into_iter().filter(|(_, count)| *count > 0).collect()
     }
 
     /// Asks over TCP and UDP, many times, and returns everything that was answered.
@@ -104,6 +112,32 @@ fn a_pod_reaches_every_backend_with_its_own_address_and_itself_with_the_nodes() 
         let found = cluster.ask(&cluster.world.pods[0], vip);
         assert_eq!(found, answers(&[("a", NODE[family]), ("b", &ip_of(BACKENDS[family][0]))]), "{vip}");
     }
+    assert_eq!(cluster.stopped(), BTreeMap::new());
+}
+
+#[test]
+#[ignore = "needs root: loads eBPF programs and makes namespaces and a cgroup"]
+fn counts_of_stopped_packets_survive_the_process() {
+    let _turn = turn();
+    let mut cluster = Cluster::new();
+    let mut desired = services(Lookup::Random, None);
+    desired.frontends.values_mut().for_each(|frontend| frontend.target = Target::Drop);
+    cluster.apply(desired);
+    let dropped = [(Reason::PacketExcluded, 1)].into();
+    cluster.world.client.run(|| UdpSocket::bind("0.0.0.0:0").unwrap().send_to(b"?", addr(VIPS[0])).unwrap());
+    let sent = Instant::now();
+    while cluster.stopped() != dropped {
+        assert!(sent.elapsed() < crate::common::PATIENCE, "{:?}", cluster.stopped());
+        thread::yield_now();
+    }
+    let config = cluster.datapath.config().clone();
+    drop(cluster.datapath);
+    cluster.datapath = cluster.world.node.run(|| EbpfDatapath::open(config)).unwrap();
+    assert_eq!(cluster.stopped(), dropped);
+    let counters = cluster.datapath.reason_counters().unwrap().unwrap();
+    cluster.datapath.cleanup().unwrap();
+    assert!(cluster.datapath.reason_counters().unwrap().is_none());
+    assert_eq!(counters.read().unwrap()[&Reason::PacketExcluded], 1);
 }
 
 #[test]
@@ -196,6 +230,8 @@ fn a_service_without_backends_refuses_at_once() {
             }
         });
     }
+    // Two senders, two families, two protocols.
+    assert_eq!(cluster.stopped(), [(Reason::PacketNoBackends, 8)].into());
 }
 
 #[test]

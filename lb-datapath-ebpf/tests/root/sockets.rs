@@ -9,7 +9,7 @@ use std::{
 
 use aya::programs::links::PinnedLink;
 use lb_core::{Affinity, BackendSet, Datapath, FrontendAddr, Labels, Lookup, Protocol, SetId, State, Target, diff};
-use lb_datapath_ebpf::EbpfDatapath;
+use lb_datapath_ebpf::{EbpfDatapath, Reason};
 
 use crate::common::{Cgroup, Namespace, PinDir, ask_on, ask_tcp, ask_udp, backend, config, serve, state, turn};
 
@@ -203,4 +203,7 @@ fn a_service_without_backends_refuses_at_once() {
     assert_eq!(tcp.kind(), io::ErrorKind::ConnectionRefused);
     let udp = host.run(|| ask_udp(&UdpSocket::bind("0.0.0.0:0").unwrap(), vip).unwrap_err());
     assert_eq!(udp.kind(), io::ErrorKind::ConnectionRefused);
+    let counts = host.datapath.reason_counters().unwrap().unwrap().read().unwrap();
+    let counts: Vec<_> = counts.into_iter().filter(|(_, count)| *count > 0).collect();
+    assert_eq!(counts, [(Reason::SocketNoBackends, 2)]);
 }

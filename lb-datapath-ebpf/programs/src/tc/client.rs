@@ -53,13 +53,6 @@ pub fn flow_hash(src: Addr, sport: Port, dst: Addr, dport: Port) -> u32 {
     jhash(&[a, b, c, d, from, e, f, g, h, to], FLOW_SEED)
 }
 
-/// Hash of a socket's or a network namespace's cookie.
-#[inline(always)]
-#[must_use]
-pub fn cookie_hash(cookie: u64) -> u32 {
-    jhash(&[cookie as u32, (cookie >> 32) as u32], FLOW_SEED)
-}
-
 #[cfg(test)]
 mod tests {
     use lb_datapath_ebpf_abi::{from_octets, map_v4, octets};

@@ -4,10 +4,6 @@ use lb_datapath_ebpf_abi::{Addr, map_v4};
 
 /// Bytes of an Ethernet header.
 pub const ETHERNET: u32 = 14;
-/// TCP.
-pub const TCP: u8 = 6;
-/// UDP.
-pub const UDP: u8 = 17;
 
 /// TCP flag.
 pub const FIN: u8 = 0x01;
@@ -67,6 +63,7 @@ mod tests {
     use lb_datapath_ebpf_abi::from_octets;
 
     use super::*;
+    use crate::protocol::{TCP, UDP};
 
     const V4: [u8; 20] = [0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 96, 0, 1];
 

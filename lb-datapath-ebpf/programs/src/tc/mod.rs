@@ -1,7 +1,13 @@
-//! Packets at the ingress of a device.
+//! Packets at the ingress of a device: one program for pods' devices and uplinks.
 
 pub mod checksum;
 pub mod client;
+pub mod flow;
 pub mod header;
 pub mod icmp;
+pub mod ingress;
+pub mod packet;
+pub mod reject;
 pub mod reset;
+pub mod rewrite;
+pub mod skb;

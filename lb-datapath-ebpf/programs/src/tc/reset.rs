@@ -5,8 +5,9 @@
 
 use super::{
     checksum::{finish, sum},
-    header::{ACK, FIN, RST, SYN, TCP},
+    header::{ACK, FIN, RST, SYN},
 };
+use crate::protocol::TCP;
 
 /// Words of an IPv4 header without options and a TCP header without options.
 pub const RESET_V4: usize = 10;

@@ -1,0 +1,712 @@
+//! The kernel as tests see it: maps that can be full, packets and sockets.
+
+use core::cell::{Cell, RefCell};
+use std::{
+    boxed::Box,
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    net::IpAddr,
+    rc::Rc,
+    vec::Vec,
+};
+
+use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
+use lb_datapath_ebpf_abi::{
+    Addr, AffinityKey, AffinityValue, BackendValue, CT_CLOSING, CtKey, CtValue, Errno, Facts, FrontendKey,
+    FrontendValue, NodeValue, Pod, Port, PrefixBytes, ROLE_ACTIVE, Reason, SLOTS_PER_CHUNK, SlotChunk, SockFlow,
+    SockKey, SockPeer, TARGET_SET, from_octets, map_v4, octets,
+};
+
+use crate::{
+    maps::Maps,
+    protocol::{TCP, UDP},
+    sock::{self, Hook, Sock, SockMaps},
+    tc::{
+        checksum::{finish, sum},
+        flow::{self, FlowMaps, Source},
+        packet::Packet,
+        skb::{Refused, Skb, Unrouted},
+    },
+};
+
+/// The frontend of most tests.
+pub(crate) const VIP: IpAddr = IpAddr::V4(core::net::Ipv4Addr::new(10, 96, 0, 1));
+/// Its like for IPv6.
+pub(crate) const VIP_V6: IpAddr = IpAddr::V6(core::net::Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, 1));
+/// The node's address.
+pub(crate) const NODE: [u8; 4] = [192, 0, 2, 1];
+/// Verdict of a packet that went to its next hop.
+pub(crate) const REDIRECTED: i32 = 7;
+/// Verdict of a packet that went back to where it came from.
+pub(crate) const SENT_BACK: i32 = 77;
+
+const NODE_V6: [u8; 16] = [0x20, 1, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+const FIRST_PORT: u16 = 1024;
+
+pub(crate) fn addr_of(ip: IpAddr) -> Addr {
+    match ip {
+        IpAddr::V4(ip) => map_v4(ip.octets()),
+        IpAddr::V6(ip) => from_octets(ip.octets()),
+    }
+}
+
+/// Where backend `id` listens.
+pub(crate) fn backend(id: u32) -> (Addr, Port) {
+    (map_v4([10, 244, 0, id as u8]), Port::new(8080))
+}
+
+/// The address of backend `id` of an IPv6 frontend.
+pub(crate) fn backend_v6(id: u32) -> Addr {
+    from_octets([0xfd, 0, 2, 0x44, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, id as u8])
+}
+
+pub(crate) fn frontend_key(vip: IpAddr) -> FrontendKey {
+    key_of(vip, TCP)
+}
+
+fn key_of(vip: IpAddr, protocol: u8) -> FrontendKey {
+    FrontendKey { addr: addr_of(vip), port: Port::new(80), protocol, scope: 0, pad: 0 }
+}
+
+/// A node with an address of each family.
+pub(crate) fn node() -> NodeValue {
+    NodeValue {
+        snat_v4: map_v4(NODE),
+        snat_v6: from_octets(NODE_V6),
+        has_v4: 1,
+        has_v6: 1,
+        nat_first: FIRST_PORT,
+        nat_ports: 4,
+        pad: [0; 2],
+        facts: Facts {
+            name: [0; Facts::NAME],
+            name_len: 0,
+            has_name: 0,
+            ips_len: 0,
+            cidrs_len: 0,
+            ips: [[0; 4]; Facts::IPS],
+            cidrs: [PrefixBytes { addr: [0; 4], bits: 0 }; Facts::CIDRS],
+        },
+    }
+}
+
+type Once = Box<dyn FnOnce(&Fake)>;
+
+/// The maps.
+pub(crate) struct Fake {
+    pub(crate) role: Cell<u32>,
+    pub(crate) frontends: RefCell<HashMap<FrontendKey, FrontendValue>>,
+    pub(crate) backends: RefCell<HashMap<u32, BackendValue>>,
+    pub(crate) slots: RefCell<HashMap<u32, SlotChunk>>,
+    /// Pairs of set and backend.
+    pub(crate) members: RefCell<HashSet<(u32, u32)>>,
+    pub(crate) turns: RefCell<HashMap<u32, u64>>,
+    pub(crate) affinity: RefCell<HashMap<AffinityKey, AffinityValue>>,
+    pub(crate) flows: RefCell<HashMap<CtKey, Rc<Cell<CtValue>>>>,
+    pub(crate) peers: RefCell<HashMap<SockKey, SockPeer>>,
+    pub(crate) sock_flows: RefCell<HashMap<SockKey, Rc<Cell<SockFlow>>>>,
+    pub(crate) node: Cell<Option<NodeValue>>,
+    /// Number of ports of translated sources.
+    pub(crate) ports: Cell<u16>,
+    pub(crate) pods: RefCell<Vec<(Addr, u8)>>,
+    pub(crate) counts: RefCell<BTreeMap<Reason, u64>>,
+    pub(crate) now: Cell<u64>,
+    /// Every insertion fails.
+    pub(crate) full: Cell<bool>,
+    /// How many insertions into `CT` still work.
+    pub(crate) room: Cell<Option<u32>>,
+    pub(crate) frontend_reads: Cell<u32>,
+    /// Random numbers that were asked for.
+    pub(crate) rolls: Cell<u32>,
+    dice: RefCell<VecDeque<u32>>,
+    hook: RefCell<Option<Once>>,
+}
+
+impl Fake {
+    /// A node without services.
+    pub(crate) fn new() -> Self {
+        Self {
+            role: Cell::new(ROLE_ACTIVE),
+            frontends: RefCell::default(),
+            backends: RefCell::default(),
+            slots: RefCell::default(),
+            members: RefCell::default(),
+            turns: RefCell::default(),
+            affinity: RefCell::default(),
+            flows: RefCell::default(),
+            peers: RefCell::default(),
+            sock_flows: RefCell::default(),
+            node: Cell::new(Some(node())),
+            ports: Cell::new(node().nat_ports),
+            pods: RefCell::default(),
+            counts: RefCell::default(),
+            now: Cell::new(0),
+            full: Cell::new(false),
+            room: Cell::new(None),
+            frontend_reads: Cell::new(0),
+            rolls: Cell::new(0),
+            dice: RefCell::default(),
+            hook: RefCell::default(),
+        }
+    }
+
+    /// [`VIP`] over TCP and UDP, with these backends in set 1.
+    pub(crate) fn serving(lookup: u8, backends: &[u32]) -> Self {
+        Self::serving_at(VIP, lookup, backends)
+    }
+
+    pub(crate) fn serving_at(vip: IpAddr, lookup: u8, backends: &[u32]) -> Self {
+        let fake = Self::new();
+        fake.add_set(1, backends);
+        for backend in fake.backends.borrow_mut().iter_mut().filter(|_| vip.is_ipv6()) {
+            backend.1.addr = backend_v6(*backend.0);
+        }
+        let frontend = FrontendValue {
+            id: 1,
+            set: 0,
+            first: 0,
+            slots: 0,
+            affinity_ns: 0,
+            affinity: 0,
+            prefix_v4: 32,
+            prefix_v6: 128,
+            lookup,
+            target: TARGET_SET,
+            pad: [0; 3],
+        };
+        fake.frontends.borrow_mut().extend([TCP, UDP].map(|protocol| (key_of(vip, protocol), frontend)));
+        fake.point(vip, 1, backends.len() as u32);
+        fake
+    }
+
+    /// Adds a set with these backends, one slot each.
+    pub(crate) fn add_set(&self, set: u32, backends: &[u32]) {
+        for &id in backends {
+            let (addr, port) = backend(id);
+            let value = BackendValue { addr, port, protocol: TCP, local: 1, pad: 0 };
+            self.backends.borrow_mut().entry(id).or_insert(value);
+        }
+        for (index, ids) in (first(set)..).zip(backends.chunks(SLOTS_PER_CHUNK as usize)) {
+            let chunk = core::array::from_fn(|slot| ids.get(slot).copied().unwrap_or(0));
+            self.slots.borrow_mut().insert(index, chunk);
+        }
+        self.turns.borrow_mut().insert(set, 0);
+    }
+
+    /// Moves a frontend to a set with this many slots.
+    pub(crate) fn point(&self, vip: IpAddr, set: u32, slots: u32) {
+        self.change_frontend(vip, |frontend| {
+            (frontend.set, frontend.first, frontend.slots) = (set, first(set), slots);
+        });
+    }
+
+    pub(crate) fn change_frontend<T>(&self, vip: IpAddr, change: impl Fn(&mut FrontendValue) -> T) {
+        for protocol in [TCP, UDP] {
+            change(self.frontends.borrow_mut().get_mut(&key_of(vip, protocol)).unwrap());
+        }
+    }
+
+    pub(crate) fn frontend_at(&self, vip: IpAddr) -> FrontendValue {
+        self.frontends.borrow()[&frontend_key(vip)]
+    }
+
+    /// Lists the members of a set.
+    pub(crate) fn list(&self, set: u32, backends: &[u32]) {
+        self.members.borrow_mut().extend(backends.iter().map(|&backend| (set, backend)));
+    }
+
+    /// The next random numbers.
+    pub(crate) fn dice(&self, numbers: impl IntoIterator<Item = u32>) {
+        self.dice.borrow_mut().extend(numbers);
+    }
+
+    /// Runs `change` after the next time that a frontend is read.
+    pub(crate) fn after_frontend_read(&self, change: impl FnOnce(&Self) + 'static) {
+        *self.hook.borrow_mut() = Some(Box::new(change));
+    }
+
+    /// Gives every port of the node's address, to every backend, to living flows of another client.
+    pub(crate) fn take_every_port(&self) {
+        let other = map_v4([192, 0, 2, 99]);
+        for id in self.backends.borrow().keys() {
+            let (addr, port) = backend(*id);
+            for number in FIRST_PORT..FIRST_PORT + self.ports.get() {
+                let (dst, dport) = (map_v4(NODE), Port::new(number));
+                let key = CtKey { src: addr, sport: port, dst, dport, protocol: TCP, pad: [0; 3] };
+                let value = CtValue { dst: other, last_ns: self.now.get(), ..CtValue::EMPTY };
+                self.flows.borrow_mut().insert(key, Rc::new(Cell::new(value)));
+            }
+        }
+    }
+
+    fn has_room(&self) -> bool {
+        match self.room.get() {
+            _ if self.full.get() => false,
+            None => true,
+            Some(0) => false,
+            Some(left) => {
+                self.room.set(Some(left - 1));
+                true
+            }
+        }
+    }
+}
+
+/// Where the slots of a set begin.
+fn first(set: u32) -> u32 {
+    set * 100
+}
+
+impl Maps for &Fake {
+    fn role(self) -> u32 {
+        self.role.get()
+    }
+
+    fn frontend(self, key: &FrontendKey) -> Option<FrontendValue> {
+        self.frontend_reads.set(self.frontend_reads.get() + 1);
+        let found = self.frontends.borrow().get(key).copied();
+        if let Some(hook) = self.hook.take() {
+            hook(self);
+        }
+        found
+    }
+
+    fn backend(self, id: u32) -> Option<BackendValue> {
+        self.backends.borrow().get(&id).copied()
+    }
+
+    fn slots(self, index: u32) -> Option<SlotChunk> {
+        self.slots.borrow().get(&index).copied()
+    }
+
+    fn is_member(self, set: u32, backend: u32) -> bool {
+        self.members.borrow().contains(&(set, backend))
+    }
+
+    fn next_turn(self, set: u32) -> Option<u64> {
+        let mut turns = self.turns.borrow_mut();
+        let turn = turns.get_mut(&set)?;
+        *turn += 1;
+        Some(*turn - 1)
+    }
+
+    fn affinity(self, key: &AffinityKey) -> Option<AffinityValue> {
+        self.affinity.borrow().get(key).copied()
+    }
+
+    fn remember(self, key: &AffinityKey, record: &AffinityValue) {
+        if !self.full.get() {
+            self.affinity.borrow_mut().insert(*key, *record);
+        }
+    }
+
+    fn count(self, reason: Reason) {
+        *self.counts.borrow_mut().entry(reason).or_default() += 1;
+    }
+
+    fn now(self) -> u64 {
+        self.now.get()
+    }
+
+    fn random(self) -> u32 {
+        self.rolls.set(self.rolls.get() + 1);
+        self.dice.borrow_mut().pop_front().unwrap_or_else(|| self.rolls.get().wrapping_mul(0x9e37_79b9))
+    }
+}
+
+impl FlowMaps for &Fake {
+    type Entry = Rc<Cell<CtValue>>;
+
+    fn flow(self, key: &CtKey) -> Option<Self::Entry> {
+        self.flows.borrow().get(key).cloned()
+    }
+
+    fn add_flow(self, key: &CtKey, value: &CtValue) -> bool {
+        !self.flows.borrow().contains_key(key) && FlowMaps::put_flow(self, key, value)
+    }
+
+    fn put_flow(self, key: &CtKey, value: &CtValue) -> bool {
+        let room = self.has_room();
+        if room {
+            self.flows.borrow_mut().insert(*key, Rc::new(Cell::new(*value)));
+        }
+        room
+    }
+
+    fn remove_flow(self, key: &CtKey) {
+        self.flows.borrow_mut().remove(key);
+    }
+
+    fn source(self, is_v4: bool) -> Option<Source> {
+        let source = Source::of(&self.node.get()?, is_v4)?;
+        Some(Source { ports: self.ports.get(), ..source })
+    }
+
+    fn pod_family(self, addr: Addr) -> Option<u8> {
+        self.pods.borrow().iter().find(|(pod, _)| *pod == addr).map(|(_, family)| *family)
+    }
+}
+
+impl flow::Entry for Rc<Cell<CtValue>> {
+    fn value(&self) -> CtValue {
+        self.get()
+    }
+
+    fn last_ns(&self) -> u64 {
+        self.get().last_ns
+    }
+
+    fn flags(&self) -> u8 {
+        self.get().flags
+    }
+
+    fn is_reply_to(&self, key: &CtKey) -> bool {
+        let CtValue { src, dst, sport, dport, .. } = self.get();
+        (src, sport, dst, dport) == (key.dst, key.dport, key.src, key.sport)
+    }
+
+    fn touch(&self, now: u64) {
+        self.set(CtValue { last_ns: now, ..self.get() });
+    }
+
+    fn close(&self) {
+        self.set(CtValue { flags: self.get().flags | CT_CLOSING, ..self.get() });
+    }
+}
+
+impl SockMaps for &Fake {
+    type Entry = Rc<Cell<SockFlow>>;
+
+    fn peer(self, key: &SockKey) -> Option<SockPeer> {
+        self.peers.borrow().get(key).copied()
+    }
+
+    fn put_peer(self, key: &SockKey, peer: &SockPeer) {
+        if !self.full.get() {
+            self.peers.borrow_mut().insert(*key, *peer);
+        }
+    }
+
+    fn remove_peer(self, key: &SockKey) {
+        self.peers.borrow_mut().remove(key);
+    }
+
+    fn flow(self, key: &SockKey) -> Option<Self::Entry> {
+        self.sock_flows.borrow().get(key).cloned()
+    }
+
+    fn put_flow(self, key: &SockKey, flow: &SockFlow) {
+        if !self.full.get() {
+            self.sock_flows.borrow_mut().insert(*key, Rc::new(Cell::new(*flow)));
+        }
+    }
+}
+
+impl sock::Entry for Rc<Cell<SockFlow>> {
+    fn value(&self) -> SockFlow {
+        self.get()
+    }
+
+    fn set_set(&self, set: u32) {
+        self.set(SockFlow { set, ..self.get() });
+    }
+}
+
+/// A socket that states a peer.
+pub(crate) struct FakeSock {
+    hook: Hook,
+    pub(crate) kind: Cell<(u32, u32)>,
+    pub(crate) cookie: Cell<u64>,
+    pub(crate) peer: Cell<(Addr, Port)>,
+    pub(crate) failed: Cell<Option<Errno>>,
+}
+
+impl FakeSock {
+    /// A TCP socket that connects to port 80 of `vip`.
+    pub(crate) fn new(hook: Hook, vip: IpAddr) -> Self {
+        Self {
+            hook,
+            kind: Cell::new((1, TCP.into())),
+            cookie: Cell::new(17),
+            peer: Cell::new((addr_of(vip), Port::new(80))),
+            failed: Cell::new(None),
+        }
+    }
+}
+
+impl Sock for &FakeSock {
+    fn hook(self) -> Hook {
+        self.hook
+    }
+
+    fn kind(self) -> (u32, u32) {
+        self.kind.get()
+    }
+
+    fn cookie(self) -> u64 {
+        self.cookie.get()
+    }
+
+    fn netns_cookie(self) -> u64 {
+        5
+    }
+
+    fn peer(self) -> (Addr, Port) {
+        self.peer.get()
+    }
+
+    fn set_peer_v4(self, addr: [u8; 4], port: Port) {
+        assert_eq!(self.hook, Hook::V4);
+        self.peer.set((map_v4(addr), port));
+    }
+
+    fn set_peer_v6(self, addr: Addr, port: Port) {
+        assert_eq!(self.hook, Hook::V6);
+        self.peer.set((addr, port));
+    }
+
+    fn fail(self, errno: Errno) {
+        self.failed.set(Some(errno));
+    }
+}
+
+/// A packet of client 192.0.2.2 or 2001:db8::2 to [`VIP`] or [`VIP_V6`], from port 40000 to port 80.
+pub(crate) struct FakeSkb {
+    bytes: RefCell<Vec<u8>>,
+    pub(crate) kind: Cell<(u32, u16)>,
+    /// What the routing table says.
+    pub(crate) routes: Cell<Result<(), Unrouted>>,
+    /// No store works.
+    pub(crate) refuse_stores: Cell<bool>,
+    /// A kernel older than 6.16, without `BPF_F_IPV6`.
+    pub(crate) old_kernel: Cell<bool>,
+}
+
+const IP: usize = 14;
+
+impl FakeSkb {
+    pub(crate) fn tcp_v4(flags: u8) -> Self {
+        Self::v4(TCP, &tcp(flags))
+    }
+
+    pub(crate) fn udp_v4() -> Self {
+        Self::v4(UDP, &udp())
+    }
+
+    pub(crate) fn tcp_v6(flags: u8) -> Self {
+        Self::v6(TCP, &tcp(flags))
+    }
+
+    pub(crate) fn udp_v6() -> Self {
+        Self::v6(UDP, &udp())
+    }
+
+    fn v4(protocol: u8, transport: &[u8]) -> Self {
+        let len = 20 + transport.len() as u8;
+        let ip = [0x45, 0, 0, len, 0, 0, 0x40, 0, 64, protocol, 0, 0, 192, 0, 2, 2, 10, 96, 0, 1];
+        Self::new(0x0800, &ip, transport)
+    }
+
+    fn v6(protocol: u8, transport: &[u8]) -> Self {
+        let mut ip = [0; 40];
+        (ip[0], ip[5], ip[6], ip[7]) = (0x60, transport.len() as u8, protocol, 64);
+        ip[8..24].copy_from_slice(&NODE_V6);
+        ip[23] = 2;
+        ip[24..].copy_from_slice(&octets(addr_of(VIP_V6)));
+        Self::new(0x86dd, &ip, transport)
+    }
+
+    fn new(protocol: u16, ip: &[u8], transport: &[u8]) -> Self {
+        let [high, low] = protocol.to_be_bytes();
+        let ethernet = [2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, high, low];
+        let skb = Self {
+            bytes: RefCell::new([&ethernet, ip, transport].concat()),
+            kind: Cell::new((0, protocol.to_be())),
+            routes: Cell::new(Ok(())),
+            refuse_stores: Cell::new(false),
+            old_kernel: Cell::new(false),
+        };
+        skb.fill_checksums();
+        skb
+    }
+
+    pub(crate) fn bytes(&self) -> Vec<u8> {
+        self.bytes.borrow().clone()
+    }
+
+    pub(crate) fn packet(&self) -> Packet {
+        Packet::read(self).unwrap()
+    }
+
+    pub(crate) fn set_byte(&self, at: usize, byte: u8) {
+        self.bytes.borrow_mut()[at] = byte;
+    }
+
+    pub(crate) fn set_source_port(&self, port: u16) {
+        let at = self.packet().transport as usize;
+        self.bytes.borrow_mut()[at..at + 2].copy_from_slice(&port.to_be_bytes());
+        self.fill_checksums();
+    }
+
+    pub(crate) fn truncate(&self, len: usize) {
+        self.bytes.borrow_mut().truncate(len);
+    }
+
+    /// Adds four bytes of options to the IPv4 header.
+    pub(crate) fn add_ip_option(&self) {
+        let mut bytes = self.bytes();
+        bytes.splice(34..34, [1; 4]);
+        (bytes[IP], bytes[IP + 3]) = (0x46, bytes[IP + 3] + 4);
+        self.bytes.replace(bytes);
+        self.fill_checksums();
+    }
+
+    /// Becomes what the receiver answers: addresses and ports change places, and flags become ACK.
+    pub(crate) fn answer(&self) {
+        let packet = self.packet();
+        let key = packet.key.mirror();
+        let at = packet.transport as usize;
+        let mut bytes = self.bytes();
+        if packet.is_v4 {
+            bytes[IP + 12..IP + 16].copy_from_slice(&octets(key.src)[12..]);
+            bytes[IP + 16..IP + 20].copy_from_slice(&octets(key.dst)[12..]);
+        } else {
+            bytes[IP + 8..IP + 24].copy_from_slice(&octets(key.src));
+            bytes[IP + 24..IP + 40].copy_from_slice(&octets(key.dst));
+        }
+        bytes[at..at + 2].copy_from_slice(&key.sport.number().to_be_bytes());
+        bytes[at + 2..at + 4].copy_from_slice(&key.dport.number().to_be_bytes());
+        if !packet.is_udp() {
+            bytes[at + 13] = crate::tc::header::ACK;
+        }
+        self.bytes.replace(bytes);
+        self.fill_checksums();
+    }
+
+    /// Every checksum of the packet covers what it should.
+    pub(crate) fn assert_checksums(&self) {
+        let (bytes, packet) = (self.bytes(), self.packet());
+        let at = packet.transport as usize;
+        if packet.is_v4 {
+            assert_eq!(finish(sum(&words(&bytes[IP..at]))), 0, "IPv4 header");
+        }
+        assert_eq!(finish(sum(&words(&pseudo(&bytes, &packet)))), 0, "transport header");
+    }
+
+    fn fill_checksums(&self) {
+        let packet = self.packet();
+        let at = packet.transport as usize;
+        let check = at + if packet.is_udp() { 6 } else { 16 };
+        let mut bytes = self.bytes();
+        if packet.is_v4 {
+            bytes[IP + 10..IP + 12].fill(0);
+            let sum = finish(sum(&words(&bytes[IP..at]))).to_ne_bytes();
+            bytes[IP + 10..IP + 12].copy_from_slice(&sum);
+        }
+        bytes[check..check + 2].fill(0);
+        let sum = finish(sum(&words(&pseudo(&bytes, &packet)))).to_ne_bytes();
+        bytes[check..check + 2].copy_from_slice(&sum);
+        self.bytes.replace(bytes);
+    }
+
+    fn replace(&self, at: u32, difference: u64) -> Result<(), Refused> {
+        let mut bytes = self.bytes.borrow_mut();
+        let field = bytes.get_mut(at as usize..at as usize + 2).ok_or(Refused)?;
+        let before = u16::from_ne_bytes([field[0], field[1]]);
+        let after = finish(u32::from(!before) + difference as u32);
+        field.copy_from_slice(&after.to_ne_bytes());
+        Ok(())
+    }
+}
+
+fn tcp(flags: u8) -> [u8; 20] {
+    [0x9c, 0x40, 0, 80, 0, 0, 0, 7, 0, 0, 0, 9, 0x50, flags, 0xff, 0xff, 0, 0, 0, 0]
+}
+
+fn udp() -> [u8; 8] {
+    [0x9c, 0x40, 0, 80, 0, 8, 0, 0]
+}
+
+/// The pseudo header and what follows the IP header.
+fn pseudo(bytes: &[u8], packet: &Packet) -> Vec<u8> {
+    let at = packet.transport as usize;
+    let payload = &bytes[at..];
+    let addresses = if packet.is_v4 { &bytes[IP + 12..IP + 20] } else { &bytes[IP + 8..IP + 40] };
+    let tail = [0, packet.key.protocol, 0, payload.len() as u8];
+    [addresses, &tail, payload].concat()
+}
+
+/// Bytes as words, filled up with zeroes.
+fn words(bytes: &[u8]) -> Vec<u32> {
+    let word = |chunk: &[u8]| u32::from_ne_bytes(core::array::from_fn(|i| chunk.get(i).copied().unwrap_or(0)));
+    bytes.chunks(4).map(word).collect()
+}
+
+impl Skb for &FakeSkb {
+    type Hop = ();
+
+    fn kind(self) -> (u32, u16) {
+        self.kind.get()
+    }
+
+    fn load<T: Pod>(self, offset: u32) -> Option<T> {
+        let at = offset as usize;
+        self.bytes.borrow().get(at..at + size_of::<T>()).and_then(T::from_bytes)
+    }
+
+    fn store<T: Pod>(self, offset: u32, value: &T, _: u64) -> Result<(), Refused> {
+        if self.refuse_stores.get() {
+            return Err(Refused);
+        }
+        let (at, value) = (offset as usize, value.bytes());
+        let mut bytes = self.bytes.borrow_mut();
+        bytes.get_mut(at..at + value.len()).ok_or(Refused)?.copy_from_slice(value);
+        Ok(())
+    }
+
+    fn difference<const N: usize>(self, old: &[u32; N], new: &[u32; N]) -> Result<u64, Refused> {
+        Ok(u64::from(sum(new) + sum(&old.map(|word| !word))))
+    }
+
+    fn replace_l3(self, offset: u32, difference: u64) -> Result<(), Refused> {
+        self.replace(offset, difference)
+    }
+
+    fn replace_l4(self, offset: u32, difference: u64, flags: u64) -> Result<(), Refused> {
+        let [pseudo, zero, v6] = [BPF_F_PSEUDO_HDR as u64, BPF_F_MARK_MANGLED_0 as u64, 1 << 7];
+        let known = pseudo | zero | if self.old_kernel.get() { 0 } else { v6 };
+        if flags & !known != 0 {
+            return Err(Refused);
+        }
+        let is_zero = || self.load::<[u8; 2]>(offset).ok_or(Refused).map(|check| check == [0; 2]);
+        if flags & zero != 0 && is_zero()? {
+            return Ok(());
+        }
+        self.replace(offset, difference)?;
+        if flags & zero != 0 && is_zero()? {
+            self.store(offset, &[0xff_u8; 2], 0)?;
+        }
+        Ok(())
+    }
+
+    fn resize(self, len: u32) -> Result<(), Refused> {
+        let mut bytes = self.bytes.borrow_mut();
+        bytes.clear();
+        // Whoever resizes writes every byte but those of the Ethernet header.
+        bytes.extend([2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2]);
+        bytes.extend(u16::from_be(self.kind.get().1).to_be_bytes());
+        bytes.resize(len as usize, 0xaa);
+        Ok(())
+    }
+
+    fn route(self, _: &Packet, _: &CtValue) -> Result<Self::Hop, Unrouted> {
+        self.routes.get()
+    }
+
+    fn redirect(self, (): Self::Hop) -> i32 {
+        REDIRECTED
+    }
+
+    fn send_back(self) -> i32 {
+        SENT_BACK
+    }
+}

@@ -1,0 +1,145 @@
+//! The maps. User space creates them, with sizes of its choice, and pins them under these names.
+
+use aya_ebpf::{
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
+    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray},
+    helpers::{bpf_get_prandom_u32, bpf_ktime_get_ns},
+    macros::btf_map,
+};
+use lb_datapath_ebpf_abi::{
+    AffinityKey, AffinityValue, BackendValue, FrontendKey, FrontendValue, MemberKey, ROLE_ACTIVE, ROLE_KEY, Reason,
+    SetValue, SlotChunk,
+};
+use lb_datapath_ebpf_programs::maps::Maps;
+
+use super::Kernel;
+
+/// Memory comes with the elements: user space decides how many there are.
+pub(super) const LAZY: usize = BPF_F_NO_PREALLOC as usize;
+
+/// Frontends. One write moves a frontend.
+#[btf_map]
+static FRONTENDS: HashMap<FrontendKey, FrontendValue, 65536, LAZY> = HashMap::new();
+
+/// Backends by id.
+#[btf_map]
+static BACKENDS: HashMap<u32, BackendValue, 262144, LAZY> = HashMap::new();
+
+/// The slots of all sets. User space allocates in it, and writes it through a memory mapping.
+#[btf_map]
+static SLOTS: Array<SlotChunk, 524288, { BPF_F_MMAPABLE as usize }> = Array::new();
+
+/// Which part of `SLOTS` a set has, by set id: for user space alone.
+#[btf_map]
+static SETS: HashMap<u32, SetValue, 65536, LAZY> = HashMap::new();
+
+/// Which backend is in which set.
+#[btf_map]
+static MEMBERS: HashMap<MemberKey, u8, 262144, LAZY> = HashMap::new();
+
+/// Flows counted by sets that take turns, by set id.
+#[btf_map]
+static TURNS: HashMap<u32, u64, 65536, LAZY> = HashMap::new();
+
+/// Which backend a client was given.
+#[btf_map]
+static AFFINITY: LruHashMap<AffinityKey, AffinityValue, 65536> = LruHashMap::new();
+
+/// The role of the datapath.
+#[btf_map]
+static ROLE: Array<u32, 1> = Array::new();
+
+/// Packets and calls that were stopped, by reason. Each processor counts for itself: programs on several of them would
+/// otherwise fight for one cache line.
+#[btf_map]
+static REASONS: PerCpuArray<u64, { Reason::ENTRIES as usize }> = PerCpuArray::new();
+
+impl Maps for Kernel {
+    #[inline(always)]
+    fn role(self) -> u32 {
+        ROLE.get(ROLE_KEY).copied().unwrap_or(ROLE_ACTIVE)
+    }
+
+    #[inline(always)]
+    fn frontend(self, key: &FrontendKey) -> Option<FrontendValue> {
+        // SAFETY: the value is copied out at once; an element that user space replaces meanwhile is another one.
+        unsafe { FRONTENDS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn backend(self, id: u32) -> Option<BackendValue> {
+        // SAFETY: copied out at once, as above.
+        unsafe { BACKENDS.get(id) }.copied()
+    }
+
+    #[inline(always)]
+    fn slots(self, index: u32) -> Option<SlotChunk> {
+        SLOTS.get(index).copied()
+    }
+
+    #[inline(always)]
+    fn is_member(self, set: u32, backend: u32) -> bool {
+        MEMBERS.get_ptr(MemberKey { set, backend }).is_some()
+    }
+
+    #[inline(always)]
+    fn next_turn(self, set: u32) -> Option<u64> {
+        let counter = TURNS.get_ptr_mut(set)?;
+        // SAFETY: the pointer is to a live, aligned element, and every program touches it through atomics only.
+        Some(unsafe { fetch_add(counter) })
+    }
+
+    #[inline(always)]
+    fn affinity(self, key: &AffinityKey) -> Option<AffinityValue> {
+        // SAFETY: copied out at once; whoever asked checks what a record of two halves could say.
+        unsafe { AFFINITY.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn remember(self, key: &AffinityKey, record: &AffinityValue) {
+        let _ = AFFINITY.insert(key, record, 0);
+    }
+
+    #[inline(always)]
+    fn count(self, reason: Reason) {
+        count(reason.key());
+    }
+
+    #[inline(always)]
+    fn now(self) -> u64 {
+        // SAFETY: the helper takes no arguments and is allowed in every program type.
+        unsafe { bpf_ktime_get_ns() }
+    }
+
+    #[inline(always)]
+    fn random(self) -> u32 {
+        // SAFETY: as above.
+        unsafe { bpf_get_prandom_u32() }
+    }
+}
+
+/// A function of its own: it is called from many places, none of which a packet that is forwarded comes by.
+#[inline(never)]
+fn count(key: u32) {
+    if let Some(counter) = REASONS.get_ptr_mut(key) {
+        // SAFETY: a live element of this processor, which no other program on it interrupts in the middle of the addition;
+        // at worst a count is lost to a program that does.
+        unsafe { *counter = (*counter).wrapping_add(1) };
+    }
+}
+
+/// Counts up and returns what it was. The library of this target hides read-modify-write operations, though the
+/// instruction set has had them since version 3.
+#[cfg(target_arch = "bpf")]
+#[inline(always)]
+unsafe fn fetch_add(counter: *mut u64) -> u64 {
+    use core::intrinsics::{AtomicOrdering, atomic_xadd};
+    // SAFETY: the caller's.
+    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::SeqCst }>(counter, 1) }
+}
+
+#[cfg(not(target_arch = "bpf"))]
+unsafe fn fetch_add(counter: *mut u64) -> u64 {
+    // SAFETY: the caller's.
+    unsafe { core::sync::atomic::AtomicU64::from_ptr(counter) }.fetch_add(1, core::sync::atomic::Ordering::SeqCst)
+}

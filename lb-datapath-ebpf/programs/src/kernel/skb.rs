@@ -1,0 +1,241 @@
+//! Packets, and the maps that only the program of packets uses.
+
+use core::mem::MaybeUninit;
+
+use aya_ebpf::{
+    bindings::{
+        __sk_buff, BPF_ANY, BPF_FIB_LOOKUP_SKIP_NEIGH, BPF_NOEXIST, bpf_adj_room_mode::BPF_ADJ_ROOM_NET,
+        bpf_fib_lookup as FibParams, bpf_redir_neigh,
+    },
+    btf_maps::{LpmTrie, LruHashMap, lpm_trie::Key},
+    helpers::{
+        bpf_csum_diff, bpf_fib_lookup, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh,
+        bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes,
+    },
+    macros::btf_map,
+};
+use lb_datapath_ebpf_abi::{Addr, CT_CLOSING, CtKey, CtValue, NODE_KEY, NodeValue, Pod, unmap_v4};
+use lb_datapath_ebpf_programs::tc::{
+    flow::{Entry, FlowMaps, Source},
+    packet::Packet,
+    skb::{Refused, Skb, Unrouted},
+};
+
+use super::{Kernel, maps::LAZY};
+
+/// Flows of packets, two entries each.
+#[btf_map]
+static CT: LruHashMap<CtKey, CtValue, 131072> = LruHashMap::new();
+
+/// The node.
+#[btf_map]
+static NODE: aya_ebpf::btf_maps::HashMap<u32, NodeValue, 1, LAZY> = aya_ebpf::btf_maps::HashMap::new();
+
+/// Prefixes of the pods.
+#[btf_map]
+static CIDRS: LpmTrie<Addr, u8, 64> = LpmTrie::new();
+
+impl FlowMaps for Kernel {
+    type Entry = CtEntry;
+
+    #[inline(always)]
+    fn flow(self, key: &CtKey) -> Option<CtEntry> {
+        CT.get_ptr_mut(key).map(CtEntry)
+    }
+
+    #[inline(always)]
+    fn add_flow(self, key: &CtKey, value: &CtValue) -> bool {
+        CT.insert(key, value, BPF_NOEXIST as u64).is_ok()
+    }
+
+    #[inline(always)]
+    fn put_flow(self, key: &CtKey, value: &CtValue) -> bool {
+        CT.insert(key, value, BPF_ANY as u64).is_ok()
+    }
+
+    #[inline(always)]
+    fn remove_flow(self, key: &CtKey) {
+        let _ = CT.remove(key);
+    }
+
+    #[inline(always)]
+    fn source(self, is_v4: bool) -> Option<Source> {
+        // SAFETY: copied out at once; user space replaces the element as a whole.
+        Source::of(unsafe { NODE.get(NODE_KEY) }?, is_v4)
+    }
+
+    #[inline(always)]
+    fn pod_family(self, addr: Addr) -> Option<u8> {
+        CIDRS.get(&Key::new(128, addr)).copied()
+    }
+}
+
+/// A live element of `CT`. The kernel keeps its memory until the program ends (RCU), though it may give it to another flow.
+pub(crate) struct CtEntry(*mut CtValue);
+
+impl Entry for CtEntry {
+    #[inline(always)]
+    fn value(&self) -> CtValue {
+        // SAFETY: a live element, of integers.
+        unsafe { *self.0 }
+    }
+
+    #[inline(always)]
+    fn last_ns(&self) -> u64 {
+        // SAFETY: as above.
+        unsafe { (*self.0).last_ns }
+    }
+
+    #[inline(always)]
+    fn flags(&self) -> u8 {
+        // SAFETY: as above.
+        unsafe { (*self.0).flags }
+    }
+
+    #[inline(always)]
+    fn is_reply_to(&self, key: &CtKey) -> bool {
+        // SAFETY: as above.
+        let (src, dst, sport, dport) = unsafe { ((*self.0).src, (*self.0).dst, (*self.0).sport, (*self.0).dport) };
+        src == key.dst && dst == key.src && sport == key.dport && dport == key.sport
+    }
+
+    #[inline(always)]
+    fn touch(&self, now: u64) {
+        // SAFETY: as above.
+        unsafe { (*self.0).last_ns = now };
+    }
+
+    #[inline(always)]
+    fn close(&self) {
+        // SAFETY: as above.
+        unsafe { (*self.0).flags |= CT_CLOSING };
+    }
+}
+
+/// The program's context.
+#[derive(Clone, Copy)]
+pub(crate) struct KernelSkb(pub(crate) *mut __sk_buff);
+
+/// The next hop of a packet.
+pub(crate) struct Hop {
+    device: u32,
+    neighbour: bpf_redir_neigh,
+}
+
+impl Skb for KernelSkb {
+    type Hop = Hop;
+
+    #[inline(always)]
+    fn kind(self) -> (u32, u16) {
+        // SAFETY: the program's context; these are fields that it may read.
+        let (kind, protocol) = unsafe { ((*self.0).pkt_type, (*self.0).protocol) };
+        (kind, protocol as u16)
+    }
+
+    #[inline(always)]
+    fn load<T: Pod>(self, offset: u32) -> Option<T> {
+        let mut value = MaybeUninit::<T>::uninit();
+        let (to, len) = (value.as_mut_ptr().cast(), size_of::<T>() as u32);
+        // SAFETY: `value` has room for as many bytes.
+        let result = unsafe { bpf_skb_load_bytes(self.0.cast(), offset, to, len) };
+        // SAFETY: the helper has filled all of it, and every pattern of bytes is a value.
+        (result == 0).then(|| unsafe { value.assume_init() })
+    }
+
+    #[inline(always)]
+    fn store<T: Pod>(self, offset: u32, value: &T, flags: u64) -> Result<(), Refused> {
+        let from = core::ptr::from_ref(value);
+        // SAFETY: `value` is that many bytes long.
+        check(unsafe { bpf_skb_store_bytes(self.0.cast(), offset, from.cast(), size_of::<T>() as u32, flags) })
+    }
+
+    #[inline(always)]
+    fn difference<const N: usize>(self, old: &[u32; N], new: &[u32; N]) -> Result<u64, Refused> {
+        let size = size_of::<[u32; N]>() as u32;
+        // SAFETY: both are that long, and the helper only reads them.
+        let difference = unsafe { bpf_csum_diff(old.as_ptr().cast_mut(), size, new.as_ptr().cast_mut(), size, 0) };
+        if difference < 0 { Err(Refused) } else { Ok(difference as u64) }
+    }
+
+    #[inline(always)]
+    fn replace_l3(self, offset: u32, difference: u64) -> Result<(), Refused> {
+        // SAFETY: the helper takes the context and numbers.
+        check(unsafe { bpf_l3_csum_replace(self.0, offset, 0, difference, 0) })
+    }
+
+    #[inline(always)]
+    fn replace_l4(self, offset: u32, difference: u64, flags: u64) -> Result<(), Refused> {
+        // SAFETY: as above.
+        check(unsafe { bpf_l4_csum_replace(self.0, offset, 0, difference, flags) })
+    }
+
+    /// A sender may have left the checksum to the device (`CHECKSUM_PARTIAL`), which would write one into the answer, at
+    /// the place where the old packet had its own. Cutting out more than what lies before that place makes the kernel
+    /// forget it ([`skb_postpull_rcsum`]).
+    ///
+    /// [`skb_postpull_rcsum`]: https://elixir.bootlin.com/linux/v6.18/source/include/linux/skbuff.h
+    #[inline(always)]
+    fn resize(self, len: u32) -> Result<(), Refused> {
+        const CUT: u32 = 64;
+        // SAFETY: helpers that take the context and numbers.
+        unsafe {
+            check(bpf_skb_change_tail(self.0, len + CUT, 0))?;
+            check(bpf_skb_adjust_room(self.0, -(CUT as i32), BPF_ADJ_ROOM_NET, 0))
+        }
+    }
+
+    #[inline(always)]
+    fn route(self, packet: &Packet, to: &CtValue) -> Result<Hop, Unrouted> {
+        const AF_INET: u8 = 2;
+        const AF_INET6: u8 = 10;
+        // SAFETY: integers and unions of integers; zero is a value.
+        let mut fib: FibParams = unsafe { MaybeUninit::zeroed().assume_init() };
+        fib.l4_protocol = packet.key.protocol;
+        fib.sport = to.sport.0;
+        fib.dport = to.dport.0;
+        // SAFETY: the program's context, and it may read the field.
+        fib.ifindex = unsafe { (*self.0).ifindex };
+        if packet.is_v4 {
+            // The tuple of an IPv4 packet is IPv4; if it were not, rewriting it would fail as well.
+            let (Some(src), Some(dst)) = (unmap_v4(to.src), unmap_v4(to.dst)) else { return Err(Unrouted::Local) };
+            fib.family = AF_INET;
+            fib.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(src);
+            fib.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(dst);
+        } else {
+            fib.family = AF_INET6;
+            fib.__bindgen_anon_3.ipv6_src = to.src;
+            fib.__bindgen_anon_4.ipv6_dst = to.dst;
+        }
+        let size = size_of::<FibParams>() as i32;
+        // SAFETY: the parameters are that long.
+        let found = unsafe { bpf_fib_lookup(self.0.cast(), &raw mut fib, size, BPF_FIB_LOOKUP_SKIP_NEIGH) };
+        if found != 0 {
+            return Err(Unrouted::of(found));
+        }
+        // SAFETY: zero is a value.
+        let mut neighbour: bpf_redir_neigh = unsafe { MaybeUninit::zeroed().assume_init() };
+        neighbour.nh_family = fib.family as u32;
+        // SAFETY: both are unions of integers; an IPv4 next hop is in the first word.
+        neighbour.__bindgen_anon_1.ipv6_nh = unsafe { fib.__bindgen_anon_4.ipv6_dst };
+        Ok(Hop { device: fib.ifindex, neighbour })
+    }
+
+    #[inline(always)]
+    fn redirect(self, mut hop: Hop) -> i32 {
+        let size = size_of::<bpf_redir_neigh>() as i32;
+        // SAFETY: the neighbour is that long.
+        unsafe { bpf_redirect_neigh(hop.device, &raw mut hop.neighbour, size, 0) as i32 }
+    }
+
+    #[inline(always)]
+    fn send_back(self) -> i32 {
+        // SAFETY: the program's context, and the helper takes numbers.
+        unsafe { bpf_redirect((*self.0).ifindex, 0) as i32 }
+    }
+}
+
+/// A helper's result.
+#[inline(always)]
+fn check(result: i64) -> Result<(), Refused> {
+    if result == 0 { Ok(()) } else { Err(Refused) }
+}

@@ -1,0 +1,145 @@
+//! Sockets, and the maps that only the programs of sockets use.
+
+use aya_ebpf::{
+    bindings::bpf_sock_addr,
+    btf_maps::LruHashMap,
+    helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval},
+    macros::btf_map,
+};
+use lb_datapath_ebpf_abi::{Addr, Errno, Port, SockFlow, SockKey, SockPeer, map_v4};
+use lb_datapath_ebpf_programs::sock::{Entry, Hook, Sock, SockMaps};
+
+use super::Kernel;
+
+/// The virtual address behind a socket's peer.
+#[btf_map]
+static SOCK_PEERS: LruHashMap<SockKey, SockPeer, 65536> = LruHashMap::new();
+
+/// The backend of an unconnected UDP socket.
+#[btf_map]
+static SOCK_FLOWS: LruHashMap<SockKey, SockFlow, 65536> = LruHashMap::new();
+
+impl SockMaps for Kernel {
+    type Entry = FlowEntry;
+
+    #[inline(always)]
+    fn peer(self, key: &SockKey) -> Option<SockPeer> {
+        // SAFETY: copied out at once; an entry belongs to one socket and address, and is replaced only by its like.
+        unsafe { SOCK_PEERS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn put_peer(self, key: &SockKey, peer: &SockPeer) {
+        let _ = SOCK_PEERS.insert(key, peer, 0);
+    }
+
+    #[inline(always)]
+    fn remove_peer(self, key: &SockKey) {
+        let _ = SOCK_PEERS.remove(key);
+    }
+
+    #[inline(always)]
+    fn flow(self, key: &SockKey) -> Option<FlowEntry> {
+        SOCK_FLOWS.get_ptr_mut(key).map(FlowEntry)
+    }
+
+    #[inline(always)]
+    fn put_flow(self, key: &SockKey, flow: &SockFlow) {
+        let _ = SOCK_FLOWS.insert(key, flow, 0);
+    }
+}
+
+/// A live element of `SOCK_FLOWS`.
+pub(crate) struct FlowEntry(*mut SockFlow);
+
+impl Entry for FlowEntry {
+    #[inline(always)]
+    fn value(&self) -> SockFlow {
+        // SAFETY: a live element, of integers.
+        unsafe { *self.0 }
+    }
+
+    #[inline(always)]
+    fn set_set(&self, set: u32) {
+        // SAFETY: as above.
+        unsafe { (*self.0).set = set };
+    }
+}
+
+/// The program's context, and the family of its hook.
+#[derive(Clone, Copy)]
+pub(crate) struct KernelSock {
+    pub(crate) ctx: *mut bpf_sock_addr,
+    pub(crate) hook: Hook,
+}
+
+impl KernelSock {
+    #[inline(always)]
+    fn set_port(self, port: Port) {
+        // SAFETY: the program's context; the field is 32 bits wide and holds a 16-bit port in network byte order.
+        unsafe { (&raw mut (*self.ctx).user_port).write_volatile(port.0 as u32) };
+    }
+}
+
+impl Sock for KernelSock {
+    #[inline(always)]
+    fn hook(self) -> Hook {
+        self.hook
+    }
+
+    #[inline(always)]
+    fn kind(self) -> (u32, u32) {
+        // SAFETY: the program's context; these are fields that every sock_addr program may read.
+        unsafe { ((*self.ctx).type_, (*self.ctx).protocol) }
+    }
+
+    #[inline(always)]
+    fn cookie(self) -> u64 {
+        // SAFETY: the helper takes the context.
+        unsafe { bpf_get_socket_cookie(self.ctx.cast()) }
+    }
+
+    #[inline(always)]
+    fn netns_cookie(self) -> u64 {
+        // SAFETY: the helper takes the context.
+        unsafe { bpf_get_netns_cookie(self.ctx.cast()) }
+    }
+
+    #[inline(always)]
+    fn peer(self) -> (Addr, Port) {
+        let addr = match self.hook {
+            // SAFETY: the program's context; IPv4 hooks may read the field.
+            Hook::V4 => map_v4(unsafe { (&raw const (*self.ctx).user_ip4).read_volatile() }.to_ne_bytes()),
+            Hook::V6 => {
+                // SAFETY: as above, for IPv6 hooks. Volatile, because the context takes 32-bit reads.
+                let word = |i: usize| unsafe { (&raw const (*self.ctx).user_ip6[i]).read_volatile() };
+                [word(0), word(1), word(2), word(3)]
+            }
+        };
+        // SAFETY: as above; every sock_addr program may read the field.
+        let port = unsafe { (*self.ctx).user_port };
+        (addr, Port(port as u16))
+    }
+
+    #[inline(always)]
+    fn set_peer_v4(self, addr: [u8; 4], port: Port) {
+        // SAFETY: the program's context; hooks of this family may write the address.
+        unsafe { (&raw mut (*self.ctx).user_ip4).write_volatile(u32::from_ne_bytes(addr)) };
+        self.set_port(port);
+    }
+
+    #[inline(always)]
+    fn set_peer_v6(self, addr: Addr, port: Port) {
+        for (i, word) in addr.into_iter().enumerate() {
+            // SAFETY: as above; `i` is 0..4. Volatile, because the context takes 32-bit writes.
+            unsafe { (&raw mut (*self.ctx).user_ip6[i]).write_volatile(word) };
+        }
+        self.set_port(port);
+    }
+
+    #[inline(always)]
+    fn fail(self, errno: Errno) {
+        // SAFETY: the helper is allowed in these program types since Linux 5.18.
+        unsafe { bpf_set_retval(-(errno as i32)) };
+    }
+}

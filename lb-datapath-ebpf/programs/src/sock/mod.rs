@@ -1,0 +1,425 @@
+//! Hooks of sockets: a destination is translated once, where the socket states it.
+
+pub mod hash;
+
+use lb_datapath_ebpf_abi::{
+    Addr, AffinityKey, BackendValue, CLIENT_NETNS, Errno, FrontendKey, FrontendValue, Port, ROLE_ACTIVE, ROLE_STANDBY,
+    Reason, SockFlow, SockKey, SockPeer, TARGET_SET, Verdict, unmap_v4,
+};
+
+use crate::{
+    maps::Maps,
+    protocol::{TCP, UDP},
+    select::{Answer, Chosen, Flow, choose},
+    sock::hash::cookie_hash,
+};
+
+/// Verdict for the kernel: the call goes on.
+pub const ALLOW: i32 = 1;
+/// Verdict for the kernel: the call fails.
+pub const REFUSE: i32 = 0;
+
+/// A multipath TCP socket's protocol; on the wire it is TCP.
+const IPPROTO_MPTCP: u32 = 262;
+const SOCK_STREAM: u32 = 1;
+const SOCK_DGRAM: u32 = 2;
+
+/// Family of the hook.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook {
+    /// `…4`: the address is in `user_ip4`.
+    V4,
+    /// `…6`: the address is in `user_ip6`, IPv4-mapped for an IPv6 socket with an IPv4 peer.
+    V6,
+}
+
+/// The socket that called, as the kernel's helpers see it.
+pub trait Sock: Copy {
+    /// Family of the hook.
+    fn hook(self) -> Hook;
+    /// `type` and `protocol` of the socket.
+    fn kind(self) -> (u32, u32);
+    /// The socket's cookie.
+    fn cookie(self) -> u64;
+    /// The cookie of its network namespace.
+    fn netns_cookie(self) -> u64;
+    /// The peer that the socket states.
+    fn peer(self) -> (Addr, Port);
+    /// Gives the socket an IPv4 peer, in a hook of that family.
+    fn set_peer_v4(self, addr: [u8; 4], port: Port);
+    /// Gives the socket a peer, in a hook of IPv6.
+    fn set_peer_v6(self, addr: Addr, port: Port);
+    /// Makes the call fail with this error number.
+    fn fail(self, errno: Errno);
+}
+
+/// The maps of sockets.
+pub trait SockMaps: Maps {
+    /// An entry of `SOCK_FLOWS` that is there.
+    type Entry: Entry;
+
+    /// The virtual address behind a peer of a socket.
+    fn peer(self, key: &SockKey) -> Option<SockPeer>;
+    /// Writes the virtual address behind a peer of a socket. A full map evicts its least recently used entry; that socket
+    /// may then see a backend's address.
+    fn put_peer(self, key: &SockKey, peer: &SockPeer);
+    /// Removes an entry if it is there.
+    fn remove_peer(self, key: &SockKey);
+    /// The backend of a socket's datagrams to a virtual address.
+    fn flow(self, key: &SockKey) -> Option<Self::Entry>;
+    /// Writes the backend of a socket's datagrams. A full map evicts its least recently used entry; that socket may then
+    /// get another backend.
+    fn put_flow(self, key: &SockKey, flow: &SockFlow);
+}
+
+/// An entry of `SOCK_FLOWS`. It belongs to one socket; its two fields are read and written one by one.
+pub trait Entry {
+    /// A copy of the whole.
+    fn value(&self) -> SockFlow;
+    /// Writes [`SockFlow::set`].
+    fn set_set(&self, set: u32);
+}
+
+/// `connect`: sends the socket to a backend, for TCP and connected UDP.
+#[inline(always)]
+pub fn connect<M: SockMaps, S: Sock>(maps: M, sock: S) -> i32 {
+    let Some(socket) = Socket::new(sock) else { return ALLOW };
+    if maps.role() != ROLE_ACTIVE {
+        return ALLOW;
+    }
+    match decide(maps, &socket.frontend_key(), &socket) {
+        Decision::NotOurs => socket.forget(maps),
+        Decision::Stop(reason) => return socket.stop(maps, reason),
+        Decision::Backend(chosen) => return socket.redirect(maps, chosen.addr, chosen.port),
+    }
+    ALLOW
+}
+
+/// `sendmsg` with an address, of UDP sockets: a socket's datagrams to one frontend keep their backend as long as it is in
+/// the set.
+#[inline(always)]
+pub fn sendmsg<M: SockMaps, S: Sock>(maps: M, sock: S) -> i32 {
+    let Some(socket) = Socket::new(sock) else { return ALLOW };
+    let role = maps.role();
+    if role == ROLE_STANDBY {
+        return ALLOW;
+    }
+    let key = socket.frontend_key();
+    let (addr, port) = match socket.kept(maps, &key) {
+        Some(backend) => (backend.addr, backend.port),
+        None if role != ROLE_ACTIVE => return ALLOW,
+        None => match decide(maps, &key, &socket) {
+            Decision::NotOurs => {
+                socket.forget(maps);
+                return ALLOW;
+            }
+            Decision::Stop(reason) => return socket.stop(maps, reason),
+            Decision::Backend(chosen) => {
+                socket.keep(maps, &chosen);
+                (chosen.addr, chosen.port)
+            }
+        },
+    };
+    socket.redirect(maps, addr, port)
+}
+
+/// `recvmsg` and `getpeername`: shows the virtual address where the kernel knows a backend's.
+#[inline(always)]
+pub fn restore<M: SockMaps, S: Sock>(maps: M, sock: S) -> i32 {
+    let Some(socket) = Socket::new(sock) else { return ALLOW };
+    if let Some(peer) = maps.peer(&socket.key()) {
+        socket.write(peer.addr, peer.port);
+    }
+    ALLOW
+}
+
+/// What becomes of a call that no earlier one has decided.
+enum Decision {
+    NotOurs,
+    Stop(Reason),
+    Backend(Chosen),
+}
+
+#[inline(always)]
+fn decide<M: SockMaps, S: Sock>(maps: M, key: &FrontendKey, socket: &Socket<S>) -> Decision {
+    match choose(maps, key, socket) {
+        Answer::NotAFrontend => Decision::NotOurs,
+        Answer::NoBackends => Decision::Stop(Reason::SocketNoBackends),
+        Answer::Excluded => Decision::Stop(Reason::SocketExcluded),
+        Answer::BackendMissing => Decision::Stop(Reason::SocketBackendMissing),
+        Answer::Backend(chosen) => Decision::Backend(chosen),
+    }
+}
+
+/// A socket and the peer that it states.
+struct Socket<S> {
+    sock: S,
+    cookie: u64,
+    protocol: u8,
+    addr: Addr,
+    port: Port,
+}
+
+impl<S: Sock> Socket<S> {
+    #[inline(always)]
+    fn new(sock: S) -> Option<Self> {
+        let protocol = match sock.kind() {
+            (SOCK_STREAM, IPPROTO_MPTCP) => TCP,
+            (SOCK_STREAM, protocol) if protocol == TCP as u32 => TCP,
+            (SOCK_DGRAM, protocol) if protocol == UDP as u32 => UDP,
+            _ => return None,
+        };
+        let (addr, port) = sock.peer();
+        Some(Self { sock, cookie: sock.cookie(), protocol, addr, port })
+    }
+
+    #[inline(always)]
+    fn frontend_key(&self) -> FrontendKey {
+        FrontendKey { addr: self.addr, port: self.port, protocol: self.protocol, scope: 0, pad: 0 }
+    }
+
+    #[inline(always)]
+    fn key(&self) -> SockKey {
+        SockKey { cookie: self.cookie, addr: self.addr, port: self.port, protocol: self.protocol, pad: [0; 5] }
+    }
+
+    /// Counts `reason` and fails the call as its verdict says.
+    #[inline(always)]
+    fn stop<M: Maps>(&self, maps: M, reason: Reason) -> i32 {
+        maps.count(reason);
+        match reason.verdict() {
+            Verdict::Fail(errno) => self.sock.fail(errno),
+            // Reasons of packets do not come here.
+            Verdict::Pass | Verdict::Drop | Verdict::Answer => {}
+        }
+        REFUSE
+    }
+
+    /// The backend that the socket's datagrams to the frontend at `key` went to, if that may still take them.
+    #[inline(always)]
+    fn kept<M: SockMaps>(&self, maps: M, key: &FrontendKey) -> Option<BackendValue> {
+        let flow = maps.flow(&self.key())?;
+        let frontend = maps.frontend(key)?;
+        let SockFlow { backend, set } = flow.value();
+        if frontend.target != TARGET_SET || (frontend.set != set && !maps.is_member(frontend.set, backend)) {
+            return None;
+        }
+        flow.set_set(frontend.set);
+        maps.backend(backend)
+    }
+
+    /// The socket's next datagrams to the same address go to this backend as well.
+    #[inline(always)]
+    fn keep<M: SockMaps>(&self, maps: M, chosen: &Chosen) {
+        maps.put_flow(&self.key(), &SockFlow { backend: chosen.id, set: chosen.set });
+    }
+
+    /// Sends the socket to a backend, and remembers under which address it believes to reach it.
+    #[inline(always)]
+    fn redirect<M: SockMaps>(&self, maps: M, addr: Addr, port: Port) -> i32 {
+        if matches!(self.sock.hook(), Hook::V4) && unmap_v4(addr).is_none() {
+            return self.stop(maps, Reason::SocketFamily);
+        }
+        let key = SockKey { cookie: self.cookie, addr, port, protocol: self.protocol, pad: [0; 5] };
+        maps.put_peer(&key, &SockPeer { addr: self.addr, port: self.port, pad: 0 });
+        self.write(addr, port);
+        ALLOW
+    }
+
+    /// The socket means this very address: replies from it are no backend's. A TCP socket connects once, so that it
+    /// has nothing to forget.
+    #[inline(always)]
+    fn forget<M: SockMaps>(&self, maps: M) {
+        if self.protocol == UDP {
+            maps.remove_peer(&self.key());
+        }
+    }
+
+    #[inline(always)]
+    fn write(&self, addr: Addr, port: Port) {
+        match self.sock.hook() {
+            Hook::V4 => {
+                if let Some(ip) = unmap_v4(addr) {
+                    self.sock.set_peer_v4(ip, port);
+                }
+            }
+            Hook::V6 => self.sock.set_peer_v6(addr, port),
+        }
+    }
+}
+
+impl<S: Sock> Flow for Socket<S> {
+    #[inline(always)]
+    fn client(&self, frontend: &FrontendValue) -> AffinityKey {
+        let cookie = self.sock.netns_cookie();
+        let client = [cookie as u32, (cookie >> 32) as u32, 0, 0];
+        AffinityKey { client, frontend: frontend.id, kind: CLIENT_NETNS, pad: [0; 3] }
+    }
+
+    #[inline(always)]
+    fn hash(&self, frontend: &FrontendValue) -> u32 {
+        let sticky = frontend.affinity != 0;
+        cookie_hash(if sticky { self.sock.netns_cookie() } else { self.cookie })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lb_datapath_ebpf_abi::{LOOKUP_HASH, ROLE_DRAINING, TARGET_DROP, TARGET_REJECT, map_v4};
+
+    use super::*;
+    use crate::fake::{Fake, FakeSock, VIP, VIP_V6, addr_of, backend, backend_v6};
+
+    const PORT_80: Port = Port::new(80);
+
+    #[test]
+    fn a_connection_goes_to_a_backend_and_its_peer_is_the_frontend() {
+        for kind in [(1, 6), (1, 262), (2, 17)] {
+            let (fake, sock) = (Fake::serving(LOOKUP_HASH, &[1]), FakeSock::new(Hook::V4, VIP));
+            sock.kind.set(kind);
+            assert_eq!(connect(&fake, &sock), ALLOW);
+            assert_eq!(sock.peer.get(), backend(1));
+            assert_eq!(restore(&fake, &sock), ALLOW);
+            assert_eq!(sock.peer.get(), (addr_of(VIP), PORT_80));
+        }
+    }
+
+    #[test]
+    fn an_ipv6_socket_reaches_backends_of_both_families() {
+        for (vip, expected) in [(VIP, backend(1).0), (VIP_V6, backend_v6(1))] {
+            let (fake, sock) = (Fake::serving_at(vip, LOOKUP_HASH, &[1]), FakeSock::new(Hook::V6, vip));
+            assert_eq!(connect(&fake, &sock), ALLOW);
+            assert_eq!(sock.peer.get().0, expected);
+        }
+    }
+
+    #[test]
+    fn sockets_of_other_protocols_and_addresses_are_left_alone() {
+        let fake = Fake::serving(LOOKUP_HASH, &[1]);
+        let stated = (addr_of(VIP), PORT_80);
+        for kind in [(3, 6), (1, 132), (2, 136), (1, 17)] {
+            let sock = FakeSock::new(Hook::V4, VIP);
+            sock.kind.set(kind);
+            assert_eq!((connect(&fake, &sock), sock.peer.get()), (ALLOW, stated), "{kind:?}");
+        }
+        let other = FakeSock::new(Hook::V4, [192, 0, 2, 9].into());
+        assert_eq!((connect(&fake, &other), other.peer.get().0), (ALLOW, map_v4([192, 0, 2, 9])));
+        assert!(fake.counts.borrow().is_empty());
+    }
+
+    #[test]
+    fn every_reason_of_a_socket_is_counted_once_with_its_error() {
+        type Case = (Reason, fn(&Fake), Errno);
+        let cases: [Case; 4] = [
+            (
+                Reason::SocketNoBackends,
+                |fake| fake.change_frontend(VIP, |frontend| frontend.target = TARGET_REJECT),
+                Errno::ConnectionRefused,
+            ),
+            (
+                Reason::SocketExcluded,
+                |fake| fake.change_frontend(VIP, |frontend| frontend.target = TARGET_DROP),
+                Errno::HostUnreachable,
+            ),
+            (Reason::SocketBackendMissing, |fake| fake.backends.borrow_mut().clear(), Errno::ConnectionRefused),
+            (
+                Reason::SocketFamily,
+                |fake| fake.backends.borrow_mut().values_mut().for_each(|backend| backend.addr = backend_v6(1)),
+                Errno::HostUnreachable,
+            ),
+        ];
+        type Call = fn(&Fake, &FakeSock) -> i32;
+        let calls: [Call; 2] = [|fake, sock| connect(fake, sock), |fake, sock| sendmsg(fake, sock)];
+        for (reason, arrange, errno) in cases {
+            for call in calls {
+                let (fake, sock) = (Fake::serving(LOOKUP_HASH, &[1]), FakeSock::new(Hook::V4, VIP));
+                sock.kind.set((2, 17));
+                arrange(&fake);
+                assert_eq!((call(&fake, &sock), sock.failed.get()), (REFUSE, Some(errno)), "{reason:?}");
+                assert_eq!(*fake.counts.borrow(), [(reason, 1)].into(), "{reason:?}");
+                assert_eq!(sock.peer.get(), (addr_of(VIP), PORT_80));
+            }
+        }
+        let of_sockets = Reason::ALL.iter().filter(|reason| matches!(reason.verdict(), Verdict::Fail(_))).count();
+        assert_eq!(of_sockets, cases.len());
+    }
+
+    /// A UDP socket and a fake that serves backends 1 and 2.
+    fn udp() -> (Fake, FakeSock) {
+        let (fake, sock) = (Fake::serving(LOOKUP_HASH, &[1, 2]), FakeSock::new(Hook::V4, VIP));
+        sock.kind.set((2, 17));
+        (fake, sock)
+    }
+
+    /// Where the next datagram to the frontend goes.
+    fn send(fake: &Fake, sock: &FakeSock) -> (Addr, Port) {
+        sock.peer.set((addr_of(VIP), PORT_80));
+        assert_eq!(sendmsg(fake, sock), ALLOW);
+        sock.peer.get()
+    }
+
+    #[test]
+    fn datagrams_keep_their_backend_while_it_is_in_the_set() {
+        let (fake, sock) = udp();
+        let first = send(&fake, &sock);
+        // Both backends change places, in another set.
+        fake.add_set(2, &[2, 1]);
+        fake.point(VIP, 2, 2);
+        fake.list(2, &[1, 2]);
+        assert_eq!(send(&fake, &sock), first);
+        fake.add_set(3, &[3]);
+        fake.point(VIP, 3, 1);
+        assert_eq!(send(&fake, &sock), backend(3));
+        assert_eq!(send(&fake, &sock), backend(3));
+    }
+
+    #[test]
+    fn datagrams_of_a_draining_datapath_go_on_and_new_ones_do_not() {
+        let (fake, sock) = udp();
+        let first = send(&fake, &sock);
+        fake.role.set(ROLE_DRAINING);
+        assert_eq!(send(&fake, &sock), first);
+        let new = FakeSock::new(Hook::V4, VIP);
+        new.kind.set((2, 17));
+        new.cookie.set(99);
+        assert_eq!(send(&fake, &new), (addr_of(VIP), PORT_80));
+        fake.role.set(ROLE_STANDBY);
+        assert_eq!(send(&fake, &sock), (addr_of(VIP), PORT_80));
+        assert_eq!((connect(&fake, &new), new.peer.get().0), (ALLOW, addr_of(VIP)));
+    }
+
+    #[test]
+    fn a_socket_that_means_the_backend_itself_sees_its_address() {
+        let (fake, sock) = udp();
+        let (addr, port) = send(&fake, &sock);
+        sock.peer.set((addr, port));
+        assert_eq!(sendmsg(&fake, &sock), ALLOW);
+        assert_eq!(restore(&fake, &sock), ALLOW);
+        assert_eq!(sock.peer.get(), (addr, port));
+    }
+
+    #[test]
+    fn a_full_map_stops_no_socket() {
+        let (fake, sock) = udp();
+        fake.full.set(true);
+        let first = send(&fake, &sock);
+        assert!(first == backend(1) || first == backend(2));
+        assert_eq!(restore(&fake, &sock), ALLOW);
+        assert_eq!(sock.peer.get(), first);
+    }
+
+    #[test]
+    fn the_client_of_affinity_is_the_network_namespace() {
+        let (fake, sock) = udp();
+        fake.change_frontend(VIP, |frontend| (frontend.affinity, frontend.affinity_ns) = (1, 100));
+        fake.list(1, &[1, 2]);
+        let first = send(&fake, &sock);
+        for cookie in 100..120 {
+            let other = FakeSock::new(Hook::V4, VIP);
+            other.kind.set((2, 17));
+            other.cookie.set(cookie);
+            assert_eq!(send(&fake, &other), first);
+        }
+        assert_eq!(fake.affinity.borrow().len(), 1);
+    }
+}

@@ -1,0 +1,219 @@
+//! What happens to a packet.
+
+use aya_ebpf::bindings::tcx_action_base::{TCX_DROP, TCX_NEXT};
+use lb_datapath_ebpf_abi::{CtValue, ROLE_ACTIVE, ROLE_STANDBY, Reason, Verdict};
+
+use super::{
+    flow::{self, FlowMaps},
+    packet::Packet,
+    reject::reject,
+    rewrite::forward,
+    skb::Skb,
+};
+use crate::{
+    maps::Maps,
+    select::{Answer, choose},
+};
+
+/// Verdict for the kernel: as if this program were not there.
+pub const PASS: i32 = TCX_NEXT;
+/// Verdict for the kernel: dropped.
+pub const DROP: i32 = TCX_DROP;
+
+/// Decides on a packet; returns the verdict for the kernel.
+///
+/// The steps are functions of their own in the kernel, too: their variables would not fit on one stack frame of 512 bytes
+/// (`MAX_BPF_STACK`).
+#[inline(always)]
+pub fn ingress<M: FlowMaps, S: Skb>(maps: M, skb: S) -> i32 {
+    let role = maps.role();
+    if role == ROLE_STANDBY {
+        return PASS;
+    }
+    let Some(packet) = Packet::read(skb) else { return PASS };
+    let mut to = CtValue::EMPTY;
+    if flow::lookup(maps, &packet, &mut to) {
+        return forward(maps, skb, &packet, &to);
+    }
+    if role != ROLE_ACTIVE {
+        return PASS;
+    }
+    let reason = match answer(maps, &packet, &mut to) {
+        Fate::NotOurs => return PASS,
+        Fate::Stop(reason) => reason,
+        Fate::Open => match flow::open(maps, &packet, &mut to) {
+            None => return forward(maps, skb, &packet, &to),
+            Some(reason) => reason,
+        },
+    };
+    stop(maps, skb, &packet, reason)
+}
+
+/// What becomes of the first packet of a flow.
+#[derive(Clone, Copy)]
+enum Fate {
+    /// The packet is for no frontend.
+    NotOurs,
+    /// The packet starts a flow.
+    Open,
+    /// The packet ends here.
+    Stop(Reason),
+}
+
+/// Decides on the first packet of a flow, and writes its backend to `to`.
+#[inline(never)]
+fn answer<M: FlowMaps>(maps: M, packet: &Packet, to: &mut CtValue) -> Fate {
+    let chosen = match choose(maps, &packet.frontend_key(), packet) {
+        Answer::NotAFrontend => {
+            flow::forget_reply(maps, packet);
+            return Fate::NotOurs;
+        }
+        Answer::Excluded => return Fate::Stop(Reason::PacketExcluded),
+        // Nobody answers a reset, and it must not start a flow.
+        _ if packet.is_reset() => return Fate::Stop(Reason::PacketStrayReset),
+        Answer::NoBackends => return Fate::Stop(Reason::PacketNoBackends),
+        Answer::BackendMissing => return Fate::Stop(Reason::PacketBackendMissing),
+        Answer::Backend(chosen) => chosen,
+    };
+    (to.dst, to.dport) = (chosen.addr, chosen.port);
+    (to.backend, to.set) = (chosen.id, chosen.set);
+    Fate::Open
+}
+
+/// Counts `reason` and carries out its verdict.
+#[inline(always)]
+fn stop<M: Maps, S: Skb>(maps: M, skb: S, packet: &Packet, reason: Reason) -> i32 {
+    match reason.verdict() {
+        Verdict::Answer => {
+            if !reject(skb, packet.is_v4, packet.is_udp(), packet.transport) {
+                return give_up(maps, Reason::PacketNotAnswered);
+            }
+            maps.count(reason);
+            skb.send_back()
+        }
+        Verdict::Pass | Verdict::Drop | Verdict::Fail(_) => give_up(maps, reason),
+    }
+}
+
+/// Counts a `reason` whose verdict needs no work on the packet; returns the verdict for the kernel.
+#[inline(always)]
+pub(super) fn give_up<M: Maps>(maps: M, reason: Reason) -> i32 {
+    maps.count(reason);
+    match reason.verdict() {
+        Verdict::Pass => PASS,
+        // The other two belong to `stop` and to sockets.
+        Verdict::Drop | Verdict::Answer | Verdict::Fail(_) => DROP,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lb_datapath_ebpf_abi::{LOOKUP_HASH, ROLE_DRAINING, TARGET_DROP, TARGET_REJECT};
+
+    use super::*;
+    use crate::{
+        fake::{Fake, FakeSkb, REDIRECTED, SENT_BACK, VIP, VIP_V6, backend},
+        tc::{
+            header::{ACK, RST, SYN},
+            skb::Unrouted,
+        },
+    };
+
+    #[test]
+    fn a_new_flow_reaches_its_backend_and_its_answer_comes_back_from_the_frontend() {
+        for (skb, vip) in [
+            (FakeSkb::tcp_v4(SYN), VIP),
+            (FakeSkb::udp_v4(), VIP),
+            (FakeSkb::tcp_v6(SYN), VIP_V6),
+            (FakeSkb::udp_v6(), VIP_V6),
+        ] {
+            let fake = Fake::serving_at(vip, LOOKUP_HASH, &[1]);
+            let before = skb.packet();
+            assert_eq!(ingress(&fake, &skb), REDIRECTED);
+            let out = skb.packet();
+            assert_eq!((out.key.dst, out.key.dport), backend_of(&out));
+            assert_eq!(out.ttl, 63);
+            skb.assert_checksums();
+            skb.answer();
+            assert_eq!(ingress(&fake, &skb), REDIRECTED);
+            assert_eq!(skb.packet().key, before.key.mirror());
+            skb.assert_checksums();
+            assert!(fake.counts.borrow().is_empty());
+        }
+    }
+
+    fn backend_of(packet: &Packet) -> (lb_datapath_ebpf_abi::Addr, lb_datapath_ebpf_abi::Port) {
+        let (v4, port) = backend(1);
+        if packet.is_v4 { (v4, port) } else { (crate::fake::backend_v6(1), port) }
+    }
+
+    #[test]
+    fn a_packet_for_no_frontend_is_passed_untouched_and_uncounted() {
+        let fake = Fake::new();
+        for skb in [FakeSkb::tcp_v4(SYN), FakeSkb::udp_v6()] {
+            let before = skb.bytes();
+            assert_eq!(ingress(&fake, &skb), PASS);
+            assert_eq!(skb.bytes(), before);
+        }
+        assert!(fake.counts.borrow().is_empty());
+    }
+
+    #[test]
+    fn the_role_decides_which_flows_are_served() {
+        let fake = Fake::serving(LOOKUP_HASH, &[1]);
+        let established = FakeSkb::tcp_v4(SYN);
+        assert_eq!(ingress(&fake, &established), REDIRECTED);
+        fake.role.set(ROLE_DRAINING);
+        assert_eq!(ingress(&fake, &FakeSkb::tcp_v4(ACK)), REDIRECTED);
+        let new = FakeSkb::tcp_v4(SYN);
+        new.set_source_port(40_001);
+        assert_eq!(ingress(&fake, &new), PASS);
+        fake.role.set(ROLE_STANDBY);
+        assert_eq!(ingress(&fake, &FakeSkb::tcp_v4(ACK)), PASS);
+    }
+
+    #[test]
+    fn every_reason_of_a_packet_is_counted_once_with_its_verdict() {
+        type Case = (Reason, fn(&Fake, &FakeSkb), u8, i32);
+        let cases: [Case; 11] = [
+            (Reason::PacketNoBackends, |f, _| f.change_frontend(VIP, |v| v.target = TARGET_REJECT), SYN, SENT_BACK),
+            (Reason::PacketExcluded, |f, _| f.change_frontend(VIP, |v| v.target = TARGET_DROP), SYN, DROP),
+            (Reason::PacketBackendMissing, |f, _| f.backends.borrow_mut().clear(), SYN, SENT_BACK),
+            (Reason::PacketStrayReset, |_, _| {}, RST, DROP),
+            (Reason::PacketNoSourcePort, |f, _| f.take_every_port(), SYN, DROP),
+            (Reason::PacketFlowNotRecorded, |f, _| f.room.set(Some(1)), SYN, DROP),
+            (Reason::PacketNotRewritten, |_, skb| skb.refuse_stores.set(true), SYN, DROP),
+            (
+                Reason::PacketNotAnswered,
+                |f, skb| {
+                    f.change_frontend(VIP, |v| v.target = TARGET_REJECT);
+                    skb.add_ip_option();
+                },
+                SYN,
+                DROP,
+            ),
+            (Reason::PacketHopLimit, |_, skb| skb.set_byte(14 + 8, 1), SYN, PASS),
+            (Reason::PacketNoRoute, |_, skb| skb.routes.set(Err(Unrouted::NoRoute)), SYN, PASS),
+            (Reason::PacketForwardingOff, |_, skb| skb.routes.set(Err(Unrouted::ForwardingOff)), SYN, PASS),
+        ];
+        for (reason, arrange, flags, verdict) in cases {
+            let (fake, skb) = (Fake::serving(LOOKUP_HASH, &[1]), FakeSkb::tcp_v4(flags));
+            arrange(&fake, &skb);
+            assert_eq!(ingress(&fake, &skb), verdict, "{reason:?}");
+            assert_eq!(*fake.counts.borrow(), [(reason, 1)].into(), "{reason:?}");
+        }
+        let of_packets = Reason::ALL.iter().filter(|reason| !matches!(reason.verdict(), Verdict::Fail(_))).count();
+        assert_eq!(of_packets, cases.len());
+    }
+
+    #[test]
+    fn a_packet_for_a_backend_on_the_node_itself_is_passed_translated_and_uncounted() {
+        let (fake, skb) = (Fake::serving(LOOKUP_HASH, &[1]), FakeSkb::tcp_v4(SYN));
+        skb.routes.set(Err(Unrouted::Local));
+        assert_eq!(ingress(&fake, &skb), PASS);
+        let out = skb.packet();
+        assert_eq!(((out.key.dst, out.key.dport), out.ttl), (backend(1), 64));
+        skb.assert_checksums();
+        assert!(fake.counts.borrow().is_empty());
+    }
+}

@@ -1,0 +1,192 @@
+//! What the program needs to know of a packet.
+
+use lb_datapath_ebpf_abi::{AffinityKey, CLIENT_ADDRESS, CtKey, FrontendKey, FrontendValue, Port};
+
+use super::{
+    client::{client_hash, flow_hash, prefix},
+    header::{self, ACK, ETHERNET, FIN, RST, SYN},
+    skb::Skb,
+};
+use crate::{
+    protocol::{TCP, UDP},
+    select::Flow,
+};
+
+const ETH_P_IP: u16 = 0x0800;
+const ETH_P_IPV6: u16 = 0x86dd;
+const PACKET_HOST: u32 = 0;
+
+/// A TCP or UDP packet that is no fragment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Packet {
+    /// Its tuple.
+    pub key: CtKey,
+    /// Whether it is IPv4.
+    pub is_v4: bool,
+    /// Time to live or hop limit.
+    pub ttl: u8,
+    /// TCP flags; 0 for UDP.
+    pub flags: u8,
+    /// Bytes before the transport header.
+    pub transport: u32,
+}
+
+impl Packet {
+    /// Reads a packet that is for this host to receive or to route.
+    #[inline(always)]
+    pub fn read<S: Skb>(skb: S) -> Option<Self> {
+        let (kind, protocol) = skb.kind();
+        if kind != PACKET_HOST {
+            return None;
+        }
+        let (ip, is_v4) = match u16::from_be(protocol) {
+            ETH_P_IP => (header::ipv4(&skb.load(ETHERNET)?)?, true),
+            ETH_P_IPV6 => (header::ipv6(&skb.load(ETHERNET)?)?, false),
+            _ => return None,
+        };
+        let transport = ETHERNET + ip.len;
+        let (ports, flags) = match ip.protocol {
+            TCP => {
+                let [ports, _, _, flags]: [u32; 4] = skb.load(transport)?;
+                (ports, (u32::from_be(flags) >> 16) as u8)
+            }
+            UDP => (skb.load::<u32>(transport)?, 0),
+            _ => return None,
+        };
+        let ports = u32::from_be(ports);
+        let (sport, dport) = (Port::new((ports >> 16) as u16), Port::new(ports as u16));
+        let key = CtKey { src: ip.src, dst: ip.dst, sport, dport, protocol: ip.protocol, pad: [0; 3] };
+        Some(Self { key, is_v4, ttl: ip.ttl, flags, transport })
+    }
+
+    /// The frontend that the packet may be for.
+    #[inline(always)]
+    #[must_use]
+    pub fn frontend_key(&self) -> FrontendKey {
+        FrontendKey { addr: self.key.dst, port: self.key.dport, protocol: self.key.protocol, scope: 0, pad: 0 }
+    }
+
+    /// Whether it asks for a new connection.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_syn(&self) -> bool {
+        self.flags & (SYN | ACK) == SYN
+    }
+
+    /// Whether it ends a connection.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_end(&self) -> bool {
+        self.flags & (FIN | RST) != 0
+    }
+
+    /// Whether it resets a connection.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_reset(&self) -> bool {
+        self.flags & RST != 0
+    }
+
+    /// Whether it is UDP; TCP otherwise.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_udp(&self) -> bool {
+        self.key.protocol == UDP
+    }
+}
+
+impl Flow for Packet {
+    #[inline(always)]
+    fn client(&self, frontend: &FrontendValue) -> AffinityKey {
+        let client = prefix(self.key.src, frontend.prefix_v4, frontend.prefix_v6);
+        AffinityKey { client, frontend: frontend.id, kind: CLIENT_ADDRESS, pad: [0; 3] }
+    }
+
+    #[inline(always)]
+    fn hash(&self, frontend: &FrontendValue) -> u32 {
+        if frontend.affinity != 0 {
+            return client_hash(prefix(self.key.src, frontend.prefix_v4, frontend.prefix_v6));
+        }
+        flow_hash(self.key.src, self.key.sport, self.key.dst, self.key.dport)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lb_datapath_ebpf_abi::{LOOKUP_HASH, map_v4};
+
+    use super::*;
+    use crate::{
+        fake::{Fake, FakeSkb, VIP},
+        tc::header::{ACK, SYN},
+    };
+
+    #[test]
+    fn packets_of_both_families_and_protocols_are_read() {
+        for (skb, is_v4, protocol, flags) in [
+            (FakeSkb::tcp_v4(SYN), true, TCP, SYN),
+            (FakeSkb::udp_v4(), true, UDP, 0),
+            (FakeSkb::tcp_v6(SYN | ACK), false, TCP, SYN | ACK),
+            (FakeSkb::udp_v6(), false, UDP, 0),
+        ] {
+            let packet = Packet::read(&skb).unwrap();
+            assert_eq!((packet.is_v4, packet.key.protocol, packet.flags, packet.ttl), (is_v4, protocol, flags, 64));
+            assert_eq!((packet.key.sport.number(), packet.key.dport.number()), (40_000, 80));
+            assert_eq!(packet.transport, if is_v4 { 34 } else { 54 });
+            assert_eq!(packet.is_syn(), flags == SYN);
+        }
+    }
+
+    #[test]
+    fn options_move_the_transport_header() {
+        let skb = FakeSkb::tcp_v4(SYN);
+        skb.add_ip_option();
+        let packet = Packet::read(&skb).unwrap();
+        assert_eq!((packet.transport, packet.key.dport.number()), (38, 80));
+    }
+
+    #[test]
+    fn packets_of_others_are_left_alone() {
+        let skb = FakeSkb::tcp_v4(SYN);
+        skb.kind.set((3, ETH_P_IP.to_be()));
+        assert_eq!(Packet::read(&skb), None, "for another host");
+        skb.kind.set((0, 0x0806_u16.to_be()));
+        assert_eq!(Packet::read(&skb), None, "ARP");
+        let skb = FakeSkb::tcp_v4(SYN);
+        skb.set_byte(14 + 9, 132);
+        assert_eq!(Packet::read(&skb), None, "SCTP");
+        let skb = FakeSkb::udp_v4();
+        skb.set_byte(14 + 6, 0x20);
+        assert_eq!(Packet::read(&skb), None, "a fragment");
+    }
+
+    #[test]
+    fn a_packet_that_is_cut_short_is_left_alone() {
+        for (skb, needed) in
+            [(FakeSkb::tcp_v4(0), 50), (FakeSkb::udp_v4(), 38), (FakeSkb::tcp_v6(0), 70), (FakeSkb::udp_v6(), 58)]
+        {
+            skb.truncate(needed);
+            assert!(Packet::read(&skb).is_some());
+            for len in (0..needed).rev() {
+                skb.truncate(len);
+                assert_eq!(Packet::read(&skb), None, "{len} bytes");
+            }
+        }
+    }
+
+    #[test]
+    fn affinity_makes_the_hash_depend_on_the_client_alone() {
+        let fake = Fake::serving(LOOKUP_HASH, &[1]);
+        let packet = Packet::read(&FakeSkb::tcp_v4(SYN)).unwrap();
+        let mut other = packet;
+        other.key.sport = Port::new(40_001);
+        let frontend = fake.frontend_at(VIP);
+        assert_ne!(packet.hash(&frontend), other.hash(&frontend));
+        let sticky = FrontendValue { affinity: 1, prefix_v4: 24, prefix_v6: 64, ..frontend };
+        assert_eq!(packet.hash(&sticky), other.hash(&sticky));
+        assert_eq!(packet.client(&sticky).client, map_v4([192, 0, 2, 0]));
+        other.key.src = map_v4([192, 0, 3, 2]);
+        assert_ne!(packet.hash(&sticky), other.hash(&sticky));
+        assert_ne!(packet.client(&sticky), other.client(&sticky));
+    }
+}

@@ -1,0 +1,180 @@
+//! Gives a packet another tuple and sends it on.
+//!
+//! A translated packet does not go through the node's own routing input: there, a packet that comes in from outside with a
+//! source address of the node is a martian, and a reply that comes in from a pod with a virtual address as its source
+//! fails the reverse path filter. Both are decided in [`fib_validate_source`]. The routing table is asked here, and the
+//! packet leaves through the device that it names.
+//!
+//! [`fib_validate_source`]: https://elixir.bootlin.com/linux/v6.18/source/net/ipv4/fib_frontend.c
+
+use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM};
+use lb_datapath_ebpf_abi::{Addr, CtValue, Port, Reason, unmap_v4};
+
+use super::{
+    header::ETHERNET,
+    ingress::{PASS, give_up},
+    packet::Packet,
+    skb::{Refused, Skb, Unrouted},
+};
+use crate::maps::Maps;
+
+/// `BPF_F_IPV6`, since Linux 6.16: an IPv6 address changes the pseudo header's sum and no checksum of its own header, so
+/// that the checksum of the whole packet (`skb->csum`) changes with it.
+///
+/// <https://elixir.bootlin.com/linux/v6.18/source/net/core/utils.c> (`inet_proto_csum_replace_by_diff`)
+const BPF_F_IPV6: u64 = 1 << 7;
+
+/// Translates `packet` to the tuple of `to` and sends it on. Returns the verdict for the kernel.
+#[inline(never)]
+pub fn forward<M: Maps, S: Skb>(maps: M, skb: S, packet: &Packet, to: &CtValue) -> i32 {
+    // The kernel answers with "time exceeded", from the packet as the client knows it.
+    if packet.ttl <= 1 {
+        return give_up(maps, Reason::PacketHopLimit);
+    }
+    let hop = skb.route(packet, to);
+    let ttl = if hop.is_ok() { packet.ttl - 1 } else { packet.ttl };
+    let rewritten = if packet.is_v4 { rewrite_v4(skb, packet, to, ttl) } else { rewrite_v6(skb, packet, to, ttl) };
+    match (rewritten, hop) {
+        (Err(Refused), _) => give_up(maps, Reason::PacketNotRewritten),
+        (Ok(()), Ok(hop)) => skb.redirect(hop),
+        (Ok(()), Err(Unrouted::Local)) => PASS,
+        (Ok(()), Err(Unrouted::NoRoute)) => give_up(maps, Reason::PacketNoRoute),
+        (Ok(()), Err(Unrouted::ForwardingOff)) => give_up(maps, Reason::PacketForwardingOff),
+    }
+}
+
+#[inline(always)]
+fn rewrite_v4<S: Skb>(skb: S, packet: &Packet, to: &CtValue, ttl: u8) -> Result<(), Refused> {
+    const TTL: u32 = ETHERNET + 8;
+    const CHECK: u32 = ETHERNET + 10;
+    const ADDRESSES: u32 = ETHERNET + 12;
+    let (old, new) = (v4_words(packet.ttl, packet.key.src, packet.key.dst)?, v4_words(ttl, to.src, to.dst)?);
+    let [_, src, dst] = new;
+    skb.replace_l3(CHECK, skb.difference(&old, &new)?)?;
+    let [_, old @ ..] = old;
+    transport(skb, packet, to, skb.difference(&old, &[src, dst])?, 0)?;
+    skb.store(ADDRESSES, &[src, dst], 0)?;
+    skb.store(TTL, &ttl, 0)
+}
+
+#[inline(always)]
+fn rewrite_v6<S: Skb>(skb: S, packet: &Packet, to: &CtValue, ttl: u8) -> Result<(), Refused> {
+    const HOP_LIMIT: u32 = ETHERNET + 7;
+    const ADDRESSES: u32 = ETHERNET + 8;
+    let old = v6_words(packet.key.src, packet.key.dst);
+    let new = v6_words(to.src, to.dst);
+    let difference = skb.difference(&old, &new)?;
+    // A kernel without the flag refuses it before it writes anything.
+    if transport(skb, packet, to, difference, BPF_F_IPV6).is_err() {
+        transport(skb, packet, to, difference, 0)?;
+    }
+    skb.store(ADDRESSES, &new, 0)?;
+    // No checksum of the packet covers it, but one of the device's may.
+    skb.store(HOP_LIMIT, &ttl, BPF_F_RECOMPUTE_CSUM as u64)
+}
+
+/// Ports, and the checksum over them and the pseudo header, whose addresses differ by `difference`.
+///
+/// The helpers know whether the device still has to fill the checksum in (`CHECKSUM_PARTIAL`), in which case the packet
+/// holds the pseudo header's sum alone. Bytes that a program wrote itself would be wrong for one of the two.
+#[inline(always)]
+fn transport<S: Skb>(skb: S, packet: &Packet, to: &CtValue, difference: u64, family: u64) -> Result<(), Refused> {
+    // A UDP checksum of zero says that there is none, and stays zero.
+    let (at, zero) = if packet.is_udp() { (6, BPF_F_MARK_MANGLED_0 as u64) } else { (16, 0) };
+    let at = packet.transport.wrapping_add(at);
+    let old = ports(packet.key.sport, packet.key.dport);
+    let new = ports(to.sport, to.dport);
+    skb.replace_l4(at, difference, BPF_F_PSEUDO_HDR as u64 | zero | family)?;
+    skb.replace_l4(at, skb.difference(&[old], &[new])?, zero)?;
+    skb.store(packet.transport, &new, 0)
+}
+
+#[inline(always)]
+const fn ports(sport: Port, dport: Port) -> u32 {
+    ((sport.number() as u32) << 16 | dport.number() as u32).to_be()
+}
+
+/// Time to live, source and destination, as they lie in the header.
+#[inline(always)]
+fn v4_words(ttl: u8, src: Addr, dst: Addr) -> Result<[u32; 3], Refused> {
+    let (src, dst) = (unmap_v4(src).ok_or(Refused)?, unmap_v4(dst).ok_or(Refused)?);
+    Ok([u32::from_ne_bytes([ttl, 0, 0, 0]), u32::from_ne_bytes(src), u32::from_ne_bytes(dst)])
+}
+
+#[inline(always)]
+const fn v6_words(src: Addr, dst: Addr) -> [u32; 8] {
+    let ([a, b, c, d], [e, f, g, h]) = (src, dst);
+    [a, b, c, d, e, f, g, h]
+}
+
+#[cfg(test)]
+mod tests {
+    use lb_datapath_ebpf_abi::{from_octets, map_v4};
+
+    use super::*;
+    use crate::{
+        fake::{Fake, FakeSkb, REDIRECTED},
+        tc::header::SYN,
+    };
+
+    /// Another tuple of the same family.
+    fn tuple(is_v4: bool) -> CtValue {
+        let (src, dst) = if is_v4 {
+            (map_v4([192, 0, 2, 1]), map_v4([10, 244, 0, 9]))
+        } else {
+            (from_octets([0x20; 16]), from_octets([0xfd; 16]))
+        };
+        CtValue { src, dst, sport: Port::new(1024), dport: Port::new(8080), ..CtValue::EMPTY }
+    }
+
+    #[test]
+    fn every_checksum_is_right_after_a_translation() {
+        for skb in [FakeSkb::tcp_v4(SYN), FakeSkb::udp_v4(), FakeSkb::tcp_v6(SYN), FakeSkb::udp_v6()] {
+            skb.assert_checksums();
+            let (fake, before) = (Fake::new(), skb.packet());
+            let to = tuple(before.is_v4);
+            assert_eq!(forward(&fake, &skb, &before, &to), REDIRECTED);
+            let after = skb.packet();
+            assert_eq!((after.key.src, after.key.dst), (to.src, to.dst));
+            assert_eq!((after.key.sport, after.key.dport), (to.sport, to.dport));
+            assert_eq!((after.ttl, after.flags), (63, before.flags));
+            skb.assert_checksums();
+        }
+    }
+
+    #[test]
+    fn a_datagram_without_a_checksum_stays_without_one() {
+        let skb = FakeSkb::udp_v4();
+        skb.set_byte(40, 0);
+        skb.set_byte(41, 0);
+        let packet = skb.packet();
+        assert_eq!(forward(&Fake::new(), &skb, &packet, &tuple(true)), REDIRECTED);
+        assert_eq!(skb.bytes()[40..42], [0, 0]);
+    }
+
+    #[test]
+    fn a_kernel_without_the_flag_for_ipv6_translates_as_well() {
+        let skb = FakeSkb::tcp_v6(SYN);
+        skb.old_kernel.set(true);
+        let packet = skb.packet();
+        assert_eq!(forward(&Fake::new(), &skb, &packet, &tuple(false)), REDIRECTED);
+        skb.assert_checksums();
+    }
+
+    #[test]
+    fn a_packet_at_the_end_of_its_way_is_left_as_the_client_sent_it() {
+        let skb = FakeSkb::udp_v6();
+        skb.set_byte(14 + 7, 1);
+        let (before, packet) = (skb.bytes(), skb.packet());
+        assert_eq!(forward(&Fake::new(), &skb, &packet, &tuple(false)), PASS);
+        assert_eq!(skb.bytes(), before);
+    }
+
+    #[test]
+    fn a_tuple_of_the_other_family_is_not_written() {
+        let (fake, skb) = (Fake::new(), FakeSkb::tcp_v4(SYN));
+        let packet = skb.packet();
+        forward(&fake, &skb, &packet, &tuple(false));
+        assert_eq!(*fake.counts.borrow(), [(Reason::PacketNotRewritten, 1)].into());
+    }
+}

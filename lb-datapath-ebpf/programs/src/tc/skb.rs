@@ -1,0 +1,117 @@
+//! The packet as the kernel's helpers see it.
+
+use aya_ebpf::bindings::{
+    BPF_FIB_LKUP_RET_BLACKHOLE, BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_PROHIBIT, BPF_FIB_LKUP_RET_UNREACHABLE,
+};
+use lb_datapath_ebpf_abi::{CtValue, Pod};
+
+use super::packet::Packet;
+
+/// A helper refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refused;
+
+/// A packet, and what the kernel lets a program do with it. Each method is one helper call, or a few that belong together.
+pub trait Skb: Copy {
+    /// Where a packet goes next.
+    type Hop;
+
+    /// `pkt_type` and `protocol` of the packet, the latter in network byte order.
+    fn kind(self) -> (u32, u16);
+
+    /// What lies at `offset`, as it lies there; `None` if the packet ends before.
+    fn load<T: Pod>(self, offset: u32) -> Option<T>;
+
+    /// Writes `value` at `offset`. The checksums inside the packet stay as they are; with `BPF_F_RECOMPUTE_CSUM` in
+    /// `flags` the helper updates the checksum of the whole packet that a device may have computed.
+    ///
+    /// # Errors
+    /// When the packet ends before.
+    fn store<T: Pod>(self, offset: u32, value: &T, flags: u64) -> Result<(), Refused>;
+
+    /// The difference that a checksum has to make up for when `old` becomes `new`.
+    ///
+    /// # Errors
+    /// When the helper refuses.
+    fn difference<const N: usize>(self, old: &[u32; N], new: &[u32; N]) -> Result<u64, Refused>;
+
+    /// Applies `difference` to the IPv4 header's checksum at `offset`.
+    ///
+    /// # Errors
+    /// When the packet ends before.
+    fn replace_l3(self, offset: u32, difference: u64) -> Result<(), Refused>;
+
+    /// Applies `difference` to the transport checksum at `offset`, with the `BPF_F_…` of `bpf_l4_csum_replace`.
+    ///
+    /// # Errors
+    /// When the packet ends before, or the kernel does not know a flag.
+    fn replace_l4(self, offset: u32, difference: u64, flags: u64) -> Result<(), Refused>;
+
+    /// Makes the packet `len` bytes long, of any content, with no checksum left for a device to fill in.
+    ///
+    /// # Errors
+    /// When the helper refuses.
+    fn resize(self, len: u32) -> Result<(), Refused>;
+
+    /// Asks the routing table for the next hop of `packet` with the tuple of `to`.
+    ///
+    /// # Errors
+    /// When the table does not forward it.
+    fn route(self, packet: &Packet, to: &CtValue) -> Result<Self::Hop, Unrouted>;
+
+    /// Sends the packet to the next hop. Returns the verdict for the kernel.
+    fn redirect(self, hop: Self::Hop) -> i32;
+
+    /// Sends the packet out of the device that it came in through. Returns the verdict for the kernel.
+    fn send_back(self) -> i32;
+}
+
+/// Why the routing table gives no next hop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unrouted {
+    /// The packet is for this node itself, or needs more than a next hop, such as a tunnel: the node's network stack can
+    /// do that.
+    Local,
+    /// No way leads there.
+    NoRoute,
+    /// Forwarding is off on the device that the packet came in through.
+    ForwardingOff,
+}
+
+impl Unrouted {
+    /// What a result of `bpf_fib_lookup` other than 0 means.
+    #[inline(always)]
+    #[must_use]
+    pub const fn of(result: i64) -> Self {
+        const FORWARDING_OFF: i64 = BPF_FIB_LKUP_RET_FWD_DISABLED as i64;
+        const BLACKHOLE: i64 = BPF_FIB_LKUP_RET_BLACKHOLE as i64;
+        const UNREACHABLE: i64 = BPF_FIB_LKUP_RET_UNREACHABLE as i64;
+        const PROHIBIT: i64 = BPF_FIB_LKUP_RET_PROHIBIT as i64;
+        match result {
+            FORWARDING_OFF => Self::ForwardingOff,
+            BLACKHOLE | UNREACHABLE | PROHIBIT => Self::NoRoute,
+            _ => Self::Local,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_of_the_routing_table_are_told_apart() {
+        for (result, expected) in [
+            (1, Unrouted::NoRoute),
+            (2, Unrouted::NoRoute),
+            (3, Unrouted::NoRoute),
+            (4, Unrouted::Local),
+            (5, Unrouted::ForwardingOff),
+            (6, Unrouted::Local),
+            (8, Unrouted::Local),
+            (-22, Unrouted::Local),
+        ] {
+            assert_eq!(Unrouted::of(result), expected, "{result}");
+        }
+    }
+}
