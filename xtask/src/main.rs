@@ -5,7 +5,11 @@ mod figures;
 mod nightly;
 mod test;
 
-use std::{error::Error, process::ExitCode};
+use std::{
+    error::Error,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use clap::Parser;
 
@@ -28,6 +32,12 @@ impl Task {
             Self::Figures(args) => figures::figures(args),
         }
     }
+}
+
+/// The root of the workspace.
+fn root() -> PathBuf {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
+    manifest.parent().unwrap_or(manifest).into()
 }
 
 fn main() -> ExitCode {

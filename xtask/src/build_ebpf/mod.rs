@@ -49,7 +49,7 @@ pub(crate) enum Error {
 
 /// Builds the programs; writes the object or compares it with the committed one.
 pub(crate) fn run(args: &Args) -> Result<(), Error> {
-    let root = root();
+    let root = crate::root();
     let built = compile(&root)?;
     let committed = root.join(OBJECT);
     let fresh = object::strip(&read(&built)?).map_err(|what| Error::Object { path: built.clone(), what })?;
@@ -139,11 +139,6 @@ fn cargo_home() -> PathBuf {
 /// One of our own: its flags are others than those of everything else.
 fn target_dir(root: &Path) -> PathBuf {
     env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from).join("ebpf")
-}
-
-fn root() -> PathBuf {
-    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
-    manifest.parent().unwrap_or(manifest).into()
 }
 
 fn output(program: &str, args: &[&str]) -> Option<String> {

@@ -4,12 +4,14 @@ mod compare;
 mod core;
 mod datapaths;
 mod drift;
+mod ebpf;
 mod ipam;
 mod restart;
 mod scale;
 
 use std::{
     fmt,
+    path::PathBuf,
     process::{Command, Stdio},
     time::Instant,
 };
@@ -24,6 +26,9 @@ pub(crate) struct Args {
     /// How to print them.
     #[arg(short, long, default_value = "table")]
     output: Output,
+    /// Another eBPF object to measure beside the committed one, for `ebpf` alone.
+    #[arg(long, value_name = "PATH")]
+    baseline: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
@@ -40,6 +45,9 @@ enum Name {
     /// `lb lab restart` with 20,000 connections, 100 SIGTERM and 100 SIGKILL on eBPF and nftables. Needs root; a quarter
     /// of an hour.
     Restart,
+    /// Instructions that the verifier looks at, and the time of a packet, in the committed eBPF object; `--baseline` measures
+    /// another object in the same run. Needs root; half a minute.
+    Ebpf,
     /// `lb lab drift` at 10 and 1,000 services on every datapath. Needs root; a quarter of an hour.
     Drift,
 }
@@ -105,6 +113,9 @@ impl Figure {
 
 /// Measures and prints; an error if a goal is missed.
 pub(crate) fn figures(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
+    if args.baseline.is_some() && !matches!(args.name, Name::Ebpf) {
+        return Err("--baseline is for the figures called ebpf alone".into());
+    }
     if cfg!(debug_assertions) {
         return optimised();
     }
@@ -114,6 +125,7 @@ pub(crate) fn figures(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
         Name::Datapaths => datapaths::measure()?,
         Name::Scale => scale::measure()?,
         Name::Restart => restart::measure()?,
+        Name::Ebpf => ebpf::measure(args.baseline.as_deref())?,
         Name::Drift => drift::measure()?,
     };
     match args.output {

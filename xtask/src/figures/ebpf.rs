@@ -1,0 +1,72 @@
+//! What packets cost in the eBPF object, beside another build of it.
+
+use std::{
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use super::{Figure, Goal};
+
+const OBJECT: &str = "lb-datapath-ebpf/src/lb.bpf.o";
+/// Medians of one object differ by this much between two runs, mostly by where its maps lie in memory.
+const NOISE: f64 = 1.05;
+
+/// Measures the committed object, and `baseline` in the same run if there is one.
+pub(crate) fn measure(baseline: Option<&Path>) -> Result<Vec<Figure>, Box<dyn std::error::Error>> {
+    let mut command = Command::new("cargo");
+    command.args(["run", "--quiet", "--release", "--package", "lb-datapath-ebpf", "--example", "packet_cost", "--"]);
+    command.arg(crate::root().join(OBJECT)).args(baseline.map(std::path::absolute).transpose()?);
+    let output = command.stdout(Stdio::piped()).spawn()?.wait_with_output()?;
+    if !output.status.success() {
+        return Err(format!("{command:?}: {}", output.status).into());
+    }
+    let text = String::from_utf8(output.stdout)?;
+    let figures: Option<Vec<_>> = text.lines().map(|line| figure(line, baseline.is_some())).collect();
+    figures.ok_or_else(|| format!("{command:?} printed a line that is no figure:\n{text}").into())
+}
+
+/// `insns PROGRAM COUNT [OTHER]` or `ns PACKET MEDIAN [OTHER] N`, with tabs.
+fn figure(line: &str, compared: bool) -> Option<Figure> {
+    let fields: Vec<&str> = line.split('\t').collect();
+    let (what, rest) = fields.split_first()?;
+    let (name, numbers) = rest.split_first()?;
+    let mut numbers = numbers.iter().map(|number| number.parse::<f64>().ok());
+    let measured = numbers.next()??;
+    let other = if compared { Some(numbers.next()??) } else { None };
+    let baseline = other.map_or_else(|| "none: only reported".into(), |other| format!("the other object: {other}"));
+    match *what {
+        "insns" => Some(Figure::new(format!("{name}: verified"), None, measured, "insns", baseline, 1)),
+        "ns" => {
+            let goal = other.map(|other| Goal::AtMost((other * NOISE).round()));
+            let n = numbers.next()??;
+            Some(Figure::new(format!("{name}: median"), goal, measured, "ns", baseline, n as u64))
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_packet_may_cost_no_more_than_in_the_other_object() {
+        let packet = figure("ns\tnew flow, IPv4\t104\t100\t500", true).unwrap();
+        assert_eq!((packet.measured, packet.n, packet.met), (104.0, 500, Some(true)));
+        assert_eq!(figure("ns\tnew flow, IPv4\t106\t100\t500", true).unwrap().met, Some(false));
+        assert_eq!(figure("ns\tnew flow, IPv4\t106\t500", false).unwrap().met, None);
+    }
+
+    #[test]
+    fn instructions_are_only_reported() {
+        let program = figure("insns\tlb_ingress\t200\t100", true).unwrap();
+        assert_eq!((program.measured, program.met), (200.0, None));
+    }
+
+    #[test]
+    fn other_lines_are_no_figures() {
+        for line in ["", "ns", "ns\tnew flow", "ns\tnew flow\tx\t1\t1", "ns\tnew flow\t1", "error\ta\t1\t1"] {
+            assert!(figure(line, true).is_none(), "{line}");
+        }
+    }
+}
