@@ -11,7 +11,7 @@ use std::{
 
 use lb_core::{Counters, DatapathError, ErrorKind, KernelUsage};
 
-use crate::maps::memory;
+use crate::state::maps::memory;
 
 /// Counts what the maps hold, through descriptors of its own.
 #[derive(Debug)]

@@ -17,26 +17,27 @@ use lb_core::{
 use lb_datapath_ebpf_abi as abi;
 
 use crate::{
-    anchors::{Anchors, Shared},
     ask,
     config::EbpfConfig,
     counters::MapCounters,
+    drift::{repair, scan::Scanner, watch::PinWatcher},
     error::EbpfError,
-    links,
-    lower::{self, MAX_SLOTS},
-    maps::{Maps, REASONS},
-    mirror::Mirror,
-    ours,
-    pin::{self, Pins},
-    ports::Ports,
+    pins::{
+        anchors::{Anchors, Shared},
+        directories::{self, Pins},
+        links, ownership,
+    },
     programs::{DryRun, Programs},
     reasons::ReasonCounters,
-    repair,
-    restore::Restored,
-    scan::Scanner,
+    state::{
+        lower::{self, MAX_SLOTS},
+        maps::{Maps, REASONS},
+        mirror::Mirror,
+        ports::Ports,
+        restore::Restored,
+        write::Store,
+    },
     sys,
-    watch::PinWatcher,
-    write::Store,
 };
 
 /// Services in eBPF: socket hooks of a cgroup, and packets at the ingress of devices.
@@ -134,7 +135,7 @@ impl EbpfDatapath {
     /// # Errors
     /// When a datapath has it open, or a pin cannot be removed.
     pub fn remove(pin_dir: &Path) -> Result<(), DatapathError> {
-        Ok(pin::remove(pin_dir)?)
+        Ok(directories::remove(pin_dir)?)
     }
 
     /// A reader of the programs' counters: why packets of frontends were not forwarded, and why calls of sockets failed.
@@ -199,7 +200,7 @@ impl Kernel {
     fn load(config: &mut EbpfConfig) -> Result<(Self, Anchors), EbpfError> {
         let ports = Ports::free()?;
         let pins = Pins::create(&config.pin_dir)?;
-        let adopted = ours::check(&pins)?;
+        let adopted = ownership::check(&pins)?;
         if adopted {
             links::finish(&pins.links())?;
         } else {
@@ -210,7 +211,7 @@ impl Kernel {
         let loaded = Self::load_into(config, pins, adopted, ports);
         if loaded.is_err() && !adopted {
             // The first error says more than one about what it left.
-            let _ = pin::remove(&dir);
+            let _ = directories::remove(&dir);
         }
         loaded
     }
@@ -321,7 +322,7 @@ impl Datapath for EbpfDatapath {
         let anchors = self.shared.hold().take();
         match anchors {
             Some(anchors) => Ok(anchors.remove()?),
-            None => Ok(pin::remove(&self.config.pin_dir)?),
+            None => Ok(directories::remove(&self.config.pin_dir)?),
         }
     }
 

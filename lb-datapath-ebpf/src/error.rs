@@ -8,7 +8,7 @@ use std::{
 
 use lb_core::{DatapathError, ErrorKind};
 
-use crate::{ports, sys::Shape};
+use crate::{state::ports, sys::Shape};
 
 /// Why the datapath cannot be opened, or a device attached.
 #[derive(Debug, thiserror::Error)]

@@ -26,39 +26,24 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-mod anchor;
-mod anchors;
 mod ask;
 mod config;
-mod convert;
 mod counters;
 mod crash;
 mod datapath;
-mod dry;
+mod drift;
 mod error;
-mod heap;
-mod links;
-mod lower;
-mod maps;
-mod mirror;
-mod ours;
-mod packet;
-mod pin;
-mod ports;
+mod pins;
 mod programs;
 mod reasons;
-mod repair;
-mod restore;
-mod scan;
+mod state;
 mod sys;
-mod watch;
-mod write;
 
 pub use config::{Capacities, EbpfConfig};
 pub use datapath::EbpfDatapath;
-pub use dry::map_writes;
 pub use lb_datapath_ebpf_abi::{Errno, Reason, Verdict};
 pub use reasons::ReasonCounters;
+pub use state::dry::map_writes;
 
 /// What the tests of crashes count with.
 #[cfg(feature = "crash-points")]

@@ -13,7 +13,7 @@ use crate::{
     config::Capacities,
     crash,
     error::{EbpfError, Refusal},
-    maps::{LAYOUTS, REASONS},
+    state::maps::{LAYOUTS, REASONS},
     sys::{self, ProgInfo, RawMap},
 };
 

@@ -6,10 +6,13 @@ use lb_core::{ApplyError, Plan};
 use lb_datapath_ebpf_abi as abi;
 
 use crate::{
-    Capacities, lower,
-    mirror::Mirror,
-    ports::Ports,
-    write::{Cause, Limits, Store, Write},
+    Capacities,
+    state::{
+        lower,
+        mirror::Mirror,
+        ports::Ports,
+        write::{Cause, Limits, Store, Write},
+    },
 };
 
 /// Map writes that `plan` is lowered to, on empty maps of these capacities: what it costs before the kernel sees it.

@@ -16,7 +16,7 @@ use lb_core::{
 };
 use lb_datapath_ebpf_abi as abi;
 
-use crate::{
+use crate::state::{
     convert,
     heap::{Extent, NoRoom},
     mirror::{Mirror, chunks},

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fmt::Display, sync::Arc};
 use lb_core::{BackendId, BackendSet, Difference, Drift, DriftClass, Frontend, FrontendAddr, SetId, Target};
 use lb_datapath_ebpf_abi::{self as abi, Pod};
 
-use crate::{
+use crate::state::{
     convert::{self, Corrupt},
     heap::Extent,
     lower::set_value,

@@ -23,11 +23,13 @@ use lb_datapath_ebpf_abi::{self as abi, Pod};
 use crate::{
     config::Capacities,
     error::EbpfError,
-    lower::MAX_SLOTS,
-    ports::Ports,
-    restore::claim,
+    state::{
+        lower::MAX_SLOTS,
+        ports::Ports,
+        restore::claim,
+        write::{Cause, Limits, Snapshot, Store, Write},
+    },
     sys::{self, MapInfo, Page, RawMap, Shape, Words},
-    write::{Cause, Limits, Snapshot, Store, Write},
 };
 
 /// What a map must be like.

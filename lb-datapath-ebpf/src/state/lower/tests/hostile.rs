@@ -7,7 +7,7 @@ use lb_datapath_ebpf_abi::Pod;
 use proptest::prelude::*;
 
 use super::{Fake, LIMITS, apply, expected, plan, states};
-use crate::{mirror::Mirror, restore::Restored, write::Store};
+use crate::state::{mirror::Mirror, restore::Restored, write::Store};
 
 /// One write of another tool.
 #[derive(Clone, Debug)]

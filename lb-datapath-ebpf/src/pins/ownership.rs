@@ -12,10 +12,12 @@ use aya_obj::generated::bpf_attach_type::BPF_TCX_INGRESS;
 
 use crate::{
     error::EbpfError,
-    links::{NEW, detach, pinned_device},
-    maps::{LAYOUTS, Layout},
-    pin::{Pins, entries, failed, remove_file},
+    pins::{
+        directories::{Pins, entries, failed, remove_file},
+        links::{NEW, detach, pinned_device},
+    },
     programs::{INGRESS, SOCKET_PROGRAMS},
+    state::maps::{LAYOUTS, Layout},
     sys::{self, ObjectKind},
 };
 

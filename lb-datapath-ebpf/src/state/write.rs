@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use lb_core::{BackendId, DatapathError, ErrorKind};
 use lb_datapath_ebpf_abi as abi;
 
-use crate::{convert::Inexpressible, ports::Ports};
+use crate::state::{convert::Inexpressible, ports::Ports};
 
 /// One write. Every one of them is atomic, except for [`Write::Slots`], to which nothing points yet.
 #[derive(Clone, Debug, PartialEq)]
@@ -100,5 +100,5 @@ pub(crate) struct Limits {
 
 /// Keys of the trie for prefixes.
 pub(crate) fn cidr_keys(cidrs: &[IpNet]) -> std::collections::BTreeMap<abi::CidrKey, u8> {
-    cidrs.iter().map(crate::convert::cidr).collect()
+    cidrs.iter().map(crate::state::convert::cidr).collect()
 }

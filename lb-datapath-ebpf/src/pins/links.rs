@@ -15,9 +15,11 @@ use aya_obj::generated::bpf_attach_type;
 use lb_core::{Cause, Difference, Drift, DriftClass};
 
 use crate::{
-    anchor::Anchor,
     error::EbpfError,
-    pin::{entries, failed, rename},
+    pins::{
+        anchor::Anchor,
+        directories::{entries, failed, rename},
+    },
     programs::{INGRESS, Loaded, Programs, SOCKET_PROGRAMS},
     sys::{self, IfIndex, LinkInfo},
 };

@@ -1,5 +1,7 @@
 //! What the kernel says about a packet.
 
+pub(crate) mod packet;
+
 use std::{collections::BTreeMap, net::IpAddr, os::fd::AsFd, time::Duration};
 
 use lb_core::{
@@ -9,14 +11,16 @@ use lb_core::{
 use lb_datapath_ebpf_abi::{self as abi, Pod};
 
 use crate::{
-    anchors::Anchors,
+    ask::packet::{ACK, Parsed, SYN, Tuple, frame, parse},
     config::EbpfConfig,
-    convert,
     datapath::Kernel,
     error::EbpfError,
-    maps::{Maps, Table, one},
-    packet::{ACK, Parsed, SYN, Tuple, frame, parse},
+    pins::anchors::Anchors,
     programs::{DryRun, INGRESS},
+    state::{
+        convert,
+        maps::{Maps, Table, one},
+    },
     sys::{self, IfIndex, RawMap, TestRun},
 };
 

@@ -11,7 +11,7 @@ use std::{
 use lb_core::{BackendId, BackendSet, Frontend, FrontendAddr, Lookup, Protocol, SetId, State, Target};
 use lb_datapath_ebpf_abi as abi;
 
-use crate::{
+use crate::state::{
     convert,
     heap::{Extent, Heap},
     write::{Limits, Snapshot, Write, cidr_keys},

@@ -10,10 +10,12 @@ use lb_datapath_ebpf_abi::Pod;
 use self::entries::{Any, backend, compare, frontend, member, set, turn};
 use crate::{
     error::EbpfError,
-    maps::{Maps, Table},
-    mirror::Mirror,
+    state::{
+        maps::{Maps, Table},
+        mirror::Mirror,
+        write::Write,
+    },
     sys::Page,
-    write::Write,
 };
 
 /// One entry that is not as it was written, and the write that puts it right.

@@ -6,7 +6,10 @@ use lb_core::{Affinity, BackendId, Cause, Difference, Drift, DriftClass, Lookup,
 use lb_datapath_ebpf_abi::{self as abi, Pod};
 
 use super::{Finding, names::Names};
-use crate::{convert, lower::set_value, maps::Table, mirror::Mirror, sys::Page, write::Write};
+use crate::{
+    state::{convert, lower::set_value, maps::Table, mirror::Mirror, write::Write},
+    sys::Page,
+};
 
 /// Every entry of a table that differs.
 pub(super) fn compare(table: Table, page: &Page, mirror: &Mirror) -> Vec<Finding> {

@@ -7,7 +7,7 @@ use std::{
 
 use lb_core::{DatapathError, Drift, Watcher};
 
-use crate::anchors::Shared;
+use crate::pins::anchors::Shared;
 
 /// How often pins and links are looked at. The kernel tells nobody that a link was detached.
 const PERIOD: Duration = Duration::from_millis(50);

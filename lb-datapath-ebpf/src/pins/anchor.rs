@@ -14,8 +14,10 @@ use lb_core::{Cause, Difference, Drift, DriftClass};
 
 use crate::{
     error::EbpfError,
-    links::NEW,
-    pin::{failed, remove_file, rename},
+    pins::{
+        directories::{failed, remove_file, rename},
+        links::NEW,
+    },
     sys,
 };
 

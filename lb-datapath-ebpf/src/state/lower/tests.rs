@@ -12,7 +12,7 @@ use proptest::prelude::*;
 mod hostile;
 
 use super::apply;
-use crate::{
+use crate::state::{
     convert,
     mirror::Mirror,
     ports::Ports,

@@ -11,11 +11,13 @@ use lb_datapath_ebpf_abi as abi;
 
 use super::{Finding, entries::Entry, names::Names};
 use crate::{
-    convert,
     error::EbpfError,
-    maps::Maps,
-    mirror::Mirror,
-    write::{Write, cidr_keys},
+    state::{
+        convert,
+        maps::Maps,
+        mirror::Mirror,
+        write::{Write, cidr_keys},
+    },
 };
 
 /// Slots that differ, by the frontends that they belong to.

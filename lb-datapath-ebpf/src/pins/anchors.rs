@@ -12,13 +12,15 @@ use std::{
 use lb_core::{Cause, Difference, Drift, DriftClass};
 
 use crate::{
-    anchor::Anchor,
     error::EbpfError,
-    links::{Link, pinned_device},
-    maps::LAYOUTS,
-    ours::{Part, unpin},
-    pin::{Pins, entries, failed},
+    pins::{
+        anchor::Anchor,
+        directories::{Pins, entries, failed},
+        links::{Link, pinned_device},
+        ownership::{Part, unpin},
+    },
     programs::Programs,
+    state::maps::LAYOUTS,
     sys::IfIndex,
 };
 

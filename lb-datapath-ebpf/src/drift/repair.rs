@@ -4,10 +4,11 @@ use lb_core::{ApplyError, DatapathError, Difference, Drift, DriftClass, Expected
 use lb_datapath_ebpf_abi as abi;
 
 use crate::{
-    convert,
     datapath::Kernel,
-    lower,
-    write::{Cause, Store, Write},
+    state::{
+        convert, lower,
+        write::{Cause, Store, Write},
+    },
 };
 
 /// Writes every entry that is not as the mirror has it. Nothing that is right is touched.

@@ -15,7 +15,7 @@ use lb_datapath_ebpf_abi::LAYOUT;
 use crate::{
     crash,
     error::EbpfError,
-    ours::{self, Part},
+    pins::ownership::{self, Part},
     sys,
 };
 
@@ -227,7 +227,7 @@ fn layouts(root: &Path) -> Result<Vec<PathBuf>, EbpfError> {
 /// Removes what is ours of `dir`; the first thing that is not goes into `stays`.
 fn clear(dir: &Path, part: Part, stays: &mut Option<EbpfError>) -> Result<(), EbpfError> {
     for path in entries(dir)? {
-        match ours::remove(&path, part) {
+        match ownership::remove(&path, part) {
             Err(foreign @ (EbpfError::Foreign { .. } | EbpfError::ForeignMap { .. })) => {
                 stays.get_or_insert(foreign);
             }

@@ -4,7 +4,7 @@ use std::{cell::OnceCell, collections::BTreeMap};
 
 use lb_core::{BackendId, FrontendAddr, SetId, Target};
 
-use crate::mirror::Mirror;
+use crate::state::mirror::Mirror;
 
 /// Names for people of what maps know by number.
 pub(super) struct Names<'a> {

@@ -12,7 +12,7 @@ use lb_core::{
 };
 use lb_datapath_ebpf_abi as abi;
 
-use crate::{heap::Extent, ports::Ports};
+use crate::state::{heap::Extent, ports::Ports};
 
 // Programs cannot depend on lb-core, which allocates.
 const _: () = assert!(abi::FLOW_SEED == lb_core::FLOW_SEED);

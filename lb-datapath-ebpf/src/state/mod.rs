@@ -1,0 +1,11 @@
+//! The services: from the model to map writes, and from the maps back to the model.
+
+pub(crate) mod convert;
+pub(crate) mod dry;
+pub(crate) mod heap;
+pub(crate) mod lower;
+pub(crate) mod maps;
+pub(crate) mod mirror;
+pub(crate) mod ports;
+pub(crate) mod restore;
+pub(crate) mod write;
