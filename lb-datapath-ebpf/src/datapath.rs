@@ -23,7 +23,7 @@ use crate::{
     drift::{repair, scan::Scanner, watch::PinWatcher},
     error::EbpfError,
     pins::{
-        anchors::{Anchors, Shared},
+        anchors::{Anchors, SharedAnchors},
         directories::{self, Pins},
         links, ownership,
     },
@@ -49,11 +49,11 @@ use crate::{
 pub struct EbpfDatapath {
     config: EbpfConfig,
     kernel: Option<Kernel>,
-    shared: Shared,
+    shared: SharedAnchors,
     elements: Arc<AtomicU64>,
 }
 
-/// What is in the kernel, and what we know of it.
+/// What is in the kernel, and its mirror in this process.
 #[derive(Debug)]
 pub(crate) struct Kernel {
     pub(crate) maps: Maps,
@@ -62,8 +62,8 @@ pub(crate) struct Kernel {
     pub(crate) role: u32,
     pub(crate) scanner: Scanner,
     pub(crate) dry: Option<DryRun>,
-    /// What was found in the maps when they were opened, and dropped; to be told once.
-    pub(crate) junk: Vec<Drift>,
+    /// Entries that were found unreadable when the maps were opened; the first inspection reports them.
+    pub(crate) unreadable: Vec<Drift>,
 }
 
 impl EbpfDatapath {
@@ -73,10 +73,10 @@ impl EbpfDatapath {
     /// out, and out of [`config`](Self::config): devices of pods come and go.
     ///
     /// # Errors
-    /// When the directory is in use, belongs to somebody else, holds what is not ours or is in no BPF file system, when
+    /// When the directory is in use, belongs to somebody else, holds pins of others or is in no BPF file system, when
     /// the kernel is older than 6.6, and when a cgroup or an uplink does not exist.
     pub fn open(config: EbpfConfig) -> Result<Self, DatapathError> {
-        let mut datapath = Self { config, kernel: None, shared: Shared::default(), elements: Arc::default() };
+        let mut datapath = Self { config, kernel: None, shared: SharedAnchors::default(), elements: Arc::default() };
         datapath.kernel()?;
         Ok(datapath)
     }
@@ -84,7 +84,7 @@ impl EbpfDatapath {
     /// What the maps hold that are pinned in `pin_dir`, read without opening or locking anything.
     ///
     /// # Errors
-    /// When they are not all there, or not ours.
+    /// When a map is missing, or is another one.
     pub fn read(pin_dir: &Path) -> Result<State, DatapathError> {
         let maps = Maps::open(&pin_dir.join(abi::LAYOUT).join("maps"), Ports::default())?;
         Ok(Restored::new(&maps.snapshot()?, maps.limits()).mirror.state)
@@ -103,12 +103,12 @@ impl EbpfDatapath {
     /// When the device is not in the network namespace of the calling thread, or cannot be attached to.
     pub fn attach_device(&mut self, name: &str) -> Result<(), DatapathError> {
         self.kernel()?;
-        let mut hold = self.shared.hold();
-        if let (Some(anchors), Some(kernel)) = (hold.as_mut(), &self.kernel) {
+        let mut anchors = self.shared.lock();
+        if let (Some(anchors), Some(kernel)) = (anchors.as_mut(), &self.kernel) {
             anchors.attach_device(&kernel.programs, name)?;
             anchors.keep_attached_devices()?;
         }
-        drop(hold);
+        drop(anchors);
         let EbpfConfig { pod_devices, uplink_devices, .. } = &mut self.config;
         if !pod_devices.iter().chain(&*uplink_devices).any(|known| known == name) {
             pod_devices.push(name.into());
@@ -122,7 +122,7 @@ impl EbpfDatapath {
     /// When its pin cannot be removed.
     pub fn detach_device(&mut self, name: &str) -> Result<(), DatapathError> {
         self.kernel()?;
-        if let Some(anchors) = self.shared.hold().as_mut() {
+        if let Some(anchors) = self.shared.lock().as_mut() {
             anchors.detach_device(name)?;
         }
         self.config.forget_device(name);
@@ -154,8 +154,8 @@ impl EbpfDatapath {
     /// # Errors
     /// When the process has no descriptor left, or `/sys` does not say how many processors there are.
     pub fn reason_counters(&self) -> Result<Option<ReasonCounters>, DatapathError> {
-        let hold = self.shared.hold();
-        let Some(anchors) = hold.as_ref() else { return Ok(None) };
+        let anchors = self.shared.lock();
+        let Some(anchors) = anchors.as_ref() else { return Ok(None) };
         anchors.map(REASONS)?.map(ReasonCounters::new).transpose()
     }
 
@@ -165,7 +165,7 @@ impl EbpfDatapath {
             Some(kernel) => kernel,
             None => {
                 let (kernel, anchors) = Kernel::load(&mut self.config)?;
-                *self.shared.hold() = Some(anchors);
+                *self.shared.lock() = Some(anchors);
                 kernel
             }
         };
@@ -179,11 +179,11 @@ impl EbpfDatapath {
 
     /// Pins and links that are not as they were made.
     fn suspects(&self) -> Result<Vec<Drift>, EbpfError> {
-        self.shared.hold().as_ref().map_or(Ok(Vec::new()), Anchors::check)
+        self.shared.lock().as_ref().map_or(Ok(Vec::new()), Anchors::check)
     }
 
     fn repair_anchors(&mut self) -> Result<(), EbpfError> {
-        let (Some(kernel), Some(anchors)) = (&self.kernel, &mut *self.shared.hold()) else { return Ok(()) };
+        let (Some(kernel), Some(anchors)) = (&self.kernel, &mut *self.shared.lock()) else { return Ok(()) };
         for name in anchors.repair(&kernel.programs)? {
             match anchors.attach_device(&kernel.programs, &name) {
                 Ok(()) => {}
@@ -224,31 +224,32 @@ impl Kernel {
     ) -> Result<(Self, Anchors), EbpfError> {
         let programs = Programs::load(&pins.maps(), &config.capacities)?;
         let mut maps = Maps::open(&pins.maps(), ports)?;
-        let Restored { mut mirror, mends, junk } = Restored::new(&maps.snapshot()?, maps.limits());
-        maps.write(&mends);
+        let Restored { mut mirror, fixes, unreadable } = Restored::new(&maps.snapshot()?, maps.limits());
+        maps.write(&fixes);
         // What is freed here, or was last by the earlier process, may still be read by a program.
         if adopted && sys::wait_for_readers().is_err() {
-            mirror.heap.rest(maps.now());
+            mirror.heap.delay_reuse(maps.now());
         }
         let mut anchors = Anchors::new(pins)?;
         anchors.attach_cgroup(&programs, &config.cgroup)?;
         attach_devices(&mut anchors, &programs, config)?;
         let role = maps.role()?;
-        Ok((Self { maps, mirror, programs, role, scanner: Scanner::default(), dry: None, junk }, anchors))
+        Ok((Self { maps, mirror, programs, role, scanner: Scanner::default(), dry: None, unreadable }, anchors))
     }
 
-    /// Takes over what is in the maps if somebody else has written to them: what we knew of free slots is void then.
+    /// Takes over what is in the maps if another tool has written to them: the mirror is void then, and so is what it says of
+    /// free slots.
     fn adopt(&mut self) -> Result<(), EbpfError> {
-        let Restored { mirror: fresh, junk, .. } = Restored::new(&self.maps.snapshot()?, self.maps.limits());
+        let Restored { mirror: fresh, unreadable, .. } = Restored::new(&self.maps.snapshot()?, self.maps.limits());
         // Facts that could not be read when the maps were opened are left to the first plan.
         let known = self.mirror.state.node != NodeFacts::default();
-        if junk.iter().any(|drift| known || drift.class != DriftClass::Node) {
+        if unreadable.iter().any(|drift| known || drift.class != DriftClass::Node) {
             // Nothing that this version writes: there is nothing to take over.
             return repair::entries(self).map_err(|error| EbpfError::Repair(error.to_string()));
         }
         if fresh.state != self.mirror.state {
             self.mirror = fresh;
-            self.mirror.heap.rest(self.maps.now());
+            self.mirror.heap.delay_reuse(self.maps.now());
         }
         Ok(())
     }
@@ -319,7 +320,7 @@ impl Datapath for EbpfDatapath {
     fn cleanup(&mut self) -> Result<(), DatapathError> {
         self.count(0);
         self.kernel = None;
-        let anchors = self.shared.hold().take();
+        let anchors = self.shared.lock().take();
         match anchors {
             Some(anchors) => Ok(anchors.remove()?),
             None => Ok(directories::remove(&self.config.pin_dir)?),
@@ -331,7 +332,7 @@ impl Datapath for EbpfDatapath {
             return Ok(drift(expected.state, &State::default()));
         }
         let mut found = self.suspects()?;
-        found.extend(self.kernel.iter_mut().flat_map(|kernel| std::mem::take(&mut kernel.junk)));
+        found.extend(self.kernel.iter_mut().flat_map(|kernel| std::mem::take(&mut kernel.unreadable)));
         if let (Inspection::Everything, Some(kernel)) = (inspection, &mut self.kernel) {
             let Kernel { maps, mirror, scanner, role, .. } = kernel;
             found.extend(scanner.scan(maps, mirror)?.into_iter().map(|finding| finding.drift));
@@ -361,15 +362,15 @@ impl Datapath for EbpfDatapath {
     }
 
     fn ask(&mut self, packet: &Packet) -> Result<Option<KernelAnswer>, DatapathError> {
-        let hold = self.shared.hold();
-        match (&mut self.kernel, hold.as_ref()) {
+        let anchors = self.shared.lock();
+        match (&mut self.kernel, anchors.as_ref()) {
             (Some(kernel), Some(anchors)) => Ok(Some(ask::ask(kernel, anchors, &self.config, packet)?)),
             _ => Ok(Some(ask::nothing_loaded())),
         }
     }
 
     fn counters(&self) -> Option<Arc<dyn Counters>> {
-        let maps = self.shared.hold().as_ref()?.maps().ok()?;
+        let maps = self.shared.lock().as_ref()?.maps().ok()?;
         Some(Arc::new(MapCounters::new(maps, Arc::clone(&self.elements))))
     }
 }

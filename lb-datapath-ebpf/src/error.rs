@@ -24,14 +24,14 @@ pub(crate) enum EbpfError {
     #[error("{what} {path} failed")]
     Pin { path: PathBuf, what: &'static str, source: io::Error },
     #[error(
-        "map {path} is not one of ours: expected {expected}, found {found}; remove the file by hand, or name another pin directory"
+        "map {path} was not pinned by this datapath: expected {expected}, found {found}; remove the file by hand, or name another pin directory"
     )]
     ForeignMap { path: PathBuf, expected: Shape, found: Shape },
-    #[error("{path} is not one of ours: {what}; remove it, or name another pin directory")]
+    #[error("{path} was not pinned by this datapath: {what}; remove it, or name another pin directory")]
     Foreign { path: PathBuf, what: String },
     #[error(
         "{link} and the maps beside it do not belong together: its program uses {map}, and that is not what is pinned under \
-         this name; remove the pin that somebody else put there, the link's or the map's, or name another pin directory"
+         this name; remove the pin that another tool put there (the link or the map), or name another pin directory"
     )]
     Mixed { link: PathBuf, map: String },
     #[error("{what} map {name} failed")]
@@ -48,7 +48,7 @@ pub(crate) enum EbpfError {
     Unpinned { path: PathBuf },
     #[error("running {name} on a packet failed")]
     TestRun { name: &'static str, source: io::Error },
-    #[error("opening cgroup {path} failed; it must be a directory of the cgroup2 hierarchy")]
+    #[error("opening cgroup {path} failed; expected a directory of the cgroup2 hierarchy")]
     Cgroup { path: PathBuf, source: io::Error },
     #[error("attaching {program} to {target} failed")]
     Attach { program: &'static str, target: String, source: io::Error },
@@ -66,7 +66,7 @@ pub(crate) enum EbpfError {
         least = ports::LEAST
     )]
     NoPorts { local: String, reserved: String },
-    #[error("no device of pods is attached; `EbpfConfig::pod_devices` names none that exists")]
+    #[error("no pod device is attached; name one that exists in `EbpfConfig::pod_devices`")]
     NoPodDevice,
 }
 
@@ -75,7 +75,7 @@ fn way_out(path: &Path, own: bool) -> String {
     if own { format!("run `chmod 700 {}`, or {another}", path.display()) } else { another.into() }
 }
 
-/// Why the kernel did not take an object or a program, told once: the texts of the loader repeat those of their causes.
+/// Why the kernel refused an object or a program. The text says each cause once: those of the loader repeat their causes.
 #[derive(Debug)]
 pub(crate) struct Refusal {
     text: String,
@@ -101,7 +101,7 @@ impl Refusal {
     const fn needed(&self) -> &'static str {
         match self.code {
             Some(libc::EPERM) => "the capabilities CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON are needed",
-            // The verifier says so of programs that are too new for it, and of ours to those who have no CAP_PERFMON.
+            // The verifier refuses programs that are too new for it with this number, and all that need CAP_PERFMON.
             Some(libc::EACCES) => {
                 "the capabilities CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON are needed, and Linux 6.6 or later"
             }
@@ -165,7 +165,7 @@ impl From<EbpfError> for DatapathError {
     }
 }
 
-/// What lies below an error whose own message is told already.
+/// The causes of an error whose own message is in the outer error already.
 #[derive(Debug)]
 struct Below(EbpfError);
 

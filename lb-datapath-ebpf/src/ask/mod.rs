@@ -76,19 +76,19 @@ fn at_device(
     if dry.program.info.tag != kernel.programs.ingress().info.tag {
         return Err(EbpfError::NoProgram { name: INGRESS });
     }
-    let known = Known::of(&kernel.maps, packet)?;
+    let records = FlowRecords::of(&kernel.maps, packet)?;
     let mut steps = vec![format!("as if it came in through {name}")];
-    steps.extend(known.steps());
-    if known.is_reply() {
+    steps.extend(records.steps());
+    if records.is_reply() {
         steps.push("it is an answer of a backend: translated back".into());
         return Ok(answer(method, steps, FlowView::default(), KernelVerdict::Pass));
     }
-    let (flow, flags) = (known.view(&kernel.maps, packet)?, known.tcp_flags());
+    let (flow, flags) = (records.view(&kernel.maps, packet)?, records.tcp_flags());
     let Some(frame) = frame(packet, sys::hardware_address(name).map_err(running)?, flags) else {
         steps.push("its addresses are of different families".into());
         return Ok(answer(method, steps, flow, KernelVerdict::Pass));
     };
-    let run = known.run(dry, &frame, device)?;
+    let run = records.run(dry, &frame, device)?;
     let verdict = judge(packet, &run)?;
     steps.push(format!("verdict {}", verdict_name(run.verdict)));
     Ok(answer(method, steps, flow, verdict))
@@ -128,16 +128,16 @@ fn judge(packet: &Packet, run: &TestRun) -> Result<KernelVerdict, EbpfError> {
     }
 }
 
-/// What the tables hold that a packet's fate depends on.
-struct Known {
+/// The entries of `CT`, `AFFINITY` and `TURNS` that a packet depends on.
+struct FlowRecords {
     flows: Vec<(abi::CtKey, abi::CtValue)>,
     affinity: Option<(abi::AffinityKey, abi::AffinityValue)>,
     turn: Option<(u32, u64)>,
 }
 
-impl Known {
+impl FlowRecords {
     fn of(maps: &Maps, packet: &Packet) -> Result<Self, EbpfError> {
-        let mut known = Self { flows: Vec::new(), affinity: None, turn: None };
+        let mut records = Self { flows: Vec::new(), affinity: None, turn: None };
         let addr = |ip: IpAddr| convert::addr(ip).unwrap_or_default();
         let key = abi::CtKey {
             src: addr(packet.source),
@@ -149,17 +149,17 @@ impl Known {
         };
         if let Some(flow) = one::<abi::CtValue>(maps.flows(), "CT", &key)? {
             let back = flow.mirror(key.protocol);
-            known.flows.push((key, flow));
-            known.flows.extend(one(maps.flows(), "CT", &back)?.map(|value| (back, value)));
+            records.flows.push((key, flow));
+            records.flows.extend(one(maps.flows(), "CT", &back)?.map(|value| (back, value)));
         }
         let frontend = FrontendAddr::new(packet.destination, packet.destination_port, packet.protocol);
-        let Ok(key) = convert::frontend_key(&frontend) else { return Ok(known) };
-        let Some(value) = maps.one::<abi::FrontendValue>(Table::Frontends, &key)? else { return Ok(known) };
+        let Ok(key) = convert::frontend_key(&frontend) else { return Ok(records) };
+        let Some(value) = maps.one::<abi::FrontendValue>(Table::Frontends, &key)? else { return Ok(records) };
         if let Some(key) = client(&value, packet.source) {
-            known.affinity = one(maps.affinity(), "AFFINITY", &key)?.map(|record| (key, record));
+            records.affinity = one(maps.affinity(), "AFFINITY", &key)?.map(|record| (key, record));
         }
-        known.turn = maps.one::<u64>(Table::Turns, &value.set)?.map(|turn| (value.set, turn));
-        Ok(known)
+        records.turn = maps.one::<u64>(Table::Turns, &value.set)?.map(|turn| (value.set, turn));
+        Ok(records)
     }
 
     fn steps(&self) -> Vec<String> {

@@ -7,7 +7,7 @@ use std::{
 
 use lb_core::{DatapathError, Drift, Watcher};
 
-use crate::pins::anchors::Shared;
+use crate::pins::anchors::SharedAnchors;
 
 /// How often pins and links are looked at. The kernel tells nobody that a link was detached.
 const PERIOD: Duration = Duration::from_millis(50);
@@ -15,21 +15,21 @@ const PERIOD: Duration = Duration::from_millis(50);
 /// Looks at pins and links every [`PERIOD`].
 #[derive(Debug)]
 pub(crate) struct PinWatcher {
-    shared: Shared,
+    shared: SharedAnchors,
     known: Vec<Drift>,
     repairs: u64,
     next: Instant,
 }
 
 impl PinWatcher {
-    pub(crate) fn new(shared: Shared) -> Self {
+    pub(crate) fn new(shared: SharedAnchors) -> Self {
         Self { shared, known: Vec::new(), repairs: 0, next: Instant::now() }
     }
 
     /// Whether anything is wrong that was not when it was last asked.
     fn look(&mut self) -> Result<bool, DatapathError> {
-        let hold = self.shared.hold();
-        let Some(anchors) = hold.as_ref() else { return Ok(false) };
+        let anchors = self.shared.lock();
+        let Some(anchors) = anchors.as_ref() else { return Ok(false) };
         let found = anchors.check()?;
         if self.repairs != anchors.repairs() {
             // The same damage, done again, is news.

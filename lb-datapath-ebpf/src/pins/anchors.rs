@@ -24,13 +24,13 @@ use crate::{
     sys::IfIndex,
 };
 
-/// What is pinned and attached, shared with whoever watches it. Empty when nothing is loaded.
+/// What is pinned and attached, shared with the watchers. `None` when nothing is loaded.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Shared(Arc<Mutex<Option<Anchors>>>);
+pub(crate) struct SharedAnchors(Arc<Mutex<Option<Anchors>>>);
 
-impl Shared {
-    /// While it is held, nobody is told of changes.
-    pub(crate) fn hold(&self) -> MutexGuard<'_, Option<Anchors>> {
+impl SharedAnchors {
+    /// Locks them. A watcher waits meanwhile, so that it never reports a change that this process makes.
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Option<Anchors>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -132,7 +132,7 @@ impl Anchors {
             drifts.extend(link.check()?);
         }
         drifts.extend(
-            self.strays()
+            self.unknown_files()
                 .into_iter()
                 .map(|path| Drift::new(DriftClass::Pin, path.display(), Difference::Extra).because(Cause::Edited)),
         );
@@ -162,26 +162,26 @@ impl Anchors {
         for anchor in self.maps.iter_mut().chain(self.links.iter_mut().map(|link| &mut link.anchor)) {
             anchor.repair()?;
         }
-        for path in self.strays() {
+        for path in self.unknown_files() {
             let removed = if path.is_dir() { fs::remove_dir(&path) } else { fs::remove_file(&path) };
             removed.map_err(failed("removing", &path))?;
         }
         Ok(gone)
     }
 
-    /// What lies in the directories and was not put there by this process.
-    fn strays(&self) -> Vec<PathBuf> {
+    /// Files in the directories that this process did not put there.
+    fn unknown_files(&self) -> Vec<PathBuf> {
         let names = |anchor: &'_ Anchor| anchor.path().file_name().map(OsStr::to_owned);
         let maps: HashSet<_> = self.maps.iter().filter_map(names).collect();
         let links: HashSet<_> = self.links.iter().filter_map(|link| names(&link.anchor)).collect();
         let parts = [Part::Maps, Part::Links].map(|part| part.as_str().into()).into();
         let dirs = [(self.pins.maps(), maps), (self.pins.links(), links), (self.pins.layout(), parts)];
-        dirs.iter().flat_map(|(dir, known)| strange(dir, known)).collect()
+        dirs.iter().flat_map(|(dir, known)| files_but(dir, known)).collect()
     }
 }
 
-/// What lies in `dir` under other names than those that are `known`; nothing if there is no such directory.
-fn strange(dir: &Path, known: &HashSet<OsString>) -> Vec<PathBuf> {
+/// Files in `dir` under other names than those that are `known`; none if there is no such directory.
+fn files_but(dir: &Path, known: &HashSet<OsString>) -> Vec<PathBuf> {
     let Ok(found) = fs::read_dir(dir) else { return Vec::new() };
     found.flatten().filter(|entry| !known.contains(&entry.file_name())).map(|entry| entry.path()).collect()
 }

@@ -112,7 +112,7 @@ impl Pins {
     }
 
     /// Removes every pin, of every layout, and the directories. Links go first, so that no program is left that finds
-    /// its maps empty. What is not ours stays.
+    /// its maps empty. Pins of others stay.
     ///
     /// # Errors
     /// When something is left.
@@ -202,11 +202,11 @@ fn make(dir: &Path) -> Result<(), EbpfError> {
     examine(dir)
 }
 
-/// Whether `dir` is a directory of ours alone.
+/// Whether `dir` is a directory that nobody but this user may enter.
 fn examine(dir: &Path) -> Result<(), EbpfError> {
     let found = fs::symlink_metadata(dir).map_err(failed("examining", dir))?;
     if !found.is_dir() {
-        return Err(EbpfError::Foreign { path: dir.into(), what: "it is no directory".into() });
+        return Err(EbpfError::Foreign { path: dir.into(), what: "it is not a directory".into() });
     }
     let (owner, mode, user) = (found.uid(), found.mode() & 0o7777, sys::user());
     if owner == user && mode == 0o700 {
@@ -215,7 +215,7 @@ fn examine(dir: &Path) -> Result<(), EbpfError> {
     Err(EbpfError::Directory { path: dir.into(), owner, user, mode })
 }
 
-/// `v1` and its like, the only directories that we make.
+/// `v1` and its like, the only directories that this crate makes.
 fn layouts(root: &Path) -> Result<Vec<PathBuf>, EbpfError> {
     let is_layout = |path: &PathBuf| {
         let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_prefix('v'));
@@ -224,7 +224,7 @@ fn layouts(root: &Path) -> Result<Vec<PathBuf>, EbpfError> {
     Ok(entries(root)?.into_iter().filter(is_layout).collect())
 }
 
-/// Removes what is ours of `dir`; the first thing that is not goes into `stays`.
+/// Removes the pins of this crate from `dir`; the first one of somebody else goes into `stays`.
 fn clear(dir: &Path, part: Part, stays: &mut Option<EbpfError>) -> Result<(), EbpfError> {
     for path in entries(dir)? {
         match ownership::remove(&path, part) {
@@ -240,10 +240,10 @@ fn clear(dir: &Path, part: Part, stays: &mut Option<EbpfError>) -> Result<(), Eb
 fn remove_dir(dir: &Path, stays: &mut Option<EbpfError>) -> Result<(), EbpfError> {
     match fs::remove_dir(dir) {
         Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
-            let strange = entries(dir)?.into_iter().next();
-            let foreign = |path| EbpfError::Foreign { path, what: "its name is none that we use".into() };
+            let unknown = entries(dir)?.into_iter().next();
+            let foreign = |path| EbpfError::Foreign { path, what: "no pin of this datapath has that name".into() };
             if stays.is_none() {
-                *stays = strange.map(foreign);
+                *stays = unknown.map(foreign);
             }
             Ok(())
         }

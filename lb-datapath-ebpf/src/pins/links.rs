@@ -24,12 +24,12 @@ use crate::{
     sys::{self, IfIndex, LinkInfo},
 };
 
-/// What the name of a pin ends in that is about to take another one's place.
+/// Suffix of the name of a pin that is about to replace another one.
 pub(crate) const NEW: &str = "_new";
 
 /// Where a program is attached.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Place {
+pub(crate) enum AttachTarget {
     /// To a cgroup.
     Cgroup(PathBuf),
     /// To the ingress of a device, by name and number: a device that comes back under its name has another number.
@@ -41,7 +41,7 @@ pub(crate) enum Place {
 pub(crate) struct Link {
     pub(crate) anchor: Anchor,
     pub(crate) program: &'static str,
-    pub(crate) place: Place,
+    pub(crate) attached_to: AttachTarget,
     prog: u32,
     target: u64,
 }
@@ -63,7 +63,13 @@ impl Link {
         let anchor =
             attach(dir.join(name), target, program, || sys::attach_cgroup(program.fd.as_fd(), file.as_fd(), hook))
                 .map_err(attaching(name, &cgroup.display().to_string()))?;
-        Ok(Self { anchor, program: name, place: Place::Cgroup(cgroup.into()), prog: program.info.id, target })
+        Ok(Self {
+            anchor,
+            program: name,
+            attached_to: AttachTarget::Cgroup(cgroup.into()),
+            prog: program.info.id,
+            target,
+        })
     }
 
     /// Attaches the packet program to the ingress of the device called `name`.
@@ -74,15 +80,15 @@ impl Link {
         let create = || sys::attach_tcx(program.fd.as_fd(), device);
         let anchor = attach(dir.join(pin_name(device)), target, program, create)
             .map_err(|source| if is_no_device(&source) { gone(source) } else { attaching(INGRESS, name)(source) })?;
-        let place = Place::Device(name.into(), device);
-        Ok(Self { anchor, program: INGRESS, place, prog: program.info.id, target })
+        let attached_to = AttachTarget::Device(name.into(), device);
+        Ok(Self { anchor, program: INGRESS, attached_to, prog: program.info.id, target })
     }
 
     /// The device that it is attached to.
     pub(crate) fn device(&self) -> Option<(&str, IfIndex)> {
-        match &self.place {
-            Place::Cgroup(_) => None,
-            Place::Device(name, device) => Some((name, *device)),
+        match &self.attached_to {
+            AttachTarget::Cgroup(_) => None,
+            AttachTarget::Device(name, device) => Some((name, *device)),
         }
     }
 
@@ -123,15 +129,15 @@ impl Link {
 
     fn attach_again(&mut self, program: &Loaded) -> Result<(), EbpfError> {
         let failed = attaching(self.program, &self.object());
-        let link = match &self.place {
-            Place::Cgroup(path) => {
+        let link = match &self.attached_to {
+            AttachTarget::Cgroup(path) => {
                 let (file, target) = open_cgroup(path)?;
                 let hook = SOCKET_PROGRAMS.iter().find(|(name, _)| *name == self.program);
                 let (_, hook) = *hook.ok_or(EbpfError::NoProgram { name: self.program })?;
                 self.target = target;
                 sys::attach_cgroup(program.fd.as_fd(), file.as_fd(), hook)
             }
-            Place::Device(_, device) => sys::attach_tcx(program.fd.as_fd(), *device),
+            AttachTarget::Device(_, device) => sys::attach_tcx(program.fd.as_fd(), *device),
         };
         link.map(|link| self.anchor.hold(link)).map_err(failed)
     }
@@ -154,9 +160,9 @@ impl Link {
 
     /// What it is, for people.
     pub(crate) fn object(&self) -> String {
-        match &self.place {
-            Place::Cgroup(_) => self.program.into(),
-            Place::Device(name, _) => format!("{} of {name}", self.program),
+        match &self.attached_to {
+            AttachTarget::Cgroup(_) => self.program.into(),
+            AttachTarget::Device(name, _) => format!("{} of {name}", self.program),
         }
     }
 }

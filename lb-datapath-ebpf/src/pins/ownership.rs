@@ -1,4 +1,4 @@
-//! What is ours of what lies in the directories of pins. Anything else is never used.
+//! Tells pins of this crate from those of others, which are never used.
 
 use std::{
     collections::BTreeSet,
@@ -41,11 +41,11 @@ impl Part {
 /// Looks at everything that is pinned; `true` if the maps can be used again: all that the services need are there.
 ///
 /// # Errors
-/// When anything is not ours.
+/// When anything there was pinned by somebody else.
 pub(crate) fn check(pins: &Pins) -> Result<bool, EbpfError> {
     let parts = [Part::Maps, Part::Links].map(|part| pins.layout().join(part.as_str()));
     if let Some(path) = entries(&pins.layout())?.into_iter().find(|path| !parts.contains(path)) {
-        return Err(strange(&path));
+        return Err(unknown_name(&path));
     }
     let (mut ids, mut found) = (BTreeSet::new(), BTreeSet::new());
     for path in entries(&pins.maps())? {
@@ -67,7 +67,7 @@ pub(crate) fn check(pins: &Pins) -> Result<bool, EbpfError> {
 /// Removes what is pinned at `path`.
 ///
 /// # Errors
-/// [`EbpfError::Foreign`] or [`EbpfError::ForeignMap`] when it is not ours: then it stays.
+/// [`EbpfError::Foreign`] or [`EbpfError::ForeignMap`] when somebody else pinned it: then it stays.
 pub(crate) fn remove(path: &Path, part: Part) -> Result<(), EbpfError> {
     match part {
         Part::Maps => {
@@ -107,18 +107,18 @@ fn check_map(path: &Path, open: fn(&Path, ObjectKind) -> Result<OwnedFd, EbpfErr
 
 fn layout(path: &Path) -> Result<&'static Layout, EbpfError> {
     let name = path.file_name().and_then(|name| name.to_str());
-    LAYOUTS.iter().find(|layout| Some(layout.name) == name).ok_or_else(|| strange(path))
+    LAYOUTS.iter().find(|layout| Some(layout.name) == name).ok_or_else(|| unknown_name(path))
 }
 
 /// Checks the link that is pinned at `path`; its program must use `maps`, if they are known.
 fn check_link(path: &Path, maps: Option<&BTreeSet<u32>>) -> Result<(), EbpfError> {
-    let name = path.file_name().and_then(|name| name.to_str()).ok_or_else(|| strange(path))?;
+    let name = path.file_name().and_then(|name| name.to_str()).ok_or_else(|| unknown_name(path))?;
     let name = name.strip_suffix(NEW).unwrap_or(name);
     let foreign = |what: String| EbpfError::Foreign { path: path.into(), what };
     let socket = SOCKET_PROGRAMS.iter().find(|(program, _)| *program == name);
     let device = pinned_device(name);
     if socket.is_none() && device.is_none() {
-        return Err(strange(path));
+        return Err(unknown_name(path));
     }
     let fd = object(path, ObjectKind::Link)?;
     let link = sys::link_info(fd.as_fd()).map_err(failed("examining", path))?;
@@ -139,8 +139,8 @@ fn check_link(path: &Path, maps: Option<&BTreeSet<u32>>) -> Result<(), EbpfError
     Err(EbpfError::Mixed { link: path.into(), map })
 }
 
-/// Checks a link's program, if this process may look at it: that takes `CAP_SYS_ADMIN`. Gives a map of its that is not
-/// among `maps`, if there is one.
+/// Checks a link's program, if this process may look at it: that takes `CAP_SYS_ADMIN`. Returns a map that the program
+/// uses and that is not among `maps`, if there is one.
 fn check_program(id: u32, expected: &str, maps: Option<&BTreeSet<u32>>) -> Result<Option<u32>, String> {
     let found = match sys::prog_by_id(id).and_then(|fd| sys::prog_info(fd.as_fd())) {
         Ok(found) => found,
@@ -153,7 +153,7 @@ fn check_program(id: u32, expected: &str, maps: Option<&BTreeSet<u32>>) -> Resul
     Ok(maps.and_then(|maps| found.maps.into_iter().find(|map| !maps.contains(map))))
 }
 
-/// What is pinned at `path`: a file of ours alone that stands for an object of this kind.
+/// The object of this kind that is pinned at `path`, in a file that nobody but this user may open.
 fn object(path: &Path, kind: ObjectKind) -> Result<OwnedFd, EbpfError> {
     let found = fs::symlink_metadata(path).map_err(failed("examining", path))?;
     let (owner, mode, user) = (found.uid(), found.mode() & 0o7777, sys::user());
@@ -164,18 +164,18 @@ fn object(path: &Path, kind: ObjectKind) -> Result<OwnedFd, EbpfError> {
     of_kind(path, kind)
 }
 
-/// What is pinned at `path`, whoever may use it.
+/// The object of this kind that is pinned at `path`, whoever may open it.
 fn of_kind(path: &Path, kind: ObjectKind) -> Result<OwnedFd, EbpfError> {
     let foreign = |what: String| EbpfError::Foreign { path: path.into(), what };
     let found = fs::symlink_metadata(path).map_err(failed("examining", path))?;
     if !found.is_file() {
-        return Err(foreign("it is no pin".into()));
+        return Err(foreign("it is not a pin".into()));
     }
     let fd = sys::open_pin(path).map_err(failed("opening", path))?;
     let is = sys::object_kind(fd.as_fd()).map_err(failed("examining", path))?;
     if is == kind { Ok(fd) } else { Err(foreign(format!("expected {}, found {}", kind.as_str(), is.as_str()))) }
 }
 
-fn strange(path: &Path) -> EbpfError {
-    EbpfError::Foreign { path: PathBuf::from(path), what: "its name is none that we use".into() }
+fn unknown_name(path: &Path) -> EbpfError {
+    EbpfError::Foreign { path: PathBuf::from(path), what: "no pin of this datapath has that name".into() }
 }

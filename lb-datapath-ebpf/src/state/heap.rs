@@ -31,14 +31,14 @@ pub(crate) enum NoRoom {
 #[derive(Clone, Debug)]
 pub(crate) struct Heap {
     free: BTreeMap<u32, u32>,
-    resting: VecDeque<(Duration, Extent)>,
+    in_grace: VecDeque<(Duration, Extent)>,
 }
 
 impl Heap {
     /// A heap of `chunks` chunks.
     pub(crate) fn new(chunks: u32) -> Self {
         let free = if chunks > 0 { BTreeMap::from([(0, chunks)]) } else { BTreeMap::new() };
-        Self { free, resting: VecDeque::new() }
+        Self { free, in_grace: VecDeque::new() }
     }
 
     /// Takes `extent` if all of it is free.
@@ -54,10 +54,10 @@ impl Heap {
 
     /// Room for `chunks` chunks at `now`.
     pub(crate) fn allocate(&mut self, chunks: u32, now: Duration) -> Result<Extent, NoRoom> {
-        self.wake(now);
+        self.end_grace(now);
         let fits = self.free.iter().find(|&(_, &room)| room >= chunks);
         let Some((&first, &room)) = fits else {
-            return Err(self.resting.back().map_or(NoRoom::Full, |&(at, _)| NoRoom::Until(at)));
+            return Err(self.in_grace.back().map_or(NoRoom::Full, |&(at, _)| NoRoom::Until(at)));
         };
         let extent = Extent { first, chunks };
         self.carve(first, room, extent);
@@ -66,22 +66,22 @@ impl Heap {
 
     /// Gives `extent` back, to be used again after [`GRACE`].
     pub(crate) fn free(&mut self, extent: Extent, now: Duration) {
-        self.resting.push_back((now + GRACE, extent));
+        self.in_grace.push_back((now + GRACE, extent));
     }
 
     /// Keeps everything that is free now from being used before [`GRACE`] has passed: some of it may have been in use a
     /// moment ago.
-    pub(crate) fn rest(&mut self, now: Duration) {
+    pub(crate) fn delay_reuse(&mut self, now: Duration) {
         let free = std::mem::take(&mut self.free);
-        self.resting.extend(free.into_iter().map(|(first, chunks)| (now + GRACE, Extent { first, chunks })));
+        self.in_grace.extend(free.into_iter().map(|(first, chunks)| (now + GRACE, Extent { first, chunks })));
     }
 
-    fn wake(&mut self, now: Duration) {
-        while let Some(&(at, extent)) = self.resting.front() {
+    fn end_grace(&mut self, now: Duration) {
+        while let Some(&(at, extent)) = self.in_grace.front() {
             if at > now {
                 break;
             }
-            self.resting.pop_front();
+            self.in_grace.pop_front();
             self.release(extent);
         }
     }
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn freed_chunks_rest_and_neighbours_join() {
+    fn freed_chunks_wait_and_neighbours_join() {
         let mut heap = Heap::new(4);
         let a = heap.allocate(2, ZERO).unwrap();
         let b = heap.allocate(2, ZERO).unwrap();
@@ -157,9 +157,9 @@ mod tests {
     }
 
     #[test]
-    fn a_rested_heap_is_usable_after_the_grace_period() {
+    fn a_heap_whose_reuse_is_delayed_is_usable_after_the_grace_period() {
         let mut heap = Heap::new(8);
-        heap.rest(ZERO);
+        heap.delay_reuse(ZERO);
         assert_eq!(heap.allocate(1, ZERO), Err(NoRoom::Until(GRACE)));
         assert_eq!(heap.allocate(1, GRACE), Ok(extent(0, 1)));
     }

@@ -73,10 +73,10 @@ type Phase = Vec<(usize, Write)>;
 
 impl<S: Store> Run<'_, S> {
     fn finish(self) -> Result<(), ApplyError> {
-        // What no frontend of the plan answers for.
-        let stray = || self.bad_sets.values().chain(self.bad_backends.values()).next().cloned();
-        let stray = if self.failed.is_empty() { stray() } else { None };
-        let unknown = self.unknown.or(stray.map(DatapathError::from));
+        // A failure that belongs to no frontend of the plan.
+        let unattributed = || self.bad_sets.values().chain(self.bad_backends.values()).next().cloned();
+        let unattributed = if self.failed.is_empty() { unattributed() } else { None };
+        let unknown = self.unknown.or(unattributed.map(DatapathError::from));
         if self.failed.is_empty() && unknown.is_none() {
             return Ok(());
         }
@@ -127,7 +127,7 @@ impl<S: Store> Run<'_, S> {
     }
 
     /// New prefixes come before and old ones go after the node's addresses, so that a pod is never taken for a
-    /// stranger.
+    /// client from outside.
     fn node(&mut self, node: &NodeFacts) -> Result<(), Cause> {
         if self.mirror.state.node == *node {
             return Ok(());
@@ -203,7 +203,7 @@ impl<S: Store> Run<'_, S> {
                 continue;
             }
             let listed = if self.mirror.is_udp(set) { membership(id, set) } else { Vec::new() };
-            let extent = match self.place(id, set, fresh.len(), members + listed.len()) {
+            let extent = match self.allocate(id, set, fresh.len(), members + listed.len()) {
                 Ok(extent) => extent,
                 Err(cause) => {
                     failed.insert(at, cause);
@@ -252,7 +252,7 @@ impl<S: Store> Run<'_, S> {
     }
 
     /// Room for a set, if it can be had.
-    fn place(&mut self, id: SetId, set: &BackendSet, fresh: usize, members: usize) -> Result<Extent, Cause> {
+    fn allocate(&mut self, id: SetId, set: &BackendSet, fresh: usize, members: usize) -> Result<Extent, Cause> {
         if self.mirror.state.sets.contains_key(&id) {
             return Err(Cause::new(ErrorKind::Invalid, format!("set {id} exists with another content")));
         }

@@ -62,26 +62,26 @@ impl Mirror {
     /// What belongs to the sets and the node of this mirror, and the writes that finish or remove what a process left
     /// half done.
     pub(crate) fn restore_rest(&mut self, snapshot: &Snapshot) -> Vec<Write> {
-        let mut mends = self.restore_members(snapshot);
+        let mut fixes = self.restore_members(snapshot);
         let counting = |state: &State, set: u32| {
             let set = SetId::new(set).and_then(|set| state.sets.get(&set));
             set.is_some_and(|set| set.lookup == Lookup::RoundRobin)
         };
         let turns: BTreeSet<u32> = snapshot.turns.iter().copied().collect();
-        mends.extend(turns.iter().filter(|set| !counting(&self.state, **set)).map(|&set| Write::NoTurns(set)));
+        fixes.extend(turns.iter().filter(|set| !counting(&self.state, **set)).map(|&set| Write::NoTurns(set)));
         let sets = self.state.sets.keys().map(|set| set.get());
-        mends.extend(sets.filter(|&set| counting(&self.state, set) && !turns.contains(&set)).map(Write::Turns));
+        fixes.extend(sets.filter(|&set| counting(&self.state, set) && !turns.contains(&set)).map(Write::Turns));
         let wanted = cidr_keys(&self.state.node.cluster_cidrs);
         let found: BTreeSet<_> = snapshot.cidrs.iter().copied().collect();
         if snapshot.node.as_ref().is_some_and(|value| convert::node(value).is_err()) {
             // Which prefixes are right is not known until the node's facts are written again.
             self.cidrs.extend(found);
-            return mends;
+            return fixes;
         }
-        mends.extend(found.iter().filter(|key| !wanted.contains_key(key)).map(|&key| Write::NoCidr(key)));
-        mends.extend(wanted.iter().filter(|(key, _)| !found.contains(key)).map(|(&key, &ip)| Write::Cidr(key, ip)));
+        fixes.extend(found.iter().filter(|key| !wanted.contains_key(key)).map(|&key| Write::NoCidr(key)));
+        fixes.extend(wanted.iter().filter(|(key, _)| !found.contains(key)).map(|(&key, &ip)| Write::Cidr(key, ip)));
         self.cidrs.extend(wanted.into_keys());
-        mends
+        fixes
     }
 
     /// Lists that something relies on are completed; of the others, those that are not whole go.
@@ -92,7 +92,7 @@ impl Mirror {
         }
         let sticky = self.state.frontends.values().filter(|frontend| frontend.affinity.is_some());
         let sticky: BTreeSet<Target> = sticky.map(|frontend| frontend.target).collect();
-        let (mut mends, mut lists) = (Vec::new(), Vec::new());
+        let (mut fixes, mut lists) = (Vec::new(), Vec::new());
         for (&id, set) in &self.state.sets {
             let found = found.remove(&id.get()).unwrap_or_default();
             let members: Box<[BackendId]> = set.members().into_keys().collect();
@@ -101,19 +101,19 @@ impl Mirror {
             let kept = needed || missing.clone().next().is_none();
             let key = |backend| abi::MemberKey { set: id.get(), backend };
             let foreign = |id: &u32| !kept || members.binary_search_by_key(id, |member| member.get()).is_err();
-            mends.extend(found.iter().copied().filter(foreign).map(|backend| Write::NoMember(key(backend))));
+            fixes.extend(found.iter().copied().filter(foreign).map(|backend| Write::NoMember(key(backend))));
             if kept {
-                mends.extend(missing.map(|member| Write::Member(key(member.get()))));
+                fixes.extend(missing.map(|member| Write::Member(key(member.get()))));
                 lists.push((id, members));
             }
         }
         for (set, backends) in found {
-            mends.extend(backends.into_iter().map(|backend| Write::NoMember(abi::MemberKey { set, backend })));
+            fixes.extend(backends.into_iter().map(|backend| Write::NoMember(abi::MemberKey { set, backend })));
         }
         for (set, members) in lists {
             self.list(set, members);
         }
-        mends
+        fixes
     }
 
     /// Elements of all maps that hold the state.

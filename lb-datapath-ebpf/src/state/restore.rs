@@ -17,9 +17,9 @@ use crate::state::{
 pub(crate) struct Restored {
     pub(crate) mirror: Mirror,
     /// Writes that finish or remove what a process left half done, and remove what cannot be read.
-    pub(crate) mends: Vec<Write>,
+    pub(crate) fixes: Vec<Write>,
     /// Entries that no version with this layout writes.
-    pub(crate) junk: Vec<Drift>,
+    pub(crate) unreadable: Vec<Drift>,
 }
 
 /// A frontend that can be read.
@@ -32,24 +32,24 @@ struct Readable {
 
 impl Restored {
     pub(crate) fn new(snapshot: &Snapshot, limits: Limits) -> Self {
-        let mut restored = Self { mirror: Mirror::new(limits), mends: Vec::new(), junk: Vec::new() };
+        let mut restored = Self { mirror: Mirror::new(limits), fixes: Vec::new(), unreadable: Vec::new() };
         let frontends = restored.readable(snapshot);
         restored.backends(snapshot);
         restored.sets(snapshot, &frontends);
         restored.frontends(frontends);
         restored.node(snapshot);
-        restored.mends.extend(restored.mirror.restore_rest(snapshot));
+        restored.fixes.extend(restored.mirror.restore_rest(snapshot));
         restored
     }
 
     fn extra(&mut self, class: DriftClass, object: impl Display) {
-        self.junk.push(Drift::new(class, object, Difference::Extra));
+        self.unreadable.push(Drift::new(class, object, Difference::Extra));
     }
 
     fn wrong(&mut self, class: DriftClass, object: impl Display, value: &impl Pod) {
         let found = Corrupt::of(value).to_string();
         let difference = Difference::Wrong { expected: "an entry that is in use".into(), found };
-        self.junk.push(Drift::new(class, object, difference));
+        self.unreadable.push(Drift::new(class, object, difference));
     }
 
     fn readable(&mut self, snapshot: &Snapshot) -> Vec<Readable> {
@@ -63,7 +63,7 @@ impl Restored {
                 (Ok(addr), Err(_)) => self.wrong(DriftClass::Frontend, addr, &value),
                 (Err(key), _) => self.extra(DriftClass::Frontend, key),
             }
-            self.mends.push(Write::NoFrontend(key));
+            self.fixes.push(Write::NoFrontend(key));
         }
         readable
     }
@@ -78,7 +78,7 @@ impl Restored {
                 (Some(id), Err(_)) => self.wrong(DriftClass::Backend, format_args!("id {id}"), value),
                 (None, _) => self.extra(DriftClass::Backend, "id 0"),
             }
-            self.mends.push(Write::NoBackend(*number));
+            self.fixes.push(Write::NoBackend(*number));
         }
     }
 
@@ -100,13 +100,13 @@ impl Restored {
                 continue;
             }
             self.wrong(DriftClass::Set, format_args!("set {id}"), value);
-            self.mends.push(right.map_or(Write::NoSet(*id), |right| Write::Set(*id, right)));
+            self.fixes.push(right.map_or(Write::NoSet(*id), |right| Write::Set(*id, right)));
         }
         let unlisted: Vec<u32> =
             self.mirror.state.sets.keys().map(|id| id.get()).filter(|id| !listed.contains(id)).collect();
         let missing = unlisted.into_iter().filter_map(|id| Some(Write::Set(id, self.set_value(id)?)));
         let missing: Vec<_> = missing.collect();
-        self.mends.extend(missing);
+        self.fixes.extend(missing);
     }
 
     /// Takes over a set that can be read and whose room is free.
@@ -142,7 +142,7 @@ impl Restored {
             }
             if right != Some(value) {
                 self.wrong(DriftClass::Frontend, addr, &value);
-                self.mends.push(right.map_or(Write::NoFrontend(key), |right| Write::Frontend(key, right)));
+                self.fixes.push(right.map_or(Write::NoFrontend(key), |right| Write::Frontend(key, right)));
             }
         }
     }
@@ -153,7 +153,7 @@ impl Restored {
             Some((value, Ok(node))) => {
                 // Another process may have found other ports free.
                 let right = convert::node_value(&node, self.mirror.limits.ports).ok();
-                self.mends.extend(right.filter(|right| right != value).map(|right| Write::Node(Box::new(right))));
+                self.fixes.extend(right.filter(|right| right != value).map(|right| Write::Node(Box::new(right))));
                 self.mirror.state.node = node;
             }
             Some((value, Err(_))) => self.wrong(DriftClass::Node, "facts", value),

@@ -110,7 +110,7 @@ const PLANTS: [Plant; 28] = [
             fs::remove_file(g.path("maps/CT")).unwrap();
             fs::create_dir(g.path("maps/CT")).unwrap();
         },
-        "maps/CT is not one of ours: it is no pin",
+        "maps/CT was not pinned by this datapath: it is not a pin",
     ),
     (
         "a symbolic link as a map",
@@ -118,7 +118,7 @@ const PLANTS: [Plant; 28] = [
             fs::rename(g.path("maps/CT"), g.pins.0.join("elsewhere")).unwrap();
             symlink(g.pins.0.join("elsewhere"), g.path("maps/CT")).unwrap();
         },
-        "maps/CT is not one of ours: it is no pin",
+        "maps/CT was not pinned by this datapath: it is not a pin",
     ),
     ("a map under an unknown name", |g| g.map("maps/OTHER", bpf::HASH, (4, 4), 0, "OTHER"), "maps/OTHER"),
     ("a map that others may write", |g| g.mode("maps/CT", 0o666), "mode 666"),

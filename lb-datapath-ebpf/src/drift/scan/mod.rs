@@ -32,11 +32,11 @@ pub(crate) struct Finding {
 /// is still right. So only what is new is looked up in the mirror.
 #[derive(Debug, Default)]
 pub(crate) struct Scanner {
-    tables: [Known; Table::ALL.len()],
+    tables: [CheckedTable; Table::ALL.len()],
 }
 
 #[derive(Debug, Default)]
-struct Known {
+struct CheckedTable {
     page: Page,
     right: Page,
     /// The mirror that `right` was compared with; none has number 0.
@@ -47,19 +47,19 @@ impl Scanner {
     /// Every entry that differs.
     pub(crate) fn scan(&mut self, maps: &mut Maps, mirror: &Mirror) -> Result<Vec<Finding>, EbpfError> {
         let mut findings = Vec::new();
-        for (table, known) in Table::ALL.into_iter().zip(&mut self.tables) {
-            maps.read(table, &mut known.page)?;
+        for (table, checked) in Table::ALL.into_iter().zip(&mut self.tables) {
+            maps.read(table, &mut checked.page)?;
             let written = maps.written(table);
-            if written.is_empty() && known.is_unchanged(table, mirror) {
+            if written.is_empty() && checked.is_unchanged(table, mirror) {
                 continue;
             }
-            let found = match known.news(table, mirror, written) {
+            let found = match checked.news(table, mirror, written) {
                 Some(news) if is_right(table, maps, mirror, &news)? => Vec::new(),
-                _ => compare(table, &known.page, mirror),
+                _ => compare(table, &checked.page, mirror),
             };
             if found.is_empty() {
-                std::mem::swap(&mut known.page, &mut known.right);
-                known.mirror = mirror.number();
+                std::mem::swap(&mut checked.page, &mut checked.right);
+                checked.mirror = mirror.number();
                 maps.forget_written(table);
             }
             findings.extend(found);
@@ -70,7 +70,7 @@ impl Scanner {
     }
 }
 
-impl Known {
+impl CheckedTable {
     /// Whether the page is the one that was right.
     fn is_unchanged(&self, table: Table, mirror: &Mirror) -> bool {
         // Programs count turns.

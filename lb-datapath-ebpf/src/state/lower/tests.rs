@@ -262,8 +262,8 @@ proptest! {
             prop_assert_eq!(mirror.state.frontends.get(&addr), second.frontends.get(&addr));
         }
         maps.fails.clear();
-        let Restored { mirror: mut reopened, mends: orphans, junk } = Restored::new(&maps.snapshot(), LIMITS);
-        prop_assert_eq!(junk, []);
+        let Restored { mirror: mut reopened, fixes: orphans, unreadable } = Restored::new(&maps.snapshot(), LIMITS);
+        prop_assert_eq!(unreadable, []);
         maps.write(&orphans);
         let repair = plan(&reopened.state, &second);
         apply(&mut reopened, &mut maps, &repair).unwrap();
@@ -351,10 +351,10 @@ fn what_is_missing_when_maps_are_opened_again_is_written_and_what_is_left_over_g
         maps.cidrs.clear();
         maps.cidrs.insert(abi::CidrKey { bits: 104, addr: abi::map_v4([11, 0, 0, 0]) }, abi::FAMILY_V4);
         maps.members.extend([(stray(10, 99), ()), (stray(99, 1), ())]);
-        let Restored { mirror: restored, mends, .. } = Restored::new(&maps.snapshot(), LIMITS);
+        let Restored { mirror: restored, fixes, .. } = Restored::new(&maps.snapshot(), LIMITS);
         assert_eq!(restored.state, state);
         let left: Vec<_> = maps.members.keys().copied().filter(|other| *other != key && other.set != 99).collect();
-        assert!(maps.write(&mends).is_empty());
+        assert!(maps.write(&fixes).is_empty());
         assert_eq!((&maps.members, &maps.turns, &maps.cidrs), (&whole.0, &whole.1, &whole.2));
         maps.members.retain(|other, ()| left.contains(other));
     }
@@ -366,11 +366,11 @@ fn ports_of_translated_sources_follow_the_process_that_opens_the_maps() {
     let node = NodeFacts { ips: vec![[192, 0, 2, 1].into()], ..NodeFacts::default() };
     let state = State { node, ..one_service(1) };
     apply(&mut mirror, &mut maps, &plan(&State::default(), &state)).unwrap();
-    assert_eq!(Restored::new(&maps.snapshot(), LIMITS).mends, []);
+    assert_eq!(Restored::new(&maps.snapshot(), LIMITS).fixes, []);
     let limits = Limits { ports: Ports { first: 5000, last: 6999 }, ..LIMITS };
-    let Restored { mirror: restored, mends, .. } = Restored::new(&maps.snapshot(), limits);
+    let Restored { mirror: restored, fixes, .. } = Restored::new(&maps.snapshot(), limits);
     assert_eq!(restored.state, state);
-    maps.write(&mends);
+    maps.write(&fixes);
     assert_eq!(maps.node.map(|node| (node.nat_first, node.nat_ports)), Some((5000, 2000)));
 }
 
@@ -381,8 +381,8 @@ fn a_list_that_nothing_relies_on_is_removed_when_it_is_not_whole() {
     apply(&mut mirror, &mut maps, &plan(&State::default(), &state)).unwrap();
     let id = state.sets.keys().next().unwrap().get();
     maps.members.insert(abi::MemberKey { set: id, backend: 1 }, ());
-    let Restored { mirror: restored, mends, .. } = Restored::new(&maps.snapshot(), LIMITS);
-    maps.write(&mends);
+    let Restored { mirror: restored, fixes, .. } = Restored::new(&maps.snapshot(), LIMITS);
+    maps.write(&fixes);
     assert!(maps.members.is_empty());
     assert_eq!(restored.members(), 0);
 }

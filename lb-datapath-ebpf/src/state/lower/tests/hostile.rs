@@ -90,11 +90,11 @@ proptest! {
         for edit in &edits {
             edit.carry_out(&mut maps);
         }
-        let Restored { mirror: mut opened, mends, .. } = Restored::new(&maps.snapshot(), LIMITS);
-        prop_assert!(maps.write(&mends).is_empty());
+        let Restored { mirror: mut opened, fixes, .. } = Restored::new(&maps.snapshot(), LIMITS);
+        prop_assert!(maps.write(&fixes).is_empty());
         let again = Restored::new(&maps.snapshot(), LIMITS);
         prop_assert_eq!(&again.mirror.state, &opened.state);
-        prop_assert_eq!((again.mends, again.junk), (Vec::new(), Vec::new()));
+        prop_assert_eq!((again.fixes, again.unreadable), (Vec::new(), Vec::new()));
         let wanted = plan(&opened.state, &second);
         apply(&mut opened, &mut maps, &wanted).unwrap();
         prop_assert_eq!(maps.state(), second.clone());
