@@ -30,8 +30,9 @@ use crate::{
     programs::{DryRun, Programs},
     reasons::ReasonCounters,
     state::{
+        layout::REASONS,
         lower::{self, MAX_SLOTS},
-        maps::{Maps, REASONS},
+        maps::Maps,
         mirror::Mirror,
         ports::Ports,
         restore::Restored,

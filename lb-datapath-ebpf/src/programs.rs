@@ -13,7 +13,7 @@ use crate::{
     config::Capacities,
     crash,
     error::{EbpfError, Refusal},
-    state::maps::{LAYOUTS, REASONS},
+    state::layout::{LAYOUTS, REASONS},
     sys::{self, ProgInfo, RawMap},
 };
 

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, os::fd::OwnedFd};
 use lb_core::{DatapathError, ErrorKind};
 use lb_datapath_ebpf_abi::Reason;
 
-use crate::{state::maps::REASONS, sys::PerCpuCounters};
+use crate::{state::layout::REASONS, sys::PerCpuCounters};
 
 /// Reads the counters of the programs, through a descriptor of its own: any thread may do so while the datapath changes.
 ///

@@ -20,7 +20,7 @@ use crate::{
         ownership::{Part, unpin},
     },
     programs::Programs,
-    state::maps::LAYOUTS,
+    state::layout::LAYOUTS,
     sys::IfIndex,
 };
 

@@ -17,7 +17,7 @@ use crate::{
         links::{NEW, detach, pinned_device},
     },
     programs::{INGRESS, SOCKET_PROGRAMS},
-    state::maps::{LAYOUTS, Layout},
+    state::layout::{LAYOUTS, Layout},
     sys::{self, ObjectKind},
 };
 

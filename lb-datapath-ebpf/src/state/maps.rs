@@ -10,18 +10,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use aya_obj::generated::{
-    BPF_F_MMAPABLE, BPF_F_NO_PREALLOC,
-    bpf_map_type::{
-        self, BPF_MAP_TYPE_ARRAY, BPF_MAP_TYPE_HASH, BPF_MAP_TYPE_LPM_TRIE, BPF_MAP_TYPE_LRU_HASH,
-        BPF_MAP_TYPE_PERCPU_ARRAY,
-    },
-};
 use lb_core::{BackendId, ErrorKind};
 use lb_datapath_ebpf_abi::{self as abi, Pod};
 
 use crate::{
-    config::Capacities,
     error::EbpfError,
     state::{
         lower::MAX_SLOTS,
@@ -29,103 +21,8 @@ use crate::{
         restore::claim,
         write::{Cause, Limits, Snapshot, Store, Write},
     },
-    sys::{self, MapInfo, Page, RawMap, Shape, Words},
+    sys::{self, Page, RawMap, Words},
 };
-
-/// What a map must be like.
-pub(crate) struct Layout {
-    pub(crate) name: &'static str,
-    kind: bpf_map_type,
-    key: usize,
-    value: usize,
-    flags: u32,
-    /// Number of elements that the programs ask for, where it is not a capacity.
-    entries: u32,
-    /// Number of elements; `None`: as the programs say.
-    pub(crate) capacity: fn(&Capacities) -> Option<u32>,
-}
-
-/// A hash map that takes memory for the elements that it has.
-const fn hash(name: &'static str, key: usize, value: usize, capacity: fn(&Capacities) -> Option<u32>) -> Layout {
-    Layout { name, kind: BPF_MAP_TYPE_HASH, key, value, flags: BPF_F_NO_PREALLOC, entries: 1, capacity }
-}
-
-const fn lru(name: &'static str, key: usize, value: usize, capacity: fn(&Capacities) -> Option<u32>) -> Layout {
-    Layout { name, kind: BPF_MAP_TYPE_LRU_HASH, key, value, flags: 0, entries: 0, capacity }
-}
-
-/// Every map of the object.
-pub(crate) const LAYOUTS: [Layout; 14] = [
-    hash("FRONTENDS", size_of::<abi::FrontendKey>(), size_of::<abi::FrontendValue>(), |c| Some(c.frontends)),
-    hash("BACKENDS", 4, size_of::<abi::BackendValue>(), |c| Some(c.backends)),
-    hash("SETS", 4, size_of::<abi::SetValue>(), |c| Some(c.sets)),
-    hash("MEMBERS", size_of::<abi::MemberKey>(), 1, |c| Some(c.members)),
-    hash("TURNS", 4, 8, |c| Some(c.sets)),
-    hash("NODE", 4, size_of::<abi::NodeValue>(), |_| None),
-    lru("AFFINITY", size_of::<abi::AffinityKey>(), size_of::<abi::AffinityValue>(), |c| Some(c.affinity)),
-    lru("SOCK_PEERS", size_of::<abi::SockKey>(), size_of::<abi::SockPeer>(), |c| Some(c.sockets)),
-    lru("SOCK_FLOWS", size_of::<abi::SockKey>(), size_of::<abi::SockFlow>(), |c| Some(c.sockets)),
-    lru("CT", size_of::<abi::CtKey>(), size_of::<abi::CtValue>(), |c| Some(c.flows)),
-    Layout {
-        name: "SLOTS",
-        kind: BPF_MAP_TYPE_ARRAY,
-        key: 4,
-        value: size_of::<abi::SlotChunk>(),
-        flags: BPF_F_MMAPABLE,
-        entries: 0,
-        capacity: |c| Some(c.slots.div_ceil(abi::SLOTS_PER_CHUNK)),
-    },
-    Layout { name: "ROLE", kind: BPF_MAP_TYPE_ARRAY, key: 4, value: 4, flags: 0, entries: 1, capacity: |_| None },
-    Layout {
-        name: "CIDRS",
-        kind: BPF_MAP_TYPE_LPM_TRIE,
-        key: size_of::<abi::CidrKey>(),
-        value: 1,
-        flags: BPF_F_NO_PREALLOC,
-        entries: 64,
-        capacity: |_| None,
-    },
-    Layout {
-        name: REASONS,
-        kind: BPF_MAP_TYPE_PERCPU_ARRAY,
-        key: 4,
-        value: 8,
-        flags: 0,
-        entries: abi::Reason::ENTRIES,
-        capacity: |_| None,
-    },
-];
-
-/// Counters of the programs, by reason.
-pub(crate) const REASONS: &str = "REASONS";
-
-impl Layout {
-    /// Whether the services need what the map holds. One that they do not need may be missing in the pins of an earlier
-    /// version, and is made beside the others.
-    pub(crate) fn is_needed(&self) -> bool {
-        self.name != REASONS
-    }
-
-    /// Whether a map that was found pinned can be used.
-    pub(crate) fn check(&self, path: &Path, found: &MapInfo) -> Result<(), EbpfError> {
-        let sized = (self.capacity)(&Capacities::default()).is_some();
-        let expected = Shape {
-            kind: self.kind as u32,
-            key_size: self.key as u32,
-            value_size: self.value as u32,
-            max_entries: if sized { found.shape.max_entries } else { self.entries },
-            flags: self.flags,
-        };
-        if found.name != self.name {
-            let what = format!("it is a map called {}, expected {}", found.name.escape_debug(), self.name);
-            return Err(EbpfError::Foreign { path: path.into(), what });
-        }
-        if found.shape == expected {
-            return Ok(());
-        }
-        Err(EbpfError::ForeignMap { path: path.into(), expected, found: found.shape })
-    }
-}
 
 /// A hash map that user space alone decides about the keys of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,6 +3,7 @@
 pub(crate) mod convert;
 pub(crate) mod dry;
 pub(crate) mod heap;
+pub(crate) mod layout;
 pub(crate) mod lower;
 pub(crate) mod maps;
 pub(crate) mod mirror;
