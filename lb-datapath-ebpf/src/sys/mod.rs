@@ -3,6 +3,7 @@
 //! `aya` parses, relocates and loads the object. Maps and links are used through `bpf(2)` directly: it has calls for many
 //! elements at once, and for the update in place of both kinds of links.
 
+mod array;
 mod link;
 mod map;
 mod os;
@@ -25,8 +26,9 @@ use crate::crash;
 #[cfg(feature = "crash-points")]
 pub(crate) use self::os::kill_self;
 pub(crate) use self::{
+    array::{PerCpuCounters, Words},
     link::{LinkInfo, attach_cgroup, attach_tcx, detach_link, link_info, update_link},
-    map::{MapInfo, Page, PerCpuCounters, RawMap, Shape, Stopped, Words, map_info},
+    map::{MapInfo, Page, RawMap, Shape, Stopped, map_info},
     os::{IfIndex, device, hardware_address, is_bpffs, lock, monotonic, user, wait_for_readers},
     prog::{ProgInfo, TestRun, map_by_id, prog_by_id, prog_info, test_run},
 };
