@@ -1,8 +1,8 @@
-//! What the datapath is opened with.
+//! The configuration of the datapath.
 
 use std::path::PathBuf;
 
-/// What [`EbpfDatapath`](crate::EbpfDatapath) is opened with.
+/// The configuration of [`EbpfDatapath`](crate::EbpfDatapath).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EbpfConfig {
     /// Directory in a BPF file system under which maps and links are pinned, in `v1/maps` and `v1/links`. It is made

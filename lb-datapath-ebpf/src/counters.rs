@@ -1,4 +1,4 @@
-//! Counts of what the maps hold.
+//! Counts the elements of the maps, and the memory that they take.
 
 use std::{
     io,

@@ -1,4 +1,4 @@
-//! Where a process may be killed.
+//! Points at which a test kills the process.
 //!
 //! With the feature `crash-points`, which only tests enable, the process kills itself after the change to the kernel that
 //! `LB_CRASH_AT` numbers, counted from 1. Without it, a crash point is nothing.

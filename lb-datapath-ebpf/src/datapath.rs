@@ -82,7 +82,7 @@ impl EbpfDatapath {
         Ok(datapath)
     }
 
-    /// What the maps hold that are pinned in `pin_dir`, read without opening or locking anything.
+    /// The content of the maps that are pinned in `pin_dir`, read without taking them over or locking the directory.
     ///
     /// # Errors
     /// When a map is missing, or is another one.
@@ -91,14 +91,14 @@ impl EbpfDatapath {
         Ok(Restored::new(&maps.snapshot()?, maps.limits()).mirror.state)
     }
 
-    /// What it was opened with, devices attached and detached since included.
+    /// The configuration, with the devices that were attached and detached since.
     #[must_use]
     pub const fn config(&self) -> &EbpfConfig {
         &self.config
     }
 
-    /// Serves packets that come in through the device called `name`, of a pod that has just come; again is nothing.
-    /// Devices that are gone are forgotten.
+    /// Attaches the packet program to the device called `name`, of a pod that has just come. Attaching twice is attaching
+    /// once. Links of devices that are gone are removed.
     ///
     /// # Errors
     /// When the device is not in the network namespace of the calling thread, or cannot be attached to.
@@ -117,7 +117,7 @@ impl EbpfDatapath {
         Ok(())
     }
 
-    /// Leaves packets alone that come in through the device called `name`, which may be gone.
+    /// Detaches the packet program from the device called `name`, which may be gone.
     ///
     /// # Errors
     /// When its pin cannot be removed.
@@ -130,8 +130,8 @@ impl EbpfDatapath {
         Ok(())
     }
 
-    /// Removes everything that a datapath with this pin directory put into the kernel, without opening it first.
-    /// Nothing there is nothing to do.
+    /// Removes everything that a datapath with this pin directory put into the kernel, without opening it first. A missing
+    /// directory is no error.
     ///
     /// # Errors
     /// When a datapath has it open, or a pin cannot be removed.
@@ -178,7 +178,7 @@ impl EbpfDatapath {
         self.elements.store(elements, Ordering::Relaxed);
     }
 
-    /// Pins and links that are not as they were made.
+    /// Pins and links that have changed since they were made.
     fn suspects(&self) -> Result<Vec<Drift>, EbpfError> {
         self.shared.lock().as_ref().map_or(Ok(Vec::new()), Anchors::check)
     }
@@ -197,7 +197,7 @@ impl EbpfDatapath {
 }
 
 impl Kernel {
-    /// Loads everything. A failure leaves what an earlier process pinned as it was, and nothing if there was nothing.
+    /// Loads everything. After a failure the pins of an earlier process are as they were; if there were none, there are none.
     fn load(config: &mut EbpfConfig) -> Result<(Self, Anchors), EbpfError> {
         let ports = Ports::free()?;
         let pins = Pins::create(&config.pin_dir)?;
@@ -205,13 +205,13 @@ impl Kernel {
         if adopted {
             links::finish(&pins.links())?;
         } else {
-            // A start that was not finished, or maps without which the others are of no use.
+            // An earlier start was not finished, or maps are missing that the services need.
             pins.clear()?;
         }
         let dir = config.pin_dir.clone();
         let loaded = Self::load_into(config, pins, adopted, ports);
         if loaded.is_err() && !adopted {
-            // The first error says more than one about what it left.
+            // The first error says more than one about the clean-up.
             let _ = directories::remove(&dir);
         }
         loaded
@@ -227,7 +227,7 @@ impl Kernel {
         let mut maps = Maps::open(&pins.maps(), ports)?;
         let Restored { mut mirror, fixes, unreadable } = Restored::new(&maps.snapshot()?, maps.limits());
         maps.write(&fixes);
-        // What is freed here, or was last by the earlier process, may still be read by a program.
+        // A program may still read slots that are freed here, or that the earlier process freed last.
         if adopted && sys::wait_for_readers().is_err() {
             mirror.heap.delay_reuse(maps.now());
         }
@@ -242,10 +242,10 @@ impl Kernel {
     /// free slots.
     fn adopt(&mut self) -> Result<(), EbpfError> {
         let Restored { mirror: fresh, unreadable, .. } = Restored::new(&self.maps.snapshot()?, self.maps.limits());
-        // Facts that could not be read when the maps were opened are left to the first plan.
+        // The first plan writes facts that could not be read when the maps were opened.
         let known = self.mirror.state.node != NodeFacts::default();
         if unreadable.iter().any(|drift| known || drift.class != DriftClass::Node) {
-            // Nothing that this version writes: there is nothing to take over.
+            // No version writes such entries, so there is nothing to take over.
             return repair::entries(self).map_err(|error| EbpfError::Repair(error.to_string()));
         }
         if fresh.state != self.mirror.state {
@@ -256,7 +256,7 @@ impl Kernel {
     }
 }
 
-/// Attaches the packet program to the devices that there are; one that was named for good has to be there.
+/// Attaches the packet program to the devices. A missing pod device is left out; a missing uplink is an error.
 fn attach_devices(anchors: &mut Anchors, programs: &Programs, config: &mut EbpfConfig) -> Result<(), EbpfError> {
     let mut there = Vec::new();
     for name in std::mem::take(&mut config.pod_devices) {

@@ -1,19 +1,22 @@
 //! Service load balancing in eBPF.
 //!
-//! Sockets of a cgroup are sent to a backend where they state their destination (`connect`, `sendmsg`); packets of
-//! everybody else are translated at the ingress of the devices that they come in through. One map write moves a
-//! frontend. Everything is pinned, so that services outlive the process that programmed them.
+//! Sockets of a cgroup are sent to a backend where they state their destination (`connect`, `sendmsg`). Other packets are
+//! translated at the ingress of the devices that they come in through. One map write moves a frontend. Everything is
+//! pinned, so that services outlive the process that programmed them.
 //!
 //! The crate embeds the programs, built from `programs/` by `cargo xtask build-ebpf`: it needs no BPF toolchain. It
 //! runs on Linux 6.6 and later, with `CAP_BPF`, `CAP_NET_ADMIN` and `CAP_PERFMON`.
 //!
-//! What other tools unpin, detach or edit is found and put right from what the process holds open and knows
-//! ([`inspect`](lb_core::Datapath::inspect), [`repair`](lb_core::Datapath::repair), [`watcher`](lb_core::Datapath::watcher)).
-//! Pins that are not its own are never taken over. A process that dies at any moment leaves every frontend as it was or as
-//! it should be.
+//! The process holds every pinned object open and keeps a mirror of the maps. So it finds and repairs what other tools
+//! unpin, detach or edit ([`inspect`](lb_core::Datapath::inspect), [`repair`](lb_core::Datapath::repair),
+//! [`watcher`](lb_core::Datapath::watcher)). Pins of others are never taken over. A process that dies at any moment leaves
+//! every frontend either in its old or in its new state.
 //!
-//! It does not watch devices, mount file systems, add routes or change kernel settings. What the programs do not do is in
-//! `docs/ebpf.md`.
+//! The programs count the packets and socket calls that they stop, by [`Reason`]: see
+//! [`reason_counters`](EbpfDatapath::reason_counters).
+//!
+//! It does not watch devices, mount file systems, add routes or change kernel settings. `docs/ebpf.md` lists what the
+//! programs do not do.
 //!
 //! ```no_run
 //! use lb_core::{Datapath, Labels, State, diff};

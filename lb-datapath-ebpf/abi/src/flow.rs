@@ -1,4 +1,4 @@
-//! What programs write: flows, sockets, affinity records.
+//! Entries that programs write: flows, sockets, affinity records.
 
 use crate::{Addr, Pod, Port};
 
@@ -12,7 +12,9 @@ pub const CT_REPLY: u8 = 1;
 /// [`CtValue::flags`]: a FIN or RST was seen; a SYN on the same tuple is a new connection.
 pub const CT_CLOSING: u8 = 2;
 
-/// A UDP flow that was silent for longer than this is over: what conntrack calls an assured stream's time-out.
+/// A UDP flow ends after this much silence, in nanoseconds: conntrack's default time-out of an assured stream.
+///
+/// <https://elixir.bootlin.com/linux/v6.18/source/net/netfilter/nf_conntrack_proto_udp.c> (`UDP_CT_REPLIED`)
 pub const UDP_IDLE_NS: u64 = 120_000_000_000;
 
 /// Key of `AFFINITY`.
@@ -57,7 +59,7 @@ pub struct SockKey {
     pub pad: [u8; 5],
 }
 
-/// Value of `SOCK_PEERS`: the virtual address that a socket believes to talk to.
+/// Value of `SOCK_PEERS`: the virtual address that a socket connected to.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SockPeer {

@@ -1,4 +1,4 @@
-//! Facts about the node, and the part that the datapath plays.
+//! Facts about the node, and the role of the datapath.
 
 use crate::{Addr, Pod};
 
@@ -47,7 +47,7 @@ pub struct NodeValue {
     pub nat_ports: u16,
     /// Zero.
     pub pad: [u8; 2],
-    /// What programs do not need, for whoever reads the map back.
+    /// The facts in full. Programs do not read them; user space does, after a restart.
     pub facts: Facts,
 }
 

@@ -1,4 +1,4 @@
-//! What user space writes: frontends, sets, backends.
+//! Entries that user space writes: frontends, sets, backends.
 
 use crate::{Addr, Pod, Port};
 
@@ -38,7 +38,7 @@ pub struct FrontendKey {
     pub pad: u32,
 }
 
-/// Value of `FRONTENDS`: all that a new flow needs but the slot's content, so that one write moves a frontend.
+/// Value of `FRONTENDS`: everything that a new flow needs except the slot's content, so that one write moves a frontend.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FrontendValue {
@@ -82,7 +82,7 @@ pub struct BackendValue {
     pub pad: u32,
 }
 
-/// Value of `SETS`, whose key is the set's id. Programs do not read it: it says who owns which part of `SLOTS`.
+/// Value of `SETS`, whose key is the set's id: which part of `SLOTS` the set owns. Programs do not read it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SetValue {

@@ -75,7 +75,7 @@ const fn verdict_name(verdict: i32) -> &'static str {
     }
 }
 
-/// What became of a packet, by the verdict and by what came out.
+/// The verdict in the model's terms, from the program's verdict and the packet that came out.
 fn judge(packet: &Packet, run: &TestRun) -> Result<KernelVerdict, EbpfError> {
     let before = Tuple {
         source: packet.source,

@@ -24,7 +24,7 @@ pub(crate) fn ask(
     }
 }
 
-/// The answer of a kernel without our programs.
+/// The answer of a kernel that has none of the programs.
 pub(crate) fn nothing_loaded() -> KernelAnswer {
     answer("nothing: no program is loaded", Vec::new(), FlowView::default(), KernelVerdict::Pass)
 }

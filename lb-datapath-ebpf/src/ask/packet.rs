@@ -1,4 +1,4 @@
-//! The packets of a dry run: what goes in, and what comes out.
+//! The packets of a dry run, built and parsed.
 
 use std::net::IpAddr;
 

@@ -1,4 +1,4 @@
-//! Puts the maps right.
+//! Repairs the entries of the maps.
 
 use lb_core::{ApplyError, DatapathError, Difference, Drift, DriftClass, Expected, FrontendAddr, diff, drift};
 use lb_datapath_ebpf_abi as abi;
@@ -11,7 +11,7 @@ use crate::{
     },
 };
 
-/// Writes every entry that is not as the mirror has it. Nothing that is right is touched.
+/// Writes every entry that differs from the mirror. Entries that are right are not touched.
 pub(crate) fn entries(kernel: &mut Kernel) -> Result<(), ApplyError> {
     let Kernel { maps, mirror, scanner, role, .. } = kernel;
     let unknown = |error: crate::error::EbpfError| ApplyError::unknown(error.into());
@@ -19,7 +19,7 @@ pub(crate) fn entries(kernel: &mut Kernel) -> Result<(), ApplyError> {
     let findings = scanner.scan(maps, mirror).map_err(unknown)?;
     let (puts, removals) = phases(findings.into_iter().filter_map(|finding| finding.fix));
     let count = puts.len() + removals.len();
-    // What others put there may take the room of what is missing.
+    // Entries of others may fill the map, so those that did not fit are tried again after the removals.
     let failed: Vec<_> = maps.write(&puts).into_iter().map(|(at, _)| puts[at].clone()).collect();
     let left = maps.write(&removals).into_iter().map(|(at, cause)| (removals[at].clone(), cause));
     let left: Vec<_> = left.collect();
@@ -41,7 +41,7 @@ fn outcome(count: usize, failed: Vec<(Write, Cause)>) -> Result<(), ApplyError> 
     Err(error)
 }
 
-/// The frontend that a write is all about.
+/// The frontend that a write belongs to alone.
 fn owner(write: &Write) -> Option<FrontendAddr> {
     match write {
         Write::Frontend(key, _) => convert::frontend_addr(key).ok(),
@@ -49,7 +49,7 @@ fn owner(write: &Write) -> Option<FrontendAddr> {
     }
 }
 
-/// Carries out what is missing to the expected state: nothing, unless it was observed with the drift in it.
+/// Applies the difference to the expected state. There is one only if the state was observed with the drift in it.
 pub(crate) fn state(kernel: &mut Kernel, expected: Expected<'_>) -> Result<(), ApplyError> {
     let Kernel { maps, mirror, .. } = kernel;
     if mirror.state == *expected.state || drift(expected.state, &mirror.state).is_empty() {
@@ -59,7 +59,7 @@ pub(crate) fn state(kernel: &mut Kernel, expected: Expected<'_>) -> Result<(), A
     lower::apply(mirror, maps, &plan)
 }
 
-/// The part that the programs play is not the one that they were given.
+/// Reports that `ROLE` is not the role that was set.
 pub(crate) fn role_drift(expected: u32, found: u32) -> Option<Drift> {
     let text = |role: &u32| match *role {
         abi::ROLE_ACTIVE => "active".into(),
@@ -70,7 +70,7 @@ pub(crate) fn role_drift(expected: u32, found: u32) -> Option<Drift> {
     Difference::between(&expected, &found, text).map(|difference| Drift::new(DriftClass::MapEntry, "ROLE", difference))
 }
 
-/// The phases in which `fixes` are made: what others need comes first, what nothing needs any more goes last.
+/// The two phases of `fixes`, in order: writes, those first that other entries need; then removals, those last.
 fn phases(fixes: impl Iterator<Item = Write>) -> (Vec<Write>, Vec<Write>) {
     let (mut puts, mut removals): (Vec<_>, Vec<_>) = fixes.partition(|write| rank(write) < FIRST_REMOVAL);
     puts.sort_by_key(rank);

@@ -1,4 +1,4 @@
-//! Notices that something was unpinned or detached.
+//! Notices that a map or link was unpinned, or that a link was detached.
 
 use std::{
     thread,
@@ -9,7 +9,7 @@ use lb_core::{DatapathError, Drift, Watcher};
 
 use crate::pins::anchors::SharedAnchors;
 
-/// How often pins and links are looked at. The kernel tells nobody that a link was detached.
+/// Time between two looks at pins and links. The kernel has no notification for a link that is detached.
 const PERIOD: Duration = Duration::from_millis(50);
 
 /// Looks at pins and links every [`PERIOD`].
@@ -26,13 +26,13 @@ impl PinWatcher {
         Self { shared, known: Vec::new(), repairs: 0, next: Instant::now() }
     }
 
-    /// Whether anything is wrong that was not when it was last asked.
+    /// Whether there is drift that the last look did not find.
     fn look(&mut self) -> Result<bool, DatapathError> {
         let anchors = self.shared.lock();
         let Some(anchors) = anchors.as_ref() else { return Ok(false) };
         let found = anchors.check()?;
         if self.repairs != anchors.repairs() {
-            // The same damage, done again, is news.
+            // The same drift after a repair is new.
             self.known.clear();
             self.repairs = anchors.repairs();
         }

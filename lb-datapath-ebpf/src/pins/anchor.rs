@@ -1,4 +1,4 @@
-//! A pinned object that the process holds open as well: whoever removes the pin removes nothing but the pin.
+//! A pinned object that the process holds open as well, so that removing the pin does not remove the object.
 
 use std::{
     fs::{self, Permissions},
@@ -21,7 +21,7 @@ use crate::{
     sys,
 };
 
-/// Permissions of a pin, apart from those that the process's mask takes away.
+/// Permissions of a pin, before the process's umask.
 const MODE: u32 = 0o600;
 
 /// A pinned object.
@@ -29,7 +29,8 @@ const MODE: u32 = 0o600;
 pub(crate) struct Anchor {
     path: PathBuf,
     fd: OwnedFd,
-    /// Which file is the pin: numbers are not used again.
+    /// Inode number of the pin. The BPF file system counts them up, so another pin at the same path has another one:
+    /// <https://elixir.bootlin.com/linux/v6.18/source/kernel/bpf/inode.c> (`bpf_get_inode`).
     inode: u64,
 }
 
@@ -41,7 +42,7 @@ impl Anchor {
         Ok(Self { path, fd, inode })
     }
 
-    /// Pins `fd` at `path`, in the place of what may be pinned there.
+    /// Pins `fd` at `path`, and replaces a pin that is there.
     pub(crate) fn pin(fd: OwnedFd, path: PathBuf) -> io::Result<Self> {
         if fs::symlink_metadata(&path).is_err() {
             sys::pin(fd.as_fd(), &path)?;
@@ -65,7 +66,7 @@ impl Anchor {
         &self.path
     }
 
-    /// How the pin differs from what it was.
+    /// How the pin differs from the one that was made.
     pub(crate) fn check(&self) -> Option<Drift> {
         let (difference, cause) = match fs::symlink_metadata(&self.path) {
             Err(_) => (Difference::Missing, Cause::Unpinned),
@@ -83,7 +84,7 @@ impl Anchor {
         Some(Drift::new(DriftClass::Pin, self.path.display(), difference).because(cause))
     }
 
-    /// Pins it again, if need be.
+    /// Pins the object again if its pin has changed.
     pub(crate) fn repair(&mut self) -> Result<(), EbpfError> {
         if self.check().is_none() {
             return Ok(());
@@ -116,7 +117,7 @@ impl Anchor {
     }
 }
 
-/// Where something is pinned that is to take the place of what is at `path`.
+/// The path of a new pin that is about to replace the one at `path`.
 fn beside(path: &Path) -> PathBuf {
     let mut fresh = path.as_os_str().to_owned();
     fresh.push(NEW);

@@ -1,4 +1,4 @@
-//! Everything that keeps services working without the process, and whether it is still there.
+//! The pinned maps and links that keep services working without the process.
 
 use std::{
     collections::{BTreeSet, HashSet},
@@ -45,7 +45,7 @@ pub(crate) struct Anchors {
 }
 
 impl Anchors {
-    /// Takes hold of the maps that are pinned.
+    /// Opens the maps that are pinned.
     pub(crate) fn new(pins: Pins) -> Result<Self, EbpfError> {
         let dir = pins.maps();
         let open = |path| Anchor::open(path).map_err(failed("opening", &dir));
@@ -124,7 +124,7 @@ impl Anchors {
         self.links.iter().filter(move |link| link.program == program)
     }
 
-    /// What is not as it was made. Costs two calls per link and one per map.
+    /// Differences from what this process made. Costs two system calls per link and one per map.
     pub(crate) fn check(&self) -> Result<Vec<Drift>, EbpfError> {
         let mut drifts = self.pins.check();
         drifts.extend(self.maps.iter().filter_map(Anchor::check));
@@ -139,14 +139,14 @@ impl Anchors {
         Ok(summary(drifts, self.maps.len() + self.links.len()))
     }
 
-    /// How often it was repaired.
+    /// Number of repairs so far.
     pub(crate) const fn repairs(&self) -> u64 {
         self.repairs
     }
 
-    /// Puts everything back as it was made. Programs are attached first: that is what traffic waits for.
+    /// Makes pins and links again as they were. Links come first, because traffic waits for them.
     ///
-    /// Returns devices that are gone; nothing is left of those.
+    /// Returns the devices that are gone, after their links have been removed.
     pub(crate) fn repair(&mut self, programs: &Programs) -> Result<Vec<String>, EbpfError> {
         self.repairs += 1;
         let restored = self.pins.restore();
@@ -186,7 +186,7 @@ fn files_but(dir: &Path, known: &HashSet<OsString>) -> Vec<PathBuf> {
     found.flatten().filter(|entry| !known.contains(&entry.file_name())).map(|entry| entry.path()).collect()
 }
 
-/// When all `pins` are gone and a directory with them, that directory says it all.
+/// Reports the directory alone when it is gone with all of its `pins`.
 fn summary(mut drifts: Vec<Drift>, pins: usize) -> Vec<Drift> {
     let unpinned = |drift: &Drift| drift.class == DriftClass::Pin && drift.cause == Cause::Unpinned;
     if drifts.iter().filter(|drift| unpinned(drift)).count() > pins {

@@ -58,7 +58,7 @@ impl Pins {
         [self.layout(), self.maps(), self.links()]
     }
 
-    /// Directories that are not as they were made.
+    /// Directories that have changed since they were made.
     pub(crate) fn check(&self) -> Vec<Drift> {
         let root = (!self.is_locked()).then(|| {
             let difference = if self.root.exists() {
@@ -80,10 +80,10 @@ impl Pins {
         root.into_iter().chain(below).collect()
     }
 
-    /// Makes directories that have gone, and locks the new ones.
+    /// Makes missing directories again and locks the new ones.
     ///
     /// # Errors
-    /// When another process has them meanwhile.
+    /// When another process has locked them meanwhile.
     pub(crate) fn restore(&mut self) -> Result<(), EbpfError> {
         if !self.is_locked() {
             self.lock = made_and_locked(&self.root)?;
@@ -106,7 +106,7 @@ impl Pins {
         stays.map_or(Ok(()), Err)
     }
 
-    /// Whether the directory that is locked still lies where it did.
+    /// Whether the directory at the path is still the one that is locked.
     fn is_locked(&self) -> bool {
         is_at(&self.lock, &self.root)
     }
@@ -132,7 +132,7 @@ impl Pins {
             return Err(error);
         }
         match fs::remove_dir(&self.root) {
-            // Somebody else's pins are in there.
+            // Pins of others are in there.
             Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
             other => point(other).map_err(failed("removing", &self.root)),
         }
@@ -150,13 +150,14 @@ pub(crate) fn remove(root: &Path) -> Result<(), EbpfError> {
     Pins { root: root.into(), lock: locked(root)? }.remove()
 }
 
-/// Makes `root` if it is missing and locks it; the lock is of the directory that lies there.
+/// Makes `root` if it is missing and locks it. The directory can be replaced between the two steps, so the lock is taken
+/// again until it belongs to the directory at the path.
 fn made_and_locked(root: &Path) -> Result<File, EbpfError> {
     loop {
         make(root)?;
         match locked(root) {
             Ok(lock) if is_at(&lock, root) => return Ok(lock),
-            // Whoever had it has removed it.
+            // The process that held the lock has removed the directory.
             Ok(_) => {}
             Err(EbpfError::Pin { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
@@ -270,7 +271,7 @@ pub(crate) fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) 
     move |source| EbpfError::Pin { path, what, source }
 }
 
-/// A change to the file system, as far as it took.
+/// Passes the crash point that belongs to a change of the file system, if there was one.
 fn point<T>(outcome: io::Result<T>) -> io::Result<T> {
     if outcome.is_ok() {
         crash::point();

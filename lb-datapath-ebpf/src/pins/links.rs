@@ -1,7 +1,9 @@
-//! Links: what keeps programs attached, pinned so that they outlive the process.
+//! Links keep programs attached; they are pinned, so that they outlive the process.
 //!
-//! A link is updated in place wherever it can be: detaching and attaching again loses packets and connections between the
-//! two.
+//! A link is updated in place wherever possible (`BPF_LINK_UPDATE`). Detaching and attaching again would lose the packets
+//! and connections in between. The kernel swaps the program under the lock of the hook:
+//! <https://elixir.bootlin.com/linux/v6.18/source/kernel/bpf/cgroup.c> (`__cgroup_bpf_replace`) and
+//! <https://elixir.bootlin.com/linux/v6.18/source/kernel/bpf/tcx.c> (`tcx_link_update`).
 
 use std::{
     fs::{self, File},
@@ -92,7 +94,7 @@ impl Link {
         }
     }
 
-    /// How it differs from what it was: its pin, and what it does.
+    /// How the link differs from the one that was made: its pin, where it is attached, its program.
     pub(crate) fn check(&self) -> Result<Vec<Drift>, EbpfError> {
         let info = self.info()?;
         let pin = self.anchor.check();
@@ -108,12 +110,12 @@ impl Link {
         Ok(pin.into_iter().chain(link).chain(program).collect())
     }
 
-    /// Whether packets or sockets come by the program of this process.
+    /// Whether the program of this process is attached.
     pub(crate) fn is_attached(&self) -> bool {
         self.info().is_ok_and(|info| info.target == self.target && info.prog == self.prog)
     }
 
-    /// Attaches it again, if need be; the pin is somebody else's concern.
+    /// Attaches the program again if it is not attached. The pin is repaired by [`Anchor::repair`].
     pub(crate) fn repair(&mut self, programs: &Programs) -> Result<(), EbpfError> {
         let info = self.info()?;
         let Some(program) = programs.named(self.program) else { return Ok(()) };
@@ -158,7 +160,7 @@ impl Link {
         sys::link_info(self.anchor.fd()).map_err(failed("examining", self.anchor.path()))
     }
 
-    /// What it is, for people.
+    /// Its name in reports.
     pub(crate) fn object(&self) -> String {
         match &self.attached_to {
             AttachTarget::Cgroup(_) => self.program.into(),
@@ -167,8 +169,8 @@ impl Link {
     }
 }
 
-/// Puts `program` into the link that is pinned at `path`, if that leads to `target`; otherwise makes one, before the old
-/// one goes.
+/// Puts `program` into the link that is pinned at `path`, if that is attached to `target`. Otherwise a new link is made
+/// before the old one goes.
 fn attach(
     path: PathBuf,
     target: u64,
@@ -188,7 +190,7 @@ fn attach(
     Anchor::pin(create()?, path)
 }
 
-/// Finishes what a process left half done that ended while it replaced links.
+/// Finishes the replacement of links that a process began and did not live to finish.
 pub(crate) fn finish(dir: &Path) -> Result<(), EbpfError> {
     for fresh in entries(dir)? {
         let name = fresh.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(NEW));
@@ -227,7 +229,9 @@ fn program_name(id: u32) -> String {
     name.map_or_else(|_| format!("program {id}"), |name| format!("program {id} ({})", name.escape_debug()))
 }
 
-/// By number: a BPF file system takes no dots, which names of devices may have.
+/// The pin is named after the number of the device: a BPF file system refuses dots, which names of devices may have.
+///
+/// <https://elixir.bootlin.com/linux/v6.18/source/kernel/bpf/inode.c> (`bpf_lookup`)
 fn pin_name(device: IfIndex) -> String {
     format!("{INGRESS}_{}", device.0)
 }

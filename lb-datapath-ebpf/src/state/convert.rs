@@ -1,4 +1,4 @@
-//! Between the model's types and what the maps hold.
+//! Converts between the model's types and the keys and values of the maps.
 
 use std::{
     net::{IpAddr, Ipv6Addr},
@@ -41,7 +41,7 @@ pub(crate) struct Corrupt {
 }
 
 impl Corrupt {
-    /// What people see of a key or a value.
+    /// The first bytes of a key or a value, for reports.
     pub(crate) fn of(entry: &impl abi::Pod) -> Self {
         const SHOWN: usize = 16;
         let bytes = entry.bytes();

@@ -1,4 +1,4 @@
-//! What each map must be like.
+//! The type, sizes and capacity of each map.
 
 use std::path::Path;
 
@@ -17,7 +17,7 @@ use crate::{
     sys::{MapInfo, Shape},
 };
 
-/// What a map must be like.
+/// The type, sizes and capacity of a map.
 pub(crate) struct Layout {
     pub(crate) name: &'static str,
     kind: bpf_map_type,

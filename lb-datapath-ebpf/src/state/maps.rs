@@ -24,7 +24,7 @@ use crate::{
     sys::{self, Page, RawMap, Words},
 };
 
-/// A hash map that user space alone decides about the keys of.
+/// A hash map whose keys user space alone decides about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Table {
     Frontends,
@@ -62,10 +62,10 @@ impl Table {
     }
 }
 
-/// Bytes of keys that are remembered as written: more than are looked at one by one.
+/// Most bytes of keys that are remembered as written. A table with more of them is compared as a whole.
 const WRITTEN: usize = 1 << 16;
 
-/// The maps that user space writes, and those that it looks into.
+/// The maps that user space writes, and those that it reads.
 #[derive(Debug)]
 pub(crate) struct Maps {
     frontends: RawMap,
@@ -111,7 +111,7 @@ impl Maps {
         })
     }
 
-    /// How much fits, and which ports there are.
+    /// Capacities of the maps, and the ports of translated sources.
     pub(crate) fn limits(&self) -> Limits {
         let max = |map: &RawMap| map.shape().max_entries as usize;
         Limits {
@@ -169,7 +169,7 @@ impl Maps {
         &self.written[table as usize]
     }
 
-    /// Says that what was written to a table is known to be there.
+    /// Forgets the keys of a table, after they were found in the map.
     pub(crate) fn forget_written(&mut self, table: Table) {
         self.written[table as usize].clear();
     }
@@ -213,17 +213,17 @@ impl Maps {
         &self.flows
     }
 
-    /// Which backend a client was given.
+    /// The affinity records of clients.
     pub(crate) const fn affinity(&self) -> &RawMap {
         &self.affinity
     }
 
-    /// Which part the programs play.
+    /// The role that the programs read.
     pub(crate) fn role(&self) -> Result<u32, EbpfError> {
         Ok(one(&self.role, "ROLE", &abi::ROLE_KEY)?.unwrap_or(abi::ROLE_ACTIVE))
     }
 
-    /// Tells the programs which part they play.
+    /// Writes the role for the programs to read.
     pub(crate) fn set_role(&self, role: u32) -> Result<(), EbpfError> {
         let written = self.role.update(abi::ROLE_KEY.bytes(), role.bytes());
         written.map_err(|stopped| EbpfError::Map { name: "ROLE", what: "writing", source: stopped.cause })
@@ -346,7 +346,7 @@ impl Encoded {
     }
 }
 
-/// Calls `batch` with the number of the element to go on from, until all are done; an element that fails is left out.
+/// Calls `batch` with the first element that is left, until none is. An element that fails is skipped.
 fn each(
     elements: &Encoded,
     batch: impl Fn(usize) -> Result<(), sys::Stopped>,

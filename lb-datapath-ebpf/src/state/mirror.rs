@@ -1,4 +1,4 @@
-//! What the maps hold, in the model's terms.
+//! The content of the maps, in the model's terms.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,7 +17,7 @@ use crate::state::{
     write::{Limits, Snapshot, Write, cidr_keys},
 };
 
-/// What the maps hold: the state, where its sets lie, and who uses what.
+/// The content of the maps: the state, the places of its sets in `SLOTS`, and the users of each set and backend.
 #[derive(Clone, Debug)]
 pub(crate) struct Mirror {
     pub(crate) state: State,
@@ -54,13 +54,12 @@ impl Mirror {
         }
     }
 
-    /// Tells one mirror from another that takes its place; from 1 on.
+    /// A number that no other mirror of this process has, from 1 on.
     pub(crate) const fn number(&self) -> u64 {
         self.number
     }
 
-    /// What belongs to the sets and the node of this mirror, and the writes that finish or remove what a process left
-    /// half done.
+    /// Takes over members, turns and prefixes. Returns the writes that finish or remove what a process left half done.
     pub(crate) fn restore_rest(&mut self, snapshot: &Snapshot) -> Vec<Write> {
         let mut fixes = self.restore_members(snapshot);
         let counting = |state: &State, set: u32| {
@@ -84,7 +83,7 @@ impl Mirror {
         fixes
     }
 
-    /// Lists that something relies on are completed; of the others, those that are not whole go.
+    /// Completes the member lists that a frontend needs, and removes others that are incomplete.
     fn restore_members(&mut self, snapshot: &Snapshot) -> Vec<Write> {
         let mut found: BTreeMap<u32, BTreeSet<u32>> = BTreeMap::new();
         for key in &snapshot.members {
@@ -164,7 +163,7 @@ impl Mirror {
         self.members -= self.listed.insert(set, members).map_or(0, |before| before.len());
     }
 
-    /// Whether programs ask who is in a set like this whatever its frontends: UDP flows move when their backend leaves.
+    /// Whether programs look up the members of this set for every frontend: UDP flows move when their backend leaves.
     pub(crate) fn is_udp(&self, set: &BackendSet) -> bool {
         let first = set.slots.first().and_then(|id| self.state.backends.get(id));
         first.is_some_and(|backend| backend.addr.protocol == Protocol::Udp)

@@ -1,7 +1,7 @@
-//! Which ports translated sources get: none that the kernel gives to the node's own sockets.
+//! The ports of translated sources: none that the kernel gives to the node's own sockets.
 //!
-//! A flow with a translated source and a socket of the node that talks to the same backend from the same port are one and
-//! the same tuple to the backend, and its answers could be told apart by nobody.
+//! A flow with a translated source and a socket of the node can talk to the same backend from the same port. The backend
+//! would see one tuple for both, and nobody could tell its answers apart.
 
 use std::{fs, ops::RangeInclusive, path::Path};
 

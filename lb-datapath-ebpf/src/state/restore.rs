@@ -1,4 +1,4 @@
-//! What the maps say that an earlier process left, and what has to be done to them.
+//! Reads the maps that an earlier process left, and finds the writes that put them right.
 
 use std::{collections::BTreeSet, fmt::Display, sync::Arc};
 
@@ -13,7 +13,7 @@ use crate::state::{
     write::{Limits, Snapshot, Write},
 };
 
-/// What maps say.
+/// The content of maps that were found.
 pub(crate) struct Restored {
     pub(crate) mirror: Mirror,
     /// Writes that finish or remove what a process left half done, and remove what cannot be read.
@@ -82,8 +82,8 @@ impl Restored {
         }
     }
 
-    /// Sets as the frontends use them, whatever `SETS` says: where their slots lie must not be given to others. Then those
-    /// that no frontend uses.
+    /// Takes over sets as the frontends use them, whatever `SETS` says: their slots must not be given to other sets. Sets
+    /// that no frontend uses come after those.
     fn sets(&mut self, snapshot: &Snapshot, frontends: &[Readable]) {
         let used: BTreeSet<_> = frontends.iter().filter_map(|frontend| claim(&frontend.value)).map(order).collect();
         let is_used = |(id, value, _): &&(u32, abi::SetValue, Vec<u32>)| used.contains(&order((*id, *value)));
@@ -125,7 +125,7 @@ impl Restored {
         Some(set_value(self.mirror.state.sets.get(&id)?, self.mirror.extent(id)?))
     }
 
-    /// A frontend whose set is lost goes as well: it is written anew, with a new set.
+    /// A frontend whose set is lost is removed as well. The next plan writes it again, with a new set.
     fn frontends(&mut self, frontends: Vec<Readable>) {
         for Readable { addr, frontend, key, value } in frontends {
             let right = match frontend.target {

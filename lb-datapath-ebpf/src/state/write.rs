@@ -1,4 +1,4 @@
-//! Single map writes, and who carries them out.
+//! Single map writes, and the store that carries them out.
 
 use std::{sync::Arc, time::Duration};
 
@@ -8,7 +8,7 @@ use lb_datapath_ebpf_abi as abi;
 
 use crate::state::{convert::Inexpressible, ports::Ports};
 
-/// One write. Every one of them is atomic, except for [`Write::Slots`], to which nothing points yet.
+/// One write. Every write is atomic, except for [`Write::Slots`]: no frontend points to those slots yet.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Write {
     Backend(u32, abi::BackendValue),
@@ -30,7 +30,7 @@ pub(crate) enum Write {
 
 /// What carries out writes: the kernel, or a fake.
 pub(crate) trait Store {
-    /// Carries out every write, in order, and says which did not take. Removing what is not there takes.
+    /// Carries out every write, in order, and returns those that failed. Removing a missing entry is no failure.
     fn write(&mut self, writes: &[Write]) -> Vec<(usize, Cause)>;
     /// Now, on the monotonic clock.
     fn now(&self) -> Duration;
@@ -38,7 +38,7 @@ pub(crate) trait Store {
     fn wait_until(&mut self, at: Duration);
 }
 
-/// Why something did not take; one cause can hold for many frontends.
+/// Why a write failed; one cause can hold for many frontends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Cause {
     pub(crate) kind: ErrorKind,
@@ -71,14 +71,14 @@ impl From<Inexpressible> for Cause {
     }
 }
 
-/// What the maps hold, read back.
+/// The content of the maps, read back.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Snapshot {
     pub(crate) frontends: Vec<(abi::FrontendKey, abi::FrontendValue)>,
     pub(crate) backends: Vec<(u32, abi::BackendValue)>,
     /// Sets with their slots.
     pub(crate) sets: Vec<(u32, abi::SetValue, Vec<u32>)>,
-    /// The same as frontends know them, where `SETS` says something else.
+    /// Sets as frontends know them, where `SETS` says something else.
     pub(crate) claims: Vec<(u32, abi::SetValue, Vec<u32>)>,
     pub(crate) members: Vec<abi::MemberKey>,
     pub(crate) turns: Vec<u32>,
@@ -86,7 +86,7 @@ pub(crate) struct Snapshot {
     pub(crate) node: Option<abi::NodeValue>,
 }
 
-/// How much fits, and which ports there are.
+/// Capacities of the maps, and the ports of translated sources.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Limits {
     pub(crate) frontends: usize,

@@ -56,7 +56,9 @@ impl PerCpuCounters {
     }
 }
 
-/// The words of an array map, mapped into this process: programs see what is stored.
+/// The words of an array map, mapped into this process. Programs read the same memory.
+///
+/// <https://elixir.bootlin.com/linux/v6.18/source/kernel/bpf/arraymap.c> (`array_map_mmap`)
 #[derive(Debug)]
 pub(crate) struct Words {
     start: NonNull<AtomicU32>,

@@ -95,7 +95,7 @@ fn attach(prog: BorrowedFd<'_>, target: u32, attach_type: bpf_attach_type) -> io
     Ok(link)
 }
 
-/// Replaces the program of a link; no packet sees neither or both.
+/// Replaces the program of a link: every packet meets either the old one or the new one.
 pub(crate) fn update_link(link: BorrowedFd<'_>, prog: BorrowedFd<'_>) -> io::Result<()> {
     let mut attr = LinkUpdateAttr { link: raw(link), prog: raw(prog), ..LinkUpdateAttr::default() };
     // SAFETY: the attributes hold no addresses.
@@ -104,7 +104,8 @@ pub(crate) fn update_link(link: BorrowedFd<'_>, prog: BorrowedFd<'_>) -> io::Res
     Ok(())
 }
 
-/// Detaches the program of a link at once. A link whose last holder goes is detached only some time later.
+/// Detaches the program of a link before it returns. A link whose last descriptor or pin goes is detached later, by a work
+/// queue: <https://elixir.bootlin.com/linux/v6.18/source/kernel/bpf/syscall.c> (`bpf_link_put`).
 pub(crate) fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
     let mut attr = LinkDetachAttr { link: raw(link) };
     // SAFETY: the attributes hold no addresses.

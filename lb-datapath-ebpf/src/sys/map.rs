@@ -10,7 +10,7 @@ use aya_obj::generated::{bpf_cmd, bpf_map_type};
 use super::{address, address_mut, bpf, info, name, raw};
 use crate::crash;
 
-/// What a map is like.
+/// Type, sizes and flags of a map.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Shape {
     pub(crate) kind: u32,
@@ -47,7 +47,7 @@ pub(crate) struct MapInfo {
     pub(crate) shape: Shape,
 }
 
-/// Keys and values of a map, one after the other; room that is used again and again.
+/// Keys and values of a map, one after the other, in buffers that are reused.
 #[derive(Debug, Default)]
 pub(crate) struct Page {
     keys: Vec<u8>,
@@ -220,7 +220,9 @@ impl RawMap {
             // SAFETY: keys and values have room for `count` elements, and a hash map's position is a `u32`.
             let result = unsafe { bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attr) };
             match result.as_ref().err().and_then(io::Error::raw_os_error) {
-                // One bucket holds more than there is room for.
+                // One bucket of the hash table holds more than there is room for; the kernel copies whole buckets.
+                // https://elixir.bootlin.com/linux/v6.18/source/kernel/bpf/hashtab.c
+                // (`__htab_map_lookup_and_delete_batch`)
                 Some(libc::ENOSPC) => page.make_room(2 * page.room()),
                 Some(libc::ENOENT) => {
                     page.count += attr.count as usize;
@@ -238,7 +240,7 @@ impl RawMap {
         }
     }
 
-    /// Every key of a map whose positions are no numbers, such as a trie's.
+    /// Every key of a map that has no batch look-up with a number as its position, such as a trie.
     pub(crate) fn keys(&self) -> io::Result<Vec<Vec<u8>>> {
         let mut keys: Vec<Vec<u8>> = Vec::new();
         loop {
@@ -268,7 +270,9 @@ impl RawMap {
 fn stopped(result: io::Result<i64>, done: u32, count: usize) -> Result<(), Stopped> {
     match result {
         Ok(_) => Ok(()),
-        // The kernel counts what it did, unless it refused the call before it looked at the elements.
+        // The kernel writes the number of elements that it has done, unless it refused the call before it looked at them:
+        // then the number that was passed is still there.
+        // https://elixir.bootlin.com/linux/v6.18/source/kernel/bpf/syscall.c (`generic_map_update_batch`)
         Err(cause) => Err(Stopped { done: if done as usize >= count { 0 } else { done as usize }, cause }),
     }
 }

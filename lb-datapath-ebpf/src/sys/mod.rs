@@ -1,7 +1,8 @@
 //! System calls: the only unsafe code of the crate.
 //!
-//! `aya` parses, relocates and loads the object. Maps and links are used through `bpf(2)` directly: it has calls for many
-//! elements at once, and for the update in place of both kinds of links.
+//! `aya` parses, relocates and loads the object. Maps and links are used through `bpf(2)` directly: the system call can
+//! write many elements at once and update both kinds of links in place, and `aya` offers neither. The decision is in
+//! `docs/decisions/0018-bpf-calls-by-hand.md`.
 
 mod array;
 mod link;
@@ -102,7 +103,7 @@ fn name(words: &[u32]) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// What a descriptor of `bpf(2)` stands for.
+/// The kind of object behind a descriptor of `bpf(2)`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ObjectKind {
     Map,
@@ -123,7 +124,9 @@ impl ObjectKind {
     }
 }
 
-/// What `fd` stands for, as `/proc` says.
+/// The kind of object behind `fd`, by the name of its anonymous inode in `/proc`: no command of `bpf(2)` says it.
+///
+/// <https://elixir.bootlin.com/linux/v6.18/source/kernel/bpf/syscall.c> (`bpf_map_new_fd`, `bpf_link_new_fd`)
 pub(crate) fn object_kind(fd: BorrowedFd<'_>) -> io::Result<ObjectKind> {
     let target = fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))?;
     let text = target.to_string_lossy();

@@ -1,4 +1,4 @@
-//! What is not `bpf(2)`.
+//! System calls other than `bpf(2)`.
 
 use std::{
     ffi::CString,
@@ -38,7 +38,8 @@ pub(crate) fn is_bpffs(path: &Path) -> io::Result<bool> {
 
 /// Waits until every program that runs now has ended.
 pub(crate) fn wait_for_readers() -> io::Result<()> {
-    // A grace period of RCU, inside whose read sides programs run. Not offered on systems with full dynamic ticks.
+    // The call waits for a grace period of RCU, and programs run inside RCU read sections. The kernel refuses it on systems
+    // with full dynamic ticks: https://elixir.bootlin.com/linux/v6.18/source/kernel/sched/membarrier.c
     const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
     // SAFETY: the call touches no memory of ours.
     match unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) } {
@@ -87,7 +88,7 @@ pub(crate) fn hardware_address(name: &str) -> io::Result<[u8; 6]> {
     Ok(std::array::from_fn(|at| data[at] as u8))
 }
 
-/// Now, on the clock by which programs date what they write.
+/// Now, on the clock that programs read with `bpf_ktime_get_ns`.
 pub(crate) fn monotonic() -> Duration {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: there is room for the answer; the clock exists on every system, so that the call cannot fail.

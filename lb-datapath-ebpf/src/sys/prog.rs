@@ -21,12 +21,13 @@ pub(crate) struct ProgInfo {
     pub(crate) maps: Vec<u32>,
 }
 
-/// Most maps of a program that are looked at; ours have fewer.
+/// Most maps of a program that are looked at. The programs of this crate have fewer.
 const MAPS: usize = 64;
 
 /// What the kernel says about a program.
 pub(crate) fn prog_info(fd: BorrowedFd<'_>) -> io::Result<ProgInfo> {
-    /// Up to the name: what precedes it is defined since Linux 4.15.
+    /// Words of `struct bpf_prog_info` up to the name, which all exist since Linux 4.15:
+    /// <https://elixir.bootlin.com/linux/v6.18/source/include/uapi/linux/bpf.h>.
     const WORDS: usize = 20;
     /// Where the number of maps and their address are, in words.
     const MAP_COUNT: usize = 13;
@@ -107,9 +108,10 @@ pub(crate) struct TestRun {
 
 /// Runs a program on `packet` as if it came in through `device`.
 pub(crate) fn test_run(prog: BorrowedFd<'_>, packet: &[u8], device: IfIndex) -> io::Result<TestRun> {
-    /// `__sk_buff` up to its `ifindex`, the only field that is not zero.
+    /// `__sk_buff` up to its `ifindex`, the only field that is not zero. The kernel refuses most others:
+    /// <https://elixir.bootlin.com/linux/v6.18/source/net/bpf/test_run.c> (`convert___skb_to_skb`).
     const CONTEXT: usize = 11;
-    /// More than any answer to a packet is longer than the packet.
+    /// No answer is longer than its packet by as much as this.
     const ROOM: usize = 512;
     let mut context = [0_u32; CONTEXT];
     context[CONTEXT - 1] = device.0;

@@ -324,7 +324,7 @@ fn a_packet_of_a_pod_cannot_be_asked_about_without_a_device_of_pods() {
         destination_port: 80,
     };
     let error = space.run(|| datapath.ask(&packet)).unwrap_err();
-    let expected = "no device of pods is attached; `EbpfConfig::pod_devices` names none that exists";
+    let expected = "no pod device is attached; name one that exists in `EbpfConfig::pod_devices`";
     assert_eq!(error.to_string(), expected);
     assert!(space.run(|| datapath.ask(&Packet { entry: Entry::Socket, ..packet })).is_ok());
 }

@@ -1,4 +1,4 @@
-//! Entries of tables, compared with what the mirror says that they are.
+//! Compares the entries of tables with the mirror.
 
 use std::{collections::BTreeSet, fmt::Display, time::Duration};
 
@@ -98,7 +98,7 @@ trait Value: Copy + PartialEq {
     fn read(bytes: &[u8]) -> Option<Self>;
 }
 
-/// A value that programs write: whatever it is, it is right.
+/// A value that programs write. Every value is right.
 #[derive(Clone, Copy)]
 pub(super) struct Any;
 

@@ -1,4 +1,4 @@
-//! Every entry of the maps, compared with what was written.
+//! Compares every entry of the maps with the mirror.
 
 mod entries;
 mod names;
@@ -28,13 +28,14 @@ pub(crate) struct Finding {
 
 /// Compares the maps with the mirror, again and again.
 ///
-/// What a table held when it was last found right is kept: an entry that is the same as then, and was not written since,
-/// is still right. So only what is new is looked up in the mirror.
+/// The scanner keeps the content of each table from the last time it was found right. An entry that is the same as then,
+/// and was not written since, is still right. So only new entries are looked up in the mirror.
 #[derive(Debug, Default)]
 pub(crate) struct Scanner {
     tables: [CheckedTable; Table::ALL.len()],
 }
 
+/// A table, now and when it was last found right.
 #[derive(Debug, Default)]
 struct CheckedTable {
     page: Page,
@@ -71,15 +72,15 @@ impl Scanner {
 }
 
 impl CheckedTable {
-    /// Whether the page is the one that was right.
+    /// Whether the table is the same as when it was last found right.
     fn is_unchanged(&self, table: Table, mirror: &Mirror) -> bool {
         // Programs count turns.
         let values = || table == Table::Turns || self.page.values() == self.right.values();
         self.mirror == mirror.number() && self.page.keys() == self.right.keys() && values()
     }
 
-    /// Keys of what is not as it was when it was right, and of what was `written` since; `None` if that is too much to
-    /// look at one by one.
+    /// Keys of the entries that have changed since the table was right or were `written` since. `None` if they are too many
+    /// to look up one by one.
     fn news<'a>(&'a self, table: Table, mirror: &Mirror, written: &'a [u8]) -> Option<Vec<&'a [u8]>> {
         const MOST: usize = 1024;
         if self.mirror != mirror.number() {

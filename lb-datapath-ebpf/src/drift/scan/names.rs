@@ -1,4 +1,4 @@
-//! What people call what maps know by number.
+//! Names, for reports, of what the maps know by number.
 
 use std::{cell::OnceCell, collections::BTreeMap};
 
@@ -6,7 +6,7 @@ use lb_core::{BackendId, FrontendAddr, SetId, Target};
 
 use crate::state::mirror::Mirror;
 
-/// Names for people of what maps know by number.
+/// Names, for reports, of what the maps know by number.
 pub(super) struct Names<'a> {
     mirror: &'a Mirror,
     owners: OnceCell<BTreeMap<SetId, Vec<FrontendAddr>>>,

@@ -41,7 +41,7 @@ pub(super) fn slots(maps: &Maps, mirror: &Mirror, findings: &mut Vec<Finding>) {
     }
 }
 
-/// One difference per slot; only the first ones of a table that is wrong all over.
+/// One difference per slot, at most `MOST` for each table.
 fn slot_drifts(names: &Names<'_>, owner: &str, wrong: &[(usize, u32, u32)]) -> Vec<Drift> {
     const MOST: usize = 16;
     let drift = |object, expected, found| Drift::new(DriftClass::Slot, object, Difference::Wrong { expected, found });
@@ -53,11 +53,11 @@ fn slot_drifts(names: &Names<'_>, owner: &str, wrong: &[(usize, u32, u32)]) -> V
     each.chain(more).collect()
 }
 
-/// What is neither in a table nor a slot: the node's facts and prefixes.
+/// The node's facts and prefixes.
 pub(super) fn node(maps: &Maps, mirror: &Mirror, findings: &mut Vec<Finding>) -> Result<(), EbpfError> {
     let facts = &mirror.state.node;
     let found = maps.node()?;
-    // Facts that were never written are those that an empty map stands for.
+    // An empty map stands for the default facts.
     let unwritten = found.is_none() && *facts == NodeFacts::default();
     if let Some(expected) =
         convert::node_value(facts, mirror.limits.ports).ok().filter(|value| !unwritten && found != Some(*value))
