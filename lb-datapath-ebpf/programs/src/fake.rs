@@ -482,6 +482,9 @@ pub(crate) struct FakeSkb {
 }
 
 const IP: usize = 14;
+/// Hardware addresses.
+const TO: [u8; 6] = [2, 0x11, 0x12, 0x13, 0x14, 0x15];
+const FROM: [u8; 6] = [2, 0x21, 0x22, 0x23, 0x24, 0x25];
 
 impl FakeSkb {
     pub(crate) fn tcp_v4(flags: u8) -> Self {
@@ -517,9 +520,9 @@ impl FakeSkb {
 
     fn new(protocol: u16, ip: &[u8], transport: &[u8]) -> Self {
         let [high, low] = protocol.to_be_bytes();
-        let ethernet = [2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, high, low];
+        let ethernet = [&TO[..], &FROM, &[high, low]].concat();
         let skb = Self {
-            bytes: RefCell::new([&ethernet, ip, transport].concat()),
+            bytes: RefCell::new([&ethernet[..], ip, transport].concat()),
             kind: Cell::new((0, protocol.to_be())),
             routes: Cell::new(Ok(())),
             refuse_stores: Cell::new(false),
@@ -692,7 +695,7 @@ impl Skb for &FakeSkb {
         let mut bytes = self.bytes.borrow_mut();
         bytes.clear();
         // Whoever resizes writes every byte but those of the Ethernet header.
-        bytes.extend([2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2]);
+        bytes.extend(TO.into_iter().chain(FROM));
         bytes.extend(u16::from_be(self.kind.get().1).to_be_bytes());
         bytes.resize(len as usize, 0xaa);
         Ok(())

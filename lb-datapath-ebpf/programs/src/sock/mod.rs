@@ -367,6 +367,9 @@ mod tests {
         fake.point(VIP, 2, 2);
         fake.list(2, &[1, 2]);
         assert_eq!(send(&fake, &sock), first);
+        // From now on the socket belongs to set 2, and no list is needed for it.
+        fake.members.borrow_mut().clear();
+        assert_eq!(send(&fake, &sock), first);
         fake.add_set(3, &[3]);
         fake.point(VIP, 3, 1);
         assert_eq!(send(&fake, &sock), backend(3));
@@ -421,5 +424,20 @@ mod tests {
             assert_eq!(send(&fake, &other), first);
         }
         assert_eq!(fake.affinity.borrow().len(), 1);
+    }
+
+    #[test]
+    fn the_hash_under_affinity_is_that_of_the_network_namespace() {
+        let (fake, _) = udp();
+        let sent = |cookie| {
+            let sock = FakeSock::new(Hook::V4, VIP);
+            sock.cookie.set(cookie);
+            assert_eq!(connect(&fake, &sock), ALLOW);
+            sock.peer.get()
+        };
+        assert!((0..20).any(|cookie| sent(cookie) != sent(0)));
+        // No record holds without a list of members, so the hash decides every time.
+        fake.change_frontend(VIP, |frontend| (frontend.affinity, frontend.affinity_ns) = (1, 100));
+        assert!((0..20).all(|cookie| sent(cookie) == sent(0)));
     }
 }

@@ -32,4 +32,10 @@ mod tests {
         header[2] = u32::from_ne_bytes([64, 1, c0, c1]);
         assert_eq!(finish(sum(&header)), 0);
     }
+
+    #[test]
+    fn the_carry_of_a_carry_is_added_as_well() {
+        assert_eq!(finish(0x0001_ffff), !1);
+        assert_eq!(finish(0xffff_ffff), 0);
+    }
 }

@@ -333,11 +333,21 @@ mod tests {
     }
 
     #[test]
+    fn a_client_whose_entry_was_evicted_gets_its_port_again() {
+        let fake = serving();
+        fake.ports.set(1);
+        let first = open_to(&fake, &tcp(SYN), 1).unwrap();
+        fake.flows.borrow_mut().remove(&tcp(SYN).key);
+        let second = open_to(&fake, &tcp(SYN), 1).unwrap();
+        assert_eq!((first.src, first.sport), (second.src, second.sport));
+    }
+
+    #[test]
     fn without_a_free_port_there_is_no_flow() {
         let fake = serving();
         fake.take_every_port();
         assert_eq!(open_to(&fake, &tcp(SYN), 1), Err(Reason::PacketNoSourcePort));
-        assert_eq!(fake.rolls.get(), PORT_ATTEMPTS);
+        assert_eq!(fake.rolls.get(), 32);
         assert_eq!(found(&fake, &tcp(ACK)), None);
     }
 
