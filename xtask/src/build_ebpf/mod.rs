@@ -43,6 +43,11 @@ pub(crate) enum Error {
     Object { path: PathBuf, what: String },
     #[error("a program can panic, which the kernel refuses: section {section} of {path}")]
     Panic { path: PathBuf, section: String },
+    #[error(
+        "section {section} of {path} is a map that nobody pins, so that a restart would refuse its own links; find the \
+         constants in the programs (a `match` can become a table) and write them in another way"
+    )]
+    Constants { path: PathBuf, section: String },
     #[error("{path} does not match its source: {differences}; run `cargo xtask build-ebpf` and commit the result", differences = .differences.join(", "))]
     Differs { path: PathBuf, differences: Vec<String> },
 }
@@ -77,10 +82,13 @@ fn compare(committed: &Path, fresh: &Parts) -> Result<(), Error> {
 
 fn parts(path: &Path, bytes: &[u8]) -> Result<Parts, Error> {
     let parts = Parts::read(bytes).map_err(|what| Error::Object { path: path.into(), what })?;
-    match parts.panics() {
-        Some(section) => Err(Error::Panic { path: path.into(), section: section.into() }),
-        None => Ok(parts),
+    if let Some(section) = parts.panics() {
+        return Err(Error::Panic { path: path.into(), section: section.into() });
     }
+    if let Some(section) = parts.constants() {
+        return Err(Error::Constants { path: path.into(), section: section.into() });
+    }
+    Ok(parts)
 }
 
 /// Builds the programs and returns where the object is.

@@ -52,7 +52,7 @@ impl Parts {
         for section in file.sections() {
             let name = section.name().map_err(|error| error.to_string())?;
             let code = section.kind() == SectionKind::Text;
-            if code || [".maps", "license"].contains(&name) || name.starts_with(".rodata") {
+            if code || [".maps", "license"].contains(&name) || is_data(name) {
                 let bytes = section.data().map_err(|error| error.to_string())?.to_vec();
                 let relocations =
                     section.relocations().map(|(at, relocation)| (at, target(&file, relocation.target())));
@@ -68,6 +68,11 @@ impl Parts {
     /// The section that code lies in which only a panic reaches.
     pub(super) fn panics(&self) -> Option<&str> {
         self.sections.keys().map(String::as_str).find(|name| name.starts_with(".text.unlikely"))
+    }
+
+    /// A section of constants or variables, which the loader makes a map of.
+    pub(super) fn constants(&self) -> Option<&str> {
+        self.sections.keys().map(String::as_str).find(|name| is_data(name))
     }
 
     /// Number of sections with code.
@@ -103,4 +108,28 @@ fn target(file: &object::File<'_>, target: RelocationTarget) -> String {
         _ => None,
     };
     found.unwrap_or_else(|| format!("{target:?}"))
+}
+
+fn is_data(section: &str) -> bool {
+    [".rodata", ".data", ".bss"].iter().any(|data| section.starts_with(data))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parts(sections: &[&str]) -> Parts {
+        let section = || Section { code: false, bytes: Vec::new(), relocations: Vec::new() };
+        Parts { sections: sections.iter().map(|name| (name.to_string(), section())).collect(), types: Vec::new() }
+    }
+
+    #[test]
+    fn sections_that_no_object_may_have_are_found() {
+        let good = parts(&[".maps", ".text", "classifier", "license"]);
+        assert_eq!((good.panics(), good.constants()), (None, None));
+        assert_eq!(parts(&[".text", ".text.unlikely.lb"]).panics(), Some(".text.unlikely.lb"));
+        for data in [".rodata", ".rodata.cst16", ".data", ".bss"] {
+            assert_eq!(parts(&[".text", data]).constants(), Some(data));
+        }
+    }
 }

@@ -7,7 +7,7 @@ use aya_ebpf::{
         __sk_buff, BPF_ANY, BPF_FIB_LOOKUP_SKIP_NEIGH, BPF_NOEXIST, bpf_adj_room_mode::BPF_ADJ_ROOM_NET,
         bpf_fib_lookup as FibParams, bpf_redir_neigh,
     },
-    btf_maps::{LpmTrie, LruHashMap, lpm_trie::Key},
+    btf_maps::{HashMap, LpmTrie, LruHashMap, lpm_trie::Key},
     helpers::{
         bpf_csum_diff, bpf_fib_lookup, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh,
         bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes,
@@ -29,7 +29,7 @@ static CT: LruHashMap<CtKey, CtValue, 131072> = LruHashMap::new();
 
 /// The node.
 #[btf_map]
-static NODE: aya_ebpf::btf_maps::HashMap<u32, NodeValue, 1, LAZY> = aya_ebpf::btf_maps::HashMap::new();
+static NODE: HashMap<u32, NodeValue, 1, LAZY> = HashMap::new();
 
 /// Prefixes of the pods.
 #[btf_map]
