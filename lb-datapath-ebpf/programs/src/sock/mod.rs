@@ -1,4 +1,9 @@
 //! Hooks of sockets: a destination is translated once, where the socket states it.
+//!
+//! The kernel calls `sendmsg` hooks only for datagrams that state an address, and calls `recvmsg` hooks for connected sockets
+//! as well ([`udp_sendmsg`, `udp_recvmsg`]).
+//!
+//! [`udp_sendmsg`, `udp_recvmsg`]: https://elixir.bootlin.com/linux/v6.18/source/net/ipv4/udp.c
 
 pub mod hash;
 
@@ -88,7 +93,7 @@ pub fn connect<M: SockMaps, S: Sock>(maps: M, sock: S) -> i32 {
         return ALLOW;
     }
     match decide(maps, &socket.frontend_key(), &socket) {
-        Decision::NotOurs => socket.forget(maps),
+        Decision::NoFrontend => socket.forget(maps),
         Decision::Stop(reason) => return socket.stop(maps, reason),
         Decision::Backend(chosen) => return socket.redirect(maps, chosen.addr, chosen.port),
     }
@@ -109,7 +114,7 @@ pub fn sendmsg<M: SockMaps, S: Sock>(maps: M, sock: S) -> i32 {
         Some(backend) => (backend.addr, backend.port),
         None if role != ROLE_ACTIVE => return ALLOW,
         None => match decide(maps, &key, &socket) {
-            Decision::NotOurs => {
+            Decision::NoFrontend => {
                 socket.forget(maps);
                 return ALLOW;
             }
@@ -133,9 +138,9 @@ pub fn restore<M: SockMaps, S: Sock>(maps: M, sock: S) -> i32 {
     ALLOW
 }
 
-/// What becomes of a call that no earlier one has decided.
+/// The decision on a call that no earlier one has decided.
 enum Decision {
-    NotOurs,
+    NoFrontend,
     Stop(Reason),
     Backend(Chosen),
 }
@@ -143,7 +148,7 @@ enum Decision {
 #[inline(always)]
 fn decide<M: SockMaps, S: Sock>(maps: M, key: &FrontendKey, socket: &Socket<S>) -> Decision {
     match choose(maps, key, socket) {
-        Answer::NotAFrontend => Decision::NotOurs,
+        Answer::NotAFrontend => Decision::NoFrontend,
         Answer::NoBackends => Decision::Stop(Reason::SocketNoBackends),
         Answer::Excluded => Decision::Stop(Reason::SocketExcluded),
         Answer::BackendMissing => Decision::Stop(Reason::SocketBackendMissing),

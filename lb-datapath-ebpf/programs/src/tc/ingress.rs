@@ -23,7 +23,7 @@ pub const DROP: i32 = TCX_DROP;
 /// Decides on a packet; returns the verdict for the kernel.
 ///
 /// The steps are functions of their own in the kernel, too: their variables would not fit on one stack frame of 512 bytes
-/// (`MAX_BPF_STACK`).
+/// (`MAX_BPF_STACK` in <https://elixir.bootlin.com/linux/v6.18/source/include/linux/filter.h>).
 #[inline(always)]
 pub fn ingress<M: FlowMaps, S: Skb>(maps: M, skb: S) -> i32 {
     let role = maps.role();
@@ -39,9 +39,9 @@ pub fn ingress<M: FlowMaps, S: Skb>(maps: M, skb: S) -> i32 {
         return PASS;
     }
     let reason = match answer(maps, &packet, &mut to) {
-        Fate::NotOurs => return PASS,
-        Fate::Stop(reason) => reason,
-        Fate::Open => match flow::open(maps, &packet, &mut to) {
+        Decision::NoFrontend => return PASS,
+        Decision::Stop(reason) => reason,
+        Decision::Open => match flow::open(maps, &packet, &mut to) {
             None => return forward(maps, skb, &packet, &to),
             Some(reason) => reason,
         },
@@ -49,11 +49,11 @@ pub fn ingress<M: FlowMaps, S: Skb>(maps: M, skb: S) -> i32 {
     stop(maps, skb, &packet, reason)
 }
 
-/// What becomes of the first packet of a flow.
+/// The decision on the first packet of a flow.
 #[derive(Clone, Copy)]
-enum Fate {
+enum Decision {
     /// The packet is for no frontend.
-    NotOurs,
+    NoFrontend,
     /// The packet starts a flow.
     Open,
     /// The packet ends here.
@@ -62,22 +62,22 @@ enum Fate {
 
 /// Decides on the first packet of a flow, and writes its backend to `to`.
 #[inline(never)]
-fn answer<M: FlowMaps>(maps: M, packet: &Packet, to: &mut CtValue) -> Fate {
+fn answer<M: FlowMaps>(maps: M, packet: &Packet, to: &mut CtValue) -> Decision {
     let chosen = match choose(maps, &packet.frontend_key(), packet) {
         Answer::NotAFrontend => {
             flow::forget_reply(maps, packet);
-            return Fate::NotOurs;
+            return Decision::NoFrontend;
         }
-        Answer::Excluded => return Fate::Stop(Reason::PacketExcluded),
+        Answer::Excluded => return Decision::Stop(Reason::PacketExcluded),
         // Nobody answers a reset, and it must not start a flow.
-        _ if packet.is_reset() => return Fate::Stop(Reason::PacketStrayReset),
-        Answer::NoBackends => return Fate::Stop(Reason::PacketNoBackends),
-        Answer::BackendMissing => return Fate::Stop(Reason::PacketBackendMissing),
+        _ if packet.is_reset() => return Decision::Stop(Reason::PacketStrayReset),
+        Answer::NoBackends => return Decision::Stop(Reason::PacketNoBackends),
+        Answer::BackendMissing => return Decision::Stop(Reason::PacketBackendMissing),
         Answer::Backend(chosen) => chosen,
     };
     (to.dst, to.dport) = (chosen.addr, chosen.port);
     (to.backend, to.set) = (chosen.id, chosen.set);
-    Fate::Open
+    Decision::Open
 }
 
 /// Counts `reason` and carries out its verdict.
