@@ -15,7 +15,10 @@ const QUOTE_AT_V4: u32 = ETHERNET + WORD * HEADERS_V4 as u32;
 const QUOTE_AT_V6: u32 = ETHERNET + WORD * HEADERS_V6 as u32;
 
 /// Turns the packet into the answer to it: a reset (TCP) or "port unreachable" (UDP). Returns whether that worked.
-#[inline(never)]
+///
+/// Each answer is a function of its own in the kernel. Together they would need a stack frame that does not fit beside the
+/// caller's: older kernels round each frame up to 32 bytes and refuse more than 512 for a chain of calls.
+#[inline(always)]
 pub fn reject<S: Skb>(skb: S, is_v4: bool, is_udp: bool, transport: u32) -> bool {
     let answered = match (is_v4, is_udp) {
         // An answer to a packet with options would have to be built around them.
@@ -25,47 +28,43 @@ pub fn reject<S: Skb>(skb: S, is_v4: bool, is_udp: bool, transport: u32) -> bool
         (false, true) => unreachable_to_v6(skb),
         (false, false) => reset_to_v6(skb),
     };
-    answered.is_ok()
+    answered.and_then(|()| turn(skb)).is_ok()
 }
 
-#[inline(always)]
+#[inline(never)]
 fn reset_to_v4<S: Skb>(skb: S) -> Result<(), Refused> {
     let request: [u32; RESET_V4] = skb.load(ETHERNET).ok_or(Refused)?;
     let reply = reset_v4(&request).ok_or(Refused)?;
     skb.resize(ETHERNET + WORD * RESET_V4 as u32)?;
-    skb.store(ETHERNET, &reply, RECOMPUTE)?;
-    turn(skb)
+    skb.store(ETHERNET, &reply, RECOMPUTE)
 }
 
-#[inline(always)]
+#[inline(never)]
 fn reset_to_v6<S: Skb>(skb: S) -> Result<(), Refused> {
     let request: [u32; RESET_V6] = skb.load(ETHERNET).ok_or(Refused)?;
     let reply = reset_v6(&request).ok_or(Refused)?;
     skb.resize(ETHERNET + WORD * RESET_V6 as u32)?;
-    skb.store(ETHERNET, &reply, RECOMPUTE)?;
-    turn(skb)
+    skb.store(ETHERNET, &reply, RECOMPUTE)
 }
 
-#[inline(always)]
+#[inline(never)]
 fn unreachable_to_v4<S: Skb>(skb: S) -> Result<(), Refused> {
     let quote: [u32; QUOTE_V4] = skb.load(ETHERNET).ok_or(Refused)?;
     skb.resize(QUOTE_AT_V4 + WORD * QUOTE_V4 as u32)?;
     skb.store(ETHERNET, &unreachable_v4(&quote), RECOMPUTE)?;
-    skb.store(QUOTE_AT_V4, &quote, RECOMPUTE)?;
-    turn(skb)
+    skb.store(QUOTE_AT_V4, &quote, RECOMPUTE)
 }
 
-#[inline(always)]
+#[inline(never)]
 fn unreachable_to_v6<S: Skb>(skb: S) -> Result<(), Refused> {
     let quote: [u32; QUOTE_V6] = skb.load(ETHERNET).ok_or(Refused)?;
     skb.resize(QUOTE_AT_V6 + WORD * QUOTE_V6 as u32)?;
     skb.store(ETHERNET, &unreachable_v6(&quote), RECOMPUTE)?;
-    skb.store(QUOTE_AT_V6, &quote, RECOMPUTE)?;
-    turn(skb)
+    skb.store(QUOTE_AT_V6, &quote, RECOMPUTE)
 }
 
 /// Turns the Ethernet header around.
-#[inline(always)]
+#[inline(never)]
 fn turn<S: Skb>(skb: S) -> Result<(), Refused> {
     let [a, b, c]: [u32; 3] = skb.load(0).ok_or(Refused)?;
     let (to, from) = ((a as u64) | (b as u64 & 0xffff) << 32, (b as u64) >> 16 | (c as u64) << 16);

@@ -64,10 +64,7 @@ fn rewrite_v6<S: Skb>(skb: S, packet: &Packet, to: &CtValue, ttl: u8) -> Result<
     let old = v6_words(packet.key.src, packet.key.dst);
     let new = v6_words(to.src, to.dst);
     let difference = skb.difference(&old, &new)?;
-    // A kernel without the flag refuses it before it writes anything.
-    if transport(skb, packet, to, difference, BPF_F_IPV6).is_err() {
-        transport(skb, packet, to, difference, 0)?;
-    }
+    transport(skb, packet, to, difference, BPF_F_IPV6)?;
     skb.store(ADDRESSES, &new, 0)?;
     // No checksum of the packet covers it, but one of the device's may.
     skb.store(HOP_LIMIT, &ttl, BPF_F_RECOMPUTE_CSUM as u64)
@@ -84,7 +81,11 @@ fn transport<S: Skb>(skb: S, packet: &Packet, to: &CtValue, difference: u64, fam
     let at = packet.transport.wrapping_add(at);
     let old = ports(packet.key.sport, packet.key.dport);
     let new = ports(to.sport, to.dport);
-    skb.replace_l4(at, difference, BPF_F_PSEUDO_HDR as u64 | zero | family)?;
+    let pseudo = BPF_F_PSEUDO_HDR as u64 | zero;
+    // A kernel that does not know `family` refuses it before it writes anything.
+    if skb.replace_l4(at, difference, pseudo | family).is_err() {
+        skb.replace_l4(at, difference, pseudo)?;
+    }
     skb.replace_l4(at, skb.difference(&[old], &[new])?, zero)?;
     skb.store(packet.transport, &new, 0)
 }
