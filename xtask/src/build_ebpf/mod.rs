@@ -2,6 +2,7 @@
 
 mod btf;
 mod object;
+mod stack;
 
 use std::{
     env, fs,
@@ -44,6 +45,10 @@ pub(crate) enum Error {
     #[error("a program can panic, which the kernel refuses: section {section} of {path}")]
     Panic { path: PathBuf, section: String },
     #[error(
+        "a chain of calls in {path} needs too much stack: {chain}; split a function, or give a large one less to do"
+    )]
+    Stack { path: PathBuf, chain: String },
+    #[error(
         "section {section} of {path} is a map that nobody pins, so that a restart would refuse its own links; find the \
          constants in the programs (a `match` can become a table) and write them in another way"
     )]
@@ -84,6 +89,10 @@ fn parts(path: &Path, bytes: &[u8]) -> Result<Parts, Error> {
     let parts = Parts::read(bytes).map_err(|what| Error::Object { path: path.into(), what })?;
     if let Some(section) = parts.panics() {
         return Err(Error::Panic { path: path.into(), section: section.into() });
+    }
+    let chain = stack::too_deep(bytes).map_err(|what| Error::Object { path: path.into(), what })?;
+    if let Some(chain) = chain {
+        return Err(Error::Stack { path: path.into(), chain });
     }
     if let Some(section) = parts.constants() {
         return Err(Error::Constants { path: path.into(), section: section.into() });
