@@ -14,10 +14,10 @@ use lb_k8s::{
 };
 use lb_testkit::lab::{Lab, Node, PodSpec};
 
-/// Where the manifests of a use case are.
+/// Where the manifests of a use case are: those that `lb lab` embeds.
 #[must_use]
 pub fn directory(use_case: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("manifests").join(use_case)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../lb-cli/manifests").join(use_case)
 }
 
 /// A lab with the manifests of a use case in it.
@@ -30,7 +30,7 @@ pub struct Scene {
 }
 
 impl Scene {
-    /// Builds a lab for the manifests in `examples/manifests/USE_CASE`.
+    /// Builds a lab for the manifests in `lb-cli/manifests/USE_CASE`.
     ///
     /// # Errors
     /// Without root, or when the manifests cannot be read.

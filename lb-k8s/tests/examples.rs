@@ -11,7 +11,7 @@ use lb_k8s::{
 };
 
 fn read(use_case: &str) -> Snapshot {
-    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../examples/manifests");
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../lb-cli/manifests");
     let snapshot = Snapshot::read(&[root.join(use_case)]).unwrap();
     assert!(snapshot.allocating_report().is_clean(), "{:?}", snapshot.allocating_report());
     snapshot

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::error::RunError;
 
-static MANIFESTS: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/../examples/manifests");
+static MANIFESTS: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/manifests");
 
 /// Something that users of Kubernetes expect of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
