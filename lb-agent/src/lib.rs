@@ -34,3 +34,8 @@ pub mod host;
 pub mod source;
 #[cfg(any(test, fuzzing))]
 mod testing;
+
+/// The example of the README compiles and runs.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -107,3 +107,8 @@ pub use state::{Answer, Backend, BackendSet, Dangling, Frontend, Lookup, State, 
 pub use table::{BadTableSize, MAX_PLAIN_SLOTS, TableSize, TableSpec};
 pub use time::Instant;
 pub use topology::{Hints, Near, TrafficDistribution};
+
+/// The example of the README compiles and runs.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

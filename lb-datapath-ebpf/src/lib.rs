@@ -54,3 +54,8 @@ pub use state::dry::map_writes;
 pub mod crash_points {
     pub use crate::crash::armed::{arm, passed};
 }
+
+/// The example of the README compiles and runs.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

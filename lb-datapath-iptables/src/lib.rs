@@ -25,3 +25,8 @@ pub mod nftables;
 mod routes;
 
 pub mod iptables;
+
+/// The example of the README compiles and runs.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -60,3 +60,8 @@ pub use time::Timestamp;
 // The former names, until nobody uses them.
 pub use answer::{Allocation as Granted, PoolRefusal as NotFrom, RefusingPools as NotGiving, Requested as Asked};
 pub use request::RequestedAddress as Wanted;
+
+/// The example of the README compiles and runs.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -135,3 +135,8 @@ pub use service::{ServiceTemplate, TargetPort, TemplatePort};
 pub use snapshot::Snapshot;
 pub use unservable::unservable;
 pub use workload::{ContainerPort, PodTemplate, Replicas, Workload};
+
+/// The example of the README compiles and runs.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -41,3 +41,8 @@ pub mod worlds;
 
 pub use error::{LabError, report};
 pub use worker::run_if_worker;
+
+/// The example of the README compiles and runs.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

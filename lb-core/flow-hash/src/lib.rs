@@ -139,3 +139,8 @@ mod tests {
         assert_eq!(slot(u32::MAX, 0), 0);
     }
 }
+
+/// The example of the README compiles and runs.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -38,3 +38,8 @@ pub const LAYOUT: &str = "v1";
 
 /// Initial value of every flow hash.
 pub const FLOW_SEED: u32 = 0x6c62_0001;
+
+/// The example of the README compiles and runs.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
