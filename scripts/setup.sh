@@ -2,13 +2,14 @@
 # Installs what lb needs on Debian 12 or later, beside Rust: netfilter's tools and a linker, nothing if they are there.
 #
 #   scripts/setup.sh          what `lb lab` and the agent need
-#   scripts/setup.sh --test   also what the tests need: Rust components and the linker for eBPF objects
+#   scripts/setup.sh --test   also what the tests need: Rust components, the linker for eBPF objects, and cargo-deny
 #
 # Run it as root, or as a user who may sudo.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 BPF_LINKER=0.10.4
+CARGO_DENY=0.20.2
 packages=(ca-certificates gcc libc6-dev iptables nftables procps)
 
 case "${1:-}" in
@@ -42,5 +43,10 @@ if [[ $test == yes ]]; then
     rustup target add x86_64-unknown-none
     if [[ "$(bpf-linker --version 2>/dev/null)" != "bpf-linker $BPF_LINKER" ]]; then
         cargo install bpf-linker --version "$BPF_LINKER" --locked
+    fi
+    if [[ "$(cargo deny --version 2>/dev/null)" != "cargo-deny $CARGO_DENY" ]]; then
+        # It runs for a second, so an optimised build would cost more time than it saves.
+        CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 CARGO_PROFILE_RELEASE_OPT_LEVEL=1 \
+            cargo install cargo-deny --version "$CARGO_DENY" --locked
     fi
 fi

@@ -1,8 +1,11 @@
 //! Development tasks of lb: `cargo xtask`.
 
+mod api;
 mod build_ebpf;
 mod figures;
 mod nightly;
+mod package;
+mod packages;
 mod test;
 
 use std::{
@@ -19,6 +22,8 @@ use clap::Parser;
 enum Task {
     BuildEbpf(build_ebpf::Args),
     Test(test::Args),
+    Api(api::Args),
+    Package(package::Args),
     Nightly(nightly::Args),
     Figures(figures::Args),
 }
@@ -28,6 +33,8 @@ impl Task {
         match self {
             Self::BuildEbpf(args) => Ok(build_ebpf::run(args)?),
             Self::Test(args) => Ok(test::test(args)?),
+            Self::Api(args) => Ok(api::api(args)?),
+            Self::Package(args) => Ok(package::package(args)?),
             Self::Nightly(args) => Ok(nightly::nightly(args)?),
             Self::Figures(args) => figures::figures(args),
         }

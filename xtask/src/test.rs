@@ -7,8 +7,12 @@ use std::{
     time::Instant,
 };
 
-/// Pure crates: they build without std, so neither I/O nor a clock nor the order of a hash map can creep in.
-const PURE: [&str; 4] = ["lb-flow-hash", "lb-core", "lb-ipam", "lb-datapath-ebpf-abi"];
+use crate::{
+    api,
+    package::{self, package},
+    packages::Workspace,
+};
+
 const TARGET_WITHOUT_STD: &str = "x86_64-unknown-none";
 
 /// Checks and tests everything, privileged tests too.
@@ -24,11 +28,15 @@ pub(crate) struct Args {
 
 type Step = (&'static str, fn(&Args) -> Result<(), Failed>);
 
-const STEPS: [Step; 9] = [
+/// What fails soonest comes first.
+const STEPS: [Step; 12] = [
     ("format", |_| cargo(&["fmt", "--all", "--check"])),
     ("clippy", |_| clippy()),
     ("docs", |_| run(Command::new("cargo").args(["doc", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))),
     ("without std", |_| without_std()),
+    ("deny", |_| cargo(&["deny", "check", "bans", "licenses", "sources"])),
+    ("api", |_| api::api(&api::Args::CHECK)),
+    ("package", |_| package(&package::Args {})),
     ("eBPF object", |_| cargo(&["xtask", "build-ebpf", "--check"])),
     ("tests", |_| tests()),
     ("privileged tests", |args| privileged(args, &["--tests"])),
@@ -66,7 +74,7 @@ fn cargo(args: &[&str]) -> Result<(), Failed> {
     run(Command::new("cargo").args(args))
 }
 
-fn run(command: &mut Command) -> Result<(), Failed> {
+pub(crate) fn run(command: &mut Command) -> Result<(), Failed> {
     match command.status() {
         Ok(status) if status.success() => Ok(()),
         Ok(status) => Err(Failed(format!("{command:?}: {status}"))),
@@ -101,8 +109,13 @@ fn tests() -> Result<(), Failed> {
     run(Command::new("cargo").args(["test", "--quiet"]).args(PROGRAMS))
 }
 
+/// Pure crates build without std, so neither I/O nor a clock nor the order of a hash map can creep in.
 fn without_std() -> Result<(), Failed> {
-    let packages = PURE.iter().flat_map(|package| ["--package", package]);
+    let workspace = Workspace::read()?;
+    let packages = workspace.published();
+    let pure: Vec<_> = packages.iter().filter(|package| package.is_without_std()).collect();
+    eprintln!("pure: {}", pure.iter().map(|package| package.name.as_str()).collect::<Vec<_>>().join(", "));
+    let packages = pure.iter().flat_map(|package| ["--package", &package.name]);
     run(Command::new("cargo").args(["build", "--target", TARGET_WITHOUT_STD]).args(packages))
 }
 
@@ -158,13 +171,13 @@ fn number_before(text: &str, word: &str) -> Option<usize> {
 
 fn examples(no_root: bool) -> Result<(), Failed> {
     let privileged = ["iptables_without_cilium", "kube_proxy_replacement", "session_affinity", "lb_ipam"];
-    for name in ["embed"].into_iter().chain(privileged.into_iter().filter(|_| !no_root)) {
+    for name in ["embed", "tokio"].into_iter().chain(privileged.into_iter().filter(|_| !no_root)) {
         cargo(&["run", "--quiet", "--package", "lb-examples", "--example", name])?;
     }
     Ok(())
 }
 
-fn output(command: &mut Command) -> Result<String, Failed> {
+pub(crate) fn output(command: &mut Command) -> Result<String, Failed> {
     let output = command.stderr(Stdio::inherit()).output().map_err(|e| Failed(format!("{command:?}: {e}")))?;
     if !output.status.success() {
         return Err(Failed(format!("{command:?}: {}", output.status)));
