@@ -19,9 +19,19 @@ use std::{
 };
 
 use lb_core::{
-    Answer, ApplyError, Capabilities, Change, Datapath, DatapathError, Endpoint, EndpointSlice, Faults, Faulty,
-    FrontendAddr, FrontendStatus, Inspection, Instant, MemoryDatapath, Model, ModelError, Plan, Protocol, Reconciler,
-    Role, Service, ServiceName, ServicePort, Settings, SliceName, SlicePort, State, Watcher,
+    addr::{FrontendAddr, Protocol},
+    datapath::{ApplyError, Capabilities, Datapath, DatapathError, Role, Watcher},
+    drift::Inspection,
+    endpoint::{Endpoint, EndpointSlice, SlicePort},
+    faulty::{Faults, Faulty},
+    memory::MemoryDatapath,
+    model::{Change, Model, ModelError, Settings},
+    name::{ServiceName, SliceName},
+    plan::Plan,
+    reconciler::{FrontendStatus, Reconciler},
+    service::{Service, ServicePort},
+    state::{Answer, State},
+    time::Instant,
 };
 use tokio::sync::{
     mpsc::{self as stream, error::TrySendError},
