@@ -103,7 +103,7 @@ struct Balancer {
 /// What the thread of the datapath is told.
 enum Message {
     /// The answer is the model's: it comes before the datapath has carried anything out.
-    Change(Change, oneshot::Sender<Result<(), ModelError>>),
+    Change(Box<Change>, oneshot::Sender<Result<(), ModelError>>),
     /// Somebody else may have changed what the datapath holds.
     Suspicion(Inspection),
     Stop,
@@ -140,7 +140,7 @@ impl Balancer {
     /// Hands a change over and waits for the model's answer. What becomes of it in the datapath is in the events.
     async fn change(&self, change: Change) -> Result<(), Box<dyn Error>> {
         let (answer, answered) = oneshot::channel();
-        self.inbox.send(Message::Change(change, answer))?;
+        self.inbox.send(Message::Change(Box::new(change), answer))?;
         Ok(answered.await??)
     }
 
@@ -228,7 +228,7 @@ impl Driver {
             let is_heard = self.tell();
             match messages.recv_timeout(self.patience(is_heard)) {
                 // Nobody waits for the answer when the task that asked was cancelled.
-                Ok(Message::Change(change, answer)) => drop(answer.send(self.reconciler.handle_change(change))),
+                Ok(Message::Change(change, answer)) => drop(answer.send(self.reconciler.handle_change(*change))),
                 Ok(Message::Suspicion(inspection)) => self.inspect(inspection),
                 Err(RecvTimeoutError::Timeout) if self.now() >= self.look_at => self.inspect(Inspection::Everything),
                 Err(RecvTimeoutError::Timeout) => {}
