@@ -36,3 +36,8 @@ pub use self::{
     message::{Answer, HEADER, Message, messages},
     socket::{Protocol, Refusal, Socket},
 };
+
+/// The example of the README compiles and runs.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
