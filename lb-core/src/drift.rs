@@ -39,7 +39,7 @@ pub struct Drift {
     pub class: DriftClass,
     /// The object within its class, such as `10.96.0.1:80/TCP` or `lb_connect4`.
     pub object: String,
-    /// What differs.
+    /// The difference.
     pub difference: Difference,
     /// The probable cause.
     pub cause: Cause,
@@ -82,9 +82,9 @@ pub enum DriftClass {
     Node,
     /// A program in the kernel.
     Program,
-    /// What keeps a program attached.
+    /// A link that keeps a program attached.
     Link,
-    /// What keeps a map or link alive without a process.
+    /// A pin that keeps a map or link alive without a process.
     Pin,
     /// An entry of a map that belongs to none of the above.
     MapEntry,
@@ -132,7 +132,7 @@ impl fmt::Display for DriftClass {
     }
 }
 
-/// What differs.
+/// A difference.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Difference {
     /// The object should exist and does not.

@@ -47,7 +47,7 @@ pub struct Endpoint {
     pub hints: Hints,
     /// Readiness as Kubernetes reports it.
     pub conditions: Conditions,
-    /// What an operator decided about it.
+    /// The decision of an operator about it.
     pub admin: AdminState,
     /// Share of new flows relative to the others, 0..=65535; 0 takes none. Default [`Endpoint::DEFAULT_WEIGHT`].
     pub weight: u16,
@@ -111,7 +111,7 @@ impl Conditions {
     pub const READY: Self = Self { ready: true, serving: true, terminating: false };
 }
 
-/// What an operator decided about an endpoint.
+/// The decision of an operator about an endpoint.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AdminState {
     /// As its conditions say.

@@ -4,7 +4,7 @@ use alloc::{collections::BTreeMap, vec::Vec};
 
 use crate::{addr::BackendAddr, name::SourceName};
 
-/// What is known about a backend's health, apart from its endpoints' conditions.
+/// The health of a backend, apart from the conditions of its endpoints.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Health {
     /// Nothing: counts as healthy.
@@ -19,11 +19,11 @@ pub enum Health {
 /// One source's verdict on a backend.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct HealthReport {
-    /// Who probed.
+    /// The source of the verdict.
     pub source: SourceName,
     /// The backend.
     pub backend: BackendAddr,
-    /// What was found; [`Health::Unknown`] takes the source's verdict back.
+    /// The verdict; [`Health::Unknown`] withdraws it.
     pub health: Health,
 }
 
@@ -46,7 +46,7 @@ struct Entry {
 }
 
 impl HealthTable {
-    /// What all sources together say of `backend`.
+    /// The health of `backend` according to all sources together.
     #[must_use]
     pub fn health(&self, backend: &BackendAddr) -> Health {
         let said = self.verdicts.get(backend).into_iter().flat_map(BTreeMap::values).map(|entry| entry.health);

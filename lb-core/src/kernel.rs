@@ -21,7 +21,7 @@ pub struct KernelAnswer {
     pub steps: Vec<String>,
     /// The memory of the kernel about the flow and the client of the packet. A decision needs it to be comparable.
     pub flow: FlowView,
-    /// What becomes of it.
+    /// The fate of the packet.
     pub verdict: KernelVerdict,
 }
 

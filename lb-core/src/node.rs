@@ -7,7 +7,7 @@ use ipnet::IpNet;
 
 use crate::{addr::Family, name::NodeName};
 
-/// What the model needs to know about its own node.
+/// Facts about the node that the model is for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeFacts {
     /// Its name, compared with the endpoints' node. `None`: every endpoint counts as local.

@@ -37,7 +37,7 @@ pub struct Selection {
     pub rejected: Vec<(BackendAddr, Reason)>,
     /// Whether a backend would be usable if the policy did not exclude it: then flows are dropped, not refused.
     pub excluded_by_policy: bool,
-    /// What topology narrowed the choice to, if it did.
+    /// The part that topology narrowed the choice to, if it did.
     pub near: Option<Near>,
     /// Whether so many backends are unhealthy that all of them are used.
     pub panic: bool,
@@ -183,7 +183,7 @@ pub fn select(candidates: &[Candidate<'_>], rules: &Rules<'_>) -> Selection {
     selection
 }
 
-/// Who takes new flows, before topology.
+/// The backends that take new flows, before topology.
 #[derive(Clone, Copy)]
 struct Takers {
     grade: Grade,

@@ -40,7 +40,7 @@ pub struct Service {
     /// Which backends are preferred where all of the cluster may be used. Default: those that their
     /// [hints](crate::topology::Hints) name.
     pub traffic_distribution: Option<TrafficDistribution>,
-    /// What becomes of established flows whose backend takes no new ones. Default: they stay.
+    /// The fate of established flows whose backend takes no new ones. Default: they stay.
     pub drain: DrainPolicy,
     /// Per cent of backends that must not be unhealthy, or health is not looked at; see
     /// [`Settings::panic_threshold`](crate::model::Settings::panic_threshold), which is the default.
@@ -126,7 +126,8 @@ impl fmt::Display for Algorithm {
     }
 }
 
-/// What becomes of established TCP and SCTP flows whose backend is gone, going, unhealthy, or taken out by an operator.
+/// The fate of established TCP and SCTP flows whose backend is gone, terminating, unhealthy, or taken out by an
+/// operator.
 ///
 /// A backend that is well, but not for this node (by traffic policy or topology), keeps its flows whatever the policy.
 /// UDP has no connections to keep: a flow moves to another backend as soon as its own takes no new ones.

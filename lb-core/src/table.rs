@@ -57,7 +57,7 @@ impl TableSize {
     }
 }
 
-/// What a table is computed from. Equal specifications give equal tables, under one [family](HashFamily).
+/// The specification of a table. Equal specifications lead to equal tables, under one [family](HashFamily).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct TableSpec {
     /// The algorithm.

@@ -29,13 +29,13 @@ impl Hints {
 /// Which backends a service prefers. An endpoint without [hints](Hints) is then meant for where it runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum TrafficDistribution {
-    /// Those in the same zone, as Kubernetes' `PreferSameZone` and its older name `PreferClose`.
+    /// Backends in the same zone, as Kubernetes' `PreferSameZone` and its older name `PreferClose`.
     PreferSameZone,
-    /// Those on the same node, then those in the same zone, as Kubernetes' `PreferSameNode`.
+    /// Backends on the same node, then those in the same zone, as Kubernetes' `PreferSameNode`.
     PreferSameNode,
 }
 
-/// What topology narrows a selection to.
+/// The part of the backends that topology narrows a selection to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Near {
     /// Backends that are meant for this node.
@@ -44,11 +44,12 @@ pub enum Near {
     Zone(ZoneName),
 }
 
-/// What flows of a node are kept to among the `endpoints` that could take them.
+/// The part of the `endpoints` that flows of a node are kept to.
 ///
-/// To those meant for the node, if every one is meant for some node and at least one for this; otherwise to those meant
-/// for its zone, under the same two conditions; otherwise to none in particular. So a single endpoint without a hint
-/// switches hints off, and so does a node or zone that no endpoint is meant for.
+/// Flows are kept to endpoints meant for this node, if every endpoint is meant for some node and at least one for this
+/// one. Otherwise they are kept to endpoints meant for its zone, under the same two conditions. Otherwise any endpoint
+/// will do. So a single endpoint without a hint switches hints off, and so does a node or zone that no endpoint is
+/// meant for.
 pub(crate) fn near<'a>(endpoints: impl Iterator<Item = &'a Endpoint> + Clone, rules: &Rules<'_>) -> Option<Near> {
     let places = [rules.node.cloned().map(Near::Node), rules.zone.cloned().map(Near::Zone)];
     places.into_iter().flatten().find(|near| {

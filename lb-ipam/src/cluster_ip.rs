@@ -137,7 +137,7 @@ impl ClusterIpAllocator {
         self.taken[slot(Family::of(address))].remove(number(address))
     }
 
-    /// Who has the address.
+    /// The holder of the address.
     #[must_use]
     pub fn holder(&self, address: IpAddr) -> Option<&ServiceName> {
         self.held.get(&address)
@@ -154,8 +154,8 @@ impl ClusterIpAllocator {
     }
 }
 
-/// What of a CIDR can be allocated. Of all its addresses a sixteenth is kept, at least 16 and at most 256; of one with
-/// 16 or fewer, none.
+/// The allocatable addresses of a CIDR. Of all its addresses a sixteenth is kept, at least 16 and at most 256; of one
+/// with 16 or fewer, none.
 fn bands(net: IpNet) -> Option<Bands> {
     let (first, last) = AddressRange::of_net(net).bounds();
     let size = (last - first).saturating_add(1);
@@ -187,7 +187,7 @@ pub enum ClusterIpError {
     AlreadyAllocated {
         /// The address.
         address: IpAddr,
-        /// Who has it.
+        /// Its holder.
         holder: ServiceName,
     },
     /// It is in no open CIDR, or is a network or broadcast address.
@@ -212,7 +212,7 @@ pub enum ClusterIpError {
         net: IpNet,
         /// An address.
         address: IpAddr,
-        /// Who has it.
+        /// Its holder.
         holder: ServiceName,
     },
 }

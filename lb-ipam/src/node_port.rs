@@ -20,7 +20,7 @@ pub struct NodePortAllocator {
     taken: Intervals,
 }
 
-/// What a service uses a number for.
+/// The purpose for which a service uses a number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum PortUse {
     /// A port of the service with this protocol.
@@ -105,7 +105,7 @@ impl NodePortAllocator {
         true
     }
 
-    /// Who has the port.
+    /// The holder of the port.
     #[must_use]
     pub fn holder(&self, port: u16) -> Option<&ServiceName> {
         self.held.get(&port).map(|(holder, _)| holder)
@@ -136,7 +136,7 @@ pub enum NodePortError {
         port: u16,
         /// The protocol that was asked for.
         protocol: Protocol,
-        /// Who has it.
+        /// Its holder.
         holder: ServiceName,
     },
     /// It is outside the range.

@@ -156,7 +156,7 @@ pub struct Reservation {
     pub why: String,
 }
 
-/// What becomes of a service whose key, ports or policy changed so that it no longer may share the address it holds.
+/// The fate of a service whose key, ports or policy changed so that it may no longer share the address that it holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum WhenSharingBreaks {
     /// It gets another address; the others stay.

@@ -10,7 +10,7 @@ pub const MAGLEV_TABLE_SIZE: &str = "lb/maglev-table-size";
 pub const AFFINITY_PREFIX_V4: &str = "lb/affinity-prefix-v4";
 /// Bits of an IPv6 source that make a client under `sessionAffinity: ClientIP`, 0..=128. Default 128.
 pub const AFFINITY_PREFIX_V6: &str = "lb/affinity-prefix-v6";
-/// What becomes of established flows of a `Service` whose backend takes no new ones: `keep`, the default; a number of
+/// The fate of established flows of a `Service` whose backend takes no new ones: `keep`, the default; a number of
 /// seconds, 1..=86400, after which they are cut; or `cut`. See [`lb_core::DrainPolicy`].
 pub const DRAIN: &str = "lb/drain";
 /// Per cent of the backends of a `Service` that must not be unhealthy, or health is not looked at, 0..=100. See
@@ -25,10 +25,10 @@ pub const CILIUM_WEIGHT: &str = "service.cilium.io/weight";
 /// Weight of every endpoint of an `EndpointSlice`, 0..=65535. Must not contradict [`CILIUM_WEIGHT`].
 pub const WEIGHT: &str = "lb/weight";
 
-/// The very addresses that a `Service` of type LoadBalancer wants, with commas between.
+/// The addresses that a `Service` of type LoadBalancer asks for by name, separated by commas.
 ///
-/// Of several annotations that say the same thing the first of these counts: ours, Cilium's, Cilium's older one,
-/// MetalLB's, MetalLB's older one. One that says something else is reported.
+/// Of several annotations for one purpose the first of these counts: this one, Cilium's, Cilium's older one, MetalLB's,
+/// MetalLB's older one. Another one with a different value is reported.
 pub const IPS: &str = "lb/ips";
 /// Cilium's name for [`IPS`].
 pub const CILIUM_IPS: &str = "lbipam.cilium.io/ips";
@@ -49,7 +49,7 @@ pub const CILIUM_SHARING_KEY_OLD: &str = "io.cilium/lb-ipam-sharing-key";
 pub const METALLB_SHARING_KEY: &str = "metallb.io/allow-shared-ip";
 /// MetalLB's older name for [`METALLB_SHARING_KEY`].
 pub const METALLB_SHARING_KEY_OLD: &str = "metallb.universe.tf/allow-shared-ip";
-/// Namespaces of which services may share addresses with this one, with commas between, or `*`. Default: its own.
+/// Namespaces whose services may share addresses with this one, separated by commas, or `*`. Default: its own.
 pub const SHARING_NAMESPACES: &str = "lb/sharing-namespaces";
 /// Cilium's name for [`SHARING_NAMESPACES`].
 pub const CILIUM_SHARING_NAMESPACES: &str = "lbipam.cilium.io/sharing-cross-namespace";
@@ -63,7 +63,7 @@ pub const METALLB_POOL: &str = "metallb.io/address-pool";
 pub const METALLB_POOL_OLD: &str = "metallb.universe.tf/address-pool";
 /// The pool that a `Service` takes addresses from as long as that one has some. [`POOL`] counts before it.
 pub const PREFERRED_POOL: &str = "lb/preferred-pool";
-/// What MetalLB notes on a `Service`: says nothing that is not in its status.
+/// Notes of MetalLB on a `Service`, which repeat its status.
 pub(crate) const METALLB_NOTES: [&str; 2] =
     ["metallb.io/ip-allocated-from-pool", "metallb.universe.tf/ip-allocated-from-pool"];
 

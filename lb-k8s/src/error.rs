@@ -16,7 +16,7 @@ pub enum SnapshotError {
     Io {
         /// The file.
         file: String,
-        /// What the system says.
+        /// The error of the system.
         source: io::Error,
     },
     /// A file that was asked for by its own name is no regular file.
@@ -24,7 +24,7 @@ pub enum SnapshotError {
     NotRegular {
         /// The file.
         file: String,
-        /// What it is instead.
+        /// Its type.
         found: &'static str,
     },
     /// A symbolic link in a directory leads out of it.
@@ -111,7 +111,7 @@ pub enum SnapshotError {
         origin: Origin,
         /// Where, if that is known.
         position: Option<Position>,
-        /// What the parser says.
+        /// The message of the parser.
         message: String,
     },
     /// A document is not a Kubernetes object.
@@ -119,7 +119,7 @@ pub enum SnapshotError {
     NotAnObject {
         /// The document.
         origin: Origin,
-        /// What is missing.
+        /// The part that is missing.
         message: &'static str,
     },
     /// The name or the namespace of an object has a wrong type, so that nobody knows which object stays as it last was.

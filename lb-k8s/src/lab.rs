@@ -52,7 +52,7 @@ pub struct Pod {
     pub namespace: String,
     /// Its name: the workload's for a `Pod`, otherwise the workload's with a number behind it, such as `httpd-0`.
     pub name: String,
-    /// What it has in common with the others of its workload.
+    /// The template of its workload.
     pub template: PodTemplate,
 }
 

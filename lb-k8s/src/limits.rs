@@ -1,4 +1,4 @@
-//! What a snapshot may be made of. Generous for real clusters, small enough that hostile input costs bounded time and
+//! Limits of snapshots. They are generous for real clusters, and small enough that hostile input costs bounded time and
 //! memory: what exceeds a limit is an error that names the file and the limit, and the last good state stays.
 
 /// Bytes of one file. 10,000 services with four endpoints each are about 7 MiB.

@@ -34,7 +34,7 @@ pub struct Workload {
     pub name: String,
     /// Which of its pods there are.
     pub replicas: Replicas,
-    /// What all of them have in common.
+    /// The common template.
     pub pod: PodTemplate,
 }
 
@@ -52,7 +52,7 @@ pub enum Replicas {
     },
 }
 
-/// What the pods of a workload have in common.
+/// The template of the pods of a workload.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodTemplate {
     /// Labels, which selectors compare.

@@ -1,4 +1,4 @@
-//! What a datapath can do.
+//! Capabilities of datapaths.
 
 use alloc::vec::Vec;
 use core::{ops::RangeInclusive, time::Duration};
@@ -9,7 +9,7 @@ use crate::{
     service::Algorithm,
 };
 
-/// What a datapath can do. A service that asks for more keeps serving with less and is marked
+/// The capabilities of a datapath. A service that asks for more keeps serving with less and is marked
 /// [degraded](crate::model::Degraded).
 ///
 /// Later versions may add abilities. A datapath that does not mention one lacks it, so start with [`new`](Self::new).
@@ -42,7 +42,7 @@ pub struct Capabilities {
     pub affinity: Option<AffinityCapability>,
     /// How it translates traffic of the node's own sockets.
     pub sockets: SocketCapability,
-    /// What a crash in the middle of a plan leaves.
+    /// The state that a crash in the middle of a plan leaves.
     pub atomic: Atomicity,
     /// Roles that it can take.
     pub roles: Vec<Role>,
@@ -186,7 +186,7 @@ impl Capabilities {
     }
 }
 
-/// What affinity a datapath has.
+/// The affinity that a datapath supports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AffinityCapability {
     /// Whether a client can be a prefix rather than one address.
@@ -203,12 +203,12 @@ pub enum SocketCapability {
     /// At `connect` and `sendmsg`: there is no source address or port yet. Maglev hashes what `hashes` says, a client
     /// of affinity is a network namespace, and a source is never translated.
     Connect {
-        /// What the hash of a Maglev choice covers.
+        /// The input of the hash of a Maglev choice.
         hashes: SocketHash,
     },
 }
 
-/// What Maglev hashes at a socket hook.
+/// The input of Maglev's hash at a socket hook.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SocketHash {
     /// The socket's cookie: a socket stays with its backend, two sockets of one client are independent.

@@ -22,7 +22,7 @@ use crate::{
 /// The fate of a packet, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Decision {
-    /// What becomes of it.
+    /// The fate of the packet.
     pub verdict: Verdict,
     /// The frontend that it is for.
     pub frontend: Option<FrontendAddr>,
@@ -32,7 +32,7 @@ pub struct Decision {
     pub rejected: Vec<(BackendAddr, Reason)>,
 }
 
-/// What becomes of a packet.
+/// The fate of a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// The packet is for no frontend and passes untouched.

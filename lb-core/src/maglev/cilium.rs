@@ -24,7 +24,7 @@ pub(super) fn table(backends: &[(BackendAddr, u16)], size: TableSize, seed: Cili
     }
 }
 
-/// What Cilium hashes and sorts by: its text form of an active backend that external traffic may use.
+/// The text that Cilium hashes and sorts by: its form of an active backend that external traffic may use.
 pub(super) fn identity(addr: BackendAddr) -> String {
     let protocol = match addr.protocol {
         Protocol::Tcp => "TCP",
@@ -97,7 +97,7 @@ impl<'a> Shares<'a> {
         }
     }
 
-    /// Those become ready whose time is slot `n`.
+    /// Wakes the backends that sleep until slot `n`.
     fn wake(&mut self, n: u32) {
         let mut sleeper = self.wakes_at[n as usize];
         while sleeper != NONE {

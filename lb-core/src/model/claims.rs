@@ -1,4 +1,4 @@
-//! Who owns which frontend address.
+//! Owners of frontend addresses.
 
 use alloc::{collections::BTreeSet, vec::Vec};
 use core::cmp::Reverse;

@@ -59,7 +59,7 @@ impl Model {
         if self.capabilities.algorithms.contains(&asked) { asked } else { Algorithm::Random }
     }
 
-    /// What becomes of established flows of `service` whose backend takes no new ones, with this datapath.
+    /// The drain policy of `service` with this datapath.
     #[must_use]
     pub fn drain(&self, service: &Service) -> DrainPolicy {
         if self.capabilities.drain { service.drain } else { DrainPolicy::Keep }

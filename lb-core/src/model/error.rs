@@ -19,9 +19,9 @@ pub enum ModelError {
     FrontendTaken {
         /// The address.
         frontend: FrontendAddr,
-        /// Who has it.
+        /// Its owner.
         owner: ServiceName,
-        /// Who wants it.
+        /// The service that claims it too.
         claimant: ServiceName,
     },
     /// A service lists one address and port twice.
@@ -39,9 +39,9 @@ pub enum ModelError {
         service: ServiceName,
         /// The field.
         field: &'static str,
-        /// What it says.
+        /// Its value.
         value: u64,
-        /// What it may say.
+        /// The range that is allowed.
         expected: &'static str,
     },
     /// An address cannot be one of a frontend or backend.
@@ -71,9 +71,9 @@ pub enum Degraded {
     /// The datapath cannot run the algorithm.
     #[error("algorithm {asked} is not supported by this datapath, {used} is used")]
     Algorithm {
-        /// What the service asks for.
+        /// The algorithm that the service asks for.
         asked: Algorithm,
-        /// What it gets.
+        /// The algorithm that it gets.
         used: Algorithm,
     },
     /// The datapath does not carry frontends of this kind.

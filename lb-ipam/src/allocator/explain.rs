@@ -1,4 +1,4 @@
-//! What there is to say about one address.
+//! Explanations of single addresses.
 
 use alloc::{string::String, string::ToString, vec::Vec};
 use core::{fmt, net::IpAddr};
@@ -7,12 +7,12 @@ use lb_core::ServiceName;
 
 use crate::{Allocator, Entry, Freed, Ledger, PoolName, ReservedBy, Timestamp};
 
-/// What an address is. Displays as a sentence.
+/// The explanation of an address. Displays as a sentence.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AddressReport {
     /// The address.
     pub address: IpAddr,
-    /// What it is.
+    /// Its state.
     pub state: AddressState,
     /// The pools that have a block with it, the one whose it is in front.
     pub pools: Vec<PoolName>,
@@ -32,7 +32,7 @@ pub enum KeptFor {
     Service(ServiceName),
 }
 
-/// What an address is.
+/// The state of an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AddressState {
     /// In no pool, and nobody has it.
@@ -83,7 +83,8 @@ impl<L: Ledger> Allocator<L> {
         }
     }
 
-    /// What an address is that nobody holds. One that nobody can get is not free because it rests.
+    /// The state of an address without a holder. An address that cannot be allocated is reserved, even if its
+    /// quarantine has not ended.
     fn state_in_pool(&self, address: IpAddr, freed: Option<&Freed>) -> AddressState {
         let Some(owner) = self.catalog.owner(address) else { return AddressState::Outside };
         let reserved = owner.usable.reserved_by(address, &owner.pool, &self.settings);

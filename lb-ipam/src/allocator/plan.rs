@@ -1,4 +1,4 @@
-//! What an edit would do.
+//! The effect of edits before they are made.
 
 use alloc::vec::Vec;
 use core::{fmt, net::IpAddr};
@@ -7,7 +7,7 @@ use lb_core::ServiceName;
 
 use crate::{Allocator, Answer, Edit, Ledger, MemoryLedger, PoolStatus, Timestamp};
 
-/// What edits would do, if they were made.
+/// The effect of edits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EditPlan {
     /// Services whose addresses would change, in order of name.
@@ -23,7 +23,7 @@ pub struct Move {
     pub service: ServiceName,
     /// Its addresses now.
     pub before: Vec<IpAddr>,
-    /// What it would get instead.
+    /// Its answer after the edits.
     pub after: Answer,
 }
 
@@ -33,7 +33,7 @@ impl<L: Ledger> Allocator<L> {
     #[must_use]
     pub fn plan(&self, edits: impl IntoIterator<Item = Edit>, now: Timestamp) -> EditPlan {
         let mut trial = self.copy();
-        // What is written here is written nowhere.
+        // The trial writes into a copy of the ledger, so its outcome is of no use.
         let _ = trial.reconcile(now);
         let before = trial.clone();
         edits.into_iter().for_each(|edit| trial.handle_edit(edit));

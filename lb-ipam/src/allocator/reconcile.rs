@@ -117,7 +117,8 @@ impl<L: Ledger> Allocator<L> {
     fn finish(&mut self, mut run: Run) -> Outcome {
         self.down = None;
         if !run.failed.is_empty() {
-            // Who failed may want something else by then, and others get what it would have had.
+            // A service that failed may want something else by then, and others may get the address that it would have
+            // got.
             self.news.for_everybody();
         }
         let mut outcome = Outcome { ledger_writes: self.ledger_writes, ..Outcome::default() };
@@ -157,12 +158,12 @@ impl<L: Ledger> Allocator<L> {
     }
 }
 
-/// What happened to whom in one reconcile.
+/// Services of one reconcile and their outcome.
 #[derive(Debug, Default)]
 pub(super) struct Run {
-    /// Who was served.
+    /// Services that were served.
     touched: Vec<Slot>,
-    /// Who could not be.
+    /// Services that could not be served.
     failed: BTreeMap<Slot, LedgerError>,
 }
 

@@ -1,8 +1,9 @@
-//! Who of those that wait may get another answer, because of what happened since they were looked at.
+//! Services that wait and may now get another answer, because of events since they were examined.
 //!
-//! An answer depends on the entries of the addresses that it names, on the requests of those that share or hold them,
-//! and on which pools have room. So whoever waits for an address is looked at when that address changes, whoever has a
-//! sharing key when somebody with that key does; and if a pool gets room for one, the first in turn that it is for.
+//! An answer depends on the entries of the addresses that it names, on the requests of services that share or hold
+//! them, and on the room in pools. A service that waits for an address is therefore examined when that address changes.
+//! A service with a sharing key is examined when another one with that key changes. If a pool has room for one more,
+//! the first service in turn that the pool is for is examined.
 
 use alloc::{
     collections::{BTreeMap, BTreeSet},
@@ -19,7 +20,7 @@ use crate::{
     pool::catalog::PoolIndex,
 };
 
-/// What happened since those that wait were looked at.
+/// Events since services that wait were examined.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Wakeups {
     /// Something that concerns everybody.
@@ -27,7 +28,7 @@ pub(super) struct Wakeups {
     addresses: BTreeSet<IpAddr>,
     keys: BTreeSet<Arc<str>>,
     room: BTreeMap<(PoolIndex, Family), Vacancies>,
-    /// Those that other processes were faster than.
+    /// Services that lost an address to faster processes.
     outrun: BTreeSet<Slot>,
     /// How many entries changed, ever.
     changes: u64,
@@ -62,7 +63,7 @@ impl<L: Ledger> Allocator<L> {
     pub(super) fn note_change(&mut self, address: IpAddr, before: Option<&Entry>, after: Option<&Entry>) {
         self.news.changes += 1;
         let containing = self.catalog.containing(address);
-        // What a service has more, it and others of its namespace may have less, and the other way round.
+        // With a quota, a change of one service changes the room of every service in its namespace.
         let has_quota = |index: &PoolIndex| self.catalog.pools[*index].pool.namespace_quota.is_some();
         self.news.everybody |= containing.iter().any(has_quota);
         if !self.book.someone_waits() || self.news.everybody {
@@ -95,7 +96,7 @@ impl<L: Ledger> Allocator<L> {
         }
     }
 
-    /// Those that are to be looked at again, in no order; some of them more than once.
+    /// Services to examine again, in no order; some of them occur more than once.
     pub(super) fn awakened(&mut self) -> Vec<Slot> {
         let changes = self.news.changes;
         let news = core::mem::replace(&mut self.news, Wakeups { changes, ..Wakeups::default() });
@@ -111,7 +112,7 @@ impl<L: Ledger> Allocator<L> {
         let with_keys = news.keys.iter().flat_map(|key| self.book.with_key(key));
         awakened.extend(with_keys.chain(news.outrun).filter(|slot| self.book.waits(*slot)));
         for ((pool, family), room) in news.room {
-            // Whoever was woken and did not take it never will, unless something else changed.
+            // A service that was woken and did not take the address never will, unless something else changed.
             if room.woken == Some(changes) || self.index.next(&self.catalog, pool, family, self.now).is_none() {
                 continue;
             }

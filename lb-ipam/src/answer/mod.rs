@@ -47,7 +47,7 @@ impl Answer {
 
 /// The refusals as sentences. The first is cut if it does not fit by itself.
 fn message(refused: &[Refusal]) -> String {
-    /// What is kept for how many were left out.
+    /// Bytes that are kept for the number of omitted refusals.
     const REST: usize = 64;
     let mut message = String::new();
     for (at, refusal) in refused.iter().enumerate() {

@@ -15,7 +15,7 @@ use crate::{
 /// as the cause does.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    /// What it asked for.
+    /// The request.
     pub asked: Requested,
     /// Why it is not granted.
     pub cause: Cause,
@@ -35,7 +35,7 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// What a service asked for.
+/// A single request of a service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Requested {
     /// This address.
@@ -104,15 +104,15 @@ pub enum Cause {
         "held by service {holder}; ask for another address, or give both services the same sharing key and different ports"
     )]
     Held {
-        /// Who holds it.
+        /// Its holder.
         holder: ServiceName,
     },
     /// Another service holds it and they may not share.
     #[error("held by service {holder}, with which it cannot be shared: {rule}")]
     Incompatible {
-        /// Who holds it.
+        /// Its holder.
         holder: ServiceName,
-        /// What keeps them apart.
+        /// The rule that forbids sharing.
         rule: SharingRule,
     },
     /// It belongs to nobody.
@@ -121,13 +121,13 @@ pub enum Cause {
     /// A service had to leave it a moment ago and its connections may not have ended.
     #[error("service {last} had to leave it and is still draining; it is given out when that is over")]
     Draining {
-        /// Who left it.
+        /// The service that left it.
         last: ServiceName,
     },
     /// Something else on the network answers for it.
     #[error("{by} answers for it too; give one of them another address, then clear the conflict")]
     Claimed {
-        /// Who claims it, such as a hardware address.
+        /// The claimant, such as a hardware address.
         by: String,
     },
     /// The cluster does not have the family.
@@ -224,7 +224,7 @@ pub enum PoolRefusal {
 }
 
 impl PoolRefusal {
-    /// What says most about a service that gets nothing comes first.
+    /// The most telling reasons come first.
     pub(crate) const fn rank(&self) -> u8 {
         match self {
             Self::Full => 0,

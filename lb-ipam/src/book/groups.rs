@@ -29,7 +29,7 @@ impl Groups {
         }
     }
 
-    /// Those with this key, the oldest first.
+    /// Services with this key, the oldest first.
     pub(crate) fn with_key(&self, key: &str) -> impl Iterator<Item = &ServiceName> {
         self.0.get(key).into_iter().flatten().map(|(_, name)| name)
     }

@@ -1,4 +1,4 @@
-//! What services have, as the ledger says it, and who is gone and has something.
+//! Addresses of services according to the ledger, and services that are gone but still hold some.
 
 use alloc::vec::Vec;
 use core::net::IpAddr;
@@ -54,7 +54,7 @@ impl Book {
         if let Some(Entry::Freed(freed)) = after {
             self.add_left(&freed.last, address);
         }
-        // Who is gone stays gone, whoever else changed the entry.
+        // A service that is gone stays gone, whoever else changed the entry.
         self.abandon_unknown(&gone);
     }
 
@@ -70,13 +70,13 @@ impl Book {
         gone
     }
 
-    /// Whoever holds something and is not known is gone.
+    /// Counts every unknown service that holds an address as gone.
     pub(crate) fn abandon_all_unknown(&mut self) {
         let unknown: Vec<Slot> = self.names.places().filter(|&slot| self.is_unknown_holder(slot)).collect();
         self.orphans.extend(unknown);
     }
 
-    /// Those of `names` that hold something and are not known are gone.
+    /// Counts the unknown services among `names` that hold an address as gone.
     pub(crate) fn abandon_unknown(&mut self, names: &[ServiceName]) {
         let slots = names.iter().filter_map(|name| self.find(name)).filter(|&slot| self.is_unknown_holder(slot));
         let slots: Vec<Slot> = slots.collect();

@@ -213,7 +213,7 @@ impl Book {
         });
     }
 
-    /// Those that do not have all that they want.
+    /// Services that wait for addresses.
     pub(crate) const fn waiting(&self) -> &Waiting {
         &self.waiting
     }

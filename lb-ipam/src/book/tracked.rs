@@ -35,7 +35,7 @@ pub(crate) struct Tracked {
     /// Addresses that it was the last to hold, in order.
     pub(crate) left: Vec<IpAddr>,
     pub(crate) answer: Answer,
-    /// What its status says, as far as known.
+    /// Its status, as far as known.
     pub(crate) told: Status,
     /// Whether this allocator writes its status.
     pub(crate) managed: bool,

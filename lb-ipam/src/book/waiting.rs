@@ -1,4 +1,4 @@
-//! Services that do not have all that they want.
+//! Services that wait for addresses.
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use core::net::IpAddr;
@@ -65,12 +65,12 @@ impl Waiting {
         self.all.iter()
     }
 
-    /// Those that would take any address of the family.
+    /// Services that would take any address of the family.
     pub(crate) fn for_family(&self, family: Family) -> impl Iterator<Item = &Turn> {
         self.for_family[slot(family)].iter()
     }
 
-    /// Those that want this address, or share it with somebody with whom they should not.
+    /// Services that want this address, or share it although they may not.
     pub(crate) fn for_address(&self, address: IpAddr) -> impl Iterator<Item = &Turn> {
         self.for_address.get(&address).into_iter().flatten()
     }

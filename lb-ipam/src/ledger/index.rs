@@ -1,4 +1,4 @@
-//! What follows from the ledger, kept so that nothing has to be searched.
+//! An index over the ledger, so that nothing has to be searched.
 
 use alloc::{
     collections::{BTreeMap, BTreeSet},

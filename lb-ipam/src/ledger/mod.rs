@@ -27,7 +27,7 @@ pub enum Entry {
 }
 
 impl Entry {
-    /// Who holds it, nobody unless it is [`Entry::Held`].
+    /// Its holders; none unless it is [`Entry::Held`].
     #[must_use]
     pub fn holders(&self) -> &[ServiceName] {
         match self {
@@ -80,7 +80,7 @@ impl Holders {
 /// An address that was held, and how long that has consequences.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Freed {
-    /// Who held it last.
+    /// Its last holder.
     pub last: ServiceName,
     /// When it was released.
     pub at: Timestamp,
@@ -125,7 +125,7 @@ pub enum LedgerError {
     /// Somebody else changed it before.
     #[error("the ledger has another entry for the address")]
     Changed {
-        /// What is there, and in the view from now on.
+        /// The entry that is there, and in the view from now on.
         found: Option<Entry>,
     },
     /// The ledger could not be written.

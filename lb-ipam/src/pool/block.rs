@@ -81,7 +81,7 @@ impl fmt::Display for Block {
     }
 }
 
-/// What is wrong with a block.
+/// The error of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum BlockProblem {

@@ -83,7 +83,7 @@ impl Catalog {
         &self.out_of_service[slot(family)]
     }
 
-    /// Those that are in service.
+    /// The pools that are in service.
     pub(crate) fn in_service(&self, family: Family) -> &[PoolIndex] {
         &self.in_service[slot(family)]
     }
@@ -137,7 +137,7 @@ impl Compiled {
             && (selector_is_wrong || self.pool.selects(&request.service, &request.labels))
     }
 
-    /// Why the pool gives the service nothing new, if it does not.
+    /// Why the pool allocates nothing new to the service, if it refuses.
     pub(crate) fn refusal_for(&self, request: &Request) -> Option<PoolRefusal> {
         let wrong = self.is_wrong();
         if wrong.is_some() {
@@ -152,7 +152,7 @@ impl Compiled {
         self.pool.disabled.then_some(PoolRefusal::Disabled)
     }
 
-    /// Why the pool allocates nothing, if it does not.
+    /// Why the pool allocates nothing to any service, if it refuses.
     pub(crate) fn out_of_service(&self) -> Option<PoolRefusal> {
         self.is_wrong().or_else(|| self.pool.disabled.then_some(PoolRefusal::Disabled))
     }

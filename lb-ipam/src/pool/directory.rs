@@ -75,7 +75,7 @@ impl Directory {
     }
 }
 
-/// What a service must have to be selected, each of these by itself.
+/// Labels that a service must have to be selected, each a condition of its own.
 fn required(selector: &Selector) -> impl Iterator<Item = Required<'_>> {
     let labels = selector.match_labels.iter().map(|(key, value)| (key.as_str(), Vec::from([value.as_str()])));
     let is_list = |operator: &Operator| matches!(operator, Operator::In);
@@ -144,7 +144,7 @@ mod tests {
         }
     }
 
-    /// What all pools have in common is not what they are looked up by.
+    /// Pools are not looked up by a label that all of them have in common.
     #[test]
     fn a_service_asks_the_pools_of_its_own_team_only() {
         let selector = |team: usize| Selector {

@@ -28,14 +28,14 @@ pub struct Selector {
 pub struct Expression {
     /// The label.
     pub key: String,
-    /// What is asked of it.
+    /// The condition.
     pub operator: Operator,
     /// Values, for [`Operator::In`] and [`Operator::NotIn`] only. Cheap to clone, because the namespaces of a pool are
     /// part of every one of its selectors.
     pub values: Arc<BTreeSet<String>>,
 }
 
-/// What an [`Expression`] asks of a label.
+/// The condition of an [`Expression`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Operator {
     /// It is there with one of the values.
@@ -140,7 +140,7 @@ impl Expression {
     }
 }
 
-/// What is wrong with a selector.
+/// The error of a selector.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SelectorProblem {

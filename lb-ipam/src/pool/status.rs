@@ -47,7 +47,7 @@ pub struct Counts {
 }
 
 impl Counts {
-    /// Those of two disjoint sets of addresses.
+    /// The counts of two disjoint sets of addresses together.
     pub(crate) fn with(&self, other: &Self) -> Self {
         let (used, conflict) = (self.used + other.used, self.conflict + other.conflict);
         let (quarantined, draining) = (self.quarantined + other.quarantined, self.draining + other.draining);
@@ -131,7 +131,7 @@ pub struct Conflict {
     pub block: AddressRange,
     /// The block that it overlaps.
     pub with: AddressRange,
-    /// Whose that is: the older pool, or the same one.
+    /// The pool of that block: the older one, or the same one.
     pub pool: PoolName,
 }
 
@@ -176,7 +176,7 @@ pub enum PoolWarning {
     Avoid {
         /// The entry.
         block: Block,
-        /// What is wrong with it.
+        /// Its error.
         problem: BlockProblem,
     },
 }

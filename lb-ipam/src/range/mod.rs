@@ -23,7 +23,7 @@ pub(crate) const fn slot(family: Family) -> usize {
     }
 }
 
-/// What people call a family.
+/// The common name of a family.
 pub(crate) const fn family_name(family: Family) -> &'static str {
     match family {
         Family::V4 => "IPv4",
@@ -139,7 +139,7 @@ impl RangeSet {
         Self(merged)
     }
 
-    /// What is in `self` and not in `other`.
+    /// The numbers that are in `self` and not in `other`.
     pub(crate) fn without(&self, other: &Self) -> Self {
         let mut left = Vec::with_capacity(self.0.len());
         let mut holes = other.0.iter().peekable();

@@ -55,7 +55,7 @@ impl FromIterator<Family> for FamilyList {
     }
 }
 
-/// What follows from a policy.
+/// The consequence of a policy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct FamiliesWanted {
     /// One address of each of these.

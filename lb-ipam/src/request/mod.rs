@@ -89,7 +89,7 @@ impl Request {
             })
     }
 
-    /// What it asks for by name, as far as that is looked at.
+    /// The addresses that it asks for by name, up to the limit.
     pub(crate) fn wanted(&self) -> impl Iterator<Item = &RequestedAddress> {
         self.addresses.iter().take(Self::MAX_ADDRESSES)
     }

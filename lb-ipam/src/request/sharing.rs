@@ -1,4 +1,4 @@
-//! Who may share an address with whom.
+//! Rules about services that share an address.
 
 use alloc::string::String;
 

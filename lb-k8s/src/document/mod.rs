@@ -39,7 +39,7 @@ pub(crate) struct Chunk<'a> {
     pub(crate) lines_before: u64,
 }
 
-/// What a parser has against a document.
+/// The error of a document that cannot be parsed.
 #[derive(Debug)]
 pub(crate) struct BadSyntax {
     pub(crate) position: Option<Position>,
@@ -125,7 +125,7 @@ fn bad_yaml(error: &Error, chunk: Chunk<'_>) -> BadSyntax {
     BadSyntax { position, message: yaml_message(error) }
 }
 
-/// What is wrong; of limits in the words that JSON has for them.
+/// The error message. Limits read the same for YAML and JSON.
 fn yaml_message(error: &Error) -> String {
     let said = UserMessageFormatter.format_message(error);
     match error {
@@ -139,7 +139,7 @@ fn yaml_message(error: &Error) -> String {
     }
 }
 
-/// What helps against a document that exceeds a limit.
+/// The remedy for a document that exceeds a limit.
 const SPLIT: &str = "split it into documents, or write out what aliases repeat";
 
 /// The values of a JSON file, one after the other, up to the first error.

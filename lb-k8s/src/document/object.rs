@@ -125,7 +125,7 @@ impl Object<'_> {
         })
     }
 
-    /// What can be read of the metadata of an object that has wrong types: how it names itself, and its labels,
+    /// The readable part of the metadata of an object with wrong types: its name, and its labels,
     /// whatever their values, unless they are no labels at all. `None` if a wrong type is where its name should be.
     pub(crate) fn outline(&self) -> Option<ObjectMeta> {
         let Some(metadata) = self.value.get("metadata").filter(|metadata| !metadata.is_null()) else {
@@ -166,7 +166,7 @@ fn value_at<'a>(value: &'a Value, path: &Path) -> Option<&'a Value> {
     })
 }
 
-/// What was found and what was expected, none of them so long that it hides the other.
+/// The value found and the value expected, each short enough not to hide the other.
 fn mismatch(message: &str, found: Option<&Value>) -> String {
     if message.starts_with("invalid type: ")
         && let Some((found, expected)) = message.rsplit_once(", expected ")

@@ -40,7 +40,7 @@ impl<'a> Node<'a> {
     }
 }
 
-/// What is said about a document that exceeds [`MAX_DEPTH`].
+/// The message about a document that exceeds [`MAX_DEPTH`].
 pub(crate) fn too_deep() -> String {
     format!(
         "more than {MAX_DEPTH} mappings and sequences inside one another; nest it less deeply, or look for brackets that are \
@@ -48,7 +48,7 @@ pub(crate) fn too_deep() -> String {
     )
 }
 
-/// What is said about a document that exceeds [`MAX_NODES`].
+/// The message about a document that exceeds [`MAX_NODES`].
 pub(crate) fn too_many() -> String {
     format!("more than {MAX_NODES} values in one document")
 }

@@ -17,7 +17,7 @@ use serde_json::{Map, Value};
 
 use crate::{limits::MAX_FINDINGS_PER_OBJECT, text::shown};
 
-/// What becomes of a field.
+/// The treatment of a field.
 pub(crate) enum Rule {
     /// It is carried out, or says nothing about traffic.
     Known,

@@ -1,4 +1,4 @@
-//! What pools of every kind have in common.
+//! Fields that pools of every kind have in common.
 
 use super::{
     METADATA,

@@ -1,4 +1,4 @@
-//! What the lab plays: `Namespace`, `Pod`, `Deployment` and `StatefulSet`.
+//! Kinds for the lab: `Namespace`, `Pod`, `Deployment` and `StatefulSet`.
 //!
 //! Containers are not run, so nearly everything about them says nothing about traffic.
 

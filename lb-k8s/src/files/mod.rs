@@ -62,12 +62,12 @@ pub(crate) struct Ignored {
 }
 
 impl Ignored {
-    /// What is no manifest by its name, and directories.
+    /// Adds an entry that is not a manifest by its name, or a directory.
     fn push(&mut self, path: &Path) {
         self.add(|| shown_path(path));
     }
 
-    /// What has the name of a manifest and is something else.
+    /// Adds an entry with the name of a manifest that is something else.
     pub(crate) fn push_because(&mut self, path: &Path, kind: &str) {
         self.add(|| format!("{}: it is {kind}, expected a regular file", shown_path(path)));
     }

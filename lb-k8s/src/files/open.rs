@@ -38,7 +38,7 @@ pub(crate) struct Text {
     pub(crate) stamp: Option<Stamp>,
 }
 
-/// What stands under the name of a file.
+/// The content that a file name leads to.
 pub(crate) enum Content {
     Text(Text),
     /// An entry of a directory that is no file, and what it is instead. It was not opened.
@@ -47,7 +47,7 @@ pub(crate) enum Content {
     Gone,
 }
 
-/// What was found without opening it for reading.
+/// A directory entry that was not opened for reading.
 enum Candidate {
     File(File, Metadata),
     Irregular(&'static str),
@@ -193,7 +193,7 @@ fn outside(path: &Path) -> SnapshotError {
 fn way_out(path: &Path) -> Option<PathBuf> {
     let (directory, name) = (path.parent()?, path.file_name()?);
     let mut inside = PathBuf::new();
-    // What is still to be walked, the next step last, each with the link that asks for it.
+    // The steps that are left, the next step last, each with the link that asks for it.
     let mut steps = vec![(OsString::from(name), path.to_owned())];
     let mut links_left = MAX_LINKS;
     while let Some((step, link)) = steps.pop() {

@@ -1,4 +1,4 @@
-//! What tells that a file has changed without reading it.
+//! Stamps of files, which reveal a change without reading the file.
 
 use std::{
     fs::Metadata,
@@ -6,7 +6,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-/// What distinguishes the content of a file from that of an hour ago.
+/// Metadata that changes with the content of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Stamp {
     id: (u64, u64),

@@ -92,7 +92,7 @@ impl AssignedServices {
         self.grants.get(name).map_or(said, |grant| &grant.service)
     }
 
-    /// What these services are now, those left out that are not there.
+    /// The present state of these services; missing ones are left out.
     fn current<'a>(&self, names: impl IntoIterator<Item = &'a ServiceName>) -> Services {
         let found = names.into_iter().filter_map(|name| Some((name, self.said.get(name)?)));
         found.map(|(name, said)| (name.clone(), Arc::clone(self.effective(name, said)))).collect()

@@ -59,7 +59,7 @@ impl Allocatable {
         edits
     }
 
-    /// What [`take`](Self::take) would give if the objects of `snapshot` came to those that are `declared` with them.
+    /// The edits that [`take`](Self::take) would return if the objects of `snapshot` joined those that are `declared`.
     pub(crate) fn preview(
         &self,
         snapshot: &Snapshot,

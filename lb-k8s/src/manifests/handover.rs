@@ -8,7 +8,7 @@ use std::{
 
 use lb_core::{Change, Protocol, Service, ServiceName, ServicePort};
 
-/// What only one service can have.
+/// A property that only one service can have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Claim {
     Address(IpAddr, u16, Protocol),
@@ -30,7 +30,7 @@ pub(crate) fn service_changes(
     let mut last = Vec::new();
     for (name, service) in changed {
         let kept = before.get(name).filter(|_| givers.contains(name)).map(|before| kept(before, service));
-        // Who only gives something up is done with that.
+        // A service that only gives something up needs no second change.
         if kept.as_ref() != Some(&**service) {
             last.push(Change::UpsertService(Service::clone(service)));
         }
@@ -40,7 +40,7 @@ pub(crate) fn service_changes(
     changes
 }
 
-/// What services had and no longer claim, and whose it was.
+/// Properties that services no longer claim, with their former owners.
 fn given_up<'a>(
     before: &'a BTreeMap<ServiceName, Arc<Service>>,
     after: &BTreeMap<ServiceName, Arc<Service>>,

@@ -81,7 +81,7 @@ pub struct Batch {
     /// then pools that come or change, requests that go, [services](Edit::KeepService) that are refused and never were
     /// good, and requests that come or change. The first reconcile must wait for [`Change::InitDone`].
     pub edits: Vec<Edit>,
-    /// What was not taken over, and why.
+    /// Everything that was not taken over, and why.
     pub report: Arc<Report>,
 }
 
@@ -212,7 +212,7 @@ impl Manifests {
         self.allocatable.pools()
     }
 
-    /// What services of the last good state ask of pools, in order of their names.
+    /// Requests of services of the last good state for addresses, in order of their names.
     pub fn requests(&self) -> impl Iterator<Item = &Request> {
         self.allocatable.requests()
     }
@@ -229,7 +229,7 @@ impl Manifests {
                 changed.push(file);
             }
         }
-        // What is gone makes room in the limits for what comes.
+        // Files that are gone come first: they make room in the limits for new ones.
         let mut reread: Vec<_> = gone.into_iter().map(|file| Reread { file, part: None, stamp: None }).collect();
         reread.extend(read_again(changed)?);
         let touched = self.replace(reread)?;

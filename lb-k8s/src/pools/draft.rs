@@ -12,7 +12,7 @@ use crate::{
     text::{quoted, shown},
 };
 
-/// A pool of which the fields are filled in one by one. Of several things that are wrong the first is told.
+/// A pool whose fields are filled in one by one. Of several errors the first is reported.
 pub(crate) struct Draft {
     pub(super) pool: Pool,
     pub(super) namespaces: Option<NamespaceChoice>,

@@ -43,7 +43,7 @@ pub(crate) struct ReadPool {
 }
 
 impl ReadPool {
-    /// What comparing a namespace with its selectors costs.
+    /// The cost of comparing a namespace with its selectors.
     pub(crate) fn namespace_terms(&self) -> usize {
         self.namespaces.as_ref().map_or(0, |namespaces| namespaces.selected.iter().map(selector::terms).sum())
     }
@@ -157,7 +157,7 @@ pub(crate) struct PoolKind {
 #[derive(Debug)]
 pub(crate) struct PoolReading {
     pub(crate) pool: ReadPool,
-    /// What is wrong with it, if something is.
+    /// Its error, if it has one.
     pub(crate) invalid: Option<Invalid>,
     /// Settings that may not have the intended effect, or are not carried out.
     pub(crate) notes: Vec<Unsupported>,

@@ -16,7 +16,7 @@ pub(crate) struct NamespaceChoice {
 }
 
 impl NamespaceChoice {
-    /// What a service must be like to be in one of them, given the namespaces that there are.
+    /// The condition that a service is in one of them, given the declared namespaces.
     pub(crate) fn among<'a>(&self, declared: impl IntoIterator<Item = DeclaredNamespace<'a>>) -> Expression {
         let mut names = self.named.clone();
         if !self.selected.is_empty() {

@@ -53,7 +53,7 @@ impl Kind for Object {
     }
 }
 
-/// What a controller of endpoints needs to know about a service with a selector.
+/// The part of a service with a selector that a controller of endpoints needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServiceTemplate {
     /// The service.
@@ -205,7 +205,7 @@ fn read_port(object: &PortObject, index: usize, of: usize, kind: Type) -> Result
     Ok(ServicePort { name: name.into(), protocol, port, node_port })
 }
 
-/// What the ports of one service must not share.
+/// Properties that two ports of one service must not share.
 #[derive(Default)]
 struct Seen {
     names: BTreeSet<Arc<str>>,

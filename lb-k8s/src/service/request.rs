@@ -158,7 +158,7 @@ impl<'a> AddressAnnotations<'a> {
         }
     }
 
-    /// What is not carried out where nobody allocates.
+    /// Notes requests that are not carried out where nobody allocates.
     fn unallocated(&mut self, spec: &ServiceSpec, published: &Status) {
         let mut found = Vec::new();
         let wanted = text(spec.load_balancer_ip.as_ref()).and_then(|ip| check::ip(ip).ok());
@@ -247,7 +247,7 @@ fn entries(list: &str) -> impl Iterator<Item = &str> {
     list.split(',').map(str::trim).filter(|entry| !entry.is_empty())
 }
 
-/// What is no address is made fit for messages.
+/// A requested address. A text that is not an address is escaped for messages.
 fn wanted(entry: &str) -> Wanted {
     entry.parse().map_or_else(|_| Wanted::Unreadable(shown(entry)), Wanted::Address)
 }

@@ -1,4 +1,4 @@
-//! What snapshots say about the allocation of addresses.
+//! The part of snapshots that concerns the allocation of addresses.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,8 +18,8 @@ impl Snapshot {
         self.declared().resolved_pools().into_iter().map(|(pool, _)| pool)
     }
 
-    /// What services ask of pools, in order of their names: those of type LoadBalancer, and those that only have
-    /// addresses left from when they were.
+    /// Requests of services for addresses, in order of their names: of services of type LoadBalancer, and of those that
+    /// only have addresses left from when they were.
     pub fn requests(&self) -> impl Iterator<Item = &Request> {
         self.bodies().filter_map(|body| match body {
             Body::Service { aside, .. } => aside.as_ref()?.request.as_deref(),
@@ -27,7 +27,7 @@ impl Snapshot {
         })
     }
 
-    /// What it declares.
+    /// The pools and namespaces that it declares.
     pub(crate) fn declared(&self) -> Declared<'_> {
         Declared { pools: BTreeMap::new(), snapshots: Vec::new() }.over(self)
     }

@@ -1,4 +1,4 @@
-//! What one file says.
+//! The content of one file.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -13,14 +13,14 @@ pub(crate) struct Part {
     pub(crate) entries: BTreeMap<Key, Entry>,
     pub(crate) skipped: Vec<Arc<Finding>>,
     pub(crate) unsupported: Vec<Arc<Finding>>,
-    /// What is not carried out where nobody allocates addresses.
+    /// Findings that count only where nobody allocates addresses.
     pub(crate) unallocated: Vec<Arc<Finding>>,
     /// Refusals and the objects whose last good state they leave in force.
     pub(crate) refused: Vec<(Option<Key>, Arc<Finding>)>,
     /// How many more findings there are.
     pub(crate) unlisted: usize,
     pub(crate) amounts: Amounts,
-    /// What it is if it is no file; then nothing else is in it.
+    /// The type of an entry that is not a regular file; then the part has no other content.
     pub(crate) irregular: Option<&'static str>,
 }
 
@@ -78,7 +78,7 @@ pub(crate) struct Entry {
     pub(crate) body: Option<Body>,
 }
 
-/// What an object says. Small, since a map has room for eleven where a file has one.
+/// The content of an object. It is small, since a map has room for eleven where a file has one.
 #[derive(Debug)]
 pub(crate) enum Body {
     Service {
@@ -92,7 +92,7 @@ pub(crate) enum Body {
     Pool(Box<ReadPool>),
 }
 
-/// What a service says besides, if it does.
+/// Further content of a service, if there is any.
 #[derive(Debug)]
 pub(crate) struct Aside {
     pub(crate) template: Option<ServiceTemplate>,

@@ -214,7 +214,7 @@ impl Reader {
     }
 }
 
-/// What is read instead of a kind, or of its objects in another version.
+/// The kind or version that is read instead.
 fn instead_of(api_version: &str, kind: &str) -> Option<&'static str> {
     match kind {
         "EndpointSlice" => Some("those in discovery.k8s.io/v1"),

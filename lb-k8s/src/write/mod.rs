@@ -48,7 +48,7 @@ pub use status::{Condition, Ingress, LoadBalancerStatus, PoolStatus, ServiceStat
 pub struct WriteError {
     /// The service, slice or pool.
     pub object: String,
-    /// What a manifest cannot say.
+    /// A property that no manifest can express.
     pub message: String,
 }
 

@@ -50,7 +50,7 @@ pub struct Ingress {
 /// The `status` of a pool. Serialises as Cilium has it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct PoolStatus {
-    /// Cilium's four, and ours about what is wrong, if something is.
+    /// The four of Cilium, and further ones about errors and warnings.
     pub conditions: Vec<Condition>,
 }
 
