@@ -60,8 +60,7 @@ pub fn parse_backend(text: &str) -> Result<Wanted, FlowError> {
     Ok(Wanted { ip: ip.to_canonical(), port: None })
 }
 
-/// Where a packet enters, in one word.
-pub fn entry_name(entry: Entry) -> &'static str {
+fn entry_name(entry: Entry) -> &'static str {
     match entry {
         Entry::Socket => "socket",
         Entry::PodDevice => "pod",

@@ -46,7 +46,7 @@ impl Allocation {
             self.assignments.load_balancers().map(|(name, foreign)| (name.to_string(), (name, foreign))).collect();
         for service in services {
             let Some((name, foreign)) = load_balancers.get(&service.name) else { continue };
-            service.kind = "LoadBalancer".into();
+            service.kind = api::ServiceKind::LoadBalancer;
             service.ipam = self.assignments.answer(name).map(|answer| self.ipam(answer, service));
             let unsatisfied = service.ipam.as_ref().filter(|ipam| !ipam.satisfied);
             let refused = unsatisfied.map(|ipam| ("Unsatisfied", format!("{}: {}", ipam.reason, ipam.message)));

@@ -1,16 +1,18 @@
-//! Where the datapath does not hold what it should.
+//! Differences between the datapath and what it should hold.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+
+use super::{Difference, DriftCause, DriftClass, DriftMode, DriftOutcome};
 
 /// The answer of `/v1/drift`, which inspects everything first.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DriftReport {
     /// `ebpf`, `nftables`, `iptables-nft`, `iptables-legacy` or `memory`.
     pub datapath: String,
-    /// What becomes of differences: `repair`, `alert` (only said) or `off` (only looked for when asked).
-    pub mode: String,
+    /// What the agent does about differences.
+    pub mode: DriftMode,
     /// How many differences this inspection found, those included that were repaired right away.
     pub found: u64,
     /// Time that the inspection took, in microseconds.
@@ -26,21 +28,20 @@ pub struct DriftReport {
 /// One difference between what the datapath should hold and what it holds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DriftRecord {
-    /// Class of the object, such as `frontend`, `slot`, `link`, `table`, `rule`, `element` or `route`.
-    pub class: String,
+    /// Class of the object.
+    pub class: DriftClass,
     /// The object within its class.
     pub object: String,
-    /// `missing`, `extra` or `wrong`.
-    pub difference: String,
+    /// How it differs.
+    pub difference: Difference,
     /// As it should be, if it is `wrong`.
     pub expected: Option<String>,
     /// As it was found, if it is `wrong`.
     pub found: Option<String>,
-    /// What probably did it.
-    pub cause: String,
-    /// `found`: it differs, nothing was done about it. `repaired`. `not-repaired`: it differs, and `detail` says why.
-    /// `gone`: it differs no more, and nobody repaired it.
-    pub status: String,
+    /// The probable cause.
+    pub cause: DriftCause,
+    /// What became of it. `detail` says why it is not repaired.
+    pub status: DriftOutcome,
     /// Why it was not repaired.
     pub detail: Option<String>,
     /// When it was found, in milliseconds since 1970.
@@ -69,8 +70,9 @@ pub enum DriftNews {
 /// What the agent does about drift: part of `/v1/status`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DriftStatus {
-    /// `repair`, `alert` or `off`.
-    pub mode: String,
+    /// What the agent does about differences.
+    #[serde(default)]
+    pub mode: DriftMode,
     /// Whether the datapath says when others change it, so that there is no waiting for the next full inspection.
     pub watched: bool,
     /// Milliseconds from one full inspection to the next, unless they take too long for that.
@@ -85,7 +87,7 @@ pub struct DriftStatus {
     #[serde(default)]
     pub watchers: u64,
     /// Differences found since the start, by class.
-    pub found: BTreeMap<String, u64>,
+    pub found: BTreeMap<DriftClass, u64>,
     /// Differences repaired since the start, by class.
-    pub repaired: BTreeMap<String, u64>,
+    pub repaired: BTreeMap<DriftClass, u64>,
 }

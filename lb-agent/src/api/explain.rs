@@ -1,22 +1,24 @@
-//! What would become of a packet.
+//! The way of a packet through the datapath.
 
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use super::{Entry, Protocol, Verdict, WhyNotAnswer};
+
 /// The answer of `/v1/explain`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Explanation {
-    /// `tcp`, `udp` or `sctp`.
-    pub protocol: String,
+    /// Transport protocol.
+    pub protocol: Protocol,
     /// `address:port` of the sender.
     pub source: String,
-    /// `address:port` that it sends to.
+    /// `address:port` of the receiver.
     pub destination: String,
-    /// Where the packet enters the node: `socket`, `pod` or `uplink`.
-    pub entry: String,
-    /// `forward`, `reject` (refused at once), `drop` (silently) or `pass` (for no frontend: passed on).
-    pub verdict: String,
+    /// Where the packet enters the node.
+    pub entry: Entry,
+    /// What becomes of the packet.
+    pub verdict: Verdict,
     /// The frontend, as `address:port/protocol`.
     pub frontend: Option<String>,
     /// `namespace/name:port` of the service.
@@ -85,9 +87,8 @@ pub struct Verification {
 pub struct WhyNot {
     /// The backend: `address:port`, or as it was asked about if there is none.
     pub backend: String,
-    /// `chosen`, `possible` (one of those that the choice is drawn from), `other` (it takes new flows, and another one is
-    /// the choice), `rejected` (it takes none), `not-a-backend` or `no-frontend`.
-    pub answer: String,
+    /// The answer in one word.
+    pub answer: WhyNotAnswer,
     /// The answer in one sentence.
     pub says: String,
     /// The first of its slots in the table, from 0.

@@ -18,18 +18,23 @@ mod server;
 mod service;
 mod status;
 pub(crate) mod view;
+mod words;
 
 pub use client::{Client, ClientError, DriftWatch};
 pub use drift::{DriftNews, DriftRecord, DriftReport, DriftStatus};
 pub use explain::{Choice, Explanation, Question, Rejected, Rewrite, Step, Verification, Weighted, WhyNot};
 pub(crate) use http::{Query, Request};
-pub use pool::{AddressState, Pool, PoolAddress, PoolCounts, PoolDetail, PoolMove, PoolPlan};
+pub use pool::{Pool, PoolAddress, PoolCounts, PoolDetail, PoolMove, PoolPlan};
 pub use server::ListenError;
 #[cfg(any(test, fuzzing))]
 pub(crate) use server::converse_once;
 pub(crate) use server::{Lines, Listener, Reply};
 pub use service::{Affinity, Backend, BackendCount, Condition, Frontend, Granted, Ipam, Service};
 pub use status::{Addresses, Counts, Datapath, Manifests, Node, Source, Status, Usage};
+pub use words::{
+    AddressState, Algorithm, BackendState, Difference, DriftCause, DriftClass, DriftMode, DriftOutcome, Entry,
+    FrontendKind, FrontendStatus, Protocol, ServiceKind, Verdict, WhyNotAnswer,
+};
 
 use serde::{Deserialize, Serialize};
 

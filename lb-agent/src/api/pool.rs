@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use super::Condition;
+use super::{AddressState, Condition};
 
 /// One pool: an element of `/v1/pools`, in the order in which pools are asked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,26 +87,6 @@ pub struct PoolAddress {
     pub until_ms: Option<u64>,
     /// A sentence that says all of it.
     pub message: String,
-}
-
-/// What an address is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum AddressState {
-    /// In no pool.
-    Outside,
-    /// To be had.
-    Free,
-    /// For nobody.
-    Reserved,
-    /// With services.
-    Held,
-    /// Left by a living service; with nobody else for the time being.
-    Draining,
-    /// Given back; to be had if the pool is otherwise full.
-    Quarantined,
-    /// In use by something else.
-    Conflict,
 }
 
 /// What an edit would do: the answer of `/v1/pools/plan`.

@@ -4,14 +4,16 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use super::{Algorithm, BackendState, FrontendKind, FrontendStatus, Protocol, ServiceKind};
+
 /// One service: an element of `/v1/services`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Service {
     /// `namespace/name`.
     pub name: String,
-    /// `ClusterIP`, `NodePort` or `LoadBalancer`; empty if that is not known.
+    /// Type of the service.
     #[serde(rename = "type", default)]
-    pub kind: String,
+    pub kind: ServiceKind,
     /// Its cluster addresses.
     #[serde(default)]
     pub cluster_ips: Vec<IpAddr>,
@@ -26,8 +28,8 @@ pub struct Service {
     pub ports: Vec<String>,
     /// Its frontends, in order of address. None for a headless service, or for one that never was accepted.
     pub frontends: Vec<Frontend>,
-    /// Algorithm that is in use: `random`, `round-robin` or `maglev`.
-    pub algorithm: String,
+    /// Algorithm in use.
+    pub algorithm: Algorithm,
     /// Client affinity, if any is in use or asked for.
     pub affinity: Option<Affinity>,
     /// Where the service falls short of what was asked for.
@@ -63,17 +65,16 @@ pub struct Frontend {
     pub ip: IpAddr,
     /// Port.
     pub port: u16,
-    /// `tcp`, `udp` or `sctp`.
-    pub protocol: String,
-    /// Where the address comes from: `ClusterIP`, `LoadBalancer`, `ExternalIP` or `NodePort`.
-    pub kind: String,
+    /// Transport protocol.
+    pub protocol: Protocol,
+    /// Where the address comes from.
+    pub kind: FrontendKind,
     /// Name of the service's port; empty if it has none.
     pub port_name: String,
     /// Backends behind it.
     pub backends: BackendCount,
-    /// `active`: in the datapath. `pending`: a plan is due. `failed`: the datapath refused it, it is tried again.
-    /// `not-carried`: the datapath cannot carry it.
-    pub status: String,
+    /// How far it has come.
+    pub status: FrontendStatus,
     /// What the datapath said, if it refused.
     pub cause: Option<String>,
 }
@@ -120,16 +121,16 @@ pub struct Backend {
     pub ip: IpAddr,
     /// Port.
     pub port: u16,
-    /// `tcp`, `udp` or `sctp`.
-    pub protocol: String,
+    /// Transport protocol.
+    pub protocol: Protocol,
     /// Node that it runs on, if that is known.
     pub node: Option<String>,
     /// Whether it runs on this node; one whose node is unknown counts as if it did.
     pub local: bool,
     /// Share of new flows relative to the others.
     pub weight: u16,
-    /// `active`, `terminating-serving`, `terminating`, `not-ready`, `draining` or `maintenance`.
-    pub state: String,
+    /// State of the backend.
+    pub state: BackendState,
     /// Whether it takes new flows of traffic to a cluster address.
     pub takes_new_flows: bool,
     /// Why it does not.

@@ -3,19 +3,17 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use lb_core::{
-    BackendAddr, BackendState, Backends, Decision, Degraded, FrontendKind, FrontendStatus, Instant, KernelVerdict,
-    Model, Packet, Reconciler, ServiceFrontend, ServiceName, ServicePort, SliceName, SourceRewrite, TrafficPolicy,
-    Verdict, Wanted, select,
+    BackendAddr, Backends, Decision, Degraded, FrontendKind, Instant, KernelVerdict, Model, Packet, Reconciler,
+    ServiceFrontend, ServiceName, ServicePort, SliceName, SourceRewrite, TrafficPolicy, Verdict, Wanted, select,
 };
 use lb_k8s::{Finding, Report};
 
 use crate::{
     api::{
-        Affinity, Backend, BackendCount, Choice, Condition, Counts, Explanation, Frontend, Rejected, Rewrite, Service,
-        Step, Verification, Weighted, WhyNot,
+        Affinity, Algorithm, Backend, BackendCount, Choice, Condition, Counts, Explanation, Frontend, FrontendStatus,
+        Rejected, Rewrite, Service, ServiceKind, Step, Verification, Weighted, WhyNot,
     },
     engine::inspection::Verified,
-    flow::entry_name,
 };
 
 impl Condition {
@@ -70,11 +68,11 @@ pub(crate) fn backends(model: &Model, now: Instant) -> Vec<Backend> {
                         port_name: port.name.to_string(),
                         ip: candidate.addr.ip,
                         port: candidate.addr.port,
-                        protocol: candidate.addr.protocol.to_string(),
+                        protocol: candidate.addr.protocol.into(),
                         node: candidate.endpoint.node.as_ref().map(ToString::to_string),
                         local: candidate.local,
                         weight: candidate.endpoint.weight,
-                        state: state_name(candidate.endpoint.state(now)).into(),
+                        state: candidate.endpoint.state(now).into(),
                         takes_new_flows: rejected.is_none(),
                         reason: rejected.map(|(_, reason)| reason.to_string()),
                     }
@@ -88,7 +86,8 @@ pub(crate) fn backends(model: &Model, now: Instant) -> Vec<Backend> {
 /// How many of everything, as the datapath has it.
 pub(crate) fn counts(reconciler: &Reconciler) -> Counts {
     let model = reconciler.model();
-    let failed = |addr: &lb_core::FrontendAddr| matches!(reconciler.status(addr), FrontendStatus::Failed { .. });
+    let failed =
+        |addr: &lb_core::FrontendAddr| matches!(reconciler.status(addr), lb_core::FrontendStatus::Failed { .. });
     let held = reconciler.installed();
     Counts {
         services: model.services().count(),
@@ -111,7 +110,7 @@ pub(crate) fn conditions(
     found.extend(reconciler.model().refused().map(|(_, error)| Condition::new("Refused", &error.to_string())));
     found.extend(refused_slices.values().map(|error| Condition::new("Refused", error)));
     for addr in reconciler.desired().frontends.keys() {
-        if let FrontendStatus::Failed { cause, .. } = reconciler.status(addr) {
+        if let lb_core::FrontendStatus::Failed { cause, .. } = reconciler.status(addr) {
             found.push(Condition::new("FrontendFailed", &format!("{addr}: {cause}")));
         }
     }
@@ -151,11 +150,11 @@ pub(crate) fn explanation(model: &Model, packet: &Packet, decision: &Decision) -
     // Known even where the datapath does not carry it and so nothing is decided.
     let owner = model.owner(&addr);
     Explanation {
-        protocol: packet.protocol.to_string(),
+        protocol: packet.protocol.into(),
         source: socket(packet.source, packet.source_port),
         destination: socket(packet.destination, packet.destination_port),
-        entry: entry_name(packet.entry).into(),
-        verdict: verdict_name(&decision.verdict).into(),
+        entry: packet.entry.into(),
+        verdict: (&decision.verdict).into(),
         frontend: decision.frontend.or(owner.map(|_| addr)).map(|addr| addr.to_string()),
         service: owner.map(|owner| owner.port.to_string()),
         choice: forward.map(|forward| choice(&forward.choice)),
@@ -223,7 +222,7 @@ pub(crate) fn why_not(wanted: Wanted, answer: &lb_core::WhyNot) -> WhyNot {
     let slots = answer.slots().cloned().unwrap_or_default();
     WhyNot {
         backend: answer.backend().map_or_else(|| wanted.to_string(), |backend| socket(&backend)),
-        answer: answer.as_str().into(),
+        answer: answer.into(),
         says: answer.says(),
         slot_count: u32::try_from(slots.own.len()).unwrap_or(u32::MAX),
         slots: slots.own.into_iter().take(MAX_SLOTS).collect(),
@@ -242,17 +241,21 @@ fn served(reconciler: &Reconciler, service: &lb_core::Service) -> Service {
         .filter(|frontend| model.owns(service, frontend))
         .map(|f| listed(reconciler, service, &f))
         .collect();
-    frontends.sort_by_key(|frontend| (frontend.ip, frontend.port, frontend.protocol.clone()));
+    frontends.sort_by_key(|frontend| (frontend.ip, frontend.port, frontend.protocol));
     let degraded = model.degraded(service);
     Service {
         name: service.name.to_string(),
-        kind: if service.ports.iter().any(|port| port.node_port.is_some()) { "NodePort" } else { "ClusterIP" }.into(),
+        kind: if service.ports.iter().any(|port| port.node_port.is_some()) {
+            ServiceKind::NodePort
+        } else {
+            ServiceKind::ClusterIp
+        },
         cluster_ips: service.cluster_ips.clone(),
         external_ips: external_ips(service),
         ipam: None,
         ports: service.ports.iter().map(port).collect(),
         frontends,
-        algorithm: model.algorithm(service).to_string(),
+        algorithm: model.algorithm(service).into(),
         affinity: service.affinity.map(|affinity| Affinity {
             timeout_s: affinity.timeout.as_secs(),
             prefix_v4: affinity.prefix_v4,
@@ -282,13 +285,13 @@ fn port(port: &ServicePort) -> String {
 fn absent(name: &str) -> Service {
     Service {
         name: name.into(),
-        kind: String::new(),
+        kind: ServiceKind::default(),
         cluster_ips: Vec::new(),
         external_ips: Vec::new(),
         ipam: None,
         ports: Vec::new(),
         frontends: Vec::new(),
-        algorithm: String::new(),
+        algorithm: Algorithm::default(),
         affinity: None,
         conditions: Vec::new(),
     }
@@ -300,21 +303,21 @@ fn listed(reconciler: &Reconciler, service: &lb_core::Service, frontend: &Servic
     let selection = select(&candidates, &model.rules(service, policy(service, frontend.kind)));
     let (status, cause) = if model.carries(frontend) {
         match reconciler.status(&frontend.addr) {
-            FrontendStatus::Done => ("active", None),
-            FrontendStatus::Pending => ("pending", None),
-            FrontendStatus::Failed { cause, .. } => ("failed", Some(cause)),
+            lb_core::FrontendStatus::Done => (FrontendStatus::Active, None),
+            lb_core::FrontendStatus::Pending => (FrontendStatus::Pending, None),
+            lb_core::FrontendStatus::Failed { cause, .. } => (FrontendStatus::Failed, Some(cause)),
         }
     } else {
-        ("not-carried", None)
+        (FrontendStatus::NotCarried, None)
     };
     Frontend {
         ip: frontend.addr.ip,
         port: frontend.addr.port,
-        protocol: frontend.addr.protocol.to_string(),
-        kind: frontend.kind.to_string(),
+        protocol: frontend.addr.protocol.into(),
+        kind: frontend.kind.into(),
         port_name: frontend.port.name.to_string(),
         backends: BackendCount { active: selection.usable.len(), total: candidates.len() },
-        status: status.into(),
+        status,
         cause,
     }
 }
@@ -331,26 +334,6 @@ fn service_name(finding: &Finding) -> Option<String> {
 
 fn about(finding: &Finding) -> String {
     if finding.field.is_empty() { finding.message.clone() } else { format!("{}: {}", finding.field, finding.message) }
-}
-
-fn state_name(state: BackendState) -> &'static str {
-    match state {
-        BackendState::Active => "active",
-        BackendState::TerminatingServing => "terminating-serving",
-        BackendState::Terminating => "terminating",
-        BackendState::NotReady => "not-ready",
-        BackendState::Draining => "draining",
-        BackendState::Maintenance => "maintenance",
-    }
-}
-
-fn verdict_name(verdict: &Verdict) -> &'static str {
-    match verdict {
-        Verdict::Pass => "pass",
-        Verdict::Forward(_) => "forward",
-        Verdict::Reject => "reject",
-        Verdict::Drop => "drop",
-    }
 }
 
 fn choice(choice: &lb_core::Choice) -> Choice {
@@ -387,6 +370,11 @@ mod tests {
     };
 
     use super::*;
+    use crate::api::{self, FrontendStatus as Status};
+
+    fn packet(model: &Model, destination: &str) -> Packet {
+        crate::flow::parse("tcp", "198.51.100.1:4000", destination, None, model.node()).unwrap()
+    }
 
     /// A service that asks for Maglev and a node port, on a datapath that has neither.
     fn reconciler() -> Reconciler {
@@ -433,7 +421,7 @@ mod tests {
                 ("Degraded", "NodePort frontends are not supported by this datapath"),
             ]
         );
-        assert_eq!(service.algorithm, "random");
+        assert_eq!(service.algorithm, api::Algorithm::Random);
     }
 
     #[test]
@@ -462,7 +450,7 @@ mod tests {
         reconciler.handle_change(Change::UpsertService(service)).unwrap();
         let of = |destination| {
             let model = reconciler.model();
-            let packet = crate::flow::parse("tcp", "198.51.100.1:4000", destination, None, model.node()).unwrap();
+            let packet = packet(model, destination);
             let decision = lb_core::decide(model, &packet, &lb_core::FlowView::default(), Instant::default());
             explanation(model, &packet, &decision).degraded
         };
@@ -478,10 +466,10 @@ mod tests {
         let statuses = |reconciler: &Reconciler| {
             only(reconciler).frontends.iter().map(|frontend| frontend.status.clone()).collect::<Vec<_>>()
         };
-        assert_eq!(statuses(&reconciler), ["pending", "not-carried"]);
+        assert_eq!(statuses(&reconciler), [Status::Pending, Status::NotCarried]);
         let plan = reconciler.poll_plan(Instant::default()).unwrap();
         reconciler.handle_applied(plan.id, Ok(()), Instant::default());
-        assert_eq!(statuses(&reconciler), ["active", "not-carried"]);
+        assert_eq!(statuses(&reconciler), [Status::Active, Status::NotCarried]);
         assert_eq!(only(&reconciler).frontends[0].backends, BackendCount { active: 1, total: 2 });
     }
 
@@ -489,10 +477,10 @@ mod tests {
     fn a_frontend_that_is_not_carried_is_named() {
         let reconciler = reconciler();
         let model = reconciler.model();
-        let packet = crate::flow::parse("tcp", "198.51.100.1:4000", "192.0.2.1:30080", None, model.node()).unwrap();
+        let packet = packet(model, "192.0.2.1:30080");
         let decision = lb_core::decide(model, &packet, &lb_core::FlowView::default(), Instant::default());
         let said = explanation(model, &packet, &decision);
-        assert_eq!((said.verdict.as_str(), said.service.as_deref()), ("pass", Some("default/web")));
+        assert_eq!((said.verdict, said.service.as_deref()), (api::Verdict::Pass, Some("default/web")));
         assert_eq!(said.frontend.as_deref(), Some("192.0.2.1:30080/tcp"));
     }
 
@@ -505,7 +493,7 @@ mod tests {
         let outcome = Err(ApplyError { applied: 0, failed: vec![(addr, cause)], unknown: None });
         reconciler.handle_applied(plan.id, outcome, Instant::default());
         let frontend = only(&reconciler).frontends.remove(0);
-        assert_eq!((frontend.status.as_str(), frontend.cause.as_deref()), ("failed", Some("table full")));
+        assert_eq!((frontend.status, frontend.cause.as_deref()), (Status::Failed, Some("table full")));
         assert_eq!(counts(&reconciler).failed, 1);
         let conditions = conditions(&reconciler, &Report::default(), &BTreeMap::new());
         assert_eq!(conditions[0], Condition::new("FrontendFailed", "10.96.0.1:80/tcp: table full"));

@@ -215,11 +215,15 @@ mod tests {
     use lb_core::State;
 
     use super::*;
+    use crate::api;
     use crate::api::Client;
     use crate::api::ClientError;
+    use crate::api::DriftClass;
     use crate::api::DriftNews;
+    use crate::api::DriftOutcome;
     use crate::api::Listener;
     use crate::api::Question as Explain;
+    use crate::api::WhyNotAnswer;
     use crate::api::answers::Answers;
     use crate::config::Config;
     use crate::testing;
@@ -269,7 +273,7 @@ mod tests {
         let drift = agent.shared.status().drift;
         assert_eq!(
             (drift.open, drift.found.clone(), drift.repaired),
-            (0, [("frontend".into(), 1)].into(), drift.found)
+            (0, [(DriftClass::Frontend, 1)].into(), drift.found)
         );
         assert_eq!(conditions(&agent), Vec::<String>::new());
         let suspects = kernel.inspections().into_iter().filter(|inspection| *inspection == Inspection::Suspects);
@@ -281,7 +285,10 @@ mod tests {
         let (mut agent, kernel) = ready(&alert());
         kernel.disturb(lose_frontends);
         let report = inspect(&mut agent).recv().unwrap().unwrap();
-        assert_eq!((report.found, report.mode.as_str(), report.now[0].status.as_str()), (1, "alert", "found"));
+        assert_eq!(
+            (report.found, report.mode, &report.now[0].status),
+            (1, api::DriftMode::Alert, &DriftOutcome::Found)
+        );
         assert!(kernel.state().frontends.is_empty());
         assert_eq!(conditions(&agent), ["Drift"]);
     }
@@ -345,8 +352,8 @@ mod tests {
         kernel.set_fails(Fails { repairs: true, ..Fails::default() });
         kernel.disturb(lose_frontends);
         let report = inspect(&mut agent).recv().unwrap().unwrap();
-        let said = (report.now[0].status.as_str(), report.now[0].detail.as_deref());
-        assert_eq!(said, ("not-repaired", Some("no")));
+        let said = (&report.now[0].status, report.now[0].detail.as_deref());
+        assert_eq!(said, (&DriftOutcome::NotRepaired, Some("no")));
         assert_eq!(conditions(&agent), ["Drift", "FrontendFailed"]);
         assert!(agent.patience().unwrap() <= Duration::from_millis(500));
     }
@@ -394,7 +401,7 @@ mod tests {
         }
     }
 
-    fn difference(news: Option<Result<DriftNews, ClientError>>) -> (String, String) {
+    fn difference(news: Option<Result<DriftNews, ClientError>>) -> (DriftClass, DriftOutcome) {
         match news.unwrap().unwrap() {
             DriftNews::Difference(record) => (record.class, record.status),
             DriftNews::Unlisted { unlisted } => panic!("{unlisted} too many"),
@@ -408,7 +415,7 @@ mod tests {
         let mut watch = running.client.watch_drift().unwrap();
         running.kernel.disturb(lose_frontends);
         let said = [difference(watch.next()), difference(watch.next())];
-        assert_eq!(said, ["found", "repaired"].map(|status| ("frontend".to_owned(), status.to_owned())));
+        assert_eq!(said, [DriftOutcome::Found, DriftOutcome::Repaired].map(|status| (DriftClass::Frontend, status)));
         assert_eq!(running.kernel.state(), before);
         let report = running.client.drift().unwrap();
         assert_eq!((report.found, report.now.len(), report.before.len()), (0, 0, 1));
@@ -432,7 +439,7 @@ mod tests {
         assert!(verification.agrees && verification.settled, "{verification:?}");
         assert_eq!(verification.kernel, "forwarded to one of 10.0.0.1:8080 (1/2), 10.0.0.2:8080 (1/2)");
         let why_not = explanation.why_not.unwrap();
-        assert_eq!((why_not.backend.as_str(), why_not.answer.as_str()), ("10.0.0.2:8080", "possible"));
+        assert_eq!((why_not.backend.as_str(), why_not.answer), ("10.0.0.2:8080", WhyNotAnswer::Possible));
         assert_eq!((why_not.slots, why_not.slot_count, why_not.table), (vec![1], 1, 2));
         running.kernel.disturb(lose_frontends);
         let verification = running.client.explain(&question).unwrap().verification.unwrap();

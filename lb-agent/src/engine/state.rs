@@ -124,7 +124,7 @@ impl Shared {
             let (is_now, before) = drifts.listed(&inspected.found, now, wall);
             DriftReport {
                 datapath: self.kind.to_string(),
-                mode: drifts.mode().as_str().into(),
+                mode: drifts.mode().into(),
                 found: inspected.found.len() as u64,
                 inspection_us: u64::try_from(inspected.took.as_micros()).unwrap_or(u64::MAX),
                 now: is_now,

@@ -32,7 +32,7 @@ fn table(backends: &[Backend]) -> String {
             format!("{address}/{}", backend.protocol),
             backend.node.clone().unwrap_or_default(),
             backend.weight.to_string(),
-            backend.state.clone(),
+            backend.state.to_string(),
             backend.reason.as_ref().map_or_else(|| "yes".into(), |reason| format!("no: {reason}")),
         ]);
     }
@@ -41,6 +41,8 @@ fn table(backends: &[Backend]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use lb_agent::api::{BackendState, Protocol};
+
     use super::*;
 
     #[test]
@@ -50,11 +52,11 @@ mod tests {
             port_name: String::new(),
             ip: "fd00::1".parse().unwrap(),
             port: 8080,
-            protocol: "tcp".into(),
+            protocol: Protocol::Tcp,
             node: None,
             local: true,
             weight: 0,
-            state: "active".into(),
+            state: BackendState::Active,
             takes_new_flows: false,
             reason: Some("weight is 0".into()),
         };

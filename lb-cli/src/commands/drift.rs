@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use lb_agent::api::{Client, DriftNews, DriftRecord, DriftReport};
+use lb_agent::api::{Client, DriftClass, DriftNews, DriftRecord, DriftReport};
 
 use crate::{
     cli::DriftArgs,
@@ -85,7 +85,7 @@ fn text(report: &DriftReport, all: bool) -> String {
 fn section(heading: &str, records: &[DriftRecord], all: bool) -> String {
     let mut table =
         Table::new(["CLASS", "OBJECT", "DIFFERENCE", "EXPECTED", "FOUND", "CAUSE", "AGE", "WHAT BECAME OF IT"]);
-    let mut listed: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut listed: BTreeMap<&DriftClass, usize> = BTreeMap::new();
     for record in records {
         let number = listed.entry(&record.class).or_default();
         *number += 1;
@@ -105,16 +105,16 @@ fn row(record: &DriftRecord) -> [String; 8] {
     let what = match (record.right_after_us, &record.detail) {
         (Some(us), _) => format!("{} after {}", record.status, time(Duration::from_micros(us))),
         (None, Some(why)) => format!("{}: {why}", record.status),
-        (None, None) => record.status.clone(),
+        (None, None) => record.status.to_string(),
     };
     let what = if record.times > 1 { format!("{what}, {} times in a row", record.times) } else { what };
     [
-        record.class.clone(),
+        record.class.to_string(),
         record.object.clone(),
-        record.difference.clone(),
+        record.difference.to_string(),
         record.expected.clone().unwrap_or_default(),
         record.found.clone().unwrap_or_default(),
-        record.cause.clone(),
+        record.cause.to_string(),
         time(Duration::from_millis(record.age_ms)),
         what,
     ]
@@ -122,17 +122,19 @@ fn row(record: &DriftRecord) -> [String; 8] {
 
 #[cfg(test)]
 mod tests {
+    use lb_agent::api::{Difference, DriftCause, DriftMode, DriftOutcome};
+
     use super::*;
 
     fn record(n: u32) -> DriftRecord {
         DriftRecord {
-            class: "rule".into(),
+            class: DriftClass::Rule,
             object: format!("rule {n}"),
-            difference: "wrong".into(),
+            difference: Difference::Wrong,
             expected: Some("accept".into()),
             found: Some("drop\u{1b}[2J".into()),
-            cause: "changed by another tool".into(),
-            status: "repaired".into(),
+            cause: DriftCause::Edited,
+            status: DriftOutcome::Repaired,
             detail: None,
             found_unix_ms: 1_795_262_400_001,
             age_ms: 40,
@@ -144,7 +146,7 @@ mod tests {
     fn report(now: Vec<DriftRecord>, before: Vec<DriftRecord>) -> DriftReport {
         DriftReport {
             datapath: "nftables".into(),
-            mode: "repair".into(),
+            mode: DriftMode::Repair,
             found: now.len() as u64,
             inspection_us: 2_900,
             now,
@@ -162,7 +164,7 @@ mod tests {
     #[test]
     fn a_difference_is_a_line_and_does_not_steer_the_terminal() {
         let stuck = DriftRecord {
-            status: "not-repaired".into(),
+            status: DriftOutcome::NotRepaired,
             detail: Some("table full".into()),
             right_after_us: None,
             times: 3,

@@ -1,7 +1,7 @@
 //! `lb explain`.
 
 use lb_agent::{
-    api::{Client, Explanation, Question, Rewrite, Verification, WhyNot},
+    api::{self, Client, Explanation, Question, Rewrite, Verification, WhyNot, WhyNotAnswer},
     flow,
 };
 use lb_core::NodeFacts;
@@ -36,7 +36,7 @@ pub(super) fn run(args: &ExplainArgs) -> Outcome {
 }
 
 fn end(explanation: &Explanation) -> Verdict {
-    let is_absent = |why_not: &WhyNot| matches!(why_not.answer.as_str(), "not-a-backend" | "no-frontend");
+    let is_absent = |why_not: &WhyNot| matches!(why_not.answer, WhyNotAnswer::NotABackend | WhyNotAnswer::NoFrontend);
     if explanation.verification.as_ref().is_some_and(|verification| !verification.agrees) {
         return Verdict::Different;
     }
@@ -91,12 +91,12 @@ fn verification(verification: &Verification) -> String {
 
 fn verdict(explanation: &Explanation) -> String {
     let Some(choice) = &explanation.choice else {
-        return match explanation.verdict.as_str() {
-            "pass" if explanation.frontend.is_some() => not_carried(explanation),
-            "pass" => "passed on: it is for no service".into(),
-            "reject" => "refused at once".into(),
-            "drop" => "dropped silently".into(),
-            other => other.into(),
+        return match &explanation.verdict {
+            api::Verdict::Pass if explanation.frontend.is_some() => not_carried(explanation),
+            api::Verdict::Pass => "passed on: it is for no service".into(),
+            api::Verdict::Reject => "refused at once".into(),
+            api::Verdict::Drop => "dropped silently".into(),
+            other => other.to_string(),
         };
     };
     let total: u32 = choice.backends.iter().map(|backend| backend.weight).sum();
@@ -135,11 +135,11 @@ mod tests {
     #[test]
     fn a_frontend_that_is_not_carried_is_not_for_no_service() {
         let explanation = Explanation {
-            protocol: "sctp".into(),
+            protocol: api::Protocol::Sctp,
             source: "10.0.0.1:1".into(),
             destination: "10.96.0.1:80".into(),
-            entry: "pod".into(),
-            verdict: "pass".into(),
+            entry: api::Entry::Pod,
+            verdict: api::Verdict::Pass,
             frontend: Some("10.96.0.1:80/sctp".into()),
             service: Some("default/web:http".into()),
             degraded: Vec::new(),
@@ -161,11 +161,11 @@ mod tests {
     fn an_explanation_reads_from_top_to_bottom() {
         let backend = |address: &str, weight| Weighted { address: address.into(), weight };
         let explanation = Explanation {
-            protocol: "tcp".into(),
+            protocol: api::Protocol::Tcp,
             source: "10.0.0.1:1".into(),
             destination: "10.96.0.1:80".into(),
-            entry: "pod".into(),
-            verdict: "forward".into(),
+            entry: api::Entry::Pod,
+            verdict: api::Verdict::Forward,
             frontend: Some("10.96.0.1:80/tcp".into()),
             service: Some("default/web".into()),
             degraded: vec!["session affinity is not supported by this datapath".into()],
@@ -190,7 +190,7 @@ mod tests {
             }),
             why_not: Some(WhyNot {
                 backend: "10.1.0.2:80".into(),
-                answer: "possible".into(),
+                answer: WhyNotAnswer::Possible,
                 says: "it may be the choice: 1 of 4 slots are its own".into(),
                 slots: vec![3],
                 slot_count: 1,

@@ -133,7 +133,7 @@ fn address_table(addresses: &[PoolAddress], now: u64) -> String {
     for address in addresses {
         table.row([
             address.address.to_string(),
-            state(address.state).into(),
+            address.state.to_string(),
             address.services.join(","),
             rest(address, now).unwrap_or_default(),
         ]);
@@ -192,18 +192,6 @@ fn conditions(conditions: &[Condition]) -> String {
 
 fn yes_or_no(yes: bool) -> String {
     if yes { "yes" } else { "no" }.into()
-}
-
-const fn state(state: AddressState) -> &'static str {
-    match state {
-        AddressState::Outside => "outside",
-        AddressState::Free => "free",
-        AddressState::Reserved => "reserved",
-        AddressState::Held => "held",
-        AddressState::Draining => "draining",
-        AddressState::Quarantined => "quarantined",
-        AddressState::Conflict => "conflict",
-    }
 }
 
 /// How much longer an address is what it is.

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lb_agent::api::{Client, Condition, Frontend, Service};
+use lb_agent::api::{Client, Condition, Frontend, FrontendStatus, Service, ServiceKind};
 
 use crate::{
     cli::ServiceListArgs,
@@ -30,9 +30,12 @@ fn table(services: &[Service]) -> String {
     for service in services {
         table.row([
             service.name.clone(),
-            service.kind.clone(),
+            service.kind.to_string(),
             joined(&service.cluster_ips, "None"),
-            joined(&service.external_ips, if service.kind == "LoadBalancer" { "<pending>" } else { "<none>" }),
+            joined(
+                &service.external_ips,
+                if service.kind == ServiceKind::LoadBalancer { "<pending>" } else { "<none>" },
+            ),
             joined(&service.ports, "<none>"),
             algorithm(service),
             distinct(service.frontends.iter().map(backends)),
@@ -55,7 +58,7 @@ fn distinct(items: impl Iterator<Item = String>) -> String {
 
 /// `active`, or how many frontends are what.
 fn statuses(service: &Service) -> String {
-    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut counts: BTreeMap<&FrontendStatus, usize> = BTreeMap::new();
     service.frontends.iter().for_each(|frontend| *counts.entry(&frontend.status).or_default() += 1);
     match counts.len() {
         1 => distinct(counts.keys().map(ToString::to_string)),
@@ -87,10 +90,10 @@ fn row(service: &Service, frontend: &Frontend) -> [String; 7] {
     [
         name,
         format!("{address}/{}", frontend.protocol),
-        frontend.kind.clone(),
+        frontend.kind.to_string(),
         algorithm(service),
         backends(frontend),
-        frontend.status.clone(),
+        frontend.status.to_string(),
         conditions(service, Some(frontend)),
     ]
 }
@@ -98,7 +101,7 @@ fn row(service: &Service, frontend: &Frontend) -> [String; 7] {
 fn algorithm(service: &Service) -> String {
     match &service.affinity {
         Some(_) => format!("{}, affinity", service.algorithm),
-        None => service.algorithm.clone(),
+        None => service.algorithm.to_string(),
     }
 }
 
@@ -115,29 +118,30 @@ fn conditions(service: &Service, frontend: Option<&Frontend>) -> String {
 
 #[cfg(test)]
 mod tests {
+    use lb_agent::api::{Affinity, Algorithm, BackendCount, FrontendKind, Protocol};
+
     use super::*;
-    use lb_agent::api::{Affinity, BackendCount};
 
     fn service() -> Service {
         let frontend = Frontend {
             ip: "10.96.0.10".parse().unwrap(),
             port: 80,
-            protocol: "tcp".into(),
-            kind: "ClusterIP".into(),
+            protocol: Protocol::Tcp,
+            kind: FrontendKind::ClusterIp,
             port_name: "http".into(),
             backends: BackendCount { active: 1, total: 2 },
-            status: "active".into(),
+            status: FrontendStatus::Active,
             cause: None,
         };
         Service {
             name: "default/web".into(),
-            kind: "ClusterIP".into(),
+            kind: ServiceKind::ClusterIp,
             cluster_ips: vec!["10.96.0.10".parse().unwrap()],
             external_ips: Vec::new(),
             ipam: None,
             ports: vec!["80:30080/TCP".into(), "53/UDP".into()],
             frontends: vec![frontend],
-            algorithm: "random".into(),
+            algorithm: Algorithm::Random,
             affinity: None,
             conditions: Vec::new(),
         }
@@ -165,12 +169,12 @@ mod tests {
             "-",
         ];
         assert_eq!(words(&line), expected);
-        service.kind = "LoadBalancer".into();
+        service.kind = ServiceKind::LoadBalancer;
         assert_eq!(words(&table(&[service.clone()]))[3], "<pending>");
         service.external_ips = vec!["20.0.20.100".parse().unwrap(), "2001:db8::1".parse().unwrap()];
         assert_eq!(words(&table(&[service.clone()]))[3], "20.0.20.100,2001:db8::1");
         let mut failed = service.frontends[0].clone();
-        (failed.status, failed.cause) = ("failed".into(), Some("table full".into()));
+        (failed.status, failed.cause) = (FrontendStatus::Failed, Some("table full".into()));
         service.frontends.push(failed);
         let text = table(&[service]);
         assert!(text.ends_with("2 (1 active)   1 active, 1 failed   Failed(table full)\n"), "{text}");

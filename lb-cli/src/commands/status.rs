@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use lb_agent::api::{Client, Condition, DriftStatus, Status};
+use lb_agent::api::{Client, Condition, DriftClass, DriftStatus, Status};
 
 use crate::{
     cli::StatusArgs,
@@ -64,7 +64,7 @@ fn table(status: &Status) -> String {
 }
 
 fn drift(drift: &DriftStatus) -> String {
-    let sum = |counts: &BTreeMap<String, u64>| counts.values().sum::<u64>();
+    let sum = |counts: &BTreeMap<DriftClass, u64>| counts.values().sum::<u64>();
     let (found, repaired) = (count(sum(&drift.found), "difference"), sum(&drift.repaired));
     let watched = if drift.watched { ", watched" } else { "" };
     let took = Duration::from_micros(drift.inspection_us);

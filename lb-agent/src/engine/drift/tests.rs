@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use lb_core::{Cause, Difference, Drift, DriftClass, Inspection, Instant};
 
 use super::{records::Status, *};
-use crate::api::{DriftNews, Lines};
+use crate::api::{DriftClass as Class, DriftNews, Lines};
 
 const INTERVAL: Duration = Duration::from_secs(60);
 
@@ -152,7 +152,7 @@ fn a_repair_that_does_not_help_is_said_and_tried_again() {
     assert_eq!(drifts.take_repair(&[rule("a")], at(505)), Some(Ok(())));
     take(&mut drifts, Inspection::Everything, &[rule("a")], 505, 0, tried(506));
     assert_eq!((drifts.status().open, kinds(&drifts, 506)), (0, vec![]), "twice is no quarrel");
-    assert_eq!(drifts.status().repaired, BTreeMap::from([("rule".to_owned(), 2)]));
+    assert_eq!(drifts.status().repaired, BTreeMap::from([(Class::Rule, 2)]));
 }
 
 #[test]

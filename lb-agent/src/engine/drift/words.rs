@@ -11,7 +11,7 @@ use super::{
     Drifts,
     records::{IN_A_ROW, Record, Status, key},
 };
-use crate::api::{DriftRecord, DriftStatus};
+use crate::api::{DriftOutcome, DriftRecord, DriftStatus};
 
 /// An object that was repaired so often in a row is fought about.
 const FOUGHT: u32 = 5;
@@ -28,11 +28,10 @@ impl Drifts {
     }
 
     pub(crate) fn status(&self) -> DriftStatus {
-        let named = |counts: &BTreeMap<DriftClass, u64>| {
-            counts.iter().map(|(class, &count)| (class.as_str().to_owned(), count)).collect()
-        };
+        let named =
+            |counts: &BTreeMap<DriftClass, u64>| counts.iter().map(|(&class, &count)| (class.into(), count)).collect();
         DriftStatus {
-            mode: self.mode.as_str().into(),
+            mode: self.mode.into(),
             watched: self.watched,
             interval_ms: u64::try_from(self.interval.as_millis()).unwrap_or(u64::MAX),
             inspections: self.inspections,
@@ -88,20 +87,20 @@ pub(super) fn told(record: &Record, now: Instant, wall: Duration) -> DriftRecord
         lb_core::Difference::Missing | lb_core::Difference::Extra => (None, None),
     };
     let (status, detail) = match &record.status {
-        Status::Found => ("found", None),
-        Status::Repaired => ("repaired", None),
-        Status::NotRepaired(why) => ("not-repaired", Some(why.clone())),
-        Status::Gone => ("gone", None),
+        Status::Found => (DriftOutcome::Found, None),
+        Status::Repaired => (DriftOutcome::Repaired, None),
+        Status::NotRepaired(why) => (DriftOutcome::NotRepaired, Some(why.clone())),
+        Status::Gone => (DriftOutcome::Gone, None),
     };
     let whole = |n: u128| u64::try_from(n).unwrap_or(u64::MAX);
     DriftRecord {
-        class: record.drift.class.to_string(),
+        class: record.drift.class.into(),
         object: record.drift.object.clone(),
-        difference: record.drift.difference.as_str().into(),
+        difference: (&record.drift.difference).into(),
         expected,
         found,
-        cause: record.drift.cause.to_string(),
-        status: status.into(),
+        cause: record.drift.cause.into(),
+        status,
         detail,
         found_unix_ms: whole(wall.saturating_sub(age).as_millis()),
         age_ms: whole(age.as_millis()),

@@ -10,7 +10,7 @@ use std::{
 };
 
 use lb_agent::{
-    api::{Client, DriftNews},
+    api::{Client, DriftNews, DriftOutcome},
     driver::{
         DatapathKind, Setting,
         lab::{self, ForeignEdit, Scene},
@@ -63,7 +63,7 @@ impl<'a> Bed<'a> {
         let watch = agent.watch_drift().map_err(|source| RunError::Agent { node: node.name().into(), source })?;
         thread::spawn(move || {
             let repaired =
-                |news: &DriftNews| matches!(news, DriftNews::Difference(record) if record.status == "repaired");
+                |news: &DriftNews| matches!(news, DriftNews::Difference(record) if record.status == DriftOutcome::Repaired);
             // It ends with the agent.
             watch.flatten().filter(repaired).take_while(|_| told.send(Instant::now()).is_ok()).for_each(drop);
         });

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use lb_agent::api::{Pool, Service};
+use lb_agent::api::{FrontendStatus, Pool, Service, ServiceKind};
 use lb_testkit::lab::Node;
 
 use super::super::{error::RunError, fleet::Fleet};
@@ -42,7 +42,7 @@ impl View {
         let service = self.service(name)?;
         let is_active = |ip: &IpAddr| {
             let mut frontends = service.frontends.iter().filter(|frontend| frontend.ip == *ip);
-            frontends.any(|frontend| frontend.status == "active" && frontend.backends.active > 0)
+            frontends.any(|frontend| frontend.status == FrontendStatus::Active && frontend.backends.active > 0)
         };
         let is_satisfied = service.ipam.as_ref().is_some_and(|ipam| ipam.satisfied);
         if !is_satisfied || service.external_ips.is_empty() || !service.external_ips.iter().all(is_active) {
@@ -77,7 +77,7 @@ pub(super) fn pool_line(pool: &Pool) -> String {
 pub(super) fn service_line(service: &Service) -> String {
     let name = service.name.strip_prefix("default/").unwrap_or(&service.name);
     let outside = if service.external_ips.is_empty() {
-        if service.kind == "LoadBalancer" { "<pending>".into() } else { "<none>".into() }
+        if service.kind == ServiceKind::LoadBalancer { "<pending>".into() } else { "<none>".into() }
     } else {
         join(&service.external_ips)
     };
@@ -96,29 +96,29 @@ pub(super) fn join<T: ToString>(items: &[T]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lb_agent::api::{BackendCount, Frontend, Granted, Ipam};
+    use lb_agent::api::{Algorithm, BackendCount, Frontend, FrontendKind, Granted, Ipam, Protocol};
 
-    fn echo(status: &str, ipam: Option<Ipam>) -> Service {
+    fn echo(status: FrontendStatus, ipam: Option<Ipam>) -> Service {
         let external = ipam.iter().flat_map(|ipam| &ipam.granted).map(|granted| granted.address).collect::<Vec<_>>();
         let frontend = |&ip: &IpAddr| Frontend {
             ip,
             port: 8080,
-            protocol: "tcp".into(),
-            kind: "LoadBalancer".into(),
+            protocol: Protocol::Tcp,
+            kind: FrontendKind::LoadBalancer,
             port_name: String::new(),
             backends: BackendCount { active: 2, total: 2 },
-            status: status.into(),
+            status: status.clone(),
             cause: None,
         };
         Service {
             name: "default/echo-1".into(),
-            kind: "LoadBalancer".into(),
+            kind: ServiceKind::LoadBalancer,
             cluster_ips: vec!["10.96.79.72".parse().unwrap()],
             frontends: external.iter().map(frontend).collect(),
             external_ips: external,
             ipam,
             ports: vec!["8080/TCP".into()],
-            algorithm: "random".into(),
+            algorithm: Algorithm::Random,
             affinity: None,
             conditions: Vec::new(),
         }
@@ -140,21 +140,25 @@ mod tests {
 
     #[test]
     fn an_address_counts_once_it_leads_somewhere() {
-        let given = view(echo("active", Some(satisfied())));
+        let given = view(echo(FrontendStatus::Active, Some(satisfied())));
         assert_eq!(given.addresses("echo-1").unwrap(), ["20.0.20.100".parse::<IpAddr>().unwrap()]);
         assert_eq!(given.pools_of("echo-1").unwrap(), ["blue-pool"]);
         assert!(given.addresses("echo-2").is_err() && given.refused("echo-1", "out_of_ips").is_err());
-        for other in [echo("pending", Some(satisfied())), echo("active", Some(refused())), echo("active", None)] {
+        for other in [
+            echo(FrontendStatus::Pending, Some(satisfied())),
+            echo(FrontendStatus::Active, Some(refused())),
+            echo(FrontendStatus::Active, None),
+        ] {
             assert!(view(other).addresses("echo-1").is_err());
         }
-        let mut nowhere = echo("active", Some(satisfied()));
+        let mut nowhere = echo(FrontendStatus::Active, Some(satisfied()));
         nowhere.frontends[0].backends.active = 0;
         assert!(view(nowhere).addresses("echo-1").is_err());
     }
 
     #[test]
     fn a_refusal_counts_with_its_reason_and_without_an_address() {
-        let view = view(echo("active", Some(refused())));
+        let view = view(echo(FrontendStatus::Active, Some(refused())));
         assert_eq!(
             view.refused("echo-1", "out_of_ips").unwrap(),
             "echo-1 LoadBalancer 10.96.79.72 <pending> 8080/TCP (out_of_ips: no IPv4 address: pool `blue-pool` is full)"
@@ -164,9 +168,9 @@ mod tests {
 
     #[test]
     fn lines_are_those_of_kubectl() {
-        let line = service_line(&echo("active", Some(satisfied())));
+        let line = service_line(&echo(FrontendStatus::Active, Some(satisfied())));
         assert_eq!(line, "echo-1 LoadBalancer 10.96.79.72 20.0.20.100 8080/TCP");
-        let internal = Service { kind: "ClusterIP".into(), ..echo("active", None) };
+        let internal = Service { kind: ServiceKind::ClusterIp, ..echo(FrontendStatus::Active, None) };
         assert_eq!(service_line(&internal), "echo-1 ClusterIP 10.96.79.72 <none> 8080/TCP");
     }
 }
