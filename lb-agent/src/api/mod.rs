@@ -16,6 +16,7 @@ mod http;
 mod pool;
 mod server;
 mod service;
+mod socket;
 mod status;
 pub(crate) mod view;
 mod words;
@@ -25,11 +26,12 @@ pub use drift::{DriftNews, DriftRecord, DriftReport, DriftStatus};
 pub use explain::{Choice, Explanation, Question, Rejected, Rewrite, Step, Verification, Weighted, WhyNot};
 pub(crate) use http::{Query, Request};
 pub use pool::{Pool, PoolAddress, PoolCounts, PoolDetail, PoolMove, PoolPlan};
-pub use server::ListenError;
 #[cfg(any(test, fuzzing))]
 pub(crate) use server::converse_once;
-pub(crate) use server::{Lines, Listener, Reply};
+pub(crate) use server::{Lines, Reply};
 pub use service::{Affinity, Backend, BackendCount, Condition, Frontend, Granted, Ipam, Service};
+pub use socket::ListenError;
+pub(crate) use socket::Listener;
 pub use status::{Addresses, Counts, Datapath, Manifests, Node, Source, Status, Usage};
 pub use words::{
     AddressState, Algorithm, BackendState, Difference, DriftCause, DriftClass, DriftMode, DriftOutcome, Entry,

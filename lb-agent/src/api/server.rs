@@ -1,16 +1,11 @@
-//! The listening half.
+//! The answering half.
 
 use std::{
-    fs::{self, DirBuilder, Permissions},
     io::{self, Write},
     os::{
         fd::AsFd,
-        unix::{
-            fs::{DirBuilderExt, FileTypeExt, PermissionsExt},
-            net::{UnixListener, UnixStream},
-        },
+        unix::net::{UnixListener, UnixStream},
     },
-    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -19,10 +14,7 @@ use std::{
     time::Duration,
 };
 
-use nix::{
-    poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::stat::{Mode, umask},
-};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::Serialize;
 
 use super::{
@@ -36,24 +28,6 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const LOOK_UP: Duration = Duration::from_secs(1);
 /// Most clients at a time; others are told to come back.
 const MAX_CLIENTS: usize = 64;
-
-/// Why there is no socket to answer on.
-#[derive(Debug, thiserror::Error)]
-pub enum ListenError {
-    #[error("an agent answers on {path} already: end it, or use another --socket, --state-dir and --pin-dir")]
-    InUse { path: PathBuf },
-    #[error("{path} exists and is not a socket: remove it, or use another --socket")]
-    NotASocket { path: PathBuf },
-    #[error("opening the socket {path} failed (use --socket for another place)")]
-    Io { path: PathBuf, source: io::Error },
-}
-
-/// A Unix socket that only its owner may use. Its file goes with it.
-#[derive(Debug)]
-pub(crate) struct Listener {
-    path: PathBuf,
-    socket: UnixListener,
-}
 
 /// What is answered.
 pub(crate) struct Reply {
@@ -90,55 +64,14 @@ impl Reply {
     }
 }
 
-impl Listener {
-    /// Listens on `path`, in place of a socket that nobody answers on any more. The directory, if it has to be made,
-    /// is its owner's alone as well.
-    ///
-    /// Changes the umask for a moment: call it before there are other threads.
-    pub(crate) fn bind(path: &Path) -> Result<Self, ListenError> {
-        let io = |source| ListenError::Io { path: path.into(), source };
-        if let Some(parent) = path.parent() {
-            DirBuilder::new().recursive(true).mode(0o700).create(parent).map_err(io)?;
-        }
-        clear(path)?;
-        let before = umask(Mode::from_bits_truncate(0o177));
-        let bound = UnixListener::bind(path);
-        umask(before);
-        let socket = bound.map_err(io)?;
-        fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(io)?;
-        Ok(Self { path: path.into(), socket })
-    }
-
-    /// Answers on threads of its own until the process ends.
-    pub(crate) fn serve(&self, answer: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> io::Result<()> {
-        let socket = self.socket.try_clone()?;
-        let answer = Arc::new(answer);
-        thread::Builder::new().name("api".into()).spawn(move || accept(&socket, &answer))?;
-        Ok(())
-    }
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        if let Err(error) = fs::remove_file(&self.path) {
-            tracing::warn!(path = %self.path.display(), %error, "the socket stays");
-        }
-    }
-}
-
-fn clear(path: &Path) -> Result<(), ListenError> {
-    let io = |source| ListenError::Io { path: path.into(), source };
-    match fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(io(error)),
-        Ok(found) if !found.file_type().is_socket() => return Err(ListenError::NotASocket { path: path.into() }),
-        Ok(_) => {}
-    }
-    match UnixStream::connect(path) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path).map_err(io),
-        Err(error) => Err(io(error)),
-        Ok(_) => Err(ListenError::InUse { path: path.into() }),
-    }
+/// Answers on threads of its own until the process ends.
+pub(super) fn start(
+    socket: UnixListener,
+    answer: impl Fn(&Request) -> Reply + Send + Sync + 'static,
+) -> io::Result<()> {
+    let answer = Arc::new(answer);
+    thread::Builder::new().name("api".into()).spawn(move || accept(&socket, &answer))?;
+    Ok(())
 }
 
 fn accept(socket: &UnixListener, answer: &Arc<impl Fn(&Request) -> Reply + Send + Sync + 'static>) {
@@ -242,36 +175,7 @@ impl Drop for Place {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_its_owner_may_use_the_socket() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("run/lb.sock");
-        let listener = Listener::bind(&path).unwrap();
-        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
-        assert_eq!((mode(&path), mode(path.parent().unwrap())), (0o600, 0o700));
-        drop(listener);
-        assert!(!path.exists());
-    }
-
-    #[test]
-    fn a_stale_socket_is_replaced_and_a_live_one_refused() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("lb.sock");
-        drop(UnixListener::bind(&path).unwrap());
-        let _live = Listener::bind(&path).unwrap();
-        assert!(matches!(Listener::bind(&path), Err(ListenError::InUse { .. })));
-        assert!(path.exists());
-    }
-
-    #[test]
-    fn a_file_that_is_no_socket_stays() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("precious");
-        fs::write(&path, "data").unwrap();
-        assert!(matches!(Listener::bind(&path), Err(ListenError::NotASocket { .. })));
-        assert_eq!(fs::read_to_string(&path).unwrap(), "data");
-    }
+    use crate::api::Listener;
 
     #[test]
     fn noise_gets_an_answer() {
