@@ -2,8 +2,9 @@
 
 use std::{net::IpAddr, path::PathBuf};
 
-use clap::{Args, Parser, Subcommand, ValueEnum, builder::NonEmptyStringValueParser};
+use clap::{Args, Parser, Subcommand, builder::NonEmptyStringValueParser};
 use lb_agent::{
+    api::Entry,
     config::{DEFAULT_SOCKET, DEFAULT_STATE_DIR, Settings},
     driver::{self, DatapathKind},
 };
@@ -222,7 +223,7 @@ pub(crate) struct ExplainArgs {
     /// Where the packet enters the node [default: by its source: socket for a node's own address, pod for one in a
     /// cluster CIDR, uplink for any other].
     #[arg(long, value_name = "WHERE", value_enum)]
-    pub(crate) entry: Option<EntryArg>,
+    pub(crate) entry: Option<Entry>,
     /// Ask the kernel what becomes of the same packet, without sending it, and say whether that is right: AGREE or
     /// DISAGREE. Exit code 4 if it is not.
     #[arg(long)]
@@ -232,16 +233,6 @@ pub(crate) struct ExplainArgs {
     pub(crate) why_not: Option<String>,
     #[command(flatten)]
     pub(crate) ask: AskArgs,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum EntryArg {
-    /// A socket on this node, of the node or of a pod.
-    Socket,
-    /// The device of a pod on this node.
-    Pod,
-    /// A device that leads out of the node.
-    Uplink,
 }
 
 /// Compare what the datapath holds with what it should hold.

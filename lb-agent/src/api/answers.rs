@@ -1,4 +1,4 @@
-//! Answers to what is asked on the socket.
+//! Answers to the requests on the socket.
 
 use std::{
     sync::{
@@ -8,24 +8,27 @@ use std::{
     time::Duration,
 };
 
-use lb_core::{Packet, Wanted};
+use lb_core::Packet;
 use lb_ipam::PoolName;
+use serde::de::DeserializeOwned;
 
 use crate::{
-    api::{Pool, Query, Reply, Request, Service, Status},
+    api::{
+        self, Pool, Reply, Request, Service, Status,
+        query::{self, AddressQuestion, PlanQuestion, PoolQuestion},
+    },
     engine::{
         Event,
         inspection::{Question, Verified},
         state::Shared,
     },
-    flow,
     source::Sources,
 };
 
 /// How long the datapath may take to answer. Less than a client waits.
 const PATIENCE: Duration = Duration::from_secs(8);
 
-/// What answers need.
+/// Everything that answers are made of.
 pub(crate) struct Answers {
     shared: Arc<Shared>,
     sources: Arc<Sources>,
@@ -38,34 +41,35 @@ impl Answers {
     }
 
     pub(crate) fn answer(&self, request: &Request) -> Reply {
-        match (request.method.as_str(), request.path.as_str()) {
-            ("POST", "/v1/pools/plan") => self.plan(request).unwrap_or_else(|reply| reply),
-            (_, "/v1/pools/plan") => Reply::problem(405, "use POST, with the manifests as body"),
-            ("GET", path) => self.get(path, &request.query),
-            (method, _) => Reply::problem(405, format!("method {method} is not known here, use GET")),
-        }
+        let refused = |why: String| Reply::problem(405, why);
+        let answered = match (request.method.as_str(), request.path.as_str()) {
+            ("POST", "/v1/pools/plan") => self.plan(request),
+            (_, "/v1/pools/plan") => Err(refused("use POST, with the manifests as body".into())),
+            ("GET", path) => self.get(path, request.query.as_deref()),
+            (method, _) => Err(refused(format!("method {method} is not known here, use GET"))),
+        };
+        answered.unwrap_or_else(|problem| problem)
     }
 
-    fn get(&self, path: &str, query: &Query) -> Reply {
+    fn get(&self, path: &str, query: Option<&str>) -> Result<Reply, Reply> {
         let shared = &self.shared;
-        match path {
+        Ok(match path {
             "/v1/services" => Reply::ok(&self.services()),
             "/v1/backends" => Reply::ok(&shared.backends()),
             "/v1/status" => Reply::ok(&self.status()),
             "/v1/pools" => Reply::ok(&self.pools()),
-            "/v1/pools/get" => self.pool(query),
-            "/v1/pools/explain" => self.explain_address(query),
-            "/v1/drift" => match self.ask(Question::Inspect) {
-                Ok(report) => Reply::ok(&report),
-                Err(problem) => Reply::problem(503, problem),
-            },
-            "/v1/drift/watch" => match shared.watch_drift() {
-                Some(subscription) => Reply::stream(subscription),
-                None => Reply::problem(503, "too many clients watch drift already"),
-            },
-            "/v1/explain" => self.explain(query).unwrap_or_else(|reply| reply),
-            _ => Reply::problem(404, format!("there is no {path} here")),
-        }
+            "/v1/pools/get" => self.pool(&asked::<PoolQuestion>(query)?.name)?,
+            "/v1/pools/explain" => {
+                Reply::ok(&self.sources.allocation().explain(asked::<AddressQuestion>(query)?.address))
+            }
+            "/v1/drift" => Reply::ok(&self.ask(Question::Inspect).map_err(unavailable)?),
+            "/v1/drift/watch" => {
+                let lines = shared.watch_drift();
+                Reply::stream(lines.ok_or_else(|| unavailable("too many clients watch drift already".into()))?)
+            }
+            "/v1/explain" => self.explain(&asked(query)?)?,
+            _ => return Err(unknown(format!("there is no {path} here"))),
+        })
     }
 
     fn services(&self) -> Vec<Service> {
@@ -86,55 +90,30 @@ impl Answers {
         pools
     }
 
-    fn pool(&self, query: &Query) -> Reply {
-        let Some(name) = query.value("name") else { return Reply::problem(400, "name is missing") };
+    fn pool(&self, name: &str) -> Result<Reply, Reply> {
         let detail = self.sources.allocation().pool(name);
-        match detail {
-            Some(mut detail) => {
-                self.shared.describe_pools(std::slice::from_mut(&mut detail.pool));
-                Reply::ok(&detail)
-            }
-            None => Reply::problem(404, format!("the agent knows no pool `{name}`")),
-        }
-    }
-
-    fn explain_address(&self, query: &Query) -> Reply {
-        let address = query.value("address").unwrap_or_default();
-        match address.parse() {
-            Ok(address) => Reply::ok(&self.sources.allocation().explain(address)),
-            Err(_) => Reply::problem(400, format!("address `{address}` is no IP address")),
-        }
+        let mut detail = detail.ok_or_else(|| unknown_pool(name))?;
+        self.shared.describe_pools(std::slice::from_mut(&mut detail.pool));
+        Ok(Reply::ok(&detail))
     }
 
     fn plan(&self, request: &Request) -> Result<Reply, Reply> {
         let text = std::str::from_utf8(&request.body)
-            .map_err(|error| Reply::problem(400, format!("the manifests are not UTF-8: {error}")))?;
-        let removed: Vec<PoolName> = request.query.values("remove").map(PoolName::new).collect();
-        let unknown = self.sources.allocation().unknown(&removed).cloned();
-        if let Some(unknown) = unknown {
-            return Err(Reply::problem(404, format!("the agent knows no pool `{unknown}`")));
+            .map_err(|error| misunderstood(format!("the manifests are not UTF-8: {error}")))?;
+        let PlanQuestion { file, remove } = asked(request.query.as_deref())?;
+        let removed: Vec<PoolName> = remove.iter().map(|name| PoolName::new(name)).collect();
+        if let Some(name) = self.sources.allocation().unknown(&removed) {
+            return Err(unknown_pool(name.as_str()));
         }
-        let plan = self.sources.plan(request.query.value("file").unwrap_or("request"), text, &removed);
-        plan.map(|plan| Reply::ok(&plan)).map_err(|problem| Reply::problem(400, problem))
+        let plan = self.sources.plan(&file, text, &removed).map_err(misunderstood)?;
+        Ok(Reply::ok(&plan))
     }
 
-    fn explain(&self, query: &Query) -> Result<Reply, Reply> {
-        let usage = |problem: String| Reply::problem(400, problem);
-        let part = |name| query.value(name).unwrap_or_default();
-        let packet = {
-            let reconciler = self.shared.reconciler();
-            let node = reconciler.model().node();
-            flow::parse(part("protocol"), part("source"), part("destination"), query.value("entry"), node)
-        };
-        let packet = packet.map_err(|error| usage(error.to_string()))?;
-        let wanted = query.value("why-not").map(flow::parse_backend).transpose();
-        let wanted: Option<Wanted> = wanted.map_err(|error| usage(error.to_string()))?;
-        let verified = match query.value("verify") {
-            None | Some("false") => None,
-            Some("true") => Some(self.verify(packet)?),
-            Some(other) => return Err(usage(format!("verify `{other}` is neither true nor false"))),
-        };
-        Ok(Reply::ok(&self.shared.explain(&packet, verified.as_ref(), wanted)))
+    fn explain(&self, question: &api::Question) -> Result<Reply, Reply> {
+        let packet = question.packet(self.shared.reconciler().model().node());
+        let packet = packet.map_err(|error| misunderstood(error.to_string()))?;
+        let verified = if question.verify { Some(self.verify(packet)?) } else { None };
+        Ok(Reply::ok(&self.shared.explain(&packet, verified.as_ref(), question.why_not)))
     }
 
     fn verify(&self, packet: Packet) -> Result<Verified, Reply> {
@@ -142,9 +121,10 @@ impl Answers {
             Ok(Some(verified)) => Ok(verified),
             Ok(None) => {
                 let kind = self.shared.kind();
-                Err(Reply::problem(501, format!("datapath {kind} cannot be asked what becomes of a packet")))
+                let problem = format!("datapath {kind} cannot be asked what becomes of a packet");
+                Err(Reply::problem(501, problem))
             }
-            Err(problem) => Err(Reply::problem(503, format!("the datapath cannot be asked: {problem}"))),
+            Err(problem) => Err(unavailable(format!("the datapath cannot be asked: {problem}"))),
         }
     }
 
@@ -161,4 +141,25 @@ impl Answers {
             RecvTimeoutError::Disconnected => Err(stopping()),
         })
     }
+}
+
+/// The question in a query.
+fn asked<T: DeserializeOwned>(query: Option<&str>) -> Result<T, Reply> {
+    query::read(query).map_err(misunderstood)
+}
+
+fn misunderstood(problem: String) -> Reply {
+    Reply::problem(400, problem)
+}
+
+fn unknown(problem: String) -> Reply {
+    Reply::problem(404, problem)
+}
+
+fn unknown_pool(name: &str) -> Reply {
+    unknown(format!("the agent knows no pool `{name}`"))
+}
+
+fn unavailable(problem: String) -> Reply {
+    Reply::problem(503, problem)
 }

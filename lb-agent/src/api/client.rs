@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 use super::{
     Backend, DriftNews, DriftReport, Explanation, Pool, PoolAddress, PoolDetail, PoolPlan, Problem, Question, Service,
     Status, http,
+    query::{AddressQuestion, PlanQuestion, PoolQuestion, target},
 };
 
 /// How long the agent may take to answer.
@@ -146,17 +147,7 @@ impl Client {
     /// When there is no answer, when the agent does not understand the question, or when the kernel is to be asked and
     /// cannot be.
     pub fn explain(&self, question: &Question) -> Result<Explanation, ClientError> {
-        let mut parts = vec![
-            ("protocol", question.protocol.as_str()),
-            ("source", &question.source),
-            ("destination", &question.destination),
-        ];
-        parts.extend(question.entry.as_deref().map(|entry| ("entry", entry)));
-        parts.extend(question.verify.then_some(("verify", "true")));
-        parts.extend(question.why_not.as_deref().map(|backend| ("why-not", backend)));
-        let query: Vec<String> =
-            parts.into_iter().map(|(key, value)| format!("{key}={}", http::encode(value))).collect();
-        self.ask(&format!("/v1/explain?{}", query.join("&")))
+        self.ask(&target("/v1/explain", question))
     }
 
     /// All pools, in the order in which they are asked.
@@ -172,7 +163,7 @@ impl Client {
     /// # Errors
     /// [`ClientError::NotFound`] if there is no such pool; or when there is no answer.
     pub fn pool(&self, name: &str) -> Result<PoolDetail, ClientError> {
-        self.ask(&format!("/v1/pools/get?name={}", http::encode(name)))
+        self.ask(&target("/v1/pools/get", &PoolQuestion { name: name.into() }))
     }
 
     /// What an address is to the pools.
@@ -180,7 +171,7 @@ impl Client {
     /// # Errors
     /// When there is no answer.
     pub fn explain_address(&self, address: IpAddr) -> Result<PoolAddress, ClientError> {
-        self.ask(&format!("/v1/pools/explain?address={}", http::encode(&address.to_string())))
+        self.ask(&target("/v1/pools/explain", &AddressQuestion { address }))
     }
 
     /// What would happen if the objects of `manifests` joined or replaced those that there are, and the pools `removed`
@@ -189,8 +180,7 @@ impl Client {
     /// # Errors
     /// When there is no answer, or when the manifests would be rejected.
     pub fn plan_pools(&self, file: &str, manifests: &str, removed: &[String]) -> Result<PoolPlan, ClientError> {
-        let removed = removed.iter().map(|name| format!("&remove={}", http::encode(name)));
-        let target = format!("/v1/pools/plan?file={}{}", http::encode(file), removed.collect::<String>());
+        let target = target("/v1/pools/plan", &PlanQuestion { file: file.into(), remove: removed.into() });
         self.exchange(&target, Some(manifests.as_bytes()))
     }
 

@@ -44,23 +44,6 @@ pub struct Explanation {
     pub why_not: Option<WhyNot>,
 }
 
-/// What to explain.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Question {
-    /// `tcp`, `udp` or `sctp`.
-    pub protocol: String,
-    /// `address:port` of the sender.
-    pub source: String,
-    /// `address:port` that it sends to.
-    pub destination: String,
-    /// `socket`, `pod` or `uplink`; without one the agent goes by the source's address.
-    pub entry: Option<String>,
-    /// Whether to ask the kernel as well.
-    pub verify: bool,
-    /// A backend, as `address:port` or `address`, to say of why it is, or is not, the choice.
-    pub why_not: Option<String>,
-}
-
 /// What the kernel says about a packet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Verification {

@@ -14,6 +14,7 @@ mod explain;
 pub(crate) mod fuzzing;
 mod http;
 mod pool;
+mod query;
 mod server;
 mod service;
 mod socket;
@@ -23,9 +24,10 @@ mod words;
 
 pub use client::{Client, ClientError, DriftWatch};
 pub use drift::{DriftNews, DriftRecord, DriftReport, DriftStatus};
-pub use explain::{Choice, Explanation, Question, Rejected, Rewrite, Step, Verification, Weighted, WhyNot};
-pub(crate) use http::{Query, Request};
+pub use explain::{Choice, Explanation, Rejected, Rewrite, Step, Verification, Weighted, WhyNot};
+pub(crate) use http::Request;
 pub use pool::{Pool, PoolAddress, PoolCounts, PoolDetail, PoolMove, PoolPlan};
+pub use query::Question;
 #[cfg(any(test, fuzzing))]
 pub(crate) use server::converse_once;
 pub(crate) use server::{Lines, Reply};

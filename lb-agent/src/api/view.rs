@@ -370,10 +370,11 @@ mod tests {
     };
 
     use super::*;
-    use crate::api::{self, FrontendStatus as Status};
+    use crate::api::{self, FrontendStatus as Status, Question};
 
     fn packet(model: &Model, destination: &str) -> Packet {
-        crate::flow::parse("tcp", "198.51.100.1:4000", destination, None, model.node()).unwrap()
+        let ends = ("198.51.100.1:4000".parse().unwrap(), destination.parse().unwrap());
+        Question::new(api::Protocol::Tcp, ends.0, ends.1).unwrap().packet(model.node()).unwrap()
     }
 
     /// A service that asks for Maglev and a node port, on a datapath that has neither.

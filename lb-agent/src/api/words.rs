@@ -2,14 +2,15 @@
 //!
 //! Where a set will grow, an `Unknown` keeps the word of an agent that is newer than its client.
 
-use std::fmt;
+use std::{fmt, str::FromStr};
 
+use clap::ValueEnum;
 use serde::{
     Deserialize, Serialize,
     de::{IntoDeserializer, value},
 };
 
-use crate::config;
+use crate::{config, flow::FlowError};
 
 /// Transport protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -24,7 +25,7 @@ pub enum Protocol {
 }
 
 /// Where a packet enters the node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Entry {
     /// A socket on this node, of the node or of a pod.
@@ -376,6 +377,17 @@ impl Default for DriftMode {
     }
 }
 
+impl FromStr for Protocol {
+    type Err = FlowError;
+
+    fn from_str(text: &str) -> Result<Self, FlowError> {
+        let known = [Self::Tcp, Self::Udp, Self::Sctp];
+        let found =
+            known.into_iter().find(|&protocol| lb_core::Protocol::from(protocol).as_str().eq_ignore_ascii_case(text));
+        found.ok_or_else(|| FlowError::Protocol(text.into()))
+    }
+}
+
 impl From<lb_core::Protocol> for Protocol {
     fn from(protocol: lb_core::Protocol) -> Self {
         match protocol {
@@ -386,12 +398,32 @@ impl From<lb_core::Protocol> for Protocol {
     }
 }
 
+impl From<Protocol> for lb_core::Protocol {
+    fn from(protocol: Protocol) -> Self {
+        match protocol {
+            Protocol::Tcp => Self::Tcp,
+            Protocol::Udp => Self::Udp,
+            Protocol::Sctp => Self::Sctp,
+        }
+    }
+}
+
 impl From<lb_core::Entry> for Entry {
     fn from(entry: lb_core::Entry) -> Self {
         match entry {
             lb_core::Entry::Socket => Self::Socket,
             lb_core::Entry::PodDevice => Self::Pod,
             lb_core::Entry::Uplink => Self::Uplink,
+        }
+    }
+}
+
+impl From<Entry> for lb_core::Entry {
+    fn from(entry: Entry) -> Self {
+        match entry {
+            Entry::Socket => Self::Socket,
+            Entry::Pod => Self::PodDevice,
+            Entry::Uplink => Self::Uplink,
         }
     }
 }

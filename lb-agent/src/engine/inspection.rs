@@ -222,10 +222,12 @@ mod tests {
     use crate::api::DriftNews;
     use crate::api::DriftOutcome;
     use crate::api::Listener;
+    use crate::api::Protocol;
     use crate::api::Question as Explain;
     use crate::api::WhyNotAnswer;
     use crate::api::answers::Answers;
     use crate::config::Config;
+    use crate::flow::parse_backend;
     use crate::testing;
     use crate::testing::Fails;
     use crate::testing::Kernel;
@@ -427,12 +429,9 @@ mod tests {
     fn a_packet_is_verified_and_a_difference_is_said() {
         let running = Running::start(&alert());
         let question = Explain {
-            protocol: "tcp".into(),
-            source: "10.244.0.9:4000".into(),
-            destination: "10.96.0.1:80".into(),
             verify: true,
-            why_not: Some("10.0.0.2".into()),
-            ..Explain::default()
+            why_not: Some(parse_backend("10.0.0.2").unwrap()),
+            ..Explain::new(Protocol::Tcp, "10.244.0.9:4000".parse().unwrap(), "10.96.0.1:80".parse().unwrap()).unwrap()
         };
         let explanation = running.client.explain(&question).unwrap();
         let verification = explanation.verification.unwrap();
@@ -447,8 +446,9 @@ mod tests {
         running.kernel.set_fails(Fails { questions: true, ..Fails::default() });
         let error = running.client.explain(&question).unwrap_err().to_string();
         assert_eq!(error, "the agent says: datapath memory cannot be asked what becomes of a packet");
-        let unknown = Explain { why_not: Some("web-1".into()), ..question };
-        assert!(running.client.explain(&unknown).unwrap_err().to_string().contains("backend `web-1` is neither"));
+        let mixed = Explain { destination: "[fd00::1]:80".parse().unwrap(), ..question };
+        let error = running.client.explain(&mixed).unwrap_err().to_string();
+        assert_eq!(error, "the agent says: source 10.244.0.9 and destination fd00::1 are of different families");
     }
 
     #[test]

@@ -1,38 +1,34 @@
 //! `lb explain`.
 
+use std::net::SocketAddr;
+
 use lb_agent::{
     api::{self, Client, Explanation, Question, Rewrite, Verification, WhyNot, WhyNotAnswer},
-    flow,
+    flow::{self, FlowError},
 };
-use lb_core::NodeFacts;
 
 use crate::{
-    cli::{EntryArg, ExplainArgs},
+    cli::ExplainArgs,
     exit::{Failure, Outcome, Verdict},
     output::{self, printable},
 };
 
 pub(super) fn run(args: &ExplainArgs) -> Outcome {
-    let entry = args.entry.map(|entry| match entry {
-        EntryArg::Socket => "socket",
-        EntryArg::Pod => "pod",
-        EntryArg::Uplink => "uplink",
-    });
-    flow::parse(&args.protocol, &args.source, &args.destination, entry, &NodeFacts::default())
-        .map_err(|error| Failure::Usage(error.to_string()))?;
-    let backend = args.why_not.as_deref().map(flow::parse_backend).transpose();
-    backend.map_err(|error| Failure::Usage(error.to_string()))?;
-    let question = Question {
-        protocol: args.protocol.clone(),
-        source: args.source.clone(),
-        destination: args.destination.clone(),
-        entry: entry.map(Into::into),
-        verify: args.verify,
-        why_not: args.why_not.clone(),
-    };
+    let question = question(args).map_err(Failure::Usage)?;
     let explanation = Client::new(&args.ask.socket).explain(&question)?;
     output::write(args.ask.output, &explanation, || text(&explanation))?;
     Ok(end(&explanation))
+}
+
+/// The error names the argument that is wrong.
+fn question(args: &ExplainArgs) -> Result<Question, String> {
+    let named = |name: &'static str| move |error: FlowError| format!("{name} {error}");
+    let end = |name, text: &str| -> Result<SocketAddr, String> { flow::parse_end(text).map_err(named(name)) };
+    let protocol = args.protocol.parse().map_err(named("protocol"))?;
+    let packet = Question::new(protocol, end("source", &args.source)?, end("destination", &args.destination)?);
+    let packet = packet.map_err(|error| error.to_string())?;
+    let why_not = args.why_not.as_deref().map(flow::parse_backend).transpose();
+    Ok(Question { entry: args.entry, verify: args.verify, why_not: why_not.map_err(named("backend"))?, ..packet })
 }
 
 fn end(explanation: &Explanation) -> Verdict {
