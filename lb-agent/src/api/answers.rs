@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use hyper::{Method, StatusCode};
 use lb_core::Packet;
 use lb_ipam::PoolName;
 use serde::de::DeserializeOwned;
@@ -41,11 +42,11 @@ impl Answers {
     }
 
     pub(crate) fn answer(&self, request: &Request) -> Reply {
-        let refused = |why: String| Reply::problem(405, why);
-        let answered = match (request.method.as_str(), request.path.as_str()) {
-            ("POST", "/v1/pools/plan") => self.plan(request),
+        let refused = |why: String| Reply::problem(StatusCode::METHOD_NOT_ALLOWED, why);
+        let answered = match (request.method(), request.uri().path()) {
+            (&Method::POST, "/v1/pools/plan") => self.plan(request),
             (_, "/v1/pools/plan") => Err(refused("use POST, with the manifests as body".into())),
-            ("GET", path) => self.get(path, request.query.as_deref()),
+            (&Method::GET, path) => self.get(path, request.uri().query()),
             (method, _) => Err(refused(format!("method {method} is not known here, use GET"))),
         };
         answered.unwrap_or_else(|problem| problem)
@@ -98,9 +99,9 @@ impl Answers {
     }
 
     fn plan(&self, request: &Request) -> Result<Reply, Reply> {
-        let text = std::str::from_utf8(&request.body)
+        let text = std::str::from_utf8(request.body())
             .map_err(|error| misunderstood(format!("the manifests are not UTF-8: {error}")))?;
-        let PlanQuestion { file, remove } = asked(request.query.as_deref())?;
+        let PlanQuestion { file, remove } = asked(request.uri().query())?;
         let removed: Vec<PoolName> = remove.iter().map(|name| PoolName::new(name)).collect();
         if let Some(name) = self.sources.allocation().unknown(&removed) {
             return Err(unknown_pool(name.as_str()));
@@ -122,7 +123,7 @@ impl Answers {
             Ok(None) => {
                 let kind = self.shared.kind();
                 let problem = format!("datapath {kind} cannot be asked what becomes of a packet");
-                Err(Reply::problem(501, problem))
+                Err(Reply::problem(StatusCode::NOT_IMPLEMENTED, problem))
             }
             Err(problem) => Err(unavailable(format!("the datapath cannot be asked: {problem}"))),
         }
@@ -149,11 +150,11 @@ fn asked<T: DeserializeOwned>(query: Option<&str>) -> Result<T, Reply> {
 }
 
 fn misunderstood(problem: String) -> Reply {
-    Reply::problem(400, problem)
+    Reply::problem(StatusCode::BAD_REQUEST, problem)
 }
 
 fn unknown(problem: String) -> Reply {
-    Reply::problem(404, problem)
+    Reply::problem(StatusCode::NOT_FOUND, problem)
 }
 
 fn unknown_pool(name: &str) -> Reply {
@@ -161,5 +162,5 @@ fn unknown_pool(name: &str) -> Reply {
 }
 
 fn unavailable(problem: String) -> Reply {
-    Reply::problem(503, problem)
+    Reply::problem(StatusCode::SERVICE_UNAVAILABLE, problem)
 }

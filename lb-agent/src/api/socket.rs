@@ -8,14 +8,13 @@ use std::{
         net::{UnixListener, UnixStream},
     },
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use nix::sys::stat::{Mode, umask};
+use tokio::sync::Notify;
 
-use super::{
-    http::Request,
-    server::{self, Reply},
-};
+use super::server::{self, Reply, Request};
 
 /// Why the agent has no socket to answer on.
 #[derive(Debug, thiserror::Error)]
@@ -42,11 +41,12 @@ pub enum ListenError {
     },
 }
 
-/// A Unix socket that only its owner may use. Its file goes with it.
+/// A Unix socket that only its owner may use. When it is dropped, its file goes and nobody answers any more.
 #[derive(Debug)]
 pub(crate) struct Listener {
     path: PathBuf,
     socket: UnixListener,
+    ended: Arc<Notify>,
 }
 
 impl Listener {
@@ -65,17 +65,18 @@ impl Listener {
         umask(before);
         let socket = bound.map_err(io)?;
         fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(io)?;
-        Ok(Self { path: path.into(), socket })
+        Ok(Self { path: path.into(), socket, ended: Arc::default() })
     }
 
-    /// Answers on threads of its own until the process ends.
+    /// Answers on threads of its own until this value is dropped.
     pub(crate) fn serve(&self, answer: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> io::Result<()> {
-        server::start(self.socket.try_clone()?, answer)
+        server::start(self.socket.try_clone()?, answer, Arc::clone(&self.ended))
     }
 }
 
 impl Drop for Listener {
     fn drop(&mut self) {
+        self.ended.notify_one();
         if let Err(error) = fs::remove_file(&self.path) {
             tracing::warn!(path = %self.path.display(), %error, "the file of the socket stays");
         }

@@ -1,14 +1,10 @@
 //! News for those who watch.
 
-use std::{
-    sync::{
-        Arc, Weak,
-        mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel},
-    },
-    time::Duration,
-};
+use std::sync::Arc;
 
-use crate::api::{self, DriftNews};
+use tokio::sync::mpsc::{Receiver, Sender, channel, error::TrySendError};
+
+use crate::api::{DriftNews, Lines};
 
 /// Most clients that watch at a time.
 const MAX_WATCHERS: usize = 16;
@@ -17,55 +13,30 @@ const MAX_WAITING: usize = 64;
 /// Most differences of a batch that are told one by one.
 const MAX_BATCH: usize = 200;
 
-/// Lines of JSON, the same for every client.
-type Lines = Arc<[Box<str>]>;
+/// A client's end. It ends when the client was too slow.
+pub(crate) type Subscription = Receiver<Lines>;
 
 /// Clients that watch.
 #[derive(Debug, Default)]
 pub(super) struct Feed {
-    watchers: Vec<Watcher>,
-}
-
-#[derive(Debug)]
-struct Watcher {
-    lines: SyncSender<Lines>,
-    alive: Weak<()>,
-}
-
-/// A client's end.
-#[derive(Debug)]
-pub(crate) struct Subscription {
-    /// What it is told; ends when it was too slow.
-    lines: Receiver<Lines>,
-    _alive: Arc<()>,
-}
-
-impl api::Lines for Subscription {
-    fn next(&mut self, patience: Duration) -> Option<Lines> {
-        match self.lines.recv_timeout(patience) {
-            Ok(lines) => Some(lines),
-            Err(RecvTimeoutError::Timeout) => Some(Arc::from([])),
-            Err(RecvTimeoutError::Disconnected) => None,
-        }
-    }
+    watchers: Vec<Sender<Lines>>,
 }
 
 impl Feed {
     /// A new client's end, unless there are too many.
     pub(super) fn subscribe(&mut self) -> Option<Subscription> {
-        self.watchers.retain(|watcher| watcher.alive.strong_count() > 0);
+        self.watchers.retain(|watcher| !watcher.is_closed());
         if self.watchers.len() >= MAX_WATCHERS {
             return None;
         }
-        let (sender, lines) = sync_channel(MAX_WAITING);
-        let alive = Arc::new(());
-        self.watchers.push(Watcher { lines: sender, alive: Arc::downgrade(&alive) });
-        Some(Subscription { lines, _alive: alive })
+        let (sender, lines) = channel(MAX_WAITING);
+        self.watchers.push(sender);
+        Some(lines)
     }
 
     /// How many listen.
     pub(super) fn watchers(&self) -> usize {
-        self.watchers.iter().filter(|watcher| watcher.alive.strong_count() > 0).count()
+        self.watchers.iter().filter(|watcher| !watcher.is_closed()).count()
     }
 
     /// Whether nobody would listen.
@@ -84,19 +55,21 @@ impl Feed {
         if lines.is_empty() {
             return;
         }
-        self.watchers.retain(|watcher| match watcher.lines.try_send(Arc::clone(&lines)) {
+        self.watchers.retain(|watcher| match watcher.try_send(Arc::clone(&lines)) {
             Ok(()) => true,
             Err(TrySendError::Full(_)) => {
                 tracing::warn!("a client that watches drift does not read fast enough: it is dropped");
                 false
             }
-            Err(TrySendError::Disconnected(_)) => false,
+            Err(TrySendError::Closed(_)) => false,
         });
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use tokio::sync::mpsc::error::TryRecvError;
+
     use super::*;
 
     fn news(n: usize) -> Vec<DriftNews> {
@@ -106,23 +79,25 @@ mod tests {
     #[test]
     fn a_batch_is_bounded_and_says_what_it_left_out() {
         let mut feed = Feed::default();
-        let client = feed.subscribe().unwrap();
+        let mut client = feed.subscribe().unwrap();
         feed.publish(news(MAX_BATCH + 2), 3);
-        let lines = client.lines.recv().unwrap();
+        let lines = client.try_recv().unwrap();
         assert_eq!((lines.len(), &*lines[MAX_BATCH]), (MAX_BATCH + 1, r#"{"unlisted":5}"#));
     }
 
     #[test]
     fn a_slow_client_is_dropped_and_the_others_are_not() {
         let mut feed = Feed::default();
-        let (slow, quick) = (feed.subscribe().unwrap(), feed.subscribe().unwrap());
+        let (mut slow, mut quick) = (feed.subscribe().unwrap(), feed.subscribe().unwrap());
         let mut read = 0;
         for _ in 0..=MAX_WAITING {
             feed.publish(news(1), 0);
-            read += quick.lines.try_iter().map(|lines| lines.len()).sum::<usize>();
+            read += quick.try_recv().unwrap().len();
         }
         assert_eq!((feed.watchers.len(), read), (1, MAX_WAITING + 1));
-        assert_eq!(slow.lines.iter().count(), MAX_WAITING, "then it ends");
+        let waiting = std::iter::from_fn(|| slow.try_recv().ok());
+        assert_eq!(waiting.count(), MAX_WAITING);
+        assert_eq!(slow.try_recv(), Err(TryRecvError::Disconnected), "then it ends");
     }
 
     #[test]
