@@ -285,7 +285,7 @@ fn explain_is_verified_and_says_why_a_backend_is_not_the_choice() {
     assert_eq!((&verified["verification"]["agrees"], &verified["why_not"]), (&true.into(), &serde_json::Value::Null));
     assert!(
         text(&node.ask(&[&packet[..], &["--verify"]].concat()).stdout)
-            .contains("AGREE: the datapath itself says: forwarded to")
+            .contains("AGREE: the datapath answers: forwarded to")
     );
     let asked =
         ["10.244.0.5", "10.244.0.6:8080"].map(|backend| node.json(&[&packet[..], &["--why-not", backend]].concat()));
@@ -343,7 +343,10 @@ fn who_watches_drift_learns_that_the_agent_ended() {
     node.stop(Signal::SIGTERM);
     let (code, message) = end(&watch.wait_with_output().unwrap());
     assert_eq!(code, 1);
-    assert!(message.contains("the agent has ended the watch") || message.contains("talking to the agent"), "{message}");
+    assert!(
+        message.contains("the agent ended the watch") || message.contains("communication with the agent"),
+        "{message}"
+    );
 }
 
 #[test]
@@ -427,7 +430,7 @@ fn who_may_not_look_at_the_socket_is_told_so() {
         }
         let (code, message) = end(&command.output().unwrap());
         assert_eq!(code, 1, "{message}");
-        let expected = "lb.sock cannot be looked at (permission denied): run this as root";
+        let expected = "lb.sock is not accessible (permission denied): run this as root";
         assert!(message.contains(expected) && !message.contains("answers"), "{arguments:?}: {message}");
     }
 }
@@ -478,7 +481,7 @@ fn a_second_agent_is_refused_and_a_dead_ones_socket_replaced() {
     assert!(message.contains("another agent uses the state directory"), "{message}");
     let (code, message) = end(&node.agent_in("other").output().unwrap());
     assert_eq!(code, 1);
-    assert!(message.contains("an agent answers on"), "{message}");
+    assert!(message.contains("another agent answers on"), "{message}");
     assert_eq!(node.json(&["status"])["ready"], true);
     node.stop(Signal::SIGKILL);
     assert!(node.path("lb.sock").exists());
@@ -503,7 +506,7 @@ fn a_socket_of_something_else_is_an_error_and_not_a_hang() {
     let (code, message) = end(&node.ask(&["status"]));
     server.join().unwrap();
     assert_eq!(code, 1);
-    assert!(message.contains("talking to the agent"), "{message}");
+    assert!(message.contains("communication with the agent"), "{message}");
 }
 
 #[test]

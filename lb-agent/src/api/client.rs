@@ -59,8 +59,8 @@ pub enum ClientError {
     },
     /// Another user owns the socket.
     #[error(
-        "the agent's socket {socket} cannot be looked at (permission denied): run this as root, or as the user that the \
-         agent runs as"
+        "the agent's socket {socket} is not accessible (permission denied): run this as root, or as the user of the \
+         agent"
     )]
     Denied {
         /// The socket.
@@ -68,7 +68,7 @@ pub enum ClientError {
     },
     /// The agent does not answer in time.
     #[error(
-        "the agent on {socket} did not answer in {} s: it hangs, is stopped, or is very busy",
+        "the agent on {socket} did not answer within {} s: the agent hangs, is stopped, or is very busy",
         patience.as_secs_f32()
     )]
     Silent {
@@ -78,7 +78,7 @@ pub enum ClientError {
         patience: Duration,
     },
     /// The connection broke off, or its other end does not speak HTTP.
-    #[error("talking to the agent on {socket} failed: {source}")]
+    #[error("communication with the agent on {socket} failed: {source}")]
     Io {
         /// The socket.
         socket: PathBuf,
@@ -92,7 +92,7 @@ pub enum ClientError {
     #[error("the agent says: {0}")]
     Refused(String),
     /// The answer is not of the type that was expected.
-    #[error("the answer of the agent on {socket} is not understood, its version may differ from this one: {source}")]
+    #[error("the answer of the agent on {socket} is not understood; its version may differ from this one: {source}")]
     Answer {
         /// The socket.
         socket: PathBuf,
@@ -332,7 +332,7 @@ mod tests {
         // The system accepts for it, as for a process that is stopped.
         let _agent = UnixListener::bind(&socket).unwrap();
         let client = Client { patience: Duration::from_millis(500), ..Client::new(&socket) };
-        let expected = format!("the agent on {} did not answer in 0.5 s: ", socket.display());
+        let expected = format!("the agent on {} did not answer within 0.5 s: ", socket.display());
         for error in [client.status().unwrap_err(), client.watch_drift().unwrap_err()] {
             assert!(error.to_string().starts_with(&expected), "{error}");
         }

@@ -19,7 +19,7 @@ pub struct DriftReport {
     pub inspection_us: u64,
     /// What this inspection found.
     pub now: Vec<DriftRecord>,
-    /// What was found within the last hour and is right by now, the latest first.
+    /// What was found within the last hour and is repaired or gone by now, the latest first.
     pub before: Vec<DriftRecord>,
     /// Differences of this inspection that are too many to be listed.
     pub unlisted: u64,
@@ -34,9 +34,9 @@ pub struct DriftRecord {
     pub object: String,
     /// How it differs.
     pub difference: Difference,
-    /// As it should be, if it is `wrong`.
+    /// The expected value, if it is `wrong`.
     pub expected: Option<String>,
-    /// As it was found, if it is `wrong`.
+    /// The value that was found, if it is `wrong`.
     pub found: Option<String>,
     /// The probable cause.
     pub cause: DriftCause,
@@ -48,9 +48,9 @@ pub struct DriftRecord {
     pub found_unix_ms: u64,
     /// Milliseconds since it was found.
     pub age_ms: u64,
-    /// Microseconds from when it was found until it was right again, if it is.
+    /// Microseconds from when it was found until it was repaired or gone, if it is.
     pub right_after_us: Option<u64>,
-    /// How often it was found in a row, each time within a minute of being right.
+    /// How often it was found in a row, each time within a minute after it was repaired or gone.
     pub times: u32,
 }
 
@@ -60,7 +60,7 @@ pub struct DriftRecord {
 pub enum DriftNews {
     /// A difference was found or repaired, could not be repaired, or went.
     Difference(Box<DriftRecord>),
-    /// So many more happened at the same time than are told one by one.
+    /// More differences at the same time than are listed one by one.
     Unlisted {
         /// How many.
         unlisted: u64,
@@ -73,7 +73,7 @@ pub struct DriftStatus {
     /// What the agent does about differences.
     #[serde(default)]
     pub mode: DriftMode,
-    /// Whether the datapath says when others change it, so that there is no waiting for the next full inspection.
+    /// Whether the datapath reports changes by other tools, so that the agent does not wait for the next full inspection.
     pub watched: bool,
     /// Milliseconds from one full inspection to the next, unless they take too long for that.
     pub interval_ms: u64,
@@ -81,7 +81,7 @@ pub struct DriftStatus {
     pub inspections: u64,
     /// Time that the last full inspection took, in microseconds.
     pub inspection_us: u64,
-    /// Differences that are known and not right yet.
+    /// Differences that are known and neither repaired nor gone.
     pub open: u64,
     /// Clients that follow `/v1/drift/watch`.
     #[serde(default)]

@@ -23,35 +23,35 @@ pub struct Explanation {
     pub frontend: Option<String>,
     /// `namespace/name:port` of the service.
     pub service: Option<String>,
-    /// How the datapath falls short of what the service asks for.
+    /// What the datapath lacks of what the service asks for.
     #[serde(default)]
     pub degraded: Vec<String>,
-    /// Where it goes.
+    /// The backends that may take the packet.
     pub choice: Option<Choice>,
-    /// What happens to its source.
+    /// What becomes of its source.
     pub source_rewrite: Option<Rewrite>,
-    /// What happens to its source if the backend is the sender itself.
+    /// What becomes of its source if the backend is the sender itself.
     pub hairpin_rewrite: Option<Rewrite>,
-    /// How this came about.
+    /// The steps of the decision.
     pub steps: Vec<Step>,
-    /// Backends that may not take it.
+    /// Backends that may not take the packet.
     pub rejected: Vec<Rejected>,
-    /// What the kernel says about the same packet, if that was asked for.
+    /// The answer of the kernel about the same packet, if requested.
     #[serde(default)]
     pub verification: Option<Verification>,
-    /// Why a backend is, or is not, the choice, if that was asked for.
+    /// Why a backend is, or is not, the choice, if requested.
     #[serde(default)]
     pub why_not: Option<WhyNot>,
 }
 
-/// What the kernel says about a packet.
+/// The answer of the kernel about a packet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Verification {
-    /// Whether that is what must become of it.
+    /// Whether the kernel and the model agree.
     pub agrees: bool,
-    /// How the kernel was asked.
+    /// How the kernel was queried.
     pub method: String,
-    /// What was found on the way.
+    /// The steps of the query.
     pub steps: Vec<String>,
     /// What becomes of the packet, in words.
     pub kernel: String,
@@ -61,14 +61,14 @@ pub struct Verification {
     pub established: Option<String>,
     /// Backend that the kernel remembers for the client.
     pub affinity: Option<String>,
-    /// Whether all changes had been carried out; otherwise a difference may be one that is about to go.
+    /// Whether every known change was in the datapath; otherwise a disagreement may be about to go.
     pub settled: bool,
 }
 
 /// Why a backend is, or is not, the choice.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WhyNot {
-    /// The backend: `address:port`, or as it was asked about if there is none.
+    /// The backend: `address:port`, or the text of the question if there is no such backend.
     pub backend: String,
     /// The answer in one word.
     pub answer: WhyNotAnswer,
@@ -106,7 +106,7 @@ pub struct Weighted {
 pub enum Rewrite {
     /// Nothing.
     Kept,
-    /// It becomes one of the node's.
+    /// It becomes an address of the node.
     Translated {
         /// Address, if it is known.
         address: Option<IpAddr>,

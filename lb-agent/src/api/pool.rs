@@ -6,60 +6,60 @@ use serde::{Deserialize, Serialize};
 
 use super::{AddressState, Condition};
 
-/// One pool: an element of `/v1/pools`, in the order in which pools are asked.
+/// One pool: an element of `/v1/pools`, in the order in which the allocator tries the pools.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pool {
-    /// Its name.
+    /// Name of the pool.
     pub name: String,
-    /// Its blocks: networks, ranges `first-last`, single addresses.
+    /// Blocks of addresses: networks, ranges `first-last`, single addresses.
     pub blocks: Vec<String>,
-    /// Which services it is for, as label selectors: one of them has to match. None: all services.
+    /// Label selectors of the services that the pool is for: one of them has to match. Without any it is for all services.
     pub selectors: Vec<String>,
-    /// Whether it gives nothing new.
+    /// Whether it assigns no more addresses.
     pub disabled: bool,
-    /// Whether it overlaps an older pool, or itself, and gives nothing new for that.
+    /// Whether it overlaps an older pool, or itself, and therefore assigns no more addresses.
     pub conflicting: bool,
     /// Whether services that ask for nothing particular get addresses from it.
     pub auto_assign: bool,
-    /// Pools with a lower number are asked first, those without one last.
+    /// The allocator tries pools with a lower number first, those without one last.
     pub priority: Option<u32>,
-    /// Whether the first and last address of a network are given.
+    /// Whether services can get the first and the last address of a network.
     pub allow_first_last: bool,
     /// How many addresses the services of one namespace may hold together.
     pub namespace_quota: Option<u64>,
-    /// Seconds that an address rests after it was given back.
+    /// Seconds for which an address is quarantined after a service released it.
     pub quarantine_s: u64,
-    /// When it was made, in seconds since 1970; if its manifest does not say so, when it was seen first.
+    /// When the pool was created, in seconds since 1970. Without that in its manifest: when the agent saw it first.
     pub created_s: u64,
-    /// How many addresses are what.
+    /// Addresses by state.
     pub counts: PoolCounts,
-    /// The same of its IPv4 addresses.
+    /// IPv4 addresses by state.
     pub ipv4: PoolCounts,
-    /// The same of its IPv6 addresses.
+    /// IPv6 addresses by state.
     pub ipv6: PoolCounts,
-    /// `PoolConflict`, `PoolInvalid`: it is out of service; who holds an address keeps it. `PoolWarning`: something may be
-    /// other than meant. `Refused`: its newest manifest was not taken over.
+    /// `PoolConflict`, `PoolInvalid`: the pool is out of service; holders keep their addresses. `PoolWarning`: something about
+    /// it may be a mistake. `Refused`: its newest manifest was refused.
     pub conditions: Vec<Condition>,
 }
 
-/// How many addresses of a pool are what: `total = used + free + quarantined + draining + conflict`.
+/// Addresses of a pool by state: `total = used + free + quarantined + draining + conflict`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PoolCounts {
     /// Addresses that services can have.
     pub total: u128,
     /// Held by services.
     pub used: u128,
-    /// To be had: `free` and `quarantined` together.
+    /// `free` and `quarantined` together.
     pub available: u128,
-    /// To be had at once.
+    /// A service can get them at once.
     pub free: u128,
-    /// Given back a short time ago, to be had when the pool is otherwise full.
+    /// Released a short time ago; a service can get them when the pool is otherwise full.
     pub quarantined: u128,
-    /// Left by a living service a short time ago, not to be had.
+    /// Left by a living service a short time ago; no other service can get them yet.
     pub draining: u128,
-    /// In use by something else.
+    /// Used by something else.
     pub conflict: u128,
-    /// Addresses of its blocks that nobody gets, beside the total.
+    /// Addresses of its blocks that no service can get. They do not count for `total`.
     pub reserved: u128,
 }
 
@@ -68,37 +68,37 @@ pub struct PoolCounts {
 pub struct PoolDetail {
     /// The pool.
     pub pool: Pool,
-    /// Its addresses that are not simply free, in order.
+    /// Addresses of the pool that are not free, in order.
     pub addresses: Vec<PoolAddress>,
 }
 
-/// What an address is: the answer of `/v1/pools/explain`.
+/// State of an address: the answer of `/v1/pools/explain`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PoolAddress {
     /// The address.
     pub address: IpAddr,
-    /// Pools that have it; the first is the one whose it is.
+    /// Pools whose blocks contain it; the first one assigns it.
     pub pools: Vec<String>,
-    /// What it is.
+    /// State of the address.
     pub state: AddressState,
     /// Services that hold it, or the one that held it last.
     pub services: Vec<String>,
     /// When its state ends by itself, in milliseconds since 1970, if it does.
     pub until_ms: Option<u64>,
-    /// A sentence that says all of it.
+    /// The same in a sentence.
     pub message: String,
 }
 
-/// What an edit would do: the answer of `/v1/pools/plan`.
+/// Effects of an edit that is not made: the answer of `/v1/pools/plan`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PoolPlan {
     /// Services whose addresses would change, and those of the manifests that would be refused something, in order of name.
     pub moves: Vec<PoolMove>,
-    /// How pools would be doing, in the order in which they would be asked.
+    /// Pools after the edit, in the order in which the allocator would try them.
     pub pools: Vec<Pool>,
-    /// What of the manifests would not be taken over, and why.
+    /// Objects of the manifests that would be refused, and why.
     pub refused: Vec<String>,
-    /// What of them would not be carried out.
+    /// Fields of the manifests that would have no effect.
     pub unsupported: Vec<String>,
 }
 
@@ -107,11 +107,11 @@ pub struct PoolPlan {
 pub struct PoolMove {
     /// `namespace/name`.
     pub service: String,
-    /// Its addresses now.
+    /// Addresses before the edit.
     pub before: Vec<IpAddr>,
-    /// Its addresses then.
+    /// Addresses after the edit.
     pub after: Vec<IpAddr>,
-    /// What it would be refused.
+    /// Requests that would be refused, and why.
     pub refused: Vec<String>,
 }
 

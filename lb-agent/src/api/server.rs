@@ -125,7 +125,7 @@ async fn accept<A: Fn(&Request) -> Reply + Send + Sync + 'static>(socket: UnixLi
         let stream = match socket.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
-                tracing::warn!(%error, "no client could be accepted");
+                tracing::warn!(%error, "accepting a client failed");
                 // Out of file descriptors: the next accept would fail at once, too.
                 time::sleep(Duration::from_millis(50)).await;
                 continue;

@@ -14,25 +14,25 @@ pub struct Service {
     /// Type of the service.
     #[serde(rename = "type", default)]
     pub kind: ServiceKind,
-    /// Its cluster addresses.
+    /// Cluster addresses.
     #[serde(default)]
     pub cluster_ips: Vec<IpAddr>,
-    /// Its addresses outside of the cluster: of its load balancer, then external ones.
+    /// Addresses outside of the cluster: those of the load balancer, then external ones.
     #[serde(default)]
     pub external_ips: Vec<IpAddr>,
-    /// What it got from pools; none if its addresses do not come from there.
+    /// What it got from pools; `None` if its addresses do not come from pools.
     #[serde(default)]
     pub ipam: Option<Ipam>,
-    /// Its ports, as `80/TCP` or `80:30080/TCP`.
+    /// Ports, as `80/TCP` or `80:30080/TCP`.
     #[serde(default)]
     pub ports: Vec<String>,
-    /// Its frontends, in order of address. None for a headless service, or for one that never was accepted.
+    /// Frontends, in order of address. A headless service has none, and one that never was accepted.
     pub frontends: Vec<Frontend>,
     /// Algorithm in use.
     pub algorithm: Algorithm,
     /// Client affinity, if any is in use or asked for.
     pub affinity: Option<Affinity>,
-    /// Where the service falls short of what was asked for.
+    /// Where the service falls short of its specification.
     pub conditions: Vec<Condition>,
 }
 
@@ -54,7 +54,7 @@ pub struct Ipam {
 pub struct Granted {
     /// The address.
     pub address: IpAddr,
-    /// The pool, if it can be told.
+    /// The pool, if one is known.
     pub pool: Option<String>,
 }
 
@@ -75,11 +75,11 @@ pub struct Frontend {
     pub backends: BackendCount,
     /// How far it has come.
     pub status: FrontendStatus,
-    /// What the datapath said, if it refused.
+    /// Error of the datapath, if it refused.
     pub cause: Option<String>,
 }
 
-/// How many backends there are.
+/// Backends of a frontend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BackendCount {
     /// Those that take new flows.
@@ -99,14 +99,14 @@ pub struct Affinity {
     pub prefix_v6: u8,
 }
 
-/// Something that an operator should know about an object.
+/// A remark about an object, for its operator.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Condition {
-    /// `Degraded`: served with less than asked for. `Refused`: the newest version was not taken over; the last good
-    /// one, if there is one, is served. `Unsupported`: a field that is not carried out.
+    /// `Degraded`: the datapath lacks something that the service asks for. `Refused`: the newest version was refused; the
+    /// last good one, if any, is served. `Unsupported`: a field has no effect. Others may come.
     #[serde(rename = "type")]
     pub kind: String,
-    /// What and why, for people.
+    /// What and why, in a sentence.
     pub message: String,
 }
 
@@ -133,6 +133,6 @@ pub struct Backend {
     pub state: BackendState,
     /// Whether it takes new flows of traffic to a cluster address.
     pub takes_new_flows: bool,
-    /// Why it does not.
+    /// Why it takes no new flows.
     pub reason: Option<String>,
 }

@@ -20,7 +20,7 @@ use super::server::{self, Reply, Request};
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
     /// Another agent has the socket.
-    #[error("an agent answers on {path} already: end it, or use another --socket, --state-dir and --pin-dir")]
+    #[error("another agent answers on {path}: stop that agent, or use another --socket, --state-dir and --pin-dir")]
     InUse {
         /// The socket.
         path: PathBuf,
@@ -32,7 +32,7 @@ pub enum ListenError {
         path: PathBuf,
     },
     /// The system refused.
-    #[error("opening the socket {path} failed (use --socket for another place)")]
+    #[error("opening the socket {path} failed (--socket sets another path)")]
     Io {
         /// The socket.
         path: PathBuf,
@@ -78,7 +78,7 @@ impl Drop for Listener {
     fn drop(&mut self) {
         self.ended.notify_one();
         if let Err(error) = fs::remove_file(&self.path) {
-            tracing::warn!(path = %self.path.display(), %error, "the file of the socket stays");
+            tracing::warn!(path = %self.path.display(), %error, "removing the file of the socket failed");
         }
     }
 }

@@ -11,72 +11,72 @@ use super::{Condition, DriftStatus};
 pub struct Status {
     /// Version of the agent.
     pub version: String,
-    /// Its process.
+    /// Its process ID.
     pub pid: u32,
     /// Seconds since it started.
     pub uptime_s: u64,
-    /// Whether the first listing is complete and was carried out. Never becomes false again.
+    /// Whether the first listing is complete and in the datapath. It never becomes false again.
     pub ready: bool,
-    /// Whether everything that is known has been carried out: no plan is due or under way, none waits to be retried.
+    /// Whether every known change is in the datapath: no plan is due, under way or waiting for a retry.
     pub settled: bool,
     /// Facts about the node.
     pub node: Node,
-    /// What carries the packets.
+    /// The datapath.
     pub datapath: Datapath,
     /// The first source of services, as long as there was only one.
     pub manifests: Manifests,
     /// Where services come from; of two objects with one name, the one of the first source is served.
     #[serde(default)]
     pub sources: Vec<Source>,
-    /// Whose Maglev tables services get: `lb` or `cilium`.
+    /// Family of Maglev tables: `lb` or `cilium`.
     #[serde(default)]
     pub maglev_hash: String,
-    /// How many of everything.
+    /// Numbers of objects.
     pub counts: Counts,
     /// Addresses out of pools.
     #[serde(default)]
     pub addresses: Addresses,
-    /// Where the datapath did not hold what it should.
+    /// Differences between the datapath and what it should hold.
     #[serde(default)]
     pub drift: DriftStatus,
-    /// What is wrong, if anything.
+    /// Problems, if any.
     pub conditions: Vec<Condition>,
 }
 
 /// Facts about the node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Node {
-    /// Its name.
+    /// Name of the node.
     pub name: Option<String>,
-    /// Its addresses; the first of a family is what translated flows come from.
+    /// Its addresses; translated flows come from the first one of each family.
     pub ips: Vec<IpAddr>,
     /// Prefixes of the pods, whose addresses are kept.
     pub cluster_cidrs: Vec<String>,
 }
 
-/// What carries the packets.
+/// The datapath.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Datapath {
     /// `ebpf`, `nftables`, `iptables-nft`, `iptables-legacy` or `memory`.
     pub kind: String,
-    /// Number of the last plan that was carried out; 0 before the first.
+    /// Number of the last plan that was applied; 0 before the first.
     pub plan: u64,
-    /// Time that the last plan took to carry out, in microseconds.
+    /// Time that applying the last plan took, in microseconds.
     pub apply_us: u64,
     /// Devices that programs are attached to, if the datapath has such.
     pub devices: Vec<String>,
-    /// What it holds in the kernel, if it can count.
+    /// Objects in the kernel, if the datapath can count them.
     pub usage: Option<Usage>,
 }
 
-/// What a datapath holds in the kernel.
+/// Objects of a datapath in the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
-    /// Rules that packets may have to walk.
+    /// Rules that packets may have to pass.
     pub rules: u64,
     /// Elements of maps and sets.
     pub elements: u64,
-    /// Bytes, if the kernel says so.
+    /// Bytes, if the kernel counts them.
     pub bytes: Option<u64>,
 }
 
@@ -133,7 +133,7 @@ pub struct Addresses {
     pub unsatisfied: usize,
 }
 
-/// How many of everything.
+/// Numbers of objects.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
     /// Services that are served.

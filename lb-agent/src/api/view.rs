@@ -1,4 +1,4 @@
-//! What there is, in the words of the API. Pure.
+//! The model, in the words of the API. Pure.
 
 use std::{collections::BTreeMap, net::IpAddr};
 

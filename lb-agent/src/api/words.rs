@@ -28,7 +28,7 @@ pub enum Protocol {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Entry {
-    /// A socket on this node, of the node or of a pod.
+    /// A socket on this node, of the node itself or of a pod.
     Socket,
     /// The device of a pod on this node.
     Pod,

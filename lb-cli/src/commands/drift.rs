@@ -42,7 +42,7 @@ fn watch(client: &Client, format: Format) -> Outcome {
             result => result?,
         }
     }
-    Err(Failure::Error("the agent has ended the watch: it stopped, or this reader was too slow".into()))
+    Err(Failure::Error("the agent ended the watch: the agent stopped, or this reader was too slow".into()))
 }
 
 fn line(news: &DriftNews) -> String {
@@ -75,16 +75,15 @@ fn text(report: &DriftReport, all: bool) -> String {
     };
     text.push_str(&section("\n", &report.now, all));
     if report.unlisted > 0 {
-        text.push_str(&format!("and {} that are too many to be listed\n", report.unlisted));
+        text.push_str(&format!("and {} more, which are not listed\n", report.unlisted));
     }
-    text.push_str(&section("\nRight again, within the last hour:\n\n", &report.before, all));
+    text.push_str(&section("\nRepaired or gone within the last hour:\n\n", &report.before, all));
     text
 }
 
 /// A table under a heading; nothing without records.
 fn section(heading: &str, records: &[DriftRecord], all: bool) -> String {
-    let mut table =
-        Table::new(["CLASS", "OBJECT", "DIFFERENCE", "EXPECTED", "FOUND", "CAUSE", "AGE", "WHAT BECAME OF IT"]);
+    let mut table = Table::new(["CLASS", "OBJECT", "DIFFERENCE", "EXPECTED", "FOUND", "CAUSE", "AGE", "OUTCOME"]);
     let mut listed: BTreeMap<&DriftClass, usize> = BTreeMap::new();
     for record in records {
         let number = listed.entry(&record.class).or_default();

@@ -69,12 +69,12 @@ fn why_not(answer: &WhyNot) -> String {
 fn verification(verification: &Verification) -> String {
     let Verification { method, steps, kernel, disagreements, .. } = verification;
     let verdict = if verification.agrees { "AGREE" } else { "DISAGREE" };
-    let mut text = format!("\n{verdict}: the datapath itself says: {} ({})\n", printable(kernel), printable(method));
+    let mut text = format!("\n{verdict}: the datapath answers: {} ({})\n", printable(kernel), printable(method));
     for disagreement in disagreements {
         text.push_str(&format!("  {}\n", printable(disagreement)));
     }
     if !verification.agrees && !verification.settled {
-        text.push_str("  Changes are due that the datapath does not have yet: see `lb status`, and ask again.\n");
+        text.push_str("  The datapath does not have all changes yet: see `lb status`, and try again.\n");
     }
     if !steps.is_empty() {
         text.push_str("\nOn the way:\n");
@@ -203,9 +203,9 @@ mod tests {
              degraded: session affinity is not supported by this datapath\n\n\
              Not taken:\n  10.1.0.3:80: draining\n\n\
              Why not 10.1.0.2:80?\n  it may be the choice: 1 of 4 slots are its own (3)\n\n\
-             DISAGREE: the datapath itself says: refused at once (maps)\n  \
+             DISAGREE: the datapath answers: refused at once (maps)\n  \
              verdict: expected forward, the kernel has refuse\n  \
-             Changes are due that the datapath does not have yet: see `lb status`, and ask again.\n\n\
+             The datapath does not have all changes yet: see `lb status`, and try again.\n\n\
              On the way:\n  1. frontend 10.96.0.1:80/tcp: set 3\n"
         );
     }

@@ -58,7 +58,7 @@ impl Feed {
         self.watchers.retain(|watcher| match watcher.try_send(Arc::clone(&lines)) {
             Ok(()) => true,
             Err(TrySendError::Full(_)) => {
-                tracing::warn!("a client that watches drift does not read fast enough: it is dropped");
+                tracing::warn!("a client of `lb drift --watch` reads too slowly and is disconnected");
                 false
             }
             Err(TrySendError::Closed(_)) => false,
