@@ -1,33 +1,33 @@
-//! Fuzz targets of what is private to this crate. They are there in tests, which replay their corpora, and under `cargo
-//! fuzz`, which sets `fuzzing`.
+//! Fuzz targets for private parts of this crate. They exist in tests, which replay their corpora, and under `cargo fuzz`,
+//! which sets `fuzzing`.
 
 use crate::{api, host::netlink as kernel};
 
 /// Sends the bytes to an agent's socket, and then nothing more.
 ///
-/// Whatever they are, there is one whole answer, with a status that is one of ours and a body that is JSON and not much
-/// longer than what was asked.
+/// A request gets one whole answer: a status that the API has, and a JSON body that is not much longer than the request. A
+/// head that is not HTTP, or too long, gets a status alone, and a head that ends early gets no answer.
 ///
 /// # Panics
-/// When one of this does not hold.
+/// When one of these does not hold.
 pub fn requests(data: &[u8]) {
     api::fuzzing::requests(data);
 }
 
-/// Takes the bytes for a datagram of the kernel about devices, addresses and routes.
+/// Reads the bytes as a datagram of the kernel about devices, addresses and routes.
 ///
 /// # Panics
-/// When reading it panics, or finds more messages than there is room for.
+/// When reading panics, or finds more messages than the bytes have room for.
 pub fn netlink(data: &[u8]) {
     kernel::take_any(data);
 }
 
-/// Takes the bytes for the file in which the agent remembers who has which address.
+/// Reads the bytes as the file in which the agent records who has which address.
 ///
-/// What is read is written and read again as the same.
+/// A ledger that was read is the same after it is written and read again.
 ///
 /// # Panics
-/// When it is not, or reading panics.
+/// When it is not the same, or reading panics.
 pub fn ledger(data: &[u8]) {
     api::fuzzing::ledger(data);
 }
