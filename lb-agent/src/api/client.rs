@@ -27,7 +27,7 @@ use super::{
     Status,
     query::{AddressQuestion, PlanQuestion, PoolQuestion, target},
 };
-use crate::error::chain;
+use lb_core::error::report;
 
 /// How long the agent may take to take the request and to answer, and for each part of a long answer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -242,7 +242,7 @@ impl Client {
         let mut body = Limited::new(body, MAX_ANSWER);
         let mut whole = Vec::new();
         while let Some(frame) = time::timeout(self.patience, body.frame()).await? {
-            let frame = frame.map_err(|error| io::Error::other(chain(&*error)))?;
+            let frame = frame.map_err(|error| io::Error::other(report(&*error)))?;
             whole.extend_from_slice(frame.data_ref().unwrap_or(&Bytes::new()));
         }
         Ok(whole)
@@ -274,7 +274,7 @@ impl Client {
 
 /// hyper says what it did, its causes why that failed.
 fn broken(error: hyper::Error) -> io::Error {
-    io::Error::other(chain(&error))
+    io::Error::other(report(&error))
 }
 
 /// Differences as the agent finds and repairs them. Ends when the agent does, or when this reader was too slow.

@@ -35,7 +35,7 @@ use tokio::{
 use tokio_io_timeout::TimeoutStream;
 
 use super::Problem;
-use crate::error::chain;
+use lb_core::error::report;
 
 /// How long a client may take for the head of its request, for its body, and to take a part of the answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -135,7 +135,7 @@ async fn accept<A: Fn(&Request) -> Reply + Send + Sync + 'static>(socket: UnixLi
         let answer = Arc::clone(&answer);
         task::spawn(async move {
             if let Err(error) = converse(stream, place.is_some().then_some(answer)).await {
-                tracing::debug!(error = chain(&*error), "a client of the socket went away");
+                tracing::debug!(error = report(&*error), "a client of the socket went away");
             }
         });
     }
@@ -188,7 +188,7 @@ async fn whole(request: hyper::Request<Incoming>) -> Result<Request, Reply> {
         Ok(Ok(body)) => Ok(Request::from_parts(head, body.to_bytes())),
         Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_long()),
         Ok(Err(error)) => {
-            let problem = format!("the request ends before its body does: {}", chain(&*error));
+            let problem = format!("the request ends before its body does: {}", report(&*error));
             Err(Reply::problem(StatusCode::BAD_REQUEST, problem))
         }
         Err(_) => {
@@ -368,7 +368,7 @@ mod tests {
         let runtime = runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
         let ended = runtime.block_on(async {
             let agent = super::UnixStream::from_std(agent).unwrap();
-            converse(agent, Some(Arc::new(answer))).await.map_err(|error| chain(&*error))
+            converse(agent, Some(Arc::new(answer))).await.map_err(|error| report(&*error))
         });
         (ended, client)
     }

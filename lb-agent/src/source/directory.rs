@@ -37,11 +37,20 @@ const LONGEST_SILENCE: Duration = Duration::from_secs(60);
 
 /// Why the manifests cannot be watched.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum WatchError {
+    /// Something else has that name.
     #[error("{0}: not a directory; give the directory that holds the manifests")]
     NotDirectory(PathBuf),
+    /// The directory is missing, or the system refuses.
     #[error("the manifest directory {directory} cannot be watched")]
-    Directory { directory: PathBuf, source: io::Error },
+    Directory {
+        /// The directory.
+        directory: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The system has no watch to spare.
     #[error("watching files failed (the limit may be raised by `sysctl fs.inotify.max_user_instances`)")]
     Inotify(#[source] io::Error),
 }

@@ -62,8 +62,7 @@ impl<'a> Bed<'a> {
         let (told, repairs) = channel();
         let watch = agent.watch_drift().map_err(|source| RunError::Agent { node: node.name().into(), source })?;
         thread::spawn(move || {
-            let repaired =
-                |news: &DriftNews| matches!(news, DriftNews::Difference(record) if record.status == DriftOutcome::Repaired);
+            let repaired = |news: &DriftNews| matches!(news, DriftNews::Difference(record) if record.status == DriftOutcome::Repaired);
             // It ends with the agent.
             watch.flatten().filter(repaired).take_while(|_| told.send(Instant::now()).is_ok()).for_each(drop);
         });
