@@ -5,8 +5,14 @@ use std::hint::black_box;
 
 use criterion::{BatchSize, BenchmarkId, Criterion, criterion_group, criterion_main};
 use lb_core::{
-    Algorithm, Change, FlowView, Instant, Labels, State, TableSize, decide, diff,
+    decision::{FlowView, decide},
     maglev::{self, CiliumSeed, HashFamily},
+    model::Change,
+    plan::{Labels, diff},
+    service::Algorithm,
+    state::State,
+    table::TableSize,
+    time::Instant,
 };
 use lb_testkit::worlds::{self, World};
 

@@ -8,7 +8,13 @@ use std::{
 };
 
 use criterion::{BenchmarkId, Criterion};
-use lb_core::{Change, Datapath, DatapathError, Family, Labels, Plan, State, diff};
+use lb_core::{
+    addr::Family,
+    datapath::{Datapath, DatapathError},
+    model::Change,
+    plan::{Labels, Plan, diff},
+    state::State,
+};
 use lb_datapath_ebpf::{Capacities, EbpfConfig, EbpfDatapath, map_writes};
 use lb_datapath_iptables::{
     iptables::{IptablesConfig, IptablesDatapath, Variant, restore_input},

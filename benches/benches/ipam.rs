@@ -10,8 +10,8 @@ use std::{
 
 use criterion::{BatchSize, BenchmarkId, Criterion, SamplingMode, criterion_group, criterion_main};
 use lb_ipam::{
-    Allocator, ClusterIpAllocator, Edit, Family, FamilyPolicy, MemoryLedger, Pool, Request, Selector, ServiceName,
-    Settings, Status, Timestamp, Wanted,
+    Allocator, ClusterIpAllocator, Edit, Family, FamilyPolicy, MemoryLedger, Pool, Request, RequestedAddress, Selector,
+    ServiceName, Settings, Status, Timestamp,
 };
 
 const HELD: u32 = 100_000;
@@ -283,7 +283,7 @@ fn many_each(block: &str, family: Family) -> Allocator {
     let each = u32::try_from(Request::MAX_ADDRESSES).expect("a small number");
     for service in 0..HELD.div_ceil(each) {
         let numbers = (service * each..HELD.min((service + 1) * each)).map(|number| 2 * number + 1);
-        let addresses = numbers.map(|number| Wanted::Address(nth(number, family))).collect();
+        let addresses = numbers.map(|number| RequestedAddress::Address(nth(number, family))).collect();
         allocator.handle_edit(Edit::UpsertService(Request { addresses, ..request(service, family) }));
     }
     let outcome = allocator.reconcile(NOW);

@@ -7,8 +7,15 @@
 use std::path::PathBuf;
 
 use lb_core::{
-    Change, Datapath, Endpoint, EndpointSlice, Instant, MemoryDatapath, Model, Protocol, Reconciler, Service,
-    ServiceName, ServicePort, Settings, SliceName, SlicePort,
+    addr::Protocol,
+    datapath::Datapath,
+    endpoint::{Endpoint, EndpointSlice, SlicePort},
+    memory::MemoryDatapath,
+    model::{Change, Model, Settings},
+    name::{ServiceName, SliceName},
+    reconciler::Reconciler,
+    service::{Service, ServicePort},
+    time::Instant,
 };
 use lb_datapath_ebpf::{EbpfConfig, EbpfDatapath};
 use lb_datapath_iptables::{

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, error::Error, net::SocketAddr, process::Command};
 
-use lb_core::Datapath;
+use lb_core::datapath::Datapath;
 use lb_datapath_iptables::iptables::{IptablesConfig, IptablesDatapath};
 use lb_examples::Scene;
 use lb_testkit::{lab::Origin, traffic::Request};

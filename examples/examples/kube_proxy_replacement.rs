@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, error::Error, net::SocketAddr};
 
-use lb_core::{Datapath, Family};
+use lb_core::{addr::Family, datapath::Datapath};
 use lb_datapath_ebpf::{EbpfConfig, EbpfDatapath};
 use lb_examples::Scene;
 use lb_testkit::{lab::Origin, traffic::Request};

@@ -8,7 +8,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use lb_core::{Datapath, SourceName};
+use lb_core::{datapath::Datapath, name::SourceName};
 use lb_datapath_iptables::nftables::{NftablesConfig, NftablesDatapath};
 use lb_examples::{Scene, directory};
 use lb_ipam::{Allocator, MemoryLedger, Settings, Timestamp};

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeSet, error::Error, net::SocketAddr};
 
-use lb_core::Datapath;
+use lb_core::datapath::Datapath;
 use lb_datapath_iptables::nftables::{NftablesConfig, NftablesDatapath};
 use lb_examples::Scene;
 use lb_testkit::{lab::Origin, traffic::Request};

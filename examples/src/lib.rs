@@ -7,7 +7,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use lb_core::{Change, Datapath, Instant, Model, NodeName, Protocol, Reconciler, Settings};
+use lb_core::{
+    addr::Protocol,
+    datapath::Datapath,
+    model::{Change, Model, Settings},
+    name::NodeName,
+    reconciler::Reconciler,
+    time::Instant,
+};
 use lb_k8s::{
     Snapshot,
     lab::{PlacedPod, endpoint_slices, pods},

@@ -3,8 +3,14 @@
 use std::collections::BTreeSet;
 
 use lb_core::{
-    Answer, BackendAddr, Capabilities, Entry, FlowView, Instant, Model, NodeFacts, NodeName, Packet, Protocol,
-    Settings, SourceName, State, Target, Verdict, decide as decide_packet,
+    addr::{BackendAddr, Protocol},
+    datapath::Capabilities,
+    decision::{Entry, FlowView, Packet, Verdict, decide as decide_packet},
+    model::{Model, Settings},
+    name::{NodeName, SourceName},
+    node::NodeFacts,
+    state::{Answer, State, Target},
+    time::Instant,
 };
 use lb_k8s::{Manifests, Snapshot};
 
@@ -26,14 +32,14 @@ pub fn decide(data: &[u8]) {
         node.carry_out(&plan);
     }
     let decision = decide_packet(&model(&text), &packet, &FlowView::default(), Instant::default());
-    let addr = lb_core::FrontendAddr::new(packet.destination, packet.destination_port, packet.protocol);
+    let addr = lb_core::addr::FrontendAddr::new(packet.destination, packet.destination_port, packet.protocol);
     match (&decision.verdict, node.state.answer(&addr, packet.flow_hash())) {
         (Verdict::Pass, Answer::NotAFrontend) | (Verdict::Reject, Answer::Reject) | (Verdict::Drop, Answer::Drop) => {}
         (Verdict::Forward(forward), Answer::Backends(_)) => {
             let members = members(&node.state, &addr);
             let allowed: BTreeSet<_> = members.iter().copied().filter(|member| forward.choice.allows(member)).collect();
             assert!(!allowed.is_empty(), "{decision:?} and {members:?}\n{text}");
-            if let lb_core::Choice::OneOf(weights) = &forward.choice {
+            if let lb_core::decision::Choice::OneOf(weights) = &forward.choice {
                 assert!(weights.keys().eq(&members), "{decision:?} and {members:?}\n{text}");
             }
         }
@@ -56,14 +62,14 @@ fn model(text: &str) -> Model {
     let mut model = Model::new(Settings::default(), Capabilities::all("fuzz"));
     let node = NodeFacts { name: Some(NodeName::new("here")), ..NodeFacts::default() };
     let changes = Manifests::new(SourceName("manifests".into())).update(Snapshot::parse("x.yaml", text)).changes;
-    for change in [lb_core::Change::SetNode(node)].into_iter().chain(changes) {
+    for change in [lb_core::model::Change::SetNode(node)].into_iter().chain(changes) {
         // A service may claim what another one has.
         let _ = model.apply(change);
     }
     model
 }
 
-fn members(state: &State, addr: &lb_core::FrontendAddr) -> BTreeSet<BackendAddr> {
+fn members(state: &State, addr: &lb_core::addr::FrontendAddr) -> BTreeSet<BackendAddr> {
     let Some(Target::Set(set)) = state.frontends.get(addr).map(|frontend| frontend.target) else {
         return BTreeSet::new();
     };

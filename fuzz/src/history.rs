@@ -1,6 +1,10 @@
 //! One file that changes.
 
-use lb_core::{Capabilities, Change, Model, Settings, SourceName};
+use lb_core::{
+    datapath::Capabilities,
+    model::{Change, Model, Settings},
+    name::SourceName,
+};
 use lb_k8s::{Manifests, Snapshot, write};
 
 /// Byte that ends one version of the file: it is in no UTF-8.

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use lb_core::{
-    BackendAddr, Protocol, TableSize,
+    addr::{BackendAddr, Protocol},
     maglev::{CiliumSeed, HashFamily, table},
+    table::TableSize,
 };
 
 /// Builds the table of the backends that the bytes name, three for each: two of the address, one of the weight.

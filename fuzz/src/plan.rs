@@ -1,6 +1,9 @@
 //! Plans.
 
-use lb_core::{Answer, Labels, State, diff};
+use lb_core::{
+    plan::{Labels, diff},
+    state::{Answer, State},
+};
 
 use crate::world::{Node, manifests};
 
@@ -27,7 +30,7 @@ pub fn plan(data: &[u8]) {
     check(&before, after, &difference.ops);
 }
 
-fn check(before: &State, after: &State, ops: &[lb_core::Op]) {
+fn check(before: &State, after: &State, ops: &[lb_core::plan::Op]) {
     let mut state = before.clone();
     for op in ops {
         state.apply_op(op);

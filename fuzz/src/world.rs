@@ -3,7 +3,14 @@
 use std::fmt::Write;
 
 use lb_core::{
-    Capabilities, Change, Instant, Model, NodeFacts, NodeName, Plan, Reconciler, Settings, SourceName, State,
+    datapath::Capabilities,
+    model::{Change, Model, Settings},
+    name::{NodeName, SourceName},
+    node::NodeFacts,
+    plan::Plan,
+    reconciler::Reconciler,
+    state::State,
+    time::Instant,
 };
 use lb_k8s::{Manifests, Snapshot};
 

@@ -12,7 +12,7 @@ use std::{
     },
 };
 
-use lb_core::{DatapathError, SourceName};
+use lb_core::{datapath::DatapathError, name::SourceName};
 
 use crate::{
     allocation::Allocation,

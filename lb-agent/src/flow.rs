@@ -2,7 +2,10 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use lb_core::{Entry, NodeFacts, Wanted};
+use lb_core::{
+    decision::{BackendQuery, Entry},
+    node::NodeFacts,
+};
 
 /// A part of a packet that cannot be meant. The message does not name the part: its reader knows which one it wrote.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -46,13 +49,13 @@ pub fn parse_end(text: &str) -> Result<SocketAddr, FlowError> {
 ///
 /// # Errors
 /// When the text is neither.
-pub fn parse_backend(text: &str) -> Result<Wanted, FlowError> {
+pub fn parse_backend(text: &str) -> Result<BackendQuery, FlowError> {
     if let Ok(address) = text.parse::<SocketAddr>() {
-        return Ok(Wanted { ip: address.ip().to_canonical(), port: Some(address.port()) });
+        return Ok(BackendQuery { ip: address.ip().to_canonical(), port: Some(address.port()) });
     }
     let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
     let ip: IpAddr = bare.parse().map_err(|_| FlowError::Backend(text.into()))?;
-    Ok(Wanted { ip: ip.to_canonical(), port: None })
+    Ok(BackendQuery { ip: ip.to_canonical(), port: None })
 }
 
 pub(crate) fn same_family(from: IpAddr, to: IpAddr) -> Result<(), FlowError> {

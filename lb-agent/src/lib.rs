@@ -5,7 +5,7 @@
 //! the API.
 //!
 //! What it refuses to do: decide anything about packets (that is `lb-core`), know how a datapath works (that is behind
-//! [`lb_core::Datapath`]), parse manifests (that is `lb-k8s`), or talk to people (that is `lb-cli`).
+//! [`lb_core::datapath::Datapath`]), parse manifests (that is `lb-k8s`), or talk to people (that is `lb-cli`).
 //!
 //! ```no_run
 //! use lb_agent::{api::Client, config::DEFAULT_SOCKET};

@@ -9,8 +9,17 @@ use std::{
 };
 
 use lb_core::{
-    ApplyError, Capabilities, Change, Datapath, DatapathError, Drift, ErrorKind, Expected, Inspection, KernelAnswer,
-    MemoryDatapath, NodeFacts, Packet, Plan, Role, SourceName, State, Watcher, maglev::HashFamily,
+    datapath::{ApplyError, Capabilities, Datapath, DatapathError, ErrorKind, Role, Watcher},
+    decision::Packet,
+    drift::{Drift, Expected, Inspection},
+    kernel::KernelAnswer,
+    maglev::HashFamily,
+    memory::MemoryDatapath,
+    model::Change,
+    name::SourceName,
+    node::NodeFacts,
+    plan::Plan,
+    state::State,
 };
 use lb_k8s::{Manifests, Snapshot};
 

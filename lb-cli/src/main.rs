@@ -1,7 +1,8 @@
 //! The program `lb`: the reference agent, and the commands that ask it.
 //!
 //! It refuses to decide anything about packets (that is `lb-core`), to know how a datapath works (that is behind
-//! [`lb_core::Datapath`]) and to serve (that is `lb-agent`): it parses what people write and prints what they read.
+//! [`lb_core::datapath::Datapath`]) and to serve (that is `lb-agent`): it parses what people write and prints what they
+//! read.
 //!
 //! Exit codes: 0 ok, 1 error, 2 usage, 3 not found, 4 difference found.
 #![forbid(unsafe_code)]

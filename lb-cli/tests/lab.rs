@@ -15,7 +15,7 @@ use std::{
 };
 
 use common::{end, lb, service, text};
-use lb_core::Family;
+use lb_core::addr::Family;
 use lb_testkit::{
     LabError,
     lab::{Lab, Node, Origin, PodSpec, Program, leftovers},

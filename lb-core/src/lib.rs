@@ -76,38 +76,6 @@ pub mod table;
 pub mod time;
 pub mod topology;
 
-// At the root as well, until everybody imports by module.
-pub use addr::{BackendAddr, Family, FrontendAddr, FrontendKind, Protocol, Scope};
-pub use affinity::{Affinity, AffinityRecord};
-pub use datapath::{
-    AffinityCapability, ApplyError, Atomicity, Capabilities, Counters, Datapath, DatapathError, ErrorKind, KernelUsage,
-    Role, SocketCapability, SocketHash, Watcher,
-};
-pub use decision::{
-    BackendQuery as Wanted, Because, Choice, Decision, Entry, FlowView, Forward, Packet, Slots, SourceRewrite, Step,
-    Verdict, WhyNot, decide, why_not,
-};
-pub use desired::Desired;
-pub use drift::{Cause, Difference, Drift, DriftClass, Expected, Inspection, compare as drift};
-pub use endpoint::{AdminState, BackendState, Conditions, Endpoint, EndpointSlice, SlicePort};
-pub use faulty::{Faults, Faulty};
-pub use flow_hash::FLOW_SEED;
-pub use health::{Health, HealthReport, HealthTable};
-pub use id::{BackendId, FrontendId, Id, IdTable, IdsExhausted, SetId};
-pub use kernel::{Backends, KernelAnswer, KernelVerdict};
-pub use memory::MemoryDatapath;
-pub use model::{Candidate, Change, Degraded, Model, ModelError, Owner, ServiceFrontend, Settings};
-pub use name::{NodeName, ServiceName, ServicePortName, SliceName, SourceName, ZoneName};
-pub use node::NodeFacts;
-pub use plan::{Labels, Op, Plan, PlanId, Touched, diff, diff_touched};
-pub use reconciler::{FrontendStatus, Reconciler};
-pub use selection::{Reason, Rules, Selection, Usable, select};
-pub use service::{Algorithm, DrainPolicy, Service, ServicePort, TrafficPolicy};
-pub use state::{Answer, Backend, BackendSet, Dangling, Frontend, Lookup, State, Target};
-pub use table::{BadTableSize, MAX_PLAIN_SLOTS, TableSize, TableSpec};
-pub use time::Instant;
-pub use topology::{Hints, Near, TrafficDistribution};
-
 /// The example of the README compiles and runs.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

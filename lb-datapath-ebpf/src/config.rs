@@ -40,7 +40,7 @@ impl EbpfConfig {
 }
 
 /// Sizes of the maps. They count when the maps are made; maps that are pinned already keep theirs until
-/// [`cleanup`](lb_core::Datapath::cleanup).
+/// [`cleanup`](lb_core::datapath::Datapath::cleanup).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capacities {
     /// Most frontends. Memory is taken as they come, about 120 bytes each. Default 65,536.

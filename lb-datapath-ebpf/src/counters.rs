@@ -9,7 +9,7 @@ use std::{
     },
 };
 
-use lb_core::{Counters, DatapathError, ErrorKind, KernelUsage};
+use lb_core::datapath::{Counters, DatapathError, ErrorKind, KernelUsage};
 
 use crate::state::maps::memory;
 

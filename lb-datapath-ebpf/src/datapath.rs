@@ -10,9 +10,18 @@ use std::{
 };
 
 use lb_core::{
-    AffinityCapability, Algorithm, ApplyError, Atomicity, Capabilities, Counters, Datapath, DatapathError, Drift,
-    DriftClass, Expected, Family, FrontendKind, Inspection, KernelAnswer, NodeFacts, Packet, Plan, Protocol, Role,
-    SocketCapability, SocketHash, State, Watcher, drift,
+    addr::{Family, FrontendKind, Protocol},
+    datapath::{
+        AffinityCapability, ApplyError, Atomicity, Capabilities, Counters, Datapath, DatapathError, Role,
+        SocketCapability, SocketHash, Watcher,
+    },
+    decision::Packet,
+    drift::{Drift, DriftClass, Expected, Inspection, compare},
+    kernel::KernelAnswer,
+    node::NodeFacts,
+    plan::Plan,
+    service::Algorithm,
+    state::State,
 };
 use lb_datapath_ebpf_abi as abi;
 
@@ -149,7 +158,7 @@ impl EbpfDatapath {
     ///         println!("lb_stopped_total{{reason=\"{}\"}} {count}", reason.name());
     ///     }
     /// }
-    /// # Ok::<(), lb_core::DatapathError>(())
+    /// # Ok::<(), lb_core::datapath::DatapathError>(())
     /// ```
     ///
     /// # Errors
@@ -330,7 +339,7 @@ impl Datapath for EbpfDatapath {
 
     fn inspect(&mut self, expected: Expected<'_>, inspection: Inspection) -> Result<Vec<Drift>, DatapathError> {
         if self.kernel.is_none() {
-            return Ok(drift(expected.state, &State::default()));
+            return Ok(compare(expected.state, &State::default()));
         }
         let mut found = self.suspects()?;
         found.extend(self.kernel.iter_mut().flat_map(|kernel| std::mem::take(&mut kernel.unreadable)));
@@ -339,7 +348,7 @@ impl Datapath for EbpfDatapath {
             found.extend(scanner.scan(maps, mirror)?.into_iter().map(|finding| finding.drift));
             found.extend(repair::role_drift(*role, maps.role()?));
             if mirror.state != *expected.state {
-                found.extend(drift(expected.state, &mirror.state));
+                found.extend(compare(expected.state, &mirror.state));
             }
         }
         Ok(found)

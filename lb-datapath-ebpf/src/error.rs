@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use lb_core::{DatapathError, ErrorKind};
+use lb_core::datapath::{DatapathError, ErrorKind};
 
 use crate::{state::ports, sys::Shape};
 

@@ -8,9 +8,9 @@
 //! runs on Linux 6.6 and later, with `CAP_BPF`, `CAP_NET_ADMIN` and `CAP_PERFMON`.
 //!
 //! The process holds every pinned object open and keeps a mirror of the maps. So it finds and repairs what other tools
-//! unpin, detach or edit ([`inspect`](lb_core::Datapath::inspect), [`repair`](lb_core::Datapath::repair),
-//! [`watcher`](lb_core::Datapath::watcher)). Pins of others are never taken over. A process that dies at any moment leaves
-//! every frontend either in its old or in its new state.
+//! unpin, detach or edit ([`inspect`](lb_core::datapath::Datapath::inspect),
+//! [`repair`](lb_core::datapath::Datapath::repair), [`watcher`](lb_core::datapath::Datapath::watcher)). Pins of others
+//! are never taken over. A process that dies at any moment leaves every frontend either in its old or in its new state.
 //!
 //! The programs count the packets and socket calls that they stop, by [`Reason`]: see
 //! [`reason_counters`](EbpfDatapath::reason_counters).
@@ -19,7 +19,7 @@
 //! programs do not do.
 //!
 //! ```no_run
-//! use lb_core::{Datapath, Labels, State, diff};
+//! use lb_core::{datapath::Datapath, plan::{Labels, diff}, state::State};
 //! use lb_datapath_ebpf::{EbpfConfig, EbpfDatapath};
 //!
 //! let config = EbpfConfig { uplink_devices: vec!["eth0".into()], ..EbpfConfig::new("/sys/fs/cgroup") };

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, os::fd::OwnedFd};
 
-use lb_core::{DatapathError, ErrorKind};
+use lb_core::datapath::{DatapathError, ErrorKind};
 use lb_datapath_ebpf_abi::Reason;
 
 use crate::{state::layout::REASONS, sys::PerCpuCounters};
@@ -10,7 +10,8 @@ use crate::{state::layout::REASONS, sys::PerCpuCounters};
 /// Reads the counters of the programs, through a descriptor of its own: any thread may do so while the datapath changes.
 ///
 /// The counters live in the kernel. They begin at zero with a new pin directory, survive a restart of the process, and
-/// wrap around at 2^64. After [`cleanup`](lb_core::Datapath::cleanup) this reader still shows the last values.
+/// wrap around at 2^64. After [`cleanup`](lb_core::datapath::Datapath::cleanup) this reader still shows the last
+/// values.
 #[derive(Debug)]
 pub struct ReasonCounters(PerCpuCounters);
 

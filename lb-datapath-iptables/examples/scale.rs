@@ -18,8 +18,12 @@ use std::{
 };
 
 use lb_core::{
-    Backend, BackendAddr, BackendId, BackendSet, Datapath, Expected, Frontend, FrontendAddr, FrontendId, Inspection,
-    Labels, Lookup, Protocol, SetId, State, Target, diff,
+    addr::{BackendAddr, FrontendAddr, Protocol},
+    datapath::Datapath,
+    drift::{Expected, Inspection},
+    id::{BackendId, FrontendId, SetId},
+    plan::{Labels, diff},
+    state::{Backend, BackendSet, Frontend, Lookup, State, Target},
 };
 use lb_datapath_iptables::nftables::{NftablesConfig, NftablesDatapath};
 use nix::{

@@ -11,7 +11,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lb_core::{BackendAddr, Family, FrontendAddr, Packet, Protocol};
+use lb_core::{
+    addr::{BackendAddr, Family, FrontendAddr, Protocol},
+    decision::Packet,
+};
 use lb_netlink::{Attributes, Protocol as NetlinkProtocol, Socket, Writer, attributes, u16_be, u32_be};
 use netlink_packet_core::NLM_F_REQUEST;
 use nix::libc;
@@ -234,7 +237,7 @@ mod tests {
     fn packet(protocol: Protocol, from: &str, to: &str) -> Packet {
         let (from, to) = (addr(from), addr(to));
         Packet {
-            entry: lb_core::Entry::Uplink,
+            entry: lb_core::decision::Entry::Uplink,
             protocol,
             source: from.ip(),
             source_port: from.port(),

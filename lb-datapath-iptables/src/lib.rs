@@ -5,7 +5,7 @@
 //! no traffic on anybody's behalf. `docs/nftables.md` and `docs/iptables.md` show each of them hook by hook.
 //!
 //! ```no_run
-//! use lb_core::{Datapath, Labels, State, diff};
+//! use lb_core::{datapath::Datapath, plan::{Labels, diff}, state::State};
 //! use lb_datapath_iptables::nftables::{NftablesConfig, NftablesDatapath};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {

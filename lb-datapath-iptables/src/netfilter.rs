@@ -6,7 +6,7 @@
 //! [nf_tables]: https://elixir.bootlin.com/linux/v6.18/source/include/uapi/linux/netfilter/nf_tables.h
 //! [conntrack]: https://elixir.bootlin.com/linux/v6.18/source/include/uapi/linux/netfilter/nfnetlink_conntrack.h
 
-use lb_core::Family;
+use lb_core::addr::Family;
 use nix::libc;
 
 /// `struct nfgenmsg`, which every message begins with: family, version 0, resource id.

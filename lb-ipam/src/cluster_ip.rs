@@ -4,7 +4,7 @@ use alloc::{collections::BTreeMap, vec::Vec};
 use core::net::IpAddr;
 
 use ipnet::IpNet;
-use lb_core::{Family, ServiceName};
+use lb_core::{addr::Family, name::ServiceName};
 
 use crate::{
     AddressRange,

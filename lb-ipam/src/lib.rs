@@ -45,7 +45,11 @@ pub use answer::{
 };
 pub use cluster_ip::{ClusterIpAllocator, ClusterIpError};
 pub use ipnet::IpNet;
-pub use lb_core::{Family, Protocol, ServiceName, TrafficPolicy};
+pub use lb_core::{
+    addr::{Family, Protocol},
+    name::ServiceName,
+    service::TrafficPolicy,
+};
 pub use ledger::{Entry, Freed, Holders, Ledger, LedgerError, MemoryLedger};
 pub use node_port::{NodePortAllocator, NodePortError, PortUse};
 pub use pool::{
@@ -56,12 +60,3 @@ pub use range::AddressRange;
 pub use request::{FamilyPolicy, Namespaces, PoolChoice, Request, RequestedAddress, Sharing, SharingRule, may_share};
 pub use settings::{Classes, Reservation, Settings, WhenSharingBreaks};
 pub use time::Timestamp;
-
-// The former names, until nobody uses them.
-pub use answer::{Allocation as Granted, PoolRefusal as NotFrom, RefusingPools as NotGiving, Requested as Asked};
-pub use request::RequestedAddress as Wanted;
-
-/// The example of the README compiles and runs.
-#[cfg(doctest)]
-#[doc = include_str!("../README.md")]
-struct Readme;

@@ -3,7 +3,7 @@
 use alloc::collections::{BTreeMap, BTreeSet};
 use core::ops::RangeInclusive;
 
-use lb_core::{Protocol, ServiceName};
+use lb_core::{addr::Protocol, name::ServiceName};
 
 use crate::range::{bands::Bands, intervals::Intervals};
 

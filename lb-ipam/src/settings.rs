@@ -3,7 +3,7 @@
 use alloc::{collections::BTreeSet, string::String, vec::Vec};
 use core::time::Duration;
 
-use lb_core::Family;
+use lb_core::addr::Family;
 
 use crate::AddressRange;
 

@@ -8,7 +8,11 @@ mod common;
 use std::{error::Error, fs, path::Path, process::Command};
 
 use common::manifest;
-use lb_core::{Capabilities, Model, Settings, SourceName};
+use lb_core::{
+    datapath::Capabilities,
+    model::{Model, Settings},
+    name::SourceName,
+};
 use lb_k8s::Manifests;
 
 /// Says that this process is the one that reads, and what.

@@ -8,7 +8,7 @@ mod common;
 use std::{error::Error, fs, path::Path, time::Instant};
 
 use common::manifest;
-use lb_core::SourceName;
+use lb_core::name::SourceName;
 use lb_k8s::Manifests;
 
 fn main() -> Result<(), Box<dyn Error>> {

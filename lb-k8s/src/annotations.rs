@@ -4,17 +4,17 @@
 pub const CILIUM_ALGORITHM: &str = "service.cilium.io/lb-algorithm";
 /// Algorithm of a `Service`: `random`, `round-robin` or `maglev`. Must not contradict [`CILIUM_ALGORITHM`].
 pub const ALGORITHM: &str = "lb/algorithm";
-/// Slots of the Maglev table of a `Service`: one of [`lb_core::TableSize::PRIMES`].
+/// Slots of the Maglev table of a `Service`: one of [`lb_core::table::TableSize::PRIMES`].
 pub const MAGLEV_TABLE_SIZE: &str = "lb/maglev-table-size";
 /// Bits of an IPv4 source that make a client under `sessionAffinity: ClientIP`, 0..=32. Default 32.
 pub const AFFINITY_PREFIX_V4: &str = "lb/affinity-prefix-v4";
 /// Bits of an IPv6 source that make a client under `sessionAffinity: ClientIP`, 0..=128. Default 128.
 pub const AFFINITY_PREFIX_V6: &str = "lb/affinity-prefix-v6";
 /// The fate of established flows of a `Service` whose backend takes no new ones: `keep`, the default; a number of
-/// seconds, 1..=86400, after which they are cut; or `cut`. See [`lb_core::DrainPolicy`].
+/// seconds, 1..=86400, after which they are cut; or `cut`. See [`lb_core::service::DrainPolicy`].
 pub const DRAIN: &str = "lb/drain";
 /// Per cent of the backends of a `Service` that must not be unhealthy, or health is not looked at, 0..=100. See
-/// [`lb_core::Settings::panic_threshold`], which is the default.
+/// [`lb_core::model::Settings::panic_threshold`], which is the default.
 pub const PANIC_THRESHOLD: &str = "lb/panic-threshold";
 /// Kubernetes' older way to ask for hints of a `Service`. Whoever writes its endpoint slices carries it out.
 pub const TOPOLOGY_MODE: &str = "service.kubernetes.io/topology-mode";

@@ -5,7 +5,7 @@ use std::{
     net::{IpAddr, Ipv4Addr},
 };
 
-use lb_core::Protocol;
+use lb_core::addr::Protocol;
 
 use crate::{
     limits::{MAX_LABEL_LENGTH, MAX_NAME_LENGTH},

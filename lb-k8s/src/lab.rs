@@ -2,7 +2,7 @@
 //! follow once they have addresses. Pure functions: starting pods, placing them and watching them is the caller's part.
 //!
 //! ```
-//! use lb_core::NodeName;
+//! use lb_core::name::NodeName;
 //! use lb_k8s::{Snapshot, lab};
 //!
 //! let snapshot = Snapshot::parse("web.yaml", "
@@ -39,7 +39,11 @@ use std::{
     sync::Arc,
 };
 
-use lb_core::{Conditions, Endpoint, EndpointSlice, Family, NodeName, Protocol, ServiceName, SliceName, SlicePort};
+use lb_core::{
+    addr::{Family, Protocol},
+    endpoint::{Conditions, Endpoint, EndpointSlice, SlicePort},
+    name::{NodeName, ServiceName, SliceName},
+};
 
 use crate::{
     ContainerPort, PodTemplate, Replicas, ServiceTemplate, TargetPort, TemplatePort, Workload, limits::MAX_ENDPOINTS,

@@ -7,7 +7,7 @@
 //! them, are for an allocator.
 //!
 //! ```
-//! use lb_core::{Change, SourceName};
+//! use lb_core::{model::Change, name::SourceName};
 //! use lb_k8s::{Manifests, Snapshot};
 //!
 //! let mut manifests = Manifests::new(SourceName("manifests".into()));
@@ -58,7 +58,7 @@
 //! computes the edits that a file would cause, for [`Allocator::plan`](lb_ipam::Allocator::plan).
 //!
 //! ```
-//! use lb_core::SourceName;
+//! use lb_core::name::SourceName;
 //! use lb_ipam::{Allocator, MemoryLedger, Settings, Timestamp};
 //! use lb_k8s::{Manifests, Snapshot};
 //!

@@ -9,7 +9,10 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use lb_core::{
-    Conditions, Endpoint, EndpointSlice, Family, Hints, NodeName, ServiceName, SliceName, SlicePort, ZoneName,
+    addr::Family,
+    endpoint::{Conditions, Endpoint, EndpointSlice, SlicePort},
+    name::{NodeName, ServiceName, SliceName, ZoneName},
+    topology::Hints,
 };
 
 use crate::{

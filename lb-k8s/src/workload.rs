@@ -13,7 +13,7 @@ use k8s_openapi::{
     },
     apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta},
 };
-use lb_core::{NodeName, Protocol};
+use lb_core::{addr::Protocol, name::NodeName};
 
 use crate::{
     annotations,

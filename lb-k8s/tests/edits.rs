@@ -2,7 +2,7 @@
 
 use std::{fs, net::IpAddr};
 
-use lb_core::{Change, SourceName};
+use lb_core::{model::Change, name::SourceName};
 use lb_ipam::{Allocator, Edit, MemoryLedger, Pool, Settings, Timestamp};
 use lb_k8s::{Batch, Instead, Manifests, Snapshot};
 
@@ -130,7 +130,7 @@ fn nobody_loses_an_address_because_a_pool_is_refused() {
     ] {
         let batch = update(&mut manifests(), &[wrong.clone(), service("x", "") + told, service("w", "")]);
         let (outcome, allocator) = reconcile(batch.edits, held.clone());
-        let x = lb_core::ServiceName::new("default", "x");
+        let x = lb_core::name::ServiceName::new("default", "x");
         let held: Vec<_> = allocator.answer(&x).into_iter().flat_map(|answer| answer.addresses()).collect();
         assert_eq!(held, [IpAddr::from([10, 0, 0, 0])], "{wrong}");
         let written: Vec<_> = outcome.writes.iter().map(|(name, _)| name.name()).collect();

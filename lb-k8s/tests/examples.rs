@@ -3,7 +3,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use lb_core::{NodeName, ServiceName};
+use lb_core::name::{NodeName, ServiceName};
 use lb_ipam::{Allocator, Edit, MemoryLedger, Settings, Status, Timestamp};
 use lb_k8s::{
     Snapshot,

@@ -3,7 +3,11 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use lb_core::{Change, Service, ServiceName, SourceName};
+use lb_core::{
+    model::Change,
+    name::{ServiceName, SourceName},
+    service::Service,
+};
 use lb_k8s::{Manifests, Snapshot};
 use proptest::{
     collection::{btree_map, vec},

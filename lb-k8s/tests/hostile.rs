@@ -17,7 +17,7 @@ use std::{
     time::Duration,
 };
 
-use lb_core::SourceName;
+use lb_core::name::SourceName;
 use lb_k8s::{Manifests, limits};
 use libtest_mimic::{Arguments, Failed, Trial};
 use tempfile::TempDir;

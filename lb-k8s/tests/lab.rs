@@ -3,7 +3,11 @@
 
 use std::net::IpAddr;
 
-use lb_core::{Conditions, EndpointSlice, NodeName, Protocol};
+use lb_core::{
+    addr::Protocol,
+    endpoint::{Conditions, EndpointSlice},
+    name::NodeName,
+};
 use lb_k8s::{
     Replicas, Snapshot,
     lab::{self, PlacedPod},

@@ -2,7 +2,11 @@
 
 use std::{collections::BTreeMap, fs};
 
-use lb_core::{Capabilities, Change, Model, ServiceName, Settings, SourceName};
+use lb_core::{
+    datapath::Capabilities,
+    model::{Change, Model, Settings},
+    name::{ServiceName, SourceName},
+};
 use lb_k8s::{Batch, Manifests, Snapshot, SnapshotError};
 
 fn manifests() -> Manifests {

@@ -6,7 +6,12 @@ use std::{
     net::IpAddr,
 };
 
-use lb_core::{Capabilities, FrontendAddr, Model, ServiceName, SourceName};
+use lb_core::{
+    addr::FrontendAddr,
+    datapath::Capabilities,
+    model::Model,
+    name::{ServiceName, SourceName},
+};
 use lb_ipam::{Allocator, Edit, MemoryLedger, Request, Settings, Timestamp};
 use lb_k8s::{Manifests, Snapshot};
 use proptest::{
@@ -73,7 +78,7 @@ impl Agent {
         Self {
             manifests: Manifests::new(SourceName("manifests".into())).allocating(),
             allocator: Allocator::new(Settings::default(), ledger),
-            model: Model::new(lb_core::Settings::default(), Capabilities::all("memory")),
+            model: Model::new(lb_core::model::Settings::default(), Capabilities::all("memory")),
         }
     }
 
@@ -159,7 +164,7 @@ proptest! {
                 prop_assert_eq!(&service.load_balancer_ips, &given, "{}", service.name);
                 for ip in given {
                     let port = &service.ports[0];
-                    let frontend = FrontendAddr { ip, port: port.port, protocol: port.protocol, scope: lb_core::Scope::External };
+                    let frontend = FrontendAddr { ip, port: port.port, protocol: port.protocol, scope: lb_core::addr::Scope::External };
                     let owner = agent.model.owner(&frontend).map(|owner| &owner.port.service);
                     prop_assert_eq!(owner, Some(&service.name), "{}", frontend);
                 }

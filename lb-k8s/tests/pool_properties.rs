@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use lb_core::SourceName;
+use lb_core::name::SourceName;
 use lb_ipam::{Block, Edit, Expression, IpNet, Operator, Pool, PoolName, Selector, Timestamp};
 use lb_k8s::{Manifests, Snapshot, limits, write};
 use proptest::{

@@ -206,7 +206,7 @@ fn namespaces_are_selected_among_those_that_are_declared() {
     }
     // Nobody is in a namespace that does not exist.
     let nobody = selected("namespaceSelectors: [{matchLabels: {team: none}}]");
-    assert!(!nobody[0].matches(&lb_core::ServiceName::new("red", "web"), &[].into()));
+    assert!(!nobody[0].matches(&lb_core::name::ServiceName::new("red", "web"), &[].into()));
 }
 
 /// Any of the selectors, everything in it, and in one of the namespaces.
@@ -231,7 +231,7 @@ fn several_selectors_of_metallb_choose_services_as_metallb_does() {
         ("blue", &[("public", "yes")], false),
         ("shop", &[], false),
     ] {
-        let service = lb_core::ServiceName::new(namespace, "web");
+        let service = lb_core::name::ServiceName::new(namespace, "web");
         assert_eq!(pool.selects(&service, &labels(of_service).match_labels), selected, "{namespace} {of_service:?}");
     }
 }

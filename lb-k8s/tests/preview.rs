@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use lb_core::SourceName;
+use lb_core::name::SourceName;
 use lb_ipam::{Allocator, Edit, MemoryLedger, Settings, Timestamp};
 use lb_k8s::{Batch, Instead, Manifests, Preview, Refusal, Snapshot, limits};
 use proptest::{collection::vec, prelude::*, sample::select};

@@ -9,9 +9,15 @@ use std::{
 };
 
 use lb_core::{
-    Affinity, Algorithm, Capabilities, Change, Conditions, DrainPolicy, Endpoint, EndpointSlice, Family, Hints, Model,
-    NodeName, Protocol, Service, ServiceName, ServicePort, Settings, SliceName, SlicePort, SourceName, TableSize,
-    TrafficDistribution, TrafficPolicy, ZoneName,
+    addr::{Family, Protocol},
+    affinity::Affinity,
+    datapath::Capabilities,
+    endpoint::{Conditions, Endpoint, EndpointSlice, SlicePort},
+    model::{Change, Model, Settings},
+    name::{NodeName, ServiceName, SliceName, SourceName, ZoneName},
+    service::{Algorithm, DrainPolicy, Service, ServicePort, TrafficPolicy},
+    table::TableSize,
+    topology::{Hints, TrafficDistribution},
 };
 use lb_k8s::{Manifests, Snapshot, write};
 use proptest::{

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use lb_core::{Change, SourceName};
+use lb_core::{model::Change, name::SourceName};
 use lb_k8s::{Batch, Manifests, Snapshot};
 use proptest::{collection::vec, prelude::*};
 use tempfile::TempDir;

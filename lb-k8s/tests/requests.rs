@@ -1,8 +1,14 @@
 //! What services ask of pools, annotation by annotation.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use lb_core::{Family, Protocol, ServiceName, TrafficPolicy};
-use lb_ipam::{Condition, FamilyPolicy, Namespaces, PoolChoice, PoolName, Request, Sharing, Status, Timestamp, Wanted};
+use lb_core::{
+    addr::{Family, Protocol},
+    name::ServiceName,
+    service::TrafficPolicy,
+};
+use lb_ipam::{
+    Condition, FamilyPolicy, Namespaces, PoolChoice, PoolName, Request, RequestedAddress, Sharing, Status, Timestamp,
+};
 use lb_k8s::{Report, Snapshot, annotations};
 
 const POOL: &str = "---\napiVersion: lb/v1\nkind: IPPool\nmetadata: {name: a}\nspec: {blocks: [10.0.0.0/24]}\n";
@@ -33,8 +39,8 @@ fn read(annotations: &str, spec: &str) -> Request {
     request.unwrap()
 }
 
-fn wanted(texts: &[&str]) -> Vec<Wanted> {
-    texts.iter().flat_map(|text| Wanted::parse_list(text)).collect()
+fn wanted(texts: &[&str]) -> Vec<RequestedAddress> {
+    texts.iter().flat_map(|text| RequestedAddress::parse_list(text)).collect()
 }
 
 fn listed(names: &[&str]) -> Namespaces {
@@ -250,7 +256,7 @@ fn what_is_no_address_is_reported_and_handed_on() {
         (
             "lbipam.cilium.io/ips: \"\\e[2J\"",
             "",
-            vec![Wanted::Unreadable("\\u{1b}[2J".into())],
+            vec![RequestedAddress::Unreadable("\\u{1b}[2J".into())],
             [format!("metadata.annotations[{key}]: \"\\\\u{{1b}}[2J\" is not an IP address")],
         ),
         (

@@ -3,7 +3,12 @@
 
 use std::{net::IpAddr, time::Duration};
 
-use lb_core::{Affinity, Algorithm, DrainPolicy, Protocol, Service, TrafficDistribution, TrafficPolicy};
+use lb_core::{
+    addr::Protocol,
+    affinity::Affinity,
+    service::{Algorithm, DrainPolicy, Service, TrafficPolicy},
+    topology::TrafficDistribution,
+};
 use lb_k8s::{Snapshot, annotations};
 
 /// A service of which `metadata` and `spec` are the fields, in flow style.

@@ -1,7 +1,12 @@
 //! What of an `EndpointSlice` is carried out, refused and reported.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use lb_core::{AdminState, Conditions, Endpoint, EndpointSlice, Hints, NodeName, Protocol, ZoneName};
+use lb_core::{
+    addr::Protocol,
+    endpoint::{AdminState, Conditions, Endpoint, EndpointSlice},
+    name::{NodeName, ZoneName},
+    topology::Hints,
+};
 use lb_k8s::{
     Report, Snapshot,
     limits::{MAX_ENDPOINTS, MAX_HINTS},

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use lb_ipam::{
     Allocator, Block, Condition, Counts, Edit, MemoryLedger, Pool, PoolName, PoolProblem, PoolStatus, PoolWarning,
-    Request, Settings, Status, Timestamp, Wanted,
+    Request, RequestedAddress, Settings, Status, Timestamp,
 };
 use lb_k8s::{Snapshot, limits, write};
 use serde_json::{Value, json};
@@ -171,7 +171,7 @@ fn what_was_written_is_not_written_again() {
     };
     let satisfied = Request::new("default", "web");
     let mut garbage = Request::new("default", "x");
-    garbage.addresses = Wanted::parse_list("10.0.0.2,garbage");
+    garbage.addresses = RequestedAddress::parse_list("10.0.0.2,garbage");
     let mut requests = [satisfied, garbage];
     let (writes, ledger) = reconcile(&requests, MemoryLedger::default());
     assert_eq!(writes.len(), 2);

@@ -1,6 +1,6 @@
 //! A file that is cut anywhere is an error or a valid beginning, never a panic.
 
-use lb_core::{Change, SourceName};
+use lb_core::{model::Change, name::SourceName};
 use lb_k8s::{Manifests, Snapshot, SnapshotError};
 
 const YAML: &str = r#"# A comment

@@ -1,7 +1,7 @@
 //! A field of another type than its kind's refuses its object alone, which stays as it last was.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use lb_core::{Change, SourceName};
+use lb_core::{model::Change, name::SourceName};
 use lb_ipam::{Allocator, Edit, MemoryLedger, Settings, Timestamp};
 use lb_k8s::{Batch, Instead, Manifests, Snapshot, SnapshotError, write};
 use serde_json::{Value, json};

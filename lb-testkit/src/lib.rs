@@ -2,7 +2,7 @@
 //!
 //! * [`lab`]: clusters out of network namespaces, built in milliseconds: nodes, pods with real servers, clients outside.
 //! * [`traffic`]: what those clients send, and what came of it.
-//! * [`conformance`]: the suite that every [`lb_core::Datapath`] has to pass, also one that you wrote. Its page shows how
+//! * [`conformance`]: the suite that every [`lb_core::datapath::Datapath`] has to pass, also one that you wrote. Its page shows how
 //!   to run it.
 //! * [`worlds`]: services by the thousand, for benches.
 //!
@@ -20,7 +20,7 @@
 //!
 //! ```no_run
 //! # fn main() -> Result<(), lb_testkit::LabError> {
-//! use lb_core::Family;
+//! use lb_core::addr::Family;
 //! use lb_testkit::{lab::{Lab, Origin}, traffic::{Load, LoadKind}};
 //!
 //! lb_testkit::run_if_worker();

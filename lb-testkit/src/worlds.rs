@@ -6,8 +6,14 @@ use std::{
 };
 
 use lb_core::{
-    Algorithm, BackendAddr, Change, Desired, Endpoint, EndpointSlice, Entry, Model, NodeFacts, NodeName, Packet,
-    Protocol, Service, ServiceName, ServicePort, SliceName, SlicePort,
+    addr::{BackendAddr, Protocol},
+    decision::{Entry, Packet},
+    desired::Desired,
+    endpoint::{Endpoint, EndpointSlice, SlicePort},
+    model::{Change, Model},
+    name::{NodeName, ServiceName, SliceName},
+    node::NodeFacts,
+    service::{Algorithm, Service, ServicePort},
 };
 
 /// Port of every frontend of a generated world.

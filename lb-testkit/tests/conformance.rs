@@ -10,7 +10,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lb_core::{Capabilities, Faults, Faulty, MemoryDatapath};
+use lb_core::{
+    datapath::Capabilities,
+    faulty::{Faults, Faulty},
+    memory::MemoryDatapath,
+};
 use lb_datapath_ebpf::{EbpfConfig, EbpfDatapath};
 use lb_datapath_iptables::{
     iptables::{IptablesConfig, IptablesDatapath, Variant},
@@ -124,7 +128,8 @@ fn memory() -> Subject {
 /// Memory that claims to be able to do as little as any datapath may.
 fn poor_memory() -> Subject {
     Subject::state_only("poor_memory", || {
-        let least = Capabilities::all("memory").with_algorithms([lb_core::Algorithm::Random]).with_affinity(None);
+        let least =
+            Capabilities::all("memory").with_algorithms([lb_core::service::Algorithm::Random]).with_affinity(None);
         Box::new(MemoryDatapath::with_capabilities(least))
     })
 }

@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lb_core::Family;
+use lb_core::addr::Family;
 use lb_testkit::{
     LabError,
     lab::{Lab, LabId, Offload, Origin, PodSpec, Privilege, enter_user_namespace, leftovers},

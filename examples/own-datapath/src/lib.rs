@@ -7,8 +7,13 @@ use std::{fs::OpenOptions, io::Write, path::PathBuf};
 
 use lb_agent::driver::{Attachments, Driver, Exclusion, OpenDatapath, Setting};
 use lb_core::{
-    ApplyError, Capabilities, Counters, Datapath, DatapathError, Drift, ErrorKind, Expected, Inspection, KernelAnswer,
-    MemoryDatapath, Packet, Plan, Role, State, Watcher,
+    datapath::{ApplyError, Capabilities, Counters, Datapath, DatapathError, ErrorKind, Role, Watcher},
+    decision::Packet,
+    drift::{Drift, Expected, Inspection},
+    kernel::KernelAnswer,
+    memory::MemoryDatapath,
+    plan::Plan,
+    state::State,
 };
 use lb_datapath_iptables::nftables::{NftablesConfig, NftablesDatapath};
 

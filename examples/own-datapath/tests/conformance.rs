@@ -3,7 +3,7 @@
 
 use std::process::ExitCode;
 
-use lb_core::MemoryDatapath;
+use lb_core::memory::MemoryDatapath;
 use lb_datapath_iptables::nftables::{NftablesConfig, NftablesDatapath};
 use lb_testkit::conformance::{Subject, Tally, trials};
 use libtest_mimic::Arguments;

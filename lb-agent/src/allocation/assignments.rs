@@ -5,7 +5,7 @@ use std::{
     net::IpAddr,
 };
 
-use lb_core::{Change, ServiceName};
+use lb_core::{model::Change, name::ServiceName};
 use lb_ipam::{Allocator, Answer, Classes, Edit, Entry, Ledger, Outcome, Pool, PoolName, Request, Settings, Timestamp};
 
 use super::{by_hand::ByHand, claims::Claims, ledger::Remembered};

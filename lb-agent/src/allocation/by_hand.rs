@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use lb_core::ServiceName;
+use lb_core::name::ServiceName;
 use lb_ipam::{AddressRange, Edit, Pool, PoolName, Request};
 
 /// Services whose status names addresses, and where the pools are.

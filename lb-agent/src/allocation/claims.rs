@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use lb_core::{Service, ServiceName};
+use lb_core::{name::ServiceName, service::Service};
 
 /// Who has which.
 #[derive(Clone, Debug, Default)]

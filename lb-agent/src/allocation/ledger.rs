@@ -136,7 +136,7 @@ fn write_new(draft: &Path, ledger: &impl Ledger, first_seen: &BTreeMap<PoolName,
 mod tests {
     use std::sync::Arc;
 
-    use lb_core::ServiceName;
+    use lb_core::name::ServiceName;
     use lb_ipam::{Entry, Freed, Holders};
 
     use super::*;

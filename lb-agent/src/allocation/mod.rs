@@ -20,7 +20,7 @@ use std::{
     time::Duration,
 };
 
-use lb_core::{Change, ServiceName};
+use lb_core::{model::Change, name::ServiceName};
 use lb_ipam::{Condition, Edit, Ledger, Status, Timestamp};
 
 pub use self::ledger::LedgerFileError;

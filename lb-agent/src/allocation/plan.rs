@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use lb_core::ServiceName;
+use lb_core::name::ServiceName;
 use lb_ipam::{Edit, Pool, PoolName, Timestamp};
 
 use super::{Allocation, assignments::Assignments, view};

@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use lb_core::ServiceName;
+use lb_core::name::ServiceName;
 use lb_ipam::{Entry, Freed, Holders, Ledger, MemoryLedger, PoolName, Timestamp};
 use serde::{Deserialize, Serialize};
 

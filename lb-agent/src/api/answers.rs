@@ -9,7 +9,7 @@ use std::{
 };
 
 use hyper::{Method, StatusCode};
-use lb_core::Packet;
+use lb_core::decision::Packet;
 use lb_ipam::PoolName;
 use serde::de::DeserializeOwned;
 

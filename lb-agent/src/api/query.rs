@@ -2,7 +2,10 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use lb_core::{NodeFacts, Packet, Wanted};
+use lb_core::{
+    decision::{BackendQuery, Packet},
+    node::NodeFacts,
+};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::DeserializeOwned};
 
 use super::{Entry, Protocol};
@@ -35,7 +38,7 @@ pub struct Question {
         serialize_with = "written",
         deserialize_with = "backend"
     )]
-    pub why_not: Option<Wanted>,
+    pub why_not: Option<BackendQuery>,
 }
 
 impl Question {
@@ -109,7 +112,7 @@ fn end<'de, D: Deserializer<'de>>(from: D) -> Result<SocketAddr, D::Error> {
     parsed(from, flow::parse_end)
 }
 
-fn backend<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Wanted>, D::Error> {
+fn backend<'de, D: Deserializer<'de>>(from: D) -> Result<Option<BackendQuery>, D::Error> {
     parsed(from, flow::parse_backend).map(Some)
 }
 
@@ -117,7 +120,7 @@ fn parsed<'de, D: Deserializer<'de>, T>(from: D, parse: fn(&str) -> Result<T, Fl
     parse(&String::deserialize(from)?).map_err(serde::de::Error::custom)
 }
 
-fn written<S: Serializer>(backend: &Option<Wanted>, to: S) -> Result<S::Ok, S::Error> {
+fn written<S: Serializer>(backend: &Option<BackendQuery>, to: S) -> Result<S::Ok, S::Error> {
     match backend {
         Some(backend) => to.collect_str(backend),
         None => to.serialize_none(),
@@ -156,15 +159,15 @@ mod tests {
     #[test]
     fn a_packet_enters_where_its_source_is_at_home() {
         let entry = |source: &str| packet(&format!("protocol=tcp&source={source}&destination=10.96.0.1:80")).entry;
-        assert_eq!(entry("192.0.2.1:4000"), lb_core::Entry::Socket);
-        assert_eq!(entry("10.244.3.4:4000"), lb_core::Entry::PodDevice);
-        assert_eq!(entry("198.51.100.1:4000"), lb_core::Entry::Uplink);
+        assert_eq!(entry("192.0.2.1:4000"), lb_core::decision::Entry::Socket);
+        assert_eq!(entry("10.244.3.4:4000"), lb_core::decision::Entry::PodDevice);
+        assert_eq!(entry("198.51.100.1:4000"), lb_core::decision::Entry::Uplink);
     }
 
     #[test]
     fn a_mapped_address_is_ipv4() {
         let packet = packet("protocol=tcp&source=[::ffff:10.244.3.4]:4000&destination=10.96.0.1:80");
-        assert_eq!((packet.source, packet.entry), ("10.244.3.4".parse().unwrap(), lb_core::Entry::PodDevice));
+        assert_eq!((packet.source, packet.entry), ("10.244.3.4".parse().unwrap(), lb_core::decision::Entry::PodDevice));
     }
 
     #[test]
@@ -172,7 +175,7 @@ mod tests {
         let packet = packet("protocol=UDP&source=%5Bfd00::1%5D:53&destination=[fd00::2]:53&entry=socket");
         assert_eq!(
             (packet.entry, packet.protocol, packet.source_port),
-            (lb_core::Entry::Socket, lb_core::Protocol::Udp, 53)
+            (lb_core::decision::Entry::Socket, lb_core::addr::Protocol::Udp, 53)
         );
     }
 

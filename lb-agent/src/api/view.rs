@@ -3,8 +3,15 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use lb_core::{
-    BackendAddr, Backends, Decision, Degraded, FrontendKind, Instant, KernelVerdict, Model, Packet, Reconciler,
-    ServiceFrontend, ServiceName, ServicePort, SliceName, SourceRewrite, TrafficPolicy, Verdict, Wanted, select,
+    addr::{BackendAddr, FrontendKind},
+    decision::{BackendQuery, Decision, Packet, SourceRewrite, Verdict},
+    kernel::{Backends, KernelVerdict},
+    model::{Degraded, Model, ServiceFrontend},
+    name::{ServiceName, SliceName},
+    reconciler::Reconciler,
+    selection::select,
+    service::{ServicePort, TrafficPolicy},
+    time::Instant,
 };
 use lb_k8s::{Finding, Report};
 
@@ -58,7 +65,7 @@ pub(crate) fn backends(model: &Model, now: Instant) -> Vec<Backend> {
     let mut found = Vec::new();
     for service in model.services() {
         for port in &service.ports {
-            for family in [lb_core::Family::V4, lb_core::Family::V6] {
+            for family in [lb_core::addr::Family::V4, lb_core::addr::Family::V6] {
                 let candidates = model.candidates(&service.name, port, family);
                 let selection = select(&candidates, &model.rules(service, service.internal_traffic_policy));
                 found.extend(candidates.iter().map(|candidate| {
@@ -86,8 +93,9 @@ pub(crate) fn backends(model: &Model, now: Instant) -> Vec<Backend> {
 /// How many of everything, as the datapath has it.
 pub(crate) fn counts(reconciler: &Reconciler) -> Counts {
     let model = reconciler.model();
-    let failed =
-        |addr: &lb_core::FrontendAddr| matches!(reconciler.status(addr), lb_core::FrontendStatus::Failed { .. });
+    let failed = |addr: &lb_core::addr::FrontendAddr| {
+        matches!(reconciler.status(addr), lb_core::reconciler::FrontendStatus::Failed { .. })
+    };
     let held = reconciler.installed();
     Counts {
         services: model.services().count(),
@@ -110,7 +118,7 @@ pub(crate) fn conditions(
     found.extend(reconciler.model().refused().map(|(_, error)| Condition::new("Refused", &error.to_string())));
     found.extend(refused_slices.values().map(|error| Condition::new("Refused", error)));
     for addr in reconciler.desired().frontends.keys() {
-        if let lb_core::FrontendStatus::Failed { cause, .. } = reconciler.status(addr) {
+        if let lb_core::reconciler::FrontendStatus::Failed { cause, .. } = reconciler.status(addr) {
             found.push(Condition::new("FrontendFailed", &format!("{addr}: {cause}")));
         }
     }
@@ -146,7 +154,7 @@ pub(crate) fn explanation(model: &Model, packet: &Packet, decision: &Decision) -
         Verdict::Forward(forward) => Some(forward),
         Verdict::Pass | Verdict::Reject | Verdict::Drop => None,
     };
-    let addr = lb_core::FrontendAddr::new(packet.destination, packet.destination_port, packet.protocol);
+    let addr = lb_core::addr::FrontendAddr::new(packet.destination, packet.destination_port, packet.protocol);
     // Known even where the datapath does not carry it and so nothing is decided.
     let owner = model.owner(&addr);
     Explanation {
@@ -218,7 +226,7 @@ fn kernel_verdict(verdict: &KernelVerdict) -> String {
 const MAX_SLOTS: usize = 16;
 
 /// Why a backend is, or is not, the choice.
-pub(crate) fn why_not(wanted: Wanted, answer: &lb_core::WhyNot) -> WhyNot {
+pub(crate) fn why_not(wanted: BackendQuery, answer: &lb_core::decision::WhyNot) -> WhyNot {
     let slots = answer.slots().cloned().unwrap_or_default();
     WhyNot {
         backend: answer.backend().map_or_else(|| wanted.to_string(), |backend| socket(&backend)),
@@ -234,7 +242,7 @@ fn socket(backend: &BackendAddr) -> String {
     std::net::SocketAddr::new(backend.ip, backend.port).to_string()
 }
 
-fn served(reconciler: &Reconciler, service: &lb_core::Service) -> Service {
+fn served(reconciler: &Reconciler, service: &lb_core::service::Service) -> Service {
     let model = reconciler.model();
     let mut frontends: Vec<Frontend> = model
         .frontends(service)
@@ -266,7 +274,7 @@ fn served(reconciler: &Reconciler, service: &lb_core::Service) -> Service {
 }
 
 /// Of its load balancer first; none twice.
-fn external_ips(service: &lb_core::Service) -> Vec<IpAddr> {
+fn external_ips(service: &lb_core::service::Service) -> Vec<IpAddr> {
     let mut all = service.load_balancer_ips.clone();
     all.extend(service.external_ips.iter().filter(|ip| !service.load_balancer_ips.contains(ip)));
     all
@@ -297,15 +305,15 @@ fn absent(name: &str) -> Service {
     }
 }
 
-fn listed(reconciler: &Reconciler, service: &lb_core::Service, frontend: &ServiceFrontend<'_>) -> Frontend {
+fn listed(reconciler: &Reconciler, service: &lb_core::service::Service, frontend: &ServiceFrontend<'_>) -> Frontend {
     let model = reconciler.model();
     let candidates = model.candidates(&service.name, frontend.port, frontend.addr.family());
     let selection = select(&candidates, &model.rules(service, policy(service, frontend.kind)));
     let (status, cause) = if model.carries(frontend) {
         match reconciler.status(&frontend.addr) {
-            lb_core::FrontendStatus::Done => (FrontendStatus::Active, None),
-            lb_core::FrontendStatus::Pending => (FrontendStatus::Pending, None),
-            lb_core::FrontendStatus::Failed { cause, .. } => (FrontendStatus::Failed, Some(cause)),
+            lb_core::reconciler::FrontendStatus::Done => (FrontendStatus::Active, None),
+            lb_core::reconciler::FrontendStatus::Pending => (FrontendStatus::Pending, None),
+            lb_core::reconciler::FrontendStatus::Failed { cause, .. } => (FrontendStatus::Failed, Some(cause)),
         }
     } else {
         (FrontendStatus::NotCarried, None)
@@ -322,7 +330,7 @@ fn listed(reconciler: &Reconciler, service: &lb_core::Service, frontend: &Servic
     }
 }
 
-fn policy(service: &lb_core::Service, kind: FrontendKind) -> TrafficPolicy {
+fn policy(service: &lb_core::service::Service, kind: FrontendKind) -> TrafficPolicy {
     if kind.is_external() { service.external_traffic_policy } else { service.internal_traffic_policy }
 }
 
@@ -336,14 +344,14 @@ fn about(finding: &Finding) -> String {
     if finding.field.is_empty() { finding.message.clone() } else { format!("{}: {}", finding.field, finding.message) }
 }
 
-fn choice(choice: &lb_core::Choice) -> Choice {
-    let weighted = |addr: &lb_core::BackendAddr, weight| Weighted {
+fn choice(choice: &lb_core::decision::Choice) -> Choice {
+    let weighted = |addr: &lb_core::addr::BackendAddr, weight| Weighted {
         address: std::net::SocketAddr::new(addr.ip, addr.port).to_string(),
         weight,
     };
     match choice {
-        lb_core::Choice::Exactly(addr) => Choice { exact: true, backends: vec![weighted(addr, 1)] },
-        lb_core::Choice::OneOf(weights) => {
+        lb_core::decision::Choice::Exactly(addr) => Choice { exact: true, backends: vec![weighted(addr, 1)] },
+        lb_core::decision::Choice::OneOf(weights) => {
             Choice { exact: false, backends: weights.iter().map(|(addr, &weight)| weighted(addr, weight)).collect() }
         }
     }
@@ -358,15 +366,21 @@ fn rewrite(rewrite: &SourceRewrite) -> Rewrite {
     }
 }
 
-fn step(step: &lb_core::Step) -> Step {
+fn step(step: &lb_core::decision::Step) -> Step {
     Step { object: step.object.clone(), field: step.field.into(), says: step.says.clone() }
 }
 
 #[cfg(test)]
 mod tests {
     use lb_core::{
-        Algorithm, ApplyError, Capabilities, Change, DatapathError, DrainPolicy, Endpoint, EndpointSlice, ErrorKind,
-        Model, NodeFacts, Protocol, ServiceName, ServicePort, Settings, SlicePort, State,
+        addr::Protocol,
+        datapath::{ApplyError, Capabilities, DatapathError, ErrorKind},
+        endpoint::{Endpoint, EndpointSlice, SlicePort},
+        model::{Change, Model, Settings},
+        name::ServiceName,
+        node::NodeFacts,
+        service::{Algorithm, DrainPolicy, ServicePort},
+        state::State,
     };
 
     use super::*;
@@ -388,11 +402,11 @@ mod tests {
         let endpoint = |ip: &str, weight| Endpoint { weight, ..Endpoint::new(ip.parse().unwrap()) };
         let changes = [
             Change::SetNode(NodeFacts { ips: vec!["192.0.2.1".parse().unwrap()], ..NodeFacts::default() }),
-            Change::UpsertService(lb_core::Service {
+            Change::UpsertService(lb_core::service::Service {
                 cluster_ips: vec!["10.96.0.1".parse().unwrap()],
                 algorithm: Some(Algorithm::Maglev),
                 ports: vec![port],
-                ..lb_core::Service::new(name.clone())
+                ..lb_core::service::Service::new(name.clone())
             }),
             Change::ReplaceEndpoints(EndpointSlice {
                 name: SliceName::new("default", "web-1"),
@@ -431,9 +445,9 @@ mod tests {
         capabilities.drain = false;
         let mut reconciler = Reconciler::new(Model::new(Settings::default(), capabilities));
         for n in 1..=5 {
-            let service = lb_core::Service {
+            let service = lb_core::service::Service {
                 drain: DrainPolicy::Cut,
-                ..lb_core::Service::new(ServiceName::new("default", &format!("web-{n}")))
+                ..lb_core::service::Service::new(ServiceName::new("default", &format!("web-{n}")))
             };
             reconciler.handle_change(Change::UpsertService(service)).unwrap();
         }
@@ -447,12 +461,13 @@ mod tests {
     fn an_explanation_says_how_the_datapath_falls_short() {
         let mut reconciler = reconciler();
         let service = reconciler.model().services().next().unwrap().clone();
-        let service = lb_core::Service { drain: DrainPolicy::Cut, ..service };
+        let service = lb_core::service::Service { drain: DrainPolicy::Cut, ..service };
         reconciler.handle_change(Change::UpsertService(service)).unwrap();
         let of = |destination| {
             let model = reconciler.model();
             let packet = packet(model, destination);
-            let decision = lb_core::decide(model, &packet, &lb_core::FlowView::default(), Instant::default());
+            let decision =
+                lb_core::decision::decide(model, &packet, &lb_core::decision::FlowView::default(), Instant::default());
             explanation(model, &packet, &decision).degraded
         };
         let said = of("10.96.0.1:80");
@@ -479,7 +494,8 @@ mod tests {
         let reconciler = reconciler();
         let model = reconciler.model();
         let packet = packet(model, "192.0.2.1:30080");
-        let decision = lb_core::decide(model, &packet, &lb_core::FlowView::default(), Instant::default());
+        let decision =
+            lb_core::decision::decide(model, &packet, &lb_core::decision::FlowView::default(), Instant::default());
         let said = explanation(model, &packet, &decision);
         assert_eq!((said.verdict, said.service.as_deref()), (api::Verdict::Pass, Some("default/web")));
         assert_eq!(said.frontend.as_deref(), Some("192.0.2.1:30080/tcp"));

@@ -361,13 +361,13 @@ macro_rules! from_word {
 }
 
 from_word!(
-    Algorithm from lb_core::Algorithm,
-    Difference from &lb_core::Difference,
-    DriftCause from lb_core::Cause,
-    DriftClass from lb_core::DriftClass,
+    Algorithm from lb_core::service::Algorithm,
+    Difference from &lb_core::drift::Difference,
+    DriftCause from lb_core::drift::Cause,
+    DriftClass from lb_core::drift::DriftClass,
     DriftMode from config::DriftMode,
-    FrontendKind from lb_core::FrontendKind,
-    WhyNotAnswer from &lb_core::WhyNot,
+    FrontendKind from lb_core::addr::FrontendKind,
+    WhyNotAnswer from &lb_core::decision::WhyNot,
 );
 
 impl Default for DriftMode {
@@ -382,23 +382,24 @@ impl FromStr for Protocol {
 
     fn from_str(text: &str) -> Result<Self, FlowError> {
         let known = [Self::Tcp, Self::Udp, Self::Sctp];
-        let found =
-            known.into_iter().find(|&protocol| lb_core::Protocol::from(protocol).as_str().eq_ignore_ascii_case(text));
+        let found = known
+            .into_iter()
+            .find(|&protocol| lb_core::addr::Protocol::from(protocol).as_str().eq_ignore_ascii_case(text));
         found.ok_or_else(|| FlowError::Protocol(text.into()))
     }
 }
 
-impl From<lb_core::Protocol> for Protocol {
-    fn from(protocol: lb_core::Protocol) -> Self {
+impl From<lb_core::addr::Protocol> for Protocol {
+    fn from(protocol: lb_core::addr::Protocol) -> Self {
         match protocol {
-            lb_core::Protocol::Tcp => Self::Tcp,
-            lb_core::Protocol::Udp => Self::Udp,
-            lb_core::Protocol::Sctp => Self::Sctp,
+            lb_core::addr::Protocol::Tcp => Self::Tcp,
+            lb_core::addr::Protocol::Udp => Self::Udp,
+            lb_core::addr::Protocol::Sctp => Self::Sctp,
         }
     }
 }
 
-impl From<Protocol> for lb_core::Protocol {
+impl From<Protocol> for lb_core::addr::Protocol {
     fn from(protocol: Protocol) -> Self {
         match protocol {
             Protocol::Tcp => Self::Tcp,
@@ -408,17 +409,17 @@ impl From<Protocol> for lb_core::Protocol {
     }
 }
 
-impl From<lb_core::Entry> for Entry {
-    fn from(entry: lb_core::Entry) -> Self {
+impl From<lb_core::decision::Entry> for Entry {
+    fn from(entry: lb_core::decision::Entry) -> Self {
         match entry {
-            lb_core::Entry::Socket => Self::Socket,
-            lb_core::Entry::PodDevice => Self::Pod,
-            lb_core::Entry::Uplink => Self::Uplink,
+            lb_core::decision::Entry::Socket => Self::Socket,
+            lb_core::decision::Entry::PodDevice => Self::Pod,
+            lb_core::decision::Entry::Uplink => Self::Uplink,
         }
     }
 }
 
-impl From<Entry> for lb_core::Entry {
+impl From<Entry> for lb_core::decision::Entry {
     fn from(entry: Entry) -> Self {
         match entry {
             Entry::Socket => Self::Socket,
@@ -428,26 +429,26 @@ impl From<Entry> for lb_core::Entry {
     }
 }
 
-impl From<lb_core::BackendState> for BackendState {
-    fn from(state: lb_core::BackendState) -> Self {
+impl From<lb_core::endpoint::BackendState> for BackendState {
+    fn from(state: lb_core::endpoint::BackendState) -> Self {
         match state {
-            lb_core::BackendState::Active => Self::Active,
-            lb_core::BackendState::TerminatingServing => Self::TerminatingServing,
-            lb_core::BackendState::Terminating => Self::Terminating,
-            lb_core::BackendState::NotReady => Self::NotReady,
-            lb_core::BackendState::Draining => Self::Draining,
-            lb_core::BackendState::Maintenance => Self::Maintenance,
+            lb_core::endpoint::BackendState::Active => Self::Active,
+            lb_core::endpoint::BackendState::TerminatingServing => Self::TerminatingServing,
+            lb_core::endpoint::BackendState::Terminating => Self::Terminating,
+            lb_core::endpoint::BackendState::NotReady => Self::NotReady,
+            lb_core::endpoint::BackendState::Draining => Self::Draining,
+            lb_core::endpoint::BackendState::Maintenance => Self::Maintenance,
         }
     }
 }
 
-impl From<&lb_core::Verdict> for Verdict {
-    fn from(verdict: &lb_core::Verdict) -> Self {
+impl From<&lb_core::decision::Verdict> for Verdict {
+    fn from(verdict: &lb_core::decision::Verdict) -> Self {
         match verdict {
-            lb_core::Verdict::Forward(_) => Self::Forward,
-            lb_core::Verdict::Reject => Self::Reject,
-            lb_core::Verdict::Drop => Self::Drop,
-            lb_core::Verdict::Pass => Self::Pass,
+            lb_core::decision::Verdict::Forward(_) => Self::Forward,
+            lb_core::decision::Verdict::Reject => Self::Reject,
+            lb_core::decision::Verdict::Drop => Self::Drop,
+            lb_core::decision::Verdict::Pass => Self::Pass,
         }
     }
 }
@@ -535,7 +536,11 @@ mod tests {
 
     #[test]
     fn words_of_the_core_are_known() {
-        use lb_core::{Algorithm as A, Cause as C, Difference as D, DriftClass as K, FrontendKind as F};
+        use lb_core::{
+            addr::FrontendKind as F,
+            drift::{Cause as C, Difference as D, DriftClass as K},
+            service::Algorithm as A,
+        };
         for algorithm in [A::Random, A::RoundRobin, A::Maglev] {
             is::<Algorithm, _>(algorithm, algorithm.as_str());
         }

@@ -13,7 +13,11 @@ use std::{
 
 use clap::{Args, ValueEnum, builder::NonEmptyStringValueParser};
 use ipnet::IpNet;
-use lb_core::{NodeFacts, NodeName, ZoneName, maglev::HashFamily};
+use lb_core::{
+    maglev::HashFamily,
+    name::{NodeName, ZoneName},
+    node::NodeFacts,
+};
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 use serde::Deserialize;
 

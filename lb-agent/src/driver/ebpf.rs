@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, path::Path, time::Duration};
 
-use lb_core::{Datapath, DatapathError, ErrorKind};
+use lb_core::datapath::{Datapath, DatapathError, ErrorKind};
 use lb_datapath_ebpf::{EbpfConfig, EbpfDatapath};
 
 use super::{Attachments, Driver, Exclusion, OpenDatapath, Setting};

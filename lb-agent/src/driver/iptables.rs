@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use lb_core::DatapathError;
+use lb_core::datapath::DatapathError;
 use lb_datapath_iptables::iptables::{IptablesConfig, IptablesDatapath, Variant};
 
 use super::{Attachments, Driver, OpenDatapath};

@@ -1,6 +1,6 @@
 //! The datapath that only remembers.
 
-use lb_core::{DatapathError, MemoryDatapath};
+use lb_core::{datapath::DatapathError, memory::MemoryDatapath};
 
 use super::{Attachments, Driver, Exclusion, OpenDatapath, Setting};
 

@@ -6,7 +6,7 @@
 //!
 //! ```
 //! use lb_agent::driver::{Attachments, Driver, OpenDatapath};
-//! use lb_core::{DatapathError, MemoryDatapath};
+//! use lb_core::{datapath::DatapathError, memory::MemoryDatapath};
 //!
 //! struct Notebook;
 //!
@@ -44,7 +44,7 @@ use std::{
 };
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
-use lb_core::{Datapath, DatapathError};
+use lb_core::datapath::{Datapath, DatapathError};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::config::pattern::Pattern;

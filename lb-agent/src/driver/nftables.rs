@@ -1,6 +1,6 @@
 //! The driver of nftables.
 
-use lb_core::DatapathError;
+use lb_core::datapath::DatapathError;
 use lb_datapath_iptables::nftables::{NftablesConfig, NftablesDatapath};
 
 use super::{Attachments, Driver, OpenDatapath, Setting};

@@ -2,7 +2,13 @@
 
 use std::{io, sync::mpsc::Sender, time::Duration};
 
-use lb_core::{DatapathError, Drift, Inspection, Instant, KernelAnswer, Packet, decide};
+use lb_core::{
+    datapath::DatapathError,
+    decision::{Packet, decide},
+    drift::{Drift, Inspection},
+    kernel::KernelAnswer,
+    time::Instant,
+};
 use nix::{
     sys::{
         resource::{UsageWho, getrusage},
@@ -35,7 +41,7 @@ pub(crate) enum Question {
 /// What the kernel says of a packet, and what should become of it.
 pub(crate) struct Verified {
     pub(crate) answer: KernelAnswer,
-    pub(crate) decision: lb_core::Decision,
+    pub(crate) decision: lb_core::decision::Decision,
     /// Whether everything that is known had been carried out.
     pub(crate) settled: bool,
 }
@@ -212,7 +218,7 @@ mod tests {
         thread::{self, JoinHandle},
     };
 
-    use lb_core::State;
+    use lb_core::state::State;
 
     use super::*;
     use crate::api;
@@ -317,7 +323,8 @@ mod tests {
         let answer = inspect(&mut agent).recv().unwrap();
         assert!(answer.unwrap_err().contains("not ready"));
         agent.settle().unwrap();
-        let unknown = lb_core::ApplyError::unknown(DatapathError::new(lb_core::ErrorKind::System, "no"));
+        let unknown =
+            lb_core::datapath::ApplyError::unknown(DatapathError::new(lb_core::datapath::ErrorKind::System, "no"));
         agent.shared.reconciler_mut().handle_repaired(Err(unknown), agent.shared.now());
         let answer = inspect(&mut agent);
         assert_eq!((kernel.inspections().len(), agent.inspection_due()), (0, None));

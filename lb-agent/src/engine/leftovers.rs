@@ -4,7 +4,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use lb_core::Instant;
+use lb_core::time::Instant;
 
 use crate::host::{
     owner::Owner,

@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, fmt::Write};
 
-use lb_core::{BackendAddr, Lookup, State};
+use lb_core::{
+    addr::BackendAddr,
+    state::{Lookup, State},
+};
 
 use crate::{
     config::{Config, maglev::MaglevHash},

@@ -17,7 +17,14 @@ use std::{
     time::Duration,
 };
 
-use lb_core::{ApplyError, Change, DatapathError, ErrorKind, Instant, Model, Plan, Reconciler, Settings, SourceName};
+use lb_core::{
+    datapath::{ApplyError, DatapathError, ErrorKind},
+    model::{Change, Model, Settings},
+    name::SourceName,
+    plan::Plan,
+    reconciler::Reconciler,
+    time::Instant,
+};
 
 use crate::{
     config::Config,
@@ -260,7 +267,12 @@ fn log(plan: &Plan, outcome: &Result<(), ApplyError>, took: Duration) {
 
 #[cfg(test)]
 mod tests {
-    use lb_core::{Capabilities, Datapath, Faults, Faulty, MemoryDatapath, Role, State};
+    use lb_core::{
+        datapath::{Capabilities, Datapath, Role},
+        faulty::{Faults, Faulty},
+        memory::MemoryDatapath,
+        state::State,
+    };
 
     use super::*;
     use crate::driver;

@@ -7,7 +7,13 @@ use std::{
 };
 
 use lb_core::{
-    Change, Counters, FlowView, Instant, Packet, PlanId, Reconciler, SliceName, SourceName, Wanted, decide, why_not,
+    datapath::Counters,
+    decision::{BackendQuery, FlowView, Packet, decide, why_not},
+    model::Change,
+    name::{SliceName, SourceName},
+    plan::PlanId,
+    reconciler::Reconciler,
+    time::Instant,
 };
 use lb_k8s::{Finding, Report};
 use nix::time::{ClockId, clock_gettime};
@@ -233,7 +239,12 @@ impl Shared {
     }
 
     /// What would become of a packet: of the first one of a flow from a client that nothing is known of, or as verified.
-    pub(crate) fn explain(&self, packet: &Packet, verified: Option<&Verified>, wanted: Option<Wanted>) -> Explanation {
+    pub(crate) fn explain(
+        &self,
+        packet: &Packet,
+        verified: Option<&Verified>,
+        wanted: Option<BackendQuery>,
+    ) -> Explanation {
         let reconciler = self.reconciler();
         let (model, now) = (reconciler.model(), self.now());
         let flow = verified.map_or_else(FlowView::default, |verified| verified.answer.flow);
@@ -424,7 +435,7 @@ mod tests {
     #[test]
     fn what_was_said_of_an_object_is_no_news_when_it_moves() {
         let report = |text: &str| {
-            let source = lb_core::SourceName("test".into());
+            let source = lb_core::name::SourceName("test".into());
             Manifests::new(source).update(Snapshot::parse("web.yaml", text)).report
         };
         let service = |name: &str| {

@@ -11,7 +11,10 @@ use std::{
     time::Duration,
 };
 
-use lb_core::{DatapathError, Watcher, time::Backoff};
+use lb_core::{
+    datapath::{DatapathError, Watcher},
+    time::Backoff,
+};
 
 use crate::engine::Event;
 
@@ -84,7 +87,7 @@ impl Guard {
 mod tests {
     use std::{collections::VecDeque, sync::mpsc};
 
-    use lb_core::ErrorKind;
+    use lb_core::datapath::ErrorKind;
 
     use super::*;
 

@@ -15,7 +15,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lb_core::{Change, ServiceName, SourceName};
+use lb_core::{
+    model::Change,
+    name::{ServiceName, SourceName},
+};
 use lb_ipam::Status;
 use lb_k8s::{Batch, Manifests, Snapshot};
 use nix::{

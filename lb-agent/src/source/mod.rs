@@ -9,7 +9,7 @@
 //! use std::sync::mpsc::{Receiver, TryRecvError};
 //!
 //! use lb_agent::source::{Grant, News, Source, SourceError, Waker};
-//! use lb_core::{Change, Service, SourceName};
+//! use lb_core::{model::Change, name::SourceName, service::Service};
 //!
 //! /// Services that another part of the program sends; whoever sends wakes the source.
 //! struct Stream {
@@ -47,7 +47,10 @@ mod waker;
 
 use std::{net::IpAddr, sync::Arc};
 
-use lb_core::{Change, ServiceName, SourceName};
+use lb_core::{
+    model::Change,
+    name::{ServiceName, SourceName},
+};
 use lb_ipam::{Edit, Status};
 use lb_k8s::Report;
 

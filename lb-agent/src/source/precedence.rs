@@ -5,7 +5,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lb_core::{Change, EndpointSlice, Service, ServiceName, SliceName};
+use lb_core::{
+    endpoint::EndpointSlice,
+    model::Change,
+    name::{ServiceName, SliceName},
+    service::Service,
+};
 use lb_ipam::{Edit, Pool, PoolName};
 
 /// What every source has, by name. Sources are numbers: the lower one comes first.

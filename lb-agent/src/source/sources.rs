@@ -11,7 +11,10 @@ use std::{
     time::Duration,
 };
 
-use lb_core::{Change, ServiceName, SourceName};
+use lb_core::{
+    model::Change,
+    name::{ServiceName, SourceName},
+};
 use lb_ipam::{Edit, PoolName, Timestamp};
 use lb_k8s::Report;
 

@@ -10,7 +10,7 @@ use lb_agent::{
         state_dir::{Record, StateDir, StateDirError, Used},
     },
 };
-use lb_core::ErrorKind;
+use lb_core::datapath::ErrorKind;
 use serde::Serialize;
 
 use crate::{

@@ -6,7 +6,7 @@ use std::{
 };
 
 use lb_agent::driver::{self, DatapathKind};
-use lb_core::Family;
+use lb_core::addr::Family;
 use lb_testkit::{
     lab::Origin,
     traffic::{Load, LoadKind, Request},

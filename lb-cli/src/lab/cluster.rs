@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use lb_agent::{api::Client, driver::DatapathKind};
-use lb_core::{Family, Protocol, Service};
+use lb_core::{
+    addr::{Family, Protocol},
+    service::Service,
+};
 use lb_k8s::lab::pods;
 use lb_testkit::lab::{Lab, Origin};
 

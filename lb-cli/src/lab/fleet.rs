@@ -11,7 +11,7 @@ use lb_agent::{
     api::Client,
     driver::{DatapathKind, Setting},
 };
-use lb_core::{NodeName, Protocol};
+use lb_core::{addr::Protocol, name::NodeName};
 use lb_k8s::{
     Snapshot,
     lab::{PlacedPod, Pod as PodToBe, endpoint_slices, pods},

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use lb_agent::driver::DatapathKind;
-use lb_core::Family;
+use lb_core::addr::Family;
 use serde::Serialize;
 
 use super::{

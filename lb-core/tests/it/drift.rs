@@ -4,9 +4,17 @@ use std::collections::BTreeSet;
 
 use crate::worlds::{history, ip, ready, slice, web};
 use lb_core::{
-    Backends, Cause, Change, Datapath, Difference, Drift, DriftClass, Entry, Faults, Faulty, FlowView, FrontendAddr,
-    Inspection, Instant, KernelVerdict, MemoryDatapath, Model, Packet, Protocol, Reconciler, Settings, State, Target,
-    Verdict, decide,
+    addr::{FrontendAddr, Protocol},
+    datapath::Datapath,
+    decision::{Entry, FlowView, Packet, Verdict, decide},
+    drift::{Cause, Difference, Drift, DriftClass, Inspection},
+    faulty::{Faults, Faulty},
+    kernel::{Backends, KernelVerdict},
+    memory::MemoryDatapath,
+    model::{Change, Model, Settings},
+    reconciler::Reconciler,
+    state::{State, Target},
+    time::Instant,
 };
 use proptest::prelude::*;
 
@@ -139,11 +147,11 @@ fn disagreements_are_said() {
     let answer = datapath.ask(&packet).unwrap().unwrap();
     assert_eq!(answer.disagreements(&packet, &decision), ["verdict: expected forward, the kernel has pass"]);
     let took = |translated| KernelVerdict::Forward {
-        backends: Backends::Took(lb_core::BackendAddr::new(ip("10.244.0.1"), 8080, Protocol::Tcp)),
+        backends: Backends::Took(lb_core::addr::BackendAddr::new(ip("10.244.0.1"), 8080, Protocol::Tcp)),
         translated: Some(translated),
     };
     let sources = [false, true].map(|translated| {
-        lb_core::KernelAnswer { verdict: took(translated), ..answer.clone() }.disagreements(&packet, &decision)
+        lb_core::kernel::KernelAnswer { verdict: took(translated), ..answer.clone() }.disagreements(&packet, &decision)
     });
     let kept = "source: expected a translated one, the kernel has the client's".to_owned();
     assert_eq!(sources, [vec![kept], vec![]]);

@@ -3,8 +3,17 @@
 use core::time::Duration;
 
 use lb_core::{
-    Capabilities, Change, Decision, Degraded, DrainPolicy, Endpoint, Entry, FlowView, Health, HealthReport, Instant,
-    Model, NodeFacts, NodeName, Packet, Protocol, Reason, Service, Settings, TrafficPolicy, Verdict, decide,
+    addr::Protocol,
+    datapath::Capabilities,
+    decision::{Decision, Entry, FlowView, Packet, Verdict, decide},
+    endpoint::Endpoint,
+    health::{Health, HealthReport},
+    model::{Change, Degraded, Model, Settings},
+    name::NodeName,
+    node::NodeFacts,
+    selection::Reason,
+    service::{DrainPolicy, Service, TrafficPolicy},
+    time::Instant,
 };
 
 use crate::worlds::{backend, ip, ready, slice, source, web};
@@ -139,7 +148,7 @@ fn without_a_threshold_nobody_healthy_is_nobody() {
         set(&mut model, report("probe", n, Health::Unhealthy));
     }
     assert_eq!(decision(&model, FlowView::default(), 0).verdict, Verdict::Reject);
-    let serving = lb_core::Conditions { ready: false, serving: true, terminating: true };
+    let serving = lb_core::endpoint::Conditions { ready: false, serving: true, terminating: true };
     let going = Endpoint { conditions: serving, ..ready("10.244.0.5") };
     model.apply(Change::ReplaceEndpoints(slice("a", [ready("10.244.0.1"), going]))).unwrap();
     assert_eq!(usable(&model), [5], "one that still serves is better than an unhealthy one");

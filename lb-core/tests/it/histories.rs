@@ -5,8 +5,16 @@ use std::collections::BTreeMap;
 use core::time::Duration;
 
 use lb_core::{
-    Answer, ApplyError, Capabilities, Change, Datapath, DatapathError, Desired, ErrorKind, Faults, Faulty,
-    FrontendAddr, FrontendStatus, Instant, MemoryDatapath, Model, Plan, Reconciler, Role, State,
+    addr::FrontendAddr,
+    datapath::{ApplyError, Capabilities, Datapath, DatapathError, ErrorKind, Role},
+    desired::Desired,
+    faulty::{Faults, Faulty},
+    memory::MemoryDatapath,
+    model::{Change, Model},
+    plan::Plan,
+    reconciler::{FrontendStatus, Reconciler},
+    state::{Answer, State},
+    time::Instant,
 };
 use proptest::prelude::*;
 

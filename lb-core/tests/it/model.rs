@@ -4,9 +4,16 @@ use core::time::Duration;
 
 use crate::worlds::{ip, port, ready, slice, web};
 use lb_core::{
-    Affinity, AffinityRecord, Algorithm, BackendAddr, Capabilities, Change, Choice, Decision, Degraded, Endpoint,
-    Entry, FlowView, FrontendAddr, FrontendKind, Instant, Model, ModelError, NodeFacts, NodeName, Packet, Protocol,
-    Service, ServiceName, Settings, SourceRewrite, TrafficPolicy, Verdict, decide,
+    addr::{BackendAddr, FrontendAddr, FrontendKind, Protocol},
+    affinity::{Affinity, AffinityRecord},
+    datapath::Capabilities,
+    decision::{Choice, Decision, Entry, FlowView, Packet, SourceRewrite, Verdict, decide},
+    endpoint::Endpoint,
+    model::{Change, Degraded, Model, ModelError, Settings},
+    name::{NodeName, ServiceName},
+    node::NodeFacts,
+    service::{Algorithm, Service, TrafficPolicy},
+    time::Instant,
 };
 
 fn name(name: &str) -> ServiceName {
@@ -68,7 +75,7 @@ fn fields_out_of_range_are_refused_by_name() {
         ..web("a", "10.96.0.1")
     };
     let node_port = Service {
-        ports: vec![lb_core::ServicePort { node_port: Some(0), ..port("http", Protocol::Tcp, 80) }],
+        ports: vec![lb_core::service::ServicePort { node_port: Some(0), ..port("http", Protocol::Tcp, 80) }],
         ..web("a", "10.96.0.1")
     };
     let cases = [
@@ -105,7 +112,7 @@ fn a_service_expands_to_every_address_with_every_port() {
         load_balancer_ips: vec![ip("20.0.0.1")],
         ports: vec![
             port("dns", Protocol::Udp, 53),
-            lb_core::ServicePort { node_port: Some(30053), ..port("dns-tcp", Protocol::Tcp, 53) },
+            lb_core::service::ServicePort { node_port: Some(30053), ..port("dns-tcp", Protocol::Tcp, 53) },
         ],
         ..Service::new(name("dns"))
     };
@@ -198,7 +205,7 @@ fn world(service: Service, endpoints: impl IntoIterator<Item = Endpoint>) -> Mod
     model
 }
 
-fn forward(decision: &Decision) -> &lb_core::Forward {
+fn forward(decision: &Decision) -> &lb_core::decision::Forward {
     match &decision.verdict {
         Verdict::Forward(forward) => forward,
         other => panic!("not forwarded: {other:?}, {:#?}", decision.steps),
@@ -221,7 +228,7 @@ fn pods_keep_their_source_and_everybody_else_is_translated() {
 #[test]
 fn no_backend_is_refused_and_none_by_policy_is_dropped() {
     let unready = Endpoint {
-        conditions: lb_core::Conditions { ready: false, serving: false, terminating: false },
+        conditions: lb_core::endpoint::Conditions { ready: false, serving: false, terminating: false },
         ..ready("10.244.0.1")
     };
     let model = world(web("a", "10.96.0.1"), [unready]);

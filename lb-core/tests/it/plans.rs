@@ -4,8 +4,13 @@ use std::collections::BTreeSet;
 
 use crate::worlds::{history, settings};
 use lb_core::{
-    Answer, Capabilities, Change, Desired, Labels, Model, Packet, Plan, ServiceName, State, Target, Verdict, decide,
-    diff,
+    datapath::Capabilities,
+    decision::{Packet, Verdict, decide},
+    desired::Desired,
+    model::{Change, Model},
+    name::ServiceName,
+    plan::{Labels, Plan, diff},
+    state::{Answer, State, Target},
 };
 use proptest::prelude::*;
 
@@ -29,7 +34,7 @@ fn applied(from: &State, plan: &Plan) -> State {
 }
 
 /// The answers of a state with ids replaced by what they stand for, so that two states can be compared.
-fn meaning(state: &State) -> Vec<(lb_core::FrontendAddr, Answer, Option<lb_core::Affinity>)> {
+fn meaning(state: &State) -> Vec<(lb_core::addr::FrontendAddr, Answer, Option<lb_core::affinity::Affinity>)> {
     let hash = 0x1234_5678;
     state.frontends.iter().map(|(addr, frontend)| (*addr, state.answer(addr, hash), frontend.affinity)).collect()
 }
@@ -101,7 +106,7 @@ proptest! {
     fn the_state_answers_as_the_oracle_decides(history in history(), source in 1u8..=9, source_port in 1024u16.., entry in 0usize..3) {
         let (states, model) = states(&history);
         let state = states.last().unwrap();
-        let entry = [lb_core::Entry::Socket, lb_core::Entry::PodDevice, lb_core::Entry::Uplink][entry];
+        let entry = [lb_core::decision::Entry::Socket, lb_core::decision::Entry::PodDevice, lb_core::decision::Entry::Uplink][entry];
         for (addr, _) in model.owners() {
             let source = if addr.ip.is_ipv4() { format!("10.244.0.{source}") } else { format!("fd00:244::{source}") };
             let packet = Packet {
@@ -121,8 +126,8 @@ proptest! {
             match (decision.verdict, state.answer(&frontend, hash)) {
                 (Verdict::Reject, Answer::Reject) | (Verdict::Drop, Answer::Drop) => {}
                 (Verdict::Forward(forward), Answer::Backends(slots)) => match forward.choice {
-                    lb_core::Choice::Exactly(backend) => prop_assert!(slots.len() == 1 && slots.contains_key(&backend)),
-                    lb_core::Choice::OneOf(weights) => prop_assert_eq!(weights, slots),
+                    lb_core::decision::Choice::Exactly(backend) => prop_assert!(slots.len() == 1 && slots.contains_key(&backend)),
+                    lb_core::decision::Choice::OneOf(weights) => prop_assert_eq!(weights, slots),
                 },
                 (verdict, answer) => prop_assert!(false, "{frontend}: oracle {verdict:?}, state {answer:?}"),
             }
@@ -137,7 +142,7 @@ fn equal_backend_sets_share_one_table() {
         let mut service = crate::worlds::web(name, address);
         service.external_ips =
             vec![crate::worlds::ip(&format!("192.0.2.{}", address.len() + name.as_bytes()[0] as usize % 7))];
-        service.algorithm = Some(lb_core::Algorithm::Maglev);
+        service.algorithm = Some(lb_core::service::Algorithm::Maglev);
         model.apply(Change::UpsertService(service)).unwrap();
         let slice = crate::worlds::slice(name, ["10.244.0.1", "10.244.0.2"].map(crate::worlds::ready));
         let touched = model.apply(Change::ReplaceEndpoints(slice)).unwrap();
@@ -150,10 +155,12 @@ fn equal_backend_sets_share_one_table() {
 #[test]
 fn a_backend_that_two_services_place_differently_is_local_whichever_came_first() {
     let mut model = Model::default();
-    let here = lb_core::NodeFacts { name: Some(lb_core::NodeName::new("here")), ..Default::default() };
+    let here = lb_core::node::NodeFacts { name: Some(lb_core::name::NodeName::new("here")), ..Default::default() };
     model.apply(Change::SetNode(here)).unwrap();
-    let at =
-        |node| lb_core::Endpoint { node: Some(lb_core::NodeName::new(node)), ..crate::worlds::ready("10.244.0.1") };
+    let at = |node| lb_core::endpoint::Endpoint {
+        node: Some(lb_core::name::NodeName::new(node)),
+        ..crate::worlds::ready("10.244.0.1")
+    };
     for (name, address, node) in [("a", "10.96.0.1", "here"), ("b", "10.96.0.2", "there")] {
         model.apply(Change::UpsertService(crate::worlds::web(name, address))).unwrap();
         model.apply(Change::ReplaceEndpoints(crate::worlds::slice(name, [at(node)]))).unwrap();

@@ -1,8 +1,14 @@
 //! Sources that claim one address, by priority.
 
 use lb_core::{
-    Capabilities, Change, Datapath, FrontendAddr, Instant, MemoryDatapath, Model, Protocol, Reconciler, Service,
-    ServiceName, SourceName,
+    addr::{FrontendAddr, Protocol},
+    datapath::{Capabilities, Datapath},
+    memory::MemoryDatapath,
+    model::{Change, Model},
+    name::{ServiceName, SourceName},
+    reconciler::Reconciler,
+    service::Service,
+    time::Instant,
 };
 
 use crate::worlds::{ip, settings, slice, source, web};
@@ -104,7 +110,7 @@ fn a_new_node_address_does_not_turn_priorities_round() {
     let mut model = model();
     upsert(&mut model, service("a", "low", &["10.96.0.1", "10.96.0.2"])).unwrap();
     upsert(&mut model, service("b", "high", &["10.96.0.1"])).unwrap();
-    let node = lb_core::NodeFacts { ips: vec![ip("172.18.0.2")], ..Default::default() };
+    let node = lb_core::node::NodeFacts { ips: vec![ip("172.18.0.2")], ..Default::default() };
     model.apply(Change::SetNode(node)).unwrap();
     assert_eq!((owner(&model, "10.96.0.1"), owner(&model, "10.96.0.2")), ("b".into(), "a".into()));
     assert_eq!(refused(&model).len(), 1);
@@ -130,7 +136,7 @@ fn a_take_over_is_one_write_to_the_datapath() {
         assert!(reconciler.poll_plan(Instant::default()).is_none());
         ids.push(datapath.state().frontends[&addr].id);
         let answer = datapath.state().answer(&addr, 0);
-        assert_eq!(answer, lb_core::Answer::Backends([(crate::worlds::backend(backend), 1)].into()));
+        assert_eq!(answer, lb_core::state::Answer::Backends([(crate::worlds::backend(backend), 1)].into()));
     }
     assert_ne!(ids[0], ids[1]);
 }

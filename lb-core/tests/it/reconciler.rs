@@ -4,8 +4,16 @@ use core::time::Duration;
 
 use crate::worlds::{history, ready, settings, slice, web};
 use lb_core::{
-    Answer, ApplyError, Change, Datapath, DatapathError, Desired, ErrorKind, Faults, Faulty, FrontendAddr,
-    FrontendStatus, Instant, MemoryDatapath, Model, Protocol, Reconciler, SourceName,
+    addr::{FrontendAddr, Protocol},
+    datapath::{ApplyError, Datapath, DatapathError, ErrorKind},
+    desired::Desired,
+    faulty::{Faults, Faulty},
+    memory::MemoryDatapath,
+    model::{Change, Model},
+    name::SourceName,
+    reconciler::{FrontendStatus, Reconciler},
+    state::Answer,
+    time::Instant,
 };
 use proptest::prelude::*;
 
@@ -103,7 +111,7 @@ fn nothing_is_planned_or_pruned_before_every_source_has_listed() {
         let touched = model.apply(Change::ReplaceEndpoints(slice(name, [ready("10.244.0.1")]))).unwrap();
         old.update(&model, &touched).unwrap();
     }
-    datapath.apply(&lb_core::diff(&Default::default(), old.state(), old.labels())).unwrap();
+    datapath.apply(&lb_core::plan::diff(&Default::default(), old.state(), old.labels())).unwrap();
 
     let mut reconciler = reconciler(&datapath);
     let (files, api) = (SourceName("files".into()), SourceName("api".into()));

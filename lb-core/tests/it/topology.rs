@@ -1,8 +1,16 @@
 //! Which backends topology keeps flows to: the rules of kube-proxy, case by case.
 
 use lb_core::{
-    Change, Conditions, Decision, Endpoint, Entry, FlowView, Health, HealthReport, Hints, Instant, Model, NodeFacts,
-    NodeName, Packet, Protocol, Service, TrafficDistribution, TrafficPolicy, Verdict, ZoneName, decide,
+    addr::Protocol,
+    decision::{Decision, Entry, FlowView, Packet, Verdict, decide},
+    endpoint::{Conditions, Endpoint},
+    health::{Health, HealthReport},
+    model::{Change, Model},
+    name::{NodeName, ZoneName},
+    node::NodeFacts,
+    service::{Service, TrafficPolicy},
+    time::Instant,
+    topology::{Hints, TrafficDistribution},
 };
 
 use crate::worlds::{ip, ready, slice, source, web};

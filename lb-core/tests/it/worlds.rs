@@ -3,9 +3,15 @@
 use core::{net::IpAddr, time::Duration};
 
 use lb_core::{
-    AdminState, Affinity, Algorithm, BackendAddr, Change, Conditions, Endpoint, EndpointSlice, Health, HealthReport,
-    Hints, NodeFacts, NodeName, Protocol, Service, ServiceName, ServicePort, Settings, SliceName, SlicePort,
-    SourceName, TrafficDistribution, TrafficPolicy, ZoneName,
+    addr::{BackendAddr, Protocol},
+    affinity::Affinity,
+    endpoint::{AdminState, Conditions, Endpoint, EndpointSlice, SlicePort},
+    health::{Health, HealthReport},
+    model::{Change, Settings},
+    name::{NodeName, ServiceName, SliceName, SourceName, ZoneName},
+    node::NodeFacts,
+    service::{Algorithm, Service, ServicePort, TrafficPolicy},
+    topology::{Hints, TrafficDistribution},
 };
 use proptest::{prelude::*, sample::select};
 

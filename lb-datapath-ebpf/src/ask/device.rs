@@ -1,6 +1,10 @@
 //! Packets of pods and of uplinks: a copy of the attached program handles them.
 
-use lb_core::{BackendAddr, Backends, Entry, FlowView, KernelAnswer, KernelVerdict, Packet};
+use lb_core::{
+    addr::BackendAddr,
+    decision::{Entry, FlowView, Packet},
+    kernel::{Backends, KernelAnswer, KernelVerdict},
+};
 
 use super::{
     answer,

@@ -5,7 +5,10 @@ pub(crate) mod packet;
 mod records;
 mod socket;
 
-use lb_core::{Entry, FlowView, KernelAnswer, KernelVerdict, Packet};
+use lb_core::{
+    decision::{Entry, FlowView, Packet},
+    kernel::{KernelAnswer, KernelVerdict},
+};
 
 use self::{device::at_device, socket::at_socket};
 use crate::{config::EbpfConfig, datapath::Kernel, error::EbpfError, pins::anchors::Anchors};

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use lb_core::{Packet, Protocol};
+use lb_core::{addr::Protocol, decision::Packet};
 
 const ETHERNET: usize = 14;
 const ICMP: u8 = 1;
@@ -84,7 +84,7 @@ fn array<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
 
 #[cfg(test)]
 mod tests {
-    use lb_core::Entry;
+    use lb_core::decision::Entry;
 
     use super::*;
 

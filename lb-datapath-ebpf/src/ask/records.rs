@@ -2,7 +2,12 @@
 
 use std::{net::IpAddr, os::fd::AsFd, time::Duration};
 
-use lb_core::{AffinityRecord, BackendAddr, FlowView, FrontendAddr, Instant, Packet, Protocol};
+use lb_core::{
+    addr::{BackendAddr, FrontendAddr, Protocol},
+    affinity::AffinityRecord,
+    decision::{FlowView, Packet},
+    time::Instant,
+};
 use lb_datapath_ebpf_abi::{self as abi, Pod};
 
 use super::{

@@ -2,7 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use lb_core::{BackendAddr, Backends, FlowView, FrontendAddr, KernelAnswer, KernelVerdict, Packet, Protocol};
+use lb_core::{
+    addr::{BackendAddr, FrontendAddr, Protocol},
+    decision::{FlowView, Packet},
+    kernel::{Backends, KernelAnswer, KernelVerdict},
+};
 use lb_datapath_ebpf_abi as abi;
 
 use super::answer;

@@ -1,6 +1,11 @@
 //! Repairs the entries of the maps.
 
-use lb_core::{ApplyError, DatapathError, Difference, Drift, DriftClass, Expected, FrontendAddr, diff, drift};
+use lb_core::{
+    addr::FrontendAddr,
+    datapath::{ApplyError, DatapathError},
+    drift::{Difference, Drift, DriftClass, Expected, compare},
+    plan::diff,
+};
 use lb_datapath_ebpf_abi as abi;
 
 use crate::{
@@ -52,7 +57,7 @@ fn owner(write: &Write) -> Option<FrontendAddr> {
 /// Applies the difference to the expected state. There is one only if the state was observed with the drift in it.
 pub(crate) fn state(kernel: &mut Kernel, expected: Expected<'_>) -> Result<(), ApplyError> {
     let Kernel { maps, mirror, .. } = kernel;
-    if mirror.state == *expected.state || drift(expected.state, &mirror.state).is_empty() {
+    if mirror.state == *expected.state || compare(expected.state, &mirror.state).is_empty() {
         return Ok(());
     }
     let plan = diff(&mirror.state, expected.state, expected.labels);

@@ -5,7 +5,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lb_core::{DatapathError, Drift, Watcher};
+use lb_core::{
+    datapath::{DatapathError, Watcher},
+    drift::Drift,
+};
 
 use crate::pins::anchors::SharedAnchors;
 

@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use lb_core::{Cause, Difference, Drift, DriftClass};
+use lb_core::drift::{Cause, Difference, Drift, DriftClass};
 
 use crate::{
     error::EbpfError,

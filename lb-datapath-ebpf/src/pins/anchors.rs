@@ -9,7 +9,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use lb_core::{Cause, Difference, Drift, DriftClass};
+use lb_core::drift::{Cause, Difference, Drift, DriftClass};
 
 use crate::{
     error::EbpfError,

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lb_core::{Cause, Difference, Drift, DriftClass};
+use lb_core::drift::{Cause, Difference, Drift, DriftClass};
 use lb_datapath_ebpf_abi::LAYOUT;
 
 use crate::{

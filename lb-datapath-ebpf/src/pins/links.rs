@@ -14,7 +14,7 @@ use std::{
 };
 
 use aya_obj::generated::bpf_attach_type;
-use lb_core::{Cause, Difference, Drift, DriftClass};
+use lb_core::drift::{Cause, Difference, Drift, DriftClass};
 
 use crate::{
     error::EbpfError,

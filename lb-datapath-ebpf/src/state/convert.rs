@@ -7,15 +7,19 @@ use std::{
 
 use ipnet::IpNet;
 use lb_core::{
-    Affinity, Backend, BackendAddr, Family, Frontend, FrontendAddr, FrontendId, Lookup, NodeFacts, NodeName, Protocol,
-    Scope, SetId, Target,
+    addr::{BackendAddr, Family, FrontendAddr, Protocol, Scope},
+    affinity::Affinity,
+    id::{FrontendId, SetId},
+    name::NodeName,
+    node::NodeFacts,
+    state::{Backend, Frontend, Lookup, Target},
 };
 use lb_datapath_ebpf_abi as abi;
 
 use crate::state::{heap::Extent, ports::Ports};
 
 // Programs cannot depend on lb-core, which allocates.
-const _: () = assert!(abi::FLOW_SEED == lb_core::FLOW_SEED);
+const _: () = assert!(abi::FLOW_SEED == lb_core::flow_hash::FLOW_SEED);
 
 /// The model asks for something that the maps cannot hold.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use lb_core::{ApplyError, Plan};
+use lb_core::{datapath::ApplyError, plan::Plan};
 use lb_datapath_ebpf_abi as abi;
 
 use crate::{
@@ -19,15 +19,15 @@ use crate::{
 /// Pure.
 ///
 /// ```
-/// use lb_core::Plan;
+/// use lb_core::plan::Plan;
 /// use lb_datapath_ebpf::{Capacities, map_writes};
 ///
 /// assert_eq!(map_writes(&Plan::default(), &Capacities::default())?, 0);
-/// # Ok::<(), lb_core::ApplyError>(())
+/// # Ok::<(), lb_core::datapath::ApplyError>(())
 /// ```
 ///
 /// # Errors
-/// When the plan does not fit, as [`apply`](lb_core::Datapath::apply) says it.
+/// When the plan does not fit, as [`apply`](lb_core::datapath::Datapath::apply) says it.
 pub fn map_writes(plan: &Plan, capacities: &Capacities) -> Result<usize, ApplyError> {
     let limits = Limits {
         frontends: capacities.frontends as usize,

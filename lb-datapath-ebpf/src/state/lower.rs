@@ -13,8 +13,12 @@ use std::{
 };
 
 use lb_core::{
-    ApplyError, Backend, BackendId, BackendSet, DatapathError, ErrorKind, Frontend, FrontendAddr, Lookup, NodeFacts,
-    Op, Plan, SetId, Target,
+    addr::FrontendAddr,
+    datapath::{ApplyError, DatapathError, ErrorKind},
+    id::{BackendId, SetId},
+    node::NodeFacts,
+    plan::{Op, Plan},
+    state::{Backend, BackendSet, Frontend, Lookup, Target},
 };
 use lb_datapath_ebpf_abi as abi;
 

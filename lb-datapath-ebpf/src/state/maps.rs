@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lb_core::{BackendId, ErrorKind};
+use lb_core::{datapath::ErrorKind, id::BackendId};
 use lb_datapath_ebpf_abi::{self as abi, Pod};
 
 use crate::{

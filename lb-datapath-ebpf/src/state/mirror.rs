@@ -8,7 +8,11 @@ use std::{
     },
 };
 
-use lb_core::{BackendId, BackendSet, Frontend, FrontendAddr, Lookup, Protocol, SetId, State, Target};
+use lb_core::{
+    addr::{FrontendAddr, Protocol},
+    id::{BackendId, SetId},
+    state::{BackendSet, Frontend, Lookup, State, Target},
+};
 use lb_datapath_ebpf_abi as abi;
 
 use crate::state::{

@@ -2,7 +2,12 @@
 
 use std::{collections::BTreeSet, fmt::Display, sync::Arc};
 
-use lb_core::{BackendId, BackendSet, Difference, Drift, DriftClass, Frontend, FrontendAddr, SetId, Target};
+use lb_core::{
+    addr::FrontendAddr,
+    drift::{Difference, Drift, DriftClass},
+    id::{BackendId, SetId},
+    state::{BackendSet, Frontend, Target},
+};
 use lb_datapath_ebpf_abi::{self as abi, Pod};
 
 use crate::state::{

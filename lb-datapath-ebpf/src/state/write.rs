@@ -3,7 +3,10 @@
 use std::{sync::Arc, time::Duration};
 
 use ipnet::IpNet;
-use lb_core::{BackendId, DatapathError, ErrorKind};
+use lb_core::{
+    datapath::{DatapathError, ErrorKind},
+    id::BackendId,
+};
 use lb_datapath_ebpf_abi as abi;
 
 use crate::state::{convert::Inexpressible, ports::Ports};

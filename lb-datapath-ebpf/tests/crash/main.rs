@@ -18,7 +18,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lb_core::{Datapath, Expected, Inspection, Labels, State, diff};
+use lb_core::{
+    datapath::Datapath,
+    drift::{Expected, Inspection},
+    plan::{Labels, diff},
+    state::State,
+};
 use lb_datapath_ebpf::{Capacities, EbpfConfig, EbpfDatapath, crash_points};
 use libtest_mimic::{Arguments, Trial};
 

@@ -3,9 +3,14 @@
 use std::{collections::BTreeMap, net::Ipv4Addr, sync::Arc};
 
 use lb_core::{
-    Affinity, Backend, BackendAddr, BackendId, BackendSet, Frontend, FrontendAddr, FrontendId, Lookup, NodeFacts,
-    Protocol::{self, Tcp, Udp},
-    SetId, State, Target,
+    addr::{
+        BackendAddr, FrontendAddr,
+        Protocol::{self, Tcp, Udp},
+    },
+    affinity::Affinity,
+    id::{BackendId, FrontendId, SetId},
+    node::NodeFacts,
+    state::{Backend, BackendSet, Frontend, Lookup, State, Target},
 };
 
 /// A frontend that has backends in both states.

@@ -18,8 +18,11 @@ use std::{
 };
 
 use lb_core::{
-    Affinity, Backend, BackendAddr, BackendId, BackendSet, Frontend, FrontendAddr, FrontendId, Lookup, NodeFacts,
-    Protocol, SetId, State, Target,
+    addr::{BackendAddr, FrontendAddr, Protocol},
+    affinity::Affinity,
+    id::{BackendId, FrontendId, SetId},
+    node::NodeFacts,
+    state::{Backend, BackendSet, Frontend, Lookup, State, Target},
 };
 use lb_datapath_ebpf::{Capacities, EbpfConfig};
 

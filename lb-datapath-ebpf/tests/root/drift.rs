@@ -9,8 +9,13 @@ use std::{
 };
 
 use lb_core::{
-    Affinity, BackendSet, Cause, Datapath, Difference, Drift, DriftClass, Expected, Inspection, Labels, Lookup,
-    Protocol, Role, SetId, State, Target, diff,
+    addr::Protocol,
+    affinity::Affinity,
+    datapath::{Datapath, Role},
+    drift::{Cause, Difference, Drift, DriftClass, Expected, Inspection},
+    id::SetId,
+    plan::{Labels, diff},
+    state::{BackendSet, Lookup, State, Target},
 };
 use lb_datapath_ebpf::EbpfDatapath;
 use lb_datapath_ebpf_abi as abi;

@@ -8,7 +8,12 @@ use std::{
     thread,
 };
 
-use lb_core::{Datapath, ErrorKind, Labels, Lookup, Protocol, State, diff};
+use lb_core::{
+    addr::Protocol,
+    datapath::{Datapath, ErrorKind},
+    plan::{Labels, diff},
+    state::{Lookup, State},
+};
 use lb_datapath_ebpf::EbpfDatapath;
 use lb_datapath_ebpf_abi as abi;
 

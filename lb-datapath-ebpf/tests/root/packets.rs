@@ -8,7 +8,14 @@ use std::{
     time::Instant,
 };
 
-use lb_core::{Affinity, Datapath, Labels, Lookup, NodeFacts, Protocol, State, Target, diff};
+use lb_core::{
+    addr::Protocol,
+    affinity::Affinity,
+    datapath::Datapath,
+    node::NodeFacts,
+    plan::{Labels, diff},
+    state::{Lookup, State, Target},
+};
 use lb_datapath_ebpf::{EbpfDatapath, Reason};
 use lb_datapath_ebpf_abi as abi;
 
@@ -244,20 +251,20 @@ fn connections_outlive_the_backend_in_the_set_and_the_process() {
     let before = streams.each_mut().map(|stream| ask_on(stream).unwrap());
     let mut one = services(Lookup::RoundRobin, None);
     for (id, set) in std::mem::take(&mut one.sets) {
-        let id = lb_core::SetId::new(id.get() + 10).unwrap();
+        let id = lb_core::id::SetId::new(id.get() + 10).unwrap();
         let slots = set.slots[..1].into();
-        one.sets.insert(id, lb_core::BackendSet { slots, ..(*set).clone() }.into());
+        one.sets.insert(id, lb_core::state::BackendSet { slots, ..(*set).clone() }.into());
     }
     for frontend in one.frontends.values_mut() {
-        let lb_core::Target::Set(id) = frontend.target else { panic!("{frontend:?}") };
-        frontend.target = lb_core::Target::Set(lb_core::SetId::new(id.get() + 10).unwrap());
+        let lb_core::state::Target::Set(id) = frontend.target else { panic!("{frontend:?}") };
+        frontend.target = lb_core::state::Target::Set(lb_core::id::SetId::new(id.get() + 10).unwrap());
     }
     let used: BTreeSet<_> = one.sets.values().flat_map(|set| set.slots.iter().copied()).collect();
     one.backends.retain(|id, _| used.contains(id));
     cluster.apply(one.clone());
     let config = cluster.datapath.config().clone();
     let second = cluster.world.node.run(|| EbpfDatapath::open(config.clone())).unwrap_err();
-    assert_eq!(second.kind(), lb_core::ErrorKind::Busy);
+    assert_eq!(second.kind(), lb_core::datapath::ErrorKind::Busy);
     drop(cluster.datapath);
     assert_eq!(streams.each_mut().map(|stream| ask_on(stream).unwrap()), before);
     let mut reopened = cluster.world.node.run(|| EbpfDatapath::open(config)).unwrap();

@@ -8,7 +8,14 @@ use std::{
 };
 
 use aya::programs::links::PinnedLink;
-use lb_core::{Affinity, BackendSet, Datapath, FrontendAddr, Labels, Lookup, Protocol, SetId, State, Target, diff};
+use lb_core::{
+    addr::{FrontendAddr, Protocol},
+    affinity::Affinity,
+    datapath::Datapath,
+    id::SetId,
+    plan::{Labels, diff},
+    state::{BackendSet, Lookup, State, Target},
+};
 use lb_datapath_ebpf::{EbpfDatapath, Reason};
 
 use crate::common::{Cgroup, Namespace, PinDir, ask_on, ask_tcp, ask_udp, backend, config, serve, state, turn};

@@ -7,9 +7,17 @@ use std::{
 };
 
 use lb_core::{
-    Affinity, Algorithm, Backends, Change, Datapath, Endpoint, EndpointSlice, Entry, Instant, KernelAnswer,
-    KernelVerdict, Model, Packet, Protocol, Reconciler, Role, Service, ServiceName, ServicePort, Settings, SliceName,
-    SlicePort, decide,
+    addr::Protocol,
+    affinity::Affinity,
+    datapath::{Datapath, Role},
+    decision::{Entry, Packet, decide},
+    endpoint::{Endpoint, EndpointSlice, SlicePort},
+    kernel::{Backends, KernelAnswer, KernelVerdict},
+    model::{Change, Model, Settings},
+    name::{ServiceName, SliceName},
+    reconciler::Reconciler,
+    service::{Algorithm, Service, ServicePort},
+    time::Instant,
 };
 use lb_datapath_ebpf::{EbpfConfig, EbpfDatapath};
 use lb_datapath_ebpf_abi as abi;

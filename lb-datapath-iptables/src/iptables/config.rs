@@ -2,7 +2,10 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use lb_core::{DatapathError, ErrorKind, Family};
+use lb_core::{
+    addr::Family,
+    datapath::{DatapathError, ErrorKind},
+};
 
 use crate::iptables::change::lower::Style;
 

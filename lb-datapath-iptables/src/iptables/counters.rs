@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use lb_core::{Counters, DatapathError, Family, KernelUsage};
+use lb_core::{
+    addr::Family,
+    datapath::{Counters, DatapathError, KernelUsage},
+};
 
 use crate::iptables::{
     rules::{

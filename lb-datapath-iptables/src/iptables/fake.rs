@@ -6,7 +6,11 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use lb_core::{BackendAddr, DatapathError, ErrorKind, Family, Packet};
+use lb_core::{
+    addr::{BackendAddr, Family},
+    datapath::{DatapathError, ErrorKind},
+    decision::Packet,
+};
 
 use crate::{
     conntrack::Allowed,

@@ -5,7 +5,11 @@ use std::{
     net::IpAddr,
 };
 
-use lb_core::{BackendAddr, DatapathError, ErrorKind, Packet};
+use lb_core::{
+    addr::BackendAddr,
+    datapath::{DatapathError, ErrorKind},
+    decision::Packet,
+};
 use nix::libc;
 
 use crate::{

@@ -68,9 +68,17 @@ mod tools;
 use std::{collections::BTreeSet, fmt, sync::Arc, time::Duration};
 
 use lb_core::{
-    AffinityCapability, Algorithm, ApplyError, Atomicity, Capabilities, Counters, Datapath, DatapathError, Drift,
-    ErrorKind, Expected, Family, FrontendKind, Inspection, KernelAnswer, Labels, Packet, Plan, Protocol, Role,
-    SocketCapability, State, Watcher,
+    addr::{Family, FrontendKind, Protocol},
+    datapath::{
+        AffinityCapability, ApplyError, Atomicity, Capabilities, Counters, Datapath, DatapathError, ErrorKind, Role,
+        SocketCapability, Watcher,
+    },
+    decision::Packet,
+    drift::{Drift, Expected, Inspection},
+    kernel::KernelAnswer,
+    plan::{Labels, Plan},
+    service::Algorithm,
+    state::State,
 };
 
 pub use self::config::{IptablesConfig, Variant};

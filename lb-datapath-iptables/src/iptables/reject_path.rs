@@ -15,7 +15,7 @@
 //!
 //! [`Routes`]: crate::routes::Routes
 
-use lb_core::Family;
+use lb_core::addr::Family;
 use lb_netlink::{Protocol, Socket, Writer};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST};
 use netlink_packet_route::{

@@ -8,9 +8,15 @@ use std::{
 };
 
 use lb_core::{
-    Affinity, Backend, BackendAddr, BackendId, BackendSet, Datapath as _, ErrorKind, Expected, Family, Frontend,
-    FrontendAddr, FrontendId, Inspection, Labels, Lookup, NodeFacts, NodeName, Plan, Protocol, Scope, SetId, State,
-    Target, diff,
+    addr::{BackendAddr, Family, FrontendAddr, Protocol, Scope},
+    affinity::Affinity,
+    datapath::{Datapath as _, ErrorKind},
+    drift::{Expected, Inspection},
+    id::{BackendId, FrontendId, SetId},
+    name::NodeName,
+    node::NodeFacts,
+    plan::{Labels, Plan, diff},
+    state::{Backend, BackendSet, Frontend, Lookup, State, Target},
 };
 use proptest::prelude::*;
 

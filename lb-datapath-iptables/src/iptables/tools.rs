@@ -8,7 +8,10 @@ use std::{
     time::Duration,
 };
 
-use lb_core::{DatapathError, ErrorKind, Family};
+use lb_core::{
+    addr::Family,
+    datapath::{DatapathError, ErrorKind},
+};
 
 use crate::{
     iptables::{Variant, check::watch::SharedSuspects},

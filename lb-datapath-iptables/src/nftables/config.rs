@@ -1,4 +1,4 @@
-use lb_core::{DatapathError, ErrorKind};
+use lb_core::datapath::{DatapathError, ErrorKind};
 
 /// Names and numbers that a [`NftablesDatapath`](super::NftablesDatapath) uses in the kernel. Two that share a network
 /// namespace need different ones; routes are told apart by `route_table`.

@@ -6,7 +6,10 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use lb_core::{BackendAddr, Family, FrontendAddr, Packet};
+use lb_core::{
+    addr::{BackendAddr, Family, FrontendAddr},
+    decision::Packet,
+};
 use lb_netlink::KernelError;
 
 use crate::{

@@ -5,7 +5,10 @@ use std::{
     net::IpAddr,
 };
 
-use lb_core::{BackendAddr, Family, FrontendAddr, Packet};
+use lb_core::{
+    addr::{BackendAddr, Family, FrontendAddr},
+    decision::Packet,
+};
 
 use crate::{
     conntrack::{Allowed, Conntrack},

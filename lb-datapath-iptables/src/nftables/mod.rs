@@ -24,9 +24,17 @@ use std::{
 pub use self::config::NftablesConfig;
 
 use lb_core::{
-    AffinityCapability, Algorithm, ApplyError, Atomicity, Capabilities, Counters, Datapath, DatapathError, Drift,
-    ErrorKind, Expected, Family, FrontendKind, Inspection, KernelAnswer, KernelUsage, Packet, Plan, Protocol, Role,
-    SocketCapability, State, Watcher,
+    addr::{Family, FrontendKind, Protocol},
+    datapath::{
+        AffinityCapability, ApplyError, Atomicity, Capabilities, Counters, Datapath, DatapathError, ErrorKind,
+        KernelUsage, Role, SocketCapability, Watcher,
+    },
+    decision::Packet,
+    drift::{Drift, Expected, Inspection},
+    kernel::KernelAnswer,
+    plan::Plan,
+    service::Algorithm,
+    state::State,
 };
 
 use crate::{
@@ -84,7 +92,7 @@ fn namespace_error(doing: &str, error: io::Error) -> DatapathError {
 /// sees it. Pure.
 ///
 /// ```
-/// use lb_core::Plan;
+/// use lb_core::plan::Plan;
 /// use lb_datapath_iptables::nftables::operations;
 ///
 /// assert_eq!(operations(&Plan::default()), 0);

@@ -9,8 +9,15 @@ use std::{
 };
 
 use lb_core::{
-    Affinity, Backend, BackendAddr, BackendId, BackendSet, ErrorKind, Expected, Family, Frontend, FrontendAddr,
-    FrontendId, Inspection, Labels, Lookup, NodeFacts, NodeName, Op, Plan, Protocol, SetId, State, Target, diff,
+    addr::{BackendAddr, Family, FrontendAddr, Protocol},
+    affinity::Affinity,
+    datapath::ErrorKind,
+    drift::{Expected, Inspection},
+    id::{BackendId, FrontendId, SetId},
+    name::NodeName,
+    node::NodeFacts,
+    plan::{Labels, Op, Plan, diff},
+    state::{Backend, BackendSet, Frontend, Lookup, State, Target},
 };
 use proptest::prelude::*;
 

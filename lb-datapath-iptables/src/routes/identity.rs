@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use lb_core::Family;
+use lb_core::addr::Family;
 use netlink_packet_route::{
     AddressFamily,
     route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType},

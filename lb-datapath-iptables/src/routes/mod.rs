@@ -19,7 +19,7 @@ use std::{
     net::IpAddr,
 };
 
-use lb_core::Family;
+use lb_core::addr::Family;
 use lb_netlink::{Protocol, Refusal, Socket, Writer};
 use netlink_packet_core::{Emitable, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, Parseable};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage, route::RouteMessage, rule::RuleMessage};

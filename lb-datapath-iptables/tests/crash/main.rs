@@ -18,8 +18,14 @@ use std::{
 };
 
 use lb_core::{
-    Affinity, Answer, Backend, BackendAddr, BackendId, BackendSet, Datapath, Drift, Expected, Frontend, FrontendAddr,
-    FrontendId, Inspection, Labels, Lookup, NodeFacts, Protocol, SetId, State, Target, diff,
+    addr::{BackendAddr, FrontendAddr, Protocol},
+    affinity::Affinity,
+    datapath::Datapath,
+    drift::{Drift, Expected, Inspection},
+    id::{BackendId, FrontendId, SetId},
+    node::NodeFacts,
+    plan::{Labels, diff},
+    state::{Answer, Backend, BackendSet, Frontend, Lookup, State, Target},
 };
 use lb_datapath_iptables::{
     iptables::{IptablesConfig, IptablesDatapath, Variant},

@@ -3,7 +3,12 @@
 use std::time::Duration;
 
 use lb_core::{
-    Answer, Backends, Cause, Datapath as _, Drift, Entry, Expected, Inspection, KernelVerdict, Packet, Protocol, Target,
+    addr::Protocol,
+    datapath::Datapath as _,
+    decision::{Entry, Packet},
+    drift::{Cause, Drift, Expected, Inspection},
+    kernel::{Backends, KernelVerdict},
+    state::{Answer, Target},
 };
 use lb_datapath_iptables::iptables::Variant;
 
@@ -110,7 +115,7 @@ pub(crate) fn a_flush_of_everything_is_named_as_one(variant: Variant) {
 pub(crate) fn the_kernel_is_asked_about_a_packet(variant: Variant) {
     let mut bench = drifting(variant);
     let verdict = |bench: &mut Bench, addr| bench.datapath.ask(&packet(addr)).unwrap().unwrap().verdict;
-    let addrs: Vec<lb_core::FrontendAddr> = bench.state.frontends.keys().copied().collect();
+    let addrs: Vec<lb_core::addr::FrontendAddr> = bench.state.frontends.keys().copied().collect();
     for addr in addrs {
         let expected = match bench.state.answer(&addr, 0) {
             Answer::Reject => KernelVerdict::Reject,
@@ -121,7 +126,7 @@ pub(crate) fn the_kernel_is_asked_about_a_packet(variant: Variant) {
         assert_eq!(verdict(&mut bench, addr), expected, "{addr}");
     }
     let tcp = frontend(false, Protocol::Tcp);
-    assert_eq!(verdict(&mut bench, lb_core::FrontendAddr { port: 99, ..tcp }), KernelVerdict::Pass);
+    assert_eq!(verdict(&mut bench, lb_core::addr::FrontendAddr { port: 99, ..tcp }), KernelVerdict::Pass);
     let right = verdict(&mut bench, tcp);
     let svc = bench.service_chain();
     for edit in ["4 -t nat -F SVC", "4 -t nat -D LB-SERVICES 1", "4 -t nat -D PREROUTING -j LB-SERVICES"] {
@@ -138,7 +143,7 @@ pub(crate) fn the_kernel_is_asked_about_a_packet(variant: Variant) {
 pub(crate) fn rules_that_are_not_ours_are_named_by_ask(variant: Variant) {
     let mut bench = drifting(variant);
     let (tcp, svc) = (frontend(false, Protocol::Tcp), bench.service_chain());
-    let refused = lb_core::FrontendAddr { ip: "10.96.0.4".parse().unwrap(), ..tcp };
+    let refused = lb_core::addr::FrontendAddr { ip: "10.96.0.4".parse().unwrap(), ..tcp };
     for (edit, addr, named) in [
         ("4 -t nat -I PREROUTING 1 -j ACCEPT", tcp, "PREROUTING: rule 1, in front of the jump to LB-SERVICES"),
         ("4 -t nat -I POSTROUTING 1 -s 10.1.0.0/24 -j ACCEPT", tcp, "POSTROUTING: rule 1, in front of"),
@@ -168,7 +173,7 @@ pub(crate) fn rules_that_are_not_ours_are_named_by_ask(variant: Variant) {
     assert_eq!(bench.inspect(Inspection::Everything), []);
 }
 
-fn packet(addr: lb_core::FrontendAddr) -> Packet {
+fn packet(addr: lb_core::addr::FrontendAddr) -> Packet {
     Packet {
         entry: Entry::Uplink,
         protocol: addr.protocol,
@@ -185,12 +190,13 @@ fn drifting(variant: Variant) -> Bench {
     bench.change(|state| {
         frontends().for_each(|addr| point(state, addr, &[1, 2, 2], None));
         point(state, frontend(true, Protocol::Tcp), &[1, 2], sticky(Duration::from_secs(60)));
-        let elsewhere = |ip: &str| lb_core::FrontendAddr { ip: ip.parse().unwrap(), ..frontend(false, Protocol::Tcp) };
+        let elsewhere =
+            |ip: &str| lb_core::addr::FrontendAddr { ip: ip.parse().unwrap(), ..frontend(false, Protocol::Tcp) };
         point_nowhere(state, elsewhere("10.96.0.3"), Target::Drop);
         point_nowhere(state, elsewhere("10.96.0.4"), Target::Reject);
         state.node.cluster_cidrs = ["10.2.0.9/16", "fd02::/16", "0.0.0.0/0"].map(|cidr| cidr.parse().unwrap()).into();
         state.node.ips = vec!["10.2.1.1".parse().unwrap(), "fd02:1::1".parse().unwrap()];
-        state.node.name = Some(lb_core::NodeName::new("node-1"));
+        state.node.name = Some(lb_core::name::NodeName::new("node-1"));
     });
     bench
 }

@@ -21,8 +21,14 @@ use drift::{
     the_kernel_is_asked_about_a_packet, the_watcher_sleeps_through_what_does_not_concern_us,
 };
 use lb_core::{
-    Affinity, Backend, BackendAddr, BackendId, BackendSet, Datapath as _, Family, Frontend, FrontendAddr, FrontendId,
-    Labels, Lookup, NodeFacts, NodeName, Op, Plan, Protocol, SetId, State, Target, diff,
+    addr::{BackendAddr, Family, FrontendAddr, Protocol},
+    affinity::Affinity,
+    datapath::Datapath as _,
+    id::{BackendId, FrontendId, SetId},
+    name::NodeName,
+    node::NodeFacts,
+    plan::{Labels, Op, Plan, diff},
+    state::{Backend, BackendSet, Frontend, Lookup, State, Target},
 };
 use lb_datapath_iptables::iptables::{IptablesConfig, IptablesDatapath, Variant, restore_input};
 use net::PORT;
@@ -557,7 +563,7 @@ fn what_cannot_be_carried_fails_alone(variant: Variant) {
     let datapath = &mut bench.datapath;
     let error = bench.world.at(Place::Node, || datapath.apply(&plan)).unwrap_err();
     let failed: Vec<_> = error.failed.iter().map(|(addr, cause)| (*addr, cause.kind())).collect();
-    assert_eq!(failed, [(sctp, lb_core::ErrorKind::Unsupported)]);
+    assert_eq!(failed, [(sctp, lb_core::datapath::ErrorKind::Unsupported)]);
     assert!(error.unknown.is_none());
     assert_eq!(error.applied, plan.ops.len() - 1);
     assert_eq!(bench.observe(), only_good);

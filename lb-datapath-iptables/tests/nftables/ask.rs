@@ -6,9 +6,19 @@ use std::{
 };
 
 use lb_core::{
-    Affinity, Algorithm, Backends, Capabilities, Change, Datapath, Desired, Endpoint, EndpointSlice, Entry, FlowView,
-    Instant, KernelAnswer, KernelVerdict, Labels, Model, Packet, Protocol, Service, ServiceName, ServicePort, Settings,
-    SliceName, SlicePort, State, decide, diff,
+    addr::Protocol,
+    affinity::Affinity,
+    datapath::{Capabilities, Datapath},
+    decision::{Entry, FlowView, Packet, decide},
+    desired::Desired,
+    endpoint::{Endpoint, EndpointSlice, SlicePort},
+    kernel::{Backends, KernelAnswer, KernelVerdict},
+    model::{Change, Model, Settings},
+    name::{ServiceName, SliceName},
+    plan::{Labels, diff},
+    service::{Algorithm, Service, ServicePort},
+    state::State,
+    time::Instant,
 };
 
 use crate::{
@@ -138,7 +148,7 @@ const RANDOM: &str = "10.96.0.1";
 const STICKY: &str = "10.96.0.4";
 const VIPS: [&str; 6] = [RANDOM, "10.96.0.2", "10.96.0.3", STICKY, NOBODY, "10.96.0.99"];
 
-fn took(backend: lb_core::BackendAddr, translated: bool) -> KernelVerdict {
+fn took(backend: lb_core::addr::BackendAddr, translated: bool) -> KernelVerdict {
     KernelVerdict::Forward { backends: Backends::Took(backend), translated: Some(translated) }
 }
 

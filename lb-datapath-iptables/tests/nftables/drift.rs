@@ -9,8 +9,12 @@ use std::{
 };
 
 use lb_core::{
-    Affinity, Cause, Datapath, Difference, Drift, DriftClass, Expected, Inspection, Labels, Lookup, Protocol, State,
-    Watcher, diff,
+    addr::Protocol,
+    affinity::Affinity,
+    datapath::{Datapath, Watcher},
+    drift::{Cause, Difference, Drift, DriftClass, Expected, Inspection},
+    plan::{Labels, diff},
+    state::{Lookup, State},
 };
 use lb_datapath_iptables::nftables::NftablesConfig;
 
@@ -289,7 +293,7 @@ fn a_table_of_somebody_elses_is_named_and_never_repaired_away() {
     let labels = Labels::new();
     let error = node.datapath.repair(Expected { state: &node.state, labels: &labels }, &found).unwrap_err();
     let error = error.unknown.unwrap();
-    assert_eq!(error.kind(), lb_core::ErrorKind::Busy);
+    assert_eq!(error.kind(), lb_core::datapath::ErrorKind::Busy);
     assert!(error.report().contains("remove it with `nft delete table inet lb`"), "{}", error.report());
     assert!(net.node.sh("nft list table inet lb").contains("chain mine"));
 }

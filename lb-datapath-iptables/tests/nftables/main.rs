@@ -17,8 +17,13 @@ use std::{
 };
 
 use lb_core::{
-    Affinity, Datapath, ErrorKind as ErrorClass, FLOW_SEED, FrontendAddr, FrontendId, Labels, Lookup, Protocol, SetId,
-    State, Target, diff, flow_hash,
+    addr::{FrontendAddr, Protocol},
+    affinity::Affinity,
+    datapath::{Datapath, ErrorKind as ErrorClass},
+    flow_hash::{self, FLOW_SEED},
+    id::{FrontendId, SetId},
+    plan::{Labels, diff},
+    state::{Lookup, State, Target},
 };
 use lb_datapath_iptables::nftables::{NftablesConfig, NftablesDatapath};
 use net::{Net, PATIENCE, SILENCE, ask, say, tcp, udp, udp_socket, udp_socket_from};
@@ -498,7 +503,7 @@ fn a_table_of_an_older_layout_is_replaced_as_a_whole() {
     );
     let mut node = Node::open(&net);
     let found = node.datapath.observe().unwrap();
-    assert_eq!((found.frontends.len(), found.node.name), (0, Some(lb_core::NodeName::new("node-1"))));
+    assert_eq!((found.frontends.len(), found.node.name), (0, Some(lb_core::name::NodeName::new("node-1"))));
     let other = Node::open(&net).datapath.observe().unwrap();
     node.datapath.apply(&diff(&other, &both_backends(), &Labels::new())).unwrap();
     node.state = both_backends();
@@ -523,8 +528,8 @@ fn a_table_of_somebody_elses_is_refused_and_stays() {
         ));
         let before = net.node.sh("nft -a list ruleset");
         let mut node = Node::open(&net);
-        let refused = |error: lb_core::DatapathError| {
-            assert_eq!(error.kind(), lb_core::ErrorKind::Busy);
+        let refused = |error: lb_core::datapath::DatapathError| {
+            assert_eq!(error.kind(), lb_core::datapath::ErrorKind::Busy);
             assert!(error.report().starts_with("table inet lb exists and is not ours"), "{}", error.report());
         };
         refused(node.datapath.observe().unwrap_err());
@@ -533,7 +538,7 @@ fn a_table_of_somebody_elses_is_refused_and_stays() {
         refused(node.datapath.cleanup().unwrap_err());
         assert_eq!(net.node.sh("nft -a list ruleset"), before);
         assert_eq!(net.node.sh("ip route show proto 108"), "");
-        assert_eq!(node.datapath.counters().unwrap().usage().unwrap(), lb_core::KernelUsage::default());
+        assert_eq!(node.datapath.counters().unwrap().usage().unwrap(), lb_core::datapath::KernelUsage::default());
         net.node.sh("nft delete table inet lb");
         node.become_state(both_backends());
         assert!(net.client.run(|| tcp(at(VIP4))).is_ok());
@@ -551,7 +556,7 @@ fn a_table_of_somebody_elses_in_place_of_ours_is_refused_and_stays() {
         net.node.sh(&format!("{before}; nft add table inet lb; nft add chain inet lb mine"));
         for _ in 0..2 {
             let error = node.datapath.apply(&plan).unwrap_err().unknown.unwrap();
-            assert_eq!(error.kind(), lb_core::ErrorKind::Busy, "{}", error.report());
+            assert_eq!(error.kind(), lb_core::datapath::ErrorKind::Busy, "{}", error.report());
         }
         assert!(net.node.sh("nft list table inet lb").contains("chain mine"));
         net.node.sh("nft delete table inet lb");
@@ -579,7 +584,7 @@ fn a_process_notices_that_another_one_wrote() {
     two.become_state(only(1, Protocol::Tcp, Lookup::Random));
     let plan = diff(&one.state, &only(2, Protocol::Tcp, Lookup::Random), &Labels::new());
     let error = one.datapath.apply(&plan).unwrap_err();
-    assert_eq!(error.unknown.unwrap().kind(), lb_core::ErrorKind::Busy);
+    assert_eq!(error.unknown.unwrap().kind(), lb_core::datapath::ErrorKind::Busy);
     assert_eq!(name(&net.client.run(|| tcp(at(VIP4))).unwrap()), "b1", "nothing of it took");
     one.state = one.datapath.observe().unwrap();
     one.become_state(only(2, Protocol::Tcp, Lookup::Random));

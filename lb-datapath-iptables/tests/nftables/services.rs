@@ -7,8 +7,14 @@ use std::{
 };
 
 use lb_core::{
-    Affinity, Backend, BackendAddr, BackendId, BackendSet, Datapath, Frontend, FrontendAddr, FrontendId, Labels,
-    Lookup, NodeFacts, NodeName, Protocol, SetId, State, Target, diff,
+    addr::{BackendAddr, FrontendAddr, Protocol},
+    affinity::Affinity,
+    datapath::Datapath,
+    id::{BackendId, FrontendId, SetId},
+    name::NodeName,
+    node::NodeFacts,
+    plan::{Labels, diff},
+    state::{Backend, BackendSet, Frontend, Lookup, State, Target},
 };
 use lb_datapath_iptables::nftables::{NftablesConfig, NftablesDatapath};
 

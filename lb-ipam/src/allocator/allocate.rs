@@ -3,7 +3,7 @@
 use alloc::{string::ToString, vec::Vec};
 use core::net::IpAddr;
 
-use lb_core::{Family, ServiceName};
+use lb_core::{addr::Family, name::ServiceName};
 
 use crate::{
     Allocator, Cause, Entry, Ledger, LedgerError, PoolChoice, PoolRefusal, Request, SharingRule, book::Slot, may_share,

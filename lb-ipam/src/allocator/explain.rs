@@ -3,7 +3,7 @@
 use alloc::{string::String, string::ToString, vec::Vec};
 use core::{fmt, net::IpAddr};
 
-use lb_core::ServiceName;
+use lb_core::name::ServiceName;
 
 use crate::{Allocator, Entry, Freed, Ledger, PoolName, ReservedBy, Timestamp};
 

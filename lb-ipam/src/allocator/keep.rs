@@ -3,7 +3,7 @@
 use alloc::{sync::Arc, vec::Vec};
 use core::net::IpAddr;
 
-use lb_core::Family;
+use lb_core::addr::Family;
 
 use crate::{
     Allocator, Entry, Ledger, LedgerError, Request, Status, WhenSharingBreaks, book::Slot, may_share, range::FAMILIES,

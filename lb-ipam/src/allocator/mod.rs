@@ -13,7 +13,7 @@ mod wake;
 use alloc::{collections::BTreeMap, sync::Arc, vec::Vec};
 use core::net::IpAddr;
 
-use lb_core::ServiceName;
+use lb_core::name::ServiceName;
 
 use crate::{
     Answer, Entry, Ledger, LedgerError, MemoryLedger, Pool, PoolName, PoolStatus, PoolWarning, Request, Settings,

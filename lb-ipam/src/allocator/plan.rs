@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 use core::{fmt, net::IpAddr};
 
-use lb_core::ServiceName;
+use lb_core::name::ServiceName;
 
 use crate::{Allocator, Answer, Edit, Ledger, MemoryLedger, PoolStatus, Timestamp};
 

@@ -2,7 +2,7 @@
 
 use alloc::{collections::BTreeMap, vec::Vec};
 
-use lb_core::ServiceName;
+use lb_core::name::ServiceName;
 
 use crate::{
     Allocator, Ledger, LedgerError, Status, Timestamp,

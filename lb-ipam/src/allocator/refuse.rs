@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use lb_core::Family;
+use lb_core::addr::Family;
 
 use crate::{
     Allocator, Cause, Ledger, PoolChoice, PoolName, PoolRefusal, RefusingPools, Request, pool::catalog::PoolIndex,

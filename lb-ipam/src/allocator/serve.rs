@@ -3,7 +3,7 @@
 use alloc::{sync::Arc, vec::Vec};
 use core::net::IpAddr;
 
-use lb_core::Family;
+use lb_core::addr::Family;
 
 use crate::{
     Allocation, Allocator, Answer, Cause, Entry, Ledger, LedgerError, Refusal, Request, Requested, RequestedAddress,

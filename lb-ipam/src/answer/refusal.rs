@@ -3,7 +3,7 @@
 use alloc::{string::String, vec::Vec};
 use core::{fmt, net::IpAddr};
 
-use lb_core::{Family, ServiceName};
+use lb_core::{addr::Family, name::ServiceName};
 
 use crate::{
     PoolName, Reason, RefusingPools, SharingRule,

@@ -5,7 +5,7 @@ use alloc::{
     sync::Arc,
 };
 
-use lb_core::ServiceName;
+use lb_core::name::ServiceName;
 
 use crate::{Request, book::waiting::Turn};
 

@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 use core::net::IpAddr;
 
-use lb_core::ServiceName;
+use lb_core::name::ServiceName;
 
 use super::{Book, Slot, Staleness};
 use crate::Entry;

@@ -10,7 +10,7 @@ use alloc::{collections::BTreeSet, sync::Arc, vec::Vec};
 use core::mem;
 
 use groups::Groups;
-use lb_core::ServiceName;
+use lb_core::name::ServiceName;
 use names::Names;
 pub(crate) use tracked::{Slot, Staleness, Tracked};
 use waiting::Waiting;

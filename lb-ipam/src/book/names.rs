@@ -2,7 +2,7 @@
 
 use alloc::collections::{BTreeMap, btree_map};
 
-use lb_core::ServiceName;
+use lb_core::name::ServiceName;
 
 /// Places of services by name, in an order that is always the same and is not that of their names: that of a hash comes
 /// first, so that a search compares numbers and follows pointers to one name only.

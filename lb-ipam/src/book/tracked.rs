@@ -3,7 +3,7 @@
 use alloc::{sync::Arc, vec::Vec};
 use core::net::IpAddr;
 
-use lb_core::ServiceName;
+use lb_core::name::ServiceName;
 
 use crate::{Answer, Request, Status, Timestamp, book::waiting::Turn};
 

@@ -3,7 +3,7 @@
 use alloc::collections::{BTreeMap, BTreeSet};
 use core::net::IpAddr;
 
-use lb_core::{Family, ServiceName};
+use lb_core::{addr::Family, name::ServiceName};
 
 use crate::{Answer, Requested, Timestamp, range::slot};
 

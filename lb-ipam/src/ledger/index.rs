@@ -7,7 +7,7 @@ use alloc::{
 };
 use core::net::IpAddr;
 
-use lb_core::Family;
+use lb_core::addr::Family;
 
 use crate::{
     Counts, Entry, Ledger, Timestamp,
@@ -213,5 +213,5 @@ impl Tally {
 }
 
 fn namespaces(entry: Option<&Entry>) -> BTreeSet<&str> {
-    entry.map_or(&[][..], Entry::holders).iter().map(lb_core::ServiceName::namespace).collect()
+    entry.map_or(&[][..], Entry::holders).iter().map(lb_core::name::ServiceName::namespace).collect()
 }

@@ -6,7 +6,7 @@ use alloc::{
 };
 use core::net::IpAddr;
 
-use lb_core::Family;
+use lb_core::addr::Family;
 
 use crate::{
     Entry, Ledger, LedgerError,

@@ -6,7 +6,7 @@ mod memory;
 use alloc::{boxed::Box, string::String, sync::Arc};
 use core::net::IpAddr;
 
-use lb_core::ServiceName;
+use lb_core::name::ServiceName;
 pub use memory::MemoryLedger;
 
 use crate::Timestamp;

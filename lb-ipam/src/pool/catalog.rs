@@ -3,7 +3,7 @@
 use alloc::{collections::BTreeMap, sync::Arc, vec::Vec};
 use core::net::IpAddr;
 
-use lb_core::Family;
+use lb_core::addr::Family;
 
 use crate::{
     AddressRange, Block, Conflict, Pool, PoolChoice, PoolName, PoolProblem, PoolRefusal, PoolWarning, Request,

@@ -11,7 +11,7 @@ use alloc::{collections::BTreeMap, string::String, sync::Arc, vec::Vec};
 use core::{fmt, time::Duration};
 
 pub use block::{Block, BlockProblem};
-use lb_core::ServiceName;
+use lb_core::name::ServiceName;
 pub use selector::{Expression, Operator, SERVICE_NAME_LABEL, SERVICE_NAMESPACE_LABEL, Selector, SelectorProblem};
 pub use status::{Conflict, Counts, PoolProblem, PoolStatus, PoolWarning};
 

@@ -7,7 +7,7 @@ use alloc::{
     vec::Vec,
 };
 
-use lb_core::ServiceName;
+use lb_core::name::ServiceName;
 
 /// The label that every service has with its own name as value, whatever its labels say.
 pub const SERVICE_NAME_LABEL: &str = "io.kubernetes.service.name";

@@ -3,7 +3,7 @@
 use alloc::{string::ToString, vec::Vec};
 use core::net::IpAddr;
 
-use lb_core::Family;
+use lb_core::addr::Family;
 
 use crate::{
     AddressRange, Block, Pool, ReservedBy, Settings,

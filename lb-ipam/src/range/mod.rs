@@ -10,7 +10,7 @@ use core::{
 };
 
 use ipnet::IpNet;
-use lb_core::Family;
+use lb_core::addr::Family;
 
 /// Both families, in the order in which everything is done.
 pub(crate) const FAMILIES: [Family; 2] = [Family::V4, Family::V6];

@@ -1,6 +1,6 @@
 //! Which families a service gets.
 
-use lb_core::Family;
+use lb_core::addr::Family;
 
 use crate::{Settings, range::FAMILIES};
 

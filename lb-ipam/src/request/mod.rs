@@ -12,7 +12,11 @@ use alloc::{
 use core::{fmt, net::IpAddr};
 
 pub use families::FamilyPolicy;
-use lb_core::{Family, Protocol, ServiceName, TrafficPolicy};
+use lb_core::{
+    addr::{Family, Protocol},
+    name::ServiceName,
+    service::TrafficPolicy,
+};
 pub use sharing::{SharingRule, may_share};
 
 use crate::{PoolName, Status, Timestamp};

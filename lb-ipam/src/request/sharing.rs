@@ -2,7 +2,7 @@
 
 use alloc::string::String;
 
-use lb_core::{Protocol, ServiceName, TrafficPolicy};
+use lb_core::{addr::Protocol, name::ServiceName, service::TrafficPolicy};
 
 use crate::{Request, Settings, Sharing};
 

@@ -2,7 +2,12 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use lb_core::{Endpoint, NodeName, Protocol, Service, ServiceName, ServicePort};
+use lb_core::{
+    addr::Protocol,
+    endpoint::Endpoint,
+    name::{NodeName, ServiceName},
+    service::{Service, ServicePort},
+};
 use lb_k8s::write;
 
 const ENDPOINTS: u32 = 4;

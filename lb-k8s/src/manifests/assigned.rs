@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use lb_core::{Change, Service, ServiceName};
+use lb_core::{model::Change, name::ServiceName, service::Service};
 
 use crate::{
     Snapshot,

@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use lb_core::{Change, EndpointSlice, Service, SliceName};
+use lb_core::{endpoint::EndpointSlice, model::Change, name::SliceName, service::Service};
 use lb_ipam::Request;
 
 use crate::snapshot::part::{Body, Entry, Key};

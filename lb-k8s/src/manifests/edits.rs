@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use lb_core::ServiceName;
+use lb_core::name::ServiceName;
 use lb_ipam::{Edit, Pool, PoolName, Request};
 
 use crate::{

@@ -6,7 +6,12 @@ use std::{
     sync::Arc,
 };
 
-use lb_core::{Change, Protocol, Service, ServiceName, ServicePort};
+use lb_core::{
+    addr::Protocol,
+    model::Change,
+    name::ServiceName,
+    service::{Service, ServicePort},
+};
 
 /// A property that only one service can have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -16,7 +16,12 @@ use std::{
 use assigned::AssignedServices;
 use differences::{Differences, slice_changes};
 use edits::Allocatable;
-use lb_core::{Change, EndpointSlice, Service, ServiceName, SliceName, SourceName};
+use lb_core::{
+    endpoint::EndpointSlice,
+    model::Change,
+    name::{ServiceName, SliceName, SourceName},
+    service::Service,
+};
 use lb_ipam::{Edit, Pool, Request};
 pub use preview::Preview;
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lb_core::ServiceName;
+use lb_core::name::ServiceName;
 use lb_ipam::{Expression, Operator, SERVICE_NAMESPACE_LABEL, Selector};
 
 /// A namespace that there is, and its labels.

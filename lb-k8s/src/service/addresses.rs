@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::{LoadBalancerIngress, Service as Object, ServiceSpec};
-use lb_core::{Family, Service};
+use lb_core::{addr::Family, service::Service};
 
 use super::{Type, text};
 use crate::{

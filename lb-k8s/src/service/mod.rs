@@ -13,7 +13,11 @@ use k8s_openapi::{
     api::core::v1::{Service as Object, ServicePort as PortObject, ServiceSpec},
     apimachinery::pkg::{apis::meta::v1::ObjectMeta, util::intstr::IntOrString},
 };
-use lb_core::{Family, Protocol, Service, ServiceName, ServicePort, TrafficPolicy};
+use lb_core::{
+    addr::{Family, Protocol},
+    name::ServiceName,
+    service::{Service, ServicePort, TrafficPolicy},
+};
 use lb_ipam::Request;
 
 use crate::{

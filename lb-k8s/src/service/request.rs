@@ -6,8 +6,8 @@ use std::{
 };
 
 use k8s_openapi::api::core::v1::{Service as Object, ServiceSpec};
-use lb_core::{Family, Service};
-use lb_ipam::{Condition, FamilyPolicy, Namespaces, PoolChoice, PoolName, Request, Sharing, Status, Wanted};
+use lb_core::{addr::Family, service::Service};
+use lb_ipam::{Condition, FamilyPolicy, Namespaces, PoolChoice, PoolName, Request, RequestedAddress, Sharing, Status};
 
 use super::{addresses, text};
 use crate::{
@@ -173,10 +173,10 @@ impl<'a> AddressAnnotations<'a> {
 
     /// The addresses that it names: `spec.loadBalancerIP`, then those of the annotation. To MetalLB the two exclude
     /// each other: with its annotation, an address that is not among those of the annotation is reported.
-    fn addresses(&mut self, spec: &ServiceSpec) -> Vec<Wanted> {
+    fn addresses(&mut self, spec: &ServiceSpec) -> Vec<RequestedAddress> {
         let single = text(spec.load_balancer_ip.as_ref()).map(|single| {
             let wanted = wanted(single);
-            if let Wanted::Unreadable(_) = wanted {
+            if let RequestedAddress::Unreadable(_) = wanted {
                 self.note(LOAD_BALANCER_IP, format!("{} is not an IP address", quoted(single)));
             }
             wanted
@@ -193,13 +193,13 @@ impl<'a> AddressAnnotations<'a> {
         }
     }
 
-    fn check_list(&mut self, key: &str, listed: &[Wanted]) {
+    fn check_list(&mut self, key: &str, listed: &[RequestedAddress]) {
         if listed.len() > Request::MAX_ADDRESSES {
             let message = format!("only the first {} addresses are looked at", Request::MAX_ADDRESSES);
             self.note(annotation(key), message);
         }
         for wanted in listed {
-            if let Wanted::Unreadable(text) = wanted {
+            if let RequestedAddress::Unreadable(text) = wanted {
                 self.note(annotation(key), format!("{} is not an IP address", quoted(text)));
             }
         }
@@ -248,12 +248,12 @@ fn entries(list: &str) -> impl Iterator<Item = &str> {
 }
 
 /// A requested address. A text that is not an address is escaped for messages.
-fn wanted(entry: &str) -> Wanted {
-    entry.parse().map_or_else(|_| Wanted::Unreadable(shown(entry)), Wanted::Address)
+fn wanted(entry: &str) -> RequestedAddress {
+    entry.parse().map_or_else(|_| RequestedAddress::Unreadable(shown(entry)), RequestedAddress::Address)
 }
 
 /// The addresses of a list, and one more than are looked at so that this shows.
-fn list(list: &str) -> Vec<Wanted> {
+fn list(list: &str) -> Vec<RequestedAddress> {
     entries(list).take(Request::MAX_ADDRESSES + 1).map(wanted).collect()
 }
 

@@ -3,7 +3,12 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use k8s_openapi::api::core::v1::{Service as Object, ServiceSpec};
-use lb_core::{Affinity, Algorithm, DrainPolicy, Service, TableSize, TrafficDistribution};
+use lb_core::{
+    affinity::Affinity,
+    service::{Algorithm, DrainPolicy, Service},
+    table::TableSize,
+    topology::TrafficDistribution,
+};
 
 use super::text;
 use crate::{

@@ -13,7 +13,7 @@ use std::{
 
 use amounts::Amounts;
 pub(crate) use declared::Declared;
-use lb_core::{EndpointSlice, Service};
+use lb_core::{endpoint::EndpointSlice, service::Service};
 use part::{Body, Entry, Key, Part};
 
 use crate::{

@@ -2,7 +2,11 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use lb_core::{EndpointSlice, Service, ServiceName, SliceName};
+use lb_core::{
+    endpoint::EndpointSlice,
+    name::{ServiceName, SliceName},
+    service::Service,
+};
 use lb_ipam::{PoolName, Request};
 
 use crate::{Finding, ObjectRef, Origin, ServiceTemplate, Workload, pools::ReadPool, snapshot::amounts::Amounts};

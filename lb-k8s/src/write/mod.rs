@@ -2,7 +2,7 @@
 //! that ten thousand services are written in milliseconds. Also what their status says once addresses are allocated.
 //!
 //! ```
-//! use lb_core::{Endpoint, Protocol, Service, ServiceName, ServicePort};
+//! use lb_core::{addr::Protocol, endpoint::Endpoint, name::ServiceName, service::{Service, ServicePort}};
 //! use lb_k8s::{Snapshot, write};
 //!
 //! let mut service = Service::new(ServiceName::new("default", "web"));
@@ -25,8 +25,11 @@ use std::{
 };
 
 use lb_core::{
-    AdminState, Affinity, Conditions, DrainPolicy, Endpoint, EndpointSlice, Family, Hints, Protocol, Service,
-    ServicePort, SlicePort, TrafficPolicy,
+    addr::{Family, Protocol},
+    affinity::Affinity,
+    endpoint::{AdminState, Conditions, Endpoint, EndpointSlice, SlicePort},
+    service::{DrainPolicy, Service, ServicePort, TrafficPolicy},
+    topology::Hints,
 };
 
 use crate::{

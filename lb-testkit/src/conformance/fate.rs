@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use lb_core::{
-    Answer, BackendAddr, Choice, Entry, FlowView, Forward, FrontendAddr, Lookup, Packet, SocketCapability,
-    SourceRewrite, State, Target, Verdict as Decided, decide,
+    addr::{BackendAddr, FrontendAddr},
+    datapath::SocketCapability,
+    decision::{Choice, Entry, FlowView, Forward, Packet, SourceRewrite, Verdict as Decided, decide},
+    state::{Answer, Lookup, State, Target},
 };
 
 use super::{

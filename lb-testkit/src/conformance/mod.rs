@@ -1,8 +1,8 @@
 //! The suite that every [`Datapath`] has to pass.
 //!
-//! Each case drives a datapath through [`lb_core::Reconciler`], sends real traffic from every vantage point of a lab, and
-//! compares the fate of each flow with [`lb_core::decide`]. A datapath that carries no packets is asked what its state
-//! answers instead.
+//! Each case drives a datapath through [`lb_core::reconciler::Reconciler`], sends real traffic from every vantage point
+//! of a lab, and compares the fate of each flow with [`lb_core::decision::decide`]. A datapath that carries no packets
+//! is asked what its state answers instead.
 //!
 //! # How to run it
 //!
@@ -27,7 +27,7 @@
 //! use std::process::ExitCode;
 //!
 //! use lb_testkit::conformance::{Subject, Tally, trials};
-//! # use lb_core::{DatapathError, MemoryDatapath};
+//! # use lb_core::{datapath::DatapathError, memory::MemoryDatapath};
 //! # struct Mine;
 //! # impl Mine {
 //! #     fn open(_: &std::path::Path, _: &[String]) -> Result<MemoryDatapath, DatapathError> {
@@ -62,9 +62,9 @@
 //!
 //! # How excluded cases are counted
 //!
-//! A case that a datapath's [`Capabilities`](lb_core::Capabilities) leave out is neither passed nor failed: its trial is
-//! reported as ignored, with the reason. Since an ignored trial looks like success, the [`Tally`] counts those cases on
-//! their own, and names each of them:
+//! A case that a datapath's [`Capabilities`](lb_core::datapath::Capabilities) leave out is neither passed nor failed:
+//! its trial is reported as ignored, with the reason. Since an ignored trial looks like success, the [`Tally`] counts
+//! those cases on their own, and names each of them:
 //!
 //! ```text
 //! conformance: mine: run 35, failed 0, excluded 1
@@ -89,7 +89,11 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use lb_core::{Datapath, DatapathError, ModelError, NodeFacts};
+use lb_core::{
+    datapath::{Datapath, DatapathError},
+    model::ModelError,
+    node::NodeFacts,
+};
 use libtest_mimic::{Completion, Failed, Trial};
 
 use crate::{
@@ -132,7 +136,7 @@ impl Subject {
     }
 
     /// A datapath that holds state only and carries no packets. It needs no root. It may fail now and then, as one does
-    /// that is wrapped in [`lb_core::Faulty`]: what fails is tried again.
+    /// that is wrapped in [`lb_core::faulty::Faulty`]: what fails is tried again.
     pub fn state_only(name: impl Into<String>, open: impl Fn() -> Box<dyn Datapath> + Send + Sync + 'static) -> Self {
         Self { name: name.into(), kind: Kind::State(Arc::new(open)), root_only: false }
     }

@@ -6,7 +6,10 @@ use std::{
     time::Duration,
 };
 
-use lb_core::{Entry, Family, Packet, Protocol};
+use lb_core::{
+    addr::{Family, Protocol},
+    decision::{Entry, Packet},
+};
 
 use super::service::{CLIENT_POD, FRONT_PORT, Vip, pod_ip};
 use crate::{

@@ -3,8 +3,11 @@
 use std::net::IpAddr;
 
 use lb_core::{
-    Affinity, Algorithm, Endpoint, EndpointSlice, Family, NodeName, Protocol, Service, ServiceName, ServicePort,
-    SliceName, SlicePort,
+    addr::{Family, Protocol},
+    affinity::Affinity,
+    endpoint::{Endpoint, EndpointSlice, SlicePort},
+    name::{NodeName, ServiceName, SliceName},
+    service::{Algorithm, Service, ServicePort},
 };
 
 use crate::lab::{PodSpec, topology};

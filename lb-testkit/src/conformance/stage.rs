@@ -8,8 +8,16 @@ use std::{
 };
 
 use lb_core::{
-    ApplyError, Capabilities, Change, Datapath, EndpointSlice, Instant, MemoryDatapath, Model, NodeFacts, NodeName,
-    Plan, Reconciler, Role, Settings, SliceName, State,
+    datapath::{ApplyError, Capabilities, Datapath, Role},
+    endpoint::EndpointSlice,
+    memory::MemoryDatapath,
+    model::{Change, Model, Settings},
+    name::{NodeName, SliceName},
+    node::NodeFacts,
+    plan::Plan,
+    reconciler::Reconciler,
+    state::State,
+    time::Instant,
 };
 
 use super::{Fault, Kind, NodeContext, Opener, Subject, Verdict, ensure, fate::Patience, service};

@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use lb_core::{
-    ApplyError, BackendSet, Capabilities, Datapath, DatapathError, MemoryDatapath, Op, Plan, Role, State, Target,
+    datapath::{ApplyError, Capabilities, Datapath, DatapathError, Role},
+    memory::MemoryDatapath,
+    plan::{Op, Plan},
+    state::{BackendSet, State, Target},
 };
 
 use super::{Fault, Stage, Subject, cases};

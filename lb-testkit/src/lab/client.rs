@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use lb_core::Family;
+use lb_core::addr::Family;
 
 use super::{Lab, PROMPT, topology};
 use crate::{

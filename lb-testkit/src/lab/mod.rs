@@ -31,7 +31,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use lb_core::Family;
+use lb_core::addr::Family;
 
 pub use self::{
     builder::Builder,
@@ -65,7 +65,7 @@ const PROMPT: Duration = Duration::from_secs(20);
 /// lb_testkit::run_if_worker();
 /// let lab = Lab::builder().nodes(3).pods_per_node(4).build()?;
 /// let server = lab.pod("pod-2-0").expect("three nodes have a third one");
-/// let answer = lab.client(Origin::Client).request(&Request::http(server.socket(lb_core::Family::V4, 8080)))?;
+/// let answer = lab.client(Origin::Client).request(&Request::http(server.socket(lb_core::addr::Family::V4, 8080)))?;
 /// assert_eq!(answer.expect("pods are reachable").pod, "pod-2-0");
 /// # Ok(())
 /// # }

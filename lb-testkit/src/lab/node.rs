@@ -7,7 +7,7 @@ use std::{
     process::Command,
 };
 
-use lb_core::{Family, NodeFacts, NodeName};
+use lb_core::{addr::Family, name::NodeName, node::NodeFacts};
 
 use super::{Lab, Netns, NodeState, PodState, Privilege, Program, offload, owner::mount_bpf, topology, wiring::UPLINK};
 use crate::error::{LabError, system};

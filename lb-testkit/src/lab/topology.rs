@@ -10,7 +10,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use lb_core::Family;
+use lb_core::addr::Family;
 
 use super::wire::Mac;
 use crate::error::LabError;

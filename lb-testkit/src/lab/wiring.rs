@@ -109,8 +109,8 @@ impl Lab {
     fn wire_client(
         &self,
         netns: &Netns,
-        net: fn(lb_core::Family) -> IpNet,
-        router: fn(lb_core::Family) -> IpAddr,
+        net: fn(lb_core::addr::Family) -> IpNet,
+        router: fn(lb_core::addr::Family) -> IpAddr,
         on_segment: bool,
     ) -> Result<(), LabError> {
         let mut batch = devices_up();
@@ -129,7 +129,7 @@ impl Lab {
         self.offload(netns, &[UPLINK.into()])
     }
 
-    fn routes_to_pods(&self, batch: &mut Batch, family: lb_core::Family) {
+    fn routes_to_pods(&self, batch: &mut Batch, family: lb_core::addr::Family) {
         for node in 0..self.nodes.len() {
             let (to, via) = (plan::pod_cidr(node, family), plan::node_ip(node, family));
             batch.route(format!("route to {to} via {via}"), wire::route(to, Some(via), UPLINK_INDEX));

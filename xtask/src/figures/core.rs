@@ -3,8 +3,12 @@
 use std::{collections::BTreeMap, hint::black_box};
 
 use lb_core::{
-    BackendAddr, Change, FlowView, Instant, TableSize, decide,
+    addr::BackendAddr,
+    decision::{FlowView, decide},
     maglev::{self, CiliumSeed, HashFamily},
+    model::Change,
+    table::TableSize,
+    time::Instant,
 };
 use lb_testkit::worlds::{World, backend, backends};
 
@@ -199,6 +203,6 @@ mod tests {
         let world = World::of(10);
         let (model, desired) = world.build();
         assert_eq!((model.services().count(), desired.state().backends.len()), (10, 40));
-        assert_eq!(model.service(&world.name(9)).and_then(|s| s.algorithm), Some(lb_core::Algorithm::Random));
+        assert_eq!(model.service(&world.name(9)).and_then(|s| s.algorithm), Some(lb_core::service::Algorithm::Random));
     }
 }

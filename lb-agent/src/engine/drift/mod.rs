@@ -11,7 +11,10 @@ mod words;
 
 use std::{collections::BTreeMap, time::Duration};
 
-use lb_core::{Drift, DriftClass, Inspection, Instant};
+use lb_core::{
+    drift::{Drift, DriftClass, Inspection},
+    time::Instant,
+};
 
 pub(crate) use self::feed::Subscription;
 use self::{feed::Feed, limit::Limits, records::Records};

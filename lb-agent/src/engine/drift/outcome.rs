@@ -5,7 +5,10 @@ use std::{
     time::Duration,
 };
 
-use lb_core::{Drift, DriftClass, Inspection, Instant};
+use lb_core::{
+    drift::{Drift, DriftClass, Inspection},
+    time::Instant,
+};
 
 use super::{
     Drifts, Inspected, Repair,
@@ -97,14 +100,14 @@ fn count(counts: &mut BTreeMap<DriftClass, u64>, records: &[Record]) {
     }
 }
 
-fn log_found(new: &[Record], unlisted: usize, cause: Option<lb_core::Cause>) {
+fn log_found(new: &[Record], unlisted: usize, cause: Option<lb_core::drift::Cause>) {
     for record in new.iter().take(MAX_LOGGED) {
         let Drift { class, object, difference, cause } = &record.drift;
         tracing::warn!(%class, object, %difference, %cause, "drift");
     }
     let more = new.len().saturating_sub(MAX_LOGGED) + unlisted;
     if more > 0 {
-        let cause = cause.map_or("various", lb_core::Cause::as_str);
+        let cause = cause.map_or("various", lb_core::drift::Cause::as_str);
         tracing::warn!(more, cause, "drift of further objects, see `lb drift`");
     }
 }

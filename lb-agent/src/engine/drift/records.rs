@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use lb_core::{Cause, Difference, Drift, DriftClass, Instant};
+use lb_core::{
+    drift::{Cause, Difference, Drift, DriftClass},
+    time::Instant,
+};
 
 /// Most differences that are remembered, those that are right again included.
 pub(super) const MAX_RECORDS: usize = 1000;

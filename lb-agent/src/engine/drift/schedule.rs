@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use lb_core::{Drift, Inspection, Instant};
+use lb_core::{
+    drift::{Drift, Inspection},
+    time::Instant,
+};
 
 use super::{Drifts, Inspected};
 use crate::config::DriftMode;

@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use lb_core::{Cause, Difference, Drift, DriftClass, Inspection, Instant};
+use lb_core::{
+    drift::{Cause, Difference, Drift, DriftClass, Inspection},
+    time::Instant,
+};
 
 use super::{records::Status, *};
 use crate::api::{DriftClass as Class, DriftNews};

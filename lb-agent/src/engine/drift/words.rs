@@ -5,7 +5,10 @@ use std::{
     time::Duration,
 };
 
-use lb_core::{Drift, DriftClass, Instant};
+use lb_core::{
+    drift::{Drift, DriftClass},
+    time::Instant,
+};
 
 use super::{
     Drifts,
@@ -83,8 +86,8 @@ impl Drifts {
 pub(super) fn told(record: &Record, now: Instant, wall: Duration) -> DriftRecord {
     let age = now.since(record.found_at);
     let (expected, found) = match &record.drift.difference {
-        lb_core::Difference::Wrong { expected, found } => (Some(expected.clone()), Some(found.clone())),
-        lb_core::Difference::Missing | lb_core::Difference::Extra => (None, None),
+        lb_core::drift::Difference::Wrong { expected, found } => (Some(expected.clone()), Some(found.clone())),
+        lb_core::drift::Difference::Missing | lb_core::drift::Difference::Extra => (None, None),
     };
     let (status, detail) = match &record.status {
         Status::Found => (DriftOutcome::Found, None),

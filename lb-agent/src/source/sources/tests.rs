@@ -3,7 +3,7 @@ use std::{
     net::IpAddr,
 };
 
-use lb_core::Service;
+use lb_core::service::Service;
 use lb_ipam::{Pool, Request, Status};
 
 use super::*;

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use lb_agent::driver::{self, DatapathKind};
-use lb_core::{Family, NodeName};
+use lb_core::{addr::Family, name::NodeName};
 use lb_testkit::{
     lab::{Lab, Node, Origin, PodSpec},
     worlds::BACKEND_PORT,

@@ -98,7 +98,7 @@ pub(super) fn write_manifests(world: &Compared, directory: PathBuf) -> Result<Pa
 
 #[cfg(test)]
 mod tests {
-    use lb_core::NodeName;
+    use lb_core::name::NodeName;
     use lb_k8s::Snapshot;
 
     use super::*;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use lb_agent::driver::{self, DatapathKind};
-use lb_core::KernelUsage;
+use lb_core::datapath::KernelUsage;
 use lb_testkit::worlds::BACKEND_PORT;
 
 use super::{

@@ -7,8 +7,12 @@ use lb_agent::{
     driver::{Attachments, DatapathKind, OpenDatapath, Setting},
 };
 use lb_core::{
-    Change, DatapathError, EndpointSlice, KernelUsage, Model, Plan, Reconciler, Settings as ModelSettings,
+    datapath::{DatapathError, KernelUsage},
+    endpoint::EndpointSlice,
     maglev::HashFamily,
+    model::{Change, Model, Settings as ModelSettings},
+    plan::Plan,
+    reconciler::Reconciler,
 };
 use lb_testkit::lab::Node;
 
@@ -47,7 +51,7 @@ impl<'lab> Subject<'lab> {
             .run(|| {
                 let mut installed = config.datapath.open(&config.attachments)?;
                 let followed = installed.follow_devices();
-                followed.map_err(|why| DatapathError::new(lb_core::ErrorKind::System, why))?;
+                followed.map_err(|why| DatapathError::new(lb_core::datapath::ErrorKind::System, why))?;
                 let observed = installed.datapath_mut().observe()?;
                 Ok((installed, observed))
             })?
@@ -69,7 +73,7 @@ impl<'lab> Subject<'lab> {
         }
         let Self { kind, node, installed, reconciler, .. } = self;
         node.run(|| {
-            let first = reconciler.poll_plan(lb_core::Instant::default());
+            let first = reconciler.poll_plan(lb_core::time::Instant::default());
             let start = Instant::now();
             settle(*kind, &mut **installed, reconciler, first, "the first sync").map(|()| start.elapsed())
         })?
@@ -82,7 +86,7 @@ impl<'lab> Subject<'lab> {
             let event = monotonic();
             let change = reconciler.handle_change(Change::ReplaceEndpoints(slice));
             change.map_err(|error| refused(*kind, &error))?;
-            let first = reconciler.poll_plan(lb_core::Instant::default());
+            let first = reconciler.poll_plan(lb_core::time::Instant::default());
             settle(*kind, &mut **installed, reconciler, first, "a change")?;
             Ok(Committed { event, took: monotonic().saturating_sub(event) })
         })?
@@ -121,7 +125,7 @@ fn settle(
     first: Option<Plan>,
     action: &'static str,
 ) -> Result<()> {
-    let now = lb_core::Instant::default();
+    let now = lb_core::time::Instant::default();
     let mut next = first;
     while let Some(plan) = next {
         let outcome = installed.datapath_mut().apply(&plan);
@@ -160,6 +164,6 @@ fn failed(datapath: DatapathKind, action: &'static str, error: &DatapathError) -
     CompareError::Datapath { datapath, action, cause: error.report() }
 }
 
-fn refused(datapath: DatapathKind, error: &lb_core::ModelError) -> CompareError {
+fn refused(datapath: DatapathKind, error: &lb_core::model::ModelError) -> CompareError {
     CompareError::Datapath { datapath, action: "taking in a change", cause: error.to_string() }
 }

@@ -2,7 +2,14 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use lb_core::{Algorithm, Change, Endpoint, EndpointSlice, NodeFacts, NodeName, Service, TableSize};
+use lb_core::{
+    endpoint::{Endpoint, EndpointSlice},
+    model::Change,
+    name::NodeName,
+    node::NodeFacts,
+    service::{Algorithm, Service},
+    table::TableSize,
+};
 use lb_testkit::worlds::{FRONTEND_PORT, World};
 
 /// Which of the two groups of real servers is behind the last service.
@@ -102,7 +109,11 @@ impl Compared {
 mod tests {
     use std::collections::BTreeSet;
 
-    use lb_core::{Model, Reconciler, Settings, State};
+    use lb_core::{
+        model::{Model, Settings},
+        reconciler::Reconciler,
+        state::State,
+    };
 
     use super::*;
 
@@ -113,13 +124,13 @@ mod tests {
 
     #[test]
     fn no_two_services_share_a_backend_and_the_last_has_the_servers() {
-        let mut model = Reconciler::new(Model::new(Settings::default(), lb_core::Capabilities::all("test")));
+        let mut model = Reconciler::new(Model::new(Settings::default(), lb_core::datapath::Capabilities::all("test")));
         model.handle_observed(State::default());
         let world = compared(10);
         for change in world.changes(NodeFacts::default()) {
             model.handle_change(change).unwrap();
         }
-        let plan = model.poll_plan(lb_core::Instant::default()).unwrap();
+        let plan = model.poll_plan(lb_core::time::Instant::default()).unwrap();
         let mut state = State::default();
         plan.ops.iter().for_each(|op| state.apply_op(op));
         assert_eq!((state.frontends.len(), state.sets.len(), state.backends.len()), (10, 10, 40));

@@ -8,7 +8,7 @@ use std::{
 };
 
 use lb_agent::driver::DatapathKind;
-use lb_core::Family;
+use lb_core::addr::Family;
 use lb_testkit::lab::{Lab, PodSpec, Program};
 
 use super::super::{error::RunError, fleet};

@@ -2,7 +2,12 @@
 
 use std::{collections::BTreeSet, fmt::Display, time::Duration};
 
-use lb_core::{Affinity, BackendId, Cause, Difference, Drift, DriftClass, Lookup, SetId, Target};
+use lb_core::{
+    affinity::Affinity,
+    drift::{Cause, Difference, Drift, DriftClass},
+    id::{BackendId, SetId},
+    state::{Lookup, Target},
+};
 use lb_datapath_ebpf_abi::{self as abi, Pod};
 
 use super::{Finding, names::Names};

@@ -4,7 +4,7 @@ mod entries;
 mod names;
 mod rest;
 
-use lb_core::Drift;
+use lb_core::drift::Drift;
 use lb_datapath_ebpf_abi::Pod;
 
 use self::entries::{Any, backend, compare, frontend, member, set, turn};

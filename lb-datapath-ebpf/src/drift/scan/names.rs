@@ -2,7 +2,11 @@
 
 use std::{cell::OnceCell, collections::BTreeMap};
 
-use lb_core::{BackendId, FrontendAddr, SetId, Target};
+use lb_core::{
+    addr::FrontendAddr,
+    id::{BackendId, SetId},
+    state::Target,
+};
 
 use crate::state::mirror::Mirror;
 

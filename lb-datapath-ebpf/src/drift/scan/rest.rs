@@ -6,7 +6,10 @@ use std::{
     sync::Arc,
 };
 
-use lb_core::{Difference, Drift, DriftClass, NodeFacts};
+use lb_core::{
+    drift::{Difference, Drift, DriftClass},
+    node::NodeFacts,
+};
 use lb_datapath_ebpf_abi as abi;
 
 use super::{Finding, entries::Entry, names::Names};

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lb_core::Op;
+use lb_core::plan::Op;
 
 use super::{Phase, Run, member_keys, turns_of};
 use crate::state::{

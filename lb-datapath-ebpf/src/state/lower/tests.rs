@@ -3,8 +3,13 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use lb_core::{
-    Affinity, Backend, BackendAddr, BackendId, BackendSet, ErrorKind, Frontend, FrontendAddr, FrontendId, Labels,
-    Lookup, NodeFacts, Op, Plan, Protocol, SetId, State, Target, diff,
+    addr::{BackendAddr, FrontendAddr, Protocol},
+    affinity::Affinity,
+    datapath::ErrorKind,
+    id::{BackendId, FrontendId, SetId},
+    node::NodeFacts,
+    plan::{Labels, Op, Plan, diff},
+    state::{Backend, BackendSet, Frontend, Lookup, State, Target},
 };
 use lb_datapath_ebpf_abi as abi;
 use proptest::prelude::*;

@@ -5,7 +5,12 @@ use std::{
     net::IpAddr,
 };
 
-use lb_core::{ApplyError, DatapathError, Family, FrontendAddr, Op, Plan, Protocol, State, Target};
+use lb_core::{
+    addr::{Family, FrontendAddr, Protocol},
+    datapath::{ApplyError, DatapathError},
+    plan::{Op, Plan},
+    state::{State, Target},
+};
 
 use crate::{
     conntrack::Allowed,

@@ -3,8 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use lb_core::{
-    BackendId, DatapathError, ErrorKind, Family, Frontend, FrontendAddr, Labels, Lookup, Op, Plan, Protocol, Scope,
-    SetId, State, Target,
+    addr::{Family, FrontendAddr, Protocol, Scope},
+    datapath::{DatapathError, ErrorKind},
+    id::{BackendId, SetId},
+    plan::{Labels, Op, Plan},
+    state::{Frontend, Lookup, State, Target},
 };
 
 use crate::iptables::change::lower::MAX_SLOTS;
@@ -131,7 +134,7 @@ fn check(state: &State, addr: FrontendAddr, frontend: Frontend, families: &[Fami
     }
     let Target::Set(id) = frontend.target else { return Ok(()) };
     let Some(set) = state.sets.get(&id) else { return invalid(format!("its set {id} does not exist")) };
-    if set.lookup != lb_core::Lookup::Random {
+    if set.lookup != lb_core::state::Lookup::Random {
         return unsupported(if set.lookup == Lookup::Hash { "a hash" } else { "turns that survive a change" });
     }
     if set.slots.is_empty() || set.slots.len() > MAX_SLOTS as usize {

@@ -2,7 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use lb_core::{Family, Frontend, FrontendAddr, Labels, State, Target};
+use lb_core::{
+    addr::{Family, FrontendAddr},
+    plan::Labels,
+    state::{Frontend, State, Target},
+};
 
 use crate::iptables::rules::{
     choice::{Choice, Host},

@@ -7,8 +7,10 @@ use std::{
 
 use ipnet::IpNet;
 use lb_core::{
-    BackendAddr, Backends, DatapathError, Entry, ErrorKind, Family, FlowView, FrontendAddr, KernelAnswer,
-    KernelVerdict, Packet,
+    addr::{BackendAddr, Family, FrontendAddr},
+    datapath::{DatapathError, ErrorKind},
+    decision::{Entry, FlowView, Packet},
+    kernel::{Backends, KernelAnswer, KernelVerdict},
 };
 
 use crate::iptables::{

@@ -2,7 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lb_core::{Cause, Difference, Drift, DriftClass, Expected, Family, FrontendAddr, Labels, State};
+use lb_core::{
+    addr::{Family, FrontendAddr},
+    drift::{Cause, Difference, Drift, DriftClass, Expected},
+    plan::Labels,
+    state::State,
+};
 
 use crate::iptables::{
     change::lower::{Job, Style, chains_of},

@@ -6,7 +6,10 @@ use std::{
 };
 
 use lb_core::{
-    ApplyError, Cause, DatapathError, Difference, Drift, DriftClass, Expected, Family, Inspection, Protocol, diff,
+    addr::{Family, Protocol},
+    datapath::{ApplyError, DatapathError},
+    drift::{Cause, Difference, Drift, DriftClass, Expected, Inspection},
+    plan::diff,
 };
 
 use crate::{
@@ -85,8 +88,8 @@ impl IptablesDatapath {
         match &self.installed {
             Some(installed) if installed.state == *expected.state => Ok(()),
             Some(_) | None => {
-                let observed = lb_core::Datapath::observe(self).map_err(ApplyError::unknown)?;
-                lb_core::Datapath::apply(self, &diff(&observed, expected.state, expected.labels))
+                let observed = lb_core::datapath::Datapath::observe(self).map_err(ApplyError::unknown)?;
+                lb_core::datapath::Datapath::apply(self, &diff(&observed, expected.state, expected.labels))
             }
         }
     }

@@ -8,8 +8,13 @@ use std::{
 
 use ipnet::IpNet;
 use lb_core::{
-    Affinity, Backend, BackendAddr, BackendId, BackendSet, Family, Frontend, FrontendAddr, Labels, Lookup, NodeFacts,
-    NodeName, Protocol, SetId, State, Target,
+    addr::{BackendAddr, Family, FrontendAddr, Protocol},
+    affinity::Affinity,
+    id::{BackendId, SetId},
+    name::NodeName,
+    node::NodeFacts,
+    plan::Labels,
+    state::{Backend, BackendSet, Frontend, Lookup, State, Target},
 };
 
 use crate::iptables::{

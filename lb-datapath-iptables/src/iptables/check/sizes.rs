@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, io, os::fd::AsRawFd as _};
 
-use lb_core::Family;
+use lb_core::addr::Family;
 use nix::libc;
 use socket2::{Domain, Socket, Type};
 

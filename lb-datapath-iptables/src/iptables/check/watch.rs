@@ -10,7 +10,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lb_core::{DatapathError, ErrorKind, Family, Watcher};
+use lb_core::{
+    addr::Family,
+    datapath::{DatapathError, ErrorKind, Watcher},
+};
 use lb_netlink::{Delivery, Listener, Message, Protocol, string, u32_be, wait};
 use netlink_packet_core::NLM_F_APPEND;
 

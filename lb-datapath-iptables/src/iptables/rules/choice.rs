@@ -6,7 +6,12 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
-use lb_core::{Affinity, BackendAddr, Family, Frontend, FrontendAddr, FrontendId, SetId, State, Target};
+use lb_core::{
+    addr::{BackendAddr, Family, FrontendAddr},
+    affinity::Affinity,
+    id::{FrontendId, SetId},
+    state::{Frontend, State, Target},
+};
 
 use crate::iptables::rules::{
     names::{Chain, MARK_MASQ, MARK_SOURCE, RecentList},

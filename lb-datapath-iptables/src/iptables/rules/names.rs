@@ -2,7 +2,10 @@
 
 use std::fmt::{self, Write as _};
 
-use lb_core::{BackendAddr, BackendId, FrontendAddr, FrontendId};
+use lb_core::{
+    addr::{BackendAddr, FrontendAddr},
+    id::{BackendId, FrontendId},
+};
 use sha2::{Digest as _, Sha256};
 
 /// One rule per frontend; `PREROUTING` and `OUTPUT` of nat jump here.
@@ -124,8 +127,8 @@ mod tests {
 
     #[test]
     fn names_are_read_back_and_fit() {
-        let frontend = FrontendAddr::new([10, 96, 0, 1].into(), 80, lb_core::Protocol::Tcp);
-        let backend = BackendAddr::new([10, 0, 0, 1].into(), 8080, lb_core::Protocol::Tcp);
+        let frontend = FrontendAddr::new([10, 96, 0, 1].into(), 80, lb_core::addr::Protocol::Tcp);
+        let backend = BackendAddr::new([10, 0, 0, 1].into(), 8080, lb_core::addr::Protocol::Tcp);
         for chain in [Chain::service(frontend), Chain::endpoint(frontend, backend)] {
             let name = chain.to_string();
             assert!(name.len() <= 28, "{name}");

@@ -1,4 +1,5 @@
-//! What rules' comments carry: the ids and parameters that make [`observe`](lb_core::Datapath::observe) exact.
+//! What rules' comments carry: the ids and parameters that make [`observe`](lb_core::datapath::Datapath::observe)
+//! exact.
 
 use std::{
     fmt::{self, Write as _},
@@ -6,7 +7,10 @@ use std::{
     time::Duration,
 };
 
-use lb_core::{Affinity, BackendId, FrontendId, SetId};
+use lb_core::{
+    affinity::Affinity,
+    id::{BackendId, FrontendId, SetId},
+};
 
 /// Comment of a frontend's rule in `LB-SERVICES`: id, affinity (`-` for none), label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

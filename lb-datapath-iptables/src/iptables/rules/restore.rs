@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Write as _};
 
-use lb_core::FrontendAddr;
+use lb_core::addr::FrontendAddr;
 
 /// Input of `iptables-restore`, and which lines belong to which frontend.
 #[derive(Debug, Default)]

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lb_core::FrontendAddr;
+use lb_core::addr::FrontendAddr;
 
 use crate::nftables::{
     host::{Batch, Host},

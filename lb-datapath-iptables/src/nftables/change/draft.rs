@@ -6,8 +6,12 @@ use std::{
 };
 
 use lb_core::{
-    Backend, BackendId, BackendSet, DatapathError, ErrorKind, Frontend, FrontendAddr, NodeFacts, Op, Plan, Protocol,
-    Scope, SetId, State,
+    addr::{FrontendAddr, Protocol, Scope},
+    datapath::{DatapathError, ErrorKind},
+    id::{BackendId, SetId},
+    node::NodeFacts,
+    plan::{Op, Plan},
+    state::{Backend, BackendSet, Frontend, State},
 };
 
 use crate::nftables::{

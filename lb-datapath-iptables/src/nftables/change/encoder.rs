@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use lb_core::FrontendAddr;
+use lb_core::addr::FrontendAddr;
 use lb_netlink::Writer;
 
 use crate::nftables::{

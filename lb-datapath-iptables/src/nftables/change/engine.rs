@@ -2,7 +2,12 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use lb_core::{ApplyError, DatapathError, ErrorKind, FrontendAddr, Op, Plan, State};
+use lb_core::{
+    addr::FrontendAddr,
+    datapath::{ApplyError, DatapathError, ErrorKind},
+    plan::{Op, Plan},
+    state::State,
+};
 
 use crate::nftables::{
     change::{

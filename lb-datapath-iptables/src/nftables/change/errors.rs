@@ -2,7 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use lb_core::{ApplyError, DatapathError, ErrorKind, FrontendAddr, Op, Plan};
+use lb_core::{
+    addr::FrontendAddr,
+    datapath::{ApplyError, DatapathError, ErrorKind},
+    plan::{Op, Plan},
+};
 use nix::libc;
 
 /// The result of a plan without the frontends that were refused.

@@ -5,7 +5,7 @@ use std::{
     net::IpAddr,
 };
 
-use lb_core::{DatapathError, FrontendAddr, Plan, State};
+use lb_core::{addr::FrontendAddr, datapath::DatapathError, plan::Plan, state::State};
 
 use crate::nftables::{
     change::{draft::Draft, lower::Lowered, mirror::Mirror},

@@ -5,7 +5,11 @@ use std::{
     net::IpAddr,
 };
 
-use lb_core::{BackendSet, DatapathError, Family, Frontend, FrontendAddr, Lookup, Protocol, Target};
+use lb_core::{
+    addr::{Family, FrontendAddr, Protocol},
+    datapath::DatapathError,
+    state::{BackendSet, Frontend, Lookup, Target},
+};
 
 use crate::nftables::{
     change::{

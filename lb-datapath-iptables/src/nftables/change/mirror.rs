@@ -5,7 +5,11 @@ use std::{
     net::IpAddr,
 };
 
-use lb_core::{Backend, BackendId, Frontend, FrontendAddr, SetId, State};
+use lb_core::{
+    addr::FrontendAddr,
+    id::{BackendId, SetId},
+    state::{Backend, Frontend, State},
+};
 
 use crate::nftables::table::{choice::Pick, elements::set_of};
 
@@ -49,7 +53,7 @@ impl Mirror {
     }
 
     /// Adds, changes or removes a set.
-    pub(crate) fn put_set(&mut self, id: SetId, new: Option<std::sync::Arc<lb_core::BackendSet>>) {
+    pub(crate) fn put_set(&mut self, id: SetId, new: Option<std::sync::Arc<lb_core::state::BackendSet>>) {
         let members = new.as_deref().map(members).unwrap_or_default();
         let old = replace(&mut self.state.sets, id, new);
         for backend in members {
@@ -74,7 +78,7 @@ pub(crate) fn hairpin(backend: Option<&Backend>) -> Option<IpAddr> {
 }
 
 /// The backends of a set, each once.
-pub(crate) fn members(set: &lb_core::BackendSet) -> BTreeSet<BackendId> {
+pub(crate) fn members(set: &lb_core::state::BackendSet) -> BTreeSet<BackendId> {
     set.slots.iter().copied().collect()
 }
 

@@ -7,8 +7,14 @@ use std::{
 };
 
 use lb_core::{
-    Affinity, AffinityRecord, BackendAddr, Backends, DatapathError, Entry, ErrorKind, Family, FlowView, FrontendAddr,
-    Instant, KernelAnswer, KernelVerdict, Lookup, Packet, flow_hash,
+    addr::{BackendAddr, Family, FrontendAddr},
+    affinity::{Affinity, AffinityRecord},
+    datapath::{DatapathError, ErrorKind},
+    decision::{Entry, FlowView, Packet},
+    flow_hash,
+    kernel::{Backends, KernelAnswer, KernelVerdict},
+    state::Lookup,
+    time::Instant,
 };
 use nix::time::{ClockId, clock_gettime};
 

@@ -2,7 +2,10 @@
 
 use std::fmt;
 
-use lb_core::{Difference, Drift, DriftClass, Family, FrontendAddr};
+use lb_core::{
+    addr::{Family, FrontendAddr},
+    drift::{Difference, Drift, DriftClass},
+};
 
 use crate::nftables::{
     check::observe,

@@ -2,7 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use lb_core::{ApplyError, DatapathError, Drift, Expected, Inspection, State, diff};
+use lb_core::{
+    datapath::{ApplyError, DatapathError},
+    drift::{Drift, Expected, Inspection},
+    plan::diff,
+    state::State,
+};
 
 use crate::{
     crash,

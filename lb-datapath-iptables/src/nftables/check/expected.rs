@@ -7,7 +7,12 @@ use std::{
     rc::Rc,
 };
 
-use lb_core::{BackendSet, Expected, Family, Frontend, FrontendAddr, Labels, State};
+use lb_core::{
+    addr::{Family, FrontendAddr},
+    drift::Expected,
+    plan::Labels,
+    state::{BackendSet, Frontend, State},
+};
 
 use crate::nftables::{
     change::{lower::choice_of, mirror::hairpin},

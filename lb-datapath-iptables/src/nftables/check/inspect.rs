@@ -5,7 +5,10 @@ use std::{
     net::IpAddr,
 };
 
-use lb_core::{Cause, Difference, Drift, DriftClass, Family};
+use lb_core::{
+    addr::Family,
+    drift::{Cause, Difference, Drift, DriftClass},
+};
 
 use crate::{
     nftables::{

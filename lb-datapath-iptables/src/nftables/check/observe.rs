@@ -8,7 +8,14 @@ use std::{
     time::Duration,
 };
 
-use lb_core::{Affinity, BackendSet, Frontend, FrontendAddr, FrontendId, NodeFacts, NodeName, SetId, State, Target};
+use lb_core::{
+    addr::FrontendAddr,
+    affinity::Affinity,
+    id::{FrontendId, SetId},
+    name::NodeName,
+    node::NodeFacts,
+    state::{BackendSet, Frontend, State, Target},
+};
 
 use crate::nftables::{
     change::mirror::{Counts, Mirror, hairpin},

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-use lb_core::{Family, FrontendAddr, Protocol};
+use lb_core::addr::{Family, FrontendAddr, Protocol};
 
 use crate::{
     conntrack::Allowed,
@@ -112,7 +112,7 @@ impl RepairPlan {
 
 /// A chain as it should be, and whether it exists.
 fn mended(name: &str, findings: &[Finding]) -> Option<ChainRepair> {
-    use lb_core::{Difference, DriftClass};
+    use lb_core::drift::{Difference, DriftClass};
     let about = |class, missing| {
         findings.iter().any(|Finding { drift, .. }| {
             drift.class == class && drift.object == name && (drift.difference == Difference::Missing) == missing

@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-use lb_core::{Cause, Difference, Drift, DriftClass, Family};
+use lb_core::{
+    addr::Family,
+    drift::{Cause, Difference, Drift, DriftClass},
+};
 
 use crate::{
     nftables::{

@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use lb_core::Inspection;
+use lb_core::drift::Inspection;
 use lb_netlink::Pause;
 
 use crate::{

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use lb_core::{DatapathError, Watcher};
+use lb_core::datapath::{DatapathError, Watcher};
 use lb_netlink::{Delivery, Listener, Message, Protocol, string, wait};
 
 use crate::{

@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr, time::Duration};
 
-use lb_core::{Affinity, Family, FrontendId, Lookup};
+use lb_core::{addr::Family, affinity::Affinity, id::FrontendId, state::Lookup};
 
 use crate::nftables::table::layout::millis;
 

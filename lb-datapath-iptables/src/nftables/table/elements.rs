@@ -1,6 +1,12 @@
 //! The elements that stand for a state. Pure.
 
-use lb_core::{Affinity, Family, Frontend, FrontendAddr, NodeFacts, SetId};
+use lb_core::{
+    addr::{Family, FrontendAddr},
+    affinity::Affinity,
+    id::SetId,
+    node::NodeFacts,
+    state::Frontend,
+};
 
 use crate::nftables::table::{
     choice::Choice,
@@ -71,7 +77,7 @@ pub(crate) fn cluster(node: &NodeFacts, family: Family) -> Vec<Element> {
 /// The set that a frontend points to.
 pub(crate) fn set_of(frontend: Frontend) -> Option<SetId> {
     match frontend.target {
-        lb_core::Target::Set(id) => Some(id),
-        lb_core::Target::Reject | lb_core::Target::Drop => None,
+        lb_core::state::Target::Set(id) => Some(id),
+        lb_core::state::Target::Reject | lb_core::state::Target::Drop => None,
     }
 }

@@ -1,6 +1,6 @@
 //! The expressions that rules are made of.
 
-use lb_core::Family;
+use lb_core::addr::Family;
 
 use crate::{
     netfilter::{NFT_PAYLOAD_NETWORK_HEADER, NFT_PAYLOAD_TRANSPORT_HEADER},

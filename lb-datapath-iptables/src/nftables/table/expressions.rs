@@ -1,6 +1,6 @@
 //! Expressions of rules as attributes, each by the name of its module in the kernel.
 
-use lb_core::Family;
+use lb_core::addr::Family;
 use lb_netlink::Writer;
 
 use crate::{

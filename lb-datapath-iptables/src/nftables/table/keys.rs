@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use lb_core::{Family, FrontendAddr, Protocol};
+use lb_core::addr::{Family, FrontendAddr, Protocol};
 
 use crate::{
     netfilter::NFT_SET_ELEM_INTERVAL_END,

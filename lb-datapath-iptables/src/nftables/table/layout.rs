@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use lb_core::{Family, FrontendAddr};
+use lb_core::addr::{Family, FrontendAddr};
 
 /// Version of the layout. A table with another one is replaced as a whole, in one batch.
 pub(crate) const VERSION: u32 = 3;

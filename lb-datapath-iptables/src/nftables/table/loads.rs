@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use lb_core::{Affinity, FLOW_SEED, Family};
+use lb_core::{addr::Family, affinity::Affinity, flow_hash::FLOW_SEED};
 
 use crate::{
     netfilter::{NFT_REG32_00, nfproto},

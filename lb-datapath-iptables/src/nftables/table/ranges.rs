@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
-use lb_core::Family;
+use lb_core::addr::Family;
 
 /// The prefixes of one family as ranges in order, overlapping and adjacent ones made one: the first address, and the
 /// first one behind the range unless that would be past the last there is.

@@ -3,7 +3,10 @@
 //! `nft` has no words for some of them (a map inside an `update`, `ct original proto-dst` in a concatenation), but it
 //! lists them all.
 
-use lb_core::{Affinity, Family, Protocol};
+use lb_core::{
+    addr::{Family, Protocol},
+    affinity::Affinity,
+};
 use nix::libc;
 
 use crate::{
@@ -289,7 +292,7 @@ fn follow(pick: &Pick, affinity: Affinity) -> Vec<Expr> {
 mod tests {
     use std::{collections::BTreeSet, time::Duration};
 
-    use lb_core::FrontendId;
+    use lb_core::id::FrontendId;
 
     use super::*;
     use crate::{netfilter::nfproto, nftables::table::choice::How};

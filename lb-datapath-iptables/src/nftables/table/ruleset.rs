@@ -5,7 +5,7 @@ use std::{
     fmt,
 };
 
-use lb_core::Family;
+use lb_core::addr::Family;
 use lb_netlink::{HEADER, Writer, attributes, string, u32_be};
 
 use crate::{

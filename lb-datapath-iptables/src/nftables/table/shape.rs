@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use lb_core::Family;
+use lb_core::addr::Family;
 
 use crate::{
     netfilter::*,

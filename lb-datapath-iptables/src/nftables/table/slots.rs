@@ -5,7 +5,11 @@
 
 use std::collections::BTreeMap;
 
-use lb_core::{Backend, BackendAddr, BackendId, FrontendAddr, Protocol};
+use lb_core::{
+    addr::{BackendAddr, FrontendAddr, Protocol},
+    id::BackendId,
+    state::Backend,
+};
 
 use crate::nftables::table::layout::{Element, Endpoint, Key, Value, block, nowhere};
 

@@ -6,7 +6,7 @@
 //! [`src/netlink.c`]: https://git.netfilter.org/nftables/tree/src/netlink.c
 //! [`include/expression.h`]: https://git.netfilter.org/nftables/tree/include/expression.h
 
-use lb_core::Family;
+use lb_core::addr::Family;
 
 use crate::nftables::table::layout::{Set, VERSION};
 

@@ -2,7 +2,13 @@
 
 use std::{net::IpAddr, time::Duration};
 
-use lb_core::{Affinity, AffinityRecord, Algorithm, BackendAddr, Change, Family, FlowView};
+use lb_core::{
+    addr::{BackendAddr, Family},
+    affinity::{Affinity, AffinityRecord},
+    decision::FlowView,
+    model::Change,
+    service::Algorithm,
+};
 
 use super::{Case, cases};
 use crate::{

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use lb_core::Change;
+use lb_core::model::Change;
 
 use super::{Case, cases};
 use crate::{
@@ -129,7 +129,8 @@ fn no_request_fails_while_endpoints_change(stage: &mut Stage) -> Verdict {
         }
         for slice in slices {
             stage.change([Change::ReplaceEndpoints(slice)])?;
-            stage.probe_all(ORIGINS.map(|origin| Probe::new(origin, WEB, lb_core::Family::V4, Transport::Tcp)))?;
+            stage
+                .probe_all(ORIGINS.map(|origin| Probe::new(origin, WEB, lb_core::addr::Family::V4, Transport::Tcp)))?;
         }
         for (origin, kind, load) in running {
             let report = load.stop()?;

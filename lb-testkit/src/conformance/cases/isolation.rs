@@ -1,6 +1,6 @@
 //! Nodes side by side on one kernel.
 
-use lb_core::Change;
+use lb_core::model::Change;
 
 use super::{Case, cases};
 use crate::conformance::{

@@ -1,6 +1,10 @@
 //! Who reaches a service, and what a service leaves alone.
 
-use lb_core::{Algorithm, Change, Degraded, Family, FrontendKind, Protocol, TrafficPolicy};
+use lb_core::{
+    addr::{Family, FrontendKind, Protocol},
+    model::{Change, Degraded},
+    service::{Algorithm, TrafficPolicy},
+};
 
 use super::{Case, cases};
 use crate::{

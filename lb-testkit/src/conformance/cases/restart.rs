@@ -2,7 +2,16 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use lb_core::{Affinity, Algorithm, BackendAddr, Change, FrontendAddr, Lookup, NodeFacts, Op, Role, State, Target};
+use lb_core::{
+    addr::{BackendAddr, FrontendAddr},
+    affinity::Affinity,
+    datapath::Role,
+    model::Change,
+    node::NodeFacts,
+    plan::Op,
+    service::Algorithm,
+    state::{Lookup, State, Target},
+};
 
 use super::{Case, cases};
 use crate::{

@@ -2,7 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use lb_core::{Algorithm, Change, Family, Service};
+use lb_core::{
+    addr::Family,
+    model::Change,
+    service::{Algorithm, Service},
+};
 
 use super::{Case, cases};
 use crate::{

@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use lb_core::{SetId, State, Target};
+use lb_core::{
+    id::SetId,
+    state::{State, Target},
+};
 use lb_datapath_ebpf_abi::Pod;
 use proptest::prelude::*;
 
