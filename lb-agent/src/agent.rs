@@ -54,7 +54,7 @@ pub enum AgentError {
     },
     /// The datapath was opened, and its first use was refused.
     #[error(
-        "datapath {kind} is not ours to use: {}: run as root, or with {}",
+        "using datapath {kind} is not permitted: {}: run as root, or with {}",
         error.report(),
         kind.privileges()
     )]

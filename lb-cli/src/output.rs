@@ -10,13 +10,13 @@ use jiff::Timestamp;
 use serde::Serialize;
 use unicode_width::UnicodeWidthStr;
 
-/// How an answer is written.
+/// Format of an answer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
-    /// Columns for people; may change.
+    /// Columns for people; the layout may change.
     #[default]
     Table,
-    /// For programs; keys are only ever added.
+    /// For programs; later versions only add keys.
     Json,
     /// The same keys as JSON.
     Yaml,

@@ -33,15 +33,15 @@ pub enum LedgerFileError {
         source: io::Error,
     },
     /// Something else has its name.
-    #[error("the ledger of addresses {path} is no file: move it away")]
+    #[error("the ledger of addresses {path} is not a regular file: move it away")]
     NoFile {
         /// What is no file.
         path: PathBuf,
     },
     /// Its content cannot be understood.
     #[error(
-        "the ledger of addresses {path} is damaged: {problem}; put a copy of it back, or move it away: services are then \
-         given addresses anew and may get others"
+        "the ledger of addresses {path} is damaged: {problem}; restore a copy of it, or move it away: services then get \
+         new addresses, which may differ"
     )]
     Damaged {
         /// The file.
@@ -50,7 +50,9 @@ pub enum LedgerFileError {
         problem: String,
     },
     /// A newer program wrote it.
-    #[error("the ledger of addresses {path} has version {found}, and this program reads {VERSION}: use the newer one")]
+    #[error(
+        "the ledger of addresses {path} has version {found}, and this program reads {VERSION}: use a newer program"
+    )]
     Version {
         /// The file.
         path: PathBuf,
@@ -235,7 +237,7 @@ mod tests {
         let fifo = |name: &str| nix::unistd::mkfifo(&path(name), nix::sys::stat::Mode::S_IRWXU).unwrap();
         let refused = || file.read().unwrap_err().to_string();
         fifo(NAME);
-        assert!(refused().contains("is no file"), "{}", refused());
+        assert!(refused().contains("is not a regular file"), "{}", refused());
         fs::remove_file(path(NAME)).unwrap();
         fs::write(path("theirs"), "precious").unwrap();
         std::os::unix::fs::symlink("theirs", path(NAME)).unwrap();

@@ -59,7 +59,7 @@ impl Allocation {
         let remembered = file.read()?;
         let held = remembered.ledger.entries().filter(|(_, entry)| !entry.holders().is_empty()).count();
         if held > 0 {
-            tracing::info!(ledger = %file.path().display(), held, "addresses of services are remembered");
+            tracing::info!(ledger = %file.path().display(), held, "read the ledger of addresses");
         }
         Ok(Self {
             writer: LedgerWriter::new(file, &remembered),
@@ -157,16 +157,16 @@ fn log(writes: &[(ServiceName, Status)], is_start: bool) {
     let refusal = |status: &Status| status.condition.clone().filter(|condition| !condition.satisfied);
     if is_start || writes.len() > MAX_LOGGED {
         let unsatisfied = writes.iter().filter(|(_, status)| refusal(status).is_some()).count();
-        return tracing::info!(services = writes.len(), unsatisfied, "addresses are given");
+        return tracing::info!(services = writes.len(), unsatisfied, "addresses assigned");
     }
     for (service, status) in writes {
         let addresses: Vec<String> = status.addresses.iter().map(ToString::to_string).collect();
         match refusal(status) {
             Some(Condition { reason, message, .. }) => {
-                tracing::warn!(%service, ?addresses, %reason, message, "addresses are refused");
+                tracing::warn!(%service, ?addresses, %reason, message, "a request for addresses is refused");
             }
-            None if addresses.is_empty() => tracing::info!(%service, "its addresses are given back"),
-            None => tracing::info!(%service, ?addresses, "addresses are given"),
+            None if addresses.is_empty() => tracing::info!(%service, "addresses released"),
+            None => tracing::info!(%service, ?addresses, "addresses assigned"),
         }
     }
 }

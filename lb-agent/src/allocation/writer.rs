@@ -41,7 +41,7 @@ impl LedgerWriter {
             Ok(()) => {
                 self.backoff.reset();
                 if self.problem.take().is_some() {
-                    tracing::info!("the ledger of addresses is written again");
+                    tracing::info!("writing the ledger of addresses succeeds again");
                 }
                 self.is_behind = false;
                 self.first_seen.clone_from(assignments.first_seen());

@@ -16,12 +16,12 @@ use serde::de::DeserializeOwned;
 use crate::{
     api::{
         self, Pool, Reply, Request, Service, Status,
-        query::{self, AddressQuestion, PlanQuestion, PoolQuestion},
+        query::{self, AddressQuery, PlanQuery, PoolQuery},
     },
     engine::{
         Event,
-        inspection::{Question, Verified},
-        state::Shared,
+        inspection::{DatapathQuery, Verified},
+        state::AgentState,
     },
     source::Sources,
 };
@@ -31,13 +31,13 @@ const PATIENCE: Duration = Duration::from_secs(8);
 
 /// Everything that answers are made of.
 pub(crate) struct Answers {
-    shared: Arc<Shared>,
+    shared: Arc<AgentState>,
     sources: Arc<Sources>,
     events: Sender<Event>,
 }
 
 impl Answers {
-    pub(crate) fn new(shared: Arc<Shared>, sources: Arc<Sources>, events: Sender<Event>) -> Self {
+    pub(crate) fn new(shared: Arc<AgentState>, sources: Arc<Sources>, events: Sender<Event>) -> Self {
         Self { shared, sources, events }
     }
 
@@ -59,11 +59,9 @@ impl Answers {
             "/v1/backends" => Reply::ok(&shared.backends()),
             "/v1/status" => Reply::ok(&self.status()),
             "/v1/pools" => Reply::ok(&self.pools()),
-            "/v1/pools/get" => self.pool(&asked::<PoolQuestion>(query)?.name)?,
-            "/v1/pools/explain" => {
-                Reply::ok(&self.sources.allocation().explain(asked::<AddressQuestion>(query)?.address))
-            }
-            "/v1/drift" => Reply::ok(&self.ask(Question::Inspect).map_err(unavailable)?),
+            "/v1/pools/get" => self.pool(&asked::<PoolQuery>(query)?.name)?,
+            "/v1/pools/explain" => Reply::ok(&self.sources.allocation().explain(asked::<AddressQuery>(query)?.address)),
+            "/v1/drift" => Reply::ok(&self.ask(DatapathQuery::Inspect).map_err(unavailable)?),
             "/v1/drift/watch" => {
                 let lines = shared.watch_drift();
                 Reply::stream(lines.ok_or_else(|| unavailable("too many clients watch drift already".into()))?)
@@ -101,7 +99,7 @@ impl Answers {
     fn plan(&self, request: &Request) -> Result<Reply, Reply> {
         let text = std::str::from_utf8(request.body())
             .map_err(|error| misunderstood(format!("the manifests are not UTF-8: {error}")))?;
-        let PlanQuestion { file, remove } = asked(request.uri().query())?;
+        let PlanQuery { file, remove } = asked(request.uri().query())?;
         let removed: Vec<PoolName> = remove.iter().map(|name| PoolName::new(name)).collect();
         if let Some(name) = self.sources.allocation().unknown(&removed) {
             return Err(unknown_pool(name.as_str()));
@@ -110,7 +108,7 @@ impl Answers {
         Ok(Reply::ok(&plan))
     }
 
-    fn explain(&self, question: &api::Question) -> Result<Reply, Reply> {
+    fn explain(&self, question: &api::ExplainQuery) -> Result<Reply, Reply> {
         let packet = question.packet(self.shared.reconciler().model().node());
         let packet = packet.map_err(|error| misunderstood(error.to_string()))?;
         let verified = if question.verify { Some(self.verify(packet)?) } else { None };
@@ -118,7 +116,7 @@ impl Answers {
     }
 
     fn verify(&self, packet: Packet) -> Result<Verified, Reply> {
-        match self.ask(|reply| Question::Ask(packet, reply)) {
+        match self.ask(|reply| DatapathQuery::Ask(packet, reply)) {
             Ok(Some(verified)) => Ok(verified),
             Ok(None) => {
                 let kind = self.shared.kind();
@@ -130,10 +128,10 @@ impl Answers {
     }
 
     /// Asks the thread of the datapath.
-    fn ask<T>(&self, question: impl FnOnce(Sender<Result<T, String>>) -> Question) -> Result<T, String> {
+    fn ask<T>(&self, question: impl FnOnce(Sender<Result<T, String>>) -> DatapathQuery) -> Result<T, String> {
         let (reply, answer) = channel();
         let stopping = || "the agent is stopping".to_owned();
-        self.events.send(Event::Question(question(reply))).map_err(|_| stopping())?;
+        self.events.send(Event::Query(question(reply))).map_err(|_| stopping())?;
         answer.recv_timeout(PATIENCE).unwrap_or_else(|error| match error {
             RecvTimeoutError::Timeout => Err(format!(
                 "the datapath was busy for {} s, or nobody knows what it holds; see `lb status`",

@@ -23,9 +23,9 @@ use tokio::{
 };
 
 use super::{
-    Backend, DriftNews, DriftReport, Explanation, Pool, PoolAddress, PoolDetail, PoolPlan, Problem, Question, Service,
-    Status,
-    query::{AddressQuestion, PlanQuestion, PoolQuestion, target},
+    Backend, DriftNews, DriftReport, ExplainQuery, Explanation, Pool, PoolAddress, PoolDetail, PoolPlan, Problem,
+    Service, Status,
+    query::{AddressQuery, PlanQuery, PoolQuery, target},
 };
 use lb_core::error::report;
 
@@ -161,7 +161,7 @@ impl Client {
     /// # Errors
     /// When there is no answer, when the agent does not understand the question, or when the kernel is to be asked and
     /// cannot be.
-    pub fn explain(&self, question: &Question) -> Result<Explanation, ClientError> {
+    pub fn explain(&self, question: &ExplainQuery) -> Result<Explanation, ClientError> {
         self.get(&target("/v1/explain", question))
     }
 
@@ -178,7 +178,7 @@ impl Client {
     /// # Errors
     /// [`ClientError::NotFound`] if there is no such pool; or when there is no answer.
     pub fn pool(&self, name: &str) -> Result<PoolDetail, ClientError> {
-        self.get(&target("/v1/pools/get", &PoolQuestion { name: name.into() }))
+        self.get(&target("/v1/pools/get", &PoolQuery { name: name.into() }))
     }
 
     /// The pools of an address, its state and its holders.
@@ -186,7 +186,7 @@ impl Client {
     /// # Errors
     /// When there is no answer.
     pub fn explain_address(&self, address: IpAddr) -> Result<PoolAddress, ClientError> {
-        self.get(&target("/v1/pools/explain", &AddressQuestion { address }))
+        self.get(&target("/v1/pools/explain", &AddressQuery { address }))
     }
 
     /// The effects that an edit would have: the objects of `manifests` join the present ones or replace them, and the pools
@@ -195,7 +195,7 @@ impl Client {
     /// # Errors
     /// When there is no answer, or when the manifests would be rejected.
     pub fn plan_pools(&self, file: &str, manifests: &str, removed: &[String]) -> Result<PoolPlan, ClientError> {
-        let target = target("/v1/pools/plan", &PlanQuestion { file: file.into(), remove: removed.into() });
+        let target = target("/v1/pools/plan", &PlanQuery { file: file.into(), remove: removed.into() });
         self.exchange(Method::POST, &target, Bytes::copy_from_slice(manifests.as_bytes()))
     }
 

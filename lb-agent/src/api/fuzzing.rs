@@ -15,7 +15,7 @@ use crate::{
         answers::Answers,
         server::{Request, converse},
     },
-    engine::state::Shared,
+    engine::state::AgentState,
     source::Sources,
     testing::{Kernel, agent, config, sources},
 };
@@ -23,7 +23,7 @@ use crate::{
 /// See [`crate::fuzzing::requests`].
 pub(crate) fn requests(data: &[u8]) {
     thread_local! {
-        static READY: OnceCell<(Arc<Shared>, Arc<Sources>)> = const { OnceCell::new() };
+        static READY: OnceCell<(Arc<AgentState>, Arc<Sources>)> = const { OnceCell::new() };
     }
     let (shared, sources) = READY.with(|it| it.get_or_init(ready).clone());
     // Nobody owns the datapath: a question that only it can answer is answered with an error.
@@ -100,7 +100,7 @@ fn taken_apart(answer: &[u8]) -> Option<(u16, Vec<u8>)> {
     (body.is_empty() || body.len() == length).then(|| (status, body.to_vec()))
 }
 
-fn ready() -> (Arc<Shared>, Arc<Sources>) {
+fn ready() -> (Arc<AgentState>, Arc<Sources>) {
     let mut agent = agent(&config(), Kernel::default());
     assert!(agent.settle().is_ok(), "the agent is ready");
     (agent.shared(), sources(&config()))

@@ -14,7 +14,7 @@ use crate::flow::{self, FlowError};
 /// The packet that `/v1/explain` is about, and how to look at it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct Question {
+pub struct ExplainQuery {
     /// Protocol of the packet, in any case.
     #[serde(deserialize_with = "protocol")]
     pub protocol: Protocol,
@@ -41,7 +41,7 @@ pub struct Question {
     pub why_not: Option<BackendQuery>,
 }
 
-impl Question {
+impl ExplainQuery {
     /// Asks about the packet alone; the agent finds out where it enters the node.
     ///
     /// # Errors
@@ -67,19 +67,19 @@ impl Question {
 
 /// The query of `/v1/pools/get`.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct PoolQuestion {
+pub(super) struct PoolQuery {
     pub(super) name: String,
 }
 
 /// The query of `/v1/pools/explain`.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct AddressQuestion {
+pub(super) struct AddressQuery {
     pub(super) address: IpAddr,
 }
 
 /// The query of `/v1/pools/plan`.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct PlanQuestion {
+pub(super) struct PlanQuery {
     /// Name of the file in messages.
     #[serde(default = "request")]
     pub(super) file: String,
@@ -148,7 +148,7 @@ mod tests {
         }
     }
 
-    fn question(query: &str) -> Result<Question, String> {
+    fn question(query: &str) -> Result<ExplainQuery, String> {
         read(Some(query))
     }
 
@@ -182,8 +182,8 @@ mod tests {
     #[test]
     fn a_question_survives_its_query() {
         let plain =
-            Question::new(Protocol::Sctp, "[fd00::1]:1".parse().unwrap(), "[fd00::2]:2".parse().unwrap()).unwrap();
-        let full = Question {
+            ExplainQuery::new(Protocol::Sctp, "[fd00::1]:1".parse().unwrap(), "[fd00::2]:2".parse().unwrap()).unwrap();
+        let full = ExplainQuery {
             entry: Some(Entry::Pod),
             verify: true,
             why_not: Some(flow::parse_backend("[fd00::5]:80").unwrap()),
@@ -196,10 +196,10 @@ mod tests {
         for asked in [plain, full] {
             assert_eq!(question(target("", &asked).strip_prefix('?').unwrap()).unwrap(), asked);
         }
-        let asked = PlanQuestion { file: "a b&c=d%ü".into(), remove: vec!["blue".into(), "green".into()] };
-        let heard: PlanQuestion = read(target("", &asked).strip_prefix('?')).unwrap();
+        let asked = PlanQuery { file: "a b&c=d%ü".into(), remove: vec!["blue".into(), "green".into()] };
+        let heard: PlanQuery = read(target("", &asked).strip_prefix('?')).unwrap();
         assert_eq!((heard.file, heard.remove), (asked.file, asked.remove));
-        let heard: PlanQuestion = read(None).unwrap();
+        let heard: PlanQuery = read(None).unwrap();
         assert_eq!((heard.file.as_str(), heard.remove.len()), ("request", 0));
     }
 
@@ -220,7 +220,7 @@ mod tests {
         assert!(error("tcp", good, good, "&verify=maybe").starts_with("verify: "));
         assert!(question("protocol=tcp&source=10.0.0.1:1").unwrap_err().contains("`destination`"));
         let (v4, v6) = (good.parse().unwrap(), "[::1]:1".parse().unwrap());
-        assert!(Question::new(Protocol::Tcp, v4, v6).unwrap_err().to_string().contains("different families"));
+        assert!(ExplainQuery::new(Protocol::Tcp, v4, v6).unwrap_err().to_string().contains("different families"));
         let mixed = question("protocol=tcp&source=10.0.0.1:1&destination=[::1]:1").unwrap();
         assert!(mixed.packet(&node()).unwrap_err().to_string().contains("different families"));
     }

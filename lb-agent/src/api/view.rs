@@ -384,11 +384,11 @@ mod tests {
     };
 
     use super::*;
-    use crate::api::{self, FrontendStatus as Status, Question};
+    use crate::api::{self, ExplainQuery, FrontendStatus as Status};
 
     fn packet(model: &Model, destination: &str) -> Packet {
         let ends = ("198.51.100.1:4000".parse().unwrap(), destination.parse().unwrap());
-        Question::new(api::Protocol::Tcp, ends.0, ends.1).unwrap().packet(model.node()).unwrap()
+        ExplainQuery::new(api::Protocol::Tcp, ends.0, ends.1).unwrap().packet(model.node()).unwrap()
     }
 
     /// A service that asks for Maglev and a node port, on a datapath that has neither.

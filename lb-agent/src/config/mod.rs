@@ -31,95 +31,96 @@ use crate::{
     host::{mounts, netlink},
 };
 
-/// Where the agent answers unless told otherwise.
+/// Default Unix socket of the agent.
 pub const DEFAULT_SOCKET: &str = "/run/lb/lb.sock";
-/// Where the agent keeps what must survive it unless told otherwise.
+/// Default directory for the state that outlives the agent.
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/lb";
-/// Where eBPF objects are pinned unless told otherwise.
+/// Default directory for pinned eBPF objects.
 pub const DEFAULT_PIN_DIR: &str = "/sys/fs/bpf/lb";
-/// Devices of pods unless told otherwise.
+/// Default patterns for the devices of pods.
 pub const DEFAULT_POD_DEVICES: [&str; 3] = ["veth*", "lxc*", "cali*"];
 
 /// Settings as flags and as keys of the configuration file, which have the same names.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Args, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub struct Settings {
-    /// Directory of Kubernetes manifests: Service, EndpointSlice and pools of addresses as YAML or JSON. It is watched.
+    /// Directory of Kubernetes manifests: Service, EndpointSlice and address pools as YAML or JSON. The agent watches
+    /// it.
     #[arg(long, value_name = "DIR")]
     pub manifests: Option<PathBuf>,
-    /// What carries the packets.
+    /// Datapath that carries the packets.
     #[arg(long, value_name = "KIND", value_parser = driver::parser())]
     #[serde(deserialize_with = "driver::deserialize")]
     pub datapath: Option<DatapathKind>,
-    /// Device that leads out of the node; may be given several times [default: devices with a default route].
+    /// Device that leads out of the node; can be repeated [default: devices with a default route].
     #[arg(long, value_name = "DEV")]
     pub device: Vec<String>,
-    /// Devices of pods, by name or with `*`; may be given several times. Those that come later are found, too. Only for
-    /// ebpf [default: veth*, lxc*, cali*].
+    /// Devices of pods, by name or with `*`; can be repeated. Devices that appear later are included. Only for ebpf
+    /// [default: veth*, lxc*, cali*].
     #[arg(long, value_name = "PATTERN")]
     pub pod_device: Vec<Pattern>,
-    /// Name of this node, compared with the node of endpoints [default: the host name].
+    /// Name of this node, compared with the node of endpoints [default: the host name in lower case].
     #[arg(long, value_name = "NAME")]
     pub node: Option<String>,
-    /// Zone of this node, compared with the zones that endpoints are meant for [default: none, no endpoint is preferred
-    /// for its zone].
+    /// Zone of this node, compared with the zones of endpoints [default: none, so that no endpoint is preferred for its
+    /// zone].
     #[arg(long, value_name = "NAME")]
     pub zone: Option<String>,
-    /// Address of this node; may be given several times. Translated flows come from the first of each family [default:
+    /// Address of this node; can be repeated. A translated flow has the first one of its family as its source [default:
     /// the addresses of the devices].
     #[arg(long, value_name = "IP")]
     pub node_ip: Vec<IpAddr>,
-    /// Prefix of the pods, whose addresses are never translated; may be given several times [default: none, every
-    /// source is translated].
+    /// Prefix of the pods, whose source addresses are kept; can be repeated [default: none, so that every source is
+    /// translated].
     #[arg(long, value_name = "CIDR")]
     pub cluster_cidr: Vec<IpNet>,
-    /// Cgroup (version 2) whose sockets are balanced. Only for ebpf [default: the root of the mounted hierarchy].
+    /// Cgroup (version 2) whose sockets are load balanced. Only for ebpf [default: the root of the mounted hierarchy].
     #[arg(long, value_name = "PATH")]
     pub cgroup: Option<PathBuf>,
-    /// Unix socket to answer on [default: /run/lb/lb.sock].
+    /// Unix socket for requests [default: /run/lb/lb.sock].
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,
-    /// Directory for what must survive the agent [default: /var/lib/lb].
+    /// Directory for the state that outlives the agent [default: /var/lib/lb].
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
     /// Directory on a BPF file system where programs and maps are pinned. Only for ebpf [default: /sys/fs/bpf/lb].
     #[arg(long, value_name = "DIR")]
     pub pin_dir: Option<PathBuf>,
-    /// What to do when another tool changes what the datapath holds [default: repair].
+    /// Reaction to a change of the datapath by another tool [default: repair].
     #[arg(long, value_name = "MODE", value_enum)]
     pub drift: Option<DriftMode>,
-    /// Time from one full inspection of the datapath to the next, such as 500ms, 5s or 2m. Each is followed by at least
-    /// 200 times the processor time that it took [default: 5s for ebpf, 10s for iptables-nft and iptables-legacy, 60s for nftables
-    /// and memory].
+    /// Time between full inspections of the datapath, such as 500ms, 5s or 2m. An inspection is followed by a pause of
+    /// at least 200 times the processor time that it took [default: 5s for ebpf, 10s for iptables-nft and
+    /// iptables-legacy, 60s for nftables and memory].
     #[arg(long, value_name = "TIME")]
     pub drift_interval: Option<Period>,
-    /// Whose tables services on Maglev get; all nodes must have the same [default: lb].
+    /// Kind of the Maglev tables; must be the same on all nodes [default: lb].
     #[arg(long, value_name = "WHOSE", value_enum)]
     pub maglev_hash: Option<MaglevHash>,
-    /// Seed of these tables; all nodes must have the same. For `cilium` its maglev.hashSeed, base64 of 12 bytes; for `lb`
-    /// base64 of 16 bytes. Who may list processes sees a flag: keep a secret one in the file [default: a public one,
-    /// for `cilium` Cilium's].
+    /// Seed of the Maglev tables; must be the same on all nodes. For `cilium`, Cilium's maglev.hashSeed: base64 of 12
+    /// bytes. For `lb`, base64 of 16 bytes. Keep a secret seed in the configuration file, because everybody who may
+    /// list processes sees the flags [default: a public seed; for `cilium`, that of Cilium].
     #[arg(long, value_name = "BASE64")]
     pub maglev_seed: Option<String>,
-    /// Load-balancer class whose services get addresses from pools too; may be given several times [default: none, only
+    /// Load-balancer class whose services get addresses from pools; can be repeated [default: none, so that only
     /// services without a class do].
     #[arg(long, value_name = "CLASS", value_parser = NonEmptyStringValueParser::new())]
     pub load_balancer_class: Vec<String>,
-    /// How much to say on standard error [default: info].
+    /// Level of the log on standard error [default: info].
     #[arg(long, value_name = "LEVEL", value_enum)]
     pub log_level: Option<LogLevel>,
 }
 
-/// What to do when another tool changes what the datapath holds.
+/// Reaction to a change of the datapath by another tool.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DriftMode {
-    /// Say it and put it right.
+    /// Report the change and repair it.
     #[default]
     Repair,
-    /// Say it and touch nothing.
+    /// Report the change and leave it.
     Alert,
-    /// Look only when `lb drift` asks, and touch nothing.
+    /// Inspect only on `lb drift`, and leave the change.
     Off,
 }
 
@@ -134,20 +135,20 @@ impl DriftMode {
     }
 }
 
-/// How much the agent says.
+/// Level of the log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogLevel {
-    /// What keeps it from working.
+    /// Failures that stop the agent.
     Error,
-    /// And what somebody should look at.
+    /// Also problems that somebody should look at.
     Warn,
-    /// And what an operator would notice.
+    /// Also events that an operator would notice.
     #[default]
     Info,
-    /// And every plan.
+    /// Also every plan.
     Debug,
-    /// And everything else.
+    /// Everything.
     Trace,
 }
 
@@ -171,16 +172,16 @@ pub enum ConfigError {
         message: String,
     },
     /// A setting without a default is missing.
-    #[error("{0} is not set: give the flag --{0}, or the key `{0}` in the file that --config names")]
+    #[error("{0} is not set: use the flag --{0}, or the key `{0}` in the file of --config")]
     Missing(&'static str),
     /// Not an address that a packet could come back to.
-    #[error("--node-ip {0} is {1}: give an address of this node that other nodes reach")]
+    #[error("--node-ip {0} is {1}: use an address of this node that other nodes can reach")]
     NodeIp(IpAddr, &'static str),
     /// Not a seed of the hash.
     #[error(transparent)]
     MaglevSeed(#[from] BadSeed),
     /// Not a cgroup that programs could be attached to.
-    #[error("cgroup {path} is not in a cgroup2 file system: give a directory of one with --cgroup")]
+    #[error("cgroup {path} is not in a cgroup2 file system: set --cgroup to a directory of one")]
     NotCgroup2 {
         /// The directory.
         path: PathBuf,
@@ -214,7 +215,7 @@ pub enum ConfigError {
 /// Complete settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// What carries the packets.
+    /// Datapath that carries the packets.
     pub datapath: DatapathKind,
     /// Facts about the node.
     pub node: NodeFacts,

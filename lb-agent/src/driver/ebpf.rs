@@ -16,7 +16,7 @@ impl Driver for Ebpf {
     }
 
     fn about(&self) -> &'static str {
-        "Programs on sockets and devices; Linux 6.6 or newer"
+        "eBPF programs on sockets and devices; Linux 6.6 or later"
     }
 
     fn open(&self, attachments: &Attachments) -> Result<Box<dyn OpenDatapath>, DatapathError> {

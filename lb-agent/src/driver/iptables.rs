@@ -25,8 +25,8 @@ impl Driver for Iptables {
 
     fn about(&self) -> &'static str {
         match self.0 {
-            Variant::Nft => "Chains per service and endpoint, as kube-proxy writes them, through iptables-nft",
-            Variant::Legacy => "The same through iptables-legacy",
+            Variant::Nft => "Chains per service and endpoint, as kube-proxy writes them, with iptables-nft",
+            Variant::Legacy => "The same chains with iptables-legacy",
         }
     }
 

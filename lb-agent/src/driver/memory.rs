@@ -12,7 +12,7 @@ impl Driver for Memory {
     }
 
     fn about(&self) -> &'static str {
-        "Remembers everything and carries nothing; needs no privilege"
+        "Keeps state and carries no packets; needs no privilege"
     }
 
     fn open(&self, _: &Attachments) -> Result<Box<dyn OpenDatapath>, DatapathError> {

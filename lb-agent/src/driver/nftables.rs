@@ -13,7 +13,7 @@ impl Driver for Nftables {
     }
 
     fn about(&self) -> &'static str {
-        "One flat ruleset; everything that grows is a map or set element; Linux 6.3 or newer"
+        "One flat nftables ruleset, whose maps and sets grow and whose rules do not; Linux 6.3 or later"
     }
 
     fn open(&self, _: &Attachments) -> Result<Box<dyn OpenDatapath>, DatapathError> {

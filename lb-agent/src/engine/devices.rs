@@ -15,7 +15,7 @@ pub(crate) fn watch(events: Sender<Event>) -> Result<(), DeviceError> {
     let follow = move || {
         loop {
             if let Err(error) = monitor.wait() {
-                tracing::warn!(%error, "devices are no longer followed");
+                tracing::warn!(%error, "devices that appear or disappear are no longer noticed");
                 return;
             }
             if events.send(Event::Devices).is_err() {

@@ -31,7 +31,7 @@ use crate::{
 const DEFERRED: Duration = Duration::from_millis(50);
 
 /// A question that only the datapath can answer. Whoever asked may have gone meanwhile.
-pub(crate) enum Question {
+pub(crate) enum DatapathQuery {
     /// Inspect everything now.
     Inspect(Sender<Result<DriftReport, String>>),
     /// What becomes of this packet?
@@ -48,7 +48,7 @@ pub(crate) struct Verified {
 
 /// Those who wait for an inspection.
 #[derive(Default)]
-pub(crate) struct Asked(Vec<Sender<Result<DriftReport, String>>>);
+pub(crate) struct ReportWaiters(Vec<Sender<Result<DriftReport, String>>>);
 
 impl Engine {
     /// Has itself told when others change what the datapath holds, if the datapath can tell. Not being told is no reason
@@ -65,7 +65,7 @@ impl Engine {
             }
             Err(error) => {
                 let problem = error.report();
-                tracing::warn!(problem, "changes of others are not noticed until the next full inspection");
+                tracing::warn!(problem, "changes by other tools are not noticed until the next full inspection");
                 self.shared.set_problem("DriftNotWatched", Some(problem));
                 Ok(())
             }
@@ -81,7 +81,7 @@ impl Engine {
                 self.shared.drifts().handle_suspicion(now);
             }
             Alarm::Missed(problem) => {
-                tracing::warn!(problem, "changes of others may have been missed: everything is inspected");
+                tracing::warn!(problem, "changes by other tools may have been missed; inspecting everything");
                 self.shared.drifts().handle_missed(now);
                 self.shared.drifts().set_watched(false);
                 self.shared.set_problem("DriftNotWatched", Some(problem));
@@ -93,14 +93,14 @@ impl Engine {
         }
     }
 
-    pub(crate) fn handle_question(&mut self, question: Question) {
+    pub(crate) fn handle_query(&mut self, question: DatapathQuery) {
         match question {
-            Question::Inspect(reply) if self.shared.is_ready() => self.asked.0.push(reply),
-            Question::Inspect(reply) => {
+            DatapathQuery::Inspect(reply) if self.shared.is_ready() => self.asked.0.push(reply),
+            DatapathQuery::Inspect(reply) => {
                 let why = "the agent is not ready: what the datapath should hold is not known yet, see `lb status`";
                 let _ = reply.send(Err(why.into()));
             }
-            Question::Ask(packet, reply) => {
+            DatapathQuery::Ask(packet, reply) => {
                 let _ = reply.send(self.verify(&packet));
             }
         }
@@ -186,7 +186,7 @@ impl Engine {
         let at = self.shared.now();
         let mut failed = Vec::new();
         if let Err(error) = &outcome {
-            tracing::warn!(%error, "drift is repaired in part");
+            tracing::warn!(%error, "drift was repaired in part only");
             failed.extend(error.failed.iter().map(|(addr, cause)| (addr.to_string(), cause.report())));
             failed.extend(error.unknown.iter().map(|cause| (String::new(), cause.report())));
         }
@@ -227,9 +227,9 @@ mod tests {
     use crate::api::DriftClass;
     use crate::api::DriftNews;
     use crate::api::DriftOutcome;
+    use crate::api::ExplainQuery as Explain;
     use crate::api::Listener;
     use crate::api::Protocol;
-    use crate::api::Question as Explain;
     use crate::api::WhyNotAnswer;
     use crate::api::answers::Answers;
     use crate::config::Config;
@@ -265,7 +265,7 @@ mod tests {
 
     fn inspect(agent: &mut Engine) -> Receiver<Result<DriftReport, String>> {
         let (reply, answer) = mpsc::channel();
-        agent.handle_question(Question::Inspect(reply));
+        agent.handle_query(DatapathQuery::Inspect(reply));
         agent.inspect_if_due();
         answer
     }

@@ -40,11 +40,11 @@ impl Leftovers {
                 Ok(()) => tracing::warn!(
                     datapath = %used.datapath,
                     pin_dir = used.pin_dir.as_ref().map(|path| path.display().to_string()),
-                    "an earlier agent left another datapath: it is cleaned up"
+                    "cleaned up the datapath of an earlier agent"
                 ),
                 Err(error) => {
                     let how = self.command(&used);
-                    tracing::warn!(left = %used, error, how, "a datapath that an earlier agent left cannot be removed");
+                    tracing::warn!(left = %used, error, how, "the datapath of an earlier agent cannot be cleaned up");
                     problems.push(format!("datapath {used} still serves what it had: {error}; run `{how}`"));
                     self.left.push(used);
                 }

@@ -30,9 +30,9 @@ use crate::{
     config::Config,
     driver::OpenDatapath,
     engine::{
-        inspection::{Asked, Question},
+        inspection::{DatapathQuery, ReportWaiters},
         leftovers::Leftovers,
-        state::Shared,
+        state::AgentState,
         watch::Alarm,
     },
     source::Delivery,
@@ -47,7 +47,7 @@ pub(crate) enum Event {
     /// What is known of changes that others make to the datapath.
     Alarm(Alarm),
     /// Somebody asks what only the datapath knows.
-    Question(Question),
+    Query(DatapathQuery),
     /// It is time to go, and why.
     Stop(String),
 }
@@ -55,12 +55,12 @@ pub(crate) enum Event {
 /// What the thread of the datapath owns.
 pub(crate) struct Engine {
     pub(crate) datapath: Box<dyn OpenDatapath>,
-    pub(crate) shared: Arc<Shared>,
+    pub(crate) shared: Arc<AgentState>,
     leftovers: Option<Leftovers>,
     /// Called when it is ready.
     on_ready: Option<Box<dyn FnOnce() + Send>>,
     /// Those who wait for an inspection.
-    pub(crate) asked: Asked,
+    pub(crate) asked: ReportWaiters,
 }
 
 /// Most events that are taken in at once.
@@ -82,8 +82,8 @@ impl Engine {
         for (source, _) in sources {
             let _ = reconciler.handle_change(Change::InitStart(source.clone()));
         }
-        let shared = Arc::new(Shared::new(reconciler, config, sources, datapath.datapath().counters()));
-        Self { datapath, shared, leftovers: None, on_ready: Some(on_ready), asked: Asked::default() }
+        let shared = Arc::new(AgentState::new(reconciler, config, sources, datapath.datapath().counters()));
+        Self { datapath, shared, leftovers: None, on_ready: Some(on_ready), asked: ReportWaiters::default() }
     }
 
     /// Other datapaths, to be cleaned up once this one serves.
@@ -92,7 +92,7 @@ impl Engine {
     }
 
     /// What it shares with the other threads.
-    pub(crate) fn shared(&self) -> Arc<Shared> {
+    pub(crate) fn shared(&self) -> Arc<AgentState> {
         Arc::clone(&self.shared)
     }
 
@@ -113,7 +113,7 @@ impl Engine {
             // What came meanwhile goes into the same plan.
             for event in event.into_iter().chain(inbox.try_iter().take(MAX_EVENTS)) {
                 if let Event::Stop(why) = event {
-                    tracing::info!(why, "stopping; the datapath goes on working");
+                    tracing::info!(why, "stopping; the datapath keeps serving");
                     return Ok(());
                 }
                 self.handle(event);
@@ -142,7 +142,7 @@ impl Engine {
             Event::News(news) => self.shared.take_news(news),
             Event::Devices => self.follow_devices(),
             Event::Alarm(alarm) => self.handle_alarm(alarm),
-            Event::Question(question) => self.handle_question(question),
+            Event::Query(question) => self.handle_query(question),
             Event::Stop(_) => {}
         }
     }
@@ -165,7 +165,7 @@ impl Engine {
     pub(crate) fn follow_devices(&mut self) {
         let problem = self.datapath.follow_devices().err();
         if let Some(problem) = &problem {
-            tracing::warn!(problem, "devices could not be followed");
+            tracing::warn!(problem, "attaching to devices failed");
         }
         self.shared.set_devices(self.datapath.devices().unwrap_or_default());
         self.shared.set_problem("Devices", problem);
@@ -207,7 +207,7 @@ impl Engine {
         let problem = match observed {
             Ok(state) => {
                 let (frontends, backends) = (state.frontends.len(), state.backends.len());
-                tracing::info!(frontends, backends, "found in the datapath");
+                tracing::info!(frontends, backends, "adopting the state of the datapath");
                 self.shared.reconciler_mut().handle_observed(state);
                 None
             }
@@ -260,8 +260,8 @@ impl Engine {
 fn log(plan: &Plan, outcome: &Result<(), ApplyError>, took: Duration) {
     let (id, operations) = (plan.id.0, plan.ops.len());
     match outcome {
-        Ok(()) => tracing::debug!(plan = id, operations, ?took, summary = plan.summary(), "plan carried out"),
-        Err(error) => tracing::warn!(plan = id, operations, ?took, %error, "plan carried out in part"),
+        Ok(()) => tracing::debug!(plan = id, operations, ?took, summary = plan.summary(), "plan applied"),
+        Err(error) => tracing::warn!(plan = id, operations, ?took, %error, "plan applied in part"),
     }
 }
 

@@ -34,7 +34,7 @@ use crate::{
 };
 
 /// The reconciler, and what else there is to say about the agent.
-pub(crate) struct Shared {
+pub(crate) struct AgentState {
     start: std::time::Instant,
     kind: DatapathKind,
     counters: Option<Arc<dyn Counters>>,
@@ -73,7 +73,7 @@ struct SourceNotes {
     report: Arc<Report>,
 }
 
-impl Shared {
+impl AgentState {
     /// `sources` are names and places, in the order of precedence.
     pub(crate) fn new(
         reconciler: Reconciler,
@@ -177,7 +177,7 @@ impl Shared {
             };
             let refused = reconciler.handle_change(change).err();
             if let Some(error) = &refused {
-                tracing::warn!(%error, "a change is refused, the last good state stays");
+                tracing::warn!(%error, "a change is refused; the last good state stays in force");
             }
             match (slice, refused) {
                 (Some(name), Some(error)) => drop(notes.refused_slices.insert(name, error.to_string())),
@@ -391,7 +391,7 @@ fn source(notes: &SourceNotes) -> Source {
 fn log_report(source: &SourceName, before: &Report, report: &Report) {
     let source = &source.0;
     if let Some(error) = &report.rejected {
-        tracing::warn!(%source, %error, "the manifests are rejected, the last good state stays");
+        tracing::warn!(%source, %error, "the manifests are rejected; the last good state stays in force");
         return;
     }
     let known = Reported::of(before.refused.iter().map(|refusal| &refusal.finding));
@@ -400,7 +400,7 @@ fn log_report(source: &SourceName, before: &Report, report: &Report) {
     }
     let known = Reported::of(&before.unsupported);
     for finding in report.unsupported.iter().filter(|finding| !known.has(finding)) {
-        tracing::info!(%source, %finding, "a field is not carried out");
+        tracing::info!(%source, %finding, "a field has no effect");
     }
     tracing::debug!(%source, skipped = report.skipped.len(), "the manifests are read");
 }

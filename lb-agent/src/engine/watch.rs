@@ -26,7 +26,7 @@ const BACKOFF: Backoff<std::time::Instant> = Backoff::new(Duration::from_millis(
 /// What a watcher says.
 pub(crate) enum Alarm {
     /// Others changed something. No further one comes until this is taken.
-    Suspicion(Taken),
+    Suspicion(AlarmGuard),
     /// The watcher cannot watch now, or missed something, and why.
     Missed(String),
     /// It watches again.
@@ -34,9 +34,9 @@ pub(crate) enum Alarm {
 }
 
 /// Comes with an alarm and is dropped when that was taken.
-pub(crate) struct Taken(Arc<AtomicBool>);
+pub(crate) struct AlarmGuard(Arc<AtomicBool>);
 
-impl Drop for Taken {
+impl Drop for AlarmGuard {
     fn drop(&mut self) {
         self.0.store(false, Ordering::Release);
     }
@@ -76,7 +76,7 @@ impl Guard {
                 let back = self.backoff.until().map(|_| Alarm::Back);
                 self.backoff.reset();
                 let is_news = noticed && !self.waits.swap(true, Ordering::AcqRel);
-                let suspicion = is_news.then(|| Alarm::Suspicion(Taken(Arc::clone(&self.waits))));
+                let suspicion = is_news.then(|| Alarm::Suspicion(AlarmGuard(Arc::clone(&self.waits))));
                 back.into_iter().chain(suspicion).collect()
             }
         }

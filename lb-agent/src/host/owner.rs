@@ -20,7 +20,7 @@ pub enum OwnerError {
     /// Somebody else has it.
     #[error(
         "another agent, or `lb cleanup`, uses datapath {kind} in this network namespace (it holds the abstract socket \
-         @lb/{kind}): end it first"
+         @lb/{kind}): stop it first"
     )]
     InUse {
         /// The kind of datapath.

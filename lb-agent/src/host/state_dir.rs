@@ -26,13 +26,13 @@ const RECORD: &str = "agent.json";
 #[derive(Debug, thiserror::Error)]
 pub enum StateDirError {
     /// Another agent holds it.
-    #[error("another agent uses the state directory {directory}: end it, or use another --state-dir")]
+    #[error("another agent uses the state directory {directory}: stop that agent, or use another --state-dir")]
     InUse {
         /// The state directory.
         directory: PathBuf,
     },
     /// The system refuses.
-    #[error("using {path} in the state directory failed (use --state-dir for another place)")]
+    #[error("using {path} in the state directory failed (--state-dir sets another directory)")]
     Io {
         /// What could not be used.
         path: PathBuf,
@@ -200,7 +200,7 @@ impl StateDir {
         // Why it was refused says more.
         if let Err(error) = Record::forget(&self.directory, used) {
             let error = lb_core::error::report(&error);
-            tracing::warn!(datapath = %used, error, "a datapath that was refused stays remembered as ours");
+            tracing::warn!(datapath = %used, error, "a datapath that was refused is still recorded in the state directory");
         }
     }
 

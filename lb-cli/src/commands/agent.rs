@@ -23,7 +23,7 @@ pub(super) fn run(args: AgentArgs) -> Outcome {
     let manifests = settings.manifest_directory().map_err(failure)?;
     let config = settings.complete().map_err(failure)?;
     for setting in given.useless_for(config.datapath) {
-        tracing::warn!(setting, datapath = %config.datapath, "this datapath has no use for the setting");
+        tracing::warn!(setting, datapath = %config.datapath, "this datapath ignores the setting");
     }
     signals::block();
     let agent = Agent::new(config).source(ManifestDirectory::new(manifests)).on_ready(say_ready);

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use lb_agent::{
-    api::{self, Client, Explanation, Question, Rewrite, Verification, WhyNot, WhyNotAnswer},
+    api::{self, Client, ExplainQuery, Explanation, Rewrite, Verification, WhyNot, WhyNotAnswer},
     flow::{self, FlowError},
 };
 
@@ -21,14 +21,14 @@ pub(super) fn run(args: &ExplainArgs) -> Outcome {
 }
 
 /// The error names the argument that is wrong.
-fn question(args: &ExplainArgs) -> Result<Question, String> {
+fn question(args: &ExplainArgs) -> Result<ExplainQuery, String> {
     let named = |name: &'static str| move |error: FlowError| format!("{name} {error}");
     let end = |name, text: &str| -> Result<SocketAddr, String> { flow::parse_end(text).map_err(named(name)) };
     let protocol = args.protocol.parse().map_err(named("protocol"))?;
-    let packet = Question::new(protocol, end("source", &args.source)?, end("destination", &args.destination)?);
+    let packet = ExplainQuery::new(protocol, end("source", &args.source)?, end("destination", &args.destination)?);
     let packet = packet.map_err(|error| error.to_string())?;
     let why_not = args.why_not.as_deref().map(flow::parse_backend).transpose();
-    Ok(Question { entry: args.entry, verify: args.verify, why_not: why_not.map_err(named("backend"))?, ..packet })
+    Ok(ExplainQuery { entry: args.entry, verify: args.verify, why_not: why_not.map_err(named("backend"))?, ..packet })
 }
 
 fn end(explanation: &Explanation) -> Verdict {

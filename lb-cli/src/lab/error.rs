@@ -30,7 +30,7 @@ pub(crate) enum RunError {
     #[error("the agent did not end within {waited:?}; its output was:\n{said}")]
     NotEnded { waited: Duration, said: String },
     #[error(
-        "only {answered} messages on {connections} connections were answered within {waited:?}: ask for fewer connections"
+        "only only {answered} messages on {connections} connections were answered within {waited:?}: ask for fewer connections"
     )]
     NotOpened { connections: u32, answered: u64, waited: Duration },
     #[error("asking the agent on {node} failed")]

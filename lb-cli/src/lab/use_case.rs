@@ -14,29 +14,29 @@ static MANIFESTS: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/manifests");
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum UseCase {
-    /// The baseline: services as iptables rules, as kube-proxy writes them.
+    /// Baseline: services as iptables rules, as kube-proxy writes them.
     IptablesWithoutCilium,
-    /// The same services in eBPF, without a rule.
+    /// The same services in eBPF, without any iptables or nftables rule.
     KubeProxyReplacement,
     /// A client stays with its backend.
     SessionAffinity,
-    /// Services get their addresses out of a pool.
+    /// Services get their addresses from a pool.
     #[value(name = "lb-ipam/basic")]
     #[serde(rename = "lb-ipam/basic")]
     IpamBasic,
-    /// A pool for services with a label.
+    /// A pool that is reserved for services with a label.
     #[value(name = "lb-ipam/important-pool")]
     #[serde(rename = "lb-ipam/important-pool")]
     IpamImportantPool,
-    /// A pool from one address to another, which runs full.
+    /// A pool from a start to a stop address, which becomes full.
     #[value(name = "lb-ipam/start-stop-range")]
     #[serde(rename = "lb-ipam/start-stop-range")]
     IpamStartStopRange,
-    /// A network whose first and last address are not given.
+    /// A network whose first and last addresses are not assigned.
     #[value(name = "lb-ipam/no-first-last")]
     #[serde(rename = "lb-ipam/no-first-last")]
     IpamNoFirstLast,
-    /// A hundred addresses, and a service that gets the first one.
+    /// A pool of a hundred addresses, and a service that gets the first one.
     #[value(name = "lb-ipam/blue-pool")]
     #[serde(rename = "lb-ipam/blue-pool")]
     IpamBluePool,

@@ -34,7 +34,7 @@ impl Drifts {
         let keys: BTreeSet<_> = inspected.found.iter().map(key).collect();
         if inspected.inspection == Inspection::Everything {
             let gone = self.records.settle(|known| !keys.contains(known), &Status::Gone, found_at);
-            gone.iter().for_each(|record| tracing::info!(what = record.what(), "drift is gone by itself"));
+            gone.iter().for_each(|record| tracing::info!(what = record.what(), "drift resolved by itself"));
             changed.extend(gone);
         }
         match &inspected.repair {
@@ -75,10 +75,10 @@ impl Drifts {
         let mut changed = self.records.settle(right, &Status::Repaired, at);
         count(&mut self.repaired, &changed);
         if !changed.is_empty() {
-            tracing::info!(differences = changed.len(), first = changed[0].what(), "drift is repaired");
+            tracing::info!(differences = changed.len(), first = changed[0].what(), "drift repaired");
         }
         for known in keys.iter().filter(|known| !right(known)) {
-            let why = why(&known.1).map_or("it was there again right after the repair", String::as_str);
+            let why = why(&known.1).map_or("the difference was back right after the repair", String::as_str);
             let status = Status::NotRepaired(why.into());
             changed.extend(self.records.settle(|other| other == known, &status, at));
         }
@@ -108,6 +108,6 @@ fn log_found(new: &[Record], unlisted: usize, cause: Option<lb_core::drift::Caus
     let more = new.len().saturating_sub(MAX_LOGGED) + unlisted;
     if more > 0 {
         let cause = cause.map_or("various", lb_core::drift::Cause::as_str);
-        tracing::warn!(more, cause, "drift of further objects, see `lb drift`");
+        tracing::warn!(more, cause, "drift of more objects; see `lb drift`");
     }
 }

@@ -148,7 +148,7 @@ fn a_repair_that_does_not_help_is_said_and_tried_again() {
     let mut drifts = drifts(DriftMode::Repair);
     let still = Repair::Tried { at: at(6), still: vec![rule("a")], failed: Vec::new() };
     take(&mut drifts, Inspection::Suspects, &[rule("a"), rule("b")], 5, 0, still);
-    let there_again = Status::NotRepaired("it was there again right after the repair".into());
+    let there_again = Status::NotRepaired("the difference was back right after the repair".into());
     assert_eq!(statuses(&drifts), [&there_again, &Status::Repaired]);
     assert_eq!((drifts.status().open, drifts.poll_timeout()), (1, Some(at(505))));
     assert_eq!(drifts.poll_inspection(at(505)), Some(Inspection::Everything));

@@ -54,8 +54,8 @@ use crate::{
     lb lab compare\n  \
     lb lab compare --services 10,100 --datapaths ebpf,nftables --rounds 5\n  \
     lb lab compare --report /tmp/report\n\n\
-    The default run takes a few minutes, most of them with 5,000 services. Ratios are within a round; absolute \
-    times depend on the machine, and on what else it does.")]
+    The default run takes a few minutes, most of them with 5,000 services. Ratios are taken within a round; absolute \
+    times depend on the machine and its load.")]
 pub(crate) struct CompareArgs {
     /// Numbers of services to measure at; each service has four backends.
     #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "10,100,1000,5000",

@@ -24,10 +24,10 @@ use crate::{
 
 /// Measure how long the agent takes to repair what other tools change.
 ///
-/// A cluster of three nodes with real servers and agents. On one node, `nft`, `iptables`, `rm` and `bpftool` flush, delete
-/// and add things again and again; each time is from the start of the tool until the agent has repaired what it did.
-/// Afterwards a listing must be the same as before, and connections that were established before must still work. Exit
-/// code 1 if one does not, or if something is not repaired within a minute: that edit is not made again.
+/// The lab builds a cluster of three nodes with real servers and agents. On one node, `nft`, `iptables`, `rm` and
+/// `bpftool` flush, delete and add objects repeatedly. Each time runs from the start of the tool until the agent has
+/// repaired the change. Afterwards a listing must be the same as before, and established connections must still work.
+/// Exit code 1 if one does not, or if a change is not repaired within a minute; that edit is then not made again.
 #[derive(Clone, Debug, Args)]
 #[command(after_help = "Examples:\n  \
     lb lab drift\n  \

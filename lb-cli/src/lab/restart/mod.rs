@@ -25,10 +25,10 @@ use crate::{
 
 /// Restart and kill the agent under load and count what is lost.
 ///
-/// A node with the agent, two nodes with servers, and clients in a pod (sockets and packets) and outside. Long-lived
-/// connections exchange numbered messages, datagrams go back and forth, new connections are opened all the time, while
-/// the agent gets SIGTERM and SIGKILL in turns, the latter at a random moment of its start or run. Exit code 1 if a
-/// connection, a datagram, a segment or a new connection is lost.
+/// The lab has a node with the agent, two nodes with servers, and clients in pods and outside. Long-lived connections
+/// exchange numbered messages, datagrams go back and forth, and new connections are opened all the time. Meanwhile the
+/// agent receives SIGTERM and SIGKILL in turns, SIGKILL at a random moment. Exit code 1 if a connection, a datagram, a
+/// segment or a new connection is lost.
 #[derive(Clone, Debug, Args)]
 #[command(after_help = "Examples:\n  \
     lb lab restart\n  \
