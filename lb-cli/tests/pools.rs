@@ -278,7 +278,7 @@ fn a_damaged_ledger_is_refused_by_name_and_left_alone() {
     fs::write(node.path(LEDGER), half).unwrap();
     let (code, message) = end(&node.agent().output().unwrap());
     assert_eq!(code, 1, "{message}");
-    assert!(message.contains("state/ledger.json is damaged") && message.contains("put a copy of it back"), "{message}");
+    assert!(message.contains("state/ledger.json is damaged") && message.contains("restore a copy of it"), "{message}");
     assert_eq!(fs::read(node.path(LEDGER)).unwrap(), half);
 }
 
