@@ -154,12 +154,7 @@ impl AgentState {
         let Delivery { source, changes, report, conditions, .. } = news;
         {
             let mut notes = self.notes();
-            for (source, kind, problem) in conditions {
-                match problem {
-                    Some(problem) => drop(notes.source_problems.insert((source, kind), problem)),
-                    None => drop(notes.source_problems.remove(&(source, kind))),
-                }
-            }
+            conditions.into_iter().for_each(|(source, kind, problem)| notes.set_source_problem(source, kind, problem));
             notes.take_report(&source, report, &changes);
         }
         self.take_changes(changes);
@@ -327,6 +322,23 @@ impl AgentState {
 }
 
 impl Notes {
+    /// A condition of a source begins, changes, or ends; each is logged once.
+    fn set_source_problem(&mut self, source: SourceName, kind: &'static str, problem: Option<String>) {
+        let key = (source, kind);
+        let before = self.source_problems.get(&key);
+        match problem {
+            Some(problem) if before != Some(&problem) => {
+                tracing::warn!(source = %key.0.0, condition = kind, problem, "a source has a problem");
+                self.source_problems.insert(key, problem);
+            }
+            None if before.is_some() => {
+                tracing::info!(source = %key.0.0, condition = kind, "a problem of a source is over");
+                self.source_problems.remove(&key);
+            }
+            Some(_) | None => {}
+        }
+    }
+
     fn take_report(&mut self, source: &SourceName, report: Option<Arc<Report>>, changes: &[Change]) {
         let Some(notes) = self.sources.iter_mut().find(|notes| notes.name == *source) else { return };
         notes.listed |= changes.contains(&Change::InitDone(source.clone()));

@@ -62,6 +62,7 @@ pub enum WatchError {
 ///
 /// It holds the last good state: what cannot be read, or is rejected as a whole, changes nothing.
 pub struct ManifestDirectory {
+    name: SourceName,
     directory: PathBuf,
     manifests: Manifests,
     /// What the thread that watches found, and has not been read.
@@ -76,19 +77,24 @@ impl fmt::Debug for ManifestDirectory {
 }
 
 impl ManifestDirectory {
-    /// The directory, which must exist when the agent starts. Its files are read, those of subdirectories are not.
+    /// The directory as the source `manifests`. It must exist when the agent starts. Its files are read, those of
+    /// subdirectories are not.
     #[must_use]
     pub fn new(directory: impl Into<PathBuf>) -> Self {
+        Self::named("manifests", directory)
+    }
+
+    /// The same under another name, for an agent with several directories.
+    #[must_use]
+    pub fn named(name: &str, directory: impl Into<PathBuf>) -> Self {
+        let name = SourceName(name.into());
         Self {
+            manifests: Manifests::new(name.clone()).allocating(),
+            name,
             directory: directory.into(),
-            manifests: Manifests::new(Self::source_name()).allocating(),
             unread: Arc::new(Mutex::new(Unread { look: Some(Look::Everywhere), conditions: Vec::new() })),
             was_rejected: false,
         }
-    }
-
-    fn source_name() -> SourceName {
-        SourceName("manifests".into())
     }
 
     fn read(&mut self, look: &Look) -> Batch {
@@ -104,7 +110,7 @@ impl ManifestDirectory {
 
 impl Source for ManifestDirectory {
     fn name(&self) -> SourceName {
-        Self::source_name()
+        self.name.clone()
     }
 
     fn start(&mut self, waker: Waker) -> Result<(), SourceError> {
@@ -113,7 +119,9 @@ impl Source for ManifestDirectory {
             Follower { watch, directory: self.directory.clone(), unread: Arc::clone(&self.unread), waker };
         let follow = move || {
             if let Err(error) = follower.follow() {
-                follower.report("ManifestsNotWatched", Some(error.to_string()));
+                let directory = follower.directory.display();
+                let problem = format!("the manifest directory {directory} is not watched: {error}");
+                follower.report("ManifestsNotWatched", Some(problem));
             }
         };
         thread::Builder::new().name("manifests".into()).spawn(follow).map_err(WatchError::Inotify)?;
@@ -224,10 +232,6 @@ impl Follower {
 
     /// A condition begins or ends.
     fn report(&self, kind: &'static str, problem: Option<String>) {
-        match &problem {
-            Some(problem) => tracing::warn!(problem, "{kind}"),
-            None => tracing::info!(directory = %self.directory.display(), "{kind} is over"),
-        }
         lock(&self.unread).conditions.push((kind, problem));
         // Nobody listens when the agent is on its way out already.
         let _ = self.waker.wake();

@@ -93,9 +93,13 @@ impl Sources {
     /// Begins to follow every source.
     ///
     /// # Errors
-    /// What the first source that cannot start says.
+    /// When two sources have one name, or what the first source that cannot start says.
     pub(crate) fn start(&self) -> Result<(), SourceError> {
         let mut following = self.following();
+        let mut names = BTreeSet::new();
+        if let Some(twice) = following.names.iter().find(|name| !names.insert(*name)) {
+            return Err(format!("two sources are named `{twice}`: give each of them a name of its own").into());
+        }
         for (index, source) in following.sources.iter_mut().enumerate() {
             let waker = Waker::new(Arc::clone(&self.bell), index);
             source.start(waker.clone())?;

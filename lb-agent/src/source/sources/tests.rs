@@ -203,6 +203,13 @@ fn nothing_more_is_read_until_the_engine_has_taken_the_news() {
 }
 
 #[test]
+fn sources_of_one_name_do_not_start() {
+    let (all, _state) = sources(&[Script::new("a"), Script::new("b"), Script::new("a")]);
+    let error = all.start().unwrap_err().to_string();
+    assert!(error.contains("two sources are named `a`"), "{error}");
+}
+
+#[test]
 fn the_thread_ends_when_it_is_closed() {
     let a = Script::new("a");
     let (all, _state) = sources(std::slice::from_ref(&a));
