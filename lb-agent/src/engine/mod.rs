@@ -6,6 +6,7 @@ pub(crate) mod inspection;
 pub(crate) mod leftovers;
 #[cfg(test)]
 mod maglev_tests;
+mod notes;
 pub(crate) mod state;
 pub(crate) mod watch;
 

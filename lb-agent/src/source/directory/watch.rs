@@ -1,39 +1,23 @@
-//! A directory of manifests, watched.
-//!
-//! The kernel says which names change; only those files are read again, so that a change costs the same among ten files
-//! and among ten thousand. In doubt everything is looked at: when events were lost, when a link or a directory is
-//! involved, when a volume is swapped (`..data`), and once in a while whatever the kernel says.
+//! What inotify says of the directory, and what has to be read again because of it.
 
 use std::{
     collections::BTreeSet,
     ffi::{OsStr, OsString},
-    fmt, fs, io,
+    fs, io,
     os::{fd::AsFd, unix::fs::MetadataExt},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    thread,
     time::{Duration, Instant},
 };
 
-use lb_core::{
-    model::Change,
-    name::{ServiceName, SourceName},
-};
-use lb_ipam::Status;
-use lb_k8s::{Batch, Manifests, Snapshot};
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent},
 };
 
-use super::{Grant, News, Preview, Source, SourceError, Waker};
-
 /// How long events are collected after the first one.
 const COALESCE: Duration = Duration::from_millis(1);
 /// How many events are collected at most; names beyond that are not remembered one by one.
 const MAX_COLLECTED: usize = 1000;
-/// How long until a directory that is gone is looked for again.
-const ABSENCE: Duration = Duration::from_millis(500);
 /// How often everything is looked at although nothing was heard of: a link may lead to where nobody watches, and the
 /// path to the directory may lead elsewhere by now.
 const LONGEST_SILENCE: Duration = Duration::from_secs(60);
@@ -58,124 +42,9 @@ pub enum WatchError {
     Inotify(#[source] io::Error),
 }
 
-/// A directory of Kubernetes manifests as a source.
-///
-/// It holds the last good state: what cannot be read, or is rejected as a whole, changes nothing.
-pub struct ManifestDirectory {
-    name: SourceName,
-    directory: PathBuf,
-    manifests: Manifests,
-    /// What the thread that watches found, and has not been read.
-    unread: Arc<Mutex<Unread>>,
-    was_rejected: bool,
-}
-
-impl fmt::Debug for ManifestDirectory {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ManifestDirectory").field("directory", &self.directory).finish_non_exhaustive()
-    }
-}
-
-impl ManifestDirectory {
-    /// The directory as the source `manifests`. It must exist when the agent starts. Its files are read, those of
-    /// subdirectories are not.
-    #[must_use]
-    pub fn new(directory: impl Into<PathBuf>) -> Self {
-        Self::named("manifests", directory)
-    }
-
-    /// The same under another name, for an agent with several directories.
-    #[must_use]
-    pub fn named(name: &str, directory: impl Into<PathBuf>) -> Self {
-        let name = SourceName(name.into());
-        Self {
-            manifests: Manifests::new(name.clone()).allocating(),
-            name,
-            directory: directory.into(),
-            unread: Arc::new(Mutex::new(Unread { look: Some(Look::Everywhere), conditions: Vec::new() })),
-            was_rejected: false,
-        }
-    }
-
-    fn read(&mut self, look: &Look) -> Batch {
-        match look {
-            Look::At(names) => {
-                let files: Vec<_> = names.iter().map(|name| self.directory.join(name)).collect();
-                self.manifests.reload_files(&files)
-            }
-            Look::Everywhere | Look::Unasked => self.manifests.reload(&[&self.directory]),
-        }
-    }
-}
-
-impl Source for ManifestDirectory {
-    fn name(&self) -> SourceName {
-        self.name.clone()
-    }
-
-    fn start(&mut self, waker: Waker) -> Result<(), SourceError> {
-        let watch = Watch::new(&self.directory)?;
-        let mut follower =
-            Follower { watch, directory: self.directory.clone(), unread: Arc::clone(&self.unread), waker };
-        let follow = move || {
-            if let Err(error) = follower.follow() {
-                let directory = follower.directory.display();
-                let problem = format!("the manifest directory {directory} is not watched: {error}");
-                follower.report("ManifestsNotWatched", Some(problem));
-            }
-        };
-        thread::Builder::new().name("manifests".into()).spawn(follow).map_err(WatchError::Inotify)?;
-        Ok(())
-    }
-
-    fn poll(&mut self) -> News {
-        let Unread { look, conditions } = std::mem::take(&mut *lock(&self.unread));
-        let Some(look) = look else { return News { conditions, ..News::default() } };
-        let Batch { changes, edits, report } = self.read(&look);
-        let is_news = !changes.is_empty() || report.rejected.is_some() != self.was_rejected;
-        self.was_rejected = report.rejected.is_some();
-        let report = (is_news || look != Look::Unasked).then_some(report);
-        News { changes, edits, report, conditions }
-    }
-
-    fn grant(&mut self, grants: &[Grant]) -> Vec<Change> {
-        self.manifests.grant(grants.iter().map(|grant| (grant.service.clone(), grant.addresses.clone())))
-    }
-
-    /// Nobody else reads the files, and they are their owner's.
-    fn publish(&mut self, _: &[(ServiceName, Status)]) {}
-
-    fn preview(&self, file: &str, text: &str) -> Option<Result<Preview, String>> {
-        let snapshot = match Snapshot::parse(file, text) {
-            Ok(snapshot) => snapshot,
-            Err(error) => return Some(Err(lb_core::error::report(&error))),
-        };
-        let lb_k8s::Preview { edits, report } = self.manifests.preview(&snapshot);
-        Some(match &report.rejected {
-            Some(error) => Err(lb_core::error::report(&**error)),
-            None => Ok(Preview { edits, report }),
-        })
-    }
-
-    fn place(&self) -> String {
-        self.directory.display().to_string()
-    }
-}
-
-/// What the thread that watches found since the last poll.
-#[derive(Debug, Default)]
-struct Unread {
-    look: Option<Look>,
-    conditions: Vec<(&'static str, Option<String>)>,
-}
-
-fn lock(found: &Mutex<Unread>) -> MutexGuard<'_, Unread> {
-    found.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// What has to be read again.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Look {
+pub(super) enum Look {
     /// Files of these names.
     At(BTreeSet<OsString>),
     /// Whatever has changed.
@@ -186,7 +55,7 @@ enum Look {
 
 impl Look {
     /// What has to be read for both.
-    fn and(self, other: Self) -> Self {
+    pub(super) fn and(self, other: Self) -> Self {
         match (self, other) {
             (Self::At(mut names), Self::At(more)) if names.len() + more.len() < MAX_COLLECTED => {
                 names.extend(more);
@@ -198,80 +67,22 @@ impl Look {
     }
 }
 
-/// The thread that watches.
-struct Follower {
-    watch: Watch,
-    directory: PathBuf,
-    unread: Arc<Mutex<Unread>>,
-    waker: Waker,
-}
-
-impl Follower {
-    /// Ends well when nobody listens any more.
-    fn follow(&mut self) -> io::Result<()> {
-        loop {
-            let look = match self.watch.wait(&self.directory)? {
-                Heard::Look(look) => look,
-                Heard::Other(look) => {
-                    self.start_again()?;
-                    look
-                }
-            };
-            {
-                let mut found = lock(&self.unread);
-                found.look = Some(match found.look.take() {
-                    Some(before) => before.and(look),
-                    None => look,
-                });
-            }
-            if !self.waker.wake() {
-                return Ok(());
-            }
-        }
-    }
-
-    /// A condition begins or ends.
-    fn report(&self, kind: &'static str, problem: Option<String>) {
-        lock(&self.unread).conditions.push((kind, problem));
-        // Nobody listens when the agent is on its way out already.
-        let _ = self.waker.wake();
-    }
-
-    /// The directory is another one now, or gone for the time being.
-    fn start_again(&mut self) -> io::Result<()> {
-        self.watch.inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
-        let mut gone = false;
-        while let Err(error) = self.watch.add(&self.directory) {
-            if !std::mem::replace(&mut gone, true) {
-                let directory = self.directory.display();
-                let problem = format!("{directory} cannot be read ({error}): the last good state stays");
-                self.report("ManifestsGone", Some(problem));
-            }
-            thread::sleep(ABSENCE);
-        }
-        if gone {
-            self.report("ManifestsGone", None);
-        }
-        Ok(())
-    }
-}
-
 /// What came of waiting.
-enum Heard {
+pub(super) enum Heard {
     /// This has to be read.
     Look(Look),
     /// The same, and the directory may be another one by now.
     Other(Look),
 }
 
-struct Watch {
+pub(super) struct Watch {
     inotify: Inotify,
     /// When everything is looked at, though nothing was heard.
     silent_until: Instant,
 }
 
 impl Watch {
-    fn new(directory: &Path) -> Result<Self, WatchError> {
+    pub(super) fn new(directory: &Path) -> Result<Self, WatchError> {
         let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)
             .map_err(|error| WatchError::Inotify(error.into()))?;
         let watch = Self { inotify, silent_until: Instant::now() + LONGEST_SILENCE };
@@ -282,7 +93,13 @@ impl Watch {
         Ok(watch)
     }
 
-    fn add(&self, directory: &Path) -> io::Result<()> {
+    /// Forgets the directory that was watched; [`add`](Self::add) is to follow.
+    pub(super) fn restart(&mut self) -> io::Result<()> {
+        self.inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
+        Ok(())
+    }
+
+    pub(super) fn add(&self, directory: &Path) -> io::Result<()> {
         // A file that was written in place is complete when it is closed; one that was renamed here is already.
         let interest = AddWatchFlags::IN_CLOSE_WRITE
             | AddWatchFlags::IN_MOVE
@@ -297,7 +114,7 @@ impl Watch {
 
     /// Blocks until something changed that readers would notice, or until everything was left alone for
     /// [`LONGEST_SILENCE`].
-    fn wait(&mut self, directory: &Path) -> io::Result<Heard> {
+    pub(super) fn wait(&mut self, directory: &Path) -> io::Result<Heard> {
         let heard = self.listen(directory)?;
         self.silent_until = Instant::now() + LONGEST_SILENCE;
         Ok(heard)
@@ -482,50 +299,6 @@ mod tests {
         let inner = Watch::new(&path).unwrap();
         fs::remove_dir(&path).unwrap();
         assert_eq!(what_to_look_at(&inner.take().unwrap(), &path), None);
-    }
-
-    const PATIENCE: Duration = Duration::from_secs(20);
-
-    fn names(news: &News) -> Vec<String> {
-        let upserted = news.changes.iter().filter_map(|change| match change {
-            Change::UpsertService(service) => Some(service.name.to_string()),
-            _ => None,
-        });
-        upserted.collect()
-    }
-
-    fn service(name: &str) -> String {
-        format!("{{apiVersion: v1, kind: Service, metadata: {{name: {name}}}, spec: {{ports: [{{port: 80}}]}}}}")
-    }
-
-    #[test]
-    fn a_directory_is_a_source_that_wakes_when_a_file_changes() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = |name: &str| directory.path().join(name);
-        fs::write(path("a.yaml"), service("a")).unwrap();
-        let mut source = ManifestDirectory::new(directory.path());
-        let (waker, mut woken_within) = Waker::detached();
-        source.start(waker).unwrap();
-        let first = source.poll();
-        assert_eq!(
-            (names(&first), first.changes.last()),
-            (vec!["default/a".into()], Some(&Change::InitDone(source.name())))
-        );
-        assert!(source.poll().is_empty(), "nothing happened since");
-        fs::write(path("b.yaml"), service("b")).unwrap();
-        assert!(woken_within(PATIENCE));
-        assert_eq!(names(&source.poll()), ["default/b"]);
-        fs::write(path("b.yaml"), "{").unwrap();
-        assert!(woken_within(PATIENCE));
-        let rejected = source.poll();
-        assert!(rejected.changes.is_empty() && rejected.report.unwrap().rejected.is_some());
-    }
-
-    #[test]
-    fn a_directory_that_is_not_there_stops_the_start() {
-        let mut source = ManifestDirectory::new("/nonexistent/manifests");
-        let error = source.start(Waker::detached().0).unwrap_err();
-        assert!(error.to_string().contains("/nonexistent/manifests"), "{error}");
     }
 
     #[test]
