@@ -104,6 +104,7 @@ impl Engine {
     pub(crate) fn run(&mut self, inbox: &Receiver<Event>) -> Result<(), DatapathError> {
         loop {
             self.settle()?;
+            // An unending stream of edits must not keep drift from being found.
             if self.inspection_is_late() {
                 self.inspect_if_due();
             }
@@ -172,7 +173,10 @@ impl Engine {
         self.shared.set_problem("Devices", problem);
     }
 
-    /// Carries out plans until there is none.
+    /// Carries out plans until there is none, or until the reconciler waits for a time-out.
+    ///
+    /// Each lock on the reconciler ends before the datapath works: `lb status` is answered meanwhile, however long a plan
+    /// takes. Only this thread writes to the reconciler, so nothing changes between two locks.
     pub(crate) fn settle(&mut self) -> Result<(), DatapathError> {
         loop {
             let now = self.shared.now();
@@ -183,6 +187,7 @@ impl Engine {
             self.apply(&plan)?;
         }
         let ready_now = self.shared.become_ready();
+        // What an earlier datapath left keeps serving until this one does, so that no moment is without either.
         self.clean_up_leftovers();
         if ready_now {
             self.shared.drifts().begin(self.shared.now());
