@@ -1,8 +1,8 @@
 //! The agent: sources on one side, a datapath on the other, a reconciler between them.
 //!
-//! Few threads that block: this one owns the datapath; one watches the manifests and gives addresses, one the devices (eBPF only), one
-//! waits for signals, one for changes that others make to the datapath, one answers on the socket. The reconciler can be
-//! read while the datapath works, so that questions are answered meanwhile.
+//! The thread that runs the agent owns the datapath. One polls the sources and allocates addresses, and each source follows
+//! its input on a thread of its own. One serves the API, and others watch devices and drift. The reconciler can be read while
+//! the datapath works, so that questions are answered meanwhile.
 
 use std::{
     fmt, io,
@@ -10,6 +10,7 @@ use std::{
         Arc,
         mpsc::{self, Receiver, Sender},
     },
+    thread::JoinHandle,
 };
 
 use lb_core::{datapath::DatapathError, name::SourceName};
@@ -90,6 +91,7 @@ pub enum AgentError {
 pub struct Agent {
     config: Config,
     sources: Vec<Box<dyn Source>>,
+    kinds: Vec<DatapathKind>,
     on_ready: Box<dyn FnOnce() + Send>,
     events: Sender<Event>,
     inbox: Receiver<Event>,
@@ -125,14 +127,24 @@ impl Agent {
     #[must_use]
     pub fn new(config: Config) -> Self {
         let (events, inbox) = mpsc::channel();
-        Self { config, sources: Vec::new(), on_ready: Box::new(|| {}), events, inbox }
+        let kinds = vec![config.datapath];
+        Self { config, sources: Vec::new(), kinds, on_ready: Box::new(|| {}), events, inbox }
     }
 
-    /// Adds a source. Of two objects with one name, the one of the source that was added first is served. Without any source
-    /// the agent serves nothing, and is ready at once.
+    /// Adds a source. Of two objects with one name, the one of the source that was added first is served; of two services that
+    /// claim one address, that of the source that was added first gets it. Without any source the agent serves nothing, and is
+    /// ready at once.
     #[must_use]
     pub fn source(mut self, source: impl Source + 'static) -> Self {
         self.sources.push(Box::new(source));
+        self
+    }
+
+    /// Makes a kind of datapath known that is not built in, and that earlier agents with the same state directory may have used:
+    /// this agent then cleans up what they left. The kind that it runs itself is known.
+    #[must_use]
+    pub fn known_kind(mut self, kind: DatapathKind) -> Self {
+        self.kinds.push(kind);
         self
     }
 
@@ -154,20 +166,24 @@ impl Agent {
     /// When it cannot start, or is never permitted to use the datapath. An agent that has become ready runs until it is
     /// stopped.
     pub fn run(self) -> Result<(), AgentError> {
-        let Self { config, sources, on_ready, events, inbox } = self;
+        let Self { config, sources, kinds, on_ready, events, inbox } = self;
         let named: Vec<(SourceName, String)> = sources.iter().map(|source| (source.name(), source.place())).collect();
         let state_dir = StateDir::claim(&config.state_dir)?;
         let _owner = Owner::claim(config.datapath)?;
         let sources = Arc::new(Sources::new(sources, Allocation::open(&config)?));
         let listener = Listener::bind(&config.socket)?;
         sources.start().map_err(AgentError::Source)?;
-        sources.follow(events.clone())?;
+        let following = Following::begin(Arc::clone(&sources), events.clone(), inbox)?;
         let refused = |error| AgentError::Datapath { kind: config.datapath, error };
-        let (opened, left) =
-            state_dir.open(&Used::of(&config), || config.datapath.open(&config.attachments).map_err(refused))?;
+        let (opened, left) = {
+            let leaves_something = config.datapath.carries_packets();
+            state_dir.open(&Used::of(&config), leaves_something, || {
+                config.datapath.open(&config.attachments).map_err(refused)
+            })?
+        };
         let mut engine = Engine::new(&config, &named, opened, on_ready);
         engine.check_addresses(&config);
-        engine.clean_up_when_ready(Leftovers::new(state_dir, config.socket.clone(), left));
+        engine.clean_up_when_ready(Leftovers::new(state_dir, config.socket.clone(), left, kinds));
         if engine.is_on_devices() {
             devices::watch(events.clone())?;
             engine.follow_devices();
@@ -176,8 +192,34 @@ impl Agent {
         let answers = Answers::new(engine.shared(), Arc::clone(&sources), events);
         listener.serve(move |request| answers.answer(request))?;
         tracing::info!(datapath = %config.datapath, socket = %config.socket.display(), "started");
-        let ended = engine.run(&inbox);
-        sources.close();
+        let ended = following.inbox.as_ref().map_or(Ok(()), |inbox| engine.run(inbox));
+        // While the engine holds the state directory, so that nobody else has the ledger yet.
+        drop(following);
         ended.map_err(|error| AgentError::NotPermitted { kind: config.datapath, error })
+    }
+}
+
+/// The thread that follows the sources. Dropping this ends it: whoever starts the next agent in this process finds no other
+/// one that writes the ledger.
+struct Following {
+    sources: Arc<Sources>,
+    /// Dropped first: the thread may wait until its news is taken.
+    inbox: Option<Receiver<Event>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Following {
+    fn begin(sources: Arc<Sources>, events: Sender<Event>, inbox: Receiver<Event>) -> io::Result<Self> {
+        let thread = sources.follow(events)?;
+        Ok(Self { sources, inbox: Some(inbox), thread: Some(thread) })
+    }
+}
+
+impl Drop for Following {
+    fn drop(&mut self) {
+        self.inbox = None;
+        self.sources.close();
+        // A thread that panicked has said so.
+        drop(self.thread.take().map(JoinHandle::join));
     }
 }

@@ -38,12 +38,23 @@ impl Driver for AuditedNftables {
     }
 
     fn open(&self, _: &Attachments) -> Result<Box<dyn OpenDatapath>, DatapathError> {
-        let nftables = NftablesDatapath::open(&NftablesConfig::default())?;
-        Ok(Box::new(Audited::new("nftables-audited", nftables)))
+        Ok(Box::new(Audited::new("nftables-audited", NftablesDatapath::open(&table())?)))
     }
 
     fn settings(&self) -> &'static [Setting] {
         &[Setting::Maglev]
+    }
+}
+
+/// A table and routes of its own. An agent that switches from `nftables` to this kind cleans up after the former once this one
+/// serves; with the same names it would remove what serves.
+#[must_use]
+pub fn table() -> NftablesConfig {
+    NftablesConfig {
+        table: "lb-audited".into(),
+        route_table: 27_747,
+        rule_priority: 27_747,
+        ..NftablesConfig::default()
     }
 }
 

@@ -113,7 +113,6 @@ pub(crate) fn conditions(
     refused_slices: &BTreeMap<SliceName, String>,
 ) -> Vec<Condition> {
     let mut found = Vec::new();
-    found.extend(report.rejected.iter().map(|error| Condition::new("ManifestsRejected", &error.to_string())));
     found.extend(report.refused.iter().map(|refusal| Condition::new("Refused", &refusal.to_string())));
     found.extend(reconciler.model().refused().map(|(_, error)| Condition::new("Refused", &error.to_string())));
     found.extend(refused_slices.values().map(|error| Condition::new("Refused", error)));

@@ -6,6 +6,7 @@ use std::{path::PathBuf, time::Duration};
 
 use lb_core::time::Instant;
 
+use crate::driver::DatapathKind;
 use crate::host::{
     owner::Owner,
     state_dir::{Record, StateDir, Used},
@@ -19,12 +20,14 @@ pub(crate) struct Leftovers {
     state_dir: StateDir,
     socket: PathBuf,
     left: Vec<Used>,
+    /// Kinds that are not built in.
+    kinds: Vec<DatapathKind>,
     due: Instant,
 }
 
 impl Leftovers {
-    pub(crate) fn new(state_dir: StateDir, socket: PathBuf, left: Vec<Used>) -> Self {
-        Self { state_dir, socket, left, due: Instant::default() }
+    pub(crate) fn new(state_dir: StateDir, socket: PathBuf, left: Vec<Used>, kinds: Vec<DatapathKind>) -> Self {
+        Self { state_dir, socket, left, kinds, due: Instant::default() }
     }
 
     /// When to try, unless everything is clean.
@@ -43,9 +46,9 @@ impl Leftovers {
                     "cleaned up the datapath of an earlier agent"
                 ),
                 Err(error) => {
-                    let how = self.command(&used);
+                    let how = self.advice(&used);
                     tracing::warn!(left = %used, error, how, "the datapath of an earlier agent cannot be cleaned up");
-                    problems.push(format!("datapath {used} still serves what it had: {error}; run `{how}`"));
+                    problems.push(format!("datapath {used} still serves what it had: {error}; {how}"));
                     self.left.push(used);
                 }
             }
@@ -60,16 +63,23 @@ impl Leftovers {
         if !record.used.contains(used) {
             return Ok(());
         }
-        let kind = used.kind().ok_or("this agent does not have that kind of datapath")?;
+        let kind = used.kind_among(&self.kinds).ok_or("this agent does not have that kind of datapath")?;
         let _owner = Owner::claim(kind).map_err(|error| lb_core::error::report(&error))?;
         kind.cleanup(used.pin_dir()).map_err(|error| error.report())?;
         Record::forget(self.state_dir.path(), used).map_err(|error| lb_core::error::report(&error))
     }
 
-    fn command(&self, used: &Used) -> String {
+    /// What a user can do. `lb cleanup` knows the kinds that are built in.
+    fn advice(&self, used: &Used) -> String {
+        if used.kind().is_none() {
+            return format!("run an agent that has the kind {}, and let it clean up", used.datapath);
+        }
         let pin_dir = used.pin_dir.as_ref().map(|path| format!(" --pin-dir {}", path.display())).unwrap_or_default();
         let (state_dir, socket) = (self.state_dir.path().display(), self.socket.display());
-        format!("lb cleanup --force --datapath {}{pin_dir} --state-dir {state_dir} --socket {socket}", used.datapath)
+        format!(
+            "run `lb cleanup --force --datapath {}{pin_dir} --state-dir {state_dir} --socket {socket}`",
+            used.datapath
+        )
     }
 }
 
@@ -87,9 +97,9 @@ mod tests {
         // A directory, but on no BPF file system.
         let pin_dir = directory.path().join("pins");
         std::fs::create_dir(&pin_dir).unwrap();
-        state_dir.begin(&Used::new(driver::EBPF, Some(&pin_dir))).unwrap();
-        let left = state_dir.begin(&Used::new(driver::MEMORY, None)).unwrap();
-        let mut leftovers = Leftovers::new(state_dir, "/s".into(), left);
+        state_dir.begin(&Used::new(driver::EBPF, Some(&pin_dir)), true).unwrap();
+        let left = state_dir.begin(&Used::new(driver::MEMORY, None), false).unwrap();
+        let mut leftovers = Leftovers::new(state_dir, "/s".into(), left, Vec::new());
         let problem = leftovers.clean(Instant::default()).unwrap();
         let command = format!("`lb cleanup --force --datapath ebpf --pin-dir {} ", pin_dir.display());
         assert!(problem.contains(&command) && problem.contains("BPF file system"), "{problem}");

@@ -75,7 +75,9 @@ impl Engine {
         on_ready: Box<dyn FnOnce() + Send>,
     ) -> Self {
         let capabilities = datapath.datapath().capabilities();
-        let settings = Settings::default().with_maglev(config.maglev);
+        // The source that comes first wins, by name and by address.
+        let rank = (0..).zip(sources.iter().rev()).map(|(rank, (name, _))| (name.clone(), rank));
+        let settings = Settings::default().with_maglev(config.maglev).with_priorities(rank);
         let mut reconciler = Reconciler::new(Model::new(settings, capabilities));
         // Node facts claim no address while there are no services, so they cannot be refused.
         let _ = reconciler.handle_change(Change::SetNode(config.node.clone()));

@@ -63,8 +63,13 @@ impl Notes {
     }
 
     pub(super) fn take_report(&mut self, source: &SourceName, report: Option<Arc<Report>>, changes: &[Change]) {
+        // First listings end together, with the news of the source that was the last.
+        for change in changes {
+            if let Change::InitDone(name) = change {
+                self.sources.iter_mut().filter(|notes| notes.name == *name).for_each(|notes| notes.listed = true);
+            }
+        }
         let Some(notes) = self.sources.iter_mut().find(|notes| notes.name == *source) else { return };
-        notes.listed |= changes.contains(&Change::InitDone(source.clone()));
         let Some(report) = report else { return };
         log_report(source, &notes.report, &report);
         notes.reads += 1;
@@ -74,13 +79,21 @@ impl Notes {
             several => Arc::new(joined(several.iter().map(|notes| &*notes.report))),
         };
     }
+
+    /// Why sources are rejected as a whole: each of them, by name if there are several.
+    pub(super) fn rejections(&self) -> impl Iterator<Item = String> {
+        let is_several = self.sources.len() > 1;
+        self.sources.iter().filter_map(move |notes| {
+            let error = notes.report.rejected.as_ref()?;
+            Some(if is_several { format!("source {}: {error}", notes.name) } else { error.to_string() })
+        })
+    }
 }
 
-/// What several sources did not take over.
+/// What several sources did not take over; who is rejected as a whole is asked of each.
 fn joined<'a>(reports: impl Iterator<Item = &'a Report>) -> Report {
     let mut all = Report::default();
     for report in reports {
-        all.rejected = all.rejected.or_else(|| report.rejected.clone());
         all.skipped.extend_from_slice(&report.skipped);
         all.unsupported.extend_from_slice(&report.unsupported);
         all.refused.extend_from_slice(&report.refused);
@@ -186,5 +199,45 @@ mod tests {
         let known = Reported::of(&before.unsupported);
         assert!(moved.unsupported.iter().all(|finding| known.has(finding)));
         assert!(!other.unsupported.iter().any(|finding| known.has(finding)));
+    }
+
+    fn of_sources(names: [&str; 2]) -> Notes {
+        let unread = |name: &str| SourceNotes {
+            name: SourceName(name.into()),
+            place: String::new(),
+            reads: 0,
+            listed: false,
+            report: Arc::default(),
+        };
+        Notes { sources: names.map(unread).into(), ..Notes::default() }
+    }
+
+    #[test]
+    fn first_listings_end_for_every_source_that_is_named() {
+        let mut notes = of_sources(["a", "b"]);
+        let (a, b) = (SourceName("a".into()), SourceName("b".into()));
+        notes.take_report(&b, None, &[Change::InitDone(a), Change::InitDone(b.clone())]);
+        assert!(notes.sources.iter().all(|notes| notes.listed));
+    }
+
+    #[test]
+    fn each_source_that_is_rejected_is_named() {
+        let rejected = || Manifests::new(SourceName("x".into())).update(Snapshot::parse("web.yaml", "{")).report;
+        let mut notes = of_sources(["a", "b"]);
+        notes.take_report(&SourceName("b".into()), Some(rejected()), &[]);
+        notes.take_report(&SourceName("a".into()), Some(rejected()), &[]);
+        let said: Vec<String> = notes.rejections().collect();
+        assert!(said[0].starts_with("source a: web.yaml:1:") && said[1].starts_with("source b: "), "{said:?}");
+    }
+
+    #[test]
+    fn a_condition_of_a_source_ends_alone() {
+        let mut notes = Notes::default();
+        let (a, b) = (SourceName("a".into()), SourceName("b".into()));
+        for source in [&a, &b] {
+            notes.set_source_problem(source.clone(), "Shadowed", Some("why".into()));
+        }
+        notes.set_source_problem(a, "Shadowed", None);
+        assert_eq!(notes.source_problems.keys().collect::<Vec<_>>(), [&(b, "Shadowed")]);
     }
 }

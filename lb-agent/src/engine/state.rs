@@ -237,6 +237,7 @@ impl AgentState {
             notes.problems.iter().map(|(kind, message)| Condition::new(kind, message)).collect();
         let of_sources = notes.source_problems.iter();
         conditions.extend(of_sources.map(|((_, kind), message)| Condition::new(kind, message)));
+        conditions.extend(notes.rejections().map(|error| Condition::new("ManifestsRejected", &error)));
         conditions.extend(usage_problem.map(|problem| Condition::new("UsageUnknown", &problem)));
         let (drift, drift_conditions) = self.drift_status();
         conditions.extend(drift_conditions);

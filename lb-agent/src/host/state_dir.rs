@@ -86,7 +86,14 @@ impl Used {
     /// The kind, if it is built in.
     #[must_use]
     pub fn kind(&self) -> Option<DatapathKind> {
-        driver::find(&self.datapath)
+        self.kind_among(&[])
+    }
+
+    /// The kind, if it is one of these or built in.
+    #[must_use]
+    pub fn kind_among(&self, kinds: &[DatapathKind]) -> Option<DatapathKind> {
+        let own = kinds.iter().copied().find(|kind| kind.name() == self.datapath);
+        own.or_else(|| driver::find(&self.datapath))
     }
 
     /// With the place that an earlier version left out.
@@ -185,10 +192,11 @@ impl StateDir {
     pub fn open<T, E: From<StateDirError>>(
         &self,
         used: &Used,
+        leaves_something: bool,
         open: impl FnOnce() -> Result<T, E>,
     ) -> Result<(T, Vec<Used>), E> {
         let before = Record::read(&self.directory)?;
-        let others = self.begin(used)?;
+        let others = self.begin(used, leaves_something)?;
         let opened = open();
         if opened.is_err() && !before.used.contains(used) {
             self.withdraw(used);
@@ -204,11 +212,10 @@ impl StateDir {
         }
     }
 
-    /// Remembers that `used` is about to be used, and gives the others that were left.
-    pub(crate) fn begin(&self, used: &Used) -> Result<Vec<Used>, StateDirError> {
+    /// Remembers that `used` is about to be used, if it leaves something in the kernel, and gives the others that were left.
+    pub(crate) fn begin(&self, used: &Used, leaves_something: bool) -> Result<Vec<Used>, StateDirError> {
         let mut record = Record::read(&self.directory)?;
         let others = record.used.iter().filter(|other| *other != used).cloned().collect();
-        let leaves_something = used.kind().is_none_or(|kind| kind.carries_packets());
         if leaves_something && record.used.insert(used.clone()) {
             record.write(&self.directory)?;
         }
@@ -239,14 +246,14 @@ mod tests {
         let parent = tempfile::tempdir().unwrap();
         let state_dir = StateDir::claim(parent.path()).unwrap();
         let nftables = Used::new(driver::NFTABLES, None);
-        assert_eq!(state_dir.begin(&ebpf("/a")).unwrap(), []);
-        assert_eq!(state_dir.begin(&ebpf("/a")).unwrap(), []);
-        assert_eq!(state_dir.begin(&ebpf("/b")).unwrap(), [ebpf("/a")]);
-        assert_eq!(state_dir.begin(&nftables).unwrap(), [ebpf("/a"), ebpf("/b")]);
+        assert_eq!(state_dir.begin(&ebpf("/a"), true).unwrap(), []);
+        assert_eq!(state_dir.begin(&ebpf("/a"), true).unwrap(), []);
+        assert_eq!(state_dir.begin(&ebpf("/b"), true).unwrap(), [ebpf("/a")]);
+        assert_eq!(state_dir.begin(&nftables, true).unwrap(), [ebpf("/a"), ebpf("/b")]);
         Record::forget(parent.path(), &ebpf("/a")).unwrap();
-        assert_eq!(state_dir.begin(&nftables).unwrap(), [ebpf("/b")]);
+        assert_eq!(state_dir.begin(&nftables, true).unwrap(), [ebpf("/b")]);
         let memory = Used::new(driver::MEMORY, None);
-        assert_eq!(state_dir.begin(&memory).unwrap(), [ebpf("/b"), nftables.clone()]);
+        assert_eq!(state_dir.begin(&memory, false).unwrap(), [ebpf("/b"), nftables.clone()]);
         assert_eq!(Record::read(parent.path()).unwrap().used, [ebpf("/b"), nftables].into());
     }
 
@@ -256,7 +263,7 @@ mod tests {
         let state_dir = StateDir::claim(parent.path()).unwrap();
         let remembered = || Record::read(parent.path()).unwrap().used;
         let open = |used: &Used, succeeds: bool| {
-            let opened = state_dir.open(used, || {
+            let opened = state_dir.open(used, true, || {
                 assert!(remembered().contains(used), "a crash from here on must not leave it forgotten");
                 if succeeds { Ok(()) } else { Err(StateDirError::InUse { directory: "/x".into() }) }
             });

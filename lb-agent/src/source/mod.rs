@@ -3,7 +3,8 @@
 //! A [`Source`] has a first listing, says what changes, and is told which addresses its services were granted. A
 //! directory of manifests is one ([`ManifestDirectory`]); a Kubernetes API or a stream of your own is another. An agent has
 //! any number of them, in an order: of two objects with one name, the one of the first source is served, and the
-//! condition `Shadowed` names the others.
+//! condition `Shadowed` names the others. Of two services that claim one address, that of the first source gets it.
+//! Endpoint slices join the service of their name, whichever source either comes from.
 //!
 //! ```
 //! use std::sync::mpsc::{Receiver, TryRecvError};
@@ -41,6 +42,7 @@
 //! ```
 
 pub(crate) mod directory;
+mod listing;
 mod precedence;
 mod sources;
 mod waker;
@@ -84,18 +86,19 @@ pub trait Source: Send {
     ///
     /// Changes come in an order in which the model takes them without a conflict over an address. The last change of
     /// the first listing is [`Change::InitDone`] with its [name](Self::name); until every source has said it, nothing is
-    /// programmed. The agent itself says [`Change::InitStart`].
+    /// programmed. The agent itself says [`Change::InitStart`]. There is no second listing: a source that has to list
+    /// anew, after it lost its server, say, compares with what it said before and says the difference.
     fn poll(&mut self) -> News;
 
-    /// Services get these addresses in place of those that their statuses name. Returns the changes that this makes, in the
-    /// same order as those of [`poll`](Self::poll). Services of other sources are passed over.
+    /// Services of this source get these addresses in place of those that their statuses name. Returns the changes that
+    /// this makes, in the same order as those of [`poll`](Self::poll). A service that it does not have is passed over.
     ///
     /// What is granted is in the ledger already. A source keeps it in mind: a service that changes later has the same
     /// addresses until it is granted others.
     fn grant(&mut self, grants: &[Grant]) -> Vec<Change>;
 
-    /// What services have of pools, to be written back to where they come from. Services of other sources are passed over.
-    /// Default: it is written nowhere, as for a directory.
+    /// What its services have of pools, to be written back to where they come from. Each status is said once: a source that
+    /// cannot write it keeps it and tries again. Default: it is written nowhere, as for a directory.
     fn publish(&mut self, statuses: &[(ServiceName, Status)]) {
         let _ = statuses;
     }

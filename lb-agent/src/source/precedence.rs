@@ -35,13 +35,75 @@ pub(super) struct Effective {
     pub(super) edits: Vec<Edit>,
 }
 
+/// What an object is known by.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Key {
+    Service(ServiceName),
+    Slice(SliceName),
+    Pool(PoolName),
+}
+
+impl Key {
+    fn of_change(change: &Change) -> Option<Self> {
+        match change {
+            Change::UpsertService(service) => Some(Self::Service(service.name.clone())),
+            Change::RemoveService(name) => Some(Self::Service(name.clone())),
+            Change::ReplaceEndpoints(slice) => Some(Self::Slice(slice.name.clone())),
+            Change::RemoveEndpoints(name) => Some(Self::Slice(name.clone())),
+            _ => None,
+        }
+    }
+
+    fn of_edit(edit: &Edit) -> Option<Self> {
+        match edit {
+            Edit::UpsertPool(pool) => Some(Self::Pool(pool.name.clone())),
+            Edit::RemovePool(name) => Some(Self::Pool(name.clone())),
+            Edit::UpsertService(request) => Some(Self::Service(request.service.clone())),
+            Edit::KeepService(name) | Edit::RemoveService(name) => Some(Self::Service(name.clone())),
+            _ => None,
+        }
+    }
+}
+
 impl Precedence {
-    /// Takes what one source says, and returns what follows for the model and the allocator, in the same order.
+    /// Takes what one source says, and returns what follows for the model and the allocator.
+    ///
+    /// What a source says of its own objects passes unchanged and in order. An object that changes its source by this is said
+    /// once, as the new source has it: with its request, since addresses have to be granted to another source now.
     pub(super) fn take(&mut self, source: usize, changes: Vec<Change>, edits: Vec<Edit>) -> Effective {
+        let keys = changes.iter().filter_map(Key::of_change).chain(edits.iter().filter_map(Key::of_edit));
+        let mut before: BTreeMap<Key, Option<usize>> = keys.map(|key| (key, None)).collect();
+        before.iter_mut().for_each(|(key, owner)| *owner = self.owner(key));
+        changes.iter().for_each(|change| self.note_change(source, change));
+        edits.iter().for_each(|edit| self.note_edit(source, edit));
+
+        let moved = before.iter().filter(|(key, owner)| self.owner(key) != **owner).map(|(key, _)| key);
+        // What goes makes room for what comes.
+        let (gone, come): (Vec<&Key>, Vec<&Key>) = moved.partition(|key| self.owner(key).is_none());
+        let passes = |key: Option<Key>| match key {
+            Some(key) => before.get(&key) == Some(&Some(source)) && self.owner(&key) == Some(source),
+            None => true,
+        };
         let mut effective = Effective::default();
-        edits.into_iter().for_each(|edit| self.take_edit(source, edit, &mut effective));
-        changes.into_iter().for_each(|change| self.take_change(source, change, &mut effective));
+        gone.into_iter().for_each(|key| self.say(key, true, &mut effective));
+        effective.edits.extend(edits.into_iter().filter(|edit| passes(Key::of_edit(edit))));
+        effective.changes.extend(changes.into_iter().filter(|change| passes(Key::of_change(change))));
+        come.into_iter().for_each(|key| self.say(key, before[key].is_some(), &mut effective));
         effective
+    }
+
+    /// The source whose object of this name counts.
+    fn owner(&self, key: &Key) -> Option<usize> {
+        match key {
+            Key::Service(name) => self.services.owner(name),
+            Key::Slice(name) => self.slices.owner(name),
+            Key::Pool(name) => self.pools.owner(name),
+        }
+    }
+
+    /// The source whose service of this name counts: the one that is to be granted its addresses.
+    pub(super) fn owner_of_service(&self, name: &ServiceName) -> Option<usize> {
+        self.services.owner(name)
     }
 
     /// Objects that are not served because an earlier source has one of the same name, by source.
@@ -56,76 +118,54 @@ impl Precedence {
         shadowed
     }
 
-    fn take_change(&mut self, source: usize, change: Change, effective: &mut Effective) {
+    fn note_change(&mut self, source: usize, change: &Change) {
         match change {
             Change::UpsertService(service) => {
-                let name = service.name.clone();
-                self.declare(source, name, effective, |declared| declared.service = Some(service));
+                self.declare(source, &service.name, |declared| declared.service = Some(service.clone()));
             }
-            Change::RemoveService(name) => {
-                self.declare(source, name, effective, |declared| declared.service = None);
-            }
-            Change::ReplaceEndpoints(slice) => {
-                let name = slice.name.clone();
-                if let Some((_, Some(slice))) = self.slices.set(source, name, Some(slice)) {
-                    effective.changes.push(Change::ReplaceEndpoints(slice));
-                }
-            }
-            Change::RemoveEndpoints(name) => match self.slices.set(source, name.clone(), None) {
-                Some((_, Some(slice))) => effective.changes.push(Change::ReplaceEndpoints(slice)),
-                Some((_, None)) => effective.changes.push(Change::RemoveEndpoints(name)),
-                None => {}
-            },
-            other => effective.changes.push(other),
+            Change::RemoveService(name) => self.declare(source, name, |declared| declared.service = None),
+            Change::ReplaceEndpoints(slice) => self.slices.set(source, &slice.name, Some(slice.clone())),
+            Change::RemoveEndpoints(name) => self.slices.set(source, name, None),
+            _ => {}
         }
     }
 
-    fn take_edit(&mut self, source: usize, edit: Edit, effective: &mut Effective) {
+    fn note_edit(&mut self, source: usize, edit: &Edit) {
         match edit {
-            Edit::UpsertPool(pool) => {
-                let name = pool.name.clone();
-                if let Some((_, Some(pool))) = self.pools.set(source, name, Some(pool)) {
-                    effective.edits.push(Edit::UpsertPool(pool));
-                }
+            Edit::UpsertPool(pool) => self.pools.set(source, &pool.name, Some(pool.clone())),
+            Edit::RemovePool(name) => self.pools.set(source, name, None),
+            Edit::UpsertService(request) => {
+                self.declare(source, &request.service, |declared| declared.request = Some(edit.clone()));
             }
-            Edit::RemovePool(name) => match self.pools.set(source, name.clone(), None) {
-                Some((_, Some(pool))) => effective.edits.push(Edit::UpsertPool(pool)),
-                Some((_, None)) => effective.edits.push(Edit::RemovePool(name)),
-                None => {}
-            },
-            Edit::UpsertService(ref request) => {
-                let name = request.service.clone();
-                self.declare(source, name, effective, |declared| declared.request = Some(edit));
-            }
-            Edit::KeepService(ref name) => {
-                let name = name.clone();
-                self.declare(source, name, effective, |declared| declared.request = Some(edit));
-            }
-            Edit::RemoveService(name) => {
-                self.declare(source, name, effective, |declared| declared.request = None);
-            }
-            other => effective.edits.push(other),
+            Edit::KeepService(name) => self.declare(source, name, |declared| declared.request = Some(edit.clone())),
+            Edit::RemoveService(name) => self.declare(source, name, |declared| declared.request = None),
+            _ => {}
         }
     }
 
-    /// Changes what a source has of a service. Says only what differs from before.
-    fn declare(
-        &mut self,
-        source: usize,
-        name: ServiceName,
-        effective: &mut Effective,
-        change: impl FnOnce(&mut Declared),
-    ) {
-        let mut declared = self.services.of(source, &name).cloned().unwrap_or_default();
+    fn declare(&mut self, source: usize, name: &ServiceName, change: impl FnOnce(&mut Declared)) {
+        let mut declared = self.services.of(source, name).cloned().unwrap_or_default();
         change(&mut declared);
-        let declared = Some(declared).filter(|declared| *declared != Declared::default());
-        let Some((before, after)) = self.services.set(source, name.clone(), declared) else { return };
-        let (before, after) = (before.unwrap_or_default(), after.unwrap_or_default());
-        if before.request != after.request {
-            effective.edits.push(after.request.unwrap_or_else(|| Edit::RemoveService(name.clone())));
-        }
-        if before.service != after.service {
-            effective.changes.push(after.service.map_or(Change::RemoveService(name), Change::UpsertService));
+        self.services.set(source, name, Some(declared).filter(|declared| *declared != Declared::default()));
+    }
+
+    /// Says what an object is now that another source has it, or none. `was_there` is false for a new one.
+    fn say(&self, key: &Key, was_there: bool, effective: &mut Effective) {
+        match key {
+            Key::Service(name) => {
+                let Declared { service, request } = self.services.effective(name).cloned().unwrap_or_default();
+                let withdrawn = was_there.then(|| Edit::RemoveService(name.clone()));
+                effective.edits.extend(request.or(withdrawn));
+                effective.changes.push(service.map_or(Change::RemoveService(name.clone()), Change::UpsertService));
+            }
+            Key::Slice(name) => {
+                let slice = self.slices.effective(name).cloned();
+                effective.changes.push(slice.map_or(Change::RemoveEndpoints(name.clone()), Change::ReplaceEndpoints));
+            }
+            Key::Pool(name) => {
+                let pool = self.pools.effective(name).cloned();
+                effective.edits.push(pool.map_or(Edit::RemovePool(name.clone()), Edit::UpsertPool));
+            }
         }
     }
 }
@@ -144,29 +184,34 @@ impl<K, V> Default for Table<K, V> {
     }
 }
 
-impl<K: Clone + Ord, V: Clone + PartialEq> Table<K, V> {
+impl<K: Clone + Ord, V> Table<K, V> {
     fn of(&self, source: usize, name: &K) -> Option<&V> {
         self.objects.get(name)?.get(&source)
     }
 
-    /// Sets or removes what a source has. What counted before and what counts now, unless that is the same.
-    fn set(&mut self, source: usize, name: K, value: Option<V>) -> Option<(Option<V>, Option<V>)> {
+    fn owner(&self, name: &K) -> Option<usize> {
+        self.objects.get(name)?.keys().next().copied()
+    }
+
+    fn effective(&self, name: &K) -> Option<&V> {
+        self.objects.get(name)?.values().next()
+    }
+
+    /// Sets or removes what a source has.
+    fn set(&mut self, source: usize, name: &K, value: Option<V>) {
         let of_name = self.objects.entry(name.clone()).or_default();
-        let before = of_name.values().next().cloned();
         match value {
             Some(value) => drop(of_name.insert(source, value)),
             None => drop(of_name.remove(&source)),
         }
-        let after = of_name.values().next().cloned();
         if of_name.len() > 1 {
-            self.several.insert(name);
+            self.several.insert(name.clone());
         } else {
-            self.several.remove(&name);
+            self.several.remove(name);
             if of_name.is_empty() {
-                self.objects.remove(&name);
+                self.objects.remove(name);
             }
         }
-        (before != after).then_some((before, after))
     }
 
     /// Names and sources that do not count.
@@ -215,7 +260,20 @@ mod tests {
         let of_other = all.take(1, vec![service("10.96.0.2")], vec![request.clone()]);
         assert_eq!(of_other, Effective::default(), "addresses would reach the other source's service");
         let taken_over = all.take(0, vec![gone()], Vec::new());
-        assert_eq!(taken_over, Effective { changes: vec![service("10.96.0.2")], edits: vec![request] });
+        assert_eq!(taken_over, Effective { changes: vec![service("10.96.0.2")], edits: vec![request.clone()] });
+        let equal = all.take(0, vec![service("10.96.0.1")], vec![request.clone()]);
+        let again = Effective { changes: vec![service("10.96.0.1")], edits: vec![request] };
+        assert_eq!(equal, again, "the other source has to be granted the addresses, though the request is the same");
+        assert_eq!(all.owner_of_service(&ServiceName::new("default", "web")), Some(0));
+    }
+
+    #[test]
+    fn what_a_source_says_of_its_own_objects_passes_in_order() {
+        let mut all = Precedence::default();
+        let swap = vec![service("10.96.0.1"), gone(), service("10.96.0.2")];
+        assert_eq!(all.take(0, swap, Vec::new()).changes, [service("10.96.0.2")], "a new object is said once");
+        let swap = vec![service("10.96.0.3"), service("10.96.0.1")];
+        assert_eq!(all.take(0, swap.clone(), Vec::new()).changes, swap, "such as two that swap their addresses");
     }
 
     #[test]

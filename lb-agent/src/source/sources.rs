@@ -7,7 +7,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         mpsc::{self, Sender},
     },
-    thread,
+    thread::{self, JoinHandle},
     time::Duration,
 };
 
@@ -19,7 +19,8 @@ use lb_ipam::{Edit, PoolName, Timestamp};
 use lb_k8s::Report;
 
 use super::{
-    News, Preview, Source, SourceError, Waker,
+    Grant, News, Preview, Source, SourceError, Waker,
+    listing::FirstListings,
     precedence::{Effective, Precedence},
     waker::Bell,
 };
@@ -65,7 +66,7 @@ struct Following {
     /// Sources whose first listing is not complete.
     listing: BTreeSet<usize>,
     /// Changes of first listings, which wait for each other: until all are known, nobody can say who gets an address.
-    held_back: Vec<Change>,
+    first: FirstListings,
     /// Only of several sources; one has nobody to compete with.
     precedence: Option<Precedence>,
 }
@@ -82,7 +83,7 @@ impl Sources {
         let names: Vec<SourceName> = sources.iter().map(|source| source.name()).collect();
         let following = Following {
             listing: (0..sources.len()).collect(),
-            held_back: Vec::new(),
+            first: FirstListings::default(),
             precedence: (sources.len() > 1).then(Precedence::default),
             sources,
             names,
@@ -109,13 +110,14 @@ impl Sources {
     }
 
     /// Brings news to the engine, on a thread of its own, until nobody takes it or [`close`](Self::close).
-    pub(crate) fn follow(self: &Arc<Self>, events: Sender<Event>) -> io::Result<()> {
+    pub(crate) fn follow(self: &Arc<Self>, events: Sender<Event>) -> io::Result<JoinHandle<()>> {
         let sources = Arc::clone(self);
         let follow = move || {
+            let _last_words = LastWords { sources: &sources, events: &events };
             while !sources.bell.is_closed() && sources.step(sources.bell.wait(sources.patience()), &events) {}
             sources.close();
         };
-        thread::Builder::new().name("sources".into()).spawn(follow).map(drop)
+        thread::Builder::new().name("sources".into()).spawn(follow)
     }
 
     /// Ends the thread that follows; sources learn it when they wake it.
@@ -182,19 +184,17 @@ impl Sources {
             }
             return changes;
         }
-        let is_done = changes.iter().any(|change| matches!(change, Change::InitDone(_)));
-        following.held_back.append(&mut changes);
-        if is_done {
+        if changes.iter().any(|change| matches!(change, Change::InitDone(_))) {
             following.listing.remove(&index);
         }
+        following.first.add(changes);
         if !following.listing.is_empty() {
             return Vec::new();
         }
         let settled = allocation.settle_first(now);
         drop(allocation);
-        let mut changes = std::mem::take(&mut following.held_back);
-        put_first(&mut changes, following.carry_out(&settled));
-        changes
+        let granted = following.carry_out(&settled);
+        following.first.finish(granted)
     }
 
     /// What would happen if these manifests joined the first source that holds manifests, and these pools went.
@@ -228,27 +228,39 @@ impl Sources {
 
 impl Following {
     /// What counts of what a source says.
-    fn effective(&mut self, index: usize, mut changes: Vec<Change>, edits: Vec<Edit>) -> Effective {
-        // The engine has said it for every source.
-        changes.retain(|change| !matches!(change, Change::InitStart(_)));
-        match &mut self.precedence {
+    fn effective(&mut self, index: usize, changes: Vec<Change>, edits: Vec<Edit>) -> Effective {
+        // The engine has said `InitStart` for every source. The end of a listing comes last, under the name of the source.
+        let is_marker = |change: &Change| matches!(change, Change::InitStart(_) | Change::InitDone(_));
+        let is_done = changes.iter().any(|change| matches!(change, Change::InitDone(_)));
+        let changes: Vec<Change> = changes.into_iter().filter(|change| !is_marker(change)).collect();
+        let mut effective = match &mut self.precedence {
             Some(precedence) => precedence.take(index, changes, edits),
             None => Effective { changes, edits },
-        }
+        };
+        effective.changes.extend(is_done.then(|| Change::InitDone(self.names[index].clone())));
+        effective
     }
 
-    /// Tells every source what its services get, and returns the changes that this makes.
+    /// Tells every source what its services get, and returns the changes that this makes. A source does not hear of services
+    /// that another source has: it would take their addresses for those of its own object.
     fn carry_out(&mut self, settled: &Settled) -> Vec<Change> {
         let mut all = Vec::new();
         for index in 0..self.sources.len() {
+            let grants: Vec<Grant> = settled.grants.iter().filter(|it| self.has(index, &it.service)).cloned().collect();
+            let statuses: Vec<_> = settled.statuses.iter().filter(|(name, _)| self.has(index, name)).cloned().collect();
             let source = &mut self.sources[index];
-            let changes = source.grant(&settled.grants);
-            if !settled.statuses.is_empty() {
-                source.publish(&settled.statuses);
+            let changes = source.grant(&grants);
+            if !statuses.is_empty() {
+                source.publish(&statuses);
             }
             all.extend(self.effective(index, changes, Vec::new()).changes);
         }
         all
+    }
+
+    /// Whether the service of this name is that of this source, as far as it is known.
+    fn has(&self, index: usize, service: &ServiceName) -> bool {
+        self.precedence.as_ref().is_none_or(|it| it.owner_of_service(service) == Some(index))
     }
 
     /// Conditions that name objects which are not served because a source before theirs has one of the same name.
@@ -275,6 +287,26 @@ fn shadowed_by_name(source: &SourceName, objects: &[String]) -> String {
     )
 }
 
+/// Says so if a source panics, since the thread ends with it.
+struct LastWords<'a> {
+    sources: &'a Sources,
+    events: &'a Sender<Event>,
+}
+
+impl Drop for LastWords<'_> {
+    fn drop(&mut self) {
+        if !thread::panicking() {
+            return;
+        }
+        let Some(source) = self.sources.following().names.first().cloned() else { return };
+        let problem = "a source panicked, and no source is followed any more: start the agent again".to_owned();
+        let conditions = vec![(source.clone(), "SourcesNotFollowed", Some(problem))];
+        let last = Delivery { source, changes: Vec::new(), report: None, conditions, _accepted: None };
+        // Nobody listens when the agent is on its way out already.
+        drop(self.events.send(Event::News(last)));
+    }
+}
+
 /// Waits until the engine has taken the news; false if it never will.
 fn deliver(delivery: Delivery, events: &Sender<Event>) -> bool {
     let (accepted, taken) = mpsc::channel();
@@ -282,21 +314,6 @@ fn deliver(delivery: Delivery, events: &Sender<Event>) -> bool {
     // Nothing is ever sent: the other end is dropped.
     let _ = taken.recv();
     is_sent
-}
-
-/// At a start nobody has anything yet, and the first to name an address has it: that is who the ledger says holds it, and
-/// not who names it in a manifest.
-fn put_first(changes: &mut Vec<Change>, granted: Vec<Change>) {
-    let names: BTreeSet<&ServiceName> = granted.iter().filter_map(upserted).collect();
-    changes.retain(|change| upserted(change).is_none_or(|name| !names.contains(name)));
-    changes.splice(0..0, granted);
-}
-
-fn upserted(change: &Change) -> Option<&ServiceName> {
-    match change {
-        Change::UpsertService(service) => Some(&service.name),
-        _ => None,
-    }
 }
 
 #[cfg(test)]

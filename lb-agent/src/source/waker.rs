@@ -23,6 +23,12 @@ impl Waker {
         self.bell.ring(self.source)
     }
 
+    /// Whether the agent is gone: nobody will ever poll.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.bell.is_closed()
+    }
+
     /// A waker for tests of sources, and what waits for it: it returns whether the source woke within a time.
     pub fn detached() -> (Self, impl FnMut(Duration) -> bool) {
         let bell = Arc::new(Bell::default());

@@ -35,7 +35,6 @@ pub struct ManifestDirectory {
     manifests: Manifests,
     /// What the thread that watches found, and has not been read.
     unread: Arc<Mutex<Unread>>,
-    was_rejected: bool,
 }
 
 impl fmt::Debug for ManifestDirectory {
@@ -61,7 +60,6 @@ impl ManifestDirectory {
             name,
             directory: directory.into(),
             unread: Arc::new(Mutex::new(Unread { look: Some(Look::Everywhere), conditions: Vec::new() })),
-            was_rejected: false,
         }
     }
 
@@ -71,7 +69,7 @@ impl ManifestDirectory {
                 let files: Vec<_> = names.iter().map(|name| self.directory.join(name)).collect();
                 self.manifests.reload_files(&files)
             }
-            Look::Everywhere | Look::Unasked => self.manifests.reload(&[&self.directory]),
+            Look::Everywhere => self.manifests.reload(&[&self.directory]),
         }
     }
 }
@@ -100,9 +98,8 @@ impl Source for ManifestDirectory {
         let Unread { look, conditions } = std::mem::take(&mut *lock(&self.unread));
         let Some(look) = look else { return News { conditions, ..News::default() } };
         let Batch { changes, edits, report } = self.read(&look);
-        let is_news = !changes.is_empty() || report.rejected.is_some() != self.was_rejected;
-        self.was_rejected = report.rejected.is_some();
-        let report = (is_news || look != Look::Unasked).then_some(report);
+        // Only what differs from before is logged, so that it may be said again.
+        let report = Some(report);
         News { changes, edits, report, conditions }
     }
 
@@ -185,6 +182,9 @@ impl Follower {
         self.watch.restart()?;
         let mut gone = false;
         while let Err(error) = self.watch.add(&self.directory) {
+            if self.waker.is_closed() {
+                return Ok(());
+            }
             if !std::mem::replace(&mut gone, true) {
                 let directory = self.directory.display();
                 let problem = format!("{directory} cannot be read ({error}): the last good state stays");

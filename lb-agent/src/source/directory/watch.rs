@@ -49,8 +49,6 @@ pub(super) enum Look {
     At(BTreeSet<OsString>),
     /// Whatever has changed.
     Everywhere,
-    /// The same, although nothing was heard.
-    Unasked,
 }
 
 impl Look {
@@ -61,7 +59,6 @@ impl Look {
                 names.extend(more);
                 Self::At(names)
             }
-            (Self::Unasked, Self::Unasked) => Self::Unasked,
             _ => Self::Everywhere,
         }
     }
@@ -126,7 +123,7 @@ impl Watch {
                 if Instant::now() < self.silent_until {
                     continue;
                 }
-                return Ok(Heard::Other(Look::Unasked));
+                return Ok(Heard::Other(Look::Everywhere));
             }
             let mut found = self.take()?;
             let mut look = what_to_look_at(&found, directory);
@@ -305,8 +302,7 @@ mod tests {
     fn what_was_found_twice_is_read_once() {
         let at = |names: &[&str]| Look::At(names.iter().map(|name| (*name).into()).collect());
         assert_eq!(at(&["a"]).and(at(&["b", "a"])), at(&["a", "b"]));
-        assert_eq!(Look::Unasked.and(Look::Unasked), Look::Unasked);
-        assert_eq!(at(&["a"]).and(Look::Unasked), Look::Everywhere);
+        assert_eq!(at(&["a"]).and(Look::Everywhere), Look::Everywhere);
         let many: BTreeSet<OsString> = (0..MAX_COLLECTED).map(|n| n.to_string().into()).collect();
         assert_eq!(Look::At(many).and(at(&["a"])), Look::Everywhere);
     }

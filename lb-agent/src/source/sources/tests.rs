@@ -125,7 +125,7 @@ fn first_listings_wait_for_each_other() {
     let ends = [a.done(), b.done()];
     assert!(ends.iter().all(|end| second.changes.contains(end)), "{:?}", second.changes);
     let published = |script: &Script| script.published.lock().unwrap().len();
-    assert_eq!((published(&a), published(&b)), (2, 2), "each picks its own");
+    assert_eq!((published(&a), published(&b)), (1, 1), "each hears of its own services");
 }
 
 #[test]
@@ -168,6 +168,35 @@ fn what_is_shadowed_is_named_until_it_is_not() {
     let gone = all.poll(0).unwrap();
     assert!(shadowed(&gone).iter().all(|(_, message)| message.is_none()), "it ends for the other source");
     assert_eq!(gone.changes, [service("web", &["198.51.100.2"])]);
+}
+
+#[test]
+fn a_service_of_two_sources_is_there_whoever_lists_first() {
+    let (a, b) = (Script::new("a"), Script::new("b"));
+    let (all, _state) = sources(&[a.clone(), b.clone()]);
+    b.says(vec![service("web", &[]), b.done()], vec![request("web")]);
+    assert_eq!(set(&all.poll(1).unwrap()), []);
+    a.says(vec![service("web", &["198.51.100.1"]), a.done()], vec![pool(), request("web")]);
+    let last = all.poll(0).unwrap();
+    assert_eq!(set(&last), [("web".to_owned(), ips(&["192.0.2.0"]))]);
+    assert!(!last.changes.contains(&Change::RemoveService(name("web"))), "{:?}", last.changes);
+    assert_eq!((a.published.lock().unwrap().len(), b.published.lock().unwrap().len()), (1, 0), "b's is another one");
+}
+
+#[test]
+fn a_service_that_changes_its_source_keeps_its_address() {
+    let (a, b) = (Script::new("a"), Script::new("b"));
+    let (all, _state) = sources(&[a.clone(), b.clone()]);
+    a.says(vec![a.done()], Vec::new());
+    b.says(vec![service("web", &[]), b.done()], vec![pool(), request("web")]);
+    all.poll(0).unwrap();
+    let granted = [("web".to_owned(), ips(&["192.0.2.0"]))];
+    assert_eq!(set(&all.poll(1).unwrap()), granted);
+    a.says(vec![service("web", &[])], vec![request("web")]);
+    let taken_over = all.poll(0).unwrap();
+    assert_eq!(set(&taken_over).last(), granted.last(), "the request is the same, and so is the address");
+    a.says(vec![Change::RemoveService(name("web"))], vec![Edit::RemoveService(name("web"))]);
+    assert_eq!(set(&all.poll(0).unwrap()).last(), granted.last());
 }
 
 #[test]
