@@ -421,7 +421,7 @@ fn who_may_not_look_at_the_socket_is_told_so() {
     let directory = tempfile::tempdir().unwrap();
     fs::set_permissions(directory.path(), Permissions::from_mode(0o755)).unwrap();
     let program = directory.path().join("lb");
-    fs::copy(env!("CARGO_BIN_EXE_lb"), &program).unwrap();
+    lb_testkit::copy_program(env!("CARGO_BIN_EXE_lb").as_ref(), &program).unwrap();
     for arguments in [&["status"][..], &["cleanup", "--datapath", "memory"]] {
         let mut command = Command::new(&program);
         command.args(arguments).arg("--socket").arg(run.join("lb.sock"));

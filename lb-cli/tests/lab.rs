@@ -166,7 +166,7 @@ struct Copied {
 impl Copied {
     fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
-        fs::copy(env!("CARGO_BIN_EXE_lb"), directory.path().join("lb")).unwrap();
+        lb_testkit::copy_program(env!("CARGO_BIN_EXE_lb").as_ref(), &directory.path().join("lb")).unwrap();
         fs::set_permissions(directory.path(), PermissionsExt::from_mode(0o755)).unwrap();
         Self { directory }
     }

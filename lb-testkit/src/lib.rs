@@ -35,11 +35,13 @@
 pub mod conformance;
 mod error;
 pub mod lab;
+mod program;
 pub mod traffic;
 mod worker;
 pub mod worlds;
 
 pub use error::{LabError, report};
+pub use program::copy_program;
 pub use worker::run_if_worker;
 
 /// The example of the README compiles and runs.

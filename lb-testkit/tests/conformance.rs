@@ -103,7 +103,7 @@ fn without_root() -> Result<(), Failed> {
     let directory = tempfile::tempdir()?;
     fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755))?;
     let program = directory.path().join("conformance");
-    fs::copy("/proc/self/exe", &program)?;
+    lb_testkit::copy_program(&std::env::current_exe()?, &program)?;
     let mut command = Command::new(program);
     command
         .args(["--test-threads", "2", "--skip", "offload_off"])
