@@ -59,12 +59,12 @@ fn main() -> ExitCode {
 
 fn open_ebpf(node: Node<'_>) -> Result<Box<dyn Datapath>, DatapathError> {
     let pin_dir = node.pin_dir().expect("there is a BPF file system");
-    let uplink_devices = vec![node.uplink().to_owned()];
-    Ok(Box::new(EbpfDatapath::open(EbpfConfig { pin_dir, uplink_devices, ..EbpfConfig::new(node.cgroup()) })?))
+    let config = EbpfConfig::new(node.cgroup()).with_pin_dir(pin_dir).with_uplink_devices([node.uplink()]);
+    Ok(Box::new(EbpfDatapath::open(config)?))
 }
 
 fn open_iptables(variant: Variant) -> Result<Box<dyn Datapath>, DatapathError> {
-    Ok(Box::new(IptablesDatapath::open(&IptablesConfig { variant, ..IptablesConfig::default() })?))
+    Ok(Box::new(IptablesDatapath::open(&IptablesConfig::default().with_variant(variant))?))
 }
 
 /// Question: what does the first plan cost, and how does that grow? Baseline: 10 services; the other datapaths.

@@ -4,8 +4,6 @@
 //! the network namespace that it runs in, and removes everything again:
 //! `unshare --net target/debug/examples/embed nftables`.
 
-use std::path::PathBuf;
-
 use lb_core::{
     addr::Protocol,
     datapath::Datapath,
@@ -61,10 +59,10 @@ fn open(kind: &str) -> Result<Box<dyn Datapath>, Box<dyn std::error::Error>> {
         "memory" => Box::new(MemoryDatapath::default()),
         "nftables" => Box::new(NftablesDatapath::open(&NftablesConfig::default())?),
         "iptables" => Box::new(IptablesDatapath::open(&IptablesConfig::default())?),
-        "ebpf" => Box::new(EbpfDatapath::open(EbpfConfig {
-            pin_dir: PathBuf::from("/sys/fs/bpf/lb-example"),
-            ..EbpfConfig::new(std::env::args().nth(2).ok_or("which cgroup? embed ebpf /sys/fs/cgroup/…")?)
-        })?),
+        "ebpf" => Box::new(EbpfDatapath::open(
+            EbpfConfig::new(std::env::args().nth(2).ok_or("which cgroup? embed ebpf /sys/fs/cgroup/…")?)
+                .with_pin_dir("/sys/fs/bpf/lb-example"),
+        )?),
         other => return Err(format!("datapath `{other}` is not one of memory, nftables, iptables, ebpf").into()),
     })
 }

@@ -11,12 +11,11 @@ fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     lb_testkit::run_if_worker();
     let scene = Scene::new("kube-proxy-replacement").map_err(|error| error.to_string())?;
     let mut datapath = scene.program(|node| {
-        Ok(EbpfDatapath::open(EbpfConfig {
-            pin_dir: node.pin_dir()?,
-            pod_devices: node.pod_devices(),
-            uplink_devices: vec![node.uplink().into()],
-            ..EbpfConfig::new(node.cgroup())
-        })?)
+        let config = EbpfConfig::new(node.cgroup())
+            .with_pin_dir(node.pin_dir()?)
+            .with_pod_devices(node.pod_devices())
+            .with_uplink_devices([node.uplink()]);
+        Ok(EbpfDatapath::open(config)?)
     })?;
     let service = scene.manifests.services().next().ok_or("the manifests have a service")?;
     let to = SocketAddr::new(service.cluster_ips[0], service.ports[0].port);

@@ -3,7 +3,17 @@
 use std::path::PathBuf;
 
 /// The configuration of [`EbpfDatapath`](crate::EbpfDatapath).
+///
+/// Later versions may add settings, so start with [`new`](Self::new).
+///
+/// ```
+/// use lb_datapath_ebpf::EbpfConfig;
+///
+/// let config = EbpfConfig::new("/sys/fs/cgroup").with_pin_dir("/sys/fs/bpf/mine").with_uplink_devices(["eth0"]);
+/// assert_eq!(config.uplink_devices, ["eth0"]);
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct EbpfConfig {
     /// Directory in a BPF file system under which maps and links are pinned, in `v1/maps` and `v1/links`. It is made
     /// with mode 0700 and belongs to one datapath; another process that opens it is refused. Default
@@ -31,6 +41,34 @@ impl EbpfConfig {
             uplink_devices: Vec::new(),
             capacities: Capacities::default(),
         }
+    }
+
+    /// The same with another [`pin_dir`](Self::pin_dir).
+    #[must_use]
+    pub fn with_pin_dir(mut self, pin_dir: impl Into<PathBuf>) -> Self {
+        self.pin_dir = pin_dir.into();
+        self
+    }
+
+    /// The same with these [`pod_devices`](Self::pod_devices) in place of those before.
+    #[must_use]
+    pub fn with_pod_devices(mut self, devices: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.pod_devices = devices.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// The same with these [`uplink_devices`](Self::uplink_devices) in place of those before.
+    #[must_use]
+    pub fn with_uplink_devices(mut self, devices: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.uplink_devices = devices.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// The same with other [sizes of the maps](Self::capacities).
+    #[must_use]
+    pub const fn with_capacities(mut self, capacities: Capacities) -> Self {
+        self.capacities = capacities;
+        self
     }
 
     pub(crate) fn forget_device(&mut self, name: &str) {

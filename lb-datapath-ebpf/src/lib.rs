@@ -22,7 +22,7 @@
 //! use lb_core::{datapath::Datapath, plan::{Labels, diff}, state::State};
 //! use lb_datapath_ebpf::{EbpfConfig, EbpfDatapath};
 //!
-//! let config = EbpfConfig { uplink_devices: vec!["eth0".into()], ..EbpfConfig::new("/sys/fs/cgroup") };
+//! let config = EbpfConfig::new("/sys/fs/cgroup").with_uplink_devices(["eth0"]);
 //! let mut datapath = EbpfDatapath::open(config)?;
 //! let installed = datapath.observe()?;
 //! datapath.apply(&diff(&installed, &State::default(), &Labels::default()))?;

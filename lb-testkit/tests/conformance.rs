@@ -150,12 +150,10 @@ fn faulty_memory() -> Subject {
 
 fn ebpf() -> Subject {
     Subject::packets("ebpf", |node| {
-        let config = EbpfConfig {
-            pin_dir: node.pin_dir.clone(),
-            pod_devices: node.pod_devices.clone(),
-            uplink_devices: node.uplink_devices.clone(),
-            ..EbpfConfig::new(&node.cgroup)
-        };
+        let config = EbpfConfig::new(&node.cgroup)
+            .with_pin_dir(&node.pin_dir)
+            .with_pod_devices(&node.pod_devices)
+            .with_uplink_devices(&node.uplink_devices);
         Ok(Box::new(EbpfDatapath::open(config)?))
     })
     .root_only()
@@ -167,7 +165,8 @@ fn nftables() -> Subject {
 
 fn iptables(name: &str, variant: Variant) -> Subject {
     Subject::packets(name, move |node| {
-        let lock_file = Some(node.run_dir.join("xtables.lock"));
-        Ok(Box::new(IptablesDatapath::open(&IptablesConfig { variant, lock_file, ..IptablesConfig::default() })?))
+        let lock_file = node.run_dir.join("xtables.lock");
+        let config = IptablesConfig::default().with_variant(variant).with_lock_file(lock_file);
+        Ok(Box::new(IptablesDatapath::open(&config)?))
     })
 }

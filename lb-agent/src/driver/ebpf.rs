@@ -86,13 +86,11 @@ impl OpenDatapath for OnDevices {
 impl OnDevices {
     fn open(settings: &Attachments) -> Result<Self, DatapathError> {
         let attached = present(settings)?;
-        let pod_devices = attached.values().filter(|name| !settings.devices.contains(name)).cloned().collect();
-        let config = EbpfConfig {
-            pin_dir: settings.pin_dir.clone(),
-            pod_devices,
-            uplink_devices: settings.devices.clone(),
-            ..EbpfConfig::new(&settings.cgroup)
-        };
+        let pod_devices = attached.values().filter(|name| !settings.devices.contains(name));
+        let config = EbpfConfig::new(&settings.cgroup)
+            .with_pin_dir(&settings.pin_dir)
+            .with_pod_devices(pod_devices)
+            .with_uplink_devices(&settings.devices);
         Ok(Self { datapath: EbpfDatapath::open(config)?, settings: settings.clone(), attached })
     }
 

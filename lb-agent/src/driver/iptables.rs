@@ -54,14 +54,12 @@ impl Driver for Iptables {
 
 /// With routes of its own, so that one variant of iptables can be cleaned up while the other serves.
 fn legacy() -> IptablesConfig {
-    IptablesConfig {
-        variant: Variant::Legacy,
-        route_table: 26978,
-        reject_table: 26979,
-        rule_priority: 26978,
-        route_protocol: 106,
-        ..IptablesConfig::default()
-    }
+    IptablesConfig::default()
+        .with_variant(Variant::Legacy)
+        .with_route_table(26978)
+        .with_reject_table(26979)
+        .with_rule_priority(26978)
+        .with_route_protocol(106)
 }
 
 #[cfg(feature = "lab")]

@@ -99,7 +99,7 @@ fn become_(datapath: &mut EbpfDatapath, state: &State) {
 
 fn config(pin_dir: &Path, cgroup: &Path) -> EbpfConfig {
     let capacities = Capacities { slots: 4096, sockets: 1024, affinity: 1024, flows: 1024, ..Capacities::default() };
-    EbpfConfig { pin_dir: pin_dir.into(), capacities, ..EbpfConfig::new(cgroup) }
+    EbpfConfig::new(cgroup).with_pin_dir(pin_dir).with_capacities(capacities)
 }
 
 /// A pin directory, a cgroup with this process in it, and a server that all backends are.

@@ -105,7 +105,7 @@ impl Drop for PinDir {
 
 pub(crate) fn config(pins: &PinDir, cgroup: &Cgroup) -> EbpfConfig {
     let capacities = Capacities { slots: 65_536, sockets: 4_096, affinity: 4_096, flows: 8_192, ..Default::default() };
-    EbpfConfig { pin_dir: pins.0.clone(), capacities, ..EbpfConfig::new(&cgroup.path) }
+    EbpfConfig::new(&cgroup.path).with_pin_dir(&pins.0).with_capacities(capacities)
 }
 
 /// A network namespace, removed at the end.

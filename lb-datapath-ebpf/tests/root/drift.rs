@@ -736,8 +736,7 @@ fn edit_entry<K: abi::Pod, V: abi::Pod>(
 fn ten_thousand_services_are_inspected() {
     let _turn = turn();
     let (pins, cgroup) = (PinDir::new(), Cgroup::empty());
-    let config =
-        lb_datapath_ebpf::EbpfConfig { pin_dir: pins.0.clone(), ..lb_datapath_ebpf::EbpfConfig::new(&cgroup.path) };
+    let config = lb_datapath_ebpf::EbpfConfig::new(&cgroup.path).with_pin_dir(&pins.0);
     let mut datapath = EbpfDatapath::open(config).unwrap();
     let backends: Vec<Vec<_>> = (0..10_000_u32)
         .map(|service| {

@@ -19,7 +19,7 @@ use lb_core::{
     service::{Algorithm, Service, ServicePort},
     time::Instant,
 };
-use lb_datapath_ebpf::{EbpfConfig, EbpfDatapath};
+use lb_datapath_ebpf::EbpfDatapath;
 use lb_datapath_ebpf_abi as abi;
 
 use crate::{
@@ -321,7 +321,7 @@ fn a_change_behind_the_back_is_a_disagreement() {
 fn a_packet_of_a_pod_cannot_be_asked_about_without_a_device_of_pods() {
     let _turn = turn();
     let (space, pins, cgroup) = (Namespace::new("v"), PinDir::new(), Cgroup::empty());
-    let config = EbpfConfig { pod_devices: vec!["gone".into()], ..config(&pins, &cgroup) };
+    let config = config(&pins, &cgroup).with_pod_devices(["gone"]);
     let mut datapath = space.run(|| EbpfDatapath::open(config)).unwrap();
     let packet = Packet {
         entry: Entry::PodDevice,

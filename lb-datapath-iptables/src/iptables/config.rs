@@ -30,7 +30,17 @@ impl Variant {
 }
 
 /// Settings of an [`IptablesDatapath`](super::IptablesDatapath).
+///
+/// Later versions may add settings, so start with [`default`](Self::default).
+///
+/// ```
+/// use lb_datapath_iptables::iptables::{IptablesConfig, Variant};
+///
+/// let config = IptablesConfig::default().with_variant(Variant::Legacy).with_lock_file("/run/lb/xtables.lock");
+/// assert_eq!(config.variant, Variant::Legacy);
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct IptablesConfig {
     /// Which programs to run. Default [`Variant::Nft`].
     pub variant: Variant,
@@ -78,6 +88,83 @@ impl Default for IptablesConfig {
 }
 
 impl IptablesConfig {
+    /// The same with the programs of this [`variant`](Self::variant).
+    #[must_use]
+    pub const fn with_variant(mut self, variant: Variant) -> Self {
+        self.variant = variant;
+        self
+    }
+
+    /// The same with these [`families`](Self::families).
+    #[must_use]
+    pub fn with_families(mut self, families: impl Into<Vec<Family>>) -> Self {
+        self.families = families.into();
+        self
+    }
+
+    /// The same with another [`masquerade_mark`](Self::masquerade_mark).
+    #[must_use]
+    pub const fn with_masquerade_mark(mut self, masquerade_mark: u32) -> Self {
+        self.masquerade_mark = masquerade_mark;
+        self
+    }
+
+    /// The same with another [`reject_mark`](Self::reject_mark).
+    #[must_use]
+    pub const fn with_reject_mark(mut self, reject_mark: u32) -> Self {
+        self.reject_mark = reject_mark;
+        self
+    }
+
+    /// The same with another [`drop_mark`](Self::drop_mark).
+    #[must_use]
+    pub const fn with_drop_mark(mut self, drop_mark: u32) -> Self {
+        self.drop_mark = drop_mark;
+        self
+    }
+
+    /// The same with another [`route_table`](Self::route_table).
+    #[must_use]
+    pub const fn with_route_table(mut self, route_table: u32) -> Self {
+        self.route_table = route_table;
+        self
+    }
+
+    /// The same with another [`reject_table`](Self::reject_table).
+    #[must_use]
+    pub const fn with_reject_table(mut self, reject_table: u32) -> Self {
+        self.reject_table = reject_table;
+        self
+    }
+
+    /// The same with another [`rule_priority`](Self::rule_priority).
+    #[must_use]
+    pub const fn with_rule_priority(mut self, rule_priority: u32) -> Self {
+        self.rule_priority = rule_priority;
+        self
+    }
+
+    /// The same with another [`route_protocol`](Self::route_protocol).
+    #[must_use]
+    pub const fn with_route_protocol(mut self, route_protocol: u8) -> Self {
+        self.route_protocol = route_protocol;
+        self
+    }
+
+    /// The same with another [`lock_wait`](Self::lock_wait).
+    #[must_use]
+    pub const fn with_lock_wait(mut self, lock_wait: Duration) -> Self {
+        self.lock_wait = lock_wait;
+        self
+    }
+
+    /// The same with another [`lock_file`](Self::lock_file).
+    #[must_use]
+    pub fn with_lock_file(mut self, lock_file: impl Into<PathBuf>) -> Self {
+        self.lock_file = Some(lock_file.into());
+        self
+    }
+
     pub(crate) const fn style(&self, random_fully: bool) -> Style {
         let Self { masquerade_mark, reject_mark, drop_mark, .. } = *self;
         Style { masquerade_mark, reject_mark, drop_mark, random_fully }

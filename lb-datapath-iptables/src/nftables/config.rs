@@ -2,7 +2,17 @@ use lb_core::datapath::{DatapathError, ErrorKind};
 
 /// Names and numbers that a [`NftablesDatapath`](super::NftablesDatapath) uses in the kernel. Two that share a network
 /// namespace need different ones; routes are told apart by `route_table`.
+///
+/// Later versions may add settings, so start with [`default`](Self::default).
+///
+/// ```
+/// use lb_datapath_iptables::nftables::NftablesConfig;
+///
+/// let config = NftablesConfig::default().with_table("lb-2").with_route_table(300).with_rule_priority(300);
+/// assert_eq!(config.table, "lb-2");
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct NftablesConfig {
     /// Name of the table, of family inet. Default `lb`. A table of this name that this datapath did not make is refused
     /// with [`ErrorKind::Busy`] and stays as it is.
@@ -23,6 +33,34 @@ impl Default for NftablesConfig {
 }
 
 impl NftablesConfig {
+    /// The same with another [name of the table](Self::table).
+    #[must_use]
+    pub fn with_table(mut self, name: impl Into<String>) -> Self {
+        self.table = name.into();
+        self
+    }
+
+    /// The same with another [`route_table`](Self::route_table).
+    #[must_use]
+    pub const fn with_route_table(mut self, route_table: u32) -> Self {
+        self.route_table = route_table;
+        self
+    }
+
+    /// The same with another [`rule_priority`](Self::rule_priority).
+    #[must_use]
+    pub const fn with_rule_priority(mut self, rule_priority: u32) -> Self {
+        self.rule_priority = rule_priority;
+        self
+    }
+
+    /// The same with at most this many [`affinity_records`](Self::affinity_records) of a family.
+    #[must_use]
+    pub const fn with_affinity_records(mut self, affinity_records: u32) -> Self {
+        self.affinity_records = affinity_records;
+        self
+    }
+
     pub(crate) fn check(&self) -> Result<(), DatapathError> {
         let invalid = |message: String| Err(DatapathError::new(ErrorKind::Invalid, message));
         let name = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';

@@ -205,9 +205,8 @@ fn become_state(datapath: &mut dyn Datapath, state: &State) {
 
 impl Kind {
     fn open(self) -> Box<dyn Datapath> {
-        let iptables = |variant| {
-            Box::new(IptablesDatapath::open(&IptablesConfig { variant, ..IptablesConfig::default() }).unwrap())
-        };
+        let iptables =
+            |variant| Box::new(IptablesDatapath::open(&IptablesConfig::default().with_variant(variant)).unwrap());
         match self {
             Self::Nftables => Box::new(NftablesDatapath::open(&NftablesConfig::default()).unwrap()),
             Self::IptablesNft => iptables(Variant::Nft),

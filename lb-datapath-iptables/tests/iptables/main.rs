@@ -142,7 +142,7 @@ impl Bench {
 }
 
 fn open(variant: Variant) -> IptablesDatapath {
-    IptablesDatapath::open(&IptablesConfig { variant, ..IptablesConfig::default() }).unwrap()
+    IptablesDatapath::open(&IptablesConfig::default().with_variant(variant)).unwrap()
 }
 
 fn program(name: &str, variant: Variant) -> String {

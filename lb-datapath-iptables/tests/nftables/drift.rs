@@ -405,8 +405,7 @@ fn repairs_are_quick() {
 #[ignore = "needs root: network namespaces and nftables"]
 fn another_table_name_is_watched_under_its_own() {
     let net = Net::new();
-    let other =
-        NftablesConfig { table: "lb-2".into(), route_table: 300, rule_priority: 300, ..NftablesConfig::default() };
+    let other = NftablesConfig::default().with_table("lb-2").with_route_table(300).with_rule_priority(300);
     let (mut one, mut two) = (Node::open(&net), Node::open_with(&net, &other));
     one.become_state(only(1, Protocol::Tcp, Lookup::Random));
     let mut services = Services::default();

@@ -288,7 +288,7 @@ fn a_record_ends_with_its_backend_and_no_other_does() {
 fn clients_beyond_the_size_of_the_affinity_table_are_served_without_records() {
     let net = Net::new();
     net.client.sh("for n in 3 4 5; do ip addr add 10.1.0.$n/24 dev eth0; done");
-    let config = NftablesConfig { affinity_records: 2, ..NftablesConfig::default() };
+    let config = NftablesConfig::default().with_affinity_records(2);
     let mut node = Node::open_with(&net, &config);
     let mut services = Services::default();
     services.add(VIP4, Protocol::Udp, Some((Lookup::Random, &[1, 2])), Some(Affinity::default()));
@@ -652,8 +652,7 @@ fn a_frontend_that_the_kernel_refuses_holds_nobody_back() {
 fn two_tables_in_one_namespace_do_not_meet() {
     let net = Net::new();
     let mut one = Node::open(&net);
-    let other =
-        NftablesConfig { table: "lb-2".into(), route_table: 300, rule_priority: 300, ..NftablesConfig::default() };
+    let other = NftablesConfig::default().with_table("lb-2").with_route_table(300).with_rule_priority(300);
     let mut two = Node::open_with(&net, &other);
     one.become_state(only(1, Protocol::Tcp, Lookup::Random));
     let mut services = Services::default();
