@@ -81,7 +81,7 @@ pub enum AgentError {
 /// ```no_run
 /// use lb_agent::{agent::Agent, config::Settings, driver, source::ManifestDirectory};
 ///
-/// let settings = Settings { datapath: Some(driver::NFTABLES), ..Settings::default() };
+/// let settings = Settings::default().with_datapath(driver::NFTABLES);
 /// let agent = Agent::new(settings.complete()?).source(ManifestDirectory::new("/etc/lb"));
 /// let stop = agent.stop();
 /// // From a signal handler's thread, say: stop.stop("SIGTERM");

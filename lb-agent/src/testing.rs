@@ -13,7 +13,6 @@ use lb_core::{
     decision::Packet,
     drift::{Drift, Expected, Inspection},
     kernel::KernelAnswer,
-    maglev::HashFamily,
     memory::MemoryDatapath,
     model::Change,
     name::SourceName,
@@ -25,8 +24,8 @@ use lb_k8s::{Manifests, Snapshot};
 
 use crate::{
     allocation::Allocation,
-    config::{Config, DriftMode},
-    driver::{self, Attachments},
+    config::Config,
+    driver,
     engine::Engine,
     source::{ManifestDirectory, Sources},
 };
@@ -173,18 +172,7 @@ pub(crate) fn sources(config: &Config) -> Arc<Sources> {
 }
 
 pub(crate) fn config() -> Config {
-    Config {
-        datapath: driver::MEMORY,
-        node: NodeFacts::default(),
-        zone: None,
-        socket: "/socket".into(),
-        state_dir: "/state".into(),
-        drift: DriftMode::Repair,
-        drift_interval: Duration::from_secs(60),
-        maglev: HashFamily::default(),
-        load_balancer_classes: Vec::new(),
-        attachments: Attachments::default(),
-    }
+    Config::new(driver::MEMORY, NodeFacts::default(), "/socket", "/state")
 }
 
 /// Types of the conditions of the agent as a whole.

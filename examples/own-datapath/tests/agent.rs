@@ -20,14 +20,12 @@ fn the_agent_serves_by_it_and_every_plan_is_in_the_log() -> Result<(), Box<dyn E
     fs::write(path("manifests/web.yaml"), WEB)?;
     // SAFETY: this is the only test of the program, and no other thread runs yet.
     unsafe { std::env::set_var(AUDIT_LOG, path("audit.log")) };
-    let settings = Settings {
-        datapath: Some(&AUDITED_MEMORY),
-        node: Some("here".into()),
-        node_ip: vec!["192.0.2.1".parse()?],
-        socket: Some(path("lb.sock")),
-        state_dir: Some(path("state")),
-        ..Settings::default()
-    };
+    let settings = Settings::default()
+        .with_datapath(&AUDITED_MEMORY)
+        .with_node("here")
+        .with_node_ip(["192.0.2.1".parse()?])
+        .with_socket(path("lb.sock"))
+        .with_state_dir(path("state"));
     let (tell, ready) = mpsc::channel();
     let agent = Agent::new(settings.complete()?)
         .source(ManifestDirectory::new(path("manifests")))

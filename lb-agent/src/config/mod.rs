@@ -3,6 +3,7 @@
 pub mod maglev;
 pub mod pattern;
 pub mod period;
+mod setters;
 
 use std::{
     fs, io,
@@ -41,8 +42,18 @@ pub const DEFAULT_PIN_DIR: &str = "/sys/fs/bpf/lb";
 pub const DEFAULT_POD_DEVICES: [&str; 3] = ["veth*", "lxc*", "cali*"];
 
 /// Settings as flags and as keys of the configuration file, which have the same names.
+///
+/// Later versions may add settings, so start with [`default`](Self::default), where nothing is set.
+///
+/// ```
+/// use lb_agent::{config::Settings, driver};
+///
+/// let settings = Settings::default().with_datapath(driver::NFTABLES).with_device(["eth0"]);
+/// assert_eq!(settings.device, ["eth0"]);
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq, Args, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+#[non_exhaustive]
 pub struct Settings {
     /// Directory of Kubernetes manifests: Service, EndpointSlice and address pools as YAML or JSON. The agent watches
     /// it.
@@ -212,8 +223,9 @@ pub enum ConfigError {
     },
 }
 
-/// Complete settings.
+/// Complete settings, of [`Settings::complete`] or of [`Config::new`].
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Config {
     /// Datapath that carries the packets.
     pub datapath: DatapathKind,
@@ -235,6 +247,41 @@ pub struct Config {
     pub load_balancer_classes: Vec<String>,
     /// Where the datapath attaches to this node; only what its driver [reads](crate::driver::Driver::settings).
     pub attachments: Attachments,
+}
+
+impl Config {
+    /// Everything else at its default: drift is repaired, with the kind's own time between inspections, and Maglev
+    /// tables have the public seed. There is no zone, no load-balancer class and no attachment. A kind that attaches to
+    /// the node needs [attachments](Self::with_attachments), too.
+    ///
+    /// ```
+    /// use lb_agent::{config::{Config, DriftMode}, driver};
+    /// use lb_core::node::NodeFacts;
+    ///
+    /// let node = NodeFacts::default();
+    /// let config = Config::new(driver::MEMORY, node, "/run/lb/lb.sock", "/var/lib/lb").with_drift(DriftMode::Off);
+    /// assert_eq!(config.drift, DriftMode::Off);
+    /// ```
+    #[must_use]
+    pub fn new(
+        datapath: DatapathKind,
+        node: NodeFacts,
+        socket: impl Into<PathBuf>,
+        state_dir: impl Into<PathBuf>,
+    ) -> Self {
+        Self {
+            datapath,
+            node,
+            zone: None,
+            socket: socket.into(),
+            state_dir: state_dir.into(),
+            drift: DriftMode::default(),
+            drift_interval: datapath.drift_interval(),
+            maglev: HashFamily::default(),
+            load_balancer_classes: Vec::new(),
+            attachments: Attachments::default(),
+        }
+    }
 }
 
 impl Settings {

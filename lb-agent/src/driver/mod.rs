@@ -92,7 +92,7 @@ pub trait Driver: Sync {
     /// # Errors
     /// When something could not be removed.
     fn cleanup(&self, pin_dir: &Path) -> Result<(), DatapathError> {
-        let attachments = Attachments { pin_dir: pin_dir.into(), ..Attachments::default() };
+        let attachments = Attachments::default().with_pin_dir(pin_dir);
         self.open(&attachments)?.datapath_mut().cleanup()
     }
 
@@ -164,7 +164,10 @@ pub enum Exclusion {
 }
 
 /// Where a datapath attaches to this node.
+///
+/// Later versions may add places, so start with [`default`](Self::default), where all are empty.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Attachments {
     /// Devices that lead out of the node.
     pub devices: Vec<String>,
@@ -174,6 +177,36 @@ pub struct Attachments {
     pub cgroup: PathBuf,
     /// Directory on a BPF file system where programs and maps are pinned.
     pub pin_dir: PathBuf,
+}
+
+impl Attachments {
+    /// The same with these [`devices`](Self::devices) in place of those before.
+    #[must_use]
+    pub fn with_devices(mut self, devices: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.devices = devices.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// The same with these [`pod_devices`](Self::pod_devices) in place of those before.
+    #[must_use]
+    pub fn with_pod_devices(mut self, patterns: impl IntoIterator<Item = Pattern>) -> Self {
+        self.pod_devices = patterns.into_iter().collect();
+        self
+    }
+
+    /// The same with another [`cgroup`](Self::cgroup).
+    #[must_use]
+    pub fn with_cgroup(mut self, cgroup: impl Into<PathBuf>) -> Self {
+        self.cgroup = cgroup.into();
+        self
+    }
+
+    /// The same with another [`pin_dir`](Self::pin_dir).
+    #[must_use]
+    pub fn with_pin_dir(mut self, pin_dir: impl Into<PathBuf>) -> Self {
+        self.pin_dir = pin_dir.into();
+        self
+    }
 }
 
 /// A datapath that was opened, and what goes beyond the common contract. Every [`Datapath`] is one.

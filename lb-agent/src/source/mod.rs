@@ -32,7 +32,7 @@
 //!         if !std::mem::replace(&mut self.is_listed, true) {
 //!             changes.push(Change::InitDone(self.name()));
 //!         }
-//!         News { changes, ..News::default() }
+//!         News::default().with_changes(changes)
 //!     }
 //!
 //!     fn grant(&mut self, _: &[Grant]) -> Vec<Change> {
@@ -119,7 +119,10 @@ pub trait Source: Send {
 }
 
 /// What is new at a source.
+///
+/// Later versions may add kinds of news, so start with [`default`](Self::default): nothing is new.
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub struct News {
     /// Changes of services and endpoints.
     pub changes: Vec<Change>,
@@ -132,6 +135,34 @@ pub struct News {
 }
 
 impl News {
+    /// The same with these [`changes`](Self::changes) in place of those before.
+    #[must_use]
+    pub fn with_changes(mut self, changes: impl Into<Vec<Change>>) -> Self {
+        self.changes = changes.into();
+        self
+    }
+
+    /// The same with these [`edits`](Self::edits) in place of those before.
+    #[must_use]
+    pub fn with_edits(mut self, edits: impl Into<Vec<Edit>>) -> Self {
+        self.edits = edits.into();
+        self
+    }
+
+    /// The same with another [`report`](Self::report).
+    #[must_use]
+    pub fn with_report(mut self, report: Arc<Report>) -> Self {
+        self.report = Some(report);
+        self
+    }
+
+    /// The same with these [`conditions`](Self::conditions) in place of those before.
+    #[must_use]
+    pub fn with_conditions(mut self, conditions: impl Into<Vec<(&'static str, Option<String>)>>) -> Self {
+        self.conditions = conditions.into();
+        self
+    }
+
     fn is_empty(&self) -> bool {
         self.changes.is_empty() && self.edits.is_empty() && self.report.is_none() && self.conditions.is_empty()
     }
@@ -139,6 +170,7 @@ impl News {
 
 /// Addresses that a service has of pools.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Grant {
     /// The service.
     pub service: ServiceName,
@@ -146,11 +178,45 @@ pub struct Grant {
     pub addresses: Option<Vec<IpAddr>>,
 }
 
+impl Grant {
+    /// The addresses that the status of the service names.
+    #[must_use]
+    pub const fn new(service: ServiceName) -> Self {
+        Self { service, addresses: None }
+    }
+
+    /// The same with these [`addresses`](Self::addresses) in place of those of the status.
+    #[must_use]
+    pub fn with_addresses(mut self, addresses: impl Into<Vec<IpAddr>>) -> Self {
+        self.addresses = Some(addresses.into());
+        self
+    }
+}
+
 /// What would change if manifests joined a source.
+///
+/// Later versions may add to it, so start with [`default`](Self::default): nothing would change.
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub struct Preview {
     /// Changes of pools and requests.
     pub edits: Vec<Edit>,
     /// What would not be taken over, and why.
     pub report: Report,
+}
+
+impl Preview {
+    /// The same with these [`edits`](Self::edits) in place of those before.
+    #[must_use]
+    pub fn with_edits(mut self, edits: impl Into<Vec<Edit>>) -> Self {
+        self.edits = edits.into();
+        self
+    }
+
+    /// The same with another [`report`](Self::report).
+    #[must_use]
+    pub fn with_report(mut self, report: Report) -> Self {
+        self.report = report;
+        self
+    }
 }

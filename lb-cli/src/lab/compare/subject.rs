@@ -3,13 +3,12 @@
 use std::time::{Duration, Instant};
 
 use lb_agent::{
-    config::{Config, DriftMode, pattern::Pattern},
+    config::pattern::Pattern,
     driver::{Attachments, DatapathKind, OpenDatapath, Setting},
 };
 use lb_core::{
     datapath::{DatapathError, KernelUsage},
     endpoint::EndpointSlice,
-    maglev::HashFamily,
     model::{Change, Model, Settings as ModelSettings},
     plan::Plan,
     reconciler::Reconciler,
@@ -45,11 +44,11 @@ pub(super) struct Committed {
 impl<'lab> Subject<'lab> {
     /// A fresh datapath on a node.
     pub(super) fn open(kind: DatapathKind, node: Node<'lab>) -> Result<Self> {
-        let config = config(kind, node)?;
+        let attachments = attachments(kind, node)?;
         let failed = |error| failed(kind, "opening", &error);
         let (installed, observed) = node
             .run(|| {
-                let mut installed = config.datapath.open(&config.attachments)?;
+                let mut installed = kind.open(&attachments)?;
                 let followed = installed.follow_devices();
                 followed.map_err(|why| DatapathError::new(lb_core::datapath::ErrorKind::System, why))?;
                 let observed = installed.datapath_mut().observe()?;
@@ -138,26 +137,12 @@ fn settle(
     Ok(())
 }
 
-fn config(kind: DatapathKind, node: Node<'_>) -> Result<Config> {
-    let run_dir = node.run_dir()?;
-    let attachments = Attachments {
-        devices: vec![node.uplink().into()],
-        pod_devices: vec![Pattern::new(POD_DEVICES)],
-        cgroup: node.cgroup().into(),
-        pin_dir: if kind.reads(Setting::PinDir) { node.pin_dir()? } else { Default::default() },
-    };
-    Ok(Config {
-        datapath: kind,
-        node: node.facts(),
-        zone: None,
-        socket: run_dir.join("lb.sock"),
-        state_dir: run_dir.join("state"),
-        drift: DriftMode::Off,
-        drift_interval: Duration::from_secs(60),
-        maglev: HashFamily::default(),
-        load_balancer_classes: Vec::new(),
-        attachments,
-    })
+fn attachments(kind: DatapathKind, node: Node<'_>) -> Result<Attachments> {
+    let attachments = Attachments::default()
+        .with_devices([node.uplink()])
+        .with_pod_devices([Pattern::new(POD_DEVICES)])
+        .with_cgroup(node.cgroup());
+    Ok(if kind.reads(Setting::PinDir) { attachments.with_pin_dir(node.pin_dir()?) } else { attachments })
 }
 
 fn failed(datapath: DatapathKind, action: &'static str, error: &DatapathError) -> CompareError {

@@ -1,0 +1,181 @@
+//! Chain setters of the settings.
+
+use std::{net::IpAddr, path::PathBuf, time::Duration};
+
+use ipnet::IpNet;
+use lb_core::{maglev::HashFamily, name::ZoneName};
+
+use super::{Config, DriftMode, LogLevel, Settings, maglev::MaglevHash, pattern::Pattern, period::Period};
+use crate::driver::{Attachments, DatapathKind};
+
+impl Settings {
+    /// The same with another directory of [`manifests`](Self::manifests).
+    #[must_use]
+    pub fn with_manifests(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.manifests = Some(directory.into());
+        self
+    }
+
+    /// The same with another [`datapath`](Self::datapath).
+    #[must_use]
+    pub const fn with_datapath(mut self, datapath: DatapathKind) -> Self {
+        self.datapath = Some(datapath);
+        self
+    }
+
+    /// The same with these devices as [`device`](Self::device), in place of those before.
+    #[must_use]
+    pub fn with_device(mut self, devices: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.device = devices.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// The same with these patterns of devices as [`pod_device`](Self::pod_device), in place of those before.
+    #[must_use]
+    pub fn with_pod_device(mut self, patterns: impl IntoIterator<Item = Pattern>) -> Self {
+        self.pod_device = patterns.into_iter().collect();
+        self
+    }
+
+    /// The same with another [`node`](Self::node).
+    #[must_use]
+    pub fn with_node(mut self, name: impl Into<String>) -> Self {
+        self.node = Some(name.into());
+        self
+    }
+
+    /// The same with another [`zone`](Self::zone).
+    #[must_use]
+    pub fn with_zone(mut self, name: impl Into<String>) -> Self {
+        self.zone = Some(name.into());
+        self
+    }
+
+    /// The same with these addresses as [`node_ip`](Self::node_ip), in place of those before.
+    #[must_use]
+    pub fn with_node_ip(mut self, ips: impl IntoIterator<Item = IpAddr>) -> Self {
+        self.node_ip = ips.into_iter().collect();
+        self
+    }
+
+    /// The same with these prefixes as [`cluster_cidr`](Self::cluster_cidr), in place of those before.
+    #[must_use]
+    pub fn with_cluster_cidr(mut self, prefixes: impl IntoIterator<Item = IpNet>) -> Self {
+        self.cluster_cidr = prefixes.into_iter().collect();
+        self
+    }
+
+    /// The same with another [`cgroup`](field@Self::cgroup).
+    #[must_use]
+    pub fn with_cgroup(mut self, cgroup: impl Into<PathBuf>) -> Self {
+        self.cgroup = Some(cgroup.into());
+        self
+    }
+
+    /// The same with another [`socket`](Self::socket).
+    #[must_use]
+    pub fn with_socket(mut self, socket: impl Into<PathBuf>) -> Self {
+        self.socket = Some(socket.into());
+        self
+    }
+
+    /// The same with another [`state_dir`](Self::state_dir).
+    #[must_use]
+    pub fn with_state_dir(mut self, state_dir: impl Into<PathBuf>) -> Self {
+        self.state_dir = Some(state_dir.into());
+        self
+    }
+
+    /// The same with another [`pin_dir`](Self::pin_dir).
+    #[must_use]
+    pub fn with_pin_dir(mut self, pin_dir: impl Into<PathBuf>) -> Self {
+        self.pin_dir = Some(pin_dir.into());
+        self
+    }
+
+    /// The same with another [`drift`](Self::drift).
+    #[must_use]
+    pub const fn with_drift(mut self, drift: DriftMode) -> Self {
+        self.drift = Some(drift);
+        self
+    }
+
+    /// The same with another [`drift_interval`](Self::drift_interval).
+    #[must_use]
+    pub const fn with_drift_interval(mut self, drift_interval: Period) -> Self {
+        self.drift_interval = Some(drift_interval);
+        self
+    }
+
+    /// The same with another [`maglev_hash`](Self::maglev_hash).
+    #[must_use]
+    pub const fn with_maglev_hash(mut self, maglev_hash: MaglevHash) -> Self {
+        self.maglev_hash = Some(maglev_hash);
+        self
+    }
+
+    /// The same with another [`maglev_seed`](Self::maglev_seed).
+    #[must_use]
+    pub fn with_maglev_seed(mut self, maglev_seed: impl Into<String>) -> Self {
+        self.maglev_seed = Some(maglev_seed.into());
+        self
+    }
+
+    /// The same with these classes as [`load_balancer_class`](Self::load_balancer_class), in place of those before.
+    #[must_use]
+    pub fn with_load_balancer_class(mut self, classes: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.load_balancer_class = classes.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// The same with another [`log_level`](Self::log_level).
+    #[must_use]
+    pub const fn with_log_level(mut self, log_level: LogLevel) -> Self {
+        self.log_level = Some(log_level);
+        self
+    }
+}
+
+impl Config {
+    /// The same with another [`zone`](Self::zone).
+    #[must_use]
+    pub fn with_zone(mut self, zone: ZoneName) -> Self {
+        self.zone = Some(zone);
+        self
+    }
+
+    /// The same with another [`drift`](Self::drift).
+    #[must_use]
+    pub const fn with_drift(mut self, drift: DriftMode) -> Self {
+        self.drift = drift;
+        self
+    }
+
+    /// The same with another [`drift_interval`](Self::drift_interval).
+    #[must_use]
+    pub const fn with_drift_interval(mut self, drift_interval: Duration) -> Self {
+        self.drift_interval = drift_interval;
+        self
+    }
+
+    /// The same with another [`maglev`](Self::maglev).
+    #[must_use]
+    pub const fn with_maglev(mut self, maglev: HashFamily) -> Self {
+        self.maglev = maglev;
+        self
+    }
+
+    /// The same with these [`load_balancer_classes`](Self::load_balancer_classes) in place of those before.
+    #[must_use]
+    pub fn with_load_balancer_classes(mut self, classes: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.load_balancer_classes = classes.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// The same with another [`attachments`](Self::attachments).
+    #[must_use]
+    pub fn with_attachments(mut self, attachments: Attachments) -> Self {
+        self.attachments = attachments;
+        self
+    }
+}
