@@ -9,6 +9,7 @@ use lb_core::{
 
 /// A part of a packet that cannot be meant. The message does not name the part: its reader knows which one it wrote.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum FlowError {
     /// The protocol is not one of those that services have.
     #[error("`{0}` is not known, expected tcp, udp or sctp")]

@@ -48,12 +48,7 @@ impl From<ClientError> for Failure {
     fn from(error: ClientError) -> Self {
         match error {
             ClientError::NotFound(what) => Self::NotFound(what),
-            ClientError::NoAgent { .. }
-            | ClientError::Denied { .. }
-            | ClientError::Silent { .. }
-            | ClientError::Io { .. }
-            | ClientError::Refused(_)
-            | ClientError::Answer { .. } => Self::chain(&error),
+            error => Self::chain(&error),
         }
     }
 }

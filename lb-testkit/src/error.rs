@@ -4,6 +4,7 @@ use std::{io, path::PathBuf, time::Duration};
 
 /// Why the lab could not do something.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum LabError {
     /// A system call failed.
     #[error("{action} failed (a lab needs root)")]

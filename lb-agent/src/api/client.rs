@@ -50,6 +50,7 @@ pub struct Client {
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum ClientError {
     /// No agent listens on the socket.
     #[error("no agent answers on {socket}: is it running? use --socket if it listens elsewhere")]

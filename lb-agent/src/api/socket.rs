@@ -18,6 +18,7 @@ use super::server::{self, Reply, Request};
 
 /// Why the agent has no socket to answer on.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum ListenError {
     /// Another agent has the socket.
     #[error("another agent answers on {path}: stop that agent, or use another --socket, --state-dir and --pin-dir")]

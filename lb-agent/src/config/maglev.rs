@@ -17,6 +17,7 @@ pub enum MaglevHash {
 
 /// A seed that the hash cannot take. The message never repeats the seed, which may be a secret.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum BadSeed {
     /// Not one of lb.
     #[error(

@@ -165,6 +165,7 @@ pub enum LogLevel {
 
 /// Why the agent cannot start with these settings.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum ConfigError {
     /// The file cannot be read.
     #[error("reading the configuration file {file} failed")]

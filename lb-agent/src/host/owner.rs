@@ -16,6 +16,7 @@ use crate::driver::{DatapathKind, Exclusion};
 
 /// Why somebody may not.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum OwnerError {
     /// Somebody else has it.
     #[error(

@@ -24,6 +24,7 @@ const RECORD: &str = "agent.json";
 
 /// Why the state directory cannot be used.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum StateDirError {
     /// Another agent holds it.
     #[error("another agent uses the state directory {directory}: stop that agent, or use another --state-dir")]

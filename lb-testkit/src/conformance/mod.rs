@@ -179,6 +179,7 @@ pub struct NodeContext {
 
 /// Why a case did not pass.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Fault {
     /// The capabilities leave it out, or the datapath has nothing that the case could test.
     Excluded(String),

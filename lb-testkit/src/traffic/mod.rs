@@ -110,6 +110,7 @@ pub struct Failure {
 
 /// Class of a [`Failure`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[non_exhaustive]
 pub enum FailureKind {
     /// `ECONNREFUSED`: a reset, or ICMP port unreachable.
     Refused,
