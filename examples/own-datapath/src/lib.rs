@@ -50,12 +50,7 @@ impl Driver for AuditedNftables {
 /// serves; with the same names it would remove what serves.
 #[must_use]
 pub fn table() -> NftablesConfig {
-    NftablesConfig {
-        table: "lb-audited".into(),
-        route_table: 27_747,
-        rule_priority: 27_747,
-        ..NftablesConfig::default()
-    }
+    NftablesConfig::default().with_table("lb-audited").with_route_table(27_747).with_rule_priority(27_747)
 }
 
 /// Driver of [`AUDITED_MEMORY`].
