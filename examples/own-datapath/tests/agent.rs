@@ -29,7 +29,7 @@ fn the_agent_serves_by_it_and_every_plan_is_in_the_log() -> Result<(), Box<dyn E
     let (tell, ready) = mpsc::channel();
     let agent = Agent::new(settings.complete()?)
         .source(ManifestDirectory::new(path("manifests")))
-        .on_ready(move || drop(tell.send(())));
+        .on_ready(move || tell.send(()).expect("the test waits for it"));
     let stop = agent.stop();
     let running = thread::spawn(move || agent.run());
     ready.recv_timeout(Duration::from_secs(30))?;
