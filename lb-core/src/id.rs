@@ -72,7 +72,7 @@ pub struct IdsExhausted;
 
 /// Gives each key an id and remembers it.
 ///
-/// The cursor only moves forward and wraps at [`u32::MAX`], so an id that was freed is the last to be given out again.
+/// The cursor only moves forward and wraps at [`u32::MAX`], so an id that was freed is the last to be assigned again.
 #[derive(Clone, Debug)]
 pub struct IdTable<K, I> {
     by_key: BTreeMap<K, I>,

@@ -187,7 +187,7 @@ mod tests {
             why_not: Some(WhyNot {
                 backend: "10.1.0.2:80".into(),
                 answer: WhyNotAnswer::Possible,
-                says: "it may be the choice: 1 of 4 slots are its own".into(),
+                says: "it may be the choice: 1 of 4 slots belong to it".into(),
                 slots: vec![3],
                 slot_count: 1,
                 table: 4,
@@ -202,7 +202,7 @@ mod tests {
              source: kept; if the backend is the sender: translated to an address of the node, port 1024-65535\n\
              degraded: session affinity is not supported by this datapath\n\n\
              Not taken:\n  10.1.0.3:80: draining\n\n\
-             Why not 10.1.0.2:80?\n  it may be the choice: 1 of 4 slots are its own (3)\n\n\
+             Why not 10.1.0.2:80?\n  it may be the choice: 1 of 4 slots belong to it (3)\n\n\
              DISAGREE: the datapath answers: refused at once (maps)\n  \
              verdict: expected forward, the kernel has refuse\n  \
              The datapath does not have all changes yet: see `lb status`, and try again.\n\n\

@@ -73,7 +73,7 @@ pub enum WhyNot {
 pub enum Because {
     /// The packet belongs to a flow that this backend has.
     Established,
-    /// The client was given this backend before.
+    /// The client used this backend before.
     Affinity,
     /// The hash leads to this slot.
     Hash {
@@ -176,26 +176,26 @@ impl WhyNot {
             Self::NoFrontend => "the packet is for no frontend, so no backend gets it".into(),
             Self::NotABackend => "it is no backend of the service".into(),
             Self::Rejected { reason, .. } => format!("it takes no new flows: {reason}"),
-            Self::Chosen { because: Because::Established, .. } => "it is the choice: the flow is its own".into(),
+            Self::Chosen { because: Because::Established, .. } => "it is the choice: the flow belongs to it".into(),
             Self::Chosen { because: Because::Affinity, .. } => {
-                "it is the choice: the client was given it before".into()
+                "it is the choice: the client used it before".into()
             }
             Self::Chosen { because: Because::Hash { slot }, slots, .. } => {
-                format!("it is the choice: the hash leads to slot {slot} of {}, which is its own", slots.total)
+                format!("it is the choice: the hash leads to slot {slot} of {}, which belongs to it", slots.total)
             }
             Self::Chosen { because: Because::Only, .. } => "it is the choice: there is no other".into(),
             Self::Possible { slots, .. } => {
-                format!("it may be the choice: {} of {} slots are its own", slots.own.len(), slots.total)
+                format!("it may be the choice: {} of {} slots belong to it", slots.own.len(), slots.total)
             }
             Self::Other { chosen, because, slots, .. } => {
                 let why = match because {
                     Because::Established => format!("the flow belongs to {chosen}"),
-                    Because::Affinity => format!("the client was given {chosen} before"),
+                    Because::Affinity => format!("the client used {chosen} before"),
                     Because::Hash { slot } => format!("the hash leads to slot {slot} of {}: {chosen}", slots.total),
                     Because::Only => format!("{chosen} is the only one that takes new flows"),
                 };
                 let own = slots.own.len();
-                format!("it takes new flows, but {why}; {own} of {} slots are its own", slots.total)
+                format!("it takes new flows, but {why}; {own} of {} slots belong to it", slots.total)
             }
         }
     }
