@@ -538,7 +538,7 @@ fn a_pool_and_an_address_are_described() {
     assert_eq!(end(&node.ask(&["pool", "get", "red"])), (3, "lb: the agent knows no pool `red`\n".into()));
     for (address, code, said) in [
         ("20.0.20.100", 0, "held by default/a"),
-        ("20.0.20.101", 0, "resting after default/b gave it back"),
+        ("20.0.20.101", 0, "quarantined after default/b released it"),
         ("20.0.20.102", 0, "free"),
         ("20.0.20.99", 3, "in no pool"),
     ] {

@@ -141,7 +141,7 @@ impl fmt::Display for AddressState {
             }
             Self::Draining { last, .. } => write!(f, "draining after {last} had to leave it"),
             Self::Quarantined { last, .. } => {
-                write!(f, "resting after {last} gave it back; given out if the pool is otherwise full")
+                write!(f, "quarantined after {last} released it; assigned if the pool is otherwise full")
             }
             Self::Conflict { by } => write!(f, "in use by {by}, which is not a service here"),
         }

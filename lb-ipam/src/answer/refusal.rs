@@ -119,7 +119,7 @@ pub enum Cause {
     #[error("{0}")]
     Reserved(ReservedBy),
     /// A service had to leave it a moment ago and its connections may not have ended.
-    #[error("service {last} had to leave it and is still draining; it is given out when that is over")]
+    #[error("service {last} had to leave it and is still draining; it is assigned when that is over")]
     Draining {
         /// The service that left it.
         last: ServiceName,
@@ -254,7 +254,7 @@ impl PoolRefusal {
 #[non_exhaustive]
 pub enum ReservedBy {
     /// It is the first or last of a block whose pool keeps those.
-    #[error("first or last address of {block} in pool `{pool}`, which are not given out; set allowFirstLastIPs to Yes")]
+    #[error("first or last address of {block} in pool `{pool}`, which are not assigned; set allowFirstLastIPs to Yes")]
     FirstOrLast {
         /// The pool.
         pool: PoolName,
@@ -269,7 +269,7 @@ pub enum ReservedBy {
     },
     /// The pool avoids addresses that end so.
     #[error(
-        "ends in .0 or .255, which pool `{pool}` does not give out; set avoidZeroAnd255 (MetalLB: avoidBuggyIPs) to false"
+        "ends in .0 or .255, which pool `{pool}` does not assign; set avoidZeroAnd255 (MetalLB: avoidBuggyIPs) to false"
     )]
     ZeroOr255 {
         /// The pool.
@@ -277,7 +277,7 @@ pub enum ReservedBy {
     },
     /// The pool allocates nothing. Said of an address that nobody asks for: see
     /// [`AddressState`](crate::AddressState).
-    #[error("not given out, because pool `{pool}` {why}")]
+    #[error("not assigned, because pool `{pool}` {why}")]
     OutOfService {
         /// The pool.
         pool: PoolName,

@@ -57,20 +57,20 @@ fn what_nobody_can_get_is_not_free() {
     for (address, expected) in [
         (
             "10.0.1.1",
-            "of pool `off`: not given out, because pool `off` is disabled (enable it, or ask for an address of another pool)",
+            "of pool `off`: not assigned, because pool `off` is disabled (enable it, or ask for an address of another pool)",
         ),
         (
             "10.0.2.1",
-            "of pool `wrong`: not given out, because pool `wrong` is out of service until it is corrected: block `oops` is not a block; write a network (10.0.0.0/24), a range (10.0.0.1-10.0.0.9) or an address",
+            "of pool `wrong`: not assigned, because pool `wrong` is out of service until it is corrected: block `oops` is not a block; write a network (10.0.0.0/24), a range (10.0.0.1-10.0.0.9) or an address",
         ),
         ("10.0.3.1", "of pool `old`: free"),
         (
             "10.0.4.1",
-            "of pool `new`: not given out, because pool `new` is out of service, because it overlaps pool `old` (remove the overlap)",
+            "of pool `new`: not assigned, because pool `new` is out of service, because it overlaps pool `old` (remove the overlap)",
         ),
         (
             "10.0.5.1",
-            "of pool `why`: not given out, because pool `why` is out of service until it is corrected: spec.priority is no number",
+            "of pool `why`: not assigned, because pool `why` is out of service until it is corrected: spec.priority is no number",
         ),
     ] {
         assert_eq!(explained(&w, address), format!("{address} {expected}"));
@@ -79,19 +79,19 @@ fn what_nobody_can_get_is_not_free() {
     }
 }
 
-/// Edit of the pool after an address was given back, and what is said of the address.
+/// Edit of the pool after an address was released, and the report on the address.
 #[test]
 fn what_is_reserved_does_not_rest() {
     for (edit, expected) in [
-        ("", "resting after d/a gave it back; given out if the pool is otherwise full"),
+        ("", "quarantined after d/a released it; assigned if the pool is otherwise full"),
         ("avoid=10.0.10.0", "pool `a` avoids it; take it from the pool's list of avoided addresses"),
         (
             "odd",
-            "ends in .0 or .255, which pool `a` does not give out; set avoidZeroAnd255 (MetalLB: avoidBuggyIPs) to false",
+            "ends in .0 or .255, which pool `a` does not assign; set avoidZeroAnd255 (MetalLB: avoidBuggyIPs) to false",
         ),
         (
             "afl=No",
-            "first or last address of 10.0.10.0/30 in pool `a`, which are not given out; set allowFirstLastIPs to Yes",
+            "first or last address of 10.0.10.0/30 in pool `a`, which are not assigned; set allowFirstLastIPs to Yes",
         ),
     ] {
         let mut w = World::new("v4");
