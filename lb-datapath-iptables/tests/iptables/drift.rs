@@ -147,14 +147,14 @@ pub(crate) fn rules_that_are_not_ours_are_named_by_ask(variant: Variant) {
     for (edit, addr, named) in [
         ("4 -t nat -I PREROUTING 1 -j ACCEPT", tcp, "PREROUTING: rule 1, in front of the jump to LB-SERVICES"),
         ("4 -t nat -I POSTROUTING 1 -s 10.1.0.0/24 -j ACCEPT", tcp, "POSTROUTING: rule 1, in front of"),
-        ("4 -t nat -I LB-SERVICES -d 10.96.0.1 -j RETURN", tcp, "chain LB-SERVICES are not ours"),
-        ("4 -t nat -I SVC -j ACCEPT", tcp, "are not ours"),
-        ("4 -t nat -F LB-MARK-MASQ", tcp, "chain LB-MARK-MASQ are not ours"),
-        ("4 -t nat -F LB-MARK-SOURCE", tcp, "chain LB-MARK-SOURCE are not ours"),
-        ("4 -t nat -F LB-POSTROUTING", tcp, "chain LB-POSTROUTING are not ours"),
-        ("4 -t nat -D POSTROUTING -j LB-POSTROUTING", tcp, "chain POSTROUTING are not ours"),
-        ("4 -t nat -F LB-MARK-REJECT", refused, "chain LB-MARK-REJECT are not ours"),
-        ("4 -F LB-FILTER", refused, "chain LB-FILTER are not ours"),
+        ("4 -t nat -I LB-SERVICES -d 10.96.0.1 -j RETURN", tcp, "chain LB-SERVICES are no longer those of lb"),
+        ("4 -t nat -I SVC -j ACCEPT", tcp, "are no longer those of lb"),
+        ("4 -t nat -F LB-MARK-MASQ", tcp, "chain LB-MARK-MASQ are no longer those of lb"),
+        ("4 -t nat -F LB-MARK-SOURCE", tcp, "chain LB-MARK-SOURCE are no longer those of lb"),
+        ("4 -t nat -F LB-POSTROUTING", tcp, "chain LB-POSTROUTING are no longer those of lb"),
+        ("4 -t nat -D POSTROUTING -j LB-POSTROUTING", tcp, "chain POSTROUTING are no longer those of lb"),
+        ("4 -t nat -F LB-MARK-REJECT", refused, "chain LB-MARK-REJECT are no longer those of lb"),
+        ("4 -F LB-FILTER", refused, "chain LB-FILTER are no longer those of lb"),
         ("4 -I FORWARD -j ACCEPT", refused, "FORWARD: rule 1, in front of"),
     ] {
         let command = bench.command(edit, &svc);

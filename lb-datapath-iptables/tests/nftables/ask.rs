@@ -130,7 +130,7 @@ fn chains_that_are_not_ours_any_more_are_named() {
         net.node.sh(edit);
         let error = node.datapath.ask(&from("10.1.0.2", 40_000, vip)).unwrap_err().report();
         assert!(
-            error.contains(&format!("chain {chain} are not ours")) && error.contains("`lb drift`"),
+            error.contains(&format!("chain {chain} are no longer those of lb")) && error.contains("`lb drift`"),
             "{edit}: {error}"
         );
         let drift = node.drift();

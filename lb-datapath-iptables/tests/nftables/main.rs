@@ -530,7 +530,7 @@ fn a_table_of_somebody_elses_is_refused_and_stays() {
         let mut node = Node::open(&net);
         let refused = |error: lb_core::datapath::DatapathError| {
             assert_eq!(error.kind(), lb_core::datapath::ErrorKind::Busy);
-            assert!(error.report().starts_with("table inet lb exists and is not ours"), "{}", error.report());
+            assert!(error.report().starts_with("table inet lb exists and is not owned by lb"), "{}", error.report());
         };
         refused(node.datapath.observe().unwrap_err());
         let plan = diff(&State::default(), &both_backends(), &Labels::new());

@@ -203,7 +203,7 @@ fn spares_pods(rule: &Rule) -> bool {
 }
 
 fn not_ours(chain: &str) -> DatapathError {
-    let message = format!("the rules of chain {chain} are not ours any more: `lb drift` shows the difference");
+    let message = format!("the rules of chain {chain} are no longer those of lb: `lb drift` shows the difference");
     DatapathError::new(ErrorKind::System, message)
 }
 

@@ -130,7 +130,7 @@ impl Engine {
     pub(crate) fn not_ours(&mut self) -> DatapathError {
         self.installed = None;
         let message = format!(
-            "table inet {0} exists and is not ours (no marker: a comment \"{MARKER}{VERSION}\"): have its owner give it \
+            "table inet {0} exists and is not owned by lb (no marker: a comment \"{MARKER}{VERSION}\"): have its owner give it \
              another name, or remove it with `nft delete table inet {0}`",
             self.table
         );

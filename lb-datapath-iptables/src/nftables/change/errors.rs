@@ -42,7 +42,7 @@ pub(crate) fn outdated() -> DatapathError {
 }
 
 pub(crate) fn foreign(error: lb_netlink::Error) -> DatapathError {
-    let message = "the table was changed by somebody else; it is read again before the next change";
+    let message = "the table was changed by another program; it is read again before the next change";
     DatapathError::new(ErrorKind::Busy, message).with_source(error)
 }
 

@@ -51,7 +51,7 @@ pub(crate) fn ask(host: &mut dyn Host, packet: &Packet) -> Result<KernelAnswer, 
 }
 
 fn not_ours(chain: &str) -> String {
-    format!("the rules of chain {chain} are not ours any more")
+    format!("the rules of chain {chain} are no longer those of lb")
 }
 
 struct PacketTrace<'a> {
@@ -98,7 +98,7 @@ impl PacketTrace<'_> {
         };
         let verdict = self.element(Key::Verdict(addr.family(), choice))?;
         if verdict.is_none_or(|(element, _)| element.value != Value::Choice(choice)) {
-            self.step(format!("{}: the verdict of {choice} is not ours any more", Set::Picks(addr.family()).name()));
+            self.step(format!("{}: the verdict of {choice} is no longer that of lb", Set::Picks(addr.family()).name()));
             return Ok(None);
         }
         let pick = match choice {
