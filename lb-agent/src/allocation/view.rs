@@ -51,7 +51,7 @@ impl Allocation {
             let unsatisfied = service.ipam.as_ref().filter(|ipam| !ipam.satisfied);
             let refused = unsatisfied.map(|ipam| ("Unsatisfied", format!("{}: {}", ipam.reason, ipam.message)));
             let left = foreign.filter(|_| service.external_ips.is_empty()).map(|class| {
-                let why = "is none of ours: nobody here gives it addresses; see --load-balancer-class";
+                let why = "is not one of this agent's, so it gets no addresses here; see --load-balancer-class";
                 ("Unsatisfied", format!("load-balancer class {class} {why}"))
             });
             let conditions = refused.into_iter().chain(left);
