@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc};
 
-use crate::SnapshotError;
+use crate::{SnapshotError, pools};
 
 /// Where an object stands in its file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +44,14 @@ pub struct ObjectRef {
     pub name: String,
     /// Where it stands.
     pub origin: Origin,
+}
+
+impl ObjectRef {
+    /// Whether objects of its kind describe pools of addresses.
+    #[must_use]
+    pub fn is_pool(&self) -> bool {
+        pools::KINDS.contains(&&*self.kind)
+    }
 }
 
 impl fmt::Display for ObjectRef {

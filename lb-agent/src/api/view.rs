@@ -50,12 +50,9 @@ pub(crate) fn services(reconciler: &Reconciler, report: &Report) -> Vec<Service>
     found.into_values().collect()
 }
 
-/// Why the newest manifest of a pool was not taken over.
+/// Why the newest manifest of a pool was not accepted.
 pub(crate) fn refusals_of_pool(report: &Report, pool: &str) -> impl Iterator<Item = Condition> {
-    let is_of_it = move |finding: &Finding| {
-        let object = &finding.object;
-        matches!(&*object.kind, "CiliumLoadBalancerIPPool" | "IPAddressPool" | "IPPool") && object.name == pool
-    };
+    let is_of_it = move |finding: &Finding| finding.object.is_pool() && finding.object.name == pool;
     let refused = report.refused.iter().filter(move |refusal| is_of_it(&refusal.finding));
     refused.map(|refusal| Condition::new("Refused", &about(&refusal.finding)))
 }
@@ -288,7 +285,7 @@ fn port(port: &ServicePort) -> String {
     }
 }
 
-/// A service of which no version was ever taken over.
+/// A service of which no version was ever accepted.
 fn absent(name: &str) -> Service {
     Service {
         name: name.into(),

@@ -29,6 +29,10 @@ pub(crate) type AddressPool = PoolManifest<metallb::Spec>;
 /// Our own short form, `IPPool`.
 pub(crate) type ShortPool = PoolManifest<short::Spec>;
 
+/// Kinds of objects that are read as pools, whatever their group and version.
+pub(crate) const KINDS: [&str; 3] =
+    [<cilium::Spec as PoolSpec>::KIND, <metallb::Spec as PoolSpec>::KIND, <short::Spec as PoolSpec>::KIND];
+
 /// A pool as it was read.
 #[derive(Debug)]
 pub(crate) struct ReadPool {
