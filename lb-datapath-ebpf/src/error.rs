@@ -83,6 +83,8 @@ pub(crate) struct Refusal {
 }
 
 impl Refusal {
+    /// Walks the causes here, and not where errors are printed: an error number is needed, too, and it belongs to one of
+    /// the causes, whose type is lost once they are text.
     pub(crate) fn of(error: &(dyn Error + 'static)) -> Self {
         let (mut text, mut code) = (String::new(), None);
         let mut next = Some(error);
