@@ -304,12 +304,13 @@ impl Driver {
 
 /// Stands in for the kernel: this program changes it through a datapath, and another tool changes it too.
 #[derive(Clone, Default)]
-struct Kernel(Arc<Shared>);
+struct Kernel(Arc<Tables>);
 
+/// The tables of the kernel, and a count by which a watcher notices that another tool changed them.
 #[derive(Default)]
-struct Shared {
+struct Tables {
     memory: Mutex<MemoryDatapath>,
-    /// Edits by others.
+    /// Edits by other tools.
     edits: Mutex<u64>,
     edited: Condvar,
 }

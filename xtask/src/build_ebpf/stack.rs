@@ -17,11 +17,11 @@ const ROUND: u32 = 32;
 struct Function {
     name: String,
     frame: u32,
-    calls: Vec<Place>,
+    calls: Vec<Address>,
 }
 
-/// Section and offset.
-type Place = (usize, u64);
+/// Section and offset within it.
+type Address = (usize, u64);
 
 /// The chain of calls that needs more stack than a kernel allows, if there is one.
 pub(super) fn too_deep(bytes: &[u8]) -> Result<Option<String>, String> {
@@ -34,7 +34,7 @@ pub(super) fn too_deep(bytes: &[u8]) -> Result<Option<String>, String> {
     }
     Ok(functions
         .keys()
-        .map(|place| deepest(&functions, *place))
+        .map(|address| deepest(&functions, *address))
         .find(|(depth, _)| *depth > MOST)
         .map(|(depth, names)| format!("{depth} bytes, at most {MOST} are allowed: {}", names.join(" calls "))))
 }
@@ -64,8 +64,8 @@ fn function<'a>(
 }
 
 /// The most that a chain from this function on needs, and the names along it. The verifier refuses recursion.
-fn deepest(functions: &BTreeMap<Place, Function>, place: Place) -> (u32, Vec<String>) {
-    let Some(function) = functions.get(&place) else { return (0, Vec::new()) };
+fn deepest(functions: &BTreeMap<Address, Function>, address: Address) -> (u32, Vec<String>) {
+    let Some(function) = functions.get(&address) else { return (0, Vec::new()) };
     let below = function.calls.iter().map(|call| deepest(functions, *call)).max_by_key(|(depth, _)| *depth);
     let (depth, names) = below.unwrap_or_default();
     let own = function.frame.max(1).next_multiple_of(ROUND);
