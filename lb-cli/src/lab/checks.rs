@@ -5,7 +5,7 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use lb_agent::driver::{self, DatapathKind};
+use lb_agent::driver::DatapathKind;
 use lb_core::addr::Family;
 use lb_testkit::{
     lab::Origin,
@@ -18,6 +18,7 @@ use super::{
     expectation::{Checks, Seen},
     reach::{PER_BACKEND, every_backend},
     rules,
+    use_case::UseCase,
 };
 
 /// Connections of one client under affinity.
@@ -141,7 +142,7 @@ fn the_socket_names_the_service(cluster: &Cluster, checks: &mut Checks<'_>) -> R
 fn rules_are_there(cluster: &Cluster, datapath: DatapathKind, checks: &mut Checks<'_>) -> Result<(), RunError> {
     // On a datapath without rules this use case is about those that are missing.
     let listers = match datapath.lab().rule_listers {
-        [] => driver::IPTABLES_NFT.lab().rule_listers,
+        [] => UseCase::IptablesWithoutCilium.datapath().lab().rule_listers,
         own => own,
     };
     let backends = cluster.backends.iter().filter_map(|name| cluster.lab().pod(name)).flat_map(|pod| pod.ips());

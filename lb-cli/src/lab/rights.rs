@@ -49,17 +49,19 @@ impl Rights {
         self == Self::Root || kind.lab().without_root != WithoutRoot::Never
     }
 
-    /// The datapath for a use case: the one that was asked for, or its own, or the nearest that this machine can run.
+    /// The datapath for a use case: the one that was asked for, or its own, or the first that this machine can run.
     pub(super) fn datapath(self, asked: Option<DatapathKind>, use_case: UseCase) -> DatapathKind {
-        let usual = if self.allows(use_case.datapath()) { use_case.datapath() } else { driver::NFTABLES };
-        asked.unwrap_or(usual)
+        let own = use_case.datapath();
+        let instead = || self.datapaths().into_iter().next().filter(|_| !self.allows(own));
+        asked.or_else(instead).unwrap_or(own)
     }
 
     /// Refuses a datapath that this machine cannot run.
     pub(super) fn check(self, asked: Option<DatapathKind>) -> Result<(), Failure> {
         match asked.filter(|&kind| !self.allows(kind)) {
             Some(kind) => {
-                Err(Failure::Error(format!("datapath {kind} needs root: run it with sudo, or choose nftables")))
+                let other = self.datapaths().first().map(|other| format!(", or choose {other}")).unwrap_or_default();
+                Err(Failure::Error(format!("datapath {kind} needs root: run it with sudo{other}")))
             }
             None => Ok(()),
         }
@@ -97,8 +99,9 @@ impl Rights {
     pub(super) fn fit(self, datapaths: &mut Vec<DatapathKind>, services: &mut Vec<u32>) -> Vec<String> {
         let Self::Guest(room) = self else { return Vec::new() };
         let mut left_out = Vec::new();
-        let roomiest = datapaths.iter().copied().filter(|&kind| kind == driver::NFTABLES);
-        let most = roomiest.map(|kind| (kind, room.services(kind))).next();
+        // Of the datapaths with a limit, the one with the most room decides about the sizes; the others are left out.
+        let limited = datapaths.iter().copied().filter(|&kind| room.limit(kind).is_some());
+        let most = limited.map(|kind| (kind, room.services(kind))).max_by_key(|(_, most)| *most);
         services.retain(|&size| match most {
             Some((kind, most)) if u64::from(size) > most => {
                 left_out.push(format!("{size} services: left out, {}", room.reason(kind)));
@@ -156,10 +159,15 @@ impl Room {
     }
 
     fn sentence(self) -> String {
+        let limited = driver::carrying().into_iter().filter(|&kind| self.limit(kind).is_some());
+        let limits = limited.enumerate().map(|(n, kind)| match n {
+            0 => self.reason(kind),
+            _ => format!("{} on {kind}", self.services(kind)),
+        });
+        let limits: Vec<String> = limits.collect();
         format!(
-            "running in a user namespace, since this is not root: {}, {} on iptables-nft; root adds eBPF, cgroups and any size",
-            self.reason(driver::NFTABLES),
-            self.services(driver::IPTABLES_NFT)
+            "running in a user namespace, since this is not root: {}; root adds eBPF, cgroups and any size",
+            limits.join(", ")
         )
     }
 }
@@ -168,6 +176,7 @@ impl Room {
 const USUAL_BUFFER: u64 = 212_992;
 /// Bytes of an update that does not grow with the number of services, rounded up.
 const RULESET: u64 = 16 << 10;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -196,6 +205,20 @@ mod tests {
     fn legacy_tables_are_not_bound_by_a_socket() {
         let (mut datapaths, mut services) = (vec![driver::IPTABLES_LEGACY], vec![10_000]);
         assert!(GUEST.fit(&mut datapaths, &mut services).is_empty());
+    }
+
+    #[test]
+    fn sizes_are_cut_to_the_room_of_the_only_datapath() {
+        let (mut datapaths, mut services) = (vec![driver::IPTABLES_NFT], vec![10, 5000]);
+        assert_eq!(GUEST.fit(&mut datapaths, &mut services).len(), 1);
+        assert_eq!((datapaths, services), (vec![driver::IPTABLES_NFT], vec![10]));
+    }
+
+    #[test]
+    fn the_notice_has_the_limit_of_each_datapath_that_has_one() {
+        let notice = Room { wmem_max: USUAL_BUFFER, wmem_default: USUAL_BUFFER }.sentence();
+        assert!(notice.contains("an update of nftables") && notice.contains(" on iptables-nft; "), "{notice}");
+        assert!(!notice.contains("iptables-legacy"), "{notice}");
     }
 
     #[test]
