@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use lb_agent::api::{Client, Condition, DriftClass, DriftStatus, Status};
+use lb_agent::api::{Client, Condition, DriftClass, DriftStatus, Source, Status};
 
 use crate::{
     cli::StatusArgs,
@@ -20,13 +20,13 @@ fn table(status: &Status) -> String {
     let mut table = Table::new(["WHAT", "STATE"]);
     let mut line = |what: &str, state: String| table.row([what.into(), state]);
     let settled = if status.settled { "settled" } else { "work is due" };
-    let ready = if status.ready { "ready" } else { "not ready: the first listing is not carried out yet" };
+    let ready = if status.ready { "ready".into() } else { not_ready(&status.sources) };
     line(
         "agent",
         format!("{ready}, {settled}, version {}, pid {}, up {} s", status.version, status.pid, status.uptime_s),
     );
     let datapath = &status.datapath;
-    line("datapath", format!("{}, plan {}, carried out in {} us", datapath.kind, datapath.plan, datapath.apply_us));
+    line("datapath", format!("{}, plan {}, applied in {} us", datapath.kind, datapath.plan, datapath.apply_us));
     if !datapath.devices.is_empty() {
         line("devices", datapath.devices.join(", "));
     }
@@ -37,6 +37,10 @@ fn table(status: &Status) -> String {
     line("node", node(status));
     let manifests = &status.manifests;
     line("manifests", format!("{}, read {}{}", manifests.directory, count(manifests.reads, "time"), left_out(status)));
+    // The line above is about the only one.
+    if let sources @ [_, _, ..] = &*status.sources {
+        sources.iter().for_each(|source| line("source", described(source)));
+    }
     let counts = &status.counts;
     let failed =
         if counts.failed > 0 { format!(", {} failed", count(counts.failed, "frontend")) } else { String::new() };
@@ -54,13 +58,34 @@ fn table(status: &Status) -> String {
     if addresses.pools > 0 {
         let lacking = match addresses.unsatisfied {
             0 => String::new(),
-            lacking => format!(", {} in want of some", count(lacking, "service")),
+            lacking => format!(", {} without an address", count(lacking, "service")),
         };
         line("addresses", format!("{}, {} held{lacking}", count(addresses.pools, "pool"), addresses.held));
     }
     line("maglev", format!("tables of {}", status.maglev_hash));
     line("drift", drift(&status.drift));
     table.to_string() + &conditions(&status.conditions)
+}
+
+/// Names the sources that delay the first plan. If there are none, the plan is under way or failed.
+fn not_ready(sources: &[Source]) -> String {
+    let missing: Vec<&str> = sources.iter().filter(|source| !source.listed).map(|source| &*source.name).collect();
+    let awaited =
+        if missing.is_empty() { String::new() } else { format!(" (no first listing from {})", missing.join(", ")) };
+    format!("not ready: the first listing is not applied yet{awaited}")
+}
+
+fn described(source: &Source) -> String {
+    let place = if source.place.is_empty() { String::new() } else { format!(" at {}", source.place) };
+    let listed = if source.listed { "" } else { ", no first listing" };
+    let rejected = if source.rejected.is_some() { ", newest state rejected" } else { "" };
+    let parts = [
+        (source.refused, "object", "refused"),
+        (source.unsupported, "field", "not supported"),
+        (source.skipped, "object", "skipped"),
+    ];
+    let reads = count(source.reads, "time");
+    format!("{}{place}, read {reads}{listed}{rejected}{}", source.name, fates(parts))
 }
 
 fn drift(drift: &DriftStatus) -> String {
@@ -91,10 +116,14 @@ fn left_out(status: &Status) -> String {
     let manifests = &status.manifests;
     let parts = [
         (manifests.refused.len(), "object", "refused"),
-        (manifests.unsupported.len(), "field", "not carried out"),
+        (manifests.unsupported.len(), "field", "not supported"),
         (manifests.skipped.len(), "object", "skipped"),
         (manifests.ignored_files.len(), "file", "ignored"),
     ];
+    fates(parts)
+}
+
+fn fates<const N: usize>(parts: [(usize, &str, &str); N]) -> String {
     parts.into_iter().filter(|part| part.0 > 0).map(|(n, what, fate)| format!(", {} {fate}", count(n, what))).collect()
 }
 
@@ -104,4 +133,39 @@ fn conditions(conditions: &[Condition]) -> String {
     }
     let line = |condition: &Condition| format!("  {}: {}\n", condition.kind, printable(&condition.message));
     "\nConditions:\n".to_owned() + &conditions.iter().map(line).collect::<String>()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn source(name: &str, listed: bool) -> Source {
+        Source { name: name.into(), listed, ..Source::default() }
+    }
+
+    #[test]
+    fn an_agent_that_is_not_ready_names_the_sources_that_have_not_listed() {
+        let sources = [source("manifests", true), source("queue", false), source("api", false)];
+        assert_eq!(
+            not_ready(&sources),
+            "not ready: the first listing is not applied yet (no first listing from queue, api)"
+        );
+        assert_eq!(not_ready(&sources[..1]), "not ready: the first listing is not applied yet");
+    }
+
+    #[test]
+    fn a_source_shows_its_place_and_what_it_rejects() {
+        let manifests = Source {
+            place: "/etc/lb".into(),
+            reads: 3,
+            refused: 1,
+            unsupported: 2,
+            rejected: Some("broken".into()),
+            ..source("manifests", true)
+        };
+        let expected =
+            "manifests at /etc/lb, read 3 times, newest state rejected, 1 object refused, 2 fields not supported";
+        assert_eq!(described(&manifests), expected);
+        assert_eq!(described(&source("queue", false)), "queue, read 0 times, no first listing");
+    }
 }
