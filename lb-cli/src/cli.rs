@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, path::PathBuf};
 
-use clap::{Args, Parser, Subcommand, builder::NonEmptyStringValueParser};
+use clap::{ArgGroup, Args, Parser, Subcommand, builder::NonEmptyStringValueParser};
 use lb_agent::{
     api::Entry,
     config::{DEFAULT_SOCKET, DEFAULT_STATE_DIR, Settings},
@@ -165,12 +165,13 @@ pub(crate) struct PoolExplainArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(group(ArgGroup::new("edit").required(true).multiple(true)))]
 pub(crate) struct PoolPlanArgs {
     /// Manifests of the edit; `-` reads standard input.
-    #[arg(long, short, value_name = "FILE", required_unless_present = "remove")]
+    #[arg(long, short, value_name = "FILE", group = "edit")]
     pub(crate) file: Option<PathBuf>,
     /// Pool that the edit removes, alone or together with --file; can be repeated.
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", group = "edit")]
     pub(crate) remove: Vec<String>,
     #[command(flatten)]
     pub(crate) ask: AskArgs,

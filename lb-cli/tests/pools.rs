@@ -489,12 +489,12 @@ fn a_plan_says_who_would_move_and_moves_nobody() {
     let red = pool("red", "20.0.20.9", "20.0.20.1");
     for (output, code, said) in [
         (node.ask(&["pool", "plan", "--remove", "red"]), 3, "no pool `red`"),
-        (node.ask(&["pool", "plan"]), 2, "--file"),
+        (node.ask(&["pool", "plan"]), 2, "--file <FILE>|--remove <NAME>"),
         (node.ask(&["pool", "plan", "-f", "/nowhere/pool.yaml"]), 1, "/nowhere/pool.yaml"),
         (node.ask(&["pool", "plan", "-f", "/dev/null"]), 1, "/dev/null holds no manifests"),
         (node.ask(&["pool", "plan", "-f", smaller.to_str().unwrap(), "--remove", "blue"]), 1, "only be one of the two"),
-        (piped(&node, "kind: ["), 1, "-:1:"),
-        (piped(&node, &red), 1, "not taken over: "),
+        (piped(&node, "kind: ["), 1, "standard input:1:"),
+        (piped(&node, &red), 1, "not accepted: "),
     ] {
         assert_eq!(output.status.code(), Some(code), "{output:?}");
         let message = text(&output.stdout) + &text(&output.stderr);

@@ -5,9 +5,9 @@ use std::{
     io::{self, Read},
     net::IpAddr,
     path::Path,
-    time::{Duration, SystemTime},
 };
 
+use jiff::Timestamp;
 use lb_agent::api::{AddressState, Client, Condition, Pool, PoolAddress, PoolCounts, PoolDetail, PoolMove, PoolPlan};
 
 use crate::{
@@ -39,7 +39,7 @@ pub(super) fn explain(args: &PoolExplainArgs) -> Outcome {
 
 pub(super) fn plan(args: &PoolPlanArgs) -> Outcome {
     let (name, text) = match &args.file {
-        Some(file) => (file.display().to_string(), read(file)?),
+        Some(file) => (name_of(file), read(file)?),
         None => ("no file".into(), String::new()),
     };
     let client = Client::new(&args.ask.socket);
@@ -55,21 +55,29 @@ pub(super) fn plan(args: &PoolPlanArgs) -> Outcome {
     })
 }
 
-/// `-` is standard input.
+/// As messages name it.
+fn name_of(file: &Path) -> String {
+    if is_standard_input(file) { "standard input".into() } else { file.display().to_string() }
+}
+
+fn is_standard_input(file: &Path) -> bool {
+    file == Path::new("-")
+}
+
 fn read(file: &Path) -> Result<String, Failure> {
-    let source: io::Result<Box<dyn Read>> = if file == Path::new("-") {
+    let source: io::Result<Box<dyn Read>> = if is_standard_input(file) {
         Ok(Box::new(io::stdin()))
     } else {
         File::open(file).map(|file| Box::new(file) as _)
     };
     let mut text = String::new();
     let read = source.and_then(|source| source.take(MAX_MANIFESTS + 1).read_to_string(&mut text));
-    read.map_err(|error| Failure::Error(format!("reading {} failed: {error}", file.display())))?;
+    read.map_err(|error| Failure::Error(format!("reading {} failed: {error}", name_of(file))))?;
     if text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
-        return Err(Failure::Error(format!("{} holds no manifests", file.display())));
+        return Err(Failure::Error(format!("{} holds no manifests", name_of(file))));
     }
     if text.len() as u64 > MAX_MANIFESTS {
-        let limit = format!("{} has more than {MAX_MANIFESTS} bytes, which the agent does not read", file.display());
+        let limit = format!("{} has more than {MAX_MANIFESTS} bytes, which the agent does not read", name_of(file));
         return Err(Failure::Error(limit));
     }
     Ok(text)
@@ -101,7 +109,7 @@ fn described(PoolDetail { pool, addresses }: &PoolDetail, now: u64) -> String {
         ("Services", or(pool.selectors.join("; or "), "all")),
         ("Disabled", yes_or_no(pool.disabled)),
         ("Auto-assign", yes_or_no(pool.auto_assign)),
-        ("First and last", if pool.allow_first_last { "given".into() } else { "kept back".into() }),
+        ("First and last", if pool.allow_first_last { "assigned".into() } else { "reserved".into() }),
         ("Priority", pool.priority.map_or_else(|| "none".into(), |priority| priority.to_string())),
         ("Quota", pool.namespace_quota.map_or_else(|| "none".into(), |quota| format!("{quota} for each namespace"))),
         ("Quarantine", format!("{} s", pool.quarantine_s)),
@@ -155,8 +163,8 @@ fn explained(address: &PoolAddress, now: u64) -> String {
 }
 
 fn planned(plan: &PoolPlan, now_there: &[Pool], now: u64) -> String {
-    let mut text: String = plan.refused.iter().map(|refusal| format!("not taken over: {refusal}\n")).collect();
-    text.extend(plan.unsupported.iter().map(|finding| format!("not carried out: {finding}\n")));
+    let mut text: String = plan.refused.iter().map(|refusal| format!("not accepted: {refusal}\n")).collect();
+    text.extend(plan.unsupported.iter().map(|finding| format!("not supported: {finding}\n")));
     if plan.moves.is_empty() {
         text.push_str("no service would get another address\n");
     } else {
@@ -218,5 +226,5 @@ fn span(seconds: u64) -> String {
 }
 
 fn seconds_since_1970() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs()
+    Timestamp::now().as_second().max(0).unsigned_abs()
 }
