@@ -177,9 +177,7 @@ impl WhyNot {
             Self::NotABackend => "it is no backend of the service".into(),
             Self::Rejected { reason, .. } => format!("it takes no new flows: {reason}"),
             Self::Chosen { because: Because::Established, .. } => "it is the choice: the flow belongs to it".into(),
-            Self::Chosen { because: Because::Affinity, .. } => {
-                "it is the choice: the client used it before".into()
-            }
+            Self::Chosen { because: Because::Affinity, .. } => "it is the choice: the client used it before".into(),
             Self::Chosen { because: Because::Hash { slot }, slots, .. } => {
                 format!("it is the choice: the hash leads to slot {slot} of {}, which belongs to it", slots.total)
             }
