@@ -45,7 +45,7 @@ impl fmt::Display for Affinity {
 /// The memory of a datapath about a client of a frontend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AffinityRecord {
-    /// The backend that the client was given.
+    /// The backend that the client uses.
     pub backend: BackendAddr,
     /// When the client last opened a flow.
     pub last_use: Instant,

@@ -241,7 +241,7 @@ impl Desired {
         let content = table::with_ids(&spec.slots(&model.settings().maglev), &ids);
         let set = BackendSet { lookup: spec.lookup(), slots: content };
         let key = SetKey::Spec(spec.clone());
-        // A set of the same content that an earlier process installed is taken over: nothing is written for it.
+        // A set of the same content that an earlier process installed is adopted: nothing is written for it.
         let id = match self.installed_sets.remove(&(set.lookup, Arc::clone(&set.slots))) {
             Some(id) => {
                 self.set_ids.remove(&SetKey::Installed(id));
@@ -332,7 +332,7 @@ pub(crate) fn scopes(model: &Model, service: &Service, kind: FrontendKind) -> Ve
     Vec::from([(Scope::External, TrafficPolicy::Cluster)])
 }
 
-/// The affinity that the datapath can give `service`.
+/// The affinity that the datapath supports for `service`.
 pub(crate) fn effective_affinity(model: &Model, service: &Service) -> Option<Affinity> {
     let (affinity, capability) = (service.affinity?, model.capabilities().affinity?);
     let longest = capability.max_timeout.min(Duration::from_secs(u32::MAX.into()));

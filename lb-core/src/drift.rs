@@ -14,7 +14,7 @@ use crate::{
     state::{Backend, Frontend, Lookup, State, Target},
 };
 
-/// The state that a datapath should hold: the sum of the plans that it carried out.
+/// The state that a datapath should hold: the sum of the plans that it applied.
 #[derive(Clone, Copy, Debug)]
 pub struct Expected<'a> {
     /// The state.

@@ -78,12 +78,12 @@ impl HealthTable {
         })
     }
 
-    /// Drops the restored verdicts of `source`, which has listed everything; gives the backends whose health changed.
+    /// Drops the restored verdicts of `source`, which has listed everything; returns the backends whose health changed.
     pub(crate) fn confirm(&mut self, source: &SourceName) -> Vec<BackendAddr> {
         self.drop_verdicts(source, |entry| entry.restored)
     }
 
-    /// Drops all verdicts of `source`; gives the backends whose health changed.
+    /// Drops all verdicts of `source`; returns the backends whose health changed.
     pub(crate) fn forget(&mut self, source: &SourceName) -> Vec<BackendAddr> {
         self.drop_verdicts(source, |_| true)
     }

@@ -3,7 +3,7 @@
 use alloc::collections::BTreeMap;
 use core::{fmt, marker::PhantomData, num::NonZeroU32};
 
-/// An id that [`IdTable`] gives out: never 0.
+/// An id that [`IdTable`] assigns: never 0.
 pub trait Id: Copy + Ord {
     /// The id with this number.
     fn from_raw(raw: NonZeroU32) -> Self;

@@ -1,4 +1,4 @@
-//! Names that sources give to things.
+//! Names that sources use for objects.
 
 use alloc::{string::String, sync::Arc};
 use core::fmt;

@@ -1,4 +1,4 @@
-//! Time as the caller tells it: points in time, and the wait before something that failed is tried again.
+//! Time as the caller passes it: points in time, and the wait before something that failed is tried again.
 
 use core::{ops::Add, time::Duration};
 

@@ -83,7 +83,7 @@ impl EbpfDatapath {
     /// out, and out of [`config`](Self::config): devices of pods come and go.
     ///
     /// # Errors
-    /// When the directory is in use, belongs to somebody else, holds pins of others or is in no BPF file system, when
+    /// When the directory is in use, belongs to another user, holds pins of other programs or is in no BPF file system, when
     /// the kernel is older than 6.6, and when a cgroup or an uplink does not exist.
     pub fn open(config: EbpfConfig) -> Result<Self, DatapathError> {
         let mut datapath = Self { config, kernel: None, shared: SharedAnchors::default(), elements: Arc::default() };

@@ -9,8 +9,8 @@
 //!
 //! The process holds every pinned object open and keeps a mirror of the maps. So it finds and repairs what other tools
 //! unpin, detach or edit ([`inspect`](lb_core::datapath::Datapath::inspect),
-//! [`repair`](lb_core::datapath::Datapath::repair), [`watcher`](lb_core::datapath::Datapath::watcher)). Pins of others
-//! are never taken over. A process that dies at any moment leaves every frontend either in its old or in its new state.
+//! [`repair`](lb_core::datapath::Datapath::repair), [`watcher`](lb_core::datapath::Datapath::watcher)). Pins of other
+//! programs are never adopted. A process that dies at any moment leaves every frontend either in its old or in its new state.
 //!
 //! The programs count the packets and socket calls that they stop, by [`Reason`]: see
 //! [`reason_counters`](EbpfDatapath::reason_counters).

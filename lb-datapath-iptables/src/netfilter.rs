@@ -1,4 +1,4 @@
-//! Numbers of netfilter's netlink, by the names that the kernel's headers give them.
+//! Numbers of netfilter's netlink, by the names in the kernel's headers.
 //!
 //! `libc` has the numbers of messages and most values, but no attribute types: those are here, in the order of
 //! [`linux/netfilter/nf_tables.h`][nf_tables] and [`nfnetlink_conntrack.h`][conntrack].
@@ -64,7 +64,7 @@ pub(crate) const NFT_MSG_DELSETELEM: u16 = nf_tables(libc::NFT_MSG_DELSETELEM);
 /// Ends the notifications of a transaction.
 pub(crate) const NFT_MSG_NEWGEN: u16 = nf_tables(libc::NFT_MSG_NEWGEN);
 pub(crate) const NFT_MSG_GETGEN: u16 = nf_tables(libc::NFT_MSG_GETGEN);
-/// Linux 6.3. No older message removes an affinity record that may run out before the transaction is carried out:
+/// Linux 6.3. No older message removes an affinity record that may run out before the transaction is committed:
 /// `NFT_MSG_DELSETELEM` is refused for an element that is gone, and so is adding the element first where a packet has
 /// put another backend there.
 pub(crate) const NFT_MSG_DESTROYSETELEM: u16 = nf_tables(30);

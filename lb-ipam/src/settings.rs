@@ -29,7 +29,7 @@ pub struct Settings {
     /// holds one moves. Default: none.
     pub reserved: Vec<Reservation>,
     /// How long a service is remembered that went away or had to leave an address. Until then it gets the address back
-    /// if nobody else needed it. Default: [`DEFAULT_STICKY`](Self::DEFAULT_STICKY).
+    /// if no other service needed it. Default: [`DEFAULT_STICKY`](Self::DEFAULT_STICKY).
     pub sticky: Duration,
     /// Whether TCP 53 and UDP 53 of two services may share an address: whether datapaths tell protocols apart. Default:
     /// yes.
@@ -66,7 +66,7 @@ impl Settings {
         self
     }
 
-    /// The same with these addresses [kept back](Self::reserved).
+    /// The same with these addresses [reserved](Self::reserved).
     #[must_use]
     pub fn with_reserved(mut self, reserved: impl IntoIterator<Item = Reservation>) -> Self {
         self.reserved = reserved.into_iter().collect();

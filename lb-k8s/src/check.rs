@@ -125,7 +125,7 @@ pub(crate) fn number(text: &str, max: u32) -> Result<u32, String> {
     number.ok_or_else(|| format!("{} is not a number from 0 to {max}", quoted(text)))
 }
 
-/// A unicast address that can be somebody else's: of a service, a pod or a server.
+/// A unicast address that a service, a pod or a server can have.
 pub(crate) fn ip(text: &str) -> Result<IpAddr, String> {
     let ip = parse_ip(text).ok_or_else(|| format!("{} is not an IP address", quoted(text)))?;
     match special(ip) {

@@ -38,7 +38,7 @@ pub enum SnapshotError {
         /// Where it leads.
         target: String,
     },
-    /// A hard link that somebody else may have put into a directory.
+    /// A hard link that another user may have put into a directory.
     #[error(
         "{file}: the file has {links} names (hard links), and somebody who does not own it may have put this one here: \
          copy the file, or let its owner alone own and write the directory"

@@ -27,7 +27,7 @@ pub(crate) trait Kind: DeserializeOwned {
         check::subdomain(name)
     }
 
-    /// Why an object with this metadata is somebody else's business, if it is.
+    /// Why an object with this metadata is for another program, if it is.
     fn foreign(_: &ObjectMeta) -> Option<&'static str> {
         None
     }
@@ -35,7 +35,7 @@ pub(crate) trait Kind: DeserializeOwned {
     /// The object with this namespace and name.
     fn key(identity: Identity<'_>) -> Key;
 
-    /// Reads an object, and notes which parts of it are not carried out.
+    /// Reads an object, and notes which parts of it are not supported.
     fn read(&self, identity: Identity<'_>) -> Result<Reading, Invalid>;
 
     /// Reads what is left of an object that is refused before it is read.
@@ -58,7 +58,7 @@ impl Reading {
     }
 }
 
-/// Parts of an object that are not carried out although each field for itself could be.
+/// Parts of an object that are not supported although each field for itself could be.
 #[derive(Debug, Default)]
 pub(crate) struct Notes {
     pub(crate) always: Vec<Unsupported>,

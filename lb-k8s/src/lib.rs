@@ -32,12 +32,12 @@
 //!
 //! This crate guesses nothing and allocates nothing. An address or node port that is not in the manifest does not
 //! exist, unless the embedder [grants](Manifests::grant) addresses of [pools](#pools). It ignores nothing silently: the
-//! [`Report`] lists every field that is not carried out by file, document and field. It talks to no API server, watches
+//! [`Report`] lists every field that is not supported by file, document and field. It talks to no API server, watches
 //! no directory, knows nothing about nodes, and starts no pod.
 //!
-//! # What is taken over
+//! # Supported objects and fields
 //!
-//! | of | carried out |
+//! | object | supported fields |
 //! |---|---|
 //! | `Service` | `clusterIP`, `clusterIPs`, `externalIPs`, `status.loadBalancer.ingress` with `ipMode: VIP`, ports with names and node ports, `sessionAffinity` with its time-out, both traffic policies, `trafficDistribution`, the [annotations] |
 //! | `EndpointSlice` | ports, the first address of each endpoint, `nodeName`, `zone`, hints for zones and nodes, conditions, the [annotations] for weight |
@@ -54,7 +54,7 @@
 //!
 //! [`Batch::edits`] are for an [`Allocator`](lb_ipam::Allocator). Its answers go to [`Manifests::grant`], so that
 //! services have their addresses, and to [`write::service_status`] and [`write::pool_status`]. Without
-//! [`Manifests::allocating`], pools and requests for addresses are reported as not carried out. [`Manifests::preview`]
+//! [`Manifests::allocating`], pools and requests for addresses are reported as not supported. [`Manifests::preview`]
 //! computes the edits that a file would cause, for [`Allocator::plan`](lb_ipam::Allocator::plan).
 //!
 //! ```

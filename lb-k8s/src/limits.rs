@@ -33,7 +33,7 @@ pub const MAX_FINDINGS_PER_FILE: usize = 1000;
 pub const MAX_FINDINGS: usize = 10_000;
 /// Entries of directories that are not manifests and are named; the rest is only counted.
 pub const MAX_IGNORED_FILES: usize = 100;
-/// Bytes of a document in which findings are given a line and column.
+/// Bytes of a document in which findings have a line and column.
 pub const MAX_LOCATED_BYTES: usize = 4 << 20;
 /// Endpoints of one `EndpointSlice`, the limit of Kubernetes.
 pub const MAX_ENDPOINTS: usize = 1000;

@@ -40,7 +40,7 @@ pub struct ObjectRef {
     pub kind: String,
     /// Its namespace; empty for an object that has none.
     pub namespace: String,
-    /// Its name; empty if it gives none.
+    /// Its name; empty if it has none.
     pub name: String,
     /// Where it stands.
     pub origin: Origin,
@@ -130,14 +130,14 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// Everything that was not taken over, and why.
+/// Everything that was not accepted, and why.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
     /// Why the newest snapshot was rejected as a whole; the rest of the report is about the last good one.
     pub rejected: Option<Arc<SnapshotError>>,
     /// Objects that are not for this proxy: unknown kinds, and objects that another proxy serves.
     pub skipped: Vec<Arc<Finding>>,
-    /// Fields that are set, would change traffic, and are not carried out. Where nobody
+    /// Fields that are set, would change traffic, and are not supported. Where nobody
     /// [allocates](crate::Manifests::allocating) addresses, pools and what asks for addresses are among them.
     pub unsupported: Vec<Arc<Finding>>,
     /// Invalid objects.
@@ -153,7 +153,7 @@ pub struct Report {
 }
 
 impl Report {
-    /// Whether everything was taken over as it stands.
+    /// Whether everything was accepted as it stands.
     #[must_use]
     pub fn is_clean(&self) -> bool {
         let listed = self.skipped.len() + self.unsupported.len() + self.refused.len();

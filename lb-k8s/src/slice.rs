@@ -57,7 +57,7 @@ impl Kind for Object {
 #[derive(Debug)]
 pub(crate) struct ReadSlice {
     pub(crate) slice: EndpointSlice,
-    /// Parts that are not carried out although each field for itself could be.
+    /// Parts that are not supported although each field for itself could be.
     pub(crate) notes: Vec<Unsupported>,
 }
 

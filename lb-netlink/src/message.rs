@@ -27,7 +27,7 @@ pub struct Message<'a> {
 /// What a message means as the answer to a request.
 #[derive(Debug)]
 pub enum Answer<'a> {
-    /// The request was carried out.
+    /// The request was successful.
     Acknowledged,
     /// The request was refused, or the dump failed.
     Refused(KernelError),

@@ -83,7 +83,7 @@ impl Socket {
         let option = Error::socket("setting an option of a netlink socket");
         raw.set_cap_ack(true).map_err(&option)?;
         raw.set_ext_ack(true).map_err(&option)?;
-        // Without the privilege, which no user namespace gives, the queue is what `net.core.rmem_max` allows.
+        // Without the privilege, which no user namespace has, the queue is what `net.core.rmem_max` allows.
         let _ = setsockopt(&raw, sockopt::RcvBufForce, &RECEIVE_QUEUE)
             .or_else(|_| setsockopt(&raw, sockopt::RcvBuf, &RECEIVE_QUEUE));
         let mut socket =

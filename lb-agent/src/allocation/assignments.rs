@@ -10,7 +10,7 @@ use lb_ipam::{Allocator, Answer, Classes, Edit, Entry, Ledger, Outcome, Pool, Po
 
 use super::{by_hand::ByHand, claims::Claims, ledger::Remembered};
 
-/// How the reason of an address that is kept back for another service begins.
+/// How the reason of an address that is reserved for another service begins.
 const CLAIMED: &str = "an address that service ";
 
 /// The allocator, and what the agent knows beyond it.
@@ -26,14 +26,14 @@ pub(super) struct Assignments {
     kept: BTreeSet<ServiceName>,
     classes: Classes,
     claims: Claims,
-    /// Addresses that are kept back for claims.
+    /// Addresses that are reserved for claims.
     reserved: BTreeSet<IpAddr>,
 }
 
 /// A service of type LoadBalancer.
 #[derive(Clone, Debug)]
 struct LoadBalancer {
-    /// Its class, if that is somebody else's.
+    /// Its class, if another program allocates for it.
     foreign: Option<String>,
     /// What its status names.
     published: Vec<IpAddr>,
@@ -135,7 +135,7 @@ impl Assignments {
         self.by_hand.outside(service)
     }
 
-    /// Services of type LoadBalancer, with their class if that is somebody else's.
+    /// Services of type LoadBalancer, with their class if another program allocates for it.
     pub(super) fn load_balancers(&self) -> impl Iterator<Item = (&ServiceName, Option<&str>)> {
         self.load_balancers.iter().map(|(name, it)| (name, it.foreign.as_deref()))
     }

@@ -82,7 +82,7 @@ fn is_by_hand(request: &Request) -> bool {
     request.published.condition.is_none()
 }
 
-/// Of the blocks that can be read; the others give nothing.
+/// Of the blocks that can be read; the others have no addresses.
 fn ranges(pool: &Pool) -> Vec<AddressRange> {
     pool.blocks.iter().filter_map(|block| block.range().ok()).collect()
 }
@@ -112,7 +112,7 @@ mod tests {
         Request { published: Status::of(&addresses), ..Request::new("default", name) }
     }
 
-    /// Names of services as they are told, those that are left alone with a `-`.
+    /// Names of services in the order of the edits; a `-` marks those that are left alone.
     fn told(edits: &[Edit]) -> Vec<String> {
         let told = |edit: &Edit| match edit {
             Edit::UpsertService(request) => {

@@ -1,5 +1,5 @@
-//! Addresses that services have in another way than out of pools: cluster addresses, external ones, those of load balancers
-//! of another class. No service may be given what another one answers for already.
+//! Addresses that services have, but not from pools: cluster addresses, external ones, those of load balancers of another
+//! class. No service gets an address that another one answers for already.
 
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -36,7 +36,7 @@ impl Claims {
         }
     }
 
-    /// What the status of a service names, if somebody else gave that. Whether that is news.
+    /// Remembers what the status of a service names, if another program assigned it. Returns whether that is news.
     pub(super) fn note_status(
         &mut self,
         service: &ServiceName,

@@ -1,8 +1,8 @@
-//! Addresses for services, out of the pools among the manifests.
+//! Addresses for services, from the pools among the manifests.
 //!
-//! The allocator decides; its ledger is on the disk before anything that it gave is programmed. What is given back is
-//! let go of at once: after a crash the next agent finds the ledger with more in it than is held, and gives it back
-//! again.
+//! The allocator decides; its ledger is on the disk before an address that it assigned is programmed. A released address
+//! leaves the datapath at once, before the ledger is written: after a crash the next agent finds more addresses in the
+//! ledger than are held, and releases them again.
 
 mod assignments;
 mod by_hand;
@@ -37,14 +37,14 @@ use crate::{config::Config, source::Grant};
 /// How long until an allocator that is not done goes on.
 const BREATH: Duration = Duration::from_millis(100);
 
-/// Who has which address, and what is not carried out yet.
+/// Which service holds which address, and the answers that are not applied yet.
 #[derive(Debug)]
 pub(crate) struct Allocation {
     assignments: Assignments,
     writer: LedgerWriter,
     /// Whether the first listing is complete.
     is_listed: bool,
-    /// Services whose answers are not carried out yet.
+    /// Services whose answers are not applied yet.
     held_back: BTreeSet<ServiceName>,
     /// Statuses that say more than the disk does.
     unpublished: BTreeMap<ServiceName, Status>,

@@ -11,9 +11,9 @@ use crate::api::{PoolMove, PoolPlan};
 /// What would be edited.
 pub(crate) struct PlannedEdits {
     pub(crate) edits: Vec<Edit>,
-    /// What of the manifests would not be taken over, and why.
+    /// The parts of the manifests that would not be accepted, and why.
     pub(crate) refused: Vec<String>,
-    /// What of them would not be carried out.
+    /// The fields of them that are not supported.
     pub(crate) unsupported: Vec<String>,
 }
 

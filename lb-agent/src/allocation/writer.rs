@@ -58,7 +58,7 @@ impl LedgerWriter {
         !self.is_behind
     }
 
-    /// What is on the disk, as far as that can be told.
+    /// The ledger on the disk, as far as it can be read.
     pub(super) fn written(&self) -> MemoryLedger {
         let read = self.file.read().unwrap_or_else(|error| {
             tracing::warn!(error = lb_core::error::report(&error), "the ledger of addresses cannot be read back");

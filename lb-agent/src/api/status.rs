@@ -95,7 +95,7 @@ pub struct Source {
     pub rejected: Option<String>,
     /// Objects that are no service, endpoint slice or pool.
     pub skipped: usize,
-    /// Fields that are set and not carried out.
+    /// Fields that are set and not supported.
     pub unsupported: usize,
     /// Invalid objects.
     pub refused: usize,
@@ -114,7 +114,7 @@ pub struct Manifests {
     pub rejected: Option<String>,
     /// Objects that are none of our business.
     pub skipped: Vec<String>,
-    /// Fields that are set and not carried out.
+    /// Fields that are set and not supported.
     pub unsupported: Vec<String>,
     /// Invalid objects.
     pub refused: Vec<String>,

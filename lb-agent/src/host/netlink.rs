@@ -95,7 +95,7 @@ fn outputs(route: &RouteMessage) -> Vec<u32> {
     route.attributes.iter().flat_map(of).collect()
 }
 
-/// On a point-to-point device the address is the peer's and `Local` is ours; IPv6 has `Address` alone.
+/// On a point-to-point device the address is the peer's and `Local` is that of the node; IPv6 has `Address` alone.
 fn local(address: &AddressMessage) -> Option<IpAddr> {
     let find = |wanted: fn(&AddressAttribute) -> Option<IpAddr>| address.attributes.iter().find_map(wanted);
     let local = find(|attribute| match attribute {

@@ -47,7 +47,7 @@ impl Owner {
     /// Takes it, or says who has it.
     ///
     /// # Errors
-    /// When somebody else has it, or the system refuses.
+    /// When another process has it, or the system refuses.
     pub fn claim(kind: DatapathKind) -> Result<Self, OwnerError> {
         match kind.exclusion() {
             Exclusion::NetworkNamespace => {}

@@ -111,7 +111,7 @@ impl Fleet {
     }
 
     /// Ends the agent of a node with a signal, while traffic goes on that `meanwhile` starts on the lab, and starts it
-    /// again; both once for each signal. What `meanwhile` gave comes back when the last one is ready.
+    /// again; both once for each signal. Returns the value of `meanwhile` when the last one is ready.
     pub(super) fn restart<'a, T>(
         &'a mut self,
         node: usize,

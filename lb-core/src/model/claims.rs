@@ -83,8 +83,8 @@ impl Model {
         touched
     }
 
-    /// Gives refused services the addresses that have become free, those of higher priority first, then in order of
-    /// name; until nobody can be helped, since a service that changes may give something up itself.
+    /// Assigns refused services the addresses that have become free, those of higher priority first, then in order of
+    /// name; until nobody can be helped, since a service that changes may release addresses itself.
     fn retry_refused(&mut self, touched: &mut BTreeSet<ServiceName>) {
         loop {
             let mut helped = false;

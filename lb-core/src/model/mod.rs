@@ -85,7 +85,7 @@ impl Settings {
 /// Services, endpoints and node facts, with every cross-reference guarded.
 ///
 /// One frontend address has one owner. A service that claims an address of another one is refused as a whole and keeps
-/// its last good state; it is tried again as soon as the owner gives something up. If the claimant's source has the
+/// its last good state; it is tried again as soon as the owner releases addresses. If the claimant's source has the
 /// higher [priority](Settings::priorities), it is the other way round: the owner loses the address to it, is refused,
 /// and keeps its other addresses.
 #[derive(Clone, Debug)]

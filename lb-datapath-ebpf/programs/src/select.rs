@@ -13,7 +13,7 @@ use crate::maps::Maps;
 pub enum Answer {
     /// The address is no frontend.
     NotAFrontend,
-    /// The frontend has no backends: the client is told at once.
+    /// The frontend has no backends: the client gets a refusal at once.
     NoBackends,
     /// The frontend drops its traffic.
     Excluded,

@@ -19,7 +19,7 @@ use crate::{
     sys,
 };
 
-/// How long a pin directory's lock may be held by somebody else before the datapath is refused.
+/// How long a pin directory's lock may be held by another process before the datapath is refused.
 const LOCK_WAIT: Duration = Duration::from_millis(500);
 
 /// The directories of one datapath, locked for as long as the value lives.
@@ -225,7 +225,7 @@ fn layouts(root: &Path) -> Result<Vec<PathBuf>, EbpfError> {
     Ok(entries(root)?.into_iter().filter(is_layout).collect())
 }
 
-/// Removes the pins of this crate from `dir`; the first one of somebody else goes into `stays`.
+/// Removes the pins of this crate from `dir`; the first one of another program goes into `stays`.
 fn clear(dir: &Path, part: Part, stays: &mut Option<EbpfError>) -> Result<(), EbpfError> {
     for path in entries(dir)? {
         match ownership::remove(&path, part) {

@@ -41,7 +41,7 @@ impl Part {
 /// Looks at everything that is pinned; `true` if the maps can be used again: all that the services need are there.
 ///
 /// # Errors
-/// When anything there was pinned by somebody else.
+/// When anything there was pinned by another program.
 pub(crate) fn check(pins: &Pins) -> Result<bool, EbpfError> {
     let parts = [Part::Maps, Part::Links].map(|part| pins.layout().join(part.as_str()));
     if let Some(path) = entries(&pins.layout())?.into_iter().find(|path| !parts.contains(path)) {
@@ -67,7 +67,7 @@ pub(crate) fn check(pins: &Pins) -> Result<bool, EbpfError> {
 /// Removes what is pinned at `path`.
 ///
 /// # Errors
-/// [`EbpfError::Foreign`] or [`EbpfError::ForeignMap`] when somebody else pinned it: then it stays.
+/// [`EbpfError::Foreign`] or [`EbpfError::ForeignMap`] when another program pinned it: then it stays.
 pub(crate) fn remove(path: &Path, part: Part) -> Result<(), EbpfError> {
     match part {
         Part::Maps => {

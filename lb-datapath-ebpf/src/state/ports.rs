@@ -1,7 +1,7 @@
-//! The ports of translated sources: none that the kernel gives to the node's own sockets.
+//! The ports of translated sources: none that the kernel assigns to the node's own sockets.
 //!
 //! A flow with a translated source and a socket of the node can talk to the same backend from the same port. The backend
-//! would see one tuple for both, and nobody could tell its answers apart.
+//! would see one tuple for both, and its answers could not be told apart.
 
 use std::{fs, ops::RangeInclusive, path::Path};
 
@@ -9,7 +9,7 @@ use crate::error::EbpfError;
 
 const LOCAL: &str = "/proc/sys/net/ipv4/ip_local_port_range";
 const RESERVED: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
-/// Below the ports that Kubernetes gives to nodes (30000 to 32767).
+/// Below the ports that Kubernetes assigns as node ports (30000 to 32767).
 const CANDIDATES: RangeInclusive<u16> = 1024..=29_999;
 /// Fewer would limit the flows from outside to one backend too much.
 pub(crate) const LEAST: usize = 1024;

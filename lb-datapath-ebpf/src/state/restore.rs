@@ -87,7 +87,7 @@ impl Restored {
         }
     }
 
-    /// Takes over sets as the frontends use them, whatever `SETS` says: their slots must not be given to other sets. Sets
+    /// Adopts sets as the frontends use them, whatever `SETS` says: their slots must not be assigned to other sets. Sets
     /// that no frontend uses come after those.
     fn sets(&mut self, snapshot: &Snapshot, frontends: &[Readable]) {
         let used: BTreeSet<_> = frontends.iter().filter_map(|frontend| claim(&frontend.value)).map(order).collect();

@@ -1,4 +1,4 @@
-//! Services as iptables rules, in the shape that kube-proxy gives them: the baseline of every comparison.
+//! Services as iptables rules, in the shape that those of kube-proxy have: the baseline of every comparison.
 //!
 //! [`IptablesDatapath`] runs `iptables-restore --noflush` and `iptables-save` of either [`Variant`], once per family
 //! and plan. A packet meets, in order:
@@ -41,7 +41,7 @@
 //!
 //! # What it reads back
 //! Comments hold ids, slots, affinity, labels and the node's facts, so a new process [observes](Datapath::observe) what
-//! an old one applied. A frontend that packets would not reach, or whose chain was changed by somebody else, is not
+//! an old one applied. A frontend that packets would not reach, or whose chain was changed by another program, is not
 //! observed; the next plan writes it anew.
 //!
 //! # Namespaces and neighbours

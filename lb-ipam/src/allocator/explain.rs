@@ -47,7 +47,7 @@ pub enum AddressState {
     Draining {
         /// Which.
         last: ServiceName,
-        /// Until then nobody else gets it.
+        /// Until then no other service gets it.
         until: Timestamp,
     },
     /// Given back, and left alone unless its pool is otherwise full.

@@ -148,7 +148,7 @@ pub enum Cause {
     /// The second address of a family where one is all there may be.
     #[error("a service gets one address per family here; ask for one")]
     SecondOfFamily,
-    /// Other processes kept taking what was about to be given.
+    /// Other processes kept taking the address that was about to be assigned.
     #[error("other allocators were faster {tries} times in a row; it is tried again")]
     Outrun {
         /// How often it was tried.

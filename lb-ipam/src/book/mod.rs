@@ -243,7 +243,7 @@ impl Book {
     }
 
     /// Answers a service that cannot be read with the addresses that it holds. Without any, it may be a service of
-    /// somebody else.
+    /// another program.
     pub(crate) fn answer_unreadable(&mut self, slot: Slot, granted: Vec<Allocation>) {
         let tracked = &mut self.slots[slot];
         tracked.managed = !granted.is_empty();

@@ -39,7 +39,7 @@ impl Waiting {
         }
     }
 
-    /// Forgets a service that was given this answer.
+    /// Forgets a service that got this answer.
     pub(crate) fn remove(&mut self, turn: &Turn, answer: &Answer) {
         if !self.all.remove(turn) {
             return;

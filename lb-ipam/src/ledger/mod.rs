@@ -96,7 +96,7 @@ pub struct Freed {
 /// that did not agree, because every change names the entry that it replaces.
 ///
 /// [`get`](Self::get) and [`entries`](Self::entries) show a view. It changes by this process's own successful
-/// writes, by the entry that a [`LedgerError::Changed`] brings, and by nothing else, until the allocator is told to
+/// writes, by the entry that a [`LedgerError::Changed`] brings, and by nothing else, until the allocator is asked to
 /// [`refresh`](crate::Allocator::refresh).
 pub trait Ledger {
     /// The entry of `address`, `None` if it is free.

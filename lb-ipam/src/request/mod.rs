@@ -104,7 +104,7 @@ impl Request {
 pub enum RequestedAddress {
     /// This address.
     Address(IpAddr),
-    /// A text that is no address; it is refused, and the others are given.
+    /// A text that is no address; it is refused, and the others are assigned.
     Unreadable(String),
 }
 

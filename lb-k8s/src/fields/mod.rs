@@ -1,4 +1,4 @@
-//! Which fields of an object are carried out: the specification of what a manifest can ask for.
+//! Which fields of an object are supported: the specification of what a manifest can ask for.
 //!
 //! The tables below name every field of a kind. A field that is set and marked [`Rule::Unsupported`], or is in no
 //! table, is reported by its path. Unset means absent, null, empty, `false` or 0.
@@ -19,9 +19,9 @@ use crate::{limits::MAX_FINDINGS_PER_OBJECT, text::shown};
 
 /// The treatment of a field.
 pub(crate) enum Rule {
-    /// It is carried out, or says nothing about traffic.
+    /// It is supported, or has no effect on traffic.
     Known,
-    /// It is not carried out, for this reason.
+    /// It is not supported, for this reason.
     Unsupported(&'static str),
     /// An object that has these fields and no others.
     Object(&'static [(&'static str, Rule)]),
@@ -29,11 +29,11 @@ pub(crate) enum Rule {
     Open(&'static [(&'static str, Rule)]),
     /// A list of such values.
     List(&'static Rule),
-    /// Annotations, of which these are carried out.
+    /// Annotations, of which these are supported.
     Annotations(&'static [&'static str]),
 }
 
-/// A field that is set and not carried out.
+/// A field that is set and not supported.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Unsupported {
     pub(crate) field: String,
@@ -52,7 +52,7 @@ const WATCHED: [(&str, &str); 8] = [
     ("metallb.universe.tf/", "this annotation is not supported"),
 ];
 
-/// The fields of `value` that are set and not carried out, with their paths.
+/// The fields of `value` that are set and not supported, with their paths.
 pub(crate) fn unsupported(value: &Value, rule: &Rule) -> Vec<Unsupported> {
     let mut walk = Walk { path: String::new(), found: Vec::new(), more: 0 };
     walk.value(value, rule);
@@ -141,7 +141,7 @@ fn is_set(value: &Value) -> bool {
     }
 }
 
-/// Metadata of an object of which no annotation is carried out.
+/// Metadata of an object of which no annotation is supported.
 const METADATA: Rule = Rule::Open(&[("annotations", Rule::Annotations(&[]))]);
 
 #[cfg(test)]

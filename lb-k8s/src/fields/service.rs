@@ -55,7 +55,7 @@ const SPEC: Rule = Object(&[
     // Compared with clusterIPs.
     ("ipFamilies", Known),
     ("ipFamilyPolicy", Known),
-    // Which controller gives out addresses: kube-proxy carries the addresses of every class, too.
+    // Which controller assigns addresses: kube-proxy carries the addresses of every class, too.
     ("loadBalancerClass", Known),
     // Asks for an address, and is compared with status.loadBalancer.ingress where nobody allocates.
     ("loadBalancerIP", Known),

@@ -41,7 +41,7 @@ impl FileId {
         &self.path
     }
 
-    /// Whether somebody else may have put it there: it must not lead out of its directory.
+    /// Whether another user may have put it there: it must not lead out of its directory.
     pub(crate) fn is_entry(&self) -> bool {
         self.is_entry
     }

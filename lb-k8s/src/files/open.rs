@@ -1,4 +1,4 @@
-//! Opening and reading a file that somebody else may have put there.
+//! Opening and reading a file that another user may have put there.
 //!
 //! Paths are resolved by the kernel below an open directory (`openat2`, `RESOLVE_BENEATH`), so that nothing that
 //! happens in between leads out of it. What was found is looked at before it is opened for reading: opening a pipe
@@ -34,7 +34,7 @@ const MAX_LINKS: usize = 40;
 /// The text of a file.
 pub(crate) struct Text {
     pub(crate) text: String,
-    /// The file's stamp, if that will tell whether the text has changed.
+    /// The file's stamp, if that shows whether the text has changed.
     pub(crate) stamp: Option<Stamp>,
 }
 
@@ -119,7 +119,7 @@ fn find(id: &FileId) -> Result<Candidate, SnapshotError> {
     }
     if !metadata.is_file() {
         let found = describe(metadata.file_type());
-        // Nobody takes an entry like this for a manifest: the others are served. A name that was given is meant.
+        // Nobody takes an entry like this for a manifest: the others are served. A file that is named by its path is meant.
         let error = || SnapshotError::NotRegular { file: shown_path(path), found };
         return if id.is_entry() { Ok(Candidate::Irregular(found)) } else { Err(error()) };
     }

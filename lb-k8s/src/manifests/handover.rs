@@ -20,7 +20,7 @@ enum Claim {
     NodePort(u16, Protocol),
 }
 
-/// The changes that make `after` out of `before`: removals; then services that give something up which another one
+/// The changes that make `after` out of `before`: removals; then services that release an address which another one
 /// takes over, without anything new; then services that come or change.
 pub(crate) fn service_changes(
     before: &BTreeMap<ServiceName, Arc<Service>>,
@@ -35,7 +35,7 @@ pub(crate) fn service_changes(
     let mut last = Vec::new();
     for (name, service) in changed {
         let kept = before.get(name).filter(|_| givers.contains(name)).map(|before| kept(before, service));
-        // A service that only gives something up needs no second change.
+        // A service that only releases addresses needs no second change.
         if kept.as_ref() != Some(&**service) {
             last.push(Change::UpsertService(Service::clone(service)));
         }

@@ -62,7 +62,7 @@ pub struct Manifests {
     stamps: BTreeMap<FileId, Stamp>,
     /// Whether all files of `paths` are in `snapshot`, those of `pending` left aside.
     is_complete: bool,
-    /// Files that were named and not taken over, because something was wrong with one of them.
+    /// Files that were named and not accepted, because something was wrong with one of them.
     pending: BTreeSet<FileId>,
     report: Arc<Report>,
 }
@@ -86,7 +86,7 @@ pub struct Batch {
     /// then pools that come or change, requests that go, [services](Edit::KeepService) that are refused and never were
     /// good, and requests that come or change. The first reconcile must wait for [`Change::InitDone`].
     pub edits: Vec<Edit>,
-    /// Everything that was not taken over, and why.
+    /// Everything that was not accepted, and why.
     pub report: Arc<Report>,
 }
 
@@ -117,8 +117,8 @@ impl Manifests {
         }
     }
 
-    /// The same for a caller that carries out [`Batch::edits`]. As soon as there is a pool, requests for addresses are
-    /// no longer reported as not carried out.
+    /// The same for a caller that applies [`Batch::edits`]. As soon as there is a pool, requests for addresses are
+    /// no longer reported as not supported.
     #[must_use]
     pub fn allocating(self) -> Self {
         Self { is_allocating: true, ..self }
@@ -128,7 +128,7 @@ impl Manifests {
     ///
     /// The very first batch begins with [`Change::InitStart`], the first with a good snapshot ends with
     /// [`Change::InitDone`]. In between: services that go, services that come or change, slices that come or change,
-    /// slices that go. An address that one service gives up is free before another one claims it, even when two swap
+    /// slices that go. An address that one service releases is free before another one claims it, even when two swap
     /// theirs.
     pub fn update(&mut self, snapshot: Result<Snapshot, SnapshotError>) -> Batch {
         self.is_complete = false;
@@ -195,7 +195,7 @@ impl Manifests {
         }
     }
 
-    /// The parts of the last good snapshot that were not taken over, and whether a newer snapshot was rejected.
+    /// The parts of the last good snapshot that were not accepted, and whether a newer snapshot was rejected.
     #[must_use]
     pub fn report(&self) -> &Arc<Report> {
         &self.report
@@ -212,7 +212,7 @@ impl Manifests {
     }
 
     /// Pools of the last good state, in order of their names. One that is refused and never was good is among them and
-    /// gives nothing out.
+    /// assigns nothing.
     pub fn pools(&self) -> impl Iterator<Item = &Pool> {
         self.allocatable.pools()
     }

@@ -9,7 +9,7 @@ use crate::Report;
 pub struct Preview {
     /// The edits, in the order of [`Batch::edits`](crate::Batch::edits).
     pub edits: Vec<Edit>,
-    /// The parts of the added objects that would not be taken over, and pools that could not be compared with all
+    /// The parts of the added objects that would not be accepted, and pools that could not be compared with all
     /// namespaces. [`Report::rejected`] says that all files together would exceed a limit; then there are no edits.
     pub report: Report,
 }

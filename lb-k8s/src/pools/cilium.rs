@@ -55,8 +55,8 @@ impl PoolSpec for Spec {
     const API_VERSIONS: &'static [&'static str] = &["cilium.io/v2", "cilium.io/v2alpha1"];
     const FIELDS: &'static Rule = &Object(&fields::pool(SPEC));
 
-    /// First and last addresses of networks are given out unless the pool says otherwise, as by Cilium since 1.16. Only
-    /// older releases read the field `cidrs`, and those keep first and last addresses back unless the pool says
+    /// First and last addresses of networks are assigned unless the pool says otherwise, as by Cilium since 1.16. Only
+    /// older releases read the field `cidrs`, and those reserve first and last addresses unless the pool says
     /// otherwise.
     fn read(&self, draft: &mut Draft) {
         let cidrs = self.cidrs.as_deref().unwrap_or_default();

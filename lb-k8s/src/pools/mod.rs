@@ -26,7 +26,7 @@ use crate::{
 pub(crate) type CiliumPool = PoolManifest<cilium::Spec>;
 /// MetalLB's `IPAddressPool`.
 pub(crate) type AddressPool = PoolManifest<metallb::Spec>;
-/// Our own short form, `IPPool`.
+/// The short form of lb, `IPPool`.
 pub(crate) type ShortPool = PoolManifest<short::Spec>;
 
 /// Kinds of objects that are read as pools, whatever their group and version.
@@ -163,7 +163,7 @@ pub(crate) struct PoolReading {
     pub(crate) pool: ReadPool,
     /// Its error, if it has one.
     pub(crate) invalid: Option<Invalid>,
-    /// Settings that may not have the intended effect, or are not carried out.
+    /// Settings that may not have the intended effect, or are not supported.
     pub(crate) notes: Vec<Unsupported>,
 }
 

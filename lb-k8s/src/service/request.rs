@@ -158,7 +158,7 @@ impl<'a> AddressAnnotations<'a> {
         }
     }
 
-    /// Notes requests that are not carried out where nobody allocates.
+    /// Notes requests that are not supported where nobody allocates.
     fn unallocated(&mut self, spec: &ServiceSpec, published: &Status) {
         let mut found = Vec::new();
         let wanted = text(spec.load_balancer_ip.as_ref()).and_then(|ip| check::ip(ip).ok());

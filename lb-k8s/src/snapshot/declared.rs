@@ -13,7 +13,7 @@ use crate::{
 };
 
 impl Snapshot {
-    /// Pools, in order of their names. One that is refused is among them and gives nothing out.
+    /// Pools, in order of their names. One that is refused is among them and assigns nothing.
     pub fn pools(&self) -> impl Iterator<Item = Pool> {
         self.declared().resolved_pools().into_iter().map(|(pool, _)| pool)
     }

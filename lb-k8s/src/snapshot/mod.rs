@@ -122,7 +122,7 @@ impl Snapshot {
     /// Everything that the snapshot leaves out, and why. No object counts as having a last good state, which only
     /// [`Manifests`](crate::Manifests) knows.
     ///
-    /// Requests for addresses count as not carried out; see [`allocating_report`](Self::allocating_report).
+    /// Requests for addresses count as not supported; see [`allocating_report`](Self::allocating_report).
     #[must_use]
     pub fn report(&self) -> Report {
         self.report_with(&self.declared(), |_| false, false)

@@ -124,7 +124,7 @@ impl Reader {
                 let Some(metadata) = object.outline() else {
                     return Err(SnapshotError::Type(Box::new(object.finding(invalid.field, invalid.message))));
                 };
-                // Without labels to read, it may be ours.
+                // Without labels to read, it may be for lb.
                 match metadata.labels.as_ref().and_then(|_| T::foreign(&metadata)) {
                     Some(why) => self.skip(object, why),
                     None => self.take::<T>(object, &metadata, |identity| T::refused(object, identity, invalid)),

@@ -57,7 +57,7 @@ pub struct WriteError {
 
 /// A service as one document.
 ///
-/// Reading it gives the same service, except that addresses without ports are lost together with the service's
+/// Reading it returns the same service, except that addresses without ports are lost together with the service's
 /// frontends: a service without ports is written headless.
 ///
 /// # Errors
@@ -79,7 +79,7 @@ pub fn endpoint_slice(slice: &EndpointSlice) -> Result<String, WriteError> {
     Ok(text)
 }
 
-/// A service with `endpoints` behind it, as several documents. `target` gives the endpoints' port for each of its
+/// A service with `endpoints` behind it, as several documents. `target` returns the endpoints' port for each of its
 /// ports.
 ///
 /// # Errors

@@ -15,7 +15,7 @@ use crate::{
 
 /// A pool as one document: our own short form, which says everything that a pool can say.
 ///
-/// Reading it gives the same pool, except that its time of creation has whole seconds.
+/// Reading it returns the same pool, except that its time of creation has whole seconds.
 ///
 /// ```
 /// use lb_ipam::Pool;

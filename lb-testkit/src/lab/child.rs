@@ -57,7 +57,7 @@ impl Program {
         self.output.lock().lines.join("\n")
     }
 
-    /// Waits for a line that `wanted` accepts and gives it back; `None` if it does not come within `wait` or the
+    /// Waits for a line that `wanted` accepts and returns it; `None` if it does not come within `wait` or the
     /// program closes its output before.
     pub fn wait_for_line(&self, wait: Duration, wanted: impl Fn(&str) -> bool) -> Option<String> {
         self.output.wait_for_line(wait, wanted)
@@ -166,6 +166,6 @@ fn pidfd(pid: u32) -> std::io::Result<OwnedFd> {
     if fd < 0 {
         return Err(std::io::Error::last_os_error());
     }
-    // SAFETY: the kernel has just given us this descriptor; nobody else owns it.
+    // SAFETY: the kernel has just returned this descriptor, so nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }

@@ -61,7 +61,7 @@ impl Batch {
     }
 
     /// Makes the kernel act on a change of carrier now. It does so whenever it is asked about a device; otherwise it may
-    /// take its time, and until then a device loses what it is given, and a port of a bridge is closed.
+    /// take its time, and until then a device loses packets, and a port of a bridge is closed.
     pub(crate) fn settle(&mut self, device: u32) {
         let what = format!("looking at device {device}");
         self.push(what, RouteNetlinkMessage::GetLink(super::wire::link(device)), 0);

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::traffic::{Failure, Latencies, Load, LoadKind, Outcome, Report, Request, Response, Transport, Until};
 
-/// What others may know of a load under way, and tell it.
+/// What other threads may read of a load under way, and set.
 #[derive(Debug, Default)]
 pub(super) struct Progress {
     pub(super) stop: AtomicBool,
@@ -116,7 +116,7 @@ impl Run<'_> {
     fn datagram_source(&self, number: u64) -> Option<SocketAddr> {
         let Load { to, from, ports, .. } = *self.load;
         let any = if to.is_ipv4() { IpAddr::V4(Ipv4Addr::UNSPECIFIED) } else { Ipv6Addr::UNSPECIFIED.into() };
-        // `next` gives no number that leads past the last port.
+        // `next` returns no number that leads past the last port.
         let port = ports.map_or(0, |(first, _)| first.saturating_add(number as u16));
         (from.is_some() || ports.is_some()).then(|| SocketAddr::new(from.unwrap_or(any), port))
     }

@@ -22,7 +22,7 @@ pub(super) const INFALLIBLE: &str = "a drawing in memory does not fail";
 #[derive(Clone, Debug)]
 pub(super) struct Drawing {
     size: (u32, u32),
-    /// What a reader without the picture is told.
+    /// The text for a reader without the picture.
     label: String,
     elements: String,
 }

@@ -32,10 +32,10 @@ pub(super) struct Subject<'lab> {
     reconciler: Reconciler,
 }
 
-/// A change that was carried out.
+/// A change that was applied.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Committed {
-    /// When it came, as [`monotonic`] tells the time.
+    /// When it came, on the clock of [`monotonic`].
     pub(super) event: Duration,
     /// From the event to the end of its last plan.
     pub(super) took: Duration,

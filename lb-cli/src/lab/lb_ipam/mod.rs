@@ -1,4 +1,4 @@
-//! The use cases of `lb-ipam`: agents give services addresses out of pools, and these addresses work.
+//! The use cases of `lb-ipam`: agents assign services addresses from pools, and these addresses work.
 
 mod promises;
 mod stage;
@@ -95,7 +95,7 @@ pub(super) fn start_stop_range(
     outlives_the_agent(&mut stage, checks, &["httpd-1", "httpd-3", "httpd-4"])
 }
 
-/// A network of four addresses of which two are given.
+/// A network of four addresses of which two are assigned.
 pub(super) fn no_first_last(
     use_case: UseCase,
     datapath: DatapathKind,
@@ -178,7 +178,7 @@ fn counts(stage: &Stage, pool: &str, total: u128, available: u128) -> Result<See
     Ok(views.and_then(|views| Ok(format!("{}; {total} in all", pool_line(views[0].pool(pool)?)))))
 }
 
-/// Every address of these services is out of this pool, in its blocks, and nobody else's.
+/// Every address of these services is from this pool, in its blocks, and belongs to one service only.
 fn out_of_one_pool(stage: &Stage, pool: &str, blocks: &[&str], services: &[&str]) -> Result<Seen, RunError> {
     let views = stage.until(|view| {
         for service in services {

@@ -21,7 +21,7 @@ use super::{
 /// Addresses of services by name.
 pub(super) type Given = BTreeMap<String, Vec<IpAddr>>;
 
-/// Every agent gives each of these services the same addresses.
+/// Every agent assigns each of these services the same addresses.
 pub(super) fn every_agent_gives(stage: &Stage, checks: &mut Checks<'_>, services: &[&str]) -> Result<(), RunError> {
     checks.check("every agent gives every service the same address", || {
         let views = stage.until(|view| services.iter().try_for_each(|name| view.addresses(name).map(drop)))?;
@@ -179,7 +179,7 @@ pub(super) fn outlives_the_agent(
     })
 }
 
-/// What the agent of the node that is restarted gives.
+/// The addresses that the agent of the restarted node assigns.
 pub(super) fn given(stage: &Stage, services: &[&str]) -> Result<Result<Given, String>, RunError> {
     let views = stage.until(|view| given_by(view, services).map(drop))?;
     Ok(views.and_then(|views| given_by(&views[ENTRY], services)))

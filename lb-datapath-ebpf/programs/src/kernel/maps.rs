@@ -41,7 +41,7 @@ static MEMBERS: HashMap<MemberKey, u8, 262144, LAZY> = HashMap::new();
 #[btf_map]
 static TURNS: HashMap<u32, u64, 65536, LAZY> = HashMap::new();
 
-/// Which backend a client was given.
+/// The backend that a client uses.
 #[btf_map]
 static AFFINITY: LruHashMap<AffinityKey, AffinityValue, 65536> = LruHashMap::new();
 

@@ -28,7 +28,7 @@ pub(crate) fn stale(host: &mut dyn Host, sweeps: &Sweeps) -> lb_netlink::Result<
     Ok(found)
 }
 
-/// Removes records that packets wrote before the transaction was carried out.
+/// Removes records that packets wrote before the transaction was committed.
 pub(crate) fn sweep(host: &mut dyn Host, sweeps: &Sweeps) -> lb_netlink::Result<()> {
     let records = stale(host, sweeps)?;
     if records.is_empty() {

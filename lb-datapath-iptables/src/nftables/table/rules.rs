@@ -22,7 +22,7 @@ use crate::{
 /// A rule.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub(crate) struct Rule {
-    /// Expressions, carried out until one ends the rule.
+    /// Expressions, evaluated until one ends the rule.
     pub(crate) expressions: Vec<Expr>,
     /// The comment that `nft list` shows; empty for none.
     pub(crate) comment: &'static str,

@@ -183,7 +183,7 @@ fn maglev_under_affinity_hashes_the_client(stage: &mut Stage) -> Verdict {
     Ok(())
 }
 
-/// The backend of a flow that finds no record, or one that nobody told us of.
+/// The backend of a flow that finds no record, or one that is unknown here.
 fn stick(stage: &mut Stage, probe: Probe) -> Result<&'static str, Fault> {
     Ok(stage.probe(probe)?.map_or("none", pod_of))
 }

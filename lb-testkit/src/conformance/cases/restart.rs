@@ -1,4 +1,4 @@
-//! What a datapath holds, tells and keeps.
+//! What a datapath holds, reports and keeps.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -75,7 +75,7 @@ fn a_restart_changes_nothing_and_breaks_nothing(stage: &mut Stage) -> Verdict {
     } else {
         stage.restart()?;
     }
-    // A kernel has no place for a node's name, so that its facts may have to be told again.
+    // A kernel has no place for a node's name, so that its facts may have to be set again.
     let ops = stage.plans()[before..].iter().flat_map(|plan| &plan.ops);
     let moved: Vec<_> = ops.filter(|op| !matches!(op, Op::SetNode(_))).collect();
     ensure!(moved.is_empty() || !stage.carries_packets(), "the restart led to {moved:?}");
