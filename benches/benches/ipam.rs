@@ -81,7 +81,8 @@ fn one_service(c: &mut Criterion) {
     group.finish();
 }
 
-/// Services in turn come and go, a thousand at a time, each with a reconcile of its own; says how long one half of it took.
+/// Services in turn come and go, a thousand at a time, each with a reconcile of its own; says how long one half of it
+/// took.
 fn churn(allocator: &mut Allocator, family: Family, rounds: u64, what: &str) -> Duration {
     let mut total = Duration::ZERO;
     for first in (0..rounds).step_by(1000) {
@@ -142,7 +143,8 @@ impl Bitmap {
     }
 }
 
-/// Question: what does a service cost that comes and goes among 10,000 pools, each for a team of its own? Baseline: one pool.
+/// Question: what does a service cost that comes and goes among 10,000 pools, each for a team of its own? Baseline: one
+/// pool.
 fn many_pools(c: &mut Criterion) {
     let mut group = c.benchmark_group("ipam many pools");
     for (name, pools) in [("1 pool", 1), ("10000 pools", POOLS)] {
@@ -175,8 +177,8 @@ fn come_and_go(allocator: &mut Allocator, request: Request) {
     let _ = black_box(allocator.reconcile(NOW));
 }
 
-/// Question: what does an address cost that is given back, and given to the first of 100,000 that wait? Baseline: one that
-/// waits.
+/// Question: what does an address cost that is given back, and given to the first of 100,000 that wait? Baseline: one
+/// that waits.
 fn many_waiting(c: &mut Criterion) {
     let mut group = c.benchmark_group("ipam many waiting");
     for (name, waiting) in [("1 waits", 1), ("100000 wait", HELD)] {
@@ -199,8 +201,8 @@ fn many_waiting(c: &mut Criterion) {
     group.finish();
 }
 
-/// Question: what does a restart cost with 50,000 services? Goal: 200 ms, and nothing is written. Baseline: inserting the
-/// same services and their addresses into two ordered maps.
+/// Question: what does a restart cost with 50,000 services? Goal: 200 ms, and nothing is written. Baseline: inserting
+/// the same services and their addresses into two ordered maps.
 fn import(c: &mut Criterion) {
     let mut group = c.benchmark_group("ipam import");
     group.sample_size(10);

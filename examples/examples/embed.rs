@@ -1,7 +1,7 @@
 //! An embedder's agent in a screenful: one service, one plan, on the datapath that the first argument names.
 //!
-//! `cargo run -p lb-examples --example embed` needs no privilege. With another datapath as argument it needs root, programs
-//! the network namespace that it runs in, and removes everything again:
+//! `cargo run -p lb-examples --example embed` needs no privilege. With another datapath as argument it needs root,
+//! programs the network namespace that it runs in, and removes everything again:
 //! `unshare --net target/debug/examples/embed nftables`.
 
 use lb_core::{

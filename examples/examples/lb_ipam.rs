@@ -1,4 +1,5 @@
-//! The blue-pool walk-through without an agent: manifests to an allocator, its answers to services, and these to a datapath.
+//! The blue-pool walk-through without an agent: manifests to an allocator, its answers to services, and these to a
+//! datapath.
 //!
 //! Allocating needs no privilege; that a node reaches the address afterwards does, so this needs root.
 

@@ -1,11 +1,11 @@
 //! lb in a program that lives in tokio.
 //!
-//! `cargo run -p lb-examples --example tokio` needs no privilege. Services come and go at runtime, the datapath refuses some
-//! of them for a while, another tool disturbs it, and the program stops without losing anything. To program a kernel, hand
-//! [`start`] an `EbpfDatapath`, an `NftablesDatapath` or an `IptablesDatapath`.
+//! `cargo run -p lb-examples --example tokio` needs no privilege. Services come and go at runtime, the datapath refuses
+//! some of them for a while, another tool disturbs it, and the program stops without losing anything. To program a
+//! kernel, hand [`start`] an `EbpfDatapath`, an `NftablesDatapath` or an `IptablesDatapath`.
 //!
-//! A `Datapath` blocks: it waits for the kernel, and no await point can interrupt it in the middle of a plan. So it gets a
-//! thread of its own, and channels lead in and out.
+//! A `Datapath` blocks: it waits for the kernel, and no await point can interrupt it in the middle of a plan. So it
+//! gets a thread of its own, and channels lead in and out.
 
 use std::{
     error::Error,
@@ -123,7 +123,8 @@ const WAITING_EVENTS: usize = 64;
 
 /// Starts the thread of the datapath.
 ///
-/// It is not one of `spawn_blocking`: those are for work that ends, they are few, and a runtime that shuts down waits for them.
+/// It is not one of `spawn_blocking`: those are for work that ends, they are few, and a runtime that shuts down waits
+/// for them.
 fn start(mut datapath: Box<dyn Datapath>) -> Result<(Balancer, stream::Receiver<Event>), Box<dyn Error>> {
     let (inbox, messages) = mpsc::channel();
     let (events, stream) = stream::channel(WAITING_EVENTS);

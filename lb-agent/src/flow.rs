@@ -33,8 +33,8 @@ pub enum FlowError {
     },
 }
 
-/// Sender or receiver of a packet: `ADDRESS:PORT`, an IPv6 address in brackets. An IPv4-mapped address becomes IPv4, as a
-/// socket of both families reports an IPv4 peer.
+/// Sender or receiver of a packet: `ADDRESS:PORT`, an IPv6 address in brackets. An IPv4-mapped address becomes IPv4, as
+/// a socket of both families reports an IPv4 peer.
 ///
 /// # Errors
 /// When the text is something else, or the port is 0.
@@ -46,7 +46,8 @@ pub fn parse_end(text: &str) -> Result<SocketAddr, FlowError> {
     Ok(SocketAddr::new(end.ip().to_canonical(), end.port()))
 }
 
-/// A backend: `ADDRESS:PORT`, or `ADDRESS` for any port. Brackets around an IPv6 address without a port may be left out.
+/// A backend: `ADDRESS:PORT`, or `ADDRESS` for any port. Brackets around an IPv6 address without a port may be left
+/// out.
 ///
 /// # Errors
 /// When the text is neither.
@@ -63,8 +64,8 @@ pub(crate) fn same_family(from: IpAddr, to: IpAddr) -> Result<(), FlowError> {
     if from.is_ipv4() == to.is_ipv4() { Ok(()) } else { Err(FlowError::Families { from, to }) }
 }
 
-/// Where a packet enters: that of an address of the node at a socket, that of a pod at the device of the pod, any other at
-/// an uplink.
+/// Where a packet enters: that of an address of the node at a socket, that of a pod at the device of the pod, any other
+/// at an uplink.
 pub(crate) fn entry_of(source: IpAddr, node: &NodeFacts) -> Entry {
     if node.ips.contains(&source) || source.is_loopback() {
         Entry::Socket

@@ -1,12 +1,12 @@
-//! Fuzz targets for private parts of this crate. They exist in tests, which replay their corpora, and under `cargo fuzz`,
-//! which sets `fuzzing`.
+//! Fuzz targets for private parts of this crate. They exist in tests, which replay their corpora, and under
+//! `cargo fuzz`, which sets `fuzzing`.
 
 use crate::{api, host::netlink as kernel};
 
 /// Sends the bytes to an agent's socket, and then nothing more.
 ///
-/// A request gets one whole answer: a status that the API has, and a JSON body that is not much longer than the request. A
-/// head that is not HTTP, or too long, gets a status alone, and a head that ends early gets no answer.
+/// A request gets one whole answer: a status that the API has, and a JSON body that is not much longer than the
+/// request. A head that is not HTTP, or too long, gets a status alone, and a head that ends early gets no answer.
 ///
 /// # Panics
 /// When one of these does not hold.

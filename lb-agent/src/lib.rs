@@ -1,8 +1,8 @@
 //! The reference agent of lb, to be embedded: sources of services on one side, a datapath on the other, a reconciler,
 //! an allocator of addresses and an API between them.
 //!
-//! [`agent::Agent`] runs until it is stopped. [`api::Client`] asks a running agent; the types that it returns are also the JSON of
-//! the API.
+//! [`agent::Agent`] runs until it is stopped. [`api::Client`] asks a running agent; the types that it returns are also
+//! the JSON of the API.
 //!
 //! What it refuses to do: decide anything about packets (that is `lb-core`), know how a datapath works (that is behind
 //! [`lb_core::datapath::Datapath`]), parse manifests (that is `lb-k8s`), or talk to people (that is `lb-cli`).

@@ -4,10 +4,10 @@
 //! cargo run --release -p lb-datapath-ebpf --example packet_cost -- lb-datapath-ebpf/src/lb.bpf.o [OTHER.bpf.o]
 //! ```
 //!
-//! It needs root. It makes a network namespace of its own by `unshare --net`, loads each object with maps of its own, and
-//! runs packets through `BPF_PROG_TEST_RUN`, a block for one object and a block for the other, in turns. The kernel runs a
-//! packet that a program has rewritten again as it is, so every packet that is rewritten is a call of its own. The median
-//! includes the two clock readings that the kernel makes around a call.
+//! It needs root. It makes a network namespace of its own by `unshare --net`, loads each object with maps of its own,
+//! and runs packets through `BPF_PROG_TEST_RUN`, a block for one object and a block for the other, in turns. The kernel
+//! runs a packet that a program has rewritten again as it is, so every packet that is rewritten is a call of its own.
+//! The median includes the two clock readings that the kernel makes around a call.
 //!
 //! Prints one line for each figure, with tabs: `insns PROGRAM COUNT [OTHER]` and `ns PACKET MEDIAN [OTHER] N`.
 
@@ -128,7 +128,8 @@ impl Case {
         }
     }
 
-    /// An Ethernet frame; `flow` gives each flow a source port of its own. The source is a pod, which keeps its address.
+    /// An Ethernet frame; `flow` gives each flow a source port of its own. The source is a pod, which keeps its
+    /// address.
     fn frame(&self, uplink: &Device, flags: u8, flow: usize) -> Vec<u8> {
         let mut frame = [&uplink.address[..], &[2, 0, 0, 0, 0, 1]].concat();
         if self.is_v4 {

@@ -1,7 +1,7 @@
 //! Points at which a test kills the process.
 //!
-//! With the feature `crash-points`, which only tests enable, the process kills itself after the change to the kernel that
-//! `LB_CRASH_AT` numbers, counted from 1. Without it, a crash point is nothing.
+//! With the feature `crash-points`, which only tests enable, the process kills itself after the change to the kernel
+//! that `LB_CRASH_AT` numbers, counted from 1. Without it, a crash point is nothing.
 
 /// Comes after every single change to the kernel, be it a call or a run of stores.
 #[cfg(not(feature = "crash-points"))]

@@ -83,8 +83,8 @@ impl EbpfDatapath {
     /// out, and out of [`config`](Self::config): devices of pods come and go.
     ///
     /// # Errors
-    /// When the directory is in use, belongs to another user, holds pins of other programs or is in no BPF file system, when
-    /// the kernel is older than 6.6, and when a cgroup or an uplink does not exist.
+    /// When the directory is in use, belongs to another user, holds pins of other programs or is in no BPF file system,
+    /// when the kernel is older than 6.6, and when a cgroup or an uplink does not exist.
     pub fn open(config: EbpfConfig) -> Result<Self, DatapathError> {
         let mut datapath = Self { config, kernel: None, shared: SharedAnchors::default(), elements: Arc::default() };
         datapath.kernel()?;
@@ -106,8 +106,8 @@ impl EbpfDatapath {
         &self.config
     }
 
-    /// Attaches the packet program to the device called `name`, of a pod that has just come. Attaching twice is attaching
-    /// once. Links of devices that are gone are removed.
+    /// Attaches the packet program to the device called `name`, of a pod that has just come. Attaching twice is
+    /// attaching once. Links of devices that are gone are removed.
     ///
     /// # Errors
     /// When the device is not in the network namespace of the calling thread, or cannot be attached to.
@@ -139,8 +139,8 @@ impl EbpfDatapath {
         Ok(())
     }
 
-    /// Removes everything that a datapath with this pin directory put into the kernel, without opening it first. A missing
-    /// directory is no error.
+    /// Removes everything that a datapath with this pin directory put into the kernel, without opening it first. A
+    /// missing directory is no error.
     ///
     /// # Errors
     /// When a datapath has it open, or a pin cannot be removed.
@@ -148,8 +148,8 @@ impl EbpfDatapath {
         Ok(directories::remove(pin_dir)?)
     }
 
-    /// A reader of the programs' counters: why packets of frontends were not forwarded, and why calls of sockets failed.
-    /// `None` after [`cleanup`](Datapath::cleanup), until something is applied.
+    /// A reader of the programs' counters: why packets of frontends were not forwarded, and why calls of sockets
+    /// failed. `None` after [`cleanup`](Datapath::cleanup), until something is applied.
     ///
     /// ```no_run
     /// # let datapath = lb_datapath_ebpf::EbpfDatapath::open(lb_datapath_ebpf::EbpfConfig::new("/sys/fs/cgroup"))?;
@@ -206,7 +206,8 @@ impl EbpfDatapath {
 }
 
 impl Kernel {
-    /// Loads everything. After a failure the pins of an earlier process are as they were; if there were none, there are none.
+    /// Loads everything. After a failure the pins of an earlier process are as they were; if there were none, there are
+    /// none.
     fn load(config: &mut EbpfConfig) -> Result<(Self, Anchors), EbpfError> {
         let ports = Ports::free()?;
         let pins = Pins::create(&config.pin_dir)?;
@@ -247,8 +248,8 @@ impl Kernel {
         Ok((Self { maps, mirror, programs, role, scanner: Scanner::default(), dry: None, unreadable }, anchors))
     }
 
-    /// Takes over what is in the maps if another tool has written to them: the mirror is void then, and so is what it says of
-    /// free slots.
+    /// Takes over what is in the maps if another tool has written to them: the mirror is void then, and so is what it
+    /// says of free slots.
     fn adopt(&mut self) -> Result<(), EbpfError> {
         let Restored { mirror: fresh, unreadable, .. } = Restored::new(&self.maps.snapshot()?, self.maps.limits());
         // The first plan writes facts that could not be read when the maps were opened.

@@ -75,7 +75,8 @@ fn way_out(path: &Path, own: bool) -> String {
     if own { format!("run `chmod 700 {}`, or {another}", path.display()) } else { another.into() }
 }
 
-/// Why the kernel refused an object or a program. The text says each cause once: those of the loader repeat their causes.
+/// Why the kernel refused an object or a program. The text says each cause once: those of the loader repeat their
+/// causes.
 #[derive(Debug)]
 pub(crate) struct Refusal {
     text: String,
@@ -83,8 +84,8 @@ pub(crate) struct Refusal {
 }
 
 impl Refusal {
-    /// Walks the causes here, and not where errors are printed: an error number is needed, too, and it belongs to one of
-    /// the causes, whose type is lost once they are text.
+    /// Walks the causes here, and not where errors are printed: an error number is needed, too, and it belongs to one
+    /// of the causes, whose type is lost once they are text.
     pub(crate) fn of(error: &(dyn Error + 'static)) -> Self {
         let (mut text, mut code) = (String::new(), None);
         let mut next = Some(error);

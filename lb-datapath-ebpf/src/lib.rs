@@ -1,8 +1,8 @@
 //! Service load balancing in eBPF.
 //!
-//! Sockets of a cgroup are sent to a backend where they state their destination (`connect`, `sendmsg`). Other packets are
-//! translated at the ingress of the devices that they come in through. One map write moves a frontend. Everything is
-//! pinned, so that services outlive the process that programmed them.
+//! Sockets of a cgroup are sent to a backend where they state their destination (`connect`, `sendmsg`). Other packets
+//! are translated at the ingress of the devices that they come in through. One map write moves a frontend. Everything
+//! is pinned, so that services outlive the process that programmed them.
 //!
 //! The crate embeds the programs, built from `programs/` by `cargo xtask build-ebpf`: it needs no BPF toolchain. It
 //! runs on Linux 6.6 and later, with `CAP_BPF`, `CAP_NET_ADMIN` and `CAP_PERFMON`.
@@ -10,7 +10,8 @@
 //! The process holds every pinned object open and keeps a mirror of the maps. So it finds and repairs what other tools
 //! unpin, detach or edit ([`inspect`](lb_core::datapath::Datapath::inspect),
 //! [`repair`](lb_core::datapath::Datapath::repair), [`watcher`](lb_core::datapath::Datapath::watcher)). Pins of other
-//! programs are never adopted. A process that dies at any moment leaves every frontend either in its old or in its new state.
+//! programs are never adopted. A process that dies at any moment leaves every frontend either in its old or in its new
+//! state.
 //!
 //! The programs count the packets and socket calls that they stop, by [`Reason`]: see
 //! [`reason_counters`](EbpfDatapath::reason_counters).

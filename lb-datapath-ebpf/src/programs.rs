@@ -82,8 +82,8 @@ impl Programs {
     }
 }
 
-/// A second copy of the program of devices. It reads the same services, but writes flows, records and counters into maps
-/// of its own, so that a run leaves no trace.
+/// A second copy of the program of devices. It reads the same services, but writes flows, records and counters into
+/// maps of its own, so that a run leaves no trace.
 #[derive(Debug)]
 pub(crate) struct DryRun {
     pub(crate) program: Loaded,
@@ -95,8 +95,8 @@ pub(crate) struct DryRun {
 impl DryRun {
     /// Maps that are not shared.
     const OWN: [&str; 6] = ["AFFINITY", "SOCK_PEERS", "SOCK_FLOWS", "CT", "TURNS", REASONS];
-    /// Capacity of the maps that are not shared. One packet needs a few entries, but an LRU map that is as small as that
-    /// evicts before it is full, since it hands free elements to processors in batches:
+    /// Capacity of the maps that are not shared. One packet needs a few entries, but an LRU map that is as small as
+    /// that evicts before it is full, since it hands free elements to processors in batches:
     /// <https://elixir.bootlin.com/linux/v6.18/source/kernel/bpf/bpf_lru_list.c> (`LOCAL_FREE_TARGET`).
     const ENTRIES: u32 = 1024;
 

@@ -7,7 +7,8 @@ use lb_datapath_ebpf_abi::Reason;
 
 use crate::{state::layout::REASONS, sys::PerCpuCounters};
 
-/// Reads the counters of the programs, through a descriptor of its own: any thread may do so while the datapath changes.
+/// Reads the counters of the programs, through a descriptor of its own: any thread may do so while the datapath
+/// changes.
 ///
 /// The counters live in the kernel. They begin at zero with a new pin directory, survive a restart of the process, and
 /// wrap around at 2^64. After [`cleanup`](lb_core::datapath::Datapath::cleanup) this reader still shows the last
@@ -27,8 +28,8 @@ impl ReasonCounters {
         PerCpuCounters::new(map, cpus).map(Self).map_err(unreadable)
     }
 
-    /// Packets and calls of sockets that ended with each reason, since the maps were made. Every reason has an entry, of
-    /// zero if it never occurred. The counters of one processor are read while others count on.
+    /// Packets and calls of sockets that ended with each reason, since the maps were made. Every reason has an entry,
+    /// of zero if it never occurred. The counters of one processor are read while others count on.
     ///
     /// # Errors
     /// When the kernel refuses the look-up.

@@ -1,9 +1,10 @@
 //! What tests, benches and `lb lab` of this workspace stand on, for tests of other crates too.
 //!
-//! * [`lab`]: clusters out of network namespaces, built in milliseconds: nodes, pods with real servers, clients outside.
+//! * [`lab`]: clusters out of network namespaces, built in milliseconds: nodes, pods with real servers, clients
+//!   outside.
 //! * [`traffic`]: what those clients send, and what came of it.
-//! * [`conformance`]: the suite that every [`lb_core::datapath::Datapath`] has to pass, also one that you wrote. Its page shows how
-//!   to run it.
+//! * [`conformance`]: the suite that every [`lb_core::datapath::Datapath`] has to pass, also one that you wrote. Its
+//!   page shows how to run it.
 //! * [`worlds`]: services by the thousand, for benches.
 //!
 //! Everything is real: namespaces, veths, servers, sockets. It needs Linux 5.14 or later, and root with cgroup2 or else
@@ -11,8 +12,8 @@
 //!
 //! It refuses
 //!
-//! * to use a container runtime, or to start any program but its own executable. Every `main` that builds a lab therefore
-//!   begins with [`run_if_worker`], and a test has `harness = false`;
+//! * to use a container runtime, or to start any program but its own executable. Every `main` that builds a lab
+//!   therefore begins with [`run_if_worker`], and a test has `harness = false`;
 //! * to touch anything outside of its own namespaces, cgroups and directories, or to leave something behind. What stays
 //!   after a `kill -9` is removed by the next lab;
 //! * to pass over what it cannot run: without the privileges, a lab is an error and a trial is marked as ignored;

@@ -1,7 +1,7 @@
 //! The lab itself: that it carries traffic, tells the truth about it, and goes without a trace.
 //!
-//! Not run by root without `--ignored` (or `--include-ignored`). Anybody else runs it in a user namespace, except for what
-//! needs cgroups; where the kernel has no such namespace for us, everything is ignored.
+//! Not run by root without `--ignored` (or `--include-ignored`). Anybody else runs it in a user namespace, except for
+//! what needs cgroups; where the kernel has no such namespace for us, everything is ignored.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

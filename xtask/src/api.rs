@@ -60,8 +60,8 @@ pub(crate) fn api(args: &Args) -> Result<(), Failed> {
 
 /// A rustdoc of the pinned toolchain that takes unstable options, which the JSON behind the listings needs.
 ///
-/// It is a script, since `RUSTC_BOOTSTRAP` in the environment of cargo would also be seen by build scripts that ask for it:
-/// half of all dependencies would be built again before and after each listing.
+/// It is a script, since `RUSTC_BOOTSTRAP` in the environment of cargo would also be seen by build scripts that ask for
+/// it: half of all dependencies would be built again before and after each listing.
 fn rustdoc(workspace: &Workspace) -> Result<PathBuf, Failed> {
     const SCRIPT: &str = "#!/bin/sh\nRUSTC_BOOTSTRAP=1 exec rustdoc \"$@\"\n";
     let path = workspace.target_directory.join("rustdoc-unstable");
@@ -79,8 +79,8 @@ fn document(package: &Package, rustdoc: &Path) -> Result<(), Failed> {
 
 /// One line for each public item.
 ///
-/// Of derived implementations only the fact is listed. `Send` and `Sync` are listed where they are missing, since nearly
-/// every type has them; whoever loses one of them sees a line more.
+/// Of derived implementations only the fact is listed. `Send` and `Sync` are listed where they are missing, since
+/// nearly every type has them; whoever loses one of them sees a line more.
 fn listing(json: &Path) -> Result<String, Failed> {
     let read = |auto_traits: bool, derived: bool| {
         let builder = Builder::from_rustdoc_json(json).omit_blanket_impls(true);

@@ -9,14 +9,15 @@ use std::{
 
 use crate::test::Failed;
 
-/// Plays random operations against the naive reference of lb-ipam, longer than CI does, restarts, lost ledgers and failing
-/// writes among them, and finds every planted fault. Prints a line of progress for every 50,000 operations.
+/// Plays random operations against the naive reference of lb-ipam, longer than CI does, restarts, lost ledgers and
+/// failing writes among them, and finds every planted fault. Prints a line of progress for every 50,000 operations.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// How many operations at least. CI plays 100,000; a million takes about a minute.
     #[arg(long, default_value_t = 1_000_000)]
     operations: u64,
-    /// Which ones: the same number, the same operations. Without it they are others every time, and the number is printed.
+    /// Which ones: the same number, the same operations. Without it they are others every time, and the number is
+    /// printed.
     #[arg(long)]
     seed: Option<u64>,
 }

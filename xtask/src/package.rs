@@ -13,9 +13,9 @@ pub(crate) struct Args {}
 
 /// Checks the manifests first, since a registry refuses a package that lacks something only when it is uploaded.
 ///
-/// Cargo packs all packages at once: each is built against the packed form of those that it depends on, which no registry
-/// has yet. Its builds share `target/` and the profile of the workspace, so that they find most dependencies built: with
-/// cargo's own defaults the step takes more than twice as long.
+/// Cargo packs all packages at once: each is built against the packed form of those that it depends on, which no
+/// registry has yet. Its builds share `target/` and the profile of the workspace, so that they find most dependencies
+/// built: with cargo's own defaults the step takes more than twice as long.
 pub(crate) fn package(_: &Args) -> Result<(), Failed> {
     let workspace = Workspace::read()?;
     let packages = workspace.published();

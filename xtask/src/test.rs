@@ -178,8 +178,8 @@ fn examples(no_root: bool) -> Result<(), Failed> {
     Ok(())
 }
 
-/// A datapath that lives outside of the workspace, in the agent and in the conformance suite. Its artifacts lie beside those
-/// of the workspace, so that both share what they have in common.
+/// A datapath that lives outside of the workspace, in the agent and in the conformance suite. Its artifacts lie beside
+/// those of the workspace, so that both share what they have in common.
 fn own_datapath(args: &Args) -> Result<(), Failed> {
     let cargo = |arguments: &[&str]| {
         let manifest = ["test", "--quiet", "--locked", "--manifest-path", "examples/own-datapath/Cargo.toml"];

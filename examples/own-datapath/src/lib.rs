@@ -78,8 +78,8 @@ impl Driver for AuditedMemory {
     }
 }
 
-/// A datapath that writes down every plan before the one below carries it out. A plan that cannot be written down is not
-/// carried out.
+/// A datapath that writes down every plan before the one below carries it out. A plan that cannot be written down is
+/// not carried out.
 #[derive(Debug)]
 pub struct Audited<D> {
     name: &'static str,

@@ -182,8 +182,8 @@ impl Assignments {
         self.load_balancers.insert(request.service.clone(), LoadBalancer { foreign, published });
     }
 
-    /// What statuses name of services of another class: of those that were touched, which may be of another type by now,
-    /// or of all.
+    /// What statuses name of services of another class: of those that were touched, which may be of another type by
+    /// now, or of all.
     fn note_statuses(&mut self, all: bool, touched: &BTreeSet<ServiceName>) -> bool {
         let mut names = touched.clone();
         if all {
@@ -212,8 +212,8 @@ impl Assignments {
         is_ours || self.kept.contains(service)
     }
 
-    /// Keeps addresses back that services have in another way, unless somebody holds them by now who stays: who came first
-    /// has them, and after that whoever claims them, before all who wait. Gives how many entries changed.
+    /// Keeps addresses back that services have in another way, unless somebody holds them by now who stays: who came
+    /// first has them, and after that whoever claims them, before all who wait. Gives how many entries changed.
     fn reserve_claimed(&mut self) -> usize {
         let claimed = self.claims.all();
         let over: Vec<IpAddr> = self.reserved.iter().copied().filter(|ip| !claimed.contains_key(ip)).collect();

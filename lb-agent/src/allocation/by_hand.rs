@@ -18,8 +18,8 @@ pub(super) struct ByHand {
 }
 
 impl ByHand {
-    /// The edits as the allocator should take them: a service none of whose addresses lies in a pool is left alone. While
-    /// there is no pool at all, so are those whose addresses came from an allocator.
+    /// The edits as the allocator should take them: a service none of whose addresses lies in a pool is left alone.
+    /// While there is no pool at all, so are those whose addresses came from an allocator.
     pub(super) fn translate(&mut self, edits: Vec<Edit>) -> Vec<Edit> {
         let touches_pools = edits.iter().any(|edit| matches!(edit, Edit::UpsertPool(_) | Edit::RemovePool(_)));
         edits.iter().for_each(|edit| self.note(edit));

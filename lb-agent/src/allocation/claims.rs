@@ -1,5 +1,5 @@
-//! Addresses that services have, but not from pools: cluster addresses, external ones, those of load balancers of another
-//! class. No service gets an address that another one answers for already.
+//! Addresses that services have, but not from pools: cluster addresses, external ones, those of load balancers of
+//! another class. No service gets an address that another one answers for already.
 
 use std::{collections::BTreeMap, net::IpAddr};
 

@@ -1,7 +1,7 @@
 //! The ledger of addresses, as a file.
 //!
-//! Written as a whole: a new file beside the old one, to the disk, then over the old one, then the directory to the disk.
-//! Whatever fails on the way, the old file is there and complete.
+//! Written as a whole: a new file beside the old one, to the disk, then over the old one, then the directory to the
+//! disk. Whatever fails on the way, the old file is there and complete.
 
 use std::{
     collections::BTreeMap,

@@ -1,8 +1,8 @@
 //! Addresses for services, from the pools among the manifests.
 //!
-//! The allocator decides; its ledger is on the disk before an address that it assigned is programmed. A released address
-//! leaves the datapath at once, before the ledger is written: after a crash the next agent finds more addresses in the
-//! ledger than are held, and releases them again.
+//! The allocator decides; its ledger is on the disk before an address that it assigned is programmed. A released
+//! address leaves the datapath at once, before the ledger is written: after a crash the next agent finds more addresses
+//! in the ledger than are held, and releases them again.
 
 mod assignments;
 mod by_hand;

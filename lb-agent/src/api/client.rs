@@ -141,7 +141,8 @@ impl Client {
         self.get("/v1/drift")
     }
 
-    /// Follows differences as the agent finds and repairs them from now on. The agent cuts off a reader that is too slow.
+    /// Follows differences as the agent finds and repairs them from now on. The agent cuts off a reader that is too
+    /// slow.
     ///
     /// # Errors
     /// When there is no answer, or when too many clients watch already.
@@ -190,8 +191,8 @@ impl Client {
         self.get(&target("/v1/pools/explain", &AddressQuery { address }))
     }
 
-    /// The effects that an edit would have: the objects of `manifests` join the present ones or replace them, and the pools
-    /// `removed` go. `file` is the name of the manifests in messages; they may have 8 MiB.
+    /// The effects that an edit would have: the objects of `manifests` join the present ones or replace them, and the
+    /// pools `removed` go. `file` is the name of the manifests in messages; they may have 8 MiB.
     ///
     /// # Errors
     /// When there is no answer, or when the manifests would be rejected.

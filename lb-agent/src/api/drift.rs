@@ -73,7 +73,8 @@ pub struct DriftStatus {
     /// What the agent does about differences.
     #[serde(default)]
     pub mode: DriftMode,
-    /// Whether the datapath reports changes by other tools, so that the agent does not wait for the next full inspection.
+    /// Whether the datapath reports changes by other tools, so that the agent does not wait for the next full
+    /// inspection.
     pub watched: bool,
     /// Milliseconds from one full inspection to the next, unless they take too long for that.
     pub interval_ms: u64,

@@ -1,12 +1,13 @@
 //! The API of the agent: JSON over HTTP on a Unix socket.
 //!
 //! `GET` on `/v1/services`, `/v1/backends`, `/v1/status`, `/v1/drift`,
-//! `/v1/explain?protocol=…&source=…&destination=…[&entry=…][&verify=true][&why-not=…]`, `/v1/pools`, `/v1/pools/get?name=…`,
-//! `/v1/pools/explain?address=…`, and `POST` on `/v1/pools/plan?[file=…][&remove=…]…` with manifests as its body, answer
-//! with the types of this module. `/v1/drift/watch` answers with a [`DriftNews`] on each line until one of the two ends goes.
+//! `/v1/explain?protocol=…&source=…&destination=…[&entry=…][&verify=true][&why-not=…]`, `/v1/pools`,
+//! `/v1/pools/get?name=…`, `/v1/pools/explain?address=…`, and `POST` on `/v1/pools/plan?[file=…][&remove=…]…` with
+//! manifests as its body, answer with the types of this module. `/v1/drift/watch` answers with a [`DriftNews`] on each
+//! line until one of the two ends goes.
 //!
-//! An answer that is not a success is a [`Problem`]; only a request that is not HTTP gets a status alone. Keys and words are
-//! only ever added.
+//! An answer that is not a success is a [`Problem`]; only a request that is not HTTP gets a status alone. Keys and
+//! words are only ever added.
 
 pub(crate) mod answers;
 mod client;

@@ -13,7 +13,8 @@ pub struct Pool {
     pub name: String,
     /// Blocks of addresses: networks, ranges `first-last`, single addresses.
     pub blocks: Vec<String>,
-    /// Label selectors of the services that the pool is for: one of them has to match. Without any it is for all services.
+    /// Label selectors of the services that the pool is for: one of them has to match. Without any it is for all
+    /// services.
     pub selectors: Vec<String>,
     /// Whether it assigns no more addresses.
     pub disabled: bool,
@@ -37,8 +38,8 @@ pub struct Pool {
     pub ipv4: PoolCounts,
     /// IPv6 addresses by state.
     pub ipv6: PoolCounts,
-    /// `PoolConflict`, `PoolInvalid`: the pool is out of service; holders keep their addresses. `PoolWarning`: something about
-    /// it may be a mistake. `Refused`: its newest manifest was refused.
+    /// `PoolConflict`, `PoolInvalid`: the pool is out of service; holders keep their addresses. `PoolWarning`:
+    /// something about it may be a mistake. `Refused`: its newest manifest was refused.
     pub conditions: Vec<Condition>,
 }
 
@@ -92,7 +93,8 @@ pub struct PoolAddress {
 /// Effects of an edit that is not made: the answer of `/v1/pools/plan`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PoolPlan {
-    /// Services whose addresses would change, and those of the manifests that would be refused something, in order of name.
+    /// Services whose addresses would change, and those of the manifests that would be refused something, in order of
+    /// name.
     pub moves: Vec<PoolMove>,
     /// Pools after the edit, in the order in which the allocator would try them.
     pub pools: Vec<Pool>,

@@ -141,8 +141,8 @@ async fn accept<A: Fn(&Request) -> Reply + Send + Sync + 'static>(socket: UnixLi
     }
 }
 
-/// Hears one request and answers it; without an `answer` there is no place for the client. hyper itself answers a head that
-/// is no HTTP, or too long, with a status and no body.
+/// Hears one request and answers it; without an `answer` there is no place for the client. hyper itself answers a head
+/// that is no HTTP, or too long, with a status and no body.
 pub(super) async fn converse<A: Fn(&Request) -> Reply + Send + Sync + 'static>(
     stream: UnixStream,
     answer: Option<Arc<A>>,
@@ -359,8 +359,8 @@ mod tests {
         while served.ask(b"GET / HTTP/1.1\r\n\r\n").0 == 503 {}
     }
 
-    /// How a conversation with a client ends that sends `bytes` and then neither reads nor closes its end, on a clock that
-    /// jumps to the next time-out. The client's end comes back.
+    /// How a conversation with a client ends that sends `bytes` and then neither reads nor closes its end, on a clock
+    /// that jumps to the next time-out. The client's end comes back.
     fn stalled(bytes: &[u8], answer: fn(&Request) -> Reply) -> (Result<(), String>, UnixStream) {
         let (mut client, agent) = UnixStream::pair().unwrap();
         client.write_all(bytes).unwrap();

@@ -102,8 +102,8 @@ pub struct Affinity {
 /// A remark about an object, for its operator.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Condition {
-    /// `Degraded`: the datapath lacks something that the service asks for. `Refused`: the newest version was refused; the
-    /// last good one, if any, is served. `Unsupported`: a field has no effect. Others may come.
+    /// `Degraded`: the datapath lacks something that the service asks for. `Refused`: the newest version was refused;
+    /// the last good one, if any, is served. `Unsupported`: a field has no effect. Others may come.
     #[serde(rename = "type")]
     pub kind: String,
     /// What and why, in a sentence.

@@ -51,8 +51,8 @@ pub(crate) struct Listener {
 }
 
 impl Listener {
-    /// Listens on `path`, in place of a socket that nobody answers on any more. If the directory has to be made, only its
-    /// owner may use it either.
+    /// Listens on `path`, in place of a socket that nobody answers on any more. If the directory has to be made, only
+    /// its owner may use it either.
     ///
     /// Changes the umask for a moment: call it before there are other threads.
     pub(crate) fn bind(path: &Path) -> Result<Self, ListenError> {

@@ -73,8 +73,8 @@ impl LinkMonitor {
         Ok(Self { listener: Listener::open(Protocol::Route, &[LINK_GROUP], None)? })
     }
 
-    /// Blocks until a device came, went or changed; the caller has to look up which one. A notification that the kernel had
-    /// to drop counts too.
+    /// Blocks until a device came, went or changed; the caller has to look up which one. A notification that the kernel
+    /// had to drop counts too.
     pub(crate) fn wait(&self) -> io::Result<()> {
         while !lb_netlink::wait(&[&self.listener], Duration::MAX)? {}
         self.listener.read(|_| {})?;

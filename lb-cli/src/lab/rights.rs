@@ -67,7 +67,8 @@ impl Rights {
         }
     }
 
-    /// The datapaths that were asked for, all of which have to run here; or, if none was named, those of `usual` that do.
+    /// The datapaths that were asked for, all of which have to run here; or, if none was named, those of `usual` that
+    /// do.
     pub(super) fn choose(self, asked: &[DatapathKind], usual: &[DatapathKind]) -> Result<Vec<DatapathKind>, Failure> {
         asked.iter().try_for_each(|&kind| self.check(Some(kind)))?;
         let wanted = if asked.is_empty() { usual } else { asked };

@@ -6,8 +6,8 @@
 //! sockets that talk to IPv4 peers, take one code path. It is made of words, and keys are aligned to eight bytes: the
 //! kernel side copies them in words, where it would copy byte arrays byte by byte.
 //!
-//! A change of any layout here needs another [`LAYOUT`], which is part of the path under which maps are pinned. A map that
-//! is added needs none: user space makes it beside the maps of an earlier version.
+//! A change of any layout here needs another [`LAYOUT`], which is part of the path under which maps are pinned. A map
+//! that is added needs none: user space makes it beside the maps of an earlier version.
 #![no_std]
 
 mod addr;

@@ -82,8 +82,8 @@ reasons! {
     PacketHopLimit, "packet_hop_limit" => Verdict::Pass;
     /// The routing table has no way to the backend. The translated packet goes to the node's network stack.
     PacketNoRoute, "packet_no_route" => Verdict::Pass;
-    /// Forwarding is off on the device that the packet came in through. The translated packet goes to the node's network
-    /// stack.
+    /// Forwarding is off on the device that the packet came in through. The translated packet goes to the node's
+    /// network stack.
     PacketForwardingOff, "packet_forwarding_off" => Verdict::Pass;
     /// The frontend has no backends.
     SocketNoBackends, "socket_no_backends" => Verdict::Fail(Errno::ConnectionRefused);

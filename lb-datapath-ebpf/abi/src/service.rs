@@ -38,7 +38,8 @@ pub struct FrontendKey {
     pub pad: u32,
 }
 
-/// Value of `FRONTENDS`: everything that a new flow needs except the slot's content, so that one write moves a frontend.
+/// Value of `FRONTENDS`: everything that a new flow needs except the slot's content, so that one write moves a
+/// frontend.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FrontendValue {

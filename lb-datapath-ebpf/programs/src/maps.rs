@@ -21,8 +21,8 @@ pub trait Maps: Copy {
     fn next_turn(self, set: u32) -> Option<u64>;
     /// The affinity record of a client.
     fn affinity(self, key: &AffinityKey) -> Option<AffinityValue>;
-    /// Writes the affinity record of a client. A full map evicts its least recently used record instead of failing; that
-    /// client may then get another backend.
+    /// Writes the affinity record of a client. A full map evicts its least recently used record instead of failing;
+    /// that client may then get another backend.
     fn remember(self, key: &AffinityKey, record: &AffinityValue);
     /// Adds one to the counter of `reason` on this processor.
     fn count(self, reason: Reason);

@@ -46,8 +46,8 @@ pub trait Flow {
 
 /// Chooses a backend for a new flow to the frontend at `key`.
 ///
-/// A reader that finds its backend gone reads the frontend again: user space removes a backend only after the write that
-/// moved every frontend away from it.
+/// A reader that finds its backend gone reads the frontend again: user space removes a backend only after the write
+/// that moved every frontend away from it.
 #[inline(always)]
 pub fn choose<M: Maps>(maps: M, key: &FrontendKey, flow: &impl Flow) -> Answer {
     for _ in 0..2 {

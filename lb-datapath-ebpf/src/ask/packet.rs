@@ -31,8 +31,8 @@ pub(crate) enum Parsed {
     Refusal,
 }
 
-/// `packet` as it lies in an Ethernet frame to the device with the address `to`; `None` if its addresses are of different
-/// families. Checksums are left out: programs only say by how much they change.
+/// `packet` as it lies in an Ethernet frame to the device with the address `to`; `None` if its addresses are of
+/// different families. Checksums are left out: programs only say by how much they change.
 pub(crate) fn frame(packet: &Packet, to: [u8; 6], tcp_flags: u8) -> Option<Vec<u8>> {
     let transport = transport(packet, tcp_flags);
     let len = transport.len() as u16;

@@ -150,8 +150,8 @@ pub(crate) fn remove(root: &Path) -> Result<(), EbpfError> {
     Pins { root: root.into(), lock: locked(root)? }.remove()
 }
 
-/// Makes `root` if it is missing and locks it. The directory can be replaced between the two steps, so the lock is taken
-/// again until it belongs to the directory at the path.
+/// Makes `root` if it is missing and locks it. The directory can be replaced between the two steps, so the lock is
+/// taken again until it belongs to the directory at the path.
 fn made_and_locked(root: &Path) -> Result<File, EbpfError> {
     loop {
         make(root)?;

@@ -1,7 +1,7 @@
 //! Links keep programs attached; they are pinned, so that they outlive the process.
 //!
-//! A link is updated in place wherever possible (`BPF_LINK_UPDATE`). Detaching and attaching again would lose the packets
-//! and connections in between. The kernel swaps the program under the lock of the hook:
+//! A link is updated in place wherever possible (`BPF_LINK_UPDATE`). Detaching and attaching again would lose the
+//! packets and connections in between. The kernel swaps the program under the lock of the hook:
 //! <https://elixir.bootlin.com/linux/v6.18/source/kernel/bpf/cgroup.c> (`__cgroup_bpf_replace`) and
 //! <https://elixir.bootlin.com/linux/v6.18/source/kernel/bpf/tcx.c> (`tcx_link_update`).
 

@@ -83,8 +83,8 @@ pub(crate) fn remove(path: &Path, part: Part) -> Result<(), EbpfError> {
 
 /// Detaches what is pinned at `path`, if anything is, and removes the pin.
 ///
-/// Without the call the kernel detaches the link some time after its last pin and descriptor have gone, from a work queue.
-/// Packets would be translated until then.
+/// Without the call the kernel detaches the link some time after its last pin and descriptor have gone, from a work
+/// queue. Packets would be translated until then.
 ///
 /// <https://elixir.bootlin.com/linux/v6.18/source/kernel/bpf/syscall.c> (`bpf_link_put`)
 pub(crate) fn unpin(path: &Path) -> Result<(), EbpfError> {

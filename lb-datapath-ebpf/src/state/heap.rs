@@ -7,9 +7,9 @@ use std::{
 
 /// How long freed chunks are kept from being used again.
 ///
-/// A program that has read a frontend just before it moved reads its old table a moment later. The table must not belong
-/// to another set by then. Programs run for microseconds and can be preempted for milliseconds. Memory that is mapped into
-/// this process has no RCU grace period of its own, as the elements of hash maps have.
+/// A program that has read a frontend just before it moved reads its old table a moment later. The table must not
+/// belong to another set by then. Programs run for microseconds and can be preempted for milliseconds. Memory that is
+/// mapped into this process has no RCU grace period of its own, as the elements of hash maps have.
 pub(crate) const GRACE: Duration = Duration::from_secs(1);
 
 /// Consecutive chunks.

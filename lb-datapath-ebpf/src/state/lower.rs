@@ -1,8 +1,8 @@
 //! From plans to map writes.
 //!
-//! A plan is cut into stages of like operations, and each stage into phases of like writes, so that a phase is one call to
-//! the kernel. What a write needs is written in an earlier phase; what did not take is left out of all that would have
-//! needed it.
+//! A plan is cut into stages of like operations, and each stage into phases of like writes, so that a phase is one call
+//! to the kernel. What a write needs is written in an earlier phase; what did not take is left out of all that would
+//! have needed it.
 
 mod removals;
 

@@ -1,7 +1,7 @@
 //! The ports of translated sources: none that the kernel assigns to the node's own sockets.
 //!
-//! A flow with a translated source and a socket of the node can talk to the same backend from the same port. The backend
-//! would see one tuple for both, and its answers could not be told apart.
+//! A flow with a translated source and a socket of the node can talk to the same backend from the same port. The
+//! backend would see one tuple for both, and its answers could not be told apart.
 
 use std::{fs, ops::RangeInclusive, path::Path};
 

@@ -87,8 +87,8 @@ impl Restored {
         }
     }
 
-    /// Adopts sets as the frontends use them, whatever `SETS` says: their slots must not be assigned to other sets. Sets
-    /// that no frontend uses come after those.
+    /// Adopts sets as the frontends use them, whatever `SETS` says: their slots must not be assigned to other sets.
+    /// Sets that no frontend uses come after those.
     fn sets(&mut self, snapshot: &Snapshot, frontends: &[Readable]) {
         let used: BTreeSet<_> = frontends.iter().filter_map(|frontend| claim(&frontend.value)).map(order).collect();
         let is_used = |(id, value, _): &&(u32, abi::SetValue, Vec<u32>)| used.contains(&order((*id, *value)));

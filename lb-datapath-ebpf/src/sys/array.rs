@@ -24,8 +24,8 @@ pub(crate) struct PerCpuCounters {
 }
 
 impl PerCpuCounters {
-    /// The counters in `map`, whose values must be of eight bytes. `cpus` is the number of processors that the system may
-    /// ever have: the kernel hands out one value for each, whether it runs or not.
+    /// The counters in `map`, whose values must be of eight bytes. `cpus` is the number of processors that the system
+    /// may ever have: the kernel hands out one value for each, whether it runs or not.
     pub(crate) fn new(fd: OwnedFd, cpus: usize) -> io::Result<Self> {
         let shape = map_info(fd.as_fd())?.shape;
         let expected = (bpf_map_type::BPF_MAP_TYPE_PERCPU_ARRAY as u32, 4, 8);

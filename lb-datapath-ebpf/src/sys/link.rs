@@ -104,8 +104,8 @@ pub(crate) fn update_link(link: BorrowedFd<'_>, prog: BorrowedFd<'_>) -> io::Res
     Ok(())
 }
 
-/// Detaches the program of a link before it returns. A link whose last descriptor or pin goes is detached later, by a work
-/// queue: <https://elixir.bootlin.com/linux/v6.18/source/kernel/bpf/syscall.c> (`bpf_link_put`).
+/// Detaches the program of a link before it returns. A link whose last descriptor or pin goes is detached later, by a
+/// work queue: <https://elixir.bootlin.com/linux/v6.18/source/kernel/bpf/syscall.c> (`bpf_link_put`).
 pub(crate) fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
     let mut attr = LinkDetachAttr { link: raw(link) };
     // SAFETY: the attributes hold no addresses.

@@ -270,8 +270,8 @@ impl RawMap {
 fn stopped(result: io::Result<i64>, done: u32, count: usize) -> Result<(), Stopped> {
     match result {
         Ok(_) => Ok(()),
-        // The kernel writes the number of elements that it has done, unless it refused the call before it looked at them:
-        // then the number that was passed is still there.
+        // The kernel writes the number of elements that it has done, unless it refused the call before it looked at
+        // them: then the number that was passed is still there.
         // https://elixir.bootlin.com/linux/v6.18/source/kernel/bpf/syscall.c (`generic_map_update_batch`)
         Err(cause) => Err(Stopped { done: if done as usize >= count { 0 } else { done as usize }, cause }),
     }

@@ -93,7 +93,8 @@ fn info<const N: usize>(fd: BorrowedFd<'_>) -> io::Result<[u32; N]> {
 /// As [`info`], for what has to hold an address as well.
 fn query(fd: BorrowedFd<'_>, words: &mut [u32]) -> io::Result<()> {
     let mut attr = InfoAttr { fd: raw(fd), len: size_of_val(words) as u32, info: words.as_mut_ptr() as u64 };
-    // SAFETY: `words` has room for `len` bytes; the kernel writes no more than that. Addresses in `words` are the caller's.
+    // SAFETY: `words` has room for `len` bytes; the kernel writes no more than that. Addresses in `words` are the
+    // caller's.
     unsafe { bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr) }.map(drop)
 }
 

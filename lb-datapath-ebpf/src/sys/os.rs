@@ -38,8 +38,8 @@ pub(crate) fn is_bpffs(path: &Path) -> io::Result<bool> {
 
 /// Waits until every program that runs now has ended.
 pub(crate) fn wait_for_readers() -> io::Result<()> {
-    // The call waits for a grace period of RCU, and programs run inside RCU read sections. The kernel refuses it on systems
-    // with full dynamic ticks: https://elixir.bootlin.com/linux/v6.18/source/kernel/sched/membarrier.c
+    // The call waits for a grace period of RCU, and programs run inside RCU read sections. The kernel refuses it on
+    // systems with full dynamic ticks: https://elixir.bootlin.com/linux/v6.18/source/kernel/sched/membarrier.c
     const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
     // SAFETY: the call touches no memory of ours.
     match unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) } {

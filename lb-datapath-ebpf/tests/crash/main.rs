@@ -1,8 +1,8 @@
-//! A process that ends at any point leaves every frontend as it was before or as it should be, and the next start ends in
-//! the state that is wanted.
+//! A process that ends at any point leaves every frontend as it was before or as it should be, and the next start ends
+//! in the state that is wanted.
 //!
-//! Each trial starts this binary again as a child that kills itself, and looks at the kernel afterwards. `LB_CRASH_KILLS`
-//! is the number of kills at random times, 10 unless told.
+//! Each trial starts this binary again as a child that kills itself, and looks at the kernel afterwards.
+//! `LB_CRASH_KILLS` is the number of kills at random times, 10 unless told.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod states;

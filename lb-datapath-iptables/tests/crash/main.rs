@@ -1,5 +1,6 @@
-//! Processes that are killed in the middle of a change leave each frontend as before or as after it, and the next start finishes
-//! the change. Run as root, with the feature: `cargo test -p lb-datapath-iptables --features crash-points --test crash -- --ignored`.
+//! Processes that are killed in the middle of a change leave each frontend as before or as after it, and the next start
+//! finishes the change. Run as root, with the feature:
+//! `cargo test -p lb-datapath-iptables --features crash-points --test crash -- --ignored`.
 //!
 //! `LB_CRASH_RANDOM` is how often each backend is killed at a random time; 20 unless set.
 

@@ -1,4 +1,5 @@
-//! The nftables backend with real packets. Run as root: `cargo test -p lb-datapath-iptables --test nftables -- --ignored`.
+//! The nftables backend with real packets. Run as root:
+//! `cargo test -p lb-datapath-iptables --test nftables -- --ignored`.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 

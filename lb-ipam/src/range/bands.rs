@@ -8,7 +8,8 @@ pub(crate) struct Bands {
     pub(crate) first: u128,
     pub(crate) dynamic: u128,
     pub(crate) last: u128,
-    /// Where the search starts: behind the number that was assigned last, so that a released one is not assigned again soon.
+    /// Where the search starts: behind the number that was assigned last, so that a released one is not assigned again
+    /// soon.
     cursor: u128,
 }
 

@@ -119,7 +119,8 @@ fn find(id: &FileId) -> Result<Candidate, SnapshotError> {
     }
     if !metadata.is_file() {
         let found = describe(metadata.file_type());
-        // Nobody takes an entry like this for a manifest: the others are served. A file that is named by its path is meant.
+        // Nobody takes an entry like this for a manifest: the others are served. A file that is named by its path is
+        // meant.
         let error = || SnapshotError::NotRegular { file: shown_path(path), found };
         return if id.is_entry() { Ok(Candidate::Irregular(found)) } else { Err(error()) };
     }

@@ -19,8 +19,8 @@
 //! harness = false
 //! ```
 //!
-//! Its `main` names the datapaths. [`run_if_worker`](crate::run_if_worker) comes first: the lab starts this binary again
-//! for its servers and clients.
+//! Its `main` names the datapaths. [`run_if_worker`](crate::run_if_worker) comes first: the lab starts this binary
+//! again for its servers and clients.
 //!
 //! ```no_run
 //! // tests/conformance.rs
@@ -52,9 +52,9 @@
 //! # cargo test --test conformance -- --include-ignored mine::offload_on::maglev
 //! ```
 //!
-//! A datapath that carries packets needs root, Linux 5.14 or later and a cgroup2 mount. Root of a user namespace is enough
-//! if [`enter_user_namespace`](crate::lab::enter_user_namespace) is called after `run_if_worker`, except for a subject
-//! that is [`root_only`](Subject::root_only). Without the privileges, the trials are marked as ignored. A
+//! A datapath that carries packets needs root, Linux 5.14 or later and a cgroup2 mount. Root of a user namespace is
+//! enough if [`enter_user_namespace`](crate::lab::enter_user_namespace) is called after `run_if_worker`, except for a
+//! subject that is [`root_only`](Subject::root_only). Without the privileges, the trials are marked as ignored. A
 //! [`state_only`](Subject::state_only) subject needs nothing.
 //!
 //! Each trial has a lab of its own, so `--test-threads` may be as high as there are processors. A case takes about a
@@ -125,9 +125,9 @@ enum Kind {
 impl Subject {
     /// A datapath that carries packets.
     ///
-    /// `open` is called in the network namespace of a fresh node. It is called again on the same node, after the datapath
-    /// was dropped, to see what a new process would find. All methods of the datapath are called in that namespace too.
-    /// `name` begins the names of its trials.
+    /// `open` is called in the network namespace of a fresh node. It is called again on the same node, after the
+    /// datapath was dropped, to see what a new process would find. All methods of the datapath are called in that
+    /// namespace too. `name` begins the names of its trials.
     pub fn packets(
         name: impl Into<String>,
         open: impl Fn(&NodeContext) -> Result<Box<dyn Datapath>, DatapathError> + Send + Sync + 'static,

@@ -143,8 +143,8 @@ impl<'lab> Client<'lab> {
         Ok(Running { worker: self.worker(), token, wait })
     }
 
-    /// Connects to each place in turn, `rounds` times, one connection after the other, and resets each at once. How long
-    /// `connect` took, by place; what happens to the machine in between hits all places alike.
+    /// Connects to each place in turn, `rounds` times, one connection after the other, and resets each at once. How
+    /// long `connect` took, by place; what happens to the machine in between hits all places alike.
     ///
     /// # Errors
     /// When the worker fails or a connection does.

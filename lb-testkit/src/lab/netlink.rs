@@ -60,8 +60,8 @@ impl Batch {
         self.push(what, RouteNetlinkMessage::NewNeighbour(neighbour), NLM_F_CREATE | NLM_F_REPLACE);
     }
 
-    /// Makes the kernel act on a change of carrier now. It does so whenever it is asked about a device; otherwise it may
-    /// take its time, and until then a device loses packets, and a port of a bridge is closed.
+    /// Makes the kernel act on a change of carrier now. It does so whenever it is asked about a device; otherwise it
+    /// may take its time, and until then a device loses packets, and a port of a bridge is closed.
     pub(crate) fn settle(&mut self, device: u32) {
         let what = format!("looking at device {device}");
         self.push(what, RouteNetlinkMessage::GetLink(super::wire::link(device)), 0);

@@ -79,8 +79,8 @@ impl<'lab> Node<'lab> {
         &self.state().netns
     }
 
-    /// Its cgroup, in which its pods' processes and its own are. In a user namespace ([`Privilege::UserNamespace`]) there
-    /// is none, and nothing at this path.
+    /// Its cgroup, in which its pods' processes and its own are. In a user namespace ([`Privilege::UserNamespace`])
+    /// there is none, and nothing at this path.
     #[must_use]
     pub fn cgroup(self) -> &'lab Path {
         &self.state().cgroup

@@ -68,7 +68,8 @@ fn ethtool(device: &str, command: u32, data: u32) -> io::Result<u32> {
         *to = from.cast_signed();
     }
     request.ifr_ifru.ifru_data = (&raw mut value).cast();
-    // SAFETY: the kernel reads a NUL-terminated name and, through `ifru_data`, an `ethtool_value`; both outlive the call.
+    // SAFETY: the kernel reads a NUL-terminated name and, through `ifru_data`, an `ethtool_value`; both outlive the
+    // call.
     let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL, &raw mut request) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(value.data) }
 }

@@ -136,8 +136,8 @@ impl Lab {
         }
     }
 
-    /// Opens the ports of the bridge, which came up before their other ends, and waits for whatever else the kernel puts
-    /// off.
+    /// Opens the ports of the bridge, which came up before their other ends, and waits for whatever else the kernel
+    /// puts off.
     pub(super) fn settle_segment(&self) -> Result<(), LabError> {
         let ports = (0..self.nodes.len() + 2).map(|index| FIRST_INDEX + index as u32);
         settle(&self.segment, ports.chain([UPLINK_INDEX]), &[])?;

@@ -8,8 +8,8 @@ use object::{Object, ObjectSection, ObjectSymbol, RelocationTarget, SectionIndex
 /// <https://elixir.bootlin.com/linux/v6.6/source/include/linux/filter.h>.
 const MOST: u32 = 512;
 /// The frame of each function is rounded up to this:
-/// <https://elixir.bootlin.com/linux/v6.6/source/kernel/bpf/verifier.c> (`check_max_stack_depth_subprog`). Later kernels
-/// round less when they compile programs to machine code.
+/// <https://elixir.bootlin.com/linux/v6.6/source/kernel/bpf/verifier.c> (`check_max_stack_depth_subprog`). Later
+/// kernels round less when they compile programs to machine code.
 const ROUND: u32 = 32;
 
 /// A function of an object.

@@ -63,8 +63,8 @@ impl Row {
         ]
     }
 
-    /// What is watched is repaired within 100 ms; map contents are scanned every 5 s. A flush of many services is as long
-    /// as writing them, and iptables cannot be watched: only reported.
+    /// What is watched is repaired within 100 ms; map contents are scanned every 5 s. A flush of many services is as
+    /// long as writing them, and iptables cannot be watched: only reported.
     fn goal(&self, services: u32) -> Option<Goal> {
         match self.datapath.as_str() {
             "nftables" if services == SMALL => Some(Goal::AtMost(100.0)),

@@ -35,18 +35,18 @@ pub(crate) struct Args {
 enum Name {
     /// Decisions, Maglev tables and plans of lb-core. No privilege needed; a minute.
     Core,
-    /// One service more or less among 100,000, a restart with 50,000, memory, many pools and many that wait, of lb-ipam. No
-    /// privilege needed; two minutes.
+    /// One service more or less among 100,000, a restart with 50,000, memory, many pools and many that wait, of
+    /// lb-ipam. No privilege needed; two minutes.
     Ipam,
     /// `lb lab compare` at 10 and 5,000 services on every datapath. Needs root; several minutes.
     Datapaths,
     /// `lb lab compare` at 10,000 services on eBPF and nftables. Needs root; several minutes.
     Scale,
-    /// `lb lab restart` with 20,000 connections, 100 SIGTERM and 100 SIGKILL on eBPF and nftables. Needs root; a quarter
-    /// of an hour.
+    /// `lb lab restart` with 20,000 connections, 100 SIGTERM and 100 SIGKILL on eBPF and nftables. Needs root; a
+    /// quarter of an hour.
     Restart,
-    /// Instructions that the verifier looks at, and the time of a packet, in the committed eBPF object; `--baseline` measures
-    /// another object in the same run. Needs root; half a minute.
+    /// Instructions that the verifier looks at, and the time of a packet, in the committed eBPF object; `--baseline`
+    /// measures another object in the same run. Needs root; half a minute.
     Ebpf,
     /// `lb lab drift` at 10 and 1,000 services on every datapath. Needs root; a quarter of an hour.
     Drift,

@@ -19,8 +19,8 @@ pub(super) fn resident(pid: u32) -> Result<f64> {
     Ok(kib.map_err(system(format!("reading {path}")))? * KIB)
 }
 
-/// Kernel memory that no cache can release, of the whole machine, in MiB. Other programs use it, too: only a difference over
-/// a short time means something.
+/// Kernel memory that no cache can release, of the whole machine, in MiB. Other programs use it, too: only a difference
+/// over a short time means something.
 pub(super) fn kernel_total() -> Result<f64> {
     let meminfo = fs::read_to_string("/proc/meminfo").map_err(system("reading /proc/meminfo"))?;
     let fields = ["SUnreclaim", "VmallocUsed", "Percpu"];

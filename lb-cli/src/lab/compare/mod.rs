@@ -46,9 +46,9 @@ use crate::{
 /// Measure the same services on every datapath, side by side.
 ///
 /// Every number of services gets a cluster of its own out of network namespaces: a node per datapath, one without any
-/// load balancing (direct), one with a single nftables rule (floor), and one with the servers. All are measured in turns
-/// within one run. The command needs Linux, touches nothing outside of its own namespaces and leaves nothing behind. Without
-/// root it leaves out eBPF and every number of services that does not fit, and reports both.
+/// load balancing (direct), one with a single nftables rule (floor), and one with the servers. All are measured in
+/// turns within one run. The command needs Linux, touches nothing outside of its own namespaces and leaves nothing
+/// behind. Without root it leaves out eBPF and every number of services that does not fit, and reports both.
 #[derive(Clone, Debug, Args)]
 #[command(after_help = "Examples:\n  \
     lb lab compare\n  \
@@ -78,7 +78,8 @@ pub(crate) struct CompareArgs {
     /// Seed of the order in which a round measures the paths.
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
-    /// Directory for compare.json, compare.html (a page with charts) and comparison.svg (the main charts as one picture).
+    /// Directory for compare.json, compare.html (a page with charts) and comparison.svg (the main charts as one
+    /// picture).
     #[arg(long, value_name = "DIR")]
     pub(super) report: Option<PathBuf>,
     /// Datapaths and numbers of services that were asked for and cannot run here, with the reason.
@@ -94,8 +95,8 @@ const CONNECTS: u32 = 200;
 /// Connections of each lane per path and round. Few, so that a round is short: what disturbs the machine for longer
 /// disturbs every path of it.
 const LANE_CONNECTS: u32 = 500;
-/// Parallel clients, one per server: as many as two processors are busy with. With more of them, a machine with other work
-/// to do hands packets to a kernel thread that has to wait for its turn, and then that is what is measured.
+/// Parallel clients, one per server: as many as two processors are busy with. With more of them, a machine with other
+/// work to do hands packets to a kernel thread that has to wait for its turn, and then that is what is measured.
 const LANES: usize = 4;
 const SYNCS: u32 = 3;
 

@@ -53,8 +53,8 @@ pub(super) fn nobody_shares(view: &View) -> Result<(), String> {
     Ok(())
 }
 
-/// Every backend is reached at every address of these services, from everywhere; from outside through every node, since an
-/// announcement may lead to any.
+/// Every backend is reached at every address of these services, from everywhere; from outside through every node, since
+/// an announcement may lead to any.
 pub(super) fn is_reached(stage: &Stage, checks: &mut Checks<'_>, services: &[&str]) -> Result<(), RunError> {
     let a_pod = vec![Vantage::inside("a pod", stage.fleet().client_origin())];
     let nodes = stage.nodes().map(|node| Vantage::inside(node.name(), Origin::Node(node.index()))).collect();
@@ -157,7 +157,8 @@ pub(super) fn curl(stage: &Stage, checks: &mut Checks<'_>, service: &str) -> Res
     })
 }
 
-/// An agent that ends and one that is killed leave addresses and connections alone. The manifests say nothing of either.
+/// An agent that ends and one that is killed leave addresses and connections alone. The manifests say nothing of
+/// either.
 pub(super) fn outlives_the_agent(
     stage: &mut Stage,
     checks: &mut Checks<'_>,

@@ -64,7 +64,8 @@ impl Stage {
         Ok(stage)
     }
 
-    /// Routes the addresses of all pools to a node, for clients outside, as BGP or an announcement on the segment would.
+    /// Routes the addresses of all pools to a node, for clients outside, as BGP or an announcement on the segment
+    /// would.
     pub(super) fn announce(&self, node: usize) -> Result<(), RunError> {
         for prefix in ROUTED.into_iter().filter_map(|text| text.parse::<IpNet>().ok()) {
             self.fleet.lab().route_via(prefix, node)?;
@@ -152,8 +153,8 @@ impl Stage {
         self.nodes().map(answer).collect()
     }
 
-    /// Ends the agent of the node that all traffic from outside comes to, once with each signal, while clients outside and
-    /// on the node talk to `to`.
+    /// Ends the agent of the node that all traffic from outside comes to, once with each signal, while clients outside
+    /// and on the node talk to `to`.
     pub(super) fn interrupt(&mut self, to: SocketAddr, signals: &[Signal]) -> Result<Kept, RunError> {
         let long = Load::new(LoadKind::LongLived, to).lanes(LANES).interval(Duration::from_millis(1));
         let short = Load::new(LoadKind::NewConnections, to).interval(Duration::from_millis(2));

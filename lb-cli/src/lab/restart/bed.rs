@@ -13,8 +13,9 @@ use lb_testkit::lab::{Lab, PodSpec, Program};
 
 use super::super::{error::RunError, fleet};
 
-/// Indices of the client pods, the only ones on the node whose agent is interrupted: one for sockets that are translated,
-/// one for packets. A pod that had both would use a port twice, towards the service and towards a backend of it.
+/// Indices of the client pods, the only ones on the node whose agent is interrupted: one for sockets that are
+/// translated, one for packets. A pod that had both would use a port twice, towards the service and towards a backend
+/// of it.
 pub(super) const CLIENTS: [usize; 2] = [0, 1];
 /// Where clients connect to and send datagrams to.
 pub(super) const SERVICE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::new(10, 96, 0, 10)), 80);

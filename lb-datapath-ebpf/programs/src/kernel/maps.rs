@@ -122,8 +122,8 @@ impl Maps for Kernel {
 #[inline(never)]
 fn count(key: u32) {
     if let Some(counter) = REASONS.get_ptr_mut(key) {
-        // SAFETY: a live element of this processor, which no other program on it interrupts in the middle of the addition;
-        // at worst a count is lost to a program that does.
+        // SAFETY: a live element of this processor, which no other program on it interrupts in the middle of the
+        // addition; at worst a count is lost to a program that does.
         unsafe { *counter = (*counter).wrapping_add(1) };
     }
 }

@@ -70,7 +70,8 @@ impl FlowMaps for Kernel {
     }
 }
 
-/// A live element of `CT`. The kernel keeps its memory until the program ends (RCU), though it may give it to another flow.
+/// A live element of `CT`. The kernel keeps its memory until the program ends (RCU), though it may give it to another
+/// flow.
 pub(crate) struct CtEntry(*mut CtValue);
 
 impl Entry for CtEntry {
@@ -169,9 +170,9 @@ impl Skb for KernelSkb {
         check(unsafe { bpf_l4_csum_replace(self.0, offset, 0, difference, flags) })
     }
 
-    /// A sender may have left the checksum to the device (`CHECKSUM_PARTIAL`), which would write one into the answer, at
-    /// the place where the old packet had its own. Cutting out more than what lies before that place makes the kernel
-    /// forget it ([`skb_postpull_rcsum`]).
+    /// A sender may have left the checksum to the device (`CHECKSUM_PARTIAL`), which would write one into the answer,
+    /// at the place where the old packet had its own. Cutting out more than what lies before that place makes the
+    /// kernel forget it ([`skb_postpull_rcsum`]).
     ///
     /// [`skb_postpull_rcsum`]: https://elixir.bootlin.com/linux/v6.18/source/include/linux/skbuff.h
     #[inline(always)]

@@ -1,7 +1,7 @@
 //! Hooks of sockets: a destination is translated once, where the socket states it.
 //!
-//! The kernel calls `sendmsg` hooks only for datagrams that state an address, and calls `recvmsg` hooks for connected sockets
-//! as well ([`udp_sendmsg`, `udp_recvmsg`]).
+//! The kernel calls `sendmsg` hooks only for datagrams that state an address, and calls `recvmsg` hooks for connected
+//! sockets as well ([`udp_sendmsg`, `udp_recvmsg`]).
 //!
 //! [`udp_sendmsg`, `udp_recvmsg`]: https://elixir.bootlin.com/linux/v6.18/source/net/ipv4/udp.c
 
@@ -65,15 +65,15 @@ pub trait SockMaps: Maps {
 
     /// The virtual address behind a peer of a socket.
     fn peer(self, key: &SockKey) -> Option<SockPeer>;
-    /// Writes the virtual address behind a peer of a socket. A full map evicts its least recently used entry; that socket
-    /// may then see a backend's address.
+    /// Writes the virtual address behind a peer of a socket. A full map evicts its least recently used entry; that
+    /// socket may then see a backend's address.
     fn put_peer(self, key: &SockKey, peer: &SockPeer);
     /// Removes an entry if it is there.
     fn remove_peer(self, key: &SockKey);
     /// The backend of a socket's datagrams to a virtual address.
     fn flow(self, key: &SockKey) -> Option<Self::Entry>;
-    /// Writes the backend of a socket's datagrams. A full map evicts its least recently used entry; that socket may then
-    /// get another backend.
+    /// Writes the backend of a socket's datagrams. A full map evicts its least recently used entry; that socket may
+    /// then get another backend.
     fn put_flow(self, key: &SockKey, flow: &SockFlow);
 }
 
@@ -100,8 +100,8 @@ pub fn connect<M: SockMaps, S: Sock>(maps: M, sock: S) -> i32 {
     ALLOW
 }
 
-/// `sendmsg` with an address, of UDP sockets: a socket's datagrams to one frontend keep their backend as long as it is in
-/// the set.
+/// `sendmsg` with an address, of UDP sockets: a socket's datagrams to one frontend keep their backend as long as it is
+/// in the set.
 #[inline(always)]
 pub fn sendmsg<M: SockMaps, S: Sock>(maps: M, sock: S) -> i32 {
     let Some(socket) = Socket::new(sock) else { return ALLOW };

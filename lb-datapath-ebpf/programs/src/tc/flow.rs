@@ -17,8 +17,8 @@ const TCP_IDLE_NS: u64 = 21_600_000_000_000;
 
 /// The maps of flows and of the node.
 pub trait FlowMaps: Maps {
-    /// An entry of `CT` that is there. Another flow may take its memory at any time, since `CT` evicts the least recently
-    /// used entry when it is full: a program that still holds it may then change that flow's entry, once.
+    /// An entry of `CT` that is there. Another flow may take its memory at any time, since `CT` evicts the least
+    /// recently used entry when it is full: a program that still holds it may then change that flow's entry, once.
     type Entry: Entry;
 
     /// The entry at `key`.
@@ -117,8 +117,8 @@ fn close<M: FlowMaps>(maps: M, key: &CtKey) {
     }
 }
 
-/// A packet that is for no frontend goes to its destination directly: if a finished flow had the same tuple, replies are
-/// not to be translated any more.
+/// A packet that is for no frontend goes to its destination directly: if a finished flow had the same tuple, replies
+/// are not to be translated any more.
 #[inline(always)]
 pub fn forget_reply<M: FlowMaps>(maps: M, packet: &Packet) {
     if !packet.is_udp() && !packet.is_syn() {

@@ -22,8 +22,8 @@ pub const DROP: i32 = TCX_DROP;
 
 /// Decides on a packet; returns the verdict for the kernel.
 ///
-/// The steps are functions of their own in the kernel, too: their variables would not fit on one stack frame of 512 bytes
-/// (`MAX_BPF_STACK` in <https://elixir.bootlin.com/linux/v6.18/source/include/linux/filter.h>).
+/// The steps are functions of their own in the kernel, too: their variables would not fit on one stack frame of 512
+/// bytes (`MAX_BPF_STACK` in <https://elixir.bootlin.com/linux/v6.18/source/include/linux/filter.h>).
 #[inline(always)]
 pub fn ingress<M: FlowMaps, S: Skb>(maps: M, skb: S) -> i32 {
     let role = maps.role();

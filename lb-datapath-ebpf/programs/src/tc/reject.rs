@@ -16,8 +16,8 @@ const QUOTE_AT_V6: u32 = ETHERNET + WORD * HEADERS_V6 as u32;
 
 /// Turns the packet into the answer to it: a reset (TCP) or "port unreachable" (UDP). Returns whether that worked.
 ///
-/// Each answer is a function of its own in the kernel. Together they would need a stack frame that does not fit beside the
-/// caller's: older kernels round each frame up to 32 bytes and refuse more than 512 for a chain of calls.
+/// Each answer is a function of its own in the kernel. Together they would need a stack frame that does not fit beside
+/// the caller's: older kernels round each frame up to 32 bytes and refuse more than 512 for a chain of calls.
 #[inline(always)]
 pub fn reject<S: Skb>(skb: S, is_v4: bool, is_udp: bool, transport: u32) -> bool {
     let answered = match (is_v4, is_udp) {

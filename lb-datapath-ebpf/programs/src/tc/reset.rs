@@ -1,8 +1,8 @@
 //! The answer to a TCP segment for a frontend without backends: a reset (RFC 9293, section 3.10.7.1).
 //!
 //! ICMP would not do. On the same machine, the error arrives while the client is still inside `connect` and holds its
-//! socket. The kernel then keeps it as a soft error, and `connect` waits for its time-out ([`tcp_v4_err`]). A reset goes to
-//! the backlog of the socket instead.
+//! socket. The kernel then keeps it as a soft error, and `connect` waits for its time-out ([`tcp_v4_err`]). A reset
+//! goes to the backlog of the socket instead.
 //!
 //! [`tcp_v4_err`]: https://elixir.bootlin.com/linux/v6.18/source/net/ipv4/tcp_ipv4.c
 

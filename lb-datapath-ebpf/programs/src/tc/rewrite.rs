@@ -1,9 +1,9 @@
 //! Gives a packet another tuple and sends it on.
 //!
-//! A translated packet does not go through the node's own routing input: there, a packet that comes in from outside with a
-//! source address of the node is a martian, and a reply that comes in from a pod with a virtual address as its source
-//! fails the reverse path filter. Both are decided in [`fib_validate_source`]. The routing table is asked here, and the
-//! packet leaves through the device that it names.
+//! A translated packet does not go through the node's own routing input: there, a packet that comes in from outside
+//! with a source address of the node is a martian, and a reply that comes in from a pod with a virtual address as its
+//! source fails the reverse path filter. Both are decided in [`fib_validate_source`]. The routing table is asked here,
+//! and the packet leaves through the device that it names.
 //!
 //! [`fib_validate_source`]: https://elixir.bootlin.com/linux/v6.18/source/net/ipv4/fib_frontend.c
 
@@ -18,8 +18,8 @@ use super::{
 };
 use crate::maps::Maps;
 
-/// `BPF_F_IPV6`, since Linux 6.16: an IPv6 address changes the pseudo header's sum and no checksum of its own header, so
-/// that the checksum of the whole packet (`skb->csum`) changes with it.
+/// `BPF_F_IPV6`, since Linux 6.16: an IPv6 address changes the pseudo header's sum and no checksum of its own header,
+/// so that the checksum of the whole packet (`skb->csum`) changes with it.
 ///
 /// <https://elixir.bootlin.com/linux/v6.18/source/net/core/utils.c> (`inet_proto_csum_replace_by_diff`)
 const BPF_F_IPV6: u64 = 1 << 7;

@@ -11,7 +11,8 @@ use super::packet::Packet;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refused;
 
-/// A packet, and what the kernel lets a program do with it. Each method is one helper call, or a few that belong together.
+/// A packet, and what the kernel lets a program do with it. Each method is one helper call, or a few that belong
+/// together.
 pub trait Skb: Copy {
     /// Where a packet goes next.
     type Hop;
@@ -69,8 +70,8 @@ pub trait Skb: Copy {
 /// Why the routing table gives no next hop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unrouted {
-    /// The packet is for this node itself, or needs more than a next hop, such as a tunnel: the node's network stack can
-    /// do that.
+    /// The packet is for this node itself, or needs more than a next hop, such as a tunnel: the node's network stack
+    /// can do that.
     Local,
     /// No way leads there.
     NoRoute,

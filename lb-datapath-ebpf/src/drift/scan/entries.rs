@@ -69,8 +69,8 @@ impl<K, V> Entry<K, V> {
     }
 }
 
-/// Compares the entries of a table with what is `expected` of each; `all` says how many there should be, and under which
-/// keys.
+/// Compares the entries of a table with what is `expected` of each; `all` says how many there should be, and under
+/// which keys.
 fn entries<K: Pod + Ord, V: Value, I: Iterator<Item = K>>(
     page: &Page,
     expected: impl Fn(&K) -> Option<V>,

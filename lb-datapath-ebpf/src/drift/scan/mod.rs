@@ -28,8 +28,8 @@ pub(crate) struct Finding {
 
 /// Compares the maps with the mirror, again and again.
 ///
-/// The scanner keeps the content of each table from the last time it was found right. An entry that is the same as then,
-/// and was not written since, is still right. So only new entries are looked up in the mirror.
+/// The scanner keeps the content of each table from the last time it was found right. An entry that is the same as
+/// then, and was not written since, is still right. So only new entries are looked up in the mirror.
 #[derive(Debug, Default)]
 pub(crate) struct Scanner {
     tables: [CheckedTable; Table::ALL.len()],
@@ -79,8 +79,8 @@ impl CheckedTable {
         self.mirror == mirror.number() && self.page.keys() == self.right.keys() && values()
     }
 
-    /// Keys of the entries that have changed since the table was right or were `written` since. `None` if they are too many
-    /// to look up one by one.
+    /// Keys of the entries that have changed since the table was right or were `written` since. `None` if they are too
+    /// many to look up one by one.
     fn news<'a>(&'a self, table: Table, mirror: &Mirror, written: &'a [u8]) -> Option<Vec<&'a [u8]>> {
         const MOST: usize = 1024;
         if self.mirror != mirror.number() {
@@ -105,8 +105,8 @@ impl CheckedTable {
         Some(news)
     }
 
-    /// How many entries came and went before both pages go on alike. Entries keep their order, apart from those that are
-    /// written again.
+    /// How many entries came and went before both pages go on alike. Entries keep their order, apart from those that
+    /// are written again.
     fn gap(&self, table: Table, now: usize, then: usize) -> Option<(usize, usize)> {
         const WIDEST: usize = 8;
         let alike = |(came, went): &(usize, usize)| {

@@ -146,8 +146,9 @@ fn no_request_fails_while_endpoints_change(stage: &mut Stage) -> Verdict {
     })
 }
 
-/// From half of the ports for each of the two that have an address in common. A port is not used twice: conntrack knows an
-/// answered flow whose port has come round from one at rest by nothing, and may forget it while an answer is under way.
+/// From half of the ports for each of the two that have an address in common. A port is not used twice: conntrack knows
+/// an answered flow whose port has come round from one at rest by nothing, and may forget it while an answer is under
+/// way.
 fn from_ports(load: Load, origin: Origin) -> Load {
     match origin {
         Origin::PodPackets(_) => load.ports(20_000, 42_499),
