@@ -177,7 +177,7 @@ fn come_and_go(allocator: &mut Allocator, request: Request) {
     let _ = black_box(allocator.reconcile(NOW));
 }
 
-/// Question: what does an address cost that is given back, and given to the first of 100,000 that wait? Baseline: one
+/// Question: what does an address cost that is released, and assigned to the first of 100,000 that wait? Baseline: one
 /// that waits.
 fn many_waiting(c: &mut Criterion) {
     let mut group = c.benchmark_group("ipam many waiting");

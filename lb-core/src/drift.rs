@@ -284,7 +284,7 @@ fn of_unused(expected: &State, found: &State, drifts: &mut Vec<Drift>) {
     }
 }
 
-/// A target spelled out.
+/// A target, expanded.
 #[derive(PartialEq, Eq)]
 struct Slots {
     kind: Kind,

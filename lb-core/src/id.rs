@@ -70,7 +70,7 @@ id! {
 #[error("all {} ids are in use", u32::MAX)]
 pub struct IdsExhausted;
 
-/// Gives each key an id and remembers it.
+/// Assigns each key an id and remembers it.
 ///
 /// The cursor only moves forward and wraps at [`u32::MAX`], so an id that was freed is the last to be assigned again.
 #[derive(Clone, Debug)]

@@ -44,7 +44,7 @@
 //! | workloads | names, labels, replicas, container ports with names, `nodeName`; of a `Pod` also readiness and deletion |
 //! | `CiliumLoadBalancerIPPool` (cilium.io/v2, v2alpha1) | `blocks` or the older `cidrs`, with `cidr`, or `start` and `stop`; `allowFirstLastIPs`, `serviceSelector`, `disabled` |
 //! | `IPAddressPool` (metallb.io/v1beta1) | `addresses`, `autoAssign`, `avoidBuggyIPs`, `serviceAllocation` with `priority`, `namespaces`, `namespaceSelectors` among the `Namespace` objects, and `serviceSelectors` |
-//! | `IPPool` (lb/v1), our short form | `blocks` and `avoid` as texts, `avoidZeroAnd255`, `allowFirstLastIPs`, `serviceSelector` or several `serviceSelectors`, `disabled`, `autoAssign`, `priority`, `quarantineSeconds`, `drainSeconds`, `namespaceQuota` |
+//! | `IPPool` (lb/v1), the short form of lb | `blocks` and `avoid` as texts, `avoidZeroAnd255`, `allowFirstLastIPs`, `serviceSelector` or several `serviceSelectors`, `disabled`, `autoAssign`, `priority`, `quarantineSeconds`, `drainSeconds`, `namespaceQuota` |
 //! | `Service` of type LoadBalancer, where somebody allocates | `loadBalancerIP`, `loadBalancerClass`, `ipFamilies`, `ipFamilyPolicy`, labels, age, selector, its status, the [annotations] of Cilium and MetalLB for addresses, sharing and pools |
 //!
 //! Headless and `ExternalName` services have no frontends. Objects with the label

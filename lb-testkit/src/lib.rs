@@ -1,6 +1,6 @@
 //! What tests, benches and `lb lab` of this workspace stand on, for tests of other crates too.
 //!
-//! * [`lab`]: clusters out of network namespaces, built in milliseconds: nodes, pods with real servers, clients
+//! * [`lab`]: clusters made of network namespaces, built in milliseconds: nodes, pods with real servers, clients
 //!   outside.
 //! * [`traffic`]: what those clients send, and what came of it.
 //! * [`conformance`]: the suite that every [`lb_core::datapath::Datapath`] has to pass, also one that you wrote. Its

@@ -212,8 +212,9 @@ impl Assignments {
         is_ours || self.kept.contains(service)
     }
 
-    /// Keeps addresses back that services have in another way, unless somebody holds them by now who stays: who came
-    /// first has them, and after that whoever claims them, before all who wait. Gives how many entries changed.
+    /// Reserves addresses that services have, but not from pools, unless a service that stays holds them by now. The
+    /// first holder keeps an address; after it, services that claim it precede those that wait. Returns how many
+    /// entries changed.
     fn reserve_claimed(&mut self) -> usize {
         let claimed = self.claims.all();
         let over: Vec<IpAddr> = self.reserved.iter().copied().filter(|ip| !claimed.contains_key(ip)).collect();

@@ -49,7 +49,7 @@ pub struct Ipam {
     pub granted: Vec<Granted>,
 }
 
-/// An address out of a pool.
+/// An address from a pool.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Granted {
     /// The address.

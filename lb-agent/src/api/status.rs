@@ -33,7 +33,7 @@ pub struct Status {
     pub maglev_hash: String,
     /// Numbers of objects.
     pub counts: Counts,
-    /// Addresses out of pools.
+    /// Addresses from pools.
     #[serde(default)]
     pub addresses: Addresses,
     /// Differences between the datapath and what it should hold.
@@ -112,7 +112,7 @@ pub struct Manifests {
     pub listed: bool,
     /// Why the newest state of the directory was rejected; what was read before stays in force.
     pub rejected: Option<String>,
-    /// Objects that are none of our business.
+    /// Objects that are not for this agent.
     pub skipped: Vec<String>,
     /// Fields that are set and not supported.
     pub unsupported: Vec<String>,
@@ -122,7 +122,7 @@ pub struct Manifests {
     pub ignored_files: Vec<String>,
 }
 
-/// Addresses out of pools.
+/// Addresses from pools.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Addresses {
     /// Pools; without any, services have the addresses that their status names.

@@ -18,7 +18,7 @@ use crate::driver::{DatapathKind, Exclusion};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum OwnerError {
-    /// Somebody else has it.
+    /// Another process has it.
     #[error(
         "another agent, or `lb cleanup`, uses datapath {kind} in this network namespace (it holds the abstract socket \
          @lb/{kind}): stop it first"

@@ -57,7 +57,7 @@ pub enum ErrorKind {
     Unsupported,
     /// A table is full, or a limit is reached.
     Capacity,
-    /// Somebody else holds it, or changed it at the same time.
+    /// Another program holds it, or changed it at the same time.
     Busy,
     /// The request itself is wrong.
     Invalid,

@@ -144,7 +144,7 @@ pub fn why_not(
     }
 }
 
-/// The table of a decision's frontend, spelled out.
+/// The table of a decision's frontend, expanded.
 struct Table {
     lookup: Option<Lookup>,
     backends: Vec<BackendAddr>,

@@ -97,7 +97,7 @@ impl Filling {
         self.free == 0
     }
 
-    /// Gives the next free slot of the walk to its backend.
+    /// Assigns the next free slot of the walk to its backend.
     ///
     /// The size is prime, so a walk meets every slot once before it repeats: with a free slot left, it ends.
     fn take(&mut self, walk: &mut Walk) {

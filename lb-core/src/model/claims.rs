@@ -30,7 +30,7 @@ impl Model {
         Ok(touched)
     }
 
-    /// Gives `service`, which was checked, all of its addresses. Services that lose one are refused from now on.
+    /// Assigns `service`, which was checked, all of its addresses. Services that lose one are refused from now on.
     fn install(&mut self, service: Service, touched: &mut BTreeSet<ServiceName>) {
         self.disown(&service.name);
         for (addr, owner) in self.claims(&service) {
@@ -45,7 +45,7 @@ impl Model {
         self.services.insert(service.name.clone(), service);
     }
 
-    /// Gives a service those of its addresses that nobody has; says whether there were any.
+    /// Assigns a service those of its addresses that no other service has; returns whether there were any.
     fn install_rest(&mut self, service: &Service) -> bool {
         let mut free = self.claims(service);
         free.retain(|(addr, _)| !self.owners.contains_key(addr));

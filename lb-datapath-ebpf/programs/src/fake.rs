@@ -224,7 +224,7 @@ impl Fake {
         *self.hook.borrow_mut() = Some(Box::new(change));
     }
 
-    /// Gives every port of the node's address, to every backend, to living flows of another client.
+    /// Assigns every port of the node's address, to every backend, to living flows of another client.
     pub(crate) fn take_every_port(&self) {
         let other = map_v4([192, 0, 2, 99]);
         for id in self.backends.borrow().keys() {

@@ -1,4 +1,4 @@
-//! Tells pins of this crate from those of others, which are never used.
+//! Distinguishes pins of this crate from those of other programs, which are never used.
 
 use std::{
     collections::BTreeSet,

@@ -65,7 +65,7 @@ impl Heap {
         Ok(extent)
     }
 
-    /// Gives `extent` back, to be used again after [`GRACE`].
+    /// Releases `extent`, to be used again after [`GRACE`].
     pub(crate) fn free(&mut self, extent: Extent, now: Duration) {
         self.in_grace.push_back((now + GRACE, extent));
     }

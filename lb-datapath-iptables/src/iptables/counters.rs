@@ -33,7 +33,7 @@ impl Counters for RuleCounters {
     }
 }
 
-/// Rules in our chains and jumps to them.
+/// Rules in the chains of lb and jumps to them.
 fn count(table: &SavedTable) -> u64 {
     let counted = table.chains().filter(|(chain, _)| *chain != NODE).map(|(chain, rules)| {
         let ours = chain.starts_with(PREFIX);

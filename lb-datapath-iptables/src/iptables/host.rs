@@ -44,7 +44,7 @@ pub(crate) trait Host: Send {
     /// Where the flow of a packet goes, if conntrack knows it.
     fn backend_of(&mut self, packet: &Packet) -> Result<Option<BackendAddr>, DatapathError>;
 
-    /// Tells notifications about the datapath's routes from others.
+    /// Distinguishes notifications about the datapath's routes from others.
     fn route_filter(&self) -> lb_netlink::Result<RouteFilter>;
 
     /// Removes every route and routing rule.

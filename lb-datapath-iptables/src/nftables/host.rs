@@ -94,7 +94,7 @@ pub(crate) trait Host: Send {
         rules: &[Family],
     ) -> lb_netlink::Result<()>;
 
-    /// Tells notifications about routes of this datapath from others.
+    /// Distinguishes notifications about routes of this datapath from others.
     fn route_filter(&self) -> lb_netlink::Result<RouteFilter>;
 
     /// Deletes the UDP flows that do not go where they are allowed to; returns their number.

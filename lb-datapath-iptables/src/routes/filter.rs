@@ -24,7 +24,7 @@ pub(crate) const GROUPS: [u32; 5] = [
     libc::RTNLGRP_IPV6_RULE,
 ];
 
-/// Tells notifications about the routes of one datapath from others.
+/// Distinguishes notifications about the routes of one datapath from others.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RouteFilter {
     pub(crate) identity: RouteIdentity,

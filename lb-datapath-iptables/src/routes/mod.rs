@@ -192,7 +192,7 @@ impl Routes {
         first_serious(crash::around(|| self.socket.request(writer))?, &harmless)
     }
 
-    /// Tells notifications about these routes from others.
+    /// Distinguishes notifications about these routes from others.
     pub(crate) fn filter(&self) -> lb_netlink::Result<RouteFilter> {
         Ok(RouteFilter { identity: self.identity, port: self.socket.port()?, second_port: None })
     }

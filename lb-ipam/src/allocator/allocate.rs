@@ -14,7 +14,7 @@ use crate::{
 type Grant = Result<(), Cause>;
 
 impl<L: Ledger> Allocator<L> {
-    /// Gives the service any address of the family: one that it may share; else the one that it had before; else the
+    /// Assigns the service any address of the family: one that it may share; else the one that it had before; else the
     /// next one of the first pool that has any. `front` is asked before the others.
     pub(super) fn allocate_any(
         &mut self,
@@ -125,7 +125,7 @@ impl<L: Ledger> Allocator<L> {
         Ok(false)
     }
 
-    /// Gives the service an address back that it was the last to have.
+    /// Assigns the service an address again that it was the last to hold.
     fn take_back_left(&mut self, slot: Slot, request: &Request, family: Family) -> Result<bool, LedgerError> {
         for address in self.book.get(slot).left.clone().into_iter().filter(|address| Family::of(*address) == family) {
             let Some(&index) = self.catalog.containing(address).first() else { continue };
@@ -142,7 +142,7 @@ impl<L: Ledger> Allocator<L> {
         Ok(false)
     }
 
-    /// Gives the service this address.
+    /// Assigns the service this address.
     pub(super) fn allocate_named(
         &mut self,
         slot: Slot,

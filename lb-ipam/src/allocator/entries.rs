@@ -175,7 +175,7 @@ impl<L: Ledger> Allocator<L> {
         }
     }
 
-    /// Gives back what services hold that are gone.
+    /// Releases the addresses of services that are gone.
     pub(super) fn release_orphans(&mut self, run: &mut Run) {
         for slot in self.book.orphans() {
             let released = self.release_all(slot);

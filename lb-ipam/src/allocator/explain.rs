@@ -50,7 +50,7 @@ pub enum AddressState {
         /// Until then no other service gets it.
         until: Timestamp,
     },
-    /// Given back, and left alone unless its pool is otherwise full.
+    /// Released, and left alone unless its pool is otherwise full.
     Quarantined {
         /// By whom.
         last: ServiceName,

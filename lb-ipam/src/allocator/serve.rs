@@ -98,7 +98,7 @@ impl<L: Ledger> Allocator<L> {
         self.allocate_named(slot, request, address)
     }
 
-    /// Gives back what the service holds and does not ask for any more, but only once something that it asks for has
+    /// Releases what the service holds and does not ask for any more, but only once something that it asks for has
     /// taken its place: a service whose new wish cannot be granted keeps what it has.
     fn settle_surplus(&mut self, slot: Slot, request: &Request, answer: &mut Answer) -> Result<(), LedgerError> {
         let mut surplus = self.book.get(slot).held.clone();

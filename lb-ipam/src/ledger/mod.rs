@@ -122,7 +122,7 @@ pub trait Ledger {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum LedgerError {
-    /// Somebody else changed it before.
+    /// Another process changed it before.
     #[error("the ledger has another entry for the address")]
     Changed {
         /// The entry that is there, and in the view from now on.

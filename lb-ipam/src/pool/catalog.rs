@@ -247,7 +247,8 @@ fn with_itself(ranges: &[AddressRange]) -> Option<Overlap> {
     Some((pair[1], pair[0], None))
 }
 
-/// The pools in service do not overlap, so the one that starts last at or before our end is the only candidate.
+/// The pools in service do not overlap, so the one that starts last at or before the end of this one is the only
+/// candidate.
 fn with_others(range: &AddressRange, in_service: &[BTreeMap<u128, (AddressRange, PoolName)>; 2]) -> Option<Overlap> {
     let before = in_service[slot(range.family())].range(..=range.bounds().1).next_back();
     let (_, (with, pool)) = before.filter(|(_, (with, _))| with.overlaps(range))?;

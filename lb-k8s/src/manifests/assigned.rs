@@ -61,7 +61,7 @@ impl AssignedServices {
         service_changes(&before, &self.current(&names))
     }
 
-    /// Gives services addresses in place of those of their status, or `None` those again.
+    /// Sets addresses of services in place of those of their status; `None` restores those.
     pub(crate) fn grant(
         &mut self,
         answers: impl IntoIterator<Item = (ServiceName, Option<Vec<IpAddr>>)>,

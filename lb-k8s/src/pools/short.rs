@@ -1,4 +1,4 @@
-//! Our own short form: `IPPool`.
+//! The short form of lb: `IPPool`.
 
 use std::{fmt, time::Duration};
 

@@ -73,7 +73,7 @@ pub(super) fn read(
     Ok(Some(request))
 }
 
-/// Addresses of the ingress, whoever carries them, and our condition.
+/// Addresses of the ingress, whoever carries them, and the condition of lb.
 fn published(object: &Object) -> Status {
     let mut addresses: Vec<IpAddr> = Vec::new();
     for entry in addresses::ingress(object) {

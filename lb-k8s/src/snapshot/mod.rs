@@ -236,7 +236,7 @@ impl Snapshot {
         Ok(())
     }
 
-    /// Replaces what `file` says, or forgets it. Gives the objects that may have changed.
+    /// Replaces what `file` says, or forgets it. Returns the objects that may have changed.
     pub(crate) fn replace(&mut self, file: FileId, part: Option<Part>) -> BTreeSet<Key> {
         let mut touched = BTreeSet::new();
         if let Some(old) = self.parts.remove(&file) {

@@ -13,7 +13,7 @@ use crate::{
     limits::{MAX_REST_SECONDS, MAX_SELECTOR_TERMS, MAX_SELECTORS},
 };
 
-/// A pool as one document: our own short form, which says everything that a pool can say.
+/// A pool as one document: the short form of lb, which says everything that a pool can say.
 ///
 /// Reading it returns the same pool, except that its time of creation has whole seconds.
 ///

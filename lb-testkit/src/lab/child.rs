@@ -158,7 +158,8 @@ impl Output {
     }
 }
 
-/// A descriptor for a process (Linux 5.3). The process is our child and not yet waited for, so its id is its own.
+/// A descriptor for a process (Linux 5.3). The process is a child of this one and not yet waited for, so its id is its
+/// own.
 fn pidfd(pid: u32) -> std::io::Result<OwnedFd> {
     // SAFETY: the call takes two integers and touches no memory of ours.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };

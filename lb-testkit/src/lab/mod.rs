@@ -1,4 +1,4 @@
-//! Clusters out of network namespaces.
+//! Clusters made of network namespaces.
 //!
 //! Nodes on a segment, pods behind nodes, a client on the segment and one beyond a router, in both families. Every pod
 //! runs a real HTTP and UDP echo server; every vantage point can send. Nothing outlives the process that built it: the

@@ -45,7 +45,7 @@ use crate::{
 
 /// Measure the same services on every datapath, side by side.
 ///
-/// Every number of services gets a cluster of its own out of network namespaces: a node per datapath, one without any
+/// Every number of services gets a cluster of its own, made of network namespaces: a node per datapath, one without any
 /// load balancing (direct), one with a single nftables rule (floor), and one with the servers. All are measured in
 /// turns within one run. The command needs Linux, touches nothing outside of its own namespaces and leaves nothing
 /// behind. Without root it leaves out eBPF and every number of services that does not fit, and reports both.

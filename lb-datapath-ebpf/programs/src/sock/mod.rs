@@ -50,9 +50,9 @@ pub trait Sock: Copy {
     fn netns_cookie(self) -> u64;
     /// The peer that the socket states.
     fn peer(self) -> (Addr, Port);
-    /// Gives the socket an IPv4 peer, in a hook of that family.
+    /// Sets an IPv4 peer of the socket, in a hook of that family.
     fn set_peer_v4(self, addr: [u8; 4], port: Port);
-    /// Gives the socket a peer, in a hook of IPv6.
+    /// Sets a peer of the socket, in a hook of IPv6.
     fn set_peer_v6(self, addr: Addr, port: Port);
     /// Makes the call fail with this error number.
     fn fail(self, errno: Errno);

@@ -152,7 +152,7 @@ pub fn open<M: FlowMaps>(maps: M, packet: &Packet, to: &mut CtValue) -> Option<R
     if maps.put_flow(&packet.key, to) { None } else { Some(Reason::PacketFlowNotRecorded) }
 }
 
-/// Gives the flow a source of the node, with a port that no other flow to the same backend has.
+/// Assigns the flow a source of the node, with a port that no other flow to the same backend has.
 #[inline(always)]
 fn translate_source<M: FlowMaps>(maps: M, packet: &Packet, to: &mut CtValue, back: &CtValue, source: &Source) -> bool {
     to.src = source.addr;

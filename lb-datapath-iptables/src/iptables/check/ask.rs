@@ -178,7 +178,7 @@ impl ChainTrace<'_> {
     }
 }
 
-/// Whether there is our jump; an error if it is behind a rule that may take packets away.
+/// Whether the jump of lb is there; an error if it is behind a rule that may take packets away.
 fn is_in_front(hook: Hook, rules: &[Rule]) -> Result<bool, DatapathError> {
     match Jump::find(hook, rules) {
         Jump::InFront => Ok(true),

@@ -37,7 +37,7 @@ pub(crate) struct Compared {
     pub(crate) behind: BTreeSet<Hook>,
 }
 
-/// Where our jump stands among the rules of a built-in chain.
+/// Where the jump of lb stands among the rules of a built-in chain.
 pub(crate) enum Jump<'a> {
     Missing,
     InFront,

@@ -101,19 +101,19 @@ impl IptablesDatapath {
         suspects.routes = true;
     }
 
-    /// Before a change of our own: what others changed until now is noted, and the watcher looks away.
+    /// Before a change by lb: the changes of other programs until now are noted, and the watcher looks away.
     pub(crate) fn begin_change(&self) {
         self.note_sizes();
         self.shared.lock().sizes.clear();
     }
 
-    /// After a change of our own: this is what the tables look like from outside.
+    /// After a change by lb: this is what the tables look like from outside.
     pub(crate) fn remember_sizes(&self) {
         let sizes = self.sizes_now();
         self.shared.lock().sizes = sizes;
     }
 
-    /// Makes families suspect whose tables do not look as they did after the last change of our own.
+    /// Makes families suspect whose tables do not look as they did after the last change by lb.
     fn note_sizes(&self) {
         let now = self.sizes_now();
         let mut suspects = self.shared.lock();

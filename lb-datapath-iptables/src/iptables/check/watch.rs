@@ -28,7 +28,7 @@ use crate::{
 
 /// Between two looks at the size of the tables of iptables-legacy.
 const PERIOD: Duration = Duration::from_millis(500);
-/// Processes of our own that are remembered.
+/// Processes of lb that are remembered.
 const PROCESSES: usize = 64;
 
 /// Shared between a datapath, its programs and its watcher.
@@ -40,7 +40,7 @@ impl SharedSuspects {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes a process of our own.
+    /// Notes a process of lb.
     pub(crate) fn started(&self, process: u32) {
         let mut suspects = self.lock();
         if suspects.processes.len() >= PROCESSES {
@@ -57,7 +57,7 @@ pub(crate) struct Suspects {
     pub(crate) families: BTreeSet<Family>,
     /// Routes and routing rules.
     pub(crate) routes: bool,
-    /// Sizes of the tables as the last change of our own left them. Empty while one is on its way.
+    /// Sizes of the tables as the last change by lb left them. Empty while one is on its way.
     pub(crate) sizes: BTreeMap<(Family, &'static str), Size>,
     processes: VecDeque<u32>,
 }
@@ -217,7 +217,7 @@ fn concerned(message: &Message<'_>) -> Option<Family> {
         NFT_MSG_DELRULE => (true, named(NFTA_RULE_CHAIN)),
         _ => return None,
     };
-    // Neither appended nor inserted behind another: in a built-in chain, that is the place of our jump.
+    // Neither appended nor inserted behind another: in a built-in chain, that is the place of the jump of lb.
     let first = message.kind == NFT_MSG_NEWRULE
         && message.flags & NLM_F_APPEND == 0
         && object.find(NFTA_RULE_POSITION).is_none();
