@@ -5,8 +5,8 @@ use std::{io, path::Path, process::Command};
 /// Copies a program so that it can be started at once, whatever other threads of this process do.
 ///
 /// `std::fs::copy` has the copy open for writing. A child that another thread forks meanwhile inherits that until it
-/// starts its own program, and as long as somebody has a file open for writing, nobody can execute it (`ETXTBSY`). Here a
-/// process of its own writes the copy and is gone afterwards.
+/// starts its own program, and as long as any process has a file open for writing, no process can execute it
+/// (`ETXTBSY`). Here a process of its own writes the copy and is gone afterwards.
 ///
 /// # Errors
 /// When `cp` cannot be started or fails; the message has its standard error.

@@ -46,8 +46,8 @@ impl Driver for AuditedNftables {
     }
 }
 
-/// A table and routes of its own. An agent that switches from `nftables` to this kind cleans up after the former once this one
-/// serves; with the same names it would remove what serves.
+/// A table and routes of its own. An agent that switches from `nftables` to this kind cleans up after the former once
+/// this one serves; with the same names it would remove what serves.
 #[must_use]
 pub fn table() -> NftablesConfig {
     NftablesConfig::default().with_table("lb-audited").with_route_table(27_747).with_rule_priority(27_747)
