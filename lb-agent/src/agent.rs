@@ -1,8 +1,8 @@
 //! The agent: sources on one side, a datapath on the other, a reconciler between them.
 //!
-//! The thread that runs the agent owns the datapath. One polls the sources and allocates addresses, and each source follows
-//! its input on a thread of its own. One serves the API, and others watch devices and drift. The reconciler can be read while
-//! the datapath works, so that questions are answered meanwhile.
+//! The thread that runs the agent owns the datapath. One polls the sources and allocates addresses, and each source
+//! follows its input on a thread of its own. One serves the API, and others watch devices and drift. The reconciler can
+//! be read while the datapath works, so that questions are answered meanwhile.
 
 use std::{
     fmt, io,
@@ -102,8 +102,8 @@ pub struct Agent {
 pub struct Stop(Sender<Event>);
 
 impl Stop {
-    /// Asks the agent to end; the datapath goes on working. `why` is logged, such as the name of a signal. An agent that has
-    /// ended already is no error.
+    /// Asks the agent to end; the datapath goes on working. `why` is logged, such as the name of a signal. An agent
+    /// that has ended already is no error.
     pub fn stop(&self, why: impl Into<String>) {
         // Nobody listens when the agent is on its way out already.
         drop(self.0.send(Event::Stop(why.into())));
@@ -131,17 +131,17 @@ impl Agent {
         Self { config, sources: Vec::new(), kinds, on_ready: Box::new(|| {}), events, inbox }
     }
 
-    /// Adds a source. Of two objects with one name, the one of the source that was added first is served; of two services that
-    /// claim one address, that of the source that was added first gets it. Without any source the agent serves nothing, and is
-    /// ready at once.
+    /// Adds a source. Of two objects with one name, the one of the source that was added first is served; of two
+    /// services that claim one address, that of the source that was added first gets it. Without any source the agent
+    /// serves nothing, and is ready at once.
     #[must_use]
     pub fn source(mut self, source: impl Source + 'static) -> Self {
         self.sources.push(Box::new(source));
         self
     }
 
-    /// Makes a kind of datapath known that is not built in, and that earlier agents with the same state directory may have used:
-    /// this agent then cleans up what they left. The kind that it runs itself is known.
+    /// Makes a kind of datapath known that is not built in, and that earlier agents with the same state directory may
+    /// have used: this agent then cleans up what they left. The kind that it runs itself is known.
     #[must_use]
     pub fn known_kind(mut self, kind: DatapathKind) -> Self {
         self.kinds.push(kind);
@@ -199,8 +199,8 @@ impl Agent {
     }
 }
 
-/// The thread that follows the sources. Dropping this ends it: whoever starts the next agent in this process finds no other
-/// one that writes the ledger.
+/// The thread that follows the sources. Dropping this ends it: whoever starts the next agent in this process finds no
+/// other one that writes the ledger.
 struct Following {
     sources: Arc<Sources>,
     /// Dropped first: the thread may wait until its news is taken.

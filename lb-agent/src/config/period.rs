@@ -7,8 +7,8 @@ use serde::Deserialize;
 
 /// A time from 100 ms to 24 h, both included, such as `500ms`, `5s`, `2m`, `1h 30m` or `1.5h`.
 ///
-/// It is read by [`jiff`]: units from `ns` to `h`, also in words (`5 minutes`), and ISO 8601 (`PT5M`). Every number needs
-/// its unit.
+/// It is read by [`jiff`]: units from `ns` to `h`, also in words (`5 minutes`), and ISO 8601 (`PT5M`). Every number
+/// needs its unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub struct Period(pub Duration);

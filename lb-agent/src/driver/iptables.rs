@@ -69,7 +69,7 @@ mod lab {
     use super::super::lab::{ForeignEdit, LabFacts, Scene, WithoutRoot, run, words};
 
     pub(super) const NFT: LabFacts = LabFacts {
-        // `iptables-nft-restore` stays with what the kernel gives it.
+        // `iptables-nft-restore` stays with the default of the kernel.
         without_root: WithoutRoot::Buffer { sysctl: "net.core.wmem_default", factor: 1, per_service: 5600 },
         translates_sockets: false,
         rule_listers: &["iptables-nft-save", "ip6tables-nft-save"],

@@ -85,9 +85,9 @@ pub trait Driver: Sync {
     /// When the kernel or the machine lacks something, or somebody else holds what is needed.
     fn open(&self, attachments: &Attachments) -> Result<Box<dyn OpenDatapath>, DatapathError>;
 
-    /// Removes everything that this kind ever put into the kernel, in the network namespace of this thread. `pin_dir` is
-    /// empty unless [`Setting::PinDir`] is one of its [settings](Self::settings). The default opens it and
-    /// [cleans up](Datapath::cleanup).
+    /// Removes everything that this kind ever put into the kernel, in the network namespace of this thread. `pin_dir`
+    /// is empty unless [`Setting::PinDir`] is one of its [settings](Self::settings). The default opens it and [cleans
+    /// up](Datapath::cleanup).
     ///
     /// # Errors
     /// When something could not be removed.
@@ -123,7 +123,7 @@ pub trait Driver: Sync {
         Exclusion::NetworkNamespace
     }
 
-    /// Whether packets follow what it is told. One that carries none needs no clean-up and no address of the node.
+    /// Whether it carries packets. One that carries none needs no clean-up and no address of the node.
     /// Default: yes.
     fn carries_packets(&self) -> bool {
         true

@@ -51,8 +51,8 @@ pub(crate) struct Verified {
 pub(crate) struct ReportWaiters(Vec<Sender<Result<DriftReport, String>>>);
 
 impl Engine {
-    /// Has itself told when others change what the datapath holds, if the datapath can tell. Not being told is no reason
-    /// not to serve.
+    /// Has itself told when others change what the datapath holds, if the datapath can tell. Not being told is no
+    /// reason not to serve.
     pub(crate) fn watch_for_drift(&mut self, events: &Sender<Event>) -> io::Result<()> {
         if self.shared.drifts().mode() == DriftMode::Off {
             return Ok(());

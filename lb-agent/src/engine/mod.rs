@@ -177,8 +177,8 @@ impl Engine {
 
     /// Carries out plans until there is none, or until the reconciler waits for a time-out.
     ///
-    /// Each lock on the reconciler ends before the datapath works: `lb status` is answered meanwhile, however long a plan
-    /// takes. Only this thread writes to the reconciler, so nothing changes between two locks.
+    /// Each lock on the reconciler ends before the datapath works: `lb status` is answered meanwhile, however long a
+    /// plan takes. Only this thread writes to the reconciler, so nothing changes between two locks.
     pub(crate) fn settle(&mut self) -> Result<(), DatapathError> {
         loop {
             let now = self.shared.now();

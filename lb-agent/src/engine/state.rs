@@ -69,7 +69,7 @@ impl AgentState {
         }
     }
 
-    /// The time on the clock that eBPF programs go by, so that what they remember of a time is one of ours.
+    /// The time on the clock that eBPF programs use, so that their records compare with it.
     pub(crate) fn now(&self) -> Instant {
         // It fails only for clocks that a kernel may lack.
         let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from);
@@ -203,7 +203,8 @@ impl AgentState {
         view::backends(self.reconciler().model(), self.now())
     }
 
-    /// What would become of a packet: of the first one of a flow from a client that nothing is known of, or as verified.
+    /// What would become of a packet: of the first one of a flow from a client that nothing is known of, or as
+    /// verified.
     pub(crate) fn explain(
         &self,
         packet: &Packet,

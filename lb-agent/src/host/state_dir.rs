@@ -154,7 +154,7 @@ impl Record {
     }
 }
 
-/// A state directory that is ours as long as this value lives.
+/// A state directory that this process holds as long as this value lives.
 #[derive(Debug)]
 pub struct StateDir {
     _lock: Flock<File>,
@@ -186,10 +186,11 @@ impl StateDir {
         &self.directory
     }
 
-    /// Has `used` opened, and gives the others that were left as well.
+    /// Has `used` opened, and returns the other datapaths that were left.
     ///
-    /// It is remembered before that, so that a crash leaves nothing unknown. What is refused is forgotten again, unless it
-    /// was ours before: it may be in use by an agent with another state directory, whose pins are not ours to clean up.
+    /// It is remembered before that, so that a crash leaves nothing unknown. What is refused is forgotten again, unless
+    /// it was ours before: it may be in use by an agent with another state directory, whose pins are not ours to clean
+    /// up.
     pub fn open<T, E: From<StateDirError>>(
         &self,
         used: &Used,
@@ -213,7 +214,8 @@ impl StateDir {
         }
     }
 
-    /// Remembers that `used` is about to be used, if it leaves something in the kernel, and gives the others that were left.
+    /// Remembers that `used` is about to be used, if it leaves something in the kernel, and returns the others that
+    /// were left.
     pub(crate) fn begin(&self, used: &Used, leaves_something: bool) -> Result<Vec<Used>, StateDirError> {
         let mut record = Record::read(&self.directory)?;
         let others = record.used.iter().filter(|other| *other != used).cloned().collect();

@@ -30,8 +30,8 @@ impl FirstListings {
 
     /// All of them, those that addresses make before the others.
     ///
-    /// At a start nobody has anything yet, and the first to name an address has it: that is who the ledger says holds it, and
-    /// not who names it in a manifest.
+    /// At a start nobody has anything yet, and the first to name an address has it: that is who the ledger says holds
+    /// it, and not who names it in a manifest.
     pub(super) fn finish(&mut self, granted: Vec<Change>) -> Vec<Change> {
         let names: BTreeSet<&ServiceName> = granted.iter().filter_map(service_of).collect();
         self.fold();

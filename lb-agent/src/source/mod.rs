@@ -1,8 +1,8 @@
 //! Where services come from.
 //!
-//! A [`Source`] has a first listing, says what changes, and is told which addresses its services were granted. A
-//! directory of manifests is one ([`ManifestDirectory`]); a Kubernetes API or a stream of your own is another. An agent has
-//! any number of them, in an order: of two objects with one name, the one of the first source is served, and the
+//! A [`Source`] has a first listing, says what changes, and receives the addresses that its services were granted. A
+//! directory of manifests is one ([`ManifestDirectory`]); a Kubernetes API or a stream of your own is another. An agent
+//! has any number of them, in an order: of two objects with one name, the one of the first source is served, and the
 //! condition `Shadowed` names the others. Of two services that claim one address, that of the first source gets it.
 //! Endpoint slices join the service of their name, whichever source either comes from.
 //!
@@ -85,9 +85,9 @@ pub trait Source: Send {
     /// without anything in it is fine.
     ///
     /// Changes come in an order in which the model takes them without a conflict over an address. The last change of
-    /// the first listing is [`Change::InitDone`] with its [name](Self::name); until every source has said it, nothing is
-    /// programmed. The agent itself says [`Change::InitStart`]. There is no second listing: a source that has to list
-    /// anew, after it lost its server, say, compares with what it said before and says the difference.
+    /// the first listing is [`Change::InitDone`] with its [name](Self::name); until every source has said it, nothing
+    /// is programmed. The agent itself says [`Change::InitStart`]. There is no second listing: a source that has to
+    /// list anew, after it lost its server, say, compares with what it said before and says the difference.
     fn poll(&mut self) -> News;
 
     /// Services of this source get these addresses in place of those that their statuses name. Returns the changes that
@@ -97,13 +97,14 @@ pub trait Source: Send {
     /// addresses until it is granted others.
     fn grant(&mut self, grants: &[Grant]) -> Vec<Change>;
 
-    /// What its services have of pools, to be written back to where they come from. Each status is said once: a source that
-    /// cannot write it keeps it and tries again. Default: it is written nowhere, as for a directory.
+    /// What its services have of pools, to be written back to where they come from. Each status is said once: a source
+    /// that cannot write it keeps it and tries again. Default: it is written nowhere, as for a directory.
     fn publish(&mut self, statuses: &[(ServiceName, Status)]) {
         let _ = statuses;
     }
 
-    /// What the text of manifests would change if they joined this source; `None`, the default, if it holds no manifests.
+    /// What the text of manifests would change if they joined this source; `None`, the default, if it holds no
+    /// manifests.
     ///
     /// # Errors
     /// When they would be rejected as a whole, and why.

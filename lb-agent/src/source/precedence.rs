@@ -1,7 +1,7 @@
 //! Which of several sources an object comes from.
 //!
-//! Names are the identity of objects: the model and the allocator know one service, one slice and one pool of a name. Of
-//! those that several sources have, the one of the first source counts, and the next one's takes over when it goes.
+//! Names are the identity of objects: the model and the allocator know one service, one slice and one pool of a name.
+//! Of those that several sources have, the one of the first source counts, and the next one's takes over when it goes.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -21,7 +21,8 @@ pub(super) struct Precedence {
     pools: Table<PoolName, Pool>,
 }
 
-/// A service and what it asks of pools, which go together: addresses for one source's service must not reach the other's.
+/// A service and what it asks of pools, which go together: addresses for one source's service must not reach the
+/// other's.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Declared {
     service: Option<Service>,
@@ -68,8 +69,9 @@ impl Key {
 impl Precedence {
     /// Takes what one source says, and returns what follows for the model and the allocator.
     ///
-    /// What a source says of its own objects passes unchanged and in order. An object that changes its source by this is said
-    /// once, as the new source has it: with its request, since addresses have to be granted to another source now.
+    /// What a source says of its own objects passes unchanged and in order. An object that changes its source by this
+    /// is said once, as the new source has it: with its request, since addresses have to be granted to another source
+    /// now.
     pub(super) fn take(&mut self, source: usize, changes: Vec<Change>, edits: Vec<Edit>) -> Effective {
         let keys = changes.iter().filter_map(Key::of_change).chain(edits.iter().filter_map(Key::of_edit));
         let mut before: BTreeMap<Key, Option<usize>> = keys.map(|key| (key, None)).collect();

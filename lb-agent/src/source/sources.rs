@@ -45,8 +45,8 @@ pub(crate) struct Delivery {
     pub(crate) report: Option<Arc<Report>>,
     /// Conditions of sources that begin or, without a message, end.
     pub(crate) conditions: Vec<(SourceName, &'static str, Option<String>)>,
-    /// Dropped with the delivery. Nothing more is read until then, so that a datapath that is slower than edits does not make
-    /// news pile up.
+    /// Dropped with the delivery. Nothing more is read until then, so that a datapath that is slower than edits does
+    /// not make news pile up.
     pub(crate) _accepted: Option<Sender<()>>,
 }
 
@@ -229,7 +229,8 @@ impl Sources {
 impl Following {
     /// What counts of what a source says.
     fn effective(&mut self, index: usize, changes: Vec<Change>, edits: Vec<Edit>) -> Effective {
-        // The engine has said `InitStart` for every source. The end of a listing comes last, under the name of the source.
+        // The engine has said `InitStart` for every source. The end of a listing comes last, under the name of the
+        // source.
         let is_marker = |change: &Change| matches!(change, Change::InitStart(_) | Change::InitDone(_));
         let is_done = changes.iter().any(|change| matches!(change, Change::InitDone(_)));
         let changes: Vec<Change> = changes.into_iter().filter(|change| !is_marker(change)).collect();
@@ -241,8 +242,8 @@ impl Following {
         effective
     }
 
-    /// Tells every source what its services get, and returns the changes that this makes. A source does not hear of services
-    /// that another source has: it would take their addresses for those of its own object.
+    /// Tells every source what its services get, and returns the changes that this makes. A source does not hear of
+    /// services that another source has: it would take their addresses for those of its own object.
     fn carry_out(&mut self, settled: &Settled) -> Vec<Change> {
         let mut all = Vec::new();
         for index in 0..self.sources.len() {

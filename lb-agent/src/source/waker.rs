@@ -18,7 +18,8 @@ impl Waker {
         Self { bell, source }
     }
 
-    /// Has the source polled. Wakes that come before it is are one. False when the agent is gone: nobody will ever poll.
+    /// Has the source polled. Wakes that come before it is are one. False when the agent is gone: nobody will ever
+    /// poll.
     pub fn wake(&self) -> bool {
         self.bell.ring(self.source)
     }

@@ -1,4 +1,5 @@
-//! When the datapath is inspected, what becomes of what is found, and what is told of it. Without I/O: time is an argument.
+//! When the datapath is inspected, what follows from the differences, and which of them are reported. Without I/O: time
+//! is an argument.
 
 mod feed;
 mod limit;

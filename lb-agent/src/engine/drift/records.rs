@@ -87,7 +87,7 @@ impl Records {
         noted
     }
 
-    /// What became of those that `about` says yes to and that are not right; gives those that changed.
+    /// Settles the open records that `about` selects, and returns those that changed.
     pub(super) fn settle(&mut self, about: impl Fn(&Key) -> bool, status: &Status, now: Instant) -> Vec<Record> {
         let is_right = matches!(status, Status::Repaired | Status::Gone);
         let mut changed = Vec::new();
@@ -154,7 +154,7 @@ pub(super) fn key(drift: &Drift) -> Key {
     (drift.class, clip(&drift.object), drift.difference.as_str())
 }
 
-/// What was flushed at once is told as one cause.
+/// A flush is reported as one cause.
 pub(super) fn cause_of(found: &[Drift]) -> Option<Cause> {
     let first = found.first()?.cause;
     found.iter().all(|drift| drift.cause == first).then_some(first)

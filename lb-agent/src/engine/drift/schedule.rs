@@ -12,8 +12,8 @@ use crate::config::DriftMode;
 
 /// A full inspection is followed by so many times the processor time that it took: half a per cent of a processor.
 const FULL_SHARE: u32 = 200;
-/// An inspection of suspects is followed by so many times the processor time that it took, so that whoever changes things
-/// all the time does not keep a processor busy.
+/// An inspection of suspects is followed by so many times the processor time that it took, so that whoever changes
+/// things all the time does not keep a processor busy.
 const SUSPECTS_SHARE: u32 = 4;
 /// How soon a full inspection follows when suspects had drifted: who changed one thing may have changed others.
 const SOON: Duration = Duration::from_secs(1);
@@ -41,8 +41,8 @@ impl Drifts {
         self.full_at = self.full_at.map(|at| at.min(now.max(self.quiet_until)));
     }
 
-    /// A plan was carried out. What it needed was put right with it: whatever is said to be wrong is looked for again, as
-    /// soon as full inspections may follow each other.
+    /// A plan was carried out. What it needed was put right with it: whatever is said to be wrong is looked for again,
+    /// as soon as full inspections may follow each other.
     pub(crate) fn handle_applied(&mut self, now: Instant) {
         if self.records.open().next().is_some() {
             let soon = now.max(self.full_done + self.full_cpu * FULL_SHARE);

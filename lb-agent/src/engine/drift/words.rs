@@ -1,4 +1,4 @@
-//! What is told of drift, in the words of the API.
+//! Drift in the words of the API.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -193,8 +193,8 @@ enum Scope {
 }
 
 /// Hidden files are drafts of editors, except for those that begin with two dots: `..data` is how the kubelet swaps a
-/// whole volume. A file that was just created is still empty, unless it is a link to a complete one; a pipe, a socket or a
-/// device is what it is, and nothing else may ever be heard of it.
+/// whole volume. A file that was just created is still empty, unless it is a link to a complete one; a pipe, a socket
+/// or a device is what it is, and nothing else may ever be heard of it.
 fn scope(name: &OsStr, mask: AddWatchFlags, directory: &Path) -> Scope {
     let bytes = name.as_encoded_bytes();
     if bytes.starts_with(b"..") {

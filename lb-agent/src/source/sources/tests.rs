@@ -9,7 +9,7 @@ use lb_ipam::{Pool, Request, Status};
 use super::*;
 use crate::{source::Grant, testing::config};
 
-/// Says what it was given to say, and keeps what it is told.
+/// Returns scripted news, and records its grants and statuses.
 #[derive(Clone)]
 struct Script {
     name: &'static str,
