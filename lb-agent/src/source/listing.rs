@@ -14,6 +14,8 @@ pub(super) struct FirstListings {
     changes: Vec<Change>,
     /// How many changes there were when they were folded last.
     folded: usize,
+    /// How often changes were added since.
+    added: usize,
 }
 
 /// How many changes are folded at the least, so that folding costs little for each.
@@ -21,7 +23,12 @@ const LEAST: usize = 1000;
 
 impl FirstListings {
     pub(super) fn add(&mut self, changes: Vec<Change>) {
-        self.changes.extend(changes);
+        if self.changes.is_empty() {
+            self.changes = changes;
+        } else {
+            self.changes.extend(changes);
+        }
+        self.added += 1;
         // A source may change for as long as another one is silent.
         if self.changes.len() > 2 * self.folded + LEAST {
             self.fold();
@@ -34,10 +41,14 @@ impl FirstListings {
     /// it, and not who names it in a manifest.
     pub(super) fn finish(&mut self, granted: Vec<Change>) -> Vec<Change> {
         let names: BTreeSet<&ServiceName> = granted.iter().filter_map(service_of).collect();
-        self.fold();
+        // A listing in one piece, such as that of a directory, says each object once.
+        if self.added > 1 {
+            self.fold();
+        }
         self.changes.retain(|change| service_of(change).is_none_or(|name| !names.contains(name)));
-        let rest = std::mem::take(self).changes;
-        granted.into_iter().chain(rest).collect()
+        let mut changes = std::mem::take(self).changes;
+        changes.splice(0..0, granted);
+        changes
     }
 
     fn fold(&mut self) {
@@ -55,6 +66,7 @@ impl FirstListings {
             }
         }
         kept.reverse();
+        self.added = 1;
         self.folded = kept.len();
         self.changes = kept;
     }
