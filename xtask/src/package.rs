@@ -1,6 +1,6 @@
 //! `cargo xtask package`: every published package builds from its own files.
 
-use std::process::Command;
+use std::{env, fs, io, path::PathBuf, process::Command};
 
 use crate::{
     packages::{Package, Workspace},
@@ -26,10 +26,38 @@ pub(crate) fn package(_: &Args) -> Result<(), Failed> {
     for package in &packages {
         has_files(package)?;
     }
+    forget_unpacked(&packages).map_err(|error| Failed(format!("removing earlier packages failed: {error}")))?;
     let mut command = Command::new("cargo");
     command.args(["package", "--allow-dirty", "--target-dir"]).arg(&workspace.target_directory);
     command.args(packages.iter().flat_map(|package| ["--package", &package.name]));
     run(command.env("CARGO_PROFILE_DEV_DEBUG", "line-tables-only"))
+}
+
+/// Removes what cargo unpacked of these packages in an earlier run.
+///
+/// Cargo packs into a registry below the target directory, which has no host, and unpacks from there into its home. It
+/// takes what it finds there for the same package if name and version are the same, whatever has changed since.
+fn forget_unpacked(packages: &[&Package]) -> io::Result<()> {
+    let home = env::var_os("CARGO_HOME").map(PathBuf::from);
+    let Some(home) = home.or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cargo"))) else { return Ok(()) };
+    let registries = match fs::read_dir(home.join("registry/src")) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        registries => registries?,
+    };
+    for registry in registries {
+        let registry = registry?;
+        // Those of hosts begin with the host.
+        if !registry.file_name().to_string_lossy().starts_with('-') {
+            continue;
+        }
+        for package in packages {
+            match fs::remove_dir_all(registry.path().join(format!("{}-{}", package.name, package.version))) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                Ok(()) | Err(_) => {}
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Categories of crates.io that fit a crate of lb. A registry drops one that it does not know.

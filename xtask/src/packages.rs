@@ -24,6 +24,7 @@ pub(crate) struct Workspace {
 #[derive(Debug, Deserialize)]
 pub(crate) struct Package {
     pub(crate) name: String,
+    pub(crate) version: String,
     pub(crate) description: Option<String>,
     pub(crate) license: Option<String>,
     pub(crate) repository: Option<String>,
@@ -130,6 +131,7 @@ pub(crate) mod tests {
     pub(crate) fn package(changes: &[(&str, serde_json::Value)]) -> Package {
         let mut package = json!({
             "name": "lb-some",
+            "version": "0.1.0",
             "description": "Some of lb",
             "license": "MIT",
             "repository": "https://example.com",
