@@ -26,7 +26,8 @@ pub(crate) fn package(_: &Args) -> Result<(), Failed> {
     for package in &packages {
         has_files(package)?;
     }
-    forget_unpacked(&packages).map_err(|error| Failed(format!("removing earlier packages failed: {error}")))?;
+    let forgotten = forget_unpacked(&packages).and_then(|()| forget_built(&workspace, &packages));
+    forgotten.map_err(|error| Failed(format!("removing earlier packages failed: {error}")))?;
     let mut command = Command::new("cargo");
     command.args(["package", "--allow-dirty", "--target-dir"]).arg(&workspace.target_directory);
     command.args(packages.iter().flat_map(|package| ["--package", &package.name]));
@@ -55,6 +56,24 @@ fn forget_unpacked(packages: &[&Package]) -> io::Result<()> {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 Ok(()) | Err(_) => {}
             }
+        }
+    }
+    Ok(())
+}
+
+/// Removes what says that these packages are built. Cargo believes that a package of a registry never changes, and would
+/// link what an earlier run built.
+fn forget_built(workspace: &Workspace, packages: &[&Package]) -> io::Result<()> {
+    let fingerprints = match fs::read_dir(workspace.target_directory.join("debug/.fingerprint")) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        fingerprints => fingerprints?,
+    };
+    for fingerprint in fingerprints {
+        let fingerprint = fingerprint?;
+        let name = fingerprint.file_name().to_string_lossy().into_owned();
+        let package = name.rsplit_once('-').map(|(package, _hash)| package);
+        if packages.iter().any(|known| Some(&*known.name) == package) {
+            fs::remove_dir_all(fingerprint.path())?;
         }
     }
     Ok(())
