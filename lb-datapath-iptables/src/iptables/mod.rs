@@ -166,11 +166,13 @@ impl IptablesDatapath {
         let programs = if recent { programs.waiting(config.lock_wait) } else { programs };
         let host = Kernel::open(config)?;
         let shared = SharedSuspects::default();
-        let programs = programs.telling(shared.clone());
+        let programs = Arc::new(programs.telling(shared.clone()));
         let here = Namespace::current().map_err(namespace)?;
-        let mut datapath = Self::with(config.clone(), recent, Arc::new(programs), Box::new(host), here);
+        let mut datapath =
+            Self::with(config.clone(), recent, Arc::clone(&programs) as Arc<dyn Tools>, Box::new(host), here);
         datapath.shared = shared;
         if config.variant == Variant::Legacy {
+            programs.settle()?;
             let opening = |error| DatapathError::new(ErrorKind::System, "opening a socket failed").with_source(error);
             datapath.sizes = Some(Sizes::open(&config.families).map_err(opening)?);
         }

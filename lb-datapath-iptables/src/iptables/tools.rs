@@ -3,6 +3,7 @@
 use std::{
     ffi::OsString,
     io::{self, Write as _},
+    os::unix::process::CommandExt as _,
     path::PathBuf,
     process::{Command, Output, Stdio},
     time::Duration,
@@ -12,6 +13,11 @@ use lb_core::{
     addr::Family,
     datapath::{DatapathError, ErrorKind},
 };
+use nix::{
+    errno::Errno,
+    sys::{prctl::set_pdeathsig, signal::Signal},
+    unistd::{Pid, getppid},
+};
 
 use crate::{
     iptables::{Variant, check::watch::SharedSuspects},
@@ -19,7 +25,6 @@ use crate::{
 };
 
 /// Runs restores and saves.
-///
 pub(crate) trait Tools: Send + Sync {
     /// Runs `iptables-restore --noflush`.
     fn restore(&self, family: Family, input: &str) -> Result<(), ToolError>;
@@ -122,6 +127,16 @@ impl Programs {
         Self { lock_wait: Some(lock_wait), ..self }
     }
 
+    /// Waits for a restore of an earlier process that is in the kernel: it holds the lock until it ends.
+    ///
+    /// Whoever else holds the lock for longer than the wait only delays the first change.
+    pub(crate) fn settle(&self) -> Result<(), ToolError> {
+        match self.list(Family::V4, "OUTPUT") {
+            Ok(_) | Err(ToolError::Failed { busy: true, .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Asks for the version.
     pub(crate) fn version(&self) -> Result<Option<Version>, ToolError> {
         let program = self.program(Family::V4, "");
@@ -154,6 +169,7 @@ impl Programs {
         if let Some(lock_file) = &self.lock_file {
             command.env("XTABLES_LOCKFILE", lock_file);
         }
+        end_with_us(&mut command);
         let output = self
             .namespace
             .within(|| feed(&mut command, input.unwrap_or_default(), &self.started))
@@ -161,6 +177,22 @@ impl Programs {
             .map_err(spawn)?;
         if output.status.success() { Ok(output) } else { Err(failure(program, &output)) }
     }
+}
+
+/// Has the kernel kill the program when the thread that starts it ends.
+///
+/// The program of a process that was killed would otherwise go on, and its rules would come after those that the next
+/// start has read.
+fn end_with_us(command: &mut Command) {
+    let parent = Pid::this();
+    let enter = move || {
+        set_pdeathsig(Signal::SIGKILL)?;
+        // A parent that has ended by now sends no signal.
+        if getppid() == parent { Ok(()) } else { Err(Errno::ESRCH.into()) }
+    };
+    // SAFETY: between fork and exec the closure makes two system calls; it allocates nothing and takes no lock. The
+    // errors that it makes are plain numbers.
+    unsafe { command.pre_exec(enter) };
 }
 
 fn feed(command: &mut Command, input: &str, started: &SharedSuspects) -> io::Result<Output> {
@@ -228,6 +260,8 @@ impl Tools for Programs {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::process::ExitStatusExt as _;
+
     use super::*;
 
     #[test]
@@ -248,6 +282,17 @@ mod tests {
         ] {
             assert_eq!(refused_line(stderr), line, "{stderr}");
         }
+    }
+
+    #[test]
+    fn a_program_ends_with_the_thread_that_started_it() {
+        let started = std::thread::spawn(|| {
+            let mut command = Command::new("sleep");
+            end_with_us(command.arg("1000"));
+            command.spawn().unwrap()
+        });
+        let status = started.join().unwrap().wait().unwrap();
+        assert_eq!(status.signal(), Some(9), "{status}");
     }
 
     #[test]

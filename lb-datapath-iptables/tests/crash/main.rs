@@ -87,6 +87,42 @@ fn iptables_legacy_at_random_times() {
     at_random_times(Kind::IptablesLegacy);
 }
 
+#[test]
+#[ignore = "needs root: network namespaces and iptables-legacy"]
+fn a_restore_ends_with_the_process_that_started_it() {
+    // A restore that says who it is when it has read its input, and takes its time.
+    let slow = "#!/bin/sh\ncat >/dev/null\necho $$ >\"$LB_SLOW_RESTORE.new\"\nmv \"$LB_SLOW_RESTORE.new\" \"$LB_SLOW_RESTORE\"\nexec sleep 1000\n";
+    let netns = Netns::create();
+    let dir = std::env::temp_dir().join(format!("lb-slow-restore-{}", std::process::id()));
+    std::fs::create_dir(&dir).unwrap();
+    let (program, told) = (dir.join("iptables-legacy-restore"), dir.join("told"));
+    std::fs::write(&program, slow).unwrap();
+    std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let path = format!("{}:{}", dir.display(), std::env::var("PATH").unwrap());
+    let mut command = Kind::IptablesLegacy.command(Scenario::FirstStart);
+    let mut child = netns.run(|| command.env("PATH", path).env("LB_SLOW_RESTORE", &told).spawn().unwrap());
+    wait_until("the restore has its input", || told.exists());
+    let restore: u32 = std::fs::read_to_string(&told).unwrap().trim().parse().unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    wait_until("the restore is gone", || !is_running(restore));
+    std::fs::remove_dir_all(dir).unwrap();
+}
+
+fn wait_until(what: &str, mut is: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !is() {
+        assert!(Instant::now() < deadline, "waited 30 s until {what}");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Whether a process runs; one that nobody has waited for does not.
+fn is_running(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"));
+    stat.is_ok_and(|stat| !stat.rsplit_once(") ").is_some_and(|(_, state)| state.starts_with(['Z', 'X'])))
+}
+
 /// Not a test of its own: what the others start.
 #[test]
 #[ignore = "needs root: it is started by the other tests"]
@@ -233,14 +269,19 @@ impl Kind {
 
     /// Starts this program as a child that carries out `scenario`, and kills itself at a point.
     fn start(self, scenario: Scenario, at: Option<u32>) -> Child {
-        let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["--exact", "child", "--ignored", "--nocapture"]);
-        command.env(TASK, format!("{self:?} {scenario:?}")).stdout(Stdio::null());
+        let mut command = self.command(scenario);
         match at {
             Some(point) => command.env("LB_CRASH_AT", point.to_string()),
             None => command.env_remove("LB_CRASH_AT").stderr(Stdio::piped()),
         };
         command.spawn().unwrap()
+    }
+
+    fn command(self, scenario: Scenario) -> Command {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", "child", "--ignored", "--nocapture"]);
+        command.env(TASK, format!("{self:?} {scenario:?}")).stdout(Stdio::null());
+        command
     }
 }
 
