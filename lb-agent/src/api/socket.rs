@@ -3,15 +3,21 @@
 use std::{
     fs::{self, DirBuilder, Permissions},
     io,
-    os::unix::{
-        fs::{DirBuilderExt, FileTypeExt, PermissionsExt},
-        net::{UnixListener, UnixStream},
+    os::{
+        fd::{AsFd, AsRawFd},
+        unix::{
+            fs::{DirBuilderExt, FileTypeExt, PermissionsExt},
+            net::{UnixListener, UnixStream},
+        },
     },
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use nix::sys::stat::{Mode, umask};
+use nix::sys::{
+    socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket},
+    stat::{Mode, fchmod},
+};
 use tokio::sync::Notify;
 
 use super::server::{self, Reply, Request};
@@ -53,19 +59,13 @@ pub(crate) struct Listener {
 impl Listener {
     /// Listens on `path`, in place of a socket that nobody answers on any more. If the directory has to be made, only
     /// its owner may use it either.
-    ///
-    /// Changes the umask for a moment: call it before there are other threads.
     pub(crate) fn bind(path: &Path) -> Result<Self, ListenError> {
         let io = |source| ListenError::Io { path: path.into(), source };
         if let Some(parent) = path.parent() {
             DirBuilder::new().recursive(true).mode(0o700).create(parent).map_err(io)?;
         }
         clear(path)?;
-        let before = umask(Mode::from_bits_truncate(0o177));
-        let bound = UnixListener::bind(path);
-        umask(before);
-        let socket = bound.map_err(io)?;
-        fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(io)?;
+        let socket = bind_private(path).map_err(io)?;
         Ok(Self { path: path.into(), socket, ended: Arc::default() })
     }
 
@@ -82,6 +82,22 @@ impl Drop for Listener {
             tracing::warn!(path = %self.path.display(), %error, "removing the file of the socket failed");
         }
     }
+}
+
+/// Listens on `path`, which nobody else may ever use.
+///
+/// The file gets the mode of the socket when it is bound, less the bits of the umask ([`unix_bind_bsd`]). The umask
+/// belongs to all threads of the process, and an embedder's may make files at the same time: it stays as it is.
+///
+/// [`unix_bind_bsd`]: https://elixir.bootlin.com/linux/v6.18/source/net/unix/af_unix.c
+fn bind_private(path: &Path) -> io::Result<UnixListener> {
+    let socket = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    fchmod(socket.as_fd(), Mode::S_IRUSR | Mode::S_IWUSR)?;
+    bind(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+    // A umask may have taken bits away. Nobody can connect before the socket listens.
+    fs::set_permissions(path, Permissions::from_mode(0o600))?;
+    listen(&socket, Backlog::MAXCONN)?;
+    Ok(socket.into())
 }
 
 fn clear(path: &Path) -> Result<(), ListenError> {
@@ -112,6 +128,28 @@ mod tests {
         assert_eq!((mode(&path), mode(path.parent().unwrap())), (0o600, 0o700));
         drop(listener);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn files_that_other_threads_make_meanwhile_keep_their_mode() {
+        let directory = tempfile::tempdir().unwrap();
+        let (file, bound) = (directory.path().join("file"), std::sync::atomic::AtomicBool::new(false));
+        let make = || {
+            fs::write(&file, "").unwrap();
+            let mode = fs::metadata(&file).unwrap().permissions().mode() & 0o777;
+            fs::remove_file(&file).unwrap();
+            mode
+        };
+        let usual = make();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                (0..2000).for_each(|_| drop(Listener::bind(&directory.path().join("lb.sock")).unwrap()));
+                bound.store(true, std::sync::atomic::Ordering::Release);
+            });
+            while !bound.load(std::sync::atomic::Ordering::Acquire) {
+                assert_eq!(make(), usual);
+            }
+        });
     }
 
     #[test]
