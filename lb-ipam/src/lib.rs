@@ -39,7 +39,9 @@ mod request;
 mod settings;
 mod time;
 
-pub use allocator::{AddressReport, AddressState, Allocator, Edit, EditPlan, KeptFor, Move, Outcome};
+pub use allocator::{
+    AddressReport, AddressState, Allocator, Edit, EditPlan, KeptFor, Move, Outcome, ReleaseCause, Released,
+};
 pub use answer::{
     Allocation, Answer, Cause, Condition, PoolRefusal, Reason, Refusal, RefusingPools, Requested, ReservedBy, Status,
 };

@@ -34,7 +34,7 @@ pub struct Settings {
     /// Whether TCP 53 and UDP 53 of two services may share an address: whether datapaths tell protocols apart. Default:
     /// yes.
     pub protocols_differ: bool,
-    /// What happens to a service that may no longer share the address that it holds.
+    /// What happens to services that may no longer share the address that they hold.
     pub when_sharing_breaks: WhenSharingBreaks,
     /// Refuses every wanted address but the first of each family. Default: no.
     pub one_address_per_family: bool,
@@ -156,12 +156,12 @@ pub struct Reservation {
     pub why: String,
 }
 
-/// The fate of a service whose key, ports or policy changed so that it may no longer share the address that it holds.
+/// What becomes of services that may no longer share the address that they hold, because a key, port or policy changed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum WhenSharingBreaks {
-    /// It gets another address; the others stay.
+    /// Those that joined the address later get another one; the owner, who held it first, stays.
     #[default]
     Move,
-    /// It stays, and its status says so.
+    /// All of them stay, and their statuses say so.
     Keep,
 }

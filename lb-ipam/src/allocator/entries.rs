@@ -1,12 +1,11 @@
 //! Every change of the ledger: each names what it replaces.
 
-use alloc::{sync::Arc, vec::Vec};
+use alloc::{string::ToString, sync::Arc, vec::Vec};
 use core::net::IpAddr;
 
 use crate::{
-    Allocator, Entry, Freed, Holders, Ledger, LedgerError, Pool,
-    allocator::reconcile::Run,
-    book::{Slot, Staleness},
+    Allocator, Entry, Freed, Holders, Ledger, LedgerError, Pool, ReleaseCause, Released, ReservedBy,
+    allocator::reconcile::Run, book::Slot,
 };
 
 impl<L: Ledger> Allocator<L> {
@@ -46,8 +45,16 @@ impl<L: Ledger> Allocator<L> {
         if before.as_ref() == Some(&entry) {
             return Ok(());
         }
+        let why = match &entry {
+            Entry::Conflict(by) => ReleaseCause::Claimed(by.to_string()),
+            Entry::Reserved(why) => ReleaseCause::Reserved(ReservedBy::Named { why: why.to_string() }),
+            Entry::Held(_) | Entry::Freed(_) => return Ok(()),
+        };
         self.write(address, before.as_ref(), Some(entry))?;
         self.book.note(address, before.as_ref(), None);
+        for holder in before.as_ref().map_or(&[][..], Entry::holders) {
+            self.released.push(Released { service: holder.clone(), address, why: why.clone() });
+        }
         Ok(())
     }
 
@@ -69,7 +76,7 @@ impl<L: Ledger> Allocator<L> {
     }
 
     /// Takes the address from the service. If no holder is left, the address is quarantined.
-    pub(super) fn release(&mut self, slot: Slot, address: IpAddr) -> Result<(), LedgerError> {
+    pub(super) fn release(&mut self, slot: Slot, address: IpAddr, why: ReleaseCause) -> Result<(), LedgerError> {
         let name = self.book.get(slot).name.clone();
         let before = self.ledger.get(address);
         let Some(Entry::Held(holders)) = &before else {
@@ -80,6 +87,8 @@ impl<L: Ledger> Allocator<L> {
             Some(rest) => Some(Entry::Held(rest)),
             None => self.freed(slot, address),
         };
+        // If the write fails, it may have been made all the same.
+        self.released.push(Released { service: name.clone(), address, why });
         self.write(address, before.as_ref(), after.clone())?;
         if let Some(Entry::Freed(_)) = after {
             self.book.add_left(&name, address);
@@ -122,6 +131,9 @@ impl<L: Ledger> Allocator<L> {
                 self.note_change(address, before, found.as_ref());
                 self.index.note(&self.catalog, address, before, found.as_ref());
                 self.book.note(address, before, found.as_ref());
+                if found != after {
+                    self.note_overwritten(address, before, found.as_ref());
+                }
                 // A write of this process that was thought to have failed.
                 if found == after { Ok(()) } else { Err(LedgerError::Changed { found }) }
             }
@@ -130,6 +142,14 @@ impl<L: Ledger> Allocator<L> {
                 self.down = Some(error.clone());
                 Err(error)
             }
+        }
+    }
+
+    /// Notes who held the address before something else changed the ledger.
+    fn note_overwritten(&mut self, address: IpAddr, before: Option<&Entry>, found: Option<&Entry>) {
+        let now = found.map_or(&[][..], Entry::holders);
+        for holder in before.map_or(&[][..], Entry::holders).iter().filter(|holder| !now.contains(holder)) {
+            self.released.push(Released { service: holder.clone(), address, why: ReleaseCause::Overwritten });
         }
     }
 
@@ -147,11 +167,13 @@ impl<L: Ledger> Allocator<L> {
                     self.note_change(address, before.as_ref(), found.as_ref());
                     self.index.note(&self.catalog, address, before.as_ref(), found.as_ref());
                     self.book.note(address, before.as_ref(), found.as_ref());
+                    if !intended.contains(&found) {
+                        self.note_overwritten(address, before.as_ref(), found.as_ref());
+                    }
                     let holders = found.as_ref().map_or(&[][..], Entry::holders);
                     if intended.contains(&found) {
                         self.book.abandon_unknown(holders);
                     }
-                    self.book.mark_newcomers(before.as_ref().map_or(&[], Entry::holders), holders);
                 }
                 Err(error @ LedgerError::Failed(_)) => {
                     self.down = Some(error);
@@ -178,32 +200,16 @@ impl<L: Ledger> Allocator<L> {
     /// Releases the addresses of services that are gone.
     pub(super) fn release_orphans(&mut self, run: &mut Run) {
         for slot in self.book.orphans() {
-            let released = self.release_all(slot);
+            let released = self.release_all(slot, &ReleaseCause::ServiceGone);
             run.note(slot, released);
         }
     }
 
-    pub(super) fn release_all(&mut self, slot: Slot) -> Result<(), LedgerError> {
+    pub(super) fn release_all(&mut self, slot: Slot, why: &ReleaseCause) -> Result<(), LedgerError> {
         while let Some(&address) = self.book.get(slot).held.first() {
-            self.release(slot, address)?;
+            self.release(slot, address, why.clone())?;
         }
         Ok(())
-    }
-
-    /// The services that hold the address and are not looked at later in this reconcile: those that the service has to
-    /// get along with.
-    pub(super) fn seniors(&self, slot: Slot, address: IpAddr) -> Vec<Slot> {
-        let entry = self.ledger.get(address);
-        let holders = entry.iter().flat_map(Entry::holders).filter_map(|name| self.book.find(name));
-        let rank = self.book.get(slot).rank;
-        let before_us =
-            |other: &Slot| self.book.get(*other).rank.is_none_or(|theirs| rank.is_some_and(|ours| theirs < ours));
-        holders.filter(|other| *other != slot).filter(before_us).collect()
-    }
-
-    /// Has the service looked at again in the next reconcile.
-    pub(super) fn touch(&mut self, slot: Slot) {
-        self.book.mark(slot, Staleness::Touched);
     }
 
     /// Has those looked at with whom the service shares, because it may have changed so that it no longer may.
@@ -211,6 +217,6 @@ impl<L: Ledger> Allocator<L> {
         let entries = self.book.get(slot).held.iter().filter_map(|address| self.ledger.get(*address));
         let others = entries.flat_map(|entry| entry.holders().to_vec()).filter_map(|name| self.book.find(&name));
         let others: Vec<Slot> = others.filter(|other| *other != slot).collect();
-        others.into_iter().for_each(|other| self.touch(other));
+        others.into_iter().for_each(|other| self.book.mark(other));
     }
 }

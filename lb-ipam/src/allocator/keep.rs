@@ -6,8 +6,8 @@ use core::net::IpAddr;
 use lb_core::addr::Family;
 
 use crate::{
-    Allocator, Entry, Ledger, LedgerError, Request, Status, WhenSharingBreaks, book::Slot, may_share, range::FAMILIES,
-    request::families::families_wanted,
+    Allocator, Entry, Ledger, LedgerError, ReleaseCause, Request, ReservedBy, Status, WhenSharingBreaks, book::Slot,
+    may_share, pool::catalog::Compiled, range::FAMILIES, request::families::families_wanted,
 };
 
 impl<L: Ledger> Allocator<L> {
@@ -20,30 +20,42 @@ impl<L: Ledger> Allocator<L> {
     pub(super) fn keep(&mut self, slot: Slot) -> Result<(), LedgerError> {
         let Some(request) = self.book.get(slot).request.clone() else { return Ok(()) };
         if !self.is_ours(&request) {
-            return self.leave(slot);
+            return self.leave(slot, &request);
         }
         let held = self.book.get(slot).held.clone();
-        let surplus = surplus(&request, &held, &self.book.get(slot).told);
         for address in held {
-            let keeps = !surplus.contains(&address)
-                && self.may_have(&request, address)
-                && self.gets_along(slot, &request, address);
-            if !keeps {
+            let kept = self.stays(slot, &request, address).and_then(|()| self.gets_along(&request, address));
+            if let Err(why) = kept {
                 self.book.get_mut(slot).lost = true;
-                self.release(slot, address)?;
+                self.release(slot, address, why)?;
             }
         }
         Ok(())
     }
 
-    /// This allocator does not serve the service, or no longer does.
-    fn leave(&mut self, slot: Slot) -> Result<(), LedgerError> {
+    /// This allocator does not serve the service, or no longer does. Its status is cleared once of what this allocator
+    /// wrote. Afterwards it is left alone.
+    ///
+    /// What is known to be ours is what the service held until now. At a start, so is what it left a short time ago, if
+    /// it is no load balancer: the previous process may have ended before it wrote the status. For a load balancer of
+    /// another class, the address may have come from its next owner meanwhile.
+    fn leave(&mut self, slot: Slot, request: &Request) -> Result<(), LedgerError> {
         let tracked = self.book.get(slot);
-        let was_ours = tracked.managed || !tracked.held.is_empty() || tracked.told.condition.is_some();
-        self.release_all(slot)?;
-        if was_ours {
-            self.book.disown(slot);
+        let mut ours: Vec<IpAddr> = tracked.held.iter().copied().chain(tracked.answer.addresses()).collect();
+        let is_left_over = |address: &IpAddr| tracked.left.contains(address);
+        let may_be_left_over = !tracked.left_alone && !request.load_balancer && tracked.told.condition.is_some();
+        if may_be_left_over {
+            ours.extend(tracked.told.addresses.iter().filter(|address| is_left_over(address)));
         }
+        if tracked.managed || !ours.is_empty() {
+            let why = match request.load_balancer {
+                true => ReleaseCause::Class(request.class.clone()),
+                false => ReleaseCause::NotLoadBalancer,
+            };
+            self.release_all(slot, &why)?;
+            self.book.disown(slot, &ours);
+        }
+        self.book.get_mut(slot).left_alone = true;
         Ok(())
     }
 
@@ -58,7 +70,7 @@ impl<L: Ledger> Allocator<L> {
             if self.book.get(slot).held.contains(&address) {
                 continue;
             }
-            if self.may_have(&request, address)
+            if self.may_have(&request, address).is_ok()
                 && self.has_room(slot, &request, address)
                 && self.is_vacant(slot, &request, address)
             {
@@ -74,21 +86,38 @@ impl<L: Ledger> Allocator<L> {
     }
 
     /// Whether nothing but other services keeps the service from having the address.
-    fn may_have(&self, request: &Request, address: IpAddr) -> bool {
-        if self.settings.reserved.iter().any(|reservation| reservation.range.contains(address)) {
-            return false;
+    fn may_have(&self, request: &Request, address: IpAddr) -> Result<(), ReleaseCause> {
+        if let Some(reservation) = self.settings.reserved.iter().find(|it| it.range.contains(address)) {
+            return Err(ReleaseCause::Reserved(ReservedBy::Named { why: reservation.why.clone() }));
         }
-        if !self.wants_family(request, Family::of(address)) {
-            return false;
+        let family = Family::of(address);
+        if !self.wants_family(request, family) {
+            return Err(ReleaseCause::Family(family));
         }
         let containing = self.catalog.containing(address);
-        let admits = |index: &usize| {
-            let compiled = &self.catalog.pools[*index];
-            compiled.is_for(request) && !compiled.usable.avoids(address)
-        };
         // It may be in the pool that cannot be read.
-        let lost_and_found = containing.is_empty() && self.catalog.unreadable().is_some();
-        lost_and_found || containing.iter().any(admits)
+        if containing.is_empty() && self.catalog.unreadable().is_some() {
+            return Ok(());
+        }
+        let mut refused = containing.iter().map(|&index| self.admits(&self.catalog.pools[index], request, address));
+        let Some(first) = refused.next() else { return Err(ReleaseCause::InNoPool) };
+        first.or_else(|why| if refused.any(|other| other.is_ok()) { Ok(()) } else { Err(why) })
+    }
+
+    /// Whether a service that holds the address of the pool may keep it.
+    fn admits(&self, compiled: &Compiled, request: &Request, address: IpAddr) -> Result<(), ReleaseCause> {
+        let name = || compiled.pool.name.clone();
+        if !request.pool.admits(&compiled.pool.name) {
+            return Err(ReleaseCause::OtherPool(name()));
+        }
+        if !compiled.is_for(request) {
+            return Err(ReleaseCause::NotSelected(name()));
+        }
+        if !compiled.usable.avoids(address) {
+            return Ok(());
+        }
+        let by = compiled.usable.reserved_by(address, &compiled.pool, &self.settings);
+        Err(ReleaseCause::Reserved(by.unwrap_or(ReservedBy::Avoided { pool: name() })))
     }
 
     /// Whether an address of the family can be right for the service.
@@ -99,15 +128,43 @@ impl<L: Ledger> Allocator<L> {
         self.settings.enables(family) && (request.families.is_empty() || request.families.contains(&family))
     }
 
-    /// Whether the service may go on sharing the address.
-    fn gets_along(&self, slot: Slot, request: &Arc<Request>, address: IpAddr) -> bool {
-        if self.settings.when_sharing_breaks == WhenSharingBreaks::Keep {
-            return true;
+    /// Whether the service, which holds the address, may keep it, as far as that is not about others.
+    fn stays(&self, slot: Slot, request: &Request, address: IpAddr) -> Result<(), ReleaseCause> {
+        let tracked = self.book.get(slot);
+        self.may_have(request, address)?;
+        match surplus(request, &tracked.held, &tracked.told).contains(&address) {
+            true => Err(ReleaseCause::Replaced),
+            false => Ok(()),
         }
-        self.seniors(slot, address)
-            .into_iter()
-            .filter_map(|other| self.book.get(other).request.as_ref())
-            .all(|other| may_share(request, other, &self.settings).is_ok())
+    }
+
+    /// Whether the service may go on sharing the address. Who came first stays: the service has to get along with those
+    /// that have held the address for longer and keep it. That depends on the ledger alone and not on who changed, so
+    /// that an agent that was away comes to the same result.
+    fn gets_along(&self, request: &Arc<Request>, address: IpAddr) -> Result<(), ReleaseCause> {
+        let entry = self.ledger.get(address);
+        let holders = entry.as_ref().map_or(&[][..], Entry::holders);
+        if self.settings.when_sharing_breaks == WhenSharingBreaks::Keep || holders.len() < 2 {
+            return Ok(());
+        }
+        let before = holders.iter().take_while(|holder| **holder != request.service);
+        let known = |holder| Some((self.book.find(holder)?, self.book.request(holder)?));
+        let before: Vec<(Slot, &Arc<Request>)> = before.filter_map(known).collect();
+        let shares = |a: &Request, b: &Request| may_share(a, b, &self.settings).is_ok();
+        if before.iter().all(|(_, other)| shares(request, other)) {
+            return Ok(());
+        }
+        let mut staying: Vec<&Arc<Request>> = Vec::new();
+        for (slot, other) in before {
+            let stays = self.is_ours(other) && self.stays(slot, other, address).is_ok();
+            if stays && staying.iter().all(|senior| shares(other, senior)) {
+                staying.push(other);
+            }
+        }
+        staying.into_iter().try_for_each(|senior| {
+            may_share(request, senior, &self.settings)
+                .map_err(|rule| ReleaseCause::Sharing { holder: senior.service.clone(), rule })
+        })
     }
 
     /// Whether the service still lacks an address of the family. An address that it does not ask for by name stays with

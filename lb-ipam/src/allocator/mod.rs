@@ -7,6 +7,7 @@ mod keep;
 mod plan;
 mod reconcile;
 mod refuse;
+mod released;
 mod serve;
 mod wake;
 
@@ -23,6 +24,7 @@ use crate::{
 pub use explain::{AddressReport, AddressState, KeptFor};
 pub use plan::{EditPlan, Move};
 pub use reconcile::Outcome;
+pub use released::{ReleaseCause, Released};
 use wake::Wakeups;
 
 /// Allocates the addresses of pools to services, without I/O. Edits and the time are arguments, the statuses to write
@@ -59,6 +61,8 @@ pub struct Allocator<L = MemoryLedger> {
     has_released: bool,
     now: Timestamp,
     ledger_writes: usize,
+    /// Addresses that services lost since the last reconcile ended.
+    released: Vec<Released>,
 }
 
 /// A change of pools, services or rules.
@@ -112,6 +116,7 @@ impl<L: Ledger> Allocator<L> {
             has_released: false,
             now: Timestamp::default(),
             ledger_writes: 0,
+            released: Vec::new(),
         };
         allocator.refresh();
         allocator
@@ -133,12 +138,19 @@ impl<L: Ledger> Allocator<L> {
     pub fn refresh(&mut self) {
         self.stale = true;
         self.news.for_everybody();
+        let before = self.book.holdings();
         let gone = self.book.clear_entries();
         let entries: Vec<_> = self.ledger.entries().collect();
         for (address, entry) in entries {
             self.book.note(address, None, Some(&entry));
         }
         self.book.abandon_unknown(&gone);
+        for (service, address) in before {
+            let holds = self.book.find(&service).is_some_and(|slot| self.book.get(slot).held.contains(&address));
+            if !holds {
+                self.released.push(Released { service, address, why: ReleaseCause::Overwritten });
+            }
+        }
         self.book.mark_all();
     }
 

@@ -68,6 +68,7 @@ impl<L: Ledger> Allocator<L> {
             has_released: false,
             now: self.now,
             ledger_writes: 0,
+            released: Vec::new(),
         }
     }
 }

@@ -5,9 +5,7 @@ use alloc::{collections::BTreeMap, vec::Vec};
 use lb_core::name::ServiceName;
 
 use crate::{
-    Allocator, Ledger, LedgerError, Status, Timestamp,
-    book::{Slot, Staleness},
-    ledger::index::Index,
+    Allocator, Ledger, LedgerError, Released, Status, Timestamp, book::Slot, ledger::index::Index,
     pool::catalog::Catalog,
 };
 
@@ -21,6 +19,10 @@ pub struct Outcome {
     pub failed: Vec<(ServiceName, LedgerError)>,
     /// Number of changed entries of the ledger.
     pub ledger_writes: usize,
+    /// Addresses that services no longer hold, and why, in order of service and address: those of services that are
+    /// gone too, and those of which a [`claim`](Allocator::claim) or another program took hold since the last
+    /// reconcile.
+    pub released: Vec<Released>,
     /// Whether there is more to do: services that another reconcile can serve, or writes with an unknown outcome.
     pub unfinished: bool,
 }
@@ -57,9 +59,6 @@ impl<L: Ledger> Allocator<L> {
         for &slot in &dirty {
             let imported = self.import(slot);
             run.note(slot, imported);
-        }
-        for &slot in &dirty {
-            self.book.get_mut(slot).rank = None;
         }
         self.serve_all(dirty, &mut run);
         self.answer_unreadable();
@@ -126,19 +125,15 @@ impl<L: Ledger> Allocator<L> {
         run.touched.sort_unstable();
         run.touched.dedup();
         for &slot in &run.touched {
-            let tracked = self.book.get_mut(slot);
-            tracked.lost = false;
-            if !run.failed.contains_key(&slot) {
-                tracked.was = Staleness::Clean;
-            }
+            self.book.get_mut(slot).lost = false;
         }
         run.touched.retain(|slot| !run.failed.contains_key(slot));
         for &slot in &run.touched {
             let tracked = self.book.get_mut(slot);
-            let status = match (tracked.managed, tracked.withdrawn) {
+            let status = match (tracked.managed, tracked.withdrawal.take()) {
                 (true, _) => tracked.answer.status(),
-                (false, true) => Status::default(),
-                (false, false) => continue,
+                (false, Some(cleared)) => cleared,
+                (false, None) => continue,
             };
             if !tracked.told.says(&status) {
                 tracked.told = status.clone();
@@ -146,15 +141,28 @@ impl<L: Ledger> Allocator<L> {
             }
         }
         for (slot, error) in run.failed {
-            // Tried again for the same reason: who changed still has to give way to those that did not.
-            let dirt = core::mem::take(&mut self.book.get_mut(slot).was).max(Staleness::Touched);
-            self.book.mark(slot, dirt);
+            self.book.mark(slot);
             outcome.failed.push((self.book.get(slot).name.clone(), error));
         }
         self.book.take_back(run.touched);
+        outcome.released = self.take_released();
         outcome.writes.sort_unstable_by(|a, b| a.0.cmp(&b.0));
         outcome.failed.sort_unstable_by(|a, b| a.0.cmp(&b.0));
         outcome
+    }
+
+    /// What services lost and did not get back meanwhile. What is not known to be written is told once it is.
+    fn take_released(&mut self) -> Vec<Released> {
+        let all = core::mem::take(&mut self.released).into_iter();
+        let mut released: Vec<Released>;
+        (self.released, released) = all.partition(|it| self.unsure.contains_key(&it.address));
+        let holds = |it: &Released| {
+            self.book.find(&it.service).is_some_and(|slot| self.book.get(slot).held.contains(&it.address))
+        };
+        released.retain(|it| !holds(it));
+        released.sort_by(|a, b| (&a.service, a.address).cmp(&(&b.service, b.address)));
+        released.dedup_by(|b, a| (&a.service, a.address) == (&b.service, b.address));
+        released
     }
 }
 

@@ -6,8 +6,8 @@ use core::net::IpAddr;
 use lb_core::addr::Family;
 
 use crate::{
-    Allocation, Allocator, Answer, Cause, Entry, Ledger, LedgerError, Refusal, Request, Requested, RequestedAddress,
-    WhenSharingBreaks,
+    Allocation, Allocator, Answer, Cause, Entry, Ledger, LedgerError, Refusal, ReleaseCause, Request, Requested,
+    RequestedAddress, WhenSharingBreaks,
     book::Slot,
     may_share,
     request::families::{FamilyList, families_wanted},
@@ -114,7 +114,7 @@ impl<L: Ledger> Allocator<L> {
                 Requested::Family(_) | Requested::Text(_) | Requested::More => true,
             });
             if replaced || !wished {
-                self.release(slot, address)?;
+                self.release(slot, address, ReleaseCause::Replaced)?;
             } else {
                 answer.granted.push(self.granted(address));
             }

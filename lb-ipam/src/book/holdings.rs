@@ -5,7 +5,7 @@ use core::net::IpAddr;
 
 use lb_core::name::ServiceName;
 
-use super::{Book, Slot, Staleness};
+use super::{Book, Slot};
 use crate::Entry;
 
 impl Book {
@@ -39,7 +39,7 @@ impl Book {
         let gone: Vec<ServiceName> = self.orphans.iter().map(|&slot| self.slots[slot].name.clone()).collect();
         for name in before.map_or(&[][..], Entry::holders) {
             if let Some(slot) = self.find(name) {
-                self.mark(slot, Staleness::Touched);
+                self.mark(slot);
                 self.remove_held(slot, address);
             }
         }
@@ -48,7 +48,7 @@ impl Book {
         }
         for name in after.map_or(&[][..], Entry::holders) {
             let slot = self.intern(name);
-            self.mark(slot, Staleness::Touched);
+            self.mark(slot);
             self.add_held(slot, address);
         }
         if let Some(Entry::Freed(freed)) = after {
@@ -56,6 +56,12 @@ impl Book {
         }
         // A service that is gone stays gone, whoever else changed the entry.
         self.abandon_unknown(&gone);
+    }
+
+    /// Who holds what, in no order.
+    pub(crate) fn holdings(&self) -> Vec<(ServiceName, IpAddr)> {
+        let slots = self.names.places().map(|slot| &self.slots[slot]);
+        slots.flat_map(|tracked| tracked.held.iter().map(|address| (tracked.name.clone(), *address))).collect()
     }
 
     /// Forgets what everybody has, before the ledger is read anew. Says who is gone and held something.

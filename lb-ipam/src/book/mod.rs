@@ -7,12 +7,12 @@ mod tracked;
 pub(crate) mod waiting;
 
 use alloc::{collections::BTreeSet, sync::Arc, vec::Vec};
-use core::mem;
+use core::{mem, net::IpAddr};
 
 use groups::Groups;
 use lb_core::name::ServiceName;
 use names::Names;
-pub(crate) use tracked::{Slot, Staleness, Tracked};
+pub(crate) use tracked::{Slot, Tracked};
 use waiting::Waiting;
 
 use crate::{Allocation, Answer, Request, Status};
@@ -91,7 +91,7 @@ impl Book {
             // An echo of what was written here says nothing new.
             if !tracked.told.says(&published) {
                 tracked.told = published;
-                self.mark(slot, Staleness::Touched);
+                self.mark(slot);
             }
             return None;
         }
@@ -105,7 +105,7 @@ impl Book {
         let tracked = &mut self.slots[slot];
         (tracked.told, tracked.unreadable) = (published, false);
         tracked.request = Some(Arc::new(request));
-        self.mark(slot, Staleness::Changed);
+        self.mark(slot);
         (is_new_holder || keys.iter().any(Option::is_some)).then_some((slot, keys))
     }
 
@@ -132,7 +132,7 @@ impl Book {
         (tracked.answer, tracked.told) = (Answer::default(), Status::default());
         (tracked.managed, tracked.unreadable) = (false, false);
         // Its place in the list of dirty ones is left; it is passed over there.
-        tracked.dirt = Staleness::Clean;
+        tracked.is_dirty = false;
         if !tracked.held.is_empty() {
             self.orphans.insert(slot);
         }
@@ -158,41 +158,32 @@ impl Book {
         }
     }
 
-    pub(crate) fn mark(&mut self, slot: Slot, dirt: Staleness) {
+    /// Has the service looked at in the next reconcile.
+    pub(crate) fn mark(&mut self, slot: Slot) {
         let tracked = &mut self.slots[slot];
         if tracked.request.is_none() {
             return;
         }
-        if tracked.dirt == Staleness::Clean {
+        if !core::mem::replace(&mut tracked.is_dirty, true) {
             self.dirty.push(slot);
         }
-        tracked.dirt = tracked.dirt.max(dirt);
-    }
-
-    /// Of those that turn out to share an address, who came last has to get along with the others, whatever it asked
-    /// for meanwhile.
-    pub(crate) fn mark_newcomers(&mut self, before: &[ServiceName], after: &[ServiceName]) {
-        let newcomers = after.iter().filter(|name| !before.contains(name));
-        let slots: Vec<Slot> = newcomers.filter_map(|name| self.find(name)).collect();
-        slots.into_iter().for_each(|slot| self.mark(slot, Staleness::Changed));
     }
 
     pub(crate) fn mark_all(&mut self) {
         for slot in 0..self.slots.len() {
-            self.mark(slot, Staleness::Touched);
+            self.mark(slot);
         }
     }
 
-    /// The dirty services, which are clean from now on: those that did not change themselves first, then the older one.
+    /// The dirty services, which are clean from now on, the older one first.
     pub(crate) fn take_dirty(&mut self) -> Vec<Slot> {
         let mut dirty = mem::take(&mut self.dirty);
         dirty.retain(|&slot| self.slots[slot].request.is_some());
-        self.sort_by_key(&mut dirty, |tracked| tracked.dirt);
+        self.sort_by_key(&mut dirty, |_| ());
         dirty.dedup();
-        for (rank, &slot) in dirty.iter().enumerate() {
+        for &slot in &dirty {
             let tracked = &mut self.slots[slot];
-            (tracked.rank, tracked.lost) = (Some(rank), false);
-            tracked.was = mem::take(&mut tracked.dirt);
+            (tracked.is_dirty, tracked.lost) = (false, false);
         }
         dirty
     }
@@ -239,7 +230,7 @@ impl Book {
             self.waiting.insert(&turn, &answer);
         }
         tracked.answer = answer;
-        (tracked.managed, tracked.withdrawn) = (true, false);
+        (tracked.managed, tracked.withdrawal, tracked.left_alone) = (true, None, false);
     }
 
     /// Answers a service that cannot be read with the addresses that it holds. Without any, it may be a service of
@@ -250,11 +241,14 @@ impl Book {
         tracked.answer = Answer { granted, refused: Vec::new() };
     }
 
-    /// Forgets a service that this allocator no longer serves.
-    pub(crate) fn disown(&mut self, slot: Slot) {
+    /// Forgets a service that this allocator no longer serves. Its status loses the condition and `ours`, once: what
+    /// others write afterwards is theirs.
+    pub(crate) fn disown(&mut self, slot: Slot, ours: &[IpAddr]) {
         let tracked = &mut self.slots[slot];
         let turn = tracked.turn();
         self.waiting.remove(&turn, &tracked.answer);
-        (tracked.answer, tracked.managed, tracked.withdrawn) = (Answer::default(), false, true);
+        (tracked.answer, tracked.managed) = (Answer::default(), false);
+        let theirs = tracked.told.addresses.iter().copied().filter(|address| !ours.contains(address));
+        tracked.withdrawal = Some(Status { addresses: theirs.collect(), condition: None });
     }
 }

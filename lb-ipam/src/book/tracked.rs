@@ -10,18 +10,6 @@ use crate::{Answer, Request, Status, Timestamp, book::waiting::Turn};
 /// Place of a service in the book.
 pub(crate) type Slot = usize;
 
-/// Why a service is looked at in the next reconcile.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Staleness {
-    /// It is not.
-    #[default]
-    Clean,
-    /// Something around it changed.
-    Touched,
-    /// It changed itself.
-    Changed,
-}
-
 /// Everything about one service.
 #[derive(Clone, Debug)]
 pub(crate) struct Tracked {
@@ -39,13 +27,12 @@ pub(crate) struct Tracked {
     pub(crate) told: Status,
     /// Whether this allocator writes its status.
     pub(crate) managed: bool,
-    /// Whether it was, and what it says has to go.
-    pub(crate) withdrawn: bool,
-    pub(crate) dirt: Staleness,
-    /// Why the reconcile under way looks at it.
-    pub(crate) was: Staleness,
-    /// Place among the dirty services of the reconcile under way.
-    pub(crate) rank: Option<usize>,
+    /// The status to write once because this allocator no longer serves it.
+    pub(crate) withdrawal: Option<Status>,
+    /// Whether it is known to be somebody else's, so that nothing in its status is ours.
+    pub(crate) left_alone: bool,
+    /// Whether the next reconcile looks at it.
+    pub(crate) is_dirty: bool,
     /// Whether the reconcile under way took something from it.
     pub(crate) lost: bool,
 }
@@ -61,10 +48,9 @@ impl Tracked {
             answer: Answer::default(),
             told: Status::default(),
             managed: false,
-            withdrawn: false,
-            dirt: Staleness::Clean,
-            was: Staleness::Clean,
-            rank: None,
+            withdrawal: None,
+            left_alone: false,
+            is_dirty: false,
             lost: false,
         }
     }

@@ -32,7 +32,8 @@ impl Rig {
         let after: BTreeMap<IpAddr, Entry> = self.allocator.ledger().store.entries().collect();
         let held = held(&self.allocator.ledger().store);
         self.check_no_duplicates(&after)?;
-        self.check_no_unasked_moves(&held, &failed)?;
+        self.check_no_unasked_moves(before, &held, &failed)?;
+        self.check_left_alone(outcome)?;
         self.check_gains(before, &after, &held)?;
         self.check_choices(before, &after, &held)?;
         self.check_freed(before, &after)?;
@@ -40,6 +41,7 @@ impl Rig {
         if !failed.is_empty() || outcome.unfinished {
             return Ok(());
         }
+        check_released(before, &after, outcome)?;
         self.check_no_leaks(&after, &held)?;
         self.check_complete(&after)?;
         self.check_order(before, &held)?;
@@ -64,16 +66,26 @@ impl Rig {
         Ok(())
     }
 
-    /// Whoever did not change keeps what it was told it has, as long as it may; and whoever changed as well, where
-    /// nobody has to get along.
-    fn check_no_unasked_moves(&self, held: &Held, failed: &BTreeSet<&ServiceName>) -> Checked {
+    /// Whoever was told that it has an address keeps it as long as it may, whoever changed, whether the process went on
+    /// or started again. Those leave that came to the address later and may not share it.
+    fn check_no_unasked_moves(
+        &self,
+        before: &BTreeMap<IpAddr, Entry>,
+        held: &Held,
+        failed: &BTreeSet<&ServiceName>,
+    ) -> Checked {
         for (service, addresses) in &self.held {
-            let stays = !self.edited.contains(service) || self.reference.keeps_quarrels();
             self.check_unreadable(service, addresses, held)?;
-            let Some(request) = self.reference.services.get(service).filter(|_| stays) else { continue };
-            for address in addresses {
+            let Some(request) = self.reference.services.get(service) else { continue };
+            // Of several addresses, one that changed may have to leave some; which, an earlier process decided.
+            let is_plain = !self.edited.contains(service) || !self.restarted || self.published_count(service) == 1;
+            for address in addresses.iter().filter(|_| is_plain || self.reference.keeps_quarrels()) {
                 let named = request.addresses.is_empty() || names(request, *address);
-                let quarrel = self.restarted && self.sharers(*address).any(|other| self.edited.contains(other));
+                let entry = before.get(address).filter(|entry| entry.holders().contains(service));
+                let quarrel = match entry {
+                    Some(entry) => self.gives_way(request, *address, entry),
+                    None => self.has_rival(request, *address),
+                };
                 let told = self.had_published(service, *address);
                 if told && named && !quarrel && self.reference.may_keep(request, *address) {
                     // What could not be written is tried again, and its status stays.
@@ -97,8 +109,35 @@ impl Rig {
         Ok(())
     }
 
-    fn sharers(&self, address: IpAddr) -> impl Iterator<Item = &ServiceName> {
-        self.held.iter().filter(move |(_, addresses)| addresses.contains(&address)).map(|(service, _)| service)
+    fn published_count(&self, service: &ServiceName) -> usize {
+        self.published.get(service).map_or(0, BTreeSet::len)
+    }
+
+    /// Whether one that came to the address before the service keeps it and does not share it.
+    fn gives_way(&self, request: &Request, address: IpAddr, entry: &Entry) -> bool {
+        let before = entry.holders().iter().take_while(|holder| **holder != request.service);
+        let mut staying: Vec<&Request> = Vec::new();
+        for other in before.filter_map(|holder| self.reference.services.get(holder)) {
+            if self.reference.may_keep(other, address) && staying.iter().all(|senior| compatible(other, senior)) {
+                staying.push(other);
+            }
+        }
+        !self.reference.keeps_quarrels() && !staying.iter().all(|senior| compatible(request, senior))
+    }
+
+    /// Whether another service had published the address that it does not share: without a ledger, nobody knows who came
+    /// first.
+    fn has_rival(&self, request: &Request, address: IpAddr) -> bool {
+        let others = self.reference.services.values().filter(|other| other.service != request.service);
+        let mut rivals = others.filter(|other| self.had_published(&other.service, address));
+        self.restarted && rivals.any(|other| !compatible(request, other))
+    }
+
+    /// Whoever is no load balancer, and has a status that somebody else wrote, has it from then on.
+    fn check_left_alone(&self, outcome: &Outcome) -> Checked {
+        let written = outcome.writes.iter().find(|(service, _)| self.left_alone.contains(service));
+        ensure!(written.is_none(), "the status of somebody else's service was written: {written:?}");
+        Ok(())
     }
 
     /// Whether the service holds more than it may, after something failed half-way.
@@ -297,6 +336,22 @@ impl Rig {
         }
         Ok(())
     }
+}
+
+/// Every address that a service lost is told, with the reason, and no other.
+fn check_released(before: &BTreeMap<IpAddr, Entry>, after: &BTreeMap<IpAddr, Entry>, outcome: &Outcome) -> Checked {
+    let holds = |entries: &BTreeMap<IpAddr, Entry>, address: &IpAddr, service: &ServiceName| {
+        entries.get(address).is_some_and(|entry| entry.holders().contains(service))
+    };
+    for (address, entry) in before {
+        for service in entry.holders().iter().filter(|service| !holds(after, address, service)) {
+            let told = outcome.released.iter().any(|it| it.service == *service && it.address == *address);
+            ensure!(told, "{service} lost {address}, and nobody was told");
+        }
+    }
+    let wrong = outcome.released.iter().find(|it| holds(after, &it.address, &it.service));
+    ensure!(wrong.is_none(), "{wrong:?} is told, and the service has it");
+    Ok(())
 }
 
 /// Whether the service is told that it has the address and may not share it.

@@ -3,8 +3,9 @@
 use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
 use lb_ipam::{
-    AddressRange, Block, Family, FamilyPolicy, Pool, PoolChoice, PoolName, Protocol, Request, RequestedAddress,
-    Reservation, Selector, ServiceName, Settings, Sharing, Timestamp, TrafficPolicy, WhenSharingBreaks,
+    AddressRange, Block, Family, FamilyPolicy, Namespaces, Pool, PoolChoice, PoolName, Protocol, Request,
+    RequestedAddress, Reservation, Selector, ServiceName, Settings, Sharing, Timestamp, TrafficPolicy,
+    WhenSharingBreaks,
 };
 use proptest::prelude::*;
 
@@ -21,6 +22,8 @@ pub(crate) enum Op {
     NoService(ServiceName),
     /// A service cannot be read any more, by whoever starts from now on.
     Garble(ServiceName),
+    /// Somebody else writes this address into the status of a service that is no load balancer, and a condition.
+    Foreign(ServiceName, IpAddr, bool),
     /// Time passes.
     Wait(Duration),
     /// Everything is brought in order.
@@ -55,6 +58,10 @@ pub(crate) fn op() -> impl Strategy<Value = Op> {
         12 => service().prop_map(|request| Op::Service(Box::new(request))),
         4 => service_name().prop_map(Op::NoService),
         1 => service_name().prop_map(Op::Garble),
+        2 => (service_name(), 0_u8..24, any::<bool>()).prop_map(|(name, last, in_pool)| {
+            // With the condition of another allocator only beside an address that cannot be one that was left here.
+            Op::Foreign(name, if in_pool { v4(last) } else { IpAddr::from([10, 9, 9, last]) }, !in_pool)
+        }),
         2 => prop_oneof![Just(1), Just(30), Just(301), Just(4000)].prop_map(|secs| Op::Wait(Duration::from_secs(secs))),
         14 => Just(Op::Settle),
         1 => Just(Op::Restart),
@@ -156,7 +163,14 @@ fn service() -> impl Strategy<Value = Request> {
         2 => proptest::collection::vec((0_u8..24).prop_map(|last| RequestedAddress::Address(v4(last))), 1..3),
         1 => Just(vec![RequestedAddress::Unreadable("garbage".to_owned())]),
     ];
-    let sharing = proptest::option::weighted(0.35, prop_oneof![Just("k1"), Just("k2")]);
+    let namespaces = prop_oneof![
+        2 => Just(Namespaces::default()),
+        2 => Just(Namespaces::All),
+        1 => Just(Namespaces::parse("y")),
+    ];
+    let key = prop_oneof![Just("k1"), Just("k2")];
+    let sharing = (key, namespaces).prop_map(|(key, namespaces)| Sharing { key: key.into(), namespaces });
+    let sharing = proptest::option::weighted(0.35, sharing);
     let ports = prop_oneof![Just(vec![80]), Just(vec![81]), Just(vec![82]), Just(vec![80, 82])];
     let choice = prop_oneof![
         6 => Just(PoolChoice::Any),
@@ -165,13 +179,21 @@ fn service() -> impl Strategy<Value = Request> {
     ];
     let rest = (proptest::option::weighted(0.7, colour()), weighted(1, 8), weighted(9, 10), 0_u64..40, choice);
     (service_name(), policy, families, wanted, sharing, ports, rest).prop_map(
-        |(service, family_policy, families, addresses, key, ports, (colour, local, load_balancer, created, pool))| {
+        |(
+            service,
+            family_policy,
+            families,
+            addresses,
+            sharing,
+            ports,
+            (colour, local, load_balancer, created, pool),
+        )| {
             let ports: BTreeSet<_> = ports.into_iter().map(|port| (Protocol::Tcp, port)).collect();
             let mut request = Request::new(service.namespace(), service.name());
             request.labels = colour.into_iter().map(|colour| ("colour".to_owned(), colour.to_owned())).collect();
             request.external_traffic_policy = if local { TrafficPolicy::Local } else { TrafficPolicy::Cluster };
             request.pod_selector = [("app".to_owned(), "x".to_owned())].into();
-            let (created, sharing) = (Timestamp::from_secs(created), key.map(Sharing::new));
+            let created = Timestamp::from_secs(created);
             Request { created, load_balancer, family_policy, families, addresses, pool, sharing, ports, ..request }
         },
     )

@@ -6,8 +6,8 @@ use std::{
 };
 
 use lb_ipam::{
-    Block, Entry, Family, FamilyPolicy, IpNet, Pool, PoolChoice, PoolName, Request, RequestedAddress, Selector,
-    ServiceName, Settings, TrafficPolicy, WhenSharingBreaks,
+    Block, Entry, Family, FamilyPolicy, IpNet, Namespaces, Pool, PoolChoice, PoolName, Request, RequestedAddress,
+    Selector, ServiceName, Settings, TrafficPolicy, WhenSharingBreaks,
 };
 
 /// Pools and services as they were told last.
@@ -220,12 +220,21 @@ pub(crate) fn names(request: &Request, address: IpAddr) -> bool {
     request.addresses.contains(&RequestedAddress::Address(address))
 }
 
+/// Whether the first one names the namespace of the other.
+fn lets_in(a: &Request, b: &Request) -> bool {
+    match a.sharing.as_ref().map(|sharing| &sharing.namespaces) {
+        Some(Namespaces::All) => true,
+        Some(Namespaces::Listed(listed)) => listed.contains(b.service.namespace()),
+        None => false,
+    }
+}
+
 pub(crate) fn compatible(a: &Request, b: &Request) -> bool {
     let key = |request: &Request| request.sharing.as_ref().map(|sharing| sharing.key.clone());
     let local = |request: &Request| request.external_traffic_policy == TrafficPolicy::Local;
     key(a).is_some()
         && key(a) == key(b)
-        && a.service.namespace() == b.service.namespace()
+        && (a.service.namespace() == b.service.namespace() || (lets_in(a, b) && lets_in(b, a)))
         && a.ports.is_disjoint(&b.ports)
         && local(a) == local(b)
 }

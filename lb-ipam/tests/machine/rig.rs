@@ -5,7 +5,9 @@ use std::{
     net::IpAddr,
 };
 
-use lb_ipam::{Allocator, Edit, Entry, Ledger, Outcome, Request, ServiceName, Settings, Timestamp};
+use lb_ipam::{
+    Allocator, Condition, Edit, Entry, Ledger, Outcome, Reason, Request, ServiceName, Settings, Status, Timestamp,
+};
 
 use crate::{
     checks::ensure,
@@ -36,6 +38,8 @@ pub(crate) struct Rig {
     /// Until when addresses rest, whatever the ledger says.
     pub(crate) resting: BTreeMap<IpAddr, (ServiceName, Timestamp)>,
     pub(crate) restarted: bool,
+    /// Services that are no load balancers and whose status somebody else wrote.
+    pub(crate) left_alone: BTreeSet<ServiceName>,
     pub(crate) tally: Tally,
     pub(crate) mutant: Option<Mutant>,
 }
@@ -52,6 +56,7 @@ impl Rig {
             edited: BTreeSet::new(),
             resting: BTreeMap::new(),
             restarted: false,
+            left_alone: BTreeSet::new(),
             tally: Tally::default(),
             mutant,
         }
@@ -71,6 +76,7 @@ impl Rig {
             Op::Service(request) => self.upsert((**request).clone()),
             Op::NoService(name) => {
                 self.reference.remove_service(name);
+                self.left_alone.remove(name);
                 self.edited.insert(name.clone());
                 self.batch.retain(|edit| *edit != Edit::KeepService(name.clone()));
                 self.batch.push(Edit::RemoveService(name.clone()));
@@ -81,6 +87,7 @@ impl Rig {
                     self.batch.push(Edit::KeepService(name.clone()));
                 }
             }
+            Op::Foreign(name, address, condition) => self.publish_foreign(name, *address, *condition),
             Op::Wait(time) => self.now = self.now + *time,
             Op::Settle => return self.settle(true),
             Op::Restart => self.restart(),
@@ -107,6 +114,22 @@ impl Rig {
         self.batch.push(Edit::SetSettings(settings));
     }
 
+    /// Another controller writes the status of a service that is no load balancer and has been cleared.
+    fn publish_foreign(&mut self, name: &ServiceName, address: IpAddr, condition: bool) {
+        let is_settled = self.batch.is_empty() && !self.edited.contains(name);
+        let Some(request) = self.reference.services.get_mut(name).filter(|it| !it.load_balancer && is_settled) else {
+            return;
+        };
+        if !self.left_alone.contains(name) && request.published != Status::default() {
+            return;
+        }
+        let satisfied = Condition { satisfied: true, reason: Reason::SATISFIED.into(), message: String::new() };
+        request.published = Status { addresses: vec![address], condition: condition.then_some(satisfied) };
+        self.left_alone.insert(name.clone());
+        self.tally.foreign += 1;
+        self.batch.push(Edit::UpsertService(request.clone()));
+    }
+
     fn upsert(&mut self, mut request: Request) {
         let before = self.reference.services.get(&request.service);
         let before = before.or_else(|| self.reference.unknown.get(&request.service));
@@ -123,6 +146,9 @@ impl Rig {
             self.expect_recorded(|service, address| {
                 *service == request.service || !request.published.addresses.contains(&address)
             });
+        }
+        if request.load_balancer {
+            self.left_alone.remove(&request.service);
         }
         self.reference.upsert_service(request.clone());
         self.batch.push(Edit::UpsertService(request));

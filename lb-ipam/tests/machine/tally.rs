@@ -19,6 +19,8 @@ pub(crate) struct Tally {
     pub(crate) lost_writes: u64,
     /// Writes that were said to fail and were made.
     pub(crate) unheard_writes: u64,
+    /// Statuses that somebody else wrote.
+    pub(crate) foreign: u64,
 }
 
 impl Tally {
@@ -32,11 +34,11 @@ impl Tally {
         self.numbers().iter().all(|(number, _)| *number > 0)
     }
 
-    fn numbers(mut self) -> [(u64, &'static str); 7] {
+    fn numbers(mut self) -> [(u64, &'static str); 8] {
         self.numbers_mut().map(|(number, what)| (*number, what))
     }
 
-    fn numbers_mut(&mut self) -> [(&mut u64, &'static str); 7] {
+    fn numbers_mut(&mut self) -> [(&mut u64, &'static str); 8] {
         [
             (&mut self.operations, "operations"),
             (&mut self.settled, "reconciles checked"),
@@ -45,6 +47,7 @@ impl Tally {
             (&mut self.lost_ledgers, "lost ledgers"),
             (&mut self.lost_writes, "writes failed"),
             (&mut self.unheard_writes, "writes made that were said to fail"),
+            (&mut self.foreign, "statuses that somebody else wrote"),
         ]
     }
 }

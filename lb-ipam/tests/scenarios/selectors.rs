@@ -135,6 +135,51 @@ fn a41_a_service_becomes_a_load_balancer_and_stops_being_one() {
     assert_eq!(w.status("a").counts.used, 0);
 }
 
+/// Another controller writes its own addresses, with or without a condition of the same type, in one process or the
+/// next.
+#[test]
+fn a_service_that_became_somebody_elses_is_cleared_once_and_left_alone() {
+    for gone in ["class=io.cilium/l2-announcer", "type=NodePort"] {
+        for restarts in [false, true] {
+            let mut w = World::new("v4");
+            w.pool("a [10.0.10.0/24]").service("d/a").tell_service(&format!("d/a {gone}"));
+            if restarts { w.restart() } else { w.run() }.wrote(1).shows(&[("d/a", "untouched")]);
+            let why = match gone {
+                "type=NodePort" => "the service is not of type LoadBalancer",
+                _ => "load-balancer class io.cilium/l2-announcer is not served here",
+            };
+            assert_eq!(w.released[0].to_string(), format!("service d/a no longer has 10.0.10.0: {why}"));
+            for theirs in ["10.0.10.0", "192.0.2.7", "192.0.2.8"] {
+                w.service(&format!("d/a {gone} st={theirs}")).wrote(0);
+                assert_eq!(w.got("d/a"), format!("{theirs} without condition"), "{gone}");
+            }
+            w.tell_condition("d/a").run().wrote(0).service("d/other").gone("d/other");
+            assert_eq!(w.got("d/a"), "192.0.2.8 satisfied", "{gone}");
+            w.service("d/a").shows(&[("d/a", "10.0.10.0 satisfied")]);
+        }
+    }
+}
+
+/// The other controller was faster than the clearing write.
+#[test]
+fn what_others_wrote_meanwhile_is_not_cleared() {
+    let mut w = World::new("v4");
+    w.pool("a [10.0.10.0/24]").service("d/a").tell_service("d/a class=other st=10.0.10.0,192.0.2.7").run();
+    w.wrote(1).shows(&[("d/a", "192.0.2.7 without condition")]);
+    w.service("d/b").tell_service("d/b type=ClusterIP st=192.0.2.8").run().wrote(0);
+}
+
+/// The process ended after it wrote the ledger and before it wrote the status.
+#[test]
+fn a_status_that_a_crash_left_on_a_service_of_another_type_is_cleared() {
+    let mut w = World::new("v4");
+    w.pool("a [10.0.10.0/24]").service("d/a");
+    let mut crashed = w.clone();
+    w.service("d/a type=NodePort");
+    crashed.tell_service("d/a type=NodePort").take_ledger(&w).restart().wrote(1).shows(&[("d/a", "untouched")]);
+    assert_eq!(crashed.ledger_writes, 0);
+}
+
 #[test]
 fn a42_a_selector_that_cannot_be_understood_concerns_its_pool_only() {
     let mut w = World::new("v4");

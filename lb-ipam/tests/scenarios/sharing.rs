@@ -45,11 +45,70 @@ fn a64_a65_a_service_that_may_not_share_any_more_leaves() {
     }
 }
 
+/// Whichever of the two changes, and whether an agent sees it or starts afterwards.
 #[test]
-fn the_service_that_changed_leaves_though_it_is_the_older_one() {
-    let mut w = World::new("v4");
-    w.pool(POOL).service("d/a key=k").service("d/b key=k ports=tcp/81").service("d/a key=k2").wrote(1);
-    w.shows(&[("d/a", "10.0.10.1 satisfied"), ("d/b", "10.0.10.0 satisfied")]);
+fn the_service_that_joined_leaves_and_the_owner_is_not_written_to() {
+    let rows = [
+        ("another key", "d/a key=k2", "d/b key=k ports=tcp/81"),
+        ("no key", "d/a", "d/b key=k ports=tcp/81"),
+        ("the owner takes the port", "d/a key=k ports=tcp/81", "d/b key=k ports=tcp/81"),
+        ("the one that joined takes the port", "d/a key=k", "d/b key=k ports=tcp/80"),
+        ("a policy", "d/a key=k etp=Local podsel=app:x", "d/b key=k ports=tcp/81"),
+    ];
+    for (what, owner, joined) in rows {
+        // The one that joined is the older one, and comes first by name too.
+        for (older, name) in [("t=1", "b"), ("t=900", "0")] {
+            let joined = joined.replace("d/b", &format!("d/{name}"));
+            for restarts in [false, true] {
+                let mut w = World::new("v4");
+                w.pool(POOL).service("d/a key=k").service(&format!("d/{name} key=k ports=tcp/81 {older}"));
+                w.shows(&[(&format!("d/{name}"), "10.0.10.0 satisfied")]);
+                w.tell_service(owner).tell_service(&format!("{joined} {older}"));
+                if restarts { w.restart() } else { w.run() }.wrote(1);
+                w.shows(&[("d/a", "10.0.10.0 satisfied"), (&format!("d/{name}"), "10.0.10.1 satisfied")]);
+                assert_eq!(w.ledger_writes, 2, "{what}");
+                w.run().wrote(0);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_permission_that_is_taken_back_moves_who_was_let_in() {
+    for restarts in [false, true] {
+        let mut w = World::new("v4");
+        w.pool(POOL).service("ns1/a key=k xns=ns2 req=10.0.10.5").service("ns2/b key=k xns=ns1 ports=tcp/81");
+        w.service("ns2/c key=k xns=ns1 ports=tcp/82 req=10.0.10.5");
+        w.shows(&[("ns2/b", "10.0.10.5 satisfied"), ("ns2/c", "10.0.10.5 satisfied")]);
+        w.tell_service("ns1/a key=k req=10.0.10.5");
+        if restarts { w.restart() } else { w.run() }.wrote(2);
+        w.shows(&[("ns1/a", "10.0.10.5 satisfied"), ("ns2/b", "10.0.10.0 satisfied")]);
+        w.shows(&[("ns2/c", "- already_allocated_incompatible_service")]);
+        let message = w.message("ns2/c");
+        assert!(message.contains("held by service ns1/a") && message.contains("`ns2` and `ns1`"), "{message}");
+        let told: Vec<String> = w.released.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            told[0],
+            "service ns2/b no longer has 10.0.10.5: it cannot be shared with service ns1/a, which held it first: \
+             namespaces `ns2` and `ns1` do not both allow each other; set lb/sharing-namespaces of each service to the \
+             namespace of the other"
+        );
+        // Once the owner is gone, the next one in order of arrival owns it.
+        w.tell_service("ns2/b key=k xns=ns1 ports=tcp/81 req=10.0.10.5").gone("ns1/a");
+        w.shows(&[("ns2/b", "10.0.10.5 satisfied"), ("ns2/c", "10.0.10.5 satisfied")]);
+    }
+}
+
+/// The second leaves because of the first, so the third, which only the second does not get along with, stays.
+#[test]
+fn only_those_that_stay_make_others_leave() {
+    for restarts in [false, true] {
+        let mut w = World::new("v4");
+        w.pool(POOL).service("d/a key=k").service("d/z key=k ports=tcp/81").service("d/b key=k ports=tcp/82");
+        w.tell_service("d/z key=k ports=tcp/80,tcp/82");
+        if restarts { w.restart() } else { w.run() }.wrote(1);
+        w.shows(&[("d/a", "10.0.10.0 satisfied"), ("d/b", "10.0.10.0 satisfied"), ("d/z", "10.0.10.1 satisfied")]);
+    }
 }
 
 #[test]

@@ -82,8 +82,8 @@ fn those_that_share_with_it_go_on_sharing() {
     let mut w = World::new("v4");
     w.pool("a [10.0.10.0/30]").service("d/a key=k").service("d/b key=k ports=tcp/81").garbled("d/a").restart().wrote(0);
     w.service("d/b key=k ports=tcp/82").wrote(0).shows(&[("d/b", "10.0.10.0 satisfied")]);
-    // Of the two the one that changed has to leave.
-    w.service("d/a key=k ports=tcp/82").shows(&[("d/a", "10.0.10.1 satisfied"), ("d/b", "10.0.10.0 satisfied")]);
+    // Of the two the one that joined has to leave.
+    w.service("d/a key=k ports=tcp/82").shows(&[("d/a", "10.0.10.0 satisfied"), ("d/b", "10.0.10.1 satisfied")]);
 }
 
 #[test]

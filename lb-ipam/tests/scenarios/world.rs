@@ -13,8 +13,8 @@ use std::{
 
 use lb_ipam::{
     Allocator, Block, Classes, Edit, Expression, Family, FamilyPolicy, MemoryLedger, Namespaces, Operator, Outcome,
-    Pool, PoolChoice, PoolName, PoolStatus, Protocol, Request, RequestedAddress, Selector, ServiceName, Settings,
-    Sharing, Status, Timestamp, TrafficPolicy,
+    Pool, PoolChoice, PoolName, PoolStatus, Protocol, Released, Request, RequestedAddress, Selector, ServiceName,
+    Settings, Sharing, Status, Timestamp, TrafficPolicy,
 };
 
 /// Pools, services with their statuses, and an allocator.
@@ -31,6 +31,8 @@ pub(crate) struct World {
     pub(crate) writes: usize,
     /// Ledger writes of the last run.
     pub(crate) ledger_writes: usize,
+    /// Addresses that services lost in the last run.
+    pub(crate) released: Vec<Released>,
 }
 
 impl World {
@@ -47,6 +49,7 @@ impl World {
             now: Timestamp::from_secs(1_000_000),
             writes: 0,
             ledger_writes: 0,
+            released: Vec::new(),
         }
     }
 
@@ -147,6 +150,7 @@ impl World {
         let outcome = self.allocator.reconcile(self.now);
         assert!(!outcome.unfinished && outcome.failed.is_empty());
         (self.writes, self.ledger_writes) = (outcome.writes.len(), outcome.ledger_writes);
+        self.released = outcome.released;
         for (service, status) in outcome.writes {
             let request = self.services.get_mut(&service).expect("a status of a service that there is");
             assert_ne!(request.published, status, "{service}: written without a change");
@@ -184,6 +188,7 @@ impl World {
         let outcome = self.start(false);
         assert_eq!(reversed.start(true), outcome);
         (self.writes, self.ledger_writes) = (outcome.writes.len(), outcome.ledger_writes);
+        self.released = outcome.released;
         for (service, status) in outcome.writes {
             self.services.get_mut(&service).expect("a known service").published = status;
         }
@@ -193,6 +198,20 @@ impl World {
     /// The ledger is lost; statuses are all that is left.
     pub(crate) fn lose_ledger(&mut self) -> &mut Self {
         self.allocator = Allocator::new(self.settings.clone(), MemoryLedger::default());
+        self
+    }
+
+    /// Adds the condition of an allocator to the status of a service.
+    pub(crate) fn tell_condition(&mut self, service: &str) -> &mut Self {
+        let mut request = self.services[&name(service)].clone();
+        let reason = lb_ipam::Reason::SATISFIED.into();
+        request.published.condition = Some(lb_ipam::Condition { satisfied: true, reason, message: String::new() });
+        self.tell(request)
+    }
+
+    /// The next start finds the ledger of the other world.
+    pub(crate) fn take_ledger(&mut self, other: &Self) -> &mut Self {
+        self.allocator = other.allocator.clone();
         self
     }
 
