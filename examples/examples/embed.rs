@@ -11,6 +11,7 @@ use lb_core::{
     memory::MemoryDatapath,
     model::{Change, Model, Settings},
     name::{ServiceName, SliceName},
+    node::NodeFacts,
     reconciler::Reconciler,
     service::{Service, ServicePort},
     time::Instant,
@@ -24,6 +25,8 @@ use lb_datapath_iptables::{
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut datapath = open(std::env::args().nth(1).as_deref().unwrap_or("memory"))?;
     let mut reconciler = Reconciler::new(Model::new(Settings::default(), datapath.capabilities()));
+    let node = NodeFacts { ips: vec!["192.0.2.1".parse()?], ..NodeFacts::default() };
+    reconciler.handle_change(Change::SetNode(node))?;
     reconciler.handle_observed(datapath.observe()?);
 
     let (name, tcp) = (ServiceName::new("default", "web"), Protocol::Tcp);
@@ -42,7 +45,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }))?;
 
     let now = Instant::default();
-    while let Some(plan) = reconciler.poll_plan(now) {
+    while let Some(plan) = reconciler.poll_plan(now)? {
         println!("plan {}: {}", plan.id.0, plan.summary());
         let outcome = datapath.apply(&plan);
         reconciler.handle_applied(plan.id, outcome, now);

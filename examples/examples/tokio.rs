@@ -27,6 +27,7 @@ use lb_core::{
     memory::MemoryDatapath,
     model::{Change, Model, ModelError, Settings},
     name::{ServiceName, SliceName},
+    node::NodeFacts,
     plan::Plan,
     reconciler::{FrontendStatus, Reconciler},
     service::{Service, ServicePort},
@@ -218,7 +219,8 @@ const FULL_WAIT: Duration = Duration::from_millis(20);
 
 impl Driver {
     fn new(datapath: Box<dyn Datapath>, events: stream::Sender<Event>) -> Self {
-        let reconciler = Reconciler::new(Model::new(Settings::default(), datapath.capabilities()));
+        let mut reconciler = Reconciler::new(Model::new(Settings::default(), datapath.capabilities()));
+        reconciler.handle_change(Change::SetNode(NodeFacts::default())).expect("facts claim no address");
         let start = std::time::Instant::now();
         Self { datapath, reconciler, events, repaired: 0, start, look_at: Instant::new(LOOK) }
     }
@@ -250,7 +252,7 @@ impl Driver {
                 Err(_) => self.reconciler.handle_observe_failed(self.now()),
             }
         }
-        while let Some(plan) = self.reconciler.poll_plan(self.now()) {
+        while let Ok(Some(plan)) = self.reconciler.poll_plan(self.now()) {
             let outcome = self.datapath.apply(&plan);
             self.reconciler.handle_applied(plan.id, outcome, self.now());
         }

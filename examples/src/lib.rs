@@ -90,7 +90,7 @@ impl Scene {
             for change in self.changes.iter().chain(changes) {
                 reconciler.handle_change(change.clone())?;
             }
-            while let Some(plan) = reconciler.poll_plan(Instant::default()) {
+            while let Some(plan) = reconciler.poll_plan(Instant::default())? {
                 datapath.apply(&plan)?;
                 reconciler.handle_applied(plan.id, Ok(()), Instant::default());
             }

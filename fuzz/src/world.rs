@@ -90,7 +90,7 @@ impl Node {
             // A service may claim what another one has.
             let _ = self.reconciler.handle_change(change);
         }
-        self.reconciler.poll_plan(Instant::default())
+        self.reconciler.poll_plan(Instant::default()).expect("the node is set, and every plan was carried out")
     }
 
     pub(crate) fn carry_out(&mut self, plan: &Plan) {

@@ -17,6 +17,7 @@
 //!     memory::MemoryDatapath,
 //!     model::{Change, Model, Settings},
 //!     name::{ServiceName, SliceName},
+//!     node::NodeFacts,
 //!     reconciler::Reconciler,
 //!     service::{Service, ServicePort},
 //!     time::Instant,
@@ -24,6 +25,8 @@
 //!
 //! let mut datapath: Box<dyn Datapath> = Box::new(MemoryDatapath::default()); // or eBPF, nftables, iptables
 //! let mut reconciler = Reconciler::new(Model::new(Settings::default(), datapath.capabilities()));
+//! let node = NodeFacts { ips: vec!["192.0.2.1".parse()?], ..NodeFacts::default() };
+//! reconciler.handle_change(Change::SetNode(node))?;
 //! reconciler.handle_observed(datapath.observe()?);
 //!
 //! let (name, tcp) = (ServiceName::new("default", "web"), Protocol::Tcp);
@@ -37,7 +40,7 @@
 //!     endpoints: vec![Endpoint::new("10.244.0.7".parse()?)],
 //! }))?;
 //! let now = Instant::default();
-//! while let Some(plan) = reconciler.poll_plan(now) {
+//! while let Some(plan) = reconciler.poll_plan(now)? {
 //!     let outcome = datapath.apply(&plan);
 //!     reconciler.handle_applied(plan.id, outcome, now);
 //! }

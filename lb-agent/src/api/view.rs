@@ -479,7 +479,7 @@ mod tests {
             only(reconciler).frontends.iter().map(|frontend| frontend.status.clone()).collect::<Vec<_>>()
         };
         assert_eq!(statuses(&reconciler), [Status::Pending, Status::NotCarried]);
-        let plan = reconciler.poll_plan(Instant::default()).unwrap();
+        let plan = reconciler.poll_plan(Instant::default()).unwrap().unwrap();
         reconciler.handle_applied(plan.id, Ok(()), Instant::default());
         assert_eq!(statuses(&reconciler), [Status::Active, Status::NotCarried]);
         assert_eq!(only(&reconciler).frontends[0].backends, BackendCount { active: 1, total: 2 });
@@ -500,7 +500,7 @@ mod tests {
     #[test]
     fn what_the_datapath_refused_says_why() {
         let mut reconciler = reconciler();
-        let plan = reconciler.poll_plan(Instant::default()).unwrap();
+        let plan = reconciler.poll_plan(Instant::default()).unwrap().unwrap();
         let addr = *reconciler.desired().frontends.keys().next().unwrap();
         let cause = DatapathError::new(ErrorKind::Capacity, "table full");
         let outcome = Err(ApplyError { applied: 0, failed: vec![(addr, cause)], unknown: None });

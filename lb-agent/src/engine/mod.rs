@@ -185,7 +185,10 @@ impl Engine {
             if self.shared.reconciler().wants_observation(now) {
                 self.observe(now)?;
             }
-            let Some(plan) = self.shared.reconciler_mut().poll_plan(now) else { break };
+            let plan = self.shared.reconciler_mut().poll_plan(now);
+            let Some(plan) = plan.expect("the node is set, and the last plan and observation were handled") else {
+                break;
+            };
             self.apply(&plan)?;
         }
         let ready_now = self.shared.become_ready();

@@ -255,6 +255,7 @@ mod tests {
         endpoint::{Endpoint, EndpointSlice, SlicePort},
         model::{Change, Model, Settings},
         name::{ServiceName, SliceName},
+        node::NodeFacts,
         reconciler::Reconciler,
         service::{Algorithm, Service, ServicePort},
     };
@@ -273,6 +274,7 @@ mod tests {
             let endpoint =
                 |n: u8| Endpoint { weight: if n == 3 { 0 } else { 100 }, ..Endpoint::new([10, 0, 0, n].into()) };
             let changes = [
+                Change::SetNode(NodeFacts::default()),
                 Change::UpsertService(Service {
                     cluster_ips: vec![[10, 96, 0, 1].into()],
                     algorithm: Some(algorithm),
@@ -289,7 +291,7 @@ mod tests {
             ];
             changes.into_iter().for_each(|change| reconciler.handle_change(change).unwrap());
             reconciler.handle_observed(State::default());
-            let plan = reconciler.poll_plan(Instant::default()).unwrap();
+            let plan = reconciler.poll_plan(Instant::default()).unwrap().unwrap();
             reconciler.handle_applied(plan.id, Ok(()), Instant::default());
             let packet = Packet {
                 entry: Entry::PodDevice,

@@ -19,21 +19,30 @@ use crate::{
     time::{Backoff, Instant},
 };
 
+mod error;
 mod events;
 mod in_use;
 
+pub use error::PlanError;
 use events::Events;
 use in_use::in_use;
 
 /// Turns changes into plans and outcomes into retries, without I/O: the caller carries the plans out and passes the
 /// time.
 ///
-/// 1. [`handle_observed`](Self::handle_observed) once, with the state of the datapath; again whenever
-///    [`wants_observation`](Self::wants_observation) returns `true`.
-/// 2. [`handle_change`](Self::handle_change) for each change.
-/// 3. [`poll_plan`](Self::poll_plan), apply, [`handle_applied`](Self::handle_applied), until there is no plan.
-/// 4. [`poll_event`](Self::poll_event), for the changes in the status of frontends.
-/// 5. Again at [`poll_timeout`](Self::poll_timeout).
+/// A [`Runner`](crate::runner::Runner) is that caller, and most programs use it instead. Whoever calls the reconciler
+/// goes through these steps:
+///
+/// 1. [`handle_change`](Self::handle_change) with [`Change::SetNode`], once: translated flows come from an address of
+///    the node.
+/// 2. [`handle_observed`](Self::handle_observed), with the state of the datapath, whenever
+///    [`wants_observation`](Self::wants_observation) returns `true`: at first, and when the state became unknown.
+/// 3. [`handle_change`](Self::handle_change) for each change.
+/// 4. [`poll_plan`](Self::poll_plan), apply, [`handle_applied`](Self::handle_applied), until there is no plan.
+/// 5. [`poll_event`](Self::poll_event), for the changes in the status of frontends.
+/// 6. Again at [`poll_timeout`](Self::poll_timeout).
+///
+/// If one of the steps 1, 2 and 4 was left out, `poll_plan` says so.
 ///
 /// There are no plans while a source is in its first listing. The state of an earlier process keeps serving meanwhile,
 /// and nothing is pruned merely because it has not been listed yet.
@@ -43,6 +52,7 @@ pub struct Reconciler {
     desired: Desired,
     installed: Option<State>,
     listing: BTreeMap<SourceName, bool>,
+    has_node: bool,
     dirty: BTreeSet<ServiceName>,
     touched: Touched,
     in_flight: Option<(Plan, Touched)>,
@@ -99,6 +109,7 @@ impl Reconciler {
             desired: Desired::default(),
             installed: None,
             listing: BTreeMap::new(),
+            has_node: false,
             dirty: BTreeSet::new(),
             touched: Touched::default(),
             in_flight: None,
@@ -199,7 +210,10 @@ impl Reconciler {
             Change::InitDone(source) => {
                 self.listing.insert(source.clone(), true);
             }
-            Change::SetNode(_) => self.touched.node = true,
+            Change::SetNode(_) => {
+                self.has_node = true;
+                self.touched.node = true;
+            }
             Change::UpsertService(_)
             | Change::RemoveService(_)
             | Change::ReplaceEndpoints(_)
@@ -219,11 +233,28 @@ impl Reconciler {
         self.listing.values().any(|done| !done)
     }
 
-    /// The next plan, if there is something to do and no plan is under way. It covers all changes since the last one.
-    pub fn poll_plan(&mut self, now: Instant) -> Option<Plan> {
-        if self.is_listing() || self.in_flight.is_some() {
-            return None;
+    /// The next plan, if there is something to do. It covers all changes since the last one.
+    ///
+    /// # Errors
+    /// When the caller left out what has to come first, so that there would never be a plan. The reconciler is as
+    /// before: do what the error says, and call again.
+    pub fn poll_plan(&mut self, now: Instant) -> Result<Option<Plan>, PlanError> {
+        if let Some((plan, _)) = &self.in_flight {
+            return Err(PlanError::NotApplied(plan.id));
         }
+        if self.wants_observation(now) {
+            return Err(PlanError::NotObserved);
+        }
+        if self.is_listing() {
+            return Ok(None);
+        }
+        if !self.has_node {
+            return Err(PlanError::NoNode);
+        }
+        Ok(self.next_plan(now))
+    }
+
+    fn next_plan(&mut self, now: Instant) -> Option<Plan> {
         self.update_desired();
         let mut touched = core::mem::take(&mut self.touched);
         self.touch_events(touched.frontends.iter().copied());
@@ -358,6 +389,7 @@ impl Reconciler {
     #[must_use]
     pub fn is_settled(&self) -> bool {
         !self.is_listing()
+            && self.has_node
             && self.dirty.is_empty()
             && self.in_flight.is_none()
             && self.retries.is_empty()

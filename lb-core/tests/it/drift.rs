@@ -12,6 +12,7 @@ use lb_core::{
     kernel::{Backends, KernelVerdict},
     memory::MemoryDatapath,
     model::{Change, Model, Settings},
+    node::NodeFacts,
     reconciler::Reconciler,
     state::{State, Target},
     time::Instant,
@@ -20,10 +21,11 @@ use proptest::prelude::*;
 
 fn reconciler(changes: impl IntoIterator<Item = Change>, datapath: &mut impl Datapath) -> Reconciler {
     let mut reconciler = Reconciler::new(Model::new(Settings::default(), datapath.capabilities()));
+    reconciler.handle_change(Change::SetNode(NodeFacts::default())).unwrap();
     reconciler.handle_observed(datapath.observe().unwrap());
     for change in changes {
         let _refused_by_the_model = reconciler.handle_change(change);
-        while let Some(plan) = reconciler.poll_plan(Instant::default()) {
+        while let Some(plan) = reconciler.poll_plan(Instant::default()).unwrap() {
             let outcome = datapath.apply(&plan);
             reconciler.handle_applied(plan.id, outcome, Instant::default());
         }

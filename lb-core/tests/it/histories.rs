@@ -190,7 +190,7 @@ proptest! {
             if first.wants_observation(Instant::default()) {
                 first.handle_observed(datapath.observe().unwrap());
             }
-            if let Some(mut plan) = first.poll_plan(Instant::default()) {
+            if let Some(mut plan) = first.poll_plan(Instant::default()).unwrap() {
                 plan.ops.truncate(stop.index(plan.ops.len() + 1));
                 datapath.apply(&plan).unwrap();
             }
@@ -199,7 +199,7 @@ proptest! {
         let mut second = reconciler(&datapath);
         second.handle_observed(crashed.clone());
         history.iter().for_each(|change| drop(second.handle_change(change.clone())));
-        while let Some(plan) = second.poll_plan(Instant::default()) {
+        while let Some(plan) = second.poll_plan(Instant::default()).unwrap() {
             for op in &plan.ops {
                 datapath.apply(&Plan { id: plan.id, ops: vec![op.clone()] }).unwrap();
                 let live = crashed.frontends.keys().filter(|addr| second.desired().frontends.contains_key(addr));

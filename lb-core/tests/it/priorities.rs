@@ -6,7 +6,6 @@ use lb_core::{
     memory::MemoryDatapath,
     model::{Change, Model},
     name::{ServiceName, SourceName},
-    reconciler::Reconciler,
     service::Service,
     time::Instant,
 };
@@ -121,7 +120,7 @@ fn a_new_node_address_does_not_turn_priorities_round() {
 #[test]
 fn a_take_over_is_one_write_to_the_datapath() {
     let mut datapath = MemoryDatapath::default();
-    let mut reconciler = Reconciler::new(Model::new(settings(), datapath.capabilities()));
+    let mut reconciler = crate::reconciler::reconciler(&datapath);
     reconciler.handle_observed(datapath.observe().unwrap());
     let addr = FrontendAddr::new(ip("10.96.0.1"), 80, Protocol::Tcp);
     let mut ids = Vec::new();
@@ -129,11 +128,11 @@ fn a_take_over_is_one_write_to_the_datapath() {
         let endpoints = slice(name, [crate::worlds::ready(backend)]);
         reconciler.handle_change(Change::ReplaceEndpoints(endpoints)).unwrap();
         reconciler.handle_change(Change::UpsertService(service(name, from, &["10.96.0.1"]))).unwrap();
-        let plan = reconciler.poll_plan(Instant::default()).unwrap();
+        let plan = reconciler.poll_plan(Instant::default()).unwrap().unwrap();
         assert_eq!(plan.ops.iter().filter(|op| op.frontend() == Some(addr)).count(), 1, "{}", plan.summary());
         let outcome = datapath.apply(&plan);
         reconciler.handle_applied(plan.id, outcome, Instant::default());
-        assert!(reconciler.poll_plan(Instant::default()).is_none());
+        assert_eq!(reconciler.poll_plan(Instant::default()), Ok(None));
         ids.push(datapath.state().frontends[&addr].id);
         let answer = datapath.state().answer(&addr, 0);
         assert_eq!(answer, lb_core::state::Answer::Backends([(crate::worlds::backend(backend), 1)].into()));

@@ -11,14 +11,18 @@ use lb_core::{
     memory::MemoryDatapath,
     model::{Change, Model},
     name::SourceName,
-    reconciler::{FrontendStatus, Reconciler},
+    node::NodeFacts,
+    plan::PlanId,
+    reconciler::{FrontendStatus, PlanError, Reconciler},
     state::Answer,
     time::Instant,
 };
 use proptest::prelude::*;
 
 pub(crate) fn reconciler(datapath: &impl Datapath) -> Reconciler {
-    Reconciler::new(Model::new(settings(), datapath.capabilities()))
+    let mut reconciler = Reconciler::new(Model::new(settings(), datapath.capabilities()));
+    reconciler.handle_change(Change::SetNode(NodeFacts::default())).unwrap();
+    reconciler
 }
 
 /// Drives until nothing is left to do at `now`.
@@ -30,7 +34,7 @@ pub(crate) fn run(reconciler: &mut Reconciler, datapath: &mut impl Datapath, now
                 Err(_) => reconciler.handle_observe_failed(now),
             }
         }
-        let Some(plan) = reconciler.poll_plan(now) else { return };
+        let Some(plan) = reconciler.poll_plan(now).unwrap() else { return };
         let outcome = datapath.apply(&plan);
         reconciler.handle_applied(plan.id, outcome, now);
     }
@@ -77,7 +81,7 @@ proptest! {
             if first.wants_observation(Instant::default()) {
                 first.handle_observed(datapath.observe().unwrap());
             }
-            let Some(mut plan) = first.poll_plan(Instant::default()) else { continue };
+            let Some(mut plan) = first.poll_plan(Instant::default()).unwrap() else { continue };
             plan.ops.truncate(stop.index(plan.ops.len() + 1));
             datapath.apply(&plan).unwrap();
             let crashed = datapath.state().clone();
@@ -169,7 +173,7 @@ fn a_datapath_that_cannot_be_observed_is_asked_ever_more_rarely() {
     assert_eq!(waits, [200, 400, 800, 1600, 3200, 6400, 12_800, 25_600, 30_000]);
     // Nothing left to do in between starts over.
     reconciler.handle_observed(MemoryDatapath::default().state().clone());
-    assert!(reconciler.poll_plan(now).is_none());
+    assert_eq!(reconciler.poll_plan(now), Ok(None));
     reconciler.handle_repaired(Err(ApplyError::unknown(DatapathError::new(ErrorKind::System, "lost"))), now);
     assert!(reconciler.wants_observation(now));
     reconciler.handle_observe_failed(now);
@@ -184,7 +188,7 @@ fn a_datapath_that_loses_its_state_with_every_plan_gets_ever_more_time() {
     let (mut now, mut waits) = (Instant::default(), Vec::new());
     for _ in 0..4 {
         reconciler.handle_observed(datapath.observe().unwrap());
-        let plan = reconciler.poll_plan(now).unwrap();
+        let plan = reconciler.poll_plan(now).unwrap().unwrap();
         let lost = DatapathError::new(ErrorKind::System, "lost");
         reconciler.handle_applied(plan.id, Err(ApplyError::unknown(lost)), now);
         assert!(!reconciler.wants_observation(now));
@@ -207,6 +211,28 @@ fn changes_between_two_plans_coalesce() {
         reconciler.handle_change(Change::ReplaceEndpoints(endpoints)).unwrap();
     }
     reconciler.handle_change(Change::UpsertService(web("a", "10.96.0.1"))).unwrap();
-    let plan = reconciler.poll_plan(Instant::default()).unwrap();
+    let plan = reconciler.poll_plan(Instant::default()).unwrap().unwrap();
     assert_eq!(plan.summary(), "3 operations: frontends +1 -0, sets +1 -0, backends +1 -0");
+}
+
+#[test]
+fn whoever_leaves_a_step_out_is_told_which_and_goes_on_once_it_is_made_up_for() {
+    let mut datapath = MemoryDatapath::default();
+    let mut reconciler = Reconciler::new(Model::new(settings(), datapath.capabilities()));
+    let now = Instant::default();
+    reconciler.handle_change(Change::UpsertService(web("a", "10.96.0.1"))).unwrap();
+    assert_eq!(reconciler.poll_plan(now), Err(PlanError::NotObserved));
+    reconciler.handle_observed(datapath.observe().unwrap());
+    assert_eq!(reconciler.poll_plan(now), Err(PlanError::NoNode));
+    assert!(!reconciler.is_settled());
+    reconciler.handle_change(Change::SetNode(NodeFacts::default())).unwrap();
+    let plan = reconciler.poll_plan(now).unwrap().unwrap();
+    assert_eq!(reconciler.poll_plan(now), Err(PlanError::NotApplied(PlanId(1))));
+    let lost = DatapathError::new(ErrorKind::System, "lost");
+    reconciler.handle_applied(plan.id, Err(ApplyError::unknown(lost)), now);
+    assert_eq!(reconciler.poll_plan(now), Ok(None), "it is not yet to be observed again");
+    let later = reconciler.poll_timeout().unwrap().0;
+    assert_eq!(reconciler.poll_plan(later), Err(PlanError::NotObserved));
+    run(&mut reconciler, &mut datapath, later);
+    assert!(reconciler.is_settled());
 }

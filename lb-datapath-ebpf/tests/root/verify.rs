@@ -55,7 +55,7 @@ impl Subject {
 
     fn change(&mut self, change: Change) {
         self.reconciler.handle_change(change).unwrap();
-        while let Some(plan) = self.reconciler.poll_plan(Instant::default()) {
+        while let Some(plan) = self.reconciler.poll_plan(Instant::default()).unwrap() {
             let outcome = self.datapath.apply(&plan);
             self.reconciler.handle_applied(plan.id, outcome, Instant::default());
         }

@@ -143,7 +143,7 @@ impl Stage {
                     Err(error) if self.carries_packets() => return Err(error.into()),
                     Err(_) => self.reconciler.handle_observe_failed(now),
                 }
-            } else if let Some(plan) = self.reconciler.poll_plan(now) {
+            } else if let Some(plan) = self.next_plan(now)? {
                 let outcome = self.apply(&plan)?;
                 self.check_outcome(&plan, &outcome)?;
                 self.reconciler.handle_applied(plan.id, outcome, now);
@@ -159,6 +159,10 @@ impl Stage {
             }
         }
         Err(Fault::Failed(format!("not settled after {ROUNDS} rounds")))
+    }
+
+    fn next_plan(&mut self, now: Instant) -> Result<Option<Plan>, Fault> {
+        self.reconciler.poll_plan(now).map_err(|error| Fault::Failed(error.to_string()))
     }
 
     /// Only a datapath without packets, which may be made to fail, may fail.

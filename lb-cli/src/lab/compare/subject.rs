@@ -72,7 +72,7 @@ impl<'lab> Subject<'lab> {
         }
         let Self { kind, node, installed, reconciler, .. } = self;
         node.run(|| {
-            let first = reconciler.poll_plan(lb_core::time::Instant::default());
+            let first = next_plan(*kind, reconciler)?;
             let start = Instant::now();
             settle(*kind, &mut **installed, reconciler, first, "the first sync").map(|()| start.elapsed())
         })?
@@ -85,7 +85,7 @@ impl<'lab> Subject<'lab> {
             let event = monotonic();
             let change = reconciler.handle_change(Change::ReplaceEndpoints(slice));
             change.map_err(|error| refused(*kind, &error))?;
-            let first = reconciler.poll_plan(lb_core::time::Instant::default());
+            let first = next_plan(*kind, reconciler)?;
             settle(*kind, &mut **installed, reconciler, first, "a change")?;
             Ok(Committed { event, took: monotonic().saturating_sub(event) })
         })?
@@ -132,9 +132,15 @@ fn settle(
             return Err(CompareError::Datapath { datapath: kind, action, cause: error.to_string() });
         }
         reconciler.handle_applied(plan.id, outcome, now);
-        next = reconciler.poll_plan(now);
+        next = next_plan(kind, reconciler)?;
     }
     Ok(())
+}
+
+/// The next plan; time stands still, since nothing is tried again.
+fn next_plan(kind: DatapathKind, reconciler: &mut Reconciler) -> Result<Option<Plan>> {
+    let plan = reconciler.poll_plan(lb_core::time::Instant::default());
+    plan.map_err(|error| CompareError::Datapath { datapath: kind, action: "a plan", cause: error.to_string() })
 }
 
 fn attachments(kind: DatapathKind, node: Node<'_>) -> Result<Attachments> {

@@ -130,7 +130,7 @@ mod tests {
         for change in world.changes(NodeFacts::default()) {
             model.handle_change(change).unwrap();
         }
-        let plan = model.poll_plan(lb_core::time::Instant::default()).unwrap();
+        let plan = model.poll_plan(lb_core::time::Instant::default()).unwrap().unwrap();
         let mut state = State::default();
         plan.ops.iter().for_each(|op| state.apply_op(op));
         assert_eq!((state.frontends.len(), state.sets.len(), state.backends.len()), (10, 10, 40));
