@@ -72,6 +72,7 @@ pub mod name;
 pub mod node;
 pub mod plan;
 pub mod reconciler;
+pub mod runner;
 pub mod selection;
 pub mod service;
 pub mod state;

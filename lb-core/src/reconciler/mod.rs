@@ -5,7 +5,7 @@ use alloc::{
     string::String,
     vec::Vec,
 };
-use core::time::Duration;
+use core::{fmt, time::Duration};
 
 use crate::{
     addr::FrontendAddr,
@@ -92,6 +92,16 @@ pub enum FrontendStatus {
     },
 }
 
+impl fmt::Display for FrontendStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Done => f.write_str("done"),
+            Self::Pending => f.write_str("pending"),
+            Self::Failed { cause, .. } => write!(f, "refused, and tried again later: {cause}"),
+        }
+    }
+}
+
 impl Reconciler {
     /// First wait before a refused frontend is tried again; it doubles up to
     /// [`MAX_RETRY_DELAY`](Self::MAX_RETRY_DELAY).
@@ -151,18 +161,22 @@ impl Reconciler {
     /// Handles the outcome of a [repair](crate::datapath::Datapath::repair): a frontend that could not be repaired is
     /// tried again as if a plan had failed for it.
     pub fn handle_repaired(&mut self, outcome: Result<(), ApplyError>, now: Instant) {
+        self.note_repaired(outcome.as_ref(), now);
+    }
+
+    pub(crate) fn note_repaired(&mut self, outcome: Result<&(), &ApplyError>, now: Instant) {
         let Err(error) = outcome else { return };
         if error.unknown.is_some() {
             self.forget_installed(now);
             return;
         }
         let failed: Vec<_> = error.failed.iter().map(|(addr, _)| *addr).collect();
-        for (addr, cause) in error.failed {
+        for (addr, cause) in &error.failed {
             if let Some(installed) = &mut self.installed {
-                installed.frontends.remove(&addr);
+                installed.frontends.remove(addr);
             }
-            self.touched.frontends.insert(addr);
-            self.retry_later(addr, cause.report(), now);
+            self.touched.frontends.insert(*addr);
+            self.retry_later(*addr, cause.report(), now);
         }
         self.touch_events(failed);
     }
@@ -227,6 +241,16 @@ impl Reconciler {
         Ok(())
     }
 
+    /// The plan whose outcome is not known yet.
+    pub(crate) fn in_flight(&self) -> Option<&Plan> {
+        self.in_flight.as_ref().map(|(plan, _)| plan)
+    }
+
+    /// Sources that are still in their first listing.
+    pub fn listing(&self) -> impl Iterator<Item = &SourceName> {
+        self.listing.iter().filter(|(_, done)| !**done).map(|(source, _)| source)
+    }
+
     /// Whether a source is still in its first listing.
     #[must_use]
     pub fn is_listing(&self) -> bool {
@@ -287,9 +311,13 @@ impl Reconciler {
 
     /// Handles the outcome of a plan. The outcome of any plan but the one under way is ignored.
     pub fn handle_applied(&mut self, id: PlanId, outcome: Result<(), ApplyError>, now: Instant) {
+        self.note_applied(id, outcome.as_ref(), now);
+    }
+
+    pub(crate) fn note_applied(&mut self, id: PlanId, outcome: Result<&(), &ApplyError>, now: Instant) {
         let Some((plan, touched)) = self.in_flight.take_if(|(plan, _)| plan.id == id) else { return };
         let failed = match outcome {
-            Ok(()) => BTreeMap::new(),
+            Ok(_) => BTreeMap::new(),
             Err(error) => {
                 // The next plan compares everything again: what failed, and removals that the datapath withheld because
                 // of it.
@@ -300,11 +328,11 @@ impl Reconciler {
                     self.forget_installed(self.observation.until().unwrap_or(now));
                     return;
                 }
-                error.failed.into_iter().map(|(addr, cause)| (addr, cause.report())).collect()
+                error.failed.iter().map(|(addr, cause)| (*addr, cause.report())).collect()
             }
         };
         self.observation.reset();
-        self.note_applied(&plan, &failed);
+        self.take_over(&plan, &failed);
         for (addr, cause) in failed {
             self.retry_later(addr, cause, now);
         }
@@ -345,7 +373,7 @@ impl Reconciler {
         self.retries.insert(addr, Retry { backoff, cause });
     }
 
-    fn note_applied(&mut self, plan: &Plan, failed: &BTreeMap<FrontendAddr, String>) {
+    fn take_over(&mut self, plan: &Plan, failed: &BTreeMap<FrontendAddr, String>) {
         let Some(installed) = &mut self.installed else { return };
         if failed.is_empty() {
             for op in &plan.ops {
