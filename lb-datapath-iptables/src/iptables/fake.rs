@@ -19,7 +19,7 @@ use crate::{
         host::Host,
         tools::{ToolError, Tools},
     },
-    routes::{InstalledRoutes, RouteFilter, RouteKind},
+    routes::{Foreign, InstalledRoutes, RouteFilter, RouteKind},
 };
 
 /// iptables as far as it matters here: chains, rules, and the references that it checks.
@@ -243,6 +243,10 @@ impl Host for FakeHost {
             state.forgotten.push(allowed.clone());
         }
         Ok(())
+    }
+
+    fn foreign(&mut self, _: &BTreeSet<IpAddr>) -> Result<Foreign, DatapathError> {
+        Ok(Foreign::default())
     }
 
     fn routes(&mut self) -> Result<InstalledRoutes, DatapathError> {

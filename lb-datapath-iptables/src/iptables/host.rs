@@ -15,7 +15,7 @@ use nix::libc;
 use crate::{
     conntrack::{Allowed, Conntrack},
     iptables::{IptablesConfig, check::drift::RouteDrift, reject_path::RejectPath},
-    routes::{InstalledRoutes, RouteFilter, Routes},
+    routes::{Foreign, InstalledRoutes, RouteFilter, Routes},
 };
 
 /// The kernel outside of iptables.
@@ -23,7 +23,8 @@ pub(crate) trait Host: Send {
     /// VIPs that are routed here.
     fn vips(&mut self) -> Result<BTreeSet<IpAddr>, DatapathError>;
 
-    /// Routes these VIPs here; those that are routed already stay. Returns those that cannot be routed.
+    /// Routes these VIPs here, those excepted that belong to somebody else; those that are routed already stay. Returns
+    /// those that cannot be routed.
     fn add_vips(&mut self, vips: &[IpAddr]) -> Result<BTreeMap<IpAddr, DatapathError>, DatapathError>;
 
     /// Stops to route these VIPs.
@@ -31,6 +32,9 @@ pub(crate) trait Host: Send {
 
     /// Forgets UDP flows to these frontends whose replies come from elsewhere than allowed.
     fn forget_udp(&mut self, allowed: &Allowed) -> Result<(), DatapathError>;
+
+    /// Says which of `vips`, all addresses of the datapath, belong to somebody else.
+    fn foreign(&mut self, vips: &BTreeSet<IpAddr>) -> Result<Foreign, DatapathError>;
 
     /// Every route and routing rule of this datapath.
     fn routes(&mut self) -> Result<InstalledRoutes, DatapathError>;
@@ -92,6 +96,10 @@ impl Host for Kernel {
 
     fn forget_udp(&mut self, allowed: &Allowed) -> Result<(), DatapathError> {
         self.flows.forget_stale(allowed).map(drop).map_err(failure("deleting stale UDP flows"))
+    }
+
+    fn foreign(&mut self, vips: &BTreeSet<IpAddr>) -> Result<Foreign, DatapathError> {
+        self.routes.foreign(vips).map_err(failure("reading routes"))
     }
 
     fn routes(&mut self) -> Result<InstalledRoutes, DatapathError> {

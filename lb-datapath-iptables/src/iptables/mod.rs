@@ -95,7 +95,7 @@ use crate::{
         },
         check::{
             drift::Findings,
-            installed::{Installed, Tables},
+            installed::{Installed, Tables, addresses},
             sizes::Sizes,
             watch::SharedSuspects,
         },
@@ -205,7 +205,9 @@ impl IptablesDatapath {
     fn read(&mut self) -> Result<Installed, DatapathError> {
         let families = self.config.families.iter();
         let tables: Vec<Tables> = families.map(|&family| self.tables(family)).collect::<Result<_, _>>()?;
-        Ok(Installed::read(&tables, self.host.vips()?, self.style))
+        let mut routed = self.host.vips()?;
+        routed.extend(self.host.foreign(&addresses(&tables))?.now);
+        Ok(Installed::read(&tables, routed, self.style))
     }
 
     fn tables(&self, family: Family) -> Result<Tables, ToolError> {

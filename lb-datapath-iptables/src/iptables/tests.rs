@@ -60,7 +60,7 @@ COMMIT
 :{second} - [0:0]
 -A LB-SERVICES -d 10.96.0.1/32 -p tcp -m tcp --dport 80 -m comment --comment \"f7 90/24/128 default/web\" -j {svc}
 -A LB-MARK-MASQ -j MARK --or-mark 0x4000
--A LB-MARK-REJECT -o lo -p udp -j REDIRECT --to-ports 0
+-A LB-MARK-REJECT -p udp -m addrtype --src-type LOCAL -j REDIRECT --to-ports 0
 -A LB-MARK-REJECT -j MARK --set-mark 0x6c620001
 -A LB-MARK-DROP -j MARK --set-mark 0x6c620002
 -A LB-MARK-SOURCE -s 10.244.0.0/16 -m comment --comment \"0 10.244.0.0/16\" -j RETURN

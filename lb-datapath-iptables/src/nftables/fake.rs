@@ -267,6 +267,10 @@ impl Host for World {
         Ok(())
     }
 
+    fn foreign(&mut self, _: &BTreeSet<IpAddr>) -> lb_netlink::Result<routes::Foreign> {
+        Ok(routes::Foreign::default())
+    }
+
     fn routes(&mut self) -> lb_netlink::Result<routes::InstalledRoutes> {
         let both = |vip| [(RouteKind::Local, vip), (RouteKind::Forwarded, vip)];
         Ok(routes::InstalledRoutes {

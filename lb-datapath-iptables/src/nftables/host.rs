@@ -23,7 +23,7 @@ use crate::{
             ruleset::Ruleset,
         },
     },
-    routes::{InstalledRoutes, RouteFilter, RouteKind, Routes},
+    routes::{Foreign, InstalledRoutes, RouteFilter, RouteKind, Routes},
 };
 
 /// Everything outside of this process that the datapath reads and changes. It decides nothing.
@@ -71,7 +71,8 @@ pub(crate) trait Host: Send {
     /// Addresses that have both routes.
     fn routed_vips(&mut self) -> lb_netlink::Result<BTreeSet<IpAddr>>;
 
-    /// Adds the routes of addresses; returns the addresses whose routes were refused.
+    /// Adds the routes of addresses, those excepted that belong to somebody else; returns the addresses whose routes were
+    /// refused.
     fn add_routes(&mut self, vips: &[IpAddr]) -> lb_netlink::Result<BTreeMap<IpAddr, lb_netlink::Error>>;
 
     /// Removes the routes of addresses; returns the addresses whose routes are left.
@@ -79,6 +80,9 @@ pub(crate) trait Host: Send {
 
     /// Removes every route and routing rule of this datapath.
     fn remove_all_routes(&mut self) -> lb_netlink::Result<()>;
+
+    /// Says which of `vips`, all addresses of the datapath, belong to somebody else.
+    fn foreign(&mut self, vips: &BTreeSet<IpAddr>) -> lb_netlink::Result<Foreign>;
 
     /// Every route and routing rule of this datapath.
     fn routes(&mut self) -> lb_netlink::Result<InstalledRoutes>;
@@ -281,6 +285,10 @@ impl Host for Kernel {
 
     fn remove_all_routes(&mut self) -> lb_netlink::Result<()> {
         self.routes.cleanup()
+    }
+
+    fn foreign(&mut self, vips: &BTreeSet<IpAddr>) -> lb_netlink::Result<Foreign> {
+        self.routes.foreign(vips)
     }
 
     fn routes(&mut self) -> lb_netlink::Result<InstalledRoutes> {

@@ -13,6 +13,7 @@ use nix::libc;
 use super::{
     LOOPBACK, RouteKind,
     identity::{RouteIdentity, vip_of},
+    owners::{OwnerChange, SharedVips},
 };
 
 /// The multicast groups with notifications about routes, routing rules and devices.
@@ -25,13 +26,14 @@ pub(crate) const GROUPS: [u32; 5] = [
 ];
 
 /// Distinguishes notifications about the routes of one datapath from others.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct RouteFilter {
     pub(crate) identity: RouteIdentity,
     /// Address of the socket that makes the datapath's own changes.
     pub(crate) port: u32,
     /// Address of a second socket of the datapath, if it has one.
     pub(crate) second_port: Option<u32>,
+    pub(crate) vips: SharedVips,
 }
 
 /// A change that concerns the datapath.
@@ -41,6 +43,8 @@ pub(crate) enum RouteChange {
     Route(RouteKind, IpAddr, bool),
     /// Of routing rules.
     Rules,
+    /// A virtual address may belong to somebody else now, or not any more.
+    Owners,
     /// Of the loopback device: when it goes down, the kernel removes the routes that lead to it.
     Loopback,
 }
@@ -51,8 +55,11 @@ impl RouteFilter {
         if Some(message.port) == self.second_port {
             return None;
         }
+        let owners = || OwnerChange::of(message).filter(|&change| self.vips.concerns(change));
         match message.kind {
-            libc::RTM_NEWROUTE | libc::RTM_DELROUTE => self.route(message),
+            libc::RTM_NEWROUTE | libc::RTM_DELROUTE => {
+                self.route(message).or_else(|| owners().map(|_| RouteChange::Owners))
+            }
             libc::RTM_NEWRULE | libc::RTM_DELRULE => {
                 let RouteIdentity { table, priority, .. } = self.identity;
                 let rule = RuleMessage::parse(message.payload).ok()?;
@@ -62,7 +69,10 @@ impl RouteFilter {
             }
             libc::RTM_NEWLINK | libc::RTM_DELLINK => {
                 let index = message.payload.get(4..8)?;
-                (index == LOOPBACK.to_ne_bytes()).then_some(RouteChange::Loopback)
+                match index == LOOPBACK.to_ne_bytes() {
+                    true => Some(RouteChange::Loopback),
+                    false => owners().map(|_| RouteChange::Owners),
+                }
             }
             _ => None,
         }

@@ -9,10 +9,13 @@
 //! nothing translates is answered with an ICMP error, so that a new local TCP connection fails with ENETUNREACH when
 //! its first packet is repeated, after a second. Established connections survive either.
 //!
+//! An address that belongs to somebody else has neither route: see [`owners`].
+//!
 //! [`fib6_is_reject`]: https://elixir.bootlin.com/linux/v6.18/source/net/ipv6/route.c
 
 mod filter;
 mod identity;
+mod owners;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,17 +23,25 @@ use std::{
 };
 
 use lb_core::addr::Family;
-use lb_netlink::{Protocol, Refusal, Socket, Writer};
+use lb_netlink::{Delivery, Listener, Protocol, Refusal, Socket, Writer};
 use netlink_packet_core::{Emitable, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, Parseable};
-use netlink_packet_route::{AddressFamily, RouteNetlinkMessage, route::RouteMessage, rule::RuleMessage};
+use netlink_packet_route::{
+    AddressFamily, RouteNetlinkMessage,
+    route::{RouteMessage, RouteType},
+    rule::RuleMessage,
+};
 use nix::libc;
 
 pub(crate) use self::{
     filter::{GROUPS, RouteChange, RouteFilter},
     identity::address_family,
+    owners::Foreign,
 };
 
-use self::identity::{RouteIdentity, vip_of};
+use self::{
+    identity::{RouteIdentity, vip_of},
+    owners::{OwnerChange, Owners, SharedVips, owned_prefix},
+};
 use crate::crash;
 
 /// Index of the loopback device in every network namespace.
@@ -63,6 +74,11 @@ pub(crate) struct Routes {
     identity: RouteIdentity,
     /// Families whose rule this process has added.
     ruled: BTreeSet<Family>,
+    /// Tells of changes of `owners`.
+    news: Listener,
+    /// Addresses of others; `None` until they are read.
+    owners: Option<Owners>,
+    vips: SharedVips,
 }
 
 impl Routes {
@@ -71,7 +87,16 @@ impl Routes {
     pub(crate) fn open(table: u32, priority: u32, protocol: u8) -> lb_netlink::Result<Self> {
         let socket = Socket::open(Protocol::Route)?;
         socket.filter_dumps()?;
-        Ok(Self { socket, identity: RouteIdentity { table, priority, protocol }, ruled: BTreeSet::new() })
+        let groups = [libc::RTNLGRP_LINK, libc::RTNLGRP_IPV4_ROUTE, libc::RTNLGRP_IPV6_ROUTE];
+        let news = Listener::open(Protocol::Route, &groups, Some(socket.port()?))?;
+        Ok(Self {
+            socket,
+            identity: RouteIdentity { table, priority, protocol },
+            ruled: BTreeSet::new(),
+            news,
+            owners: None,
+            vips: SharedVips::default(),
+        })
     }
 
     /// Addresses that have both routes.
@@ -80,8 +105,26 @@ impl Routes {
         Ok(local.intersection(&forwarded).copied().collect())
     }
 
-    /// Adds the routes of `vips`; routes that exist already stay. Returns the addresses that failed.
+    /// Adds the routes of `vips`; routes that exist already stay. An address that belongs to somebody else has none
+    /// afterwards. Returns the addresses that failed.
     pub(crate) fn add(&mut self, vips: &[IpAddr]) -> lb_netlink::Result<BTreeMap<IpAddr, lb_netlink::Error>> {
+        if vips.is_empty() {
+            return Ok(BTreeMap::new());
+        }
+        let owners = self.owners()?;
+        let (foreign, vips): (Vec<IpAddr>, Vec<IpAddr>) = vips.iter().partition(|&&vip| owners.has(vip));
+        let mut known = self.vips.lock();
+        known.all.extend(foreign.iter().chain(&vips));
+        known.foreign.extend(&foreign);
+        known.foreign.retain(|vip| !vips.contains(vip));
+        drop(known);
+        let mut failed = self.delete(&foreign)?;
+        failed.extend(self.write(&vips)?);
+        Ok(failed)
+    }
+
+    /// Adds routes, whoever the addresses belong to.
+    fn write(&mut self, vips: &[IpAddr]) -> lb_netlink::Result<BTreeMap<IpAddr, lb_netlink::Error>> {
         if vips.is_empty() {
             return Ok(BTreeMap::new());
         }
@@ -113,6 +156,16 @@ impl Routes {
 
     /// Removes the routes of `vips` that this datapath wrote.
     pub(crate) fn remove(&mut self, vips: &[IpAddr]) -> lb_netlink::Result<BTreeMap<IpAddr, lb_netlink::Error>> {
+        let mut known = self.vips.lock();
+        for vip in vips {
+            known.all.remove(vip);
+            known.foreign.remove(vip);
+        }
+        drop(known);
+        self.delete(vips)
+    }
+
+    fn delete(&mut self, vips: &[IpAddr]) -> lb_netlink::Result<BTreeMap<IpAddr, lb_netlink::Error>> {
         if vips.is_empty() {
             return Ok(BTreeMap::new());
         }
@@ -123,6 +176,47 @@ impl Routes {
         }
         let refused = crash::around(|| self.socket.request(writer))?;
         Ok(self.blame(refused, &[], vips, &[libc::ESRCH, libc::ENOENT]))
+    }
+
+    /// Says which of `vips`, all addresses of the datapath, belong to somebody else.
+    pub(crate) fn foreign(&mut self, vips: &BTreeSet<IpAddr>) -> lb_netlink::Result<Foreign> {
+        let owners = self.owners()?;
+        let now: BTreeSet<IpAddr> = vips.iter().copied().filter(|&vip| owners.has(vip)).collect();
+        let mut known = self.vips.lock();
+        let before = vips.iter().filter(|vip| known.all.contains(vip));
+        let changed = before.copied().filter(|vip| known.foreign.contains(vip) != now.contains(vip)).collect();
+        (known.all, known.foreign) = (vips.clone(), now.clone());
+        Ok(Foreign { now, changed })
+    }
+
+    /// Addresses of others, as they are now.
+    fn owners(&mut self) -> lb_netlink::Result<&Owners> {
+        let mut changed = false;
+        let delivery = self.news.read(|message| changed |= OwnerChange::of(&message).is_some())?;
+        if changed || delivery == Delivery::Overrun {
+            self.owners = None;
+        }
+        let owners = match self.owners.take() {
+            Some(owners) => owners,
+            None => self.read_owners()?,
+        };
+        Ok(self.owners.insert(owners))
+    }
+
+    fn read_owners(&mut self) -> lb_netlink::Result<Owners> {
+        let mut owners = Owners::default();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            for kind in [RouteType::Unicast, RouteType::Local] {
+                let mut filter = RouteMessage::default();
+                (filter.header.address_family, filter.header.kind) = (family, kind);
+                match self.dump(&filter) {
+                    Ok(routes) => routes.iter().filter_map(owned_prefix).for_each(|prefix| owners.insert(prefix)),
+                    Err(error) if missing(&error) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(owners)
     }
 
     /// Removes every route of this protocol number and metric, and the rules.
@@ -194,7 +288,8 @@ impl Routes {
 
     /// Distinguishes notifications about these routes from others.
     pub(crate) fn filter(&self) -> lb_netlink::Result<RouteFilter> {
-        Ok(RouteFilter { identity: self.identity, port: self.socket.port()?, second_port: None })
+        let (identity, vips) = (self.identity, self.vips.clone());
+        Ok(RouteFilter { identity, port: self.socket.port()?, second_port: None, vips })
     }
 
     /// Addresses with a route of a kind.

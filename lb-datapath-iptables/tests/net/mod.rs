@@ -21,7 +21,7 @@ pub(crate) const SILENCE: Duration = Duration::from_millis(300);
 pub(crate) struct Netns(File);
 
 impl Netns {
-    fn create() -> Self {
+    pub(crate) fn create() -> Self {
         let made = thread::spawn(|| {
             unshare(CloneFlags::CLONE_NEWNET).expect("root");
             // IPv6 addresses answer at once.
@@ -52,7 +52,7 @@ impl Netns {
         })
     }
 
-    fn path(&self) -> String {
+    pub(crate) fn path(&self) -> String {
         use std::os::fd::AsRawFd;
         format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd())
     }
@@ -103,7 +103,7 @@ impl Net {
 }
 
 /// Starts a server that answers `NAME SOURCE`, over TCP and UDP.
-fn serve(netns: &Netns, name: usize) {
+pub(crate) fn serve(netns: &Netns, name: usize) {
     netns.run(move || {
         let tcp = TcpListener::bind(("::", PORT)).unwrap();
         let udp = UdpSocket::bind(("::", PORT)).unwrap();

@@ -136,7 +136,7 @@ impl Job<'_> {
         out.line(format_args!("-A {MARK_MASQ} -j MARK --or-mark {masquerade_mark:#x}"));
         // A refusal in `OUTPUT` fails the call that sends a datagram (EPERM). Sent to port 0 of the node, where nobody
         // can listen, it is answered as to any closed port.
-        out.line(format_args!("-A {MARK_REJECT} -o lo -p udp -j REDIRECT --to-ports 0"));
+        out.line(format_args!("-A {MARK_REJECT} -p udp -m addrtype --src-type LOCAL -j REDIRECT --to-ports 0"));
         out.line(format_args!("-A {MARK_REJECT} -j MARK --set-mark {reject_mark:#x}"));
         out.line(format_args!("-A {MARK_DROP} -j MARK --set-mark {drop_mark:#x}"));
     }

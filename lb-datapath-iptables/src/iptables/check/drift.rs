@@ -171,7 +171,9 @@ impl IptablesDatapath {
     }
 
     fn look_at_routes(&mut self, expected: Expected<'_>) -> Result<RouteDrift, DatapathError> {
-        let vips: BTreeSet<IpAddr> = expected.state.frontends.keys().map(|addr| addr.ip).collect();
+        let mut vips: BTreeSet<IpAddr> = expected.state.frontends.keys().map(|addr| addr.ip).collect();
+        let foreign = self.host.foreign(&vips)?.now;
+        vips.retain(|vip| !foreign.contains(vip));
         let found = self.host.routes()?;
         let wanted: BTreeSet<(RouteKind, IpAddr)> =
             vips.iter().flat_map(|&vip| [(RouteKind::Local, vip), (RouteKind::Forwarded, vip)]).collect();

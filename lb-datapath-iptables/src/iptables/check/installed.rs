@@ -99,6 +99,12 @@ pub(crate) struct Tables {
     pub(crate) filter: SavedTable,
 }
 
+/// The addresses of frontends in `tables`.
+pub(crate) fn addresses(tables: &[Tables]) -> BTreeSet<IpAddr> {
+    let rules = tables.iter().flat_map(|tables| tables.nat.rules(SERVICES));
+    rules.filter_map(frontend_addr).map(|(addr, _)| addr.ip).collect()
+}
+
 struct Reader<'a> {
     tables: &'a Tables,
     routed: &'a BTreeSet<IpAddr>,

@@ -112,7 +112,7 @@ impl IptablesWatcher {
     }
 
     fn look_at_routes(&mut self) -> io::Result<bool> {
-        let (mut noticed, filter) = (false, self.route_filter);
+        let (mut noticed, filter) = (false, &self.route_filter);
         let heard = self.routes.read(|message| noticed |= filter.change(&message).is_some())?;
         noticed |= heard == Delivery::Overrun;
         self.shared.lock().routes |= noticed;

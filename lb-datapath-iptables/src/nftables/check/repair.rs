@@ -3,7 +3,10 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-use lb_core::addr::{Family, FrontendAddr, Protocol};
+use lb_core::{
+    addr::{Family, FrontendAddr, Protocol},
+    drift::{Difference, DriftClass},
+};
 
 use crate::{
     conntrack::Allowed,
@@ -43,12 +46,13 @@ impl RepairPlan {
     /// The changes that put `findings` right.
     pub(crate) fn new(wanted: &ExpectedTable<'_>, findings: &[Finding]) -> Self {
         let mut remedy = Self::default();
-        let vips = if findings.iter().any(|finding| matches!(finding.object, Object::Route(..))) {
-            wanted.vips()
-        } else {
-            BTreeSet::new()
-        };
         let objects: BTreeSet<&Object> = findings.iter().map(|finding| &finding.object).collect();
+        let extra: BTreeSet<&Object> = findings
+            .iter()
+            .filter(|finding| finding.drift.difference == Difference::Extra)
+            .map(|finding| &finding.object)
+            .collect();
+        let is_extra = |object| extra.contains(object);
         for object in objects {
             match object {
                 Object::Table => remedy.table = true,
@@ -56,8 +60,8 @@ impl RepairPlan {
                 Object::ForeignChain(name) => remedy.mend.chains_gone.push(name.clone()),
                 Object::Chain(name) => remedy.mend.chains.extend(mended(name, findings)),
                 Object::Element(set, key) => remedy.element(wanted, *set, key),
-                Object::Route(place, vip) if vips.contains(vip) => remedy.missing_routes.push((*place, *vip)),
-                Object::Route(place, vip) => remedy.extra_routes.push((*place, *vip)),
+                Object::Route(place, vip) if is_extra(object) => remedy.extra_routes.push((*place, *vip)),
+                Object::Route(place, vip) => remedy.missing_routes.push((*place, *vip)),
                 Object::RoutingRule(family) => remedy.routing_rules.push(*family),
             }
         }
@@ -112,7 +116,6 @@ impl RepairPlan {
 
 /// A chain as it should be, and whether it exists.
 fn mended(name: &str, findings: &[Finding]) -> Option<ChainRepair> {
-    use lb_core::drift::{Difference, DriftClass};
     let about = |class, missing| {
         findings.iter().any(|Finding { drift, .. }| {
             drift.class == class && drift.object == name && (drift.difference == Difference::Missing) == missing

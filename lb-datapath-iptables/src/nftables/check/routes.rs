@@ -28,10 +28,12 @@ pub(crate) fn inspect_routes(
     findings: &mut Vec<Finding>,
 ) -> lb_netlink::Result<()> {
     let rules = suspects.everything || suspects.routing_rules;
-    if !rules && suspects.routes.is_empty() {
+    if !rules && suspects.routes.is_empty() && !suspects.owners {
         return Ok(());
     }
-    let vips = wanted.vips();
+    let mut vips = wanted.vips();
+    let foreign = host.foreign(&vips)?;
+    vips.retain(|vip| !foreign.now.contains(vip));
     let before = findings.len();
     if rules {
         let there = host.routing_rules()?;
@@ -59,6 +61,14 @@ pub(crate) fn inspect_routes(
                 (true, false) => route(place, vip, Difference::Missing),
                 (false, true) => route(place, vip, Difference::Extra),
                 (true, true) | (false, false) => {}
+            }
+        }
+        for (vip, place) in
+            foreign.changed.iter().flat_map(|&vip| [(vip, RouteKind::Local), (vip, RouteKind::Forwarded)])
+        {
+            let difference = if foreign.now.contains(&vip) { Difference::Extra } else { Difference::Missing };
+            if !suspects.routes.contains_key(&(place, vip)) {
+                route(place, vip, difference);
             }
         }
     }

@@ -93,6 +93,8 @@ pub(crate) struct Suspects {
     pub(crate) routes: BTreeMap<(RouteKind, IpAddr), bool>,
     /// The routing rules.
     pub(crate) routing_rules: bool,
+    /// Whether addresses belong to somebody else.
+    pub(crate) owners: bool,
 }
 
 /// With more suspects than this in one set, reading all of the set costs less than asking for each.

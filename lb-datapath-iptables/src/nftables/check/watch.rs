@@ -114,6 +114,7 @@ impl ChangeFilter {
         match told {
             RouteChange::Route(place, vip, there) => drop(suspects.routes.insert((place, vip), there)),
             RouteChange::Rules => suspects.routing_rules = true,
+            RouteChange::Owners => suspects.owners = true,
             RouteChange::Loopback => *suspects = Suspects::everything(),
         }
         true

@@ -31,7 +31,7 @@ pub(crate) enum Expr {
     Copy { from: Register, bytes: usize, to: Register },
     /// Loads the packet's mark.
     Mark { to: Register },
-    /// Loads the index of the device that the packet leaves through; ends the rule where the device is not known.
+    /// Loads the index of the device that the packet leaves through, 0 where the device is not known.
     OutputDevice { to: Register },
     /// Loads four bytes.
     Load { bytes: [u8; 4], to: Register },

@@ -92,9 +92,6 @@ pub(crate) fn pick(pick: &Pick) -> Vec<Rule> {
     }
 }
 
-/// Index of the loopback device in every network namespace.
-const LOOPBACK: u32 = 1;
-
 fn dispatch() -> Vec<Rule> {
     [Family::V4, Family::V6].into_iter().map(dispatch_of).collect()
 }
@@ -163,7 +160,7 @@ fn masquerade_rules(family: Family) -> Vec<Rule> {
 
 /// A local UDP packet goes on to port 0 of the node, where nobody can listen. The answer is an ICMP error that
 /// conntrack translates back. Refused in the output hook, it would be an error of `send`, and for IPv4 the kernel would
-/// not find a source for the ICMP error, since the packet's route leads to the loopback device.
+/// not find a source for the ICMP error where the packet's route leads to the loopback device.
 fn refuse_rules() -> Vec<Rule> {
     let protocol =
         |number| [Expr::TransportProtocol { to: R0 }, Expr::Compare { not: false, register: R0, with: vec![number] }];
@@ -171,8 +168,9 @@ fn refuse_rules() -> Vec<Rule> {
     tcp.push(Expr::Reset);
     let mut local = Vec::from(protocol(Protocol::Udp.number()));
     local.extend([
+        // None is known before the route look-up of packets that arrive.
         Expr::OutputDevice { to: R0 },
-        Expr::Compare { not: false, register: R0, with: LOOPBACK.to_ne_bytes().to_vec() },
+        Expr::Compare { not: true, register: R0, with: vec![0; 4] },
         Expr::Load { bytes: [0; 4], to: R0 },
         Expr::Redirect { port: R0 },
     ]);

@@ -1,0 +1,184 @@
+//! Virtual addresses next to the addresses of others, and flows that conntrack knows better than a rule: on every
+//! datapath of this crate, with real connections from a pod, from the node and from outside. Run as root:
+//! `cargo test -p lb-datapath-iptables --test neighbours -- --ignored`.
+
+#![expect(clippy::unwrap_used, reason = "a step that fails, fails the test")]
+
+#[expect(dead_code, reason = "shared with the tests of each datapath")]
+#[path = "../net/mod.rs"]
+mod net;
+mod world;
+
+use std::{
+    io::ErrorKind,
+    net::{SocketAddr, TcpStream},
+};
+
+use lb_core::drift::Inspection;
+use net::{PORT, SILENCE, tcp, udp};
+use world::{CLIENTS, FRONT, Kind, World, at, server_ip};
+
+macro_rules! on_every_datapath {
+    ($($name:ident),* $(,)?) => {
+        on_every_datapath!(nftables, Nftables, "needs root: network namespaces and nftables", $($name),*);
+        on_every_datapath!(iptables_nft, IptablesNft, "needs root: network namespaces and iptables-nft", $($name),*);
+        on_every_datapath!(iptables_legacy, IptablesLegacy, "needs root: network namespaces and iptables-legacy", $($name),*);
+    };
+    ($module:ident, $kind:ident, $why:literal, $($name:ident),*) => {
+        mod $module {
+            $(#[test]
+            #[ignore = $why]
+            fn $name() {
+                super::$name(super::Kind::$kind);
+            })*
+        }
+    };
+}
+
+on_every_datapath! {
+    other_ports_of_a_neighbours_address_are_the_neighbours,
+    an_address_of_the_subnet_that_nobody_has_is_served_and_nothing_else,
+    other_ports_of_an_address_that_is_ours_alone_are_silent,
+    a_service_without_backends_refuses_at_a_neighbours_address,
+    an_address_is_given_back_when_its_network_comes_and_taken_when_it_goes,
+    a_new_process_finds_a_service_at_a_neighbours_address,
+}
+
+/// `bN` of an answer.
+fn name(answer: &str) -> &str {
+    answer.split(' ').next().unwrap()
+}
+
+/// As k3s' ServiceLB publishes them: the addresses of all nodes, this one among them.
+fn other_ports_of_a_neighbours_address_are_the_neighbours(kind: Kind) {
+    let mut world = World::new(kind);
+    world.serve(&["10.200.2.1", "10.200.2.11", "fd00:200:2::1", "fd00:200:2::11"], 12);
+    for client in CLIENTS {
+        let from = world.netns(client);
+        for ask in [tcp, udp] {
+            for vip in ["10.200.2.1", "10.200.2.11", "fd00:200:2::1", "fd00:200:2::11"] {
+                let answer = from.run(|| ask(at(vip, FRONT)));
+                assert_eq!(name(&answer.unwrap()), "b12", "{client:?}: the service at {vip}");
+            }
+            for neighbour in ["10.200.2.11", "fd00:200:2::11"] {
+                let answer = from.run(|| ask(at(neighbour, PORT)));
+                assert_eq!(name(&answer.unwrap()), "b11", "{client:?}: another port of {neighbour}");
+            }
+        }
+    }
+    assert_eq!(world.inspect(Inspection::Everything), []);
+}
+
+/// The usual pool of a cluster that announces addresses on its own segment.
+fn an_address_of_the_subnet_that_nobody_has_is_served_and_nothing_else(kind: Kind) {
+    let mut world = World::new(kind);
+    world.serve(&["10.200.2.200", "fd00:200:2::200"], 12);
+    for client in CLIENTS {
+        let from = world.netns(client);
+        for vip in ["10.200.2.200", "fd00:200:2::200"] {
+            for ask in [tcp, udp] {
+                assert_eq!(name(&from.run(|| ask(at(vip, FRONT))).unwrap()), "b12", "{client:?}: {vip}");
+            }
+            let other = from.run(|| connect(at(vip, FRONT + 1)));
+            assert!(other.is_err(), "{client:?}: another port of {vip}");
+        }
+    }
+}
+
+fn other_ports_of_an_address_that_is_ours_alone_are_silent(kind: Kind) {
+    let mut world = World::new(kind);
+    // Where a packet without a blackhole would go.
+    world.node.sh("ip route add default via 10.200.2.11; ip route add default via fd00:200:2::11");
+    world.serve(&["10.96.0.1", "fd96::1"], 12);
+    for server in &world.servers {
+        server.sh("ip addr add 10.96.0.1/32 dev lo; ip addr add fd96::1/128 dev lo nodad");
+    }
+    for client in CLIENTS {
+        for vip in ["10.96.0.1", "fd96::1"] {
+            assert_eq!(name(&world.netns(client).run(|| tcp(at(vip, FRONT))).unwrap()), "b12", "{client:?}: {vip}");
+            let other = world.netns(client).run(|| connect(at(vip, PORT)));
+            assert_eq!(other.unwrap_err().kind(), ErrorKind::TimedOut, "{client:?}: another port of {vip}");
+        }
+    }
+}
+
+fn a_service_without_backends_refuses_at_a_neighbours_address(kind: Kind) {
+    let mut world = World::new(kind);
+    world.serve(&["10.200.2.11", "fd00:200:2::11"], 12);
+    world.change(|_, state| {
+        state.frontends.values_mut().for_each(|frontend| frontend.target = lb_core::state::Target::Reject);
+        state.sets.clear();
+        state.backends.clear();
+    });
+    for client in CLIENTS {
+        for vip in ["10.200.2.11", "fd00:200:2::11"] {
+            for ask in [tcp, udp] {
+                let refused = world.netns(client).run(|| ask(at(vip, FRONT)));
+                assert_eq!(refused.unwrap_err().kind(), ErrorKind::ConnectionRefused, "{client:?}: {vip}");
+            }
+        }
+    }
+}
+
+fn an_address_is_given_back_when_its_network_comes_and_taken_when_it_goes(kind: Kind) {
+    let mut world = World::new(kind);
+    let vips = ["10.230.0.11", "fd00:230::11"];
+    world.serve(&vips, 12);
+    world.servers[0].sh("ip addr add 10.230.0.11/24 dev eth0; ip addr add fd00:230::11/64 dev eth0 nodad");
+    let mut watcher = world.watcher();
+    assert_eq!(world.inspect(Inspection::Suspects), []);
+    let reached = |world: &World| {
+        for (client, vip) in CLIENTS.into_iter().flat_map(|client| vips.map(|vip| (client, vip))) {
+            assert_eq!(name(&world.netns(client).run(|| tcp(at(vip, FRONT))).unwrap()), "b12", "{client:?}: {vip}");
+        }
+        let owned = CLIENTS.into_iter().flat_map(|client| vips.map(|vip| (client, vip)));
+        owned.filter(|&(client, vip)| world.netns(client).run(|| connect(at(vip, PORT))).is_ok()).count()
+    };
+    assert_eq!(reached(&world), 0, "nobody is known to have the addresses");
+    world.node.sh("ip addr add 10.230.0.1/24 dev eth0; ip addr add fd00:230::1/64 dev eth0 nodad");
+    until_silent(&mut world, &mut *watcher);
+    assert_eq!(reached(&world), 6, "their owner answers");
+    world.node.sh("ip addr del 10.230.0.1/24 dev eth0; ip addr del fd00:230::1/64 dev eth0");
+    until_silent(&mut world, &mut *watcher);
+    assert_eq!(reached(&world), 0, "no device leads to their network any more");
+    world.node.sh("ip link add dummy type veth peer name dummy2; ip link set dummy up; ip link set dummy2 up
+         ip addr add 10.230.0.11/32 dev dummy; ip addr add fd00:230::11/128 dev dummy nodad");
+    until_silent(&mut world, &mut *watcher);
+    let blackholes = "ip route show table main type blackhole; ip -6 route show table main type blackhole";
+    assert_eq!(world.node.sh(blackholes), "", "the node itself has the addresses");
+    // The kernel tells of no IPv4 route that goes with its device.
+    world.node.sh("ip link del dummy");
+    until_silent(&mut world, &mut *watcher);
+    assert_eq!(world.node.sh(blackholes).lines().count(), 2);
+    assert_eq!(reached(&world), 0);
+}
+
+/// Puts right what the watcher notices, until it notices nothing more.
+fn until_silent(world: &mut World, watcher: &mut dyn lb_core::datapath::Watcher) {
+    let found = world.follow(watcher);
+    assert!(!found.is_empty(), "the change was not found");
+    while watcher.wait(SILENCE).unwrap() {
+        let found = world.inspect(Inspection::Suspects);
+        world.repair(&found);
+    }
+    assert_eq!(world.inspect(Inspection::Everything), []);
+}
+
+fn a_new_process_finds_a_service_at_a_neighbours_address(kind: Kind) {
+    let mut world = World::new(kind);
+    world.serve(&["10.200.2.11", "fd00:200:2::11", "10.96.0.1"], 12);
+    let before = world.state.clone();
+    assert_eq!(world.observe().frontends, before.frontends);
+    world.withdraw("10.200.2.11");
+    world.withdraw("10.96.0.1");
+    assert_eq!(world.inspect(Inspection::Everything), []);
+    for client in CLIENTS {
+        let answer = world.netns(client).run(|| tcp(at(&server_ip(11, false), PORT)));
+        assert_eq!(name(&answer.unwrap()), "b11", "{client:?}");
+    }
+}
+
+/// A TCP connection within the time of a silence.
+fn connect(to: SocketAddr) -> std::io::Result<TcpStream> {
+    TcpStream::connect_timeout(&to, SILENCE)
+}
