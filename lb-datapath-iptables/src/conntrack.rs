@@ -1,8 +1,10 @@
 //! Flows that outlive the frontend or the backend that they were translated for.
 //!
-//! Netfilter decides on the first packet of a flow and remembers. A TCP flow ends by itself. A UDP flow between a busy
-//! client and a backend that is gone never ends, so its entry has to be deleted: then the next packet is a first one
-//! again. Without the entry an answer belongs to no flow, so an answer that is under way is waited for.
+//! Netfilter decides on the first packet of a flow and remembers. A TCP flow that was answered ends by itself. A UDP
+//! flow between a busy client and a backend that is gone never ends, so its entry has to be deleted: then the next
+//! packet is a first one again. The same goes for a TCP flow that nobody has answered: its client repeats the first
+//! packet, which went to whoever had the address before. Without the entry an answer belongs to no flow, so an answer
+//! that is under way is waited for.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -66,22 +68,24 @@ impl Conntrack {
         }
     }
 
-    /// Deletes the UDP flows to a frontend of `allowed` whose replies come from somewhere else than it allows; flows
-    /// that nobody translated are among them. Returns how many.
+    /// Deletes the flows to a frontend of `allowed` whose replies come from somewhere else than it allows; flows that
+    /// nobody translated are among them. Returns how many.
     ///
-    /// Frontends of other protocols are passed over: TCP flows end by themselves and must not be cut.
+    /// Of TCP only flows that nobody has answered are deleted: the others end by themselves and must not be cut.
     pub(crate) fn forget_stale(&mut self, allowed: &Allowed) -> lb_netlink::Result<usize> {
         let mut deleted = 0;
-        for family in [Family::V4, Family::V6] {
-            let concerned = |addr: &FrontendAddr| addr.protocol == Protocol::Udp && addr.family() == family;
+        for (family, protocol) in
+            [Family::V4, Family::V6].into_iter().flat_map(|family| [Protocol::Udp, Protocol::Tcp].map(|p| (family, p)))
+        {
+            let concerned = |addr: &FrontendAddr| addr.protocol == protocol && addr.family() == family;
             if allowed.keys().any(concerned) {
-                deleted += self.forget_in(family, allowed)?;
+                deleted += self.forget_in(family, protocol, allowed)?;
             }
         }
         Ok(deleted)
     }
 
-    fn forget_in(&mut self, family: Family, allowed: &Allowed) -> lb_netlink::Result<usize> {
+    fn forget_in(&mut self, family: Family, protocol: Protocol, allowed: &Allowed) -> lb_netlink::Result<usize> {
         let deadline = Instant::now() + UNDER_WAY;
         let mut deleted = 0;
         loop {
@@ -89,10 +93,10 @@ impl Conntrack {
             let stale = self.socket.dump(
                 IPCTNL_MSG_CT_GET,
                 &nfgenmsg(nfproto(family), 0),
-                only_udp,
+                |w| only(protocol, w),
                 |found: &mut Vec<Entry>, message| {
                     let flow = body(message.payload);
-                    found.extend(stale(family, &flow, allowed));
+                    found.extend(stale(family, protocol, &flow, allowed));
                 },
             )?;
             let (waiting, over): (Vec<_>, Vec<_>) = stale.into_iter().partition(|entry| patient && entry.awaits_answer);
@@ -167,31 +171,37 @@ fn octets(ip: IpAddr) -> Vec<u8> {
     }
 }
 
-fn only_udp(w: &mut Writer) {
-    w.nest(CTA_TUPLE_ORIG, |w| w.nest(CTA_TUPLE_PROTO, |w| w.put(CTA_PROTO_NUM, &[Protocol::Udp.number()])));
+/// Asks for the flows of a protocol; of TCP, for those without an answer. A kernel before 5.18 shows the others too.
+fn only(protocol: Protocol, w: &mut Writer) {
+    w.nest(CTA_TUPLE_ORIG, |w| w.nest(CTA_TUPLE_PROTO, |w| w.put(CTA_PROTO_NUM, &[protocol.number()])));
+    if protocol == Protocol::Tcp {
+        w.put_u32(CTA_STATUS, 0);
+        w.put_u32(CTA_STATUS_MASK, IPS_SEEN_REPLY);
+    }
     w.nest(CTA_FILTER, |w| {
         w.put(CTA_FILTER_ORIG_FLAGS, &CTA_FILTER_F_CTA_PROTO_NUM.to_ne_bytes());
         w.put(CTA_FILTER_REPLY_FLAGS, &0u32.to_ne_bytes());
     });
 }
 
-/// The entry, if it is one of a UDP frontend and its replies come from where they may not.
-fn stale(family: Family, flow: &Attributes<'_>, allowed: &Allowed) -> Option<Entry> {
+/// The entry, if it is one of a frontend of this protocol and its replies come from where they may not.
+fn stale(family: Family, protocol: Protocol, flow: &Attributes<'_>, allowed: &Allowed) -> Option<Entry> {
     let original = flow.find(CTA_TUPLE_ORIG)?;
     let tuple = attributes(original);
-    if tuple.path(&[CTA_TUPLE_PROTO, CTA_PROTO_NUM])? != [Protocol::Udp.number()] {
+    let status = flow.find(CTA_STATUS).and_then(u32_be).unwrap_or(0);
+    let answered = status & IPS_SEEN_REPLY != 0;
+    if tuple.path(&[CTA_TUPLE_PROTO, CTA_PROTO_NUM])? != [protocol.number()] || protocol == Protocol::Tcp && answered {
         return None;
     }
     let (ip, port) = end(family, &tuple, Side::Destination)?;
-    let backends = allowed.get(&FrontendAddr::new(ip, port, Protocol::Udp))?;
+    let backends = allowed.get(&FrontendAddr::new(ip, port, protocol))?;
     let replies = attributes(flow.find(CTA_TUPLE_REPLY)?);
     if backends.contains(&end(family, &replies, Side::Source)?) {
         return None;
     }
     let zone = flow.find(CTA_ZONE).or_else(|| tuple.find(CTA_TUPLE_ZONE));
-    let status = flow.find(CTA_STATUS).and_then(u32_be).unwrap_or(0);
     Some(Entry {
-        awaits_answer: status & (IPS_SEEN_REPLY | IPS_DST_NAT) == IPS_DST_NAT,
+        awaits_answer: !answered && status & IPS_DST_NAT != 0,
         original: original.to_vec(),
         id: flow.find(CTA_ID).map(<[u8]>::to_vec),
         zone: zone.map(<[u8]>::to_vec),
@@ -256,8 +266,9 @@ mod tests {
         });
         let bytes = writer.finish(1);
         let here = (addr(HERE).ip(), addr(HERE).port());
-        let vip = FrontendAddr::new(addr(VIP).ip(), addr(VIP).port(), Protocol::Udp);
-        stale(Family::V4, &attributes(&bytes[lb_netlink::HEADER..]), &BTreeMap::from([(vip, BTreeSet::from([here]))]))
+        let vip = FrontendAddr::new(addr(VIP).ip(), addr(VIP).port(), protocol);
+        let allowed = BTreeMap::from([(vip, BTreeSet::from([here]))]);
+        stale(Family::V4, protocol, &attributes(&bytes[lb_netlink::HEADER..]), &allowed)
     }
 
     #[test]
@@ -267,6 +278,15 @@ mod tests {
         assert_eq!(waits(IPS_CONFIRMED | IPS_DST_NAT | IPS_SEEN_REPLY, GONE), Some(false));
         assert_eq!(waits(IPS_CONFIRMED, VIP), Some(false), "nobody translated it, so nobody answers");
         assert_eq!(waits(IPS_CONFIRMED | IPS_DST_NAT, HERE), None);
-        assert_eq!(entry(Protocol::Tcp, IPS_CONFIRMED | IPS_DST_NAT | IPS_SEEN_REPLY, GONE), None);
+    }
+
+    #[test]
+    fn connections_go_only_while_nobody_has_answered_them() {
+        let waits = |status, backend| entry(Protocol::Tcp, status, backend).map(|entry| entry.awaits_answer);
+        assert_eq!(waits(IPS_CONFIRMED, VIP), Some(false), "it began before the service did");
+        assert_eq!(waits(IPS_CONFIRMED | IPS_DST_NAT, GONE), Some(true));
+        assert_eq!(waits(IPS_CONFIRMED | IPS_DST_NAT, HERE), None);
+        assert_eq!(waits(IPS_CONFIRMED | IPS_SEEN_REPLY, VIP), None, "whoever had the address keeps its connection");
+        assert_eq!(waits(IPS_CONFIRMED | IPS_DST_NAT | IPS_SEEN_REPLY, GONE), None);
     }
 }

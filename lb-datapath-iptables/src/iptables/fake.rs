@@ -234,7 +234,7 @@ impl Host for FakeHost {
         Ok(())
     }
 
-    fn forget_udp(&mut self, allowed: &Allowed) -> Result<(), DatapathError> {
+    fn forget_stale(&mut self, allowed: &Allowed) -> Result<(), DatapathError> {
         let mut state = self.state()?;
         if state.unforgettable {
             return Err(DatapathError::new(ErrorKind::System, "unforgettable"));

@@ -30,8 +30,8 @@ pub(crate) trait Host: Send {
     /// Stops to route these VIPs.
     fn remove_vips(&mut self, vips: &[IpAddr]) -> Result<(), DatapathError>;
 
-    /// Forgets UDP flows to these frontends whose replies come from elsewhere than allowed.
-    fn forget_udp(&mut self, allowed: &Allowed) -> Result<(), DatapathError>;
+    /// Forgets flows to these frontends whose replies come from elsewhere than allowed.
+    fn forget_stale(&mut self, allowed: &Allowed) -> Result<(), DatapathError>;
 
     /// Says which of `vips`, all addresses of the datapath, belong to somebody else.
     fn foreign(&mut self, vips: &BTreeSet<IpAddr>) -> Result<Foreign, DatapathError>;
@@ -94,8 +94,8 @@ impl Host for Kernel {
         }
     }
 
-    fn forget_udp(&mut self, allowed: &Allowed) -> Result<(), DatapathError> {
-        self.flows.forget_stale(allowed).map(drop).map_err(failure("deleting stale UDP flows"))
+    fn forget_stale(&mut self, allowed: &Allowed) -> Result<(), DatapathError> {
+        self.flows.forget_stale(allowed).map(drop).map_err(failure("deleting stale flows"))
     }
 
     fn foreign(&mut self, vips: &BTreeSet<IpAddr>) -> Result<Foreign, DatapathError> {

@@ -135,7 +135,7 @@ pub struct IptablesDatapath {
     host: Box<dyn Host>,
     /// The kernel's state; `None` until it has been read, and after a failure whose outcome is not known.
     installed: Option<Installed>,
-    /// UDP frontends whose old flows are still to be forgotten.
+    /// Frontends whose old flows are still to be forgotten.
     stale: Allowed,
     namespace: Namespace,
     /// Objects that a watcher noted.
@@ -235,8 +235,8 @@ impl IptablesDatapath {
             self.restore(&mut attempt, family).map_err(ApplyError::unknown)?;
         }
         crash::point();
-        self.stale.extend(attempt.udp_changes());
-        self.host.forget_udp(&self.stale).map_err(ApplyError::unknown)?;
+        self.stale.extend(attempt.stale_flows());
+        self.host.forget_stale(&self.stale).map_err(ApplyError::unknown)?;
         self.stale.clear();
         self.host.remove_vips(&attempt.vips_left()).map_err(ApplyError::unknown)?;
         let (installed, report) = attempt.finish();

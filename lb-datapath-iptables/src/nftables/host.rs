@@ -101,7 +101,7 @@ pub(crate) trait Host: Send {
     /// Distinguishes notifications about routes of this datapath from others.
     fn route_filter(&self) -> lb_netlink::Result<RouteFilter>;
 
-    /// Deletes the UDP flows that do not go where they are allowed to; returns their number.
+    /// Deletes the flows that do not go where they are allowed to; returns their number.
     fn forget_stale_flows(&mut self, allowed: &Allowed) -> lb_netlink::Result<usize>;
 
     /// The backend of a packet's flow, if conntrack knows the flow.

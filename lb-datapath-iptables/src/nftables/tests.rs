@@ -272,7 +272,7 @@ fn records_of_a_backend_that_left_go_with_it_and_once_more_afterwards() {
 }
 
 #[test]
-fn udp_flows_are_looked_at_when_a_backend_leaves_and_not_when_one_comes() {
+fn flows_are_looked_at_when_a_service_comes_or_goes_and_those_of_udp_when_a_backend_leaves() {
     let world = World::default();
     let mut engine = world.engine();
     let (tcp, udp) = (0, 1);
@@ -288,9 +288,15 @@ fn udp_flows_are_looked_at_when_a_backend_leaves_and_not_when_one_comes() {
         std::mem::take(&mut world.lock().flows)
     };
     let endpoint = |n| (backend_addr(&frontend_addr(udp), n).ip, backend_addr(&frontend_addr(udp), n).port);
-    assert_eq!(flows(vec![1]), [(frontend_addr(udp), [endpoint(1)].into())], "it is new");
+    let allowed = |service, backends: &[u8]| (frontend_addr(service), backends.iter().copied().map(endpoint).collect());
+    assert_eq!(flows(vec![1]), [allowed(tcp, &[1]), allowed(udp, &[1])], "it is new");
     assert_eq!(flows(vec![1, 2]), []);
-    assert_eq!(flows(vec![2]), [(frontend_addr(udp), [endpoint(2)].into())]);
+    assert_eq!(flows(vec![2]), [allowed(udp, &[2])], "connections end by themselves");
+    let mut gone = |next: State| {
+        engine.apply(&diff(&now, &next, &Labels::new())).unwrap();
+        std::mem::take(&mut world.lock().flows)
+    };
+    assert_eq!(gone(State::default()), [allowed(tcp, &[]), allowed(udp, &[])], "nobody may be waited for");
 }
 
 #[test]

@@ -15,8 +15,9 @@ use std::{
 };
 
 use lb_core::drift::Inspection;
-use net::{PORT, SILENCE, tcp, udp};
-use world::{CLIENTS, FRONT, Kind, World, at, server_ip};
+use net::{Netns, PORT, SILENCE, say, serve_on, tcp, udp};
+use socket2::{Domain, Socket, Type};
+use world::{CLIENTS, Client, FRONT, Kind, World, at, server_ip};
 
 macro_rules! on_every_datapath {
     ($($name:ident),* $(,)?) => {
@@ -42,6 +43,8 @@ on_every_datapath! {
     a_service_without_backends_refuses_at_a_neighbours_address,
     an_address_is_given_back_when_its_network_comes_and_taken_when_it_goes,
     a_new_process_finds_a_service_at_a_neighbours_address,
+    a_connection_that_began_before_its_service_reaches_it,
+    a_connection_that_nobody_answered_reaches_the_owner_of_an_address_that_leaves,
 }
 
 /// `bN` of an answer.
@@ -176,6 +179,73 @@ fn a_new_process_finds_a_service_at_a_neighbours_address(kind: Kind) {
         let answer = world.netns(client).run(|| tcp(at(&server_ip(11, false), PORT)));
         assert_eq!(name(&answer.unwrap()), "b11", "{client:?}");
     }
+}
+
+fn a_connection_that_began_before_its_service_reaches_it(kind: Kind) {
+    let mut world = World::new(kind);
+    // A host that forwards nothing: the first packets are lost there.
+    world.node.sh("ip route add default via 10.200.2.11; ip route add default via fd00:200:2::11");
+    let vips = ["10.96.0.1", "10.200.2.11", "fd96::1", "fd00:200:2::11"];
+    drop_silently(&world.servers[0], FRONT);
+    let began = begin_everywhere(&world, &vips);
+    world.serve(&vips, 12);
+    for (client, vip, mut stream) in began {
+        assert_eq!(name(&say(&mut stream).unwrap()), "b12", "{client:?}: {vip}");
+    }
+}
+
+fn a_connection_that_nobody_answered_reaches_the_owner_of_an_address_that_leaves(kind: Kind) {
+    let mut world = World::new(kind);
+    let vips = ["10.200.2.11", "fd00:200:2::11"];
+    world.serve(&vips, 12);
+    let kept = CLIENTS.map(|client| world.netns(client).run(|| TcpStream::connect(at(vips[0], FRONT))).unwrap());
+    drop_silently(&world.servers[1], PORT);
+    let began = begin_everywhere(&world, &vips);
+    serve_on(&world.servers[0], 11, FRONT);
+    vips.iter().for_each(|vip| world.withdraw(vip));
+    for (client, vip, mut stream) in began {
+        assert_eq!(name(&say(&mut stream).unwrap()), "b11", "{client:?}: {vip}");
+    }
+    world.servers[1].sh("nft delete table inet silence");
+    for mut stream in kept {
+        assert_eq!(name(&say(&mut stream).unwrap()), "b12", "an open connection is not cut");
+    }
+}
+
+/// Has a server drop what comes to a port of TCP.
+fn drop_silently(server: &Netns, port: u16) {
+    server.sh(&format!(
+        "nft add table inet silence
+         nft add chain inet silence input '{{ type filter hook input priority 0; }}'
+         nft add rule inet silence input tcp dport {port} drop"
+    ));
+}
+
+/// Connections from everywhere whose first packet is sent, and answered by nobody.
+fn begin_everywhere<'a>(world: &World, vips: &[&'a str]) -> Vec<(Client, &'a str, TcpStream)> {
+    let began = |client: Client, vip| {
+        let socket = world.netns(client).run(|| {
+            let socket = Socket::new(Domain::for_address(at(vip, FRONT)), Type::STREAM, None)?;
+            socket.set_nonblocking(true)?;
+            match socket.connect(&at(vip, FRONT).into()) {
+                Err(error) if error.raw_os_error() == Some(nix::libc::EINPROGRESS) => Ok(socket),
+                Err(error) => Err(error),
+                Ok(()) => panic!("{client:?}: {vip} answered at once"),
+            }
+        });
+        let socket = socket.unwrap();
+        assert_eq!(
+            TcpStream::from(socket.try_clone().unwrap()).peer_addr().unwrap_err().kind(),
+            ErrorKind::NotConnected
+        );
+        socket.set_nonblocking(false).unwrap();
+        (client, vip, TcpStream::from(socket))
+    };
+    CLIENTS
+        .into_iter()
+        .flat_map(|client| vips.iter().map(move |&vip| (client, vip)))
+        .map(|(c, v)| began(c, v))
+        .collect()
 }
 
 /// A TCP connection within the time of a silence.

@@ -104,9 +104,14 @@ impl Net {
 
 /// Starts a server that answers `NAME SOURCE`, over TCP and UDP.
 pub(crate) fn serve(netns: &Netns, name: usize) {
+    serve_on(netns, name, PORT);
+}
+
+/// The same on another port.
+pub(crate) fn serve_on(netns: &Netns, name: usize, port: u16) {
     netns.run(move || {
-        let tcp = TcpListener::bind(("::", PORT)).unwrap();
-        let udp = UdpSocket::bind(("::", PORT)).unwrap();
+        let tcp = TcpListener::bind(("::", port)).unwrap();
+        let udp = UdpSocket::bind(("::", port)).unwrap();
         let answer = move |peer: SocketAddr| format!("b{name} {}", peer.ip().to_canonical());
         thread::spawn(move || {
             for stream in tcp.incoming() {

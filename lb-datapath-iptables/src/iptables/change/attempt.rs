@@ -92,13 +92,15 @@ impl<'a> Attempt<'a> {
         self.change.after.frontends.keys().map(|addr| addr.ip).collect()
     }
 
-    /// UDP frontends whose backends changed, with those that they have now; none for one that is gone.
-    pub(crate) fn udp_changes(&self) -> Allowed {
-        let udp = self.change.dirty.iter().filter(|addr| addr.protocol == Protocol::Udp);
-        let all = udp.map(|&addr| (addr, backends(&self.installed.state, addr), backends(&self.change.after, addr)));
-        all.filter(|(_, before, after)| before != after)
-            .map(|(addr, _, after)| (addr, after.unwrap_or_default()))
-            .collect()
+    /// Frontends that came or went, and those of UDP whose backends changed, with the backends that they have now; none
+    /// for one that is gone.
+    pub(crate) fn stale_flows(&self) -> Allowed {
+        let both = |&addr| (addr, backends(&self.installed.state, addr), backends(&self.change.after, addr));
+        let stale = self.change.dirty.iter().map(both).filter(|(addr, before, after)| {
+            let comes_or_goes = before.is_some() != after.is_some();
+            comes_or_goes || addr.protocol == Protocol::Udp && before != after
+        });
+        stale.map(|(addr, _, after)| (addr, after.unwrap_or_default())).collect()
     }
 
     /// The report on a plan of which nothing took.

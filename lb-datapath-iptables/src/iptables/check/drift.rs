@@ -6,7 +6,7 @@ use std::{
 };
 
 use lb_core::{
-    addr::{Family, Protocol},
+    addr::Family,
     datapath::{ApplyError, DatapathError},
     drift::{Cause, Difference, Drift, DriftClass, Expected, Inspection},
     plan::diff,
@@ -207,17 +207,16 @@ impl IptablesDatapath {
             };
             self.tools.restore(*family, job.restore().text())?;
         }
-        self.host.forget_udp(&flows(expected, found))
+        self.host.forget_stale(&flows(expected, found))
     }
 }
 
-/// The UDP frontends of families that differed, whose packets may have gone elsewhere, or nowhere, and where their
+/// The frontends of families that differed, whose packets may have gone elsewhere, or nowhere, and where their
 /// flows may go.
 fn flows(expected: Expected<'_>, found: &Findings) -> Allowed {
     let differed = found.families.iter().filter(|(_, compared)| !compared.drifts.is_empty());
     let families: BTreeSet<Family> = differed.map(|(family, _)| *family).collect();
-    let udp = expected.state.frontends.keys().filter(|addr| addr.protocol == Protocol::Udp);
-    let concerned = udp.filter(|addr| families.contains(&addr.family()));
+    let concerned = expected.state.frontends.keys().filter(|addr| families.contains(&addr.family()));
     concerned.map(|&addr| (addr, backends(expected.state, addr).unwrap_or_default())).collect()
 }
 

@@ -192,7 +192,7 @@ impl Engine {
         let swept = affinity::sweep(&mut *self.host, &lowered.sweeps);
         swept.map_err(|error| self.lost(failure("removing affinity records", error)))?;
         let flows = if lowered.flows.is_empty() { Ok(0) } else { self.host.forget_stale_flows(&lowered.flows) };
-        flows.map_err(|error| self.lost(failure("deleting stale UDP flows", error)))?;
+        flows.map_err(|error| self.lost(failure("deleting stale flows", error)))?;
         let Some(installed) = &mut self.installed else { return Ok(()) };
         let gone = installed.idle_routes(lowered.gone_vips);
         let left = self.host.remove_routes(&gone).map_err(|error| self.lost(failure("removing routes", error)))?;

@@ -68,7 +68,7 @@ pub(crate) struct Lowered {
     pub(crate) gone_vips: Vec<IpAddr>,
     /// Affinity records that must not outlive the operations.
     pub(crate) sweeps: BTreeMap<FrontendAddr, BTreeSet<Endpoint>>,
-    /// UDP frontends whose flows must not outlive the operations, unless they go to one of these.
+    /// Frontends whose flows must not outlive the operations, unless they go to one of these.
     pub(crate) flows: BTreeMap<FrontendAddr, BTreeSet<Endpoint>>,
     /// Frontends that cannot be carried.
     pub(crate) refused: Vec<(FrontendAddr, DatapathError)>,
@@ -213,7 +213,9 @@ impl Lowered {
         (new, after): (Option<Frontend>, &[Slot]),
     ) {
         let sticky = old.is_some_and(|old| old.affinity.is_some());
-        if !sticky && addr.protocol != Protocol::Udp {
+        // A look at conntrack takes longer than the change of an endpoint: for TCP it has to be worth it.
+        let comes_or_goes = old.is_none() || new.is_none();
+        if !sticky && !comes_or_goes && addr.protocol != Protocol::Udp {
             return;
         }
         let keep: BTreeSet<Endpoint> = after.iter().map(endpoint).collect();
@@ -226,7 +228,7 @@ impl Lowered {
                 self.sweeps.insert(addr, keep.clone());
             }
         }
-        if addr.protocol == Protocol::Udp && (left || before.is_empty() || new.is_none()) {
+        if comes_or_goes || addr.protocol == Protocol::Udp && (left || before.is_empty()) {
             self.flows.insert(addr, keep);
         }
     }

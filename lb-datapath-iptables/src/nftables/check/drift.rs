@@ -121,7 +121,7 @@ impl Engine {
                     installed.generation = Some(next);
                 }
                 let forgotten = if flows.is_empty() { Ok(0) } else { self.host.forget_stale_flows(&flows) };
-                forgotten.map(drop).map_err(|error| ApplyError::unknown(failure("deleting stale UDP flows", error)))
+                forgotten.map(drop).map_err(|error| ApplyError::unknown(failure("deleting stale flows", error)))
             }
             Err(CommitError::Unknown(error)) => Err(self.lost(failure("repairing the table", error))),
             Err(CommitError::Refused(refused)) => {

@@ -4,7 +4,7 @@
 use std::{collections::BTreeSet, net::IpAddr};
 
 use lb_core::{
-    addr::{Family, FrontendAddr, Protocol},
+    addr::{Family, FrontendAddr},
     drift::{Difference, DriftClass},
 };
 
@@ -72,7 +72,7 @@ impl RepairPlan {
         remedy
     }
 
-    /// The UDP frontends whose packets may have gone elsewhere, or nowhere, and where their flows may go.
+    /// The frontends whose packets may have gone elsewhere, or nowhere, and where their flows may go.
     pub(crate) fn flows(&self, wanted: &ExpectedTable<'_>) -> Allowed {
         let anywhere = !self.mend.chains.is_empty() || !self.mend.chains_gone.is_empty();
         let keys = self.mend.gone.iter().filter_map(|(set, key)| crate::nftables::table::keys::key_of(*set, key));
@@ -83,8 +83,7 @@ impl RepairPlan {
             })
             .collect();
         let all = anywhere.then(|| wanted.state.frontends.keys().copied()).into_iter().flatten();
-        let udp = all.chain(touched).filter(|addr| addr.protocol == Protocol::Udp);
-        udp.map(|addr| (addr, wanted.endpoints(&addr))).collect()
+        all.chain(touched).map(|addr| (addr, wanted.endpoints(&addr))).collect()
     }
 
     /// Whether the table has to change.
