@@ -109,7 +109,7 @@ impl Answers {
     }
 
     fn explain(&self, question: &api::ExplainQuery) -> Result<Reply, Reply> {
-        let packet = question.packet(self.shared.reconciler().model().node());
+        let packet = question.packet(self.shared.runner().reconciler().model().node());
         let packet = packet.map_err(|error| misunderstood(error.to_string()))?;
         let verified = if question.verify { Some(self.verify(packet)?) } else { None };
         Ok(Reply::ok(&self.shared.explain(&packet, verified.as_ref(), question.why_not)))

@@ -1,13 +1,10 @@
-//! Drift, from the thread that owns the datapath: looking for it, putting it right, answering questions about it.
+//! Questions to the thread that owns the datapath, and alarms of the watcher.
 
 use std::{io, sync::mpsc::Sender, time::Duration};
 
 use lb_core::{
-    datapath::DatapathError,
     decision::{Packet, decide},
-    drift::{Drift, Inspection},
     kernel::KernelAnswer,
-    time::Instant,
 };
 use nix::{
     sys::{
@@ -22,13 +19,9 @@ use crate::{
     config::DriftMode,
     engine::{
         Engine, Event,
-        drift::{Inspected, Repair},
         watch::{self, Alarm},
     },
 };
-
-/// How long changes come before an inspection that is due.
-const DEFERRED: Duration = Duration::from_millis(50);
 
 /// A question that only the datapath can answer. Whoever asked may have gone meanwhile.
 pub(crate) enum DatapathQuery {
@@ -54,13 +47,13 @@ impl Engine {
     /// Has itself told when others change what the datapath holds, if the datapath can tell. Not being told is no
     /// reason not to serve.
     pub(crate) fn watch_for_drift(&mut self, events: &Sender<Event>) -> io::Result<()> {
-        if self.shared.drifts().mode() == DriftMode::Off {
+        if self.shared.drift_mode() == DriftMode::Off {
             return Ok(());
         }
         match self.datapath.datapath_mut().watcher() {
             Ok(None) => Ok(()),
             Ok(Some(watcher)) => {
-                self.shared.drifts().set_watched(true);
+                self.shared.runner_mut().handle_watching();
                 watch::watch(watcher, events.clone())
             }
             Err(error) => {
@@ -78,16 +71,15 @@ impl Engine {
             Alarm::Suspicion(taken) => {
                 // What happens from now on deserves another alarm.
                 drop(taken);
-                self.shared.drifts().handle_suspicion(now);
+                self.shared.runner_mut().handle_suspicion(now);
             }
             Alarm::Missed(problem) => {
                 tracing::warn!(problem, "changes by other tools may have been missed; inspecting everything");
-                self.shared.drifts().handle_missed(now);
-                self.shared.drifts().set_watched(false);
+                self.shared.runner_mut().handle_missed(now);
                 self.shared.set_problem("DriftNotWatched", Some(problem));
             }
             Alarm::Back => {
-                self.shared.drifts().set_watched(true);
+                self.shared.runner_mut().handle_watching();
                 self.shared.set_problem("DriftNotWatched", None);
             }
         }
@@ -95,7 +87,10 @@ impl Engine {
 
     pub(crate) fn handle_query(&mut self, question: DatapathQuery) {
         match question {
-            DatapathQuery::Inspect(reply) if self.shared.is_ready() => self.asked.0.push(reply),
+            DatapathQuery::Inspect(reply) if self.shared.is_ready() => {
+                self.asked.0.push(reply);
+                self.shared.runner_mut().inspect_now();
+            }
             DatapathQuery::Inspect(reply) => {
                 let why = "the agent is not ready: what the datapath should hold is not known yet, see `lb status`";
                 let _ = reply.send(Err(why.into()));
@@ -108,103 +103,25 @@ impl Engine {
 
     fn verify(&mut self, packet: &Packet) -> Result<Option<Verified>, String> {
         let answer = self.datapath.datapath_mut().ask(packet).map_err(|error| error.report())?;
-        let reconciler = self.shared.reconciler();
+        let runner = self.shared.runner();
+        let reconciler = runner.reconciler();
         Ok(answer.map(|answer| {
             let decision = decide(reconciler.model(), packet, &answer.flow, self.shared.now());
             Verified { answer, decision, settled: reconciler.is_settled() }
         }))
     }
 
-    /// When an inspection is due, if the datapath can be inspected at all.
-    pub(crate) fn inspection_due(&self) -> Option<Instant> {
-        let can = self.shared.is_ready() && self.shared.reconciler().expected().is_some();
-        let at = if self.asked.0.is_empty() { self.shared.drifts().poll_timeout() } else { Some(Instant::default()) };
-        at.filter(|_| can)
-    }
-
-    /// Whether an inspection waits for longer than changes come first.
-    pub(crate) fn inspection_is_late(&self) -> bool {
-        self.inspection_due().is_some_and(|due| due + DEFERRED <= self.shared.now())
-    }
-
-    /// Inspects what is due; says whether anything was.
-    pub(crate) fn inspect_if_due(&mut self) -> bool {
-        let start = self.shared.now();
-        if self.inspection_due().is_none_or(|due| due > start) {
-            return false;
-        }
-        let inspection = match self.shared.drifts().poll_inspection(start) {
-            Some(inspection) if self.asked.0.is_empty() => inspection,
-            _ => Inspection::Everything,
-        };
-        let worked = processor_time();
-        let Some(found) = self.look(inspection) else { return false };
-        let (at, cpu) = (self.shared.now(), processor_time().saturating_sub(worked));
-        match found {
-            Ok(found) => {
-                let repair = self.repair(inspection, &found);
-                let inspected = Inspected { inspection, repair, found, at, took: at.since(start), cpu };
-                let reports = self.shared.note_inspection(&inspected, !self.asked.0.is_empty());
-                self.shared.set_problem("DriftNotInspected", None);
-                self.answer_asked(&reports.ok_or_else(String::new));
-            }
-            Err(error) => {
-                let problem = error.report();
-                tracing::warn!(error = problem, "the datapath cannot be inspected");
-                self.shared.drifts().handle_inspection_failed(at);
-                self.shared.set_problem("DriftNotInspected", Some(problem.clone()));
-                self.answer_asked(&Err(format!("the datapath cannot be inspected: {problem}")));
-            }
-        }
-        true
-    }
-
-    fn answer_asked(&mut self, report: &Result<DriftReport, String>) {
+    /// Answers those who wait for an inspection, if this is the one.
+    pub(crate) fn answer_asked(&mut self, report: Option<Result<DriftReport, String>>) {
+        let Some(report) = report else { return };
         for reply in std::mem::take(&mut self.asked.0) {
             let _ = reply.send(report.clone());
         }
     }
-
-    /// `None` while nobody knows what the datapath should hold. The reconciler can be read meanwhile.
-    fn look(&mut self, inspection: Inspection) -> Option<Result<Vec<Drift>, DatapathError>> {
-        let reconciler = self.shared.reconciler();
-        let expected = reconciler.expected()?;
-        Some(self.datapath.datapath_mut().inspect(expected, inspection))
-    }
-
-    fn repair(&mut self, inspection: Inspection, found: &[Drift]) -> Repair {
-        match self.shared.drifts().take_repair(found, self.shared.now()) {
-            None => return Repair::None,
-            Some(Err(until)) => return Repair::HeldBack { until },
-            Some(Ok(())) => {}
-        }
-        let outcome = {
-            let reconciler = self.shared.reconciler();
-            let Some(expected) = reconciler.expected() else { return Repair::None };
-            self.datapath.datapath_mut().repair(expected, found)
-        };
-        let at = self.shared.now();
-        let mut failed = Vec::new();
-        if let Err(error) = &outcome {
-            tracing::warn!(%error, "drift was repaired in part only");
-            failed.extend(error.failed.iter().map(|(addr, cause)| (addr.to_string(), cause.report())));
-            failed.extend(error.unknown.iter().map(|cause| (String::new(), cause.report())));
-        }
-        self.shared.reconciler_mut().handle_repaired(outcome, at);
-        let still = match self.look(inspection) {
-            None => Vec::new(),
-            Some(Ok(still)) => still,
-            Some(Err(error)) => {
-                failed.push((String::new(), format!("whether the repair helped is not known: {}", error.report())));
-                Vec::new()
-            }
-        };
-        Repair::Tried { at, still, failed }
-    }
 }
 
 /// What this thread has used, and programs that it ran: iptables is inspected by one.
-fn processor_time() -> Duration {
+pub(crate) fn processor_time() -> Duration {
     let own = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from);
     let whole = |time: TimeVal| Duration::from_micros(u64::try_from(time.num_microseconds()).unwrap_or_default());
     let programs = getrusage(UsageWho::RUSAGE_CHILDREN);
@@ -218,7 +135,7 @@ mod tests {
         thread::{self, JoinHandle},
     };
 
-    use lb_core::state::State;
+    use lb_core::{drift::Inspection, state::State};
 
     use super::*;
     use crate::api;
@@ -246,7 +163,7 @@ mod tests {
         let kernel = Kernel::default();
         let mut agent = agent(config, kernel.clone());
         agent.settle().unwrap();
-        assert_eq!(agent.inspect_if_due(), config.drift != DriftMode::Off);
+        assert_eq!(kernel.inspections().len(), usize::from(config.drift != DriftMode::Off));
         (agent, kernel)
     }
 
@@ -260,13 +177,21 @@ mod tests {
     }
 
     fn suspect(agent: &mut Engine) {
-        agent.shared.drifts().handle_suspicion(agent.shared.now());
+        agent.shared.runner_mut().handle_suspicion(agent.shared.now());
+    }
+
+    /// Runs until the datapath was inspected once more: an inspection may have to wait for its time.
+    fn next_inspection(agent: &mut Engine, kernel: &Kernel) {
+        let before = kernel.inspections().len();
+        while kernel.inspections().len() == before {
+            agent.settle().unwrap();
+        }
     }
 
     fn inspect(agent: &mut Engine) -> Receiver<Result<DriftReport, String>> {
         let (reply, answer) = mpsc::channel();
         agent.handle_query(DatapathQuery::Inspect(reply));
-        agent.inspect_if_due();
+        agent.settle().unwrap();
         answer
     }
 
@@ -276,7 +201,7 @@ mod tests {
         let before = kernel.state();
         kernel.disturb(lose_frontends);
         suspect(&mut agent);
-        while !agent.inspect_if_due() {}
+        next_inspection(&mut agent, &kernel);
         assert_eq!(kernel.state(), before);
         let drift = agent.shared.status().drift;
         assert_eq!(
@@ -308,9 +233,8 @@ mod tests {
         inspect(&mut agent).recv().unwrap().unwrap();
         assert_eq!(conditions(&agent), ["Drift"]);
         agent.shared.take_changes(testing::changes(&testing::WEB.replace("10.0.0.2", "10.0.0.3")));
-        agent.settle().unwrap();
+        next_inspection(&mut agent, &kernel);
         assert_eq!(kernel.state().frontends.len(), 1, "the change was carried out");
-        while !agent.inspect_if_due() {}
         assert_eq!((conditions(&agent), agent.shared.status().drift.open), (Vec::<String>::new(), 0));
     }
 
@@ -319,25 +243,18 @@ mod tests {
         let kernel = Kernel::default();
         let mut agent = agent(&config(), kernel.clone());
         suspect(&mut agent);
-        assert!(!agent.inspect_if_due());
-        let answer = inspect(&mut agent).recv().unwrap();
-        assert!(answer.unwrap_err().contains("not ready"));
-        agent.settle().unwrap();
-        let unknown =
-            lb_core::datapath::ApplyError::unknown(DatapathError::new(lb_core::datapath::ErrorKind::System, "no"));
-        agent.shared.reconciler_mut().handle_repaired(Err(unknown), agent.shared.now());
-        let answer = inspect(&mut agent);
-        assert_eq!((kernel.inspections().len(), agent.inspection_due()), (0, None));
-        agent.settle().unwrap();
-        assert!(agent.inspect_if_due());
-        assert_eq!(answer.recv().unwrap().unwrap().found, 0);
+        let (reply, answer) = mpsc::channel();
+        agent.handle_query(DatapathQuery::Inspect(reply));
+        assert!(answer.recv().unwrap().unwrap_err().contains("not ready"));
+        assert_eq!(kernel.inspections().len(), 0);
     }
 
     #[test]
     fn off_inspects_when_asked_alone() {
         let (mut agent, kernel) = ready(&Config { drift: DriftMode::Off, ..config() });
         suspect(&mut agent);
-        assert_eq!((agent.inspection_due(), kernel.inspections().len()), (None, 0));
+        agent.settle().unwrap();
+        assert_eq!((agent.patience(), kernel.inspections().len()), (None, 0));
         kernel.disturb(lose_frontends);
         assert_eq!(inspect(&mut agent).recv().unwrap().unwrap().found, 1);
         assert!(kernel.state().frontends.is_empty());
@@ -365,16 +282,6 @@ mod tests {
         assert_eq!(said, (&DriftOutcome::NotRepaired, Some("no")));
         assert_eq!(conditions(&agent), ["Drift", "FrontendFailed"]);
         assert!(agent.patience().unwrap() <= Duration::from_millis(500));
-    }
-
-    #[test]
-    fn an_inspection_does_not_wait_for_changes_for_ever() {
-        let (agent, _) = ready(&config());
-        agent.shared.drifts().handle_missed(agent.shared.now());
-        while agent.inspection_due().is_none_or(|due| due > agent.shared.now()) {}
-        assert!(!agent.inspection_is_late());
-        while !agent.inspection_is_late() {}
-        assert!(agent.inspection_due().unwrap() + DEFERRED <= agent.shared.now());
     }
 
     /// A running agent and a client that asks it.

@@ -13,25 +13,24 @@ pub(crate) mod watch;
 use std::{
     sync::{
         Arc,
-        mpsc::{Receiver, RecvTimeoutError, TryRecvError},
+        mpsc::{Receiver, RecvTimeoutError},
     },
     time::Duration,
 };
 
 use lb_core::{
-    datapath::{ApplyError, DatapathError, ErrorKind},
+    datapath::{ApplyError, DatapathError},
     model::{Change, Model, Settings},
     name::SourceName,
     plan::Plan,
-    reconciler::Reconciler,
-    time::Instant,
+    runner::{self, Runner},
 };
 
 use crate::{
     config::Config,
     driver::OpenDatapath,
     engine::{
-        inspection::{DatapathQuery, ReportWaiters},
+        inspection::{DatapathQuery, ReportWaiters, processor_time},
         leftovers::Leftovers,
         state::AgentState,
         watch::Alarm,
@@ -78,14 +77,12 @@ impl Engine {
         // The source that comes first wins, by name and by address.
         let rank = (0..).zip(sources.iter().rev()).map(|(rank, (name, _))| (name.clone(), rank));
         let settings = Settings::default().with_maglev(config.maglev).with_priorities(rank);
-        let mut reconciler = Reconciler::new(Model::new(settings, capabilities));
-        // Node facts claim no address while there are no services, so they cannot be refused.
-        let _ = reconciler.handle_change(Change::SetNode(config.node.clone()));
-        let _ = reconciler.handle_change(Change::SetZone(config.zone.clone()));
-        for (source, _) in sources {
-            let _ = reconciler.handle_change(Change::InitStart(source.clone()));
-        }
-        let shared = Arc::new(AgentState::new(reconciler, config, sources, datapath.datapath().counters()));
+        let names = sources.iter().map(|(name, _)| name.clone());
+        let runner = Runner::new(Model::new(settings, capabilities), config.node.clone(), names);
+        let mut runner = runner.with_drift(config.drift.into(), config.drift_interval);
+        // A zone claims no address, so it cannot be refused.
+        let _ = runner.handle_change(Change::SetZone(config.zone.clone()));
+        let shared = Arc::new(AgentState::new(runner, config, sources, datapath.datapath().counters()));
         Self { datapath, shared, leftovers: None, on_ready: Some(on_ready), asked: ReportWaiters::default() }
     }
 
@@ -106,10 +103,6 @@ impl Engine {
     pub(crate) fn run(&mut self, inbox: &Receiver<Event>) -> Result<(), DatapathError> {
         loop {
             self.settle()?;
-            // An unending stream of edits must not keep drift from being found.
-            if self.inspection_is_late() {
-                self.inspect_if_due();
-            }
             let event = self.next(inbox);
             if matches!(event, Err(RecvTimeoutError::Disconnected)) {
                 return Ok(());
@@ -125,16 +118,7 @@ impl Engine {
         }
     }
 
-    /// The next event. Without one, inspects what is due first.
-    fn next(&mut self, inbox: &Receiver<Event>) -> Result<Event, RecvTimeoutError> {
-        match inbox.try_recv() {
-            Ok(event) => return Ok(event),
-            Err(TryRecvError::Disconnected) => return Err(RecvTimeoutError::Disconnected),
-            Err(TryRecvError::Empty) => {}
-        }
-        if self.inspect_if_due() {
-            return Err(RecvTimeoutError::Timeout);
-        }
+    fn next(&self, inbox: &Receiver<Event>) -> Result<Event, RecvTimeoutError> {
         match self.patience() {
             Some(patience) => inbox.recv_timeout(patience),
             None => inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
@@ -175,29 +159,73 @@ impl Engine {
         self.shared.set_problem("Devices", problem);
     }
 
-    /// Carries out plans until there is none, or until the reconciler waits for a time-out.
-    ///
-    /// Each lock on the reconciler ends before the datapath works: `lb status` is answered meanwhile, however long a
-    /// plan takes. Only this thread writes to the reconciler, so nothing changes between two locks.
+    /// Has the datapath do what is due, until nothing is.
     pub(crate) fn settle(&mut self) -> Result<(), DatapathError> {
-        loop {
-            let now = self.shared.now();
-            if self.shared.reconciler().wants_observation(now) {
-                self.observe(now)?;
-            }
-            let plan = self.shared.reconciler_mut().poll_plan(now);
-            let Some(plan) = plan.expect("the node is set, and the last plan and observation were handled") else {
-                break;
-            };
-            self.apply(&plan)?;
+        while let Some(event) = self.work() {
+            self.take(event)?;
         }
+        Ok(())
+    }
+
+    /// Has the datapath do what is due next, and says what came of it.
+    ///
+    /// The runner is only read while the datapath works: `lb status` is answered meanwhile, however long a plan takes.
+    fn work(&mut self) -> Option<runner::Event> {
+        loop {
+            let task = self.shared.runner_mut().poll_task(self.shared.now());
+            self.become_ready();
+            let began = processor_time();
+            let done = task?.carry_out(&self.shared.runner(), self.datapath.datapath_mut());
+            let cpu = processor_time().saturating_sub(began);
+            let event = self.shared.runner_mut().handle_done(done, cpu, self.shared.now());
+            if event.is_some() {
+                return event;
+            }
+        }
+    }
+
+    fn become_ready(&mut self) {
         let ready_now = self.shared.become_ready();
         // What an earlier datapath left keeps serving until this one does, so that no moment is without either.
         self.clean_up_leftovers();
         if ready_now {
-            self.shared.drifts().begin(self.shared.now());
             tracing::info!("ready");
             self.on_ready.take().into_iter().for_each(|on_ready| on_ready());
+        }
+    }
+
+    /// Logs an event of the runner, and keeps the conditions that follow from it.
+    fn take(&mut self, event: runner::Event) -> Result<(), DatapathError> {
+        match event {
+            runner::Event::Observed { frontends, backends } => {
+                tracing::info!(frontends, backends, "adopting the state of the datapath");
+                self.shared.set_problem("DatapathNotObserved", None);
+            }
+            runner::Event::NotObserved { error, again_in } => {
+                let problem = error.report();
+                tracing::warn!(error = problem, ?again_in, "the datapath cannot be observed");
+                self.shared.set_problem("DatapathNotObserved", Some(problem));
+            }
+            runner::Event::NotPermitted(error) => return Err(error),
+            runner::Event::Applied { plan, outcome, took } => {
+                log(&plan, &outcome, took);
+                let unknown = outcome.err().and_then(|error| error.unknown);
+                self.shared.set_problem("DatapathUnknown", unknown.map(|error| error.report()));
+                self.shared.note_plan(plan.id, took);
+            }
+            runner::Event::Inspected(inspected) => {
+                let report = self.shared.note_inspection(&inspected);
+                self.shared.set_problem("DriftNotInspected", None);
+                self.answer_asked(report.map(Ok));
+            }
+            runner::Event::NotInspected { error, asked } => {
+                let problem = error.report();
+                tracing::warn!(error = problem, "the datapath cannot be inspected");
+                self.shared.set_problem("DriftNotInspected", Some(problem.clone()));
+                self.answer_asked(asked.then(|| Err(format!("the datapath cannot be inspected: {problem}"))));
+            }
+            // Every other event is about something that this agent has conditions of its own for.
+            event => tracing::debug!(%event, "the runner"),
         }
         Ok(())
     }
@@ -213,56 +241,11 @@ impl Engine {
         }
     }
 
-    fn observe(&mut self, now: Instant) -> Result<(), DatapathError> {
-        let observed = self.datapath.datapath_mut().observe();
-        let problem = match observed {
-            Ok(state) => {
-                let (frontends, backends) = (state.frontends.len(), state.backends.len());
-                tracing::info!(frontends, backends, "adopting the state of the datapath");
-                self.shared.reconciler_mut().handle_observed(state);
-                None
-            }
-            Err(error) if self.is_hopeless(&error) => return Err(error),
-            Err(error) => {
-                let problem = error.report();
-                self.shared.reconciler_mut().handle_observe_failed(now);
-                let again_in = self.shared.reconciler().poll_timeout().map(|(at, _)| at.since(now));
-                tracing::warn!(error = problem, ?again_in, "the datapath cannot be observed");
-                Some(problem)
-            }
-        };
-        self.shared.set_problem("DatapathNotObserved", problem);
-        Ok(())
-    }
-
-    fn apply(&mut self, plan: &Plan) -> Result<(), DatapathError> {
-        let start = self.shared.now();
-        let outcome = self.datapath.datapath_mut().apply(plan);
-        let now = self.shared.now();
-        let took = now.since(start);
-        log(plan, &outcome, took);
-        let unknown = outcome.as_ref().err().and_then(|error| error.unknown.as_ref());
-        if let Some(error) = unknown.filter(|error| self.is_hopeless(error)) {
-            return Err(DatapathError::new(error.kind(), error.report()));
-        }
-        let unknown = unknown.map(DatapathError::report);
-        self.shared.set_problem("DatapathUnknown", unknown);
-        self.shared.reconciler_mut().handle_applied(plan.id, outcome, now);
-        self.shared.note_plan(plan.id, took);
-        self.shared.drifts().handle_applied(now);
-        Ok(())
-    }
-
-    /// Whether it makes no sense to try again: what was never permitted will not be.
-    fn is_hopeless(&self, error: &DatapathError) -> bool {
-        error.kind() == ErrorKind::Permission && !self.shared.is_ready()
-    }
-
     /// How long nothing has to be done unless something happens.
     pub(crate) fn patience(&self) -> Option<Duration> {
-        let due = self.shared.reconciler().poll_timeout().map(|(at, _)| at);
+        let due = self.shared.runner().poll_timeout();
         let leftovers = self.leftovers.as_ref().filter(|_| self.shared.is_ready()).and_then(Leftovers::due);
-        let due = due.into_iter().chain(leftovers).chain(self.inspection_due()).min()?;
+        let due = due.into_iter().chain(leftovers).min()?;
         // Never nothing: a time that has passed must not make this thread spin.
         Some(due.since(self.shared.now()).max(Duration::from_millis(1)))
     }
@@ -279,9 +262,10 @@ fn log(plan: &Plan, outcome: &Result<(), ApplyError>, took: Duration) {
 #[cfg(test)]
 mod tests {
     use lb_core::{
-        datapath::{Capabilities, Datapath, Role},
+        datapath::{Capabilities, Datapath, ErrorKind, Role},
         faulty::{Faults, Faulty},
         memory::MemoryDatapath,
+        reconciler::Reconciler,
         state::State,
     };
 
@@ -309,9 +293,9 @@ mod tests {
             agent.settle().unwrap();
             assert_eq!(conditions(&agent), [condition]);
             assert!(!agent.shared.is_ready());
-            let (first, _) = agent.shared.reconciler().poll_timeout().unwrap();
+            let (first, _) = agent.shared.runner().reconciler().poll_timeout().unwrap();
             assert!(agent.patience().unwrap() <= Reconciler::MIN_RETRY_DELAY);
-            while agent.shared.reconciler().poll_timeout() == Some((first, "observe the datapath")) {
+            while agent.shared.runner().reconciler().poll_timeout() == Some((first, "observe the datapath")) {
                 agent.settle().unwrap();
             }
             assert!(agent.patience().unwrap() > Reconciler::MIN_RETRY_DELAY, "it failed again");
@@ -320,7 +304,7 @@ mod tests {
                 agent.settle().unwrap();
             }
             assert_eq!(conditions(&agent), Vec::<String>::new());
-            assert_eq!(agent.shared.reconciler().poll_timeout(), None);
+            assert_eq!(agent.shared.runner().reconciler().poll_timeout(), None);
         }
     }
 

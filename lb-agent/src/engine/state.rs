@@ -11,20 +11,19 @@ use lb_core::{
     model::Change,
     name::SourceName,
     plan::PlanId,
-    reconciler::Reconciler,
+    runner::{Inspected, Runner},
     time::Instant,
 };
 use nix::time::{ClockId, clock_gettime};
 
 use crate::{
     api::{
-        Addresses, Backend, Condition, Datapath, DriftReport, DriftStatus, Explanation, Node, Pool, Service, Status,
-        Usage, view,
+        Addresses, Backend, Condition, Datapath, DriftReport, Explanation, Node, Pool, Service, Status, Usage, view,
     },
-    config::{Config, maglev::MaglevHash},
+    config::{Config, DriftMode, maglev::MaglevHash},
     driver::DatapathKind,
     engine::{
-        drift::{Drifts, Inspected, Subscription},
+        drift::{self, Feed, Subscription, words},
         inspection::Verified,
         notes::{self, Notes, SourceNotes},
     },
@@ -32,21 +31,22 @@ use crate::{
     source::Delivery,
 };
 
-/// The reconciler, and what else there is to say about the agent.
+/// The runner, and what else there is to say about the agent.
 pub(crate) struct AgentState {
     start: std::time::Instant,
     kind: DatapathKind,
     counters: Option<Arc<dyn Counters>>,
     /// Written by the thread of the datapath alone.
-    reconciler: RwLock<Reconciler>,
-    drifts: Mutex<Drifts>,
+    runner: RwLock<Runner>,
+    drift_mode: DriftMode,
+    feed: Mutex<Feed>,
     notes: Mutex<Notes>,
 }
 
 impl AgentState {
     /// `sources` are names and places, in the order of precedence.
     pub(crate) fn new(
-        reconciler: Reconciler,
+        runner: Runner,
         config: &Config,
         sources: &[(SourceName, String)],
         counters: Option<Arc<dyn Counters>>,
@@ -63,8 +63,9 @@ impl AgentState {
             start: std::time::Instant::now(),
             kind: config.datapath,
             counters,
-            reconciler: RwLock::new(reconciler),
-            drifts: Mutex::new(Drifts::new(config.drift, config.drift_interval)),
+            runner: RwLock::new(runner),
+            drift_mode: config.drift,
+            feed: Mutex::default(),
             notes: Mutex::new(notes),
         }
     }
@@ -76,38 +77,39 @@ impl AgentState {
         Instant::new(now.unwrap_or_else(|_| self.start.elapsed()))
     }
 
-    /// The reconciler, to read.
-    pub(crate) fn reconciler(&self) -> RwLockReadGuard<'_, Reconciler> {
-        self.reconciler.read().unwrap_or_else(PoisonError::into_inner)
+    /// The runner, to read: by the thread of the datapath also while the datapath works.
+    pub(crate) fn runner(&self) -> RwLockReadGuard<'_, Runner> {
+        self.runner.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The reconciler, for the thread of the datapath. Not to be held while the datapath works.
-    pub(crate) fn reconciler_mut(&self) -> RwLockWriteGuard<'_, Reconciler> {
-        self.reconciler.write().unwrap_or_else(PoisonError::into_inner)
+    /// The runner, for the thread of the datapath. Not to be held while the datapath works.
+    pub(crate) fn runner_mut(&self) -> RwLockWriteGuard<'_, Runner> {
+        self.runner.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What is known about drift. Not to be held while the datapath works.
-    pub(crate) fn drifts(&self) -> MutexGuard<'_, Drifts> {
-        self.drifts.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Takes an inspection in, and reports about it if somebody wants that.
-    pub(crate) fn note_inspection(&self, inspected: &Inspected, wants_report: bool) -> Option<DriftReport> {
+    /// Logs an inspection, tells those who follow drift, and reports to who asked for it.
+    pub(crate) fn note_inspection(&self, inspected: &Inspected) -> Option<DriftReport> {
         let (now, wall) = (self.now(), clock::since_1970());
-        let mut drifts = self.drifts();
-        let unlisted = drifts.handle_inspected(inspected, now, wall);
-        wants_report.then(|| {
-            let (is_now, before) = drifts.listed(&inspected.found, now, wall);
+        drift::log(inspected);
+        self.feed().tell(inspected, now, wall);
+        inspected.asked.then(|| {
+            let runner = self.runner();
+            let (is_now, before) = runner.drifts().listed(&inspected.found);
+            let told = |records: Vec<_>| records.into_iter().map(|record| words::told(record, now, wall)).collect();
             DriftReport {
                 datapath: self.kind.to_string(),
-                mode: drifts.mode().into(),
+                mode: self.drift_mode.into(),
                 found: inspected.found.len() as u64,
                 inspection_us: u64::try_from(inspected.took.as_micros()).unwrap_or(u64::MAX),
-                now: is_now,
-                before,
-                unlisted: unlisted as u64,
+                now: told(is_now),
+                before: told(before),
+                unlisted: inspected.unlisted as u64,
             }
         })
+    }
+
+    pub(crate) fn drift_mode(&self) -> DriftMode {
+        self.drift_mode
     }
 
     pub(crate) fn kind(&self) -> DatapathKind {
@@ -116,7 +118,7 @@ impl AgentState {
 
     /// Follows drift from now on, unless too many do.
     pub(crate) fn watch_drift(&self) -> Option<Subscription> {
-        self.drifts().subscribe()
+        self.feed().subscribe()
     }
 
     /// Takes in what a source says.
@@ -131,7 +133,7 @@ impl AgentState {
     }
 
     pub(crate) fn take_changes(&self, changes: Vec<Change>) {
-        let mut reconciler = self.reconciler_mut();
+        let mut runner = self.runner_mut();
         let mut notes = self.notes();
         for change in changes {
             let slice = match &change {
@@ -140,7 +142,7 @@ impl AgentState {
                 // Of the others only services can be refused, and the model remembers those itself.
                 _ => None,
             };
-            let refused = reconciler.handle_change(change).err();
+            let refused = runner.handle_change(change).err();
             if let Some(error) = &refused {
                 tracing::warn!(%error, "a change is refused; the last good state stays in force");
             }
@@ -173,10 +175,7 @@ impl AgentState {
 
     /// Whether this is the moment at which the first listing is complete and carried out.
     pub(crate) fn become_ready(&self) -> bool {
-        let here = {
-            let reconciler = self.reconciler();
-            !reconciler.is_listing() && reconciler.installed().is_some()
-        };
+        let here = self.runner().is_ready();
         here && !std::mem::replace(&mut self.notes().ready, here)
     }
 
@@ -186,9 +185,9 @@ impl AgentState {
     }
 
     pub(crate) fn services(&self) -> Vec<Service> {
-        let reconciler = self.reconciler();
+        let runner = self.runner();
         let report = Arc::clone(&self.notes().report);
-        view::services(&reconciler, &report)
+        view::services(runner.reconciler(), &report)
     }
 
     /// Adds to pools what of their manifests was refused.
@@ -200,7 +199,7 @@ impl AgentState {
     }
 
     pub(crate) fn backends(&self) -> Vec<Backend> {
-        view::backends(self.reconciler().model(), self.now())
+        view::backends(self.runner().reconciler().model(), self.now())
     }
 
     /// What would become of a packet: of the first one of a flow from a client that nothing is known of, or as
@@ -211,7 +210,8 @@ impl AgentState {
         verified: Option<&Verified>,
         wanted: Option<BackendQuery>,
     ) -> Explanation {
-        let reconciler = self.reconciler();
+        let runner = self.runner();
+        let reconciler = runner.reconciler();
         let (model, now) = (reconciler.model(), self.now());
         let flow = verified.map_or_else(FlowView::default, |verified| verified.answer.flow);
         let decision = match verified {
@@ -231,18 +231,20 @@ impl AgentState {
 
     pub(crate) fn status(&self) -> Status {
         let (usage, usage_problem) = self.usage();
-        let reconciler = self.reconciler();
+        let (now, watchers) = (self.now(), self.feed().watchers());
+        let runner = self.runner();
+        let reconciler = runner.reconciler();
         let notes = self.notes();
-        let counts = view::counts(&reconciler);
+        let counts = view::counts(reconciler);
         let mut conditions: Vec<Condition> =
             notes.problems.iter().map(|(kind, message)| Condition::new(kind, message)).collect();
         let of_sources = notes.source_problems.iter();
         conditions.extend(of_sources.map(|((_, kind), message)| Condition::new(kind, message)));
         conditions.extend(notes.rejections().map(|error| Condition::new("ManifestsRejected", &error)));
         conditions.extend(usage_problem.map(|problem| Condition::new("UsageUnknown", &problem)));
-        let (drift, drift_conditions) = self.drift_status();
-        conditions.extend(drift_conditions);
-        conditions.extend(view::conditions(&reconciler, &notes.report, &notes.refused_slices));
+        let drift_conditions = words::conditions(runner.drifts(), now);
+        conditions.extend(drift_conditions.iter().map(|(kind, message)| Condition::new(kind, message)));
+        conditions.extend(view::conditions(reconciler, &notes.report, &notes.refused_slices));
         conditions.sort();
         let node = reconciler.model().node();
         Status {
@@ -268,15 +270,9 @@ impl AgentState {
             maglev_hash: MaglevHash::of(&reconciler.model().settings().maglev).as_str().into(),
             counts,
             addresses: Addresses::default(),
-            drift,
+            drift: words::status(runner.drifts(), self.drift_mode, watchers),
             conditions,
         }
-    }
-
-    fn drift_status(&self) -> (DriftStatus, Vec<Condition>) {
-        let drifts = self.drifts();
-        let conditions = drifts.conditions(self.now());
-        (drifts.status(), conditions.iter().map(|(kind, message)| Condition::new(kind, message)).collect())
     }
 
     /// Asked without any lock: the kernel may take its time.
@@ -286,6 +282,10 @@ impl AgentState {
             Some(Ok(usage)) => (Some(Usage { rules: usage.rules, elements: usage.elements, bytes: usage.bytes }), None),
             Some(Err(error)) => (None, Some(error.report())),
         }
+    }
+
+    fn feed(&self) -> MutexGuard<'_, Feed> {
+        self.feed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn notes(&self) -> MutexGuard<'_, Notes> {

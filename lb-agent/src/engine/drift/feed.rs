@@ -16,15 +16,15 @@ const MAX_BATCH: usize = 200;
 /// A client's end. It ends when the client was too slow.
 pub(crate) type Subscription = Receiver<Lines>;
 
-/// Clients that watch.
+/// Clients that watch drift.
 #[derive(Debug, Default)]
-pub(super) struct Feed {
+pub(crate) struct Feed {
     watchers: Vec<Sender<Lines>>,
 }
 
 impl Feed {
     /// A new client's end, unless there are too many.
-    pub(super) fn subscribe(&mut self) -> Option<Subscription> {
+    pub(crate) fn subscribe(&mut self) -> Option<Subscription> {
         self.watchers.retain(|watcher| !watcher.is_closed());
         if self.watchers.len() >= MAX_WATCHERS {
             return None;
@@ -35,7 +35,7 @@ impl Feed {
     }
 
     /// How many listen.
-    pub(super) fn watchers(&self) -> usize {
+    pub(crate) fn watchers(&self) -> usize {
         self.watchers.iter().filter(|watcher| !watcher.is_closed()).count()
     }
 

@@ -1,115 +1,70 @@
-//! When the datapath is inspected, what follows from the differences, and which of them are reported. Without I/O: time
-//! is an argument.
+//! Drift in the log, for those who follow it, and in the words of the API.
 
 mod feed;
-mod limit;
-mod outcome;
-mod records;
-mod schedule;
 #[cfg(test)]
 mod tests;
-mod words;
+pub(crate) mod words;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 use lb_core::{
-    drift::{Drift, DriftClass, Inspection},
+    drift::{Cause, Drift},
+    runner::{DriftOutcome, DriftRecord, Inspected},
     time::Instant,
 };
 
-pub(crate) use self::feed::Subscription;
-use self::{feed::Feed, limit::Limits, records::Records};
-use crate::config::DriftMode;
+pub(crate) use self::feed::{Feed, Subscription};
+use self::words::told;
+use crate::{api::DriftNews, config};
 
-/// The machine.
-#[derive(Debug)]
-pub(crate) struct Drifts {
-    mode: DriftMode,
-    interval: Duration,
-    watched: bool,
-    records: Records,
-    limits: Limits,
-    feed: Feed,
-    full_at: Option<Instant>,
-    suspects_at: Option<Instant>,
-    repair_at: Option<Instant>,
-    quiet_until: Instant,
-    inspections: u64,
-    full_took: Duration,
-    full_cpu: Duration,
-    full_done: Instant,
-    found: BTreeMap<DriftClass, u64>,
-    repaired: BTreeMap<DriftClass, u64>,
-}
+/// Most differences of one inspection that are logged one by one.
+const MAX_LOGGED: usize = 10;
 
-/// An inspection and what was done about it.
-#[derive(Debug)]
-pub(crate) struct Inspected {
-    pub(crate) inspection: Inspection,
-    pub(crate) found: Vec<Drift>,
-    /// When it was done.
-    pub(crate) at: Instant,
-    /// How long it took.
-    pub(crate) took: Duration,
-    /// How much of a processor it took: less than the former if others were busy, too.
-    pub(crate) cpu: Duration,
-    pub(crate) repair: Repair,
-}
-
-/// What was done about what an inspection found.
-#[derive(Debug)]
-pub(crate) enum Repair {
-    /// Nothing: nothing was found, or that is not wanted.
-    None,
-    /// Nothing yet: it was repaired too often lately.
-    HeldBack {
-        /// When it may be repaired.
-        until: Instant,
-    },
-    /// A repair was tried.
-    Tried {
-        /// When it was over.
-        at: Instant,
-        /// What was found when looked again, and why it is still there.
-        still: Vec<Drift>,
-        /// Why it did not succeed, by the beginning of the object's name: empty for everything.
-        failed: Vec<(String, String)>,
-    },
-}
-
-impl Drifts {
-    pub(crate) fn new(mode: DriftMode, interval: Duration) -> Self {
-        Self {
-            mode,
-            interval,
-            watched: false,
-            records: Records::default(),
-            limits: Limits::default(),
-            feed: Feed::default(),
-            full_at: None,
-            suspects_at: None,
-            repair_at: None,
-            quiet_until: Instant::default(),
-            inspections: 0,
-            full_took: Duration::ZERO,
-            full_cpu: Duration::ZERO,
-            full_done: Instant::default(),
-            found: BTreeMap::new(),
-            repaired: BTreeMap::new(),
+impl From<config::DriftMode> for lb_core::runner::DriftMode {
+    fn from(mode: config::DriftMode) -> Self {
+        match mode {
+            config::DriftMode::Repair => Self::Repair,
+            config::DriftMode::Alert => Self::Alert,
+            config::DriftMode::Off => Self::Off,
         }
     }
+}
 
-    pub(crate) fn mode(&self) -> DriftMode {
-        self.mode
+/// Logs what an inspection brought.
+pub(crate) fn log(inspected: &Inspected) {
+    if let Some(error) = &inspected.repair_error {
+        tracing::warn!(%error, "drift was repaired in part only");
     }
-
-    /// Whether somebody says when others change what the datapath holds.
-    pub(crate) fn set_watched(&mut self, watched: bool) {
-        self.watched = watched;
+    for record in inspected.new.iter().take(MAX_LOGGED) {
+        let Drift { class, object, difference, cause } = &record.drift;
+        tracing::warn!(%class, object, %difference, %cause, "drift");
     }
+    let more = inspected.new.len().saturating_sub(MAX_LOGGED) + inspected.unlisted;
+    if more > 0 {
+        let cause = inspected.cause.map_or("various", Cause::as_str);
+        tracing::warn!(more, cause, "drift of more objects; see `lb drift`");
+    }
+    let with = |outcome| inspected.changed.iter().filter(move |record| record.outcome == outcome);
+    for record in with(DriftOutcome::Gone) {
+        tracing::info!(what = %record.drift, "drift resolved by itself");
+    }
+    let mut repaired = with(DriftOutcome::Repaired).peekable();
+    if let Some(first) = repaired.peek().map(|record| record.drift.to_string()) {
+        tracing::info!(differences = repaired.count(), first, "drift repaired");
+    }
+}
 
-    /// Follows what is found and repaired from now on.
-    pub(crate) fn subscribe(&mut self) -> Option<Subscription> {
-        self.feed.subscribe()
+impl Feed {
+    /// Tells those who follow what an inspection brought; `wall` is the time since 1970 now.
+    pub(crate) fn tell(&mut self, inspected: &Inspected, now: Instant, wall: Duration) {
+        if self.is_idle() {
+            return;
+        }
+        let news = |records: &[DriftRecord]| {
+            records.iter().map(|record| DriftNews::Difference(Box::new(told(record, now, wall)))).collect()
+        };
+        // Apart from what became of it: a batch may be cut short, and whoever waits for a repair must hear of it.
+        self.publish(news(&inspected.new), inspected.unlisted);
+        self.publish(news(&inspected.changed), 0);
     }
 }
