@@ -5,6 +5,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
     },
+    task::{Wake, Waker},
     time::Duration,
 };
 
@@ -51,7 +52,19 @@ pub struct Listener {
     membership: Arc<Membership>,
     /// The same socket, to wait for.
     polled: OwnedFd,
+    woken: Arc<Woken>,
     ignored_port: Option<u32>,
+}
+
+/// Is readable when a wait is to end.
+#[derive(Debug)]
+struct Woken(EventFd);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        // The counter is full only if the wait ends already.
+        let _ = self.0.write(1);
+    }
 }
 
 /// What a [`Listener`] shares with its [`Pause`]s.
@@ -154,15 +167,29 @@ impl Listener {
         let polled = raw.as_fd().try_clone_to_owned().map_err(Error::socket("duplicating a netlink socket"))?;
         let missed = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC);
         let missed = missed.map_err(|errno| Error::socket("making an eventfd")(errno.into()))?;
+        let woken = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC);
+        let woken = Arc::new(Woken(woken.map_err(|errno| Error::socket("making an eventfd")(errno.into()))?));
         let (raw, groups, not_rejoined) = (Mutex::new(raw), groups.to_vec(), AtomicBool::new(false));
         let membership = Arc::new(Membership { raw, groups, missed, not_rejoined });
-        Ok(Self { membership, polled, ignored_port })
+        Ok(Self { membership, polled, woken, ignored_port })
     }
 
     /// For a thread that is about to make very many changes.
     #[must_use]
     pub fn pause(&self) -> Pause {
         Pause(Arc::downgrade(&self.membership))
+    }
+
+    /// What ends a [`wait`] for this listener from another thread: the present one, or the next if there is none.
+    #[must_use]
+    pub fn waker(&self) -> Waker {
+        Arc::clone(&self.woken).into()
+    }
+
+    /// Whether the [waker](Self::waker) was called since this was asked last.
+    #[must_use]
+    pub fn take_wake(&self) -> bool {
+        self.woken.0.read().is_ok()
     }
 
     /// Hands every notification that is there to `each`; never waits.
@@ -192,15 +219,15 @@ impl Listener {
     }
 }
 
-/// Waits until one of `listeners` has something to read, at most for `timeout`; says whether one has. A signal ends the
-/// wait early, and 24 days are the longest one.
+/// Waits until one of `listeners` has something to read or was woken, at most for `timeout`; says whether one has. A
+/// signal ends the wait early, and 24 days are the longest one.
 ///
 /// # Errors
 /// [`Error::Socket`].
 pub fn wait(listeners: &[&Listener], timeout: Duration) -> Result<bool> {
     let mut polled: Vec<PollFd<'_>> = listeners
         .iter()
-        .flat_map(|listener| [listener.polled.as_fd(), listener.membership.missed.as_fd()])
+        .flat_map(|listener| [listener.polled.as_fd(), listener.membership.missed.as_fd(), listener.woken.0.as_fd()])
         .map(|fd| PollFd::new(fd, PollFlags::POLLIN))
         .collect();
     let rounded_up = timeout.saturating_add(Duration::from_nanos(999_999));
@@ -259,6 +286,19 @@ mod tests {
         let mut count = 0;
         let delivery = listener.read(|_| count += 1).unwrap();
         (count, delivery)
+    }
+
+    #[test]
+    fn a_wait_is_ended_from_another_thread_once() {
+        let listener = Listener::open(Protocol::Route, &[], None).unwrap();
+        let waker = listener.waker();
+        std::thread::scope(|scope| {
+            let waits = scope.spawn(|| wait(&[&listener], PATIENCE).unwrap());
+            waker.wake_by_ref();
+            assert!(waits.join().unwrap());
+        });
+        assert!(listener.take_wake() && !listener.take_wake());
+        assert!(!wait(&[&listener], Duration::ZERO).unwrap());
     }
 
     #[test]

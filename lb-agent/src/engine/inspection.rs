@@ -5,6 +5,7 @@ use std::{io, sync::mpsc::Sender, time::Duration};
 use lb_core::{
     decision::{Packet, decide},
     kernel::KernelAnswer,
+    runner::{Alarm, Watch},
 };
 use nix::{
     sys::{
@@ -17,10 +18,7 @@ use nix::{
 use crate::{
     api::DriftReport,
     config::DriftMode,
-    engine::{
-        Engine, Event,
-        watch::{self, Alarm},
-    },
+    engine::{Engine, Event},
 };
 
 /// A question that only the datapath can answer. Whoever asked may have gone meanwhile.
@@ -54,7 +52,9 @@ impl Engine {
             Ok(None) => Ok(()),
             Ok(Some(watcher)) => {
                 self.shared.runner_mut().handle_watching();
-                watch::watch(watcher, events.clone())
+                let events = events.clone();
+                self.watch = Some(Watch::start(watcher, move |alarm| events.send(Event::Alarm(alarm)).is_ok())?);
+                Ok(())
             }
             Err(error) => {
                 let problem = error.report();
@@ -73,7 +73,8 @@ impl Engine {
                 drop(taken);
                 self.shared.runner_mut().handle_suspicion(now);
             }
-            Alarm::Missed(problem) => {
+            Alarm::Missed(error) => {
+                let problem = error.report();
                 tracing::warn!(problem, "changes by other tools may have been missed; inspecting everything");
                 self.shared.runner_mut().handle_missed(now);
                 self.shared.set_problem("DriftNotWatched", Some(problem));

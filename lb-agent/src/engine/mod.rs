@@ -8,7 +8,6 @@ pub(crate) mod leftovers;
 mod maglev_tests;
 mod notes;
 pub(crate) mod state;
-pub(crate) mod watch;
 
 use std::{
     sync::{
@@ -23,7 +22,7 @@ use lb_core::{
     model::{Change, Model, Settings},
     name::SourceName,
     plan::Plan,
-    runner::{self, Runner},
+    runner::{self, Alarm, Runner, Watch},
 };
 
 use crate::{
@@ -33,7 +32,6 @@ use crate::{
         inspection::{DatapathQuery, ReportWaiters, processor_time},
         leftovers::Leftovers,
         state::AgentState,
-        watch::Alarm,
     },
     source::Delivery,
 };
@@ -61,6 +59,8 @@ pub(crate) struct Engine {
     on_ready: Option<Box<dyn FnOnce() + Send>>,
     /// Those who wait for an inspection.
     pub(crate) asked: ReportWaiters,
+    /// What waits for changes that others make.
+    pub(crate) watch: Option<Watch>,
 }
 
 /// Most events that are taken in at once.
@@ -83,7 +83,8 @@ impl Engine {
         // A zone claims no address, so it cannot be refused.
         let _ = runner.handle_change(Change::SetZone(config.zone.clone()));
         let shared = Arc::new(AgentState::new(runner, config, sources, datapath.datapath().counters()));
-        Self { datapath, shared, leftovers: None, on_ready: Some(on_ready), asked: ReportWaiters::default() }
+        let asked = ReportWaiters::default();
+        Self { datapath, shared, leftovers: None, on_ready: Some(on_ready), asked, watch: None }
     }
 
     /// Other datapaths, to be cleaned up once this one serves.

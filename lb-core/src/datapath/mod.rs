@@ -4,7 +4,7 @@ mod capabilities;
 mod error;
 
 use alloc::{boxed::Box, sync::Arc, vec::Vec};
-use core::time::Duration;
+use core::{task::Waker, time::Duration};
 
 pub use capabilities::{AffinityCapability, Atomicity, Capabilities, SocketCapability, SocketHash};
 pub use error::{ApplyError, DatapathError, ErrorKind};
@@ -106,6 +106,12 @@ pub trait Watcher: Send {
     /// # Errors
     /// When the watcher cannot watch any more or missed something: then everything has to be inspected.
     fn wait(&mut self, timeout: Duration) -> Result<bool, DatapathError>;
+
+    /// What ends a wait from another thread: the present one, or the next if there is none. That wait returns `false`.
+    /// `None`, the default, if nothing does: the watcher is then waited for in short turns.
+    fn waker(&self) -> Option<Waker> {
+        None
+    }
 }
 
 /// Counts the objects of a datapath in the kernel, also while [`Datapath::apply`] runs.

@@ -1,7 +1,8 @@
 //! The loop around a datapath: it observes, plans, applies, retries, inspects and repairs.
 //!
 //! A [`Runner`] knows what is to be done next, and [`step`](Runner::step) does it. The runner reads no clock and starts
-//! no thread: the caller passes the time, and calls again at [`poll_timeout`](Runner::poll_timeout).
+//! no thread: the caller passes the time, and calls again at [`poll_timeout`](Runner::poll_timeout). With the feature
+//! `std`, `Runner::spawn` starts a thread that does so.
 //!
 //! ```
 //! use lb_core::{
@@ -38,6 +39,10 @@ mod event;
 mod task;
 #[cfg(test)]
 mod tests;
+#[cfg(feature = "std")]
+mod thread;
+#[cfg(feature = "std")]
+mod watch;
 
 use alloc::{string::ToString, vec::Vec};
 use core::time::Duration;
@@ -45,6 +50,10 @@ use core::time::Duration;
 pub use drifts::{DriftMode, DriftOutcome, DriftRecord, Drifts, Inspected};
 pub use event::Event;
 pub use task::{Done, Task};
+#[cfg(feature = "std")]
+pub use thread::{Handle, Stopped};
+#[cfg(feature = "std")]
+pub use watch::{Alarm, AlarmGuard, Watch};
 
 use self::{
     drifts::{Look, Repair},
@@ -93,6 +102,12 @@ enum Rest {
         failed: Vec<(alloc::string::String, alloc::string::String)>,
         error: Option<ApplyError>,
     },
+}
+
+/// What comes next.
+enum Next {
+    Event(Event),
+    Task(Task),
 }
 
 /// What the caller of [`Runner::step`] was told.
@@ -201,20 +216,27 @@ impl Runner {
     /// often as it may be.
     pub fn step(&mut self, datapath: &mut dyn Datapath, now: Instant) -> Option<Event> {
         loop {
-            if let Some(event) = self.poll_notice(now) {
-                return Some(event);
-            }
-            let task = self.poll_task(now);
-            if self.ready && !core::mem::replace(&mut self.told.ready, true) {
-                // Before the first inspection, which comes again.
-                return Some(Event::Ready);
-            }
-            let Some(task) = task else { return self.poll_notice(now) };
-            let done = task.carry_out(self, datapath);
+            let done = match self.poll_next(now)? {
+                Next::Event(event) => return Some(event),
+                Next::Task(task) => task.carry_out(self, datapath),
+            };
             if let Some(event) = self.handle_done(done, Duration::ZERO, now) {
                 return Some(event);
             }
         }
+    }
+
+    /// What is to be said or done next.
+    fn poll_next(&mut self, now: Instant) -> Option<Next> {
+        if let Some(event) = self.poll_notice(now) {
+            return Some(Next::Event(event));
+        }
+        let task = self.poll_task(now);
+        if self.ready && !core::mem::replace(&mut self.told.ready, true) {
+            // Before the first inspection: that task comes again.
+            return Some(Next::Event(Event::Ready));
+        }
+        task.map(Next::Task).or_else(|| self.poll_notice(now).map(Next::Event))
     }
 
     /// What is to be said although nothing is done.

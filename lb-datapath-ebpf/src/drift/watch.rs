@@ -1,7 +1,8 @@
 //! Notices that a map or link was unpinned, or that a link was detached.
 
 use std::{
-    thread,
+    sync::{Arc, Condvar, Mutex, PoisonError},
+    task::{Wake, Waker},
     time::{Duration, Instant},
 };
 
@@ -22,11 +23,37 @@ pub(crate) struct PinWatcher {
     known: Vec<Drift>,
     repairs: u64,
     next: Instant,
+    sleep: Arc<Sleep>,
+}
+
+/// A sleep that another thread can end.
+#[derive(Debug, Default)]
+struct Sleep {
+    woken: Mutex<bool>,
+    wakes: Condvar,
+}
+
+impl Sleep {
+    /// Whether it ended before `until`.
+    fn until(&self, until: Instant) -> bool {
+        let woken = self.woken.lock().unwrap_or_else(PoisonError::into_inner);
+        let left = until.saturating_duration_since(Instant::now());
+        let waited = self.wakes.wait_timeout_while(woken, left, |woken| !*woken);
+        let (mut woken, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut woken)
+    }
+}
+
+impl Wake for Sleep {
+    fn wake(self: Arc<Self>) {
+        *self.woken.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.wakes.notify_all();
+    }
 }
 
 impl PinWatcher {
     pub(crate) fn new(shared: SharedAnchors) -> Self {
-        Self { shared, known: Vec::new(), repairs: 0, next: Instant::now() }
+        Self { shared, known: Vec::new(), repairs: 0, next: Instant::now(), sleep: Arc::default() }
     }
 
     /// Whether there is drift that the last look did not find.
@@ -50,8 +77,7 @@ impl Watcher for PinWatcher {
         let deadline = Instant::now() + timeout;
         loop {
             let until = self.next.min(deadline);
-            thread::sleep(until.saturating_duration_since(Instant::now()));
-            if Instant::now() < self.next {
+            if self.sleep.until(until) || Instant::now() < self.next {
                 return Ok(false);
             }
             self.next = Instant::now() + PERIOD;
@@ -59,5 +85,24 @@ impl Watcher for PinWatcher {
                 return Ok(true);
             }
         }
+    }
+
+    fn waker(&self) -> Option<Waker> {
+        Some(Arc::clone(&self.sleep).into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_is_ended_from_another_thread_once() {
+        let mut watcher = PinWatcher::new(SharedAnchors::default());
+        watcher.waker().unwrap().wake();
+        let start = Instant::now();
+        assert!(!watcher.wait(Duration::from_secs(3600)).unwrap());
+        assert!(start.elapsed() < Duration::from_secs(1800));
+        assert!(!watcher.sleep.until(Instant::now()), "the next wait is a whole one");
     }
 }

@@ -7,6 +7,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::Waker,
     time::{Duration, Instant},
 };
 
@@ -156,6 +157,9 @@ impl IptablesWatcher {
                 Rules::Notified(rules) => wait(&[rules, &self.routes], left)?,
                 Rules::Polled(_) => wait(&[&self.routes], left.min(PERIOD))?,
             };
+            if self.routes.take_wake() {
+                return Ok(false);
+            }
         }
     }
 }
@@ -168,6 +172,10 @@ impl Watcher for IptablesWatcher {
             suspects.routes = true;
             DatapathError::new(ErrorKind::System, "watching over rules and routes failed").with_source(error)
         })
+    }
+
+    fn waker(&self) -> Option<Waker> {
+        Some(self.routes.waker())
     }
 }
 

@@ -1,6 +1,9 @@
 //! Watches for changes that others make to the table and the routes.
 
-use std::time::{Duration, Instant};
+use std::{
+    task::Waker,
+    time::{Duration, Instant},
+};
 
 use lb_core::datapath::{DatapathError, Watcher};
 use lb_netlink::{Delivery, Listener, Message, Protocol, string, wait};
@@ -69,6 +72,9 @@ impl NetfilterWatcher {
                 return Ok(false);
             }
             wait(&[&self.tables, &self.routes], left)?;
+            if self.routes.take_wake() {
+                return Ok(false);
+            }
         }
     }
 }
@@ -79,6 +85,10 @@ impl Watcher for NetfilterWatcher {
             *self.filter.suspects.lock() = Suspects::everything();
             failure("listening to changes of tables and routes", error)
         })
+    }
+
+    fn waker(&self) -> Option<Waker> {
+        Some(self.routes.waker())
     }
 }
 
