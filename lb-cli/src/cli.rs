@@ -48,9 +48,8 @@ pub(crate) enum Command {
 
 /// Serve the services of a manifest directory until SIGTERM or SIGINT.
 ///
-/// The agent reads the .yaml, .yml and .json files of the directory as one snapshot and watches it. A snapshot that
-/// cannot be parsed is rejected as a whole, and the last good state stays in force. An invalid object is refused alone.
-/// `lb status` shows both. When the agent stops, the datapath keeps serving what it has, and the next agent adopts it
+/// The agent reads the .yaml, .yml and .json files of the directory and watches it. A file that cannot be parsed costs
+/// only itself: what it held before stays in force. An invalid object is refused alone. `lb status` shows both. When the agent stops, the datapath keeps serving what it has, and the next agent adopts it
 /// without a gap.
 ///
 /// The agent prints the line `ready` on standard output when the services of the first snapshot are in the datapath.

@@ -97,15 +97,17 @@ pub enum SnapshotError {
         file: String,
     },
     /// A file is not text.
-    #[error("{file}: byte {offset} is not UTF-8")]
+    #[error("{file}: byte {offset} is not UTF-8{}", Hint(.looks_like))]
     NotUtf8 {
         /// The file.
         file: String,
         /// The first byte that is not, from 0.
         offset: usize,
+        /// What the file looks like and what to do about it, if that is known.
+        looks_like: Option<&'static str>,
     },
-    /// A document is neither YAML nor JSON, or exceeds a limit.
-    #[error("{}: document {}: {message}", FilePosition(.origin, *.position), .origin.document)]
+    /// A document is neither YAML nor JSON, or exceeds a limit of its own.
+    #[error("{}: {message}{}", Place(.origin, *.position), Hint(.looks_like))]
     Syntax {
         /// The document.
         origin: Origin,
@@ -113,14 +115,18 @@ pub enum SnapshotError {
         position: Option<Position>,
         /// The message of the parser.
         message: String,
+        /// What the file looks like and what to do about it, if that is known.
+        looks_like: Option<&'static str>,
     },
     /// A document is not a Kubernetes object.
-    #[error("{origin}: {message}")]
+    #[error("{}: no Kubernetes object: {message}", Place(.origin, *.position))]
     NotAnObject {
         /// The document.
         origin: Origin,
-        /// The part that is missing.
-        message: &'static str,
+        /// Where it begins, if that is known.
+        position: Option<Position>,
+        /// The part that is missing, what the document looks like, and what to do.
+        message: String,
     },
     /// The name or the namespace of an object has a wrong type, so that nobody knows which object stays as it last was.
     /// Every other wrong type refuses its object alone.
@@ -128,12 +134,73 @@ pub enum SnapshotError {
     Type(Box<Finding>),
 }
 
-struct FilePosition<'a>(&'a Origin, Option<Position>);
+impl SnapshotError {
+    /// The file or directory that it is about.
+    #[must_use]
+    pub fn file(&self) -> &str {
+        match self {
+            Self::Io { file, .. }
+            | Self::NotRegular { file, .. }
+            | Self::Outside { file, .. }
+            | Self::HardLink { file, .. }
+            | Self::Changing { file }
+            | Self::FileTooLarge { file }
+            | Self::TotalTooLarge { file }
+            | Self::TooManyFiles { directory: file }
+            | Self::TooManyDocuments { file }
+            | Self::TooManyObjects { file }
+            | Self::TooManyPools { file }
+            | Self::NotUtf8 { file, .. } => file,
+            Self::Syntax { origin, .. } | Self::NotAnObject { origin, .. } => &origin.file,
+            Self::Type(finding) => &finding.object.origin.file,
+        }
+    }
 
-impl fmt::Display for FilePosition<'_> {
+    /// Whether it is about one file, which can be left out: it can neither be a limit nor a directory.
+    pub(crate) fn is_about_a_file(&self) -> bool {
+        match self {
+            Self::Io { .. }
+            | Self::NotRegular { .. }
+            | Self::Outside { .. }
+            | Self::HardLink { .. }
+            | Self::Changing { .. }
+            | Self::NotUtf8 { .. }
+            | Self::Syntax { .. }
+            | Self::NotAnObject { .. }
+            | Self::Type(_) => true,
+            Self::FileTooLarge { .. }
+            | Self::TotalTooLarge { .. }
+            | Self::TooManyFiles { .. }
+            | Self::TooManyDocuments { .. }
+            | Self::TooManyObjects { .. }
+            | Self::TooManyPools { .. } => false,
+        }
+    }
+
+    /// Whether it is about one object of a file; the others of the file are read.
+    pub(crate) fn is_about_an_object(&self) -> bool {
+        matches!(self, Self::NotAnObject { .. } | Self::Type(_))
+    }
+}
+
+struct Place<'a>(&'a Origin, Option<Position>);
+
+impl fmt::Display for Place<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0.file)?;
-        let Some(Position { line, column }) = self.1 else { return Ok(()) };
-        write!(f, ":{line}:{column}")
+        let Origin { file, document, item } = self.0;
+        f.write_str(file)?;
+        if let Some(Position { line, column }) = self.1 {
+            write!(f, ":{line}:{column}")?;
+        }
+        write!(f, ": document {document}")?;
+        if item.is_empty() { Ok(()) } else { write!(f, ", {item}") }
+    }
+}
+
+struct Hint<'a>(&'a Option<&'static str>);
+
+impl fmt::Display for Hint<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.map_or(Ok(()), |hint| write!(f, "; {hint}"))
     }
 }

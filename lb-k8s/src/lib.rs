@@ -99,12 +99,14 @@
 //!
 //! # Errors
 //!
-//! A snapshot that cannot be read or parsed, or exceeds a limit, is rejected as a whole ([`SnapshotError`]), and the
-//! last good one stays. An object that is invalid in itself, by a value or by the type of a field, is refused alone
-//! ([`Refusal`]) and stays as it last was. No service loses an address over it: a pool that never was good is disabled,
-//! and a service that never was good [keeps](lb_ipam::Edit::KeepService) its addresses. Only an object whose name has a
-//! wrong type rejects the snapshot, since nobody knows which object has to stay. The model finds conflicts between
-//! objects of different sources, and the allocator finds those between pools.
+//! A [`Snapshot`] is read as a whole or not at all ([`SnapshotError`]). [`Manifests::reload`] rejects one for a limit and
+//! for a directory that cannot be read, and the last good one stays. Any other file that cannot be read or parsed, and
+//! any document that is no object, is listed ([`Report::unread`]) and costs only itself.
+//!
+//! An object that is invalid in itself, by a value or by the type of a field, is refused alone ([`Refusal`]) and stays
+//! as it last was. No service loses an address over it: a pool that never was good is disabled, and a service that never
+//! was good [keeps](lb_ipam::Edit::KeepService) its addresses. The model finds conflicts between objects of different
+//! sources, and the allocator finds those between pools.
 #![forbid(unsafe_code)]
 
 pub mod annotations;
@@ -130,7 +132,7 @@ pub mod write;
 
 pub use error::SnapshotError;
 pub use manifests::{Batch, Manifests, Preview};
-pub use report::{Finding, Instead, ObjectRef, Origin, Position, Refusal, Report};
+pub use report::{Finding, Instead, ObjectRef, Origin, Position, Refusal, Report, Unread};
 pub use service::{ServiceTemplate, TargetPort, TemplatePort};
 pub use snapshot::Snapshot;
 pub use unservable::unservable;

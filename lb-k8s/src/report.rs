@@ -42,6 +42,9 @@ pub struct ObjectRef {
     pub namespace: String,
     /// Its name; empty if it has none.
     pub name: String,
+    /// The name of the service in its namespace whose endpoints it has; empty for everything but an `EndpointSlice`
+    /// that names one, and `Endpoints`.
+    pub service: String,
     /// Where it stands.
     pub origin: Origin,
 }
@@ -78,6 +81,8 @@ pub struct Finding {
     pub position: Option<Position>,
     /// The fact.
     pub message: String,
+    /// Whether more is let in by this than the object asks for.
+    pub exposes: bool,
 }
 
 impl fmt::Display for Finding {
@@ -117,16 +122,39 @@ pub enum Instead {
     Nothing,
     /// A disabled pool, so that no service loses an address over a mistake: the pool never had a last good state.
     Disabled,
+    /// The first object of the same name.
+    First,
 }
 
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let rest = match self.instead {
             Instead::LastGood => "its last good state stays",
-            Instead::Nothing => "it is left out",
+            Instead::Nothing | Instead::First => "it is left out",
             Instead::Disabled => "it allocates nothing until that is corrected",
         };
         write!(f, "{}; {rest}", self.finding)
+    }
+}
+
+/// A file, or a document of one, that could not be read; everything else is in force.
+#[derive(Clone, Debug)]
+pub struct Unread {
+    /// Where and why.
+    pub error: Arc<SnapshotError>,
+    /// What is in force instead: what the file held before, or nothing.
+    pub instead: Instead,
+}
+
+impl fmt::Display for Unread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let rest = match (self.instead, self.error.is_about_an_object()) {
+            (Instead::LastGood, false) => "what the file held before stays as it last was",
+            (Instead::LastGood, true) => "what the file held before and does not name now stays as it last was",
+            (_, false) => "the file is left out",
+            (_, true) => "it is left out",
+        };
+        write!(f, "{}; {rest}", self.error)
     }
 }
 
@@ -135,6 +163,8 @@ impl fmt::Display for Refusal {
 pub struct Report {
     /// Why the newest snapshot was rejected as a whole; the rest of the report is about the last good one.
     pub rejected: Option<Arc<SnapshotError>>,
+    /// Files that could not be read as a whole, and documents that are no objects: the others are in force.
+    pub unread: Vec<Unread>,
     /// Objects that are not for this proxy: unknown kinds, and objects that another proxy serves.
     pub skipped: Vec<Arc<Finding>>,
     /// Fields that are set, would change traffic, and are not supported. Where nobody
@@ -156,7 +186,7 @@ impl Report {
     /// Whether everything was accepted as it stands.
     #[must_use]
     pub fn is_clean(&self) -> bool {
-        let listed = self.skipped.len() + self.unsupported.len() + self.refused.len();
+        let listed = self.unread.len() + self.skipped.len() + self.unsupported.len() + self.refused.len();
         self.rejected.is_none() && listed + self.unlisted == 0
     }
 }

@@ -25,6 +25,9 @@ use crate::{
     text::quoted,
 };
 
+/// What is said about an endpoint with several addresses; kube-proxy uses the first one, too.
+const ONLY_THE_FIRST: &str = "only the first address is used: write an endpoint for each address";
+
 impl Kind for Object {
     const FIELDS: &'static Rule = &fields::ENDPOINT_SLICE;
 
@@ -105,7 +108,7 @@ fn ports(object: &Object, notes: &mut Vec<Unsupported>) -> Result<Vec<SlicePort>
     for (index, object) in objects.iter().enumerate() {
         let Some(port) = port(object, index)? else {
             let field = format!("ports[{index}].port");
-            notes.push(Unsupported { field, message: "every port at once is not supported: name a number".into() });
+            notes.push(Unsupported::new(field, "every port at once is not supported: name a number"));
             continue;
         };
         if !seen.insert((port.name.clone(), port.protocol)) {
@@ -146,7 +149,7 @@ fn endpoints(
             return Err(Invalid::new(field(), format!("{} appears twice", endpoint.ip)));
         }
         if object.addresses.len() > 1 {
-            notes.push(Unsupported { field: field(), message: "only the first address is used".into() });
+            notes.push(Unsupported::new(field(), ONLY_THE_FIRST));
         }
         endpoints.push(endpoint);
     }

@@ -107,11 +107,12 @@ fn what_is_no_file_is_ignored_however_it_is_noticed() {
 }
 
 #[test]
-fn a_rejected_file_is_looked_at_again_with_all_others() {
+fn a_file_beyond_a_limit_is_looked_at_again_with_all_others() {
     let mut directory = Directory::new();
     directory.write("a.yaml", &service("a", 1));
     directory.reload();
-    directory.write("b.yaml", "x: [");
+    let large = fs::File::create(directory.path("b.yaml")).unwrap();
+    large.set_len(lb_k8s::limits::MAX_FILE_BYTES + 1).unwrap();
     assert!(directory.reload_files(&["b.yaml"]).report.rejected.is_some());
     directory.write("a.yaml", &service("a", 2));
     assert!(directory.reload_files(&["a.yaml"]).report.rejected.is_some());
@@ -195,7 +196,7 @@ fn a_volume_that_is_swapped_shows() {
     fs::rename(directory.path("..data_tmp"), directory.path("..data")).unwrap();
     assert_eq!(told(&directory.reload()), ["a"]);
     symlink("/etc/hostname", directory.path("b.yaml")).unwrap();
-    assert!(directory.reload_files(&["b.yaml"]).report.rejected.is_some(), "a link that leads out");
+    assert_eq!(directory.reload_files(&["b.yaml"]).report.unread.len(), 1, "a link that leads out");
 }
 
 #[derive(Clone, Debug)]
@@ -244,25 +245,35 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
     #[test]
-    fn reading_what_changed_is_reading_everything(edits in vec(edit(), 1..12)) {
+    fn reading_what_changed_is_reading_everything_and_a_broken_file_holds_what_it_held(edits in vec(edit(), 1..12)) {
         let mut whole = Manifests::new(SourceName("manifests".into()));
         let mut by_name = Directory::new();
         let mut looking = Manifests::new(SourceName("manifests".into()));
         by_name.reload();
-        whole.update(Snapshot::read(&[by_name.directory.path()]));
         looking.reload(&[by_name.directory.path()]);
+        // What each file holds, in a directory of which every file can be read. What a broken file holds comes last.
+        let held = Directory::new();
+        whole.update(Snapshot::read(&[held.directory.path()]));
         for edit in edits {
             let file = carry_out(&by_name, &edit);
-            let batches = [
-                by_name.reload_files(&[&file]),
-                looking.reload(&[by_name.directory.path()]),
-                whole.update(Snapshot::read(&[by_name.directory.path()])),
-            ];
-            for batch in &batches[..2] {
-                prop_assert_eq!(&batch.changes, &batches[2].changes);
-                prop_assert_eq!(&batch.report.refused, &batches[2].report.refused);
-                prop_assert_eq!(batch.report.rejected.is_some(), batches[2].report.rejected.is_some());
+            let (read, broken) = (held.path(&file), held.path(&format!("held-{file}")));
+            match edit {
+                Edit::Write { .. } => {
+                    fs::copy(by_name.path(&file), &read).unwrap();
+                    let _ = fs::remove_file(broken);
+                }
+                Edit::Break { .. } => drop(fs::rename(read, broken)),
+                Edit::Remove { .. } => [read, broken].iter().for_each(|file| drop(fs::remove_file(file))),
             }
+            let batches = [by_name.reload_files(&[&file]), looking.reload(&[by_name.directory.path()])];
+            let expected = whole.update(Snapshot::read(&[held.directory.path()]));
+            for batch in &batches {
+                prop_assert_eq!(&batch.changes, &expected.changes);
+                prop_assert!(batch.report.rejected.is_none());
+            }
+            prop_assert_eq!(&batches[0].report.refused, &batches[1].report.refused);
+            let unread = |batch: &Batch| batch.report.unread.iter().map(ToString::to_string).collect::<Vec<_>>();
+            prop_assert_eq!(unread(&batches[0]), unread(&batches[1]));
             prop_assert!(by_name.manifests.services().eq(whole.services()));
         }
     }

@@ -188,7 +188,7 @@ fn what_is_not_carried_out_is_reported() {
             "endpoints[0].hints.forRacks: there is no such field",
             "endpoints[0].hints.forZones[0].weight: there is no such field",
             "ports[0].port: every port at once is not supported: name a number",
-            "endpoints[0].addresses: only the first address is used",
+            "endpoints[0].addresses: only the first address is used: write an endpoint for each address",
         ]
     );
     let slice = snapshot.endpoint_slices().next().unwrap();

@@ -59,7 +59,13 @@ fn directories_are_read_by_name_and_not_below() {
     assert_eq!(snapshot.namespaces().collect::<Vec<_>>(), ["shop"]);
     let report = snapshot.report();
     let at = |name: &str| directory.path().join(name).display().to_string();
-    assert_eq!(report.ignored_files, [at("deeper.yaml"), at("notes.txt")]);
+    assert_eq!(
+        report.ignored_files,
+        [
+            at("deeper.yaml") + ": directories inside the directory are not read; move its manifests up",
+            at("notes.txt") + ": its name does not end in .yaml, .yml or .json"
+        ]
+    );
     assert_eq!(
         report.refused[0].to_string(),
         format!(
@@ -183,8 +189,9 @@ fn errors_of_syntax_name_file_line_and_document() {
     assert!(message.contains(": document 2: "), "{message}");
     assert_eq!(rejected("x.yaml", "a: 1\na: 2\n"), "x.yaml:2:1: document 1: duplicate mapping key: a not allowed here");
     assert_eq!(
-        rejected("x.json", "{}\n{\"a\": }"),
-        "x.json: document 1: `apiVersion` or `kind` is missing: not a Kubernetes object"
+        rejected("x.json", "\n{}\n"),
+        "x.json:2:1: document 1: no Kubernetes object: `apiVersion` and `kind` are missing; it looks like a values file \
+         (Helm) or another configuration: move it out of the directory"
     );
     let namespace = r#"{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "x"}}"#;
     assert_eq!(rejected("x.json", &format!("{namespace}\n{{\"a\": }}")), "x.json:2:7: document 2: expected value");
@@ -212,14 +219,15 @@ fn errors_of_type_name_the_field() {
 
 #[test]
 fn what_is_no_object_is_rejected() {
-    assert_eq!(rejected("x.yaml", "just text\n"), "x.yaml: document 1: expected a mapping: a Kubernetes object");
+    let says = "no Kubernetes object: expected a mapping, a Kubernetes object: move the file out of the directory if it is none";
+    assert_eq!(rejected("x.yaml", "just text\n"), format!("x.yaml:1:1: document 1: {says}"));
     assert_eq!(
-        rejected("x.yaml", "kind: Service\n"),
-        "x.yaml: document 1: `apiVersion` or `kind` is missing: not a Kubernetes object"
+        rejected("x.yaml", "# c\n---\nkind: Service\n"),
+        "x.yaml:3:1: document 1: no Kubernetes object: `apiVersion` is missing: add it"
     );
     assert_eq!(
         rejected("x.yaml", "apiVersion: v1\nkind: List\nitems: [7]\n"),
-        "x.yaml: document 1, items[0]: expected a mapping: a Kubernetes object"
+        format!("x.yaml:3:9: document 1, items[0]: {says}")
     );
 }
 

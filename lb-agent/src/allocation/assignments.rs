@@ -101,6 +101,18 @@ impl Assignments {
         effect
     }
 
+    /// Services that hold addresses by the ledger, and whether one of these is in no pool.
+    pub(super) fn holders(&self) -> BTreeMap<ServiceName, bool> {
+        let mut holders = BTreeMap::new();
+        for (address, entry) in self.allocator.ledger().entries() {
+            let is_outside = !self.by_hand.is_in_a_pool(address);
+            for holder in entry.holders() {
+                *holders.entry(holder.clone()).or_insert(false) |= is_outside;
+            }
+        }
+        holders
+    }
+
     /// Forgets pools that are not there, once all are known that are.
     pub(super) fn forget_other_pools(&mut self) {
         self.first_seen.retain(|name, _| self.pools.contains_key(name));

@@ -79,10 +79,18 @@ impl Allocation {
         is_news || self.is_due(now)
     }
 
-    /// What services get at the start, when every source has listed everything once.
-    pub(crate) fn settle_first(&mut self, now: Timestamp) -> Settled {
+    /// Services that hold addresses by the ledger, and whether one of these is in no pool.
+    pub(crate) fn holders(&self) -> BTreeMap<ServiceName, bool> {
+        self.assignments.holders()
+    }
+
+    /// What services get at the start, when every source has listed everything once. If not every pool could be read,
+    /// nobody knows which others are gone.
+    pub(crate) fn settle_first(&mut self, knows_all_pools: bool, now: Timestamp) -> Settled {
         self.is_listed = true;
-        self.assignments.forget_other_pools();
+        if knows_all_pools {
+            self.assignments.forget_other_pools();
+        }
         self.settle_all(true, now)
     }
 

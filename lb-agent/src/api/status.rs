@@ -93,6 +93,9 @@ pub struct Source {
     pub reads: u64,
     /// Why its newest state was rejected; what was read before stays in force.
     pub rejected: Option<String>,
+    /// Files that cannot be read, and documents that are no objects; everything else is in force.
+    #[serde(default)]
+    pub unread: usize,
     /// Objects that are no service, endpoint slice or pool.
     pub skipped: usize,
     /// Fields that are set and not supported.
@@ -112,13 +115,16 @@ pub struct Manifests {
     pub listed: bool,
     /// Why the newest state of the directory was rejected; what was read before stays in force.
     pub rejected: Option<String>,
+    /// Files that cannot be read, and documents that are no objects, with what is in force instead.
+    #[serde(default)]
+    pub unread: Vec<String>,
     /// Objects that are not for this agent.
     pub skipped: Vec<String>,
     /// Fields that are set and not supported.
     pub unsupported: Vec<String>,
     /// Invalid objects.
     pub refused: Vec<String>,
-    /// Directory entries that are not manifests by name.
+    /// Directory entries that are not read, with the reason.
     pub ignored_files: Vec<String>,
 }
 

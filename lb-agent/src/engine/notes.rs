@@ -80,20 +80,29 @@ impl Notes {
         };
     }
 
-    /// Why sources are rejected as a whole: each of them, by name if there are several.
+    /// Why sources are rejected as a whole, or files of theirs, by name if there are several: at most a few for each.
     pub(super) fn rejections(&self) -> impl Iterator<Item = String> {
         let is_several = self.sources.len() > 1;
-        self.sources.iter().filter_map(move |notes| {
-            let error = notes.report.rejected.as_ref()?;
-            Some(if is_several { format!("source {}: {error}", notes.name) } else { error.to_string() })
+        self.sources.iter().flat_map(move |notes| {
+            let unread = &notes.report.unread;
+            let more = unread.len().saturating_sub(MAX_UNREAD);
+            let more =
+                (more > 0).then(|| format!("{more} more files or documents are not read; see `lb status -o json`"));
+            let rejected = notes.report.rejected.iter().map(ToString::to_string);
+            let said = rejected.chain(unread.iter().take(MAX_UNREAD).map(ToString::to_string)).chain(more);
+            said.map(move |error| if is_several { format!("source {}: {error}", notes.name) } else { error })
         })
     }
 }
+
+/// Most files that conditions name of those that are not read.
+const MAX_UNREAD: usize = 5;
 
 /// What several sources did not take over; who is rejected as a whole is asked of each.
 fn joined<'a>(reports: impl Iterator<Item = &'a Report>) -> Report {
     let mut all = Report::default();
     for report in reports {
+        all.unread.extend_from_slice(&report.unread);
         all.skipped.extend_from_slice(&report.skipped);
         all.unsupported.extend_from_slice(&report.unsupported);
         all.refused.extend_from_slice(&report.refused);
@@ -114,6 +123,7 @@ pub(super) fn manifests(notes: &SourceNotes) -> Manifests {
         reads: notes.reads,
         listed: notes.listed,
         rejected: report.rejected.as_ref().map(ToString::to_string),
+        unread: lines(&report.unread),
         skipped: lines(&report.skipped),
         unsupported: lines(&report.unsupported),
         refused: lines(&report.refused),
@@ -129,28 +139,60 @@ pub(super) fn source(notes: &SourceNotes) -> Source {
         listed: notes.listed,
         reads: notes.reads,
         rejected: report.rejected.as_ref().map(ToString::to_string),
+        unread: report.unread.len(),
         skipped: report.skipped.len(),
         unsupported: report.unsupported.len(),
         refused: report.refused.len(),
     }
 }
 
-/// Logs what `before` did not say.
+/// Logs what `before` did not say, and what it said that is over.
 fn log_report(source: &SourceName, before: &Report, report: &Report) {
     let source = &source.0;
-    if let Some(error) = &report.rejected {
-        tracing::warn!(%source, %error, "the manifests are rejected; the last good state stays in force");
-        return;
+    let rejected = |report: &Report| report.rejected.as_ref().map(ToString::to_string);
+    match (rejected(before), rejected(report)) {
+        (before, Some(error)) => {
+            if before.as_ref() != Some(&error) {
+                tracing::warn!(%source, error, "the manifests are rejected; the last good state stays in force");
+            }
+            return;
+        }
+        (Some(before), None) => tracing::info!(%source, before, "the manifests are accepted again"),
+        (None, None) => {}
     }
+    log_unread(source, before, report);
     let known = Reported::of(before.refused.iter().map(|refusal| &refusal.finding));
     for refusal in report.refused.iter().filter(|refusal| !known.has(&refusal.finding)) {
         tracing::warn!(%source, %refusal, "an object is refused");
     }
-    let known = Reported::of(&before.unsupported);
+    let known = Reported::of(before.unsupported.iter().chain(&before.skipped));
     for finding in report.unsupported.iter().filter(|finding| !known.has(finding)) {
-        tracing::info!(%source, %finding, "a field has no effect");
+        if finding.exposes {
+            tracing::warn!(%source, %finding, "more is let in than a field asks for");
+        } else {
+            tracing::info!(%source, %finding, "a field has no effect");
+        }
+    }
+    for finding in report.skipped.iter().filter(|finding| finding.exposes && !known.has(finding)) {
+        tracing::warn!(%source, %finding, "more is let in than an object asks for");
+    }
+    let known: BTreeSet<&String> = before.ignored_files.iter().collect();
+    for entry in report.ignored_files.iter().filter(|entry| !known.contains(entry)) {
+        tracing::info!(%source, entry, "an entry of the directory is not read");
     }
     tracing::debug!(%source, skipped = report.skipped.len(), "the manifests are read");
+}
+
+/// Logs files that are not read from now on, and those that are read again or gone.
+fn log_unread(source: &str, before: &Report, report: &Report) {
+    let known: BTreeSet<String> = before.unread.iter().map(ToString::to_string).collect();
+    for unread in report.unread.iter().map(ToString::to_string).filter(|unread| !known.contains(unread)) {
+        tracing::warn!(source, unread, "a manifest is rejected; every other one is in force");
+    }
+    let files = |report: &Report| report.unread.iter().map(|it| it.error.file().to_owned()).collect::<BTreeSet<_>>();
+    for file in files(before).difference(&files(report)) {
+        tracing::info!(source, file, "a manifest is accepted again, or gone");
+    }
 }
 
 /// Findings, wherever their objects stand by now: what moves within a file, or to another one, is no news.
@@ -218,6 +260,24 @@ mod tests {
         let (a, b) = (SourceName("a".into()), SourceName("b".into()));
         notes.take_report(&b, None, &[Change::InitDone(a), Change::InitDone(b.clone())]);
         assert!(notes.sources.iter().all(|notes| notes.listed));
+    }
+
+    #[test]
+    fn files_that_are_not_read_are_conditions_up_to_a_few() {
+        let directory = tempfile::tempdir().unwrap();
+        for number in 0..MAX_UNREAD + 2 {
+            std::fs::write(directory.path().join(format!("{number}.yaml")), "replicas: 1\n").unwrap();
+        }
+        let report = Manifests::new(SourceName("x".into())).reload(&[directory.path()]).report;
+        let mut notes = of_sources(["a", "b"]);
+        notes.sources.truncate(1);
+        notes.take_report(&SourceName("a".into()), Some(report), &[]);
+        let said: Vec<String> = notes.rejections().collect();
+        assert_eq!(said.len(), MAX_UNREAD + 1);
+        assert!(said[0].contains("0.yaml:1:1: document 1: no Kubernetes object: "), "{said:?}");
+        assert!(said[MAX_UNREAD].starts_with("2 more files or documents are not read"), "{said:?}");
+        notes.take_report(&SourceName("a".into()), Some(Arc::default()), &[]);
+        assert_eq!(notes.rejections().count(), 0);
     }
 
     #[test]

@@ -35,6 +35,19 @@ impl FirstListings {
         }
     }
 
+    /// Services that are listed so far.
+    pub(super) fn services(&self) -> BTreeSet<ServiceName> {
+        let mut services = BTreeSet::new();
+        for change in &self.changes {
+            match change {
+                Change::UpsertService(service) => drop(services.insert(service.name.clone())),
+                Change::RemoveService(name) => drop(services.remove(name)),
+                _ => {}
+            }
+        }
+        services
+    }
+
     /// All of them, those that addresses make before the others.
     ///
     /// At a start nobody has anything yet, and the first to name an address has it: that is who the ledger says holds

@@ -45,6 +45,7 @@ pub(crate) mod directory;
 mod listing;
 mod precedence;
 mod sources;
+mod unread;
 mod waker;
 
 use std::{net::IpAddr, sync::Arc};

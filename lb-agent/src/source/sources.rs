@@ -22,6 +22,7 @@ use super::{
     Grant, News, Preview, Source, SourceError, Waker,
     listing::FirstListings,
     precedence::{Effective, Precedence},
+    unread::Unread,
     waker::Bell,
 };
 use crate::{
@@ -67,6 +68,8 @@ struct Following {
     listing: BTreeSet<usize>,
     /// Changes of first listings, which wait for each other: until all are known, nobody can say who gets an address.
     first: FirstListings,
+    /// What could never be read.
+    unread: Unread,
     /// Only of several sources; one has nobody to compete with.
     precedence: Option<Precedence>,
 }
@@ -84,6 +87,7 @@ impl Sources {
         let following = Following {
             listing: (0..sources.len()).collect(),
             first: FirstListings::default(),
+            unread: Unread::default(),
             precedence: (sources.len() > 1).then(Precedence::default),
             sources,
             names,
@@ -142,6 +146,9 @@ impl Sources {
             return None;
         }
         let News { changes, edits, report, conditions } = news;
+        if let Some(report) = &report {
+            following.unread.note(index, report);
+        }
         let Effective { changes, edits } = following.effective(index, changes, edits);
         let changes = self.allocate(&mut following, index, changes, edits, timestamp());
         let source = following.names[index].clone();
@@ -171,10 +178,11 @@ impl Sources {
         following: &mut Following,
         index: usize,
         mut changes: Vec<Change>,
-        edits: Vec<Edit>,
+        mut edits: Vec<Edit>,
         now: Timestamp,
     ) -> Vec<Change> {
         let mut allocation = self.allocation();
+        edits.extend(following.unread.end(&changes, &edits));
         let is_due = allocation.handle_edits(edits, &changes, now);
         if following.listing.is_empty() {
             if is_due {
@@ -191,7 +199,9 @@ impl Sources {
         if !following.listing.is_empty() {
             return Vec::new();
         }
-        let settled = allocation.settle_first(now);
+        let kept = following.unread.keep(allocation.holders(), &following.first.services());
+        allocation.handle_edits(kept, &[], now);
+        let settled = allocation.settle_first(following.unread.is_empty(), now);
         drop(allocation);
         let granted = following.carry_out(&settled);
         following.first.finish(granted)

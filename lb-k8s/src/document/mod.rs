@@ -1,5 +1,6 @@
 //! Files to documents, documents to values.
 
+pub(crate) mod guess;
 pub(crate) mod locate;
 pub(crate) mod object;
 mod tree;
@@ -58,7 +59,7 @@ pub(crate) fn chunks(text: &str) -> impl Iterator<Item = Chunk<'_>> {
             let (head, tail) = rest.split_at(end_of_document(rest));
             let chunk = Chunk { text: head, lines_before };
             rest = tail;
-            lines_before += head.bytes().filter(|&byte| byte == b'\n').count() as u64;
+            lines_before += lines(head);
             if head.lines().any(is_content) {
                 return Some(chunk);
             }
@@ -142,16 +143,29 @@ fn yaml_message(error: &Error) -> String {
 /// The remedy for a document that exceeds a limit.
 const SPLIT: &str = "split it into documents, or write out what aliases repeat";
 
-/// The values of a JSON file, one after the other, up to the first error.
-pub(crate) fn parse_json(text: &str) -> impl Iterator<Item = Result<Value, BadSyntax>> {
+/// The values of a JSON file and the lines that they begin in, one after the other, up to the first error.
+pub(crate) fn parse_json(text: &str) -> impl Iterator<Item = Result<(Value, u64), BadSyntax>> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mut failed = false;
-    serde_json::Deserializer::from_str(text).into_iter::<Tree>().map_while(move |tree| {
-        let value = tree.map(|Tree(value)| value).map_err(|error| bad_json(&error));
-        let go_on = !failed;
+    let (mut end, mut line) = (0, 1);
+    let mut values = serde_json::Deserializer::from_str(text).into_iter::<Tree>();
+    std::iter::from_fn(move || {
+        if failed {
+            return None;
+        }
+        let rest = &text[end..];
+        let blank = &rest[..rest.len() - rest.trim_start().len()];
+        let begins = line + lines(blank);
+        let value = values.next()?.map(|Tree(value)| (value, begins)).map_err(|error| bad_json(&error));
+        line += lines(&text[end..values.byte_offset()]);
+        end = values.byte_offset();
         failed = value.is_err();
-        go_on.then_some(value)
+        Some(value)
     })
+}
+
+fn lines(text: &str) -> u64 {
+    text.bytes().filter(|&byte| byte == b'\n').count() as u64
 }
 
 fn bad_json(error: &serde_json::Error) -> BadSyntax {
@@ -212,8 +226,8 @@ mod tests {
 
     #[test]
     fn json_documents_follow_one_another() {
-        let values: Vec<_> = parse_json("{\"a\": 1}\n{\"b\": 2}\n").map(|value| value.unwrap()).collect();
-        assert_eq!(values.len(), 2);
+        let lines: Vec<_> = parse_json("\n{\"a\":\n1}\n{\"b\": 2}\n").map(|value| value.unwrap().1).collect();
+        assert_eq!(lines, [2, 4]);
         let mut broken = parse_json("{\"a\": 1}\n{\"b\"");
         assert!(broken.next().unwrap().is_ok());
         assert!(broken.next().unwrap().is_err());

@@ -8,9 +8,10 @@ use serde_json::Value;
 use serde_path_to_error::{Path, Segment};
 
 use crate::{
-    Finding, ObjectRef, Origin, SnapshotError,
+    Finding, ObjectRef, Origin, Position, SnapshotError,
+    annotations::SERVICE_NAME,
     check::Invalid,
-    document::{BadSyntax, locate::Locator},
+    document::{BadSyntax, guess, locate::Locator},
     fields,
     text::{quoted, shown},
 };
@@ -21,11 +22,18 @@ pub(crate) struct DocumentRef<'a> {
     document: u32,
     item: String,
     locator: Option<&'a Locator<'a>>,
+    /// The line in which the document begins, if nothing more is known.
+    line: Option<u64>,
 }
 
 impl<'a> DocumentRef<'a> {
     pub(crate) fn document(file: &'a Arc<str>, document: u32, locator: Option<&'a Locator<'a>>) -> Self {
-        Self { file, document, item: String::new(), locator }
+        Self { file, document, item: String::new(), locator, line: None }
+    }
+
+    /// A document of which only the line is known in which it begins.
+    pub(crate) fn at_line(file: &'a Arc<str>, document: u32, line: u64) -> Self {
+        Self { line: Some(line), ..Self::document(file, document, None) }
     }
 
     pub(crate) fn item(&self, index: usize) -> Self {
@@ -43,18 +51,21 @@ impl<'a> DocumentRef<'a> {
         Origin { file: Arc::clone(self.file), document: self.document, item }
     }
 
-    pub(crate) fn bad_syntax(&self, BadSyntax { position, message }: BadSyntax) -> SnapshotError {
-        SnapshotError::Syntax { origin: self.origin(), position, message }
+    /// The error of a document of the file `text`.
+    pub(crate) fn bad_syntax(&self, BadSyntax { position, message }: BadSyntax, text: &str) -> SnapshotError {
+        SnapshotError::Syntax { origin: self.origin(), position, message, looks_like: guess::text(text) }
     }
 
-    pub(crate) fn not_an_object(&self, message: &'static str) -> SnapshotError {
-        SnapshotError::NotAnObject { origin: self.origin(), message }
+    pub(crate) fn not_an_object(&self, message: String) -> SnapshotError {
+        let line = |line| Position { line, column: 1 };
+        let position = self.locator.and_then(|locator| locator.locate(&self.item)).or(self.line.map(line));
+        SnapshotError::NotAnObject { origin: self.origin(), position, message }
     }
 
     fn finding(&self, header: Header<'_>, field: String, message: String) -> Finding {
         let path = if self.item.is_empty() { field.clone() } else { format!("{}.{field}", self.item) };
         let position = self.locator.and_then(|locator| locator.locate(&path));
-        Finding { object: header.object(self.origin()), field, position, message }
+        Finding { object: header.object(self.origin()), field, position, message, exposes: false }
     }
 }
 
@@ -62,7 +73,8 @@ impl<'a> DocumentRef<'a> {
 pub(crate) const DEFAULT_NAMESPACE: &str = "default";
 
 /// Kinds that are known to live in namespaces.
-const NAMESPACED: [&str; 6] = ["Service", "EndpointSlice", "Pod", "Deployment", "StatefulSet", "IPAddressPool"];
+const NAMESPACED: [&str; 7] =
+    ["Service", "EndpointSlice", "Endpoints", "Pod", "Deployment", "StatefulSet", "IPAddressPool"];
 
 /// How an object names itself, not yet checked.
 #[derive(Clone, Copy)]
@@ -71,6 +83,8 @@ pub(crate) struct Header<'a> {
     pub(crate) kind: &'a str,
     namespace: &'a str,
     name: &'a str,
+    /// The service whose endpoints it has.
+    service: &'a str,
 }
 
 impl<'a> Header<'a> {
@@ -82,7 +96,13 @@ impl<'a> Header<'a> {
         let namespace = text(metadata, "namespace").unwrap_or_default();
         let is_default = namespace.is_empty() && NAMESPACED.contains(&kind);
         let namespace = if is_default { DEFAULT_NAMESPACE } else { namespace };
-        Some(Self { api_version, kind, namespace, name: text(metadata, "name").unwrap_or_default() })
+        let name = text(metadata, "name").unwrap_or_default();
+        let service = match kind {
+            "EndpointSlice" => metadata.get("labels").and_then(|labels| text(labels, SERVICE_NAME)).unwrap_or_default(),
+            "Endpoints" => name,
+            _ => "",
+        };
+        Some(Self { api_version, kind, namespace, name, service })
     }
 
     fn object(self, origin: Origin) -> ObjectRef {
@@ -91,6 +111,7 @@ impl<'a> Header<'a> {
             kind: shown(self.kind),
             namespace: shown(self.namespace),
             name: shown(self.name),
+            service: shown(self.service),
             origin,
         }
     }

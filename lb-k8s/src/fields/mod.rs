@@ -23,6 +23,8 @@ pub(crate) enum Rule {
     Known,
     /// It is not supported, for this reason.
     Unsupported(&'static str),
+    /// It is not supported, and without it more is let in.
+    Exposes(&'static str),
     /// An object that has these fields and no others.
     Object(&'static [(&'static str, Rule)]),
     /// An object of which all other fields say nothing about traffic.
@@ -38,19 +40,59 @@ pub(crate) enum Rule {
 pub(crate) struct Unsupported {
     pub(crate) field: String,
     pub(crate) message: String,
+    /// Whether more is let in without it.
+    pub(crate) exposes: bool,
 }
 
-/// Annotations under these prefixes ask for something about traffic.
-const WATCHED: [(&str, &str); 8] = [
-    ("lb/", "there is no such annotation for this kind"),
-    ("service.cilium.io/", "this annotation is not supported"),
-    ("lbipam.cilium.io/", "this annotation is not supported"),
-    ("io.cilium/", "this annotation is not supported"),
-    ("service.kubernetes.io/topology-", "only a service asks for hints"),
-    ("service.beta.kubernetes.io/", "there is no cloud provider"),
-    ("metallb.io/", "this annotation is not supported"),
-    ("metallb.universe.tf/", "this annotation is not supported"),
+impl Unsupported {
+    pub(crate) fn new(field: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { field: field.into(), message: message.into(), exposes: false }
+    }
+}
+
+/// Annotations that begin like this ask for something about traffic. The first line that fits counts.
+const WATCHED: [(&str, Rule); 29] = [
+    ("lb/", Rule::Unsupported("there is no such annotation for this kind")),
+    ("service.cilium.io/src-ranges-policy", Rule::Exposes(SOURCE_RANGES)),
+    ("service.cilium.io/type", Rule::Exposes("every address of the service is served, whatever the type here")),
+    ("service.cilium.io/node", Rule::Exposes("the service is served on every node")),
+    ("service.cilium.io/", Rule::Unsupported(NOT_SUPPORTED)),
+    ("lbipam.cilium.io/", Rule::Unsupported(NOT_SUPPORTED)),
+    ("io.cilium/", Rule::Unsupported(NOT_SUPPORTED)),
+    ("service.kubernetes.io/topology-", Rule::Unsupported("only a service asks for hints")),
+    ("service.beta.kubernetes.io/load-balancer-source-ranges", Rule::Exposes(SOURCE_RANGES)),
+    ("service.beta.kubernetes.io/azure-allowed-", Rule::Exposes(SOURCE_RANGES)),
+    ("service.beta.kubernetes.io/azure-load-balancer-internal", Rule::Exposes(INTERNAL)),
+    ("service.beta.kubernetes.io/aws-load-balancer-internal", Rule::Exposes(INTERNAL)),
+    ("service.beta.kubernetes.io/", Rule::Unsupported("there is no cloud provider")),
+    ("metallb.io/", Rule::Unsupported(NOT_SUPPORTED)),
+    ("metallb.universe.tf/", Rule::Unsupported(NOT_SUPPORTED)),
+    ("kube-vip.io/loadbalancerIPs", Rule::Unsupported("kube-vip's request is not read: write `lb/ips`")),
+    ("kube-vip.io/", Rule::Unsupported("annotations of kube-vip are not read")),
+    // PureLB writes these itself.
+    ("purelb.io/allocated-", Rule::Known),
+    ("purelb.io/announcing-", Rule::Known),
+    ("purelb.io/addresses", Rule::Unsupported("PureLB's request is not read: write `lb/ips`")),
+    ("purelb.io/service-group", Rule::Unsupported("PureLB's group is not read: write a pool and `lb/pool`")),
+    ("purelb.io/allow-shared-ip", Rule::Unsupported("PureLB's key is not read: write `lb/sharing-key`")),
+    ("purelb.io/", Rule::Unsupported("annotations of PureLB are not read")),
+    ("eip.openelb.kubesphere.io/v1alpha1", Rule::Unsupported("OpenELB's request is not read: write `lb/ips`")),
+    ("eip.openelb.kubesphere.io/", Rule::Unsupported("OpenELB's Eip is not read: write a pool and `lb/pool`")),
+    ("protocol.openelb.kubesphere.io/", Rule::Unsupported("annotations of OpenELB are not read")),
+    (
+        "projectcalico.org/loadBalancerIPs",
+        Rule::Unsupported("Calico's request is not read: write `lb/ips`, the addresses separated by commas"),
+    ),
+    ("projectcalico.org/ipv4pools", Rule::Unsupported(CALICO_POOLS)),
+    ("projectcalico.org/ipv6pools", Rule::Unsupported(CALICO_POOLS)),
 ];
+
+const MISSPELT_SOURCE_RANGES: &str =
+    "there is no such field, and source ranges are not enforced: every source is let in";
+const NOT_SUPPORTED: &str = "this annotation is not supported";
+const SOURCE_RANGES: &str = "source ranges are not enforced: every source is let in";
+const INTERNAL: &str = "there is no cloud provider: whoever reaches the address is let in";
+const CALICO_POOLS: &str = "Calico's pools are not read: write a pool and `lb/pool`";
 
 /// The fields of `value` that are set and not supported, with their paths.
 pub(crate) fn unsupported(value: &Value, rule: &Rule) -> Vec<Unsupported> {
@@ -58,7 +100,7 @@ pub(crate) fn unsupported(value: &Value, rule: &Rule) -> Vec<Unsupported> {
     walk.value(value, rule);
     if walk.more > 0 {
         let message = format!("{} more fields of this object are not supported", walk.more);
-        walk.found.push(Unsupported { field: String::new(), message });
+        walk.found.push(Unsupported::new("", message));
     }
     walk.found
 }
@@ -72,7 +114,8 @@ struct Walk {
 impl Walk {
     fn value(&mut self, value: &Value, rule: &Rule) {
         match (rule, value) {
-            (Rule::Unsupported(why), value) if is_set(value) => self.report(why),
+            (Rule::Unsupported(why), value) if is_set(value) => self.report(why, false),
+            (Rule::Exposes(why), value) if is_set(value) => self.report(why, true),
             (Rule::Object(fields), Value::Object(object)) => self.object(object, fields, true),
             (Rule::Open(fields), Value::Object(object)) => self.object(object, fields, false),
             (Rule::List(rule), Value::Array(items)) => {
@@ -92,7 +135,9 @@ impl Walk {
                 Some((_, Rule::Known)) => {}
                 Some((_, rule)) => self.inside(&step(key), |walk| walk.value(value, rule)),
                 None if closed && is_set(value) => {
-                    self.inside(&step(key), |walk| walk.report("there is no such field"));
+                    let is_misspelt = key.to_ascii_lowercase().starts_with("loadbalancersource");
+                    let why = if is_misspelt { MISSPELT_SOURCE_RANGES } else { "there is no such field" };
+                    self.inside(&step(key), |walk| walk.report(why, is_misspelt));
                 }
                 None => {}
             }
@@ -100,9 +145,9 @@ impl Walk {
     }
 
     fn annotations(&mut self, object: &Map<String, Value>, known: &[&str]) {
-        for key in object.keys().filter(|key| !known.contains(&key.as_str())) {
-            if let Some((_, why)) = WATCHED.iter().find(|(prefix, _)| key.starts_with(prefix)) {
-                self.inside(&format!("[{}]", shown(key)), |walk| walk.report(why));
+        for (key, value) in object.iter().filter(|(key, _)| !known.contains(&key.as_str())) {
+            if let Some((_, rule)) = WATCHED.iter().find(|(prefix, _)| key.starts_with(prefix)) {
+                self.inside(&format!("[{}]", shown(key)), |walk| walk.value(value, rule));
             }
         }
     }
@@ -114,13 +159,14 @@ impl Walk {
         self.path.truncate(before);
     }
 
-    fn report(&mut self, message: &str) {
-        if self.found.len() == MAX_FINDINGS_PER_OBJECT {
+    fn report(&mut self, message: &str, exposes: bool) {
+        // What exposes a service is never only counted.
+        if self.found.len() >= MAX_FINDINGS_PER_OBJECT && !exposes {
             self.more += 1;
             return;
         }
-        let field = self.path.trim_start_matches('.').to_owned();
-        self.found.push(Unsupported { field, message: message.to_owned() });
+        let found = Unsupported::new(self.path.trim_start_matches('.'), message);
+        self.found.push(Unsupported { exposes, ..found });
     }
 }
 
@@ -152,6 +198,62 @@ mod tests {
 
     fn fields(value: &Value, rule: &Rule) -> Vec<String> {
         unsupported(value, rule).into_iter().map(|found| format!("{}: {}", found.field, found.message)).collect()
+    }
+
+    /// The fields of a service without which more is let in.
+    fn exposing(value: &Value) -> Vec<String> {
+        let found = unsupported(value, &SERVICE).into_iter().filter(|found| found.exposes);
+        found.map(|found| found.field).collect()
+    }
+
+    #[test]
+    fn fields_without_which_more_is_let_in_are_told_apart_and_never_only_counted() {
+        let others: Map<_, _> = (0..40).map(|key| (format!("lb/x{key}"), json!("x"))).collect();
+        let mut annotations = others;
+        annotations.insert("service.beta.kubernetes.io/load-balancer-source-ranges".into(), json!("10.0.0.0/8"));
+        annotations.insert("service.cilium.io/type".into(), json!("ClusterIP"));
+        let value = json!({
+            "metadata": { "annotations": annotations },
+            "spec": { "loadBalancerSourceRanges": ["10.0.0.0/8"], "healthCheckNodePort": 30000 },
+        });
+        assert_eq!(
+            exposing(&value),
+            [
+                "metadata.annotations[service.beta.kubernetes.io/load-balancer-source-ranges]",
+                "metadata.annotations[service.cilium.io/type]",
+                "spec.loadBalancerSourceRanges",
+            ]
+        );
+        assert_eq!(
+            exposing(&json!({ "spec": { "loadbalancerSourceRange": ["10.0.0.0/8"] } })),
+            ["spec.loadbalancerSourceRange"]
+        );
+        assert_eq!(
+            exposing(&json!({ "spec": { "externalTrafficPolicy": "Local", "healthCheckNodePort": 1 } })),
+            [""; 0]
+        );
+    }
+
+    #[test]
+    fn requests_of_other_programs_are_named_with_what_to_write_instead() {
+        for (key, instead) in [
+            ("kube-vip.io/loadbalancerIPs", "`lb/ips`"),
+            ("purelb.io/addresses", "`lb/ips`"),
+            ("purelb.io/service-group", "`lb/pool`"),
+            ("purelb.io/allow-shared-ip", "`lb/sharing-key`"),
+            ("eip.openelb.kubesphere.io/v1alpha1", "`lb/ips`"),
+            ("eip.openelb.kubesphere.io/v1alpha2", "`lb/pool`"),
+            ("projectcalico.org/loadBalancerIPs", "`lb/ips`"),
+            ("projectcalico.org/ipv4pools", "`lb/pool`"),
+        ] {
+            let found = fields(&json!({ "metadata": { "annotations": { key: "10.0.0.1" } } }), &SERVICE);
+            assert!(
+                found.len() == 1 && found[0].contains("not read") && found[0].contains(instead),
+                "{key}: {found:?}"
+            );
+        }
+        let own = json!({ "metadata": { "annotations": { "purelb.io/allocated-by": "PureLB" } } });
+        assert_eq!(fields(&own, &SERVICE), [""; 0]);
     }
 
     #[test]

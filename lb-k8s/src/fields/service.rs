@@ -1,6 +1,9 @@
 //! `Service`, v1.
 
-use super::Rule::{self, Annotations, Known, List, Object, Open, Unsupported};
+use super::{
+    Rule::{self, Annotations, Exposes, Known, List, Object, Open, Unsupported},
+    SOURCE_RANGES,
+};
 
 /// Annotations that choose how a service balances and which addresses it gets.
 const ANNOTATIONS: Rule = Annotations(&[
@@ -43,13 +46,14 @@ pub(crate) const SERVICE: Rule = Object(&[
 ]);
 
 const SPEC: Rule = Object(&[
-    // About allocation, which has happened when the addresses are there.
+    // About allocation: node ports are those that the manifest names, and no others.
     ("allocateLoadBalancerNodePorts", Known),
     ("clusterIP", Known),
     ("clusterIPs", Known),
     ("externalIPs", Known),
     ("externalName", Unsupported("names are not resolved: such a service has no frontends")),
     ("externalTrafficPolicy", Known),
+    // Nothing more is let in without it: whoever asks takes the node for one without backends.
     ("healthCheckNodePort", Unsupported("no health check is answered on this port")),
     ("internalTrafficPolicy", Known),
     // Compared with clusterIPs.
@@ -59,7 +63,7 @@ const SPEC: Rule = Object(&[
     ("loadBalancerClass", Known),
     // Asks for an address, and is compared with status.loadBalancer.ingress where nobody allocates.
     ("loadBalancerIP", Known),
-    ("loadBalancerSourceRanges", Unsupported("source ranges are not enforced: every source is let in")),
+    ("loadBalancerSourceRanges", Exposes(SOURCE_RANGES)),
     ("ports", List(&PORT)),
     // Carried out by whoever writes the endpoint slices.
     ("publishNotReadyAddresses", Known),

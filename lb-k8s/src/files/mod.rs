@@ -62,9 +62,16 @@ pub(crate) struct Ignored {
 }
 
 impl Ignored {
-    /// Adds an entry that is not a manifest by its name, or a directory.
+    /// Adds an entry that is not a manifest by its name.
     fn push(&mut self, path: &Path) {
-        self.add(|| shown_path(path));
+        self.add(|| format!("{}: its name does not end in .yaml, .yml or .json", shown_path(path)));
+    }
+
+    /// Adds a directory inside the directory.
+    fn push_directory(&mut self, path: &Path) {
+        self.add(|| {
+            format!("{}: directories inside the directory are not read; move its manifests up", shown_path(path))
+        });
     }
 
     /// Adds an entry with the name of a manifest that is something else.
@@ -118,7 +125,11 @@ fn list_directory(argument: usize, directory: &Path, listing: &mut Listing) -> R
         if is_hidden(&path) {
             continue;
         }
-        if !is_manifest(&path) || file_type.is_dir() || (file_type.is_symlink() && path.is_dir()) {
+        if file_type.is_dir() || (file_type.is_symlink() && path.is_dir()) {
+            listing.ignored.push_directory(&path);
+            continue;
+        }
+        if !is_manifest(&path) {
             listing.ignored.push(&path);
             continue;
         }

@@ -23,6 +23,7 @@ use rustix::{
 
 use crate::{
     SnapshotError,
+    document::guess,
     files::{FileId, stamp::Stamp},
     limits::{MAX_FILE_BYTES, MAX_OPEN_ATTEMPTS},
     text::shown_path,
@@ -73,7 +74,7 @@ pub(crate) fn read(id: &FileId) -> Result<Content, SnapshotError> {
         }
         let text = String::from_utf8(bytes).map_err(|error| {
             let offset = error.utf8_error().valid_up_to();
-            SnapshotError::NotUtf8 { file: shown_path(path), offset }
+            SnapshotError::NotUtf8 { file: shown_path(path), offset, looks_like: guess::bytes(error.as_bytes()) }
         })?;
         return Ok(Content::Text(Text { text, stamp: Some(stamp).filter(|stamp| stamp.is_telling(now)) }));
     }

@@ -33,7 +33,7 @@ use crate::{
         stamp::Stamp,
     },
     snapshot::{
-        Declared,
+        Caller, Declared,
         amounts::Amounts,
         check_sizes,
         part::{Key, Part},
@@ -45,7 +45,8 @@ use crate::{
 /// A source of changes that reads manifests.
 ///
 /// It holds the last good state. A snapshot that is rejected changes nothing, and an object that is refused stays as it
-/// last was. [`reload`](Self::reload) reads only files that have changed.
+/// last was. [`reload`](Self::reload) reads only files that have changed, and a file that cannot be read or parsed costs
+/// only itself: what it held before stays, and every other file takes effect.
 #[derive(Debug)]
 pub struct Manifests {
     source: SourceName,
@@ -140,8 +141,11 @@ impl Manifests {
         self.settle(touched)
     }
 
-    /// Reads files and directories as [`Snapshot::read`] does, and updates with the result as [`update`](Self::update)
-    /// does. Files that look as they did when they were last read are not opened.
+    /// Reads the files that [`Snapshot::read`] reads, and updates with the result as [`update`](Self::update) does.
+    /// Files that look as they did when they were last read are not opened.
+    ///
+    /// A file that cannot be read or parsed holds what it held before, and so does one with a document that is no object;
+    /// [`Report::unread`] lists them. Only a limit and a directory that cannot be read reject the snapshot.
     pub fn reload(&mut self, paths: &[impl AsRef<Path>]) -> Batch {
         self.paths = paths.iter().map(|path| path.as_ref().to_owned()).collect();
         self.pending.clear();
@@ -243,7 +247,14 @@ impl Manifests {
     }
 
     /// Puts files into the snapshot; the objects that may have changed by it.
-    fn replace(&mut self, reread: Vec<Reread>) -> Result<BTreeSet<Key>, SnapshotError> {
+    fn replace(&mut self, mut reread: Vec<Reread>) -> Result<BTreeSet<Key>, SnapshotError> {
+        for Reread { file, part, .. } in &mut reread {
+            if let Some(part) = part.as_mut().filter(|part| !part.unread.is_empty())
+                && let Some(before) = self.snapshot.part(file)
+            {
+                part.hold(before);
+            }
+        }
         self.snapshot.check_limits(reread.iter().map(|Reread { file, part, .. }| (file, part.as_ref())))?;
         let mut touched = BTreeSet::new();
         for Reread { file, part, stamp } in reread {
@@ -300,8 +311,8 @@ impl Manifests {
     }
 
     fn report_on(&self, snapshot: &Snapshot, declared: &Declared<'_>) -> Report {
-        let is_allocated = self.is_allocating && declared.has_pools();
-        snapshot.report_with(declared, |key| self.has(key), is_allocated)
+        let caller = Caller { allocates: self.is_allocating && declared.has_pools(), starts_pods: false };
+        snapshot.report_with(declared, |key| self.has(key), caller)
     }
 
     fn has(&self, key: &Key) -> bool {
@@ -327,11 +338,15 @@ fn read_again(files: impl IntoIterator<Item = FileId>) -> Result<Vec<Reread>, Sn
     Ok(all)
 }
 
+/// Reads a file. An error of its own is a part of its own.
 fn read(file: FileId) -> Result<Reread, SnapshotError> {
-    let (part, stamp) = match open::read(&file)? {
-        Content::Text(Text { text, stamp }) => (Some(reader::read(&shown_path(file.path()), &text)?), stamp),
-        Content::Irregular(kind) => (Some(Part::irregular(kind)), None),
-        Content::Gone => (None, None),
+    let (part, stamp) = match open::read(&file) {
+        Ok(Content::Text(Text { text, stamp })) => (reader::read(&shown_path(file.path()), &text).map(Some), stamp),
+        Ok(Content::Irregular(kind)) => (Ok(Some(Part::irregular(kind))), None),
+        Ok(Content::Gone) => (Ok(None), None),
+        Err(error) => (Err(error), None),
     };
+    let part =
+        part.or_else(|error| if error.is_about_a_file() { Ok(Some(Part::unread(error))) } else { Err(error) })?;
     Ok(Reread { file, part, stamp })
 }

@@ -28,7 +28,7 @@ impl Draft {
     }
 
     pub(super) fn note(&mut self, field: impl Into<String>, message: impl Into<String>) {
-        self.notes.push(Unsupported { field: field.into(), message: message.into() });
+        self.notes.push(Unsupported::new(field, message));
     }
 
     pub(super) fn refuse(&mut self, invalid: Invalid) {

@@ -34,7 +34,7 @@ pub(crate) const KINDS: [&str; 3] =
     [<cilium::Spec as PoolSpec>::KIND, <metallb::Spec as PoolSpec>::KIND, <short::Spec as PoolSpec>::KIND];
 
 /// A pool as it was read.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct ReadPool {
     /// Group, version and kind of the object.
     pub(crate) kind: PoolKind,
@@ -182,7 +182,7 @@ impl PoolReading {
 
 impl From<PoolReading> for Reading {
     fn from(PoolReading { pool, invalid, notes }: PoolReading) -> Self {
-        let unallocated = Unsupported { field: String::new(), message: "addresses are not allocated".into() };
+        let unallocated = Unsupported::new("", "addresses are not allocated");
         let notes = Notes { always: notes, unallocated: vec![unallocated] };
         Self { body: Body::Pool(Box::new(pool)), invalid, notes }
     }

@@ -9,7 +9,7 @@ use lb_ipam::{Expression, Operator, SERVICE_NAMESPACE_LABEL, Selector};
 pub(crate) type DeclaredNamespace<'a> = (&'a str, &'a BTreeMap<String, String>);
 
 /// Namespaces by name, and those that have certain labels.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct NamespaceChoice {
     pub(crate) named: BTreeSet<String>,
     pub(crate) selected: Vec<Selector>,

@@ -33,7 +33,7 @@ pub(super) fn read(
     notes: &mut Notes,
 ) -> Result<(), Invalid> {
     let mut note = |field: &str, message: &str| {
-        notes.always.push(Unsupported { field: field.into(), message: message.into() });
+        notes.always.push(Unsupported::new(field, message));
     };
     let cluster_ips = cluster_ips(spec)?;
     families_match(spec, &cluster_ips)?;

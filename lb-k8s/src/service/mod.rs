@@ -184,7 +184,7 @@ fn ports(
         seen.check(&port, index)?;
         if kind == Type::NodePort && has_frontends && port.node_port.is_none() {
             let field = format!("spec.ports[{index}].nodePort");
-            notes.push(Unsupported { field, message: "node ports are not allocated: name one".into() });
+            notes.push(Unsupported::new(field, "node ports are not allocated: name one"));
         }
         ports.push(port);
     }

@@ -123,7 +123,7 @@ struct AddressAnnotations<'a> {
 
 impl<'a> AddressAnnotations<'a> {
     fn note(&mut self, field: impl Into<String>, message: impl Into<String>) {
-        self.notes.always.push(Unsupported { field: field.into(), message: message.into() });
+        self.notes.always.push(Unsupported::new(field, message));
     }
 
     /// An annotation; an empty one says nothing.
@@ -167,7 +167,7 @@ impl<'a> AddressAnnotations<'a> {
             found.push((LOAD_BALANCER_IP.to_owned(), message));
         }
         found.extend(self.all().into_iter().map(|key| (annotation(key), "addresses are not allocated")));
-        let found = found.into_iter().map(|(field, message)| Unsupported { field, message: message.to_owned() });
+        let found = found.into_iter().map(|(field, message)| Unsupported::new(field, message));
         self.notes.unallocated.extend(found);
     }
 

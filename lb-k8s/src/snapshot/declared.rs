@@ -85,7 +85,7 @@ impl<'a> Declared<'a> {
         let key = Key::Pool(name.clone());
         let object = self.pools.get(name)?.object(&key);
         let field = "spec.serviceAllocation.namespaceSelectors".to_owned();
-        Some((key, Finding { object, field, position: None, message }))
+        Some((key, Finding { object, field, position: None, message, exposes: false }))
     }
 
     /// Pools that cannot be compared with all namespaces, and why. Compared with some of them, they would be for others

@@ -14,10 +14,10 @@ use std::{
 use amounts::Amounts;
 pub(crate) use declared::Declared;
 use lb_core::{endpoint::EndpointSlice, service::Service};
-use part::{Body, Entry, Key, Part};
+use part::{Body, Entry, Key, Noted, Part};
 
 use crate::{
-    Finding, Instead, Refusal, Report, ServiceTemplate, SnapshotError, Workload,
+    Finding, Instead, Refusal, Report, ServiceTemplate, SnapshotError, Unread, Workload,
     files::{
         self, FileId, Ignored,
         open::{self, Content, Text},
@@ -27,7 +27,8 @@ use crate::{
     text::shown_path,
 };
 
-/// The content of manifests at one moment, read as a whole or not at all.
+/// The content of manifests at one moment, read as a whole or not at all: [`Manifests`](crate::Manifests) reads
+/// directories in which a file is broken.
 ///
 /// An invalid object does not affect the others; the [report](Self::report) lists it. If several files define an
 /// object, the first file counts. Two snapshots are compared by [`Manifests`](crate::Manifests).
@@ -50,14 +51,15 @@ impl Snapshot {
     /// hidden ones and directories inside it left out.
     ///
     /// # Errors
-    /// When a file cannot be read or parsed, or a limit of [`limits`](crate::limits) is exceeded.
+    /// When a file cannot be read or parsed, a document is no object, or a limit of [`limits`](crate::limits) is
+    /// exceeded.
     pub fn read(paths: &[impl AsRef<Path>]) -> Result<Self, SnapshotError> {
         let listing = files::list(paths)?;
         check_sizes(listing.files.iter().map(|file| (file, open::look(file))))?;
         let mut snapshot = Self { ignored: listing.ignored, ..Self::default() };
         for file in listing.files {
             let part = match open::read(&file)? {
-                Content::Text(Text { text, .. }) => reader::read(&shown_path(file.path()), &text)?,
+                Content::Text(Text { text, .. }) => whole(reader::read(&shown_path(file.path()), &text)?)?,
                 Content::Irregular(kind) => Part::irregular(kind),
                 Content::Gone => continue,
             };
@@ -70,10 +72,10 @@ impl Snapshot {
     /// Parses one text that is called `file` in messages: JSON if that ends in `.json`, YAML otherwise.
     ///
     /// # Errors
-    /// When it cannot be parsed, or a limit of [`limits`](crate::limits) is exceeded.
+    /// When it cannot be parsed, a document is no object, or a limit of [`limits`](crate::limits) is exceeded.
     pub fn parse(file: &str, text: &str) -> Result<Self, SnapshotError> {
         let path = Path::new(file);
-        let part = reader::read(&shown_path(path), text)?;
+        let part = whole(reader::read(&shown_path(path), text)?)?;
         let mut snapshot = Self::default();
         snapshot.replace(FileId::named(0, path), Some(part));
         Ok(snapshot)
@@ -125,7 +127,7 @@ impl Snapshot {
     /// Requests for addresses count as not supported; see [`allocating_report`](Self::allocating_report).
     #[must_use]
     pub fn report(&self) -> Report {
-        self.report_with(&self.declared(), |_| false, false)
+        self.report_with(&self.declared(), |_| false, Caller { allocates: false, starts_pods: true })
     }
 
     /// The report for a caller that allocates addresses for [`requests`](Self::requests) from [`pools`](Self::pools),
@@ -133,41 +135,54 @@ impl Snapshot {
     #[must_use]
     pub fn allocating_report(&self) -> Report {
         let declared = self.declared();
-        self.report_with(&declared, |_| false, declared.has_pools())
+        let caller = Caller { allocates: declared.has_pools(), starts_pods: true };
+        self.report_with(&declared, |_| false, caller)
     }
 
     /// The report, given what is declared, which objects have a last good state that stays when they are refused, and
-    /// whether somebody allocates addresses.
-    pub(crate) fn report_with(
-        &self,
-        declared: &Declared<'_>,
-        kept: impl Fn(&Key) -> bool,
-        is_allocated: bool,
-    ) -> Report {
+    /// who asks.
+    pub(crate) fn report_with(&self, declared: &Declared<'_>, kept: impl Fn(&Key) -> bool, caller: Caller) -> Report {
         let mut report = Report { ignored_files: self.ignored_lines(), ..Report::default() };
         let instead = |key: &Key| match key {
             key if kept(key) => Instead::LastGood,
             Key::Pool(_) => Instead::Disabled,
             Key::Service(_) | Key::Slice(_) | Key::Namespace(_) | Key::Workload(_) => Instead::Nothing,
         };
-        for part in self.noted.iter().filter_map(|file| self.parts.get(file)) {
+        for (file, part) in self.noted.iter().filter_map(|file| Some((file, self.parts.get(file)?))) {
+            let held = if part.held > 0 { Instead::LastGood } else { Instead::Nothing };
+            let room = MAX_FINDINGS.saturating_sub(report.unread.len());
+            report.unlisted += part.unread.len().saturating_sub(room);
+            let unread = part.unread.iter().take(room).map(|error| Unread { error: Arc::clone(error), instead: held });
+            report.unread.extend(unread);
             report.skipped.extend_from_slice(&part.skipped);
-            report.unsupported.extend_from_slice(&part.unsupported);
-            if !is_allocated {
-                report.unsupported.extend_from_slice(&part.unallocated);
+            if !caller.starts_pods {
+                report.skipped.extend_from_slice(&part.workloads);
             }
-            let refusal = |(key, finding): &(Option<Key>, Arc<Finding>)| {
+            // What is said of an object that another file has, too, must not stand on that one.
+            let counts = |noted: &&Noted| match &noted.0 {
+                Some(Key::Workload(_)) if !caller.starts_pods => false,
+                Some(key) => self.file_of(key).is_none_or(|counting| counting == file),
+                None => true,
+            };
+            let finding = |(_, finding): &Noted| Arc::clone(finding);
+            report.unsupported.extend(part.unsupported.iter().filter(counts).map(finding));
+            if !caller.allocates {
+                report.unsupported.extend(part.unallocated.iter().filter(counts).map(finding));
+            }
+            let refusal = |(key, finding): &Noted| {
                 let instead = key.as_ref().map_or(Instead::Nothing, instead);
                 Refusal { finding: Arc::clone(finding), instead }
             };
-            report.refused.extend(part.refused.iter().map(refusal));
+            report.refused.extend(part.refused.iter().filter(counts).map(refusal));
+            let repeated = part.repeated.iter().cloned();
+            report.refused.extend(repeated.map(|finding| Refusal { finding, instead: Instead::First }));
             report.unlisted += part.unlisted;
         }
         let incomparable = declared.incomparable().map(|(key, finding)| (instead(&key), Arc::new(finding)));
         report.refused.extend(incomparable.map(|(instead, finding)| Refusal { finding, instead }));
         let in_vain = declared.selecting_in_vain().filter(|(key, _)| self.files_of.contains_key(key));
         report.unsupported.extend(in_vain.map(|(_, finding)| Arc::new(finding)));
-        let repetition = |finding| Refusal { finding: Arc::new(finding), instead: Instead::Nothing };
+        let repetition = |finding| Refusal { finding: Arc::new(finding), instead: Instead::First };
         report.refused.extend(self.repetitions().map(repetition));
         report
     }
@@ -185,20 +200,30 @@ impl Snapshot {
     /// One finding for each object that an earlier file has already.
     fn repetitions(&self) -> impl Iterator<Item = Finding> {
         self.repeated.iter().flat_map(move |key| {
-            let mut entries = self.files_of.get(key).into_iter().flatten().filter_map(|file| self.entry_in(file, key));
-            let first = entries.next().map(|first| first.origin.to_string()).unwrap_or_default();
+            let counting = self.file_of(key);
+            let first = self.entry(key).map(|first| first.origin.to_string()).unwrap_or_default();
+            let others = self.files_of.get(key).into_iter().flatten().filter(move |file| Some(*file) != counting);
+            let entries = others.filter_map(|file| self.entry_in(file, key)).filter(|entry| !entry.is_held);
             entries.map(move |entry| Finding {
                 object: entry.object(key),
                 field: String::new(),
                 position: None,
                 message: format!("it is already defined in {first}"),
+                exposes: false,
             })
         })
     }
 
     /// The object that counts: the first one.
     pub(crate) fn entry(&self, key: &Key) -> Option<&Entry> {
-        self.entry_in(self.files_of.get(key)?.first()?, key)
+        self.entry_in(self.file_of(key)?, key)
+    }
+
+    /// The file whose object counts: the first one that can be read, else the first one.
+    fn file_of(&self, key: &Key) -> Option<&FileId> {
+        let files = self.files_of.get(key)?;
+        let is_read = |file: &&FileId| self.entry_in(file, key).is_some_and(|entry| !entry.is_held);
+        files.iter().find(is_read).or(files.first())
     }
 
     fn entry_in(&self, file: &FileId, key: &Key) -> Option<&Entry> {
@@ -216,6 +241,11 @@ impl Snapshot {
 
     pub(crate) fn files(&self) -> impl Iterator<Item = &FileId> {
         self.parts.keys()
+    }
+
+    /// What a file says.
+    pub(crate) fn part(&self, file: &FileId) -> Option<&Part> {
+        self.parts.get(file)
     }
 
     pub(crate) fn parts(&self) -> impl Iterator<Item = (&FileId, Option<&Part>)> {
@@ -250,7 +280,7 @@ impl Snapshot {
         }
         let Some(mut part) = part else { return touched };
         self.amounts = self.amounts + part.amounts;
-        part.list_at_most(MAX_FINDINGS - self.findings);
+        part.list_at_most(MAX_FINDINGS.saturating_sub(self.findings));
         self.findings += part.findings();
         if part.findings() + part.unlisted > 0 || part.irregular.is_some() {
             self.noted.insert(file.clone());
@@ -284,6 +314,21 @@ impl Snapshot {
             self.files_of.remove(key);
         }
     }
+}
+
+/// Who asks for a report: what somebody else does needs no word.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Caller {
+    /// Whether somebody allocates addresses.
+    pub(crate) allocates: bool,
+    /// Whether somebody starts the pods of workloads.
+    pub(crate) starts_pods: bool,
+}
+
+/// A part of which every document is an object, or else the first error.
+fn whole(mut part: Part) -> Result<Part, SnapshotError> {
+    let first = part.unread.drain(..).next();
+    first.and_then(Arc::into_inner).map_or(Ok(part), Err)
 }
 
 /// Whether files of these sizes may be read at all.

@@ -1,6 +1,9 @@
 //! The content of one file.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, btree_map::Entry as Slot},
+    sync::Arc,
+};
 
 use lb_core::{
     endpoint::EndpointSlice,
@@ -9,18 +12,29 @@ use lb_core::{
 };
 use lb_ipam::{PoolName, Request};
 
-use crate::{Finding, ObjectRef, Origin, ServiceTemplate, Workload, pools::ReadPool, snapshot::amounts::Amounts};
+use crate::{
+    Finding, ObjectRef, Origin, ServiceTemplate, SnapshotError, Workload, limits::MAX_FINDINGS_PER_FILE,
+    pools::ReadPool, snapshot::amounts::Amounts,
+};
 
 /// The objects of one file, and what there is to say about them.
 #[derive(Debug, Default)]
 pub(crate) struct Part {
     pub(crate) entries: BTreeMap<Key, Entry>,
+    /// Why the file, or documents of it, could not be read. The first one is always listed.
+    pub(crate) unread: Vec<Arc<SnapshotError>>,
+    /// How many entries are those that the file held before.
+    pub(crate) held: usize,
     pub(crate) skipped: Vec<Arc<Finding>>,
-    pub(crate) unsupported: Vec<Arc<Finding>>,
+    /// Workloads, for those who start no pods.
+    pub(crate) workloads: Vec<Arc<Finding>>,
+    pub(crate) unsupported: Vec<Noted>,
     /// Findings that count only where nobody allocates addresses.
-    pub(crate) unallocated: Vec<Arc<Finding>>,
+    pub(crate) unallocated: Vec<Noted>,
     /// Refusals and the objects whose last good state they leave in force.
-    pub(crate) refused: Vec<(Option<Key>, Arc<Finding>)>,
+    pub(crate) refused: Vec<Noted>,
+    /// Objects that stand in the file a second time.
+    pub(crate) repeated: Vec<Arc<Finding>>,
     /// How many more findings there are.
     pub(crate) unlisted: usize,
     pub(crate) amounts: Amounts,
@@ -28,7 +42,36 @@ pub(crate) struct Part {
     pub(crate) irregular: Option<&'static str>,
 }
 
+/// A finding and the object of the file that it is about, if that has an entry.
+pub(crate) type Noted = (Option<Key>, Arc<Finding>);
+
 impl Part {
+    /// Stands for a file that could not be read.
+    pub(crate) fn unread(error: SnapshotError) -> Self {
+        Self { unread: vec![Arc::new(error)], ..Self::default() }
+    }
+
+    /// Holds what the file held before and does not name now, with what there was to say about it.
+    pub(crate) fn hold(&mut self, before: &Self) {
+        for (key, entry) in &before.entries {
+            if let Slot::Vacant(slot) = self.entries.entry(key.clone()) {
+                slot.insert(Entry { is_held: true, ..entry.clone() });
+                self.held += 1;
+                self.amounts.objects += 1;
+                self.amounts.pools += usize::from(matches!(key, Key::Pool(_)));
+            }
+        }
+        let is_held =
+            |(key, _): &&Noted| key.as_ref().and_then(|key| self.entries.get(key)).is_some_and(|entry| entry.is_held);
+        let held = |findings: &[Noted]| findings.iter().filter(is_held).cloned().collect::<Vec<_>>();
+        let (unsupported, unallocated, refused) =
+            (held(&before.unsupported), held(&before.unallocated), held(&before.refused));
+        self.unsupported.extend(unsupported);
+        self.unallocated.extend(unallocated);
+        self.refused.extend(refused);
+        self.list_at_most(MAX_FINDINGS_PER_FILE);
+    }
+
     /// Stands for an entry that is no file.
     pub(crate) fn irregular(kind: &'static str) -> Self {
         Self { irregular: Some(kind), ..Self::default() }
@@ -36,19 +79,26 @@ impl Part {
 
     /// How many findings are listed.
     pub(crate) fn findings(&self) -> usize {
-        self.skipped.len() + self.unsupported.len() + self.unallocated.len() + self.refused.len()
+        let about_objects = self.unsupported.len() + self.unallocated.len() + self.refused.len() + self.repeated.len();
+        self.unread.len() + self.skipped.len() + self.workloads.len() + about_objects
     }
 
     /// Lists no more than `limit` findings, invalid objects before others; the rest is only counted.
     pub(crate) fn list_at_most(&mut self, mut limit: usize) {
+        fn cut<T>(findings: &mut Vec<T>, limit: &mut usize) {
+            findings.truncate(*limit);
+            *limit -= findings.len();
+        }
         let before = self.findings();
-        self.refused.truncate(limit);
-        limit -= self.refused.len();
-        self.unsupported.truncate(limit);
-        limit -= self.unsupported.len();
-        self.unallocated.truncate(limit);
-        limit -= self.unallocated.len();
-        self.skipped.truncate(limit);
+        // The first one says that something of the file is missing, which must not get lost.
+        self.unread.truncate(limit.max(1));
+        limit = limit.saturating_sub(self.unread.len());
+        cut(&mut self.refused, &mut limit);
+        cut(&mut self.repeated, &mut limit);
+        cut(&mut self.unsupported, &mut limit);
+        cut(&mut self.unallocated, &mut limit);
+        cut(&mut self.skipped, &mut limit);
+        cut(&mut self.workloads, &mut limit);
         self.unlisted += before - self.findings();
     }
 }
@@ -75,15 +125,17 @@ pub(crate) struct WorkloadKey {
 }
 
 /// An object and where it stands.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Entry {
     pub(crate) origin: Origin,
     /// `None` for an object that is refused.
     pub(crate) body: Option<Body>,
+    /// Whether the file held it before, and cannot be read now.
+    pub(crate) is_held: bool,
 }
 
 /// The content of an object. It is small, since a map has room for eleven where a file has one.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Body {
     Service {
         service: Arc<Service>,
@@ -97,7 +149,7 @@ pub(crate) enum Body {
 }
 
 /// Further content of a service, if there is any.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Aside {
     pub(crate) template: Option<ServiceTemplate>,
     pub(crate) request: Option<Arc<Request>>,
@@ -117,8 +169,13 @@ impl Entry {
                 (api_version, kind, "", name.as_str())
             }
         };
-        let [api_version, kind, namespace, name] = [api_version, kind, namespace, name].map(str::to_owned);
-        ObjectRef { api_version, kind, namespace, name, origin: self.origin.clone() }
+        let service = match &self.body {
+            Some(Body::Slice(slice)) => slice.service.name(),
+            Some(Body::Service { .. } | Body::Namespace(_) | Body::Workload(_) | Body::Pool(_)) | None => "",
+        };
+        let [api_version, kind, namespace, name, service] =
+            [api_version, kind, namespace, name, service].map(str::to_owned);
+        ObjectRef { api_version, kind, namespace, name, service, origin: self.origin.clone() }
     }
 
     /// The pool that it is, refused or not.

@@ -1,6 +1,6 @@
 //! The text of a file to its objects: finds out what each is and collects what it says.
 
-use std::{collections::btree_map::Entry as Slot, sync::Arc};
+use std::sync::Arc;
 
 use k8s_openapi::{
     api::{
@@ -16,13 +16,13 @@ use crate::{
     Finding, SnapshotError,
     check::{self, At, Invalid},
     document::{
-        self, Format,
+        self, Format, guess,
         locate::Locator,
         object::{DEFAULT_NAMESPACE, DocumentRef, Header, Object},
     },
     fields::{self, Unsupported},
     kinds::{Identity, Kind, Notes, Reading},
-    limits::{MAX_ANNOTATION_BYTES, MAX_DOCUMENTS, MAX_FINDINGS_PER_FILE, MAX_OBJECTS},
+    limits::{MAX_ANNOTATION_BYTES, MAX_DOCUMENTS, MAX_FINDINGS_PER_FILE, MAX_FINDINGS_PER_OBJECT, MAX_OBJECTS},
     pools::{AddressPool, CiliumPool, ShortPool},
     snapshot::part::{Entry, Key, Part},
     text::shown,
@@ -40,7 +40,7 @@ pub(crate) fn read(file: &str, text: &str) -> Result<Part, SnapshotError> {
             for (chunk, number) in document::chunks(text).zip(1..) {
                 let locator = Locator::new(chunk);
                 let place = DocumentRef::document(&file, number, Some(&locator));
-                let value = document::parse_yaml(chunk).map_err(|error| place.bad_syntax(error))?;
+                let value = document::parse_yaml(chunk).map_err(|error| place.bad_syntax(error, text))?;
                 reader.document(&place, &value)?;
             }
         }
@@ -49,8 +49,9 @@ pub(crate) fn read(file: &str, text: &str) -> Result<Part, SnapshotError> {
                 if number as usize > MAX_DOCUMENTS {
                     return Err(SnapshotError::TooManyDocuments { file: file.to_string() });
                 }
-                let place = DocumentRef::document(&file, number, None);
-                let value = value.map_err(|error| place.bad_syntax(error))?;
+                let nowhere = DocumentRef::document(&file, number, None);
+                let (value, line) = value.map_err(|error| nowhere.bad_syntax(error, text))?;
+                let place = DocumentRef::at_line(&file, number, line);
                 reader.document(&place, &value)?;
             }
         }
@@ -77,11 +78,10 @@ impl Reader {
         value: &Value,
         of_list: Option<(&str, &str)>,
     ) -> Result<(), SnapshotError> {
-        if !value.is_object() {
-            return Err(place.not_an_object("expected a mapping: a Kubernetes object"));
-        }
-        let header = Header::of(value, of_list)
-            .ok_or_else(|| place.not_an_object("`apiVersion` or `kind` is missing: not a Kubernetes object"))?;
+        let Some(header) = Header::of(value, of_list).filter(|_| value.is_object()) else {
+            self.unread(|| place.not_an_object(guess::value(value)));
+            return Ok(());
+        };
         if let Some((of_list, items)) = header.items().zip(value.get("items").and_then(Value::as_array)) {
             for (index, item) in items.iter().enumerate() {
                 self.value(&place.item(index), item, of_list)?;
@@ -92,10 +92,11 @@ impl Reader {
         if self.part.amounts.objects > MAX_OBJECTS {
             return Err(SnapshotError::TooManyObjects { file: place.file().to_owned() });
         }
-        self.object(&Object { place, header, value })
+        self.object(&Object { place, header, value });
+        Ok(())
     }
 
-    fn object(&mut self, object: &Object<'_>) -> Result<(), SnapshotError> {
+    fn object(&mut self, object: &Object<'_>) {
         match (object.header.api_version, object.header.kind) {
             ("v1", "Service") => self.known::<Service>(object),
             ("discovery.k8s.io/v1", "EndpointSlice") => self.known::<EndpointSlice>(object),
@@ -107,31 +108,37 @@ impl Reader {
             (version, kind) if AddressPool::is(version, kind) => self.known::<AddressPool>(object),
             (version, kind) if ShortPool::is(version, kind) => self.known::<ShortPool>(object),
             (api_version, kind) => {
+                if let Some(says) = guess::spelling(api_version, kind) {
+                    return self.unread(|| object.place.not_an_object(says));
+                }
                 let rest = instead_of(api_version, kind).map_or_else(String::new, |used| format!("; {used} are"));
-                self.skip(object, format!("objects of this kind in {} are not used{rest}", shown(api_version)));
-                Ok(())
+                let why = format!("objects of this kind in {} are not used{rest}", shown(api_version));
+                if POLICIES.contains(&kind) {
+                    return self.skip(object, Unsupported { exposes: true, ..Unsupported::new("", NO_POLICIES) });
+                }
+                self.skip(object, Unsupported::new("", why));
             }
         }
     }
 
-    fn known<T: Kind>(&mut self, object: &Object<'_>) -> Result<(), SnapshotError> {
+    fn known<T: Kind>(&mut self, object: &Object<'_>) {
         match object.typed::<T>() {
             Ok(typed) => match T::foreign(typed.metadata()) {
-                Some(why) => self.skip(object, why),
+                Some(why) => self.skip(object, Unsupported::new("", why)),
                 None => self.take::<T>(object, typed.metadata(), |identity| typed.read(identity)),
             },
             Err(invalid) => {
                 let Some(metadata) = object.outline() else {
-                    return Err(SnapshotError::Type(Box::new(object.finding(invalid.field, invalid.message))));
+                    let finding = || object.finding(invalid.field, invalid.message);
+                    return self.unread(|| SnapshotError::Type(Box::new(finding())));
                 };
                 // Without labels to read, it may be for lb.
                 match metadata.labels.as_ref().and_then(|_| T::foreign(&metadata)) {
-                    Some(why) => self.skip(object, why),
+                    Some(why) => self.skip(object, Unsupported::new("", why)),
                     None => self.take::<T>(object, &metadata, |identity| T::refused(object, identity, invalid)),
                 }
             }
         }
-        Ok(())
     }
 
     /// Takes an object that has this metadata over.
@@ -141,83 +148,108 @@ impl Reader {
         metadata: &ObjectMeta,
         read: impl FnOnce(Identity<'_>) -> Result<Reading, Invalid>,
     ) {
-        self.unsupported(object, fields::unsupported(object.value, T::FIELDS));
+        let unsupported = fields::unsupported(object.value, T::FIELDS);
         let identity = match identity::<T>(metadata) {
             Ok(identity) => identity,
-            Err(invalid) => return self.refuse(object, None, invalid),
-        };
-        let slot = match self.part.entries.entry(T::key(identity)) {
-            Slot::Vacant(slot) => slot,
-            Slot::Occupied(first) => {
-                let message = format!("it is already defined in {}", first.get().origin);
-                return self.refuse(object, None, Invalid::new("", message));
+            Err(invalid) => {
+                self.unsupported(object, None, unsupported);
+                return self.refuse(object, None, invalid);
             }
         };
-        let origin = object.place.origin();
-        if let Key::Pool(_) = slot.key() {
-            self.part.amounts.pools += 1;
+        let key = T::key(identity);
+        if let Some(first) = self.part.entries.get(&key) {
+            let message = format!("it is already defined in {}", first.origin);
+            let finding = self.finding(object, Unsupported::new("", message));
+            return self.part.repeated.extend(finding);
         }
+        let origin = object.place.origin();
+        match &key {
+            Key::Pool(_) => self.part.amounts.pools += 1,
+            Key::Workload(_) => {
+                let finding = self.finding(object, Unsupported::new("", NO_PODS));
+                self.part.workloads.extend(finding);
+            }
+            Key::Service(_) | Key::Slice(_) | Key::Namespace(_) => {}
+        }
+        self.unsupported(object, Some(&key), unsupported);
         let reading = match check_annotations(metadata) {
             Ok(()) => read(identity),
             Err(invalid) => T::refused(object, identity, invalid),
         };
-        match reading {
+        let (body, invalid) = match reading {
             Ok(Reading { body, invalid, notes: Notes { always, unallocated } }) => {
-                let key = invalid.is_some().then(|| slot.key().clone());
-                slot.insert(Entry { origin, body: Some(body) });
-                self.unsupported(object, always);
-                for Unsupported { field, message } in unallocated {
-                    let finding = self.finding(object, field, message);
-                    self.part.unallocated.extend(finding);
+                self.unsupported(object, Some(&key), always);
+                for found in unallocated {
+                    let finding = self.finding(object, found);
+                    self.part.unallocated.extend(finding.map(|finding| (Some(key.clone()), finding)));
                 }
-                if let Some(invalid) = invalid {
-                    self.refuse(object, key, invalid);
-                }
+                (Some(body), invalid)
             }
-            Err(invalid) => {
-                let key = slot.key().clone();
-                slot.insert(Entry { origin, body: None });
-                self.refuse(object, Some(key), invalid);
-            }
+            Err(invalid) => (None, Some(invalid)),
+        };
+        if let Some(invalid) = invalid {
+            self.refuse(object, Some(key.clone()), invalid);
+        }
+        self.part.entries.insert(key, Entry { origin, body, is_held: false });
+    }
+
+    fn unread(&mut self, error: impl FnOnce() -> SnapshotError) {
+        if self.part.unread.len() < MAX_FINDINGS_PER_OBJECT {
+            self.part.unread.push(Arc::new(error()));
+        } else {
+            self.part.unlisted += 1;
         }
     }
 
-    fn skip(&mut self, object: &Object<'_>, why: impl Into<String>) {
-        let finding = self.finding(object, "", why);
+    fn skip(&mut self, object: &Object<'_>, found: Unsupported) {
+        let finding = self.finding(object, found);
         self.part.skipped.extend(finding);
     }
 
-    fn unsupported(&mut self, object: &Object<'_>, found: Vec<Unsupported>) {
-        for Unsupported { field, message } in found {
-            let finding = self.finding(object, field, message);
-            self.part.unsupported.extend(finding);
+    fn unsupported(&mut self, object: &Object<'_>, key: Option<&Key>, found: Vec<Unsupported>) {
+        for found in found {
+            let finding = self.finding(object, found);
+            self.part.unsupported.extend(finding.map(|finding| (key.cloned(), finding)));
         }
     }
 
     fn refuse(&mut self, object: &Object<'_>, key: Option<Key>, Invalid { field, message }: Invalid) {
-        let finding = self.finding(object, field, message);
+        let finding = self.finding(object, Unsupported::new(field, message));
         self.part.refused.extend(finding.map(|finding| (key, finding)));
     }
 
     /// A finding to list, or none if the file has enough of them.
-    fn finding(
-        &mut self,
-        object: &Object<'_>,
-        field: impl Into<String>,
-        message: impl Into<String>,
-    ) -> Option<Arc<Finding>> {
-        if self.part.findings() == MAX_FINDINGS_PER_FILE {
+    fn finding(&mut self, object: &Object<'_>, found: Unsupported) -> Option<Arc<Finding>> {
+        if self.part.findings() >= MAX_FINDINGS_PER_FILE {
             self.part.unlisted += 1;
             return None;
         }
-        Some(Arc::new(object.finding(field, message)))
+        let Unsupported { field, message, exposes } = found;
+        Some(Arc::new(Finding { exposes, ..object.finding(field, message) }))
     }
 }
+
+/// What is said of a workload where nobody starts pods.
+const NO_PODS: &str = "no pods are started from manifests: their endpoints have to stand in an EndpointSlice";
+
+/// Kinds that say who may reach a pod.
+const POLICIES: [&str; 7] = [
+    "NetworkPolicy",
+    "AdminNetworkPolicy",
+    "BaselineAdminNetworkPolicy",
+    "ClusterNetworkPolicy",
+    "CiliumNetworkPolicy",
+    "CiliumClusterwideNetworkPolicy",
+    "GlobalNetworkPolicy",
+];
+
+const NO_POLICIES: &str = "policies are not enforced: packets of every source are forwarded";
 
 /// The kind or version that is read instead.
 fn instead_of(api_version: &str, kind: &str) -> Option<&'static str> {
     match kind {
         "EndpointSlice" => Some("those in discovery.k8s.io/v1"),
+        "Endpoints" => Some("those of kind EndpointSlice in discovery.k8s.io/v1"),
         "CiliumLoadBalancerIPPool" => Some("those in cilium.io/v2 and cilium.io/v2alpha1"),
         "IPAddressPool" => Some("those in metallb.io/v1beta1"),
         "AddressPool" if api_version.starts_with("metallb.io/") => {

@@ -28,7 +28,8 @@ use lb_k8s::{Batch, Manifests, Snapshot};
 const ABSENCE: Duration = Duration::from_millis(500);
 /// A directory of Kubernetes manifests as a source.
 ///
-/// It holds the last good state: what cannot be read, or is rejected as a whole, changes nothing.
+/// It holds the last good state: what is rejected as a whole changes nothing, and a file that cannot be read holds what
+/// it held before while every other file takes effect.
 pub struct ManifestDirectory {
     name: SourceName,
     directory: PathBuf,
@@ -238,8 +239,11 @@ mod tests {
         assert_eq!(names(&source.poll()), ["default/b"]);
         fs::write(path("b.yaml"), "{").unwrap();
         assert!(woken_within(PATIENCE));
-        let rejected = source.poll();
-        assert!(rejected.changes.is_empty() && rejected.report.unwrap().rejected.is_some());
+        let unread = source.poll();
+        assert!(unread.changes.is_empty() && unread.report.unwrap().unread.len() == 1);
+        fs::write(path("c.yaml"), service("c")).unwrap();
+        assert!(woken_within(PATIENCE));
+        assert_eq!(names(&source.poll()), ["default/c"], "a file that cannot be read holds no other back");
     }
 
     #[test]

@@ -146,6 +146,59 @@ fn who_holds_an_address_in_the_ledger_comes_before_who_names_it() {
     assert_eq!(order, ["api", "thief"], "the model serves who comes first");
 }
 
+/// A report about a file that could never be read, or one about nothing.
+fn report(is_unread: bool) -> Report {
+    let error = || lb_k8s::SnapshotError::NotUtf8 { file: "a.yaml".into(), offset: 0, looks_like: None };
+    let unread = || lb_k8s::Unread { error: Arc::new(error()), instead: lb_k8s::Instead::Nothing };
+    Report { unread: is_unread.then(unread).into_iter().collect(), ..Report::default() }
+}
+
+/// Addresses that services hold by the ledger.
+fn held(all: &Sources) -> Vec<String> {
+    all.allocation().holders().into_keys().map(|name| name.name().to_owned()).collect()
+}
+
+#[test]
+fn no_service_loses_an_address_over_a_file_that_cannot_be_read_at_a_start() {
+    let state = tempfile::tempdir().unwrap();
+    let config = crate::config::Config { state_dir: state.path().into(), ..config() };
+    let script = Script::new("a");
+    let start = || with_ledger(std::slice::from_ref(&script), &config);
+    let before = start();
+    let all = vec![service("api", &[]), service("plain", &[]), service("web", &[]), script.done()];
+    script.says(all, vec![pool(), request("api"), request("plain"), request("web")]);
+    before.poll(0).unwrap();
+    assert_eq!(held(&before), ["api", "plain", "web"]);
+    drop(before);
+
+    // The pool and service `web` are in a file that is broken now; `plain` is of another type meanwhile.
+    let after = start();
+    let rest = vec![service("api", &[]), service("plain", &[]), script.done()];
+    script.news.lock().unwrap().push_back(News {
+        changes: rest,
+        edits: vec![request("api")],
+        report: Some(Arc::new(report(true))),
+        ..News::default()
+    });
+    let delivery = after.poll(0).unwrap();
+    assert!(delivery.changes.contains(&script.done()), "other files take effect");
+    let granted = set(&delivery);
+    assert!(granted.contains(&("api".to_owned(), ips(&["192.0.2.0"]))), "{granted:?}");
+    assert!(granted.contains(&("plain".to_owned(), vec![])), "{granted:?}");
+    assert_eq!(held(&after), ["api", "web"]);
+
+    // The file can be read, and a service that was in it is gone.
+    script.news.lock().unwrap().push_back(News {
+        edits: vec![pool()],
+        report: Some(Arc::new(report(false))),
+        ..News::default()
+    });
+    after.poll(0).unwrap();
+    assert_eq!(held(&after), ["api"]);
+    let pools: Vec<String> = after.allocation().pools().into_iter().map(|pool| pool.name).collect();
+    assert_eq!(pools, ["p"], "nothing stands for pools that cannot be read any more");
+}
+
 #[test]
 fn what_is_shadowed_is_named_until_it_is_not() {
     let (a, b) = (Script::new("a"), Script::new("b"));

@@ -1,0 +1,82 @@
+//! What services keep while files of a source cannot be read and never could.
+//!
+//! Nobody knows which services and pools are in such a file. Without them, an allocator at its start would release the
+//! addresses of those services, and those of the pools.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use lb_core::{model::Change, name::ServiceName};
+use lb_ipam::{Edit, Pool, PoolName};
+use lb_k8s::{Instead, Report};
+
+/// The pool that stands for those in files that cannot be read.
+const STAND_IN: &str = "unread-manifests";
+
+/// Sources of which something could never be read, and what is kept because of that.
+#[derive(Debug, Default)]
+pub(super) struct Unread {
+    sources: BTreeSet<usize>,
+    /// Services that hold addresses and that no source lists.
+    kept: BTreeSet<ServiceName>,
+    has_stand_in: bool,
+}
+
+impl Unread {
+    /// Takes in what a source says of itself.
+    pub(super) fn note(&mut self, source: usize, report: &Report) {
+        if report.unread.iter().any(|unread| unread.instead == Instead::Nothing) {
+            self.sources.insert(source);
+        } else {
+            self.sources.remove(&source);
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.sources.is_empty()
+    }
+
+    /// Edits for an allocator at its start: services that hold addresses keep them, be they `listed` or not. `holders`
+    /// are services and whether they hold an address of no pool.
+    pub(super) fn keep(&mut self, holders: BTreeMap<ServiceName, bool>, listed: &BTreeSet<ServiceName>) -> Vec<Edit> {
+        if self.is_empty() {
+            return Vec::new();
+        }
+        self.has_stand_in = holders.iter().any(|(service, is_outside)| *is_outside && listed.contains(service));
+        self.kept = holders.into_keys().filter(|service| !listed.contains(service)).collect();
+        if !self.kept.is_empty() || self.has_stand_in {
+            let services = self.kept.len();
+            tracing::warn!(services, "manifests are not read: services that may be in them keep their addresses");
+        }
+        let stand_in = self.has_stand_in.then(|| Edit::UpsertPool(stand_in()));
+        stand_in.into_iter().chain(self.kept.iter().cloned().map(Edit::KeepService)).collect()
+    }
+
+    /// Edits that end what is kept: of services that come without a request, and of all once everything can be read.
+    pub(super) fn end(&mut self, changes: &[Change], edits: &[Edit]) -> Vec<Edit> {
+        let mut ended = Vec::new();
+        for edit in edits {
+            if let Edit::UpsertService(request) = edit {
+                self.kept.remove(&request.service);
+            }
+        }
+        for change in changes {
+            if let Change::UpsertService(service) = change
+                && self.kept.remove(&service.name)
+            {
+                ended.push(Edit::RemoveService(service.name.clone()));
+            }
+        }
+        if self.is_empty() {
+            ended.extend(std::mem::take(&mut self.kept).into_iter().map(Edit::RemoveService));
+            let had_stand_in = std::mem::take(&mut self.has_stand_in);
+            ended.extend(had_stand_in.then(|| Edit::RemovePool(PoolName::new(STAND_IN))));
+        }
+        ended
+    }
+}
+
+/// A pool of which the blocks are not known: services keep addresses that are in no other one.
+fn stand_in() -> Pool {
+    let why = "it stands for the pools in manifests that cannot be read; correct those, see `lb status`";
+    Pool { refused: Some(why.into()), disabled: true, ..Pool::new(STAND_IN, &[]) }
+}
