@@ -87,7 +87,8 @@ pub(crate) enum ServiceCommand {
         after_help = "Examples:\n  lb service list\n  lb service list default/web --frontends\n  lb service list -o json\n\n\
             EXTERNAL-IP is <pending> for a service of type LoadBalancer that has no address.\n\n\
             Conditions:\n  \
-            Degraded(…)      the datapath lacks something that the service asks for\n  \
+            Degraded(…)      the service gets less than it asks for, or lets in more\n  \
+            NoEndpoints(…)   no EndpointSlice fits the service, so it has no backends\n  \
             Refused(…)       the newest version was refused; the last good one, if any, is served\n  \
             Unsupported(…)   a field has no effect\n  \
             Unsatisfied(…)   the service lacks addresses that it asks for: IPAMRequestSatisfied is false\n  \

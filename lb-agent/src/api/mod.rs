@@ -17,6 +17,7 @@ mod explain;
 pub(crate) mod fuzzing;
 mod pool;
 mod query;
+pub(crate) mod remarks;
 mod server;
 mod service;
 mod socket;

@@ -7,18 +7,19 @@ use lb_core::{
     decision::{BackendQuery, Decision, Packet, SourceRewrite, Verdict},
     kernel::{Backends, KernelVerdict},
     model::{Degraded, Model, ServiceFrontend},
-    name::{ServiceName, SliceName},
+    name::{ServiceName, ServicePortName, SliceName},
     reconciler::Reconciler,
     selection::select,
     service::{ServicePort, TrafficPolicy},
     time::Instant,
 };
-use lb_k8s::{Finding, Report};
+use lb_k8s::{Finding, Instead, Report};
 
 use crate::{
     api::{
         Affinity, Algorithm, Backend, BackendCount, Choice, Condition, Counts, Explanation, Frontend, FrontendStatus,
         Rejected, Rewrite, Service, ServiceKind, Step, Verification, Weighted, WhyNot,
+        remarks::{self, Reports},
     },
     engine::inspection::Verified,
 };
@@ -30,20 +31,15 @@ impl Condition {
 }
 
 /// Every service that is served or refused, in order of name.
-pub(crate) fn services(reconciler: &Reconciler, report: &Report) -> Vec<Service> {
+pub(crate) fn services(reconciler: &Reconciler, reports: &Reports) -> Vec<Service> {
     let model = reconciler.model();
     let mut found: BTreeMap<String, Service> =
         model.services().map(|service| (service.name.to_string(), served(reconciler, service))).collect();
     let refused =
         model.refused().map(|(name, error)| (name.to_string(), Condition::new("Refused", &error.to_string())));
-    let invalid = report.refused.iter().filter_map(|refusal| {
-        Some((service_name(&refusal.finding)?, Condition::new("Refused", &about(&refusal.finding))))
-    });
-    let unsupported = report
-        .unsupported
-        .iter()
-        .filter_map(|finding| Some((service_name(finding)?, Condition::new("Unsupported", &about(finding)))));
-    for (name, condition) in refused.chain(invalid).chain(unsupported) {
+    let remarks = remarks::of_services(model, reports).into_iter();
+    let remarks = remarks.flat_map(|(name, of)| of.into_iter().map(move |remark| (name.clone(), remark.condition())));
+    for (name, condition) in refused.chain(remarks) {
         let service = found.entry(name).or_insert_with_key(|name| absent(name));
         service.conditions.push(condition);
     }
@@ -53,7 +49,8 @@ pub(crate) fn services(reconciler: &Reconciler, report: &Report) -> Vec<Service>
 /// Why the newest manifest of a pool was not accepted.
 pub(crate) fn refusals_of_pool(report: &Report, pool: &str) -> impl Iterator<Item = Condition> {
     let is_of_it = move |finding: &Finding| finding.object.is_pool() && finding.object.name == pool;
-    let refused = report.refused.iter().filter(move |refusal| is_of_it(&refusal.finding));
+    let refused = report.refused.iter().filter(|refusal| refusal.instead != Instead::First);
+    let refused = refused.filter(move |refusal| is_of_it(&refusal.finding));
     refused.map(|refusal| Condition::new("Refused", &about(&refusal.finding)))
 }
 
@@ -119,6 +116,7 @@ pub(crate) fn conditions(
         }
     }
     found.extend(degraded(reconciler.model()));
+    found.extend(remarks::conditions(reconciler.model(), report));
     found
 }
 
@@ -176,6 +174,12 @@ pub(crate) fn explanation(model: &Model, packet: &Packet, decision: &Decision) -
         verification: None,
         why_not: None,
     }
+}
+
+/// The port of a service that the destination of a packet belongs to.
+pub(crate) fn owner<'a>(model: &'a Model, packet: &Packet) -> Option<&'a ServicePortName> {
+    let addr = lb_core::addr::FrontendAddr::new(packet.destination, packet.destination_port, packet.protocol);
+    model.owner(&addr).map(|owner| &owner.port)
 }
 
 /// What the kernel says about `packet`, beside what must become of it.
@@ -330,12 +334,6 @@ fn policy(service: &lb_core::service::Service, kind: FrontendKind) -> TrafficPol
     if kind.is_external() { service.external_traffic_policy } else { service.internal_traffic_policy }
 }
 
-/// `namespace/name` of the service that a finding is about.
-fn service_name(finding: &Finding) -> Option<String> {
-    let object = &finding.object;
-    (object.kind == "Service" && !object.name.is_empty()).then(|| format!("{}/{}", object.namespace, object.name))
-}
-
 fn about(finding: &Finding) -> String {
     if finding.field.is_empty() { finding.message.clone() } else { format!("{}: {}", finding.field, finding.message) }
 }
@@ -417,7 +415,7 @@ mod tests {
     }
 
     fn only(reconciler: &Reconciler) -> Service {
-        services(reconciler, &Report::default()).remove(0)
+        services(reconciler, &[]).remove(0)
     }
 
     #[test]

@@ -80,6 +80,11 @@ impl Notes {
         };
     }
 
+    /// What each source did not take over.
+    pub(super) fn reports(&self) -> Vec<(SourceName, Arc<Report>)> {
+        self.sources.iter().map(|notes| (notes.name.clone(), Arc::clone(&notes.report))).collect()
+    }
+
     /// Why sources are rejected as a whole, or files of theirs, by name if there are several: at most a few for each.
     pub(super) fn rejections(&self) -> impl Iterator<Item = String> {
         let is_several = self.sources.len() > 1;

@@ -7,7 +7,7 @@ use std::{
 
 use lb_core::{
     datapath::Counters,
-    decision::{BackendQuery, FlowView, Packet, decide, why_not},
+    decision::{BackendQuery, FlowView, Packet, WhyNot, decide, why_not},
     model::Change,
     name::SourceName,
     plan::PlanId,
@@ -18,7 +18,8 @@ use nix::time::{ClockId, clock_gettime};
 
 use crate::{
     api::{
-        Addresses, Backend, Condition, Datapath, DriftReport, Explanation, Node, Pool, Service, Status, Usage, view,
+        Addresses, Backend, Condition, Datapath, DriftReport, Explanation, Node, Pool, Service, Status, Usage, remarks,
+        view,
     },
     config::{Config, DriftMode, maglev::MaglevHash},
     driver::DatapathKind,
@@ -186,8 +187,8 @@ impl AgentState {
 
     pub(crate) fn services(&self) -> Vec<Service> {
         let runner = self.runner();
-        let report = Arc::clone(&self.notes().report);
-        view::services(runner.reconciler(), &report)
+        let reports = self.notes().reports();
+        view::services(runner.reconciler(), &reports)
     }
 
     /// Adds to pools what of their manifests was refused.
@@ -218,14 +219,27 @@ impl AgentState {
             Some(verified) => verified.decision.clone(),
             None => decide(model, packet, &flow, now),
         };
+        let owner = view::owner(model, packet);
         let answer = wanted.map(|wanted| {
             let why_not = why_not(reconciler.desired(), packet, &flow, &decision, wanted, now);
-            view::why_not(wanted, &why_not)
+            let mut answer = view::why_not(wanted, &why_not);
+            if let (WhyNot::NotABackend, Some(port)) = (&why_not, owner)
+                && let Some(why) = remarks::why_absent(model, port, &wanted)
+            {
+                answer.says = format!("{}: {why}", answer.says);
+            }
+            answer
         });
+        let mut explanation = view::explanation(model, packet, &decision);
+        if let Some(port) = owner {
+            let reports = self.notes().reports();
+            explanation.steps.extend(remarks::steps(model, &reports, &port.service));
+            explanation.degraded.extend(remarks::degraded(model, &reports, &port.service));
+        }
         Explanation {
             verification: verified.map(|verified| view::verification(packet, verified)),
             why_not: answer,
-            ..view::explanation(model, packet, &decision)
+            ..explanation
         }
     }
 

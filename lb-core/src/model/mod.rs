@@ -265,13 +265,22 @@ impl Model {
         })
     }
 
+    /// Endpoint slices, in order of name, whether their services are there or not.
+    pub fn endpoint_slices(&self) -> impl Iterator<Item = &EndpointSlice> + Clone {
+        self.slices.values()
+    }
+
+    /// Endpoint slices of a service, in order of name.
+    pub fn endpoint_slices_of(&self, service: &ServiceName) -> impl Iterator<Item = &EndpointSlice> {
+        self.slices_of.get(service).into_iter().flatten().filter_map(|name| self.slices.get(name))
+    }
+
     /// Endpoints of one port of a service, in order of address. An address in two slices counts once: one that is
     /// not terminating wins.
     #[must_use]
     pub fn candidates(&self, service: &ServiceName, port: &ServicePort, family: Family) -> Vec<Candidate<'_>> {
         let mut found: BTreeMap<BackendAddr, &Endpoint> = BTreeMap::new();
-        let slices = self.slices_of.get(service).into_iter().flatten().filter_map(|name| self.slices.get(name));
-        for slice in slices {
+        for slice in self.endpoint_slices_of(service) {
             let joined = slice.ports.iter().filter(|p| p.name == port.name && p.protocol == port.protocol);
             for slice_port in joined {
                 for endpoint in slice.endpoints.iter().filter(|e| Family::of(e.ip) == family) {
