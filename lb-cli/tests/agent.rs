@@ -215,8 +215,28 @@ fn a_pipe_beside_manifests_is_noticed_at_once_and_holds_nothing_up() {
 }
 
 #[test]
-fn an_agent_whose_first_manifests_are_broken_answers_and_becomes_ready_later() {
-    let mut node = Node::new(&[("web.yaml", "kind: [Service")]);
+fn a_file_that_is_no_manifest_at_the_start_holds_no_other_file_back() {
+    let web = service("web", "10.96.0.10", "", &["10.244.0.5"]);
+    let node = Node::running(&[
+        ("values.yaml", "replicas: 1\n"),
+        ("template.yaml", "a: {{ .Values.a }}\n"),
+        ("web.yaml", &web),
+    ]);
+    let status = node.json(&["status"]);
+    assert_eq!(status["ready"], true);
+    let told: Vec<&str> =
+        status["conditions"].as_array().unwrap().iter().map(|it| it["message"].as_str().unwrap()).collect();
+    assert!(told.len() == 2 && told[0].contains("Helm template") && told[1].contains("values file"), "{told:?}");
+    assert_eq!(node.json(&["service", "list"])[0]["frontends"][0]["status"], "active");
+    node.put("web.yaml", "kind: [Service");
+    node.json_when(&["status"], |status| status["conditions"].as_array().unwrap().len() == 3);
+    assert_eq!(node.json(&["service", "list"])[0]["frontends"][0]["status"], "active", "what the file held stays");
+}
+
+#[test]
+fn an_agent_whose_first_manifests_are_beyond_a_limit_answers_and_becomes_ready_later() {
+    let mut node = Node::new(&[]);
+    fs::File::create(node.path("manifests/web.yaml")).unwrap().set_len(8 << 20 | 1).unwrap();
     let mut child = node.agent().stdout(std::process::Stdio::null()).spawn().unwrap();
     while node.ask(&["status"]).status.code() != Some(0) {
         assert!(child.try_wait().unwrap().is_none(), "the agent ended");
