@@ -17,7 +17,7 @@ use crate::{
     plan::{self, Labels, Touched},
     selection::Selection,
     service::{Service, ServicePort, TrafficPolicy},
-    state::{Backend, BackendSet, Frontend, Lookup, State, Target},
+    state::{Backend, BackendSet, Frontend, State, Target},
     table::{self, TableSize, TableSpec},
 };
 
@@ -34,8 +34,8 @@ pub struct Desired {
     frontend_ids: IdTable<FrontendAddr, FrontendId>,
     backend_ids: IdTable<BackendAddr, BackendId>,
     set_ids: IdTable<SetKey, SetId>,
-    installed_sets: BTreeMap<(Lookup, Arc<[BackendId]>), SetId>,
-    specs: BTreeMap<SetId, TableSpec>,
+    installed_sets: BTreeMap<BackendSet, SetId>,
+    contents: BTreeMap<SetId, Arc<Content>>,
     frontends_in_set: BTreeMap<SetId, usize>,
     sets_with_backend: BTreeMap<BackendId, usize>,
     claims: BTreeMap<FrontendAddr, Claim>,
@@ -46,19 +46,34 @@ pub struct Desired {
 /// local if any of them says so, whichever came first.
 #[derive(Clone, Debug)]
 struct Claim {
-    spec: Arc<TableSpec>,
+    content: Arc<Content>,
+    /// Of each of its [backends](Content::backends).
     local: Arc<[bool]>,
 }
 
 impl Claim {
     fn backends(&self) -> impl Iterator<Item = (BackendAddr, bool)> {
-        self.spec.backends.iter().zip(&*self.local).map(|((addr, _), &local)| (*addr, local))
+        self.content.backends().zip(self.local.iter().copied())
+    }
+}
+
+/// A set before its backends have ids.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Content {
+    spec: TableSpec,
+    /// In order of address.
+    draining: Vec<BackendAddr>,
+}
+
+impl Content {
+    fn backends(&self) -> impl Iterator<Item = BackendAddr> {
+        self.spec.backends.iter().map(|(addr, _)| *addr).chain(self.draining.iter().copied())
     }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum SetKey {
-    Spec(TableSpec),
+    Content(Arc<Content>),
     Installed(SetId),
 }
 
@@ -101,7 +116,7 @@ impl Desired {
         // until a specification leads to the same slots, and is then found in `add_set`.
         for (&id, set) in &installed.sets {
             if self.set_ids.restore(SetKey::Installed(id), id) {
-                self.installed_sets.insert((set.lookup, Arc::clone(&set.slots)), id);
+                self.installed_sets.insert(BackendSet::clone(set), id);
             }
         }
     }
@@ -147,7 +162,7 @@ impl Desired {
     ) -> Result<(), IdsExhausted> {
         let DesiredFrontend { addr, owner, affinity, target } = desired;
         let (target, claim) = match target {
-            DesiredTarget::Set(claim) => (Target::Set(self.use_set(&claim.spec, model, touched)?), Some(claim)),
+            DesiredTarget::Set(claim) => (Target::Set(self.use_set(&claim.content, model, touched)?), Some(claim)),
             DesiredTarget::Reject => (Target::Reject, None),
             DesiredTarget::Drop => (Target::Drop, None),
         };
@@ -188,18 +203,18 @@ impl Desired {
         }
     }
 
-    /// The set for `spec`, with one more user.
-    fn use_set(&mut self, spec: &Arc<TableSpec>, model: &Model, touched: &mut Touched) -> Result<SetId, IdsExhausted> {
-        let id = match self.set_ids.lookup(&SetKey::Spec(TableSpec::clone(spec))) {
+    /// The set of this content, with one more user.
+    fn use_set(&mut self, content: &Arc<Content>, model: &Model, touched: &mut Touched) -> Result<SetId, IdsExhausted> {
+        let id = match self.set_ids.lookup(&SetKey::Content(Arc::clone(content))) {
             Some(id) => id,
-            None => self.add_set(spec, model, touched)?,
+            None => self.add_set(content, model, touched)?,
         };
         *self.frontends_in_set.entry(id).or_insert(0) += 1;
-        for (addr, _) in &spec.backends {
-            let backend_id = self.backend_ids.id(addr)?;
+        for addr in content.backends() {
+            let backend_id = self.backend_ids.id(&addr)?;
             self.state.backends.entry(backend_id).or_insert_with(|| {
                 touched.backends.insert(backend_id);
-                Backend { addr: *addr, local: self.frontends_that_say_local.contains_key(addr) }
+                Backend { addr, local: self.frontends_that_say_local.contains_key(&addr) }
             });
         }
         Ok(id)
@@ -236,13 +251,16 @@ impl Desired {
         }
     }
 
-    fn add_set(&mut self, spec: &TableSpec, model: &Model, touched: &mut Touched) -> Result<SetId, IdsExhausted> {
-        let ids = spec.backends.iter().map(|(addr, _)| self.backend_ids.id(addr)).collect::<Result<Vec<_>, _>>()?;
-        let content = table::with_ids(&spec.slots(&model.settings().maglev), &ids);
-        let set = BackendSet { lookup: spec.lookup(), slots: content };
-        let key = SetKey::Spec(spec.clone());
+    fn add_set(&mut self, content: &Arc<Content>, model: &Model, touched: &mut Touched) -> Result<SetId, IdsExhausted> {
+        let Content { spec, draining } = &**content;
+        let ids = content.backends().map(|addr| self.backend_ids.id(&addr)).collect::<Result<Vec<_>, _>>()?;
+        let slots = table::with_ids(&spec.slots(&model.settings().maglev), &ids);
+        let mut leaving = ids[ids.len() - draining.len()..].to_vec();
+        leaving.sort_unstable();
+        let set = BackendSet { lookup: spec.lookup(), slots, draining: leaving.into() };
+        let key = SetKey::Content(Arc::clone(content));
         // A set of the same content that an earlier process installed is adopted: nothing is written for it.
-        let id = match self.installed_sets.remove(&(set.lookup, Arc::clone(&set.slots))) {
+        let id = match self.installed_sets.remove(&set) {
             Some(id) => {
                 self.set_ids.remove(&SetKey::Installed(id));
                 self.set_ids.restore(key, id);
@@ -253,7 +271,7 @@ impl Desired {
         for backend in ids {
             *self.sets_with_backend.entry(backend).or_insert(0) += 1;
         }
-        self.specs.insert(id, spec.clone());
+        self.contents.insert(id, Arc::clone(content));
         self.state.sets.insert(id, Arc::new(set));
         touched.sets.insert(id);
         Ok(id)
@@ -268,11 +286,11 @@ impl Desired {
         self.frontends_in_set.remove(&id);
         self.state.sets.remove(&id);
         touched.sets.insert(id);
-        let Some(spec) = self.specs.remove(&id) else { return };
-        for (addr, _) in &spec.backends {
-            self.release_backend(*addr, touched);
+        let Some(content) = self.contents.remove(&id) else { return };
+        for addr in content.backends() {
+            self.release_backend(addr, touched);
         }
-        self.set_ids.remove(&SetKey::Spec(spec));
+        self.set_ids.remove(&SetKey::Content(content));
     }
 
     fn release_backend(&mut self, addr: BackendAddr, touched: &mut Touched) {
@@ -349,6 +367,19 @@ pub(crate) fn table_spec(model: &Model, service: &Service, selection: &Selection
     TableSpec::new(model.algorithm(service), Some(size), &model.settings().maglev, &selection.usable)
 }
 
+/// The set for a selection: of UDP, with the backends whose flows stay with them.
+fn claim(model: &Model, service: &Service, protocol: Protocol, selection: &Selection) -> Claim {
+    let draining = if protocol == Protocol::Udp { &selection.draining[..] } else { &[] };
+    let usable = selection.usable.iter().map(|usable| usable.local);
+    Claim {
+        local: usable.chain(draining.iter().map(|draining| draining.local)).collect(),
+        content: Arc::new(Content {
+            spec: table_spec(model, service, selection),
+            draining: draining.iter().map(|draining| draining.addr).collect(),
+        }),
+    }
+}
+
 /// Targets of one service; frontends of one port, family and policy share theirs.
 struct Tables<'a> {
     model: &'a Model,
@@ -365,10 +396,7 @@ impl Tables<'_> {
             match (selection.usable.is_empty(), selection.excluded_by_policy) {
                 (true, true) => DesiredTarget::Drop,
                 (true, false) => DesiredTarget::Reject,
-                (false, _) => DesiredTarget::Set(Claim {
-                    local: selection.usable.iter().map(|usable| usable.local).collect(),
-                    spec: Arc::new(table_spec(model, service, &selection)),
-                }),
+                (false, _) => DesiredTarget::Set(claim(model, service, port.protocol, &selection)),
             }
         });
         match known {

@@ -289,6 +289,8 @@ fn of_unused(expected: &State, found: &State, drifts: &mut Vec<Drift>) {
 struct Slots {
     kind: Kind,
     backends: Vec<Option<Backend>>,
+    /// In order.
+    draining: Vec<Option<Backend>>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -301,16 +303,18 @@ enum Kind {
 
 impl Slots {
     fn of(state: &State, target: Target) -> Self {
-        let none = |kind| Self { kind, backends: Vec::new() };
+        let none = |kind| Self { kind, backends: Vec::new(), draining: Vec::new() };
+        let backend = |id| state.backends.get(id).copied();
         match target {
             Target::Reject => none(Kind::Reject),
             Target::Drop => none(Kind::Drop),
             Target::Set(id) => match state.sets.get(&id) {
                 None => none(Kind::Dangling),
-                Some(set) => Self {
-                    kind: Kind::Set(set.lookup),
-                    backends: set.slots.iter().map(|backend| state.backends.get(backend).copied()).collect(),
-                },
+                Some(set) => {
+                    let mut draining: Vec<_> = set.draining.iter().map(backend).collect();
+                    draining.sort_unstable();
+                    Self { kind: Kind::Set(set.lookup), backends: set.slots.iter().map(backend).collect(), draining }
+                }
             },
         }
     }
@@ -328,7 +332,11 @@ impl fmt::Display for Slots {
                     Lookup::RoundRobin => "in turn",
                     Lookup::Hash => "by hash",
                 };
-                write!(f, "{} slots, {lookup}", self.backends.len())
+                write!(f, "{} slots, {lookup}", self.backends.len())?;
+                match self.draining.len() {
+                    0 => Ok(()),
+                    draining => write!(f, ", {draining} draining"),
+                }
             }
         }
     }

@@ -5,7 +5,7 @@ use core::fmt;
 
 use crate::{
     addr::BackendAddr,
-    endpoint::AdminState,
+    endpoint::{AdminState, Conditions},
     health::Health,
     model::Candidate,
     name::{NodeName, ZoneName},
@@ -35,6 +35,8 @@ pub struct Selection {
     pub usable: Vec<Usable>,
     /// Every other backend, with the reason.
     pub rejected: Vec<(BackendAddr, Reason)>,
+    /// Those of the rejected ones that still serve, in order of address: a UDP flow that one of them has stays with it.
+    pub draining: Vec<Draining>,
     /// Whether a backend would be usable if the policy did not exclude it: then flows are dropped, not refused.
     pub excluded_by_policy: bool,
     /// The part that topology narrowed the choice to, if it did.
@@ -50,6 +52,15 @@ pub struct Usable {
     pub addr: BackendAddr,
     /// Its share relative to the others, 1..=65535.
     pub weight: u16,
+    /// Whether it runs on this node.
+    pub local: bool,
+}
+
+/// A backend that takes no new flows and still answers those that it has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Draining {
+    /// Its address.
+    pub addr: BackendAddr,
     /// Whether it runs on this node.
     pub local: bool,
 }
@@ -143,6 +154,9 @@ impl<T: fmt::Display> fmt::Display for List<'_, T> {
 ///    none is left of the ready ones, those terminating get their turn.
 /// 4. Of the ready ones, under policy Cluster, those that are meant for this node or zone, if topology says so. An
 ///    endpoint that is unhealthy or out of service has no say in that.
+///
+/// A backend that is left out still serves if it is ready, or terminating and serving, and neither unhealthy nor in
+/// maintenance. UDP flows that it has stay with it, as kube-proxy keeps them.
 #[must_use]
 pub fn select(candidates: &[Candidate<'_>], rules: &Rules<'_>) -> Selection {
     let is_local_policy = rules.policy == TrafficPolicy::Local;
@@ -171,7 +185,12 @@ pub fn select(candidates: &[Candidate<'_>], rules: &Rules<'_>) -> Selection {
             Ok(Grade::Ready | Grade::Terminating) => Some(Reason::Terminating),
         };
         match reason {
-            Some(reason) => selection.rejected.push((candidate.addr, reason)),
+            Some(reason) => {
+                selection.rejected.push((candidate.addr, reason));
+                if serves(candidate) {
+                    selection.draining.push(Draining { addr: candidate.addr, local: candidate.local });
+                }
+            }
             None => selection.usable.push(Usable {
                 addr: candidate.addr,
                 weight: candidate.endpoint.weight,
@@ -225,7 +244,10 @@ fn grade(candidate: &Candidate<'_>) -> Result<Grade, Reason> {
     if endpoint.weight == 0 {
         return Err(Reason::WeightZero);
     }
-    let conditions = endpoint.conditions;
+    condition(endpoint.conditions)
+}
+
+fn condition(conditions: Conditions) -> Result<Grade, Reason> {
     match (conditions.ready, conditions.serving, conditions.terminating) {
         (true, _, _) => Ok(Grade::Ready),
         (false, true, true) => Ok(Grade::Terminating),
@@ -234,15 +256,18 @@ fn grade(candidate: &Candidate<'_>) -> Result<Grade, Reason> {
     }
 }
 
+/// Whether a backend answers the flows that it has.
+fn serves(candidate: &Candidate<'_>) -> bool {
+    let in_service = candidate.endpoint.admin != AdminState::Maintenance;
+    in_service && candidate.health != Health::Unhealthy && condition(candidate.endpoint.conditions).is_ok()
+}
+
 #[cfg(test)]
 mod tests {
     use core::net::{IpAddr, Ipv4Addr};
 
     use super::*;
-    use crate::{
-        addr::Protocol,
-        endpoint::{Conditions, Endpoint},
-    };
+    use crate::{addr::Protocol, endpoint::Endpoint};
 
     const READY: Conditions = Conditions::READY;
     const SERVING: Conditions = Conditions { ready: false, serving: true, terminating: true };
@@ -255,21 +280,25 @@ mod tests {
 
     /// Selects among endpoints of ascending port; answers with ports.
     fn run(endpoints: &[(Endpoint, bool)], policy: TrafficPolicy) -> (Vec<u16>, Vec<(u16, Reason)>, bool) {
+        let selection = selected(endpoints, policy, Health::Unknown);
+        (
+            selection.usable.iter().map(|u| u.addr.port).collect(),
+            selection.rejected.iter().map(|(addr, reason)| (addr.port, reason.clone())).collect(),
+            selection.excluded_by_policy,
+        )
+    }
+
+    fn selected(endpoints: &[(Endpoint, bool)], policy: TrafficPolicy, health: Health) -> Selection {
         let candidates: Vec<_> = (1..)
             .zip(endpoints)
             .map(|(port, (endpoint, local))| Candidate {
                 addr: BackendAddr::new(endpoint.ip, port, Protocol::Tcp),
                 endpoint,
                 local: *local,
-                health: Health::Unknown,
+                health: if port == 1 { Health::Unknown } else { health },
             })
             .collect();
-        let selection = select(&candidates, &Rules { policy, ..Rules::default() });
-        (
-            selection.usable.iter().map(|u| u.addr.port).collect(),
-            selection.rejected.iter().map(|(addr, reason)| (addr.port, reason.clone())).collect(),
-            selection.excluded_by_policy,
-        )
+        select(&candidates, &Rules { policy, ..Rules::default() })
     }
 
     #[test]
@@ -302,5 +331,29 @@ mod tests {
         let all = [(draining, true), (maintenance, true), (weightless, true), (endpoint(SERVING), true)];
         let rejected = [(1, Reason::Draining), (2, Reason::Maintenance), (3, Reason::WeightZero)].to_vec();
         assert_eq!(run(&all, TrafficPolicy::Cluster), ([4].to_vec(), rejected, false));
+    }
+
+    #[test]
+    fn a_backend_that_is_left_out_drains_while_it_serves() {
+        let admin = |admin, conditions| Endpoint { admin, ..endpoint(conditions) };
+        let draining = AdminState::Draining { until: None };
+        let all = [
+            endpoint(READY),
+            endpoint(SERVING),
+            endpoint(GONE),
+            endpoint(UNREADY),
+            admin(draining, READY),
+            admin(draining, GONE),
+            admin(AdminState::Maintenance, READY),
+            Endpoint { weight: 0, ..endpoint(READY) },
+        ]
+        .map(|endpoint| (endpoint, true));
+        let draining = |all: &[_], policy, health| -> Vec<u16> {
+            selected(all, policy, health).draining.iter().map(|draining| draining.addr.port).collect()
+        };
+        assert_eq!(draining(&all, TrafficPolicy::Cluster, Health::Unknown), [2, 5, 8]);
+        assert_eq!(draining(&all, TrafficPolicy::Cluster, Health::Unhealthy), []);
+        let elsewhere = [(endpoint(READY), true), (endpoint(READY), false), (endpoint(UNREADY), false)];
+        assert_eq!(draining(&elsewhere, TrafficPolicy::Local, Health::Healthy), [2], "it is only not for this node");
     }
 }

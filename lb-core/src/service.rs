@@ -130,7 +130,8 @@ impl fmt::Display for Algorithm {
 /// operator.
 ///
 /// A backend that is well, but not for this node (by traffic policy or topology), keeps its flows whatever the policy.
-/// UDP has no connections to keep: a flow moves to another backend as soon as its own takes no new ones.
+/// UDP has no connections to cut: whatever the policy, a flow stays with its backend
+/// [as long as that serves](crate::selection::select), and then moves to another one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum DrainPolicy {
     /// They stay with their backend for as long as they live.

@@ -41,6 +41,8 @@ pub struct Backend {
 }
 
 /// Backends that take new flows, in slots. A lookup picks a slot; every slot is equally likely.
+///
+/// Beside them are those that only finish what they have begun.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct BackendSet {
     /// How a slot is picked.
@@ -48,10 +50,25 @@ pub struct BackendSet {
     /// Backend of each slot, never empty. Weights show as the number of slots: the table is all that a datapath
     /// needs.
     pub slots: Arc<[BackendId]>,
+    /// Backends that take no new flows and still serve: a UDP flow that one of them has stays with it. In order of id,
+    /// none of them in a slot. Empty for TCP, whose connections stay with their backends in any case.
+    pub draining: Arc<[BackendId]>,
 }
 
 impl BackendSet {
-    /// Each backend once, in order of id, with its number of slots.
+    /// A set that nobody leaves.
+    #[must_use]
+    pub fn new(lookup: Lookup, slots: impl Into<Arc<[BackendId]>>) -> Self {
+        Self { lookup, slots: slots.into(), draining: Arc::from([]) }
+    }
+
+    /// Each backend that may have flows: those in slots, and those that are draining.
+    #[must_use]
+    pub fn backends(&self) -> BTreeSet<BackendId> {
+        self.slots.iter().chain(&*self.draining).copied().collect()
+    }
+
+    /// Each backend that takes new flows once, in order of id, with its number of slots.
     #[must_use]
     pub fn members(&self) -> BTreeMap<BackendId, u32> {
         let mut members = BTreeMap::new();
@@ -105,9 +122,8 @@ impl State {
         });
         set.or_else(|| {
             self.sets.iter().find_map(|(&set, content)| {
-                let missing: BTreeSet<BackendId> =
-                    content.slots.iter().copied().filter(|id| !self.backends.contains_key(id)).collect();
-                missing.first().map(|&backend| Dangling::Backend { set, backend })
+                let missing = content.backends().into_iter().find(|id| !self.backends.contains_key(id));
+                missing.map(|backend| Dangling::Backend { set, backend })
             })
         })
     }
@@ -219,6 +235,6 @@ impl State {
     /// Backends that are in a set.
     #[must_use]
     pub fn backends_in_use(&self) -> BTreeSet<BackendId> {
-        self.sets.values().flat_map(|set| set.slots.iter().copied()).collect()
+        self.sets.values().flat_map(|set| set.slots.iter().chain(&*set.draining).copied()).collect()
     }
 }

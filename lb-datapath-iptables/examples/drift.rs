@@ -212,7 +212,7 @@ fn state(services: u32) -> State {
             state.backends.insert(backend, Backend { addr, local: false });
         }
         let (Some(set), Some(frontend)) = (SetId::new(id), FrontendId::new(id)) else { continue };
-        state.sets.insert(set, Arc::new(BackendSet { lookup: Lookup::Random, slots: backends.into() }));
+        state.sets.insert(set, Arc::new(BackendSet::new(Lookup::Random, backends)));
         let addr = FrontendAddr::new(vip(n).into(), 80, Protocol::Tcp);
         state.frontends.insert(addr, Frontend { id: frontend, target: Target::Set(set), affinity: None });
     }

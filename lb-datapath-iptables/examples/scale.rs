@@ -121,7 +121,7 @@ fn changes(
             slots.push(backend);
         }
         let Some(id) = SetId::new(10_000_000 + n) else { continue };
-        state.sets.insert(id, Arc::new(BackendSet { lookup: set.lookup, slots: slots.into() }));
+        state.sets.insert(id, Arc::new(BackendSet::new(set.lookup, slots)));
         frontend.target = Target::Set(id);
         let plan = diff(&before, &state, &Labels::new());
         let start = Instant::now();
@@ -158,10 +158,11 @@ fn state(services: u32, maglev: u32, slots: u32) -> State {
             state.backends.insert(backend, Backend { addr, local: false });
         }
         let set = if n < maglev {
-            let slots = (0..slots).map(|slot| backends[(slot.wrapping_mul(0x9e37_79b1) >> 30) as usize]).collect();
-            BackendSet { lookup: Lookup::Hash, slots }
+            let slots: Vec<_> =
+                (0..slots).map(|slot| backends[(slot.wrapping_mul(0x9e37_79b1) >> 30) as usize]).collect();
+            BackendSet::new(Lookup::Hash, slots)
         } else {
-            BackendSet { lookup: Lookup::Random, slots: backends.into() }
+            BackendSet::new(Lookup::Random, backends)
         };
         let (Some(set_id), Some(frontend)) = (SetId::new(id), FrontendId::new(id)) else { continue };
         state.sets.insert(set_id, Arc::new(set));

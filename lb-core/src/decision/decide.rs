@@ -133,8 +133,9 @@ impl<'a> MatchedFrontend<'a> {
 
     /// The fate of the packet's flow; `None` if there is no flow or it has to be treated as new.
     ///
-    /// It stays with a usable backend. With another one, a UDP flow does not stay; any other does, unless the drain
-    /// policy cuts it, which it never does to a backend that is well and only not for this node.
+    /// It stays with a usable backend. With another one, a UDP flow stays as long as that backend serves and there is a
+    /// usable one. Any other flow stays, unless the drain policy cuts it, which it never does to a backend that is well
+    /// and only not for this node.
     fn established(
         &self,
         selection: &Selection,
@@ -148,16 +149,23 @@ impl<'a> MatchedFrontend<'a> {
             decision.step(object, "backend", format!("keeps {backend}"));
             return Some(Established::Stays(backend));
         }
-        if self.packet.protocol == Protocol::Udp {
-            decision.step(object, "backend", format!("is no longer usable, chosen anew: {backend}"));
-            return None;
-        }
         let reason = selection.rejected.iter().find(|(addr, _)| *addr == backend).map(|(_, reason)| reason);
+        let why = reason.map_or_else(|| "no longer there".into(), Reason::to_string);
+        if self.packet.protocol == Protocol::Udp {
+            let serves = selection.draining.iter().any(|draining| draining.addr == backend);
+            let stays = serves && !selection.usable.is_empty();
+            let says = match (stays, serves) {
+                (true, _) => format!("keeps {backend}, which still serves: it is {why}"),
+                (false, true) => format!("leaves {backend}, which is {why}: no backend takes new flows"),
+                (false, false) => format!("leaves {backend}, which is {why}: chosen anew"),
+            };
+            decision.step(object, "backend", says);
+            return stays.then_some(Established::Stays(backend));
+        }
         if reason.is_some_and(Reason::is_about_place) {
             decision.step(object, "backend", format!("keeps {backend}, which is well but not for this node"));
             return Some(Established::Stays(backend));
         }
-        let why = reason.map_or_else(|| "no longer there".into(), Reason::to_string);
         let policy = self.model.drain(self.service);
         let keeps = policy.keeps(flow.left, now);
         let says = if keeps { "keeps" } else { "is cut from" };

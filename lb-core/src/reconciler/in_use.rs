@@ -30,7 +30,7 @@ impl InUse<'_> {
             Op::RemoveSet(id) => self.sets.contains(id),
             Op::RemoveBackend(id) => {
                 let sets = self.sets.iter().filter_map(|set| self.state.sets.get(set));
-                sets.into_iter().any(|set| set.slots.contains(id))
+                sets.into_iter().any(|set| set.slots.contains(id) || set.draining.contains(id))
             }
             Op::SetNode(_)
             | Op::UpsertBackend(..)

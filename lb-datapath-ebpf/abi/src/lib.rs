@@ -29,8 +29,8 @@ pub use node::{
 pub use pod::Pod;
 pub use reason::{Errno, Reason, Verdict};
 pub use service::{
-    BackendValue, FrontendKey, FrontendValue, LOOKUP_HASH, LOOKUP_RANDOM, LOOKUP_ROUND_ROBIN, MemberKey,
-    SLOTS_PER_CHUNK, SetValue, SlotChunk, TARGET_DROP, TARGET_REJECT, TARGET_SET,
+    BackendValue, FrontendKey, FrontendValue, LOOKUP_HASH, LOOKUP_RANDOM, LOOKUP_ROUND_ROBIN, MEMBER_DRAINS,
+    MEMBER_TAKES, MemberKey, SLOTS_PER_CHUNK, SetValue, SlotChunk, TARGET_DROP, TARGET_REJECT, TARGET_SET,
 };
 
 /// Version of the layout, part of the pin path.

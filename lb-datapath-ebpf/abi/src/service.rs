@@ -97,8 +97,13 @@ pub struct SetValue {
     pub pad: [u8; 3],
 }
 
+/// Value of `MEMBERS`: the backend is in a slot of the set, so that it takes new flows.
+pub const MEMBER_TAKES: u8 = 1;
+/// Value of `MEMBERS`: the backend is draining, so that it only keeps the UDP flows that it has.
+pub const MEMBER_DRAINS: u8 = 2;
+
 /// Key of `MEMBERS`: this backend is in this set. Kept for sets of UDP backends and for those that a frontend with
-/// affinity points to.
+/// affinity points to. The value is one of `MEMBER_…`.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MemberKey {

@@ -3,7 +3,7 @@
 use core::cell::{Cell, RefCell};
 use std::{
     boxed::Box,
-    collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     net::IpAddr,
     rc::Rc,
     vec::Vec,
@@ -12,8 +12,8 @@ use std::{
 use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
 use lb_datapath_ebpf_abi::{
     Addr, AffinityKey, AffinityValue, BackendValue, CT_CLOSING, CtKey, CtValue, Errno, Facts, FrontendKey,
-    FrontendValue, NodeValue, Pod, Port, PrefixBytes, ROLE_ACTIVE, Reason, SLOTS_PER_CHUNK, SlotChunk, SockFlow,
-    SockKey, SockPeer, TARGET_SET, from_octets, map_v4, octets,
+    FrontendValue, MEMBER_DRAINS, MEMBER_TAKES, NodeValue, Pod, Port, PrefixBytes, ROLE_ACTIVE, Reason,
+    SLOTS_PER_CHUNK, SlotChunk, SockFlow, SockKey, SockPeer, TARGET_SET, from_octets, map_v4, octets,
 };
 
 use crate::{
@@ -98,7 +98,7 @@ pub(crate) struct Fake {
     pub(crate) backends: RefCell<HashMap<u32, BackendValue>>,
     pub(crate) slots: RefCell<HashMap<u32, SlotChunk>>,
     /// Pairs of set and backend.
-    pub(crate) members: RefCell<HashSet<(u32, u32)>>,
+    pub(crate) members: RefCell<HashMap<(u32, u32), u8>>,
     pub(crate) turns: RefCell<HashMap<u32, u64>>,
     pub(crate) affinity: RefCell<HashMap<AffinityKey, AffinityValue>>,
     pub(crate) flows: RefCell<HashMap<CtKey, Rc<Cell<CtValue>>>>,
@@ -211,7 +211,12 @@ impl Fake {
 
     /// Lists the members of a set.
     pub(crate) fn list(&self, set: u32, backends: &[u32]) {
-        self.members.borrow_mut().extend(backends.iter().map(|&backend| (set, backend)));
+        self.members.borrow_mut().extend(backends.iter().map(|&backend| ((set, backend), MEMBER_TAKES)));
+    }
+
+    /// Lists a backend of a set that takes no new flows.
+    pub(crate) fn drain(&self, set: u32, backend: u32) {
+        self.members.borrow_mut().insert((set, backend), MEMBER_DRAINS);
     }
 
     /// The next random numbers.
@@ -278,8 +283,12 @@ impl Maps for &Fake {
         self.slots.borrow().get(&index).copied()
     }
 
-    fn is_member(self, set: u32, backend: u32) -> bool {
-        self.members.borrow().contains(&(set, backend))
+    fn takes_flows(self, set: u32, backend: u32) -> bool {
+        self.members.borrow().get(&(set, backend)) == Some(&MEMBER_TAKES)
+    }
+
+    fn keeps_flows(self, set: u32, backend: u32) -> bool {
+        self.members.borrow().contains_key(&(set, backend))
     }
 
     fn next_turn(self, set: u32) -> Option<u64> {

@@ -15,8 +15,11 @@ pub trait Maps: Copy {
     fn backend(self, id: u32) -> Option<BackendValue>;
     /// Element `index` of `SLOTS`.
     fn slots(self, index: u32) -> Option<SlotChunk>;
-    /// Whether `backend` is in `set`. `MEMBERS` knows that for sets of UDP backends and for sets under affinity.
-    fn is_member(self, set: u32, backend: u32) -> bool;
+    /// Whether `backend` takes new flows of `set`. `MEMBERS` knows that for sets of UDP backends and for sets under
+    /// affinity.
+    fn takes_flows(self, set: u32, backend: u32) -> bool;
+    /// Whether `backend` keeps the UDP flows of `set` that it has: it takes new ones, or is draining.
+    fn keeps_flows(self, set: u32, backend: u32) -> bool;
     /// The number of flows that took a turn in this set so far; adds one.
     fn next_turn(self, set: u32) -> Option<u64>;
     /// The affinity record of a client.

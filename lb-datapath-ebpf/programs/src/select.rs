@@ -85,7 +85,7 @@ fn backend_of<M: Maps>(maps: M, frontend: &FrontendValue, flow: &impl Flow) -> O
 fn remembered<M: Maps>(maps: M, frontend: &FrontendValue, client: &AffinityKey, now: u64) -> Option<u32> {
     let record = maps.affinity(client)?;
     let holds = now.saturating_sub(record.last_ns) < frontend.affinity_ns;
-    (holds && maps.is_member(frontend.set, record.backend)).then_some(record.backend)
+    (holds && maps.takes_flows(frontend.set, record.backend)).then_some(record.backend)
 }
 
 #[inline(always)]
@@ -229,6 +229,16 @@ mod tests {
         fake.list(1, &[1, 2]);
         assert_eq!(ids(&fake, [0]), [1]);
         fake.members.borrow_mut().remove(&(1, 1));
+        assert_eq!(ids(&fake, [u32::MAX]), [2]);
+    }
+
+    #[test]
+    fn a_record_of_a_backend_that_is_draining_does_not_hold() {
+        let fake = Fake::serving(LOOKUP_HASH, &[1, 2]);
+        fake.change_frontend(VIP, |frontend| (frontend.affinity, frontend.affinity_ns) = (1, 100));
+        fake.list(1, &[1, 2]);
+        assert_eq!(ids(&fake, [0]), [1]);
+        fake.drain(1, 1);
         assert_eq!(ids(&fake, [u32::MAX]), [2]);
     }
 

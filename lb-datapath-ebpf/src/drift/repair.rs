@@ -89,7 +89,7 @@ const fn rank(write: &Write) -> u8 {
     match write {
         Write::Backend(..) => 0,
         Write::Slots(..) => 1,
-        Write::Member(_) => 2,
+        Write::Member(..) => 2,
         Write::Turns(_) => 3,
         Write::Set(..) => 4,
         Write::Cidr(..) => 5,

@@ -25,7 +25,7 @@ use lb_datapath_ebpf_abi as abi;
 use crate::state::{
     convert,
     heap::{Extent, NoRoom},
-    mirror::{Mirror, chunks},
+    mirror::{Mirror, chunks, members_of},
     write::{Cause, Store, Write, cidr_keys},
 };
 
@@ -238,7 +238,7 @@ impl<S: Store> Run<'_, S> {
                 (None, None) => {}
                 (None, Some(extent)) => {
                     if self.mirror.is_udp(set) {
-                        self.mirror.list(id, set.members().into_keys().collect());
+                        self.mirror.list(id, members_of(set));
                     }
                     self.mirror.insert_set(id, set, extent);
                 }
@@ -267,7 +267,7 @@ impl<S: Store> Run<'_, S> {
             let message = format!("set {id} has {slots} slots, expected 1..={MAX_SLOTS}");
             return Err(Cause::new(ErrorKind::Invalid, message));
         }
-        if let Some(backend) = set.slots.iter().find(|id| !self.mirror.state.backends.contains_key(id)) {
+        if let Some(backend) = set.backends().iter().find(|id| !self.mirror.state.backends.contains_key(id)) {
             let unknown = || Cause::new(ErrorKind::Invalid, format!("set {id} contains unknown backend {backend}"));
             return Err(self.bad_backends.get(backend).cloned().unwrap_or_else(unknown));
         }
@@ -320,7 +320,7 @@ impl<S: Store> Run<'_, S> {
         self.execute([lists, values], &mut failed);
         for (set, (at, _)) in newly_listed {
             if !failed.contains_key(&at) {
-                let members = self.mirror.state.sets.get(&set).map(|set| set.members().into_keys().collect());
+                let members = self.mirror.state.sets.get(&set).map(|set| members_of(set));
                 self.mirror.list(set, members.unwrap_or_default());
             }
         }
@@ -397,13 +397,17 @@ pub(crate) fn set_value(set: &BackendSet, extent: Extent) -> abi::SetValue {
     abi::SetValue { first: extent.first, slots, lookup: convert::lookup(set.lookup), pad: [0; 3] }
 }
 
+fn members(id: SetId, set: &BackendSet) -> impl Iterator<Item = (abi::MemberKey, u8)> {
+    let members = members_of(set).into_iter();
+    members.map(move |(backend, value)| (abi::MemberKey { set: id.get(), backend: backend.get() }, value))
+}
+
 fn member_keys(id: SetId, set: &BackendSet) -> impl Iterator<Item = abi::MemberKey> {
-    let backends = set.members().into_keys();
-    backends.map(move |backend| abi::MemberKey { set: id.get(), backend: backend.get() })
+    members(id, set).map(|(key, _)| key)
 }
 
 fn membership(id: SetId, set: &BackendSet) -> Vec<Write> {
-    member_keys(id, set).map(Write::Member).collect()
+    members(id, set).map(|(key, value)| Write::Member(key, value)).collect()
 }
 
 /// The key under which a set counts turns, if it does.

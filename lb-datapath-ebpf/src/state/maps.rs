@@ -42,7 +42,7 @@ impl Table {
     const fn of(write: &Write) -> Option<Self> {
         Some(match write {
             Write::Backend(..) | Write::NoBackend(_) => Self::Backends,
-            Write::Member(_) | Write::NoMember(_) => Self::Members,
+            Write::Member(..) | Write::NoMember(_) => Self::Members,
             Write::Turns(_) | Write::NoTurns(_) => Self::Turns,
             Write::Set(..) | Write::NoSet(_) => Self::Sets,
             Write::Frontend(..) | Write::NoFrontend(_) => Self::Frontends,
@@ -142,7 +142,7 @@ impl Maps {
             frontends,
             backends: elements(&self.backends, "BACKENDS")?,
             sets: sets.into_iter().map(with_slots).collect(),
-            members: elements::<_, u8>(&self.members, "MEMBERS")?.into_iter().map(|(key, _)| key).collect(),
+            members: elements(&self.members, "MEMBERS")?,
             turns: elements::<_, u64>(&self.turns, "TURNS")?.into_iter().map(|(key, _)| key).collect(),
             cidrs: self.cidrs()?.into_keys().collect(),
             node: node.as_deref().and_then(Pod::from_bytes),
@@ -260,7 +260,7 @@ impl Maps {
             None => Vec::new(),
             Some(Write::Backend(..)) => self.put(&self.backends, "BACKENDS", encoded),
             Some(Write::NoBackend(_)) => self.remove(&self.backends, "BACKENDS", encoded),
-            Some(Write::Member(_)) => self.put(&self.members, "MEMBERS", encoded),
+            Some(Write::Member(..)) => self.put(&self.members, "MEMBERS", encoded),
             Some(Write::NoMember(_)) => self.remove(&self.members, "MEMBERS", encoded),
             Some(Write::Turns(_)) => self.put(&self.turns, "TURNS", encoded),
             Some(Write::NoTurns(_)) => self.remove(&self.turns, "TURNS", encoded),
@@ -326,7 +326,7 @@ impl Encoded {
     fn push(&mut self, write: &Write) {
         match write {
             Write::Backend(id, value) => self.element(id, value),
-            Write::Member(key) => self.element(key, &1_u8),
+            Write::Member(key, value) => self.element(key, value),
             Write::Turns(id) => self.element(id, &0_u64),
             Write::Set(id, value) => self.element(id, value),
             Write::Frontend(key, value) => self.element(key, value),

@@ -30,7 +30,7 @@ pub(crate) struct Mirror {
     extents: BTreeMap<SetId, Extent>,
     set_users: BTreeMap<SetId, usize>,
     backend_users: BTreeMap<BackendId, usize>,
-    listed: BTreeMap<SetId, Box<[BackendId]>>,
+    listed: BTreeMap<SetId, Members>,
     /// Sum of `listed`.
     members: usize,
     /// Sets that have a turn.
@@ -38,6 +38,16 @@ pub(crate) struct Mirror {
     /// Keys that `CIDRS` may have.
     pub(crate) cidrs: BTreeSet<abi::CidrKey>,
     number: u64,
+}
+
+/// The backends that `MEMBERS` lists for a set, in order, each with its value.
+pub(crate) type Members = Box<[(BackendId, u8)]>;
+
+/// What `MEMBERS` says of a set.
+pub(crate) fn members_of(set: &BackendSet) -> Members {
+    let takers = set.slots.iter().map(|&backend| (backend, abi::MEMBER_TAKES));
+    let draining = set.draining.iter().map(|&backend| (backend, abi::MEMBER_DRAINS));
+    draining.chain(takers).collect::<BTreeMap<_, _>>().into_iter().collect()
 }
 
 impl Mirror {
@@ -89,29 +99,29 @@ impl Mirror {
 
     /// Completes the member lists that a frontend needs, and removes others that are incomplete.
     fn restore_members(&mut self, snapshot: &Snapshot) -> Vec<Write> {
-        let mut found: BTreeMap<u32, BTreeSet<u32>> = BTreeMap::new();
-        for key in &snapshot.members {
-            found.entry(key.set).or_default().insert(key.backend);
+        let mut found: BTreeMap<u32, BTreeMap<u32, u8>> = BTreeMap::new();
+        for (key, value) in &snapshot.members {
+            found.entry(key.set).or_default().insert(key.backend, *value);
         }
         let sticky = self.state.frontends.values().filter(|frontend| frontend.affinity.is_some());
         let sticky: BTreeSet<Target> = sticky.map(|frontend| frontend.target).collect();
         let (mut fixes, mut lists) = (Vec::new(), Vec::new());
         for (&id, set) in &self.state.sets {
             let found = found.remove(&id.get()).unwrap_or_default();
-            let members: Box<[BackendId]> = set.members().into_keys().collect();
-            let missing = members.iter().filter(|member| !found.contains(&member.get()));
+            let members = members_of(set);
+            let missing = members.iter().filter(|(member, value)| found.get(&member.get()) != Some(value));
             let needed = self.is_udp(set) || sticky.contains(&Target::Set(id));
             let kept = needed || missing.clone().next().is_none();
             let key = |backend| abi::MemberKey { set: id.get(), backend };
-            let foreign = |id: &u32| !kept || members.binary_search_by_key(id, |member| member.get()).is_err();
-            fixes.extend(found.iter().copied().filter(foreign).map(|backend| Write::NoMember(key(backend))));
+            let foreign = |id: &u32| !kept || members.binary_search_by_key(id, |(member, _)| member.get()).is_err();
+            fixes.extend(found.keys().copied().filter(foreign).map(|backend| Write::NoMember(key(backend))));
             if kept {
-                fixes.extend(missing.map(|member| Write::Member(key(member.get()))));
+                fixes.extend(missing.map(|(member, value)| Write::Member(key(member.get()), *value)));
                 lists.push((id, members));
             }
         }
         for (set, backends) in found {
-            fixes.extend(backends.into_iter().map(|backend| Write::NoMember(abi::MemberKey { set, backend })));
+            fixes.extend(backends.into_keys().map(|backend| Write::NoMember(abi::MemberKey { set, backend })));
         }
         for (set, members) in lists {
             self.list(set, members);
@@ -153,16 +163,16 @@ impl Mirror {
     }
 
     /// The backends that `MEMBERS` lists for a set, in order.
-    pub(crate) fn listed(&self, set: SetId) -> &[BackendId] {
+    pub(crate) fn listed(&self, set: SetId) -> &[(BackendId, u8)] {
         self.listed.get(&set).map_or(&[], |members| members)
     }
 
     /// Sets that `MEMBERS` lists, with their backends in order.
-    pub(crate) fn lists(&self) -> impl Iterator<Item = (SetId, &[BackendId])> {
+    pub(crate) fn lists(&self) -> impl Iterator<Item = (SetId, &[(BackendId, u8)])> {
         self.listed.iter().map(|(&set, members)| (set, &**members))
     }
 
-    pub(crate) fn list(&mut self, set: SetId, members: Box<[BackendId]>) {
+    pub(crate) fn list(&mut self, set: SetId, members: Members) {
         self.members += members.len();
         self.members -= self.listed.insert(set, members).map_or(0, |before| before.len());
     }
@@ -170,11 +180,11 @@ impl Mirror {
     /// Whether programs look up the members of this set for every frontend: UDP flows move when their backend leaves.
     pub(crate) fn is_udp(&self, set: &BackendSet) -> bool {
         let first = set.slots.first().and_then(|id| self.state.backends.get(id));
-        first.is_some_and(|backend| backend.addr.protocol == Protocol::Udp)
+        !set.draining.is_empty() || first.is_some_and(|backend| backend.addr.protocol == Protocol::Udp)
     }
 
     pub(crate) fn insert_set(&mut self, id: SetId, set: &Arc<BackendSet>, extent: Extent) {
-        for backend in set.members().into_keys() {
+        for backend in set.backends() {
             *self.backend_users.entry(backend).or_insert(0) += 1;
         }
         self.extents.insert(id, extent);
@@ -185,7 +195,7 @@ impl Mirror {
 
     pub(crate) fn remove_set(&mut self, id: SetId) -> Option<Extent> {
         let set = self.state.sets.remove(&id)?;
-        for backend in set.members().into_keys() {
+        for backend in set.backends() {
             release(&mut self.backend_users, backend);
         }
         self.turns -= usize::from(set.lookup == Lookup::RoundRobin);

@@ -1,6 +1,10 @@
 //! Reads the maps that an earlier process left, and finds the writes that put them right.
 
-use std::{collections::BTreeSet, fmt::Display, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Display,
+    sync::Arc,
+};
 
 use lb_core::{
     addr::FrontendAddr,
@@ -94,8 +98,9 @@ impl Restored {
         let is_used = |(id, value, _): &&(u32, abi::SetValue, Vec<u32>)| used.contains(&order((*id, *value)));
         let agreed = snapshot.sets.iter().filter(is_used);
         let claimed = snapshot.claims.iter().filter(is_used);
+        let draining = draining(snapshot);
         for (id, value, slots) in agreed.chain(claimed).chain(&snapshot.sets) {
-            self.set(*id, value, slots);
+            self.set(*id, value, slots, draining.get(id));
         }
         let mut listed = BTreeSet::new();
         for (id, value, _) in &snapshot.sets {
@@ -115,13 +120,15 @@ impl Restored {
     }
 
     /// Takes over a set that can be read and whose room is free.
-    fn set(&mut self, id: u32, value: &abi::SetValue, slots: &[u32]) {
+    fn set(&mut self, id: u32, value: &abi::SetValue, slots: &[u32], draining: Option<&BTreeSet<BackendId>>) {
         let ids: Option<Arc<[BackendId]>> = slots.iter().copied().map(BackendId::new).collect();
         let (Some(id), Some(slots), Ok(lookup)) = (SetId::new(id), ids, convert::model_lookup(value)) else { return };
         let extent = Extent { first: value.first, chunks: chunks(value.slots) };
         let whole = slots.len() == value.slots as usize && !slots.is_empty();
         if whole && !self.mirror.state.sets.contains_key(&id) && self.mirror.heap.take(extent) {
-            self.mirror.insert_set(id, &Arc::new(BackendSet { lookup, slots }), extent);
+            let known = |id: &&BackendId| self.mirror.state.backends.contains_key(id) && !slots.contains(id);
+            let draining = draining.into_iter().flatten().filter(known).copied().collect();
+            self.mirror.insert_set(id, &Arc::new(BackendSet { lookup, slots, draining }), extent);
         }
     }
 
@@ -164,6 +171,15 @@ impl Restored {
             Some((value, Err(_))) => self.wrong(DriftClass::Node, "facts", value),
         }
     }
+}
+
+/// The backends that are draining, by set.
+fn draining(snapshot: &Snapshot) -> BTreeMap<u32, BTreeSet<BackendId>> {
+    let mut sets: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
+    for (key, _) in snapshot.members.iter().filter(|(_, value)| *value == abi::MEMBER_DRAINS) {
+        sets.entry(key.set).or_default().extend(BackendId::new(key.backend));
+    }
+    sets
 }
 
 /// The set that a frontend's value points to, and where it says that its slots lie.

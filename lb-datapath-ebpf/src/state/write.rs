@@ -18,7 +18,7 @@ pub(crate) enum Write {
     NoBackend(u32),
     /// The slots of a set, from this chunk on.
     Slots(u32, Arc<[BackendId]>),
-    Member(abi::MemberKey),
+    Member(abi::MemberKey, u8),
     NoMember(abi::MemberKey),
     Turns(u32),
     NoTurns(u32),
@@ -83,7 +83,7 @@ pub(crate) struct Snapshot {
     pub(crate) sets: Vec<(u32, abi::SetValue, Vec<u32>)>,
     /// Sets as frontends know them, where `SETS` says something else.
     pub(crate) claims: Vec<(u32, abi::SetValue, Vec<u32>)>,
-    pub(crate) members: Vec<abi::MemberKey>,
+    pub(crate) members: Vec<(abi::MemberKey, u8)>,
     pub(crate) turns: Vec<u32>,
     pub(crate) cidrs: Vec<abi::CidrKey>,
     pub(crate) node: Option<abi::NodeValue>,

@@ -82,8 +82,8 @@ fn id(number: u32) -> SetId {
 }
 
 fn set(number: u32, lookup: Lookup, backends: &[u32]) -> (SetId, Arc<BackendSet>) {
-    let slots = backends.iter().map(|backend| BackendId::new(*backend).unwrap()).collect();
-    (id(number), Arc::new(BackendSet { lookup, slots }))
+    let slots: Vec<_> = backends.iter().map(|backend| BackendId::new(*backend).unwrap()).collect();
+    (id(number), Arc::new(BackendSet::new(lookup, slots)))
 }
 
 fn frontend(number: u8, protocol: Protocol, target: Target, affinity: Option<Affinity>) -> (FrontendAddr, Frontend) {

@@ -255,8 +255,8 @@ pub(crate) fn state(
             Target::Reject
         } else {
             let set = SetId::new(number).unwrap();
-            let slots = backends.iter().map(|addr| backend(ids[&(*addr, *protocol)])).collect();
-            state.sets.insert(set, Arc::new(BackendSet { lookup, slots }));
+            let slots: Vec<_> = backends.iter().map(|addr| backend(ids[&(*addr, *protocol)])).collect();
+            state.sets.insert(set, Arc::new(BackendSet::new(lookup, slots)));
             Target::Set(set)
         };
         let frontend = Frontend { id: FrontendId::new(number).unwrap(), target, affinity };

@@ -674,7 +674,7 @@ fn many(dice: &mut impl FnMut(usize) -> usize) -> State {
         let lookup = [Lookup::Random, Lookup::RoundRobin, Lookup::Hash][lookup_number];
         // Sets do not change under an id.
         let id = SetId::new(id.get() * 3 + lookup_number as u32).unwrap();
-        state.sets.insert(id, Arc::new(BackendSet { lookup, slots: Arc::clone(&set.slots) }));
+        state.sets.insert(id, Arc::new(BackendSet::new(lookup, Arc::clone(&set.slots))));
         let frontend = state.frontends.values_mut().nth((id.get() / 3) as usize - 1).unwrap();
         frontend.target = Target::Set(id);
     }

@@ -189,7 +189,7 @@ fn a_datagram_socket_leaves_a_backend_that_left_the_set() {
     let before = ask_udp(&socket, vip).unwrap().0;
     let stays = if name(&before) == "a" { backend(2) } else { backend(1) };
     let (small, mut smaller) = (SetId::new(9).unwrap(), desired);
-    smaller.sets.insert(small, Arc::new(BackendSet { lookup: Lookup::Random, slots: Arc::new([stays]) }));
+    smaller.sets.insert(small, Arc::new(BackendSet::new(Lookup::Random, [stays])));
     smaller.sets.remove(&SetId::new(1).unwrap());
     smaller.frontends.get_mut(&FrontendAddr::new(vip.ip(), vip.port(), Protocol::Udp)).unwrap().target =
         Target::Set(small);

@@ -607,13 +607,18 @@ fn reject(state: &mut State, addr: FrontendAddr, id: u32) {
     state.frontends.insert(addr, frontend);
 }
 
-fn point(state: &mut State, addr: FrontendAddr, id: u32, slots: &[u8], affinity: Option<Affinity>) {
-    for &n in slots {
+/// The first backend that takes no new flows, only UDP flows that it has.
+const DRAINS: u8 = 6;
+
+fn point(state: &mut State, addr: FrontendAddr, id: u32, backends: &[u8], affinity: Option<Affinity>) {
+    let (draining, slots): (Vec<u8>, Vec<u8>) = backends.iter().partition(|n| **n >= DRAINS);
+    let draining = if addr.protocol == Protocol::Udp { draining } else { Vec::new() };
+    for &n in slots.iter().chain(&draining) {
         let (id, backend) = backend_for(n, addr);
         state.backends.insert(id, backend);
     }
-    let slots: Arc<[BackendId]> = slots.iter().map(|&n| backend_for(n, addr).0).collect();
-    let set = BackendSet { lookup: Lookup::Random, slots };
+    let ids = |backends: Vec<u8>| backends.iter().map(|&n| backend_for(n, addr).0).collect();
+    let set = BackendSet { lookup: Lookup::Random, slots: ids(slots), draining: ids(draining) };
     let known = state.sets.iter().find(|(_, known)| ***known == set).map(|(&id, _)| id);
     let next = state.sets.keys().next_back().map_or(1, |id| id.get() + 1);
     let set_id = known.unwrap_or_else(|| SetId::new(next).unwrap());
@@ -629,7 +634,7 @@ fn whole(state: &State) -> State {
     let used: BTreeSet<SetId> =
         targets.filter_map(|target| if let Target::Set(id) = target { Some(id) } else { None }).collect();
     state.sets.retain(|id, _| used.contains(id));
-    let used: BTreeSet<BackendId> = state.sets.values().flat_map(|set| set.slots.iter().copied()).collect();
+    let used: BTreeSet<BackendId> = state.sets.values().flat_map(|set| set.backends()).collect();
     state.backends.retain(|id, _| used.contains(id));
     state
 }
@@ -642,7 +647,8 @@ fn any_state() -> impl Strategy<Value = State> {
     });
     let target = prop_oneof![
         1 => Just(None),
-        4 => prop::collection::vec(1u8..6, 1..40).prop_map(Some),
+        4 => (prop::collection::vec(1u8..DRAINS, 1..40), prop::sample::subsequence(vec![DRAINS, DRAINS + 1], 0..=2))
+            .prop_map(|(slots, draining)| Some([slots, draining].concat())),
     ];
     let one = (1u8..4, any::<bool>(), any::<bool>(), 79u16..82, target, prop::option::of(affinity), any::<bool>());
     let cidrs =

@@ -198,7 +198,7 @@ fn a_fifth_endpoint_sends_a_handful_of_elements() {
     let mut slots = after.sets[&old].slots.to_vec();
     slots.push(fifth);
     let new = SetId::new(999).unwrap();
-    after.sets.insert(new, Arc::new(BackendSet { lookup: Lookup::Random, slots: slots.into() }));
+    after.sets.insert(new, Arc::new(BackendSet::new(Lookup::Random, slots)));
     after.frontends.get_mut(&addr).unwrap().target = Target::Set(new);
     engine.apply(&diff(&before, &after, &Labels::new())).unwrap();
     // Generation, the frontend, the new chain with its rule and what leads there; one slot.
@@ -220,7 +220,7 @@ fn another_endpoint_in_a_slot_sends_the_slot_and_the_frontend() {
     let mut slots = after.sets.remove(&old).unwrap().slots.to_vec();
     slots.swap(0, 1);
     let new = SetId::new(999).unwrap();
-    after.sets.insert(new, Arc::new(BackendSet { lookup: Lookup::Random, slots: slots.into() }));
+    after.sets.insert(new, Arc::new(BackendSet::new(Lookup::Random, slots)));
     after.frontends.get_mut(&addr).unwrap().target = Target::Set(new);
     engine.apply(&diff(&before, &after, &Labels::new())).unwrap();
     // Generation, the frontend and its two slots, each removed and added.
@@ -297,6 +297,34 @@ fn flows_are_looked_at_when_a_service_comes_or_goes_and_those_of_udp_when_a_back
         std::mem::take(&mut world.lock().flows)
     };
     assert_eq!(gone(State::default()), [allowed(tcp, &[]), allowed(udp, &[])], "nobody may be waited for");
+}
+
+#[test]
+fn udp_flows_of_a_backend_that_drains_stay_until_it_leaves() {
+    let world = World::default();
+    let mut engine = world.engine();
+    let udp = frontend_addr(1);
+    let mut now = State::default();
+    let mut flows = |takes: &[u8], drains: &[u8]| {
+        let service = Service { to: Some((Lookup::Random, takes.to_vec())), affinity: None };
+        let mut next = state(&BTreeMap::from([(1, service)]), &NodeFacts::default(), 1);
+        let Target::Set(old) = next.frontends[&udp].target else { panic!("it has backends") };
+        let mut set = BackendSet::clone(&next.sets.remove(&old).unwrap());
+        set.draining = drains.iter().map(|&n| put_backend(&mut next, &udp, n)).collect();
+        next.frontends.get_mut(&udp).unwrap().target = Target::Set(set_id(&set));
+        next.sets.insert(set_id(&set), Arc::new(set));
+        engine.apply(&diff(&now, &next, &Labels::new())).unwrap();
+        assert_eq!(world.elements(), expected(&next));
+        now = next;
+        std::mem::take(&mut world.lock().flows)
+    };
+    let endpoint = |n| (backend_addr(&udp, n).ip, backend_addr(&udp, n).port);
+    flows(&[1], &[]);
+    assert_eq!(flows(&[2], &[1]), []);
+    assert_eq!(flows(&[2, 3], &[1]), []);
+    assert_eq!(flows(&[2, 3], &[]), [(udp, [endpoint(2), endpoint(3)].into())]);
+    assert_eq!(flows(&[3], &[2]), []);
+    assert_eq!(flows(&[2], &[]), [(udp, [endpoint(2)].into())], "one that came back keeps its flows");
 }
 
 #[test]
@@ -398,7 +426,10 @@ struct Service {
 
 fn arbitrary_state() -> impl Strategy<Value = State> {
     let lookup = prop_oneof![Just(Lookup::Random), Just(Lookup::RoundRobin), Just(Lookup::Hash)];
-    let to = prop::option::of((lookup, prop::collection::vec(1_u8..5, 1..6)));
+    let draining = prop::sample::subsequence(vec![DRAINS, DRAINS + 1], 0..=2);
+    let backends =
+        (prop::collection::vec(1_u8..5, 1..6), draining).prop_map(|(slots, draining)| [slots, draining].concat());
+    let to = prop::option::of((lookup, backends));
     let affinity = prop::option::of((1_u64..4, 8_u8..=32, 40_u8..=128).prop_map(|(ms, prefix_v4, prefix_v6)| {
         Affinity { timeout: Duration::from_millis(500 * ms), prefix_v4, prefix_v6 }
     }));
@@ -425,8 +456,11 @@ fn state(services: &BTreeMap<u8, Service>, node: &NodeFacts, first: u32) -> Stat
             None if n % 2 == 0 => Target::Reject,
             None => Target::Drop,
             Some((lookup, backends)) => {
-                let slots = backends.iter().map(|&backend| put_backend(&mut state, &addr, backend)).collect();
-                let set = BackendSet { lookup: *lookup, slots };
+                let (draining, slots): (Vec<u8>, Vec<u8>) = backends.iter().partition(|n| **n >= DRAINS);
+                let draining = if addr.protocol == Protocol::Udp { draining } else { Vec::new() };
+                let slots = slots.iter().map(|&backend| put_backend(&mut state, &addr, backend)).collect();
+                let draining = draining.iter().map(|&backend| put_backend(&mut state, &addr, backend)).collect();
+                let set = BackendSet { lookup: *lookup, slots, draining };
                 let id = set_id(&set);
                 state.sets.insert(id, Arc::new(set));
                 Target::Set(id)
@@ -438,10 +472,13 @@ fn state(services: &BTreeMap<u8, Service>, node: &NodeFacts, first: u32) -> Stat
     state
 }
 
+/// The first backend that takes no new flows, only UDP flows that it has.
+const DRAINS: u8 = 8;
+
 /// Equal sets have equal ids, and no others.
 fn set_id(set: &BackendSet) -> SetId {
     let mut hasher = DefaultHasher::new();
-    (set.lookup, &set.slots).hash(&mut hasher);
+    (set.lookup, &set.slots, &set.draining).hash(&mut hasher);
     SetId::new(u32::try_from(hasher.finish() >> 32).unwrap() | 1).unwrap()
 }
 
@@ -498,7 +535,8 @@ fn expected(state: &State) -> BTreeMap<Key, (Value, String)> {
                 };
                 let slots = u32::try_from(set.slots.len()).unwrap();
                 let pick = Pick { family: addr.family(), how, slots, affinity: frontend.affinity };
-                let backends: Vec<slots::Slot> = set.slots.iter().map(|id| (*id, state.backends[id])).collect();
+                let in_slots = |ids: &[BackendId]| ids.iter().map(|id| (*id, state.backends[id])).collect();
+                let backends = slots::Backends { slots: in_slots(&set.slots), draining: in_slots(&set.draining) };
                 let elements =
                     slots::elements(addr, set.lookup == Lookup::Hash && frontend.affinity.is_none(), &backends);
                 table.extend(elements.into_iter().map(|element| (element.key, (element.value, element.comment))));

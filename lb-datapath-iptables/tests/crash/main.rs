@@ -341,7 +341,7 @@ fn state(version: u16) -> State {
             Target::Reject
         } else {
             let set = SetId::new(id + 1_000 * u32::from(version)).unwrap();
-            state.sets.insert(set, Arc::new(BackendSet { lookup: Lookup::Random, slots: slots.into() }));
+            state.sets.insert(set, Arc::new(BackendSet::new(Lookup::Random, slots)));
             Target::Set(set)
         };
         let affinity = (n % 5 == version).then(Affinity::default);

@@ -188,7 +188,7 @@ fn point(state: &mut State, addr: FrontendAddr, backends: &[u8], affinity: Optio
         let (id, backend) = backend(n, addr);
         state.backends.insert(id, backend);
     }
-    let set = BackendSet { lookup: Lookup::Random, slots };
+    let set = BackendSet::new(Lookup::Random, slots);
     let known = state.sets.iter().find(|(_, known)| ***known == set).map(|(&id, _)| id);
     let next = state.sets.keys().next_back().map_or(1, |id| id.get() + 1);
     let id = known.unwrap_or_else(|| SetId::new(next).unwrap());

@@ -206,7 +206,7 @@ impl Ids {
             let id = known.unwrap_or_else(|| BackendId::new(self.fresh()).unwrap());
             state.backends.insert(id, backend);
             let set = SetId::new(self.fresh()).unwrap();
-            state.sets.insert(set, Arc::new(BackendSet { lookup: Lookup::Random, slots: [id].into() }));
+            state.sets.insert(set, Arc::new(BackendSet::new(Lookup::Random, [id])));
             let id = FrontendId::new(self.fresh()).unwrap();
             state.frontends.insert(addr, Frontend { id, target: Target::Set(set), affinity: None });
         }

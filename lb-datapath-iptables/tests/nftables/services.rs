@@ -113,7 +113,7 @@ impl Services {
             Some((lookup, backends)) => {
                 let slots: Arc<[BackendId]> = backends.iter().map(|&n| self.backend(&addr, n)).collect();
                 let id = SetId::new(self.fresh()).unwrap();
-                self.state.sets.insert(id, Arc::new(BackendSet { lookup, slots }));
+                self.state.sets.insert(id, Arc::new(BackendSet::new(lookup, slots)));
                 Target::Set(id)
             }
         };
@@ -128,7 +128,7 @@ impl Services {
         let lookup = self.state.sets.remove(&old).unwrap().lookup;
         let slots: Arc<[BackendId]> = backends.iter().map(|&n| self.backend(&addr, n)).collect();
         let id = SetId::new(self.fresh()).unwrap();
-        self.state.sets.insert(id, Arc::new(BackendSet { lookup, slots }));
+        self.state.sets.insert(id, Arc::new(BackendSet::new(lookup, slots)));
         self.state.frontends.get_mut(&addr).unwrap().target = Target::Set(id);
     }
 
@@ -137,7 +137,7 @@ impl Services {
         let addr = FrontendAddr::new(vip.parse().unwrap(), 80, Protocol::Tcp);
         let slots: Arc<[BackendId]> = (first..first + 4).map(|n| self.remote(n)).collect();
         let set = SetId::new(self.fresh()).unwrap();
-        self.state.sets.insert(set, Arc::new(BackendSet { lookup: Lookup::Random, slots }));
+        self.state.sets.insert(set, Arc::new(BackendSet::new(Lookup::Random, slots)));
         let id = FrontendId::new(self.fresh()).unwrap();
         self.state.frontends.insert(addr, Frontend { id, target: Target::Set(set), affinity: None });
     }
@@ -147,9 +147,9 @@ impl Services {
         let addr = FrontendAddr::new(vip.parse().unwrap(), 80, Protocol::Tcp);
         let Target::Set(old) = self.state.frontends[&addr].target else { panic!("{addr} has no set") };
         let old = self.state.sets.remove(&old).unwrap();
-        let slots = old.slots.iter().copied().chain([self.remote(n)]).collect();
+        let slots: Vec<_> = old.slots.iter().copied().chain([self.remote(n)]).collect();
         let id = SetId::new(self.fresh()).unwrap();
-        self.state.sets.insert(id, Arc::new(BackendSet { lookup: Lookup::Random, slots }));
+        self.state.sets.insert(id, Arc::new(BackendSet::new(Lookup::Random, slots)));
         self.state.frontends.get_mut(&addr).unwrap().target = Target::Set(id);
     }
 

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use lb_core::{
     addr::{Family, Protocol},
     affinity::Affinity,
-    endpoint::{Endpoint, EndpointSlice, SlicePort},
+    endpoint::{Conditions, Endpoint, EndpointSlice, SlicePort},
     name::{NodeName, ServiceName, SliceName},
     service::{Algorithm, Service, ServicePort},
 };
@@ -138,6 +138,17 @@ impl With for Service {
 pub(super) fn endpoints(service: &str, pods: &[&str]) -> EndpointSlice {
     let pods: Vec<_> = pods.iter().map(|pod| (*pod, Endpoint::DEFAULT_WEIGHT)).collect();
     weighted(service, &pods, BACK_PORT)
+}
+
+/// The endpoints of a service in the middle of a rolling update: those that are on their way out, which may still
+/// serve, and those that are ready.
+pub(super) fn rolling(service: &str, out: &[&str], serving: bool, ready: &[&str]) -> EndpointSlice {
+    let mut slice = endpoints(service, out);
+    for endpoint in &mut slice.endpoints {
+        endpoint.conditions = Conditions { ready: false, serving, terminating: true };
+    }
+    slice.endpoints.extend(endpoints(service, ready).endpoints);
+    slice
 }
 
 /// The endpoints of a service with weights.

@@ -207,6 +207,11 @@ impl Stage {
         self.change(services.into_iter().chain(slices))
     }
 
+    /// Replaces endpoints while no process runs: the next one finds them.
+    pub(super) fn miss(&mut self, slice: EndpointSlice) {
+        self.slices.insert(slice.name.clone(), slice);
+    }
+
     /// Closes the datapath and opens it again, if it carries packets.
     pub(super) fn reopen(&mut self) -> Verdict {
         if let Some(lab) = &self.lab {

@@ -81,8 +81,7 @@ fn a_datapath_that_drops_instead_of_refusing_fails() {
 fn a_datapath_that_forgets_a_slot_fails() {
     let failed = failed(|op| match op {
         Op::AddSet(id, set) if set.slots.len() > 1 => {
-            let slots = set.slots[1..].into();
-            Some(Op::AddSet(id, Arc::new(BackendSet { lookup: set.lookup, slots })))
+            Some(Op::AddSet(id, Arc::new(BackendSet::new(set.lookup, &set.slots[1..]))))
         }
         op => Some(op),
     });

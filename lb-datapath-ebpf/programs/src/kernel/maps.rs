@@ -7,8 +7,8 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use lb_datapath_ebpf_abi::{
-    AffinityKey, AffinityValue, BackendValue, FrontendKey, FrontendValue, MemberKey, ROLE_ACTIVE, ROLE_KEY, Reason,
-    SetValue, SlotChunk,
+    AffinityKey, AffinityValue, BackendValue, FrontendKey, FrontendValue, MEMBER_TAKES, MemberKey, ROLE_ACTIVE,
+    ROLE_KEY, Reason, SetValue, SlotChunk,
 };
 use lb_datapath_ebpf_programs::maps::Maps;
 
@@ -33,7 +33,7 @@ static SLOTS: Array<SlotChunk, 524288, { BPF_F_MMAPABLE as usize }> = Array::new
 #[btf_map]
 static SETS: HashMap<u32, SetValue, 65536, LAZY> = HashMap::new();
 
-/// Which backend is in which set.
+/// Which backend is in which set, and whether it takes new flows.
 #[btf_map]
 static MEMBERS: HashMap<MemberKey, u8, 262144, LAZY> = HashMap::new();
 
@@ -78,7 +78,13 @@ impl Maps for Kernel {
     }
 
     #[inline(always)]
-    fn is_member(self, set: u32, backend: u32) -> bool {
+    fn takes_flows(self, set: u32, backend: u32) -> bool {
+        // SAFETY: copied out at once, as above.
+        unsafe { MEMBERS.get(MemberKey { set, backend }) }.copied() == Some(MEMBER_TAKES)
+    }
+
+    #[inline(always)]
+    fn keeps_flows(self, set: u32, backend: u32) -> bool {
         MEMBERS.get_ptr(MemberKey { set, backend }).is_some()
     }
 

@@ -100,8 +100,8 @@ pub fn connect<M: SockMaps, S: Sock>(maps: M, sock: S) -> i32 {
     ALLOW
 }
 
-/// `sendmsg` with an address, of UDP sockets: a socket's datagrams to one frontend keep their backend as long as it is
-/// in the set.
+/// `sendmsg` with an address, of UDP sockets: a socket's datagrams to one frontend keep their backend as long as
+/// the set has it, in a slot or draining.
 #[inline(always)]
 pub fn sendmsg<M: SockMaps, S: Sock>(maps: M, sock: S) -> i32 {
     let Some(socket) = Socket::new(sock) else { return ALLOW };
@@ -206,7 +206,7 @@ impl<S: Sock> Socket<S> {
         let flow = maps.flow(&self.key())?;
         let frontend = maps.frontend(key)?;
         let SockFlow { backend, set } = flow.value();
-        if frontend.target != TARGET_SET || (frontend.set != set && !maps.is_member(frontend.set, backend)) {
+        if frontend.target != TARGET_SET || (frontend.set != set && !maps.keeps_flows(frontend.set, backend)) {
             return None;
         }
         flow.set_set(frontend.set);
@@ -271,6 +271,8 @@ impl<S: Sock> Flow for Socket<S> {
 #[cfg(test)]
 mod tests {
     use lb_datapath_ebpf_abi::{LOOKUP_HASH, ROLE_DRAINING, TARGET_DROP, TARGET_REJECT, map_v4};
+
+    use std::vec::Vec;
 
     use super::*;
     use crate::fake::{Fake, FakeSock, VIP, VIP_V6, addr_of, backend, backend_v6};
@@ -375,6 +377,17 @@ mod tests {
         // From now on the socket belongs to set 2, and no list is needed for it.
         fake.members.borrow_mut().clear();
         assert_eq!(send(&fake, &sock), first);
+        // It takes no new flows any more, but still serves.
+        let others: Vec<u32> = [1, 2].into_iter().filter(|&number| backend(number) != first).collect();
+        fake.add_set(4, &others);
+        fake.point(VIP, 4, 1);
+        fake.list(4, &others);
+        fake.drain(4, 3 - others[0]);
+        assert_eq!(send(&fake, &sock), first);
+        let new = FakeSock::new(Hook::V4, VIP);
+        new.kind.set((2, 17));
+        new.cookie.set(99);
+        assert_eq!(send(&fake, &new), backend(others[0]));
         fake.add_set(3, &[3]);
         fake.point(VIP, 3, 1);
         assert_eq!(send(&fake, &sock), backend(3));

@@ -84,7 +84,7 @@ fn is_alive<M: FlowMaps>(maps: M, packet: &Packet, to: &CtValue, now: u64) -> bo
     if packet.is_udp() || packet.is_syn() {
         let Some(frontend) = maps.frontend(&packet.frontend_key()) else { return false };
         let same = frontend.set == to.set;
-        let kept = if packet.is_udp() { same || maps.is_member(frontend.set, to.backend) } else { same };
+        let kept = if packet.is_udp() { same || maps.keeps_flows(frontend.set, to.backend) } else { same };
         let over = packet.is_syn() && to.flags & CT_CLOSING != 0;
         if frontend.target != TARGET_SET || !kept || over {
             return false;
@@ -438,6 +438,8 @@ mod tests {
         fake.point(VIP, 2, 1);
         fake.list(2, &[1]);
         assert!(found(&fake, &udp()).is_some(), "still a member");
+        fake.drain(2, 1);
+        assert!(found(&fake, &udp()).is_some(), "draining");
         fake.members.borrow_mut().clear();
         assert_eq!(found(&fake, &udp()), None);
     }

@@ -167,12 +167,13 @@ pub(super) fn set(mirror: &Mirror, id: u32) -> Option<abi::SetValue> {
 
 pub(super) fn member(mirror: &Mirror, key: &abi::MemberKey) -> Option<u8> {
     let listed = mirror.listed(SetId::new(key.set)?);
-    listed.binary_search(&BackendId::new(key.backend)?).is_ok().then_some(1)
+    let backend = BackendId::new(key.backend)?;
+    listed.binary_search_by_key(&backend, |(backend, _)| *backend).ok().map(|at| listed[at].1)
 }
 
 fn members(mirror: &Mirror) -> impl Iterator<Item = abi::MemberKey> {
     mirror.lists().flat_map(|(set, members)| {
-        members.iter().map(move |backend| abi::MemberKey { set: set.get(), backend: backend.get() })
+        members.iter().map(move |(backend, _)| abi::MemberKey { set: set.get(), backend: backend.get() })
     })
 }
 
@@ -239,8 +240,16 @@ fn set_finding(names: &Names<'_>, entry: Entry<u32, abi::SetValue>) -> Finding {
 
 fn member_finding(names: &Names<'_>, entry: Entry<abi::MemberKey, u8>) -> Finding {
     let object = format!("MEMBERS {} of {}", names.backend(entry.key.backend), names.set(entry.key.set));
-    let fix = if entry.expected.is_some() { Write::Member(entry.key) } else { Write::NoMember(entry.key) };
-    entry.finding(DriftClass::MapEntry, object, fix, u8::to_string)
+    let fix = match entry.expected {
+        Some(value) => Write::Member(entry.key, value),
+        None => Write::NoMember(entry.key),
+    };
+    let text = |value: &u8| match *value {
+        abi::MEMBER_TAKES => "takes new flows".into(),
+        abi::MEMBER_DRAINS => "draining".into(),
+        other => format!("{other}, which is unknown"),
+    };
+    entry.finding(DriftClass::MapEntry, object, fix, text)
 }
 
 fn turn_finding(names: &Names<'_>, entry: Entry<u32, Any>) -> Finding {

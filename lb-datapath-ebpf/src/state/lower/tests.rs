@@ -34,7 +34,7 @@ struct Fake<'a> {
     frontends: BTreeMap<abi::FrontendKey, abi::FrontendValue>,
     backends: BTreeMap<u32, abi::BackendValue>,
     sets: BTreeMap<u32, abi::SetValue>,
-    members: BTreeMap<abi::MemberKey, ()>,
+    members: BTreeMap<abi::MemberKey, u8>,
     turns: BTreeMap<u32, ()>,
     cidrs: BTreeMap<abi::CidrKey, u8>,
     node: Option<abi::NodeValue>,
@@ -58,7 +58,7 @@ impl Fake<'_> {
         match write {
             Write::Backend(id, value) => drop(self.backends.insert(*id, *value)),
             Write::NoBackend(id) => drop(self.backends.remove(id)),
-            Write::Member(key) => drop(self.members.insert(*key, ())),
+            Write::Member(key, value) => drop(self.members.insert(*key, *value)),
             Write::NoMember(key) => drop(self.members.remove(key)),
             Write::Turns(id) => drop(self.turns.insert(*id, ())),
             Write::NoTurns(id) => drop(self.turns.remove(id)),
@@ -102,7 +102,7 @@ impl Fake<'_> {
                 .map(|(id, value)| (id, value, self.slots(value.first, value.slots)))
                 .collect(),
             sets: self.sets.iter().map(|(id, value)| (*id, *value, self.slots(value.first, value.slots))).collect(),
-            members: self.members.keys().copied().collect(),
+            members: self.members.iter().map(|(key, value)| (*key, *value)).collect(),
             turns: self.turns.keys().copied().collect(),
             cidrs: self.cidrs.keys().copied().collect(),
             node: self.node,
@@ -122,7 +122,7 @@ impl Fake<'_> {
         }
         let found = self.slots(value.first, value.slots).into_iter().map(|id| {
             let backend = self.backends.get(&id)?;
-            let known = self.members.contains_key(&abi::MemberKey { set: value.set, backend: id });
+            let known = self.members.get(&abi::MemberKey { set: value.set, backend: id }) == Some(&abi::MEMBER_TAKES);
             let counted = value.lookup != abi::LOOKUP_ROUND_ROBIN || self.turns.contains_key(&value.set);
             let asked = value.affinity != 0 || backend.protocol == Protocol::Udp.number();
             (counted && (known || !asked)).then(|| convert::backend(backend).unwrap().addr)
@@ -172,7 +172,10 @@ fn set(id: u32, protocol: Protocol) -> (SetId, BackendSet) {
     let members = (0..4).filter(|bit| id >> bit & 1 == 1).map(|bit| backend(first + 2 * bit).0);
     let slots: Arc<[_]> = members.flat_map(|id| [id; 3]).collect();
     let lookup = [Lookup::Random, Lookup::RoundRobin, Lookup::Hash][id as usize % 3];
-    (SetId::new(id + if protocol == Protocol::Udp { 16 } else { 0 }).unwrap(), BackendSet { lookup, slots })
+    let other = (0..4).find(|bit| protocol == Protocol::Udp && id.is_multiple_of(2) && id >> bit & 1 == 0);
+    let draining = other.map(|bit| backend(first + 2 * bit).0).into_iter().collect();
+    let id = id + if protocol == Protocol::Udp { 16 } else { 0 };
+    (SetId::new(id).unwrap(), BackendSet { lookup, slots, draining })
 }
 
 fn frontend_addr(number: u8) -> FrontendAddr {
@@ -194,7 +197,7 @@ prop_compose! {
                 17 => Target::Drop,
                 id => {
                     let (id, content) = set(id, addr.protocol);
-                    state.backends.extend(content.slots.iter().map(|id| backend(id.get())));
+                    state.backends.extend(content.backends().into_iter().map(|id| backend(id.get())));
                     state.sets.insert(id, Arc::new(content));
                     Target::Set(id)
                 }
@@ -343,25 +346,25 @@ fn what_is_missing_when_maps_are_opened_again_is_written_and_what_is_left_over_g
     let mut state = one_service(10);
     state.frontends.get_mut(&frontend_addr(1)).unwrap().affinity = Some(Affinity::default());
     let (udp, content) = set(3, Protocol::Udp);
-    state.backends.extend(content.slots.iter().map(|id| backend(id.get())));
+    state.backends.extend(content.backends().into_iter().map(|id| backend(id.get())));
     state.sets.insert(udp, Arc::new(content));
     state.node.cluster_cidrs = vec!["10.0.0.0/8".parse().unwrap()];
     apply(&mut mirror, &mut maps, &plan(&State::default(), &state)).unwrap();
     let whole = (maps.members.clone(), maps.turns.clone(), maps.cidrs.clone());
     assert_eq!((whole.0.len(), whole.1.len(), whole.2.len()), (4, 1, 1));
     let stray = |set, backend| abi::MemberKey { set, backend };
-    while let Some((key, ())) = maps.members.pop_first() {
+    while let Some((key, _)) = maps.members.pop_first() {
         maps.turns.clear();
         maps.turns.insert(99, ());
         maps.cidrs.clear();
         maps.cidrs.insert(abi::CidrKey { bits: 104, addr: abi::map_v4([11, 0, 0, 0]) }, abi::FAMILY_V4);
-        maps.members.extend([(stray(10, 99), ()), (stray(99, 1), ())]);
+        maps.members.extend([(stray(10, 99), abi::MEMBER_TAKES), (stray(99, 1), abi::MEMBER_DRAINS)]);
         let Restored { mirror: restored, fixes, .. } = Restored::new(&maps.snapshot(), LIMITS);
         assert_eq!(restored.state, state);
         let left: Vec<_> = maps.members.keys().copied().filter(|other| *other != key && other.set != 99).collect();
         assert!(maps.write(&fixes).is_empty());
         assert_eq!((&maps.members, &maps.turns, &maps.cidrs), (&whole.0, &whole.1, &whole.2));
-        maps.members.retain(|other, ()| left.contains(other));
+        maps.members.retain(|other, _| left.contains(other));
     }
 }
 
@@ -385,7 +388,7 @@ fn a_list_that_nothing_relies_on_is_removed_when_it_is_not_whole() {
     let state = one_service(5);
     apply(&mut mirror, &mut maps, &plan(&State::default(), &state)).unwrap();
     let id = state.sets.keys().next().unwrap().get();
-    maps.members.insert(abi::MemberKey { set: id, backend: 1 }, ());
+    maps.members.insert(abi::MemberKey { set: id, backend: 1 }, abi::MEMBER_TAKES);
     let Restored { mirror: restored, fixes, .. } = Restored::new(&maps.snapshot(), LIMITS);
     maps.write(&fixes);
     assert!(maps.members.is_empty());

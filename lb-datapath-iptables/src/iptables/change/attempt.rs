@@ -125,15 +125,15 @@ impl<'a> Attempt<'a> {
     }
 }
 
-/// The backends that `addr` may reach in `state`; `None` if it is no frontend.
+/// The backends that may have flows of `addr` in `state`; `None` if it is no frontend.
 pub(crate) fn backends(state: &State, addr: FrontendAddr) -> Option<BTreeSet<(IpAddr, u16)>> {
-    let members = match state.frontends.get(&addr)?.target {
-        Target::Set(id) => state.sets.get(&id)?.members(),
-        Target::Reject | Target::Drop => BTreeMap::new(),
+    let backends = match state.frontends.get(&addr)?.target {
+        Target::Set(id) => state.sets.get(&id)?.backends(),
+        Target::Reject | Target::Drop => BTreeSet::new(),
     };
     Some(
-        members
-            .keys()
+        backends
+            .iter()
             .filter_map(|id| state.backends.get(id))
             .map(|backend| (backend.addr.ip, backend.addr.port))
             .collect(),

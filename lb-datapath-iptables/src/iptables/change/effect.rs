@@ -98,7 +98,7 @@ fn users(state: &State, backends: &BTreeSet<BackendId>, sets: &BTreeSet<SetId>) 
     let changed: BTreeSet<SetId> = state
         .sets
         .iter()
-        .filter(|(id, set)| sets.contains(id) || set.slots.iter().any(|backend| backends.contains(backend)))
+        .filter(|(id, set)| sets.contains(id) || set.slots.iter().chain(&*set.draining).any(|id| backends.contains(id)))
         .map(|(&id, _)| id)
         .collect();
     let uses = |frontend: &Frontend| matches!(frontend.target, Target::Set(id) if changed.contains(&id));
@@ -140,8 +140,8 @@ fn check(state: &State, addr: FrontendAddr, frontend: Frontend, families: &[Fami
     if set.slots.is_empty() || set.slots.len() > MAX_SLOTS as usize {
         return invalid(format!("its set {id} has {} slots, 1 to {MAX_SLOTS} are possible", set.slots.len()));
     }
-    for id in set.members().keys() {
-        let Some(backend) = state.backends.get(id) else { return invalid(format!("backend {id} does not exist")) };
+    for id in set.backends() {
+        let Some(backend) = state.backends.get(&id) else { return invalid(format!("backend {id} does not exist")) };
         if backend.addr.family() != addr.family() || backend.addr.protocol != addr.protocol {
             return invalid(format!("backend {} has another family or protocol", backend.addr));
         }

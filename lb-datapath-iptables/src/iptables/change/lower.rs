@@ -205,8 +205,8 @@ struct Chains {
 /// The chains that `addr` has in `state`.
 pub(crate) fn chains_of(state: &State, addr: FrontendAddr) -> Vec<Chain> {
     let Some(Frontend { target: Target::Set(id), .. }) = state.frontends.get(&addr) else { return Vec::new() };
-    let members = state.sets.get(id).map(|set| set.members()).unwrap_or_default();
-    let backends = members.keys().filter_map(|id| state.backends.get(id));
+    let backends = state.sets.get(id).map(|set| set.backends()).unwrap_or_default();
+    let backends = backends.iter().filter_map(|id| state.backends.get(id));
     let endpoints = backends.map(|backend| Chain::endpoint(addr, backend.addr));
     std::iter::once(Chain::service(addr)).chain(endpoints).collect()
 }

@@ -148,6 +148,10 @@ impl ChainTrace<'_> {
         let mut slots = runs.iter().map(|run| run.slots);
         for endpoint in draws.filter(|target| target.starts_with("LB-SEP-")) {
             let slots = slots.next().unwrap_or(1);
+            if slots == 0 {
+                // The backend is draining: no packet gets as far as this rule.
+                continue;
+            }
             match self.destination(endpoint)? {
                 Some(backend) => *backends.entry(backend).or_insert(0) += slots,
                 None => self.steps.push(format!("{endpoint}: translates nothing, the packet would be lost in silence")),

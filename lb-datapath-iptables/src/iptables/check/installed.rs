@@ -148,16 +148,20 @@ impl Reader<'_> {
         let mut left: u64 = runs.iter().map(|run| u64::from(run.slots)).sum();
         (left <= MAX_SLOTS.into()).then_some(())?;
         let mut backends = BTreeMap::new();
-        let mut slots = Vec::new();
+        let (mut slots, mut draining) = (Vec::new(), Vec::new());
         for (rule, run) in draws.iter().zip(&runs) {
             is_share(rule, Share { of: left, slots: run.slots.into() }).then_some(())?;
             left -= u64::from(run.slots);
             let backend = Backend { addr: self.endpoint(addr, rule.target()?)?, local: run.local };
             (*backends.entry(run.backend).or_insert(backend) == backend).then_some(())?;
-            slots.extend(std::iter::repeat_n(run.backend, run.slots as usize));
+            match run.slots {
+                0 => draining.push(run.backend),
+                count => slots.extend(std::iter::repeat_n(run.backend, count as usize)),
+            }
         }
-        (known.len() == affinity.map_or(0, |_| backends.len())).then_some(())?;
-        self.insert(id, BackendSet { lookup: Lookup::Random, slots: slots.into() }, backends).then_some(id)
+        (known.len() == affinity.map_or(0, |_| backends.len() - draining.len())).then_some(())?;
+        let set = BackendSet { lookup: Lookup::Random, slots: slots.into(), draining: draining.into() };
+        self.insert(id, set, backends).then_some(id)
     }
 
     fn endpoint(&self, addr: FrontendAddr, chain: &str) -> Option<BackendAddr> {

@@ -28,7 +28,7 @@ pub(crate) struct Choice {
     id: FrontendId,
     affinity: Option<Affinity>,
     set: SetId,
-    /// The set's slots.
+    /// The set's slots; behind them those backends that are draining, each with a run of none.
     runs: Vec<Run>,
     /// Where each run leads.
     ends: Vec<End>,
@@ -48,7 +48,8 @@ impl Choice {
         let Frontend { id, target: Target::Set(set), affinity } = *state.frontends.get(&addr)? else { return None };
         let mut choice = Self { addr, id, affinity, set, runs: Vec::new(), ends: Vec::new() };
         let mut seen = BTreeSet::new();
-        for &id in &*state.sets.get(&set)?.slots {
+        let content = state.sets.get(&set)?;
+        for &id in &*content.slots {
             if let Some(run) = choice.runs.last_mut().filter(|run| run.backend == id) {
                 run.slots += 1;
                 continue;
@@ -57,6 +58,12 @@ impl Choice {
             choice.runs.push(Run { backend: id, local: backend.local, slots: 1 });
             let chain = Chain::endpoint(addr, backend.addr);
             choice.ends.push(End { backend: backend.addr, chain, first: seen.insert(id) });
+        }
+        for &id in &*content.draining {
+            let backend = state.backends.get(&id)?;
+            choice.runs.push(Run { backend: id, local: backend.local, slots: 0 });
+            let chain = Chain::endpoint(addr, backend.addr);
+            choice.ends.push(End { backend: backend.addr, chain, first: true });
         }
         Some(choice)
     }
@@ -74,14 +81,15 @@ impl Choice {
         self.runs.iter().copied().zip(self.ends.iter().copied()).filter(|(_, end)| end.first)
     }
 
-    /// Marks, then known clients, then the draw: each run takes its share of what the runs before it left.
+    /// Marks, then known clients, then the draw: each run takes its share of what the runs before it left. No packet
+    /// gets as far as the rules for backends that are draining, which only say that these have flows.
     fn service_chain(&self, out: &mut Restore) {
         let svc = Chain::service(self.addr);
         let mut note = SetNote::new(self.set, &self.runs);
         out.owned(self.addr, format_args!("-A {svc}{} -j {MARK_SOURCE}", note.next()));
         if let Some(affinity) = self.affinity {
             let seconds = recent_seconds(affinity);
-            for (run, End { chain, .. }) in self.members() {
+            for (run, End { chain, .. }) in self.members().filter(|(run, _)| run.slots > 0) {
                 let (note, list) = (note.next(), self.list(run, affinity));
                 let recent = format_args!("-m recent --rcheck --seconds {seconds} --reap {list}");
                 out.owned(self.addr, format_args!("-A {svc}{note} {recent} -j {chain}"));

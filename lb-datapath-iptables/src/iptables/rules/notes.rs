@@ -69,7 +69,7 @@ pub(crate) fn printable(label: &str) -> &str {
     if label.len() <= LABEL_LIMIT && label.bytes().all(allowed) { label } else { "" }
 }
 
-/// Consecutive slots of one backend.
+/// Consecutive slots of one backend; none if it is draining.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Run {
     pub(crate) backend: BackendId,
@@ -80,7 +80,7 @@ pub(crate) struct Run {
 impl Run {
     /// Bytes that it takes in a comment, with a separator.
     fn length(self) -> usize {
-        let digits = |number: u32| number.ilog10() as usize + 1;
+        let digits = |number: u32| number.checked_ilog10().unwrap_or(0) as usize + 1;
         let slots = if self.slots == 1 { 0 } else { 1 + digits(self.slots) };
         digits(self.backend.get()) + usize::from(self.local) + slots + 1
     }
@@ -103,7 +103,7 @@ impl FromStr for Run {
         let (backend, slots) = text.split_once('*').unwrap_or((text, "1"));
         let (backend, local) = backend.strip_suffix('l').map_or((backend, false), |backend| (backend, true));
         let backend = backend.parse().ok().and_then(BackendId::new).ok_or(())?;
-        let slots = slots.parse().ok().filter(|&slots| slots > 0).ok_or(())?;
+        let slots = slots.parse().map_err(drop)?;
         Ok(Self { backend, local, slots })
     }
 }
@@ -200,7 +200,11 @@ mod tests {
     #[test]
     fn a_long_set_spreads_over_comments_that_fit() {
         let set = SetId::new(u32::MAX).unwrap();
-        let run = |n| Run { backend: BackendId::new(u32::MAX - n).unwrap(), local: true, slots: u32::MAX - n };
+        let run = |n| Run {
+            backend: BackendId::new(u32::MAX - n).unwrap(),
+            local: true,
+            slots: if n < 90 { u32::MAX - n } else { 0 },
+        };
         let runs: Vec<Run> = (0..100).map(run).collect();
         let mut note = SetNote::new(set, &runs);
         let texts = std::iter::repeat_with(|| note.next().to_string()).take_while(|text| !text.is_empty());
@@ -218,7 +222,7 @@ mod tests {
         for text in ["", "f12", "f0 -", "g12 -", "f12 1/32", "f12 x/32/128", "f12 1.1000000000/32/128"] {
             assert_eq!(FrontendNote::parse(text), None, "{text:?}");
         }
-        for text in ["s1", "s0 1", "s1 0", "s1 1*0", "+ 1", "s1 1,,2"] {
+        for text in ["s1", "s0 1", "s1 0", "s1 1*-1", "+ 1", "s1 1,,2"] {
             assert_eq!(SetNote::parse([text]), None, "{text:?}");
         }
     }

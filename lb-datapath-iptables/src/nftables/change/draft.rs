@@ -16,7 +16,10 @@ use lb_core::{
 
 use crate::nftables::{
     change::mirror::{Counts, Mirror, members},
-    table::{elements::set_of, slots::Slot},
+    table::{
+        elements::set_of,
+        slots::{Backends, Slot},
+    },
 };
 
 /// Changes over a mirror; `None` removes.
@@ -57,34 +60,34 @@ impl Draft {
         self.sets.get(&id).map_or_else(|| mirror.state.sets.get(&id), Option::as_ref)
     }
 
-    /// The slots of a frontend as they are to be; none for one that points to no set.
+    /// The backends of a frontend as they are to be; none for one that points to no set.
     ///
     /// # Errors
     /// When this datapath cannot carry the frontend, its set or a backend.
-    pub(crate) fn slots(
+    pub(crate) fn backends_of(
         &self,
         mirror: &Mirror,
         addr: &FrontendAddr,
         frontend: &Frontend,
-    ) -> Result<Vec<Slot>, DatapathError> {
+    ) -> Result<Backends, DatapathError> {
         supported(addr)?;
-        let Some(id) = set_of(*frontend) else { return Ok(Vec::new()) };
+        let Some(id) = set_of(*frontend) else { return Ok(Backends::default()) };
         let missing = |what: String| DatapathError::new(ErrorKind::Invalid, format!("frontend {addr}: {what}"));
         let set = self.set(mirror, id).ok_or_else(|| missing(format!("set {id} does not exist")))?;
         if set.slots.is_empty() {
             return Err(missing(format!("set {id} is empty")));
         }
-        set.slots
-            .iter()
-            .map(|&id| {
-                let backend =
-                    self.backend(mirror, id).ok_or_else(|| missing(format!("backend {id} does not exist")))?;
-                if backend.addr.family() != addr.family() || backend.addr.protocol != addr.protocol {
-                    return Err(missing(format!("backend {} is of another family or protocol", backend.addr)));
-                }
-                Ok((id, *backend))
-            })
-            .collect()
+        let slot = |&id: &BackendId| -> Result<Slot, DatapathError> {
+            let backend = self.backend(mirror, id).ok_or_else(|| missing(format!("backend {id} does not exist")))?;
+            if backend.addr.family() != addr.family() || backend.addr.protocol != addr.protocol {
+                return Err(missing(format!("backend {} is of another family or protocol", backend.addr)));
+            }
+            Ok((id, *backend))
+        };
+        Ok(Backends {
+            slots: set.slots.iter().map(slot).collect::<Result<_, _>>()?,
+            draining: set.draining.iter().map(slot).collect::<Result<_, _>>()?,
+        })
     }
 
     /// Frontends that may change: those of the plan, and those whose set changes under its id.
@@ -205,7 +208,10 @@ impl Draft {
             self.backends.iter().filter(|(id, new)| self.moved(mirror, **id, **new)).map(|(&id, _)| id).collect();
         if !moved.is_empty() {
             let all = mirror.state.sets.iter();
-            changed.extend(all.filter(|(_, set)| set.slots.iter().any(|id| moved.contains(id))).map(|(&id, _)| id));
+            changed.extend(
+                all.filter(|(_, set)| set.slots.iter().chain(&*set.draining).any(|id| moved.contains(id)))
+                    .map(|(&id, _)| id),
+            );
         }
         changed
     }

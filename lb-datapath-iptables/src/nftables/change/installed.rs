@@ -10,10 +10,7 @@ use lb_core::{addr::FrontendAddr, datapath::DatapathError, plan::Plan, state::St
 use crate::nftables::{
     change::{draft::Draft, lower::Lowered, mirror::Mirror},
     host::Rebuild,
-    table::{
-        layout::{Element, Key, Value},
-        slots::endpoint,
-    },
+    table::layout::{Element, Key, Value},
 };
 
 /// The contents of the table, as far as this process knows.
@@ -52,8 +49,8 @@ impl Installed {
         };
         let same = old.id == new.id && new.affinity.is_some() && old.affinity == new.affinity;
         same && draft
-            .slots(&self.mirror, &addr, new)
-            .is_ok_and(|slots| slots.iter().any(|slot| endpoint(slot) == (ip, port)))
+            .backends_of(&self.mirror, &addr, new)
+            .is_ok_and(|backends| backends.takers().contains(&(ip, port)))
     }
 
     pub(crate) fn draft(&self, plan: &Plan, refused: &BTreeMap<FrontendAddr, DatapathError>) -> Draft {

@@ -8,7 +8,8 @@ use std::{
 use lb_core::{
     addr::{Family, FrontendAddr, Protocol},
     datapath::DatapathError,
-    state::{BackendSet, Frontend, Lookup, Target},
+    id::BackendId,
+    state::{BackendSet, Frontend, Lookup, State, Target},
 };
 
 use crate::nftables::{
@@ -20,7 +21,7 @@ use crate::nftables::{
         choice::{Choice, How, Pick},
         elements::{cluster, elements, frontend_element, notes, set_of, verdict_element},
         layout::{Element, Endpoint, Key, Value},
-        slots::{Slot, endpoint},
+        slots::Backends,
     },
 };
 
@@ -148,8 +149,8 @@ impl Lowered {
         for addr in draft.touched(mirror) {
             let old = mirror.state.frontends.get(&addr).copied();
             let new = draft.frontends.get(&addr).copied().unwrap_or(old);
-            let before = old.map_or_else(Vec::new, |old| before(mirror, &old));
-            match new.map(|new| draft.slots(mirror, &addr, &new)).transpose() {
+            let before = old.map_or_else(Backends::default, |old| before(mirror, &old));
+            match new.map(|new| draft.backends_of(mirror, &addr, &new)).transpose() {
                 Ok(after) => self.frontend(draft, mirror, addr, (old, &before), (new, &after.unwrap_or_default())),
                 Err(error) => self.refused.push((addr, error)),
             }
@@ -161,12 +162,12 @@ impl Lowered {
         draft: &Draft,
         mirror: &Mirror,
         addr: FrontendAddr,
-        (old, before): (Option<Frontend>, &[Slot]),
-        (new, after): (Option<Frontend>, &[Slot]),
+        (old, before): (Option<Frontend>, &Backends),
+        (new, after): (Option<Frontend>, &Backends),
     ) {
         let origin = Origin::Frontend(addr);
-        let was = old.map(|old| choice(mirror, None, addr.family(), &old, before.len()));
-        let is = new.map(|new| choice(mirror, Some(draft), addr.family(), &new, after.len()));
+        let was = old.map(|old| choice(mirror, None, addr.family(), &old, before.slots.len()));
+        let is = new.map(|new| choice(mirror, Some(draft), addr.family(), &new, after.slots.len()));
         if was != is {
             self.released.extend(was.and_then(Choice::pick));
             if let Some(choice) = is {
@@ -209,8 +210,8 @@ impl Lowered {
     fn stale(
         &mut self,
         addr: FrontendAddr,
-        (old, before): (Option<Frontend>, &[Slot]),
-        (new, after): (Option<Frontend>, &[Slot]),
+        (old, before): (Option<Frontend>, &Backends),
+        (new, after): (Option<Frontend>, &Backends),
     ) {
         let sticky = old.is_some_and(|old| old.affinity.is_some());
         // A look at conntrack takes longer than the change of an endpoint: for TCP it has to be worth it.
@@ -218,18 +219,18 @@ impl Lowered {
         if !sticky && !comes_or_goes && addr.protocol != Protocol::Udp {
             return;
         }
-        let keep: BTreeSet<Endpoint> = after.iter().map(endpoint).collect();
-        let left = before.iter().any(|slot| !keep.contains(&endpoint(slot)));
+        let (takers, holders) = (after.takers(), after.holders());
         if let Some(Frontend { affinity: Some(affinity), id, .. }) = old {
             let same = new.is_some_and(|new| new.id == id && new.affinity == Some(affinity));
             if !same {
                 self.sweeps.insert(addr, BTreeSet::new());
-            } else if left {
-                self.sweeps.insert(addr, keep.clone());
+            } else if !before.takers().is_subset(&takers) {
+                self.sweeps.insert(addr, takers);
             }
         }
-        if comes_or_goes || addr.protocol == Protocol::Udp && (left || before.is_empty()) {
-            self.flows.insert(addr, keep);
+        let left = || before.slots.is_empty() || !before.holders().is_subset(&holders);
+        if comes_or_goes || addr.protocol == Protocol::Udp && left() {
+            self.flows.insert(addr, holders);
         }
     }
 
@@ -304,9 +305,14 @@ fn how(set: &BackendSet, frontend: &Frontend) -> How {
     }
 }
 
-/// The slots of a frontend as they are in the table.
-fn before(mirror: &Mirror, frontend: &Frontend) -> Vec<Slot> {
+/// The backends of a frontend as they are in the table.
+fn before(mirror: &Mirror, frontend: &Frontend) -> Backends {
     let set = set_of(*frontend).and_then(|id| mirror.state.sets.get(&id));
-    let slots = set.map(|set| &*set.slots).unwrap_or_default();
-    slots.iter().filter_map(|id| Some((*id, *mirror.state.backends.get(id)?))).collect()
+    set.map(|set| backends_in(&mirror.state, set)).unwrap_or_default()
+}
+
+/// The backends of a set; those that do not exist are left out.
+pub(crate) fn backends_in(state: &State, set: &BackendSet) -> Backends {
+    let slots = |ids: &[BackendId]| ids.iter().filter_map(|id| Some((*id, *state.backends.get(id)?))).collect();
+    Backends { slots: slots(&set.slots), draining: slots(&set.draining) }
 }

@@ -79,7 +79,7 @@ pub(crate) fn hairpin(backend: Option<&Backend>) -> Option<IpAddr> {
 
 /// The backends of a set, each once.
 pub(crate) fn members(set: &lb_core::state::BackendSet) -> BTreeSet<BackendId> {
-    set.slots.iter().copied().collect()
+    set.backends()
 }
 
 fn replace<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, new: Option<V>) -> Option<V> {

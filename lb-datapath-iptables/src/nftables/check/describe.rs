@@ -12,6 +12,7 @@ use crate::nftables::{
     table::{
         layout::{Bound, Element, Endpoint, Key, Note, Value, nowhere},
         ruleset::ListedRule,
+        slots::DRAINING,
     },
 };
 
@@ -78,7 +79,10 @@ fn difference<T: PartialEq>(wanted: Option<T>, found: Option<T>, text: impl Fn(&
 }
 
 fn slot_drift(addr: &FrontendAddr, slot: u32, difference: Difference) -> Drift {
-    Drift::new(DriftClass::Slot, format_args!("{addr} slot {slot}"), difference)
+    match slot.checked_sub(DRAINING) {
+        Some(n) => Drift::new(DriftClass::Slot, format_args!("{addr} draining backend {n}"), difference),
+        None => Drift::new(DriftClass::Slot, format_args!("{addr} slot {slot}"), difference),
+    }
 }
 
 pub(crate) fn drift_of(element: &Element, difference: Difference) -> Drift {

@@ -15,13 +15,15 @@ use lb_core::{
 };
 
 use crate::nftables::{
-    change::{lower::choice_of, mirror::hairpin},
+    change::{
+        lower::{backends_in, choice_of},
+        mirror::hairpin,
+    },
     check::observe,
     table::{
         choice::{Choice, Pick},
         elements::{cluster, elements, fixed_verdicts, frontend_element, notes, set_of, verdict_element},
         layout::{Element, Endpoint, FAMILIES, Key, Note, VERSION, Value},
-        slots::Slot,
         userdata,
     },
 };
@@ -128,11 +130,10 @@ impl<'a> ExpectedTable<'a> {
         })
     }
 
-    /// The backends of a frontend.
+    /// The backends that may have flows of a frontend.
     pub(crate) fn endpoints(&self, addr: &FrontendAddr) -> BTreeSet<Endpoint> {
         let set = self.state.frontends.get(addr).and_then(|frontend| self.set(frontend));
-        let backends = set.into_iter().flat_map(|set| set.slots.iter()).filter_map(|id| self.state.backends.get(id));
-        backends.map(|backend| (backend.addr.ip, backend.addr.port)).collect()
+        set.map(|set| backends_in(self.state, set).holders()).unwrap_or_default()
     }
 
     /// Addresses that need routes.
@@ -151,9 +152,8 @@ impl<'a> ExpectedTable<'a> {
             return Rc::clone(known);
         }
         let Some(frontend) = self.state.frontends.get(addr) else { return Rc::default() };
-        let ids = self.set(frontend).map(|set| &*set.slots).unwrap_or_default();
-        let slots: Vec<Slot> = ids.iter().filter_map(|id| Some((*id, *self.state.backends.get(id)?))).collect();
-        let made: Rc<[Element]> = elements(*addr, Some(self.choice(addr, frontend)), &slots).into();
+        let backends = self.set(frontend).map(|set| backends_in(self.state, set)).unwrap_or_default();
+        let made: Rc<[Element]> = elements(*addr, Some(self.choice(addr, frontend)), &backends).into();
         if made.len() > FEW_SLOTS {
             self.slots.borrow_mut().insert(*addr, Rc::clone(&made));
         }

@@ -25,7 +25,7 @@ use crate::nftables::{
         elements::{cluster, fixed_verdicts},
         layout::{Element, FAMILIES, Key, Note, Set, VERSION, Value},
         rules,
-        slots::{self, ListedSlot},
+        slots::{self, Backends, DRAINING, ListedSlot},
     },
 };
 
@@ -96,6 +96,7 @@ struct Reading {
     bounds: BTreeSet<Key>,
     /// Slots in elements of their own, and in blocks.
     slots: [BTreeMap<FrontendAddr, Vec<ListedSlot>>; 2],
+    draining: BTreeMap<FrontendAddr, Vec<ListedSlot>>,
 }
 
 impl Reading {
@@ -111,6 +112,9 @@ impl Reading {
                 drop(self.frontends.insert(addr, (choice, element.comment)))
             }
             (key @ Key::Verdict(_, choice), Value::Choice(to)) if choice == *to => drop(self.ways.insert(key)),
+            (Key::Slot(addr, DRAINING..), _) => {
+                self.draining.entry(addr).or_default().extend(slots::read(&element)?);
+            }
             (Key::Slot(addr, _), _) => self.slots[0].entry(addr).or_default().extend(slots::read(&element)?),
             (Key::Block(addr, _), _) => self.slots[1].entry(addr).or_default().extend(slots::read(&element)?),
             (Key::Note(note, number), _) => return self.note(note, number, &element.comment),
@@ -158,12 +162,14 @@ impl Reading {
         let mut found = std::mem::take(&mut self.slots);
         for (&addr, (choice, comment)) in &self.frontends {
             let [single, packed] = &mut found;
-            let slots = (single.remove(&addr), packed.remove(&addr));
+            let [single, packed, draining] =
+                [single, packed, &mut self.draining].map(|slots| slots.remove(&addr).unwrap_or_default());
+            let slots = FoundSlots { single, packed, draining };
             if frontend(&mut state, addr, *choice, comment, slots).is_none() {
                 self.damaged = true;
             }
         }
-        self.damaged |= found.iter().any(|slots| !slots.is_empty());
+        self.damaged |= found.iter().any(|slots| !slots.is_empty()) || !self.draining.is_empty();
         let hairpins: BTreeSet<IpAddr> = state.backends.values().filter_map(|b| hairpin(Some(b))).collect();
         let bounds = FAMILIES.into_iter().flat_map(|family| cluster(&state.node, family));
         self.damaged |= self.hairpins != hairpins || self.bounds != bounds.map(|element| element.key).collect();
@@ -171,25 +177,32 @@ impl Reading {
     }
 }
 
+/// The elements for the slots of one frontend.
+struct FoundSlots {
+    single: Vec<ListedSlot>,
+    packed: Vec<ListedSlot>,
+    draining: Vec<ListedSlot>,
+}
+
+impl FoundSlots {
+    fn is_empty(&self) -> bool {
+        self.single.is_empty() && self.packed.is_empty() && self.draining.is_empty()
+    }
+}
+
 /// Adds a frontend with its set and backends to `state`, if its elements make sense.
-fn frontend(
-    state: &mut State,
-    addr: FrontendAddr,
-    choice: Choice,
-    comment: &str,
-    slots: (Option<Vec<ListedSlot>>, Option<Vec<ListedSlot>>),
-) -> Option<()> {
+fn frontend(state: &mut State, addr: FrontendAddr, choice: Choice, comment: &str, slots: FoundSlots) -> Option<()> {
     let Comment { id, set, affinity } = parse(comment)?;
     let target = match (choice, set) {
-        (Choice::Refuse, None) if slots == (None, None) => Target::Reject,
-        (Choice::Drop, None) if slots == (None, None) => Target::Drop,
+        (Choice::Refuse, None) if slots.is_empty() => Target::Reject,
+        (Choice::Drop, None) if slots.is_empty() => Target::Drop,
         (Choice::Pick(pick), Some(set)) if Choice::Pick(Pick { affinity, ..pick }).words() == choice.words() => {
-            let found = match slots {
-                (Some(single), None) if !pick.is_packed() => single,
-                (None, Some(packed)) if pick.is_packed() => packed,
-                _ => return None,
-            };
-            content(state, set, &pick, slots::resolve(&addr, pick.is_packed(), pick.slots, found)?)?;
+            let FoundSlots { single, packed, draining } = slots;
+            let (found, others) = if pick.is_packed() { (packed, single) } else { (single, packed) };
+            others.is_empty().then_some(())?;
+            let slots = slots::resolve(&addr, pick.is_packed(), pick.slots, found)?;
+            let draining = slots::resolve_draining(&addr, draining)?;
+            content(state, set, &pick, Backends { slots, draining })?;
             Target::Set(set)
         }
         _ => return None,
@@ -199,9 +212,11 @@ fn frontend(
 }
 
 /// Adds a set and its backends, unless one of them is known as something else.
-fn content(state: &mut State, id: SetId, pick: &Pick, slots: Vec<slots::Slot>) -> Option<()> {
-    let content = BackendSet { lookup: pick.lookup(), slots: slots.iter().map(|&(id, _)| id).collect() };
-    if slots.iter().any(|(id, backend)| state.backends.get(id).is_some_and(|known| known != backend)) {
+fn content(state: &mut State, id: SetId, pick: &Pick, backends: Backends) -> Option<()> {
+    let ids = |slots: &[slots::Slot]| slots.iter().map(|&(id, _)| id).collect();
+    let Backends { slots, draining } = backends;
+    let content = BackendSet { lookup: pick.lookup(), slots: ids(&slots), draining: ids(&draining) };
+    if slots.iter().chain(&draining).any(|(id, backend)| state.backends.get(id).is_some_and(|known| known != backend)) {
         return None;
     }
     match state.sets.get(&id) {
@@ -209,7 +224,7 @@ fn content(state: &mut State, id: SetId, pick: &Pick, slots: Vec<slots::Slot>) -
         Some(_) => {}
         None => drop(state.sets.insert(id, Arc::new(content))),
     }
-    state.backends.extend(slots);
+    state.backends.extend(slots.into_iter().chain(draining));
     Some(())
 }
 

@@ -12,13 +12,13 @@ use crate::nftables::table::{
     choice::Choice,
     layout::{Bound, Element, FAMILIES, Key, Note, Value},
     ranges,
-    slots::{self, Slot},
+    slots::{self, Backends},
 };
 
-/// The elements of a frontend's slots.
-pub(crate) fn elements(addr: FrontendAddr, choice: Option<Choice>, slots: &[Slot]) -> Vec<Element> {
+/// The elements of a frontend's backends.
+pub(crate) fn elements(addr: FrontendAddr, choice: Option<Choice>, backends: &Backends) -> Vec<Element> {
     match choice.and_then(Choice::pick) {
-        Some(pick) => slots::elements(addr, pick.is_packed(), slots),
+        Some(pick) => slots::elements(addr, pick.is_packed(), backends),
         None => Vec::new(),
     }
 }

@@ -1,9 +1,11 @@
 //! A frontend's slots as elements and back. Pure.
 //!
+//! Backends that are draining are slots behind [`DRAINING`], which no packet picks.
+//!
 //! An element holds one slot or a block of them. Its comment names the backends by id, each where it is first met: the
 //! id of a slot is the one that was named last, up to there, for the same address.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use lb_core::{
     addr::{BackendAddr, FrontendAddr, Protocol},
@@ -16,22 +18,60 @@ use crate::nftables::table::layout::{Element, Endpoint, Key, Value, block, nowhe
 /// The backend in a slot.
 pub(crate) type Slot = (BackendId, Backend);
 
+/// Number of the first slot that stands for a backend which is draining.
+pub(crate) const DRAINING: u32 = 1 << 31;
+
+/// The backends of a frontend.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Backends {
+    /// Those that take new flows, by slot.
+    pub(crate) slots: Vec<Slot>,
+    /// Those that only keep the UDP flows that they have.
+    pub(crate) draining: Vec<Slot>,
+}
+
+impl Backends {
+    /// Where new flows go.
+    pub(crate) fn takers(&self) -> BTreeSet<Endpoint> {
+        self.slots.iter().map(endpoint).collect()
+    }
+
+    /// Where flows may be.
+    pub(crate) fn holders(&self) -> BTreeSet<Endpoint> {
+        self.slots.iter().chain(&self.draining).map(endpoint).collect()
+    }
+}
+
 /// Where the backend of a slot listens.
 pub(crate) fn endpoint((_, backend): &Slot) -> Endpoint {
     (backend.addr.ip, backend.addr.port)
 }
 
-/// The elements of a frontend's slots, in the order of their keys; `packed` says whether in blocks.
-pub(crate) fn elements(addr: FrontendAddr, packed: bool, slots: &[Slot]) -> Vec<Element> {
-    let mut names = Names::default();
-    if !packed {
-        let single = |(n, slot): (u32, &Slot)| {
-            let (ip, port) = endpoint(slot);
-            let name = names.new_name(slot).unwrap_or_default();
-            Element::new(Key::Slot(addr, n), Value::Backend(ip, port)).comment(name)
-        };
-        return (0..).zip(slots).map(single).collect();
+/// The elements of a frontend's backends, in the order of their keys; `packed` says whether the slots are in blocks.
+pub(crate) fn elements(addr: FrontendAddr, packed: bool, backends: &Backends) -> Vec<Element> {
+    let Backends { slots, draining } = backends;
+    let draining = single(addr, DRAINING, draining);
+    if packed {
+        draining.into_iter().chain(blocks(addr, slots)).collect()
+    } else {
+        let mut elements = single(addr, 0, slots);
+        elements.extend(draining);
+        elements
     }
+}
+
+fn single(addr: FrontendAddr, first: u32, slots: &[Slot]) -> Vec<Element> {
+    let mut names = Names::default();
+    let single = |(n, slot): (u32, &Slot)| {
+        let (ip, port) = endpoint(slot);
+        let name = names.new_name(slot).unwrap_or_default();
+        Element::new(Key::Slot(addr, n), Value::Backend(ip, port)).comment(name)
+    };
+    (first..).zip(slots).map(single).collect()
+}
+
+fn blocks(addr: FrontendAddr, slots: &[Slot]) -> Vec<Element> {
+    let mut names = Names::default();
     let size = block(addr.family());
     let blocks = (0..).step_by(size as usize).zip(slots.chunks(size as usize));
     blocks
@@ -125,6 +165,12 @@ pub(crate) fn resolve(addr: &FrontendAddr, packed: bool, count: u32, mut found: 
     found[..count].iter().map(backend).collect()
 }
 
+/// The backends that are draining, if none is missing and each has a name.
+pub(crate) fn resolve_draining(addr: &FrontendAddr, mut found: Vec<ListedSlot>) -> Option<Vec<Slot>> {
+    found.iter_mut().for_each(|slot| slot.number -= DRAINING);
+    resolve(addr, false, u32::try_from(found.len()).ok()?, found)
+}
+
 fn backend((ip, port): Endpoint, protocol: Protocol, local: bool) -> Backend {
     Backend { addr: BackendAddr::new(ip, port, protocol), local }
 }
@@ -143,8 +189,12 @@ mod tests {
             let addr = frontend(v6);
             // An id has one address; an address may have two ids.
             let slots: Vec<Slot> = slots.iter().map(|&(id, _, _)| slot(&addr, id)).collect();
-            let elements = elements(addr, packed, &slots);
-            let found: Vec<ListedSlot> = elements.iter().flat_map(|element| read(element).unwrap()).collect();
+            let elements = elements(addr, packed, &Backends { draining: slots.clone(), slots: slots.clone() });
+            prop_assert!(elements.is_sorted_by_key(|element| element.key));
+            let found = elements.iter().flat_map(|element| read(element).unwrap());
+            let (draining, found): (Vec<_>, Vec<_>) = found.partition(|slot| slot.number >= DRAINING);
+            prop_assert_eq!(resolve_draining(&addr, draining.clone()), Some(slots.clone()));
+            prop_assert_eq!(resolve_draining(&addr, draining[1..].into()).is_none(), draining.len() > 1);
             prop_assert_eq!(resolve(&addr, packed, slots.len() as u32, found.clone()), Some(slots.clone()));
             let more = slots.len() as u32 + block(addr.family());
             prop_assert_eq!(resolve(&addr, packed, more, found.clone()), None);
@@ -157,7 +207,7 @@ mod tests {
     fn the_longest_comment_of_a_block_is_not_cut() {
         let addr = frontend(false);
         let slots: Vec<Slot> = (0..8).map(|n| slot(&addr, u32::MAX - 2 * n - 1)).collect();
-        let [element] = &elements(addr, true, &slots)[..] else { panic!("one block") };
+        let [element] = &blocks(addr, &slots)[..] else { panic!("one block") };
         assert!(element.comment.starts_with("0: backend 4294967294 local, 1: "), "{}", element.comment);
         assert!(element.comment.len() <= 253, "{}", element.comment.len());
         assert_eq!(resolve(&addr, true, 8, read(element).unwrap()), Some(slots));

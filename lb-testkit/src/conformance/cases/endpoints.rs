@@ -27,7 +27,7 @@ pub(super) const CASES: [Case; 8] = cases![
     no_request_fails_while_endpoints_change,
 ];
 
-const SOCKETS: usize = 8;
+pub(super) const SOCKETS: usize = 8;
 const FLOWS: usize = 6;
 
 fn established_connections_survive_scaling_up_and_down(stage: &mut Stage) -> Verdict {
@@ -157,23 +157,30 @@ fn from_ports(load: Load, origin: Origin) -> Load {
 }
 
 /// Held sockets of one vantage point and family, and what they got at first.
-struct Flows<'lab> {
+pub(super) struct Flows<'lab> {
     what: String,
     held: Held<'lab>,
     first: Vec<String>,
 }
 
 impl Flows<'_> {
-    fn same_pods(&self) -> Verdict {
+    pub(super) fn same_pods(&self) -> Verdict {
         let now = self.pods()?;
         ensure!(now == self.first, "{}: {:?} became {now:?}", self.what, self.first);
         Ok(())
     }
 
-    fn only_pods(&self, allowed: &[&str]) -> Verdict {
+    pub(super) fn only_pods(&self, allowed: &[&str]) -> Verdict {
         let now: BTreeSet<String> = self.pods()?.into_iter().collect();
         let wrong = now.iter().find(|pod| !allowed.contains(&pod.as_str()));
         ensure!(wrong.is_none(), "{}: answered by {now:?}, endpoints are {allowed:?}", self.what);
+        Ok(())
+    }
+
+    /// Nobody answers.
+    pub(super) fn no_pods(&self) -> Verdict {
+        let answered: Vec<String> = self.held.exchange()?.into_iter().flatten().map(|response| response.pod).collect();
+        ensure!(answered.is_empty(), "{}: answered by {answered:?}", self.what);
         Ok(())
     }
 
@@ -183,7 +190,7 @@ impl Flows<'_> {
 }
 
 /// Opens sockets to [`WEB`] from each vantage point in each family, and keeps them while `play` runs.
-fn with_held(
+pub(super) fn with_held(
     stage: &mut Stage,
     origins: &[Origin],
     transport: Transport,

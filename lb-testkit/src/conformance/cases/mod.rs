@@ -1,6 +1,7 @@
 //! The cases, by what they are about.
 
 mod affinity;
+mod draining;
 mod endpoints;
 mod isolation;
 mod reach;
@@ -18,7 +19,14 @@ macro_rules! cases {
 use cases;
 
 pub(super) fn all() -> Vec<Case> {
-    let all: [&[Case]; 6] =
-        [&reach::CASES, &endpoints::CASES, &selection::CASES, &affinity::CASES, &restart::CASES, &isolation::CASES];
+    let all: [&[Case]; 7] = [
+        &reach::CASES,
+        &endpoints::CASES,
+        &draining::CASES,
+        &selection::CASES,
+        &affinity::CASES,
+        &restart::CASES,
+        &isolation::CASES,
+    ];
     all.concat()
 }

@@ -1,6 +1,9 @@
 //! What a datapath holds, reports and keeps.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use lb_core::{
     addr::{BackendAddr, FrontendAddr},
@@ -190,8 +193,8 @@ struct Named {
 
 #[derive(Debug, PartialEq)]
 enum NamedTarget {
-    /// Lookup and backend of each slot, with whether it is local.
-    Set(Lookup, Vec<(BackendAddr, bool)>),
+    /// Lookup and backend of each slot, with whether it is local; and those that are draining, in order.
+    Set(Lookup, Vec<(BackendAddr, bool)>, BTreeSet<(BackendAddr, bool)>),
     Reject,
     Drop,
     Dangling,
@@ -227,7 +230,11 @@ fn by_name(state: &State) -> Named {
         Target::Set(id) => state
             .sets
             .get(&id)
-            .and_then(|set| Some(NamedTarget::Set(set.lookup, set.slots.iter().map(backend).collect::<Option<_>>()?)))
+            .and_then(|set| {
+                let slots = set.slots.iter().map(backend).collect::<Option<_>>()?;
+                let draining = set.draining.iter().map(backend).collect::<Option<_>>()?;
+                Some(NamedTarget::Set(set.lookup, slots, draining))
+            })
             .unwrap_or(NamedTarget::Dangling),
     };
     let frontends =

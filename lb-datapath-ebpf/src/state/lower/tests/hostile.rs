@@ -35,7 +35,7 @@ impl Edit {
             0 => self.entry_of(&mut maps.frontends),
             1 => self.entry_of(&mut maps.backends),
             2 => self.entry_of(&mut maps.sets),
-            3 => self.key_of(&mut maps.members),
+            3 => self.entry_of(&mut maps.members),
             4 => self.key_of(&mut maps.turns),
             5 => self.entry_of(&mut maps.cidrs),
             6 => maps.node = maps.node.map(|node| self.changed(&node)),
