@@ -132,6 +132,110 @@ fn who_finds_a_pool_full_waits_with_the_reason_and_is_next() {
     assert_eq!(node.json(&["status"])["addresses"]["unsatisfied"], 0);
 }
 
+const NO_POOL: &str = "no IPv4 address: there is no pool; create one";
+
+/// The reason in `ipam`, the condition and the status, and that nothing is held.
+fn assert_without_pool(node: &Node, services: &[&str]) {
+    let status = node.json_when(&["status"], |status| status["addresses"]["unsatisfied"] == services.len());
+    assert_eq!((&status["addresses"]["pools"], &status["addresses"]["held"]), (&0.into(), &0.into()));
+    let named: Vec<String> = services.iter().map(|name| format!("default/{name} (no_pool)")).collect();
+    let message = format!("services lack addresses: {}; see `lb service list`", named.join(", "));
+    assert_eq!(of_type(&status, "Unsatisfied")["message"], message);
+    let line = words(&node.ask(&["status"]), "addresses").join(" ");
+    assert!(line.ends_with("without an address"), "{line}");
+    for name in services {
+        let service = &node.json(&["service", "list", name])[0];
+        assert_eq!((&service["ipam"]["reason"], &service["ipam"]["message"]), (&"no_pool".into(), &NO_POOL.into()));
+        assert_eq!(of_type(service, "Unsatisfied")["message"], format!("no_pool: {NO_POOL}"));
+    }
+}
+
+/// What the agent wrote to its log by now.
+fn logged(node: &Node) -> String {
+    fs::read_to_string(node.path("log")).unwrap()
+}
+
+fn start_logging(node: &mut Node) {
+    let mut agent = node.agent();
+    let log = File::options().create(true).append(true).open(node.path("log")).unwrap();
+    node.start_with(agent.stderr(log));
+}
+
+#[test]
+fn the_last_pool_takes_no_address_away_without_a_word() {
+    let files = [("pool.yaml", &*blue()), ("a.yaml", &service("a", "")), ("b.yaml", &service("b", ""))];
+    let mut node = Node::new(&files);
+    start_logging(&mut node);
+    await_addresses(&node, &[("a", &["20.0.20.100"]), ("b", &["20.0.20.101"])]);
+    let plan = node.ask(&["pool", "plan", "--remove", "blue"]);
+    let row = words(&plan, "default/a").join(" ");
+    assert_eq!(row, format!("default/a 20.0.20.100 <none> {NO_POOL}"));
+    fs::remove_file(node.path("manifests/pool.yaml")).unwrap();
+    await_addresses(&node, &[("a", &[]), ("b", &[])]);
+    assert_without_pool(&node, &["a", "b"]);
+    let lost = |name: &str, ip: &str| {
+        let line = |line: &&str| line.contains("a service lost its addresses") && line.contains(name);
+        let log = logged(&node);
+        let line = log.lines().find(line).unwrap_or_else(|| panic!("no loss of {name} in {log}"));
+        assert!(line.contains("WARN") && line.contains(ip) && line.contains(NO_POOL), "{line}");
+    };
+    lost("default/a", "20.0.20.100");
+    lost("default/b", "20.0.20.101");
+    let explained = text(&node.ask(&["pool", "explain", "20.0.20.100"]).stdout);
+    assert!(explained.contains("is in no pool") && explained.contains("default/a"), "{explained}");
+    // The same after a restart, and if the pool goes while no agent is there.
+    node.stop(Signal::SIGTERM);
+    node.start();
+    assert_without_pool(&node, &["a", "b"]);
+    node.put("pool.yaml", &blue());
+    await_addresses(&node, &[("a", &["20.0.20.100"]), ("b", &["20.0.20.101"])]);
+    node.stop(Signal::SIGTERM);
+    fs::remove_file(node.path("manifests/pool.yaml")).unwrap();
+    fs::write(node.path("log"), "").unwrap();
+    start_logging(&mut node);
+    assert_without_pool(&node, &["a", "b"]);
+    let log = logged(&node);
+    assert_eq!(log.matches("a service lost its addresses").count(), 2, "{log}");
+    assert!(log.contains("20.0.20.100") && log.contains("20.0.20.101"), "{log}");
+}
+
+/// None of the manifests says when it was created.
+#[test]
+fn who_asks_first_is_served_first_whatever_the_names_are() {
+    let one = pool("one", "20.0.20.1", "20.0.20.1");
+    for restarts in [false, true] {
+        let mut node = Node::running(&[("pool.yaml", &one), ("zz.yaml", &service("zz", ""))]);
+        for name in ["yy", "mm", "aa"] {
+            node.put(&format!("{name}.yaml"), &service(name, ""));
+            node.json_when(&["service", "list"], |services| {
+                by_name(services, "ipam").get(name).is_some_and(|ipam| ipam["reason"] == "out_of_ips")
+            });
+        }
+        for (gone, next) in [("zz", "yy"), ("yy", "mm"), ("mm", "aa")] {
+            if restarts {
+                node.stop(Signal::SIGKILL);
+                node.start();
+            }
+            fs::remove_file(node.path(&format!("manifests/{gone}.yaml"))).unwrap();
+            await_address(&node, next, "20.0.20.1");
+        }
+    }
+}
+
+/// The status of a manifest is edited while the service has an address from a pool.
+#[test]
+fn an_address_from_a_pool_that_a_status_replaces_is_told() {
+    let node = Node::running(&[("pool.yaml", &blue()), ("a.yaml", &service("a", ""))]);
+    await_addresses(&node, &[("a", &["20.0.20.100"])]);
+    node.put("a.yaml", &service("a", "status: {loadBalancer: {ingress: [{ip: 203.0.113.5}]}}\n"));
+    await_addresses(&node, &[("a", &["203.0.113.5"])]);
+    let condition = of_type(&node.json(&["service", "list"])[0], "AddressReplaced")["message"].clone();
+    assert!(condition.as_str().unwrap().contains("in place of 20.0.20.100 from a pool"), "{condition}");
+    node.put("a.yaml", &service("a", ""));
+    await_addresses(&node, &[("a", &["20.0.20.100"])]);
+    assert!(!node.json(&["service", "list"])[0]["conditions"].to_string().contains("AddressReplaced"));
+}
+
 #[test]
 fn restarts_leave_every_service_where_it_was() {
     let node = Node::running(&[("pool.yaml", &blue()), ("a.yaml", &service("a", ""))]);

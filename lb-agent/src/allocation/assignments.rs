@@ -8,7 +8,11 @@ use std::{
 use lb_core::{model::Change, name::ServiceName};
 use lb_ipam::{Allocator, Answer, Classes, Edit, Entry, Ledger, Outcome, Pool, PoolName, Request, Settings, Timestamp};
 
-use super::{by_hand::ByHand, claims::Claims, ledger::Remembered};
+use super::{
+    by_hand::ByHand,
+    claims::Claims,
+    stored::{FirstSeen, Remembered},
+};
 
 /// How the reason of an address that is reserved for another service begins.
 const CLAIMED: &str = "an address that service ";
@@ -19,8 +23,10 @@ pub(super) struct Assignments {
     allocator: Allocator,
     by_hand: ByHand,
     pools: BTreeMap<PoolName, Pool>,
-    /// When pools were seen first whose manifests do not say when they were made.
-    first_seen: BTreeMap<PoolName, Timestamp>,
+    /// When pools and services were seen first whose manifests do not say when they were made.
+    first_seen: FirstSeen,
+    /// How often `first_seen` changed.
+    sightings: u64,
     load_balancers: BTreeMap<ServiceName, LoadBalancer>,
     /// Services that are there and cannot be read.
     kept: BTreeSet<ServiceName>,
@@ -37,6 +43,22 @@ struct LoadBalancer {
     foreign: Option<String>,
     /// What its status names.
     published: Vec<IpAddr>,
+}
+
+/// Gives what does not say when it was made the time at which it was seen first. Whether that is now.
+fn date<K: Clone + Ord>(seen: &mut BTreeMap<K, Timestamp>, name: &K, created: &mut Timestamp, now: Timestamp) -> bool {
+    let is_new = !seen.contains_key(name);
+    *created = *seen.entry(name.clone()).or_insert(now);
+    is_new
+}
+
+/// Whether the ledger says that the service has the address, or was the last to have it.
+fn is_remembered(ledger: &impl Ledger, service: &ServiceName, address: IpAddr) -> bool {
+    match ledger.get(address) {
+        Some(Entry::Held(holders)) => holders.names().contains(service),
+        Some(Entry::Freed(freed)) => freed.last == *service,
+        Some(Entry::Reserved(_) | Entry::Conflict(_)) | None => false,
+    }
 }
 
 /// What came of edits.
@@ -59,6 +81,7 @@ impl Assignments {
             by_hand: ByHand::default(),
             pools: BTreeMap::new(),
             first_seen,
+            sightings: 0,
             load_balancers: BTreeMap::new(),
             kept: BTreeSet::new(),
             claims: Claims::default(),
@@ -74,8 +97,13 @@ impl Assignments {
         &self.pools
     }
 
-    pub(super) fn first_seen(&self) -> &BTreeMap<PoolName, Timestamp> {
+    pub(super) fn first_seen(&self) -> &FirstSeen {
         &self.first_seen
+    }
+
+    /// A number that is another one whenever [`first_seen`](Self::first_seen) is.
+    pub(super) fn sightings(&self) -> u64 {
+        self.sightings
     }
 
     /// Takes in what services ask of pools, and what else changes.
@@ -85,7 +113,8 @@ impl Assignments {
         let touches_pools = edits.iter().any(|edit| matches!(edit, Edit::UpsertPool(_) | Edit::RemovePool(_)));
         edits.iter_mut().for_each(|edit| self.date(edit, now));
         edits.iter().for_each(|edit| self.note(edit, &mut effect.touched));
-        for edit in self.by_hand.translate(edits) {
+        let ledger = self.allocator.ledger();
+        for edit in self.by_hand.translate(edits, |service, address| is_remembered(ledger, service, address)) {
             self.allocator.handle_edit(edit);
         }
         for change in changes {
@@ -113,9 +142,13 @@ impl Assignments {
         holders
     }
 
-    /// Forgets pools that are not there, once all are known that are.
-    pub(super) fn forget_other_pools(&mut self) {
-        self.first_seen.retain(|name, _| self.pools.contains_key(name));
+    /// Forgets pools and services that are not there, once all are known that are.
+    pub(super) fn forget_others(&mut self) {
+        let FirstSeen { pools, services } = &mut self.first_seen;
+        let before = pools.len() + services.len();
+        pools.retain(|name, _| self.pools.contains_key(name));
+        services.retain(|name, _| self.load_balancers.contains_key(name) || self.kept.contains(name));
+        self.sightings += u64::from(before != pools.len() + services.len());
     }
 
     /// Brings everything in order; the changes of the ledger are counted together.
@@ -127,7 +160,7 @@ impl Assignments {
 
     /// What a service gets from pools; `None` if its addresses do not come from there.
     pub(super) fn answer(&self, service: &ServiceName) -> Option<&Answer> {
-        self.allocator.answer(service).filter(|_| !self.pools.is_empty())
+        self.allocator.answer(service)
     }
 
     /// The addresses that a service should have, `None` for those that its status names.
@@ -147,21 +180,52 @@ impl Assignments {
         self.by_hand.outside(service)
     }
 
+    /// Services that get their addresses here, and what they get.
+    pub(super) fn answered(&self) -> impl Iterator<Item = (&ServiceName, &Answer)> {
+        self.load_balancers.keys().filter_map(|name| Some((name, self.answer(name)?)))
+    }
+
+    /// Those of them that lack something.
+    pub(super) fn unsatisfied(&self) -> impl Iterator<Item = (&ServiceName, &Answer)> {
+        self.answered().filter(|(_, answer)| !answer.is_satisfied())
+    }
+
+    /// The class of a service of type LoadBalancer, if another program allocates for it.
+    pub(super) fn class_of(&self, service: &ServiceName) -> Option<Option<&str>> {
+        self.load_balancers.get(service).map(|it| it.foreign.as_deref())
+    }
+
+    /// Addresses from pools that a service was the last to have, if it has those of its status in their place. They are
+    /// remembered for about an hour.
+    pub(super) fn by_hand_instead(&self, service: &ServiceName) -> Vec<IpAddr> {
+        if self.answer(service).is_some() || self.by_hand.outside(service).next().is_none() {
+            return Vec::new();
+        }
+        let left = |entry: &Entry| matches!(entry, Entry::Freed(freed) if freed.last == *service);
+        self.allocator.ledger().entries().filter(|(_, entry)| left(entry)).map(|(address, _)| address).collect()
+    }
+
     /// Services of type LoadBalancer, with their class if another program allocates for it.
     pub(super) fn load_balancers(&self) -> impl Iterator<Item = (&ServiceName, Option<&str>)> {
         self.load_balancers.iter().map(|(name, it)| (name, it.foreign.as_deref()))
     }
 
     /// A pool that does not say when it was made is as old as we know it to be: it must not take the addresses of one
-    /// that was there before.
+    /// that was there before. Likewise a service that waits must not be overtaken by one that came later.
     fn date(&mut self, edit: &mut Edit, now: Timestamp) {
-        match edit {
-            Edit::UpsertPool(pool) if pool.created == Timestamp::default() => {
-                pool.created = *self.first_seen.entry(pool.name.clone()).or_insert(now);
+        let FirstSeen { pools, services } = &mut self.first_seen;
+        let is_dated = |created: Timestamp| created != Timestamp::default();
+        self.sightings += u64::from(match edit {
+            Edit::UpsertPool(pool) if !is_dated(pool.created) => date(pools, &pool.name, &mut pool.created, now),
+            Edit::UpsertPool(Pool { name, .. }) | Edit::RemovePool(name) => pools.remove(name).is_some(),
+            Edit::UpsertService(request) if request.load_balancer && !is_dated(request.created) => {
+                date(services, &request.service, &mut request.created, now)
             }
-            Edit::UpsertPool(Pool { name, .. }) | Edit::RemovePool(name) => drop(self.first_seen.remove(name)),
-            Edit::UpsertService(_) | Edit::KeepService(_) | Edit::RemoveService(_) | Edit::SetSettings(_) => {}
-        }
+            Edit::UpsertService(Request { service: name, .. }) | Edit::RemoveService(name) => {
+                services.remove(name).is_some()
+            }
+            Edit::KeepService(_) | Edit::SetSettings(_) => false,
+        });
     }
 
     fn note(&mut self, edit: &Edit, touched: &mut BTreeSet<ServiceName>) {

@@ -19,16 +19,18 @@ pub(super) struct ByHand {
 
 impl ByHand {
     /// The edits as the allocator should take them: a service none of whose addresses lies in a pool is left alone.
-    /// While there is no pool at all, so are those whose addresses came from an allocator.
-    pub(super) fn translate(&mut self, edits: Vec<Edit>) -> Vec<Edit> {
+    /// While there is no pool at all, so are those whose addresses came from an allocator, unless it is this one:
+    /// `is_ours` is whether the ledger remembers that a service had an address.
+    pub(super) fn translate(&mut self, edits: Vec<Edit>, is_ours: impl Fn(&ServiceName, IpAddr) -> bool) -> Vec<Edit> {
         let touches_pools = edits.iter().any(|edit| matches!(edit, Edit::UpsertPool(_) | Edit::RemovePool(_)));
         edits.iter().for_each(|edit| self.note(edit));
         if touches_pools {
             self.ranges = merge(self.pools.values().flatten().copied().collect());
         }
-        let mut translated: Vec<Edit> = edits.into_iter().map(|edit| self.translated(edit)).collect();
+        let mut translated: Vec<Edit> = edits.into_iter().map(|edit| self.translated(edit, &is_ours)).collect();
         if touches_pools {
-            translated.extend(self.requests.values().map(|request| Edit::UpsertService(self.asked(request.clone()))));
+            let again = self.requests.values().map(|request| self.asked(request.clone(), &is_ours));
+            translated.extend(again.map(Edit::UpsertService));
         }
         translated
     }
@@ -53,17 +55,19 @@ impl ByHand {
         }
     }
 
-    fn translated(&self, edit: Edit) -> Edit {
+    fn translated(&self, edit: Edit, is_ours: impl Fn(&ServiceName, IpAddr) -> bool) -> Edit {
         match edit {
-            Edit::UpsertService(request) => Edit::UpsertService(self.asked(request)),
+            Edit::UpsertService(request) => Edit::UpsertService(self.asked(request, is_ours)),
             other => other,
         }
     }
 
-    fn asked(&self, request: Request) -> Request {
+    fn asked(&self, request: Request, is_ours: impl Fn(&ServiceName, IpAddr) -> bool) -> Request {
+        let published = &request.published.addresses;
+        let is_anothers = || self.pools.is_empty() && !published.iter().any(|ip| is_ours(&request.service, *ip));
         let is_foreign = has_addresses(&request)
-            && (is_by_hand(&request) || self.pools.is_empty())
-            && !request.published.addresses.iter().any(|ip| self.is_in_a_pool(*ip));
+            && (is_by_hand(&request) || is_anothers())
+            && !published.iter().any(|ip| self.is_in_a_pool(*ip));
         Request { load_balancer: request.load_balancer && !is_foreign, ..request }
     }
 
@@ -112,6 +116,11 @@ mod tests {
         Request { published: Status::of(&addresses), ..Request::new("default", name) }
     }
 
+    /// The ledger is empty.
+    fn nobody(_: &ServiceName, _: IpAddr) -> bool {
+        false
+    }
+
     /// Names of services in the order of the edits; a `-` marks those that are left alone.
     fn told(edits: &[Edit]) -> Vec<String> {
         let told = |edit: &Edit| match edit {
@@ -132,15 +141,15 @@ mod tests {
             service("out", &["198.51.100.7"]),
             service("both", &["192.0.2.8", "2001:db8::8"]),
         ];
-        let edits = by_hand.translate(services.into_iter().map(Edit::UpsertService).collect());
+        let edits = by_hand.translate(services.into_iter().map(Edit::UpsertService).collect(), nobody);
         assert_eq!(told(&edits), ["none", "-in", "-out", "-both"]);
         let pool = Pool::new("p", &["192.0.2.0/25", "192.0.2.0-192.0.2.3", "192.0.2.64/26", "not a block"]);
-        let edits = by_hand.translate(vec![Edit::UpsertPool(pool.clone())]);
+        let edits = by_hand.translate(vec![Edit::UpsertPool(pool.clone())], nobody);
         assert_eq!(told(&edits), ["both", "in", "-out"]);
         let both: Vec<_> = by_hand.outside(&ServiceName::new("default", "both")).collect();
         assert_eq!(both, ["2001:db8::8".parse::<IpAddr>().unwrap()]);
-        let edits = by_hand
-            .translate(vec![Edit::RemovePool(pool.name), Edit::RemoveService(ServiceName::new("default", "in"))]);
+        let gone = vec![Edit::RemovePool(pool.name), Edit::RemoveService(ServiceName::new("default", "in"))];
+        let edits = by_hand.translate(gone, nobody);
         assert_eq!(told(&edits), ["-both", "-out"]);
     }
 
@@ -150,16 +159,20 @@ mod tests {
         let mut request = service("web", &["198.51.100.7"]);
         request.published.condition =
             Some(Condition { satisfied: true, reason: "satisfied".into(), message: String::new() });
-        assert_eq!(told(&by_hand.translate(vec![Edit::UpsertService(request)])), ["-web"]);
+        assert_eq!(told(&by_hand.translate(vec![Edit::UpsertService(request)], nobody)), ["-web"]);
         let pool = Edit::UpsertPool(Pool::new("p", &["192.0.2.0/24"]));
-        assert_eq!(told(&by_hand.translate(vec![pool])), ["web"]);
+        assert_eq!(told(&by_hand.translate(vec![pool], nobody)), ["web"]);
+        // The last pool goes. If the address was one of this agent's, the service asks for another one.
+        let gone = || vec![Edit::RemovePool("p".into())];
+        assert_eq!(told(&by_hand.clone().translate(gone(), |_, ip| ip.to_string() == "198.51.100.7")), ["web"]);
+        assert_eq!(told(&by_hand.translate(gone(), nobody)), ["-web"]);
         assert_eq!(by_hand.outside(&ServiceName::new("default", "web")).count(), 0);
     }
 
     #[test]
     fn pools_at_both_ends_of_a_family_are_found() {
         let mut by_hand = ByHand::default();
-        by_hand.translate(vec![Edit::UpsertPool(Pool::new("p", &["::/0", "0.0.0.0/1", "255.0.0.0/8"]))]);
+        by_hand.translate(vec![Edit::UpsertPool(Pool::new("p", &["::/0", "0.0.0.0/1", "255.0.0.0/8"]))], nobody);
         for (address, expected) in
             [("::", true), ("ffff::", true), ("0.0.0.0", true), ("128.0.0.0", false), ("255.255.255.255", true)]
         {

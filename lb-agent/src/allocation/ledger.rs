@@ -4,18 +4,16 @@
 //! disk. Whatever fails on the way, the old file is there and complete.
 
 use std::{
-    collections::BTreeMap,
     fs::{self, File, OpenOptions},
     io::{self, BufWriter, Read},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
 
-use lb_ipam::{Ledger, PoolName, Timestamp};
+use lb_ipam::Ledger;
 use nix::fcntl::OFlag;
 
-pub(super) use super::stored::Remembered;
-use super::stored::{self, Problem, VERSION};
+use super::stored::{self, FirstSeen, Problem, Remembered, VERSION};
 
 const NAME: &str = "ledger.json";
 const DRAFT: &str = "ledger.json.new";
@@ -106,11 +104,7 @@ impl LedgerFile {
     }
 
     /// Returns when what it writes would survive a crash of the machine.
-    pub(super) fn write(
-        &self,
-        ledger: &impl Ledger,
-        first_seen: &BTreeMap<PoolName, Timestamp>,
-    ) -> Result<(), LedgerWriteError> {
+    pub(super) fn write(&self, ledger: &impl Ledger, first_seen: &FirstSeen) -> Result<(), LedgerWriteError> {
         let (path, draft) = (self.path(), self.directory.join(DRAFT));
         let at = |path: &Path| {
             let path = path.to_owned();
@@ -123,7 +117,7 @@ impl LedgerFile {
 }
 
 /// Whatever is in the way goes first: what a crash or a full disk left, or what others put there.
-fn write_new(draft: &Path, ledger: &impl Ledger, first_seen: &BTreeMap<PoolName, Timestamp>) -> io::Result<()> {
+fn write_new(draft: &Path, ledger: &impl Ledger, first_seen: &FirstSeen) -> io::Result<()> {
     match fs::remove_file(draft) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
@@ -139,7 +133,7 @@ mod tests {
     use std::sync::Arc;
 
     use lb_core::name::ServiceName;
-    use lb_ipam::{Entry, Freed, Holders};
+    use lb_ipam::{Entry, Freed, Holders, PoolName, Timestamp};
 
     use super::*;
 
@@ -154,7 +148,8 @@ mod tests {
             ("2001:db8::1", Entry::Conflict("02:00:00:00:00:01".into())),
         ];
         let ledger = entries.into_iter().map(|(address, entry)| (address.parse().unwrap(), entry)).collect();
-        Remembered { ledger, first_seen: [(PoolName::new("blue"), at(7))].into() }
+        let (pools, services) = ([(PoolName::new("blue"), at(7))].into(), [(api, at(8)), (web, at(9))].into());
+        Remembered { ledger, first_seen: FirstSeen { pools, services } }
     }
 
     fn put(file: &LedgerFile, all: &Remembered) -> Result<(), LedgerWriteError> {
@@ -174,6 +169,17 @@ mod tests {
         assert_eq!(names, [NAME]);
         let text = fs::read_to_string(file.path()).unwrap();
         assert!(text.contains("\n{\"address\":\"192.0.2.1\",\"held\":[\"shop/web\",\"shop/api\"]},\n"), "{text}");
+    }
+
+    #[test]
+    fn a_ledger_of_the_version_before_is_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = LedgerFile::in_directory(directory.path());
+        let entry = r#"{"address":"192.0.2.1","held":["shop/web","shop/api"]}"#;
+        fs::write(file.path(), format!(r#"{{"version":1,"pools":{{"blue":7}},"entries":[{entry}]}}"#)).unwrap();
+        let read = file.read().unwrap();
+        assert_eq!(read.first_seen, FirstSeen { services: [].into(), ..remembered().first_seen });
+        assert_eq!(read.ledger.get([192, 0, 2, 1].into()), remembered().ledger.get([192, 0, 2, 1].into()));
     }
 
     #[test]
@@ -210,7 +216,9 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let file = LedgerFile::in_directory(directory.path());
         for (text, expected) in [
-            (r#"{"version":2,"entries":[]}"#, "has version 2"),
+            (r#"{"version":3,"entries":[]}"#, "has version 3, and this program reads 2"),
+            (r#"{"version":0,"entries":[]}"#, "has version 0"),
+            (r#"{"version":2,"services":{"web":1},"entries":[]}"#, "`web` is no service"),
             (r#"{"entries":[]}"#, "missing field `version`"),
             (r#"{"version":1,"entries":[],"more":1}"#, "unknown field `more`"),
             (r#"{"version":1,"entries":[{"address":"192.0.2.1"}]}"#, "192.0.2.1: expected one of held, freed"),

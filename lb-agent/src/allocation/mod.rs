@@ -7,6 +7,7 @@
 mod assignments;
 mod by_hand;
 mod claims;
+mod journal;
 mod ledger;
 mod plan;
 mod rules;
@@ -21,7 +22,7 @@ use std::{
 };
 
 use lb_core::{model::Change, name::ServiceName};
-use lb_ipam::{Condition, Edit, Ledger, Status, Timestamp};
+use lb_ipam::{Edit, Ledger, Status, Timestamp};
 
 pub use self::ledger::LedgerFileError;
 pub(crate) use self::plan::{PlannedEdits, contradiction};
@@ -29,6 +30,7 @@ pub(crate) use self::plan::{PlannedEdits, contradiction};
 pub(crate) use self::stored::read_any;
 use self::{
     assignments::{Assignments, Effect},
+    journal::{Journal, Line},
     ledger::LedgerFile,
     writer::LedgerWriter,
 };
@@ -42,6 +44,7 @@ const BREATH: Duration = Duration::from_millis(100);
 pub(crate) struct Allocation {
     assignments: Assignments,
     writer: LedgerWriter,
+    journal: Journal,
     /// Whether the first listing is complete.
     is_listed: bool,
     /// Services whose answers are not applied yet.
@@ -62,7 +65,8 @@ impl Allocation {
             tracing::info!(ledger = %file.path().display(), held, "read the ledger of addresses");
         }
         Ok(Self {
-            writer: LedgerWriter::new(file, &remembered),
+            writer: LedgerWriter::new(file),
+            journal: Journal::new(&remembered.ledger),
             assignments: Assignments::new(rules::settings(config), remembered),
             is_listed: false,
             held_back: BTreeSet::new(),
@@ -89,7 +93,7 @@ impl Allocation {
     pub(crate) fn settle_first(&mut self, knows_all_pools: bool, now: Timestamp) -> Settled {
         self.is_listed = true;
         if knows_all_pools {
-            self.assignments.forget_other_pools();
+            self.assignments.forget_others();
         }
         self.settle_all(true, now)
     }
@@ -116,10 +120,9 @@ impl Allocation {
 
     fn settle_all(&mut self, is_start: bool, now: Timestamp) -> Settled {
         let outcome = self.assignments.settle(now);
-        if !self.assignments.pools().is_empty() {
-            log(&outcome.writes, is_start);
-        }
+        self.journal.lines(&self.assignments, &outcome, &self.held_back, is_start).iter().for_each(Line::log);
         self.held_back.extend(outcome.writes.iter().map(|(service, _)| service.clone()));
+        self.held_back.extend(outcome.released.iter().map(|released| released.service.clone()));
         self.unpublished.extend(outcome.writes);
         let next = self.assignments.allocator().poll_timeout().map(|(at, _)| at);
         self.due = if outcome.unfinished { Some(now + BREATH) } else { next };
@@ -155,26 +158,4 @@ pub(crate) struct Settled {
     pub(crate) grants: Vec<Grant>,
     /// Statuses to publish, in order of the services' names: none while the ledger cannot be written.
     pub(crate) statuses: Vec<(ServiceName, Status)>,
-}
-
-/// Most services that are logged one by one.
-const MAX_LOGGED: usize = 10;
-
-/// At a start, what services have is no news: one line for all of them.
-fn log(writes: &[(ServiceName, Status)], is_start: bool) {
-    let refusal = |status: &Status| status.condition.clone().filter(|condition| !condition.satisfied);
-    if is_start || writes.len() > MAX_LOGGED {
-        let unsatisfied = writes.iter().filter(|(_, status)| refusal(status).is_some()).count();
-        return tracing::info!(services = writes.len(), unsatisfied, "addresses assigned");
-    }
-    for (service, status) in writes {
-        let addresses: Vec<String> = status.addresses.iter().map(ToString::to_string).collect();
-        match refusal(status) {
-            Some(Condition { reason, message, .. }) => {
-                tracing::warn!(%service, ?addresses, %reason, message, "a request for addresses is refused");
-            }
-            None if addresses.is_empty() => tracing::info!(%service, "addresses released"),
-            None => tracing::info!(%service, ?addresses, "addresses assigned"),
-        }
-    }
 }

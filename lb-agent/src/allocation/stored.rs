@@ -11,15 +11,26 @@ use lb_core::name::ServiceName;
 use lb_ipam::{Entry, Freed, Holders, Ledger, MemoryLedger, PoolName, Timestamp};
 use serde::{Deserialize, Serialize};
 
-pub(super) const VERSION: u32 = 1;
+/// The version that is written. It is 2 since services are dated: an older program would take the file for damaged.
+pub(super) const VERSION: u32 = 2;
+/// The oldest version that is read.
+const OLDEST: u32 = 1;
 
 /// What must survive the agent.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Remembered {
     /// Who has which address.
     pub(super) ledger: MemoryLedger,
-    /// When pools were seen first that do not say when they were made.
-    pub(super) first_seen: BTreeMap<PoolName, Timestamp>,
+    /// When pools and services were seen first that do not say when they were made.
+    pub(super) first_seen: FirstSeen,
+}
+
+/// When objects were seen first that do not say when they were made.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct FirstSeen {
+    pub(super) pools: BTreeMap<PoolName, Timestamp>,
+    /// Of services that get their addresses here: who came first is served first.
+    pub(super) services: BTreeMap<ServiceName, Timestamp>,
 }
 
 /// Why a text is not that.
@@ -37,6 +48,8 @@ struct Stored {
     _version: u32,
     #[serde(default)]
     pools: BTreeMap<String, u64>,
+    #[serde(default)]
+    services: BTreeMap<String, u64>,
     entries: Vec<Line>,
 }
 
@@ -73,7 +86,7 @@ struct StoredFreed {
 pub(super) fn parse(text: &[u8]) -> Result<Remembered, Problem> {
     let unreadable = |error: serde_json::Error| Problem::Damage(error.to_string());
     let Version { version } = serde_json::from_slice(text).map_err(unreadable)?;
-    if version != VERSION {
+    if !(OLDEST..=VERSION).contains(&version) {
         return Err(Problem::Version(version));
     }
     let stored: Stored = serde_json::from_slice(text).map_err(unreadable)?;
@@ -83,19 +96,24 @@ pub(super) fn parse(text: &[u8]) -> Result<Remembered, Problem> {
     if ledger.entries().count() != count {
         return Err(Problem::Damage("an address is in it twice".into()));
     }
-    let pools = stored.pools.into_iter();
-    let first_seen = pools.map(|(name, at)| (PoolName::new(&name), Timestamp::from_millis(at))).collect();
-    Ok(Remembered { ledger, first_seen })
+    let pools = stored.pools.into_iter().map(|(name, at)| (PoolName::new(&name), Timestamp::from_millis(at)));
+    let services = stored.services.into_iter().map(|(name, at)| Ok((service(&name)?, Timestamp::from_millis(at))));
+    let services = services.collect::<Result<_, _>>().map_err(Problem::Damage)?;
+    Ok(Remembered { ledger, first_seen: FirstSeen { pools: pools.collect(), services } })
 }
 
 pub(super) fn render(
     mut to: impl Write,
     ledger: &impl Ledger,
-    first_seen: &BTreeMap<PoolName, Timestamp>,
+    FirstSeen { pools, services }: &FirstSeen,
 ) -> io::Result<()> {
-    let pools: BTreeMap<&str, u64> = first_seen.iter().map(|(name, at)| (name.as_str(), at.as_millis())).collect();
+    let pools: BTreeMap<&str, u64> = pools.iter().map(|(name, at)| (name.as_str(), at.as_millis())).collect();
+    let services: BTreeMap<String, u64> =
+        services.iter().map(|(name, at)| (name.to_string(), at.as_millis())).collect();
     write!(to, "{{\"version\":{VERSION},\"pools\":")?;
     serde_json::to_writer(&mut to, &pools)?;
+    to.write_all(b",\n\"services\":")?;
+    serde_json::to_writer(&mut to, &services)?;
     to.write_all(b",\"entries\":[")?;
     for (index, (address, entry)) in ledger.entries().enumerate() {
         to.write_all(if index == 0 { b"\n" } else { b",\n" })?;

@@ -1,6 +1,6 @@
 //! Pools and addresses, in the words of the API.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use lb_ipam::{
     AddressReport, AddressState, Answer, Counts, Expression, Ledger, Operator, Pool, PoolName, PoolProblem, PoolStatus,
@@ -54,7 +54,8 @@ impl Allocation {
                 let why = "is not one of this agent's, so it gets no addresses here; see --load-balancer-class";
                 ("Unsatisfied", format!("load-balancer class {class} {why}"))
             });
-            let conditions = refused.into_iter().chain(left);
+            let instead = instead_of_pools(self.assignments.by_hand_instead(name));
+            let conditions = refused.into_iter().chain(left).chain(instead);
             service.conditions.extend(conditions.map(|(kind, message)| api::Condition { kind: kind.into(), message }));
         }
     }
@@ -82,9 +83,7 @@ impl Allocation {
         if let Some(problem) = self.writer.problem() {
             conditions.push(api::Condition { kind: "LedgerNotWritten".into(), message: problem.into() });
         }
-        let answers =
-            self.assignments.load_balancers().filter_map(|(name, _)| Some((name, self.assignments.answer(name)?)));
-        let waiting: Vec<(&ServiceName, &Answer)> = answers.filter(|(_, answer)| !answer.is_satisfied()).collect();
+        let waiting: Vec<(&ServiceName, &Answer)> = self.assignments.unsatisfied().collect();
         conditions.extend(unsatisfied(&waiting));
         let entries = self.assignments.allocator().ledger().entries();
         status.addresses = api::Addresses {
@@ -95,6 +94,17 @@ impl Allocation {
         status.conditions.extend(conditions);
         status.conditions.sort();
     }
+}
+
+/// That a service has the addresses of its status in place of one that it had from a pool a short time ago.
+fn instead_of_pools(left: Vec<IpAddr>) -> Option<(&'static str, String)> {
+    let left: Vec<String> = left.iter().map(ToString::to_string).collect();
+    let message = format!(
+        "its status names addresses that are in no pool, so they are served as they are, in place of {} from a pool; \
+         to get an address from a pool, take the others out of the status",
+        left.join(", ")
+    );
+    (!left.is_empty()).then_some(("AddressReplaced", message))
 }
 
 /// Whether nobody has it or had it a short time ago.
@@ -180,7 +190,7 @@ fn counts(counts: &Counts) -> api::PoolCounts {
 
 fn address(report: &AddressReport) -> api::PoolAddress {
     let (state, services, until) = match &report.state {
-        AddressState::Outside => (api::AddressState::Outside, Vec::new(), None),
+        AddressState::Outside { last } => (api::AddressState::Outside, last.iter().cloned().collect(), None),
         AddressState::Free => (api::AddressState::Free, Vec::new(), None),
         AddressState::Reserved(_) => (api::AddressState::Reserved, Vec::new(), None),
         AddressState::Held(services) => (api::AddressState::Held, services.clone(), None),

@@ -1,14 +1,11 @@
 //! Keeps the file of the ledger up to date, and knows when it is not.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 use lb_core::time::Backoff;
-use lb_ipam::{MemoryLedger, PoolName, Timestamp};
+use lb_ipam::{MemoryLedger, Timestamp};
 
-use super::{
-    assignments::Assignments,
-    ledger::{LedgerFile, Remembered},
-};
+use super::{assignments::Assignments, ledger::LedgerFile, stored::Remembered};
 
 /// After a write that failed.
 const BACKOFF: Backoff<Timestamp> = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
@@ -18,22 +15,22 @@ const BACKOFF: Backoff<Timestamp> = Backoff::new(Duration::from_secs(1), Duratio
 pub(super) struct LedgerWriter {
     file: LedgerFile,
     is_behind: bool,
-    /// As the file has it.
-    first_seen: BTreeMap<PoolName, Timestamp>,
+    /// Those that the file has: see [`Assignments::sightings`].
+    sightings: u64,
     backoff: Backoff<Timestamp>,
     /// Why the last write failed.
     problem: Option<String>,
 }
 
 impl LedgerWriter {
-    /// For a file in which this was found.
-    pub(super) fn new(file: LedgerFile, remembered: &Remembered) -> Self {
-        Self { file, is_behind: false, first_seen: remembered.first_seen.clone(), backoff: BACKOFF, problem: None }
+    /// For a file that has everything so far.
+    pub(super) fn new(file: LedgerFile) -> Self {
+        Self { file, is_behind: false, sightings: 0, backoff: BACKOFF, problem: None }
     }
 
     /// Writes what the file lacks, since `is_changed` or before. Whether it lacks nothing now.
     pub(super) fn write(&mut self, assignments: &Assignments, is_changed: bool, now: Timestamp) -> bool {
-        self.is_behind |= is_changed || self.first_seen != *assignments.first_seen();
+        self.is_behind |= is_changed || self.sightings != assignments.sightings();
         if !self.is_behind {
             return true;
         }
@@ -44,7 +41,7 @@ impl LedgerWriter {
                     tracing::info!("writing the ledger of addresses succeeds again");
                 }
                 self.is_behind = false;
-                self.first_seen.clone_from(assignments.first_seen());
+                self.sightings = assignments.sightings();
             }
             Err(error) => {
                 let delay = self.backoff.fail(now);
@@ -89,7 +86,7 @@ mod tests {
     #[test]
     fn what_cannot_be_written_is_tried_again_later_and_later() {
         let directory = tempfile::tempdir().unwrap();
-        let mut writer = LedgerWriter::new(LedgerFile::in_directory(directory.path()), &Remembered::default());
+        let mut writer = LedgerWriter::new(LedgerFile::in_directory(directory.path()));
         let blocker = directory.path().join("ledger.json.new");
         fs::create_dir(&blocker).unwrap();
         let mut assignments = Assignments::new(Settings::default(), Remembered::default());

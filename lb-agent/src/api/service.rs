@@ -20,7 +20,7 @@ pub struct Service {
     /// Addresses outside of the cluster: those of the load balancer, then external ones.
     #[serde(default)]
     pub external_ips: Vec<IpAddr>,
-    /// What it got from pools; `None` if its addresses do not come from pools.
+    /// What it got from pools, or why it got nothing; `None` if it gets its addresses elsewhere.
     #[serde(default)]
     pub ipam: Option<Ipam>,
     /// Ports, as `80/TCP` or `80:30080/TCP`.

@@ -55,7 +55,7 @@ fn table(status: &Status) -> String {
         ),
     );
     let addresses = &status.addresses;
-    if addresses.pools > 0 {
+    if addresses.pools > 0 || addresses.unsatisfied > 0 {
         let lacking = match addresses.unsatisfied {
             0 => String::new(),
             lacking => format!(", {} without an address", count(lacking, "service")),

@@ -36,7 +36,10 @@ pub enum KeptFor {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AddressState {
     /// In no pool, and nobody has it.
-    Outside,
+    Outside {
+        /// The service that had it, for as long as that is remembered.
+        last: Option<ServiceName>,
+    },
     /// Allocatable.
     Free,
     /// For nobody, as it is or as its pool is.
@@ -86,7 +89,9 @@ impl<L: Ledger> Allocator<L> {
     /// The state of an address without a holder. An address that cannot be allocated is reserved, even if its
     /// quarantine has not ended.
     fn state_in_pool(&self, address: IpAddr, freed: Option<&Freed>) -> AddressState {
-        let Some(owner) = self.catalog.owner(address) else { return AddressState::Outside };
+        let Some(owner) = self.catalog.owner(address) else {
+            return AddressState::Outside { last: freed.map(|freed| freed.last.clone()) };
+        };
         let reserved = owner.usable.reserved_by(address, &owner.pool, &self.settings);
         let out_of_service = || {
             let why = owner.out_of_service()?;
@@ -132,7 +137,13 @@ impl fmt::Display for AddressReport {
 impl fmt::Display for AddressState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Outside => f.write_str("is in no pool"),
+            Self::Outside { last: None } => f.write_str("is in no pool"),
+            Self::Outside { last: Some(last) } => {
+                write!(
+                    f,
+                    "is in no pool; service {last} had it until a moment ago, and gets it back if a pool has it again"
+                )
+            }
             Self::Free => f.write_str("free"),
             Self::Reserved(by) => by.fmt(f),
             Self::Held(holders) => {

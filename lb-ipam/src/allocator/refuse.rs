@@ -12,12 +12,13 @@ use crate::{
 const LOOKED_AT: usize = 32;
 
 impl<L: Ledger> Allocator<L> {
-    /// Whether there is the pool that the service wants, if it takes no other.
+    /// Whether there is a pool, and the one that the service wants, if it takes no other.
     pub(super) fn check_choice(&self, request: &Request) -> Result<(), Cause> {
         match &request.pool {
             PoolChoice::Only(pool) if self.catalog.named(pool).is_none() => {
                 Err(Cause::NoSuchPool { pool: pool.clone() })
             }
+            PoolChoice::Prefer(_) | PoolChoice::Any if self.catalog.pools.is_empty() => Err(Cause::NoPools),
             PoolChoice::Only(_) | PoolChoice::Prefer(_) | PoolChoice::Any => Ok(()),
         }
     }
@@ -32,6 +33,9 @@ impl<L: Ledger> Allocator<L> {
     ) -> Cause {
         if let PoolChoice::Only(pool) = &request.pool {
             return self.only_pool_refuses(pool, request, family, refusing);
+        }
+        if self.catalog.pools.is_empty() {
+            return Cause::NoPools;
         }
         refusing.retain(|(_, why)| *why != PoolRefusal::Selector);
         refusing.sort_by_key(|(_, why)| why.rank());

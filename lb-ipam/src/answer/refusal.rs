@@ -71,6 +71,9 @@ impl fmt::Display for Requested {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Cause {
+    /// There is no pool at all.
+    #[error("there is no pool; create one")]
+    NoPools,
     /// No block of any pool contains the address.
     #[error("no pool has a block containing it; add one, or ask for another address")]
     InNoPool,
@@ -164,7 +167,7 @@ impl Cause {
     #[must_use]
     pub fn reason(&self) -> Reason {
         match self {
-            Self::InNoPool | Self::NoSuchPool { .. } => Reason::NoPool,
+            Self::NoPools | Self::InNoPool | Self::NoSuchPool { .. } => Reason::NoPool,
             Self::NoneGives { pools, .. } => refusing_pools::reason(pools),
             Self::NotFromPool { why, .. } => why.reason(),
             Self::Held { .. } | Self::Outrun { .. } => Reason::AlreadyAllocated,

@@ -103,7 +103,7 @@ fn a_plan_says_what_becomes_of_it() {
     assert_eq!(moves(Edit::KeepService(name("d/a"))), [""; 0]);
     assert_eq!(
         moves(Edit::RemovePool("a".into())),
-        ["d/b: 10.0.10.1 -> nothing; no IPv4 address: no pool has a block of this family; add one"]
+        ["d/b: 10.0.10.1 -> nothing; no IPv4 address: there is no pool; create one"]
     );
     assert_eq!(moves(Edit::RemoveService(name("d/a"))), ["d/a: 10.0.10.0 -> nothing"]);
 }
