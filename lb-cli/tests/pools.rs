@@ -92,7 +92,7 @@ fn a_service_gets_the_first_address_and_it_is_served() {
     let frontend = &services[0]["frontends"][0];
     assert_eq!((&frontend["ip"], &frontend["status"]), (&"20.0.20.100".into(), &"active".into()));
     let line = words(&node.ask(&["service", "list"]), "default/echo-1");
-    assert_eq!(line[1..5], ["LoadBalancer", "None", "20.0.20.100", "80/TCP"]);
+    assert_eq!(line[1..5], ["LoadBalancer", "<none>", "20.0.20.100", "80/TCP"]);
     let line = words(&node.ask(&["pool", "list"]), "blue");
     assert_eq!(line[1..6], ["false", "False", "100", "1", "99"]);
     let line = words(&node.ask(&["status"]), "addresses");

@@ -19,6 +19,8 @@ use crate::{
 pub struct Service {
     /// Identity.
     pub name: ServiceName,
+    /// What it is to its owner. Default: reached by a cluster address.
+    pub kind: ServiceType,
     /// Cluster addresses: none for a headless or `ExternalName` service, one per family otherwise.
     pub cluster_ips: Vec<IpAddr>,
     /// External addresses that somebody routes to this node.
@@ -56,6 +58,7 @@ impl Service {
     pub fn new(name: ServiceName) -> Self {
         Self {
             name,
+            kind: ServiceType::ClusterIp,
             cluster_ips: Vec::new(),
             external_ips: Vec::new(),
             load_balancer_ips: Vec::new(),
@@ -71,6 +74,22 @@ impl Service {
             source: None,
         }
     }
+}
+
+/// What a service is to its owner. It explains why addresses are there or missing; no packet depends on it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ServiceType {
+    /// Reached by a cluster address.
+    #[default]
+    ClusterIp,
+    /// Asks for no cluster address: clients look up its endpoints themselves.
+    Headless,
+    /// Reached by a port of every node as well.
+    NodePort,
+    /// Reached by an address of a load balancer as well.
+    LoadBalancer,
+    /// The name of something elsewhere.
+    ExternalName,
 }
 
 /// One port of a service.

@@ -15,7 +15,7 @@ use lb_core::{
     endpoint::{Conditions, Endpoint, EndpointSlice, SlicePort},
     model::{Change, Model, Settings},
     name::{NodeName, ServiceName, SliceName, SourceName, ZoneName},
-    service::{Algorithm, DrainPolicy, Service, ServicePort, TrafficPolicy},
+    service::{Algorithm, DrainPolicy, Service, ServicePort, ServiceType, TrafficPolicy},
     table::TableSize,
     topology::{Hints, TrafficDistribution},
 };
@@ -102,13 +102,29 @@ prop_compose! {
             Just((affinity, algorithm, table_size, external, internal)),
         (traffic_distribution, drain, panic_threshold) in Just((traffic_distribution, drain, panic_threshold)),
     ) -> Service {
+        let kind = kind(&cluster_ips, &external_ips, &load_balancer_ips, &ports);
         Service {
-            traffic_distribution, drain, panic_threshold,
+            kind, traffic_distribution, drain, panic_threshold,
             cluster_ips, external_ips, load_balancer_ips, ports, affinity, algorithm, table_size,
             external_traffic_policy: external,
             internal_traffic_policy: internal,
             ..Service::new(ServiceName::new(&namespace, &name))
         }
+    }
+}
+
+/// The type that a manifest of these addresses has.
+fn kind(cluster: &[IpAddr], external: &[IpAddr], balanced: &[IpAddr], ports: &[ServicePort]) -> ServiceType {
+    if ports.is_empty() {
+        ServiceType::Headless
+    } else if !balanced.is_empty() {
+        ServiceType::LoadBalancer
+    } else if ports.iter().any(|port| port.node_port.is_some()) {
+        ServiceType::NodePort
+    } else if cluster.is_empty() && external.is_empty() {
+        ServiceType::Headless
+    } else {
+        ServiceType::ClusterIp
     }
 }
 

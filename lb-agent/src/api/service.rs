@@ -17,6 +17,9 @@ pub struct Service {
     /// Cluster addresses.
     #[serde(default)]
     pub cluster_ips: Vec<IpAddr>,
+    /// Whether the service asks for no cluster address, so that it has no frontends.
+    #[serde(default)]
+    pub headless: bool,
     /// Addresses outside of the cluster: those of the load balancer, then external ones.
     #[serde(default)]
     pub external_ips: Vec<IpAddr>,

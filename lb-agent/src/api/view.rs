@@ -10,7 +10,7 @@ use lb_core::{
     name::{ServiceName, ServicePortName, SliceName},
     reconciler::Reconciler,
     selection::select,
-    service::{ServicePort, TrafficPolicy},
+    service::{ServicePort, ServiceType, TrafficPolicy},
     time::Instant,
 };
 use lb_k8s::{Finding, Instead, Report};
@@ -253,12 +253,9 @@ fn served(reconciler: &Reconciler, service: &lb_core::service::Service) -> Servi
     let degraded = model.degraded(service);
     Service {
         name: service.name.to_string(),
-        kind: if service.ports.iter().any(|port| port.node_port.is_some()) {
-            ServiceKind::NodePort
-        } else {
-            ServiceKind::ClusterIp
-        },
+        kind: kind(service),
         cluster_ips: service.cluster_ips.clone(),
+        headless: service.kind == ServiceType::Headless,
         external_ips: external_ips(service),
         ipam: None,
         ports: service.ports.iter().map(port).collect(),
@@ -270,6 +267,18 @@ fn served(reconciler: &Reconciler, service: &lb_core::service::Service) -> Servi
             prefix_v6: affinity.prefix_v6,
         }),
         conditions: degraded.iter().map(|what| Condition::new("Degraded", &what.to_string())).collect(),
+    }
+}
+
+fn kind(service: &lb_core::service::Service) -> ServiceKind {
+    let has_node_port = service.ports.iter().any(|port| port.node_port.is_some());
+    match service.kind {
+        ServiceType::LoadBalancer => ServiceKind::LoadBalancer,
+        ServiceType::ExternalName => ServiceKind::ExternalName,
+        ServiceType::NodePort => ServiceKind::NodePort,
+        // A source that does not say.
+        ServiceType::ClusterIp | ServiceType::Headless if has_node_port => ServiceKind::NodePort,
+        ServiceType::ClusterIp | ServiceType::Headless => ServiceKind::ClusterIp,
     }
 }
 
@@ -295,6 +304,7 @@ fn absent(name: &str) -> Service {
         name: name.into(),
         kind: ServiceKind::default(),
         cluster_ips: Vec::new(),
+        headless: false,
         external_ips: Vec::new(),
         ipam: None,
         ports: Vec::new(),

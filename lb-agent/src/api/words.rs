@@ -47,6 +47,8 @@ pub enum ServiceKind {
     NodePort,
     /// `LoadBalancer`.
     LoadBalancer,
+    /// `ExternalName`.
+    ExternalName,
     /// The empty word: no version of the service was accepted yet.
     #[default]
     #[serde(rename = "")]
@@ -479,7 +481,8 @@ mod tests {
             (ServiceKind::NodePort, "NodePort"),
             (ServiceKind::LoadBalancer, "LoadBalancer"),
             (ServiceKind::Unspecified, ""),
-            (ServiceKind::Unknown("ExternalName".into()), "ExternalName"),
+            (ServiceKind::ExternalName, "ExternalName"),
+            (ServiceKind::Unknown("Gateway".into()), "Gateway"),
         ]);
         are(&[
             (FrontendStatus::Active, "active"),

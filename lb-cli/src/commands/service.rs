@@ -31,7 +31,7 @@ fn table(services: &[Service]) -> String {
         table.row([
             service.name.clone(),
             service.kind.to_string(),
-            joined(&service.cluster_ips, "None"),
+            joined(&service.cluster_ips, if service.headless { "None" } else { "<none>" }),
             joined(
                 &service.external_ips,
                 if service.kind == ServiceKind::LoadBalancer { "<pending>" } else { "<none>" },
@@ -143,6 +143,7 @@ mod tests {
             frontends: vec![frontend],
             algorithm: Algorithm::Random,
             affinity: None,
+            headless: false,
             conditions: Vec::new(),
         }
     }

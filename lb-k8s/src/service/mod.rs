@@ -16,7 +16,7 @@ use k8s_openapi::{
 use lb_core::{
     addr::{Family, Protocol},
     name::ServiceName,
-    service::{Service, ServicePort, TrafficPolicy},
+    service::{Service, ServicePort, ServiceType, TrafficPolicy},
 };
 use lb_ipam::Request;
 
@@ -125,6 +125,13 @@ pub(crate) fn read(name: ServiceName, object: &Object) -> Result<ReadService, In
     let mut notes = Notes::default();
 
     let mut service = Service::new(name);
+    service.kind = match kind {
+        Type::ExternalName => ServiceType::ExternalName,
+        _ if is_headless => ServiceType::Headless,
+        Type::ClusterIp => ServiceType::ClusterIp,
+        Type::NodePort => ServiceType::NodePort,
+        Type::LoadBalancer => ServiceType::LoadBalancer,
+    };
     addresses::read(object, spec, kind, has_frontends, &mut service, &mut notes)?;
     service.ports = ports(spec, kind, has_frontends, &mut notes.always)?;
     service.external_traffic_policy =

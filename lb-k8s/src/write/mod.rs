@@ -28,7 +28,7 @@ use lb_core::{
     addr::{Family, Protocol},
     affinity::Affinity,
     endpoint::{AdminState, Conditions, Endpoint, EndpointSlice, SlicePort},
-    service::{DrainPolicy, Service, ServicePort, TrafficPolicy},
+    service::{DrainPolicy, Service, ServicePort, ServiceType, TrafficPolicy},
     topology::Hints,
 };
 
@@ -58,7 +58,8 @@ pub struct WriteError {
 /// A service as one document.
 ///
 /// Reading it returns the same service, except that addresses without ports are lost together with the service's
-/// frontends: a service without ports is written headless.
+/// frontends: a service without ports is written headless, and so is one without any address. Its type is the one that
+/// its addresses need, if that is another one.
 ///
 /// # Errors
 /// When a name is not a DNS label, or the time-out of affinity or the time to drain not 1 to 86400 whole seconds.
@@ -168,9 +169,9 @@ fn render_service(text: &mut String, service: &Service) -> fmt::Result {
 }
 
 fn service_type(service: &Service) -> &'static str {
-    if !service.load_balancer_ips.is_empty() {
+    if service.kind == ServiceType::LoadBalancer || !service.load_balancer_ips.is_empty() {
         "LoadBalancer"
-    } else if service.ports.iter().any(|port| port.node_port.is_some()) {
+    } else if service.kind == ServiceType::NodePort || service.ports.iter().any(|port| port.node_port.is_some()) {
         "NodePort"
     } else {
         "ClusterIP"
@@ -211,7 +212,7 @@ fn render_addresses(text: &mut String, service: &Service) -> fmt::Result {
             writeln!(text, "  clusterIP: \"{first}\"")?;
             render_list(text, "clusterIPs", &service.cluster_ips)?;
         }
-        None if has_others || service.ports.iter().any(|port| port.node_port.is_some()) => {}
+        None if has_others || service_type(service) != "ClusterIP" => {}
         None => writeln!(text, "  clusterIP: None")?,
     }
     render_list(text, "externalIPs", &service.external_ips)

@@ -114,6 +114,7 @@ mod tests {
             name: "default/echo-1".into(),
             kind: ServiceKind::LoadBalancer,
             cluster_ips: vec!["10.96.79.72".parse().unwrap()],
+            headless: false,
             frontends: external.iter().map(frontend).collect(),
             external_ips: external,
             ipam,
