@@ -24,6 +24,7 @@
 pub mod agent;
 pub mod allocation;
 pub mod api;
+pub mod check;
 pub mod config;
 pub mod driver;
 mod engine;

@@ -283,10 +283,15 @@ fn attach_devices(anchors: &mut Anchors, programs: &Programs, config: &mut EbpfC
     anchors.keep_attached_devices()
 }
 
-impl Datapath for EbpfDatapath {
-    fn capabilities(&self) -> Capabilities {
+impl EbpfDatapath {
+    /// The capabilities of every such datapath, whatever ports the machine leaves to translated flows.
+    #[must_use]
+    pub fn usual_capabilities() -> Capabilities {
+        Self::capabilities_with(Ports::default())
+    }
+
+    fn capabilities_with(ports: Ports) -> Capabilities {
         let affinity = AffinityCapability { prefixes: true, max_timeout: Duration::from_nanos(u64::MAX) };
-        let ports = self.kernel.as_ref().map_or_else(Ports::default, |kernel| kernel.mirror.limits.ports);
         Capabilities::new("ebpf")
             .with_algorithms([Algorithm::Random, Algorithm::RoundRobin, Algorithm::Maglev])
             .with_protocols([Protocol::Tcp, Protocol::Udp])
@@ -298,6 +303,12 @@ impl Datapath for EbpfDatapath {
             .with_roles([Role::Standby, Role::Active, Role::Draining])
             .with_max_slots(MAX_SLOTS)
             .with_translated_ports(ports.range())
+    }
+}
+
+impl Datapath for EbpfDatapath {
+    fn capabilities(&self) -> Capabilities {
+        Self::capabilities_with(self.kernel.as_ref().map_or_else(Ports::default, |kernel| kernel.mirror.limits.ports))
     }
 
     fn observe(&mut self) -> Result<State, DatapathError> {

@@ -32,6 +32,7 @@ use self::{
     assignments::{Assignments, Effect},
     journal::{Journal, Line},
     ledger::LedgerFile,
+    stored::Remembered,
     writer::LedgerWriter,
 };
 use crate::{config::Config, source::Grant};
@@ -64,15 +65,24 @@ impl Allocation {
         if held > 0 {
             tracing::info!(ledger = %file.path().display(), held, "read the ledger of addresses");
         }
-        Ok(Self {
-            writer: LedgerWriter::new(file),
+        Ok(Self::new(config, LedgerWriter::new(file), remembered))
+    }
+
+    /// With an empty ledger that is written nowhere, to try what would be assigned.
+    pub(crate) fn in_memory(config: &Config) -> Self {
+        Self::new(config, LedgerWriter::to_nowhere(), Remembered::default())
+    }
+
+    fn new(config: &Config, writer: LedgerWriter, remembered: Remembered) -> Self {
+        Self {
+            writer,
             journal: Journal::new(&remembered.ledger),
             assignments: Assignments::new(rules::settings(config), remembered),
             is_listed: false,
             held_back: BTreeSet::new(),
             unpublished: BTreeMap::new(),
             due: None,
-        })
+        }
     }
 
     /// Takes in what sources ask of pools, and the services that they change. Says whether anything has to be

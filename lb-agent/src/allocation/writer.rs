@@ -13,7 +13,8 @@ const BACKOFF: Backoff<Timestamp> = Backoff::new(Duration::from_secs(1), Duratio
 /// The file, and whether it lacks something.
 #[derive(Debug)]
 pub(super) struct LedgerWriter {
-    file: LedgerFile,
+    /// `None` if the ledger is only in memory.
+    file: Option<LedgerFile>,
     is_behind: bool,
     /// Those that the file has: see [`Assignments::sightings`].
     sightings: u64,
@@ -25,16 +26,22 @@ pub(super) struct LedgerWriter {
 impl LedgerWriter {
     /// For a file that has everything so far.
     pub(super) fn new(file: LedgerFile) -> Self {
-        Self { file, is_behind: false, sightings: 0, backoff: BACKOFF, problem: None }
+        Self { file: Some(file), is_behind: false, sightings: 0, backoff: BACKOFF, problem: None }
+    }
+
+    /// For a ledger that nobody keeps.
+    pub(super) fn to_nowhere() -> Self {
+        Self { file: None, is_behind: false, sightings: 0, backoff: BACKOFF, problem: None }
     }
 
     /// Writes what the file lacks, since `is_changed` or before. Whether it lacks nothing now.
     pub(super) fn write(&mut self, assignments: &Assignments, is_changed: bool, now: Timestamp) -> bool {
+        let Some(file) = &self.file else { return true };
         self.is_behind |= is_changed || self.sightings != assignments.sightings();
         if !self.is_behind {
             return true;
         }
-        match self.file.write(assignments.allocator().ledger(), assignments.first_seen()) {
+        match file.write(assignments.allocator().ledger(), assignments.first_seen()) {
             Ok(()) => {
                 self.backoff.reset();
                 if self.problem.take().is_some() {
@@ -57,7 +64,8 @@ impl LedgerWriter {
 
     /// The ledger on the disk, as far as it can be read.
     pub(super) fn written(&self) -> MemoryLedger {
-        let read = self.file.read().unwrap_or_else(|error| {
+        let Some(file) = &self.file else { return MemoryLedger::default() };
+        let read = file.read().unwrap_or_else(|error| {
             tracing::warn!(error = lb_core::error::report(&error), "the ledger of addresses cannot be read back");
             Remembered::default()
         });

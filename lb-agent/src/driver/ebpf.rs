@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, path::Path, time::Duration};
 
-use lb_core::datapath::{Datapath, DatapathError, ErrorKind};
+use lb_core::datapath::{Capabilities, Datapath, DatapathError, ErrorKind};
 use lb_datapath_ebpf::{EbpfConfig, EbpfDatapath};
 
 use super::{Attachments, Driver, Exclusion, OpenDatapath, Setting};
@@ -21,6 +21,10 @@ impl Driver for Ebpf {
 
     fn open(&self, attachments: &Attachments) -> Result<Box<dyn OpenDatapath>, DatapathError> {
         Ok(Box::new(OnDevices::open(attachments)?))
+    }
+
+    fn capabilities(&self) -> Option<Capabilities> {
+        Some(EbpfDatapath::usual_capabilities())
     }
 
     /// Removes the pins; it needs neither cgroup nor devices.

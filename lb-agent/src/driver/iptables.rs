@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use lb_core::datapath::DatapathError;
+use lb_core::datapath::{Capabilities, DatapathError};
 use lb_datapath_iptables::iptables::{IptablesConfig, IptablesDatapath, Variant};
 
 use super::{Attachments, Driver, OpenDatapath};
@@ -31,11 +31,11 @@ impl Driver for Iptables {
     }
 
     fn open(&self, _: &Attachments) -> Result<Box<dyn OpenDatapath>, DatapathError> {
-        let config = match self.0 {
-            Variant::Nft => IptablesConfig::default(),
-            Variant::Legacy => legacy(),
-        };
-        Ok(Box::new(IptablesDatapath::open(&config)?))
+        Ok(Box::new(IptablesDatapath::open(&self.config())?))
+    }
+
+    fn capabilities(&self) -> Option<Capabilities> {
+        Some(IptablesDatapath::capabilities_of(&self.config()))
     }
 
     /// The nft variant shares its tables with others, and nobody says what changes in legacy ones.
@@ -48,6 +48,15 @@ impl Driver for Iptables {
         match self.0 {
             Variant::Nft => lab::NFT,
             Variant::Legacy => lab::LEGACY,
+        }
+    }
+}
+
+impl Iptables {
+    fn config(&self) -> IptablesConfig {
+        match self.0 {
+            Variant::Nft => IptablesConfig::default(),
+            Variant::Legacy => legacy(),
         }
     }
 }

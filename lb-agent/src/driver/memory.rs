@@ -1,6 +1,9 @@
 //! The datapath that only remembers.
 
-use lb_core::{datapath::DatapathError, memory::MemoryDatapath};
+use lb_core::{
+    datapath::{Capabilities, DatapathError},
+    memory::MemoryDatapath,
+};
 
 use super::{Attachments, Driver, Exclusion, OpenDatapath, Setting};
 
@@ -17,6 +20,10 @@ impl Driver for Memory {
 
     fn open(&self, _: &Attachments) -> Result<Box<dyn OpenDatapath>, DatapathError> {
         Ok(Box::new(MemoryDatapath::default()))
+    }
+
+    fn capabilities(&self) -> Option<Capabilities> {
+        Some(Capabilities::all("memory"))
     }
 
     fn settings(&self) -> &'static [Setting] {

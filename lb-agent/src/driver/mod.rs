@@ -44,7 +44,7 @@ use std::{
 };
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
-use lb_core::datapath::{Datapath, DatapathError};
+use lb_core::datapath::{Capabilities, Datapath, DatapathError};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::config::pattern::Pattern;
@@ -84,6 +84,11 @@ pub trait Driver: Sync {
     /// # Errors
     /// When the kernel or the machine lacks something, or somebody else holds what is needed.
     fn open(&self, attachments: &Attachments) -> Result<Box<dyn OpenDatapath>, DatapathError>;
+
+    /// What a datapath of this kind can do, without opening one; `None`, the default, if only an open one knows.
+    fn capabilities(&self) -> Option<Capabilities> {
+        None
+    }
 
     /// Removes everything that this kind ever put into the kernel, in the network namespace of this thread. `pin_dir`
     /// is empty unless [`Setting::PinDir`] is one of its [settings](Self::settings). The default opens it and [cleans

@@ -1,6 +1,6 @@
 //! The driver of nftables.
 
-use lb_core::datapath::DatapathError;
+use lb_core::datapath::{Capabilities, DatapathError};
 use lb_datapath_iptables::nftables::{NftablesConfig, NftablesDatapath};
 
 use super::{Attachments, Driver, OpenDatapath, Setting};
@@ -18,6 +18,10 @@ impl Driver for Nftables {
 
     fn open(&self, _: &Attachments) -> Result<Box<dyn OpenDatapath>, DatapathError> {
         Ok(Box::new(NftablesDatapath::open(&NftablesConfig::default())?))
+    }
+
+    fn capabilities(&self) -> Option<Capabilities> {
+        Some(NftablesDatapath::usual_capabilities())
     }
 
     fn minimum_kernel(&self) -> Option<(u32, u32)> {

@@ -264,13 +264,15 @@ impl IptablesDatapath {
 /// Each culprit costs a restore: with more than these something else is wrong.
 const MOST_CULPRITS: usize = 16;
 
-impl Datapath for IptablesDatapath {
-    fn capabilities(&self) -> Capabilities {
+impl IptablesDatapath {
+    /// The capabilities of a datapath with this configuration.
+    #[must_use]
+    pub fn capabilities_of(config: &IptablesConfig) -> Capabilities {
         let max_timeout = Duration::from_secs(MAX_RECENT_SECONDS);
-        Capabilities::new(self.config.variant.as_str())
+        Capabilities::new(config.variant.as_str())
             .with_algorithms([Algorithm::Random])
             .with_protocols([Protocol::Tcp, Protocol::Udp])
-            .with_families(self.config.families.clone())
+            .with_families(config.families.clone())
             .with_frontends([FrontendKind::ClusterIp, FrontendKind::LoadBalancer, FrontendKind::ExternalIp])
             .with_affinity(Some(AffinityCapability { prefixes: true, max_timeout }))
             .with_sockets(SocketCapability::Packets)
@@ -279,6 +281,12 @@ impl Datapath for IptablesDatapath {
             .with_max_slots(MAX_SLOTS)
             // netfilter keeps a port below 512, below 1024 or above in its class.
             .with_translated_ports(1..=u16::MAX)
+    }
+}
+
+impl Datapath for IptablesDatapath {
+    fn capabilities(&self) -> Capabilities {
+        Self::capabilities_of(&self.config)
     }
 
     fn observe(&mut self) -> Result<State, DatapathError> {

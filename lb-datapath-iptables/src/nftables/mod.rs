@@ -104,8 +104,10 @@ pub fn operations(plan: &Plan) -> usize {
     lower(&draft, &mirror).steps.len()
 }
 
-impl Datapath for NftablesDatapath {
-    fn capabilities(&self) -> Capabilities {
+impl NftablesDatapath {
+    /// The capabilities of every such datapath.
+    #[must_use]
+    pub fn usual_capabilities() -> Capabilities {
         Capabilities::new("nftables")
             .with_algorithms([Algorithm::Random, Algorithm::RoundRobin, Algorithm::Maglev])
             .with_protocols([Protocol::Tcp, Protocol::Udp])
@@ -118,6 +120,12 @@ impl Datapath for NftablesDatapath {
             .with_max_slots(u32::MAX)
             // netfilter keeps a port below 512, below 1024 or above in its class.
             .with_translated_ports(1..=u16::MAX)
+    }
+}
+
+impl Datapath for NftablesDatapath {
+    fn capabilities(&self) -> Capabilities {
+        Self::usual_capabilities()
     }
 
     fn observe(&mut self) -> Result<State, DatapathError> {

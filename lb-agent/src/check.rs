@@ -1,0 +1,300 @@
+//! What would become of manifests, without an agent.
+//!
+//! The same code as in an agent reads them, assigns addresses and decides: a source, an allocator whose ledger is empty
+//! and written nowhere, and a datapath in memory that has the capabilities of a kind.
+//!
+//! ```
+//! use lb_agent::{check::check_text, config::Config, driver};
+//! use lb_core::node::NodeFacts;
+//!
+//! let config = Config::new(driver::MEMORY, NodeFacts::default(), "", "");
+//! let checked = check_text("web.yaml", "
+//! apiVersion: v1
+//! kind: Service
+//! metadata: { name: web }
+//! spec: { clusterIP: not-an-address, ports: [{ port: 80 }] }
+//! ", &config)?;
+//! assert!(!checked.is_accepted());
+//! assert_eq!((checked.refused[0].file.as_str(), checked.refused[0].line), ("web.yaml", Some(5)));
+//! # Ok::<(), lb_agent::check::CheckError>(())
+//! ```
+
+use std::{collections::BTreeSet, path::Path};
+
+use lb_core::{datapath::DatapathError, memory::MemoryDatapath, model::Change, name::SourceName};
+use lb_k8s::{Batch, Finding as Found, Manifests, Snapshot};
+use serde::Serialize;
+
+use crate::{
+    allocation::Allocation,
+    api::{Condition, Pool, Service},
+    config::Config,
+    driver::DatapathKind,
+    engine::Engine,
+    source::{Grant, ManifestDirectory, News, Source, SourceError, Sources, Waker},
+};
+
+/// What would become of manifests.
+#[derive(Clone, Debug, Default, Serialize)]
+#[non_exhaustive]
+pub struct Checked {
+    /// Why the manifests would be rejected as a whole.
+    pub rejected: Option<String>,
+    /// Services, as an agent would list them.
+    pub services: Vec<Service>,
+    /// Pools, as an agent would list them.
+    pub pools: Vec<Pool>,
+    /// Objects that would be refused.
+    pub refused: Vec<Finding>,
+    /// Fields that would have no effect.
+    pub unsupported: Vec<Finding>,
+    /// Objects that are not for an agent.
+    pub skipped: Vec<Finding>,
+    /// Directory entries that would not be read.
+    pub ignored_files: Vec<String>,
+    /// How many more findings there are than those that are listed.
+    pub unlisted: usize,
+    /// Everything else that an agent would say about itself.
+    pub conditions: Vec<Condition>,
+}
+
+/// A remark about an object, and where it stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Finding {
+    /// The file; empty if it is not known, as for a conflict between objects.
+    pub file: String,
+    /// Line of the file, from 1, if it is known.
+    pub line: Option<u64>,
+    /// Character of the line, from 1, if it is known.
+    pub column: Option<u64>,
+    /// The object, such as `Service default/web`; empty if the message names it.
+    pub object: String,
+    /// Path of the field, such as `spec.ports[0].port`; empty when it is about the whole object.
+    pub field: String,
+    /// What it is and what to do.
+    pub message: String,
+    /// All of it in one line, as an agent logs it.
+    pub text: String,
+}
+
+/// Why manifests cannot be checked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CheckError {
+    /// The kind of datapath does not say what it can do.
+    #[error("datapath {0} does not say what it can do before it is opened: check without it")]
+    Datapath(DatapathKind),
+    /// The datapath in memory refused.
+    #[error("trying the manifests failed: {}", .0.report())]
+    Failed(DatapathError),
+}
+
+impl Checked {
+    /// Whether nothing would be refused.
+    #[must_use]
+    pub fn is_accepted(&self) -> bool {
+        self.rejected.is_none() && self.refused.is_empty()
+    }
+
+    /// Whether, besides, every object would take effect as it stands: no field without effect, no object skipped, no
+    /// service or pool with a condition.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        let findings = self.unsupported.len() + self.skipped.len() + self.unlisted + self.conditions.len();
+        let on_objects = self.services.iter().map(|service| &service.conditions);
+        let on_objects = on_objects.chain(self.pools.iter().map(|pool| &pool.conditions));
+        self.is_accepted() && findings == 0 && on_objects.into_iter().all(Vec::is_empty)
+    }
+}
+
+/// Checks a directory, or a file, as an agent with this configuration would read it. Of the configuration, facts about
+/// the node, the datapath and the load-balancer classes matter; nothing of it is opened.
+///
+/// # Errors
+/// When the kind of datapath does not say what it can do.
+pub fn check(manifests: &Path, config: &Config) -> Result<Checked, CheckError> {
+    run(ManifestDirectory::new(manifests), config)
+}
+
+/// Checks one text that is called `file` in messages: JSON if that ends in `.json`, YAML otherwise.
+///
+/// # Errors
+/// When the kind of datapath does not say what it can do.
+pub fn check_text(file: &str, text: &str, config: &Config) -> Result<Checked, CheckError> {
+    let mut manifests = Manifests::new(SourceName("manifests".into())).allocating();
+    let Batch { changes, edits, report } = manifests.update(Snapshot::parse(file, text));
+    let news = News::default().with_changes(changes).with_edits(edits).with_report(report);
+    run(Text { manifests, news }, config)
+}
+
+/// Manifests that were read once.
+struct Text {
+    manifests: Manifests,
+    news: News,
+}
+
+impl Source for Text {
+    fn name(&self) -> SourceName {
+        SourceName("manifests".into())
+    }
+
+    fn start(&mut self, _: Waker) -> Result<(), SourceError> {
+        Ok(())
+    }
+
+    fn poll(&mut self) -> News {
+        std::mem::take(&mut self.news)
+    }
+
+    fn grant(&mut self, grants: &[Grant]) -> Vec<Change> {
+        self.manifests.grant(grants.iter().map(|grant| (grant.service.clone(), grant.addresses.clone())))
+    }
+}
+
+fn run(source: impl Source + 'static, config: &Config) -> Result<Checked, CheckError> {
+    let capabilities = config.datapath.capabilities().ok_or(CheckError::Datapath(config.datapath))?;
+    let named = [(source.name(), source.place())];
+    let sources = Sources::new(vec![Box::new(source)], Allocation::in_memory(config));
+    let datapath = Box::new(MemoryDatapath::with_capabilities(capabilities));
+    let mut engine = Engine::new(config, &named, datapath, Box::new(|| {}));
+    let shared = engine.shared();
+    let delivery = sources.poll(0);
+    let report = delivery.as_ref().and_then(|delivery| delivery.report.clone()).unwrap_or_default();
+    delivery.into_iter().for_each(|delivery| shared.take_news(delivery));
+    engine.settle().map_err(CheckError::Failed)?;
+
+    let (mut services, mut status, mut pools) = (shared.services(), shared.status(), sources.allocation().pools());
+    sources.allocation().describe(&mut services);
+    sources.allocation().describe_status(&mut status);
+    shared.describe_pools(&mut pools);
+    let mut refused: Vec<Finding> = report.refused.iter().map(|it| located(&it.finding, it.to_string())).collect();
+    let known: BTreeSet<String> = refused.iter().map(|finding| finding.text.clone()).collect();
+    let (conflicts, conditions): (Vec<Condition>, Vec<Condition>) =
+        status.conditions.into_iter().partition(|condition| condition.kind == "Refused");
+    refused.extend(conflicts.into_iter().filter(|it| !known.contains(&it.message)).map(|it| conflict(it.message)));
+    let all = |findings: &[std::sync::Arc<Found>]| findings.iter().map(|it| located(it, it.to_string())).collect();
+    Ok(Checked {
+        rejected: report.rejected.as_ref().map(|error| lb_core::error::report(&**error)),
+        services,
+        pools,
+        refused,
+        unsupported: all(&report.unsupported),
+        skipped: all(&report.skipped),
+        ignored_files: report.ignored_files.clone(),
+        unlisted: report.unlisted,
+        // What services and pools say themselves, and the rejection, is above.
+        conditions: conditions.into_iter().filter(|it| !SAID_ELSEWHERE.contains(&&*it.kind)).collect(),
+    })
+}
+
+/// Conditions of an agent that sum up those of its objects.
+const SAID_ELSEWHERE: [&str; 7] =
+    ["ManifestsRejected", "Degraded", "Unsatisfied", "FrontendFailed", "PoolConflict", "PoolInvalid", "PoolWarning"];
+
+fn located(found: &Found, text: String) -> Finding {
+    Finding {
+        file: found.object.origin.file.to_string(),
+        line: found.position.map(|position| position.line),
+        column: found.position.map(|position| position.column),
+        object: found.object.to_string(),
+        field: found.field.clone(),
+        message: found.message.clone(),
+        text,
+    }
+}
+
+fn conflict(message: String) -> Finding {
+    let none = String::new;
+    Finding { file: none(), line: None, column: None, object: none(), field: none(), text: message.clone(), message }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use lb_core::node::NodeFacts;
+
+    use super::*;
+    use crate::{api::FrontendStatus, driver, testing::WEB};
+
+    const POOL: &str = "{apiVersion: lb/v1, kind: IPPool, metadata: {name: p}, spec: {blocks: [192.0.2.7/32]}}\n";
+
+    fn config(datapath: DatapathKind) -> Config {
+        Config::new(datapath, NodeFacts::default(), "", "")
+    }
+
+    fn checked(text: &str) -> Checked {
+        check_text("all.yaml", text, &config(driver::MEMORY)).unwrap()
+    }
+
+    fn service(name: &str, spec: &str) -> String {
+        format!(
+            "---\n{{apiVersion: v1, kind: Service, metadata: {{name: {name}}}, spec: {{ports: [{{port: 80}}], {spec}}}}}\n"
+        )
+    }
+
+    fn names(findings: &[Finding]) -> Vec<(&str, Option<u64>)> {
+        findings.iter().map(|finding| (&*finding.object, finding.line)).collect()
+    }
+
+    #[test]
+    fn what_would_be_served_is_listed_as_an_agent_does() {
+        let checked = checked(WEB);
+        assert!(checked.is_accepted() && checked.is_clean(), "{checked:#?}");
+        let frontend = &checked.services[0].frontends[0];
+        assert_eq!((frontend.backends.active, &frontend.status), (2, &FrontendStatus::Active));
+    }
+
+    #[test]
+    fn every_fate_is_told_apart_with_its_place() {
+        let text = WEB.to_owned()
+            + &service("bad", "clusterIP: not-an-address")
+            + &service("open", "clusterIP: 10.96.0.2, loadBalancerSourceRanges: [10.0.0.0/8]")
+            + "---\n{apiVersion: apps/v1, kind: ReplicaSet, metadata: {name: rs}}\n"
+            + &service("thief", "clusterIP: 10.96.0.1");
+        let checked = checked(&text);
+        assert!(!checked.is_accepted());
+        let refused = names(&checked.refused);
+        assert_eq!(refused[0], ("Service default/bad", Some(6)));
+        assert!(checked.refused[1].text.contains("default/thief"), "{:?}", checked.refused);
+        assert_eq!(refused.len(), 2, "{:?}", checked.refused);
+        assert_eq!(names(&checked.unsupported), [("Service default/open", Some(8))]);
+        assert_eq!(names(&checked.skipped).len(), 1);
+        assert!(checked.skipped[0].object.contains("ReplicaSet"), "{:?}", checked.skipped);
+    }
+
+    #[test]
+    fn addresses_are_assigned_from_pools_and_nothing_is_written() {
+        let wants = |name, ip| service(name, &format!("type: LoadBalancer, clusterIP: {ip}"));
+        let only = checked(&(POOL.to_owned() + &wants("a", "10.96.0.1")));
+        assert_eq!(only.services[0].external_ips, ["192.0.2.7".parse::<std::net::IpAddr>().unwrap()]);
+        assert!(only.is_clean(), "{only:#?}");
+        let both = checked(&(POOL.to_owned() + &wants("a", "10.96.0.1") + &wants("b", "10.96.0.2")));
+        assert!(both.is_accepted() && !both.is_clean());
+        assert_eq!(both.services[1].conditions[0].kind, "Unsatisfied");
+    }
+
+    #[test]
+    fn a_datapath_that_lacks_something_is_known_without_being_opened() {
+        let maglev = "{apiVersion: v1, kind: Service, metadata: {name: m, annotations: {lb/algorithm: maglev}}, \
+                      spec: {clusterIP: 10.96.0.3, ports: [{port: 80}]}}\n";
+        let of = |kind| check_text("m.yaml", maglev, &config(kind)).unwrap();
+        assert!(of(driver::MEMORY).is_clean() && of(driver::NFTABLES).is_clean() && of(driver::EBPF).is_clean());
+        let iptables = of(driver::IPTABLES_NFT);
+        assert!(iptables.is_accepted() && !iptables.is_clean());
+        assert_eq!(iptables.services[0].conditions[0].kind, "Degraded");
+    }
+
+    #[test]
+    fn a_directory_is_checked_as_its_source_reads_it() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("web.yaml"), WEB).unwrap();
+        fs::write(directory.path().join("README.md"), "#").unwrap();
+        let checked = check(directory.path(), &config(driver::MEMORY)).unwrap();
+        assert_eq!((checked.services.len(), checked.ignored_files.len()), (1, 1));
+        assert!(checked.is_clean(), "a file that is no manifest by name is no fault");
+        let missing = check(&directory.path().join("missing"), &config(driver::MEMORY)).unwrap();
+        assert!(missing.rejected.is_some_and(|why| why.contains("missing")));
+    }
+}
