@@ -1,6 +1,9 @@
 //! The datapath itself.
 
 use std::{
+    collections::BTreeSet,
+    io,
+    os::fd::AsFd,
     path::Path,
     sync::{
         Arc,
@@ -36,7 +39,7 @@ use crate::{
         directories::{self, Pins},
         links, ownership,
     },
-    programs::{DryRun, Programs},
+    programs::{DryRun, INGRESS, Programs},
     reasons::ReasonCounters,
     state::{
         layout::REASONS,
@@ -146,6 +149,50 @@ impl EbpfDatapath {
     /// When a datapath has it open, or a pin cannot be removed.
     pub fn remove(pin_dir: &Path) -> Result<(), DatapathError> {
         Ok(directories::remove(pin_dir)?)
+    }
+
+    /// Ids of the programs of this crate that are attached to the ingress of the device called `name`, whoever attached
+    /// them. Needs Linux 6.6 and `CAP_SYS_ADMIN`.
+    ///
+    /// # Errors
+    /// When the device is not in the network namespace of the calling thread, or the kernel refuses.
+    pub fn attached_programs(name: &str) -> Result<Vec<u32>, DatapathError> {
+        let gone = |source| EbpfError::NoDevice { name: name.into(), source };
+        let examine = |source| EbpfError::Examine { name: INGRESS, source };
+        let device = sys::device(name).map_err(gone)?;
+        let mut found = Vec::new();
+        for id in sys::programs_of(device).map_err(examine)? {
+            match sys::prog_by_id(id).and_then(|fd| sys::prog_info(fd.as_fd())) {
+                Ok(info) if info.name == INGRESS => found.push(id),
+                // Another program, or one that was detached meanwhile.
+                Ok(_) => {}
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+                Err(error) => return Err(examine(error).into()),
+            }
+        }
+        Ok(found)
+    }
+
+    /// Ids of the programs whose links are pinned in `pin_dir`, in the layout of this version; none if there is no such
+    /// directory.
+    ///
+    /// # Errors
+    /// When a pin cannot be examined.
+    pub fn pinned_programs(pin_dir: &Path) -> Result<BTreeSet<u32>, DatapathError> {
+        let links = pin_dir.join(abi::LAYOUT).join("links");
+        if !links.is_dir() {
+            return Ok(BTreeSet::new());
+        }
+        let mut found = BTreeSet::new();
+        for path in directories::entries(&links)? {
+            match sys::open_pin(&path).and_then(|fd| sys::link_info(fd.as_fd())) {
+                Ok(link) => drop(found.insert(link.prog)),
+                // It was removed meanwhile.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(directories::failed("examining", &path)(error).into()),
+            }
+        }
+        Ok(found)
     }
 
     /// A reader of the programs' counters: why packets of frontends were not forwarded, and why calls of sockets

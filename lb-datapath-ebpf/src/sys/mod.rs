@@ -9,6 +9,7 @@ mod link;
 mod map;
 mod os;
 mod prog;
+mod query;
 
 use std::{
     ffi::CString,
@@ -32,6 +33,7 @@ pub(crate) use self::{
     map::{MapInfo, Page, RawMap, Shape, Stopped, map_info},
     os::{IfIndex, device, hardware_address, is_bpffs, lock, monotonic, user, wait_for_readers},
     prog::{ProgInfo, TestRun, map_by_id, prog_by_id, prog_info, test_run},
+    query::programs_of,
 };
 
 #[repr(C)]
