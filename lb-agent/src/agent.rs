@@ -20,7 +20,7 @@ use crate::{
     api::{ListenError, Listener, answers::Answers},
     config::Config,
     driver::DatapathKind,
-    engine::{Engine, Event, devices, leftovers::Leftovers},
+    engine::{Engine, Event, devices, surroundings::Surroundings},
     host::{
         owner::{Owner, OwnerError},
         state_dir::{StateDir, StateDirError, Used},
@@ -168,23 +168,22 @@ impl Agent {
     pub fn run(self) -> Result<(), AgentError> {
         let Self { config, sources, kinds, on_ready, events, inbox } = self;
         let named: Vec<(SourceName, String)> = sources.iter().map(|source| (source.name(), source.place())).collect();
-        let state_dir = StateDir::claim(&config.state_dir)?;
+        let mut state_dir = StateDir::claim(&config.state_dir)?;
         let _owner = Owner::claim(config.datapath)?;
         let sources = Arc::new(Sources::new(sources, Allocation::open(&config)?));
         let listener = Listener::bind(&config.socket)?;
         sources.start().map_err(AgentError::Source)?;
         let following = Following::begin(Arc::clone(&sources), events.clone(), inbox)?;
         let refused = |error| AgentError::Datapath { kind: config.datapath, error };
-        let (opened, left) = {
+        let used = Used::of(&config);
+        let (opened, remembered) = {
             let leaves_something = config.datapath.carries_packets();
-            state_dir.open(&Used::of(&config), leaves_something, || {
-                config.datapath.open(&config.attachments).map_err(refused)
-            })?
+            state_dir.open(&used, leaves_something, || config.datapath.open(&config.attachments).map_err(refused))?
         };
         let mut engine = Engine::new(&config, &named, opened, on_ready);
         engine.check_addresses(&config);
-        engine.clean_up_when_ready(Leftovers::new(state_dir, config.socket.clone(), left, kinds));
-        if engine.is_on_devices() {
+        engine.look_around_when_ready(Surroundings::new(&config, used, state_dir, remembered, kinds));
+        if config.datapath.carries_packets() {
             devices::watch(events.clone())?;
             engine.follow_devices();
         }

@@ -263,9 +263,17 @@ pub(crate) struct DriftArgs {
 /// Remove everything that lb put into the kernel.
 ///
 /// This removes rules, maps, programs, routes and pins, and ends traffic to services. It needs no agent, and is refused
-/// while an agent runs with the same socket or state directory.
+/// while an agent runs with the same socket or state directory. Run it in the network namespace of the agent: the state
+/// directory remembers which one that was.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  lb cleanup\n  lb cleanup --datapath nftables -o json")]
+#[command(after_help = "Examples:\n  lb cleanup\n  lb cleanup --datapath nftables -o json\n  \
+    nsenter --net=/run/netns/blue lb cleanup --state-dir /var/lib/lb-blue\n\n\
+    Outcomes:\n  \
+    removed         it was there and is not there any more\n  \
+    absent          nothing of it was there\n  \
+    not-inspected   this process does not see where it is, or it was not asked for; it may be there\n  \
+    failed          something of it is there, or may be\n\n\
+    Exit codes: 0 ok, 1 something failed, or was not inspected though an agent left it, 2 usage.")]
 pub(crate) struct CleanupArgs {
     /// Only what this datapath put there [default: all datapaths].
     #[arg(long, value_name = "KIND", value_parser = driver::parser())]
@@ -280,6 +288,9 @@ pub(crate) struct CleanupArgs {
     /// Clean up even while an agent runs; the agent may restore what is removed.
     #[arg(long)]
     pub(crate) force: bool,
+    /// Forget what cannot be inspected, because the network namespace or the BPF file system that it was in is gone.
+    #[arg(long)]
+    pub(crate) forget: bool,
     #[command(flatten)]
     pub(crate) ask: AskArgs,
 }

@@ -26,6 +26,7 @@ use nix::{
     unistd::geteuid,
 };
 use node::Node;
+use serde_json::Value;
 
 #[test]
 fn services_and_backends_are_listed() {
@@ -559,37 +560,43 @@ fn cleanup_refuses_while_an_agent_runs() {
     assert!(message.contains("an agent answers on"), "{message}");
     node.stop(Signal::SIGTERM);
     let cleaned = node.json(&["cleanup", "--datapath", "memory", "--state-dir", &state]);
-    assert_eq!((&cleaned[0]["datapath"], &cleaned[0]["outcome"]), (&"memory".into(), &"clean".into()));
+    assert_eq!((&cleaned[0]["datapath"], &cleaned[0]["outcome"]), (&"memory".into(), &"absent".into()));
 }
 
 #[test]
-fn cleanup_walks_all_that_was_ever_used_and_forgets_what_is_clean() {
+fn cleanup_says_of_what_it_cannot_see_that_it_did_not_look_and_forgets_it_only_when_told() {
     let node = Node::new(&[]);
     let pins = node.path("pins").display().to_string();
-    let gone = node.path("gone").display().to_string();
     fs::create_dir(node.path("state")).unwrap();
-    fs::create_dir(&pins).unwrap();
-    let used = |pin_dir: &str| serde_json::json!({"datapath": "ebpf", "pin_dir": pin_dir});
-    let record = serde_json::json!({ "used": [used(&gone), used(&pins)] });
-    fs::write(node.path("state/agent.json"), record.to_string()).unwrap();
+    let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap().trim().to_owned();
+    let place = |boot: &str| serde_json::json!({"boot_id": boot, "network_namespace": 1, "file_system": 1});
+    let used = |pin_dir: &str, place| serde_json::json!({"datapath": "ebpf", "pin_dir": pin_dir, "place": place});
+    // One that ended with an earlier boot, one in a BPF file system that is not seen, one of an earlier version.
+    let (ended, early) = (node.path("ended").display().to_string(), node.path("early").display().to_string());
+    let used = [used(&ended, place("before")), used(&pins, place(&boot_id)), used(&early, Value::Null)];
+    fs::write(node.path("state/agent.json"), serde_json::json!({ "used": used }).to_string()).unwrap();
     let state = node.path("state").display().to_string();
     let cleanup = |more: &[&str]| {
         let base = ["cleanup", "--datapath", "ebpf", "--state-dir", &state, "-o", "json"];
         let output = node.ask(&[&base, more].concat());
-        let said: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let said: Value = serde_json::from_slice(&output.stdout).unwrap();
         let said = said.as_array().unwrap().iter().map(|one| format!("{} {}", one["pin_dir"], one["outcome"]));
-        (output.status.code(), said.collect::<Vec<_>>())
+        (output.status.code(), said.filter(|said| !said.contains("/sys/fs/bpf")).collect::<Vec<_>>())
     };
     let line = |pin_dir: &str, outcome: &str| format!("\"{pin_dir}\" \"{outcome}\"");
     let other = node.path("other").display().to_string();
-    let (code, said) = cleanup(&["--pin-dir", &other]);
-    assert_eq!((code, said), (Some(0), vec![line(&other, "clean"), line(&gone, "left"), line(&pins, "left")]));
-    // It is on no BPF file system, so that it cannot be cleaned up.
-    assert_eq!(cleanup(&[]), (Some(1), vec![line(&gone, "clean"), line(&pins, "failed")]));
-    assert_eq!(cleanup(&[]), (Some(1), vec![line(&pins, "failed")]));
-    fs::remove_dir(&pins).unwrap();
-    assert_eq!(cleanup(&[]), (Some(0), vec![line(&pins, "clean")]));
-    let record: serde_json::Value = serde_json::from_slice(&fs::read(node.path("state/agent.json")).unwrap()).unwrap();
+    let unseen = [line(&early, "not-inspected"), line(&pins, "not-inspected")];
+    let mut only_the_other =
+        [unseen.to_vec(), vec![line(&ended, "not-inspected"), line(&other, "not-inspected")]].concat();
+    let (code, mut said) = cleanup(&["--pin-dir", &other]);
+    said.sort();
+    only_the_other.sort();
+    assert_eq!((code, said), (Some(1), only_the_other), "it was asked for what it cannot see");
+    assert_eq!(cleanup(&[]).0, Some(1));
+    let (code, said) = cleanup(&[]);
+    assert_eq!((code, said), (Some(1), unseen.to_vec()), "what ended is forgotten, and nothing else is");
+    assert_eq!(cleanup(&["--forget"]), (Some(0), unseen.to_vec()));
+    let record: Value = serde_json::from_slice(&fs::read(node.path("state/agent.json")).unwrap()).unwrap();
     assert_eq!(record, serde_json::json!({ "used": [] }));
 }
 

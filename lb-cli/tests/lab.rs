@@ -295,7 +295,8 @@ fn services_outlive_the_agent(datapath: &str) -> Result<(), LabError> {
     second.wait(DEADLINE)?;
     assert!(ask()?.is_ok(), "it was killed");
     let cleaned: Value = serde_json::from_str(&node.cleanup(lab.node(0))?).unwrap();
-    assert!(cleaned.as_array().unwrap().iter().all(|one| one["outcome"] == "clean"), "{cleaned:#}");
+    assert_eq!(outcomes(&cleaned, "removed"), [datapath], "{cleaned:#}");
+    assert_eq!(outcomes(&cleaned, "absent").len(), DATAPATHS.len() - 1, "{cleaned:#}");
     let failure = ask()?.expect_err("nothing is left that would answer");
     assert_ne!(failure.kind, FailureKind::Other, "{failure}");
     Ok(())
@@ -345,10 +346,17 @@ fn only_the_first_answers(lab: &Lab, node: &TestNode, agent: &Program) -> Result
 
 fn assert_nothing_is_left_after_cleanup(lab: &Lab, node: &TestNode) -> Result<(), LabError> {
     let cleaned: Value = serde_json::from_str(&node.cleanup(lab.node(0))?).unwrap();
-    assert!(cleaned.as_array().unwrap().iter().all(|one| one["outcome"] == "clean"), "{cleaned:#}");
+    assert_eq!(outcomes(&cleaned, "removed").len(), 1, "{cleaned:#}");
+    assert_eq!(outcomes(&cleaned, "absent").len(), DATAPATHS.len() - 1, "{cleaned:#}");
     let request = Request::http(vip()).timeout(Duration::from_millis(200));
     assert!(lab.client(Origin::Node(0)).request(&request)?.is_err(), "something still answers");
     Ok(())
+}
+
+/// The datapaths of which `lb cleanup` says this.
+fn outcomes<'a>(cleaned: &'a Value, outcome: &str) -> Vec<&'a str> {
+    let lines = cleaned.as_array().unwrap().iter().filter(|line| line["outcome"] == outcome);
+    lines.map(|line| line["datapath"].as_str().unwrap()).collect()
 }
 
 fn second_agent_in_a_namespace(datapath: &str) -> Result<(), LabError> {

@@ -189,9 +189,32 @@ pub enum ConfigError {
     /// Not an address that a packet could come back to.
     #[error("--node-ip {0} is {1}: use an address of this node that other nodes can reach")]
     NodeIp(IpAddr, &'static str),
+    /// Not a device of this network namespace.
+    #[error(
+        "--device {0} is not in this network namespace: name a device that `ip link` lists, or leave the setting out for \
+         those with a default route"
+    )]
+    NoDevice(String),
+    /// The kernel does not say which devices there are.
+    #[error("listing devices failed, so that --device cannot be checked")]
+    Devices {
+        /// What the system says.
+        source: io::Error,
+    },
+    /// Not a directory that means the same to every process.
+    #[error("--{setting} {path} is relative: use an absolute path, which begins with /")]
+    Relative {
+        /// The setting.
+        setting: &'static str,
+        /// The path.
+        path: PathBuf,
+    },
     /// Not a seed of the hash.
     #[error(transparent)]
     MaglevSeed(#[from] BadSeed),
+    /// Neither cgroups nor pins are seen.
+    #[error("cgroup2 and BPF file systems are not visible: {0}")]
+    HiddenSys(&'static str),
     /// Not a cgroup that programs could be attached to.
     #[error("cgroup {path} is not in a cgroup2 file system: set --cgroup to a directory of one")]
     NotCgroup2 {
@@ -246,6 +269,8 @@ pub struct Config {
     pub maglev: HashFamily,
     /// Load-balancer classes whose services get addresses from pools, besides those without a class.
     pub load_balancer_classes: Vec<String>,
+    /// Devices that lead out of the node; the agent says when one of them is gone.
+    pub uplinks: Vec<String>,
     /// Where the datapath attaches to this node; only what its driver [reads](crate::driver::Driver::settings).
     pub attachments: Attachments,
 }
@@ -280,6 +305,7 @@ impl Config {
             drift_interval: datapath.drift_interval(),
             maglev: HashFamily::default(),
             load_balancer_classes: Vec::new(),
+            uplinks: Vec::new(),
             attachments: Attachments::default(),
         }
     }
@@ -343,9 +369,10 @@ impl Settings {
     pub fn complete(self) -> Result<Config, ConfigError> {
         let datapath = self.datapath.ok_or(ConfigError::Missing("datapath"))?;
         let maglev = self.maglev_hash.unwrap_or_default().family(self.maglev_seed.as_deref())?;
+        self.check_paths()?;
         let devices = self.uplinks(datapath)?;
         let node = self.node_facts(&devices)?;
-        let attachments = self.attachments(datapath, devices)?;
+        let attachments = self.attachments(datapath, devices.clone())?;
         let or = |path: Option<PathBuf>, default: &str| path.unwrap_or_else(|| default.into());
         Ok(Config {
             datapath,
@@ -357,8 +384,19 @@ impl Settings {
             drift_interval: self.drift_interval.map_or(datapath.drift_interval(), |period| period.0),
             maglev,
             load_balancer_classes: self.load_balancer_class,
+            uplinks: devices,
             attachments,
         })
+    }
+
+    /// Whatever the datapath: one that has no use for a path today may be followed by one that has.
+    fn check_paths(&self) -> Result<(), ConfigError> {
+        for (setting, path) in [("pin-dir", &self.pin_dir), ("cgroup", &self.cgroup)] {
+            if let Some(path) = path.as_ref().filter(|path| !path.is_absolute()) {
+                return Err(ConfigError::Relative { setting, path: path.clone() });
+            }
+        }
+        Ok(())
     }
 
     /// Names of settings that are given and that `kind` has no use for.
@@ -378,15 +416,29 @@ impl Settings {
 
     /// Needed to attach to, and to find the node's addresses.
     fn uplinks(&self, datapath: DatapathKind) -> Result<Vec<String>, ConfigError> {
-        let needed = datapath.reads(Setting::Device) || self.node_ip.is_empty();
-        if !self.device.is_empty() || !needed {
-            return Ok(self.device.clone());
+        if !self.device.is_empty() {
+            return self.check_devices();
         }
-        let found = netlink::uplinks().map_err(|source| ConfigError::Default { setting: "device", source })?;
+        let needed = datapath.reads(Setting::Device) || self.node_ip.is_empty();
+        let found = match netlink::uplinks() {
+            Ok(found) => found,
+            Err(_) if !needed => Vec::new(),
+            Err(source) => return Err(ConfigError::Default { setting: "device", source }),
+        };
         if found.is_empty() && datapath.reads(Setting::Device) {
             return Err(ConfigError::NoDefault { setting: "device", why: "no device has a default route" });
         }
         Ok(found)
+    }
+
+    /// On every datapath: one that does not attach to a device still takes the addresses of the node from it, and its
+    /// operator may change the datapath.
+    fn check_devices(&self) -> Result<Vec<String>, ConfigError> {
+        let present = netlink::devices().map_err(|source| ConfigError::Devices { source })?;
+        match self.device.iter().find(|device| !present.values().any(|name| name == *device)) {
+            Some(unknown) => Err(ConfigError::NoDevice(unknown.clone())),
+            None => Ok(self.device.clone()),
+        }
     }
 
     fn node_facts(&self, devices: &[String]) -> Result<NodeFacts, ConfigError> {
@@ -424,6 +476,9 @@ impl Settings {
     }
 
     fn cgroup(&self) -> Result<PathBuf, ConfigError> {
+        if let Some(hint) = mounts::hidden_sys() {
+            return Err(ConfigError::HiddenSys(hint));
+        }
         let cgroup = match &self.cgroup {
             Some(path) => path.clone(),
             None => mounts::cgroup2()
@@ -531,6 +586,21 @@ mod tests {
         assert!(config.node.name.is_some());
         assert_eq!((config.attachments, config.maglev), (Attachments::default(), HashFamily::default()));
         assert_eq!((config.drift, config.drift_interval), (DriftMode::Repair, Duration::from_secs(60)));
+    }
+
+    #[test]
+    fn what_a_datapath_has_no_use_for_is_checked_all_the_same() {
+        for kind in driver::BUILT_IN {
+            let settings =
+                Settings::default().with_datapath(kind).with_node_ip(["192.0.2.1".parse::<IpAddr>().unwrap()]);
+            let error = |settings: Settings| settings.complete().unwrap_err().to_string();
+            let unknown = error(settings.clone().with_device(["lo", "no-such-dev"]));
+            assert!(unknown.starts_with("--device no-such-dev is not in this network namespace"), "{kind}: {unknown}");
+            let relative = error(settings.clone().with_device(["lo"]).with_pin_dir("lb"));
+            assert!(relative.starts_with("--pin-dir lb is relative"), "{kind}: {relative}");
+            let relative = error(settings.with_device(["lo"]).with_cgroup("lb"));
+            assert!(relative.starts_with("--cgroup lb is relative"), "{kind}: {relative}");
+        }
     }
 
     #[test]

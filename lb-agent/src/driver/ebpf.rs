@@ -1,12 +1,17 @@
 //! The driver of eBPF, which attaches to devices.
 
-use std::{collections::BTreeMap, path::Path, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use lb_core::datapath::{Capabilities, Datapath, DatapathError, ErrorKind};
 use lb_datapath_ebpf::{EbpfConfig, EbpfDatapath};
 
-use super::{Attachments, Driver, Exclusion, OpenDatapath, Setting};
-use crate::host::netlink;
+use super::{Attachments, Driver, Exclusion, OpenDatapath, Setting, counted, unseen};
+use crate::host::{mounts, netlink, place::bpf_file_system, state_dir::Used};
 
 pub(super) struct Ebpf;
 
@@ -20,6 +25,11 @@ impl Driver for Ebpf {
     }
 
     fn open(&self, attachments: &Attachments) -> Result<Box<dyn OpenDatapath>, DatapathError> {
+        let hidden = mounts::hidden_sys().filter(|_| bpf_file_system(&attachments.pin_dir).is_none());
+        if let Some(hint) = hidden {
+            let problem = format!("{} is in no BPF file system: {hint}", attachments.pin_dir.display());
+            return Err(DatapathError::new(ErrorKind::Invalid, problem));
+        }
         Ok(Box::new(OnDevices::open(attachments)?))
     }
 
@@ -30,6 +40,48 @@ impl Driver for Ebpf {
     /// Removes the pins; it needs neither cgroup nor devices.
     fn cleanup(&self, pin_dir: &Path) -> Result<(), DatapathError> {
         EbpfDatapath::remove(pin_dir)
+    }
+
+    fn traces(&self, pin_dir: &Path) -> Result<Option<Vec<String>>, DatapathError> {
+        let pins = pins(pin_dir).map_err(unseen("listing pins"))?;
+        let Some(pins) = pins else { return Ok(Some(Vec::new())) };
+        Ok(Some(vec![format!("{} in {}", counted(pins.len(), "pin"), pin_dir.display())]))
+    }
+
+    /// Programs at the ingress of devices that none of the known pin directories holds. Those of sockets belong to
+    /// cgroups, which network namespaces share.
+    fn unknown(&self, known: &[Used]) -> Result<Vec<String>, DatapathError> {
+        let mut known_programs = BTreeSet::new();
+        for used in known.iter().filter(|used| used.datapath == self.name()) {
+            known_programs.extend(EbpfDatapath::pinned_programs(used.pin_dir())?);
+        }
+        let mut at: BTreeMap<u32, Vec<String>> = BTreeMap::new();
+        for (_, device) in netlink::devices().map_err(unseen("listing devices"))? {
+            let attached = EbpfDatapath::attached_programs(&device)?;
+            for program in attached.into_iter().filter(|program| !known_programs.contains(program)) {
+                at.entry(program).or_default().push(device.clone());
+            }
+        }
+        let pin_dirs = if at.is_empty() { Vec::new() } else { self.pin_dirs()? };
+        let described = at.into_iter().map(|(program, devices)| {
+            let holds =
+                |dir: &&PathBuf| EbpfDatapath::pinned_programs(dir).is_ok_and(|pinned| pinned.contains(&program));
+            let pinned = pin_dirs.iter().find(holds).map(|dir| {
+                let dir = dir.display();
+                format!(", pinned in {dir}, which `lb cleanup --datapath ebpf --pin-dir {dir}` removes")
+            });
+            format!("program {program} on {}{}", devices.join(", "), pinned.unwrap_or_default())
+        });
+        Ok(described.collect())
+    }
+
+    fn pin_dirs(&self) -> Result<Vec<PathBuf>, DatapathError> {
+        let mounted = mounts::bpf().map_err(unseen("listing BPF file systems"))?;
+        let mut found = Vec::new();
+        for root in mounted {
+            find_pins(&root, PIN_DEPTH, &mut found);
+        }
+        Ok(found)
     }
 
     fn minimum_kernel(&self) -> Option<(u32, u32)> {
@@ -59,6 +111,50 @@ impl Driver for Ebpf {
     fn lab(&self) -> super::lab::LabFacts {
         lab::FACTS
     }
+}
+
+/// How deep below the root of a BPF file system pin directories are looked for.
+const PIN_DEPTH: usize = 4;
+
+/// Directories below `directory` that hold pins of lb. One that cannot be read holds none that this user may remove.
+fn find_pins(directory: &Path, depth: usize, found: &mut Vec<PathBuf>) {
+    if pins(directory).ok().flatten().is_some_and(|pins| !pins.is_empty()) {
+        found.push(directory.into());
+        return;
+    }
+    let Some(depth) = depth.checked_sub(1) else { return };
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            find_pins(&entry.path(), depth, found);
+        }
+    }
+}
+
+/// What is pinned in a pin directory, in the layout of any version; `None` if there is no such directory, or if it has
+/// other things in it alone.
+fn pins(pin_dir: &Path) -> io::Result<Option<Vec<PathBuf>>> {
+    let entries = match fs::read_dir(pin_dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        entries => entries?.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?,
+    };
+    let is_layout = |path: &&PathBuf| {
+        let version = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_prefix('v'));
+        version.is_some_and(|version| version.parse::<u32>().is_ok()) && path.join("links").is_dir()
+    };
+    let layouts: Vec<&PathBuf> = entries.iter().filter(is_layout).collect();
+    if layouts.is_empty() && !entries.is_empty() {
+        return Ok(None);
+    }
+    let mut pins = Vec::new();
+    for layout in layouts {
+        for part in ["links", "maps"] {
+            let directory = layout.join(part);
+            if directory.is_dir() {
+                pins.extend(fs::read_dir(directory)?.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?);
+            }
+        }
+    }
+    Ok(Some(pins))
 }
 
 /// The datapath and the devices that it is attached to.

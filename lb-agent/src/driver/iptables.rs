@@ -1,11 +1,15 @@
 //! The drivers of iptables, in its two variants.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
-use lb_core::datapath::{Capabilities, DatapathError};
+use lb_core::{
+    datapath::{Capabilities, DatapathError},
+    node::NodeFacts,
+};
 use lb_datapath_iptables::iptables::{IptablesConfig, IptablesDatapath, Variant};
 
-use super::{Attachments, Driver, OpenDatapath};
+use super::{Attachments, Driver, OpenDatapath, counted, route_traces, unseen};
+use crate::host::{bridges, netfilter, state_dir::Used};
 
 /// One variant.
 pub(super) struct Iptables(Variant);
@@ -13,6 +17,21 @@ pub(super) struct Iptables(Variant);
 impl Iptables {
     pub(super) const NFT: Self = Self(Variant::Nft);
     pub(super) const LEGACY: Self = Self(Variant::Legacy);
+
+    fn config(&self) -> IptablesConfig {
+        match self.0 {
+            Variant::Nft => IptablesConfig::default(),
+            Variant::Legacy => legacy(),
+        }
+    }
+
+    fn chains(&self) -> Result<Vec<String>, DatapathError> {
+        match self.0 {
+            Variant::Nft => netfilter::chains(),
+            Variant::Legacy => netfilter::legacy_chains(),
+        }
+        .map_err(unseen("listing chains"))
+    }
 }
 
 impl Driver for Iptables {
@@ -38,9 +57,39 @@ impl Driver for Iptables {
         Some(IptablesDatapath::capabilities_of(&self.config()))
     }
 
+    fn traces(&self, _: &Path) -> Result<Option<Vec<String>>, DatapathError> {
+        let IptablesConfig { route_table, reject_table, .. } = self.config();
+        let chains = self.chains()?;
+        let mut traces: Vec<String> =
+            (!chains.is_empty()).then(|| counted(chains.len(), "chain")).into_iter().collect();
+        traces.extend(route_traces(route_table, &[route_table, reject_table])?);
+        Ok(Some(traces))
+    }
+
+    /// The names of the chains are fixed, so that there is one datapath of each variant.
+    fn unknown(&self, known: &[Used]) -> Result<Vec<String>, DatapathError> {
+        if known.iter().any(|used| used.datapath == self.name()) {
+            return Ok(Vec::new());
+        }
+        let chains = self.chains()?;
+        let described = chains.first().map(|first| {
+            let count = counted(chains.len(), "chain");
+            format!("{count}, such as {first}, which `lb cleanup --datapath {}` removes", self.name())
+        });
+        Ok(described.into_iter().collect())
+    }
+
+    fn hindrances(&self, node: &NodeFacts) -> Vec<(&'static str, String)> {
+        bridges::hindrances(node)
+    }
+
     /// The nft variant shares its tables with others, and nobody says what changes in legacy ones.
     fn drift_interval(&self) -> Duration {
         Duration::from_secs(10)
+    }
+
+    fn uses_conntrack(&self) -> bool {
+        true
     }
 
     #[cfg(feature = "lab")]
@@ -48,15 +97,6 @@ impl Driver for Iptables {
         match self.0 {
             Variant::Nft => lab::NFT,
             Variant::Legacy => lab::LEGACY,
-        }
-    }
-}
-
-impl Iptables {
-    fn config(&self) -> IptablesConfig {
-        match self.0 {
-            Variant::Nft => IptablesConfig::default(),
-            Variant::Legacy => legacy(),
         }
     }
 }

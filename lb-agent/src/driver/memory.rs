@@ -1,5 +1,7 @@
 //! The datapath that only remembers.
 
+use std::path::Path;
+
 use lb_core::{
     datapath::{Capabilities, DatapathError},
     memory::MemoryDatapath,
@@ -24,6 +26,10 @@ impl Driver for Memory {
 
     fn capabilities(&self) -> Option<Capabilities> {
         Some(Capabilities::all("memory"))
+    }
+
+    fn traces(&self, _: &Path) -> Result<Option<Vec<String>>, DatapathError> {
+        Ok(Some(Vec::new()))
     }
 
     fn settings(&self) -> &'static [Setting] {

@@ -39,15 +39,22 @@ mod nftables;
 use std::{
     fmt,
     hash::{Hash, Hasher},
+    io,
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
-use lb_core::datapath::{Capabilities, Datapath, DatapathError};
+use lb_core::{
+    datapath::{Capabilities, Datapath, DatapathError, ErrorKind},
+    node::NodeFacts,
+};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use crate::config::pattern::Pattern;
+use crate::{
+    config::pattern::Pattern,
+    host::{netfilter, state_dir::Used},
+};
 
 /// A kind of datapath: the value that a change of datapath changes. Two kinds are the same if their names are.
 pub type DatapathKind = &'static dyn Driver;
@@ -101,6 +108,43 @@ pub trait Driver: Sync {
         self.open(&attachments)?.datapath_mut().cleanup()
     }
 
+    /// Objects of this kind in the kernel, in the network namespace of this thread, in the words of the tools that list
+    /// them. `pin_dir` is as for [`cleanup`](Self::cleanup). They tell what a clean-up removed from what was never there.
+    /// `None`, the default: nobody can tell.
+    ///
+    /// # Errors
+    /// When the kernel does not say it.
+    fn traces(&self, pin_dir: &Path) -> Result<Option<Vec<String>>, DatapathError> {
+        let _ = pin_dir;
+        Ok(None)
+    }
+
+    /// Datapaths of this kind in the network namespace of this thread that are none of `known`, each with what is known
+    /// of it: those of other agents, or of agents that are gone. Default: none are looked for.
+    ///
+    /// # Errors
+    /// When the kernel does not say it.
+    fn unknown(&self, known: &[Used]) -> Result<Vec<String>, DatapathError> {
+        let _ = known;
+        Ok(Vec::new())
+    }
+
+    /// Directories in which something of this kind is pinned, in the BPF file systems that this process sees. Default:
+    /// none, nothing of this kind is pinned.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    fn pin_dirs(&self) -> Result<Vec<PathBuf>, DatapathError> {
+        Ok(Vec::new())
+    }
+
+    /// What about this machine keeps this kind from serving as it should: the type of a condition and its message. The
+    /// agent asks when devices change, and every minute. Default: nothing.
+    fn hindrances(&self, node: &NodeFacts) -> Vec<(&'static str, String)> {
+        let _ = node;
+        Vec::new()
+    }
+
     /// Oldest Linux release, major and minor, on which it is known to work. A distribution may have backported what it
     /// needs, so this explains a failure and never prevents a start. `None`, the default: any that Rust runs on.
     fn minimum_kernel(&self) -> Option<(u32, u32)> {
@@ -132,6 +176,12 @@ pub trait Driver: Sync {
     /// Default: yes.
     fn carries_packets(&self) -> bool {
         true
+    }
+
+    /// Whether established connections are in the kernel's connection tracking, so that they live on when another kind
+    /// takes over of which this is true as well. Default: no, they end with the datapath that translates them.
+    fn uses_conntrack(&self) -> bool {
+        false
     }
 
     /// What `lb lab` has to know. The default fits a datapath that needs root and that nobody but the agent changes.
@@ -256,6 +306,27 @@ pub fn find(name: &str) -> Option<DatapathKind> {
 #[must_use]
 pub fn carrying() -> Vec<DatapathKind> {
     BUILT_IN.into_iter().filter(|kind| kind.carries_packets()).collect()
+}
+
+/// Why something about a kind could not be found out.
+fn unseen(what: &'static str) -> impl Fn(io::Error) -> DatapathError {
+    move |error| {
+        let denied = error.kind() == io::ErrorKind::PermissionDenied;
+        let kind = if denied { ErrorKind::Permission } else { ErrorKind::System };
+        DatapathError::new(kind, format!("{what} failed")).with_source(error)
+    }
+}
+
+/// The routes of a routing table and the routing rules that lead to `tables`, as traces.
+fn route_traces(table: u32, tables: &[u32]) -> Result<Vec<String>, DatapathError> {
+    let (routes, rules) = netfilter::routes(table, tables).map_err(unseen("listing routes"))?;
+    let some = |count: usize, what| (count > 0).then(|| counted(count, what));
+    Ok([some(routes, "route"), some(rules, "routing rule")].into_iter().flatten().collect())
+}
+
+fn counted(count: usize, what: &str) -> String {
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{count} {what}{plural}")
 }
 
 /// Reads the name of a built-in kind from the command line.

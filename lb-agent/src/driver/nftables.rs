@@ -1,9 +1,15 @@
 //! The driver of nftables.
 
-use lb_core::datapath::{Capabilities, DatapathError};
+use std::path::Path;
+
+use lb_core::{
+    datapath::{Capabilities, DatapathError},
+    node::NodeFacts,
+};
 use lb_datapath_iptables::nftables::{NftablesConfig, NftablesDatapath};
 
-use super::{Attachments, Driver, OpenDatapath, Setting};
+use super::{Attachments, Driver, OpenDatapath, Setting, route_traces, unseen};
+use crate::host::{bridges, netfilter, state_dir::Used};
 
 pub(super) struct Nftables;
 
@@ -24,6 +30,34 @@ impl Driver for Nftables {
         Some(NftablesDatapath::usual_capabilities())
     }
 
+    fn traces(&self, _: &Path) -> Result<Option<Vec<String>>, DatapathError> {
+        let NftablesConfig { table, route_table, .. } = NftablesConfig::default();
+        let tables = netfilter::tables().map_err(unseen("listing tables of nf_tables"))?;
+        let mut traces: Vec<String> =
+            tables.contains(&table).then(|| format!("table inet {table}")).into_iter().collect();
+        traces.extend(route_traces(route_table, &[route_table])?);
+        Ok(Some(traces))
+    }
+
+    fn unknown(&self, known: &[Used]) -> Result<Vec<String>, DatapathError> {
+        let NftablesConfig { table, .. } = NftablesConfig::default();
+        let is_known = known.iter().any(|used| used.datapath == self.name());
+        let tables = netfilter::tables().map_err(unseen("listing tables of nf_tables"))?;
+        let described = tables.iter().filter(|name| !is_known || **name != table).map(|name| {
+            let command = if *name == table {
+                "lb cleanup --datapath nftables"
+            } else {
+                &format!("nft delete table inet {name}")
+            };
+            format!("table inet {name}, which `{command}` removes")
+        });
+        Ok(described.collect())
+    }
+
+    fn hindrances(&self, node: &NodeFacts) -> Vec<(&'static str, String)> {
+        bridges::hindrances(node)
+    }
+
     fn minimum_kernel(&self) -> Option<(u32, u32)> {
         // `NFT_MSG_DESTROYSETELEM`.
         Some((6, 3))
@@ -31,6 +65,10 @@ impl Driver for Nftables {
 
     fn settings(&self) -> &'static [Setting] {
         &[Setting::Maglev]
+    }
+
+    fn uses_conntrack(&self) -> bool {
+        true
     }
 
     #[cfg(feature = "lab")]

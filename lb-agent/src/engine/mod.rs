@@ -8,6 +8,7 @@ pub(crate) mod leftovers;
 mod maglev_tests;
 mod notes;
 pub(crate) mod state;
+pub(crate) mod surroundings;
 
 use std::{
     sync::{
@@ -30,8 +31,8 @@ use crate::{
     driver::OpenDatapath,
     engine::{
         inspection::{DatapathQuery, ReportWaiters, processor_time},
-        leftovers::Leftovers,
         state::AgentState,
+        surroundings::Surroundings,
     },
     source::Delivery,
 };
@@ -54,7 +55,7 @@ pub(crate) enum Event {
 pub(crate) struct Engine {
     pub(crate) datapath: Box<dyn OpenDatapath>,
     pub(crate) shared: Arc<AgentState>,
-    leftovers: Option<Leftovers>,
+    surroundings: Option<Surroundings>,
     /// Called when it is ready.
     on_ready: Option<Box<dyn FnOnce() + Send>>,
     /// Those who wait for an inspection.
@@ -84,12 +85,13 @@ impl Engine {
         let _ = runner.handle_change(Change::SetZone(config.zone.clone()));
         let shared = Arc::new(AgentState::new(runner, config, sources, datapath.datapath().counters()));
         let asked = ReportWaiters::default();
-        Self { datapath, shared, leftovers: None, on_ready: Some(on_ready), asked, watch: None }
+        Self { datapath, shared, surroundings: None, on_ready: Some(on_ready), asked, watch: None }
     }
 
-    /// Other datapaths, to be cleaned up once this one serves.
-    pub(crate) fn clean_up_when_ready(&mut self, leftovers: Leftovers) {
-        self.leftovers = Some(leftovers);
+    /// What to look at once this datapath serves; other datapaths are cleaned up then.
+    pub(crate) fn look_around_when_ready(&mut self, mut surroundings: Surroundings) {
+        surroundings.look_early().into_iter().for_each(|(kind, problem)| self.shared.set_problem(kind, problem));
+        self.surroundings = Some(surroundings);
     }
 
     /// What it shares with the other threads.
@@ -146,11 +148,6 @@ impl Engine {
         self.shared.set_problem("NoNodeIp", problem);
     }
 
-    /// Whether devices that come and go matter to the datapath.
-    pub(crate) fn is_on_devices(&self) -> bool {
-        self.datapath.devices().is_some()
-    }
-
     pub(crate) fn follow_devices(&mut self) {
         let problem = self.datapath.follow_devices().err();
         if let Some(problem) = &problem {
@@ -158,6 +155,7 @@ impl Engine {
         }
         self.shared.set_devices(self.datapath.devices().unwrap_or_default());
         self.shared.set_problem("Devices", problem);
+        self.surroundings.as_mut().into_iter().for_each(Surroundings::devices_changed);
     }
 
     /// Has the datapath do what is due, until nothing is.
@@ -188,7 +186,7 @@ impl Engine {
     fn become_ready(&mut self) {
         let ready_now = self.shared.become_ready();
         // What an earlier datapath left keeps serving until this one does, so that no moment is without either.
-        self.clean_up_leftovers();
+        self.look_around();
         if ready_now {
             tracing::info!("ready");
             self.on_ready.take().into_iter().for_each(|on_ready| on_ready());
@@ -231,22 +229,20 @@ impl Engine {
         Ok(())
     }
 
-    fn clean_up_leftovers(&mut self) {
+    fn look_around(&mut self) {
         let now = self.shared.now();
-        let Some(leftovers) = self.leftovers.as_mut().filter(|leftovers| leftovers.due().is_some_and(|due| due <= now))
+        let Some(surroundings) = self.surroundings.as_mut().filter(|it| it.due() <= now && self.shared.is_ready())
         else {
             return;
         };
-        if self.shared.is_ready() {
-            self.shared.set_problem("DatapathLeft", leftovers.clean(now));
-        }
+        surroundings.look(now).into_iter().for_each(|(kind, problem)| self.shared.set_problem(kind, problem));
     }
 
     /// How long nothing has to be done unless something happens.
     pub(crate) fn patience(&self) -> Option<Duration> {
         let due = self.shared.runner().poll_timeout();
-        let leftovers = self.leftovers.as_ref().filter(|_| self.shared.is_ready()).and_then(Leftovers::due);
-        let due = due.into_iter().chain(leftovers).min()?;
+        let surroundings = self.surroundings.as_ref().filter(|_| self.shared.is_ready()).map(Surroundings::due);
+        let due = due.into_iter().chain(surroundings).min()?;
         // Never nothing: a time that has passed must not make this thread spin.
         Some(due.since(self.shared.now()).max(Duration::from_millis(1)))
     }

@@ -8,7 +8,7 @@ use lb_netlink::{Listener, Protocol, Socket};
 use netlink_packet_route::{
     RouteNetlinkMessage,
     address::{AddressAttribute, AddressMessage, AddressScope},
-    link::{LinkAttribute, LinkMessage},
+    link::{InfoBridge, InfoData, InfoKind, LinkAttribute, LinkInfo, LinkMessage},
     route::{RouteAttribute, RouteMessage, RouteType},
 };
 
@@ -27,6 +27,58 @@ pub(crate) fn devices() -> io::Result<BTreeMap<u32, String>> {
         Some((link.header.index, name))
     });
     Ok(named.collect())
+}
+
+/// A bridge that other devices are ports of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Bridge {
+    pub(crate) name: String,
+    /// How many devices are ports of it.
+    pub(crate) ports: usize,
+    /// Its own addresses, of both families.
+    pub(crate) ips: Vec<IpAddr>,
+    /// Whether it hands its packets to netfilter whatever the sysctls say: IPv4 and IPv6.
+    pub(crate) filtered: [bool; 2],
+}
+
+/// Bridges that have ports.
+pub(crate) fn bridges() -> io::Result<Vec<Bridge>> {
+    let links: Vec<LinkMessage> = dump(RouteNetlinkMessage::GetLink(LinkMessage::default()))?
+        .into_iter()
+        .filter_map(|answer| if let RouteNetlinkMessage::NewLink(link) = answer { Some(link) } else { None })
+        .collect();
+    let mut found = Vec::new();
+    for link in &links {
+        let Some((name, filtered)) = as_bridge(link) else { continue };
+        let is_port = |port: &&LinkMessage| port.attributes.contains(&LinkAttribute::Controller(link.header.index));
+        let ports = links.iter().filter(is_port).count();
+        if ports > 0 {
+            found.push(Bridge { ips: addresses(std::slice::from_ref(&name))?, name, ports, filtered });
+        }
+    }
+    Ok(found)
+}
+
+/// Name of a bridge, and whether it hands its packets to netfilter by itself.
+fn as_bridge(link: &LinkMessage) -> Option<(String, [bool; 2])> {
+    let (mut name, mut is_bridge, mut filtered) = (None, false, [false; 2]);
+    for attribute in &link.attributes {
+        match attribute {
+            LinkAttribute::IfName(is) => name = Some(is.clone()),
+            LinkAttribute::LinkInfo(infos) => {
+                is_bridge = infos.contains(&LinkInfo::Kind(InfoKind::Bridge));
+                for info in infos {
+                    let LinkInfo::Data(InfoData::Bridge(settings)) = info else { continue };
+                    filtered = [
+                        settings.contains(&InfoBridge::NfCallIpTables(true)),
+                        settings.contains(&InfoBridge::NfCallIp6Tables(true)),
+                    ];
+                }
+            }
+            _ => {}
+        }
+    }
+    is_bridge.then_some((name?, filtered))
 }
 
 /// Names of the devices that have a default route, in order of name.

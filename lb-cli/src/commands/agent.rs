@@ -23,7 +23,7 @@ pub(super) fn run(args: AgentArgs) -> Outcome {
     let manifests = settings.manifest_directory().map_err(failure)?;
     let config = settings.complete().map_err(failure)?;
     for setting in given.useless_for(config.datapath) {
-        tracing::warn!(setting, datapath = %config.datapath, "this datapath ignores the setting");
+        tracing::info!(setting, datapath = %config.datapath, "this datapath has no use for the setting");
     }
     signals::block();
     let agent = Agent::new(config).source(ManifestDirectory::new(manifests)).on_ready(say_ready);
@@ -35,9 +35,10 @@ pub(super) fn run(args: AgentArgs) -> Outcome {
 
 fn failure(error: ConfigError) -> Failure {
     match error {
-        ConfigError::Missing(_) | ConfigError::NodeIp(..) | ConfigError::MaglevSeed(_) => {
-            Failure::Usage(error.to_string())
-        }
+        ConfigError::Missing(_)
+        | ConfigError::NodeIp(..)
+        | ConfigError::MaglevSeed(_)
+        | ConfigError::Relative { .. } => Failure::Usage(error.to_string()),
         error => Failure::chain(&error),
     }
 }

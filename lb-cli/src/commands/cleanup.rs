@@ -1,16 +1,19 @@
 //! `lb cleanup`.
 
-use std::{collections::BTreeSet, path::PathBuf};
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+};
 
 use lb_agent::{
     api::{Client, ClientError},
-    driver::{self, Setting},
+    driver::{self, DatapathKind, Setting},
     host::{
-        owner::Owner,
+        cleanup::{Cleaned, clean_up},
         state_dir::{Record, StateDir, StateDirError, Used},
     },
 };
-use lb_core::datapath::ErrorKind;
+use nix::fcntl::{Flock, FlockArg};
 use serde::Serialize;
 
 use crate::{
@@ -21,57 +24,132 @@ use crate::{
 
 /// What became of one datapath.
 #[derive(Debug, Serialize)]
-struct Cleaned {
+struct Line {
     datapath: String,
     /// Where it was pinned, if it has pins.
     pin_dir: Option<PathBuf>,
-    /// `clean`, `skipped` (this machine cannot have any of it), `left` (somewhere else than `--pin-dir`) or `failed`.
+    /// Number of the network namespace, if that is known.
+    network_namespace: Option<u64>,
+    /// `removed`, `absent` (somebody looked, and nothing was there), `not-inspected` or `failed`.
     outcome: &'static str,
-    /// Why it is not clean.
+    /// What was removed, or why nothing was.
     detail: Option<String>,
+    /// Whether that makes the command fail.
+    #[serde(skip)]
+    fails: bool,
 }
 
 pub(super) fn run(args: &CleanupArgs) -> Outcome {
     let _state_dir = if args.force { None } else { alone(args)? };
     let record = Record::read(&args.state_dir).map_err(|error| Failure::chain(&error))?;
-    let (targets, left) = targets(args, &record);
-    let mut cleaned: Vec<Cleaned> = targets.iter().map(|used| clean(args, used, &record)).collect();
-    cleaned.extend(left.iter().map(|used| Cleaned::new(used, "left", Some(how_to_remove(used)))));
-    output::write(args.ask.output, &cleaned, || table(&cleaned))?;
-    let failed = cleaned.iter().any(|cleaned| cleaned.outcome == "failed");
-    Ok(if failed { Verdict::Failed } else { Verdict::Fine })
-}
-
-/// What to clean up, and what of the same datapaths is left because `--pin-dir` names another place.
-fn targets(args: &CleanupArgs, record: &Record) -> (BTreeSet<Used>, Vec<Used>) {
-    let kinds = args.datapath.map_or_else(driver::carrying, |kind| vec![kind]);
-    let (mut targets, mut left) = (BTreeSet::new(), Vec::new());
-    for kind in kinds {
-        if !kind.reads(Setting::PinDir) {
-            targets.insert(Used::new(kind, None));
-            continue;
-        }
-        let recorded = record.used.iter().filter(|used| used.kind() == Some(kind)).cloned();
-        match &args.pin_dir {
-            Some(path) => {
-                let target = Used::new(kind, Some(path));
-                left.extend(recorded.filter(|used| *used != target));
-                targets.insert(target);
-            }
-            None => {
-                let before = targets.len();
-                targets.extend(recorded);
-                if targets.len() == before {
-                    targets.insert(Used::new(kind, None));
-                }
-            }
-        }
+    if record.used.is_empty() && args.pin_dir.is_none() {
+        output::say(format_args!(
+            "lb: {} records no datapath: if the agent had another --state-dir, or --pin-dir, name it",
+            args.state_dir.display()
+        ));
     }
-    (targets, left)
+    let kinds = args.datapath.map_or_else(driver::carrying, |kind| vec![kind]);
+    let lines: Vec<Line> = kinds.into_iter().flat_map(|kind| of_kind(args, kind, &record)).collect();
+    output::write(args.ask.output, &lines, || table(&lines))?;
+    Ok(if lines.iter().any(|line| line.fails) { Verdict::Failed } else { Verdict::Fine })
 }
 
-fn how_to_remove(used: &Used) -> String {
-    format!("not asked for: run it with --pin-dir {}", used.pin_dir().display())
+/// Cleans up everything of one kind that is recorded or asked for, and names what else there is.
+fn of_kind(args: &CleanupArgs, kind: DatapathKind, record: &Record) -> Vec<Line> {
+    let recorded: Vec<&Used> = record.used.iter().filter(|used| used.kind() == Some(kind)).collect();
+    let asked = |used: &Used| {
+        args.pin_dir.as_ref().is_none_or(|_| used.pin_dir == Used::new(kind, args.pin_dir.as_deref()).pin_dir)
+    };
+    let mut lines = Vec::new();
+    for &used in &recorded {
+        lines.push(if asked(used) {
+            clean_recorded(args, kind, used)
+        } else {
+            let why = format!("not asked for: run it with --pin-dir {}", used.pin_dir().display());
+            Line::new(used, "not-inspected", Some(why), false)
+        });
+    }
+    if !kind.reads(Setting::PinDir) {
+        let here = Used::here(kind, None);
+        let is_recorded = recorded.iter().any(|used| used.place.is_none() || used.place == here.place);
+        lines.extend((!is_recorded).then(|| clean_other(args, kind, &here)));
+        return lines;
+    }
+    if !recorded.iter().any(|used| asked(used)) {
+        lines.push(clean_other(args, kind, &Used::here(kind, args.pin_dir.as_deref())));
+    }
+    if args.pin_dir.is_none() {
+        lines.extend(others(kind, &lines, record.used.is_empty()));
+    }
+    lines
+}
+
+/// Cleans up what is recorded, and forgets what is seen to be gone.
+fn clean_recorded(args: &CleanupArgs, kind: DatapathKind, used: &Used) -> Line {
+    let cleaned = clean_up(used, kind, args.force);
+    let forget = cleaned.is_gone() || (args.forget && matches!(cleaned, Cleaned::NotInspected { .. }));
+    if forget && let Err(error) = Record::forget(&args.state_dir, used) {
+        return Line::new(used, "failed", Some(lb_core::error::report(&error)), true);
+    }
+    match cleaned {
+        Cleaned::NotInspected { why, .. } if args.forget => {
+            Line::new(used, "not-inspected", Some(format!("{why}; it is forgotten")), false)
+        }
+        Cleaned::NotInspected { why, namespace } => {
+            let how = where_to_run(args, used, namespace.as_deref());
+            Line::new(used, "not-inspected", Some(format!("{why}; {how}")), true)
+        }
+        cleaned => line(used, cleaned, true),
+    }
+}
+
+fn where_to_run(args: &CleanupArgs, used: &Used, namespace: Option<&Path>) -> String {
+    let pin_dir = used.pin_dir.as_ref().map(|path| format!(" --pin-dir {}", path.display())).unwrap_or_default();
+    let command = format!("lb cleanup --datapath {}{pin_dir} --state-dir {}", used.datapath, args.state_dir.display());
+    match namespace {
+        Some(path) => format!("run `nsenter --net={} {command}`", path.display()),
+        None => format!("run `{command}` where it is, or, if it is gone for good, with --forget"),
+    }
+}
+
+/// Cleans up what is not recorded. That this machine does not let anybody look at what was never used is no failure.
+fn clean_other(args: &CleanupArgs, kind: DatapathKind, used: &Used) -> Line {
+    let is_asked_for = args.datapath.is_some() || args.pin_dir.is_some();
+    line(used, clean_up(used, kind, args.force), is_asked_for)
+}
+
+fn line(used: &Used, cleaned: Cleaned, must_be_seen: bool) -> Line {
+    match cleaned {
+        Cleaned::Removed(what) => Line::new(used, "removed", Some(what.join(", ")), false),
+        Cleaned::Absent(why) => Line::new(used, "absent", why, false),
+        Cleaned::NotInspected { why, .. } => Line::new(used, "not-inspected", Some(why), must_be_seen),
+        Cleaned::Failed(why) => Line::new(used, "failed", Some(why), true),
+        _ => Line::new(used, "failed", Some("this program does not know what became of it".into()), true),
+    }
+}
+
+/// Pins that no record names: those of an agent with another state directory. If this one records nothing at all, it is
+/// probably the wrong one.
+fn others(kind: DatapathKind, lines: &[Line], is_unrecorded: bool) -> Vec<Line> {
+    let is_known = |dir: &PathBuf| lines.iter().any(|line| line.pin_dir.as_ref() == Some(dir));
+    let Ok(dirs) = kind.pin_dirs() else { return Vec::new() };
+    let unknown = dirs.into_iter().filter(|dir| !is_known(dir));
+    let described = unknown.map(|dir| {
+        let used = Used::here(kind, Some(&dir));
+        if is_locked(&dir) {
+            let why = "another agent uses it".into();
+            return Line::new(&used, "not-inspected", Some(why), false);
+        }
+        let why = format!("the state directory does not name it: run it with --pin-dir {}", dir.display());
+        Line::new(&used, "not-inspected", Some(why), is_unrecorded)
+    });
+    described.collect()
+}
+
+/// Whether a process uses these pins.
+fn is_locked(dir: &Path) -> bool {
+    let file = File::open(dir).ok();
+    file.is_some_and(|file| Flock::lock(file, FlockArg::LockExclusiveNonblock).is_err())
 }
 
 /// Makes sure that no agent runs, and that none starts meanwhile.
@@ -96,48 +174,34 @@ fn alone(args: &CleanupArgs) -> Result<Option<StateDir>, Failure> {
     }
 }
 
-fn clean(args: &CleanupArgs, used: &Used, record: &Record) -> Cleaned {
-    let is_known = record.used.contains(used);
-    // One that was used here is not one that this machine cannot have.
-    let may_skip = args.datapath.is_none() && !is_known;
-    match remove(args, used) {
-        Ok(()) => match Record::forget(&args.state_dir, used) {
-            Ok(()) => Cleaned::new(used, "clean", None),
-            Err(error) => Cleaned::new(used, "failed", Some(lb_core::error::report(&error))),
-        },
-        Err((kind, error)) => {
-            let skipped = may_skip && kind == Some(ErrorKind::Unsupported);
-            Cleaned::new(used, if skipped { "skipped" } else { "failed" }, Some(error))
+impl Line {
+    fn new(used: &Used, outcome: &'static str, detail: Option<String>, fails: bool) -> Self {
+        let network_namespace = used.place.as_ref().map(|place| place.network_namespace);
+        Self {
+            datapath: used.datapath.clone(),
+            pin_dir: used.pin_dir.clone(),
+            network_namespace,
+            outcome,
+            detail,
+            fails,
+        }
+    }
+
+    /// Where it is, or was.
+    fn place(&self) -> String {
+        match (&self.pin_dir, self.network_namespace) {
+            (Some(pin_dir), _) => pin_dir.display().to_string(),
+            (None, Some(number)) => format!("net:[{number}]"),
+            (None, None) => String::new(),
         }
     }
 }
 
-fn remove(args: &CleanupArgs, used: &Used) -> Result<(), (Option<ErrorKind>, String)> {
-    let kind = used.kind().ok_or((None, "this program does not have that kind of datapath".to_owned()))?;
-    let cleanup = || kind.cleanup(used.pin_dir());
-    if args.force {
-        return cleanup().map_err(|error| (Some(error.kind()), error.report()));
-    }
-    let _owner = Owner::claim(kind).map_err(|error| (None, lb_core::error::report(&error)))?;
-    cleanup().map_err(|error| (Some(error.kind()), error.report()))
-}
-
-impl Cleaned {
-    fn new(used: &Used, outcome: &'static str, detail: Option<String>) -> Self {
-        Self { datapath: used.datapath.clone(), pin_dir: used.pin_dir.clone(), outcome, detail }
-    }
-}
-
-fn table(cleaned: &[Cleaned]) -> String {
-    let mut table = Table::new(["DATAPATH", "PIN DIRECTORY", "OUTCOME", "DETAIL"]);
-    for Cleaned { datapath, pin_dir, outcome, detail } in cleaned {
-        let pin_dir = pin_dir.as_ref().map(|path| path.display().to_string());
-        table.row([
-            datapath.clone(),
-            pin_dir.unwrap_or_default(),
-            (*outcome).into(),
-            detail.clone().unwrap_or_default(),
-        ]);
+fn table(lines: &[Line]) -> String {
+    let mut table = Table::new(["DATAPATH", "PLACE", "OUTCOME", "DETAIL"]);
+    for line in lines {
+        let detail = line.detail.clone().unwrap_or_default();
+        table.row([line.datapath.clone(), line.place(), line.outcome.into(), detail]);
     }
     table.to_string()
 }

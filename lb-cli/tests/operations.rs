@@ -1,0 +1,470 @@
+//! What an operator does with a node: upgrades, switches, clean-ups, and machines that are not as they should be.
+//!
+//! Not run without `--ignored` (or `--include-ignored`): it needs root.
+#![expect(clippy::unwrap_used, reason = "a test ends where something is not what it should be")]
+
+mod common;
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{BufRead, BufReader},
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitCode, Output, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use common::{end, lb, service};
+use lb_core::addr::Family;
+use lb_testkit::{
+    LabError,
+    lab::{Lab, Netns, Origin, PodSpec, Program},
+    traffic::Transport,
+};
+use libtest_mimic::{Arguments, Failed, Trial};
+use serde_json::Value;
+
+const DEADLINE: Duration = Duration::from_secs(60);
+const VIP: &str = "10.96.0.10";
+const DATAPATHS: [&str; 4] = ["ebpf", "nftables", "iptables-nft", "iptables-legacy"];
+
+fn main() -> ExitCode {
+    lb_testkit::run_if_worker();
+    let mut trials = vec![
+        trial("a_switch_ends_the_connections_that_the_page_on_operations_says", switches),
+        trial("a_datapath_in_another_namespace_is_neither_removed_nor_forgotten_and_found_again", elsewhere),
+        trial("pins_that_ip_netns_exec_hides_are_neither_removed_nor_forgotten", hidden_pins),
+        trial("pins_of_an_agent_with_another_state_directory_are_named", other_state_directory),
+        trial("pods_on_a_bridge_that_netfilter_does_not_see_are_a_condition_of_netfilter_datapaths", bridge),
+    ];
+    for datapath in DATAPATHS {
+        let name = format!("another_datapath_of_lb_is_a_condition_on_{datapath}");
+        trials.push(trial(name, move || foreign_datapath(datapath)));
+        let name = format!("an_uplink_that_goes_and_comes_back_is_a_condition_on_{datapath}");
+        trials.push(trial(name, move || uplink(datapath)));
+    }
+    for (what, inodes) in [("its_record", 100), ("its_directory", 4)] {
+        let name = format!("an_agent_whose_full_disk_has_no_room_for_{what}_serves_and_records_later");
+        trials.push(trial(name, move || full_disk(inodes)));
+    }
+    libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
+}
+
+fn trial(name: impl Into<String>, test: impl FnOnce() -> Result<(), LabError> + Send + 'static) -> Trial {
+    Trial::test(name, || test().map_err(|error| Failed::from(lb_testkit::report(&error)))).with_ignored_flag(true)
+}
+
+/// Where long-lived connections come from, in the order of the page's columns.
+const ORIGINS: [Origin; 5] =
+    [Origin::Pod(0), Origin::PodPackets(1), Origin::Node(0), Origin::NodePackets(0), Origin::Beyond];
+
+/// Connections from each origin to each of two services. Half of those that meet a backend by chance live on: all or
+/// none of them do once in 10^9 runs.
+const CONNECTIONS: usize = 16;
+
+fn switches() -> Result<(), LabError> {
+    let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/operations.md")).unwrap();
+    for from in DATAPATHS {
+        for to in DATAPATHS.into_iter().filter(|to| *to != from || from == "ebpf") {
+            let mut lived = switch(from, to, Servers::OnThisNode)?;
+            for (sum, more) in lived.iter_mut().zip(switch(from, to, Servers::OnAnother)?) {
+                *sum += more;
+            }
+            let fates = lived.map(|lived| match lived {
+                0 => "end",
+                lived if lived == 2 * CONNECTIONS => "live",
+                _ => "chance",
+            });
+            let moved = if from == to { ", another `pin-dir`" } else { "" };
+            let row = format!("| `{from}` | `{to}`{moved} | {} |", fates.join(" | "));
+            assert!(page.lines().any(|line| line == row), "the page does not have this row: {row}");
+        }
+    }
+    Ok(())
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Servers {
+    OnThisNode,
+    OnAnother,
+}
+
+/// How many connections from each origin outlive the switch.
+fn switch(from: &str, to: &str, servers: Servers) -> Result<[usize; ORIGINS.len()], LabError> {
+    let server = |name: &str| PodSpec::new(name, usize::from(servers == Servers::OnAnother)).http(8080);
+    let clients = ["sockets", "packets"].map(|name| PodSpec::new(name, 0));
+    let pods = clients.into_iter().chain([server("a"), server("b")]);
+    let lab = pods.fold(Lab::builder().nodes(2), |lab, pod| lab.pod(pod)).build()?;
+    lab.route_services_via(0)?;
+    let backends: Vec<String> = lab.pods().skip(2).map(|pod| pod.ip(Family::V4).to_string()).collect();
+    let backends: Vec<&str> = backends.iter().map(String::as_str).collect();
+    let node = TestNode::new(&lab, &service("web", VIP, "", &backends))?;
+    let mut agent = node.start(&lab, from, &[])?;
+    let held = ORIGINS.map(|origin| lab.client(origin).hold(Transport::Tcp, vip(), CONNECTIONS));
+    for held in &held {
+        let held = held.as_ref().unwrap();
+        assert!(held.opened().iter().all(Result::is_ok), "{:?}", held.opened());
+        assert!(held.exchange()?.iter().all(Result::is_ok));
+    }
+    agent.terminate(DEADLINE)?;
+    let pin_dir = if from == to { lab.node(0).pin_dir()?.join("moved") } else { lab.node(0).pin_dir()? };
+    let pin_dir = pin_dir.display().to_string();
+    let moved = if to == "ebpf" { vec![("--pin-dir", &*pin_dir)] } else { Vec::new() };
+    let agent = node.start(&lab, to, &moved)?;
+    let level = if from == "ebpf" || to == "ebpf" { "WARN" } else { "INFO" };
+    let announced = |line: &str| line.contains(level) && line.contains("the datapath is switched");
+    assert!(agent.wait_for_line(DEADLINE, announced).is_some(), "{}", agent.output());
+    let is_new = |used: &Value| used["datapath"] == to && (to != "ebpf" || used["pin_dir"] == *pin_dir);
+    node.await_record(|used| used.len() == 1 && is_new(&used[0]), &agent);
+    let mut lived = [0; ORIGINS.len()];
+    for (lived, held) in lived.iter_mut().zip(&held) {
+        *lived = held.as_ref().unwrap().exchange()?.iter().filter(|outcome| outcome.is_ok()).count();
+    }
+    Ok(lived)
+}
+
+/// The lines of `lb cleanup` and its exit code, here and not in the node's namespace unless `within` says so.
+fn cleanup(node: &TestNode, more: &[&str], within: Option<&Netns>) -> Result<(Option<i32>, Vec<Value>), LabError> {
+    let mut command = lb();
+    command.args(["cleanup", "-o", "json"]).args(node.places()).args(more);
+    let output = match within {
+        Some(netns) => netns.run(|| command.output().unwrap())?,
+        None => command.output().unwrap(),
+    };
+    Ok((output.status.code(), lines(&output)))
+}
+
+fn lines(output: &Output) -> Vec<Value> {
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
+}
+
+/// The details of the lines with this outcome, by datapath.
+fn details(lines: &[Value], outcome: &str) -> BTreeMap<String, String> {
+    let of = |line: &Value| (text_of(&line["datapath"]), text_of(&line["detail"]));
+    lines.iter().filter(|line| line["outcome"] == outcome).map(of).collect()
+}
+
+fn text_of(value: &Value) -> String {
+    value.as_str().unwrap_or_default().into()
+}
+
+fn elsewhere() -> Result<(), LabError> {
+    let lab = Lab::builder().nodes(1).pods_per_node(1).build()?;
+    let node = TestNode::new(&lab, &service("web", VIP, "", &["10.244.0.9"]))?;
+    node.start(&lab, "nftables", &[])?.terminate(DEADLINE)?;
+    let recorded = node.record();
+    let (code, said) = cleanup(&node, &[], None)?;
+    let unseen = details(&said, "not-inspected");
+    assert_eq!((code, node.record()), (Some(1), recorded.clone()), "{said:#?}");
+    assert!(unseen["nftables"].contains("it is in another network namespace"), "{said:#?}");
+    assert!(details(&said, "removed").is_empty(), "{said:#?}");
+    // The next agent of another kind, in a namespace of its own, says where the former datapath is.
+    let other = Netns::create("other")?;
+    let mut command = node.agent(&lab, "iptables-nft", &[("--device", "lo")])?;
+    let agent = other.run(|| Agent::start(&mut command))?;
+    let message = node.await_condition("DatapathLeft", true);
+    assert!(message.contains("it is in another network namespace"), "{message}");
+    assert_eq!(node.record().len(), 2);
+    drop(agent);
+    // What the message says to run does it.
+    let run = message.split('`').nth(1).unwrap();
+    let path =
+        format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", Path::new(env!("CARGO_BIN_EXE_lb")).parent().unwrap().display());
+    let output = Command::new("sh").args(["-c", &format!("{run} -o json")]).env("PATH", path).output().unwrap();
+    assert!(details(&lines(&output), "removed")["nftables"].contains("table inet lb"), "{output:?}");
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let (code, said) = cleanup(&node, &[], Some(&other))?;
+    assert_eq!((code, details(&said, "removed").len(), node.record().len()), (Some(0), 1, 0), "{said:#?}");
+    Ok(())
+}
+
+fn hidden_pins() -> Result<(), LabError> {
+    let lab = Lab::builder().nodes(1).pods_per_node(1).build()?;
+    let node = TestNode::new(&lab, &service("web", VIP, "", &["10.244.0.9"]))?;
+    node.start(&lab, "ebpf", &[])?.terminate(DEADLINE)?;
+    let recorded = node.record();
+    let bare = |command: &Command| {
+        let mut hidden = Command::new("unshare");
+        // What `ip netns exec` does.
+        hidden.args(["--mount", "sh", "-c", "umount -l /sys && mount -t sysfs bare /sys && exec \"$@\"", "sh"]);
+        hidden.arg(command.get_program()).args(command.get_args());
+        hidden.output().unwrap()
+    };
+    let mut command = lb();
+    command.args(["cleanup", "-o", "json"]).args(node.places());
+    let output = bare(&command);
+    let unseen = details(&lines(&output), "not-inspected");
+    assert_eq!((output.status.code(), node.record()), (Some(1), recorded), "{output:?}");
+    assert!(unseen["ebpf"].contains("`nsenter --net=/run/netns/NAME lb …`"), "{output:?}");
+    let (code, said) = end(&lab.node(0).run(|| bare(&node.agent(&lab, "ebpf", &[]).unwrap()))?);
+    assert!(said.contains("as under `ip netns exec`") && code == 1, "{said}");
+    let (code, said) = cleanup(&node, &[], None)?;
+    assert!(details(&said, "removed")["ebpf"].contains(" pins in "), "{said:#?}");
+    assert_eq!((code, node.record().len(), lab.node(0).pin_dir()?.exists()), (Some(0), 0, false));
+    Ok(())
+}
+
+fn other_state_directory() -> Result<(), LabError> {
+    let lab = Lab::builder().nodes(1).pods_per_node(1).build()?;
+    let node = TestNode::new(&lab, &service("web", VIP, "", &["10.244.0.9"]))?;
+    let mut agent = node.start(&lab, "ebpf", &[])?;
+    let pins = lab.node(0).pin_dir()?.display().to_string();
+    let elsewhere = |more: &[&str]| {
+        let places = [format!("--socket={}", node.path("none.sock")), format!("--state-dir={}", node.path("none"))];
+        let output = lb().args(["cleanup", "-o", "json"]).args(places).args(more).output().unwrap();
+        let found: Vec<Value> = lines(&output).into_iter().filter(|line| line["pin_dir"] == *pins).collect();
+        (output.status.code(), found)
+    };
+    let (_, found) = elsewhere(&[]);
+    assert_eq!((&found[0]["outcome"], &found[0]["detail"]), (&"not-inspected".into(), &"another agent uses it".into()));
+    agent.terminate(DEADLINE)?;
+    let (code, found) = elsewhere(&[]);
+    assert_eq!((code, &found[0]["outcome"]), (Some(1), &"not-inspected".into()));
+    assert!(text_of(&found[0]["detail"]).ends_with(&format!("run it with --pin-dir {pins}")), "{found:?}");
+    let (code, found) = elsewhere(&["--datapath=ebpf", "--pin-dir", &pins]);
+    assert_eq!((code, &found[0]["outcome"]), (Some(0), &"removed".into()));
+    Ok(())
+}
+
+/// A table of another name, and what an agent with another state directory left of another kind.
+fn foreign_datapath(datapath: &str) -> Result<(), LabError> {
+    let lab = Lab::builder().nodes(1).pods_per_node(1).build()?;
+    let node = TestNode::new(&lab, &service("web", VIP, "", &["10.244.0.9"]))?;
+    let other = if datapath == "ebpf" { "nftables" } else { "ebpf" };
+    node.start(&lab, other, &[("--state-dir", &node.path("other"))])?.terminate(DEADLINE)?;
+    in_node(&lab, "nft add table inet lb-2 { comment \"lb layout 3\" ; }")?;
+    let agent = node.start(&lab, datapath, &[])?;
+    let message = node.await_condition("ForeignDatapath", true);
+    let pins = lab.node(0).pin_dir()?.display().to_string();
+    let named = match other {
+        "ebpf" => format!("pinned in {pins}, which `lb cleanup --datapath ebpf --pin-dir {pins}` removes"),
+        _ => "table inet lb, which `lb cleanup --datapath nftables` removes".into(),
+    };
+    assert!(message.contains(&named) && message.contains("table inet lb-2, which `nft delete table"), "{message}");
+    assert!(agent.wait_for_line(DEADLINE, |line| line.contains("WARN") && line.contains("ForeignDatapath")).is_some());
+    in_node(&lab, "nft delete table inet lb-2")?;
+    let pin_dir = format!("--pin-dir={pins}");
+    let mut arguments = vec!["--force", "--datapath", other];
+    arguments.extend((other == "ebpf").then_some(&*pin_dir));
+    let (code, said) = cleanup(&node, &arguments, Some(lab.node(0).netns()))?;
+    assert_eq!((code, details(&said, "removed").len()), (Some(0), 1), "{said:#?}");
+    node.await_condition("ForeignDatapath", false);
+    assert!(agent.wait_for_line(DEADLINE, |line| line.contains("INFO") && line.contains("ForeignDatapath")).is_some());
+    Ok(())
+}
+
+fn uplink(datapath: &str) -> Result<(), LabError> {
+    let lab = Lab::builder().nodes(1).pods_per_node(1).build()?;
+    let node = TestNode::new(&lab, &service("web", VIP, "", &["10.244.0.9"]))?;
+    let add = "ip link add name up1 type veth peer name peer1";
+    in_node(&lab, add)?;
+    let agent = node.start(&lab, datapath, &[("--device", "up1")])?;
+    in_node(&lab, "ip link delete up1")?;
+    let message = node.await_condition("UplinkGone", true);
+    assert!(message.starts_with("up1, named by --device"), "{message}");
+    assert!(agent.wait_for_line(DEADLINE, |line| line.contains("WARN") && line.contains("UplinkGone")).is_some());
+    in_node(&lab, add)?;
+    node.await_condition("UplinkGone", false);
+    assert!(agent.wait_for_line(DEADLINE, |line| line.contains("INFO") && line.contains("UplinkGone")).is_some());
+    if datapath == "ebpf" {
+        node.await_status(|status| status["datapath"]["devices"].as_array().unwrap().contains(&"up1".into()));
+    }
+    Ok(())
+}
+
+fn bridge() -> Result<(), LabError> {
+    for datapath in DATAPATHS {
+        let lab = Lab::builder().nodes(1).pods_per_node(1).build()?;
+        let node = TestNode::new(&lab, &service("web", VIP, "", &["10.244.0.9"]))?;
+        for line in [
+            "ip link add cni0 type bridge",
+            "ip address add 10.244.9.1/24 dev cni0",
+            "ip link add name pod1 type veth peer name in1",
+            "ip link add name pod2 type veth peer name in2",
+            "ip link set pod1 master cni0",
+            "sysctl -qw net.bridge.bridge-nf-call-iptables=0",
+        ] {
+            in_node(&lab, line)?;
+        }
+        let agent = node.start(&lab, datapath, &[])?;
+        let has = |status: &Value| condition(status, "BridgeNotFiltered").is_some();
+        assert!(!has(&node.status()), "one pod has nobody to talk to");
+        in_node(&lab, "ip link set pod2 master cni0")?;
+        if datapath == "ebpf" {
+            node.await_status(|status| status["settled"] == true);
+            assert!(!has(&node.status()), "{}", agent.output());
+            continue;
+        }
+        let message = node.await_condition("BridgeNotFiltered", true);
+        assert!(message.contains("cni0") && message.contains("net.bridge.bridge-nf-call-iptables=1"), "{message}");
+        in_node(&lab, "sysctl -qw net.bridge.bridge-nf-call-iptables=1")?;
+        // Something has to happen that makes the agent look.
+        in_node(&lab, "ip link set pod2 nomaster")?;
+        node.await_condition("BridgeNotFiltered", false);
+    }
+    Ok(())
+}
+
+/// `inodes`: how many files the disk can have, its root and the file that fills it included.
+fn full_disk(inodes: u32) -> Result<(), LabError> {
+    let lab = Lab::builder().nodes(1).pods_per_node(1).build()?;
+    let node = TestNode::new(&lab, &service("web", VIP, "", &["10.244.0.9"]))?;
+    let disk = node.path("disk");
+    fs::create_dir(&disk).unwrap();
+    let mut command = Command::new("unshare");
+    let script = format!(
+        "mount -t tmpfs -o size=64k,nr_inodes={inodes} full {disk} && (head -c 1M /dev/zero > {disk}/fill || touch {disk}/a {disk}/b) \
+         2>/dev/null && exec \"$@\""
+    );
+    let agent = node.agent(&lab, "nftables", &[("--state-dir", &format!("{disk}/state"))])?;
+    command.args(["--mount", "sh", "-c", &script, "sh"]).arg(agent.get_program()).args(agent.get_args());
+    let agent = start(&lab, command)?;
+    let message = node.await_condition("StateNotWritten", true);
+    assert!(message.contains("No space left on device") && message.contains("datapath nftables"), "{message}");
+    assert_eq!(node.status()["ready"], true);
+    let seen = |name: &str| PathBuf::from(format!("/proc/{}/root{disk}/{name}", agent.pid()));
+    ["fill", "a", "b"].iter().for_each(|name| drop(fs::remove_file(seen(name))));
+    node.await_condition("StateNotWritten", false);
+    assert!(fs::read_to_string(seen("state/agent.json")).unwrap().contains("nftables"));
+    Ok(())
+}
+
+/// Runs a command in the namespace of the first node; words are separated by spaces.
+fn in_node(lab: &Lab, line: &str) -> Result<(), LabError> {
+    let mut words = line.split(' ');
+    let mut command = Command::new(words.next().unwrap());
+    command.args(words);
+    let output = lab.node(0).run(|| command.output().unwrap())?;
+    assert!(output.status.success(), "{line}: {output:?}");
+    Ok(())
+}
+
+/// Starts an agent on the first node and waits until it is ready.
+fn start(lab: &Lab, command: Command) -> Result<Program, LabError> {
+    let agent = lab.node(0).spawn(command)?;
+    assert!(agent.wait_for_line(DEADLINE, |line| line == "ready").is_some(), "{}", agent.output());
+    Ok(agent)
+}
+
+/// An agent in whichever namespace started it. It ends when this is dropped.
+struct Agent(Child);
+
+impl Agent {
+    fn start(command: &mut Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let agent = Self(child);
+        assert_eq!(line, "ready\n");
+        agent
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The message of a condition, if it holds.
+fn condition(status: &Value, kind: &str) -> Option<String> {
+    let conditions = status["conditions"].as_array().unwrap();
+    conditions.iter().find(|condition| condition["type"] == kind).map(|condition| text_of(&condition["message"]))
+}
+
+fn vip() -> SocketAddr {
+    SocketAddr::new(VIP.parse::<IpAddr>().unwrap(), 80)
+}
+
+/// Directories of the agent on the first node of a lab.
+struct TestNode {
+    run_dir: PathBuf,
+}
+
+impl TestNode {
+    fn new(lab: &Lab, manifest: &str) -> Result<Self, LabError> {
+        let run_dir = lab.node(0).run_dir()?;
+        fs::create_dir_all(run_dir.join("manifests")).unwrap();
+        fs::write(run_dir.join("manifests/web.yaml"), manifest).unwrap();
+        Ok(Self { run_dir })
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.run_dir.join(name).display().to_string()
+    }
+
+    fn places(&self) -> [String; 2] {
+        [format!("--socket={}", self.path("lb.sock")), format!("--state-dir={}", self.path("state"))]
+    }
+
+    /// The command that starts an agent; settings of `more` come in place of the usual ones, or beside them.
+    fn agent(&self, lab: &Lab, datapath: &str, more: &[(&str, &str)]) -> Result<Command, LabError> {
+        let node = lab.node(0);
+        let [socket, state_dir] = ["lb.sock", "state"].map(|name| self.path(name));
+        let mut settings = vec![
+            ("--datapath", datapath.into()),
+            ("--manifests", self.path("manifests")),
+            ("--socket", socket),
+            ("--state-dir", state_dir),
+            ("--cluster-cidr", "10.244.0.0/16".into()),
+            ("--node-ip", node.ip(Family::V4).to_string()),
+            ("--device", node.uplink().into()),
+        ];
+        if datapath == "ebpf" {
+            settings.push(("--cgroup", node.cgroup().display().to_string()));
+            settings.push(("--pin-dir", node.pin_dir()?.display().to_string()));
+            settings.extend(node.pod_devices().into_iter().map(|device| ("--pod-device", device)));
+        }
+        settings.retain(|(name, _)| more.iter().all(|(other, _)| other != name));
+        settings.extend(more.iter().map(|(name, value)| (*name, (*value).to_owned())));
+        let mut command = lb();
+        command.arg("agent").args(settings.iter().map(|(name, value)| format!("{name}={value}")));
+        Ok(command)
+    }
+
+    fn start(&self, lab: &Lab, datapath: &str, more: &[(&str, &str)]) -> Result<Program, LabError> {
+        start(lab, self.agent(lab, datapath, more)?)
+    }
+
+    fn status(&self) -> Value {
+        let output = lb().args(["status", "-o", "json", "--socket", &self.path("lb.sock")]).output().unwrap();
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
+    }
+
+    fn await_status(&self, wanted: impl Fn(&Value) -> bool) -> Value {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            let status = self.status();
+            if wanted(&status) {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "{status:#}");
+            // The pace of looking.
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Waits until a condition holds, or until it does not; its message.
+    fn await_condition(&self, kind: &str, holds: bool) -> String {
+        let status = self.await_status(|status| condition(status, kind).is_some() == holds);
+        condition(&status, kind).unwrap_or_default()
+    }
+
+    fn record(&self) -> Vec<Value> {
+        let text = fs::read(self.run_dir.join("state/agent.json")).unwrap();
+        let record: Value = serde_json::from_slice(&text).unwrap();
+        record["used"].as_array().unwrap().clone()
+    }
+
+    fn await_record(&self, wanted: impl Fn(&[Value]) -> bool, agent: &Program) {
+        let deadline = Instant::now() + DEADLINE;
+        while !wanted(&self.record()) {
+            assert!(Instant::now() < deadline, "{:?}: {}", self.record(), agent.output());
+            // The pace of looking.
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
