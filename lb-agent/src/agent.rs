@@ -7,13 +7,13 @@
 use std::{
     fmt, io,
     sync::{
-        Arc,
+        Arc, OnceLock,
         mpsc::{self, Receiver, Sender},
     },
     thread::JoinHandle,
 };
 
-use lb_core::{datapath::DatapathError, name::SourceName};
+use lb_core::{datapath::DatapathError, model::Change, name::SourceName};
 
 use crate::{
     allocation::Allocation,
@@ -25,7 +25,7 @@ use crate::{
         owner::{Owner, OwnerError},
         state_dir::{StateDir, StateDirError, Used},
     },
-    source::{Source, SourceError, Sources},
+    source::{Delivery, Source, SourceError, Sources},
 };
 pub use crate::{allocation::LedgerFileError, engine::devices::DeviceError};
 
@@ -95,6 +95,8 @@ pub struct Agent {
     on_ready: Box<dyn FnOnce() + Send>,
     events: Sender<Event>,
     inbox: Receiver<Event>,
+    /// Set when it runs.
+    running: Arc<OnceLock<Arc<Sources>>>,
 }
 
 /// Ends an agent from another thread.
@@ -116,6 +118,40 @@ impl fmt::Debug for Stop {
     }
 }
 
+/// Changes an agent while it runs, from another thread.
+#[derive(Clone)]
+pub struct Reload {
+    /// What the agent started with.
+    config: Arc<Config>,
+    running: Arc<OnceLock<Arc<Sources>>>,
+    events: Sender<Event>,
+}
+
+impl Reload {
+    /// Has every source look at everything once more. An agent that does not run yet will read everything anyway.
+    pub fn sources(&self) {
+        self.running.get().into_iter().for_each(|sources| sources.reload());
+    }
+
+    /// Takes over from `config` what can change while the agent runs, which is the zone, and returns the names of the
+    /// other settings that differ from those that the agent started with: they take effect at the next start.
+    #[must_use]
+    pub fn settings(&self, config: &Config) -> Vec<&'static str> {
+        let zone = vec![Change::SetZone(config.zone.clone())];
+        let source = SourceName("settings".into());
+        let news = Delivery { source, changes: zone, report: None, conditions: Vec::new(), _accepted: None };
+        // Nobody listens when the agent is on its way out already.
+        drop(self.events.send(Event::News(news)));
+        self.config.restart_for(config)
+    }
+}
+
+impl fmt::Debug for Reload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Reload")
+    }
+}
+
 impl fmt::Debug for Agent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Agent").field("config", &self.config).finish_non_exhaustive()
@@ -128,7 +164,7 @@ impl Agent {
     pub fn new(config: Config) -> Self {
         let (events, inbox) = mpsc::channel();
         let kinds = vec![config.datapath];
-        Self { config, sources: Vec::new(), kinds, on_ready: Box::new(|| {}), events, inbox }
+        Self { config, sources: Vec::new(), kinds, on_ready: Box::new(|| {}), events, inbox, running: Arc::default() }
     }
 
     /// Adds a source. Of two objects with one name, the one of the source that was added first is served; of two
@@ -160,19 +196,28 @@ impl Agent {
         Stop(self.events.clone())
     }
 
+    /// A handle that has it read its sources and settings again, from another thread.
+    #[must_use]
+    pub fn reload(&self) -> Reload {
+        let config = Arc::new(self.config.clone());
+        Reload { config, running: Arc::clone(&self.running), events: self.events.clone() }
+    }
+
     /// Runs on this thread until it is [stopped](Stop::stop); the datapath goes on working afterwards.
     ///
     /// # Errors
     /// When it cannot start, or is never permitted to use the datapath. An agent that has become ready runs until it is
     /// stopped.
     pub fn run(self) -> Result<(), AgentError> {
-        let Self { config, sources, kinds, on_ready, events, inbox } = self;
+        let Self { config, sources, kinds, on_ready, events, inbox, running } = self;
         let named: Vec<(SourceName, String)> = sources.iter().map(|source| (source.name(), source.place())).collect();
         let mut state_dir = StateDir::claim(&config.state_dir)?;
         let _owner = Owner::claim(config.datapath)?;
         let sources = Arc::new(Sources::new(sources, Allocation::open(&config)?));
         let listener = Listener::bind(&config.socket)?;
         sources.start().map_err(AgentError::Source)?;
+        // It is empty: an agent runs once.
+        let _ = running.set(Arc::clone(&sources));
         let following = Following::begin(Arc::clone(&sources), events.clone(), inbox)?;
         let refused = |error| AgentError::Datapath { kind: config.datapath, error };
         let used = Used::of(&config);

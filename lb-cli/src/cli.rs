@@ -52,6 +52,9 @@ pub(crate) enum Command {
 /// only itself: what it held before stays in force. An invalid object is refused alone. `lb status` shows both. When the agent stops, the datapath keeps serving what it has, and the next agent adopts it
 /// without a gap.
 ///
+/// On SIGHUP, the agent reads every manifest and the configuration file again. `log-level` and `zone` take effect at
+/// once; for other settings, the log says that they need a restart.
+///
 /// The agent prints the line `ready` on standard output when the services of the first snapshot are in the datapath.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \

@@ -1,11 +1,11 @@
-//! Signals that ask the process to end.
+//! Signals that ask the process to end, or to read its input again.
 
 use std::{io, thread};
 
 use nix::sys::signal::{SigSet, Signal};
 
 fn awaited() -> SigSet {
-    SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT])
+    SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP])
 }
 
 /// Keeps signals until somebody asks for them. Threads and programs that start later inherit this.
@@ -14,11 +14,11 @@ pub(crate) fn block() {
     let _ = awaited().thread_block();
 }
 
-/// Calls `tell` with the name of each signal that comes. They must be [blocked](block).
-pub(crate) fn watch(mut tell: impl FnMut(&'static str) + Send + 'static) -> io::Result<()> {
+/// Calls `tell` with each signal that comes. They must be [blocked](block).
+pub(crate) fn watch(mut tell: impl FnMut(Signal) + Send + 'static) -> io::Result<()> {
     let wait = move || {
         while let Ok(signal) = awaited().wait() {
-            tell(signal.as_str());
+            tell(signal);
         }
     };
     thread::Builder::new().name("signals".into()).spawn(wait).map(drop)

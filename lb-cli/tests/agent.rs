@@ -552,6 +552,67 @@ fn a_configuration_file_does_what_flags_do_and_flags_win() {
 }
 
 #[test]
+fn a_hangup_reads_manifests_and_settings_again_and_says_what_needs_a_restart() {
+    let mut node = Node::new(&[("web.yaml", &service("web", "10.96.0.10", "", &["10.244.0.5"]))]);
+    let file = node.path("lb.yaml");
+    fs::write(&file, "zone: a\n").unwrap();
+    let mut command = node.agent();
+    let log = File::create(node.path("log")).unwrap();
+    node.start_with(command.arg("--config").arg(&file).stderr(log));
+    let logged = |wanted: &str, times: usize| {
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        loop {
+            let log = fs::read_to_string(node.path("log")).unwrap();
+            if log.matches(wanted).count() >= times {
+                return log;
+            }
+            assert!(std::time::Instant::now() < deadline, "{wanted} is not in the log: {log}");
+        }
+    };
+    let reads = || node.json(&["status"])["manifests"]["reads"].as_u64();
+    let before = reads();
+    // The level of the log is a flag, which wins over the file.
+    fs::write(&file, "zone: b\nlog-level: trace\ndrift: alert\nload-balancer-class: [x]\n").unwrap();
+    node.signal(Signal::SIGHUP);
+    let log = logged("take effect at the next start", 1);
+    assert!(log.contains("settings=\"drift, load-balancer-class\""), "{log}");
+    assert!(!log.contains("TRACE"), "{log}");
+    node.json_when(&["status"], |status| status["manifests"]["reads"].as_u64() > before);
+    fs::write(&file, "zone: [\n").unwrap();
+    node.signal(Signal::SIGHUP);
+    assert!(logged("the configuration has a mistake", 1).contains("lb.yaml"));
+    assert_eq!(node.json(&["status"])["ready"], true);
+}
+
+#[test]
+fn after_a_hangup_the_zone_and_the_level_of_the_log_are_those_of_the_file() {
+    let hints = |zone: &str| format!("\n  hints: {{forZones: [{{name: {zone}}}]}}\n");
+    let manifest = service("web", "10.96.0.10", "", &["10.244.0.5", "10.244.0.6"])
+        .replace("[10.244.0.5]\n", &format!("[10.244.0.5]{}", hints("a")))
+        .replace("[10.244.0.6]\n", &format!("[10.244.0.6]{}", hints("b")));
+    let mut node = Node::new(&[("web.yaml", &manifest)]);
+    let file = node.path("lb.yaml");
+    let path = |name| node.path(name).display().to_string();
+    let fixed = format!(
+        "manifests: {}\ndatapath: memory\nsocket: {}\nstate-dir: {}\nnode-ip: [192.0.2.9]\n",
+        path("manifests"),
+        path("lb.sock"),
+        path("state")
+    );
+    fs::write(&file, format!("{fixed}zone: a\nlog-level: error\n")).unwrap();
+    let log = File::create(node.path("log")).unwrap();
+    node.start_with(lb().args(["agent", "--config"]).arg(&file).stderr(log));
+    let packet = ["explain", "tcp", "10.244.0.9:4000", "10.96.0.10:80"];
+    assert_eq!(node.json(&packet)["rejected"][0]["backend"], "10.244.0.6:8080");
+    fs::write(&file, format!("{fixed}zone: b\nlog-level: debug\n")).unwrap();
+    node.signal(Signal::SIGHUP);
+    node.json_when(&packet, |answer| answer["rejected"][0]["backend"] == "10.244.0.5:8080");
+    node.put("web.yaml", &manifest.replace("10.96.0.10", "10.96.0.11"));
+    node.json_when(&["service", "list"], |list| list[0]["frontends"][0]["ip"] == "10.96.0.11");
+    assert!(fs::read_to_string(node.path("log")).unwrap().contains("DEBUG"));
+}
+
+#[test]
 fn cleanup_refuses_while_an_agent_runs() {
     let mut node = Node::running(&[]);
     let state = node.path("state").display().to_string();

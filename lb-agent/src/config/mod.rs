@@ -311,6 +311,31 @@ impl Config {
     }
 }
 
+impl Config {
+    /// Names of settings in which `other` differs and that an agent cannot change while it runs.
+    pub(crate) fn restart_for(&self, other: &Self) -> Vec<&'static str> {
+        let (node, attached) = (&self.node, &self.attachments);
+        let (other_node, to) = (&other.node, &other.attachments);
+        let differs = [
+            ("datapath", self.datapath != other.datapath),
+            ("device", self.uplinks != other.uplinks || attached.devices != to.devices),
+            ("pod-device", attached.pod_devices != to.pod_devices),
+            ("node", node.name != other_node.name),
+            ("node-ip", node.ips != other_node.ips),
+            ("cluster-cidr", node.cluster_cidrs != other_node.cluster_cidrs),
+            ("cgroup", attached.cgroup != to.cgroup),
+            ("socket", self.socket != other.socket),
+            ("state-dir", self.state_dir != other.state_dir),
+            ("pin-dir", attached.pin_dir != to.pin_dir),
+            ("drift", self.drift != other.drift),
+            ("drift-interval", self.drift_interval != other.drift_interval),
+            ("maglev-hash or maglev-seed", self.maglev != other.maglev),
+            ("load-balancer-class", self.load_balancer_classes != other.load_balancer_classes),
+        ];
+        differs.into_iter().filter_map(|(name, differs)| differs.then_some(name)).collect()
+    }
+}
+
 impl Settings {
     /// Settings of a YAML file. Unknown keys are errors.
     ///

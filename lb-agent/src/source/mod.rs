@@ -91,6 +91,10 @@ pub trait Source: Send {
     /// list anew, after it lost its server, say, compares with what it said before and says the difference.
     fn poll(&mut self) -> News;
 
+    /// Somebody asks to look at everything once more, because a change may have gone unnoticed: the next
+    /// [`poll`](Self::poll) says what differs. Default: does nothing, for a source that notices every change.
+    fn reload(&mut self) {}
+
     /// Services of this source get these addresses in place of those that their statuses name. Returns the changes that
     /// this makes, in the same order as those of [`poll`](Self::poll). A service that it does not have is passed over.
     ///

@@ -124,6 +124,15 @@ impl Sources {
         thread::Builder::new().name("sources".into()).spawn(follow)
     }
 
+    /// Has every source look at everything once more.
+    pub(crate) fn reload(&self) {
+        let mut following = self.following();
+        for (index, source) in following.sources.iter_mut().enumerate() {
+            source.reload();
+            Waker::new(Arc::clone(&self.bell), index).wake();
+        }
+    }
+
     /// Ends the thread that follows; sources learn it when they wake it.
     pub(crate) fn close(&self) {
         self.bell.close();

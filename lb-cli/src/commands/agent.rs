@@ -1,13 +1,17 @@
 //! `lb agent`.
 
-use std::io::{self, IsTerminal, Write};
+use std::{
+    io::{self, IsTerminal, Write},
+    path::PathBuf,
+};
 
 use lb_agent::{
-    agent::Agent,
+    agent::{Agent, Reload},
     config::{ConfigError, LogLevel, Settings},
     source::ManifestDirectory,
 };
-use tracing_subscriber::filter::LevelFilter;
+use nix::sys::signal::Signal;
+use tracing_subscriber::{Registry, filter::LevelFilter, layer::SubscriberExt, reload, util::SubscriberInitExt};
 
 use crate::{
     cli::AgentArgs,
@@ -16,21 +20,72 @@ use crate::{
 };
 
 pub(super) fn run(args: AgentArgs) -> Outcome {
-    let file = args.config.as_deref().map(Settings::read).transpose().map_err(|error| Failure::chain(&error))?;
-    let settings = args.settings.over(file.unwrap_or_default());
+    let input = Input { flags: args.settings, file: args.config };
+    let settings = input.read().map_err(|error| Failure::chain(&error))?;
     let given = settings.clone();
-    log_to_stderr(settings.log_level.unwrap_or_default());
+    let level = log_to_stderr(settings.log_level.unwrap_or_default());
     let manifests = settings.manifest_directory().map_err(failure)?;
     let config = settings.complete().map_err(failure)?;
     for setting in given.useless_for(config.datapath) {
         tracing::info!(setting, datapath = %config.datapath, "this datapath has no use for the setting");
     }
     signals::block();
-    let agent = Agent::new(config).source(ManifestDirectory::new(manifests)).on_ready(say_ready);
-    let stop = agent.stop();
-    signals::watch(move |signal| stop.stop(signal))?;
+    let agent = Agent::new(config).source(ManifestDirectory::new(&manifests)).on_ready(say_ready);
+    let (stop, reload) = (agent.stop(), agent.reload());
+    let reloader = Reloader { input, manifests, level, reload };
+    signals::watch(move |signal| match signal {
+        Signal::SIGHUP => reloader.reload(),
+        signal => stop.stop(signal.as_str()),
+    })?;
     agent.run().map_err(|error| Failure::chain(&error))?;
     Ok(Verdict::Fine)
+}
+
+/// Where settings come from.
+struct Input {
+    flags: Settings,
+    file: Option<PathBuf>,
+}
+
+impl Input {
+    fn read(&self) -> Result<Settings, ConfigError> {
+        let file = self.file.as_deref().map(Settings::read).transpose()?;
+        Ok(self.flags.clone().over(file.unwrap_or_default()))
+    }
+}
+
+/// What a SIGHUP does.
+struct Reloader {
+    input: Input,
+    manifests: PathBuf,
+    level: reload::Handle<LevelFilter, Registry>,
+    reload: Reload,
+}
+
+impl Reloader {
+    fn reload(&self) {
+        tracing::info!(why = Signal::SIGHUP.as_str(), "reading the manifests and the configuration again");
+        self.reload.sources();
+        if let Err(error) = self.settings() {
+            let error = lb_core::error::report(&error);
+            tracing::warn!(error, "the configuration has a mistake; the settings stay as they are");
+        }
+    }
+
+    fn settings(&self) -> Result<(), ConfigError> {
+        let settings = self.input.read()?;
+        let (manifests, level) = (settings.manifest_directory()?, settings.log_level.unwrap_or_default());
+        let config = settings.complete()?;
+        let mut later = self.reload.settings(&config);
+        later.extend((manifests != self.manifests).then_some("manifests"));
+        if !later.is_empty() {
+            let settings = later.join(", ");
+            tracing::warn!(settings, "these settings differ from those in use, and take effect at the next start");
+        }
+        // The layer is gone when the process ends.
+        let _ = self.level.reload(filter(level));
+        Ok(())
+    }
 }
 
 fn failure(error: ConfigError) -> Failure {
@@ -48,21 +103,25 @@ fn say_ready() {
     let _ = writeln!(io::stdout(), "ready").and_then(|()| io::stdout().flush());
 }
 
-fn log_to_stderr(level: LogLevel) {
-    let level = match level {
+/// Returns what changes the level later.
+fn log_to_stderr(level: LogLevel) -> reload::Handle<LevelFilter, Registry> {
+    let (level, handle) = reload::Layer::new(filter(level));
+    let lines = tracing_subscriber::fmt::layer()
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .with_target(false)
+        // It would panic where nobody reads standard error.
+        .log_internal_errors(false);
+    tracing_subscriber::registry().with(level).with(lines).init();
+    handle
+}
+
+const fn filter(level: LogLevel) -> LevelFilter {
+    match level {
         LogLevel::Error => LevelFilter::ERROR,
         LogLevel::Warn => LevelFilter::WARN,
         LogLevel::Info => LevelFilter::INFO,
         LogLevel::Debug => LevelFilter::DEBUG,
         LogLevel::Trace => LevelFilter::TRACE,
-    };
-    let colours = io::stderr().is_terminal();
-    tracing_subscriber::fmt()
-        .with_writer(io::stderr)
-        .with_max_level(level)
-        .with_ansi(colours)
-        .with_target(false)
-        // It would panic where nobody reads standard error.
-        .log_internal_errors(false)
-        .init();
+    }
 }

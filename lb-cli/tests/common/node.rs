@@ -97,6 +97,13 @@ impl Node {
         child.wait().unwrap()
     }
 
+    /// Sends a signal to the agent, which goes on.
+    #[allow(dead_code, reason = "not every file of tests sends one")]
+    pub(crate) fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(self.agent.as_ref().unwrap().id().cast_signed());
+        kill(pid, signal).unwrap();
+    }
+
     /// Asks with the program.
     pub(crate) fn ask(&self, arguments: &[&str]) -> Output {
         lb().args(arguments).arg("--socket").arg(self.path("lb.sock")).output().unwrap()

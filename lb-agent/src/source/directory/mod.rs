@@ -104,6 +104,10 @@ impl Source for ManifestDirectory {
         News { changes, edits, report, conditions }
     }
 
+    fn reload(&mut self) {
+        lock(&self.unread).look = Some(Look::Everywhere);
+    }
+
     fn grant(&mut self, grants: &[Grant]) -> Vec<Change> {
         self.manifests.grant(grants.iter().map(|grant| (grant.service.clone(), grant.addresses.clone())))
     }
