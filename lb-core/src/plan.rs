@@ -242,8 +242,9 @@ impl Plan {
     pub fn summary(&self) -> String {
         let count = |wanted: fn(&Op) -> bool| self.ops.iter().filter(|op| wanted(op)).count();
         alloc::format!(
-            "{} operations: frontends +{} -{}, sets +{} -{}, backends +{} -{}",
+            "{} operation{}: frontends +{} -{}, sets +{} -{}, backends +{} -{}",
             self.ops.len(),
+            if self.ops.len() == 1 { "" } else { "s" },
             count(|op| matches!(op, Op::UpsertFrontend { .. })),
             count(|op| matches!(op, Op::RemoveFrontend(_))),
             count(|op| matches!(op, Op::AddSet(..))),

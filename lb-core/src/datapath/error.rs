@@ -18,9 +18,11 @@ pub struct ApplyError {
 
 impl fmt::Display for ApplyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} operations took effect", self.applied)?;
+        let plural = |count| if count == 1 { "" } else { "s" };
+        write!(f, "{} operation{} took effect", self.applied, plural(self.applied))?;
         if let Some((addr, cause)) = self.failed.first() {
-            write!(f, ", {} frontends failed, the first {addr}: {}", self.failed.len(), cause.report())?;
+            let count = self.failed.len();
+            write!(f, ", {count} frontend{} failed, the first {addr}: {}", plural(count), cause.report())?;
         }
         if let Some(cause) = &self.unknown {
             write!(f, ", the state of the datapath is unknown: {}", cause.report())?;

@@ -194,4 +194,6 @@ fn a_service_that_moves_keeps_its_set_and_the_ids_of_its_backends() {
     assert_eq!((&states[0].sets, &states[0].backends), (&states[1].sets, &states[1].backends));
     let plan = diff(&states[0], &states[1], &Labels::new());
     assert_eq!(plan.summary(), "2 operations: frontends +1 -1, sets +0 -0, backends +0 -0");
+    let one = Plan { ops: plan.ops[..1].to_vec(), ..plan };
+    assert!(one.summary().starts_with("1 operation: "), "{}", one.summary());
 }
