@@ -12,7 +12,7 @@ use lb_core::{
     datapath::Datapath,
     model::{Change, Model, Settings},
     name::NodeName,
-    reconciler::Reconciler,
+    runner::{Event, Runner},
     time::Instant,
 };
 use lb_k8s::{
@@ -84,17 +84,21 @@ impl Scene {
         let node = self.lab.node(0);
         node.run(|| {
             let mut datapath = open(node)?;
-            let mut reconciler = Reconciler::new(Model::new(Settings::default(), datapath.capabilities()));
-            reconciler.handle_observed(datapath.observe()?);
-            reconciler.handle_change(Change::SetNode(node.facts()))?;
+            let model = Model::new(Settings::default(), datapath.capabilities());
+            let mut runner = Runner::new(model, node.facts(), []);
             for change in self.changes.iter().chain(changes) {
-                reconciler.handle_change(change.clone())?;
+                runner.handle_change(change.clone())?;
             }
-            while let Some(plan) = reconciler.poll_plan(Instant::default())? {
-                datapath.apply(&plan)?;
-                reconciler.handle_applied(plan.id, Ok(()), Instant::default());
+            while let Some(event) = runner.step(&mut datapath, Instant::default()) {
+                if let Event::NotPermitted(error) | Event::NotObserved { error, .. } = event {
+                    return Err(error.into());
+                }
             }
-            Ok(datapath)
+            if runner.reconciler().is_settled() {
+                Ok(datapath)
+            } else {
+                Err("not every service was carried out".into())
+            }
         })?
     }
 }

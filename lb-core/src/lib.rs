@@ -9,6 +9,9 @@
 //! Every item is in the module of its subject: a [`plan::Plan`] carries [`plan::Op`]s, a [`model::Model`] takes
 //! [`model::Change`]s, a [`datapath::Datapath`] has [`datapath::Capabilities`].
 //!
+//! A [`runner::Runner`] brings a datapath to what the model wants, and keeps it there. The feature `std` adds a thread
+//! for it and nothing else.
+//!
 //! ```
 //! use lb_core::{
 //!     addr::Protocol,
@@ -16,33 +19,32 @@
 //!     endpoint::{Endpoint, EndpointSlice, SlicePort},
 //!     memory::MemoryDatapath,
 //!     model::{Change, Model, Settings},
-//!     name::{ServiceName, SliceName},
+//!     name::{ServiceName, SliceName, SourceName},
 //!     node::NodeFacts,
-//!     reconciler::Reconciler,
+//!     runner::Runner,
 //!     service::{Service, ServicePort},
 //!     time::Instant,
 //! };
 //!
 //! let mut datapath: Box<dyn Datapath> = Box::new(MemoryDatapath::default()); // or eBPF, nftables, iptables
-//! let mut reconciler = Reconciler::new(Model::new(Settings::default(), datapath.capabilities()));
 //! let node = NodeFacts { ips: vec!["192.0.2.1".parse()?], ..NodeFacts::default() };
-//! reconciler.handle_change(Change::SetNode(node))?;
-//! reconciler.handle_observed(datapath.observe()?);
+//! let source = SourceName("embedder".into());
+//! let model = Model::new(Settings::default(), datapath.capabilities());
+//! let mut runner = Runner::new(model, node, [source.clone()]);
 //!
 //! let (name, tcp) = (ServiceName::new("default", "web"), Protocol::Tcp);
 //! let port = ServicePort { name: "http".into(), protocol: tcp, port: 80, node_port: None };
 //! let cluster_ips = vec!["10.96.0.10".parse()?];
-//! reconciler.handle_change(Change::UpsertService(Service { cluster_ips, ports: vec![port], ..Service::new(name.clone()) }))?;
-//! reconciler.handle_change(Change::ReplaceEndpoints(EndpointSlice {
+//! runner.handle_change(Change::UpsertService(Service { cluster_ips, ports: vec![port], ..Service::new(name.clone()) }))?;
+//! runner.handle_change(Change::ReplaceEndpoints(EndpointSlice {
 //!     name: SliceName::new("default", "web-1"),
 //!     service: name,
 //!     ports: vec![SlicePort { name: "http".into(), protocol: tcp, port: 8080 }],
 //!     endpoints: vec![Endpoint::new("10.244.0.7".parse()?)],
 //! }))?;
-//! let now = Instant::default();
-//! while let Some(plan) = reconciler.poll_plan(now)? {
-//!     let outcome = datapath.apply(&plan);
-//!     reconciler.handle_applied(plan.id, outcome, now);
+//! runner.handle_change(Change::InitDone(source))?;
+//! while let Some(event) = runner.step(&mut *datapath, Instant::default()) {
+//!     println!("{event}");
 //! }
 //! assert_eq!(datapath.observe()?.frontends.len(), 1);
 //! # Ok::<(), Box<dyn core::error::Error>>(())

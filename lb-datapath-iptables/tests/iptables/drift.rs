@@ -1,6 +1,6 @@
 //! What others do to the rules and the routes is found, named and put right.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lb_core::{
     addr::Protocol,
@@ -81,6 +81,9 @@ pub(crate) fn the_watcher_sleeps_through_what_does_not_concern_us(variant: Varia
     }
     assert_eq!(bench.inspect(Inspection::Suspects), none);
     assert_eq!(bench.inspect(Inspection::Everything), none, "{}", bench.save());
+    let start = Instant::now();
+    watcher.waker().unwrap().wake();
+    assert!(!watcher.wait(PATIENCE).unwrap() && start.elapsed() < PATIENCE, "the wait was ended");
 }
 
 pub(crate) fn a_flush_of_everything_is_named_as_one(variant: Variant) {

@@ -207,6 +207,9 @@ fn the_watcher_sleeps_through_what_does_not_concern_us() {
     assert_eq!(node.suspects(), []);
     net.node.sh("nft delete element inet lb frontends4 '{ 10.96.0.1 . tcp . 80 }'");
     assert!(watcher.wait(PATIENCE).unwrap());
+    let start = Instant::now();
+    watcher.waker().unwrap().wake();
+    assert!(!watcher.wait(PATIENCE).unwrap() && start.elapsed() < PATIENCE, "the wait was ended");
 }
 
 /// The kernel tells of every element of a transaction, unless nobody listens.
