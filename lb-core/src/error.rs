@@ -19,8 +19,11 @@ use core::error::Error;
 /// ```
 #[must_use]
 pub fn report(error: &dyn Error) -> String {
-    let mut line = error.to_string();
-    let mut cause = error.source();
+    report_from(error.to_string(), error.source())
+}
+
+/// The same for a message whose cause is not in it yet.
+pub(crate) fn report_from(mut line: String, mut cause: Option<&(dyn Error + 'static)>) -> String {
     while let Some(error) = cause {
         let text = error.to_string();
         if !line.ends_with(&text) {

@@ -3,7 +3,7 @@
 use alloc::{boxed::Box, string::String, vec::Vec};
 use core::{error::Error, fmt};
 
-use crate::{addr::FrontendAddr, error::report};
+use crate::{addr::FrontendAddr, error::report_from};
 
 /// The part of a plan that failed.
 #[derive(Debug)]
@@ -71,7 +71,7 @@ impl DatapathError {
     /// The message and every cause below it, in one line.
     #[must_use]
     pub fn report(&self) -> String {
-        report(self)
+        report_from(self.message.clone(), self.source())
     }
 
     /// An error with a message that says what failed, on what, and what would help.
@@ -100,14 +100,31 @@ impl DatapathError {
     }
 }
 
+/// The [report](DatapathError::report): whoever prints an error wants its cause.
 impl fmt::Display for DatapathError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)
+        f.write_str(&self.report())
     }
 }
 
 impl Error for DatapathError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         self.source.as_deref().map(|source| source as _)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::string::ToString;
+
+    use super::*;
+
+    #[test]
+    fn what_is_printed_has_every_cause_once() {
+        let cause = |text| DatapathError::new(ErrorKind::System, text);
+        let middle = cause("pinning failed").with_source(cause("no space left"));
+        let error = cause("opening failed").with_source(middle);
+        assert_eq!(error.to_string(), "opening failed: pinning failed: no space left");
+        assert_eq!((error.report(), crate::error::report(&error)), (error.to_string(), error.to_string()));
     }
 }
