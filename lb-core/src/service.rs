@@ -4,7 +4,7 @@ use alloc::{sync::Arc, vec::Vec};
 use core::{fmt, net::IpAddr, time::Duration};
 
 use crate::{
-    addr::Protocol,
+    addr::{Family, Protocol},
     affinity::Affinity,
     name::{ServiceName, SourceName},
     table::TableSize,
@@ -29,6 +29,8 @@ pub struct Service {
     pub load_balancer_ips: Vec<IpAddr>,
     /// Ports. The name joins a port with the endpoints' ports.
     pub ports: Vec<ServicePort>,
+    /// The family of the node addresses that have its node ports, if only those of one have. Default: every address.
+    pub node_port_family: Option<Family>,
     /// Sticks a client to its backend. Default: no affinity.
     pub affinity: Option<Affinity>,
     /// How a backend is chosen. Default: the model's default algorithm.
@@ -63,6 +65,7 @@ impl Service {
             external_ips: Vec::new(),
             load_balancer_ips: Vec::new(),
             ports: Vec::new(),
+            node_port_family: None,
             affinity: None,
             algorithm: None,
             table_size: None,
@@ -101,7 +104,7 @@ pub struct ServicePort {
     pub protocol: Protocol,
     /// Port of the frontends, 1..=65535.
     pub port: u16,
-    /// Port on every node's own addresses, if any.
+    /// Port on every node's own addresses, if any, of the family that the [service](Service::node_port_family) says.
     pub node_port: Option<u16>,
 }
 

@@ -273,19 +273,38 @@ fn what_is_no_address_is_reported_and_handed_on() {
 }
 
 #[test]
-fn families_are_those_of_the_cluster_addresses_unless_listed() {
+fn families_are_filled_in_as_the_api_server_does() {
     for (spec, policy, families) in [
         ("ipFamilyPolicy: SingleStack", FamilyPolicy::SingleStack, &[Family::V4][..]),
         ("ipFamilyPolicy: PreferDualStack", FamilyPolicy::PreferDualStack, &[Family::V4, Family::V6]),
-        ("ipFamilyPolicy: PreferDualStack, ipFamilies: [IPv4]", FamilyPolicy::PreferDualStack, &[Family::V4]),
+        (
+            "ipFamilyPolicy: PreferDualStack, ipFamilies: [IPv4]",
+            FamilyPolicy::PreferDualStack,
+            &[Family::V4, Family::V6],
+        ),
+        ("ipFamilyPolicy: SingleStack, ipFamilies: [IPv4, IPv6]", FamilyPolicy::SingleStack, &[Family::V4]),
+        ("ipFamilies: [IPv4, IPv6]", FamilyPolicy::RequireDualStack, &[Family::V4, Family::V6]),
+        ("ipFamilies: [IPv4]", FamilyPolicy::SingleStack, &[Family::V4]),
     ] {
         let request = read("", spec);
         assert_eq!((request.family_policy, request.families.as_slice()), (policy, families), "{spec}");
     }
     let v6 = text("", "").replace("10.96.0.1", "'fd00::1'");
     assert_eq!(parse(&v6).0.unwrap().families, [Family::V6]);
-    let none = text("", "").replace("clusterIP: 10.96.0.1,", "");
-    assert_eq!(parse(&none).0.unwrap().families, []);
+    let without = |spec: &str| {
+        let request = parse(&text("", spec).replace("clusterIP: 10.96.0.1,", "")).0.unwrap();
+        (request.family_policy, request.families)
+    };
+    assert_eq!(without("").1, []);
+    for policy in ["PreferDualStack", "RequireDualStack"] {
+        let spec = format!("ipFamilyPolicy: {policy}, ipFamilies: [IPv6]");
+        assert_eq!(without(&spec).1, [Family::V6, Family::V4], "{policy}");
+    }
+    let both = (FamilyPolicy::RequireDualStack, vec![Family::V6, Family::V4]);
+    assert_eq!(without("ipFamilies: [IPv6, IPv4]"), both);
+    assert_eq!(without("clusterIPs: ['fd00::1', 10.96.0.1]"), both);
+    let inferred = without("clusterIPs: ['fd00::1', 10.96.0.1], ipFamilies: [IPv6], ipFamilyPolicy: PreferDualStack");
+    assert_eq!(inferred, (FamilyPolicy::PreferDualStack, vec![Family::V6, Family::V4]));
 }
 
 #[test]

@@ -441,3 +441,27 @@ fn ingress_that_gives_no_frontend_is_reported() {
         ]
     );
 }
+
+#[test]
+fn node_ports_are_of_the_families_of_the_service() {
+    use lb_core::addr::Family;
+    for (spec, family) in [
+        ("ipFamilies: [IPv4]", Some(Family::V4)),
+        ("ipFamilies: [IPv6]", Some(Family::V6)),
+        ("clusterIP: 'fd00::1'", Some(Family::V6)),
+        ("clusterIP: 'fd00::1', ipFamilyPolicy: PreferDualStack", None),
+        ("clusterIPs: [10.96.0.1, 'fd00::1']", None),
+        ("ipFamilies: [IPv4], ipFamilyPolicy: RequireDualStack", None),
+        ("externalIPs: [192.0.2.1]", None),
+    ] {
+        let text = format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: web}}\nspec: {{type: NodePort, {spec}, ports: [{{port: 80, \
+             nodePort: 30080}}]}}\n"
+        );
+        let snapshot = lb_k8s::Snapshot::parse("x.yaml", &text).unwrap();
+        let service = snapshot.services().next().unwrap_or_else(|| panic!("{spec}: {:?}", snapshot.report()));
+        assert_eq!(service.node_port_family, family, "{spec}");
+        let again = lb_k8s::Snapshot::parse("x.yaml", &lb_k8s::write::service(service).unwrap()).unwrap();
+        assert_eq!(again.services().next(), Some(service), "{spec}");
+    }
+}

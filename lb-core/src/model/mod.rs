@@ -84,7 +84,8 @@ impl Settings {
 
 /// Services, endpoints and node facts, with every cross-reference guarded.
 ///
-/// One frontend address has one owner. A service that claims an address of another one is refused as a whole and keeps
+/// One frontend address, which is an IP address, a port and a protocol, has one owner: services may have other ports of
+/// one IP address. A service that claims a frontend address of another one is refused as a whole and keeps
 /// its last good state; it is tried again as soon as the owner releases addresses. If the claimant's source has the
 /// higher [priority](Settings::priorities), it is the other way round: the owner loses the address to it, is refused,
 /// and keeps its other addresses.
@@ -240,9 +241,10 @@ impl Model {
     }
 
     /// Every frontend of `service`: cluster, load-balancer and external addresses with each port, and each node
-    /// address with each node port. None without addresses (headless, `ExternalName`).
+    /// address of its [family](Service::node_port_family) with each node port. None without addresses (headless, `ExternalName`).
     pub fn frontends<'a>(&'a self, service: &'a Service) -> impl Iterator<Item = ServiceFrontend<'a>> {
         let node_ips = &self.node.ips;
+        let has_node_port = |ip: &&IpAddr| service.node_port_family.is_none_or(|family| family == Family::of(**ip));
         service.ports.iter().flat_map(move |port| {
             let at = move |kind, port_number| {
                 move |&ip: &IpAddr| ServiceFrontend {
@@ -254,7 +256,7 @@ impl Model {
             let node_port = port
                 .node_port
                 .into_iter()
-                .flat_map(move |number| node_ips.iter().map(at(FrontendKind::NodePort, number)));
+                .flat_map(move |number| node_ips.iter().filter(has_node_port).map(at(FrontendKind::NodePort, number)));
             service
                 .cluster_ips
                 .iter()

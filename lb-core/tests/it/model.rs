@@ -4,7 +4,7 @@ use core::time::Duration;
 
 use crate::worlds::{ip, port, ready, slice, web};
 use lb_core::{
-    addr::{BackendAddr, FrontendAddr, FrontendKind, Protocol},
+    addr::{BackendAddr, Family, FrontendAddr, FrontendKind, Protocol},
     affinity::{Affinity, AffinityRecord},
     datapath::Capabilities,
     decision::{Choice, Decision, Entry, FlowView, Packet, SourceRewrite, Verdict, decide},
@@ -132,6 +132,42 @@ fn a_service_expands_to_every_address_with_every_port() {
     assert_eq!(frontends, expected);
     let headless = Service { cluster_ips: vec![], external_ips: vec![], load_balancer_ips: vec![], ..service };
     assert_eq!(model.frontends(&headless).filter(|f| f.kind != FrontendKind::NodePort).count(), 0);
+}
+
+#[test]
+fn services_have_other_ports_of_one_cluster_address() {
+    let mut model = Model::default();
+    let service = |name: &str, number| Service {
+        cluster_ips: vec![ip("10.96.0.1")],
+        ports: vec![port("", Protocol::Tcp, number)],
+        ..Service::new(ServiceName::new("default", name))
+    };
+    model.apply(Change::UpsertService(service("a", 80))).unwrap();
+    model.apply(Change::UpsertService(service("b", 81))).unwrap();
+    assert_eq!((served(&model).len(), model.owners().count()), (2, 2));
+}
+
+#[test]
+fn node_ports_are_on_the_node_addresses_of_their_family_alone() {
+    let mut model = Model::default();
+    model
+        .apply(Change::SetNode(NodeFacts { ips: vec![ip("172.18.0.2"), ip("fd00::2")], ..NodeFacts::default() }))
+        .unwrap();
+    let service = |name: &str, family| Service {
+        ports: vec![lb_core::service::ServicePort { node_port: Some(30053), ..port("dns", Protocol::Tcp, 53) }],
+        node_port_family: family,
+        ..Service::new(ServiceName::new("default", name))
+    };
+    let at = |family| {
+        let frontends: Vec<_> = model.frontends(&service("a", family)).map(|frontend| frontend.addr.ip).collect();
+        frontends
+    };
+    assert_eq!(at(None), [ip("172.18.0.2"), ip("fd00::2")]);
+    assert_eq!(at(Some(Family::V4)), [ip("172.18.0.2")]);
+    assert_eq!(at(Some(Family::V6)), [ip("fd00::2")]);
+    model.apply(Change::UpsertService(service("a", Some(Family::V6)))).unwrap();
+    model.apply(Change::UpsertService(service("b", Some(Family::V4)))).unwrap();
+    assert_eq!(model.owners().count(), 2, "neither claims the port of the other one's family");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use core::{net::IpAddr, time::Duration};
 
 use lb_core::{
-    addr::{BackendAddr, Protocol},
+    addr::{BackendAddr, Family, Protocol},
     affinity::Affinity,
     endpoint::{AdminState, Conditions, Endpoint, EndpointSlice, SlicePort},
     health::{Health, HealthReport},
@@ -65,7 +65,8 @@ fn services() -> impl Strategy<Value = Service> {
         vec![port("http", Protocol::Tcp, 80), port("dns", Protocol::Udp, 53), port("dns-tcp", Protocol::Tcp, 53)],
         1..=3,
     );
-    let node_port = proptest::option::of(30_000u16..30_002);
+    let node_port =
+        proptest::option::of((30_000u16..30_002, proptest::option::of(select(vec![Family::V4, Family::V6]))));
     (name, addresses(), addresses(), ports, algorithm, policies, affinity, node_port, preferences()).prop_map(
         |(
             name,
@@ -79,6 +80,7 @@ fn services() -> impl Strategy<Value = Service> {
             preferences,
         )| {
             let (traffic_distribution, panic_threshold, source) = preferences;
+            let (node_port, node_port_family) = node_port.unzip();
             ports[0].node_port = node_port;
             let (load_balancer_ips, external_ips) =
                 if external_is_lb { (external, vec![]) } else { (vec![], external) };
@@ -92,6 +94,7 @@ fn services() -> impl Strategy<Value = Service> {
                 external_ips,
                 load_balancer_ips,
                 ports,
+                node_port_family: node_port_family.flatten(),
                 affinity,
                 algorithm,
                 internal_traffic_policy: policy,

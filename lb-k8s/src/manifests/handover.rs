@@ -7,7 +7,7 @@ use std::{
 };
 
 use lb_core::{
-    addr::Protocol,
+    addr::{Family, Protocol},
     model::Change,
     name::ServiceName,
     service::{Service, ServicePort},
@@ -17,7 +17,7 @@ use lb_core::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Claim {
     Address(IpAddr, u16, Protocol),
-    NodePort(u16, Protocol),
+    NodePort(u16, Protocol, Family),
 }
 
 /// The changes that make `after` out of `before`: removals; then services that release an address which another one
@@ -65,8 +65,13 @@ fn given_up<'a>(
 fn claims(service: &Service) -> impl Iterator<Item = Claim> {
     let addresses =
         ips(service).flat_map(|ip| service.ports.iter().map(move |port| Claim::Address(ip, port.port, port.protocol)));
-    let node_port = |port: &ServicePort| port.node_port.map(|number| Claim::NodePort(number, port.protocol));
-    addresses.chain(service.ports.iter().filter_map(node_port))
+    let families =
+        [Family::V4, Family::V6].into_iter().filter(|it| service.node_port_family.is_none_or(|of| of == *it));
+    let node_ports = families.flat_map(|family| {
+        let claim = move |port: &ServicePort| port.node_port.map(|it| Claim::NodePort(it, port.protocol, family));
+        service.ports.iter().filter_map(claim)
+    });
+    addresses.chain(node_ports)
 }
 
 fn ips(service: &Service) -> impl Iterator<Item = IpAddr> {
@@ -80,10 +85,15 @@ fn kept(before: &Service, after: &Service) -> Service {
     for ips in [&mut kept.cluster_ips, &mut kept.external_ips, &mut kept.load_balancer_ips] {
         ips.retain(|ip| had.contains(ip));
     }
+    let is_same_family = match (before.node_port_family, after.node_port_family) {
+        (Some(before), Some(after)) => before == after,
+        (None, _) | (_, None) => true,
+    };
+    kept.node_port_family = after.node_port_family.or(before.node_port_family);
     kept.ports.retain_mut(|port| {
         let same = |old: &&ServicePort| (old.protocol, old.port) == (port.protocol, port.port);
         let Some(old) = before.ports.iter().find(same) else { return false };
-        port.node_port = port.node_port.filter(|_| port.node_port == old.node_port);
+        port.node_port = port.node_port.filter(|_| port.node_port == old.node_port && is_same_family);
         true
     });
     kept
@@ -182,5 +192,21 @@ mod tests {
         let Change::UpsertService(first) = &changes[0] else { panic!("{changes:?}") };
         assert_eq!((first.name.name(), first.ports[0].node_port), ("b", None));
         assert_eq!(changes.len(), 3);
+    }
+
+    #[test]
+    fn node_ports_of_two_families_are_two() {
+        let of = |name: &str, ip: &str, family| {
+            let mut service = service(name, &[ip], &[80]);
+            service.ports[0].node_port = Some(30001);
+            service.node_port_family = Some(family);
+            service
+        };
+        let before = [of("a", "10.0.0.1", Family::V4), of("b", "10.0.0.2", Family::V6)];
+        let after = [of("a", "10.0.0.1", Family::V6), of("b", "10.0.0.2", Family::V4)];
+        let changes = service_changes(&map(&before), &map(&after));
+        assert_eq!(changes.len(), 4, "both release their port before the other one claims it: {changes:?}");
+        let same = service_changes(&map(&before[..1]), &map(&before));
+        assert_eq!(same.len(), 1, "the port of another family is nobody's: {same:?}");
     }
 }

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::{LoadBalancerIngress, Service as Object, ServiceSpec};
 use lb_core::{addr::Family, service::Service};
+use lb_ipam::FamilyPolicy;
 
 use super::{Type, text};
 use crate::{
@@ -163,10 +164,10 @@ fn families_match(spec: &ServiceSpec, cluster_ips: &[IpAddr]) -> Result<(), Inva
             return Err(Invalid::new(format!("spec.ipFamilies[{index}]"), message));
         }
     }
-    if !families.is_empty() && cluster_ips.len() > families.len() {
+    let policy = text(spec.ip_family_policy.as_ref());
+    if policy.is_none() && !families.is_empty() && cluster_ips.len() > families.len() {
         return Err(Invalid::new("spec.ipFamilies", "there are more cluster addresses than families"));
     }
-    let policy = text(spec.ip_family_policy.as_ref());
     match (policy, cluster_ips.len()) {
         (Some("SingleStack"), 2) => Err(Invalid::new("spec.ipFamilyPolicy", "SingleStack has one cluster address")),
         (Some("RequireDualStack"), 1) => {
@@ -201,12 +202,29 @@ pub(super) fn ip_families(spec: &ServiceSpec) -> Result<Vec<Family>, Invalid> {
     Ok(families)
 }
 
-/// Families that the service has endpoints in: those it names, else those of its addresses, else both.
-pub(super) fn families(spec: &ServiceSpec, service: &Service) -> Result<Vec<Family>, Invalid> {
-    let named = ip_families(spec)?;
-    if !named.is_empty() {
-        return Ok(named);
+/// How many families the service wants. Without a policy it wants one, unless it names both or has a cluster address of
+/// each: then both, as the API server of Kubernetes 1.20 to 1.22 fills in. Later ones refuse such a service.
+pub(super) fn family_policy(spec: &ServiceSpec, cluster_ips: &[IpAddr]) -> FamilyPolicy {
+    match text(spec.ip_family_policy.as_ref()) {
+        Some("PreferDualStack") => FamilyPolicy::PreferDualStack,
+        Some("RequireDualStack") => FamilyPolicy::RequireDualStack,
+        None if spec.ip_families.iter().flatten().count() == 2 || cluster_ips.len() == 2 => {
+            FamilyPolicy::RequireDualStack
+        }
+        // Every other word is refused where it is compared with the cluster addresses.
+        Some(_) | None => FamilyPolicy::SingleStack,
     }
-    let of_addresses: Vec<_> = service.cluster_ips.iter().map(|&ip| Family::of(ip)).collect();
-    Ok(if of_addresses.is_empty() { vec![Family::V4, Family::V6] } else { of_addresses })
+}
+
+/// Families of the service, the main one first, as the API server fills them in: those it names, then those of its
+/// cluster addresses, then the missing one if it wants both. Empty if it says nothing about families.
+pub(super) fn families(spec: &ServiceSpec, cluster_ips: &[IpAddr]) -> Result<Vec<Family>, Invalid> {
+    let mut families = ip_families(spec)?;
+    families.extend(cluster_ips.iter().skip(families.len()).map(|&ip| Family::of(ip)));
+    if family_policy(spec, cluster_ips) == FamilyPolicy::SingleStack {
+        families.truncate(1);
+    } else if let [only] = families[..] {
+        families.push(if only == Family::V4 { Family::V6 } else { Family::V4 });
+    }
+    Ok(families)
 }

@@ -134,6 +134,7 @@ pub(crate) fn read(name: ServiceName, object: &Object) -> Result<ReadService, In
     };
     addresses::read(object, spec, kind, has_frontends, &mut service, &mut notes)?;
     service.ports = ports(spec, kind, has_frontends, &mut notes.always)?;
+    service.node_port_family = node_port_family(spec, &service)?;
     service.external_traffic_policy =
         traffic_policy(spec.external_traffic_policy.as_deref()).at(|| "spec.externalTrafficPolicy".into())?;
     service.internal_traffic_policy =
@@ -161,6 +162,13 @@ fn service_type(spec: &ServiceSpec) -> Result<Type, Invalid> {
             Err(Invalid::new("spec.type", message))
         }
     }
+}
+
+/// The family of its node ports, if the service is of one family.
+fn node_port_family(spec: &ServiceSpec, service: &Service) -> Result<Option<Family>, Invalid> {
+    let families = addresses::families(spec, &service.cluster_ips)?;
+    let has_node_port = service.ports.iter().any(|port| port.node_port.is_some());
+    Ok(families.first().copied().filter(|_| has_node_port && families.len() == 1))
 }
 
 fn traffic_policy(policy: Option<&str>) -> Result<TrafficPolicy, String> {
@@ -259,7 +267,9 @@ fn template(spec: &ServiceSpec, service: &Service) -> Result<Option<ServiceTempl
         name: service.name.clone(),
         selector,
         ports,
-        families: addresses::families(spec, service)?,
+        families: Some(addresses::families(spec, &service.cluster_ips)?)
+            .filter(|families| !families.is_empty())
+            .unwrap_or_else(|| vec![Family::V4, Family::V6]),
         publish_not_ready_addresses: spec.publish_not_ready_addresses == Some(true),
     }))
 }

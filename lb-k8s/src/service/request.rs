@@ -6,8 +6,8 @@ use std::{
 };
 
 use k8s_openapi::api::core::v1::{Service as Object, ServiceSpec};
-use lb_core::{addr::Family, service::Service};
-use lb_ipam::{Condition, FamilyPolicy, Namespaces, PoolChoice, PoolName, Request, RequestedAddress, Sharing, Status};
+use lb_core::service::Service;
+use lb_ipam::{Condition, Namespaces, PoolChoice, PoolName, Request, RequestedAddress, Sharing, Status};
 
 use super::{addresses, text};
 use crate::{
@@ -61,8 +61,8 @@ pub(super) fn read(
     request.created = created(&object.metadata);
     request.labels = object.metadata.labels.clone().unwrap_or_default();
     request.class = text(spec.load_balancer_class.as_ref()).map(str::to_owned);
-    request.family_policy = family_policy(spec);
-    request.families = families(spec, request.family_policy, service)?;
+    request.family_policy = addresses::family_policy(spec, &service.cluster_ips);
+    request.families = addresses::families(spec, &service.cluster_ips)?;
     request.addresses = annotations.addresses(spec);
     request.pool = annotations.pool();
     request.sharing = annotations.sharing();
@@ -89,30 +89,6 @@ fn published(object: &Object) -> Status {
         message: condition.message.clone(),
     });
     Status { addresses, condition }
-}
-
-fn family_policy(spec: &ServiceSpec) -> FamilyPolicy {
-    match text(spec.ip_family_policy.as_ref()) {
-        Some("PreferDualStack") => FamilyPolicy::PreferDualStack,
-        Some("RequireDualStack") => FamilyPolicy::RequireDualStack,
-        // Every other word is refused where it is compared with the cluster addresses.
-        Some(_) | None => FamilyPolicy::SingleStack,
-    }
-}
-
-/// Families that the service lists. If it lists none, those of its cluster addresses, as Kubernetes fills them in: with
-/// both families wanted, the main one first.
-fn families(spec: &ServiceSpec, policy: FamilyPolicy, service: &Service) -> Result<Vec<Family>, Invalid> {
-    let listed = addresses::ip_families(spec)?;
-    if !listed.is_empty() {
-        return Ok(listed);
-    }
-    let mut families: Vec<_> = service.cluster_ips.iter().map(|&ip| Family::of(ip)).collect();
-    if !families.is_empty() && policy != FamilyPolicy::SingleStack {
-        let others = [Family::V4, Family::V6].into_iter().filter(|family| !families.contains(family));
-        families.extend(others.collect::<Vec<_>>());
-    }
-    Ok(families)
 }
 
 /// The annotations by which a service asks for addresses.

@@ -62,7 +62,8 @@ pub struct WriteError {
 /// its addresses need, if that is another one.
 ///
 /// # Errors
-/// When a name is not a DNS label, or the time-out of affinity or the time to drain not 1 to 86400 whole seconds.
+/// When a name is not a DNS label, the time-out of affinity or the time to drain is not 1 to 86400 whole seconds, or
+/// node ports are of one family while a cluster address is of the other.
 pub fn service(service: &Service) -> Result<String, WriteError> {
     let mut text = String::with_capacity(512);
     write_service(&mut text, service)?;
@@ -136,6 +137,12 @@ fn write_service(text: &mut String, service: &Service) -> Result<(), WriteError>
         && (time.subsec_nanos() != 0 || !(1..=86_400).contains(&time.as_secs()))
     {
         return Err(refuse(format!("its time to drain is {time:?}, expected whole seconds, 1 to 86400")));
+    }
+    if let Some(family) = service.node_port_family
+        && let Some(ip) = service.cluster_ips.iter().find(|ip| Family::of(**ip) != family)
+    {
+        let family = family_name(family);
+        return Err(refuse(format!("its node ports are {family} alone, and its cluster address {ip} is not")));
     }
     render_service(text, service).map_err(|fmt::Error| refuse("out of memory".to_owned()))
 }
@@ -215,7 +222,27 @@ fn render_addresses(text: &mut String, service: &Service) -> fmt::Result {
         None if has_others || service_type(service) != "ClusterIP" => {}
         None => writeln!(text, "  clusterIP: None")?,
     }
+    render_families(text, service)?;
     render_list(text, "externalIPs", &service.external_ips)
+}
+
+/// Families as far as node ports need them: the cluster addresses say the rest.
+fn render_families(text: &mut String, service: &Service) -> fmt::Result {
+    if !service.ports.iter().any(|port| port.node_port.is_some()) {
+        return Ok(());
+    }
+    match (service.node_port_family, &service.cluster_ips[..]) {
+        (Some(family), []) => writeln!(text, "  ipFamilies: [{}]", family_name(family)),
+        (None, [_]) => writeln!(text, "  ipFamilyPolicy: PreferDualStack"),
+        (Some(_) | None, _) => Ok(()),
+    }
+}
+
+fn family_name(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "IPv4",
+        Family::V6 => "IPv6",
+    }
 }
 
 fn render_list(text: &mut String, field: &str, ips: &[IpAddr]) -> fmt::Result {
