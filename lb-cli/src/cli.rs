@@ -49,8 +49,8 @@ pub(crate) enum Command {
 /// Serve the services of a manifest directory until SIGTERM or SIGINT.
 ///
 /// The agent reads the .yaml, .yml and .json files of the directory and watches it. A file that cannot be parsed costs
-/// only itself: what it held before stays in force. An invalid object is refused alone. `lb status` shows both. When the agent stops, the datapath keeps serving what it has, and the next agent adopts it
-/// without a gap.
+/// only itself: what it held before stays in force. An invalid object is refused alone. `lb status` shows both. When the
+/// agent stops, the datapath keeps serving what it has, and the next agent adopts it without a gap.
 ///
 /// On SIGHUP, the agent reads every manifest and the configuration file again. `log-level` and `zone` take effect at
 /// once; for other settings, the log says that they need a restart.

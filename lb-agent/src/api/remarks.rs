@@ -312,6 +312,24 @@ mod tests {
         )
     }
 
+    #[test]
+    fn every_service_of_the_example_manifests_has_backends_and_nothing_is_to_say() {
+        let mut model = Model::new(Settings::default(), Capabilities::all("memory"));
+        let mut manifests = Manifests::new(SourceName("manifests".into())).allocating();
+        let batch = manifests.reload(&[concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/manifests")]);
+        assert!(batch.report.is_clean(), "{:?}", batch.report);
+        batch.changes.into_iter().for_each(|change| drop(model.apply(change).unwrap()));
+        assert_eq!(model.services().count(), 3);
+        for service in model.services() {
+            for frontend in model.frontends(service) {
+                let family = frontend.addr.family();
+                let selection = model.selection(service, frontend.port, family, service.internal_traffic_policy);
+                assert!(!selection.usable.is_empty(), "{} has no backends", frontend.addr);
+            }
+        }
+        assert!(of_services(&model, &[(SourceName("manifests".into()), batch.report)]).is_empty());
+    }
+
     const WEB: &str = "clusterIP: 10.96.0.1, ports: [{name: http, port: 80}]";
 
     #[test]

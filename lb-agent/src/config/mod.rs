@@ -571,6 +571,22 @@ mod tests {
     }
 
     #[test]
+    fn the_example_has_every_setting_and_can_be_read_with_all_of_them() {
+        let text = include_str!("../../../examples/lb.yaml");
+        let example = file(text).unwrap();
+        assert_eq!((example.datapath, example.cluster_cidr.len()), (Some(driver::EBPF), 2));
+        let is_key = |line: &&str| line.trim_start_matches('#').starts_with(|c: char| c.is_ascii_lowercase());
+        let lines: Vec<&str> = text.lines().filter(is_key).map(|line| line.trim_start_matches('#')).collect();
+        file(&lines.join("\n")).unwrap();
+        let mut keys: Vec<&str> = lines.iter().filter_map(|line| line.split(':').next()).collect();
+        keys.sort_unstable();
+        let command = Settings::augment_args(clap::Command::new("agent"));
+        let mut flags: Vec<&str> = command.get_arguments().filter_map(clap::Arg::get_long).collect();
+        flags.sort_unstable();
+        assert_eq!(keys, flags);
+    }
+
+    #[test]
     fn an_unknown_key_is_an_error_that_names_it_and_an_empty_file_is_none() {
         let error = file("datapth: ebpf\n").unwrap_err().to_string();
         assert!(error.contains("datapth"), "{error}");
