@@ -56,7 +56,8 @@ impl Remark {
     /// As a step of a decision about a packet for `service`.
     fn step(&self, service: &ServiceName) -> Step {
         let object = self.object.clone().unwrap_or_else(|| format!("service {service}"));
-        Step { object, field: self.field.clone(), says: self.says.clone() }
+        let field = if self.field.is_empty() { "manifest".to_owned() } else { self.field.clone() };
+        Step { object, field, says: self.says.clone() }
     }
 
     fn is_about_all(&self) -> bool {
@@ -93,6 +94,17 @@ fn of_service(model: &Model, reports: &Reports, service: &ServiceName) -> Vec<Re
     let unjoined =
         model.service(service).map(|it| unjoined_of(model, it, &model.endpoint_slices_of(service).collect::<Vec<_>>()));
     found.chain(unjoined.into_iter().flatten()).collect()
+}
+
+/// Why a service has no backends, or slices of its name have no service: a sentence for each reason.
+pub(crate) fn of_endpoints(model: &Model, service: &ServiceName) -> Vec<String> {
+    let slices: Vec<_> = model.endpoint_slices_of(service).collect();
+    let remarks = match model.service(service) {
+        Some(served) => unjoined_of(model, served, &slices),
+        None if model.refused().any(|(name, _)| name == service) => Vec::new(),
+        None => slices.into_iter().map(without_service).collect(),
+    };
+    remarks.iter().map(|remark| remark.condition().message).collect()
 }
 
 /// One condition of the agent for each kind of remark, however many services have one.
@@ -183,14 +195,15 @@ fn unjoined(model: &Model) -> impl Iterator<Item = (ServiceName, Remark)> {
         found.extend(remarks.into_iter().map(|remark| (service.name.clone(), remark)));
     }
     for (service, slices) in slices.into_iter().filter(|(name, _)| !refused.contains(name)) {
-        for slice in slices {
-            let says = format!("there is no Service {service}: its endpoints get nothing");
-            let object = Some(format!("EndpointSlice {}", slice.name));
-            let remark = Remark { kind: NO_SERVICE, object, field: "service".into(), says };
-            found.push((service.clone(), remark));
-        }
+        found.extend(slices.into_iter().map(|slice| (service.clone(), without_service(slice))));
     }
     found.into_iter()
+}
+
+fn without_service(slice: &EndpointSlice) -> Remark {
+    let says = format!("there is no Service {}: its endpoints get nothing", slice.service);
+    let object = Some(format!("EndpointSlice {}", slice.name));
+    Remark { kind: NO_SERVICE, object, field: "service".into(), says }
 }
 
 fn unjoined_of(model: &Model, service: &Service, slices: &[&EndpointSlice]) -> Vec<Remark> {

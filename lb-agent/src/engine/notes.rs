@@ -7,13 +7,13 @@ use std::{
 };
 
 use lb_core::{
-    model::Change,
-    name::{SliceName, SourceName},
+    model::{Change, Model},
+    name::{ServiceName, SliceName, SourceName},
     plan::PlanId,
 };
 use lb_k8s::{Finding, Report};
 
-use crate::api::{Manifests, Source};
+use crate::api::{Manifests, Source, remarks};
 
 /// What the reconciler does not know.
 #[derive(Default)]
@@ -23,6 +23,8 @@ pub(super) struct Notes {
     pub(super) sources: Vec<SourceNotes>,
     /// What all sources together did not take over.
     pub(super) report: Arc<Report>,
+    /// Why services have no backends, as it was logged.
+    endpoint_remarks: BTreeMap<ServiceName, Vec<String>>,
     /// Slices that the model refused, and why.
     pub(super) refused_slices: BTreeMap<SliceName, String>,
     /// Conditions of the agent, by type.
@@ -85,6 +87,35 @@ impl Notes {
         self.sources.iter().map(|notes| (notes.name.clone(), Arc::clone(&notes.report))).collect()
     }
 
+    /// Logs why services have no backends from now on, and what of it is over.
+    pub(super) fn note_endpoints(&mut self, model: &Model, services: BTreeSet<ServiceName>) {
+        let (mut came, mut went) = (Vec::new(), Vec::new());
+        for service in services {
+            let remarks = remarks::of_endpoints(model, &service);
+            let before = match remarks.is_empty() {
+                true => self.endpoint_remarks.remove(&service).unwrap_or_default(),
+                false => self.endpoint_remarks.insert(service.clone(), remarks.clone()).unwrap_or_default(),
+            };
+            if !before.is_empty() && remarks.is_empty() {
+                went.push(service);
+            } else if before != remarks {
+                came.push((service, remarks));
+            }
+        }
+        if came.len() > MAX_LOGGED {
+            tracing::info!(services = came.len(), "services without backends; see `lb service list`");
+            came.clear();
+        }
+        for (service, why) in came {
+            tracing::info!(%service, why = why.join("; "), "a service or some of its frontends have no backends");
+        }
+        if went.len() > MAX_LOGGED {
+            tracing::info!(services = went.len(), "services have endpoints that fit, or are gone");
+            went.clear();
+        }
+        went.iter().for_each(|service| tracing::info!(%service, "the service has endpoints that fit, or is gone"));
+    }
+
     /// Why sources are rejected as a whole, or files of theirs, by name if there are several: at most a few for each.
     pub(super) fn rejections(&self) -> impl Iterator<Item = String> {
         let is_several = self.sources.len() > 1;
@@ -99,6 +130,9 @@ impl Notes {
         })
     }
 }
+
+/// Most services that are logged one by one.
+const MAX_LOGGED: usize = 10;
 
 /// Most files that conditions name of those that are not read.
 const MAX_UNREAD: usize = 5;
@@ -293,6 +327,29 @@ mod tests {
         notes.take_report(&SourceName("a".into()), Some(rejected()), &[]);
         let said: Vec<String> = notes.rejections().collect();
         assert!(said[0].starts_with("source a: web.yaml:1:") && said[1].starts_with("source b: "), "{said:?}");
+    }
+
+    #[test]
+    fn a_service_without_backends_is_noted_until_its_endpoints_fit() {
+        let mut model = Model::default();
+        let mut manifests = Manifests::new(SourceName("x".into()));
+        let service = "{apiVersion: v1, kind: Service, metadata: {name: web}, \
+                       spec: {clusterIP: 10.96.0.1, ports: [{port: 80}]}}\n";
+        let slice = "---\n{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {name: web-1, labels: \
+                     {kubernetes.io/service-name: web}}, addressType: IPv4, ports: [{port: 80}]}\n";
+        let name = ServiceName::new("default", "web");
+        let mut notes = Notes::default();
+        let mut noted = |text: &str| {
+            for change in manifests.update(Snapshot::parse("web.yaml", text)).changes {
+                model.apply(change).unwrap();
+            }
+            notes.note_endpoints(&model, [name.clone()].into());
+            notes.endpoint_remarks.get(&name).map(|remarks| remarks.join(" "))
+        };
+        assert!(noted(service).is_some_and(|why| why.contains("no EndpointSlice names it")));
+        assert_eq!(noted(&format!("{service}{slice}")), None);
+        assert!(noted(slice).is_some_and(|why| why.contains("there is no Service default/web")));
+        assert_eq!(noted(""), None);
     }
 
     #[test]

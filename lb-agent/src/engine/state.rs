@@ -1,6 +1,7 @@
 //! What the threads of the agent share.
 
 use std::{
+    collections::BTreeSet,
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
     time::Duration,
 };
@@ -8,8 +9,8 @@ use std::{
 use lb_core::{
     datapath::Counters,
     decision::{BackendQuery, FlowView, Packet, WhyNot, decide, why_not},
-    model::Change,
-    name::SourceName,
+    model::{Change, Model},
+    name::{ServiceName, SourceName},
     plan::PlanId,
     runner::{Inspected, Runner},
     time::Instant,
@@ -136,7 +137,9 @@ impl AgentState {
     pub(crate) fn take_changes(&self, changes: Vec<Change>) {
         let mut runner = self.runner_mut();
         let mut notes = self.notes();
+        let mut touched = BTreeSet::new();
         for change in changes {
+            touched.extend(services_of(runner.reconciler().model(), &change));
             let slice = match &change {
                 Change::ReplaceEndpoints(slice) => Some(slice.name.clone()),
                 Change::RemoveEndpoints(name) => Some(name.clone()),
@@ -153,6 +156,7 @@ impl AgentState {
                 (None, _) => {}
             }
         }
+        notes.note_endpoints(runner.reconciler().model(), touched);
     }
 
     /// A condition of the whole agent: `None` when it is over.
@@ -304,5 +308,17 @@ impl AgentState {
 
     fn notes(&self) -> MutexGuard<'_, Notes> {
         self.notes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Services whose endpoints a change may touch.
+fn services_of(model: &Model, change: &Change) -> Vec<ServiceName> {
+    let before = |name| model.endpoint_slice(name).map(|slice| slice.service.clone());
+    match change {
+        Change::UpsertService(service) => vec![service.name.clone()],
+        Change::RemoveService(name) => vec![name.clone()],
+        Change::ReplaceEndpoints(slice) => before(&slice.name).into_iter().chain([slice.service.clone()]).collect(),
+        Change::RemoveEndpoints(name) => before(name).into_iter().collect(),
+        _ => Vec::new(),
     }
 }

@@ -272,6 +272,12 @@ impl Model {
         self.slices.values()
     }
 
+    /// An endpoint slice.
+    #[must_use]
+    pub fn endpoint_slice(&self, name: &SliceName) -> Option<&EndpointSlice> {
+        self.slices.get(name)
+    }
+
     /// Endpoint slices of a service, in order of name.
     pub fn endpoint_slices_of(&self, service: &ServiceName) -> impl Iterator<Item = &EndpointSlice> {
         self.slices_of.get(service).into_iter().flatten().filter_map(|name| self.slices.get(name))
