@@ -22,7 +22,7 @@
 use std::{collections::BTreeSet, path::Path};
 
 use lb_core::{datapath::DatapathError, memory::MemoryDatapath, model::Change, name::SourceName};
-use lb_k8s::{Batch, Finding as Found, Manifests, Snapshot};
+use lb_k8s::{Batch, Finding as Found, Manifests, Snapshot, Unread};
 use serde::Serialize;
 
 use crate::{
@@ -44,7 +44,7 @@ pub struct Checked {
     pub services: Vec<Service>,
     /// Pools, as an agent would list them.
     pub pools: Vec<Pool>,
-    /// Objects that would be refused.
+    /// Objects that would be refused, and files that cannot be read or are no manifests.
     pub refused: Vec<Finding>,
     /// Fields that would have no effect.
     pub unsupported: Vec<Finding>,
@@ -168,7 +168,8 @@ fn run(source: impl Source + 'static, config: &Config) -> Result<Checked, CheckE
     sources.allocation().describe(&mut services);
     sources.allocation().describe_status(&mut status);
     shared.describe_pools(&mut pools);
-    let mut refused: Vec<Finding> = report.refused.iter().map(|it| located(&it.finding, it.to_string())).collect();
+    let mut refused: Vec<Finding> = report.unread.iter().map(unread).collect();
+    refused.extend(report.refused.iter().map(|it| located(&it.finding, it.to_string())));
     let known: BTreeSet<String> = refused.iter().map(|finding| finding.text.clone()).collect();
     let (conflicts, conditions): (Vec<Condition>, Vec<Condition>) =
         status.conditions.into_iter().partition(|condition| condition.kind == "Refused");
@@ -189,8 +190,31 @@ fn run(source: impl Source + 'static, config: &Config) -> Result<Checked, CheckE
 }
 
 /// Conditions of an agent that sum up those of its objects.
-const SAID_ELSEWHERE: [&str; 7] =
-    ["ManifestsRejected", "Degraded", "Unsatisfied", "FrontendFailed", "PoolConflict", "PoolInvalid", "PoolWarning"];
+const SAID_ELSEWHERE: [&str; 10] = [
+    "ManifestsRejected",
+    "Degraded",
+    "EndpointsUnused",
+    "NoEndpoints",
+    "NoService",
+    "Unsatisfied",
+    "FrontendFailed",
+    "PoolConflict",
+    "PoolInvalid",
+    "PoolWarning",
+];
+
+fn unread(found: &Unread) -> Finding {
+    let position = found.error.position();
+    Finding {
+        file: found.error.file().to_owned(),
+        line: position.map(|position| position.line),
+        column: position.map(|position| position.column),
+        object: String::new(),
+        field: String::new(),
+        message: found.error.to_string(),
+        text: found.to_string(),
+    }
+}
 
 fn located(found: &Found, text: String) -> Finding {
     Finding {
@@ -234,6 +258,13 @@ mod tests {
         )
     }
 
+    fn slice(of: &str) -> String {
+        format!(
+            "---\n{{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {{name: {of}-1, labels: \
+             {{kubernetes.io/service-name: {of}}}}}, addressType: IPv4, ports: [{{port: 80}}]}}\n"
+        )
+    }
+
     fn names(findings: &[Finding]) -> Vec<(&str, Option<u64>)> {
         findings.iter().map(|finding| (&*finding.object, finding.line)).collect()
     }
@@ -267,10 +298,10 @@ mod tests {
     #[test]
     fn addresses_are_assigned_from_pools_and_nothing_is_written() {
         let wants = |name, ip| service(name, &format!("type: LoadBalancer, clusterIP: {ip}"));
-        let only = checked(&(POOL.to_owned() + &wants("a", "10.96.0.1")));
+        let only = checked(&(POOL.to_owned() + &wants("a", "10.96.0.1") + &slice("a")));
         assert_eq!(only.services[0].external_ips, ["192.0.2.7".parse::<std::net::IpAddr>().unwrap()]);
         assert!(only.is_clean(), "{only:#?}");
-        let both = checked(&(POOL.to_owned() + &wants("a", "10.96.0.1") + &wants("b", "10.96.0.2")));
+        let both = checked(&(POOL.to_owned() + &wants("a", "10.96.0.1") + &wants("b", "10.96.0.2") + &slice("b")));
         assert!(both.is_accepted() && !both.is_clean());
         assert_eq!(both.services[1].conditions[0].kind, "Unsatisfied");
     }
@@ -279,7 +310,7 @@ mod tests {
     fn a_datapath_that_lacks_something_is_known_without_being_opened() {
         let maglev = "{apiVersion: v1, kind: Service, metadata: {name: m, annotations: {lb/algorithm: maglev}}, \
                       spec: {clusterIP: 10.96.0.3, ports: [{port: 80}]}}\n";
-        let of = |kind| check_text("m.yaml", maglev, &config(kind)).unwrap();
+        let of = |kind| check_text("m.yaml", &(maglev.to_owned() + &slice("m")), &config(kind)).unwrap();
         assert!(of(driver::MEMORY).is_clean() && of(driver::NFTABLES).is_clean() && of(driver::EBPF).is_clean());
         let iptables = of(driver::IPTABLES_NFT);
         assert!(iptables.is_accepted() && !iptables.is_clean());
@@ -294,6 +325,14 @@ mod tests {
         let checked = check(directory.path(), &config(driver::MEMORY)).unwrap();
         assert_eq!((checked.services.len(), checked.ignored_files.len()), (1, 1));
         assert!(checked.is_clean(), "a file that is no manifest by name is no fault");
+        fs::write(directory.path().join("values.yaml"), "\nreplicas: 1\n").unwrap();
+        fs::write(directory.path().join("lone.yaml"), service("lone", "clusterIP: 10.96.0.9")).unwrap();
+        let checked = check(directory.path(), &config(driver::MEMORY)).unwrap();
+        let [values] = &checked.refused[..] else { panic!("{:?}", checked.refused) };
+        assert!(values.file.ends_with("values.yaml") && values.message.contains("values file"), "{values:?}");
+        assert_eq!((values.line, checked.is_accepted(), checked.services.len()), (Some(2), false, 2));
+        assert_eq!(checked.services[0].conditions[0].kind, "NoEndpoints");
+        fs::remove_file(directory.path().join("values.yaml")).unwrap();
         let missing = check(&directory.path().join("missing"), &config(driver::MEMORY)).unwrap();
         assert!(missing.rejected.is_some_and(|why| why.contains("missing")));
     }

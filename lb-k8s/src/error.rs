@@ -156,6 +156,16 @@ impl SnapshotError {
         }
     }
 
+    /// Where in the file, if that is known.
+    #[must_use]
+    pub fn position(&self) -> Option<Position> {
+        match self {
+            Self::Syntax { position, .. } | Self::NotAnObject { position, .. } => *position,
+            Self::Type(finding) => finding.position,
+            _ => None,
+        }
+    }
+
     /// Whether it is about one file, which can be left out: it can neither be a limit nor a directory.
     pub(crate) fn is_about_a_file(&self) -> bool {
         match self {

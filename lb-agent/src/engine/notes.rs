@@ -24,7 +24,7 @@ pub(super) struct Notes {
     /// What all sources together did not take over.
     pub(super) report: Arc<Report>,
     /// Why services have no backends, as it was logged.
-    endpoint_remarks: BTreeMap<ServiceName, Vec<String>>,
+    pub(super) endpoint_remarks: BTreeMap<ServiceName, Vec<String>>,
     /// Slices that the model refused, and why.
     pub(super) refused_slices: BTreeMap<SliceName, String>,
     /// Conditions of the agent, by type.
