@@ -22,12 +22,12 @@
 use std::{collections::BTreeSet, path::Path};
 
 use lb_core::{datapath::DatapathError, memory::MemoryDatapath, model::Change, name::SourceName};
-use lb_k8s::{Batch, Finding as Found, Manifests, Snapshot, Unread};
+use lb_k8s::{Batch, Finding as Found, Manifests, Snapshot, SnapshotError, Unread};
 use serde::Serialize;
 
 use crate::{
     allocation::Allocation,
-    api::{Condition, Pool, Service},
+    api::{Pool, Service},
     config::Config,
     driver::DatapathKind,
     engine::Engine,
@@ -44,7 +44,9 @@ pub struct Checked {
     pub services: Vec<Service>,
     /// Pools, as an agent would list them.
     pub pools: Vec<Pool>,
-    /// Objects that would be refused, and files that cannot be read or are no manifests.
+    /// Files that could not be read as a whole, and documents that are no objects.
+    pub unread: Vec<Finding>,
+    /// Objects that would be refused.
     pub refused: Vec<Finding>,
     /// Fields that would have no effect.
     pub unsupported: Vec<Finding>,
@@ -54,12 +56,10 @@ pub struct Checked {
     pub ignored_files: Vec<String>,
     /// How many more findings there are than those that are listed.
     pub unlisted: usize,
-    /// Everything else that an agent would say about itself.
-    pub conditions: Vec<Condition>,
 }
 
 /// A remark about an object, and where it stands.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Finding {
     /// The file; empty if it is not known, as for a conflict between objects.
@@ -74,6 +74,8 @@ pub struct Finding {
     pub field: String,
     /// What it is and what to do.
     pub message: String,
+    /// Whether more is let in by this than the object asks for.
+    pub exposes: bool,
     /// All of it in one line, as an agent logs it.
     pub text: String,
 }
@@ -91,17 +93,17 @@ pub enum CheckError {
 }
 
 impl Checked {
-    /// Whether nothing would be refused.
+    /// Whether nothing would be refused, and every file is read.
     #[must_use]
     pub fn is_accepted(&self) -> bool {
-        self.rejected.is_none() && self.refused.is_empty()
+        self.rejected.is_none() && self.refused.is_empty() && self.unread.is_empty()
     }
 
     /// Whether, besides, every object would take effect as it stands: no field without effect, no object skipped, no
     /// service or pool with a condition.
     #[must_use]
     pub fn is_clean(&self) -> bool {
-        let findings = self.unsupported.len() + self.skipped.len() + self.unlisted + self.conditions.len();
+        let findings = self.unsupported.len() + self.skipped.len() + self.unlisted;
         let on_objects = self.services.iter().map(|service| &service.conditions);
         let on_objects = on_objects.chain(self.pools.iter().map(|pool| &pool.conditions));
         self.is_accepted() && findings == 0 && on_objects.into_iter().all(Vec::is_empty)
@@ -168,52 +170,22 @@ fn run(source: impl Source + 'static, config: &Config) -> Result<Checked, CheckE
     sources.allocation().describe(&mut services);
     sources.allocation().describe_status(&mut status);
     shared.describe_pools(&mut pools);
-    let mut refused: Vec<Finding> = report.unread.iter().map(unread).collect();
-    refused.extend(report.refused.iter().map(|it| located(&it.finding, it.to_string())));
+    let mut refused: Vec<Finding> = report.refused.iter().map(|it| located(&it.finding, it.to_string())).collect();
     let known: BTreeSet<String> = refused.iter().map(|finding| finding.text.clone()).collect();
-    let (conflicts, conditions): (Vec<Condition>, Vec<Condition>) =
-        status.conditions.into_iter().partition(|condition| condition.kind == "Refused");
-    refused.extend(conflicts.into_iter().filter(|it| !known.contains(&it.message)).map(|it| conflict(it.message)));
+    let conflicts = status.conditions.into_iter().filter(|it| it.kind == "Refused" && !known.contains(&it.message));
+    refused.extend(conflicts.map(|condition| conflict(condition.message)));
     let all = |findings: &[std::sync::Arc<Found>]| findings.iter().map(|it| located(it, it.to_string())).collect();
     Ok(Checked {
         rejected: report.rejected.as_ref().map(|error| lb_core::error::report(&**error)),
         services,
         pools,
+        unread: report.unread.iter().map(unread).collect(),
         refused,
         unsupported: all(&report.unsupported),
         skipped: all(&report.skipped),
         ignored_files: report.ignored_files.clone(),
         unlisted: report.unlisted,
-        // What services and pools say themselves, and the rejection, is above.
-        conditions: conditions.into_iter().filter(|it| !SAID_ELSEWHERE.contains(&&*it.kind)).collect(),
     })
-}
-
-/// Conditions of an agent that sum up those of its objects.
-const SAID_ELSEWHERE: [&str; 10] = [
-    "ManifestsRejected",
-    "Degraded",
-    "EndpointsUnused",
-    "NoEndpoints",
-    "NoService",
-    "Unsatisfied",
-    "FrontendFailed",
-    "PoolConflict",
-    "PoolInvalid",
-    "PoolWarning",
-];
-
-fn unread(found: &Unread) -> Finding {
-    let position = found.error.position();
-    Finding {
-        file: found.error.file().to_owned(),
-        line: position.map(|position| position.line),
-        column: position.map(|position| position.column),
-        object: String::new(),
-        field: String::new(),
-        message: found.error.to_string(),
-        text: found.to_string(),
-    }
 }
 
 fn located(found: &Found, text: String) -> Finding {
@@ -224,13 +196,29 @@ fn located(found: &Found, text: String) -> Finding {
         object: found.object.to_string(),
         field: found.field.clone(),
         message: found.message.clone(),
+        exposes: found.exposes,
         text,
     }
 }
 
+fn unread(unread: &Unread) -> Finding {
+    let position = match &*unread.error {
+        SnapshotError::Syntax { position, .. } | SnapshotError::NotAnObject { position, .. } => *position,
+        SnapshotError::Type(finding) => return located(finding, unread.to_string()),
+        _ => None,
+    };
+    Finding {
+        file: unread.error.file().into(),
+        line: position.map(|position| position.line),
+        column: position.map(|position| position.column),
+        message: lb_core::error::report(&*unread.error),
+        text: unread.to_string(),
+        ..Finding::default()
+    }
+}
+
 fn conflict(message: String) -> Finding {
-    let none = String::new;
-    Finding { file: none(), line: None, column: None, object: none(), field: none(), text: message.clone(), message }
+    Finding { text: message.clone(), message, ..Finding::default() }
 }
 
 #[cfg(test)]
@@ -255,13 +243,6 @@ mod tests {
     fn service(name: &str, spec: &str) -> String {
         format!(
             "---\n{{apiVersion: v1, kind: Service, metadata: {{name: {name}}}, spec: {{ports: [{{port: 80}}], {spec}}}}}\n"
-        )
-    }
-
-    fn slice(of: &str) -> String {
-        format!(
-            "---\n{{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {{name: {of}-1, labels: \
-             {{kubernetes.io/service-name: {of}}}}}, addressType: IPv4, ports: [{{port: 80}}]}}\n"
         )
     }
 
@@ -298,19 +279,23 @@ mod tests {
     #[test]
     fn addresses_are_assigned_from_pools_and_nothing_is_written() {
         let wants = |name, ip| service(name, &format!("type: LoadBalancer, clusterIP: {ip}"));
-        let only = checked(&(POOL.to_owned() + &wants("a", "10.96.0.1") + &slice("a")));
+        let only = checked(&(POOL.to_owned() + &wants("a", "10.96.0.1")));
         assert_eq!(only.services[0].external_ips, ["192.0.2.7".parse::<std::net::IpAddr>().unwrap()]);
-        assert!(only.is_clean(), "{only:#?}");
-        let both = checked(&(POOL.to_owned() + &wants("a", "10.96.0.1") + &wants("b", "10.96.0.2") + &slice("b")));
+        let kinds = |checked: &Checked, at: usize| -> Vec<String> {
+            checked.services[at].conditions.iter().map(|condition| condition.kind.clone()).collect()
+        };
+        assert!(!kinds(&only, 0).contains(&"Unsatisfied".into()), "{only:#?}");
+        let both = checked(&(POOL.to_owned() + &wants("a", "10.96.0.1") + &wants("b", "10.96.0.2")));
         assert!(both.is_accepted() && !both.is_clean());
-        assert_eq!(both.services[1].conditions[0].kind, "Unsatisfied");
+        assert!(kinds(&both, 1).contains(&"Unsatisfied".into()), "{both:#?}");
     }
 
     #[test]
     fn a_datapath_that_lacks_something_is_known_without_being_opened() {
         let maglev = "{apiVersion: v1, kind: Service, metadata: {name: m, annotations: {lb/algorithm: maglev}}, \
-                      spec: {clusterIP: 10.96.0.3, ports: [{port: 80}]}}\n";
-        let of = |kind| check_text("m.yaml", &(maglev.to_owned() + &slice("m")), &config(kind)).unwrap();
+                      spec: {clusterIP: 10.96.0.1, ports: [{port: 80}]}}\n---\n";
+        let text = maglev.to_owned() + &WEB.split_once("---\n").unwrap().1.replace(": web}", ": m}");
+        let of = |kind| check_text("m.yaml", &text, &config(kind)).unwrap();
         assert!(of(driver::MEMORY).is_clean() && of(driver::NFTABLES).is_clean() && of(driver::EBPF).is_clean());
         let iptables = of(driver::IPTABLES_NFT);
         assert!(iptables.is_accepted() && !iptables.is_clean());
@@ -325,14 +310,10 @@ mod tests {
         let checked = check(directory.path(), &config(driver::MEMORY)).unwrap();
         assert_eq!((checked.services.len(), checked.ignored_files.len()), (1, 1));
         assert!(checked.is_clean(), "a file that is no manifest by name is no fault");
-        fs::write(directory.path().join("values.yaml"), "\nreplicas: 1\n").unwrap();
-        fs::write(directory.path().join("lone.yaml"), service("lone", "clusterIP: 10.96.0.9")).unwrap();
-        let checked = check(directory.path(), &config(driver::MEMORY)).unwrap();
-        let [values] = &checked.refused[..] else { panic!("{:?}", checked.refused) };
-        assert!(values.file.ends_with("values.yaml") && values.message.contains("values file"), "{values:?}");
-        assert_eq!((values.line, checked.is_accepted(), checked.services.len()), (Some(2), false, 2));
-        assert_eq!(checked.services[0].conditions[0].kind, "NoEndpoints");
-        fs::remove_file(directory.path().join("values.yaml")).unwrap();
+        fs::write(directory.path().join("values.yaml"), "replicas: 1\n").unwrap();
+        let broken = check(directory.path(), &config(driver::MEMORY)).unwrap();
+        assert!(!broken.is_accepted() && broken.services.len() == 1, "a file costs only itself");
+        assert!(broken.unread[0].file.ends_with("values.yaml") && broken.unread[0].line == Some(1), "{broken:#?}");
         let missing = check(&directory.path().join("missing"), &config(driver::MEMORY)).unwrap();
         assert!(missing.rejected.is_some_and(|why| why.contains("missing")));
     }

@@ -123,7 +123,7 @@ impl Notes {
             let unread = &notes.report.unread;
             let more = unread.len().saturating_sub(MAX_UNREAD);
             let more =
-                (more > 0).then(|| format!("{more} more files or documents are not read; see `lb status -o json`"));
+                (more > 0).then(|| format!("{more} more files or documents are not read; see `lb status --verbose`"));
             let rejected = notes.report.rejected.iter().map(ToString::to_string);
             let said = rejected.chain(unread.iter().take(MAX_UNREAD).map(ToString::to_string)).chain(more);
             said.map(move |error| if is_several { format!("source {}: {error}", notes.name) } else { error })
