@@ -11,15 +11,19 @@
 
 mod cli;
 mod commands;
+mod completions;
 mod exit;
 #[cfg(feature = "lab")]
 mod lab;
+mod names;
 mod output;
+mod reach;
 mod signals;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
+use clap_complete::CompleteEnv;
 
 fn main() -> ExitCode {
     #[cfg(feature = "lab")]
@@ -28,5 +32,7 @@ fn main() -> ExitCode {
     if let Some(code) = lab::run_if_probe() {
         return code;
     }
+    // Answers a shell that completes, and ends.
+    CompleteEnv::with_factory(cli::Cli::command).complete();
     exit::report(commands::run(cli::Cli::parse().command))
 }

@@ -8,7 +8,7 @@ use std::{
 use clap::ValueEnum;
 use jiff::Timestamp;
 use serde::Serialize;
-use unicode_width::UnicodeWidthStr;
+use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
 /// Format of an answer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -22,6 +22,34 @@ pub(crate) enum Format {
     Yaml,
 }
 
+/// Format of a list.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ListFormat {
+    /// Columns for people, cut to the width of the terminal; the layout may change.
+    #[default]
+    Table,
+    /// More columns, and nothing is cut.
+    Wide,
+    /// Names alone, one in each line.
+    Name,
+    /// For programs; later versions only add keys.
+    Json,
+    /// The same keys as JSON.
+    Yaml,
+}
+
+impl ListFormat {
+    /// The format of one object; `None` for its name alone.
+    pub(crate) fn whole(self) -> Option<Format> {
+        match self {
+            Self::Table | Self::Wide => Some(Format::Table),
+            Self::Name => None,
+            Self::Json => Some(Format::Json),
+            Self::Yaml => Some(Format::Yaml),
+        }
+    }
+}
+
 /// Writes `value` as `format` says; `table` makes the table.
 pub(crate) fn write(format: Format, value: &impl Serialize, table: impl FnOnce() -> String) -> io::Result<()> {
     let text = match format {
@@ -30,6 +58,25 @@ pub(crate) fn write(format: Format, value: &impl Serialize, table: impl FnOnce()
         Format::Yaml => serde_saphyr::to_string(value).map_err(io::Error::other)?,
     };
     write_text(&text)
+}
+
+/// Writes a list as `format` says; `name` names an item, and `table` makes the table, the wide one if that is true.
+pub(crate) fn write_list<T: Serialize>(
+    format: ListFormat,
+    items: &[T],
+    name: impl Fn(&T) -> String,
+    table: impl FnOnce(bool) -> String,
+) -> io::Result<()> {
+    match format.whole() {
+        Some(whole) => write(whole, &items, || table(format == ListFormat::Wide)),
+        None => write_text(&items.iter().map(|item| printable(&name(item)) + "\n").collect::<String>()),
+    }
+}
+
+/// Columns of the terminal that standard output is, or of the variable `COLUMNS`; `None` if neither says.
+pub(crate) fn terminal_width() -> Option<usize> {
+    let said = std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok());
+    said.or_else(|| Some(rustix::termios::tcgetwinsize(io::stdout()).ok()?.ws_col.into())).filter(|&width| width > 0)
 }
 
 /// Writes `text`. That nobody reads on, as in `lb service list | head -1`, is no error.
@@ -57,11 +104,40 @@ pub(crate) fn is_terminal() -> bool {
 #[derive(Debug)]
 pub(crate) struct Table {
     rows: Vec<Vec<String>>,
+    /// Least width of each column.
+    widths: Vec<usize>,
+    /// Most columns of a line, at the cost of its last cell.
+    fit: Option<usize>,
 }
 
 impl Table {
     pub(crate) fn new<const N: usize>(heading: [&str; N]) -> Self {
-        Self { rows: vec![heading.map(String::from).to_vec()] }
+        Self { rows: vec![heading.map(String::from).to_vec()], widths: vec![0; N], fit: None }
+    }
+
+    /// The same with the last cell of each line cut where the line would be wider.
+    pub(crate) fn fit(self, width: Option<usize>) -> Self {
+        Self { fit: width, ..self }
+    }
+
+    /// The same without its last column.
+    pub(crate) fn without_last_column(mut self) -> Self {
+        self.rows.iter_mut().for_each(|row| drop(row.pop()));
+        self.widths.pop();
+        self
+    }
+
+    /// The rows without the heading, in columns at least as wide as `widths`, which become as wide as these are.
+    pub(crate) fn below(self, widths: &mut Vec<usize>) -> String {
+        let table = Self { widths: widths.clone(), ..self };
+        *widths = table.widths();
+        table.to_string().split_once('\n').map_or_else(String::new, |(_, rows)| rows.into())
+    }
+
+    /// How wide its columns are.
+    pub(crate) fn widths(&self) -> Vec<usize> {
+        let widest = |column: usize| self.rows.iter().map(|row| row[column].width()).max().unwrap_or(0);
+        self.widths.iter().enumerate().map(|(column, &least)| least.max(widest(column))).collect()
     }
 
     pub(crate) fn row<const N: usize>(&mut self, cells: [String; N]) {
@@ -75,13 +151,16 @@ impl Table {
 
 impl std::fmt::Display for Table {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let columns = self.rows.first().map_or(0, Vec::len);
-        let width = |column: usize| self.rows.iter().map(|row| row[column].width()).max().unwrap_or(0);
-        let widths: Vec<usize> = (0..columns).map(width).collect();
+        let widths = self.widths();
+        let before_last: usize = widths.iter().rev().skip(1).map(|width| width + GAP).sum();
+        let room = self.fit.map(|fit| fit.saturating_sub(before_last).max(LEAST));
         for row in &self.rows {
             let mut line = String::new();
-            for (cell, width) in row.iter().zip(&widths) {
-                line.push_str(cell);
+            for (column, (cell, width)) in row.iter().zip(&widths).enumerate() {
+                match room.filter(|_| column + 1 == row.len()) {
+                    Some(room) => line.push_str(&cut(cell, room)),
+                    None => line.push_str(cell),
+                }
                 line.extend(std::iter::repeat_n(' ', width - cell.width() + GAP));
             }
             writeln!(f, "{}", line.trim_end())?;
@@ -92,6 +171,25 @@ impl std::fmt::Display for Table {
 
 /// Spaces between two columns.
 const GAP: usize = 3;
+/// Columns that are left of a last cell, however narrow the terminal is.
+const LEAST: usize = 20;
+
+/// The beginning of `text`, if it takes more than `room` columns.
+fn cut(text: &str, room: usize) -> String {
+    if text.width() <= room {
+        return text.into();
+    }
+    let mut begin = String::new();
+    let mut width = 0;
+    for c in text.chars() {
+        width += c.width().unwrap_or(0);
+        if width >= room {
+            break;
+        }
+        begin.push(c);
+    }
+    begin.trim_end().to_owned() + "…"
+}
 
 /// Text fit for one line of a terminal: what others wrote must neither steer it nor look like something else.
 pub(crate) fn printable(text: &str) -> String {
@@ -187,6 +285,33 @@ mod tests {
         table.row(["e\u{301}".into(), "2".into()]);
         table.row(["default".into(), "3".into()]);
         assert_eq!(table.to_string(), "NAME      N\n名前      1\ne\u{301}         2\ndefault   3\n");
+    }
+
+    #[test]
+    fn the_last_cell_gives_way_on_a_narrow_terminal() {
+        let table = |width| {
+            let mut table = Table::new(["NAME", "CONDITIONS"]);
+            table.row(["default/web".into(), "Degraded(no maglev on this datapath)".into()]);
+            table.row(["default/db".into(), "-".into()]);
+            table.fit(width).to_string()
+        };
+        let whole = "NAME          CONDITIONS\ndefault/web   Degraded(no maglev on this datapath)\ndefault/db    -\n";
+        assert_eq!((table(None), table(Some(50))), (whole.into(), whole.into()));
+        let narrow = "NAME          CONDITIONS\ndefault/web   Degraded(no maglev on this da…\ndefault/db    -\n";
+        assert_eq!(table(Some(44)), narrow);
+        let least = "NAME          CONDITIONS\ndefault/web   Degraded(no maglev…\ndefault/db    -\n";
+        assert_eq!(table(Some(10)), least, "something is left however narrow it is");
+        assert_eq!(cut("名前名前", 5), "名前…", "no half of a wide character");
+    }
+
+    #[test]
+    fn rows_that_follow_a_table_line_up_with_it() {
+        let mut table = Table::new(["NAME", "N"]);
+        table.row(["default/web".into(), "1".into()]);
+        let mut widths = table.widths();
+        let mut more = Table::new(["NAME", "N"]);
+        more.row(["a".into(), "2".into()]);
+        assert_eq!(more.below(&mut widths), "a             2\n");
     }
 
     #[test]

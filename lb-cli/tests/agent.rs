@@ -239,7 +239,7 @@ fn an_agent_whose_first_manifests_are_beyond_a_limit_answers_and_becomes_ready_l
     let mut node = Node::new(&[]);
     fs::File::create(node.path("manifests/web.yaml")).unwrap().set_len(8 << 20 | 1).unwrap();
     let mut child = node.agent().stdout(std::process::Stdio::null()).spawn().unwrap();
-    while node.ask(&["status"]).status.code() != Some(0) {
+    while node.ask(&["status"]).stdout.is_empty() {
         assert!(child.try_wait().unwrap().is_none(), "the agent ended");
     }
     node.adopt(child);
@@ -394,9 +394,10 @@ fn without_an_agent_the_error_says_what_to_do() {
         assert_eq!(code, 1);
         let socket = node.path("lb.sock");
         assert!(
-            message.starts_with(&format!("lb: no agent answers on {}: is it running?", socket.display())),
+            message.starts_with(&format!("lb: no agent answers on {}: start one (`lb agent", socket.display())),
             "{message}"
         );
+        assert!(["--socket", "LB_SOCKET", "--config"].iter().all(|way| message.contains(way)), "{message}");
     }
 }
 
@@ -663,10 +664,12 @@ fn cleanup_says_of_what_it_cannot_see_that_it_did_not_look_and_forgets_it_only_w
 
 #[test]
 fn completions_and_the_manual_name_every_command() {
-    let completions = text(&lb().args(["completions", "bash"]).output().unwrap().stdout);
+    let mut shell = lb();
+    shell.env("COMPLETE", "bash").env("_CLAP_COMPLETE_INDEX", "1").env("_CLAP_IFS", "\n").args(["--", "lb", ""]);
+    let completions = text(&shell.output().unwrap().stdout);
     let manual = text(&lb().arg("man").output().unwrap().stdout);
-    for command in ["agent", "service", "backend", "status", "explain", "drift", "cleanup"] {
-        assert!(completions.contains(command), "{command} is not in the completions");
+    for command in ["agent", "service", "backend", "status", "explain", "drift", "check", "cleanup", "version"] {
+        assert!(completions.lines().any(|line| line == command), "{command} is not in {completions}");
         assert!(manual.contains(command), "{command} is not in the manual");
     }
     assert!(manual.contains("\\-\\-manifests"), "the manual lacks flags");

@@ -53,7 +53,10 @@ pub struct Client {
 #[non_exhaustive]
 pub enum ClientError {
     /// No agent listens on the socket.
-    #[error("no agent answers on {socket}: is it running? use --socket if it listens elsewhere")]
+    #[error(
+        "no agent answers on {socket}: start one (`lb agent --help` has examples), or name the socket of the one that \
+         runs with --socket or LB_SOCKET, or its configuration file with --config"
+    )]
     NoAgent {
         /// The socket.
         socket: PathBuf,
@@ -107,6 +110,12 @@ impl Client {
     #[must_use]
     pub fn new(socket: &Path) -> Self {
         Self { socket: socket.into(), patience: PATIENCE }
+    }
+
+    /// The same with another time that the agent may take to answer. Default: 10 s.
+    #[must_use]
+    pub fn with_patience(self, patience: Duration) -> Self {
+        Self { patience, ..self }
     }
 
     /// All services.

@@ -89,10 +89,10 @@ pub struct Settings {
     #[arg(long, value_name = "PATH")]
     pub cgroup: Option<PathBuf>,
     /// Unix socket for requests [default: /run/lb/lb.sock].
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", env = "LB_SOCKET", hide_env_values = true)]
     pub socket: Option<PathBuf>,
     /// Directory for the state that outlives the agent [default: /var/lib/lb].
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", env = "LB_STATE_DIR", hide_env_values = true)]
     pub state_dir: Option<PathBuf>,
     /// Directory on a BPF file system where programs and maps are pinned. Only for ebpf [default: /sys/fs/bpf/lb].
     #[arg(long, value_name = "DIR")]

@@ -4,39 +4,76 @@ use lb_agent::api::{Backend, Client};
 
 use crate::{
     cli::BackendListArgs,
+    commands::{
+        service,
+        watch::{self, Watched},
+    },
     exit::{Failure, Outcome, Verdict},
+    names::Selection,
     output::{self, Table},
 };
 
 pub(super) fn list(args: &BackendListArgs) -> Outcome {
-    let client = Client::new(&args.ask.socket);
-    let mut backends = client.backends()?;
-    if let Some(name) = &args.service {
-        let name = super::full_name(name);
-        backends.retain(|backend| backend.service == name);
-        if backends.is_empty() && !client.services()?.iter().any(|service| service.name == name) {
-            return Err(Failure::NotFound(format!("the agent knows no service {name}")));
-        }
+    let selection = Selection::new(args.service.as_deref(), &args.namespace, args.all_namespaces)?;
+    let client = args.ask.reach.client()?;
+    let backends = selected(&client, &selection)?;
+    if backends.is_empty() {
+        // The service that is named may have none.
+        service::selected(&client, &selection)?;
     }
-    output::write(args.ask.output, &backends, || table(&backends))?;
+    if args.watch {
+        return watch::follow(args.ask.output, backends, || selected(&client, &selection));
+    }
+    output::write_list(args.ask.output, &backends, Watched::name, |wide| {
+        if backends.is_empty() { selection.none("backends") } else { table(&backends, wide) }
+    })?;
     Ok(Verdict::Fine)
 }
 
-fn table(backends: &[Backend]) -> String {
-    let mut table = Table::new(["SERVICE", "BACKEND", "NODE", "WEIGHT", "STATE", "NEW FLOWS"]);
-    for backend in backends {
-        let address = std::net::SocketAddr::new(backend.ip, backend.port);
-        let port = if backend.port_name.is_empty() { String::new() } else { format!(":{}", backend.port_name) };
-        table.row([
-            format!("{}{port}", backend.service),
-            format!("{address}/{}", backend.protocol),
-            backend.node.clone().unwrap_or_default(),
-            backend.weight.to_string(),
-            backend.state.to_string(),
-            backend.reason.as_ref().map_or_else(|| "yes".into(), |reason| format!("no: {reason}")),
-        ]);
+fn selected(client: &Client, selection: &Selection) -> Result<Vec<Backend>, Failure> {
+    let mut backends = client.backends()?;
+    backends.retain(|backend| selection.has(&backend.service));
+    Ok(backends)
+}
+
+impl Watched for Backend {
+    fn key(&self) -> String {
+        format!("{} {} {}", self.service, self.port_name, self.name())
     }
-    if table.is_empty() { "no backends\n".into() } else { table.to_string() }
+
+    fn name(&self) -> String {
+        format!("{}/{}", std::net::SocketAddr::new(self.ip, self.port), self.protocol)
+    }
+
+    fn table(rows: &[(&Self, bool)], wide: bool) -> Table {
+        let mut table = if wide {
+            Table::new(["SERVICE", "BACKEND", "NODE", "LOCAL", "WEIGHT", "STATE", "NEW FLOWS"])
+        } else {
+            Table::new(["SERVICE", "BACKEND", "NODE", "WEIGHT", "STATE", "NEW FLOWS"])
+        };
+        rows.iter().for_each(|&(backend, is_gone)| add(&mut table, backend, is_gone, wide));
+        table
+    }
+}
+
+pub(super) fn table(backends: &[Backend], wide: bool) -> String {
+    let rows: Vec<(&Backend, bool)> = backends.iter().map(|backend| (backend, false)).collect();
+    Backend::table(&rows, wide).fit(output::terminal_width().filter(|_| !wide)).to_string()
+}
+
+fn add(table: &mut Table, backend: &Backend, is_gone: bool, wide: bool) {
+    let port = if backend.port_name.is_empty() { String::new() } else { format!(":{}", backend.port_name) };
+    let service = format!("{}{port}", backend.service);
+    let node = backend.node.clone().unwrap_or_default();
+    let weight = backend.weight.to_string();
+    let state = if is_gone { "removed".into() } else { backend.state.to_string() };
+    let new_flows = backend.reason.as_ref().map_or_else(|| "yes".into(), |reason| format!("no: {reason}"));
+    if wide {
+        let local = if backend.local { "yes" } else { "no" }.into();
+        table.row([service, backend.name(), node, local, weight, state, new_flows]);
+    } else {
+        table.row([service, backend.name(), node, weight, state, new_flows]);
+    }
 }
 
 #[cfg(test)]
@@ -60,7 +97,7 @@ mod tests {
             takes_new_flows: false,
             reason: Some("weight is 0".into()),
         };
-        let text = table(&[backend]);
+        let text = table(&[backend], false);
         assert!(text.contains("[fd00::1]:8080/tcp   -      0        active   no: weight is 0\n"), "{text}");
     }
 }

@@ -76,7 +76,8 @@ fn of_kind(args: &CleanupArgs, kind: DatapathKind, record: &Record) -> Vec<Line>
         return lines;
     }
     if !recorded.iter().any(|used| asked(used)) {
-        lines.push(clean_other(args, kind, &Used::here(kind, args.pin_dir.as_deref())));
+        let pin_dir = args.pin_dir.as_deref().or(args.usual_pin_dir.as_deref());
+        lines.push(clean_other(args, kind, &Used::here(kind, pin_dir)));
     }
     if args.pin_dir.is_none() {
         lines.extend(others(kind, &lines, record.used.is_empty()));

@@ -18,7 +18,7 @@ use crate::{
 const MAX_LISTED: usize = 20;
 
 pub(super) fn run(args: &DriftArgs) -> Outcome {
-    let client = Client::new(&args.ask.socket);
+    let client = args.ask.reach.client()?;
     if args.watch {
         return watch(&client, args.ask.output);
     }

@@ -1,34 +1,167 @@
 //! `lb explain`.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use lb_agent::{
-    api::{self, Client, ExplainQuery, Explanation, Rewrite, Verification, WhyNot, WhyNotAnswer},
+    api::{self, Client, ExplainQuery, Explanation, Frontend, Rewrite, Service, Verification, WhyNot, WhyNotAnswer},
     flow::{self, FlowError},
 };
 
 use crate::{
     cli::ExplainArgs,
+    commands::service,
     exit::{Failure, Outcome, Verdict},
-    output::{self, printable},
+    names::{Selection, full_name},
+    output::{self, count, printable},
 };
 
 pub(super) fn run(args: &ExplainArgs) -> Outcome {
-    let question = question(args).map_err(Failure::Usage)?;
-    let explanation = Client::new(&args.ask.socket).explain(&question)?;
+    let (Some(source), Some(destination)) = (&args.source, &args.destination) else { return explain_service(args) };
+    if args.namespace.namespace.is_some() {
+        let why = "--namespace is for a service: leave it out, or name a service instead of a packet";
+        return Err(Failure::Usage(why.into()));
+    }
+    let question = packet(args, source, destination).and_then(|packet| question(args, packet));
+    let explanation = args.ask.reach.client()?.explain(&question.map_err(Failure::Usage)?)?;
     output::write(args.ask.output, &explanation, || text(&explanation))?;
     Ok(end(&explanation))
 }
 
 /// The error names the argument that is wrong.
-fn question(args: &ExplainArgs) -> Result<ExplainQuery, String> {
-    let named = |name: &'static str| move |error: FlowError| format!("{name} {error}");
+fn packet(args: &ExplainArgs, source: &str, destination: &str) -> Result<ExplainQuery, String> {
     let end = |name, text: &str| -> Result<SocketAddr, String> { flow::parse_end(text).map_err(named(name)) };
     let protocol = args.protocol.parse().map_err(named("protocol"))?;
-    let packet = ExplainQuery::new(protocol, end("source", &args.source)?, end("destination", &args.destination)?);
-    let packet = packet.map_err(|error| error.to_string())?;
+    let packet = ExplainQuery::new(protocol, end("source", source)?, end("destination", destination)?);
+    packet.map_err(|error| error.to_string())
+}
+
+/// The packet, and how to look at it.
+fn question(args: &ExplainArgs, packet: ExplainQuery) -> Result<ExplainQuery, String> {
     let why_not = args.why_not.as_deref().map(flow::parse_backend).transpose();
     Ok(ExplainQuery { entry: args.entry, verify: args.verify, why_not: why_not.map_err(named("backend"))?, ..packet })
+}
+
+fn named(name: &'static str) -> impl Fn(FlowError) -> String {
+    move |error| format!("{name} {error}")
+}
+
+/// A new connection to each frontend of a service.
+fn explain_service(args: &ExplainArgs) -> Outcome {
+    if ["tcp", "udp", "sctp"].contains(&&*args.protocol.to_lowercase()) {
+        let why = format!("a packet of {} needs SRC:PORT and DST:PORT", args.protocol);
+        return Err(Failure::Usage(format!("{why}; for a service of that name, write default/{}", args.protocol)));
+    }
+    let (name, port) = match args.protocol.split_once(':') {
+        Some((name, port)) => (name, Some(port)),
+        None => (&*args.protocol, None),
+    };
+    let from = args.from.as_deref().map(client_end).transpose().map_err(Failure::Usage)?;
+    let client = args.ask.reach.client()?;
+    let name = full_name(name, &args.namespace)?;
+    let mut services = service::selected(&client, &Selection::One(name))?;
+    let service = services.swap_remove(0);
+    let frontends = frontends(&service, port)?;
+    let clients = match from {
+        Some(from) => vec![from],
+        None => client.status()?.node.ips.into_iter().map(|ip| SocketAddr::new(ip, CLIENT_PORT)).collect(),
+    };
+    let explanations = ask(args, &client, &frontends, &clients)?;
+    output::write(args.ask.output, &explanations, || service_text(&service, &explanations))?;
+    Ok(end_of_all(&explanations))
+}
+
+/// Port of a client whose port nobody named.
+const CLIENT_PORT: u16 = 40000;
+
+fn client_end(text: &str) -> Result<SocketAddr, String> {
+    let end = flow::parse_backend(text).map_err(named("client"))?;
+    match end.port {
+        Some(0) => Err(named("client")(FlowError::PortZero(text.into()))),
+        port => Ok(SocketAddr::new(end.ip, port.unwrap_or(CLIENT_PORT))),
+    }
+}
+
+/// All of them, or those of a port by number or name.
+fn frontends<'a>(service: &'a Service, port: Option<&str>) -> Result<Vec<&'a Frontend>, Failure> {
+    let Some(port) = port else { return Ok(service.frontends.iter().collect()) };
+    let is_it = |frontend: &&Frontend| frontend.port_name == port || frontend.port.to_string() == port;
+    let found: Vec<&Frontend> = service.frontends.iter().filter(is_it).collect();
+    if found.is_empty() {
+        let ports = if service.ports.is_empty() { "none".into() } else { service.ports.join(", ") };
+        let problem = format!("service {} has no frontend with port {port}; its ports: {ports}", service.name);
+        return Err(Failure::NotFound(problem));
+    }
+    Ok(found)
+}
+
+/// Asks about each frontend from the first client of its family.
+fn ask(
+    args: &ExplainArgs,
+    client: &Client,
+    frontends: &[&Frontend],
+    clients: &[SocketAddr],
+) -> Result<Vec<Explanation>, Failure> {
+    let mut explanations = Vec::new();
+    for frontend in frontends {
+        let destination = SocketAddr::new(frontend.ip, frontend.port);
+        let Some(&source) = clients.iter().find(|client| client.is_ipv4() == destination.is_ipv4()) else {
+            let left_out = left_out(&destination, args.from.is_some());
+            output::say(format_args!("lb: {left_out}"));
+            continue;
+        };
+        let packet = ExplainQuery::new(frontend.protocol, source, destination);
+        let question = packet.map_err(|error| error.to_string()).and_then(|packet| question(args, packet));
+        explanations.push(client.explain(&question.map_err(Failure::Usage)?)?);
+    }
+    if explanations.is_empty() && !frontends.is_empty() {
+        return Err(Failure::Error("no frontend has the family of the client: name another one with --from".into()));
+    }
+    Ok(explanations)
+}
+
+fn left_out(frontend: &SocketAddr, is_client_given: bool) -> String {
+    let family = match frontend.ip() {
+        IpAddr::V4(_) => "IPv4",
+        IpAddr::V6(_) => "IPv6",
+    };
+    let whose = if is_client_given { "the client of --from is not" } else { "the node has no such address" };
+    format!("frontend {frontend} is left out: it is {family}, and {whose}; name a client with --from")
+}
+
+fn service_text(service: &Service, explanations: &[Explanation]) -> String {
+    let mut text = format!("service {}: {}\n", service.name, count(explanations.len() as u64, "frontend"));
+    if explanations.is_empty() {
+        text.push_str(&format!("no connection reaches it by an address: {}\n", why_none(service)));
+    }
+    for condition in &service.conditions {
+        text.push_str(&printable(&format!("{}: {}", condition.kind, condition.message)));
+        text.push('\n');
+    }
+    for explanation in explanations {
+        text.push_str("\n---\n\n");
+        text.push_str(&self::text(explanation));
+    }
+    text
+}
+
+fn why_none(service: &Service) -> &'static str {
+    match service.kind {
+        _ if service.headless => "it is headless, and clients look up its endpoints themselves",
+        api::ServiceKind::ExternalName => "it is a name for something elsewhere (ExternalName)",
+        api::ServiceKind::Unspecified => "no version of it was ever accepted",
+        _ => "it has no address",
+    }
+}
+
+/// A difference anywhere counts; a backend is absent only if it is so everywhere.
+fn end_of_all(explanations: &[Explanation]) -> Verdict {
+    let mut ends: Vec<Verdict> = explanations.iter().map(end).collect();
+    ends.dedup();
+    match &*ends {
+        [only] => *only,
+        _ if ends.contains(&Verdict::Different) => Verdict::Different,
+        _ => Verdict::Fine,
+    }
 }
 
 fn end(explanation: &Explanation) -> Verdict {

@@ -2,12 +2,15 @@
 
 mod agent;
 mod backend;
+mod check;
 mod cleanup;
 mod drift;
 mod explain;
 mod pool;
 mod service;
 mod status;
+mod version;
+mod watch;
 
 use clap::CommandFactory;
 
@@ -21,6 +24,8 @@ pub(crate) fn run(command: Command) -> Outcome {
     match command {
         Command::Agent(args) => agent::run(*args),
         Command::Service(ServiceCommand::List(args)) => service::list(&args),
+        Command::Service(ServiceCommand::Get(args)) => service::get(&args),
+        Command::Service(ServiceCommand::Describe(args)) => service::describe(&args),
         Command::Backend(BackendCommand::List(args)) => backend::list(&args),
         Command::Pool(PoolCommand::List(args)) => pool::list(&args),
         Command::Pool(PoolCommand::Get(args)) => pool::get(&args),
@@ -29,23 +34,18 @@ pub(crate) fn run(command: Command) -> Outcome {
         Command::Status(args) => status::run(&args),
         Command::Explain(args) => explain::run(&args),
         Command::Drift(args) => drift::run(&args),
-        Command::Cleanup(args) => cleanup::run(&args),
+        Command::Check(args) => check::run(&args),
+        Command::Cleanup(flags) => cleanup::run(&flags.complete()?),
         #[cfg(feature = "lab")]
         Command::Lab(args) => crate::lab::run(&args),
+        Command::Version(args) => version::run(&args),
         Command::Completions(args) => completions(args.shell),
         Command::Man => man(),
     }
 }
 
-/// `namespace/name` out of what a user wrote.
-fn full_name(name: &str) -> String {
-    if name.contains('/') { name.into() } else { format!("default/{name}") }
-}
-
 fn completions(shell: clap_complete::Shell) -> Outcome {
-    let mut text = Vec::new();
-    clap_complete::generate(shell, &mut Cli::command(), "lb", &mut text);
-    output::write_text(&String::from_utf8_lossy(&text))?;
+    output::write_text(&String::from_utf8_lossy(&crate::completions::script(shell)?))?;
     Ok(Verdict::Fine)
 }
 

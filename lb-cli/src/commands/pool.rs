@@ -8,7 +8,7 @@ use std::{
 };
 
 use jiff::Timestamp;
-use lb_agent::api::{AddressState, Client, Condition, Pool, PoolAddress, PoolCounts, PoolDetail, PoolMove, PoolPlan};
+use lb_agent::api::{AddressState, Condition, Pool, PoolAddress, PoolCounts, PoolDetail, PoolMove, PoolPlan};
 
 use crate::{
     cli::{PoolExplainArgs, PoolGetArgs, PoolListArgs, PoolPlanArgs},
@@ -20,19 +20,20 @@ use crate::{
 const MAX_MANIFESTS: u64 = 8 * 1024 * 1024;
 
 pub(super) fn list(args: &PoolListArgs) -> Outcome {
-    let pools = Client::new(&args.ask.socket).pools()?;
-    output::write(args.ask.output, &pools, || table(&pools, seconds_since_1970()))?;
+    let pools = args.ask.reach.client()?.pools()?;
+    let table = |wide| list_table(&pools, seconds_since_1970(), wide);
+    output::write_list(args.ask.output, &pools, |pool| pool.name.clone(), table)?;
     Ok(Verdict::Fine)
 }
 
 pub(super) fn get(args: &PoolGetArgs) -> Outcome {
-    let detail = Client::new(&args.ask.socket).pool(&args.name)?;
+    let detail = args.ask.reach.client()?.pool(&args.name)?;
     output::write(args.ask.output, &detail, || described(&detail, seconds_since_1970()))?;
     Ok(Verdict::Fine)
 }
 
 pub(super) fn explain(args: &PoolExplainArgs) -> Outcome {
-    let address = Client::new(&args.ask.socket).explain_address(args.address)?;
+    let address = args.ask.reach.client()?.explain_address(args.address)?;
     output::write(args.ask.output, &address, || explained(&address, seconds_since_1970()))?;
     Ok(if address.state == AddressState::Outside { Verdict::Absent } else { Verdict::Fine })
 }
@@ -42,7 +43,7 @@ pub(super) fn plan(args: &PoolPlanArgs) -> Outcome {
         Some(file) => (name_of(file), read(file)?),
         None => ("no file".into(), String::new()),
     };
-    let client = Client::new(&args.ask.socket);
+    let client = args.ask.reach.client()?;
     let pools = client.pools()?;
     let plan = client.plan_pools(&name, &text, &args.remove)?;
     output::write(args.ask.output, &plan, || planned(&plan, &pools, seconds_since_1970()))?;
@@ -83,22 +84,52 @@ fn read(file: &Path) -> Result<String, Failure> {
     Ok(text)
 }
 
+/// Cut to the width of the terminal, or with what pools consist of and whom they are for.
+fn list_table(pools: &[Pool], now: u64, wide: bool) -> String {
+    if pools.is_empty() || !wide {
+        return table(pools, now);
+    }
+    let mut table = Table::new([
+        "NAME",
+        "DISABLED",
+        "CONFLICTING",
+        "IPS TOTAL",
+        "IPS USED",
+        "IPS AVAILABLE",
+        "AGE",
+        "BLOCKS",
+        "SERVICES",
+        "CONDITIONS",
+    ]);
+    for pool in pools {
+        let [name, disabled, conflicting, total, used, available, age, conditions] = row(pool, now);
+        let selectors = if pool.selectors.is_empty() { "all".into() } else { pool.selectors.join("; or ") };
+        let blocks = pool.blocks.join(",");
+        table.row([name, disabled, conflicting, total, used, available, age, blocks, selectors, conditions]);
+    }
+    table.to_string()
+}
+
 fn table(pools: &[Pool], now: u64) -> String {
     let heading = ["NAME", "DISABLED", "CONFLICTING", "IPS TOTAL", "IPS USED", "IPS AVAILABLE", "AGE", "CONDITIONS"];
     let mut table = Table::new(heading);
     for pool in pools {
-        table.row([
-            pool.name.clone(),
-            pool.disabled.to_string(),
-            if pool.conflicting { "True" } else { "False" }.into(),
-            pool.counts.total.to_string(),
-            pool.counts.used.to_string(),
-            pool.counts.available.to_string(),
-            age(pool, now),
-            conditions(&pool.conditions),
-        ]);
+        table.row(row(pool, now));
     }
-    if table.is_empty() { "no pools\n".into() } else { table.to_string() }
+    if table.is_empty() { "no pools\n".into() } else { table.fit(output::terminal_width()).to_string() }
+}
+
+fn row(pool: &Pool, now: u64) -> [String; 8] {
+    [
+        pool.name.clone(),
+        pool.disabled.to_string(),
+        if pool.conflicting { "True" } else { "False" }.into(),
+        pool.counts.total.to_string(),
+        pool.counts.used.to_string(),
+        pool.counts.available.to_string(),
+        age(pool, now),
+        conditions(&pool.conditions),
+    ]
 }
 
 fn described(PoolDetail { pool, addresses }: &PoolDetail, now: u64) -> String {

@@ -2,52 +2,271 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lb_agent::api::{Client, Condition, Frontend, FrontendStatus, Service, ServiceKind};
+use lb_agent::api::{Affinity, Backend, Client, Condition, Frontend, FrontendStatus, Service, ServiceKind};
+use serde::Serialize;
 
 use crate::{
-    cli::ServiceListArgs,
+    cli::{ServiceDescribeArgs, ServiceGetArgs, ServiceListArgs, ServiceName},
+    commands::{
+        backend,
+        watch::{self, Watched},
+    },
     exit::{Failure, Outcome, Verdict},
-    output::{self, Table},
+    names::{Selection, full_name},
+    output::{self, ListFormat, Table, printable},
 };
 
 pub(super) fn list(args: &ServiceListArgs) -> Outcome {
-    let mut services = Client::new(&args.ask.socket).services()?;
-    if let Some(name) = &args.name {
-        let name = super::full_name(name);
-        services.retain(|service| service.name == name);
-        if services.is_empty() {
-            return Err(Failure::NotFound(format!("the agent knows no service {name}")));
-        }
+    let selection = Selection::new(args.name.as_deref(), &args.namespace, args.all_namespaces)?;
+    let client = args.ask.reach.client()?;
+    let services = selected(&client, &selection)?;
+    if args.watch {
+        return watch::follow(args.ask.output, services, || matching(&client, &selection));
     }
-    output::write(args.ask.output, &services, || if args.frontends { frontends(&services) } else { table(&services) })?;
+    output::write_list(args.ask.output, &services, named, |wide| {
+        if services.is_empty() {
+            selection.none("services")
+        } else if args.frontends {
+            frontends(&services, wide)
+        } else {
+            table(&services, wide)
+        }
+    })?;
     Ok(Verdict::Fine)
 }
 
-fn table(services: &[Service]) -> String {
-    let heading =
-        ["NAME", "TYPE", "CLUSTER-IP", "EXTERNAL-IP", "PORT(S)", "ALGORITHM", "BACKENDS", "STATUS", "CONDITIONS"];
-    let mut table = Table::new(heading);
-    for service in services {
-        table.row([
-            service.name.clone(),
-            service.kind.to_string(),
-            joined(&service.cluster_ips, if service.headless { "None" } else { "<none>" }),
-            joined(
-                &service.external_ips,
-                if service.kind == ServiceKind::LoadBalancer { "<pending>" } else { "<none>" },
-            ),
-            joined(&service.ports, "<none>"),
-            algorithm(service),
-            distinct(service.frontends.iter().map(backends)),
-            statuses(service),
-            conditions(service, service.frontends.iter().find(|frontend| frontend.cause.is_some())),
+pub(super) fn get(args: &ServiceGetArgs) -> Outcome {
+    let client = args.ask.reach.client()?;
+    let selection = Selection::One(args.service.full()?);
+    let services = selected(&client, &selection)?;
+    if args.watch {
+        return watch::follow(args.ask.output, services, || matching(&client, &selection));
+    }
+    let Some(service) = services.first() else { return selection.check(false).map(|()| Verdict::Fine) };
+    match args.ask.output.whole() {
+        // One object rather than a list of one, as for a pool.
+        Some(format) => output::write(format, service, || with_conditions(service, args.ask.output))?,
+        None => output::write_list(ListFormat::Name, &services, named, |_| String::new())?,
+    }
+    Ok(Verdict::Fine)
+}
+
+/// A service with everything that the agent knows of it.
+#[derive(Debug, Serialize)]
+struct Described {
+    service: Service,
+    backends: Vec<Backend>,
+}
+
+pub(super) fn describe(args: &ServiceDescribeArgs) -> Outcome {
+    let client = args.ask.reach.client()?;
+    let name = args.service.full()?;
+    let mut services = selected(&client, &Selection::One(name.clone()))?;
+    let mut backends = client.backends()?;
+    backends.retain(|backend| backend.service == name);
+    let described = Described { service: services.swap_remove(0), backends };
+    output::write(args.ask.output, &described, || description(&described))?;
+    Ok(Verdict::Fine)
+}
+
+impl ServiceName {
+    fn full(&self) -> Result<String, Failure> {
+        full_name(&self.name, &self.namespace)
+    }
+}
+
+/// The services that are meant; an error if one is named that is not there.
+pub(super) fn selected(client: &Client, selection: &Selection) -> Result<Vec<Service>, Failure> {
+    let services = matching(client, selection)?;
+    selection.check(!services.is_empty())?;
+    Ok(services)
+}
+
+fn matching(client: &Client, selection: &Selection) -> Result<Vec<Service>, Failure> {
+    let mut services = client.services()?;
+    services.retain(|service| selection.has(&service.name));
+    Ok(services)
+}
+
+fn named(service: &Service) -> String {
+    service.name.clone()
+}
+
+impl Watched for Service {
+    fn key(&self) -> String {
+        named(self)
+    }
+
+    fn name(&self) -> String {
+        named(self)
+    }
+
+    fn table(rows: &[(&Self, bool)], wide: bool) -> Table {
+        let mut table = heading(wide);
+        rows.iter().for_each(|&(service, is_gone)| add(&mut table, service, is_gone, wide));
+        table
+    }
+}
+
+fn table(services: &[Service], wide: bool) -> String {
+    let rows: Vec<(&Service, bool)> = services.iter().map(|service| (service, false)).collect();
+    Service::table(&rows, wide).fit(output::terminal_width().filter(|_| !wide)).to_string()
+}
+
+fn heading(wide: bool) -> Table {
+    if wide {
+        return Table::new([
+            "NAME",
+            "TYPE",
+            "CLUSTER-IP",
+            "EXTERNAL-IP",
+            "PORT(S)",
+            "ALGORITHM",
+            "AFFINITY",
+            "POOL",
+            "BACKENDS",
+            "STATUS",
+            "CONDITIONS",
         ]);
     }
-    if table.is_empty() { "no services\n".into() } else { table.to_string() }
+    Table::new([
+        "NAME",
+        "TYPE",
+        "CLUSTER-IP",
+        "EXTERNAL-IP",
+        "PORT(S)",
+        "ALGORITHM",
+        "BACKENDS",
+        "STATUS",
+        "CONDITIONS",
+    ])
+}
+
+fn add(table: &mut Table, service: &Service, is_gone: bool, wide: bool) {
+    let name = service.name.clone();
+    let kind = service.kind.to_string();
+    let (cluster_ips, external_ips) = (cluster_ips(service), external_ips(service));
+    let ports = joined(&service.ports, "<none>");
+    let backends = distinct(service.frontends.iter().map(backends));
+    let status = if is_gone { "removed".into() } else { statuses(service) };
+    let conditions = conditions(service, service.frontends.iter().find(|frontend| frontend.cause.is_some()));
+    if wide {
+        let affinity = service.affinity.as_ref().map(affinity).unwrap_or_default();
+        let algorithm = service.algorithm.to_string();
+        table.row([
+            name,
+            kind,
+            cluster_ips,
+            external_ips,
+            ports,
+            algorithm,
+            affinity,
+            pools(service),
+            backends,
+            status,
+            conditions,
+        ]);
+    } else {
+        table.row([name, kind, cluster_ips, external_ips, ports, algorithm(service), backends, status, conditions]);
+    }
+}
+
+/// `None` only for a service that asks for no address: as `kubectl` writes a headless one.
+pub(super) fn cluster_ips(service: &Service) -> String {
+    joined(&service.cluster_ips, if service.headless { "None" } else { "<none>" })
+}
+
+pub(super) fn external_ips(service: &Service) -> String {
+    joined(&service.external_ips, if service.kind == ServiceKind::LoadBalancer { "<pending>" } else { "<none>" })
+}
+
+fn pools(service: &Service) -> String {
+    let granted = service.ipam.iter().flat_map(|ipam| &ipam.granted);
+    let pools: BTreeSet<String> = granted.filter_map(|granted| granted.pool.clone()).collect();
+    pools.into_iter().collect::<Vec<_>>().join(",")
+}
+
+/// `60s`, and how many bits of an address make a client unless all of them do.
+fn affinity(Affinity { timeout_s, prefix_v4, prefix_v6 }: &Affinity) -> String {
+    let whole = (*prefix_v4, *prefix_v6) == (32, 128);
+    if whole { format!("{timeout_s}s") } else { format!("{timeout_s}s,/{prefix_v4},/{prefix_v6}") }
+}
+
+/// The line of a list, and below it every condition in a line of its own.
+fn with_conditions(service: &Service, format: ListFormat) -> String {
+    let table = Service::table(&[(service, false)], format == ListFormat::Wide).without_last_column();
+    table.to_string() + &whole_conditions(service)
+}
+
+fn whole_conditions(service: &Service) -> String {
+    let mut lines: Vec<String> =
+        service.conditions.iter().map(|said| format!("{}: {}", said.kind, said.message)).collect();
+    for frontend in &service.frontends {
+        let address = std::net::SocketAddr::new(frontend.ip, frontend.port);
+        lines.extend(frontend.cause.as_ref().map(|cause| format!("Failed: {address}/{}: {cause}", frontend.protocol)));
+    }
+    if lines.is_empty() {
+        return String::new();
+    }
+    "\nConditions:\n".to_owned() + &lines.iter().map(|line| format!("  {}\n", printable(line))).collect::<String>()
+}
+
+fn description(Described { service, backends }: &Described) -> String {
+    let addresses = match &service.ipam {
+        None => "not from pools".into(),
+        Some(ipam) if ipam.satisfied => format!("from {}", pools(service)),
+        Some(ipam) => format!("{}: {}", ipam.reason, ipam.message),
+    };
+    let affinity = service.affinity.as_ref().map_or_else(
+        || "none".into(),
+        |it| format!("{} s, clients are /{} and /{}", it.timeout_s, it.prefix_v4, it.prefix_v6),
+    );
+    let mut facts = vec![
+        ("Name", service.name.clone()),
+        ("Type", service.kind.to_string()),
+        ("Cluster IPs", cluster_ips(service)),
+        ("External IPs", external_ips(service)),
+        ("Ports", joined(&service.ports, "<none>")),
+        ("Algorithm", service.algorithm.to_string()),
+        ("Affinity", affinity),
+    ];
+    if service.kind == ServiceKind::LoadBalancer {
+        facts.push(("Addresses", addresses));
+    }
+    let mut text: String = facts.iter().map(|(name, fact)| format!("{name:<15} {}\n", printable(fact))).collect();
+    let tables = [
+        ("Frontends", "none", (!service.frontends.is_empty()).then(|| frontend_table(service))),
+        ("Backends", "none", (!backends.is_empty()).then(|| backend::table(backends, true))),
+    ];
+    for (what, none, table) in tables {
+        match table {
+            None => text.push_str(&format!("\n{what}: {none}\n")),
+            Some(table) => {
+                text.push_str(&format!("\n{what}:\n"));
+                text.extend(table.lines().map(|line| format!("  {line}\n")));
+            }
+        }
+    }
+    text + &whole_conditions(service)
+}
+
+fn frontend_table(service: &Service) -> String {
+    let mut table = Table::new(["FRONTEND", "PORT", "TYPE", "BACKENDS", "STATUS"]);
+    for frontend in &service.frontends {
+        let address = std::net::SocketAddr::new(frontend.ip, frontend.port);
+        table.row([
+            format!("{address}/{}", frontend.protocol),
+            frontend.port_name.clone(),
+            frontend.kind.to_string(),
+            self::backends(frontend),
+            frontend.status.to_string(),
+        ]);
+    }
+    table.to_string()
 }
 
 /// With commas and without spaces, so that a column is one word.
-fn joined(items: &[impl ToString], none: &str) -> String {
+pub(super) fn joined(items: &[impl ToString], none: &str) -> String {
     let items: Vec<String> = items.iter().map(ToString::to_string).collect();
     if items.is_empty() { none.into() } else { items.join(",") }
 }
@@ -66,7 +285,7 @@ fn statuses(service: &Service) -> String {
     }
 }
 
-fn frontends(services: &[Service]) -> String {
+fn frontends(services: &[Service], wide: bool) -> String {
     let mut table = Table::new(["NAME", "FRONTEND", "TYPE", "ALGORITHM", "BACKENDS", "STATUS", "CONDITIONS"]);
     for service in services {
         if service.frontends.is_empty() {
@@ -77,7 +296,7 @@ fn frontends(services: &[Service]) -> String {
             table.row(row(service, frontend));
         }
     }
-    if table.is_empty() { "no services\n".into() } else { table.to_string() }
+    table.fit(output::terminal_width().filter(|_| !wide)).to_string()
 }
 
 fn row(service: &Service, frontend: &Frontend) -> [String; 7] {
@@ -148,6 +367,14 @@ mod tests {
         }
     }
 
+    fn table(services: &[Service]) -> String {
+        super::table(services, false)
+    }
+
+    fn frontends(services: &[Service]) -> String {
+        super::frontends(services, false)
+    }
+
     fn words(text: &str) -> Vec<&str> {
         text.lines().nth(1).unwrap().split_whitespace().collect()
     }
@@ -179,7 +406,6 @@ mod tests {
         service.frontends.push(failed);
         let text = table(&[service]);
         assert!(text.ends_with("2 (1 active)   1 active, 1 failed   Failed(table full)\n"), "{text}");
-        assert_eq!(table(&[]), "no services\n");
     }
 
     #[test]
@@ -202,6 +428,5 @@ mod tests {
         }
         service.frontends.clear();
         assert!(frontends(&[service]).ends_with("Degraded(no maglev)\n"));
-        assert_eq!(frontends(&[]), "no services\n");
     }
 }

@@ -1,22 +1,51 @@
 //! `lb status`.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::BTreeMap,
+    thread,
+    time::{Duration, Instant},
+};
 
-use lb_agent::api::{Client, Condition, DriftClass, DriftStatus, Source, Status};
+use lb_agent::api::{Client, ClientError, Condition, DriftClass, DriftStatus, Manifests, Source, Status};
 
 use crate::{
     cli::StatusArgs,
-    exit::{Outcome, Verdict},
+    exit::{Failure, Outcome, Verdict},
     output::{self, Table, count, printable},
 };
 
+/// Time between two looks at an agent that is waited for.
+const PACE: Duration = Duration::from_millis(200);
+
 pub(super) fn run(args: &StatusArgs) -> Outcome {
-    let status = Client::new(&args.ask.socket).status()?;
-    output::write(args.ask.output, &status, || table(&status))?;
-    Ok(Verdict::Fine)
+    let client = args.ask.reach.client()?;
+    let status = match args.wait {
+        Some(timeout) => await_ready(&client, timeout.0)?,
+        None => client.status()?,
+    };
+    output::write(args.ask.output, &status, || table(&status, args.verbose))?;
+    Ok(if status.ready { Verdict::Fine } else { Verdict::Failed })
 }
 
-fn table(status: &Status) -> String {
+/// The state of the agent once it is ready, or when time is up; an error if it does not answer then.
+fn await_ready(client: &Client, timeout: Duration) -> Result<Status, Failure> {
+    let deadline = Instant::now() + timeout;
+    loop {
+        let asked = client.clone().with_patience(deadline.saturating_duration_since(Instant::now()).max(PACE)).status();
+        let is_over = Instant::now() >= deadline;
+        match asked {
+            Ok(status) if status.ready || is_over => return Ok(status),
+            // The agent may be about to start, or to answer.
+            Err(ClientError::NoAgent { .. } | ClientError::Silent { .. } | ClientError::Io { .. }) if !is_over => {}
+            Err(ClientError::Refused(_)) if !is_over => {}
+            Ok(_) => {}
+            Err(error) => return Err(error.into()),
+        }
+        thread::sleep(PACE.min(deadline.saturating_duration_since(Instant::now())));
+    }
+}
+
+fn table(status: &Status, verbose: bool) -> String {
     let mut table = Table::new(["WHAT", "STATE"]);
     let mut line = |what: &str, state: String| table.row([what.into(), state]);
     let settled = if status.settled { "settled" } else { "work is due" };
@@ -64,7 +93,36 @@ fn table(status: &Status) -> String {
     }
     line("maglev", format!("tables of {}", status.maglev_hash));
     line("drift", drift(&status.drift));
-    table.to_string() + &conditions(&status.conditions)
+    let limit = if verbose { usize::MAX } else { MAX_LISTED };
+    // The first ones are conditions.
+    let unread = if verbose { section("Manifests not read", &status.manifests.unread, limit) } else { String::new() };
+    table.to_string() + &conditions(&status.conditions) + &unread + &details(&status.manifests, limit)
+}
+
+/// Most lines of each kind of finding in a text that is not to be complete.
+const MAX_LISTED: usize = 3;
+
+/// What the manifests say and the agent does not do, at most `limit` of each kind.
+fn details(manifests: &Manifests, limit: usize) -> String {
+    let sections = [
+        // Objects that are refused are conditions.
+        ("Fields not supported", &manifests.unsupported),
+        ("Objects skipped", &manifests.skipped),
+        ("Files ignored", &manifests.ignored_files),
+    ];
+    sections.into_iter().map(|(what, lines)| section(what, lines, limit)).collect()
+}
+
+fn section(what: &str, lines: &[String], limit: usize) -> String {
+    if lines.is_empty() {
+        return String::new();
+    }
+    let mut text = format!("\n{what}:\n");
+    text.extend(lines.iter().take(limit).map(|line| format!("  {}\n", printable(line))));
+    if lines.len() > limit {
+        text.push_str(&format!("  and {} more: see `lb status --verbose`\n", lines.len() - limit));
+    }
+    text
 }
 
 /// Names the sources that delay the first plan. If there are none, the plan is under way or failed.
@@ -80,6 +138,7 @@ fn described(source: &Source) -> String {
     let listed = if source.listed { "" } else { ", no first listing" };
     let rejected = if source.rejected.is_some() { ", newest state rejected" } else { "" };
     let parts = [
+        (source.unread, "manifest", "not read"),
         (source.refused, "object", "refused"),
         (source.unsupported, "field", "not supported"),
         (source.skipped, "object", "skipped"),
@@ -115,6 +174,7 @@ fn node(status: &Status) -> String {
 fn left_out(status: &Status) -> String {
     let manifests = &status.manifests;
     let parts = [
+        (manifests.unread.len(), "manifest", "not read"),
         (manifests.refused.len(), "object", "refused"),
         (manifests.unsupported.len(), "field", "not supported"),
         (manifests.skipped.len(), "object", "skipped"),
@@ -167,5 +227,19 @@ mod tests {
             "manifests at /etc/lb, read 3 times, newest state rejected, 1 object refused, 2 fields not supported";
         assert_eq!(described(&manifests), expected);
         assert_eq!(described(&source("queue", false)), "queue, read 0 times, no first listing");
+    }
+
+    #[test]
+    fn what_is_not_carried_out_is_named_or_it_is_said_how_to_see_it() {
+        let unsupported = (1..=5).map(|n| format!("web.yaml:{n}:1: field {n}")).collect();
+        let manifests = Manifests { unsupported, skipped: vec!["a.yaml: Deployment a".into()], ..Manifests::default() };
+        assert_eq!(
+            details(&manifests, MAX_LISTED),
+            "\nFields not supported:\n  web.yaml:1:1: field 1\n  web.yaml:2:1: field 2\n  web.yaml:3:1: field 3\n  \
+             and 2 more: see `lb status --verbose`\n\nObjects skipped:\n  a.yaml: Deployment a\n"
+        );
+        let all = details(&manifests, usize::MAX);
+        assert!(all.contains("field 5\n") && !all.contains("more"), "{all}");
+        assert_eq!(details(&Manifests::default(), MAX_LISTED), "");
     }
 }
