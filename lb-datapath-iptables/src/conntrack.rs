@@ -8,6 +8,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     thread,
     time::{Duration, Instant},
@@ -21,13 +22,34 @@ use lb_netlink::{Attributes, Protocol as NetlinkProtocol, Socket, Writer, attrib
 use netlink_packet_core::NLM_F_REQUEST;
 use nix::libc;
 
-use crate::{crash, netfilter::*};
+use crate::{crash, namespace::Namespace, netfilter::*};
 
 /// How long the first answer to a flow is waited for. Backends that are gone never answer, so that a change which
 /// removes one may take so long when clients still ask it.
 const UNDER_WAY: Duration = Duration::from_millis(250);
 /// Time between two looks at the table.
 const PAUSE: Duration = Duration::from_millis(2);
+
+/// How long half of a connection may be closed before conntrack forgets it: an hour, as kube-proxy has it. The kernel's
+/// own minute ends a connection whose client is done with asking and waits for a slow answer.
+pub(crate) const CLOSE_WAIT: Duration = Duration::from_secs(3600);
+
+/// Has conntrack remember half-closed connections of a network namespace for so long at least, where single connections
+/// cannot have time-outs of their own. Without the privilege everything stays as it is: services work without.
+pub(crate) fn raise_close_wait(namespace: Option<&Namespace>, time: Duration) {
+    const SYSCTL: &str = "/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_close_wait";
+    let raise = || {
+        let now = fs::read_to_string(SYSCTL).ok().and_then(|text| text.trim().parse().ok());
+        if now.is_some_and(|now: u64| now < time.as_secs()) {
+            // A container may see all of /proc/sys read-only.
+            let _ = fs::write(SYSCTL, time.as_secs().to_string());
+        }
+    };
+    if let Some(namespace) = namespace {
+        // Whoever may not enter it may not write there either.
+        let _ = namespace.within(raise);
+    }
+}
 
 /// The flows that may go on: for each frontend, the sources that replies may have.
 pub(crate) type Allowed = BTreeMap<FrontendAddr, BTreeSet<(IpAddr, u16)>>;

@@ -61,6 +61,7 @@ pub(crate) const NFT_MSG_DELSET: u16 = nf_tables(libc::NFT_MSG_DELSET);
 pub(crate) const NFT_MSG_NEWSETELEM: u16 = nf_tables(libc::NFT_MSG_NEWSETELEM);
 pub(crate) const NFT_MSG_GETSETELEM: u16 = nf_tables(libc::NFT_MSG_GETSETELEM);
 pub(crate) const NFT_MSG_DELSETELEM: u16 = nf_tables(libc::NFT_MSG_DELSETELEM);
+pub(crate) const NFT_MSG_NEWOBJ: u16 = nf_tables(libc::NFT_MSG_NEWOBJ);
 /// Ends the notifications of a transaction.
 pub(crate) const NFT_MSG_NEWGEN: u16 = nf_tables(libc::NFT_MSG_NEWGEN);
 pub(crate) const NFT_MSG_GETGEN: u16 = nf_tables(libc::NFT_MSG_GETGEN);
@@ -158,11 +159,29 @@ pub(crate) const NFT_PAYLOAD_TRANSPORT_HEADER: u32 = libc::NFT_PAYLOAD_TRANSPORT
 pub(crate) const NFTA_CT_DREG: u16 = 1;
 pub(crate) const NFTA_CT_KEY: u16 = 2;
 pub(crate) const NFTA_CT_DIRECTION: u16 = 3;
+pub(crate) const NFT_CT_STATE: u32 = libc::NFT_CT_STATE as u32;
+/// Conntrack can make nothing of the packet, so that it belongs to no connection.
+pub(crate) const NF_CT_STATE_INVALID: u32 = 1;
 pub(crate) const NFT_CT_STATUS: u32 = libc::NFT_CT_STATUS as u32;
 pub(crate) const NFT_CT_PROTO_DST: u32 = libc::NFT_CT_PROTO_DST as u32;
 pub(crate) const NFT_CT_DST_IP: u32 = libc::NFT_CT_DST_IP as u32;
 pub(crate) const NFT_CT_DST_IP6: u32 = libc::NFT_CT_DST_IP6 as u32;
 pub(crate) const IP_CT_DIR_ORIGINAL: u8 = 0;
+
+pub(crate) const NFTA_OBJ_TABLE: u16 = 1;
+pub(crate) const NFTA_OBJ_NAME: u16 = 2;
+pub(crate) const NFTA_OBJ_TYPE: u16 = 3;
+pub(crate) const NFTA_OBJ_DATA: u16 = 4;
+pub(crate) const NFT_OBJECT_CT_TIMEOUT: u32 = 7;
+pub(crate) const NFTA_CT_TIMEOUT_L4PROTO: u16 = 2;
+pub(crate) const NFTA_CT_TIMEOUT_DATA: u16 = 3;
+/// In seconds; from [`nfnetlink_cttimeout.h`].
+///
+/// [`nfnetlink_cttimeout.h`]: https://elixir.bootlin.com/linux/v6.18/source/include/uapi/linux/netfilter/nfnetlink_cttimeout.h
+pub(crate) const CTA_TIMEOUT_TCP_CLOSE_WAIT: u16 = 5;
+
+pub(crate) const NFTA_OBJREF_IMM_TYPE: u16 = 1;
+pub(crate) const NFTA_OBJREF_IMM_NAME: u16 = 2;
 
 pub(crate) const NFTA_CMP_SREG: u16 = 1;
 pub(crate) const NFTA_CMP_OP: u16 = 2;

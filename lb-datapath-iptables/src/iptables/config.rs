@@ -7,7 +7,7 @@ use lb_core::{
     datapath::{DatapathError, ErrorKind},
 };
 
-use crate::iptables::change::lower::Style;
+use crate::{conntrack::CLOSE_WAIT, iptables::change::lower::Style};
 
 /// Which of the two programs called iptables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -62,6 +62,11 @@ pub struct IptablesConfig {
     /// Protocol number (`RTPROT_*`) that marks routes and routing rules as those of lb. Default 105, which no other
     /// program uses.
     pub route_protocol: u8,
+    /// How long conntrack remembers a connection of which one half is closed, at least: the sysctl
+    /// `net.netfilter.nf_conntrack_tcp_timeout_close_wait` is raised to so many seconds with the first change, if it can
+    /// be written. It is of the whole network namespace, and `cleanup` leaves it. Default one hour, which is
+    /// kube-proxy's; the kernel's own is a minute. `None` leaves the sysctl alone.
+    pub close_wait: Option<Duration>,
     /// How long to wait for the lock that all users of iptables-legacy share. Whole seconds. Default one minute.
     pub lock_wait: Duration,
     /// That lock's file. Default `/run/xtables.lock`, which programs in other network namespaces share: give each
@@ -81,6 +86,7 @@ impl Default for IptablesConfig {
             reject_table: 26977,
             rule_priority: 26976,
             route_protocol: 105,
+            close_wait: Some(CLOSE_WAIT),
             lock_wait: Duration::from_secs(60),
             lock_file: None,
         }
@@ -148,6 +154,13 @@ impl IptablesConfig {
     #[must_use]
     pub const fn with_route_protocol(mut self, route_protocol: u8) -> Self {
         self.route_protocol = route_protocol;
+        self
+    }
+
+    /// The same with another [`close_wait`](Self::close_wait).
+    #[must_use]
+    pub const fn with_close_wait(mut self, close_wait: Option<Duration>) -> Self {
+        self.close_wait = close_wait;
         self
     }
 

@@ -249,6 +249,8 @@ impl Host for FakeHost {
         Ok(Foreign::default())
     }
 
+    fn raise_close_wait(&mut self, _: std::time::Duration) {}
+
     fn routes(&mut self) -> Result<InstalledRoutes, DatapathError> {
         let both = |vip| [(RouteKind::Local, vip), (RouteKind::Forwarded, vip)];
         let routes = self.state()?.vips.iter().copied().flat_map(both).collect();

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    time::Duration,
 };
 
 use lb_core::{
@@ -13,8 +14,9 @@ use lb_core::{
 use nix::libc;
 
 use crate::{
-    conntrack::{Allowed, Conntrack},
+    conntrack::{Allowed, Conntrack, raise_close_wait},
     iptables::{IptablesConfig, check::drift::RouteDrift, reject_path::RejectPath},
+    namespace::Namespace,
     routes::{Foreign, InstalledRoutes, RouteFilter, Routes},
 };
 
@@ -35,6 +37,9 @@ pub(crate) trait Host: Send {
 
     /// Says which of `vips`, all addresses of the datapath, belong to somebody else.
     fn foreign(&mut self, vips: &BTreeSet<IpAddr>) -> Result<Foreign, DatapathError>;
+
+    /// Has conntrack remember half-closed connections for so long at least, if it can be told so.
+    fn raise_close_wait(&mut self, time: Duration);
 
     /// Every route and routing rule of this datapath.
     fn routes(&mut self) -> Result<InstalledRoutes, DatapathError>;
@@ -60,6 +65,7 @@ pub(crate) struct Kernel {
     routes: Routes,
     reject_path: RejectPath,
     flows: Conntrack,
+    namespace: Option<Namespace>,
 }
 
 impl Kernel {
@@ -70,6 +76,7 @@ impl Kernel {
             routes: Routes::open(route_table, rule_priority, route_protocol).map_err(opening)?,
             reject_path: RejectPath::open(config).map_err(opening)?,
             flows: Conntrack::open().map_err(opening)?,
+            namespace: Namespace::current().ok(),
         })
     }
 }
@@ -100,6 +107,10 @@ impl Host for Kernel {
 
     fn foreign(&mut self, vips: &BTreeSet<IpAddr>) -> Result<Foreign, DatapathError> {
         self.routes.foreign(vips).map_err(failure("reading routes"))
+    }
+
+    fn raise_close_wait(&mut self, time: Duration) {
+        raise_close_wait(self.namespace.as_ref(), time);
     }
 
     fn routes(&mut self) -> Result<InstalledRoutes, DatapathError> {

@@ -10,6 +10,7 @@
 //! | | `LB-SEP-…` per frontend and backend | marks a backend that is its own client; remembers the client; translates the destination |
 //! | | `LB-MARK-REJECT`, `LB-MARK-DROP` | instead of the two above, for a frontend without backends: a mark |
 //! | filter `INPUT`, `FORWARD`, `OUTPUT` | `LB-FILTER` | first packets only: refuses or drops what nat marked |
+//! | filter `INPUT`, `FORWARD`, `OUTPUT` | `LB-INVALID…` | packets that conntrack can make nothing of: drops those of lb's flows |
 //! | nat `POSTROUTING` | `LB-POSTROUTING` | translates marked sources to the node's, clears the mark |
 //!
 //! The costs are the shape's: a first packet walks as many rules as there are frontends before its own, and every plan
@@ -17,7 +18,8 @@
 //! needs are deleted in the same restore.
 //!
 //! # One commit decides
-//! nat's table is committed at once, and filter's rules never change: they act on marks. So a crash leaves each family
+//! nat's table is committed at once. Filter's rules act on marks and never change, those excepted that drop what belongs
+//! to no connection. So a crash leaves each family
 //! as before a plan or as after it. (kube-proxy refuses by a rule per address in filter, which a crash can leave
 //! behind.) A frontend that `iptables-restore` refuses by its line fails alone, and the rest is restored at once
 //! without it.
@@ -138,6 +140,8 @@ pub struct IptablesDatapath {
     /// Frontends whose old flows are still to be forgotten.
     stale: Allowed,
     namespace: Namespace,
+    /// Time-out of half-closed connections, until it is set.
+    close_wait: Option<Duration>,
     /// Objects that a watcher noted.
     shared: SharedSuspects,
     /// To ask for the sizes of tables with, for iptables-legacy.
@@ -188,6 +192,7 @@ impl IptablesDatapath {
     ) -> Self {
         let style = config.style(random_fully);
         let (shared, found) = (SharedSuspects::default(), Findings::default());
+        let close_wait = config.close_wait;
         Self {
             config,
             style,
@@ -196,6 +201,7 @@ impl IptablesDatapath {
             installed: None,
             stale: Allowed::new(),
             namespace,
+            close_wait,
             shared,
             sizes: None,
             found,
@@ -233,6 +239,10 @@ impl IptablesDatapath {
         for &family in &self.config.families {
             crash::point();
             self.restore(&mut attempt, family).map_err(ApplyError::unknown)?;
+        }
+        if let Some(time) = self.close_wait.take() {
+            // Not before the rules, which have the kernel load conntrack.
+            self.host.raise_close_wait(time);
         }
         crash::point();
         self.stale.extend(attempt.stale_flows());

@@ -36,6 +36,25 @@ fn a_small_service_becomes_these_rules() {
     point(&mut state, addr, 7, &[1, 2, 2], affinity);
     let text = restore_input(&IptablesConfig::default(), Family::V4, &state, &labels(&state));
     let (svc, one, two) = (Chain::service(addr), endpoint(addr, 1), endpoint(addr, 2));
+    let each = |write: &dyn Fn(&str, &str, u8) -> String| -> String {
+        let ends = [("TO", "-d"), ("FROM", "-s")];
+        ends.iter().flat_map(|(end, option)| (0..16).map(move |bits| write(end, option, bits))).collect()
+    };
+    let invalid = each(&|end, _, bits| format!(":LB-INVALID-{end}-{bits:x} - [0:0]\n"))
+        + "-A LB-INVALID-TO-1 -d 10.96.0.1/32 -p tcp -m tcp --dport 80 -j DROP
+-A LB-INVALID-FROM-1 -s 10.0.0.1/32 -p tcp -m tcp --sport 8080 -j DROP
+-A LB-INVALID-FROM-2 -s 10.0.0.2/32 -p tcp -m tcp --sport 8080 -j DROP
+:LB-INVALID - [0:0]
+:LB-INVALID-FORWARD - [0:0]
+:LB-INVALID-TO - [0:0]
+:LB-INVALID-FROM - [0:0]
+-A LB-INVALID -p tcp -j LB-INVALID-TO
+-A LB-INVALID -p tcp -j LB-INVALID-FROM
+-A LB-INVALID-FORWARD -p tcp -j LB-INVALID-TO
+-A LB-INVALID-FORWARD -d 10.244.0.0/16 -p tcp -j LB-INVALID-FROM
+" + &each(&|end, option, bits| {
+        format!("-A LB-INVALID-{end} {option} 0.0.0.{bits}/0.0.0.15 -j LB-INVALID-{end}-{bits:x}\n")
+    });
     let expected = format!(
         "*filter
 :LB-FILTER - [0:0]
@@ -43,9 +62,13 @@ fn a_small_service_becomes_these_rules() {
 -A LB-FILTER -m mark --mark 0x6c620001 -j REJECT --reject-with icmp-port-unreachable
 -A LB-FILTER -p tcp -m mark --mark 0x6c620002 -j DROP
 -A LB-FILTER ! -o lo -m mark --mark 0x6c620002 -j DROP
+{invalid}\
 -I INPUT 1 -m conntrack --ctstate NEW -j LB-FILTER
 -I FORWARD 1 -m conntrack --ctstate NEW -j LB-FILTER
 -I OUTPUT 1 -m conntrack --ctstate NEW -j LB-FILTER
+-I INPUT 1 -m conntrack --ctstate INVALID -j LB-INVALID
+-I FORWARD 1 -m conntrack --ctstate INVALID -j LB-INVALID-FORWARD
+-I OUTPUT 1 -m conntrack --ctstate INVALID -j LB-INVALID
 COMMIT
 *nat
 :LB-SERVICES - [0:0]
@@ -105,7 +128,12 @@ fn a_change_writes_the_dispatch_and_the_changed_chains_only() {
     let mut chains = [svc, one, three, gone].map(|chain| format!(":{chain} - [0:0]"));
     chains[1..3].sort();
     let text = format!(
-        "*nat
+        "*filter
+:LB-INVALID-FROM-2 - [0:0]
+:LB-INVALID-FROM-3 - [0:0]
+-A LB-INVALID-FROM-3 -s 10.0.0.3/32 -p tcp -m tcp --sport 8080 -j DROP
+COMMIT
+*nat
 :LB-SERVICES - [0:0]
 {}
 -A LB-SERVICES -d 10.96.0.1/32 -p tcp -m tcp --dport 80 -m comment --comment \"f1 - default/web\" -j {svc}

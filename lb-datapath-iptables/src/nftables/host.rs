@@ -11,7 +11,8 @@ use lb_core::{
 };
 
 use crate::{
-    conntrack::{Allowed, Conntrack},
+    conntrack::{Allowed, CLOSE_WAIT, Conntrack, raise_close_wait},
+    namespace::Namespace,
     nftables::{
         NftablesConfig,
         change::lower::{Origin, Step},
@@ -19,7 +20,7 @@ use crate::{
         table::{
             decode::{DecodedElement, RawElement},
             layout::{Element, Key, Set},
-            rules::Rule,
+            rules::{Hook, Rule, has_timeouts, learn_timeouts},
             ruleset::Ruleset,
         },
     },
@@ -169,7 +170,7 @@ pub(crate) struct TableRepair {
 #[derive(Clone, Debug)]
 pub(crate) struct ChainRepair {
     pub(crate) name: String,
-    pub(crate) hook: Option<(u32, i32)>,
+    pub(crate) hook: Option<Hook>,
     pub(crate) rules: Vec<Rule>,
     /// Whether the chain exists.
     pub(crate) there: bool,
@@ -203,6 +204,7 @@ pub(crate) struct Kernel {
     table: TableSocket,
     routes: Routes,
     flows: Conntrack,
+    namespace: Option<Namespace>,
 }
 
 impl Kernel {
@@ -211,6 +213,7 @@ impl Kernel {
             table: TableSocket::open(&config.table, config.affinity_records)?,
             routes: Routes::open(config.route_table, config.rule_priority, ROUTE_PROTOCOL)?,
             flows: Conntrack::open()?,
+            namespace: Namespace::current().ok(),
         })
     }
 }
@@ -220,7 +223,11 @@ const ROUTE_PROTOCOL: u8 = 0x6c;
 
 impl Host for Kernel {
     fn commit(&mut self, batch: &Batch<'_>) -> Result<(), CommitError> {
-        self.table.commit(batch)
+        self.table.commit(batch)?;
+        if batch.rebuild.is_some() && !has_timeouts() {
+            raise_close_wait(self.namespace.as_ref(), CLOSE_WAIT);
+        }
+        Ok(())
     }
 
     fn repair(&mut self, repair: &TableRepair) -> Result<(), CommitError> {
@@ -268,7 +275,9 @@ impl Host for Kernel {
     }
 
     fn is_supported(&mut self) -> lb_netlink::Result<bool> {
-        self.table.is_supported()
+        let supported = self.table.is_supported()?;
+        learn_timeouts(|| self.table.has_timeouts())?;
+        Ok(supported)
     }
 
     fn routed_vips(&mut self) -> lb_netlink::Result<BTreeSet<IpAddr>> {

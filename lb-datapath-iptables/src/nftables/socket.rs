@@ -22,6 +22,9 @@ use crate::{
 /// Look-ups in one datagram: their answers have to fit into the queue of a socket without privileges.
 const LOOK_UPS: usize = 32;
 
+/// The name of a table that is tried and never made.
+const TRIAL: &str = "lb trial";
+
 /// No table has this name: a configuration with it is refused.
 const NO_TABLE: &str = "?";
 
@@ -158,6 +161,21 @@ impl TableSocket {
             Err(error) if error.errno() == Some(nix::libc::EINVAL) => Ok(false),
             Err(error) if error.errno() != Some(nix::libc::ENOENT) => Err(error),
             _ => Ok(true),
+        }
+    }
+
+    /// Whether the kernel can give single connections time-outs of their own. Sends a batch that ends with a message for
+    /// a table that cannot exist, so the kernel refuses the batch in any case, and names the object too if it has no
+    /// such objects.
+    pub(crate) fn has_timeouts(&mut self) -> lb_netlink::Result<bool> {
+        let mut encoder = Encoder::new(TRIAL);
+        encoder.add(Origin::Generation, messages::add_table);
+        encoder.add(Origin::Shared, messages::add_timeouts);
+        encoder.add(Origin::Generation, |w, _| messages::flush_chain(w, NO_TABLE, TRIAL));
+        match self.send(encoder) {
+            Err(CommitError::Refused(refused)) => Ok(!refused.iter().any(|(origin, _)| *origin == Origin::Shared)),
+            Err(CommitError::Unknown(error)) => Err(error),
+            Ok(()) => Err(lb_netlink::Error::NotAcknowledged),
         }
     }
 

@@ -201,8 +201,8 @@ fn a_fifth_endpoint_sends_a_handful_of_elements() {
     after.sets.insert(new, Arc::new(BackendSet::new(Lookup::Random, slots)));
     after.frontends.get_mut(&addr).unwrap().target = Target::Set(new);
     engine.apply(&diff(&before, &after, &Labels::new())).unwrap();
-    // Generation, the frontend, the new chain with its rule and what leads there; one slot.
-    assert_eq!(world.lock().sent - sent, 2 + 2 + 2 + 1);
+    // Generation, the frontend, the new chain with its rule and what leads there; one slot, and one backend.
+    assert_eq!(world.lock().sent - sent, 2 + 2 + 2 + 1 + 1);
     assert_eq!(world.elements(), expected(&after));
 }
 
@@ -239,9 +239,10 @@ fn one_replaced_backend_of_a_maglev_table_sends_its_slots_only() {
     let sent = world.lock().sent;
     let after = state(&of(table(3)), &NodeFacts::default(), 1);
     engine.apply(&diff(&before, &after, &Labels::new())).unwrap();
-    // Generation, the frontend, the hairpin of the backend that was local, and the blocks with one slot in ten.
+    // Generation, the frontend, the hairpin of the backend that was local, both backends, and the blocks with one slot
+    // in ten.
     let blocks = (0..251).step_by(10).map(|slot| slot / 8).collect::<BTreeSet<u32>>().len();
-    assert_eq!(world.lock().sent - sent, 2 + 2 + 1 + blocks * 2);
+    assert_eq!(world.lock().sent - sent, 2 + 2 + 1 + 2 + blocks * 2);
 }
 
 #[test]
@@ -519,6 +520,9 @@ fn expected(state: &State) -> BTreeMap<Key, (Value, String)> {
     table.extend(fixed_verdicts().map(|way| (way.key, (way.value, String::new()))));
     for backend in state.backends.values().filter(|backend| backend.local) {
         table.insert(Key::Hairpin(backend.addr.ip), (Value::None, String::new()));
+    }
+    for backend in state.backends.values().filter(|backend| backend.addr.protocol == Protocol::Tcp) {
+        table.insert(Key::Backend(backend.addr.ip, backend.addr.port), (Value::None, String::new()));
     }
     for (&addr, frontend) in &state.frontends {
         let mut comment = format!("frontend {}", frontend.id);

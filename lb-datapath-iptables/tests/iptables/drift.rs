@@ -19,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const SILENCE: Duration = Duration::from_millis(1_200);
 
 /// What somebody does, how what it changed is called, and whether the watcher of iptables-legacy can notice.
-const EDITS: [(&str, &str, bool); 16] = [
+const EDITS: [(&str, &str, bool); 18] = [
     ("4 -t nat -F", "rule IPv4 nat PREROUTING jump to LB-SERVICES missing", true),
     ("4 -t nat -F LB-SERVICES", "rule IPv4 nat LB-SERVICES rule 1 missing", true),
     ("4 -t nat -D LB-SERVICES 1", "rule IPv4 nat LB-SERVICES rule 1 missing", true),
@@ -32,6 +32,12 @@ const EDITS: [(&str, &str, bool); 16] = [
     ("4 -t nat -I PREROUTING -j ACCEPT", "rule IPv4 nat PREROUTING jump to LB-SERVICES wrong", true),
     ("6 -t nat -I POSTROUTING -s fd09::/64 -j RETURN", "rule IPv6 nat POSTROUTING jump to LB-POSTROUTING wrong", true),
     ("4 -I FORWARD -s 10.9.9.9 -j DROP", "rule IPv4 filter FORWARD jump to LB-FILTER wrong", true),
+    (
+        "4 -D FORWARD -m conntrack --ctstate INVALID -j LB-INVALID-FORWARD",
+        "rule IPv4 filter FORWARD jump to LB-INVALID-FORWARD missing",
+        true,
+    ),
+    ("4 -F LB-INVALID-TO-1", "rule IPv4 filter LB-INVALID-TO-1 rule 1 missing", true),
     ("4 -t nat -N LB-SVC-AAAAAAAAAAAAAAAA", "chain IPv4 nat LB-SVC-AAAAAAAAAAAAAAAA extra", true),
     ("ip route del blackhole 10.96.0.1", "route 10.96.0.1 in the main table missing", true),
     ("ip -6 rule del fwmark 0x6c620001", "route rules for refused packets missing", true),
@@ -219,7 +225,7 @@ impl Bench {
     /// The chain of the frontend that is TCP over IPv4.
     fn service_chain(&self) -> String {
         let saved = self.save();
-        let rule = saved.lines().find(|line| line.contains("-d 10.96.0.1/32 -p tcp")).unwrap();
+        let rule = saved.lines().find(|line| line.starts_with("-A LB-SERVICES -d 10.96.0.1/32 -p tcp")).unwrap();
         rule.split(' ').next_back().unwrap().to_owned()
     }
 

@@ -474,7 +474,8 @@ fn a_flush_by_others_is_noticed_and_repaired(variant: Variant) {
     let program = program("iptables", variant);
     let wanted = bench.state.clone();
     let svc_of_tcp = |text: String| {
-        let rule = text.lines().find(|line| line.contains("-d 10.96.0.1/32 -p tcp")).map(str::to_owned);
+        let rule =
+            text.lines().find(|line| line.starts_with("-A LB-SERVICES -d 10.96.0.1/32 -p tcp")).map(str::to_owned);
         rule.and_then(|rule| rule.split(' ').next_back().map(str::to_owned)).unwrap()
     };
     let svc = svc_of_tcp(bench.save());

@@ -7,16 +7,19 @@
 #[expect(dead_code, reason = "shared with the tests of each datapath")]
 #[path = "../net/mod.rs"]
 mod net;
+mod wire;
 mod world;
 
 use std::{
-    io::ErrorKind,
-    net::{SocketAddr, TcpStream},
+    io::{ErrorKind, Read as _, Write as _},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    time::Duration,
 };
 
 use lb_core::drift::Inspection;
-use net::{Netns, PORT, SILENCE, say, serve_on, tcp, udp};
+use net::{Netns, PATIENCE, PORT, SILENCE, say, serve_on, tcp, udp};
 use socket2::{Domain, Socket, Type};
+use wire::{Tap, send_out_of_window};
 use world::{CLIENTS, Client, FRONT, Kind, World, at, server_ip};
 
 macro_rules! on_every_datapath {
@@ -45,6 +48,10 @@ on_every_datapath! {
     a_new_process_finds_a_service_at_a_neighbours_address,
     a_connection_that_began_before_its_service_reaches_it,
     a_connection_that_nobody_answered_reaches_the_owner_of_an_address_that_leaves,
+    an_answer_outside_of_the_window_reaches_nobody_untranslated,
+    a_segment_outside_of_the_window_does_not_reach_the_owner_of_the_address,
+    segments_outside_of_the_window_pass_where_nothing_is_translated,
+    a_half_closed_connection_waits_for_a_slow_answer,
 }
 
 /// `bN` of an answer.
@@ -209,6 +216,126 @@ fn a_connection_that_nobody_answered_reaches_the_owner_of_an_address_that_leaves
     world.servers[1].sh("nft delete table inet silence");
     for mut stream in kept {
         assert_eq!(name(&say(&mut stream).unwrap()), "b12", "an open connection is not cut");
+    }
+}
+
+/// A connection from everywhere to each of `vips`, with both of its ends.
+struct Open {
+    client: Client,
+    near: TcpStream,
+    far: TcpStream,
+}
+
+impl Open {
+    fn everywhere(world: &World, vips: &[&str], listener: &TcpListener) -> Vec<Self> {
+        let places = CLIENTS.into_iter().flat_map(|client| vips.iter().map(move |&vip| (client, vip)));
+        let open = |(client, vip)| {
+            let near = world.netns(client).run(|| TcpStream::connect_timeout(&at(vip, FRONT), PATIENCE)).unwrap();
+            let (far, _) = listener.accept().unwrap();
+            [&near, &far].iter().for_each(|end| end.set_read_timeout(Some(PATIENCE)).unwrap());
+            Self { client, near, far }
+        };
+        places.map(open).collect()
+    }
+
+    /// Both ends hear each other. What was sent before has arrived by then, if it arrives.
+    fn talk(&mut self) {
+        let say = |from: &mut TcpStream, to: &mut TcpStream| {
+            from.write_all(b"still there").unwrap();
+            let mut heard = [0; 11];
+            to.read_exact(&mut heard).unwrap();
+            assert_eq!(&heard, b"still there");
+        };
+        say(&mut self.near, &mut self.far);
+        say(&mut self.far, &mut self.near);
+    }
+}
+
+/// A port of the servers on which tests answer themselves.
+const SLOW: u16 = 9090;
+
+fn listen(netns: &Netns, port: u16) -> TcpListener {
+    netns.run(|| TcpListener::bind(("::", port))).unwrap()
+}
+
+fn canonical(addr: SocketAddr) -> SocketAddr {
+    SocketAddr::new(addr.ip().to_canonical(), addr.port())
+}
+
+fn an_answer_outside_of_the_window_reaches_nobody_untranslated(kind: Kind) {
+    let mut world = World::new(kind);
+    let vips = ["10.96.0.1", "10.200.2.1", "10.200.2.11", "fd96::1", "fd00:200:2::11"];
+    world.serve_at(&vips, 12, SLOW);
+    let listener = listen(&world.servers[1], SLOW);
+    for mut open in Open::everywhere(&world, &vips, &listener) {
+        let (server, seen) = (canonical(open.far.local_addr().unwrap()), canonical(open.far.peer_addr().unwrap()));
+        let addressee = if open.client == Client::Pod { Client::Pod } else { Client::Node };
+        let tap = Tap::open(world.netns(addressee), server.is_ipv6());
+        let back = Tap::open(&world.servers[1], server.is_ipv6());
+        send_out_of_window(&world.servers[1], server, seen);
+        open.talk();
+        let strays = tap.drain().into_iter().filter(|&(from, _)| from == server).count();
+        assert_eq!(strays, 0, "{:?} {seen}: the backend's own address was seen", open.client);
+        assert!(!back.drain().is_empty(), "the tap sees the connection");
+        open.talk();
+    }
+}
+
+fn a_segment_outside_of_the_window_does_not_reach_the_owner_of_the_address(kind: Kind) {
+    let mut world = World::new(kind);
+    let vips = ["10.200.2.11", "fd00:200:2::11"];
+    world.serve_at(&vips, 12, SLOW);
+    let listener = listen(&world.servers[1], SLOW);
+    for mut open in Open::everywhere(&world, &vips, &listener) {
+        let (client, vip) = (canonical(open.near.local_addr().unwrap()), canonical(open.near.peer_addr().unwrap()));
+        let owner = Tap::open(&world.servers[0], client.is_ipv6());
+        send_out_of_window(world.netns(open.client), client, vip);
+        open.talk();
+        let direct = world.netns(open.client).run(|| tcp(at(&vip.ip().to_string(), PORT)));
+        assert_eq!(name(&direct.unwrap()), "b11", "what came before it has arrived");
+        let strays = owner.drain().into_iter().filter(|&(_, port)| port == FRONT).count();
+        assert_eq!(strays, 0, "{:?} {client}: the owner of {vip} was asked", open.client);
+    }
+}
+
+/// A router that sees half of a connection makes nothing of its packets either, and lb has no business with them.
+fn segments_outside_of_the_window_pass_where_nothing_is_translated(kind: Kind) {
+    let mut world = World::new(kind);
+    world.serve_at(&["10.96.0.1", "fd96::1"], 12, SLOW);
+    let listener = listen(&world.servers[0], FRONT);
+    for mut open in Open::everywhere(&world, &["10.200.2.11", "fd00:200:2::11"], &listener) {
+        let (server, client) = (canonical(open.far.local_addr().unwrap()), canonical(open.far.peer_addr().unwrap()));
+        let tap = Tap::open(world.netns(open.client), server.is_ipv6());
+        send_out_of_window(&world.servers[0], server, client);
+        open.talk();
+        // Two that were made here, and what `talk` sends.
+        let seen = tap.drain().into_iter().filter(|&(from, _)| from == server).count();
+        assert!(seen >= 4, "{:?}: {seen} segments of {server}", open.client);
+    }
+}
+
+/// The kernel's own time for half a connection is a minute; on this node it is a second, which lb's hour replaces.
+fn a_half_closed_connection_waits_for_a_slow_answer(kind: Kind) {
+    let mut world = World::new(kind);
+    let vips = ["10.96.0.1", "10.200.2.11", "fd96::1"];
+    world.serve_at(&vips, 12, SLOW);
+    let listener = listen(&world.servers[1], SLOW);
+    let mut all = Open::everywhere(&world, &vips, &listener);
+    for open in &mut all {
+        open.near.write_all(b"question").unwrap();
+        open.near.shutdown(Shutdown::Write).unwrap();
+        let mut question = String::new();
+        open.far.read_to_string(&mut question).unwrap();
+        assert_eq!(question, "question");
+    }
+    // What is tested is what the passing of time does.
+    std::thread::sleep(Duration::from_millis(2500));
+    for open in &mut all {
+        open.far.write_all(b"answer").unwrap();
+        open.far.shutdown(Shutdown::Write).unwrap();
+        let mut answer = String::new();
+        open.near.read_to_string(&mut answer).unwrap();
+        assert_eq!(answer, "answer", "{:?}", open.client);
     }
 }
 

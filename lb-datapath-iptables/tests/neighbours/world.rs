@@ -62,6 +62,7 @@ impl World {
             "ip link set lo up
              sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1
              sysctl -qw net.ipv4.icmp_ratelimit=0 net.ipv6.icmp.ratelimit=0
+             sysctl -qw net.netfilter.nf_conntrack_tcp_timeout_close_wait=1
              ip link add eth0 type veth peer name node netns {}
              ip link set eth0 up
              ip addr add 10.200.2.1/24 dev eth0
@@ -126,7 +127,12 @@ impl World {
 
     /// Serves these addresses by one server, over TCP and UDP.
     pub(crate) fn serve(&mut self, vips: &[&str], server: u8) {
-        self.change(|ids, state| vips.iter().for_each(|vip| ids.serve(state, vip, server)));
+        self.serve_at(vips, server, PORT);
+    }
+
+    /// The same at another port of the server.
+    pub(crate) fn serve_at(&mut self, vips: &[&str], server: u8, port: u16) {
+        self.change(|ids, state| vips.iter().for_each(|vip| ids.serve(state, vip, server, port)));
     }
 
     /// Serves an address no more.
@@ -197,11 +203,11 @@ impl Ids {
         self.0
     }
 
-    fn serve(&mut self, state: &mut State, vip: &str, server: u8) {
+    fn serve(&mut self, state: &mut State, vip: &str, server: u8, port: u16) {
         for protocol in [Protocol::Tcp, Protocol::Udp] {
             let addr = FrontendAddr::new(vip.parse().unwrap(), FRONT, protocol);
             let ip = server_ip(server, addr.ip.is_ipv6()).parse().unwrap();
-            let backend = Backend { addr: BackendAddr::new(ip, PORT, protocol), local: false };
+            let backend = Backend { addr: BackendAddr::new(ip, port, protocol), local: false };
             let known = state.backends.iter().find(|(_, known)| **known == backend).map(|(&id, _)| id);
             let id = known.unwrap_or_else(|| BackendId::new(self.fresh()).unwrap());
             state.backends.insert(id, backend);

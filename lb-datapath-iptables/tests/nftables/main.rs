@@ -423,7 +423,7 @@ fn nft_lists_everything() {
     net.client.run(|| tcp(at("10.96.0.3"))).unwrap();
     let listing = net.node.sh("nft list table inet lb");
     for line in [
-        r#"comment "lb layout 3""#,
+        r#"comment "lb layout 4""#,
         r#"10.96.0.1 . tcp . 80 comment "frontend 4 set 3 for team/web:http" : 0x00000000 . 0x60000000 . 0x00000002 . 0x00000000 . 0x00000000"#,
         r#"0x60000000 . 0x00000002 . 0x00000000 . 0x00000000 : goto pick4-random-2"#,
         r#"10.96.0.1 . tcp . 80 . 0 comment "backend 1 local" : 10.2.1.2 . 8080"#,
@@ -434,6 +434,9 @@ fn nft_lists_everything() {
         r#"comment "the backend is not what is listed, it is a part of what is in @tables6""#,
         r#"update @affinity4 { ip saddr . ip daddr . meta l4proto . th dport timeout 3h : ip daddr . th dport } comment "the value is not what is listed, it is a pick from @slots4""#,
         "ct original ip daddr . meta l4proto . ct original proto-dst map @frontends4 != 0x0 [invalid type] goto masquerade4",
+        "ct state invalid goto invalid-forward",
+        "ip saddr . tcp sport @backends4 ip daddr @cluster4 drop",
+        "close_wait : 3600",
     ] {
         let short: String = listing.lines().filter(|line| !line.contains("fd96::")).collect::<Vec<_>>().join("\n");
         assert!(listing.contains(line), "`{line}` is not in\n{short}");
@@ -442,7 +445,7 @@ fn nft_lists_everything() {
     let objects = json["nftables"].as_array().unwrap();
     let chains = objects.iter().filter_map(|object| object.get("chain"));
     let bases = chains.map(|chain| Chain::deserialize(chain).unwrap()).filter(|chain| chain.hook.is_some()).count();
-    assert_eq!(bases, 3);
+    assert_eq!(bases, 6);
     let usage = node.datapath.counters().unwrap().usage().unwrap();
     assert_eq!(objects.iter().filter(|object| object.get("rule").is_some()).count() as u64, usage.rules);
 }
@@ -511,7 +514,7 @@ fn a_table_of_an_older_layout_is_replaced_as_a_whole() {
     assert_eq!(node.drift(), []);
     assert!(net.client.run(|| tcp(at(VIP4))).is_ok());
     let listing = net.node.sh("nft list table inet lb");
-    assert!(listing.contains("lb layout 3") && !listing.contains("services4"), "{listing}");
+    assert!(listing.contains("lb layout 4") && !listing.contains("services4"), "{listing}");
     assert_eq!(Node::open(&net).datapath.observe().unwrap(), both_backends());
 }
 
@@ -729,8 +732,8 @@ fn ten_thousand_services_and_one_change() {
     node.datapath.apply(&plan).unwrap();
     let sync = start.elapsed();
     let usage = node.datapath.counters().unwrap().usage().unwrap();
-    assert_eq!(usage.elements, 10_000 * (1 + 4) + 1 + 4 + 2);
-    assert!(usage.rules < 20, "{usage:?}");
+    assert_eq!(usage.elements, 10_000 * (1 + 4 + 4) + 1 + 4 + 2);
+    assert!(usage.rules < 30, "{usage:?}");
     let mut changes = Vec::new();
     for n in 0..20 {
         let before = services.state.clone();

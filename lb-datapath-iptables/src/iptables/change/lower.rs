@@ -11,6 +11,7 @@ use lb_core::{
 use crate::iptables::rules::{
     choice::{Choice, Host},
     hooks::Hook,
+    invalid::{self, Ends},
     names::{Chain, FILTER, MARK_DROP, MARK_MASQ, MARK_REJECT, MARK_SOURCE, NODE, POSTROUTING, SERVICES},
     notes::{FrontendNote, printable},
     restore::Restore,
@@ -59,13 +60,28 @@ impl Job<'_> {
     }
 
     fn filter(&self, out: &mut Restore) {
-        if !self.base && self.missing.iter().all(|hook| !hook.in_filter()) {
+        let (before, after) = (Ends::of(self.before, self.family), Ends::of(self.after, self.family));
+        let jumps = self.missing.iter().any(|hook| hook.in_filter());
+        if !self.base && !jumps && !after.differ(&before) {
             return;
         }
+        out.line(format_args!("*filter"));
+        if self.base || jumps {
+            self.verdicts(out);
+        }
+        after.write((!self.base).then_some(&before), out);
+        if self.base {
+            invalid::write_dispatch(self.family, &self.after.node.cluster_cidrs, out);
+        }
+        self.jumps(out, true);
+        out.line(format_args!("COMMIT"));
+    }
+
+    /// The chain that acts on the marks of nat.
+    fn verdicts(&self, out: &mut Restore) {
         let Style { reject_mark, drop_mark, .. } = self.style;
         let reject = format_args!("-m mark --mark {reject_mark:#x} -j REJECT --reject-with");
         let drop = format_args!("-m mark --mark {drop_mark:#x} -j DROP");
-        out.line(format_args!("*filter"));
         out.line(format_args!(":{FILTER} - [0:0]"));
         out.line(format_args!("-A {FILTER} -p tcp {reject} tcp-reset"));
         match self.family {
@@ -82,8 +98,6 @@ impl Job<'_> {
                 out.line(format_args!("-A {FILTER} {drop}"));
             }
         }
-        self.jumps(out, true);
-        out.line(format_args!("COMMIT"));
     }
 
     fn nat(&self, out: &mut Restore) {

@@ -15,7 +15,7 @@ use crate::iptables::{
     rules::{
         choice::Share,
         hooks::Hook,
-        names::{Chain, SERVICES},
+        names::{Chain, PREFIX, SERVICES},
         notes::FrontendNote,
         saved::{Rule, SavedTable},
     },
@@ -54,10 +54,11 @@ impl<'a> Jump<'a> {
     }
 }
 
-/// Whether packets go on to the next rule whatever `rule` does.
+/// Whether packets go on to the next rule whatever `rule` does, or go to another chain of lb.
 fn passes_on(rule: &Rule) -> bool {
     const PASSIVE: [&str; 7] = ["AUDIT", "CONNMARK", "LOG", "MARK", "NFLOG", "TRACE", "ULOG"];
-    rule.target().map_or_else(|| !rule.has("-g"), |target| PASSIVE.contains(&target))
+    let is_passive = |target: &str| PASSIVE.contains(&target) || target.starts_with(PREFIX);
+    rule.target().map_or_else(|| !rule.has("-g"), is_passive)
 }
 
 /// The chains that are the same whatever the frontends and the node are, in nat and in filter.
@@ -103,8 +104,7 @@ pub(crate) fn compare(expected: Expected<'_>, style: Style, tables: &Tables) -> 
 
 /// A family without frontends need not have rules.
 fn is_wanted(expected: Expected<'_>, tables: &Tables) -> bool {
-    let ours =
-        |table: &SavedTable| table.chains().any(|(chain, _)| chain.starts_with(crate::iptables::rules::names::PREFIX));
+    let ours = |table: &SavedTable| table.chains().any(|(chain, _)| chain.starts_with(PREFIX));
     expected.state.frontends.keys().any(|addr| addr.family() == tables.family) || ours(&tables.nat)
 }
 

@@ -80,7 +80,7 @@ impl Installed {
             let Self { state, labels, routed, .. } = &mut installed;
             let mut reader = Reader { tables, routed, state, labels };
             let missing: BTreeSet<Hook> = Hook::ALL.into_iter().filter(|&hook| !reader.has_hook(hook)).collect();
-            if missing.is_empty() && reader.has_marks(style) {
+            if missing.iter().all(|hook| hook.is_for_invalid()) && reader.has_marks(style) {
                 reader.frontends();
             }
             let frame = Frame { base: false, missing, stray: reader.stray() };

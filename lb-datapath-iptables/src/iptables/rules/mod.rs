@@ -2,6 +2,7 @@
 
 pub(crate) mod choice;
 pub(crate) mod hooks;
+pub(crate) mod invalid;
 pub(crate) mod names;
 pub(crate) mod notes;
 pub(crate) mod restore;

@@ -24,6 +24,14 @@ pub(crate) const NODE: &str = "LB-NODE";
 pub(crate) const POSTROUTING: &str = "LB-POSTROUTING";
 /// Refuses and drops what nat marked; `INPUT`, `FORWARD` and `OUTPUT` of filter jump here.
 pub(crate) const FILTER: &str = "LB-FILTER";
+/// Ends packets of lb's flows that conntrack can make nothing of; `INPUT` and `OUTPUT` of filter jump here.
+pub(crate) const INVALID: &str = "LB-INVALID";
+/// The same for packets that pass; `FORWARD` jumps here.
+pub(crate) const INVALID_FORWARD: &str = "LB-INVALID-FORWARD";
+/// What the names of the chains begin with that know frontends, and the chain that leads there.
+pub(crate) const INVALID_TO: &str = "LB-INVALID-TO";
+/// The same for backends.
+pub(crate) const INVALID_FROM: &str = "LB-INVALID-FROM";
 /// What the names of all chains begin with.
 pub(crate) const PREFIX: &str = "LB-";
 

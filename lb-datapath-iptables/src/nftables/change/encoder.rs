@@ -41,6 +41,9 @@ impl Encoder {
             for (id, set) in (1..).zip(Set::ALL) {
                 messages::add_set(w, table, set, id, affinity_records);
             }
+            if rules::has_timeouts() {
+                messages::add_timeouts(w, table);
+            }
             for chain in rules::chains() {
                 messages::add_chain(w, table, &chain);
                 for rule in &chain.rules {

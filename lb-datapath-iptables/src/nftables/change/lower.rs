@@ -9,13 +9,13 @@ use lb_core::{
     addr::{Family, FrontendAddr, Protocol},
     datapath::DatapathError,
     id::BackendId,
-    state::{BackendSet, Frontend, Lookup, State, Target},
+    state::{Backend, BackendSet, Frontend, Lookup, State, Target},
 };
 
 use crate::nftables::{
     change::{
         draft::Draft,
-        mirror::{Counts, Mirror, hairpin},
+        mirror::{Counts, Mirror, connected, hairpin},
     },
     table::{
         choice::{Choice, How, Pick},
@@ -82,7 +82,7 @@ pub(crate) struct Lowered {
 pub(crate) fn lower(draft: &Draft, mirror: &Mirror) -> Lowered {
     let mut lowered = Lowered::default();
     lowered.node(draft, mirror);
-    lowered.hairpins(draft, mirror);
+    lowered.backends(draft, mirror);
     lowered.frontends(draft, mirror);
     lowered.vips(draft, mirror);
     lowered.unused_picks(mirror);
@@ -128,18 +128,31 @@ impl Lowered {
         }
     }
 
-    fn hairpins(&mut self, draft: &Draft, mirror: &Mirror) {
+    /// The sets that hold what backends have in common.
+    fn backends(&mut self, draft: &Draft, mirror: &Mirror) {
+        self.members(draft, mirror, &mirror.hairpins, hairpin, Key::Hairpin);
+        self.members(draft, mirror, &mirror.connected, connected, |(ip, port)| Key::Backend(ip, port));
+    }
+
+    fn members<K: Ord + Copy>(
+        &mut self,
+        draft: &Draft,
+        mirror: &Mirror,
+        counts: &Counts<K>,
+        of: fn(Option<&Backend>) -> Option<K>,
+        key: fn(K) -> Key,
+    ) {
         let (mut gained, mut lost) = (Counts::default(), Counts::default());
         for (id, new) in &draft.backends {
-            gained.swap(None, hairpin(new.as_ref()));
-            lost.swap(None, hairpin(mirror.state.backends.get(id)));
+            gained.swap(None, of(new.as_ref()));
+            lost.swap(None, of(mirror.state.backends.get(id)));
         }
-        let ips: BTreeSet<IpAddr> = gained.keys().chain(lost.keys()).collect();
-        for ip in ips {
-            let before = mirror.hairpins.get(ip);
-            match (before, before + gained.get(ip) - lost.get(ip)) {
-                (0, 1..) => self.push(Origin::Shared, Action::Add(Element::new(Key::Hairpin(ip), Value::None))),
-                (1.., 0) => self.push(Origin::Shared, Action::Remove(Key::Hairpin(ip))),
+        let members: BTreeSet<K> = gained.keys().chain(lost.keys()).collect();
+        for member in members {
+            let before = counts.get(member);
+            match (before, before + gained.get(member) - lost.get(member)) {
+                (0, 1..) => self.push(Origin::Shared, Action::Add(Element::new(key(member), Value::None))),
+                (1.., 0) => self.push(Origin::Shared, Action::Remove(key(member))),
                 _ => {}
             }
         }

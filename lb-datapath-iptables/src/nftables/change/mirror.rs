@@ -6,12 +6,12 @@ use std::{
 };
 
 use lb_core::{
-    addr::FrontendAddr,
+    addr::{FrontendAddr, Protocol},
     id::{BackendId, SetId},
     state::{Backend, Frontend, State},
 };
 
-use crate::nftables::table::{choice::Pick, elements::set_of};
+use crate::nftables::table::{choice::Pick, elements::set_of, layout::Endpoint};
 
 /// The state in the table, with the counts that say when something shared comes and goes.
 #[derive(Clone, Debug, Default)]
@@ -23,6 +23,8 @@ pub(crate) struct Mirror {
     pub(crate) backend_users: Counts<BackendId>,
     /// Local backends with an address.
     pub(crate) hairpins: Counts<IpAddr>,
+    /// Backends that answer at an address and port over TCP.
+    pub(crate) connected: Counts<Endpoint>,
     /// Frontends with an address.
     pub(crate) vips: Counts<IpAddr>,
     /// Frontends that go to a pick chain. A chain without any is removed.
@@ -50,6 +52,7 @@ impl Mirror {
     pub(crate) fn put_backend(&mut self, id: BackendId, new: Option<Backend>) {
         let old = replace(&mut self.state.backends, id, new);
         self.hairpins.swap(hairpin(old.as_ref()), hairpin(new.as_ref()));
+        self.connected.swap(connected(old.as_ref()), connected(new.as_ref()));
     }
 
     /// Adds, changes or removes a set.
@@ -75,6 +78,11 @@ impl Mirror {
 /// The address that a backend may see itself under.
 pub(crate) fn hairpin(backend: Option<&Backend>) -> Option<IpAddr> {
     backend.filter(|backend| backend.local).map(|backend| backend.addr.ip)
+}
+
+/// Where a backend answers, if it does so over TCP.
+pub(crate) fn connected(backend: Option<&Backend>) -> Option<Endpoint> {
+    backend.filter(|backend| backend.addr.protocol == Protocol::Tcp).map(|backend| (backend.addr.ip, backend.addr.port))
 }
 
 /// The backends of a set, each once.

@@ -1,6 +1,6 @@
 //! Differences of elements and rules in words, as an inspection reports them.
 
-use std::fmt;
+use std::{fmt, net::SocketAddr};
 
 use lb_core::{
     addr::{Family, FrontendAddr},
@@ -95,6 +95,9 @@ pub(crate) fn drift_of(element: &Element, difference: Difference) -> Drift {
         Key::Bound(ip, Bound::Start) => Drift::new(DriftClass::Element, format_args!("{set} from {ip}"), difference),
         Key::Bound(ip, Bound::End) => Drift::new(DriftClass::Element, format_args!("{set} up to {ip}"), difference),
         Key::Hairpin(ip) => Drift::new(DriftClass::Element, format_args!("{set} {ip}"), difference),
+        Key::Backend(ip, port) => {
+            Drift::new(DriftClass::Element, format_args!("{set} {}", SocketAddr::new(ip, port)), difference)
+        }
         Key::Note(Note::Layout, n) => Drift::new(DriftClass::Element, format_args!("{set} layout {n}"), difference),
         Key::Note(Note::Generation, _) => Drift::new(DriftClass::Element, format_args!("{set} generation"), difference),
         Key::Note(Note::NodeName, _) => Drift::new(DriftClass::Node, "name", difference),

@@ -17,7 +17,7 @@ use lb_core::{
 use crate::nftables::{
     change::{
         lower::{backends_in, choice_of},
-        mirror::hairpin,
+        mirror::{connected, hairpin},
     },
     check::observe,
     table::{
@@ -35,6 +35,7 @@ pub(crate) struct ExpectedTable<'a> {
     /// The table's generation, if this process knows it.
     generation: Option<u32>,
     hairpins: OnceCell<BTreeSet<IpAddr>>,
+    backends: OnceCell<BTreeSet<Endpoint>>,
     notes: Vec<Element>,
     bounds: Vec<Element>,
     picks: OnceCell<BTreeSet<Pick>>,
@@ -51,6 +52,7 @@ impl<'a> ExpectedTable<'a> {
             labels,
             generation,
             hairpins: OnceCell::new(),
+            backends: OnceCell::new(),
             notes: notes(&state.node),
             bounds,
             picks: OnceCell::new(),
@@ -78,6 +80,7 @@ impl<'a> ExpectedTable<'a> {
             Key::Record(..) => None,
             Key::Bound(..) => self.bounds.iter().find(|bound| bound.key == *key).cloned(),
             Key::Hairpin(ip) => self.hairpins().contains(ip).then(|| Element::new(*key, Value::None)),
+            Key::Backend(ip, port) => self.backends().contains(&(*ip, *port)).then(|| Element::new(*key, Value::None)),
             Key::Note(Note::Layout, number) => (*number == VERSION).then(|| Element::new(*key, Value::None)),
             Key::Note(Note::Generation, number) => {
                 self.generation.is_none_or(|known| known == *number).then(|| Element::new(*key, Value::None))
@@ -99,7 +102,8 @@ impl<'a> ExpectedTable<'a> {
         let notes = [Some(Key::Note(Note::Layout, VERSION)), self.generation_key()].into_iter().flatten();
         let fixed = fixed_verdicts().map(|element| element.key).chain(notes);
         let hairpins = self.hairpins().iter().map(|&ip| Key::Hairpin(ip));
-        of_frontends.chain(of_picks).chain(of_node).chain(hairpins).chain(fixed)
+        let backends = self.backends().iter().map(|&(ip, port)| Key::Backend(ip, port));
+        of_frontends.chain(of_picks).chain(of_node).chain(hairpins).chain(backends).chain(fixed)
     }
 
     /// Key of the generation note, which no other writer leaves in place.
@@ -173,6 +177,11 @@ impl<'a> ExpectedTable<'a> {
         self.hairpins
             .get_or_init(|| self.state.backends.values().filter_map(|backend| hairpin(Some(backend))).collect())
     }
+
+    fn backends(&self) -> &BTreeSet<Endpoint> {
+        self.backends
+            .get_or_init(|| self.state.backends.values().filter_map(|backend| connected(Some(backend))).collect())
+    }
 }
 
 /// Elements that cost less to make again, for each of them, than to keep for all frontends.
@@ -186,7 +195,8 @@ pub(crate) fn agrees(wanted: &Element, found: &Element) -> bool {
         Key::Note(Note::NodeName | Note::NodeIp | Note::ClusterCidr, _) => {
             userdata::cut(&wanted.comment) == found.comment
         }
-        Key::Verdict(..) | Key::Record(..) | Key::Bound(..) | Key::Hairpin(_) | Key::Note(..) => true,
+        Key::Verdict(..) | Key::Record(..) | Key::Bound(..) => true,
+        Key::Hairpin(_) | Key::Backend(..) | Key::Note(..) => true,
     };
     same && wanted.value == found.value
 }

@@ -18,12 +18,12 @@ use lb_core::{
 };
 
 use crate::nftables::{
-    change::mirror::{Counts, Mirror, hairpin},
+    change::mirror::{Counts, Mirror, connected, hairpin},
     host::{Host, Table},
     table::{
         choice::{Choice, Pick},
         elements::{cluster, fixed_verdicts},
-        layout::{Element, FAMILIES, Key, Note, Set, VERSION, Value},
+        layout::{Element, Endpoint, FAMILIES, Key, Note, Set, VERSION, Value},
         rules,
         slots::{self, Backends, DRAINING, ListedSlot},
     },
@@ -93,6 +93,7 @@ struct Reading {
     frontends: BTreeMap<FrontendAddr, (Choice, String)>,
     ways: BTreeSet<Key>,
     hairpins: BTreeSet<IpAddr>,
+    backends: BTreeSet<Endpoint>,
     bounds: BTreeSet<Key>,
     /// Slots in elements of their own, and in blocks.
     slots: [BTreeMap<FrontendAddr, Vec<ListedSlot>>; 2],
@@ -119,6 +120,7 @@ impl Reading {
             (Key::Block(addr, _), _) => self.slots[1].entry(addr).or_default().extend(slots::read(&element)?),
             (Key::Note(note, number), _) => return self.note(note, number, &element.comment),
             (Key::Hairpin(ip), _) => drop(self.hairpins.insert(ip)),
+            (Key::Backend(ip, port), _) => drop(self.backends.insert((ip, port))),
             (key @ Key::Bound(..), _) => drop(self.bounds.insert(key)),
             _ => return None,
         }
@@ -172,6 +174,8 @@ impl Reading {
         self.damaged |= found.iter().any(|slots| !slots.is_empty()) || !self.draining.is_empty();
         let hairpins: BTreeSet<IpAddr> = state.backends.values().filter_map(|b| hairpin(Some(b))).collect();
         let bounds = FAMILIES.into_iter().flat_map(|family| cluster(&state.node, family));
+        let backends: BTreeSet<Endpoint> = state.backends.values().filter_map(|b| connected(Some(b))).collect();
+        self.damaged |= self.backends != backends;
         self.damaged |= self.hairpins != hairpins || self.bounds != bounds.map(|element| element.key).collect();
         state
     }

@@ -78,7 +78,7 @@ fn one(set: Set, item: &[u8]) -> Option<DecodedElement> {
             let mut data = Cursor(found.path(&[NFTA_SET_ELEM_DATA, NFTA_DATA_VALUE])?);
             Value::Backends((0..block(family)).map(|_| data.endpoint(family)).collect::<Option<_>>()?)
         }
-        Set::Cluster(_) | Set::Hairpin(_) | Set::Notes => Value::None,
+        Set::Cluster(_) | Set::Hairpin(_) | Set::Backends(_) | Set::Notes => Value::None,
     };
     let comment = found.find(NFTA_SET_ELEM_USERDATA).and_then(userdata::comment).unwrap_or_default().to_owned();
     let life = found.find(NFTA_SET_ELEM_TIMEOUT).and_then(u64_be).map(|timeout| Lifetime {

@@ -60,6 +60,10 @@ pub(crate) enum Expr {
     Unreachable,
     /// Continues in a chain and does not come back.
     Goto(&'static str),
+    /// Drops the packet.
+    Drop,
+    /// Has the connection end by the time-outs of [`TIMEOUTS`](super::rules::TIMEOUTS), unless it is known already.
+    Timeouts,
 }
 
 /// A header of a packet.
@@ -76,6 +80,8 @@ pub(crate) enum Layer {
 pub(crate) enum Conntrack {
     /// `IPS_*` bits.
     Status,
+    /// [`INVALID`](crate::netfilter::NF_CT_STATE_INVALID), and other bits for a packet of a connection.
+    State,
     /// Destination address before translation.
     OriginalDestination(Family),
     /// Destination port before translation.

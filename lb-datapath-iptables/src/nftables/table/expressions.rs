@@ -9,7 +9,7 @@ use crate::{
         expr::{Conntrack, Expr, Register},
         layout::Set,
         messages::go_to,
-        rules::Rule,
+        rules::{Rule, TIMEOUTS},
     },
 };
 
@@ -46,6 +46,16 @@ fn expression(w: &mut Writer, expr: &Expr) {
         Expr::Goto(chain) => ("immediate", &|w| {
             register(w, NFTA_IMMEDIATE_DREG, NFT_REG_VERDICT);
             w.nest(NFTA_IMMEDIATE_DATA, |w| go_to(w, chain));
+        }),
+        Expr::Drop => ("immediate", &|w| {
+            register(w, NFTA_IMMEDIATE_DREG, NFT_REG_VERDICT);
+            w.nest(NFTA_IMMEDIATE_DATA, |w| {
+                w.nest(NFTA_DATA_VERDICT, |w| w.put_u32(NFTA_VERDICT_CODE, NF_DROP));
+            });
+        }),
+        Expr::Timeouts => ("objref", &|w| {
+            w.put_u32(NFTA_OBJREF_IMM_TYPE, NFT_OBJECT_CT_TIMEOUT);
+            w.put_str(NFTA_OBJREF_IMM_NAME, TIMEOUTS);
         }),
         Expr::Number { random, modulus, to } => ("numgen", &|w| {
             register(w, NFTA_NG_DREG, *to);
@@ -103,13 +113,14 @@ fn meta(w: &mut Writer, key: u32, to: Register) {
 fn conntrack(w: &mut Writer, what: Conntrack, to: Register) {
     let key = match what {
         Conntrack::Status => NFT_CT_STATUS,
+        Conntrack::State => NFT_CT_STATE,
         Conntrack::OriginalPort => NFT_CT_PROTO_DST,
         Conntrack::OriginalDestination(Family::V4) => NFT_CT_DST_IP,
         Conntrack::OriginalDestination(Family::V6) => NFT_CT_DST_IP6,
     };
     register(w, NFTA_CT_DREG, to);
     w.put_u32(NFTA_CT_KEY, key);
-    if what != Conntrack::Status {
+    if !matches!(what, Conntrack::Status | Conntrack::State) {
         w.put(NFTA_CT_DIRECTION, &[IP_CT_DIR_ORIGINAL]);
     }
 }

@@ -31,6 +31,10 @@ pub(crate) fn key_bytes(key: &Key) -> Vec<u8> {
             address(&mut bytes, ip);
             address(&mut bytes, ip);
         }
+        Key::Backend(ip, number) => {
+            address(&mut bytes, ip);
+            port(&mut bytes, number);
+        }
         Key::Note(note, number) => {
             bytes.extend((note as u32).to_ne_bytes());
             bytes.extend(number.to_ne_bytes());
@@ -94,6 +98,10 @@ pub(crate) fn key(set: Set, bytes: &mut Cursor<'_>, flags: u32) -> Option<Key> {
             Key::Bound(bytes.ip(family)?, if end { Bound::End } else { Bound::Start })
         }
         Set::Hairpin(family) => Key::Hairpin(bytes.ip(family)?),
+        Set::Backends(family) => {
+            let (ip, port) = bytes.endpoint(family)?;
+            Key::Backend(ip, port)
+        }
         Set::Notes => Key::Note(Note::from_number(bytes.host()?)?, bytes.host()?),
     })
 }

@@ -9,7 +9,7 @@ use std::{
 use lb_core::addr::{Family, FrontendAddr};
 
 /// Version of the layout. A table with another one is replaced as a whole, in one batch.
-pub(crate) const VERSION: u32 = 3;
+pub(crate) const VERSION: u32 = 4;
 
 /// IPv4 and IPv6, for objects that exist once per family.
 pub(crate) const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
@@ -34,13 +34,15 @@ pub(crate) enum Set {
     Cluster(Family),
     /// Backends that can be their own clients, twice in one key.
     Hairpin(Family),
+    /// Backends that answer over TCP.
+    Backends(Family),
     /// Facts that no packet needs and a restart does: layout, generation, node.
     Notes,
 }
 
 impl Set {
     /// Every one, in the order in which they are made.
-    pub(crate) const ALL: [Self; 15] = [
+    pub(crate) const ALL: [Self; 17] = [
         Self::Notes,
         Self::Picks(Family::V4),
         Self::Picks(Family::V6),
@@ -56,6 +58,8 @@ impl Set {
         Self::Cluster(Family::V6),
         Self::Hairpin(Family::V4),
         Self::Hairpin(Family::V6),
+        Self::Backends(Family::V4),
+        Self::Backends(Family::V6),
     ];
 
     /// The set with this name.
@@ -79,6 +83,8 @@ impl Set {
             Self::Cluster(V6) => "cluster6",
             Self::Hairpin(V4) => "hairpin4",
             Self::Hairpin(V6) => "hairpin6",
+            Self::Backends(V4) => "backends4",
+            Self::Backends(V6) => "backends6",
             Self::Tables(V4) => "tables4",
             Self::Tables(V6) => "tables6",
             Self::Notes => "notes",
@@ -103,6 +109,8 @@ pub(crate) enum Key {
     Bound(IpAddr, Bound),
     /// In [`Set::Hairpin`].
     Hairpin(IpAddr),
+    /// In [`Set::Backends`].
+    Backend(IpAddr, u16),
     /// In [`Set::Notes`].
     Note(Note, u32),
 }
@@ -156,6 +164,7 @@ impl Key {
             Self::Record(_, addr) => Set::Affinity(addr.family()),
             Self::Bound(ip, _) => Set::Cluster(Family::of(*ip)),
             Self::Hairpin(ip) => Set::Hairpin(Family::of(*ip)),
+            Self::Backend(ip, _) => Set::Backends(Family::of(*ip)),
             Self::Note(..) => Set::Notes,
         }
     }

@@ -1,16 +1,18 @@
 //! Tables, sets, chains, rules and elements as messages of nf_tables.
 
+use lb_core::addr::Protocol;
 use lb_netlink::Writer;
 use netlink_packet_core::{NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST};
 
 use crate::{
+    conntrack::CLOSE_WAIT,
     netfilter::*,
     nftables::table::{
         choice::{Choice, Pick},
         expressions::expressions,
         keys::{choice_bytes, endpoint_bytes, key_bytes},
         layout::{Bound, Element, Key, Set, Value},
-        rules::{self, Chain, Rule},
+        rules::{self, Chain, Hook, Rule, TIMEOUTS},
         shape::Shape,
         userdata,
     },
@@ -93,23 +95,37 @@ pub(crate) fn add_set(w: &mut Writer, table: &str, set: Set, id: u32, size: u32)
     });
 }
 
+/// Adds the time-outs of connections. Those that are not given are the kernel's own at this moment.
+pub(crate) fn add_timeouts(w: &mut Writer, table: &str) {
+    let seconds = u32::try_from(CLOSE_WAIT.as_secs()).unwrap_or(u32::MAX);
+    message(w, NFT_MSG_NEWOBJ, NLM_F_CREATE | NLM_F_EXCL, |w| {
+        w.put_str(NFTA_OBJ_TABLE, table);
+        w.put_str(NFTA_OBJ_NAME, TIMEOUTS);
+        w.put_u32(NFTA_OBJ_TYPE, NFT_OBJECT_CT_TIMEOUT);
+        w.nest(NFTA_OBJ_DATA, |w| {
+            w.put(NFTA_CT_TIMEOUT_L4PROTO, &[Protocol::Tcp.number()]);
+            w.nest(NFTA_CT_TIMEOUT_DATA, |w| w.put_u32(CTA_TIMEOUT_TCP_CLOSE_WAIT, seconds));
+        });
+    });
+}
+
 /// Adds a chain that every table has, without its rules.
 pub(crate) fn add_chain(w: &mut Writer, table: &str, chain: &Chain) {
     add_named_chain(w, table, chain.name, chain.hook);
 }
 
-/// Adds a chain without rules; with a hook, a base chain of type nat.
-pub(crate) fn add_named_chain(w: &mut Writer, table: &str, name: &str, hook: Option<(u32, i32)>) {
+/// Adds a chain without rules; with a hook, a base chain.
+pub(crate) fn add_named_chain(w: &mut Writer, table: &str, name: &str, hook: Option<Hook>) {
     message(w, NFT_MSG_NEWCHAIN, NLM_F_CREATE | NLM_F_EXCL, |w| {
         w.put_str(NFTA_CHAIN_TABLE, table);
         w.put_str(NFTA_CHAIN_NAME, name);
-        if let Some((hook, priority)) = hook {
+        if let Some(Hook { kind, number, priority }) = hook {
             w.nest(NFTA_CHAIN_HOOK, |w| {
-                w.put_u32(NFTA_HOOK_HOOKNUM, hook);
+                w.put_u32(NFTA_HOOK_HOOKNUM, number);
                 w.put_u32(NFTA_HOOK_PRIORITY, priority.cast_unsigned());
             });
             w.put_u32(NFTA_CHAIN_POLICY, NF_ACCEPT);
-            w.put_str(NFTA_CHAIN_TYPE, "nat");
+            w.put_str(NFTA_CHAIN_TYPE, kind);
         }
     });
 }

@@ -3,6 +3,8 @@
 //! `nft` has no words for some of them (a map inside an `update`, `ct original proto-dst` in a concatenation), but it
 //! lists them all.
 
+use std::sync::OnceLock;
+
 use lb_core::{
     addr::{Family, Protocol},
     affinity::Affinity,
@@ -10,7 +12,7 @@ use lb_core::{
 use nix::libc;
 
 use crate::{
-    netfilter::IPS_DST_NAT,
+    netfilter::{IPS_DST_NAT, NF_CT_STATE_INVALID},
     nftables::table::{
         choice::{CHOICE, Pick},
         expr::{Conntrack, Expr, Register},
@@ -39,13 +41,36 @@ impl From<Vec<Expr>> for Rule {
 pub(crate) struct Chain {
     /// Its name.
     pub(crate) name: &'static str,
-    /// Hook number and priority, for a base chain of type nat.
-    pub(crate) hook: Option<(u32, i32)>,
+    /// Where packets enter it, for a base chain.
+    pub(crate) hook: Option<Hook>,
     /// Its rules.
     pub(crate) rules: Vec<Rule>,
 }
 
+/// Where packets enter a base chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Hook {
+    /// Type of the chain: `nat` or `filter`.
+    pub(crate) kind: &'static str,
+    /// `NF_INET_*`.
+    pub(crate) number: u32,
+    pub(crate) priority: i32,
+}
+
+impl Hook {
+    const fn nat(number: i32, priority: i32) -> Option<Self> {
+        Some(Self { kind: "nat", number: number.cast_unsigned(), priority })
+    }
+
+    const fn filter(number: i32) -> Option<Self> {
+        Some(Self { kind: "filter", number: number.cast_unsigned(), priority: libc::NF_IP_PRI_FILTER })
+    }
+}
+
 const REFUSE_CHAIN: &str = "refuse";
+
+/// Name of the object with the time-outs of connections.
+pub(crate) const TIMEOUTS: &str = "connections";
 
 /// Name of the chain that refuses.
 pub(crate) const fn refuse() -> &'static str {
@@ -54,8 +79,9 @@ pub(crate) const fn refuse() -> &'static str {
 
 /// The chains that every table has, each after those it leads to.
 ///
-/// They are of type nat, so only the first packet of a flow walks them ([`nf_nat_inet_fn`]); conntrack translates the
-/// later ones.
+/// Those that translate are of type nat, so only the first packet of a flow walks them ([`nf_nat_inet_fn`]); conntrack
+/// translates the later ones. It does not translate a packet that it can make nothing of: those of lb's flows end in the
+/// chains of type filter.
 ///
 /// [`nf_nat_inet_fn`]: https://elixir.bootlin.com/linux/v6.18/source/net/netfilter/nf_nat_core.c
 pub(crate) fn chains() -> Vec<Chain> {
@@ -65,18 +91,31 @@ pub(crate) fn chains() -> Vec<Chain> {
         Chain { name: masquerade_chain(Family::V6), hook: None, rules: masquerade_rules(Family::V6) },
         Chain {
             name: "prerouting",
-            hook: Some((libc::NF_INET_PRE_ROUTING as u32, libc::NF_IP_PRI_NAT_DST)),
+            hook: Hook::nat(libc::NF_INET_PRE_ROUTING, libc::NF_IP_PRI_NAT_DST),
             rules: dispatch(),
         },
-        Chain {
-            name: "output",
-            hook: Some((libc::NF_INET_LOCAL_OUT as u32, libc::NF_IP_PRI_NAT_DST)),
-            rules: dispatch(),
-        },
+        Chain { name: "output", hook: Hook::nat(libc::NF_INET_LOCAL_OUT, libc::NF_IP_PRI_NAT_DST), rules: dispatch() },
         Chain {
             name: "postrouting",
-            hook: Some((libc::NF_INET_POST_ROUTING as u32, libc::NF_IP_PRI_NAT_SRC)),
+            hook: Hook::nat(libc::NF_INET_POST_ROUTING, libc::NF_IP_PRI_NAT_SRC),
             rules: leaving(),
+        },
+        Chain { name: INVALID_HERE, hook: None, rules: invalid_rules(Ends::Here) },
+        Chain { name: INVALID_PASSING, hook: None, rules: invalid_rules(Ends::Elsewhere) },
+        Chain {
+            name: "filter-input",
+            hook: Hook::filter(libc::NF_INET_LOCAL_IN),
+            rules: vec![only_invalid(INVALID_HERE)],
+        },
+        Chain {
+            name: "filter-forward",
+            hook: Hook::filter(libc::NF_INET_FORWARD),
+            rules: vec![only_invalid(INVALID_PASSING)],
+        },
+        Chain {
+            name: "filter-output",
+            hook: Hook::filter(libc::NF_INET_LOCAL_OUT),
+            rules: vec![only_invalid(INVALID_HERE)],
         },
     ]
 }
@@ -107,6 +146,9 @@ pub(crate) fn dispatch_of(family: Family) -> Rule {
     let key = R0 + 8;
     rule.extend((0..CHOICE as Register / 4).map(|word| Expr::Mark { to: key + word }));
     rule.push(Expr::Map { map: Set::Frontends(family), key: R0, to: key - 1 });
+    if has_timeouts() {
+        rule.push(Expr::Timeouts);
+    }
     rule.push(Expr::VerdictMap { map: Set::Picks(family), key });
     let comment = match family {
         Family::V4 => "the key is not what is listed, it is ip daddr . meta l4proto . th dport map @frontends4",
@@ -139,6 +181,77 @@ fn leaving() -> Vec<Rule> {
             rule.into()
         })
         .collect()
+}
+
+/// Chains for packets that conntrack can make nothing of, by whether they begin or end on this host.
+const INVALID_HERE: &str = "invalid";
+const INVALID_PASSING: &str = "invalid-forward";
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ends {
+    Here,
+    Elsewhere,
+}
+
+/// Every other packet meets nothing but this rule.
+fn only_invalid(chain: &'static str) -> Rule {
+    let invalid = NF_CT_STATE_INVALID.to_ne_bytes().to_vec();
+    vec![
+        Expr::Conntrack { what: Conntrack::State, to: R0 },
+        Expr::Mask { register: R0, mask: invalid },
+        Expr::Compare { not: true, register: R0, with: vec![0; 4] },
+        Expr::Goto(chain),
+    ]
+    .into()
+}
+
+/// Drops packets to frontends, and packets from backends that may be answers. Untranslated, they would have the end
+/// that gets them reset the connection of the other one.
+///
+/// The answer to a source that is translated goes to this host; the answer to any other goes to a pod.
+fn invalid_rules(ends: Ends) -> Vec<Rule> {
+    let rules = [Family::V4, Family::V6].into_iter().flat_map(|family| {
+        let width = width(family);
+        let mut to_frontend = only(family);
+        to_frontend.extend(frontend(family, R0));
+        to_frontend.extend([
+            Expr::Map { map: Set::Frontends(family), key: R0, to: R0 },
+            Expr::Compare { not: true, register: R0, with: vec![0; CHOICE] },
+            Expr::Drop,
+        ]);
+        let mut from_backend = only(family);
+        from_backend.extend([
+            Expr::TransportProtocol { to: R0 },
+            Expr::Compare { not: false, register: R0, with: vec![Protocol::Tcp.number()] },
+            source(family, R0),
+            port(0, R0 + width),
+            Expr::Member { set: Set::Backends(family), key: R0, not: false },
+        ]);
+        if ends == Ends::Elsewhere {
+            from_backend.push(destination(family, R0));
+            from_backend.push(Expr::Member { set: Set::Cluster(family), key: R0, not: false });
+        }
+        from_backend.push(Expr::Drop);
+        [to_frontend, from_backend]
+    });
+    rules.map(Rule::from).collect()
+}
+
+/// Whether the kernel can give single connections time-outs of their own (`CONFIG_NF_CONNTRACK_TIMEOUT`).
+static HAS_TIMEOUTS: OnceLock<bool> = OnceLock::new();
+
+/// Whether rules give connections time-outs. The same for the life of a process, as the kernel is.
+pub(crate) fn has_timeouts() -> bool {
+    *HAS_TIMEOUTS.get().unwrap_or(&true)
+}
+
+/// Asks, the first time, whether the kernel can give single connections time-outs.
+pub(crate) fn learn_timeouts(ask: impl FnOnce() -> lb_netlink::Result<bool>) -> lb_netlink::Result<()> {
+    if HAS_TIMEOUTS.get().is_none() {
+        // Whoever was faster has the same answer.
+        let _ = HAS_TIMEOUTS.set(ask()?);
+    }
+    Ok(())
 }
 
 fn masquerade_rules(family: Family) -> Vec<Rule> {
@@ -335,6 +448,7 @@ mod tests {
             Set::Affinity(_) => 2 * ip + 2,
             Set::Cluster(_) => ip,
             Set::Hairpin(_) => 2 * ip,
+            Set::Backends(_) => ip + 1,
             Set::Notes => panic!("no packet looks there"),
         };
         let value = |map: Set| match map {
@@ -366,7 +480,9 @@ mod tests {
             Expr::Update { map, key: at, value, .. } => ([span(*at, key(*map)), span(*value, ip + 1)].concat(), vec![]),
             Expr::Dnat { address, port, .. } => ([span(*address, ip), vec![*port]].concat(), vec![]),
             Expr::Redirect { port } => (vec![*port], vec![]),
-            Expr::Masquerade | Expr::Reset | Expr::Unreachable | Expr::Goto(_) => (vec![], vec![]),
+            Expr::Masquerade | Expr::Reset | Expr::Unreachable | Expr::Goto(_) | Expr::Drop | Expr::Timeouts => {
+                (vec![], vec![])
+            }
         }
     }
 }

@@ -14,7 +14,7 @@ use crate::{
         choice::Pick,
         expressions::expressions,
         layout::Set,
-        rules::{self, Rule},
+        rules::{self, Hook, Rule},
         shape::Shape,
     },
 };
@@ -214,7 +214,12 @@ impl ListedExpr {
 pub(crate) fn expected(picks: &BTreeSet<Pick>) -> Ruleset {
     let sets = Set::ALL.iter().map(|&set| (set.name().to_owned(), Shape::of(set))).collect();
     let chains = rules::chains().into_iter().map(|chain| {
-        let base = chain.hook.map(|(hook, priority)| Base { kind: "nat".into(), hook, priority, policy: NF_ACCEPT });
+        let base = chain.hook.map(|Hook { kind, number, priority }| Base {
+            kind: kind.into(),
+            hook: number,
+            priority,
+            policy: NF_ACCEPT,
+        });
         (chain.name.to_owned(), ListedChain { base, rules: found(&chain.rules) })
     });
     let picks = picks.iter().map(|pick| (pick.to_string(), expected_pick(pick)));

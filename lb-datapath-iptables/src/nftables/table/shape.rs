@@ -58,6 +58,7 @@ impl Shape {
             ),
             Set::Cluster(family) => (NFT_SET_INTERVAL, vec![ip(family)], vec![]),
             Set::Hairpin(family) => (0, vec![ip(family), ip(family)], vec![]),
+            Set::Backends(family) => (0, backend(family), vec![]),
             Set::Notes => (0, vec![TYPE_MARK, TYPE_MARK], vec![]),
         };
         let data_length = match set {

@@ -46,7 +46,7 @@ pub(crate) fn of_set(set: Set) -> Vec<u8> {
             number(&mut bytes, DATA_BYTE_ORDER, BIG_ENDIAN);
         }
         Set::Cluster(_) => number(&mut bytes, KEY_BYTE_ORDER, BIG_ENDIAN),
-        Set::Hairpin(_) | Set::Notes => number(&mut bytes, KEY_BYTE_ORDER, MIXED),
+        Set::Hairpin(_) | Set::Backends(_) | Set::Notes => number(&mut bytes, KEY_BYTE_ORDER, MIXED),
         Set::Slots(family) => {
             let key = [destination(family), l4proto(), destination_port(), numgen()];
             typed(&mut bytes, &key, family);
