@@ -3,7 +3,9 @@
 mod affinity;
 mod draining;
 mod endpoints;
+mod flows;
 mod isolation;
+mod neighbours;
 mod reach;
 mod restart;
 mod selection;
@@ -19,13 +21,15 @@ macro_rules! cases {
 use cases;
 
 pub(super) fn all() -> Vec<Case> {
-    let all: [&[Case]; 7] = [
+    let all: [&[Case]; 9] = [
         &reach::CASES,
         &endpoints::CASES,
         &draining::CASES,
+        &flows::CASES,
         &selection::CASES,
         &affinity::CASES,
         &restart::CASES,
+        &neighbours::CASES,
         &isolation::CASES,
     ];
     all.concat()

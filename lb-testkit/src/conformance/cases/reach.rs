@@ -214,6 +214,6 @@ fn an_algorithm_that_is_not_there_is_replaced_and_reported(stage: &mut Stage) ->
     stage.probe_all(Probe::everywhere(WEB))
 }
 
-fn requires(stage: &Stage, kind: FrontendKind) -> Verdict {
+pub(super) fn requires(stage: &Stage, kind: FrontendKind) -> Verdict {
     if stage.capabilities().frontends.contains(&kind) { Ok(()) } else { Err(Fault::lacks(format!("{kind} frontends"))) }
 }
