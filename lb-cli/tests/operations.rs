@@ -36,6 +36,7 @@ fn main() -> ExitCode {
         trial("a_switch_ends_the_connections_that_the_page_on_operations_says", switches),
         trial("a_datapath_in_another_namespace_is_neither_removed_nor_forgotten_and_found_again", elsewhere),
         trial("pins_that_ip_netns_exec_hides_are_neither_removed_nor_forgotten", hidden_pins),
+        trial("a_foreign_table_of_the_same_name_is_in_the_way_no_longer_than_it_is_there", foreign_table),
         trial("pins_of_an_agent_with_another_state_directory_are_named", other_state_directory),
         trial("pods_on_a_bridge_that_netfilter_does_not_see_are_a_condition_of_netfilter_datapaths", bridge),
     ];
@@ -252,6 +253,21 @@ fn foreign_datapath(datapath: &str) -> Result<(), LabError> {
     assert_eq!((code, details(&said, "removed").len()), (Some(0), 1), "{said:#?}");
     node.await_condition("ForeignDatapath", false);
     assert!(agent.wait_for_line(DEADLINE, |line| line.contains("INFO") && line.contains("ForeignDatapath")).is_some());
+    Ok(())
+}
+
+/// The agent tries to observe ever more rarely, up to every 30 s.
+fn foreign_table() -> Result<(), LabError> {
+    let lab = Lab::builder().nodes(1).pods_per_node(1).build()?;
+    let node = TestNode::new(&lab, &service("web", VIP, "", &["10.244.0.9"]))?;
+    in_node(&lab, "nft add table inet lb")?;
+    let agent = lab.node(0).spawn(node.agent(&lab, "nftables", &[])?)?;
+    let rarely = |line: &str| line.contains("again_in=6.4s");
+    assert!(agent.wait_for_line(DEADLINE, rarely).is_some(), "{}", agent.output());
+    let start = Instant::now();
+    in_node(&lab, "nft delete table inet lb")?;
+    assert!(agent.wait_for_line(DEADLINE, |line| line == "ready").is_some(), "{}", agent.output());
+    assert!(start.elapsed() < Duration::from_secs(3), "{:?}: {}", start.elapsed(), agent.output());
     Ok(())
 }
 

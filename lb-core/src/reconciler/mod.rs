@@ -212,6 +212,13 @@ impl Reconciler {
         self.observe_at = self.observation.until();
     }
 
+    /// Handles that others changed what the datapath holds. What kept it from being observed may be over, so that the wait
+    /// lasts for [`MIN_RETRY_DELAY`](Self::MIN_RETRY_DELAY) from `now` at most, however often it failed.
+    pub(crate) fn handle_suspicion(&mut self, now: Instant) {
+        let soon = now + Self::MIN_RETRY_DELAY;
+        self.observe_at = self.observe_at.map(|at| at.min(soon));
+    }
+
     /// Handles a change.
     ///
     /// # Errors

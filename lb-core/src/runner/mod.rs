@@ -191,6 +191,7 @@ impl Runner {
     /// Handles an alarm: a watcher noticed that others changed the datapath.
     pub fn handle_suspicion(&mut self, now: Instant) {
         self.drifts.handle_suspicion(now);
+        self.reconciler.handle_suspicion(now);
     }
 
     /// Handles a watcher that cannot watch, or may have missed something: everything is inspected.

@@ -75,6 +75,22 @@ fn lose_frontends(state: &mut State) {
 }
 
 #[test]
+fn a_datapath_that_others_kept_from_being_observed_is_observed_soon_after_they_changed_something() {
+    let faults = Faults { failed_observations: 1000, ..Faults::default() };
+    let (mut runner, mut datapath) = (runner([]), Faulty::new(MemoryDatapath::default(), faults, 1));
+    let mut now = at(0);
+    while runner.poll_timeout().is_none_or(|due| due.since(now) < Duration::from_secs(10)) {
+        now = runner.poll_timeout().unwrap_or(now);
+        steps(&mut runner, &mut datapath, now);
+    }
+    runner.handle_suspicion(now);
+    assert_eq!(runner.poll_timeout(), Some(now + Reconciler::MIN_RETRY_DELAY));
+    let soon = now + Reconciler::MIN_RETRY_DELAY;
+    steps(&mut runner, &mut MemoryDatapath::default(), soon);
+    assert!(runner.is_ready());
+}
+
+#[test]
 fn changes_are_carried_out_and_each_step_is_told() {
     let (mut runner, mut datapath) = (runner([source()]), MemoryDatapath::default());
     take(&mut runner, web(1));
