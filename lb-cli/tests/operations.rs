@@ -21,7 +21,7 @@ use lb_core::addr::Family;
 use lb_testkit::{
     LabError,
     lab::{Lab, Netns, Origin, PodSpec, Program},
-    traffic::Transport,
+    traffic::{Outcome, Transport},
 };
 use libtest_mimic::{Arguments, Failed, Trial};
 use serde_json::Value;
@@ -69,15 +69,15 @@ fn switches() -> Result<(), LabError> {
     let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/operations.md")).unwrap();
     for from in DATAPATHS {
         for to in DATAPATHS.into_iter().filter(|to| *to != from || from == "ebpf") {
-            let mut lived = switch(from, to, Servers::OnThisNode)?;
-            for (sum, more) in lived.iter_mut().zip(switch(from, to, Servers::OnAnother)?) {
-                *sum += more;
-            }
-            let fates = lived.map(|lived| match lived {
-                0 => "end",
-                lived if lived == 2 * CONNECTIONS => "live",
-                _ => "chance",
-            });
+            let [here, there] = [switch(from, to, Servers::OnThisNode)?, switch(from, to, Servers::OnAnother)?];
+            let sum = |of: fn(&Lived) -> usize| -> Vec<usize> {
+                here.iter().zip(&there).map(|(here, there)| of(here) + of(there)).collect()
+            };
+            let fates: Vec<&str> = sum(|lived| lived.tcp).into_iter().map(fate).collect();
+            // UDP flows go on in any case, and the page says which of them stay with their backend.
+            let stay: Vec<bool> = sum(|lived| lived.udp).into_iter().map(|flows| flows == 2 * CONNECTIONS).collect();
+            let live: Vec<bool> = fates.iter().map(|fate| *fate == "live").collect();
+            assert_eq!(stay, live, "UDP from {from} to {to}");
             let moved = if from == to { ", another `pin-dir`" } else { "" };
             let row = format!("| `{from}` | `{to}`{moved} | {} |", fates.join(" | "));
             assert!(page.lines().any(|line| line == row), "the page does not have this row: {row}");
@@ -86,28 +86,55 @@ fn switches() -> Result<(), LabError> {
     Ok(())
 }
 
+fn fate(lived: usize) -> &'static str {
+    match lived {
+        0 => "end",
+        lived if lived == 2 * CONNECTIONS => "live",
+        _ => "chance",
+    }
+}
+
+/// How many connections and flows of one origin outlive a switch; of UDP, with their backend.
+struct Lived {
+    tcp: usize,
+    udp: usize,
+}
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Servers {
     OnThisNode,
     OnAnother,
 }
 
-/// How many connections from each origin outlive the switch.
-fn switch(from: &str, to: &str, servers: Servers) -> Result<[usize; ORIGINS.len()], LabError> {
-    let server = |name: &str| PodSpec::new(name, usize::from(servers == Servers::OnAnother)).http(8080);
+/// What outlives the switch, for each origin.
+fn switch(from: &str, to: &str, servers: Servers) -> Result<Vec<Lived>, LabError> {
+    let server = |name: &str| PodSpec::new(name, usize::from(servers == Servers::OnAnother)).http(8080).udp(8080);
     let clients = ["sockets", "packets"].map(|name| PodSpec::new(name, 0));
     let pods = clients.into_iter().chain([server("a"), server("b")]);
     let lab = pods.fold(Lab::builder().nodes(2), |lab, pod| lab.pod(pod)).build()?;
     lab.route_services_via(0)?;
     let backends: Vec<String> = lab.pods().skip(2).map(|pod| pod.ip(Family::V4).to_string()).collect();
     let backends: Vec<&str> = backends.iter().map(String::as_str).collect();
-    let node = TestNode::new(&lab, &service("web", VIP, "", &backends))?;
+    let manifest = service("web", VIP, "", &backends)
+        .replace(
+            "[{name: http, port: 80,",
+            "[{name: echo, port: 80, protocol: UDP, targetPort: 8080}, {name: http, port: 80,",
+        )
+        .replace("[{name: http, port: 8080,", "[{name: echo, port: 8080, protocol: UDP}, {name: http, port: 8080,");
+    let node = TestNode::new(&lab, &manifest)?;
     let mut agent = node.start(&lab, from, &[])?;
-    let held = ORIGINS.map(|origin| lab.client(origin).hold(Transport::Tcp, vip(), CONNECTIONS));
-    for held in &held {
-        let held = held.as_ref().unwrap();
-        assert!(held.opened().iter().all(Result::is_ok), "{:?}", held.opened());
-        assert!(held.exchange()?.iter().all(Result::is_ok));
+    let mut held = Vec::new();
+    for origin in ORIGINS {
+        let hold = |transport| lab.client(origin).hold(transport, vip(), CONNECTIONS);
+        held.push((hold(Transport::Tcp)?, hold(Transport::Udp)?));
+    }
+    let mut backends = Vec::new();
+    for (tcp, udp) in &held {
+        let opened = tcp.opened().iter().chain(udp.opened()).cloned().collect::<Vec<_>>();
+        let again = [tcp.exchange()?, udp.exchange()?].concat();
+        assert_eq!(answerers(&opened), answerers(&again), "{opened:?} {again:?}");
+        assert!(opened.iter().all(Result::is_ok), "{opened:?}");
+        backends.push(answerers(udp.opened()));
     }
     agent.terminate(DEADLINE)?;
     let pin_dir = if from == to { lab.node(0).pin_dir()?.join("moved") } else { lab.node(0).pin_dir()? };
@@ -119,11 +146,19 @@ fn switch(from: &str, to: &str, servers: Servers) -> Result<[usize; ORIGINS.len(
     assert!(agent.wait_for_line(DEADLINE, announced).is_some(), "{}", agent.output());
     let is_new = |used: &Value| used["datapath"] == to && (to != "ebpf" || used["pin_dir"] == *pin_dir);
     node.await_record(|used| used.len() == 1 && is_new(&used[0]), &agent);
-    let mut lived = [0; ORIGINS.len()];
-    for (lived, held) in lived.iter_mut().zip(&held) {
-        *lived = held.as_ref().unwrap().exchange()?.iter().filter(|outcome| outcome.is_ok()).count();
+    let mut lived = Vec::new();
+    for ((tcp, udp), before) in held.iter().zip(&backends) {
+        let after = udp.exchange()?;
+        assert!(after.iter().all(Result::is_ok), "{after:?}");
+        let stayed = answerers(&after).iter().zip(before).filter(|(after, before)| after == before).count();
+        lived.push(Lived { tcp: tcp.exchange()?.iter().filter(|outcome| outcome.is_ok()).count(), udp: stayed });
     }
     Ok(lived)
+}
+
+/// Who answered; nobody has no name.
+fn answerers(outcomes: &[Outcome]) -> Vec<String> {
+    outcomes.iter().map(|outcome| outcome.as_ref().map(|answer| answer.pod.clone()).unwrap_or_default()).collect()
 }
 
 /// The lines of `lb cleanup` and its exit code, here and not in the node's namespace unless `within` says so.

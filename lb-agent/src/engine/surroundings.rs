@@ -20,8 +20,11 @@ use crate::{
 
 /// How long until what is wrong is tried again.
 const RETRY: Duration = Duration::from_secs(10);
-/// How long until the machine is looked at again when nothing is wrong.
-const USUAL: Duration = Duration::from_secs(60);
+/// How long until other datapaths are looked for again when nothing is wrong. Listing chains takes its time where
+/// there are tens of thousands, and changes of services wait meanwhile.
+const USUAL: Duration = Duration::from_secs(600);
+/// How long until devices are looked at again though none changed: sysctls change without a notification.
+const DEVICES: Duration = Duration::from_secs(60);
 
 /// Condition: an uplink is not there.
 const UPLINK_GONE: &str = "UplinkGone";
@@ -45,7 +48,7 @@ pub(crate) struct Surroundings {
     /// Those of them that the kind of datapath found.
     hindrances: BTreeSet<&'static str>,
     due: Instant,
-    devices_due: bool,
+    devices_due: Instant,
 }
 
 impl Surroundings {
@@ -71,18 +74,18 @@ impl Surroundings {
             told: BTreeMap::new(),
             hindrances: BTreeSet::new(),
             due: Instant::default(),
-            devices_due: true,
+            devices_due: Instant::default(),
         }
     }
 
     /// When to look.
     pub(crate) fn due(&self) -> Instant {
-        if self.devices_due { Instant::default() } else { self.due }
+        self.due.min(self.devices_due)
     }
 
     /// A device came, went or changed.
     pub(crate) fn devices_changed(&mut self) {
-        self.devices_due = true;
+        self.devices_due = Instant::default();
     }
 
     /// Before the datapath serves: what must not wait until then.
@@ -94,7 +97,7 @@ impl Surroundings {
 
     /// Looks at what is due.
     pub(crate) fn look(&mut self, now: Instant) -> Vec<Finding> {
-        self.devices_due = false;
+        self.devices_due = now + DEVICES;
         let mut found = if self.kind.carries_packets() { self.devices() } else { Vec::new() };
         if self.due <= now {
             let rest = [
