@@ -51,7 +51,7 @@ fn words(text: &str) -> usize {
 
 /// A single word may be anything: it is the name of a condition where a condition is made.
 fn makes_one(line: &str, text: &str) -> bool {
-    let made = [format!("set_problem(\"{text}\""), format!("Condition::new(\"{text}\""), format!("kind: \"{text}\"")];
+    let made = ["set_problem(", "Condition::new(", "kind: ", "{ "].map(|before| format!("{before}\"{text}\""));
     let in_pair = format!("\"{text}\", ");
     let begins_pair = line.trim_start().starts_with(&in_pair) || line.contains(&format!("({in_pair}"));
     begins_pair || line.contains(&format!(", {in_pair}")) || made.iter().any(|made| line.contains(made))
