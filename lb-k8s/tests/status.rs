@@ -60,7 +60,16 @@ fn services_say_whether_they_are_satisfied() {
 
 #[test]
 fn pools_count_their_addresses() {
-    let counts = Counts { total: 1 << 100, used: 3, free: 200, quarantined: 10, draining: 7, conflict: 1, reserved: 2 };
+    let counts = Counts {
+        total: 1 << 100,
+        used: 3,
+        free: 200,
+        quarantined: 10,
+        draining: 7,
+        conflict: 1,
+        reserved: 2,
+        available: 210,
+    };
     let status = PoolStatus {
         name: PoolName::new("a"),
         problem: None,

@@ -179,7 +179,7 @@ fn counts(counts: &Counts) -> api::PoolCounts {
     api::PoolCounts {
         total: counts.total,
         used: counts.used,
-        available: counts.free.saturating_add(counts.quarantined),
+        available: counts.available,
         free: counts.free,
         quarantined: counts.quarantined,
         draining: counts.draining,

@@ -66,7 +66,7 @@ impl<L: Ledger> Allocator<L> {
     /// The address that the pool would allocate to the service next.
     fn offer(&self, index: PoolIndex, request: &Request, family: Family) -> Result<IpAddr, PoolRefusal> {
         self.check_unasked(index, request)?;
-        self.index.next(&self.catalog, index, family, self.now).ok_or(PoolRefusal::Full)
+        self.index.next(&self.catalog, index, family, self.now).ok_or(PoolRefusal::FULL)
     }
 
     /// Whether the pool allocates addresses to the service that it does not ask for by name.

@@ -139,10 +139,7 @@ impl fmt::Display for AddressState {
         match self {
             Self::Outside { last: None } => f.write_str("is in no pool"),
             Self::Outside { last: Some(last) } => {
-                write!(
-                    f,
-                    "is in no pool; service {last} had it until a moment ago, and gets it back if a pool has it again"
-                )
+                write!(f, "is in no pool; service {last} had it last, and gets it back if a pool has it again")
             }
             Self::Free => f.write_str("free"),
             Self::Reserved(by) => by.fmt(f),

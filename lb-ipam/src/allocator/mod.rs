@@ -11,14 +11,23 @@ mod released;
 mod serve;
 mod wake;
 
-use alloc::{collections::BTreeMap, sync::Arc, vec::Vec};
+use alloc::{
+    collections::BTreeMap,
+    string::{String, ToString},
+    sync::Arc,
+    vec::Vec,
+};
 use core::net::IpAddr;
 
-use lb_core::name::ServiceName;
+use lb_core::{addr::Family, name::ServiceName};
 
 use crate::{
-    Answer, Entry, Ledger, LedgerError, MemoryLedger, Pool, PoolName, PoolStatus, PoolWarning, Request, Settings,
-    Timestamp, book::Book, ledger::index::Index, pool::catalog::Catalog, range::FAMILIES,
+    AddressRange, Answer, Entry, Ledger, LedgerError, MemoryLedger, Pool, PoolName, PoolStatus, PoolWarning, Request,
+    Settings, Timestamp,
+    book::Book,
+    ledger::index::Index,
+    pool::catalog::{Catalog, PoolIndex},
+    range::FAMILIES,
 };
 
 pub use explain::{AddressReport, AddressState, KeptFor};
@@ -214,12 +223,38 @@ impl<L: Ledger> Allocator<L> {
             PoolStatus {
                 name: compiled.pool.name.clone(),
                 problem: compiled.problem.clone(),
-                warnings: compiled.warnings.iter().cloned().chain(keeps).collect(),
+                warnings: compiled.warnings.iter().cloned().chain(self.covers(index)).chain(keeps).collect(),
                 counts: ipv4.with(&ipv6),
                 ipv4,
                 ipv6,
             }
         })
+    }
+
+    /// Addresses of the pool that belong to somebody else, if there are any.
+    fn covers(&self, index: PoolIndex) -> Option<PoolWarning> {
+        let mut all = self.covered(index, &FAMILIES);
+        let covered: Vec<_> = all.by_ref().take(PoolWarning::MAX_NAMED).collect();
+        (!covered.is_empty()).then(|| PoolWarning::Covers { covered, more: all.count() })
+    }
+
+    /// Addresses of the pool that rules or the ledger give to somebody else, and to whom.
+    fn covered<'a>(
+        &'a self,
+        index: PoolIndex,
+        families: &'a [Family],
+    ) -> impl Iterator<Item = (AddressRange, String)> + 'a {
+        let by_rule = self.catalog.pools[index].covered.iter().filter(|(range, _)| families.contains(&range.family()));
+        let set_aside = families.iter().flat_map(move |family| self.index.set_aside(index, *family));
+        let by_entry = set_aside.filter_map(|address| {
+            let why = match self.ledger.get(address)? {
+                Entry::Reserved(why) => why.to_string(),
+                Entry::Conflict(by) => alloc::format!("in use by {by}"),
+                Entry::Held(_) | Entry::Freed(_) => return None,
+            };
+            Some((AddressRange::single(address), why))
+        });
+        by_rule.cloned().chain(by_entry)
     }
 
     /// How many addresses of no pool stay with services that can be read because a pool cannot, if there are any.

@@ -1,11 +1,15 @@
 //! Why no pool allocates an address to a service.
 
-use alloc::vec::Vec;
+use alloc::{
+    string::{String, ToString},
+    vec::Vec,
+};
 
 use lb_core::addr::Family;
 
 use crate::{
-    Allocator, Cause, Ledger, PoolChoice, PoolName, PoolRefusal, RefusingPools, Request, pool::catalog::PoolIndex,
+    Allocator, Cause, Ledger, PoolChoice, PoolName, PoolRefusal, PoolWarning, RefusingPools, Request,
+    pool::{Covered, catalog::PoolIndex},
 };
 
 /// How many pools that are out of service a refusal tells apart: each takes a sentence.
@@ -42,14 +46,18 @@ impl<L: Ledger> Allocator<L> {
         let unselecting = self.unselecting(family, &refusing);
         let mut reasons = Reasons::default();
         for (index, why) in refusing {
-            reasons.add(self.name_of(index), why);
+            reasons.add(self.name_of(index), self.in_detail(index, family, why));
         }
-        let out_of_service = self.catalog.out_of_service(family);
-        for &index in out_of_service.iter().take(LOOKED_AT) {
-            let why = self.catalog.pools[index].out_of_service();
-            why.into_iter().for_each(|why| reasons.add(self.name_of(index), why));
+        let (selecting, others) = self.catalog.out_of_service(request, family);
+        for out_of_service in [selecting, others] {
+            // What keeps a pool from the service that is for it says more than what keeps the others out of service.
+            reasons.begin_group();
+            for &index in out_of_service.iter().take(LOOKED_AT) {
+                let why = self.catalog.pools[index].out_of_service();
+                why.into_iter().for_each(|why| reasons.add(self.name_of(index), why));
+            }
+            reasons.more += out_of_service.len().saturating_sub(LOOKED_AT);
         }
-        reasons.more += out_of_service.len().saturating_sub(LOOKED_AT);
         reasons.groups.extend(unselecting);
         Cause::NoneGives { pools: reasons.groups, more: reasons.more }
     }
@@ -67,7 +75,31 @@ impl<L: Ledger> Allocator<L> {
         let by_itself = || compiled.refusal_for(request).unwrap_or(PoolRefusal::NoFamily);
         let has_none = (compiled.problem.is_none() && !compiled.has(family)).then_some(PoolRefusal::NoFamily);
         let why = has_none.or_else(|| refusing.pop().map(|(_, why)| why)).unwrap_or_else(by_itself);
+        let why = self.in_detail(index, family, why);
         Cause::NoneGives { pools: [RefusingPools::one(pool.clone(), why)].into(), more: 0 }
+    }
+
+    /// The same refusal, with what keeps a full pool from having more addresses.
+    ///
+    /// Only numbers that are the same for everybody who waits: a released address concerns the first of them, and the
+    /// sentences of the others stay.
+    fn in_detail(&self, index: PoolIndex, family: Family, why: PoolRefusal) -> PoolRefusal {
+        let PoolRefusal::Full { .. } = why else { return why };
+        let compiled = &self.catalog.pools[index];
+        let (open, total) = compiled.usable.sizes(family);
+        let set_aside = self.index.set_aside(index, family).len() as u128;
+        let used = open.saturating_sub(set_aside);
+        let reserved = total.saturating_sub(used);
+        if reserved == 0 {
+            return PoolRefusal::Full { used, total, reserved, by: String::new() };
+        }
+        let mut covered = self.covered(index, core::slice::from_ref(&family));
+        let named: Vec<_> = covered.by_ref().take(PoolWarning::MAX_NAMED).collect();
+        let mut by: Vec<String> = compiled.usable.kept_back(family).map(ToString::to_string).collect();
+        if !named.is_empty() {
+            by.push(Covered(&named, covered.count()).to_string());
+        }
+        PoolRefusal::Full { used, total, reserved, by: by.join(", ") }
     }
 
     /// The pools in service of which none of `refusing` is one: they do not select the service.
@@ -90,6 +122,8 @@ impl<L: Ledger> Allocator<L> {
 #[derive(Default)]
 struct Reasons {
     groups: Vec<RefusingPools>,
+    /// The groups before this one take no more pools.
+    open: usize,
     more: usize,
 }
 
@@ -99,10 +133,15 @@ impl Reasons {
         self.groups.len() + 1 < Cause::MAX_REASONS
     }
 
+    /// From now on, no pool joins those that were added before.
+    fn begin_group(&mut self) {
+        self.open = self.groups.len();
+    }
+
     fn add(&mut self, pool: PoolName, why: PoolRefusal) {
         let has_room = self.has_room();
-        match self.groups.iter_mut().find(|group| group.why == why) {
-            Some(group) => group.add(&pool),
+        match self.groups[self.open..].iter_mut().find(|group| group.takes(&why)) {
+            Some(group) => group.add(&pool, why),
             None if has_room => self.groups.push(RefusingPools::one(pool, why)),
             None => self.more += 1,
         }

@@ -66,6 +66,9 @@ impl<L: Ledger> Allocator<L> {
         // With a quota, a change of one service changes the room of every service in its namespace.
         let has_quota = |index: &PoolIndex| self.catalog.pools[*index].pool.namespace_quota.is_some();
         self.news.everybody |= containing.iter().any(has_quota);
+        // Everybody who finds a pool full is told of addresses that are set aside.
+        let is_set_aside = |entry: &Option<&Entry>| matches!(entry, Some(Entry::Reserved(_) | Entry::Conflict(_)));
+        self.news.everybody |= [before, after].iter().any(is_set_aside);
         if !self.book.someone_waits() || self.news.everybody {
             return;
         }

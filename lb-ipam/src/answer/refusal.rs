@@ -187,8 +187,17 @@ impl Cause {
 #[non_exhaustive]
 pub enum PoolRefusal {
     /// It has none left.
-    #[error("is full")]
-    Full,
+    #[error("is full{}", Reserved(*used, *total, *reserved, by))]
+    Full {
+        /// Addresses of the family that it cannot allocate because services hold them, or left them a moment ago.
+        used: u128,
+        /// Addresses of the family in its blocks.
+        total: u128,
+        /// Those of them that are never allocated.
+        reserved: u128,
+        /// Why they are not, empty if there are none.
+        by: String,
+    },
     /// It is disabled.
     #[error("is disabled (enable it, or ask for an address of another pool)")]
     Disabled,
@@ -226,11 +235,28 @@ pub enum PoolRefusal {
     },
 }
 
+/// How a full pool has become full, if services do not hold all of it.
+pub(crate) struct Reserved<'a>(pub(crate) u128, pub(crate) u128, pub(crate) u128, pub(crate) &'a str);
+
+impl fmt::Display for Reserved<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(used, total, reserved, by) = self;
+        match (reserved, by.is_empty()) {
+            (0, _) => Ok(()),
+            (_, true) => write!(f, ": {used} used of {total}, {reserved} reserved"),
+            (_, false) => write!(f, ": {used} used of {total}, {reserved} reserved: {by}"),
+        }
+    }
+}
+
 impl PoolRefusal {
+    /// Of a pool that was not looked at in detail.
+    pub(crate) const FULL: Self = Self::Full { used: 0, total: 0, reserved: 0, by: String::new() };
+
     /// The most telling reasons come first.
     pub(crate) const fn rank(&self) -> u8 {
         match self {
-            Self::Full => 0,
+            Self::Full { .. } => 0,
             Self::Quota { .. } => 1,
             Self::Disabled | Self::Conflict { .. } | Self::Invalid { .. } | Self::NotAutomatic | Self::NoFamily => 2,
             Self::Selector | Self::NotAskedFor => 3,
@@ -241,7 +267,7 @@ impl PoolRefusal {
     #[must_use]
     pub const fn reason(&self) -> Reason {
         match self {
-            Self::Full => Reason::OutOfIps,
+            Self::Full { .. } => Reason::OutOfIps,
             Self::Disabled => Reason::PoolDisabled,
             Self::Conflict { .. } => Reason::PoolConflict,
             Self::Invalid { .. } => Reason::PoolInvalid,

@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 use core::fmt;
 
-use crate::{PoolName, PoolRefusal, Reason};
+use crate::{PoolName, PoolRefusal, Reason, answer::refusal::Reserved};
 
 /// Pools that refuse a service an address for the same reason. Displays as a part of a sentence.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,7 +25,20 @@ impl RefusingPools {
         Self { why, pools: [pool].into(), more: 0 }
     }
 
-    pub(crate) fn add(&mut self, pool: &PoolName) {
+    /// Whether a pool that refuses for this reason is one of them. How full a pool is makes no difference.
+    pub(crate) fn takes(&self, why: &PoolRefusal) -> bool {
+        self.why == *why || matches!((&self.why, why), (PoolRefusal::Full { .. }, PoolRefusal::Full { .. }))
+    }
+
+    pub(crate) fn add(&mut self, pool: &PoolName, why: PoolRefusal) {
+        if let (
+            PoolRefusal::Full { used, total, reserved, by },
+            PoolRefusal::Full { used: u, total: t, reserved: r, .. },
+        ) = (&mut self.why, why)
+        {
+            (*used, *total, *reserved) = (used.saturating_add(u), total.saturating_add(t), reserved.saturating_add(r));
+            by.clear();
+        }
         if self.pools.len() < Self::MAX_NAMED {
             self.pools.push(pool.clone());
         } else {
@@ -40,7 +53,11 @@ impl fmt::Display for RefusingPools {
             return write!(f, "pool `{pool}` {}", self.why);
         }
         let (what, advice) = of_several(&self.why);
-        write!(f, "{} pools {what} (", self.pools.len() + self.more)?;
+        write!(f, "{} pools {what}", self.pools.len() + self.more)?;
+        if let PoolRefusal::Full { used, total, reserved, .. } = self.why {
+            Reserved(used, total, reserved, "").fmt(f)?;
+        }
+        f.write_str(" (")?;
         for (at, pool) in self.pools.iter().enumerate() {
             let is_last = at + 1 == self.pools.len() && self.more == 0;
             let between = if at == 0 { "" } else { between(is_last) };
@@ -61,7 +78,7 @@ const fn between(is_last: bool) -> &'static str {
 /// kind.
 const fn of_several(why: &PoolRefusal) -> (&'static str, &'static str) {
     match why {
-        PoolRefusal::Full => ("are full", ""),
+        PoolRefusal::Full { .. } => ("are full", ""),
         PoolRefusal::Disabled => ("are disabled", "; enable one"),
         PoolRefusal::Conflict { .. } => ("are out of service, because they overlap others", "; remove the overlaps"),
         PoolRefusal::Invalid { .. } => ("are out of service until they are corrected", ""),
@@ -94,7 +111,7 @@ impl fmt::Display for Sentence<'_> {
             1 => f.write_str("; and 1 more pool gives nothing")?,
             more => write!(f, "; and {more} more pools give nothing")?,
         }
-        let full = self.0.iter().any(|group| group.why == PoolRefusal::Full);
+        let full = self.0.iter().any(|group| matches!(group.why, PoolRefusal::Full { .. }));
         if full { f.write_str("; add a block or remove a service") } else { Ok(()) }
     }
 }
@@ -102,7 +119,7 @@ impl fmt::Display for Sentence<'_> {
 /// A full pool says more than a quota, and a quota more than pools that are not for the service at all.
 pub(crate) fn reason(groups: &[RefusingPools]) -> Reason {
     let has = |is: fn(&PoolRefusal) -> bool| groups.iter().any(|group| is(&group.why));
-    if has(|why| matches!(why, PoolRefusal::Full)) {
+    if has(|why| matches!(why, PoolRefusal::Full { .. })) {
         Reason::OutOfIps
     } else if has(|why| matches!(why, PoolRefusal::Quota { .. })) {
         Reason::QuotaExceeded

@@ -34,8 +34,10 @@ struct Tally {
     used: u64,
     /// Of those used, the ones that could not be allocated now.
     used_but_reserved: u64,
-    conflict: u64,
-    reserved: u64,
+    /// Addresses that something else answers for.
+    conflict: BTreeSet<IpAddr>,
+    /// Addresses that an entry reserves.
+    reserved: BTreeSet<IpAddr>,
     /// Addresses that can be allocated again, those that were drained first in front.
     freed: BTreeSet<(Timestamp, IpAddr)>,
 }
@@ -113,6 +115,14 @@ impl Index {
         self.outside.iter().copied()
     }
 
+    /// Addresses of the pool that could be allocated if their entries did not say otherwise: reserved ones and those that
+    /// something else answers for.
+    pub(crate) fn set_aside(&self, pool: PoolIndex, family: Family) -> impl ExactSizeIterator<Item = IpAddr> {
+        let tally = &self.pools[pool][slot(family)];
+        let all: Vec<IpAddr> = tally.reserved.union(&tally.conflict).copied().collect();
+        all.into_iter()
+    }
+
     /// How many addresses of the pool services of the namespace hold. Counted for pools with a quota only.
     pub(crate) fn used_by(&self, pool: PoolIndex, namespace: &str) -> u64 {
         self.namespaces.get(&(pool, namespace.to_string())).copied().unwrap_or(0)
@@ -170,7 +180,7 @@ impl Index {
         let tally = &self.pools[pool][slot(family)];
         let (open, size) = catalog.pools[pool].usable.sizes(family);
         let wide = |number: u64| u128::from(number);
-        let total = open.saturating_sub(wide(tally.reserved)).saturating_add(wide(tally.used_but_reserved));
+        let total = open.saturating_sub(tally.reserved.len() as u128).saturating_add(wide(tally.used_but_reserved));
         let (mut draining, mut quarantined) = (0_u128, 0_u128);
         for (drained, address) in &tally.freed {
             match ledger.get(*address) {
@@ -179,9 +189,11 @@ impl Index {
                 _ => {}
             }
         }
-        let (used, conflict) = (wide(tally.used), wide(tally.conflict));
+        let (used, conflict) = (wide(tally.used), tally.conflict.len() as u128);
         let free = total.saturating_sub(used + conflict + draining + quarantined);
-        Counts { total, used, free, quarantined, draining, conflict, reserved: size.saturating_sub(total) }
+        let gives = catalog.pools[pool].out_of_service().is_none();
+        let available = if gives { free.saturating_add(quarantined) } else { 0 };
+        Counts { total, used, free, quarantined, draining, conflict, reserved: size.saturating_sub(total), available }
     }
 }
 
@@ -190,6 +202,13 @@ const LOWEST: IpAddr = IpAddr::V4(core::net::Ipv4Addr::UNSPECIFIED);
 impl Tally {
     fn count(&mut self, address: IpAddr, entry: Option<&Entry>, open: bool, add: bool) {
         let step = |count: &mut u64| *count = if add { *count + 1 } else { count.saturating_sub(1) };
+        let put = |addresses: &mut BTreeSet<IpAddr>| {
+            if add {
+                addresses.insert(address)
+            } else {
+                addresses.remove(&address)
+            };
+        };
         match entry {
             Some(Entry::Held(_)) => {
                 step(&mut self.used);
@@ -205,8 +224,8 @@ impl Tally {
                     self.freed.remove(&key)
                 };
             }
-            Some(Entry::Conflict(_)) if open => step(&mut self.conflict),
-            Some(Entry::Reserved(_)) if open => step(&mut self.reserved),
+            Some(Entry::Conflict(_)) if open => put(&mut self.conflict),
+            Some(Entry::Reserved(_)) if open => put(&mut self.reserved),
             Some(Entry::Freed(_) | Entry::Conflict(_) | Entry::Reserved(_)) | None => {}
         }
     }

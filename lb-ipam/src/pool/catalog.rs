@@ -1,6 +1,6 @@
 //! All pools together: which is in service, and whose an address is.
 
-use alloc::{collections::BTreeMap, sync::Arc, vec::Vec};
+use alloc::{collections::BTreeMap, string::String, sync::Arc, vec::Vec};
 use core::net::IpAddr;
 
 use lb_core::addr::Family;
@@ -19,6 +19,8 @@ pub(crate) struct Compiled {
     pub(crate) usable: Usable,
     pub(crate) problem: Option<PoolProblem>,
     pub(crate) warnings: Vec<PoolWarning>,
+    /// Its addresses that the rules reserve, and for what.
+    pub(crate) covered: Vec<(AddressRange, String)>,
 }
 
 /// Place of a pool in the order in which pools are asked.
@@ -37,6 +39,7 @@ pub(crate) struct Catalog {
     directories: [Directory; 2],
     /// The others that have one.
     out_of_service: [Vec<PoolIndex>; 2],
+    out_directories: [Directory; 2],
     /// Pools of which it is not known which addresses they have.
     unreadable: Vec<PoolIndex>,
 }
@@ -58,7 +61,8 @@ impl Catalog {
         let directory =
             |indices: &Vec<PoolIndex>| Directory::new(indices.iter().map(|&index| (index, &*pools[index].pool)));
         let directories = in_service.each_ref().map(directory);
-        Self { pools, stretches, names, in_service, directories, out_of_service, unreadable }
+        let out_directories = out_of_service.each_ref().map(directory);
+        Self { pools, stretches, names, in_service, directories, out_of_service, out_directories, unreadable }
     }
 
     /// The pools that contain the address, those in service first.
@@ -78,9 +82,15 @@ impl Catalog {
         self.unreadable.first().map(|&index| &self.pools[index])
     }
 
-    /// The pools that have a block of the family and are not in service, in the order in which pools are asked.
-    pub(crate) fn out_of_service(&self, family: Family) -> &[PoolIndex] {
-        &self.out_of_service[slot(family)]
+    /// The pools that have a block of the family and are not in service, in the order in which pools are asked: those
+    /// that select the service, and the others.
+    pub(crate) fn out_of_service(&self, request: &Request, family: Family) -> (Vec<PoolIndex>, Vec<PoolIndex>) {
+        let all = &self.out_of_service[slot(family)];
+        let candidates = self.out_directories[slot(family)].candidates(request);
+        let is_for = |index: &PoolIndex| self.pools[*index].pool.selects(&request.service, &request.labels);
+        let selecting: Vec<PoolIndex> = candidates.iter().copied().filter(is_for).collect();
+        let others = all.iter().copied().filter(|index| selecting.binary_search(index).is_err()).collect();
+        (selecting, others)
     }
 
     /// The pools that are in service.
@@ -117,7 +127,8 @@ impl Compiled {
         let usable = Usable::new(pool, settings);
         let problem = problem(pool);
         let warnings = warnings(pool, &usable, problem.is_some());
-        Self { pool: Arc::clone(pool), usable, problem, warnings }
+        let covered = usable.covered(settings);
+        Self { pool: Arc::clone(pool), usable, problem, warnings, covered }
     }
 
     /// Whether it is not known which addresses it has.

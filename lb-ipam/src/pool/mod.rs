@@ -13,6 +13,7 @@ use core::{fmt, time::Duration};
 pub use block::{Block, BlockProblem};
 use lb_core::name::ServiceName;
 pub use selector::{Expression, Operator, SERVICE_NAME_LABEL, SERVICE_NAMESPACE_LABEL, Selector, SelectorProblem};
+pub(crate) use status::Covered;
 pub use status::{Conflict, Counts, PoolProblem, PoolStatus, PoolWarning};
 
 use crate::Timestamp;

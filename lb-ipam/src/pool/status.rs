@@ -44,6 +44,9 @@ pub struct Counts {
     pub conflict: u128,
     /// Addresses of the blocks that are never allocated.
     pub reserved: u128,
+    /// Addresses that a service can get: `free` and `quarantined` together, or none if the pool is disabled or out of
+    /// service.
+    pub available: u128,
 }
 
 impl Counts {
@@ -61,6 +64,7 @@ impl Counts {
             draining,
             conflict,
             reserved: self.reserved.saturating_add(other.reserved),
+            available: self.available.saturating_add(other.available),
         }
     }
 }
@@ -171,6 +175,14 @@ pub enum PoolWarning {
         /// How many addresses services keep for its sake.
         addresses: usize,
     },
+    /// Some of its addresses belong to nodes, pods or somebody else.
+    #[error("has addresses that are never assigned: {}; take them out of its blocks", Covered(covered, *more))]
+    Covers {
+        /// The first of them, at least one and at most [`MAX_NAMED`](Self::MAX_NAMED), and whose they are.
+        covered: Vec<(AddressRange, String)>,
+        /// How many other ranges there are.
+        more: usize,
+    },
     /// An entry of the list of avoided addresses is wrong and avoids nothing.
     #[error("avoided block `{block}` {problem}")]
     Avoid {
@@ -179,4 +191,25 @@ pub enum PoolWarning {
         /// Its error.
         problem: BlockProblem,
     },
+}
+
+impl PoolWarning {
+    /// Most addresses or ranges that one warning names.
+    pub const MAX_NAMED: usize = 3;
+}
+
+/// Addresses that nobody gets, each with the reason, and how many more there are.
+pub(crate) struct Covered<'a>(pub(crate) &'a [(AddressRange, String)], pub(crate) usize);
+
+impl fmt::Display for Covered<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, (range, why)) in self.0.iter().enumerate() {
+            let comma = if at == 0 { "" } else { ", " };
+            write!(f, "{comma}{range} ({why})")?;
+        }
+        match self.1 {
+            0 => Ok(()),
+            more => write!(f, " and {more} more"),
+        }
+    }
 }

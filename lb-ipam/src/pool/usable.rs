@@ -1,12 +1,15 @@
 //! The allocatable addresses of a pool.
 
-use alloc::{string::ToString, vec::Vec};
+use alloc::{
+    string::{String, ToString},
+    vec::Vec,
+};
 use core::net::IpAddr;
 
 use lb_core::addr::Family;
 
 use crate::{
-    AddressRange, Block, Pool, ReservedBy, Settings,
+    AddressRange, Block, Pool, Reservation, ReservedBy, Settings,
     range::{FAMILIES, RangeSet, number, slot},
 };
 
@@ -70,6 +73,28 @@ impl Usable {
         }
         let block = pool.blocks.iter().find(|block| edges(block).any(|edge| edge.contains(address)))?;
         Some(ReservedBy::FirstOrLast { pool: pool.name.clone(), block: block.to_string() })
+    }
+
+    /// Addresses of the pool that rules reserve, and for what.
+    pub(crate) fn covered(&self, settings: &Settings) -> Vec<(AddressRange, String)> {
+        let covered = |reservation: &Reservation| {
+            let (family, (first, last)) = (reservation.range.family(), reservation.range.bounds());
+            let (first, last) = self.blocks[slot(family)].span_within(first, last)?;
+            Some((AddressRange::of_numbers(family, first, last), reservation.why.clone()))
+        };
+        settings.reserved.iter().filter_map(covered).collect()
+    }
+
+    /// What else keeps addresses of the family from being allocated.
+    pub(crate) fn kept_back(&self, family: Family) -> impl Iterator<Item = &'static str> {
+        let at = slot(family);
+        let skips = self.avoid_zero_and_255 && family == Family::V4;
+        let kept = [
+            (self.edges[at].iter().next().is_some(), "the first and last addresses of its blocks"),
+            (self.avoided[at].iter().next().is_some(), "addresses that it avoids"),
+            (skips, "addresses that end in .0 or .255"),
+        ];
+        kept.into_iter().filter(|(is, _)| *is).map(|(_, what)| what)
     }
 
     /// How many addresses of the family can be allocated, and how many the blocks contain.

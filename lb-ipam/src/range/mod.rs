@@ -108,6 +108,11 @@ impl AddressRange {
         self.family == other.family && self.first <= other.last && other.first <= self.last
     }
 
+    /// From one number to another, in order.
+    pub(crate) const fn of_numbers(family: Family, first: u128, last: u128) -> Self {
+        Self { family, first, last }
+    }
+
     /// The ends as numbers.
     pub(crate) const fn bounds(&self) -> (u128, u128) {
         (self.first, self.last)
@@ -160,6 +165,14 @@ impl RangeSet {
         Self(left)
     }
 
+    /// The ends of the numbers that are in it and from `first` to `last`, if there are any.
+    pub(crate) fn span_within(&self, first: u128, last: u128) -> Option<(u128, u128)> {
+        let from = self.0.partition_point(|range| range.1 < first);
+        let to = self.0.partition_point(|range| range.0 <= last);
+        let within = self.0.get(from..to)?;
+        Some((within.first()?.0.max(first), within.last()?.1.min(last)))
+    }
+
     pub(crate) fn contains(&self, number: u128) -> bool {
         let at = self.0.partition_point(|range| range.1 < number);
         self.0.get(at).is_some_and(|range| range.0 <= number)
@@ -199,6 +212,11 @@ mod tests {
             let expected: BTreeSet<_> = set(&a).difference(&set(&b)).copied().collect();
             prop_assert_eq!(set(&difference.0), expected.clone());
             prop_assert_eq!(difference.len(), expected.len() as u128);
+            for (first, last) in b {
+                let within: Vec<u128> = set(&a).range(first..=last).copied().collect();
+                let ends = within.first().copied().zip(within.last().copied());
+                prop_assert_eq!(left.span_within(first, last), ends);
+            }
             prop_assert!((0..80).all(|n| difference.contains(n) == expected.contains(&n)));
             prop_assert!(left.0.windows(2).all(|pair| pair[0].1 + 1 < pair[1].0));
         }

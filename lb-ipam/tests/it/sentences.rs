@@ -53,6 +53,7 @@ fn refusals_read_as_they_are_documented() {
         message(vec![net.clone()], vec![x("a"), elsewhere]),
         message(vec![blue(&["2001:db8::1"]), off], vec![v6("a"), v6("b")]),
         message(vec![net.clone()], vec![nowhere]),
+        message(Vec::new(), vec![Request::new("default", "a")]),
         message(vec![edges], vec![named("a", "10.0.10.16")]),
         message(vec![odd], vec![named("a", "10.0.10.255")]),
         message(vec![net], vec![named("a", "garbage")]),
@@ -71,6 +72,14 @@ fn a_reserved_address_reads_as_it_is_documented() {
     let outcome = ipam.reconcile(Timestamp::from_secs(1));
     let message = &outcome.writes[0].1.condition.as_ref().unwrap().message;
     assert_documented(message);
+    ipam.handle_edit(Edit::UpsertPool(Pool::new("blue", &["10.0.10.0/31"])));
+    for name in ["b", "c"] {
+        ipam.handle_edit(Edit::UpsertService(Request::new("default", name)));
+    }
+    let _ = ipam.reconcile(Timestamp::from_secs(1));
+    let full = ipam.answer(&ServiceName::new("default", "c")).unwrap().status().condition.unwrap().message;
+    assert!(full.contains(": 1 used of 2, 1 reserved: 10.0.10.1 (address of node n1)"), "{full}");
+    assert_documented(&full);
 }
 
 #[test]

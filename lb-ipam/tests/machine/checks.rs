@@ -6,7 +6,8 @@ use std::{
 };
 
 use lb_ipam::{
-    AddressState, Answer, Counts, Entry, Family, Ledger, Outcome, Request, Requested, ServiceName, Timestamp,
+    AddressState, Answer, Cause, Counts, Entry, Family, Ledger, Outcome, PoolRefusal, Request, Requested, ServiceName,
+    Timestamp,
 };
 
 use crate::{
@@ -224,8 +225,37 @@ impl Rig {
                 };
                 ensure!(free.is_none(), "{service}: {refusal}, but {free:?} is free");
             }
+            self.check_full(answer)?;
             self.check_answer(request, answer)?;
             self.check_quarrels(request, answer, after)?;
+        }
+        Ok(())
+    }
+
+    /// What is said of a full pool: how many of its addresses nobody gets, and that services have the others.
+    fn check_full(&self, answer: &Answer) -> Checked {
+        for refusal in &answer.refused {
+            let (Requested::Family(family), Cause::NoneGives { pools, .. }) = (&refusal.asked, &refusal.cause) else {
+                continue;
+            };
+            for group in pools {
+                let PoolRefusal::Full { used, total, reserved, .. } = group.why else { continue };
+                let Some(sets) =
+                    group.pools.iter().map(|name| self.reference.pools.get(name)).collect::<Option<Vec<_>>>()
+                else {
+                    return Err(format!("{refusal}, and there is no such pool"));
+                };
+                let of_family = |addresses: &BTreeSet<IpAddr>| {
+                    addresses.iter().filter(|ip| Family::of(**ip) == *family).copied().collect::<Vec<_>>()
+                };
+                let open = |set: &&Set| {
+                    of_family(&set.usable).iter().filter(|ip| !self.reference.claimed.contains(*ip)).count()
+                };
+                let all: usize = sets.iter().map(|set| of_family(&set.addresses).len()).sum();
+                let given: usize = sets.iter().map(open).sum();
+                let expected = (given as u128, all as u128, (all - given) as u128);
+                ensure!(group.more > 0 || (used, total, reserved) == expected, "{refusal}, expected {expected:?}");
+            }
         }
         Ok(())
     }
@@ -291,6 +321,9 @@ impl Rig {
             let found = [counts.total, counts.used, counts.free, counts.draining, counts.quarantined, counts.conflict];
             let expected = [total, used as u128, free, draining, resting, conflict];
             ensure!(found == expected, "{}: {found:?} instead of {expected:?}", status.name);
+            let gives = set.in_service && !set.pool.disabled;
+            let available = if gives { free + resting } else { 0 };
+            ensure!(counts.available == available, "{}: {} available", status.name, counts.available);
             ensure!(counts.reserved == all.len() as u128 - total, "{}: {} reserved", status.name, counts.reserved);
             ensure!(set.in_service == status.problem.is_none(), "{}: {:?}", status.name, status.problem);
             self.check_explained(set, &status.counts)?;

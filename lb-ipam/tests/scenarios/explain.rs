@@ -1,6 +1,6 @@
 //! What is said of an address, and of pools that cannot be read.
 
-use lb_ipam::{AddressState, Block, BlockProblem, KeptFor, PoolProblem, PoolWarning};
+use lb_ipam::{AddressState, Block, BlockProblem, KeptFor, PoolProblem, PoolWarning, Reservation};
 
 use crate::world::{World, name};
 
@@ -28,7 +28,9 @@ fn what_stays_because_a_pool_cannot_be_read_is_told() {
     assert_eq!(w.status("a").warnings, []);
     w.gone("d/a");
     assert_eq!(w.status("rev").warnings, [PoolWarning::KeepsOthers { addresses: 1 }]);
-    assert_eq!(explained(&w, "10.0.10.0"), "10.0.10.0 is in no pool");
+    let last = "10.0.10.0 is in no pool; service d/a had it last, and gets it back if a pool has it again";
+    assert_eq!(explained(&w, "10.0.10.0"), last);
+    assert_eq!(explained(&w, "10.0.9.9"), "10.0.9.9 is in no pool");
     // A plan shows why nobody moves.
     let plan = w.allocator.plan([lb_ipam::Edit::RemovePool("a".into())], w.now);
     assert_eq!(plan.moves, []);
@@ -47,6 +49,80 @@ fn what_stays_because_a_service_cannot_be_read_is_told() {
     w.tell_no_pool("a").pool("rev [oops]");
     assert_eq!(explained(&w, "10.0.10.0"), kept.replace(" of pool `a`:", ""));
     assert_eq!(w.status("rev").warnings, []);
+}
+
+fn reserve(w: &mut World, reserved: &[(&str, &str)]) {
+    let reservation = |(range, why): &(&str, &str)| Reservation {
+        range: Block::parse(range).range().expect("a range"),
+        why: (*why).to_owned(),
+    };
+    w.rules(|rules| rules.reserved = reserved.iter().map(reservation).collect());
+}
+
+/// Addresses of nodes, of the service CIDR, and of another service.
+#[test]
+fn a_pool_names_the_addresses_that_belong_to_somebody_else() {
+    let mut w = World::new("v4+v6");
+    reserve(
+        &mut w,
+        &[("10.0.10.4", "an address of this node"), ("10.0.0.0/21", "part of the service CIDR 10.0.0.0/21")],
+    );
+    w.pool("far [10.0.20.0/24]").pool("a [10.0.10.4-10.0.10.6, 10.0.7.254-10.0.8.0]");
+    assert_eq!(warnings(&w, "far"), [""; 0]);
+    assert_eq!(
+        warnings(&w, "a"),
+        ["has addresses that are never assigned: 10.0.10.4 (an address of this node), 10.0.7.254-10.0.7.255 (part of \
+          the service CIDR 10.0.0.0/21); take them out of its blocks"]
+    );
+    w.allocator.reserve("10.0.10.5".parse().unwrap(), "an address of service d/old").unwrap();
+    w.allocator.claim("10.0.10.6".parse().unwrap(), "02:00:00:00:00:01").unwrap();
+    w.run();
+    let warned = &warnings(&w, "a")[0];
+    assert!(warned.contains(", 10.0.10.5 (an address of service d/old) and 1 more; take"), "{warned}");
+    // Whoever waits is told what is left of the pool, and hears of it when that changes.
+    w.service("d/a only=a").service("d/b only=a").shows(&[("d/a", "10.0.8.0 satisfied"), ("d/b", "- out_of_ips")]);
+    let message = "no IPv4 address: pool `a` is full: 1 used of 6, 5 reserved: 10.0.10.4 (an address of this node), \
+                   10.0.7.254-10.0.7.255 (part of the service CIDR 10.0.0.0/21), 10.0.10.5 (an address of service d/old) \
+                   and 1 more; add a block or remove a service";
+    assert_eq!(w.message("d/b"), message);
+    w.allocator.clear("10.0.10.6".parse().unwrap()).unwrap();
+    w.run().shows(&[("d/b", "10.0.10.6 satisfied")]).service("d/c only=a").shows(&[("d/c", "- out_of_ips")]);
+    assert!(w.message("d/c").contains("is full: 2 used of 6, 4 reserved: "), "{}", w.message("d/c"));
+    reserve(&mut w, &[]);
+    w.run().shows(&[("d/c", "10.0.7.254 satisfied")]);
+}
+
+#[test]
+fn what_a_pool_keeps_back_itself_counts_as_reserved() {
+    let mut w = World::new("v4");
+    w.pool("a [10.0.10.0/30] afl=No avoid=10.0.10.2").service("d/a").service("d/b");
+    let message = "no IPv4 address: pool `a` is full: 1 used of 4, 3 reserved: the first and last addresses of its \
+                   blocks, addresses that it avoids; add a block or remove a service";
+    assert_eq!(w.message("d/b"), message);
+    assert_eq!(warnings(&w, "a"), [""; 0], "that is as its owner wrote it");
+    w.pool("b [10.0.20.0/30] afl=No").service("d/c");
+    let message = "no IPv4 address: 2 pools are full: 3 used of 8, 5 reserved (`a` and `b`); add a block or remove a \
+                   service";
+    w.service("d/d").shows(&[("d/d", "- out_of_ips")]);
+    assert_eq!(w.message("d/d"), message);
+}
+
+/// However many other pools are out of service.
+#[test]
+fn the_pool_that_would_give_if_it_were_in_service_is_named() {
+    let mut w = World::new("v4");
+    w.tell_pool("old [10.0.10.0/24] t=1 sel=color:red");
+    for n in 0..100 {
+        w.tell_pool(&format!("a{n:02} [10.0.10.{n}] t={n}2 sel=color:green"));
+    }
+    w.pool("mine [10.0.10.0/25] t=500 sel=color:blue").service("d/a lbl=color:blue");
+    let message = w.message("d/a");
+    let first = "no IPv4 address: pool `mine` is out of service, because it overlaps pool `old` (remove the overlap); ";
+    assert!(message.starts_with(first), "{message}");
+    let counts = w.status("mine").counts;
+    assert_eq!((counts.total, counts.free, counts.available), (128, 128, 0));
+    assert_eq!(w.pool("old [10.0.10.0/24] t=1 sel=color:red off").status("old").counts.available, 0);
+    assert_eq!(w.pool("old [10.0.10.0/24] t=1 sel=color:red").status("old").counts.available, 256);
 }
 
 #[test]

@@ -86,15 +86,14 @@ pub fn service_status(status: &Status, since: Timestamp) -> ServiceStatus {
 /// The status to write for a pool.
 ///
 /// Quarantined addresses count as available, since they are allocated when there are no others. Addresses that are
-/// reserved, draining or in conflict do not.
+/// reserved, draining or in conflict do not. Of a pool that is disabled or out of service, none are available.
 #[must_use]
 pub fn pool_status(status: &lb_ipam::PoolStatus, since: Timestamp) -> PoolStatus {
     let count = |kind, number: u128| build(kind, "Unknown", "noreason", &number.to_string(), since);
-    let available = status.counts.free.saturating_add(status.counts.quarantined);
     let mut all = vec![
         conflict(status.problem.as_ref(), since),
         count(conditions::IPS_TOTAL, status.counts.total),
-        count(conditions::IPS_AVAILABLE, available),
+        count(conditions::IPS_AVAILABLE, status.counts.available),
         count(conditions::IPS_USED, status.counts.used),
     ];
     if let Some(problem) = status.problem.as_ref().filter(|problem| !matches!(problem, PoolProblem::Conflict(_))) {
