@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, path::PathBuf};
 
-use clap::{ArgGroup, Args, Parser, Subcommand, builder::NonEmptyStringValueParser};
+use clap::{Args, Parser, Subcommand, builder::NonEmptyStringValueParser};
 use lb_agent::{
     api::Entry,
     config::{DEFAULT_STATE_DIR, Settings, period::Period},
@@ -233,13 +233,12 @@ pub(crate) struct PoolExplainArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(group(ArgGroup::new("edit").required(true).multiple(true)))]
 pub(crate) struct PoolPlanArgs {
     /// Manifests of the edit; `-` reads standard input.
-    #[arg(long, short, value_name = "FILE", group = "edit")]
+    #[arg(long, short, value_name = "FILE")]
     pub(crate) file: Option<PathBuf>,
     /// Pool that the edit removes, alone or together with --file; can be repeated.
-    #[arg(long, value_name = "NAME", group = "edit", add = completions::pools())]
+    #[arg(long, value_name = "NAME", add = completions::pools())]
     pub(crate) remove: Vec<String>,
     #[command(flatten)]
     pub(crate) ask: AskArgs,

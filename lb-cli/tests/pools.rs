@@ -526,6 +526,48 @@ fn addresses_of_the_node_and_of_pods_are_kept_back() {
         let explained = text(&node.ask(&["pool", "explain", address]).stdout);
         assert!(explained.contains(why), "{explained}");
     }
+    // The pools say so, and so does the refusal.
+    let pools = node.json(&["pool", "list"]);
+    let warned = by_name(&pools, "conditions");
+    for (pool, of) in [
+        ("wide", "192.0.2.1 (an address of this node)"),
+        ("pods", "10.244.0.0-10.244.0.9 (part of the cluster CIDR 10.244.0.0/16)"),
+    ] {
+        let expected = format!("has addresses that are never assigned: {of}; take them out of its blocks");
+        let warnings = warned[pool].as_array().unwrap();
+        assert!(warnings.iter().any(|it| it["message"] == expected), "{pool}: {warnings:?}");
+    }
+    let message = &node.json(&["service", "list", "c"])[0]["ipam"]["message"];
+    let full = "2 pools are full: 2 used of 13, 11 reserved (`pods` and `wide`)";
+    assert!(message.as_str().unwrap().contains(full), "{message}");
+}
+
+#[test]
+fn addresses_of_the_service_cidr_and_of_other_services_are_named_by_the_pool() {
+    let external = cluster_service("old", "10.96.0.10", "", &["10.244.0.5"])
+        .replace("  ports:", "  externalIPs: [10.111.255.254]\n  ports:");
+    let mut node = Node::new(&[
+        ("pool.yaml", &pool("near", "10.111.255.253", "10.112.0.0")),
+        ("old.yaml", &external),
+        ("a.yaml", &service("a", "")),
+        ("b.yaml", &service("b", "")),
+    ]);
+    let warned = |node: &Node| of_type(&node.json(&["pool", "list"])[0], "PoolWarning")["message"].to_string();
+    node.start();
+    await_addresses(&node, &[("a", &["10.111.255.253"]), ("b", &["10.111.255.255"]), ("old", &["10.111.255.254"])]);
+    assert!(
+        warned(&node).contains("10.111.255.254 (an address that service default/old has already)"),
+        "{}",
+        warned(&node)
+    );
+    node.stop(Signal::SIGTERM);
+    let mut agent = node.agent();
+    node.start_with(agent.args(["--service-cidr", "10.96.0.0/12"]));
+    await_addresses(&node, &[("a", &["10.112.0.0"]), ("b", &[]), ("old", &["10.111.255.254"])]);
+    let warning = warned(&node);
+    assert!(warning.contains("10.111.255.253-10.111.255.255 (part of the service CIDR 10.96.0.0/12)"), "{warning}");
+    let message = &node.json(&["service", "list", "b"])[0]["ipam"]["message"];
+    assert!(message.as_str().unwrap().contains("is full: 1 used of 4, 3 reserved: "), "{message}");
 }
 
 #[test]
@@ -593,7 +635,8 @@ fn a_plan_says_who_would_move_and_moves_nobody() {
     let red = pool("red", "20.0.20.9", "20.0.20.1");
     for (output, code, said) in [
         (node.ask(&["pool", "plan", "--remove", "red"]), 3, "no pool `red`"),
-        (node.ask(&["pool", "plan"]), 2, "--file <FILE>|--remove <NAME>"),
+        (node.ask(&["pool", "plan"]), 2, "`lb pool plan -f FILE` for manifests"),
+        (node.ask(&["pool", "plan"]), 2, "`lb pool plan --remove NAME` for a pool"),
         (node.ask(&["pool", "plan", "-f", "/nowhere/pool.yaml"]), 1, "/nowhere/pool.yaml"),
         (node.ask(&["pool", "plan", "-f", "/dev/null"]), 1, "/dev/null holds no manifests"),
         (node.ask(&["pool", "plan", "-f", smaller.to_str().unwrap(), "--remove", "blue"]), 1, "only be one of the two"),
@@ -668,7 +711,7 @@ fn a_bad_pool_says_so_and_the_others_go_on() {
     let kinds: Vec<_> =
         status["conditions"].as_array().unwrap().iter().map(|it| it["type"].as_str().unwrap()).collect();
     assert!(kinds.contains(&"PoolConflict") && kinds.contains(&"Refused"), "{kinds:?}");
-    assert_eq!(words(&node.ask(&["pool", "list"]), "twin")[2], "True");
+    assert_eq!(words(&node.ask(&["pool", "list"]), "twin")[2..6], ["True", "101", "0", "0"]);
     for format in ["table", "json", "yaml"] {
         let all = text(&node.ask(&["pool", "list", "-o", format]).stdout);
         assert!(all.contains("79228162514264337593543950336"), "{all}");

@@ -1,6 +1,6 @@
 //! The rules of the agent's allocator.
 
-use lb_ipam::{AddressRange, Reservation, Settings};
+use lb_ipam::{AddressRange, IpNet, Reservation, Settings};
 
 use crate::config::Config;
 
@@ -13,10 +13,12 @@ pub(super) fn settings(config: &Config) -> Settings {
             .iter()
             .map(|&ip| Reservation { range: AddressRange::single(ip), why: "an address of this node".into() }),
     );
-    reserved.extend(node.cluster_cidrs.iter().map(|&cidr| Reservation {
+    let part = |cidr: IpNet, what: &str| Reservation {
         range: AddressRange::of_net(cidr),
-        why: format!("part of the cluster CIDR {cidr}"),
-    }));
+        why: format!("part of the {what} CIDR {cidr}"),
+    };
+    reserved.extend(node.cluster_cidrs.iter().map(|&cidr| part(cidr, "cluster")));
+    reserved.extend(config.service_cidrs.iter().map(|&cidr| part(cidr, "service")));
     let mut settings = Settings::default().with_reserved(reserved);
     settings.classes.named.extend(config.load_balancer_classes.iter().cloned());
     settings

@@ -1,6 +1,6 @@
 //! Pools of addresses as the agent lists them.
 
-use std::net::IpAddr;
+use std::{fmt, net::IpAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -50,7 +50,7 @@ pub struct PoolCounts {
     pub total: u128,
     /// Held by services.
     pub used: u128,
-    /// `free` and `quarantined` together.
+    /// What services can get: `free` and `quarantined` together, or 0 if the pool is disabled or out of service.
     pub available: u128,
     /// A service can get them at once.
     pub free: u128,
@@ -90,6 +90,21 @@ pub struct PoolAddress {
     pub message: String,
 }
 
+/// The state in a sentence, when it ends, and the other pools.
+impl fmt::Display for PoolAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)?;
+        let until = self.until_ms.and_then(|ms| jiff::Timestamp::from_millisecond(i64::try_from(ms).ok()?).ok());
+        if let Some(until) = until {
+            write!(f, "; until {until}")?;
+        }
+        match &*self.pools {
+            [_, others @ ..] if !others.is_empty() => write!(f, "; also in pool {}", others.join(", ")),
+            _ => Ok(()),
+        }
+    }
+}
+
 /// Effects of an edit that is not made: the answer of `/v1/pools/plan`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PoolPlan {
@@ -122,5 +137,51 @@ impl PoolMove {
     #[must_use]
     pub fn is_loss(&self) -> bool {
         self.before.iter().any(|address| !self.after.contains(address))
+    }
+}
+
+/// The service, its addresses before and after the edit, and what would be refused.
+impl fmt::Display for PoolMove {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [before, after] = [&self.before, &self.after].map(|ips| listed(ips));
+        write!(f, "{}: {before} -> {after}", self.service)?;
+        self.refused.iter().try_for_each(|refusal| write!(f, "; {refusal}"))
+    }
+}
+
+fn listed(addresses: &[IpAddr]) -> String {
+    let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+    if addresses.is_empty() { "nothing".into() } else { addresses.join(", ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_reads_as_a_sentence() {
+        let mut address = PoolAddress {
+            address: "192.0.2.1".parse().unwrap(),
+            pools: vec!["a".into()],
+            state: AddressState::Held,
+            services: vec!["default/web".into()],
+            until_ms: None,
+            message: "192.0.2.1 of pool `a`: held by default/web".into(),
+        };
+        assert_eq!(address.to_string(), address.message);
+        (address.pools, address.until_ms) = (vec!["a".into(), "b".into(), "c".into()], Some(1_700_000_000_000));
+        let expected = "192.0.2.1 of pool `a`: held by default/web; until 2023-11-14T22:13:20Z; also in pool b, c";
+        assert_eq!(address.to_string(), expected);
+        address.until_ms = Some(u64::MAX);
+        assert!(!address.to_string().contains("until"), "{address}");
+    }
+
+    #[test]
+    fn a_move_reads_as_a_sentence() {
+        let before = vec!["192.0.2.1".parse().unwrap(), "192.0.2.2".parse().unwrap()];
+        let refused = vec!["no IPv4 address: there is no pool; create one".into()];
+        let moved = PoolMove { service: "default/web".into(), before, after: Vec::new(), refused };
+        let expected = "default/web: 192.0.2.1, 192.0.2.2 -> nothing; no IPv4 address: there is no pool; create one";
+        assert_eq!(moved.to_string(), expected);
     }
 }

@@ -85,6 +85,10 @@ pub struct Settings {
     /// translated].
     #[arg(long, value_name = "CIDR")]
     pub cluster_cidr: Vec<IpNet>,
+    /// Prefix of the cluster addresses of services, which no service gets from a pool; can be repeated [default: none, so
+    /// that only addresses that services have are kept back].
+    #[arg(long, value_name = "CIDR")]
+    pub service_cidr: Vec<IpNet>,
     /// Cgroup (version 2) whose sockets are load balanced. Only for ebpf [default: the root of the mounted hierarchy].
     #[arg(long, value_name = "PATH")]
     pub cgroup: Option<PathBuf>,
@@ -271,13 +275,15 @@ pub struct Config {
     pub load_balancer_classes: Vec<String>,
     /// Devices that lead out of the node; the agent says when one of them is gone.
     pub uplinks: Vec<String>,
+    /// Prefixes of the cluster addresses of services, which no service gets from a pool.
+    pub service_cidrs: Vec<IpNet>,
     /// Where the datapath attaches to this node; only what its driver [reads](crate::driver::Driver::settings).
     pub attachments: Attachments,
 }
 
 impl Config {
     /// Everything else at its default: drift is repaired, with the kind's own time between inspections, and Maglev
-    /// tables have the public seed. There is no zone, no load-balancer class and no attachment. A kind that attaches to
+    /// tables have the public seed. There is no zone, no load-balancer class, no service CIDR and no attachment. A kind that attaches to
     /// the node needs [attachments](Self::with_attachments), too.
     ///
     /// ```
@@ -306,6 +312,7 @@ impl Config {
             maglev: HashFamily::default(),
             load_balancer_classes: Vec::new(),
             uplinks: Vec::new(),
+            service_cidrs: Vec::new(),
             attachments: Attachments::default(),
         }
     }
@@ -366,6 +373,7 @@ impl Settings {
             zone: self.zone.or(below.zone),
             node_ip: list(self.node_ip, below.node_ip),
             cluster_cidr: list(self.cluster_cidr, below.cluster_cidr),
+            service_cidr: list(self.service_cidr, below.service_cidr),
             cgroup: self.cgroup.or(below.cgroup),
             socket: self.socket.or(below.socket),
             state_dir: self.state_dir.or(below.state_dir),
@@ -410,6 +418,7 @@ impl Settings {
             maglev,
             load_balancer_classes: self.load_balancer_class,
             uplinks: devices,
+            service_cidrs: self.service_cidr,
             attachments,
         })
     }
@@ -554,13 +563,14 @@ mod tests {
     fn keys_of_the_file_are_the_flags() {
         let settings = file(
             "manifests: /etc/lb\ndatapath: iptables-nft\ndevice: [eth0]\npod-device: ['veth*']\nnode: a\nzone: z\n\
-             node-ip: [192.0.2.1, 'fd00::1']\ncluster-cidr: [10.244.0.0/16]\ncgroup: /c\nsocket: /s\nstate-dir: /d\n\
+             node-ip: [192.0.2.1, 'fd00::1']\ncluster-cidr: [10.244.0.0/16]\nservice-cidr: [10.96.0.0/12]\ncgroup: /c\nsocket: /s\nstate-dir: /d\n\
              pin-dir: /p\nlog-level: debug\ndrift: alert\ndrift-interval: 2m\nmaglev-hash: cilium\n\
              maglev-seed: JLfvgnHc2kaSUFaI\n",
         )
         .unwrap();
         assert_eq!(settings.datapath, Some(driver::IPTABLES_NFT));
         assert_eq!((settings.node_ip.len(), settings.zone.as_deref()), (2, Some("z")));
+        assert_eq!(settings.service_cidr, ["10.96.0.0/12".parse().unwrap()]);
         assert_eq!(settings.pin_dir, Some("/p".into()));
         assert_eq!((settings.drift, settings.drift_interval), (Some(DriftMode::Alert), "2m".parse().ok()));
         assert_eq!(settings.maglev_hash, Some(MaglevHash::Cilium));

@@ -65,6 +65,13 @@ impl Settings {
         self
     }
 
+    /// The same with these prefixes as [`service_cidr`](Self::service_cidr), in place of those before.
+    #[must_use]
+    pub fn with_service_cidr(mut self, prefixes: impl IntoIterator<Item = IpNet>) -> Self {
+        self.service_cidr = prefixes.into_iter().collect();
+        self
+    }
+
     /// The same with another [`cgroup`](field@Self::cgroup).
     #[must_use]
     pub fn with_cgroup(mut self, cgroup: impl Into<PathBuf>) -> Self {
@@ -169,6 +176,13 @@ impl Config {
     #[must_use]
     pub fn with_load_balancer_classes(mut self, classes: impl IntoIterator<Item = impl Into<String>>) -> Self {
         self.load_balancer_classes = classes.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// The same with these [`service_cidrs`](Self::service_cidrs) in place of those before.
+    #[must_use]
+    pub fn with_service_cidrs(mut self, prefixes: impl IntoIterator<Item = IpNet>) -> Self {
+        self.service_cidrs = prefixes.into_iter().collect();
         self
     }
 

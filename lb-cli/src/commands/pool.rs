@@ -39,6 +39,11 @@ pub(super) fn explain(args: &PoolExplainArgs) -> Outcome {
 }
 
 pub(super) fn plan(args: &PoolPlanArgs) -> Outcome {
+    if args.file.is_none() && args.remove.is_empty() {
+        let forms = "say which edit to try: `lb pool plan -f FILE` for manifests that would be added or changed (`-f -` \
+                     reads standard input), `lb pool plan --remove NAME` for a pool that would go, or both together";
+        return Err(Failure::Usage(forms.into()));
+    }
     let (name, text) = match &args.file {
         Some(file) => (name_of(file), read(file)?),
         None => ("no file".into(), String::new()),
@@ -181,14 +186,9 @@ fn address_table(addresses: &[PoolAddress], now: u64) -> String {
 }
 
 fn explained(address: &PoolAddress, now: u64) -> String {
-    let mut text = format!("{}\n", address.message);
+    let mut text = format!("{address}\n");
     if let Some(rest) = rest(address, now) {
         text.push_str(&format!("for another {rest}\n"));
-    }
-    if let [_, others @ ..] = &*address.pools
-        && !others.is_empty()
-    {
-        text.push_str(&format!("also in: {}\n", others.join(", ")));
     }
     text
 }
