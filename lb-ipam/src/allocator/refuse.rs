@@ -48,15 +48,14 @@ impl<L: Ledger> Allocator<L> {
         for (index, why) in refusing {
             reasons.add(self.name_of(index), self.in_detail(index, family, why));
         }
-        let (selecting, others) = self.catalog.out_of_service(request, family);
-        for out_of_service in [selecting, others] {
+        for (out_of_service, count) in self.catalog.out_of_service(request, family, LOOKED_AT) {
             // What keeps a pool from the service that is for it says more than what keeps the others out of service.
             reasons.begin_group();
-            for &index in out_of_service.iter().take(LOOKED_AT) {
+            reasons.more += count - out_of_service.len();
+            for index in out_of_service {
                 let why = self.catalog.pools[index].out_of_service();
                 why.into_iter().for_each(|why| reasons.add(self.name_of(index), why));
             }
-            reasons.more += out_of_service.len().saturating_sub(LOOKED_AT);
         }
         reasons.groups.extend(unselecting);
         Cause::NoneGives { pools: reasons.groups, more: reasons.more }

@@ -83,14 +83,20 @@ impl Catalog {
     }
 
     /// The pools that have a block of the family and are not in service, in the order in which pools are asked: those
-    /// that select the service, and the others.
-    pub(crate) fn out_of_service(&self, request: &Request, family: Family) -> (Vec<PoolIndex>, Vec<PoolIndex>) {
+    /// that select the service, and the others. Of both the first `most`, and how many there are.
+    pub(crate) fn out_of_service(
+        &self,
+        request: &Request,
+        family: Family,
+        most: usize,
+    ) -> [(Vec<PoolIndex>, usize); 2] {
         let all = &self.out_of_service[slot(family)];
         let candidates = self.out_directories[slot(family)].candidates(request);
         let is_for = |index: &PoolIndex| self.pools[*index].pool.selects(&request.service, &request.labels);
         let selecting: Vec<PoolIndex> = candidates.iter().copied().filter(is_for).collect();
-        let others = all.iter().copied().filter(|index| selecting.binary_search(index).is_err()).collect();
-        (selecting, others)
+        let others = all.iter().copied().filter(|index| selecting.binary_search(index).is_err()).take(most).collect();
+        let (selecting_count, count) = (selecting.len(), all.len() - selecting.len());
+        [(selecting.into_iter().take(most).collect(), selecting_count), (others, count)]
     }
 
     /// The pools that are in service.

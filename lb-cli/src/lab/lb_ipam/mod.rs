@@ -92,7 +92,23 @@ pub(super) fn start_stop_range(
         gets_each(&stage, &[("httpd-1", "20.0.30.10"), ("httpd-4", "20.0.30.11"), ("httpd-3", "20.0.30.12")])
     })?;
     is_reached(&stage, checks, &["httpd-1", "httpd-3", "httpd-4"])?;
-    outlives_the_agent(&mut stage, checks, &["httpd-1", "httpd-3", "httpd-4"])
+    outlives_the_agent(&mut stage, checks, &["httpd-1", "httpd-3", "httpd-4"])?;
+    stage.delete("ippool.yaml")?;
+    checks.check("without the pool every service says why it waits", || {
+        let waits = ["httpd-1", "httpd-3", "httpd-4"].map(|service| refused(&stage, service, "no_pool"));
+        let mut seen = Vec::new();
+        for waits in waits {
+            match waits? {
+                Ok(wait) => seen.push(wait),
+                Err(problem) => return Ok(Err(problem)),
+            }
+        }
+        Ok(Ok(seen.join("; ")))
+    })?;
+    stage.apply(&["ippool.yaml"])?;
+    checks.check("once the pool is back, so are the addresses", || {
+        gets_each(&stage, &[("httpd-1", "20.0.30.10"), ("httpd-4", "20.0.30.11"), ("httpd-3", "20.0.30.12")])
+    })
 }
 
 /// A network of four addresses of which two are assigned.
