@@ -199,6 +199,67 @@ fn no_service_loses_an_address_over_a_file_that_cannot_be_read_at_a_start() {
     assert_eq!(pools, ["p"], "nothing stands for pools that cannot be read any more");
 }
 
+/// The next owner writes the status: an address of a pool, then one beside it, with a condition of the same type.
+#[test]
+fn a_service_of_another_class_is_cleared_once_and_then_left_to_its_owner() {
+    let a = Script::new("a");
+    let (all, _state) = sources(std::slice::from_ref(&a));
+    let published = || std::mem::take(&mut *a.published.lock().unwrap());
+    a.says(vec![service("web", &[]), a.done()], vec![pool(), request("web")]);
+    all.poll(0).unwrap();
+    let [(_, ours)] = &published()[..] else { panic!("one status") };
+    assert_eq!(ours.addresses, ips(&["192.0.2.0"]));
+    let class = Some("example.com/next".to_owned());
+    let says = |status: &Status| {
+        let request = Request { class: class.clone(), published: status.clone(), ..Request::new("default", "web") };
+        a.says(Vec::new(), vec![Edit::UpsertService(request)]);
+        all.poll(0).unwrap();
+        published()
+    };
+    assert_eq!(says(ours), [(name("web"), Status::default())]);
+    let condition = ours.condition.clone();
+    for theirs in [
+        Status::default(),
+        Status::of(&ips(&["192.0.2.1"])),
+        Status { addresses: ips(&["198.51.100.7"]), condition: condition.clone() },
+        Status { addresses: ips(&["192.0.2.0"]), condition },
+    ] {
+        assert_eq!(says(&theirs), [], "{theirs:?}");
+    }
+}
+
+/// The last pool goes: its holder is told so in its status, and a restart says the same.
+#[test]
+fn the_last_pool_that_goes_leaves_a_reason_in_the_status() {
+    let state = tempfile::tempdir().unwrap();
+    let config = crate::config::Config { state_dir: state.path().into(), ..config() };
+    let a = Script::new("a");
+    let published = |script: &Script| std::mem::take(&mut *script.published.lock().unwrap());
+    let first = with_ledger(std::slice::from_ref(&a), &config);
+    a.says(vec![service("web", &[]), a.done()], vec![pool(), request("web")]);
+    first.poll(0).unwrap();
+    let (_, ours) = published(&a).remove(0);
+    let says = |ours: &Status| Request { published: ours.clone(), ..Request::new("default", "web") };
+    a.says(Vec::new(), vec![Edit::UpsertService(says(&ours))]);
+    first.poll(0).unwrap();
+    assert_eq!(published(&a), [], "an echo is no news");
+    a.says(Vec::new(), vec![Edit::RemovePool("p".into())]);
+    let gone = first.poll(0).unwrap();
+    assert_eq!(set(&gone), [("web".to_owned(), Vec::new())]);
+    let lost = |statuses: Vec<(ServiceName, Status)>| {
+        let [(_, status)] = &statuses[..] else { panic!("one status, not {statuses:?}") };
+        (status.addresses.clone(), status.condition.as_ref().unwrap().reason.to_string())
+    };
+    let expected = (Vec::new(), "no_pool".to_owned());
+    assert_eq!(lost(published(&a)), expected);
+    // The status was not written before the agent ended.
+    let b = Script::new("a");
+    let second = with_ledger(std::slice::from_ref(&b), &config);
+    b.says(vec![service("web", &[]), b.done()], vec![Edit::UpsertService(says(&ours))]);
+    assert_eq!(set(&second.poll(0).unwrap()).last(), Some(&("web".to_owned(), Vec::new())));
+    assert_eq!(lost(published(&b)), expected);
+}
+
 #[test]
 fn what_is_shadowed_is_named_until_it_is_not() {
     let (a, b) = (Script::new("a"), Script::new("b"));
