@@ -348,6 +348,7 @@ impl EbpfDatapath {
             .with_sockets(SocketCapability::Connect { hashes: SocketHash::SocketCookie })
             .with_atomic(Atomicity::Frontend)
             .with_roles([Role::Standby, Role::Active, Role::Draining])
+            .with_needs_forwarding(true)
             .with_max_slots(MAX_SLOTS)
             .with_translated_ports(ports.range())
     }

@@ -184,8 +184,9 @@ pub(crate) fn owner<'a>(model: &'a Model, packet: &Packet) -> Option<&'a Service
 
 /// What the kernel says about `packet`, beside what must become of it.
 pub(crate) fn verification(packet: &Packet, verified: &Verified) -> Verification {
-    let Verified { answer, decision, settled } = verified;
-    let disagreements = answer.disagreements(packet, decision);
+    let Verified { answer, decision, lost, settled } = verified;
+    let mut disagreements = answer.disagreements(packet, decision);
+    disagreements.extend(lost.clone());
     Verification {
         agrees: disagreements.is_empty(),
         method: answer.method.clone(),

@@ -33,6 +33,8 @@ pub(crate) enum DatapathQuery {
 pub(crate) struct Verified {
     pub(crate) answer: KernelAnswer,
     pub(crate) decision: lb_core::decision::Decision,
+    /// Why the packet does not arrive although the datapath does what it should.
+    pub(crate) lost: Option<String>,
     /// Whether everything that is known had been carried out.
     pub(crate) settled: bool,
 }
@@ -102,13 +104,15 @@ impl Engine {
         }
     }
 
-    fn verify(&mut self, packet: &Packet) -> Result<Option<Verified>, String> {
+    pub(super) fn verify(&mut self, packet: &Packet) -> Result<Option<Verified>, String> {
+        self.check_forwarding();
         let answer = self.datapath.datapath_mut().ask(packet).map_err(|error| error.report())?;
         let runner = self.shared.runner();
         let reconciler = runner.reconciler();
         Ok(answer.map(|answer| {
             let decision = decide(reconciler.model(), packet, &answer.flow, self.shared.now());
-            Verified { answer, decision, settled: reconciler.is_settled() }
+            let lost = (self.forwarding)().disagreement(reconciler.model(), packet, &decision);
+            Verified { answer, decision, lost, settled: reconciler.is_settled() }
         }))
     }
 

@@ -2,6 +2,7 @@
 
 pub(crate) mod devices;
 pub(crate) mod drift;
+mod forwarding;
 pub(crate) mod inspection;
 pub(crate) mod leftovers;
 #[cfg(test)]
@@ -20,6 +21,7 @@ use std::{
 
 use lb_core::{
     datapath::{ApplyError, DatapathError},
+    kernel::Forwarding,
     model::{Change, Model, Settings},
     name::SourceName,
     plan::Plan,
@@ -34,6 +36,7 @@ use crate::{
         state::AgentState,
         surroundings::Surroundings,
     },
+    host,
     source::Delivery,
 };
 
@@ -62,6 +65,10 @@ pub(crate) struct Engine {
     pub(crate) asked: ReportWaiters,
     /// What waits for changes that others make.
     pub(crate) watch: Option<Watch>,
+    /// Reads whether the kernel forwards packets.
+    pub(crate) forwarding: fn() -> Forwarding,
+    /// What was last said about that.
+    not_forwarded: Option<String>,
 }
 
 /// Most events that are taken in at once.
@@ -85,7 +92,16 @@ impl Engine {
         let _ = runner.handle_change(Change::SetZone(config.zone.clone()));
         let shared = Arc::new(AgentState::new(runner, config, sources, datapath.datapath().counters()));
         let asked = ReportWaiters::default();
-        Self { datapath, shared, surroundings: None, on_ready: Some(on_ready), asked, watch: None }
+        Self {
+            datapath,
+            shared,
+            surroundings: None,
+            on_ready: Some(on_ready),
+            asked,
+            watch: None,
+            forwarding: host::forwarding::read,
+            not_forwarded: None,
+        }
     }
 
     /// What to look at once this datapath serves; other datapaths are cleaned up then.
@@ -131,7 +147,10 @@ impl Engine {
     fn handle(&mut self, event: Event) {
         match event {
             Event::News(news) => self.shared.take_news(news),
-            Event::Devices => self.follow_devices(),
+            Event::Devices => {
+                self.follow_devices();
+                self.check_forwarding();
+            }
             Event::Alarm(alarm) => self.handle_alarm(alarm),
             Event::Query(question) => self.handle_query(question),
             Event::Stop(_) => {}
@@ -189,6 +208,7 @@ impl Engine {
         self.look_around();
         if ready_now {
             tracing::info!("ready");
+            self.check_forwarding();
             self.on_ready.take().into_iter().for_each(|on_ready| on_ready());
         }
     }
@@ -215,6 +235,7 @@ impl Engine {
             runner::Event::Inspected(inspected) => {
                 let report = self.shared.note_inspection(&inspected);
                 self.shared.set_problem("DriftNotInspected", None);
+                self.check_forwarding();
                 self.answer_asked(report.map(Ok));
             }
             runner::Event::NotInspected { error, asked } => {

@@ -49,6 +49,9 @@ pub struct Capabilities {
     /// Whether it can cut the established flows of a backend that takes no new ones, as a
     /// [drain policy](crate::service::DrainPolicy) may ask.
     pub drain: bool,
+    /// Whether packets that come in through a device reach a backend elsewhere only if the kernel
+    /// [forwards](crate::kernel::Forwarding).
+    pub needs_forwarding: bool,
     /// Most slots that one backend set may have.
     pub max_slots: u32,
     /// Ports that a translated source may get.
@@ -71,6 +74,7 @@ impl Capabilities {
             atomic: Atomicity::Frontend,
             roles: Vec::from([Role::Active]),
             drain: false,
+            needs_forwarding: false,
             max_slots: u32::MAX,
             translated_ports: 1..=u16::MAX,
         }
@@ -96,6 +100,7 @@ impl Capabilities {
             atomic: Atomicity::Plan,
             roles: Vec::from([Role::Standby, Role::Active, Role::Draining]),
             drain: true,
+            needs_forwarding: false,
             max_slots: u32::MAX,
             translated_ports: 1..=u16::MAX,
         }
@@ -168,6 +173,13 @@ impl Capabilities {
     #[must_use]
     pub const fn with_drain(mut self, can: bool) -> Self {
         self.drain = can;
+        self
+    }
+
+    /// The same with or without [`needs_forwarding`](Self::needs_forwarding).
+    #[must_use]
+    pub const fn with_needs_forwarding(mut self, needs: bool) -> Self {
+        self.needs_forwarding = needs;
         self
     }
 

@@ -288,6 +288,7 @@ impl IptablesDatapath {
             .with_sockets(SocketCapability::Packets)
             .with_atomic(Atomicity::Family)
             .with_roles([Role::Active])
+            .with_needs_forwarding(true)
             .with_max_slots(MAX_SLOTS)
             // netfilter keeps a port below 512, below 1024 or above in its class.
             .with_translated_ports(1..=u16::MAX)

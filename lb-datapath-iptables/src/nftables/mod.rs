@@ -117,6 +117,7 @@ impl NftablesDatapath {
             .with_sockets(SocketCapability::Packets)
             .with_atomic(Atomicity::Plan)
             .with_roles([Role::Active])
+            .with_needs_forwarding(true)
             .with_max_slots(u32::MAX)
             // netfilter keeps a port below 512, below 1024 or above in its class.
             .with_translated_ports(1..=u16::MAX)

@@ -1,0 +1,102 @@
+//! Packets that are lost because the kernel does not forward them.
+
+use lb_core::{addr::Family, kernel::Forwarding, reconciler::Reconciler};
+
+use super::Engine;
+
+impl Engine {
+    /// Says when the kernel does not forward packets that the datapath translates, and when it does again.
+    pub(crate) fn check_forwarding(&mut self) {
+        let problem = problem(self.shared.runner().reconciler(), (self.forwarding)());
+        if problem != self.not_forwarded {
+            match &problem {
+                Some(problem) => tracing::warn!(problem, "the kernel does not forward packets"),
+                None => tracing::info!("the kernel forwards packets again"),
+            }
+        }
+        self.not_forwarded.clone_from(&problem);
+        self.shared.set_problem("ForwardingOff", problem);
+    }
+}
+
+fn problem(reconciler: &Reconciler, forwarding: Forwarding) -> Option<String> {
+    if !reconciler.model().capabilities().needs_forwarding {
+        return None;
+    }
+    let served = |family| reconciler.desired().frontends.keys().any(|addr| addr.family() == family);
+    let off = [Family::V4, Family::V6].into_iter().filter(|&family| forwarding.is_off(family) && served(family));
+    let settings: Vec<&str> = off.map(Forwarding::setting).collect();
+    if settings.is_empty() {
+        return None;
+    }
+    let commands: Vec<String> = settings.iter().map(|setting| format!("{setting}=1")).collect();
+    Some(format!(
+        "{} is 0: packets of pods and of other machines do not reach backends elsewhere; run `sysctl -w {}`",
+        settings.join(" and "),
+        commands.join(" ")
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use lb_core::{
+        addr::Protocol,
+        datapath::Capabilities,
+        decision::{Entry, Packet},
+        memory::MemoryDatapath,
+    };
+
+    use super::*;
+    use crate::{
+        api::view,
+        testing::{self, conditions, config},
+    };
+
+    /// A ready agent whose datapath needs a kernel that forwards, or does not.
+    fn agent(needs_forwarding: bool, forwarding: fn() -> Forwarding) -> Engine {
+        let capabilities = Capabilities::all("memory").with_needs_forwarding(needs_forwarding);
+        let mut agent = testing::agent(&config(), MemoryDatapath::with_capabilities(capabilities));
+        agent.forwarding = forwarding;
+        agent.settle().unwrap();
+        agent
+    }
+
+    #[test]
+    fn a_kernel_that_does_not_forward_is_a_condition_until_it_does() {
+        let off = || Forwarding { v4: Some(false), v6: Some(false) };
+        let mut agent = agent(true, off);
+        assert_eq!(conditions(&agent), ["ForwardingOff"]);
+        let message = &agent.shared.status().conditions[0].message;
+        assert!(
+            message.starts_with("net.ipv4.ip_forward is 0: ") && message.ends_with("`sysctl -w net.ipv4.ip_forward=1`"),
+            "no frontend is of IPv6: {message}"
+        );
+        agent.forwarding = || Forwarding { v4: Some(true), v6: Some(false) };
+        agent.check_forwarding();
+        assert_eq!(conditions(&agent), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_packet_that_the_kernel_does_not_forward_is_a_disagreement() {
+        let packet = Packet {
+            entry: Entry::Uplink,
+            protocol: Protocol::Tcp,
+            source: [198, 51, 100, 7].into(),
+            source_port: 4000,
+            destination: [10, 96, 0, 1].into(),
+            destination_port: 80,
+        };
+        let mut agent = agent(true, || Forwarding { v4: Some(false), v6: None });
+        let off = view::verification(&packet, &agent.verify(&packet).unwrap().unwrap());
+        assert!(!off.agrees && off.disagreements[0].starts_with("forwarding: expected on"), "{off:?}");
+        agent.forwarding = || Forwarding { v4: Some(true), v6: None };
+        assert!(view::verification(&packet, &agent.verify(&packet).unwrap().unwrap()).agrees);
+    }
+
+    #[test]
+    fn a_datapath_that_needs_no_forwarding_has_no_such_condition() {
+        let off = || Forwarding { v4: Some(false), v6: Some(false) };
+        assert_eq!(conditions(&agent(false, off)), Vec::<String>::new());
+        assert_eq!(conditions(&agent(true, Forwarding::default)), Vec::<String>::new(), "not known");
+    }
+}
