@@ -9,7 +9,7 @@ use std::{
 use lb_core::{
     datapath::Counters,
     decision::{BackendQuery, FlowView, Packet, WhyNot, decide, why_not},
-    model::{Change, Model},
+    model::{Change, Claim, Model},
     name::{ServiceName, SourceName},
     plan::PlanId,
     runner::{Inspected, Runner},
@@ -157,6 +157,9 @@ impl AgentState {
             }
         }
         notes.note_endpoints(runner.reconciler().model(), touched);
+        while let Some((service, claim)) = runner.poll_claim() {
+            note_claim(&service, &claim);
+        }
     }
 
     /// A condition of the whole agent: `None` when it is over.
@@ -320,5 +323,13 @@ fn services_of(model: &Model, change: &Change) -> Vec<ServiceName> {
         Change::ReplaceEndpoints(slice) => before(&slice.name).into_iter().chain([slice.service.clone()]).collect(),
         Change::RemoveEndpoints(name) => before(name).into_iter().collect(),
         _ => Vec::new(),
+    }
+}
+
+/// Says that a service got its addresses after all, or lost one; its condition `Refused` follows from the model.
+fn note_claim(service: &ServiceName, claim: &Claim) {
+    match claim {
+        Claim::Served => tracing::info!(%service, "a service that was refused is served now"),
+        Claim::Refused(error) => tracing::warn!(%service, %error, "a service that was served is refused from now on"),
     }
 }

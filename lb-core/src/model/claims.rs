@@ -3,7 +3,7 @@
 use alloc::{collections::BTreeSet, vec::Vec};
 use core::cmp::Reverse;
 
-use super::{Model, ModelError, Owner, ServiceFrontend, check::check_fields};
+use super::{Claim, Model, ModelError, Owner, ServiceFrontend, check::check_fields};
 use crate::{
     addr::FrontendAddr,
     name::{ServiceName, ServicePortName},
@@ -19,6 +19,7 @@ impl Model {
     }
 
     pub(super) fn upsert_service(&mut self, service: Service) -> Result<BTreeSet<ServiceName>, ModelError> {
+        self.claims.remove(&service.name);
         if let Err(error) = self.check(&service) {
             self.refused.insert(service.name.clone(), (service, error.clone()));
             return Err(error);
@@ -38,7 +39,10 @@ impl Model {
             let error =
                 ModelError::FrontendTaken { frontend: addr, owner: service.name.clone(), claimant: loser.clone() };
             if let Some(served) = self.services.get(&loser) {
-                self.refused.entry(loser.clone()).or_insert_with(|| (served.clone(), error));
+                self.refused.entry(loser.clone()).or_insert_with(|| {
+                    self.claims.insert(loser.clone(), Claim::Refused(error.clone()));
+                    (served.clone(), error)
+                });
             }
             touched.insert(loser);
         }
@@ -74,6 +78,7 @@ impl Model {
 
     pub(super) fn remove_service(&mut self, name: &ServiceName) -> BTreeSet<ServiceName> {
         self.refused.remove(name);
+        self.claims.remove(name);
         self.disown(name);
         let mut touched = BTreeSet::new();
         if self.services.remove(name).is_some() {
@@ -94,6 +99,7 @@ impl Model {
                     && let Some((service, _)) = self.refused.remove(&name)
                 {
                     self.install(service, touched);
+                    self.claims.insert(name.clone(), Claim::Served);
                     touched.insert(name);
                     helped = true;
                 }
@@ -140,7 +146,10 @@ impl Model {
                 self.install_rest(&service);
                 self.services.insert(service.name.clone(), service.clone());
             }
-            self.refused.entry(service.name.clone()).or_insert((service, error));
+            self.refused.entry(service.name.clone()).or_insert_with(|| {
+                self.claims.insert(service.name.clone(), Claim::Refused(error.clone()));
+                (service, error)
+            });
         }
         self.retry_refused(&mut touched);
         touched

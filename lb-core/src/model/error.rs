@@ -1,6 +1,6 @@
 //! Why a change is refused, and how a served service falls short.
 
-use core::net::IpAddr;
+use core::{fmt, net::IpAddr};
 
 use crate::{
     addr::{Family, FrontendAddr, FrontendKind, Protocol},
@@ -8,13 +8,17 @@ use crate::{
     service::{Algorithm, DrainPolicy},
 };
 
-/// Why a change was refused. The model is as it was before.
+/// Why a change was refused. What the model serves is as it was before.
+///
+/// The model keeps a service that it refused, and [serves it later](crate::model::Model::poll_claim) if that becomes
+/// possible: a claim [on an address of another service](Self::FrontendTaken) waits for that service to give the address
+/// up. [`Change::RemoveService`](crate::model::Change::RemoveService) takes the claim back.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ModelError {
     /// Another service owns the address.
     #[error(
-        "service {claimant} claims frontend {frontend}, which belongs to service {owner}; give one of them another address or port"
+        "service {claimant} claims frontend {frontend}, which belongs to service {owner}; give one of them another address or port, or the claim waits until service {owner} gives the address up"
     )]
     FrontendTaken {
         /// The address.
@@ -62,6 +66,24 @@ pub enum ModelError {
         /// Name of the port.
         port: alloc::string::String,
     },
+}
+
+/// What became of a service without a change of its own: another service took an address, or gave one up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Claim {
+    /// The service was refused, and is served now.
+    Served,
+    /// The service was served as it asks, and is refused now; it keeps the addresses that nobody took.
+    Refused(ModelError),
+}
+
+impl fmt::Display for Claim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Served => f.write_str("was refused and is served now"),
+            Self::Refused(error) => write!(f, "is refused from now on: {error}"),
+        }
+    }
 }
 
 /// How a served service falls short of what was asked for.

@@ -15,7 +15,7 @@ use core::net::IpAddr;
 
 pub use change::Change;
 use check::check_slice;
-pub use error::{Degraded, ModelError};
+pub use error::{Claim, Degraded, ModelError};
 
 use crate::{
     addr::{BackendAddr, Family, FrontendAddr, FrontendKind},
@@ -103,6 +103,8 @@ pub struct Model {
     health: HealthTable,
     /// Addresses of endpoints and the slices that have them; only once there are verdicts on health.
     slices_at: Option<BTreeSet<(IpAddr, SliceName)>>,
+    /// News of claims that nobody has asked for yet.
+    claims: BTreeMap<ServiceName, Claim>,
 }
 
 /// The owner of a frontend address.
@@ -160,13 +162,15 @@ impl Model {
             owners: BTreeMap::new(),
             health: HealthTable::default(),
             slices_at: None,
+            claims: BTreeMap::new(),
         }
     }
 
     /// Applies a change and returns the services that it touched.
     ///
     /// # Errors
-    /// When the change is refused; nothing else is affected.
+    /// When the change is refused; nothing else is affected. A service that is refused waits in the model: see
+    /// [`ModelError`].
     pub fn apply(&mut self, change: Change) -> Result<BTreeSet<ServiceName>, ModelError> {
         match change {
             Change::UpsertService(service) => self.upsert_service(service),
@@ -227,6 +231,12 @@ impl Model {
     /// Services whose latest version is refused, and why.
     pub fn refused(&self) -> impl Iterator<Item = (&ServiceName, &ModelError)> {
         self.refused.iter().map(|(name, (_, error))| (name, error))
+    }
+
+    /// The next service whose claim on its addresses was [met or lost](Claim) since this was last called, without a
+    /// change of its own. Of several such events only the last one is told, and none of a service that changed since.
+    pub fn poll_claim(&mut self) -> Option<(ServiceName, Claim)> {
+        self.claims.pop_first()
     }
 
     /// Who owns a frontend address.

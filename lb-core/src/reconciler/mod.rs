@@ -12,7 +12,7 @@ use crate::{
     datapath::ApplyError,
     desired::Desired,
     drift::Expected,
-    model::{Change, Model, ModelError},
+    model::{Change, Claim, Model, ModelError},
     name::{ServiceName, SourceName},
     plan::{Op, Plan, PlanId, Touched},
     state::State,
@@ -39,7 +39,8 @@ use in_use::in_use;
 ///    [`wants_observation`](Self::wants_observation) returns `true`: at first, and when the state became unknown.
 /// 3. [`handle_change`](Self::handle_change) for each change.
 /// 4. [`poll_plan`](Self::poll_plan), apply, [`handle_applied`](Self::handle_applied), until there is no plan.
-/// 5. [`poll_event`](Self::poll_event), for the changes in the status of frontends.
+/// 5. [`poll_event`](Self::poll_event), for the changes in the status of frontends, and
+///    [`poll_claim`](Self::poll_claim), for services whose addresses changed hands.
 /// 6. Again at [`poll_timeout`](Self::poll_timeout).
 ///
 /// If one of the steps 1, 2 and 4 was left out, `poll_plan` says so.
@@ -222,7 +223,8 @@ impl Reconciler {
     /// Handles a change.
     ///
     /// # Errors
-    /// When the model refuses the change; see [`Model::apply`]. A failure of the datapath is never an error here.
+    /// When the model refuses the change; see [`Model::apply`]. A service that is refused may be served later, and
+    /// [`poll_claim`](Self::poll_claim) then says so. A failure of the datapath is never an error here.
     pub fn handle_change(&mut self, change: Change) -> Result<(), ModelError> {
         match &change {
             Change::InitStart(source) => {
@@ -246,6 +248,12 @@ impl Reconciler {
         }
         self.dirty.extend(self.model.apply(change)?);
         Ok(())
+    }
+
+    /// The next service that is served after all, or is refused from now on, without a change of its own; see
+    /// [`Model::poll_claim`].
+    pub fn poll_claim(&mut self) -> Option<(ServiceName, Claim)> {
+        self.model.poll_claim()
     }
 
     /// The plan whose outcome is not known yet.

@@ -7,8 +7,8 @@ use super::Inspected;
 use crate::{
     addr::FrontendAddr,
     datapath::{ApplyError, DatapathError},
-    model::ModelError,
-    name::SourceName,
+    model::{Claim, ModelError},
+    name::{ServiceName, SourceName},
     plan::Plan,
     reconciler::FrontendStatus,
 };
@@ -61,8 +61,10 @@ pub enum Event {
         /// Whether the inspection was [asked for](super::Runner::inspect_now).
         asked: bool,
     },
-    /// The model refused a change that was handed to a thread, and is as before.
+    /// The model refused a change that was handed to a thread. What it serves is as before.
     Refused(ModelError),
+    /// A service that was refused is served now, or the other way round, without a change of its own.
+    Claim(ServiceName, Claim),
     /// Changes by others are not noticed before the next full inspection, or some may have been missed, and why.
     NotWatched(DatapathError),
     /// Changes by others are noticed again.
@@ -95,6 +97,7 @@ impl fmt::Display for Event {
             Self::Inspected(inspected) => inspected.fmt(f),
             Self::NotInspected { error, .. } => write!(f, "the datapath cannot be inspected: {}", error.report()),
             Self::Refused(error) => write!(f, "a change is refused: {error}"),
+            Self::Claim(service, claim) => write!(f, "service {service} {claim}"),
             Self::NotWatched(error) => write!(f, "changes by others may be missed: {}", error.report()),
             Self::Watched => f.write_str("changes by others are noticed again"),
         }

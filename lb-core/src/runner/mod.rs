@@ -62,8 +62,8 @@ use self::{
 use crate::{
     datapath::{ApplyError, Datapath, DatapathError, ErrorKind},
     drift::{Drift, Inspection},
-    model::{Change, Model, ModelError},
-    name::SourceName,
+    model::{Change, Claim, Model, ModelError},
+    name::{ServiceName, SourceName},
     node::NodeFacts,
     reconciler::Reconciler,
     time::Instant,
@@ -205,6 +205,12 @@ impl Runner {
         self.drifts.set_watched(true);
     }
 
+    /// As [`Reconciler::poll_claim`], for a program that works by [`poll_task`](Self::poll_task). A
+    /// [`step`](Self::step) returns the same as [`Event::Claim`].
+    pub fn poll_claim(&mut self) -> Option<(ServiceName, Claim)> {
+        self.reconciler.poll_claim()
+    }
+
     /// Inspects everything as soon as possible, in every [`DriftMode`]. [`Inspected::asked`] marks the answer.
     pub const fn inspect_now(&mut self) {
         self.asked = true;
@@ -244,6 +250,9 @@ impl Runner {
     fn poll_notice(&mut self, now: Instant) -> Option<Event> {
         if !core::mem::replace(&mut self.told.no_node_address, true) {
             return Some(Event::NoNodeAddress);
+        }
+        if let Some((service, claim)) = self.reconciler.poll_claim() {
+            return Some(Event::Claim(service, claim));
         }
         if let Some((addr, status)) = self.reconciler.poll_event() {
             return Some(Event::Frontend(addr, status));

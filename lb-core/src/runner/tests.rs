@@ -112,6 +112,17 @@ fn changes_are_carried_out_and_each_step_is_told() {
 }
 
 #[test]
+fn a_service_that_gets_its_address_after_all_is_told() {
+    let (mut runner, mut datapath) = serving(DriftMode::Repair);
+    let [Change::UpsertService(first), _] = web(1) else { panic!("a service comes first") };
+    let second = Service { name: ServiceName::new("default", "second"), ..first.clone() };
+    runner.handle_change(Change::UpsertService(second)).unwrap_err();
+    runner.handle_change(Change::RemoveService(first.name)).unwrap();
+    let said: Vec<String> = steps(&mut runner, &mut datapath, at(1)).iter().map(Event::to_string).collect();
+    assert_eq!(said[0], "service default/second was refused and is served now");
+}
+
+#[test]
 fn what_an_earlier_process_left_serves_until_every_source_has_listed_and_a_long_listing_is_said() {
     let (_, mut datapath) = serving(DriftMode::Repair);
     let mut next = runner([source()]);

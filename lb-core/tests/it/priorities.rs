@@ -51,7 +51,7 @@ fn a_higher_source_takes_an_address_and_gives_it_back() {
     assert_eq!(upsert(&mut model, service("h", "high", &["10.96.0.1"])).unwrap(), ["h", "l"]);
     assert_eq!((owner(&model, "10.96.0.1"), owner(&model, "10.96.0.2")), ("h".into(), "l".into()));
     let says = "service default/l claims frontend 10.96.0.1:80/tcp, which belongs to service default/h; give one of them \
-                another address or port";
+                another address or port, or the claim waits until service default/h gives the address up";
     assert_eq!(refused(&model), [says]);
     let again = upsert(&mut model, service("l", "low", &["10.96.0.1", "10.96.0.3"])).unwrap_err();
     assert_eq!((&*again, owner(&model, "10.96.0.2")), (says, "l".into()), "the last good version stays");
@@ -147,4 +147,26 @@ fn a_source_without_a_priority_has_zero() {
     upsert(&mut model, Service { source: Some(SourceName("x".into())), ..web("x", "10.96.0.1") }).unwrap_err();
     upsert(&mut model, service("low", "low", &["10.96.0.1"])).unwrap_err();
     upsert(&mut model, service("high", "high", &["10.96.0.1"])).unwrap();
+}
+
+#[test]
+fn a_claim_that_is_met_or_lost_later_is_told_once() {
+    let mut model = model();
+    let told = |model: &mut Model| -> Vec<String> {
+        std::iter::from_fn(|| model.poll_claim()).map(|(name, claim)| format!("{} {claim}", name.name())).collect()
+    };
+    upsert(&mut model, service("owner", "low", &["10.96.0.1"])).unwrap();
+    upsert(&mut model, service("waiting", "low", &["10.96.0.1"])).unwrap_err();
+    assert_eq!(told(&mut model), [""; 0], "the error says it");
+    remove(&mut model, "owner");
+    assert_eq!(told(&mut model), ["waiting was refused and is served now"]);
+    assert_eq!(told(&mut model), [""; 0]);
+    upsert(&mut model, service("high", "high", &["10.96.0.1"])).unwrap();
+    let lost = "waiting is refused from now on: service default/waiting claims frontend 10.96.0.1:80/tcp, which belongs \
+                to service default/high; give one of them another address or port, or the claim waits until service \
+                default/high gives the address up";
+    assert_eq!(told(&mut model), [lost]);
+    remove(&mut model, "high");
+    remove(&mut model, "waiting");
+    assert_eq!(told(&mut model), [""; 0], "nobody waits for a service that is gone");
 }
