@@ -37,7 +37,9 @@ use crate::{
     pins::{
         anchors::{Anchors, SharedAnchors},
         directories::{self, Pins},
-        links, ownership,
+        links,
+        missing::MissingPins,
+        ownership::{self, Left},
     },
     programs::{DryRun, INGRESS, Programs},
     reasons::ReasonCounters,
@@ -64,6 +66,7 @@ pub struct EbpfDatapath {
     kernel: Option<Kernel>,
     shared: SharedAnchors,
     elements: Arc<AtomicU64>,
+    missing: Option<MissingPins>,
 }
 
 /// What is in the kernel, and its mirror in this process.
@@ -89,7 +92,8 @@ impl EbpfDatapath {
     /// When the directory is in use, belongs to another user, holds pins of other programs or is in no BPF file system,
     /// when the kernel is older than 6.6, and when a cgroup or an uplink does not exist.
     pub fn open(config: EbpfConfig) -> Result<Self, DatapathError> {
-        let mut datapath = Self { config, kernel: None, shared: SharedAnchors::default(), elements: Arc::default() };
+        let (shared, elements) = (SharedAnchors::default(), Arc::default());
+        let mut datapath = Self { config, kernel: None, shared, elements, missing: None };
         datapath.kernel()?;
         Ok(datapath)
     }
@@ -107,6 +111,13 @@ impl EbpfDatapath {
     #[must_use]
     pub const fn config(&self) -> &EbpfConfig {
         &self.config
+    }
+
+    /// Pins that were missing when the datapath was opened, although an earlier process had left others. Tell people:
+    /// established connections may have been lost.
+    #[must_use]
+    pub const fn missing_pins(&self) -> Option<&MissingPins> {
+        self.missing.as_ref()
     }
 
     /// Attaches the packet program to the device called `name`, of a pod that has just come. Attaching twice is
@@ -221,8 +232,9 @@ impl EbpfDatapath {
         let kernel = match self.kernel.take() {
             Some(kernel) => kernel,
             None => {
-                let (kernel, anchors) = Kernel::load(&mut self.config)?;
+                let (kernel, anchors, missing) = Kernel::load(&mut self.config)?;
                 *self.shared.lock() = Some(anchors);
+                self.missing = missing;
                 kernel
             }
         };
@@ -255,10 +267,10 @@ impl EbpfDatapath {
 impl Kernel {
     /// Loads everything. After a failure the pins of an earlier process are as they were; if there were none, there are
     /// none.
-    fn load(config: &mut EbpfConfig) -> Result<(Self, Anchors), EbpfError> {
+    fn load(config: &mut EbpfConfig) -> Result<(Self, Anchors, Option<MissingPins>), EbpfError> {
         let ports = Ports::free()?;
         let pins = Pins::create(&config.pin_dir)?;
-        let adopted = ownership::check(&pins)?;
+        let Left { usable: adopted, missing } = ownership::check(&pins)?;
         if adopted {
             links::finish(&pins.links())?;
         } else {
@@ -271,7 +283,7 @@ impl Kernel {
             // The first error says more than one about the clean-up.
             let _ = directories::remove(&dir);
         }
-        loaded
+        loaded.map(|(kernel, anchors)| (kernel, anchors, missing))
     }
 
     fn load_into(

@@ -46,6 +46,7 @@ mod sys;
 pub use config::{Capacities, EbpfConfig};
 pub use datapath::EbpfDatapath;
 pub use lb_datapath_ebpf_abi::{Errno, Reason, Verdict};
+pub use pins::missing::MissingPins;
 pub use reasons::ReasonCounters;
 pub use state::dry::map_writes;
 

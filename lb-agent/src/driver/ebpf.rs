@@ -191,7 +191,11 @@ impl OnDevices {
             .with_pin_dir(&settings.pin_dir)
             .with_pod_devices(pod_devices)
             .with_uplink_devices(&settings.devices);
-        Ok(Self { datapath: EbpfDatapath::open(config)?, settings: settings.clone(), attached })
+        let datapath = EbpfDatapath::open(config)?;
+        if let Some(missing) = datapath.missing_pins() {
+            tracing::warn!(%missing, "pins of an earlier process are missing");
+        }
+        Ok(Self { datapath, settings: settings.clone(), attached })
     }
 
     fn follow(&mut self) -> Result<(), String> {

@@ -4,4 +4,5 @@ pub(crate) mod anchor;
 pub(crate) mod anchors;
 pub(crate) mod directories;
 pub(crate) mod links;
+pub(crate) mod missing;
 pub(crate) mod ownership;

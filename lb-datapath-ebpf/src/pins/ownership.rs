@@ -15,6 +15,7 @@ use crate::{
     pins::{
         directories::{Pins, entries, failed, remove_file},
         links::{NEW, detach, pinned_device},
+        missing::MissingPins,
     },
     programs::{INGRESS, SOCKET_PROGRAMS},
     state::layout::{LAYOUTS, Layout},
@@ -38,11 +39,19 @@ impl Part {
     }
 }
 
-/// Looks at everything that is pinned; `true` if the maps can be used again: all that the services need are there.
+/// What an earlier process left.
+pub(crate) struct Left {
+    /// Whether the maps can be used again: all that the services need are there.
+    pub(crate) usable: bool,
+    /// What is missing although that process had attached its programs.
+    pub(crate) missing: Option<MissingPins>,
+}
+
+/// Looks at everything that is pinned.
 ///
 /// # Errors
 /// When anything there was pinned by another program.
-pub(crate) fn check(pins: &Pins) -> Result<bool, EbpfError> {
+pub(crate) fn check(pins: &Pins) -> Result<Left, EbpfError> {
     let parts = [Part::Maps, Part::Links].map(|part| pins.layout().join(part.as_str()));
     if let Some(path) = entries(&pins.layout())?.into_iter().find(|path| !parts.contains(path)) {
         return Err(unknown_name(&path));
@@ -54,14 +63,29 @@ pub(crate) fn check(pins: &Pins) -> Result<bool, EbpfError> {
     }
     let complete = found.len() == LAYOUTS.len();
     let mut usable = LAYOUTS.iter().all(|layout| found.contains(layout.name) || !layout.is_needed());
-    for path in entries(&pins.links())? {
-        match check_link(&path, usable.then_some(&ids)) {
+    let links = entries(&pins.links())?;
+    for path in &links {
+        match check_link(path, usable.then_some(&ids)) {
             // The program counts in a map whose pin is gone, and no other process can find that map again.
             Err(EbpfError::Mixed { .. }) if !complete => usable = false,
             other => other?,
         }
     }
-    Ok(usable)
+    Ok(Left { usable, missing: missing(pins, usable, &found, &links) })
+}
+
+/// A process attaches its programs last. Without links, its start was not finished, and nothing was served.
+fn missing(pins: &Pins, usable: bool, maps: &BTreeSet<&str>, links: &[PathBuf]) -> Option<MissingPins> {
+    let names = LAYOUTS.iter().map(|layout| layout.name).filter(|name| !maps.contains(name));
+    let paths: Vec<PathBuf> = if usable {
+        let attached =
+            |name: &str| links.iter().any(|link| [name, &format!("{name}{NEW}")].iter().any(|n| link.ends_with(n)));
+        let programs = SOCKET_PROGRAMS.iter().map(|(name, _)| *name).filter(|name| !attached(name));
+        programs.map(|name| pins.links().join(name)).collect()
+    } else {
+        names.map(|name| pins.maps().join(name)).collect()
+    };
+    (!links.is_empty() && !paths.is_empty()).then(|| MissingPins::new(paths, !usable))
 }
 
 /// Removes what is pinned at `path`.

@@ -279,9 +279,45 @@ fn maps_of_a_start_that_was_not_finished_are_made_anew() {
             bpf::remove_all(&pins.0.join("v1/links"));
         }
         let mut datapath = EbpfDatapath::open(config.clone()).unwrap();
+        // Without links the earlier process served nothing, so that nothing is lost.
+        assert_eq!(datapath.missing_pins().is_some(), left % 2 == 1, "{left} maps were there");
         datapath.apply(&diff(&State::default(), &desired(), &Labels::default())).unwrap();
         assert_eq!(datapath.observe().unwrap(), desired(), "{left} maps were there");
     }
+}
+
+#[test]
+#[ignore = "needs root: loads eBPF programs and makes a cgroup"]
+fn a_start_names_the_pins_that_are_missing_and_what_is_lost() {
+    let _turn = turn();
+    let (pins, cgroup) = (PinDir::new(), Cgroup::empty());
+    let config = config(&pins, &cgroup);
+    let open = || EbpfDatapath::open(config.clone()).unwrap();
+    let said = |datapath: &EbpfDatapath| datapath.missing_pins().map(ToString::to_string);
+    assert_eq!(said(&open()), None, "a first start");
+    assert_eq!(said(&open()), None, "all are there");
+    let path = |name: &str| pins.0.join("v1").join(name);
+    fs::remove_file(path("links/lb_connect4")).unwrap();
+    let again = open();
+    let text = said(&again).unwrap();
+    assert!(
+        text.starts_with(&format!("{} was missing: their programs", path("links/lb_connect4").display())),
+        "{text}"
+    );
+    assert!(!again.missing_pins().unwrap().made_anew());
+    drop(again);
+    for name in ["maps/CT", "maps/SLOTS"] {
+        fs::remove_file(path(name)).unwrap();
+    }
+    let anew = open();
+    let missing = anew.missing_pins().unwrap();
+    assert_eq!(
+        missing.paths().iter().collect::<std::collections::BTreeSet<_>>(),
+        [&path("maps/CT"), &path("maps/SLOTS")].into()
+    );
+    assert!(missing.made_anew() && missing.to_string().contains("are reset"), "{missing}");
+    drop(anew);
+    assert_eq!(said(&open()), None, "they are there again");
 }
 
 #[test]
