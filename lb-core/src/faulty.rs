@@ -4,7 +4,7 @@ use alloc::{boxed::Box, collections::BTreeSet, format, sync::Arc, vec::Vec};
 
 use crate::{
     addr::FrontendAddr,
-    datapath::{ApplyError, Capabilities, Counters, Datapath, DatapathError, ErrorKind, Role, Watcher},
+    datapath::{ApplyError, Capabilities, Counters, Datapath, DatapathError, Devices, ErrorKind, Role, Watcher},
     decision::Packet,
     drift::{Drift, Expected, Inspection},
     kernel::KernelAnswer,
@@ -141,6 +141,10 @@ impl<D: Datapath> Datapath for Faulty<D> {
 
     fn ask(&mut self, packet: &Packet) -> Result<Option<KernelAnswer>, DatapathError> {
         self.inner.ask(packet)
+    }
+
+    fn on_devices(&mut self) -> Option<&mut dyn Devices> {
+        self.inner.on_devices()
     }
 
     fn counters(&self) -> Option<Arc<dyn Counters>> {

@@ -15,7 +15,7 @@ use std::{
 use lb_core::{
     addr::{Family, FrontendKind, Protocol},
     datapath::{
-        AffinityCapability, ApplyError, Atomicity, Capabilities, Counters, Datapath, DatapathError, Role,
+        AffinityCapability, ApplyError, Atomicity, Capabilities, Counters, Datapath, DatapathError, Devices, Role,
         SocketCapability, SocketHash, Watcher,
     },
     decision::Packet,
@@ -118,39 +118,6 @@ impl EbpfDatapath {
     #[must_use]
     pub const fn missing_pins(&self) -> Option<&MissingPins> {
         self.missing.as_ref()
-    }
-
-    /// Attaches the packet program to the device called `name`, of a pod that has just come. Attaching twice is
-    /// attaching once. Links of devices that are gone are removed.
-    ///
-    /// # Errors
-    /// When the device is not in the network namespace of the calling thread, or cannot be attached to.
-    pub fn attach_device(&mut self, name: &str) -> Result<(), DatapathError> {
-        self.kernel()?;
-        let mut anchors = self.shared.lock();
-        if let (Some(anchors), Some(kernel)) = (anchors.as_mut(), &self.kernel) {
-            anchors.attach_device(&kernel.programs, name)?;
-            anchors.keep_attached_devices()?;
-        }
-        drop(anchors);
-        let EbpfConfig { pod_devices, uplink_devices, .. } = &mut self.config;
-        if !pod_devices.iter().chain(&*uplink_devices).any(|known| known == name) {
-            pod_devices.push(name.into());
-        }
-        Ok(())
-    }
-
-    /// Detaches the packet program from the device called `name`, which may be gone.
-    ///
-    /// # Errors
-    /// When its pin cannot be removed.
-    pub fn detach_device(&mut self, name: &str) -> Result<(), DatapathError> {
-        self.kernel()?;
-        if let Some(anchors) = self.shared.lock().as_mut() {
-            anchors.detach_device(name)?;
-        }
-        self.config.forget_device(name);
-        Ok(())
     }
 
     /// Removes everything that a datapath with this pin directory put into the kernel, without opening it first. A
@@ -366,6 +333,32 @@ impl EbpfDatapath {
     }
 }
 
+impl Devices for EbpfDatapath {
+    fn attach_device(&mut self, name: &str) -> Result<(), DatapathError> {
+        self.kernel()?;
+        let mut anchors = self.shared.lock();
+        if let (Some(anchors), Some(kernel)) = (anchors.as_mut(), &self.kernel) {
+            anchors.attach_device(&kernel.programs, name)?;
+            anchors.keep_attached_devices()?;
+        }
+        drop(anchors);
+        let EbpfConfig { pod_devices, uplink_devices, .. } = &mut self.config;
+        if !pod_devices.iter().chain(&*uplink_devices).any(|known| known == name) {
+            pod_devices.push(name.into());
+        }
+        Ok(())
+    }
+
+    fn detach_device(&mut self, name: &str) -> Result<(), DatapathError> {
+        self.kernel()?;
+        if let Some(anchors) = self.shared.lock().as_mut() {
+            anchors.detach_device(name)?;
+        }
+        self.config.forget_device(name);
+        Ok(())
+    }
+}
+
 impl Datapath for EbpfDatapath {
     fn capabilities(&self) -> Capabilities {
         Self::capabilities_with(self.kernel.as_ref().map_or_else(Ports::default, |kernel| kernel.mirror.limits.ports))
@@ -437,6 +430,10 @@ impl Datapath for EbpfDatapath {
         let elements = kernel.mirror.elements();
         self.count(elements);
         anchors.and(entries).and(outcome)
+    }
+
+    fn on_devices(&mut self) -> Option<&mut dyn Devices> {
+        Some(self)
     }
 
     fn watcher(&mut self) -> Result<Option<Box<dyn Watcher>>, DatapathError> {

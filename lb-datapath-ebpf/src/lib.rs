@@ -16,7 +16,8 @@
 //! The programs count the packets and socket calls that they stop, by [`Reason`]: see
 //! [`reason_counters`](EbpfDatapath::reason_counters).
 //!
-//! It does not watch devices, mount file systems, add routes or change kernel settings. `docs/ebpf.md` lists what the
+//! [`discovery`] finds the devices and the cgroup to attach to, and devices that come later are attached to through
+//! [`Devices`](lb_core::datapath::Devices). The crate does not watch devices, mount file systems, add routes or change kernel settings. `docs/ebpf.md` lists what the
 //! programs do not do.
 //!
 //! ```no_run
@@ -35,6 +36,7 @@ mod config;
 mod counters;
 mod crash;
 mod datapath;
+pub mod discovery;
 mod drift;
 mod error;
 mod pins;

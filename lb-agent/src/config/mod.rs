@@ -19,6 +19,7 @@ use lb_core::{
     name::{NodeName, ZoneName},
     node::NodeFacts,
 };
+use lb_datapath_ebpf::discovery;
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 use serde::Deserialize;
 
@@ -515,7 +516,7 @@ impl Settings {
         }
         let cgroup = match &self.cgroup {
             Some(path) => path.clone(),
-            None => mounts::cgroup2()
+            None => discovery::cgroup()
                 .map_err(|source| ConfigError::Default { setting: "cgroup", source })?
                 .ok_or(ConfigError::NoDefault { setting: "cgroup", why: "no cgroup2 hierarchy is mounted" })?,
         };

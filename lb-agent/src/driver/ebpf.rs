@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use lb_core::datapath::{Capabilities, Datapath, DatapathError, ErrorKind};
+use lb_core::datapath::{Capabilities, Datapath, DatapathError, Devices, ErrorKind};
 use lb_datapath_ebpf::{EbpfConfig, EbpfDatapath};
 
 use super::{Attachments, Driver, Exclusion, OpenDatapath, Setting, counted, unseen};

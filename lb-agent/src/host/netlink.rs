@@ -1,7 +1,8 @@
-//! Devices, addresses and routes of this network namespace, as the kernel lists them.
+//! Devices and addresses of this network namespace, as the kernel lists them.
 
-use std::{collections::BTreeMap, io, net::IpAddr, time::Duration};
+use std::{io, net::IpAddr, time::Duration};
 
+pub(crate) use lb_datapath_ebpf::discovery::{devices, uplinks};
 #[cfg(any(test, fuzzing))]
 use lb_netlink::Answer;
 use lb_netlink::{Listener, Protocol, Socket};
@@ -9,25 +10,10 @@ use netlink_packet_route::{
     RouteNetlinkMessage,
     address::{AddressAttribute, AddressMessage, AddressScope},
     link::{InfoBridge, InfoData, InfoKind, LinkAttribute, LinkInfo, LinkMessage},
-    route::{RouteAttribute, RouteMessage, RouteType},
 };
 
 /// Multicast group of link messages (`RTNLGRP_LINK`).
 const LINK_GROUP: u32 = 1;
-
-/// Index and name of every device.
-pub(crate) fn devices() -> io::Result<BTreeMap<u32, String>> {
-    let answers = dump(RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
-    let named = answers.into_iter().filter_map(|answer| {
-        let RouteNetlinkMessage::NewLink(link) = answer else { return None };
-        let name = link.attributes.into_iter().find_map(|attribute| match attribute {
-            LinkAttribute::IfName(name) => Some(name),
-            _ => None,
-        })?;
-        Some((link.header.index, name))
-    });
-    Ok(named.collect())
-}
 
 /// A bridge that other devices are ports of.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,21 +67,6 @@ fn as_bridge(link: &LinkMessage) -> Option<(String, [bool; 2])> {
     is_bridge.then_some((name?, filtered))
 }
 
-/// Names of the devices that have a default route, in order of name.
-pub(crate) fn uplinks() -> io::Result<Vec<String>> {
-    let devices = devices()?;
-    let answers = dump(RouteNetlinkMessage::GetRoute(RouteMessage::default()))?;
-    let routes = answers.into_iter().filter_map(|answer| match answer {
-        RouteNetlinkMessage::NewRoute(route) if is_default(&route) => Some(route),
-        _ => None,
-    });
-    let mut names: Vec<String> =
-        routes.flat_map(|route| outputs(&route)).filter_map(|index| devices.get(&index).cloned()).collect();
-    names.sort_unstable();
-    names.dedup();
-    Ok(names)
-}
-
 /// Global addresses of these devices, in the order of the kernel, IPv4 first.
 pub(crate) fn addresses(of: &[String]) -> io::Result<Vec<IpAddr>> {
     let devices = devices()?;
@@ -134,19 +105,6 @@ impl LinkMonitor {
     }
 }
 
-fn is_default(route: &RouteMessage) -> bool {
-    route.header.destination_prefix_length == 0 && route.header.kind == RouteType::Unicast
-}
-
-fn outputs(route: &RouteMessage) -> Vec<u32> {
-    let of = |attribute: &RouteAttribute| match attribute {
-        RouteAttribute::Oif(index) => vec![*index],
-        RouteAttribute::MultiPath(hops) => hops.iter().map(|hop| hop.interface_index).collect(),
-        _ => Vec::new(),
-    };
-    route.attributes.iter().flat_map(of).collect()
-}
-
 /// On a point-to-point device the address is the peer's and `Local` is that of the node; IPv6 has `Address` alone.
 fn local(address: &AddressMessage) -> Option<IpAddr> {
     let find = |wanted: fn(&AddressAttribute) -> Option<IpAddr>| address.attributes.iter().find_map(wanted);
@@ -173,10 +131,8 @@ pub(crate) fn take_any(datagram: &[u8]) {
     let _ = take_answers(datagram, &mut answers);
     assert!(answers.len() <= datagram.len() / 16, "{} messages in {} bytes", answers.len(), datagram.len());
     for answer in &answers {
-        match answer {
-            RouteNetlinkMessage::NewAddress(address) => drop(local(address)),
-            RouteNetlinkMessage::NewRoute(route) if is_default(route) => drop(outputs(route)),
-            _ => {}
+        if let RouteNetlinkMessage::NewAddress(address) = answer {
+            local(address);
         }
     }
 }
@@ -207,19 +163,6 @@ mod tests {
         let mut answers = Vec::new();
         let ended = take_answers(&fs::read(corpus.join(name)).unwrap(), &mut answers);
         (answers, ended.map_err(io::Error::from))
-    }
-
-    #[test]
-    fn uplinks_are_the_outputs_of_unicast_default_routes() {
-        let outputs_of = |name| -> Vec<u32> {
-            let (answers, _) = read(name);
-            let routes = answers.iter().filter_map(|answer| match answer {
-                RouteNetlinkMessage::NewRoute(route) if is_default(route) => Some(outputs(route)),
-                _ => None,
-            });
-            routes.flatten().collect()
-        };
-        assert_eq!((outputs_of("routes"), outputs_of("multipath")), (vec![2], vec![2, 3]), "a blackhole is none");
     }
 
     #[test]

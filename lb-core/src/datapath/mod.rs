@@ -92,6 +92,11 @@ pub trait Datapath: Send {
         Ok(None)
     }
 
+    /// What attaches it to devices that come and go, if it attaches to devices. Default: it does not.
+    fn on_devices(&mut self) -> Option<&mut dyn Devices> {
+        None
+    }
+
     /// A counter of the objects in the kernel, if the datapath can count them.
     fn counters(&self) -> Option<Arc<dyn Counters>> {
         None
@@ -112,6 +117,23 @@ pub trait Watcher: Send {
     fn waker(&self) -> Option<Waker> {
         None
     }
+}
+
+/// Attaches a datapath to network devices. Those in its configuration are attached to when it is opened; a pod that comes
+/// later brings a new one.
+pub trait Devices {
+    /// Attaches to the device called `name`, of a pod that has just come. Attaching twice is attaching once. What is left
+    /// of devices that are gone is removed.
+    ///
+    /// # Errors
+    /// When the device is not in the network namespace of the calling thread, or cannot be attached to.
+    fn attach_device(&mut self, name: &str) -> Result<(), DatapathError>;
+
+    /// Detaches from the device called `name`, which may be gone.
+    ///
+    /// # Errors
+    /// When what keeps it attached cannot be removed.
+    fn detach_device(&mut self, name: &str) -> Result<(), DatapathError>;
 }
 
 /// Counts the objects of a datapath in the kernel, also while [`Datapath::apply`] runs.

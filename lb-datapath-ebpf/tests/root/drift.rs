@@ -562,8 +562,11 @@ fn the_watcher_wakes_for_others_and_not_for_us() {
     assert!(!watcher.wait(pause).unwrap());
     let (datapath, space) = (&mut subject.datapath, &subject.space);
     space.run(|| {
-        datapath.detach_device("pod1").unwrap();
-        datapath.attach_device("pod1").unwrap();
+        // As whoever knows no more than the contract.
+        let contract: &mut dyn Datapath = datapath;
+        let devices = contract.on_devices().unwrap();
+        devices.detach_device("pod1").unwrap();
+        devices.attach_device("pod1").unwrap();
         datapath.set_role(Role::Draining).unwrap();
         datapath.set_role(Role::Active).unwrap();
         datapath.apply(&diff(&subject.desired, &State::default(), &Labels::default())).unwrap();
