@@ -1,6 +1,6 @@
 //! Whether the fate of a flow is what `decide` says.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use lb_core::{
     addr::{BackendAddr, FrontendAddr},
@@ -21,27 +21,52 @@ use crate::traffic::{DEFAULT_TIMEOUT, FailureKind, Outcome, Response};
 /// As long as every flow fared as it should, a slow machine gets all the time that it may need. The first flow that did
 /// not has failed the case. Further flows only show how far the failure reaches, so they are not waited for as long: a
 /// datapath that carries nothing loses every flow.
+///
+/// Silence is listened to for a second in all, and then for a moment each, and a flow that the datapath leaves alone is
+/// sent once: of a datapath that promises little, hundreds of flows are expected to stay unanswered. Less time makes no
+/// flow fail that is silent.
 #[derive(Debug, Default)]
 pub(super) struct Patience {
     lost: bool,
+    listened: Duration,
+    left_alone: BTreeSet<String>,
 }
 
 /// Longest wait for a refusal, which is expected at once.
 const AT_ONCE: Duration = Duration::from_secs(1);
-/// How long silence is listened to.
+/// How long silence is listened to, by each flow at first.
 const SILENCE: Duration = Duration::from_millis(300);
+/// How long silence is listened to in all, until a moment is enough.
+const SILENCE_IN_ALL: Duration = Duration::from_secs(1);
+/// That moment: in a lab, an answer takes a few milliseconds at most.
+const MOMENT: Duration = Duration::from_millis(10);
 /// Longest wait for any flow after the case has failed.
 const AFTER_A_LOSS: Duration = Duration::from_millis(20);
 
 impl Patience {
     /// How long to wait for a flow of which this is expected.
-    fn with(&self, expected: &Decided) -> Duration {
+    fn with(&mut self, expected: &Decided) -> Duration {
         let full = match expected {
             Decided::Forward(_) => DEFAULT_TIMEOUT,
             Decided::Reject => AT_ONCE,
-            Decided::Drop | Decided::Pass => SILENCE,
+            Decided::Drop | Decided::Pass if self.listened >= SILENCE_IN_ALL => MOMENT,
+            Decided::Drop | Decided::Pass => {
+                self.listened += SILENCE;
+                SILENCE
+            }
         };
         if self.lost { full.min(AFTER_A_LOSS) } else { full }
+    }
+
+    /// Whether such a flow was left alone before, and is to be left alone again.
+    fn knows(&mut self, probe: Probe, expected: &Decided) -> bool {
+        match expected {
+            Decided::Pass => !self.left_alone.insert(probe.to_string()),
+            Decided::Forward(_) | Decided::Reject | Decided::Drop => {
+                self.left_alone.remove(&probe.to_string());
+                false
+            }
+        }
     }
 
     /// A flow did not fare as it should.
@@ -68,6 +93,12 @@ impl Stage {
         })
     }
 
+    /// Whether the datapath is to forward this flow. What its capabilities leave out is not sent in bulk.
+    pub(super) fn forwards(&self, probe: Probe) -> bool {
+        let packet = probe.packet(probe.source());
+        matches!(decide(self.model(), &packet, &FlowView::default(), self.now()).verdict, Decided::Forward(_))
+    }
+
     /// Probes everything in turn and reports all that fails.
     pub(super) fn probe_all(&mut self, probes: impl IntoIterator<Item = Probe>) -> Result<(), Fault> {
         let (mut sent, mut failures) = (0, Vec::new());
@@ -90,8 +121,11 @@ impl Stage {
         Err(Fault::Failed(format!("{number} of {sent} flows failed{hurried}:\n  {}", failures.join("\n  "))))
     }
 
-    fn send(&self, probe: Probe, view: &FlowView) -> Result<Option<BackendAddr>, Fault> {
+    fn send(&mut self, probe: Probe, view: &FlowView) -> Result<Option<BackendAddr>, Fault> {
         let before = decide(self.model(), &probe.packet(probe.source()), view, self.now()).verdict;
+        if self.patience.knows(probe, &before) {
+            return Ok(None);
+        }
         let timeout = self.patience.with(&before);
         let outcome = self.lab()?.client(probe.origin).request(&probe.request(timeout))?;
         // Now the source port is known.

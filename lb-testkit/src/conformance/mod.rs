@@ -58,7 +58,8 @@
 //! [`state_only`](Subject::state_only) subject needs nothing.
 //!
 //! Each trial has a lab of its own, so `--test-threads` may be as high as there are processors. A case takes about a
-//! second. One whose first flow is lost has failed, and waits for its further flows no longer than 20 ms each.
+//! second. One whose first flow is lost has failed, and waits for its further flows no longer than 20 ms each. Silence is
+//! listened to for a second in all, so a datapath that carries nothing takes no longer than a few seconds for any case.
 //!
 //! # How excluded cases are counted
 //!

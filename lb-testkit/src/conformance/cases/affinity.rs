@@ -65,6 +65,9 @@ fn clients_stick_independently(stage: &mut Stage) -> Verdict {
     let pods = endpoints("web", &["a", "b", "c", "d"]);
     stage.change([Change::UpsertService(web().affinity(sticky())), Change::ReplaceEndpoints(pods)])?;
     for family in topology::FAMILIES {
+        if !stage.forwards(Probe::new(Origin::Client, WEB, family, Transport::Tcp)) {
+            continue;
+        }
         let mut stuck = Vec::new();
         for (origin, ip) in outside_clients(stage, family)? {
             let probe = Probe::new(origin, WEB, family, Transport::Tcp).from((ip, 0).into());

@@ -174,6 +174,9 @@ fn services_that_share_backends_keep_their_ports_apart(stage: &mut Stage) -> Ver
 fn served_on_port(stage: &Stage, vip: Vip, port: u16) -> Verdict {
     let to = (vip.ip(Family::V4), 80).into();
     for origin in ORIGINS {
+        if !stage.forwards(Probe::new(origin, vip, Family::V4, Transport::Tcp)) {
+            continue;
+        }
         let outcome = stage.lab()?.client(origin).request(&Request::http(to))?;
         let answer = outcome.map_err(|failure| Fault::Failed(format!("{origin:?} to {to}: {failure}")))?;
         let line = answer.body.lines().find(|line| line.contains("server_address="));
@@ -190,6 +193,9 @@ fn large_requests_arrive_whole(stage: &mut Stage) -> Verdict {
     stage.change([Change::UpsertService(web()), Change::ReplaceEndpoints(pods)])?;
     let path = format!("/{}", "0123456789abcdef".repeat(2_000));
     for (origin, family) in ORIGINS.into_iter().flat_map(|origin| topology::FAMILIES.map(|family| (origin, family))) {
+        if !stage.forwards(Probe::new(origin, WEB, family, Transport::Tcp)) {
+            continue;
+        }
         for _ in 0..FLOWS {
             let mut request = Request::http((WEB.ip(family), 80).into());
             request.path.clone_from(&path);

@@ -93,6 +93,9 @@ fn with_connections(stage: &mut Stage, play: impl FnOnce(&mut Stage) -> Verdict)
         let mut connections = Vec::new();
         for (origin, family) in ORIGINS.into_iter().flat_map(|origin| topology::FAMILIES.map(|family| (origin, family)))
         {
+            if !stage.forwards(Probe::new(origin, WEB, family, Transport::Tcp)) {
+                continue;
+            }
             let to = (WEB.ip(family), FRONT_PORT).into();
             let held = lab.client(origin).hold(Transport::Tcp, to, 4)?;
             let failed = held.opened().iter().find_map(|opened| opened.as_ref().err());

@@ -54,7 +54,10 @@ fn spread(stage: &mut Stage, service: Service, pods: &[(&str, u16)]) -> Verdict 
         return Ok(());
     }
     for (origin, family) in ORIGINS.into_iter().zip(topology::FAMILIES.into_iter().cycle()) {
-        for kind in [LoadKind::NewConnections, LoadKind::Datagrams] {
+        for (kind, transport) in [(LoadKind::NewConnections, Transport::Tcp), (LoadKind::Datagrams, Transport::Udp)] {
+            if !stage.forwards(Probe::new(origin, WEB, family, transport)) {
+                continue;
+            }
             let counts = counts(stage, origin, family, kind)?;
             fits(&format!("{kind:?} from {origin:?} {family:?}"), &counts, pods)?;
         }
@@ -93,6 +96,9 @@ fn round_robin_takes_turns(stage: &mut Stage) -> Verdict {
     }
     let slack = std::thread::available_parallelism().map_or(1, std::num::NonZero::get) as u64;
     for (origin, family) in ORIGINS.into_iter().zip(topology::FAMILIES.into_iter().cycle()) {
+        if !stage.forwards(Probe::new(origin, WEB, family, Transport::Tcp)) {
+            continue;
+        }
         let counts = counts(stage, origin, family, LoadKind::NewConnections)?;
         let (least, most) = (counts.values().min().copied(), counts.values().max().copied());
         let even = counts.len() == 3 && most.zip(least).is_some_and(|(most, least)| most - least <= slack);
