@@ -2,12 +2,17 @@
 //! and run.
 
 /// Pages, and the files that their snippets are from.
-const PAGES: [(&str, &str, &[&str]); 2] = [
+const PAGES: [(&str, &str, &[&str]); 3] = [
     ("README.md", include_str!("../../README.md"), &[EMBED]),
     (
         "docs/embedding.md",
         include_str!("../../docs/embedding.md"),
         &[EMBED, include_str!("../examples/tokio.rs"), include_str!("../src/lib.rs")],
+    ),
+    (
+        "docs/writing-a-datapath.md",
+        include_str!("../../docs/writing-a-datapath.md"),
+        &[include_str!("../own-datapath/src/lib.rs"), include_str!("../own-datapath/tests/conformance.rs")],
     ),
 ];
 

@@ -109,6 +109,16 @@ impl Handle {
         self.inbox.send(Message::Inspect).map_err(|_| Stopped)
     }
 
+    /// Calls `work` with the datapath in its thread, between two plans, and does not wait: to attach to a
+    /// [device](Datapath::on_devices), to [ask](Datapath::ask), or to take a [role](Datapath::set_role). What `work` has to
+    /// say goes through a channel of yours. Plans are the runner's to carry out.
+    ///
+    /// # Errors
+    /// [`Stopped`].
+    pub fn with_datapath(&self, work: impl FnOnce(&mut dyn Datapath) + Send + 'static) -> Result<(), Stopped> {
+        self.inbox.send(Message::Work(Box::new(work))).map_err(|_| Stopped)
+    }
+
     /// The runner, to read: its model, and what is known of frontends and of drift. Drop the guard soon, since the
     /// thread cannot go on meanwhile.
     #[must_use]
@@ -156,6 +166,7 @@ impl Shared {
 enum Message {
     Change(Box<Change>),
     Inspect,
+    Work(Box<dyn FnOnce(&mut dyn Datapath) + Send>),
     Alarm(Alarm),
     Stop,
 }
@@ -197,6 +208,10 @@ impl<F: FnMut(Event)> Worker<F> {
             Message::Change(change) => self.runner.write().handle_change(*change).err().map(Event::Refused),
             Message::Inspect => {
                 self.runner.write().inspect_now();
+                None
+            }
+            Message::Work(work) => {
+                work(&mut *self.datapath);
                 None
             }
             Message::Alarm(Alarm::Suspicion(taken)) => {
@@ -341,6 +356,17 @@ mod tests {
         handle.change(Change::InitDone(source())).unwrap();
         handle.inspect_now().unwrap();
         assert!(events.iter().any(|event| matches!(event, Event::Inspected(inspected) if inspected.asked)));
+    }
+
+    #[test]
+    fn whoever_needs_the_datapath_gets_it_between_two_plans() {
+        let (handle, _events) = spawn(MemoryDatapath::default());
+        let (sender, answer) = mpsc::channel();
+        let work = move |datapath: &mut dyn Datapath| {
+            drop(sender.send((datapath.set_role(Role::Draining).is_ok(), datapath.on_devices().is_some())));
+        };
+        handle.with_datapath(work).unwrap();
+        assert_eq!(answer.recv(), Ok((true, false)));
     }
 
     #[test]
