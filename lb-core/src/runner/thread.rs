@@ -163,10 +163,13 @@ impl Shared {
     }
 }
 
+/// What the user of a handle does with the datapath.
+type Work = Box<dyn FnOnce(&mut dyn Datapath) + Send>;
+
 enum Message {
     Change(Box<Change>),
     Inspect,
-    Work(Box<dyn FnOnce(&mut dyn Datapath) + Send>),
+    Work(Work),
     Alarm(Alarm),
     Stop,
 }
@@ -363,7 +366,8 @@ mod tests {
         let (handle, _events) = spawn(MemoryDatapath::default());
         let (sender, answer) = mpsc::channel();
         let work = move |datapath: &mut dyn Datapath| {
-            drop(sender.send((datapath.set_role(Role::Draining).is_ok(), datapath.on_devices().is_some())));
+            let said = (datapath.set_role(Role::Draining).is_ok(), datapath.on_devices().is_some());
+            sender.send(said).expect("the test waits for it");
         };
         handle.with_datapath(work).unwrap();
         assert_eq!(answer.recv(), Ok((true, false)));
