@@ -277,11 +277,7 @@ fn families_are_filled_in_as_the_api_server_does() {
     for (spec, policy, families) in [
         ("ipFamilyPolicy: SingleStack", FamilyPolicy::SingleStack, &[Family::V4][..]),
         ("ipFamilyPolicy: PreferDualStack", FamilyPolicy::PreferDualStack, &[Family::V4, Family::V6]),
-        (
-            "ipFamilyPolicy: PreferDualStack, ipFamilies: [IPv4]",
-            FamilyPolicy::PreferDualStack,
-            &[Family::V4, Family::V6],
-        ),
+        ("ipFamilyPolicy: PreferDualStack, ipFamilies: [IPv4]", FamilyPolicy::PreferDualStack, &[Family::V4]),
         ("ipFamilyPolicy: SingleStack, ipFamilies: [IPv4, IPv6]", FamilyPolicy::SingleStack, &[Family::V4]),
         ("ipFamilies: [IPv4, IPv6]", FamilyPolicy::RequireDualStack, &[Family::V4, Family::V6]),
         ("ipFamilies: [IPv4]", FamilyPolicy::SingleStack, &[Family::V4]),

@@ -64,7 +64,8 @@ fn of_many_edits_the_last_valid_one_wins_and_nothing_is_left_behind() {
     edit(&node, 500..2500);
     let after = Held::of(pid);
     println!("before: {before:?}, after 2000 edits: {after:?}");
-    assert_eq!(before.files, after.files);
+    // Either may be counted while a file is open; what leaks by an edit would be two thousand.
+    assert!(after.files < before.files + 10, "{before:?} {after:?}");
     assert!(after.resident_kib < before.resident_kib + 2048, "{before:?} {after:?}");
     assert_eq!(node.json(&["status"])["conditions"].as_array().unwrap().len(), 0);
 }

@@ -218,13 +218,19 @@ pub(super) fn family_policy(spec: &ServiceSpec, cluster_ips: &[IpAddr]) -> Famil
 
 /// Families of the service, the main one first, as the API server fills them in: those it names, then those of its
 /// cluster addresses, then the missing one if it wants both. Empty if it says nothing about families.
+///
+/// One preferred family with a cluster address is what the API server of a cluster with one family has filled in
+/// already, and it never adds the other one later.
 pub(super) fn families(spec: &ServiceSpec, cluster_ips: &[IpAddr]) -> Result<Vec<Family>, Invalid> {
     let mut families = ip_families(spec)?;
+    let is_filled_in = families.len() == 1 && cluster_ips.len() == 1;
     families.extend(cluster_ips.iter().skip(families.len()).map(|&ip| Family::of(ip)));
-    if family_policy(spec, cluster_ips) == FamilyPolicy::SingleStack {
-        families.truncate(1);
-    } else if let [only] = families[..] {
-        families.push(if only == Family::V4 { Family::V6 } else { Family::V4 });
+    match (family_policy(spec, cluster_ips), &families[..]) {
+        (FamilyPolicy::SingleStack, _) => families.truncate(1),
+        (FamilyPolicy::PreferDualStack, [_]) if is_filled_in => {}
+        (FamilyPolicy::PreferDualStack | FamilyPolicy::RequireDualStack, [Family::V4]) => families.push(Family::V6),
+        (FamilyPolicy::PreferDualStack | FamilyPolicy::RequireDualStack, [Family::V6]) => families.push(Family::V4),
+        (FamilyPolicy::PreferDualStack | FamilyPolicy::RequireDualStack, _) => {}
     }
     Ok(families)
 }
