@@ -122,7 +122,7 @@ pub enum Cause {
     #[error("{0}")]
     Reserved(ReservedBy),
     /// A service had to leave it a moment ago and its connections may not have ended.
-    #[error("service {last} had to leave it and is still draining; it is assigned when that is over")]
+    #[error("it drains after service {last} had to leave it; wait until that is over, or ask for another address")]
     Draining {
         /// The service that left it.
         last: ServiceName,
