@@ -19,10 +19,18 @@
 //! # Ok::<(), lb_agent::check::CheckError>(())
 //! ```
 
-use std::{collections::BTreeSet, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
-use lb_core::{datapath::DatapathError, memory::MemoryDatapath, model::Change, name::SourceName};
-use lb_k8s::{Batch, Finding as Found, Manifests, Snapshot, SnapshotError, Unread};
+use lb_core::{
+    datapath::DatapathError,
+    memory::MemoryDatapath,
+    model::Change,
+    name::{ServiceName, SourceName},
+};
+use lb_k8s::{Batch, Finding as Found, Manifests, Origin, Snapshot, SnapshotError, Unread};
 use serde::Serialize;
 
 use crate::{
@@ -62,9 +70,9 @@ pub struct Checked {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Finding {
-    /// The file; empty if it is not known, as for a conflict between objects.
+    /// The file; empty if it is not known.
     pub file: String,
-    /// Line of the file, from 1, if it is known.
+    /// Line of the file, from 1, if it is known: not for a conflict between objects.
     pub line: Option<u64>,
     /// Character of the line, from 1, if it is known.
     pub column: Option<u64>,
@@ -116,7 +124,10 @@ impl Checked {
 /// # Errors
 /// When the kind of datapath does not say what it can do.
 pub fn check(manifests: &Path, config: &Config) -> Result<Checked, CheckError> {
-    run(ManifestDirectory::new(manifests), config)
+    let mut source = ManifestDirectory::new(manifests);
+    let news = source.poll();
+    let origins = origins(&news, |name| source.origin(name));
+    run(Read { source, news: Some(news) }, &origins, config)
 }
 
 /// Checks one text that is called `file` in messages: JSON if that ends in `.json`, YAML otherwise.
@@ -127,14 +138,47 @@ pub fn check_text(file: &str, text: &str, config: &Config) -> Result<Checked, Ch
     let mut manifests = Manifests::new(SourceName("manifests".into())).allocating();
     let Batch { changes, edits, report } = manifests.update(Snapshot::parse(file, text));
     let news = News::default().with_changes(changes).with_edits(edits).with_report(report);
-    run(Text { manifests, news }, config)
+    let origins = origins(&news, |name| manifests.service_origin(name));
+    run(Read { source: Text(manifests), news: Some(news) }, &origins, config)
 }
 
-/// Manifests that were read once.
-struct Text {
-    manifests: Manifests,
-    news: News,
+/// Where services stand.
+type Origins = BTreeMap<String, Origin>;
+
+fn origins<'a>(news: &News, of: impl Fn(&ServiceName) -> Option<&'a Origin>) -> Origins {
+    let of_change = |change: &Change| match change {
+        Change::UpsertService(service) => Some((service.name.to_string(), of(&service.name)?.clone())),
+        _ => None,
+    };
+    news.changes.iter().filter_map(of_change).collect()
 }
+
+/// A source that was polled once already.
+struct Read<S> {
+    source: S,
+    news: Option<News>,
+}
+
+impl<S: Source> Source for Read<S> {
+    fn name(&self) -> SourceName {
+        self.source.name()
+    }
+
+    fn start(&mut self, waker: Waker) -> Result<(), SourceError> {
+        self.source.start(waker)
+    }
+
+    fn poll(&mut self) -> News {
+        self.news.take().unwrap_or_default()
+    }
+
+    fn grant(&mut self, grants: &[Grant]) -> Vec<Change> {
+        self.source.grant(grants)
+    }
+}
+
+/// Manifests in a text.
+struct Text(Manifests);
 
 impl Source for Text {
     fn name(&self) -> SourceName {
@@ -146,15 +190,15 @@ impl Source for Text {
     }
 
     fn poll(&mut self) -> News {
-        std::mem::take(&mut self.news)
+        News::default()
     }
 
     fn grant(&mut self, grants: &[Grant]) -> Vec<Change> {
-        self.manifests.grant(grants.iter().map(|grant| (grant.service.clone(), grant.addresses.clone())))
+        self.0.grant(grants.iter().map(|grant| (grant.service.clone(), grant.addresses.clone())))
     }
 }
 
-fn run(source: impl Source + 'static, config: &Config) -> Result<Checked, CheckError> {
+fn run(source: impl Source + 'static, origins: &Origins, config: &Config) -> Result<Checked, CheckError> {
     let capabilities = config.datapath.capabilities().ok_or(CheckError::Datapath(config.datapath))?;
     let named = [(source.name(), source.place())];
     let sources = Sources::new(vec![Box::new(source)], Allocation::in_memory(config));
@@ -173,7 +217,7 @@ fn run(source: impl Source + 'static, config: &Config) -> Result<Checked, CheckE
     let mut refused: Vec<Finding> = report.refused.iter().map(|it| located(&it.finding, it.to_string())).collect();
     let known: BTreeSet<String> = refused.iter().map(|finding| finding.text.clone()).collect();
     let conflicts = status.conditions.into_iter().filter(|it| it.kind == "Refused" && !known.contains(&it.message));
-    refused.extend(conflicts.map(|condition| conflict(condition.message)));
+    refused.extend(conflicts.map(|condition| conflict(condition.message, &services, origins)));
     let all = |findings: &[std::sync::Arc<Found>]| findings.iter().map(|it| located(it, it.to_string())).collect();
     Ok(Checked {
         rejected: report.rejected.as_ref().map(|error| lb_core::error::report(&**error)),
@@ -217,8 +261,22 @@ fn unread(unread: &Unread) -> Finding {
     }
 }
 
-fn conflict(message: String) -> Finding {
-    Finding { text: message.clone(), message, ..Finding::default() }
+/// An object that is valid in itself, and that the others leave no room for.
+fn conflict(message: String, services: &[Service], origins: &Origins) -> Finding {
+    let is_it = |service: &&Service| {
+        service.conditions.iter().any(|condition| condition.kind == "Refused" && condition.message == message)
+    };
+    let service = services.iter().find(is_it).and_then(|service| Some((service, origins.get(&service.name)?)));
+    let Some((service, origin)) = service else {
+        return Finding { text: message.clone(), message, ..Finding::default() };
+    };
+    Finding {
+        file: origin.file.to_string(),
+        object: format!("Service {}", service.name),
+        text: format!("{origin}: {message}"),
+        message,
+        ..Finding::default()
+    }
 }
 
 #[cfg(test)]
@@ -269,7 +327,11 @@ mod tests {
         assert!(!checked.is_accepted());
         let refused = names(&checked.refused);
         assert_eq!(refused[0], ("Service default/bad", Some(6)));
-        assert!(checked.refused[1].text.contains("default/thief"), "{:?}", checked.refused);
+        assert_eq!(refused[1], ("Service default/web", None));
+        assert!(
+            checked.refused[1].text.starts_with("all.yaml: document 1: service default/web claims"),
+            "{checked:#?}"
+        );
         assert_eq!(refused.len(), 2, "{:?}", checked.refused);
         assert_eq!(names(&checked.unsupported), [("Service default/open", Some(8))]);
         assert_eq!(names(&checked.skipped).len(), 1);

@@ -443,7 +443,10 @@ fn check_and_the_agent_agree() {
     assert_eq!(Value::from(texts("unsupported")), status["manifests"]["unsupported"]);
     assert_eq!(Value::from(texts("skipped")), status["manifests"]["skipped"]);
     assert_eq!(checked["ignored_files"], status["manifests"]["ignored_files"]);
-    let mut refused: Vec<String> = texts("refused").iter().map(|text| text.as_str().unwrap().to_owned()).collect();
+    // The agent does not say where the service stands that claims an address of another one.
+    let place = format!("{}: document 1: ", node.path("manifests/a.yaml").display());
+    let refused = texts("refused").into_iter().map(|text| text.as_str().unwrap().replace(&place, ""));
+    let mut refused: Vec<String> = refused.collect();
     refused.sort();
     let conditions = status["conditions"].as_array().unwrap().iter();
     let agent: Vec<String> = conditions

@@ -26,7 +26,7 @@ use lb_ipam::{Edit, Pool, Request};
 pub use preview::Preview;
 
 use crate::{
-    Report, Snapshot, SnapshotError,
+    Origin, Report, Snapshot, SnapshotError,
     files::{
         self, FileId,
         open::{self, Content, Text},
@@ -203,6 +203,12 @@ impl Manifests {
     #[must_use]
     pub fn report(&self) -> &Arc<Report> {
         &self.report
+    }
+
+    /// Where the service of this name stands in the newest snapshot that was accepted.
+    #[must_use]
+    pub fn service_origin(&self, name: &ServiceName) -> Option<&Origin> {
+        Some(&self.snapshot.entry(&Key::Service(name.clone()))?.origin)
     }
 
     /// Services of the last good state with what they were [granted](Self::grant), in order of their names.

@@ -22,7 +22,7 @@ use lb_core::{
     name::{ServiceName, SourceName},
 };
 use lb_ipam::Status;
-use lb_k8s::{Batch, Manifests, Snapshot};
+use lb_k8s::{Batch, Manifests, Origin, Snapshot};
 
 /// How long until a directory that is gone is looked for again.
 const ABSENCE: Duration = Duration::from_millis(500);
@@ -62,6 +62,11 @@ impl ManifestDirectory {
             directory: directory.into(),
             unread: Arc::new(Mutex::new(Unread { look: Some(Look::Everywhere), conditions: Vec::new() })),
         }
+    }
+
+    /// Where the service of this name stands.
+    pub(crate) fn origin(&self, service: &ServiceName) -> Option<&Origin> {
+        self.manifests.service_origin(service)
     }
 
     fn read(&mut self, look: &Look) -> Batch {
