@@ -7,9 +7,10 @@ mod common;
 
 use std::{
     collections::BTreeMap,
-    fs,
+    fs::{self, Permissions},
     io::{BufRead, BufReader},
     net::{IpAddr, SocketAddr},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Child, Command, ExitCode, Output, Stdio},
     thread,
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
         trial("a_datapath_in_another_namespace_is_neither_removed_nor_forgotten_and_found_again", elsewhere),
         trial("pins_that_ip_netns_exec_hides_are_neither_removed_nor_forgotten", hidden_pins),
         trial("a_foreign_table_of_the_same_name_is_in_the_way_no_longer_than_it_is_there", foreign_table),
+        trial("what_nobody_can_look_at_is_not_said_to_be_absent", nobody_can_look),
         trial("pins_of_an_agent_with_another_state_directory_are_named", other_state_directory),
         trial("pods_on_a_bridge_that_netfilter_does_not_see_are_a_condition_of_netfilter_datapaths", bridge),
     ];
@@ -261,6 +263,36 @@ fn other_state_directory() -> Result<(), LabError> {
     assert!(text_of(&found[0]["detail"]).ends_with(&format!("run it with --pin-dir {pins}")), "{found:?}");
     let (code, found) = elsewhere(&["--datapath=ebpf", "--pin-dir", &pins]);
     assert_eq!((code, &found[0]["outcome"]), (Some(0), &"removed".into()));
+    Ok(())
+}
+
+/// A machine that lacks the programs of a datapath that was never used, and a user who may not look.
+fn nobody_can_look() -> Result<(), LabError> {
+    let lab = Lab::builder().nodes(1).pods_per_node(1).build()?;
+    let node = TestNode::new(&lab, &service("web", VIP, "", &["10.244.0.9"]))?;
+    node.start(&lab, "nftables", &[])?.terminate(DEADLINE)?;
+    in_node(&lab, "iptables-legacy -t nat -N OTHERS")?;
+    let run = |command: &mut Command| lab.node(0).run(|| command.output().unwrap());
+    let places = node.places();
+    let cleanup = |command: &mut Command| run(command.args(["cleanup", "-o", "json"]).args(&places));
+    let output = cleanup(lb().env("PATH", "/nonexistent"))?;
+    let said = lines(&output);
+    assert!(details(&said, "not-inspected")["iptables-legacy"].contains("is iptables installed?"), "{said:#?}");
+    assert_eq!((output.status.code(), details(&said, "removed").len()), (Some(0), 1), "{said:#?}");
+    let directory = tempfile::tempdir().unwrap();
+    fs::set_permissions(directory.path(), Permissions::from_mode(0o755)).unwrap();
+    let copy = directory.path().join("lb");
+    lb_testkit::copy_program(Path::new(env!("CARGO_BIN_EXE_lb")), &copy).unwrap();
+    let empty = ["--socket=/nonexistent/s", "--state-dir=/nonexistent/d"];
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all", "--bounding-set=-all"]);
+    let output = run(command.arg(copy).args(["cleanup", "-o", "json"]).args(empty))?;
+    let said = lines(&output);
+    assert_eq!(
+        (output.status.code(), details(&said, "absent").contains_key("nftables")),
+        (Some(1), false),
+        "{said:#?}"
+    );
     Ok(())
 }
 

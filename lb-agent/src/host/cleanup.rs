@@ -2,7 +2,10 @@
 
 use std::path::PathBuf;
 
-use lb_core::{datapath::DatapathError, error::report};
+use lb_core::{
+    datapath::{DatapathError, ErrorKind},
+    error::report,
+};
 
 use super::{owner::Owner, place::Whereabouts, state_dir::Used};
 use crate::driver::DatapathKind;
@@ -52,7 +55,13 @@ fn remove(used: &Used, kind: DatapathKind, force: bool) -> Result<Cleaned, Strin
     let _owner = if force { None } else { Some(Owner::claim(kind).map_err(|error| report(&error))?) };
     let failed = |error: DatapathError| error.report();
     let look = || kind.traces(used.pin_dir());
-    let before = look().map_err(failed)?;
+    let before = match look() {
+        // Such as for want of a program that lists rules. Who lacks the permission to look can do better.
+        Err(error) if error.kind() != ErrorKind::Permission => {
+            return Ok(Cleaned::NotInspected { why: error.report(), namespace: None });
+        }
+        before => before.map_err(failed)?,
+    };
     if before.as_ref().is_some_and(Vec::is_empty) {
         return Ok(match used.place {
             None if used.pin_dir.is_none() && kind.carries_packets() => Cleaned::NotInspected {
