@@ -256,7 +256,8 @@ impl Engine {
         else {
             return;
         };
-        surroundings.look(now).into_iter().for_each(|(kind, problem)| self.shared.set_problem(kind, problem));
+        let vips = || self.shared.runner().reconciler().desired().frontends.keys().map(|addr| addr.ip).collect();
+        surroundings.look(now, vips).into_iter().for_each(|(kind, problem)| self.shared.set_problem(kind, problem));
     }
 
     /// How long nothing has to be done unless something happens.

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     time::Duration,
 };
 
@@ -12,7 +13,7 @@ use crate::{
     driver::{self, DatapathKind, Setting},
     engine::leftovers::Leftovers,
     host::{
-        netlink,
+        netlink::{self, Neighbour},
         place::Whereabouts,
         state_dir::{Remembered, StateDir, Used},
     },
@@ -28,6 +29,11 @@ const DEVICES: Duration = Duration::from_secs(60);
 
 /// Condition: an uplink is not there.
 const UPLINK_GONE: &str = "UplinkGone";
+
+/// Condition: another host has an address of a service.
+const ADDRESS_SHARED: &str = "AddressOfAnotherHost";
+/// Most addresses that the condition names.
+const MOST_NAMED: usize = 3;
 
 /// A condition of the agent, or `None` when it is over.
 pub(crate) type Finding = (&'static str, Option<String>);
@@ -95,8 +101,8 @@ impl Surroundings {
         found
     }
 
-    /// Looks at what is due.
-    pub(crate) fn look(&mut self, now: Instant) -> Vec<Finding> {
+    /// Looks at what is due; `vips` are the addresses of services.
+    pub(crate) fn look(&mut self, now: Instant, vips: impl FnOnce() -> BTreeSet<IpAddr>) -> Vec<Finding> {
         self.devices_due = now + DEVICES;
         let mut found = if self.kind.carries_packets() { self.devices() } else { Vec::new() };
         if self.due <= now {
@@ -108,6 +114,12 @@ impl Surroundings {
             let is_wrong = rest.iter().any(|(_, problem)| problem.is_some());
             self.due = now + if is_wrong { RETRY } else { USUAL };
             found.extend(rest);
+            if self.kind.carries_packets() {
+                match netlink::neighbours().and_then(|neighbours| Ok((neighbours, netlink::devices()?))) {
+                    Ok((neighbours, devices)) => found.push((ADDRESS_SHARED, shared(&vips(), &neighbours, &devices))),
+                    Err(error) => tracing::debug!(%error, "neighbours cannot be listed"),
+                }
+            }
         }
         self.log(&found);
         found
@@ -195,6 +207,29 @@ impl Surroundings {
     }
 }
 
+/// The addresses of services that other hosts have answered for.
+fn shared(vips: &BTreeSet<IpAddr>, neighbours: &[Neighbour], devices: &BTreeMap<u32, String>) -> Option<String> {
+    let found: BTreeMap<IpAddr, &Neighbour> =
+        neighbours.iter().filter(|neighbour| vips.contains(&neighbour.ip)).map(|it| (it.ip, it)).collect();
+    let name = |(ip, Neighbour { link, device, .. }): (&IpAddr, &&Neighbour)| match devices.get(device) {
+        Some(device) => format!("{ip} ({link} on {device})"),
+        None => format!("{ip} ({link})"),
+    };
+    let named: Vec<String> = found.iter().take(MOST_NAMED).map(name).collect();
+    let more = match found.len().saturating_sub(MOST_NAMED) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    (!found.is_empty()).then(|| {
+        format!(
+            "another host answers for {}{more}: this node load balances the ports of services at such an address and \
+             leaves all other ports to that host; if it neither is a node nor announces the address for the cluster, \
+             give the service another address",
+            named.join(", ")
+        )
+    })
+}
+
 /// Before anything goes: whoever reads it in time can go back to the former datapath, whose connections are still there.
 fn announce_switch(used: &Used, others: &[Used], kinds: &[DatapathKind]) {
     let uses_conntrack = |used: &Used| used.kind_among(kinds).is_some_and(|kind| kind.uses_conntrack());
@@ -209,5 +244,27 @@ fn announce_switch(used: &Used, others: &[Used], kinds: &[DatapathKind]) {
                  soon as this one is ready; docs/operations.md says which"
             );
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_that_another_host_answers_for_is_named_with_that_host() {
+        let ip = |last| IpAddr::from([10, 200, 2, last]);
+        let neighbour = |last| Neighbour { ip: ip(last), link: format!("02:00:00:00:00:{last}"), device: 2 };
+        let devices = BTreeMap::from([(2, "eth0".to_owned())]);
+        let told = |vips: &[u8], neighbours: &[u8]| {
+            let neighbours: Vec<Neighbour> = neighbours.iter().copied().map(neighbour).collect();
+            shared(&vips.iter().copied().map(ip).collect(), &neighbours, &devices)
+        };
+        assert_eq!(told(&[11], &[12]), None);
+        assert_eq!(told(&[], &[12]), None);
+        let one = told(&[11, 12], &[12, 13]).unwrap();
+        assert!(one.starts_with("another host answers for 10.200.2.12 (02:00:00:00:00:12 on eth0): "), "{one}");
+        let many = told(&[11, 12, 13, 14, 15], &[15, 14, 13, 12, 11, 11]).unwrap();
+        assert!(many.contains("10.200.2.13 (02:00:00:00:00:13 on eth0) and 2 more: "), "{many}");
     }
 }

@@ -10,6 +10,7 @@ use netlink_packet_route::{
     RouteNetlinkMessage,
     address::{AddressAttribute, AddressMessage, AddressScope},
     link::{InfoBridge, InfoData, InfoKind, LinkAttribute, LinkInfo, LinkMessage},
+    neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
 };
 
 /// Multicast group of link messages (`RTNLGRP_LINK`).
@@ -86,6 +87,41 @@ pub(crate) fn addresses(of: &[String]) -> io::Result<Vec<IpAddr>> {
     Ok(ips)
 }
 
+/// Another host on a network of this one, as the kernel knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Neighbour {
+    pub(crate) ip: IpAddr,
+    /// Link-layer address, in hexadecimal.
+    pub(crate) link: String,
+    /// Index of the device that leads there.
+    pub(crate) device: u32,
+}
+
+/// Hosts that have answered for their addresses.
+pub(crate) fn neighbours() -> io::Result<Vec<Neighbour>> {
+    let answers = dump(RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default()))?;
+    Ok(answers.iter().filter_map(neighbour).collect())
+}
+
+fn neighbour(answer: &RouteNetlinkMessage) -> Option<Neighbour> {
+    use NeighbourState::{Delay, Permanent, Probe, Reachable, Stale};
+    let RouteNetlinkMessage::NewNeighbour(neighbour) = answer else { return None };
+    let answered = matches!(neighbour.header.state, Reachable | Stale | Delay | Probe | Permanent);
+    let is_proxy = neighbour.header.flags.contains(NeighbourFlags::Proxy);
+    (answered && !is_proxy).then_some(())?;
+    let ip = neighbour.attributes.iter().find_map(|attribute| match attribute {
+        NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => Some(IpAddr::V4(*ip)),
+        NeighbourAttribute::Destination(NeighbourAddress::Inet6(ip)) => Some(IpAddr::V6(*ip)),
+        _ => None,
+    })?;
+    let link = neighbour.attributes.iter().find_map(|attribute| match attribute {
+        NeighbourAttribute::LinkLayerAddress(octets) => Some(octets),
+        _ => None,
+    })?;
+    let link: Vec<String> = link.iter().map(|octet| format!("{octet:02x}")).collect();
+    Some(Neighbour { ip, link: link.join(":"), device: neighbour.header.ifindex })
+}
+
 /// Waits for devices that come, go or change.
 pub(crate) struct LinkMonitor {
     listener: Listener,
@@ -131,8 +167,10 @@ pub(crate) fn take_any(datagram: &[u8]) {
     let _ = take_answers(datagram, &mut answers);
     assert!(answers.len() <= datagram.len() / 16, "{} messages in {} bytes", answers.len(), datagram.len());
     for answer in &answers {
-        if let RouteNetlinkMessage::NewAddress(address) = answer {
-            local(address);
+        match answer {
+            RouteNetlinkMessage::NewAddress(address) => drop(local(address)),
+            RouteNetlinkMessage::NewNeighbour(_) => drop(neighbour(answer)),
+            _ => {}
         }
     }
 }
@@ -163,6 +201,28 @@ mod tests {
         let mut answers = Vec::new();
         let ended = take_answers(&fs::read(corpus.join(name)).unwrap(), &mut answers);
         (answers, ended.map_err(io::Error::from))
+    }
+
+    #[test]
+    fn only_hosts_that_answered_are_neighbours() {
+        let entry = |state, attributes: &[NeighbourAttribute]| {
+            let mut message = NeighbourMessage::default();
+            (message.header.state, message.header.ifindex) = (state, 7);
+            message.attributes = attributes.to_vec();
+            neighbour(&RouteNetlinkMessage::NewNeighbour(message))
+        };
+        let ip = NeighbourAttribute::Destination(NeighbourAddress::Inet([10, 200, 2, 11].into()));
+        let link = NeighbourAttribute::LinkLayerAddress(vec![2, 0x1b, 0, 0, 0, 0xa]);
+        let found = Neighbour { ip: [10, 200, 2, 11].into(), link: "02:1b:00:00:00:0a".into(), device: 7 };
+        let all = [ip.clone(), link.clone()];
+        for state in [NeighbourState::Reachable, NeighbourState::Stale, NeighbourState::Permanent] {
+            assert_eq!(entry(state, &all), Some(found.clone()), "{state:?}");
+        }
+        for state in [NeighbourState::Failed, NeighbourState::Incomplete, NeighbourState::Noarp] {
+            assert_eq!(entry(state, &all), None, "{state:?}");
+        }
+        assert_eq!(entry(NeighbourState::Reachable, &[ip]), None);
+        assert_eq!(entry(NeighbourState::Reachable, &[link]), None);
     }
 
     #[test]
