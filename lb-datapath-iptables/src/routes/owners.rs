@@ -39,11 +39,11 @@ impl Owners {
 }
 
 /// The prefix whose addresses belong to somebody else because of `route`: one that leads to this host (`local`), or one
-/// that leads out of a device and to no router. A default route says nothing about anybody's address, and the routes of
-/// virtual addresses lead to the loopback device.
+/// that leads out of a device and to no router. A default route says nothing about anybody's address, nor do the two
+/// halves of one, as tunnels have them. The routes of virtual addresses lead to the loopback device.
 pub(crate) fn owned_prefix(route: &RouteMessage) -> Option<IpNet> {
     let length = route.header.destination_prefix_length;
-    let prefix = IpNet::new(vip_of(route)?, length).ok().filter(|_| length > 0)?;
+    let prefix = IpNet::new(vip_of(route)?, length).ok().filter(|_| length > 1)?;
     let through_router = |attribute: &RouteAttribute| {
         use RouteAttribute::{Gateway, MultiPath, Via};
         matches!(attribute, Gateway(_) | Via(_) | MultiPath(_) | RouteAttribute::Oif(LOOPBACK))
@@ -159,7 +159,9 @@ mod tests {
             owned(RouteType::Local, "10.200.2.1/32", &[RouteAttribute::Oif(LOOPBACK)]).unwrap(),
             "10.200.2.1/32"
         );
-        assert_eq!(on_device("0.0.0.0/0"), None, "a default route of a tunnel");
+        for everything in ["0.0.0.0/0", "128.0.0.0/1", "8000::/1"] {
+            assert_eq!(on_device(everything), None, "a default route of a tunnel");
+        }
         assert_eq!(owned(RouteType::Unicast, "10.0.0.0/8", &[device.clone(), router]), None);
         assert_eq!(owned(RouteType::Unicast, "10.96.0.1/32", &[RouteAttribute::Oif(LOOPBACK)]), None, "a route of lb");
         assert_eq!(owned(RouteType::BlackHole, "10.96.0.1/32", &[]), None);
