@@ -6,10 +6,11 @@ use alloc::{
     string::{String, ToString},
     vec::Vec,
 };
+use core::fmt;
 
 use crate::{
     addr::{BackendAddr, Family},
-    decision::{Choice, Decision, Entry, FlowView, Packet, SourceRewrite, Verdict},
+    decision::{Choice, Decision, Entry, FlowView, Packet, Shares, Socket, SourceRewrite, Verdict},
     model::Model,
 };
 
@@ -130,6 +131,40 @@ impl Forwarding {
         lost.then(|| {
             format!("forwarding: expected on, the kernel has {setting} = 0 and loses the packet; run `sysctl -w {setting}=1`")
         })
+    }
+}
+
+/// The verdict, and how the kernel was asked.
+impl fmt::Display for KernelAnswer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.verdict, self.method)
+    }
+}
+
+impl fmt::Display for KernelVerdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Pass => Verdict::Pass.fmt(f),
+            Self::Reject => Verdict::Reject.fmt(f),
+            Self::Drop => Verdict::Drop.fmt(f),
+            Self::Forward { backends, translated } => {
+                write!(f, "forwarded to {backends}")?;
+                f.write_str(match translated {
+                    Some(true) => ", source translated",
+                    Some(false) => ", source kept",
+                    None => "",
+                })
+            }
+        }
+    }
+}
+
+impl fmt::Display for Backends {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Took(backend) => Socket(backend).fmt(f),
+            Self::MayTake(some) => Shares(some).fmt(f),
+        }
     }
 }
 

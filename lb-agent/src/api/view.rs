@@ -5,7 +5,6 @@ use std::{collections::BTreeMap, net::IpAddr};
 use lb_core::{
     addr::{BackendAddr, FrontendKind},
     decision::{BackendQuery, Decision, Packet, SourceRewrite, Verdict},
-    kernel::{Backends, KernelVerdict},
     model::{Degraded, Model, ServiceFrontend},
     name::{ServiceName, ServicePortName, SliceName},
     reconciler::Reconciler,
@@ -191,35 +190,11 @@ pub(crate) fn verification(packet: &Packet, verified: &Verified) -> Verification
         agrees: disagreements.is_empty(),
         method: answer.method.clone(),
         steps: answer.steps.clone(),
-        kernel: kernel_verdict(&answer.verdict),
+        kernel: answer.verdict.to_string(),
         disagreements,
         established: answer.flow.established.map(|backend| socket(&backend)),
         affinity: answer.flow.affinity.map(|record| socket(&record.backend)),
         settled: *settled,
-    }
-}
-
-fn kernel_verdict(verdict: &KernelVerdict) -> String {
-    match verdict {
-        KernelVerdict::Pass => "passed on".into(),
-        KernelVerdict::Reject => "refused at once".into(),
-        KernelVerdict::Drop => "dropped silently".into(),
-        KernelVerdict::Forward { backends, translated } => {
-            let to = match backends {
-                Backends::Took(backend) => format!("forwarded to {}", socket(backend)),
-                Backends::MayTake(some) => {
-                    let total: u32 = some.values().sum();
-                    let shares: Vec<String> =
-                        some.iter().map(|(backend, slots)| format!("{} ({slots}/{total})", socket(backend))).collect();
-                    format!("forwarded to one of {}", shares.join(", "))
-                }
-            };
-            match translated {
-                Some(true) => to + ", source translated",
-                Some(false) => to + ", source kept",
-                None => to,
-            }
-        }
     }
 }
 
@@ -232,7 +207,7 @@ pub(crate) fn why_not(wanted: BackendQuery, answer: &lb_core::decision::WhyNot) 
     WhyNot {
         backend: answer.backend().map_or_else(|| wanted.to_string(), |backend| socket(&backend)),
         answer: answer.into(),
-        says: answer.says(),
+        says: answer.to_string(),
         slot_count: u32::try_from(slots.own.len()).unwrap_or(u32::MAX),
         slots: slots.own.into_iter().take(MAX_SLOTS).collect(),
         table: slots.total,

@@ -6,6 +6,7 @@ use lb_agent::{
     api::{self, Client, ExplainQuery, Explanation, Frontend, Rewrite, Service, Verification, WhyNot, WhyNotAnswer},
     flow::{self, FlowError},
 };
+use lb_core::decision::{self, SourceRewrite};
 
 use crate::{
     cli::ExplainArgs,
@@ -223,8 +224,8 @@ fn verdict(explanation: &Explanation) -> String {
         return match &explanation.verdict {
             api::Verdict::Pass if explanation.frontend.is_some() => not_carried(explanation),
             api::Verdict::Pass => "passed on: it is for no service".into(),
-            api::Verdict::Reject => "refused at once".into(),
-            api::Verdict::Drop => "dropped silently".into(),
+            api::Verdict::Reject => decision::Verdict::Reject.to_string(),
+            api::Verdict::Drop => decision::Verdict::Drop.to_string(),
             other => other.to_string(),
         };
     };
@@ -247,13 +248,13 @@ fn not_carried(explanation: &Explanation) -> String {
 }
 
 fn said(rewrite: &Rewrite) -> String {
-    match rewrite {
-        Rewrite::Kept => "kept".into(),
+    let rewrite = match *rewrite {
+        Rewrite::Kept => SourceRewrite::Kept,
         Rewrite::Translated { address, ports: (first, last) } => {
-            let address = address.map_or_else(|| "an address of the node".into(), |address| address.to_string());
-            format!("translated to {address}, port {first}-{last}")
+            SourceRewrite::Translated { addr: address, ports: first..=last }
         }
-    }
+    };
+    rewrite.to_string()
 }
 
 #[cfg(test)]

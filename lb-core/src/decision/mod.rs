@@ -1,9 +1,10 @@
 //! Decisions: the fate of a packet, the steps that lead to it, and why other backends do not receive it.
 //!
 //! [`decide`] determines the fate of a packet as every datapath has to. [`why_not`] explains the decision for one
-//! backend.
+//! backend. All of them have a `Display` that says it in the words of `lb explain`.
 
 mod decide;
+mod display;
 mod packet;
 mod why_not;
 
@@ -11,6 +12,7 @@ use alloc::{collections::BTreeMap, string::String, vec::Vec};
 use core::{net::IpAddr, ops::RangeInclusive};
 
 pub use decide::decide;
+pub(crate) use display::{Shares, Socket};
 pub use packet::{Entry, FlowView, Packet};
 pub use why_not::{BackendQuery, Because, Slots, WhyNot, why_not};
 

@@ -169,9 +169,8 @@ impl Table {
 }
 
 impl WhyNot {
-    /// The answer in one sentence.
-    #[must_use]
-    pub fn says(&self) -> String {
+    /// The answer in one sentence without a full stop.
+    pub(super) fn says(&self) -> String {
         match self {
             Self::NoFrontend => "the packet is for no frontend, so no backend gets it".into(),
             Self::NotABackend => "it is no backend of the service".into(),
@@ -335,7 +334,7 @@ mod tests {
     fn one_that_is_rejected_says_why() {
         let world = World::new(Algorithm::Random, None);
         assert_eq!(world.ask(3, None), WhyNot::Rejected { backend: backend(3), reason: Reason::WeightZero });
-        assert_eq!(world.ask(3, None).says(), "it takes no new flows: weight is 0");
+        assert_eq!(world.ask(3, None).to_string(), "it takes no new flows: weight is 0");
     }
 
     #[test]
