@@ -458,6 +458,23 @@ fn check_and_the_agent_agree() {
 }
 
 #[test]
+fn check_assigns_no_address_that_the_configuration_reserves() {
+    let pool = "{apiVersion: lb/v1, kind: IPPool, metadata: {name: p}, spec: {blocks: [192.0.2.77/32]}}\n";
+    let waits = object("shop", "waits", "type: LoadBalancer, ports: [{port: 80}]");
+    let node = Node::new(&[("all.yaml", &(pool.to_owned() + &waits))]);
+    let addresses = |setting: &str| {
+        let config = node.path("lb.yaml");
+        fs::write(&config, setting).unwrap();
+        let output = check(&["-o", "json", "--config", &config.display().to_string()], &node.path("manifests"));
+        serde_json::from_slice::<Value>(&output.stdout).unwrap()["services"][0]["external_ips"].clone()
+    };
+    assert_eq!(addresses("datapath: memory\n"), json!(["192.0.2.77"]));
+    for setting in ["node-ip: [192.0.2.77]", "cluster-cidr: [192.0.2.0/24]", "service-cidr: [192.0.2.0/24]"] {
+        assert_eq!(addresses(setting), json!([]), "{setting}");
+    }
+}
+
+#[test]
 fn check_says_what_a_datapath_lacks() {
     let maglev = service("web", "10.96.0.10", "  annotations: {lb/algorithm: maglev}\n", &["10.244.0.5"]);
     let node = Node::new(&[("web.yaml", &maglev)]);

@@ -54,6 +54,7 @@ fn config(args: &CheckArgs, settings: &Settings) -> Result<Config, Failure> {
     let maglev = settings.maglev_hash.unwrap_or_default().family(settings.maglev_seed.as_deref());
     Ok(Config::new(datapath, node, "", "")
         .with_maglev(maglev.map_err(|error| Failure::chain(&error))?)
+        .with_service_cidrs(settings.service_cidr.clone())
         .with_load_balancer_classes(settings.load_balancer_class.clone()))
 }
 
