@@ -2,7 +2,7 @@
 //!
 //! `cargo run -p lb-examples --example embed` needs no privilege. With another datapath as argument it needs root,
 //! programs the network namespace that it runs in, and removes everything again:
-//! `unshare --net target/debug/examples/embed nftables`.
+//! `unshare --net sh -c 'ip link set lo up && target/debug/examples/embed nftables'`.
 
 use std::{error::Error, sync::mpsc};
 
