@@ -594,7 +594,7 @@ mod tests {
         let command = Settings::augment_args(clap::Command::new("agent"));
         let mut flags: Vec<&str> = command.get_arguments().filter_map(clap::Arg::get_long).collect();
         flags.sort_unstable();
-        assert_eq!(keys, flags);
+        assert_eq!(keys, flags, "examples/lb.yaml has every setting");
     }
 
     #[test]
