@@ -1,46 +1,22 @@
 //! Files that change are read again, and nothing else is lost or missed by that.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod directory;
+
 use std::{
     fs,
     os::unix::{fs::symlink, net::UnixListener},
-    path::{Path, PathBuf},
+    path::Path,
     time::{Duration, SystemTime},
 };
 
 use lb_core::{model::Change, name::SourceName};
 use lb_k8s::{Batch, Manifests, Snapshot};
 use proptest::{collection::vec, prelude::*};
-use tempfile::TempDir;
 
-fn service(name: &str, last: u8) -> String {
-    format!(
-        "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{clusterIP: 10.96.0.{last}, ports: [{{port: 80}}]}}\n"
-    )
-}
-
-struct Directory {
-    directory: TempDir,
-    manifests: Manifests,
-}
+use crate::directory::{Directory, service};
 
 impl Directory {
-    fn new() -> Self {
-        Self { directory: tempfile::tempdir().unwrap(), manifests: Manifests::new(SourceName("manifests".into())) }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
-    }
-
-    fn write(&self, name: &str, text: &str) {
-        fs::write(self.path(name), text).unwrap();
-    }
-
-    fn reload(&mut self) -> Batch {
-        self.manifests.reload(&[self.directory.path()])
-    }
-
     fn reload_files(&mut self, names: &[&str]) -> Batch {
         let files: Vec<_> = names.iter().map(|name| self.path(name)).collect();
         self.manifests.reload_files(&files)
@@ -66,12 +42,12 @@ fn age(path: &Path) {
 #[test]
 fn only_named_files_are_read_again() {
     let mut directory = Directory::new();
-    directory.write("a.yaml", &service("a", 1));
-    directory.write("b.yaml", &service("b", 2));
+    directory.write("a.yaml", service("a", 1));
+    directory.write("b.yaml", service("b", 2));
     assert_eq!(told(&directory.reload()), ["a", "b"]);
-    directory.write("a.yaml", &service("a", 3));
-    directory.write("b.yaml", &service("b", 4));
-    directory.write("c.yaml", &service("c", 5));
+    directory.write("a.yaml", service("a", 3));
+    directory.write("b.yaml", service("b", 4));
+    directory.write("c.yaml", service("c", 5));
     directory.write("notes.txt", "x: [");
     directory.write(".hidden.yaml", "x: [");
     assert_eq!(told(&directory.reload_files(&["b.yaml", "c.yaml", "notes.txt", ".hidden.yaml"])), ["b", "c"]);
@@ -85,7 +61,7 @@ fn only_named_files_are_read_again() {
 #[test]
 fn what_is_no_file_is_ignored_however_it_is_noticed() {
     let mut directory = Directory::new();
-    directory.write("web.yaml", &service("web", 1));
+    directory.write("web.yaml", service("web", 1));
     directory.reload();
     let socket = directory.path("a.yaml");
     drop(UnixListener::bind(&socket).unwrap());
@@ -94,14 +70,14 @@ fn what_is_no_file_is_ignored_however_it_is_noticed() {
         assert!(batch.report.rejected.is_none(), "{:?}", batch.report.rejected);
         assert_eq!((told(&batch), &batch.report.ignored_files), (vec![], &vec![line.clone()]));
     }
-    directory.write("web.yaml", &service("web", 2));
+    directory.write("web.yaml", service("web", 2));
     assert_eq!(told(&directory.reload_files(&["web.yaml"])), ["web"], "others are followed");
     fs::remove_file(&socket).unwrap();
     assert!(directory.reload_files(&["a.yaml"]).report.ignored_files.is_empty());
     drop(UnixListener::bind(&socket).unwrap());
     assert_eq!(directory.reload().report.ignored_files, [line]);
     fs::remove_file(&socket).unwrap();
-    directory.write("a.yaml", &service("a", 3));
+    directory.write("a.yaml", service("a", 3));
     let batch = directory.reload();
     assert_eq!((told(&batch), batch.report.ignored_files.len()), (vec!["a".to_owned()], 0));
 }
@@ -109,15 +85,15 @@ fn what_is_no_file_is_ignored_however_it_is_noticed() {
 #[test]
 fn a_file_beyond_a_limit_is_looked_at_again_with_all_others() {
     let mut directory = Directory::new();
-    directory.write("a.yaml", &service("a", 1));
+    directory.write("a.yaml", service("a", 1));
     directory.reload();
     let large = fs::File::create(directory.path("b.yaml")).unwrap();
     large.set_len(lb_k8s::limits::MAX_FILE_BYTES + 1).unwrap();
     assert!(directory.reload_files(&["b.yaml"]).report.rejected.is_some());
-    directory.write("a.yaml", &service("a", 2));
+    directory.write("a.yaml", service("a", 2));
     assert!(directory.reload_files(&["a.yaml"]).report.rejected.is_some());
     assert_eq!(directory.manifests.services().next().unwrap().cluster_ips[0].to_string(), "10.96.0.1");
-    directory.write("b.yaml", &service("b", 3));
+    directory.write("b.yaml", service("b", 3));
     let batch = directory.reload_files(&["b.yaml"]);
     assert_eq!((told(&batch).join(" "), batch.report.rejected.is_some()), ("a b".to_owned(), false));
 }
@@ -125,7 +101,7 @@ fn a_file_beyond_a_limit_is_looked_at_again_with_all_others() {
 #[test]
 fn the_first_call_may_be_for_files() {
     let mut directory = Directory::new();
-    directory.write("a.yaml", &service("a", 1));
+    directory.write("a.yaml", service("a", 1));
     assert_eq!(directory.reload_files(&["a.yaml"]).changes.len(), 2, "start and end of listing nothing");
     assert_eq!(told(&directory.reload()), ["a"]);
 }
@@ -133,9 +109,9 @@ fn the_first_call_may_be_for_files() {
 #[test]
 fn the_first_of_two_files_counts() {
     let mut directory = Directory::new();
-    directory.write("b.yaml", &service("web", 2));
+    directory.write("b.yaml", service("web", 2));
     assert_eq!(told(&directory.reload()), ["web"]);
-    directory.write("a.yaml", &service("web", 1));
+    directory.write("a.yaml", service("web", 1));
     let batch = directory.reload();
     assert_eq!(told(&batch), ["web"]);
     assert_eq!(
@@ -146,7 +122,7 @@ fn the_first_of_two_files_counts() {
             directory.path("a.yaml").display()
         )
     );
-    directory.write("b.yaml", &service("web", 3));
+    directory.write("b.yaml", service("web", 3));
     assert_eq!(told(&directory.reload()), [""; 0], "the second one is not heard");
     fs::remove_file(directory.path("a.yaml")).unwrap();
     let batch = directory.reload();
@@ -158,9 +134,9 @@ fn the_first_of_two_files_counts() {
 #[test]
 fn an_object_that_moves_between_files_does_not_change() {
     let mut directory = Directory::new();
-    directory.write("a.yaml", &service("web", 1));
+    directory.write("a.yaml", service("web", 1));
     directory.reload();
-    directory.write("b.yaml", &service("web", 1));
+    directory.write("b.yaml", service("web", 1));
     fs::remove_file(directory.path("a.yaml")).unwrap();
     assert_eq!(told(&directory.reload()), [""; 0]);
     assert_eq!(directory.manifests.services().count(), 1);
@@ -169,15 +145,15 @@ fn an_object_that_moves_between_files_does_not_change() {
 #[test]
 fn a_change_shows_whatever_the_file_looks_like() {
     let mut directory = Directory::new();
-    directory.write("a.yaml", &service("a", 1));
+    directory.write("a.yaml", service("a", 1));
     age(&directory.path("a.yaml"));
     directory.reload();
     // Same size, same time of modification.
-    directory.write("a.yaml", &service("a", 2));
+    directory.write("a.yaml", service("a", 2));
     age(&directory.path("a.yaml"));
     assert_eq!(told(&directory.reload()), ["a"]);
     // A file of the same size and times under the same name.
-    directory.write("new", &service("a", 3));
+    directory.write("new", service("a", 3));
     fs::rename(directory.path("new"), directory.path("a.yaml")).unwrap();
     assert_eq!(told(&directory.reload()), ["a"]);
 }
@@ -227,7 +203,7 @@ fn carry_out(directory: &Directory, edit: &Edit) -> String {
                 let text = service(&format!("s{name}"), *last);
                 if *last == 0 { text.replace("10.96.0.0", "10.96.0.300") } else { text }
             };
-            directory.write(&name(*file), &services.iter().map(text).collect::<String>());
+            directory.write(&name(*file), services.iter().map(text).collect::<String>());
             name(*file)
         }
         Edit::Break { file } => {

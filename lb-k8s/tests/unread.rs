@@ -1,40 +1,16 @@
 //! A file that is no manifest costs only itself.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::{fs, os::unix::fs::symlink, path::PathBuf};
+mod directory;
 
-use lb_core::{model::Change, name::SourceName};
-use lb_k8s::{Batch, Instead, Manifests};
-use tempfile::TempDir;
+use std::{fs, os::unix::fs::symlink};
 
-fn service(name: &str, last: u8) -> String {
-    format!(
-        "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{clusterIP: 10.96.0.{last}, ports: [{{port: 80}}]}}\n"
-    )
-}
+use lb_core::model::Change;
+use lb_k8s::Instead;
 
-struct Directory {
-    directory: TempDir,
-    manifests: Manifests,
-}
+use crate::directory::{Directory, service};
 
 impl Directory {
-    fn new() -> Self {
-        Self { directory: tempfile::tempdir().unwrap(), manifests: Manifests::new(SourceName("manifests".into())) }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
-    }
-
-    fn write(&self, name: &str, text: impl AsRef<[u8]>) {
-        fs::write(self.path(name), text).unwrap();
-    }
-
-    fn reload(&mut self) -> Batch {
-        self.manifests.reload(&[self.directory.path()])
-    }
-
     /// Services and the last number of their cluster addresses.
     fn services(&self) -> Vec<String> {
         let of = |service: &lb_core::service::Service| format!("{}={}", service.name.name(), service.cluster_ips[0]);
