@@ -9,7 +9,7 @@ use lb_core::{
 use lb_datapath_iptables::iptables::{IptablesConfig, IptablesDatapath, Variant};
 
 use super::{Attachments, Driver, OpenDatapath, counted, route_traces, unseen};
-use crate::host::{bridges, netfilter, state_dir::Used};
+use crate::host::{bridges, conntrack, netfilter, state_dir::Used};
 
 /// One variant.
 pub(super) struct Iptables(Variant);
@@ -80,7 +80,9 @@ impl Driver for Iptables {
     }
 
     fn hindrances(&self, node: &NodeFacts) -> Vec<(&'static str, String)> {
-        bridges::hindrances(node)
+        let mut found = bridges::hindrances(node);
+        found.extend(conntrack::hindrances(self.config().close_wait));
+        found
     }
 
     /// The nft variant shares its tables with others, and nobody says what changes in legacy ones.

@@ -3,6 +3,7 @@
 pub(crate) mod bridges;
 pub mod cleanup;
 pub(crate) mod clock;
+pub(crate) mod conntrack;
 pub(crate) mod forwarding;
 pub(crate) mod mounts;
 pub(crate) mod netfilter;
