@@ -465,3 +465,23 @@ fn node_ports_are_of_the_families_of_the_service() {
         assert_eq!(again.services().next(), Some(service), "{spec}");
     }
 }
+
+#[test]
+fn a_service_without_addresses_is_written_with_its_type() {
+    for spec in [
+        "ports: [{port: 80}]",
+        "clusterIP: None, ports: [{port: 80}]",
+        "type: LoadBalancer, clusterIP: None, ports: [{port: 80}]",
+        "type: LoadBalancer, ports: [{port: 80}]",
+        "type: NodePort, ports: [{port: 80}]",
+        "type: NodePort, ports: [{port: 80, nodePort: 30080}]",
+        "type: ExternalName, externalName: db.example.com, ports: [{port: 80}]",
+        "type: ExternalName, externalName: db.example.com",
+    ] {
+        let text = format!("apiVersion: v1\nkind: Service\nmetadata: {{name: web}}\nspec: {{{spec}}}\n");
+        let snapshot = lb_k8s::Snapshot::parse("x.yaml", &text).unwrap();
+        let service = snapshot.services().next().unwrap_or_else(|| panic!("{spec}: {:?}", snapshot.report()));
+        let again = lb_k8s::Snapshot::parse("x.yaml", &lb_k8s::write::service(service).unwrap()).unwrap();
+        assert_eq!(again.services().next(), Some(service), "{spec}");
+    }
+}

@@ -58,8 +58,8 @@ pub struct WriteError {
 /// A service as one document.
 ///
 /// Reading it returns the same service, except that addresses without ports are lost together with the service's
-/// frontends: a service without ports is written headless, and so is one without any address. Its type is the one that
-/// its addresses need, if that is another one.
+/// frontends: a service without ports is written headless. Its type is the one that its addresses need, if that is
+/// another one.
 ///
 /// # Errors
 /// When a name is not a DNS label, the time-out of affinity or the time to drain is not 1 to 86400 whole seconds, or
@@ -176,9 +176,15 @@ fn render_service(text: &mut String, service: &Service) -> fmt::Result {
 }
 
 fn service_type(service: &Service) -> &'static str {
-    if service.kind == ServiceType::LoadBalancer || !service.load_balancer_ips.is_empty() {
+    let has_node_port = service.ports.iter().any(|port| port.node_port.is_some());
+    let has_address = [&service.cluster_ips, &service.external_ips, &service.load_balancer_ips]
+        .into_iter()
+        .any(|ips| !ips.is_empty());
+    if service.kind == ServiceType::ExternalName && !has_address && !has_node_port {
+        "ExternalName"
+    } else if service.kind == ServiceType::LoadBalancer || !service.load_balancer_ips.is_empty() {
         "LoadBalancer"
-    } else if service.kind == ServiceType::NodePort || service.ports.iter().any(|port| port.node_port.is_some()) {
+    } else if service.kind == ServiceType::NodePort || has_node_port {
         "NodePort"
     } else {
         "ClusterIP"
@@ -213,14 +219,16 @@ fn render_tuning(text: &mut String, service: &Service) -> fmt::Result {
 fn render_addresses(text: &mut String, service: &Service) -> fmt::Result {
     let others = [&service.external_ips, &service.load_balancer_ips];
     let has_others = others.into_iter().any(|ips| !ips.is_empty());
+    let is_headless = service.kind == ServiceType::Headless && !has_others && service_type(service) == "ClusterIP";
     match service.cluster_ips.first() {
+        _ if service_type(service) == "ExternalName" => {}
         _ if service.ports.is_empty() => return writeln!(text, "  clusterIP: None"),
         Some(first) => {
             writeln!(text, "  clusterIP: \"{first}\"")?;
             render_list(text, "clusterIPs", &service.cluster_ips)?;
         }
-        None if has_others || service_type(service) != "ClusterIP" => {}
-        None => writeln!(text, "  clusterIP: None")?,
+        None if is_headless => writeln!(text, "  clusterIP: None")?,
+        None => {}
     }
     render_families(text, service)?;
     render_list(text, "externalIPs", &service.external_ips)
