@@ -226,7 +226,7 @@ impl Agent {
             state_dir.open(&used, leaves_something, || config.datapath.open(&config.attachments).map_err(refused))?
         };
         let mut engine = Engine::new(&config, &named, opened, on_ready);
-        engine.check_addresses(&config);
+        engine.check_addresses();
         engine.look_around_when_ready(Surroundings::new(&config, used, state_dir, remembered, kinds));
         if config.datapath.carries_packets() {
             devices::watch(events.clone())?;

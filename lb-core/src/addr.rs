@@ -75,6 +75,16 @@ impl Family {
     }
 }
 
+/// `IPv4` or `IPv6`.
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        })
+    }
+}
+
 /// Which traffic a frontend is for.
 ///
 /// Most frontends are one for both. A service whose external and internal traffic policies differ has, for each

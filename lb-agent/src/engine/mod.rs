@@ -69,6 +69,10 @@ pub(crate) struct Engine {
     pub(crate) forwarding: fn() -> Forwarding,
     /// What was last said about that.
     not_forwarded: Option<String>,
+    /// Whether sources are translated to addresses of the node.
+    carries_packets: bool,
+    /// What was last said about such addresses.
+    no_address: Option<String>,
 }
 
 /// Most events that are taken in at once.
@@ -101,6 +105,8 @@ impl Engine {
             watch: None,
             forwarding: host::forwarding::read,
             not_forwarded: None,
+            carries_packets: config.datapath.carries_packets(),
+            no_address: None,
         }
     }
 
@@ -157,14 +163,30 @@ impl Engine {
         }
     }
 
-    /// Without an address, nothing can be translated to one.
-    pub(crate) fn check_addresses(&self, config: &Config) {
-        let none = config.node.ips.is_empty() && config.datapath.carries_packets();
-        let problem = none.then(|| "the devices have no global address: set --node-ip and start again".to_owned());
-        if let Some(problem) = &problem {
-            tracing::warn!(problem, "this node has no address");
+    /// Without an address of a family, no source of that family can be translated to one.
+    pub(crate) fn check_addresses(&mut self) {
+        let problem = self.carries_packets.then(|| self.missing_address()).flatten();
+        if problem == self.no_address {
+            return;
         }
-        self.shared.set_problem("NoNodeIp", problem);
+        match &problem {
+            Some(problem) => tracing::warn!(problem, "this node lacks an address"),
+            None => tracing::info!("this node lacks no address any more"),
+        }
+        self.shared.set_problem("NoNodeIp", problem.clone());
+        self.no_address = problem;
+    }
+
+    fn missing_address(&self) -> Option<String> {
+        let runner = self.shared.runner();
+        if runner.reconciler().model().node().ips.is_empty() {
+            return Some("the devices have no global address: set --node-ip and start again".to_owned());
+        }
+        let family = *runner.reconciler().families_without_node_address().first()?;
+        Some(format!(
+            "services have {family} addresses and the node has none, so that flows are lost whose source has to be \
+             translated: set --node-ip to all addresses of the node and start again"
+        ))
     }
 
     pub(crate) fn follow_devices(&mut self) {
@@ -231,6 +253,7 @@ impl Engine {
                 let unknown = outcome.err().and_then(|error| error.unknown);
                 self.shared.set_problem("DatapathUnknown", unknown.map(|error| error.report()));
                 self.shared.note_plan(plan.id, took);
+                self.check_addresses();
             }
             runner::Event::Inspected(inspected) => {
                 let report = self.shared.note_inspection(&inspected);
@@ -343,15 +366,23 @@ mod tests {
     }
 
     #[test]
-    fn a_node_without_an_address_says_so() {
-        let agent = agent(MemoryDatapath::default());
-        let mut config = config();
-        config.datapath = driver::NFTABLES;
-        agent.check_addresses(&config);
-        assert_eq!(conditions(&agent), ["NoNodeIp"]);
-        config.node.ips.push("192.0.2.1".parse().unwrap());
-        agent.check_addresses(&config);
-        assert_eq!(conditions(&agent), Vec::<String>::new());
+    fn a_node_without_an_address_of_a_family_that_services_have_says_so() {
+        let of = |ips: &[&str], manifests: &str| {
+            let mut config = config();
+            config.datapath = driver::NFTABLES;
+            config.node.ips = ips.iter().map(|ip| ip.parse().unwrap()).collect();
+            let mut agent = testing::agent_of(manifests, &config, MemoryDatapath::default());
+            agent.forwarding = Forwarding::default;
+            agent.check_addresses();
+            agent.settle().unwrap();
+            conditions(&agent).into_iter().filter(|kind| kind == "NoNodeIp").count()
+        };
+        let six = testing::WEB.replace("10.96.0.1,", "'fd96::1',");
+        assert_ne!(six, testing::WEB);
+        assert_eq!((of(&[], testing::WEB), of(&[], "")), (1, 1));
+        assert_eq!((of(&["192.0.2.1"], testing::WEB), of(&["192.0.2.1"], &six)), (0, 1));
+        assert_eq!((of(&["2001:db8::1"], testing::WEB), of(&["2001:db8::1"], &six)), (1, 0));
+        assert_eq!(of(&["192.0.2.1", "2001:db8::1"], &six), 0);
     }
 
     #[test]

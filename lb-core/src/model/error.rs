@@ -4,7 +4,7 @@ use core::{fmt, net::IpAddr};
 
 use crate::{
     addr::{Family, FrontendAddr, FrontendKind, Protocol},
-    name::{ServiceName, SliceName},
+    name::{ServiceName, SliceName, SourceName},
     service::{Algorithm, DrainPolicy},
 };
 
@@ -27,6 +27,16 @@ pub enum ModelError {
         owner: ServiceName,
         /// The service that claims it too.
         claimant: ServiceName,
+    },
+    /// Nobody began the listing of which a change says the end.
+    #[error(
+        "`Change::InitDone` names source `{source_name}`, whose listing `Change::InitStart` never began; the sources are {known}"
+    )]
+    UnknownSource {
+        /// The name.
+        source_name: SourceName,
+        /// The names of those that list, with commas.
+        known: alloc::string::String,
     },
     /// A service lists one address and port twice.
     #[error("service {service} lists frontend {frontend} twice")]

@@ -2,13 +2,14 @@
 
 use alloc::{
     collections::{BTreeMap, BTreeSet},
+    format,
     string::String,
     vec::Vec,
 };
 use core::{fmt, time::Duration};
 
 use crate::{
-    addr::FrontendAddr,
+    addr::{Family, FrontendAddr},
     datapath::ApplyError,
     desired::Desired,
     drift::Expected,
@@ -223,16 +224,18 @@ impl Reconciler {
     /// Handles a change.
     ///
     /// # Errors
-    /// When the model refuses the change; see [`Model::apply`]. A service that is refused may be served later, and
+    /// When the model refuses the change; see [`Model::apply`]. Also when [`Change::InitDone`] names a source without
+    /// [`Change::InitStart`]. A service that is refused may be served later, and
     /// [`poll_claim`](Self::poll_claim) then says so. A failure of the datapath is never an error here.
     pub fn handle_change(&mut self, change: Change) -> Result<(), ModelError> {
         match &change {
             Change::InitStart(source) => {
                 self.listing.insert(source.clone(), false);
             }
-            Change::InitDone(source) => {
-                self.listing.insert(source.clone(), true);
-            }
+            Change::InitDone(source) => match self.listing.get_mut(source) {
+                Some(done) => *done = true,
+                None => return Err(self.unknown_source(source.clone())),
+            },
             Change::SetNode(_) => {
                 self.has_node = true;
                 self.touched.node = true;
@@ -254,6 +257,25 @@ impl Reconciler {
     /// [`Model::poll_claim`].
     pub fn poll_claim(&mut self) -> Option<(ServiceName, Claim)> {
         self.model.poll_claim()
+    }
+
+    /// The families of frontends of which the node has no address. A source cannot be translated to one, so flows are
+    /// lost whose backend would answer past the node.
+    #[must_use]
+    pub fn families_without_node_address(&self) -> Vec<Family> {
+        let frontends = &self.desired().frontends;
+        // They are in the order of their addresses, IPv4 first.
+        let ends = [frontends.first_key_value(), frontends.last_key_value()];
+        let mut families: Vec<Family> = ends.into_iter().flatten().map(|(addr, _)| Family::of(addr.ip)).collect();
+        families.dedup();
+        families.retain(|&family| !self.model.node().ips.iter().any(|&ip| Family::of(ip) == family));
+        families
+    }
+
+    fn unknown_source(&self, source_name: SourceName) -> ModelError {
+        let known: Vec<String> = self.listing.keys().map(|name| format!("`{name}`")).collect();
+        let known = if known.is_empty() { "none".into() } else { known.join(", ") };
+        ModelError::UnknownSource { source_name, known }
     }
 
     /// The plan whose outcome is not known yet.

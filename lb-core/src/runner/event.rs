@@ -5,7 +5,7 @@ use core::{fmt, time::Duration};
 
 use super::Inspected;
 use crate::{
-    addr::FrontendAddr,
+    addr::{Family, FrontendAddr},
     datapath::{ApplyError, DatapathError},
     model::{Claim, ModelError},
     name::{ServiceName, SourceName},
@@ -49,9 +49,9 @@ pub enum Event {
     Ready,
     /// These sources are still in their first listing, so nothing is planned. It is said every ten seconds.
     Listing(Vec<SourceName>),
-    /// The node has no address. A datapath that carries packets has nothing to translate a source to, and loses flows
-    /// whose backend would answer past it.
-    NoNodeAddress,
+    /// Services have addresses of this family, and the node has none. A datapath that carries packets has nothing to
+    /// translate a source to, and loses flows whose backend would answer past the node.
+    NoNodeAddress(Family),
     /// The datapath was inspected.
     Inspected(Inspected),
     /// The datapath could not be inspected. It is tried again after a few seconds.
@@ -88,11 +88,12 @@ impl fmt::Display for Event {
             Self::Ready => f.write_str("every first listing is carried out"),
             Self::Listing(sources) => {
                 f.write_str("nothing is planned before `Change::InitDone` ends the first listing of")?;
-                sources.iter().try_for_each(|source| write!(f, " {source}"))
+                sources.iter().try_for_each(|source| write!(f, " `{source}`"))
             }
-            Self::NoNodeAddress => f.write_str(
-                "the node has no address, so flows that need a translated source are lost: hand over \
-                 `Change::SetNode` with addresses",
+            Self::NoNodeAddress(family) => write!(
+                f,
+                "services have {family} addresses and the node has none, so flows that need a translated source are \
+                 lost: hand over `Change::SetNode` with an {family} address"
             ),
             Self::Inspected(inspected) => inspected.fmt(f),
             Self::NotInspected { error, .. } => write!(f, "the datapath cannot be inspected: {}", error.report()),

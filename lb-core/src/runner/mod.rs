@@ -44,7 +44,7 @@ mod thread;
 #[cfg(feature = "std")]
 mod watch;
 
-use alloc::{string::ToString, vec::Vec};
+use alloc::{collections::BTreeSet, string::ToString, vec::Vec};
 use core::time::Duration;
 
 pub use drifts::{DriftMode, DriftOutcome, DriftRecord, Drifts, Inspected};
@@ -60,6 +60,7 @@ use self::{
     task::{Outcome, Work},
 };
 use crate::{
+    addr::Family,
     datapath::{ApplyError, Datapath, DatapathError, ErrorKind},
     drift::{Drift, Inspection},
     model::{Change, Claim, Model, ModelError},
@@ -114,8 +115,8 @@ enum Next {
 #[derive(Debug, Default)]
 struct Told {
     ready: bool,
-    /// Nodes without an address are told once each.
-    no_node_address: bool,
+    /// Families without an address of the node are told once for each node.
+    no_node_address: BTreeSet<Family>,
     /// When it is time to say that sources are in their first listing.
     listing_at: Option<Instant>,
 }
@@ -182,8 +183,8 @@ impl Runner {
     /// # Errors
     /// When the model refuses the change; see [`Model::apply`].
     pub fn handle_change(&mut self, change: Change) -> Result<(), ModelError> {
-        if let Change::SetNode(node) = &change {
-            self.told.no_node_address = !node.ips.is_empty();
+        if matches!(change, Change::SetNode(_)) {
+            self.told.no_node_address.clear();
         }
         self.reconciler.handle_change(change)
     }
@@ -248,8 +249,9 @@ impl Runner {
 
     /// What is to be said although nothing is done.
     fn poll_notice(&mut self, now: Instant) -> Option<Event> {
-        if !core::mem::replace(&mut self.told.no_node_address, true) {
-            return Some(Event::NoNodeAddress);
+        let mut families = self.reconciler.families_without_node_address().into_iter();
+        if let Some(family) = families.find(|family| self.told.no_node_address.insert(*family)) {
+            return Some(Event::NoNodeAddress(family));
         }
         if let Some((service, claim)) = self.reconciler.poll_claim() {
             return Some(Event::Claim(service, claim));

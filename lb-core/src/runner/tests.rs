@@ -1,11 +1,12 @@
 //! The runner against datapaths in memory, in virtual time.
 
 use alloc::{format, string::String, sync::Arc, vec};
+use core::net::Ipv6Addr;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
 use crate::{
-    addr::{FrontendAddr, Protocol},
+    addr::{Family, FrontendAddr, Protocol},
     datapath::{Capabilities, Role},
     endpoint::{Endpoint, EndpointSlice, SlicePort},
     faulty::{Faults, Faulty},
@@ -140,13 +141,22 @@ fn what_an_earlier_process_left_serves_until_every_source_has_listed_and_a_long_
 }
 
 #[test]
-fn a_node_without_an_address_is_said_once() {
+fn a_family_without_an_address_of_the_node_is_said_once_for_each_node() {
     let (mut runner, mut datapath) = (runner([]), MemoryDatapath::default());
-    let missing = |events: Vec<Event>| events.iter().filter(|event| matches!(event, Event::NoNodeAddress)).count();
-    assert_eq!(missing(steps(&mut runner, &mut datapath, at(0))), 0);
-    take(&mut runner, [Change::SetNode(NodeFacts::default())]);
-    assert_eq!(missing(steps(&mut runner, &mut datapath, at(0))), 1);
-    assert_eq!(missing(steps(&mut runner, &mut datapath, at(1))), 0);
+    let mut missing = |changes: Vec<Change>| -> Vec<Family> {
+        take(&mut runner, changes);
+        let events = steps(&mut runner, &mut datapath, at(0)).into_iter();
+        events.filter_map(|event| if let Event::NoNodeAddress(family) = event { Some(family) } else { None }).collect()
+    };
+    assert_eq!(missing(vec![]), []);
+    assert_eq!(missing(web(1).into()), []);
+    let [Change::UpsertService(six), _] = web(2) else { panic!("a service comes first") };
+    let six = Service { cluster_ips: vec![Ipv6Addr::new(0xfd96, 0, 0, 0, 0, 0, 0, 2).into()], ..six };
+    assert_eq!(missing(vec![Change::UpsertService(six)]), [Family::V6], "the node has an IPv4 address alone");
+    assert_eq!(missing(vec![]), []);
+    assert_eq!(missing(vec![Change::SetNode(NodeFacts::default())]), [Family::V4, Family::V6]);
+    assert_eq!(missing(vec![]), []);
+    assert_eq!(missing(vec![Change::SetNode(node())]), [Family::V6]);
 }
 
 #[test]
@@ -352,4 +362,12 @@ impl Datapath for Forbidden {
     fn cleanup(&mut self) -> Result<(), DatapathError> {
         Ok(())
     }
+}
+
+#[test]
+fn the_end_of_a_listing_that_nobody_began_is_an_error() {
+    let mut runner = runner([source()]);
+    let error = runner.handle_change(Change::InitDone(SourceName("tset".into()))).unwrap_err().to_string();
+    assert!(error.contains("source `tset`") && error.ends_with("the sources are `test`"), "{error}");
+    assert!(runner.reconciler().is_listing());
 }
