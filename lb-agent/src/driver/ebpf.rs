@@ -193,7 +193,7 @@ impl OnDevices {
             .with_uplink_devices(&settings.devices);
         let datapath = EbpfDatapath::open(config)?;
         if let Some(missing) = datapath.missing_pins() {
-            tracing::warn!(%missing, "pins of an earlier process are missing");
+            tracing::warn!("the pins of an earlier process are not complete: {missing}");
         }
         Ok(Self { datapath, settings: settings.clone(), attached })
     }

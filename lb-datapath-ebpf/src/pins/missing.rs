@@ -36,13 +36,29 @@ impl fmt::Display for MissingPins {
         for (n, path) in self.paths.iter().enumerate() {
             write!(f, "{}{}", if n == 0 { "" } else { ", " }, path.display())?;
         }
-        f.write_str(if self.paths.len() == 1 { " was missing: " } else { " were missing: " })?;
-        f.write_str(if self.made_anew {
-            "every map is made anew. Connections whose packets come in through a device are reset, and clients with \
-             affinity and UDP flows may get another backend. TCP connections of sockets on this node go on."
-        } else {
-            "their programs are attached again. Sockets that connected meanwhile were not translated. Established \
-             connections go on."
-        })
+        let is_one = self.paths.len() == 1;
+        f.write_str(if is_one { " was missing: " } else { " were missing: " })?;
+        if self.made_anew {
+            return f.write_str(
+                "every map is made anew. Connections whose packets come in through a device are reset, and clients with \
+                 affinity and UDP flows may get another backend. TCP connections of sockets on this node go on.",
+            );
+        }
+        f.write_str(if is_one { "its program is attached again" } else { "their programs are attached again" })?;
+        f.write_str(". Sockets that connected meanwhile were not translated. Established connections go on.")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_pin_and_several_are_told_in_the_right_number() {
+        let told = |paths: &[&str]| MissingPins::new(paths.iter().map(PathBuf::from).collect(), false).to_string();
+        let one = told(&["/p/a"]);
+        assert!(one.starts_with("/p/a was missing: its program is attached again. "), "{one}");
+        let two = told(&["/p/a", "/p/b"]);
+        assert!(two.starts_with("/p/a, /p/b were missing: their programs are attached again. "), "{two}");
     }
 }

@@ -301,7 +301,7 @@ fn a_start_names_the_pins_that_are_missing_and_what_is_lost() {
     let again = open();
     let text = said(&again).unwrap();
     assert!(
-        text.starts_with(&format!("{} was missing: their programs", path("links/lb_connect4").display())),
+        text.starts_with(&format!("{} was missing: its program is attached", path("links/lb_connect4").display())),
         "{text}"
     );
     assert!(!again.missing_pins().unwrap().made_anew());
