@@ -31,8 +31,9 @@ fn problem(reconciler: &Reconciler, forwarding: Forwarding) -> Option<String> {
     }
     let commands: Vec<String> = settings.iter().map(|setting| format!("{setting}=1")).collect();
     Some(format!(
-        "{} is 0: packets of pods and of other machines do not reach backends elsewhere; run `sysctl -w {}`",
+        "{} {} 0: packets of pods and of other machines do not reach backends elsewhere; run `sysctl -w {}`",
         settings.join(" and "),
+        if settings.len() == 1 { "is" } else { "are" },
         commands.join(" ")
     ))
 }
@@ -44,6 +45,9 @@ mod tests {
         datapath::Capabilities,
         decision::{Entry, Packet},
         memory::MemoryDatapath,
+        model::Change,
+        name::ServiceName,
+        service::{Service, ServicePort},
     };
 
     use super::*;
@@ -74,6 +78,21 @@ mod tests {
         agent.forwarding = || Forwarding { v4: Some(true), v6: Some(false) };
         agent.check_forwarding();
         assert_eq!(conditions(&agent), Vec::<String>::new());
+    }
+
+    #[test]
+    fn both_families_that_the_kernel_does_not_forward_are_named() {
+        let capabilities = Capabilities::all("memory").with_needs_forwarding(true);
+        let mut agent = testing::agent(&config(), MemoryDatapath::with_capabilities(capabilities));
+        agent.forwarding = || Forwarding { v4: Some(false), v6: Some(false) };
+        let port = ServicePort { name: "".into(), protocol: Protocol::Tcp, port: 80, node_port: None };
+        let (cluster_ips, ports) = (vec!["fd00::1".parse().unwrap()], vec![port]);
+        let v6 = Service { cluster_ips, ports, ..Service::new(ServiceName::new("default", "six")) };
+        agent.shared.take_changes(vec![Change::UpsertService(v6)]);
+        agent.settle().unwrap();
+        let status = agent.shared.status();
+        let message = &status.conditions.iter().find(|it| it.kind == "ForwardingOff").unwrap().message;
+        assert!(message.starts_with("net.ipv4.ip_forward and net.ipv6.conf.all.forwarding are 0: "), "{message}");
     }
 
     #[test]

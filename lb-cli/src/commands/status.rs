@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lb_agent::api::{Client, ClientError, Condition, DriftClass, DriftStatus, Manifests, Source, Status};
+use lb_agent::api::{Client, ClientError, Condition, DriftClass, DriftStatus, Manifests, Node, Source, Status};
 
 use crate::{
     cli::StatusArgs,
@@ -63,7 +63,7 @@ fn table(status: &Status, verbose: bool) -> String {
         let bytes = usage.bytes.map(|bytes| format!(", {bytes} bytes")).unwrap_or_default();
         line("kernel", format!("{}, {}{bytes}", count(usage.rules, "rule"), count(usage.elements, "element")));
     }
-    line("node", node(status));
+    line("node", node(&status.node));
     let manifests = &status.manifests;
     line("manifests", format!("{}, read {}{}", manifests.directory, count(manifests.reads, "time"), left_out(status)));
     // The line above is about the only one.
@@ -161,14 +161,15 @@ fn drift(drift: &DriftStatus) -> String {
     )
 }
 
-fn node(status: &Status) -> String {
-    let ips: Vec<String> = status.node.ips.iter().map(ToString::to_string).collect();
-    let cidrs = if status.node.cluster_cidrs.is_empty() {
+fn node(node: &Node) -> String {
+    let ips: Vec<String> = node.ips.iter().map(ToString::to_string).collect();
+    let cidrs = if node.cluster_cidrs.is_empty() {
         "no cluster CIDRs".into()
     } else {
-        format!("cluster CIDRs {}", status.node.cluster_cidrs.join(", "))
+        format!("cluster CIDRs {}", node.cluster_cidrs.join(", "))
     };
-    format!("{}, {}, {cidrs}", status.node.name.as_deref().unwrap_or("without a name"), ips.join(", "))
+    let ips = if ips.is_empty() { "no address".into() } else { ips.join(", ") };
+    format!("{}, {ips}, {cidrs}", node.name.as_deref().unwrap_or("without a name"))
 }
 
 fn left_out(status: &Status) -> String {
@@ -211,6 +212,14 @@ mod tests {
             "not ready: the first listing is not applied yet (no first listing from queue, api)"
         );
         assert_eq!(not_ready(&sources[..1]), "not ready: the first listing is not applied yet");
+    }
+
+    #[test]
+    fn a_node_without_an_address_says_so() {
+        let named = Node { name: Some("n1".into()), ips: Vec::new(), cluster_cidrs: Vec::new() };
+        assert_eq!(node(&named), "n1, no address, no cluster CIDRs");
+        let whole = Node { ips: vec!["192.0.2.1".parse().unwrap()], cluster_cidrs: vec!["10.0.0.0/8".into()], ..named };
+        assert_eq!(node(&whole), "n1, 192.0.2.1, cluster CIDRs 10.0.0.0/8");
     }
 
     #[test]
