@@ -1,6 +1,6 @@
 //! Which agent a command is about: flags over environment over configuration file over defaults, as the agent itself.
 
-use std::path::PathBuf;
+use std::{fs, path::PathBuf};
 
 use clap::Args;
 use lb_agent::{
@@ -8,7 +8,15 @@ use lb_agent::{
     config::{DEFAULT_SOCKET, Settings},
 };
 
+use serde::Deserialize;
+
 use crate::exit::Failure;
+
+/// What a client needs of the agent's configuration file. A mistake elsewhere in the file matters to the agent alone.
+#[derive(Default, Deserialize)]
+struct SocketOnly {
+    socket: Option<PathBuf>,
+}
 
 /// How to reach the agent.
 #[derive(Clone, Debug, Default, Args)]
@@ -27,12 +35,23 @@ impl Reach {
         Ok(Client::new(&self.socket()?))
     }
 
-    /// The socket of the agent. A file that cannot be read matters only to who needs it.
+    /// The socket of the agent. A file that cannot be read matters only to who needs it, and so does a setting that the
+    /// agent does not know.
     pub(crate) fn socket(&self) -> Result<PathBuf, Failure> {
         if let Some(socket) = &self.socket {
             return Ok(socket.clone());
         }
-        Ok(self.settings()?.socket.unwrap_or_else(|| DEFAULT_SOCKET.into()))
+        let strict = match self.settings() {
+            Ok(settings) => return Ok(settings.socket.unwrap_or_else(|| DEFAULT_SOCKET.into())),
+            Err(error) => error,
+        };
+        Ok(self.lenient().ok_or(strict)?.socket.unwrap_or_else(|| DEFAULT_SOCKET.into()))
+    }
+
+    /// What the file says of the socket, if it can be read at all.
+    fn lenient(&self) -> Option<SocketOnly> {
+        let text = fs::read_to_string(self.config.as_deref()?).ok()?;
+        serde_saphyr::from_str(&text).ok()
     }
 
     /// What the configuration file says; nothing without one.
@@ -44,8 +63,6 @@ impl Reach {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use super::*;
 
     #[test]
@@ -60,5 +77,24 @@ mod tests {
         assert_eq!(Reach::default().socket().unwrap(), PathBuf::from(DEFAULT_SOCKET));
         let missing = Reach { config: Some(directory.path().join("none.yaml")), ..Reach::default() };
         assert!(matches!(missing.socket(), Err(Failure::Error(why)) if why.contains("none.yaml")));
+    }
+
+    #[test]
+    fn a_client_needs_the_socket_of_the_file_and_no_other_setting() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("lb.yaml");
+        let reach = Reach { socket: None, config: Some(file.clone()) };
+        let socket = |text: &str| {
+            fs::write(&file, text).unwrap();
+            reach.socket()
+        };
+        assert_eq!(socket("bogus: 1\nsocket: /run/other.sock\n").unwrap(), PathBuf::from("/run/other.sock"));
+        assert_eq!(socket("datapath: none-such\n").unwrap(), PathBuf::from(DEFAULT_SOCKET));
+        for broken in ["socket: [\n", "bogus: 1\nsocket: [a]\n"] {
+            assert!(matches!(socket(broken), Err(Failure::Error(why)) if why.contains("lb.yaml")), "{broken}");
+        }
+        // What removes things must not misread where they are.
+        fs::write(&file, "bogus: 1\n").unwrap();
+        assert!(reach.settings().is_err());
     }
 }
