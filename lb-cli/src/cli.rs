@@ -381,7 +381,7 @@ pub(crate) struct DriftArgs {
     absent          nothing of it was there\n  \
     not-inspected   this process does not see where it is, or it was not asked for; it may be there\n  \
     failed          something of it is there, or may be\n\n\
-    Exit codes: 0 ok, 1 something failed, or was not inspected though an agent left it, 2 usage.")]
+    Exit codes: 0 ok, 1 something failed, or was not inspected and an agent may have left it, 2 usage.")]
 pub(crate) struct CleanupFlags {
     /// Only what this datapath put there [default: all datapaths].
     #[arg(long, value_name = "KIND", value_parser = driver::parser())]
@@ -397,6 +397,7 @@ pub(crate) struct CleanupFlags {
     #[arg(long)]
     force: bool,
     /// Forget what cannot be inspected, because the network namespace or the BPF file system that it was in is gone.
+    /// What can be inspected elsewhere is not forgotten.
     #[arg(long)]
     forget: bool,
     #[command(flatten)]

@@ -7,7 +7,7 @@ use lb_core::{
     error::report,
 };
 
-use super::{owner::Owner, place::Whereabouts, state_dir::Used};
+use super::{mounts, owner::Owner, place::Whereabouts, state_dir::Used};
 use crate::driver::DatapathKind;
 
 /// What became of a datapath.
@@ -48,6 +48,19 @@ pub fn clean_up(used: &Used, kind: DatapathKind, force: bool) -> Cleaned {
             namespace: Some(path),
         },
         Whereabouts::Hidden(why) => Cleaned::NotInspected { why, namespace: None },
+    }
+}
+
+/// Whether somebody can inspect `used` though [`clean_up`] did not: where this thread is, in a network namespace that is
+/// there, or where the file systems below `/sys` are mounted. Such a datapath is not to be forgotten.
+#[must_use]
+pub fn is_within_reach(used: &Used) -> bool {
+    match used.whereabouts() {
+        // An earlier version did not record where it is.
+        Whereabouts::Here => used.place.is_some(),
+        Whereabouts::Namespace(_) => true,
+        Whereabouts::Hidden(_) => used.pin_dir().starts_with("/sys") && mounts::hidden_sys().is_some(),
+        Whereabouts::Gone(_) => false,
     }
 }
 

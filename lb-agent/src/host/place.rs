@@ -66,6 +66,7 @@ impl Place {
         }
         match pin_dir {
             Some(_) if here.file_system.is_some() && here.file_system == self.file_system => Whereabouts::Here,
+            Some(pin_dir) if self.file_system.is_none() => Whereabouts::Hidden(unknown_pins(pin_dir)),
             Some(pin_dir) => Whereabouts::Hidden(hidden_pins(pin_dir)),
             None if here.network_namespace == self.network_namespace => Whereabouts::Here,
             None => find(self.network_namespace),
@@ -75,8 +76,16 @@ impl Place {
 
 /// Why pins that were in `pin_dir` are not seen.
 pub(crate) fn hidden_pins(pin_dir: &Path) -> String {
-    let hint = mounts::hidden_sys().map(|hint| format!("; {hint}")).unwrap_or_default();
-    format!("this process does not see the BPF file system that {} was in{hint}", pin_dir.display())
+    format!("this process does not see the BPF file system that {} was in{}", pin_dir.display(), hint())
+}
+
+/// Why nobody knows whether there are pins in `pin_dir`, where none were ever seen.
+fn unknown_pins(pin_dir: &Path) -> String {
+    format!("nothing is known of {}: this process does not see the BPF file system there{}", pin_dir.display(), hint())
+}
+
+fn hint() -> String {
+    mounts::hidden_sys().map(|hint| format!("; {hint}")).unwrap_or_default()
 }
 
 /// Number of the device of the BPF file system that `path` is in, or would be in if it were made.
@@ -167,7 +176,10 @@ mod tests {
         assert_eq!(here.file_system, None, "a temporary directory is in no BPF file system");
         let place = Place { file_system: Some(7), ..here };
         let Whereabouts::Hidden(why) = place.whereabouts(Some(&pin_dir)) else { panic!("{place:?} is seen") };
-        assert!(why.contains("pins"), "{why}");
+        assert!(why.contains("pins was in"), "{why}");
+        let never = Place { file_system: None, ..place };
+        let Whereabouts::Hidden(why) = never.whereabouts(Some(&pin_dir)) else { panic!("{never:?} is seen") };
+        assert!(why.starts_with(&format!("nothing is known of {}: ", pin_dir.display())), "{why}");
     }
 
     #[test]

@@ -9,7 +9,8 @@ use lb_agent::{
     api::{Client, ClientError},
     driver::{self, DatapathKind, Setting},
     host::{
-        cleanup::{Cleaned, clean_up},
+        cleanup::{Cleaned, clean_up, is_within_reach},
+        place::Whereabouts,
         state_dir::{Record, StateDir, StateDirError, Used},
     },
 };
@@ -62,22 +63,17 @@ fn of_kind(args: &CleanupArgs, kind: DatapathKind, record: &Record) -> Vec<Line>
     };
     let mut lines = Vec::new();
     for &used in &recorded {
-        lines.push(if asked(used) {
-            clean_recorded(args, kind, used)
-        } else {
-            let why = format!("not asked for: run it with --pin-dir {}", used.pin_dir().display());
-            Line::new(used, "not-inspected", Some(why), false)
-        });
+        lines.push(if asked(used) { clean_recorded(args, kind, used) } else { not_asked_for(used) });
     }
     if !kind.reads(Setting::PinDir) {
         let here = Used::here(kind, None);
         let is_recorded = recorded.iter().any(|used| used.place.is_none() || used.place == here.place);
-        lines.extend((!is_recorded).then(|| clean_other(args, kind, &here)));
+        lines.extend((!is_recorded).then(|| clean_other(args, kind, &here, record)));
         return lines;
     }
     if !recorded.iter().any(|used| asked(used)) {
         let pin_dir = args.pin_dir.as_deref().or(args.usual_pin_dir.as_deref());
-        lines.push(clean_other(args, kind, &Used::here(kind, pin_dir)));
+        lines.push(clean_other(args, kind, &Used::here(kind, pin_dir), record));
     }
     if args.pin_dir.is_none() {
         lines.extend(others(kind, &lines, record.used.is_empty()));
@@ -85,20 +81,32 @@ fn of_kind(args: &CleanupArgs, kind: DatapathKind, record: &Record) -> Vec<Line>
     lines
 }
 
+/// Pins that are recorded beside those that were asked for. An agent that uses them left nothing.
+fn not_asked_for(used: &Used) -> Line {
+    if is_locked(used.pin_dir()) {
+        return Line::new(used, "not-inspected", Some("not asked for, and an agent uses it".into()), false);
+    }
+    let why = format!("not asked for: run it with --pin-dir {}", used.pin_dir().display());
+    Line::new(used, "not-inspected", Some(why), true)
+}
+
 /// Cleans up what is recorded, and forgets what is seen to be gone.
 fn clean_recorded(args: &CleanupArgs, kind: DatapathKind, used: &Used) -> Line {
     let cleaned = clean_up(used, kind, args.force);
-    let forget = cleaned.is_gone() || (args.forget && matches!(cleaned, Cleaned::NotInspected { .. }));
+    let is_unseen = matches!(cleaned, Cleaned::NotInspected { .. });
+    let may_forget = args.forget && is_unseen && !is_within_reach(used);
+    let forget = cleaned.is_gone() || may_forget;
     if forget && let Err(error) = Record::forget(&args.state_dir, used) {
         return Line::new(used, "failed", Some(lb_core::error::report(&error)), true);
     }
     match cleaned {
-        Cleaned::NotInspected { why, .. } if args.forget => {
+        Cleaned::NotInspected { why, .. } if may_forget => {
             Line::new(used, "not-inspected", Some(format!("{why}; it is forgotten")), false)
         }
         Cleaned::NotInspected { why, namespace } => {
             let how = where_to_run(args, used, namespace.as_deref());
-            Line::new(used, "not-inspected", Some(format!("{why}; {how}")), true)
+            let kept = if args.forget { "; it is not forgotten, because it can be inspected" } else { "" };
+            Line::new(used, "not-inspected", Some(format!("{why}{kept}; {how}")), true)
         }
         cleaned => line(used, cleaned, true),
     }
@@ -106,17 +114,24 @@ fn clean_recorded(args: &CleanupArgs, kind: DatapathKind, used: &Used) -> Line {
 
 fn where_to_run(args: &CleanupArgs, used: &Used, namespace: Option<&Path>) -> String {
     let pin_dir = used.pin_dir.as_ref().map(|path| format!(" --pin-dir {}", path.display())).unwrap_or_default();
-    let command = format!("lb cleanup --datapath {}{pin_dir} --state-dir {}", used.datapath, args.state_dir.display());
+    let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.into());
+    let (state_dir, socket) = (absolute(&args.state_dir), absolute(&args.ask.socket));
+    let places = format!("--state-dir {} --socket {}", state_dir.display(), socket.display());
+    let command = format!("lb cleanup --datapath {}{pin_dir} {places}", used.datapath);
     match namespace {
         Some(path) => format!("run `nsenter --net={} {command}`", path.display()),
+        None if is_within_reach(used) => format!("run `{command}` where it can be inspected"),
         None => format!("run `{command}` where it is, or, if it is gone for good, with --forget"),
     }
 }
 
-/// Cleans up what is not recorded. That this machine does not let anybody look at what was never used is no failure.
-fn clean_other(args: &CleanupArgs, kind: DatapathKind, used: &Used) -> Line {
+/// Cleans up what is not recorded. That nobody can look at what was never used, such as for want of a program, is no
+/// failure. If nothing at all is recorded, nobody knows what was used, and where this process sees too little it may be
+/// there.
+fn clean_other(args: &CleanupArgs, kind: DatapathKind, used: &Used, record: &Record) -> Line {
     let is_asked_for = args.datapath.is_some() || args.pin_dir.is_some();
-    line(used, clean_up(used, kind, args.force), is_asked_for)
+    let may_be_left = record.used.is_empty() && matches!(used.whereabouts(), Whereabouts::Hidden(_));
+    line(used, clean_up(used, kind, args.force), is_asked_for || may_be_left)
 }
 
 fn line(used: &Used, cleaned: Cleaned, must_be_seen: bool) -> Line {
