@@ -610,7 +610,13 @@ fn after_a_hangup_the_zone_and_the_level_of_the_log_are_those_of_the_file() {
     node.json_when(&packet, |answer| answer["rejected"][0]["backend"] == "10.244.0.5:8080");
     node.put("web.yaml", &manifest.replace("10.96.0.10", "10.96.0.11"));
     node.json_when(&["service", "list"], |list| list[0]["frontends"][0]["ip"] == "10.96.0.11");
-    assert!(fs::read_to_string(node.path("log")).unwrap().contains("DEBUG"));
+    fs::write(&file, format!("{fixed}zone: a\nlog-level: debug\n")).unwrap();
+    node.signal(Signal::SIGHUP);
+    let packet = ["explain", "tcp", "10.244.0.9:4000", "10.96.0.11:80"];
+    node.json_when(&packet, |answer| answer["rejected"][0]["backend"] == "10.244.0.6:8080");
+    let log = fs::read_to_string(node.path("log")).unwrap();
+    assert!(log.contains("the zone of this node is changed old=\"b\" new=\"a\" why="), "{log}");
+    assert!(log.contains("DEBUG") && log.contains("the level of the log is changed old=error new=debug"), "{log}");
 }
 
 #[test]
@@ -654,9 +660,15 @@ fn cleanup_says_of_what_it_cannot_see_that_it_did_not_look_and_forgets_it_only_w
     said.sort();
     only_the_other.sort();
     assert_eq!((code, said), (Some(1), only_the_other), "it was asked for what it cannot see");
+    // What is recorded and was not asked for makes it fail, though what was asked for is gone.
+    let (code, said) = cleanup(&["--pin-dir", &ended]);
+    assert!(code == Some(1) && said.contains(&line(&ended, "absent")), "{said:?}");
     assert_eq!(cleanup(&[]).0, Some(1));
     let (code, said) = cleanup(&[]);
     assert_eq!((code, said), (Some(1), unseen.to_vec()), "what ended is forgotten, and nothing else is");
+    let output = node.ask(&["cleanup", "--datapath", "ebpf", "--state-dir", &state]);
+    let socket = node.path("lb.sock").display().to_string();
+    assert!(text(&output.stdout).contains(&format!(" --state-dir {state} --socket {socket}` where")), "{output:?}");
     assert_eq!(cleanup(&["--forget"]), (Some(0), unseen.to_vec()));
     let record: Value = serde_json::from_slice(&fs::read(node.path("state/agent.json")).unwrap()).unwrap();
     assert_eq!(record, serde_json::json!({ "used": [] }));

@@ -45,6 +45,8 @@ fn main() -> ExitCode {
     for datapath in DATAPATHS {
         let name = format!("another_datapath_of_lb_is_a_condition_on_{datapath}");
         trials.push(trial(name, move || foreign_datapath(datapath)));
+        let name = format!("a_neighbour_with_the_address_of_a_service_is_a_condition_on_{datapath}");
+        trials.push(trial(name, move || address_shared(datapath)));
         let name = format!("an_uplink_that_goes_and_comes_back_is_a_condition_on_{datapath}");
         trials.push(trial(name, move || uplink(datapath)));
     }
@@ -198,6 +200,10 @@ fn elsewhere() -> Result<(), LabError> {
     assert_eq!((code, node.record()), (Some(1), recorded.clone()), "{said:#?}");
     assert!(unseen["nftables"].contains("it is in another network namespace"), "{said:#?}");
     assert!(details(&said, "removed").is_empty(), "{said:#?}");
+    let (code, said) = cleanup(&node, &["--forget"], None)?;
+    let kept = &details(&said, "not-inspected")["nftables"];
+    assert_eq!((code, node.record()), (Some(1), recorded), "what is there is not forgotten: {said:#?}");
+    assert!(kept.contains("it is not forgotten") && kept.contains("run `nsenter --net="), "{kept}");
     // The next agent of another kind, in a namespace of its own, says where the former datapath is.
     let other = Netns::create("other")?;
     let mut command = node.agent(&lab, "iptables-nft", &[("--device", "lo")])?;
@@ -236,6 +242,16 @@ fn hidden_pins() -> Result<(), LabError> {
     let unseen = details(&lines(&output), "not-inspected");
     assert_eq!((output.status.code(), node.record()), (Some(1), recorded), "{output:?}");
     assert!(unseen["ebpf"].contains("`nsenter --net=/run/netns/NAME lb …`"), "{output:?}");
+    // Where nothing is recorded at all, nobody knows what was there.
+    let mut command = lb();
+    let empty = [format!("--socket={}", node.path("none.sock")), format!("--state-dir={}", node.path("none"))];
+    command.args(["cleanup", "-o", "json"]).args(empty);
+    let output = lab.node(0).run(|| bare(&command))?;
+    let unseen = &details(&lines(&output), "not-inspected")["ebpf"];
+    assert!(
+        output.status.code() == Some(1) && unseen.starts_with("nothing is known of /sys/fs/bpf/lb: "),
+        "{output:?}"
+    );
     let (code, said) = end(&lab.node(0).run(|| bare(&node.agent(&lab, "ebpf", &[]).unwrap()))?);
     assert!(said.contains("as under `ip netns exec`") && code == 1, "{said}");
     let (code, said) = cleanup(&node, &[], None)?;
@@ -302,8 +318,12 @@ fn foreign_datapath(datapath: &str) -> Result<(), LabError> {
     let node = TestNode::new(&lab, &service("web", VIP, "", &["10.244.0.9"]))?;
     let other = if datapath == "ebpf" { "nftables" } else { "ebpf" };
     node.start(&lab, other, &[("--state-dir", &node.path("other"))])?.terminate(DEADLINE)?;
-    in_node(&lab, "nft add table inet lb-2 { comment \"lb layout 3\" ; }")?;
     let agent = node.start(&lab, datapath, &[])?;
+    let table = |message: &str| message.contains("table inet lb-2");
+    assert!(!table(&node.await_condition("ForeignDatapath", true)));
+    // What comes while the agent runs is noticed too.
+    in_node(&lab, "nft add table inet lb-2 { comment \"lb layout 3\" ; }")?;
+    node.await_status(|status| condition(status, "ForeignDatapath").is_some_and(|message| table(&message)));
     let message = node.await_condition("ForeignDatapath", true);
     let pins = lab.node(0).pin_dir()?.display().to_string();
     let named = match other {
@@ -320,6 +340,42 @@ fn foreign_datapath(datapath: &str) -> Result<(), LabError> {
     assert_eq!((code, details(&said, "removed").len()), (Some(0), 1), "{said:#?}");
     node.await_condition("ForeignDatapath", false);
     assert!(agent.wait_for_line(DEADLINE, |line| line.contains("INFO") && line.contains("ForeignDatapath")).is_some());
+    Ok(())
+}
+
+/// Another datapath that comes where there was none, and a neighbour that answers for the address of a service.
+fn address_shared(datapath: &str) -> Result<(), LabError> {
+    let lab = Lab::builder().nodes(1).pods_per_node(1).build()?;
+    let node = TestNode::new(&lab, &service("web", VIP, "", &["10.244.0.9"]))?;
+    let agent = node.start(&lab, datapath, &[])?;
+    assert_eq!(condition(&node.status(), "ForeignDatapath"), None);
+    in_node(&lab, "nft add table inet lb-2 { comment \"lb layout 3\" ; }")?;
+    let message = node.await_condition("ForeignDatapath", true);
+    assert!(message.contains("table inet lb-2"), "{message}");
+    let neighbour = |command: &str, ip: &str| {
+        let device = lab.node(0).uplink();
+        in_node(&lab, &format!("ip neighbour {command} {ip} lladdr 02:00:00:00:00:07 dev {device} nud permanent"))
+    };
+    let kind = "AddressOfAnotherHost";
+    let named = |ip: &str, of: &str| format!("another host answers for {ip}{of} (02:00:00:00:00:07 on ");
+    assert_eq!(condition(&node.status(), kind), None);
+    neighbour("add", VIP)?;
+    let message = node.await_condition(kind, true);
+    assert!(message.starts_with(&named(VIP, " of default/web")), "{message}");
+    let of_service = || node.condition_of_service("default/web", kind);
+    assert!(of_service().unwrap().starts_with(&named(VIP, "")), "{:?}", of_service());
+    neighbour("delete", VIP)?;
+    node.await_condition(kind, false);
+    assert_eq!(of_service(), None);
+    assert!(agent.wait_for_line(DEADLINE, |line| line.contains("INFO") && line.contains(kind)).is_some());
+    // A service that comes and goes while the neighbour is there.
+    let other = "10.96.0.11";
+    neighbour("add", other)?;
+    fs::write(node.path("manifests/other.yaml"), service("other", other, "", &["10.244.0.9"])).unwrap();
+    let message = node.await_condition(kind, true);
+    assert!(message.starts_with(&named(other, " of default/other")), "{message}");
+    fs::remove_file(node.path("manifests/other.yaml")).unwrap();
+    node.await_condition(kind, false);
     Ok(())
 }
 
@@ -534,6 +590,15 @@ impl TestNode {
     fn await_condition(&self, kind: &str, holds: bool) -> String {
         let status = self.await_status(|status| condition(status, kind).is_some() == holds);
         condition(&status, kind).unwrap_or_default()
+    }
+
+    fn condition_of_service(&self, name: &str, kind: &str) -> Option<String> {
+        let places = ["--socket", &self.path("lb.sock")];
+        let output = lb().args(["service", "list", "-A", "-o", "json"]).args(places).output().unwrap();
+        let services: Value =
+            serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"));
+        let service = services.as_array().unwrap().iter().find(|service| service["name"] == name).unwrap();
+        condition(service, kind)
     }
 
     fn record(&self) -> Vec<Value> {

@@ -254,6 +254,7 @@ impl Engine {
                 self.shared.set_problem("DatapathUnknown", unknown.map(|error| error.report()));
                 self.shared.note_plan(plan.id, took);
                 self.check_addresses();
+                self.surroundings.as_mut().into_iter().for_each(Surroundings::services_changed);
             }
             runner::Event::Inspected(inspected) => {
                 let report = self.shared.note_inspection(&inspected);
@@ -279,8 +280,12 @@ impl Engine {
         else {
             return;
         };
-        let vips = || self.shared.runner().reconciler().desired().frontends.keys().map(|addr| addr.ip).collect();
-        surroundings.look(now, vips).into_iter().for_each(|(kind, problem)| self.shared.set_problem(kind, problem));
+        surroundings.look(now).into_iter().for_each(|(kind, problem)| self.shared.set_problem(kind, problem));
+        let shared = surroundings.look_at_neighbours(now, |ips| self.shared.services_at(ips));
+        if let Some(((kind, problem), of_services)) = shared {
+            self.shared.set_problem(kind, problem);
+            self.shared.set_addresses_shared(of_services);
+        }
     }
 
     /// How long nothing has to be done unless something happens.

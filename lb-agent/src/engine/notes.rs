@@ -29,6 +29,8 @@ pub(super) struct Notes {
     pub(super) refused_slices: BTreeMap<SliceName, String>,
     /// Conditions of the agent, by type.
     pub(super) problems: BTreeMap<&'static str, String>,
+    /// What there is to say of services with an address that another host answers for.
+    pub(super) addresses_shared: BTreeMap<String, String>,
     /// Conditions of sources, by source and type.
     pub(super) source_problems: BTreeMap<(SourceName, &'static str), String>,
     pub(super) devices: Vec<String>,

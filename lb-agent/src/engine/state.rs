@@ -1,7 +1,8 @@
 //! What the threads of the agent share.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
     time::Duration,
 };
@@ -10,7 +11,7 @@ use lb_core::{
     datapath::Counters,
     decision::{BackendQuery, FlowView, Packet, WhyNot, decide, why_not},
     model::{Change, Claim, Model},
-    name::{ServiceName, SourceName},
+    name::{ServiceName, SourceName, ZoneName},
     plan::PlanId,
     runner::{Inspected, Runner},
     time::Instant,
@@ -28,6 +29,7 @@ use crate::{
         drift::{self, Feed, Subscription, words},
         inspection::Verified,
         notes::{self, Notes, SourceNotes},
+        surroundings::{ADDRESS_SHARED, ServicesAt},
     },
     host::clock,
     source::Delivery,
@@ -146,6 +148,9 @@ impl AgentState {
                 // Of the others only services can be refused, and the model remembers those itself.
                 _ => None,
             };
+            if let Change::SetZone(zone) = &change {
+                log_zone(runner.reconciler().model().zone(), zone.as_ref());
+            }
             let refused = runner.handle_change(change).err();
             if let Some(error) = &refused {
                 tracing::warn!(%error, "a change is refused; the last good state stays in force");
@@ -171,6 +176,23 @@ impl AgentState {
         }
     }
 
+    /// The services at these addresses, or `None` if there are no services at all.
+    pub(crate) fn services_at(&self, ips: &BTreeSet<IpAddr>) -> Option<ServicesAt> {
+        let runner = self.runner();
+        let mut owners = runner.reconciler().model().owners().peekable();
+        owners.peek()?;
+        let mut found = ServicesAt::new();
+        for (addr, owner) in owners.filter(|(addr, _)| ips.contains(&addr.ip)) {
+            found.entry(addr.ip).or_default().insert(owner.port.service.clone());
+        }
+        Some(found)
+    }
+
+    /// What there is to say of each service with an address that another host answers for.
+    pub(crate) fn set_addresses_shared(&self, of_services: BTreeMap<String, String>) {
+        self.notes().addresses_shared = of_services;
+    }
+
     pub(crate) fn set_devices(&self, devices: Vec<String>) {
         self.notes().devices = devices;
     }
@@ -194,8 +216,16 @@ impl AgentState {
 
     pub(crate) fn services(&self) -> Vec<Service> {
         let runner = self.runner();
-        let reports = self.notes().reports();
-        view::services(runner.reconciler(), &reports)
+        let (reports, shared) = {
+            let notes = self.notes();
+            (notes.reports(), notes.addresses_shared.clone())
+        };
+        let mut services = view::services(runner.reconciler(), &reports);
+        for service in &mut services {
+            let message = shared.get(&service.name);
+            service.conditions.extend(message.map(|message| Condition::new(ADDRESS_SHARED, message)));
+        }
+        services
     }
 
     /// Adds to pools what of their manifests was refused.
@@ -323,6 +353,15 @@ fn services_of(model: &Model, change: &Change) -> Vec<ServiceName> {
         Change::ReplaceEndpoints(slice) => before(&slice.name).into_iter().chain([slice.service.clone()]).collect(),
         Change::RemoveEndpoints(name) => before(name).into_iter().collect(),
         _ => Vec::new(),
+    }
+}
+
+/// Says that the zone of the node is another one from now on.
+fn log_zone(old: Option<&ZoneName>, new: Option<&ZoneName>) {
+    let named = |zone: Option<&ZoneName>| zone.map_or_else(|| "none".to_owned(), ToString::to_string);
+    if old != new {
+        let (old, new) = (named(old), named(new));
+        tracing::info!(old, new, why = "the settings were given anew", "the zone of this node is changed");
     }
 }
 

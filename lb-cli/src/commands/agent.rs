@@ -82,9 +82,23 @@ impl Reloader {
             let settings = later.join(", ");
             tracing::warn!(settings, "these settings differ from those in use, and take effect at the next start");
         }
-        // The layer is gone when the process ends.
-        let _ = self.level.reload(filter(level));
+        self.set_level(filter(level));
         Ok(())
+    }
+
+    /// Logs the change, too, unless both levels leave it out.
+    fn set_level(&self, new: LevelFilter) {
+        // The layer is gone when the process ends.
+        let Some(old) = self.level.with_current(|level| *level).ok().filter(|old| *old != new) else { return };
+        let log =
+            || tracing::info!(%old, %new, why = "the configuration was read again", "the level of the log is changed");
+        if old > new {
+            log();
+        }
+        let _ = self.level.reload(new);
+        if old < new {
+            log();
+        }
     }
 }
 
