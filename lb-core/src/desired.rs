@@ -16,8 +16,8 @@ use crate::{
     name::{ServiceName, ServicePortName},
     plan::{self, Labels, Touched},
     selection::Selection,
-    service::{Service, ServicePort, TrafficPolicy},
-    state::{Backend, BackendSet, Frontend, State, Target},
+    service::{Algorithm, Service, ServicePort, TrafficPolicy},
+    state::{Backend, BackendSet, Frontend, Lookup, State, Target},
     table::{self, TableSize, TableSpec},
 };
 
@@ -40,6 +40,8 @@ pub struct Desired {
     sets_with_backend: BTreeMap<BackendId, usize>,
     claims: BTreeMap<FrontendAddr, Claim>,
     frontends_that_say_local: BTreeMap<BackendAddr, usize>,
+    /// Installed frontends that stay though no service claims them.
+    kept: BTreeSet<FrontendAddr>,
 }
 
 /// Where the backends of a frontend run, according to its endpoints. Two services may disagree about one backend. It is
@@ -147,10 +149,99 @@ impl Desired {
         }
         let mut all = wanted.into_iter().flat_map(|(name, frontends)| frontends.into_iter().map(move |f| (name, f)));
         let outcome = all.try_for_each(|(name, frontend)| self.upsert_frontend(name, frontend, model, &mut touched));
+        // A service has its address in every scope.
+        let claimed: Vec<_> = self.kept.iter().copied().filter(|addr| self.is_claimed(addr)).collect();
+        unused.extend(claimed.into_iter().filter_map(|addr| self.remove_frontend(addr, &mut touched)));
         for set in unused {
             self.release_set(set, &mut touched);
         }
         outcome.map(|()| touched)
+    }
+
+    /// Installed frontends that [`keep`](Self::keep) found, and that no service has claimed since.
+    #[must_use]
+    pub const fn kept(&self) -> &BTreeSet<FrontendAddr> {
+        &self.kept
+    }
+
+    /// Takes over every installed frontend that no service claims, as it is, with its set and its backends. A service
+    /// that claims the address later replaces the frontend. Call this once, after [`adopt`](Self::adopt) and the first
+    /// [`update`](Self::update).
+    ///
+    /// A frontend that refers to something that is not there is left out, and so is one whose ids others have.
+    pub fn keep(&mut self, installed: &State) -> Touched {
+        let mut touched = Touched::default();
+        for (&addr, &frontend) in &installed.frontends {
+            if self.is_claimed(&addr) || self.frontend_ids.lookup(&addr) != Some(frontend.id) {
+                continue;
+            }
+            if let Target::Set(id) = frontend.target {
+                let Some(claim) = self.keep_set(id, installed, &mut touched) else { continue };
+                self.claim(addr, Some(claim), &mut touched);
+            }
+            self.state.frontends.insert(addr, frontend);
+            self.kept.insert(addr);
+            touched.frontends.insert(addr);
+        }
+        touched
+    }
+
+    /// Gives up what [`keep`](Self::keep) took over.
+    pub fn let_go(&mut self) -> Touched {
+        let mut touched = Touched::default();
+        for addr in self.kept.clone() {
+            if let Some(set) = self.remove_frontend(addr, &mut touched) {
+                self.release_set(set, &mut touched);
+            }
+        }
+        touched
+    }
+
+    /// The installed set with this id, with one more user; `None` if it is not whole.
+    fn keep_set(&mut self, id: SetId, installed: &State, touched: &mut Touched) -> Option<Claim> {
+        let set = installed.sets.get(&id)?;
+        let whole = |id: &BackendId| {
+            let backend = installed.backends.get(id)?;
+            (self.backend_ids.lookup(&backend.addr) == Some(*id)).then_some((*id, *backend))
+        };
+        let taking = set.members().keys().map(whole).collect::<Option<Vec<_>>>()?;
+        let draining = set.draining.iter().map(whole).collect::<Option<Vec<_>>>()?;
+        match self.state.sets.get(&id) {
+            Some(known) if known == set => {}
+            None if self.set_ids.lookup(&SetKey::Installed(id)) == Some(id) => {}
+            _ => return None,
+        }
+        let algorithm = match set.lookup {
+            Lookup::Random => Algorithm::Random,
+            Lookup::RoundRobin => Algorithm::RoundRobin,
+            Lookup::Hash => Algorithm::Maglev,
+        };
+        // It names the backends. Their slots are those of the set, and nothing is computed from these weights.
+        let backends = taking.iter().map(|(_, backend)| (backend.addr, 1)).collect();
+        let spec = TableSpec { algorithm, size: None, backends };
+        let content = Arc::new(Content { spec, draining: draining.iter().map(|(_, backend)| backend.addr).collect() });
+        let all = || taking.iter().chain(&draining).copied();
+        if !self.state.sets.contains_key(&id) {
+            for (backend, _) in all() {
+                *self.sets_with_backend.entry(backend).or_insert(0) += 1;
+            }
+            self.contents.insert(id, Arc::clone(&content));
+            self.state.sets.insert(id, Arc::clone(set));
+            touched.sets.insert(id);
+        }
+        for (id, backend) in all() {
+            self.state.backends.entry(id).or_insert(backend);
+            touched.backends.insert(id);
+        }
+        *self.frontends_in_set.entry(id).or_insert(0) += 1;
+        Some(Claim { content, local: all().map(|(_, backend)| backend.local).collect() })
+    }
+
+    /// Whether a service has the address, in whichever scope.
+    fn is_claimed(&self, addr: &FrontendAddr) -> bool {
+        [Scope::External, Scope::Internal]
+            .into_iter()
+            .any(|scope| self.owners.contains_key(&FrontendAddr { scope, ..*addr }))
     }
 
     fn upsert_frontend(
@@ -176,6 +267,7 @@ impl Desired {
         if let Some(Frontend { target: Target::Set(set), .. }) = before {
             self.release_set(set, touched);
         }
+        self.kept.remove(&addr);
         self.labels.insert(addr, owner.to_string().into());
         self.owners.insert(addr, owner);
         self.frontends_of.entry(service.clone()).or_default().insert(addr);
@@ -187,6 +279,7 @@ impl Desired {
         let frontend = self.state.frontends.remove(&addr)?;
         touched.frontends.insert(addr);
         self.claim(addr, None, touched);
+        self.kept.remove(&addr);
         self.frontend_ids.remove(&addr);
         self.labels.remove(&addr);
         if let Some(owner) = self.owners.remove(&addr)
@@ -268,10 +361,12 @@ impl Desired {
             }
             None => self.set_ids.id(&key)?,
         };
-        for backend in ids {
-            *self.sets_with_backend.entry(backend).or_insert(0) += 1;
+        // Frontends that are kept may have the set already, with its backends.
+        if self.contents.insert(id, Arc::clone(content)).is_none() {
+            for backend in ids {
+                *self.sets_with_backend.entry(backend).or_insert(0) += 1;
+            }
         }
-        self.contents.insert(id, Arc::clone(content));
         self.state.sets.insert(id, Arc::new(set));
         touched.sets.insert(id);
         Ok(id)
@@ -284,13 +379,22 @@ impl Desired {
             return;
         }
         self.frontends_in_set.remove(&id);
-        self.state.sets.remove(&id);
+        let set = self.state.sets.remove(&id);
         touched.sets.insert(id);
         let Some(content) = self.contents.remove(&id) else { return };
         for addr in content.backends() {
             self.release_backend(addr, touched);
         }
-        self.set_ids.remove(&SetKey::Content(content));
+        let by_content = SetKey::Content(content);
+        if self.set_ids.lookup(&by_content) == Some(id) {
+            self.set_ids.remove(&by_content);
+        } else if let Some(set) = set {
+            // It was kept as it was found, and no service had the same one.
+            self.set_ids.remove(&SetKey::Installed(id));
+            if self.installed_sets.get(&*set) == Some(&id) {
+                self.installed_sets.remove(&*set);
+            }
+        }
     }
 
     fn release_backend(&mut self, addr: BackendAddr, touched: &mut Touched) {

@@ -34,4 +34,8 @@ pub enum Change {
     InitStart(SourceName),
     /// A source has listed everything once.
     InitDone(SourceName),
+    /// Whether frontends that an earlier process installed, and that no service claims, stay as they are. It is `true`
+    /// while sources have objects that they could never read, and comes before the last `InitDone`; `false` removes
+    /// these frontends.
+    KeepUnclaimed(bool),
 }

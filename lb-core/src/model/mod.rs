@@ -182,7 +182,7 @@ impl Model {
             Change::SetHealth(report) => Ok(self.set_health(report)),
             Change::RestoreHealth(report) => Ok(self.restore_health(report)),
             Change::ForgetHealth(source) => Ok(self.forget_health(&source)),
-            Change::InitStart(_) => Ok(BTreeSet::new()),
+            Change::InitStart(_) | Change::KeepUnclaimed(_) => Ok(BTreeSet::new()),
             Change::InitDone(source) => Ok(self.confirm_health(&source)),
         }
     }

@@ -63,7 +63,22 @@ pub struct Reconciler {
     observe_at: Option<Instant>,
     observation: Backoff,
     adopted: bool,
+    unclaimed: Unclaimed,
     events: Events,
+}
+
+/// What becomes of installed frontends that no service claims.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Unclaimed {
+    /// They are removed.
+    #[default]
+    Go,
+    /// The first plan keeps those that it finds.
+    ToKeep,
+    /// They were kept, or taken over by services.
+    Kept,
+    /// They were kept, and the next plan removes them.
+    ToLetGo,
 }
 
 #[derive(Clone, Debug)]
@@ -130,6 +145,7 @@ impl Reconciler {
             observe_at: None,
             observation: Self::BACKOFF,
             adopted: false,
+            unclaimed: Unclaimed::default(),
             events: Events::default(),
         }
     }
@@ -240,6 +256,15 @@ impl Reconciler {
                 self.has_node = true;
                 self.touched.node = true;
             }
+            Change::KeepUnclaimed(keeps) => {
+                self.unclaimed = match (keeps, self.unclaimed) {
+                    (true, Unclaimed::Go) if self.last_plan == PlanId::default() => Unclaimed::ToKeep,
+                    (true, Unclaimed::ToLetGo) => Unclaimed::Kept,
+                    (false, Unclaimed::ToKeep) => Unclaimed::Go,
+                    (false, Unclaimed::Kept) => Unclaimed::ToLetGo,
+                    (_, as_before) => as_before,
+                };
+            }
             Change::UpsertService(_)
             | Change::RemoveService(_)
             | Change::ReplaceEndpoints(_)
@@ -283,6 +308,12 @@ impl Reconciler {
         self.in_flight.as_ref().map(|(plan, _)| plan)
     }
 
+    /// Frontends that are kept as they were found, because [`Change::KeepUnclaimed`] says so and no service claims them.
+    #[must_use]
+    pub const fn kept(&self) -> &BTreeSet<FrontendAddr> {
+        self.desired.kept()
+    }
+
     /// Sources that are still in their first listing.
     pub fn listing(&self) -> impl Iterator<Item = &SourceName> {
         self.listing.iter().filter(|(_, done)| !**done).map(|(source, _)| source)
@@ -316,6 +347,10 @@ impl Reconciler {
     }
 
     fn next_plan(&mut self, now: Instant) -> Option<Plan> {
+        if !self.adopted {
+            // What gets an id now would take it from what is found later.
+            return None;
+        }
         self.update_desired();
         let mut touched = core::mem::take(&mut self.touched);
         self.touch_events(touched.frontends.iter().copied());
@@ -456,6 +491,7 @@ impl Reconciler {
         !self.is_listing()
             && self.has_node
             && self.dirty.is_empty()
+            && !matches!(self.unclaimed, Unclaimed::ToKeep | Unclaimed::ToLetGo)
             && self.in_flight.is_none()
             && self.retries.is_empty()
             && self.installed.is_some()
@@ -473,6 +509,17 @@ impl Reconciler {
                     self.touched.merge(Touched::all(installed, self.desired.state()));
                 }
             }
+        }
+        match (self.unclaimed, &self.installed) {
+            (Unclaimed::ToKeep, Some(installed)) => {
+                self.touched.merge(self.desired.keep(installed));
+                self.unclaimed = Unclaimed::Kept;
+            }
+            (Unclaimed::ToLetGo, _) => {
+                self.touched.merge(self.desired.let_go());
+                self.unclaimed = Unclaimed::Go;
+            }
+            _ => {}
         }
     }
 

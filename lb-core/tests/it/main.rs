@@ -6,6 +6,7 @@ mod draining;
 mod drift;
 mod health;
 mod histories;
+mod kept;
 mod model;
 mod plans;
 mod priorities;
