@@ -122,6 +122,44 @@ pub(crate) fn conditions(
 /// Most services that a condition names.
 const MAX_NAMED: usize = 3;
 
+/// Most frontends that a condition or a line of the log names.
+const MAX_FRONTENDS: usize = 10;
+
+/// Which frontends are kept although no service has them.
+pub(crate) fn kept(reconciler: &Reconciler) -> Option<Condition> {
+    let kept: Vec<_> = reconciler.kept().iter().collect();
+    let frontends = match kept.len() {
+        0 => return None,
+        1 => "1 frontend is kept as it was".to_owned(),
+        several => format!("{several} frontends are kept as they were"),
+    };
+    let message = format!(
+        "{frontends} found at the start, because some manifests are not read and no other one has such an address: {}; \
+         correct or remove the files that the condition ManifestsRejected names",
+        few(&kept)
+    );
+    Some(Condition::new("Kept", &message))
+}
+
+/// The step of a decision about a packet to a frontend that is kept although no service has it.
+pub(crate) fn kept_step(reconciler: &Reconciler, packet: &Packet) -> Option<Step> {
+    let addr = lb_core::addr::FrontendAddr::new(packet.destination, packet.destination_port, packet.protocol);
+    let is_same = |it: &&lb_core::addr::FrontendAddr| lb_core::addr::FrontendAddr { scope: addr.scope, ..**it } == addr;
+    reconciler.kept().iter().find(is_same)?;
+    let says = "it is kept as it was found at the start, because some manifests are not read and no other one has this \
+                address: the datapath still forwards to the backends of that time";
+    Some(Step { object: format!("frontend {addr}"), field: "manifest".into(), says: says.into() })
+}
+
+/// The first few frontends, and how many more there are.
+pub(crate) fn few(frontends: &[&lb_core::addr::FrontendAddr]) -> String {
+    let more = match frontends.len().saturating_sub(MAX_FRONTENDS) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    frontends.iter().take(MAX_FRONTENDS).map(ToString::to_string).collect::<Vec<_>>().join(", ") + &more
+}
+
 /// How services fall short of what they ask for, and which: a condition for each way, however many services there are.
 fn degraded(model: &Model) -> impl Iterator<Item = Condition> {
     let mut ways: BTreeMap<Degraded, Vec<&ServiceName>> = BTreeMap::new();

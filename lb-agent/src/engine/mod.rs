@@ -4,6 +4,8 @@ pub(crate) mod devices;
 pub(crate) mod drift;
 mod forwarding;
 pub(crate) mod inspection;
+#[cfg(test)]
+mod kept_tests;
 pub(crate) mod leftovers;
 #[cfg(test)]
 mod maglev_tests;
@@ -213,6 +215,7 @@ impl Engine {
     fn work(&mut self) -> Option<runner::Event> {
         loop {
             let task = self.shared.runner_mut().poll_task(self.shared.now());
+            self.shared.note_kept();
             self.become_ready();
             let began = processor_time();
             let done = task?.carry_out(&self.shared.runner(), self.datapath.datapath_mut());

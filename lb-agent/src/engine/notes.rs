@@ -7,13 +7,15 @@ use std::{
 };
 
 use lb_core::{
+    addr::FrontendAddr,
     model::{Change, Model},
     name::{ServiceName, SliceName, SourceName},
     plan::PlanId,
+    reconciler::Reconciler,
 };
 use lb_k8s::{Finding, Report};
 
-use crate::api::{Manifests, Source, remarks};
+use crate::api::{Manifests, Source, remarks, view};
 
 /// What the reconciler does not know.
 #[derive(Default)]
@@ -33,6 +35,8 @@ pub(super) struct Notes {
     pub(super) addresses_shared: BTreeMap<String, String>,
     /// Conditions of sources, by source and type.
     pub(super) source_problems: BTreeMap<(SourceName, &'static str), String>,
+    /// Frontends that are kept without a service, as it was logged.
+    pub(super) kept: BTreeSet<FrontendAddr>,
     pub(super) devices: Vec<String>,
     pub(super) plan: PlanId,
     pub(super) took: Duration,
@@ -116,6 +120,32 @@ impl Notes {
             went.clear();
         }
         went.iter().for_each(|service| tracing::info!(%service, "the service has endpoints that fit, or is gone"));
+    }
+
+    /// Logs which frontends are kept without a service from now on, and of which that is over.
+    pub(super) fn note_kept(&mut self, reconciler: &Reconciler) {
+        let kept = reconciler.kept();
+        if self.kept == *kept {
+            return;
+        }
+        let came: Vec<_> = kept.difference(&self.kept).collect();
+        if !came.is_empty() {
+            let frontends = view::few(&came);
+            tracing::warn!(
+                frontends,
+                "frontends are kept as they were found, because some manifests are not read and no other one has them"
+            );
+        }
+        let desired = &reconciler.desired().frontends;
+        let (served, gone): (Vec<_>, Vec<_>) = self.kept.difference(kept).partition(|addr| desired.contains_key(addr));
+        if !served.is_empty() {
+            tracing::info!(frontends = view::few(&served), "frontends that were kept belong to services again");
+        }
+        if !gone.is_empty() {
+            let frontends = view::few(&gone);
+            tracing::info!(frontends, "frontends that were kept are removed, because no manifest has them");
+        }
+        self.kept.clone_from(kept);
     }
 
     /// Why sources are rejected as a whole, or files of theirs, by name if there are several: at most a few for each.

@@ -167,6 +167,12 @@ impl AgentState {
         }
     }
 
+    /// Logs which frontends are kept without a service, if that changed.
+    pub(crate) fn note_kept(&self) {
+        let runner = self.runner();
+        self.notes().note_kept(runner.reconciler());
+    }
+
     /// A condition of the whole agent: `None` when it is over.
     pub(crate) fn set_problem(&self, kind: &'static str, problem: Option<String>) {
         let problems = &mut self.notes().problems;
@@ -272,6 +278,8 @@ impl AgentState {
             let reports = self.notes().reports();
             explanation.steps.extend(remarks::steps(model, &reports, &port.service));
             explanation.degraded.extend(remarks::degraded(model, &reports, &port.service));
+        } else {
+            explanation.steps.extend(view::kept_step(reconciler, packet));
         }
         Explanation {
             verification: verified.map(|verified| view::verification(packet, verified)),
@@ -295,6 +303,7 @@ impl AgentState {
         conditions.extend(usage_problem.map(|problem| Condition::new("UsageUnknown", &problem)));
         let drift_conditions = words::conditions(runner.drifts(), now);
         conditions.extend(drift_conditions.iter().map(|(kind, message)| Condition::new(kind, message)));
+        conditions.extend(view::kept(reconciler));
         conditions.extend(view::conditions(reconciler, &notes.report, &notes.refused_slices));
         conditions.sort();
         let node = reconciler.model().node();

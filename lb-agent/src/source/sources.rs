@@ -199,6 +199,7 @@ impl Sources {
                 drop(allocation);
                 changes.extend(following.carry_out(&settled));
             }
+            changes.extend(following.unread.let_frontends_go());
             return changes;
         }
         if changes.iter().any(|change| matches!(change, Change::InitDone(_))) {
@@ -212,7 +213,8 @@ impl Sources {
         allocation.handle_edits(kept, &[], now);
         let settled = allocation.settle_first(following.unread.is_empty(), now);
         drop(allocation);
-        let granted = following.carry_out(&settled);
+        let mut granted = following.carry_out(&settled);
+        granted.extend(following.unread.keep_frontends());
         following.first.finish(granted)
     }
 

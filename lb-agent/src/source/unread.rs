@@ -1,7 +1,7 @@
 //! What services keep while files of a source cannot be read and never could.
 //!
 //! Nobody knows which services and pools are in such a file. Without them, an allocator at its start would release the
-//! addresses of those services, and those of the pools.
+//! addresses of those services, and those of the pools; and the first plan would remove their frontends.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,6 +19,8 @@ pub(super) struct Unread {
     /// Services that hold addresses and that no source lists.
     kept: BTreeSet<ServiceName>,
     has_stand_in: bool,
+    /// Whether frontends that were found installed stay without a service.
+    keeps_frontends: bool,
 }
 
 impl Unread {
@@ -49,6 +51,19 @@ impl Unread {
         }
         let stand_in = self.has_stand_in.then(|| Edit::UpsertPool(stand_in()));
         stand_in.into_iter().chain(self.kept.iter().cloned().map(Edit::KeepService)).collect()
+    }
+
+    /// The change for the end of the first listings, if frontends that are installed and that no service claims stay.
+    pub(super) fn keep_frontends(&mut self) -> Option<Change> {
+        self.keeps_frontends = !self.is_empty();
+        self.keeps_frontends.then_some(Change::KeepUnclaimed(true))
+    }
+
+    /// The change that ends this, once everything can be read.
+    pub(super) fn let_frontends_go(&mut self) -> Option<Change> {
+        let is_over = self.keeps_frontends && self.is_empty();
+        self.keeps_frontends &= !is_over;
+        is_over.then_some(Change::KeepUnclaimed(false))
     }
 
     /// Edits that end what is kept: of services that come without a request, and of all once everything can be read.
