@@ -377,6 +377,17 @@ fn invalid_ingress_is_refused() {
 }
 
 #[test]
+fn source_ranges_that_admit_every_source_are_not_reported() {
+    let reported = |spec: &str| {
+        let text = text("", &format!("{spec}, {PORTS}"));
+        Snapshot::parse("web.yaml", &text).unwrap().report().unsupported.len()
+    };
+    assert_eq!(reported("clusterIP: 10.96.0.10, loadBalancerSourceRanges: [0.0.0.0/0]"), 0);
+    assert_eq!(reported("clusterIP: 'fd00::10', loadBalancerSourceRanges: ['::/0']"), 0);
+    assert_eq!(reported("clusterIP: 'fd00::10', loadBalancerSourceRanges: [0.0.0.0/0]"), 1);
+}
+
+#[test]
 fn what_is_not_carried_out_is_reported() {
     let with = |rest: &str| format!("clusterIP: 10.96.0.10, {rest}, {PORTS}");
     for (metadata, spec, found) in [

@@ -191,7 +191,7 @@ fn errors_of_syntax_name_file_line_and_document() {
     assert_eq!(
         rejected("x.json", "\n{}\n"),
         "x.json:2:1: document 1: no Kubernetes object: `apiVersion` and `kind` are missing; it looks like a values file \
-         (Helm) or another configuration: move it out of the directory"
+         (Helm) or another configuration: move the file out of the directory"
     );
     let namespace = r#"{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "x"}}"#;
     assert_eq!(rejected("x.json", &format!("{namespace}\n{{\"a\": }}")), "x.json:2:7: document 2: expected value");
@@ -227,7 +227,10 @@ fn what_is_no_object_is_rejected() {
     );
     assert_eq!(
         rejected("x.yaml", "apiVersion: v1\nkind: List\nitems: [7]\n"),
-        format!("x.yaml:3:9: document 1, items[0]: {says}")
+        format!(
+            "x.yaml:3:9: document 1, items[0]: {}",
+            says.replace("move the file out of the directory", "remove the item")
+        )
     );
 }
 
@@ -325,4 +328,22 @@ fn large_documents_have_no_positions() {
     let position = |comment| Snapshot::parse("x.yaml", &text(comment)).unwrap().report().refused[0].finding.position;
     assert!(position(10).is_some());
     assert_eq!(position(limits::MAX_LOCATED_BYTES), None);
+}
+
+#[test]
+fn what_announces_addresses_is_skipped_with_what_must_do_it() {
+    let says =
+        "lb does not announce addresses yet: a router or another announcer must lead traffic for them to the node";
+    for (version, kind) in [
+        ("metallb.io/v1beta1", "L2Advertisement"),
+        ("metallb.io/v1beta2", "BGPPeer"),
+        ("metallb.io/v1beta1", "BGPAdvertisement"),
+        ("cilium.io/v2alpha1", "CiliumL2AnnouncementPolicy"),
+        ("cilium.io/v2", "CiliumBGPClusterConfig"),
+    ] {
+        let text = format!("{{apiVersion: {version}, kind: {kind}, metadata: {{name: a}}}}\n");
+        let report = Snapshot::parse("x.yaml", &text).unwrap().report();
+        let said: Vec<&str> = report.skipped.iter().map(|finding| &*finding.message).collect();
+        assert_eq!(said, [says], "{kind}");
+    }
 }

@@ -102,7 +102,8 @@ fn of_a_file_with_a_document_that_is_no_object_the_others_are_read() {
     directory.write("d.yaml", service("d", 6) + "---\nreplicas: 1\n");
     directory.reload();
     assert_eq!(directory.services().len(), 3);
-    assert!(directory.unread()[1].ends_with("; it is left out"), "{:?}", directory.unread());
+    let unread = &directory.unread()[1];
+    assert!(unread.ends_with(" or another configuration: remove the document; it is left out"), "{unread}");
 }
 
 #[test]
@@ -156,4 +157,22 @@ fn limits_and_directories_that_cannot_be_read_reject_everything() {
     fs::remove_dir_all(directory.directory.path()).unwrap();
     assert!(directory.reload().report.rejected.is_some());
     assert_eq!(directory.services(), ["a=10.96.0.2"]);
+}
+
+#[test]
+fn what_does_not_belong_there_goes_without_the_rest_of_its_file() {
+    let mut directory = Directory::new();
+    let mut remedy = |name: &str, text: String| {
+        directory.write(name, text);
+        directory.reload();
+        let unread = directory.unread().remove(0);
+        fs::remove_file(directory.path(name)).unwrap();
+        unread.rsplit_once("another configuration: ").unwrap().1.to_owned()
+    };
+    assert_eq!(remedy("a.yaml", "replicas: 1\n".into()), "move the file out of the directory; it is left out");
+    assert_eq!(remedy("a.yaml", service("a", 1) + "---\nreplicas: 1\n"), "remove the document; it is left out");
+    assert_eq!(remedy("a.json", "{\"a\": 1}".into()), "move the file out of the directory; it is left out");
+    assert_eq!(remedy("a.json", "{\"a\": 1} {\"b\": 1}".into()), "remove the document; it is left out");
+    let list = "apiVersion: v1\nkind: List\nitems: [{replicas: 1}]\n";
+    assert_eq!(remedy("a.yaml", list.into()), "remove the item; it is left out");
 }

@@ -46,10 +46,33 @@ pub(crate) fn text(text: &str) -> Option<&'static str> {
 
 const UTF_16: &str = "it looks like UTF-16: save it as UTF-8 (`iconv -f UTF-16 -t UTF-8`)";
 
+/// What part of a file a value is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Extent {
+    /// All of it.
+    File,
+    /// One of several documents.
+    Document,
+    /// An item of a list.
+    Item,
+}
+
+impl Extent {
+    /// What to do with what does not belong there.
+    fn remedy(self) -> &'static str {
+        match self {
+            Self::File => "move the file out of the directory",
+            Self::Document => "remove the document",
+            Self::Item => "remove the item",
+        }
+    }
+}
+
 /// Why a value that names no kind or no version is not an object, and what to do.
-pub(crate) fn value(value: &Value) -> String {
+pub(crate) fn value(value: &Value, extent: Extent) -> String {
+    let remedy = extent.remedy();
     let Some(fields) = value.as_object() else {
-        return "expected a mapping, a Kubernetes object: move the file out of the directory if it is none".to_owned();
+        return format!("expected a mapping, a Kubernetes object: {remedy} if it is none");
     };
     let has = |key: &str| fields.contains_key(key);
     if has("apiVersion") && has("kind") {
@@ -62,7 +85,7 @@ pub(crate) fn value(value: &Value) -> String {
         return "`kind` is missing; it looks like a kustomization: build it first (`kubectl kustomize`)".to_owned();
     }
     if has("apiVersion") && has("version") && has("name") {
-        return "`kind` is missing; it looks like the Chart.yaml of Helm: move it out of the directory".to_owned();
+        return format!("`kind` is missing; it looks like the Chart.yaml of Helm: {remedy}");
     }
     if has("apiVersion") {
         return "`kind` is missing: add it".to_owned();
@@ -70,9 +93,9 @@ pub(crate) fn value(value: &Value) -> String {
     if has("metadata") || has("spec") {
         return "`apiVersion` and `kind` are missing: add them".to_owned();
     }
-    "`apiVersion` and `kind` are missing; it looks like a values file (Helm) or another configuration: move it out of \
-     the directory"
-        .to_owned()
+    format!(
+        "`apiVersion` and `kind` are missing; it looks like a values file (Helm) or another configuration: {remedy}"
+    )
 }
 
 /// The version and kind that are read and differ from these in nothing but upper and lower case.
@@ -115,7 +138,18 @@ mod tests {
             (json!({ "apiVersion": 1, "kind": "Service" }), "not both texts"),
             (json!([1]), "expected a mapping"),
         ] {
-            assert!(value(&found).contains(says), "{found}: {}", value(&found));
+            let said = value(&found, Extent::File);
+            assert!(said.contains(says), "{found}: {said}");
+        }
+    }
+
+    #[test]
+    fn the_remedy_keeps_what_else_the_file_has() {
+        for found in [json!({ "replicas": 1 }), json!([1]), json!({ "apiVersion": "v2", "name": "a", "version": "1" })]
+        {
+            assert!(value(&found, Extent::File).contains(": move the file out of the directory"), "{found}");
+            assert!(value(&found, Extent::Document).contains(": remove the document"), "{found}");
+            assert!(value(&found, Extent::Item).contains(": remove the item"), "{found}");
         }
     }
 

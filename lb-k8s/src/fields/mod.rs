@@ -4,6 +4,7 @@
 //! table, is reported by its path. Unset means absent, null, empty, `false` or 0.
 
 mod pool;
+mod ranges;
 mod service;
 mod slice;
 mod workload;
@@ -25,6 +26,8 @@ pub(crate) enum Rule {
     Unsupported(&'static str),
     /// It is not supported, and without it more is let in.
     Exposes(&'static str),
+    /// The same for the ranges of a service's sources, unless they are every source that it can have.
+    SourceRanges,
     /// An object that has these fields and no others.
     Object(&'static [(&'static str, Rule)]),
     /// An object of which all other fields say nothing about traffic.
@@ -60,7 +63,7 @@ const WATCHED: [(&str, Rule); 29] = [
     ("lbipam.cilium.io/", Rule::Unsupported(NOT_SUPPORTED)),
     ("io.cilium/", Rule::Unsupported(NOT_SUPPORTED)),
     ("service.kubernetes.io/topology-", Rule::Unsupported("only a service asks for hints")),
-    ("service.beta.kubernetes.io/load-balancer-source-ranges", Rule::Exposes(SOURCE_RANGES)),
+    ("service.beta.kubernetes.io/load-balancer-source-ranges", Rule::SourceRanges),
     ("service.beta.kubernetes.io/azure-allowed-", Rule::Exposes(SOURCE_RANGES)),
     ("service.beta.kubernetes.io/azure-load-balancer-internal", Rule::Exposes(INTERNAL)),
     ("service.beta.kubernetes.io/aws-load-balancer-internal", Rule::Exposes(INTERNAL)),
@@ -96,7 +99,7 @@ const CALICO_POOLS: &str = "Calico's pools are not read: write a pool and `lb/po
 
 /// The fields of `value` that are set and not supported, with their paths.
 pub(crate) fn unsupported(value: &Value, rule: &Rule) -> Vec<Unsupported> {
-    let mut walk = Walk { path: String::new(), found: Vec::new(), more: 0 };
+    let mut walk = Walk { path: String::new(), found: Vec::new(), more: 0, root: value };
     walk.value(value, rule);
     if walk.more > 0 {
         let message = format!("{} more fields of this object are not supported", walk.more);
@@ -105,17 +108,22 @@ pub(crate) fn unsupported(value: &Value, rule: &Rule) -> Vec<Unsupported> {
     walk.found
 }
 
-struct Walk {
+struct Walk<'a> {
     path: String,
     found: Vec<Unsupported>,
     more: usize,
+    /// The whole object.
+    root: &'a Value,
 }
 
-impl Walk {
+impl Walk<'_> {
     fn value(&mut self, value: &Value, rule: &Rule) {
         match (rule, value) {
             (Rule::Unsupported(why), value) if is_set(value) => self.report(why, false),
             (Rule::Exposes(why), value) if is_set(value) => self.report(why, true),
+            (Rule::SourceRanges, value) if is_set(value) && !ranges::are_every_source(value, self.root) => {
+                self.report(SOURCE_RANGES, true);
+            }
             (Rule::Object(fields), Value::Object(object)) => self.object(object, fields, true),
             (Rule::Open(fields), Value::Object(object)) => self.object(object, fields, false),
             (Rule::List(rule), Value::Array(items)) => {

@@ -1,9 +1,6 @@
 //! `Service`, v1.
 
-use super::{
-    Rule::{self, Annotations, Exposes, Known, List, Object, Open, Unsupported},
-    SOURCE_RANGES,
-};
+use super::Rule::{self, Annotations, Known, List, Object, Open, SourceRanges, Unsupported};
 
 /// Annotations that choose how a service balances and which addresses it gets.
 const ANNOTATIONS: Rule = Annotations(&[
@@ -63,7 +60,7 @@ const SPEC: Rule = Object(&[
     ("loadBalancerClass", Known),
     // Asks for an address, and is compared with status.loadBalancer.ingress where nobody allocates.
     ("loadBalancerIP", Known),
-    ("loadBalancerSourceRanges", Exposes(SOURCE_RANGES)),
+    ("loadBalancerSourceRanges", SourceRanges),
     ("ports", List(&PORT)),
     // Carried out by whoever writes the endpoint slices.
     ("publishNotReadyAddresses", Known),

@@ -37,6 +37,7 @@ pub(crate) fn read(file: &str, text: &str) -> Result<Part, SnapshotError> {
             if document::chunks(text).nth(MAX_DOCUMENTS).is_some() {
                 return Err(SnapshotError::TooManyDocuments { file: file.to_string() });
             }
+            reader.is_alone = document::chunks(text).nth(1).is_none();
             for (chunk, number) in document::chunks(text).zip(1..) {
                 let locator = Locator::new(chunk);
                 let place = DocumentRef::document(&file, number, Some(&locator));
@@ -45,7 +46,9 @@ pub(crate) fn read(file: &str, text: &str) -> Result<Part, SnapshotError> {
             }
         }
         Format::Json => {
-            for (value, number) in document::parse_json(text).zip(1..) {
+            let mut values = document::parse_json(text).zip(1..).peekable();
+            while let Some((value, number)) = values.next() {
+                reader.is_alone = number == 1 && values.peek().is_none();
                 if number as usize > MAX_DOCUMENTS {
                     return Err(SnapshotError::TooManyDocuments { file: file.to_string() });
                 }
@@ -64,6 +67,8 @@ pub(crate) fn read(file: &str, text: &str) -> Result<Part, SnapshotError> {
 #[derive(Default)]
 struct Reader {
     part: Part,
+    /// Whether the document is the only one of its file.
+    is_alone: bool,
 }
 
 impl Reader {
@@ -79,7 +84,12 @@ impl Reader {
         of_list: Option<(&str, &str)>,
     ) -> Result<(), SnapshotError> {
         let Some(header) = Header::of(value, of_list).filter(|_| value.is_object()) else {
-            self.unread(|| place.not_an_object(guess::value(value)));
+            let extent = match self.is_alone {
+                _ if !place.origin().item.is_empty() => guess::Extent::Item,
+                true => guess::Extent::File,
+                false => guess::Extent::Document,
+            };
+            self.unread(|| place.not_an_object(guess::value(value, extent)));
             return Ok(());
         };
         if let Some((of_list, items)) = header.items().zip(value.get("items").and_then(Value::as_array)) {
@@ -112,6 +122,9 @@ impl Reader {
                     return self.unread(|| object.place.not_an_object(says));
                 }
                 let rest = instead_of(api_version, kind).map_or_else(String::new, |used| format!("; {used} are"));
+                if announces(api_version, kind) {
+                    return self.skip(object, Unsupported::new("", NO_ANNOUNCEMENTS));
+                }
                 let why = format!("objects of this kind in {} are not used{rest}", shown(api_version));
                 if POLICIES.contains(&kind) {
                     return self.skip(object, Unsupported { exposes: true, ..Unsupported::new("", NO_POLICIES) });
@@ -244,6 +257,18 @@ const POLICIES: [&str; 7] = [
 ];
 
 const NO_POLICIES: &str = "policies are not enforced: packets of every source are forwarded";
+
+/// Whether an object of this kind says how the network learns which node has an address.
+fn announces(api_version: &str, kind: &str) -> bool {
+    match api_version.split_once('/').map_or("", |(group, _)| group) {
+        "metallb.io" => ["L2Advertisement", "BGPAdvertisement", "BGPPeer", "BFDProfile", "Community"].contains(&kind),
+        "cilium.io" => kind == "CiliumL2AnnouncementPolicy" || kind.starts_with("CiliumBGP"),
+        _ => false,
+    }
+}
+
+const NO_ANNOUNCEMENTS: &str = "lb does not announce addresses yet: a router or another announcer must lead traffic for \
+                                them to the node";
 
 /// The kind or version that is read instead.
 fn instead_of(api_version: &str, kind: &str) -> Option<&'static str> {
