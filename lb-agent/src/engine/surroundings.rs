@@ -340,7 +340,7 @@ mod tests {
         let devices = BTreeMap::from([(2, "eth0".to_owned())]);
         let told = |vips: &[(u8, &[&str])], neighbours: &[u8]| {
             let neighbours: Vec<Neighbour> = neighbours.iter().copied().map(neighbour).collect();
-            let names = |names: &[&str]| names.iter().map(|name| ServiceName::new("default", *name)).collect();
+            let names = |names: &[&str]| names.iter().map(|name| ServiceName::new("default", name)).collect();
             let services = vips.iter().map(|&(last, of)| (ip(last), names(of))).collect();
             shared(&services, &neighbours, &devices)
         };
