@@ -223,12 +223,35 @@ impl<L: Ledger> Allocator<L> {
             PoolStatus {
                 name: compiled.pool.name.clone(),
                 problem: compiled.problem.clone(),
-                warnings: compiled.warnings.iter().cloned().chain(self.covers(index)).chain(keeps).collect(),
+                warnings: compiled.warnings.iter().cloned().chain(self.lacks(index)).chain(keeps).collect(),
                 counts: ipv4.with(&ipv6),
                 ipv4,
                 ipv6,
             }
         })
+    }
+
+    /// That the pool has nothing to give, or that some of its addresses belong to somebody else.
+    fn lacks(&self, index: PoolIndex) -> Option<PoolWarning> {
+        let compiled = &self.catalog.pools[index];
+        let is_open = |family: &Family| {
+            let set_aside = self.index.set_aside(index, *family).len() as u128;
+            compiled.usable.sizes(*family).0 > set_aside
+        };
+        // Of a pool that is wrong it is not known what it has.
+        if compiled.problem.is_some() || compiled.pool.blocks.is_empty() || FAMILIES.iter().any(is_open) {
+            return self.covers(index);
+        }
+        let total = FAMILIES.iter().fold(0_u128, |sum, family| sum.saturating_add(compiled.usable.sizes(*family).1));
+        Some(PoolWarning::NothingUsable { total, by: self.reserved_by(index, &FAMILIES) })
+    }
+
+    /// Addresses of a pool that belong to somebody else by the rules or by the ledger, and whose they are. Those that
+    /// the pool itself keeps back are not among them.
+    #[must_use]
+    pub fn reserved(&self, pool: &PoolName) -> Vec<(AddressRange, String)> {
+        let index = self.catalog.named(pool);
+        index.map(|index| self.covered(index, &FAMILIES).collect()).unwrap_or_default()
     }
 
     /// Addresses of the pool that belong to somebody else, if there are any.

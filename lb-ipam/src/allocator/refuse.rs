@@ -92,13 +92,24 @@ impl<L: Ledger> Allocator<L> {
         if reserved == 0 {
             return PoolRefusal::Full { used, total, reserved, by: String::new() };
         }
-        let mut covered = self.covered(index, core::slice::from_ref(&family));
+        PoolRefusal::Full { used, total, reserved, by: self.reserved_by(index, core::slice::from_ref(&family)) }
+    }
+
+    /// What keeps addresses of these families in the pool from being assigned.
+    pub(super) fn reserved_by(&self, index: PoolIndex, families: &[Family]) -> String {
+        let mut covered = self.covered(index, families);
         let named: Vec<_> = covered.by_ref().take(PoolWarning::MAX_NAMED).collect();
-        let mut by: Vec<String> = compiled.usable.kept_back(family).map(ToString::to_string).collect();
+        let usable = &self.catalog.pools[index].usable;
+        let mut by: Vec<String> = Vec::new();
+        for what in families.iter().flat_map(|family| usable.kept_back(*family)) {
+            if !by.iter().any(|said| said == what) {
+                by.push(what.to_string());
+            }
+        }
         if !named.is_empty() {
             by.push(Covered(&named, covered.count()).to_string());
         }
-        PoolRefusal::Full { used, total, reserved, by: by.join(", ") }
+        by.join(", ")
     }
 
     /// The pools in service of which none of `refusing` is one: they do not select the service.

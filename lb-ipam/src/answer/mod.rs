@@ -1,7 +1,7 @@
 //! Answers: what a service gets and what it does not.
 
 mod reason;
-mod refusal;
+pub(crate) mod refusal;
 pub(crate) mod refusing_pools;
 
 use alloc::{borrow::Cow, string::String, vec::Vec};

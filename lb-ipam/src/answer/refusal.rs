@@ -187,7 +187,7 @@ impl Cause {
 #[non_exhaustive]
 pub enum PoolRefusal {
     /// It has none left.
-    #[error("is full{}", Reserved(*used, *total, *reserved, by))]
+    #[error("{}{}", if is_all_reserved(*total, *reserved) { "has no address to give" } else { "is full" }, Reserved(*used, *total, *reserved, by))]
     Full {
         /// Addresses of the family that it cannot allocate because services hold them, or left them a moment ago.
         used: u128,
@@ -235,6 +235,23 @@ pub enum PoolRefusal {
     },
 }
 
+/// Whether a pool is full because all its addresses are reserved.
+pub(crate) const fn is_all_reserved(total: u128, reserved: u128) -> bool {
+    total > 0 && reserved == total
+}
+
+/// That all of so many addresses are reserved.
+pub(crate) struct AllReserved(pub(crate) u128);
+
+impl fmt::Display for AllReserved {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            1 => f.write_str("the only one is reserved"),
+            total => write!(f, "all {total} are reserved"),
+        }
+    }
+}
+
 /// How a full pool has become full, if services do not hold all of it.
 pub(crate) struct Reserved<'a>(pub(crate) u128, pub(crate) u128, pub(crate) u128, pub(crate) &'a str);
 
@@ -243,6 +260,8 @@ impl fmt::Display for Reserved<'_> {
         let Self(used, total, reserved, by) = self;
         match (reserved, by.is_empty()) {
             (0, _) => Ok(()),
+            (_, true) if is_all_reserved(*total, *reserved) => write!(f, ": {}", AllReserved(*total)),
+            (_, false) if is_all_reserved(*total, *reserved) => write!(f, ": {}: {by}", AllReserved(*total)),
             (_, true) => write!(f, ": {used} used of {total}, {reserved} reserved"),
             (_, false) => write!(f, ": {used} used of {total}, {reserved} reserved: {by}"),
         }

@@ -3,7 +3,10 @@
 use alloc::vec::Vec;
 use core::fmt;
 
-use crate::{PoolName, PoolRefusal, Reason, answer::refusal::Reserved};
+use crate::{
+    PoolName, PoolRefusal, Reason,
+    answer::refusal::{Reserved, is_all_reserved},
+};
 
 /// Pools that refuse a service an address for the same reason. Displays as a part of a sentence.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,6 +81,9 @@ const fn between(is_last: bool) -> &'static str {
 /// kind.
 const fn of_several(why: &PoolRefusal) -> (&'static str, &'static str) {
     match why {
+        PoolRefusal::Full { total, reserved, .. } if is_all_reserved(*total, *reserved) => {
+            ("have no address to give", "")
+        }
         PoolRefusal::Full { .. } => ("are full", ""),
         PoolRefusal::Disabled => ("are disabled", "; enable one"),
         PoolRefusal::Conflict { .. } => ("are out of service, because they overlap others", "; remove the overlaps"),
@@ -111,8 +117,16 @@ impl fmt::Display for Sentence<'_> {
             1 => f.write_str("; and 1 more pool gives nothing")?,
             more => write!(f, "; and {more} more pools give nothing")?,
         }
-        let full = self.0.iter().any(|group| matches!(group.why, PoolRefusal::Full { .. }));
-        if full { f.write_str("; add a block or remove a service") } else { Ok(()) }
+        let is_reserved = |group: &RefusingPools| match group.why {
+            PoolRefusal::Full { total, reserved, .. } => Some(is_all_reserved(total, reserved)),
+            _ => None,
+        };
+        let full: Vec<bool> = self.0.iter().filter_map(is_reserved).collect();
+        f.write_str(match (full.is_empty(), full.contains(&false)) {
+            (true, _) => "",
+            (false, true) => "; add a block or remove a service",
+            (false, false) => "; choose another block",
+        })
     }
 }
 

@@ -37,7 +37,7 @@ pub(crate) struct Catalog {
     /// Pools in service that have a block of the family.
     in_service: [Vec<PoolIndex>; 2],
     directories: [Directory; 2],
-    /// The others that have one.
+    /// The others that have one, or of which it is not known what they have.
     out_of_service: [Vec<PoolIndex>; 2],
     out_directories: [Directory; 2],
     /// Pools of which it is not known which addresses they have.
@@ -53,7 +53,11 @@ impl Catalog {
         let stretches = FAMILIES.map(|family| stretches(&pools, family));
         let names = pools.iter().enumerate().map(|(index, compiled)| (compiled.pool.name.clone(), index)).collect();
         let having = |family, in_service| {
-            let is_one = |index: &PoolIndex| pools[*index].has(family) && pools[*index].problem.is_none() == in_service;
+            let may_have = |pool: &Compiled| pool.has(family) || pool.is_unreadable();
+            let is_one = |index: &PoolIndex| {
+                let pool: &Compiled = &pools[*index];
+                pool.problem.is_none() == in_service && may_have(pool)
+            };
             (0..pools.len()).filter(is_one).collect::<Vec<_>>()
         };
         let in_service = FAMILIES.map(|family| having(family, true));
@@ -82,7 +86,7 @@ impl Catalog {
         self.unreadable.first().map(|&index| &self.pools[index])
     }
 
-    /// The pools that have a block of the family and are not in service, in the order in which pools are asked: those
+    /// The pools that may have a block of the family and are not in service, in the order in which pools are asked: those
     /// that select the service, and the others. Of both the first `most`, and how many there are.
     pub(crate) fn out_of_service(
         &self,
@@ -132,7 +136,7 @@ impl Compiled {
     fn new(pool: &Arc<Pool>, settings: &Settings) -> Self {
         let usable = Usable::new(pool, settings);
         let problem = problem(pool);
-        let warnings = warnings(pool, &usable, problem.is_some());
+        let warnings = warnings(pool, problem.is_some());
         let covered = usable.covered(settings);
         Self { pool: Arc::clone(pool), usable, problem, warnings, covered }
     }
@@ -204,7 +208,7 @@ fn problem(pool: &Pool) -> Option<PoolProblem> {
     refused().or_else(selector)
 }
 
-fn warnings(pool: &Pool, usable: &Usable, is_wrong: bool) -> Vec<PoolWarning> {
+fn warnings(pool: &Pool, is_wrong: bool) -> Vec<PoolWarning> {
     let host_bits = |block: &Block| {
         let network = block.masked()?;
         Some(PoolWarning::HostBits { block: block.clone(), network })
@@ -215,13 +219,8 @@ fn warnings(pool: &Pool, usable: &Usable, is_wrong: bool) -> Vec<PoolWarning> {
     };
     let mut warnings: Vec<_> = pool.blocks.iter().chain(&pool.avoid).filter_map(host_bits).collect();
     warnings.extend(pool.avoid.iter().filter_map(avoid));
-    let is_empty = FAMILIES.iter().all(|family| usable.sizes(*family).0 == 0);
     // Of a pool that is wrong it is not known what it has.
-    warnings.extend(match pool.blocks.is_empty() {
-        _ if is_wrong => None,
-        true => Some(PoolWarning::NoBlocks),
-        false => is_empty.then_some(PoolWarning::NothingUsable),
-    });
+    warnings.extend((pool.blocks.is_empty() && !is_wrong).then_some(PoolWarning::NoBlocks));
     warnings.extend((pool.namespace_quota == Some(0)).then_some(PoolWarning::QuotaZero));
     warnings
 }

@@ -5,7 +5,7 @@ use core::fmt;
 
 use ipnet::IpNet;
 
-use crate::{AddressRange, Block, BlockProblem, Pool, PoolName, SelectorProblem};
+use crate::{AddressRange, Block, BlockProblem, Pool, PoolName, SelectorProblem, answer::refusal::AllReserved};
 
 /// The status of a pool.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -162,8 +162,13 @@ pub enum PoolWarning {
     #[error("has no block and gives nothing; add one")]
     NoBlocks,
     /// Every address is reserved or avoided.
-    #[error("every address is reserved or avoided; add a block")]
-    NothingUsable,
+    #[error("has no address to give: {}: {by}; choose another block", AllReserved(*total))]
+    NothingUsable {
+        /// How many addresses its blocks have.
+        total: u128,
+        /// Why they are not assigned.
+        by: String,
+    },
     /// The quota is zero.
     #[error("has a namespace quota of 0 and gives nothing; raise it, or disable the pool")]
     QuotaZero,

@@ -111,7 +111,10 @@ fn garbled_blocks_and_lists_are_reported() {
 fn pools_that_give_nothing_warn() {
     for (pool, warning) in [
         (Pool::new("a", &[]), PoolWarning::NoBlocks),
-        (Pool { avoid: vec![Block::parse("10.0.0.1")], ..Pool::new("a", &["10.0.0.1"]) }, PoolWarning::NothingUsable),
+        (
+            Pool { avoid: vec![Block::parse("10.0.0.1")], ..Pool::new("a", &["10.0.0.1"]) },
+            PoolWarning::NothingUsable { total: 1, by: "addresses that it avoids".into() },
+        ),
         (Pool { namespace_quota: Some(0), ..Pool::new("a", &["10.0.0.1"]) }, PoolWarning::QuotaZero),
     ] {
         let mut ipam = allocator([pool]);

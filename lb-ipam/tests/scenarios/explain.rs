@@ -1,6 +1,6 @@
 //! What is said of an address, and of pools that cannot be read.
 
-use lb_ipam::{AddressState, Block, BlockProblem, KeptFor, PoolProblem, PoolWarning, Reservation};
+use lb_ipam::{AddressState, Block, BlockProblem, KeptFor, PoolName, PoolProblem, PoolWarning, Reservation};
 
 use crate::world::{World, name};
 
@@ -90,6 +90,47 @@ fn a_pool_names_the_addresses_that_belong_to_somebody_else() {
     assert!(w.message("d/c").contains("is full: 2 used of 6, 4 reserved: "), "{}", w.message("d/c"));
     reserve(&mut w, &[]);
     w.run().shows(&[("d/c", "10.0.7.254 satisfied")]);
+}
+
+#[test]
+fn a_pool_in_reserved_space_says_that_it_has_nothing_to_give() {
+    let mut w = World::new("v4");
+    reserve(&mut w, &[("10.0.0.0/20", "part of the service CIDR 10.0.0.0/20")]);
+    w.pool("a [10.0.10.0/24]").service("d/a").shows(&[("d/a", "- out_of_ips")]);
+    let said = "has no address to give: all 256 are reserved: 10.0.10.0-10.0.10.255 (part of the service CIDR \
+                10.0.0.0/20); choose another block";
+    assert_eq!(w.message("d/a"), format!("no IPv4 address: pool `a` {said}"));
+    assert_eq!(warnings(&w, "a"), [said]);
+    let reserved: Vec<String> =
+        w.allocator.reserved(&PoolName::new("a")).iter().map(|(range, why)| format!("{range} {why}")).collect();
+    assert_eq!(reserved, ["10.0.10.0-10.0.10.255 part of the service CIDR 10.0.0.0/20"]);
+    let several = "no IPv4 address: 2 pools have no address to give: all 257 are reserved (`a` and `b`); choose another \
+                   block";
+    w.pool("b [10.0.11.7]").service("d/b");
+    assert_eq!(w.message("d/b"), several);
+    // One address more, and a service has it.
+    w.pool("b [10.0.11.7, 10.0.30.1]").shows(&[("d/a", "10.0.30.1 satisfied"), ("d/b", "- out_of_ips")]);
+    assert!(w.message("d/b").contains("2 pools are full: 1 used of 258, 257 reserved"), "{}", w.message("d/b"));
+}
+
+/// An address of the pool may be claimed by something else, one by one.
+#[test]
+fn a_pool_whose_last_address_is_set_aside_has_nothing_to_give() {
+    let mut w = World::new("v4");
+    w.pool("a [10.0.10.4]");
+    w.allocator.reserve("10.0.10.4".parse().unwrap(), "an address of service d/old").unwrap();
+    w.run();
+    let said = "has no address to give: the only one is reserved: 10.0.10.4 (an address of service d/old); choose another block";
+    assert_eq!(warnings(&w, "a"), [said]);
+}
+
+#[test]
+fn a_pool_that_cannot_be_read_is_named_by_who_waits() {
+    let mut w = World::new("v4");
+    w.pool("rev [10.0.10.0-10.0.1]").service("d/a").shows(&[("d/a", "- no_pool")]);
+    let message = w.message("d/a");
+    let named = "no IPv4 address: pool `rev` is out of service until it is corrected: block `10.0.10.0-10.0.1` ";
+    assert!(message.starts_with(named), "{message}");
 }
 
 #[test]
