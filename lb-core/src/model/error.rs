@@ -18,7 +18,7 @@ use crate::{
 pub enum ModelError {
     /// Another service owns the address.
     #[error(
-        "service {claimant} claims frontend {frontend}, which belongs to service {owner}; give one of them another address or port, or the claim waits until service {owner} gives the address up"
+        "service {claimant} claims frontend {frontend}, which belongs to service {owner}; give one of them another address or port; until then, the claim waits for service {owner} to give the frontend up"
     )]
     FrontendTaken {
         /// The address.

@@ -32,7 +32,8 @@ fn a_second_claimant_gets_an_error_that_names_the_owner() {
     assert_eq!(
         error.to_string(),
         "service default/second claims frontend 10.96.0.1:80/tcp, which belongs to service default/first; \
-         give one of them another address or port, or the claim waits until service default/first gives the address up"
+         give one of them another address or port; until then, the claim waits for service default/first to give the \
+         frontend up"
     );
     assert_eq!(served(&model), ["first"]);
     assert_eq!(model.refused().count(), 1);

@@ -51,7 +51,7 @@ fn a_higher_source_takes_an_address_and_gives_it_back() {
     assert_eq!(upsert(&mut model, service("h", "high", &["10.96.0.1"])).unwrap(), ["h", "l"]);
     assert_eq!((owner(&model, "10.96.0.1"), owner(&model, "10.96.0.2")), ("h".into(), "l".into()));
     let says = "service default/l claims frontend 10.96.0.1:80/tcp, which belongs to service default/h; give one of them \
-                another address or port, or the claim waits until service default/h gives the address up";
+                another address or port; until then, the claim waits for service default/h to give the frontend up";
     assert_eq!(refused(&model), [says]);
     let again = upsert(&mut model, service("l", "low", &["10.96.0.1", "10.96.0.3"])).unwrap_err();
     assert_eq!((&*again, owner(&model, "10.96.0.2")), (says, "l".into()), "the last good version stays");
@@ -163,8 +163,8 @@ fn a_claim_that_is_met_or_lost_later_is_told_once() {
     assert_eq!(told(&mut model), [""; 0]);
     upsert(&mut model, service("high", "high", &["10.96.0.1"])).unwrap();
     let lost = "waiting is refused from now on: service default/waiting claims frontend 10.96.0.1:80/tcp, which belongs \
-                to service default/high; give one of them another address or port, or the claim waits until service \
-                default/high gives the address up";
+                to service default/high; give one of them another address or port; until then, the claim waits for \
+                service default/high to give the frontend up";
     assert_eq!(told(&mut model), [lost]);
     remove(&mut model, "high");
     remove(&mut model, "waiting");
