@@ -6,19 +6,24 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use lb_core::{model::Change, name::ServiceName};
-use lb_ipam::{Edit, Pool, PoolName};
+use lb_ipam::{Edit, Pool};
 use lb_k8s::{Instead, Report};
 
 /// The pool that stands for those in files that cannot be read.
 const STAND_IN: &str = "unread-manifests";
 
+/// Most of what cannot be read that the pool names.
+const MAX_NAMED: usize = 3;
+
 /// Sources of which something could never be read, and what is kept because of that.
 #[derive(Debug, Default)]
 pub(super) struct Unread {
-    sources: BTreeSet<usize>,
+    /// What cannot be read of each, and why.
+    sources: BTreeMap<usize, Vec<String>>,
     /// Services that hold addresses and that no source lists.
     kept: BTreeSet<ServiceName>,
-    has_stand_in: bool,
+    /// The pool that the allocator knows in the place of others.
+    stand_in: Option<Pool>,
     /// Whether frontends that were found installed stay without a service.
     keeps_frontends: bool,
 }
@@ -26,10 +31,12 @@ pub(super) struct Unread {
 impl Unread {
     /// Takes in what a source says of itself.
     pub(super) fn note(&mut self, source: usize, report: &Report) {
-        if report.unread.iter().any(|unread| unread.instead == Instead::Nothing) {
-            self.sources.insert(source);
-        } else {
+        let unread = report.unread.iter().filter(|unread| unread.instead == Instead::Nothing);
+        let errors: Vec<String> = unread.map(|unread| unread.error.to_string()).collect();
+        if errors.is_empty() {
             self.sources.remove(&source);
+        } else {
+            self.sources.insert(source, errors);
         }
     }
 
@@ -43,14 +50,19 @@ impl Unread {
         if self.is_empty() {
             return Vec::new();
         }
-        self.has_stand_in = holders.iter().any(|(service, is_outside)| *is_outside && listed.contains(service));
+        let needs_stand_in = holders.iter().any(|(service, is_outside)| *is_outside && listed.contains(service));
         self.kept = holders.into_keys().filter(|service| !listed.contains(service)).collect();
-        if !self.kept.is_empty() || self.has_stand_in {
+        if !self.kept.is_empty() || needs_stand_in {
             let services = self.kept.len();
             tracing::warn!(services, "manifests are not read: services that may be in them keep their addresses");
         }
-        let stand_in = self.has_stand_in.then(|| Edit::UpsertPool(stand_in()));
-        stand_in.into_iter().chain(self.kept.iter().cloned().map(Edit::KeepService)).collect()
+        self.stand_in = needs_stand_in.then(|| self.stand_in());
+        self.stand_in
+            .iter()
+            .cloned()
+            .map(Edit::UpsertPool)
+            .chain(self.kept.iter().cloned().map(Edit::KeepService))
+            .collect()
     }
 
     /// The change for the end of the first listings, if frontends that are installed and that no service claims stay.
@@ -83,15 +95,26 @@ impl Unread {
         }
         if self.is_empty() {
             ended.extend(std::mem::take(&mut self.kept).into_iter().map(Edit::RemoveService));
-            let had_stand_in = std::mem::take(&mut self.has_stand_in);
-            ended.extend(had_stand_in.then(|| Edit::RemovePool(PoolName::new(STAND_IN))));
+            ended.extend(self.stand_in.take().map(|pool| Edit::RemovePool(pool.name)));
+        } else if self.stand_in.is_some() {
+            // Other files are the reason by now, perhaps.
+            let stand_in = Some(self.stand_in());
+            if self.stand_in != stand_in {
+                ended.extend(stand_in.clone().map(Edit::UpsertPool));
+                self.stand_in = stand_in;
+            }
         }
         ended
     }
-}
-
-/// A pool of which the blocks are not known: services keep addresses that are in no other one.
-fn stand_in() -> Pool {
-    let why = "it stands for the pools in manifests that cannot be read; correct those, see `lb status`";
-    Pool { refused: Some(why.into()), disabled: true, ..Pool::new(STAND_IN, &[]) }
+    /// A pool of which the blocks are not known: services keep addresses that are in no other one.
+    fn stand_in(&self) -> Pool {
+        let errors: Vec<&str> = self.sources.values().flatten().map(String::as_str).collect();
+        let named = errors.iter().take(MAX_NAMED).copied().collect::<Vec<_>>().join("; ");
+        let more = match errors.len().saturating_sub(MAX_NAMED) {
+            0 => String::new(),
+            more => format!("; and {more} more"),
+        };
+        let why = format!("it stands for the pools in manifests that cannot be read: {named}{more}; see `lb status`");
+        Pool { refused: Some(why), disabled: true, ..Pool::new(STAND_IN, &[]) }
+    }
 }

@@ -187,6 +187,16 @@ fn no_service_loses_an_address_over_a_file_that_cannot_be_read_at_a_start() {
     assert!(granted.contains(&("plain".to_owned(), vec![])), "{granted:?}");
     assert_eq!(held(&after), ["api", "web"]);
 
+    // A service that is new learns which file keeps its address from it.
+    script.says(vec![service("new", &[])], vec![request("new")]);
+    after.poll(0).unwrap();
+    let published = script.published.lock().unwrap().clone();
+    let (_, status) = published.iter().rfind(|(service, _)| *service == name("new")).unwrap();
+    let message = &status.condition.as_ref().unwrap().message;
+    let names = "pool `unread-manifests` is out of service until it is corrected: it stands for the pools in manifests \
+                 that cannot be read: a.yaml: ";
+    assert!(message.contains(names), "{message}");
+
     // The file can be read, and a service that was in it is gone.
     script.news.lock().unwrap().push_back(News {
         edits: vec![pool()],
@@ -194,7 +204,7 @@ fn no_service_loses_an_address_over_a_file_that_cannot_be_read_at_a_start() {
         ..News::default()
     });
     after.poll(0).unwrap();
-    assert_eq!(held(&after), ["api"]);
+    assert_eq!(held(&after), ["api", "new"]);
     let pools: Vec<String> = after.allocation().pools().into_iter().map(|pool| pool.name).collect();
     assert_eq!(pools, ["p"], "nothing stands for pools that cannot be read any more");
 }
