@@ -115,6 +115,7 @@ pub(crate) enum ServiceCommand {
             Refused(…)       the newest version was refused; the last good one, if any, is served\n  \
             Unsupported(…)   a field has no effect\n  \
             Unsatisfied(…)   the service lacks addresses that it asks for: IPAMRequestSatisfied is false\n  \
+            OtherClass(…)    the controller of its load-balancer class gives the service its addresses\n  \
             Failed(…)        the datapath refused the frontend; the agent retries"
     )]
     List(ServiceListArgs),

@@ -502,7 +502,7 @@ fn another_class_is_somebody_elses_until_it_is_named() {
     await_addresses(&node, &[("a", &[]), ("b", &["20.0.20.100"])]);
     let services = node.json(&["service", "list", "a"]);
     assert_eq!(services[0]["ipam"], Value::Null);
-    let left = &of_type(&services[0], "Unsatisfied")["message"];
+    let left = &of_type(&services[0], "OtherClass")["message"];
     assert!(left.as_str().unwrap().contains("load-balancer class example.com/bgp"), "{left}");
     node.stop(Signal::SIGTERM);
     let mut agent = node.agent();
@@ -533,9 +533,21 @@ fn addresses_of_the_node_and_of_pods_are_kept_back() {
         ("wide", "192.0.2.1 (an address of this node)"),
         ("pods", "10.244.0.0-10.244.0.9 (part of the cluster CIDR 10.244.0.0/16)"),
     ] {
-        let expected = format!("has addresses that are never assigned: {of}; take them out of its blocks");
+        let expected = match pool {
+            "pods" => format!("has no address to give: all 10 are reserved: {of}; choose another block"),
+            _ => format!("has addresses that are never assigned: {of}; take them out of its blocks"),
+        };
         let warnings = warned[pool].as_array().unwrap();
-        assert!(warnings.iter().any(|it| it["message"] == expected), "{pool}: {warnings:?}");
+        assert_eq!(warnings.len(), 1, "{pool}: {warnings:?}");
+        assert_eq!(warnings[0]["message"], expected, "{pool}");
+    }
+    for (pool, row) in [
+        ("wide", "192.0.2.1 reserved an address of this node"),
+        ("pods", "10.244.0.0-10.244.0.9 reserved part of the cluster CIDR 10.244.0.0/16"),
+    ] {
+        let shown = text(&node.ask(&["pool", "get", pool]).stdout).to_string();
+        let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(shown.lines().any(|line| words(line) == row), "{shown}");
     }
     let message = &node.json(&["service", "list", "c"])[0]["ipam"]["message"];
     let full = "2 pools are full: 2 used of 13, 11 reserved (`pods` and `wide`)";

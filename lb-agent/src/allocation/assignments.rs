@@ -6,7 +6,10 @@ use std::{
 };
 
 use lb_core::{model::Change, name::ServiceName};
-use lb_ipam::{Allocator, Answer, Classes, Edit, Entry, Ledger, Outcome, Pool, PoolName, Request, Settings, Timestamp};
+use lb_ipam::{
+    Allocator, Answer, Classes, Edit, Entry, Ledger, Outcome, Pool, PoolName, ReleaseCause, Request, Settings,
+    Timestamp,
+};
 
 use super::{
     by_hand::ByHand,
@@ -32,6 +35,8 @@ pub(super) struct Assignments {
     kept: BTreeSet<ServiceName>,
     classes: Classes,
     claims: Claims,
+    /// Addresses from pools that services lost because their statuses came to name others.
+    replaced: BTreeMap<ServiceName, BTreeSet<IpAddr>>,
     /// Addresses that are reserved for claims.
     reserved: BTreeSet<IpAddr>,
 }
@@ -85,6 +90,7 @@ impl Assignments {
             load_balancers: BTreeMap::new(),
             kept: BTreeSet::new(),
             claims: Claims::default(),
+            replaced: BTreeMap::new(),
             reserved,
         }
     }
@@ -155,6 +161,7 @@ impl Assignments {
     pub(super) fn settle(&mut self, now: Timestamp) -> Outcome {
         let reserved = self.reserve_claimed();
         let outcome = self.allocator.reconcile(now);
+        self.note_replaced(&outcome);
         Outcome { ledger_writes: outcome.ledger_writes + reserved, ..outcome }
     }
 
@@ -195,14 +202,31 @@ impl Assignments {
         self.load_balancers.get(service).map(|it| it.foreign.as_deref())
     }
 
-    /// Addresses from pools that a service was the last to have, if it has those of its status in their place. They are
-    /// remembered for about an hour.
+    /// Addresses from pools that the status of a service replaced with others, for as long as the ledger remembers who
+    /// had them: about an hour.
     pub(super) fn by_hand_instead(&self, service: &ServiceName) -> Vec<IpAddr> {
-        if self.answer(service).is_some() || self.by_hand.outside(service).next().is_none() {
-            return Vec::new();
-        }
         let left = |entry: &Entry| matches!(entry, Entry::Freed(freed) if freed.last == *service);
-        self.allocator.ledger().entries().filter(|(_, entry)| left(entry)).map(|(address, _)| address).collect()
+        let is_remembered = |ip: &IpAddr| self.allocator.ledger().get(*ip).as_ref().is_some_and(left);
+        self.replaced.get(service).into_iter().flatten().copied().filter(is_remembered).collect()
+    }
+
+    /// Whether a service of this agent has only addresses that its status names.
+    fn is_by_hand(&self, service: &ServiceName) -> bool {
+        self.class_of(service) == Some(None)
+            && self.answer(service).is_none()
+            && self.by_hand.outside(service).next().is_some()
+    }
+
+    /// A service of this agent that is none of the allocator's any more has addresses in its status instead.
+    fn note_replaced(&mut self, outcome: &Outcome) {
+        for released in &outcome.released {
+            if released.why == ReleaseCause::NotLoadBalancer {
+                self.replaced.entry(released.service.clone()).or_default().insert(released.address);
+            }
+        }
+        let mut replaced = std::mem::take(&mut self.replaced);
+        replaced.retain(|service, _| self.is_by_hand(service));
+        self.replaced = replaced;
     }
 
     /// Services of type LoadBalancer, with their class if another program allocates for it.

@@ -30,7 +30,7 @@ pub(crate) use self::plan::{PlannedEdits, contradiction};
 pub(crate) use self::stored::read_any;
 use self::{
     assignments::{Assignments, Effect},
-    journal::{Journal, Line},
+    journal::{Journal, Line, Withheld},
     ledger::LedgerFile,
     stored::Remembered,
     writer::LedgerWriter,
@@ -50,6 +50,8 @@ pub(crate) struct Allocation {
     is_listed: bool,
     /// Services whose answers are not applied yet.
     held_back: BTreeSet<ServiceName>,
+    /// Addresses of theirs that wait for the ledger.
+    withheld: Withheld,
     /// Statuses that say more than the disk does.
     unpublished: BTreeMap<ServiceName, Status>,
     /// When the allocator wants to be asked again though nothing was edited.
@@ -80,6 +82,7 @@ impl Allocation {
             assignments: Assignments::new(rules::settings(config), remembered),
             is_listed: false,
             held_back: BTreeSet::new(),
+            withheld: Withheld::new(),
             unpublished: BTreeMap::new(),
             due: None,
         }
@@ -130,16 +133,21 @@ impl Allocation {
 
     fn settle_all(&mut self, is_start: bool, now: Timestamp) -> Settled {
         let outcome = self.assignments.settle(now);
-        self.journal.lines(&self.assignments, &outcome, &self.held_back, is_start).iter().for_each(Line::log);
         self.held_back.extend(outcome.writes.iter().map(|(service, _)| service.clone()));
         self.held_back.extend(outcome.released.iter().map(|released| released.service.clone()));
-        self.unpublished.extend(outcome.writes);
+        self.unpublished.extend(outcome.writes.iter().cloned());
         let next = self.assignments.allocator().poll_timeout().map(|(at, _)| at);
         self.due = if outcome.unfinished { Some(now + BREATH) } else { next };
         let is_changed = outcome.ledger_writes > 0;
         let is_written = self.writer.write(&self.assignments, is_changed, now);
         let statuses = if is_written { std::mem::take(&mut self.unpublished) } else { BTreeMap::new() };
-        Settled { grants: self.grants(is_written), statuses: statuses.into_iter().collect() }
+        let grants = self.grants(is_written);
+        let lines = self.journal.lines(&self.assignments, &outcome, &self.withheld, &self.held_back, is_start);
+        lines.iter().for_each(Line::log);
+        if is_written {
+            self.held_back.clear();
+        }
+        Settled { grants, statuses: statuses.into_iter().collect() }
     }
 
     /// What services get: all of it, or, of addresses that are not on the disk as the service's own, none.
@@ -147,15 +155,22 @@ impl Allocation {
         let granted =
             |service: &ServiceName| Grant { service: service.clone(), addresses: self.assignments.granted_to(service) };
         let mut grants: Vec<Grant> = self.held_back.iter().map(granted).collect();
+        self.withheld.clear();
         if is_written {
-            self.held_back.clear();
             return grants;
         }
         let written = self.writer.written();
         for Grant { service, addresses } in &mut grants {
             let is_its_own = |ip: &IpAddr| written.get(*ip).is_some_and(|entry| entry.holders().contains(service));
             let outside: Vec<IpAddr> = self.assignments.outside(service).collect();
-            addresses.iter_mut().for_each(|ips| ips.retain(|ip| is_its_own(ip) || outside.contains(ip)));
+            if let Some(addresses) = addresses {
+                let (has, waits): (Vec<IpAddr>, Vec<IpAddr>) =
+                    addresses.iter().partition(|ip| is_its_own(ip) || outside.contains(ip));
+                *addresses = has;
+                if !waits.is_empty() {
+                    self.withheld.insert(service.clone(), waits.into_iter().collect());
+                }
+            }
         }
         grants
     }
@@ -168,4 +183,38 @@ pub(crate) struct Settled {
     pub(crate) grants: Vec<Grant>,
     /// Statuses to publish, in order of the services' names: none while the ledger cannot be written.
     pub(crate) statuses: Vec<(ServiceName, Status)>,
+}
+
+#[cfg(test)]
+mod tests {
+    use lb_ipam::{Pool, Request};
+
+    use super::*;
+
+    #[test]
+    fn what_the_ledger_does_not_have_yet_counts_as_waiting() {
+        let directory = tempfile::tempdir().unwrap();
+        let draft = directory.path().join("ledger.json.new");
+        std::fs::create_dir(&draft).unwrap();
+        let config = Config { state_dir: directory.path().into(), ..crate::testing::config() };
+        let mut allocation = Allocation::open(&config).unwrap();
+        let edits = vec![
+            Edit::UpsertPool(Pool::new("p", &["192.0.2.0/30"])),
+            Edit::UpsertService(Request::new("default", "web")),
+        ];
+        let mut now = Timestamp::from_secs(1_000_000);
+        assert!(allocation.handle_edits(edits, &[], now));
+        assert_eq!(allocation.settle_first(true, now).grants[0].addresses, Some(Vec::new()));
+        let counts = |allocation: &Allocation| {
+            let counts = allocation.counts();
+            (counts.held, counts.unsatisfied, allocation.lacking())
+        };
+        let (held, unsatisfied, said) = counts(&allocation);
+        assert_eq!((held, unsatisfied), (0, 1));
+        assert!(said.unwrap().message.contains("default/web (ledger_not_written)"));
+        std::fs::remove_dir(&draft).unwrap();
+        now = now + Duration::from_secs(60);
+        assert_eq!(allocation.poll(now).unwrap().grants[0].addresses, Some(vec!["192.0.2.0".parse().unwrap()]));
+        assert_eq!(counts(&allocation), (1, 0, None));
+    }
 }

@@ -7,7 +7,11 @@ use lb_ipam::{
     ReservedBy, Selector, ServiceName, Timestamp,
 };
 
-use super::{Allocation, assignments::Assignments};
+use super::{
+    Allocation,
+    assignments::Assignments,
+    journal::{NOT_WRITTEN, NOT_WRITTEN_MESSAGE, waiting},
+};
 use crate::api;
 
 /// Most services that a condition names.
@@ -32,7 +36,13 @@ impl Allocation {
         let pool = listed(self.assignments.pools().get(&name)?, &allocator.pool(&name)?);
         let reports = allocator.ledger().entries().map(|(address, _)| allocator.explain(address));
         let ours = reports.filter(|report| report.pools.contains(&name) && !is_at_nobodys(&report.state));
-        Some(api::PoolDetail { pool, addresses: ours.map(|report| address(&report)).collect() })
+        let addresses = ours.map(|report| address(&report)).collect();
+        let reserved = allocator.reserved(&name).into_iter();
+        let mut reserved: Vec<api::PoolReservation> = reserved
+            .map(|(range, why)| api::PoolReservation { first: range.first(), last: range.last(), why })
+            .collect();
+        reserved.sort_by_key(|it| (it.first, it.last));
+        Some(api::PoolDetail { pool, addresses, reserved })
     }
 
     /// What an address is.
@@ -51,8 +61,9 @@ impl Allocation {
             let unsatisfied = service.ipam.as_ref().filter(|ipam| !ipam.satisfied);
             let refused = unsatisfied.map(|ipam| ("Unsatisfied", format!("{}: {}", ipam.reason, ipam.message)));
             let left = foreign.filter(|_| service.external_ips.is_empty()).map(|class| {
-                let why = "is not one of this agent's, so it gets no addresses here; see --load-balancer-class";
-                ("Unsatisfied", format!("load-balancer class {class} {why}"))
+                let why = "is not one of this agent's, so the service waits for the controller of that class; see \
+                           --load-balancer-class";
+                ("OtherClass", format!("load-balancer class {class} {why}"))
             });
             let instead = instead_of_pools(self.assignments.by_hand_instead(name));
             let conditions = refused.into_iter().chain(left).chain(instead);
@@ -67,10 +78,26 @@ impl Allocation {
         ipam.granted.retain(|granted| service.external_ips.contains(&granted.address));
         if ipam.granted.len() < granted && self.writer.problem().is_some() {
             ipam.satisfied = false;
-            ipam.reason = "ledger_not_written".into();
-            ipam.message = "what it gets waits until the ledger of addresses can be written; see `lb status`".into();
+            ipam.reason = NOT_WRITTEN.into();
+            ipam.message = NOT_WRITTEN_MESSAGE.into();
         }
         ipam
+    }
+
+    /// That services lack addresses.
+    pub(super) fn lacking(&self) -> Option<api::Condition> {
+        unsatisfied(&waiting(&self.assignments, &self.withheld))
+    }
+
+    /// How many addresses services have, and how many services wait for some.
+    pub(super) fn counts(&self) -> api::Addresses {
+        let has = |holder: &ServiceName, ip: &IpAddr| !self.withheld.get(holder).is_some_and(|it| it.contains(ip));
+        let entries = self.assignments.allocator().ledger().entries();
+        api::Addresses {
+            pools: self.assignments.pools().len(),
+            held: entries.filter(|(ip, entry)| entry.holders().iter().any(|holder| has(holder, ip))).count(),
+            unsatisfied: waiting(&self.assignments, &self.withheld).len(),
+        }
     }
 
     /// Adds to the state of the agent how its pools are doing.
@@ -83,14 +110,8 @@ impl Allocation {
         if let Some(problem) = self.writer.problem() {
             conditions.push(api::Condition { kind: "LedgerNotWritten".into(), message: problem.into() });
         }
-        let waiting: Vec<(&ServiceName, &Answer)> = self.assignments.unsatisfied().collect();
-        conditions.extend(unsatisfied(&waiting));
-        let entries = self.assignments.allocator().ledger().entries();
-        status.addresses = api::Addresses {
-            pools: self.assignments.pools().len(),
-            held: entries.filter(|(_, entry)| !entry.holders().is_empty()).count(),
-            unsatisfied: waiting.len(),
-        };
+        conditions.extend(self.lacking());
+        status.addresses = self.counts();
         status.conditions.extend(conditions);
         status.conditions.sort();
     }
@@ -117,14 +138,9 @@ fn named(pool: &str, condition: api::Condition) -> api::Condition {
 }
 
 /// One condition, however many services wait.
-fn unsatisfied(waiting: &[(&ServiceName, &Answer)]) -> Option<api::Condition> {
-    let named: Vec<String> = waiting
-        .iter()
-        .take(MAX_NAMED)
-        .map(|(name, answer)| {
-            format!("{name} ({})", answer.refused.first().map_or("", |first| first.reason().as_str()))
-        })
-        .collect();
+fn unsatisfied(waiting: &BTreeMap<&ServiceName, &str>) -> Option<api::Condition> {
+    let named: Vec<String> =
+        waiting.iter().take(MAX_NAMED).map(|(name, reason)| format!("{name} ({reason})")).collect();
     let more = match waiting.len().checked_sub(MAX_NAMED) {
         None | Some(0) => String::new(),
         Some(more) => format!(" and {more} more"),

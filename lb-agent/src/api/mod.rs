@@ -28,7 +28,7 @@ mod words;
 pub use client::{Client, ClientError, DriftWatch};
 pub use drift::{DriftNews, DriftRecord, DriftReport, DriftStatus};
 pub use explain::{Choice, Explanation, Rejected, Rewrite, Step, Verification, Weighted, WhyNot};
-pub use pool::{Pool, PoolAddress, PoolCounts, PoolDetail, PoolMove, PoolPlan};
+pub use pool::{Pool, PoolAddress, PoolCounts, PoolDetail, PoolMove, PoolPlan, PoolReservation};
 pub use query::ExplainQuery;
 pub(crate) use server::{Lines, Reply, Request};
 pub use service::{Affinity, Backend, BackendCount, Condition, Frontend, Granted, Ipam, Service};

@@ -71,6 +71,20 @@ pub struct PoolDetail {
     pub pool: Pool,
     /// Addresses of the pool that are not free, in order.
     pub addresses: Vec<PoolAddress>,
+    /// Addresses of the pool that are somebody else's, so that no service gets them, in order.
+    #[serde(default)]
+    pub reserved: Vec<PoolReservation>,
+}
+
+/// Addresses of a pool that are somebody else's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolReservation {
+    /// The first of them.
+    pub first: IpAddr,
+    /// The last of them.
+    pub last: IpAddr,
+    /// Whose they are.
+    pub why: String,
 }
 
 /// State of an address: the answer of `/v1/pools/explain`.

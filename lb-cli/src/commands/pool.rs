@@ -8,7 +8,9 @@ use std::{
 };
 
 use jiff::Timestamp;
-use lb_agent::api::{AddressState, Condition, Pool, PoolAddress, PoolCounts, PoolDetail, PoolMove, PoolPlan};
+use lb_agent::api::{
+    AddressState, Condition, Pool, PoolAddress, PoolCounts, PoolDetail, PoolMove, PoolPlan, PoolReservation,
+};
 
 use crate::{
     cli::{PoolExplainArgs, PoolGetArgs, PoolListArgs, PoolPlanArgs},
@@ -137,7 +139,7 @@ fn row(pool: &Pool, now: u64) -> [String; 8] {
     ]
 }
 
-fn described(PoolDetail { pool, addresses }: &PoolDetail, now: u64) -> String {
+fn described(PoolDetail { pool, addresses, reserved }: &PoolDetail, now: u64) -> String {
     let or = |text: String, none: &str| if text.is_empty() { none.to_owned() } else { text };
     let facts = [
         ("Name", pool.name.clone()),
@@ -154,9 +156,9 @@ fn described(PoolDetail { pool, addresses }: &PoolDetail, now: u64) -> String {
         ("Conditions", or(conditions(&pool.conditions), "none")),
     ];
     let mut text: String = facts.iter().map(|(name, fact)| format!("{name:<15} {fact}\n")).collect();
-    if !addresses.is_empty() {
+    if !addresses.is_empty() || !reserved.is_empty() {
         text.push('\n');
-        text.push_str(&address_table(addresses, now));
+        text.push_str(&address_table(addresses, reserved, now));
     }
     text
 }
@@ -172,15 +174,28 @@ fn sum(counts: &PoolCounts) -> String {
     )
 }
 
-fn address_table(addresses: &[PoolAddress], now: u64) -> String {
-    let mut table = Table::new(["ADDRESS", "STATE", "SERVICES", "FOR"]);
-    for address in addresses {
-        table.row([
-            address.address.to_string(),
-            address.state.to_string(),
-            address.services.join(","),
-            rest(address, now).unwrap_or_default(),
-        ]);
+/// Every address that is not simply free. Those that are somebody else's are a range if there are several.
+fn address_table(addresses: &[PoolAddress], reserved: &[PoolReservation], now: u64) -> String {
+    let why = |ip: IpAddr| reserved.iter().find(|it| it.first <= ip && ip <= it.last).map(|it| it.why.clone());
+    let is_said = |it: &&PoolReservation| it.first == it.last && addresses.iter().any(|said| said.address == it.first);
+    let state = |address: &PoolAddress| {
+        let rest = rest(address, now).unwrap_or_default();
+        // The words of the agent name what else keeps an address from services.
+        let said = || (address.state == AddressState::Reserved).then(|| address.message.clone());
+        let why = why(address.address).or_else(said).unwrap_or_default();
+        let state = address.state.to_string();
+        (address.address, [address.address.to_string(), state, address.services.join(","), rest, why])
+    };
+    let range = |it: &PoolReservation| {
+        let range = if it.first == it.last { it.first.to_string() } else { format!("{}-{}", it.first, it.last) };
+        (it.first, [range, AddressState::Reserved.to_string(), String::new(), String::new(), it.why.clone()])
+    };
+    let ranges = reserved.iter().filter(|it| !is_said(it)).map(range);
+    let mut rows: Vec<_> = addresses.iter().map(state).chain(ranges).collect();
+    rows.sort_by_key(|(first, _)| *first);
+    let mut table = Table::new(["ADDRESS", "STATE", "SERVICES", "FOR", "WHY"]);
+    for (_, row) in rows {
+        table.row(row);
     }
     table.to_string()
 }
