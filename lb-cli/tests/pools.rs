@@ -542,8 +542,8 @@ fn addresses_of_the_node_and_of_pods_are_kept_back() {
         assert_eq!(warnings[0]["message"], expected, "{pool}");
     }
     for (pool, row) in [
-        ("wide", "192.0.2.1 reserved an address of this node"),
-        ("pods", "10.244.0.0-10.244.0.9 reserved part of the cluster CIDR 10.244.0.0/16"),
+        ("wide", "192.0.2.1 reserved - - an address of this node"),
+        ("pods", "10.244.0.0-10.244.0.9 reserved - - part of the cluster CIDR 10.244.0.0/16"),
     ] {
         let shown = text(&node.ask(&["pool", "get", pool]).stdout).to_string();
         let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
