@@ -22,7 +22,7 @@ use lb_core::addr::Family;
 use lb_testkit::{
     LabError,
     lab::{Lab, Netns, Origin, PodSpec, Program},
-    traffic::{Outcome, Transport},
+    traffic::{Outcome, Request, Transport},
 };
 use libtest_mimic::{Arguments, Failed, Trial};
 use serde_json::Value;
@@ -49,6 +49,8 @@ fn main() -> ExitCode {
         trials.push(trial(name, move || address_shared(datapath)));
         let name = format!("an_uplink_that_goes_and_comes_back_is_a_condition_on_{datapath}");
         trials.push(trial(name, move || uplink(datapath)));
+        let name = format!("a_manifest_that_cannot_be_read_at_a_start_takes_no_frontend_away_on_{datapath}");
+        trials.push(trial(name, move || unread_at_start(datapath)));
     }
     for (what, inodes) in [("its_record", 100), ("its_directory", 4)] {
         let name = format!("an_agent_whose_full_disk_has_no_room_for_{what}_serves_and_records_later");
@@ -467,6 +469,52 @@ fn full_disk(inodes: u32) -> Result<(), LabError> {
     ["fill", "a", "b"].iter().for_each(|name| drop(fs::remove_file(seen(name))));
     node.await_condition("StateNotWritten", false);
     assert!(fs::read_to_string(seen("state/agent.json")).unwrap().contains("nftables"));
+    Ok(())
+}
+
+/// A service of a file that is broken when the agent starts again, beside one of a good file.
+fn unread_at_start(datapath: &str) -> Result<(), LabError> {
+    let lab =
+        Lab::builder().nodes(1).pod(PodSpec::new("server", 0).http(8080)).pod(PodSpec::new("client", 0)).build()?;
+    let backend = lab.pods().next().unwrap().ip(Family::V4).to_string();
+    let web = service("web", VIP, "", &[&backend]);
+    let node = TestNode::new(&lab, &web)?;
+    let put = |name: &str, text: &str| fs::write(node.path(&format!("manifests/{name}")), text).unwrap();
+    let answers = |address: &str| -> Result<bool, LabError> {
+        let request = Request::http(SocketAddr::new(address.parse::<IpAddr>().unwrap(), 80));
+        Ok(lab.client(Origin::Pod(1)).request(&request.timeout(Duration::from_secs(2)))?.is_ok())
+    };
+    node.start(&lab, datapath, &[])?.terminate(DEADLINE)?;
+    put("web.yaml", "{{ bad }}: {{");
+    put("api.yaml", &service("api", "10.96.0.11", "", &[&backend]));
+    let mut agent = node.start(&lab, datapath, &[])?;
+    let message = node.await_condition("Kept", true);
+    assert!(message.contains(&format!("{VIP}:80/tcp")), "{message}");
+    assert!(answers(VIP)? && answers("10.96.0.11")?, "{}", agent.output());
+    let report = lb().args(["drift", "-o", "json", "--socket", &node.path("lb.sock")]).output().unwrap();
+    let report: Value = serde_json::from_slice(&report.stdout).unwrap();
+    assert_eq!(report["found"], 0, "{report:#}");
+    // A repair writes what is kept, too.
+    if datapath == "nftables" {
+        in_node(&lab, "nft delete table inet lb")?;
+        node.await_status(|status| {
+            status["drift"]["repaired"].as_object().is_some_and(|repaired| !repaired.is_empty())
+        });
+        assert!(answers(VIP)?, "{}", agent.output());
+    }
+
+    put("web.yaml", &web);
+    node.await_condition("Kept", false);
+    node.await_status(|status| status["settled"] == true);
+    assert!(answers(VIP)?, "{}", agent.output());
+    agent.terminate(DEADLINE)?;
+    put("web.yaml", "kind: [Service");
+    let agent = node.start(&lab, datapath, &[])?;
+    assert!(answers(VIP)?, "{}", agent.output());
+    fs::remove_file(node.path("manifests/web.yaml")).unwrap();
+    node.await_condition("Kept", false);
+    node.await_status(|status| status["settled"] == true && status["counts"]["frontends"] == 1);
+    assert!(!answers(VIP)? && answers("10.96.0.11")?, "{}", agent.output());
     Ok(())
 }
 
