@@ -1,8 +1,12 @@
 //! The command line.
 
-use std::{net::IpAddr, path::PathBuf};
+use std::{
+    ffi::{OsStr, OsString},
+    net::IpAddr,
+    path::PathBuf,
+};
 
-use clap::{Args, Parser, Subcommand, builder::NonEmptyStringValueParser};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, builder::NonEmptyStringValueParser};
 use lb_agent::{
     api::Entry,
     config::{DEFAULT_STATE_DIR, Settings, period::Period},
@@ -12,32 +16,81 @@ use lb_agent::{
 use crate::{
     completions,
     exit::Failure,
-    names::NamespaceArgs,
+    names::{NamespaceArgs, OwnNamespaceArgs},
     output::{Format, ListFormat},
     reach::Reach,
 };
 
-const EXIT_CODES: &str = "Exit codes: 0 ok, 1 error, 2 usage, 3 not found, 4 difference found.";
+const ROOT_HELP: &str = "Examples:\n  lb check ./manifests\n  lb agent --manifests /etc/lb --datapath ebpf\n  \
+    lb status\n  lb service list\n  lb explain web\n\n\
+    Exit codes: 0 ok, 1 error, 2 usage, 3 not found, 4 difference found.";
 
 /// Service load balancing on this node: the same services on eBPF, nftables or iptables.
 #[derive(Debug, Parser)]
-#[command(name = "lb", version, max_term_width = 120, arg_required_else_help = true, after_help = EXIT_CODES)]
+#[command(name = "lb", version, max_term_width = 120, arg_required_else_help = true, after_help = ROOT_HELP)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,
+}
+
+/// The command line of this process. An error or the help ends it.
+pub(crate) fn parse() -> Cli {
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    let variable = |name: &OsStr| std::env::var_os(name);
+    parse_from(&arguments, variable).unwrap_or_else(|error| error.exit())
+}
+
+/// An empty variable counts as none.
+fn parse_from(
+    arguments: &[OsString],
+    variable: impl Fn(&OsStr) -> Option<OsString> + Copy,
+) -> Result<Cli, clap::Error> {
+    let some = with_variables(Cli::command(), &|name| variable(name).is_some_and(|value| !value.is_empty()));
+    let parsed = some.try_get_matches_from(arguments).and_then(|matches| Cli::from_arg_matches(&matches));
+    parsed.map_err(|error| {
+        if !error.use_stderr() {
+            return error;
+        }
+        // The usage in an error names what was given, and a variable is not.
+        let none = with_variables(Cli::command(), &|_| false);
+        let alone = none.try_get_matches_from(arguments).err();
+        alone.filter(|alone| alone.kind() == error.kind()).unwrap_or(error)
+    })
+}
+
+/// The same command line where only the variables that are `wanted` count.
+fn with_variables(command: clap::Command, wanted: &dyn Fn(&OsStr) -> bool) -> clap::Command {
+    let command = command.mut_args(|arg| match arg.get_env() {
+        Some(name) if !wanted(name) => arg.env(None::<&'static str>),
+        _ => arg,
+    });
+    command.mut_subcommands(|sub| with_variables(sub, wanted))
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Agent(Box<AgentArgs>),
     /// Show the services of the agent.
-    #[command(subcommand, visible_aliases = ["services", "svc"])]
+    #[command(
+        subcommand,
+        visible_aliases = ["services", "svc"],
+        after_help = "Examples:\n  lb service list\n  lb svc get shop/web\n  lb svc describe web -n shop"
+    )]
     Service(ServiceCommand),
     /// Show the backends of the agent.
-    #[command(subcommand, visible_alias = "backends")]
+    #[command(
+        subcommand,
+        visible_alias = "backends",
+        after_help = "Examples:\n  lb backend list\n  lb backend list shop/web -w"
+    )]
     Backend(BackendCommand),
     /// Show the address pools of the agent, and which service holds which address.
-    #[command(subcommand, visible_alias = "pools")]
+    #[command(
+        subcommand,
+        visible_alias = "pools",
+        after_help = "Examples:\n  lb pool list\n  lb pool get blue-pool\n  lb pool explain 20.0.20.100\n  \
+            lb pool plan -f smaller-pool.yaml"
+    )]
     Pool(PoolCommand),
     Status(StatusArgs),
     Explain(ExplainArgs),
@@ -102,21 +155,21 @@ pub(crate) struct AskListArgs {
 pub(crate) enum ServiceCommand {
     /// List services, one line each.
     ///
-    /// On a terminal, a line ends at the right margin; `lb service get` and `-o wide` print the whole text.
+    /// On a terminal, a line ends at the right margin: long lists are shortened (`…+3`), and columns are left out.
     #[command(
         visible_alias = "ls",
         after_help = "Examples:\n  lb service list\n  lb service list default/web --frontends\n  lb svc list -n shop -w\n  \
             lb service list -o json\n\n\
             CLUSTER-IP is None for a headless service. EXTERNAL-IP is <pending> for a service of type LoadBalancer that \
             has no address.\n\n\
-            Conditions:\n  \
-            Degraded(…)      the service gets less than it asks for, or lets in more\n  \
-            NoEndpoints(…)   no EndpointSlice fits the service, so it has no backends\n  \
-            Refused(…)       the newest version was refused; the last good one, if any, is served\n  \
-            Unsupported(…)   a field has no effect\n  \
-            Unsatisfied(…)   the service lacks addresses that it asks for: IPAMRequestSatisfied is false\n  \
-            OtherClass(…)    the controller of its load-balancer class gives the service its addresses\n  \
-            Failed(…)        the datapath refused the frontend; the agent retries"
+            Conditions, whose text `-o wide` and `lb service get` print:\n  \
+            Degraded      the service gets less than it asks for, or lets in more\n  \
+            NoEndpoints   no EndpointSlice fits the service, so it has no backends\n  \
+            Refused       the newest version was refused; the last good one, if any, is served\n  \
+            Unsupported   a field has no effect\n  \
+            Unsatisfied   the service lacks addresses that it asks for: IPAMRequestSatisfied is false\n  \
+            OtherClass    the controller of its load-balancer class gives the service its addresses\n  \
+            Failed        the datapath refused the frontend; the agent retries"
     )]
     List(ServiceListArgs),
     /// Show one service with the whole text of its conditions.
@@ -175,7 +228,7 @@ pub(crate) struct ServiceName {
     #[arg(value_name = "[NAMESPACE/]NAME", value_parser = NonEmptyStringValueParser::new(), add = completions::services())]
     pub(crate) name: String,
     #[command(flatten)]
-    pub(crate) namespace: NamespaceArgs,
+    pub(crate) namespace: OwnNamespaceArgs,
 }
 
 #[derive(Debug, Subcommand)]
@@ -185,10 +238,10 @@ pub(crate) enum PoolCommand {
         visible_alias = "ls",
         after_help = "Examples:\n  lb pool list\n  lb pool list -o json | jq '.[].counts.available'\n\n\
             IPS AVAILABLE includes quarantined addresses, which are assigned when the pool is otherwise full.\n\n\
-            Conditions:\n  \
-            PoolConflict(…)   it overlaps an older pool, or itself: holders keep their addresses, nobody gets a new one\n  \
-            PoolInvalid(…)    it is invalid: likewise\n  \
-            PoolWarning(…)    something about it may be a mistake"
+            Conditions, whose text `-o wide` and `lb pool get` print:\n  \
+            PoolConflict   it overlaps an older pool, or itself: holders keep their addresses, nobody gets a new one\n  \
+            PoolInvalid    it is invalid: likewise\n  \
+            PoolWarning    something about it may be a mistake"
     )]
     List(PoolListArgs),
     /// Show one pool and every address of it that is not simply free.
@@ -330,7 +383,7 @@ pub(crate) struct ExplainArgs {
     #[arg(long, value_name = "ADDR[:PORT]", conflicts_with = "source")]
     pub(crate) from: Option<String>,
     #[command(flatten)]
-    pub(crate) namespace: NamespaceArgs,
+    pub(crate) namespace: OwnNamespaceArgs,
     /// Where the packet enters the node [default: depends on the source: socket for an address of the node, pod for one
     /// in a cluster CIDR, uplink for any other].
     #[arg(long, value_name = "WHERE", value_enum)]
@@ -340,7 +393,7 @@ pub(crate) struct ExplainArgs {
     #[arg(long)]
     pub(crate) verify: bool,
     /// Explain why this backend is chosen or not. Exit code 3 if it is no backend of the service.
-    #[arg(long, value_name = "ADDR[:PORT]")]
+    #[arg(long, value_name = "ADDR[:PORT]", add = completions::backends())]
     pub(crate) why_not: Option<String>,
     #[command(flatten)]
     pub(crate) ask: AskArgs,
@@ -542,8 +595,6 @@ pub(crate) struct CompletionsArgs {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]
@@ -554,10 +605,7 @@ mod tests {
     #[test]
     fn the_help_of_every_command_has_an_example() {
         fn check(command: &clap::Command) {
-            if command.has_subcommands() {
-                command.get_subcommands().filter(|sub| sub.get_name() != "help").for_each(check);
-                return;
-            }
+            command.get_subcommands().filter(|sub| sub.get_name() != "help").for_each(check);
             let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
             assert!(help.contains("Example"), "{} has no example", command.get_name());
             assert!(help.contains(&format!("{} ", command.get_name())) || help.contains("lb "), "{help}");

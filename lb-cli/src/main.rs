@@ -22,7 +22,7 @@ mod signals;
 
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser};
+use clap::CommandFactory;
 use clap_complete::CompleteEnv;
 
 fn main() -> ExitCode {
@@ -34,5 +34,5 @@ fn main() -> ExitCode {
     }
     // Answers a shell that completes, and ends.
     CompleteEnv::with_factory(cli::Cli::command).complete();
-    exit::report(commands::run(cli::Cli::parse().command))
+    exit::report(commands::run(cli::parse().command))
 }

@@ -1,16 +1,32 @@
 //! Which services a command is about.
 
-use clap::{Args, builder::NonEmptyStringValueParser};
+use clap::Args;
 
-use crate::exit::Failure;
+use crate::{completions, exit::Failure};
 
-/// The namespace of services.
+/// The namespace of services in a list.
 #[derive(Clone, Debug, Default, Args)]
 pub(crate) struct NamespaceArgs {
     /// Only services of this namespace. A NAME without a namespace is in it [default: every namespace; for a NAME,
     /// `default`].
-    #[arg(long, short, value_name = "NAMESPACE", value_parser = NonEmptyStringValueParser::new())]
+    #[arg(long, short, value_name = "NAMESPACE", value_parser = parse_namespace, add = completions::namespaces())]
     pub(crate) namespace: Option<String>,
+}
+
+/// The namespace of one service.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct OwnNamespaceArgs {
+    /// Namespace of the service, if its name does not say it [default: `default`].
+    #[arg(long, short, value_name = "NAMESPACE", value_parser = parse_namespace, add = completions::namespaces())]
+    pub(crate) namespace: Option<String>,
+}
+
+fn parse_namespace(text: &str) -> Result<String, &'static str> {
+    match text {
+        "" => Err("a value is required: the name of a namespace"),
+        _ if text.contains('/') => Err("a namespace has no `/`: write NAMESPACE alone, and the name as an argument"),
+        _ => Ok(text.into()),
+    }
 }
 
 /// The services that are meant.
@@ -31,7 +47,7 @@ impl Selection {
     pub(crate) fn new(name: Option<&str>, namespace: &NamespaceArgs, all_namespaces: bool) -> Result<Self, Failure> {
         Ok(match (name, &namespace.namespace) {
             (Some(name), _) if all_namespaces && !name.contains('/') => Self::Name(name.into()),
-            (Some(name), _) => Self::One(full_name(name, namespace)?),
+            (Some(name), namespace) => Self::One(full_name(name, namespace.as_deref())?),
             (None, Some(namespace)) => Self::Namespace(namespace.clone()),
             (None, None) => Self::All,
         })
@@ -48,12 +64,24 @@ impl Selection {
         }
     }
 
-    /// The error if the selection names a service and there is none.
-    pub(crate) fn check(&self, is_found: bool) -> Result<(), Failure> {
+    /// The error if the selection names a service and it is not among `all`, whose `namespace/name` these are.
+    pub(crate) fn check<'a>(&self, all: impl Iterator<Item = &'a str> + Clone) -> Result<(), Failure> {
         match self {
-            _ if is_found => Ok(()),
+            Self::One(_) | Self::Name(_) if all.clone().any(|service| self.has(service)) => Ok(()),
             Self::All | Self::Namespace(_) => Ok(()),
-            Self::One(name) => Err(Failure::NotFound(format!("the agent knows no service {name}"))),
+            Self::One(name) => {
+                let (_, bare) = name.split_once('/').unwrap_or_default();
+                let same: Vec<&str> =
+                    all.filter(|service| service.split_once('/').is_some_and(|it| it.1 == bare)).collect();
+                let more = if same.len() > MAX_NAMED { ", …" } else { "" };
+                let same = same.iter().take(MAX_NAMED).copied().collect::<Vec<_>>().join(", ");
+                let hint = if same.is_empty() {
+                    String::new()
+                } else {
+                    format!("; it knows {same}{more}: name a namespace with -n")
+                };
+                Err(Failure::NotFound(format!("the agent knows no service {name}{hint}")))
+            }
             Self::Name(name) => Err(Failure::NotFound(format!("the agent knows no service {name} in any namespace"))),
         }
     }
@@ -67,8 +95,14 @@ impl Selection {
     }
 }
 
+/// Most services of the same name in other namespaces that an error names.
+const MAX_NAMED: usize = 3;
+
 /// `namespace/name` out of what a user wrote.
-pub(crate) fn full_name(name: &str, NamespaceArgs { namespace }: &NamespaceArgs) -> Result<String, Failure> {
+pub(crate) fn full_name(name: &str, namespace: Option<&str>) -> Result<String, Failure> {
+    if name.split('/').any(str::is_empty) || name.split('/').count() > 2 {
+        return Err(Failure::Usage(format!("`{name}` is no name of a service: write NAME or NAMESPACE/NAME")));
+    }
     match (name.split_once('/'), namespace) {
         (Some((of, _)), Some(wanted)) if of != wanted => {
             Err(Failure::Usage(format!("{name} is in namespace {of}, but --namespace says {wanted}: leave out one")))
@@ -113,9 +147,38 @@ mod tests {
 
     #[test]
     fn only_a_service_that_is_named_must_be_there() {
-        assert!(Selection::Namespace("shop".into()).check(false).is_ok());
-        let error = Selection::Name("web".into()).check(false).unwrap_err();
+        let none = std::iter::empty();
+        assert!(Selection::Namespace("shop".into()).check(none.clone()).is_ok());
+        let error = Selection::Name("web".into()).check(none.clone()).unwrap_err();
         assert!(matches!(error, Failure::NotFound(why) if why.ends_with("no service web in any namespace")));
-        assert!(Selection::One("shop/web".into()).check(true).is_ok());
+        assert!(Selection::One("shop/web".into()).check(["shop/web"].into_iter()).is_ok());
+        let error = Selection::One("default/web".into()).check(none).unwrap_err();
+        assert!(matches!(error, Failure::NotFound(why) if why == "the agent knows no service default/web"));
+    }
+
+    #[test]
+    fn a_service_of_the_same_name_elsewhere_is_named() {
+        let of = |services: &[&str]| match Selection::One("default/web".into()).check(services.iter().copied()) {
+            Err(Failure::NotFound(why)) => why,
+            other => panic!("{other:?}"),
+        };
+        let begin = "the agent knows no service default/web; it knows ";
+        assert_eq!(of(&["shop/web", "shop/webs"]), format!("{begin}shop/web: name a namespace with -n"));
+        let five = of(&["a/web", "b/web", "c/web", "d/web"]);
+        assert_eq!(five, format!("{begin}a/web, b/web, c/web, …: name a namespace with -n"));
+    }
+
+    #[test]
+    fn a_malformed_name_is_a_usage_error() {
+        for name in ["web/", "/web", "a/b/c", "/", "a//b"] {
+            let error = full_name(name, None).unwrap_err();
+            assert!(matches!(error, Failure::Usage(why) if why.contains(name)), "{name}");
+            assert!(
+                matches!(Selection::new(Some(name), &NamespaceArgs::default(), true), Err(Failure::Usage(_))),
+                "{name}"
+            );
+        }
+        assert!(parse_namespace("other/web").is_err() && parse_namespace("").is_err());
+        assert_eq!(parse_namespace("shop").unwrap(), "shop");
     }
 }

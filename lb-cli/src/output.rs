@@ -1,6 +1,7 @@
 //! Answers on standard output: tables for people, JSON and YAML for programs.
 
 use std::{
+    borrow::Cow,
     io::{self, Write},
     time::Duration,
 };
@@ -81,10 +82,19 @@ pub(crate) fn terminal_width() -> Option<usize> {
 
 /// Writes `text`. That nobody reads on, as in `lb service list | head -1`, is no error.
 pub(crate) fn write_text(text: &str) -> io::Result<()> {
+    write_more(text).map(|_is_read| ())
+}
+
+/// Writes `text`, and says whether somebody reads on.
+pub(crate) fn write_more(text: &str) -> io::Result<bool> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        result => result,
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => {
+            let what = format!("writing the answer to standard output failed: {error}; the answer is not complete");
+            Err(io::Error::new(error.kind(), what))
+        }
     }
 }
 
@@ -104,40 +114,95 @@ pub(crate) fn is_terminal() -> bool {
 #[derive(Debug)]
 pub(crate) struct Table {
     rows: Vec<Vec<String>>,
-    /// Least width of each column.
-    widths: Vec<usize>,
-    /// Most columns of a line, at the cost of its last cell.
+    /// Most columns of the terminal that a line may take.
     fit: Option<usize>,
+    /// Headings of the columns whose cells are lists with commas.
+    lists: &'static [&'static str],
+    /// Headings of the columns that a narrow terminal does without, the least valuable one first.
+    spare: &'static [&'static str],
 }
 
 impl Table {
     pub(crate) fn new<const N: usize>(heading: [&str; N]) -> Self {
-        Self { rows: vec![heading.map(String::from).to_vec()], widths: vec![0; N], fit: None }
+        Self { rows: vec![heading.map(String::from).to_vec()], fit: None, lists: &[], spare: &[] }
     }
 
-    /// The same with the last cell of each line cut where the line would be wider.
+    /// The same for a terminal of that width. Lists are shortened first, then the last cell. Then columns are left out,
+    /// and finally the widest cells are cut.
     pub(crate) fn fit(self, width: Option<usize>) -> Self {
         Self { fit: width, ..self }
+    }
+
+    /// The same with the headings of columns that give way on a narrow terminal: those of lists, which are shortened,
+    /// and those that are left out, the least valuable one first.
+    pub(crate) fn give_way(self, lists: &'static [&'static str], spare: &'static [&'static str]) -> Self {
+        Self { lists, spare, ..self }
     }
 
     /// The same without its last column.
     pub(crate) fn without_last_column(mut self) -> Self {
         self.rows.iter_mut().for_each(|row| drop(row.pop()));
-        self.widths.pop();
         self
     }
 
-    /// The rows without the heading, in columns at least as wide as `widths`, which become as wide as these are.
-    pub(crate) fn below(self, widths: &mut Vec<usize>) -> String {
-        let table = Self { widths: widths.clone(), ..self };
-        *widths = table.widths();
-        table.to_string().split_once('\n').map_or_else(String::new, |(_, rows)| rows.into())
+    /// Which columns are shown, and how wide they are.
+    pub(crate) fn layout(&self) -> Layout {
+        let mut layout = Layout { columns: (0..self.rows[0].len()).collect(), widths: Vec::new(), short: false };
+        layout.widths = self.widths(&layout);
+        let Some(fit) = self.fit else { return layout };
+        if layout.total() > fit {
+            layout.short = true;
+            layout.widths = self.widths(&layout);
+        }
+        let last = layout.last_given_way(fit);
+        if layout.total() - last > fit {
+            let spare = |column: &usize| self.spare.contains(&&*self.rows[0][*column]);
+            let is_void = |column: &usize| self.rows[1..].iter().all(|row| ["-", "<none>"].contains(&&*row[*column]));
+            let void: Vec<usize> = layout.columns.iter().copied().filter(|it| spare(it) && is_void(it)).collect();
+            let spared = self.spare.iter().filter_map(|name| self.rows[0].iter().position(|heading| heading == name));
+            for column in void.into_iter().chain(spared) {
+                if layout.total() - layout.last_given_way(fit) > fit {
+                    layout.leave_out(column);
+                }
+            }
+        }
+        layout.squeeze(fit);
+        layout
     }
 
-    /// How wide its columns are.
-    pub(crate) fn widths(&self) -> Vec<usize> {
-        let widest = |column: usize| self.rows.iter().map(|row| row[column].width()).max().unwrap_or(0);
-        self.widths.iter().enumerate().map(|(column, &least)| least.max(widest(column))).collect()
+    /// The rows without the heading, in the columns of `layout`, which become wider where the rows need it.
+    pub(crate) fn below(&self, layout: &mut Layout) -> String {
+        let widths = self.widths(layout);
+        layout.widths.iter_mut().zip(widths).for_each(|(width, needed)| *width = needed.max(*width));
+        if let Some(fit) = self.fit {
+            layout.squeeze(fit);
+        }
+        self.rows[1..].iter().map(|row| self.line(row, layout)).collect()
+    }
+
+    /// How wide the columns of a layout would have to be.
+    fn widths(&self, layout: &Layout) -> Vec<usize> {
+        let widest = |&column: &usize| {
+            let cells = self.rows.iter().map(|row| self.cell(row, column, layout.short).width());
+            cells.max().unwrap_or(0)
+        };
+        layout.columns.iter().map(widest).collect()
+    }
+
+    fn cell<'a>(&self, row: &'a [String], column: usize, short: bool) -> Cow<'a, str> {
+        let is_list = short && self.lists.contains(&&*self.rows[0][column]);
+        if is_list { shortened(&row[column]) } else { Cow::Borrowed(&*row[column]) }
+    }
+
+    fn line(&self, row: &[String], layout: &Layout) -> String {
+        let mut line = String::new();
+        for (&column, &width) in layout.columns.iter().zip(&layout.widths) {
+            let cell = cut(&self.cell(row, column, layout.short), width);
+            line.push_str(&cell);
+            line.extend(std::iter::repeat_n(' ', width - cell.width() + GAP));
+        }
+        line.truncate(line.trim_end().len());
+        line + "\n"
     }
 
     pub(crate) fn row<const N: usize>(&mut self, cells: [String; N]) {
@@ -151,28 +216,63 @@ impl Table {
 
 impl std::fmt::Display for Table {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let widths = self.widths();
-        let before_last: usize = widths.iter().rev().skip(1).map(|width| width + GAP).sum();
-        let room = self.fit.map(|fit| fit.saturating_sub(before_last).max(LEAST));
-        for row in &self.rows {
-            let mut line = String::new();
-            for (column, (cell, width)) in row.iter().zip(&widths).enumerate() {
-                match room.filter(|_| column + 1 == row.len()) {
-                    Some(room) => line.push_str(&cut(cell, room)),
-                    None => line.push_str(cell),
-                }
-                line.extend(std::iter::repeat_n(' ', width - cell.width() + GAP));
-            }
-            writeln!(f, "{}", line.trim_end())?;
+        let layout = self.layout();
+        self.rows.iter().try_for_each(|row| f.write_str(&self.line(row, &layout)))
+    }
+}
+
+/// Which columns of a table are shown, and how.
+#[derive(Clone, Debug)]
+pub(crate) struct Layout {
+    columns: Vec<usize>,
+    /// Of each column that is shown.
+    widths: Vec<usize>,
+    /// Whether lists are shortened.
+    short: bool,
+}
+
+impl Layout {
+    fn total(&self) -> usize {
+        self.widths.iter().sum::<usize>() + GAP * self.widths.len().saturating_sub(1)
+    }
+
+    /// How much the last cell can give for a line of `fit`.
+    fn last_given_way(&self, fit: usize) -> usize {
+        let last = self.widths.last().map_or(0, |last| last.saturating_sub(LEAST_LAST));
+        last.min(self.total().saturating_sub(fit))
+    }
+
+    fn leave_out(&mut self, column: usize) {
+        if let Some(index) = self.columns.iter().position(|&it| it == column) {
+            self.columns.remove(index);
+            self.widths.remove(index);
         }
-        Ok(())
+    }
+
+    /// Takes from the last column, then from the widest ones, until a line fits or nothing is left to take.
+    fn squeeze(&mut self, fit: usize) {
+        let given = self.last_given_way(fit);
+        self.widths.last_mut().into_iter().for_each(|last| *last -= given);
+        while self.total() > fit {
+            let Some(widest) = self.widths.iter_mut().filter(|width| **width > LEAST).max() else { return };
+            *widest -= 1;
+        }
     }
 }
 
 /// Spaces between two columns.
 const GAP: usize = 3;
-/// Columns that are left of a last cell, however narrow the terminal is.
-const LEAST: usize = 20;
+/// Columns that are left of a cell, however narrow the terminal is.
+const LEAST: usize = 5;
+/// Columns that are left of a last cell, as long as there is something else to take from.
+const LEAST_LAST: usize = 20;
+
+/// The first item of a list, and how many there are besides it.
+fn shortened(list: &str) -> Cow<'_, str> {
+    let Some((first, rest)) = list.split_once(',') else { return Cow::Borrowed(list) };
+    let short = format!("{first},…+{}", rest.split(',').count());
+    if short.width() < list.width() { Cow::Owned(short) } else { Cow::Borrowed(list) }
+}
 
 /// The beginning of `text`, if it takes more than `room` columns.
 fn cut(text: &str, room: usize) -> String {
@@ -235,6 +335,19 @@ pub(crate) fn time(time: Duration) -> String {
     }
 }
 
+/// `63s`, `5m3s`, `3h20m`, `12d`: as `kubectl` writes ages, two units at most.
+pub(crate) fn span(seconds: u64) -> String {
+    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
+    match seconds {
+        0..120 => format!("{seconds}s"),
+        120..600 => format!("{minutes}m{}s", seconds % 60),
+        600..10_800 => format!("{minutes}m"),
+        10_800..28_800 => format!("{hours}h{}m", minutes % 60),
+        28_800..172_800 => format!("{hours}h"),
+        172_800.. => format!("{days}d"),
+    }
+}
+
 /// Date and time of day, in UTC, of so many milliseconds since 1970.
 pub(crate) fn utc(unix_ms: u64) -> String {
     let time = i64::try_from(unix_ms).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok());
@@ -269,6 +382,12 @@ mod tests {
     }
 
     #[test]
+    fn spans_are_written_as_ages() {
+        let said = [0, 119, 303, 703, 12_000, 100_000, 172_800].map(span);
+        assert_eq!(said, ["0s", "119s", "5m3s", "11m", "3h20m", "27h", "2d"]);
+    }
+
+    #[test]
     fn columns_line_up_and_lines_do_not_trail() {
         let mut table = Table::new(["NAME", "N"]);
         assert!(table.is_empty());
@@ -299,19 +418,45 @@ mod tests {
         assert_eq!((table(None), table(Some(50))), (whole.into(), whole.into()));
         let narrow = "NAME          CONDITIONS\ndefault/web   Degraded(no maglev on this da…\ndefault/db    -\n";
         assert_eq!(table(Some(44)), narrow);
-        let least = "NAME          CONDITIONS\ndefault/web   Degraded(no maglev…\ndefault/db    -\n";
+        let least = "NAME    COND…\ndefa…   Degr…\ndefa…   -\n";
         assert_eq!(table(Some(10)), least, "something is left however narrow it is");
         assert_eq!(cut("名前名前", 5), "名前…", "no half of a wide character");
     }
 
     #[test]
+    fn lists_and_columns_give_way_in_the_order_of_their_value() {
+        let table = |width| {
+            let mut table = Table::new(["NAME", "VOID", "IP", "ALGORITHM", "STATUS"]);
+            let ips = "10.96.0.10,10.96.0.11,fd00::a";
+            table.row(["default/web".into(), String::new(), ips.into(), "random".into(), "active".into()]);
+            table.row(["a".into(), "<none>".into(), "10.96.0.1,::1".into(), "maglev".into(), "active".into()]);
+            table.give_way(&["IP"], &["ALGORITHM", "VOID", "IP"]).fit(Some(width)).to_string()
+        };
+        assert!(table(80).contains("   10.96.0.10,10.96.0.11,fd00::a   "), "{}", table(80));
+        let of = |width, line: usize| table(width).lines().nth(line).unwrap().to_owned();
+        assert_eq!(of(60, 1), "default/web   -        10.96.0.10,…+2   random      active");
+        assert_eq!(of(60, 2), "a             <none>   10.96.0.1,::1    maglev      active", "no shorter");
+        assert_eq!(of(56, 0), "NAME          IP               ALGORITHM   STATUS", "what says nothing goes first");
+        assert_eq!(of(40, 0), "NAME          IP               STATUS");
+        assert_eq!(of(30, 0), "NAME          STATUS");
+        for width in 13..90 {
+            assert!(table(width).lines().all(|line| line.width() <= width), "{width}: {}", table(width));
+        }
+    }
+
+    #[test]
     fn rows_that_follow_a_table_line_up_with_it() {
-        let mut table = Table::new(["NAME", "N"]);
-        table.row(["default/web".into(), "1".into()]);
-        let mut widths = table.widths();
-        let mut more = Table::new(["NAME", "N"]);
-        more.row(["a".into(), "2".into()]);
-        assert_eq!(more.below(&mut widths), "a             2\n");
+        let table = |name: &str, spare: &str| {
+            let mut table = Table::new(["NAME", "SPARE", "N"]).give_way(&[], &["SPARE"]).fit(Some(20));
+            table.row([name.into(), spare.into(), "1".into()]);
+            table
+        };
+        let first = table("default/web", "long enough");
+        let mut layout = first.layout();
+        assert_eq!(first.to_string(), "NAME          N\ndefault/web   1\n");
+        assert_eq!(table("a", "b").below(&mut layout), "a             1\n");
+        assert_eq!(table("default/longer", "b").below(&mut layout), "default/longer   1\n");
+        assert_eq!(table("default/longer-than-ever", "b").below(&mut layout), "default/longer-…   1\n");
     }
 
     #[test]

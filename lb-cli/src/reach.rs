@@ -41,11 +41,17 @@ impl Reach {
         if let Some(socket) = &self.socket {
             return Ok(socket.clone());
         }
-        let strict = match self.settings() {
-            Ok(settings) => return Ok(settings.socket.unwrap_or_else(|| DEFAULT_SOCKET.into())),
-            Err(error) => error,
+        let socket = match self.settings() {
+            Ok(settings) => settings.socket,
+            Err(strict) => self.lenient().ok_or(strict)?.socket,
         };
-        Ok(self.lenient().ok_or(strict)?.socket.unwrap_or_else(|| DEFAULT_SOCKET.into()))
+        match (socket, &self.config) {
+            (Some(socket), Some(config)) if socket.as_os_str().is_empty() => {
+                let why = format!("{}: the key `socket` is empty: give a path, or leave the key out", config.display());
+                Err(Failure::Error(why))
+            }
+            (socket, _) => Ok(socket.unwrap_or_else(|| DEFAULT_SOCKET.into())),
+        }
     }
 
     /// What the file says of the socket, if it can be read at all.
@@ -75,6 +81,9 @@ mod tests {
         let flag = Reach { socket: Some("/run/flag.sock".into()), ..reach };
         assert_eq!(flag.socket().unwrap(), PathBuf::from("/run/flag.sock"));
         assert_eq!(Reach::default().socket().unwrap(), PathBuf::from(DEFAULT_SOCKET));
+        fs::write(directory.path().join("empty.yaml"), "socket: ''\n").unwrap();
+        let empty = Reach { config: Some(directory.path().join("empty.yaml")), ..Reach::default() };
+        assert!(matches!(empty.socket(), Err(Failure::Error(why)) if why.contains("the key `socket` is empty")));
         let missing = Reach { config: Some(directory.path().join("none.yaml")), ..Reach::default() };
         assert!(matches!(missing.socket(), Err(Failure::Error(why)) if why.contains("none.yaml")));
     }

@@ -258,7 +258,7 @@ fn a_claimant_of_a_taken_address_is_refused_by_name() {
     assert_eq!(services[1]["conditions"][0]["type"], "Refused");
     let message = services[1]["conditions"][0]["message"].as_str().unwrap();
     assert!(message.contains("belongs to service default/a"), "{message}");
-    assert!(text(&node.ask(&["service", "list"]).stdout).contains("Refused("));
+    assert!(text(&node.ask(&["service", "list"]).stdout).contains("   Refused\n"));
     fs::remove_file(node.path("manifests/a.yaml")).unwrap();
     node.json_when(&["service", "list"], |list| {
         list.as_array().unwrap().len() == 1 && list[0]["frontends"][0]["status"] == "active"

@@ -80,9 +80,109 @@ fn namespaces_and_names_select_services_and_backends() {
         (&["svc", "list", "-A", "nope"], 3),
         (&["svc", "get", "-n", "default", "shop/web"], 2),
         (&["svc", "list", "-A", "-n", "shop"], 2),
+        (&["svc", "get", "web/"], 2),
+        (&["svc", "describe", "/web"], 2),
+        (&["backend", "list", "a/b/c"], 2),
+        (&["explain", "a/b/c"], 2),
+        (&["svc", "list", "-n", "shop/web"], 2),
+        (&["svc", "list", "-n", ""], 2),
     ] {
         assert_eq!(end(&node.ask(arguments)).0, code, "{arguments:?}");
     }
+}
+
+#[test]
+fn a_service_that_is_in_another_namespace_is_hinted_at() {
+    let node = kinds();
+    for command in [&["svc", "get", "waits"][..], &["svc", "describe", "waits"], &["explain", "waits"]] {
+        let (code, message) = end(&node.ask(command));
+        assert_eq!(code, 3);
+        assert_eq!(
+            message,
+            "lb: the agent knows no service default/waits; it knows shop/waits: name a namespace with -n\n"
+        );
+    }
+}
+
+#[test]
+fn an_empty_variable_is_none() {
+    let output = lb().arg("status").env("LB_SOCKET", "").env("LB_CONFIG", "").env("LB_STATE_DIR", "").output().unwrap();
+    let (code, message) = end(&output);
+    assert!(
+        code == 0 || (code == 1 && message.starts_with("lb: ") && message.contains("/run/lb/lb.sock")),
+        "{message}"
+    );
+    let node = Node::new(&[("web.yaml", &service("web", "10.96.0.10", "", &["10.244.0.5"]))]);
+    let checked = lb().arg("check").arg(node.path("manifests")).env("LB_CONFIG", "").output().unwrap();
+    assert_eq!(end(&checked), (0, String::new()));
+    let (code, message) = end(&lb().args(["status", "--socket", ""]).output().unwrap());
+    assert!(code == 2 && message.contains("a value is required"), "{message}");
+}
+
+#[test]
+fn the_usage_in_an_error_is_the_same_with_variables() {
+    for arguments in [&["status", "--bogus"][..], &["svc", "get"], &["explain"], &["check", "--bogus"], &["agent", "x"]]
+    {
+        let of = |command: &mut Command| end(&command.args(arguments).output().unwrap());
+        let plain = of(&mut lb());
+        let set = of(lb().env("LB_SOCKET", "/s").env("LB_CONFIG", "/c").env("LB_STATE_DIR", "/d"));
+        assert!(plain.0 == 2 && plain.1.contains("Usage: "), "{plain:?}");
+        let usage = |message: &str| message.lines().find(|line| line.starts_with("Usage: ")).map(str::to_owned);
+        assert!(usage(&plain.1).is_some_and(|line| !line.contains("--socket")), "{plain:?}");
+        // A configuration file stands in for what `explain` and `check` do not need then.
+        assert_eq!(usage(&set.1), usage(&plain.1), "{arguments:?}");
+    }
+}
+
+#[test]
+fn an_answer_that_cannot_be_written_says_so() {
+    let node = kinds();
+    let full = || File::options().write(true).open("/dev/full").unwrap();
+    for arguments in [&["svc", "list"][..], &["svc", "list", "-w"], &["status", "-o", "json"], &["explain", "web"]] {
+        let mut command = lb();
+        let output = command.args(arguments).arg("--socket").arg(node.path("lb.sock")).stdout(full()).output().unwrap();
+        let (code, message) = end(&output);
+        assert_eq!(code, 1);
+        let expected = "lb: writing the answer to standard output failed: No space left on device";
+        assert!(message.starts_with(expected), "{arguments:?}: {message}");
+    }
+}
+
+#[test]
+fn an_agent_that_is_not_ready_is_no_agent_without_services() {
+    let mut node = Node::new(&[("web.yaml", &service("web", "10.96.0.10", "", &["10.244.0.5"]))]);
+    too_large(&node.path("manifests/large.yaml"));
+    let child = node.agent().stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    node.adopt(child);
+    while node.ask(&["status"]).stdout.is_empty() {}
+    let unready = "the agent is not ready, so it may not know everything yet: see `lb status`\n";
+    for command in [&["svc", "list"][..], &["backend", "list"], &["pool", "list", "-o", "json"]] {
+        assert_eq!(end(&node.ask(command)), (0, format!("lb: {unready}")), "{command:?}");
+    }
+    for command in [&["svc", "get", "web"][..], &["explain", "web"], &["backend", "list", "web"]] {
+        let expected = format!("lb: the agent knows no service default/web: {unready}");
+        assert_eq!(end(&node.ask(command)), (3, expected), "{command:?}");
+    }
+    fs::remove_file(node.path("manifests/large.yaml")).unwrap();
+    node.json_when(&["status"], |status| status["ready"] == true);
+    assert_eq!(end(&node.ask(&["pool", "list"])), (0, String::new()));
+}
+
+#[test]
+fn a_client_of_one_family_is_told_which_family_is_left_out() {
+    let dual = object(
+        "default",
+        "dual",
+        "clusterIP: 10.96.0.30, clusterIPs: [10.96.0.30, 'fd00:10:96::a'], ipFamilies: \
+        [IPv4, IPv6], ports: [{port: 80}]",
+    );
+    let node = Node::running(&[("dual.yaml", &dual)]);
+    let left_out = "lb: frontend [fd00:10:96::a]:80 is left out: it is IPv6, and ";
+    let said = |arguments: &[&str]| end(&node.ask(&[&["explain", "dual"], arguments].concat()));
+    let given = "the client of --from is not; ask again with an IPv6 client\n";
+    assert_eq!(said(&["--from", "10.244.0.11"]), (0, format!("{left_out}{given}")));
+    let none = "the node has no such address; name an IPv6 client with --from\n";
+    assert_eq!(said(&[]), (0, format!("{left_out}{none}")));
 }
 
 #[test]
@@ -94,17 +194,23 @@ fn a_list_is_cut_to_the_terminal_and_get_and_describe_have_the_whole_text() {
     let said = node.json(&["service", "get", "web"])["conditions"][0]["message"].as_str().unwrap().to_owned();
     let asked = |arguments: &[&str]| {
         let mut command = lb();
-        command.args(arguments).arg("--socket").arg(node.path("lb.sock")).env("COLUMNS", "130");
+        command.args(arguments).arg("--socket").arg(node.path("lb.sock")).env("COLUMNS", "80");
         stdout(&command.output().unwrap())
     };
     let list = asked(&["service", "list"]);
-    assert!(list.lines().all(|line| line.chars().count() <= 130) && list.contains('…'), "{list}");
-    assert!(!list.contains(&said), "{list}");
+    assert!(list.contains("   Degraded") && !list.contains(&said), "{list}");
+    for listed in
+        [&["service", "list"][..], &["service", "list", "--frontends"], &["backend", "list"], &["pool", "list"]]
+    {
+        let text = asked(listed);
+        assert!(text.lines().all(|line| line.chars().count() <= 80), "{listed:?}: {text}");
+    }
     for whole in [&["service", "get", "web"][..], &["service", "describe", "web"], &["service", "list", "-o", "wide"]] {
         assert!(asked(whole).contains(&said), "{whole:?}: {}", asked(whole));
     }
-    // Without a terminal there is no margin.
-    assert!(stdout(&node.ask(&["service", "list"])).contains(&said));
+    // Without a terminal there is no margin, and the types are the same.
+    let list = stdout(&node.ask(&["service", "list"]));
+    assert!(list.lines().next().unwrap().contains("   ALGORITHM   ") && list.contains("   Degraded"), "{list}");
 }
 
 #[test]
@@ -176,6 +282,35 @@ fn a_watch_says_what_comes_changes_and_goes() {
     assert_eq!(events.event(), of("DELETED", "web"));
     let row = rows.line();
     assert!(row.starts_with("default/web ") && row.contains(" removed "), "{row}");
+}
+
+#[test]
+fn a_watch_outlives_the_agent() {
+    let mut node = Node::running(&[("web.yaml", &service("web", "10.96.0.10", "", &["10.244.0.5"]))]);
+    let mut command = lb();
+    command.args(["service", "list", "-w", "-o", "json", "--socket"]).arg(node.path("lb.sock"));
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut said = BufReader::new(child.stderr.take().unwrap()).lines();
+    let lines = BufReader::new(child.stdout.take().unwrap());
+    let mut watch = Watch { child, lines };
+    let of = |kind: &str, name: &str| (kind.to_owned(), format!("default/{name}"));
+    assert_eq!(watch.event(), of("ADDED", "web"));
+    node.stop(Signal::SIGTERM);
+    let line = said.next().unwrap().unwrap();
+    assert!(
+        line.starts_with("lb: the watch is interrupted and goes on with the agent: no agent answers on "),
+        "{line}"
+    );
+    // It answers and is not ready: what it does not know yet is not gone.
+    too_large(&node.path("manifests/large.yaml"));
+    let child = node.agent().stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    node.adopt(child);
+    while node.ask(&["status"]).stdout.is_empty() {}
+    node.put("api.yaml", &service("api", "10.96.0.11", "", &["10.244.0.6"]));
+    fs::remove_file(node.path("manifests/large.yaml")).unwrap();
+    assert_eq!(watch.event(), of("ADDED", "api"));
+    watch.child.kill().unwrap();
+    assert_eq!(said.count(), 0, "one line");
 }
 
 /// A file that is too large, so that the manifests are rejected as a whole.
@@ -298,20 +433,30 @@ fn explain_takes_a_service() {
     let node = kinds();
     let of = |arguments: &[&str]| node.json(&[&["explain"], arguments].concat());
     let web = of(&["web"]);
+    assert_eq!((&web["service"], &web["conditions"]), (&json!("default/web"), &json!([])));
+    let web = &web["explanations"];
     assert_eq!(web.as_array().unwrap().len(), 1);
     // The client is the node itself; the answer is that about the packet.
     assert_eq!(web[0], of(&["tcp", "192.0.2.1:40000", "10.96.0.10:80"]));
     assert_eq!((web[0]["entry"].as_str(), web[0]["verdict"].as_str()), (Some("socket"), Some("forward")));
     let from = of(&["web:http", "--from", "198.51.100.7", "--verify", "--why-not", "10.244.0.5"]);
+    let from = &from["explanations"];
     assert_eq!(from[0], of(&["tcp", "198.51.100.7:40000", "10.96.0.10:80", "--verify", "--why-not", "10.244.0.5"]));
     assert_eq!(from[0]["verification"]["agrees"], true);
-    assert_eq!(of(&["-n", "shop", "web:80"])[0]["service"], "shop/web");
-    assert_eq!(of(&["shop/direct"]), json!([]));
+    assert_eq!(of(&["-n", "shop", "web:80/tcp"])["explanations"][0]["service"], "shop/web");
+    assert_eq!(of(&["shop/direct"])["explanations"], json!([]));
+    node.put("bad.yaml", &object("shop", "bad", "clusterIP: nonsense, ports: [{port: 80}]"));
+    node.json_when(&["service", "list"], |list| list.as_array().unwrap().len() == 7);
+    let bad = of(&["shop/bad"]);
+    assert_eq!(bad["conditions"], node.json(&["service", "get", "shop/bad"])["conditions"]);
+    assert_eq!((&bad["conditions"][0]["type"], &bad["explanations"]), (&json!("Refused"), &json!([])));
     let direct = stdout(&node.ask(&["explain", "shop/direct"]));
     assert!(direct.contains("it is headless"), "{direct}");
     for (arguments, code, said) in [
         (&["nope"][..], 3, "no service default/nope"),
-        (&["web:81"], 3, "its ports: 80/TCP"),
+        (&["web:81"], 3, "its ports: 80/tcp (http)\n"),
+        (&["web:80/udp"], 3, "no frontend with port 80/udp"),
+        (&["web:"], 2, "`web:` names no port: write web, or web:PORT"),
         (&["web", "--why-not", "10.9.9.9"], 3, ""),
         (&["web", "--from", "fd00::1"], 1, "--from"),
         (&["web", "--from", "nobody"], 2, "client `nobody`"),
@@ -348,6 +493,15 @@ fn a_shell_is_offered_the_names_of_services_and_pools() {
     assert_eq!(offered(&["lb", "explain", "t"], &here), ["tcp"]);
     assert_eq!(offered(&["lb", "explain", "we"], &here), ["web"]);
     assert_eq!(offered(&["lb", "pool", "get", "b"], &here), ["blue"]);
+    assert_eq!(offered(&["lb", "svc", "get", "-n", "shop", "w"], &here), ["waits", "web"]);
+    assert_eq!(offered(&["lb", "explain", "--namespace=shop", "we"], &here), ["web"]);
+    assert_eq!(offered(&["lb", "svc", "list", "-n", ""], &here), ["default", "shop"]);
+    assert_eq!(offered(&["lb", "explain", "-n", "s"], &here), ["shop"]);
+    assert_eq!(offered(&["lb", "explain", "web:"], &here), ["web:http"]);
+    assert_eq!(offered(&["lb", "explain", "shop/web:"], &here), ["shop/web:80"]);
+    let both = ["10.244.0.5:8080", "10.244.0.6:8080"];
+    assert_eq!(offered(&["lb", "explain", "web:http", "--why-not", ""], &here), both);
+    assert_eq!(offered(&["lb", "explain", "web", "--why-not", "10.244.0.6"], &here), both[1..]);
     let path = socket.display().to_string();
     assert_eq!(offered(&["lb", "pool", "--help"], &[]), ["--help"]);
     assert_eq!(offered(&["lb", "pool", "get", "--socket", &path, "b"], &[]), ["blue"]);

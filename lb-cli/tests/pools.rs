@@ -94,7 +94,7 @@ fn a_service_gets_the_first_address_and_it_is_served() {
     let line = words(&node.ask(&["service", "list"]), "default/echo-1");
     assert_eq!(line[1..5], ["LoadBalancer", "<none>", "20.0.20.100", "80/TCP"]);
     let line = words(&node.ask(&["pool", "list"]), "blue");
-    assert_eq!(line[1..6], ["false", "False", "100", "1", "99"]);
+    assert_eq!(line[1..6], ["no", "no", "100", "1", "99"]);
     let line = words(&node.ask(&["status"]), "addresses");
     assert_eq!(line[1..], ["1", "pool,", "1", "held"]);
     let explained = node.ask(&["explain", "tcp", "198.51.100.7:4000", "20.0.20.100:80"]);
@@ -104,7 +104,7 @@ fn a_service_gets_the_first_address_and_it_is_served() {
 #[test]
 fn a_hundred_are_available_before_the_first_is_given() {
     let node = Node::running(&[("pool.yaml", &blue())]);
-    assert_eq!(words(&node.ask(&["pool", "list"]), "blue")[1..6], ["false", "False", "100", "0", "100"]);
+    assert_eq!(words(&node.ask(&["pool", "list"]), "blue")[1..6], ["no", "no", "100", "0", "100"]);
     let pools = node.json(&["pool", "list"]);
     assert_eq!(pools[0]["counts"]["available"], 100);
 }
@@ -723,7 +723,7 @@ fn a_bad_pool_says_so_and_the_others_go_on() {
     let kinds: Vec<_> =
         status["conditions"].as_array().unwrap().iter().map(|it| it["type"].as_str().unwrap()).collect();
     assert!(kinds.contains(&"PoolConflict") && kinds.contains(&"Refused"), "{kinds:?}");
-    assert_eq!(words(&node.ask(&["pool", "list"]), "twin")[2..6], ["True", "101", "0", "0"]);
+    assert_eq!(words(&node.ask(&["pool", "list"]), "twin")[2..6], ["yes", "101", "0", "0"]);
     for format in ["table", "json", "yaml"] {
         let all = text(&node.ask(&["pool", "list", "-o", format]).stdout);
         assert!(all.contains("79228162514264337593543950336"), "{all}");

@@ -1,6 +1,6 @@
 //! `lb backend`.
 
-use lb_agent::api::{Backend, Client};
+use lb_agent::api::{Backend, Client, ClientError};
 
 use crate::{
     cli::BackendListArgs,
@@ -8,7 +8,7 @@ use crate::{
         service,
         watch::{self, Watched},
     },
-    exit::{Failure, Outcome, Verdict},
+    exit::{Outcome, Verdict},
     names::Selection,
     output::{self, Table},
 };
@@ -22,7 +22,7 @@ pub(super) fn list(args: &BackendListArgs) -> Outcome {
         service::selected(&client, &selection)?;
     }
     if args.watch {
-        return watch::follow(args.ask.output, backends, || selected(&client, &selection));
+        return watch::follow(&client, args.ask.output, backends, |client| selected(client, &selection));
     }
     output::write_list(args.ask.output, &backends, Watched::name, |wide| {
         if backends.is_empty() { selection.none("backends") } else { table(&backends, wide) }
@@ -30,7 +30,7 @@ pub(super) fn list(args: &BackendListArgs) -> Outcome {
     Ok(Verdict::Fine)
 }
 
-fn selected(client: &Client, selection: &Selection) -> Result<Vec<Backend>, Failure> {
+fn selected(client: &Client, selection: &Selection) -> Result<Vec<Backend>, ClientError> {
     let mut backends = client.backends()?;
     backends.retain(|backend| selection.has(&backend.service));
     Ok(backends)
@@ -50,6 +50,7 @@ impl Watched for Backend {
             Table::new(["SERVICE", "BACKEND", "NODE", "LOCAL", "WEIGHT", "STATE", "NEW FLOWS"])
         } else {
             Table::new(["SERVICE", "BACKEND", "NODE", "WEIGHT", "STATE", "NEW FLOWS"])
+                .give_way(&[], &["WEIGHT", "NODE", "STATE"])
         };
         rows.iter().for_each(|&(backend, is_gone)| add(&mut table, backend, is_gone, wide));
         table

@@ -1,10 +1,6 @@
 //! `lb drift`.
 
-use std::{
-    collections::BTreeMap,
-    io::{self, Write},
-    time::Duration,
-};
+use std::{collections::BTreeMap, io, time::Duration};
 
 use lb_agent::api::{Client, DriftClass, DriftNews, DriftRecord, DriftReport};
 
@@ -35,11 +31,8 @@ fn watch(client: &Client, format: Format) -> Outcome {
             Format::Json => serde_json::to_string(&news).map_err(io::Error::from)? + "\n",
             Format::Yaml => "---\n".to_owned() + &serde_saphyr::to_string(&news).map_err(io::Error::other)?,
         };
-        let mut out = io::stdout().lock();
-        match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-            // Nobody reads on.
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(Verdict::Fine),
-            result => result?,
+        if !output::write_more(&text)? {
+            return Ok(Verdict::Fine);
         }
     }
     Err(Failure::Error("the agent ended the watch: the agent stopped, or this reader was too slow".into()))

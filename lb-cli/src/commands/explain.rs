@@ -3,10 +3,14 @@
 use std::net::{IpAddr, SocketAddr};
 
 use lb_agent::{
-    api::{self, Client, ExplainQuery, Explanation, Frontend, Rewrite, Service, Verification, WhyNot, WhyNotAnswer},
+    api::{
+        self, Client, Condition, ExplainQuery, Explanation, Frontend, Rewrite, Service, Verification, WhyNot,
+        WhyNotAnswer,
+    },
     flow::{self, FlowError},
 };
 use lb_core::decision::{self, SourceRewrite};
+use serde::Serialize;
 
 use crate::{
     cli::ExplainArgs,
@@ -53,12 +57,17 @@ fn explain_service(args: &ExplainArgs) -> Outcome {
         return Err(Failure::Usage(format!("{why}; for a service of that name, write default/{}", args.protocol)));
     }
     let (name, port) = match args.protocol.split_once(':') {
+        Some((name, "")) => {
+            let why =
+                format!("`{}` names no port: write {name}, or {name}:PORT with a number or a name", args.protocol);
+            return Err(Failure::Usage(why));
+        }
         Some((name, port)) => (name, Some(port)),
         None => (&*args.protocol, None),
     };
     let from = args.from.as_deref().map(client_end).transpose().map_err(Failure::Usage)?;
     let client = args.ask.reach.client()?;
-    let name = full_name(name, &args.namespace)?;
+    let name = full_name(name, args.namespace.namespace.as_deref())?;
     let mut services = service::selected(&client, &Selection::One(name))?;
     let service = services.swap_remove(0);
     let frontends = frontends(&service, port)?;
@@ -67,8 +76,20 @@ fn explain_service(args: &ExplainArgs) -> Outcome {
         None => client.status()?.node.ips.into_iter().map(|ip| SocketAddr::new(ip, CLIENT_PORT)).collect(),
     };
     let explanations = ask(args, &client, &frontends, &clients)?;
-    output::write(args.ask.output, &explanations, || service_text(&service, &explanations))?;
-    Ok(end_of_all(&explanations))
+    let explained = ServiceExplanation { service: &service.name, conditions: &service.conditions, explanations };
+    output::write(args.ask.output, &explained, || service_text(&service, &explained.explanations))?;
+    Ok(end_of_all(&explained.explanations))
+}
+
+/// What becomes of connections to a service.
+#[derive(Debug, Serialize)]
+struct ServiceExplanation<'a> {
+    /// `namespace/name`.
+    service: &'a str,
+    /// Where the service falls short of its specification.
+    conditions: &'a [Condition],
+    /// One for each frontend that was asked about.
+    explanations: Vec<Explanation>,
 }
 
 /// Port of a client whose port nobody named.
@@ -85,14 +106,31 @@ fn client_end(text: &str) -> Result<SocketAddr, String> {
 /// All of them, or those of a port by number or name.
 fn frontends<'a>(service: &'a Service, port: Option<&str>) -> Result<Vec<&'a Frontend>, Failure> {
     let Some(port) = port else { return Ok(service.frontends.iter().collect()) };
-    let is_it = |frontend: &&Frontend| frontend.port_name == port || frontend.port.to_string() == port;
+    let is_it = |frontend: &&Frontend| {
+        let number = frontend.port.to_string();
+        [&*frontend.port_name, &*number].contains(&port)
+            || port.to_lowercase() == format!("{number}/{}", frontend.protocol)
+    };
     let found: Vec<&Frontend> = service.frontends.iter().filter(is_it).collect();
     if found.is_empty() {
-        let ports = if service.ports.is_empty() { "none".into() } else { service.ports.join(", ") };
-        let problem = format!("service {} has no frontend with port {port}; its ports: {ports}", service.name);
+        let problem =
+            format!("service {} has no frontend with port {port}; its ports: {}", service.name, ports(service));
         return Err(Failure::NotFound(problem));
     }
     Ok(found)
+}
+
+/// Ports of the frontends with their names.
+fn ports(service: &Service) -> String {
+    let mut ports: Vec<String> = Vec::new();
+    for Frontend { port_name, port, protocol, .. } in &service.frontends {
+        let name = if port_name.is_empty() { String::new() } else { format!(" ({port_name})") };
+        let said = format!("{port}/{protocol}{name}");
+        if !ports.contains(&said) {
+            ports.push(said);
+        }
+    }
+    if ports.is_empty() { "none".into() } else { ports.join(", ") }
 }
 
 /// Asks about each frontend from the first client of its family.
@@ -115,7 +153,9 @@ fn ask(
         explanations.push(client.explain(&question.map_err(Failure::Usage)?)?);
     }
     if explanations.is_empty() && !frontends.is_empty() {
-        return Err(Failure::Error("no frontend has the family of the client: name another one with --from".into()));
+        return Err(Failure::Error(
+            "no frontend has the family of the client: name one of the other with --from".into(),
+        ));
     }
     Ok(explanations)
 }
@@ -125,8 +165,12 @@ fn left_out(frontend: &SocketAddr, is_client_given: bool) -> String {
         IpAddr::V4(_) => "IPv4",
         IpAddr::V6(_) => "IPv6",
     };
-    let whose = if is_client_given { "the client of --from is not" } else { "the node has no such address" };
-    format!("frontend {frontend} is left out: it is {family}, and {whose}; name a client with --from")
+    let remedy = if is_client_given {
+        format!("the client of --from is not; ask again with an {family} client")
+    } else {
+        format!("the node has no such address; name an {family} client with --from")
+    };
+    format!("frontend {frontend} is left out: it is {family}, and {remedy}")
 }
 
 fn service_text(service: &Service, explanations: &[Explanation]) -> String {

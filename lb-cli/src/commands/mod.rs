@@ -13,6 +13,7 @@ mod version;
 mod watch;
 
 use clap::CommandFactory;
+use lb_agent::api::Client;
 
 use crate::{
     cli::{BackendCommand, Cli, Command, PoolCommand, ServiceCommand},
@@ -42,6 +43,12 @@ pub(crate) fn run(command: Command) -> Outcome {
         Command::Completions(args) => completions(args.shell),
         Command::Man => man(),
     }
+}
+
+/// What is said beside an answer that lacks something, if that may be so because the agent is not ready.
+fn unready(client: &Client) -> Option<&'static str> {
+    let is_ready = client.status().is_ok_and(|status| status.ready);
+    (!is_ready).then_some("the agent is not ready, so it may not know everything yet: see `lb status`")
 }
 
 fn completions(shell: clap_complete::Shell) -> Outcome {

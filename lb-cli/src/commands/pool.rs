@@ -9,20 +9,25 @@ use std::{
 
 use jiff::Timestamp;
 use lb_agent::api::{
-    AddressState, Condition, Pool, PoolAddress, PoolCounts, PoolDetail, PoolMove, PoolPlan, PoolReservation,
+    AddressState, Pool, PoolAddress, PoolCounts, PoolDetail, PoolMove, PoolPlan, PoolReservation,
 };
 
 use crate::{
     cli::{PoolExplainArgs, PoolGetArgs, PoolListArgs, PoolPlanArgs},
+    commands::service::{kinds, with_text},
     exit::{Failure, Outcome, Verdict},
-    output::{self, Table},
+    output::{self, Table, span},
 };
 
 /// Most bytes of manifests that are sent to the agent, which reads no more.
 const MAX_MANIFESTS: u64 = 8 * 1024 * 1024;
 
 pub(super) fn list(args: &PoolListArgs) -> Outcome {
-    let pools = args.ask.reach.client()?.pools()?;
+    let client = args.ask.reach.client()?;
+    let pools = client.pools()?;
+    if pools.is_empty() {
+        super::unready(&client).into_iter().for_each(|unready| output::say(format_args!("lb: {unready}")));
+    }
     let table = |wide| list_table(&pools, seconds_since_1970(), wide);
     output::write_list(args.ask.output, &pools, |pool| pool.name.clone(), table)?;
     Ok(Verdict::Fine)
@@ -109,7 +114,8 @@ fn list_table(pools: &[Pool], now: u64, wide: bool) -> String {
         "CONDITIONS",
     ]);
     for pool in pools {
-        let [name, disabled, conflicting, total, used, available, age, conditions] = row(pool, now);
+        let conditions = with_text(&pool.conditions);
+        let [name, disabled, conflicting, total, used, available, age, conditions] = row(pool, now, conditions);
         let selectors = if pool.selectors.is_empty() { "all".into() } else { pool.selectors.join("; or ") };
         let blocks = pool.blocks.join(",");
         table.row([name, disabled, conflicting, total, used, available, age, blocks, selectors, conditions]);
@@ -119,23 +125,23 @@ fn list_table(pools: &[Pool], now: u64, wide: bool) -> String {
 
 fn table(pools: &[Pool], now: u64) -> String {
     let heading = ["NAME", "DISABLED", "CONFLICTING", "IPS TOTAL", "IPS USED", "IPS AVAILABLE", "AGE", "CONDITIONS"];
-    let mut table = Table::new(heading);
+    let mut table = Table::new(heading).give_way(&[], &["AGE", "CONFLICTING", "IPS TOTAL", "DISABLED", "IPS USED"]);
     for pool in pools {
-        table.row(row(pool, now));
+        table.row(row(pool, now, kinds(&pool.conditions)));
     }
     if table.is_empty() { "no pools\n".into() } else { table.fit(output::terminal_width()).to_string() }
 }
 
-fn row(pool: &Pool, now: u64) -> [String; 8] {
+fn row(pool: &Pool, now: u64, conditions: String) -> [String; 8] {
     [
         pool.name.clone(),
-        pool.disabled.to_string(),
-        if pool.conflicting { "True" } else { "False" }.into(),
+        yes_or_no(pool.disabled),
+        yes_or_no(pool.conflicting),
         pool.counts.total.to_string(),
         pool.counts.used.to_string(),
         pool.counts.available.to_string(),
         age(pool, now),
-        conditions(&pool.conditions),
+        conditions,
     ]
 }
 
@@ -153,7 +159,7 @@ fn described(PoolDetail { pool, addresses, reserved }: &PoolDetail, now: u64) ->
         ("Quarantine", format!("{} s", pool.quarantine_s)),
         ("IPv4", sum(&pool.ipv4)),
         ("IPv6", sum(&pool.ipv6)),
-        ("Conditions", or(conditions(&pool.conditions), "none")),
+        ("Conditions", or(with_text(&pool.conditions), "none")),
     ];
     let mut text: String = facts.iter().map(|(name, fact)| format!("{name:<15} {fact}\n")).collect();
     if !addresses.is_empty() || !reserved.is_empty() {
@@ -238,12 +244,6 @@ fn joined(addresses: &[IpAddr]) -> String {
     if addresses.is_empty() { "<none>".into() } else { addresses.join(",") }
 }
 
-fn conditions(conditions: &[Condition]) -> String {
-    let said: Vec<String> =
-        conditions.iter().map(|condition| format!("{}({})", condition.kind, condition.message)).collect();
-    said.join(", ")
-}
-
 fn yes_or_no(yes: bool) -> String {
     if yes { "yes" } else { "no" }.into()
 }
@@ -256,19 +256,6 @@ fn rest(address: &PoolAddress, now: u64) -> Option<String> {
 
 fn age(pool: &Pool, now: u64) -> String {
     span(now.saturating_sub(pool.created_s))
-}
-
-/// `63s`, `5m3s`, `3h20m`, `12d`: as `kubectl` writes ages, two units at most.
-fn span(seconds: u64) -> String {
-    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
-    match seconds {
-        0..120 => format!("{seconds}s"),
-        120..600 => format!("{minutes}m{}s", seconds % 60),
-        600..10_800 => format!("{minutes}m"),
-        10_800..28_800 => format!("{hours}h{}m", minutes % 60),
-        28_800..172_800 => format!("{hours}h"),
-        172_800.. => format!("{days}d"),
-    }
 }
 
 fn seconds_since_1970() -> u64 {

@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lb_agent::api::{Affinity, Backend, Client, Condition, Frontend, FrontendStatus, Service, ServiceKind};
+use lb_agent::api::{
+    Affinity, Backend, Client, ClientError, Condition, Frontend, FrontendStatus, Service, ServiceKind,
+};
 use serde::Serialize;
 
 use crate::{
@@ -21,7 +23,7 @@ pub(super) fn list(args: &ServiceListArgs) -> Outcome {
     let client = args.ask.reach.client()?;
     let services = selected(&client, &selection)?;
     if args.watch {
-        return watch::follow(args.ask.output, services, || matching(&client, &selection));
+        return watch::follow(&client, args.ask.output, services, |client| matching(client, &selection));
     }
     output::write_list(args.ask.output, &services, named, |wide| {
         if services.is_empty() {
@@ -40,9 +42,9 @@ pub(super) fn get(args: &ServiceGetArgs) -> Outcome {
     let selection = Selection::One(args.service.full()?);
     let services = selected(&client, &selection)?;
     if args.watch {
-        return watch::follow(args.ask.output, services, || matching(&client, &selection));
+        return watch::follow(&client, args.ask.output, services, |client| matching(client, &selection));
     }
-    let Some(service) = services.first() else { return selection.check(false).map(|()| Verdict::Fine) };
+    let service = &services[0];
     match args.ask.output.whole() {
         // One object rather than a list of one, as for a pool.
         Some(format) => output::write(format, service, || with_conditions(service, args.ask.output))?,
@@ -71,18 +73,26 @@ pub(super) fn describe(args: &ServiceDescribeArgs) -> Outcome {
 
 impl ServiceName {
     fn full(&self) -> Result<String, Failure> {
-        full_name(&self.name, &self.namespace)
+        full_name(&self.name, self.namespace.namespace.as_deref())
     }
 }
 
 /// The services that are meant; an error if one is named that is not there.
 pub(super) fn selected(client: &Client, selection: &Selection) -> Result<Vec<Service>, Failure> {
-    let services = matching(client, selection)?;
-    selection.check(!services.is_empty())?;
-    Ok(services)
+    let mut services = client.services()?;
+    let checked = selection.check(services.iter().map(|service| &*service.name));
+    services.retain(|service| selection.has(&service.name));
+    match (services.is_empty().then(|| super::unready(client)).flatten(), checked) {
+        (Some(unready), Err(Failure::NotFound(why))) => Err(Failure::NotFound(format!("{why}: {unready}"))),
+        (_, Err(error)) => Err(error),
+        (unready, Ok(())) => {
+            unready.into_iter().for_each(|unready| output::say(format_args!("lb: {unready}")));
+            Ok(services)
+        }
+    }
 }
 
-fn matching(client: &Client, selection: &Selection) -> Result<Vec<Service>, Failure> {
+fn matching(client: &Client, selection: &Selection) -> Result<Vec<Service>, ClientError> {
     let mut services = client.services()?;
     services.retain(|service| selection.has(&service.name));
     Ok(services)
@@ -140,6 +150,10 @@ fn heading(wide: bool) -> Table {
         "STATUS",
         "CONDITIONS",
     ])
+    .give_way(
+        &["CLUSTER-IP", "EXTERNAL-IP", "PORT(S)"],
+        &["ALGORITHM", "TYPE", "PORT(S)", "CLUSTER-IP", "EXTERNAL-IP", "BACKENDS"],
+    )
 }
 
 fn add(table: &mut Table, service: &Service, is_gone: bool, wide: bool) {
@@ -149,7 +163,7 @@ fn add(table: &mut Table, service: &Service, is_gone: bool, wide: bool) {
     let ports = joined(&service.ports, "<none>");
     let backends = distinct(service.frontends.iter().map(backends));
     let status = if is_gone { "removed".into() } else { statuses(service) };
-    let conditions = conditions(service, service.frontends.iter().find(|frontend| frontend.cause.is_some()));
+    let conditions = conditions(service, service.frontends.iter().find(|frontend| frontend.cause.is_some()), wide);
     if wide {
         let affinity = service.affinity.as_ref().map(affinity).unwrap_or_default();
         let algorithm = service.algorithm.to_string();
@@ -286,20 +300,21 @@ fn statuses(service: &Service) -> String {
 }
 
 fn frontends(services: &[Service], wide: bool) -> String {
-    let mut table = Table::new(["NAME", "FRONTEND", "TYPE", "ALGORITHM", "BACKENDS", "STATUS", "CONDITIONS"]);
+    let mut table = Table::new(["NAME", "FRONTEND", "TYPE", "ALGORITHM", "BACKENDS", "STATUS", "CONDITIONS"])
+        .give_way(&[], &["ALGORITHM", "TYPE", "BACKENDS"]);
     for service in services {
         if service.frontends.is_empty() {
             let none = String::new;
-            table.row([service.name.clone(), none(), none(), none(), none(), none(), conditions(service, None)]);
+            table.row([service.name.clone(), none(), none(), none(), none(), none(), conditions(service, None, wide)]);
         }
         for frontend in &service.frontends {
-            table.row(row(service, frontend));
+            table.row(row(service, frontend, wide));
         }
     }
     table.fit(output::terminal_width().filter(|_| !wide)).to_string()
 }
 
-fn row(service: &Service, frontend: &Frontend) -> [String; 7] {
+fn row(service: &Service, frontend: &Frontend, wide: bool) -> [String; 7] {
     let name = if frontend.port_name.is_empty() {
         service.name.clone()
     } else {
@@ -313,7 +328,7 @@ fn row(service: &Service, frontend: &Frontend) -> [String; 7] {
         algorithm(service),
         backends(frontend),
         frontend.status.to_string(),
-        conditions(service, Some(frontend)),
+        conditions(service, Some(frontend), wide),
     ]
 }
 
@@ -328,11 +343,29 @@ fn backends(frontend: &Frontend) -> String {
     format!("{} ({} active)", frontend.backends.total, frontend.backends.active)
 }
 
-fn conditions(service: &Service, frontend: Option<&Frontend>) -> String {
-    let said = |condition: &Condition| format!("{}({})", condition.kind, condition.message);
-    let mut all: Vec<String> = service.conditions.iter().map(said).collect();
-    all.extend(frontend.and_then(|frontend| frontend.cause.as_ref()).map(|cause| format!("Failed({cause})")));
-    all.join(", ")
+/// With their text only in a wide list.
+fn conditions(service: &Service, frontend: Option<&Frontend>, wide: bool) -> String {
+    let failed = frontend.and_then(|frontend| frontend.cause.as_ref());
+    let failed = failed.map(|cause| Condition { kind: "Failed".into(), message: cause.clone() });
+    let all = service.conditions.iter().chain(&failed);
+    if wide { with_text(all) } else { kinds(all) }
+}
+
+/// The type of each condition with its text.
+pub(super) fn with_text<'a>(conditions: impl IntoIterator<Item = &'a Condition>) -> String {
+    let said = conditions.into_iter().map(|condition| format!("{}({})", condition.kind, condition.message));
+    said.collect::<Vec<_>>().join(", ")
+}
+
+/// The types of conditions, each once, as one word.
+pub(super) fn kinds<'a>(conditions: impl IntoIterator<Item = &'a Condition>) -> String {
+    let mut kinds: Vec<&str> = Vec::new();
+    for condition in conditions {
+        if !kinds.contains(&&*condition.kind) {
+            kinds.push(&condition.kind);
+        }
+    }
+    kinds.join(",")
 }
 
 #[cfg(test)]
@@ -405,7 +438,7 @@ mod tests {
         (failed.status, failed.cause) = (FrontendStatus::Failed, Some("table full".into()));
         service.frontends.push(failed);
         let text = table(&[service]);
-        assert!(text.ends_with("2 (1 active)   1 active, 1 failed   Failed(table full)\n"), "{text}");
+        assert!(text.ends_with("2 (1 active)   1 active, 1 failed   Failed\n"), "{text}");
     }
 
     #[test]
@@ -420,13 +453,37 @@ mod tests {
     fn every_shortcoming_is_in_its_line() {
         let mut service = service();
         service.affinity = Some(Affinity { timeout_s: 10, prefix_v4: 32, prefix_v6: 128 });
-        service.conditions = vec![Condition { kind: "Degraded".into(), message: "no maglev".into() }];
+        let condition = |kind: &str, message: &str| Condition { kind: kind.into(), message: message.into() };
+        service.conditions =
+            vec![condition("Degraded", "no maglev"), condition("NoEndpoints", "none"), condition("Degraded", "a, b")];
         service.frontends[0].cause = Some("table full".into());
-        for text in [table(&[service.clone()]), frontends(&[service.clone()])] {
-            assert!(text.ends_with("Degraded(no maglev), Failed(table full)\n"), "{text}");
+        let services = [service.clone()];
+        for text in [table(&services), frontends(&services)] {
+            assert!(text.ends_with("   Degraded,NoEndpoints,Failed\n"), "{text}");
             assert!(text.contains("random, affinity"));
         }
+        let whole = "Degraded(no maglev), NoEndpoints(none), Degraded(a, b)";
+        for text in [super::table(&services, true), super::frontends(&services, true)] {
+            assert!(text.ends_with(&format!("   {whole}, Failed(table full)\n")), "{text}");
+        }
         service.frontends.clear();
-        assert!(frontends(&[service]).ends_with("Degraded(no maglev)\n"));
+        assert!(frontends(&[service.clone()]).ends_with("   Degraded,NoEndpoints\n"));
+        assert!(super::frontends(&[service], true).ends_with(&format!("   {whole}\n")));
+    }
+
+    #[test]
+    fn a_list_fits_a_terminal_of_80_columns_and_names_every_condition() {
+        let mut service = service();
+        service.name = "kube-system/ingress-controller".into();
+        service.kind = ServiceKind::LoadBalancer;
+        service.cluster_ips.push("fd00:10:96::a".parse().unwrap());
+        service.external_ips = (0..5).map(|n| format!("192.0.2.{n}").parse().unwrap()).collect();
+        let condition = |kind: &str| Condition { kind: kind.into(), message: "a long text of why".into() };
+        service.conditions = vec![condition("Degraded"), condition("NoEndpoints")];
+        let text = Service::table(&[(&service, false)], false).fit(Some(80)).to_string();
+        assert!(text.lines().all(|line| line.len() <= 80), "{text}");
+        assert!(text.contains(&service.name) && text.ends_with("   Degraded,NoEndpoints\n"), "{text}");
+        let wider = Service::table(&[(&service, false)], false).fit(Some(150)).to_string();
+        assert!(wider.contains("   192.0.2.0,…+4   ") && wider.contains("   10.96.0.10,…+1   "), "{wider}");
     }
 }

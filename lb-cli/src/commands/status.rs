@@ -11,7 +11,7 @@ use lb_agent::api::{Client, ClientError, Condition, DriftClass, DriftStatus, Man
 use crate::{
     cli::StatusArgs,
     exit::{Failure, Outcome, Verdict},
-    output::{self, Table, count, printable},
+    output::{self, Table, count, printable, span},
 };
 
 /// Time between two looks at an agent that is waited for.
@@ -52,7 +52,7 @@ fn table(status: &Status, verbose: bool) -> String {
     let ready = if status.ready { "ready".into() } else { not_ready(&status.sources) };
     line(
         "agent",
-        format!("{ready}, {settled}, version {}, pid {}, up {} s", status.version, status.pid, status.uptime_s),
+        format!("{ready}, {settled}, version {}, pid {}, up {}", status.version, status.pid, span(status.uptime_s)),
     );
     let datapath = &status.datapath;
     line("datapath", format!("{}, plan {}, applied in {} us", datapath.kind, datapath.plan, datapath.apply_us));

@@ -1,17 +1,17 @@
 //! `--watch`: what comes, changes and goes.
 
 use std::{
-    collections::BTreeMap,
-    io::{self, Write},
-    thread,
+    collections::{BTreeMap, BTreeSet},
+    io, thread,
     time::Duration,
 };
 
+use lb_agent::api::{Client, ClientError};
 use serde::Serialize;
 
 use crate::{
     exit::{Failure, Outcome, Verdict},
-    output::{self, ListFormat, Table, printable},
+    output::{self, Layout, ListFormat, Table, printable},
 };
 
 /// Time between two looks.
@@ -29,27 +29,83 @@ pub(super) trait Watched: Clone + PartialEq + Serialize {
     fn table(rows: &[(&Self, bool)], wide: bool) -> Table;
 }
 
-/// Prints the list, then every item that `look` finds to have changed, until nobody reads.
+/// Prints the list, then every item that `look` finds to have changed, until nobody reads. An agent that does not
+/// answer is waited for.
 pub(super) fn follow<T: Watched>(
+    client: &Client,
     format: ListFormat,
     first: Vec<T>,
-    mut look: impl FnMut() -> Result<Vec<T>, Failure>,
+    look: impl Fn(&Client) -> Result<Vec<T>, ClientError>,
 ) -> Outcome {
-    let mut printer = Printer { format, widths: None };
+    let mut printer = Printer { format, layout: None };
     let mut known = BTreeMap::new();
-    let mut now = first;
+    let mut events = take(&mut known, first);
+    let mut is_lost = false;
     loop {
-        let events = take(&mut known, now);
-        let text = printer.text(&events)?;
-        let mut out = io::stdout().lock();
-        match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-            // Nobody reads on.
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(Verdict::Fine),
-            result => result?,
+        if !output::write_more(&printer.text(&events)?)? {
+            return Ok(Verdict::Fine);
         }
-        drop(out);
         thread::sleep(PACE);
-        now = look()?;
+        events = match complete(client, &known, &look) {
+            Ok(now) => {
+                is_lost = false;
+                take(&mut known, now)
+            }
+            Err(why) => {
+                let why = interruption(why)?;
+                if !is_lost {
+                    output::say(format_args!("lb: the watch is interrupted and goes on with the agent: {why}"));
+                }
+                is_lost = true;
+                Vec::new()
+            }
+        };
+    }
+}
+
+/// Why there is no list now.
+#[derive(Debug)]
+enum NoList {
+    /// The agent has just started.
+    NotReady,
+    NoAnswer(ClientError),
+}
+
+impl From<ClientError> for NoList {
+    fn from(error: ClientError) -> Self {
+        Self::NoAnswer(error)
+    }
+}
+
+/// The list as it is now. What an agent that is not ready does not have yet is not gone.
+fn complete<T: Watched>(
+    client: &Client,
+    known: &BTreeMap<String, T>,
+    look: impl Fn(&Client) -> Result<Vec<T>, ClientError>,
+) -> Result<Vec<T>, NoList> {
+    let now = look(client)?;
+    let keys: BTreeSet<String> = now.iter().map(T::key).collect();
+    if known.keys().all(|key| keys.contains(key)) {
+        return Ok(now);
+    }
+    if !client.status()?.ready {
+        return Err(NoList::NotReady);
+    }
+    // The one before may be from before it was ready.
+    Ok(look(client)?)
+}
+
+/// What is said about an agent that may come back; any other error ends the watch.
+fn interruption(why: NoList) -> Result<String, Failure> {
+    match why {
+        NoList::NotReady => Ok("it is not ready yet".into()),
+        NoList::NoAnswer(
+            error @ (ClientError::NoAgent { .. }
+            | ClientError::Silent { .. }
+            | ClientError::Io { .. }
+            | ClientError::Refused(_)),
+        ) => Ok(printable(&lb_core::error::report(&error))),
+        NoList::NoAnswer(error) => Err(error.into()),
     }
 }
 
@@ -89,15 +145,15 @@ fn take<T: Watched>(known: &mut BTreeMap<String, T>, now: Vec<T>) -> Vec<Event<T
 
 struct Printer {
     format: ListFormat,
-    /// Of the columns so far; `None` before the heading.
-    widths: Option<Vec<usize>>,
+    /// Of the rows so far; `None` before the heading, which comes with the first row.
+    layout: Option<Layout>,
 }
 
 impl Printer {
     fn text<T: Watched>(&mut self, events: &[Event<T>]) -> io::Result<String> {
         Ok(match self.format {
             ListFormat::Table | ListFormat::Wide => self.rows(events),
-            ListFormat::Name => events.iter().map(|event| printable(&event.object.name()) + "\n").collect(),
+            ListFormat::Name => events.iter().map(name_line).collect(),
             ListFormat::Json => {
                 let lines = events.iter().map(|event| Ok(serde_json::to_string(event)? + "\n"));
                 lines.collect::<io::Result<String>>()?
@@ -111,17 +167,26 @@ impl Printer {
     }
 
     fn rows<T: Watched>(&mut self, events: &[Event<T>]) -> String {
+        if events.is_empty() {
+            return String::new();
+        }
         let wide = self.format == ListFormat::Wide;
         let rows: Vec<_> = events.iter().map(|event| (&event.object, event.happened == Happened::Deleted)).collect();
         let table = T::table(&rows, wide).fit(output::terminal_width().filter(|_| !wide));
-        match &mut self.widths {
-            Some(widths) => table.below(widths),
+        match &mut self.layout {
+            Some(layout) => table.below(layout),
             None => {
-                self.widths = Some(table.widths());
+                self.layout = Some(table.layout());
                 table.to_string()
             }
         }
     }
+}
+
+/// The name, and a word about an item that is gone.
+fn name_line<T: Watched>(event: &Event<T>) -> String {
+    let gone = if event.happened == Happened::Deleted { " removed" } else { "" };
+    format!("{}{gone}\n", printable(&event.object.name()))
 }
 
 #[cfg(test)]
@@ -150,7 +215,7 @@ mod tests {
     }
 
     fn seen(format: ListFormat, looks: &[&[Item]]) -> Vec<String> {
-        let mut printer = Printer { format, widths: None };
+        let mut printer = Printer { format, layout: None };
         let mut known = BTreeMap::new();
         looks.iter().map(|now| printer.text(&take(&mut known, now.to_vec())).unwrap()).collect()
     }
@@ -168,11 +233,18 @@ mod tests {
                 "c       1   there\nb       2   removed\n",
             ]
         );
-        assert_eq!(seen(ListFormat::Name, &looks)[2], "b\nfirst\n");
+        assert_eq!(seen(ListFormat::Name, &looks)[2], "b\nfirst removed\n");
         assert_eq!(
             seen(ListFormat::Json, &looks)[2],
             "{\"type\":\"MODIFIED\",\"object\":[\"b\",2]}\n{\"type\":\"DELETED\",\"object\":[\"first\",1]}\n"
         );
         assert!(seen(ListFormat::Yaml, &looks)[3].starts_with("---\ntype: ADDED\n"));
+    }
+
+    #[test]
+    fn the_heading_comes_with_the_first_row_and_lines_up_with_it() {
+        let looks: [&[Item]; 3] = [&[], &[], &[Item("longer-than-the-heading", 1)]];
+        let rows = "NAME                      N   STATUS\nlonger-than-the-heading   1   there\n";
+        assert_eq!(seen(ListFormat::Table, &looks), ["", "", rows]);
     }
 }
