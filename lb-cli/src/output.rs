@@ -127,8 +127,8 @@ impl Table {
         Self { rows: vec![heading.map(String::from).to_vec()], fit: None, lists: &[], spare: &[] }
     }
 
-    /// The same for a terminal of that width. Lists are shortened first, then the last cell. Then columns are left out,
-    /// and finally the widest cells are cut.
+    /// The same for a terminal of that width. Lists are shortened first. Then columns are left out, then the last cell
+    /// is cut, and finally the widest cells.
     pub(crate) fn fit(self, width: Option<usize>) -> Self {
         Self { fit: width, ..self }
     }
@@ -154,14 +154,13 @@ impl Table {
             layout.short = true;
             layout.widths = self.widths(&layout);
         }
-        let last = layout.last_given_way(fit);
-        if layout.total() - last > fit {
+        if layout.total() > fit {
             let spare = |column: &usize| self.spare.contains(&&*self.rows[0][*column]);
             let is_void = |column: &usize| self.rows[1..].iter().all(|row| ["-", "<none>"].contains(&&*row[*column]));
             let void: Vec<usize> = layout.columns.iter().copied().filter(|it| spare(it) && is_void(it)).collect();
             let spared = self.spare.iter().filter_map(|name| self.rows[0].iter().position(|heading| heading == name));
             for column in void.into_iter().chain(spared) {
-                if layout.total() - layout.last_given_way(fit) > fit {
+                if layout.total() > fit {
                     layout.leave_out(column);
                 }
             }

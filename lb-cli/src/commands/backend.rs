@@ -50,7 +50,7 @@ impl Watched for Backend {
             Table::new(["SERVICE", "BACKEND", "NODE", "LOCAL", "WEIGHT", "STATE", "NEW FLOWS"])
         } else {
             Table::new(["SERVICE", "BACKEND", "NODE", "WEIGHT", "STATE", "NEW FLOWS"])
-                .give_way(&[], &["WEIGHT", "NODE", "STATE"])
+                .give_way(&[], &["WEIGHT", "NODE"])
         };
         rows.iter().for_each(|&(backend, is_gone)| add(&mut table, backend, is_gone, wide));
         table

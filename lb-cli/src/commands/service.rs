@@ -300,8 +300,12 @@ fn statuses(service: &Service) -> String {
 }
 
 fn frontends(services: &[Service], wide: bool) -> String {
+    frontends_table(services, wide).fit(output::terminal_width().filter(|_| !wide)).to_string()
+}
+
+fn frontends_table(services: &[Service], wide: bool) -> Table {
     let mut table = Table::new(["NAME", "FRONTEND", "TYPE", "ALGORITHM", "BACKENDS", "STATUS", "CONDITIONS"])
-        .give_way(&[], &["ALGORITHM", "TYPE", "BACKENDS"]);
+        .give_way(&[], &["ALGORITHM", "TYPE", "BACKENDS", "STATUS"]);
     for service in services {
         if service.frontends.is_empty() {
             let none = String::new;
@@ -311,7 +315,7 @@ fn frontends(services: &[Service], wide: bool) -> String {
             table.row(row(service, frontend, wide));
         }
     }
-    table.fit(output::terminal_width().filter(|_| !wide)).to_string()
+    table
 }
 
 fn row(service: &Service, frontend: &Frontend, wide: bool) -> [String; 7] {
@@ -484,6 +488,10 @@ mod tests {
         assert!(text.lines().all(|line| line.len() <= 80), "{text}");
         assert!(text.contains(&service.name) && text.ends_with("   Degraded,NoEndpoints\n"), "{text}");
         let wider = Service::table(&[(&service, false)], false).fit(Some(150)).to_string();
+        let frontend = row(&service, &service.frontends[0], false);
+        assert_eq!(frontend[6], "Degraded,NoEndpoints");
+        let text = frontends_table(&[service], false).fit(Some(80)).to_string();
+        assert!(text.lines().all(|line| line.len() <= 80) && text.ends_with("   Degraded,NoEndpoints\n"), "{text}");
         assert!(wider.contains("   192.0.2.0,…+4   ") && wider.contains("   10.96.0.10,…+1   "), "{wider}");
     }
 }
