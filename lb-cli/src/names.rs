@@ -78,11 +78,11 @@ impl Selection {
                 let hint = if same.is_empty() {
                     String::new()
                 } else {
-                    format!("; it knows {same}{more}: name a namespace with -n")
+                    format!("; there is {same}{more}: name a namespace with -n")
                 };
-                Err(Failure::NotFound(format!("the agent knows no service {name}{hint}")))
+                Err(Failure::NotFound(format!("there is no service {name}{hint}")))
             }
-            Self::Name(name) => Err(Failure::NotFound(format!("the agent knows no service {name} in any namespace"))),
+            Self::Name(name) => Err(Failure::NotFound(format!("there is no service {name} in any namespace"))),
         }
     }
 

@@ -469,6 +469,23 @@ fn explain_takes_a_service() {
     }
 }
 
+#[test]
+fn a_slice_of_a_missing_service_makes_no_service() {
+    let both = service("nosvc", "10.96.0.10", "", &["10.244.0.5"]);
+    let slice = both.rsplit_once("---\n").unwrap().1;
+    assert!(slice.contains("kind: EndpointSlice") && !slice.contains("kind: Service"), "{slice}");
+    let node = Node::running(&[("slice.yaml", slice)]);
+    let alone = |status: &Value| {
+        let all = status["conditions"].as_array().unwrap();
+        all.iter().any(|it| it["type"] == "NoService" && it["message"].as_str().unwrap().ends_with(" default/nosvc"))
+    };
+    node.json_when(&["status"], alone);
+    assert_eq!(node.json(&["service", "list"]), json!([]));
+    let explained = node.ask(&["explain", "nosvc"]);
+    assert_eq!(explained.status.code(), Some(3));
+    assert_eq!(text(&explained.stderr), "lb: there is no service default/nosvc\n");
+}
+
 /// What a shell would offer for the last of these words.
 fn offered(words: &[&str], environment: &[(&str, &Path)]) -> Vec<String> {
     let mut shell = lb();

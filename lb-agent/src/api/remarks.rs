@@ -33,10 +33,9 @@ pub(crate) struct Remark {
 }
 
 /// Conditions of the agent that name services with such a condition, and what they say first.
-const OF_ALL: [(&str, &str); 3] = [
+const OF_ALL: [(&str, &str); 2] = [
     (NO_ENDPOINTS, "no EndpointSlice fits these services, or one of their ports or families"),
     (ENDPOINTS_UNUSED, "EndpointSlices fit no port of these services"),
-    (NO_SERVICE, "EndpointSlices name these services, which are not there"),
 ];
 
 const NO_ENDPOINTS: &str = "NoEndpoints";
@@ -65,16 +64,60 @@ impl Remark {
     }
 }
 
-/// Remarks about every service, by `namespace/name`.
+/// Remarks about every service that there is, by `namespace/name`. What has endpoints for a service makes none.
 pub(crate) fn of_services(model: &Model, reports: &Reports) -> BTreeMap<String, Vec<Remark>> {
     let mut found: BTreeMap<String, Vec<Remark>> = BTreeMap::new();
     for (service, remark) in findings(model, reports) {
         found.entry(service).or_default().push(remark);
     }
-    for (service, remark) in unjoined(model) {
+    for (service, remark) in unjoined(model, &UnreadSlices::of(reports)) {
         found.entry(service.to_string()).or_default().push(remark);
     }
+    let known = model.services().map(|service| &service.name).chain(model.refused().map(|(name, _)| name));
+    let known: BTreeSet<String> = known.map(ToString::to_string).collect();
+    found.retain(|service, remarks| known.contains(service) || remarks.iter().any(|remark| remark.object.is_none()));
     found
+}
+
+/// Slices that are refused or skipped, and which of the two, by the service that they name.
+pub(crate) struct UnreadSlices(BTreeMap<ServiceName, Vec<String>>);
+
+impl UnreadSlices {
+    pub(crate) fn of(reports: &Reports) -> Self {
+        let mut slices: BTreeMap<ServiceName, Vec<String>> = BTreeMap::new();
+        let reports = || reports.iter().map(|(_, report)| report);
+        let refused = reports().flat_map(|report| &report.refused);
+        let refused = refused.filter(|refusal| refusal.instead == Instead::Nothing).map(|it| (&it.finding, "refused"));
+        let skipped = reports().flat_map(|report| &report.skipped).map(|finding| (finding, "skipped"));
+        for (finding, fate) in refused.chain(skipped).filter(|(finding, _)| finding.object.kind == "EndpointSlice") {
+            let object = &finding.object;
+            if let Some((service, _)) = service_of(finding) {
+                slices.entry(service).or_default().push(format!("{}/{} is {fate}", object.namespace, object.name));
+            }
+        }
+        Self(slices)
+    }
+
+    /// Why no slice of a service counts.
+    fn why_none(&self, service: &ServiceName) -> String {
+        match self.of_service(service) {
+            [] => "no EndpointSlice names it in the label kubernetes.io/service-name: it has no backends".to_owned(),
+            [only] => format!("its only EndpointSlice {only}: it has no backends"),
+            several => format!("none of its EndpointSlices is read: {}: it has no backends", named(several.iter())),
+        }
+    }
+
+    /// What a text that says what none of a service's slices has adds, where not all of them are read.
+    fn besides(&self, service: &ServiceName) -> String {
+        match self.of_service(service) {
+            [] => String::new(),
+            several => format!(" (not read: {})", named(several.iter())),
+        }
+    }
+
+    fn of_service(&self, service: &ServiceName) -> &[String] {
+        self.0.get(service).map_or(&[], Vec::as_slice)
+    }
 }
 
 /// The steps that remarks add to a decision about a packet for `service`.
@@ -91,16 +134,17 @@ pub(crate) fn degraded(model: &Model, reports: &Reports, service: &ServiceName) 
 fn of_service(model: &Model, reports: &Reports, service: &ServiceName) -> Vec<Remark> {
     let name = service.to_string();
     let found = findings(model, reports).filter(|(of, _)| *of == name).map(|(_, remark)| remark);
-    let unjoined =
-        model.service(service).map(|it| unjoined_of(model, it, &model.endpoint_slices_of(service).collect::<Vec<_>>()));
+    let unread = UnreadSlices::of(reports);
+    let slices: Vec<_> = model.endpoint_slices_of(service).collect();
+    let unjoined = model.service(service).map(|it| unjoined_of(model, it, &slices, &unread));
     found.chain(unjoined.into_iter().flatten()).collect()
 }
 
 /// Why a service has no backends, or slices of its name have no service: a sentence for each reason.
-pub(crate) fn of_endpoints(model: &Model, service: &ServiceName) -> Vec<String> {
+pub(crate) fn of_endpoints(model: &Model, unread: &UnreadSlices, service: &ServiceName) -> Vec<String> {
     let slices: Vec<_> = model.endpoint_slices_of(service).collect();
     let remarks = match model.service(service) {
-        Some(served) => unjoined_of(model, served, &slices),
+        Some(served) => unjoined_of(model, served, &slices, unread),
         None if model.refused().any(|(name, _)| name == service) => Vec::new(),
         None => slices.into_iter().map(without_service).collect(),
     };
@@ -110,7 +154,8 @@ pub(crate) fn of_endpoints(model: &Model, service: &ServiceName) -> Vec<String> 
 /// One condition of the agent for each kind of remark, however many services have one.
 pub(crate) fn conditions(model: &Model, report: &Report) -> Vec<Condition> {
     let mut services: BTreeMap<&str, BTreeSet<ServiceName>> = BTreeMap::new();
-    for (service, remark) in unjoined(model).filter(|(_, remark)| remark.is_about_all()) {
+    // Only the types of these remarks count here, and not what they say of slices that are not read.
+    for (service, remark) in unjoined(model, &UnreadSlices::of(&[])).filter(|(_, remark)| remark.is_about_all()) {
         services.entry(remark.kind).or_default().insert(service);
     }
     let joined = OF_ALL.iter().filter_map(|(kind, says)| Some((kind, says, services.get(kind)?)));
@@ -119,6 +164,12 @@ pub(crate) fn conditions(model: &Model, report: &Report) -> Vec<Condition> {
             Condition::new(kind, &format!("{says}: {}; see `lb service list`", named(services.iter())))
         })
         .collect();
+    let alone = without_services(model);
+    if !alone.is_empty() {
+        let alone = alone.iter().map(|slice| format!("EndpointSlice {} names {}", slice.name, slice.service));
+        let says = format!("EndpointSlices name Services that are not there, and get nothing: {}", named(alone));
+        conditions.push(Condition::new(NO_SERVICE, &says));
+    }
     let mut exposed: BTreeMap<&str, Vec<String>> = BTreeMap::new();
     for finding in report.unsupported.iter().chain(&report.skipped).filter(|finding| finding.exposes) {
         exposed.entry(&finding.message).or_default().push(finding.object.to_string());
@@ -182,22 +233,25 @@ fn is_of_another(model: &Model, service: &ServiceName, source: &SourceName) -> b
 }
 
 /// Endpoints that services do not get, and services that get none.
-fn unjoined(model: &Model) -> impl Iterator<Item = (ServiceName, Remark)> {
+fn unjoined(model: &Model, unread: &UnreadSlices) -> impl Iterator<Item = (ServiceName, Remark)> {
     let mut slices: BTreeMap<&ServiceName, Vec<&EndpointSlice>> = BTreeMap::new();
     for slice in model.endpoint_slices() {
         slices.entry(&slice.service).or_default().push(slice);
     }
-    let refused: BTreeSet<&ServiceName> = model.refused().map(|(name, _)| name).collect();
     let mut found = Vec::new();
     for service in model.services() {
         let of_service = slices.remove(&service.name).unwrap_or_default();
-        let remarks = unjoined_of(model, service, &of_service);
+        let remarks = unjoined_of(model, service, &of_service, unread);
         found.extend(remarks.into_iter().map(|remark| (service.name.clone(), remark)));
     }
-    for (service, slices) in slices.into_iter().filter(|(name, _)| !refused.contains(name)) {
-        found.extend(slices.into_iter().map(|slice| (service.clone(), without_service(slice))));
-    }
     found.into_iter()
+}
+
+/// Slices that name a service that is neither served nor refused.
+fn without_services(model: &Model) -> Vec<&EndpointSlice> {
+    let refused: BTreeSet<&ServiceName> = model.refused().map(|(name, _)| name).collect();
+    let is_alone = |service: &ServiceName| model.service(service).is_none() && !refused.contains(service);
+    model.endpoint_slices().filter(|slice| is_alone(&slice.service)).collect()
 }
 
 fn without_service(slice: &EndpointSlice) -> Remark {
@@ -206,15 +260,15 @@ fn without_service(slice: &EndpointSlice) -> Remark {
     Remark { kind: NO_SERVICE, object, field: "service".into(), says }
 }
 
-fn unjoined_of(model: &Model, service: &Service, slices: &[&EndpointSlice]) -> Vec<Remark> {
+fn unjoined_of(model: &Model, service: &Service, slices: &[&EndpointSlice], unread: &UnreadSlices) -> Vec<Remark> {
     let no_endpoints = |field: &str, says| Remark { kind: NO_ENDPOINTS, object: None, field: field.into(), says };
     if model.frontends(service).next().is_none() {
         return Vec::new();
     }
     if slices.is_empty() {
-        let says = "no EndpointSlice names it in the label kubernetes.io/service-name: it has no backends".to_owned();
-        return vec![no_endpoints("endpoint slices", says)];
+        return vec![no_endpoints("endpoint slices", unread.why_none(&service.name))];
     }
+    let besides = unread.besides(&service.name);
     let mut found = Vec::new();
     let joins = |name: &str, protocol: Protocol, slice: &EndpointSlice| {
         slice.ports.iter().any(|port| *port.name == *name && port.protocol == protocol)
@@ -225,7 +279,8 @@ fn unjoined_of(model: &Model, service: &Service, slices: &[&EndpointSlice]) -> V
             let of_slices: BTreeSet<(&str, Protocol)> =
                 slices.iter().flat_map(|slice| &slice.ports).map(|port| (&*port.name, port.protocol)).collect();
             let (own, theirs) = (shown(&port.name, port.protocol), list(of_slices.into_iter()));
-            let says = format!("{own} is in none of its EndpointSlices, which have {theirs}: it has no backends");
+            let says =
+                format!("{own} is in none of its EndpointSlices, which have {theirs}{besides}: it has no backends");
             found.push(no_endpoints("ports", says));
         }
     }
@@ -243,8 +298,9 @@ fn unjoined_of(model: &Model, service: &Service, slices: &[&EndpointSlice]) -> V
     let wants = |family| addresses.iter().copied().flatten().any(|ip| Family::of(*ip) == family);
     for (family, other, name) in [(Family::V4, Family::V6, "IPv4"), (Family::V6, Family::V4, "IPv6")] {
         if wants(family) && !has(family) && has(other) {
-            let says =
-                format!("none of its EndpointSlices has an {name} endpoint: its {name} addresses have no backends");
+            let says = format!(
+                "none of its EndpointSlices has an {name} endpoint{besides}: its {name} addresses have no backends"
+            );
             found.push(no_endpoints("endpoint slices", says));
         }
     }
@@ -408,16 +464,37 @@ mod tests {
     }
 
     #[test]
-    fn a_slice_of_no_service_is_named_under_the_name_that_it_has() {
-        let text = slice("web-1", "wbe", "ports: [{name: http, port: 8080}]");
-        let says = "NoService: EndpointSlice default/web-1: service: there is no Service default/wbe: its endpoints get nothing";
-        assert_eq!(said(&[&text], "default/wbe"), [says]);
-        let (model, _) = world(&[&text]);
-        let conditions = conditions(&model, &Report::default());
-        assert!(
-            conditions[0].message.ends_with("which are not there: default/wbe; see `lb service list`"),
-            "{conditions:?}"
-        );
+    fn a_slice_of_no_service_makes_no_service_and_is_named() {
+        let text = slice("web-1", "wbe", "ports: [{name: http, port: 8080}]")
+            + &slice("web-2", "wbe", "ports: [{name: http, port: 0}]")
+            + &slice("web-3", "wbe", "ports: []").replace("io/v1", "io/v1beta1");
+        let (model, reports) = world(&[&text]);
+        assert!(of_services(&model, &reports).is_empty());
+        let says = "EndpointSlices name Services that are not there, and get nothing: EndpointSlice default/web-1 names \
+                    default/wbe";
+        assert_eq!(conditions(&model, &Report::default()), [Condition::new(NO_SERVICE, says)]);
+    }
+
+    #[test]
+    fn a_service_whose_slices_are_not_read_is_told_so() {
+        let refused = slice("web-1", "web", "endpoints: [{addresses: [10.1.0.999]}]");
+        let old = slice("web-2", "web", "ports: []").replace("io/v1", "io/v1beta1");
+        let no_endpoints = |slices: &str| {
+            let mut all = said(&[&(service("web", WEB) + slices)], "default/web");
+            all.retain(|condition| condition.starts_with(NO_ENDPOINTS));
+            all
+        };
+        let says = "NoEndpoints: endpoint slices: its only EndpointSlice default/web-1 is refused: it has no backends";
+        assert_eq!(no_endpoints(&refused), [says]);
+        let says = "NoEndpoints: endpoint slices: its only EndpointSlice default/web-2 is skipped: it has no backends";
+        assert_eq!(no_endpoints(&old), [says]);
+        let says = "NoEndpoints: endpoint slices: none of its EndpointSlices is read: default/web-1 is refused, \
+                    default/web-2 is skipped: it has no backends";
+        assert_eq!(no_endpoints(&(refused.clone() + &old)), [says]);
+        let other = slice("web-3", "web", "ports: [{name: web, port: 80}]");
+        let says = "NoEndpoints: ports: port `http` (tcp) is in none of its EndpointSlices, which have port `web` (tcp) \
+                    (not read: default/web-1 is refused): it has no backends";
+        assert_eq!(no_endpoints(&(refused + &other)), [says]);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    path::Path,
     sync::Arc,
     time::Duration,
 };
@@ -15,7 +16,11 @@ use lb_core::{
 };
 use lb_k8s::{Finding, Report};
 
-use crate::api::{Manifests, Source, remarks, view};
+use crate::api::{
+    Manifests, Source,
+    remarks::{self, UnreadSlices},
+    view,
+};
 
 /// What the reconciler does not know.
 #[derive(Default)]
@@ -79,7 +84,7 @@ impl Notes {
         }
         let Some(notes) = self.sources.iter_mut().find(|notes| notes.name == *source) else { return };
         let Some(report) = report else { return };
-        log_report(source, &notes.report, &report);
+        log_report(source, notes.listed, &notes.report, &report);
         notes.reads += 1;
         notes.report = report;
         self.report = match &*self.sources {
@@ -96,8 +101,9 @@ impl Notes {
     /// Logs why services have no backends from now on, and what of it is over.
     pub(super) fn note_endpoints(&mut self, model: &Model, services: BTreeSet<ServiceName>) {
         let (mut came, mut went) = (Vec::new(), Vec::new());
+        let unread = UnreadSlices::of(&self.reports());
         for service in services {
-            let remarks = remarks::of_endpoints(model, &service);
+            let remarks = remarks::of_endpoints(model, &unread, &service);
             let before = match remarks.is_empty() {
                 true => self.endpoint_remarks.remove(&service).unwrap_or_default(),
                 false => self.endpoint_remarks.insert(service.clone(), remarks.clone()).unwrap_or_default(),
@@ -119,7 +125,9 @@ impl Notes {
             tracing::info!(services = went.len(), "services have endpoints that fit, or are gone");
             went.clear();
         }
-        went.iter().for_each(|service| tracing::info!(%service, "the service has endpoints that fit, or is gone"));
+        for service in went {
+            tracing::info!(%service, "{}", remark_is_over(model, &service));
+        }
     }
 
     /// Logs which frontends are kept without a service from now on, and of which that is over.
@@ -160,6 +168,17 @@ impl Notes {
             let said = rejected.chain(unread.iter().take(MAX_UNREAD).map(ToString::to_string)).chain(more);
             said.map(move |error| if is_several { format!("source {}: {error}", notes.name) } else { error })
         })
+    }
+}
+
+/// Why there is nothing to say about the endpoints of a service any more.
+fn remark_is_over(model: &Model, service: &ServiceName) -> &'static str {
+    let is_refused = || model.refused().any(|(name, _)| name == service);
+    match model.service(service) {
+        Some(served) if model.frontends(served).next().is_none() => "the service needs no endpoints any more",
+        Some(_) => "the service has endpoints that fit",
+        None if is_refused() => "the service of these endpoint slices is refused",
+        None => "the service and its endpoint slices are gone",
     }
 }
 
@@ -217,14 +236,14 @@ pub(super) fn source(notes: &SourceNotes) -> Source {
     }
 }
 
-/// Logs what `before` did not say, and what it said that is over.
-fn log_report(source: &SourceName, before: &Report, report: &Report) {
+/// Logs what `before` did not say, and what it said that is over. `has_state` is whether the source was ever accepted.
+fn log_report(source: &SourceName, has_state: bool, before: &Report, report: &Report) {
     let source = &source.0;
     let rejected = |report: &Report| report.rejected.as_ref().map(ToString::to_string);
     match (rejected(before), rejected(report)) {
         (before, Some(error)) => {
             if before.as_ref() != Some(&error) {
-                tracing::warn!(%source, error, "the manifests are rejected; the last good state stays in force");
+                tracing::warn!(%source, error, "the manifests are rejected; {}", instead_of_all(has_state));
             }
             return;
         }
@@ -254,6 +273,15 @@ fn log_report(source: &SourceName, before: &Report, report: &Report) {
     tracing::debug!(%source, skipped = report.skipped.len(), "the manifests are read");
 }
 
+/// What is in force instead of manifests that are rejected.
+fn instead_of_all(has_state: bool) -> &'static str {
+    if has_state {
+        "the last good state stays in force"
+    } else {
+        "none was accepted before, so that the datapath stays as it is until they are"
+    }
+}
+
 /// Logs files that are not read from now on, and those that are read again or gone.
 fn log_unread(source: &str, before: &Report, report: &Report) {
     let known: BTreeSet<String> = before.unread.iter().map(ToString::to_string).collect();
@@ -262,8 +290,13 @@ fn log_unread(source: &str, before: &Report, report: &Report) {
     }
     let files = |report: &Report| report.unread.iter().map(|it| it.error.file().to_owned()).collect::<BTreeSet<_>>();
     for file in files(before).difference(&files(report)) {
-        tracing::info!(source, file, "a manifest is accepted again, or gone");
+        tracing::info!(source, file, "{}", unread_is_over(Path::new(file)));
     }
+}
+
+/// Why a file that could not be read is no longer among those that cannot.
+fn unread_is_over(file: &Path) -> &'static str {
+    if file.exists() { "a manifest is accepted again" } else { "a manifest that was rejected is gone" }
 }
 
 /// Findings, wherever their objects stand by now: what moves within a file, or to another one, is no news.
@@ -382,6 +415,37 @@ mod tests {
         assert_eq!(noted(&format!("{service}{slice}")), None);
         assert!(noted(slice).is_some_and(|why| why.contains("there is no Service default/web")));
         assert_eq!(noted(""), None);
+    }
+
+    #[test]
+    fn what_is_over_is_said_for_each_of_the_two_ways() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("web.yaml");
+        assert_eq!(unread_is_over(&file), "a manifest that was rejected is gone");
+        std::fs::write(&file, "").unwrap();
+        assert_eq!(unread_is_over(&file), "a manifest is accepted again");
+
+        let mut model = Model::default();
+        let name = ServiceName::new("default", "web");
+        assert_eq!(remark_is_over(&model, &name), "the service and its endpoint slices are gone");
+        let mut web = lb_core::service::Service::new(name.clone());
+        model.apply(Change::UpsertService(web.clone())).unwrap();
+        assert_eq!(remark_is_over(&model, &name), "the service needs no endpoints any more");
+        web.cluster_ips = vec!["10.96.0.1".parse().unwrap()];
+        web.ports = vec![lb_core::service::ServicePort {
+            name: "".into(),
+            protocol: lb_core::addr::Protocol::Tcp,
+            port: 80,
+            node_port: None,
+        }];
+        model.apply(Change::UpsertService(web)).unwrap();
+        assert_eq!(remark_is_over(&model, &name), "the service has endpoints that fit");
+    }
+
+    #[test]
+    fn no_last_good_state_is_claimed_where_there_never_was_one() {
+        assert_eq!(instead_of_all(true), "the last good state stays in force");
+        assert!(instead_of_all(false).starts_with("none was accepted before"));
     }
 
     #[test]

@@ -151,9 +151,10 @@ impl AgentState {
             if let Change::SetZone(zone) = &change {
                 log_zone(runner.reconciler().model().zone(), zone.as_ref());
             }
+            let instead = instead_of(runner.reconciler().model(), &change);
             let refused = runner.handle_change(change).err();
             if let Some(error) = &refused {
-                tracing::warn!(%error, "a change is refused; the last good state stays in force");
+                tracing::warn!(%error, "a change is refused; {instead}");
             }
             match (slice, refused) {
                 (Some(name), Some(error)) => drop(notes.refused_slices.insert(name, error.to_string())),
@@ -374,10 +375,46 @@ fn log_zone(old: Option<&ZoneName>, new: Option<&ZoneName>) {
     }
 }
 
+/// What is in force instead of a change that is refused.
+fn instead_of(model: &Model, change: &Change) -> &'static str {
+    let (has_state, without) = match change {
+        Change::UpsertService(service) => (model.service(&service.name).is_some(), "the service is not served"),
+        Change::ReplaceEndpoints(slice) => {
+            (model.endpoint_slice(&slice.name).is_some(), "the endpoints of the slice get nothing")
+        }
+        _ => (true, ""),
+    };
+    if has_state { "the last good state stays in force" } else { without }
+}
+
 /// Says that a service got its addresses after all, or lost one; its condition `Refused` follows from the model.
 fn note_claim(service: &ServiceName, claim: &Claim) {
     match claim {
         Claim::Served => tracing::info!(%service, "a service that was refused is served now"),
         Claim::Refused(error) => tracing::warn!(%service, %error, "a service that was served is refused from now on"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lb_core::{endpoint::EndpointSlice, name::SliceName, service::Service};
+
+    use super::*;
+
+    #[test]
+    fn a_last_good_state_is_said_to_stay_only_where_there_is_one() {
+        let mut model = Model::default();
+        let name = ServiceName::new("default", "web");
+        let slice = EndpointSlice {
+            name: SliceName::new("default", "web-1"),
+            service: name.clone(),
+            ports: Vec::new(),
+            endpoints: Vec::new(),
+        };
+        let changes = || [Change::UpsertService(Service::new(name.clone())), Change::ReplaceEndpoints(slice.clone())];
+        let said = changes().map(|change| instead_of(&model, &change));
+        assert_eq!(said, ["the service is not served", "the endpoints of the slice get nothing"]);
+        changes().into_iter().for_each(|change| drop(model.apply(change).unwrap()));
+        assert_eq!(changes().map(|change| instead_of(&model, &change)), ["the last good state stays in force"; 2]);
     }
 }
