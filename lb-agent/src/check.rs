@@ -130,13 +130,14 @@ pub fn check(manifests: &Path, config: &Config) -> Result<Checked, CheckError> {
     run(Read { source, news: Some(news) }, &origins, config)
 }
 
-/// Checks one text that is called `file` in messages: JSON if that ends in `.json`, YAML otherwise.
+/// Checks one text that is called `file` in messages: JSON if that ends in `.json`, YAML otherwise. What cannot be read
+/// costs only itself, as in a directory.
 ///
 /// # Errors
 /// When the kind of datapath does not say what it can do.
 pub fn check_text(file: &str, text: &str, config: &Config) -> Result<Checked, CheckError> {
     let mut manifests = Manifests::new(SourceName("manifests".into())).allocating();
-    let Batch { changes, edits, report } = manifests.update(Snapshot::parse(file, text));
+    let Batch { changes, edits, report } = manifests.update(Snapshot::parse_readable(file, text));
     let news = News::default().with_changes(changes).with_edits(edits).with_report(report);
     let origins = origins(&news, |name| manifests.service_origin(name));
     run(Read { source: Text(manifests), news: Some(news) }, &origins, config)
@@ -362,6 +363,33 @@ mod tests {
         let iptables = of(driver::IPTABLES_NFT);
         assert!(iptables.is_accepted() && !iptables.is_clean());
         assert_eq!(iptables.services[0].conditions[0].kind, "Degraded");
+    }
+
+    #[test]
+    fn a_text_is_checked_as_a_file_of_the_same_content() {
+        for broken in ["---\nreplicas: 1\n", "---\nkind: service\napiVersion: v1\n", "---\na: [1\n"] {
+            let text = WEB.to_owned() + broken;
+            let directory = tempfile::tempdir().unwrap();
+            let file = directory.path().join("all.yaml");
+            fs::write(&file, &text).unwrap();
+            let told = |checked: Checked| {
+                let services: Vec<String> = checked.services.into_iter().map(|service| service.name).collect();
+                let unread: Vec<_> =
+                    checked.unread.into_iter().map(|finding| (finding.line, finding.column, finding.message)).collect();
+                (checked.rejected, services, unread)
+            };
+            let of_text = checked(&text);
+            assert!(of_text.rejected.is_none() && of_text.unread.len() == 1 && !of_text.is_accepted(), "{of_text:#?}");
+            let place = |told: (_, _, Vec<(_, _, String)>), file: &str| {
+                let unread: Vec<_> =
+                    told.2.into_iter().map(|(line, column, says)| (line, column, says.replace(file, "FILE"))).collect();
+                (told.0, told.1, unread)
+            };
+            let of_file = told(check(&file, &config(driver::MEMORY)).unwrap());
+            assert_eq!(place(told(of_text), "all.yaml"), place(of_file, file.to_str().unwrap()), "{broken}");
+        }
+        let served = checked(&(WEB.to_owned() + "---\nreplicas: 1\n"));
+        assert_eq!(served.services[0].frontends[0].status, FrontendStatus::Active, "a document costs only itself");
     }
 
     #[test]

@@ -253,12 +253,13 @@ pub(crate) enum PoolCommand {
     Explain(PoolExplainArgs),
     /// Show which services would get other addresses after an edit, without making it.
     ///
-    /// The pools and services of the file replace those of the same name and are added to all others.
+    /// The pools and services of the file replace those of the same name and are added to all others. A document that is
+    /// no Kubernetes object is named, and the plan is made without it; a file that cannot be parsed has no plan.
     #[command(after_help = "Examples:\n  lb pool plan -f smaller-pool.yaml\n  \
             kubectl get ippools -o yaml | lb pool plan -f -\n  lb pool plan --remove blue-pool\n  \
             lb pool plan --remove old-name -f new-name.yaml\n\n\
-            Exit codes: 0 no service would lose an address, 1 error, or an object would be refused, 2 usage, 3 no such pool, \
-            4 a service would lose an address.")]
+            Exit codes: 0 no service would lose an address, 1 error, or an object would be refused or not read, 2 usage, \
+            3 no such pool, 4 a service would lose an address.")]
     Plan(PoolPlanArgs),
 }
 
@@ -547,7 +548,7 @@ pub(crate) enum LabCommand {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  lb check ./manifests\n  lb check ./manifests --datapath nftables --strict\n  \
     kubectl get services,endpointslices -A -o yaml | lb check -\n  lb check --config lb.yaml -o json\n\n\
-    Exit codes: 0 nothing is refused, 1 error, or something is refused, 2 usage.")]
+    Exit codes: 0 nothing is refused and everything is read, 1 error, or something is refused or not read, 2 usage.")]
 pub(crate) struct CheckArgs {
     /// Directory of manifests, or a file; `-` reads standard input [default: `manifests` of --config].
     #[arg(value_name = "DIR", required_unless_present = "config", value_hint = clap::ValueHint::AnyPath)]

@@ -572,12 +572,29 @@ fn check_needs_no_agent_and_its_exit_code_is_for_scripts() {
     assert_eq!(end(&lb().arg("check").output().unwrap()).0, 2);
 }
 
-#[test]
-fn check_reads_standard_input() {
+fn check_input(text: &str) -> Output {
     let mut child =
         lb().args(["check", "-", "-o", "json"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-    child.stdin.take().unwrap().write_all(mixed().as_bytes()).unwrap();
-    let output = child.wait_with_output().unwrap();
+    child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    child.wait_with_output().unwrap()
+}
+
+#[test]
+fn a_document_that_is_no_object_costs_only_itself_on_standard_input() {
+    let output = check_input(&(service("web", "10.96.0.10", "", &["10.244.0.5"]) + "---\nreplicas: 1\n"));
+    let checked: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((output.status.code(), &checked["rejected"]), (Some(1), &Value::Null));
+    assert_eq!(checked["services"][0]["frontends"][0]["status"], "active");
+    let unread = checked["unread"][0]["text"].as_str().unwrap();
+    assert!(
+        unread.starts_with("standard input:") && unread.ends_with(": remove the document; it is left out"),
+        "{unread}"
+    );
+}
+
+#[test]
+fn check_reads_standard_input() {
+    let output = check_input(&mixed());
     let checked: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(output.status.code(), Some(0));
     assert_eq!(checked["services"].as_array().unwrap().len(), 2);

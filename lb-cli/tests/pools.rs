@@ -620,6 +620,20 @@ fn what_another_service_answers_for_is_given_to_nobody() {
 }
 
 #[test]
+fn a_plan_names_a_document_that_is_no_object_and_goes_on_without_it() {
+    let node = Node::running(&[("pool.yaml", &blue()), ("a.yaml", &service("a", ""))]);
+    await_addresses(&node, &[("a", &["20.0.20.100"])]);
+    let smaller = pool("blue", "20.0.20.150", "20.0.20.199");
+    let output = piped(&node, &(smaller.clone() + "---\nreplicas: 1\n"));
+    let said = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.starts_with("not accepted: standard input:") && said.contains("remove the document"), "{said}");
+    assert_eq!(words(&output, "default/a")[1..3], ["20.0.20.100", "20.0.20.150"]);
+    let (code, why) = end(&piped(&node, &(smaller + "---\na: [1\n")));
+    assert!(code == 1 && why.contains("standard input:") && why.contains("document 2"), "{why}");
+}
+
+#[test]
 fn a_plan_says_who_would_move_and_moves_nobody() {
     let node = Node::running(&[("pool.yaml", &blue()), ("a.yaml", &service("a", ""))]);
     await_addresses(&node, &[("a", &["20.0.20.100"])]);

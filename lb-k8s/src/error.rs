@@ -188,7 +188,8 @@ impl SnapshotError {
     }
 
     /// Whether it is about one object of a file; the others of the file are read.
-    pub(crate) fn is_about_an_object(&self) -> bool {
+    #[must_use]
+    pub fn is_about_an_object(&self) -> bool {
         matches!(self, Self::NotAnObject { .. } | Self::Type(_))
     }
 }

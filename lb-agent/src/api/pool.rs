@@ -127,7 +127,7 @@ pub struct PoolPlan {
     pub moves: Vec<PoolMove>,
     /// Pools after the edit, in the order in which the allocator would try them.
     pub pools: Vec<Pool>,
-    /// Objects of the manifests that would be refused, and why.
+    /// Objects of the manifests that would be refused, documents that are no objects, and why.
     pub refused: Vec<String>,
     /// Fields of the manifests that would have no effect.
     pub unsupported: Vec<String>,

@@ -230,9 +230,10 @@ impl Sources {
         if let Some(both) = allocation::contradiction(&edits, removed) {
             return Err(format!("pool `{both}` is in {file} and is to be removed: it can only be one of the two"));
         }
+        let unread = report.unread.iter().map(ToString::to_string);
         let planned = PlannedEdits {
             edits: removed.iter().cloned().map(Edit::RemovePool).chain(edits).collect(),
-            refused: report.refused.iter().map(ToString::to_string).collect(),
+            refused: unread.chain(report.refused.iter().map(ToString::to_string)).collect(),
             unsupported: report.unsupported.iter().map(ToString::to_string).collect(),
         };
         Ok(self.allocation().plan(planned, timestamp()))

@@ -81,6 +81,22 @@ impl Snapshot {
         Ok(snapshot)
     }
 
+    /// The same, read as [`Manifests::reload`](crate::Manifests::reload) reads a file: what cannot be read costs only
+    /// itself, and [`Report::unread`] lists it.
+    ///
+    /// # Errors
+    /// When a limit of [`limits`](crate::limits) is exceeded.
+    pub fn parse_readable(file: &str, text: &str) -> Result<Self, SnapshotError> {
+        let path = Path::new(file);
+        let part = match reader::read(&shown_path(path), text) {
+            Err(error) if error.is_about_a_file() => Part::unread(error),
+            read => read?,
+        };
+        let mut snapshot = Self::default();
+        snapshot.replace(FileId::named(0, path), Some(part));
+        Ok(snapshot)
+    }
+
     /// Valid services, in order of their names.
     pub fn services(&self) -> impl Iterator<Item = &Service> {
         self.bodies().filter_map(|body| match body {

@@ -121,12 +121,14 @@ impl Source for ManifestDirectory {
     fn publish(&mut self, _: &[(ServiceName, Status)]) {}
 
     fn preview(&self, file: &str, text: &str) -> Option<Result<Preview, String>> {
-        let snapshot = match Snapshot::parse(file, text) {
+        let snapshot = match Snapshot::parse_readable(file, text) {
             Ok(snapshot) => snapshot,
             Err(error) => return Some(Err(lb_core::error::report(&error))),
         };
         let lb_k8s::Preview { edits, report } = self.manifests.preview(&snapshot);
-        Some(match &report.rejected {
+        // Of a text that is not read at all there is nothing to show.
+        let of_all = report.unread.iter().map(|unread| &unread.error).find(|error| !error.is_about_an_object());
+        Some(match report.rejected.as_ref().or(of_all) {
             Some(error) => Err(lb_core::error::report(&**error)),
             None => Ok(Preview { edits, report }),
         })
