@@ -153,7 +153,7 @@ mod tests {
         assert!(matches!(error, Failure::NotFound(why) if why.ends_with("no service web in any namespace")));
         assert!(Selection::One("shop/web".into()).check(["shop/web"].into_iter()).is_ok());
         let error = Selection::One("default/web".into()).check(none).unwrap_err();
-        assert!(matches!(error, Failure::NotFound(why) if why == "the agent knows no service default/web"));
+        assert!(matches!(error, Failure::NotFound(why) if why == "there is no service default/web"));
     }
 
     #[test]
@@ -162,7 +162,7 @@ mod tests {
             Err(Failure::NotFound(why)) => why,
             other => panic!("{other:?}"),
         };
-        let begin = "the agent knows no service default/web; it knows ";
+        let begin = "there is no service default/web; there is ";
         assert_eq!(of(&["shop/web", "shop/webs"]), format!("{begin}shop/web: name a namespace with -n"));
         let five = of(&["a/web", "b/web", "c/web", "d/web"]);
         assert_eq!(five, format!("{begin}a/web, b/web, c/web, …: name a namespace with -n"));

@@ -99,7 +99,7 @@ fn a_service_that_is_in_another_namespace_is_hinted_at() {
         assert_eq!(code, 3);
         assert_eq!(
             message,
-            "lb: the agent knows no service default/waits; it knows shop/waits: name a namespace with -n\n"
+            "lb: there is no service default/waits; there is shop/waits: name a namespace with -n\n"
         );
     }
 }
@@ -160,7 +160,7 @@ fn an_agent_that_is_not_ready_is_no_agent_without_services() {
         assert_eq!(end(&node.ask(command)), (0, format!("lb: {unready}")), "{command:?}");
     }
     for command in [&["svc", "get", "web"][..], &["explain", "web"], &["backend", "list", "web"]] {
-        let expected = format!("lb: the agent knows no service default/web: {unready}");
+        let expected = format!("lb: there is no service default/web: {unready}");
         assert_eq!(end(&node.ask(command)), (3, expected), "{command:?}");
     }
     fs::remove_file(node.path("manifests/large.yaml")).unwrap();
