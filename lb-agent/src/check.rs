@@ -21,7 +21,11 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::Path,
+    fs::{self, File},
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use lb_core::{
@@ -30,12 +34,12 @@ use lb_core::{
     model::Change,
     name::{ServiceName, SourceName},
 };
-use lb_k8s::{Batch, Finding as Found, Manifests, Origin, Snapshot, SnapshotError, Unread};
+use lb_k8s::{Batch, Finding as Found, Manifests, Origin, Report, Snapshot, SnapshotError, Unread};
 use serde::Serialize;
 
 use crate::{
     allocation::Allocation,
-    api::{Pool, Service},
+    api::{Pool, Service, view},
     config::Config,
     driver::DatapathKind,
     engine::Engine,
@@ -64,6 +68,22 @@ pub struct Checked {
     pub ignored_files: Vec<String>,
     /// How many more findings there are than those that are listed.
     pub unlisted: usize,
+    /// How many findings there are, those included that are not listed.
+    pub totals: Totals,
+}
+
+/// Numbers of findings.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Totals {
+    /// Files and documents that could not be read.
+    pub unread: usize,
+    /// Objects that would be refused.
+    pub refused: usize,
+    /// Fields that would have no effect.
+    pub unsupported: usize,
+    /// Objects that are not for an agent.
+    pub skipped: usize,
 }
 
 /// A remark about an object, and where it stands.
@@ -95,6 +115,22 @@ pub enum CheckError {
     /// The kind of datapath does not say what it can do.
     #[error("datapath {0} does not say what it can do before it is opened: check without it")]
     Datapath(DatapathKind),
+    /// There is nothing to check.
+    #[error("{place} holds no manifests{hint}")]
+    NoManifests {
+        /// The directory, file or text.
+        place: String,
+        /// What is read of a directory, and what is not.
+        hint: String,
+    },
+    /// The directory or file cannot be read.
+    #[error("{}: the manifests cannot be read: {source}", .path.display())]
+    Unreadable {
+        /// The directory or file.
+        path: PathBuf,
+        /// The error of the system.
+        source: io::Error,
+    },
     /// The datapath in memory refused.
     #[error("trying the manifests failed: {}", .0.report())]
     Failed(DatapathError),
@@ -104,14 +140,14 @@ impl Checked {
     /// Whether nothing would be refused, and every file is read.
     #[must_use]
     pub fn is_accepted(&self) -> bool {
-        self.rejected.is_none() && self.refused.is_empty() && self.unread.is_empty()
+        self.rejected.is_none() && self.totals.refused + self.totals.unread == 0
     }
 
     /// Whether, besides, every object would take effect as it stands: no field without effect, no object skipped, no
     /// service or pool with a condition.
     #[must_use]
     pub fn is_clean(&self) -> bool {
-        let findings = self.unsupported.len() + self.skipped.len() + self.unlisted;
+        let findings = self.totals.unsupported + self.totals.skipped;
         let on_objects = self.services.iter().map(|service| &service.conditions);
         let on_objects = on_objects.chain(self.pools.iter().map(|pool| &pool.conditions));
         self.is_accepted() && findings == 0 && on_objects.into_iter().all(Vec::is_empty)
@@ -122,10 +158,20 @@ impl Checked {
 /// the node, the datapath and the load-balancer classes matter; nothing of it is opened.
 ///
 /// # Errors
-/// When the kind of datapath does not say what it can do.
+/// When the directory or file cannot be read or holds no manifests, or the kind of datapath does not say what it can do.
 pub fn check(manifests: &Path, config: &Config) -> Result<Checked, CheckError> {
+    let is_directory =
+        can_read(manifests).map_err(|source| CheckError::Unreadable { path: manifests.into(), source })?;
     let mut source = ManifestDirectory::new(manifests);
     let news = source.poll();
+    let hint = |report: &Report| match (is_directory, &*report.ignored_files) {
+        (false, _) => String::new(),
+        (true, []) => ": give a directory that has .yaml, .yml or .json files itself".to_owned(),
+        (true, [first, ..]) => {
+            format!(": give a directory that has .yaml, .yml or .json files itself; it has entries like {first}")
+        }
+    };
+    check_content(&news, || manifests.display().to_string(), hint)?;
     let origins = origins(&news, |name| source.origin(name));
     run(Read { source, news: Some(news) }, &origins, config)
 }
@@ -134,13 +180,34 @@ pub fn check(manifests: &Path, config: &Config) -> Result<Checked, CheckError> {
 /// costs only itself, as in a directory.
 ///
 /// # Errors
-/// When the kind of datapath does not say what it can do.
+/// When it holds no manifests, or the kind of datapath does not say what it can do.
 pub fn check_text(file: &str, text: &str, config: &Config) -> Result<Checked, CheckError> {
     let mut manifests = Manifests::new(SourceName("manifests".into())).allocating();
     let Batch { changes, edits, report } = manifests.update(Snapshot::parse_readable(file, text));
     let news = News::default().with_changes(changes).with_edits(edits).with_report(report);
+    check_content(&news, || file.to_owned(), |_| String::new())?;
     let origins = origins(&news, |name| manifests.service_origin(name));
     run(Read { source: Text(manifests), news: Some(news) }, &origins, config)
+}
+
+/// Whether the path is a directory, if the directory or file can be read.
+fn can_read(path: &Path) -> io::Result<bool> {
+    let metadata = fs::metadata(path)?;
+    if metadata.is_dir() {
+        fs::read_dir(path)?;
+    } else if metadata.is_file() {
+        File::open(path)?;
+    }
+    Ok(metadata.is_dir())
+}
+
+/// Whether there is anything to check: a pipeline whose first part failed must not pass.
+fn check_content(news: &News, place: impl Fn() -> String, hint: impl Fn(&Report) -> String) -> Result<(), CheckError> {
+    let Some(report) = &news.report else { return Ok(()) };
+    if report.documents > 0 || report.rejected.is_some() {
+        return Ok(());
+    }
+    Err(CheckError::NoManifests { place: place(), hint: hint(report) })
 }
 
 /// Where services stand.
@@ -204,7 +271,7 @@ fn run(source: impl Source + 'static, origins: &Origins, config: &Config) -> Res
     let named = [(source.name(), source.place())];
     let sources = Sources::new(vec![Box::new(source)], Allocation::in_memory(config));
     let datapath = Box::new(MemoryDatapath::with_capabilities(capabilities));
-    let mut engine = Engine::new(config, &named, datapath, Box::new(|| {}));
+    let mut engine = Engine::new(&with_node_address(config), &named, datapath, Box::new(|| {}));
     let shared = engine.shared();
     let delivery = sources.poll(0);
     let report = delivery.as_ref().and_then(|delivery| delivery.report.clone()).unwrap_or_default();
@@ -215,22 +282,48 @@ fn run(source: impl Source + 'static, origins: &Origins, config: &Config) -> Res
     sources.allocation().describe(&mut services);
     sources.allocation().describe_status(&mut status);
     shared.describe_pools(&mut pools);
-    let mut refused: Vec<Finding> = report.refused.iter().map(|it| located(&it.finding, it.to_string())).collect();
-    let known: BTreeSet<String> = refused.iter().map(|finding| finding.text.clone()).collect();
+    let refusals = report.refused.iter().chain(&report.also_refused);
+    let mut refused: Vec<Finding> = refusals.map(|it| located(&it.finding, it.to_string())).collect();
+    let known = refused.iter().map(|finding| finding.text.clone());
+    let known: BTreeSet<String> = known.chain(view::further_refused(&report).map(|it| it.message)).collect();
     let conflicts = status.conditions.into_iter().filter(|it| it.kind == "Refused" && !known.contains(&it.message));
     refused.extend(conflicts.map(|condition| conflict(condition.message, &services, origins)));
-    let all = |findings: &[std::sync::Arc<Found>]| findings.iter().map(|it| located(it, it.to_string())).collect();
+    // Of objects that are skipped, those that let more in are known by their kind.
+    let (exposing_skipped, exposing_fields) =
+        report.exposing.iter().cloned().partition::<Vec<_>, _>(|it| it.object.kind != "Service" && it.field.is_empty());
+    let all = |listed: &[Arc<Found>], further: &[Arc<Found>]| -> Vec<Finding> {
+        listed.iter().chain(further).map(|it| located(it, it.to_string())).collect()
+    };
+    let (unsupported, skipped) = (all(&report.unsupported, &exposing_fields), all(&report.skipped, &exposing_skipped));
+    let totals = Totals {
+        unread: report.unread.len() + report.unlisted.unread,
+        refused: refused.len() - report.also_refused.len() + report.unlisted.refused,
+        unsupported: report.unsupported.len() + report.unlisted.unsupported,
+        skipped: report.skipped.len() + report.unlisted.skipped,
+    };
     Ok(Checked {
         rejected: report.rejected.as_ref().map(|error| lb_core::error::report(&**error)),
         services,
         pools,
         unread: report.unread.iter().map(unread).collect(),
         refused,
-        unsupported: all(&report.unsupported),
-        skipped: all(&report.skipped),
+        unsupported,
+        skipped,
         ignored_files: report.ignored_files.clone(),
-        unlisted: report.unlisted,
+        unlisted: report.unlisted.sum() - report.exposing.len() - report.also_refused.len(),
+        totals,
     })
+}
+
+/// With an address of each family for node ports if the configuration names none. Nobody has these addresses: they are
+/// the dummies of RFC 7600 and RFC 9780.
+fn with_node_address(config: &Config) -> Config {
+    let mut config = config.clone();
+    if config.node.ips.is_empty() {
+        config.node.ips =
+            vec![IpAddr::V4(Ipv4Addr::new(192, 0, 0, 8)), IpAddr::V6(Ipv6Addr::new(0x100, 0, 0, 1, 0, 0, 0, 1))];
+    }
+    config
 }
 
 fn located(found: &Found, text: String) -> Finding {
@@ -282,8 +375,6 @@ fn conflict(message: String, services: &[Service], origins: &Origins) -> Finding
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use lb_core::node::NodeFacts;
 
     use super::*;
@@ -354,6 +445,48 @@ mod tests {
     }
 
     #[test]
+    fn node_ports_are_judged_without_a_node_address() {
+        let text = service("np", "type: NodePort, externalTrafficPolicy: Local, clusterIP: 10.96.0.1")
+            .replace("{port: 80}", "{port: 80, nodePort: 30080}")
+            + "---\n"
+            + &WEB.split_once("---\n").unwrap().1.replace(": web}", ": np}");
+        let conditions = |config: &Config| {
+            let checked = check_text("np.yaml", &text, config).unwrap();
+            assert!(checked.is_accepted() && checked.services.len() == 1, "{checked:#?}");
+            (checked.is_clean(), checked.services[0].conditions.clone())
+        };
+        let with_address = |kind| {
+            let ips = vec!["192.0.2.1".parse().unwrap()];
+            Config::new(kind, NodeFacts { ips, ..NodeFacts::default() }, "", "")
+        };
+        for kind in [driver::NFTABLES, driver::IPTABLES_NFT, driver::EBPF, driver::MEMORY] {
+            assert_eq!(conditions(&config(kind)), conditions(&with_address(kind)), "{kind}");
+        }
+        assert!(!conditions(&config(driver::NFTABLES)).0);
+    }
+
+    #[test]
+    fn findings_beyond_the_limit_are_counted_and_those_that_matter_are_listed() {
+        let many = lb_k8s::limits::MAX_FINDINGS_PER_FILE + 500;
+        let sloppy = |n: usize| service(&format!("s{n}"), "clusterIP: None, bogus: 1");
+        let open = service("yy", "clusterIP: 10.96.0.1, loadBalancerSourceRanges: [10.0.0.0/8]");
+        let policy = "---\n{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: deny}}\n";
+        let text = (0..many).map(sloppy).collect::<String>() + &open + policy;
+        let accepted = checked(&text);
+        assert!(accepted.is_accepted() && !accepted.is_clean());
+        assert_eq!((accepted.totals.unsupported, accepted.totals.skipped, accepted.unlisted), (many + 1, 1, 500));
+        let exposing = accepted.unsupported.iter().chain(&accepted.skipped).filter(|it| it.exposes);
+        let exposing: Vec<&str> = exposing.map(|it| &*it.object).collect();
+        assert_eq!(exposing, ["Service default/yy", "NetworkPolicy deny"]);
+        let last = accepted.services.last().unwrap();
+        assert_eq!((&*last.name, &*last.conditions[0].kind), ("default/yy", "Degraded"));
+        let refused = checked(&(text + &service("zz", "clusterIP: nonsense")));
+        assert!(!refused.is_accepted());
+        assert_eq!((refused.totals.refused, &*refused.refused[0].object), (1, "Service default/zz"));
+        assert_eq!(refused.refused.len(), 1, "{:?}", refused.refused);
+    }
+
+    #[test]
     fn a_datapath_that_lacks_something_is_known_without_being_opened() {
         let maglev = "{apiVersion: v1, kind: Service, metadata: {name: m, annotations: {lb/algorithm: maglev}}, \
                       spec: {clusterIP: 10.96.0.1, ports: [{port: 80}]}}\n---\n";
@@ -404,7 +537,26 @@ mod tests {
         let broken = check(directory.path(), &config(driver::MEMORY)).unwrap();
         assert!(!broken.is_accepted() && broken.services.len() == 1, "a file costs only itself");
         assert!(broken.unread[0].file.ends_with("values.yaml") && broken.unread[0].line == Some(1), "{broken:#?}");
-        let missing = check(&directory.path().join("missing"), &config(driver::MEMORY)).unwrap();
-        assert!(missing.rejected.is_some_and(|why| why.contains("missing")));
+        let missing = check(&directory.path().join("missing"), &config(driver::MEMORY)).unwrap_err().to_string();
+        assert!(missing.contains("/missing: the manifests cannot be read: No such file"), "{missing}");
+    }
+
+    #[test]
+    fn nothing_to_check_is_an_error() {
+        for text in ["", " \n", "# kubectl failed\n---\n"] {
+            let error = check_text("standard input", text, &config(driver::MEMORY)).unwrap_err();
+            assert_eq!(error.to_string(), "standard input holds no manifests", "{text:?}");
+        }
+        let list = "{apiVersion: v1, kind: List, items: []}\n";
+        assert!(checked(list).is_clean(), "an empty list is a manifest");
+        let directory = tempfile::tempdir().unwrap();
+        let error = || check(directory.path(), &config(driver::MEMORY)).unwrap_err().to_string();
+        assert!(error().ends_with(" holds no manifests: give a directory that has .yaml, .yml or .json files itself"));
+        fs::create_dir(directory.path().join("prod")).unwrap();
+        assert!(error().contains("files itself; it has entries like ") && error().contains("prod"), "{}", error());
+        fs::write(directory.path().join("empty.yaml"), "# nothing\n").unwrap();
+        assert!(error().contains(" holds no manifests"), "{}", error());
+        fs::write(directory.path().join("list.yaml"), list).unwrap();
+        assert!(check(directory.path(), &config(driver::MEMORY)).unwrap().is_clean());
     }
 }

@@ -329,7 +329,8 @@ pub(crate) struct BackendListArgs {
 /// Show the state of the agent: readiness, datapath, manifests, conditions.
 ///
 /// What the manifests ask for and the agent does not do is listed below: objects that are refused or skipped, fields
-/// that have no effect, and files that are ignored. Of each kind the first few are shown, with --verbose all of them.
+/// that have no effect, and files that are ignored. Of each kind the first few are shown, with --verbose all that the
+/// agent lists.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     lb status\n  \

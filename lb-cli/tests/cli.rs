@@ -97,10 +97,7 @@ fn a_service_that_is_in_another_namespace_is_hinted_at() {
     for command in [&["svc", "get", "waits"][..], &["svc", "describe", "waits"], &["explain", "waits"]] {
         let (code, message) = end(&node.ask(command));
         assert_eq!(code, 3);
-        assert_eq!(
-            message,
-            "lb: there is no service default/waits; there is shop/waits: name a namespace with -n\n"
-        );
+        assert_eq!(message, "lb: there is no service default/waits; there is shop/waits: name a namespace with -n\n");
     }
 }
 
@@ -570,6 +567,24 @@ fn check_needs_no_agent_and_its_exit_code_is_for_scripts() {
     assert_eq!(check(&[], &node.path("missing")).status.code(), Some(1));
     assert_eq!(check(&[], &node.path("manifests/web.yaml")).status.code(), Some(0), "a file alone");
     assert_eq!(end(&lb().arg("check").output().unwrap()).0, 2);
+}
+
+#[test]
+fn check_of_nothing_is_one_line_of_error() {
+    let node = Node::new(&[]);
+    let says = |output: &Output, code: i32, end: &str| {
+        let error = text(&output.stderr);
+        assert_eq!((output.status.code(), text(&output.stdout)), (Some(code), String::new()), "{error}");
+        assert!(error.starts_with("lb: ") && error.lines().count() == 1 && error.trim_end().ends_with(end), "{error}");
+    };
+    says(&lb().args(["check", "-"]).stdin(Stdio::null()).output().unwrap(), 1, "standard input holds no manifests");
+    let hint = "holds no manifests: give a directory that has .yaml, .yml or .json files itself";
+    says(&check(&["--strict"], &node.path("manifests")), 1, hint);
+    says(&check(&[], &node.path("missing")), 1, "No such file or directory (os error 2)");
+    let config = node.path("lb.yaml");
+    fs::write(&config, "datapath: memory\n").unwrap();
+    let output = lb().args(["check", "--config", &config.display().to_string()]).output().unwrap();
+    says(&output, 2, "give DIR, or `-` for standard input: the configuration file has no key `manifests`");
 }
 
 fn check_input(text: &str) -> Output {

@@ -132,7 +132,7 @@ pub mod write;
 
 pub use error::SnapshotError;
 pub use manifests::{Batch, Manifests, Preview};
-pub use report::{Finding, Instead, ObjectRef, Origin, Position, Refusal, Report, Unread};
+pub use report::{Finding, Instead, ObjectRef, Origin, Position, Refusal, Report, Unlisted, Unread};
 pub use service::{ServiceTemplate, TargetPort, TemplatePort};
 pub use snapshot::Snapshot;
 pub use unservable::unservable;

@@ -1,6 +1,6 @@
 //! Findings about a snapshot.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, ops::AddAssign, sync::Arc};
 
 use crate::{SnapshotError, pools};
 
@@ -161,6 +161,8 @@ impl fmt::Display for Unread {
 /// Everything that was not accepted, and why.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
+    /// Documents that have content, whether they can be read or not.
+    pub documents: usize,
     /// Why the newest snapshot was rejected as a whole; the rest of the report is about the last good one.
     pub rejected: Option<Arc<SnapshotError>>,
     /// Files that could not be read as a whole, and documents that are no objects: the others are in force.
@@ -172,14 +174,50 @@ pub struct Report {
     pub unsupported: Vec<Arc<Finding>>,
     /// Invalid objects.
     pub refused: Vec<Refusal>,
+    /// Findings beyond those that are listed without which more is let in: the first one of each object, without its
+    /// position.
+    pub exposing: Vec<Arc<Finding>>,
+    /// Refusals beyond those that are listed, of objects that have names, without their positions.
+    pub also_refused: Vec<Refusal>,
     /// How many more findings there are than the
     /// [`MAX_FINDINGS_PER_FILE`](crate::limits::MAX_FINDINGS_PER_FILE) that are listed for a file, or the
-    /// [`MAX_FINDINGS`](crate::limits::MAX_FINDINGS) for all files.
-    pub unlisted: usize,
+    /// [`MAX_FINDINGS`](crate::limits::MAX_FINDINGS) for all files. Those of [`exposing`](Self::exposing) and
+    /// [`also_refused`](Self::also_refused) are among them.
+    pub unlisted: Unlisted,
     /// Entries of directories that are not manifests: by name, or pipes, sockets and devices, with the reason. The last
     /// line counts those that are more than
     /// [`MAX_IGNORED_FILES`](crate::limits::MAX_IGNORED_FILES).
     pub ignored_files: Vec<String>,
+}
+
+/// Numbers of findings that are not listed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Unlisted {
+    /// Of [`Report::unread`].
+    pub unread: usize,
+    /// Of [`Report::skipped`].
+    pub skipped: usize,
+    /// Of [`Report::unsupported`].
+    pub unsupported: usize,
+    /// Of [`Report::refused`].
+    pub refused: usize,
+}
+
+impl Unlisted {
+    /// All of them.
+    #[must_use]
+    pub fn sum(&self) -> usize {
+        self.unread + self.skipped + self.unsupported + self.refused
+    }
+}
+
+impl AddAssign for Unlisted {
+    fn add_assign(&mut self, other: Self) {
+        self.unread += other.unread;
+        self.skipped += other.skipped;
+        self.unsupported += other.unsupported;
+        self.refused += other.refused;
+    }
 }
 
 impl Report {
@@ -187,6 +225,6 @@ impl Report {
     #[must_use]
     pub fn is_clean(&self) -> bool {
         let listed = self.unread.len() + self.skipped.len() + self.unsupported.len() + self.refused.len();
-        self.rejected.is_none() && listed + self.unlisted == 0
+        self.rejected.is_none() && listed + self.unlisted.sum() == 0
     }
 }

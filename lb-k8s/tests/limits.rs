@@ -136,8 +136,60 @@ fn findings_of_all_files() {
             fs::write(directory.path().join(format!("{number}.json")), &text).unwrap();
         }
         let report = Snapshot::read(&[directory.path()]).unwrap().report();
-        assert_eq!((report.skipped.len(), report.unlisted), (listed, unlisted));
+        assert_eq!((report.skipped.len(), report.unlisted.skipped), (listed, unlisted));
     }
+}
+
+/// A file whose list of findings is full, and then these objects.
+fn after_many_findings(objects: &str) -> String {
+    let service = |n| {
+        format!(
+            r#"{{"apiVersion": "v1", "kind": "Service", "metadata": {{"name": "s{n}"}}, "bogus": 1, "spec": {{"clusterIP": "None"}}}}"#
+        )
+    };
+    (0..limits::MAX_FINDINGS_PER_FILE).map(service).collect::<String>() + objects
+}
+
+#[test]
+fn what_lets_more_in_is_kept_beyond_the_findings_that_are_listed() {
+    let text = after_many_findings(
+        r#"{"apiVersion": "v1", "kind": "Service", "metadata": {"name": "zz"}, "spec": {"clusterIP": "None", "bogus": 1,
+            "loadBalancerSourceRanges": ["10.0.0.0/8"], "loadBalancerSourceRange": ["10.0.0.0/8"]}}
+           {"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "deny"}}"#,
+    );
+    let report = Snapshot::parse("x.json", &text).unwrap().report();
+    let kept: Vec<String> = report.exposing.iter().map(ToString::to_string).collect();
+    assert_eq!(kept.len(), 2, "one of each object: {kept:?}");
+    assert!(kept[0].contains("Service default/zz, field `spec.loadBalancerSourceRange"), "{kept:?}");
+    assert!(kept[1].contains("NetworkPolicy deny: policies are not enforced"), "{kept:?}");
+    assert_eq!(report.unsupported.len() + report.unlisted.unsupported, limits::MAX_FINDINGS_PER_FILE + 3);
+    assert_eq!(report.unlisted.skipped, 1);
+}
+
+#[test]
+fn what_lets_more_in_is_kept_beyond_the_findings_of_all_files() {
+    let directory = tempfile::tempdir().unwrap();
+    let files = limits::MAX_FINDINGS / limits::MAX_FINDINGS_PER_FILE;
+    let skipped = r#"{"apiVersion": "x", "kind": "X"}"#.repeat(limits::MAX_FINDINGS_PER_FILE);
+    (0..files).for_each(|n| fs::write(directory.path().join(format!("{n}.json")), &skipped).unwrap());
+    let open = r#"{"apiVersion": "v1", "kind": "Service", "metadata": {"name": "zz"},
+                   "spec": {"clusterIP": "None", "loadBalancerSourceRanges": ["10.0.0.0/8"]}}"#;
+    fs::write(directory.path().join("z.json"), open).unwrap();
+    let report = Snapshot::read(&[directory.path()]).unwrap().report();
+    assert_eq!((report.exposing.len(), report.unlisted.unsupported), (1, 1));
+    assert_eq!(report.exposing[0].object.name, "zz");
+}
+
+#[test]
+fn objects_that_are_refused_are_kept_beyond_the_findings_that_are_listed() {
+    let text = after_many_findings(
+        r#"{"apiVersion": "v1", "kind": "Service", "metadata": {"name": "zz"}, "spec": {"clusterIP": "nonsense"}}
+           {"apiVersion": "v1", "kind": "Service", "metadata": {}}"#,
+    );
+    let report = Snapshot::parse("x.json", &text).unwrap().report();
+    assert_eq!((report.refused.len(), report.unlisted.refused), (0, 2));
+    assert_eq!(report.also_refused.len(), 1);
+    assert_eq!(report.also_refused[0].finding.object.name, "zz");
 }
 
 /// A pool of which these are the kind's lines and the spec.

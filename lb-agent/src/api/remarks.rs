@@ -171,7 +171,8 @@ pub(crate) fn conditions(model: &Model, report: &Report) -> Vec<Condition> {
         conditions.push(Condition::new(NO_SERVICE, &says));
     }
     let mut exposed: BTreeMap<&str, Vec<String>> = BTreeMap::new();
-    for finding in report.unsupported.iter().chain(&report.skipped).filter(|finding| finding.exposes) {
+    let listed = report.unsupported.iter().chain(&report.skipped).filter(|finding| finding.exposes);
+    for finding in listed.chain(&report.exposing) {
         exposed.entry(&finding.message).or_default().push(finding.object.to_string());
     }
     let exposed = exposed.into_iter().map(|(says, objects)| format!("{says}: {}", named(objects.iter())));
@@ -193,8 +194,8 @@ fn named<T: ToString>(names: impl ExactSizeIterator<Item = T>) -> String {
 fn findings(model: &Model, reports: &Reports) -> impl Iterator<Item = (String, Remark)> {
     let of_report = move |(source, report): &(SourceName, Arc<Report>)| {
         let refused = report.refused.iter().filter(|refusal| refusal.instead != Instead::First);
-        let refused = refused.map(|refusal| ("Refused", &refusal.finding));
-        let unsupported = report.unsupported.iter().map(|finding| {
+        let refused = refused.chain(&report.also_refused).map(|refusal| ("Refused", &refusal.finding));
+        let unsupported = report.unsupported.iter().chain(&report.exposing).map(|finding| {
             let kind = if finding.exposes { "Degraded" } else { "Unsupported" };
             (kind, finding)
         });
@@ -517,6 +518,34 @@ mod tests {
                 "source ranges are not enforced: every source is let in: Service default/web",
             ]
         );
+    }
+
+    #[test]
+    fn every_service_that_lets_more_in_or_is_refused_says_so_however_many_findings_there_are() {
+        let range = "loadBalancerSourceRanges: [10.0.0.0/8], bogus: 1";
+        let count = lb_k8s::limits::MAX_FINDINGS_PER_FILE;
+        let open = |n: usize| {
+            service(
+                &format!("s{n}"),
+                &format!("clusterIP: 10.96.{}.{}, ports: [{{port: 80}}], {range}", n / 256, n % 256),
+            )
+        };
+        let bad = service("zz", "clusterIP: nonsense, ports: [{port: 80}]");
+        let (model, reports) = world(&[&((0..count).map(open).collect::<String>() + &bad)]);
+        let services = of_services(&model, &reports);
+        let has = |of: &str, kind| services.get(of).is_some_and(|of| of.iter().any(|remark| remark.kind == kind));
+        for n in 0..count {
+            assert!(has(&format!("default/s{n}"), "Degraded"), "s{n}");
+        }
+        assert!(has("default/zz", "Refused"));
+        let last = ServiceName::new("default", &format!("s{}", count - 1));
+        assert_eq!(degraded(&model, &reports, &last).len(), 1, "explain says it");
+        let says = format!(
+            "source ranges are not enforced: every source is let in: Service default/s0, Service default/s1, Service \
+             default/s2 and {} more",
+            count - 3
+        );
+        assert!(conditions(&model, &reports[0].1).iter().any(|it| it.message == says));
     }
 
     #[test]

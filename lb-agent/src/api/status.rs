@@ -126,6 +126,22 @@ pub struct Manifests {
     pub refused: Vec<String>,
     /// Directory entries that are not read, with the reason.
     pub ignored_files: Vec<String>,
+    /// How many more there are than those that are listed.
+    #[serde(default)]
+    pub unlisted: Unlisted,
+}
+
+/// Numbers of findings that are not listed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unlisted {
+    /// Files and documents that are not read.
+    pub unread: usize,
+    /// Objects that are skipped.
+    pub skipped: usize,
+    /// Fields that are not supported.
+    pub unsupported: usize,
+    /// Objects that are refused.
+    pub refused: usize,
 }
 
 /// Addresses from pools.

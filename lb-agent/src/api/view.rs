@@ -49,7 +49,7 @@ pub(crate) fn services(reconciler: &Reconciler, reports: &Reports) -> Vec<Servic
 pub(crate) fn refusals_of_pool(report: &Report, pool: &str) -> impl Iterator<Item = Condition> {
     let is_of_it = move |finding: &Finding| finding.object.is_pool() && finding.object.name == pool;
     let refused = report.refused.iter().filter(|refusal| refusal.instead != Instead::First);
-    let refused = refused.filter(move |refusal| is_of_it(&refusal.finding));
+    let refused = refused.chain(&report.also_refused).filter(move |refusal| is_of_it(&refusal.finding));
     refused.map(|refusal| Condition::new("Refused", &about(&refusal.finding)))
 }
 
@@ -107,6 +107,7 @@ pub(crate) fn conditions(
 ) -> Vec<Condition> {
     let mut found = Vec::new();
     found.extend(report.refused.iter().map(|refusal| Condition::new("Refused", &refusal.to_string())));
+    found.extend(further_refused(report));
     found.extend(reconciler.model().refused().map(|(_, error)| Condition::new("Refused", &error.to_string())));
     found.extend(refused_slices.values().map(|error| Condition::new("Refused", error)));
     for addr in reconciler.desired().frontends.keys() {
@@ -117,6 +118,13 @@ pub(crate) fn conditions(
     found.extend(degraded(reconciler.model()));
     found.extend(remarks::conditions(reconciler.model(), report));
     found
+}
+
+/// How many objects are refused beyond those that are named.
+pub(crate) fn further_refused(report: &Report) -> Option<Condition> {
+    let further = report.unlisted.refused;
+    let message = || format!("{further} more objects are refused, which are not listed; see `lb service list`");
+    (further > 0).then(|| Condition::new("Refused", &message()))
 }
 
 /// Most services that a condition names.

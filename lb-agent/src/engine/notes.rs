@@ -17,7 +17,7 @@ use lb_core::{
 use lb_k8s::{Finding, Report};
 
 use crate::api::{
-    Manifests, Source,
+    Manifests, Source, Unlisted,
     remarks::{self, UnreadSlices},
     view,
 };
@@ -161,7 +161,7 @@ impl Notes {
         let is_several = self.sources.len() > 1;
         self.sources.iter().flat_map(move |notes| {
             let unread = &notes.report.unread;
-            let more = unread.len().saturating_sub(MAX_UNREAD);
+            let more = unread.len().saturating_sub(MAX_UNREAD) + notes.report.unlisted.unread;
             let more =
                 (more > 0).then(|| format!("{more} more files or documents are not read; see `lb status --verbose`"));
             let rejected = notes.report.rejected.iter().map(ToString::to_string);
@@ -196,6 +196,8 @@ fn joined<'a>(reports: impl Iterator<Item = &'a Report>) -> Report {
         all.skipped.extend_from_slice(&report.skipped);
         all.unsupported.extend_from_slice(&report.unsupported);
         all.refused.extend_from_slice(&report.refused);
+        all.exposing.extend_from_slice(&report.exposing);
+        all.also_refused.extend_from_slice(&report.also_refused);
         all.unlisted += report.unlisted;
         all.ignored_files.extend_from_slice(&report.ignored_files);
     }
@@ -218,21 +220,26 @@ pub(super) fn manifests(notes: &SourceNotes) -> Manifests {
         unsupported: lines(&report.unsupported),
         refused: lines(&report.refused),
         ignored_files: report.ignored_files.clone(),
+        unlisted: {
+            let lb_k8s::Unlisted { unread, skipped, unsupported, refused } = report.unlisted;
+            Unlisted { unread, skipped, unsupported, refused }
+        },
     }
 }
 
 pub(super) fn source(notes: &SourceNotes) -> Source {
     let report = &notes.report;
+    let unlisted = report.unlisted;
     Source {
         name: notes.name.0.to_string(),
         place: notes.place.clone(),
         listed: notes.listed,
         reads: notes.reads,
         rejected: report.rejected.as_ref().map(ToString::to_string),
-        unread: report.unread.len(),
-        skipped: report.skipped.len(),
-        unsupported: report.unsupported.len(),
-        refused: report.refused.len(),
+        unread: report.unread.len() + unlisted.unread,
+        skipped: report.skipped.len() + unlisted.skipped,
+        unsupported: report.unsupported.len() + unlisted.unsupported,
+        refused: report.refused.len() + unlisted.refused,
     }
 }
 
@@ -266,6 +273,7 @@ fn log_report(source: &SourceName, has_state: bool, before: &Report, report: &Re
     for finding in report.skipped.iter().filter(|finding| finding.exposes && !known.has(finding)) {
         tracing::warn!(%source, %finding, "more is let in than an object asks for");
     }
+    log_unlisted(source, before, report);
     let known: BTreeSet<&String> = before.ignored_files.iter().collect();
     for entry in report.ignored_files.iter().filter(|entry| !known.contains(entry)) {
         tracing::info!(%source, entry, "an entry of the directory is not read");
@@ -279,6 +287,19 @@ fn instead_of_all(has_state: bool) -> &'static str {
         "the last good state stays in force"
     } else {
         "none was accepted before, so that the datapath stays as it is until they are"
+    }
+}
+
+/// Logs how many objects there are beyond those that are named one by one, if that changes.
+fn log_unlisted(source: &str, before: &Report, report: &Report) {
+    let exposing = |report: &Report| report.exposing.len();
+    if exposing(report) > 0 && exposing(before) != exposing(report) {
+        let (objects, before) = (exposing(report), exposing(before));
+        tracing::warn!(source, objects, before, "more is let in than further objects ask for; see `lb service list`");
+    }
+    let (before, findings) = (before.unlisted.sum(), report.unlisted.sum());
+    if before != findings {
+        tracing::warn!(source, findings, before, "the number of findings that are not named one by one changed");
     }
 }
 

@@ -7,7 +7,7 @@ use std::{
 };
 
 use lb_agent::{
-    api::{FrontendStatus, Service, ServiceKind},
+    api::{FrontendStatus, Pool, Service, ServiceKind},
     check::{self, Checked, Finding},
     config::{Config, Settings},
     driver,
@@ -30,7 +30,10 @@ pub(super) fn run(args: &CheckArgs) -> Outcome {
     let config = config(args, &settings)?;
     let path = match &args.path {
         Some(path) => path.clone(),
-        None => settings.manifest_directory().map_err(|error| Failure::Usage(format!("{error}, or give DIR")))?,
+        None => settings.manifests.clone().ok_or_else(|| {
+            let or = if args.config.is_some() { ": the configuration file has no key `manifests`" } else { "" };
+            Failure::Usage(format!("say what to check: give DIR, or `-` for standard input{or}"))
+        })?,
     };
     let checked = if path == Path::new("-") {
         check::check_text("standard input", &input()?, &config)
@@ -73,6 +76,9 @@ fn text(checked: &Checked) -> String {
     if !checked.services.is_empty() {
         text.push_str(&services(&checked.services));
     }
+    if !checked.pools.is_empty() {
+        text.push_str(&format!("\n{}", pools(&checked.pools)));
+    }
     if let Some(rejected) = &checked.rejected {
         text.push_str(&format!("\nAll manifests rejected:\n  {}\n", printable(rejected)));
     }
@@ -91,21 +97,23 @@ fn text(checked: &Checked) -> String {
         let own = pool.conditions.iter().filter(|it| !findings.contains(&it.message));
         own.map(|it| said(&it.kind, &format!("pool {}: {}", pool.name, it.message)))
     });
+    let totals = checked.totals;
+    let more = |total: usize, listed: &[Finding]| total.saturating_sub(listed.len());
     let sections = [
-        ("Not read", texts(&checked.unread)),
-        ("Refused", texts(&checked.refused)),
-        ("More is let in than asked for", exposing.collect()),
-        ("Without effect", texts(&checked.unsupported)),
-        ("Skipped", texts(&checked.skipped)),
-        ("Files ignored", checked.ignored_files.clone()),
-        ("Conditions", of_services.chain(of_pools).collect()),
+        ("Not read", texts(&checked.unread), more(totals.unread, &checked.unread)),
+        ("Refused", texts(&checked.refused), more(totals.refused, &checked.refused)),
+        ("More is let in than asked for", exposing.collect(), 0),
+        ("Without effect", texts(&checked.unsupported), more(totals.unsupported, &checked.unsupported)),
+        ("Skipped", texts(&checked.skipped), more(totals.skipped, &checked.skipped)),
+        ("Files ignored", checked.ignored_files.clone(), 0),
+        ("Conditions", of_services.chain(of_pools).collect(), 0),
     ];
-    for (what, lines) in sections.iter().filter(|(_, lines)| !lines.is_empty()) {
+    for (what, lines, more) in sections.iter().filter(|(_, lines, more)| lines.len() + more > 0) {
         text.push_str(&format!("\n{what}:\n"));
         text.extend(lines.iter().map(|line| format!("  {}\n", printable(line))));
-    }
-    if checked.unlisted > 0 {
-        text.push_str(&format!("\nand {}, which are not listed\n", count(checked.unlisted as u64, "further finding")));
+        if *more > 0 {
+            text.push_str(&format!("  and {more} more, which are not listed\n"));
+        }
     }
     format!("{}\n{}\n", text.trim_start_matches('\n'), summary(checked)).trim_start_matches('\n').to_owned()
 }
@@ -139,6 +147,27 @@ fn services(services: &[Service]) -> String {
     table.to_string()
 }
 
+fn pools(pools: &[Pool]) -> String {
+    let mut table = Table::new(["POOL", "BLOCKS", "IPS TOTAL", "IPS USED", "RESULT"]);
+    for pool in pools {
+        let kinds: BTreeSet<&str> = pool.conditions.iter().map(|condition| &*condition.kind).collect();
+        let kinds: Vec<&str> = kinds.into_iter().collect();
+        let fate = match (pool.conflicting, pool.disabled) {
+            (true, _) => "conflicting: assigns nothing",
+            (_, true) => "disabled: assigns nothing",
+            (false, false) => "assigns",
+        };
+        table.row([
+            pool.name.clone(),
+            joined(&pool.blocks, "<none>"),
+            pool.counts.total.to_string(),
+            pool.counts.used.to_string(),
+            if kinds.is_empty() { fate.into() } else { format!("{fate} ({})", kinds.join(", ")) },
+        ]);
+    }
+    table.to_string()
+}
+
 fn is_served(service: &Service) -> bool {
     service.frontends.iter().any(|frontend| frontend.status == FrontendStatus::Active)
 }
@@ -150,6 +179,8 @@ fn result(service: &Service) -> String {
         "served"
     } else if kinds.contains("Refused") {
         return "refused".into();
+    } else if kinds.contains("NoService") {
+        "no such Service"
     } else if service.headless {
         "headless: nothing to serve"
     } else if service.kind == ServiceKind::ExternalName {
@@ -166,10 +197,10 @@ fn result(service: &Service) -> String {
 fn summary(checked: &Checked) -> String {
     let served = checked.services.iter().filter(|service| is_served(service)).count();
     let parts = [
-        (checked.unread.len(), "manifest", "not read"),
-        (checked.refused.len(), "object", "refused"),
-        (checked.unsupported.len(), "field", "without effect"),
-        (checked.skipped.len(), "object", "skipped"),
+        (checked.totals.unread, "manifest", "not read"),
+        (checked.totals.refused, "object", "refused"),
+        (checked.totals.unsupported, "field", "without effect"),
+        (checked.totals.skipped, "object", "skipped"),
         (checked.ignored_files.len(), "file", "ignored"),
     ];
     let parts = parts.into_iter().filter(|part| part.0 > 0);
@@ -220,5 +251,34 @@ mod tests {
             sum.starts_with("2 services served, 1 object refused, ") && sum.ends_with(", 1 object skipped"),
             "{sum}"
         );
+    }
+
+    #[test]
+    fn findings_that_are_not_listed_are_counted_with_their_kind() {
+        let many = lb_k8s::limits::MAX_FINDINGS_PER_FILE + 500;
+        let sloppy = |n: usize| {
+            format!(
+                "---\n{{apiVersion: v1, kind: Service, metadata: {{name: s{n}}}, bogus: 1, spec: {{clusterIP: None, \
+                 ports: [{{port: 80}}]}}}}\n"
+            )
+        };
+        let open = "---\n{apiVersion: v1, kind: Service, metadata: {name: zz}, spec: {clusterIP: 10.96.0.1, \
+                    loadBalancerSourceRanges: [10.0.0.0/8], ports: [{port: 80}]}}\n";
+        let text = text(&checked(&((0..many).map(sloppy).collect::<String>() + open)));
+        let section = text.split_once("\nMore is let in than asked for:\n").map(|(_, rest)| rest);
+        assert!(section.is_some_and(|it| it.starts_with("  a.yaml: document 1501, Service default/zz, field ")));
+        assert!(text.contains("\n  and 500 more, which are not listed\n"));
+        assert_eq!(text.lines().last().unwrap(), format!("1 service served, {} fields without effect", many + 1));
+    }
+
+    #[test]
+    fn pools_are_listed_and_a_service_that_is_not_there_is_called_so() {
+        let pool = "{apiVersion: lb/v1, kind: IPPool, metadata: {name: edge}, spec: {blocks: [192.0.2.7/32]}}\n";
+        let slice = "---\n{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, addressType: IPv4, metadata: {name: w, \
+                     labels: {kubernetes.io/service-name: wbe}}, ports: [{port: 80}]}\n";
+        let text = text(&checked(&(pool.to_owned() + slice)));
+        let ends = |begin: &str, end: &str| text.lines().any(|it| it.starts_with(begin) && it.ends_with(end));
+        assert!(ends("edge ", "  192.0.2.7/32   1           0          assigns"), "{text}");
+        assert!(ends("default/wbe ", "   no such Service (NoService)"), "{text}");
     }
 }

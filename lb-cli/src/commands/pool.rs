@@ -8,9 +8,7 @@ use std::{
 };
 
 use jiff::Timestamp;
-use lb_agent::api::{
-    AddressState, Pool, PoolAddress, PoolCounts, PoolDetail, PoolMove, PoolPlan, PoolReservation,
-};
+use lb_agent::api::{AddressState, Pool, PoolAddress, PoolCounts, PoolDetail, PoolMove, PoolPlan, PoolReservation};
 
 use crate::{
     cli::{PoolExplainArgs, PoolGetArgs, PoolListArgs, PoolPlanArgs},

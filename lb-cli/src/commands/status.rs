@@ -65,7 +65,10 @@ fn table(status: &Status, verbose: bool) -> String {
     }
     line("node", node(&status.node));
     let manifests = &status.manifests;
-    line("manifests", format!("{}, read {}{}", manifests.directory, count(manifests.reads, "time"), left_out(status)));
+    line(
+        "manifests",
+        format!("{}, read {}{}", manifests.directory, count(manifests.reads, "time"), left_out(manifests)),
+    );
     // The line above is about the only one.
     if let sources @ [_, _, ..] = &*status.sources {
         sources.iter().for_each(|source| line("source", described(source)));
@@ -95,32 +98,39 @@ fn table(status: &Status, verbose: bool) -> String {
     line("drift", drift(&status.drift));
     let limit = if verbose { usize::MAX } else { MAX_LISTED };
     // The first ones are conditions.
-    let unread = if verbose { section("Manifests not read", &status.manifests.unread, limit) } else { String::new() };
+    let unread = if verbose { unread(&status.manifests, limit) } else { String::new() };
     table.to_string() + &conditions(&status.conditions) + &unread + &details(&status.manifests, limit)
 }
 
 /// Most lines of each kind of finding in a text that is not to be complete.
 const MAX_LISTED: usize = 3;
 
+fn unread(manifests: &Manifests, limit: usize) -> String {
+    section("Manifests not read", &manifests.unread, manifests.unlisted.unread, limit)
+}
+
 /// What the manifests say and the agent does not do, at most `limit` of each kind.
 fn details(manifests: &Manifests, limit: usize) -> String {
     let sections = [
         // Objects that are refused are conditions.
-        ("Fields not supported", &manifests.unsupported),
-        ("Objects skipped", &manifests.skipped),
-        ("Files ignored", &manifests.ignored_files),
+        ("Fields not supported", &manifests.unsupported, manifests.unlisted.unsupported),
+        ("Objects skipped", &manifests.skipped, manifests.unlisted.skipped),
+        ("Files ignored", &manifests.ignored_files, 0),
     ];
-    sections.into_iter().map(|(what, lines)| section(what, lines, limit)).collect()
+    sections.into_iter().map(|(what, lines, unlisted)| section(what, lines, unlisted, limit)).collect()
 }
 
-fn section(what: &str, lines: &[String], limit: usize) -> String {
-    if lines.is_empty() {
+/// `unlisted` is how many more there are than the agent names.
+fn section(what: &str, lines: &[String], unlisted: usize, limit: usize) -> String {
+    if lines.len() + unlisted == 0 {
         return String::new();
     }
     let mut text = format!("\n{what}:\n");
     text.extend(lines.iter().take(limit).map(|line| format!("  {}\n", printable(line))));
     if lines.len() > limit {
-        text.push_str(&format!("  and {} more: see `lb status --verbose`\n", lines.len() - limit));
+        text.push_str(&format!("  and {} more: see `lb status --verbose`\n", lines.len() - limit + unlisted));
+    } else if unlisted > 0 {
+        text.push_str(&format!("  and {unlisted} more, which are not listed\n"));
     }
     text
 }
@@ -172,13 +182,13 @@ fn node(node: &Node) -> String {
     format!("{}, {ips}, {cidrs}", node.name.as_deref().unwrap_or("without a name"))
 }
 
-fn left_out(status: &Status) -> String {
-    let manifests = &status.manifests;
+fn left_out(manifests: &Manifests) -> String {
+    let unlisted = manifests.unlisted;
     let parts = [
-        (manifests.unread.len(), "manifest", "not read"),
-        (manifests.refused.len(), "object", "refused"),
-        (manifests.unsupported.len(), "field", "not supported"),
-        (manifests.skipped.len(), "object", "skipped"),
+        (manifests.unread.len() + unlisted.unread, "manifest", "not read"),
+        (manifests.refused.len() + unlisted.refused, "object", "refused"),
+        (manifests.unsupported.len() + unlisted.unsupported, "field", "not supported"),
+        (manifests.skipped.len() + unlisted.skipped, "object", "skipped"),
         (manifests.ignored_files.len(), "file", "ignored"),
     ];
     fates(parts)
@@ -198,6 +208,8 @@ fn conditions(conditions: &[Condition]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use lb_agent::api::Unlisted;
+
     use super::*;
 
     fn source(name: &str, listed: bool) -> Source {
@@ -250,5 +262,17 @@ mod tests {
         let all = details(&manifests, usize::MAX);
         assert!(all.contains("field 5\n") && !all.contains("more"), "{all}");
         assert_eq!(details(&Manifests::default(), MAX_LISTED), "");
+    }
+
+    #[test]
+    fn what_the_agent_does_not_list_is_counted() {
+        let unlisted = Unlisted { unsupported: 5000, skipped: 7, ..Unlisted::default() };
+        let unsupported = (1..=5).map(|n| format!("web.yaml:{n}:1: field {n}")).collect();
+        let manifests = Manifests { unsupported, unlisted, ..Manifests::default() };
+        assert_eq!(left_out(&manifests), ", 5005 fields not supported, 7 objects skipped");
+        assert!(details(&manifests, MAX_LISTED).contains("  and 5002 more: see `lb status --verbose`\n"));
+        let all = details(&manifests, usize::MAX);
+        assert!(all.contains("field 5\n  and 5000 more, which are not listed\n"), "{all}");
+        assert!(all.ends_with("\nObjects skipped:\n  and 7 more, which are not listed\n"));
     }
 }

@@ -135,6 +135,12 @@ impl Object<'_> {
         self.place.finding(self.header, field.into(), message.into())
     }
 
+    /// A finding that is kept beyond those that are listed. Looking up the position of each would take too long.
+    pub(crate) fn finding_without_position(&self, field: String, message: String) -> Finding {
+        let object = self.header.object(self.place.origin());
+        Finding { object, field, position: None, message, exposes: false }
+    }
+
     /// The object as its kind has it, or the first field that has another type.
     pub(crate) fn typed<T: DeserializeOwned>(&self) -> Result<T, Invalid> {
         // The second run is for the path of the field, which costs too much to follow every time.

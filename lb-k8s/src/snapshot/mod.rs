@@ -158,7 +158,8 @@ impl Snapshot {
     /// The report, given what is declared, which objects have a last good state that stays when they are refused, and
     /// who asks.
     pub(crate) fn report_with(&self, declared: &Declared<'_>, kept: impl Fn(&Key) -> bool, caller: Caller) -> Report {
-        let mut report = Report { ignored_files: self.ignored_lines(), ..Report::default() };
+        let documents = self.parts.values().map(|part| part.documents).sum();
+        let mut report = Report { documents, ignored_files: self.ignored_lines(), ..Report::default() };
         let instead = |key: &Key| match key {
             key if kept(key) => Instead::LastGood,
             Key::Pool(_) => Instead::Disabled,
@@ -167,12 +168,13 @@ impl Snapshot {
         for (file, part) in self.noted.iter().filter_map(|file| Some((file, self.parts.get(file)?))) {
             let held = if part.held > 0 { Instead::LastGood } else { Instead::Nothing };
             let room = MAX_FINDINGS.saturating_sub(report.unread.len());
-            report.unlisted += part.unread.len().saturating_sub(room);
+            report.unlisted.unread += part.unread.len().saturating_sub(room);
             let unread = part.unread.iter().take(room).map(|error| Unread { error: Arc::clone(error), instead: held });
             report.unread.extend(unread);
             report.skipped.extend_from_slice(&part.skipped);
             if !caller.starts_pods {
                 report.skipped.extend_from_slice(&part.workloads);
+                report.unlisted.skipped += part.unlisted_workloads;
             }
             // What is said of an object that another file has, too, must not stand on that one.
             let counts = |noted: &&Noted| match &noted.0 {
@@ -184,12 +186,15 @@ impl Snapshot {
             report.unsupported.extend(part.unsupported.iter().filter(counts).map(finding));
             if !caller.allocates {
                 report.unsupported.extend(part.unallocated.iter().filter(counts).map(finding));
+                report.unlisted.unsupported += part.unlisted_unallocated;
             }
             let refusal = |(key, finding): &Noted| {
                 let instead = key.as_ref().map_or(Instead::Nothing, instead);
                 Refusal { finding: Arc::clone(finding), instead }
             };
+            report.exposing.extend(part.exposing.iter().filter(counts).map(finding));
             report.refused.extend(part.refused.iter().filter(counts).map(refusal));
+            report.also_refused.extend(part.also_refused.iter().filter(counts).map(refusal));
             let repeated = part.repeated.iter().cloned();
             report.refused.extend(repeated.map(|finding| Refusal { finding, instead: Instead::First }));
             report.unlisted += part.unlisted;
@@ -298,7 +303,7 @@ impl Snapshot {
         self.amounts = self.amounts + part.amounts;
         part.list_at_most(MAX_FINDINGS.saturating_sub(self.findings));
         self.findings += part.findings();
-        if part.findings() + part.unlisted > 0 || part.irregular.is_some() {
+        if part.is_noted() {
             self.noted.insert(file.clone());
         }
         for key in part.entries.keys() {

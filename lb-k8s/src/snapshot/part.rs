@@ -13,7 +13,7 @@ use lb_core::{
 use lb_ipam::{PoolName, Request};
 
 use crate::{
-    Finding, ObjectRef, Origin, ServiceTemplate, SnapshotError, Workload, limits::MAX_FINDINGS_PER_FILE,
+    Finding, ObjectRef, Origin, ServiceTemplate, SnapshotError, Unlisted, Workload, limits::MAX_FINDINGS_PER_FILE,
     pools::ReadPool, snapshot::amounts::Amounts,
 };
 
@@ -35,8 +35,17 @@ pub(crate) struct Part {
     pub(crate) refused: Vec<Noted>,
     /// Objects that stand in the file a second time.
     pub(crate) repeated: Vec<Arc<Finding>>,
+    /// Findings beyond those that are listed without which more is let in: one of each object.
+    pub(crate) exposing: Vec<Noted>,
+    /// Refusals beyond those that are listed, of objects that have names.
+    pub(crate) also_refused: Vec<Noted>,
     /// How many more findings there are.
-    pub(crate) unlisted: usize,
+    pub(crate) unlisted: Unlisted,
+    /// How many more there are where somebody does not start pods, or not allocate addresses.
+    pub(crate) unlisted_workloads: usize,
+    pub(crate) unlisted_unallocated: usize,
+    /// Documents that have content, read or not.
+    pub(crate) documents: usize,
     pub(crate) amounts: Amounts,
     /// The type of an entry that is not a regular file; then the part has no other content.
     pub(crate) irregular: Option<&'static str>,
@@ -48,7 +57,7 @@ pub(crate) type Noted = (Option<Key>, Arc<Finding>);
 impl Part {
     /// Stands for a file that could not be read.
     pub(crate) fn unread(error: SnapshotError) -> Self {
-        Self { unread: vec![Arc::new(error)], ..Self::default() }
+        Self { unread: vec![Arc::new(error)], documents: 1, ..Self::default() }
     }
 
     /// Holds what the file held before and does not name now, with what there was to say about it.
@@ -66,9 +75,14 @@ impl Part {
         let held = |findings: &[Noted]| findings.iter().filter(is_held).cloned().collect::<Vec<_>>();
         let (unsupported, unallocated, refused) =
             (held(&before.unsupported), held(&before.unallocated), held(&before.refused));
+        let (exposing, also_refused) = (held(&before.exposing), held(&before.also_refused));
         self.unsupported.extend(unsupported);
         self.unallocated.extend(unallocated);
         self.refused.extend(refused);
+        self.unlisted.unsupported += exposing.len();
+        self.unlisted.refused += also_refused.len();
+        self.exposing.extend(exposing);
+        self.also_refused.extend(also_refused);
         self.list_at_most(MAX_FINDINGS_PER_FILE);
     }
 
@@ -83,23 +97,66 @@ impl Part {
         self.unread.len() + self.skipped.len() + self.workloads.len() + about_objects
     }
 
-    /// Lists no more than `limit` findings, invalid objects before others; the rest is only counted.
+    /// Lists no more than `limit` findings, invalid objects before others; the rest is counted, and kept as far as
+    /// objects have conditions by it.
     pub(crate) fn list_at_most(&mut self, mut limit: usize) {
-        fn cut<T>(findings: &mut Vec<T>, limit: &mut usize) {
-            findings.truncate(*limit);
+        fn cut<T>(findings: &mut Vec<T>, limit: &mut usize) -> Vec<T> {
+            let rest = findings.split_off(findings.len().min(*limit));
             *limit -= findings.len();
+            rest
         }
-        let before = self.findings();
+        if self.findings() <= limit {
+            return;
+        }
         // The first one says that something of the file is missing, which must not get lost.
+        let unread = self.unread.len();
         self.unread.truncate(limit.max(1));
+        self.unlisted.unread += unread - self.unread.len();
         limit = limit.saturating_sub(self.unread.len());
-        cut(&mut self.refused, &mut limit);
-        cut(&mut self.repeated, &mut limit);
-        cut(&mut self.unsupported, &mut limit);
-        cut(&mut self.unallocated, &mut limit);
-        cut(&mut self.skipped, &mut limit);
-        cut(&mut self.workloads, &mut limit);
-        self.unlisted += before - self.findings();
+        for (key, finding) in cut(&mut self.refused, &mut limit) {
+            self.leave_out_refused(key, || finding);
+        }
+        self.unlisted.refused += cut(&mut self.repeated, &mut limit).len();
+        for (key, finding) in cut(&mut self.unsupported, &mut limit) {
+            self.unlisted.unsupported += 1;
+            self.keep_exposing(key, finding.exposes, || finding);
+        }
+        self.unlisted_unallocated += cut(&mut self.unallocated, &mut limit).len();
+        for finding in cut(&mut self.skipped, &mut limit) {
+            self.unlisted.skipped += 1;
+            self.keep_exposing(None, finding.exposes, || finding);
+        }
+        self.unlisted_workloads += cut(&mut self.workloads, &mut limit).len();
+    }
+
+    /// Whether no further finding is listed.
+    pub(crate) fn is_full(&self) -> bool {
+        self.findings() >= MAX_FINDINGS_PER_FILE
+    }
+
+    /// Keeps a finding that is not listed if more is let in without it and its object has none yet.
+    pub(crate) fn keep_exposing(&mut self, key: Option<Key>, exposes: bool, finding: impl FnOnce() -> Arc<Finding>) {
+        if exposes {
+            let finding = finding();
+            let is_of_it = |(_, last): &Noted| last.object.origin == finding.object.origin;
+            if !self.exposing.last().is_some_and(is_of_it) {
+                self.exposing.push((key, finding));
+            }
+        }
+    }
+
+    /// Counts a refusal that is not listed, and keeps that of an object that has a name.
+    pub(crate) fn leave_out_refused(&mut self, key: Option<Key>, finding: impl FnOnce() -> Arc<Finding>) {
+        self.unlisted.refused += 1;
+        if key.is_some() {
+            self.also_refused.push((key, finding()));
+        }
+    }
+
+    /// Whether there is anything to say about the file.
+    pub(crate) fn is_noted(&self) -> bool {
+        let unlisted = self.unlisted.sum() + self.unlisted_workloads + self.unlisted_unallocated;
+        self.findings() + unlisted > 0 || self.irregular.is_some()
     }
 }
 

@@ -22,7 +22,7 @@ use crate::{
     },
     fields::{self, Unsupported},
     kinds::{Identity, Kind, Notes, Reading},
-    limits::{MAX_ANNOTATION_BYTES, MAX_DOCUMENTS, MAX_FINDINGS_PER_FILE, MAX_FINDINGS_PER_OBJECT, MAX_OBJECTS},
+    limits::{MAX_ANNOTATION_BYTES, MAX_DOCUMENTS, MAX_FINDINGS_PER_OBJECT, MAX_OBJECTS},
     pools::{AddressPool, CiliumPool, ShortPool},
     snapshot::part::{Entry, Key, Part},
     text::shown,
@@ -73,7 +73,11 @@ struct Reader {
 
 impl Reader {
     fn document(&mut self, place: &DocumentRef<'_>, value: &Value) -> Result<(), SnapshotError> {
-        if value.is_null() { Ok(()) } else { self.value(place, value, None) }
+        if value.is_null() {
+            return Ok(());
+        }
+        self.part.documents += 1;
+        self.value(place, value, None)
     }
 
     /// `of_list` is what the items of the surrounding list are, if it says so.
@@ -172,16 +176,19 @@ impl Reader {
         let key = T::key(identity);
         if let Some(first) = self.part.entries.get(&key) {
             let message = format!("it is already defined in {}", first.origin);
-            let finding = self.finding(object, Unsupported::new("", message));
-            return self.part.repeated.extend(finding);
+            match self.part.is_full() {
+                true => self.part.unlisted.refused += 1,
+                false => self.part.repeated.push(listed(object, Unsupported::new("", message))),
+            }
+            return;
         }
         let origin = object.place.origin();
         match &key {
             Key::Pool(_) => self.part.amounts.pools += 1,
-            Key::Workload(_) => {
-                let finding = self.finding(object, Unsupported::new("", NO_PODS));
-                self.part.workloads.extend(finding);
-            }
+            Key::Workload(_) => match self.part.is_full() {
+                true => self.part.unlisted_workloads += 1,
+                false => self.part.workloads.push(listed(object, Unsupported::new("", NO_PODS))),
+            },
             Key::Service(_) | Key::Slice(_) | Key::Namespace(_) => {}
         }
         self.unsupported(object, Some(&key), unsupported);
@@ -193,8 +200,10 @@ impl Reader {
             Ok(Reading { body, invalid, notes: Notes { always, unallocated } }) => {
                 self.unsupported(object, Some(&key), always);
                 for found in unallocated {
-                    let finding = self.finding(object, found);
-                    self.part.unallocated.extend(finding.map(|finding| (Some(key.clone()), finding)));
+                    match self.part.is_full() {
+                        true => self.part.unlisted_unallocated += 1,
+                        false => self.part.unallocated.push((Some(key.clone()), listed(object, found))),
+                    }
                 }
                 (Some(body), invalid)
             }
@@ -210,36 +219,45 @@ impl Reader {
         if self.part.unread.len() < MAX_FINDINGS_PER_OBJECT {
             self.part.unread.push(Arc::new(error()));
         } else {
-            self.part.unlisted += 1;
+            self.part.unlisted.unread += 1;
         }
     }
 
     fn skip(&mut self, object: &Object<'_>, found: Unsupported) {
-        let finding = self.finding(object, found);
-        self.part.skipped.extend(finding);
+        if self.part.is_full() {
+            self.part.unlisted.skipped += 1;
+            return self.part.keep_exposing(None, found.exposes, || unlisted(object, found));
+        }
+        self.part.skipped.push(listed(object, found));
     }
 
     fn unsupported(&mut self, object: &Object<'_>, key: Option<&Key>, found: Vec<Unsupported>) {
         for found in found {
-            let finding = self.finding(object, found);
-            self.part.unsupported.extend(finding.map(|finding| (key.cloned(), finding)));
+            if self.part.is_full() {
+                self.part.unlisted.unsupported += 1;
+                self.part.keep_exposing(key.cloned(), found.exposes, || unlisted(object, found));
+            } else {
+                self.part.unsupported.push((key.cloned(), listed(object, found)));
+            }
         }
     }
 
     fn refuse(&mut self, object: &Object<'_>, key: Option<Key>, Invalid { field, message }: Invalid) {
-        let finding = self.finding(object, Unsupported::new(field, message));
-        self.part.refused.extend(finding.map(|finding| (key, finding)));
-    }
-
-    /// A finding to list, or none if the file has enough of them.
-    fn finding(&mut self, object: &Object<'_>, found: Unsupported) -> Option<Arc<Finding>> {
-        if self.part.findings() >= MAX_FINDINGS_PER_FILE {
-            self.part.unlisted += 1;
-            return None;
+        let found = Unsupported::new(field, message);
+        if self.part.is_full() {
+            self.part.leave_out_refused(key, || unlisted(object, found));
+        } else {
+            self.part.refused.push((key, listed(object, found)));
         }
-        let Unsupported { field, message, exposes } = found;
-        Some(Arc::new(Finding { exposes, ..object.finding(field, message) }))
     }
+}
+
+fn listed(object: &Object<'_>, Unsupported { field, message, exposes }: Unsupported) -> Arc<Finding> {
+    Arc::new(Finding { exposes, ..object.finding(field, message) })
+}
+
+fn unlisted(object: &Object<'_>, Unsupported { field, message, exposes }: Unsupported) -> Arc<Finding> {
+    Arc::new(Finding { exposes, ..object.finding_without_position(field, message) })
 }
 
 /// What is said of a workload where nobody starts pods.
