@@ -380,7 +380,7 @@ mod tests {
         let by_hand = ips(&["203.0.113.5"]);
         let came = agent.takes(vec![with_status("a", "203.0.113.5")], false);
         let assigned = Line::Assigned { service: named("a"), old: ips(&[]), new: by_hand.clone(), by_hand: true };
-        assert_eq!(came, [assigned.clone()]);
+        assert_eq!(came, std::slice::from_ref(&assigned));
         let lines = agent.takes(vec![service("a")], false);
         let why = "203.0.113.5: the status of the service does not name it any more".to_owned();
         let new = ips(&["192.0.2.0"]);

@@ -290,12 +290,19 @@ fn instead_of_all(has_state: bool) -> &'static str {
     }
 }
 
-/// Logs how many objects there are beyond those that are named one by one, if that changes.
+/// Logs what `before` did not say of objects beyond those that are named one by one: how many they are, and the first.
 fn log_unlisted(source: &str, before: &Report, report: &Report) {
-    let exposing = |report: &Report| report.exposing.len();
-    if exposing(report) > 0 && exposing(before) != exposing(report) {
-        let (objects, before) = (exposing(report), exposing(before));
-        tracing::warn!(source, objects, before, "more is let in than further objects ask for; see `lb service list`");
+    let known = Reported::of(before.exposing.iter().chain(&before.unsupported).chain(&before.skipped));
+    let mut exposing = report.exposing.iter().filter(|finding| !known.has(finding));
+    if let Some(first) = exposing.next() {
+        let objects = exposing.count() + 1;
+        tracing::warn!(source, objects, %first, "more is let in than further objects ask for; see `lb service list`");
+    }
+    let known = Reported::of(before.also_refused.iter().chain(&before.refused).map(|refusal| &refusal.finding));
+    let mut refused = report.also_refused.iter().filter(|refusal| !known.has(&refusal.finding));
+    if let Some(first) = refused.next() {
+        let objects = refused.count() + 1;
+        tracing::warn!(source, objects, %first, "further objects are refused; see `lb service list`");
     }
     let (before, findings) = (before.unlisted.sum(), report.unlisted.sum());
     if before != findings {

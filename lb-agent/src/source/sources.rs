@@ -231,10 +231,11 @@ impl Sources {
             return Err(format!("pool `{both}` is in {file} and is to be removed: it can only be one of the two"));
         }
         let unread = report.unread.iter().map(ToString::to_string);
+        let refused = report.refused.iter().chain(&report.also_refused);
         let planned = PlannedEdits {
             edits: removed.iter().cloned().map(Edit::RemovePool).chain(edits).collect(),
-            refused: unread.chain(report.refused.iter().map(ToString::to_string)).collect(),
-            unsupported: report.unsupported.iter().map(ToString::to_string).collect(),
+            refused: unread.chain(refused.map(ToString::to_string)).collect(),
+            unsupported: report.unsupported.iter().chain(&report.exposing).map(ToString::to_string).collect(),
         };
         Ok(self.allocation().plan(planned, timestamp()))
     }
