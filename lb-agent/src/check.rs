@@ -38,8 +38,8 @@ use lb_k8s::{Batch, Finding as Found, Manifests, Origin, Report, Snapshot, Snaps
 use serde::Serialize;
 
 use crate::{
-    allocation::Allocation,
-    api::{Pool, Service, view},
+    allocation::{Allocation, OTHER_CLASS},
+    api::{Condition, Pool, Service, remarks::NO_SERVICE, view},
     config::Config,
     driver::DatapathKind,
     engine::Engine,
@@ -64,6 +64,8 @@ pub struct Checked {
     pub unsupported: Vec<Finding>,
     /// Objects that are not for an agent.
     pub skipped: Vec<Finding>,
+    /// Conditions of the agent that no object has: endpoint slices whose service is not there.
+    pub conditions: Vec<Condition>,
     /// Directory entries that would not be read.
     pub ignored_files: Vec<String>,
     /// How many more findings there are than those that are listed.
@@ -144,13 +146,14 @@ impl Checked {
     }
 
     /// Whether, besides, every object would take effect as it stands: no field without effect, no object skipped, no
-    /// service or pool with a condition.
+    /// condition. That a service is of another class is no shortcoming.
     #[must_use]
     pub fn is_clean(&self) -> bool {
         let findings = self.totals.unsupported + self.totals.skipped;
         let on_objects = self.services.iter().map(|service| &service.conditions);
         let on_objects = on_objects.chain(self.pools.iter().map(|pool| &pool.conditions));
-        self.is_accepted() && findings == 0 && on_objects.into_iter().all(Vec::is_empty)
+        let mut all = on_objects.flatten().chain(&self.conditions);
+        self.is_accepted() && findings == 0 && all.all(|condition| condition.kind == OTHER_CLASS)
     }
 }
 
@@ -286,6 +289,7 @@ fn run(source: impl Source + 'static, origins: &Origins, config: &Config) -> Res
     let mut refused: Vec<Finding> = refusals.map(|it| located(&it.finding, it.to_string())).collect();
     let known = refused.iter().map(|finding| finding.text.clone());
     let known: BTreeSet<String> = known.chain(view::further_refused(&report).map(|it| it.message)).collect();
+    let conditions = status.conditions.iter().filter(|it| it.kind == NO_SERVICE).cloned().collect();
     let conflicts = status.conditions.into_iter().filter(|it| it.kind == "Refused" && !known.contains(&it.message));
     refused.extend(conflicts.map(|condition| conflict(condition.message, &services, origins)));
     // Of objects that are skipped, those that let more in are known by their kind.
@@ -309,6 +313,7 @@ fn run(source: impl Source + 'static, origins: &Origins, config: &Config) -> Res
         refused,
         unsupported,
         skipped,
+        conditions,
         ignored_files: report.ignored_files.clone(),
         unlisted: report.unlisted.sum() - report.exposing.len() - report.also_refused.len(),
         totals,

@@ -7,8 +7,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Text like the name of a condition that is none: types of services and names of types.
-const NO_CONDITIONS: [&str; 4] = ["ExternalName", "LoadBalancer", "ManifestDirectory", "NodePort"];
+/// Text like the name of a condition that is none: kinds of objects, types of services and names of types.
+const NO_CONDITIONS: [&str; 5] = ["EndpointSlice", "ExternalName", "LoadBalancer", "ManifestDirectory", "NodePort"];
 
 #[test]
 fn the_page_for_operators_has_every_condition_and_no_other() {

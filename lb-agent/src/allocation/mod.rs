@@ -28,6 +28,7 @@ pub use self::ledger::LedgerFileError;
 pub(crate) use self::plan::{PlannedEdits, contradiction};
 #[cfg(any(test, fuzzing))]
 pub(crate) use self::stored::read_any;
+pub(crate) use self::view::OTHER_CLASS;
 use self::{
     assignments::{Assignments, Effect},
     journal::{Journal, Line, Withheld},

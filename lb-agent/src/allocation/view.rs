@@ -14,6 +14,8 @@ use super::{
 };
 use crate::api;
 
+/// Condition: the service waits for another controller.
+pub(crate) const OTHER_CLASS: &str = "OtherClass";
 /// Most services that a condition names.
 const MAX_NAMED: usize = 3;
 
@@ -63,7 +65,7 @@ impl Allocation {
             let left = foreign.filter(|_| service.external_ips.is_empty()).map(|class| {
                 let why = "is not one of this agent's, so the service waits for the controller of that class; see \
                            --load-balancer-class";
-                ("OtherClass", format!("load-balancer class {class} {why}"))
+                (OTHER_CLASS, format!("load-balancer class {class} {why}"))
             });
             let instead = instead_of_pools(self.assignments.by_hand_instead(name));
             let conditions = refused.into_iter().chain(left).chain(instead);

@@ -40,7 +40,7 @@ const OF_ALL: [(&str, &str); 2] = [
 
 const NO_ENDPOINTS: &str = "NoEndpoints";
 const ENDPOINTS_UNUSED: &str = "EndpointsUnused";
-const NO_SERVICE: &str = "NoService";
+pub(crate) const NO_SERVICE: &str = "NoService";
 
 /// Most names that one message has.
 const MAX_NAMED: usize = 3;

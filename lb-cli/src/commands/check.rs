@@ -97,6 +97,7 @@ fn text(checked: &Checked) -> String {
         let own = pool.conditions.iter().filter(|it| !findings.contains(&it.message));
         own.map(|it| said(&it.kind, &format!("pool {}: {}", pool.name, it.message)))
     });
+    let others = checked.conditions.iter().map(|it| said(&it.kind, &it.message));
     let totals = checked.totals;
     let more = |total: usize, listed: &[Finding]| total.saturating_sub(listed.len());
     let sections = [
@@ -106,7 +107,7 @@ fn text(checked: &Checked) -> String {
         ("Without effect", texts(&checked.unsupported), more(totals.unsupported, &checked.unsupported)),
         ("Skipped", texts(&checked.skipped), more(totals.skipped, &checked.skipped)),
         ("Files ignored", checked.ignored_files.clone(), 0),
-        ("Conditions", of_services.chain(of_pools).collect(), 0),
+        ("Conditions", of_services.chain(of_pools).chain(others).collect(), 0),
     ];
     for (what, lines, more) in sections.iter().filter(|(_, lines, more)| lines.len() + more > 0) {
         text.push_str(&format!("\n{what}:\n"));
@@ -179,8 +180,6 @@ fn result(service: &Service) -> String {
         "served"
     } else if kinds.contains("Refused") {
         return "refused".into();
-    } else if kinds.contains("NoService") {
-        "no such Service"
     } else if service.headless {
         "headless: nothing to serve"
     } else if service.kind == ServiceKind::ExternalName {
@@ -272,13 +271,15 @@ mod tests {
     }
 
     #[test]
-    fn pools_are_listed_and_a_service_that_is_not_there_is_called_so() {
+    fn pools_are_listed_and_slices_of_a_service_that_is_not_there_are_told() {
         let pool = "{apiVersion: lb/v1, kind: IPPool, metadata: {name: edge}, spec: {blocks: [192.0.2.7/32]}}\n";
         let slice = "---\n{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, addressType: IPv4, metadata: {name: w, \
                      labels: {kubernetes.io/service-name: wbe}}, ports: [{port: 80}]}\n";
-        let text = text(&checked(&(pool.to_owned() + slice)));
+        let checked = checked(&(pool.to_owned() + slice));
+        assert!(checked.is_accepted() && !checked.is_clean(), "{checked:?}");
+        let text = text(&checked);
         let ends = |begin: &str, end: &str| text.lines().any(|it| it.starts_with(begin) && it.ends_with(end));
         assert!(ends("edge ", "  192.0.2.7/32   1           0          assigns"), "{text}");
-        assert!(ends("default/wbe ", "   no such Service (NoService)"), "{text}");
+        assert!(ends("  NoService: ", "") && text.contains("default/wbe"), "{text}");
     }
 }
