@@ -244,7 +244,7 @@ pub(crate) enum PoolCommand {
             PoolWarning    something about it may be a mistake"
     )]
     List(PoolListArgs),
-    /// Show one pool and every address of it that is not simply free.
+    /// Show one pool and its addresses that are held, reserved for somebody else, or set aside.
     #[command(after_help = "Examples:\n  lb pool get blue-pool\n  lb pool get blue-pool -o yaml")]
     Get(PoolGetArgs),
     /// Show the state of an address in the pools: free, held, quarantined or reserved, with its holder and the reason.
