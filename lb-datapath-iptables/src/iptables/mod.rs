@@ -257,7 +257,7 @@ impl IptablesDatapath {
     /// Restores one family, without the frontends that are refused one by one.
     fn restore(&self, attempt: &mut Attempt<'_>, family: Family) -> Result<(), DatapathError> {
         let mut culprits = 0;
-        while attempt.change.touches(family) {
+        while attempt.touches(family) {
             let restore = attempt.job(family, self.style).restore();
             let Err(error) = self.tools.restore(family, restore.text()) else { break };
             let blamed = error.line().and_then(|line| restore.owner(line));

@@ -166,6 +166,33 @@ fn a_plan_that_changes_nothing_writes_nothing() {
 }
 
 #[test]
+fn a_restore_that_ended_between_its_tables_is_finished_by_the_next_process() {
+    let mut bench = Bench::default();
+    let mut state = State::default();
+    point(&mut state, frontend(1, false), 1, &[1], None);
+    bench.bring(&state);
+    let rules = |bench: &Bench, begin: &str| -> Vec<String> {
+        let chains = bench.tools.chains(Family::V4, "filter");
+        let own = chains.iter().filter(|chain| chain.starts_with(begin));
+        own.flat_map(|chain| bench.tools.rules(Family::V4, "filter", chain)).collect()
+    };
+    let whole = rules(&bench, "LB-INVALID-");
+    for begin in ["LB-INVALID-TO-", "LB-INVALID-FROM-"] {
+        assert_eq!(rules(&bench, begin).len(), 1);
+        let of = |(name, _): &(&String, &mut Vec<String>)| name.starts_with(begin);
+        bench
+            .tools
+            .edit(Family::V4, "filter", |chains| chains.iter_mut().filter(of).for_each(|(_, rules)| rules.clear()));
+        assert_eq!(rules(&bench, begin), Vec::<String>::new());
+        let mut next = bench.reopened();
+        let found = next.observe().unwrap();
+        assert_eq!(found, state, "the table nat decides");
+        next.apply(&diff(&found, &state, &labels(&state))).unwrap();
+        assert_eq!(rules(&bench, "LB-INVALID-"), whole, "{begin}");
+    }
+}
+
+#[test]
 fn a_backend_that_turns_local_is_written_down() {
     let mut bench = Bench::default();
     let mut state = State::default();

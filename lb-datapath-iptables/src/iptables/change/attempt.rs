@@ -28,6 +28,8 @@ pub(crate) struct Attempt<'a> {
     installed: &'a Installed,
     plan: &'a Plan,
     refused: Refused,
+    /// Families of which a restore was refused, which may have changed the table filter by then.
+    torn: BTreeSet<Family>,
     pub(crate) change: Change,
 }
 
@@ -35,13 +37,23 @@ impl<'a> Attempt<'a> {
     pub(crate) fn new(installed: &'a Installed, plan: &'a Plan, families: &[Family]) -> Self {
         let refused = refused(&installed.state, plan, families);
         let change = Change::new(&installed.state, &installed.labels, plan, &refused);
-        Self { installed, plan, refused, change }
+        Self { installed, plan, refused, torn: BTreeSet::new(), change }
     }
 
-    /// Leaves `addr` as it was.
+    /// Leaves `addr`, which a restore refused, as it was.
     pub(crate) fn refuse(&mut self, addr: FrontendAddr, cause: DatapathError) {
+        self.torn.insert(addr.family());
         self.refused.insert(addr, cause);
         self.recompute();
+    }
+
+    /// Whether something of `family` is to be written.
+    pub(crate) fn touches(&self, family: Family) -> bool {
+        self.change.touches(family) || self.is_torn(family)
+    }
+
+    fn is_torn(&self, family: Family) -> bool {
+        self.installed.frame(family).torn || self.torn.contains(&family)
     }
 
     fn recompute(&mut self) {
@@ -59,7 +71,7 @@ impl<'a> Attempt<'a> {
             labels: &self.change.labels,
             dirty: &self.change.dirty,
             stray: &frame.stray,
-            base: !frame.base || self.change.node,
+            base: !frame.base || self.change.node || self.is_torn(family),
             missing: &frame.missing,
             behind: const { &BTreeSet::new() },
         }
@@ -112,7 +124,7 @@ impl<'a> Attempt<'a> {
 
     /// The kernel's new state, and the report.
     pub(crate) fn finish(self) -> (Installed, Result<(), ApplyError>) {
-        let frame = |family| match self.change.touches(family) {
+        let frame = |family| match self.touches(family) {
             true => Frame { base: true, ..Frame::default() },
             false => self.installed.frame(family).clone(),
         };

@@ -22,6 +22,7 @@ use crate::iptables::{
     rules::{
         choice::Share,
         hooks::Hook,
+        invalid::Ends,
         names::{Chain, FILTER, MARK_DROP, MARK_MASQ, MARK_REJECT, MARK_SOURCE, NODE, POSTROUTING, SERVICES},
         notes::{FrontendNote, SetNote},
         saved::{Rule, SavedTable},
@@ -52,6 +53,8 @@ pub(crate) struct Frame {
     pub(crate) missing: BTreeSet<Hook>,
     /// Chains of frontends that are not complete, or not there.
     pub(crate) stray: BTreeSet<Chain>,
+    /// Whether a restore ended after it had changed the table filter, so that it does not fit the table nat.
+    pub(crate) torn: bool,
 }
 
 impl Installed {
@@ -83,7 +86,8 @@ impl Installed {
             if missing.iter().all(|hook| hook.is_for_invalid()) && reader.has_marks(style) {
                 reader.frontends();
             }
-            let frame = Frame { base: false, missing, stray: reader.stray() };
+            let (stray, torn) = (reader.stray(), !Ends::of(reader.state, tables.family).are_in(&tables.filter));
+            let frame = Frame { base: false, missing, stray, torn };
             node.read(&tables.nat);
             *installed.frame_mut(tables.family) = frame;
         }

@@ -20,6 +20,7 @@ use crate::iptables::rules::{
     choice::Host,
     names::{INVALID, INVALID_FORWARD, INVALID_FROM, INVALID_TO},
     restore::Restore,
+    saved::{Rule, SavedTable},
 };
 
 /// Which end of a packet a rule names.
@@ -96,6 +97,20 @@ impl Ends {
     /// Whether other rules are needed than for `before`.
     pub(crate) fn differ(&self, before: &Self) -> bool {
         self.0 != before.0
+    }
+
+    /// Whether the table has the rules for these ends and no others. It has not if a restore ended between its two tables.
+    pub(crate) fn are_in(&self, filter: &SavedTable) -> bool {
+        Bucket::all().all(|bucket| {
+            let (address, port) = bucket.0.options();
+            let rules = filter.rules(&bucket.to_string());
+            let end = |rule: &Rule| {
+                let ip = rule.value(address)?.split('/').next()?.parse().ok()?;
+                Some(SocketAddr::new(ip, rule.value(port)?.parse().ok()?))
+            };
+            let there: BTreeSet<SocketAddr> = rules.iter().filter_map(end).collect();
+            rules.len() == there.len() && self.0.get(&bucket).map_or(there.is_empty(), |ends| *ends == there)
+        })
     }
 
     /// Writes the chains whose rules differ from those for `before`, or all of them.
