@@ -20,7 +20,7 @@ use aya::{
 };
 use lb_datapath_ebpf_abi::{
     Addr, BackendValue, FAMILY_V4, FAMILY_V6, Facts, FrontendKey, FrontendValue, LOOKUP_RANDOM, NODE_KEY, NodeValue,
-    Pod, Port, PrefixBytes, TARGET_REJECT, TARGET_SET, from_octets, map_v4,
+    Pod, Port, PrefixBytes, TARGET_REJECT, TARGET_SET, filter_bit, from_octets, map_v4,
 };
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
@@ -217,6 +217,7 @@ impl Subject {
 
     fn fill(&mut self) -> Outcome<()> {
         for (id, addr) in [(1, map_v4([10, 244, 0, 2])), (2, from_octets(v6(0x244, 2)))] {
+            self.know(addr)?;
             let backend = BackendValue { addr, port: Port::new(8080), protocol: TCP, local: 1, pad: 0 };
             self.put::<4, 24>("BACKENDS", &id, &backend)?;
             let mut slots: Array<_, [u8; 16]> = self.0.map_mut("SLOTS").ok_or("no SLOTS")?.try_into()?;
@@ -235,7 +236,18 @@ impl Subject {
         Ok(())
     }
 
+    /// Sets the bit of an address in `FILTER`, which earlier objects do not have.
+    fn know(&mut self, addr: Addr) -> Outcome<()> {
+        let Some(map) = self.0.map_mut("FILTER") else { return Ok(()) };
+        let mut pairs: Array<_, [u32; 2]> = map.try_into()?;
+        let (word, bit) = filter_bit(addr);
+        let mut pair = pairs.get(&(word >> 1), 0)?;
+        pair[word as usize & 1] |= bit;
+        Ok(pairs.set(word >> 1, pair, 0)?)
+    }
+
     fn frontend(&mut self, addr: Addr, set: u32, target: u8) -> Outcome<()> {
+        self.know(addr)?;
         let key = FrontendKey { addr, port: Port::new(80), protocol: TCP, scope: 0, pad: 0 };
         let value = FrontendValue {
             id: 1,
@@ -248,7 +260,8 @@ impl Subject {
             prefix_v6: 128,
             lookup: LOOKUP_RANDOM,
             target,
-            pad: [0; 3],
+            flags: 0,
+            pad: [0; 2],
         };
         self.put::<24, 32>("FRONTENDS", &key, &value)
     }

@@ -263,6 +263,7 @@ impl Kernel {
         let mut maps = Maps::open(&pins.maps(), ports)?;
         let Restored { mut mirror, fixes, unreadable } = Restored::new(&maps.snapshot()?, maps.limits());
         maps.write(&fixes);
+        maps.fill_filter(&mirror)?;
         // A program may still read slots that are freed here, or that the earlier process freed last.
         if adopted && sys::wait_for_readers().is_err() {
             mirror.heap.delay_reuse(maps.now());

@@ -11,6 +11,7 @@
 #![no_std]
 
 mod addr;
+mod filter;
 mod flow;
 mod node;
 mod pod;
@@ -18,6 +19,7 @@ mod reason;
 mod service;
 
 pub use addr::{Addr, Port, from_octets, map_v4, octets, unmap_v4};
+pub use filter::{FILTER_WORDS, FilterPair, filter_bit};
 pub use flow::{
     AffinityKey, AffinityValue, CLIENT_ADDRESS, CLIENT_NETNS, CT_CLOSING, CT_REPLY, CtKey, CtValue, SockFlow, SockKey,
     SockPeer, UDP_IDLE_NS,
@@ -29,8 +31,9 @@ pub use node::{
 pub use pod::Pod;
 pub use reason::{Errno, Reason, Verdict};
 pub use service::{
-    BackendValue, FrontendKey, FrontendValue, LOOKUP_HASH, LOOKUP_RANDOM, LOOKUP_ROUND_ROBIN, MEMBER_DRAINS,
-    MEMBER_TAKES, MemberKey, SLOTS_PER_CHUNK, SetValue, SlotChunk, TARGET_DROP, TARGET_REJECT, TARGET_SET,
+    BackendValue, FRONTEND_DENIES, FRONTEND_KEEPS_SOURCE, FRONTEND_SOURCES, FrontendKey, FrontendValue, LOOKUP_HASH,
+    LOOKUP_RANDOM, LOOKUP_ROUND_ROBIN, MEMBER_DRAINS, MEMBER_TAKES, MemberKey, SCOPE_ANY, SCOPE_INTERNAL,
+    SLOTS_PER_CHUNK, SetValue, SlotChunk, TARGET_DROP, TARGET_REJECT, TARGET_SET,
 };
 
 /// Version of the layout, part of the pin path.

@@ -22,6 +22,18 @@ pub const LOOKUP_ROUND_ROBIN: u8 = 1;
 /// [`FrontendValue::lookup`]: the slot of the flow's hash.
 pub const LOOKUP_HASH: u8 = 2;
 
+/// [`FrontendKey::scope`]: traffic from anywhere; from outside only, if there is a twin of [`SCOPE_INTERNAL`].
+pub const SCOPE_ANY: u8 = 0;
+/// [`FrontendKey::scope`]: traffic from this node's sockets and pods, which looks here first.
+pub const SCOPE_INTERNAL: u8 = 1;
+
+/// [`FrontendValue::flags`]: only some sources may use the frontend.
+pub const FRONTEND_SOURCES: u8 = 1;
+/// [`FrontendValue::flags`]: with [`FRONTEND_SOURCES`], the listed prefixes are refused; otherwise all others are.
+pub const FRONTEND_DENIES: u8 = 2;
+/// [`FrontendValue::flags`]: the source of traffic from outside stays as it is, since every backend is on this node.
+pub const FRONTEND_KEEPS_SOURCE: u8 = 4;
+
 /// Key of `FRONTENDS`.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -32,7 +44,7 @@ pub struct FrontendKey {
     pub port: Port,
     /// IP protocol number.
     pub protocol: u8,
-    /// 0: traffic from anywhere.
+    /// `SCOPE_…`.
     pub scope: u8,
     /// Zero.
     pub pad: u32,
@@ -63,8 +75,10 @@ pub struct FrontendValue {
     pub lookup: u8,
     /// `TARGET_…`.
     pub target: u8,
+    /// `FRONTEND_…`.
+    pub flags: u8,
     /// Zero.
-    pub pad: [u8; 3],
+    pub pad: [u8; 2],
 }
 
 /// Value of `BACKENDS`, whose key is the backend's id.

@@ -23,7 +23,7 @@ use crate::{
     tc::{
         checksum::{finish, sum},
         flow::{self, FlowMaps, Source},
-        packet::Packet,
+        packet::{Head, Packet},
         skb::{Refused, Skb, Unrouted},
     },
 };
@@ -108,6 +108,8 @@ pub(crate) struct Fake {
     /// Number of ports of translated sources.
     pub(crate) ports: Cell<u16>,
     pub(crate) pods: RefCell<Vec<(Addr, u8)>>,
+    /// Addresses whose bits are not set in `FILTER`.
+    pub(crate) strangers: RefCell<Vec<Addr>>,
     pub(crate) counts: RefCell<BTreeMap<Reason, u64>>,
     pub(crate) now: Cell<u64>,
     /// Every insertion fails.
@@ -138,6 +140,7 @@ impl Fake {
             node: Cell::new(Some(node())),
             ports: Cell::new(node().nat_ports),
             pods: RefCell::default(),
+            strangers: RefCell::default(),
             counts: RefCell::default(),
             now: Cell::new(0),
             full: Cell::new(false),
@@ -171,7 +174,8 @@ impl Fake {
             prefix_v6: 128,
             lookup,
             target: TARGET_SET,
-            pad: [0; 3],
+            flags: 0,
+            pad: [0; 2],
         };
         fake.frontends.borrow_mut().extend([TCP, UDP].map(|protocol| (key_of(vip, protocol), frontend)));
         fake.point(vip, 1, backends.len() as u32);
@@ -348,6 +352,10 @@ impl FlowMaps for &Fake {
     fn source(self, is_v4: bool) -> Option<Source> {
         let source = Source::of(&self.node.get()?, is_v4)?;
         Some(Source { ports: self.ports.get(), ..source })
+    }
+
+    fn knows(self, addr: Addr) -> bool {
+        !self.strangers.borrow().contains(&addr)
     }
 
     fn pod_family(self, addr: Addr) -> Option<u8> {
@@ -546,7 +554,7 @@ impl FakeSkb {
     }
 
     pub(crate) fn packet(&self) -> Packet {
-        Packet::read(self).unwrap()
+        Head::read(self).and_then(|head| head.packet(self)).unwrap()
     }
 
     pub(crate) fn set_byte(&self, at: usize, byte: u8) {
@@ -620,11 +628,11 @@ impl FakeSkb {
         self.bytes.replace(bytes);
     }
 
-    fn replace(&self, at: u32, difference: u64) -> Result<(), Refused> {
+    fn replace(&self, at: u32, difference: u32) -> Result<(), Refused> {
         let mut bytes = self.bytes.borrow_mut();
         let field = bytes.get_mut(at as usize..at as usize + 2).ok_or(Refused)?;
         let before = u16::from_ne_bytes([field[0], field[1]]);
-        let after = finish(u32::from(!before) + difference as u32);
+        let after = finish(u32::from(!before) + difference);
         field.copy_from_slice(&after.to_ne_bytes());
         Ok(())
     }
@@ -675,15 +683,7 @@ impl Skb for &FakeSkb {
         Ok(())
     }
 
-    fn difference<const N: usize>(self, old: &[u32; N], new: &[u32; N]) -> Result<u64, Refused> {
-        Ok(u64::from(sum(new) + sum(&old.map(|word| !word))))
-    }
-
-    fn replace_l3(self, offset: u32, difference: u64) -> Result<(), Refused> {
-        self.replace(offset, difference)
-    }
-
-    fn replace_l4(self, offset: u32, difference: u64, flags: u64) -> Result<(), Refused> {
+    fn replace_l4(self, offset: u32, difference: u32, flags: u64) -> Result<(), Refused> {
         let [pseudo, zero, v6] = [BPF_F_PSEUDO_HDR as u64, BPF_F_MARK_MANGLED_0 as u64, 1 << 7];
         let known = pseudo | zero | if self.old_kernel.get() { 0 } else { v6 };
         if flags & !known != 0 {

@@ -93,7 +93,7 @@ const fn rank(write: &Write) -> u8 {
         Write::Turns(_) => 3,
         Write::Set(..) => 4,
         Write::Cidr(..) => 5,
-        Write::Node(_) => 6,
+        Write::Node(_) | Write::Known(_) => 6,
         Write::Frontend(..) => 7,
         Write::NoFrontend(_) => FIRST_REMOVAL,
         Write::NoSet(_) => FIRST_REMOVAL + 1,

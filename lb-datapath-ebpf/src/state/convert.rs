@@ -120,7 +120,8 @@ pub(crate) fn frontend_value(
             Target::Reject => abi::TARGET_REJECT,
             Target::Drop => abi::TARGET_DROP,
         },
-        pad: [0; 3],
+        flags: 0,
+        pad: [0; 2],
     })
 }
 

@@ -40,7 +40,7 @@ const fn lru(name: &'static str, key: usize, value: usize, capacity: fn(&Capacit
 }
 
 /// Every map of the object.
-pub(crate) const LAYOUTS: [Layout; 14] = [
+pub(crate) const LAYOUTS: [Layout; 15] = [
     hash("FRONTENDS", size_of::<abi::FrontendKey>(), size_of::<abi::FrontendValue>(), |c| Some(c.frontends)),
     hash("BACKENDS", 4, size_of::<abi::BackendValue>(), |c| Some(c.backends)),
     hash("SETS", 4, size_of::<abi::SetValue>(), |c| Some(c.sets)),
@@ -59,6 +59,15 @@ pub(crate) const LAYOUTS: [Layout; 14] = [
         flags: BPF_F_MMAPABLE,
         entries: 0,
         capacity: |c| Some(c.slots.div_ceil(abi::SLOTS_PER_CHUNK)),
+    },
+    Layout {
+        name: FILTER,
+        kind: BPF_MAP_TYPE_ARRAY,
+        key: 4,
+        value: size_of::<abi::FilterPair>(),
+        flags: BPF_F_MMAPABLE,
+        entries: abi::FILTER_WORDS / 2,
+        capacity: |_| None,
     },
     Layout { name: "ROLE", kind: BPF_MAP_TYPE_ARRAY, key: 4, value: 4, flags: 0, entries: 1, capacity: |_| None },
     Layout {
@@ -81,14 +90,16 @@ pub(crate) const LAYOUTS: [Layout; 14] = [
     },
 ];
 
+/// Bits of addresses.
+pub(crate) const FILTER: &str = "FILTER";
 /// Counters of the programs, by reason.
 pub(crate) const REASONS: &str = "REASONS";
 
 impl Layout {
-    /// Whether the services need what the map holds. One that they do not need may be missing in the pins of an earlier
-    /// version, and is made beside the others.
+    /// Whether the services need what the map holds, and it cannot be had from other maps. One that they do not need
+    /// may be missing in the pins of an earlier version, and is made beside the others.
     pub(crate) fn is_needed(&self) -> bool {
-        self.name != REASONS
+        self.name != REASONS && self.name != FILTER
     }
 
     /// Whether a map that was found pinned can be used.

@@ -16,7 +16,11 @@ use lb_datapath_ebpf_abi::{self as abi, Pod};
 use crate::{
     error::EbpfError,
     state::{
+        convert::addr,
+        filter::Filter,
+        layout::FILTER,
         lower::MAX_SLOTS,
+        mirror::Mirror,
         ports::Ports,
         restore::claim,
         write::{Cause, Limits, Snapshot, Store, Write},
@@ -46,7 +50,7 @@ impl Table {
             Write::Turns(_) | Write::NoTurns(_) => Self::Turns,
             Write::Set(..) | Write::NoSet(_) => Self::Sets,
             Write::Frontend(..) | Write::NoFrontend(_) => Self::Frontends,
-            Write::Slots(..) | Write::Cidr(..) | Write::NoCidr(_) | Write::Node(_) => return None,
+            Write::Slots(..) | Write::Cidr(..) | Write::NoCidr(_) | Write::Node(_) | Write::Known(_) => return None,
         })
     }
 
@@ -81,6 +85,7 @@ pub(crate) struct Maps {
     chunks: u32,
     ports: Ports,
     slots: Words,
+    filter: Filter,
     /// Keys written since they were last looked at, by table.
     written: [Vec<u8>; Table::ALL.len()],
     origin: Instant,
@@ -91,7 +96,10 @@ impl Maps {
     pub(crate) fn open(dir: &Path, ports: Ports) -> Result<Self, EbpfError> {
         let open = |name: &str| open(&dir.join(name));
         let slots = open("SLOTS")?;
-        let words = Words::map(&slots).map_err(|source| EbpfError::Map { name: "SLOTS", what: "mapping", source })?;
+        let mapped =
+            |map: &RawMap, name| Words::map(map).map_err(|source| EbpfError::Map { name, what: "mapping", source });
+        let words = mapped(&slots, "SLOTS")?;
+        let filter = Filter::new(mapped(&open(FILTER)?, FILTER)?);
         Ok(Self {
             frontends: open("FRONTENDS")?,
             backends: open("BACKENDS")?,
@@ -106,6 +114,7 @@ impl Maps {
             chunks: slots.shape().max_entries,
             ports,
             slots: words,
+            filter,
             written: Default::default(),
             origin: Instant::now(),
         })
@@ -218,6 +227,22 @@ impl Maps {
         &self.affinity
     }
 
+    /// The filter that packets pass first.
+    pub(crate) const fn filter(&self) -> &Filter {
+        &self.filter
+    }
+
+    /// Sets the bits of all addresses in use. A filter that is new, beside tables of an earlier version, gets those of
+    /// flows as well.
+    pub(crate) fn fill_filter(&self, mirror: &Mirror) -> Result<(), EbpfError> {
+        if self.filter.is_empty() {
+            let flows: Vec<(abi::CtKey, abi::CtValue)> = elements(&self.flows, "CT")?;
+            flows.iter().flat_map(|(key, _)| [key.src, key.dst]).for_each(|addr| self.filter.add(addr));
+        }
+        mirror.addresses().filter_map(|ip| addr(ip).ok()).for_each(|addr| self.filter.add(addr));
+        Ok(())
+    }
+
     /// The role that the programs read.
     pub(crate) fn role(&self) -> Result<u32, EbpfError> {
         Ok(one(&self.role, "ROLE", &abi::ROLE_KEY)?.unwrap_or(abi::ROLE_ACTIVE))
@@ -249,6 +274,8 @@ impl Maps {
 
     /// Writes of one kind.
     fn run(&mut self, writes: &[Write]) -> Vec<(usize, Cause)> {
+        // Programs have to look at the packets before the tables say anything about them.
+        writes.iter().filter_map(Write::addr).for_each(|addr| self.filter.add(addr));
         let encoded = Encoded::new(writes);
         if let Some(table) = writes.first().and_then(Table::of) {
             let written = &mut self.written[table as usize];
@@ -271,6 +298,7 @@ impl Maps {
             Some(Write::Cidr(..)) => self.put(&self.cidrs, "CIDRS", encoded),
             Some(Write::NoCidr(_)) => self.remove(&self.cidrs, "CIDRS", encoded),
             Some(Write::Node(_)) => self.put(&self.node, "NODE", encoded),
+            Some(Write::Known(_)) => Vec::new(),
             Some(Write::Slots(..)) => {
                 self.fill(writes);
                 Vec::new()
@@ -336,7 +364,7 @@ impl Encoded {
             Write::NoMember(key) => self.keys.extend_from_slice(key.bytes()),
             Write::NoFrontend(key) => self.keys.extend_from_slice(key.bytes()),
             Write::NoCidr(key) => self.keys.extend_from_slice(key.bytes()),
-            Write::Slots(..) => {}
+            Write::Slots(..) | Write::Known(_) => {}
         }
     }
 

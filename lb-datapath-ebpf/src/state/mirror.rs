@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -133,6 +134,12 @@ impl Mirror {
     pub(crate) fn elements(&self) -> u64 {
         let State { backends, sets, frontends, .. } = &self.state;
         (backends.len() + sets.len() + frontends.len() + self.turns + self.members + self.cidrs.len()) as u64
+    }
+
+    /// Addresses of frontends and backends; one may come more than once.
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let frontends = self.state.frontends.keys().map(|frontend| frontend.ip);
+        frontends.chain(self.state.backends.values().map(|backend| backend.addr.ip))
     }
 
     /// Entries of `MEMBERS`.

@@ -29,6 +29,20 @@ pub(crate) enum Write {
     Cidr(abi::CidrKey, u8),
     NoCidr(abi::CidrKey),
     Node(Box<abi::NodeValue>),
+    /// Sets the bit of an address in `FILTER`, which writes of frontends and backends do by themselves.
+    Known(abi::Addr),
+}
+
+impl Write {
+    /// The address whose packets programs have to look at from now on.
+    pub(crate) const fn addr(&self) -> Option<abi::Addr> {
+        match self {
+            Self::Backend(_, backend) => Some(backend.addr),
+            Self::Frontend(key, _) => Some(key.addr),
+            Self::Known(addr) => Some(*addr),
+            _ => None,
+        }
+    }
 }
 
 /// What carries out writes: the kernel, or a fake.

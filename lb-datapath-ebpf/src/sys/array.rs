@@ -91,6 +91,13 @@ impl Words {
         crash::point();
     }
 
+    /// Sets `bits` of word `at`; a word past the end has none.
+    pub(crate) fn set_bits(&self, at: usize, bits: u32) {
+        if let Some(cell) = self.cells().get(at) {
+            cell.fetch_or(bits, Ordering::Relaxed);
+        }
+    }
+
     /// Whether the words from word `at` on are these.
     pub(crate) fn hold(&self, at: usize, words: impl ExactSizeIterator<Item = u32>) -> bool {
         let end = at.saturating_add(words.len());

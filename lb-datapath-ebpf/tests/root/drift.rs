@@ -144,7 +144,7 @@ fn clear<K: abi::Pod>(subject: &Subject, name: &str) {
     map.keys::<K>().iter().for_each(|key| map.remove(key));
 }
 
-const CASES: [Case; 25] = [
+const CASES: [Case; 26] = [
     ("frontend gone", |s| s.map("FRONTENDS").remove(&frontend()), DriftClass::Frontend, "10.96.0.1:80/tcp", "missing"),
     (
         "frontend refused",
@@ -196,6 +196,16 @@ const CASES: [Case; 25] = [
         DriftClass::Frontend,
         "10.96.0.1:80/tcp",
         "missing (flushed by another tool)",
+    ),
+    (
+        "packets of a frontend passed by",
+        |s| {
+            let (word, _) = abi::filter_bit(frontend().addr);
+            s.map("FILTER").put(&(word / 2), &[0_u32; 2]);
+        },
+        DriftClass::MapEntry,
+        "FILTER 10.96.0.1",
+        "missing",
     ),
     ("backend gone", |s| s.map("BACKENDS").remove(&1_u32), DriftClass::Backend, "127.0.0.1:8001/tcp", "missing"),
     (

@@ -322,6 +322,33 @@ fn a_start_names_the_pins_that_are_missing_and_what_is_lost() {
 
 #[test]
 #[ignore = "needs root: loads eBPF programs and makes a cgroup"]
+fn maps_of_a_version_without_a_filter_are_taken_over_with_their_flows() {
+    let _turn = turn();
+    let (pins, cgroup) = (PinDir::new(), Cgroup::empty());
+    let config = config(&pins, &cgroup);
+    let mut datapath = EbpfDatapath::open(config.clone()).unwrap();
+    datapath.apply(&diff(&State::default(), &desired(), &Labels::default())).unwrap();
+    drop(datapath);
+    // The backend of this flow is in no set any more.
+    let (client, gone) = (abi::map_v4([192, 0, 2, 7]), abi::map_v4([10, 244, 9, 9]));
+    let (sport, dport) = (abi::Port::new(40_000), abi::Port::new(80));
+    let flow = abi::CtKey { src: gone, dst: client, sport: dport, dport: sport, protocol: 6, pad: [0; 3] };
+    bpf::Map::open(&pins.0.join("v1/maps/CT")).put(&flow, &abi::CtValue::EMPTY);
+    fs::remove_file(pins.0.join("v1/maps/FILTER")).unwrap();
+    bpf::remove_all(&pins.0.join("v1/links"));
+    drop(EbpfDatapath::open(config).unwrap());
+    let filter = bpf::Map::open(&pins.0.join("v1/maps/FILTER"));
+    let is_known = |addr| {
+        let (word, bit) = abi::filter_bit(addr);
+        filter.get::<abi::FilterPair>(&(word / 2)).unwrap()[word as usize & 1] & bit != 0
+    };
+    let known = ["10.96.0.1", "127.0.0.1"].map(|ip| abi::map_v4(ip.parse::<std::net::Ipv4Addr>().unwrap().octets()));
+    assert!(known.into_iter().chain([client, gone]).all(is_known));
+    assert!(!is_known(abi::map_v4([203, 0, 113, 9])));
+}
+
+#[test]
+#[ignore = "needs root: loads eBPF programs and makes a cgroup"]
 fn maps_of_a_version_without_counters_are_taken_over() {
     let _turn = turn();
     let (pins, cgroup) = (PinDir::new(), Cgroup::empty());

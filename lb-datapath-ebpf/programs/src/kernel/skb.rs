@@ -4,17 +4,19 @@ use core::mem::MaybeUninit;
 
 use aya_ebpf::{
     bindings::{
-        __sk_buff, BPF_ANY, BPF_FIB_LOOKUP_SKIP_NEIGH, BPF_NOEXIST, bpf_adj_room_mode::BPF_ADJ_ROOM_NET,
-        bpf_fib_lookup as FibParams, bpf_redir_neigh,
+        __sk_buff, BPF_ANY, BPF_F_MMAPABLE, BPF_FIB_LOOKUP_SKIP_NEIGH, BPF_NOEXIST,
+        bpf_adj_room_mode::BPF_ADJ_ROOM_NET, bpf_fib_lookup as FibParams, bpf_redir_neigh,
     },
-    btf_maps::{HashMap, LpmTrie, LruHashMap, lpm_trie::Key},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, lpm_trie::Key},
     helpers::{
-        bpf_csum_diff, bpf_fib_lookup, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh,
-        bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes,
+        bpf_fib_lookup, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_skb_adjust_room,
+        bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes,
     },
     macros::btf_map,
 };
-use lb_datapath_ebpf_abi::{Addr, CT_CLOSING, CtKey, CtValue, NODE_KEY, NodeValue, Pod, unmap_v4};
+use lb_datapath_ebpf_abi::{
+    Addr, CT_CLOSING, CtKey, CtValue, FILTER_WORDS, FilterPair, NODE_KEY, NodeValue, Pod, filter_bit, unmap_v4,
+};
 use lb_datapath_ebpf_programs::tc::{
     flow::{Entry, FlowMaps, Source},
     packet::Packet,
@@ -26,6 +28,10 @@ use super::{Kernel, maps::LAZY};
 /// Flows of packets, two entries each.
 #[btf_map]
 static CT: LruHashMap<CtKey, CtValue, 131072> = LruHashMap::new();
+
+/// One bit for each address that a frontend or a backend has. User space writes it through a memory mapping.
+#[btf_map]
+static FILTER: Array<FilterPair, { FILTER_WORDS as usize / 2 }, { BPF_F_MMAPABLE as usize }> = Array::new();
 
 /// The node.
 #[btf_map]
@@ -62,6 +68,12 @@ impl FlowMaps for Kernel {
     fn source(self, is_v4: bool) -> Option<Source> {
         // SAFETY: copied out at once; user space replaces the element as a whole.
         Source::of(unsafe { NODE.get(NODE_KEY) }?, is_v4)
+    }
+
+    #[inline(always)]
+    fn knows(self, addr: Addr) -> bool {
+        let (word, bit) = filter_bit(addr);
+        FILTER.get(word >> 1).is_some_and(|[even, odd]| (if word & 1 == 0 { even } else { odd }) & bit != 0)
     }
 
     #[inline(always)]
@@ -123,6 +135,22 @@ pub(crate) struct Hop {
     neighbour: bpf_redir_neigh,
 }
 
+impl KernelSkb {
+    /// Where a value lies, if it is in the linear part of the packet: reading it there needs no call.
+    #[inline(always)]
+    fn direct<T: Pod>(self, offset: u32) -> Option<*mut T> {
+        /// Most bytes before a value. The verifier wants a bound.
+        const FARTHEST: u32 = 0xfff;
+        if offset > FARTHEST {
+            return None;
+        }
+        // SAFETY: the program's context; the kernel turns these fields into pointers.
+        let (data, end) = unsafe { ((*self.0).data as usize, (*self.0).data_end as usize) };
+        let at = data + offset as usize;
+        (at + size_of::<T>() <= end).then_some(at as *mut T)
+    }
+}
+
 impl Skb for KernelSkb {
     type Hop = Hop;
 
@@ -135,6 +163,10 @@ impl Skb for KernelSkb {
 
     #[inline(always)]
     fn load<T: Pod>(self, offset: u32) -> Option<T> {
+        if let Some(at) = self.direct::<T>(offset) {
+            // SAFETY: the verifier has seen that the packet holds the value, and every pattern of bytes is one.
+            return Some(unsafe { at.read_unaligned() });
+        }
         let mut value = MaybeUninit::<T>::uninit();
         let (to, len) = (value.as_mut_ptr().cast(), size_of::<T>() as u32);
         // SAFETY: `value` has room for as many bytes.
@@ -151,23 +183,9 @@ impl Skb for KernelSkb {
     }
 
     #[inline(always)]
-    fn difference<const N: usize>(self, old: &[u32; N], new: &[u32; N]) -> Result<u64, Refused> {
-        let size = size_of::<[u32; N]>() as u32;
-        // SAFETY: both are that long, and the helper only reads them.
-        let difference = unsafe { bpf_csum_diff(old.as_ptr().cast_mut(), size, new.as_ptr().cast_mut(), size, 0) };
-        if difference < 0 { Err(Refused) } else { Ok(difference as u64) }
-    }
-
-    #[inline(always)]
-    fn replace_l3(self, offset: u32, difference: u64) -> Result<(), Refused> {
-        // SAFETY: the helper takes the context and numbers.
-        check(unsafe { bpf_l3_csum_replace(self.0, offset, 0, difference, 0) })
-    }
-
-    #[inline(always)]
-    fn replace_l4(self, offset: u32, difference: u64, flags: u64) -> Result<(), Refused> {
+    fn replace_l4(self, offset: u32, difference: u32, flags: u64) -> Result<(), Refused> {
         // SAFETY: as above.
-        check(unsafe { bpf_l4_csum_replace(self.0, offset, 0, difference, flags) })
+        check(unsafe { bpf_l4_csum_replace(self.0, offset, 0, difference as u64, flags) })
     }
 
     /// A sender may have left the checksum to the device (`CHECKSUM_PARTIAL`), which would write one into the answer,

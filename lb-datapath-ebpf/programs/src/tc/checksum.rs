@@ -11,6 +11,13 @@ pub fn sum(words: &[u32]) -> u32 {
     total
 }
 
+/// The difference that a checksum over `old` has to make up for when that becomes `new` (RFC 1624, equation 3).
+#[inline(always)]
+#[must_use]
+pub fn difference<const N: usize>(old: &[u32; N], new: &[u32; N]) -> u32 {
+    sum(new).wrapping_add(sum(&old.map(|word| !word)))
+}
+
 /// The checksum of what was summed, as it lies in a packet.
 #[inline(always)]
 #[must_use]
@@ -31,6 +38,13 @@ mod tests {
         let [c0, c1] = finish(sum(&header)).to_ne_bytes();
         header[2] = u32::from_ne_bytes([64, 1, c0, c1]);
         assert_eq!(finish(sum(&header)), 0);
+    }
+
+    #[test]
+    fn a_difference_turns_the_old_checksum_into_the_new_one() {
+        let (old, new) = ([0x0101_a8c0, 0x5000, u32::MAX], [0xfe01_0a0a, u32::MAX, 0]);
+        let check = finish(sum(&old));
+        assert_eq!(finish(u32::from(!check) + difference(&old, &new)), finish(sum(&new)));
     }
 
     #[test]

@@ -31,6 +31,8 @@ pub trait FlowMaps: Maps {
     fn remove_flow(self, key: &CtKey);
     /// What translated sources of this family are made of; `None` if the node has no address of it.
     fn source(self, is_v4: bool) -> Option<Source>;
+    /// Whether the bit of `addr` is set in `FILTER`; if it is not, no frontend, backend or flow has the address.
+    fn knows(self, addr: Addr) -> bool;
     /// The family of the longest prefix in `CIDRS` that contains `addr`.
     fn pod_family(self, addr: Addr) -> Option<u8>;
 }

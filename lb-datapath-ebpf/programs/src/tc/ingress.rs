@@ -5,7 +5,7 @@ use lb_datapath_ebpf_abi::{CtValue, ROLE_ACTIVE, ROLE_STANDBY, Reason, Verdict};
 
 use super::{
     flow::{self, FlowMaps},
-    packet::Packet,
+    packet::{Head, Packet},
     reject::reject,
     rewrite::forward,
     skb::Skb,
@@ -22,15 +22,21 @@ pub const DROP: i32 = TCX_DROP;
 
 /// Decides on a packet; returns the verdict for the kernel.
 ///
+/// Most packets of a host are none of ours: they end at the filter, before any table is looked at.
+///
 /// The steps are functions of their own in the kernel, too: their variables would not fit on one stack frame of 512
 /// bytes (`MAX_BPF_STACK` in <https://elixir.bootlin.com/linux/v6.18/source/include/linux/filter.h>).
 #[inline(always)]
 pub fn ingress<M: FlowMaps, S: Skb>(maps: M, skb: S) -> i32 {
+    let Some(head) = Head::read(skb) else { return PASS };
+    if !maps.knows(head.ip.dst) && !maps.knows(head.ip.src) {
+        return PASS;
+    }
     let role = maps.role();
     if role == ROLE_STANDBY {
         return PASS;
     }
-    let Some(packet) = Packet::read(skb) else { return PASS };
+    let Some(packet) = head.packet(skb) else { return PASS };
     let mut to = CtValue::EMPTY;
     if flow::lookup(maps, &packet, &mut to) {
         return forward(maps, skb, &packet, &to);
@@ -156,6 +162,20 @@ mod tests {
             assert_eq!(skb.bytes(), before);
         }
         assert!(fake.counts.borrow().is_empty());
+    }
+
+    #[test]
+    fn only_a_packet_between_two_unknown_addresses_ends_at_the_filter() {
+        let fake = Fake::serving(LOOKUP_HASH, &[1]);
+        let skb = FakeSkb::tcp_v4(SYN);
+        let (src, dst) = (skb.packet().key.src, skb.packet().key.dst);
+        fake.strangers.borrow_mut().extend([src, dst]);
+        assert_eq!((ingress(&fake, &skb), fake.frontend_reads.get()), (PASS, 0));
+        for known in [src, dst] {
+            fake.strangers.borrow_mut().retain(|addr| *addr != known);
+            assert_eq!(ingress(&fake, &FakeSkb::tcp_v4(SYN)), REDIRECTED);
+            fake.strangers.borrow_mut().push(known);
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@ use lb_datapath_ebpf_abi::{AffinityKey, CLIENT_ADDRESS, CtKey, FrontendKey, Fron
 
 use super::{
     client::{client_hash, flow_hash, prefix},
-    header::{self, ACK, ETHERNET, FIN, RST, SYN},
+    header::{self, ACK, ETHERNET, FIN, Ip, RST, SYN},
     skb::Skb,
 };
 use crate::{
@@ -31,19 +31,34 @@ pub struct Packet {
     pub transport: u32,
 }
 
-impl Packet {
-    /// Reads a packet that is for this host to receive or to route.
+/// The IP header of a packet, before anything else is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// The header.
+    pub ip: Ip,
+    /// Whether it is IPv4.
+    pub is_v4: bool,
+}
+
+impl Head {
+    /// Reads the header of a packet that is for this host to receive or to route.
     #[inline(always)]
     pub fn read<S: Skb>(skb: S) -> Option<Self> {
         let (kind, protocol) = skb.kind();
         if kind != PACKET_HOST {
             return None;
         }
-        let (ip, is_v4) = match u16::from_be(protocol) {
-            ETH_P_IP => (header::ipv4(&skb.load(ETHERNET)?)?, true),
-            ETH_P_IPV6 => (header::ipv6(&skb.load(ETHERNET)?)?, false),
-            _ => return None,
-        };
+        match u16::from_be(protocol) {
+            ETH_P_IP => Some(Self { ip: header::ipv4(&skb.load(ETHERNET)?)?, is_v4: true }),
+            ETH_P_IPV6 => Some(Self { ip: header::ipv6(&skb.load(ETHERNET)?)?, is_v4: false }),
+            _ => None,
+        }
+    }
+
+    /// Reads the rest of a TCP or UDP packet.
+    #[inline(always)]
+    pub fn packet<S: Skb>(self, skb: S) -> Option<Packet> {
+        let Self { ip, is_v4 } = self;
         let transport = ETHERNET + ip.len;
         let (ports, flags) = match ip.protocol {
             TCP => {
@@ -56,9 +71,11 @@ impl Packet {
         let ports = u32::from_be(ports);
         let (sport, dport) = (Port::new((ports >> 16) as u16), Port::new(ports as u16));
         let key = CtKey { src: ip.src, dst: ip.dst, sport, dport, protocol: ip.protocol, pad: [0; 3] };
-        Some(Self { key, is_v4, ttl: ip.ttl, flags, transport })
+        Some(Packet { key, is_v4, ttl: ip.ttl, flags, transport })
     }
+}
 
+impl Packet {
     /// The frontend that the packet may be for.
     #[inline(always)]
     #[must_use]
@@ -121,6 +138,10 @@ mod tests {
         tc::header::{ACK, SYN},
     };
 
+    fn read(skb: &FakeSkb) -> Option<Packet> {
+        Head::read(skb)?.packet(skb)
+    }
+
     #[test]
     fn packets_of_both_families_and_protocols_are_read() {
         for (skb, is_v4, protocol, flags) in [
@@ -129,7 +150,7 @@ mod tests {
             (FakeSkb::tcp_v6(SYN | ACK), false, TCP, SYN | ACK),
             (FakeSkb::udp_v6(), false, UDP, 0),
         ] {
-            let packet = Packet::read(&skb).unwrap();
+            let packet = read(&skb).unwrap();
             assert_eq!((packet.is_v4, packet.key.protocol, packet.flags, packet.ttl), (is_v4, protocol, flags, 64));
             assert_eq!((packet.key.sport.number(), packet.key.dport.number()), (40_000, 80));
             assert_eq!(packet.transport, if is_v4 { 34 } else { 54 });
@@ -141,7 +162,7 @@ mod tests {
     fn options_move_the_transport_header() {
         let skb = FakeSkb::tcp_v4(SYN);
         skb.add_ip_option();
-        let packet = Packet::read(&skb).unwrap();
+        let packet = read(&skb).unwrap();
         assert_eq!((packet.transport, packet.key.dport.number()), (38, 80));
     }
 
@@ -149,15 +170,15 @@ mod tests {
     fn packets_of_others_are_left_alone() {
         let skb = FakeSkb::tcp_v4(SYN);
         skb.kind.set((3, ETH_P_IP.to_be()));
-        assert_eq!(Packet::read(&skb), None, "for another host");
+        assert_eq!(read(&skb), None, "for another host");
         skb.kind.set((0, 0x0806_u16.to_be()));
-        assert_eq!(Packet::read(&skb), None, "ARP");
+        assert_eq!(read(&skb), None, "ARP");
         let skb = FakeSkb::tcp_v4(SYN);
         skb.set_byte(14 + 9, 132);
-        assert_eq!(Packet::read(&skb), None, "SCTP");
+        assert_eq!(read(&skb), None, "SCTP");
         let skb = FakeSkb::udp_v4();
         skb.set_byte(14 + 6, 0x20);
-        assert_eq!(Packet::read(&skb), None, "a fragment");
+        assert_eq!(read(&skb), None, "a fragment");
     }
 
     #[test]
@@ -166,10 +187,10 @@ mod tests {
             [(FakeSkb::tcp_v4(0), 50), (FakeSkb::udp_v4(), 38), (FakeSkb::tcp_v6(0), 70), (FakeSkb::udp_v6(), 58)]
         {
             skb.truncate(needed);
-            assert!(Packet::read(&skb).is_some());
+            assert!(read(&skb).is_some());
             for len in (0..needed).rev() {
                 skb.truncate(len);
-                assert_eq!(Packet::read(&skb), None, "{len} bytes");
+                assert_eq!(read(&skb), None, "{len} bytes");
             }
         }
     }
@@ -177,7 +198,7 @@ mod tests {
     #[test]
     fn affinity_makes_the_hash_depend_on_the_client_alone() {
         let fake = Fake::serving(LOOKUP_HASH, &[1]);
-        let packet = Packet::read(&FakeSkb::tcp_v4(SYN)).unwrap();
+        let packet = read(&FakeSkb::tcp_v4(SYN)).unwrap();
         let mut other = packet;
         other.key.sport = Port::new(40_001);
         let frontend = fake.frontend_at(VIP);

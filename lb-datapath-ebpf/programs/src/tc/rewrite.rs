@@ -11,6 +11,7 @@ use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE
 use lb_datapath_ebpf_abi::{Addr, CtValue, Port, Reason, unmap_v4};
 
 use super::{
+    checksum::{difference, finish},
     header::ETHERNET,
     ingress::{PASS, give_up},
     packet::Packet,
@@ -43,18 +44,26 @@ pub fn forward<M: Maps, S: Skb>(maps: M, skb: S, packet: &Packet, to: &CtValue) 
     }
 }
 
+/// Time to live, checksum, addresses and ports of a packet without options lie side by side: one call writes them all.
 #[inline(always)]
 fn rewrite_v4<S: Skb>(skb: S, packet: &Packet, to: &CtValue, ttl: u8) -> Result<(), Refused> {
-    const TTL: u32 = ETHERNET + 8;
-    const CHECK: u32 = ETHERNET + 10;
-    const ADDRESSES: u32 = ETHERNET + 12;
-    let (old, new) = (v4_words(packet.ttl, packet.key.src, packet.key.dst)?, v4_words(ttl, to.src, to.dst)?);
-    let [_, src, dst] = new;
-    skb.replace_l3(CHECK, skb.difference(&old, &new)?)?;
-    let [_, old @ ..] = old;
-    transport(skb, packet, to, skb.difference(&old, &[src, dst])?, 0)?;
-    skb.store(ADDRESSES, &[src, dst], 0)?;
-    skb.store(TTL, &ttl, 0)
+    const START: u32 = ETHERNET + 8;
+    const WITHOUT_OPTIONS: u32 = ETHERNET + 20;
+    let [old_src, old_dst] = v4_words(packet.key.src, packet.key.dst)?;
+    let [src, dst] = v4_words(to.src, to.dst)?;
+    let [_, protocol, c0, c1] = skb.load::<u32>(START).ok_or(Refused)?.to_ne_bytes();
+    let addresses = difference(&[old_src, old_dst], &[src, dst]);
+    let lives = difference(&[first_byte(packet.ttl)], &[first_byte(ttl)]);
+    let check = !u16::from_ne_bytes([c0, c1]);
+    let [c0, c1] = finish((check as u32).wrapping_add(addresses).wrapping_add(lives)).to_ne_bytes();
+    let head = u32::from_ne_bytes([ttl, protocol, c0, c1]);
+    transport(skb, packet, to, addresses, 0)?;
+    let ports = ports(to.sport, to.dport);
+    if packet.transport == WITHOUT_OPTIONS {
+        return skb.store(START, &[head, src, dst, ports], 0);
+    }
+    skb.store(START, &[head, src, dst], 0)?;
+    skb.store(packet.transport, &ports, 0)
 }
 
 #[inline(always)]
@@ -63,31 +72,29 @@ fn rewrite_v6<S: Skb>(skb: S, packet: &Packet, to: &CtValue, ttl: u8) -> Result<
     const ADDRESSES: u32 = ETHERNET + 8;
     let old = v6_words(packet.key.src, packet.key.dst);
     let new = v6_words(to.src, to.dst);
-    let difference = skb.difference(&old, &new)?;
-    transport(skb, packet, to, difference, BPF_F_IPV6)?;
+    transport(skb, packet, to, difference(&old, &new), BPF_F_IPV6)?;
     skb.store(ADDRESSES, &new, 0)?;
+    skb.store(packet.transport, &ports(to.sport, to.dport), 0)?;
     // No checksum of the packet covers it, but one of the device's may.
     skb.store(HOP_LIMIT, &ttl, BPF_F_RECOMPUTE_CSUM as u64)
 }
 
-/// Ports, and the checksum over them and the pseudo header, whose addresses differ by `difference`.
+/// The checksum over the ports and the pseudo header, whose addresses differ by `addresses`.
 ///
 /// The helpers know whether the device still has to fill the checksum in (`CHECKSUM_PARTIAL`), in which case the packet
 /// holds the pseudo header's sum alone. Bytes that a program wrote itself would be wrong for one of the two.
 #[inline(always)]
-fn transport<S: Skb>(skb: S, packet: &Packet, to: &CtValue, difference: u64, family: u64) -> Result<(), Refused> {
+fn transport<S: Skb>(skb: S, packet: &Packet, to: &CtValue, addresses: u32, family: u64) -> Result<(), Refused> {
     // A UDP checksum of zero says that there is none, and stays zero.
     let (at, zero) = if packet.is_udp() { (6, BPF_F_MARK_MANGLED_0 as u64) } else { (16, 0) };
     let at = packet.transport.wrapping_add(at);
-    let old = ports(packet.key.sport, packet.key.dport);
-    let new = ports(to.sport, to.dport);
     let pseudo = BPF_F_PSEUDO_HDR as u64 | zero;
     // A kernel that does not know `family` refuses it before it writes anything.
-    if skb.replace_l4(at, difference, pseudo | family).is_err() {
-        skb.replace_l4(at, difference, pseudo)?;
+    if skb.replace_l4(at, addresses, pseudo | family).is_err() {
+        skb.replace_l4(at, addresses, pseudo)?;
     }
-    skb.replace_l4(at, skb.difference(&[old], &[new])?, zero)?;
-    skb.store(packet.transport, &new, 0)
+    let (old, new) = (ports(packet.key.sport, packet.key.dport), ports(to.sport, to.dport));
+    if old == new { Ok(()) } else { skb.replace_l4(at, difference(&[old], &[new]), zero) }
 }
 
 #[inline(always)]
@@ -95,11 +102,17 @@ const fn ports(sport: Port, dport: Port) -> u32 {
     ((sport.number() as u32) << 16 | dport.number() as u32).to_be()
 }
 
-/// Time to live, source and destination, as they lie in the header.
+/// A word whose first byte is this one, as it lies in a packet.
 #[inline(always)]
-fn v4_words(ttl: u8, src: Addr, dst: Addr) -> Result<[u32; 3], Refused> {
+const fn first_byte(byte: u8) -> u32 {
+    u32::from_ne_bytes([byte, 0, 0, 0])
+}
+
+/// Source and destination, as they lie in the header.
+#[inline(always)]
+fn v4_words(src: Addr, dst: Addr) -> Result<[u32; 2], Refused> {
     let (src, dst) = (unmap_v4(src).ok_or(Refused)?, unmap_v4(dst).ok_or(Refused)?);
-    Ok([u32::from_ne_bytes([ttl, 0, 0, 0]), u32::from_ne_bytes(src), u32::from_ne_bytes(dst)])
+    Ok([u32::from_ne_bytes(src), u32::from_ne_bytes(dst)])
 }
 
 #[inline(always)]

@@ -30,23 +30,11 @@ pub trait Skb: Copy {
     /// When the packet ends before.
     fn store<T: Pod>(self, offset: u32, value: &T, flags: u64) -> Result<(), Refused>;
 
-    /// The difference that a checksum has to make up for when `old` becomes `new`.
-    ///
-    /// # Errors
-    /// When the helper refuses.
-    fn difference<const N: usize>(self, old: &[u32; N], new: &[u32; N]) -> Result<u64, Refused>;
-
-    /// Applies `difference` to the IPv4 header's checksum at `offset`.
-    ///
-    /// # Errors
-    /// When the packet ends before.
-    fn replace_l3(self, offset: u32, difference: u64) -> Result<(), Refused>;
-
     /// Applies `difference` to the transport checksum at `offset`, with the `BPF_F_…` of `bpf_l4_csum_replace`.
     ///
     /// # Errors
     /// When the packet ends before, or the kernel does not know a flag.
-    fn replace_l4(self, offset: u32, difference: u64, flags: u64) -> Result<(), Refused>;
+    fn replace_l4(self, offset: u32, difference: u32, flags: u64) -> Result<(), Refused>;
 
     /// Makes the packet `len` bytes long, of any content, with no checksum left for a device to fill in.
     ///

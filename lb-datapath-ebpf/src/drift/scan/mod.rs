@@ -66,6 +66,7 @@ impl Scanner {
             findings.extend(found);
         }
         rest::slots(maps, mirror, &mut findings);
+        rest::filter(maps, mirror, &mut findings);
         rest::node(maps, mirror, &mut findings)?;
         Ok(findings)
     }

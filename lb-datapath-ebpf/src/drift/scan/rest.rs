@@ -56,6 +56,15 @@ fn slot_drifts(names: &Names<'_>, owner: &str, wrong: &[(usize, u32, u32)]) -> V
     each.chain(more).collect()
 }
 
+/// Addresses whose packets programs would pass by.
+pub(super) fn filter(maps: &Maps, mirror: &Mirror, findings: &mut Vec<Finding>) {
+    let unknown: BTreeSet<IpAddr> = mirror.addresses().filter(|ip| !maps.filter().has_ip(*ip)).collect();
+    findings.extend(unknown.into_iter().filter_map(|ip| {
+        let drift = Drift::new(DriftClass::MapEntry, format_args!("FILTER {ip}"), Difference::Missing);
+        Some(Finding { drift, fix: Some(Write::Known(convert::addr(ip).ok()?)) })
+    }));
+}
+
 /// The node's facts and prefixes.
 pub(super) fn node(maps: &Maps, mirror: &Mirror, findings: &mut Vec<Finding>) -> Result<(), EbpfError> {
     let facts = &mirror.state.node;

@@ -69,6 +69,7 @@ impl Fake<'_> {
             Write::Cidr(key, family) => drop(self.cidrs.insert(*key, *family)),
             Write::NoCidr(key) => drop(self.cidrs.remove(key)),
             Write::Node(value) => self.node = Some(**value),
+            Write::Known(_) => {}
             Write::Slots(first, ids) => {
                 for (i, id) in ids.iter().enumerate() {
                     self.slots[*first as usize * abi::SLOTS_PER_CHUNK as usize + i] = id.get();
