@@ -3,6 +3,7 @@
 use core::{
     fmt,
     net::{IpAddr, SocketAddr},
+    ops::RangeInclusive,
 };
 
 /// Transport protocol of a frontend or backend.
@@ -122,6 +123,13 @@ impl FrontendAddr {
     pub const fn family(&self) -> Family {
         Family::of(self.ip)
     }
+
+    /// Every frontend that `ip` can have.
+    pub(crate) const fn all_at(ip: IpAddr) -> RangeInclusive<Self> {
+        let first = Self { ip, port: 0, protocol: Protocol::Tcp, scope: Scope::External };
+        let last = Self { ip, port: u16::MAX, protocol: Protocol::Sctp, scope: Scope::Internal };
+        RangeInclusive::new(first, last)
+    }
 }
 
 impl fmt::Display for FrontendAddr {
@@ -142,6 +150,8 @@ pub enum FrontendKind {
     ExternalIp,
     /// One of the node's own addresses, at the node port.
     NodePort,
+    /// One of the node's own addresses, at the host port of a pod that runs there.
+    HostPort,
 }
 
 impl FrontendKind {
@@ -153,10 +163,12 @@ impl FrontendKind {
             Self::LoadBalancer => "LoadBalancer",
             Self::ExternalIp => "ExternalIP",
             Self::NodePort => "NodePort",
+            Self::HostPort => "HostPort",
         }
     }
 
-    /// Whether the external traffic policy governs it; otherwise the internal one does.
+    /// Whether it is for clients outside of the cluster, too. The external traffic policy governs it, except for a host
+    /// port, whose backend is always on the node; the internal one governs a cluster address.
     #[must_use]
     pub const fn is_external(self) -> bool {
         !matches!(self, Self::ClusterIp)

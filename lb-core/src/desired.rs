@@ -171,7 +171,7 @@ impl Desired {
     /// A frontend that refers to something that is not there is left out, and so is one whose ids others have.
     pub fn keep(&mut self, installed: &State) -> Touched {
         let mut touched = Touched::default();
-        for (&addr, &frontend) in &installed.frontends {
+        for (&addr, frontend) in &installed.frontends {
             if self.is_claimed(&addr) || self.frontend_ids.lookup(&addr) != Some(frontend.id) {
                 continue;
             }
@@ -179,7 +179,7 @@ impl Desired {
                 let Some(claim) = self.keep_set(id, installed, &mut touched) else { continue };
                 self.claim(addr, Some(claim), &mut touched);
             }
-            self.state.frontends.insert(addr, frontend);
+            self.state.frontends.insert(addr, frontend.clone());
             self.kept.insert(addr);
             touched.frontends.insert(addr);
         }
@@ -215,6 +215,7 @@ impl Desired {
             Lookup::Random => Algorithm::Random,
             Lookup::RoundRobin => Algorithm::RoundRobin,
             Lookup::Hash => Algorithm::Maglev,
+            Lookup::LeastConnections => Algorithm::LeastConnections,
         };
         // It names the backends. Their slots are those of the set, and nothing is computed from these weights.
         let backends = taking.iter().map(|(_, backend)| (backend.addr, 1)).collect();
@@ -258,10 +259,10 @@ impl Desired {
             DesiredTarget::Drop => (Target::Drop, None),
         };
         self.claim(addr, claim, touched);
-        let frontend = Frontend { id: self.frontend_ids.id(&addr)?, target, affinity };
+        let frontend = Frontend { affinity, ..Frontend::new(self.frontend_ids.id(&addr)?, target) };
         // The new set has its user already, so releasing the old one never frees a set that both share.
         let before = self.state.frontends.insert(addr, frontend);
-        if before != Some(frontend) {
+        if before.as_ref() != self.state.frontends.get(&addr) {
             touched.frontends.insert(addr);
         }
         if let Some(Frontend { target: Target::Set(set), .. }) = before {

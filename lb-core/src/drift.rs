@@ -248,7 +248,18 @@ fn of_frontend(
         Some(affinity) => affinity.to_string(),
         None => "no affinity".into(),
     });
-    drifts.extend(difference.map(|difference| Drift::new(DriftClass::Frontend, addr, difference)));
+    let guard = Difference::between(&expected.1.guard, &found.1.guard, |guard| match guard {
+        Some(guard) => guard.to_string(),
+        None => "no source ranges".into(),
+    });
+    let other_ports = Difference::between(&expected.1.other_ports, &found.1.other_ports, |fate| {
+        alloc::format!("other ports: {}", fate.as_str())
+    });
+    let ping = Difference::between(&expected.1.answers_ping, &found.1.answers_ping, |answers| {
+        if *answers { "answers pings".into() } else { "answers no pings".into() }
+    });
+    let differences = [difference, guard, other_ports, ping].into_iter().flatten();
+    drifts.extend(differences.map(|difference| Drift::new(DriftClass::Frontend, addr, difference)));
     let (wanted, has) = (Slots::of(expected.0, expected.1.target), Slots::of(found.0, found.1.target));
     if wanted.kind != has.kind || wanted.backends.len() != has.backends.len() {
         let difference = Difference::Wrong { expected: wanted.to_string(), found: has.to_string() };
@@ -331,6 +342,7 @@ impl fmt::Display for Slots {
                     Lookup::Random => "at random",
                     Lookup::RoundRobin => "in turn",
                     Lookup::Hash => "by hash",
+                    Lookup::LeastConnections => "by least connections",
                 };
                 write!(f, "{} slots, {lookup}", self.backends.len())?;
                 match self.draining.len() {

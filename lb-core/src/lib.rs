@@ -79,6 +79,7 @@ pub mod reconciler;
 pub mod runner;
 pub mod selection;
 pub mod service;
+pub mod sources;
 pub mod state;
 pub mod table;
 pub mod time;

@@ -164,9 +164,9 @@ pub fn diff_touched(observed: &State, desired: &State, labels: &Labels, touched:
     for &addr in &touched.frontends {
         match (observed.frontends.get(&addr), desired.frontends.get(&addr)) {
             (Some(_), None) => removed_frontends.push(Op::RemoveFrontend(addr)),
-            (before, Some(&frontend)) if before != Some(&frontend) => {
+            (before, Some(frontend)) if before != Some(frontend) => {
                 let label = labels.get(&addr).map_or_else(|| Arc::from(""), Arc::clone);
-                ops.push(Op::UpsertFrontend { addr, frontend, label });
+                ops.push(Op::UpsertFrontend { addr, frontend: frontend.clone(), label });
             }
             _ => {}
         }
@@ -192,7 +192,7 @@ impl State {
                 self.sets.insert(*id, Arc::clone(set));
             }
             Op::UpsertFrontend { addr, frontend, .. } => {
-                self.frontends.insert(*addr, *frontend);
+                self.frontends.insert(*addr, frontend.clone());
             }
             Op::RemoveFrontend(addr) => {
                 self.frontends.remove(addr);

@@ -7,6 +7,7 @@ use crate::{
     addr::{Family, Protocol},
     affinity::Affinity,
     name::{ServiceName, SourceName},
+    sources::SourceRanges,
     table::TableSize,
     time::Instant,
     topology::TrafficDistribution,
@@ -29,8 +30,18 @@ pub struct Service {
     pub load_balancer_ips: Vec<IpAddr>,
     /// Ports. The name joins a port with the endpoints' ports.
     pub ports: Vec<ServicePort>,
-    /// The family of the node addresses that have its node ports, if only those of one have. Default: every address.
+    /// The family of the node addresses that have its node ports and host ports, if only those of one have. Default:
+    /// every address.
     pub node_port_family: Option<Family>,
+    /// Node addresses at which its ports are host ports, if they are. Such a service has one pod, and a node serves only
+    /// the pods that it runs itself. Default: none.
+    pub host_ips: Option<HostIps>,
+    /// Who may use its frontends. Default: everybody.
+    ///
+    /// They guard every [external](crate::addr::FrontendKind::is_external) frontend against all traffic but that of the
+    /// node's own processes. Cluster addresses are guarded against traffic from outside only: pods and nodes of the
+    /// cluster are let in.
+    pub source_ranges: Option<SourceRanges>,
     /// Sticks a client to its backend. Default: no affinity.
     pub affinity: Option<Affinity>,
     /// How a backend is chosen. Default: the model's default algorithm.
@@ -66,6 +77,8 @@ impl Service {
             load_balancer_ips: Vec::new(),
             ports: Vec::new(),
             node_port_family: None,
+            host_ips: None,
+            source_ranges: None,
             affinity: None,
             algorithm: None,
             table_size: None,
@@ -93,6 +106,28 @@ pub enum ServiceType {
     LoadBalancer,
     /// The name of something elsewhere.
     ExternalName,
+    /// The host ports of one pod.
+    HostPort,
+}
+
+/// The node addresses that have host ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum HostIps {
+    /// Each address of the node.
+    Every,
+    /// This one, on the node that has it.
+    One(IpAddr),
+}
+
+impl HostIps {
+    /// Whether `ip`, an address of the node, has the host ports.
+    #[must_use]
+    pub fn contain(self, ip: IpAddr) -> bool {
+        match self {
+            Self::Every => true,
+            Self::One(only) => only == ip,
+        }
+    }
 }
 
 /// One port of a service.
@@ -128,6 +163,9 @@ pub enum Algorithm {
     RoundRobin,
     /// Consistent hashing of the flow: Eisenbud et al., *Maglev*, NSDI 2016.
     Maglev,
+    /// Of two backends drawn in proportion to weight, the one with fewer flows through this node: Mitzenmacher, *The
+    /// Power of Two Choices in Randomized Load Balancing*, IEEE TPDS 12(10), 2001.
+    LeastConnections,
 }
 
 impl Algorithm {
@@ -138,6 +176,7 @@ impl Algorithm {
             Self::Random => "random",
             Self::RoundRobin => "round-robin",
             Self::Maglev => "maglev",
+            Self::LeastConnections => "least-connections",
         }
     }
 }

@@ -5,6 +5,7 @@ use alloc::{
     sync::Arc,
     vec::Vec,
 };
+use core::{fmt, net::IpAddr};
 
 use crate::{
     addr::{BackendAddr, FrontendAddr},
@@ -13,6 +14,7 @@ use crate::{
     id::{BackendId, FrontendId, SetId},
     node::NodeFacts,
     plan::Op,
+    sources::SourceRanges,
 };
 
 /// Everything that a datapath holds, or should hold.
@@ -88,10 +90,12 @@ pub enum Lookup {
     RoundRobin,
     /// By the [flow hash](lb_flow_hash), or by the client's alone under affinity.
     Hash,
+    /// Of two slots drawn at random, the one whose backend has fewer flows through this node.
+    LeastConnections,
 }
 
 /// A frontend as datapaths hold it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frontend {
     /// Key of its affinity records.
     pub id: FrontendId,
@@ -99,6 +103,81 @@ pub struct Frontend {
     pub target: Target,
     /// Client affinity, if any.
     pub affinity: Option<Affinity>,
+    /// Who may use it. Default: everybody; so it is for a datapath
+    /// [without source ranges](crate::datapath::Capabilities::source_ranges).
+    pub guard: Option<Guard>,
+    /// What it says about other ports of its address. Default: they are passed on; so it is for a datapath
+    /// [without a say in them](crate::datapath::Capabilities::other_ports).
+    pub other_ports: OtherPorts,
+    /// Whether the node answers ICMP echo requests to its address. Default: no; so it is for a datapath that
+    /// [cannot](crate::datapath::Capabilities::ping).
+    pub answers_ping: bool,
+}
+
+impl Frontend {
+    /// A frontend without affinity, open to everybody, with no say in anything else about its address.
+    #[must_use]
+    pub const fn new(id: FrontendId, target: Target) -> Self {
+        Self { id, target, affinity: None, guard: None, other_ports: OtherPorts::Pass, answers_ping: false }
+    }
+}
+
+/// Who may use a frontend. The first packet of a flow that the ranges keep out is dropped silently.
+///
+/// The node's own processes are let in whatever it says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Guard {
+    /// The sources that are let in, or kept out.
+    pub ranges: Arc<SourceRanges>,
+    /// The traffic that is checked.
+    pub traffic: GuardedTraffic,
+}
+
+/// Its ranges, and the traffic that they are for if that is not all.
+impl fmt::Display for Guard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.ranges.fmt(f)?;
+        match self.traffic {
+            GuardedTraffic::All => Ok(()),
+            GuardedTraffic::Outside => f.write_str(", of traffic from outside"),
+        }
+    }
+}
+
+/// The traffic that a [`Guard`] checks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum GuardedTraffic {
+    /// All but that of the node's own processes: pods', and what comes in through an uplink.
+    All,
+    /// What comes in through an uplink, unless its source is a pod of the cluster.
+    Outside,
+}
+
+/// The fate of a packet to an address that has frontends, but none at the packet's port and protocol.
+///
+/// If frontends of one address disagree, the [greatest](Ord) of them counts: see [`State::other_ports`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum OtherPorts {
+    /// It is dropped silently: the address is a load balancer's alone, and whoever passed the packet on would get it
+    /// back.
+    Drop,
+    /// It is refused at once: the address is one of the cluster, and its clients are inside.
+    Reject,
+    /// It is passed on: the address is one of a host.
+    #[default]
+    Pass,
+}
+
+impl OtherPorts {
+    /// `drop`, `reject` or `pass`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Drop => "drop",
+            Self::Reject => "reject",
+            Self::Pass => "pass",
+        }
+    }
 }
 
 /// Where new flows of a frontend go.
@@ -179,7 +258,7 @@ impl State {
         };
         let Some(set) = set else { return Answer::Broken };
         let ids: Vec<_> = match set.lookup {
-            Lookup::Random | Lookup::RoundRobin => set.members().into_iter().collect(),
+            Lookup::Random | Lookup::RoundRobin | Lookup::LeastConnections => set.members().into_iter().collect(),
             Lookup::Hash => {
                 let slot = flow_hash::slot(hash, set.slots.len() as u32);
                 set.slots.get(slot as usize).map(|&id| (id, 1)).into_iter().collect()
@@ -218,6 +297,22 @@ impl State {
                 backends_in_use = None;
             }
         }
+    }
+
+    /// The fate of packets to `ip` at ports and protocols without a frontend, if it has any frontend.
+    #[must_use]
+    pub fn other_ports(&self, ip: IpAddr) -> Option<OtherPorts> {
+        self.frontends_at(ip).map(|frontend| frontend.other_ports).max()
+    }
+
+    /// Whether the node answers ICMP echo requests to `ip`.
+    #[must_use]
+    pub fn answers_ping(&self, ip: IpAddr) -> bool {
+        self.frontends_at(ip).any(|frontend| frontend.answers_ping)
+    }
+
+    fn frontends_at(&self, ip: IpAddr) -> impl Iterator<Item = &Frontend> {
+        self.frontends.range(FrontendAddr::all_at(ip)).map(|(_, frontend)| frontend)
     }
 
     /// Sets that a frontend points to.

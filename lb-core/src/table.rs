@@ -10,7 +10,7 @@ use crate::{
     state::Lookup,
 };
 
-/// Most slots of a random or round-robin table of up to this many backends; a table of more backends has one slot
+/// Most slots of a table other than Maglev's of up to this many backends; a table of more backends has one slot
 /// for each.
 pub const MAX_PLAIN_SLOTS: usize = 4093;
 
@@ -91,12 +91,13 @@ impl TableSpec {
             Algorithm::Random => Lookup::Random,
             Algorithm::RoundRobin => Lookup::RoundRobin,
             Algorithm::Maglev => Lookup::Hash,
+            Algorithm::LeastConnections => Lookup::LeastConnections,
         }
     }
 
     /// The table: for each slot an index into `backends`. Empty without backends.
     ///
-    /// Random and round robin have a slot per unit of weight, after division by the greatest common divisor; beyond
+    /// All but Maglev have a slot per unit of weight, after division by the greatest common divisor; beyond
     /// [`MAX_PLAIN_SLOTS`] shares are rounded to that many slots by largest remainder.
     #[must_use]
     pub fn slots(&self, family: &HashFamily) -> Vec<u32> {
@@ -105,7 +106,7 @@ impl TableSpec {
                 let size = self.size.unwrap_or_else(|| TableSize::for_backends(self.backends.len()));
                 maglev::table(&self.backends, size, family)
             }
-            Algorithm::Random => in_blocks(&self.shares()),
+            Algorithm::Random | Algorithm::LeastConnections => in_blocks(&self.shares()),
             Algorithm::RoundRobin => interleaved(&self.shares()),
         }
     }

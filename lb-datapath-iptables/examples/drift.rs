@@ -214,7 +214,7 @@ fn state(services: u32) -> State {
         let (Some(set), Some(frontend)) = (SetId::new(id), FrontendId::new(id)) else { continue };
         state.sets.insert(set, Arc::new(BackendSet::new(Lookup::Random, backends)));
         let addr = FrontendAddr::new(vip(n).into(), 80, Protocol::Tcp);
-        state.frontends.insert(addr, Frontend { id: frontend, target: Target::Set(set), affinity: None });
+        state.frontends.insert(addr, Frontend::new(frontend, Target::Set(set)));
     }
     state
 }

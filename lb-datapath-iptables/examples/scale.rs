@@ -167,7 +167,7 @@ fn state(services: u32, maglev: u32, slots: u32) -> State {
         let (Some(set_id), Some(frontend)) = (SetId::new(id), FrontendId::new(id)) else { continue };
         state.sets.insert(set_id, Arc::new(set));
         let addr = FrontendAddr::new(vip(n).into(), 80, Protocol::Tcp);
-        state.frontends.insert(addr, Frontend { id: frontend, target: Target::Set(set_id), affinity: None });
+        state.frontends.insert(addr, Frontend::new(frontend, Target::Set(set_id)));
     }
     state
 }

@@ -298,6 +298,7 @@ fn kind(service: &lb_core::service::Service) -> ServiceKind {
         ServiceType::LoadBalancer => ServiceKind::LoadBalancer,
         ServiceType::ExternalName => ServiceKind::ExternalName,
         ServiceType::NodePort => ServiceKind::NodePort,
+        ServiceType::HostPort => ServiceKind::HostPort,
         // A source that does not say.
         ServiceType::ClusterIp | ServiceType::Headless if has_node_port => ServiceKind::NodePort,
         ServiceType::ClusterIp | ServiceType::Headless => ServiceKind::ClusterIp,

@@ -49,6 +49,8 @@ pub enum ServiceKind {
     LoadBalancer,
     /// `ExternalName`.
     ExternalName,
+    /// The host ports of one pod.
+    HostPort,
     /// The empty word: no version of the service was accepted yet.
     #[default]
     #[serde(rename = "")]
@@ -72,6 +74,8 @@ pub enum FrontendKind {
     ExternalIp,
     /// An address of the node, at the node port.
     NodePort,
+    /// An address of the node, at the host port of a pod.
+    HostPort,
     /// An origin that this version does not know.
     #[serde(untagged)]
     Unknown(Box<str>),
@@ -106,6 +110,8 @@ pub enum Algorithm {
     RoundRobin,
     /// Consistent hashing of the flow.
     Maglev,
+    /// The one of two with fewer flows.
+    LeastConnections,
     /// The empty word: no version of the service was accepted yet.
     #[default]
     #[serde(rename = "")]
@@ -480,6 +486,7 @@ mod tests {
             (ServiceKind::ClusterIp, "ClusterIP"),
             (ServiceKind::NodePort, "NodePort"),
             (ServiceKind::LoadBalancer, "LoadBalancer"),
+            (ServiceKind::HostPort, "HostPort"),
             (ServiceKind::Unspecified, ""),
             (ServiceKind::ExternalName, "ExternalName"),
             (ServiceKind::Unknown("Gateway".into()), "Gateway"),
@@ -490,7 +497,7 @@ mod tests {
             (FrontendStatus::Failed, "failed"),
             (FrontendStatus::NotCarried, "not-carried"),
         ]);
-        are(&[(Algorithm::Unspecified, ""), (Algorithm::Unknown("least-connections".into()), "least-connections")]);
+        are(&[(Algorithm::Unspecified, ""), (Algorithm::Unknown("fastest".into()), "fastest")]);
         are(&[
             (BackendState::Active, "active"),
             (BackendState::TerminatingServing, "terminating-serving"),
@@ -544,10 +551,10 @@ mod tests {
             drift::{Cause as C, Difference as D, DriftClass as K},
             service::Algorithm as A,
         };
-        for algorithm in [A::Random, A::RoundRobin, A::Maglev] {
+        for algorithm in [A::Random, A::RoundRobin, A::Maglev, A::LeastConnections] {
             is::<Algorithm, _>(algorithm, algorithm.as_str());
         }
-        for kind in [F::ClusterIp, F::LoadBalancer, F::ExternalIp, F::NodePort] {
+        for kind in [F::ClusterIp, F::LoadBalancer, F::ExternalIp, F::NodePort, F::HostPort] {
             is::<FrontendKind, _>(kind, kind.as_str());
         }
         for mode in [config::DriftMode::Repair, config::DriftMode::Alert, config::DriftMode::Off] {

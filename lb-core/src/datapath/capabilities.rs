@@ -52,6 +52,17 @@ pub struct Capabilities {
     /// Whether packets that come in through a device reach a backend elsewhere only if the kernel
     /// [forwards](crate::kernel::Forwarding).
     pub needs_forwarding: bool,
+    /// Whether it checks the sources that services [let in](crate::service::Service::source_ranges).
+    pub source_ranges: bool,
+    /// Whether it knows packets to addresses of frontends at ports that have none, and does with them what the
+    /// [frontends say](crate::state::OtherPorts). Without it, it passes them on, or does with them what its own documentation
+    /// says.
+    pub other_ports: bool,
+    /// Whether it can answer ICMP echo requests to [addresses of frontends](crate::model::Settings::answer_ping).
+    pub ping: bool,
+    /// Whether it can rewrite the port of an SCTP packet, whose checksum covers all of the packet. Without it, a frontend
+    /// of SCTP is carried only if its port is that of its backends.
+    pub sctp_ports: bool,
     /// Most slots that one backend set may have.
     pub max_slots: u32,
     /// Ports that a translated source may get.
@@ -75,6 +86,10 @@ impl Capabilities {
             roles: Vec::from([Role::Active]),
             drain: false,
             needs_forwarding: false,
+            source_ranges: false,
+            other_ports: false,
+            ping: false,
+            sctp_ports: false,
             max_slots: u32::MAX,
             translated_ports: 1..=u16::MAX,
         }
@@ -85,7 +100,12 @@ impl Capabilities {
     pub fn all(kind: &'static str) -> Self {
         Self {
             kind,
-            algorithms: Vec::from([Algorithm::Random, Algorithm::RoundRobin, Algorithm::Maglev]),
+            algorithms: Vec::from([
+                Algorithm::Random,
+                Algorithm::RoundRobin,
+                Algorithm::Maglev,
+                Algorithm::LeastConnections,
+            ]),
             protocols: Vec::from([Protocol::Tcp, Protocol::Udp, Protocol::Sctp]),
             families: Vec::from([Family::V4, Family::V6]),
             frontends: Vec::from([
@@ -93,6 +113,7 @@ impl Capabilities {
                 FrontendKind::LoadBalancer,
                 FrontendKind::ExternalIp,
                 FrontendKind::NodePort,
+                FrontendKind::HostPort,
             ]),
             external_traffic_policy_local: true,
             affinity: Some(AffinityCapability { prefixes: true, max_timeout: Duration::MAX }),
@@ -101,6 +122,10 @@ impl Capabilities {
             roles: Vec::from([Role::Standby, Role::Active, Role::Draining]),
             drain: true,
             needs_forwarding: false,
+            source_ranges: true,
+            other_ports: true,
+            ping: true,
+            sctp_ports: true,
             max_slots: u32::MAX,
             translated_ports: 1..=u16::MAX,
         }
@@ -180,6 +205,34 @@ impl Capabilities {
     #[must_use]
     pub const fn with_needs_forwarding(mut self, needs: bool) -> Self {
         self.needs_forwarding = needs;
+        self
+    }
+
+    /// The same with or without [`source_ranges`](Self::source_ranges).
+    #[must_use]
+    pub const fn with_source_ranges(mut self, can: bool) -> Self {
+        self.source_ranges = can;
+        self
+    }
+
+    /// The same with or without [`other_ports`](Self::other_ports).
+    #[must_use]
+    pub const fn with_other_ports(mut self, can: bool) -> Self {
+        self.other_ports = can;
+        self
+    }
+
+    /// The same with or without [`ping`](Self::ping).
+    #[must_use]
+    pub const fn with_ping(mut self, can: bool) -> Self {
+        self.ping = can;
+        self
+    }
+
+    /// The same with or without [`sctp_ports`](Self::sctp_ports).
+    #[must_use]
+    pub const fn with_sctp_ports(mut self, can: bool) -> Self {
+        self.sctp_ports = can;
         self
     }
 

@@ -1,5 +1,9 @@
 //! Changes that sources report.
 
+use alloc::vec::Vec;
+
+use ipnet::IpNet;
+
 use crate::{
     endpoint::EndpointSlice,
     health::HealthReport,
@@ -24,6 +28,9 @@ pub enum Change {
     SetNode(NodeFacts),
     /// The zone of the node changed. Hints of endpoints are compared with it; a datapath never sees it.
     SetZone(Option<ZoneName>),
+    /// The networks changed that a device of the node connects to. An address in one of them may belong to another host,
+    /// so packets to its other ports go there. A datapath sees what follows for each frontend.
+    SetNetworks(Vec<IpNet>),
     /// A prober of backends has a new verdict.
     SetHealth(HealthReport),
     /// A verdict of an earlier run. It holds until its source has a new one, or ends its first listing without one.

@@ -13,6 +13,8 @@ use alloc::{
 };
 use core::net::IpAddr;
 
+use ipnet::IpNet;
+
 pub use change::Change;
 use check::check_slice;
 pub use error::{Claim, Degraded, ModelError};
@@ -50,6 +52,14 @@ pub struct Settings {
     /// Which source wins when two claim one frontend address: the one of the higher number. One that is not listed has
     /// priority 0; among equals, who came first.
     pub priorities: BTreeMap<SourceName, i32>,
+    /// Networks whose node addresses have node ports. Default: none listed, so every address of the node has them.
+    pub node_port_addresses: Vec<IpNet>,
+    /// Whether the node answers ICMP echo requests to addresses of services: cluster addresses, ingress of load
+    /// balancers and external addresses, but none of its own. Default: no.
+    pub answer_ping: bool,
+    /// Whether an external address of a service may be one of the node's own. Default: no, since the service would take
+    /// the traffic of what the node itself serves there (CVE-2020-8554).
+    pub external_ips_of_node: bool,
 }
 
 impl Settings {
@@ -74,6 +84,27 @@ impl Settings {
         self
     }
 
+    /// The same with node ports on node addresses in [these networks](Self::node_port_addresses) only.
+    #[must_use]
+    pub fn with_node_port_addresses(mut self, networks: impl Into<Vec<IpNet>>) -> Self {
+        self.node_port_addresses = networks.into();
+        self
+    }
+
+    /// The same with or without [answers to pings](Self::answer_ping).
+    #[must_use]
+    pub const fn with_answer_ping(mut self, answer: bool) -> Self {
+        self.answer_ping = answer;
+        self
+    }
+
+    /// The same with or without external addresses that are [the node's own](Self::external_ips_of_node).
+    #[must_use]
+    pub const fn with_external_ips_of_node(mut self, allow: bool) -> Self {
+        self.external_ips_of_node = allow;
+        self
+    }
+
     /// The same with other [`priorities`](Self::priorities).
     #[must_use]
     pub fn with_priorities(mut self, priorities: impl IntoIterator<Item = (SourceName, i32)>) -> Self {
@@ -95,6 +126,8 @@ pub struct Model {
     capabilities: Capabilities,
     node: NodeFacts,
     zone: Option<ZoneName>,
+    /// Networks that a device of the node connects to.
+    networks: Vec<IpNet>,
     services: BTreeMap<ServiceName, Service>,
     refused: BTreeMap<ServiceName, (Service, ModelError)>,
     slices: BTreeMap<SliceName, EndpointSlice>,
@@ -155,6 +188,7 @@ impl Model {
             capabilities,
             node: NodeFacts::default(),
             zone: None,
+            networks: Vec::new(),
             services: BTreeMap::new(),
             refused: BTreeMap::new(),
             slices: BTreeMap::new(),
@@ -179,6 +213,7 @@ impl Model {
             Change::RemoveEndpoints(name) => Ok(self.remove_endpoints(&name)),
             Change::SetNode(node) => Ok(self.set_node(node)),
             Change::SetZone(zone) => Ok(self.set_zone(zone)),
+            Change::SetNetworks(networks) => Ok(self.set_networks(networks)),
             Change::SetHealth(report) => Ok(self.set_health(report)),
             Change::RestoreHealth(report) => Ok(self.restore_health(report)),
             Change::ForgetHealth(source) => Ok(self.forget_health(&source)),
@@ -215,6 +250,12 @@ impl Model {
     #[must_use]
     pub const fn zone(&self) -> Option<&ZoneName> {
         self.zone.as_ref()
+    }
+
+    /// Networks that a device of the node connects to.
+    #[must_use]
+    pub fn networks(&self) -> &[IpNet] {
+        &self.networks
     }
 
     /// Services that are served, by name.
@@ -350,6 +391,14 @@ impl Model {
             (Some(here), Some(there)) => here == there,
             _ => true,
         }
+    }
+
+    fn set_networks(&mut self, networks: Vec<IpNet>) -> BTreeSet<ServiceName> {
+        if networks == self.networks {
+            return BTreeSet::new();
+        }
+        self.networks = networks;
+        self.services.keys().cloned().collect()
     }
 
     fn set_zone(&mut self, zone: Option<ZoneName>) -> BTreeSet<ServiceName> {

@@ -270,6 +270,7 @@ impl Reconciler {
             | Change::ReplaceEndpoints(_)
             | Change::RemoveEndpoints(_)
             | Change::SetZone(_)
+            | Change::SetNetworks(_)
             | Change::SetHealth(_)
             | Change::RestoreHealth(_)
             | Change::ForgetHealth(_) => {}

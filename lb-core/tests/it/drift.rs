@@ -61,7 +61,7 @@ fn each_difference_is_named() {
     let found = found_after(|state| state.frontends.clear());
     assert!(found.contains(&missing(DriftClass::Frontend, "10.96.0.1:80/tcp").because(Cause::Flushed)), "{found:?}");
     let found = found_after(|state| {
-        let copy = state.frontends[&vip];
+        let copy = state.frontends[&vip].clone();
         state.frontends.insert(addr("10.96.0.9"), copy);
     });
     assert_eq!(found, [Drift::new(DriftClass::Frontend, "10.96.0.9:80/tcp", Difference::Extra)]);

@@ -30,6 +30,8 @@ pub(crate) enum Inexpressible {
     Protocol(Protocol),
     #[error("frontends for internal traffic only are not carried by this datapath")]
     Scope,
+    #[error("source ranges are not checked by this datapath")]
+    Guard,
     #[error("affinity time-out {0:?} is longer than {max:?}", max = Duration::from_nanos(u64::MAX))]
     Timeout(Duration),
     #[error("the node has {found} {what}, at most {max} fit")]
@@ -102,6 +104,9 @@ pub(crate) fn frontend_value(
     frontend: &Frontend,
     set: Option<(Extent, u32, Lookup)>,
 ) -> Result<abi::FrontendValue, Inexpressible> {
+    if frontend.guard.is_some() {
+        return Err(Inexpressible::Guard);
+    }
     let affinity = frontend.affinity.as_ref();
     let timeout = affinity.map_or(Duration::ZERO, |affinity| affinity.timeout);
     let (extent, slots, picked) = set.unwrap_or((Extent { first: 0, chunks: 0 }, 0, Lookup::Random));
@@ -138,12 +143,13 @@ pub(crate) fn frontend(value: &abi::FrontendValue) -> Result<Frontend, Corrupt> 
         prefix_v4: value.prefix_v4,
         prefix_v6: value.prefix_v6,
     });
-    Ok(Frontend { id: FrontendId::new(value.id).ok_or_else(corrupt)?, target, affinity })
+    Ok(Frontend { affinity, ..Frontend::new(FrontendId::new(value.id).ok_or_else(corrupt)?, target) })
 }
 
 pub(crate) const fn lookup(lookup: Lookup) -> u8 {
     match lookup {
-        Lookup::Random => abi::LOOKUP_RANDOM,
+        // The capabilities leave least connections out, so no model asks for it.
+        Lookup::Random | Lookup::LeastConnections => abi::LOOKUP_RANDOM,
         Lookup::RoundRobin => abi::LOOKUP_ROUND_ROBIN,
         Lookup::Hash => abi::LOOKUP_HASH,
     }

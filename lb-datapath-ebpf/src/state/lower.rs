@@ -328,7 +328,7 @@ impl<S: Store> Run<'_, S> {
         for (at, addr, frontend) in frontends(ops) {
             match failed.remove(&at) {
                 Some(cause) => self.failed.push((addr, cause.into())),
-                None => self.mirror.insert_frontend(addr, *frontend),
+                None => self.mirror.insert_frontend(addr, frontend.clone()),
             }
         }
         count

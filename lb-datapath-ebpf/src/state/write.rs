@@ -81,7 +81,9 @@ impl From<Cause> for DatapathError {
 impl From<Inexpressible> for Cause {
     fn from(error: Inexpressible) -> Self {
         let kind = match error {
-            Inexpressible::Protocol(_) | Inexpressible::Scope | Inexpressible::Timeout(_) => ErrorKind::Unsupported,
+            Inexpressible::Protocol(_) | Inexpressible::Scope | Inexpressible::Guard | Inexpressible::Timeout(_) => {
+                ErrorKind::Unsupported
+            }
             Inexpressible::Mapped(_) | Inexpressible::Facts { .. } => ErrorKind::Invalid,
         };
         Self::new(kind, error.to_string())

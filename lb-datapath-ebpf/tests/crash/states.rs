@@ -88,5 +88,5 @@ fn set(number: u32, lookup: Lookup, backends: &[u32]) -> (SetId, Arc<BackendSet>
 
 fn frontend(number: u8, protocol: Protocol, target: Target, affinity: Option<Affinity>) -> (FrontendAddr, Frontend) {
     let addr = FrontendAddr::new(Ipv4Addr::new(10, 96, 0, number).into(), 80, protocol);
-    (addr, Frontend { id: FrontendId::new(u32::from(number)).unwrap(), target, affinity })
+    (addr, Frontend { affinity, ..Frontend::new(FrontendId::new(u32::from(number)).unwrap(), target) })
 }

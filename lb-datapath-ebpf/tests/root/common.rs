@@ -259,7 +259,7 @@ pub(crate) fn state(
             state.sets.insert(set, Arc::new(BackendSet::new(lookup, slots)));
             Target::Set(set)
         };
-        let frontend = Frontend { id: FrontendId::new(number).unwrap(), target, affinity };
+        let frontend = Frontend { affinity, ..Frontend::new(FrontendId::new(number).unwrap(), target) };
         state.frontends.insert(FrontendAddr::new(vip.ip(), vip.port(), *protocol), frontend);
     }
     state

@@ -16,7 +16,8 @@ use lb_core::{
     name::NodeName,
     node::NodeFacts,
     plan::{Labels, Plan, diff},
-    state::{Backend, BackendSet, Frontend, Lookup, State, Target},
+    sources::{RangePolicy, SourceRanges},
+    state::{Backend, BackendSet, Frontend, Guard, GuardedTraffic, Lookup, State, Target},
 };
 use proptest::prelude::*;
 
@@ -285,11 +286,17 @@ fn what_iptables_cannot_carry_is_unsupported() {
     point(&mut state, good, 1, &[1], None);
     let mut hashed = state.clone();
     hashed.sets.values_mut().for_each(|set| Arc::make_mut(set).lookup = Lookup::Hash);
+    let mut least = state.clone();
+    least.sets.values_mut().for_each(|set| Arc::make_mut(set).lookup = Lookup::LeastConnections);
+    let mut guarded = state.clone();
+    guarded.frontends.values_mut().for_each(|frontend| frontend.guard = Some(guard()));
+    let mut pinged = state.clone();
+    pinged.frontends.values_mut().for_each(|frontend| frontend.answers_ping = true);
     let mut sctp = State::default();
     reject(&mut sctp, FrontendAddr { protocol: Protocol::Sctp, ..good }, 1);
     let mut internal = State::default();
     reject(&mut internal, FrontendAddr { scope: Scope::Internal, ..good }, 1);
-    for state in [hashed, sctp, internal] {
+    for state in [hashed, least, guarded, pinged, sctp, internal] {
         let error = bench.datapath.apply(&diff(&State::default(), &state, &labels(&state))).unwrap_err();
         let kinds: Vec<ErrorKind> = error.failed.iter().map(|(_, cause)| cause.kind()).collect();
         assert_eq!(kinds, [ErrorKind::Unsupported]);
@@ -632,6 +639,11 @@ fn open(config: IptablesConfig, tools: &FakeTools, host: &FakeHost) -> IptablesD
     )
 }
 
+fn guard() -> Guard {
+    let ranges = SourceRanges::new(RangePolicy::Allow, ["192.0.2.0/24".parse().unwrap()]);
+    Guard { ranges: Arc::new(ranges), traffic: GuardedTraffic::All }
+}
+
 fn labels(state: &State) -> Labels {
     state.frontends.keys().map(|&addr| (addr, Arc::from("default/web"))).collect()
 }
@@ -658,7 +670,7 @@ fn endpoint(addr: FrontendAddr, n: u8) -> Chain {
 }
 
 fn reject(state: &mut State, addr: FrontendAddr, id: u32) {
-    let frontend = Frontend { id: FrontendId::new(id).unwrap(), target: Target::Reject, affinity: None };
+    let frontend = Frontend::new(FrontendId::new(id).unwrap(), Target::Reject);
     state.frontends.insert(addr, frontend);
 }
 
@@ -679,7 +691,7 @@ fn point(state: &mut State, addr: FrontendAddr, id: u32, backends: &[u8], affini
     let set_id = known.unwrap_or_else(|| SetId::new(next).unwrap());
     state.sets.insert(set_id, Arc::new(set));
     let target = Target::Set(set_id);
-    state.frontends.insert(addr, Frontend { id: FrontendId::new(id).unwrap(), target, affinity });
+    state.frontends.insert(addr, Frontend { affinity, ..Frontend::new(FrontendId::new(id).unwrap(), target) });
 }
 
 /// `state` without what nothing refers to.
@@ -719,7 +731,7 @@ fn any_state() -> impl Strategy<Value = State> {
                 Some(slots) => point(&mut state, addr, id, &slots, affinity),
                 None => {
                     let target = if dropped { Target::Drop } else { Target::Reject };
-                    let frontend = Frontend { id: FrontendId::new(id).unwrap(), target, affinity };
+                    let frontend = Frontend { affinity, ..Frontend::new(FrontendId::new(id).unwrap(), target) };
                     state.frontends.insert(addr, frontend);
                 }
             }

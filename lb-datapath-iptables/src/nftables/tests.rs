@@ -468,7 +468,7 @@ fn state(services: &BTreeMap<u8, Service>, node: &NodeFacts, first: u32) -> Stat
             }
         };
         let id = FrontendId::new(first + 10 * u32::from(n)).unwrap();
-        state.frontends.insert(addr, Frontend { id, target, affinity: service.affinity });
+        state.frontends.insert(addr, Frontend { affinity: service.affinity, ..Frontend::new(id, target) });
     }
     state
 }
@@ -533,7 +533,7 @@ fn expected(state: &State) -> BTreeMap<Key, (Value, String)> {
                 comment.push_str(&format!(" set {id}"));
                 let set = &state.sets[&id];
                 let how = match set.lookup {
-                    Lookup::Random => How::Random,
+                    Lookup::Random | Lookup::LeastConnections => How::Random,
                     Lookup::Hash => How::Hash,
                     Lookup::RoundRobin => How::Turn(frontend.id),
                 };

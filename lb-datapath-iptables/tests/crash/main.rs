@@ -345,7 +345,7 @@ fn state(version: u16) -> State {
             Target::Set(set)
         };
         let affinity = (n % 5 == version).then(Affinity::default);
-        state.frontends.insert(addr, Frontend { id: FrontendId::new(id).unwrap(), target, affinity });
+        state.frontends.insert(addr, Frontend { affinity, ..Frontend::new(FrontendId::new(id).unwrap(), target) });
     }
     state
 }

@@ -193,11 +193,11 @@ fn point(state: &mut State, addr: FrontendAddr, backends: &[u8], affinity: Optio
     let next = state.sets.keys().next_back().map_or(1, |id| id.get() + 1);
     let id = known.unwrap_or_else(|| SetId::new(next).unwrap());
     state.sets.insert(id, Arc::new(set));
-    state.frontends.insert(addr, Frontend { id: frontend_id(addr), target: Target::Set(id), affinity });
+    state.frontends.insert(addr, Frontend { affinity, ..Frontend::new(frontend_id(addr), Target::Set(id)) });
 }
 
 fn point_nowhere(state: &mut State, addr: FrontendAddr, target: Target) {
-    state.frontends.insert(addr, Frontend { id: frontend_id(addr), target, affinity: None });
+    state.frontends.insert(addr, Frontend::new(frontend_id(addr), target));
 }
 
 /// `state` without what nothing refers to.

@@ -214,7 +214,7 @@ impl Ids {
             let set = SetId::new(self.fresh()).unwrap();
             state.sets.insert(set, Arc::new(BackendSet::new(Lookup::Random, [id])));
             let id = FrontendId::new(self.fresh()).unwrap();
-            state.frontends.insert(addr, Frontend { id, target: Target::Set(set), affinity: None });
+            state.frontends.insert(addr, Frontend::new(id, Target::Set(set)));
         }
     }
 }

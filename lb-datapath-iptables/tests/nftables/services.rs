@@ -118,7 +118,7 @@ impl Services {
             }
         };
         let id = FrontendId::new(self.fresh()).unwrap();
-        self.state.frontends.insert(addr, Frontend { id, target, affinity });
+        self.state.frontends.insert(addr, Frontend { affinity, ..Frontend::new(id, target) });
     }
 
     /// Gives a frontend a set of other backends.
@@ -139,7 +139,7 @@ impl Services {
         let set = SetId::new(self.fresh()).unwrap();
         self.state.sets.insert(set, Arc::new(BackendSet::new(Lookup::Random, slots)));
         let id = FrontendId::new(self.fresh()).unwrap();
-        self.state.frontends.insert(addr, Frontend { id, target: Target::Set(set), affinity: None });
+        self.state.frontends.insert(addr, Frontend::new(id, Target::Set(set)));
     }
 
     /// One endpoint more for a frontend.

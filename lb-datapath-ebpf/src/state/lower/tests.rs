@@ -205,7 +205,7 @@ prop_compose! {
             };
             let affinity = sticky.then(Affinity::default);
             let id = FrontendId::new(u32::from(number) + 1).unwrap();
-            state.frontends.insert(addr, Frontend { id, target, affinity });
+            state.frontends.insert(addr, Frontend { affinity, ..Frontend::new(id, target) });
         }
         let cluster_cidrs = cidrs.into_iter().map(|bits| format!("10.0.0.0/{bits}").parse().unwrap()).collect();
         state.node = NodeFacts { name: None, ips: vec![[192, 0, 2, 1].into()], cluster_cidrs };
@@ -331,7 +331,7 @@ fn a_set_does_not_change_under_its_id() {
 fn one_service(id: u32) -> State {
     let (id, content) = set(id, Protocol::Tcp);
     let backends = content.slots.iter().map(|id| backend(id.get())).collect();
-    let frontend = Frontend { id: FrontendId::new(1).unwrap(), target: Target::Set(id), affinity: None };
+    let frontend = Frontend::new(FrontendId::new(1).unwrap(), Target::Set(id));
     State {
         backends,
         sets: BTreeMap::from([(id, Arc::new(content))]),

@@ -7,7 +7,7 @@ use lb_core::{
     datapath::{DatapathError, ErrorKind},
     id::{BackendId, SetId},
     plan::{Labels, Op, Plan},
-    state::{Frontend, Lookup, State, Target},
+    state::{Frontend, Lookup, OtherPorts, State, Target},
 };
 
 use crate::iptables::change::lower::MAX_SLOTS;
@@ -111,14 +111,14 @@ pub(crate) fn refused(before: &State, plan: &Plan, families: &[Family]) -> Refus
     let mut refused = Refused::new();
     for op in &plan.ops {
         let Op::UpsertFrontend { addr, frontend, .. } = op else { continue };
-        if let Err(error) = check(&after, *addr, *frontend, families) {
+        if let Err(error) = check(&after, *addr, frontend, families) {
             refused.insert(*addr, error);
         }
     }
     refused
 }
 
-fn check(state: &State, addr: FrontendAddr, frontend: Frontend, families: &[Family]) -> Result<(), DatapathError> {
+fn check(state: &State, addr: FrontendAddr, frontend: &Frontend, families: &[Family]) -> Result<(), DatapathError> {
     let unsupported = |what: &str| {
         Err(DatapathError::new(ErrorKind::Unsupported, format!("frontend {addr} needs {what}, which iptables lacks")))
     };
@@ -132,10 +132,19 @@ fn check(state: &State, addr: FrontendAddr, frontend: Frontend, families: &[Fami
     if addr.protocol == Protocol::Sctp {
         return unsupported("SCTP");
     }
+    if frontend.guard.is_some() {
+        return unsupported("source ranges");
+    }
+    if frontend.other_ports != OtherPorts::Pass || frontend.answers_ping {
+        return unsupported("a say in other packets to its address");
+    }
     let Target::Set(id) = frontend.target else { return Ok(()) };
     let Some(set) = state.sets.get(&id) else { return invalid(format!("its set {id} does not exist")) };
-    if set.lookup != lb_core::state::Lookup::Random {
-        return unsupported(if set.lookup == Lookup::Hash { "a hash" } else { "turns that survive a change" });
+    match set.lookup {
+        Lookup::Random => {}
+        Lookup::Hash => return unsupported("a hash"),
+        Lookup::RoundRobin => return unsupported("turns that survive a change"),
+        Lookup::LeastConnections => return unsupported("least connections"),
     }
     if set.slots.is_empty() || set.slots.len() > MAX_SLOTS as usize {
         return invalid(format!("its set {id} has {} slots, 1 to {MAX_SLOTS} are possible", set.slots.len()));

@@ -124,7 +124,7 @@ impl Reader<'_> {
                 continue;
             }
             let Some(target) = self.target(addr, note.affinity, rule) else { continue };
-            self.state.frontends.insert(addr, Frontend { id: note.id, target, affinity: note.affinity });
+            self.state.frontends.insert(addr, Frontend { affinity: note.affinity, ..Frontend::new(note.id, target) });
             if !note.label.is_empty() {
                 self.labels.insert(addr, note.label.into());
             }

@@ -45,7 +45,7 @@ struct End {
 impl Choice {
     /// That of `addr`, if it has backends.
     pub(crate) fn new(state: &State, addr: FrontendAddr) -> Option<Self> {
-        let Frontend { id, target: Target::Set(set), affinity } = *state.frontends.get(&addr)? else { return None };
+        let Frontend { id, target: Target::Set(set), affinity, .. } = *state.frontends.get(&addr)? else { return None };
         let mut choice = Self { addr, id, affinity, set, runs: Vec::new(), ends: Vec::new() };
         let mut seen = BTreeSet::new();
         let content = state.sets.get(&set)?;

@@ -11,7 +11,7 @@ use lb_core::{
     id::{BackendId, SetId},
     node::NodeFacts,
     plan::{Op, Plan},
-    state::{Backend, BackendSet, Frontend, State},
+    state::{Backend, BackendSet, Frontend, Lookup, OtherPorts, State},
 };
 
 use crate::nftables::{
@@ -38,7 +38,7 @@ impl Draft {
         self.node = Some(state.node.clone());
         self.backends.extend(state.backends.iter().map(|(&id, &backend)| (id, Some(backend))));
         self.sets.extend(state.sets.iter().map(|(&id, set)| (id, Some(Arc::clone(set)))));
-        self.frontends.extend(state.frontends.iter().map(|(&addr, &frontend)| (addr, Some(frontend))));
+        self.frontends.extend(state.frontends.iter().map(|(&addr, frontend)| (addr, Some(frontend.clone()))));
     }
 
     /// Adds what `plan` does, without what it does to `refused` frontends. A set that a frontend still points to and a
@@ -70,12 +70,15 @@ impl Draft {
         addr: &FrontendAddr,
         frontend: &Frontend,
     ) -> Result<Backends, DatapathError> {
-        supported(addr)?;
-        let Some(id) = set_of(*frontend) else { return Ok(Backends::default()) };
+        supported(addr, frontend)?;
+        let Some(id) = set_of(frontend) else { return Ok(Backends::default()) };
         let missing = |what: String| DatapathError::new(ErrorKind::Invalid, format!("frontend {addr}: {what}"));
         let set = self.set(mirror, id).ok_or_else(|| missing(format!("set {id} does not exist")))?;
         if set.slots.is_empty() {
             return Err(missing(format!("set {id} is empty")));
+        }
+        if set.lookup == Lookup::LeastConnections {
+            return lacks(addr, "least connections");
         }
         let slot = |&id: &BackendId| -> Result<Slot, DatapathError> {
             let backend = self.backend(mirror, id).ok_or_else(|| missing(format!("backend {id} does not exist")))?;
@@ -97,7 +100,7 @@ impl Draft {
         if !changed.is_empty() {
             let users = mirror.state.frontends.iter();
             touched.extend(
-                users.filter(|(_, f)| set_of(**f).is_some_and(|id| changed.contains(&id))).map(|(&addr, _)| addr),
+                users.filter(|(_, f)| set_of(f).is_some_and(|id| changed.contains(&id))).map(|(&addr, _)| addr),
             );
         }
         touched
@@ -144,7 +147,7 @@ impl Draft {
             }
             Op::UpsertFrontend { addr, frontend, label } => {
                 if !refused.contains_key(addr) {
-                    self.frontends.insert(*addr, Some(*frontend));
+                    self.frontends.insert(*addr, Some(frontend.clone()));
                     self.labels.insert(*addr, Arc::clone(label));
                 }
             }
@@ -178,8 +181,8 @@ impl Draft {
     fn set_uses(&self, mirror: &Mirror) -> (Counts<SetId>, Counts<SetId>) {
         let (mut gained, mut lost) = (Counts::default(), Counts::default());
         for (addr, new) in &self.frontends {
-            gained.swap(None, new.and_then(set_of));
-            lost.swap(None, mirror.state.frontends.get(addr).copied().and_then(set_of));
+            gained.swap(None, new.as_ref().and_then(set_of));
+            lost.swap(None, mirror.state.frontends.get(addr).and_then(set_of));
         }
         (gained, lost)
     }
@@ -224,13 +227,20 @@ impl Draft {
     }
 }
 
-fn supported(addr: &FrontendAddr) -> Result<(), DatapathError> {
-    let lacks = |what: &str| {
-        Err(DatapathError::new(ErrorKind::Unsupported, format!("frontend {addr}: nftables datapath lacks {what}")))
-    };
+fn supported(addr: &FrontendAddr, frontend: &Frontend) -> Result<(), DatapathError> {
+    if frontend.guard.is_some() {
+        return lacks(addr, "source ranges");
+    }
+    if frontend.other_ports != OtherPorts::Pass || frontend.answers_ping {
+        return lacks(addr, "a say in other packets to the address");
+    }
     match (addr.scope, addr.protocol) {
-        (Scope::Internal, _) => lacks("frontends for internal traffic only"),
-        (_, Protocol::Sctp) => lacks("SCTP"),
+        (Scope::Internal, _) => lacks(addr, "frontends for internal traffic only"),
+        (_, Protocol::Sctp) => lacks(addr, "SCTP"),
         (Scope::External, Protocol::Tcp | Protocol::Udp) => Ok(()),
     }
+}
+
+fn lacks<T>(addr: &FrontendAddr, what: &str) -> Result<T, DatapathError> {
+    Err(DatapathError::new(ErrorKind::Unsupported, format!("frontend {addr}: nftables datapath lacks {what}")))
 }

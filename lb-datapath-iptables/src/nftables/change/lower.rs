@@ -160,10 +160,10 @@ impl Lowered {
 
     fn frontends(&mut self, draft: &Draft, mirror: &Mirror) {
         for addr in draft.touched(mirror) {
-            let old = mirror.state.frontends.get(&addr).copied();
-            let new = draft.frontends.get(&addr).copied().unwrap_or(old);
-            let before = old.map_or_else(Backends::default, |old| before(mirror, &old));
-            match new.map(|new| draft.backends_of(mirror, &addr, &new)).transpose() {
+            let old = mirror.state.frontends.get(&addr);
+            let new = draft.frontends.get(&addr).map_or(old, Option::as_ref);
+            let before = old.map_or_else(Backends::default, |old| before(mirror, old));
+            match new.map(|new| draft.backends_of(mirror, &addr, new)).transpose() {
                 Ok(after) => self.frontend(draft, mirror, addr, (old, &before), (new, &after.unwrap_or_default())),
                 Err(error) => self.refused.push((addr, error)),
             }
@@ -175,12 +175,12 @@ impl Lowered {
         draft: &Draft,
         mirror: &Mirror,
         addr: FrontendAddr,
-        (old, before): (Option<Frontend>, &Backends),
-        (new, after): (Option<Frontend>, &Backends),
+        (old, before): (Option<&Frontend>, &Backends),
+        (new, after): (Option<&Frontend>, &Backends),
     ) {
         let origin = Origin::Frontend(addr);
-        let was = old.map(|old| choice(mirror, None, addr.family(), &old, before.slots.len()));
-        let is = new.map(|new| choice(mirror, Some(draft), addr.family(), &new, after.slots.len()));
+        let was = old.map(|old| choice(mirror, None, addr.family(), old, before.slots.len()));
+        let is = new.map(|new| choice(mirror, Some(draft), addr.family(), new, after.slots.len()));
         if was != is {
             self.released.extend(was.and_then(Choice::pick));
             if let Some(choice) = is {
@@ -193,7 +193,7 @@ impl Lowered {
             }
             if let Some((choice, new)) = is.zip(new) {
                 let label = draft.labels.get(&addr).map_or("", |label| &**label);
-                self.push(origin, Action::Add(frontend_element(addr, &new, choice, label)));
+                self.push(origin, Action::Add(frontend_element(addr, new, choice, label)));
             }
         }
         self.slots(elements(addr, was, before), elements(addr, is, after));
@@ -223,8 +223,8 @@ impl Lowered {
     fn stale(
         &mut self,
         addr: FrontendAddr,
-        (old, before): (Option<Frontend>, &Backends),
-        (new, after): (Option<Frontend>, &Backends),
+        (old, before): (Option<&Frontend>, &Backends),
+        (new, after): (Option<&Frontend>, &Backends),
     ) {
         let sticky = old.is_some_and(|old| old.affinity.is_some());
         // A look at conntrack takes longer than the change of an endpoint: for TCP it has to be worth it.
@@ -234,7 +234,7 @@ impl Lowered {
         }
         let (takers, holders) = (after.takers(), after.holders());
         if let Some(Frontend { affinity: Some(affinity), id, .. }) = old {
-            let same = new.is_some_and(|new| new.id == id && new.affinity == Some(affinity));
+            let same = new.is_some_and(|new| new.id == *id && new.affinity == Some(*affinity));
             if !same {
                 self.sweeps.insert(addr, BTreeSet::new());
             } else if !before.takers().is_subset(&takers) {
@@ -250,7 +250,7 @@ impl Lowered {
     fn vips(&mut self, draft: &Draft, mirror: &Mirror) {
         let (mut gained, mut lost) = (Counts::default(), Counts::default());
         for (addr, new) in &draft.frontends {
-            gained.swap(None, new.map(|_| addr.ip));
+            gained.swap(None, new.as_ref().map(|_| addr.ip));
             lost.swap(None, mirror.state.frontends.get(addr).map(|_| addr.ip));
         }
         for ip in gained.keys().filter(|&ip| mirror.vips.get(ip) == 0) {
@@ -289,7 +289,7 @@ impl Lowered {
 
 /// The fate of a frontend's packets, with the sets as they are (`None`) or as the draft has them.
 fn choice(mirror: &Mirror, draft: Option<&Draft>, family: Family, frontend: &Frontend, slots: usize) -> Choice {
-    let set = set_of(*frontend).and_then(|id| match draft {
+    let set = set_of(frontend).and_then(|id| match draft {
         Some(draft) => draft.set(mirror, id),
         None => mirror.state.sets.get(&id),
     });
@@ -312,7 +312,8 @@ pub(crate) fn choice_of(family: Family, frontend: &Frontend, set: Option<&Backen
 
 fn how(set: &BackendSet, frontend: &Frontend) -> How {
     match set.lookup {
-        Lookup::Random => How::Random,
+        // A frontend with such a set is refused before it is lowered.
+        Lookup::Random | Lookup::LeastConnections => How::Random,
         Lookup::Hash => How::Hash,
         Lookup::RoundRobin => How::Turn(frontend.id),
     }
@@ -320,7 +321,7 @@ fn how(set: &BackendSet, frontend: &Frontend) -> How {
 
 /// The backends of a frontend as they are in the table.
 fn before(mirror: &Mirror, frontend: &Frontend) -> Backends {
-    let set = set_of(*frontend).and_then(|id| mirror.state.sets.get(&id));
+    let set = set_of(frontend).and_then(|id| mirror.state.sets.get(&id));
     set.map(|set| backends_in(&mirror.state, set)).unwrap_or_default()
 }
 

@@ -69,9 +69,10 @@ impl Mirror {
 
     /// Adds, changes or removes a frontend.
     pub(crate) fn put_frontend(&mut self, addr: FrontendAddr, new: Option<Frontend>) {
+        let (is_there, new_set) = (new.is_some(), new.as_ref().and_then(set_of));
         let old = replace(&mut self.state.frontends, addr, new);
-        self.set_users.swap(old.and_then(set_of), new.and_then(set_of));
-        self.vips.swap(old.map(|_| addr.ip), new.map(|_| addr.ip));
+        self.set_users.swap(old.as_ref().and_then(set_of), new_set);
+        self.vips.swap(old.map(|_| addr.ip), is_there.then_some(addr.ip));
     }
 }
 

@@ -170,7 +170,7 @@ impl<'a> ExpectedTable<'a> {
     }
 
     fn set(&self, frontend: &Frontend) -> Option<&'a BackendSet> {
-        self.state.sets.get(&set_of(*frontend)?).map(|set| &**set)
+        self.state.sets.get(&set_of(frontend)?).map(|set| &**set)
     }
 
     fn hairpins(&self) -> &BTreeSet<IpAddr> {

@@ -211,7 +211,7 @@ fn frontend(state: &mut State, addr: FrontendAddr, choice: Choice, comment: &str
         }
         _ => return None,
     };
-    state.frontends.insert(addr, Frontend { id, target, affinity });
+    state.frontends.insert(addr, Frontend { affinity, ..Frontend::new(id, target) });
     Some(())
 }
 

@@ -41,7 +41,7 @@ pub(crate) fn frontend_element(addr: FrontendAddr, frontend: &Frontend, choice: 
 
 fn comment(frontend: &Frontend, label: &str) -> String {
     let mut text = format!("frontend {}", frontend.id);
-    if let Some(set) = set_of(*frontend) {
+    if let Some(set) = set_of(frontend) {
         text.push_str(&format!(" set {set}"));
     }
     if let Some(Affinity { timeout, prefix_v4, prefix_v6 }) = frontend.affinity {
@@ -75,7 +75,7 @@ pub(crate) fn cluster(node: &NodeFacts, family: Family) -> Vec<Element> {
 }
 
 /// The set that a frontend points to.
-pub(crate) fn set_of(frontend: Frontend) -> Option<SetId> {
+pub(crate) fn set_of(frontend: &Frontend) -> Option<SetId> {
     match frontend.target {
         lb_core::state::Target::Set(id) => Some(id),
         lb_core::state::Target::Reject | lb_core::state::Target::Drop => None,
