@@ -52,6 +52,10 @@ pub struct Service {
     pub external_traffic_policy: TrafficPolicy,
     /// Which backends traffic to a cluster address may use. Default: all.
     pub internal_traffic_policy: TrafficPolicy,
+    /// TCP port, 1..=65535, on which each node says whether it has [endpoints that are
+    /// ready](crate::model::Model::ready_local_endpoints). Somebody else answers there; no packet depends on it. It
+    /// counts under the conditions of [`health_check`](Self::health_check). Default: none.
+    pub health_check_node_port: Option<u16>,
     /// Which backends are preferred where all of the cluster may be used. Default: those that their
     /// [hints](crate::topology::Hints) name.
     pub traffic_distribution: Option<TrafficDistribution>,
@@ -84,11 +88,20 @@ impl Service {
             table_size: None,
             external_traffic_policy: TrafficPolicy::Cluster,
             internal_traffic_policy: TrafficPolicy::Cluster,
+            health_check_node_port: None,
             traffic_distribution: None,
             drain: DrainPolicy::Keep,
             panic_threshold: None,
             source: None,
         }
+    }
+
+    /// The [port of its health check](Self::health_check_node_port), if there has to be one: a load balancer asks
+    /// which nodes have endpoints only where traffic from outside stays on the node that it reaches.
+    #[must_use]
+    pub fn health_check(&self) -> Option<u16> {
+        let is_asked = self.kind == ServiceType::LoadBalancer && self.external_traffic_policy == TrafficPolicy::Local;
+        self.health_check_node_port.filter(|_| is_asked)
     }
 }
 
@@ -230,6 +243,21 @@ impl fmt::Display for DrainPolicy {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_health_check_is_for_load_balancers_whose_traffic_stays_on_the_node() {
+        let service = |kind, external_traffic_policy| Service {
+            kind,
+            external_traffic_policy,
+            health_check_node_port: Some(32_000),
+            ..Service::new(ServiceName::new("default", "web"))
+        };
+        let local = service(ServiceType::LoadBalancer, TrafficPolicy::Local);
+        assert_eq!(local.health_check(), Some(32_000));
+        assert_eq!(Service { health_check_node_port: None, ..local }.health_check(), None);
+        assert_eq!(service(ServiceType::LoadBalancer, TrafficPolicy::Cluster).health_check(), None);
+        assert_eq!(service(ServiceType::NodePort, TrafficPolicy::Local).health_check(), None);
+    }
 
     #[test]
     fn the_time_to_drain_is_half_open() {

@@ -19,6 +19,9 @@ pub(super) fn check_fields(service: &Service) -> Result<(), ModelError> {
             return out_of_range("node port", 0, "1..=65535");
         }
     }
+    if service.health_check_node_port == Some(0) {
+        return out_of_range("health-check node port", 0, "1..=65535");
+    }
     if let Some(percent) = service.panic_threshold.filter(|percent| *percent > 100) {
         return out_of_range("panic threshold in per cent", percent.into(), "0..=100");
     }

@@ -6,6 +6,7 @@ mod claims;
 mod degraded;
 mod error;
 mod health;
+mod health_check;
 
 use alloc::{
     collections::{BTreeMap, BTreeSet},

@@ -5,6 +5,7 @@
 mod draining;
 mod drift;
 mod health;
+mod health_check;
 mod histories;
 mod kept;
 mod model;

@@ -85,6 +85,10 @@ fn fields_out_of_range_are_refused_by_name() {
         (affinity(1, 32, 129), "service default/a: affinity prefix for IPv6 is 129, expected 0..=128"),
         (node_port, "service default/a: node port is 0, expected 1..=65535"),
         (
+            Service { health_check_node_port: Some(0), ..web("a", "10.96.0.1") },
+            "service default/a: health-check node port is 0, expected 1..=65535",
+        ),
+        (
             web("a", "127.0.0.1"),
             "service default/a: cluster address 127.0.0.1 cannot be used: it is unspecified, loopback, multicast or \
              link-local",
