@@ -5,8 +5,9 @@
 //! ([`Socket::dump`]). A [`Listener`] joins multicast groups and says when the kernel dropped a notification. Both
 //! belong to the network namespace of the thread that opened them; any thread may use them later.
 //!
-//! The crate knows headers, attributes and acknowledgements, and no message of any subsystem: those come from
-//! `netlink-packet-route`, or are written with a [`Writer`]. It has no async interface, resolves no generic netlink
+//! The crate knows headers, attributes and acknowledgements, and of all subsystems only one: [`SockDiag`] lists the
+//! sockets of a network namespace and ends them. Other messages come from `netlink-packet-route`, or are written with a
+//! [`Writer`]. It has no async interface, resolves no generic netlink
 //! family, never splits a datagram, and never repeats a request that changes something.
 //!
 //! ```
@@ -27,6 +28,7 @@ mod dump;
 mod error;
 mod listen;
 mod message;
+mod sock_diag;
 mod socket;
 
 pub use self::{
@@ -34,6 +36,7 @@ pub use self::{
     error::{Error, KernelError, Result},
     listen::{Delivery, Listener, Pause, wait},
     message::{Answer, HEADER, Message, messages},
+    sock_diag::{InetFamily, InetProtocol, InetSocket, NotEnded, Query, SockDiag, SockDiagError, States},
     socket::{Protocol, Refusal, Socket},
 };
 

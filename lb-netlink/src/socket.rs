@@ -3,7 +3,7 @@ use std::{io, time::Duration};
 use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable, NetlinkSerializable};
 use netlink_sys::{
     Socket as Raw, SocketAddr,
-    protocols::{NETLINK_NETFILTER, NETLINK_ROUTE},
+    protocols::{NETLINK_NETFILTER, NETLINK_ROUTE, NETLINK_SOCK_DIAG},
 };
 use nix::{
     libc,
@@ -41,6 +41,9 @@ pub enum Protocol {
     /// nf_tables, conntrack and the other subsystems of netfilter.
     #[doc(alias = "NETLINK_NETFILTER")]
     Netfilter,
+    /// Sockets of processes: see [`SockDiag`](crate::SockDiag).
+    #[doc(alias = "NETLINK_SOCK_DIAG")]
+    SockDiag,
 }
 
 impl Protocol {
@@ -48,6 +51,7 @@ impl Protocol {
         match self {
             Self::Route => NETLINK_ROUTE,
             Self::Netfilter => NETLINK_NETFILTER,
+            Self::SockDiag => NETLINK_SOCK_DIAG,
         }
     }
 }
