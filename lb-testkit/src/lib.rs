@@ -5,6 +5,7 @@
 //! * [`traffic`]: what those clients send, and what came of it.
 //! * [`conformance`]: the suite that every [`lb_core::datapath::Datapath`] has to pass, also one that you wrote. Its
 //!   page shows how to run it.
+//! * [`packets`]: packets written, read and translated, independently of every datapath.
 //! * [`worlds`]: services by the thousand, for benches.
 //!
 //! Everything is real: namespaces, veths, servers, sockets. It needs Linux 5.14 or later, and root with cgroup2 or else
@@ -36,6 +37,7 @@
 pub mod conformance;
 mod error;
 pub mod lab;
+pub mod packets;
 mod program;
 pub mod traffic;
 mod worker;

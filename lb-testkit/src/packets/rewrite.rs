@@ -1,0 +1,190 @@
+//! What becomes of a frame that is translated.
+
+use std::net::IpAddr;
+
+use super::{Addresses, Check, IpReading, Reading, checksum, protocol};
+
+/// One end of a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Endpoint {
+    /// Address.
+    pub ip: IpAddr,
+    /// Port.
+    pub port: u16,
+}
+
+/// Another source, destination and hop limit of a packet. Everything else stays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rewrite {
+    /// Source.
+    pub source: Endpoint,
+    /// Destination.
+    pub destination: Endpoint,
+    /// Time to live or hop limit.
+    pub hop_limit: u8,
+}
+
+impl Rewrite {
+    /// The frame after this change; `None` if it holds no packet with ports of the family, or ends before the checksum.
+    ///
+    /// A checksum that was right is computed anew over all that it covers. One that was wrong, or cannot be verified, is
+    /// as wrong as before, so that the receiver sees it. A datagram without a checksum stays without one.
+    #[must_use]
+    pub fn of(&self, frame: &[u8]) -> Option<Vec<u8>> {
+        self.apply(frame, &Reading::of(frame).ip?)
+    }
+
+    fn apply(&self, frame: &[u8], ip: &IpReading) -> Option<Vec<u8>> {
+        let addresses = Addresses::new(self.source.ip, self.destination.ip)?;
+        ip.ports()?;
+        let mut bytes = frame.to_vec();
+        let at = match (ip.addresses, addresses) {
+            (Addresses::V4 { .. }, Addresses::V4 { source, destination }) => {
+                bytes[ip.at + 8] = self.hop_limit;
+                put(&mut bytes, ip.at + 12, &source.octets());
+                put(&mut bytes, ip.at + 16, &destination.octets());
+                ip.at + 12..ip.at + 20
+            }
+            (Addresses::V6 { .. }, Addresses::V6 { source, destination }) => {
+                bytes[ip.at + 7] = self.hop_limit;
+                put(&mut bytes, ip.at + 8, &source.octets());
+                put(&mut bytes, ip.at + 24, &destination.octets());
+                ip.at + 8..ip.at + 40
+            }
+            (Addresses::V4 { .. }, Addresses::V6 { .. }) | (Addresses::V6 { .. }, Addresses::V4 { .. }) => return None,
+        };
+        put(&mut bytes, ip.payload_at, &self.source.port.to_be_bytes());
+        put(&mut bytes, ip.payload_at + 2, &self.destination.port.to_be_bytes());
+        if matches!(addresses, Addresses::V4 { .. }) {
+            header_checksum(&mut bytes, frame, ip);
+        }
+        let ports = ip.payload_at..ip.payload_at + 4;
+        let (old, new) = ([&frame[at.clone()], &frame[ports.clone()]].concat(), [&bytes[at], &bytes[ports]].concat());
+        transport_checksum(&mut bytes, ip, addresses, &old, &new)?;
+        Some(bytes)
+    }
+}
+
+fn header_checksum(bytes: &mut [u8], frame: &[u8], ip: &IpReading) {
+    let at = ip.at + 10;
+    let checksum = if ip.checksum == Check::Right {
+        let mut header = bytes[ip.at..ip.payload_at].to_vec();
+        header[10..12].fill(0);
+        checksum::internet(&header)
+    } else {
+        // The protocol shares its word with the time to live.
+        let (old, new) = (ip.at + 8..ip.at + 10, ip.at + 12..ip.at + 20);
+        let [before, after] = [frame, &*bytes].map(|all| [&all[old.clone()], &all[new.clone()]].concat());
+        checksum::adjusted(u16::from_be_bytes([frame[at], frame[at + 1]]), &before, &after)
+    };
+    put(bytes, at, &checksum.to_be_bytes());
+}
+
+fn transport_checksum(bytes: &mut [u8], ip: &IpReading, to: Addresses, old: &[u8], new: &[u8]) -> Option<()> {
+    let at = match ip.protocol {
+        protocol::TCP => ip.payload_at + 16,
+        protocol::UDP => ip.payload_at + 6,
+        // The checksum of SCTP covers the ports, but no addresses, and a translation that keeps ports keeps it.
+        _ => return (old[old.len() - 4..] == new[new.len() - 4..]).then_some(()),
+    };
+    let before = u16::from_be_bytes([*bytes.get(at)?, *bytes.get(at + 1)?]);
+    if ip.protocol == protocol::UDP && before == 0 {
+        return Some(());
+    }
+    let after = if ip.transport_checksum == Check::Right {
+        let mut covered = bytes[ip.payload_at..ip.end].to_vec();
+        covered[at - ip.payload_at..at - ip.payload_at + 2].fill(0);
+        checksum::transport(to, ip.protocol, &covered)
+    } else {
+        checksum::adjusted(before, old, new)
+    };
+    let after = if ip.protocol == protocol::UDP && after == 0 { u16::MAX } else { after };
+    put(bytes, at, &after.to_be_bytes());
+    Some(())
+}
+
+fn put(bytes: &mut [u8], at: usize, value: &[u8]) {
+    bytes[at..at + value.len()].copy_from_slice(value);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::{Datagram, Frame, Ip, Payload, Ports, Segment},
+        *,
+    };
+
+    const PORTS: Ports = Ports { source: 40_000, destination: 80 };
+
+    fn end(ip: &str, port: u16) -> Endpoint {
+        Endpoint { ip: ip.parse().unwrap(), port }
+    }
+
+    /// Both families: addresses before, and the change.
+    fn cases() -> [(Addresses, Rewrite); 2] {
+        [
+            (
+                Addresses::V4 { source: [192, 0, 2, 1].into(), destination: [10, 96, 0, 1].into() },
+                Rewrite { source: end("10.0.0.9", 1025), destination: end("10.244.0.2", 8080), hop_limit: 63 },
+            ),
+            (
+                Addresses::V6 { source: "2001:db8::1".parse().unwrap(), destination: "fd00::1".parse().unwrap() },
+                Rewrite { source: end("fd00::9", 1025), destination: end("fd00:244::2", 8080), hop_limit: 63 },
+            ),
+        ]
+    }
+
+    fn frame(addresses: Addresses, payload: Payload) -> Vec<u8> {
+        Frame::new([2; 6], [4; 6], Ip::new(addresses, payload)).bytes()
+    }
+
+    #[test]
+    fn a_rewritten_packet_is_the_one_that_is_written_anew() {
+        for (addresses, rewrite) in cases() {
+            let to = Addresses::new(rewrite.source.ip, rewrite.destination.ip).unwrap();
+            let new_ports = Ports { source: rewrite.source.port, destination: rewrite.destination.port };
+            let tcp = |ports| Payload::Tcp(Segment { data: b"odd".to_vec(), ..Segment::new(ports) });
+            let udp = |ports| Payload::Udp(Datagram { ports, checksum: true, data: b"even".to_vec() });
+            for (before, after) in [(tcp(PORTS), tcp(new_ports)), (udp(PORTS), udp(new_ports))] {
+                let expected = Frame::new([2; 6], [4; 6], Ip { hop_limit: 63, ..Ip::new(to, after) }).bytes();
+                assert_eq!(rewrite.of(&frame(addresses, before)), Some(expected));
+            }
+        }
+    }
+
+    #[test]
+    fn a_wrong_checksum_stays_as_wrong() {
+        for (addresses, rewrite) in cases() {
+            let good = frame(addresses, Payload::Tcp(Segment::new(PORTS)));
+            let mut bad = good.clone();
+            let last = bad.len() - 1;
+            bad[last] ^= 0x40;
+            let out = rewrite.of(&bad).unwrap();
+            assert_eq!(Reading::of(&out).ip.unwrap().transport_checksum, Check::Wrong);
+            let mut healed = out;
+            healed[last] ^= 0x40;
+            assert_eq!(Some(healed), rewrite.of(&good));
+        }
+    }
+
+    #[test]
+    fn a_datagram_without_a_checksum_gets_none() {
+        for (addresses, rewrite) in cases() {
+            let datagram = Datagram { ports: PORTS, checksum: false, data: vec![9] };
+            let out = rewrite.of(&frame(addresses, Payload::Udp(datagram))).unwrap();
+            assert_eq!(Reading::of(&out).ip.unwrap().transport_checksum, Check::Absent);
+        }
+    }
+
+    #[test]
+    fn ports_of_sctp_cannot_change() {
+        for (addresses, rewrite) in cases() {
+            let sctp = frame(addresses, Payload::Sctp { ports: PORTS, chunks: vec![0; 4] });
+            assert_eq!(rewrite.of(&sctp), None);
+            let [source, destination] =
+                [(rewrite.source, 40_000), (rewrite.destination, 80)].map(|(end, port)| Endpoint { port, ..end });
+            let out = Rewrite { source, destination, ..rewrite }.of(&sctp).unwrap();
+            assert_eq!(Reading::of(&out).ip.unwrap().transport_checksum, Check::Right);
+        }
+    }
+}
