@@ -15,8 +15,8 @@ use crate::{
     model::{Model, ServiceFrontend},
     name::{ServiceName, ServicePortName},
     plan::{self, Labels, Touched},
-    selection::Selection,
-    service::{Algorithm, Service, ServicePort, TrafficPolicy},
+    selection::{Reason, Selection},
+    service::{Algorithm, DrainPolicy, Service, ServicePort, TrafficPolicy},
     state::{Backend, BackendSet, Frontend, Lookup, State, Target},
     table::{self, TableSize, TableSpec},
 };
@@ -42,6 +42,19 @@ pub struct Desired {
     frontends_that_say_local: BTreeMap<BackendAddr, usize>,
     /// Installed frontends that stay though no service claims them.
     kept: BTreeSet<FrontendAddr>,
+    /// Of frontends whose flows may have to end.
+    staying: BTreeMap<FrontendAddr, Staying>,
+    /// Frontends of which that may have changed.
+    staying_touched: BTreeSet<FrontendAddr>,
+}
+
+/// The established flows of a frontend that stay.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Staying {
+    /// Backends whose flows stay for as long as they live.
+    pub(crate) backends: Arc<BTreeSet<BackendAddr>>,
+    /// What becomes of flows to other backends. UDP flows leave at once.
+    pub(crate) policy: DrainPolicy,
 }
 
 /// Where the backends of a frontend run, according to its endpoints. Two services may disagree about one backend. It is
@@ -85,8 +98,10 @@ struct DesiredFrontend {
     owner: ServicePortName,
     affinity: Option<Affinity>,
     target: DesiredTarget,
+    staying: Option<Staying>,
 }
 
+#[derive(Clone)]
 enum DesiredTarget {
     Set(Claim),
     Reject,
@@ -104,6 +119,16 @@ impl Desired {
     #[must_use]
     pub const fn labels(&self) -> &Labels {
         &self.labels
+    }
+
+    /// The flows of a frontend that stay; `None` if all of them do.
+    pub(crate) fn staying(&self, addr: &FrontendAddr) -> Option<&Staying> {
+        self.staying.get(addr)
+    }
+
+    /// The frontends of which other flows may stay than at the last call.
+    pub(crate) fn take_staying_touched(&mut self) -> BTreeSet<FrontendAddr> {
+        core::mem::take(&mut self.staying_touched)
     }
 
     /// Takes over the ids of the installed state. Call it before the first [`update`](Self::update).
@@ -252,7 +277,7 @@ impl Desired {
         model: &Model,
         touched: &mut Touched,
     ) -> Result<(), IdsExhausted> {
-        let DesiredFrontend { addr, owner, affinity, target } = desired;
+        let DesiredFrontend { addr, owner, affinity, target, staying } = desired;
         let (target, claim) = match target {
             DesiredTarget::Set(claim) => (Target::Set(self.use_set(&claim.content, model, touched)?), Some(claim)),
             DesiredTarget::Reject => (Target::Reject, None),
@@ -269,6 +294,7 @@ impl Desired {
             self.release_set(set, touched);
         }
         self.kept.remove(&addr);
+        self.stay(addr, staying);
         self.labels.insert(addr, owner.to_string().into());
         self.owners.insert(addr, owner);
         self.frontends_of.entry(service.clone()).or_default().insert(addr);
@@ -280,6 +306,7 @@ impl Desired {
         let frontend = self.state.frontends.remove(&addr)?;
         touched.frontends.insert(addr);
         self.claim(addr, None, touched);
+        self.stay(addr, None);
         self.kept.remove(&addr);
         self.frontend_ids.remove(&addr);
         self.labels.remove(&addr);
@@ -294,6 +321,18 @@ impl Desired {
         match frontend.target {
             Target::Set(set) => Some(set),
             Target::Reject | Target::Drop => None,
+        }
+    }
+
+    /// Replaces which flows of a frontend stay.
+    fn stay(&mut self, addr: FrontendAddr, new: Option<Staying>) {
+        if self.staying.get(&addr) == new.as_ref() {
+            return;
+        }
+        self.staying_touched.insert(addr);
+        match new {
+            Some(new) => drop(self.staying.insert(addr, new)),
+            None => drop(self.staying.remove(&addr)),
         }
     }
 
@@ -428,12 +467,13 @@ fn wanted(model: &Model, name: &ServiceName) -> Vec<DesiredFrontend> {
     for frontend in model.frontends(service).filter(served) {
         let owner = ServicePortName { service: name.clone(), port: Arc::clone(&frontend.port.name) };
         for (scope, policy) in scopes(model, service, frontend.kind) {
-            let target = tables.target(frontend.port, frontend.addr.family(), policy);
+            let (target, staying) = tables.target(frontend.port, frontend.addr.family(), policy);
             found.push(DesiredFrontend {
                 addr: FrontendAddr { scope, ..frontend.addr },
                 owner: owner.clone(),
                 affinity,
                 target,
+                staying,
             });
         }
     }
@@ -485,29 +525,55 @@ fn claim(model: &Model, service: &Service, protocol: Protocol, selection: &Selec
     }
 }
 
+/// The flows that stay with a frontend of this selection; `None` if all of them do, or if the datapath ends none.
+///
+/// It says of each flow what [`decide`](crate::decision::decide) says, but for the time that a drain policy gives.
+fn staying(model: &Model, service: &Service, protocol: Protocol, selection: &Selection) -> Option<Staying> {
+    if !model.capabilities().evicts {
+        return None;
+    }
+    let usable = selection.usable.iter().map(|usable| usable.addr);
+    if protocol == Protocol::Udp {
+        let draining = selection.draining.iter().map(|draining| draining.addr);
+        let backends = if selection.usable.is_empty() { BTreeSet::new() } else { usable.chain(draining).collect() };
+        return Some(Staying { backends: Arc::new(backends), policy: DrainPolicy::Cut });
+    }
+    let policy = model.drain(service);
+    if policy == DrainPolicy::Keep {
+        return None;
+    }
+    let elsewhere = selection.rejected.iter().filter(|(_, why)| Reason::is_about_place(why)).map(|(addr, _)| *addr);
+    Some(Staying { backends: Arc::new(usable.chain(elsewhere).collect()), policy })
+}
+
+/// Port, protocol, family and policy of frontends.
+type TableKey = (Arc<str>, Protocol, Family, TrafficPolicy);
+
 /// Targets of one service; frontends of one port, family and policy share theirs.
 struct Tables<'a> {
     model: &'a Model,
     service: &'a Service,
-    known: BTreeMap<(Arc<str>, Protocol, Family, TrafficPolicy), DesiredTarget>,
+    known: BTreeMap<TableKey, (DesiredTarget, Option<Staying>)>,
 }
 
 impl Tables<'_> {
-    fn target(&mut self, port: &ServicePort, family: Family, policy: TrafficPolicy) -> DesiredTarget {
+    fn target(
+        &mut self,
+        port: &ServicePort,
+        family: Family,
+        policy: TrafficPolicy,
+    ) -> (DesiredTarget, Option<Staying>) {
         let key = (Arc::clone(&port.name), port.protocol, family, policy);
         let (model, service) = (self.model, self.service);
-        let known = self.known.entry(key).or_insert_with(|| {
+        let decide = || {
             let selection = model.selection(service, port, family, policy);
-            match (selection.usable.is_empty(), selection.excluded_by_policy) {
+            let target = match (selection.usable.is_empty(), selection.excluded_by_policy) {
                 (true, true) => DesiredTarget::Drop,
                 (true, false) => DesiredTarget::Reject,
                 (false, _) => DesiredTarget::Set(claim(model, service, port.protocol, &selection)),
-            }
-        });
-        match known {
-            DesiredTarget::Set(claim) => DesiredTarget::Set(claim.clone()),
-            DesiredTarget::Reject => DesiredTarget::Reject,
-            DesiredTarget::Drop => DesiredTarget::Drop,
-        }
+            };
+            (target, staying(model, service, port.protocol, &selection))
+        };
+        self.known.entry(key).or_insert_with(decide).clone()
     }
 }

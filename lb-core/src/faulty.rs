@@ -4,7 +4,10 @@ use alloc::{boxed::Box, collections::BTreeSet, format, sync::Arc, vec::Vec};
 
 use crate::{
     addr::FrontendAddr,
-    datapath::{ApplyError, Capabilities, Counters, Datapath, DatapathError, Devices, ErrorKind, Role, Watcher},
+    datapath::{
+        ApplyError, Capabilities, Counters, Datapath, DatapathError, Devices, ErrorKind, Evicted, Eviction, Role,
+        Watcher,
+    },
     decision::Packet,
     drift::{Drift, Expected, Inspection},
     kernel::KernelAnswer,
@@ -23,6 +26,8 @@ pub struct Faults {
     pub failed_observations: u16,
     /// Of operations that are said to have taken and have not: drift.
     pub lost_operations: u16,
+    /// Of evictions that fail as a whole.
+    pub failed_evictions: u16,
 }
 
 /// Wraps a datapath and injects faults, drawn from a seed: the same seed and calls give the same faults.
@@ -137,6 +142,13 @@ impl<D: Datapath> Datapath for Faulty<D> {
 
     fn watcher(&mut self) -> Result<Option<Box<dyn Watcher>>, DatapathError> {
         self.inner.watcher()
+    }
+
+    fn evict(&mut self, evictions: &[Eviction]) -> Result<Evicted, DatapathError> {
+        if self.strikes(self.faults.failed_evictions) {
+            return Err(DatapathError::new(ErrorKind::System, "injected fault: eviction failed"));
+        }
+        self.inner.evict(evictions)
     }
 
     fn ask(&mut self, packet: &Packet) -> Result<Option<KernelAnswer>, DatapathError> {

@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 
 use crate::{
     addr::{FrontendAddr, Scope},
-    datapath::{ApplyError, Capabilities, Datapath, DatapathError, ErrorKind, Role},
+    datapath::{ApplyError, Capabilities, Datapath, DatapathError, ErrorKind, Evicted, Eviction, Role},
     decision::{Entry, FlowView, Packet},
     kernel::{Backends, KernelAnswer, KernelVerdict},
     plan::Plan,
@@ -85,6 +85,11 @@ impl Datapath for MemoryDatapath {
     fn cleanup(&mut self) -> Result<(), DatapathError> {
         self.state = State::default();
         Ok(())
+    }
+
+    /// It has no flow that could end.
+    fn evict(&mut self, _: &[Eviction]) -> Result<Evicted, DatapathError> {
+        Ok(Evicted::default())
     }
 
     fn ask(&mut self, packet: &Packet) -> Result<Option<KernelAnswer>, DatapathError> {

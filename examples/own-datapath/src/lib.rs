@@ -7,7 +7,9 @@ use std::{fs::OpenOptions, io::Write, path::PathBuf};
 
 use lb_agent::driver::{Attachments, Driver, Exclusion, OpenDatapath, Setting};
 use lb_core::{
-    datapath::{ApplyError, Capabilities, Counters, Datapath, DatapathError, Devices, ErrorKind, Role, Watcher},
+    datapath::{
+        ApplyError, Capabilities, Counters, Datapath, DatapathError, Devices, ErrorKind, Evicted, Eviction, Role, Watcher,
+    },
     decision::Packet,
     drift::{Drift, Expected, Inspection},
     kernel::KernelAnswer,
@@ -143,6 +145,10 @@ impl<D: Datapath> Datapath for Audited<D> {
 
     fn ask(&mut self, packet: &Packet) -> Result<Option<KernelAnswer>, DatapathError> {
         self.below.ask(packet)
+    }
+
+    fn evict(&mut self, evictions: &[Eviction]) -> Result<Evicted, DatapathError> {
+        self.below.evict(evictions)
     }
 
     fn on_devices(&mut self) -> Option<&mut dyn Devices> {

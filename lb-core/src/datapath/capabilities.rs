@@ -49,6 +49,9 @@ pub struct Capabilities {
     /// Whether it can cut the established flows of a backend that takes no new ones, as a
     /// [drain policy](crate::service::DrainPolicy) may ask.
     pub drain: bool,
+    /// Whether it ends flows when it is [asked to](super::Datapath::evict). It is asked about UDP flows whose backend
+    /// left, and, with [`drain`](Self::drain), about what a drain policy cuts.
+    pub evicts: bool,
     /// Whether packets that come in through a device reach a backend elsewhere only if the kernel
     /// [forwards](crate::kernel::Forwarding).
     pub needs_forwarding: bool,
@@ -85,6 +88,7 @@ impl Capabilities {
             atomic: Atomicity::Frontend,
             roles: Vec::from([Role::Active]),
             drain: false,
+            evicts: false,
             needs_forwarding: false,
             source_ranges: false,
             other_ports: false,
@@ -121,6 +125,7 @@ impl Capabilities {
             atomic: Atomicity::Plan,
             roles: Vec::from([Role::Standby, Role::Active, Role::Draining]),
             drain: true,
+            evicts: true,
             needs_forwarding: false,
             source_ranges: true,
             other_ports: true,
@@ -198,6 +203,13 @@ impl Capabilities {
     #[must_use]
     pub const fn with_drain(mut self, can: bool) -> Self {
         self.drain = can;
+        self
+    }
+
+    /// The same with or without [`evicts`](Self::evicts).
+    #[must_use]
+    pub const fn with_evicts(mut self, evicts: bool) -> Self {
+        self.evicts = evicts;
         self
     }
 

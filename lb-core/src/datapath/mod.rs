@@ -2,12 +2,14 @@
 
 mod capabilities;
 mod error;
+mod eviction;
 
 use alloc::{boxed::Box, sync::Arc, vec::Vec};
 use core::{task::Waker, time::Duration};
 
 pub use capabilities::{AffinityCapability, Atomicity, Capabilities, SocketCapability, SocketHash};
 pub use error::{ApplyError, DatapathError, ErrorKind};
+pub use eviction::{Evicted, Eviction, Remaining};
 
 use crate::{
     decision::Packet,
@@ -90,6 +92,20 @@ pub trait Datapath: Send {
     fn ask(&mut self, packet: &Packet) -> Result<Option<KernelAnswer>, DatapathError> {
         let _ = packet;
         Ok(None)
+    }
+
+    /// Ends established flows, so that their clients notice at once and not by a time-out: a socket that was connected to
+    /// a backend fails, and a client whose packets are translated is refused when it next sends. Ending flows twice is
+    /// ending them once. A plan that keeps new flows off those backends was [applied](Self::apply) before.
+    ///
+    /// It is called if the [capabilities](Capabilities::evicts) say so, and may take some milliseconds.
+    ///
+    /// # Errors
+    /// When which flows ended is not known, or none did. Flows that could not be ended are no error, but in
+    /// [`Evicted::remaining`]. The default refuses.
+    fn evict(&mut self, evictions: &[Eviction]) -> Result<Evicted, DatapathError> {
+        let _ = evictions;
+        Err(DatapathError::new(ErrorKind::Unsupported, "this datapath does not end established flows"))
     }
 
     /// What attaches it to devices that come and go, if it attaches to devices. Default: it does not.

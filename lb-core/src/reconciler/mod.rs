@@ -9,8 +9,8 @@ use alloc::{
 use core::{fmt, time::Duration};
 
 use crate::{
-    addr::{Family, FrontendAddr},
-    datapath::ApplyError,
+    addr::{Family, FrontendAddr, Protocol},
+    datapath::{ApplyError, DatapathError, Evicted, Eviction},
     desired::Desired,
     drift::Expected,
     model::{Change, Claim, Model, ModelError},
@@ -20,10 +20,12 @@ use crate::{
     time::{Backoff, Instant},
 };
 
+mod drains;
 mod error;
 mod events;
 mod in_use;
 
+use drains::Drains;
 pub use error::PlanError;
 use events::Events;
 use in_use::in_use;
@@ -40,9 +42,11 @@ use in_use::in_use;
 ///    [`wants_observation`](Self::wants_observation) returns `true`: at first, and when the state became unknown.
 /// 3. [`handle_change`](Self::handle_change) for each change.
 /// 4. [`poll_plan`](Self::poll_plan), apply, [`handle_applied`](Self::handle_applied), until there is no plan.
-/// 5. [`poll_event`](Self::poll_event), for the changes in the status of frontends, and
+/// 5. [`poll_evictions`](Self::poll_evictions), evict, [`handle_evicted`](Self::handle_evicted), until there are none, if
+///    the datapath [ends flows](crate::datapath::Capabilities::evicts).
+/// 6. [`poll_event`](Self::poll_event), for the changes in the status of frontends, and
 ///    [`poll_claim`](Self::poll_claim), for services whose addresses changed hands.
-/// 6. Again at [`poll_timeout`](Self::poll_timeout).
+/// 7. Again at [`poll_timeout`](Self::poll_timeout).
 ///
 /// If one of the steps 1, 2 and 4 was left out, `poll_plan` says so.
 ///
@@ -65,6 +69,7 @@ pub struct Reconciler {
     adopted: bool,
     unclaimed: Unclaimed,
     events: Events,
+    drains: Drains,
 }
 
 /// What becomes of installed frontends that no service claims.
@@ -147,6 +152,7 @@ impl Reconciler {
             adopted: false,
             unclaimed: Unclaimed::default(),
             events: Events::default(),
+            drains: Drains::default(),
         }
     }
 
@@ -352,7 +358,7 @@ impl Reconciler {
             // What gets an id now would take it from what is found later.
             return None;
         }
-        self.update_desired();
+        self.update_desired(now);
         let mut touched = core::mem::take(&mut self.touched);
         self.touch_events(touched.frontends.iter().copied());
         let deferred = self.defer(&mut touched, now);
@@ -406,10 +412,36 @@ impl Reconciler {
         };
         self.observation.reset();
         self.take_over(&plan, &failed);
+        if self.model.capabilities().evicts {
+            self.drains.note_removed(plan.ops.iter().filter_map(|op| match op {
+                Op::RemoveFrontend(addr) if !failed.contains_key(addr) => Some(*addr),
+                _ => None,
+            }));
+        }
         for (addr, cause) in failed {
             self.retry_later(addr, cause, now);
         }
         self.touch_events(touched.frontends);
+    }
+
+    /// The flows that are to end now, if there are any and no plan has to come first. Until their outcome is
+    /// [handled](Self::handle_evicted), the same come again.
+    ///
+    /// - A UDP flow ends when its backend serves its frontend no longer, or when the frontend goes.
+    /// - A flow of another protocol ends as the [drain policy](crate::service::DrainPolicy) of its service says. Time
+    ///   counts from the plan that kept new flows off the backend. It starts anew with another policy and with another
+    ///   reconciler, which does not know since when an installed frontend has left a backend.
+    pub fn poll_evictions(&mut self, now: Instant) -> Option<Vec<Eviction>> {
+        if self.in_flight.is_some() || self.installed.is_none() || self.is_listing() {
+            return None;
+        }
+        let (touched, retries) = (&self.touched.frontends, &self.retries);
+        self.drains.poll(now, |addr| !touched.contains(addr) && !retries.contains_key(addr))
+    }
+
+    /// Handles the outcome of the last evictions: if nothing is known of them, they come again after a back-off.
+    pub fn handle_evicted(&mut self, outcome: Result<&Evicted, &DatapathError>, now: Instant) {
+        self.drains.handle(outcome.err(), now);
     }
 
     /// The next frontend whose status has changed since the last poll, with its status; `None` for a frontend that is
@@ -469,7 +501,9 @@ impl Reconciler {
             return self.observe_at.map(|at| (at, "observe the datapath"));
         }
         let retry_at = self.retries.values().filter_map(|retry| retry.backoff.until()).min();
-        retry_at.map(|at| (at, "retry a refused frontend"))
+        let retry = retry_at.map(|at| (at, "retry a refused frontend"));
+        let drained = self.drains.poll_timeout().map(|at| (at, "end flows that have drained"));
+        retry.into_iter().chain(drained).min()
     }
 
     /// The status of the frontend `addr`.
@@ -500,7 +534,7 @@ impl Reconciler {
     }
 
     /// Ids run out only after four billion live objects; the services left over stay dirty and are tried again.
-    fn update_desired(&mut self) {
+    fn update_desired(&mut self, now: Instant) {
         let dirty = core::mem::take(&mut self.dirty);
         match self.desired.update(&self.model, &dirty) {
             Ok(touched) => self.touched.merge(touched),
@@ -511,6 +545,13 @@ impl Reconciler {
                 }
             }
         }
+        for addr in self.desired.take_staying_touched() {
+            // A connection outlives its frontend, and datagrams do not.
+            let is_installed = self.installed.as_ref().is_none_or(|state| state.frontends.contains_key(&addr));
+            let inherits = is_installed || addr.protocol != Protocol::Udp;
+            self.drains.update(addr, self.desired.staying(&addr), inherits, now);
+        }
+        self.drains.advance(now);
         match (self.unclaimed, &self.installed) {
             (Unclaimed::ToKeep, Some(installed)) => {
                 self.touched.merge(self.desired.keep(installed));

@@ -6,7 +6,7 @@ use core::{fmt, time::Duration};
 use super::Inspected;
 use crate::{
     addr::{Family, FrontendAddr},
-    datapath::{ApplyError, DatapathError},
+    datapath::{ApplyError, DatapathError, Evicted},
     model::{Claim, ModelError},
     name::{ServiceName, SourceName},
     plan::Plan,
@@ -39,6 +39,14 @@ pub enum Event {
         plan: Plan,
         /// What failed, if anything did.
         outcome: Result<(), ApplyError>,
+        /// How long the datapath took.
+        took: Duration,
+    },
+    /// Established flows were ended whose backend left; see
+    /// [`Reconciler::poll_evictions`](crate::reconciler::Reconciler::poll_evictions).
+    Evicted {
+        /// What ended and what goes on. After an error that may pass, it is tried again.
+        outcome: Result<Evicted, DatapathError>,
         /// How long the datapath took.
         took: Duration,
     },
@@ -83,6 +91,10 @@ impl fmt::Display for Event {
             Self::NotPermitted(error) => write!(f, "using the datapath is not permitted: {}", error.report()),
             Self::Applied { plan, outcome: Ok(()), .. } => write!(f, "plan {} applied: {}", plan.id.0, plan.summary()),
             Self::Applied { plan, outcome: Err(error), .. } => write!(f, "plan {} applied in part: {error}", plan.id.0),
+            Self::Evicted { outcome: Ok(evicted), .. } => evicted.fmt(f),
+            Self::Evicted { outcome: Err(error), .. } => {
+                write!(f, "flows whose backend left cannot be ended: {}", error.report())
+            }
             Self::Frontend(addr, None) => write!(f, "frontend {addr} is gone"),
             Self::Frontend(addr, Some(status)) => write!(f, "frontend {addr} is {status}"),
             Self::Ready => f.write_str("every first listing is carried out"),

@@ -1,4 +1,4 @@
-//! The loop around a datapath: it observes, plans, applies, retries, inspects and repairs.
+//! The loop around a datapath: it observes, plans, applies, retries, ends flows, inspects and repairs.
 //!
 //! A [`Runner`] knows what is to be done next, and [`step`](Runner::step) does it. The runner reads no clock and starts
 //! no thread: the caller passes the time, and calls again at [`poll_timeout`](Runner::poll_timeout). With the feature
@@ -297,6 +297,9 @@ impl Runner {
         if let Ok(Some(plan)) = self.reconciler.poll_plan(now) {
             return Some(Work::Apply(plan));
         }
+        if let Some(evictions) = self.reconciler.poll_evictions(now) {
+            return Some(Work::Evict(evictions));
+        }
         self.become_ready(now);
         let is_due = self.inspection_due().is_some_and(|due| due <= now);
         is_due.then(|| Work::Inspect(self.next_inspection(now)))
@@ -353,6 +356,10 @@ impl Runner {
                 }
                 self.drifts.handle_applied(now);
                 Some(Event::Applied { plan, outcome, took })
+            }
+            Outcome::Evicted(outcome) => {
+                self.reconciler.handle_evicted(outcome.as_ref(), now);
+                Some(Event::Evicted { outcome, took })
             }
             Outcome::Inspected(inspection, found) => self.handle_look(inspection, found, took, cpu, now),
             Outcome::Repaired(outcome) => self.handle_repaired(outcome, now),

@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 
 use super::Runner;
 use crate::{
-    datapath::{ApplyError, Datapath, DatapathError},
+    datapath::{ApplyError, Datapath, DatapathError, Evicted, Eviction},
     drift::{Drift, Inspection},
     plan::Plan,
     state::State,
@@ -23,6 +23,7 @@ pub struct Task {
 pub(super) enum Work {
     Observe,
     Apply(Plan),
+    Evict(Vec<Eviction>),
     Inspect(Inspection),
     Repair(Vec<Drift>),
 }
@@ -39,6 +40,7 @@ pub struct Done {
 pub(super) enum Outcome {
     Observed(Result<State, DatapathError>),
     Applied(Plan, Result<(), ApplyError>),
+    Evicted(Result<Evicted, DatapathError>),
     Inspected(Inspection, Result<Vec<Drift>, DatapathError>),
     Repaired(Result<(), ApplyError>),
     /// What the datapath should hold has become unknown.
@@ -55,6 +57,7 @@ impl Task {
                 let outcome = datapath.apply(&plan);
                 Outcome::Applied(plan, outcome)
             }
+            (Work::Evict(evictions), _) => Outcome::Evicted(datapath.evict(&evictions)),
             (Work::Inspect(inspection), Some(expected)) => {
                 Outcome::Inspected(inspection, datapath.inspect(expected, inspection))
             }

@@ -15,7 +15,7 @@ use crate::{
     name::{ServiceName, SliceName},
     plan::Plan,
     reconciler::FrontendStatus,
-    service::{Service, ServicePort},
+    service::{DrainPolicy, Service, ServicePort},
     state::State,
 };
 
@@ -110,6 +110,25 @@ fn changes_are_carried_out_and_each_step_is_told() {
     assert!(runner.reconciler().is_settled() && runner.is_ready());
     assert_eq!(datapath.state(), runner.reconciler().desired());
     assert_eq!(runner.poll_timeout(), Some(at(60_000)));
+}
+
+#[test]
+fn flows_end_after_the_plan_and_when_they_have_drained() {
+    let (mut runner, mut datapath) = serving(DriftMode::Off);
+    let [Change::UpsertService(service), Change::ReplaceEndpoints(slice)] = web(1) else { panic!("as above") };
+    let drain = DrainPolicy::For(Duration::from_secs(5));
+    take(&mut runner, [Change::UpsertService(Service { drain, ..service })]);
+    steps(&mut runner, &mut datapath, at(0));
+    // What it had before this policy has its time as well.
+    assert_eq!(runner.poll_timeout(), Some(at(5000)));
+    steps(&mut runner, &mut datapath, at(5000));
+    take(&mut runner, [Change::ReplaceEndpoints(EndpointSlice { endpoints: vec![], ..slice })]);
+    let said: Vec<String> = steps(&mut runner, &mut datapath, at(6000)).iter().map(Event::to_string).collect();
+    assert!(said.iter().all(|event| !event.contains("ended")), "{said:?}");
+    assert_eq!(runner.poll_timeout(), Some(at(11_000)));
+    let said: Vec<String> = steps(&mut runner, &mut datapath, at(11_000)).iter().map(Event::to_string).collect();
+    assert_eq!(said, ["ended 0 sockets and 0 flows of packets"]);
+    assert_eq!(runner.poll_timeout(), None);
 }
 
 #[test]

@@ -4,6 +4,7 @@
 
 mod draining;
 mod drift;
+mod evictions;
 mod health;
 mod health_check;
 mod histories;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use lb_core::{
-    datapath::{ApplyError, Capabilities, Datapath, DatapathError, Role},
+    datapath::{ApplyError, Capabilities, Datapath, DatapathError, Evicted, Eviction, Role},
     memory::MemoryDatapath,
     plan::{Op, Plan},
     state::{BackendSet, State, Target},
@@ -30,6 +30,10 @@ impl Datapath for Spoiled {
     fn apply(&mut self, plan: &Plan) -> Result<(), ApplyError> {
         let ops = plan.ops.iter().cloned().filter_map(self.spoil).collect();
         self.inner.apply(&Plan { id: plan.id, ops })
+    }
+
+    fn evict(&mut self, evictions: &[Eviction]) -> Result<Evicted, DatapathError> {
+        self.inner.evict(evictions)
     }
 
     fn set_role(&mut self, role: Role) -> Result<(), DatapathError> {
