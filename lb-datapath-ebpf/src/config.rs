@@ -28,6 +28,26 @@ pub struct EbpfConfig {
     pub uplink_devices: Vec<String>,
     /// Sizes of the maps.
     pub capacities: Capacities,
+    /// Where sockets are ended whose backend left. Default: in the network namespace of the thread that asks for it.
+    pub destroy_sockets: DestroySockets,
+}
+
+/// The network namespaces in which sockets are ended (`SOCK_DESTROY`) that were connected to a backend which left.
+///
+/// Only a socket that a program of this datapath has sent to that backend is ended, never one that was connected to it
+/// directly. The kernel needs `CONFIG_INET_DIAG_DESTROY`, `CONFIG_INET_TCP_DIAG` and `CONFIG_INET_UDP_DIAG`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum DestroySockets {
+    /// In none: a connected socket waits for its own time-out.
+    Off,
+    /// In that of the thread which uses the datapath: usually the host's.
+    #[default]
+    Host,
+    /// In those of all processes of the cgroup, too. It needs `CAP_SYS_ADMIN` to enter them, and `CAP_SYS_PTRACE` and the
+    /// host's PID namespace to see them. Drain policies are carried out only with this: see
+    /// [`Capabilities::drain`](lb_core::datapath::Capabilities::drain).
+    #[doc(alias = "setns")]
+    All,
 }
 
 impl EbpfConfig {
@@ -40,6 +60,7 @@ impl EbpfConfig {
             pod_devices: Vec::new(),
             uplink_devices: Vec::new(),
             capacities: Capacities::default(),
+            destroy_sockets: DestroySockets::default(),
         }
     }
 
@@ -68,6 +89,13 @@ impl EbpfConfig {
     #[must_use]
     pub const fn with_capacities(mut self, capacities: Capacities) -> Self {
         self.capacities = capacities;
+        self
+    }
+
+    /// The same with sockets [ended](Self::destroy_sockets) in these network namespaces.
+    #[must_use]
+    pub const fn with_destroy_sockets(mut self, destroy_sockets: DestroySockets) -> Self {
+        self.destroy_sockets = destroy_sockets;
         self
     }
 

@@ -15,8 +15,8 @@ use std::{
 use lb_core::{
     addr::{Family, FrontendKind, Protocol},
     datapath::{
-        AffinityCapability, ApplyError, Atomicity, Capabilities, Counters, Datapath, DatapathError, Devices, Role,
-        SocketCapability, SocketHash, Watcher,
+        AffinityCapability, ApplyError, Atomicity, Capabilities, Counters, Datapath, DatapathError, Devices, Evicted,
+        Eviction, Role, SocketCapability, SocketHash, Watcher,
     },
     decision::Packet,
     drift::{Drift, DriftClass, Expected, Inspection, compare},
@@ -34,6 +34,7 @@ use crate::{
     counters::MapCounters,
     drift::{repair, scan::Scanner, watch::PinWatcher},
     error::EbpfError,
+    evict,
     pins::{
         anchors::{Anchors, SharedAnchors},
         directories::{self, Pins},
@@ -67,6 +68,8 @@ pub struct EbpfDatapath {
     shared: SharedAnchors,
     elements: Arc<AtomicU64>,
     missing: Option<MissingPins>,
+    /// Whether the flows of every socket can be cut.
+    drains: bool,
 }
 
 /// What is in the kernel, and its mirror in this process.
@@ -93,7 +96,8 @@ impl EbpfDatapath {
     /// when the kernel is older than 6.6, and when a cgroup or an uplink does not exist.
     pub fn open(config: EbpfConfig) -> Result<Self, DatapathError> {
         let (shared, elements) = (SharedAnchors::default(), Arc::default());
-        let mut datapath = Self { config, kernel: None, shared, elements, missing: None };
+        let drains = evict::can_end_everywhere(&config);
+        let mut datapath = Self { config, kernel: None, shared, elements, missing: None, drains };
         datapath.kernel()?;
         Ok(datapath)
     }
@@ -329,6 +333,7 @@ impl EbpfDatapath {
             .with_atomic(Atomicity::Frontend)
             .with_roles([Role::Standby, Role::Active, Role::Draining])
             .with_needs_forwarding(true)
+            .with_evicts(true)
             .with_max_slots(MAX_SLOTS)
             .with_translated_ports(ports.range())
     }
@@ -362,7 +367,8 @@ impl Devices for EbpfDatapath {
 
 impl Datapath for EbpfDatapath {
     fn capabilities(&self) -> Capabilities {
-        Self::capabilities_with(self.kernel.as_ref().map_or_else(Ports::default, |kernel| kernel.mirror.limits.ports))
+        let ports = self.kernel.as_ref().map_or_else(Ports::default, |kernel| kernel.mirror.limits.ports);
+        Self::capabilities_with(ports).with_drain(self.drains)
     }
 
     fn observe(&mut self) -> Result<State, DatapathError> {
@@ -379,6 +385,11 @@ impl Datapath for EbpfDatapath {
         let elements = mirror.elements();
         self.count(elements);
         outcome
+    }
+
+    fn evict(&mut self, evictions: &[Eviction]) -> Result<Evicted, DatapathError> {
+        let Some(kernel) = &self.kernel else { return Ok(Evicted::default()) };
+        Ok(evict::evict(&kernel.maps, &self.config, evictions)?)
     }
 
     fn set_role(&mut self, role: Role) -> Result<(), DatapathError> {

@@ -13,6 +13,9 @@
 //! programs are never adopted. A process that dies at any moment leaves every frontend either in its old or in its new
 //! state.
 //!
+//! Flows of a backend that left end when they are [asked to](lb_core::datapath::Datapath::evict): sockets are destroyed,
+//! and translations are removed. [`DestroySockets`] says in which network namespaces.
+//!
 //! The programs count the packets and socket calls that they stop, by [`Reason`]: see
 //! [`reason_counters`](EbpfDatapath::reason_counters).
 //!
@@ -39,13 +42,14 @@ mod datapath;
 pub mod discovery;
 mod drift;
 mod error;
+mod evict;
 mod pins;
 mod programs;
 mod reasons;
 mod state;
 mod sys;
 
-pub use config::{Capacities, EbpfConfig};
+pub use config::{Capacities, DestroySockets, EbpfConfig};
 pub use datapath::EbpfDatapath;
 pub use lb_datapath_ebpf_abi::{Errno, Reason, Verdict};
 pub use pins::missing::MissingPins;

@@ -82,6 +82,8 @@ pub(crate) struct Maps {
     role: RawMap,
     flows: RawMap,
     affinity: RawMap,
+    sock_peers: RawMap,
+    sock_flows: RawMap,
     chunks: u32,
     ports: Ports,
     slots: Words,
@@ -111,6 +113,8 @@ impl Maps {
             role: open("ROLE")?,
             flows: open("CT")?,
             affinity: open("AFFINITY")?,
+            sock_peers: open("SOCK_PEERS")?,
+            sock_flows: open("SOCK_FLOWS")?,
             chunks: slots.shape().max_entries,
             ports,
             slots: words,
@@ -241,6 +245,16 @@ impl Maps {
         }
         mirror.addresses().filter_map(|ip| addr(ip).ok()).for_each(|addr| self.filter.add(addr));
         Ok(())
+    }
+
+    /// The virtual addresses that sockets connected or sent to.
+    pub(crate) const fn sock_peers(&self) -> &RawMap {
+        &self.sock_peers
+    }
+
+    /// The backends of sockets that are not connected.
+    pub(crate) const fn sock_flows(&self) -> &RawMap {
+        &self.sock_flows
     }
 
     /// The role that the programs read.

@@ -121,6 +121,9 @@ struct BatchAttr {
     flags: u64,
 }
 
+/// Elements that one part of a map has room for.
+const PART: usize = 4096;
+
 /// A map of the kernel's, and the sizes of its keys and values.
 #[derive(Debug)]
 pub(crate) struct RawMap {
@@ -191,6 +194,37 @@ impl RawMap {
         }
     }
 
+    /// Removes one element; `false` if it is not there.
+    pub(crate) fn remove(&self, key: &[u8]) -> io::Result<bool> {
+        assert_eq!(key.len(), self.shape.key_size as usize, "one key");
+        let mut attr = ElementAttr { map: raw(&self.fd), key: address(key), ..Default::default() };
+        // SAFETY: the key has this map's size.
+        let result = unsafe { bpf(bpf_cmd::BPF_MAP_DELETE_ELEM, &mut attr) };
+        crash::point();
+        match result {
+            Ok(_) => Ok(true),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Hands every element of a hash map to `each`, some thousands at a time: what comes and goes meanwhile may be missing.
+    /// Elements may be removed meanwhile.
+    pub(crate) fn each(&self, each: &mut impl FnMut(&[u8], &[u8]) -> io::Result<()>) -> io::Result<()> {
+        let mut page =
+            Page { sizes: (self.shape.key_size as usize, self.shape.value_size as usize), ..Page::default() };
+        page.make_room(PART);
+        let mut position = None;
+        loop {
+            page.count = 0;
+            let more = self.read_part(&mut page, &mut position)?;
+            page.iter().try_for_each(|(key, value)| each(key, value))?;
+            if !more {
+                return Ok(());
+            }
+        }
+    }
+
     /// Every element of a hash map.
     pub(crate) fn dump(&self) -> io::Result<Page> {
         let mut page = Page::default();
@@ -204,12 +238,22 @@ impl RawMap {
         page.count = 0;
         page.sizes = (self.shape.key_size as usize, self.shape.value_size as usize);
         page.make_room(ROOM);
-        let mut token: Option<u32> = None;
+        let mut position = None;
+        while self.read_part(page, &mut position)? {
+            if page.room() - page.count < ROOM {
+                page.make_room(2 * page.room());
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds to `page` as many elements as there is room for, from `position` on; `false` if they were the last ones.
+    fn read_part(&self, page: &mut Page, position: &mut Option<u32>) -> io::Result<bool> {
         loop {
             let (key_size, value_size) = page.sizes;
-            let (from, mut next) = ([token.unwrap_or(0)], [0_u32]);
+            let (from, mut next) = ([position.unwrap_or(0)], [0_u32]);
             let mut attr = BatchAttr {
-                in_batch: if token.is_some() { address(&from) } else { 0 },
+                in_batch: if position.is_some() { address(&from) } else { 0 },
                 out_batch: address_mut(&mut next),
                 keys: address_mut(&mut page.keys[page.count * key_size..]),
                 values: address_mut(&mut page.values[page.count * value_size..]),
@@ -226,15 +270,13 @@ impl RawMap {
                 Some(libc::ENOSPC) => page.make_room(2 * page.room()),
                 Some(libc::ENOENT) => {
                     page.count += attr.count as usize;
-                    return Ok(());
+                    return Ok(false);
                 }
-                Some(_) => return result.map(drop),
+                Some(_) => return result.map(|_| false),
                 None => {
                     page.count += attr.count as usize;
-                    token = Some(next[0]);
-                    if page.room() - page.count < ROOM {
-                        page.make_room(2 * page.room());
-                    }
+                    *position = Some(next[0]);
+                    return Ok(true);
                 }
             }
         }

@@ -31,7 +31,9 @@ pub(crate) use self::{
     array::{PerCpuCounters, Words},
     link::{LinkInfo, attach_cgroup, attach_tcx, detach_link, link_info, update_link},
     map::{MapInfo, Page, RawMap, Shape, Stopped, map_info},
-    os::{IfIndex, device, hardware_address, is_bpffs, lock, monotonic, user, wait_for_readers},
+    os::{
+        IfIndex, device, enter_network_namespace, hardware_address, is_bpffs, lock, monotonic, user, wait_for_readers,
+    },
     prog::{ProgInfo, TestRun, map_by_id, prog_by_id, prog_info, test_run},
     query::programs_of,
 };

@@ -3,7 +3,7 @@
 use std::{
     ffi::CString,
     io,
-    os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
     path::Path,
     time::Duration,
 };
@@ -22,6 +22,15 @@ pub(crate) fn device(name: &str) -> io::Result<IfIndex> {
         0 => Err(io::Error::last_os_error()),
         index => Ok(IfIndex(index)),
     }
+}
+
+/// Moves the calling thread into a network namespace.
+pub(crate) fn enter_network_namespace(namespace: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: the call takes a descriptor and a flag, and changes nothing but where this thread is.
+    if unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) } == 0 {
+        return Ok(());
+    }
+    Err(io::Error::last_os_error())
 }
 
 /// Whether `path` lies in a BPF file system.

@@ -4,6 +4,7 @@
 mod bpf;
 mod common;
 mod drift;
+mod evict;
 mod foreign;
 mod packets;
 mod sockets;
