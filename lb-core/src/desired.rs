@@ -97,6 +97,7 @@ struct DesiredFrontend {
     addr: FrontendAddr,
     owner: ServicePortName,
     affinity: Option<Affinity>,
+    keeps_source: bool,
     target: DesiredTarget,
     staying: Option<Staying>,
 }
@@ -277,14 +278,14 @@ impl Desired {
         model: &Model,
         touched: &mut Touched,
     ) -> Result<(), IdsExhausted> {
-        let DesiredFrontend { addr, owner, affinity, target, staying } = desired;
+        let DesiredFrontend { addr, owner, affinity, keeps_source, target, staying } = desired;
         let (target, claim) = match target {
             DesiredTarget::Set(claim) => (Target::Set(self.use_set(&claim.content, model, touched)?), Some(claim)),
             DesiredTarget::Reject => (Target::Reject, None),
             DesiredTarget::Drop => (Target::Drop, None),
         };
         self.claim(addr, claim, touched);
-        let frontend = Frontend { affinity, ..Frontend::new(self.frontend_ids.id(&addr)?, target) };
+        let frontend = Frontend { affinity, keeps_source, ..Frontend::new(self.frontend_ids.id(&addr)?, target) };
         // The new set has its user already, so releasing the old one never frees a set that both share.
         let before = self.state.frontends.insert(addr, frontend);
         if before.as_ref() != self.state.frontends.get(&addr) {
@@ -472,6 +473,7 @@ fn wanted(model: &Model, name: &ServiceName) -> Vec<DesiredFrontend> {
                 addr: FrontendAddr { scope, ..frontend.addr },
                 owner: owner.clone(),
                 affinity,
+                keeps_source: frontend.kind.is_external() && policy == TrafficPolicy::Local,
                 target,
                 staying,
             });

@@ -103,6 +103,9 @@ pub struct Frontend {
     pub target: Target,
     /// Client affinity, if any.
     pub affinity: Option<Affinity>,
+    /// Whether backends see clients from outside as they are, since all of them are on this node: under external traffic
+    /// policy Local. Default: no.
+    pub keeps_source: bool,
     /// Who may use it. Default: everybody; so it is for a datapath
     /// [without source ranges](crate::datapath::Capabilities::source_ranges).
     pub guard: Option<Guard>,
@@ -118,7 +121,15 @@ impl Frontend {
     /// A frontend without affinity, open to everybody, with no say in anything else about its address.
     #[must_use]
     pub const fn new(id: FrontendId, target: Target) -> Self {
-        Self { id, target, affinity: None, guard: None, other_ports: OtherPorts::Pass, answers_ping: false }
+        Self {
+            id,
+            target,
+            affinity: None,
+            keeps_source: false,
+            guard: None,
+            other_ports: OtherPorts::Pass,
+            answers_ping: false,
+        }
     }
 }
 
