@@ -17,7 +17,7 @@ use crate::{
     plan::{self, Labels, Touched},
     selection::{Reason, Selection},
     service::{Algorithm, DrainPolicy, Service, ServicePort, TrafficPolicy},
-    state::{Backend, BackendSet, Frontend, Lookup, State, Target},
+    state::{Backend, BackendSet, Frontend, Guard, Lookup, OtherPorts, State, Target},
     table::{self, TableSize, TableSpec},
 };
 
@@ -96,10 +96,26 @@ enum SetKey {
 struct DesiredFrontend {
     addr: FrontendAddr,
     owner: ServicePortName,
-    affinity: Option<Affinity>,
-    keeps_source: bool,
     target: DesiredTarget,
     staying: Option<Staying>,
+    rest: Rest,
+}
+
+/// What a desired frontend has beside its id and its target.
+struct Rest {
+    affinity: Option<Affinity>,
+    keeps_source: bool,
+    translates_pods: bool,
+    guard: Option<Guard>,
+    other_ports: OtherPorts,
+    answers_ping: bool,
+}
+
+impl Rest {
+    fn frontend(self, id: FrontendId, target: Target) -> Frontend {
+        let Self { affinity, keeps_source, translates_pods, guard, other_ports, answers_ping } = self;
+        Frontend { id, target, affinity, keeps_source, translates_pods, guard, other_ports, answers_ping }
+    }
 }
 
 #[derive(Clone)]
@@ -278,14 +294,14 @@ impl Desired {
         model: &Model,
         touched: &mut Touched,
     ) -> Result<(), IdsExhausted> {
-        let DesiredFrontend { addr, owner, affinity, keeps_source, target, staying } = desired;
+        let DesiredFrontend { addr, owner, target, staying, rest } = desired;
         let (target, claim) = match target {
             DesiredTarget::Set(claim) => (Target::Set(self.use_set(&claim.content, model, touched)?), Some(claim)),
             DesiredTarget::Reject => (Target::Reject, None),
             DesiredTarget::Drop => (Target::Drop, None),
         };
         self.claim(addr, claim, touched);
-        let frontend = Frontend { affinity, keeps_source, ..Frontend::new(self.frontend_ids.id(&addr)?, target) };
+        let frontend = rest.frontend(self.frontend_ids.id(&addr)?, target);
         // The new set has its user already, so releasing the old one never frees a set that both share.
         let before = self.state.frontends.insert(addr, frontend);
         if before.as_ref() != self.state.frontends.get(&addr) {
@@ -464,19 +480,22 @@ fn wanted(model: &Model, name: &ServiceName) -> Vec<DesiredFrontend> {
     let affinity = effective_affinity(model, service);
     let mut tables = Tables { model, service, known: BTreeMap::new() };
     let mut found = Vec::new();
-    let served = |frontend: &ServiceFrontend<'_>| model.owns(service, frontend) && model.carries(frontend);
+    let served = |frontend: &ServiceFrontend<'_>| model.owns(service, frontend) && model.carries(service, frontend);
     for frontend in model.frontends(service).filter(served) {
         let owner = ServicePortName { service: name.clone(), port: Arc::clone(&frontend.port.name) };
-        for (scope, policy) in scopes(model, service, frontend.kind) {
-            let (target, staying) = tables.target(frontend.port, frontend.addr.family(), policy);
-            found.push(DesiredFrontend {
-                addr: FrontendAddr { scope, ..frontend.addr },
-                owner: owner.clone(),
+        let ServiceFrontend { addr, kind, port } = frontend;
+        for (scope, policy) in scopes(model, service, kind) {
+            let (target, staying) = tables.target(port, addr.family(), policy);
+            let rest = Rest {
                 affinity,
-                keeps_source: frontend.kind.is_external() && policy == TrafficPolicy::Local,
-                target,
-                staying,
-            });
+                keeps_source: kind.is_external() && policy == TrafficPolicy::Local,
+                translates_pods: model.translates_pods(kind, policy),
+                guard: model.guard(service, kind, addr.family()),
+                other_ports: model.says_of_other_ports(kind, addr.ip),
+                answers_ping: model.says_of_ping(kind, addr.ip),
+            };
+            let addr = FrontendAddr { scope, ..addr };
+            found.push(DesiredFrontend { addr, owner: owner.clone(), target, staying, rest });
         }
     }
     found
@@ -485,10 +504,12 @@ fn wanted(model: &Model, name: &ServiceName) -> Vec<DesiredFrontend> {
 /// The scopes that a frontend is programmed for, each with its traffic policy.
 ///
 /// A frontend has one scope for all traffic, unless the external policy is Local. Then traffic from this node and its
-/// pods has a scope of its own and may use every backend.
+/// pods has a scope of its own and may use every backend. A host port belongs to a pod of this node, for all traffic.
 pub(crate) fn scopes(model: &Model, service: &Service, kind: FrontendKind) -> Vec<(Scope, TrafficPolicy)> {
-    if !kind.is_external() {
-        return Vec::from([(Scope::External, service.internal_traffic_policy)]);
+    match kind {
+        FrontendKind::ClusterIp => return Vec::from([(Scope::External, service.internal_traffic_policy)]),
+        FrontendKind::HostPort => return Vec::from([(Scope::External, TrafficPolicy::Local)]),
+        FrontendKind::LoadBalancer | FrontendKind::ExternalIp | FrontendKind::NodePort => {}
     }
     let local = service.external_traffic_policy == TrafficPolicy::Local;
     if local && model.capabilities().external_traffic_policy_local {

@@ -255,10 +255,19 @@ fn of_frontend(
     let other_ports = Difference::between(&expected.1.other_ports, &found.1.other_ports, |fate| {
         alloc::format!("other ports: {}", fate.as_str())
     });
+    let sources = Difference::between(
+        &(expected.1.keeps_source, expected.1.translates_pods),
+        &(found.1.keeps_source, found.1.translates_pods),
+        |(keeps, translates)| match (keeps, translates) {
+            (true, _) => "keeps sources".into(),
+            (false, true) => "translates sources, those of pods elsewhere as well".into(),
+            (false, false) => "translates sources".into(),
+        },
+    );
     let ping = Difference::between(&expected.1.answers_ping, &found.1.answers_ping, |answers| {
         if *answers { "answers pings".into() } else { "answers no pings".into() }
     });
-    let differences = [difference, guard, other_ports, ping].into_iter().flatten();
+    let differences = [difference, sources, guard, other_ports, ping].into_iter().flatten();
     drifts.extend(differences.map(|difference| Drift::new(DriftClass::Frontend, addr, difference)));
     let (wanted, has) = (Slots::of(expected.0, expected.1.target), Slots::of(found.0, found.1.target));
     if wanted.kind != has.kind || wanted.backends.len() != has.backends.len() {

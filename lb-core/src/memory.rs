@@ -8,7 +8,7 @@ use crate::{
     decision::{Entry, FlowView, Packet},
     kernel::{Backends, KernelAnswer, KernelVerdict},
     plan::Plan,
-    state::{Answer, State},
+    state::{Answer, OtherPorts, State},
 };
 
 /// A datapath that holds its state in memory. It can do everything, needs no privilege and carries no packets.
@@ -100,10 +100,17 @@ impl Datapath for MemoryDatapath {
         let external = FrontendAddr { scope: Scope::External, ..internal };
         let inside = packet.entry != Entry::Uplink && self.state.frontends.contains_key(&internal);
         let addr = if inside { internal } else { external };
-        let affinity = self.state.frontends.get(&addr).and_then(|frontend| frontend.affinity);
+        let frontend = self.state.frontends.get(&addr);
+        let affinity = frontend.and_then(|frontend| frontend.affinity);
+        let guard = frontend.and_then(|frontend| frontend.guard.as_ref());
         let hash = affinity.map_or_else(|| packet.flow_hash(), |affinity| affinity.client_hash(packet.source));
         let verdict = match self.state.answer(&addr, hash) {
-            Answer::NotAFrontend => KernelVerdict::Pass,
+            _ if guard.is_some_and(|guard| !guard.admits(packet, &self.state.node)) => KernelVerdict::Drop,
+            Answer::NotAFrontend => match self.state.other_ports(packet.destination) {
+                Some(OtherPorts::Drop) => KernelVerdict::Drop,
+                Some(OtherPorts::Reject) => KernelVerdict::Reject,
+                Some(OtherPorts::Pass) | None => KernelVerdict::Pass,
+            },
             Answer::Reject => KernelVerdict::Reject,
             Answer::Drop => KernelVerdict::Drop,
             Answer::Backends(backends) => {

@@ -41,7 +41,7 @@ pub struct Service {
     /// They guard every [external](crate::addr::FrontendKind::is_external) frontend against all traffic but that of the
     /// node's own processes. Cluster addresses are guarded against traffic from outside only: pods and nodes of the
     /// cluster are let in.
-    pub source_ranges: Option<SourceRanges>,
+    pub source_ranges: Option<Arc<SourceRanges>>,
     /// Sticks a client to its backend. Default: no affinity.
     pub affinity: Option<Affinity>,
     /// How a backend is chosen. Default: the model's default algorithm.

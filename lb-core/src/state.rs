@@ -10,6 +10,7 @@ use core::{fmt, net::IpAddr};
 use crate::{
     addr::{BackendAddr, FrontendAddr},
     affinity::Affinity,
+    decision::{Entry, Packet},
     flow_hash,
     id::{BackendId, FrontendId, SetId},
     node::NodeFacts,
@@ -106,6 +107,10 @@ pub struct Frontend {
     /// Whether backends see clients from outside as they are, since all of them are on this node: under external traffic
     /// policy Local. Default: no.
     pub keeps_source: bool,
+    /// Whether the source of a pod is translated if its packets come in through an uplink: its backend would answer it past
+    /// this node. Default: no; so it is for cluster addresses, for a frontend that keeps sources, and for a datapath
+    /// [without uplinks](crate::datapath::Capabilities::uplinks).
+    pub translates_pods: bool,
     /// Who may use it. Default: everybody; so it is for a datapath
     /// [without source ranges](crate::datapath::Capabilities::source_ranges).
     pub guard: Option<Guard>,
@@ -126,6 +131,7 @@ impl Frontend {
             target,
             affinity: None,
             keeps_source: false,
+            translates_pods: false,
             guard: None,
             other_ports: OtherPorts::Pass,
             answers_ping: false,
@@ -152,6 +158,18 @@ impl fmt::Display for Guard {
             GuardedTraffic::All => Ok(()),
             GuardedTraffic::Outside => f.write_str(", of traffic from outside"),
         }
+    }
+}
+
+impl Guard {
+    /// Whether the first packet of a flow is let in, on a node with these facts.
+    #[must_use]
+    pub fn admits(&self, packet: &Packet, node: &NodeFacts) -> bool {
+        let is_checked = match self.traffic {
+            GuardedTraffic::All => !packet.is_of_node(node),
+            GuardedTraffic::Outside => packet.entry == Entry::Uplink && !node.is_pod(packet.source),
+        };
+        !is_checked || self.ranges.admit(packet.source)
     }
 }
 

@@ -342,7 +342,7 @@ fn listed(reconciler: &Reconciler, service: &lb_core::service::Service, frontend
     let model = reconciler.model();
     let candidates = model.candidates(&service.name, frontend.port, frontend.addr.family());
     let selection = select(&candidates, &model.rules(service, policy(service, frontend.kind)));
-    let (status, cause) = if model.carries(frontend) {
+    let (status, cause) = if model.carries(service, frontend) {
         match reconciler.status(&frontend.addr) {
             lb_core::reconciler::FrontendStatus::Done => (FrontendStatus::Active, None),
             lb_core::reconciler::FrontendStatus::Pending => (FrontendStatus::Pending, None),
@@ -364,7 +364,13 @@ fn listed(reconciler: &Reconciler, service: &lb_core::service::Service, frontend
 }
 
 fn policy(service: &lb_core::service::Service, kind: FrontendKind) -> TrafficPolicy {
-    if kind.is_external() { service.external_traffic_policy } else { service.internal_traffic_policy }
+    match kind {
+        FrontendKind::HostPort => TrafficPolicy::Local,
+        FrontendKind::ClusterIp => service.internal_traffic_policy,
+        FrontendKind::NodePort | FrontendKind::LoadBalancer | FrontendKind::ExternalIp => {
+            service.external_traffic_policy
+        }
+    }
 }
 
 fn about(finding: &Finding) -> String {

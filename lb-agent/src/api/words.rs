@@ -174,6 +174,8 @@ pub enum WhyNotAnswer {
     Other,
     /// It takes no new flows.
     Rejected,
+    /// The source ranges of the service keep the sender out.
+    KeptOut,
     /// It is no backend of the service.
     NotABackend,
     /// The packet is for no frontend of the datapath.
@@ -517,6 +519,7 @@ mod tests {
             (WhyNotAnswer::Possible, "possible"),
             (WhyNotAnswer::Other, "other"),
             (WhyNotAnswer::Rejected, "rejected"),
+            (WhyNotAnswer::KeptOut, "kept-out"),
             (WhyNotAnswer::NotABackend, "not-a-backend"),
             (WhyNotAnswer::NoFrontend, "no-frontend"),
         ]);

@@ -66,6 +66,10 @@ pub struct Capabilities {
     /// Whether it can rewrite the port of an SCTP packet, whose checksum covers all of the packet. Without it, a frontend
     /// of SCTP is carried only if its port is that of its backends.
     pub sctp_ports: bool,
+    /// Whether it knows the devices that lead out of the node, and so tells pods of other nodes from its own. Without it, it
+    /// keeps the source of every pod, and a pod elsewhere that uses a virtual address of this node gets no answer unless
+    /// its own node translates its source.
+    pub uplinks: bool,
     /// Most slots that one backend set may have.
     pub max_slots: u32,
     /// Ports that a translated source may get.
@@ -94,6 +98,7 @@ impl Capabilities {
             other_ports: false,
             ping: false,
             sctp_ports: false,
+            uplinks: false,
             max_slots: u32::MAX,
             translated_ports: 1..=u16::MAX,
         }
@@ -131,6 +136,7 @@ impl Capabilities {
             other_ports: true,
             ping: true,
             sctp_ports: true,
+            uplinks: true,
             max_slots: u32::MAX,
             translated_ports: 1..=u16::MAX,
         }
@@ -245,6 +251,13 @@ impl Capabilities {
     #[must_use]
     pub const fn with_sctp_ports(mut self, can: bool) -> Self {
         self.sctp_ports = can;
+        self
+    }
+
+    /// The same with or without [`uplinks`](Self::uplinks).
+    #[must_use]
+    pub const fn with_uplinks(mut self, can: bool) -> Self {
+        self.uplinks = can;
         self
     }
 

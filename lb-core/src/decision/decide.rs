@@ -1,7 +1,7 @@
 //! The function that decides.
 
 use alloc::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     format,
     string::{String, ToString},
     vec::Vec,
@@ -17,6 +17,7 @@ use crate::{
     model::{Model, Owner},
     selection::{Reason, Selection},
     service::{Algorithm, Service, ServicePort, TrafficPolicy},
+    state::{Guard, GuardedTraffic, OtherPorts},
     time::Instant,
 };
 
@@ -27,11 +28,34 @@ use crate::{
 #[must_use]
 pub fn decide(model: &Model, packet: &Packet, flow: &FlowView, now: Instant) -> Decision {
     let mut decision = Decision { verdict: Verdict::Pass, frontend: None, steps: Vec::new(), rejected: Vec::new() };
-    let Some(matched) = MatchedFrontend::new(model, packet, &mut decision) else { return decision };
+    let Some(matched) = MatchedFrontend::new(model, packet, &mut decision) else {
+        decision.verdict = of_another_port(model, packet, flow, &mut decision);
+        return decision;
+    };
     let selection = matched.select(&mut decision);
     decision.verdict = matched.verdict(&selection, flow, now, &mut decision);
     decision.rejected = selection.rejected;
     decision
+}
+
+/// The fate of a packet that no frontend takes. A connection that a frontend took before it went goes on.
+fn of_another_port(model: &Model, packet: &Packet, flow: &FlowView, decision: &mut Decision) -> Verdict {
+    let ip = packet.destination;
+    if let Some(backend) = flow.established.filter(|_| packet.protocol != Protocol::Udp) {
+        decision.step(format!("flow to {ip}"), "backend", format!("goes on to {backend}, as it began"));
+        return Verdict::Pass;
+    }
+    let Some(fate) = model.other_ports(ip).filter(|_| model.capabilities().other_ports) else {
+        decision.step(format!("address {ip}"), "frontends", "none takes the packet: passed on".into());
+        return Verdict::Pass;
+    };
+    let (verdict, says) = match fate {
+        OtherPorts::Pass => (Verdict::Pass, "it is, or may be, an address of a host: passed on"),
+        OtherPorts::Reject => (Verdict::Reject, "it is a cluster address, and has other ports only: refused"),
+        OtherPorts::Drop => (Verdict::Drop, "it is an address for clients outside, and has other ports only: dropped"),
+    };
+    decision.step(format!("address {ip}"), "other ports", says.into());
+    verdict
 }
 
 /// The fate of an established flow.
@@ -50,25 +74,22 @@ struct MatchedFrontend<'a> {
     kind: FrontendKind,
     policy: TrafficPolicy,
     affinity: Option<Affinity>,
+    guard: Option<Guard>,
 }
 
 impl<'a> MatchedFrontend<'a> {
     fn new(model: &'a Model, packet: &'a Packet, decision: &mut Decision) -> Option<Self> {
         let addr = FrontendAddr::new(packet.destination, packet.destination_port, packet.protocol);
         let Some(Owner { port: owner, kind }) = model.owner(&addr) else {
-            decision.step(format!("frontend {addr}"), "address", "no service has it: passed on".into());
+            decision.step(format!("frontend {addr}"), "owner", "no service has it".into());
             return None;
         };
         let service = model.service(&owner.service)?;
         let frontend = model.frontends(service).find(|frontend| frontend.addr == addr)?;
         decision.step(format!("frontend {addr}"), "owner", format!("{kind} of service {owner}"));
-        if !model.carries(&frontend) {
+        if !model.carries(service, &frontend) {
             let datapath = model.capabilities().kind;
-            decision.step(
-                format!("datapath {datapath}"),
-                "capabilities",
-                "does not carry this frontend: passed on".into(),
-            );
+            decision.step(format!("datapath {datapath}"), "capabilities", "does not carry this frontend".into());
             return None;
         }
         let scopes = scopes(model, service, *kind);
@@ -85,6 +106,7 @@ impl<'a> MatchedFrontend<'a> {
             kind: *kind,
             policy,
             affinity: effective_affinity(model, service),
+            guard: model.guard(service, *kind, addr.family()),
         })
     }
 
@@ -115,6 +137,9 @@ impl<'a> MatchedFrontend<'a> {
             Some(Established::Cut) => return Verdict::Reject,
             None => {}
         }
+        if self.keeps_out(decision) {
+            return Verdict::Drop;
+        }
         if selection.usable.is_empty() {
             let (verdict, says) = if selection.excluded_by_policy {
                 (Verdict::Drop, "none on this node: dropped")
@@ -129,6 +154,22 @@ impl<'a> MatchedFrontend<'a> {
             None => self.choose(selection, decision),
         };
         self.forward(choice, decision)
+    }
+
+    /// Whether the source ranges of the service keep the source of a new flow out.
+    fn keeps_out(&self, decision: &mut Decision) -> bool {
+        let Some(guard) = &self.guard else { return false };
+        let source = self.packet.source;
+        let admits = guard.admits(self.packet, self.model.node());
+        let why = match guard.ranges.prefix_of(source) {
+            _ if admits && !guard.ranges.admit(source) => format!("{source} is inside and let in"),
+            Some(prefix) => format!("{source} is in {prefix}"),
+            None => format!("{source} is in none of them"),
+        };
+        let fate = if admits { "" } else { ": dropped" };
+        let says = format!("{}: {why}{fate}", guard.ranges);
+        decision.step(format!("service {}", self.service.name), "source ranges", says);
+        !admits
     }
 
     /// The fate of the packet's flow; `None` if there is no flow or it has to be treated as new.
@@ -225,9 +266,14 @@ impl<'a> MatchedFrontend<'a> {
     }
 
     /// Whether the datapath translates this packet's socket rather than the packet.
+    ///
+    /// A socket has no source address yet when it connects. A pod's socket that has to be checked is therefore left
+    /// alone, and its packets are translated when they leave the pod.
     fn at_socket(&self) -> bool {
         let connect = matches!(self.model.capabilities().sockets, SocketCapability::Connect { .. });
-        connect && self.packet.entry == Entry::Socket
+        let needs_source = self.guard.as_ref().is_some_and(|guard| guard.traffic == GuardedTraffic::All);
+        let waits = needs_source && !self.packet.is_of_node(self.model.node());
+        connect && self.packet.entry == Entry::Socket && !waits
     }
 
     fn forward(&self, choice: Choice, decision: &mut Decision) -> Verdict {
@@ -238,16 +284,45 @@ impl<'a> MatchedFrontend<'a> {
         };
         let outside = self.kind.is_external() && self.packet.entry == Entry::Uplink;
         let keeps_source = outside && self.policy == TrafficPolicy::Local;
+        // A pod of another node: its backend would answer it past this node.
+        let pod_elsewhere =
+            outside && self.model.translates_pods(self.kind, self.policy) && node.is_pod(self.packet.source);
         let (source, hairpin_source, why) = if self.at_socket() {
             (SourceRewrite::Kept, SourceRewrite::Kept, "kept: the socket is connected to the backend itself")
-        } else if node.is_pod(self.packet.source) {
-            (SourceRewrite::Kept, translated(), "kept, unless the backend is the sender: a pod of the cluster")
         } else if keeps_source {
             (SourceRewrite::Kept, translated(), "kept: traffic policy Local")
+        } else if pod_elsewhere {
+            (translated(), translated(), "translated: a pod of another node")
+        } else if node.is_pod(self.packet.source) {
+            (SourceRewrite::Kept, translated(), "kept, unless the backend is the sender: a pod of the cluster")
         } else {
             (translated(), translated(), "translated: not a pod of the cluster")
         };
         decision.step("node".to_string(), "cluster CIDRs", format!("source {} {why}", self.packet.source));
-        Verdict::Forward(Forward { choice, source, hairpin_source })
+        self.delivered_here(Forward { choice, source, hairpin_source, here: BTreeSet::new() }, decision)
+    }
+
+    /// The same, but the source is kept for backends on addresses of this node: their packets do not leave it, so they
+    /// are answered here as well. To a backend of its own, the node sends through its loopback device instead.
+    fn delivered_here(&self, forward: Forward, decision: &mut Decision) -> Verdict {
+        let node = self.model.node();
+        if self.packet.is_of_node(node) || forward.source == SourceRewrite::Kept {
+            return Verdict::Forward(forward);
+        }
+        let backends: Vec<BackendAddr> = match &forward.choice {
+            Choice::Exactly(backend) => Vec::from([*backend]),
+            Choice::OneOf(weights) => weights.keys().copied().collect(),
+        };
+        let here: BTreeSet<_> = backends.iter().copied().filter(|backend| node.ips.contains(&backend.ip)).collect();
+        if here.is_empty() {
+            return Verdict::Forward(forward);
+        }
+        let says = "kept for backends on addresses of this node, to which packets are delivered here";
+        decision.step("node".to_string(), "addresses", says.into());
+        Verdict::Forward(if here.len() == backends.len() {
+            Forward { source: SourceRewrite::Kept, hairpin_source: SourceRewrite::Kept, here, ..forward }
+        } else {
+            Forward { here, ..forward }
+        })
     }
 }

@@ -59,12 +59,15 @@ impl fmt::Display for Verdict {
 /// In two lines: to whom, and what becomes of the source.
 impl fmt::Display for Forward {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { choice, source, hairpin_source } = self;
+        let Self { choice, source, hairpin_source, here } = self;
         write!(f, "forwarded to {choice}\nsource: {source}")?;
-        if source == hairpin_source {
-            return Ok(());
+        if source != hairpin_source {
+            write!(f, "; if the backend is the sender: {hairpin_source}")?;
         }
-        write!(f, "; if the backend is the sender: {hairpin_source}")
+        if *source != SourceRewrite::Kept && !here.is_empty() {
+            write!(f, "; if the backend is on an address of this node: {}", SourceRewrite::Kept)?;
+        }
+        Ok(())
     }
 }
 
@@ -125,7 +128,7 @@ impl fmt::Display for Shares<'_> {
 
 #[cfg(test)]
 mod tests {
-    use alloc::{string::ToString, vec};
+    use alloc::{collections::BTreeSet, string::ToString, vec};
 
     use super::*;
     use crate::{
@@ -153,6 +156,7 @@ mod tests {
             choice: Choice::OneOf([(backend(1), 3), (backend(2), 1)].into()),
             source: SourceRewrite::Kept,
             hairpin_source: SourceRewrite::Translated { addr: None, ports: 1024..=65535 },
+            here: BTreeSet::new(),
         };
         let decision = Decision {
             verdict: Verdict::Forward(forward),
@@ -176,8 +180,12 @@ mod tests {
     #[test]
     fn what_both_senders_get_is_said_once() {
         let translated = SourceRewrite::Translated { addr: Some([192, 0, 2, 1].into()), ports: 1..=65535 };
-        let forward =
-            Forward { choice: Choice::Exactly(backend(1)), source: translated.clone(), hairpin_source: translated };
+        let forward = Forward {
+            choice: Choice::Exactly(backend(1)),
+            source: translated.clone(),
+            hairpin_source: translated,
+            here: BTreeSet::new(),
+        };
         let says = "forwarded to 10.1.0.1:80\nsource: translated to 192.0.2.1, port 1-65535";
         assert_eq!(Verdict::Forward(forward).to_string(), says);
         let said = [Verdict::Pass, Verdict::Reject, Verdict::Drop].map(|verdict| verdict.to_string());

@@ -8,7 +8,11 @@ mod display;
 mod packet;
 mod why_not;
 
-use alloc::{collections::BTreeMap, string::String, vec::Vec};
+use alloc::{
+    collections::{BTreeMap, BTreeSet},
+    string::String,
+    vec::Vec,
+};
 use core::{net::IpAddr, ops::RangeInclusive};
 
 pub use decide::decide;
@@ -56,13 +60,20 @@ pub struct Forward {
     pub source: SourceRewrite,
     /// The rewrite of its source if the backend is the sender itself.
     pub hairpin_source: SourceRewrite,
+    /// Backends of the choice that listen on an address of this node, if a source would be translated otherwise.
+    /// Whatever the other fields say, the source is kept for them: the packet does not leave the node.
+    pub here: BTreeSet<BackendAddr>,
 }
 
 impl Forward {
     /// The rewrite of the source of a packet from `source` to `backend`.
     #[must_use]
     pub fn source_rewrite(&self, source: IpAddr, backend: BackendAddr) -> &SourceRewrite {
-        if backend.ip == source { &self.hairpin_source } else { &self.source }
+        match backend {
+            here if self.here.contains(&here) => &SourceRewrite::Kept,
+            sender if sender.ip == source => &self.hairpin_source,
+            _ => &self.source,
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use crate::{
     addr::{BackendAddr, Protocol},
     affinity::AffinityRecord,
     flow_hash::{self, FLOW_SEED},
+    node::NodeFacts,
     time::Instant,
 };
 
@@ -49,6 +50,14 @@ pub struct FlowView {
 }
 
 impl Packet {
+    /// Whether a process of the node itself sends it: on a socket, from one of the node's addresses, or from the very
+    /// address that it is for, which a load balancer may have put on the node.
+    #[must_use]
+    pub fn is_of_node(&self, node: &NodeFacts) -> bool {
+        let own = node.ips.contains(&self.source) || self.source == self.destination;
+        self.entry == Entry::Socket && own
+    }
+
     /// The [flow hash](crate::flow_hash) of the packet.
     #[must_use]
     pub fn flow_hash(&self) -> u32 {

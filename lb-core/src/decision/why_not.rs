@@ -30,6 +30,11 @@ pub struct BackendQuery {
 pub enum WhyNot {
     /// The packet is for no frontend of the datapath, so no backend gets it.
     NoFrontend,
+    /// The source ranges of the service keep the sender out, so no backend gets the packet.
+    KeptOut {
+        /// The sender.
+        source: IpAddr,
+    },
     /// The address is not a backend of the service.
     NotABackend,
     /// The backend may not take the packet.
@@ -105,6 +110,10 @@ pub fn why_not(
     now: Instant,
 ) -> WhyNot {
     let Some(addr) = decision.frontend else { return WhyNot::NoFrontend };
+    let guard = state.frontends.get(&addr).and_then(|frontend| frontend.guard.as_ref());
+    if decision.verdict == Verdict::Drop && guard.is_some_and(|guard| !guard.admits(packet, &state.node)) {
+        return WhyNot::KeptOut { source: packet.source };
+    }
     let is_meant = |addr: &BackendAddr| addr.ip == query.ip && query.port.is_none_or(|port| port == addr.port);
     let table = Table::of(state, decision);
     let choice = match &decision.verdict {
@@ -173,6 +182,9 @@ impl WhyNot {
     pub(super) fn says(&self) -> String {
         match self {
             Self::NoFrontend => "the packet is for no frontend, so no backend gets it".into(),
+            Self::KeptOut { source } => {
+                format!("the source ranges of the service keep {source} out, so no backend gets the packet")
+            }
             Self::NotABackend => "it is no backend of the service".into(),
             Self::Rejected { reason, .. } => format!("it takes no new flows: {reason}"),
             Self::Chosen { because: Because::Established, .. } => "it is the choice: the flow belongs to it".into(),
@@ -201,7 +213,7 @@ impl WhyNot {
     #[must_use]
     pub const fn backend(&self) -> Option<BackendAddr> {
         match self {
-            Self::NoFrontend | Self::NotABackend => None,
+            Self::NoFrontend | Self::KeptOut { .. } | Self::NotABackend => None,
             Self::Rejected { backend, .. }
             | Self::Chosen { backend, .. }
             | Self::Possible { backend, .. }
@@ -214,15 +226,16 @@ impl WhyNot {
     pub const fn slots(&self) -> Option<&Slots> {
         match self {
             Self::Chosen { slots, .. } | Self::Possible { slots, .. } | Self::Other { slots, .. } => Some(slots),
-            Self::NoFrontend | Self::NotABackend | Self::Rejected { .. } => None,
+            Self::NoFrontend | Self::KeptOut { .. } | Self::NotABackend | Self::Rejected { .. } => None,
         }
     }
 
-    /// `chosen`, `possible`, `other`, `rejected`, `not-a-backend` or `no-frontend`.
+    /// `chosen`, `possible`, `other`, `rejected`, `kept-out`, `not-a-backend` or `no-frontend`.
     #[must_use]
     pub const fn as_str(&self) -> &'static str {
         match self {
             Self::NoFrontend => "no-frontend",
+            Self::KeptOut { .. } => "kept-out",
             Self::NotABackend => "not-a-backend",
             Self::Rejected { .. } => "rejected",
             Self::Chosen { .. } => "chosen",

@@ -5,7 +5,7 @@ use core::cmp::Reverse;
 
 use super::{Claim, Model, ModelError, Owner, ServiceFrontend, check::check_fields};
 use crate::{
-    addr::FrontendAddr,
+    addr::{FrontendAddr, FrontendKind},
     name::{ServiceName, ServicePortName},
     node::NodeFacts,
     service::Service,
@@ -159,10 +159,13 @@ impl Model {
         service.source.as_ref().and_then(|source| self.settings.priorities.get(source)).copied().unwrap_or(0)
     }
 
-    /// Whether `service` may take an address from the one called `owner`.
-    fn outranks(&self, service: &Service, owner: &ServiceName) -> bool {
-        let other = self.services.get(owner).map_or(i32::MIN, |owner| self.priority(owner));
-        self.priority(service) > other
+    /// Whether `service` may take a frontend address from its owner: if its source has the higher priority, or the same
+    /// one and the owner has the address as an external one while `service` has it as its own. Anybody may write any
+    /// external address into a service, and must not keep those from their addresses who were assigned them.
+    fn outranks(&self, service: &Service, kind: FrontendKind, owner: &Owner) -> bool {
+        let other = self.services.get(&owner.port.service).map_or(i32::MIN, |owner| self.priority(owner));
+        let is_assigned = |kind| kind != FrontendKind::ExternalIp;
+        (self.priority(service), is_assigned(kind)) > (other, is_assigned(owner.kind))
     }
 
     fn check(&self, service: &Service) -> Result<(), ModelError> {
@@ -174,7 +177,7 @@ impl Model {
             }
             if let Some(owner) = self.owners.get(&frontend.addr)
                 && owner.port.service != service.name
-                && !self.outranks(service, &owner.port.service)
+                && !self.outranks(service, frontend.kind, owner)
             {
                 return Err(ModelError::FrontendTaken {
                     frontend: frontend.addr,

@@ -3,7 +3,11 @@
 use alloc::collections::BTreeSet;
 
 use super::{Degraded, Model};
-use crate::service::{Algorithm, DrainPolicy, Service, TrafficPolicy};
+use crate::{
+    addr::FrontendKind,
+    service::{Algorithm, DrainPolicy, Service, TrafficPolicy},
+    sources::SourceRanges,
+};
 
 impl Model {
     /// How `service` falls short of what it asks for; empty when it does not.
@@ -26,11 +30,19 @@ impl Model {
             if !caps.families.contains(&frontend.addr.family()) {
                 found.insert(Degraded::Family(frontend.addr.family()));
             }
+            if self.needs_another_sctp_port(service, &frontend) {
+                found.insert(Degraded::SctpPort(frontend.addr));
+            }
+            let restricts = |ranges: &SourceRanges| ranges.restrict(frontend.addr.family());
+            if !caps.source_ranges && service.source_ranges.as_deref().is_some_and(restricts) {
+                found.insert(Degraded::SourceRanges);
+            }
             let wants_local = service.external_traffic_policy == TrafficPolicy::Local;
-            if wants_local && frontend.kind.is_external() && !caps.external_traffic_policy_local {
+            if wants_local && follows_external_policy(frontend.kind) && !caps.external_traffic_policy_local {
                 found.insert(Degraded::ExternalTrafficPolicyLocal);
             }
         }
+        found.extend(self.refused_external_ips(service).map(|(ip, refusal)| Degraded::ExternalIp { ip, refusal }));
         if self.drain(service) != service.drain {
             found.insert(Degraded::Drain(service.drain));
         }
@@ -64,4 +76,9 @@ impl Model {
     pub fn drain(&self, service: &Service) -> DrainPolicy {
         if self.capabilities.drain { service.drain } else { DrainPolicy::Keep }
     }
+}
+
+/// A host port has its own backend whatever the policy says.
+fn follows_external_policy(kind: FrontendKind) -> bool {
+    kind.is_external() && kind != FrontendKind::HostPort
 }

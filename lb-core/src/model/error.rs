@@ -129,7 +129,40 @@ pub enum Degraded {
     /// The datapath cannot hold so long a time-out.
     #[error("affinity time-out is cut to {0} s")]
     AffinityTimeout(u64),
+    /// The datapath cannot check sources.
+    #[error("source ranges are not supported by this datapath, every source is let in")]
+    SourceRanges,
+    /// The datapath cannot rewrite SCTP ports.
+    #[error(
+        "SCTP frontend {0} is not carried: this datapath cannot rewrite the port of SCTP; give the backends the same port"
+    )]
+    SctpPort(FrontendAddr),
+    /// An external address would take traffic that is meant for others.
+    #[error("external address {ip} is not served: {refusal}")]
+    ExternalIp {
+        /// The address.
+        ip: IpAddr,
+        /// Why not.
+        refusal: ExternalIpRefusal,
+    },
     /// The datapath cannot cut established flows.
     #[error("drain policy {0} is not supported by this datapath, established flows keep their backend")]
     Drain(DrainPolicy),
+}
+
+/// Why an external address of a service has no frontends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, thiserror::Error)]
+#[non_exhaustive]
+pub enum ExternalIpRefusal {
+    /// It is one of the node's own addresses, and the
+    /// [settings](crate::model::Settings::external_ips_of_node) do not allow that.
+    #[error(
+        "it is an address of this node, whose own traffic the service would take (CVE-2020-8554); use a node port, or allow such addresses with the setting `external_ips_of_node`"
+    )]
+    OfNode,
+    /// It is in a network of pods.
+    #[error(
+        "it is an address of pods, whose traffic the service would take (CVE-2020-8554); use an address outside of the cluster CIDRs"
+    )]
+    OfPods,
 }

@@ -7,6 +7,7 @@ mod degraded;
 mod error;
 mod health;
 mod health_check;
+mod says;
 
 use alloc::{
     collections::{BTreeMap, BTreeSet},
@@ -18,7 +19,7 @@ use ipnet::IpNet;
 
 pub use change::Change;
 use check::check_slice;
-pub use error::{Claim, Degraded, ModelError};
+pub use error::{Claim, Degraded, ExternalIpRefusal, ModelError};
 
 use crate::{
     addr::{BackendAddr, Family, FrontendAddr, FrontendKind},
@@ -292,11 +293,19 @@ impl Model {
         self.owners.iter()
     }
 
-    /// Every frontend of `service`: cluster, load-balancer and external addresses with each port, and each node
-    /// address of its [family](Service::node_port_family) with each node port. None without addresses (headless, `ExternalName`).
+    /// Every frontend of `service`: cluster, load-balancer and external addresses with each port, and node addresses of
+    /// its [family](Service::node_port_family) with each node port and host port. None without addresses (headless,
+    /// `ExternalName`).
+    ///
+    /// Node ports are on the [chosen addresses](Settings::node_port_addresses) of the node. External addresses that
+    /// [must not be](Self::refused_external_ips) are left out.
     pub fn frontends<'a>(&'a self, service: &'a Service) -> impl Iterator<Item = ServiceFrontend<'a>> {
         let node_ips = &self.node.ips;
-        let has_node_port = |ip: &&IpAddr| service.node_port_family.is_none_or(|family| family == Family::of(**ip));
+        let of_family = |ip: &&IpAddr| service.node_port_family.is_none_or(|family| family == Family::of(**ip));
+        let chosen = &self.settings.node_port_addresses;
+        let has_node_ports = move |ip: &&IpAddr| chosen.is_empty() || chosen.iter().any(|net| net.contains(*ip));
+        let has_host_ports = |ip: &&IpAddr| service.host_ips.is_some_and(|host_ips| host_ips.contain(**ip));
+        let is_allowed = |ip: &&IpAddr| self.refusal_of_external_ip(**ip).is_none();
         service.ports.iter().flat_map(move |port| {
             let at = move |kind, port_number| {
                 move |&ip: &IpAddr| ServiceFrontend {
@@ -305,17 +314,19 @@ impl Model {
                     port,
                 }
             };
-            let node_port = port
-                .node_port
-                .into_iter()
-                .flat_map(move |number| node_ips.iter().filter(has_node_port).map(at(FrontendKind::NodePort, number)));
+            let node_port = port.node_port.into_iter().flat_map(move |number| {
+                let ips = node_ips.iter().filter(of_family).filter(has_node_ports);
+                ips.map(at(FrontendKind::NodePort, number))
+            });
+            let host_ips = node_ips.iter().filter(of_family).filter(has_host_ports);
             service
                 .cluster_ips
                 .iter()
                 .map(at(FrontendKind::ClusterIp, port.port))
                 .chain(service.load_balancer_ips.iter().map(at(FrontendKind::LoadBalancer, port.port)))
-                .chain(service.external_ips.iter().map(at(FrontendKind::ExternalIp, port.port)))
+                .chain(service.external_ips.iter().filter(is_allowed).map(at(FrontendKind::ExternalIp, port.port)))
                 .chain(node_port)
+                .chain(host_ips.map(at(FrontendKind::HostPort, port.port)))
         })
     }
 
@@ -379,12 +390,13 @@ impl Model {
         select(&self.candidates(&service.name, port, family), &self.rules(service, policy))
     }
 
-    /// Whether the datapath carries this frontend at all.
+    /// Whether the datapath carries this frontend of `service` at all.
     #[must_use]
-    pub fn carries(&self, frontend: &ServiceFrontend<'_>) -> bool {
+    pub fn carries(&self, service: &Service, frontend: &ServiceFrontend<'_>) -> bool {
         self.capabilities.frontends.contains(&frontend.kind)
             && self.capabilities.protocols.contains(&frontend.addr.protocol)
             && self.capabilities.families.contains(&frontend.addr.family())
+            && !self.needs_another_sctp_port(service, frontend)
     }
 
     fn is_local(&self, endpoint: &Endpoint) -> bool {

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+mod addresses;
 mod draining;
 mod drift;
 mod evictions;
@@ -9,9 +10,11 @@ mod health;
 mod health_check;
 mod histories;
 mod kept;
+mod kube_proxy;
 mod model;
 mod plans;
 mod priorities;
 mod reconciler;
+mod sources;
 mod topology;
 mod worlds;

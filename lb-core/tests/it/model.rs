@@ -205,7 +205,7 @@ fn what_a_datapath_lacks_is_a_condition_and_the_service_still_serves() {
         matches!(decision.verdict, Verdict::Forward(ref f) if matches!(&f.choice, Choice::OneOf(w) if w.len() == 2))
     );
     let decision = decision_for(&model, packet("10.244.0.9", "20.0.0.1", Entry::Uplink), FlowView::default(), 0);
-    assert_eq!(decision.verdict, Verdict::Pass);
+    assert_eq!(decision.verdict, Verdict::Pass, "no frontend of the address is carried");
     assert!(!model.degraded(&service).contains(&Degraded::AffinityPrefix));
 }
 
@@ -340,12 +340,11 @@ fn established_tcp_keeps_a_removed_backend_and_udp_does_not() {
 }
 
 #[test]
-fn a_port_that_is_no_frontend_is_passed_on() {
+fn an_address_without_frontends_is_passed_on() {
     let model = world(web("a", "10.96.0.1"), [ready("10.244.0.1")]);
-    let other = Packet { destination_port: 81, ..packet("10.244.0.9", "10.96.0.1", Entry::PodDevice) };
-    let decision = decision_for(&model, other, FlowView::default(), 0);
+    let decision = decision(&model, "10.244.0.9", "10.96.0.2", Entry::PodDevice);
     assert_eq!(decision.verdict, Verdict::Pass);
-    assert_eq!(decision.steps[0].object, "frontend 10.96.0.1:81/tcp");
+    assert_eq!(decision.steps[0].object, "frontend 10.96.0.2:80/tcp");
     assert_eq!(
         model.owner(&FrontendAddr::new(ip("10.96.0.1"), 80, Protocol::Tcp)).unwrap().kind,
         FrontendKind::ClusterIp

@@ -123,7 +123,12 @@ proptest! {
                 Some(affinity) => affinity.client_hash(packet.source),
                 None => packet.flow_hash(),
             };
+            let guard = state.frontends[&frontend].guard.as_ref();
+            prop_assert_eq!(model.other_ports(addr.ip), state.other_ports(addr.ip));
             match (decision.verdict, state.answer(&frontend, hash)) {
+                (verdict, _) if guard.is_some_and(|guard| !guard.admits(&packet, &state.node)) => {
+                    prop_assert_eq!(verdict, Verdict::Drop);
+                }
                 (Verdict::Reject, Answer::Reject) | (Verdict::Drop, Answer::Drop) => {}
                 (Verdict::Forward(forward), Answer::Backends(slots)) => match forward.choice {
                     lb_core::decision::Choice::Exactly(backend) => prop_assert!(slots.len() == 1 && slots.contains_key(&backend)),

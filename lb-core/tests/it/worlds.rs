@@ -1,6 +1,7 @@
 //! Small worlds of services for property tests.
 
 use core::{net::IpAddr, time::Duration};
+use std::sync::Arc;
 
 use lb_core::{
     addr::{BackendAddr, Family, Protocol},
@@ -10,7 +11,8 @@ use lb_core::{
     model::{Change, Settings},
     name::{NodeName, ServiceName, SliceName, SourceName, ZoneName},
     node::NodeFacts,
-    service::{Algorithm, Service, ServicePort, TrafficPolicy},
+    service::{Algorithm, HostIps, Service, ServicePort, TrafficPolicy},
+    sources::{RangePolicy, SourceRanges},
     topology::{Hints, TrafficDistribution},
 };
 use proptest::{prelude::*, sample::select};
@@ -52,17 +54,28 @@ pub(crate) fn backend(address: &str) -> BackendAddr {
 }
 
 fn addresses() -> impl Strategy<Value = Vec<IpAddr>> {
-    let pool = ["10.96.0.1", "10.96.0.2", "fd00:96::1", "20.0.0.1"].map(ip).to_vec();
+    let pool = ["10.96.0.1", "10.96.0.2", "fd00:96::1", "20.0.0.1", "172.18.0.1"].map(ip).to_vec();
     proptest::sample::subsequence(pool, 0..=2)
 }
 
 fn services() -> impl Strategy<Value = Service> {
     let name = select(vec!["a", "b", "c"]);
-    let algorithm = select(vec![None, Some(Algorithm::Random), Some(Algorithm::RoundRobin), Some(Algorithm::Maglev)]);
+    let algorithm = select(vec![
+        None,
+        Some(Algorithm::Random),
+        Some(Algorithm::RoundRobin),
+        Some(Algorithm::Maglev),
+        Some(Algorithm::LeastConnections),
+    ]);
     let policies = (select(vec![TrafficPolicy::Cluster, TrafficPolicy::Local]), any::<bool>());
     let affinity = proptest::option::of((1u64..100, 0u8..=32));
     let ports = proptest::sample::subsequence(
-        vec![port("http", Protocol::Tcp, 80), port("dns", Protocol::Udp, 53), port("dns-tcp", Protocol::Tcp, 53)],
+        vec![
+            port("http", Protocol::Tcp, 80),
+            port("dns", Protocol::Udp, 53),
+            port("dns-tcp", Protocol::Tcp, 53),
+            port("sig", Protocol::Sctp, 8080),
+        ],
         1..=3,
     );
     let node_port =
@@ -79,7 +92,8 @@ fn services() -> impl Strategy<Value = Service> {
             node_port,
             preferences,
         )| {
-            let (traffic_distribution, panic_threshold, source) = preferences;
+            let (traffic_distribution, panic_threshold, source, access) = preferences;
+            let (host_ips, source_ranges) = access;
             let (node_port, node_port_family) = node_port.unzip();
             ports[0].node_port = node_port;
             let (load_balancer_ips, external_ips) =
@@ -95,6 +109,8 @@ fn services() -> impl Strategy<Value = Service> {
                 load_balancer_ips,
                 ports,
                 node_port_family: node_port_family.flatten(),
+                host_ips,
+                source_ranges: source_ranges.map(Arc::new),
                 affinity,
                 algorithm,
                 internal_traffic_policy: policy,
@@ -108,10 +124,21 @@ fn services() -> impl Strategy<Value = Service> {
     )
 }
 
-fn preferences() -> impl Strategy<Value = (Option<TrafficDistribution>, Option<u8>, Option<SourceName>)> {
+type Access = (Option<HostIps>, Option<SourceRanges>);
+
+fn preferences() -> impl Strategy<Value = (Option<TrafficDistribution>, Option<u8>, Option<SourceName>, Access)> {
     let distributions =
         vec![None, Some(TrafficDistribution::PreferSameZone), Some(TrafficDistribution::PreferSameNode)];
-    (select(distributions), select(vec![None, Some(60)]), select(vec![None, Some(source("high")), Some(source("low"))]))
+    let sources = select(vec![None, Some(source("high")), Some(source("low"))]);
+    (select(distributions), select(vec![None, Some(60)]), sources, access())
+}
+
+fn access() -> impl Strategy<Value = Access> {
+    let host_ips = select(vec![None, None, Some(HostIps::Every), Some(HostIps::One(ip("172.18.0.1")))]);
+    let prefixes = ["10.244.0.0/16", "203.0.113.0/24", "fd00::/8", "0.0.0.0/0"].map(|net| net.parse().unwrap());
+    let ranges =
+        (select(vec![RangePolicy::Allow, RangePolicy::Deny]), proptest::sample::subsequence(prefixes.to_vec(), 0..=3));
+    (host_ips, proptest::option::of(ranges.prop_map(|(policy, prefixes)| SourceRanges::new(policy, prefixes))))
 }
 
 pub(crate) fn source(name: &str) -> SourceName {
@@ -173,6 +200,7 @@ fn slices() -> impl Strategy<Value = EndpointSlice> {
                     port("http", Protocol::Tcp, target),
                     port("dns", Protocol::Udp, 5353),
                     port("dns-tcp", Protocol::Tcp, 5353),
+                    port("sig", Protocol::Sctp, target),
                 ],
                 endpoints,
             }
@@ -198,6 +226,8 @@ pub(crate) fn change() -> impl Strategy<Value = Change> {
         1 => (name(), 0u8..2).prop_map(|(name, n)| Change::RemoveEndpoints(SliceName::new("default", &format!("{name}-{n}")))),
         1 => nodes().prop_map(Change::SetNode),
         1 => select(vec![None, Some("a"), Some("b")]).prop_map(|zone| Change::SetZone(zone.map(ZoneName::new))),
+        1 => select(vec![vec![], vec!["20.0.0.0/24"], vec!["10.96.0.0/16"]])
+            .prop_map(|nets| Change::SetNetworks(nets.into_iter().map(|net| net.parse().unwrap()).collect())),
         2 => health().prop_map(Change::SetHealth),
         1 => health().prop_map(Change::RestoreHealth),
         1 => select(vec![Change::ForgetHealth(source("probe")), Change::InitDone(source("probe"))]),

@@ -6,7 +6,7 @@ use lb_core::{
     addr::{BackendAddr, FrontendAddr},
     datapath::SocketCapability,
     decision::{Choice, Entry, FlowView, Forward, Packet, SourceRewrite, Verdict as Decided, decide},
-    state::{Answer, Lookup, State, Target},
+    state::{Answer, Lookup, OtherPorts, State, Target},
 };
 
 use super::{
@@ -204,10 +204,24 @@ impl Stage {
         let decision = decide(self.model(), &packet, view, self.now());
         let addr = decision.frontend.unwrap_or(FrontendAddr::new(probe.to.ip(), probe.to.port(), probe.protocol()));
         let answer = state.answer(&addr, hash(&state, &addr, &packet));
+        let guard = state.frontends.get(&addr).and_then(|frontend| frontend.guard.as_ref());
+        let is_kept_out = guard.is_some_and(|guard| !guard.admits(&packet, &state.node));
+        let other_ports = state.other_ports(packet.destination).unwrap_or_default();
         match (&decision.verdict, answer) {
-            (Decided::Pass, Answer::NotAFrontend)
-            | (Decided::Reject, Answer::Reject)
-            | (Decided::Drop, Answer::Drop) => Ok(None),
+            (decided, _) if is_kept_out => {
+                ensure!(*decided == Decided::Drop, "the state keeps the source out, expected {decided:?}");
+                Ok(None)
+            }
+            (decided, Answer::NotAFrontend) => {
+                let fate = match other_ports {
+                    OtherPorts::Drop => Decided::Drop,
+                    OtherPorts::Reject => Decided::Reject,
+                    OtherPorts::Pass => Decided::Pass,
+                };
+                ensure!(*decided == fate, "the state answers {fate:?} for another port, expected {decided:?}");
+                Ok(None)
+            }
+            (Decided::Reject, Answer::Reject) | (Decided::Drop, Answer::Drop) => Ok(None),
             (Decided::Forward(forward), Answer::Backends(backends)) => {
                 let same = match &forward.choice {
                     Choice::Exactly(backend) => backends.keys().eq([backend]),

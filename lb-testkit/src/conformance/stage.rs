@@ -283,5 +283,6 @@ fn facts(lab: Option<&Lab>) -> NodeFacts {
 fn reconciler(capabilities: Capabilities, facts: NodeFacts) -> Result<Reconciler, Fault> {
     let mut reconciler = Reconciler::new(Model::new(Settings::default(), capabilities));
     reconciler.handle_change(Change::SetNode(facts))?;
+    reconciler.handle_change(Change::SetNetworks(topology::FAMILIES.map(topology::segment).into()))?;
     Ok(reconciler)
 }
