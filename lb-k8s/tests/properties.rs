@@ -101,6 +101,7 @@ prop_compose! {
         (affinity, algorithm, table_size, external, internal) in
             Just((affinity, algorithm, table_size, external, internal)),
         (traffic_distribution, drain, panic_threshold) in Just((traffic_distribution, drain, panic_threshold)),
+        health_check_node_port in option::of(1..=u16::MAX),
     ) -> Service {
         let kind = kind(&cluster_ips, &external_ips, &load_balancer_ips, &ports);
         Service {
@@ -108,6 +109,7 @@ prop_compose! {
             cluster_ips, external_ips, load_balancer_ips, ports, affinity, algorithm, table_size,
             external_traffic_policy: external,
             internal_traffic_policy: internal,
+            health_check_node_port,
             ..Service::new(ServiceName::new(&namespace, &name))
         }
     }

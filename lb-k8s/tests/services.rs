@@ -388,6 +388,35 @@ fn source_ranges_that_admit_every_source_are_not_reported() {
 }
 
 #[test]
+fn health_check_node_ports_are_for_load_balancers_with_policy_local() {
+    let read = |spec: &str| {
+        let snapshot = Snapshot::parse("web.yaml", &text("", &format!("{spec}, {PORTS}"))).unwrap();
+        let found: Vec<String> = snapshot.report().unsupported.iter().map(|found| found.field.clone()).collect();
+        let service = snapshot.services().next().unwrap();
+        (service.health_check_node_port, service.health_check(), found)
+    };
+    let balancer = "clusterIP: 10.96.0.10, type: LoadBalancer";
+    let field = "spec.healthCheckNodePort".to_owned();
+    let local = read(&format!("{balancer}, externalTrafficPolicy: Local, healthCheckNodePort: 32000"));
+    assert_eq!(local, (Some(32_000), Some(32_000), vec![]));
+    let cluster = read(&format!("{balancer}, externalTrafficPolicy: Cluster, healthCheckNodePort: 32000"));
+    assert_eq!(cluster, (Some(32_000), None, vec![field.clone()]));
+    let headless =
+        read("clusterIP: None, type: LoadBalancer, externalTrafficPolicy: Local, healthCheckNodePort: 32000");
+    assert_eq!(headless, (Some(32_000), None, vec![field]));
+    assert_eq!(
+        read(&format!("{balancer}, externalTrafficPolicy: Local, healthCheckNodePort: 0")),
+        (None, None, vec![])
+    );
+    for number in ["-1", "65536"] {
+        let spec = format!("{balancer}, externalTrafficPolicy: Local, healthCheckNodePort: {number}, {PORTS}");
+        let snapshot = Snapshot::parse("web.yaml", &text("", &spec)).unwrap();
+        let refused = &snapshot.report().refused[0].finding;
+        assert_eq!(refused.field, "spec.healthCheckNodePort", "{refused}");
+    }
+}
+
+#[test]
 fn what_is_not_carried_out_is_reported() {
     let with = |rest: &str| format!("clusterIP: 10.96.0.10, {rest}, {PORTS}");
     for (metadata, spec, found) in [
@@ -396,7 +425,12 @@ fn what_is_not_carried_out_is_reported() {
             with("loadBalancerSourceRanges: [10.0.0.0/8]"),
             "spec.loadBalancerSourceRanges: source ranges are not enforced: every source is let in",
         ),
-        ("", with("healthCheckNodePort: 32000"), "spec.healthCheckNodePort: no health check is answered on this port"),
+        (
+            "",
+            with("healthCheckNodePort: 32000"),
+            "spec.healthCheckNodePort: no health check is answered on this port: that needs type LoadBalancer, \
+             frontends, and `externalTrafficPolicy: Local`",
+        ),
         ("", with("sesionAffinity: ClientIP"), "spec.sesionAffinity: there is no such field"),
         (
             "annotations: {lb/speed: '9'}",

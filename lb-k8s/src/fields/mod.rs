@@ -222,7 +222,7 @@ mod tests {
         annotations.insert("service.cilium.io/type".into(), json!("ClusterIP"));
         let value = json!({
             "metadata": { "annotations": annotations },
-            "spec": { "loadBalancerSourceRanges": ["10.0.0.0/8"], "healthCheckNodePort": 30000 },
+            "spec": { "loadBalancerSourceRanges": ["10.0.0.0/8"], "externalName": "x.example" },
         });
         assert_eq!(
             exposing(&value),
@@ -237,7 +237,7 @@ mod tests {
             ["spec.loadbalancerSourceRange"]
         );
         assert_eq!(
-            exposing(&json!({ "spec": { "externalTrafficPolicy": "Local", "healthCheckNodePort": 1 } })),
+            exposing(&json!({ "spec": { "externalTrafficPolicy": "Local", "externalName": "x.example" } })),
             [""; 0]
         );
     }
@@ -284,7 +284,7 @@ mod tests {
 
     #[test]
     fn defaults_are_no_noise() {
-        let value = json!({ "spec": { "loadBalancerSourceRanges": [], "healthCheckNodePort": 0, "externalName": "",
+        let value = json!({ "spec": { "loadBalancerSourceRanges": [], "externalName": "",
             "trafficDistribution": null, "publishNotReadyAddresses": false } });
         assert_eq!(fields(&value, &SERVICE), [""; 0]);
     }

@@ -50,8 +50,7 @@ const SPEC: Rule = Object(&[
     ("externalIPs", Known),
     ("externalName", Unsupported("names are not resolved: such a service has no frontends")),
     ("externalTrafficPolicy", Known),
-    // Nothing more is let in without it: whoever asks takes the node for one without backends.
-    ("healthCheckNodePort", Unsupported("no health check is answered on this port")),
+    ("healthCheckNodePort", Known),
     ("internalTrafficPolicy", Known),
     // Compared with clusterIPs.
     ("ipFamilies", Known),

@@ -139,10 +139,24 @@ pub(crate) fn read(name: ServiceName, object: &Object) -> Result<ReadService, In
         traffic_policy(spec.external_traffic_policy.as_deref()).at(|| "spec.externalTrafficPolicy".into())?;
     service.internal_traffic_policy =
         traffic_policy(spec.internal_traffic_policy.as_deref()).at(|| "spec.internalTrafficPolicy".into())?;
+    service.health_check_node_port = health_check_node_port(spec)?;
+    if service.health_check_node_port.is_some() && service.health_check().is_none() {
+        notes.always.push(Unsupported::new(HEALTH_CHECK_NODE_PORT, IN_VAIN));
+    }
     tuning::read(object, spec, &mut service)?;
     let template = template(spec, &service)?;
     let request = request::read(object, spec, kind == Type::LoadBalancer && has_frontends, &service, &mut notes)?;
     Ok(ReadService { service, template, request, notes })
+}
+
+const HEALTH_CHECK_NODE_PORT: &str = "spec.healthCheckNodePort";
+// Nothing more is let in without it: whoever asks takes the node for one without backends.
+const IN_VAIN: &str = "no health check is answered on this port: that needs type LoadBalancer, frontends, and \
+                       `externalTrafficPolicy: Local`";
+
+fn health_check_node_port(spec: &ServiceSpec) -> Result<Option<u16>, Invalid> {
+    let port = spec.health_check_node_port.filter(|&port| port != 0);
+    port.map(check::port).transpose().at(|| HEALTH_CHECK_NODE_PORT.into())
 }
 
 /// A text field; empty means absent.

@@ -165,6 +165,9 @@ fn render_service(text: &mut String, service: &Service) -> fmt::Result {
     for (field, _) in policies.into_iter().filter(|(_, policy)| *policy == TrafficPolicy::Local) {
         writeln!(text, "  {field}: Local")?;
     }
+    if let Some(port) = service.health_check_node_port {
+        writeln!(text, "  healthCheckNodePort: {port}")?;
+    }
     if let Some(distribution) = service.traffic_distribution {
         writeln!(text, "  trafficDistribution: {distribution}")?;
     }
