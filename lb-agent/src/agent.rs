@@ -233,6 +233,7 @@ impl Agent {
             engine.follow_devices();
         }
         engine.watch_for_drift(&events)?;
+        engine.answer_health_checks();
         let answers = Answers::new(engine.shared(), Arc::clone(&sources), events);
         listener.serve(move |request| answers.answer(request))?;
         tracing::info!(datapath = %config.datapath, socket = %config.socket.display(), "started");

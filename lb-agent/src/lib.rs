@@ -31,6 +31,7 @@ mod engine;
 pub mod flow;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
+mod health_check;
 pub mod host;
 pub mod source;
 #[cfg(any(test, fuzzing))]

@@ -2,6 +2,8 @@
 #![expect(clippy::unwrap_used, reason = "a test ends where something is not what it should be")]
 
 mod common;
+#[path = "agent/health_check.rs"]
+mod health_check;
 #[path = "common/node.rs"]
 mod node;
 #[path = "common/watch.rs"]

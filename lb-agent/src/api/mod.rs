@@ -31,7 +31,7 @@ pub use explain::{Choice, Explanation, Rejected, Rewrite, Step, Verification, We
 pub use pool::{Pool, PoolAddress, PoolCounts, PoolDetail, PoolMove, PoolPlan, PoolReservation};
 pub use query::ExplainQuery;
 pub(crate) use server::{Lines, Reply, Request};
-pub use service::{Affinity, Backend, BackendCount, Condition, Frontend, Granted, Ipam, Service};
+pub use service::{Affinity, Backend, BackendCount, Condition, Frontend, Granted, HealthCheck, Ipam, Service};
 pub use socket::ListenError;
 pub(crate) use socket::Listener;
 pub use status::{Addresses, Counts, Datapath, Manifests, Node, Source, Status, Unlisted, Usage};

@@ -31,6 +31,10 @@ pub struct Service {
     pub ports: Vec<String>,
     /// Frontends, in order of address. A headless service has none, and one that never was accepted.
     pub frontends: Vec<Frontend>,
+    /// What a load balancer that asks this node is told; `None` unless the service has a health-check node port, type
+    /// LoadBalancer and external traffic policy Local.
+    #[serde(default)]
+    pub health_check: Option<HealthCheck>,
     /// Algorithm in use.
     pub algorithm: Algorithm,
     /// Client affinity, if any is in use or asked for.
@@ -59,6 +63,21 @@ pub struct Granted {
     pub address: IpAddr,
     /// The pool, if one is known.
     pub pool: Option<String>,
+}
+
+/// What a node tells a load balancer that asks whether it has endpoints of a service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HealthCheck {
+    /// TCP port on which this node answers by HTTP.
+    pub port: u16,
+    /// Status of the answer: 200 or 503; `None` if nobody answers, or the datapath does not have the service yet.
+    pub status: Option<u16>,
+    /// Ready endpoints on this node, as the answer has them.
+    pub local_endpoints: Option<usize>,
+    /// Whether the datapath follows changes; otherwise the answer is 503, whatever there is.
+    pub healthy: Option<bool>,
+    /// Why nobody answers, or another service claims the port as well.
+    pub problem: Option<String>,
 }
 
 /// One frontend of a service.

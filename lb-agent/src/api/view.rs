@@ -282,6 +282,7 @@ fn served(reconciler: &Reconciler, service: &lb_core::service::Service) -> Servi
         ipam: None,
         ports: service.ports.iter().map(port).collect(),
         frontends,
+        health_check: None,
         algorithm: model.algorithm(service).into(),
         affinity: service.affinity.map(|affinity| Affinity {
             timeout_s: affinity.timeout.as_secs(),
@@ -332,6 +333,7 @@ fn absent(name: &str) -> Service {
         ipam: None,
         ports: Vec::new(),
         frontends: Vec::new(),
+        health_check: None,
         algorithm: Algorithm::default(),
         affinity: None,
         conditions: Vec::new(),

@@ -38,6 +38,7 @@ use crate::{
         state::AgentState,
         surroundings::Surroundings,
     },
+    health_check::{HealthChecks, NoPorts, Server},
     host,
     source::Delivery,
 };
@@ -61,6 +62,7 @@ pub(crate) struct Engine {
     pub(crate) datapath: Box<dyn OpenDatapath>,
     pub(crate) shared: Arc<AgentState>,
     surroundings: Option<Surroundings>,
+    pub(crate) health_checks: HealthChecks,
     /// Called when it is ready.
     on_ready: Option<Box<dyn FnOnce() + Send>>,
     /// Those who wait for an inspection.
@@ -102,6 +104,7 @@ impl Engine {
             datapath,
             shared,
             surroundings: None,
+            health_checks: HealthChecks::new(NoPorts),
             on_ready: Some(on_ready),
             asked,
             watch: None,
@@ -116,6 +119,13 @@ impl Engine {
     pub(crate) fn look_around_when_ready(&mut self, mut surroundings: Surroundings) {
         surroundings.look_early().into_iter().for_each(|(kind, problem)| self.shared.set_problem(kind, problem));
         self.surroundings = Some(surroundings);
+    }
+
+    /// Answers health checks of services on their node ports from now on.
+    pub(crate) fn answer_health_checks(&mut self) {
+        let shared = self.shared();
+        self.health_checks =
+            HealthChecks::new(Server::new(move |port| shared.health_checks().answer(port, shared.now())));
     }
 
     /// What it shares with the other threads.
@@ -203,10 +213,21 @@ impl Engine {
 
     /// Has the datapath do what is due, until nothing is.
     pub(crate) fn settle(&mut self) -> Result<(), DatapathError> {
+        self.shared.health_checks().set_busy(true, self.shared.now());
         while let Some(event) = self.work() {
             self.take(event)?;
         }
+        self.follow_health_checks();
         Ok(())
+    }
+
+    /// The datapath has done what was due: what load balancers are told follows it.
+    fn follow_health_checks(&mut self) {
+        let (runner, board, now) = (self.shared.runner(), self.shared.health_checks(), self.shared.now());
+        if self.shared.is_ready() {
+            self.health_checks.follow(runner.reconciler(), board, now);
+        }
+        board.set_busy(runner.reconciler().installed().is_none(), now);
     }
 
     /// Has the datapath do what is due next, and says what came of it.
@@ -232,6 +253,8 @@ impl Engine {
         // What an earlier datapath left keeps serving until this one does, so that no moment is without either.
         self.look_around();
         if ready_now {
+            // Who waits for the agent may be asked for endpoints at once.
+            self.follow_health_checks();
             tracing::info!("ready");
             self.check_forwarding();
             self.on_ready.take().into_iter().for_each(|on_ready| on_ready());
@@ -254,6 +277,9 @@ impl Engine {
             runner::Event::Applied { plan, outcome, took } => {
                 log(&plan, &outcome, took);
                 let unknown = outcome.err().and_then(|error| error.unknown);
+                if unknown.is_some() {
+                    self.shared.health_checks().touch_all();
+                }
                 self.shared.set_problem("DatapathUnknown", unknown.map(|error| error.report()));
                 self.shared.note_plan(plan.id, took);
                 self.check_addresses();
@@ -261,6 +287,10 @@ impl Engine {
             }
             runner::Event::Inspected(inspected) => {
                 let report = self.shared.note_inspection(&inspected);
+                if !inspected.found.is_empty() {
+                    // A frontend that could not be repaired is not as it should be.
+                    self.shared.health_checks().touch_all();
+                }
                 self.shared.set_problem("DriftNotInspected", None);
                 self.check_forwarding();
                 self.answer_asked(report.map(Ok));
@@ -295,7 +325,8 @@ impl Engine {
     pub(crate) fn patience(&self) -> Option<Duration> {
         let due = self.shared.runner().poll_timeout();
         let surroundings = self.surroundings.as_ref().filter(|_| self.shared.is_ready()).map(Surroundings::due);
-        let due = due.into_iter().chain(surroundings).min()?;
+        let health_checks = self.health_checks.due();
+        let due = due.into_iter().chain(surroundings).chain(health_checks).min()?;
         // Never nothing: a time that has passed must not make this thread spin.
         Some(due.since(self.shared.now()).max(Duration::from_millis(1)))
     }

@@ -31,6 +31,7 @@ use crate::{
         notes::{self, Notes, SourceNotes},
         surroundings::{ADDRESS_SHARED, ServicesAt},
     },
+    health_check::{self, Board},
     host::clock,
     source::Delivery,
 };
@@ -45,6 +46,7 @@ pub(crate) struct AgentState {
     drift_mode: DriftMode,
     feed: Mutex<Feed>,
     notes: Mutex<Notes>,
+    health_checks: Board,
 }
 
 impl AgentState {
@@ -71,6 +73,7 @@ impl AgentState {
             drift_mode: config.drift,
             feed: Mutex::default(),
             notes: Mutex::new(notes),
+            health_checks: Board::default(),
         }
     }
 
@@ -112,6 +115,11 @@ impl AgentState {
         })
     }
 
+    /// What health checks are answered.
+    pub(crate) const fn health_checks(&self) -> &Board {
+        &self.health_checks
+    }
+
     pub(crate) fn drift_mode(&self) -> DriftMode {
         self.drift_mode
     }
@@ -142,6 +150,9 @@ impl AgentState {
         let mut touched = BTreeSet::new();
         for change in changes {
             touched.extend(services_of(runner.reconciler().model(), &change));
+            if concerns_all(&change) {
+                self.health_checks.touch_all();
+            }
             let slice = match &change {
                 Change::ReplaceEndpoints(slice) => Some(slice.name.clone()),
                 Change::RemoveEndpoints(name) => Some(name.clone()),
@@ -162,9 +173,11 @@ impl AgentState {
                 (None, _) => {}
             }
         }
+        self.health_checks.touch(touched.iter().cloned());
         notes.note_endpoints(runner.reconciler().model(), touched);
         while let Some((service, claim)) = runner.poll_claim() {
             note_claim(&service, &claim);
+            self.health_checks.touch([service]);
         }
     }
 
@@ -232,6 +245,13 @@ impl AgentState {
             let message = shared.get(&service.name);
             service.conditions.extend(message.map(|message| Condition::new(ADDRESS_SHARED, message)));
         }
+        let (board, now) = (&self.health_checks, self.now());
+        let listed = |service| health_check::view::listed(board, service, now).map(|it| (service.name.to_string(), it));
+        let mut checks: BTreeMap<_, _> = runner.reconciler().model().services().filter_map(listed).collect();
+        for service in &mut services {
+            service.health_check = checks.remove(&service.name);
+            service.conditions.extend(service.health_check.as_ref().and_then(health_check::view::condition_of));
+        }
         services
     }
 
@@ -281,6 +301,7 @@ impl AgentState {
             explanation.degraded.extend(remarks::degraded(model, &reports, &port.service));
         } else {
             explanation.steps.extend(view::kept_step(reconciler, packet));
+            explanation.steps.extend(health_check::view::step(&self.health_checks, model, packet, now));
         }
         Explanation {
             verification: verified.map(|verified| view::verification(packet, verified)),
@@ -305,6 +326,7 @@ impl AgentState {
         let drift_conditions = words::conditions(runner.drifts(), now);
         conditions.extend(drift_conditions.iter().map(|(kind, message)| Condition::new(kind, message)));
         conditions.extend(view::kept(reconciler));
+        conditions.extend(health_check::view::condition(&self.health_checks));
         conditions.extend(view::conditions(reconciler, &notes.report, &notes.refused_slices));
         conditions.sort();
         let node = reconciler.model().node();
@@ -363,6 +385,20 @@ fn services_of(model: &Model, change: &Change) -> Vec<ServiceName> {
         Change::ReplaceEndpoints(slice) => before(&slice.name).into_iter().chain([slice.service.clone()]).collect(),
         Change::RemoveEndpoints(name) => before(name).into_iter().collect(),
         _ => Vec::new(),
+    }
+}
+
+/// Whether a change may touch endpoints of every service.
+const fn concerns_all(change: &Change) -> bool {
+    match change {
+        Change::UpsertService(_)
+        | Change::RemoveService(_)
+        | Change::ReplaceEndpoints(_)
+        | Change::RemoveEndpoints(_)
+        | Change::InitStart(_)
+        | Change::KeepUnclaimed(_) => false,
+        // Where endpoints are, and how they are.
+        _ => true,
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use lb_agent::api::{
-    Affinity, Backend, Client, ClientError, Condition, Frontend, FrontendStatus, Service, ServiceKind,
+    Affinity, Backend, Client, ClientError, Condition, Frontend, FrontendStatus, HealthCheck, Service, ServiceKind,
 };
 use serde::Serialize;
 
@@ -247,6 +247,7 @@ fn description(Described { service, backends }: &Described) -> String {
     if service.kind == ServiceKind::LoadBalancer {
         facts.push(("Addresses", addresses));
     }
+    facts.extend(service.health_check.as_ref().map(|check| ("Health check", health_check(check))));
     let mut text: String = facts.iter().map(|(name, fact)| format!("{name:<15} {}\n", printable(fact))).collect();
     let tables = [
         ("Frontends", "none", (!service.frontends.is_empty()).then(|| frontend_table(service))),
@@ -262,6 +263,21 @@ fn description(Described { service, backends }: &Described) -> String {
         }
     }
     text + &whole_conditions(service)
+}
+
+/// `port 32000: 200, 2 local endpoints`, or why not.
+fn health_check(check: &HealthCheck) -> String {
+    let endpoints = match check.local_endpoints {
+        None | Some(0) => "no local endpoint is ready".to_owned(),
+        Some(1) => "1 local endpoint".to_owned(),
+        Some(several) => format!("{several} local endpoints"),
+    };
+    let says = match (check.status, check.healthy) {
+        (None, _) => "not answered".to_owned(),
+        (Some(status), Some(false)) => format!("{status}, the datapath does not follow changes; {endpoints}"),
+        (Some(status), _) => format!("{status}, {endpoints}"),
+    };
+    format!("port {}: {says}", check.port)
 }
 
 fn frontend_table(service: &Service) -> String {
@@ -397,6 +413,7 @@ mod tests {
             ipam: None,
             ports: vec!["80:30080/TCP".into(), "53/UDP".into()],
             frontends: vec![frontend],
+            health_check: None,
             algorithm: Algorithm::Random,
             affinity: None,
             headless: false,

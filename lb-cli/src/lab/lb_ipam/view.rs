@@ -119,6 +119,7 @@ mod tests {
             external_ips: external,
             ipam,
             ports: vec!["8080/TCP".into()],
+            health_check: None,
             algorithm: Algorithm::Random,
             affinity: None,
             conditions: Vec::new(),
