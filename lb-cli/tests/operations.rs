@@ -8,8 +8,8 @@ mod common;
 use std::{
     collections::BTreeMap,
     fs::{self, Permissions},
-    io::{BufRead, BufReader},
-    net::{IpAddr, SocketAddr},
+    io::{self, BufRead, BufReader, Read, Write},
+    net::{IpAddr, SocketAddr, TcpStream},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Child, Command, ExitCode, Output, Stdio},
@@ -51,6 +51,8 @@ fn main() -> ExitCode {
         trials.push(trial(name, move || uplink(datapath)));
         let name = format!("a_manifest_that_cannot_be_read_at_a_start_takes_no_frontend_away_on_{datapath}");
         trials.push(trial(name, move || unread_at_start(datapath)));
+        let name = format!("a_load_balancer_in_front_of_the_nodes_hears_of_endpoints_on_{datapath}");
+        trials.push(trial(name, move || health_check(datapath)));
     }
     for (what, inodes) in [("its_record", 100), ("its_directory", 4)] {
         let name = format!("an_agent_whose_full_disk_has_no_room_for_{what}_serves_and_records_later");
@@ -415,6 +417,36 @@ fn uplink(datapath: &str) -> Result<(), LabError> {
     Ok(())
 }
 
+fn health_check(datapath: &str) -> Result<(), LabError> {
+    let lab = Lab::builder().nodes(1).pods_per_node(1).build()?;
+    let balanced = "type: LoadBalancer\n  externalTrafficPolicy: Local\n  healthCheckNodePort: 32000\n  clusterIP:";
+    let manifest = service("web", VIP, "", &["10.244.0.9"]).replace("clusterIP:", balanced);
+    let node = TestNode::new(&lab, &manifest)?;
+    let _agent = node.start(&lab, datapath, &[])?;
+    let heard = |family| {
+        let address = SocketAddr::new(lab.node(0).ip(family), 32_000);
+        lab.router().run(move || {
+            let mut stream = TcpStream::connect_timeout(&address, DEADLINE)?;
+            stream.set_read_timeout(Some(DEADLINE))?;
+            stream.write_all(b"GET / HTTP/1.1\r\n\r\n")?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).map(|_| answer)
+        })
+    };
+    for family in [Family::V4, Family::V6] {
+        let answer = heard(family)?.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains(r#""localEndpoints":1"#), "{answer}");
+    }
+    node.put(&manifest.replace("Local", "Cluster"));
+    let deadline = Instant::now() + DEADLINE;
+    for family in [Family::V4, Family::V6] {
+        while heard(family)?.map_err(|error| error.kind()) != Err(io::ErrorKind::ConnectionRefused) {
+            assert!(Instant::now() < deadline, "the port is still open");
+        }
+    }
+    Ok(())
+}
+
 fn bridge() -> Result<(), LabError> {
     for datapath in DATAPATHS {
         let lab = Lab::builder().nodes(1).pods_per_node(1).build()?;
@@ -577,6 +609,12 @@ impl TestNode {
         fs::create_dir_all(run_dir.join("manifests")).unwrap();
         fs::write(run_dir.join("manifests/web.yaml"), manifest).unwrap();
         Ok(Self { run_dir })
+    }
+
+    fn put(&self, manifest: &str) {
+        let draft = self.run_dir.join("draft");
+        fs::write(&draft, manifest).unwrap();
+        fs::rename(draft, self.run_dir.join("manifests/web.yaml")).unwrap();
     }
 
     fn path(&self, name: &str) -> String {
