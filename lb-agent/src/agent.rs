@@ -209,7 +209,8 @@ impl Agent {
     /// When it cannot start, or is never permitted to use the datapath. An agent that has become ready runs until it is
     /// stopped.
     pub fn run(self) -> Result<(), AgentError> {
-        let Self { config, sources, kinds, on_ready, events, inbox, running } = self;
+        let Self { config, mut sources, kinds, on_ready, events, inbox, running } = self;
+        sources.iter_mut().for_each(|source| source.set_node(&config.node));
         let named: Vec<(SourceName, String)> = sources.iter().map(|source| (source.name(), source.place())).collect();
         let mut state_dir = StateDir::claim(&config.state_dir)?;
         let _owner = Owner::claim(config.datapath)?;

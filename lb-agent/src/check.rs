@@ -166,6 +166,10 @@ pub fn check(manifests: &Path, config: &Config) -> Result<Checked, CheckError> {
     let is_directory =
         can_read(manifests).map_err(|source| CheckError::Unreadable { path: manifests.into(), source })?;
     let mut source = ManifestDirectory::new(manifests);
+    // Pods of all nodes together would be in each other's way.
+    if config.node.name.is_some() {
+        source.set_node(&config.node);
+    }
     let news = source.poll();
     let hint = |report: &Report| match (is_directory, &*report.ignored_files) {
         (false, _) => String::new(),
@@ -185,7 +189,11 @@ pub fn check(manifests: &Path, config: &Config) -> Result<Checked, CheckError> {
 /// # Errors
 /// When it holds no manifests, or the kind of datapath does not say what it can do.
 pub fn check_text(file: &str, text: &str, config: &Config) -> Result<Checked, CheckError> {
-    let mut manifests = Manifests::new(SourceName("manifests".into())).allocating();
+    let source = SourceName("manifests".into());
+    let mut manifests = Manifests::new(source).allocating();
+    if let Some(node) = &config.node.name {
+        manifests = manifests.on_node(Some(node.clone()));
+    }
     let Batch { changes, edits, report } = manifests.update(Snapshot::parse_readable(file, text));
     let news = News::default().with_changes(changes).with_edits(edits).with_report(report);
     check_content(&news, || file.to_owned(), |_| String::new())?;

@@ -116,6 +116,7 @@ mod document;
 mod error;
 mod fields;
 mod files;
+mod host_ports;
 mod kinds;
 pub mod lab;
 pub mod limits;

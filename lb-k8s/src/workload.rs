@@ -19,6 +19,7 @@ use crate::{
     annotations,
     check::{self, At, Invalid},
     fields::{self, Rule},
+    host_ports::{self, HostPod},
     kinds::{Identity, Kind, Notes, Reading},
     limits::MAX_REPLICAS,
     snapshot::part::{Body, Key, WorkloadKey},
@@ -36,6 +37,14 @@ pub struct Workload {
     pub replicas: Replicas,
     /// The common template.
     pub pod: PodTemplate,
+}
+
+/// A workload as it was read.
+#[derive(Clone, Debug)]
+pub(crate) struct ReadWorkload {
+    pub(crate) workload: Workload,
+    /// Only of a pod.
+    pub(crate) host_ports: Option<Arc<HostPod>>,
 }
 
 /// Which pods of a workload there are.
@@ -112,7 +121,8 @@ impl Kind for PodObject {
     }
 
     fn read(&self, identity: Identity<'_>) -> Result<Reading, Invalid> {
-        Ok(Reading::of(Body::Workload(Box::new(read_pod(identity, self)?)), Notes::default()))
+        let host_ports = host_ports::read(identity, self)?.map(Arc::new);
+        Ok(reading(ReadWorkload { workload: read_pod(identity, self)?, host_ports }))
     }
 }
 
@@ -128,7 +138,7 @@ impl Kind for Deployment {
     }
 
     fn read(&self, identity: Identity<'_>) -> Result<Reading, Invalid> {
-        Ok(Reading::of(Body::Workload(Box::new(read_deployment(identity, self)?)), Notes::default()))
+        Ok(reading(ReadWorkload { workload: read_deployment(identity, self)?, host_ports: None }))
     }
 }
 
@@ -144,8 +154,12 @@ impl Kind for StatefulSet {
     }
 
     fn read(&self, identity: Identity<'_>) -> Result<Reading, Invalid> {
-        Ok(Reading::of(Body::Workload(Box::new(read_stateful_set(identity, self)?)), Notes::default()))
+        Ok(reading(ReadWorkload { workload: read_stateful_set(identity, self)?, host_ports: None }))
     }
+}
+
+fn reading(read: ReadWorkload) -> Reading {
+    Reading::of(Body::Workload(Box::new(read)), Notes::default())
 }
 
 fn workload_key<T: Resource>((namespace, name): Identity<'_>) -> Key {

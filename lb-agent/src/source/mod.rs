@@ -53,6 +53,7 @@ use std::{net::IpAddr, sync::Arc};
 use lb_core::{
     model::Change,
     name::{ServiceName, SourceName},
+    node::NodeFacts,
 };
 use lb_ipam::{Edit, Status};
 use lb_k8s::Report;
@@ -73,7 +74,13 @@ pub trait Source: Send {
     /// Its name, which never changes: its first listing, its services and its conditions are known by it.
     fn name(&self) -> SourceName;
 
-    /// Begins to follow whatever it follows, on threads of its own. Called once, before everything else.
+    /// The node that the agent is for, for a source whose objects are about nodes, such as the host ports of pods. Called
+    /// once, before everything else. Default: does nothing.
+    fn set_node(&mut self, node: &NodeFacts) {
+        let _ = node;
+    }
+
+    /// Begins to follow whatever it follows, on threads of its own. Called once, before everything that follows here.
     ///
     /// It [wakes](Waker::wake) the agent whenever [`poll`](Self::poll) would have something new.
     ///

@@ -37,7 +37,7 @@ const PORT: Rule = Object(&[
     ("protocol", Known),
 ]);
 
-const HOST_PORT: Rule = Unsupported("host ports are not supported");
+const HOST_PORT: Rule = Unsupported("pods that are started from manifests have no host ports");
 
 const TEMPLATE: Rule = Object(&[("metadata", METADATA), ("spec", POD_SPEC)]);
 

@@ -6,13 +6,19 @@ use std::{
     sync::Arc,
 };
 
-use lb_core::{model::Change, name::ServiceName, service::Service};
+use lb_core::{
+    endpoint::EndpointSlice,
+    model::Change,
+    name::{ServiceName, SliceName},
+    service::Service,
+};
 
 use crate::{
     Snapshot,
     manifests::{
         differences::{self, Differences},
         handover::service_changes,
+        host_ports::{HostPortDifferences, HostPorts},
     },
     snapshot::part::Key,
 };
@@ -44,21 +50,31 @@ impl AssignedServices {
         self.said.contains_key(name)
     }
 
-    /// Takes the services of a newer snapshot that may have changed. A grant stays as long as its service does.
-    pub(crate) fn take(&mut self, touched: &BTreeSet<Key>, snapshot: &Snapshot) -> Vec<Change> {
+    /// Takes the services of a newer snapshot that may have changed, and those of host ports. A grant stays as long as its
+    /// service does. Returns the changes of services, and how slices of host ports differ.
+    pub(crate) fn take(
+        &mut self,
+        touched: &BTreeSet<Key>,
+        snapshot: &Snapshot,
+        host_ports: &mut HostPorts,
+    ) -> (Vec<Change>, Differences<SliceName, EndpointSlice>) {
         let said = Differences::of(touched, &self.said, |key| match key {
             Key::Service(name) => Some((name, differences::service(snapshot.entry(key)))),
             Key::Slice(_) | Key::Namespace(_) | Key::Workload(_) | Key::Pool(_) => None,
         });
         let names: BTreeSet<_> = said.before.keys().chain(said.after.keys()).cloned().collect();
-        let before = self.current(&names);
+        let mut before = self.current(&names);
         said.apply(&mut self.said);
         for name in &names {
             if let Some(grant) = self.grants.remove(name) {
                 self.give(name, Some(grant.addresses));
             }
         }
-        service_changes(&before, &self.current(&names))
+        let mut after = self.current(&names);
+        let HostPortDifferences { services, slices } = host_ports.take(touched, snapshot, &before, &after);
+        before.extend(services.before);
+        after.extend(services.after);
+        (service_changes(&before, &after), slices)
     }
 
     /// Sets addresses of services in place of those of their status; `None` restores those.

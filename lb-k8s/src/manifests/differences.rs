@@ -8,7 +8,10 @@ use std::{
 use lb_core::{endpoint::EndpointSlice, model::Change, name::SliceName, service::Service};
 use lb_ipam::Request;
 
-use crate::snapshot::part::{Body, Entry, Key};
+use crate::{
+    host_ports::HostPod,
+    snapshot::part::{Body, Entry, Key},
+};
 
 /// The declaration of an object in a snapshot.
 pub(crate) enum Declaration<V> {
@@ -41,6 +44,18 @@ pub(crate) fn request(entry: Option<&Entry>) -> Declaration<Request> {
             request.map_or(Declaration::Gone, |request| Declaration::Valid(Arc::clone(request)))
         }
         Some(_) | None => Declaration::Refused,
+    }
+}
+
+/// The declaration of a pod with host ports; it is absent if a valid pod has none.
+pub(crate) fn host_pod(entry: Option<&Entry>) -> Declaration<HostPod> {
+    let Some(entry) = entry else { return Declaration::Gone };
+    match &entry.body {
+        Some(Body::Workload(read)) => {
+            read.host_ports.as_ref().map_or(Declaration::Gone, |pod| Declaration::Valid(Arc::clone(pod)))
+        }
+        Some(_) => Declaration::Gone,
+        None => Declaration::Refused,
     }
 }
 

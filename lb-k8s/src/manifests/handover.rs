@@ -10,7 +10,7 @@ use lb_core::{
     addr::{Family, Protocol},
     model::Change,
     name::ServiceName,
-    service::{Service, ServicePort},
+    service::{HostIps, Service, ServicePort},
 };
 
 /// A property that only one service can have.
@@ -71,7 +71,20 @@ fn claims(service: &Service) -> impl Iterator<Item = Claim> {
         let claim = move |port: &ServicePort| port.node_port.map(|it| Claim::NodePort(it, port.protocol, family));
         service.ports.iter().filter_map(claim)
     });
-    addresses.chain(node_ports)
+    // Host ports are on the addresses of nodes as well.
+    let host_families =
+        [Family::V4, Family::V6].into_iter().filter(|it| host_family(service).is_none_or(|of| of == *it));
+    let host_ports = host_families
+        .filter(|_| service.host_ips.is_some())
+        .flat_map(|family| service.ports.iter().map(move |port| Claim::NodePort(port.port, port.protocol, family)));
+    addresses.chain(node_ports).chain(host_ports)
+}
+
+fn host_family(service: &Service) -> Option<Family> {
+    match service.host_ips {
+        Some(HostIps::One(ip)) => Some(Family::of(ip)),
+        Some(HostIps::Every) | None => service.node_port_family,
+    }
 }
 
 fn ips(service: &Service) -> impl Iterator<Item = IpAddr> {

@@ -4,6 +4,7 @@ mod assigned;
 mod differences;
 mod edits;
 mod handover;
+mod host_ports;
 mod preview;
 
 use std::{
@@ -16,10 +17,11 @@ use std::{
 use assigned::AssignedServices;
 use differences::{Differences, slice_changes};
 use edits::Allocatable;
+use host_ports::{HostPorts, Place};
 use lb_core::{
     endpoint::EndpointSlice,
     model::Change,
-    name::{ServiceName, SliceName, SourceName},
+    name::{NodeName, ServiceName, SliceName, SourceName},
     service::Service,
 };
 use lb_ipam::{Edit, Pool, Request};
@@ -55,6 +57,7 @@ pub struct Manifests {
     services: AssignedServices,
     slices: BTreeMap<SliceName, Arc<EndpointSlice>>,
     allocatable: Allocatable,
+    host_ports: HostPorts,
     /// Whether the caller allocates addresses.
     is_allocating: bool,
     /// Paths of the last reload.
@@ -109,6 +112,7 @@ impl Manifests {
             services: AssignedServices::default(),
             slices: BTreeMap::new(),
             allocatable: Allocatable::default(),
+            host_ports: HostPorts::default(),
             is_allocating: false,
             paths: Vec::new(),
             stamps: BTreeMap::new(),
@@ -123,6 +127,15 @@ impl Manifests {
     #[must_use]
     pub fn allocating(self) -> Self {
         Self { is_allocating: true, ..self }
+    }
+
+    /// The same with the host ports of the pods that run on `node`, each as a service of its own with the pod behind it. If
+    /// the node has no name, every pod runs there. Without this no host ports are served. To be called before the first
+    /// update.
+    #[must_use]
+    pub fn on_node(mut self, node: Option<NodeName>) -> Self {
+        self.host_ports.set_place(node.map_or(Place::Here, Place::Node));
+        self
     }
 
     /// Takes over a newer snapshot, or the reason why there is none.
@@ -208,17 +221,19 @@ impl Manifests {
     /// Where the service of this name stands in the newest snapshot that was accepted.
     #[must_use]
     pub fn service_origin(&self, name: &ServiceName) -> Option<&Origin> {
-        Some(&self.snapshot.entry(&Key::Service(name.clone()))?.origin)
+        let pod = self.host_ports.pod_of(name).cloned();
+        Some(&self.snapshot.entry(&pod.unwrap_or_else(|| Key::Service(name.clone())))?.origin)
     }
 
-    /// Services of the last good state with what they were [granted](Self::grant), in order of their names.
+    /// Services of the last good state with what they were [granted](Self::grant), in order of their names; then those of
+    /// [host ports](Self::on_node).
     pub fn services(&self) -> impl Iterator<Item = &Service> {
-        self.services.iter()
+        self.services.iter().chain(self.host_ports.services())
     }
 
-    /// Endpoint slices of the last good state, in order of their names.
+    /// Endpoint slices of the last good state, in order of their names; then those of [host ports](Self::on_node).
     pub fn endpoint_slices(&self) -> impl Iterator<Item = &EndpointSlice> {
-        self.slices.values().map(|slice| &**slice)
+        self.slices.values().map(|slice| &**slice).chain(self.host_ports.endpoint_slices())
     }
 
     /// Pools of the last good state, in order of their names. One that is refused and never was good is among them and
@@ -284,7 +299,9 @@ impl Manifests {
             Ok(touched) => {
                 self.take(&touched, &mut changes);
                 edits = self.allocatable.take(&touched, &self.snapshot, |name| self.services.contains(name));
-                self.report = Arc::new(self.report_on(&self.snapshot, &self.snapshot.declared()));
+                let mut report = self.report_on(&self.snapshot, &self.snapshot.declared());
+                report.refused.extend(self.host_ports.refusals(&self.snapshot));
+                self.report = Arc::new(report);
                 if self.progress == Progress::Listing {
                     changes.push(Change::InitDone(self.source.clone()));
                     self.progress = Progress::Listed;
@@ -296,13 +313,14 @@ impl Manifests {
     }
 
     fn take(&mut self, touched: &BTreeSet<Key>, changes: &mut Vec<Change>) {
-        let services = self.services.take(touched, &self.snapshot);
+        let (services, of_host_ports) = self.services.take(touched, &self.snapshot, &mut self.host_ports);
         changes.extend(self.sourced(services));
         let slices = Differences::of(touched, &self.slices, |key| match key {
             Key::Slice(name) => Some((name, differences::slice(self.snapshot.entry(key)))),
             Key::Service(_) | Key::Namespace(_) | Key::Workload(_) | Key::Pool(_) => None,
         });
         changes.extend(slice_changes(&slices));
+        changes.extend(slice_changes(&of_host_ports));
         slices.apply(&mut self.slices);
     }
 
@@ -317,7 +335,11 @@ impl Manifests {
     }
 
     fn report_on(&self, snapshot: &Snapshot, declared: &Declared<'_>) -> Report {
-        let caller = Caller { allocates: self.is_allocating && declared.has_pools(), starts_pods: false };
+        let caller = Caller {
+            allocates: self.is_allocating && declared.has_pools(),
+            starts_pods: false,
+            serves_host_ports: self.host_ports.has_place(),
+        };
         snapshot.report_with(declared, |key| self.has(key), caller)
     }
 
@@ -326,7 +348,8 @@ impl Manifests {
             Key::Service(name) => self.services.contains(name),
             Key::Slice(name) => self.slices.contains_key(name),
             Key::Pool(name) => self.allocatable.has_pool(name),
-            Key::Namespace(_) | Key::Workload(_) => false,
+            Key::Workload(_) => self.host_ports.has(key),
+            Key::Namespace(_) => false,
         }
     }
 }

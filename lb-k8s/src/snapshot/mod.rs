@@ -132,7 +132,7 @@ impl Snapshot {
     /// Pods and what multiplies them, in order of kind, namespace and name.
     pub fn workloads(&self) -> impl Iterator<Item = &Workload> {
         self.bodies().filter_map(|body| match body {
-            Body::Workload(workload) => Some(&**workload),
+            Body::Workload(read) => Some(&read.workload),
             Body::Service { .. } | Body::Slice(_) | Body::Namespace(_) | Body::Pool(_) => None,
         })
     }
@@ -143,7 +143,11 @@ impl Snapshot {
     /// Requests for addresses count as not supported; see [`allocating_report`](Self::allocating_report).
     #[must_use]
     pub fn report(&self) -> Report {
-        self.report_with(&self.declared(), |_| false, Caller { allocates: false, starts_pods: true })
+        self.report_with(
+            &self.declared(),
+            |_| false,
+            Caller { allocates: false, starts_pods: true, serves_host_ports: false },
+        )
     }
 
     /// The report for a caller that allocates addresses for [`requests`](Self::requests) from [`pools`](Self::pools),
@@ -151,7 +155,7 @@ impl Snapshot {
     #[must_use]
     pub fn allocating_report(&self) -> Report {
         let declared = self.declared();
-        let caller = Caller { allocates: declared.has_pools(), starts_pods: true };
+        let caller = Caller { allocates: declared.has_pools(), starts_pods: true, serves_host_ports: false };
         self.report_with(&declared, |_| false, caller)
     }
 
@@ -182,6 +186,13 @@ impl Snapshot {
                 Some(key) => self.file_of(key).is_none_or(|counting| counting == file),
                 None => true,
             };
+            // A pod that is refused is missed where its host ports are served.
+            let counts_as_refused = |noted: &&Noted| match &noted.0 {
+                Some(key) if caller.serves_host_ports && part.host_pods.contains(key) => {
+                    self.file_of(key).is_none_or(|counting| counting == file)
+                }
+                _ => counts(noted),
+            };
             let finding = |(_, finding): &Noted| Arc::clone(finding);
             report.unsupported.extend(part.unsupported.iter().filter(counts).map(finding));
             if !caller.allocates {
@@ -193,8 +204,8 @@ impl Snapshot {
                 Refusal { finding: Arc::clone(finding), instead }
             };
             report.exposing.extend(part.exposing.iter().filter(counts).map(finding));
-            report.refused.extend(part.refused.iter().filter(counts).map(refusal));
-            report.also_refused.extend(part.also_refused.iter().filter(counts).map(refusal));
+            report.refused.extend(part.refused.iter().filter(counts_as_refused).map(refusal));
+            report.also_refused.extend(part.also_refused.iter().filter(counts_as_refused).map(refusal));
             let repeated = part.repeated.iter().cloned();
             report.refused.extend(repeated.map(|finding| Refusal { finding, instead: Instead::First }));
             report.unlisted += part.unlisted;
@@ -344,6 +355,8 @@ pub(crate) struct Caller {
     pub(crate) allocates: bool,
     /// Whether somebody starts the pods of workloads.
     pub(crate) starts_pods: bool,
+    /// Whether somebody serves the host ports of pods that run.
+    pub(crate) serves_host_ports: bool,
 }
 
 /// A part of which every document is an object, or else the first error.

@@ -1,7 +1,7 @@
 //! The content of one file.
 
 use std::{
-    collections::{BTreeMap, btree_map::Entry as Slot},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry as Slot},
     sync::Arc,
 };
 
@@ -13,8 +13,8 @@ use lb_core::{
 use lb_ipam::{PoolName, Request};
 
 use crate::{
-    Finding, ObjectRef, Origin, ServiceTemplate, SnapshotError, Unlisted, Workload, limits::MAX_FINDINGS_PER_FILE,
-    pools::ReadPool, snapshot::amounts::Amounts,
+    Finding, ObjectRef, Origin, ServiceTemplate, SnapshotError, Unlisted, limits::MAX_FINDINGS_PER_FILE,
+    pools::ReadPool, snapshot::amounts::Amounts, workload::ReadWorkload,
 };
 
 /// The objects of one file, and what there is to say about them.
@@ -39,6 +39,8 @@ pub(crate) struct Part {
     pub(crate) exposing: Vec<Noted>,
     /// Refusals beyond those that are listed, of objects that have names.
     pub(crate) also_refused: Vec<Noted>,
+    /// Pods whose manifests have host ports, refused ones included.
+    pub(crate) host_pods: BTreeSet<Key>,
     /// How many more findings there are.
     pub(crate) unlisted: Unlisted,
     /// How many more there are where somebody does not start pods, or not allocate addresses.
@@ -76,6 +78,7 @@ impl Part {
         let (unsupported, unallocated, refused) =
             (held(&before.unsupported), held(&before.unallocated), held(&before.refused));
         let (exposing, also_refused) = (held(&before.exposing), held(&before.also_refused));
+        self.host_pods.extend(before.host_pods.iter().cloned());
         self.unsupported.extend(unsupported);
         self.unallocated.extend(unallocated);
         self.refused.extend(refused);
@@ -201,7 +204,7 @@ pub(crate) enum Body {
     Slice(Arc<EndpointSlice>),
     /// With its labels.
     Namespace(Arc<BTreeMap<String, String>>),
-    Workload(Box<Workload>),
+    Workload(Box<ReadWorkload>),
     Pool(Box<ReadPool>),
 }
 

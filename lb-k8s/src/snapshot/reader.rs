@@ -24,7 +24,7 @@ use crate::{
     kinds::{Identity, Kind, Notes, Reading},
     limits::{MAX_ANNOTATION_BYTES, MAX_DOCUMENTS, MAX_FINDINGS_PER_OBJECT, MAX_OBJECTS},
     pools::{AddressPool, CiliumPool, ShortPool},
-    snapshot::part::{Entry, Key, Part},
+    snapshot::part::{Body, Entry, Key, Part},
     text::shown,
 };
 
@@ -185,11 +185,7 @@ impl Reader {
         let origin = object.place.origin();
         match &key {
             Key::Pool(_) => self.part.amounts.pools += 1,
-            Key::Workload(_) => match self.part.is_full() {
-                true => self.part.unlisted_workloads += 1,
-                false => self.part.workloads.push(listed(object, Unsupported::new("", NO_PODS))),
-            },
-            Key::Service(_) | Key::Slice(_) | Key::Namespace(_) => {}
+            Key::Workload(_) | Key::Service(_) | Key::Slice(_) | Key::Namespace(_) => {}
         }
         self.unsupported(object, Some(&key), unsupported);
         let reading = match check_annotations(metadata) {
@@ -209,6 +205,15 @@ impl Reader {
             }
             Err(invalid) => (None, Some(invalid)),
         };
+        if let Key::Workload(_) = &key {
+            if has_host_ports(object.value) {
+                self.part.host_pods.insert(key.clone());
+            }
+            match self.part.is_full() {
+                true => self.part.unlisted_workloads += 1,
+                false => self.part.workloads.push(listed(object, Unsupported::new("", not_started(body.as_ref())))),
+            }
+        }
         if let Some(invalid) = invalid {
             self.refuse(object, Some(key.clone()), invalid);
         }
@@ -262,6 +267,24 @@ fn unlisted(object: &Object<'_>, Unsupported { field, message, exposes }: Unsupp
 
 /// What is said of a workload where nobody starts pods.
 const NO_PODS: &str = "no pods are started from manifests: their endpoints have to stand in an EndpointSlice";
+
+const HOST_PORTS_ALONE: &str = "its node serves its host ports; no pods are started from manifests: endpoints of services \
+                                have to stand in an EndpointSlice";
+
+/// Whether the manifest of a pod, valid or not, has a host port.
+fn has_host_ports(pod: &Value) -> bool {
+    let lists = ["containers", "initContainers"].map(|list| pod.get("spec").and_then(|spec| spec.get(list)));
+    let containers = lists.into_iter().flatten().filter_map(Value::as_array).flatten();
+    let ports = containers.filter_map(|container| container.get("ports")?.as_array()).flatten();
+    ports.filter_map(|port| port.get("hostPort")).any(|port| !port.is_null())
+}
+
+fn not_started(body: Option<&Body>) -> &'static str {
+    match body {
+        Some(Body::Workload(read)) if read.host_ports.is_some() => HOST_PORTS_ALONE,
+        Some(_) | None => NO_PODS,
+    }
+}
 
 /// Kinds that say who may reach a pod.
 const POLICIES: [&str; 7] = [

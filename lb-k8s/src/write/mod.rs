@@ -125,6 +125,9 @@ fn write_service(text: &mut String, service: &Service) -> Result<(), WriteError>
     let name = &service.name;
     let refuse = |message| WriteError { object: format!("service {name}"), message };
     check::label(name.name()).and(check::label(name.namespace())).map_err(refuse)?;
+    if service.host_ips.is_some() {
+        return Err(refuse("its ports are host ports, which stand in the manifest of a pod".to_owned()));
+    }
     for port in service.ports.iter().filter(|port| !port.name.is_empty()) {
         check::label(&port.name).map_err(refuse)?;
     }

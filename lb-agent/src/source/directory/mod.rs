@@ -20,6 +20,7 @@ use super::{Grant, News, Preview, Source, SourceError, Waker};
 use lb_core::{
     model::Change,
     name::{ServiceName, SourceName},
+    node::NodeFacts,
 };
 use lb_ipam::Status;
 use lb_k8s::{Batch, Manifests, Origin, Snapshot};
@@ -83,6 +84,10 @@ impl ManifestDirectory {
 impl Source for ManifestDirectory {
     fn name(&self) -> SourceName {
         self.name.clone()
+    }
+
+    fn set_node(&mut self, node: &NodeFacts) {
+        self.manifests = Manifests::new(self.name.clone()).allocating().on_node(node.name.clone());
     }
 
     fn start(&mut self, waker: Waker) -> Result<(), SourceError> {
