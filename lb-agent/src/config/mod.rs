@@ -93,6 +93,10 @@ pub struct Settings {
     /// Cgroup (version 2) whose sockets are load balanced. Only for ebpf [default: the root of the mounted hierarchy].
     #[arg(long, value_name = "PATH")]
     pub cgroup: Option<PathBuf>,
+    /// Where sockets are ended whose backend left, so that they connect to another one at once. `all` includes the
+    /// network namespaces of pods, which needs CAP_SYS_ADMIN and CAP_SYS_PTRACE. Only for ebpf [default: host].
+    #[arg(long, value_name = "WHERE", value_enum)]
+    pub destroy_sockets: Option<DestroySockets>,
     /// Unix socket for requests [default: /run/lb/lb.sock].
     #[arg(long, value_name = "PATH", env = "LB_SOCKET", hide_env_values = true)]
     pub socket: Option<PathBuf>,
@@ -125,6 +129,19 @@ pub struct Settings {
     /// Level of the log on standard error [default: info].
     #[arg(long, value_name = "LEVEL", value_enum)]
     pub log_level: Option<LogLevel>,
+}
+
+/// The network namespaces in which sockets are ended whose backend left.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DestroySockets {
+    /// In that of the agent, usually the host's.
+    #[default]
+    Host,
+    /// In those of all processes of the cgroup as well.
+    All,
+    /// Nowhere.
+    Off,
 }
 
 /// Reaction to a change of the datapath by another tool.
@@ -332,6 +349,7 @@ impl Config {
             ("node-ip", node.ips != other_node.ips),
             ("cluster-cidr", node.cluster_cidrs != other_node.cluster_cidrs),
             ("cgroup", attached.cgroup != to.cgroup),
+            ("destroy-sockets", attached.destroy_sockets != to.destroy_sockets),
             ("socket", self.socket != other.socket),
             ("state-dir", self.state_dir != other.state_dir),
             ("pin-dir", attached.pin_dir != to.pin_dir),
@@ -376,6 +394,7 @@ impl Settings {
             cluster_cidr: list(self.cluster_cidr, below.cluster_cidr),
             service_cidr: list(self.service_cidr, below.service_cidr),
             cgroup: self.cgroup.or(below.cgroup),
+            destroy_sockets: self.destroy_sockets.or(below.destroy_sockets),
             socket: self.socket.or(below.socket),
             state_dir: self.state_dir.or(below.state_dir),
             pin_dir: self.pin_dir.or(below.pin_dir),
@@ -442,6 +461,7 @@ impl Settings {
             ("device", lists(!self.device.is_empty(), Setting::Device) && !self.node_ip.is_empty()),
             ("pod-device", lists(!self.pod_device.is_empty(), Setting::PodDevice)),
             ("cgroup", lists(self.cgroup.is_some(), Setting::Cgroup)),
+            ("destroy-sockets", lists(self.destroy_sockets.is_some(), Setting::DestroySockets)),
             ("pin-dir", lists(self.pin_dir.is_some(), Setting::PinDir)),
             ("maglev-hash", lists(self.maglev_hash.is_some(), Setting::Maglev)),
             ("maglev-seed", lists(self.maglev_seed.is_some(), Setting::Maglev)),
@@ -504,6 +524,9 @@ impl Settings {
         if kind.reads(Setting::Cgroup) {
             attachments.cgroup = self.cgroup()?;
         }
+        if kind.reads(Setting::DestroySockets) {
+            attachments.destroy_sockets = self.destroy_sockets.unwrap_or_default();
+        }
         if kind.reads(Setting::PinDir) {
             attachments.pin_dir = self.pin_dir.clone().unwrap_or_else(|| DEFAULT_PIN_DIR.into());
         }
@@ -564,7 +587,7 @@ mod tests {
     fn keys_of_the_file_are_the_flags() {
         let settings = file(
             "manifests: /etc/lb\ndatapath: iptables-nft\ndevice: [eth0]\npod-device: ['veth*']\nnode: a\nzone: z\n\
-             node-ip: [192.0.2.1, 'fd00::1']\ncluster-cidr: [10.244.0.0/16]\nservice-cidr: [10.96.0.0/12]\ncgroup: /c\nsocket: /s\nstate-dir: /d\n\
+             node-ip: [192.0.2.1, 'fd00::1']\ncluster-cidr: [10.244.0.0/16]\nservice-cidr: [10.96.0.0/12]\ncgroup: /c\ndestroy-sockets: all\nsocket: /s\nstate-dir: /d\n\
              pin-dir: /p\nlog-level: debug\ndrift: alert\ndrift-interval: 2m\nmaglev-hash: cilium\n\
              maglev-seed: JLfvgnHc2kaSUFaI\n",
         )
@@ -573,6 +596,7 @@ mod tests {
         assert_eq!((settings.node_ip.len(), settings.zone.as_deref()), (2, Some("z")));
         assert_eq!(settings.service_cidr, ["10.96.0.0/12".parse().unwrap()]);
         assert_eq!(settings.pin_dir, Some("/p".into()));
+        assert_eq!(settings.destroy_sockets, Some(DestroySockets::All));
         assert_eq!((settings.drift, settings.drift_interval), (Some(DriftMode::Alert), "2m".parse().ok()));
         assert_eq!(settings.maglev_hash, Some(MaglevHash::Cilium));
         assert_eq!(settings.maglev_seed.as_deref(), Some("JLfvgnHc2kaSUFaI"));

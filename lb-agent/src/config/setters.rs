@@ -5,7 +5,9 @@ use std::{net::IpAddr, path::PathBuf, time::Duration};
 use ipnet::IpNet;
 use lb_core::{maglev::HashFamily, name::ZoneName};
 
-use super::{Config, DriftMode, LogLevel, Settings, maglev::MaglevHash, pattern::Pattern, period::Period};
+use super::{
+    Config, DestroySockets, DriftMode, LogLevel, Settings, maglev::MaglevHash, pattern::Pattern, period::Period,
+};
 use crate::driver::{Attachments, DatapathKind};
 
 impl Settings {
@@ -76,6 +78,13 @@ impl Settings {
     #[must_use]
     pub fn with_cgroup(mut self, cgroup: impl Into<PathBuf>) -> Self {
         self.cgroup = Some(cgroup.into());
+        self
+    }
+
+    /// The same with sockets [ended](Self::destroy_sockets) there.
+    #[must_use]
+    pub fn with_destroy_sockets(mut self, destroy_sockets: DestroySockets) -> Self {
+        self.destroy_sockets = Some(destroy_sockets);
         self
     }
 

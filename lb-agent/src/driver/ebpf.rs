@@ -11,7 +11,10 @@ use lb_core::datapath::{Capabilities, Datapath, DatapathError, Devices, ErrorKin
 use lb_datapath_ebpf::{EbpfConfig, EbpfDatapath};
 
 use super::{Attachments, Driver, Exclusion, OpenDatapath, Setting, counted, unseen};
-use crate::host::{mounts, netlink, place::bpf_file_system, state_dir::Used};
+use crate::{
+    config::DestroySockets,
+    host::{mounts, netlink, place::bpf_file_system, state_dir::Used},
+};
 
 pub(super) struct Ebpf;
 
@@ -90,7 +93,14 @@ impl Driver for Ebpf {
     }
 
     fn settings(&self) -> &'static [Setting] {
-        &[Setting::Device, Setting::PodDevice, Setting::Cgroup, Setting::PinDir, Setting::Maglev]
+        &[
+            Setting::Device,
+            Setting::PodDevice,
+            Setting::Cgroup,
+            Setting::DestroySockets,
+            Setting::PinDir,
+            Setting::Maglev,
+        ]
     }
 
     fn privileges(&self) -> &'static str {
@@ -190,7 +200,12 @@ impl OnDevices {
         let config = EbpfConfig::new(&settings.cgroup)
             .with_pin_dir(&settings.pin_dir)
             .with_pod_devices(pod_devices)
-            .with_uplink_devices(&settings.devices);
+            .with_uplink_devices(&settings.devices)
+            .with_destroy_sockets(match settings.destroy_sockets {
+                DestroySockets::Off => lb_datapath_ebpf::DestroySockets::Off,
+                DestroySockets::Host => lb_datapath_ebpf::DestroySockets::Host,
+                DestroySockets::All => lb_datapath_ebpf::DestroySockets::All,
+            });
         let datapath = EbpfDatapath::open(config)?;
         if let Some(missing) = datapath.missing_pins() {
             tracing::warn!("the pins of an earlier process are not complete: {missing}");

@@ -52,7 +52,7 @@ use lb_core::{
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::{
-    config::pattern::Pattern,
+    config::{DestroySockets, pattern::Pattern},
     host::{netfilter, state_dir::Used},
 };
 
@@ -202,6 +202,8 @@ pub enum Setting {
     PodDevice,
     /// The cgroup whose sockets are balanced: `--cgroup`.
     Cgroup,
+    /// Where sockets are ended whose backend left: `--destroy-sockets`.
+    DestroySockets,
     /// Where objects are pinned: `--pin-dir`.
     PinDir,
     /// Maglev tables: `--maglev-hash` and `--maglev-seed`.
@@ -220,7 +222,8 @@ pub enum Exclusion {
 
 /// Where a datapath attaches to this node.
 ///
-/// Later versions may add places, so start with [`default`](Self::default), where all are empty.
+/// Later versions may add places, so start with [`default`](Self::default), where all are empty, and sockets are ended in the agent's
+/// network namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Attachments {
@@ -230,6 +233,8 @@ pub struct Attachments {
     pub pod_devices: Vec<Pattern>,
     /// Cgroup (version 2) whose sockets are balanced.
     pub cgroup: PathBuf,
+    /// Where sockets are ended whose backend left.
+    pub destroy_sockets: DestroySockets,
     /// Directory on a BPF file system where programs and maps are pinned.
     pub pin_dir: PathBuf,
 }
@@ -253,6 +258,13 @@ impl Attachments {
     #[must_use]
     pub fn with_cgroup(mut self, cgroup: impl Into<PathBuf>) -> Self {
         self.cgroup = cgroup.into();
+        self
+    }
+
+    /// The same with sockets [ended](Self::destroy_sockets) there.
+    #[must_use]
+    pub const fn with_destroy_sockets(mut self, destroy_sockets: DestroySockets) -> Self {
+        self.destroy_sockets = destroy_sockets;
         self
     }
 

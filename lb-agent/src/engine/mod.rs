@@ -10,6 +10,7 @@ pub(crate) mod leftovers;
 #[cfg(test)]
 mod maglev_tests;
 mod notes;
+mod remaining;
 pub(crate) mod state;
 pub(crate) mod surroundings;
 
@@ -22,7 +23,7 @@ use std::{
 };
 
 use lb_core::{
-    datapath::{ApplyError, DatapathError},
+    datapath::{ApplyError, DatapathError, Evicted},
     kernel::Forwarding,
     model::{Change, Model, Settings},
     name::SourceName,
@@ -35,6 +36,7 @@ use crate::{
     driver::OpenDatapath,
     engine::{
         inspection::{DatapathQuery, ReportWaiters, processor_time},
+        remaining::Remaining,
         state::AgentState,
         surroundings::Surroundings,
     },
@@ -77,6 +79,8 @@ pub(crate) struct Engine {
     carries_packets: bool,
     /// What was last said about such addresses.
     no_address: Option<String>,
+    /// Flows that could not be ended.
+    remaining: Remaining,
 }
 
 /// Most events that are taken in at once.
@@ -112,6 +116,7 @@ impl Engine {
             not_forwarded: None,
             carries_packets: config.datapath.carries_packets(),
             no_address: None,
+            remaining: Remaining::default(),
         }
     }
 
@@ -285,6 +290,11 @@ impl Engine {
                 self.check_addresses();
                 self.surroundings.as_mut().into_iter().for_each(Surroundings::services_changed);
             }
+            runner::Event::Evicted { frontends, outcome, took } => {
+                log_evicted(&outcome, took);
+                self.remaining.note(&frontends, &outcome);
+                self.shared.set_problem("FlowsNotEnded", self.remaining.problem());
+            }
             runner::Event::Inspected(inspected) => {
                 let report = self.shared.note_inspection(&inspected);
                 if !inspected.found.is_empty() {
@@ -337,6 +347,23 @@ fn log(plan: &Plan, outcome: &Result<(), ApplyError>, took: Duration) {
     match outcome {
         Ok(()) => tracing::debug!(plan = id, operations, ?took, summary = plan.summary(), "plan applied"),
         Err(error) => tracing::warn!(plan = id, operations, ?took, %error, "plan applied in part"),
+    }
+}
+
+fn log_evicted(outcome: &Result<Evicted, DatapathError>, took: Duration) {
+    match outcome {
+        Ok(evicted) if evicted.remaining.is_empty() => {
+            tracing::debug!(sockets = evicted.sockets, flows = evicted.flows, ?took, "flows ended whose backend left");
+        }
+        Ok(evicted) => tracing::warn!(
+            sockets = evicted.sockets,
+            flows = evicted.flows,
+            remaining = evicted.count_remaining(),
+            ?took,
+            %evicted,
+            "some flows go on whose backend left"
+        ),
+        Err(error) => tracing::warn!(error = error.report(), "flows whose backend left cannot be ended"),
     }
 }
 

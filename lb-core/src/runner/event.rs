@@ -45,6 +45,8 @@ pub enum Event {
     /// Established flows were ended whose backend left; see
     /// [`Reconciler::poll_evictions`](crate::reconciler::Reconciler::poll_evictions).
     Evicted {
+        /// Their frontends.
+        frontends: Vec<FrontendAddr>,
         /// What ended and what goes on. After an error that may pass, it is tried again.
         outcome: Result<Evicted, DatapathError>,
         /// How long the datapath took.

@@ -357,9 +357,10 @@ impl Runner {
                 self.drifts.handle_applied(now);
                 Some(Event::Applied { plan, outcome, took })
             }
-            Outcome::Evicted(outcome) => {
+            Outcome::Evicted(evictions, outcome) => {
                 self.reconciler.handle_evicted(outcome.as_ref(), now);
-                Some(Event::Evicted { outcome, took })
+                let frontends = evictions.into_iter().map(|eviction| eviction.frontend).collect();
+                Some(Event::Evicted { frontends, outcome, took })
             }
             Outcome::Inspected(inspection, found) => self.handle_look(inspection, found, took, cpu, now),
             Outcome::Repaired(outcome) => self.handle_repaired(outcome, now),

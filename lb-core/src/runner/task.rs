@@ -40,7 +40,7 @@ pub struct Done {
 pub(super) enum Outcome {
     Observed(Result<State, DatapathError>),
     Applied(Plan, Result<(), ApplyError>),
-    Evicted(Result<Evicted, DatapathError>),
+    Evicted(Vec<Eviction>, Result<Evicted, DatapathError>),
     Inspected(Inspection, Result<Vec<Drift>, DatapathError>),
     Repaired(Result<(), ApplyError>),
     /// What the datapath should hold has become unknown.
@@ -57,7 +57,10 @@ impl Task {
                 let outcome = datapath.apply(&plan);
                 Outcome::Applied(plan, outcome)
             }
-            (Work::Evict(evictions), _) => Outcome::Evicted(datapath.evict(&evictions)),
+            (Work::Evict(evictions), _) => {
+                let outcome = datapath.evict(&evictions);
+                Outcome::Evicted(evictions, outcome)
+            }
             (Work::Inspect(inspection), Some(expected)) => {
                 Outcome::Inspected(inspection, datapath.inspect(expected, inspection))
             }
