@@ -16,7 +16,7 @@ use lb_core::{
     faulty::{Faults, Faulty},
     memory::MemoryDatapath,
 };
-use lb_datapath_ebpf::{EbpfConfig, EbpfDatapath};
+use lb_datapath_ebpf::{DestroySockets, EbpfConfig, EbpfDatapath};
 use lb_datapath_iptables::{
     iptables::{IptablesConfig, IptablesDatapath, Variant},
     nftables::{NftablesConfig, NftablesDatapath},
@@ -179,7 +179,8 @@ fn ebpf() -> Subject {
         let config = EbpfConfig::new(&node.cgroup)
             .with_pin_dir(&node.pin_dir)
             .with_pod_devices(&node.pod_devices)
-            .with_uplink_devices(&node.uplink_devices);
+            .with_uplink_devices(&node.uplink_devices)
+            .with_destroy_sockets(DestroySockets::All);
         Ok(Box::new(EbpfDatapath::open(config)?))
     })
     .root_only()

@@ -154,13 +154,19 @@ impl Stage {
 
     /// Whether the datapath decides when the socket states its destination. It cannot be silent then: a dropped flow is
     /// one that has no route.
-    fn at_socket(&self, probe: Probe) -> bool {
+    pub(super) fn at_socket(&self, probe: Probe) -> bool {
         probe.entry() == Entry::Socket && self.translates_sockets()
     }
 
     /// Whether sockets are translated where they state their destination, and packets of theirs are not.
     pub(super) fn translates_sockets(&self) -> bool {
         matches!(self.capabilities().sockets, SocketCapability::Connect { .. })
+    }
+
+    /// Whether it ends the flows of sockets that it has translated for good.
+    pub(super) fn ends_sockets(&self) -> bool {
+        let capabilities = self.capabilities();
+        self.translates_sockets() && capabilities.evicts && capabilities.drain
     }
 
     fn compare_forward(&self, probe: Probe, forward: &Forward, response: &Response) -> Result<BackendAddr, Fault> {

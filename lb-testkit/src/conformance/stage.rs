@@ -8,7 +8,7 @@ use std::{
 };
 
 use lb_core::{
-    datapath::{ApplyError, Capabilities, Datapath, Role},
+    datapath::{ApplyError, Capabilities, Datapath, DatapathError, Evicted, Role},
     endpoint::EndpointSlice,
     memory::MemoryDatapath,
     model::{Change, Model, Settings},
@@ -131,8 +131,8 @@ impl Stage {
         self.settle()
     }
 
-    /// Applies plans until nothing is left to do.
-    fn settle(&mut self) -> Verdict {
+    /// Applies plans and ends flows until nothing is left to do now.
+    pub(super) fn settle(&mut self) -> Verdict {
         let deadline = Clock::now() + SETTLED;
         for _ in 0..ROUNDS {
             ensure!(Clock::now() < deadline, "not settled after {SETTLED:?}");
@@ -148,6 +148,10 @@ impl Stage {
                 self.check_outcome(&plan, &outcome)?;
                 self.reconciler.handle_applied(plan.id, outcome, now);
                 self.plans.push(plan);
+            } else if let Some(evictions) = self.reconciler.poll_evictions(now) {
+                let outcome = self.on_node(|datapath| datapath.evict(&evictions))?;
+                self.check_evicted(&outcome)?;
+                self.reconciler.handle_evicted(outcome.as_ref(), now);
             } else if self.reconciler.is_settled() {
                 return Ok(());
             } else {
@@ -170,6 +174,18 @@ impl Stage {
         match outcome {
             Err(error) if self.carries_packets() => Err(Fault::Failed(format!("applying {}: {error}", plan.summary()))),
             Ok(()) | Err(_) => Ok(()),
+        }
+    }
+
+    /// As [`check_outcome`](Self::check_outcome); and one that can cut flows leaves none.
+    fn check_evicted(&self, outcome: &Result<Evicted, DatapathError>) -> Verdict {
+        match outcome {
+            Err(error) if self.carries_packets() => Err(Fault::Failed(format!("ending flows: {}", error.report()))),
+            Ok(evicted) if self.capabilities().drain => {
+                ensure!(evicted.remaining.is_empty(), "{evicted}");
+                Ok(())
+            }
+            Ok(_) | Err(_) => Ok(()),
         }
     }
 

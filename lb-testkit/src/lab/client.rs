@@ -205,7 +205,8 @@ impl Held<'_> {
     }
 
     /// Asks once more on each socket, first all questions, then all answers. A TCP connection that broke stays broken
-    /// ([`Closed`](crate::traffic::FailureKind::Closed)); a UDP socket goes on.
+    /// ([`Closed`](crate::traffic::FailureKind::Closed)); a UDP socket goes
+    /// on. One that somebody ended ([`Reset`](crate::traffic::FailureKind::Reset)) is connected again at the next question.
     ///
     /// # Errors
     /// When the worker fails.

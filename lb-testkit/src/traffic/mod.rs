@@ -118,7 +118,7 @@ pub enum FailureKind {
     Timeout,
     /// No route, or an ICMP error that says so.
     Unreachable,
-    /// An established connection was reset.
+    /// An established connection was reset, or somebody ended a connected socket.
     Reset,
     /// The other side closed an established connection without an answer.
     Closed,

@@ -131,6 +131,8 @@ pub(super) struct Udp {
     socket: UdpSocket,
     to: SocketAddr,
     connected: bool,
+    /// Whether somebody ended it.
+    ended: bool,
     payload: String,
     sent: Instant,
 }
@@ -144,16 +146,34 @@ impl Udp {
         } else {
             report_errors(&socket, to).map_err(|error| failure("setsockopt", &error, start))?;
         }
-        Ok(Self { socket: socket.into(), to, connected, payload: String::new(), sent: start })
+        Ok(Self { socket: socket.into(), to, connected, ended: false, payload: String::new(), sent: start })
     }
 
+    /// A socket that was ended connects again, as a resolver does.
     fn send(&mut self) -> Result<(), Failure> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         self.payload = format!("datagram {}", NEXT.fetch_add(1, Ordering::Relaxed));
         self.sent = Instant::now();
+        if self.ended {
+            // The kernel still has the error if nobody was told of it.
+            let again = self.socket.take_error().and_then(|_| self.socket.connect(self.to));
+            again.map_err(|error| failure("connect", &error, self.sent))?;
+            self.ended = false;
+        }
+        let sent = self.send_payload();
+        self.note(sent).map(drop).map_err(|error| failure("send", &error, self.sent))
+    }
+
+    fn send_payload(&self) -> io::Result<usize> {
         let bytes = self.payload.as_bytes();
-        let sent = if self.connected { self.socket.send(bytes) } else { self.socket.send_to(bytes, self.to) };
-        sent.map(drop).map_err(|error| failure("send", &error, self.sent))
+        if self.connected { self.socket.send(bytes) } else { self.socket.send_to(bytes, self.to) }
+    }
+
+    /// Notes that somebody ended the socket: the kernel says so once, and has forgotten the peer.
+    fn note<T>(&mut self, outcome: io::Result<T>) -> io::Result<T> {
+        let number = outcome.as_ref().err().and_then(io::Error::raw_os_error);
+        self.ended |= matches!(number, Some(libc::ECONNABORTED | libc::EDESTADDRREQ));
+        outcome
     }
 
     /// The answer to the last datagram; late ones to earlier datagrams are passed over.
@@ -164,12 +184,12 @@ impl Udp {
         let mut buffer = [0; 4096];
         loop {
             self.socket.set_read_timeout(Some(left(deadline, start)?)).map_err(wrong)?;
-            let (length, from) = if self.connected {
-                (self.socket.recv(&mut buffer).map_err(wrong)?, None)
+            let received = if self.connected {
+                self.socket.recv(&mut buffer).map(|length| (length, None))
             } else {
-                let (length, from) = self.socket.recv_from(&mut buffer).map_err(wrong)?;
-                (length, Some(from))
+                self.socket.recv_from(&mut buffer).map(|(length, from)| (length, Some(from)))
             };
+            let (length, from) = self.note(received).map_err(wrong)?;
             let body = String::from_utf8_lossy(&buffer[..length]);
             if body.ends_with(&expected) {
                 let peer = from.map_or_else(|| self.socket.peer_addr(), Ok).map_err(wrong)?;

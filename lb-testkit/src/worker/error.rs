@@ -21,7 +21,8 @@ fn kind(error: &io::Error) -> FailureKind {
         Some(libc::ETIMEDOUT | libc::EINPROGRESS | libc::EAGAIN) => FailureKind::Timeout,
         // A connect over a blackhole route says EINVAL.
         Some(libc::EHOSTUNREACH | libc::ENETUNREACH | libc::ENETDOWN | libc::EINVAL) => FailureKind::Unreachable,
-        Some(libc::ECONNRESET | libc::EPIPE | libc::ECONNABORTED) => FailureKind::Reset,
+        // A connected datagram socket that was ended has no destination.
+        Some(libc::ECONNRESET | libc::EPIPE | libc::ECONNABORTED | libc::EDESTADDRREQ) => FailureKind::Reset,
         Some(libc::EPERM | libc::EACCES) => FailureKind::Denied,
         Some(_) => FailureKind::Other,
         None if error.kind() == io::ErrorKind::TimedOut => FailureKind::Timeout,

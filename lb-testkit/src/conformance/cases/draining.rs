@@ -1,4 +1,6 @@
-//! UDP flows while their backend goes: they stay as long as it serves.
+//! Flows while their backend goes: those of UDP stay as long as it serves, and those of TCP as drain policies say.
+
+use std::time::Duration;
 
 use lb_core::{
     addr::{BackendAddr, Protocol},
@@ -7,6 +9,7 @@ use lb_core::{
     health::{Health, HealthReport},
     model::Change,
     name::SourceName,
+    service::{DrainPolicy, Service},
 };
 
 use super::{
@@ -24,7 +27,7 @@ use crate::{
     traffic::Transport,
 };
 
-pub(super) const CASES: [Case; 12] = cases![
+pub(super) const CASES: [Case; 17] = cases![
     udp_flows_stay_while_their_backend_terminates_and_serves,
     udp_flows_leave_a_terminating_backend_that_stops_serving,
     udp_flows_leave_a_terminating_backend_that_is_gone,
@@ -37,6 +40,11 @@ pub(super) const CASES: [Case; 12] = cases![
     udp_flows_leave_a_backend_that_left_while_no_process_ran,
     udp_flows_outlive_a_time_without_backends,
     udp_flows_outlive_a_time_without_their_service,
+    connections_are_cut_when_their_backend_leaves,
+    connections_are_cut_when_every_backend_leaves,
+    connections_drain_for_as_long_as_their_service_says,
+    connections_that_drain_stay_when_their_backend_comes_back,
+    connections_have_their_time_after_a_restart,
 ];
 
 const FLOWS: usize = 4;
@@ -44,12 +52,13 @@ const FLOWS: usize = 4;
 const OLD: [&str; 2] = ["a", "c"];
 const NEW: [&str; 2] = ["b", "d"];
 
-/// A service with the old backends, and sockets that asked them. `leave` says whether flows are to leave a backend,
-/// which no datapath can do to connected sockets that it has translated for good.
+/// A service with the old backends, and sockets that asked them. `leave` says whether flows are to leave a backend: a
+/// datapath that has translated connected sockets for good has to end them.
 fn with_flows(stage: &mut Stage, leave: bool, play: impl FnOnce(&mut Stage, &[&[Flows<'_>]]) -> Verdict) -> Verdict {
     stage.lab()?;
     stage.change([Change::UpsertService(web()), Change::ReplaceEndpoints(endpoints("web", &OLD))])?;
-    let connected: &[Origin] = if leave && stage.translates_sockets() { &PACKET_ORIGINS } else { &ORIGINS };
+    let pinned = stage.translates_sockets() && !stage.ends_sockets();
+    let connected: &[Origin] = if leave && pinned { &PACKET_ORIGINS } else { &ORIGINS };
     with_held(stage, connected, Transport::Udp, |stage, connected| {
         with_held(stage, &ORIGINS, Transport::UdpUnconnected, |stage, unconnected| {
             play(stage, &[connected, unconnected])
@@ -209,5 +218,73 @@ fn udp_flows_outlive_a_time_without_their_service(stage: &mut Stage) -> Verdict 
         flows.iter().try_for_each(Flows::no_pods)?;
         stage.change([Change::ReplaceEndpoints(endpoints("web", &NEW)), Change::UpsertService(web())])?;
         flows.iter().try_for_each(|flows| flows.only_pods(&NEW))
+    })
+}
+
+/// Time to drain in these cases. It passes only where a case lets it.
+const DRAIN: Duration = Duration::from_secs(2);
+
+/// Connections to a service with this policy, whose old backends then leave.
+fn with_connections(
+    stage: &mut Stage,
+    policy: DrainPolicy,
+    play: impl FnOnce(&mut Stage, &[Flows<'_>]) -> Verdict,
+) -> Verdict {
+    stage.lab()?;
+    if !stage.capabilities().drain {
+        return Err(Fault::lacks("drain policies"));
+    }
+    let service = Service { drain: policy, ..web() };
+    stage.change([Change::UpsertService(service), Change::ReplaceEndpoints(endpoints("web", &["a", "b", "c"]))])?;
+    with_held(stage, &ORIGINS, Transport::Tcp, play)
+}
+
+fn connections_are_cut_when_their_backend_leaves(stage: &mut Stage) -> Verdict {
+    with_connections(stage, DrainPolicy::Cut, |stage, connections| {
+        stage.change([Change::ReplaceEndpoints(rolling("web", &OLD, true, &NEW))])?;
+        connections.iter().try_for_each(|connections| connections.only_cut(&OLD))?;
+        new_flows_reach(stage, &NEW)
+    })
+}
+
+fn connections_are_cut_when_every_backend_leaves(stage: &mut Stage) -> Verdict {
+    with_connections(stage, DrainPolicy::Cut, |stage, connections| {
+        stage.change([Change::ReplaceEndpoints(endpoints("web", &[]))])?;
+        connections.iter().try_for_each(|connections| connections.only_cut(&["a", "b", "c"]))
+    })
+}
+
+fn connections_drain_for_as_long_as_their_service_says(stage: &mut Stage) -> Verdict {
+    with_connections(stage, DrainPolicy::For(DRAIN), |stage, connections| {
+        stage.change([Change::ReplaceEndpoints(endpoints("web", &NEW))])?;
+        connections.iter().try_for_each(Flows::same_pods)?;
+        new_flows_reach(stage, &NEW)?;
+        stage.pass_time(DRAIN);
+        stage.settle()?;
+        connections.iter().try_for_each(|connections| connections.only_cut(&OLD))
+    })
+}
+
+fn connections_that_drain_stay_when_their_backend_comes_back(stage: &mut Stage) -> Verdict {
+    with_connections(stage, DrainPolicy::For(DRAIN), |stage, connections| {
+        // What was there before the policy has its time first.
+        stage.pass_time(DRAIN);
+        stage.settle()?;
+        stage.change([Change::ReplaceEndpoints(endpoints("web", &NEW))])?;
+        stage.change([Change::ReplaceEndpoints(endpoints("web", &["a", "b", "c"]))])?;
+        stage.pass_time(DRAIN);
+        stage.settle()?;
+        connections.iter().try_for_each(Flows::same_pods)
+    })
+}
+
+fn connections_have_their_time_after_a_restart(stage: &mut Stage) -> Verdict {
+    with_connections(stage, DrainPolicy::For(DRAIN), |stage, connections| {
+        stage.miss(endpoints("web", &NEW));
+        stage.restart()?;
+        connections.iter().try_for_each(Flows::same_pods)?;
+        stage.pass_time(DRAIN);
+        stage.settle()?;
+        connections.iter().try_for_each(|connections| connections.only_cut(&OLD))
     })
 }

@@ -13,7 +13,7 @@ use crate::{
         service::{CLIENT_POD, FRONT_PORT, Vip, WEB, endpoints, named, service, web},
     },
     lab::{Held, Origin, topology},
-    traffic::{Load, LoadKind, Outcome, Transport, Until},
+    traffic::{FailureKind, Load, LoadKind, Outcome, Transport, Until},
 };
 
 pub(super) const CASES: [Case; 8] = cases![
@@ -65,7 +65,7 @@ fn udp_flows_leave_a_backend_that_left(stage: &mut Stage) -> Verdict {
 
 fn connected_sockets_of_the_node_leave_a_backend_that_left(stage: &mut Stage) -> Verdict {
     stage.lab()?;
-    if stage.translates_sockets() {
+    if stage.translates_sockets() && !stage.ends_sockets() {
         return Err(Fault::lacks("re-selection for connected datagram sockets: they are translated once"));
     }
     moves_on(stage, &[Origin::Pod(CLIENT_POD), Origin::Node(0)], Transport::Udp)
@@ -165,6 +165,8 @@ pub(super) struct Flows<'lab> {
     what: String,
     held: Held<'lab>,
     first: Vec<String>,
+    /// Whether a socket fails once when its backend leaves, and gets another one when it connects again.
+    recovers: bool,
 }
 
 impl Flows<'_> {
@@ -175,9 +177,27 @@ impl Flows<'_> {
     }
 
     pub(super) fn only_pods(&self, allowed: &[&str]) -> Verdict {
+        if self.recovers {
+            // Those that fail do so at once, and not by a time-out.
+            let failures = self.held.exchange()?.into_iter().filter_map(Result::err);
+            let other = failures.into_iter().find(|failure| failure.kind != FailureKind::Reset);
+            ensure!(other.is_none(), "{}: {other:?}, expected the end of the socket", self.what);
+        }
         let now: BTreeSet<String> = self.pods()?.into_iter().collect();
         let wrong = now.iter().find(|pod| !allowed.contains(&pod.as_str()));
         ensure!(wrong.is_none(), "{}: answered by {now:?}, endpoints are {allowed:?}", self.what);
+        Ok(())
+    }
+
+    /// Connections to these pods are cut, and the client notices at once; the others go on.
+    pub(super) fn only_cut(&self, gone: &[&str]) -> Verdict {
+        for (first, now) in self.first.iter().zip(self.held.exchange()?) {
+            let is_right = match &now {
+                Err(failure) => gone.contains(&&**first) && failure.kind == FailureKind::Reset,
+                Ok(response) => !gone.contains(&&**first) && response.pod == *first,
+            };
+            ensure!(is_right, "{}: a connection to {first} while {gone:?} are cut: {now:?}", self.what);
+        }
         Ok(())
     }
 
@@ -210,7 +230,9 @@ pub(super) fn with_held(
                 let what = format!("{transport:?} from {origin:?} {family:?}");
                 let held = lab.client(origin).hold(transport, (WEB.ip(family), FRONT_PORT).into(), SOCKETS)?;
                 let first = pods(&what, held.opened())?;
-                flows.push(Flows { what, held, first });
+                let recovers =
+                    transport == Transport::Udp && stage.at_socket(Probe::new(origin, WEB, family, transport));
+                flows.push(Flows { what, held, first, recovers });
             }
         }
         play(stage, &flows)
