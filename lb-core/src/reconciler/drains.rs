@@ -23,8 +23,16 @@ pub(crate) struct Drains {
     /// Frontends, without their scope, of which flows are to end now.
     due: BTreeSet<FrontendAddr>,
     in_flight: Vec<Eviction>,
+    /// When those in flight were first asked for.
+    began: Instant,
     retry: Backoff,
+    /// No eviction comes before.
+    paused_until: Instant,
 }
+
+/// How many times as long as an eviction took the datapath is left to other work: whoever ends flows may have to look at
+/// every flow, however few of them end.
+const PAUSE: u32 = 9;
 
 /// The flows of one frontend.
 #[derive(Clone, Debug)]
@@ -43,7 +51,9 @@ impl Default for Drains {
             deadlines: BTreeSet::new(),
             due: BTreeSet::new(),
             in_flight: Vec::new(),
+            began: Instant::default(),
             retry: Reconciler::BACKOFF,
+            paused_until: Instant::default(),
         }
     }
 }
@@ -76,8 +86,9 @@ impl Drains {
 
     /// The flows that are to end, of frontends that `settled` says are in the datapath as desired.
     pub(crate) fn poll(&mut self, now: Instant, settled: impl Fn(&FrontendAddr) -> bool) -> Option<Vec<Eviction>> {
-        if self.in_flight.is_empty() && self.retry.is_over(now) {
+        if self.in_flight.is_empty() && self.retry.is_over(now) && self.paused_until <= now {
             self.advance(now);
+            self.began = now;
             let settled = |addr: &FrontendAddr| scopes(*addr).iter().all(&settled);
             let (now, later) = core::mem::take(&mut self.due).into_iter().partition(settled);
             self.due = later;
@@ -90,6 +101,7 @@ impl Drains {
     /// Handles how the last evictions failed, if they did.
     pub(crate) fn handle(&mut self, error: Option<&DatapathError>, now: Instant) {
         let evictions = core::mem::take(&mut self.in_flight);
+        self.paused_until = now + now.since(self.began).saturating_mul(PAUSE);
         match error {
             Some(error) if error.is_retryable() => {
                 self.due.extend(evictions.into_iter().map(|eviction| eviction.frontend));
@@ -102,8 +114,13 @@ impl Drains {
     /// When flows are next to end.
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
         let first = self.deadlines.first().map(|(at, _)| *at);
-        let retry = self.retry.until().filter(|_| !self.due.is_empty());
-        first.into_iter().chain(retry).min()
+        first.into_iter().chain(self.waits_until()).min()
+    }
+
+    /// Until when evictions that are due wait, if some do.
+    pub(crate) fn waits_until(&self) -> Option<Instant> {
+        let until = self.retry.until().into_iter().chain([self.paused_until]).max();
+        until.filter(|at| !self.due.is_empty() && *at > Instant::default())
     }
 
     /// Makes due what has drained by now.

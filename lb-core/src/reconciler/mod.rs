@@ -439,6 +439,13 @@ impl Reconciler {
         self.drains.poll(now, |addr| !touched.contains(addr) && !retries.contains_key(addr))
     }
 
+    /// Until when evictions that are due wait: after one that failed, or for nine times as long as the last one took, so
+    /// that plans are not held up.
+    #[must_use]
+    pub fn evictions_wait_until(&self) -> Option<Instant> {
+        self.drains.waits_until()
+    }
+
     /// Handles the outcome of the last evictions: if nothing is known of them, they come again after a back-off.
     pub fn handle_evicted(&mut self, outcome: Result<&Evicted, &DatapathError>, now: Instant) {
         self.drains.handle(outcome.err(), now);

@@ -324,6 +324,28 @@ fn evictions_that_fail_come_again_unless_that_is_pointless() {
 }
 
 #[test]
+fn a_datapath_that_needs_long_is_left_to_its_plans_meanwhile() {
+    let mut world = World::new(draining(DrainPolicy::Cut));
+    let slow = |world: &mut World, endpoints: Vec<Endpoint>, from: u64, to: u64| {
+        world.reconciler.handle_change(Change::ReplaceEndpoints(slice("a", endpoints))).unwrap();
+        let plan = world.reconciler.poll_plan(at(from)).unwrap().unwrap();
+        world.reconciler.handle_applied(plan.id, Ok(()), at(from));
+        let evictions = world.reconciler.poll_evictions(at(from))?;
+        world.reconciler.handle_evicted(world.datapath.evict(&evictions).as_ref(), at(to));
+        Some(evictions)
+    };
+    assert!(slow(&mut world, vec![ready(B2)], 100, 102).is_some());
+    assert_eq!(world.reconciler.evictions_wait_until(), None, "nothing is due");
+    // Plans go on, and what they make due comes at once later.
+    assert_eq!(slow(&mut world, vec![ready(B3)], 103, 103), None);
+    assert_eq!(slow(&mut world, vec![ready(B1)], 104, 104), None);
+    assert_eq!((world.reconciler.evictions_wait_until(), world.timeout()), (Some(at(120)), Some(120)));
+    assert_eq!(world.reconciler.poll_evictions(at(119)), None);
+    let evictions = world.reconciler.poll_evictions(at(120)).unwrap();
+    assert_eq!(evictions.iter().map(|eviction| eviction.keeps.clone()).collect::<Vec<_>>(), [[backend(B1)].into()]);
+}
+
+#[test]
 fn a_datapath_that_ends_no_flows_is_not_asked_to() {
     let capabilities = Capabilities::all("memory").with_evicts(false).with_drain(false);
     let mut reconciler = Reconciler::new(Model::new(settings(), capabilities));

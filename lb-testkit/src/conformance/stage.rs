@@ -152,6 +152,8 @@ impl Stage {
                 let outcome = self.on_node(|datapath| datapath.evict(&evictions))?;
                 self.check_evicted(&outcome)?;
                 self.reconciler.handle_evicted(outcome.as_ref(), now);
+            } else if let Some(at) = self.reconciler.evictions_wait_until().filter(|at| *at > now) {
+                self.pass_time(at.since(now));
             } else if self.reconciler.is_settled() {
                 return Ok(());
             } else {
