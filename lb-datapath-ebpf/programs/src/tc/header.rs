@@ -1,6 +1,6 @@
 //! Headers of IPv4, IPv6, TCP and UDP.
 
-use lb_datapath_ebpf_abi::{Addr, map_v4};
+use lb_datapath_ebpf_abi::{Addr, map_v4, unmap_v4};
 
 /// Bytes of an Ethernet header.
 pub const ETHERNET: u32 = 14;
@@ -47,6 +47,11 @@ pub const fn ipv4(words: &[u32; 5]) -> Option<Ip> {
 
 /// Reads an IPv6 header, as it lies in memory. A packet with extension headers shows as another protocol than TCP and
 /// UDP.
+///
+/// `None` for IPv4-mapped addresses, which no packet may have: they would be taken for those of an IPv4 flow. The kernel
+/// drops such packets ([`ip6_rcv_core`]).
+///
+/// [`ip6_rcv_core`]: https://elixir.bootlin.com/linux/v6.18/source/net/ipv6/ip6_input.c
 #[inline(always)]
 #[must_use]
 pub const fn ipv6(words: &[u32; 10]) -> Option<Ip> {
@@ -54,8 +59,11 @@ pub const fn ipv6(words: &[u32; 10]) -> Option<Ip> {
     if u32::from_be(head) >> 28 != 6 {
         return None;
     }
-    let rest = u32::from_be(rest);
-    Some(Ip { src: [a, b, c, d], dst: [e, f, g, h], protocol: (rest >> 8) as u8, ttl: rest as u8, len: 40 })
+    let (src, dst, rest) = ([a, b, c, d], [e, f, g, h], u32::from_be(rest));
+    if unmap_v4(src).is_some() || unmap_v4(dst).is_some() {
+        return None;
+    }
+    Some(Ip { src, dst, protocol: (rest >> 8) as u8, ttl: rest as u8, len: 40 })
 }
 
 #[cfg(test)]
@@ -104,5 +112,17 @@ mod tests {
         assert_eq!(ip.dst, from_octets(core::array::from_fn(|i| i as u8 + 16)));
         bytes[0] = 0x40;
         assert_eq!(ipv6(&words(&bytes)), None);
+    }
+
+    #[test]
+    fn an_ipv4_mapped_address_in_an_ipv6_header_is_not_one_of_ipv4() {
+        for at in [8, 24] {
+            let mut bytes = [0xfd; 40];
+            bytes[0] = 0x60;
+            assert!(ipv6(&words(&bytes)).is_some());
+            bytes[at..at + 10].fill(0);
+            bytes[at + 10..at + 12].fill(0xff);
+            assert_eq!(ipv6(&words(&bytes)), None, "at {at}");
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! What happens to a packet.
 
 use aya_ebpf::bindings::tcx_action_base::{TCX_DROP, TCX_NEXT};
-use lb_datapath_ebpf_abi::{CtValue, ROLE_ACTIVE, ROLE_STANDBY, Reason, Verdict};
+use lb_datapath_ebpf_abi::{CtValue, ROLE_ACTIVE, ROLE_STANDBY, Reason, TARGET_DROP, Verdict};
 
 use super::{
     flow::{self, FlowMaps},
@@ -69,14 +69,16 @@ enum Decision {
 /// Decides on the first packet of a flow, and writes its backend to `to`.
 #[inline(never)]
 fn answer<M: FlowMaps>(maps: M, packet: &Packet, to: &mut CtValue) -> Decision {
+    // Nobody answers a reset, and it must neither start a flow nor take a turn or a record of affinity.
+    if packet.is_reset() {
+        return stray_reset(maps, packet);
+    }
     let chosen = match choose(maps, &packet.frontend_key(), packet) {
         Answer::NotAFrontend => {
             flow::forget_reply(maps, packet);
             return Decision::NoFrontend;
         }
         Answer::Excluded => return Decision::Stop(Reason::PacketExcluded),
-        // Nobody answers a reset, and it must not start a flow.
-        _ if packet.is_reset() => return Decision::Stop(Reason::PacketStrayReset),
         Answer::NoBackends => return Decision::Stop(Reason::PacketNoBackends),
         Answer::BackendMissing => return Decision::Stop(Reason::PacketBackendMissing),
         Answer::Backend(chosen) => chosen,
@@ -84,6 +86,16 @@ fn answer<M: FlowMaps>(maps: M, packet: &Packet, to: &mut CtValue) -> Decision {
     (to.dst, to.dport) = (chosen.addr, chosen.port);
     (to.backend, to.set) = (chosen.id, chosen.set);
     Decision::Open
+}
+
+/// Decides on a reset of no flow.
+#[inline(always)]
+fn stray_reset<M: FlowMaps>(maps: M, packet: &Packet) -> Decision {
+    match maps.frontend(&packet.frontend_key()) {
+        None => Decision::NoFrontend,
+        Some(frontend) if frontend.target == TARGET_DROP => Decision::Stop(Reason::PacketExcluded),
+        Some(_) => Decision::Stop(Reason::PacketStrayReset),
+    }
 }
 
 /// Counts `reason` and carries out its verdict.
@@ -114,7 +126,7 @@ pub(super) fn give_up<M: Maps>(maps: M, reason: Reason) -> i32 {
 
 #[cfg(test)]
 mod tests {
-    use lb_datapath_ebpf_abi::{LOOKUP_HASH, ROLE_DRAINING, TARGET_DROP, TARGET_REJECT};
+    use lb_datapath_ebpf_abi::{LOOKUP_HASH, LOOKUP_ROUND_ROBIN, ROLE_DRAINING, TARGET_REJECT};
 
     use super::*;
     use crate::{
@@ -224,6 +236,17 @@ mod tests {
         }
         let of_packets = Reason::ALL.iter().filter(|reason| !matches!(reason.verdict(), Verdict::Fail(_))).count();
         assert_eq!(of_packets, cases.len());
+    }
+
+    #[test]
+    fn a_stray_reset_leaves_no_trace() {
+        let fake = Fake::serving(LOOKUP_ROUND_ROBIN, &[1, 2]);
+        fake.change_frontend(VIP, |frontend| (frontend.affinity, frontend.affinity_ns) = (1, 100));
+        assert_eq!(ingress(&fake, &FakeSkb::tcp_v4(RST)), DROP);
+        assert!(fake.affinity.borrow().is_empty() && fake.flows.borrow().is_empty());
+        assert!(fake.turns.borrow().values().all(|turn| *turn == 0));
+        assert_eq!(ingress(&fake, &FakeSkb::tcp_v4(SYN)), REDIRECTED);
+        assert_eq!(fake.affinity.borrow().len(), 1);
     }
 
     #[test]

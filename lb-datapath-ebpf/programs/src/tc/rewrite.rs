@@ -28,11 +28,11 @@ const BPF_F_IPV6: u64 = 1 << 7;
 /// Translates `packet` to the tuple of `to` and sends it on. Returns the verdict for the kernel.
 #[inline(never)]
 pub fn forward<M: Maps, S: Skb>(maps: M, skb: S, packet: &Packet, to: &CtValue) -> i32 {
-    // The kernel answers with "time exceeded", from the packet as the client knows it.
-    if packet.ttl <= 1 {
+    let hop = skb.route(packet, to);
+    // The kernel answers with "time exceeded", from the packet as the client knows it. The node itself is no hop.
+    if hop.is_ok() && packet.ttl <= 1 {
         return give_up(maps, Reason::PacketHopLimit);
     }
-    let hop = skb.route(packet, to);
     let ttl = if hop.is_ok() { packet.ttl - 1 } else { packet.ttl };
     let rewritten = if packet.is_v4 { rewrite_v4(skb, packet, to, ttl) } else { rewrite_v6(skb, packet, to, ttl) };
     match (rewritten, hop) {
@@ -182,6 +182,16 @@ mod tests {
         let (before, packet) = (skb.bytes(), skb.packet());
         assert_eq!(forward(&Fake::new(), &skb, &packet, &tuple(false)), PASS);
         assert_eq!(skb.bytes(), before);
+    }
+
+    #[test]
+    fn a_packet_to_the_node_itself_has_no_hop_to_go() {
+        let skb = FakeSkb::udp_v4();
+        skb.set_byte(14 + 8, 1);
+        skb.routes.set(Err(Unrouted::Local));
+        let (packet, to) = (skb.packet(), tuple(true));
+        assert_eq!(forward(&Fake::new(), &skb, &packet, &to), PASS);
+        assert_eq!((skb.packet().key.dst, skb.packet().ttl), (to.dst, 1));
     }
 
     #[test]
