@@ -1,0 +1,729 @@
+//! What has to become of a packet: the decision of the model, and a table of flows as a translation in two directions
+//! has to keep it.
+//!
+//! The reference decides as little as the specification does. Where that leaves a choice (one of several backends, the
+//! port of a translated source), it takes what the program chose if that is one of the choices, and holds the program
+//! to it from then on.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    net::IpAddr,
+    ops::RangeInclusive,
+};
+
+use lb_core::{
+    addr::{BackendAddr, Family, FrontendAddr, Protocol},
+    affinity::AffinityRecord,
+    datapath::Role,
+    decision::{Choice, Decision, Entry, FlowView, Forward, Packet, SourceRewrite, Verdict, decide},
+    model::Model,
+    time::Instant,
+};
+use lb_testkit::packets::{Check, Endpoint, IpReading, Reading, Rewrite, Segment, TcpReading, Transport};
+
+use crate::{
+    answer,
+    bpf::Outcome,
+    routes::{Route, Routes},
+};
+
+const TCX_NEXT: i32 = -1;
+const TCX_DROP: i32 = 2;
+const TCX_REDIRECT: i32 = 7;
+
+/// What a packet is judged by besides the table of flows.
+pub(crate) struct View<'a> {
+    pub(crate) model: &'a Model,
+    pub(crate) role: Role,
+    /// Counts changes of services.
+    pub(crate) version: u64,
+    /// Every backend that services had since the table of flows was empty, with the last change after which none had it.
+    pub(crate) backends: &'a BTreeMap<BackendAddr, u64>,
+    /// Where the packet comes in.
+    pub(crate) entry: Entry,
+    /// MAC address of the device that it comes in through.
+    pub(crate) mac: [u8; 6],
+}
+
+/// What became of a packet; the names of what is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Fate {
+    Untouched,
+    Opened,
+    Forwarded,
+    Returned,
+    Answered,
+    Dropped,
+    /// Two flows have the same tuple, each in another direction: nobody can say which one it belongs to.
+    Ambiguous,
+    /// Without a whole header of IP the kernel runs no program on demand.
+    TooShort,
+}
+
+/// Source, destination and protocol of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Tuple {
+    pub(crate) protocol: Protocol,
+    pub(crate) source: Endpoint,
+    pub(crate) destination: Endpoint,
+}
+
+impl View<'_> {
+    /// Whether `backend` was gone at a time after `version`. Then a program may treat it as one that is new.
+    fn was_gone(&self, backend: BackendAddr, version: u64) -> bool {
+        self.backends.get(&backend).is_none_or(|left| *left > version)
+    }
+}
+
+impl Tuple {
+    pub(crate) const fn mirror(self) -> Self {
+        Self { source: self.destination, destination: self.source, ..self }
+    }
+}
+
+/// A flow from a client to a frontend.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Flow {
+    pub(crate) backend: BackendAddr,
+    /// What the backend sees as the client.
+    pub(crate) source: Endpoint,
+    closing: Closing,
+    /// When it was opened, in changes of services.
+    version: u64,
+}
+
+/// A tuple of answers.
+#[derive(Clone, Copy, Debug)]
+struct Reply {
+    /// The tuple of the client.
+    client: Tuple,
+    closing: Closing,
+    /// It may have been removed.
+    doubtful: bool,
+}
+
+/// How far a TCP connection is from its end.
+#[derive(Clone, Copy, Debug, Default)]
+struct Closing {
+    fin: [bool; 2],
+    reset: bool,
+    /// A packet that nobody can say the effect of may have ended it.
+    doubtful: bool,
+}
+
+impl Closing {
+    fn see(&mut self, side: usize, flags: u8) {
+        self.fin[side] |= flags & Segment::FIN != 0;
+        self.reset |= flags & Segment::RST != 0;
+    }
+
+    const fn is_over(self) -> bool {
+        (self.reset || (self.fin[0] && self.fin[1])) && !self.doubtful
+    }
+
+    const fn may_be_over(self) -> bool {
+        self.reset || self.fin[0] || self.fin[1] || self.doubtful
+    }
+}
+
+const CLIENT: usize = 0;
+const SERVER: usize = 1;
+
+/// What the affinity of a client leads to.
+#[derive(Clone, Copy, Debug)]
+enum Memory {
+    /// This backend, since so many changes of services.
+    Backend(BackendAddr, u64),
+    /// Its last flow was opened by a packet that shows no backend.
+    Unknown,
+}
+
+/// A packet that belongs to a flow or may begin one.
+struct Subject<'a> {
+    tuple: Tuple,
+    ip: &'a IpReading,
+    /// TCP flags; 0 for other protocols.
+    flags: u8,
+    /// Lengths or the header's checksum are wrong: a host drops it, and a program may treat it in any way that changes
+    /// nothing but what a translation does.
+    is_malformed: bool,
+}
+
+impl Subject<'_> {
+    const fn asks_for_a_connection(&self) -> bool {
+        self.flags & (Segment::SYN | Segment::ACK) == Segment::SYN
+    }
+
+    const fn is_reset(&self) -> bool {
+        self.flags & Segment::RST != 0
+    }
+
+    fn is_udp(&self) -> bool {
+        self.tuple.protocol == Protocol::Udp
+    }
+}
+
+/// Something that may become of a packet.
+#[derive(Clone, Debug)]
+enum Alternative {
+    /// It is passed as it came, or dropped, and then nothing else has happened.
+    Untouched,
+    Dropped,
+    /// It goes on to its destination, to which it did not belong to a flow.
+    Direct,
+    /// It is passed or dropped, and may have had any effect.
+    Anything,
+    /// It gets a reset or "port unreachable".
+    Answered,
+    /// It belongs to its flow.
+    Forwarded(Flow),
+    /// It is an answer, of this flow.
+    Returned(Reply),
+    /// It opens a flow.
+    Opens(Opening),
+}
+
+/// How a flow may be opened.
+#[derive(Clone, Debug)]
+struct Opening {
+    backends: BTreeSet<BackendAddr>,
+    forward: Forward,
+    /// What was known of the client is not certain: neither are the backend and whether the source is kept.
+    is_doubtful: bool,
+    /// Under which the client is remembered.
+    affinity: Option<(FrontendAddr, IpAddr)>,
+}
+
+/// The table of flows.
+pub(crate) struct Reference {
+    routes: Routes,
+    pub(crate) flows: HashMap<Tuple, Flow>,
+    replies: HashMap<Tuple, Reply>,
+    affinity: HashMap<(FrontendAddr, IpAddr), Memory>,
+    /// Tuples whose last packet may have opened a flow that it does not show.
+    doubtful: HashSet<Tuple>,
+    /// Those that have ever been so: the tuple of their answers may be taken for good.
+    unseen: HashSet<Tuple>,
+}
+
+impl Reference {
+    pub(crate) fn new(routes: Routes) -> Self {
+        Self {
+            routes,
+            flows: HashMap::new(),
+            replies: HashMap::new(),
+            affinity: HashMap::new(),
+            doubtful: HashSet::new(),
+            unseen: HashSet::new(),
+        }
+    }
+
+    /// Compares what a program did to `frame` with what it has to do.
+    pub(crate) fn check(&mut self, view: &View<'_>, frame: &[u8], out: &Outcome<'_>) -> Result<Fate, String> {
+        let reading = Reading::of(frame);
+        let Some(subject) = subject(view, &reading) else {
+            return match untouched(frame, out) {
+                true => Ok(Fate::Untouched),
+                false => Err("expected to be left alone: no packet of a protocol that is translated".into()),
+            };
+        };
+        if self.replies.contains_key(&subject.tuple) && self.flows.contains_key(&subject.tuple) {
+            self.saw_anything(view, &subject);
+            return Ok(Fate::Ambiguous);
+        }
+        let alternatives = self.alternatives(view, &subject);
+        let mut why = String::new();
+        for alternative in &alternatives {
+            match self.takes(view, &subject, frame, out, alternative) {
+                Ok(fate) => {
+                    // A packet without a hop to go shows nothing of what it did.
+                    if alternatives.len() > 1 && subject.ip.hop_limit <= 1 && untouched(frame, out) {
+                        self.saw_anything(view, &subject);
+                    }
+                    return Ok(fate);
+                }
+                Err(reason) => why += &format!("\n  expected {alternative:?}\n    but {reason}"),
+            }
+        }
+        Err(format!("{:?}{why}", subject.tuple))
+    }
+
+    /// What may become of the packet, the most likely first.
+    fn alternatives(&self, view: &View<'_>, subject: &Subject<'_>) -> Vec<Alternative> {
+        if view.role == Role::Standby {
+            return vec![Alternative::Untouched];
+        }
+        let mut all = Vec::new();
+        if let Some(reply) = self.replies.get(&subject.tuple) {
+            all.push(Alternative::Returned(*reply));
+            if reply.doubtful {
+                self.add_new(view, subject, &mut all);
+                self.add_unseen(subject, &mut all);
+            }
+        } else if self.add_known(view, subject, &mut all) {
+            self.add_new(view, subject, &mut all);
+            self.add_unseen(subject, &mut all);
+        }
+        if subject.is_malformed {
+            all.push(Alternative::Anything);
+        }
+        all
+    }
+
+    /// Adds what becomes of a packet of a known flow. Returns whether it may be treated as one of no flow.
+    fn add_known(&self, view: &View<'_>, subject: &Subject<'_>, all: &mut Vec<Alternative>) -> bool {
+        let Some(flow) = self.flows.get(&subject.tuple) else { return true };
+        // Another flow has taken the tuple of its answers: it is over.
+        let other = self.replies.get(&answers(&subject.tuple, flow)).filter(|reply| reply.client != subject.tuple);
+        if other.is_some_and(|reply| !reply.doubtful) {
+            return true;
+        }
+        let known = Alternative::Forwarded(*flow);
+        let is_doubtful = self.doubtful.contains(&subject.tuple) || other.is_some();
+        if subject.asks_for_a_connection() {
+            if flow.closing.is_over() {
+                return true;
+            }
+            all.push(known);
+            // With other services the flow may be decided on anew.
+            return flow.closing.may_be_over() || flow.version != view.version || is_doubtful;
+        }
+        let packet = packet(view, subject);
+        let established = FlowView { established: Some(flow.backend), ..FlowView::default() };
+        let decision = decide(view.model, &packet, &established, Instant::default());
+        match decision.verdict {
+            Verdict::Forward(Forward { choice: Choice::Exactly(backend), .. }) if backend == flow.backend => {
+                all.push(known);
+                is_doubtful || (subject.is_udp() && view.was_gone(backend, flow.version))
+            }
+            // A connection outlives its frontend.
+            Verdict::Pass if !subject.is_udp() => {
+                all.push(known);
+                is_doubtful
+            }
+            Verdict::Pass | Verdict::Forward(_) | Verdict::Reject | Verdict::Drop => true,
+        }
+    }
+
+    /// Adds what becomes of a packet that belongs to no flow.
+    fn add_new(&self, view: &View<'_>, subject: &Subject<'_>, all: &mut Vec<Alternative>) {
+        let (packet, affinity) = (packet(view, subject), self.affinity_of(view, subject));
+        let memory = affinity.and_then(|key| self.affinity.get(&key)).copied();
+        let memory = match memory {
+            Some(Memory::Backend(backend, version)) if view.was_gone(backend, version) => Some(Memory::Unknown),
+            memory => memory,
+        };
+        let record = match memory {
+            Some(Memory::Backend(backend, _)) => Some(AffinityRecord { backend, last_use: Instant::default() }),
+            Some(Memory::Unknown) | None => None,
+        };
+        let known = FlowView { affinity: record, ..FlowView::default() };
+        let decision = decide(view.model, &packet, &known, Instant::default());
+        let is_doubtful = self.doubtful.contains(&subject.tuple);
+        if view.role == Role::Draining {
+            all.push(Alternative::Untouched);
+        } else {
+            match &decision.verdict {
+                Verdict::Pass => all.push(Alternative::Direct),
+                Verdict::Drop => all.push(Alternative::Dropped),
+                Verdict::Forward(_) | Verdict::Reject if subject.is_reset() => all.push(Alternative::Dropped),
+                Verdict::Reject if subject.ip.has_options => all.push(Alternative::Dropped),
+                Verdict::Reject => all.push(Alternative::Answered),
+                Verdict::Forward(forward) => {
+                    let backends = match &forward.choice {
+                        Choice::Exactly(backend) => [*backend].into(),
+                        Choice::OneOf(weights) => weights.keys().copied().collect(),
+                    };
+                    let forward = forward.clone();
+                    all.push(Alternative::Opens(Opening { backends, forward, is_doubtful: false, affinity }));
+                }
+            }
+        }
+        if is_doubtful || matches!(memory, Some(Memory::Unknown)) {
+            let family = Family::of(subject.tuple.destination.ip);
+            let fits = |b: &&BackendAddr| b.protocol == subject.tuple.protocol && b.family() == family;
+            let backends = view.backends.keys().filter(fits).copied().collect();
+            let forward = usual_forward(view, &decision, family);
+            all.push(Alternative::Opens(Opening { backends, forward, is_doubtful: true, affinity }));
+        }
+    }
+
+    /// Adds what becomes of an answer to a flow that was opened by a packet that does not show it.
+    fn add_unseen(&self, subject: &Subject<'_>, all: &mut Vec<Alternative>) {
+        let Tuple { protocol, destination, .. } = subject.tuple;
+        let may_have = |client: &&Tuple| {
+            let is_own = client.source == destination;
+            client.protocol == protocol && (is_own || self.routes.of(destination.ip) == Route::Local)
+        };
+        let closing = Closing { doubtful: true, ..Closing::default() };
+        let reply = |client: &Tuple| Alternative::Returned(Reply { client: *client, closing, doubtful: true });
+        all.extend(self.unseen.iter().filter(may_have).map(reply));
+    }
+
+    fn affinity_of(&self, view: &View<'_>, subject: &Subject<'_>) -> Option<(FrontendAddr, IpAddr)> {
+        let Endpoint { ip, port } = subject.tuple.destination;
+        let addr = FrontendAddr::new(ip, port, subject.tuple.protocol);
+        let service = view.model.service(&view.model.owner(&addr)?.port.service)?;
+        Some((addr, service.affinity?.client(subject.tuple.source.ip)))
+    }
+
+    /// Takes `alternative` as what has happened, if that is so. Otherwise says why it is not.
+    fn takes(
+        &mut self,
+        view: &View<'_>,
+        subject: &Subject<'_>,
+        frame: &[u8],
+        out: &Outcome<'_>,
+        alternative: &Alternative,
+    ) -> Result<Fate, String> {
+        match alternative {
+            Alternative::Untouched => is(untouched(frame, out), Fate::Untouched, "it is not as it came"),
+            Alternative::Dropped => is(out.verdict == TCX_DROP, Fate::Dropped, "it is not dropped"),
+            Alternative::Direct => {
+                is(untouched(frame, out), Fate::Untouched, "it is not as it came")?;
+                self.saw_direct(subject);
+                Ok(Fate::Untouched)
+            }
+            Alternative::Anything => {
+                let fate = if untouched(frame, out) { Fate::Untouched } else { Fate::Dropped };
+                is(fate == Fate::Untouched || out.verdict == TCX_DROP, fate, "it was changed and not dropped")?;
+                self.saw_anything(view, subject);
+                Ok(fate)
+            }
+            Alternative::Answered => {
+                is(out.verdict == TCX_REDIRECT, Fate::Answered, "it is not sent anywhere")?;
+                answer::check(frame, subject.ip, out.frame).map(|()| Fate::Answered)
+            }
+            Alternative::Forwarded(flow) => {
+                let destination = Endpoint { ip: flow.backend.ip, port: flow.backend.port };
+                self.is_translated(subject, frame, out, flow.source, destination)?;
+                self.saw_forwarded(subject);
+                Ok(Fate::Forwarded)
+            }
+            Alternative::Returned(reply) => {
+                let Tuple { source, destination, .. } = reply.client;
+                self.is_translated(subject, frame, out, destination, source)?;
+                self.replies.insert(subject.tuple, *reply);
+                self.saw_returned(subject);
+                Ok(Fate::Returned)
+            }
+            Alternative::Opens(opening) => self.opens(view, subject, frame, out, opening),
+        }
+    }
+
+    fn opens(
+        &mut self,
+        view: &View<'_>,
+        subject: &Subject<'_>,
+        frame: &[u8],
+        out: &Outcome<'_>,
+        opening: &Opening,
+    ) -> Result<Fate, String> {
+        let tuple = subject.tuple;
+        if out.verdict == TCX_DROP && opening.backends.iter().any(|b| self.may_lack_source(&tuple, opening, *b)) {
+            self.saw_anything(view, subject);
+            return Ok(Fate::Dropped);
+        }
+        if untouched(frame, out) && subject.ip.hop_limit <= 1 {
+            // Without a hop to go the packet is not translated, and the flow that it opens does not show.
+            let hop = |b: &BackendAddr| self.routes.of(b.ip) != Route::Local;
+            is(opening.backends.iter().any(hop), Fate::Untouched, "no backend is a hop away")?;
+            self.saw_anything(view, subject);
+            return Ok(Fate::Untouched);
+        }
+        let ip = Reading::of(out.frame).ip.ok_or("what came out is no packet")?;
+        let ports = ip.ports().ok_or("what came out has no ports")?;
+        let source = Endpoint { ip: ip.addresses.source(), port: ports.source };
+        let destination = Endpoint { ip: ip.addresses.destination(), port: ports.destination };
+        let backend = BackendAddr::new(destination.ip, destination.port, tuple.protocol);
+        if !opening.backends.contains(&backend) {
+            return Err(format!("it went to {backend}"));
+        }
+        self.is_a_source(&tuple, opening, backend, source)?;
+        self.is_translated(subject, frame, out, source, destination)?;
+        // A flow that did not show may have been opened at any time, and this packet may have ended it.
+        let is_doubtful = opening.is_doubtful || self.doubtful.contains(&tuple);
+        let closing = Closing { doubtful: is_doubtful, ..Closing::default() };
+        let version = if is_doubtful { 0 } else { view.version };
+        let flow = Flow { backend, source, closing, version };
+        self.flows.insert(tuple, flow);
+        self.replies.insert(answers(&tuple, &flow), Reply { client: tuple, closing, doubtful: false });
+        self.doubtful.remove(&tuple);
+        if let Some(key) = opening.affinity {
+            self.affinity.insert(key, Memory::Backend(backend, view.version));
+        }
+        Ok(Fate::Opened)
+    }
+
+    /// Whether there may be no source for a flow to `backend`: its own is taken, and the node has none to give.
+    fn may_lack_source(&self, tuple: &Tuple, opening: &Opening, backend: BackendAddr) -> bool {
+        let rewrite = opening.forward.source_rewrite(tuple.source.ip, backend);
+        let other = match rewrite {
+            SourceRewrite::Translated { addr, .. } => addr,
+            SourceRewrite::Kept => match &opening.forward.hairpin_source {
+                SourceRewrite::Translated { addr, .. } => addr,
+                SourceRewrite::Kept => &None,
+            },
+        };
+        other.is_none() && self.is_taken(&answers_to(tuple, backend, tuple.source), tuple) != Taken::No
+    }
+
+    /// Whether `source` is one that a flow to `backend` may get.
+    fn is_a_source(
+        &self,
+        tuple: &Tuple,
+        opening: &Opening,
+        backend: BackendAddr,
+        source: Endpoint,
+    ) -> Result<(), String> {
+        let rewrite = opening.forward.source_rewrite(tuple.source.ip, backend);
+        let kept = self.is_taken(&answers_to(tuple, backend, tuple.source), tuple);
+        match rewrite {
+            SourceRewrite::Translated { addr: Some(addr), ports } => {
+                if opening.is_doubtful && source == tuple.source {
+                    return Ok(());
+                }
+                self.is_translated_source(tuple, backend, source, *addr, ports)
+            }
+            SourceRewrite::Translated { addr: None, .. } if source == tuple.source => Ok(()),
+            SourceRewrite::Translated { addr: None, .. } => Err("the node has no address to translate to".into()),
+            SourceRewrite::Kept if source == tuple.source => match kept {
+                Taken::Yes => Err("its source is kept, though another flow has the tuple of its answers".into()),
+                Taken::Perhaps | Taken::No => Ok(()),
+            },
+            SourceRewrite::Kept => {
+                let SourceRewrite::Translated { addr: Some(addr), ports } = &opening.forward.hairpin_source else {
+                    return Err("its source is not kept".into());
+                };
+                if kept == Taken::No && !opening.is_doubtful {
+                    return Err("its source is not kept, though no flow has the tuple of its answers".into());
+                }
+                self.is_translated_source(tuple, backend, source, *addr, ports)
+            }
+        }
+    }
+
+    fn is_translated_source(
+        &self,
+        tuple: &Tuple,
+        backend: BackendAddr,
+        source: Endpoint,
+        addr: IpAddr,
+        ports: &RangeInclusive<u16>,
+    ) -> Result<(), String> {
+        if source.ip != addr || !ports.contains(&source.port) {
+            return Err(format!("its source became {source:?}, not a port of {addr} in {ports:?}"));
+        }
+        match self.is_taken(&answers_to(tuple, backend, source), tuple) {
+            Taken::Yes => Err(format!("its source became {source:?}, which another flow to {backend} has")),
+            Taken::Perhaps | Taken::No => Ok(()),
+        }
+    }
+
+    fn is_taken(&self, answers: &Tuple, by: &Tuple) -> Taken {
+        match self.replies.get(answers) {
+            Some(reply) if reply.client == *by => Taken::No,
+            Some(reply) if reply.closing.may_be_over() || reply.doubtful => Taken::Perhaps,
+            Some(_) => Taken::Yes,
+            None if self.flows.contains_key(answers) => Taken::Perhaps,
+            // A flow that does not show may have this source.
+            None if self.unseen.iter().any(|unseen| unseen.source == answers.destination) => Taken::Perhaps,
+            None => Taken::No,
+        }
+    }
+
+    /// Whether the packet came out with these ends, and everything else as it has to be.
+    fn is_translated(
+        &self,
+        subject: &Subject<'_>,
+        frame: &[u8],
+        out: &Outcome<'_>,
+        source: Endpoint,
+        destination: Endpoint,
+    ) -> Result<(), String> {
+        let route = self.routes.of(destination.ip);
+        let hop_limit = subject.ip.hop_limit;
+        let with = |hop_limit| Rewrite { source, destination, hop_limit }.of(frame);
+        let mut allowed = Vec::new();
+        if matches!(route, Route::Hop | Route::Odd) {
+            allowed.push(match hop_limit {
+                0 | 1 => (TCX_NEXT, Some(frame.to_vec())),
+                _ => (TCX_REDIRECT, with(hop_limit - 1)),
+            });
+        }
+        if route != Route::Hop {
+            allowed.push((TCX_NEXT, with(hop_limit)));
+        }
+        let fits = |(verdict, bytes): &(i32, Option<Vec<u8>>)| {
+            *verdict == out.verdict && bytes.as_ref().is_some_and(|bytes| is_same(subject.ip, bytes, out.frame))
+        };
+        if allowed.iter().any(fits) {
+            return Ok(());
+        }
+        let mut why = format!("verdict {}, {source:?} to {destination:?}", out.verdict);
+        for (verdict, bytes) in &allowed {
+            let bytes = bytes.as_deref().unwrap_or_default();
+            let at: Vec<usize> = (0..bytes.len().min(out.frame.len())).filter(|&i| bytes[i] != out.frame[i]).collect();
+            why += &format!("; not verdict {verdict} and {} bytes, others at {at:?}", bytes.len());
+        }
+        Err(why)
+    }
+
+    fn saw_forwarded(&mut self, subject: &Subject<'_>) {
+        let Some(flow) = self.flows.get_mut(&subject.tuple) else { return };
+        flow.closing.see(CLIENT, subject.flags);
+        let (client, closing) = (subject.tuple, flow.closing);
+        // Answers are translated again, if they were not any more.
+        let own = Reply { client, closing, doubtful: false };
+        let reply = self.replies.entry(answers(&client, flow)).or_insert(own);
+        if reply.client != client {
+            *reply = own;
+        }
+        reply.closing.see(CLIENT, subject.flags);
+        reply.doubtful = false;
+    }
+
+    fn saw_returned(&mut self, subject: &Subject<'_>) {
+        let Some(reply) = self.replies.get_mut(&subject.tuple) else { return };
+        reply.closing.see(SERVER, subject.flags);
+        let Some(flow) = self.flows.get_mut(&reply.client) else { return };
+        if answers(&reply.client, flow) == subject.tuple {
+            flow.closing.see(SERVER, subject.flags);
+        } else if subject.flags & (Segment::FIN | Segment::RST) != 0 {
+            // A server that the client has left ends its old connection, and not the new one.
+            flow.closing.doubtful = true;
+        }
+    }
+
+    /// A client talks to what may be a backend without a frontend: its answers are its own from now on.
+    fn saw_direct(&mut self, subject: &Subject<'_>) {
+        let answers = subject.tuple.mirror();
+        let begins = subject.is_udp() || (subject.asks_for_a_connection() && !subject.is_reset());
+        if begins && self.replies.contains_key(&answers) {
+            if subject.is_malformed {
+                self.replies.entry(answers).and_modify(|reply| reply.doubtful = true);
+            } else {
+                self.replies.remove(&answers);
+            }
+        }
+    }
+
+    fn saw_anything(&mut self, view: &View<'_>, subject: &Subject<'_>) {
+        self.doubtful.insert(subject.tuple);
+        self.unseen.insert(subject.tuple);
+        if let Some(flow) = self.flows.get_mut(&subject.tuple) {
+            flow.closing.doubtful = true;
+        }
+        for (answers, reply) in &mut self.replies {
+            let touched = *answers == subject.tuple || *answers == subject.tuple.mirror();
+            // The tuple of its answers may be that of a connection that was over.
+            let taken = answers.destination == subject.tuple.source && reply.closing.may_be_over();
+            if touched || taken {
+                (reply.doubtful, reply.closing.doubtful) = (true, true);
+                if let Some(flow) = self.flows.get_mut(&reply.client) {
+                    flow.closing.doubtful = true;
+                }
+            }
+        }
+        if let Some(key) = self.affinity_of(view, subject) {
+            self.affinity.insert(key, Memory::Unknown);
+        }
+    }
+}
+
+/// Whether the tuple of answers belongs to another flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Taken {
+    Yes,
+    Perhaps,
+    No,
+}
+
+/// The tuple of the answers to `flow`.
+const fn answers(client: &Tuple, flow: &Flow) -> Tuple {
+    answers_to(client, flow.backend, flow.source)
+}
+
+const fn answers_to(client: &Tuple, backend: BackendAddr, source: Endpoint) -> Tuple {
+    let backend = Endpoint { ip: backend.ip, port: backend.port };
+    Tuple { protocol: client.protocol, source: backend, destination: source }
+}
+
+/// The packet of the frame, if it is for this host to route and of a protocol that is translated.
+fn subject<'a>(view: &View<'_>, reading: &'a Reading) -> Option<Subject<'a>> {
+    let (destination, _) = reading.ethernet?;
+    let ip = reading.ip.as_ref().filter(|_| reading.tags.is_empty() && destination == view.mac)?;
+    // The kernel drops packets on the wire with such addresses (`ip6_rcv_core`), since they are a socket's own.
+    let mapped = |ip| matches!(ip, IpAddr::V6(ip) if ip.to_ipv4_mapped().is_some());
+    let (source, destination) = (ip.addresses.source(), ip.addresses.destination());
+    if ip.is_part() || !ip.extensions.is_empty() || mapped(source) || mapped(destination) {
+        return None;
+    }
+    if ip.payload_at - ip.at < 20 {
+        return None;
+    }
+    let (protocol, ports, flags) = match ip.transport {
+        Transport::Tcp(TcpReading { ports, flags, .. }) => (Protocol::Tcp, ports, flags),
+        Transport::Udp(ports) => (Protocol::Udp, ports, 0),
+        Transport::Sctp(_) | Transport::Icmp { .. } | Transport::Other | Transport::Cut => return None,
+    };
+    let source = Endpoint { ip: source, port: ports.source };
+    let destination = Endpoint { ip: destination, port: ports.destination };
+    let is_malformed = !ip.faults.is_empty() || ip.checksum == Check::Wrong;
+    Some(Subject { tuple: Tuple { protocol, source, destination }, ip, flags, is_malformed })
+}
+
+fn packet(view: &View<'_>, subject: &Subject<'_>) -> Packet {
+    let Tuple { protocol, source, destination } = subject.tuple;
+    Packet {
+        entry: view.entry,
+        protocol,
+        source: source.ip,
+        source_port: source.port,
+        destination: destination.ip,
+        destination_port: destination.port,
+    }
+}
+
+/// How a flow is forwarded whose decision was another one than now.
+fn usual_forward(view: &View<'_>, decision: &Decision, family: Family) -> Forward {
+    if let Verdict::Forward(forward) = &decision.verdict {
+        return forward.clone();
+    }
+    let addr = view.model.node().primary_ip(family);
+    let translated = SourceRewrite::Translated { addr, ports: view.model.capabilities().translated_ports.clone() };
+    Forward { choice: Choice::OneOf([].into()), source: translated.clone(), hairpin_source: translated }
+}
+
+fn untouched(frame: &[u8], out: &Outcome<'_>) -> bool {
+    out.verdict == TCX_NEXT && out.frame == frame
+}
+
+/// Whether both are the same, if a checksum that cannot be verified may be either form of zero.
+fn is_same(ip: &IpReading, expected: &[u8], found: &[u8]) -> bool {
+    if expected == found {
+        return true;
+    }
+    let transport = match ip.transport {
+        Transport::Tcp(_) => ip.payload_at + 16,
+        _ => ip.payload_at + 6,
+    };
+    let zero = |at: usize| {
+        let zeros = [[0, 0], [0xff, 0xff]];
+        let (Some(a), Some(b)) = (expected.get(at..at + 2), found.get(at..at + 2)) else { return false };
+        zeros.iter().any(|zero| a == zero) && zeros.iter().any(|zero| b == zero)
+    };
+    let doubtful = [
+        (ip.at + 10, ip.checksum == Check::Wrong),
+        (transport, matches!(ip.transport_checksum, Check::Wrong | Check::Unknown)),
+    ];
+    let mut found = found.to_vec();
+    for (at, _) in doubtful.into_iter().filter(|&(at, doubtful)| doubtful && zero(at)) {
+        found[at..at + 2].copy_from_slice(&expected[at..at + 2]);
+    }
+    expected == found
+}
+
+fn is(so: bool, fate: Fate, otherwise: &str) -> Result<Fate, String> {
+    if so { Ok(fate) } else { Err(otherwise.into()) }
+}

@@ -1,0 +1,52 @@
+//! Where the routes of the node lead.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+/// Where an address is, for the routing table of the node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Route {
+    /// Behind a next hop, or on a link.
+    Hop,
+    /// On the node itself.
+    Local,
+    /// Nowhere: a route says so.
+    Nowhere,
+    /// An address that no host has, such as a broadcast or loopback address: the table may say anything.
+    Odd,
+}
+
+/// The routes of a node with a default route.
+pub(crate) struct Routes {
+    pub(crate) local: Vec<IpAddr>,
+    pub(crate) nowhere: Vec<IpNet>,
+    /// Prefixes on links, whose first and last address are those of nobody.
+    pub(crate) on_link: Vec<IpNet>,
+}
+
+impl Routes {
+    pub(crate) fn of(&self, ip: IpAddr) -> Route {
+        let is_edge = |net: &IpNet| ip == net.network() || ip == net.broadcast();
+        if self.local.contains(&ip) {
+            Route::Local
+        } else if is_odd(ip) || self.on_link.iter().any(is_edge) {
+            Route::Odd
+        } else if self.nowhere.iter().any(|net| net.contains(&ip)) {
+            Route::Nowhere
+        } else {
+            Route::Hop
+        }
+    }
+}
+
+/// Whether no host can have the address, or only on one link.
+fn is_odd(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => ip.octets()[0] == 0 || ip.is_loopback() || ip.octets()[0] >= 224,
+        IpAddr::V6(ip) => {
+            let low = ip.to_bits() >> 32 == 0;
+            low || ip.is_loopback() || ip.is_multicast() || ip.is_unicast_link_local() || ip.to_ipv4_mapped().is_some()
+        }
+    }
+}
