@@ -6,6 +6,7 @@ mod figures;
 mod nightly;
 mod package;
 mod packages;
+mod planted;
 mod test;
 
 use std::{
@@ -25,6 +26,7 @@ enum Task {
     Api(api::Args),
     Package(package::Args),
     Nightly(nightly::Args),
+    Planted(planted::Args),
     Figures(figures::Args),
 }
 
@@ -36,6 +38,7 @@ impl Task {
             Self::Api(args) => Ok(api::api(args)?),
             Self::Package(args) => Ok(package::package(args)?),
             Self::Nightly(args) => Ok(nightly::nightly(args)?),
+            Self::Planted(args) => Ok(planted::planted(args)?),
             Self::Figures(args) => figures::figures(args),
         }
     }

@@ -10,53 +10,96 @@ use std::{
 use crate::test::Failed;
 
 /// Plays random operations against the naive reference of lb-ipam, longer than CI does, restarts, lost ledgers and
-/// failing writes among them, and finds every planted fault. Prints a line of progress for every 50,000 operations.
+/// failing writes among them, and finds every planted fault. Then runs random packets through the eBPF program of
+/// packets and a reference, as root. Prints lines of progress.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// How many operations at least. CI plays 100,000; a million takes about a minute.
+    /// How many operations of lb-ipam at least; with 0 the test is left out. CI plays 100,000; a million takes about a
+    /// minute.
     #[arg(long, default_value_t = 1_000_000)]
     operations: u64,
-    /// Which ones: the same number, the same operations. Without it they are others every time, and the number is
-    /// printed.
+    /// How many packets at least; with 0 the test is left out. CI runs 100,000; ten million take some minutes.
+    #[arg(long, default_value_t = 10_000_000)]
+    packets: u64,
+    /// Which ones: the same number, the same operations and packets. Without it they are others every time, and the
+    /// number is printed.
     #[arg(long)]
     seed: Option<u64>,
+}
+
+/// A random test of one package.
+struct Test {
+    package: &'static str,
+    name: &'static str,
+    /// What is counted, as the command line and the lines of progress have it.
+    unit: &'static str,
+    count: u64,
+    /// Variables that the test reads: count and seed.
+    variables: [&'static str; 2],
+    arguments: &'static [&'static str],
 }
 
 /// Builds the tests in release, runs them, and believes what they say they did, not that they passed.
 pub(crate) fn nightly(args: &Args) -> Result<(), Failed> {
     let seed = args.seed.unwrap_or_else(seed_of_the_day);
-    let replay = format!("cargo xtask nightly --operations {} --seed {seed}", args.operations);
-    eprintln!("==> lb-ipam: {} operations, seed {seed}, {}", args.operations, machine());
-    let start = Instant::now();
-    let mut command = Command::new("cargo");
-    command.args(["test", "--release", "--package", "lb-ipam", "--test", "machine"]);
-    command.args(["--", "--nocapture", "--test-threads", "1"]);
-    command.env("LB_IPAM_OPERATIONS", args.operations.to_string()).env("LB_IPAM_SEED", seed.to_string());
-    let mut child = command.stdout(Stdio::piped()).spawn().map_err(|e| Failed(format!("{command:?}: {e}")))?;
-    let stdout = child.stdout.take().ok_or_else(|| Failed("no output of cargo test".into()))?;
-    let mut last = None;
-    for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-        println!("{line}");
-        last = progress(&line).or(last);
-    }
-    let status = child.wait().map_err(|e| Failed(format!("{command:?}: {e}")))?;
-    if !status.success() {
-        return Err(Failed(format!("lb-ipam: {status}; once more: {replay}")));
-    }
-    let (played, what) = last.ok_or_else(|| Failed("lb-ipam: the tests do not say what they played".into()))?;
-    if played < args.operations {
-        return Err(Failed(format!("lb-ipam: {played} operations were played, expected {}", args.operations)));
-    }
-    eprintln!("==> lb-ipam: passed in {:.0} s, seed {seed}: {what}", start.elapsed().as_secs_f64());
-    eprintln!("==> once more: {replay}");
-    Ok(())
+    let tests = [
+        Test {
+            package: "lb-ipam",
+            name: "machine",
+            unit: "operations",
+            count: args.operations,
+            variables: ["LB_IPAM_OPERATIONS", "LB_IPAM_SEED"],
+            arguments: &["--nocapture", "--test-threads", "1"],
+        },
+        Test {
+            package: "lb-datapath-ebpf",
+            name: "differential",
+            unit: "packets",
+            count: args.packets,
+            variables: ["LB_DIFFERENTIAL_PACKETS", "LB_DIFFERENTIAL_SEED"],
+            arguments: &["--ignored", "--nocapture"],
+        },
+    ];
+    tests.iter().filter(|test| test.count > 0).try_for_each(|test| test.run(seed))
 }
 
-/// Operations so far and everything that was counted, of a line such as `seed 1, 2.5 s: 100590 operations, 39223 …`.
-fn progress(line: &str) -> Option<(u64, String)> {
+impl Test {
+    fn run(&self, seed: u64) -> Result<(), Failed> {
+        let Self { package, name, unit, count, variables: [count_variable, seed_variable], arguments } = self;
+        let other = if *unit == "packets" { "operations" } else { "packets" };
+        let replay = format!("cargo xtask nightly --{unit} {count} --{other} 0 --seed {seed}");
+        eprintln!("==> {package}: {count} {unit}, seed {seed}, {}", machine());
+        let start = Instant::now();
+        let mut command = Command::new("cargo");
+        command.args(["test", "--release", "--package", package, "--test", name, "--"]).args(*arguments);
+        command.env(count_variable, count.to_string()).env(seed_variable, seed.to_string());
+        let mut child = command.stdout(Stdio::piped()).spawn().map_err(|e| Failed(format!("{command:?}: {e}")))?;
+        let stdout = child.stdout.take().ok_or_else(|| Failed("no output of cargo test".into()))?;
+        let mut last = None;
+        for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+            println!("{line}");
+            last = progress(&line, unit).or(last);
+        }
+        let status = child.wait().map_err(|e| Failed(format!("{command:?}: {e}")))?;
+        if !status.success() {
+            return Err(Failed(format!("{package}: {status}; once more: {replay}")));
+        }
+        let (played, what) = last.ok_or_else(|| Failed(format!("{package}: the tests do not say what they played")))?;
+        if played < *count {
+            return Err(Failed(format!("{package}: {played} {unit} were played, expected {count}")));
+        }
+        eprintln!("==> {package}: passed in {:.0} s, seed {seed}: {what}", start.elapsed().as_secs_f64());
+        eprintln!("==> once more: {replay}");
+        Ok(())
+    }
+}
+
+/// How many of `unit` so far and everything that was counted, of a line such as `seed 1, 2.5 s: 100590 operations,
+/// 39223 …`.
+fn progress(line: &str, unit: &str) -> Option<(u64, String)> {
     let (_, counts) = line.strip_prefix("seed ")?.split_once(" s: ")?;
-    let (operations, _) = counts.split_once(" operations, ")?;
-    Some((operations.parse().ok()?, counts.to_owned()))
+    let (count, _) = counts.split_once(&format!(" {unit}, "))?;
+    Some((count.parse().ok()?, counts.to_owned()))
 }
 
 fn seed_of_the_day() -> u64 {
@@ -82,9 +125,10 @@ mod tests {
     #[test]
     fn what_was_played_is_read_from_lines_of_progress_only() {
         let line = "seed 7, 2.5 s: 100590 operations, 39223 reconciles checked";
-        assert_eq!(progress(line), Some((100_590, "100590 operations, 39223 reconciles checked".into())));
+        let counted = Some((100_590, "100590 operations, 39223 reconciles checked".into()));
+        assert_eq!((progress(line, "operations"), progress(line, "packets")), (counted, None));
         for line in ["", "test result: ok. 2 passed", "seed 7, round 1, after 0 operations, 0 restarts: x", "seed 7"] {
-            assert_eq!(progress(line), None, "{line}");
+            assert_eq!(progress(line, "operations"), None, "{line}");
         }
     }
 }

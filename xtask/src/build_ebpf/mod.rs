@@ -100,8 +100,8 @@ fn parts(path: &Path, bytes: &[u8]) -> Result<Parts, Error> {
     Ok(parts)
 }
 
-/// Builds the programs and returns where the object is.
-fn compile(root: &Path) -> Result<PathBuf, Error> {
+/// Builds the programs of the workspace at `root` and returns where the object is.
+pub(crate) fn compile(root: &Path) -> Result<PathBuf, Error> {
     let linker = output("bpf-linker", &["--version"])
         .ok_or(Error::Tool { tool: "bpf-linker", install: "cargo install bpf-linker --version 0.10.4 --locked" })?;
     if linker != format!("bpf-linker {BPF_LINKER}") {
