@@ -434,6 +434,8 @@ pub(crate) struct FakeSock {
     pub(crate) kind: Cell<(u32, u32)>,
     pub(crate) cookie: Cell<u64>,
     pub(crate) peer: Cell<(Addr, Port)>,
+    /// What an earlier `connect` left.
+    pub(crate) connected: Cell<Option<(Addr, Port)>>,
     pub(crate) failed: Cell<Option<Errno>>,
 }
 
@@ -445,6 +447,7 @@ impl FakeSock {
             kind: Cell::new((1, TCP.into())),
             cookie: Cell::new(17),
             peer: Cell::new((addr_of(vip), Port::new(80))),
+            connected: Cell::new(None),
             failed: Cell::new(None),
         }
     }
@@ -469,6 +472,10 @@ impl Sock for &FakeSock {
 
     fn peer(self) -> (Addr, Port) {
         self.peer.get()
+    }
+
+    fn connected_to(self) -> Option<(Addr, Port)> {
+        self.connected.get()
     }
 
     fn set_peer_v4(self, addr: [u8; 4], port: Port) {

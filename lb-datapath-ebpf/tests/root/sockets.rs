@@ -214,3 +214,28 @@ fn a_service_without_backends_refuses_at_once() {
     let counts: Vec<_> = counts.into_iter().filter(|(_, count)| *count > 0).collect();
     assert_eq!(counts, [(Reason::SocketNoBackends, 2)]);
 }
+
+/// A UDP socket of IPv6 that is bound to any address, for IPv4 peers as well.
+fn dual_socket() -> UdpSocket {
+    let socket = UdpSocket::bind("[::]:0").unwrap();
+    socket.set_read_timeout(Some(crate::common::PATIENCE)).unwrap();
+    socket
+}
+
+#[test]
+#[ignore = "needs root: loads eBPF programs and makes a namespace and a cgroup"]
+fn an_ipv6_datagram_socket_hears_an_ipv4_service_under_its_mapped_address() {
+    let _turn = turn();
+    let mut host = Host::new();
+    host.apply(&services(Protocol::Udp, Lookup::Random, None));
+    let vip = addr("[::ffff:10.96.0.1]:80");
+    let (peer, from) = host.run(|| {
+        let socket = dual_socket();
+        socket.connect(vip).unwrap();
+        socket.send(b"?").unwrap();
+        (socket.peer_addr().unwrap(), socket.recv_from(&mut [0; 64]).unwrap().1)
+    });
+    assert_eq!((peer, from), (vip, vip));
+    let unconnected = host.run(|| ask_udp(&dual_socket(), vip).unwrap().1);
+    assert_eq!(unconnected, vip);
+}

@@ -1,7 +1,7 @@
 //! Sockets, and the maps that only the programs of sockets use.
 
 use aya_ebpf::{
-    bindings::bpf_sock_addr,
+    bindings::{bpf_sock, bpf_sock_addr},
     btf_maps::LruHashMap,
     helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval},
     macros::btf_map,
@@ -10,6 +10,8 @@ use lb_datapath_ebpf_abi::{Addr, Errno, Port, SockFlow, SockKey, SockPeer, map_v
 use lb_datapath_ebpf_programs::sock::{Entry, Hook, Sock, SockMaps};
 
 use super::Kernel;
+
+const AF_INET: u32 = 2;
 
 /// The virtual address behind a socket's peer.
 #[btf_map]
@@ -122,6 +124,12 @@ impl Sock for KernelSock {
     }
 
     #[inline(always)]
+    fn connected_to(self) -> Option<(Addr, Port)> {
+        // SAFETY: the program's context, whose socket is there.
+        peer_of(unsafe { (*self.ctx).__bindgen_anon_1.sk })
+    }
+
+    #[inline(always)]
     fn set_peer_v4(self, addr: [u8; 4], port: Port) {
         // SAFETY: the program's context; hooks of this family may write the address.
         unsafe { (&raw mut (*self.ctx).user_ip4).write_volatile(u32::from_ne_bytes(addr)) };
@@ -142,4 +150,21 @@ impl Sock for KernelSock {
         // SAFETY: the helper is allowed in these program types since Linux 5.18.
         unsafe { bpf_set_retval(-(errno as i32)) };
     }
+}
+
+/// The peer that a socket is connected to.
+#[inline(always)]
+fn peer_of(sock: *const bpf_sock) -> Option<(Addr, Port)> {
+    // SAFETY: a socket of the kernel, whose fields the verifier lets programs read. Volatile, and all of them in any
+    // case: the verifier wants each field to be read with its own width and at a constant place.
+    let (family, v4, port) = unsafe {
+        let family = (&raw const (*sock).family).read_volatile();
+        (family, (&raw const (*sock).dst_ip4).read_volatile(), (&raw const (*sock).dst_port).read_volatile())
+    };
+    // SAFETY: as above.
+    let word = |i: usize| unsafe { (&raw const (*sock).dst_ip6[i]).read_volatile() };
+    // An IPv6 socket has an IPv4 peer as IPv4-mapped address.
+    let v6 = [word(0), word(1), word(2), word(3)];
+    let addr = if family == AF_INET { map_v4(v4.to_ne_bytes()) } else { v6 };
+    (port != 0).then_some((addr, Port(port)))
 }

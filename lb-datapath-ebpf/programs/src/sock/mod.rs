@@ -50,6 +50,8 @@ pub trait Sock: Copy {
     fn netns_cookie(self) -> u64;
     /// The peer that the socket states.
     fn peer(self) -> (Addr, Port);
+    /// The peer that the socket is connected to.
+    fn connected_to(self) -> Option<(Addr, Port)>;
     /// Sets an IPv4 peer of the socket, in a hook of that family.
     fn set_peer_v4(self, addr: [u8; 4], port: Port);
     /// Sets a peer of the socket, in a hook of IPv6.
@@ -102,9 +104,15 @@ pub fn connect<M: SockMaps, S: Sock>(maps: M, sock: S) -> i32 {
 
 /// `sendmsg` with an address, of UDP sockets: a socket's datagrams to one frontend keep their backend as long as
 /// the set has it, in a slot or draining.
+///
+/// A datagram to the peer that the socket is connected to is left alone: `connect` has decided on it. The kernel states
+/// that peer itself for an IPv6 socket that is connected to an IPv4-mapped address (`udpv6_sendmsg`).
 #[inline(always)]
 pub fn sendmsg<M: SockMaps, S: Sock>(maps: M, sock: S) -> i32 {
     let Some(socket) = Socket::new(sock) else { return ALLOW };
+    if socket.sock.connected_to() == Some((socket.addr, socket.port)) {
+        return ALLOW;
+    }
     let role = maps.role();
     if role == ROLE_STANDBY {
         return ALLOW;
@@ -417,6 +425,19 @@ mod tests {
         assert_eq!(sendmsg(&fake, &sock), ALLOW);
         assert_eq!(restore(&fake, &sock), ALLOW);
         assert_eq!(sock.peer.get(), (addr, port));
+    }
+
+    #[test]
+    fn a_datagram_to_the_peer_of_a_connection_changes_nothing() {
+        let (fake, sock) = udp();
+        assert_eq!(connect(&fake, &sock), ALLOW);
+        let peer = sock.peer.get();
+        sock.connected.set(Some(peer));
+        assert_eq!((sendmsg(&fake, &sock), sock.peer.get()), (ALLOW, peer));
+        assert_eq!(restore(&fake, &sock), ALLOW);
+        assert_eq!(sock.peer.get(), (addr_of(VIP), PORT_80));
+        // Another address than the peer's is translated.
+        assert_ne!(send(&fake, &sock), (addr_of(VIP), PORT_80));
     }
 
     #[test]
