@@ -206,6 +206,7 @@ impl Subject {
         for name in names {
             match ebpf.program_mut(&name).ok_or("a program has gone")? {
                 Program::CgroupSockAddr(program) => program.load()?,
+                Program::CgroupSock(program) => program.load()?,
                 Program::SchedClassifier(program) => program.load()?,
                 _ => return Err(format!("{path}: {name} is of another type").into()),
             }
@@ -281,6 +282,7 @@ impl Subject {
     fn instructions(&self, name: &str) -> Outcome<String> {
         let info = match self.0.program(name) {
             Some(Program::CgroupSockAddr(program)) => program.info()?,
+            Some(Program::CgroupSock(program)) => program.info()?,
             Some(Program::SchedClassifier(program)) => program.info()?,
             _ => return Err(format!("an object has no program {name}").into()),
         };

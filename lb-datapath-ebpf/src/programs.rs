@@ -21,7 +21,7 @@ use crate::{
 static OBJECT: &[u8] = aya::include_bytes_aligned!("lb.bpf.o");
 
 /// Programs of sockets: name, which is that of their pins as well, and where they are attached.
-pub(crate) const SOCKET_PROGRAMS: [(&str, bpf_attach_type); 8] = [
+pub(crate) const SOCKET_PROGRAMS: [(&str, bpf_attach_type); 9] = [
     ("lb_connect4", BPF_CGROUP_INET4_CONNECT),
     ("lb_connect6", BPF_CGROUP_INET6_CONNECT),
     ("lb_sendmsg4", BPF_CGROUP_UDP4_SENDMSG),
@@ -30,6 +30,7 @@ pub(crate) const SOCKET_PROGRAMS: [(&str, bpf_attach_type); 8] = [
     ("lb_recvmsg6", BPF_CGROUP_UDP6_RECVMSG),
     ("lb_getpeername4", BPF_CGROUP_INET4_GETPEERNAME),
     ("lb_getpeername6", BPF_CGROUP_INET6_GETPEERNAME),
+    ("lb_sock_release", BPF_CGROUP_INET_SOCK_RELEASE),
 ];
 
 /// The program of devices.
@@ -133,6 +134,7 @@ fn load(object: &mut Ebpf, name: &'static str) -> Result<Loaded, EbpfError> {
     let program = object.program_mut(name).ok_or(EbpfError::NoProgram { name })?;
     let loaded = match program {
         Program::CgroupSockAddr(program) => program.load(),
+        Program::CgroupSock(program) => program.load(),
         Program::SchedClassifier(program) => program.load(),
         _ => return Err(EbpfError::NoProgram { name }),
     };

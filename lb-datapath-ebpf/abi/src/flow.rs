@@ -1,4 +1,4 @@
-//! Entries that programs write: flows, sockets, affinity records.
+//! Entries that programs write: flows of packets, affinity records.
 
 use crate::{Addr, Pod, Port};
 
@@ -41,44 +41,6 @@ pub struct AffinityValue {
     pub backend: u32,
     /// Zero.
     pub pad: u32,
-}
-
-/// Key of `SOCK_PEERS` (with a backend's address) and of `SOCK_FLOWS` (with a virtual address).
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct SockKey {
-    /// The socket's cookie.
-    pub cookie: u64,
-    /// Peer.
-    pub addr: Addr,
-    /// Its port.
-    pub port: Port,
-    /// IP protocol number.
-    pub protocol: u8,
-    /// Zero.
-    pub pad: [u8; 5],
-}
-
-/// Value of `SOCK_PEERS`: the virtual address that a socket connected to.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SockPeer {
-    /// Virtual address.
-    pub addr: Addr,
-    /// Its port.
-    pub port: Port,
-    /// Zero.
-    pub pad: u16,
-}
-
-/// Value of `SOCK_FLOWS`: where an unconnected UDP socket's datagrams to a virtual address go.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SockFlow {
-    /// The backend's id.
-    pub backend: u32,
-    /// The set that it was last seen in.
-    pub set: u32,
 }
 
 /// Key of `CT`: a packet's tuple, of either direction.
@@ -158,9 +120,6 @@ impl CtValue {
 
 const _: () = assert!(size_of::<AffinityKey>() == 24);
 const _: () = assert!(size_of::<AffinityValue>() == 16);
-const _: () = assert!(size_of::<SockKey>() == 32);
-const _: () = assert!(size_of::<SockPeer>() == 20);
-const _: () = assert!(size_of::<SockFlow>() == 8);
 const _: () = assert!(size_of::<CtKey>() == 40);
 const _: () = assert!(size_of::<CtValue>() == 56);
 
@@ -168,12 +127,6 @@ const _: () = assert!(size_of::<CtValue>() == 56);
 unsafe impl Pod for AffinityKey {}
 // SAFETY: as above.
 unsafe impl Pod for AffinityValue {}
-// SAFETY: as above.
-unsafe impl Pod for SockKey {}
-// SAFETY: as above.
-unsafe impl Pod for SockPeer {}
-// SAFETY: as above.
-unsafe impl Pod for SockFlow {}
 // SAFETY: as above.
 unsafe impl Pod for CtKey {}
 // SAFETY: as above.

@@ -17,12 +17,12 @@ mod node;
 mod pod;
 mod reason;
 mod service;
+mod sock;
 
 pub use addr::{Addr, Port, from_octets, map_v4, octets, unmap_v4};
 pub use filter::{FILTER_WORDS, FilterPair, filter_bit};
 pub use flow::{
-    AffinityKey, AffinityValue, CLIENT_ADDRESS, CLIENT_NETNS, CT_CLOSING, CT_REPLY, CtKey, CtValue, SockFlow, SockKey,
-    SockPeer, UDP_IDLE_NS,
+    AffinityKey, AffinityValue, CLIENT_ADDRESS, CLIENT_NETNS, CT_CLOSING, CT_REPLY, CtKey, CtValue, UDP_IDLE_NS,
 };
 pub use node::{
     CidrKey, FAMILY_V4, FAMILY_V6, Facts, NODE_KEY, NodeValue, PrefixBytes, ROLE_ACTIVE, ROLE_DRAINING, ROLE_KEY,
@@ -35,6 +35,7 @@ pub use service::{
     LOOKUP_RANDOM, LOOKUP_ROUND_ROBIN, MEMBER_DRAINS, MEMBER_TAKES, MemberKey, SCOPE_ANY, SCOPE_INTERNAL,
     SLOTS_PER_CHUNK, SetValue, SlotChunk, TARGET_DROP, TARGET_REJECT, TARGET_SET,
 };
+pub use sock::{SockFlow, SockKey, SockPeer};
 
 /// Version of the layout, part of the pin path.
 pub const LAYOUT: &str = "v1";

@@ -17,6 +17,8 @@ pub enum Verdict {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(i32)]
 pub enum Errno {
+    /// `EADDRINUSE`.
+    AddressInUse = 98,
     /// `ECONNREFUSED`.
     ConnectionRefused = 111,
     /// `EHOSTUNREACH`.
@@ -93,6 +95,9 @@ reasons! {
     SocketBackendMissing, "socket_backend_missing" => Verdict::Fail(Errno::ConnectionRefused);
     /// The socket speaks IPv4 only, and the backend has an IPv6 address.
     SocketFamily, "socket_family" => Verdict::Fail(Errno::HostUnreachable);
+    /// The socket uses every backend of the frontend, as far as the program looks, under another virtual address: it
+    /// could not tell the answers apart.
+    SocketAmbiguous, "socket_ambiguous" => Verdict::Fail(Errno::AddressInUse);
 }
 
 impl Reason {

@@ -19,7 +19,7 @@ use lb_datapath_ebpf_abi::{
 use crate::{
     maps::Maps,
     protocol::{TCP, UDP},
-    sock::{self, Hook, Sock, SockMaps},
+    sock::{self, Closing, Hook, Sock, SockMaps},
     tc::{
         checksum::{finish, sum},
         flow::{self, FlowMaps, Source},
@@ -206,6 +206,14 @@ impl Fake {
     pub(crate) fn change_frontend<T>(&self, vip: IpAddr, change: impl Fn(&mut FrontendValue) -> T) {
         for protocol in [TCP, UDP] {
             change(self.frontends.borrow_mut().get_mut(&key_of(vip, protocol)).unwrap());
+        }
+    }
+
+    /// Serves another address like [`VIP`].
+    pub(crate) fn alias(&self, vip: IpAddr) {
+        for protocol in [TCP, UDP] {
+            let value = FrontendValue { id: 2, ..self.frontends.borrow()[&key_of(VIP, protocol)] };
+            self.frontends.borrow_mut().insert(key_of(vip, protocol), value);
         }
     }
 
@@ -411,6 +419,10 @@ impl SockMaps for &Fake {
         self.sock_flows.borrow().get(key).cloned()
     }
 
+    fn remove_flow(self, key: &SockKey) {
+        self.sock_flows.borrow_mut().remove(key);
+    }
+
     fn put_flow(self, key: &SockKey, flow: &SockFlow) {
         if !self.full.get() {
             self.sock_flows.borrow_mut().insert(*key, Rc::new(Cell::new(*flow)));
@@ -423,8 +435,8 @@ impl sock::Entry for Rc<Cell<SockFlow>> {
         self.get()
     }
 
-    fn set_set(&self, set: u32) {
-        self.set(SockFlow { set, ..self.get() });
+    fn touch(&self, now: u64, set: u32) {
+        self.set(SockFlow { last_ns: now, set, ..self.get() });
     }
 }
 
@@ -450,6 +462,20 @@ impl FakeSock {
             connected: Cell::new(None),
             failed: Cell::new(None),
         }
+    }
+}
+
+impl Closing for &FakeSock {
+    fn kind(self) -> (u32, u32) {
+        self.kind.get()
+    }
+
+    fn cookie(self) -> u64 {
+        self.cookie.get()
+    }
+
+    fn connected_to(self) -> Option<(Addr, Port)> {
+        self.connected.get()
     }
 }
 

@@ -7,8 +7,8 @@
 mod kernel;
 
 use aya_ebpf::{
-    macros::{cgroup_sock_addr, classifier},
-    programs::{SockAddrContext, TcContext},
+    macros::{cgroup_sock, cgroup_sock_addr, classifier},
+    programs::{SockAddrContext, SockContext, TcContext},
 };
 
 use lb_datapath_ebpf_programs::{
@@ -16,7 +16,11 @@ use lb_datapath_ebpf_programs::{
     tc::ingress,
 };
 
-use crate::kernel::{Kernel, skb::KernelSkb, sock::KernelSock};
+use crate::kernel::{
+    Kernel,
+    skb::KernelSkb,
+    sock::{KernelSock, PlainSock},
+};
 
 /// IPv4 and IPv4-mapped `connect`.
 #[cgroup_sock_addr(connect4)]
@@ -64,6 +68,12 @@ fn lb_getpeername4(ctx: SockAddrContext) -> i32 {
 #[cgroup_sock_addr(getpeername6)]
 fn lb_getpeername6(ctx: SockAddrContext) -> i32 {
     sock::restore(Kernel, KernelSock { ctx: ctx.sock_addr, hook: Hook::V6 })
+}
+
+/// The end of a socket.
+#[cgroup_sock(sock_release)]
+fn lb_sock_release(ctx: SockContext) -> i32 {
+    sock::release(Kernel, PlainSock(ctx.sock))
 }
 
 /// Packets that come in through a device.

@@ -95,6 +95,11 @@ fn pick<M: Maps>(maps: M, frontend: &FrontendValue, flow: &impl Flow) -> Option<
         LOOKUP_ROUND_ROBIN => turn(maps, frontend)?,
         _ => slot(maps.random(), frontend.slots),
     };
+    in_slot(maps, frontend, index)
+}
+
+#[inline(always)]
+fn in_slot<M: Maps>(maps: M, frontend: &FrontendValue, index: u32) -> Option<u32> {
     let [a, b, c, d] = maps.slots(frontend.first.wrapping_add(index >> 2))?;
     Some(match index & 3 {
         0 => a,
@@ -103,6 +108,26 @@ fn pick<M: Maps>(maps: M, frontend: &FrontendValue, flow: &impl Flow) -> Option<
         _ => d,
     })
 }
+
+/// A backend of `frontend` that `fits`: the first one from a random slot on, among [`TRIES`] slots. A set with as many
+/// slots or fewer is looked through as a whole. Neither affinity nor the algorithm is asked.
+#[inline(always)]
+pub fn find<M: Maps>(maps: M, frontend: &FrontendValue, fits: impl Fn(&Chosen) -> bool) -> Option<Chosen> {
+    let start = slot(maps.random(), frontend.slots);
+    for offset in 0..TRIES {
+        let index = start.wrapping_add(offset).checked_rem(frontend.slots)?;
+        let Some(id) = in_slot(maps, frontend, index) else { continue };
+        let Some(backend) = maps.backend(id) else { continue };
+        let chosen = Chosen { id, set: frontend.set, addr: backend.addr, port: backend.port };
+        if fits(&chosen) {
+            return Some(chosen);
+        }
+    }
+    None
+}
+
+/// Slots that [`find`] looks at.
+pub const TRIES: u32 = 16;
 
 #[inline(always)]
 fn turn<M: Maps>(maps: M, frontend: &FrontendValue) -> Option<u32> {

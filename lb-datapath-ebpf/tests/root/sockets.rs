@@ -17,7 +17,9 @@ use lb_core::{
     state::{BackendSet, Lookup, State, Target},
 };
 use lb_datapath_ebpf::{EbpfDatapath, Reason};
+use lb_datapath_ebpf_abi::SockKey;
 
+use crate::bpf::Map;
 use crate::common::{Cgroup, Namespace, PinDir, ask_on, ask_tcp, ask_udp, backend, config, serve, state, turn};
 
 /// A datapath in a namespace with two servers per family, whose clients are this process.
@@ -238,4 +240,81 @@ fn an_ipv6_datagram_socket_hears_an_ipv4_service_under_its_mapped_address() {
     assert_eq!((peer, from), (vip, vip));
     let unconnected = host.run(|| ask_udp(&dual_socket(), vip).unwrap().1);
     assert_eq!(unconnected, vip);
+}
+
+/// Two addresses with the same backends.
+fn twins(backends: &[SocketAddr]) -> State {
+    let [first, second] = TWINS.map(addr);
+    state(&[(first, Protocol::Udp, backends), (second, Protocol::Udp, backends)], Lookup::Random, None)
+}
+
+const TWINS: [&str; 2] = ["10.96.0.1:80", "10.96.0.2:80"];
+
+#[test]
+#[ignore = "needs root: loads eBPF programs and makes a namespace and a cgroup"]
+fn answers_of_two_addresses_with_the_same_backends_come_from_their_own() {
+    let _turn = turn();
+    let mut host = Host::new();
+    host.apply(&twins(&["127.0.0.1:8001", "127.0.0.1:8002"].map(addr)));
+    let heard = host.run(|| {
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        socket.set_read_timeout(Some(crate::common::PATIENCE)).unwrap();
+        for vip in TWINS {
+            socket.send_to(b"?", addr(vip)).unwrap();
+        }
+        TWINS.map(|_| socket.recv_from(&mut [0; 64]).unwrap().1).into_iter().collect::<BTreeSet<_>>()
+    });
+    assert_eq!(heard, TWINS.map(addr).into());
+}
+
+#[test]
+#[ignore = "needs root: loads eBPF programs and makes a namespace and a cgroup"]
+fn a_second_address_of_an_only_backend_is_refused_and_the_first_one_answers() {
+    let _turn = turn();
+    let mut host = Host::new();
+    host.apply(&twins(&[addr("127.0.0.1:8001")]));
+    let (error, heard, alone) = host.run(|| {
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        socket.set_read_timeout(Some(crate::common::PATIENCE)).unwrap();
+        socket.send_to(b"?", addr(TWINS[0])).unwrap();
+        let error = socket.send_to(b"?", addr(TWINS[1])).unwrap_err();
+        let heard = socket.recv_from(&mut [0; 64]).unwrap().1;
+        (error, heard, ask_udp(&UdpSocket::bind("0.0.0.0:0").unwrap(), addr(TWINS[1])).unwrap().1)
+    });
+    assert_eq!((error.kind(), heard), (io::ErrorKind::AddrInUse, addr(TWINS[0])));
+    assert_eq!(alone, addr(TWINS[1]));
+    let counts = host.datapath.reason_counters().unwrap().unwrap().read().unwrap();
+    assert_eq!(counts[&Reason::SocketAmbiguous], 1);
+}
+
+#[test]
+#[ignore = "needs root: loads eBPF programs and makes a namespace and a cgroup"]
+fn sockets_that_are_closed_leave_no_entries() {
+    let _turn = turn();
+    let mut host = Host::new();
+    let mut services = Vec::new();
+    let backends = ["127.0.0.1:8001", "127.0.0.1:8002"].map(addr);
+    for protocol in [Protocol::Tcp, Protocol::Udp] {
+        services.extend(TWINS.map(|vip| (addr(vip), protocol, &backends[..])));
+    }
+    host.apply(&state(&services, Lookup::Random, None));
+    let maps = ["SOCK_PEERS", "SOCK_FLOWS"].map(|name| Map::open(&host.pins.0.join("v1/maps").join(name)));
+    let entries = || [maps[0].keys::<SockKey>().len(), maps[1].keys::<SockKey>().len()];
+    host.run(|| {
+        let stream = TcpStream::connect(addr(TWINS[0])).unwrap();
+        let [connected, unconnected] = [0; 2].map(|_| UdpSocket::bind("0.0.0.0:0").unwrap());
+        connected.connect(addr(TWINS[0])).unwrap();
+        for vip in TWINS {
+            ask_udp(&unconnected, addr(vip)).unwrap();
+        }
+        let dual = dual_socket();
+        ask_udp(&dual, addr("[::ffff:10.96.0.1]:80")).unwrap();
+        // Two entries for the two addresses of a socket, and one where its list begins.
+        assert_eq!(entries(), [5, 5]);
+        // A socket that connects again forgets its old peer.
+        connected.connect("127.0.0.1:8001").unwrap();
+        assert_eq!(entries(), [4, 5]);
+        drop((stream, connected, unconnected, dual));
+    });
+    assert_eq!(entries(), [0, 0]);
 }

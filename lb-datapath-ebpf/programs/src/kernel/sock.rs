@@ -7,7 +7,7 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use lb_datapath_ebpf_abi::{Addr, Errno, Port, SockFlow, SockKey, SockPeer, map_v4};
-use lb_datapath_ebpf_programs::sock::{Entry, Hook, Sock, SockMaps};
+use lb_datapath_ebpf_programs::sock::{Closing, Entry, Hook, Sock, SockMaps};
 
 use super::Kernel;
 
@@ -46,6 +46,11 @@ impl SockMaps for Kernel {
     }
 
     #[inline(always)]
+    fn remove_flow(self, key: &SockKey) {
+        let _ = SOCK_FLOWS.remove(key);
+    }
+
+    #[inline(always)]
     fn put_flow(self, key: &SockKey, flow: &SockFlow) {
         let _ = SOCK_FLOWS.insert(key, flow, 0);
     }
@@ -62,9 +67,9 @@ impl Entry for FlowEntry {
     }
 
     #[inline(always)]
-    fn set_set(&self, set: u32) {
+    fn touch(&self, now: u64, set: u32) {
         // SAFETY: as above.
-        unsafe { (*self.0).set = set };
+        unsafe { ((*self.0).last_ns, (*self.0).set) = (now, set) };
     }
 }
 
@@ -149,6 +154,29 @@ impl Sock for KernelSock {
     fn fail(self, errno: Errno) {
         // SAFETY: the helper is allowed in these program types since Linux 5.18.
         unsafe { bpf_set_retval(-(errno as i32)) };
+    }
+}
+
+/// The context of a program that runs for a socket rather than for an address.
+#[derive(Clone, Copy)]
+pub(crate) struct PlainSock(pub(crate) *mut bpf_sock);
+
+impl Closing for PlainSock {
+    #[inline(always)]
+    fn kind(self) -> (u32, u32) {
+        // SAFETY: the program's context; these are fields that every program of sockets may read.
+        unsafe { ((*self.0).type_, (*self.0).protocol) }
+    }
+
+    #[inline(always)]
+    fn cookie(self) -> u64 {
+        // SAFETY: the helper takes the context.
+        unsafe { bpf_get_socket_cookie(self.0.cast()) }
+    }
+
+    #[inline(always)]
+    fn connected_to(self) -> Option<(Addr, Port)> {
+        peer_of(self.0)
     }
 }
 

@@ -8,14 +8,14 @@
 pub mod hash;
 
 use lb_datapath_ebpf_abi::{
-    Addr, AffinityKey, BackendValue, CLIENT_NETNS, Errno, FrontendKey, FrontendValue, Port, ROLE_ACTIVE, ROLE_STANDBY,
-    Reason, SockFlow, SockKey, SockPeer, TARGET_SET, Verdict, unmap_v4,
+    Addr, AffinityKey, CLIENT_NETNS, Errno, FrontendKey, FrontendValue, Port, ROLE_ACTIVE, ROLE_STANDBY, Reason,
+    SockFlow, SockKey, SockPeer, TARGET_SET, UDP_IDLE_NS, Verdict, unmap_v4,
 };
 
 use crate::{
     maps::Maps,
     protocol::{TCP, UDP},
-    select::{Answer, Chosen, Flow, choose},
+    select::{Answer, Chosen, Flow, choose, find},
     sock::hash::cookie_hash,
 };
 
@@ -60,6 +60,16 @@ pub trait Sock: Copy {
     fn fail(self, errno: Errno);
 }
 
+/// A socket whose last descriptor was closed.
+pub trait Closing: Copy {
+    /// `type` and `protocol` of the socket.
+    fn kind(self) -> (u32, u32);
+    /// The socket's cookie.
+    fn cookie(self) -> u64;
+    /// The peer that the socket is connected to.
+    fn connected_to(self) -> Option<(Addr, Port)>;
+}
+
 /// The maps of sockets.
 pub trait SockMaps: Maps {
     /// An entry of `SOCK_FLOWS` that is there.
@@ -74,17 +84,19 @@ pub trait SockMaps: Maps {
     fn remove_peer(self, key: &SockKey);
     /// The backend of a socket's datagrams to a virtual address.
     fn flow(self, key: &SockKey) -> Option<Self::Entry>;
+    /// Removes an entry if it is there.
+    fn remove_flow(self, key: &SockKey);
     /// Writes the backend of a socket's datagrams. A full map evicts its least recently used entry; that socket may
     /// then get another backend.
     fn put_flow(self, key: &SockKey, flow: &SockFlow);
 }
 
-/// An entry of `SOCK_FLOWS`. It belongs to one socket; its two fields are read and written one by one.
+/// An entry of `SOCK_FLOWS`. It belongs to one socket; its fields are read and written one by one.
 pub trait Entry {
     /// A copy of the whole.
     fn value(&self) -> SockFlow;
-    /// Writes [`SockFlow::set`].
-    fn set_set(&self, set: u32);
+    /// Writes [`SockFlow::last_ns`] and [`SockFlow::set`].
+    fn touch(&self, now: u64, set: u32);
 }
 
 /// `connect`: sends the socket to a backend, for TCP and connected UDP.
@@ -95,11 +107,22 @@ pub fn connect<M: SockMaps, S: Sock>(maps: M, sock: S) -> i32 {
         return ALLOW;
     }
     match decide(maps, &socket.frontend_key(), &socket) {
-        Decision::NoFrontend => socket.forget(maps),
-        Decision::Stop(reason) => return socket.stop(maps, reason),
-        Decision::Backend(chosen) => return socket.redirect(maps, chosen.addr, chosen.port),
+        Decision::NoFrontend => {
+            socket.leave(maps);
+            socket.forget(maps);
+            ALLOW
+        }
+        Decision::Stopped => REFUSE,
+        // A TCP socket has one peer.
+        Decision::Backend(chosen) if socket.protocol == TCP => socket.redirect(maps, &chosen),
+        Decision::Backend(chosen) => match socket.unambiguous(maps, chosen, None) {
+            Some(chosen) => {
+                socket.leave(maps);
+                socket.redirect(maps, &chosen)
+            }
+            None => socket.stop(maps, Reason::SocketAmbiguous),
+        },
     }
-    ALLOW
 }
 
 /// `sendmsg` with an address, of UDP sockets: a socket's datagrams to one frontend keep their backend as long as
@@ -110,30 +133,29 @@ pub fn connect<M: SockMaps, S: Sock>(maps: M, sock: S) -> i32 {
 #[inline(always)]
 pub fn sendmsg<M: SockMaps, S: Sock>(maps: M, sock: S) -> i32 {
     let Some(socket) = Socket::new(sock) else { return ALLOW };
-    if socket.sock.connected_to() == Some((socket.addr, socket.port)) {
-        return ALLOW;
-    }
+    let connected = socket.sock.connected_to();
     let role = maps.role();
-    if role == ROLE_STANDBY {
+    if connected == Some((socket.addr, socket.port)) || role == ROLE_STANDBY {
         return ALLOW;
     }
     let key = socket.frontend_key();
-    let (addr, port) = match socket.kept(maps, &key) {
-        Some(backend) => (backend.addr, backend.port),
+    let chosen = match socket.kept(maps, &key) {
+        Some(chosen) => chosen,
         None if role != ROLE_ACTIVE => return ALLOW,
         None => match decide(maps, &key, &socket) {
             Decision::NoFrontend => {
                 socket.forget(maps);
                 return ALLOW;
             }
-            Decision::Stop(reason) => return socket.stop(maps, reason),
-            Decision::Backend(chosen) => {
-                socket.keep(maps, &chosen);
-                (chosen.addr, chosen.port)
-            }
+            Decision::Stopped => return REFUSE,
+            Decision::Backend(chosen) => chosen,
         },
     };
-    socket.redirect(maps, addr, port)
+    let Some(chosen) = socket.unambiguous(maps, chosen, connected) else {
+        return socket.stop(maps, Reason::SocketAmbiguous);
+    };
+    socket.keep(maps, &chosen);
+    socket.redirect(maps, &chosen)
 }
 
 /// `recvmsg` and `getpeername`: shows the virtual address where the kernel knows a backend's.
@@ -146,20 +168,71 @@ pub fn restore<M: SockMaps, S: Sock>(maps: M, sock: S) -> i32 {
     ALLOW
 }
 
+/// Entries of a socket that [`release`] removes; it leaves more to the eviction of the least recently used.
+const RELEASED: usize = 32;
+
+/// The end of a socket: its entries are removed, so that they push out none of other sockets.
+#[inline(always)]
+pub fn release<M: SockMaps, S: Closing>(maps: M, sock: S) -> i32 {
+    let Some(protocol) = protocol(sock.kind()) else { return ALLOW };
+    let cookie = sock.cookie();
+    let key = |(addr, port)| SockKey { cookie, addr, port, protocol, pad: [0; 5] };
+    if let Some(peer) = sock.connected_to() {
+        remove_peer(maps, &key(peer));
+    }
+    if protocol != UDP {
+        return ALLOW;
+    }
+    let mut at = SockKey::head(cookie, protocol);
+    for _ in 0..RELEASED {
+        let Some(flow) = maps.flow(&at) else { return ALLOW };
+        let flow = flow.value();
+        maps.remove_flow(&at);
+        maps.remove_peer(&key((flow.backend_addr, flow.backend_port)));
+        at = key((flow.next, flow.next_port));
+    }
+    ALLOW
+}
+
+/// A look-up takes no lock, and most sockets have no entry.
+#[inline(always)]
+fn remove_peer<M: SockMaps>(maps: M, key: &SockKey) {
+    if maps.peer(key).is_some() {
+        maps.remove_peer(key);
+    }
+}
+
+/// The protocol on the wire, if it is one that is served.
+#[inline(always)]
+const fn protocol(kind: (u32, u32)) -> Option<u8> {
+    match kind {
+        (SOCK_STREAM, IPPROTO_MPTCP) => Some(TCP),
+        (SOCK_STREAM, protocol) if protocol == TCP as u32 => Some(TCP),
+        (SOCK_DGRAM, protocol) if protocol == UDP as u32 => Some(UDP),
+        _ => None,
+    }
+}
+
 /// The decision on a call that no earlier one has decided.
 enum Decision {
     NoFrontend,
-    Stop(Reason),
+    /// The call has failed.
+    Stopped,
     Backend(Chosen),
 }
 
 #[inline(always)]
 fn decide<M: SockMaps, S: Sock>(maps: M, key: &FrontendKey, socket: &Socket<S>) -> Decision {
+    // Once for each reason: one `match` over a reason that is not constant would become a table.
+    let stopped = |reason| {
+        socket.stop(maps, reason);
+        Decision::Stopped
+    };
     match choose(maps, key, socket) {
         Answer::NotAFrontend => Decision::NoFrontend,
-        Answer::NoBackends => Decision::Stop(Reason::SocketNoBackends),
-        Answer::Excluded => Decision::Stop(Reason::SocketExcluded),
-        Answer::BackendMissing => Decision::Stop(Reason::SocketBackendMissing),
+        Answer::NoBackends => stopped(Reason::SocketNoBackends),
+        Answer::Excluded => stopped(Reason::SocketExcluded),
+        Answer::BackendMissing => stopped(Reason::SocketBackendMissing),
         Answer::Backend(chosen) => Decision::Backend(chosen),
     }
 }
@@ -176,12 +249,7 @@ struct Socket<S> {
 impl<S: Sock> Socket<S> {
     #[inline(always)]
     fn new(sock: S) -> Option<Self> {
-        let protocol = match sock.kind() {
-            (SOCK_STREAM, IPPROTO_MPTCP) => TCP,
-            (SOCK_STREAM, protocol) if protocol == TCP as u32 => TCP,
-            (SOCK_DGRAM, protocol) if protocol == UDP as u32 => UDP,
-            _ => return None,
-        };
+        let protocol = protocol(sock.kind())?;
         let (addr, port) = sock.peer();
         Some(Self { sock, cookie: sock.cookie(), protocol, addr, port })
     }
@@ -193,7 +261,12 @@ impl<S: Sock> Socket<S> {
 
     #[inline(always)]
     fn key(&self) -> SockKey {
-        SockKey { cookie: self.cookie, addr: self.addr, port: self.port, protocol: self.protocol, pad: [0; 5] }
+        self.key_of(self.addr, self.port)
+    }
+
+    #[inline(always)]
+    fn key_of(&self, addr: Addr, port: Port) -> SockKey {
+        SockKey { cookie: self.cookie, addr, port, protocol: self.protocol, pad: [0; 5] }
     }
 
     /// Counts `reason` and fails the call as its verdict says.
@@ -210,31 +283,82 @@ impl<S: Sock> Socket<S> {
 
     /// The backend that the socket's datagrams to the frontend at `key` went to, if that may still take them.
     #[inline(always)]
-    fn kept<M: SockMaps>(&self, maps: M, key: &FrontendKey) -> Option<BackendValue> {
+    fn kept<M: SockMaps>(&self, maps: M, key: &FrontendKey) -> Option<Chosen> {
         let flow = maps.flow(&self.key())?;
         let frontend = maps.frontend(key)?;
-        let SockFlow { backend, set } = flow.value();
-        if frontend.target != TARGET_SET || (frontend.set != set && !maps.keeps_flows(frontend.set, backend)) {
+        let SockFlow { backend: id, set, .. } = flow.value();
+        if frontend.target != TARGET_SET || (frontend.set != set && !maps.keeps_flows(frontend.set, id)) {
             return None;
         }
-        flow.set_set(frontend.set);
-        maps.backend(backend)
+        let backend = maps.backend(id)?;
+        Some(Chosen { id, set: frontend.set, addr: backend.addr, port: backend.port })
     }
 
     /// The socket's next datagrams to the same address go to this backend as well.
     #[inline(always)]
     fn keep<M: SockMaps>(&self, maps: M, chosen: &Chosen) {
-        maps.put_flow(&self.key(), &SockFlow { backend: chosen.id, set: chosen.set });
+        let (key, now) = (self.key(), maps.now());
+        let (next, next_port) = match maps.flow(&key) {
+            Some(flow) if flow.value().backend == chosen.id => return flow.touch(now, chosen.set),
+            Some(flow) => (flow.value().next, flow.value().next_port),
+            None => self.begin_list(maps),
+        };
+        let (backend_addr, backend_port) = (chosen.addr, chosen.port);
+        let (last_ns, backend, set) = (now, chosen.id, chosen.set);
+        maps.put_flow(&key, &SockFlow { last_ns, backend_addr, next, backend, set, backend_port, next_port, pad: 0 });
+    }
+
+    /// Puts the entry of this virtual address at the beginning of the socket's list; returns the one that was there.
+    #[inline(always)]
+    fn begin_list<M: SockMaps>(&self, maps: M) -> (Addr, Port) {
+        let head = SockKey::head(self.cookie, self.protocol);
+        let (mut next, mut next_port) = ([0; 4], Port(0));
+        if let Some(flow) = maps.flow(&head) {
+            (next, next_port) = (flow.value().next, flow.value().next_port);
+        }
+        maps.put_flow(&head, &SockFlow::head(self.addr, self.port));
+        (next, next_port)
+    }
+
+    /// The backend that was chosen, or another one of the frontend if the socket uses that one under another virtual
+    /// address: it could not tell their answers apart.
+    #[inline(always)]
+    fn unambiguous<M: SockMaps>(&self, maps: M, chosen: Chosen, connected: Option<(Addr, Port)>) -> Option<Chosen> {
+        if self.may_use(maps, &chosen, connected) {
+            return Some(chosen);
+        }
+        let frontend = maps.frontend(&self.frontend_key())?;
+        find(maps, &frontend, |other| self.may_use(maps, other, connected))
+    }
+
+    /// Whether no other virtual address is the one under which the socket knows this backend.
+    #[inline(always)]
+    fn may_use<M: SockMaps>(&self, maps: M, chosen: &Chosen, connected: Option<(Addr, Port)>) -> bool {
+        let (addr, port) = (chosen.addr, chosen.port);
+        let Some(peer) = maps.peer(&self.key_of(addr, port)) else { return true };
+        if (peer.addr, peer.port) == (self.addr, self.port) {
+            return true;
+        }
+        if connected == Some((addr, port)) {
+            return false;
+        }
+        let Some(flow) = maps.flow(&self.key_of(peer.addr, peer.port)) else { return true };
+        let flow = flow.value();
+        (flow.backend_addr, flow.backend_port) != (addr, port) || maps.now().saturating_sub(flow.last_ns) > UDP_IDLE_NS
     }
 
     /// Sends the socket to a backend, and remembers under which address it believes to reach it.
     #[inline(always)]
-    fn redirect<M: SockMaps>(&self, maps: M, addr: Addr, port: Port) -> i32 {
+    fn redirect<M: SockMaps>(&self, maps: M, chosen: &Chosen) -> i32 {
+        let (addr, port) = (chosen.addr, chosen.port);
         if matches!(self.sock.hook(), Hook::V4) && unmap_v4(addr).is_none() {
             return self.stop(maps, Reason::SocketFamily);
         }
-        let key = SockKey { cookie: self.cookie, addr, port, protocol: self.protocol, pad: [0; 5] };
-        maps.put_peer(&key, &SockPeer { addr: self.addr, port: self.port, pad: 0 });
+        let (key, peer) = (self.key_of(addr, port), SockPeer { addr: self.addr, port: self.port, pad: 0 });
+        // Each datagram of a UDP socket comes here, and writing costs more than reading.
+        if self.protocol == TCP || maps.peer(&key) != Some(peer) {
+            maps.put_peer(&key, &peer);
+        }
         self.write(addr, port);
         ALLOW
     }
@@ -244,7 +368,17 @@ impl<S: Sock> Socket<S> {
     #[inline(always)]
     fn forget<M: SockMaps>(&self, maps: M) {
         if self.protocol == UDP {
-            maps.remove_peer(&self.key());
+            remove_peer(maps, &self.key());
+        }
+    }
+
+    /// A UDP socket that connects anew hears its old peer no more.
+    #[inline(always)]
+    fn leave<M: SockMaps>(&self, maps: M) {
+        if self.protocol == UDP
+            && let Some((addr, port)) = self.sock.connected_to()
+        {
+            remove_peer(maps, &self.key_of(addr, port));
         }
     }
 
@@ -280,12 +414,16 @@ impl<S: Sock> Flow for Socket<S> {
 mod tests {
     use lb_datapath_ebpf_abi::{LOOKUP_HASH, ROLE_DRAINING, TARGET_DROP, TARGET_REJECT, map_v4};
 
-    use std::vec::Vec;
+    use std::{
+        net::{IpAddr, Ipv4Addr},
+        vec::Vec,
+    };
 
     use super::*;
     use crate::fake::{Fake, FakeSock, VIP, VIP_V6, addr_of, backend, backend_v6};
 
     const PORT_80: Port = Port::new(80);
+    const SECOND_VIP: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 96, 0, 2));
 
     #[test]
     fn a_connection_goes_to_a_backend_and_its_peer_is_the_frontend() {
@@ -325,7 +463,7 @@ mod tests {
     #[test]
     fn every_reason_of_a_socket_is_counted_once_with_its_error() {
         type Case = (Reason, fn(&Fake), Errno);
-        let cases: [Case; 4] = [
+        let cases: [Case; 5] = [
             (
                 Reason::SocketNoBackends,
                 |fake| fake.change_frontend(VIP, |frontend| frontend.target = TARGET_REJECT),
@@ -341,6 +479,16 @@ mod tests {
                 Reason::SocketFamily,
                 |fake| fake.backends.borrow_mut().values_mut().for_each(|backend| backend.addr = backend_v6(1)),
                 Errno::HostUnreachable,
+            ),
+            (
+                Reason::SocketAmbiguous,
+                |fake| {
+                    fake.alias(SECOND_VIP);
+                    let sock = FakeSock::new(Hook::V4, SECOND_VIP);
+                    sock.kind.set((2, 17));
+                    assert_eq!(sendmsg(fake, &sock), ALLOW);
+                },
+                Errno::AddressInUse,
             ),
         ];
         type Call = fn(&Fake, &FakeSock) -> i32;
@@ -368,9 +516,23 @@ mod tests {
 
     /// Where the next datagram to the frontend goes.
     fn send(fake: &Fake, sock: &FakeSock) -> (Addr, Port) {
-        sock.peer.set((addr_of(VIP), PORT_80));
-        assert_eq!(sendmsg(fake, sock), ALLOW);
-        sock.peer.get()
+        send_to(fake, sock, VIP).unwrap()
+    }
+
+    /// Where the next datagram to this address goes; why it does not.
+    fn send_to(fake: &Fake, sock: &FakeSock, vip: IpAddr) -> Result<(Addr, Port), Errno> {
+        sock.peer.set((addr_of(vip), PORT_80));
+        sock.failed.set(None);
+        let verdict = sendmsg(fake, sock);
+        assert_eq!(verdict == REFUSE, sock.failed.get().is_some());
+        sock.failed.get().map_or(Ok(sock.peer.get()), Err)
+    }
+
+    /// The source of an answer from `backend`.
+    fn heard(fake: &Fake, sock: &FakeSock, backend: (Addr, Port)) -> Addr {
+        sock.peer.set(backend);
+        assert_eq!(restore(fake, sock), ALLOW);
+        sock.peer.get().0
     }
 
     #[test]
@@ -438,6 +600,103 @@ mod tests {
         assert_eq!(sock.peer.get(), (addr_of(VIP), PORT_80));
         // Another address than the peer's is translated.
         assert_ne!(send(&fake, &sock), (addr_of(VIP), PORT_80));
+    }
+
+    #[test]
+    fn a_second_address_of_the_same_backends_gets_another_one() {
+        let (fake, sock) = udp();
+        fake.alias(SECOND_VIP);
+        for _ in 0..4 {
+            let [first, second] = [VIP, SECOND_VIP].map(|vip| send_to(&fake, &sock, vip).unwrap());
+            assert_ne!(first, second);
+            assert_eq!([first, second].map(|peer| heard(&fake, &sock, peer)), [VIP, SECOND_VIP].map(addr_of));
+        }
+    }
+
+    #[test]
+    fn a_socket_knows_a_backend_under_one_address_until_it_has_been_silent() {
+        let (fake, sock) = udp();
+        fake.add_set(5, &[1]);
+        fake.point(VIP, 5, 1);
+        fake.alias(SECOND_VIP);
+        assert_eq!(send_to(&fake, &sock, VIP), Ok(backend(1)));
+        fake.now.set(UDP_IDLE_NS);
+        assert_eq!(send_to(&fake, &sock, SECOND_VIP), Err(Errno::AddressInUse));
+        // Another socket has its own answers.
+        let other = FakeSock::new(Hook::V4, VIP);
+        other.kind.set((2, 17));
+        other.cookie.set(18);
+        assert_eq!(send_to(&fake, &other, SECOND_VIP), Ok(backend(1)));
+        assert_eq!(send_to(&fake, &sock, VIP), Ok(backend(1)));
+        fake.now.set(2 * UDP_IDLE_NS + 1);
+        assert_eq!(send_to(&fake, &sock, SECOND_VIP), Ok(backend(1)));
+        assert_eq!(heard(&fake, &sock, backend(1)), addr_of(SECOND_VIP));
+        assert_eq!(send_to(&fake, &sock, VIP), Err(Errno::AddressInUse));
+        assert_eq!(fake.counts.borrow()[&Reason::SocketAmbiguous], 2);
+    }
+
+    #[test]
+    fn a_connected_socket_keeps_the_address_of_its_peer_until_it_connects_anew() {
+        let (fake, sock) = udp();
+        fake.add_set(5, &[1]);
+        fake.point(VIP, 5, 1);
+        fake.alias(SECOND_VIP);
+        assert_eq!(connect(&fake, &sock), ALLOW);
+        sock.connected.set(Some(backend(1)));
+        fake.now.set(9 * UDP_IDLE_NS);
+        assert_eq!(send_to(&fake, &sock, SECOND_VIP), Err(Errno::AddressInUse));
+        assert_eq!(heard(&fake, &sock, backend(1)), addr_of(VIP));
+        // It connects through the other address, as a look-up of addresses does to sort them.
+        sock.peer.set((addr_of(SECOND_VIP), PORT_80));
+        assert_eq!((connect(&fake, &sock), sock.peer.get()), (ALLOW, backend(1)));
+        assert_eq!(heard(&fake, &sock, backend(1)), addr_of(SECOND_VIP));
+        // It connects to an address that is none of the frontends.
+        sock.peer.set((map_v4([192, 0, 2, 9]), PORT_80));
+        assert_eq!(connect(&fake, &sock), ALLOW);
+        assert!(fake.peers.borrow().is_empty());
+        // It is not connected any more.
+        sock.connected.set(None);
+        assert_eq!(send_to(&fake, &sock, SECOND_VIP), Ok(backend(1)));
+    }
+
+    #[test]
+    fn a_socket_takes_all_of_its_entries_along() {
+        let (fake, sock) = udp();
+        let others: Vec<IpAddr> = (10..30).map(|host| IpAddr::V4(Ipv4Addr::new(10, 96, 0, host))).collect();
+        let backends: Vec<u32> = (1..=21).collect();
+        fake.add_set(6, &backends);
+        fake.point(VIP, 6, 21);
+        let bystander = FakeSock::new(Hook::V4, VIP);
+        bystander.kind.set((2, 17));
+        bystander.cookie.set(18);
+        send(&fake, &bystander);
+        let kept = (fake.peers.borrow().len(), fake.sock_flows.borrow().len());
+        send(&fake, &sock);
+        for vip in others {
+            fake.alias(vip);
+            // Some find no backend among the slots that are looked at.
+            let _ = send_to(&fake, &sock, vip);
+        }
+        assert!(fake.peers.borrow().len() > 10);
+        assert_eq!(release(&fake, &sock), ALLOW);
+        assert_eq!((fake.peers.borrow().len(), fake.sock_flows.borrow().len()), kept);
+        // A TCP socket.
+        let stream = FakeSock::new(Hook::V4, VIP);
+        stream.cookie.set(19);
+        assert_eq!(connect(&fake, &stream), ALLOW);
+        stream.connected.set(Some(stream.peer.get()));
+        assert_eq!(release(&fake, &stream), ALLOW);
+        assert_eq!((fake.peers.borrow().len(), fake.sock_flows.borrow().len()), kept);
+    }
+
+    #[test]
+    fn a_list_that_lost_an_entry_ends() {
+        let (fake, sock) = udp();
+        send(&fake, &sock);
+        fake.sock_flows.borrow_mut().retain(|key, _| key.port == Port(0));
+        send(&fake, &sock);
+        assert_eq!(release(&fake, &sock), ALLOW);
+        assert!(fake.sock_flows.borrow().is_empty() && fake.peers.borrow().is_empty());
     }
 
     #[test]
