@@ -11,6 +11,10 @@ pub const CLIENT_NETNS: u8 = 1;
 pub const CT_REPLY: u8 = 1;
 /// [`CtValue::flags`]: a FIN or RST was seen; a SYN on the same tuple is a new connection.
 pub const CT_CLOSING: u8 = 2;
+/// [`CtValue::flags`]: user space has ended the flow. A TCP segment of either direction is answered with a reset, as long
+/// as the entry is there. A UDP flow is over: the client's next datagram starts another one, and a datagram of the
+/// backend is dropped. Set in both entries of a flow.
+pub const CT_CUT: u8 = 4;
 
 /// A UDP flow ends after this much silence, in nanoseconds: conntrack's default time-out of an assured stream.
 ///

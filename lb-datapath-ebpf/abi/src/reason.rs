@@ -98,6 +98,10 @@ reasons! {
     /// The socket uses every backend of the frontend, as far as the program looks, under another virtual address: it
     /// could not tell the answers apart.
     SocketAmbiguous, "socket_ambiguous" => Verdict::Fail(Errno::AddressInUse);
+    /// User space has ended the connection, whose backend is gone: both ends get a reset.
+    PacketFlowCut, "packet_flow_cut" => Verdict::Answer;
+    /// A backend's datagram belongs to a flow that user space has ended.
+    PacketReplyCut, "packet_reply_cut" => Verdict::Drop;
 }
 
 impl Reason {

@@ -11,7 +11,7 @@ use std::{
 
 use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
 use lb_datapath_ebpf_abi::{
-    Addr, AffinityKey, AffinityValue, BackendValue, CT_CLOSING, CtKey, CtValue, Errno, Facts, FrontendKey,
+    Addr, AffinityKey, AffinityValue, BackendValue, CT_CLOSING, CT_CUT, CtKey, CtValue, Errno, Facts, FrontendKey,
     FrontendValue, MEMBER_DRAINS, MEMBER_TAKES, NodeValue, Pod, Port, PrefixBytes, ROLE_ACTIVE, Reason,
     SLOTS_PER_CHUNK, SlotChunk, SockFlow, SockKey, SockPeer, TARGET_SET, from_octets, map_v4, octets,
 };
@@ -252,6 +252,13 @@ impl Fake {
                 let value = CtValue { dst: other, last_ns: self.now.get(), ..CtValue::EMPTY };
                 self.flows.borrow_mut().insert(key, Rc::new(Cell::new(value)));
             }
+        }
+    }
+
+    /// Ends every flow, as user space does.
+    pub(crate) fn cut_all(&self) {
+        for entry in self.flows.borrow().values() {
+            entry.set(CtValue { flags: entry.get().flags | CT_CUT, ..entry.get() });
         }
     }
 

@@ -1,7 +1,8 @@
 //! Flows of packets: two entries each, one per direction, each saying what a packet's tuple becomes.
 
 use lb_datapath_ebpf_abi::{
-    Addr, CT_CLOSING, CT_REPLY, CtKey, CtValue, FAMILY_V4, FAMILY_V6, NodeValue, Port, Reason, TARGET_SET, UDP_IDLE_NS,
+    Addr, CT_CLOSING, CT_CUT, CT_REPLY, CtKey, CtValue, FAMILY_V4, FAMILY_V6, NodeValue, Port, Reason, TARGET_SET,
+    UDP_IDLE_NS,
 };
 
 use super::packet::Packet;
@@ -53,16 +54,31 @@ pub trait Entry {
     fn close(&self);
 }
 
+/// What the table of flows says about a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// The packet belongs to no flow, or to one that is over.
+    Nothing,
+    /// The packet belongs to a flow.
+    Flow,
+    /// The packet ends here.
+    Stop(Reason),
+}
+
 /// Writes to `to` what `packet` becomes, if it belongs to a flow that is not over.
 #[inline(never)]
-pub fn lookup<M: FlowMaps>(maps: M, packet: &Packet, to: &mut CtValue) -> bool {
-    let Some(entry) = maps.flow(&packet.key) else { return false };
+pub fn lookup<M: FlowMaps>(maps: M, packet: &Packet, to: &mut CtValue) -> Found {
+    let Some(entry) = maps.flow(&packet.key) else { return Found::Nothing };
     *to = entry.value();
     let now = maps.now();
     let is_reply = to.flags & CT_REPLY != 0;
+    // A reset is no answer to a reset, which goes to the other end instead.
+    if to.flags & CT_CUT != 0 && !packet.is_reset() {
+        return cut(packet, is_reply);
+    }
     let alive = if is_reply { is_reply_alive(packet, to, now) } else { is_alive(maps, packet, to, now) };
     if !alive {
-        return false;
+        return Found::Nothing;
     }
     entry.touch(now);
     if packet.is_end() {
@@ -71,7 +87,18 @@ pub fn lookup<M: FlowMaps>(maps: M, packet: &Packet, to: &mut CtValue) -> bool {
     if packet.is_end() && is_reply {
         close(maps, &to.mirror(packet.key.protocol));
     }
-    true
+    Found::Flow
+}
+
+/// What becomes of a packet of a flow that user space has ended. The client may start another flow from the same port.
+#[inline(always)]
+fn cut(packet: &Packet, is_reply: bool) -> Found {
+    match (is_reply, packet.is_udp()) {
+        (true, true) => Found::Stop(Reason::PacketReplyCut),
+        (false, true) => Found::Nothing,
+        (false, false) if packet.is_syn() => Found::Nothing,
+        (_, false) => Found::Stop(Reason::PacketFlowCut),
+    }
 }
 
 /// Whether a reply still belongs to a flow: a UDP flow that was silent for long does not know its port any more.
@@ -257,7 +284,7 @@ mod tests {
 
     fn found(fake: &Fake, packet: &Packet) -> Option<CtValue> {
         let mut to = CtValue::EMPTY;
-        lookup(fake, packet, &mut to).then_some(to)
+        (lookup(fake, packet, &mut to) == Found::Flow).then_some(to)
     }
 
     fn tcp(flags: u8) -> Packet {
@@ -431,6 +458,36 @@ mod tests {
         assert!(found(&fake, &reply_of(&to, &tcp(0), RST)).is_some());
         let flags: Vec<u8> = fake.flows.borrow().values().map(|entry| entry.get().flags & CT_CLOSING).collect();
         assert_eq!(flags, [CT_CLOSING; 2]);
+    }
+
+    fn verdict(fake: &Fake, packet: &Packet) -> Found {
+        lookup(fake, packet, &mut CtValue { ..CtValue::EMPTY })
+    }
+
+    #[test]
+    fn both_ends_of_a_connection_that_was_cut_are_told() {
+        let fake = serving();
+        let to = open_to(&fake, &tcp(SYN), 1).unwrap();
+        fake.cut_all();
+        for packet in [tcp(ACK), tcp(FIN | ACK), reply_of(&to, &tcp(0), ACK), reply_of(&to, &tcp(0), SYN | ACK)] {
+            assert_eq!(verdict(&fake, &packet), Found::Stop(Reason::PacketFlowCut));
+        }
+        assert_eq!(verdict(&fake, &tcp(SYN)), Found::Nothing, "another connection");
+        for packet in [tcp(RST), reply_of(&to, &tcp(0), RST)] {
+            assert_eq!(verdict(&fake, &packet), Found::Flow, "the end itself is passed on");
+        }
+    }
+
+    #[test]
+    fn a_udp_flow_that_was_cut_starts_again_and_hears_no_more_of_its_old_backend() {
+        let fake = serving();
+        let to = open_to(&fake, &udp(), 1).unwrap();
+        fake.cut_all();
+        assert_eq!(verdict(&fake, &reply_of(&to, &udp(), 0)), Found::Stop(Reason::PacketReplyCut));
+        assert_eq!(verdict(&fake, &udp()), Found::Nothing);
+        let to = open_to(&fake, &udp(), 2).unwrap();
+        assert_eq!(verdict(&fake, &udp()), Found::Flow);
+        assert_eq!(verdict(&fake, &reply_of(&to, &udp(), 0)), Found::Flow);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use aya_ebpf::bindings::tcx_action_base::{TCX_DROP, TCX_NEXT};
 use lb_datapath_ebpf_abi::{CtValue, ROLE_ACTIVE, ROLE_STANDBY, Reason, TARGET_DROP, Verdict};
 
 use super::{
-    flow::{self, FlowMaps},
+    flow::{self, FlowMaps, Found},
     packet::{Head, Packet},
     reject::reject,
     rewrite::forward,
@@ -38,18 +38,17 @@ pub fn ingress<M: FlowMaps, S: Skb>(maps: M, skb: S) -> i32 {
     }
     let Some(packet) = head.packet(skb) else { return PASS };
     let mut to = CtValue::EMPTY;
-    if flow::lookup(maps, &packet, &mut to) {
-        return forward(maps, skb, &packet, &to);
-    }
-    if role != ROLE_ACTIVE {
-        return PASS;
-    }
-    let reason = match answer(maps, &packet, &mut to) {
-        Decision::NoFrontend => return PASS,
-        Decision::Stop(reason) => reason,
-        Decision::Open => match flow::open(maps, &packet, &mut to) {
-            None => return forward(maps, skb, &packet, &to),
-            Some(reason) => reason,
+    let reason = match flow::lookup(maps, &packet, &mut to) {
+        Found::Flow => return forward(maps, skb, &packet, &to),
+        Found::Stop(reason) => reason,
+        Found::Nothing if role != ROLE_ACTIVE => return PASS,
+        Found::Nothing => match answer(maps, &packet, &mut to) {
+            Decision::NoFrontend => return PASS,
+            Decision::Stop(reason) => reason,
+            Decision::Open => match flow::open(maps, &packet, &mut to) {
+                None => return forward(maps, skb, &packet, &to),
+                Some(reason) => reason,
+            },
         },
     };
     stop(maps, skb, &packet, reason)
@@ -206,36 +205,61 @@ mod tests {
 
     #[test]
     fn every_reason_of_a_packet_is_counted_once_with_its_verdict() {
-        type Case = (Reason, fn(&Fake, &FakeSkb), u8, i32);
-        let cases: [Case; 11] = [
-            (Reason::PacketNoBackends, |f, _| f.change_frontend(VIP, |v| v.target = TARGET_REJECT), SYN, SENT_BACK),
-            (Reason::PacketExcluded, |f, _| f.change_frontend(VIP, |v| v.target = TARGET_DROP), SYN, DROP),
-            (Reason::PacketBackendMissing, |f, _| f.backends.borrow_mut().clear(), SYN, SENT_BACK),
-            (Reason::PacketStrayReset, |_, _| {}, RST, DROP),
-            (Reason::PacketNoSourcePort, |f, _| f.take_every_port(), SYN, DROP),
-            (Reason::PacketFlowNotRecorded, |f, _| f.room.set(Some(1)), SYN, DROP),
-            (Reason::PacketNotRewritten, |_, skb| skb.refuse_stores.set(true), SYN, DROP),
+        type Case = (Reason, fn(&Fake, &FakeSkb), FakeSkb, i32);
+        let cases: [Case; 13] = [
+            (
+                Reason::PacketNoBackends,
+                |f, _| f.change_frontend(VIP, |v| v.target = TARGET_REJECT),
+                FakeSkb::tcp_v4(SYN),
+                SENT_BACK,
+            ),
+            (
+                Reason::PacketExcluded,
+                |f, _| f.change_frontend(VIP, |v| v.target = TARGET_DROP),
+                FakeSkb::tcp_v4(SYN),
+                DROP,
+            ),
+            (Reason::PacketBackendMissing, |f, _| f.backends.borrow_mut().clear(), FakeSkb::tcp_v4(SYN), SENT_BACK),
+            (Reason::PacketStrayReset, |_, _| {}, FakeSkb::tcp_v4(RST), DROP),
+            (Reason::PacketNoSourcePort, |f, _| f.take_every_port(), FakeSkb::tcp_v4(SYN), DROP),
+            (Reason::PacketFlowNotRecorded, |f, _| f.room.set(Some(1)), FakeSkb::tcp_v4(SYN), DROP),
+            (Reason::PacketNotRewritten, |_, skb| skb.refuse_stores.set(true), FakeSkb::tcp_v4(SYN), DROP),
             (
                 Reason::PacketNotAnswered,
                 |f, skb| {
                     f.change_frontend(VIP, |v| v.target = TARGET_REJECT);
                     skb.add_ip_option();
                 },
-                SYN,
+                FakeSkb::tcp_v4(SYN),
                 DROP,
             ),
-            (Reason::PacketHopLimit, |_, skb| skb.set_byte(14 + 8, 1), SYN, PASS),
-            (Reason::PacketNoRoute, |_, skb| skb.routes.set(Err(Unrouted::NoRoute)), SYN, PASS),
-            (Reason::PacketForwardingOff, |_, skb| skb.routes.set(Err(Unrouted::ForwardingOff)), SYN, PASS),
+            (Reason::PacketHopLimit, |_, skb| skb.set_byte(14 + 8, 1), FakeSkb::tcp_v4(SYN), PASS),
+            (Reason::PacketNoRoute, |_, skb| skb.routes.set(Err(Unrouted::NoRoute)), FakeSkb::tcp_v4(SYN), PASS),
+            (Reason::PacketFlowCut, |f, skb| cut_flow_of(f, skb, |_| {}), FakeSkb::tcp_v4(ACK), SENT_BACK),
+            (Reason::PacketReplyCut, |f, skb| cut_flow_of(f, skb, FakeSkb::answer), FakeSkb::udp_v4(), DROP),
+            (
+                Reason::PacketForwardingOff,
+                |_, skb| skb.routes.set(Err(Unrouted::ForwardingOff)),
+                FakeSkb::tcp_v4(SYN),
+                PASS,
+            ),
         ];
-        for (reason, arrange, flags, verdict) in cases {
-            let (fake, skb) = (Fake::serving(LOOKUP_HASH, &[1]), FakeSkb::tcp_v4(flags));
-            arrange(&fake, &skb);
-            assert_eq!(ingress(&fake, &skb), verdict, "{reason:?}");
-            assert_eq!(*fake.counts.borrow(), [(reason, 1)].into(), "{reason:?}");
+        for (reason, arrange, skb, verdict) in &cases {
+            let fake = Fake::serving(LOOKUP_HASH, &[1]);
+            arrange(&fake, skb);
+            assert_eq!(ingress(&fake, skb), *verdict, "{reason:?}");
+            assert_eq!(*fake.counts.borrow(), [(*reason, 1)].into(), "{reason:?}");
         }
         let of_packets = Reason::ALL.iter().filter(|reason| !matches!(reason.verdict(), Verdict::Fail(_))).count();
         assert_eq!(of_packets, cases.len());
+    }
+
+    /// Starts a flow and cuts it; `next` makes `skb` a later packet of it.
+    fn cut_flow_of(fake: &Fake, skb: &FakeSkb, next: fn(&FakeSkb)) {
+        let syn = FakeSkb::tcp_v4(SYN);
+        assert_eq!(ingress(fake, if skb.packet().is_udp() { skb } else { &syn }), REDIRECTED);
+        fake.cut_all();
+        next(skb);
     }
 
     #[test]
