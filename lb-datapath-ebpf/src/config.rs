@@ -127,8 +127,9 @@ pub struct Capacities {
     /// Pairs of socket and backend that are remembered, twice; beyond that the least recently used is forgotten, and a
     /// socket may see a backend's address. About 200 bytes each, taken at once. Default 65,536.
     pub sockets: u32,
-    /// Directions of flows of packets, two per flow; beyond that the least recently used is forgotten. About 160 bytes
-    /// each, taken at once. Default 131,072.
+    /// Directions of established flows of packets, two per flow, and again of flows that are new, closed or direct.
+    /// Established flows take memory as they come; nothing is forgotten, and beyond that number a flow counts as new. Of
+    /// new flows, the least recently used is forgotten; they take memory at once. About 160 bytes each. Default 131,072.
     pub flows: u32,
 }
 

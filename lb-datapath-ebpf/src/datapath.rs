@@ -51,6 +51,7 @@ use crate::{
         mirror::Mirror,
         ports::Ports,
         restore::Restored,
+        sweep::Sweeper,
         write::Store,
     },
     sys,
@@ -81,6 +82,7 @@ pub(crate) struct Kernel {
     pub(crate) role: u32,
     pub(crate) scanner: Scanner,
     pub(crate) dry: Option<DryRun>,
+    _sweeper: Sweeper,
     /// Entries that were found unreadable when the maps were opened; the first inspection reports them.
     pub(crate) unreadable: Vec<Drift>,
 }
@@ -276,7 +278,9 @@ impl Kernel {
         anchors.attach_cgroup(&programs, &config.cgroup)?;
         attach_devices(&mut anchors, &programs, config)?;
         let role = maps.role()?;
-        Ok((Self { maps, mirror, programs, role, scanner: Scanner::default(), dry: None, unreadable }, anchors))
+        let sweeper = Sweeper::start(maps.live_flows())?;
+        let scanner = Scanner::default();
+        Ok((Self { maps, mirror, programs, role, scanner, dry: None, _sweeper: sweeper, unreadable }, anchors))
     }
 
     /// Takes over what is in the maps if another tool has written to them: the mirror is void then, and so is what it

@@ -13,7 +13,7 @@ use crate::{
     config::Capacities,
     crash,
     error::{EbpfError, Refusal},
-    state::layout::{LAYOUTS, REASONS},
+    state::layout::{CT_LIVE, LAYOUTS, REASONS},
     sys::{self, ProgInfo, RawMap},
 };
 
@@ -88,14 +88,15 @@ impl Programs {
 #[derive(Debug)]
 pub(crate) struct DryRun {
     pub(crate) program: Loaded,
-    pub(crate) flows: RawMap,
+    pub(crate) new_flows: RawMap,
+    pub(crate) live_flows: RawMap,
     pub(crate) affinity: RawMap,
     pub(crate) turns: RawMap,
 }
 
 impl DryRun {
     /// Maps that are not shared.
-    const OWN: [&str; 6] = ["AFFINITY", "SOCK_PEERS", "SOCK_FLOWS", "CT", "TURNS", REASONS];
+    const OWN: [&str; 7] = ["AFFINITY", "SOCK_PEERS", "SOCK_FLOWS", "CT", CT_LIVE, "TURNS", REASONS];
     /// Capacity of the maps that are not shared. One packet needs a few entries, but an LRU map that is as small as
     /// that evicts before it is full, since it hands free elements to processors in batches:
     /// <https://elixir.bootlin.com/linux/v6.18/source/kernel/bpf/bpf_lru_list.c> (`LOCAL_FREE_TARGET`).
@@ -115,8 +116,8 @@ impl DryRun {
         }
         let mut object = loader.load(OBJECT).map_err(|error| EbpfError::Load(Refusal::of(&error)))?;
         let program = load(&mut object, INGRESS)?;
-        let [flows, affinity, turns] = ["CT", "AFFINITY", "TURNS"].map(|name| own(&object, name));
-        Ok(Self { program, flows: flows?, affinity: affinity?, turns: turns? })
+        let [new, live, affinity, turns] = ["CT", CT_LIVE, "AFFINITY", "TURNS"].map(|name| own(&object, name));
+        Ok(Self { program, new_flows: new?, live_flows: live?, affinity: affinity?, turns: turns? })
     }
 }
 

@@ -9,17 +9,44 @@ pub const CLIENT_NETNS: u8 = 1;
 
 /// [`CtValue::flags`]: translates replies.
 pub const CT_REPLY: u8 = 1;
-/// [`CtValue::flags`]: a FIN or RST was seen; a SYN on the same tuple is a new connection.
-pub const CT_CLOSING: u8 = 2;
+/// [`CtValue::flags`]: both sides have ended the connection, or one has reset it; a SYN on the same tuple is a new one.
+pub const CT_CLOSED: u8 = 2;
 /// [`CtValue::flags`]: user space has ended the flow. A TCP segment of either direction is answered with a reset, as long
 /// as the entry is there. A UDP flow is over: the client's next datagram starts another one, and a datagram of the
 /// backend is dropped. Set in both entries of a flow.
 pub const CT_CUT: u8 = 4;
+/// [`CtValue::flags`]: the flow is no frontend's, and nothing is translated. It has the entry for replies alone, which
+/// keeps its tuple from the flows of frontends.
+pub const CT_DIRECT: u8 = 8;
 
-/// A UDP flow ends after this much silence, in nanoseconds: conntrack's default time-out of an assured stream.
+/// [`CtValue::client`] and [`CtValue::server`]: this side has answered. Of a client, that is a packet after the first
+/// answer of the backend.
+pub const SIDE_SEEN: u8 = 1;
+/// [`CtValue::client`] and [`CtValue::server`]: this side has sent a FIN.
+pub const SIDE_FIN: u8 = 2;
+/// [`CtValue::server`]: the backend's FIN came before the client's, so that the backend is the one in TIME-WAIT.
+pub const SIDE_FIRST: u8 = 4;
+
+/// A UDP flow that was answered ends after this much silence, in nanoseconds: conntrack's default time-out of a stream.
 ///
 /// <https://elixir.bootlin.com/linux/v6.18/source/net/netfilter/nf_conntrack_proto_udp.c> (`UDP_CT_REPLIED`)
-pub const UDP_IDLE_NS: u64 = 120_000_000_000;
+pub const UDP_IDLE_NS: u64 = 120 * SECOND;
+/// A UDP flow that was never answered ends after this much silence (`UDP_CT_UNREPLIED`).
+pub const UDP_NEW_NS: u64 = 30 * SECOND;
+/// A TCP flow that was not established yet is over after this much silence.
+pub const TCP_NEW_NS: u64 = 60 * SECOND;
+/// An established TCP flow loses its claim to its tuple after this much silence.
+pub const TCP_IDLE_NS: u64 = 6 * HOUR;
+/// A TCP flow that one side has ended loses its claim after this much silence: the other side may still send.
+pub const TCP_HALF_CLOSED_NS: u64 = HOUR;
+/// A closed TCP flow keeps its tuple for as long as the side that closed first stays in TIME-WAIT on Linux. RFC 9293
+/// asks for twice the maximum segment lifetime.
+///
+/// <https://elixir.bootlin.com/linux/v6.18/source/include/net/tcp.h> (`TCP_TIMEWAIT_LEN`)
+pub const TCP_CLOSED_NS: u64 = 60 * SECOND;
+
+const SECOND: u64 = 1_000_000_000;
+const HOUR: u64 = 3600 * SECOND;
 
 /// Key of `AFFINITY`.
 #[repr(C, align(8))]
@@ -71,7 +98,8 @@ pub struct CtKey {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CtValue {
-    /// When a packet last used it, monotonic clock. A reply's entry is touched by packets of both directions.
+    /// When a packet last used it, monotonic clock; packets within a second of that may leave it. Packets of both
+    /// directions write it in both entries.
     pub last_ns: u64,
     /// Source address.
     pub src: Addr,
@@ -87,8 +115,12 @@ pub struct CtValue {
     pub set: u32,
     /// `CT_…`.
     pub flags: u8,
+    /// What the client has sent, in the entry for replies: `SIDE_…`. Packets of the client alone write it.
+    pub client: u8,
+    /// What the backend has sent, in the entry for replies. Packets of the backend alone write it.
+    pub server: u8,
     /// Zero.
-    pub pad: [u8; 3],
+    pub pad: u8,
 }
 
 impl CtKey {
@@ -111,14 +143,51 @@ impl CtValue {
         backend: 0,
         set: 0,
         flags: 0,
-        pad: [0; 3],
+        client: 0,
+        server: 0,
+        pad: 0,
     };
+
+    /// Whether the flow is over for good: closed, or cut.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_closed(&self) -> bool {
+        self.flags & (CT_CLOSED | CT_CUT) != 0
+    }
+
+    /// Whether packets went back and forth, and back again: nobody can do that from an address that is not its own.
+    /// Packets of the client of a direct flow are not looked at.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_established(&self) -> bool {
+        self.server & SIDE_SEEN != 0 && (self.client & SIDE_SEEN != 0 || self.flags & CT_DIRECT != 0)
+    }
+
+    /// How much silence ends the claim of the flow with this entry for replies to its tuple, in nanoseconds.
+    #[inline(always)]
+    #[must_use]
+    pub const fn lifetime(&self, is_udp: bool) -> u64 {
+        if is_udp {
+            return if self.server & SIDE_SEEN != 0 { UDP_IDLE_NS } else { UDP_NEW_NS };
+        }
+        if self.is_closed() {
+            TCP_CLOSED_NS
+        } else if !self.is_established() {
+            TCP_NEW_NS
+        } else if (self.client | self.server) & SIDE_FIN != 0 {
+            TCP_HALF_CLOSED_NS
+        } else {
+            TCP_IDLE_NS
+        }
+    }
 
     /// The key of the entry for packets in the other direction.
     #[inline(always)]
     #[must_use]
     pub const fn mirror(&self, protocol: u8) -> CtKey {
-        CtKey { src: self.dst, dst: self.src, sport: self.dport, dport: self.sport, protocol, pad: [0; 3] }
+        // One word: three bytes of their own would be a call of `memset`.
+        let [protocol, a, b, c] = (protocol as u32).to_le_bytes();
+        CtKey { src: self.dst, dst: self.src, sport: self.dport, dport: self.sport, protocol, pad: [a, b, c] }
     }
 }
 

@@ -22,7 +22,9 @@ mod sock;
 pub use addr::{Addr, Port, from_octets, map_v4, octets, unmap_v4};
 pub use filter::{FILTER_WORDS, FilterPair, filter_bit};
 pub use flow::{
-    AffinityKey, AffinityValue, CLIENT_ADDRESS, CLIENT_NETNS, CT_CLOSING, CT_CUT, CT_REPLY, CtKey, CtValue, UDP_IDLE_NS,
+    AffinityKey, AffinityValue, CLIENT_ADDRESS, CLIENT_NETNS, CT_CLOSED, CT_CUT, CT_DIRECT, CT_REPLY, CtKey, CtValue,
+    SIDE_FIN, SIDE_FIRST, SIDE_SEEN, TCP_CLOSED_NS, TCP_HALF_CLOSED_NS, TCP_IDLE_NS, TCP_NEW_NS, UDP_IDLE_NS,
+    UDP_NEW_NS,
 };
 pub use node::{
     CidrKey, FAMILY_V4, FAMILY_V6, Facts, NODE_KEY, NodeValue, PrefixBytes, ROLE_ACTIVE, ROLE_DRAINING, ROLE_KEY,

@@ -47,7 +47,8 @@ pub struct NodeValue {
     pub nat_ports: u16,
     /// Zero.
     pub pad: [u8; 2],
-    /// The facts in full. Programs do not read them; user space does, after a restart.
+    /// The facts in full. User space reads them after a restart; of programs, only packets to frontends on the node's own
+    /// addresses do.
     pub facts: Facts,
 }
 
@@ -78,6 +79,14 @@ impl Facts {
     pub const IPS: usize = 32;
     /// Most prefixes.
     pub const CIDRS: usize = 64;
+
+    /// Whether `addr` is one of the node's.
+    #[inline(always)]
+    #[must_use]
+    pub fn has_ip(&self, addr: Addr) -> bool {
+        let known = self.ips_len as usize;
+        self.ips.iter().enumerate().any(|(at, ip)| at < known && *ip == addr)
+    }
 }
 
 /// An address with a prefix length, as it was written.

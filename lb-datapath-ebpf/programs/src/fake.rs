@@ -11,9 +11,9 @@ use std::{
 
 use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
 use lb_datapath_ebpf_abi::{
-    Addr, AffinityKey, AffinityValue, BackendValue, CT_CLOSING, CT_CUT, CtKey, CtValue, Errno, Facts, FrontendKey,
-    FrontendValue, MEMBER_DRAINS, MEMBER_TAKES, NodeValue, Pod, Port, PrefixBytes, ROLE_ACTIVE, Reason,
-    SLOTS_PER_CHUNK, SlotChunk, SockFlow, SockKey, SockPeer, TARGET_SET, from_octets, map_v4, octets,
+    Addr, AffinityKey, AffinityValue, BackendValue, CT_CUT, CtKey, CtValue, Errno, Facts, FrontendKey, FrontendValue,
+    MEMBER_DRAINS, MEMBER_TAKES, NodeValue, Pod, Port, PrefixBytes, ROLE_ACTIVE, Reason, SIDE_SEEN, SLOTS_PER_CHUNK,
+    SlotChunk, SockFlow, SockKey, SockPeer, TARGET_SET, from_octets, map_v4, octets,
 };
 
 use crate::{
@@ -22,7 +22,7 @@ use crate::{
     sock::{self, Closing, Hook, Sock, SockMaps},
     tc::{
         checksum::{finish, sum},
-        flow::{self, FlowMaps, Source},
+        flow::{self, FlowMaps, Source, Table},
         packet::{Head, Packet},
         skb::{Refused, Skb, Unrouted},
     },
@@ -89,6 +89,7 @@ pub(crate) fn node() -> NodeValue {
     }
 }
 
+type Flows = HashMap<CtKey, Rc<Cell<CtValue>>>;
 type Once = Box<dyn FnOnce(&Fake)>;
 
 /// The maps.
@@ -101,7 +102,12 @@ pub(crate) struct Fake {
     pub(crate) members: RefCell<HashMap<(u32, u32), u8>>,
     pub(crate) turns: RefCell<HashMap<u32, u64>>,
     pub(crate) affinity: RefCell<HashMap<AffinityKey, AffinityValue>>,
-    pub(crate) flows: RefCell<HashMap<CtKey, Rc<Cell<CtValue>>>>,
+    /// `CT`.
+    pub(crate) flows: RefCell<Flows>,
+    /// `CT_LIVE`.
+    pub(crate) live: RefCell<Flows>,
+    /// How many entries `CT_LIVE` holds.
+    pub(crate) live_room: Cell<usize>,
     pub(crate) peers: RefCell<HashMap<SockKey, SockPeer>>,
     pub(crate) sock_flows: RefCell<HashMap<SockKey, Rc<Cell<SockFlow>>>>,
     pub(crate) node: Cell<Option<NodeValue>>,
@@ -135,6 +141,8 @@ impl Fake {
             turns: RefCell::default(),
             affinity: RefCell::default(),
             flows: RefCell::default(),
+            live: RefCell::default(),
+            live_room: Cell::new(usize::MAX),
             peers: RefCell::default(),
             sock_flows: RefCell::default(),
             node: Cell::new(Some(node())),
@@ -249,7 +257,9 @@ impl Fake {
             for number in FIRST_PORT..FIRST_PORT + self.ports.get() {
                 let (dst, dport) = (map_v4(NODE), Port::new(number));
                 let key = CtKey { src: addr, sport: port, dst, dport, protocol: TCP, pad: [0; 3] };
-                let value = CtValue { dst: other, last_ns: self.now.get(), ..CtValue::EMPTY };
+                let sides = (SIDE_SEEN, SIDE_SEEN);
+                let value =
+                    CtValue { dst: other, last_ns: self.now.get(), client: sides.0, server: sides.1, ..CtValue::EMPTY };
                 self.flows.borrow_mut().insert(key, Rc::new(Cell::new(value)));
             }
         }
@@ -257,8 +267,17 @@ impl Fake {
 
     /// Ends every flow, as user space does.
     pub(crate) fn cut_all(&self) {
-        for entry in self.flows.borrow().values() {
-            entry.set(CtValue { flags: entry.get().flags | CT_CUT, ..entry.get() });
+        for table in [&self.flows, &self.live] {
+            for entry in table.borrow().values() {
+                entry.set(CtValue { flags: entry.get().flags | CT_CUT, ..entry.get() });
+            }
+        }
+    }
+
+    pub(crate) const fn table(&self, table: Table) -> &RefCell<Flows> {
+        match table {
+            Table::Live => &self.live,
+            Table::Lru => &self.flows,
         }
     }
 
@@ -344,24 +363,27 @@ impl Maps for &Fake {
 impl FlowMaps for &Fake {
     type Entry = Rc<Cell<CtValue>>;
 
-    fn flow(self, key: &CtKey) -> Option<Self::Entry> {
-        self.flows.borrow().get(key).cloned()
+    fn flow(self, table: Table, key: &CtKey) -> Option<Self::Entry> {
+        self.table(table).borrow().get(key).cloned()
     }
 
-    fn add_flow(self, key: &CtKey, value: &CtValue) -> bool {
-        !self.flows.borrow().contains_key(key) && FlowMaps::put_flow(self, key, value)
+    fn add_flow(self, table: Table, key: &CtKey, value: &CtValue) -> bool {
+        !self.table(table).borrow().contains_key(key) && FlowMaps::put_flow(self, table, key, value)
     }
 
-    fn put_flow(self, key: &CtKey, value: &CtValue) -> bool {
-        let room = self.has_room();
+    fn put_flow(self, table: Table, key: &CtKey, value: &CtValue) -> bool {
+        let room = match table {
+            Table::Lru => self.has_room(),
+            Table::Live => self.live.borrow().len() < self.live_room.get() || self.live.borrow().contains_key(key),
+        };
         if room {
-            self.flows.borrow_mut().insert(*key, Rc::new(Cell::new(*value)));
+            self.table(table).borrow_mut().insert(*key, Rc::new(Cell::new(*value)));
         }
         room
     }
 
-    fn remove_flow(self, key: &CtKey) {
-        self.flows.borrow_mut().remove(key);
+    fn remove_flow(self, table: Table, key: &CtKey) {
+        self.table(table).borrow_mut().remove(key);
     }
 
     fn source(self, is_v4: bool) -> Option<Source> {
@@ -376,19 +398,15 @@ impl FlowMaps for &Fake {
     fn pod_family(self, addr: Addr) -> Option<u8> {
         self.pods.borrow().iter().find(|(pod, _)| *pod == addr).map(|(_, family)| *family)
     }
+
+    fn is_node(self, addr: Addr) -> bool {
+        self.node.get().is_some_and(|node| node.facts.has_ip(addr))
+    }
 }
 
 impl flow::Entry for Rc<Cell<CtValue>> {
     fn value(&self) -> CtValue {
         self.get()
-    }
-
-    fn last_ns(&self) -> u64 {
-        self.get().last_ns
-    }
-
-    fn flags(&self) -> u8 {
-        self.get().flags
     }
 
     fn is_reply_to(&self, key: &CtKey) -> bool {
@@ -400,8 +418,16 @@ impl flow::Entry for Rc<Cell<CtValue>> {
         self.set(CtValue { last_ns: now, ..self.get() });
     }
 
-    fn close(&self) {
-        self.set(CtValue { flags: self.get().flags | CT_CLOSING, ..self.get() });
+    fn add_flags(&self, flags: u8) {
+        self.set(CtValue { flags: self.get().flags | flags, ..self.get() });
+    }
+
+    fn add_client(&self, sent: u8) {
+        self.set(CtValue { client: self.get().client | sent, ..self.get() });
+    }
+
+    fn add_server(&self, sent: u8) {
+        self.set(CtValue { server: self.get().server | sent, ..self.get() });
     }
 }
 
@@ -534,6 +560,8 @@ pub(crate) struct FakeSkb {
     pub(crate) routes: Cell<Result<(), Unrouted>>,
     /// No store works.
     pub(crate) refuse_stores: Cell<bool>,
+    /// A UDP socket of the node is connected to where the packet comes from.
+    pub(crate) socket: Cell<bool>,
     /// A kernel older than 6.16, without `BPF_F_IPV6`.
     pub(crate) old_kernel: Cell<bool>,
 }
@@ -583,6 +611,7 @@ impl FakeSkb {
             kind: Cell::new((0, protocol.to_be())),
             routes: Cell::new(Ok(())),
             refuse_stores: Cell::new(false),
+            socket: Cell::new(false),
             old_kernel: Cell::new(false),
         };
         skb.fill_checksums();
@@ -752,6 +781,11 @@ impl Skb for &FakeSkb {
 
     fn route(self, _: &Packet, _: &CtValue) -> Result<Self::Hop, Unrouted> {
         self.routes.get()
+    }
+
+    fn has_socket(self, packet: &Packet) -> bool {
+        assert!(packet.is_udp());
+        self.socket.get()
     }
 
     fn redirect(self, (): Self::Hop) -> i32 {

@@ -19,16 +19,35 @@ use crate::{
     programs::DryRun,
     state::{
         convert,
+        layout::CT_LIVE,
         maps::{Maps, Table, one},
     },
     sys::{self, IfIndex, RawMap, TestRun},
 };
 
-/// The entries of `CT`, `AFFINITY` and `TURNS` that a packet depends on.
+/// The entries of the tables of flows, of `AFFINITY` and of `TURNS` that a packet depends on.
 pub(super) struct FlowRecords {
-    flows: Vec<(abi::CtKey, abi::CtValue)>,
+    flows: Vec<FlowRecord>,
     affinity: Option<(abi::AffinityKey, abi::AffinityValue)>,
     turn: Option<(u32, u64)>,
+}
+
+/// An entry of a table of flows.
+struct FlowRecord {
+    table: &'static str,
+    key: abi::CtKey,
+    value: abi::CtValue,
+}
+
+impl FlowRecord {
+    fn of(maps: &Maps, key: abi::CtKey) -> Result<Option<Self>, EbpfError> {
+        for (table, map) in maps.flows() {
+            if let Some(value) = one(map, table, &key)? {
+                return Ok(Some(Self { table, key, value }));
+            }
+        }
+        Ok(None)
+    }
 }
 
 impl FlowRecords {
@@ -43,10 +62,13 @@ impl FlowRecords {
             protocol: packet.protocol.number(),
             pad: [0; 3],
         };
-        if let Some(flow) = one::<abi::CtValue>(maps.flows(), "CT", &key)? {
-            let back = flow.mirror(key.protocol);
-            records.flows.push((key, flow));
-            records.flows.extend(one(maps.flows(), "CT", &back)?.map(|value| (back, value)));
+        if let Some(flow) = FlowRecord::of(maps, key)? {
+            let back = flow.value.mirror(key.protocol);
+            let is_direct = flow.value.flags & abi::CT_DIRECT != 0;
+            records.flows.push(flow);
+            if !is_direct {
+                records.flows.extend(FlowRecord::of(maps, back)?);
+            }
         }
         let frontend = FrontendAddr::new(packet.destination, packet.destination_port, packet.protocol);
         let Ok(key) = convert::frontend_key(&frontend) else { return Ok(records) };
@@ -59,8 +81,10 @@ impl FlowRecords {
     }
 
     pub(super) fn steps(&self) -> Vec<String> {
-        let flow = |(_, value): &(abi::CtKey, abi::CtValue)| {
-            format!("CT: a flow to {}, port {}", convert::ip(value.dst), value.dport.number())
+        let flow = |FlowRecord { table, value, .. }: &FlowRecord| {
+            let kind = if value.flags & abi::CT_DIRECT != 0 { "an answer of a direct flow" } else { "a flow" };
+            let end = if value.is_closed() { ", which is over" } else { "" };
+            format!("{table}: {kind} to {}, port {}{end}", convert::ip(value.dst), value.dport.number())
         };
         let record = |(_, record): &(abi::AffinityKey, abi::AffinityValue)| {
             format!("AFFINITY: a record of backend {}", record.backend)
@@ -70,20 +94,20 @@ impl FlowRecords {
 
     /// Whether the packet is one of a backend to its client.
     pub(super) fn is_reply(&self) -> bool {
-        self.flows.first().is_some_and(|(_, flow)| flow.flags & abi::CT_REPLY != 0)
+        self.flows.first().is_some_and(|flow| flow.value.flags & abi::CT_REPLY != 0)
     }
 
     /// The flow that the packet belongs to, if that is not over.
     fn established(&self) -> Option<&abi::CtValue> {
-        let (key, flow) = self.flows.first()?;
-        let last = self.flows.iter().map(|(_, flow)| flow.last_ns).max()?;
+        let own = self.flows.first()?;
+        let is_udp = own.key.protocol == Protocol::Udp.number();
+        let last = self.flows.iter().map(|flow| flow.value.last_ns).max()?;
         let idle = sys::monotonic().saturating_sub(Duration::from_nanos(last));
-        let over = if key.protocol == Protocol::Udp.number() {
-            idle >= Duration::from_nanos(abi::UDP_IDLE_NS)
-        } else {
-            flow.flags & abi::CT_CLOSING != 0
-        };
-        (!over).then_some(flow)
+        let back = self.flows.iter().find(|flow| flow.value.flags & abi::CT_REPLY != 0);
+        let silent = |back: &FlowRecord| is_udp && idle >= Duration::from_nanos(back.value.lifetime(true));
+        let over = self.flows.iter().any(|flow| flow.value.is_closed()) || back.is_some_and(silent);
+        let is_ours = own.value.flags & abi::CT_DIRECT == 0;
+        (is_ours && !over).then_some(&own.value)
     }
 
     /// A packet of an established connection, or one that asks for a new one.
@@ -107,8 +131,8 @@ impl FlowRecords {
 
     /// Runs the copy of the program with a copy of what is known, and empties its tables.
     pub(super) fn run(&self, dry: &DryRun, frame: &[u8], device: IfIndex) -> Result<TestRun, EbpfError> {
-        for (key, flow) in &self.flows {
-            put(&dry.flows, key, flow)?;
+        for FlowRecord { table, key, value } in &self.flows {
+            put(if *table == CT_LIVE { &dry.live_flows } else { &dry.new_flows }, key, value)?;
         }
         if let Some((key, record)) = &self.affinity {
             put(&dry.affinity, key, record)?;
@@ -117,7 +141,7 @@ impl FlowRecords {
             put(&dry.turns, set, turn)?;
         }
         let run = sys::test_run(dry.program.fd.as_fd(), frame, device).map_err(running);
-        for table in [&dry.flows, &dry.affinity, &dry.turns] {
+        for table in [&dry.live_flows, &dry.new_flows, &dry.affinity, &dry.turns] {
             empty(table)?;
         }
         run

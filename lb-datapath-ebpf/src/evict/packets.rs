@@ -1,29 +1,46 @@
 //! Flows whose packets are translated.
 
-use lb_datapath_ebpf_abi::{CT_REPLY, CtKey, CtValue, Pod};
+use std::io;
+
+use lb_datapath_ebpf_abi::{CT_CUT, CT_REPLY, CtKey, CtValue, Pod};
 
 use super::Wanted;
-use crate::{error::EbpfError, state::maps::Maps};
+use crate::{error::EbpfError, state::maps::Maps, sys::RawMap};
 
-/// Removes both entries of each flow that ends, and says how many flows there were.
+/// Cuts each flow that ends, in both entries, and says how many flows there were: the programs answer the next segment of
+/// either end with a reset, and let the client's next datagram start another flow. A flow that is over already is left.
 ///
-/// The entry of the client's packets goes first. Without it no packet brings the other one back, and a packet of the
-/// client is one that starts a flow: a backend that knows nothing of it answers with a reset, and a frontend without
-/// backends does so itself.
+/// A flow that is established meanwhile moves from `CT` to the other table, which is read last.
 pub(super) fn end(maps: &Maps, wanted: &Wanted) -> Result<u64, EbpfError> {
-    let failed = |what| move |source| EbpfError::Map { name: "CT", what, source };
     let mut ended = 0;
-    let mut read = |key: &[u8], value: &[u8]| {
-        let Some((key, value)) = CtKey::from_bytes(key).zip(CtValue::from_bytes(value)) else { return Ok(()) };
-        if !is_ended(wanted, &key, &value) {
-            return Ok(());
-        }
-        ended += u64::from(maps.flows().remove(key.bytes())?);
-        maps.flows().remove(value.mirror(key.protocol).bytes())?;
-        Ok(())
-    };
-    maps.flows().each(&mut read).map_err(failed("reading"))?;
+    for (name, table) in maps.flows().into_iter().rev() {
+        let failed = |what| move |source| EbpfError::Map { name, what, source };
+        let mut read = |key: &[u8], value: &[u8]| {
+            let Some((key, value)) = CtKey::from_bytes(key).zip(CtValue::from_bytes(value)) else { return Ok(()) };
+            if is_ended(wanted, &key, &value) {
+                ended += u64::from(cut(table, &key, value)?);
+            }
+            Ok(())
+        };
+        table.each(&mut read).map_err(failed("cutting flows of"))?;
+    }
     Ok(ended)
+}
+
+/// Cuts the flow with this entry of its client; `false` if it is over already.
+fn cut(table: &RawMap, key: &CtKey, value: CtValue) -> io::Result<bool> {
+    let other = value.mirror(key.protocol);
+    let back = table.lookup(other.bytes())?.as_deref().and_then(CtValue::from_bytes);
+    // Another flow may have the tuple by now.
+    let back = back.filter(|back| back.mirror(key.protocol) == *key);
+    if value.is_closed() || back.is_some_and(|back| back.is_closed()) {
+        return Ok(false);
+    }
+    for (key, value) in back.map(|back| (other, back)).into_iter().chain([(*key, value)]) {
+        let value = CtValue { flags: value.flags | CT_CUT, ..value };
+        table.update(key.bytes(), value.bytes()).map_err(|stopped| stopped.cause)?;
+    }
+    Ok(true)
 }
 
 /// Whether an entry is one of a client's packets, and its flow ends.

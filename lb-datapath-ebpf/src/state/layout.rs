@@ -40,7 +40,7 @@ const fn lru(name: &'static str, key: usize, value: usize, capacity: fn(&Capacit
 }
 
 /// Every map of the object.
-pub(crate) const LAYOUTS: [Layout; 15] = [
+pub(crate) const LAYOUTS: [Layout; 16] = [
     hash("FRONTENDS", size_of::<abi::FrontendKey>(), size_of::<abi::FrontendValue>(), |c| Some(c.frontends)),
     hash("BACKENDS", 4, size_of::<abi::BackendValue>(), |c| Some(c.backends)),
     hash("SETS", 4, size_of::<abi::SetValue>(), |c| Some(c.sets)),
@@ -51,6 +51,7 @@ pub(crate) const LAYOUTS: [Layout; 15] = [
     lru("SOCK_PEERS", size_of::<abi::SockKey>(), size_of::<abi::SockPeer>(), |c| Some(c.sockets)),
     lru("SOCK_FLOWS", size_of::<abi::SockKey>(), size_of::<abi::SockFlow>(), |c| Some(c.sockets)),
     lru("CT", size_of::<abi::CtKey>(), size_of::<abi::CtValue>(), |c| Some(c.flows)),
+    hash(CT_LIVE, size_of::<abi::CtKey>(), size_of::<abi::CtValue>(), |c| Some(c.flows)),
     Layout {
         name: "SLOTS",
         kind: BPF_MAP_TYPE_ARRAY,
@@ -90,6 +91,8 @@ pub(crate) const LAYOUTS: [Layout; 15] = [
     },
 ];
 
+/// Flows that are established.
+pub(crate) const CT_LIVE: &str = "CT_LIVE";
 /// Bits of addresses.
 pub(crate) const FILTER: &str = "FILTER";
 /// Counters of the programs, by reason.
@@ -99,7 +102,7 @@ impl Layout {
     /// Whether the services need what the map holds, and it cannot be had from other maps. One that they do not need
     /// may be missing in the pins of an earlier version, and is made beside the others.
     pub(crate) fn is_needed(&self) -> bool {
-        self.name != REASONS && self.name != FILTER
+        self.name != REASONS && self.name != FILTER && self.name != CT_LIVE
     }
 
     /// Whether a map that was found pinned can be used.

@@ -18,7 +18,7 @@ use crate::{
     state::{
         convert::addr,
         filter::Filter,
-        layout::FILTER,
+        layout::{CT_LIVE, FILTER},
         lower::MAX_SLOTS,
         mirror::Mirror,
         ports::Ports,
@@ -80,7 +80,8 @@ pub(crate) struct Maps {
     node: RawMap,
     cidrs: RawMap,
     role: RawMap,
-    flows: RawMap,
+    new_flows: RawMap,
+    live_flows: RawMap,
     affinity: RawMap,
     sock_peers: RawMap,
     sock_flows: RawMap,
@@ -111,7 +112,8 @@ impl Maps {
             node: open("NODE")?,
             cidrs: open("CIDRS")?,
             role: open("ROLE")?,
-            flows: open("CT")?,
+            new_flows: open("CT")?,
+            live_flows: open(CT_LIVE)?,
             affinity: open("AFFINITY")?,
             sock_peers: open("SOCK_PEERS")?,
             sock_flows: open("SOCK_FLOWS")?,
@@ -221,9 +223,15 @@ impl Maps {
         self.slots.hold(at, slots.iter().map(|id| id.get()))
     }
 
-    /// Flows of packets, of both directions.
-    pub(crate) const fn flows(&self) -> &RawMap {
-        &self.flows
+    /// Flows of packets, of both directions, in the order in which programs look them up: those that are established,
+    /// and the others. Each table with its name.
+    pub(crate) const fn flows(&self) -> [(&'static str, &RawMap); 2] {
+        [(CT_LIVE, &self.live_flows), ("CT", &self.new_flows)]
+    }
+
+    /// Flows that are established.
+    pub(crate) const fn live_flows(&self) -> &RawMap {
+        &self.live_flows
     }
 
     /// The affinity records of clients.
@@ -240,8 +248,10 @@ impl Maps {
     /// flows as well.
     pub(crate) fn fill_filter(&self, mirror: &Mirror) -> Result<(), EbpfError> {
         if self.filter.is_empty() {
-            let flows: Vec<(abi::CtKey, abi::CtValue)> = elements(&self.flows, "CT")?;
-            flows.iter().flat_map(|(key, _)| [key.src, key.dst]).for_each(|addr| self.filter.add(addr));
+            for (name, map) in self.flows() {
+                let flows: Vec<(abi::CtKey, abi::CtValue)> = elements(map, name)?;
+                flows.iter().flat_map(|(key, _)| [key.src, key.dst]).for_each(|addr| self.filter.add(addr));
+            }
         }
         mirror.addresses().filter_map(|ip| addr(ip).ok()).for_each(|addr| self.filter.add(addr));
         Ok(())

@@ -10,4 +10,5 @@ pub(crate) mod maps;
 pub(crate) mod mirror;
 pub(crate) mod ports;
 pub(crate) mod restore;
+pub(crate) mod sweep;
 pub(crate) mod write;

@@ -144,6 +144,11 @@ impl RawMap {
         Ok(Self { fd, shape })
     }
 
+    /// The same map, by a descriptor of its own.
+    pub(crate) fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self { fd: self.fd.try_clone()?, shape: self.shape })
+    }
+
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }

@@ -323,14 +323,18 @@ impl Cluster {
         node.run(|| datapath.evict(&[eviction(vip, protocol, keeps)])).unwrap()
     }
 
-    /// Keys of `CT` with this address on either side.
-    fn entries(&self, ip: IpAddr) -> usize {
+    /// Flows of a backend with this address that are not over.
+    fn flows(&self, ip: IpAddr) -> usize {
         let wanted = match ip {
             IpAddr::V4(ip) => abi::map_v4(ip.octets()),
             IpAddr::V6(ip) => abi::from_octets(ip.octets()),
         };
-        let keys = Map::open(&self.pins.0.join("v1/maps/CT")).keys::<abi::CtKey>();
-        keys.iter().filter(|key| key.src == wanted || key.dst == wanted).count()
+        let living = |map: &Map, key: &abi::CtKey| map.get(key).is_some_and(|flow: abi::CtValue| !flow.is_closed());
+        let of = |map: Map| {
+            let keys = map.keys::<abi::CtKey>().into_iter();
+            keys.filter(|key| key.src == wanted && living(&map, key)).count()
+        };
+        ["CT", "CT_LIVE"].map(|name| of(Map::open(&self.pins.0.join("v1/maps").join(name)))).iter().sum()
     }
 }
 
@@ -346,7 +350,7 @@ fn a_client_whose_packets_are_translated_is_refused_when_it_next_sends() {
             // The backend of the other flow is the pod itself, or not.
             let evicted = cluster.evict(vip, Protocol::Tcp, backends[1]);
             assert_eq!((evicted.sockets, evicted.flows, evicted.count_remaining()), (0, 1, 0), "{from} {vip}");
-            assert_eq!(cluster.entries(addr(backends[0]).ip()), 0, "{from} {vip}: nothing is left of it");
+            assert_eq!(cluster.flows(addr(backends[0]).ip()), 0, "{from} {vip}");
             let error = ask_on(&mut cut).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::ConnectionReset, "{from} {vip}");
             assert_eq!(name(&ask_on(&mut stays).unwrap()), "b", "{from} {vip}");
@@ -366,7 +370,7 @@ fn datagrams_of_a_backend_that_left_leave_nothing_behind() {
         let [_leaves, stays] = cluster.world.client.run(|| one_of_each(vip));
         let evicted = cluster.evict(vip, Protocol::Udp, backends[1]);
         assert_eq!((evicted.sockets, evicted.flows), (0, 1), "{vip}");
-        assert_eq!(cluster.entries(addr(backends[0]).ip()), 0);
+        assert_eq!(cluster.flows(addr(backends[0]).ip()), 0);
         assert_eq!(ask(&stays).unwrap(), "b");
     }
 }

@@ -47,15 +47,17 @@ fn function<'a>(
     let section = file.section_by_index(index)?;
     let range = symbol.address()..symbol.address() + symbol.size();
     let code = section.data()?.get(range.start as usize..range.end as usize).unwrap_or_default();
+    let relocations: BTreeMap<u64, RelocationTarget> =
+        section.relocations().map(|(at, relocation)| (at, relocation.target())).collect();
     let mut calls = Vec::new();
-    for (at, relocation) in section.relocations().filter(|(at, _)| range.contains(at)) {
-        let bytes = &code[(at - range.start) as usize..];
-        let (Some(Instruction::Call { offset }), RelocationTarget::Symbol(target)) =
-            (Instruction::read(bytes), relocation.target())
-        else {
+    for (at, bytes) in range.step_by(8).zip(code.chunks_exact(8)) {
+        let Some(Instruction::Call { offset }) = Instruction::read(bytes) else { continue };
+        let Some(RelocationTarget::Symbol(target)) = relocations.get(&at) else {
+            // A call within the section counts instructions from the next one.
+            calls.push((index.0, (at + 8).wrapping_add_signed(i64::from(offset) * 8)));
             continue;
         };
-        let target = file.symbol_by_index(target)?;
+        let target = file.symbol_by_index(*target)?;
         // A call by section counts instructions from its start, less the one after the call.
         let base = if target.kind() == SymbolKind::Section { i64::from(offset + 1) * 8 } else { 0 };
         calls.extend(target.section_index().map(|section| (section.0, target.address().wrapping_add_signed(base))));

@@ -5,29 +5,34 @@ use core::mem::MaybeUninit;
 use aya_ebpf::{
     bindings::{
         __sk_buff, BPF_ANY, BPF_F_MMAPABLE, BPF_FIB_LOOKUP_SKIP_NEIGH, BPF_NOEXIST,
-        bpf_adj_room_mode::BPF_ADJ_ROOM_NET, bpf_fib_lookup as FibParams, bpf_redir_neigh,
+        bpf_adj_room_mode::BPF_ADJ_ROOM_NET, bpf_fib_lookup as FibParams, bpf_redir_neigh, bpf_sock_tuple,
+        bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2,
     },
     btf_maps::{Array, HashMap, LpmTrie, LruHashMap, lpm_trie::Key},
     helpers::{
-        bpf_fib_lookup, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_skb_adjust_room,
-        bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes,
+        bpf_fib_lookup, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_sk_lookup_udp, bpf_sk_release,
+        bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes,
     },
     macros::btf_map,
 };
 use lb_datapath_ebpf_abi::{
-    Addr, CT_CLOSING, CtKey, CtValue, FILTER_WORDS, FilterPair, NODE_KEY, NodeValue, Pod, filter_bit, unmap_v4,
+    Addr, CtKey, CtValue, FILTER_WORDS, FilterPair, NODE_KEY, NodeValue, Pod, filter_bit, unmap_v4,
 };
 use lb_datapath_ebpf_programs::tc::{
-    flow::{Entry, FlowMaps, Source},
+    flow::{Entry, FlowMaps, Source, Table},
     packet::Packet,
     skb::{Refused, Skb, Unrouted},
 };
 
 use super::{Kernel, maps::LAZY};
 
-/// Flows of packets, two entries each.
+/// Flows of packets, two entries each: new ones, and those that [`CT_LIVE`] does not hold.
 #[btf_map]
 static CT: LruHashMap<CtKey, CtValue, 131072> = LruHashMap::new();
+
+/// Flows that are established. Nothing is evicted: user space removes what was silent for too long.
+#[btf_map]
+static CT_LIVE: HashMap<CtKey, CtValue, 131072, LAZY> = HashMap::new();
 
 /// One bit for each address that a frontend or a backend has. User space writes it through a memory mapping.
 #[btf_map]
@@ -45,23 +50,30 @@ impl FlowMaps for Kernel {
     type Entry = CtEntry;
 
     #[inline(always)]
-    fn flow(self, key: &CtKey) -> Option<CtEntry> {
-        CT.get_ptr_mut(key).map(CtEntry)
+    fn flow(self, table: Table, key: &CtKey) -> Option<CtEntry> {
+        match table {
+            Table::Live => CT_LIVE.get_ptr_mut(key),
+            Table::Lru => CT.get_ptr_mut(key),
+        }
+        .map(CtEntry)
     }
 
     #[inline(always)]
-    fn add_flow(self, key: &CtKey, value: &CtValue) -> bool {
-        CT.insert(key, value, BPF_NOEXIST as u64).is_ok()
+    fn add_flow(self, table: Table, key: &CtKey, value: &CtValue) -> bool {
+        insert(table, key, value, BPF_NOEXIST as u64)
     }
 
     #[inline(always)]
-    fn put_flow(self, key: &CtKey, value: &CtValue) -> bool {
-        CT.insert(key, value, BPF_ANY as u64).is_ok()
+    fn put_flow(self, table: Table, key: &CtKey, value: &CtValue) -> bool {
+        insert(table, key, value, BPF_ANY as u64)
     }
 
     #[inline(always)]
-    fn remove_flow(self, key: &CtKey) {
-        let _ = CT.remove(key);
+    fn remove_flow(self, table: Table, key: &CtKey) {
+        let _ = match table {
+            Table::Live => CT_LIVE.remove(key),
+            Table::Lru => CT.remove(key),
+        };
     }
 
     #[inline(always)]
@@ -80,9 +92,24 @@ impl FlowMaps for Kernel {
     fn pod_family(self, addr: Addr) -> Option<u8> {
         CIDRS.get(&Key::new(128, addr)).copied()
     }
+
+    #[inline(always)]
+    fn is_node(self, addr: Addr) -> bool {
+        // SAFETY: read at once, as above.
+        unsafe { NODE.get(NODE_KEY) }.is_some_and(|node| node.facts.has_ip(addr))
+    }
 }
 
-/// A live element of `CT`. The kernel keeps its memory until the program ends (RCU), though it may give it to another
+#[inline(always)]
+fn insert(table: Table, key: &CtKey, value: &CtValue, flags: u64) -> bool {
+    match table {
+        Table::Live => CT_LIVE.insert(key, value, flags),
+        Table::Lru => CT.insert(key, value, flags),
+    }
+    .is_ok()
+}
+
+/// A live element of a table of flows. The kernel keeps its memory until the program ends (RCU), though it may give it to another
 /// flow.
 pub(crate) struct CtEntry(*mut CtValue);
 
@@ -91,18 +118,6 @@ impl Entry for CtEntry {
     fn value(&self) -> CtValue {
         // SAFETY: a live element, of integers.
         unsafe { *self.0 }
-    }
-
-    #[inline(always)]
-    fn last_ns(&self) -> u64 {
-        // SAFETY: as above.
-        unsafe { (*self.0).last_ns }
-    }
-
-    #[inline(always)]
-    fn flags(&self) -> u8 {
-        // SAFETY: as above.
-        unsafe { (*self.0).flags }
     }
 
     #[inline(always)]
@@ -119,11 +134,26 @@ impl Entry for CtEntry {
     }
 
     #[inline(always)]
-    fn close(&self) {
+    fn add_flags(&self, flags: u8) {
         // SAFETY: as above.
-        unsafe { (*self.0).flags |= CT_CLOSING };
+        unsafe { (*self.0).flags |= flags };
+    }
+
+    #[inline(always)]
+    fn add_client(&self, sent: u8) {
+        // SAFETY: as above.
+        unsafe { (*self.0).client |= sent };
+    }
+
+    #[inline(always)]
+    fn add_server(&self, sent: u8) {
+        // SAFETY: as above.
+        unsafe { (*self.0).server |= sent };
     }
 }
+
+/// `BPF_F_CURRENT_NETNS`: the network namespace of the device that the packet came in through.
+const THIS_NETNS: u64 = -1_i64 as u64;
 
 /// The program's context.
 #[derive(Clone, Copy)]
@@ -237,6 +267,35 @@ impl Skb for KernelSkb {
         // SAFETY: both are unions of integers; an IPv4 next hop is in the first word.
         neighbour.__bindgen_anon_1.ipv6_nh = unsafe { fib.__bindgen_anon_4.ipv6_dst };
         Ok(Hop { device: fib.ifindex, neighbour })
+    }
+
+    #[inline(always)]
+    fn has_socket(self, packet: &Packet) -> bool {
+        // SAFETY: integers; zero is a value.
+        let mut tuple: bpf_sock_tuple = unsafe { MaybeUninit::zeroed().assume_init() };
+        let CtKey { src, dst, sport, dport, .. } = packet.key;
+        let size = if packet.is_v4 {
+            let (Some(src), Some(dst)) = (unmap_v4(src), unmap_v4(dst)) else { return false };
+            let (saddr, daddr) = (u32::from_ne_bytes(src), u32::from_ne_bytes(dst));
+            tuple.__bindgen_anon_1.ipv4 =
+                bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 { saddr, daddr, sport: sport.0, dport: dport.0 };
+            size_of::<bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1>()
+        } else {
+            tuple.__bindgen_anon_1.ipv6 =
+                bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 { saddr: src, daddr: dst, sport: sport.0, dport: dport.0 };
+            size_of::<bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2>()
+        };
+        // SAFETY: the tuple is that long.
+        let socket = unsafe { bpf_sk_lookup_udp(self.0.cast(), &raw mut tuple, size as u32, THIS_NETNS, 0) };
+        if socket.is_null() {
+            return false;
+        }
+        // SAFETY: the helper's socket is alive until it is released, which happens once.
+        unsafe {
+            let peer = (*socket).dst_port;
+            bpf_sk_release(socket.cast());
+            peer != 0
+        }
     }
 
     #[inline(always)]

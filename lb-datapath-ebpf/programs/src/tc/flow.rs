@@ -1,66 +1,90 @@
 //! Flows of packets: two entries each, one per direction, each saying what a packet's tuple becomes.
+//!
+//! There are two tables. A new flow is in `CT`, which evicts the least recently used entry when it is full: a flood of
+//! SYNs evicts what was never answered. A flow that was answered, and whose client answered in turn, moves to `CT_LIVE`,
+//! which evicts nothing. A flow that is closed goes back to `CT`. So does a flow for which `CT_LIVE` has no room: it
+//! stays in `CT`.
+//!
+//! The entry for replies knows the state of the flow. Packets of both directions write it: about once a second, and
+//! whenever they change the state.
 
 use lb_datapath_ebpf_abi::{
-    Addr, CT_CLOSING, CT_CUT, CT_REPLY, CtKey, CtValue, FAMILY_V4, FAMILY_V6, NodeValue, Port, Reason, TARGET_SET,
-    UDP_IDLE_NS,
+    Addr, CT_CLOSED, CT_CUT, CT_DIRECT, CT_REPLY, CtKey, CtValue, FAMILY_V4, FAMILY_V6, FrontendKey, NodeValue, Port,
+    Reason, SCOPE_ANY, SIDE_FIN, SIDE_FIRST, SIDE_SEEN, TARGET_SET,
 };
 
-use super::packet::Packet;
+use super::{
+    header::{FIN, RST, SYN},
+    packet::Packet,
+};
 use crate::maps::Maps;
 
 /// Attempts to find a free port. Every one is a fresh random pick: with three quarters of the ports to one backend in
 /// use, one flow in 10,000 finds none.
 const PORT_ATTEMPTS: u32 = 32;
-/// A closed connection's port is not given to another one for this long, so that its last packets find their way.
-const CLOSED_NS: u64 = 10_000_000_000;
-/// A connection that was silent for longer has lost its claim to a translated port.
-const TCP_IDLE_NS: u64 = 21_600_000_000_000;
+/// Packets that change no state leave the entries of a flow in `CT_LIVE` alone for this long.
+const REFRESH_NS: u64 = 1_000_000_000;
+/// What a flow is ahead of others in giving its port away, if it leaves no socket of the backend in TIME-WAIT.
+const NO_TIME_WAIT: u64 = 1 << 62;
 
 /// The maps of flows and of the node.
 pub trait FlowMaps: Maps {
-    /// An entry of `CT` that is there. Another flow may take its memory at any time, since `CT` evicts the least
-    /// recently used entry when it is full: a program that still holds it may then change that flow's entry, once.
+    /// An entry that is there. Another flow may take its memory at any time, since `CT` evicts the least recently used
+    /// entry when it is full: a program that still holds it may then change that flow's entry, once.
     type Entry: Entry;
 
-    /// The entry at `key`.
-    fn flow(self, key: &CtKey) -> Option<Self::Entry>;
+    /// The entry of a table.
+    fn flow(self, table: Table, key: &CtKey) -> Option<Self::Entry>;
     /// Makes an entry; `false` if there is one, or if there is no memory.
-    fn add_flow(self, key: &CtKey, value: &CtValue) -> bool;
+    fn add_flow(self, table: Table, key: &CtKey, value: &CtValue) -> bool;
     /// Makes an entry or replaces the one that is there; `false` if there is no memory.
-    fn put_flow(self, key: &CtKey, value: &CtValue) -> bool;
+    fn put_flow(self, table: Table, key: &CtKey, value: &CtValue) -> bool;
     /// Removes an entry if it is there.
-    fn remove_flow(self, key: &CtKey);
+    fn remove_flow(self, table: Table, key: &CtKey);
     /// What translated sources of this family are made of; `None` if the node has no address of it.
     fn source(self, is_v4: bool) -> Option<Source>;
     /// Whether the bit of `addr` is set in `FILTER`; if it is not, no frontend, backend or flow has the address.
     fn knows(self, addr: Addr) -> bool;
     /// The family of the longest prefix in `CIDRS` that contains `addr`.
     fn pod_family(self, addr: Addr) -> Option<u8>;
+    /// Whether `addr` is one of the node's own.
+    fn is_node(self, addr: Addr) -> bool;
 }
 
-/// An entry of `CT`, whose fields are read and written one by one.
+/// A table of flows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Table {
+    /// `CT_LIVE`: flows that are established.
+    Live,
+    /// `CT`: new flows, closed flows, direct flows, and those that the other one has no room for.
+    Lru,
+}
+
+/// An entry of a flow, whose fields are read and written one by one.
 pub trait Entry {
     /// A copy of the whole.
     fn value(&self) -> CtValue;
-    /// [`CtValue::last_ns`].
-    fn last_ns(&self) -> u64;
-    /// [`CtValue::flags`].
-    fn flags(&self) -> u8;
     /// Whether its packets get the source and the destination of `key`, each in the place of the other.
     fn is_reply_to(&self, key: &CtKey) -> bool;
     /// Writes [`CtValue::last_ns`].
     fn touch(&self, now: u64);
-    /// Adds [`CT_CLOSING`] to the flags.
-    fn close(&self);
+    /// Adds to [`CtValue::flags`].
+    fn add_flags(&self, flags: u8);
+    /// Adds to [`CtValue::client`].
+    fn add_client(&self, sent: u8);
+    /// Adds to [`CtValue::server`].
+    fn add_server(&self, sent: u8);
 }
 
-/// What the table of flows says about a packet.
+/// What the tables of flows say about a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Found {
     /// The packet belongs to no flow, or to one that is over.
     Nothing,
     /// The packet belongs to a flow.
     Flow,
+    /// The packet is a reply of a flow that is not ours.
+    Direct,
     /// The packet ends here.
     Stop(Reason),
 }
@@ -68,26 +92,37 @@ pub enum Found {
 /// Writes to `to` what `packet` becomes, if it belongs to a flow that is not over.
 #[inline(never)]
 pub fn lookup<M: FlowMaps>(maps: M, packet: &Packet, to: &mut CtValue) -> Found {
-    let Some(entry) = maps.flow(&packet.key) else { return Found::Nothing };
+    let Some((entry, table)) = find(maps, &packet.key) else { return Found::Nothing };
     *to = entry.value();
     let now = maps.now();
-    let is_reply = to.flags & CT_REPLY != 0;
-    // A reset is no answer to a reset, which goes to the other end instead.
-    if to.flags & CT_CUT != 0 && !packet.is_reset() {
-        return cut(packet, is_reply);
+    if to.flags & (CT_DIRECT | CT_CUT) != 0 {
+        if to.flags & CT_DIRECT != 0 {
+            return direct_reply(packet, &entry, to, now);
+        }
+        // A reset is no answer to a reset, which goes to the other end instead.
+        if !packet.is_reset() {
+            return cut(packet, to.flags & CT_REPLY != 0);
+        }
     }
-    let alive = if is_reply { is_reply_alive(packet, to, now) } else { is_alive(maps, packet, to, now) };
-    if !alive {
+    let is_reply = to.flags & CT_REPLY != 0;
+    if !is_reply && may_start(packet) && !is_kept(maps, packet, to) {
         return Found::Nothing;
     }
-    entry.touch(now);
-    if packet.is_end() {
-        entry.close();
+    if matches!(table, Table::Live) && !changes_state(packet) && now.saturating_sub(to.last_ns) < REFRESH_NS {
+        return Found::Flow;
     }
-    if packet.is_end() && is_reply {
-        close(maps, &to.mirror(packet.key.protocol));
+    let alive =
+        if is_reply { reply_came(maps, packet, entry, table, to) } else { client_came(maps, packet, entry, table, to) };
+    if alive { Found::Flow } else { Found::Nothing }
+}
+
+/// The entry of the table that has one.
+#[inline(always)]
+fn find<M: FlowMaps>(maps: M, key: &CtKey) -> Option<(M::Entry, Table)> {
+    match maps.flow(Table::Live, key) {
+        Some(entry) => Some((entry, Table::Live)),
+        None => maps.flow(Table::Lru, key).map(|entry| (entry, Table::Lru)),
     }
-    Found::Flow
 }
 
 /// What becomes of a packet of a flow that user space has ended. The client may start another flow from the same port.
@@ -101,132 +136,387 @@ fn cut(packet: &Packet, is_reply: bool) -> Found {
     }
 }
 
-/// Whether a reply still belongs to a flow: a UDP flow that was silent for long does not know its port any more.
+/// Whether the frontend lets a flow go on whose packet could start another one.
 #[inline(always)]
-fn is_reply_alive(packet: &Packet, to: &CtValue, now: u64) -> bool {
-    !packet.is_udp() || now.saturating_sub(to.last_ns) < UDP_IDLE_NS
-}
-
-/// Whether a packet of a client still belongs to its flow, whose backend it then keeps.
-#[inline(always)]
-fn is_alive<M: FlowMaps>(maps: M, packet: &Packet, to: &CtValue, now: u64) -> bool {
-    if packet.is_udp() || packet.is_syn() {
-        let Some(frontend) = maps.frontend(&packet.frontend_key()) else { return false };
-        let same = frontend.set == to.set;
-        let kept = if packet.is_udp() { same || maps.keeps_flows(frontend.set, to.backend) } else { same };
-        let over = packet.is_syn() && to.flags & CT_CLOSING != 0;
-        if frontend.target != TARGET_SET || !kept || over {
-            return false;
-        }
+fn is_kept<M: FlowMaps>(maps: M, packet: &Packet, to: &CtValue) -> bool {
+    // A direct flow whose source had to be translated has no frontend.
+    if to.set == 0 {
+        return true;
     }
-    touch_reply(maps, packet, to, now)
+    let Some(frontend) = maps.frontend(&packet.frontend_key()) else { return false };
+    let kept = frontend.set == to.set || (packet.is_udp() && maps.keeps_flows(frontend.set, to.backend));
+    frontend.target == TARGET_SET && kept
 }
 
-/// Keeps the entry for replies alive, and brings it back if it was evicted. Without it the flow is over.
-#[inline(always)]
-fn touch_reply<M: FlowMaps>(maps: M, packet: &Packet, to: &CtValue, now: u64) -> bool {
-    let key = to.mirror(packet.key.protocol);
-    let Some(entry) = maps.flow(&key) else {
-        return maps.add_flow(&key, &reply(packet, to.backend, to.set, now));
+/// A packet of the client: keeps both entries alive, and brings the one for replies back if it was evicted. `false` if
+/// the flow is over.
+#[inline(never)]
+fn client_came<M: FlowMaps>(maps: M, packet: &Packet, own: M::Entry, table: Table, to: &CtValue) -> bool {
+    let (key, now) = (to.mirror(packet.key.protocol), maps.now());
+    let Some((entry, _)) = find(maps, &key) else {
+        own.touch(now);
+        return maps.add_flow(table, &key, &reply(packet, to, now));
     };
-    if !entry.is_reply_to(&packet.key) || (packet.is_udp() && now.saturating_sub(entry.last_ns()) >= UDP_IDLE_NS) {
+    let mut back = entry.value();
+    if !entry.is_reply_to(&packet.key) || is_over(packet, &back, now) {
         return false;
     }
+    own.touch(now);
     entry.touch(now);
-    if packet.is_end() {
-        entry.close();
+    let fin = if is_fin(packet) { SIDE_FIN } else { 0 };
+    let answer = if !packet.is_syn() && back.server & SIDE_SEEN != 0 { SIDE_SEEN } else { 0 };
+    if back.client | fin | answer != back.client {
+        back.client |= fin | answer;
+        entry.add_client(fin | answer);
+    }
+    back.last_ns = now;
+    close(packet, &entry, &mut back);
+    if belongs(&back) != table {
+        relocate(maps, table, (&packet.key, to), &key, &back);
     }
     true
 }
 
+/// Whether the client starts another flow with this packet, given the state of the one that it has.
 #[inline(always)]
-fn close<M: FlowMaps>(maps: M, key: &CtKey) {
-    if let Some(entry) = maps.flow(key) {
-        entry.close();
+fn is_over(packet: &Packet, back: &CtValue, now: u64) -> bool {
+    if packet.is_udp() {
+        return now.saturating_sub(back.last_ns) >= back.lifetime(true);
+    }
+    packet.is_syn() && back.is_closed()
+}
+
+/// A packet of the backend: keeps both entries alive, and brings the client's back if it was evicted. `false` if the flow
+/// is over. `to` follows what becomes of the entry.
+#[inline(never)]
+fn reply_came<M: FlowMaps>(maps: M, packet: &Packet, own: M::Entry, table: Table, to: &mut CtValue) -> bool {
+    let now = maps.now();
+    // A UDP flow that was silent for long does not know its port any more.
+    if packet.is_udp() && now.saturating_sub(to.last_ns) >= to.lifetime(true) {
+        return false;
+    }
+    own.touch(now);
+    to.last_ns = now;
+    server_sent(packet, &own, to);
+    let (key, forth) = (to.mirror(packet.key.protocol), forth(packet, to, now));
+    match find(maps, &key) {
+        Some((client, _)) if client.is_reply_to(&packet.key) => client.touch(now),
+        // The client has started another flow from the same port: this one's last packets still find their way.
+        Some(_) => return true,
+        None => {
+            maps.add_flow(table, &key, &forth);
+        }
+    }
+    if belongs(to) != table {
+        relocate(maps, table, (&key, &forth), &packet.key, to);
+    }
+    true
+}
+
+/// Takes down what a backend has sent.
+#[inline(always)]
+fn server_sent(packet: &Packet, entry: &impl Entry, back: &mut CtValue) {
+    let fin = match (is_fin(packet), back.client & SIDE_FIN) {
+        (false, _) => 0,
+        (true, 0) if back.server & SIDE_FIN == 0 => SIDE_FIN | SIDE_FIRST,
+        (true, _) => SIDE_FIN,
+    };
+    if back.server | fin | SIDE_SEEN != back.server {
+        back.server |= fin | SIDE_SEEN;
+        entry.add_server(fin | SIDE_SEEN);
+    }
+    close(packet, entry, back);
+}
+
+/// Closes a flow that has come to its end: both sides have sent a FIN, or one has sent a reset.
+#[inline(always)]
+fn close(packet: &Packet, entry: &impl Entry, back: &mut CtValue) {
+    let ended = packet.is_reset() || back.client & back.server & SIDE_FIN != 0;
+    if ended && !back.is_closed() {
+        back.flags |= CT_CLOSED;
+        entry.add_flags(CT_CLOSED);
     }
 }
 
-/// A packet that is for no frontend goes to its destination directly: if a finished flow had the same tuple, replies
-/// are not to be translated any more.
+/// The table of a flow with this state.
 #[inline(always)]
-pub fn forget_reply<M: FlowMaps>(maps: M, packet: &Packet) {
-    if !packet.is_udp() && !packet.is_syn() {
+const fn belongs(back: &CtValue) -> Table {
+    if back.is_established() && !back.is_closed() { Table::Live } else { Table::Lru }
+}
+
+/// Moves a flow from one table to the other. Without room there, it stays where it is.
+#[inline(always)]
+fn relocate<M: FlowMaps>(maps: M, from: Table, client: (&CtKey, &CtValue), key: &CtKey, back: &CtValue) {
+    match from {
+        Table::Live => change_table::<M, false>(maps, client.0, client.1, key, back),
+        Table::Lru => change_table::<M, true>(maps, client.0, client.1, key, back),
+    }
+}
+
+#[inline(never)]
+fn change_table<M: FlowMaps, const TO_LIVE: bool>(
+    maps: M,
+    client_key: &CtKey,
+    client: &CtValue,
+    key: &CtKey,
+    back: &CtValue,
+) {
+    let (from, to) = if TO_LIVE { (Table::Lru, Table::Live) } else { (Table::Live, Table::Lru) };
+    if !maps.put_flow(to, key, back) {
         return;
     }
-    let key = packet.key.mirror();
-    if let Some(entry) = maps.flow(&key)
-        && entry.flags() & CT_REPLY != 0
-    {
-        maps.remove_flow(&key);
+    if !maps.put_flow(to, client_key, client) {
+        maps.remove_flow(to, key);
+        return;
     }
+    maps.remove_flow(from, client_key);
+    maps.remove_flow(from, key);
+}
+
+/// A reply of a flow that is not ours.
+#[inline(always)]
+fn direct_reply(packet: &Packet, entry: &impl Entry, to: &CtValue, now: u64) -> Found {
+    if packet.is_udp() && now.saturating_sub(to.last_ns) >= to.lifetime(true) {
+        return Found::Nothing;
+    }
+    let mut back = *to;
+    entry.touch(now);
+    server_sent(packet, entry, &mut back);
+    Found::Direct
+}
+
+/// What became of the tuple of a packet that is for no frontend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direct {
+    /// It is the packet's own, and no flow of a frontend gets it.
+    Recorded,
+    /// A flow of a frontend has it. The packet can be translated instead, to its destination out of another source.
+    Taken,
+}
+
+/// Records the flow of a packet that is for no frontend and goes to its destination directly, so that no flow of a
+/// frontend gets the same tuple. Of TCP, only SYN, FIN and RST are looked at. Writes to `to` what [`open`] translates, if
+/// a flow of a frontend has the tuple already.
+#[inline(never)]
+pub fn record_direct<M: FlowMaps>(maps: M, packet: &Packet, to: &mut CtValue) -> Direct {
+    if !packet.is_udp() && !changes_state(packet) {
+        return Direct::Recorded;
+    }
+    let (key, now) = (packet.key.mirror(), maps.now());
+    let Some((entry, table)) = find(maps, &key) else {
+        if may_start(packet) && maps.knows(packet.key.dst) && !maps.is_node(packet.key.dst) {
+            maps.add_flow(Table::Lru, &key, &direct(packet, now));
+        }
+        return Direct::Recorded;
+    };
+    let mut back = entry.value();
+    let over = is_over(packet, &back, now);
+    if back.flags & CT_DIRECT != 0 && !over {
+        entry.touch(now);
+        if is_fin(packet) && back.client & SIDE_FIN == 0 {
+            back.client |= SIDE_FIN;
+            entry.add_client(SIDE_FIN);
+        }
+        close(packet, &entry, &mut back);
+        return Direct::Recorded;
+    }
+    // An entry of a client's direction is no reply's.
+    if back.flags & (CT_DIRECT | CT_REPLY) == 0 || !may_start(packet) {
+        return Direct::Recorded;
+    }
+    if !over && now.saturating_sub(back.last_ns) < back.lifetime(packet.is_udp()) {
+        (to.dst, to.dport) = (packet.key.dst, packet.key.dport);
+        (to.backend, to.set) = (0, 0);
+        return Direct::Taken;
+    }
+    maps.remove_flow(table, &key);
+    maps.add_flow(Table::Lru, &key, &direct(packet, now));
+    Direct::Recorded
+}
+
+/// The entry for replies to a packet that goes to its destination directly.
+#[inline(always)]
+fn direct(packet: &Packet, now: u64) -> CtValue {
+    let CtKey { src, dst, sport, dport, .. } = packet.key.mirror();
+    CtValue { last_ns: now, src, dst, sport, dport, backend: 0, set: 0, flags: CT_DIRECT, client: 0, server: 0, pad: 0 }
+}
+
+/// Whether a packet may be the first one of a flow.
+#[inline(always)]
+const fn may_start(packet: &Packet) -> bool {
+    packet.is_udp() || packet.is_syn()
+}
+
+/// Whether it changes the state of a connection.
+#[inline(always)]
+const fn changes_state(packet: &Packet) -> bool {
+    packet.flags & (SYN | FIN | RST) != 0
+}
+
+/// Whether it is the last one of its side.
+#[inline(always)]
+const fn is_fin(packet: &Packet) -> bool {
+    packet.flags & FIN != 0
 }
 
 /// Starts a flow to the backend that `to` names, and completes `to`. Returns why it could not.
+///
+/// A packet that goes to its destination directly names no set: its source is translated, because a flow of a frontend
+/// has its tuple.
 #[inline(never)]
 pub fn open<M: FlowMaps>(maps: M, packet: &Packet, to: &mut CtValue) -> Option<Reason> {
-    let back = reply(packet, to.backend, to.set, maps.now());
-    (to.src, to.sport) = (packet.key.src, packet.key.sport);
-    (to.last_ns, to.flags) = (back.last_ns, 0);
+    (to.src, to.sport, to.last_ns) = (packet.key.src, packet.key.sport, maps.now());
+    (to.flags, to.client, to.server) = (0, 0, 0);
     let foreign = to.dst == packet.key.src || !is_pod(maps, packet);
     // A client that talks to this backend through another frontend already, from the same port, gets another source.
-    let claimed = (!foreign && claim(maps, packet, &to.mirror(packet.key.protocol), &back, 0))
+    let claimed = (!foreign && to.set != 0 && keep_source(maps, packet, to))
         || match maps.source(packet.is_v4) {
-            Some(source) => translate_source(maps, packet, to, &back, &source),
+            Some(source) => translate_source(maps, packet, to, &source),
             // Without an address of the node, replies may or may not come back through here.
-            None => foreign && claim(maps, packet, &to.mirror(packet.key.protocol), &back, 0),
+            None => foreign && keep_source(maps, packet, to),
         };
     if !claimed {
         return Some(Reason::PacketNoSourcePort);
     }
-    if maps.put_flow(&packet.key, to) { None } else { Some(Reason::PacketFlowNotRecorded) }
+    // An earlier flow from the same port would be found before this one.
+    maps.remove_flow(Table::Live, &packet.key);
+    if maps.put_flow(Table::Lru, &packet.key, to) {
+        return None;
+    }
+    maps.remove_flow(Table::Lru, &to.mirror(packet.key.protocol));
+    Some(Reason::PacketFlowNotRecorded)
+}
+
+/// Assigns the flow the source that it has, if its tuple is free. A connection that is closed leaves its tuple to the
+/// client, who knows when to use it again.
+#[inline(always)]
+fn keep_source<M: FlowMaps>(maps: M, packet: &Packet, to: &CtValue) -> bool {
+    let key = to.mirror(packet.key.protocol);
+    match claim(maps, packet, &key, to) {
+        Claim::Made => true,
+        Claim::Over | Claim::Closed(_) => replace(maps, packet, &key, to),
+        Claim::Refused | Claim::Unanswered(_) => false,
+    }
 }
 
 /// Assigns the flow a source of the node, with a port that no other flow to the same backend has.
+///
+/// If every pick has a flow, one that is closed or was never answered gives its port away: the one that is so for the
+/// longest time, and first one whose backend has no socket in TIME-WAIT, which could refuse the newcomer.
 #[inline(always)]
-fn translate_source<M: FlowMaps>(maps: M, packet: &Packet, to: &mut CtValue, back: &CtValue, source: &Source) -> bool {
+fn translate_source<M: FlowMaps>(maps: M, packet: &Packet, to: &mut CtValue, source: &Source) -> bool {
     to.src = source.addr;
     let mut key = to.mirror(packet.key.protocol);
+    let (mut longest, mut spare) = (0, Port(0));
     for _ in 0..PORT_ATTEMPTS {
         let pick = (maps.random() as u64).wrapping_mul(source.ports as u64) >> 32;
-        to.sport = Port::new(source.first.wrapping_add(pick as u16));
-        key.dport = to.sport;
-        if claim(maps, packet, &key, back, CLOSED_NS) {
-            return true;
+        key.dport = Port::new(source.first.wrapping_add(pick as u16));
+        // A backend that talks to a frontend on the node's address would get answers of this flow instead.
+        if is_frontend(maps, &key) {
+            continue;
+        }
+        match claim(maps, packet, &key, to) {
+            Claim::Made => {
+                to.sport = key.dport;
+                return true;
+            }
+            Claim::Over => {
+                spare = key.dport;
+                break;
+            }
+            Claim::Closed(idle) | Claim::Unanswered(idle) if idle >= longest => (longest, spare) = (idle, key.dport),
+            Claim::Closed(_) | Claim::Unanswered(_) | Claim::Refused => {}
         }
     }
-    false
+    (to.sport, key.dport) = (spare, spare);
+    spare != Port(0) && replace(maps, packet, &key, to)
 }
 
-/// Makes the entry for replies, unless another flow needs it. One that has been closed for `closed_ns` does not.
+/// What became of the claim to a tuple for replies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Claim {
+    /// The entry was made.
+    Made,
+    /// The flow of the tuple is over, or is the client's own.
+    Over,
+    /// The flow of the tuple is closed, for so long in nanoseconds, with [`NO_TIME_WAIT`] added if its backend has no
+    /// socket in TIME-WAIT.
+    Closed(u64),
+    /// The flow of the tuple was not established for so long.
+    Unanswered(u64),
+    /// Another flow needs the tuple, or there is no memory.
+    Refused,
+}
+
+/// Whether packets with the tuple of `key` are for a frontend.
+#[inline(always)]
+fn is_frontend<M: FlowMaps>(maps: M, key: &CtKey) -> bool {
+    let &CtKey { dst: addr, dport: port, protocol, .. } = key;
+    maps.frontend(&FrontendKey { addr, port, protocol, scope: SCOPE_ANY, pad: 0 }).is_some()
+}
+
+/// Makes the entry for replies, unless another flow has the tuple.
 #[inline(never)]
-fn claim<M: FlowMaps>(maps: M, packet: &Packet, key: &CtKey, back: &CtValue, closed_ns: u64) -> bool {
-    if maps.add_flow(key, back) {
-        return true;
-    }
-    let Some(entry) = maps.flow(key) else { return false };
-    let idle = back.last_ns.saturating_sub(entry.last_ns());
-    let over = if packet.is_udp() {
-        idle >= UDP_IDLE_NS
+fn claim<M: FlowMaps>(maps: M, packet: &Packet, key: &CtKey, to: &CtValue) -> Claim {
+    let entry = if maps.add_flow(Table::Lru, key, &reply(packet, to, to.last_ns)) {
+        let Some(entry) = maps.flow(Table::Live, key) else { return Claim::Made };
+        maps.remove_flow(Table::Lru, key);
+        entry
     } else {
-        idle >= TCP_IDLE_NS || (entry.flags() & CT_CLOSING != 0 && idle >= closed_ns)
+        let Some((entry, _)) = find(maps, key) else { return Claim::Refused };
+        entry
     };
-    (over || entry.is_reply_to(&packet.key)) && maps.put_flow(key, back)
+    let found = entry.value();
+    let idle = to.last_ns.saturating_sub(found.last_ns);
+    if entry.is_reply_to(&packet.key) || idle >= found.lifetime(packet.is_udp()) {
+        return Claim::Over;
+    }
+    match (found.is_closed(), found.server & SIDE_FIRST) {
+        (true, 0) => Claim::Closed(idle | NO_TIME_WAIT),
+        (true, _) => Claim::Closed(idle),
+        (false, _) if found.is_established() => Claim::Refused,
+        (false, _) => Claim::Unanswered(idle),
+    }
+}
+
+/// Makes the entry for replies in the place of another flow's, and removes that flow's other half.
+#[inline(never)]
+fn replace<M: FlowMaps>(maps: M, packet: &Packet, key: &CtKey, to: &CtValue) -> bool {
+    if let Some((old, _)) = find(maps, key) {
+        let client = old.value().mirror(key.protocol);
+        if client != packet.key
+            && let Some((half, table)) = find(maps, &client)
+            && half.is_reply_to(key)
+        {
+            maps.remove_flow(table, &client);
+        }
+    }
+    maps.remove_flow(Table::Live, key);
+    maps.put_flow(Table::Lru, key, &reply(packet, to, to.last_ns))
 }
 
 /// The entry for replies to the client that sent `packet`.
 #[inline(always)]
-fn reply(packet: &Packet, backend: u32, set: u32, now: u64) -> CtValue {
+fn reply(packet: &Packet, to: &CtValue, now: u64) -> CtValue {
     CtValue {
         last_ns: now,
         src: packet.key.dst,
         dst: packet.key.src,
         sport: packet.key.dport,
         dport: packet.key.sport,
-        backend,
-        set,
+        backend: to.backend,
+        set: to.set,
         flags: CT_REPLY,
-        pad: [0; 3],
+        client: 0,
+        server: 0,
+        pad: 0,
     }
+}
+
+/// The entry for packets of the client that the backend answers with `packet`.
+#[inline(always)]
+fn forth(packet: &Packet, to: &CtValue, now: u64) -> CtValue {
+    CtValue { flags: 0, ..reply(packet, to, now) }
 }
 
 /// What translated sources are made of: an address of the node, and ports that its own sockets do not get.
@@ -260,9 +550,9 @@ fn is_pod<M: FlowMaps>(maps: M, packet: &Packet) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::vec::Vec;
-
-    use lb_datapath_ebpf_abi::{LOOKUP_HASH, TARGET_REJECT, map_v4};
+    use lb_datapath_ebpf_abi::{
+        LOOKUP_HASH, TARGET_REJECT, TCP_HALF_CLOSED_NS, TCP_IDLE_NS, UDP_IDLE_NS, UDP_NEW_NS, map_v4,
+    };
 
     use super::*;
     use crate::{
@@ -285,6 +575,10 @@ mod tests {
     fn found(fake: &Fake, packet: &Packet) -> Option<CtValue> {
         let mut to = CtValue::EMPTY;
         (lookup(fake, packet, &mut to) == Found::Flow).then_some(to)
+    }
+
+    fn verdict(fake: &Fake, packet: &Packet) -> Found {
+        lookup(fake, packet, &mut CtValue { ..CtValue::EMPTY })
     }
 
     fn tcp(flags: u8) -> Packet {
@@ -393,37 +687,193 @@ mod tests {
     }
 
     #[test]
-    fn a_flow_that_cannot_be_recorded_is_refused() {
+    fn a_flow_that_cannot_be_recorded_is_refused_and_leaves_nothing() {
         let fake = serving();
         // The entry for replies is made, the other one is not.
         fake.room.set(Some(1));
         assert_eq!(open_to(&fake, &tcp(SYN), 1), Err(Reason::PacketFlowNotRecorded));
+        assert!(fake.flows.borrow().is_empty());
+    }
+
+    /// Opens a connection from `port`, and completes the handshake.
+    fn connect(fake: &Fake, port: u16) -> Result<Connection, Reason> {
+        let mut syn = tcp(SYN);
+        syn.key.sport = Port::new(port);
+        let to = open_to(fake, &syn, 1)?;
+        let connection = Connection { syn, to };
+        assert!(connection.server(fake, SYN | ACK).is_some());
+        assert!(connection.client(fake, ACK).is_some());
+        Ok(connection)
+    }
+
+    struct Connection {
+        syn: Packet,
+        to: CtValue,
+    }
+
+    impl Connection {
+        fn client(&self, fake: &Fake, flags: u8) -> Option<CtValue> {
+            found(fake, &Packet { flags, ..self.syn })
+        }
+
+        fn server(&self, fake: &Fake, flags: u8) -> Option<CtValue> {
+            found(fake, &reply_of(&self.to, &self.syn, flags))
+        }
+
+        /// Ends it; the server closes first, or the client.
+        fn close(&self, fake: &Fake, server_first: bool) {
+            let client = |flags| assert!(self.client(fake, flags).is_some());
+            let server = |flags| assert!(self.server(fake, flags).is_some());
+            if server_first {
+                server(FIN | ACK);
+                client(FIN | ACK);
+                server(ACK);
+            } else {
+                client(FIN | ACK);
+                server(FIN | ACK);
+                client(ACK);
+            }
+        }
+    }
+
+    /// After this, is the port of such a flow given to a newcomer?
+    fn given_after(idle: u64, arrange: impl Fn(&Fake)) -> bool {
+        let fake = serving();
+        fake.ports.set(1);
+        arrange(&fake);
+        fake.now.set(fake.now.get() + idle);
+        let mut other = tcp(SYN);
+        other.key.sport = Port::new(50_000);
+        open_to(&fake, &other, 1).is_ok()
     }
 
     #[test]
-    fn a_closed_connection_gives_its_port_back_after_ten_seconds() {
-        for (idle, given) in [(CLOSED_NS - 1, false), (CLOSED_NS, true)] {
-            let fake = serving();
-            fake.ports.set(1);
-            open_to(&fake, &tcp(SYN), 1).unwrap();
-            found(&fake, &tcp(FIN | ACK)).unwrap();
-            fake.now.set(fake.now.get() + idle);
-            let mut other = tcp(SYN);
-            other.key.sport = Port::new(40_001);
-            assert_eq!(open_to(&fake, &other, 1).is_ok(), given, "{idle}");
+    fn a_connection_keeps_its_port_for_as_long_as_its_state_says() {
+        type Arrange = fn(&Fake);
+        let cases: [(Arrange, u64); 3] = [
+            (|f| assert!(connect(f, 40_000).is_ok()), TCP_IDLE_NS),
+            (|f| assert!(connect(f, 40_000).unwrap().client(f, FIN | ACK).is_some()), TCP_HALF_CLOSED_NS),
+            (|f| assert!(connect(f, 40_000).unwrap().server(f, FIN | ACK).is_some()), TCP_HALF_CLOSED_NS),
+        ];
+        for (number, (arrange, lifetime)) in cases.into_iter().enumerate() {
+            assert!(!given_after(lifetime - 1, arrange), "{number}");
+            assert!(given_after(lifetime, arrange), "{number}");
         }
     }
 
     #[test]
-    fn a_silent_connection_loses_its_port_after_six_hours() {
-        for (idle, given) in [(TCP_IDLE_NS - 1, false), (TCP_IDLE_NS, true)] {
+    fn a_half_closed_connection_goes_on() {
+        let fake = serving();
+        let connection = connect(&fake, 40_000).unwrap();
+        assert!(connection.client(&fake, FIN | ACK).is_some());
+        fake.now.set(TCP_HALF_CLOSED_NS - 1);
+        assert!(connection.server(&fake, ACK).is_some());
+        fake.now.set(2 * TCP_HALF_CLOSED_NS - 2);
+        assert!(connection.client(&fake, ACK).is_some());
+    }
+
+    #[test]
+    fn the_longest_closed_port_is_used_again_first_and_only_if_none_is_fresh() {
+        let fake = serving();
+        fake.ports.set(3);
+        fake.dice([0, 1 << 31]);
+        for port in [40_000, 40_001] {
+            connect(&fake, port).unwrap().close(&fake, true);
+            fake.now.set(fake.now.get() + SECOND);
+        }
+        fake.dice([0, 1 << 31, u32::MAX]);
+        let fresh = connect(&fake, 40_002).unwrap();
+        assert_eq!(fresh.to.sport.number(), 1026);
+        let again = connect(&fake, 40_003).unwrap();
+        assert_eq!(again.to.sport.number(), 1024);
+        // The connection that gave it away has no half left.
+        let mut old = tcp(ACK);
+        old.key.sport = Port::new(40_000);
+        assert_eq!(found(&fake, &old), None);
+    }
+
+    #[test]
+    fn a_port_whose_backend_has_no_socket_in_time_wait_is_used_again_first() {
+        let fake = serving();
+        fake.ports.set(2);
+        fake.dice([0, u32::MAX]);
+        connect(&fake, 40_000).unwrap().close(&fake, true);
+        fake.now.set(fake.now.get() + SECOND);
+        connect(&fake, 40_001).unwrap().close(&fake, false);
+        assert_eq!(connect(&fake, 40_002).unwrap().to.sport.number(), 1025);
+    }
+
+    #[test]
+    fn a_port_of_a_connection_that_was_never_answered_is_given_to_a_newcomer_when_none_is_left() {
+        let fake = serving();
+        fake.ports.set(1);
+        open_to(&fake, &tcp(SYN), 1).unwrap();
+        assert!(connect(&fake, 40_001).is_ok());
+        assert_eq!(connect(&fake, 40_002).err(), Some(Reason::PacketNoSourcePort));
+    }
+
+    #[test]
+    fn a_port_of_a_frontend_on_the_nodes_address_is_no_source() {
+        let fake = serving();
+        fake.ports.set(1);
+        let frontend = fake.frontend_at(VIP);
+        let key = FrontendKey { addr: map_v4(NODE), port: Port::new(1024), protocol: 6, scope: 0, pad: 0 };
+        fake.frontends.borrow_mut().insert(key, frontend);
+        assert_eq!(open_to(&fake, &tcp(SYN), 1), Err(Reason::PacketNoSourcePort));
+    }
+
+    #[test]
+    fn a_flow_moves_to_the_table_of_its_state() {
+        let fake = serving();
+        let sizes = || (fake.flows.borrow().len(), fake.live.borrow().len());
+        let to = open_to(&fake, &tcp(SYN), 1).unwrap();
+        let connection = Connection { syn: tcp(SYN), to };
+        assert!(connection.server(&fake, SYN | ACK).is_some());
+        assert_eq!(sizes(), (2, 0), "a flood of SYNs is answered, too");
+        assert!(connection.client(&fake, ACK).is_some());
+        assert_eq!(sizes(), (0, 2));
+        connection.close(&fake, true);
+        assert_eq!(sizes(), (2, 0));
+        assert!(connection.server(&fake, ACK).is_some());
+        assert_eq!(sizes(), (2, 0));
+    }
+
+    #[test]
+    fn a_flow_without_room_among_the_established_ones_stays_where_it_is() {
+        let fake = serving();
+        for room in [0, 1] {
+            fake.live_room.set(room);
+            let connection = connect(&fake, 40_000 + room as u16).unwrap();
+            assert!(fake.live.borrow().is_empty(), "{room}");
+            assert!(connection.client(&fake, ACK).is_some());
+            assert!(connection.server(&fake, ACK).is_some());
+        }
+        fake.live_room.set(2);
+        let connection = connect(&fake, 40_002).unwrap();
+        assert_eq!(fake.live.borrow().len(), 2);
+        // An established flow loses nothing to newcomers.
+        fake.flows.borrow_mut().clear();
+        assert!(connection.client(&fake, ACK).is_some() && connection.server(&fake, ACK).is_some());
+    }
+
+    #[test]
+    fn either_half_brings_the_other_one_back() {
+        for room in [0, usize::MAX] {
             let fake = serving();
-            fake.ports.set(1);
-            open_to(&fake, &tcp(SYN), 1).unwrap();
-            fake.now.set(fake.now.get() + idle);
-            let mut other = tcp(SYN);
-            other.key.sport = Port::new(40_001);
-            assert_eq!(open_to(&fake, &other, 1).is_ok(), given, "{idle}");
+            fake.live_room.set(room);
+            let connection = connect(&fake, 40_000).unwrap();
+            let lose = |key| {
+                for table in [&fake.flows, &fake.live] {
+                    table.borrow_mut().remove(&key);
+                }
+                fake.now.set(fake.now.get() + SECOND);
+            };
+            lose(connection.to.mirror(6));
+            assert!(connection.client(&fake, ACK).is_some());
+            assert!(connection.server(&fake, ACK).is_some());
+            lose(connection.syn.key);
+            assert!(connection.server(&fake, ACK).is_some());
+            assert_eq!(connection.client(&fake, ACK).map(|to| to.mirror(6)), Some(connection.to.mirror(6)));
         }
     }
 
@@ -444,24 +894,23 @@ mod tests {
         assert_eq!(found(&fake, &tcp(SYN)), None);
         assert!(found(&fake, &tcp(ACK)).is_some());
         fake.point(VIP, 1, 2);
-        for end in [FIN | ACK, RST] {
-            open_to(&fake, &tcp(SYN), 1).unwrap();
-            assert!(found(&fake, &tcp(end)).is_some());
-            assert_eq!(found(&fake, &tcp(SYN)), None, "{end}");
-        }
+        open_to(&fake, &tcp(SYN), 1).unwrap();
+        assert!(found(&fake, &tcp(RST)).is_some());
+        assert_eq!(found(&fake, &tcp(SYN)), None, "reset");
+        let connection = connect(&fake, 40_001).unwrap();
+        connection.close(&fake, true);
+        assert_eq!(connection.client(&fake, SYN), None, "closed");
     }
 
     #[test]
-    fn a_server_that_ends_the_connection_closes_both_entries() {
+    fn a_reset_of_either_side_closes_the_connection() {
         let fake = serving();
-        let to = open_to(&fake, &tcp(SYN), 1).unwrap();
-        assert!(found(&fake, &reply_of(&to, &tcp(0), RST)).is_some());
-        let flags: Vec<u8> = fake.flows.borrow().values().map(|entry| entry.get().flags & CT_CLOSING).collect();
-        assert_eq!(flags, [CT_CLOSING; 2]);
-    }
-
-    fn verdict(fake: &Fake, packet: &Packet) -> Found {
-        lookup(fake, packet, &mut CtValue { ..CtValue::EMPTY })
+        for (port, by_server) in [(40_000, true), (40_001, false)] {
+            let connection = connect(&fake, port).unwrap();
+            let reset = if by_server { connection.server(&fake, RST) } else { connection.client(&fake, RST) };
+            assert!(reset.is_some());
+            assert_eq!(connection.client(&fake, SYN), None);
+        }
     }
 
     #[test]
@@ -512,25 +961,24 @@ mod tests {
     }
 
     #[test]
-    fn a_udp_flow_is_over_after_two_minutes_of_silence() {
+    fn a_udp_flow_is_over_after_two_minutes_of_silence_or_half_a_minute_without_an_answer() {
         let fake = serving();
         let to = open_to(&fake, &udp(), 1).unwrap();
-        fake.now.set(UDP_IDLE_NS - 1);
+        fake.now.set(UDP_NEW_NS - 1);
         assert!(found(&fake, &udp()).is_some());
-        fake.now.set(2 * UDP_IDLE_NS - 2);
+        fake.now.set(2 * UDP_NEW_NS - 1);
+        assert_eq!(found(&fake, &udp()), None, "never answered");
+        assert_eq!(found(&fake, &reply_of(&to, &udp(), 0)), None);
+        let to = open_to(&fake, &udp(), 1).unwrap();
+        assert!(found(&fake, &reply_of(&to, &udp(), 0)).is_some());
+        let start = fake.now.get();
+        fake.now.set(start + UDP_IDLE_NS - 1);
+        assert!(found(&fake, &udp()).is_some());
+        fake.now.set(start + 2 * UDP_IDLE_NS - 2);
         assert!(found(&fake, &reply_of(&to, &udp(), 0)).is_some(), "the client was heard of since");
-        fake.now.set(3 * UDP_IDLE_NS);
+        fake.now.set(start + 3 * UDP_IDLE_NS);
         assert_eq!(found(&fake, &reply_of(&to, &udp(), 0)), None);
         assert_eq!(found(&fake, &udp()), None);
-    }
-
-    #[test]
-    fn an_evicted_entry_for_replies_comes_back_with_the_next_packet() {
-        let fake = serving();
-        let to = open_to(&fake, &tcp(SYN), 1).unwrap();
-        fake.flows.borrow_mut().remove(&to.mirror(6));
-        assert!(found(&fake, &tcp(ACK)).is_some());
-        assert!(found(&fake, &reply_of(&to, &tcp(0), ACK)).is_some());
     }
 
     #[test]
@@ -539,33 +987,109 @@ mod tests {
         let to = open_to(&fake, &tcp(SYN), 1).unwrap();
         let mut other = tcp(SYN);
         other.key.sport = Port::new(40_001);
-        fake.put_flow(&to.mirror(6), &reply(&other, 1, 1, 0));
+        fake.put_flow(Table::Lru, &to.mirror(6), &reply(&other, &to, 0));
         assert_eq!(found(&fake, &tcp(ACK)), None);
     }
 
     #[test]
-    fn a_packet_of_an_established_flow_keeps_both_entries_fresh() {
+    fn packets_of_either_side_keep_both_entries_fresh() {
         let fake = serving();
-        open_to(&fake, &tcp(SYN), 1).unwrap();
-        fake.now.set(5 * SECOND);
-        assert!(found(&fake, &tcp(ACK)).is_some());
-        assert!(fake.flows.borrow().values().all(|entry| entry.get().last_ns == 5 * SECOND));
+        let connection = connect(&fake, 40_000).unwrap();
+        for second in 1..5 {
+            fake.now.set(second * SECOND);
+            let sent = if second % 2 == 0 { connection.client(&fake, ACK) } else { connection.server(&fake, ACK) };
+            assert!(sent.is_some());
+            assert!(fake.live.borrow().values().all(|entry| entry.get().last_ns == second * SECOND), "{second}");
+        }
+    }
+
+    fn pod_world() -> Fake {
+        let fake = serving();
+        fake.pods.borrow_mut().push((map_v4([192, 0, 2, 2]), FAMILY_V4));
+        fake
+    }
+
+    fn record(fake: &Fake, packet: &Packet) -> Direct {
+        record_direct(fake, packet, &mut CtValue { ..CtValue::EMPTY })
+    }
+
+    /// A packet of the client to backend 1 itself, from the port that the flow of `packet` keeps.
+    fn to_backend(packet: &Packet, flags: u8) -> Packet {
+        let (dst, dport) = backend(1);
+        Packet { key: CtKey { dst, dport, ..packet.key }, flags, ..*packet }
     }
 
     #[test]
-    fn a_direct_packet_ends_the_translation_of_replies_to_its_tuple() {
-        let fake = serving();
-        fake.pods.borrow_mut().push((map_v4([192, 0, 2, 2]), FAMILY_V4));
-        let to = open_to(&fake, &tcp(SYN), 1).unwrap();
-        let direct = |flags| Packet { key: to.mirror(6).mirror(), ..tcp(flags) };
-        forget_reply(&fake, &direct(ACK));
-        assert_eq!(fake.flows.borrow().len(), 2, "only a new connection says so");
-        forget_reply(&fake, &direct(SYN));
-        assert!(!fake.flows.borrow().contains_key(&to.mirror(6)));
-        // The entry of the client's own direction is no reply's.
-        let client = Packet { key: tcp(SYN).key.mirror(), ..tcp(SYN) };
-        forget_reply(&fake, &client);
-        assert_eq!(fake.flows.borrow().len(), 1);
+    fn a_kept_source_does_not_get_the_tuple_of_a_direct_connection() {
+        for packet in [tcp(SYN), udp()] {
+            let fake = pod_world();
+            let direct = to_backend(&packet, packet.flags);
+            assert_eq!(record(&fake, &direct), Direct::Recorded);
+            let answer =
+                Packet { key: direct.key.mirror(), flags: if packet.is_udp() { 0 } else { SYN | ACK }, ..packet };
+            assert_eq!(verdict(&fake, &answer), Found::Direct);
+            let to = open_to(&fake, &packet, 1).unwrap();
+            assert_eq!(to.src, map_v4(NODE));
+            assert_eq!(verdict(&fake, &answer), Found::Direct, "the older connection lives");
+            assert_eq!(verdict(&fake, &reply_of(&to, &packet, answer.flags)), Found::Flow);
+        }
+    }
+
+    #[test]
+    fn a_direct_connection_that_has_ended_leaves_its_tuple() {
+        let fake = pod_world();
+        for flags in [SYN, FIN | ACK] {
+            record(&fake, &to_backend(&tcp(SYN), flags));
+        }
+        let answer = |flags| Packet { key: to_backend(&tcp(SYN), 0).key.mirror(), ..tcp(flags) };
+        assert_eq!(verdict(&fake, &answer(SYN | ACK)), Found::Direct);
+        assert_eq!(open_to(&fake, &tcp(SYN), 1).unwrap().src, map_v4(NODE), "one FIN is not the end");
+        assert_eq!(verdict(&fake, &answer(FIN | ACK)), Found::Direct);
+        let mut second = tcp(SYN);
+        second.key.dst = map_v4([10, 96, 0, 2]);
+        assert_eq!(open_to(&fake, &second, 1).unwrap().src, second.key.src);
+    }
+
+    #[test]
+    fn a_direct_connection_whose_tuple_is_taken_is_translated() {
+        let fake = pod_world();
+        let ours = open_to(&fake, &tcp(SYN), 1).unwrap();
+        let direct = to_backend(&tcp(SYN), SYN);
+        assert_eq!(record(&fake, &to_backend(&tcp(SYN), ACK)), Direct::Recorded, "only a new one says so");
+        assert_eq!(record(&fake, &direct), Direct::Taken);
+        let mut to = CtValue::EMPTY;
+        record_direct(&fake, &direct, &mut to);
+        assert_eq!(open(&fake, &direct, &mut to), None);
+        assert_eq!((to.src, to.dst), (map_v4(NODE), direct.key.dst));
+        assert!(found(&fake, &direct).is_some(), "sent again");
+        assert!(found(&fake, &reply_of(&ours, &tcp(0), ACK)).is_some());
+        let back = found(&fake, &reply_of(&to, &tcp(0), ACK)).unwrap();
+        assert_eq!(back.mirror(6), direct.key);
+    }
+
+    #[test]
+    fn a_direct_connection_replaces_a_finished_flow_of_the_same_tuple() {
+        let fake = pod_world();
+        let connection = connect(&fake, 40_000).unwrap();
+        assert_eq!(connection.to.src, connection.syn.key.src);
+        connection.close(&fake, false);
+        let direct = to_backend(&tcp(SYN), SYN);
+        assert_eq!(record(&fake, &direct), Direct::Recorded);
+        assert_eq!(verdict(&fake, &reply_of(&connection.to, &tcp(0), SYN | ACK)), Found::Direct);
+    }
+
+    #[test]
+    fn only_what_goes_to_a_known_address_other_than_the_nodes_is_recorded() {
+        let fake = pod_world();
+        let direct = to_backend(&tcp(SYN), SYN);
+        fake.strangers.borrow_mut().push(direct.key.dst);
+        record(&fake, &direct);
+        fake.strangers.borrow_mut().clear();
+        let mut node = crate::fake::node();
+        (node.facts.ips_len, node.facts.ips[0]) = (1, direct.key.dst);
+        fake.node.set(Some(node));
+        record(&fake, &direct);
+        assert!(fake.flows.borrow().is_empty());
     }
 
     #[test]

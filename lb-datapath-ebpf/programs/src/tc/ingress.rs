@@ -4,7 +4,7 @@ use aya_ebpf::bindings::tcx_action_base::{TCX_DROP, TCX_NEXT};
 use lb_datapath_ebpf_abi::{CtValue, ROLE_ACTIVE, ROLE_STANDBY, Reason, TARGET_DROP, Verdict};
 
 use super::{
-    flow::{self, FlowMaps, Found},
+    flow::{self, Direct, FlowMaps, Found},
     packet::{Head, Packet},
     reject::reject,
     rewrite::forward,
@@ -38,18 +38,20 @@ pub fn ingress<M: FlowMaps, S: Skb>(maps: M, skb: S) -> i32 {
     }
     let Some(packet) = head.packet(skb) else { return PASS };
     let mut to = CtValue::EMPTY;
-    let reason = match flow::lookup(maps, &packet, &mut to) {
+    let decision = match flow::lookup(maps, &packet, &mut to) {
         Found::Flow => return forward(maps, skb, &packet, &to),
-        Found::Stop(reason) => reason,
-        Found::Nothing if role != ROLE_ACTIVE => return PASS,
-        Found::Nothing => match answer(maps, &packet, &mut to) {
-            Decision::NoFrontend => return PASS,
-            Decision::Stop(reason) => reason,
-            Decision::Open => match flow::open(maps, &packet, &mut to) {
-                None => return forward(maps, skb, &packet, &to),
-                Some(reason) => reason,
-            },
+        Found::Direct => return PASS,
+        Found::Stop(reason) => Decision::Stop(reason),
+        Found::Nothing if role != ROLE_ACTIVE || is_own_answer(maps, skb, &packet) => return PASS,
+        Found::Nothing => answer(maps, &packet, &mut to),
+    };
+    let reason = match decision {
+        Decision::NoFrontend if matches!(flow::record_direct(maps, &packet, &mut to), Direct::Recorded) => return PASS,
+        Decision::NoFrontend | Decision::Open => match flow::open(maps, &packet, &mut to) {
+            None => return forward(maps, skb, &packet, &to),
+            Some(reason) => reason,
         },
+        Decision::Stop(reason) => reason,
     };
     stop(maps, skb, &packet, reason)
 }
@@ -73,10 +75,7 @@ fn answer<M: FlowMaps>(maps: M, packet: &Packet, to: &mut CtValue) -> Decision {
         return stray_reset(maps, packet);
     }
     let chosen = match choose(maps, &packet.frontend_key(), packet) {
-        Answer::NotAFrontend => {
-            flow::forget_reply(maps, packet);
-            return Decision::NoFrontend;
-        }
+        Answer::NotAFrontend => return Decision::NoFrontend,
         Answer::Excluded => return Decision::Stop(Reason::PacketExcluded),
         Answer::NoBackends => return Decision::Stop(Reason::PacketNoBackends),
         Answer::BackendMissing => return Decision::Stop(Reason::PacketBackendMissing),
@@ -85,6 +84,16 @@ fn answer<M: FlowMaps>(maps: M, packet: &Packet, to: &mut CtValue) -> Decision {
     (to.dst, to.dport) = (chosen.addr, chosen.port);
     (to.backend, to.set) = (chosen.id, chosen.set);
     Decision::Open
+}
+
+/// Whether a packet to an address of the node answers one that the node, or a pod behind its address, has sent: it is no
+/// new traffic of a frontend that has the same port. Of a TCP connection that is ours, every packet but a SYN has a flow.
+#[inline(never)]
+fn is_own_answer<M: FlowMaps, S: Skb>(maps: M, skb: S, packet: &Packet) -> bool {
+    if packet.is_syn() || (packet.is_udp() && maps.frontend(&packet.frontend_key()).is_none()) {
+        return false;
+    }
+    maps.is_node(packet.key.dst) && (!packet.is_udp() || skb.has_socket(packet))
 }
 
 /// Decides on a reset of no flow.

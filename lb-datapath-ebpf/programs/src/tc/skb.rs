@@ -48,6 +48,9 @@ pub trait Skb: Copy {
     /// When the table does not forward it.
     fn route(self, packet: &Packet, to: &CtValue) -> Result<Self::Hop, Unrouted>;
 
+    /// Whether a UDP socket of this host is connected to where the packet comes from, so that the packet is its.
+    fn has_socket(self, packet: &Packet) -> bool;
+
     /// Sends the packet to the next hop. Returns the verdict for the kernel.
     fn redirect(self, hop: Self::Hop) -> i32;
 
