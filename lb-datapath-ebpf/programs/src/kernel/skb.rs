@@ -4,7 +4,7 @@ use core::mem::MaybeUninit;
 
 use aya_ebpf::{
     bindings::{
-        __sk_buff, BPF_ANY, BPF_F_MMAPABLE, BPF_FIB_LOOKUP_SKIP_NEIGH, BPF_NOEXIST,
+        __sk_buff, BPF_ANY, BPF_F_MMAPABLE, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LOOKUP_SKIP_NEIGH, BPF_NOEXIST,
         bpf_adj_room_mode::BPF_ADJ_ROOM_NET, bpf_fib_lookup as FibParams, bpf_redir_neigh, bpf_sock_tuple,
         bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2,
     },
@@ -255,9 +255,7 @@ impl Skb for KernelSkb {
             fib.__bindgen_anon_3.ipv6_src = to.src;
             fib.__bindgen_anon_4.ipv6_dst = to.dst;
         }
-        let size = size_of::<FibParams>() as i32;
-        // SAFETY: the parameters are that long.
-        let found = unsafe { bpf_fib_lookup(self.0.cast(), &raw mut fib, size, BPF_FIB_LOOKUP_SKIP_NEIGH) };
+        let found = self.look_up(&mut fib);
         if found != 0 {
             return Err(Unrouted::of(found));
         }
@@ -309,6 +307,30 @@ impl Skb for KernelSkb {
     fn send_back(self) -> i32 {
         // SAFETY: the program's context, and the helper takes numbers.
         unsafe { bpf_redirect((*self.0).ifindex, 0) as i32 }
+    }
+}
+
+impl KernelSkb {
+    /// The helper's result: 0 if the next hop and its device are in the parameters.
+    ///
+    /// Kernels before 6.3 refuse the flag that leaves the neighbour out. They fill in the next hop and the device before
+    /// they look for the neighbour, and say so when there is none: <https://elixir.bootlin.com/linux/v5.15/source/net/core/filter.c>
+    /// (`bpf_ipv4_fib_lookup`).
+    #[inline(always)]
+    fn look_up(self, fib: &mut FibParams) -> i64 {
+        const EINVAL: i64 = 22;
+        let size = size_of::<FibParams>() as i32;
+        let fib = core::ptr::from_mut(fib);
+        // SAFETY: the parameters are that long.
+        let found = unsafe { bpf_fib_lookup(self.0.cast(), fib, size, BPF_FIB_LOOKUP_SKIP_NEIGH) };
+        if found != -EINVAL {
+            return found;
+        }
+        // SAFETY: as above; the kernel has refused the flags before it wrote anything.
+        match unsafe { bpf_fib_lookup(self.0.cast(), fib, size, 0) } {
+            found if found == i64::from(BPF_FIB_LKUP_RET_NO_NEIGH) => 0,
+            found => found,
+        }
     }
 }
 
