@@ -30,6 +30,9 @@ pub struct EbpfConfig {
     pub capacities: Capacities,
     /// Where sockets are ended whose backend left. Default: in the network namespace of the thread that asks for it.
     pub destroy_sockets: DestroySockets,
+    /// Attach to devices by filters of a `clsact` qdisc even where the kernel has TCX. Default false: by TCX where there
+    /// is TCX. A datapath that was opened the other way is taken over without a moment without a program.
+    pub force_clsact: bool,
 }
 
 /// The network namespaces in which sockets are ended (`SOCK_DESTROY`) that were connected to a backend which left.
@@ -61,6 +64,7 @@ impl EbpfConfig {
             uplink_devices: Vec::new(),
             capacities: Capacities::default(),
             destroy_sockets: DestroySockets::default(),
+            force_clsact: false,
         }
     }
 
@@ -96,6 +100,13 @@ impl EbpfConfig {
     #[must_use]
     pub const fn with_destroy_sockets(mut self, destroy_sockets: DestroySockets) -> Self {
         self.destroy_sockets = destroy_sockets;
+        self
+    }
+
+    /// The same with another [`force_clsact`](Self::force_clsact).
+    #[must_use]
+    pub const fn with_force_clsact(mut self, force: bool) -> Self {
+        self.force_clsact = force;
         self
     }
 

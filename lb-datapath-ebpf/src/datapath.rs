@@ -35,10 +35,13 @@ use crate::{
     drift::{repair, scan::Scanner, watch::PinWatcher},
     error::EbpfError,
     evict,
+    features::KernelFeatures,
+    object::Object,
     pins::{
         anchors::{Anchors, SharedAnchors},
+        clsact::Clsact,
         directories::{self, Pins},
-        links,
+        links::{self, Ingress},
         missing::MissingPins,
         ownership::{self, Left},
     },
@@ -79,6 +82,7 @@ pub(crate) struct Kernel {
     pub(crate) maps: Maps,
     pub(crate) mirror: Mirror,
     pub(crate) programs: Programs,
+    pub(crate) features: KernelFeatures,
     pub(crate) role: u32,
     pub(crate) scanner: Scanner,
     pub(crate) dry: Option<DryRun>,
@@ -119,6 +123,14 @@ impl EbpfDatapath {
         &self.config
     }
 
+    /// What the kernel was found to offer when the datapath was opened; `None` after
+    /// [`cleanup`](Datapath::cleanup), until something is applied. Show it to people: it says what is served in another
+    /// way than on a newer kernel.
+    #[must_use]
+    pub fn kernel_features(&self) -> Option<KernelFeatures> {
+        self.kernel.as_ref().map(|kernel| kernel.features)
+    }
+
     /// Pins that were missing when the datapath was opened, although an earlier process had left others. Tell people:
     /// established connections may have been lost.
     #[must_use]
@@ -136,7 +148,7 @@ impl EbpfDatapath {
     }
 
     /// Ids of the programs of this crate that are attached to the ingress of the device called `name`, whoever attached
-    /// them. Needs Linux 6.6 and `CAP_SYS_ADMIN`.
+    /// them, and by whatever hook. Needs `CAP_SYS_ADMIN`.
     ///
     /// # Errors
     /// When the device is not in the network namespace of the calling thread, or the kernel refuses.
@@ -145,7 +157,10 @@ impl EbpfDatapath {
         let examine = |source| EbpfError::Examine { name: INGRESS, source };
         let device = sys::device(name).map_err(gone)?;
         let mut found = Vec::new();
-        for id in sys::programs_of(device).map_err(examine)? {
+        let by_tcx =
+            if sys::has_tcx().map_err(examine)? { sys::programs_of(device).map_err(examine)? } else { Vec::new() };
+        let filters = Clsact::open().and_then(|clsact| clsact.filters(device)).map_err(examine)?;
+        for id in by_tcx.into_iter().chain(filters.into_iter().map(|filter| filter.prog)) {
             match sys::prog_by_id(id).and_then(|fd| sys::prog_info(fd.as_fd())) {
                 Ok(info) if info.name == INGRESS => found.push(id),
                 // Another program, or one that was detached meanwhile.
@@ -157,7 +172,7 @@ impl EbpfDatapath {
         Ok(found)
     }
 
-    /// Ids of the programs whose links are pinned in `pin_dir`, in the layout of this version; none if there is no such
+    /// Ids of the programs that are pinned, or whose links are, in `pin_dir`, in the layout of this version; none if there is no such
     /// directory.
     ///
     /// # Errors
@@ -169,8 +184,8 @@ impl EbpfDatapath {
         }
         let mut found = BTreeSet::new();
         for path in directories::entries(&links)? {
-            match sys::open_pin(&path).and_then(|fd| sys::link_info(fd.as_fd())) {
-                Ok(link) => drop(found.insert(link.prog)),
+            match sys::open_pin(&path).and_then(|fd| links::program(fd.as_fd())) {
+                Ok(program) => drop(found.insert(program)),
                 // It was removed meanwhile.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(directories::failed("examining", &path)(error).into()),
@@ -242,6 +257,7 @@ impl Kernel {
     /// none.
     fn load(config: &mut EbpfConfig) -> Result<(Self, Anchors, Option<MissingPins>), EbpfError> {
         let ports = Ports::free()?;
+        let features = KernelFeatures::detect(config.force_clsact)?;
         let pins = Pins::create(&config.pin_dir)?;
         let Left { usable: adopted, missing } = ownership::check(&pins)?;
         if adopted {
@@ -251,7 +267,7 @@ impl Kernel {
             pins.clear()?;
         }
         let dir = config.pin_dir.clone();
-        let loaded = Self::load_into(config, pins, adopted, ports);
+        let loaded = Self::load_into(config, pins, adopted, ports, features);
         if loaded.is_err() && !adopted {
             // The first error says more than one about the clean-up.
             let _ = directories::remove(&dir);
@@ -264,8 +280,9 @@ impl Kernel {
         pins: Pins,
         adopted: bool,
         ports: Ports,
+        features: KernelFeatures,
     ) -> Result<(Self, Anchors), EbpfError> {
-        let programs = Programs::load(&pins.maps(), &config.capacities)?;
+        let programs = Programs::load(&Object::new(&features), &pins.maps(), &config.capacities)?;
         let mut maps = Maps::open(&pins.maps(), ports)?;
         let Restored { mut mirror, fixes, unreadable } = Restored::new(&maps.snapshot()?, maps.limits());
         maps.write(&fixes);
@@ -274,13 +291,16 @@ impl Kernel {
         if adopted && sys::wait_for_readers().is_err() {
             mirror.heap.delay_reuse(maps.now());
         }
-        let mut anchors = Anchors::new(pins)?;
+        let mut anchors = Anchors::new(pins, Ingress::of(features.hook)?)?;
         anchors.attach_cgroup(&programs, &config.cgroup)?;
         attach_devices(&mut anchors, &programs, config)?;
         let role = maps.role()?;
         let sweeper = Sweeper::start(maps.live_flows())?;
         let scanner = Scanner::default();
-        Ok((Self { maps, mirror, programs, role, scanner, dry: None, _sweeper: sweeper, unreadable }, anchors))
+        Ok((
+            Self { maps, mirror, programs, features, role, scanner, dry: None, _sweeper: sweeper, unreadable },
+            anchors,
+        ))
     }
 
     /// Takes over what is in the maps if another tool has written to them: the mirror is void then, and so is what it
@@ -319,7 +339,8 @@ fn attach_devices(anchors: &mut Anchors, programs: &Programs, config: &mut EbpfC
 }
 
 impl EbpfDatapath {
-    /// The capabilities of every such datapath, whatever ports the machine leaves to translated flows.
+    /// The capabilities of every such datapath, whatever ports the machine leaves to translated flows, on a kernel that
+    /// lacks nothing.
     #[must_use]
     pub fn usual_capabilities() -> Capabilities {
         Self::capabilities_with(Ports::default())
@@ -371,8 +392,12 @@ impl Devices for EbpfDatapath {
 
 impl Datapath for EbpfDatapath {
     fn capabilities(&self) -> Capabilities {
-        let ports = self.kernel.as_ref().map_or_else(Ports::default, |kernel| kernel.mirror.limits.ports);
-        Self::capabilities_with(ports).with_drain(self.drains)
+        let Some(kernel) = &self.kernel else { return Self::usual_capabilities().with_drain(self.drains) };
+        let capabilities = Self::capabilities_with(kernel.mirror.limits.ports).with_drain(self.drains);
+        if kernel.features.fetch_add {
+            return capabilities;
+        }
+        capabilities.with_algorithms([Algorithm::Random, Algorithm::Maglev])
     }
 
     fn observe(&mut self) -> Result<State, DatapathError> {

@@ -36,6 +36,8 @@ pub(crate) enum EbpfError {
     Mixed { link: PathBuf, map: String },
     #[error("{what} map {name} failed")]
     Map { name: &'static str, what: &'static str, source: io::Error },
+    #[error("asking the kernel whether it has {what} failed; {}", needed(source.raw_os_error()))]
+    Probe { what: &'static str, source: io::Error },
     #[error("loading the eBPF object failed; {}", .0.needed())]
     Load(#[source] Refusal),
     #[error("loading program {name} failed; {}", .source.needed())]
@@ -52,6 +54,8 @@ pub(crate) enum EbpfError {
     Cgroup { path: PathBuf, source: io::Error },
     #[error("attaching {program} to {target} failed")]
     Attach { program: &'static str, target: String, source: io::Error },
+    #[error("opening a netlink socket for filters failed")]
+    Filters(#[source] io::Error),
     #[error("repairing the maps failed: {0}")]
     Repair(String),
     #[error("device {name} not found in this network namespace")]
@@ -102,14 +106,7 @@ impl Refusal {
     }
 
     const fn needed(&self) -> &'static str {
-        match self.code {
-            Some(libc::EPERM) => "the capabilities CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON are needed",
-            // The verifier refuses programs that are too new for it with this number, and all that need CAP_PERFMON.
-            Some(libc::EACCES) => {
-                "the capabilities CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON are needed, and Linux 6.6 or later"
-            }
-            _ => "Linux 6.6 or later is needed",
-        }
+        needed(self.code)
     }
 
     const fn kind(&self) -> ErrorKind {
@@ -117,6 +114,18 @@ impl Refusal {
             Some(libc::EPERM | libc::EACCES) => ErrorKind::Permission,
             _ => ErrorKind::Unsupported,
         }
+    }
+}
+
+/// What is needed where a call of `bpf(2)` failed with this number.
+const fn needed(code: Option<i32>) -> &'static str {
+    match code {
+        Some(libc::EPERM) => "the capabilities CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON are needed",
+        // The verifier refuses programs that are too new for it with this number, and all that need CAP_PERFMON.
+        Some(libc::EACCES) => {
+            "the capabilities CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON are needed, and Linux 5.15 or later"
+        }
+        _ => "Linux 5.15 or later is needed",
     }
 }
 
@@ -145,6 +154,8 @@ impl EbpfError {
             | Self::NoPorts { .. } => ErrorKind::Invalid,
             Self::Pin { source, .. }
             | Self::Examine { source, .. }
+            | Self::Probe { source, .. }
+            | Self::Filters(source)
             | Self::TestRun { source, .. }
             | Self::Setting { source, .. }
             | Self::Map { source, .. }
@@ -208,10 +219,10 @@ mod tests {
         );
         let (kind, text) = report(libc::EACCES);
         assert_eq!(kind, ErrorKind::Permission);
-        assert!(text.contains("CAP_PERFMON are needed, and Linux 6.6 or later: map error"), "{text}");
+        assert!(text.contains("CAP_PERFMON are needed, and Linux 5.15 or later: map error"), "{text}");
         let (kind, text) = report(libc::EINVAL);
         assert_eq!(kind, ErrorKind::Unsupported);
-        assert!(text.contains("Linux 6.6 or later is needed"), "{text}");
+        assert!(text.contains("Linux 5.15 or later is needed"), "{text}");
     }
 
     #[test]

@@ -43,6 +43,8 @@ pub mod discovery;
 mod drift;
 mod error;
 mod evict;
+mod features;
+mod object;
 mod pins;
 mod programs;
 mod reasons;
@@ -51,6 +53,7 @@ mod sys;
 
 pub use config::{Capacities, DestroySockets, EbpfConfig};
 pub use datapath::EbpfDatapath;
+pub use features::{DeviceHook, KernelFeatures};
 pub use lb_datapath_ebpf_abi::{Errno, Reason, Verdict};
 pub use pins::missing::MissingPins;
 pub use reasons::ReasonCounters;

@@ -13,12 +13,10 @@ use crate::{
     config::Capacities,
     crash,
     error::{EbpfError, Refusal},
+    object::Object,
     state::layout::{CT_LIVE, LAYOUTS, REASONS},
     sys::{self, ProgInfo, RawMap},
 };
-
-/// Built by `cargo xtask build-ebpf` from `programs/`.
-static OBJECT: &[u8] = aya::include_bytes_aligned!("lb.bpf.o");
 
 /// Programs of sockets: name, which is that of their pins as well, and where they are attached.
 pub(crate) const SOCKET_PROGRAMS: [(&str, bpf_attach_type); 9] = [
@@ -52,7 +50,7 @@ pub(crate) struct Loaded {
 
 impl Programs {
     /// Loads the programs with the maps that are pinned in `maps`; those that are missing are made.
-    pub(crate) fn load(maps: &Path, capacities: &Capacities) -> Result<Self, EbpfError> {
+    pub(crate) fn load(object: &Object, maps: &Path, capacities: &Capacities) -> Result<Self, EbpfError> {
         let mut loader = EbpfLoader::new();
         for layout in &LAYOUTS {
             loader.map_pin_path(layout.name, maps.join(layout.name));
@@ -60,7 +58,7 @@ impl Programs {
                 loader.map_max_entries(layout.name, entries);
             }
         }
-        let mut object = loader.load(OBJECT).map_err(|error| EbpfError::Load(Refusal::of(&error)))?;
+        let mut object = loader.load(object.bytes()).map_err(|error| EbpfError::Load(Refusal::of(&error)))?;
         crash::point();
         let names = SOCKET_PROGRAMS.iter().map(|(name, _)| name);
         let sockets = names.map(|name| load(&mut object, name)).collect::<Result<_, _>>()?;
@@ -103,7 +101,7 @@ impl DryRun {
     const ENTRIES: u32 = 1024;
 
     /// Loads it, with the services that are pinned in `maps`.
-    pub(crate) fn load(maps: &Path) -> Result<Self, EbpfError> {
+    pub(crate) fn load(object: &Object, maps: &Path) -> Result<Self, EbpfError> {
         let mut loader = EbpfLoader::new();
         for layout in &LAYOUTS {
             if Self::OWN.contains(&layout.name) {
@@ -114,7 +112,7 @@ impl DryRun {
                 loader.map_pin_path(layout.name, maps.join(layout.name));
             }
         }
-        let mut object = loader.load(OBJECT).map_err(|error| EbpfError::Load(Refusal::of(&error)))?;
+        let mut object = loader.load(object.bytes()).map_err(|error| EbpfError::Load(Refusal::of(&error)))?;
         let program = load(&mut object, INGRESS)?;
         let [new, live, affinity, turns] = ["CT", CT_LIVE, "AFFINITY", "TURNS"].map(|name| own(&object, name));
         Ok(Self { program, new_flows: new?, live_flows: live?, affinity: affinity?, turns: turns? })

@@ -14,6 +14,7 @@ use super::{
 use crate::{
     datapath::Kernel,
     error::EbpfError,
+    object::Object,
     pins::anchors::Anchors,
     programs::{DryRun, INGRESS},
     sys::{self, TestRun},
@@ -41,7 +42,7 @@ pub(super) fn at_device(
     };
     let dry = match kernel.dry.take() {
         Some(dry) => dry,
-        None => DryRun::load(&anchors.pinned_maps()?)?,
+        None => DryRun::load(&Object::new(&kernel.features), &anchors.pinned_maps()?)?,
     };
     let dry = kernel.dry.insert(dry);
     let method = format!("BPF_PROG_TEST_RUN of {INGRESS} (tag {:016x})", dry.program.info.tag);

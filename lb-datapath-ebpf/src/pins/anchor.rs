@@ -44,16 +44,10 @@ impl Anchor {
 
     /// Pins `fd` at `path`, and replaces a pin that is there.
     pub(crate) fn pin(fd: OwnedFd, path: PathBuf) -> io::Result<Self> {
-        if fs::symlink_metadata(&path).is_err() {
-            sys::pin(fd.as_fd(), &path)?;
-        } else {
-            let fresh = beside(&path);
-            if fs::symlink_metadata(&fresh).is_ok() {
-                fs::remove_file(&fresh)?;
-            }
-            sys::pin(fd.as_fd(), &fresh)?;
-            rename(&fresh, &path)?;
+        if fs::symlink_metadata(&path).is_ok() {
+            return Fresh::pin(fd, path)?.take_place();
         }
+        sys::pin(fd.as_fd(), &path)?;
         let inode = fs::symlink_metadata(&path)?.ino();
         Ok(Self { path, fd, inode })
     }
@@ -114,6 +108,39 @@ impl Anchor {
             return Ok(());
         }
         remove_file(&self.path)
+    }
+}
+
+/// An object that is pinned beside the one that it is about to replace.
+#[derive(Debug)]
+pub(crate) struct Fresh {
+    beside: PathBuf,
+    path: PathBuf,
+    fd: OwnedFd,
+}
+
+impl Fresh {
+    /// Pins `fd` beside what is pinned at `path`.
+    pub(crate) fn pin(fd: OwnedFd, path: PathBuf) -> io::Result<Self> {
+        let beside = beside(&path);
+        if fs::symlink_metadata(&beside).is_ok() {
+            fs::remove_file(&beside)?;
+        }
+        sys::pin(fd.as_fd(), &beside)?;
+        Ok(Self { beside, path, fd })
+    }
+
+    /// Puts it in the place of the other one.
+    pub(crate) fn take_place(self) -> io::Result<Anchor> {
+        rename(&self.beside, &self.path)?;
+        let inode = fs::symlink_metadata(&self.path)?.ino();
+        Ok(Anchor { path: self.path, fd: self.fd, inode })
+    }
+
+    /// Removes the pin; the other one stays.
+    pub(crate) fn drop_pin(self) {
+        // The error that led here says more than one about the clean-up.
+        let _ = fs::remove_file(&self.beside);
     }
 }
 

@@ -16,7 +16,7 @@ use crate::{
     pins::{
         anchor::Anchor,
         directories::{Pins, entries, failed},
-        links::{Link, pinned_device},
+        links::{Ingress, Link, pinned_device},
         ownership::{Part, unpin},
     },
     programs::Programs,
@@ -41,16 +41,17 @@ pub(crate) struct Anchors {
     pub(crate) pins: Pins,
     maps: Vec<Anchor>,
     links: Vec<Link>,
+    ingress: Ingress,
     repairs: u64,
 }
 
 impl Anchors {
-    /// Opens the maps that are pinned.
-    pub(crate) fn new(pins: Pins) -> Result<Self, EbpfError> {
+    /// Opens the maps that are pinned. Devices will be attached to as `ingress` says.
+    pub(crate) fn new(pins: Pins, ingress: Ingress) -> Result<Self, EbpfError> {
         let dir = pins.maps();
         let open = |path| Anchor::open(path).map_err(failed("opening", &dir));
         let maps = LAYOUTS.iter().map(|layout| open(dir.join(layout.name))).collect::<Result<_, _>>()?;
-        Ok(Self { pins, maps, links: Vec::new(), repairs: 0 })
+        Ok(Self { pins, maps, links: Vec::new(), ingress, repairs: 0 })
     }
 
     /// Attaches the programs of sockets to `cgroup`.
@@ -61,7 +62,7 @@ impl Anchors {
 
     /// Attaches the packet program to the device called `name`.
     pub(crate) fn attach_device(&mut self, programs: &Programs, name: &str) -> Result<(), EbpfError> {
-        let link = Link::to_device(&self.pins.links(), programs, name)?;
+        let link = Link::to_device(&self.pins.links(), programs, &self.ingress, name)?;
         self.links.retain(|known| known.device() != link.device());
         self.links.push(link);
         Ok(())

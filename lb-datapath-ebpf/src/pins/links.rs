@@ -1,4 +1,5 @@
-//! Links keep programs attached; they are pinned, so that they outlive the process.
+//! Links keep programs attached; they are pinned, so that they outlive the process. Where the kernel has no links for
+//! devices, filters do, and their program is pinned in the place of a link.
 //!
 //! A link is updated in place wherever possible (`BPF_LINK_UPDATE`). Detaching and attaching again would lose the
 //! packets and connections in between. The kernel swaps the program under the lock of the hook:
@@ -18,12 +19,14 @@ use lb_core::drift::{Cause, Difference, Drift, DriftClass};
 
 use crate::{
     error::EbpfError,
+    features::DeviceHook,
     pins::{
-        anchor::Anchor,
-        directories::{entries, failed, rename},
+        anchor::{Anchor, Fresh},
+        clsact::{Clsact, Filter},
+        directories::{entries, failed, remove_file, rename},
     },
     programs::{INGRESS, Loaded, Programs, SOCKET_PROGRAMS},
-    sys::{self, IfIndex, LinkInfo},
+    sys::{self, IfIndex, ObjectKind},
 };
 
 /// Suffix of the name of a pin that is about to replace another one.
@@ -38,12 +41,39 @@ pub(crate) enum AttachTarget {
     Device(String, IfIndex),
 }
 
+/// How the packet program is attached to devices.
+#[derive(Clone, Debug)]
+pub(crate) enum Ingress {
+    /// By links, which are pinned.
+    Tcx,
+    /// By filters, whose program is pinned.
+    Clsact(Clsact),
+}
+
+impl Ingress {
+    /// The way of attaching that `hook` names, in the network namespace of this thread.
+    pub(crate) fn of(hook: DeviceHook) -> Result<Self, EbpfError> {
+        match hook {
+            DeviceHook::Tcx => Ok(Self::Tcx),
+            DeviceHook::Clsact => Clsact::open().map(Self::Clsact).map_err(EbpfError::Filters),
+        }
+    }
+}
+
 /// A program that is attached.
 #[derive(Debug)]
 pub(crate) struct Link {
     pub(crate) anchor: Anchor,
     pub(crate) program: &'static str,
     pub(crate) attached_to: AttachTarget,
+    prog: u32,
+    target: u64,
+    /// What attaches it, unless it is a link that the anchor holds.
+    filter: Option<(Clsact, Filter)>,
+}
+
+/// The program that is attached, and to what: 0 if to nothing.
+struct Attached {
     prog: u32,
     target: u64,
 }
@@ -71,19 +101,25 @@ impl Link {
             attached_to: AttachTarget::Cgroup(cgroup.into()),
             prog: program.info.id,
             target,
+            filter: None,
         })
     }
 
     /// Attaches the packet program to the ingress of the device called `name`.
-    pub(crate) fn to_device(dir: &Path, programs: &Programs, name: &str) -> Result<Self, EbpfError> {
+    pub(crate) fn to_device(dir: &Path, programs: &Programs, how: &Ingress, name: &str) -> Result<Self, EbpfError> {
         let gone = |source| EbpfError::NoDevice { name: name.into(), source };
         let device = sys::device(name).map_err(gone)?;
-        let (program, target) = (programs.ingress(), device.0.into());
+        let (program, target, path) = (programs.ingress(), device.0.into(), dir.join(pin_name(device)));
         let create = || sys::attach_tcx(program.fd.as_fd(), device);
-        let anchor = attach(dir.join(pin_name(device)), target, program, create)
+        let attached = match how {
+            Ingress::Tcx => attach(path, target, program, create).map(|anchor| (anchor, None)),
+            Ingress::Clsact(clsact) => attach_filter(path, device, program, clsact)
+                .map(|(anchor, filter)| (anchor, Some((clsact.clone(), filter)))),
+        };
+        let (anchor, filter) = attached
             .map_err(|source| if is_no_device(&source) { gone(source) } else { attaching(INGRESS, name)(source) })?;
         let attached_to = AttachTarget::Device(name.into(), device);
-        Ok(Self { anchor, program: INGRESS, attached_to, prog: program.info.id, target })
+        Ok(Self { anchor, program: INGRESS, attached_to, prog: program.info.id, target, filter })
     }
 
     /// The device that it is attached to.
@@ -122,11 +158,18 @@ impl Link {
         let attached = if info.target != self.target {
             self.attach_again(program)
         } else if info.prog != self.prog {
-            sys::update_link(self.anchor.fd(), program.fd.as_fd()).map_err(attaching(self.program, &self.object()))
+            self.replace_program(program).map_err(attaching(self.program, &self.object()))
         } else {
             Ok(())
         };
         attached.map(|()| self.prog = program.info.id)
+    }
+
+    fn replace_program(&self, program: &Loaded) -> io::Result<()> {
+        match (&self.filter, self.device()) {
+            (Some((clsact, filter)), Some((_, device))) => clsact.replace(device, *filter, program.fd.as_fd()),
+            _ => sys::update_link(self.anchor.fd(), program.fd.as_fd()),
+        }
     }
 
     fn attach_again(&mut self, program: &Loaded) -> Result<(), EbpfError> {
@@ -139,7 +182,13 @@ impl Link {
                 self.target = target;
                 sys::attach_cgroup(program.fd.as_fd(), file.as_fd(), hook)
             }
-            AttachTarget::Device(_, device) => sys::attach_tcx(program.fd.as_fd(), *device),
+            AttachTarget::Device(_, device) => match &mut self.filter {
+                Some((clsact, filter)) => {
+                    *filter = clsact.attach(*device, (program.fd.as_fd(), program.info.id)).map_err(failed)?;
+                    return Ok(());
+                }
+                None => sys::attach_tcx(program.fd.as_fd(), *device),
+            },
         };
         link.map(|link| self.anchor.hold(link)).map_err(failed)
     }
@@ -152,12 +201,25 @@ impl Link {
 
     /// Detaches it and removes its pin.
     pub(crate) fn remove(&self) -> Result<(), EbpfError> {
-        detach(self.anchor.fd()).map_err(failed("detaching", self.anchor.path()))?;
+        let detached = match (&self.filter, self.device()) {
+            (Some((clsact, _)), Some((_, device))) => clsact.remove(device, self.prog),
+            _ => detach_link(self.anchor.fd()),
+        };
+        detached.map_err(failed("detaching", self.anchor.path()))?;
         self.anchor.unpin()
     }
 
-    fn info(&self) -> Result<LinkInfo, EbpfError> {
-        sys::link_info(self.anchor.fd()).map_err(failed("examining", self.anchor.path()))
+    fn info(&self) -> Result<Attached, EbpfError> {
+        let attached = match (&self.filter, self.device()) {
+            (Some((clsact, filter)), Some((_, device))) => {
+                clsact.find(device, filter.handle).map(|found| match found {
+                    Some(filter) => Attached { prog: filter.prog, target: self.target },
+                    None => Attached { prog: self.prog, target: 0 },
+                })
+            }
+            _ => sys::link_info(self.anchor.fd()).map(|info| Attached { prog: info.prog, target: info.target }),
+        };
+        attached.map_err(failed("examining", self.anchor.path()))
     }
 
     /// Its name in reports.
@@ -170,24 +232,63 @@ impl Link {
 }
 
 /// Puts `program` into the link that is pinned at `path`, if that is attached to `target`. Otherwise a new link is made
-/// before the old one goes.
+/// before what is pinned there is detached.
 fn attach(
     path: PathBuf,
     target: u64,
     program: &Loaded,
     create: impl FnOnce() -> io::Result<OwnedFd>,
 ) -> io::Result<Anchor> {
-    let old = fs::symlink_metadata(&path).is_ok().then(|| Anchor::open(path.clone())).transpose()?;
-    if let Some(old) = old {
-        if sys::link_info(old.fd())?.target == target {
-            sys::update_link(old.fd(), program.fd.as_fd())?;
-            return Ok(old);
-        }
-        let anchor = Anchor::pin(create()?, path)?;
-        detach(old.fd())?;
-        return Ok(anchor);
+    let Some(old) = opened(&path)? else { return Anchor::pin(create()?, path) };
+    if is_link(old.fd())? && sys::link_info(old.fd())?.target == target {
+        sys::update_link(old.fd(), program.fd.as_fd())?;
+        return Ok(old);
     }
-    Anchor::pin(create()?, path)
+    let anchor = Anchor::pin(create()?, path)?;
+    detach(old.fd(), anchor.path())?;
+    Ok(anchor)
+}
+
+/// Puts `program` into the filter whose program is pinned at `path`. Without such a filter, one is made before what is
+/// pinned there is detached.
+///
+/// The program is pinned first, so that no filter is left that nobody knows.
+fn attach_filter(path: PathBuf, device: IfIndex, program: &Loaded, clsact: &Clsact) -> io::Result<(Anchor, Filter)> {
+    let prog = (program.fd.as_fd(), program.info.id);
+    let pin = || program.fd.try_clone();
+    let Some(old) = opened(&path)? else {
+        let anchor = Anchor::pin(pin()?, path)?;
+        let made = clsact.attach(device, prog);
+        if made.is_err() {
+            // The first error says more than one about the clean-up.
+            let _ = anchor.unpin();
+        }
+        return made.map(|filter| (anchor, filter));
+    };
+    let known = if is_link(old.fd())? { None } else { clsact.of(device, sys::prog_info(old.fd())?.id)? };
+    let fresh = Fresh::pin(pin()?, path)?;
+    let made = match known {
+        Some(filter) => clsact.replace(device, filter, prog.0).map(|()| filter),
+        None => clsact.attach(device, prog),
+    };
+    let filter = match made {
+        Ok(filter) => filter,
+        Err(error) => {
+            fresh.drop_pin();
+            return Err(error);
+        }
+    };
+    let anchor = fresh.take_place()?;
+    detach(old.fd(), anchor.path())?;
+    Ok((anchor, filter))
+}
+
+fn opened(path: &Path) -> io::Result<Option<Anchor>> {
+    fs::symlink_metadata(path).is_ok().then(|| Anchor::open(path.into())).transpose()
+}
+
+fn is_link(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    Ok(sys::object_kind(fd)? == ObjectKind::Link)
 }
 
 /// Finishes the replacement of links that a process began and did not live to finish.
@@ -195,21 +296,55 @@ pub(crate) fn finish(dir: &Path) -> Result<(), EbpfError> {
     for fresh in entries(dir)? {
         let name = fresh.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(NEW));
         let Some(path) = name.map(|name| dir.join(name)) else { continue };
+        if !is_in_force(&fresh).map_err(failed("examining", &fresh))? {
+            remove_file(&fresh)?;
+            continue;
+        }
         let old = sys::open_pin(&path).ok();
         rename(&fresh, &path).map_err(failed("renaming", &fresh))?;
         if let Some(old) = old {
-            detach(old.as_fd()).map_err(failed("detaching", &path))?;
+            detach(old.as_fd(), &path).map_err(failed("detaching", &path))?;
         }
     }
     Ok(())
 }
 
-pub(crate) fn detach(link: BorrowedFd<'_>) -> io::Result<()> {
+/// The id of the program that is pinned, or whose link is.
+pub(crate) fn program(pinned: BorrowedFd<'_>) -> io::Result<u32> {
+    if is_link(pinned)? { Ok(sys::link_info(pinned)?.prog) } else { Ok(sys::prog_info(pinned)?.id) }
+}
+
+/// Whether what is pinned at `path` attaches a program: a link does, and a program if a filter runs it.
+fn is_in_force(path: &Path) -> io::Result<bool> {
+    let pinned = sys::open_pin(path)?;
+    if is_link(pinned.as_fd())? {
+        return Ok(true);
+    }
+    let Some(device) = device_of(path) else { return Ok(false) };
+    let prog = sys::prog_info(pinned.as_fd())?.id;
+    Ok(Clsact::open()?.of(device, prog)?.is_some())
+}
+
+/// Detaches what is, or was, pinned at `path`: a link, or the filter that runs a program.
+pub(crate) fn detach(pinned: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    if is_link(pinned)? {
+        return detach_link(pinned);
+    }
+    let Some(device) = device_of(path) else { return Ok(()) };
+    Clsact::open()?.remove(device, sys::prog_info(pinned)?.id)
+}
+
+fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
     match sys::detach_link(link) {
         // A device that is gone took its link along.
         Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => Ok(()),
         other => other,
     }
+}
+
+fn device_of(path: &Path) -> Option<IfIndex> {
+    let name = path.file_name()?.to_str()?;
+    pinned_device(name.strip_suffix(NEW).unwrap_or(name))
 }
 
 fn open_cgroup(path: &Path) -> Result<(File, u64), EbpfError> {

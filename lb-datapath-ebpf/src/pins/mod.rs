@@ -2,6 +2,7 @@
 
 pub(crate) mod anchor;
 pub(crate) mod anchors;
+pub(crate) mod clsact;
 pub(crate) mod directories;
 pub(crate) mod links;
 pub(crate) mod missing;

@@ -19,7 +19,7 @@ use crate::{
     },
     programs::{INGRESS, SOCKET_PROGRAMS},
     state::layout::{LAYOUTS, Layout},
-    sys::{self, ObjectKind},
+    sys::{self, ObjectKind, ProgInfo},
 };
 
 /// A directory of pins.
@@ -114,7 +114,7 @@ pub(crate) fn remove(path: &Path, part: Part) -> Result<(), EbpfError> {
 pub(crate) fn unpin(path: &Path) -> Result<(), EbpfError> {
     match sys::open_pin(path) {
         Ok(link) => {
-            detach(link.as_fd()).map_err(failed("detaching", path))?;
+            detach(link.as_fd(), path).map_err(failed("detaching", path))?;
             remove_file(path)
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -146,6 +146,14 @@ fn check_link(path: &Path, maps: Option<&BTreeSet<u32>>) -> Result<(), EbpfError
     if socket.is_none() && device.is_none() {
         return Err(unknown_name(path));
     }
+    // The pinned program of a filter stands for it.
+    if device.is_some()
+        && sys::open_pin(path).and_then(|fd| sys::object_kind(fd.as_fd())).ok() == Some(ObjectKind::Program)
+    {
+        let fd = object(path, ObjectKind::Program)?;
+        let found = sys::prog_info(fd.as_fd()).map_err(failed("examining", path))?;
+        return check_program(&found, INGRESS, maps).map_err(foreign)?.map_or(Ok(()), |map| Err(mixed(path, map)));
+    }
     let fd = object(path, ObjectKind::Link)?;
     let link = sys::link_info(fd.as_fd()).map_err(failed("examining", path))?;
     let (program, fits) = match socket {
@@ -159,24 +167,28 @@ fn check_link(path: &Path, maps: Option<&BTreeSet<u32>>) -> Result<(), EbpfError
     if let Some(device) = device.filter(|device| link.target != 0 && link.target != u64::from(device.0)) {
         return Err(foreign(format!("it leads to device {}, expected {}", link.target, device.0)));
     }
-    let Some(map) = check_program(link.prog, program, maps).map_err(foreign)? else { return Ok(()) };
-    let found = sys::map_by_id(map).and_then(|fd| sys::map_info(fd.as_fd()));
-    let map = found.map_or_else(|_| format!("map {map}"), |found| format!("map {map}, {}", found.name));
-    Err(EbpfError::Mixed { link: path.into(), map })
+    // Only a process with `CAP_SYS_ADMIN` may look at the program.
+    let found = match sys::prog_by_id(link.prog).and_then(|fd| sys::prog_info(fd.as_fd())) {
+        Ok(found) => found,
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => return Ok(()),
+        Err(error) => return Err(foreign(format!("its program {} cannot be examined: {error}", link.prog))),
+    };
+    check_program(&found, program, maps).map_err(foreign)?.map_or(Ok(()), |map| Err(mixed(path, map)))
 }
 
-/// Checks a link's program, if this process may look at it: that takes `CAP_SYS_ADMIN`. Returns a map that the program
-/// uses and that is not among `maps`, if there is one.
-fn check_program(id: u32, expected: &str, maps: Option<&BTreeSet<u32>>) -> Result<Option<u32>, String> {
-    let found = match sys::prog_by_id(id).and_then(|fd| sys::prog_info(fd.as_fd())) {
-        Ok(found) => found,
-        Err(error) if error.raw_os_error() == Some(libc::EPERM) => return Ok(None),
-        Err(error) => return Err(format!("its program {id} cannot be examined: {error}")),
-    };
+/// Checks the program of a link or filter. Returns a map that it uses and that is not among `maps`, if there is one.
+fn check_program(found: &ProgInfo, expected: &str, maps: Option<&BTreeSet<u32>>) -> Result<Option<u32>, String> {
     if found.name != expected {
         return Err(format!("its program is {}, expected {expected}", found.name));
     }
-    Ok(maps.and_then(|maps| found.maps.into_iter().find(|map| !maps.contains(map))))
+    Ok(maps.and_then(|maps| found.maps.iter().find(|map| !maps.contains(map)).copied()))
+}
+
+/// The program of the link at `path` uses another map than those that are pinned.
+fn mixed(path: &Path, map: u32) -> EbpfError {
+    let found = sys::map_by_id(map).and_then(|fd| sys::map_info(fd.as_fd()));
+    let map = found.map_or_else(|_| format!("map {map}"), |found| format!("map {map}, {}", found.name));
+    EbpfError::Mixed { link: path.into(), map }
 }
 
 /// The object of this kind that is pinned at `path`, in a file that nobody but this user may open.

@@ -29,13 +29,13 @@ use crate::crash;
 pub(crate) use self::os::kill_self;
 pub(crate) use self::{
     array::{PerCpuCounters, Words},
-    link::{LinkInfo, attach_cgroup, attach_tcx, detach_link, link_info, update_link},
+    link::{attach_cgroup, attach_tcx, detach_link, link_info, update_link},
     map::{MapInfo, Page, RawMap, Shape, Stopped, map_info},
     os::{
         IfIndex, device, enter_network_namespace, hardware_address, is_bpffs, lock, monotonic, user, wait_for_readers,
     },
-    prog::{ProgInfo, TestRun, map_by_id, prog_by_id, prog_info, test_run},
-    query::programs_of,
+    prog::{Insn, ProgInfo, TestRun, load_connect4, map_by_id, prog_by_id, prog_info, test_run},
+    query::{has_tcx, programs_of},
 };
 
 #[repr(C)]

@@ -5,7 +5,10 @@ use std::{
     os::fd::{BorrowedFd, OwnedFd},
 };
 
-use aya_obj::generated::bpf_cmd;
+use aya_obj::generated::{
+    BPF_ADD, BPF_ALU64, BPF_ATOMIC, BPF_CALL, BPF_DW, BPF_EXIT, BPF_FETCH, BPF_JMP, BPF_K, BPF_MEM, BPF_MOV, BPF_ST,
+    BPF_STX, bpf_attach_type::BPF_CGROUP_INET4_CONNECT, bpf_cmd, bpf_prog_type::BPF_PROG_TYPE_CGROUP_SOCK_ADDR,
+};
 
 use super::{IfIndex, address, address_mut, bpf, bpf_fd, name, query, raw};
 
@@ -130,6 +133,102 @@ pub(crate) fn test_run(prog: BorrowedFd<'_>, packet: &[u8], device: IfIndex) -> 
     unsafe { bpf(bpf_cmd::BPF_PROG_TEST_RUN, &mut attr) }?;
     out.truncate(attr.data_size_out as usize);
     Ok(TestRun { verdict: attr.verdict as i32, packet: out })
+}
+
+/// An instruction: operation, registers, offset and constant, as the kernel reads it.
+///
+/// <https://www.rfc-editor.org/rfc/rfc9669>
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Insn {
+    code: u8,
+    /// Destination in the lower half, source in the upper.
+    registers: u8,
+    offset: i16,
+    constant: i32,
+}
+
+impl Insn {
+    pub(crate) const SIZE: usize = size_of::<Self>();
+    pub(crate) const EXIT: Self = Self::new(BPF_JMP | BPF_EXIT, 0, 0, 0);
+
+    const fn new(code: u32, registers: u8, offset: i16, constant: i32) -> Self {
+        Self { code: code as u8, registers, offset, constant }
+    }
+
+    /// A call of a helper of the kernel.
+    pub(crate) const fn call(helper: i32) -> Self {
+        Self::new(BPF_JMP | BPF_CALL, 0, 0, helper)
+    }
+
+    /// Sets a register.
+    pub(crate) const fn mov(register: u8, constant: i32) -> Self {
+        Self::new(BPF_ALU64 | BPF_MOV | BPF_K, register, 0, constant)
+    }
+
+    /// Sets eight bytes of memory.
+    pub(crate) const fn store(register: u8, offset: i16, constant: i32) -> Self {
+        Self::new(BPF_ST | BPF_MEM | BPF_DW, register, offset, constant)
+    }
+
+    /// Adds a register to eight bytes of memory, and loads what they were into it.
+    pub(crate) const fn fetch_add(register: u8, offset: i16, source: u8) -> Self {
+        Self::new(BPF_STX | BPF_ATOMIC | BPF_DW, source << 4 | register, offset, (BPF_ADD | BPF_FETCH) as i32)
+    }
+
+    /// If it is an addition that loads what was there: one that does not.
+    pub(crate) fn without_fetch(self) -> Option<Self> {
+        let fetches = Self { registers: self.registers, offset: self.offset, ..Self::fetch_add(0, 0, 0) };
+        (self == fetches).then_some(Self { constant: BPF_ADD as i32, ..self })
+    }
+
+    /// The instruction in these bytes of an object, which is little-endian.
+    pub(crate) fn read(bytes: &[u8]) -> Option<Self> {
+        let [code, registers, o0, o1, c0, c1, c2, c3] = *bytes.first_chunk()?;
+        let (offset, constant) = (i16::from_le_bytes([o0, o1]), i32::from_le_bytes([c0, c1, c2, c3]));
+        Some(Self { code, registers, offset, constant })
+    }
+
+    /// Writes it into eight bytes of an object.
+    pub(crate) fn write(self, bytes: &mut [u8]) {
+        let ([o0, o1], [c0, c1, c2, c3]) = (self.offset.to_le_bytes(), self.constant.to_le_bytes());
+        if let Some(bytes) = bytes.first_chunk_mut() {
+            *bytes = [self.code, self.registers, o0, o1, c0, c1, c2, c3];
+        }
+    }
+}
+
+/// `struct bpf_attr` of `BPF_PROG_LOAD`, up to the attach type.
+#[repr(C)]
+#[derive(Default)]
+struct LoadAttr {
+    kind: u32,
+    count: u32,
+    insns: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log: u64,
+    kernel_version: u32,
+    flags: u32,
+    name: [u8; 16],
+    device: u32,
+    attach_type: u32,
+}
+
+/// Loads a program of the `connect` hook of IPv4.
+pub(crate) fn load_connect4(insns: &[Insn]) -> io::Result<OwnedFd> {
+    let license = c"GPL";
+    let mut attr = LoadAttr {
+        kind: BPF_PROG_TYPE_CGROUP_SOCK_ADDR as u32,
+        count: insns.len() as u32,
+        insns: address(insns),
+        license: license.as_ptr() as u64,
+        attach_type: BPF_CGROUP_INET4_CONNECT as u32,
+        ..LoadAttr::default()
+    };
+    // SAFETY: there are `count` instructions, and the license is a string that ends in a zero byte.
+    unsafe { bpf_fd(bpf_cmd::BPF_PROG_LOAD, &mut attr) }
 }
 
 #[cfg(test)]

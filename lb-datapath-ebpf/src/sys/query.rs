@@ -23,6 +23,21 @@ struct QueryAttr {
     revision: u64,
 }
 
+/// Whether the kernel has tcx. It looks at the hook that is asked for first, and then at the device, of which there is
+/// none with this number.
+///
+/// <https://elixir.bootlin.com/linux/v6.18/source/kernel/bpf/syscall.c> (`bpf_prog_query`)
+pub(crate) fn has_tcx() -> io::Result<bool> {
+    let mut attr = QueryAttr { attach_type: BPF_TCX_INGRESS as u32, ..QueryAttr::default() };
+    // SAFETY: the addresses are null.
+    let error = unsafe { bpf(bpf_cmd::BPF_PROG_QUERY, &mut attr) }.err();
+    match error.as_ref().and_then(io::Error::raw_os_error) {
+        None | Some(libc::ENODEV) => Ok(true),
+        Some(libc::EINVAL) => Ok(false),
+        Some(_) => Err(error.unwrap_or_else(io::Error::last_os_error)),
+    }
+}
+
 /// Most programs of a device that are asked for: the kernel takes no more (`BPF_MPROG_MAX`).
 const MOST: usize = 64;
 

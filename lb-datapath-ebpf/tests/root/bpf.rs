@@ -124,6 +124,12 @@ pub(crate) fn detach(link: &OwnedFd) {
     bpf(LINK_DETACH, &mut attr(&[u64::from(raw(link))])).unwrap();
 }
 
+/// Whether it is a link, and no map or program.
+pub(crate) fn is_link(object: &OwnedFd) -> bool {
+    let target = fs::read_link(format!("/proc/self/fd/{}", object.as_raw_fd())).unwrap();
+    target.to_str().unwrap().contains("link")
+}
+
 /// The number of the object that is pinned at `path`.
 pub(crate) fn id(path: &Path) -> u32 {
     let (object, mut info) = (open(path), [0_u32; 2]);

@@ -26,6 +26,8 @@ use lb_core::{
 };
 use lb_datapath_ebpf::{Capacities, EbpfConfig};
 
+use crate::bpf;
+
 /// Tests take turns: a cgroup and its hooks are the process's.
 pub(crate) fn turn() -> MutexGuard<'static, ()> {
     static TURN: OnceLock<Mutex<()>> = OnceLock::new();
@@ -105,7 +107,9 @@ impl Drop for PinDir {
 
 pub(crate) fn config(pins: &PinDir, cgroup: &Cgroup) -> EbpfConfig {
     let capacities = Capacities { slots: 65_536, sockets: 4_096, affinity: 4_096, flows: 8_192, ..Default::default() };
-    EbpfConfig::new(&cgroup.path).with_pin_dir(&pins.0).with_capacities(capacities)
+    // The whole suite can be run as on a kernel without TCX.
+    let clsact = std::env::var_os("LB_FORCE_CLSACT").is_some();
+    EbpfConfig::new(&cgroup.path).with_pin_dir(&pins.0).with_capacities(capacities).with_force_clsact(clsact)
 }
 
 /// A network namespace, removed at the end.
@@ -122,6 +126,14 @@ impl Namespace {
     pub(crate) fn ip(&self, command: &str) {
         let args: Vec<_> = ["-n", &self.0].into_iter().chain(command.split(' ')).collect();
         run("ip", &args);
+    }
+
+    /// What `tc` says.
+    pub(crate) fn tc(&self, command: &str) -> String {
+        // `tc -n` would hide the BPF file system.
+        let output = self.run(|| Command::new("tc").args(command.split(' ')).output().unwrap());
+        assert!(output.status.success(), "tc {command}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
     }
 
     /// Runs `job` on a thread inside.
@@ -164,6 +176,25 @@ impl Namespace {
         other.ip(&format!("link set {peer} up"));
     }
 }
+
+/// Detaches what is pinned at `path` in a namespace, as other tools do: a link, or the filter whose program it is.
+pub(crate) fn detach(space: &Namespace, path: &Path) {
+    let pinned = bpf::open(path);
+    if bpf::is_link(&pinned) {
+        return bpf::detach(&pinned);
+    }
+    let index = path.to_str().unwrap().rsplit('_').next().unwrap().parse().unwrap();
+    let name = space.run(|| {
+        let mut name = [0_u8; libc::IF_NAMESIZE];
+        // SAFETY: there is room for the name of a device.
+        assert!(!unsafe { libc::if_indextoname(index, name.as_mut_ptr().cast()) }.is_null());
+        std::ffi::CStr::from_bytes_until_nul(&name).unwrap().to_str().unwrap().to_owned()
+    });
+    space.tc(&format!("filter del dev {name} ingress pref {CLSACT_PRIORITY}"));
+}
+
+/// Priority of the filters of the datapath.
+pub(crate) const CLSACT_PRIORITY: u32 = 0xf000;
 
 impl Drop for Namespace {
     fn drop(&mut self) {

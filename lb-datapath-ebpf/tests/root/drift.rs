@@ -23,7 +23,8 @@ use lb_datapath_ebpf_abi as abi;
 use crate::{
     bpf::{self, Map},
     common::{
-        Cgroup, Namespace, PATIENCE, POD_DEVICES, PinDir, World, ask_on, ask_tcp, config, ip, serve, state, turn,
+        Cgroup, Namespace, PATIENCE, POD_DEVICES, PinDir, World, ask_on, ask_tcp, config, detach, ip, serve, state,
+        turn,
     },
 };
 
@@ -506,12 +507,12 @@ fn programs_that_were_detached_or_replaced_come_back() {
     let mut stream = subject.connect();
     let before = ask_on(&mut stream).unwrap();
     let (connect, ingress) = (subject.links().join("lb_connect4"), device_pin(&subject, 0));
-    bpf::detach(&bpf::open(&connect));
+    detach(&subject.space, &connect);
     let found = subject.heal(Inspection::Suspects);
     let drift = |object: &str| Drift::new(DriftClass::Link, object, Difference::Missing).because(Cause::Detached);
     assert_eq!(found, [drift("lb_connect4")]);
     subject.answers();
-    bpf::detach(&bpf::open(&ingress));
+    detach(&subject.space, &ingress);
     assert_eq!(subject.heal(Inspection::Suspects), [drift("lb_ingress of pod0")]);
     let foreign = bpf::program(bpf::SOCK_ADDR, bpf::CONNECT4, "foreign");
     bpf::replace(&bpf::open(&connect), &foreign);
@@ -588,7 +589,7 @@ fn the_watcher_wakes_for_others_and_not_for_us() {
         let path = if round % 2 == 0 { subject.links().join("lb_connect4") } else { device_pin(&subject, 0) };
         let start = Instant::now();
         if round % 4 < 2 {
-            bpf::detach(&bpf::open(&path))
+            detach(&subject.space, &path)
         } else {
             fs::remove_file(&path).unwrap()
         }
@@ -604,7 +605,7 @@ fn the_watcher_wakes_for_others_and_not_for_us() {
     let mut repaired = Vec::new();
     for _ in 0..20 {
         let start = Instant::now();
-        bpf::detach(&bpf::open(&subject.links().join("lb_connect4")));
+        detach(&subject.space, &subject.links().join("lb_connect4"));
         assert!(watcher.wait(PATIENCE).unwrap());
         let found = subject.inspect(Inspection::Suspects);
         subject.repair(&found);
@@ -627,6 +628,10 @@ fn a_cgroup_that_went_is_an_error_until_it_is_back() {
     // All but those of devices, whose names end in a number.
     let hooks = pins.filter(|name| !name.contains("gress_")).count();
     subject.cgroup.leave();
+    // The kernel keeps the cgroup of a socket, and where there are filters the datapath has one of netlink.
+    let config = subject.datapath.config().clone();
+    drop(subject.datapath);
+    subject.datapath = subject.space.run(|| EbpfDatapath::open(config)).unwrap();
     fs::remove_dir(&path).unwrap();
     // The kernel detaches what was attached to it in its own time.
     let deadline = Instant::now() + PATIENCE;

@@ -23,8 +23,8 @@ use lb_datapath_ebpf::EbpfDatapath;
 use lb_datapath_ebpf_abi as abi;
 
 use crate::{
-    bpf::{self, Map},
-    common::{Cgroup, Namespace, POD_DEVICES, PinDir, UPLINK, World, ask_on, config, ip, serve, turn},
+    bpf::Map,
+    common::{Cgroup, Namespace, POD_DEVICES, PinDir, UPLINK, World, ask_on, config, detach, ip, serve, turn},
 };
 
 /// A node with a datapath, and the model of what it holds.
@@ -262,11 +262,11 @@ fn edit(subject: &Subject, change: impl Fn(&mut abi::FrontendValue)) {
     map.put(&key(), &value);
 }
 
-fn detach(subject: &Subject, program: &str) {
+fn detach_all(subject: &Subject, program: &str) {
     for entry in std::fs::read_dir(subject.pins.0.join("v1/links")).unwrap() {
         let path = entry.unwrap().path();
         if path.file_name().unwrap().to_str().unwrap().starts_with(program) {
-            bpf::detach(&bpf::open(&path));
+            detach(&subject.world.node, &path);
         }
     }
 }
@@ -288,8 +288,8 @@ const CASES: [Case; 9] = [
         EVERYWHERE,
     ),
     ("standby", |s| s.datapath.set_role(Role::Standby).unwrap(), EVERYWHERE),
-    ("detached from the cgroup", |s| detach(s, "lb_connect4"), &[Entry::Socket]),
-    ("detached from devices", |s| detach(s, "lb_ingress"), DEVICES),
+    ("detached from the cgroup", |s| detach_all(s, "lb_connect4"), &[Entry::Socket]),
+    ("detached from devices", |s| detach_all(s, "lb_ingress"), DEVICES),
     ("no node", |s| s.map("NODE").remove(&abi::NODE_KEY), &[Entry::Uplink]),
 ];
 
