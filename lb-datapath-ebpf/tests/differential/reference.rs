@@ -692,7 +692,12 @@ fn usual_forward(view: &View<'_>, decision: &Decision, family: Family) -> Forwar
     }
     let addr = view.model.node().primary_ip(family);
     let translated = SourceRewrite::Translated { addr, ports: view.model.capabilities().translated_ports.clone() };
-    Forward { choice: Choice::OneOf([].into()), source: translated.clone(), hairpin_source: translated }
+    Forward {
+        choice: Choice::OneOf([].into()),
+        source: translated.clone(),
+        hairpin_source: translated,
+        here: [].into(),
+    }
 }
 
 fn untouched(frame: &[u8], out: &Outcome<'_>) -> bool {
