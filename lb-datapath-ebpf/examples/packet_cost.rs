@@ -219,7 +219,7 @@ impl Subject {
     fn fill(&mut self) -> Outcome<()> {
         for (id, addr) in [(1, map_v4([10, 244, 0, 2])), (2, from_octets(v6(0x244, 2)))] {
             self.know(addr)?;
-            let backend = BackendValue { addr, port: Port::new(8080), protocol: TCP, local: 1, pad: 0 };
+            let backend = BackendValue { addr, port: Port::new(8080), protocol: TCP, local: 1, host: 0, pad: [0; 3] };
             self.put::<4, 24>("BACKENDS", &id, &backend)?;
             let mut slots: Array<_, [u8; 16]> = self.0.map_mut("SLOTS").ok_or("no SLOTS")?.try_into()?;
             slots.set(id, fixed([id, 0, 0, 0].bytes())?, 0)?;
@@ -278,13 +278,13 @@ impl Subject {
         names
     }
 
-    /// Instructions that the verifier looked at.
+    /// Instructions that the verifier looked at; `-` for a program that an earlier object does not have.
     fn instructions(&self, name: &str) -> Outcome<String> {
         let info = match self.0.program(name) {
             Some(Program::CgroupSockAddr(program)) => program.info()?,
             Some(Program::CgroupSock(program)) => program.info()?,
             Some(Program::SchedClassifier(program)) => program.info()?,
-            _ => return Err(format!("an object has no program {name}").into()),
+            _ => return Ok("-".into()),
         };
         let count = info.verified_instruction_count().ok_or("the kernel does not say what the verifier did")?;
         Ok(count.to_string())

@@ -132,6 +132,9 @@ pub struct Capacities {
     /// Slots of all sets together: one per backend and unit of weight for random and round robin, the table's size for
     /// Maglev. Four bytes each, taken at once. Default 2,097,152.
     pub slots: u32,
+    /// Most source ranges of all frontends together, counted per frontend. Memory is taken as they come, about 80 bytes
+    /// each. Default 65,536.
+    pub sources: u32,
     /// Clients that affinity remembers; beyond that the least recently used is forgotten. About 100 bytes each, taken at
     /// once. Default 65,536.
     pub affinity: u32,
@@ -152,6 +155,7 @@ impl Default for Capacities {
             sets: 65_536,
             members: 262_144,
             slots: 2_097_152,
+            sources: 65_536,
             affinity: 65_536,
             sockets: 65_536,
             flows: 131_072,

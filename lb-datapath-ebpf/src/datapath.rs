@@ -39,7 +39,7 @@ use crate::{
     object::Object,
     pins::{
         anchors::{Anchors, SharedAnchors},
-        clsact::Clsact,
+        clsact::{Clsact, Way},
         directories::{self, Pins},
         links::{self, Ingress},
         missing::MissingPins,
@@ -159,7 +159,8 @@ impl EbpfDatapath {
         let mut found = Vec::new();
         let by_tcx =
             if sys::has_tcx().map_err(examine)? { sys::programs_of(device).map_err(examine)? } else { Vec::new() };
-        let filters = Clsact::open().and_then(|clsact| clsact.filters(device)).map_err(examine)?;
+        let filters =
+            Clsact::open().and_then(|clsact| clsact.filters(Way { device, leaves: false })).map_err(examine)?;
         for id in by_tcx.into_iter().chain(filters.into_iter().map(|filter| filter.prog)) {
             match sys::prog_by_id(id).and_then(|fd| sys::prog_info(fd.as_fd())) {
                 Ok(info) if info.name == INGRESS => found.push(id),
@@ -240,9 +241,11 @@ impl EbpfDatapath {
     }
 
     fn repair_anchors(&mut self) -> Result<(), EbpfError> {
-        let (Some(kernel), Some(anchors)) = (&self.kernel, &mut *self.shared.lock()) else { return Ok(()) };
-        for name in anchors.repair(&kernel.programs)? {
-            match anchors.attach_device(&kernel.programs, &name) {
+        let (Some(kernel), Some(anchors)) = (&mut self.kernel, &mut *self.shared.lock()) else { return Ok(()) };
+        let Kernel { programs, maps, .. } = kernel;
+        for name in anchors.repair(programs)? {
+            let is_uplink = self.config.uplink_devices.contains(&name);
+            match attach_device(anchors, programs, maps, &name, if is_uplink { UPLINK } else { POD_DEVICE }) {
                 Ok(()) => {}
                 Err(EbpfError::NoDevice { .. }) => self.config.forget_device(&name),
                 Err(error) => return Err(error),
@@ -293,7 +296,7 @@ impl Kernel {
         }
         let mut anchors = Anchors::new(pins, Ingress::of(features.hook)?)?;
         anchors.attach_cgroup(&programs, &config.cgroup)?;
-        attach_devices(&mut anchors, &programs, config)?;
+        attach_devices(&mut anchors, &programs, &mut maps, config)?;
         let role = maps.role()?;
         let sweeper = Sweeper::start(maps.live_flows())?;
         let scanner = Scanner::default();
@@ -321,11 +324,16 @@ impl Kernel {
     }
 }
 
-/// Attaches the packet program to the devices. A missing pod device is left out; a missing uplink is an error.
-fn attach_devices(anchors: &mut Anchors, programs: &Programs, config: &mut EbpfConfig) -> Result<(), EbpfError> {
+/// Attaches the programs of packets to the devices. A missing pod device is left out; a missing uplink is an error.
+fn attach_devices(
+    anchors: &mut Anchors,
+    programs: &Programs,
+    maps: &mut Maps,
+    config: &mut EbpfConfig,
+) -> Result<(), EbpfError> {
     let mut there = Vec::new();
     for name in std::mem::take(&mut config.pod_devices) {
-        match anchors.attach_device(programs, &name) {
+        match attach_device(anchors, programs, maps, &name, POD_DEVICE) {
             Ok(()) => there.push(name),
             Err(EbpfError::NoDevice { .. }) => {}
             Err(error) => return Err(error),
@@ -333,9 +341,33 @@ fn attach_devices(anchors: &mut Anchors, programs: &Programs, config: &mut EbpfC
     }
     config.pod_devices = there;
     for name in &config.uplink_devices {
-        anchors.attach_device(programs, name)?;
+        attach_device(anchors, programs, maps, name, UPLINK)?;
     }
-    anchors.keep_attached_devices()
+    keep_attached_devices(anchors, maps)
+}
+
+/// What is behind a pod's device. It may be a port of a bridge, now or later.
+const POD_DEVICE: u8 = abi::DEVICE_INSIDE | abi::DEVICE_PORT;
+/// What is behind a device that leads out of the node.
+const UPLINK: u8 = 0;
+
+/// Attaches the programs of packets to a device, after they can know what is behind it.
+fn attach_device(
+    anchors: &mut Anchors,
+    programs: &Programs,
+    maps: &mut Maps,
+    name: &str,
+    kind: u8,
+) -> Result<(), EbpfError> {
+    let device = sys::device(name).map_err(|source| EbpfError::NoDevice { name: name.into(), source })?;
+    maps.put_device(device, kind)?;
+    anchors.attach_device(programs, name)
+}
+
+/// Removes what is left of devices that are gone, or that this process did not attach to.
+fn keep_attached_devices(anchors: &mut Anchors, maps: &mut Maps) -> Result<(), EbpfError> {
+    anchors.keep_attached_devices()?;
+    maps.keep_devices(&anchors.attached_devices())
 }
 
 impl EbpfDatapath {
@@ -352,7 +384,16 @@ impl EbpfDatapath {
             .with_algorithms([Algorithm::Random, Algorithm::RoundRobin, Algorithm::Maglev])
             .with_protocols([Protocol::Tcp, Protocol::Udp])
             .with_families([Family::V4, Family::V6])
-            .with_frontends([FrontendKind::ClusterIp, FrontendKind::LoadBalancer, FrontendKind::ExternalIp])
+            .with_frontends([
+                FrontendKind::ClusterIp,
+                FrontendKind::LoadBalancer,
+                FrontendKind::ExternalIp,
+                FrontendKind::NodePort,
+                FrontendKind::HostPort,
+            ])
+            .with_external_traffic_policy_local(true)
+            .with_source_ranges(true)
+            .with_other_ports(true)
             .with_affinity(Some(affinity))
             .with_sockets(SocketCapability::Connect { hashes: SocketHash::SocketCookie })
             .with_atomic(Atomicity::Frontend)
@@ -367,10 +408,11 @@ impl EbpfDatapath {
 impl Devices for EbpfDatapath {
     fn attach_device(&mut self, name: &str) -> Result<(), DatapathError> {
         self.kernel()?;
+        let is_uplink = self.config.uplink_devices.iter().any(|known| known == name);
         let mut anchors = self.shared.lock();
-        if let (Some(anchors), Some(kernel)) = (anchors.as_mut(), &self.kernel) {
-            anchors.attach_device(&kernel.programs, name)?;
-            anchors.keep_attached_devices()?;
+        if let (Some(anchors), Some(Kernel { programs, maps, .. })) = (anchors.as_mut(), &mut self.kernel) {
+            attach_device(anchors, programs, maps, name, if is_uplink { UPLINK } else { POD_DEVICE })?;
+            keep_attached_devices(anchors, maps)?;
         }
         drop(anchors);
         let EbpfConfig { pod_devices, uplink_devices, .. } = &mut self.config;
@@ -382,8 +424,9 @@ impl Devices for EbpfDatapath {
 
     fn detach_device(&mut self, name: &str) -> Result<(), DatapathError> {
         self.kernel()?;
-        if let Some(anchors) = self.shared.lock().as_mut() {
+        if let (Some(anchors), Some(kernel)) = (self.shared.lock().as_mut(), &mut self.kernel) {
             anchors.detach_device(name)?;
+            kernel.maps.keep_devices(&anchors.attached_devices())?;
         }
         self.config.forget_device(name);
         Ok(())

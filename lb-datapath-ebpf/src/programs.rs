@@ -31,14 +31,19 @@ pub(crate) const SOCKET_PROGRAMS: [(&str, bpf_attach_type); 9] = [
     ("lb_sock_release", BPF_CGROUP_INET_SOCK_RELEASE),
 ];
 
-/// The program of devices.
+/// The program of packets that come in through a device.
 pub(crate) const INGRESS: &str = "lb_ingress";
+/// The program of packets that leave through a device.
+pub(crate) const EGRESS: &str = "lb_egress";
+
+/// Programs of devices: name, with which their pins begin as well, and where they are attached.
+pub(crate) const DEVICE_PROGRAMS: [(&str, bpf_attach_type); 2] = [(INGRESS, BPF_TCX_INGRESS), (EGRESS, BPF_TCX_EGRESS)];
 
 /// The programs in the kernel. Links keep a program alive without this.
 #[derive(Debug)]
 pub(crate) struct Programs {
     sockets: Vec<Loaded>,
-    ingress: Loaded,
+    devices: [Loaded; DEVICE_PROGRAMS.len()],
 }
 
 /// A program in the kernel.
@@ -62,7 +67,8 @@ impl Programs {
         crash::point();
         let names = SOCKET_PROGRAMS.iter().map(|(name, _)| name);
         let sockets = names.map(|name| load(&mut object, name)).collect::<Result<_, _>>()?;
-        Ok(Self { sockets, ingress: load(&mut object, INGRESS)? })
+        let [ingress, egress] = DEVICE_PROGRAMS.map(|(name, _)| load(&mut object, name));
+        Ok(Self { sockets, devices: [ingress?, egress?] })
     }
 
     /// Programs of sockets, in the order of [`SOCKET_PROGRAMS`].
@@ -70,14 +76,15 @@ impl Programs {
         self.sockets.iter()
     }
 
-    pub(crate) const fn ingress(&self) -> &Loaded {
-        &self.ingress
+    /// Programs of devices, in the order of [`DEVICE_PROGRAMS`].
+    pub(crate) fn devices(&self) -> impl Iterator<Item = &Loaded> {
+        self.devices.iter()
     }
 
     /// The program called `name`.
     pub(crate) fn named(&self, name: &str) -> Option<&Loaded> {
-        let socket = SOCKET_PROGRAMS.iter().position(|(program, _)| *program == name);
-        socket.and_then(|at| self.sockets.get(at)).or_else(|| (name == INGRESS).then_some(&self.ingress))
+        let names = SOCKET_PROGRAMS.iter().chain(&DEVICE_PROGRAMS).map(|(program, _)| *program);
+        names.zip(self.sockets().chain(self.devices())).find(|(program, _)| *program == name).map(|(_, loaded)| loaded)
     }
 }
 

@@ -11,6 +11,7 @@
 #![no_std]
 
 mod addr;
+mod device;
 mod filter;
 mod flow;
 mod node;
@@ -20,11 +21,12 @@ mod service;
 mod sock;
 
 pub use addr::{Addr, Port, from_octets, map_v4, octets, unmap_v4};
+pub use device::{ADDRESS_ANSWERS_PING, ADDRESS_DROPS, ADDRESS_REJECTS, DEVICE_INSIDE, DEVICE_PORT};
 pub use filter::{FILTER_WORDS, FilterPair, filter_bit};
 pub use flow::{
-    AffinityKey, AffinityValue, CLIENT_ADDRESS, CLIENT_NETNS, CT_CLOSED, CT_CUT, CT_DIRECT, CT_REPLY, CtKey, CtValue,
-    SIDE_FIN, SIDE_FIRST, SIDE_SEEN, TCP_CLOSED_NS, TCP_HALF_CLOSED_NS, TCP_IDLE_NS, TCP_NEW_NS, UDP_IDLE_NS,
-    UDP_NEW_NS,
+    AffinityKey, AffinityValue, CLIENT_ADDRESS, CLIENT_NETNS, CT_CLOSED, CT_CUT, CT_DIRECT, CT_INSIDE, CT_OWN,
+    CT_REPLY, CtKey, CtValue, SIDE_FIN, SIDE_FIRST, SIDE_SEEN, TCP_CLOSED_NS, TCP_HALF_CLOSED_NS, TCP_IDLE_NS,
+    TCP_NEW_NS, UDP_IDLE_NS, UDP_NEW_NS,
 };
 pub use node::{
     CidrKey, FAMILY_V4, FAMILY_V6, Facts, NODE_KEY, NodeValue, PrefixBytes, ROLE_ACTIVE, ROLE_DRAINING, ROLE_KEY,
@@ -33,9 +35,10 @@ pub use node::{
 pub use pod::Pod;
 pub use reason::{Errno, Reason, Verdict};
 pub use service::{
-    BackendValue, FRONTEND_DENIES, FRONTEND_KEEPS_SOURCE, FRONTEND_SOURCES, FrontendKey, FrontendValue, LOOKUP_HASH,
+    BackendValue, FRONTEND_ANSWERS_PING, FRONTEND_DENIES, FRONTEND_DROPS_OTHERS, FRONTEND_GUARDS_OUTSIDE,
+    FRONTEND_KEEPS_SOURCE, FRONTEND_REJECTS_OTHERS, FRONTEND_SOURCES, FrontendKey, FrontendValue, LOOKUP_HASH,
     LOOKUP_RANDOM, LOOKUP_ROUND_ROBIN, MEMBER_DRAINS, MEMBER_TAKES, MemberKey, SCOPE_ANY, SCOPE_INTERNAL,
-    SLOTS_PER_CHUNK, SetValue, SlotChunk, TARGET_DROP, TARGET_REJECT, TARGET_SET,
+    SLOTS_PER_CHUNK, SOURCES_DENIED, SetValue, SlotChunk, SourceKey, TARGET_DROP, TARGET_REJECT, TARGET_SET,
 };
 pub use sock::{SockFlow, SockKey, SockPeer};
 

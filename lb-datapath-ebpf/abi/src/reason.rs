@@ -102,6 +102,19 @@ reasons! {
     PacketFlowCut, "packet_flow_cut" => Verdict::Answer;
     /// A backend's datagram belongs to a flow that user space has ended.
     PacketReplyCut, "packet_reply_cut" => Verdict::Drop;
+    /// The source ranges of the service keep the client out.
+    PacketSourceRange, "packet_source_range" => Verdict::Drop;
+    /// The address has frontends at other ports only, and is one of the cluster.
+    PacketOtherPort, "packet_other_port" => Verdict::Answer;
+    /// The address has frontends at other ports only, and is a load balancer's or an external one.
+    PacketOtherPortDropped, "packet_other_port_dropped" => Verdict::Drop;
+    /// The address has frontends at other ports only, and is one of the cluster.
+    SocketOtherPort, "socket_other_port" => Verdict::Fail(Errno::ConnectionRefused);
+    /// The address has frontends at other ports only, and is a load balancer's or an external one.
+    SocketOtherPortDropped, "socket_other_port_dropped" => Verdict::Fail(Errno::HostUnreachable);
+    /// A process of the node, whose socket no hook translated, asks for a service whose backend is on an address of the
+    /// same node: such packets leave the node through no device.
+    PacketOwnBackend, "packet_own_backend" => Verdict::Drop;
 }
 
 impl Reason {

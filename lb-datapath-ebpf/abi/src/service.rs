@@ -27,12 +27,21 @@ pub const SCOPE_ANY: u8 = 0;
 /// [`FrontendKey::scope`]: traffic from this node's sockets and pods, which looks here first.
 pub const SCOPE_INTERNAL: u8 = 1;
 
-/// [`FrontendValue::flags`]: only some sources may use the frontend.
+/// [`FrontendValue::flags`]: only some sources may use the frontend: those in `SOURCES`.
 pub const FRONTEND_SOURCES: u8 = 1;
-/// [`FrontendValue::flags`]: with [`FRONTEND_SOURCES`], the listed prefixes are refused; otherwise all others are.
+/// [`FrontendValue::flags`]: with [`FRONTEND_SOURCES`], those in `SOURCES` may not use it, and all others may.
 pub const FRONTEND_DENIES: u8 = 2;
 /// [`FrontendValue::flags`]: the source of traffic from outside stays as it is, since every backend is on this node.
 pub const FRONTEND_KEEPS_SOURCE: u8 = 4;
+/// [`FrontendValue::flags`]: with [`FRONTEND_SOURCES`], traffic of pods, on this node and others, is not checked.
+pub const FRONTEND_GUARDS_OUTSIDE: u8 = 8;
+/// [`FrontendValue::flags`]: packets to other ports of the address are refused. Programs do not read it: see `ADDRESSES`.
+pub const FRONTEND_REJECTS_OTHERS: u8 = 16;
+/// [`FrontendValue::flags`]: packets to other ports of the address are dropped. Programs do not read it: see `ADDRESSES`.
+pub const FRONTEND_DROPS_OTHERS: u8 = 32;
+/// [`FrontendValue::flags`]: the node answers ICMP echo requests to the address. Programs do not read it: see
+/// `ADDRESSES`.
+pub const FRONTEND_ANSWERS_PING: u8 = 64;
 
 /// Key of `FRONTENDS`.
 #[repr(C, align(8))]
@@ -93,8 +102,10 @@ pub struct BackendValue {
     pub protocol: u8,
     /// 1 if it runs on this node.
     pub local: u8,
+    /// 1 if its address is one of the node itself, so that the node receives its packets and answers them.
+    pub host: u8,
     /// Zero.
-    pub pad: u32,
+    pub pad: [u8; 3],
 }
 
 /// Value of `SETS`, whose key is the set's id: which part of `SLOTS` the set owns. Programs do not read it.
@@ -109,6 +120,22 @@ pub struct SetValue {
     pub lookup: u8,
     /// Zero.
     pub pad: [u8; 3],
+}
+
+/// [`SourceKey::frontend`]: sources that may not use the frontend, and not those that alone may use it. A frontend that
+/// changes from one to the other has both kinds for a moment, and its flags say which of them count.
+pub const SOURCES_DENIED: u32 = 1 << 31;
+
+/// Key of `SOURCES`, a longest-prefix-match trie: a prefix of sources of one frontend.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SourceKey {
+    /// Bits of the rest that count: 32 more than of `addr`, where an IPv4 prefix has 96 more than it is written with.
+    pub bits: u32,
+    /// The frontend's id, with [`SOURCES_DENIED`] if its prefixes are those that may not use it.
+    pub frontend: u32,
+    /// Address.
+    pub addr: Addr,
 }
 
 /// Value of `MEMBERS`: the backend is in a slot of the set, so that it takes new flows.
@@ -133,6 +160,7 @@ const _: () = assert!(size_of::<BackendValue>() == 24);
 const _: () = assert!(size_of::<SetValue>() == 12);
 const _: () = assert!(size_of::<MemberKey>() == 8);
 const _: () = assert!(size_of::<SlotChunk>() == 16);
+const _: () = assert!(size_of::<SourceKey>() == 24);
 
 // SAFETY: integers and arrays of them, the sum of whose sizes is the asserted size.
 unsafe impl Pod for FrontendKey {}
@@ -144,3 +172,5 @@ unsafe impl Pod for BackendValue {}
 unsafe impl Pod for SetValue {}
 // SAFETY: as above.
 unsafe impl Pod for MemberKey {}
+// SAFETY: as above.
+unsafe impl Pod for SourceKey {}

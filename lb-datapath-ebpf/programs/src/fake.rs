@@ -22,6 +22,7 @@ use crate::{
     sock::{self, Closing, Hook, Sock, SockMaps},
     tc::{
         checksum::{finish, sum},
+        client::mask,
         flow::{self, FlowMaps, Source, Table},
         packet::{Head, Packet},
         skb::{Refused, Skb, Unrouted},
@@ -38,6 +39,11 @@ pub(crate) const NODE: [u8; 4] = [192, 0, 2, 1];
 pub(crate) const REDIRECTED: i32 = 7;
 /// Verdict of a packet that went back to where it came from.
 pub(crate) const SENT_BACK: i32 = 77;
+
+/// Verdict of a packet that the node receives through the device that it would have left through.
+pub(crate) const TURNED_IN: i32 = 78;
+/// Verdict of an answer that the node receives through the device that leads to its source.
+pub(crate) const RECEIVED: i32 = 79;
 
 const NODE_V6: [u8; 16] = [0x20, 1, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
 const FIRST_PORT: u16 = 1024;
@@ -114,6 +120,11 @@ pub(crate) struct Fake {
     /// Number of ports of translated sources.
     pub(crate) ports: Cell<u16>,
     pub(crate) pods: RefCell<Vec<(Addr, u8)>>,
+    /// What is behind the device of every packet.
+    pub(crate) device: Cell<u8>,
+    pub(crate) addresses: RefCell<HashMap<Addr, u8>>,
+    /// Prefixes of sources: the frontend's id, the address and its bits.
+    pub(crate) sources: RefCell<Vec<(u32, Addr, u32)>>,
     /// Addresses whose bits are not set in `FILTER`.
     pub(crate) strangers: RefCell<Vec<Addr>>,
     pub(crate) counts: RefCell<BTreeMap<Reason, u64>>,
@@ -148,6 +159,9 @@ impl Fake {
             node: Cell::new(Some(node())),
             ports: Cell::new(node().nat_ports),
             pods: RefCell::default(),
+            device: Cell::new(0),
+            addresses: RefCell::default(),
+            sources: RefCell::default(),
             strangers: RefCell::default(),
             counts: RefCell::default(),
             now: Cell::new(0),
@@ -194,7 +208,7 @@ impl Fake {
     pub(crate) fn add_set(&self, set: u32, backends: &[u32]) {
         for &id in backends {
             let (addr, port) = backend(id);
-            let value = BackendValue { addr, port, protocol: TCP, local: 1, pad: 0 };
+            let value = BackendValue { addr, port, protocol: TCP, local: 1, host: 0, pad: [0; 3] };
             self.backends.borrow_mut().entry(id).or_insert(value);
         }
         for (index, ids) in (first(set)..).zip(backends.chunks(SLOTS_PER_CHUNK as usize)) {
@@ -247,6 +261,12 @@ impl Fake {
     /// Runs `change` after the next time that a frontend is read.
     pub(crate) fn after_frontend_read(&self, change: impl FnOnce(&Self) + 'static) {
         *self.hook.borrow_mut() = Some(Box::new(change));
+    }
+
+    /// The destination of the packet has frontends at other ports only, which say this of its other ports.
+    pub(crate) fn only_other_ports(&self, skb: &FakeSkb, flags: u8) {
+        self.addresses.borrow_mut().insert(skb.packet().key.dst, flags);
+        self.frontends.borrow_mut().clear();
     }
 
     /// Assigns every port of the node's address, to every backend, to living flows of another client.
@@ -311,6 +331,19 @@ impl Maps for &Fake {
             hook(self);
         }
         found
+    }
+
+    fn knows(self, addr: Addr) -> bool {
+        !self.strangers.borrow().contains(&addr)
+    }
+
+    fn address(self, addr: Addr) -> Option<u8> {
+        self.addresses.borrow().get(&addr).copied()
+    }
+
+    fn has_source(self, frontend: u32, source: Addr) -> bool {
+        let is_in = |addr, bits| mask(source, bits) == mask(addr, bits);
+        self.sources.borrow().iter().any(|&(id, addr, bits)| id == frontend && is_in(addr, bits))
     }
 
     fn backend(self, id: u32) -> Option<BackendValue> {
@@ -391,8 +424,8 @@ impl FlowMaps for &Fake {
         Some(Source { ports: self.ports.get(), ..source })
     }
 
-    fn knows(self, addr: Addr) -> bool {
-        !self.strangers.borrow().contains(&addr)
+    fn kind_of_device(self, _: u32) -> u8 {
+        self.device.get()
     }
 
     fn pod_family(self, addr: Addr) -> Option<u8> {
@@ -562,6 +595,8 @@ pub(crate) struct FakeSkb {
     pub(crate) refuse_stores: Cell<bool>,
     /// A UDP socket of the node is connected to where the packet comes from.
     pub(crate) socket: Cell<bool>,
+    pub(crate) came_in: Cell<bool>,
+    pub(crate) tagged: Cell<bool>,
     /// A kernel older than 6.16, without `BPF_F_IPV6`.
     pub(crate) old_kernel: Cell<bool>,
 }
@@ -612,6 +647,8 @@ impl FakeSkb {
             routes: Cell::new(Ok(())),
             refuse_stores: Cell::new(false),
             socket: Cell::new(false),
+            came_in: Cell::new(true),
+            tagged: Cell::new(false),
             old_kernel: Cell::new(false),
         };
         skb.fill_checksums();
@@ -737,6 +774,18 @@ impl Skb for &FakeSkb {
         self.kind.get()
     }
 
+    fn device(self) -> u32 {
+        1
+    }
+
+    fn came_in(self) -> bool {
+        self.came_in.get()
+    }
+
+    fn is_tagged(self) -> bool {
+        self.tagged.get()
+    }
+
     fn load<T: Pod>(self, offset: u32) -> Option<T> {
         let at = offset as usize;
         self.bytes.borrow().get(at..at + size_of::<T>()).and_then(T::from_bytes)
@@ -790,6 +839,14 @@ impl Skb for &FakeSkb {
 
     fn redirect(self, (): Self::Hop) -> i32 {
         REDIRECTED
+    }
+
+    fn turn_in(self) -> i32 {
+        TURNED_IN
+    }
+
+    fn receive(self, _: &Packet, _: &CtValue) -> i32 {
+        RECEIVED
     }
 
     fn send_back(self) -> i32 {

@@ -82,6 +82,12 @@ fn lb_ingress(ctx: TcContext) -> i32 {
     ingress::ingress(Kernel, KernelSkb(ctx.skb.skb))
 }
 
+/// Packets that leave through a device.
+#[classifier]
+fn lb_egress(ctx: TcContext) -> i32 {
+    ingress::egress(Kernel, KernelSkb(ctx.skb.skb))
+}
+
 /// What the kernel lets these programs use depends on it.
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]

@@ -1,6 +1,8 @@
 //! What every program reads and writes besides its packet or its socket.
 
-use lb_datapath_ebpf_abi::{AffinityKey, AffinityValue, BackendValue, FrontendKey, FrontendValue, Reason, SlotChunk};
+use lb_datapath_ebpf_abi::{
+    Addr, AffinityKey, AffinityValue, BackendValue, FrontendKey, FrontendValue, Reason, SlotChunk,
+};
 
 /// The maps of services, the clock and the dice.
 ///
@@ -11,6 +13,12 @@ pub trait Maps: Copy {
     fn role(self) -> u32;
     /// The frontend at `key`.
     fn frontend(self, key: &FrontendKey) -> Option<FrontendValue>;
+    /// Whether the bit of `addr` is set in `FILTER`; if it is not, no frontend, backend or flow has the address.
+    fn knows(self, addr: Addr) -> bool;
+    /// `ADDRESS_…` of an address that has frontends.
+    fn address(self, addr: Addr) -> Option<u8>;
+    /// Whether `SOURCES` has a prefix that `source` is in, under this number of a frontend.
+    fn has_source(self, frontend: u32, source: Addr) -> bool;
     /// The backend with this id. A backend never changes under its id.
     fn backend(self, id: u32) -> Option<BackendValue>;
     /// Element `index` of `SLOTS`.

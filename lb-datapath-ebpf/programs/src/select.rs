@@ -1,8 +1,8 @@
 //! From a frontend to a backend.
 
 use lb_datapath_ebpf_abi::{
-    Addr, AffinityKey, AffinityValue, FrontendKey, FrontendValue, LOOKUP_HASH, LOOKUP_ROUND_ROBIN, Port, TARGET_DROP,
-    TARGET_SET,
+    Addr, AffinityKey, AffinityValue, BackendValue, FRONTEND_KEEPS_SOURCE, FRONTEND_SOURCES, FrontendKey,
+    FrontendValue, LOOKUP_HASH, LOOKUP_ROUND_ROBIN, Port, SCOPE_INTERNAL, TARGET_DROP, TARGET_SET,
 };
 use lb_flow_hash::slot;
 
@@ -17,6 +17,10 @@ pub enum Answer {
     NoBackends,
     /// The frontend drops its traffic.
     Excluded,
+    /// The frontend does not let the client in.
+    KeptOut,
+    /// Only packets say who the client is, so they decide.
+    Undecided,
     /// The frontend names a backend that does not exist.
     BackendMissing,
     /// To this backend.
@@ -34,10 +38,44 @@ pub struct Chosen {
     pub addr: Addr,
     /// Its port.
     pub port: Port,
+    /// Whether the backend sees clients from outside as they are.
+    pub keeps_source: bool,
+    /// Whether it listens on an address of the node, which then answers through the node, whatever the source.
+    pub on_node: bool,
+}
+
+impl Chosen {
+    /// The backend with this id, for a flow to `frontend`.
+    #[inline(always)]
+    pub fn new(id: u32, frontend: &FrontendValue, backend: &BackendValue) -> Self {
+        Self {
+            id,
+            set: frontend.set,
+            addr: backend.addr,
+            port: backend.port,
+            keeps_source: frontend.flags & FRONTEND_KEEPS_SOURCE != 0,
+            on_node: backend.host != 0,
+        }
+    }
+}
+
+/// Whether a frontend with source ranges lets a client in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admission {
+    /// The client may use it.
+    Admitted,
+    /// The client may not.
+    KeptOut,
+    /// The source is not known here.
+    Unknown,
 }
 
 /// What a choice needs to know of a flow.
 pub trait Flow {
+    /// Whether the client is inside: on this node, or one of its pods.
+    fn is_inside(&self) -> bool;
+    /// Whether `frontend`, which has source ranges, lets the client in.
+    fn admission<M: Maps>(&self, maps: M, frontend: &FrontendValue) -> Admission;
     /// Key of the client's affinity record at `frontend`.
     fn client(&self, frontend: &FrontendValue) -> AffinityKey;
     /// The hash by which a slot is picked: of the flow, under affinity of the client.
@@ -50,19 +88,53 @@ pub trait Flow {
 /// that moved every frontend away from it.
 #[inline(always)]
 pub fn choose<M: Maps>(maps: M, key: &FrontendKey, flow: &impl Flow) -> Answer {
-    for _ in 0..2 {
-        let Some(frontend) = maps.frontend(key) else { return Answer::NotAFrontend };
-        match frontend.target {
-            TARGET_SET => {}
-            TARGET_DROP => return Answer::Excluded,
-            _ => return Answer::NoBackends,
-        }
-        let Some(id) = backend_of(maps, &frontend, flow) else { continue };
-        if let Some(backend) = maps.backend(id) {
-            return Answer::Backend(Chosen { id, set: frontend.set, addr: backend.addr, port: backend.port });
+    match attempt(maps, key, flow) {
+        Answer::BackendMissing => attempt(maps, key, flow),
+        answer => answer,
+    }
+}
+
+/// The same as [`choose`], in frames of its own: for programs that have little stack left.
+#[inline(always)]
+pub fn choose_apart<M: Maps>(maps: M, key: &FrontendKey, flow: &impl Flow) -> Answer {
+    match attempt_apart(maps, key, flow) {
+        Answer::BackendMissing => attempt_apart(maps, key, flow),
+        answer => answer,
+    }
+}
+
+#[inline(never)]
+fn attempt_apart<M: Maps>(maps: M, key: &FrontendKey, flow: &impl Flow) -> Answer {
+    attempt(maps, key, flow)
+}
+
+#[inline(always)]
+fn attempt<M: Maps>(maps: M, key: &FrontendKey, flow: &impl Flow) -> Answer {
+    let Some(frontend) = frontend_for(maps, key, flow.is_inside()) else { return Answer::NotAFrontend };
+    if frontend.flags & FRONTEND_SOURCES != 0 {
+        match flow.admission(maps, &frontend) {
+            Admission::Admitted => {}
+            Admission::KeptOut => return Answer::KeptOut,
+            Admission::Unknown => return Answer::Undecided,
         }
     }
-    Answer::BackendMissing
+    match frontend.target {
+        TARGET_SET => {}
+        TARGET_DROP => return Answer::Excluded,
+        _ => return Answer::NoBackends,
+    }
+    let Some(id) = backend_of(maps, &frontend, flow) else { return Answer::BackendMissing };
+    let Some(backend) = maps.backend(id) else { return Answer::BackendMissing };
+    Answer::Backend(Chosen::new(id, &frontend, &backend))
+}
+
+/// The frontend at `key` for traffic from inside or from anywhere: traffic from inside has the twin, if there is one.
+#[inline(always)]
+pub fn frontend_for<M: Maps>(maps: M, key: &FrontendKey, inside: bool) -> Option<FrontendValue> {
+    if inside && let Some(twin) = maps.frontend(&FrontendKey { scope: SCOPE_INTERNAL, ..*key }) {
+        return Some(twin);
+    }
+    maps.frontend(key)
 }
 
 #[inline(always)]
@@ -118,7 +190,7 @@ pub fn find<M: Maps>(maps: M, frontend: &FrontendValue, fits: impl Fn(&Chosen) -
         let index = start.wrapping_add(offset).checked_rem(frontend.slots)?;
         let Some(id) = in_slot(maps, frontend, index) else { continue };
         let Some(backend) = maps.backend(id) else { continue };
-        let chosen = Chosen { id, set: frontend.set, addr: backend.addr, port: backend.port };
+        let chosen = Chosen::new(id, frontend, &backend);
         if fits(&chosen) {
             return Some(chosen);
         }
@@ -148,6 +220,14 @@ mod tests {
     struct Hashed(u32);
 
     impl Flow for Hashed {
+        fn is_inside(&self) -> bool {
+            false
+        }
+
+        fn admission<M: Maps>(&self, _: M, _: &FrontendValue) -> Admission {
+            Admission::Admitted
+        }
+
         fn client(&self, frontend: &FrontendValue) -> AffinityKey {
             AffinityKey { client: [7; 4], frontend: frontend.id, kind: 0, pad: [0; 3] }
         }
@@ -183,7 +263,10 @@ mod tests {
         assert_eq!(answer(&fake), Answer::Excluded);
         fake.change_frontend(VIP, |frontend| frontend.target = TARGET_SET);
         let (addr, port) = backend(1);
-        assert_eq!(answer(&fake), Answer::Backend(Chosen { id: 1, set: 1, addr, port }));
+        assert_eq!(
+            answer(&fake),
+            Answer::Backend(Chosen { id: 1, set: 1, addr, port, keeps_source: false, on_node: false })
+        );
     }
 
     #[test]
@@ -228,7 +311,10 @@ mod tests {
         fake.frontend_reads.set(0);
         fake.after_frontend_read(|fake| fake.point(VIP, 2, 1));
         let (addr, port) = backend(2);
-        assert_eq!(answer(&fake), Answer::Backend(Chosen { id: 2, set: 2, addr, port }));
+        assert_eq!(
+            answer(&fake),
+            Answer::Backend(Chosen { id: 2, set: 2, addr, port, keeps_source: false, on_node: false })
+        );
     }
 
     #[test]

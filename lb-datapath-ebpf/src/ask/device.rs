@@ -46,7 +46,7 @@ pub(super) fn at_device(
     };
     let dry = kernel.dry.insert(dry);
     let method = format!("BPF_PROG_TEST_RUN of {INGRESS} (tag {:016x})", dry.program.info.tag);
-    if dry.program.info.tag != kernel.programs.ingress().info.tag {
+    if dry.program.info.tag != kernel.programs.named(INGRESS).ok_or(EbpfError::NoProgram { name: INGRESS })?.info.tag {
         return Err(EbpfError::NoProgram { name: INGRESS });
     }
     let records = FlowRecords::of(&kernel.maps, packet)?;

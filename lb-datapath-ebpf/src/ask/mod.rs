@@ -6,12 +6,24 @@ mod records;
 mod socket;
 
 use lb_core::{
+    addr::{FrontendAddr, Scope},
     decision::{Entry, FlowView, Packet},
     kernel::{KernelAnswer, KernelVerdict},
 };
 
+use lb_datapath_ebpf_abi as abi;
+
 use self::{device::at_device, socket::at_socket};
-use crate::{config::EbpfConfig, datapath::Kernel, error::EbpfError, pins::anchors::Anchors};
+use crate::{
+    config::EbpfConfig,
+    datapath::Kernel,
+    error::EbpfError,
+    pins::anchors::Anchors,
+    state::{
+        convert,
+        maps::{Maps, Table},
+    },
+};
 
 /// Asks what becomes of `packet`.
 pub(crate) fn ask(
@@ -25,6 +37,19 @@ pub(crate) fn ask(
         Entry::PodDevice => at_device(kernel, anchors, &config.pod_devices, packet),
         Entry::Uplink => at_device(kernel, anchors, &config.uplink_devices, packet),
     }
+}
+
+/// The frontend that a packet is for, as the programs find it: traffic from inside has the twin, if there is one.
+fn frontend_of(maps: &Maps, packet: &Packet) -> Result<Option<(FrontendAddr, abi::FrontendValue)>, EbpfError> {
+    let any = FrontendAddr::new(packet.destination, packet.destination_port, packet.protocol);
+    let inside = (packet.entry != Entry::Uplink).then_some(FrontendAddr { scope: Scope::Internal, ..any });
+    for addr in inside.into_iter().chain([any]) {
+        let Ok(key) = convert::frontend_key(&addr) else { return Ok(None) };
+        if let Some(value) = maps.one(Table::Frontends, &key)? {
+            return Ok(Some((addr, value)));
+        }
+    }
+    Ok(None)
 }
 
 /// The answer of a kernel that has none of the programs.

@@ -3,7 +3,7 @@
 use std::{net::IpAddr, os::fd::AsFd, time::Duration};
 
 use lb_core::{
-    addr::{BackendAddr, FrontendAddr, Protocol},
+    addr::{BackendAddr, Protocol},
     affinity::AffinityRecord,
     decision::{FlowView, Packet},
     time::Instant,
@@ -12,6 +12,7 @@ use lb_datapath_ebpf_abi::{self as abi, Pod};
 
 use super::{
     device::running,
+    frontend_of,
     packet::{ACK, SYN},
 };
 use crate::{
@@ -70,9 +71,7 @@ impl FlowRecords {
                 records.flows.extend(FlowRecord::of(maps, back)?);
             }
         }
-        let frontend = FrontendAddr::new(packet.destination, packet.destination_port, packet.protocol);
-        let Ok(key) = convert::frontend_key(&frontend) else { return Ok(records) };
-        let Some(value) = maps.one::<abi::FrontendValue>(Table::Frontends, &key)? else { return Ok(records) };
+        let Some((_, value)) = frontend_of(maps, packet)? else { return Ok(records) };
         if let Some(key) = client(&value, packet.source) {
             records.affinity = one(maps.affinity(), "AFFINITY", &key)?.map(|record| (key, record));
         }
@@ -150,7 +149,7 @@ impl FlowRecords {
 
 /// The client's key in `AFFINITY`, if the frontend has affinity.
 fn client(frontend: &abi::FrontendValue, source: IpAddr) -> Option<abi::AffinityKey> {
-    let affinity = convert::frontend(frontend).ok()?.affinity?;
+    let affinity = convert::affinity(frontend)?;
     let client = convert::addr(affinity.client(source)).ok()?;
     // The prefix of an IPv6 address can read as an IPv4-mapped one only if it is one.
     Some(abi::AffinityKey { client, frontend: frontend.id, kind: abi::CLIENT_ADDRESS, pad: [0; 3] })

@@ -9,7 +9,7 @@ use lb_core::{
 };
 use lb_datapath_ebpf_abi as abi;
 
-use super::answer;
+use super::{answer, frontend_of};
 use crate::{
     error::EbpfError,
     pins::anchors::Anchors,
@@ -47,15 +47,15 @@ fn socket_verdict(
         steps.push("ROLE: no new flows".into());
         return Ok(KernelVerdict::Pass);
     }
-    let addr = FrontendAddr::new(packet.destination, packet.destination_port, packet.protocol);
-    let value = match convert::frontend_key(&addr) {
-        Ok(key) => maps.one::<abi::FrontendValue>(Table::Frontends, &key)?,
-        Err(_) => None,
-    };
-    let Some(value) = value else {
+    let Some((addr, value)) = frontend_of(maps, packet)? else {
+        let addr = FrontendAddr::new(packet.destination, packet.destination_port, packet.protocol);
         steps.push(format!("FRONTENDS: no {addr}"));
-        return Ok(KernelVerdict::Pass);
+        return other_port(maps, packet, steps);
     };
+    if is_kept_out(maps, &value, packet)? {
+        steps.push(format!("SOURCES: {} may not use {addr}, as its packets are told", packet.source));
+        return Ok(KernelVerdict::Drop);
+    }
     match value.target {
         abi::TARGET_SET => {}
         abi::TARGET_DROP => return Ok(KernelVerdict::Drop),
@@ -70,6 +70,36 @@ fn socket_verdict(
         return Ok(KernelVerdict::Reject);
     }
     Ok(KernelVerdict::Forward { backends: Backends::MayTake(backends), translated: Some(false) })
+}
+
+/// What the programs do for an address that has no frontend at this port.
+fn other_port(maps: &Maps, packet: &Packet, steps: &mut Vec<String>) -> Result<KernelVerdict, EbpfError> {
+    let Ok(addr) = convert::addr(packet.destination) else { return Ok(KernelVerdict::Pass) };
+    let says = maps.addresses()?.get(&addr).copied().unwrap_or(0);
+    let verdict = match says & (abi::ADDRESS_REJECTS | abi::ADDRESS_DROPS) {
+        0 => return Ok(KernelVerdict::Pass),
+        abi::ADDRESS_REJECTS => KernelVerdict::Reject,
+        _ => KernelVerdict::Drop,
+    };
+    steps.push(format!("ADDRESSES: {} has frontends at other ports only", packet.destination));
+    Ok(verdict)
+}
+
+/// Whether the source ranges of the frontend keep the packet's source out. A socket may have no source yet, so that its
+/// packets are asked; those of the node itself are let in.
+fn is_kept_out(maps: &Maps, frontend: &abi::FrontendValue, packet: &Packet) -> Result<bool, EbpfError> {
+    let is = |flag| frontend.flags & flag != 0;
+    if !is(abi::FRONTEND_SOURCES) || is(abi::FRONTEND_GUARDS_OUTSIDE) {
+        return Ok(false);
+    }
+    let node = maps.node()?.and_then(|node| convert::node(&node).ok());
+    if node.is_some_and(|node| node.ips.contains(&packet.source)) {
+        return Ok(false);
+    }
+    let list = if is(abi::FRONTEND_DENIES) { frontend.id | abi::SOURCES_DENIED } else { frontend.id };
+    let keys = maps.sources()?.into_iter().filter(|key| key.frontend == list);
+    let listed = keys.filter_map(|key| convert::source(&key).ok()).any(|prefix| prefix.contains(&packet.source));
+    Ok(listed == is(abi::FRONTEND_DENIES))
 }
 
 /// The backends in a frontend's slots.

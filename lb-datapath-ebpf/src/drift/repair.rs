@@ -93,13 +93,17 @@ const fn rank(write: &Write) -> u8 {
         Write::Turns(_) => 3,
         Write::Set(..) => 4,
         Write::Cidr(..) => 5,
-        Write::Node(_) | Write::Known(_) => 6,
+        Write::Node(_) | Write::Known(_) | Write::Source(_) | Write::Device(..) => 6,
         Write::Frontend(..) => 7,
+        Write::Address(..) => 8,
         Write::NoFrontend(_) => FIRST_REMOVAL,
         Write::NoSet(_) => FIRST_REMOVAL + 1,
         Write::NoTurns(_) => FIRST_REMOVAL + 2,
         Write::NoMember(_) => FIRST_REMOVAL + 3,
         Write::NoBackend(_) => FIRST_REMOVAL + 4,
         Write::NoCidr(_) => FIRST_REMOVAL + 5,
+        Write::NoSource(_) => FIRST_REMOVAL + 6,
+        Write::NoAddress(_) => FIRST_REMOVAL + 7,
+        Write::NoDevice(_) => FIRST_REMOVAL + 8,
     }
 }

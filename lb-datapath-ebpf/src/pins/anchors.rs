@@ -60,15 +60,16 @@ impl Anchors {
         Ok(())
     }
 
-    /// Attaches the packet program to the device called `name`.
+    /// Attaches the programs of packets to the device called `name`.
     pub(crate) fn attach_device(&mut self, programs: &Programs, name: &str) -> Result<(), EbpfError> {
-        let link = Link::to_device(&self.pins.links(), programs, &self.ingress, name)?;
-        self.links.retain(|known| known.device() != link.device());
-        self.links.push(link);
+        for link in Link::to_device(&self.pins.links(), programs, &self.ingress, name)? {
+            self.links.retain(|known| known.device() != link.device() || known.program != link.program);
+            self.links.push(link);
+        }
         Ok(())
     }
 
-    /// Detaches the packet program from the device called `name`, which may be gone.
+    /// Detaches the programs of packets from the device called `name`, which may be gone.
     pub(crate) fn detach_device(&mut self, name: &str) -> Result<(), EbpfError> {
         self.remove_links(|link| link.device().is_some_and(|(device, _)| device == name))
     }
@@ -76,7 +77,7 @@ impl Anchors {
     /// Removes what is pinned for devices that are gone, or that this process did not attach to.
     pub(crate) fn keep_attached_devices(&mut self) -> Result<(), EbpfError> {
         self.remove_links(Link::is_gone)?;
-        let kept: BTreeSet<IfIndex> = self.links.iter().filter_map(|link| Some(link.device()?.1)).collect();
+        let kept = self.attached_devices();
         for path in entries(&self.pins.links())? {
             let device = path.file_name().and_then(|name| pinned_device(name.to_str()?));
             if device.is_some_and(|device| !kept.contains(&device)) {
@@ -86,8 +87,14 @@ impl Anchors {
         Ok(())
     }
 
+    /// Devices that this process attached to.
+    pub(crate) fn attached_devices(&self) -> BTreeSet<IfIndex> {
+        self.links.iter().filter_map(|link| Some(link.device()?.1)).collect()
+    }
+
     fn remove_links(&mut self, which: impl Fn(&Link) -> bool) -> Result<(), EbpfError> {
-        for link in self.links.iter().filter(|link| which(link)) {
+        // A qdisc goes with the filter that it was made for, which is the first one of its device.
+        for link in self.links.iter().rev().filter(|link| which(link)) {
             link.remove()?;
         }
         self.links.retain(|link| !which(link));

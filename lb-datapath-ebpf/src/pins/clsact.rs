@@ -15,13 +15,40 @@ use std::{
 
 use lb_netlink::{KernelError, Message, Protocol, Socket, Writer, attributes, string};
 
-use crate::{crash, programs::INGRESS, sys::IfIndex};
+use crate::{
+    crash,
+    programs::{EGRESS, INGRESS},
+    sys::IfIndex,
+};
 
 /// Filters of one network namespace: the one of the thread that opened it.
 #[derive(Clone, Debug)]
 pub(crate) struct Clsact(Arc<Mutex<Socket>>);
 
-/// A filter that runs a program of eBPF at the ingress of a device.
+/// Packets that come in through a device, or leave through it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Way {
+    pub(crate) device: IfIndex,
+    pub(crate) leaves: bool,
+}
+
+impl Way {
+    const fn parent(self) -> u32 {
+        if self.leaves { EGRESS_PARENT } else { INGRESS_PARENT }
+    }
+
+    /// The name of a filter; with one that says so, its qdisc was made for it, and goes when the last filter goes.
+    const fn filter_name(self, owns_qdisc: bool) -> &'static str {
+        match (self.leaves, owns_qdisc) {
+            (false, false) => INGRESS,
+            (false, true) => "lb_ingress+clsact",
+            (true, false) => EGRESS,
+            (true, true) => "lb_egress+clsact",
+        }
+    }
+}
+
+/// A filter that runs a program of eBPF on packets of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Filter {
     /// Its number among the filters of its priority.
@@ -37,8 +64,8 @@ pub(crate) struct Filter {
 /// Priority of the filters of this datapath. Filters that others make without one come before, those that they make
 /// with a low one as well: <https://elixir.bootlin.com/linux/v6.18/source/net/sched/cls_api.c> (`tcf_auto_prio`).
 const PRIORITY: u16 = 0xf000;
-/// The name of a filter whose qdisc was made for it, so that the qdisc goes when the last filter goes.
-const WITH_QDISC: &str = "lb_ingress+clsact";
+/// The end of the name of a filter whose qdisc was made for it.
+const WITH_QDISC: &str = "+clsact";
 const KIND: &str = "bpf";
 
 impl Clsact {
@@ -47,68 +74,68 @@ impl Clsact {
         Ok(Self(Arc::new(Mutex::new(Socket::open(Protocol::Route)?))))
     }
 
-    /// The filter of this priority and number at a device, if it is there.
-    pub(crate) fn find(&self, device: IfIndex, handle: u32) -> io::Result<Option<Filter>> {
+    /// The filter of this priority and number, if it is there.
+    pub(crate) fn find(&self, way: Way, handle: u32) -> io::Result<Option<Filter>> {
         let mut request = Writer::default();
-        request.message(GET_FILTER, REQUEST, &Header::filter(device, handle).bytes(), |w| w.put_str(TCA_KIND, KIND));
+        request.message(GET_FILTER, REQUEST, &Header::filter(way, handle).bytes(), |w| w.put_str(TCA_KIND, KIND));
         self.one(request, filter)
     }
 
-    /// Every filter that runs a program at the ingress of a device, whoever made it; none if there is no such device.
-    pub(crate) fn filters(&self, device: IfIndex) -> io::Result<Vec<Filter>> {
-        Ok(self.dump(device, INGRESS_PARENT)?.filters)
+    /// Every filter that runs a program on these packets, whoever made it; none if there is no such device.
+    pub(crate) fn filters(&self, way: Way) -> io::Result<Vec<Filter>> {
+        Ok(self.dump(way)?.filters)
     }
 
-    /// The filter of this datapath that runs a program at a device.
-    pub(crate) fn of(&self, device: IfIndex, prog: u32) -> io::Result<Option<Filter>> {
+    /// The filter of this datapath that runs a program.
+    pub(crate) fn of(&self, way: Way, prog: u32) -> io::Result<Option<Filter>> {
         let ours = |filter: &Filter| filter.prog == prog && filter.priority == PRIORITY;
-        Ok(self.filters(device)?.into_iter().find(ours))
+        Ok(self.filters(way)?.into_iter().find(ours))
     }
 
     /// Makes a filter behind those that are there, with a qdisc if there is none.
-    pub(crate) fn attach(&self, device: IfIndex, prog: (BorrowedFd<'_>, u32)) -> io::Result<Filter> {
+    pub(crate) fn attach(&self, way: Way, prog: (BorrowedFd<'_>, u32)) -> io::Result<Filter> {
         let mut request = Writer::default();
-        let makes_qdisc = !self.has_qdisc(device)?;
+        let makes_qdisc = !self.has_qdisc(way.device)?;
         if makes_qdisc {
             // In one call, so that no qdisc is left without a filter that says whose it is.
-            let header = Header::qdisc(device).bytes();
+            let header = Header::qdisc(way.device).bytes();
             request.message(NEW_QDISC, REQUEST | CREATE | EXCL, &header, |w| w.put_str(TCA_KIND, "clsact"));
         }
-        put_filter(&mut request, CREATE | EXCL, Header::filter(device, 0), prog.0, makes_qdisc);
+        put_filter(&mut request, CREATE | EXCL, (way, 0), prog.0, makes_qdisc);
         let last = request.messages() - 1;
         let mut refused = self.lock().request(request)?;
         crash::point();
         if let Some(at) = refused.iter().position(|refusal| refusal.index == last) {
             return Err(failure(refused.swap_remove(at).error));
         }
-        let filter = self.of(device, prog.1)?.ok_or_else(|| io::Error::from_raw_os_error(libc::ENOENT))?;
+        let filter = self.of(way, prog.1)?.ok_or_else(|| io::Error::from_raw_os_error(libc::ENOENT))?;
         if makes_qdisc && !refused.is_empty() {
             // Somebody else has made the qdisc meanwhile.
             let not_ours = Filter { owns_qdisc: false, ..filter };
-            self.replace(device, not_ours, prog.0)?;
+            self.replace(way, not_ours, prog.0)?;
             return Ok(not_ours);
         }
         Ok(filter)
     }
 
     /// Puts another program into a filter.
-    pub(crate) fn replace(&self, device: IfIndex, filter: Filter, prog: BorrowedFd<'_>) -> io::Result<()> {
+    pub(crate) fn replace(&self, way: Way, filter: Filter, prog: BorrowedFd<'_>) -> io::Result<()> {
         let mut request = Writer::default();
-        put_filter(&mut request, 0, Header::filter(device, filter.handle), prog, filter.owns_qdisc);
+        put_filter(&mut request, 0, (way, filter.handle), prog, filter.owns_qdisc);
         let refused = self.lock().request(request)?;
         crash::point();
         refused.into_iter().next().map_or(Ok(()), |refusal| Err(failure(refusal.error)))
     }
 
-    /// Removes the filter of this datapath that runs a program at a device, and its qdisc, if that was made for it and
+    /// Removes the filter of this datapath that runs a program, and its qdisc, if that was made for it and
     /// has no other filter. No such filter is no error.
-    pub(crate) fn remove(&self, device: IfIndex, prog: u32) -> io::Result<()> {
-        let Some(filter) = self.of(device, prog)? else { return Ok(()) };
+    pub(crate) fn remove(&self, way: Way, prog: u32) -> io::Result<()> {
+        let Some(filter) = self.of(way, prog)? else { return Ok(()) };
         let mut request = Writer::default();
-        let header = Header::filter(device, filter.handle).bytes();
+        let header = Header::filter(way, filter.handle).bytes();
         request.message(DEL_FILTER, REQUEST, &header, |w| w.put_str(TCA_KIND, KIND));
-        if filter.owns_qdisc && self.is_alone(device)? {
-            request.message(DEL_QDISC, REQUEST, &Header::qdisc(device).bytes(), |w| w.put_str(TCA_KIND, "clsact"));
+        if filter.owns_qdisc && self.is_alone(way.device)? {
+            request.message(DEL_QDISC, REQUEST, &Header::qdisc(way.device).bytes(), |w| w.put_str(TCA_KIND, "clsact"));
         }
         let refused = self.lock().request(request)?;
         crash::point();
@@ -125,13 +152,15 @@ impl Clsact {
 
     /// Whether a device has a single filter in both directions.
     fn is_alone(&self, device: IfIndex) -> io::Result<bool> {
-        let (ingress, egress) = (self.dump(device, INGRESS_PARENT)?, self.dump(device, EGRESS_PARENT)?);
-        Ok(ingress.priorities <= 1 && ingress.count == 1 && egress.priorities + egress.count == 0)
+        let (enters, leaves) = (Way { device, leaves: false }, Way { device, leaves: true });
+        let (ingress, egress) = (self.dump(enters)?, self.dump(leaves)?);
+        let entries = ingress.priorities + egress.priorities;
+        Ok(entries <= 1 && ingress.count + egress.count == 1)
     }
 
-    /// Every filter of one direction of a device.
-    fn dump(&self, device: IfIndex, parent: u32) -> io::Result<Found> {
-        let header = Header { parent, info: 0, ..Header::filter(device, 0) };
+    /// Every filter of these packets.
+    fn dump(&self, way: Way) -> io::Result<Found> {
+        let header = Header { info: 0, ..Header::filter(way, 0) };
         let take = |found: &mut Found, message: Message<'_>| found.take(message.kind, message.payload);
         Ok(self.lock().dump(GET_FILTER, &header.bytes(), |_| {}, take)?)
     }
@@ -188,12 +217,12 @@ fn failure(error: KernelError) -> io::Error {
 }
 
 /// Writes the message that makes a filter or changes its program.
-fn put_filter(request: &mut Writer, flags: u16, header: Header, prog: BorrowedFd<'_>, owns_qdisc: bool) {
-    request.message(NEW_FILTER, REQUEST | flags, &header.bytes(), |w| {
+fn put_filter(request: &mut Writer, flags: u16, (way, handle): (Way, u32), prog: BorrowedFd<'_>, owns_qdisc: bool) {
+    request.message(NEW_FILTER, REQUEST | flags, &Header::filter(way, handle).bytes(), |w| {
         w.put_str(TCA_KIND, KIND);
         w.nest(TCA_OPTIONS, |w| {
             w.put(TCA_BPF_FD, &prog.as_raw_fd().to_ne_bytes());
-            w.put_str(TCA_BPF_NAME, if owns_qdisc { WITH_QDISC } else { INGRESS });
+            w.put_str(TCA_BPF_NAME, way.filter_name(owns_qdisc));
             w.put(TCA_BPF_FLAGS, &ACT_DIRECT.to_ne_bytes());
         });
     });
@@ -212,7 +241,7 @@ fn filter(kind: u16, payload: &[u8]) -> Option<Filter> {
         handle: header.handle,
         priority: (header.info >> 16) as u16,
         prog: u32::from_ne_bytes(*prog.first_chunk()?),
-        owns_qdisc: name == Some(WITH_QDISC),
+        owns_qdisc: name.is_some_and(|name| name.ends_with(WITH_QDISC)),
     })
 }
 
@@ -228,9 +257,9 @@ struct Header {
 impl Header {
     const SIZE: usize = 20;
 
-    const fn filter(device: IfIndex, handle: u32) -> Self {
+    const fn filter(way: Way, handle: u32) -> Self {
         let protocol = (libc::ETH_P_ALL as u16).to_be();
-        Self { device, handle, parent: INGRESS_PARENT, info: (PRIORITY as u32) << 16 | protocol as u32 }
+        Self { device: way.device, handle, parent: way.parent(), info: (PRIORITY as u32) << 16 | protocol as u32 }
     }
 
     const fn qdisc(device: IfIndex) -> Self {
@@ -282,11 +311,13 @@ const ACT_DIRECT: u32 = 1;
 mod tests {
     use super::*;
 
+    const WAY: Way = Way { device: IfIndex(7), leaves: false };
+
     #[test]
     fn a_filter_is_read_from_what_the_kernel_sends() {
         let message = |kind: &str, handle, name: &str| {
             let mut writer = Writer::default();
-            writer.message(NEW_FILTER, 0, &Header::filter(IfIndex(7), handle).bytes(), |w| {
+            writer.message(NEW_FILTER, 0, &Header::filter(WAY, handle).bytes(), |w| {
                 w.put_str(TCA_KIND, kind);
                 w.nest(TCA_OPTIONS, |w| {
                     w.put_str(TCA_BPF_NAME, name);
@@ -298,7 +329,7 @@ mod tests {
         };
         let expected = Filter { handle: 3, priority: PRIORITY, prog: 99, owns_qdisc: false };
         assert_eq!(message(KIND, 3, INGRESS), Some(expected));
-        assert_eq!(message(KIND, 3, WITH_QDISC), Some(Filter { owns_qdisc: true, ..expected }));
+        assert_eq!(message(KIND, 3, WAY.filter_name(true)), Some(Filter { owns_qdisc: true, ..expected }));
         // The entry of a priority, and a filter of another kind.
         assert_eq!(message(KIND, 0, INGRESS), None);
         assert_eq!(message("flower", 3, INGRESS), None);

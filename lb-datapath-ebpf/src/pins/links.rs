@@ -22,10 +22,10 @@ use crate::{
     features::DeviceHook,
     pins::{
         anchor::{Anchor, Fresh},
-        clsact::{Clsact, Filter},
+        clsact::{Clsact, Filter, Way},
         directories::{entries, failed, remove_file, rename},
     },
-    programs::{INGRESS, Loaded, Programs, SOCKET_PROGRAMS},
+    programs::{DEVICE_PROGRAMS, EGRESS, Loaded, Programs, SOCKET_PROGRAMS},
     sys::{self, IfIndex, ObjectKind},
 };
 
@@ -37,11 +37,11 @@ pub(crate) const NEW: &str = "_new";
 pub(crate) enum AttachTarget {
     /// To a cgroup.
     Cgroup(PathBuf),
-    /// To the ingress of a device, by name and number: a device that comes back under its name has another number.
+    /// To a device, by name and number: a device that comes back under its name has another number.
     Device(String, IfIndex),
 }
 
-/// How the packet program is attached to devices.
+/// How the programs of packets are attached to devices.
 #[derive(Clone, Debug)]
 pub(crate) enum Ingress {
     /// By links, which are pinned.
@@ -105,21 +105,47 @@ impl Link {
         })
     }
 
-    /// Attaches the packet program to the ingress of the device called `name`.
-    pub(crate) fn to_device(dir: &Path, programs: &Programs, how: &Ingress, name: &str) -> Result<Self, EbpfError> {
-        let gone = |source| EbpfError::NoDevice { name: name.into(), source };
-        let device = sys::device(name).map_err(gone)?;
-        let (program, target, path) = (programs.ingress(), device.0.into(), dir.join(pin_name(device)));
-        let create = || sys::attach_tcx(program.fd.as_fd(), device);
+    /// Attaches the programs of packets to the device called `name`.
+    pub(crate) fn to_device(
+        dir: &Path,
+        programs: &Programs,
+        how: &Ingress,
+        name: &str,
+    ) -> Result<Vec<Self>, EbpfError> {
+        let device = sys::device(name).map_err(no_device(name))?;
+        let hooks = DEVICE_PROGRAMS.iter().zip(programs.devices());
+        hooks.map(|(hook, program)| Self::to_device_hook(dir, (*hook, program), how, (name, device))).collect()
+    }
+
+    fn to_device_hook(
+        dir: &Path,
+        ((program_name, hook), program): ((&'static str, bpf_attach_type), &Loaded),
+        how: &Ingress,
+        (name, device): (&str, IfIndex),
+    ) -> Result<Self, EbpfError> {
+        let (target, path) = (device.0.into(), dir.join(pin_name(program_name, device)));
+        let create = || sys::attach_tcx(program.fd.as_fd(), device, hook);
         let attached = match how {
             Ingress::Tcx => attach(path, target, program, create).map(|anchor| (anchor, None)),
-            Ingress::Clsact(clsact) => attach_filter(path, device, program, clsact)
+            Ingress::Clsact(clsact) => attach_filter(path, way(program_name, device), program, clsact)
                 .map(|(anchor, filter)| (anchor, Some((clsact.clone(), filter)))),
         };
-        let (anchor, filter) = attached
-            .map_err(|source| if is_no_device(&source) { gone(source) } else { attaching(INGRESS, name)(source) })?;
+        let (anchor, filter) = attached.map_err(|source| {
+            if is_no_device(&source) { no_device(name)(source) } else { attaching(program_name, name)(source) }
+        })?;
         let attached_to = AttachTarget::Device(name.into(), device);
-        Ok(Self { anchor, program: INGRESS, attached_to, prog: program.info.id, target, filter })
+        Ok(Self { anchor, program: program_name, attached_to, prog: program.info.id, target, filter })
+    }
+
+    /// The packets that it looks at, if it is attached to a device.
+    fn way(&self) -> Option<Way> {
+        self.device().map(|(_, device)| way(self.program, device))
+    }
+
+    /// Where its program is attached.
+    fn hook(&self) -> Result<bpf_attach_type, EbpfError> {
+        let hook = SOCKET_PROGRAMS.iter().chain(&DEVICE_PROGRAMS).find(|(name, _)| *name == self.program);
+        hook.map(|(_, hook)| *hook).ok_or(EbpfError::NoProgram { name: self.program })
     }
 
     /// The device that it is attached to.
@@ -166,28 +192,27 @@ impl Link {
     }
 
     fn replace_program(&self, program: &Loaded) -> io::Result<()> {
-        match (&self.filter, self.device()) {
-            (Some((clsact, filter)), Some((_, device))) => clsact.replace(device, *filter, program.fd.as_fd()),
+        match (&self.filter, self.way()) {
+            (Some((clsact, filter)), Some(way)) => clsact.replace(way, *filter, program.fd.as_fd()),
             _ => sys::update_link(self.anchor.fd(), program.fd.as_fd()),
         }
     }
 
     fn attach_again(&mut self, program: &Loaded) -> Result<(), EbpfError> {
-        let failed = attaching(self.program, &self.object());
+        let (failed, hook) = (attaching(self.program, &self.object()), self.hook()?);
         let link = match &self.attached_to {
             AttachTarget::Cgroup(path) => {
                 let (file, target) = open_cgroup(path)?;
-                let hook = SOCKET_PROGRAMS.iter().find(|(name, _)| *name == self.program);
-                let (_, hook) = *hook.ok_or(EbpfError::NoProgram { name: self.program })?;
                 self.target = target;
                 sys::attach_cgroup(program.fd.as_fd(), file.as_fd(), hook)
             }
             AttachTarget::Device(_, device) => match &mut self.filter {
                 Some((clsact, filter)) => {
-                    *filter = clsact.attach(*device, (program.fd.as_fd(), program.info.id)).map_err(failed)?;
+                    let way = way(self.program, *device);
+                    *filter = clsact.attach(way, (program.fd.as_fd(), program.info.id)).map_err(failed)?;
                     return Ok(());
                 }
-                None => sys::attach_tcx(program.fd.as_fd(), *device),
+                None => sys::attach_tcx(program.fd.as_fd(), *device, hook),
             },
         };
         link.map(|link| self.anchor.hold(link)).map_err(failed)
@@ -201,8 +226,8 @@ impl Link {
 
     /// Detaches it and removes its pin.
     pub(crate) fn remove(&self) -> Result<(), EbpfError> {
-        let detached = match (&self.filter, self.device()) {
-            (Some((clsact, _)), Some((_, device))) => clsact.remove(device, self.prog),
+        let detached = match (&self.filter, self.way()) {
+            (Some((clsact, _)), Some(way)) => clsact.remove(way, self.prog),
             _ => detach_link(self.anchor.fd()),
         };
         detached.map_err(failed("detaching", self.anchor.path()))?;
@@ -210,13 +235,11 @@ impl Link {
     }
 
     fn info(&self) -> Result<Attached, EbpfError> {
-        let attached = match (&self.filter, self.device()) {
-            (Some((clsact, filter)), Some((_, device))) => {
-                clsact.find(device, filter.handle).map(|found| match found {
-                    Some(filter) => Attached { prog: filter.prog, target: self.target },
-                    None => Attached { prog: self.prog, target: 0 },
-                })
-            }
+        let attached = match (&self.filter, self.way()) {
+            (Some((clsact, filter)), Some(way)) => clsact.find(way, filter.handle).map(|found| match found {
+                Some(filter) => Attached { prog: filter.prog, target: self.target },
+                None => Attached { prog: self.prog, target: 0 },
+            }),
             _ => sys::link_info(self.anchor.fd()).map(|info| Attached { prog: info.prog, target: info.target }),
         };
         attached.map_err(failed("examining", self.anchor.path()))
@@ -253,23 +276,23 @@ fn attach(
 /// pinned there is detached.
 ///
 /// The program is pinned first, so that no filter is left that nobody knows.
-fn attach_filter(path: PathBuf, device: IfIndex, program: &Loaded, clsact: &Clsact) -> io::Result<(Anchor, Filter)> {
+fn attach_filter(path: PathBuf, way: Way, program: &Loaded, clsact: &Clsact) -> io::Result<(Anchor, Filter)> {
     let prog = (program.fd.as_fd(), program.info.id);
     let pin = || program.fd.try_clone();
     let Some(old) = opened(&path)? else {
         let anchor = Anchor::pin(pin()?, path)?;
-        let made = clsact.attach(device, prog);
+        let made = clsact.attach(way, prog);
         if made.is_err() {
             // The first error says more than one about the clean-up.
             let _ = anchor.unpin();
         }
         return made.map(|filter| (anchor, filter));
     };
-    let known = if is_link(old.fd())? { None } else { clsact.of(device, sys::prog_info(old.fd())?.id)? };
+    let known = if is_link(old.fd())? { None } else { clsact.of(way, sys::prog_info(old.fd())?.id)? };
     let fresh = Fresh::pin(pin()?, path)?;
     let made = match known {
-        Some(filter) => clsact.replace(device, filter, prog.0).map(|()| filter),
-        None => clsact.attach(device, prog),
+        Some(filter) => clsact.replace(way, filter, prog.0).map(|()| filter),
+        None => clsact.attach(way, prog),
     };
     let filter = match made {
         Ok(filter) => filter,
@@ -320,9 +343,9 @@ fn is_in_force(path: &Path) -> io::Result<bool> {
     if is_link(pinned.as_fd())? {
         return Ok(true);
     }
-    let Some(device) = device_of(path) else { return Ok(false) };
+    let Some(way) = way_of(path) else { return Ok(false) };
     let prog = sys::prog_info(pinned.as_fd())?.id;
-    Ok(Clsact::open()?.of(device, prog)?.is_some())
+    Ok(Clsact::open()?.of(way, prog)?.is_some())
 }
 
 /// Detaches what is, or was, pinned at `path`: a link, or the filter that runs a program.
@@ -330,8 +353,8 @@ pub(crate) fn detach(pinned: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     if is_link(pinned)? {
         return detach_link(pinned);
     }
-    let Some(device) = device_of(path) else { return Ok(()) };
-    Clsact::open()?.remove(device, sys::prog_info(pinned)?.id)
+    let Some(way) = way_of(path) else { return Ok(()) };
+    Clsact::open()?.remove(way, sys::prog_info(pinned)?.id)
 }
 
 fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
@@ -342,9 +365,16 @@ fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
     }
 }
 
-fn device_of(path: &Path) -> Option<IfIndex> {
+/// The packets that the program looks at that is, or was, pinned at `path`.
+fn way_of(path: &Path) -> Option<Way> {
     let name = path.file_name()?.to_str()?;
-    pinned_device(name.strip_suffix(NEW).unwrap_or(name))
+    let ((program, _), device) = pinned_hook(name.strip_suffix(NEW).unwrap_or(name))?;
+    Some(way(program, device))
+}
+
+/// The packets that a program of devices looks at.
+fn way(program: &str, device: IfIndex) -> Way {
+    Way { device, leaves: program == EGRESS }
 }
 
 fn open_cgroup(path: &Path) -> Result<(File, u64), EbpfError> {
@@ -367,12 +397,26 @@ fn program_name(id: u32) -> String {
 /// The pin is named after the number of the device: a BPF file system refuses dots, which names of devices may have.
 ///
 /// <https://elixir.bootlin.com/linux/v6.18/source/kernel/bpf/inode.c> (`bpf_lookup`)
-fn pin_name(device: IfIndex) -> String {
-    format!("{INGRESS}_{}", device.0)
+fn pin_name(program: &str, device: IfIndex) -> String {
+    format!("{program}_{}", device.0)
 }
 
+/// The device that the pin called `name` is for, if it is for one.
 pub(crate) fn pinned_device(name: &str) -> Option<IfIndex> {
-    name.strip_prefix(INGRESS)?.strip_prefix('_')?.parse().ok().map(IfIndex)
+    Some(pinned_hook(name)?.1)
+}
+
+/// The program of the pin called `name`, where it is attached, and to which device.
+pub(crate) fn pinned_hook(name: &str) -> Option<((&'static str, bpf_attach_type), IfIndex)> {
+    DEVICE_PROGRAMS.into_iter().find_map(|hook| {
+        let device = name.strip_prefix(hook.0)?.strip_prefix('_')?.parse().ok()?;
+        Some((hook, IfIndex(device)))
+    })
+}
+
+fn no_device(name: &str) -> impl FnOnce(io::Error) -> EbpfError + use<> {
+    let name = name.into();
+    move |source| EbpfError::NoDevice { name, source }
 }
 
 fn attaching(program: &'static str, target: &str) -> impl FnOnce(io::Error) -> EbpfError + use<> {
@@ -386,7 +430,9 @@ mod tests {
 
     #[test]
     fn a_pin_says_its_device() {
-        assert_eq!(pinned_device(&pin_name(IfIndex(17))), Some(IfIndex(17)));
+        for (program, hook) in DEVICE_PROGRAMS {
+            assert_eq!(pinned_hook(&pin_name(program, IfIndex(17))), Some(((program, hook), IfIndex(17))));
+        }
         assert_eq!(pinned_device("lb_connect4"), None);
         assert_eq!(pinned_device("lb_ingress_17_new"), None);
     }

@@ -8,16 +8,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aya_obj::generated::bpf_attach_type::BPF_TCX_INGRESS;
-
 use crate::{
     error::EbpfError,
     pins::{
         directories::{Pins, entries, failed, remove_file},
-        links::{NEW, detach, pinned_device},
+        links::{NEW, detach, pinned_hook},
         missing::MissingPins,
     },
-    programs::{INGRESS, SOCKET_PROGRAMS},
+    programs::SOCKET_PROGRAMS,
     state::layout::{LAYOUTS, Layout},
     sys::{self, ObjectKind, ProgInfo},
 };
@@ -142,25 +140,23 @@ fn check_link(path: &Path, maps: Option<&BTreeSet<u32>>) -> Result<(), EbpfError
     let name = name.strip_suffix(NEW).unwrap_or(name);
     let foreign = |what: String| EbpfError::Foreign { path: path.into(), what };
     let socket = SOCKET_PROGRAMS.iter().find(|(program, _)| *program == name);
-    let device = pinned_device(name);
-    if socket.is_none() && device.is_none() {
-        return Err(unknown_name(path));
-    }
+    let (device, (program, hook)) = match (socket, pinned_hook(name)) {
+        (Some(hook), _) => (None, *hook),
+        (None, Some((hook, device))) => (Some(device), hook),
+        (None, None) => return Err(unknown_name(path)),
+    };
     // The pinned program of a filter stands for it.
     if device.is_some()
         && sys::open_pin(path).and_then(|fd| sys::object_kind(fd.as_fd())).ok() == Some(ObjectKind::Program)
     {
         let fd = object(path, ObjectKind::Program)?;
         let found = sys::prog_info(fd.as_fd()).map_err(failed("examining", path))?;
-        return check_program(&found, INGRESS, maps).map_err(foreign)?.map_or(Ok(()), |map| Err(mixed(path, map)));
+        return check_program(&found, program, maps).map_err(foreign)?.map_or(Ok(()), |map| Err(mixed(path, map)));
     }
     let fd = object(path, ObjectKind::Link)?;
     let link = sys::link_info(fd.as_fd()).map_err(failed("examining", path))?;
-    let (program, fits) = match socket {
-        Some((program, attach_type)) => (*program, link.is_cgroup() && link.attach_type == *attach_type as u32),
-        None => (INGRESS, link.is_tcx() && link.attach_type == BPF_TCX_INGRESS as u32),
-    };
-    if !fits {
+    let of_kind = if device.is_some() { link.is_tcx() } else { link.is_cgroup() };
+    if !of_kind || link.attach_type != hook as u32 {
         let what = format!("it is a link of kind {} and attach type {}", link.kind, link.attach_type);
         return Err(foreign(what));
     }

@@ -1,7 +1,9 @@
 //! Converts between the model's types and the keys and values of the maps.
 
 use std::{
+    collections::BTreeMap,
     net::{IpAddr, Ipv6Addr},
+    sync::Arc,
     time::Duration,
 };
 
@@ -12,7 +14,8 @@ use lb_core::{
     id::{FrontendId, SetId},
     name::NodeName,
     node::NodeFacts,
-    state::{Backend, Frontend, Lookup, Target},
+    sources::{RangePolicy, SourceRanges},
+    state::{Backend, Frontend, Guard, GuardedTraffic, Lookup, OtherPorts, Target},
 };
 use lb_datapath_ebpf_abi as abi;
 
@@ -28,10 +31,6 @@ pub(crate) enum Inexpressible {
     Mapped(IpAddr),
     #[error("protocol {0} is not forwarded by this datapath")]
     Protocol(Protocol),
-    #[error("frontends for internal traffic only are not carried by this datapath")]
-    Scope,
-    #[error("source ranges are not checked by this datapath")]
-    Guard,
     #[error("affinity time-out {0:?} is longer than {max:?}", max = Duration::from_nanos(u64::MAX))]
     Timeout(Duration),
     #[error("the node has {found} {what}, at most {max} fit")]
@@ -79,14 +78,14 @@ fn protocol(protocol: Protocol) -> Result<u8, Inexpressible> {
 }
 
 pub(crate) fn frontend_key(frontend: &FrontendAddr) -> Result<abi::FrontendKey, Inexpressible> {
-    if frontend.scope != Scope::External {
-        return Err(Inexpressible::Scope);
-    }
     Ok(abi::FrontendKey {
         addr: addr(frontend.ip)?,
         port: abi::Port::new(frontend.port),
         protocol: protocol(frontend.protocol)?,
-        scope: 0,
+        scope: match frontend.scope {
+            Scope::External => abi::SCOPE_ANY,
+            Scope::Internal => abi::SCOPE_INTERNAL,
+        },
         pad: 0,
     })
 }
@@ -94,7 +93,12 @@ pub(crate) fn frontend_key(frontend: &FrontendAddr) -> Result<abi::FrontendKey, 
 pub(crate) fn frontend_addr(key: &abi::FrontendKey) -> Result<FrontendAddr, Corrupt> {
     let corrupt = || Corrupt::of(key);
     let protocol = Protocol::from_number(key.protocol).ok_or_else(corrupt)?;
-    let addr = FrontendAddr::new(ip(key.addr), key.port.number(), protocol);
+    let scope = match key.scope {
+        abi::SCOPE_ANY => Scope::External,
+        abi::SCOPE_INTERNAL => Scope::Internal,
+        _ => return Err(corrupt()),
+    };
+    let addr = FrontendAddr { scope, ..FrontendAddr::new(ip(key.addr), key.port.number(), protocol) };
     // Several keys can read as one address, but an address is written in one way.
     if frontend_key(&addr).as_ref() == Ok(key) { Ok(addr) } else { Err(corrupt()) }
 }
@@ -104,9 +108,6 @@ pub(crate) fn frontend_value(
     frontend: &Frontend,
     set: Option<(Extent, u32, Lookup)>,
 ) -> Result<abi::FrontendValue, Inexpressible> {
-    if frontend.guard.is_some() {
-        return Err(Inexpressible::Guard);
-    }
     let affinity = frontend.affinity.as_ref();
     let timeout = affinity.map_or(Duration::ZERO, |affinity| affinity.timeout);
     let (extent, slots, picked) = set.unwrap_or((Extent { first: 0, chunks: 0 }, 0, Lookup::Random));
@@ -125,12 +126,79 @@ pub(crate) fn frontend_value(
             Target::Reject => abi::TARGET_REJECT,
             Target::Drop => abi::TARGET_DROP,
         },
-        flags: 0,
+        flags: flags(frontend),
         pad: [0; 2],
     })
 }
 
-pub(crate) fn frontend(value: &abi::FrontendValue) -> Result<Frontend, Corrupt> {
+/// What the flags of a frontend's value say.
+fn flags(frontend: &Frontend) -> u8 {
+    let guard = frontend.guard.as_ref().map_or(0, |guard| {
+        let denies = guard.ranges.policy() == RangePolicy::Deny;
+        let outside = guard.traffic == GuardedTraffic::Outside;
+        abi::FRONTEND_SOURCES | flag_if(denies, abi::FRONTEND_DENIES) | flag_if(outside, abi::FRONTEND_GUARDS_OUTSIDE)
+    });
+    let others = match frontend.other_ports {
+        OtherPorts::Pass => 0,
+        OtherPorts::Reject => abi::FRONTEND_REJECTS_OTHERS,
+        OtherPorts::Drop => abi::FRONTEND_DROPS_OTHERS,
+    };
+    guard
+        | others
+        | flag_if(frontend.keeps_source, abi::FRONTEND_KEEPS_SOURCE)
+        | flag_if(frontend.answers_ping, abi::FRONTEND_ANSWERS_PING)
+}
+
+const fn flag_if(is: bool, flag: u8) -> u8 {
+    if is { flag } else { 0 }
+}
+
+/// What `ADDRESSES` says about an address whose frontends say this.
+pub(crate) fn address_value(others: OtherPorts, answers_ping: bool) -> u8 {
+    let others = match others {
+        OtherPorts::Pass => 0,
+        OtherPorts::Reject => abi::ADDRESS_REJECTS,
+        OtherPorts::Drop => abi::ADDRESS_DROPS,
+    };
+    others | flag_if(answers_ping, abi::ADDRESS_ANSWERS_PING)
+}
+
+/// Keys of the prefixes of a frontend's source ranges.
+pub(crate) fn source_keys(frontend: &Frontend) -> impl Iterator<Item = abi::SourceKey> {
+    let id = frontend.id.get();
+    frontend.guard.iter().flat_map(move |guard| {
+        let frontend = if guard.ranges.policy() == RangePolicy::Deny { id | abi::SOURCES_DENIED } else { id };
+        guard.ranges.prefixes().iter().map(move |prefix| {
+            let (key, _) = cidr(prefix);
+            abi::SourceKey { bits: 32 + key.bits, frontend, addr: key.addr }
+        })
+    })
+}
+
+/// The prefix of a key.
+pub(crate) fn source(key: &abi::SourceKey) -> Result<IpNet, Corrupt> {
+    let corrupt = || Corrupt::of(key);
+    let bits = key.bits.checked_sub(32).ok_or_else(corrupt)?;
+    let (ip, bits) = match (ip(key.addr), bits.checked_sub(96)) {
+        (IpAddr::V4(ip), Some(bits)) => (ip.into(), bits),
+        _ => (IpAddr::V6(abi::octets(key.addr).into()), bits),
+    };
+    let prefix = IpNet::new(ip, u8::try_from(bits).map_err(|_| corrupt())?).map_err(|_| corrupt())?;
+    // Several keys can read as one prefix, but a prefix is written in one way.
+    if cidr(&prefix).0 == (abi::CidrKey { bits: key.bits - 32, addr: key.addr }) { Ok(prefix) } else { Err(corrupt()) }
+}
+
+/// The affinity of the frontend with this value, if it has any.
+pub(crate) fn affinity(value: &abi::FrontendValue) -> Option<Affinity> {
+    (value.affinity != 0).then(|| Affinity {
+        timeout: Duration::from_nanos(value.affinity_ns),
+        prefix_v4: value.prefix_v4,
+        prefix_v6: value.prefix_v6,
+    })
+}
+
+/// The frontend with this value; `sources` are its keys in `SOURCES`, by the number in them.
+pub(crate) fn frontend(value: &abi::FrontendValue, sources: &BTreeMap<u32, Vec<IpNet>>) -> Result<Frontend, Corrupt> {
     let corrupt = || Corrupt::of(value);
     let target = match value.target {
         abi::TARGET_SET => Target::Set(SetId::new(value.set).ok_or_else(corrupt)?),
@@ -138,12 +206,31 @@ pub(crate) fn frontend(value: &abi::FrontendValue) -> Result<Frontend, Corrupt> 
         abi::TARGET_DROP => Target::Drop,
         _ => return Err(corrupt()),
     };
-    let affinity = (value.affinity != 0).then(|| Affinity {
-        timeout: Duration::from_nanos(value.affinity_ns),
-        prefix_v4: value.prefix_v4,
-        prefix_v6: value.prefix_v6,
+    let is = |flag| value.flags & flag != 0;
+    let other_ports = match (is(abi::FRONTEND_REJECTS_OTHERS), is(abi::FRONTEND_DROPS_OTHERS)) {
+        (false, false) => OtherPorts::Pass,
+        (true, false) => OtherPorts::Reject,
+        (false, true) => OtherPorts::Drop,
+        (true, true) => return Err(corrupt()),
+    };
+    let guard = is(abi::FRONTEND_SOURCES).then(|| {
+        let (policy, number) = if is(abi::FRONTEND_DENIES) {
+            (RangePolicy::Deny, value.id | abi::SOURCES_DENIED)
+        } else {
+            (RangePolicy::Allow, value.id)
+        };
+        let prefixes = sources.get(&number).into_iter().flatten().copied();
+        let traffic = if is(abi::FRONTEND_GUARDS_OUTSIDE) { GuardedTraffic::Outside } else { GuardedTraffic::All };
+        Guard { ranges: Arc::new(SourceRanges::new(policy, prefixes)), traffic }
     });
-    Ok(Frontend { affinity, ..Frontend::new(FrontendId::new(value.id).ok_or_else(corrupt)?, target) })
+    Ok(Frontend {
+        affinity: affinity(value),
+        guard,
+        other_ports,
+        keeps_source: is(abi::FRONTEND_KEEPS_SOURCE),
+        answers_ping: is(abi::FRONTEND_ANSWERS_PING),
+        ..Frontend::new(FrontendId::new(value.id).ok_or_else(corrupt)?, target)
+    })
 }
 
 pub(crate) const fn lookup(lookup: Lookup) -> u8 {
@@ -164,13 +251,15 @@ pub(crate) fn model_lookup(value: &abi::SetValue) -> Result<Lookup, Corrupt> {
     }
 }
 
-pub(crate) fn backend_value(backend: &Backend) -> Result<abi::BackendValue, Inexpressible> {
+/// The value of a backend, as it is for this node.
+pub(crate) fn backend_value(backend: &Backend, node: &NodeFacts) -> Result<abi::BackendValue, Inexpressible> {
     Ok(abi::BackendValue {
         addr: addr(backend.addr.ip)?,
         port: abi::Port::new(backend.addr.port),
         protocol: protocol(backend.addr.protocol)?,
         local: u8::from(backend.local),
-        pad: 0,
+        host: u8::from(node.ips.contains(&backend.addr.ip)),
+        pad: [0; 3],
     })
 }
 

@@ -34,6 +34,7 @@ pub fn map_writes(plan: &Plan, capacities: &Capacities) -> Result<usize, ApplyEr
         backends: capacities.backends as usize,
         sets: capacities.sets as usize,
         members: capacities.members as usize,
+        sources: capacities.sources as usize,
         chunks: capacities.slots / abi::SLOTS_PER_CHUNK,
         ports: Ports::default(),
     };

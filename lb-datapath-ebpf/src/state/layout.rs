@@ -39,8 +39,14 @@ const fn lru(name: &'static str, key: usize, value: usize, capacity: fn(&Capacit
     Layout { name, kind: BPF_MAP_TYPE_LRU_HASH, key, value, flags: 0, entries: 0, capacity }
 }
 
+impl Layout {
+    const fn with_entries(self, entries: u32) -> Self {
+        Self { entries, ..self }
+    }
+}
+
 /// Every map of the object.
-pub(crate) const LAYOUTS: [Layout; 16] = [
+pub(crate) const LAYOUTS: [Layout; 19] = [
     hash("FRONTENDS", size_of::<abi::FrontendKey>(), size_of::<abi::FrontendValue>(), |c| Some(c.frontends)),
     hash("BACKENDS", 4, size_of::<abi::BackendValue>(), |c| Some(c.backends)),
     hash("SETS", 4, size_of::<abi::SetValue>(), |c| Some(c.sets)),
@@ -70,6 +76,17 @@ pub(crate) const LAYOUTS: [Layout; 16] = [
         entries: abi::FILTER_WORDS / 2,
         capacity: |_| None,
     },
+    hash("ADDRESSES", size_of::<abi::Addr>(), 1, |c| Some(c.frontends)),
+    Layout {
+        name: "SOURCES",
+        kind: BPF_MAP_TYPE_LPM_TRIE,
+        key: size_of::<abi::SourceKey>(),
+        value: 1,
+        flags: BPF_F_NO_PREALLOC,
+        entries: 0,
+        capacity: |c| Some(c.sources),
+    },
+    hash("DEVICES", 4, 1, |_| None).with_entries(4096),
     Layout { name: "ROLE", kind: BPF_MAP_TYPE_ARRAY, key: 4, value: 4, flags: 0, entries: 1, capacity: |_| None },
     Layout {
         name: "CIDRS",
@@ -102,7 +119,7 @@ impl Layout {
     /// Whether the services need what the map holds, and it cannot be had from other maps. One that they do not need
     /// may be missing in the pins of an earlier version, and is made beside the others.
     pub(crate) fn is_needed(&self) -> bool {
-        self.name != REASONS && self.name != FILTER && self.name != CT_LIVE
+        ![REASONS, FILTER, CT_LIVE, "ADDRESSES", "SOURCES", "DEVICES"].contains(&self.name)
     }
 
     /// Whether a map that was found pinned can be used.

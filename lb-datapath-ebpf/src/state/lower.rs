@@ -9,6 +9,7 @@ mod removals;
 use std::{
     collections::{BTreeMap, BTreeSet},
     mem::discriminant,
+    net::IpAddr,
     sync::Arc,
 };
 
@@ -144,12 +145,28 @@ impl<S: Store> Run<'_, S> {
         let new = wanted.iter().map(|(&key, &family)| (0, Write::Cidr(key, family))).collect();
         self.mirror.cidrs.extend(wanted.into_keys());
         self.all([new, vec![(0, value)]])?;
+        let moved = self.moved(node);
         self.mirror.state.node.clone_from(node);
+        self.all([moved])?;
         self.all([old.iter().map(|&key| (0, Write::NoCidr(key))).collect()])?;
         for key in old {
             self.mirror.cidrs.remove(&key);
         }
         Ok(())
+    }
+
+    /// Writes of backends that begin or cease to be on an address of the node.
+    fn moved(&self, node: &NodeFacts) -> Phase {
+        let before = &self.mirror.state.node;
+        let is_moved = |backend: &Backend| {
+            let ip = &backend.addr.ip;
+            before.ips.contains(ip) != node.ips.contains(ip)
+        };
+        let moved = self.mirror.state.backends.iter().filter(|(_, backend)| is_moved(backend));
+        let value = |(id, backend): (&BackendId, &Backend)| {
+            Some((0, Write::Backend(id.get(), convert::backend_value(backend, node).ok()?)))
+        };
+        moved.filter_map(value).collect()
     }
 
     /// Carries out phases of one operation.
@@ -196,7 +213,7 @@ impl<S: Store> Run<'_, S> {
         if self.mirror.state.backends.len() + fresh > max {
             return Err(Cause::capacity("BACKENDS", max, "backends"));
         }
-        Ok(Write::Backend(id.get(), convert::backend_value(backend)?))
+        Ok(Write::Backend(id.get(), convert::backend_value(backend, &self.mirror.state.node)?))
     }
 
     fn sets(&mut self, ops: &[Op]) -> usize {
@@ -292,7 +309,7 @@ impl<S: Store> Run<'_, S> {
 
     fn frontends(&mut self, ops: &[Op]) -> usize {
         let (mut values, mut lists, mut failed) = (Phase::new(), Phase::new(), BTreeMap::new());
-        let mut fresh = BTreeSet::new();
+        let (mut sources, mut fresh) = (Phase::new(), BTreeSet::new());
         let mut newly_listed = BTreeMap::new();
         for (at, addr, frontend) in frontends(ops) {
             let known = self.mirror.state.frontends.get(&addr);
@@ -304,8 +321,13 @@ impl<S: Store> Run<'_, S> {
             }
             let listed = self.unlisted(frontend, &newly_listed);
             let members = newly_listed.values().map(|(_, count)| count).sum::<usize>() + listed.len();
-            match self.frontend(&addr, frontend, fresh.len(), members) {
-                Ok(write) => values.push((at, write)),
+            let prefixes = convert::source_keys(frontend).filter(|key| !self.mirror.sources.contains(key));
+            let prefixes: Vec<_> = prefixes.map(|key| (at, Write::Source(key))).collect();
+            match self.frontend(&addr, frontend, fresh.len(), (members, sources.len() + prefixes.len())) {
+                Ok(write) => {
+                    values.push((at, write));
+                    sources.extend(prefixes);
+                }
                 Err(cause) => {
                     fresh.remove(&addr);
                     failed.insert(at, cause);
@@ -317,7 +339,9 @@ impl<S: Store> Run<'_, S> {
                 lists.extend(listed.into_iter().map(|write| (at, write)));
             }
         }
-        self.execute([lists, values], &mut failed);
+        // Traffic from inside looks for its own frontend first: that is there before the other one stops serving it.
+        values.sort_by_key(|(_, write)| !matches!(write, Write::Frontend(key, _) if key.scope == abi::SCOPE_INTERNAL));
+        self.execute([sources, lists, values], &mut failed);
         for (set, (at, _)) in newly_listed {
             if !failed.contains_key(&at) {
                 let members = self.mirror.state.sets.get(&set).map(|set| members_of(set));
@@ -325,13 +349,56 @@ impl<S: Store> Run<'_, S> {
             }
         }
         let count = failed.len();
+        let before = self.source_keys(frontends(ops).map(|(_, addr, _)| addr));
         for (at, addr, frontend) in frontends(ops) {
             match failed.remove(&at) {
                 Some(cause) => self.failed.push((addr, cause.into())),
                 None => self.mirror.insert_frontend(addr, frontend.clone()),
             }
         }
+        self.settle_addresses(frontends(ops).map(|(_, addr, _)| addr).collect(), before);
         count
+    }
+
+    /// Keys in `SOURCES` of the frontends at `addrs`.
+    fn source_keys(&self, addrs: impl Iterator<Item = FrontendAddr>) -> BTreeSet<abi::SourceKey> {
+        addrs.filter_map(|addr| self.mirror.state.frontends.get(&addr)).flat_map(convert::source_keys).collect()
+    }
+
+    /// Brings what is known of the addresses of these frontends up to date, after they changed, and removes the prefixes
+    /// that they had `before` and have no longer.
+    ///
+    /// Until then the old prefixes of a frontend are there beside the new ones: a client gets in, or is kept out, as before
+    /// or as after.
+    fn settle_addresses(&mut self, changed: Vec<FrontendAddr>, before: BTreeSet<abi::SourceKey>) {
+        let after = self.source_keys(changed.iter().copied());
+        let gone: Vec<_> = before.difference(&after).copied().collect();
+        let prefixes = gone.iter().map(|key| (0, Write::NoSource(*key))).collect();
+        let (mut puts, mut removals) = (Phase::new(), Phase::new());
+        let ips: BTreeSet<IpAddr> = changed.into_iter().map(|addr| addr.ip).collect();
+        let news = ips.into_iter().map(|ip| (ip, self.mirror.says(ip)));
+        let news: Vec<_> = news.filter(|(ip, says)| self.mirror.addresses_said.get(ip) != says.as_ref()).collect();
+        for (ip, says) in &news {
+            let Ok(addr) = convert::addr(*ip) else { continue };
+            match says {
+                Some(says) => puts.push((0, Write::Address(addr, *says))),
+                None => removals.push((0, Write::NoAddress(addr))),
+            }
+        }
+        self.mirror.sources.extend(after);
+        if let Err(cause) = self.all([puts, prefixes, removals]) {
+            self.unknown.get_or_insert_with(|| cause.into());
+            return;
+        }
+        for key in gone {
+            self.mirror.sources.remove(&key);
+        }
+        for (ip, says) in news {
+            match says {
+                Some(says) => drop(self.mirror.addresses_said.insert(ip, says)),
+                None => drop(self.mirror.addresses_said.remove(&ip)),
+            }
+        }
     }
 
     /// The entries of `MEMBERS` that a frontend with affinity needs and that are not there.
@@ -343,7 +410,13 @@ impl<S: Store> Run<'_, S> {
         self.mirror.state.sets.get(&id).map_or_else(Vec::new, |set| membership(id, set))
     }
 
-    fn frontend(&self, addr: &FrontendAddr, frontend: &Frontend, fresh: usize, members: usize) -> Result<Write, Cause> {
+    fn frontend(
+        &self,
+        addr: &FrontendAddr,
+        frontend: &Frontend,
+        fresh: usize,
+        (members, sources): (usize, usize),
+    ) -> Result<Write, Cause> {
         let key = convert::frontend_key(addr)?;
         let limits = self.mirror.limits;
         if self.mirror.state.frontends.len() + fresh > limits.frontends {
@@ -351,6 +424,9 @@ impl<S: Store> Run<'_, S> {
         }
         if self.mirror.members() + members > limits.members {
             return Err(Cause::capacity("MEMBERS", limits.members, "members"));
+        }
+        if self.mirror.sources.len() + sources > limits.sources {
+            return Err(Cause::capacity("SOURCES", limits.sources, "sources"));
         }
         let set = match frontend.target {
             Target::Reject | Target::Drop => None,

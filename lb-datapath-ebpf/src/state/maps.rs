@@ -1,7 +1,7 @@
 //! The maps in the kernel.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     mem::discriminant,
     os::fd::BorrowedFd,
@@ -25,7 +25,7 @@ use crate::{
         restore::claim,
         write::{Cause, Limits, Snapshot, Store, Write},
     },
-    sys::{self, Page, RawMap, Words},
+    sys::{self, IfIndex, Page, RawMap, Words},
 };
 
 /// A hash map whose keys user space alone decides about.
@@ -50,7 +50,17 @@ impl Table {
             Write::Turns(_) | Write::NoTurns(_) => Self::Turns,
             Write::Set(..) | Write::NoSet(_) => Self::Sets,
             Write::Frontend(..) | Write::NoFrontend(_) => Self::Frontends,
-            Write::Slots(..) | Write::Cidr(..) | Write::NoCidr(_) | Write::Node(_) | Write::Known(_) => return None,
+            Write::Slots(..)
+            | Write::Source(_)
+            | Write::NoSource(_)
+            | Write::Address(..)
+            | Write::NoAddress(_)
+            | Write::Device(..)
+            | Write::NoDevice(_)
+            | Write::Cidr(..)
+            | Write::NoCidr(_)
+            | Write::Node(_)
+            | Write::Known(_) => return None,
         })
     }
 
@@ -77,6 +87,9 @@ pub(crate) struct Maps {
     sets: RawMap,
     members: RawMap,
     turns: RawMap,
+    sources: RawMap,
+    addresses: RawMap,
+    devices: RawMap,
     node: RawMap,
     cidrs: RawMap,
     role: RawMap,
@@ -91,6 +104,7 @@ pub(crate) struct Maps {
     filter: Filter,
     /// Keys written since they were last looked at, by table.
     written: [Vec<u8>; Table::ALL.len()],
+    known_devices: BTreeMap<IfIndex, u8>,
     origin: Instant,
 }
 
@@ -109,6 +123,9 @@ impl Maps {
             sets: open("SETS")?,
             members: open("MEMBERS")?,
             turns: open("TURNS")?,
+            sources: open("SOURCES")?,
+            addresses: open("ADDRESSES")?,
+            devices: open("DEVICES")?,
             node: open("NODE")?,
             cidrs: open("CIDRS")?,
             role: open("ROLE")?,
@@ -122,6 +139,7 @@ impl Maps {
             slots: words,
             filter,
             written: Default::default(),
+            known_devices: BTreeMap::new(),
             origin: Instant::now(),
         })
     }
@@ -134,6 +152,7 @@ impl Maps {
             backends: max(&self.backends),
             sets: max(&self.sets),
             members: max(&self.members),
+            sources: max(&self.sources),
             chunks: self.chunks,
             ports: self.ports,
         }
@@ -159,6 +178,8 @@ impl Maps {
             sets: sets.into_iter().map(with_slots).collect(),
             members: elements(&self.members, "MEMBERS")?,
             turns: elements::<_, u64>(&self.turns, "TURNS")?.into_iter().map(|(key, _)| key).collect(),
+            sources: self.sources()?,
+            addresses: elements(&self.addresses, "ADDRESSES")?,
             cidrs: self.cidrs()?.into_keys().collect(),
             node: node.as_deref().and_then(Pod::from_bytes),
         })
@@ -202,6 +223,49 @@ impl Maps {
     /// The node's facts as the programs find them.
     pub(crate) fn node(&self) -> Result<Option<abi::NodeValue>, EbpfError> {
         one(&self.node, "NODE", &abi::NODE_KEY)
+    }
+
+    /// Prefixes of frontends with source ranges.
+    pub(crate) fn sources(&self) -> Result<Vec<abi::SourceKey>, EbpfError> {
+        let keys = self.sources.keys().map_err(reading("SOURCES"))?;
+        Ok(keys.iter().filter_map(|key| abi::SourceKey::from_bytes(key)).collect())
+    }
+
+    /// What addresses with frontends say about the rest of their traffic.
+    pub(crate) fn addresses(&self) -> Result<BTreeMap<abi::Addr, u8>, EbpfError> {
+        Ok(elements(&self.addresses, "ADDRESSES")?.into_iter().collect())
+    }
+
+    /// Says what is behind a device that a program is about to be attached to.
+    pub(crate) fn put_device(&mut self, device: IfIndex, kind: u8) -> Result<(), EbpfError> {
+        self.known_devices.insert(device, kind);
+        self.run_device(&Write::Device(device, kind), "writing")
+    }
+
+    /// Forgets all devices but these, which programs are attached to.
+    pub(crate) fn keep_devices(&mut self, kept: &BTreeSet<IfIndex>) -> Result<(), EbpfError> {
+        self.known_devices.retain(|device, _| kept.contains(device));
+        for device in self.devices()?.into_keys().filter(|device| !kept.contains(device)) {
+            self.run_device(&Write::NoDevice(device), "removing from")?;
+        }
+        Ok(())
+    }
+
+    fn run_device(&mut self, write: &Write, what: &'static str) -> Result<(), EbpfError> {
+        let failed = self.write(std::slice::from_ref(write)).into_iter().next();
+        let source = |(_, cause): (usize, Cause)| io::Error::other(cause.message);
+        failed.map_or(Ok(()), |failed| Err(EbpfError::Map { name: "DEVICES", what, source: source(failed) }))
+    }
+
+    /// What this process says is behind each device.
+    pub(crate) const fn known_devices(&self) -> &BTreeMap<IfIndex, u8> {
+        &self.known_devices
+    }
+
+    /// What is behind each device, as the programs find it.
+    pub(crate) fn devices(&self) -> Result<BTreeMap<IfIndex, u8>, EbpfError> {
+        let found: Vec<(u32, u8)> = elements(&self.devices, "DEVICES")?;
+        Ok(found.into_iter().map(|(device, kind)| (IfIndex(device), kind)).collect())
     }
 
     /// Prefixes with their families.
@@ -319,6 +383,12 @@ impl Maps {
             Some(Write::NoSet(_)) => self.remove(&self.sets, "SETS", encoded),
             Some(Write::Frontend(..)) => self.put(&self.frontends, "FRONTENDS", encoded),
             Some(Write::NoFrontend(_)) => self.remove(&self.frontends, "FRONTENDS", encoded),
+            Some(Write::Source(_)) => self.put(&self.sources, "SOURCES", encoded),
+            Some(Write::NoSource(_)) => self.remove(&self.sources, "SOURCES", encoded),
+            Some(Write::Address(..)) => self.put(&self.addresses, "ADDRESSES", encoded),
+            Some(Write::NoAddress(_)) => self.remove(&self.addresses, "ADDRESSES", encoded),
+            Some(Write::Device(..)) => self.put(&self.devices, "DEVICES", encoded),
+            Some(Write::NoDevice(_)) => self.remove(&self.devices, "DEVICES", encoded),
             Some(Write::Cidr(..)) => self.put(&self.cidrs, "CIDRS", encoded),
             Some(Write::NoCidr(_)) => self.remove(&self.cidrs, "CIDRS", encoded),
             Some(Write::Node(_)) => self.put(&self.node, "NODE", encoded),
@@ -382,7 +452,13 @@ impl Encoded {
             Write::Turns(id) => self.element(id, &0_u64),
             Write::Set(id, value) => self.element(id, value),
             Write::Frontend(key, value) => self.element(key, value),
+            Write::Source(key) => self.element(key, &1_u8),
+            Write::Address(addr, says) => self.element(addr, says),
+            Write::Device(device, kind) => self.element(&device.0, kind),
+            Write::NoDevice(device) => self.keys.extend_from_slice(device.0.bytes()),
             Write::Cidr(key, family) => self.element(key, family),
+            Write::NoSource(key) => self.keys.extend_from_slice(key.bytes()),
+            Write::NoAddress(addr) => self.keys.extend_from_slice(addr.bytes()),
             Write::Node(value) => self.element(&abi::NODE_KEY, &**value),
             Write::NoBackend(id) | Write::NoTurns(id) | Write::NoSet(id) => self.keys.extend_from_slice(id.bytes()),
             Write::NoMember(key) => self.keys.extend_from_slice(key.bytes()),

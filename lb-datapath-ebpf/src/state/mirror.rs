@@ -36,6 +36,10 @@ pub(crate) struct Mirror {
     members: usize,
     /// Sets that have a turn.
     turns: usize,
+    /// Keys that `SOURCES` may have.
+    pub(crate) sources: BTreeSet<abi::SourceKey>,
+    /// What `ADDRESSES` holds.
+    pub(crate) addresses_said: BTreeMap<IpAddr, u8>,
     /// Keys that `CIDRS` may have.
     pub(crate) cidrs: BTreeSet<abi::CidrKey>,
     number: u64,
@@ -64,6 +68,8 @@ impl Mirror {
             listed: BTreeMap::new(),
             members: 0,
             turns: 0,
+            sources: BTreeSet::new(),
+            addresses_said: BTreeMap::new(),
             cidrs: BTreeSet::new(),
             number: next_number(),
         }
@@ -133,7 +139,35 @@ impl Mirror {
     /// Elements of all maps that hold the state.
     pub(crate) fn elements(&self) -> u64 {
         let State { backends, sets, frontends, .. } = &self.state;
-        (backends.len() + sets.len() + frontends.len() + self.turns + self.members + self.cidrs.len()) as u64
+        let rest = self.sources.len() + self.addresses_said.len() + self.cidrs.len();
+        (backends.len() + sets.len() + frontends.len() + self.turns + self.members + rest) as u64
+    }
+
+    /// What `ADDRESSES` should say about an address; nothing if it has no frontend.
+    pub(crate) fn says(&self, ip: IpAddr) -> Option<u8> {
+        self.state.other_ports(ip).map(|others| convert::address_value(others, self.state.answers_ping(ip)))
+    }
+
+    /// Takes over the source ranges of frontends, and what addresses say. Returns the writes that finish or remove what a
+    /// process left half done.
+    pub(crate) fn restore_addresses(&mut self, snapshot: &Snapshot) -> Vec<Write> {
+        let wanted: BTreeSet<_> = self.state.frontends.values().flat_map(convert::source_keys).collect();
+        let found: BTreeSet<_> = snapshot.sources.iter().copied().collect();
+        let mut fixes: Vec<Write> = found.difference(&wanted).map(|key| Write::NoSource(*key)).collect();
+        fixes.extend(wanted.difference(&found).map(|key| Write::Source(*key)));
+        self.sources = wanted;
+        let ips: BTreeSet<IpAddr> = self.state.frontends.keys().map(|addr| addr.ip).collect();
+        let found: BTreeMap<abi::Addr, u8> = snapshot.addresses.iter().copied().collect();
+        for ip in ips {
+            let (Ok(addr), Some(says)) = (convert::addr(ip), self.says(ip)) else { continue };
+            if found.get(&addr) != Some(&says) {
+                fixes.push(Write::Address(addr, says));
+            }
+            self.addresses_said.insert(ip, says);
+        }
+        let unknown = found.keys().filter(|addr| !self.addresses_said.contains_key(&convert::ip(**addr)));
+        fixes.extend(unknown.map(|addr| Write::NoAddress(*addr)));
+        fixes
     }
 
     /// Addresses of frontends and backends; one may come more than once.

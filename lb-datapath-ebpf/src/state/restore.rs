@@ -14,6 +14,8 @@ use lb_core::{
 };
 use lb_datapath_ebpf_abi::{self as abi, Pod};
 
+use ipnet::IpNet;
+
 use crate::state::{
     convert::{self, Corrupt},
     heap::Extent,
@@ -47,7 +49,9 @@ impl Restored {
         restored.sets(snapshot, &frontends);
         restored.frontends(frontends);
         restored.node(snapshot);
+        restored.moved(snapshot);
         restored.fixes.extend(restored.mirror.restore_rest(snapshot));
+        restored.fixes.extend(restored.mirror.restore_addresses(snapshot));
         restored
     }
 
@@ -63,8 +67,9 @@ impl Restored {
 
     fn readable(&mut self, snapshot: &Snapshot) -> Vec<Readable> {
         let mut readable = Vec::with_capacity(snapshot.frontends.len());
+        let sources = sources(snapshot);
         for &(key, value) in &snapshot.frontends {
-            match (convert::frontend_addr(&key), convert::frontend(&value)) {
+            match (convert::frontend_addr(&key), convert::frontend(&value, &sources)) {
                 (Ok(addr), Ok(frontend)) => {
                     readable.push(Readable { addr, frontend, key, value });
                     continue;
@@ -159,6 +164,16 @@ impl Restored {
         }
     }
 
+    /// Completes values of backends that a version wrote which did not know about the node's addresses.
+    fn moved(&mut self, snapshot: &Snapshot) {
+        let Mirror { state, .. } = &self.mirror;
+        let right = |number| convert::backend_value(state.backends.get(&BackendId::new(number)?)?, &state.node).ok();
+        let found = snapshot.backends.iter().map(|(number, value)| (*number, *value, right(*number)));
+        let wrong = found.filter(|(_, value, right)| right.is_some_and(|right| right.host != value.host));
+        let fixes: Vec<_> = wrong.filter_map(|(number, _, right)| Some(Write::Backend(number, right?))).collect();
+        self.fixes.extend(fixes);
+    }
+
     fn node(&mut self, snapshot: &Snapshot) {
         match snapshot.node.as_ref().map(|value| (value, convert::node(value))) {
             None => {}
@@ -171,6 +186,16 @@ impl Restored {
             Some((value, Err(_))) => self.wrong(DriftClass::Node, "facts", value),
         }
     }
+}
+
+/// The prefixes of frontends with source ranges, by the number in their keys. One that cannot be read is left out, so that
+/// it is removed.
+fn sources(snapshot: &Snapshot) -> BTreeMap<u32, Vec<IpNet>> {
+    let mut found: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    for key in &snapshot.sources {
+        found.entry(key.frontend).or_default().extend(convert::source(key).ok());
+    }
+    found
 }
 
 /// The backends that are draining, by set.

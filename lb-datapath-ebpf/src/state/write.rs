@@ -9,7 +9,10 @@ use lb_core::{
 };
 use lb_datapath_ebpf_abi as abi;
 
-use crate::state::{convert::Inexpressible, ports::Ports};
+use crate::{
+    state::{convert::Inexpressible, ports::Ports},
+    sys::IfIndex,
+};
 
 /// One write. Every write is atomic, except for [`Write::Slots`]: no frontend points to those slots yet.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,6 +29,15 @@ pub(crate) enum Write {
     NoSet(u32),
     Frontend(abi::FrontendKey, abi::FrontendValue),
     NoFrontend(abi::FrontendKey),
+    /// A prefix of a frontend with source ranges.
+    Source(abi::SourceKey),
+    NoSource(abi::SourceKey),
+    /// What an address with frontends says about the rest of its traffic.
+    Address(abi::Addr, u8),
+    NoAddress(abi::Addr),
+    /// What is behind a device.
+    Device(IfIndex, u8),
+    NoDevice(IfIndex),
     Cidr(abi::CidrKey, u8),
     NoCidr(abi::CidrKey),
     Node(Box<abi::NodeValue>),
@@ -81,9 +93,7 @@ impl From<Cause> for DatapathError {
 impl From<Inexpressible> for Cause {
     fn from(error: Inexpressible) -> Self {
         let kind = match error {
-            Inexpressible::Protocol(_) | Inexpressible::Scope | Inexpressible::Guard | Inexpressible::Timeout(_) => {
-                ErrorKind::Unsupported
-            }
+            Inexpressible::Protocol(_) | Inexpressible::Timeout(_) => ErrorKind::Unsupported,
             Inexpressible::Mapped(_) | Inexpressible::Facts { .. } => ErrorKind::Invalid,
         };
         Self::new(kind, error.to_string())
@@ -101,6 +111,8 @@ pub(crate) struct Snapshot {
     pub(crate) claims: Vec<(u32, abi::SetValue, Vec<u32>)>,
     pub(crate) members: Vec<(abi::MemberKey, u8)>,
     pub(crate) turns: Vec<u32>,
+    pub(crate) sources: Vec<abi::SourceKey>,
+    pub(crate) addresses: Vec<(abi::Addr, u8)>,
     pub(crate) cidrs: Vec<abi::CidrKey>,
     pub(crate) node: Option<abi::NodeValue>,
 }
@@ -112,6 +124,7 @@ pub(crate) struct Limits {
     pub(crate) backends: usize,
     pub(crate) sets: usize,
     pub(crate) members: usize,
+    pub(crate) sources: usize,
     pub(crate) chunks: u32,
     /// Of translated sources.
     pub(crate) ports: Ports,

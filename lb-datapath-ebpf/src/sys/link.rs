@@ -82,9 +82,9 @@ pub(crate) fn attach_cgroup(
     attach(prog, raw(cgroup), attach_type)
 }
 
-/// Attaches a program to the ingress of a device, behind those that are there.
-pub(crate) fn attach_tcx(prog: BorrowedFd<'_>, device: IfIndex) -> io::Result<OwnedFd> {
-    attach(prog, device.0, bpf_attach_type::BPF_TCX_INGRESS)
+/// Attaches a program to the ingress or egress of a device, behind those that are there.
+pub(crate) fn attach_tcx(prog: BorrowedFd<'_>, device: IfIndex, attach_type: bpf_attach_type) -> io::Result<OwnedFd> {
+    attach(prog, device.0, attach_type)
 }
 
 fn attach(prog: BorrowedFd<'_>, target: u32, attach_type: bpf_attach_type) -> io::Result<OwnedFd> {

@@ -145,7 +145,7 @@ fn clear<K: abi::Pod>(subject: &Subject, name: &str) {
     map.keys::<K>().iter().for_each(|key| map.remove(key));
 }
 
-const CASES: [Case; 26] = [
+const CASES: [Case; 29] = [
     ("frontend gone", |s| s.map("FRONTENDS").remove(&frontend()), DriftClass::Frontend, "10.96.0.1:80/tcp", "missing"),
     (
         "frontend refused",
@@ -185,7 +185,7 @@ const CASES: [Case; 26] = [
         "a frontend that reads as another",
         |s| {
             let value = s.map("FRONTENDS").get::<abi::FrontendValue>(&frontend()).unwrap();
-            s.map("FRONTENDS").put(&abi::FrontendKey { scope: 1, ..frontend() }, &value);
+            s.map("FRONTENDS").put(&abi::FrontendKey { scope: 2, ..frontend() }, &value);
         },
         DriftClass::Frontend,
         "unreadable entry of 24 bytes 00000000000000000000ffff0a600001…",
@@ -207,6 +207,30 @@ const CASES: [Case; 26] = [
         DriftClass::MapEntry,
         "FILTER 10.96.0.1",
         "missing",
+    ),
+    (
+        "what is said of an address gone",
+        |s| clear::<abi::Addr>(s, "ADDRESSES"),
+        DriftClass::MapEntry,
+        "ADDRESSES 10.96.0.1",
+        "missing",
+    ),
+    (
+        "a source range too many",
+        |s| {
+            let key = abi::SourceKey { bits: 160, frontend: 1, addr: abi::map_v4([192, 0, 2, 7]) };
+            s.map("SOURCES").put(&key, &1_u8);
+        },
+        DriftClass::MapEntry,
+        "SOURCES 192.0.2.7/32 allowed at frontend id 1",
+        "extra",
+    ),
+    (
+        "a device too many",
+        |s| s.map("DEVICES").put(&4711_u32, &abi::DEVICE_INSIDE),
+        DriftClass::MapEntry,
+        "DEVICES 4711",
+        "extra",
     ),
     ("backend gone", |s| s.map("BACKENDS").remove(&1_u32), DriftClass::Backend, "127.0.0.1:8001/tcp", "missing"),
     (
@@ -549,7 +573,7 @@ fn a_device_that_went_is_forgotten_and_one_that_came_back_is_served() {
     subject.space.ip("link add pod1 type veth peer name pod1x");
     let found = subject.heal(Inspection::Suspects);
     assert!(found.iter().all(|drift| drift.class == DriftClass::Link && drift.cause == Cause::DeviceGone), "{found:?}");
-    assert_eq!(found.len(), 2);
+    assert_eq!(found.len(), 4, "two programs of two devices");
     assert_eq!(subject.datapath.config().pod_devices, ["pod1"]);
     assert!(device_pin(&subject, 1).exists());
     let mut config = subject.datapath.config().clone();

@@ -2,13 +2,13 @@
 
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
-    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, lpm_trie::Key},
     helpers::{bpf_get_prandom_u32, bpf_ktime_get_ns},
     macros::btf_map,
 };
 use lb_datapath_ebpf_abi::{
-    AffinityKey, AffinityValue, BackendValue, FrontendKey, FrontendValue, MEMBER_TAKES, MemberKey, ROLE_ACTIVE,
-    ROLE_KEY, Reason, SetValue, SlotChunk,
+    Addr, AffinityKey, AffinityValue, BackendValue, FILTER_WORDS, FilterPair, FrontendKey, FrontendValue, MEMBER_TAKES,
+    MemberKey, ROLE_ACTIVE, ROLE_KEY, Reason, SetValue, SlotChunk, filter_bit,
 };
 use lb_datapath_ebpf_programs::maps::Maps;
 
@@ -54,6 +54,26 @@ static ROLE: Array<u32, 1> = Array::new();
 #[btf_map]
 static REASONS: PerCpuArray<u64, { Reason::ENTRIES as usize }> = PerCpuArray::new();
 
+/// One bit for each address that a frontend or a backend has. User space writes it through a memory mapping.
+#[btf_map]
+static FILTER: Array<FilterPair, { FILTER_WORDS as usize / 2 }, { BPF_F_MMAPABLE as usize }> = Array::new();
+
+/// Addresses that have frontends.
+#[btf_map]
+static ADDRESSES: HashMap<Addr, u8, 65536, LAZY> = HashMap::new();
+
+/// Who may use a frontend with source ranges, or who may not.
+#[btf_map]
+static SOURCES: LpmTrie<SourceData, u8, 65536> = LpmTrie::new();
+
+/// What the kernel compares of a [`SourceKey`], after the number of bits.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct SourceData {
+    frontend: u32,
+    addr: Addr,
+}
+
 impl Maps for Kernel {
     #[inline(always)]
     fn role(self) -> u32 {
@@ -64,6 +84,24 @@ impl Maps for Kernel {
     fn frontend(self, key: &FrontendKey) -> Option<FrontendValue> {
         // SAFETY: the value is copied out at once; an element that user space replaces meanwhile is another one.
         unsafe { FRONTENDS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn knows(self, addr: Addr) -> bool {
+        let (word, bit) = filter_bit(addr);
+        FILTER.get(word >> 1).is_some_and(|[even, odd]| (if word & 1 == 0 { even } else { odd }) & bit != 0)
+    }
+
+    #[inline(always)]
+    fn address(self, addr: Addr) -> Option<u8> {
+        // SAFETY: copied out at once; user space replaces the element as a whole.
+        unsafe { ADDRESSES.get(addr) }.copied()
+    }
+
+    #[inline(always)]
+    fn has_source(self, frontend: u32, source: Addr) -> bool {
+        const BITS: u32 = 8 * size_of::<SourceData>() as u32;
+        SOURCES.get(&Key::new(BITS, SourceData { frontend, addr: source })).is_some()
     }
 
     #[inline(always)]

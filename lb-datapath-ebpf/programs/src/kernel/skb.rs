@@ -4,22 +4,21 @@ use core::mem::MaybeUninit;
 
 use aya_ebpf::{
     bindings::{
-        __sk_buff, BPF_ANY, BPF_F_MMAPABLE, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LOOKUP_SKIP_NEIGH, BPF_NOEXIST,
+        __sk_buff, BPF_ANY, BPF_F_INGRESS, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LOOKUP_SKIP_NEIGH, BPF_NOEXIST,
         bpf_adj_room_mode::BPF_ADJ_ROOM_NET, bpf_fib_lookup as FibParams, bpf_redir_neigh, bpf_sock_tuple,
         bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2,
     },
-    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, lpm_trie::Key},
+    btf_maps::{HashMap, LpmTrie, LruHashMap, lpm_trie::Key},
     helpers::{
         bpf_fib_lookup, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_sk_lookup_udp, bpf_sk_release,
         bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes,
     },
     macros::btf_map,
 };
-use lb_datapath_ebpf_abi::{
-    Addr, CtKey, CtValue, FILTER_WORDS, FilterPair, NODE_KEY, NodeValue, Pod, filter_bit, unmap_v4,
-};
+use lb_datapath_ebpf_abi::{Addr, CtKey, CtValue, NODE_KEY, NodeValue, Pod, unmap_v4};
 use lb_datapath_ebpf_programs::tc::{
     flow::{Entry, FlowMaps, Source, Table},
+    ingress::PASS,
     packet::Packet,
     skb::{Refused, Skb, Unrouted},
 };
@@ -34,9 +33,9 @@ static CT: LruHashMap<CtKey, CtValue, 131072> = LruHashMap::new();
 #[btf_map]
 static CT_LIVE: HashMap<CtKey, CtValue, 131072, LAZY> = HashMap::new();
 
-/// One bit for each address that a frontend or a backend has. User space writes it through a memory mapping.
+/// What is behind the devices that programs are attached to, by their number.
 #[btf_map]
-static FILTER: Array<FilterPair, { FILTER_WORDS as usize / 2 }, { BPF_F_MMAPABLE as usize }> = Array::new();
+static DEVICES: HashMap<u32, u8, 4096, LAZY> = HashMap::new();
 
 /// The node.
 #[btf_map]
@@ -83,9 +82,9 @@ impl FlowMaps for Kernel {
     }
 
     #[inline(always)]
-    fn knows(self, addr: Addr) -> bool {
-        let (word, bit) = filter_bit(addr);
-        FILTER.get(word >> 1).is_some_and(|[even, odd]| (if word & 1 == 0 { even } else { odd }) & bit != 0)
+    fn kind_of_device(self, device: u32) -> u8 {
+        // SAFETY: copied out at once; user space replaces the element as a whole.
+        unsafe { DEVICES.get(device) }.copied().unwrap_or(0)
     }
 
     #[inline(always)]
@@ -192,6 +191,24 @@ impl Skb for KernelSkb {
     }
 
     #[inline(always)]
+    fn device(self) -> u32 {
+        // SAFETY: the program's context, and it may read the field.
+        unsafe { (*self.0).ifindex }
+    }
+
+    #[inline(always)]
+    fn came_in(self) -> bool {
+        // SAFETY: as above.
+        unsafe { (*self.0).ingress_ifindex != 0 }
+    }
+
+    #[inline(always)]
+    fn is_tagged(self) -> bool {
+        // SAFETY: as above.
+        unsafe { (*self.0).vlan_present != 0 }
+    }
+
+    #[inline(always)]
     fn load<T: Pod>(self, offset: u32) -> Option<T> {
         if let Some(at) = self.direct::<T>(offset) {
             // SAFETY: the verifier has seen that the packet holds the value, and every pattern of bytes is one.
@@ -242,8 +259,7 @@ impl Skb for KernelSkb {
         fib.l4_protocol = packet.key.protocol;
         fib.sport = to.sport.0;
         fib.dport = to.dport.0;
-        // SAFETY: the program's context, and it may read the field.
-        fib.ifindex = unsafe { (*self.0).ifindex };
+        fib.ifindex = self.device();
         if packet.is_v4 {
             // The tuple of an IPv4 packet is IPv4; if it were not, rewriting it would fail as well.
             let (Some(src), Some(dst)) = (unmap_v4(to.src), unmap_v4(to.dst)) else { return Err(Unrouted::Local) };
@@ -305,8 +321,24 @@ impl Skb for KernelSkb {
 
     #[inline(always)]
     fn send_back(self) -> i32 {
-        // SAFETY: the program's context, and the helper takes numbers.
-        unsafe { bpf_redirect((*self.0).ifindex, 0) as i32 }
+        // SAFETY: the helper takes numbers.
+        unsafe { bpf_redirect(self.device(), 0) as i32 }
+    }
+
+    #[inline(always)]
+    fn turn_in(self) -> i32 {
+        // SAFETY: as above.
+        unsafe { bpf_redirect(self.device(), BPF_F_INGRESS as u64) as i32 }
+    }
+
+    #[inline(never)]
+    fn receive(self, packet: &Packet, to: &CtValue) -> i32 {
+        let back = CtValue { src: to.dst, dst: to.src, sport: to.dport, dport: to.sport, ..*to };
+        match self.route(packet, &back) {
+            // SAFETY: as above.
+            Ok(hop) if hop.device != self.device() => unsafe { bpf_redirect(hop.device, BPF_F_INGRESS as u64) as i32 },
+            _ => PASS,
+        }
     }
 }
 

@@ -8,14 +8,15 @@
 pub mod hash;
 
 use lb_datapath_ebpf_abi::{
-    Addr, AffinityKey, CLIENT_NETNS, Errno, FrontendKey, FrontendValue, Port, ROLE_ACTIVE, ROLE_STANDBY, Reason,
-    SockFlow, SockKey, SockPeer, TARGET_SET, UDP_IDLE_NS, Verdict, unmap_v4,
+    ADDRESS_DROPS, ADDRESS_REJECTS, Addr, AffinityKey, CLIENT_NETNS, Errno, FRONTEND_GUARDS_OUTSIDE, FrontendKey,
+    FrontendValue, Port, ROLE_ACTIVE, ROLE_STANDBY, Reason, SockFlow, SockKey, SockPeer, TARGET_SET, UDP_IDLE_NS,
+    Verdict, unmap_v4,
 };
 
 use crate::{
     maps::Maps,
     protocol::{TCP, UDP},
-    select::{Answer, Chosen, Flow, choose, find},
+    select::{Admission, Answer, Chosen, Flow, choose, find, frontend_for},
     sock::hash::cookie_hash,
 };
 
@@ -229,12 +230,28 @@ fn decide<M: SockMaps, S: Sock>(maps: M, key: &FrontendKey, socket: &Socket<S>) 
         Decision::Stopped
     };
     match choose(maps, key, socket) {
-        Answer::NotAFrontend => Decision::NoFrontend,
+        Answer::NotAFrontend => other_port(maps, key, socket),
+        Answer::Undecided => Decision::NoFrontend,
         Answer::NoBackends => stopped(Reason::SocketNoBackends),
-        Answer::Excluded => stopped(Reason::SocketExcluded),
+        Answer::Excluded | Answer::KeptOut => stopped(Reason::SocketExcluded),
         Answer::BackendMissing => stopped(Reason::SocketBackendMissing),
         Answer::Backend(chosen) => Decision::Backend(chosen),
     }
+}
+
+/// Decides on a peer that is no frontend, though its address may have others.
+#[inline(always)]
+fn other_port<M: SockMaps, S: Sock>(maps: M, key: &FrontendKey, socket: &Socket<S>) -> Decision {
+    let says = if maps.knows(key.addr) { maps.address(key.addr).unwrap_or(0) } else { 0 };
+    if says & ADDRESS_REJECTS != 0 {
+        socket.stop(maps, Reason::SocketOtherPort);
+        return Decision::Stopped;
+    }
+    if says & ADDRESS_DROPS != 0 {
+        socket.stop(maps, Reason::SocketOtherPortDropped);
+        return Decision::Stopped;
+    }
+    Decision::NoFrontend
 }
 
 /// A socket and the peer that it states.
@@ -285,13 +302,13 @@ impl<S: Sock> Socket<S> {
     #[inline(always)]
     fn kept<M: SockMaps>(&self, maps: M, key: &FrontendKey) -> Option<Chosen> {
         let flow = maps.flow(&self.key())?;
-        let frontend = maps.frontend(key)?;
+        let frontend = frontend_for(maps, key, true)?;
         let SockFlow { backend: id, set, .. } = flow.value();
         if frontend.target != TARGET_SET || (frontend.set != set && !maps.keeps_flows(frontend.set, id)) {
             return None;
         }
         let backend = maps.backend(id)?;
-        Some(Chosen { id, set: frontend.set, addr: backend.addr, port: backend.port })
+        Some(Chosen::new(id, &frontend, &backend))
     }
 
     /// The socket's next datagrams to the same address go to this backend as well.
@@ -397,6 +414,17 @@ impl<S: Sock> Socket<S> {
 
 impl<S: Sock> Flow for Socket<S> {
     #[inline(always)]
+    fn is_inside(&self) -> bool {
+        true
+    }
+
+    /// A socket that states its peer may have no source yet, so that packets have to say who the client is.
+    #[inline(always)]
+    fn admission<M: Maps>(&self, _: M, frontend: &FrontendValue) -> Admission {
+        if frontend.flags & FRONTEND_GUARDS_OUTSIDE != 0 { Admission::Admitted } else { Admission::Unknown }
+    }
+
+    #[inline(always)]
     fn client(&self, frontend: &FrontendValue) -> AffinityKey {
         let cookie = self.sock.netns_cookie();
         let client = [cookie as u32, (cookie >> 32) as u32, 0, 0];
@@ -462,27 +490,35 @@ mod tests {
 
     #[test]
     fn every_reason_of_a_socket_is_counted_once_with_its_error() {
-        type Case = (Reason, fn(&Fake), Errno);
-        let cases: [Case; 5] = [
+        type Case<'a> = (Reason, &'a dyn Fn(&Fake), Errno);
+        let only_other_ports = |says| {
+            move |fake: &Fake| {
+                fake.addresses.borrow_mut().insert(addr_of(VIP), says);
+                fake.frontends.borrow_mut().clear();
+            }
+        };
+        let cases: [Case<'_>; 7] = [
+            (Reason::SocketOtherPort, &only_other_ports(ADDRESS_REJECTS), Errno::ConnectionRefused),
+            (Reason::SocketOtherPortDropped, &only_other_ports(ADDRESS_DROPS), Errno::HostUnreachable),
             (
                 Reason::SocketNoBackends,
-                |fake| fake.change_frontend(VIP, |frontend| frontend.target = TARGET_REJECT),
+                &|fake| fake.change_frontend(VIP, |frontend| frontend.target = TARGET_REJECT),
                 Errno::ConnectionRefused,
             ),
             (
                 Reason::SocketExcluded,
-                |fake| fake.change_frontend(VIP, |frontend| frontend.target = TARGET_DROP),
+                &|fake| fake.change_frontend(VIP, |frontend| frontend.target = TARGET_DROP),
                 Errno::HostUnreachable,
             ),
-            (Reason::SocketBackendMissing, |fake| fake.backends.borrow_mut().clear(), Errno::ConnectionRefused),
+            (Reason::SocketBackendMissing, &|fake| fake.backends.borrow_mut().clear(), Errno::ConnectionRefused),
             (
                 Reason::SocketFamily,
-                |fake| fake.backends.borrow_mut().values_mut().for_each(|backend| backend.addr = backend_v6(1)),
+                &|fake| fake.backends.borrow_mut().values_mut().for_each(|backend| backend.addr = backend_v6(1)),
                 Errno::HostUnreachable,
             ),
             (
                 Reason::SocketAmbiguous,
-                |fake| {
+                &|fake| {
                     fake.alias(SECOND_VIP);
                     let sock = FakeSock::new(Hook::V4, SECOND_VIP);
                     sock.kind.set((2, 17));

@@ -9,15 +9,15 @@
 //! whenever they change the state.
 
 use lb_datapath_ebpf_abi::{
-    Addr, CT_CLOSED, CT_CUT, CT_DIRECT, CT_REPLY, CtKey, CtValue, FAMILY_V4, FAMILY_V6, FrontendKey, NodeValue, Port,
-    Reason, SCOPE_ANY, SIDE_FIN, SIDE_FIRST, SIDE_SEEN, TARGET_SET,
+    Addr, CT_CLOSED, CT_CUT, CT_DIRECT, CT_INSIDE, CT_OWN, CT_REPLY, CtKey, CtValue, FAMILY_V4, FAMILY_V6, FrontendKey,
+    NodeValue, Port, Reason, SCOPE_ANY, SIDE_FIN, SIDE_FIRST, SIDE_SEEN, TARGET_SET,
 };
 
 use super::{
     header::{FIN, RST, SYN},
     packet::Packet,
 };
-use crate::maps::Maps;
+use crate::{maps::Maps, select::frontend_for};
 
 /// Attempts to find a free port. Every one is a fresh random pick: with three quarters of the ports to one backend in
 /// use, one flow in 10,000 finds none.
@@ -43,8 +43,8 @@ pub trait FlowMaps: Maps {
     fn remove_flow(self, table: Table, key: &CtKey);
     /// What translated sources of this family are made of; `None` if the node has no address of it.
     fn source(self, is_v4: bool) -> Option<Source>;
-    /// Whether the bit of `addr` is set in `FILTER`; if it is not, no frontend, backend or flow has the address.
-    fn knows(self, addr: Addr) -> bool;
+    /// `DEVICE_…` of the device with this number; 0 if it has none.
+    fn kind_of_device(self, device: u32) -> u8;
     /// The family of the longest prefix in `CIDRS` that contains `addr`.
     fn pod_family(self, addr: Addr) -> Option<u8>;
     /// Whether `addr` is one of the node's own.
@@ -143,7 +143,8 @@ fn is_kept<M: FlowMaps>(maps: M, packet: &Packet, to: &CtValue) -> bool {
     if to.set == 0 {
         return true;
     }
-    let Some(frontend) = maps.frontend(&packet.frontend_key()) else { return false };
+    let inside = to.flags & CT_INSIDE != 0;
+    let Some(frontend) = frontend_for(maps, &packet.frontend_key(), inside) else { return false };
     let kept = frontend.set == to.set || (packet.is_udp() && maps.keeps_flows(frontend.set, to.backend));
     frontend.target == TARGET_SET && kept
 }
@@ -359,15 +360,16 @@ const fn is_fin(packet: &Packet) -> bool {
     packet.flags & FIN != 0
 }
 
-/// Starts a flow to the backend that `to` names, and completes `to`. Returns why it could not.
+/// Starts a flow to the backend that `to` names, and completes `to`, whose flags say where the client is. The backend
+/// sees the client as it is, if that `keeps` its source. Returns why it could not.
 ///
 /// A packet that goes to its destination directly names no set: its source is translated, because a flow of a frontend
 /// has its tuple.
 #[inline(never)]
-pub fn open<M: FlowMaps>(maps: M, packet: &Packet, to: &mut CtValue) -> Option<Reason> {
+pub fn open<M: FlowMaps>(maps: M, packet: &Packet, to: &mut CtValue, keeps: bool) -> Option<Reason> {
     (to.src, to.sport, to.last_ns) = (packet.key.src, packet.key.sport, maps.now());
-    (to.flags, to.client, to.server) = (0, 0, 0);
-    let foreign = to.dst == packet.key.src || !is_pod(maps, packet);
+    (to.client, to.server) = (0, 0);
+    let foreign = to.dst == packet.key.src || !keeps;
     // A client that talks to this backend through another frontend already, from the same port, gets another source.
     let claimed = (!foreign && to.set != 0 && keep_source(maps, packet, to))
         || match maps.source(packet.is_v4) {
@@ -495,6 +497,9 @@ fn replace<M: FlowMaps>(maps: M, packet: &Packet, key: &CtKey, to: &CtValue) -> 
     maps.put_flow(Table::Lru, key, &reply(packet, to, to.last_ns))
 }
 
+/// What both entries of a flow say about its client.
+const CLIENT: u8 = CT_INSIDE | CT_OWN;
+
 /// The entry for replies to the client that sent `packet`.
 #[inline(always)]
 fn reply(packet: &Packet, to: &CtValue, now: u64) -> CtValue {
@@ -506,7 +511,7 @@ fn reply(packet: &Packet, to: &CtValue, now: u64) -> CtValue {
         dport: packet.key.sport,
         backend: to.backend,
         set: to.set,
-        flags: CT_REPLY,
+        flags: CT_REPLY | (to.flags & CLIENT),
         client: 0,
         server: 0,
         pad: 0,
@@ -516,7 +521,7 @@ fn reply(packet: &Packet, to: &CtValue, now: u64) -> CtValue {
 /// The entry for packets of the client that the backend answers with `packet`.
 #[inline(always)]
 fn forth(packet: &Packet, to: &CtValue, now: u64) -> CtValue {
-    CtValue { flags: 0, ..reply(packet, to, now) }
+    CtValue { flags: to.flags & CLIENT, ..reply(packet, to, now) }
 }
 
 /// What translated sources are made of: an address of the node, and ports that its own sockets do not get.
@@ -542,7 +547,7 @@ impl Source {
 
 /// Whether the packet comes from a pod of the cluster.
 #[inline(always)]
-fn is_pod<M: FlowMaps>(maps: M, packet: &Packet) -> bool {
+pub fn is_pod<M: FlowMaps>(maps: M, packet: &Packet) -> bool {
     let family = if packet.is_v4 { FAMILY_V4 } else { FAMILY_V6 };
     // A prefix of the other family can match only by being shorter than any that tells them apart.
     maps.pod_family(packet.key.src).is_some_and(|found| found == family)
@@ -566,7 +571,7 @@ mod tests {
     fn open_to(fake: &Fake, packet: &Packet, number: u32) -> Result<CtValue, Reason> {
         let (dst, dport) = backend(number);
         let mut to = CtValue { dst, dport, backend: number, set: 1, ..CtValue::EMPTY };
-        match open(fake, packet, &mut to) {
+        match open(fake, packet, &mut to, is_pod(fake, packet)) {
             None => Ok(to),
             Some(reason) => Err(reason),
         }
@@ -1059,7 +1064,7 @@ mod tests {
         assert_eq!(record(&fake, &direct), Direct::Taken);
         let mut to = CtValue::EMPTY;
         record_direct(&fake, &direct, &mut to);
-        assert_eq!(open(&fake, &direct, &mut to), None);
+        assert_eq!(open(&fake, &direct, &mut to, is_pod(&fake, &direct)), None);
         assert_eq!((to.src, to.dst), (map_v4(NODE), direct.key.dst));
         assert!(found(&fake, &direct).is_some(), "sent again");
         assert!(found(&fake, &reply_of(&ours, &tcp(0), ACK)).is_some());

@@ -1,18 +1,21 @@
 //! What happens to a packet.
 
 use aya_ebpf::bindings::tcx_action_base::{TCX_DROP, TCX_NEXT};
-use lb_datapath_ebpf_abi::{CtValue, ROLE_ACTIVE, ROLE_STANDBY, Reason, TARGET_DROP, Verdict};
+use lb_datapath_ebpf_abi::{
+    ADDRESS_DROPS, ADDRESS_REJECTS, CT_INSIDE, CT_OWN, CT_REPLY, CtValue, DEVICE_INSIDE, DEVICE_PORT, ROLE_ACTIVE,
+    ROLE_STANDBY, Reason, TARGET_DROP, Verdict,
+};
 
 use super::{
     flow::{self, Direct, FlowMaps, Found},
-    packet::{Head, Packet},
+    packet::{Arrival, Head, Packet},
     reject::reject,
-    rewrite::forward,
+    rewrite::{forward, send, translate},
     skb::Skb,
 };
 use crate::{
     maps::Maps,
-    select::{Answer, choose},
+    select::{Answer, choose_apart, frontend_for},
 };
 
 /// Verdict for the kernel: as if this program were not there.
@@ -20,7 +23,7 @@ pub const PASS: i32 = TCX_NEXT;
 /// Verdict for the kernel: dropped.
 pub const DROP: i32 = TCX_DROP;
 
-/// Decides on a packet; returns the verdict for the kernel.
+/// Decides on a packet that came in through a device; returns the verdict for the kernel.
 ///
 /// Most packets of a host are none of ours: they end at the filter, before any table is looked at.
 ///
@@ -28,32 +31,83 @@ pub const DROP: i32 = TCX_DROP;
 /// bytes (`MAX_BPF_STACK` in <https://elixir.bootlin.com/linux/v6.18/source/include/linux/filter.h>).
 #[inline(always)]
 pub fn ingress<M: FlowMaps, S: Skb>(maps: M, skb: S) -> i32 {
-    let Some(head) = Head::read(skb) else { return PASS };
-    if !maps.knows(head.ip.dst) && !maps.knows(head.ip.src) {
+    if !is_for_us(maps, skb) {
         return PASS;
     }
-    let role = maps.role();
-    if role == ROLE_STANDBY {
-        return PASS;
-    }
-    let Some(packet) = head.packet(skb) else { return PASS };
+    let Some(packet) = read(maps, skb) else { return PASS };
     let mut to = CtValue::EMPTY;
-    let decision = match flow::lookup(maps, &packet, &mut to) {
-        Found::Flow => return forward(maps, skb, &packet, &to),
-        Found::Direct => return PASS,
-        Found::Stop(reason) => Decision::Stop(reason),
-        Found::Nothing if role != ROLE_ACTIVE || is_own_answer(maps, skb, &packet) => return PASS,
-        Found::Nothing => answer(maps, &packet, &mut to),
+    match flow::lookup(maps, &packet, &mut to) {
+        Found::Flow => forward(maps, skb, &packet, &to),
+        Found::Direct => PASS,
+        Found::Stop(reason) => stop(maps, skb, &packet, reason, false),
+        Found::Nothing if is_own_answer(maps, skb, &packet) => PASS,
+        Found::Nothing => begin(maps, skb, &packet, &mut to, false),
+    }
+}
+
+/// Decides on a packet that leaves through a device; returns the verdict for the kernel.
+///
+/// Packets that came in have met [`ingress`], so that only those of the node itself are looked at: of a process whose
+/// socket no hook has translated, and answers of a backend that listens on an address of the node.
+#[inline(always)]
+pub fn egress<M: FlowMaps, S: Skb>(maps: M, skb: S) -> i32 {
+    if skb.came_in() || skb.is_tagged() {
+        return PASS;
+    }
+    let Some(packet) = read(maps, skb) else { return PASS };
+    let mut to = CtValue::EMPTY;
+    match flow::lookup(maps, &packet, &mut to) {
+        Found::Flow if to.flags & CT_REPLY != 0 => translate(maps, skb, &packet, &to),
+        Found::Flow => send(maps, skb, &packet, &to),
+        Found::Direct => PASS,
+        Found::Stop(reason) => stop(maps, skb, &packet, reason, true),
+        Found::Nothing => begin(maps, skb, &packet, &mut to, true),
+    }
+}
+
+/// Whether a packet that came in is for this host to receive or to route. A port of a bridge takes packets to the
+/// hardware address of the bridge and of other ports as well.
+#[inline(always)]
+fn is_for_us<M: FlowMaps, S: Skb>(maps: M, skb: S) -> bool {
+    const PACKET_HOST: u32 = 0;
+    const PACKET_OTHERHOST: u32 = 3;
+    match skb.kind().0 {
+        _ if skb.is_tagged() => false,
+        PACKET_HOST => true,
+        PACKET_OTHERHOST => maps.kind_of_device(skb.device()) & DEVICE_PORT != 0,
+        _ => false,
+    }
+}
+
+/// The packet, if the datapath is not on standby and may have something to do with it.
+#[inline(never)]
+fn read<M: FlowMaps, S: Skb>(maps: M, skb: S) -> Option<Packet> {
+    let head = Head::read(skb)?;
+    if !maps.knows(head.ip.dst) && !maps.knows(head.ip.src) {
+        return None;
+    }
+    if maps.role() == ROLE_STANDBY { None } else { head.packet(skb) }
+}
+
+/// Decides on a packet of no flow; `own` says that it is of the node itself.
+#[inline(always)]
+fn begin<M: FlowMaps, S: Skb>(maps: M, skb: S, packet: &Packet, to: &mut CtValue, own: bool) -> i32 {
+    if maps.role() != ROLE_ACTIVE {
+        return PASS;
+    }
+    let inside = own || maps.kind_of_device(skb.device()) & DEVICE_INSIDE != 0;
+    to.flags = if own { CT_OWN | CT_INSIDE } else { inside as u8 * CT_INSIDE };
+    let keeps_source = match answer(maps, packet, to) {
+        Decision::NoFrontend if matches!(flow::record_direct(maps, packet, to), Direct::Recorded) => return PASS,
+        Decision::NoFrontend => false,
+        Decision::Open { keeps_source } => keeps_source,
+        Decision::Stop(reason) => return stop(maps, skb, packet, reason, own),
     };
-    let reason = match decision {
-        Decision::NoFrontend if matches!(flow::record_direct(maps, &packet, &mut to), Direct::Recorded) => return PASS,
-        Decision::NoFrontend | Decision::Open => match flow::open(maps, &packet, &mut to) {
-            None => return forward(maps, skb, &packet, &to),
-            Some(reason) => reason,
-        },
-        Decision::Stop(reason) => reason,
-    };
-    stop(maps, skb, &packet, reason)
+    match flow::open(maps, packet, to, keeps_source) {
+        None if own => send(maps, skb, packet, to),
+        None => forward(maps, skb, packet, to),
+        Some(reason) => stop(maps, skb, packet, reason, own),
+    }
 }
 
 /// The decision on the first packet of a flow.
@@ -62,28 +116,37 @@ enum Decision {
     /// The packet is for no frontend.
     NoFrontend,
     /// The packet starts a flow.
-    Open,
+    Open {
+        /// Whether the backend sees the client as it is.
+        keeps_source: bool,
+    },
     /// The packet ends here.
     Stop(Reason),
 }
 
-/// Decides on the first packet of a flow, and writes its backend to `to`.
+/// Decides on the first packet of a flow, whose client `to` describes, and writes its backend to `to`.
 #[inline(never)]
 fn answer<M: FlowMaps>(maps: M, packet: &Packet, to: &mut CtValue) -> Decision {
+    let (inside, own) = (to.flags & CT_INSIDE != 0, to.flags & CT_OWN != 0);
     // Nobody answers a reset, and it must neither start a flow nor take a turn or a record of affinity.
     if packet.is_reset() {
-        return stray_reset(maps, packet);
+        return stray_reset(maps, packet, inside);
     }
-    let chosen = match choose(maps, &packet.frontend_key(), packet) {
-        Answer::NotAFrontend => return Decision::NoFrontend,
+    let pod = flow::is_pod(maps, packet);
+    let chosen = match choose_apart(maps, &packet.frontend_key(), &Arrival { packet, inside, own, pod }) {
+        Answer::NotAFrontend | Answer::Undecided => return other_port(maps, packet),
         Answer::Excluded => return Decision::Stop(Reason::PacketExcluded),
+        Answer::KeptOut => return Decision::Stop(Reason::PacketSourceRange),
         Answer::NoBackends => return Decision::Stop(Reason::PacketNoBackends),
         Answer::BackendMissing => return Decision::Stop(Reason::PacketBackendMissing),
         Answer::Backend(chosen) => chosen,
     };
     (to.dst, to.dport) = (chosen.addr, chosen.port);
     (to.backend, to.set) = (chosen.id, chosen.set);
-    Decision::Open
+    if chosen.on_node && own {
+        return Decision::Stop(Reason::PacketOwnBackend);
+    }
+    Decision::Open { keeps_source: pod || chosen.on_node || (chosen.keeps_source && !inside) }
 }
 
 /// Whether a packet to an address of the node answers one that the node, or a pod behind its address, has sent: it is no
@@ -97,25 +160,36 @@ fn is_own_answer<M: FlowMaps, S: Skb>(maps: M, skb: S, packet: &Packet) -> bool 
 }
 
 /// Decides on a reset of no flow.
-#[inline(always)]
-fn stray_reset<M: FlowMaps>(maps: M, packet: &Packet) -> Decision {
-    match maps.frontend(&packet.frontend_key()) {
-        None => Decision::NoFrontend,
+#[inline(never)]
+fn stray_reset<M: FlowMaps>(maps: M, packet: &Packet, inside: bool) -> Decision {
+    match frontend_for(maps, &packet.frontend_key(), inside) {
+        None => other_port(maps, packet),
         Some(frontend) if frontend.target == TARGET_DROP => Decision::Stop(Reason::PacketExcluded),
         Some(_) => Decision::Stop(Reason::PacketStrayReset),
     }
 }
 
+/// Decides on a packet that is for no frontend, though its address may have others.
+#[inline(never)]
+fn other_port<M: FlowMaps>(maps: M, packet: &Packet) -> Decision {
+    match maps.address(packet.key.dst) {
+        Some(flags) if flags & ADDRESS_DROPS != 0 => Decision::Stop(Reason::PacketOtherPortDropped),
+        Some(flags) if flags & ADDRESS_REJECTS != 0 && packet.is_reset() => Decision::Stop(Reason::PacketStrayReset),
+        Some(flags) if flags & ADDRESS_REJECTS != 0 => Decision::Stop(Reason::PacketOtherPort),
+        _ => Decision::NoFrontend,
+    }
+}
+
 /// Counts `reason` and carries out its verdict.
 #[inline(always)]
-fn stop<M: Maps, S: Skb>(maps: M, skb: S, packet: &Packet, reason: Reason) -> i32 {
+fn stop<M: Maps, S: Skb>(maps: M, skb: S, packet: &Packet, reason: Reason, own: bool) -> i32 {
     match reason.verdict() {
         Verdict::Answer => {
             if !reject(skb, packet.is_v4, packet.is_udp(), packet.transport) {
                 return give_up(maps, Reason::PacketNotAnswered);
             }
             maps.count(reason);
-            skb.send_back()
+            if own { skb.turn_in() } else { skb.send_back() }
         }
         Verdict::Pass | Verdict::Drop | Verdict::Fail(_) => give_up(maps, reason),
     }
@@ -134,11 +208,14 @@ pub(super) fn give_up<M: Maps>(maps: M, reason: Reason) -> i32 {
 
 #[cfg(test)]
 mod tests {
-    use lb_datapath_ebpf_abi::{LOOKUP_HASH, LOOKUP_ROUND_ROBIN, ROLE_DRAINING, TARGET_REJECT};
+    use lb_datapath_ebpf_abi::{
+        FRONTEND_DENIES, FRONTEND_GUARDS_OUTSIDE, FRONTEND_KEEPS_SOURCE, FRONTEND_SOURCES, FrontendKey, FrontendValue,
+        LOOKUP_HASH, LOOKUP_ROUND_ROBIN, ROLE_DRAINING, SCOPE_INTERNAL, SOURCES_DENIED, TARGET_REJECT,
+    };
 
     use super::*;
     use crate::{
-        fake::{Fake, FakeSkb, REDIRECTED, SENT_BACK, VIP, VIP_V6, backend},
+        fake::{Fake, FakeSkb, NODE, RECEIVED, REDIRECTED, SENT_BACK, TURNED_IN, VIP, VIP_V6, backend, frontend_key},
         tc::{
             header::{ACK, RST, SYN},
             skb::Unrouted,
@@ -215,7 +292,7 @@ mod tests {
     #[test]
     fn every_reason_of_a_packet_is_counted_once_with_its_verdict() {
         type Case = (Reason, fn(&Fake, &FakeSkb), FakeSkb, i32);
-        let cases: [Case; 13] = [
+        let cases: [Case; 17] = [
             (
                 Reason::PacketNoBackends,
                 |f, _| f.change_frontend(VIP, |v| v.target = TARGET_REJECT),
@@ -229,6 +306,33 @@ mod tests {
                 DROP,
             ),
             (Reason::PacketBackendMissing, |f, _| f.backends.borrow_mut().clear(), FakeSkb::tcp_v4(SYN), SENT_BACK),
+            (
+                Reason::PacketSourceRange,
+                |f, _| f.change_frontend(VIP, |v| v.flags = FRONTEND_SOURCES),
+                FakeSkb::tcp_v4(SYN),
+                DROP,
+            ),
+            (
+                Reason::PacketOtherPort,
+                |f, skb| f.only_other_ports(skb, ADDRESS_REJECTS),
+                FakeSkb::tcp_v4(SYN),
+                SENT_BACK,
+            ),
+            (
+                Reason::PacketOtherPortDropped,
+                |f, skb| f.only_other_ports(skb, ADDRESS_DROPS),
+                FakeSkb::tcp_v4(SYN),
+                DROP,
+            ),
+            (
+                Reason::PacketOwnBackend,
+                |f, skb| {
+                    skb.came_in.set(false);
+                    f.backends.borrow_mut().values_mut().for_each(|backend| backend.host = 1);
+                },
+                FakeSkb::tcp_v4(SYN),
+                DROP,
+            ),
             (Reason::PacketStrayReset, |_, _| {}, FakeSkb::tcp_v4(RST), DROP),
             (Reason::PacketNoSourcePort, |f, _| f.take_every_port(), FakeSkb::tcp_v4(SYN), DROP),
             (Reason::PacketFlowNotRecorded, |f, _| f.room.set(Some(1)), FakeSkb::tcp_v4(SYN), DROP),
@@ -256,7 +360,8 @@ mod tests {
         for (reason, arrange, skb, verdict) in &cases {
             let fake = Fake::serving(LOOKUP_HASH, &[1]);
             arrange(&fake, skb);
-            assert_eq!(ingress(&fake, skb), *verdict, "{reason:?}");
+            let hook = if skb.came_in.get() { ingress } else { egress };
+            assert_eq!(hook(&fake, skb), *verdict, "{reason:?}");
             assert_eq!(*fake.counts.borrow(), [(*reason, 1)].into(), "{reason:?}");
         }
         let of_packets = Reason::ALL.iter().filter(|reason| !matches!(reason.verdict(), Verdict::Fail(_))).count();
@@ -283,13 +388,166 @@ mod tests {
     }
 
     #[test]
-    fn a_packet_for_a_backend_on_the_node_itself_is_passed_translated_and_uncounted() {
+    fn a_packet_for_a_backend_on_the_node_itself_keeps_its_source_and_the_answer_leaves_translated() {
         let (fake, skb) = (Fake::serving(LOOKUP_HASH, &[1]), FakeSkb::tcp_v4(SYN));
+        let asked = skb.packet();
         skb.routes.set(Err(Unrouted::Local));
+        fake.backends.borrow_mut().values_mut().for_each(|backend| backend.host = 1);
         assert_eq!(ingress(&fake, &skb), PASS);
         let out = skb.packet();
         assert_eq!(((out.key.dst, out.key.dport), out.ttl), (backend(1), 64));
+        assert_eq!((out.key.src, out.key.sport), (asked.key.src, asked.key.sport));
+        skb.assert_checksums();
+        skb.answer();
+        skb.came_in.set(false);
+        assert_eq!(egress(&fake, &skb), PASS);
+        assert_eq!((skb.packet().key, skb.packet().ttl), (asked.key.mirror(), 64));
         skb.assert_checksums();
         assert!(fake.counts.borrow().is_empty());
+    }
+
+    #[test]
+    fn a_process_of_the_node_reaches_a_backend_by_packets() {
+        for (skb, vip) in [(FakeSkb::tcp_v4(SYN), VIP), (FakeSkb::udp_v6(), VIP_V6)] {
+            let (fake, asked) = (Fake::serving_at(vip, LOOKUP_HASH, &[1]), skb.packet());
+            skb.came_in.set(false);
+            assert_eq!(egress(&fake, &skb), REDIRECTED);
+            assert_eq!((skb.packet().key.dst, skb.packet().ttl), (backend_of(&skb.packet()).0, 64));
+            skb.answer();
+            skb.came_in.set(true);
+            skb.routes.set(Err(Unrouted::Local));
+            assert_eq!(ingress(&fake, &skb), RECEIVED);
+            assert_eq!(skb.packet().key, asked.key.mirror());
+            skb.assert_checksums();
+        }
+    }
+
+    #[test]
+    fn a_packet_that_leaves_is_looked_at_only_if_the_node_made_it() {
+        let (fake, skb) = (Fake::serving(LOOKUP_HASH, &[1]), FakeSkb::tcp_v4(SYN));
+        assert_eq!((egress(&fake, &skb), fake.frontend_reads.get()), (PASS, 0));
+    }
+
+    #[test]
+    fn a_refusal_of_the_nodes_own_packet_comes_in_through_its_device() {
+        let (fake, skb) = (Fake::serving(LOOKUP_HASH, &[1]), FakeSkb::tcp_v4(SYN));
+        fake.change_frontend(VIP, |frontend| frontend.target = TARGET_REJECT);
+        skb.came_in.set(false);
+        assert_eq!(egress(&fake, &skb), TURNED_IN);
+    }
+
+    #[test]
+    fn a_packet_to_another_host_is_left_alone_except_at_a_port_of_a_bridge() {
+        let (fake, skb) = (Fake::serving(LOOKUP_HASH, &[1]), FakeSkb::tcp_v4(SYN));
+        let protocol = skb.kind.get().1;
+        for (kind, device, verdict) in [(3, 0, PASS), (3, DEVICE_INSIDE, PASS), (1, DEVICE_PORT, PASS)] {
+            skb.kind.set((kind, protocol));
+            fake.device.set(device);
+            assert_eq!(ingress(&fake, &skb), verdict);
+        }
+        skb.kind.set((3, protocol));
+        assert_eq!(ingress(&fake, &skb), REDIRECTED);
+    }
+
+    #[test]
+    fn a_packet_of_a_vlan_is_left_to_the_device_of_the_vlan() {
+        let (fake, skb) = (Fake::serving(LOOKUP_HASH, &[1]), FakeSkb::tcp_v4(SYN));
+        skb.tagged.set(true);
+        assert_eq!(ingress(&fake, &skb), PASS);
+        skb.came_in.set(false);
+        assert_eq!(egress(&fake, &skb), PASS);
+    }
+
+    #[test]
+    fn traffic_from_inside_has_a_frontend_of_its_own_if_there_is_one() {
+        let fake = Fake::serving(LOOKUP_HASH, &[1]);
+        let twin = FrontendKey { scope: SCOPE_INTERNAL, ..frontend_key(VIP) };
+        let value = FrontendValue { target: TARGET_DROP, ..fake.frontend_at(VIP) };
+        fake.frontends.borrow_mut().insert(twin, value);
+        assert_eq!(ingress(&fake, &FakeSkb::tcp_v4(SYN)), REDIRECTED);
+        let other = |port| {
+            let skb = FakeSkb::tcp_v4(SYN);
+            skb.set_source_port(port);
+            skb
+        };
+        fake.device.set(DEVICE_INSIDE);
+        assert_eq!(ingress(&fake, &other(40_001)), DROP);
+        fake.device.set(0);
+        let own = other(40_002);
+        own.came_in.set(false);
+        assert_eq!(egress(&fake, &own), DROP);
+        assert_eq!(*fake.counts.borrow(), [(Reason::PacketExcluded, 2)].into());
+    }
+
+    #[test]
+    fn a_frontend_that_keeps_the_source_does_so_for_traffic_from_outside() {
+        let fake = Fake::serving(LOOKUP_HASH, &[1]);
+        fake.change_frontend(VIP, |frontend| frontend.flags = FRONTEND_KEEPS_SOURCE);
+        let skb = FakeSkb::tcp_v4(SYN);
+        let before = skb.packet().key;
+        assert_eq!(ingress(&fake, &skb), REDIRECTED);
+        assert_eq!((skb.packet().key.src, skb.packet().key.sport), (before.src, before.sport));
+        fake.device.set(DEVICE_INSIDE);
+        let skb = FakeSkb::tcp_v4(SYN);
+        skb.set_source_port(40_001);
+        assert_eq!(ingress(&fake, &skb), REDIRECTED);
+        assert_eq!(skb.packet().key.src, lb_datapath_ebpf_abi::map_v4(NODE));
+    }
+
+    #[test]
+    fn source_ranges_admit_the_listed_or_all_others() {
+        let source = FakeSkb::tcp_v4(SYN).packet().key.src;
+        for (flags, bits, verdict) in [
+            (FRONTEND_SOURCES, 120, REDIRECTED),
+            (FRONTEND_SOURCES, 128, REDIRECTED),
+            (FRONTEND_SOURCES | FRONTEND_DENIES, 120, DROP),
+        ] {
+            let fake = Fake::serving(LOOKUP_HASH, &[1]);
+            fake.change_frontend(VIP, |frontend| frontend.flags = flags);
+            let list = if flags & FRONTEND_DENIES == 0 { 1 } else { 1 | SOURCES_DENIED };
+            fake.sources.borrow_mut().push((list, source, bits));
+            assert_eq!(ingress(&fake, &FakeSkb::tcp_v4(SYN)), verdict, "{flags} {bits}");
+            // The list of another frontend says nothing.
+            fake.sources.borrow_mut()[0].0 ^= 3;
+            let skb = FakeSkb::tcp_v4(SYN);
+            skb.set_source_port(40_001);
+            assert_eq!(ingress(&fake, &skb), if verdict == DROP { REDIRECTED } else { DROP }, "{flags} {bits}");
+        }
+    }
+
+    #[test]
+    fn the_nodes_own_processes_are_let_in_and_pods_where_only_outside_is_guarded() {
+        let fake = Fake::serving(LOOKUP_HASH, &[1]);
+        let new = |port| {
+            let skb = FakeSkb::tcp_v4(SYN);
+            skb.set_source_port(port);
+            skb
+        };
+        fake.change_frontend(VIP, |frontend| frontend.flags = FRONTEND_SOURCES);
+        fake.device.set(DEVICE_INSIDE);
+        assert_eq!(ingress(&fake, &new(40_001)), DROP);
+        let own = new(40_002);
+        own.came_in.set(false);
+        assert_eq!(egress(&fake, &own), REDIRECTED);
+        fake.change_frontend(VIP, |frontend| frontend.flags = FRONTEND_SOURCES | FRONTEND_GUARDS_OUTSIDE);
+        assert_eq!(ingress(&fake, &new(40_003)), REDIRECTED);
+        fake.device.set(0);
+        assert_eq!(ingress(&fake, &new(40_004)), DROP);
+        fake.pods.borrow_mut().push((new(40_005).packet().key.src, lb_datapath_ebpf_abi::FAMILY_V4));
+        assert_eq!(ingress(&fake, &new(40_005)), REDIRECTED, "a pod of another node");
+    }
+
+    #[test]
+    fn another_port_of_an_address_is_refused_dropped_or_passed_as_the_address_says() {
+        for (flags, verdict, reason) in [
+            (ADDRESS_REJECTS, SENT_BACK, Some(Reason::PacketOtherPort)),
+            (ADDRESS_DROPS, DROP, Some(Reason::PacketOtherPortDropped)),
+            (0, PASS, None),
+        ] {
+            let (fake, skb) = (Fake::serving(LOOKUP_HASH, &[1]), FakeSkb::tcp_v4(SYN));
+            fake.only_other_ports(&skb, flags);
+            assert_eq!(ingress(&fake, &skb), verdict);
+            assert_eq!(fake.counts.borrow().keys().copied().next(), reason);
+        }
     }
 }

@@ -1,6 +1,9 @@
 //! What the program needs to know of a packet.
 
-use lb_datapath_ebpf_abi::{AffinityKey, CLIENT_ADDRESS, CtKey, FrontendKey, FrontendValue, Port};
+use lb_datapath_ebpf_abi::{
+    AffinityKey, CLIENT_ADDRESS, CtKey, FRONTEND_DENIES, FRONTEND_GUARDS_OUTSIDE, FrontendKey, FrontendValue, Port,
+    SCOPE_ANY, SOURCES_DENIED,
+};
 
 use super::{
     client::{client_hash, flow_hash, prefix},
@@ -8,13 +11,13 @@ use super::{
     skb::Skb,
 };
 use crate::{
+    maps::Maps,
     protocol::{TCP, UDP},
-    select::Flow,
+    select::{Admission, Flow},
 };
 
 const ETH_P_IP: u16 = 0x0800;
 const ETH_P_IPV6: u16 = 0x86dd;
-const PACKET_HOST: u32 = 0;
 
 /// A TCP or UDP packet that is no fragment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,13 +44,10 @@ pub struct Head {
 }
 
 impl Head {
-    /// Reads the header of a packet that is for this host to receive or to route.
+    /// Reads the header of a packet.
     #[inline(always)]
     pub fn read<S: Skb>(skb: S) -> Option<Self> {
-        let (kind, protocol) = skb.kind();
-        if kind != PACKET_HOST {
-            return None;
-        }
+        let (_, protocol) = skb.kind();
         match u16::from_be(protocol) {
             ETH_P_IP => Some(Self { ip: header::ipv4(&skb.load(ETHERNET)?)?, is_v4: true }),
             ETH_P_IPV6 => Some(Self { ip: header::ipv6(&skb.load(ETHERNET)?)?, is_v4: false }),
@@ -83,7 +83,7 @@ impl Packet {
     #[inline(always)]
     #[must_use]
     pub fn frontend_key(&self) -> FrontendKey {
-        FrontendKey { addr: self.key.dst, port: self.key.dport, protocol: self.key.protocol, scope: 0, pad: 0 }
+        FrontendKey { addr: self.key.dst, port: self.key.dport, protocol: self.key.protocol, scope: SCOPE_ANY, pad: 0 }
     }
 
     /// Whether it asks for a new connection.
@@ -115,13 +115,58 @@ impl Packet {
     }
 }
 
-impl Flow for Packet {
+/// The first packet of a flow, and where it comes from.
+#[derive(Clone, Copy, Debug)]
+pub struct Arrival<'a> {
+    /// The packet.
+    pub packet: &'a Packet,
+    /// Whether it is of this node or of one of its pods.
+    pub inside: bool,
+    /// Whether it is of a process of this node.
+    pub own: bool,
+    /// Whether its source is a pod of the cluster, on whichever node.
+    pub pod: bool,
+}
+
+impl Flow for Arrival<'_> {
+    #[inline(always)]
+    fn is_inside(&self) -> bool {
+        self.inside
+    }
+
+    /// Processes of the node are let in whatever the ranges say.
+    #[inline(always)]
+    fn admission<M: Maps>(&self, maps: M, frontend: &FrontendValue) -> Admission {
+        let outside_only = frontend.flags & FRONTEND_GUARDS_OUTSIDE != 0;
+        if self.own || (outside_only && (self.inside || self.pod)) {
+            return Admission::Admitted;
+        }
+        let denies = frontend.flags & FRONTEND_DENIES != 0;
+        let list = if denies { frontend.id | SOURCES_DENIED } else { frontend.id };
+        let listed = maps.has_source(list, self.packet.key.src);
+        if listed == denies { Admission::KeptOut } else { Admission::Admitted }
+    }
+
+    #[inline(always)]
+    fn client(&self, frontend: &FrontendValue) -> AffinityKey {
+        self.packet.client(frontend)
+    }
+
+    #[inline(always)]
+    fn hash(&self, frontend: &FrontendValue) -> u32 {
+        self.packet.hash(frontend)
+    }
+}
+
+impl Packet {
+    /// Key of the client's affinity record at `frontend`.
     #[inline(always)]
     fn client(&self, frontend: &FrontendValue) -> AffinityKey {
         let client = prefix(self.key.src, frontend.prefix_v4, frontend.prefix_v6);
         AffinityKey { client, frontend: frontend.id, kind: CLIENT_ADDRESS, pad: [0; 3] }
     }
 
+    /// The hash by which a slot is picked.
     #[inline(always)]
     fn hash(&self, frontend: &FrontendValue) -> u32 {
         if frontend.affinity != 0 {
@@ -172,8 +217,6 @@ mod tests {
     #[test]
     fn packets_of_others_are_left_alone() {
         let skb = FakeSkb::tcp_v4(SYN);
-        skb.kind.set((3, ETH_P_IP.to_be()));
-        assert_eq!(read(&skb), None, "for another host");
         skb.kind.set((0, 0x0806_u16.to_be()));
         assert_eq!(read(&skb), None, "ARP");
         let skb = FakeSkb::tcp_v4(SYN);

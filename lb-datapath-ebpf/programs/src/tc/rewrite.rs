@@ -8,7 +8,7 @@
 //! [`fib_validate_source`]: https://elixir.bootlin.com/linux/v6.18/source/net/ipv4/fib_frontend.c
 
 use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM};
-use lb_datapath_ebpf_abi::{Addr, CtValue, Port, Reason, unmap_v4};
+use lb_datapath_ebpf_abi::{Addr, CT_OWN, CT_REPLY, CtValue, Port, Reason, unmap_v4};
 
 use super::{
     checksum::{difference, finish},
@@ -34,14 +34,50 @@ pub fn forward<M: Maps, S: Skb>(maps: M, skb: S, packet: &Packet, to: &CtValue) 
         return give_up(maps, Reason::PacketHopLimit);
     }
     let ttl = if hop.is_ok() { packet.ttl - 1 } else { packet.ttl };
-    let rewritten = if packet.is_v4 { rewrite_v4(skb, packet, to, ttl) } else { rewrite_v6(skb, packet, to, ttl) };
-    match (rewritten, hop) {
+    deliver(maps, skb, packet, to, hop, ttl)
+}
+
+/// Translates `packet`, which the node itself made, to the tuple of `to` and sends it on. Returns the verdict for the
+/// kernel.
+#[inline(never)]
+pub fn send<M: Maps, S: Skb>(maps: M, skb: S, packet: &Packet, to: &CtValue) -> i32 {
+    let hop = skb.route(packet, to);
+    deliver(maps, skb, packet, to, hop, packet.ttl)
+}
+
+/// Translates `packet`, whose way is right, to the tuple of `to`. Returns the verdict for the kernel.
+#[inline(never)]
+pub fn translate<M: Maps, S: Skb>(maps: M, skb: S, packet: &Packet, to: &CtValue) -> i32 {
+    match rewrite(skb, packet, to, packet.ttl) {
+        Ok(()) => PASS,
+        Err(Refused) => give_up(maps, Reason::PacketNotRewritten),
+    }
+}
+
+#[inline(always)]
+fn deliver<M: Maps, S: Skb>(
+    maps: M,
+    skb: S,
+    packet: &Packet,
+    to: &CtValue,
+    hop: Result<S::Hop, Unrouted>,
+    ttl: u8,
+) -> i32 {
+    const ANSWER: u8 = CT_OWN | CT_REPLY;
+    match (rewrite(skb, packet, to, ttl), hop) {
         (Err(Refused), _) => give_up(maps, Reason::PacketNotRewritten),
         (Ok(()), Ok(hop)) => skb.redirect(hop),
+        // The answer to a process of the node may come from a pod, whose device does not lead to the frontend.
+        (Ok(()), Err(Unrouted::Local)) if to.flags & ANSWER == ANSWER => skb.receive(packet, to),
         (Ok(()), Err(Unrouted::Local)) => PASS,
         (Ok(()), Err(Unrouted::NoRoute)) => give_up(maps, Reason::PacketNoRoute),
         (Ok(()), Err(Unrouted::ForwardingOff)) => give_up(maps, Reason::PacketForwardingOff),
     }
+}
+
+#[inline(never)]
+fn rewrite<S: Skb>(skb: S, packet: &Packet, to: &CtValue, ttl: u8) -> Result<(), Refused> {
+    if packet.is_v4 { rewrite_v4(skb, packet, to, ttl) } else { rewrite_v6(skb, packet, to, ttl) }
 }
 
 /// Time to live, checksum, addresses and ports of a packet without options lie side by side: one call writes them all.

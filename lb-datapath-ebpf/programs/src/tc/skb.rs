@@ -20,6 +20,15 @@ pub trait Skb: Copy {
     /// `pkt_type` and `protocol` of the packet, the latter in network byte order.
     fn kind(self) -> (u32, u16);
 
+    /// Number of the device that the packet came in through, or leaves through.
+    fn device(self) -> u32;
+
+    /// Whether the packet came in through a device. Otherwise the node itself made it.
+    fn came_in(self) -> bool;
+
+    /// Whether the packet has a VLAN tag, so that it is for another device: the one of that VLAN.
+    fn is_tagged(self) -> bool;
+
     /// What lies at `offset`, as it lies there; `None` if the packet ends before.
     fn load<T: Pod>(self, offset: u32) -> Option<T>;
 
@@ -56,6 +65,14 @@ pub trait Skb: Copy {
 
     /// Sends the packet out of the device that it came in through. Returns the verdict for the kernel.
     fn send_back(self) -> i32;
+
+    /// Lets the node receive the packet through the device that it would have left through. Returns the verdict for the
+    /// kernel.
+    fn turn_in(self) -> i32;
+
+    /// Lets the node receive the answer `to`, as `packet` has become, through the device that leads to its source, as
+    /// the reverse path filter wants it. Returns the verdict for the kernel.
+    fn receive(self, packet: &Packet, to: &CtValue) -> i32;
 }
 
 /// Why the routing table gives no next hop.

@@ -157,7 +157,7 @@ pub(super) fn frontend(mirror: &Mirror, key: &abi::FrontendKey) -> Option<abi::F
 }
 
 pub(super) fn backend(mirror: &Mirror, id: u32) -> Option<abi::BackendValue> {
-    convert::backend_value(mirror.state.backends.get(&BackendId::new(id)?)?).ok()
+    convert::backend_value(mirror.state.backends.get(&BackendId::new(id)?)?, &mirror.state.node).ok()
 }
 
 pub(super) fn set(mirror: &Mirror, id: u32) -> Option<abi::SetValue> {

@@ -67,6 +67,9 @@ impl Scanner {
         }
         rest::slots(maps, mirror, &mut findings);
         rest::filter(maps, mirror, &mut findings);
+        rest::sources(maps, mirror, &mut findings)?;
+        rest::addresses(maps, mirror, &mut findings)?;
+        rest::devices(maps, &mut findings)?;
         rest::node(maps, mirror, &mut findings)?;
         Ok(findings)
     }

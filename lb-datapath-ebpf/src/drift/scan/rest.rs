@@ -1,7 +1,7 @@
 //! Slots, and the node's facts and prefixes.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv6Addr},
     sync::Arc,
 };
@@ -63,6 +63,58 @@ pub(super) fn filter(maps: &Maps, mirror: &Mirror, findings: &mut Vec<Finding>) 
         let drift = Drift::new(DriftClass::MapEntry, format_args!("FILTER {ip}"), Difference::Missing);
         Some(Finding { drift, fix: Some(Write::Known(convert::addr(ip).ok()?)) })
     }));
+}
+
+/// Source ranges of frontends.
+pub(super) fn sources(maps: &Maps, mirror: &Mirror, findings: &mut Vec<Finding>) -> Result<(), EbpfError> {
+    let found: BTreeSet<_> = maps.sources()?.into_iter().collect();
+    for key in found.symmetric_difference(&mirror.sources) {
+        let expected = mirror.sources.contains(key);
+        let entry = Entry { key, expected: expected.then_some(()), found: (!expected).then_some(()) };
+        let prefix = convert::source(key).map_or_else(|corrupt| corrupt.to_string(), |prefix| prefix.to_string());
+        let kind = if key.frontend & abi::SOURCES_DENIED == 0 { "allowed" } else { "denied" };
+        let object = format!("SOURCES {prefix} {kind} at frontend id {}", key.frontend & !abi::SOURCES_DENIED);
+        let fix = if expected { Write::Source(*key) } else { Write::NoSource(*key) };
+        findings.push(entry.finding(DriftClass::MapEntry, object, fix, |()| String::new()));
+    }
+    Ok(())
+}
+
+/// What addresses with frontends say about the rest of their traffic.
+pub(super) fn addresses(maps: &Maps, mirror: &Mirror, findings: &mut Vec<Finding>) -> Result<(), EbpfError> {
+    let known = mirror.addresses_said.iter().filter_map(|(ip, says)| Some((convert::addr(*ip).ok()?, *says)));
+    let differences = differences(&known.collect(), &maps.addresses()?);
+    findings.extend(differences.into_iter().map(|entry| {
+        let addr = entry.key;
+        let fix = entry.expected.map_or(Write::NoAddress(addr), |says| Write::Address(addr, says));
+        let text = |says: &u8| match *says & !abi::ADDRESS_ANSWERS_PING {
+            0 => "other ports are passed on".into(),
+            abi::ADDRESS_REJECTS => "other ports are refused".into(),
+            abi::ADDRESS_DROPS => "other ports are dropped".into(),
+            _ => format!("flags {says}"),
+        };
+        entry.finding(DriftClass::MapEntry, format!("ADDRESSES {}", convert::ip(addr)), fix, text)
+    }));
+    Ok(())
+}
+
+/// What is behind devices.
+pub(super) fn devices(maps: &Maps, findings: &mut Vec<Finding>) -> Result<(), EbpfError> {
+    let differences = differences(maps.known_devices(), &maps.devices()?);
+    findings.extend(differences.into_iter().map(|entry| {
+        let device = entry.key;
+        let fix = entry.expected.map_or(Write::NoDevice(device), |kind| Write::Device(device, kind));
+        let text = |kind: &u8| if kind & abi::DEVICE_INSIDE == 0 { "an uplink".into() } else { "pods".into() };
+        entry.finding(DriftClass::MapEntry, format!("DEVICES {}", device.0), fix, text)
+    }));
+    Ok(())
+}
+
+/// Entries that are not as `expected`.
+fn differences<K: Copy + Ord>(expected: &BTreeMap<K, u8>, found: &BTreeMap<K, u8>) -> Vec<Entry<K, u8>> {
+    let keys: BTreeSet<K> = expected.keys().chain(found.keys()).copied().collect();
+    let entry = |key| Entry { key, expected: expected.get(&key).copied(), found: found.get(&key).copied() };
+    keys.into_iter().map(entry).filter(|entry| entry.expected != entry.found).collect()
 }
 
 /// The node's facts and prefixes.

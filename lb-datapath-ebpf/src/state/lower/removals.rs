@@ -29,12 +29,14 @@ impl<S: Store> Run<'_, S> {
         }
         self.execute([phase], &mut failed);
         let count = failed.len();
+        let before = self.source_keys(addrs().map(|(_, addr)| addr));
         for (at, addr) in addrs() {
             match failed.remove(&at) {
                 Some(cause) => self.failed.push((addr, cause.into())),
                 None => self.mirror.remove_frontend(&addr),
             }
         }
+        self.settle_addresses(addrs().map(|(_, addr)| addr).collect(), before);
         count
     }
 

@@ -25,7 +25,8 @@ use crate::state::{
     write::{Cause, Limits, Snapshot, Store, Write},
 };
 
-const LIMITS: Limits = Limits { frontends: 16, backends: 64, sets: 64, members: 1024, chunks: 64, ports: PORTS };
+const LIMITS: Limits =
+    Limits { frontends: 16, backends: 64, sets: 64, members: 1024, sources: 64, chunks: 64, ports: PORTS };
 const PORTS: Ports = Ports { first: 1024, last: 19_999 };
 
 /// Maps in memory. After every write, down to the single slot, `check` looks at them.
@@ -36,6 +37,8 @@ struct Fake<'a> {
     sets: BTreeMap<u32, abi::SetValue>,
     members: BTreeMap<abi::MemberKey, u8>,
     turns: BTreeMap<u32, ()>,
+    sources: BTreeMap<abi::SourceKey, ()>,
+    addresses: BTreeMap<abi::Addr, u8>,
     cidrs: BTreeMap<abi::CidrKey, u8>,
     node: Option<abi::NodeValue>,
     slots: Vec<u32>,
@@ -69,7 +72,11 @@ impl Fake<'_> {
             Write::Cidr(key, family) => drop(self.cidrs.insert(*key, *family)),
             Write::NoCidr(key) => drop(self.cidrs.remove(key)),
             Write::Node(value) => self.node = Some(**value),
-            Write::Known(_) => {}
+            Write::Known(_) | Write::Device(..) | Write::NoDevice(_) => {}
+            Write::Source(key) => drop(self.sources.insert(*key, ())),
+            Write::NoSource(key) => drop(self.sources.remove(key)),
+            Write::Address(addr, says) => drop(self.addresses.insert(*addr, *says)),
+            Write::NoAddress(addr) => drop(self.addresses.remove(addr)),
             Write::Slots(first, ids) => {
                 for (i, id) in ids.iter().enumerate() {
                     self.slots[*first as usize * abi::SLOTS_PER_CHUNK as usize + i] = id.get();
@@ -105,6 +112,8 @@ impl Fake<'_> {
             sets: self.sets.iter().map(|(id, value)| (*id, *value, self.slots(value.first, value.slots))).collect(),
             members: self.members.iter().map(|(key, value)| (*key, *value)).collect(),
             turns: self.turns.keys().copied().collect(),
+            sources: self.sources.keys().copied().collect(),
+            addresses: self.addresses.iter().map(|(addr, says)| (*addr, *says)).collect(),
             cidrs: self.cidrs.keys().copied().collect(),
             node: self.node,
         }
