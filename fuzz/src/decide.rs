@@ -9,7 +9,7 @@ use lb_core::{
     model::{Model, Settings},
     name::{NodeName, SourceName},
     node::NodeFacts,
-    state::{Answer, State, Target},
+    state::{Answer, OtherPorts, State, Target},
     time::Instant,
 };
 use lb_k8s::{Manifests, Snapshot};
@@ -34,7 +34,15 @@ pub fn decide(data: &[u8]) {
     let decision = decide_packet(&model(&text), &packet, &FlowView::default(), Instant::default());
     let addr = lb_core::addr::FrontendAddr::new(packet.destination, packet.destination_port, packet.protocol);
     match (&decision.verdict, node.state.answer(&addr, packet.flow_hash())) {
-        (Verdict::Pass, Answer::NotAFrontend) | (Verdict::Reject, Answer::Reject) | (Verdict::Drop, Answer::Drop) => {}
+        (verdict, Answer::NotAFrontend) => {
+            let fate = match node.state.other_ports(packet.destination) {
+                Some(OtherPorts::Drop) => Verdict::Drop,
+                Some(OtherPorts::Reject) => Verdict::Reject,
+                Some(OtherPorts::Pass) | None => Verdict::Pass,
+            };
+            assert_eq!(verdict, &fate, "{text}");
+        }
+        (Verdict::Reject, Answer::Reject) | (Verdict::Drop, Answer::Drop) => {}
         (Verdict::Forward(forward), Answer::Backends(_)) => {
             let members = members(&node.state, &addr);
             let allowed: BTreeSet<_> = members.iter().copied().filter(|member| forward.choice.allows(member)).collect();

@@ -31,7 +31,7 @@ pub(crate) fn manifests(data: &[u8]) -> String {
 }
 
 fn service(text: &mut String, which: usize, kind: u8) {
-    let algorithm = ["random", "round-robin", "maglev"][usize::from(kind % 3)];
+    let algorithm = ["random", "round-robin", "maglev", "least-connections"][usize::from(kind % 4)];
     let (address, port) = (u8::from(kind & 4 != 0) + which as u8 * 2, 80 + u16::from(kind & 8 != 0));
     let protocol = if kind & 16 == 0 { "TCP" } else { "UDP" };
     let policy = if kind & 32 == 0 { "Cluster" } else { "Local" };

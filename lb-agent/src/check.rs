@@ -425,7 +425,7 @@ mod tests {
     fn every_fate_is_told_apart_with_its_place() {
         let text = WEB.to_owned()
             + &service("bad", "clusterIP: not-an-address")
-            + &service("open", "clusterIP: 10.96.0.2, loadBalancerSourceRanges: [10.0.0.0/8]")
+            + &service("open", "clusterIP: 10.96.0.2, loadBalancerSourceRange: [10.0.0.0/8]")
             + "---\n{apiVersion: apps/v1, kind: ReplicaSet, metadata: {name: rs}}\n"
             + &service("thief", "clusterIP: 10.96.0.1");
         let checked = checked(&text);
@@ -479,10 +479,26 @@ mod tests {
     }
 
     #[test]
+    fn source_ranges_are_judged_by_the_kind_of_datapath() {
+        let text = service("open", "clusterIP: 10.96.0.2, loadBalancerSourceRanges: [10.0.0.0/8]");
+        let degraded = |kind| {
+            let checked = check_text("open.yaml", &text, &config(kind)).unwrap();
+            assert!(checked.is_accepted() && checked.unsupported.is_empty(), "{checked:#?}");
+            let conditions = checked.services[0].conditions.iter().filter(|it| it.kind == "Degraded");
+            conditions.map(|it| it.message.clone()).collect::<Vec<_>>()
+        };
+        let says = "source ranges are not supported by this datapath, every source is let in";
+        for kind in [driver::NFTABLES, driver::IPTABLES_NFT] {
+            assert_eq!(degraded(kind), [says], "{kind}");
+        }
+        assert_eq!(degraded(driver::MEMORY), [""; 0]);
+    }
+
+    #[test]
     fn findings_beyond_the_limit_are_counted_and_those_that_matter_are_listed() {
         let many = lb_k8s::limits::MAX_FINDINGS_PER_FILE + 500;
         let sloppy = |n: usize| service(&format!("s{n}"), "clusterIP: None, bogus: 1");
-        let open = service("yy", "clusterIP: 10.96.0.1, loadBalancerSourceRanges: [10.0.0.0/8]");
+        let open = service("yy", "clusterIP: 10.96.0.1, loadBalancerSourceRange: [10.0.0.0/8]");
         let policy = "---\n{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: deny}}\n";
         let text = (0..many).map(sloppy).collect::<String>() + &open + policy;
         let accepted = checked(&text);

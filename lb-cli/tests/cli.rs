@@ -186,7 +186,7 @@ fn a_client_of_one_family_is_told_which_family_is_left_out() {
 fn a_list_is_cut_to_the_terminal_and_get_and_describe_have_the_whole_text() {
     let extra = "  annotations: {lb/algorithm: maglev}\n";
     let ranges = service("web", "10.96.0.10", extra, &["10.244.0.5"])
-        .replace("spec:\n  clusterIP", "spec:\n  loadBalancerSourceRanges: [10.0.0.0/8]\n  clusterIP");
+        .replace("spec:\n  clusterIP", "spec:\n  loadBalancerSourceRange: [10.0.0.0/8]\n  clusterIP");
     let node = Node::running(&[("web.yaml", &ranges)]);
     let said = node.json(&["service", "get", "web"])["conditions"][0]["message"].as_str().unwrap().to_owned();
     let asked = |arguments: &[&str]| {
@@ -350,13 +350,13 @@ fn status_fails_until_the_agent_is_ready_and_can_wait_for_it() {
 #[test]
 fn what_the_manifests_ask_for_in_vain_is_named_in_the_status() {
     let open = |n: usize| {
-        let spec = format!("clusterIP: 10.96.0.{n}, ports: [{{port: 80}}], loadBalancerSourceRanges: [10.0.0.0/8]");
+        let spec = format!("clusterIP: 10.96.0.{n}, ports: [{{port: 80}}], loadBalancerSourceRange: [10.0.0.0/8]");
         object("default", &format!("web-{n}"), &spec)
     };
     let node = Node::running(&[("web.yaml", &(1..=5).map(open).collect::<String>())]);
     let some = stdout(&node.ask(&["status"]));
     assert!(some.contains("5 fields not supported"), "{some}");
-    assert!(some.contains("default/web-1, field `spec.loadBalancerSourceRanges`: "), "{some}");
+    assert!(some.contains("default/web-1, field `spec.loadBalancerSourceRange`: "), "{some}");
     assert!(some.contains("  and 2 more: see `lb status --verbose`\n") && !some.contains("default/web-5,"), "{some}");
     let all = stdout(&node.ask(&["status", "--verbose"]));
     assert!((1..=5).all(|n| all.contains(&format!("default/web-{n}, field"))), "{all}");
@@ -540,7 +540,7 @@ fn the_script_for_bash_completes() {
 /// Manifests of every fate.
 fn mixed() -> String {
     service("web", "10.96.0.10", "", &["10.244.0.5"])
-        + &object("shop", "open", "clusterIP: 10.96.0.11, ports: [{port: 80}], loadBalancerSourceRanges: [10.0.0.0/8]")
+        + &object("shop", "open", "clusterIP: 10.96.0.11, ports: [{port: 80}], loadBalancerSourceRange: [10.0.0.0/8]")
         + "---\n{apiVersion: apps/v1, kind: ReplicaSet, metadata: {name: rs}}\n"
 }
 

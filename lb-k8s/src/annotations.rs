@@ -2,7 +2,7 @@
 
 /// Cilium's choice of algorithm for a `Service`: `random` or `maglev`.
 pub const CILIUM_ALGORITHM: &str = "service.cilium.io/lb-algorithm";
-/// Algorithm of a `Service`: `random`, `round-robin` or `maglev`. Must not contradict [`CILIUM_ALGORITHM`].
+/// Algorithm of a `Service`: `random`, `round-robin`, `maglev` or `least-connections`. Must not contradict [`CILIUM_ALGORITHM`].
 pub const ALGORITHM: &str = "lb/algorithm";
 /// Slots of the Maglev table of a `Service`: one of [`lb_core::table::TableSize::PRIMES`].
 pub const MAGLEV_TABLE_SIZE: &str = "lb/maglev-table-size";
@@ -16,6 +16,12 @@ pub const DRAIN: &str = "lb/drain";
 /// Per cent of the backends of a `Service` that must not be unhealthy, or health is not looked at, 0..=100. See
 /// [`lb_core::model::Settings::panic_threshold`], which is the default.
 pub const PANIC_THRESHOLD: &str = "lb/panic-threshold";
+/// Whether the [source ranges](lb_core::service::Service::source_ranges) of a `Service` are those that are let in,
+/// `allow`, which is the default, or those that are kept out, `deny`.
+pub const CILIUM_RANGES_POLICY: &str = "service.cilium.io/src-ranges-policy";
+/// Kubernetes' older place for the source ranges of a `Service`, separated by commas. It counts if
+/// `spec.loadBalancerSourceRanges` is empty.
+pub const SOURCE_RANGES: &str = "service.beta.kubernetes.io/load-balancer-source-ranges";
 /// Kubernetes' older way to ask for hints of a `Service`. Whoever writes its endpoint slices carries it out.
 pub const TOPOLOGY_MODE: &str = "service.kubernetes.io/topology-mode";
 /// The older name of [`TOPOLOGY_MODE`].

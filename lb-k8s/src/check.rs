@@ -135,7 +135,7 @@ pub(crate) fn ip(text: &str) -> Result<IpAddr, String> {
 }
 
 /// As kube-proxy reads addresses: leading zeros of IPv4 are decimal.
-fn parse_ip(text: &str) -> Option<IpAddr> {
+pub(crate) fn parse_ip(text: &str) -> Option<IpAddr> {
     text.parse().ok().or_else(|| sloppy_ipv4(text).map(IpAddr::V4))
 }
 

@@ -18,13 +18,13 @@
 //! spec:
 //!   clusterIP: 10.96.0.10
 //!   ports: [{ port: 80 }]
-//!   loadBalancerSourceRanges: [10.0.0.0/8]
+//!   loadBalancerSourceRange: [10.0.0.0/8]
 //! "));
 //! assert!(matches!(&batch.changes[1], Change::UpsertService(web) if web.ports[0].port == 80));
 //! assert_eq!(
 //!     batch.report.unsupported[0].to_string(),
-//!     "web.yaml:8:29: document 1, Service default/web, field `spec.loadBalancerSourceRanges`: source ranges are not \
-//!      enforced: every source is let in",
+//!     "web.yaml:8:28: document 1, Service default/web, field `spec.loadBalancerSourceRange`: there is no such \
+//!      field, so that every source is let in: write `loadBalancerSourceRanges`",
 //! );
 //! ```
 //!
@@ -39,7 +39,7 @@
 //!
 //! | object | supported fields |
 //! |---|---|
-//! | `Service` | `clusterIP`, `clusterIPs`, `externalIPs`, `status.loadBalancer.ingress` with `ipMode: VIP`, ports with names and node ports, `sessionAffinity` with its time-out, both traffic policies, `healthCheckNodePort`, `trafficDistribution`, the [annotations] |
+//! | `Service` | `clusterIP`, `clusterIPs`, `externalIPs`, `status.loadBalancer.ingress` with `ipMode: VIP`, ports with names and node ports, `loadBalancerSourceRanges`, `sessionAffinity` with its time-out, both traffic policies, `healthCheckNodePort`, `trafficDistribution`, the [annotations] |
 //! | `EndpointSlice` | ports, the first address of each endpoint, `nodeName`, `zone`, hints for zones and nodes, conditions, the [annotations] for weight |
 //! | workloads | names, labels, replicas, container ports with names, `nodeName`; of a `Pod` also readiness and deletion |
 //! | `CiliumLoadBalancerIPPool` (cilium.io/v2, v2alpha1) | `blocks` or the older `cidrs`, with `cidr`, or `start` and `stop`; `allowFirstLastIPs`, `serviceSelector`, `disabled` |

@@ -39,6 +39,8 @@ pub const MAX_LOCATED_BYTES: usize = 4 << 20;
 pub const MAX_ENDPOINTS: usize = 1000;
 /// Addresses of one kind of one `Service`.
 pub const MAX_ADDRESSES: usize = 1000;
+/// Source ranges of one `Service`.
+pub const MAX_SOURCE_RANGES: usize = 1000;
 /// Ports of one `Service` or `EndpointSlice`, the limit of Kubernetes for slices.
 pub const MAX_PORTS: usize = 20_000;
 /// Zones, and nodes, that one endpoint is hinted for, the limit of Kubernetes.

@@ -154,7 +154,7 @@ fn after_many_findings(objects: &str) -> String {
 fn what_lets_more_in_is_kept_beyond_the_findings_that_are_listed() {
     let text = after_many_findings(
         r#"{"apiVersion": "v1", "kind": "Service", "metadata": {"name": "zz"}, "spec": {"clusterIP": "None", "bogus": 1,
-            "loadBalancerSourceRanges": ["10.0.0.0/8"], "loadBalancerSourceRange": ["10.0.0.0/8"]}}
+            "loadBalancerSourcesRanges": ["10.0.0.0/8"], "loadBalancerSourceRange": ["10.0.0.0/8"]}}
            {"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "deny"}}"#,
     );
     let report = Snapshot::parse("x.json", &text).unwrap().report();
@@ -173,7 +173,7 @@ fn what_lets_more_in_is_kept_beyond_the_findings_of_all_files() {
     let skipped = r#"{"apiVersion": "x", "kind": "X"}"#.repeat(limits::MAX_FINDINGS_PER_FILE);
     (0..files).for_each(|n| fs::write(directory.path().join(format!("{n}.json")), &skipped).unwrap());
     let open = r#"{"apiVersion": "v1", "kind": "Service", "metadata": {"name": "zz"},
-                   "spec": {"clusterIP": "None", "loadBalancerSourceRanges": ["10.0.0.0/8"]}}"#;
+                   "spec": {"clusterIP": "None", "loadBalancerSourceRange": ["10.0.0.0/8"]}}"#;
     fs::write(directory.path().join("z.json"), open).unwrap();
     let report = Snapshot::read(&[directory.path()]).unwrap().report();
     assert_eq!((report.exposing.len(), report.unlisted.unsupported), (1, 1));

@@ -16,9 +16,11 @@ use lb_core::{
     model::{Change, Model, Settings},
     name::{NodeName, ServiceName, SliceName, SourceName, ZoneName},
     service::{Algorithm, DrainPolicy, Service, ServicePort, ServiceType, TrafficPolicy},
+    sources::{RangePolicy, SourceRanges},
     table::TableSize,
     topology::{Hints, TrafficDistribution},
 };
+use lb_ipam::IpNet;
 use lb_k8s::{Manifests, Snapshot, write};
 use proptest::{
     collection::{btree_map, btree_set, vec},
@@ -54,7 +56,7 @@ fn affinity() -> impl Strategy<Value = Affinity> {
 fn tuning() -> impl Strategy<Value = (Option<Algorithm>, Option<TableSize>)> {
     let size = select(TableSize::PRIMES.to_vec()).prop_map(|slots| TableSize::new(slots).unwrap());
     prop_oneof![
-        select(vec![None, Some(Algorithm::Random), Some(Algorithm::RoundRobin)])
+        select(vec![None, Some(Algorithm::Random), Some(Algorithm::RoundRobin), Some(Algorithm::LeastConnections)])
             .prop_map(|algorithm| (algorithm, None)),
         (select(vec![None, Some(Algorithm::Maglev)]), option::of(size)),
     ]
@@ -94,6 +96,7 @@ prop_compose! {
         (algorithm, table_size) in tuning(),
         (external, internal) in (policy(), policy()),
         (traffic_distribution, drain, panic_threshold) in (distribution(), drain(), option::of(0..=100u8)),
+        source_ranges in option::of(source_ranges()),
     )(
         ports in ports(!cluster_ips.is_empty()),
         (namespace, name, cluster_ips, external_ips, load_balancer_ips) in
@@ -102,11 +105,12 @@ prop_compose! {
             Just((affinity, algorithm, table_size, external, internal)),
         (traffic_distribution, drain, panic_threshold) in Just((traffic_distribution, drain, panic_threshold)),
         health_check_node_port in option::of(1..=u16::MAX),
+        source_ranges in Just(source_ranges),
     ) -> Service {
         let kind = kind(&cluster_ips, &external_ips, &load_balancer_ips, &ports);
         Service {
             kind, traffic_distribution, drain, panic_threshold,
-            cluster_ips, external_ips, load_balancer_ips, ports, affinity, algorithm, table_size,
+            cluster_ips, external_ips, load_balancer_ips, ports, affinity, algorithm, table_size, source_ranges,
             external_traffic_policy: external,
             internal_traffic_policy: internal,
             health_check_node_port,
@@ -132,6 +136,18 @@ fn kind(cluster: &[IpAddr], external: &[IpAddr], balanced: &[IpAddr], ports: &[S
 
 fn distribution() -> impl Strategy<Value = Option<TrafficDistribution>> {
     option::of(select(vec![TrafficDistribution::PreferSameZone, TrafficDistribution::PreferSameNode]))
+}
+
+fn source_ranges() -> impl Strategy<Value = Arc<SourceRanges>> {
+    let v4 = (any::<[u8; 4]>(), 0..=32u8).prop_map(|(ip, bits)| IpNet::new(ip.into(), bits).unwrap());
+    let v6 = (1..=u16::MAX, any::<[u16; 7]>(), 0..=128u8).prop_map(|(first, rest, bits)| {
+        let mut segments = [first; 8];
+        segments[1..].copy_from_slice(&rest);
+        IpNet::new(IpAddr::from(segments), bits).unwrap()
+    });
+    let policy = select(vec![RangePolicy::Allow, RangePolicy::Deny]);
+    (policy, vec(prop_oneof![v4, v6], 1..5))
+        .prop_map(|(policy, prefixes)| Arc::new(SourceRanges::new(policy, prefixes)))
 }
 
 fn drain() -> impl Strategy<Value = DrainPolicy> {

@@ -156,6 +156,7 @@ fn algorithms_have_two_annotations() {
         (annotations::ALGORITHM, "random", Algorithm::Random),
         (annotations::ALGORITHM, "round-robin", Algorithm::RoundRobin),
         (annotations::ALGORITHM, "maglev", Algorithm::Maglev),
+        (annotations::ALGORITHM, "least-connections", Algorithm::LeastConnections),
     ] {
         let service = read(&format!("annotations: {{{key}: {value}}}"), &format!("clusterIP: 10.96.0.10, {PORTS}"));
         assert_eq!(service.algorithm, Some(algorithm), "{key}: {value}");
@@ -330,7 +331,7 @@ fn invalid_annotations_are_refused() {
         ),
         (
             "lb/algorithm: fastest",
-            "metadata.annotations[lb/algorithm]: \"fastest\" is not an algorithm, expected random, round-robin or maglev",
+            "metadata.annotations[lb/algorithm]: \"fastest\" is not an algorithm, expected random, round-robin, maglev or least-connections",
         ),
         (
             "lb/algorithm: random, service.cilium.io/lb-algorithm: maglev",
@@ -376,15 +377,63 @@ fn invalid_ingress_is_refused() {
     }
 }
 
+/// The ranges of a service, as the model shows them.
+fn ranges(annotations: &str, spec: &str) -> Result<Option<String>, String> {
+    let text = text(&format!("annotations: {{{annotations}}}"), &format!("clusterIP: 10.96.0.10, {spec}{PORTS}"));
+    let snapshot = Snapshot::parse("web.yaml", &text).unwrap();
+    match &snapshot.report().refused[..] {
+        [] => Ok(snapshot.services().next().unwrap().source_ranges.as_ref().map(ToString::to_string)),
+        [refusal, ..] => Err(format!("{}: {}", refusal.finding.field, refusal.finding.message)),
+    }
+}
+
 #[test]
-fn source_ranges_that_admit_every_source_are_not_reported() {
-    let reported = |spec: &str| {
-        let text = text("", &format!("{spec}, {PORTS}"));
-        Snapshot::parse("web.yaml", &text).unwrap().report().unsupported.len()
+fn source_ranges_are_read_with_their_policy() {
+    let listed = "loadBalancerSourceRanges: [' 192.0.2.0/24 ', 10.1.2.3/8, '2001:db8::/32'], ";
+    assert_eq!(ranges("", listed).unwrap().as_deref(), Some("allow 10.0.0.0/8, 192.0.2.0/24, 2001:db8::/32"));
+    for (policy, says) in [("allow", "allow 10.0.0.0/8"), ("deny", "deny 10.0.0.0/8"), ("Deny", "deny 10.0.0.0/8")] {
+        let policy = format!("{}: {policy}", annotations::CILIUM_RANGES_POLICY);
+        let read = ranges(&policy, "loadBalancerSourceRanges: [10.0.0.0/8], ").unwrap();
+        assert_eq!(read.as_deref(), Some(says));
+    }
+    let older = format!("{}: '10.0.0.0/8, 192.0.2.0/24'", annotations::SOURCE_RANGES);
+    assert_eq!(ranges(&older, "").unwrap().as_deref(), Some("allow 10.0.0.0/8, 192.0.2.0/24"));
+    assert_eq!(ranges(&older, "loadBalancerSourceRanges: ['::/0'], ").unwrap().as_deref(), Some("allow ::/0"));
+    assert_eq!(ranges("", "loadBalancerSourceRanges: [], ").unwrap(), None);
+}
+
+#[test]
+fn a_source_range_that_is_none_is_refused_by_its_place() {
+    let error = ranges("", "loadBalancerSourceRanges: [10.0.0.0/8, 10.0.0.1], ").unwrap_err();
+    assert_eq!(
+        error,
+        "spec.loadBalancerSourceRanges[1]: \"10.0.0.1\" is not a range, expected an address, a slash and a number of bits, \
+         such as 10.0.0.0/8"
+    );
+    let policy = format!("{}: forbid", annotations::CILIUM_RANGES_POLICY);
+    let error = ranges(&policy, "loadBalancerSourceRanges: [10.0.0.0/8], ").unwrap_err();
+    assert!(error.ends_with("\"forbid\" is not a policy, expected allow or deny"), "{error}");
+    let older = format!("{}: '10.0.0.0/8,nonsense'", annotations::SOURCE_RANGES);
+    assert!(ranges(&older, "").unwrap_err().contains("\"nonsense\" is not a range"));
+    let many = vec!["10.0.0.0/8"; lb_k8s::limits::MAX_SOURCE_RANGES + 1];
+    let at = |count: usize| ranges("", &format!("loadBalancerSourceRanges: [{}], ", many[..count].join(", ")));
+    assert!(at(many.len() - 1).is_ok());
+    assert!(at(many.len()).unwrap_err().ends_with("more than 1000 source ranges"));
+}
+
+#[test]
+fn a_policy_without_ranges_and_ranges_that_do_not_count_are_reported() {
+    let reported = |annotations: &str, spec: &str| -> Vec<String> {
+        let text = text(&format!("annotations: {{{annotations}}}"), &format!("clusterIP: 10.96.0.10, {spec}{PORTS}"));
+        let report = Snapshot::parse("web.yaml", &text).unwrap().report();
+        report.unsupported.iter().map(|finding| finding.message.clone()).collect()
     };
-    assert_eq!(reported("clusterIP: 10.96.0.10, loadBalancerSourceRanges: [0.0.0.0/0]"), 0);
-    assert_eq!(reported("clusterIP: 'fd00::10', loadBalancerSourceRanges: ['::/0']"), 0);
-    assert_eq!(reported("clusterIP: 'fd00::10', loadBalancerSourceRanges: [0.0.0.0/0]"), 1);
+    let policy = format!("{}: deny", annotations::CILIUM_RANGES_POLICY);
+    assert_eq!(reported(&policy, ""), ["it has no effect without `spec.loadBalancerSourceRanges`"]);
+    let older = format!("{}: 10.0.0.0/8", annotations::SOURCE_RANGES);
+    let listed = "loadBalancerSourceRanges: [10.0.0.0/8], ";
+    assert_eq!(reported(&older, listed), ["`spec.loadBalancerSourceRanges` takes precedence"]);
+    assert_eq!(reported(&older, ""), [""; 0]);
 }
 
 #[test]
@@ -422,8 +471,9 @@ fn what_is_not_carried_out_is_reported() {
     for (metadata, spec, found) in [
         (
             "",
-            with("loadBalancerSourceRanges: [10.0.0.0/8]"),
-            "spec.loadBalancerSourceRanges: source ranges are not enforced: every source is let in",
+            with("loadBalancerSourceRange: [10.0.0.0/8]"),
+            "spec.loadBalancerSourceRange: there is no such field, so that every source is let in: write \
+             `loadBalancerSourceRanges`",
         ),
         (
             "",

@@ -108,7 +108,7 @@ fn of_a_file_with_a_document_that_is_no_object_the_others_are_read() {
 
 #[test]
 fn what_was_to_say_of_an_object_is_said_while_a_broken_file_holds_it() {
-    let open = service("a", 1).replace("ports", "loadBalancerSourceRanges: [10.0.0.0/8], ports");
+    let open = service("a", 1).replace("ports", "loadBalancerSourceRange: [10.0.0.0/8], ports");
     let mut directory = Directory::new();
     directory.write("a.yaml", &open);
     let before = directory.reload().report.unsupported.clone();

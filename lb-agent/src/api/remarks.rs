@@ -500,14 +500,15 @@ mod tests {
 
     #[test]
     fn a_service_that_lets_in_more_than_it_asks_for_is_degraded_everywhere() {
-        let open = service("web", "clusterIP: 10.96.0.1, ports: [{port: 80}], loadBalancerSourceRanges: [10.0.0.0/8]");
+        let open = service("web", "clusterIP: 10.96.0.1, ports: [{port: 80}], loadBalancerSourceRange: [10.0.0.0/8]");
         let fits = open + &slice("web-1", "web", "ports: [{port: 8080}], endpoints: [{addresses: [10.0.0.1]}]");
-        let says = "spec.loadBalancerSourceRanges: source ranges are not enforced: every source is let in";
+        let says = "spec.loadBalancerSourceRange: there is no such field, so that every source is let in: write \
+                    `loadBalancerSourceRanges`";
         assert_eq!(said(&[&fits], "default/web"), [format!("Degraded: {says}")]);
         let (model, reports) = world(&[&fits]);
         let name = ServiceName::new("default", "web");
         assert_eq!(degraded(&model, &reports, &name), [says]);
-        assert_eq!(steps(&model, &reports, &name)[0].field, "spec.loadBalancerSourceRanges");
+        assert_eq!(steps(&model, &reports, &name)[0].field, "spec.loadBalancerSourceRange");
         let policy = "---\n{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: deny}}\n";
         let (model, reports) = world(&[&(fits + policy)]);
         let of_all: Vec<String> = conditions(&model, &reports[0].1).into_iter().map(|it| it.message).collect();
@@ -515,14 +516,14 @@ mod tests {
             of_all,
             [
                 "policies are not enforced: packets of every source are forwarded: NetworkPolicy deny",
-                "source ranges are not enforced: every source is let in: Service default/web",
+                "there is no such field, so that every source is let in: write `loadBalancerSourceRanges`: Service default/web",
             ]
         );
     }
 
     #[test]
     fn every_service_that_lets_more_in_or_is_refused_says_so_however_many_findings_there_are() {
-        let range = "loadBalancerSourceRanges: [10.0.0.0/8], bogus: 1";
+        let range = "loadBalancerSourceRange: [10.0.0.0/8], bogus: 1";
         let count = lb_k8s::limits::MAX_FINDINGS_PER_FILE;
         let open = |n: usize| {
             service(
@@ -541,8 +542,8 @@ mod tests {
         let last = ServiceName::new("default", &format!("s{}", count - 1));
         assert_eq!(degraded(&model, &reports, &last).len(), 1, "explain says it");
         let says = format!(
-            "source ranges are not enforced: every source is let in: Service default/s0, Service default/s1, Service \
-             default/s2 and {} more",
+            "there is no such field, so that every source is let in: write `loadBalancerSourceRanges`: Service default/s0, \
+             Service default/s1, Service default/s2 and {} more",
             count - 3
         );
         assert!(conditions(&model, &reports[0].1).iter().any(|it| it.message == says));
@@ -552,7 +553,7 @@ mod tests {
     fn findings_of_a_copy_do_not_stand_on_the_one_that_is_served() {
         let slice = slice("web-1", "web", "ports: [{port: 8080}], endpoints: [{addresses: [10.0.0.1]}]");
         let plain = service("web", "clusterIP: 10.96.0.1, ports: [{port: 80}]") + &slice;
-        let open = service("web", "clusterIP: 10.96.0.1, ports: [{port: 80}], loadBalancerSourceRanges: [10.0.0.0/8]");
+        let open = service("web", "clusterIP: 10.96.0.1, ports: [{port: 80}], loadBalancerSourceRange: [10.0.0.0/8]");
         assert_eq!(said(&[&(plain.clone() + &open)], "default/web"), [""; 0], "a second document");
         assert_eq!(said(&[&plain, &open], "default/web"), [""; 0], "another source");
         assert_eq!(said(&[&(open + &slice), &plain], "default/web").len(), 1, "the copy that is served says it");

@@ -363,7 +363,7 @@ mod tests {
         let service = |name: &str| {
             format!(
                 "{{apiVersion: v1, kind: Service, metadata: {{name: {name}}}, \
-                 spec: {{clusterIP: 10.96.0.1, loadBalancerSourceRanges: [10.0.0.0/8], ports: [{{port: 80}}]}}}}\n"
+                 spec: {{clusterIP: 10.96.0.1, loadBalancerSourceRange: [10.0.0.0/8], ports: [{{port: 80}}]}}}}\n"
             )
         };
         let (before, moved, other) =

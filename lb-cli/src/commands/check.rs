@@ -228,7 +228,7 @@ mod tests {
             + &object("bad", "clusterIP: nonsense")
             + &object("direct", "clusterIP: None")
             + &object("waits", "type: LoadBalancer")
-            + &object("open", "clusterIP: 10.96.0.2, loadBalancerSourceRanges: [10.0.0.0/8]")
+            + &object("open", "clusterIP: 10.96.0.2, loadBalancerSourceRange: [10.0.0.0/8]")
             + "---\n{apiVersion: apps/v1, kind: ReplicaSet, metadata: {name: rs}}\n";
         let text = text(&checked(&manifests));
         let line = |begin: &str| text.lines().find(|line| line.starts_with(begin)).unwrap_or_else(|| panic!("{text}"));
@@ -262,7 +262,7 @@ mod tests {
             )
         };
         let open = "---\n{apiVersion: v1, kind: Service, metadata: {name: zz}, spec: {clusterIP: 10.96.0.1, \
-                    loadBalancerSourceRanges: [10.0.0.0/8], ports: [{port: 80}]}}\n";
+                    loadBalancerSourceRange: [10.0.0.0/8], ports: [{port: 80}]}}\n";
         let text = text(&checked(&((0..many).map(sloppy).collect::<String>() + open)));
         let section = text.split_once("\nMore is let in than asked for:\n").map(|(_, rest)| rest);
         assert!(section.is_some_and(|it| it.starts_with("  a.yaml: document 1501, Service default/zz, field ")));

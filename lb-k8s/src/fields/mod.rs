@@ -4,7 +4,6 @@
 //! table, is reported by its path. Unset means absent, null, empty, `false` or 0.
 
 mod pool;
-mod ranges;
 mod service;
 mod slice;
 mod workload;
@@ -26,8 +25,6 @@ pub(crate) enum Rule {
     Unsupported(&'static str),
     /// It is not supported, and without it more is let in.
     Exposes(&'static str),
-    /// The same for the ranges of a service's sources, unless they are every source that it can have.
-    SourceRanges,
     /// An object that has these fields and no others.
     Object(&'static [(&'static str, Rule)]),
     /// An object of which all other fields say nothing about traffic.
@@ -54,17 +51,15 @@ impl Unsupported {
 }
 
 /// Annotations that begin like this ask for something about traffic. The first line that fits counts.
-const WATCHED: [(&str, Rule); 29] = [
+const WATCHED: [(&str, Rule); 27] = [
     ("lb/", Rule::Unsupported("there is no such annotation for this kind")),
-    ("service.cilium.io/src-ranges-policy", Rule::Exposes(SOURCE_RANGES)),
     ("service.cilium.io/type", Rule::Exposes("every address of the service is served, whatever the type here")),
     ("service.cilium.io/node", Rule::Exposes("the service is served on every node")),
     ("service.cilium.io/", Rule::Unsupported(NOT_SUPPORTED)),
     ("lbipam.cilium.io/", Rule::Unsupported(NOT_SUPPORTED)),
     ("io.cilium/", Rule::Unsupported(NOT_SUPPORTED)),
     ("service.kubernetes.io/topology-", Rule::Unsupported("only a service asks for hints")),
-    ("service.beta.kubernetes.io/load-balancer-source-ranges", Rule::SourceRanges),
-    ("service.beta.kubernetes.io/azure-allowed-", Rule::Exposes(SOURCE_RANGES)),
+    ("service.beta.kubernetes.io/azure-allowed-", Rule::Exposes(AZURE_RANGES)),
     ("service.beta.kubernetes.io/azure-load-balancer-internal", Rule::Exposes(INTERNAL)),
     ("service.beta.kubernetes.io/aws-load-balancer-internal", Rule::Exposes(INTERNAL)),
     ("service.beta.kubernetes.io/", Rule::Unsupported("there is no cloud provider")),
@@ -91,15 +86,16 @@ const WATCHED: [(&str, Rule); 29] = [
 ];
 
 const MISSPELT_SOURCE_RANGES: &str =
-    "there is no such field, and source ranges are not enforced: every source is let in";
+    "there is no such field, so that every source is let in: write `loadBalancerSourceRanges`";
 const NOT_SUPPORTED: &str = "this annotation is not supported";
-const SOURCE_RANGES: &str = "source ranges are not enforced: every source is let in";
+const AZURE_RANGES: &str =
+    "Azure's ranges are not read, so that every source is let in: write `spec.loadBalancerSourceRanges`";
 const INTERNAL: &str = "there is no cloud provider: whoever reaches the address is let in";
 const CALICO_POOLS: &str = "Calico's pools are not read: write a pool and `lb/pool`";
 
 /// The fields of `value` that are set and not supported, with their paths.
 pub(crate) fn unsupported(value: &Value, rule: &Rule) -> Vec<Unsupported> {
-    let mut walk = Walk { path: String::new(), found: Vec::new(), more: 0, root: value };
+    let mut walk = Walk { path: String::new(), found: Vec::new(), more: 0 };
     walk.value(value, rule);
     if walk.more > 0 {
         let message = format!("{} more fields of this object are not supported", walk.more);
@@ -108,22 +104,17 @@ pub(crate) fn unsupported(value: &Value, rule: &Rule) -> Vec<Unsupported> {
     walk.found
 }
 
-struct Walk<'a> {
+struct Walk {
     path: String,
     found: Vec<Unsupported>,
     more: usize,
-    /// The whole object.
-    root: &'a Value,
 }
 
-impl Walk<'_> {
+impl Walk {
     fn value(&mut self, value: &Value, rule: &Rule) {
         match (rule, value) {
             (Rule::Unsupported(why), value) if is_set(value) => self.report(why, false),
             (Rule::Exposes(why), value) if is_set(value) => self.report(why, true),
-            (Rule::SourceRanges, value) if is_set(value) && !ranges::are_every_source(value, self.root) => {
-                self.report(SOURCE_RANGES, true);
-            }
             (Rule::Object(fields), Value::Object(object)) => self.object(object, fields, true),
             (Rule::Open(fields), Value::Object(object)) => self.object(object, fields, false),
             (Rule::List(rule), Value::Array(items)) => {
@@ -218,18 +209,18 @@ mod tests {
     fn fields_without_which_more_is_let_in_are_told_apart_and_never_only_counted() {
         let others: Map<_, _> = (0..40).map(|key| (format!("lb/x{key}"), json!("x"))).collect();
         let mut annotations = others;
-        annotations.insert("service.beta.kubernetes.io/load-balancer-source-ranges".into(), json!("10.0.0.0/8"));
+        annotations.insert("service.beta.kubernetes.io/azure-allowed-ip-ranges".into(), json!("10.0.0.0/8"));
         annotations.insert("service.cilium.io/type".into(), json!("ClusterIP"));
         let value = json!({
             "metadata": { "annotations": annotations },
-            "spec": { "loadBalancerSourceRanges": ["10.0.0.0/8"], "externalName": "x.example" },
+            "spec": { "loadBalancerSourceRange": ["10.0.0.0/8"], "externalName": "x.example" },
         });
         assert_eq!(
             exposing(&value),
             [
-                "metadata.annotations[service.beta.kubernetes.io/load-balancer-source-ranges]",
+                "metadata.annotations[service.beta.kubernetes.io/azure-allowed-ip-ranges]",
                 "metadata.annotations[service.cilium.io/type]",
-                "spec.loadBalancerSourceRanges",
+                "spec.loadBalancerSourceRange",
             ]
         );
         assert_eq!(
@@ -269,13 +260,14 @@ mod tests {
         let value = json!({
             "kind": "Service",
             "metadata": { "name": "x", "annotations": { "lb/speed": "9", "lb/algorithm": "maglev", "team": "a" } },
-            "spec": { "loadBalancerSourceRanges": ["10.0.0.0/8"], "sesionAffinity": "ClientIP", "ports": [{ "prot": 1 }] },
+            "spec": { "loadBalancerSourceRange": ["10.0.0.0/8"], "sesionAffinity": "ClientIP", "ports": [{ "prot": 1 }] },
         });
         assert_eq!(
             fields(&value, &SERVICE),
             [
                 "metadata.annotations[lb/speed]: there is no such annotation for this kind",
-                "spec.loadBalancerSourceRanges: source ranges are not enforced: every source is let in",
+                "spec.loadBalancerSourceRange: there is no such field, so that every source is let in: write \
+                 `loadBalancerSourceRanges`",
                 "spec.ports[0].prot: there is no such field",
                 "spec.sesionAffinity: there is no such field",
             ]

@@ -1,6 +1,6 @@
 //! `Service`, v1.
 
-use super::Rule::{self, Annotations, Known, List, Object, Open, SourceRanges, Unsupported};
+use super::Rule::{self, Annotations, Known, List, Object, Open, Unsupported};
 
 /// Annotations that choose how a service balances and which addresses it gets.
 const ANNOTATIONS: Rule = Annotations(&[
@@ -11,6 +11,8 @@ const ANNOTATIONS: Rule = Annotations(&[
     crate::annotations::AFFINITY_PREFIX_V6,
     crate::annotations::DRAIN,
     crate::annotations::PANIC_THRESHOLD,
+    crate::annotations::CILIUM_RANGES_POLICY,
+    crate::annotations::SOURCE_RANGES,
     crate::annotations::TOPOLOGY_MODE,
     crate::annotations::TOPOLOGY_AWARE_HINTS,
     crate::annotations::IPS,
@@ -59,7 +61,7 @@ const SPEC: Rule = Object(&[
     ("loadBalancerClass", Known),
     // Asks for an address, and is compared with status.loadBalancer.ingress where nobody allocates.
     ("loadBalancerIP", Known),
-    ("loadBalancerSourceRanges", SourceRanges),
+    ("loadBalancerSourceRanges", Known),
     ("ports", List(&PORT)),
     // Carried out by whoever writes the endpoint slices.
     ("publishNotReadyAddresses", Known),

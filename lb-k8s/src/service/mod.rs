@@ -1,6 +1,7 @@
 //! Reads a `Service` of Kubernetes into a [`Service`] of the model.
 
 mod addresses;
+mod ranges;
 mod request;
 mod tuning;
 
@@ -143,6 +144,7 @@ pub(crate) fn read(name: ServiceName, object: &Object) -> Result<ReadService, In
     if service.health_check_node_port.is_some() && service.health_check().is_none() {
         notes.always.push(Unsupported::new(HEALTH_CHECK_NODE_PORT, IN_VAIN));
     }
+    service.source_ranges = ranges::read(object, spec, &mut notes.always)?;
     tuning::read(object, spec, &mut service)?;
     let template = template(spec, &service)?;
     let request = request::read(object, spec, kind == Type::LoadBalancer && has_frontends, &service, &mut notes)?;

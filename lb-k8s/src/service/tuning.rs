@@ -125,9 +125,9 @@ fn algorithm(annotations: &Annotations<'_>) -> Result<Option<Algorithm>, Invalid
         named(text, &cilium).ok_or_else(|| format!("{} is not an algorithm, expected random or maglev", quoted(text)))
     })?;
     let ours = annotations.get(ALGORITHM, |text| {
-        let all = [Algorithm::Random, Algorithm::RoundRobin, Algorithm::Maglev];
-        named(text, &all)
-            .ok_or_else(|| format!("{} is not an algorithm, expected random, round-robin or maglev", quoted(text)))
+        let all = [Algorithm::Random, Algorithm::RoundRobin, Algorithm::Maglev, Algorithm::LeastConnections];
+        let expected = "random, round-robin, maglev or least-connections";
+        named(text, &all).ok_or_else(|| format!("{} is not an algorithm, expected {expected}", quoted(text)))
     })?;
     match (ours, cilium) {
         (Some(ours), Some(cilium)) if ours != cilium => {

@@ -19,23 +19,21 @@
 mod pool;
 mod status;
 
-use std::{
-    fmt::{self, Write as _},
-    net::IpAddr,
-};
+use std::fmt::{self, Write as _};
 
 use lb_core::{
     addr::{Family, Protocol},
     affinity::Affinity,
     endpoint::{AdminState, Conditions, Endpoint, EndpointSlice, SlicePort},
     service::{DrainPolicy, Service, ServicePort, ServiceType, TrafficPolicy},
+    sources::RangePolicy,
     topology::Hints,
 };
 
 use crate::{
     annotations::{
-        AFFINITY_PREFIX_V4, AFFINITY_PREFIX_V6, ALGORITHM, DRAIN, MAGLEV_TABLE_SIZE, PANIC_THRESHOLD, SERVICE_NAME,
-        WEIGHT,
+        AFFINITY_PREFIX_V4, AFFINITY_PREFIX_V6, ALGORITHM, CILIUM_RANGES_POLICY, DRAIN, MAGLEV_TABLE_SIZE,
+        PANIC_THRESHOLD, SERVICE_NAME, WEIGHT,
     },
     check,
     lab::slice_name,
@@ -141,6 +139,14 @@ fn write_service(text: &mut String, service: &Service) -> Result<(), WriteError>
     {
         return Err(refuse(format!("its time to drain is {time:?}, expected whole seconds, 1 to 86400")));
     }
+    if service.host_ips.is_some() {
+        return Err(refuse("its ports are host ports, which a `Pod` has and no `Service`".to_owned()));
+    }
+    if let Some(ranges) = &service.source_ranges
+        && ranges.prefixes().is_empty()
+    {
+        return Err(refuse(format!("its source ranges, `{ranges}`, have no prefix")));
+    }
     if let Some(family) = service.node_port_family
         && let Some(ip) = service.cluster_ips.iter().find(|ip| Family::of(**ip) != family)
     {
@@ -174,6 +180,9 @@ fn render_service(text: &mut String, service: &Service) -> fmt::Result {
     if let Some(distribution) = service.traffic_distribution {
         writeln!(text, "  trafficDistribution: {distribution}")?;
     }
+    if let Some(ranges) = &service.source_ranges {
+        render_list(text, "loadBalancerSourceRanges", ranges.prefixes())?;
+    }
     render_service_ports(text, &service.ports)?;
     if !service.load_balancer_ips.is_empty() {
         writeln!(text, "status:\n  loadBalancer:\n    ingress:")?;
@@ -205,7 +214,9 @@ fn render_tuning(text: &mut String, service: &Service) -> fmt::Result {
         DrainPolicy::For(time) => Some(time.as_secs().to_string()),
         DrainPolicy::Cut => Some("cut".to_owned()),
     };
+    let denies = service.source_ranges.as_ref().filter(|ranges| ranges.policy() == RangePolicy::Deny);
     let annotations = [
+        (CILIUM_RANGES_POLICY, denies.map(|ranges| ranges.policy().to_string())),
         (ALGORITHM, service.algorithm.map(|algorithm| algorithm.to_string())),
         (MAGLEV_TABLE_SIZE, service.table_size.map(|size| size.get().to_string())),
         (DRAIN, drain),
@@ -259,12 +270,12 @@ fn family_name(family: Family) -> &'static str {
     }
 }
 
-fn render_list(text: &mut String, field: &str, ips: &[IpAddr]) -> fmt::Result {
-    if ips.is_empty() {
+fn render_list(text: &mut String, field: &str, items: &[impl fmt::Display]) -> fmt::Result {
+    if items.is_empty() {
         return Ok(());
     }
     writeln!(text, "  {field}:")?;
-    ips.iter().try_for_each(|ip| writeln!(text, "  - \"{ip}\""))
+    items.iter().try_for_each(|item| writeln!(text, "  - \"{item}\""))
 }
 
 fn render_service_ports(text: &mut String, ports: &[ServicePort]) -> fmt::Result {
