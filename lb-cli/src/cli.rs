@@ -561,8 +561,8 @@ pub(crate) struct CheckArgs {
     /// nothing].
     #[arg(long, value_name = "KIND", value_parser = driver::parser())]
     pub(crate) datapath: Option<DatapathKind>,
-    /// Configuration file of the agent: its manifests, datapath, node addresses, cluster and service CIDRs, and
-    /// load-balancer classes apply.
+    /// Configuration file of the agent: its manifests, datapath, node name and addresses, cluster and service
+    /// CIDRs, and load-balancer classes apply.
     #[arg(long, value_name = "FILE", env = "LB_CONFIG", hide_env_values = true)]
     pub(crate) config: Option<PathBuf>,
     /// Format of the result.

@@ -4,6 +4,8 @@
 mod common;
 #[path = "agent/health_check.rs"]
 mod health_check;
+#[path = "agent/host_ports.rs"]
+mod host_ports;
 #[path = "common/node.rs"]
 mod node;
 #[path = "common/watch.rs"]

@@ -33,7 +33,7 @@
 //! This crate guesses nothing and allocates nothing. An address or node port that is not in the manifest does not
 //! exist, unless the embedder [grants](Manifests::grant) addresses of [pools](#pools). It ignores nothing silently: the
 //! [`Report`] lists every field that is not supported by file, document and field. It talks to no API server, watches
-//! no directory, knows nothing about nodes, and starts no pod.
+//! no directory, knows nothing of nodes but [the name of one](Manifests::on_node), and starts no pod.
 //!
 //! # Supported objects and fields
 //!
@@ -42,6 +42,7 @@
 //! | `Service` | `clusterIP`, `clusterIPs`, `externalIPs`, `status.loadBalancer.ingress` with `ipMode: VIP`, ports with names and node ports, `loadBalancerSourceRanges`, `sessionAffinity` with its time-out, both traffic policies, `healthCheckNodePort`, `trafficDistribution`, the [annotations] |
 //! | `EndpointSlice` | ports, the first address of each endpoint, `nodeName`, `zone`, hints for zones and nodes, conditions, the [annotations] for weight |
 //! | workloads | names, labels, replicas, container ports with names, `nodeName`; of a `Pod` also readiness and deletion |
+//! | `Pod` that runs on [this node](Manifests::on_node) | `hostPort`, `hostIP`, `protocol` and `containerPort` of its containers, `nodeName`, `hostNetwork`, uid, addresses, phase and deletion |
 //! | `CiliumLoadBalancerIPPool` (cilium.io/v2, v2alpha1) | `blocks` or the older `cidrs`, with `cidr`, or `start` and `stop`; `allowFirstLastIPs`, `serviceSelector`, `disabled` |
 //! | `IPAddressPool` (metallb.io/v1beta1) | `addresses`, `autoAssign`, `avoidBuggyIPs`, `serviceAllocation` with `priority`, `namespaces`, `namespaceSelectors` among the `Namespace` objects, and `serviceSelectors` |
 //! | `IPPool` (lb/v1), the short form of lb | `blocks` and `avoid` as texts, `avoidZeroAnd255`, `allowFirstLastIPs`, `serviceSelector` or several `serviceSelectors`, `disabled`, `autoAssign`, `priority`, `quarantineSeconds`, `drainSeconds`, `namespaceQuota` |

@@ -60,7 +60,7 @@ pub struct WriteError {
 /// another one.
 ///
 /// # Errors
-/// When a name is not a DNS label, the time-out of affinity or the time to drain is not 1 to 86400 whole seconds, or
+/// When its ports are host ports, a name is not a DNS label, the time-out of affinity or the time to drain is not 1 to 86400 whole seconds, or
 /// node ports are of one family while a cluster address is of the other.
 pub fn service(service: &Service) -> Result<String, WriteError> {
     let mut text = String::with_capacity(512);
@@ -122,6 +122,9 @@ pub fn endpoint_slices(
 fn write_service(text: &mut String, service: &Service) -> Result<(), WriteError> {
     let name = &service.name;
     let refuse = |message| WriteError { object: format!("service {name}"), message };
+    if service.host_ips.is_some() {
+        return Err(refuse("its ports are host ports, which stand in the manifest of a pod".to_owned()));
+    }
     check::label(name.name()).and(check::label(name.namespace())).map_err(refuse)?;
     if service.host_ips.is_some() {
         return Err(refuse("its ports are host ports, which stand in the manifest of a pod".to_owned()));
