@@ -13,6 +13,7 @@ pub(crate) mod view;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     time::Duration,
 };
 
@@ -39,8 +40,9 @@ const MAX_RETRY: Duration = Duration::from_secs(30);
 
 /// Opens ports for health checks.
 pub(crate) trait Ports: Send {
-    /// Answers on `port` until the returned value is dropped; or why nobody can.
-    fn open(&mut self, port: u16) -> Result<Door, String>;
+    /// Answers on `port` of these addresses until the returned value is dropped; or why nobody can. An address that is
+    /// unspecified is every one of its family, and is passed over where the kernel lacks the family.
+    fn open(&mut self, ips: &[IpAddr], port: u16) -> Result<Door, String>;
 }
 
 /// An open port.
@@ -50,7 +52,7 @@ pub(crate) type Door = Box<dyn Send>;
 pub(crate) struct NoPorts;
 
 impl Ports for NoPorts {
-    fn open(&mut self, _: u16) -> Result<Door, String> {
+    fn open(&mut self, _: &[IpAddr], _: u16) -> Result<Door, String> {
         Ok(Box::new(()))
     }
 }
@@ -69,6 +71,8 @@ pub(crate) struct HealthChecks {
 /// One port that services claim.
 struct DoorState {
     owner: ServiceName,
+    /// The addresses that it is open at.
+    ips: Vec<IpAddr>,
     door: Result<Door, String>,
     retry: Backoff,
 }
@@ -156,11 +160,14 @@ impl HealthChecks {
         };
         let (ports, opened) = (&mut self.ports, self.doors.remove(&port));
         let mut state = opened.unwrap_or_else(|| DoorState::closed(&owner));
-        let frontend = frontend_at(model, port);
-        match (&state.door, frontend) {
+        let ips = addresses(model);
+        if state.ips != ips {
+            state = DoorState { ips, ..DoorState::closed(&owner) };
+        }
+        match (&state.door, obstacle(model, &state.ips, port)) {
             (Ok(_), None) => {}
-            (_, Some(taken)) => state.fail(port, taken, now),
-            (Err(_), None) if state.retry.is_over(now) => match ports.open(port) {
+            (_, Some(obstacle)) => state.fail(port, obstacle, now),
+            (Err(_), None) if state.retry.is_over(now) => match ports.open(&state.ips, port) {
                 Ok(door) => state.opened(port, &owner, door),
                 Err(problem) => state.fail(port, problem, now),
             },
@@ -211,7 +218,7 @@ impl HealthChecks {
 impl DoorState {
     fn closed(owner: &ServiceName) -> Self {
         let retry = Backoff::new(MIN_RETRY, MAX_RETRY);
-        Self { owner: owner.clone(), door: Err(String::new()), retry }
+        Self { owner: owner.clone(), ips: Vec::new(), door: Err(String::new()), retry }
     }
 
     fn is_due(&self, now: Instant) -> bool {
@@ -242,10 +249,27 @@ fn is_in_step(reconciler: &Reconciler, service: &Service) -> bool {
     reconciler.installed().is_some() && desired.all(|addr| reconciler.status(&addr) == FrontendStatus::Done)
 }
 
-/// What takes the packets that come to `port` of the node, if that is a frontend.
-fn frontend_at(model: &Model, port: u16) -> Option<String> {
-    let at = model.node().ips.iter().map(|&ip| FrontendAddr::new(ip, port, Protocol::Tcp));
-    let (addr, owner) = at.into_iter().find_map(|addr| Some((addr, model.owner(&addr)?)))?;
+/// The addresses at which health checks are answered: those of node ports, if they are chosen; else every one.
+fn addresses(model: &Model) -> Vec<IpAddr> {
+    let chosen = &model.settings().node_port_addresses;
+    if chosen.is_empty() {
+        return vec![IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
+    }
+    let ips = model.node().ips.iter().copied();
+    ips.filter(|ip| chosen.iter().any(|network| network.contains(ip))).collect()
+}
+
+/// Why nobody can be heard on `port` of `ips`: there is no such address, or a frontend takes the packets.
+fn obstacle(model: &Model, ips: &[IpAddr], port: u16) -> Option<String> {
+    if ips.is_empty() {
+        return Some("no address of the node is among those that are chosen for node ports".to_owned());
+    }
+    let at = |ip: IpAddr| ips.contains(&ip) || ips.iter().any(|of| of.is_unspecified());
+    let ips = model.node().ips.iter().filter(|ip| at(**ip));
+    let (addr, owner) = ips.map(|&ip| FrontendAddr::new(ip, port, Protocol::Tcp)).find_map(|addr| {
+        let owner = model.owner(&addr)?;
+        Some((addr, owner))
+    })?;
     let (kind, service) = (owner.kind, &owner.port.service);
     Some(format!(
         "{addr} is a {kind} frontend of service {service}, which gets the packets: give one of them another number"

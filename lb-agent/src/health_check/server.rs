@@ -7,7 +7,7 @@ use std::{
     collections::VecDeque,
     convert::Infallible,
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     sync::{
         Arc, Mutex, PoisonError,
         mpsc::{Receiver, Sender, channel},
@@ -54,7 +54,7 @@ const WEIGHT: HeaderName = HeaderName::from_static("x-load-balancing-endpoint-we
 /// What is to be said on a port.
 type Answers = dyn Fn(u16) -> Option<Answer> + Send + Sync;
 
-/// Answers health checks by HTTP, on every address of the node.
+/// Answers health checks by HTTP.
 pub(crate) struct Server {
     answers: Arc<Answers>,
     /// Started with the first port.
@@ -75,12 +75,12 @@ impl Server {
 }
 
 impl Ports for Server {
-    fn open(&mut self, port: u16) -> Result<Door, String> {
+    fn open(&mut self, ips: &[IpAddr], port: u16) -> Result<Door, String> {
         let thread = match self.thread.take() {
             Some(thread) => thread,
             None => Thread::start().map_err(|error| format!("starting a thread for it failed: {error}"))?,
         };
-        let opened = thread.open(port, &self.answers);
+        let opened = thread.open(ips, port, &self.answers);
         self.thread = Some(thread);
         Ok(Box::new(opened?))
     }
@@ -96,15 +96,15 @@ impl Thread {
         Ok(Self { runtime: handle, ended, crowd: Arc::default() })
     }
 
-    fn open(&self, port: u16, answers: &Arc<Answers>) -> Result<Vec<Listening>, String> {
+    fn open(&self, ips: &[IpAddr], port: u16, answers: &Arc<Answers>) -> Result<Vec<Listening>, String> {
         let mut sockets = Vec::new();
-        for ip in [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)] {
+        for &ip in ips {
             let address = SocketAddr::new(ip, port);
             let _runtime = self.runtime.enter();
             match listen(address) {
                 Ok(socket) => sockets.push(socket),
                 // A kernel without the family has nobody who could ask by it.
-                Err(error) if error.raw_os_error() == Some(Errno::EAFNOSUPPORT as i32) => {}
+                Err(error) if ip.is_unspecified() && error.raw_os_error() == Some(Errno::EAFNOSUPPORT as i32) => {}
                 Err(error) => return Err(refused(address, &error)),
             }
         }
@@ -269,11 +269,15 @@ mod tests {
         (server, port, door)
     }
 
+    fn every() -> [IpAddr; 2] {
+        ["0.0.0.0", "::"].map(|ip| ip.parse().unwrap())
+    }
+
     /// Opens a port that nobody has.
     fn opened(server: &mut Server) -> (u16, Door) {
         loop {
             let free = StdListener::bind("[::]:0").unwrap().local_addr().unwrap().port();
-            if let Ok(door) = server.open(free) {
+            if let Ok(door) = server.open(&every(), free) {
                 return (free, door);
             }
         }
@@ -400,7 +404,7 @@ mod tests {
         for _ in 0..50 {
             drop(door.take());
             StdStream::connect(("127.0.0.1", port)).unwrap_err();
-            door = Some(server.open(port).unwrap());
+            door = Some(server.open(&every(), port).unwrap());
             connected("127.0.0.1", port);
         }
         drop((door, server));
@@ -408,10 +412,21 @@ mod tests {
     }
 
     #[test]
+    fn a_port_is_open_at_the_addresses_that_are_named_and_at_no_other() {
+        let mut server = Server::new(|_| None);
+        let port = StdListener::bind("[::]:0").unwrap().local_addr().unwrap().port();
+        let _door = server.open(&["127.0.0.2".parse().unwrap()], port).unwrap();
+        connected("127.0.0.2", port);
+        StdStream::connect(("127.0.0.1", port)).unwrap_err();
+        let Err(error) = server.open(&["192.0.2.1".parse().unwrap()], port) else { panic!("nobody has that address") };
+        assert!(error.contains(&format!("listening on 192.0.2.1:{port} failed")), "{error}");
+    }
+
+    #[test]
     fn who_has_a_port_is_to_be_found_by_what_the_error_says() {
         let taken = StdListener::bind("127.0.0.1:0").unwrap();
         let port = taken.local_addr().unwrap().port();
-        let Err(error) = Server::new(|_| None).open(port) else { panic!("two listeners have port {port}") };
+        let Err(error) = Server::new(|_| None).open(&every(), port) else { panic!("two listeners have port {port}") };
         assert!(error.contains(&format!("listening on 0.0.0.0:{port} failed")), "{error}");
         assert!(error.contains(&format!("`ss -ltnp sport = :{port}`")), "{error}");
     }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeSet,
+    net::IpAddr,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -10,13 +11,14 @@ use lb_core::{
     datapath::Datapath,
     faulty::{Faults, Faulty},
     memory::MemoryDatapath,
-    model::Change,
+    model::{Change, Model, Settings},
     name::NodeName,
     node::NodeFacts,
+    runner::Runner,
     time::Instant,
 };
 
-use super::{Door, HealthChecks, Ports, board::PATIENCE};
+use super::{Board, Door, HealthChecks, Ports, board::PATIENCE};
 use crate::{
     config::Config,
     driver,
@@ -32,6 +34,8 @@ struct Recorder(Arc<Mutex<Recorded>>);
 struct Recorded {
     open: BTreeSet<u16>,
     taken: BTreeSet<u16>,
+    /// Where the last one was opened.
+    ips: Vec<IpAddr>,
     /// How often each port was opened.
     opened: Vec<u16>,
 }
@@ -47,8 +51,9 @@ impl Recorder {
 }
 
 impl Ports for Recorder {
-    fn open(&mut self, port: u16) -> Result<Door, String> {
+    fn open(&mut self, ips: &[IpAddr], port: u16) -> Result<Door, String> {
         let mut recorded = self.0.lock().unwrap();
+        recorded.ips = ips.to_vec();
         if recorded.taken.contains(&port) {
             return Err("somebody has it".into());
         }
@@ -333,4 +338,40 @@ fn nothing_is_answered_before_the_first_listing_is_carried_out() {
     agent.shared().take_changes(vec![done.clone()]);
     agent.settle().unwrap();
     assert_eq!(ports.open_ports(), [32_000]);
+}
+
+#[test]
+fn health_checks_are_at_the_addresses_of_node_ports_and_follow_them() {
+    let node = |ips: &[&str]| {
+        let ips = ips.iter().map(|ip| ip.parse().unwrap()).collect();
+        Change::SetNode(NodeFacts { ips, ..NodeFacts::default() })
+    };
+    let opened_at = |networks: &[&str], nodes: &[&[&str]]| {
+        let networks: Vec<_> = networks.iter().map(|network| network.parse().unwrap()).collect();
+        let settings = Settings::default().with_node_port_addresses(networks);
+        let mut datapath = MemoryDatapath::default();
+        let model = Model::new(settings, datapath.capabilities());
+        let mut runner = Runner::new(model, NodeFacts::default(), []);
+        let (ports, board) = (Recorder::default(), Board::default());
+        let mut checks = HealthChecks::new(ports.clone());
+        let first = changes(&balanced("web", 1, "healthCheckNodePort: 32000"));
+        for change in first.into_iter().chain(nodes.iter().map(|ips| node(ips))) {
+            runner.handle_change(change).unwrap();
+            while runner.step(&mut datapath, Instant::default()).is_some() {}
+            board.touch_all();
+            checks.follow(runner.reconciler(), &board, Instant::default());
+        }
+        let recorded = ports.0.lock().unwrap();
+        let ips: Vec<String> = recorded.ips.iter().map(ToString::to_string).collect();
+        (ips, recorded.open.len(), board.problems().into_values().collect::<Vec<_>>())
+    };
+    let ips: &[&str] = &["192.0.2.1", "198.51.100.1", "2001:db8::1"];
+    let every = vec!["0.0.0.0".to_owned(), "::".to_owned()];
+    assert_eq!(opened_at(&[], &[ips]), (every, 1, vec![]));
+    let chosen = |nodes: &[&[&str]]| opened_at(&["192.0.2.0/24", "2001:db8::/32"], nodes);
+    assert_eq!(chosen(&[ips]), (vec!["192.0.2.1".into(), "2001:db8::1".into()], 1, vec![]));
+    assert_eq!(chosen(&[ips, &["192.0.2.7"]]), (vec!["192.0.2.7".into()], 1, vec![]));
+    let (_, open, problems) = chosen(&[ips, &["198.51.100.1"]]);
+    assert_eq!((open, problems.len()), (0, 1), "{problems:?}");
+    assert!(problems[0].contains("no address of the node is among those that are chosen"), "{problems:?}");
 }
