@@ -278,7 +278,8 @@ impl Source for Text {
 }
 
 fn run(source: impl Source + 'static, origins: &Origins, config: &Config) -> Result<Checked, CheckError> {
-    let capabilities = config.datapath.capabilities().ok_or(CheckError::Datapath(config.datapath))?;
+    let capabilities =
+        config.datapath.capabilities(&config.attachments).ok_or(CheckError::Datapath(config.datapath))?;
     let named = [(source.name(), source.place())];
     let sources = Sources::new(vec![Box::new(source)], Allocation::in_memory(config));
     let datapath = Box::new(MemoryDatapath::with_capabilities(capabilities));
@@ -391,7 +392,12 @@ mod tests {
     use lb_core::node::NodeFacts;
 
     use super::*;
-    use crate::{api::FrontendStatus, driver, testing::WEB};
+    use crate::{
+        api::FrontendStatus,
+        config::DestroySockets,
+        driver::{self, Attachments},
+        testing::WEB,
+    };
 
     const POOL: &str = "{apiVersion: lb/v1, kind: IPPool, metadata: {name: p}, spec: {blocks: [192.0.2.7/32]}}\n";
 
@@ -455,6 +461,23 @@ mod tests {
         let both = checked(&(POOL.to_owned() + &wants("a", "10.96.0.1") + &wants("b", "10.96.0.2")));
         assert!(both.is_accepted() && !both.is_clean());
         assert!(kinds(&both, 1).contains(&"Unsatisfied".into()), "{both:#?}");
+    }
+
+    #[test]
+    fn drain_policies_are_judged_by_where_sockets_are_ended() {
+        let text =
+            WEB.replace("metadata: {name: web}, spec", "metadata: {name: web, annotations: {lb/drain: cut}}, spec");
+        assert_ne!(text, WEB);
+        let is_clean = |kind: DatapathKind, destroy_sockets| {
+            let attachments = Attachments::default().with_destroy_sockets(destroy_sockets);
+            check_text("all.yaml", &text, &config(kind).with_attachments(attachments)).unwrap().is_clean()
+        };
+        for (destroy_sockets, clean) in
+            [(DestroySockets::All, true), (DestroySockets::Host, false), (DestroySockets::Off, false)]
+        {
+            assert_eq!(is_clean(driver::EBPF, destroy_sockets), clean, "{destroy_sockets:?}");
+            assert!(!is_clean(driver::NFTABLES, destroy_sockets));
+        }
     }
 
     #[test]

@@ -36,8 +36,9 @@ impl Driver for Ebpf {
         Ok(Box::new(OnDevices::open(attachments)?))
     }
 
-    fn capabilities(&self) -> Option<Capabilities> {
-        Some(EbpfDatapath::usual_capabilities())
+    fn capabilities(&self, attachments: &Attachments) -> Option<Capabilities> {
+        let everywhere = attachments.destroy_sockets == DestroySockets::All;
+        Some(EbpfDatapath::usual_capabilities().with_drain(everywhere))
     }
 
     /// Removes the pins; it needs neither cgroup nor devices.

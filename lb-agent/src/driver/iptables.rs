@@ -53,7 +53,7 @@ impl Driver for Iptables {
         Ok(Box::new(IptablesDatapath::open(&self.config())?))
     }
 
-    fn capabilities(&self) -> Option<Capabilities> {
+    fn capabilities(&self, _: &Attachments) -> Option<Capabilities> {
         Some(IptablesDatapath::capabilities_of(&self.config()))
     }
 

@@ -24,7 +24,7 @@ impl Driver for Memory {
         Ok(Box::new(MemoryDatapath::default()))
     }
 
-    fn capabilities(&self) -> Option<Capabilities> {
+    fn capabilities(&self, _: &Attachments) -> Option<Capabilities> {
         Some(Capabilities::all("memory"))
     }
 

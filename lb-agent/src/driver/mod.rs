@@ -92,8 +92,10 @@ pub trait Driver: Sync {
     /// When the kernel or the machine lacks something, or somebody else holds what is needed.
     fn open(&self, attachments: &Attachments) -> Result<Box<dyn OpenDatapath>, DatapathError>;
 
-    /// What a datapath of this kind can do, without opening one; `None`, the default, if only an open one knows.
-    fn capabilities(&self) -> Option<Capabilities> {
+    /// What a datapath of this kind can do with these settings, without opening one, if the kernel and the privileges
+    /// suffice; `None`, the default, if only an open one knows.
+    fn capabilities(&self, attachments: &Attachments) -> Option<Capabilities> {
+        let _ = attachments;
         None
     }
 

@@ -26,7 +26,7 @@ impl Driver for Nftables {
         Ok(Box::new(NftablesDatapath::open(&NftablesConfig::default())?))
     }
 
-    fn capabilities(&self) -> Option<Capabilities> {
+    fn capabilities(&self, _: &Attachments) -> Option<Capabilities> {
         Some(NftablesDatapath::usual_capabilities())
     }
 

@@ -10,7 +10,7 @@ use lb_agent::{
     api::{FrontendStatus, Pool, Service, ServiceKind},
     check::{self, Checked, Finding},
     config::{Config, Settings},
-    driver,
+    driver::{self, Attachments},
 };
 use lb_core::{name::NodeName, node::NodeFacts};
 
@@ -57,6 +57,7 @@ fn config(args: &CheckArgs, settings: &Settings) -> Result<Config, Failure> {
     let maglev = settings.maglev_hash.unwrap_or_default().family(settings.maglev_seed.as_deref());
     Ok(Config::new(datapath, node, "", "")
         .with_maglev(maglev.map_err(|error| Failure::chain(&error))?)
+        .with_attachments(Attachments::default().with_destroy_sockets(settings.destroy_sockets.unwrap_or_default()))
         .with_service_cidrs(settings.service_cidr.clone())
         .with_load_balancer_classes(settings.load_balancer_class.clone()))
 }
