@@ -14,6 +14,7 @@ use lb_core::{
 };
 use lb_datapath_ebpf::{DestroySockets, EbpfDatapath};
 use lb_datapath_ebpf_abi as abi;
+use socket2::{Domain, Socket, Type};
 
 use crate::{
     bpf::Map,
@@ -141,7 +142,7 @@ fn a_resolver_whose_backend_left_recovers_at_once() {
     let _turn = turn();
     let mut host = Host::new(DestroySockets::Host);
     host.apply(&services(Protocol::Udp));
-    for (family, stated) in VIPS.into_iter().enumerate() {
+    for (stated, family) in STATED {
         let [leaves, stays] = host.run(|| one_of_each(stated));
         let before = host.peers();
         let evicted = host.evict(VIPS[family], Protocol::Udp, BACKENDS[family][1]);
@@ -159,21 +160,6 @@ fn a_resolver_whose_backend_left_recovers_at_once() {
         assert!(again.into_iter().all(|answer| ["a", "b"].contains(&&*answer)));
         drop(stays);
     }
-}
-
-#[test]
-#[ignore = "needs root: loads eBPF programs and makes a namespace and a cgroup"]
-fn an_ipv6_socket_with_an_ipv4_mapped_peer_recovers_as_well() {
-    let _turn = turn();
-    let mut host = Host::new(DestroySockets::Host);
-    host.apply(&services(Protocol::Udp));
-    // One of them is connected to the backend that left.
-    let sockets = host.run(|| [0, 1].map(|_| datagrams_to(addr("[::ffff:10.96.0.1]:80"))));
-    let evicted = host.evict(VIPS[0], Protocol::Udp, BACKENDS[0][1]);
-    assert_eq!((evicted.sockets, evicted.count_remaining()), (1, 0), "{evicted}");
-    let mut answers: Vec<_> = sockets.iter().map(|socket| ask(socket).map_err(|error| is_ended(&error))).collect();
-    answers.sort();
-    assert_eq!(answers, [Ok("b".into()), Err(true)]);
 }
 
 #[test]
@@ -373,4 +359,23 @@ fn datagrams_of_a_backend_that_left_leave_nothing_behind() {
         assert_eq!(cluster.flows(addr(backends[0]).ip()), 0);
         assert_eq!(ask(&stays).unwrap(), "b");
     }
+}
+
+#[test]
+#[ignore = "needs root: loads eBPF programs and makes a namespace and a cgroup"]
+fn a_multipath_connection_is_cut_as_well() {
+    const IPPROTO_MPTCP: i32 = 262;
+    let _turn = turn();
+    let mut host = Host::new(DestroySockets::Host);
+    host.apply(&services(Protocol::Tcp));
+    let connect = || {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(IPPROTO_MPTCP.into())).unwrap();
+        socket.connect(&addr(VIPS[0]).into()).unwrap();
+        TcpStream::from(socket)
+    };
+    let mut streams = host.run(|| [connect(), connect()]);
+    let cut = [0, 1].map(|n| name(&ask_on(&mut streams[n]).unwrap()) == "a");
+    let evicted = host.evict(VIPS[0], Protocol::Tcp, BACKENDS[0][1]);
+    assert_eq!((evicted.sockets, evicted.count_remaining()), (1, 0), "{evicted}");
+    assert_eq!([0, 1].map(|n| ask_on(&mut streams[n]).is_err()), cut);
 }
