@@ -19,7 +19,9 @@ use lb_core::{
     model::Model,
     time::Instant,
 };
-use lb_testkit::packets::{Check, Endpoint, IpReading, Reading, Rewrite, Segment, TcpReading, Transport};
+use lb_testkit::packets::{
+    Addresses, Check, Endpoint, IpReading, Ports, Reading, Rewrite, Segment, TcpReading, Transport,
+};
 
 use crate::{
     answer,
@@ -30,6 +32,18 @@ use crate::{
 const TCX_NEXT: i32 = -1;
 const TCX_DROP: i32 = 2;
 const TCX_REDIRECT: i32 = 7;
+
+/// What the programs translate besides whole packets.
+struct Features {
+    /// Packets with IPv6 extension headers.
+    extension_headers: bool,
+    /// Fragments, once the first one of their packet has been seen.
+    fragments: bool,
+}
+
+const FEATURES: Features = Features { extension_headers: false, fragments: false };
+/// More extension headers than these are not walked.
+const MOST_EXTENSIONS: usize = 6;
 
 /// What a packet is judged by besides the table of flows.
 pub(crate) struct View<'a> {
@@ -204,6 +218,8 @@ pub(crate) struct Reference {
     doubtful: HashSet<Tuple>,
     /// Those that have ever been so: the tuple of their answers may be taken for good.
     unseen: HashSet<Tuple>,
+    /// Ports of packets whose first fragment was seen, by what all of their fragments have in common.
+    fragments: HashMap<(Addresses, u8, u32), Ports>,
 }
 
 impl Reference {
@@ -215,19 +231,22 @@ impl Reference {
             affinity: HashMap::new(),
             doubtful: HashSet::new(),
             unseen: HashSet::new(),
+            fragments: HashMap::new(),
         }
     }
 
     /// Compares what a program did to `frame` with what it has to do.
     pub(crate) fn check(&mut self, view: &View<'_>, frame: &[u8], out: &Outcome<'_>) -> Result<Fate, String> {
         let reading = Reading::of(frame);
-        let Some(subject) = subject(view, &reading) else {
+        let Some(subject) = self.subject(view, &reading) else {
             return match untouched(frame, out) {
                 true => Ok(Fate::Untouched),
                 false => Err("expected to be left alone: no packet of a protocol that is translated".into()),
             };
         };
-        if self.replies.contains_key(&subject.tuple) && self.flows.contains_key(&subject.tuple) {
+        let is_ambiguous = self.replies.contains_key(&subject.tuple) && self.flows.contains_key(&subject.tuple);
+        // Which flow a later fragment belongs to cannot be seen from what came out.
+        if is_ambiguous || (subject.ip.is_later_part() && self.unseen.contains(&subject.tuple)) {
             self.saw_anything(view, &subject);
             return Ok(Fate::Ambiguous);
         }
@@ -246,6 +265,38 @@ impl Reference {
             }
         }
         Err(format!("{:?}{why}", subject.tuple))
+    }
+
+    /// The packet of the frame, if it is for this host to route and one that is translated.
+    fn subject<'a>(&mut self, view: &View<'_>, reading: &'a Reading) -> Option<Subject<'a>> {
+        let (destination, _) = reading.ethernet?;
+        let ip = reading.ip.as_ref().filter(|_| reading.tags.is_empty() && destination == view.mac)?;
+        // The kernel drops packets on the wire with such addresses (`ip6_rcv_core`), since they are a socket's own.
+        let mapped = |ip| matches!(ip, IpAddr::V6(ip) if ip.to_ipv4_mapped().is_some());
+        let (source, destination) = (ip.addresses.source(), ip.addresses.destination());
+        if mapped(source) || mapped(destination) || ip.payload_at - ip.at < 20 {
+            return None;
+        }
+        let walked = ip.extensions.len() <= MOST_EXTENSIONS && ip.segments_left == 0 && FEATURES.extension_headers;
+        if (ip.is_part() && !FEATURES.fragments) || !(walked || ip.extensions.is_empty()) {
+            return None;
+        }
+        let is_malformed = !ip.faults.is_empty() || ip.checksum == Check::Wrong;
+        let key = (ip.addresses, ip.protocol, ip.fragment.map_or(0, |fragment| fragment.id));
+        let (protocol, ports, flags) = match ip.transport {
+            Transport::Tcp(TcpReading { ports, flags, .. }) => (Protocol::Tcp, ports, flags),
+            Transport::Udp(ports) => (Protocol::Udp, ports, 0),
+            Transport::Other if ip.is_later_part() => {
+                (Protocol::from_number(ip.protocol)?, *self.fragments.get(&key)?, 0)
+            }
+            Transport::Sctp(_) | Transport::Icmp { .. } | Transport::Other | Transport::Cut => return None,
+        };
+        if ip.is_part() && !ip.is_later_part() && !is_malformed && view.role != Role::Standby {
+            self.fragments.insert(key, ports);
+        }
+        let source = Endpoint { ip: source, port: ports.source };
+        let destination = Endpoint { ip: destination, port: ports.destination };
+        Some(Subject { tuple: Tuple { protocol, source, destination }, ip, flags, is_malformed })
     }
 
     /// What may become of the packet, the most likely first.
@@ -307,6 +358,9 @@ impl Reference {
 
     /// Adds what becomes of a packet that belongs to no flow.
     fn add_new(&self, view: &View<'_>, subject: &Subject<'_>, all: &mut Vec<Alternative>) {
+        if subject.ip.is_later_part() {
+            return all.push(Alternative::Untouched);
+        }
         let (packet, affinity) = (packet(view, subject), self.affinity_of(view, subject));
         let memory = affinity.and_then(|key| self.affinity.get(&key)).copied();
         let memory = match memory {
@@ -647,30 +701,6 @@ const fn answers(client: &Tuple, flow: &Flow) -> Tuple {
 const fn answers_to(client: &Tuple, backend: BackendAddr, source: Endpoint) -> Tuple {
     let backend = Endpoint { ip: backend.ip, port: backend.port };
     Tuple { protocol: client.protocol, source: backend, destination: source }
-}
-
-/// The packet of the frame, if it is for this host to route and of a protocol that is translated.
-fn subject<'a>(view: &View<'_>, reading: &'a Reading) -> Option<Subject<'a>> {
-    let (destination, _) = reading.ethernet?;
-    let ip = reading.ip.as_ref().filter(|_| reading.tags.is_empty() && destination == view.mac)?;
-    // The kernel drops packets on the wire with such addresses (`ip6_rcv_core`), since they are a socket's own.
-    let mapped = |ip| matches!(ip, IpAddr::V6(ip) if ip.to_ipv4_mapped().is_some());
-    let (source, destination) = (ip.addresses.source(), ip.addresses.destination());
-    if ip.is_part() || !ip.extensions.is_empty() || mapped(source) || mapped(destination) {
-        return None;
-    }
-    if ip.payload_at - ip.at < 20 {
-        return None;
-    }
-    let (protocol, ports, flags) = match ip.transport {
-        Transport::Tcp(TcpReading { ports, flags, .. }) => (Protocol::Tcp, ports, flags),
-        Transport::Udp(ports) => (Protocol::Udp, ports, 0),
-        Transport::Sctp(_) | Transport::Icmp { .. } | Transport::Other | Transport::Cut => return None,
-    };
-    let source = Endpoint { ip: source, port: ports.source };
-    let destination = Endpoint { ip: destination, port: ports.destination };
-    let is_malformed = !ip.faults.is_empty() || ip.checksum == Check::Wrong;
-    Some(Subject { tuple: Tuple { protocol, source, destination }, ip, flags, is_malformed })
 }
 
 fn packet(view: &View<'_>, subject: &Subject<'_>) -> Packet {

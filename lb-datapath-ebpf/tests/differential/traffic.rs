@@ -1,7 +1,7 @@
 //! Random packets: of clients, of backends that answer, of nobody, and what errors of senders and of links make of
 //! them.
 
-use std::net::IpAddr;
+use std::{collections::VecDeque, net::IpAddr};
 
 use lb_core::{
     addr::{Family, Protocol},
@@ -34,6 +34,8 @@ pub(crate) struct Traffic {
     conversations: Vec<Conversation>,
     /// Tuples of clients that may have a flow.
     flows: Vec<Tuple>,
+    /// Fragments that follow.
+    fragments: VecDeque<Sent>,
 }
 
 #[derive(Clone, Copy)]
@@ -46,7 +48,11 @@ impl Traffic {
     /// New conversations.
     pub(crate) fn new(dice: &mut Dice, devices: &[Device], node: &[IpAddr]) -> Self {
         let conversation = |_| conversation(dice, devices, node);
-        Self { conversations: (0..4 * CONVERSATIONS).map(conversation).collect(), flows: Vec::new() }
+        Self {
+            conversations: (0..4 * CONVERSATIONS).map(conversation).collect(),
+            flows: Vec::new(),
+            fragments: VecDeque::new(),
+        }
     }
 
     /// Remembers that there is a flow of this client.
@@ -60,7 +66,12 @@ impl Traffic {
     }
 
     /// The next packet.
-    pub(crate) fn next(&self, dice: &mut Dice, reference: &Reference, devices: &[Device]) -> Sent {
+    pub(crate) fn next(&mut self, dice: &mut Dice, reference: &Reference, devices: &[Device]) -> Sent {
+        if dice.chance(60)
+            && let Some(fragment) = self.fragments.pop_front()
+        {
+            return fragment;
+        }
         let device = dice.pick(devices);
         let (device, tuple) = match dice.below(100) {
             0..45 => {
@@ -75,11 +86,26 @@ impl Traffic {
         if dice.chance(25) {
             change_fields(dice, &mut frame, tuple);
         }
+        if dice.chance(5) {
+            frame = self.fragmented(dice, device, frame);
+        }
         let mut bytes = frame.bytes();
         if dice.chance(15) {
             change_bytes(dice, &mut bytes);
         }
         Sent { device, bytes }
+    }
+
+    /// The first part of the frame's packet that is sent; the others follow. It is not always the one at the beginning.
+    fn fragmented(&mut self, dice: &mut Dice, device: Device, frame: Frame) -> Frame {
+        let mut parts: VecDeque<Ip> = frame.ip.fragments(dice.word(), 8 * dice.within(3..=8)).into();
+        if dice.chance(20) {
+            parts.rotate_left(1);
+        }
+        let mut frames = parts.into_iter().map(|ip| Frame { ip, ..frame.clone() });
+        let first = frames.next();
+        self.fragments.extend(frames.map(|frame| Sent { device, bytes: frame.bytes() }));
+        first.unwrap_or(frame)
     }
 
     /// An answer to a flow, or rarely another packet from a backend.

@@ -31,6 +31,8 @@ pub struct IpReading {
     pub has_options: bool,
     /// Numbers of the IPv6 extension headers, the fragment header too.
     pub extensions: Vec<u8>,
+    /// Stops that a routing header of IPv6 has before the destination; 0 without one.
+    pub segments_left: u8,
     /// Which part of a larger packet this is. A fragment header that stands for the whole of its packet counts too.
     pub fragment: Option<FragmentReading>,
     /// Protocol of what follows all headers of IP.
@@ -199,6 +201,7 @@ impl IpReading {
             hop_limit: header.ttl(),
             has_options: header_len > 20,
             extensions: Vec::new(),
+            segments_left: 0,
             fragment,
             protocol: header.protocol().0,
             payload_at: at + header_len,
@@ -224,6 +227,7 @@ impl IpReading {
             hop_limit: header.hop_limit(),
             has_options: false,
             extensions: Vec::new(),
+            segments_left: 0,
             fragment: None,
             protocol: header.next_header().0,
             payload_at,
@@ -246,6 +250,9 @@ impl IpReading {
             };
             self.extensions.push(self.protocol);
             let mut size = (usize::from(len) + 1) * 8;
+            if self.protocol == ROUTING {
+                self.segments_left = frame.get(self.payload_at + 3).copied().unwrap_or_default();
+            }
             if self.protocol == FRAGMENT {
                 let Ok(header) = Ipv6FragmentHeaderSlice::from_slice(&frame[self.payload_at..]) else {
                     return self.faults.push(Fault::Extensions);
@@ -261,7 +268,10 @@ impl IpReading {
         }
     }
 
-    fn is_later_part(&self) -> bool {
+    /// Whether this is a part of a larger packet other than the first, so that no header of a transport protocol begins
+    /// in it.
+    #[must_use]
+    pub fn is_later_part(&self) -> bool {
         self.fragment.is_some_and(|fragment| fragment.offset != 0)
     }
 
@@ -394,10 +404,11 @@ mod tests {
         for addresses in both() {
             for payload in payloads(addresses) {
                 let mut ip = Ip { hop_limit: 9, ..Ip::new(addresses, payload.clone()) };
-                ip.extensions = vec![Extension::padding(protocol::ROUTING)];
+                ip.extensions = vec![Extension { number: protocol::ROUTING, data: vec![0, 3] }];
                 let reading = Reading::of(&Frame::new([2; 6], [4; 6], ip).bytes()).ip.unwrap();
                 assert_eq!((reading.addresses, reading.hop_limit), (addresses, 9));
                 assert_eq!(reading.protocol, payload.protocol(addresses));
+                assert_eq!(reading.segments_left, if matches!(addresses, Addresses::V6 { .. }) { 3 } else { 0 });
                 assert_eq!((&reading.faults[..], reading.transport_checksum), (&[][..], Check::Right));
                 match reading.transport {
                     Transport::Tcp(tcp) => assert_eq!((tcp.ports, tcp.sequence, tcp.flags), (PORTS, 7, 0x12)),

@@ -25,9 +25,10 @@ pub struct Rewrite {
 }
 
 impl Rewrite {
-    /// The frame after this change; `None` if it holds no packet with ports of the family, or ends before the checksum.
+    /// The frame after this change; `None` if it holds no packet of the family with ports, or ends before the checksum.
     ///
-    /// A checksum that was right is computed anew over all that it covers. One that was wrong, or cannot be verified, is
+    /// Ports and checksum of the transport protocol are in the first part of a packet, so that later ones get new
+    /// addresses only. A checksum that was right is computed anew over all that it covers. One that was wrong, or cannot be verified, is
     /// as wrong as before, so that the receiver sees it. A datagram without a checksum stays without one.
     #[must_use]
     pub fn of(&self, frame: &[u8]) -> Option<Vec<u8>> {
@@ -36,7 +37,9 @@ impl Rewrite {
 
     fn apply(&self, frame: &[u8], ip: &IpReading) -> Option<Vec<u8>> {
         let addresses = Addresses::new(self.source.ip, self.destination.ip)?;
-        ip.ports()?;
+        if !ip.is_later_part() {
+            ip.ports()?;
+        }
         let mut bytes = frame.to_vec();
         let at = match (ip.addresses, addresses) {
             (Addresses::V4 { .. }, Addresses::V4 { source, destination }) => {
@@ -53,11 +56,14 @@ impl Rewrite {
             }
             (Addresses::V4 { .. }, Addresses::V6 { .. }) | (Addresses::V6 { .. }, Addresses::V4 { .. }) => return None,
         };
-        put(&mut bytes, ip.payload_at, &self.source.port.to_be_bytes());
-        put(&mut bytes, ip.payload_at + 2, &self.destination.port.to_be_bytes());
         if matches!(addresses, Addresses::V4 { .. }) {
             header_checksum(&mut bytes, frame, ip);
         }
+        if ip.is_later_part() {
+            return Some(bytes);
+        }
+        put(&mut bytes, ip.payload_at, &self.source.port.to_be_bytes());
+        put(&mut bytes, ip.payload_at + 2, &self.destination.port.to_be_bytes());
         let ports = ip.payload_at..ip.payload_at + 4;
         let (old, new) = ([&frame[at.clone()], &frame[ports.clone()]].concat(), [&bytes[at], &bytes[ports]].concat());
         transport_checksum(&mut bytes, ip, addresses, &old, &new)?;
@@ -173,6 +179,21 @@ mod tests {
             let datagram = Datagram { ports: PORTS, checksum: false, data: vec![9] };
             let out = rewrite.of(&frame(addresses, Payload::Udp(datagram))).unwrap();
             assert_eq!(Reading::of(&out).ip.unwrap().transport_checksum, Check::Absent);
+        }
+    }
+
+    #[test]
+    fn parts_of_a_packet_are_those_of_the_rewritten_packet() {
+        for (addresses, rewrite) in cases() {
+            let to = Addresses::new(rewrite.source.ip, rewrite.destination.ip).unwrap();
+            let new_ports = Ports { source: rewrite.source.port, destination: rewrite.destination.port };
+            let udp = |ports| Payload::Udp(Datagram { ports, checksum: true, data: (0..50).collect() });
+            let before = Ip::new(addresses, udp(PORTS)).fragments(9, 24);
+            let after = Ip { hop_limit: 63, ..Ip::new(to, udp(new_ports)) }.fragments(9, 24);
+            for (before, after) in before.into_iter().zip(after) {
+                let expected = Frame::new([2; 6], [4; 6], after).bytes();
+                assert_eq!(rewrite.of(&Frame::new([2; 6], [4; 6], before).bytes()), Some(expected));
+            }
         }
     }
 
