@@ -33,15 +33,17 @@ const TCX_NEXT: i32 = -1;
 const TCX_DROP: i32 = 2;
 const TCX_REDIRECT: i32 = 7;
 
-/// What the programs translate besides whole packets.
+/// What the programs do besides translating whole packets.
 struct Features {
+    /// They keep the source of packets to backends on addresses of the node.
+    local_backends: bool,
     /// Packets with IPv6 extension headers.
     extension_headers: bool,
     /// Fragments, once the first one of their packet has been seen.
     fragments: bool,
 }
 
-const FEATURES: Features = Features { extension_headers: false, fragments: false };
+const FEATURES: Features = Features { local_backends: false, extension_headers: false, fragments: false };
 /// More extension headers than these are not walked.
 const MOST_EXTENSIONS: usize = 6;
 
@@ -106,14 +108,27 @@ pub(crate) struct Flow {
     version: u64,
 }
 
+impl Flow {
+    /// Whether its client talks to its peer directly, out of another source.
+    fn is_direct(&self, client: &Tuple) -> bool {
+        (self.backend.ip, self.backend.port) == (client.destination.ip, client.destination.port)
+    }
+}
+
 /// A tuple of answers.
 #[derive(Clone, Copy, Debug)]
 struct Reply {
-    /// The tuple of the client.
+    /// The tuple of the client; the mirror image of the answers' if it talks to its peer directly.
     client: Tuple,
     closing: Closing,
-    /// It may have been removed.
+    /// It may not be there.
     doubtful: bool,
+}
+
+impl Reply {
+    fn is_direct(&self, answers: &Tuple) -> bool {
+        self.client.mirror() == *answers
+    }
 }
 
 /// How far a TCP connection is from its end.
@@ -136,7 +151,7 @@ impl Closing {
     }
 
     const fn may_be_over(self) -> bool {
-        self.reset || self.fin[0] || self.fin[1] || self.doubtful
+        self.reset || (self.fin[0] && self.fin[1]) || self.doubtful
     }
 }
 
@@ -175,6 +190,10 @@ impl Subject<'_> {
     fn is_udp(&self) -> bool {
         self.tuple.protocol == Protocol::Udp
     }
+
+    fn may_begin(&self) -> bool {
+        self.is_udp() || self.asks_for_a_connection()
+    }
 }
 
 /// Something that may become of a packet.
@@ -193,6 +212,8 @@ enum Alternative {
     Forwarded(Flow),
     /// It is an answer, of this flow.
     Returned(Reply),
+    /// It is an answer to a client that talks to its peer directly.
+    DirectAnswer,
     /// It opens a flow.
     Opens(Opening),
 }
@@ -306,7 +327,10 @@ impl Reference {
         }
         let mut all = Vec::new();
         if let Some(reply) = self.replies.get(&subject.tuple) {
-            all.push(Alternative::Returned(*reply));
+            all.push(match reply.is_direct(&subject.tuple) {
+                true => Alternative::DirectAnswer,
+                false => Alternative::Returned(*reply),
+            });
             if reply.doubtful {
                 self.add_new(view, subject, &mut all);
                 self.add_unseen(subject, &mut all);
@@ -336,6 +360,9 @@ impl Reference {
                 return true;
             }
             all.push(known);
+            if flow.is_direct(&subject.tuple) {
+                return flow.closing.may_be_over() || is_doubtful;
+            }
             // With other services the flow may be decided on anew.
             return flow.closing.may_be_over() || flow.version != view.version || is_doubtful;
         }
@@ -347,8 +374,8 @@ impl Reference {
                 all.push(known);
                 is_doubtful || (subject.is_udp() && view.was_gone(backend, flow.version))
             }
-            // A connection outlives its frontend.
-            Verdict::Pass if !subject.is_udp() => {
+            // A connection outlives its frontend, and a direct flow has none.
+            Verdict::Pass if !subject.is_udp() || flow.is_direct(&subject.tuple) => {
                 all.push(known);
                 is_doubtful
             }
@@ -374,11 +401,13 @@ impl Reference {
         let known = FlowView { affinity: record, ..FlowView::default() };
         let decision = decide(view.model, &packet, &known, Instant::default());
         let is_doubtful = self.doubtful.contains(&subject.tuple);
-        if view.role == Role::Draining {
+        // Of a connection that is not ours, everything but the request for it is an answer to the node itself.
+        let is_own = !subject.may_begin() && view.model.node().ips.contains(&subject.tuple.destination.ip);
+        if view.role == Role::Draining || is_own {
             all.push(Alternative::Untouched);
         } else {
             match &decision.verdict {
-                Verdict::Pass => all.push(Alternative::Direct),
+                Verdict::Pass => self.add_direct(view, subject, all),
                 Verdict::Drop => all.push(Alternative::Dropped),
                 Verdict::Forward(_) | Verdict::Reject if subject.is_reset() => all.push(Alternative::Dropped),
                 Verdict::Reject if subject.ip.has_options => all.push(Alternative::Dropped),
@@ -400,6 +429,24 @@ impl Reference {
             let forward = usual_forward(view, &decision, family);
             all.push(Alternative::Opens(Opening { backends, forward, is_doubtful: true, affinity }));
         }
+    }
+
+    /// Adds what becomes of a packet that is for no frontend: it passes, unless a flow of a frontend has the tuple of its
+    /// answers. Then it gets another source.
+    fn add_direct(&self, view: &View<'_>, subject: &Subject<'_>, all: &mut Vec<Alternative>) {
+        let answers = subject.tuple.mirror();
+        let other = self.replies.get(&answers).filter(|reply| !reply.is_direct(&answers) && subject.may_begin());
+        let Some(other) = other else { return all.push(Alternative::Direct) };
+        if other.closing.may_be_over() || other.doubtful {
+            all.push(Alternative::Direct);
+        }
+        if other.closing.is_over() && !other.doubtful {
+            return;
+        }
+        let Endpoint { ip, port } = subject.tuple.destination;
+        let backends = [BackendAddr::new(ip, port, subject.tuple.protocol)].into();
+        let forward = translated(view, Family::of(ip));
+        all.push(Alternative::Opens(Opening { backends, forward, is_doubtful: false, affinity: None }));
     }
 
     /// Adds what becomes of an answer to a flow that was opened by a packet that does not show it.
@@ -435,7 +482,14 @@ impl Reference {
             Alternative::Dropped => is(out.verdict == TCX_DROP, Fate::Dropped, "it is not dropped"),
             Alternative::Direct => {
                 is(untouched(frame, out), Fate::Untouched, "it is not as it came")?;
-                self.saw_direct(subject);
+                self.saw_direct(view, subject);
+                Ok(Fate::Untouched)
+            }
+            Alternative::DirectAnswer => {
+                is(untouched(frame, out), Fate::Untouched, "it is not as it came")?;
+                if let Some(reply) = self.replies.get_mut(&subject.tuple) {
+                    reply.closing.see(SERVER, subject.flags);
+                }
                 Ok(Fate::Untouched)
             }
             Alternative::Anything => {
@@ -493,7 +547,7 @@ impl Reference {
         if !opening.backends.contains(&backend) {
             return Err(format!("it went to {backend}"));
         }
-        self.is_a_source(&tuple, opening, backend, source)?;
+        self.is_a_source(view, &tuple, opening, backend, source)?;
         self.is_translated(subject, frame, out, source, destination)?;
         // A flow that did not show may have been opened at any time, and this packet may have ended it.
         let is_doubtful = opening.is_doubtful || self.doubtful.contains(&tuple);
@@ -525,11 +579,17 @@ impl Reference {
     /// Whether `source` is one that a flow to `backend` may get.
     fn is_a_source(
         &self,
+        view: &View<'_>,
         tuple: &Tuple,
         opening: &Opening,
         backend: BackendAddr,
         source: Endpoint,
     ) -> Result<(), String> {
+        if !FEATURES.local_backends && opening.forward.here.contains(&backend) && source != tuple.source {
+            let usual = translated(view, backend.family());
+            let usual = Opening { forward: usual, ..opening.clone() };
+            return self.is_a_source(view, tuple, &usual, backend, source);
+        }
         let rewrite = opening.forward.source_rewrite(tuple.source.ip, backend);
         let kept = self.is_taken(&answers_to(tuple, backend, tuple.source), tuple);
         match rewrite {
@@ -649,17 +709,28 @@ impl Reference {
         }
     }
 
-    /// A client talks to what may be a backend without a frontend: its answers are its own from now on.
-    fn saw_direct(&mut self, subject: &Subject<'_>) {
+    /// A client talks to its peer directly: no flow of a frontend gets the tuple of its answers from now on.
+    fn saw_direct(&mut self, view: &View<'_>, subject: &Subject<'_>) {
         let answers = subject.tuple.mirror();
-        let begins = subject.is_udp() || (subject.asks_for_a_connection() && !subject.is_reset());
-        if begins && self.replies.contains_key(&answers) {
-            if subject.is_malformed {
-                self.replies.entry(answers).and_modify(|reply| reply.doubtful = true);
-            } else {
-                self.replies.remove(&answers);
+        let direct = self.replies.get_mut(&answers).filter(|reply| reply.is_direct(&answers));
+        if let Some(reply) = direct {
+            let begins_again = subject.asks_for_a_connection() && reply.closing.may_be_over();
+            if begins_again {
+                reply.closing = Closing::default();
             }
+            reply.closing.see(CLIENT, subject.flags);
+            return;
         }
+        if !subject.may_begin() {
+            return;
+        }
+        // Only flows to addresses of backends are remembered for sure.
+        let ip = subject.tuple.destination.ip;
+        let is_backend = view.backends.iter().any(|(backend, left)| backend.ip == ip && *left == 0);
+        let doubtful = !is_backend || subject.is_malformed || view.model.node().ips.contains(&ip);
+        let mut closing = Closing { doubtful, ..Closing::default() };
+        closing.see(CLIENT, subject.flags & Segment::FIN);
+        self.replies.insert(answers, Reply { client: subject.tuple, closing, doubtful });
     }
 
     fn saw_anything(&mut self, view: &View<'_>, subject: &Subject<'_>) {
@@ -720,6 +791,11 @@ fn usual_forward(view: &View<'_>, decision: &Decision, family: Family) -> Forwar
     if let Verdict::Forward(forward) = &decision.verdict {
         return forward.clone();
     }
+    translated(view, family)
+}
+
+/// The forwarding of a flow whose source is translated in any case.
+fn translated(view: &View<'_>, family: Family) -> Forward {
     let addr = view.model.node().primary_ip(family);
     let translated = SourceRewrite::Translated { addr, ports: view.model.capabilities().translated_ports.clone() };
     Forward {

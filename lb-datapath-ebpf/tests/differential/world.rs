@@ -29,7 +29,7 @@ use crate::{
 /// The program of packets, and the prefix of the names of its links.
 const PROGRAM: &str = "lb_ingress";
 /// Tables that the program fills with flows and clients.
-const TABLES: [&str; 2] = ["CT", "AFFINITY"];
+const TABLES: [&str; 3] = ["CT", "CT_LIVE", "AFFINITY"];
 /// Prefixes that the node has no way to: how its routes say so.
 pub(crate) const NOWHERE: [(&str, &str); 4] = [
     ("blackhole", "10.244.66.0/24"),
