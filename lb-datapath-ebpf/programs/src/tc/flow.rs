@@ -305,7 +305,9 @@ pub fn record_direct<M: FlowMaps>(maps: M, packet: &Packet, to: &mut CtValue) ->
     }
     let (key, now) = (packet.key.mirror(), maps.now());
     let Some((entry, table)) = find(maps, &key) else {
-        if may_start(packet) && maps.knows(packet.key.dst) && !maps.is_node(packet.key.dst) {
+        // Only a forged packet comes from a frontend. Its answers would be packets of a client of that frontend.
+        let to_backend = may_start(packet) && maps.knows(packet.key.dst) && !maps.is_node(packet.key.dst);
+        if to_backend && !is_frontend(maps, &key) {
             maps.add_flow(Table::Lru, &key, &direct(packet, now));
         }
         return Direct::Recorded;
@@ -1038,6 +1040,16 @@ mod tests {
             assert_eq!(verdict(&fake, &answer), Found::Direct, "the older connection lives");
             assert_eq!(verdict(&fake, &reply_of(&to, &packet, answer.flags)), Found::Flow);
         }
+    }
+
+    #[test]
+    fn a_forged_packet_of_a_frontend_takes_no_client_away() {
+        let fake = serving();
+        let mut client = tcp(SYN);
+        client.key.src = backend(2).0;
+        let forged = Packet { key: client.key.mirror(), ..client };
+        assert_eq!(record(&fake, &forged), Direct::Recorded);
+        assert_eq!(verdict(&fake, &client), Found::Nothing, "it opens a flow");
     }
 
     #[test]
