@@ -280,6 +280,10 @@ impl Reference {
                     if alternatives.len() > 1 && subject.ip.hop_limit <= 1 && untouched(frame, out) {
                         self.saw_anything(view, &subject);
                     }
+                    // A new flow may be to the same backend, out of the same source.
+                    if alternatives.len() > 1 && fate == Fate::Forwarded {
+                        self.saw_old_or_new(&subject);
+                    }
                     return Ok(fate);
                 }
                 Err(reason) => why += &format!("\n  expected {alternative:?}\n    but {reason}"),
@@ -326,7 +330,11 @@ impl Reference {
             return vec![Alternative::Untouched];
         }
         let mut all = Vec::new();
-        if let Some(reply) = self.replies.get(&subject.tuple) {
+        let reply = self.replies.get(&subject.tuple).filter(|reply| {
+            // Nobody but the datapath sends from a frontend: no such packet makes its clients talk to it directly.
+            !reply.is_direct(&subject.tuple) || !self.is_frontend(view, subject)
+        });
+        if let Some(reply) = reply {
             all.push(match reply.is_direct(&subject.tuple) {
                 true => Alternative::DirectAnswer,
                 false => Alternative::Returned(*reply),
@@ -459,6 +467,11 @@ impl Reference {
         let closing = Closing { doubtful: true, ..Closing::default() };
         let reply = |client: &Tuple| Alternative::Returned(Reply { client: *client, closing, doubtful: true });
         all.extend(self.unseen.iter().filter(may_have).map(reply));
+    }
+
+    fn is_frontend(&self, view: &View<'_>, subject: &Subject<'_>) -> bool {
+        let Endpoint { ip, port } = subject.tuple.destination;
+        view.model.owner(&FrontendAddr::new(ip, port, subject.tuple.protocol)).is_some()
     }
 
     fn affinity_of(&self, view: &View<'_>, subject: &Subject<'_>) -> Option<(FrontendAddr, IpAddr)> {
@@ -695,6 +708,14 @@ impl Reference {
         }
         reply.closing.see(CLIENT, subject.flags);
         reply.doubtful = false;
+    }
+
+    fn saw_old_or_new(&mut self, subject: &Subject<'_>) {
+        let Some(flow) = self.flows.get_mut(&subject.tuple) else { return };
+        flow.closing.doubtful = true;
+        if let Some(reply) = self.replies.get_mut(&answers(&subject.tuple, flow)) {
+            reply.closing.doubtful = true;
+        }
     }
 
     fn saw_returned(&mut self, subject: &Subject<'_>) {
