@@ -110,12 +110,26 @@ const PACKETS: [Case; 8] = [
 ];
 
 impl Case {
-    /// Starts the flow that an established packet belongs to.
+    /// Starts the flow that an established packet belongs to: a handshake.
     fn prepare(&self, subject: &mut Subject, uplink: &Device) -> Outcome<()> {
         if matches!(self.kind, Kind::Established) {
             subject.run(&self.frame(uplink, SYN, 0), uplink, 1, TCX_REDIRECT)?;
+            subject.run(&self.answer(uplink), uplink, 1, TCX_REDIRECT)?;
         }
         Ok(())
+    }
+
+    /// What the backend answers to the first packet of flow 0.
+    fn answer(&self, uplink: &Device) -> Vec<u8> {
+        let mut frame = self.frame(uplink, SYN | ACK, 0);
+        let (from, to, size) = if self.is_v4 { (26, 30, 4) } else { (22, 38, 16) };
+        frame.copy_within(from..from + size, to);
+        let backend = if self.is_v4 { vec![10, 244, 0, 2] } else { v6(0x244, 2).to_vec() };
+        frame[from..from + size].copy_from_slice(&backend);
+        let ports = to + size;
+        frame.copy_within(ports..ports + 2, ports + 2);
+        frame[ports..ports + 2].copy_from_slice(&8080_u16.to_be_bytes());
+        frame
     }
 
     /// Nanoseconds of call number `call`.
@@ -171,6 +185,7 @@ impl Device {
             "link set pods up",
             "addr add 192.0.2.1/24 dev uplink",
             "addr add 10.244.0.1/24 dev pods",
+            "route add 10.244.7.0/24 dev uplink",
             "addr add fd00:2::1/64 dev uplink nodad",
             "addr add fd00:244::1/64 dev pods nodad",
         ] {
