@@ -6,6 +6,7 @@ mod clsact;
 mod common;
 mod drift;
 mod evict;
+mod flows;
 mod foreign;
 mod packets;
 mod sockets;

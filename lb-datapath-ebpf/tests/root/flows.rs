@@ -1,0 +1,455 @@
+//! The table of flows under real connections: whose a tuple is, for how long, and what a flood costs.
+
+use std::{
+    io::{self, Read, Write},
+    net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    process::Command,
+    sync::{
+        atomic::{AtomicBool, AtomicU32, Ordering},
+        mpsc,
+    },
+    thread,
+    time::Instant,
+};
+
+use lb_core::{
+    addr::Protocol,
+    datapath::Datapath,
+    id::SetId,
+    plan::{Labels, diff},
+    state::{Lookup, State, Target},
+};
+use lb_datapath_ebpf::{EbpfDatapath, Reason};
+use lb_datapath_ebpf_abi as abi;
+
+use crate::{
+    bpf::Map,
+    common::{
+        Cgroup, Namespace, PATIENCE, POD_DEVICES, PinDir, UPLINK, World, ask_on, ask_tcp, ask_udp, config, ip, serve,
+        state, turn,
+    },
+};
+
+/// Two pods that serve on port 8080, and a datapath on the node.
+struct Cluster {
+    datapath: EbpfDatapath,
+    world: World,
+    pins: PinDir,
+    _cgroup: Cgroup,
+}
+
+const VIP: &str = "10.96.0.1:80";
+const PODS: [&str; 2] = ["10.244.0.2:8080", "10.244.1.2:8080"];
+const NODE: &str = "192.0.2.1";
+
+impl Cluster {
+    /// With the ports that these settings leave to translated sources.
+    fn with_local_ports(range: &str) -> Self {
+        let world = World::new();
+        world.node.sysctl("ipv4/ip_local_port_range", range);
+        for (i, name) in ["a", "b"].into_iter().enumerate() {
+            let job = world.pods[i].run(|| serve(addr(PODS[i]), name));
+            world.pods[i].spawn(job);
+        }
+        let (pins, cgroup) = (PinDir::new(), Cgroup::empty());
+        let mut config = config(&pins, &cgroup);
+        config.pod_devices = POD_DEVICES.map(String::from).to_vec();
+        config.uplink_devices = vec![UPLINK.into()];
+        let datapath = world.node.run(|| EbpfDatapath::open(config)).unwrap();
+        Self { datapath, world, pins, _cgroup: cgroup }
+    }
+
+    fn new() -> Self {
+        Self::with_local_ports("32768 60999")
+    }
+
+    /// 1,024 ports for translated sources.
+    fn with_few_ports() -> Self {
+        Self::with_local_ports("2048 65535")
+    }
+
+    fn apply(&mut self, desired: State) {
+        let observed = self.datapath.observe().unwrap();
+        let desired = State { node: World::facts(), ..desired };
+        self.datapath.apply(&diff(&observed, &desired, &Labels::default())).unwrap();
+    }
+
+    /// `vip` over TCP and UDP, with these backends.
+    fn serve_at(&mut self, vip: &str, backends: &[&str]) {
+        let backends: Vec<_> = backends.iter().map(|text| addr(text)).collect();
+        let services = [Protocol::Tcp, Protocol::Udp].map(|protocol| (addr(vip), protocol, &*backends));
+        self.apply(state(&services, Lookup::RoundRobin, None));
+    }
+
+    fn stopped(&self, reason: Reason) -> u64 {
+        self.datapath.reason_counters().unwrap().unwrap().read().unwrap()[&reason]
+    }
+}
+
+/// Every entry of a flow.
+fn flows(pins: &PinDir) -> Vec<(Map, abi::CtKey, abi::CtValue)> {
+    let of = |name: &str| {
+        let open = || Map::open(&pins.0.join("v1/maps").join(name));
+        let map = open();
+        let keys = map.keys::<abi::CtKey>().into_iter();
+        keys.filter_map(|key| Some((open(), key, map.get(&key)?))).collect::<Vec<_>>()
+    };
+    ["CT", "CT_LIVE"].into_iter().flat_map(of).collect()
+}
+
+/// As if every flow had been silent for so many seconds more.
+fn age(pins: &PinDir, seconds: u64) {
+    for (map, key, value) in flows(pins) {
+        let last_ns = value.last_ns.saturating_sub(seconds * 1_000_000_000);
+        map.put(&key, &abi::CtValue { last_ns, ..value });
+    }
+}
+
+fn addr(text: &str) -> SocketAddr {
+    text.parse().unwrap()
+}
+
+/// A TCP connection from this port, which other sockets of this namespace may have as well.
+fn connect_from(source: SocketAddr, to: SocketAddr) -> io::Result<TcpStream> {
+    // SAFETY: the call makes a descriptor.
+    let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) };
+    assert!(fd >= 0);
+    // SAFETY: it was just made.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    let on = 1_i32;
+    let name = |addr: SocketAddr| {
+        let SocketAddr::V4(addr) = addr else { panic!("{addr}") };
+        libc::sockaddr_in {
+            sin_family: libc::AF_INET as u16,
+            sin_port: addr.port().to_be(),
+            sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes(addr.ip().octets()) },
+            sin_zero: [0; 8],
+        }
+    };
+    let patience = libc::timeval { tv_sec: PATIENCE.as_secs() as i64, tv_usec: 0 };
+    let check = |result: i32| if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) };
+    // SAFETY: options and addresses outlive the calls and are as long as is said.
+    unsafe {
+        let set = |name, value: *const libc::c_void, len: usize| {
+            check(libc::setsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, name, value, len as u32))
+        };
+        set(libc::SO_REUSEADDR, (&raw const on).cast(), size_of_val(&on))?;
+        set(libc::SO_SNDTIMEO, (&raw const patience).cast(), size_of_val(&patience))?;
+        let (from, to) = (name(source), name(to));
+        check(libc::bind(fd.as_raw_fd(), (&raw const from).cast(), size_of_val(&from) as u32))?;
+        check(libc::connect(fd.as_raw_fd(), (&raw const to).cast(), size_of_val(&to) as u32))?;
+    }
+    Ok(fd.into())
+}
+
+#[test]
+#[ignore = "needs root: loads eBPF programs and makes namespaces and a cgroup"]
+fn answers_to_the_node_are_no_service_traffic() {
+    let _turn = turn();
+    let mut cluster = Cluster::new();
+    cluster.serve_at("192.0.2.1:10001", &PODS);
+    let World { node, client, .. } = &cluster.world;
+    let outside = addr("192.0.2.2:9000");
+    let job = client.run(|| serve(outside, "outside"));
+    client.spawn(job);
+    node.run(|| {
+        let mut stream = connect_from(addr("192.0.2.1:10001"), outside).unwrap();
+        assert_eq!(ask_on(&mut stream).unwrap(), "outside 192.0.2.1");
+        let socket = UdpSocket::bind("192.0.2.1:10001").unwrap();
+        socket.connect(outside).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket.send(b"?").unwrap();
+        let mut room = [0; 64];
+        let count = socket.recv(&mut room).unwrap();
+        assert_eq!(&room[..count], b"outside 192.0.2.1");
+    });
+    let answer = client.run(|| ask_tcp(addr("192.0.2.1:10001")).unwrap());
+    assert!(["a 192.0.2.1", "b 192.0.2.1"].contains(&&*answer), "{answer}");
+}
+
+#[test]
+#[ignore = "needs root: loads eBPF programs and makes namespaces and a cgroup"]
+fn answers_to_a_masqueraded_pod_are_no_service_traffic() {
+    let _turn = turn();
+    let mut cluster = Cluster::new();
+    cluster.serve_at("192.0.2.1:10001", &PODS);
+    let World { node, client, pods } = &cluster.world;
+    let outside = addr("192.0.2.2:9000");
+    let job = client.run(|| serve(outside, "outside"));
+    client.spawn(job);
+    let rules = "add table ip m; add chain ip m post { type nat hook postrouting priority 100; }; \
+                 add rule ip m post ip saddr 10.244.0.0/16 oifname uplink masquerade";
+    assert!(node.run(|| Command::new("nft").arg(rules).status().unwrap().success()));
+    pods[0].run(|| {
+        let mut stream = connect_from(addr("10.244.0.2:10001"), outside).unwrap();
+        assert_eq!(ask_on(&mut stream).unwrap(), "outside 192.0.2.1");
+    });
+}
+
+#[test]
+#[ignore = "needs root: loads eBPF programs and makes namespaces and a cgroup"]
+fn a_direct_connection_and_one_to_a_frontend_from_one_port_do_not_meet() {
+    let _turn = turn();
+    let mut cluster = Cluster::new();
+    cluster.serve_at(VIP, &PODS[1..]);
+    let pod = &cluster.world.pods[0];
+    for (port, ways) in [(40_000, [PODS[1], VIP]), (40_001, [VIP, PODS[1]])] {
+        pod.run(|| {
+            let source = SocketAddr::new(ip("10.244.0.2"), port);
+            let mut streams = ways.map(|to| {
+                let mut stream = connect_from(source, addr(to)).unwrap_or_else(|error| panic!("{to}: {error}"));
+                assert_eq!(&ask_on(&mut stream).unwrap()[..1], "b", "{to}");
+                stream
+            });
+            let seen = streams.each_mut().map(|stream| ask_on(stream).unwrap());
+            assert_eq!(seen, ["b 10.244.0.2", "b 192.0.2.1"], "{ways:?}: the newer one has another source");
+        });
+    }
+}
+
+#[test]
+#[ignore = "needs root: loads eBPF programs and makes namespaces and a cgroup"]
+fn a_socket_that_talks_to_a_backend_directly_and_through_a_frontend_tells_them_apart() {
+    let _turn = turn();
+    let mut cluster = Cluster::new();
+    cluster.serve_at(VIP, &PODS[1..]);
+    cluster.world.pods[0].run(|| {
+        let socket = UdpSocket::bind("10.244.0.2:40000").unwrap();
+        for to in [PODS[1], VIP, PODS[1], VIP] {
+            let (_, from) = ask_udp(&socket, addr(to)).unwrap();
+            assert_eq!(from, addr(to));
+        }
+    });
+}
+
+/// Answers each connection to port 8081 with the client's address and closes it first.
+fn closes_first(space: &Namespace, at: SocketAddr) {
+    let listener = space.run(|| TcpListener::bind(at).unwrap());
+    space.spawn(move || {
+        while let Ok((mut stream, from)) = listener.accept() {
+            let _ = stream.write_all(from.to_string().as_bytes());
+        }
+    });
+}
+
+/// The source that a server which closes first has seen.
+fn seen_by(vip: SocketAddr) -> io::Result<SocketAddr> {
+    let mut stream = TcpStream::connect_timeout(&vip, PATIENCE)?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    Ok(text.parse().unwrap())
+}
+
+#[test]
+#[ignore = "needs root: loads eBPF programs and makes namespaces and a cgroup"]
+fn a_port_whose_backend_is_in_time_wait_is_not_used_again_while_others_are_fresh() {
+    let _turn = turn();
+    let mut cluster = Cluster::with_few_ports();
+    cluster.serve_at(VIP, &["10.244.0.2:8081"]);
+    closes_first(&cluster.world.pods[0], addr("10.244.0.2:8081"));
+    let seen = |count: usize| -> Vec<_> {
+        cluster.world.client.run(|| (0..count).map(|_| seen_by(addr(VIP)).unwrap().port()).collect())
+    };
+    let used = seen(800);
+    // The backend's sockets are in TIME-WAIT for a minute.
+    age(&cluster.pins, 30);
+    let fresh = seen(100);
+    let again: Vec<_> = fresh.iter().filter(|port| used.contains(port)).collect();
+    // 32 picks out of 1,024 ports of which 900 are taken all miss one time in 60.
+    assert!(again.len() < 20, "{again:?}");
+    age(&cluster.pins, 60);
+    assert_eq!(cluster.world.client.run(|| seen_by(addr(VIP))).unwrap().ip(), ip(NODE));
+}
+
+#[test]
+#[ignore = "needs root: loads eBPF programs and makes namespaces and a cgroup"]
+fn half_closed_connections_keep_their_ports_while_newcomers_take_others() {
+    const HALF_CLOSED: usize = 16;
+    let _turn = turn();
+    let mut cluster = Cluster::with_few_ports();
+    cluster.serve_at(VIP, &["10.244.0.2:8081"]);
+    let listener = cluster.world.pods[0].run(|| TcpListener::bind("10.244.0.2:8081").unwrap());
+    let (go, wait) = mpsc::channel();
+    cluster.world.pods[0].spawn(move || {
+        let mut held: Vec<_> = (0..HALF_CLOSED).map(|_| listener.accept().unwrap().0).collect();
+        // Their clients have ended their side.
+        held.iter_mut().for_each(|stream| assert_eq!(stream.read(&mut [0; 8]).unwrap(), 0));
+        let others = thread::spawn(move || listener.incoming().for_each(drop));
+        wait.recv().unwrap();
+        held.iter_mut().for_each(|stream| stream.write_all(b"late").unwrap());
+        drop(held);
+        let _ = others.join();
+    });
+    let pins = &cluster.pins;
+    cluster.world.client.run(|| {
+        let held: Vec<_> = (0..HALF_CLOSED).map(|_| TcpStream::connect(addr(VIP)).unwrap()).collect();
+        held.iter().for_each(|stream| stream.shutdown(Shutdown::Write).unwrap());
+        // The server has seen the end of all of them once a newcomer is accepted and closed.
+        seen_closed(addr(VIP));
+        age(pins, 28);
+        (0..800).for_each(|_| seen_closed(addr(VIP)));
+        go.send(()).unwrap();
+        for mut stream in held {
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            let mut text = String::new();
+            stream.read_to_string(&mut text).unwrap();
+            assert_eq!(text, "late");
+        }
+    });
+    assert_eq!(cluster.stopped(Reason::PacketNoSourcePort), 0);
+}
+
+/// A connection that the server closes at once.
+fn seen_closed(vip: SocketAddr) {
+    let mut stream = TcpStream::connect_timeout(&vip, PATIENCE).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    // The end of the stream, or a reset if the server closed it unread.
+    let _ = stream.read(&mut [0; 8]);
+}
+
+/// The most that the tables of the tests hold is 4,096 flows each.
+#[test]
+#[ignore = "needs root: loads eBPF programs and makes namespaces and a cgroup"]
+fn a_flood_of_syns_costs_no_established_flow() {
+    const ESTABLISHED: usize = 1_000;
+    const SYNS: u32 = 20_000;
+    let _turn = turn();
+    let mut cluster = Cluster::new();
+    cluster.serve_at(VIP, &["10.244.0.2:8081"]);
+    let listener = cluster.world.pods[0].run(|| TcpListener::bind("10.244.0.2:8081").unwrap());
+    let (go, wait) = mpsc::channel();
+    cluster.world.pods[0].spawn(move || {
+        let mut held: Vec<_> = (0..ESTABLISHED).map(|_| listener.accept().unwrap().0).collect();
+        wait.recv().unwrap();
+        held.iter_mut().for_each(|stream| {
+            let mut room = [0; 8];
+            let count = stream.read(&mut room).unwrap();
+            stream.write_all(&room[..count]).unwrap();
+        });
+    });
+    cluster.world.client.run(|| {
+        let mut held: Vec<_> = (0..ESTABLISHED).map(|_| TcpStream::connect(addr(VIP)).unwrap()).collect();
+        let started = Instant::now();
+        flood(Ipv4Addr::new(10, 96, 0, 1), SYNS);
+        println!("{:.0} SYNs/s", f64::from(SYNS) / started.elapsed().as_secs_f64());
+        go.send(()).unwrap();
+        let mut lost = 0;
+        for stream in &mut held {
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            let answered = stream.write_all(b"still").and_then(|()| stream.read(&mut [0; 8]));
+            lost += usize::from(!matches!(answered, Ok(5)));
+        }
+        assert_eq!(lost, 0, "of {ESTABLISHED}");
+    });
+    let room = cluster.datapath.config().capacities.flows as usize;
+    let new = Map::open(&cluster.pins.0.join("v1/maps/CT")).keys::<abi::CtKey>().len();
+    assert!(new > room / 2 && new <= room, "{new} of {room}: the flood has filled the table");
+}
+
+/// Sends SYNs to port 80 of `vip` from as many addresses.
+fn flood(vip: Ipv4Addr, count: u32) {
+    // SAFETY: the call makes a descriptor.
+    let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, libc::IPPROTO_RAW) };
+    assert!(fd >= 0, "{}", io::Error::last_os_error());
+    // SAFETY: it was just made.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    let to = libc::sockaddr_in {
+        sin_family: libc::AF_INET as u16,
+        sin_port: 0,
+        sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes(vip.octets()) },
+        sin_zero: [0; 8],
+    };
+    for number in 0..count {
+        let packet = syn([198, 18, (number >> 8) as u8, number as u8], vip.octets());
+        // SAFETY: packet and address outlive the call and are as long as is said.
+        let sent = unsafe {
+            let addr = (&raw const to).cast();
+            libc::sendto(fd.as_raw_fd(), packet.as_ptr().cast(), packet.len(), 0, addr, size_of_val(&to) as u32)
+        };
+        assert_eq!(sent, packet.len() as isize, "{}", io::Error::last_os_error());
+    }
+}
+
+/// A SYN from port 1234 to port 80, whose checksum is right: the backend answers.
+fn syn(from: [u8; 4], to: [u8; 4]) -> Vec<u8> {
+    let tcp = [4, 210, 0, 80, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, 2, 0xff, 0xff, 0, 0, 0, 0];
+    let pseudo = [&from[..], &to, &[0, 6, 0, 20], &tcp].concat();
+    let sum: u32 = pseudo.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
+    let check = !((sum & 0xffff) + (sum >> 16)) as u16;
+    let mut packet = [&[0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6, 0, 0][..], &from, &to, &tcp].concat();
+    packet[36..38].copy_from_slice(&check.to_be_bytes());
+    packet
+}
+
+#[test]
+#[ignore = "needs root: loads eBPF programs and makes namespaces and a cgroup"]
+fn churn_of_backends_resets_no_connection_to_one_that_stays() {
+    const CHANGES: u32 = 1_000;
+    const HELD: usize = 50;
+    let _turn = turn();
+    let mut cluster = Cluster::new();
+    cluster.serve_at(VIP, &PODS);
+    let both = cluster.datapath.observe().unwrap();
+    // The same with the second pod drained out of every set.
+    let mut one = both.clone();
+    for (id, set) in std::mem::take(&mut one.sets) {
+        let slots = set.slots[..1].into();
+        let id = SetId::new(id.get() + 10).unwrap();
+        one.sets.insert(id, lb_core::state::BackendSet { slots, ..(*set).clone() }.into());
+    }
+    for frontend in one.frontends.values_mut() {
+        let Target::Set(id) = frontend.target else { panic!("{frontend:?}") };
+        frontend.target = Target::Set(SetId::new(id.get() + 10).unwrap());
+    }
+    let used: Vec<_> = one.sets.values().flat_map(|set| set.slots.iter().copied()).collect();
+    one.backends.retain(|id, _| used.contains(id));
+    let (done, fresh) = (AtomicBool::new(false), AtomicU32::new(0));
+    let Cluster { datapath, world, .. } = &mut cluster;
+    thread::scope(|scope| {
+        let user = scope.spawn(|| {
+            world.client.run(|| {
+                let mut held: Vec<_> = (0..HELD).map(|_| TcpStream::connect(addr(VIP)).unwrap()).collect();
+                let before: Vec<_> = held.iter_mut().map(|stream| ask_on(stream).unwrap()).collect();
+                while !done.load(Ordering::Relaxed) {
+                    for (stream, before) in held.iter_mut().zip(&before) {
+                        assert_eq!(&ask_on(stream).unwrap(), before);
+                        ask_tcp(addr(VIP)).unwrap();
+                        fresh.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+            });
+        });
+        let started = Instant::now();
+        for change in 0..CHANGES {
+            let (from, to) = if change % 2 == 0 { (&both, &one) } else { (&one, &both) };
+            datapath.apply(&diff(from, to, &Labels::default())).unwrap();
+            if user.is_finished() {
+                break;
+            }
+        }
+        let changes = f64::from(CHANGES) / started.elapsed().as_secs_f64();
+        done.store(true, Ordering::Relaxed);
+        user.join().unwrap();
+        println!("{changes:.0} changes/s, {} new connections", fresh.load(Ordering::Relaxed));
+    });
+}
+
+#[test]
+#[ignore = "needs root: loads eBPF programs and makes namespaces and a cgroup"]
+fn a_connection_that_is_cut_is_reset_at_once() {
+    let _turn = turn();
+    let mut cluster = Cluster::new();
+    cluster.serve_at(VIP, &PODS);
+    let pins = &cluster.pins;
+    cluster.world.client.run(|| {
+        let mut stream = TcpStream::connect(addr(VIP)).unwrap();
+        ask_on(&mut stream).unwrap();
+        for (map, key, value) in flows(pins) {
+            map.put(&key, &abi::CtValue { flags: value.flags | abi::CT_CUT, ..value });
+        }
+        assert_eq!(ask_on(&mut stream).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+        assert!(ask_tcp(addr(VIP)).is_ok());
+    });
+    assert_eq!(cluster.stopped(Reason::PacketFlowCut), 1);
+}
