@@ -285,8 +285,7 @@ fn half_closed_connections_keep_their_ports_while_newcomers_take_others() {
     cluster.world.client.run(|| {
         let held: Vec<_> = (0..HALF_CLOSED).map(|_| TcpStream::connect(addr(VIP)).unwrap()).collect();
         held.iter().for_each(|stream| stream.shutdown(Shutdown::Write).unwrap());
-        // The server has seen the end of all of them once a newcomer is accepted and closed.
-        seen_closed(addr(VIP));
+        held.iter().for_each(wait_for_acknowledgement);
         age(pins, 28);
         (0..800).for_each(|_| seen_closed(addr(VIP)));
         go.send(()).unwrap();
@@ -298,6 +297,24 @@ fn half_closed_connections_keep_their_ports_while_newcomers_take_others() {
         }
     });
     assert_eq!(cluster.stopped(Reason::PacketNoSourcePort), 0);
+}
+
+/// Waits until the server has acknowledged the end of `stream`, which it may take its time for.
+fn wait_for_acknowledgement(stream: &TcpStream) {
+    const FIN_WAIT2: u8 = 5;
+    let started = Instant::now();
+    loop {
+        let (mut state, mut len) = (0_u8, 1_u32);
+        let to = (&raw mut state).cast();
+        // SAFETY: there is room for the first byte of the answer, which is the state.
+        let got = unsafe { libc::getsockopt(stream.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, to, &raw mut len) };
+        assert_eq!(got, 0, "{}", io::Error::last_os_error());
+        if state == FIN_WAIT2 {
+            return;
+        }
+        assert!(started.elapsed() < PATIENCE, "state {state}");
+        thread::yield_now();
+    }
 }
 
 /// A connection that the server closes at once.
