@@ -145,6 +145,9 @@ pub struct Capacities {
     /// Established flows take memory as they come; nothing is forgotten, and beyond that number a flow counts as new. Of
     /// new flows, the least recently used is forgotten; they take memory at once. About 160 bytes each. Default 131,072.
     pub flows: u32,
+    /// Datagrams whose fragments are under way; beyond that the least recently used is forgotten, and the rest of its
+    /// fragments is lost. About 110 bytes each, taken at once. Default 8,192.
+    pub fragments: u32,
 }
 
 impl Default for Capacities {
@@ -159,6 +162,7 @@ impl Default for Capacities {
             affinity: 65_536,
             sockets: 65_536,
             flows: 131_072,
+            fragments: 8_192,
         }
     }
 }

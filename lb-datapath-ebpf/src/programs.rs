@@ -14,7 +14,7 @@ use crate::{
     crash,
     error::{EbpfError, Refusal},
     object::Object,
-    state::layout::{CT_LIVE, LAYOUTS, REASONS},
+    state::layout::{CT_LIVE, FRAGMENTS, LAYOUTS, REASONS, WORK},
     sys::{self, ProgInfo, RawMap},
 };
 
@@ -101,7 +101,7 @@ pub(crate) struct DryRun {
 
 impl DryRun {
     /// Maps that are not shared.
-    const OWN: [&str; 7] = ["AFFINITY", "SOCK_PEERS", "SOCK_FLOWS", "CT", CT_LIVE, "TURNS", REASONS];
+    const OWN: [&str; 9] = ["AFFINITY", "SOCK_PEERS", "SOCK_FLOWS", "CT", CT_LIVE, "TURNS", FRAGMENTS, REASONS, WORK];
     /// Capacity of the maps that are not shared. One packet needs a few entries, but an LRU map that is as small as
     /// that evicts before it is full, since it hands free elements to processors in batches:
     /// <https://elixir.bootlin.com/linux/v6.18/source/kernel/bpf/bpf_lru_list.c> (`LOCAL_FREE_TARGET`).

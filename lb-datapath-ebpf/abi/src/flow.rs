@@ -127,6 +127,40 @@ pub struct CtValue {
     pub pad: u8,
 }
 
+/// Key of `FRAGMENTS`: a datagram that came in fragments.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FragmentKey {
+    /// Source address.
+    pub src: Addr,
+    /// Destination address.
+    pub dst: Addr,
+    /// Identification: 16 bits of an IPv4 header, or 32 of an IPv6 fragment header.
+    pub id: u32,
+    /// IP protocol number; 0 for IPv6, whose fragments agree on the other fields alone (RFC 8200, section 4.5).
+    pub protocol: u8,
+    /// Zero.
+    pub pad: [u8; 3],
+}
+
+/// Value of `FRAGMENTS`: what the first fragment says of the others.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FragmentValue {
+    /// Source port.
+    pub sport: Port,
+    /// Destination port.
+    pub dport: Port,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Zero.
+    pub pad: [u8; 3],
+}
+
+/// Words of the only element of `WORK`: room of each processor for what its programs are at. Only programs read it, and
+/// a part of it is free for later versions.
+pub const WORK_WORDS: usize = 32;
+
 impl CtKey {
     /// The tuple of a packet in the other direction.
     #[inline(always)]
@@ -199,6 +233,8 @@ const _: () = assert!(size_of::<AffinityKey>() == 24);
 const _: () = assert!(size_of::<AffinityValue>() == 16);
 const _: () = assert!(size_of::<CtKey>() == 40);
 const _: () = assert!(size_of::<CtValue>() == 56);
+const _: () = assert!(size_of::<FragmentKey>() == 40);
+const _: () = assert!(size_of::<FragmentValue>() == 8);
 
 // SAFETY: integers and arrays of them, the sum of whose sizes is the asserted size.
 unsafe impl Pod for AffinityKey {}
@@ -208,3 +244,7 @@ unsafe impl Pod for AffinityValue {}
 unsafe impl Pod for CtKey {}
 // SAFETY: as above.
 unsafe impl Pod for CtValue {}
+// SAFETY: as above.
+unsafe impl Pod for FragmentKey {}
+// SAFETY: as above.
+unsafe impl Pod for FragmentValue {}

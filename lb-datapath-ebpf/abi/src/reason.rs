@@ -7,7 +7,7 @@ pub enum Verdict {
     Pass,
     /// The packet is dropped without an answer.
     Drop,
-    /// The sender gets a TCP reset or ICMP port unreachable.
+    /// The sender gets a TCP reset or an ICMP error.
     Answer,
     /// The socket's call fails with this error number.
     Fail(Errno),
@@ -78,7 +78,7 @@ reasons! {
     PacketFlowNotRecorded, "packet_flow_not_recorded" => Verdict::Drop;
     /// The packet could not be rewritten; it may be cut short.
     PacketNotRewritten, "packet_not_rewritten" => Verdict::Drop;
-    /// The answer to a refused packet could not be built, for example because the packet has IPv4 options.
+    /// The answer to a packet could not be built, for example because the packet is cut short.
     PacketNotAnswered, "packet_not_answered" => Verdict::Drop;
     /// The time to live ends here; the node's network stack tells the client.
     PacketHopLimit, "packet_hop_limit" => Verdict::Pass;
@@ -115,6 +115,11 @@ reasons! {
     /// A process of the node, whose socket no hook translated, asks for a service whose backend is on an address of the
     /// same node: such packets leave the node through no device.
     PacketOwnBackend, "packet_own_backend" => Verdict::Drop;
+    /// The packet is longer than the way to the next hop takes; the sender is told what fits. Fragments after the first,
+    /// and ICMP errors, are dropped.
+    PacketTooBig, "packet_too_big" => Verdict::Answer;
+    /// The packet would be answered, but this processor has answered 1,000 in the last second.
+    PacketAnswerLimit, "packet_answer_limit" => Verdict::Drop;
 }
 
 impl Reason {

@@ -11,9 +11,9 @@ use std::{
 
 use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
 use lb_datapath_ebpf_abi::{
-    Addr, AffinityKey, AffinityValue, BackendValue, CT_CUT, CtKey, CtValue, Errno, Facts, FrontendKey, FrontendValue,
-    MEMBER_DRAINS, MEMBER_TAKES, NodeValue, Pod, Port, PrefixBytes, ROLE_ACTIVE, Reason, SIDE_SEEN, SLOTS_PER_CHUNK,
-    SlotChunk, SockFlow, SockKey, SockPeer, TARGET_SET, from_octets, map_v4, octets,
+    Addr, AffinityKey, AffinityValue, BackendValue, CT_CUT, CtKey, CtValue, Errno, Facts, FragmentKey, FragmentValue,
+    FrontendKey, FrontendValue, MEMBER_DRAINS, MEMBER_TAKES, NodeValue, Pod, Port, PrefixBytes, ROLE_ACTIVE, Reason,
+    SIDE_SEEN, SLOTS_PER_CHUNK, SlotChunk, SockFlow, SockKey, SockPeer, TARGET_SET, from_octets, map_v4, octets,
 };
 
 use crate::{
@@ -24,8 +24,13 @@ use crate::{
         checksum::{finish, sum},
         client::mask,
         flow::{self, FlowMaps, Source, Table},
+        header::Piece,
+        limit::{Answer, Limits},
         packet::{Head, Packet},
+        quote::Quote,
         skb::{Refused, Skb, Unrouted},
+        unfold::{Kind, unfold},
+        work::Work,
     },
 };
 
@@ -114,6 +119,8 @@ pub(crate) struct Fake {
     pub(crate) live: RefCell<Flows>,
     /// How many entries `CT_LIVE` holds.
     pub(crate) live_room: Cell<usize>,
+    pub(crate) limits: Cell<Limits>,
+    pub(crate) fragments: RefCell<HashMap<FragmentKey, FragmentValue>>,
     pub(crate) peers: RefCell<HashMap<SockKey, SockPeer>>,
     pub(crate) sock_flows: RefCell<HashMap<SockKey, Rc<Cell<SockFlow>>>>,
     pub(crate) node: Cell<Option<NodeValue>>,
@@ -154,6 +161,8 @@ impl Fake {
             flows: RefCell::default(),
             live: RefCell::default(),
             live_room: Cell::new(usize::MAX),
+            limits: Cell::default(),
+            fragments: RefCell::default(),
             peers: RefCell::default(),
             sock_flows: RefCell::default(),
             node: Cell::new(Some(node())),
@@ -267,6 +276,13 @@ impl Fake {
     pub(crate) fn only_other_ports(&self, skb: &FakeSkb, flags: u8) {
         self.addresses.borrow_mut().insert(skb.packet().key.dst, flags);
         self.frontends.borrow_mut().clear();
+    }
+
+    /// Leaves no refusal to be answered now.
+    pub(crate) fn use_up_answers(&self) {
+        let mut limits = Limits::default();
+        while limits.allow(Answer::Refusal, self.now.get()) {}
+        self.limits.set(limits);
     }
 
     /// Assigns every port of the node's address, to every backend, to living flows of another client.
@@ -396,6 +412,23 @@ impl Maps for &Fake {
 impl FlowMaps for &Fake {
     type Entry = Rc<Cell<CtValue>>;
 
+    fn work<'a>(self) -> Option<&'a mut Work> {
+        let packet = Packet {
+            key: CtValue::EMPTY.mirror(0),
+            is_v4: false,
+            ttl: 0,
+            flags: 0xff,
+            is_later: true,
+            transport: 0,
+            len: 0,
+        };
+        let datagram = FragmentKey { src: [1; 4], dst: [1; 4], id: 1, protocol: 1, pad: [0; 3] };
+        let quote = Quote { sender: [1; 4], icmp: 1, ip: 1, transport: 1, end: 1 };
+        let to = CtValue { flags: 0xff, ..CtValue::EMPTY };
+        let limits = self.limits.get();
+        Some(Box::leak(Box::new(Work { packet, piece: Piece::First, datagram, to, quote, limits })))
+    }
+
     fn flow(self, table: Table, key: &CtKey) -> Option<Self::Entry> {
         self.table(table).borrow().get(key).cloned()
     }
@@ -417,6 +450,14 @@ impl FlowMaps for &Fake {
 
     fn remove_flow(self, table: Table, key: &CtKey) {
         self.table(table).borrow_mut().remove(key);
+    }
+
+    fn fragment(self, key: &FragmentKey) -> Option<FragmentValue> {
+        self.fragments.borrow().get(key).copied()
+    }
+
+    fn put_fragment(self, key: &FragmentKey, value: &FragmentValue) {
+        self.fragments.borrow_mut().insert(*key, *value);
     }
 
     fn source(self, is_v4: bool) -> Option<Source> {
@@ -589,6 +630,8 @@ impl Sock for &FakeSock {
 pub(crate) struct FakeSkb {
     bytes: RefCell<Vec<u8>>,
     pub(crate) kind: Cell<(u32, u16)>,
+    /// Bytes of payload in each segment.
+    pub(crate) segment: Cell<u32>,
     /// What the routing table says.
     pub(crate) routes: Cell<Result<(), Unrouted>>,
     /// No store works.
@@ -612,7 +655,7 @@ impl FakeSkb {
     }
 
     pub(crate) fn udp_v4() -> Self {
-        Self::v4(UDP, &udp())
+        Self::v4(UDP, &udp(0))
     }
 
     pub(crate) fn tcp_v6(flags: u8) -> Self {
@@ -620,7 +663,104 @@ impl FakeSkb {
     }
 
     pub(crate) fn udp_v6() -> Self {
-        Self::v6(UDP, &udp())
+        Self::v6(UDP, &udp(0))
+    }
+
+    /// A datagram in two fragments, the first of which has 16 bytes of payload and the second `more`.
+    pub(crate) fn fragments_v4(more: usize) -> [Self; 2] {
+        let whole = Self::v4(UDP, &udp(16 + more)).bytes();
+        let at = IP + 20;
+        let piece = |flags: [u8; 2], payload: &[u8]| {
+            let mut ip = whole[IP..at].to_vec();
+            (ip[3], ip[4], ip[5]) = (20 + payload.len() as u8, 0x12, 0x34);
+            ip[6..8].copy_from_slice(&flags);
+            Self::piece(0x0800, &ip, payload)
+        };
+        [piece([0x20, 0], &whole[at..at + 24]), piece([0, 3], &whole[at + 24..])]
+    }
+
+    /// The same over IPv6.
+    pub(crate) fn fragments_v6(more: usize) -> [Self; 2] {
+        let whole = Self::v6(UDP, &udp(16 + more)).bytes();
+        let at = IP + 40;
+        let piece = |last: u8, payload: &[u8]| {
+            let mut ip = whole[IP..at].to_vec();
+            (ip[5], ip[6]) = (8 + payload.len() as u8, 44);
+            ip.extend([UDP, 0, 0, last, 0x12, 0x34, 0x56, 0x78]);
+            Self::piece(0x86dd, &ip, payload)
+        };
+        [piece(1, &whole[at..at + 24]), piece(24, &whole[at + 24..])]
+    }
+
+    /// The ICMP error of this type about the packet, from `sender`, which quotes `quoted` bytes of it.
+    pub(crate) fn error(&self, sender: Addr, kind: u8, quoted: usize) -> Self {
+        let bytes = self.bytes();
+        let quote = &bytes[IP..IP + quoted];
+        let payload = [&[kind, 0, 0, 0, 0, 0, 0x05, 0x78], quote].concat();
+        let is_v4 = bytes[12] == 0x08;
+        let mut ip = if is_v4 { bytes[IP..IP + 20].to_vec() } else { bytes[IP..IP + 40].to_vec() };
+        if is_v4 {
+            ip.copy_within(12..16, 16);
+            ip[12..16].copy_from_slice(&octets(sender)[12..]);
+            (ip[0], ip[3], ip[6], ip[8], ip[9]) = (0x45, (20 + payload.len()) as u8, 0, 64, 1);
+        } else {
+            ip.copy_within(8..24, 24);
+            ip[8..24].copy_from_slice(&octets(sender));
+            (ip[5], ip[6], ip[7]) = (payload.len() as u8, 58, 64);
+        }
+        let skb = Self::piece(if is_v4 { 0x0800 } else { 0x86dd }, &ip, &payload);
+        let at = IP + ip.len();
+        let check = finish(sum(&words(&skb.covered_by_icmp(at)))).to_ne_bytes();
+        skb.bytes.borrow_mut()[at + 2..at + 4].copy_from_slice(&check);
+        skb
+    }
+
+    /// What the checksum of the ICMP message at `at` covers.
+    fn covered_by_icmp(&self, at: usize) -> Vec<u8> {
+        let bytes = self.bytes();
+        if bytes[12] == 0x08 {
+            return bytes[at..].to_vec();
+        }
+        let len = (bytes.len() - at) as u8;
+        [&bytes[IP + 8..IP + 40], &[0, 0, 0, len, 0, 0, 0, 58], &bytes[at..]].concat()
+    }
+
+    /// Every checksum of an error whose outer header has no options is right; returns the quote.
+    pub(crate) fn assert_error(&self) -> Vec<u8> {
+        let bytes = self.bytes();
+        let at = if bytes[12] == 0x08 { IP + 20 } else { IP + 40 };
+        assert_eq!(finish(sum(&words(&self.covered_by_icmp(at)))), 0, "ICMP");
+        if bytes[12] == 0x08 {
+            assert_eq!(finish(sum(&words(&bytes[IP..at]))), 0, "IPv4 header");
+        }
+        bytes[at + 8..].to_vec()
+    }
+
+    /// Source and destination in the IP header.
+    pub(crate) fn addresses(&self) -> (Addr, Addr) {
+        let head = Head::read(self).unwrap();
+        (head.ip.src, head.ip.dst)
+    }
+
+    /// The datagram of two fragments that [`fragments_v4`](Self::fragments_v4) or its like made.
+    pub(crate) fn join(first: &Self, second: &Self) -> Self {
+        let (mut bytes, second) = (first.bytes(), second.bytes());
+        let (at, protocol) = if bytes[12] == 0x08 { (IP + 20, 0x0800_u16) } else { (IP + 40, 0x86dd) };
+        if protocol == 0x0800 {
+            assert_eq!(bytes[IP + 12..at], second[IP + 12..at], "addresses");
+            assert_eq!(finish(sum(&words(&second[IP..at]))), 0, "IPv4 header of the second fragment");
+            bytes.extend(&second[at..]);
+            (bytes[IP + 3], bytes[IP + 6]) = ((bytes.len() - IP) as u8, 0);
+            bytes[IP + 10..IP + 12].fill(0);
+            let check = finish(sum(&words(&bytes[IP..at]))).to_ne_bytes();
+            bytes[IP + 10..IP + 12].copy_from_slice(&check);
+        } else {
+            assert_eq!(bytes[IP + 8..at], second[IP + 8..at], "addresses");
+            bytes.drain(at..at + 8);
+            bytes.extend(&second[at + 8..]);
+            (bytes[IP + 5], bytes[IP + 6]) = ((bytes.len() - at) as u8, UDP);
+        }
+        Self::of(protocol, bytes)
     }
 
     fn v4(protocol: u8, transport: &[u8]) -> Self {
@@ -639,28 +779,62 @@ impl FakeSkb {
     }
 
     fn new(protocol: u16, ip: &[u8], transport: &[u8]) -> Self {
-        let [high, low] = protocol.to_be_bytes();
-        let ethernet = [&TO[..], &FROM, &[high, low]].concat();
-        let skb = Self {
-            bytes: RefCell::new([&ethernet[..], ip, transport].concat()),
+        let skb = Self::of(protocol, [&ethernet(protocol)[..], ip, transport].concat());
+        skb.fill_checksums();
+        skb
+    }
+
+    /// A fragment, whose transport checksum is the datagram's.
+    fn piece(protocol: u16, ip: &[u8], payload: &[u8]) -> Self {
+        let skb = Self::of(protocol, [&ethernet(protocol)[..], ip, payload].concat());
+        if protocol == 0x0800 {
+            skb.fill_header_checksum(IP + 20);
+        }
+        skb
+    }
+
+    /// These bytes, as they are.
+    fn of(protocol: u16, bytes: Vec<u8>) -> Self {
+        Self {
+            bytes: RefCell::new(bytes),
             kind: Cell::new((0, protocol.to_be())),
+            segment: Cell::new(0),
             routes: Cell::new(Ok(())),
             refuse_stores: Cell::new(false),
             socket: Cell::new(false),
             came_in: Cell::new(true),
             tagged: Cell::new(false),
             old_kernel: Cell::new(false),
-        };
-        skb.fill_checksums();
-        skb
+        }
     }
 
     pub(crate) fn bytes(&self) -> Vec<u8> {
         self.bytes.borrow().clone()
     }
 
+    /// Another packet with the same bytes.
+    pub(crate) fn copy(&self) -> Self {
+        Self::of(u16::from_be(self.kind.get().1), self.bytes())
+    }
+
+    /// Takes one from the time to live, as a router does.
+    pub(crate) fn count_down(&self) {
+        let packet = self.packet();
+        let at = if packet.is_v4 { IP + 8 } else { IP + 7 };
+        self.set_byte(at, packet.ttl - 1);
+        if packet.is_v4 {
+            self.fill_header_checksum(packet.transport as usize);
+        }
+    }
+
+    /// What the program reads, if it is TCP or UDP.
+    pub(crate) fn unfold(&self, fake: &Fake) -> Option<Packet> {
+        let work = fake.work()?;
+        (unfold(fake, self, work) == Kind::Packet).then_some(work.packet)
+    }
+
     pub(crate) fn packet(&self) -> Packet {
-        Head::read(self).and_then(|head| head.packet(self)).unwrap()
+        self.unfold(&Fake::new()).unwrap()
     }
 
     pub(crate) fn set_byte(&self, at: usize, byte: u8) {
@@ -673,15 +847,29 @@ impl FakeSkb {
         self.fill_checksums();
     }
 
+    /// Fills the frame up with zeroes.
+    pub(crate) fn pad(&self, len: usize) {
+        self.bytes.borrow_mut().resize(len, 0);
+    }
+
     pub(crate) fn truncate(&self, len: usize) {
         self.bytes.borrow_mut().truncate(len);
+    }
+
+    /// Adds an IPv6 extension header of this number, which is 8 bytes long and has this fourth byte, after the IPv6
+    /// header.
+    pub(crate) fn add_extension(&self, number: u8, last: u8) {
+        let mut bytes = self.bytes();
+        bytes.splice(IP + 40..IP + 40, [bytes[IP + 6], 0, 0, last, 0, 0, 0, 0]);
+        (bytes[IP + 5], bytes[IP + 6]) = (bytes[IP + 5] + 8, number);
+        self.bytes.replace(bytes);
     }
 
     /// Adds four bytes of options to the IPv4 header.
     pub(crate) fn add_ip_option(&self) {
         let mut bytes = self.bytes();
         bytes.splice(34..34, [1; 4]);
-        (bytes[IP], bytes[IP + 3]) = (0x46, bytes[IP + 3] + 4);
+        (bytes[IP], bytes[IP + 3]) = (bytes[IP] + 1, bytes[IP + 3] + 4);
         self.bytes.replace(bytes);
         self.fill_checksums();
     }
@@ -708,6 +896,27 @@ impl FakeSkb {
         self.fill_checksums();
     }
 
+    /// Becomes a fragment of the answer to a datagram with this tuple: addresses and ports change places, which leaves
+    /// the datagram's checksum as it is.
+    pub(crate) fn answer_fragment(&self, asked: CtKey) {
+        let (is_v4, key) = (self.bytes()[12] == 0x08, asked.mirror());
+        let mut bytes = self.bytes();
+        let at = if is_v4 { IP + 20 } else { IP + 48 };
+        let is_first = if is_v4 { bytes[IP + 6] == 0x20 } else { bytes[IP + 43] == 1 };
+        if is_v4 {
+            bytes[IP + 12..IP + 16].copy_from_slice(&octets(key.src)[12..]);
+            bytes[IP + 16..IP + 20].copy_from_slice(&octets(key.dst)[12..]);
+        } else {
+            bytes[IP + 8..IP + 24].copy_from_slice(&octets(key.src));
+            bytes[IP + 24..IP + 40].copy_from_slice(&octets(key.dst));
+        }
+        if is_first {
+            bytes[at..at + 2].copy_from_slice(&key.sport.number().to_be_bytes());
+            bytes[at + 2..at + 4].copy_from_slice(&key.dport.number().to_be_bytes());
+        }
+        self.bytes.replace(bytes);
+    }
+
     /// Every checksum of the packet covers what it should.
     pub(crate) fn assert_checksums(&self) {
         let (bytes, packet) = (self.bytes(), self.packet());
@@ -722,16 +931,22 @@ impl FakeSkb {
         let packet = self.packet();
         let at = packet.transport as usize;
         let check = at + if packet.is_udp() { 6 } else { 16 };
-        let mut bytes = self.bytes();
         if packet.is_v4 {
-            bytes[IP + 10..IP + 12].fill(0);
-            let sum = finish(sum(&words(&bytes[IP..at]))).to_ne_bytes();
-            bytes[IP + 10..IP + 12].copy_from_slice(&sum);
+            self.fill_header_checksum(at);
         }
+        let mut bytes = self.bytes();
         bytes[check..check + 2].fill(0);
         let sum = finish(sum(&words(&pseudo(&bytes, &packet)))).to_ne_bytes();
         bytes[check..check + 2].copy_from_slice(&sum);
         self.bytes.replace(bytes);
+    }
+
+    /// Fills in the checksum of an IPv4 header that ends at `end`.
+    fn fill_header_checksum(&self, end: usize) {
+        let mut bytes = self.bytes.borrow_mut();
+        bytes[IP + 10..IP + 12].fill(0);
+        let check = finish(sum(&words(&bytes[IP..end]))).to_ne_bytes();
+        bytes[IP + 10..IP + 12].copy_from_slice(&check);
     }
 
     fn replace(&self, at: u32, difference: u32) -> Result<(), Refused> {
@@ -748,8 +963,15 @@ fn tcp(flags: u8) -> [u8; 20] {
     [0x9c, 0x40, 0, 80, 0, 0, 0, 7, 0, 0, 0, 9, 0x50, flags, 0xff, 0xff, 0, 0, 0, 0]
 }
 
-fn udp() -> [u8; 8] {
-    [0x9c, 0x40, 0, 80, 0, 8, 0, 0]
+fn ethernet(protocol: u16) -> Vec<u8> {
+    let [high, low] = protocol.to_be_bytes();
+    [&TO[..], &FROM, &[high, low]].concat()
+}
+
+/// A datagram with this many bytes of payload.
+fn udp(payload: usize) -> Vec<u8> {
+    let header = [0x9c, 0x40, 0, 80, 0, 8 + payload as u8, 0, 0];
+    header.into_iter().chain((0..payload).map(|i| i as u8)).collect()
 }
 
 /// The pseudo header and what follows the IP header.
@@ -786,9 +1008,42 @@ impl Skb for &FakeSkb {
         self.tagged.get()
     }
 
+    fn size(self) -> u32 {
+        self.bytes.borrow().len() as u32
+    }
+
+    fn segment(self) -> u32 {
+        self.segment.get()
+    }
+
     fn load<T: Pod>(self, offset: u32) -> Option<T> {
         let at = offset as usize;
         self.bytes.borrow().get(at..at + size_of::<T>()).and_then(T::from_bytes)
+    }
+
+    fn prepare(self) {}
+
+    fn load_far<T: Pod>(self, offset: u32) -> Option<T> {
+        self.load(offset)
+    }
+
+    fn load_part<const N: usize>(self, offset: u32, words: &mut [u32; N], len: u32) -> Result<(), Refused> {
+        let bytes = self.bytes();
+        let part = bytes.get(offset as usize..(offset + len) as usize).ok_or(Refused)?;
+        for (word, chunk) in words.iter_mut().zip(part.chunks(4)) {
+            *word = u32::from_ne_bytes(core::array::from_fn(|i| chunk.get(i).copied().unwrap_or(0)));
+        }
+        Ok(())
+    }
+
+    fn store_part<const N: usize>(self, offset: u32, words: &[u32; N], len: u32) -> Result<(), Refused> {
+        if self.refuse_stores.get() {
+            return Err(Refused);
+        }
+        let mut bytes = self.bytes.borrow_mut();
+        let part = bytes.get_mut(offset as usize..(offset + len) as usize).ok_or(Refused)?;
+        part.copy_from_slice(&words.bytes()[..len as usize]);
+        Ok(())
     }
 
     fn store<T: Pod>(self, offset: u32, value: &T, _: u64) -> Result<(), Refused> {

@@ -45,8 +45,12 @@ impl Layout {
     }
 }
 
+const fn per_cpu(name: &'static str, value: usize, entries: u32) -> Layout {
+    Layout { name, kind: BPF_MAP_TYPE_PERCPU_ARRAY, key: 4, value, flags: 0, entries, capacity: |_| None }
+}
+
 /// Every map of the object.
-pub(crate) const LAYOUTS: [Layout; 19] = [
+pub(crate) const LAYOUTS: [Layout; 21] = [
     hash("FRONTENDS", size_of::<abi::FrontendKey>(), size_of::<abi::FrontendValue>(), |c| Some(c.frontends)),
     hash("BACKENDS", 4, size_of::<abi::BackendValue>(), |c| Some(c.backends)),
     hash("SETS", 4, size_of::<abi::SetValue>(), |c| Some(c.sets)),
@@ -56,6 +60,7 @@ pub(crate) const LAYOUTS: [Layout; 19] = [
     lru("AFFINITY", size_of::<abi::AffinityKey>(), size_of::<abi::AffinityValue>(), |c| Some(c.affinity)),
     lru("SOCK_PEERS", size_of::<abi::SockKey>(), size_of::<abi::SockPeer>(), |c| Some(c.sockets)),
     lru("SOCK_FLOWS", size_of::<abi::SockKey>(), size_of::<abi::SockFlow>(), |c| Some(c.sockets)),
+    lru(FRAGMENTS, size_of::<abi::FragmentKey>(), size_of::<abi::FragmentValue>(), |c| Some(c.fragments)),
     lru("CT", size_of::<abi::CtKey>(), size_of::<abi::CtValue>(), |c| Some(c.flows)),
     hash(CT_LIVE, size_of::<abi::CtKey>(), size_of::<abi::CtValue>(), |c| Some(c.flows)),
     Layout {
@@ -97,21 +102,18 @@ pub(crate) const LAYOUTS: [Layout; 19] = [
         entries: 64,
         capacity: |_| None,
     },
-    Layout {
-        name: REASONS,
-        kind: BPF_MAP_TYPE_PERCPU_ARRAY,
-        key: 4,
-        value: 8,
-        flags: 0,
-        entries: abi::Reason::ENTRIES,
-        capacity: |_| None,
-    },
+    per_cpu(REASONS, 8, abi::Reason::ENTRIES),
+    per_cpu(WORK, 8 * abi::WORK_WORDS, 1),
 ];
 
 /// Flows that are established.
 pub(crate) const CT_LIVE: &str = "CT_LIVE";
 /// Bits of addresses.
 pub(crate) const FILTER: &str = "FILTER";
+/// Ports of datagrams that come in fragments.
+pub(crate) const FRAGMENTS: &str = "FRAGMENTS";
+/// Room of each processor for what its program is at.
+pub(crate) const WORK: &str = "WORK";
 /// Counters of the programs, by reason.
 pub(crate) const REASONS: &str = "REASONS";
 
@@ -119,7 +121,7 @@ impl Layout {
     /// Whether the services need what the map holds, and it cannot be had from other maps. One that they do not need
     /// may be missing in the pins of an earlier version, and is made beside the others.
     pub(crate) fn is_needed(&self) -> bool {
-        ![REASONS, FILTER, CT_LIVE, "ADDRESSES", "SOURCES", "DEVICES"].contains(&self.name)
+        ![REASONS, FILTER, CT_LIVE, FRAGMENTS, WORK, "ADDRESSES", "SOURCES", "DEVICES"].contains(&self.name)
     }
 
     /// Whether a map that was found pinned can be used.

@@ -352,11 +352,23 @@ pub(crate) fn ask_udp(socket: &UdpSocket, vip: SocketAddr) -> io::Result<(String
     Ok((String::from_utf8_lossy(&room[..count]).into_owned(), from))
 }
 
-/// Makes the device called `name` in this thread's namespace send every packet whole and with its checksum.
+/// Makes the device called `name` in this thread's namespace send every packet with its checksum.
 pub(crate) fn no_offload(name: &str) {
-    const SIOCETHTOOL: libc::c_ulong = 0x8946;
     const ETHTOOL_STXCSUM: u32 = 0x17;
-    let mut value = [ETHTOOL_STXCSUM, 0];
+    switch_off(name, ETHTOOL_STXCSUM);
+}
+
+/// Makes the device called `name` in this thread's namespace take and give every segment as a packet of its own.
+pub(crate) fn no_segmentation(name: &str) {
+    const ETHTOOL_STSO: u32 = 0x1f;
+    const ETHTOOL_SGSO: u32 = 0x24;
+    const ETHTOOL_SGRO: u32 = 0x2c;
+    [ETHTOOL_STSO, ETHTOOL_SGSO, ETHTOOL_SGRO].into_iter().for_each(|what| switch_off(name, what));
+}
+
+fn switch_off(name: &str, what: u32) {
+    const SIOCETHTOOL: libc::c_ulong = 0x8946;
+    let mut value = [what, 0];
     let mut request = [0_u8; 40];
     request[..name.len()].copy_from_slice(name.as_bytes());
     request[16..24].copy_from_slice(&(value.as_mut_ptr() as u64).to_ne_bytes());

@@ -9,5 +9,6 @@ mod evict;
 mod flows;
 mod foreign;
 mod packets;
+mod paths;
 mod sockets;
 mod verify;

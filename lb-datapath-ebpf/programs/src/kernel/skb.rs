@@ -4,23 +4,26 @@ use core::mem::MaybeUninit;
 
 use aya_ebpf::{
     bindings::{
-        __sk_buff, BPF_ANY, BPF_F_INGRESS, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LOOKUP_SKIP_NEIGH, BPF_NOEXIST,
-        bpf_adj_room_mode::BPF_ADJ_ROOM_NET, bpf_fib_lookup as FibParams, bpf_redir_neigh, bpf_sock_tuple,
+        __sk_buff, BPF_ANY, BPF_F_INGRESS, BPF_F_RECOMPUTE_CSUM, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LOOKUP_SKIP_NEIGH,
+        BPF_NOEXIST, bpf_adj_room_mode::BPF_ADJ_ROOM_NET, bpf_fib_lookup as FibParams, bpf_redir_neigh, bpf_sock_tuple,
         bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2,
     },
-    btf_maps::{HashMap, LpmTrie, LruHashMap, lpm_trie::Key},
+    btf_maps::{HashMap, LpmTrie, LruHashMap, PerCpuArray, lpm_trie::Key},
     helpers::{
         bpf_fib_lookup, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_sk_lookup_udp, bpf_sk_release,
-        bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes,
+        bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes,
     },
     macros::btf_map,
 };
-use lb_datapath_ebpf_abi::{Addr, CtKey, CtValue, NODE_KEY, NodeValue, Pod, unmap_v4};
+use lb_datapath_ebpf_abi::{
+    Addr, CtKey, CtValue, FragmentKey, FragmentValue, NODE_KEY, NodeValue, Pod, WORK_WORDS, unmap_v4,
+};
 use lb_datapath_ebpf_programs::tc::{
     flow::{Entry, FlowMaps, Source, Table},
     ingress::PASS,
     packet::Packet,
     skb::{Refused, Skb, Unrouted},
+    work::Work,
 };
 
 use super::{Kernel, maps::LAZY};
@@ -32,6 +35,16 @@ static CT: LruHashMap<CtKey, CtValue, 131072> = LruHashMap::new();
 /// Flows that are established. Nothing is evicted: user space removes what was silent for too long.
 #[btf_map]
 static CT_LIVE: HashMap<CtKey, CtValue, 131072, LAZY> = HashMap::new();
+
+/// Room of each processor for what its program is at.
+#[btf_map]
+static WORK: PerCpuArray<[u64; WORK_WORDS], 1> = PerCpuArray::new();
+
+const _: () = assert!(size_of::<Work>() <= 8 * WORK_WORDS);
+
+/// Ports of datagrams that come in fragments.
+#[btf_map]
+static FRAGMENTS: LruHashMap<FragmentKey, FragmentValue, 8192> = LruHashMap::new();
 
 /// What is behind the devices that programs are attached to, by their number.
 #[btf_map]
@@ -47,6 +60,13 @@ static CIDRS: LpmTrie<Addr, u8, 64> = LpmTrie::new();
 
 impl FlowMaps for Kernel {
     type Entry = CtEntry;
+
+    #[inline(always)]
+    fn work<'a>(self) -> Option<&'a mut Work> {
+        // SAFETY: an element of this processor, which no other program on it interrupts. It is large enough (see above)
+        // and aligned to eight bytes; zero is a value, and nothing but values is written. Each program asks once.
+        WORK.get_ptr_mut(0).map(|work| unsafe { &mut *work.cast::<Work>() })
+    }
 
     #[inline(always)]
     fn flow(self, table: Table, key: &CtKey) -> Option<CtEntry> {
@@ -73,6 +93,17 @@ impl FlowMaps for Kernel {
             Table::Live => CT_LIVE.remove(key),
             Table::Lru => CT.remove(key),
         };
+    }
+
+    #[inline(always)]
+    fn fragment(self, key: &FragmentKey) -> Option<FragmentValue> {
+        // SAFETY: copied out at once; a value of two halves would send one datagram's fragment astray.
+        unsafe { FRAGMENTS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn put_fragment(self, key: &FragmentKey, value: &FragmentValue) {
+        let _ = FRAGMENTS.insert(key, value, BPF_ANY as u64);
     }
 
     #[inline(always)]
@@ -209,17 +240,59 @@ impl Skb for KernelSkb {
     }
 
     #[inline(always)]
-    fn load<T: Pod>(self, offset: u32) -> Option<T> {
-        if let Some(at) = self.direct::<T>(offset) {
-            // SAFETY: the verifier has seen that the packet holds the value, and every pattern of bytes is one.
-            return Some(unsafe { at.read_unaligned() });
+    fn size(self) -> u32 {
+        // SAFETY: as above.
+        unsafe { (*self.0).len }
+    }
+
+    #[inline(always)]
+    fn segment(self) -> u32 {
+        // SAFETY: as above.
+        unsafe { (*self.0).gso_size }
+    }
+
+    #[inline(always)]
+    fn prepare(self) {
+        /// An Ethernet header, the longest IPv4 header, and the start of a TCP header.
+        const HEADERS: u32 = 90;
+        // SAFETY: as above; the kernel turns two of these fields into pointers.
+        let (data, end, len) = unsafe { ((*self.0).data as usize, (*self.0).data_end as usize, (*self.0).len) };
+        let wanted = if len < HEADERS { len } else { HEADERS };
+        if data + wanted as usize > end {
+            // SAFETY: the helper takes the context and a number.
+            let _ = unsafe { bpf_skb_pull_data(self.0, wanted) };
         }
+    }
+
+    #[inline(always)]
+    fn load<T: Pod>(self, offset: u32) -> Option<T> {
+        // SAFETY: the verifier has seen that the packet holds the value, and every pattern of bytes is one.
+        self.direct::<T>(offset).map(|at| unsafe { at.read_unaligned() })
+    }
+
+    #[inline(always)]
+    fn load_far<T: Pod>(self, offset: u32) -> Option<T> {
         let mut value = MaybeUninit::<T>::uninit();
         let (to, len) = (value.as_mut_ptr().cast(), size_of::<T>() as u32);
         // SAFETY: `value` has room for as many bytes.
         let result = unsafe { bpf_skb_load_bytes(self.0.cast(), offset, to, len) };
         // SAFETY: the helper has filled all of it, and every pattern of bytes is a value.
         (result == 0).then(|| unsafe { value.assume_init() })
+    }
+
+    #[inline(always)]
+    fn load_part<const N: usize>(self, offset: u32, words: &mut [u32; N], len: u32) -> Result<(), Refused> {
+        let len = part::<N>(len)?;
+        // SAFETY: `words` have room for as many bytes.
+        check(unsafe { bpf_skb_load_bytes(self.0.cast(), offset, words.as_mut_ptr().cast(), len) })
+    }
+
+    #[inline(always)]
+    fn store_part<const N: usize>(self, offset: u32, words: &[u32; N], len: u32) -> Result<(), Refused> {
+        const RECOMPUTE: u64 = BPF_F_RECOMPUTE_CSUM as u64;
+        let len = part::<N>(len)?;
+        // SAFETY: `words` are at least that many bytes.
+        check(unsafe { bpf_skb_store_bytes(self.0.cast(), offset, words.as_ptr().cast(), len, RECOMPUTE) })
     }
 
     #[inline(always)]
@@ -256,6 +329,8 @@ impl Skb for KernelSkb {
         const AF_INET6: u8 = 10;
         // SAFETY: integers and unions of integers; zero is a value.
         let mut fib: FibParams = unsafe { MaybeUninit::zeroed().assume_init() };
+        // A route says how long a packet may be. No packet of IP is longer than the field can say.
+        fib.__bindgen_anon_1.tot_len = packet.len as u16;
         fib.l4_protocol = packet.key.protocol;
         fib.sport = to.sport.0;
         fib.dport = to.dport.0;
@@ -273,7 +348,8 @@ impl Skb for KernelSkb {
         }
         let found = self.look_up(&mut fib);
         if found != 0 {
-            return Err(Unrouted::of(found));
+            // SAFETY: both are integers of this size.
+            return Err(Unrouted::of(found, unsafe { fib.__bindgen_anon_1.mtu_result }));
         }
         // SAFETY: zero is a value.
         let mut neighbour: bpf_redir_neigh = unsafe { MaybeUninit::zeroed().assume_init() };
@@ -364,6 +440,13 @@ impl KernelSkb {
             found => found,
         }
     }
+}
+
+/// `len` bytes of `N` words, in the way that the verifier sees a bound in.
+#[inline(always)]
+fn part<const N: usize>(len: u32) -> Result<u32, Refused> {
+    let len = len & 0x7f;
+    if len == 0 || len as usize > size_of::<[u32; N]>() { Err(Refused) } else { Ok(len) }
 }
 
 /// A helper's result.

@@ -9,13 +9,14 @@
 //! whenever they change the state.
 
 use lb_datapath_ebpf_abi::{
-    Addr, CT_CLOSED, CT_CUT, CT_DIRECT, CT_INSIDE, CT_OWN, CT_REPLY, CtKey, CtValue, FAMILY_V4, FAMILY_V6, FrontendKey,
-    NodeValue, Port, Reason, SCOPE_ANY, SIDE_FIN, SIDE_FIRST, SIDE_SEEN, TARGET_SET,
+    Addr, CT_CLOSED, CT_CUT, CT_DIRECT, CT_INSIDE, CT_OWN, CT_REPLY, CtKey, CtValue, FAMILY_V4, FAMILY_V6, FragmentKey,
+    FragmentValue, FrontendKey, NodeValue, Port, Reason, SCOPE_ANY, SIDE_FIN, SIDE_FIRST, SIDE_SEEN, TARGET_SET,
 };
 
 use super::{
     header::{FIN, RST, SYN},
     packet::Packet,
+    work::Work,
 };
 use crate::{maps::Maps, select::frontend_for};
 
@@ -33,6 +34,8 @@ pub trait FlowMaps: Maps {
     /// entry when it is full: a program that still holds it may then change that flow's entry, once.
     type Entry: Entry;
 
+    /// This processor's room for what its program is at. A program asks for it once.
+    fn work<'a>(self) -> Option<&'a mut Work>;
     /// The entry of a table.
     fn flow(self, table: Table, key: &CtKey) -> Option<Self::Entry>;
     /// Makes an entry; `false` if there is one, or if there is no memory.
@@ -41,6 +44,11 @@ pub trait FlowMaps: Maps {
     fn put_flow(self, table: Table, key: &CtKey, value: &CtValue) -> bool;
     /// Removes an entry if it is there.
     fn remove_flow(self, table: Table, key: &CtKey);
+    /// What the first fragment of a datagram told.
+    fn fragment(self, key: &FragmentKey) -> Option<FragmentValue>;
+    /// Notes what the first fragment of a datagram tells. A full map evicts its least recently used entry instead of
+    /// failing.
+    fn put_fragment(self, key: &FragmentKey, value: &FragmentValue);
     /// What translated sources of this family are made of; `None` if the node has no address of it.
     fn source(self, is_v4: bool) -> Option<Source>;
     /// `DEVICE_…` of the device with this number; 0 if it has none.
@@ -118,7 +126,7 @@ pub fn lookup<M: FlowMaps>(maps: M, packet: &Packet, to: &mut CtValue) -> Found 
 
 /// The entry of the table that has one.
 #[inline(always)]
-fn find<M: FlowMaps>(maps: M, key: &CtKey) -> Option<(M::Entry, Table)> {
+pub(super) fn find<M: FlowMaps>(maps: M, key: &CtKey) -> Option<(M::Entry, Table)> {
     match maps.flow(Table::Live, key) {
         Some(entry) => Some((entry, Table::Live)),
         None => maps.flow(Table::Lru, key).map(|entry| (entry, Table::Lru)),

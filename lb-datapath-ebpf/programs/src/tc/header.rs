@@ -2,6 +2,9 @@
 
 use lb_datapath_ebpf_abi::{Addr, map_v4, unmap_v4};
 
+use super::skb::Skb;
+use crate::protocol::{ICMP, ICMP_V6, TCP, UDP};
+
 /// Bytes of an Ethernet header.
 pub const ETHERNET: u32 = 14;
 
@@ -14,6 +17,25 @@ pub const RST: u8 = 0x04;
 /// TCP flag.
 pub const ACK: u8 = 0x10;
 
+/// Most IPv6 extension headers that are walked; a packet with more is none of ours.
+const EXTENSIONS: u32 = 6;
+const HOP_BY_HOP: u8 = 0;
+const ROUTING: u8 = 43;
+const FRAGMENT: u8 = 44;
+const DESTINATION_OPTIONS: u8 = 60;
+
+/// Which part of a datagram a packet holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Piece {
+    /// All of it.
+    Whole,
+    /// The first fragment, which has the ports.
+    First,
+    /// A fragment after the first, which has none.
+    Later,
+}
+
 /// What an IP header says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ip {
@@ -21,35 +43,43 @@ pub struct Ip {
     pub src: Addr,
     /// Destination.
     pub dst: Addr,
-    /// Transport protocol.
+    /// Transport protocol; of an IPv6 header that has not been [walked](Ip::walk), the next header.
     pub protocol: u8,
     /// Time to live or hop limit.
     pub ttl: u8,
-    /// Bytes of the header.
+    /// Bytes of the header; with those of its extension headers, once they have been walked.
     pub len: u32,
+    /// Part of a datagram.
+    pub piece: Piece,
+    /// Identification of the datagram, in no particular byte order; 0 if nothing says one.
+    pub id: u32,
 }
 
-/// Reads an IPv4 header, as it lies in memory; `None` for fragments, of which only the first has ports, and for what is
-/// no IPv4.
+/// Reads an IPv4 header, as it lies in memory; `None` for what is no IPv4.
 #[inline(always)]
 #[must_use]
 pub const fn ipv4(words: &[u32; 5]) -> Option<Ip> {
-    const MORE_FRAGMENTS_OR_OFFSET: u32 = 0x3fff;
     let &[head, fragment, rest, src, dst] = words;
     let (head, fragment, rest) = (u32::from_be(head), u32::from_be(fragment), u32::from_be(rest));
     let len = (head >> 24 & 0x0f) << 2;
-    if head >> 28 != 4 || len < 20 || fragment & MORE_FRAGMENTS_OR_OFFSET != 0 {
+    if head >> 28 != 4 || len < 20 {
         return None;
     }
-    let (src, dst) = (map_v4(src.to_ne_bytes()), map_v4(dst.to_ne_bytes()));
-    Some(Ip { src, dst, protocol: (rest >> 16) as u8, ttl: (rest >> 24) as u8, len })
+    Some(Ip {
+        src: map_v4(src.to_ne_bytes()),
+        dst: map_v4(dst.to_ne_bytes()),
+        protocol: (rest >> 16) as u8,
+        ttl: (rest >> 24) as u8,
+        len,
+        piece: piece(fragment & 0x1fff != 0, fragment & 0x2000 != 0),
+        id: fragment >> 16,
+    })
 }
 
-/// Reads an IPv6 header, as it lies in memory. A packet with extension headers shows as another protocol than TCP and
-/// UDP.
+/// Reads an IPv6 header, as it lies in memory; `None` for what is no IPv6.
 ///
-/// `None` for IPv4-mapped addresses, which no packet may have: they would be taken for those of an IPv4 flow. The kernel
-/// drops such packets ([`ip6_rcv_core`]).
+/// The same for IPv4-mapped addresses, which no packet may have: they would be taken for those of an IPv4 flow. The
+/// kernel drops such packets ([`ip6_rcv_core`]).
 ///
 /// [`ip6_rcv_core`]: https://elixir.bootlin.com/linux/v6.18/source/net/ipv6/ip6_input.c
 #[inline(always)]
@@ -63,7 +93,89 @@ pub const fn ipv6(words: &[u32; 10]) -> Option<Ip> {
     if unmap_v4(src).is_some() || unmap_v4(dst).is_some() {
         return None;
     }
-    Some(Ip { src, dst, protocol: (rest >> 8) as u8, ttl: rest as u8, len: 40 })
+    Some(Ip { src, dst, protocol: (rest >> 8) as u8, ttl: rest as u8, len: 40, piece: Piece::Whole, id: 0 })
+}
+
+#[inline(always)]
+const fn piece(is_later: bool, has_more: bool) -> Piece {
+    match (is_later, has_more) {
+        (true, _) => Piece::Later,
+        (false, true) => Piece::First,
+        (false, false) => Piece::Whole,
+    }
+}
+
+/// Bytes of the packet that the IP header at `at` says, the header included. A packet that a device has merged may be
+/// longer than its header can say, which then says 0 (IPv4) or 40 (IPv6).
+#[inline(always)]
+pub fn total<S: Skb>(skb: S, at: u32, is_v4: bool) -> Option<u32> {
+    if is_v4 {
+        return Some(u32::from_be(skb.load(at)?) & 0xffff);
+    }
+    Some(40 + (u32::from_be(skb.load(at.wrapping_add(4))?) >> 16))
+}
+
+/// Whether an IPv6 header of this number is an extension header that is walked.
+#[inline(always)]
+const fn is_extension(protocol: u8) -> bool {
+    matches!(protocol, HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION_OPTIONS)
+}
+
+/// Whether an IPv6 extension header of this number may be followed by an ICMPv6 message that is no fragment.
+#[inline(always)]
+#[must_use]
+pub const fn may_precede_icmp(protocol: u8) -> bool {
+    matches!(protocol, HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS)
+}
+
+impl Ip {
+    /// Walks the extension headers of an IPv6 header that lies at `at`, and moves [`protocol`](Self::protocol) and
+    /// [`len`](Self::len) behind them. Returns whether that is a transport header; the later fragments of a datagram
+    /// have none, and the walk ends behind their fragment header.
+    ///
+    /// A packet under a routing header whose way is not over is not at its destination yet, and is none of ours. Nor is
+    /// what is authenticated (AH) or encrypted (ESP).
+    #[inline(always)]
+    pub fn walk<S: Skb>(&mut self, skb: S, at: u32) -> bool {
+        for _ in 0..=EXTENSIONS {
+            if matches!(self.protocol, TCP | UDP | ICMP_V6) {
+                return true;
+            }
+            if !is_extension(self.protocol) {
+                return false;
+            }
+            let Some(header) = skb.load_far::<u32>(at.wrapping_add(self.len)) else { return false };
+            let [next, words, low, last] = header.to_ne_bytes();
+            if self.protocol == FRAGMENT {
+                let Some(id) = skb.load_far::<u32>(at.wrapping_add(self.len + 4)) else { return false };
+                (self.piece, self.id) = (piece(low != 0 || last & !7 != 0, last & 1 != 0), id);
+                self.len += 8;
+                if matches!(self.piece, Piece::Later) {
+                    return true;
+                }
+            } else if self.protocol == ROUTING && last != 0 {
+                return false;
+            } else {
+                self.len += (words as u32 + 1) << 3;
+            }
+            self.protocol = next;
+        }
+        false
+    }
+
+    /// Whether it is followed by a TCP or UDP header, as far as this header alone says.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_plain(&self) -> bool {
+        matches!(self.protocol, TCP | UDP) && matches!(self.piece, Piece::Whole)
+    }
+
+    /// Whether it is followed by an ICMP header.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_icmp(&self, is_v4: bool) -> bool {
+        self.protocol == if is_v4 { ICMP } else { ICMP_V6 }
+    }
 }
 
 #[cfg(test)]
@@ -84,16 +196,41 @@ mod tests {
     #[test]
     fn an_ipv4_header_is_read() {
         let ip = ipv4(&words(&V4)).unwrap();
-        let expected = Ip { src: map_v4([10, 0, 0, 1]), dst: map_v4([10, 96, 0, 1]), protocol: TCP, ttl: 64, len: 20 };
+        let expected = Ip {
+            src: map_v4([10, 0, 0, 1]),
+            dst: map_v4([10, 96, 0, 1]),
+            protocol: TCP,
+            ttl: 64,
+            len: 20,
+            piece: Piece::Whole,
+            id: 0,
+        };
         assert_eq!(ip, expected);
     }
 
     #[test]
-    fn fragments_and_short_headers_are_left_alone() {
-        for (at, byte) in [(6, 0x20), (6, 0x01), (7, 0x01), (0, 0x44), (0, 0x65)] {
+    fn what_is_no_ipv4_header_is_left_alone() {
+        for (at, byte) in [(0, 0x44), (0, 0x65)] {
             let mut bytes = V4;
             bytes[at] = byte;
             assert_eq!(ipv4(&words(&bytes)), None, "byte {at} = {byte:#x}");
+        }
+    }
+
+    #[test]
+    fn the_fragments_of_a_datagram_are_told_apart() {
+        for (at, byte, expected) in [
+            (6, 0x40, Piece::Whole),
+            (6, 0x20, Piece::First),
+            (6, 0x60, Piece::First),
+            (6, 0x01, Piece::Later),
+            (7, 0x01, Piece::Later),
+            (6, 0x3f, Piece::Later),
+        ] {
+            let mut bytes = V4;
+            (bytes[4], bytes[5], bytes[6], bytes[at]) = (0x12, 0x34, 0, byte);
+            let ip = ipv4(&words(&bytes)).unwrap();
+            assert_eq!((ip.piece, ip.id, ip.is_plain()), (expected, 0x1234, expected == Piece::Whole), "{byte:#x}");
         }
     }
 
@@ -107,7 +244,7 @@ mod tests {
             *byte = i as u8;
         }
         let ip = ipv6(&words(&bytes)).unwrap();
-        assert_eq!((ip.protocol, ip.ttl, ip.len), (UDP, 63, 40));
+        assert_eq!((ip.protocol, ip.ttl, ip.len, ip.piece), (UDP, 63, 40, Piece::Whole));
         assert_eq!(ip.src, from_octets(core::array::from_fn(|i| i as u8)));
         assert_eq!(ip.dst, from_octets(core::array::from_fn(|i| i as u8 + 16)));
         bytes[0] = 0x40;

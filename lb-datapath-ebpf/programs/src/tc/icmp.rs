@@ -1,71 +1,129 @@
-//! The answer to a datagram for a frontend without backends: destination unreachable, port unreachable.
+//! ICMP errors that this node sends about packets that it does not send on: from the address that a packet was for, to
+//! its sender (RFC 792, RFC 4443).
 
-use super::checksum::{finish, sum};
+use super::{
+    checksum::{finish, sum},
+    header::ETHERNET,
+    packet::Packet,
+    rewrite::v4_words,
+    skb::{RECOMPUTE, Refused, Skb},
+};
+use crate::protocol::{ICMP, ICMP_V6};
 
-/// Words of the refused IPv4 packet that the answer quotes: its header and eight bytes of its payload (RFC 792).
-pub const QUOTE_V4: usize = 7;
-/// Words of the refused IPv6 packet that the answer quotes: its header and eight bytes of its payload.
-pub const QUOTE_V6: usize = 12;
-/// Words of headers that precede the quote: IPv4 and ICMP.
-pub const HEADERS_V4: usize = 7;
-/// Words of headers that precede the quote: IPv6 and ICMPv6.
-pub const HEADERS_V6: usize = 12;
+/// Most words of an IPv4 packet that an error quotes: the longest header, and eight bytes of what follows.
+const QUOTE_V4: usize = 17;
+/// Most words of an IPv6 packet that an error quotes: its header, 64 bytes of extension headers, and eight bytes of what
+/// follows.
+const QUOTE_V6: usize = 28;
+/// Bytes of headers before the quote: IPv4 and ICMP.
+const HEADERS_V4: u32 = 28;
+/// Bytes of headers before the quote: IPv6 and ICMPv6.
+const HEADERS_V6: u32 = 48;
 
-const LEN_V4: u16 = 4 * (HEADERS_V4 + QUOTE_V4) as u16;
-const PAYLOAD_V6: u16 = 8 + 4 * QUOTE_V6 as u16;
-const ICMP_V6: u8 = 58;
+/// What an error says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Message {
+    /// Destination unreachable, port unreachable.
+    PortUnreachable,
+    /// Fragmentation needed, or packet too big: what fits is this many bytes long.
+    TooBig(u16),
+}
 
-/// The headers of the answer to an IPv4 packet without options; the quote follows them.
+impl Message {
+    /// Type and code in the first word, and the second word, for ICMP.
+    const fn v4(self) -> [u32; 2] {
+        match self {
+            Self::PortUnreachable => [u32::from_ne_bytes([3, 3, 0, 0]), 0],
+            Self::TooBig(mtu) => [u32::from_ne_bytes([3, 4, 0, 0]), (mtu as u32).to_be()],
+        }
+    }
+
+    /// The same for ICMPv6.
+    const fn v6(self) -> [u32; 2] {
+        match self {
+            Self::PortUnreachable => [u32::from_ne_bytes([1, 4, 0, 0]), 0],
+            Self::TooBig(mtu) => [u32::from_ne_bytes([2, 0, 0, 0]), (mtu as u32).to_be()],
+        }
+    }
+}
+
+/// Turns the packet into an error about it. Its Ethernet header stays as it is.
+///
+/// # Errors
+/// When the packet is too short, or a helper refuses; the packet may be half of an answer then.
 #[inline(always)]
-#[must_use]
-pub fn unreachable_v4(quote: &[u32; QUOTE_V4]) -> [u32; HEADERS_V4] {
-    let &[_, _, _, src, dst, _, _] = quote;
-    let [l0, l1] = LEN_V4.to_be_bytes();
+pub fn answer<S: Skb>(skb: S, packet: &Packet, message: Message) -> Result<(), Refused> {
+    // The headers, and the eight bytes of payload that have the ports.
+    let len = packet.transport.wrapping_sub(ETHERNET).wrapping_add(8);
+    if packet.is_v4 {
+        let quote = quote::<QUOTE_V4, S>(skb, len, HEADERS_V4);
+        headers_v4(skb, packet, message.v4(), quote)
+    } else {
+        let quote = quote::<QUOTE_V6, S>(skb, len, HEADERS_V6);
+        headers_v6(skb, packet, message.v6(), quote)
+    }
+}
+
+/// The beginning of a packet, where the error about it has it.
+#[derive(Clone, Copy)]
+struct Quote {
+    /// Its bytes; none if it could not be moved there.
+    len: u16,
+    /// Its folded sum.
+    sum: u16,
+}
+
+/// Moves the first `len` bytes of the IP packet, or as many as an error quotes, behind `headers` bytes, and cuts off what
+/// is left of the packet.
+#[inline(never)]
+fn quote<const N: usize, S: Skb>(skb: S, len: u32, headers: u32) -> Quote {
+    const NONE: Quote = Quote { len: 0, sum: 0 };
+    let most = 4 * N as u32;
+    let len = if len < most { len } else { most };
+    let mut words = [0; N];
+    let at = ETHERNET + headers;
+    let moved = skb
+        .load_part(ETHERNET, &mut words, len)
+        .and_then(|()| skb.resize(at + len))
+        .and_then(|()| skb.store_part(at, &words, len));
+    if moved.is_err() { NONE } else { Quote { len: len as u16, sum: !finish(sum(&words)) } }
+}
+
+#[inline(never)]
+fn headers_v4<S: Skb>(skb: S, packet: &Packet, icmp: [u32; 2], quote: Quote) -> Result<(), Refused> {
+    if quote.len == 0 {
+        return Err(Refused);
+    }
+    let [from, to] = v4_words(packet.key.dst, packet.key.src)?;
+    let [l0, l1] = (HEADERS_V4 as u16).wrapping_add(quote.len).to_be_bytes();
     let (version, fragment) = (u32::from_ne_bytes([0x45, 0xc0, l0, l1]), u32::from_ne_bytes([0, 0, 0x40, 0]));
-    let [h0, h1] = finish(sum(&[version, fragment, u32::from_ne_bytes([64, 1, 0, 0]), dst, src])).to_ne_bytes();
-    let icmp = u32::from_ne_bytes([3, 3, 0, 0]);
-    let [c0, c1] = finish(sum(quote).wrapping_add(sum(&[icmp]))).to_ne_bytes();
-    [version, fragment, u32::from_ne_bytes([64, 1, h0, h1]), dst, src, u32::from_ne_bytes([3, 3, c0, c1]), 0]
+    let [h0, h1] = finish(sum(&[version, fragment, u32::from_ne_bytes([64, ICMP, 0, 0]), from, to])).to_ne_bytes();
+    let icmp = with_checksum(icmp, quote.sum as u32);
+    skb.store(
+        ETHERNET,
+        &[version, fragment, u32::from_ne_bytes([64, ICMP, h0, h1]), from, to, icmp[0], icmp[1]],
+        RECOMPUTE,
+    )
 }
 
-/// The headers of the answer to an IPv6 packet without extension headers; the quote follows them.
-#[inline(always)]
-#[must_use]
-pub fn unreachable_v6(quote: &[u32; QUOTE_V6]) -> [u32; HEADERS_V6] {
-    let &[_, _, s0, s1, s2, s3, d0, d1, d2, d3, _, _] = quote;
-    let [l0, l1] = PAYLOAD_V6.to_be_bytes();
+#[inline(never)]
+fn headers_v6<S: Skb>(skb: S, packet: &Packet, icmp: [u32; 2], quote: Quote) -> Result<(), Refused> {
+    if quote.len == 0 {
+        return Err(Refused);
+    }
+    let ([t0, t1, t2, t3], [f0, f1, f2, f3]) = (packet.key.src, packet.key.dst);
+    let [l0, l1] = (8 + quote.len).to_be_bytes();
     let (version, rest) = (u32::from_ne_bytes([0x60, 0, 0, 0]), u32::from_ne_bytes([l0, l1, ICMP_V6, 64]));
-    let icmp = u32::from_ne_bytes([1, 4, 0, 0]);
     let pseudo = [u32::from_ne_bytes([0, 0, l0, l1]), u32::from_ne_bytes([0, 0, 0, ICMP_V6])];
-    let addresses = [s0, s1, s2, s3, d0, d1, d2, d3];
-    let total = sum(quote).wrapping_add(sum(&addresses)).wrapping_add(sum(&pseudo)).wrapping_add(sum(&[icmp]));
-    let [c0, c1] = finish(total).to_ne_bytes();
-    [version, rest, d0, d1, d2, d3, s0, s1, s2, s3, u32::from_ne_bytes([1, 4, c0, c1]), 0]
+    let addresses = sum(&[t0, t1, t2, t3, f0, f1, f2, f3]);
+    let icmp = with_checksum(icmp, addresses.wrapping_add(sum(&pseudo)).wrapping_add(quote.sum as u32));
+    skb.store(ETHERNET, &[version, rest, f0, f1, f2, f3, t0, t1, t2, t3, icmp[0], icmp[1]], RECOMPUTE)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_answer_to_ipv4_goes_back_with_right_checksums() {
-        let quote = [1, 2, 3, 0x0900_000a, 0x0100_600a, 0x5a5a_5a5a, 7];
-        let reply = unreachable_v4(&quote);
-        assert_eq!(reply[3..5], [quote[4], quote[3]]);
-        assert_eq!(finish(sum(&reply[..5])), 0);
-        assert_eq!(finish(sum(&reply[5..]) + sum(&quote)), 0);
-        assert_eq!(reply[5].to_ne_bytes()[..2], [3, 3]);
-        assert_eq!(reply[0].to_ne_bytes()[2..], [0, 56]);
-    }
-
-    #[test]
-    fn the_answer_to_ipv6_goes_back_with_the_right_checksum() {
-        let quote = core::array::from_fn(|i| 0x0101_0101 * i as u32);
-        let reply = unreachable_v6(&quote);
-        assert_eq!(reply[2..6], quote[6..10]);
-        assert_eq!(reply[6..10], quote[2..6]);
-        assert_eq!(reply[10].to_ne_bytes()[..2], [1, 4]);
-        let pseudo = (u32::from(PAYLOAD_V6) + u32::from(ICMP_V6)).to_be();
-        assert_eq!(finish(sum(&reply[2..]) + sum(&quote) + sum(&[pseudo])), 0);
-    }
+/// The two words of an ICMP header with its checksum; the sum of what else that covers is `others`.
+#[inline(always)]
+fn with_checksum(icmp: [u32; 2], others: u32) -> [u32; 2] {
+    let [kind, code, _, _] = icmp[0].to_ne_bytes();
+    let [c0, c1] = finish(sum(&icmp).wrapping_add(others)).to_ne_bytes();
+    [u32::from_ne_bytes([kind, code, c0, c1]), icmp[1]]
 }

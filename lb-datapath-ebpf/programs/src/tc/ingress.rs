@@ -8,10 +8,14 @@ use lb_datapath_ebpf_abi::{
 
 use super::{
     flow::{self, Direct, FlowMaps, Found},
+    limit,
     packet::{Arrival, Head, Packet},
-    reject::reject,
-    rewrite::{forward, send, translate},
+    quote::{self, Translation},
+    reject::{reject, too_big},
+    rewrite::{Forwarded, forward, send, translate},
     skb::Skb,
+    unfold::{Kind, unfold},
+    work::Work,
 };
 use crate::{
     maps::Maps,
@@ -34,14 +38,16 @@ pub fn ingress<M: FlowMaps, S: Skb>(maps: M, skb: S) -> i32 {
     if !is_for_us(maps, skb) {
         return PASS;
     }
-    let Some(packet) = read(maps, skb) else { return PASS };
-    let mut to = CtValue::EMPTY;
-    match flow::lookup(maps, &packet, &mut to) {
-        Found::Flow => forward(maps, skb, &packet, &to),
+    let Some((work, found)) = meet(maps, skb) else { return PASS };
+    match found {
+        Found::Flow => match forward(maps, skb, &work.packet, &work.to) {
+            Forwarded::Verdict(verdict) => verdict,
+            Forwarded::TooBig(mtu) => refuse_size(maps, skb, work, mtu, false),
+        },
         Found::Direct => PASS,
-        Found::Stop(reason) => stop(maps, skb, &packet, reason, false),
-        Found::Nothing if is_own_answer(maps, skb, &packet) => PASS,
-        Found::Nothing => begin(maps, skb, &packet, &mut to, false),
+        Found::Stop(reason) => stop(maps, skb, work, reason, false),
+        Found::Nothing if is_own_answer(maps, skb, &work.packet) => PASS,
+        Found::Nothing => begin(maps, skb, work, false),
     }
 }
 
@@ -54,14 +60,16 @@ pub fn egress<M: FlowMaps, S: Skb>(maps: M, skb: S) -> i32 {
     if skb.came_in() || skb.is_tagged() {
         return PASS;
     }
-    let Some(packet) = read(maps, skb) else { return PASS };
-    let mut to = CtValue::EMPTY;
-    match flow::lookup(maps, &packet, &mut to) {
-        Found::Flow if to.flags & CT_REPLY != 0 => translate(maps, skb, &packet, &to),
-        Found::Flow => send(maps, skb, &packet, &to),
+    let Some((work, found)) = meet(maps, skb) else { return PASS };
+    match found {
+        Found::Flow if work.to.flags & CT_REPLY != 0 => translate(maps, skb, &work.packet, &work.to),
+        Found::Flow => match send(maps, skb, &work.packet, &work.to) {
+            Forwarded::Verdict(verdict) => verdict,
+            Forwarded::TooBig(mtu) => refuse_size(maps, skb, work, mtu, true),
+        },
         Found::Direct => PASS,
-        Found::Stop(reason) => stop(maps, skb, &packet, reason, true),
-        Found::Nothing => begin(maps, skb, &packet, &mut to, true),
+        Found::Stop(reason) => stop(maps, skb, work, reason, true),
+        Found::Nothing => begin(maps, skb, work, true),
     }
 }
 
@@ -79,35 +87,82 @@ fn is_for_us<M: FlowMaps, S: Skb>(maps: M, skb: S) -> bool {
     }
 }
 
-/// The packet, if the datapath is not on standby and may have something to do with it.
-#[inline(never)]
-fn read<M: FlowMaps, S: Skb>(maps: M, skb: S) -> Option<Packet> {
+/// What the tables of flows say about a packet that the datapath may have something to do with.
+#[inline(always)]
+fn meet<'a, M: FlowMaps, S: Skb>(maps: M, skb: S) -> Option<(&'a mut Work, Found)> {
+    skb.prepare();
+    let is_plain = admit(maps, skb)?;
+    let work = maps.work()?;
+    let kind = if is_plain { plain(skb, &mut work.packet) } else { unfold(maps, skb, work) };
+    let found = match kind {
+        Kind::Foreign => return None,
+        Kind::Packet => flow::lookup(maps, &work.packet, &mut work.to),
+        Kind::Icmp => match quote::translate(maps, skb, work) {
+            Translation::Foreign => return None,
+            Translation::Done => Found::Flow,
+            Translation::Broken => Found::Stop(Reason::PacketNotRewritten),
+        },
+    };
+    // A fragment after the first starts no flow.
+    if work.packet.is_later && matches!(found, Found::Nothing) { None } else { Some((work, found)) }
+}
+
+/// Whether the packet is plain; `None` if the datapath is on standby, or has nothing to do with it.
+#[inline(always)]
+fn admit<M: FlowMaps, S: Skb>(maps: M, skb: S) -> Option<bool> {
     let head = Head::read(skb)?;
-    if !maps.knows(head.ip.dst) && !maps.knows(head.ip.src) {
+    if !maps.knows(head.ip.dst) && !maps.knows(head.ip.src) && !head.may_be_error() {
         return None;
     }
-    if maps.role() == ROLE_STANDBY { None } else { head.packet(skb) }
+    if maps.role() == ROLE_STANDBY { None } else { Some(head.ip.is_plain()) }
 }
 
 /// Decides on a packet of no flow; `own` says that it is of the node itself.
 #[inline(always)]
-fn begin<M: FlowMaps, S: Skb>(maps: M, skb: S, packet: &Packet, to: &mut CtValue, own: bool) -> i32 {
+fn begin<M: FlowMaps, S: Skb>(maps: M, skb: S, work: &mut Work, own: bool) -> i32 {
     if maps.role() != ROLE_ACTIVE {
         return PASS;
     }
+    let Work { packet, to, .. } = &mut *work;
     let inside = own || maps.kind_of_device(skb.device()) & DEVICE_INSIDE != 0;
     to.flags = if own { CT_OWN | CT_INSIDE } else { inside as u8 * CT_INSIDE };
     let keeps_source = match answer(maps, packet, to) {
         Decision::NoFrontend if matches!(flow::record_direct(maps, packet, to), Direct::Recorded) => return PASS,
         Decision::NoFrontend => false,
         Decision::Open { keeps_source } => keeps_source,
-        Decision::Stop(reason) => return stop(maps, skb, packet, reason, own),
+        Decision::Stop(reason) => return stop(maps, skb, work, reason, own),
     };
-    match flow::open(maps, packet, to, keeps_source) {
-        None if own => send(maps, skb, packet, to),
-        None => forward(maps, skb, packet, to),
-        Some(reason) => stop(maps, skb, packet, reason, own),
+    if let Some(reason) = flow::open(maps, packet, to, keeps_source) {
+        return stop(maps, skb, work, reason, own);
     }
+    match if own { send(maps, skb, packet, to) } else { forward(maps, skb, packet, to) } {
+        Forwarded::Verdict(verdict) => verdict,
+        Forwarded::TooBig(mtu) => refuse_size(maps, skb, work, mtu, own),
+    }
+}
+
+/// Tells the sender of a packet what length fits. Nobody answers a fragment after the first: the first one was as long,
+/// or nearly. Nor does anybody answer an error.
+#[inline(always)]
+fn refuse_size<M: Maps, S: Skb>(maps: M, skb: S, work: &mut Work, mtu: u16, own: bool) -> i32 {
+    if work.packet.is_later {
+        maps.count(Reason::PacketTooBig);
+        return DROP;
+    }
+    if !work.limits.allow(limit::Answer::TooBig, maps.now()) {
+        return give_up(maps, Reason::PacketAnswerLimit);
+    }
+    if !too_big(skb, &work.packet, mtu) {
+        return give_up(maps, Reason::PacketNotAnswered);
+    }
+    maps.count(Reason::PacketTooBig);
+    if own { skb.turn_in() } else { skb.send_back() }
+}
+
+/// Reads a plain packet, its header once more: the stack has no room for its words beside those of the steps.
+#[inline(never)]
+fn plain<S: Skb>(skb: S, packet: &mut Packet) -> Kind {
+    if packet.read_plain(skb).is_some() { Kind::Packet } else { Kind::Foreign }
 }
 
 /// The decision on the first packet of a flow.
@@ -182,10 +237,18 @@ fn other_port<M: FlowMaps>(maps: M, packet: &Packet) -> Decision {
 
 /// Counts `reason` and carries out its verdict.
 #[inline(always)]
-fn stop<M: Maps, S: Skb>(maps: M, skb: S, packet: &Packet, reason: Reason, own: bool) -> i32 {
+fn stop<M: Maps, S: Skb>(maps: M, skb: S, work: &mut Work, reason: Reason, own: bool) -> i32 {
+    // Nobody answers a fragment after the first.
+    if work.packet.is_later {
+        maps.count(reason);
+        return DROP;
+    }
     match reason.verdict() {
         Verdict::Answer => {
-            if !reject(skb, packet.is_v4, packet.is_udp(), packet.transport) {
+            if !work.limits.allow(limit::Answer::Refusal, maps.now()) {
+                return give_up(maps, Reason::PacketAnswerLimit);
+            }
+            if !reject(skb, &work.packet) {
                 return give_up(maps, Reason::PacketNotAnswered);
             }
             maps.count(reason);
@@ -292,7 +355,7 @@ mod tests {
     #[test]
     fn every_reason_of_a_packet_is_counted_once_with_its_verdict() {
         type Case = (Reason, fn(&Fake, &FakeSkb), FakeSkb, i32);
-        let cases: [Case; 17] = [
+        let cases: [Case; 19] = [
             (
                 Reason::PacketNoBackends,
                 |f, _| f.change_frontend(VIP, |v| v.target = TARGET_REJECT),
@@ -341,7 +404,22 @@ mod tests {
                 Reason::PacketNotAnswered,
                 |f, skb| {
                     f.change_frontend(VIP, |v| v.target = TARGET_REJECT);
-                    skb.add_ip_option();
+                    skb.refuse_stores.set(true);
+                },
+                FakeSkb::tcp_v4(SYN),
+                DROP,
+            ),
+            (
+                Reason::PacketTooBig,
+                |_, skb| skb.routes.set(Err(Unrouted::TooBig(1400))),
+                FakeSkb::tcp_v4(SYN),
+                SENT_BACK,
+            ),
+            (
+                Reason::PacketAnswerLimit,
+                |f, _| {
+                    f.change_frontend(VIP, |v| v.target = TARGET_REJECT);
+                    f.use_up_answers();
                 },
                 FakeSkb::tcp_v4(SYN),
                 DROP,
@@ -385,6 +463,81 @@ mod tests {
         assert!(fake.turns.borrow().values().all(|turn| *turn == 0));
         assert_eq!(ingress(&fake, &FakeSkb::tcp_v4(SYN)), REDIRECTED);
         assert_eq!(fake.affinity.borrow().len(), 1);
+    }
+
+    #[test]
+    fn every_fragment_of_a_datagram_is_translated_in_both_directions() {
+        for (pieces, vip) in [(FakeSkb::fragments_v4(40), VIP), (FakeSkb::fragments_v6(40), VIP_V6)] {
+            let fake = Fake::serving_at(vip, LOOKUP_HASH, &[1]);
+            let [first, second] = &pieces;
+            let before = FakeSkb::join(first, second).packet();
+            for piece in &pieces {
+                assert_eq!(ingress(&fake, piece), REDIRECTED);
+            }
+            let out = FakeSkb::join(first, second);
+            assert_eq!((out.packet().key.dst, out.packet().key.dport), backend_of(&out.packet()));
+            out.assert_checksums();
+            for piece in &pieces {
+                piece.answer_fragment(out.packet().key);
+                assert_eq!(ingress(&fake, piece), REDIRECTED);
+            }
+            let back = FakeSkb::join(first, second);
+            assert_eq!(back.packet().key, before.key.mirror());
+            back.assert_checksums();
+            assert!(fake.counts.borrow().is_empty());
+        }
+    }
+
+    #[test]
+    fn a_fragment_without_its_first_passes_untouched() {
+        for ([_, second], vip) in [(FakeSkb::fragments_v4(40), VIP), (FakeSkb::fragments_v6(40), VIP_V6)] {
+            let (fake, before) = (Fake::serving_at(vip, LOOKUP_HASH, &[1]), second.bytes());
+            assert_eq!(ingress(&fake, &second), PASS);
+            assert_eq!(second.bytes(), before);
+        }
+    }
+
+    #[test]
+    fn a_later_fragment_starts_no_flow() {
+        let fake = Fake::serving(LOOKUP_HASH, &[1]);
+        let [first, second] = FakeSkb::fragments_v4(40);
+        assert_eq!(ingress(&fake, &first), REDIRECTED);
+        fake.flows.borrow_mut().clear();
+        assert_eq!(ingress(&fake, &second), PASS);
+        assert!(fake.flows.borrow().is_empty());
+    }
+
+    #[test]
+    fn a_later_fragment_or_an_error_that_is_too_big_is_dropped_without_an_answer() {
+        let fake = Fake::serving(LOOKUP_HASH, &[1]);
+        let [first, second] = FakeSkb::fragments_v4(40);
+        assert_eq!(ingress(&fake, &first), REDIRECTED);
+        let error = first.error(lb_datapath_ebpf_abi::map_v4([203, 0, 113, 7]), 3, 28);
+        for skb in [&second, &error] {
+            skb.routes.set(Err(Unrouted::TooBig(1400)));
+            assert_eq!(ingress(&fake, skb), DROP);
+        }
+        assert_eq!(*fake.counts.borrow(), [(Reason::PacketTooBig, 2)].into());
+    }
+
+    #[test]
+    fn a_limit_of_refusals_leaves_the_path_mtu_its_own() {
+        let (fake, skb) = (Fake::serving(LOOKUP_HASH, &[1]), FakeSkb::tcp_v4(SYN));
+        fake.use_up_answers();
+        skb.routes.set(Err(Unrouted::TooBig(1400)));
+        assert_eq!(ingress(&fake, &skb), SENT_BACK);
+    }
+
+    #[test]
+    fn packets_with_extension_headers_are_translated_behind_them() {
+        for skb in [FakeSkb::tcp_v6(SYN), FakeSkb::udp_v6()] {
+            let fake = Fake::serving_at(VIP_V6, LOOKUP_HASH, &[1]);
+            skb.add_extension(60, 0);
+            skb.add_extension(0, 0);
+            assert_eq!(ingress(&fake, &skb), REDIRECTED);
+            assert_eq!((skb.packet().key.dst, skb.packet().key.dport), backend_of(&skb.packet()));
+            skb.assert_checksums();
+        }
     }
 
     #[test]

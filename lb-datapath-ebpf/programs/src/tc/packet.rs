@@ -1,8 +1,8 @@
 //! What the program needs to know of a packet.
 
 use lb_datapath_ebpf_abi::{
-    AffinityKey, CLIENT_ADDRESS, CtKey, FRONTEND_DENIES, FRONTEND_GUARDS_OUTSIDE, FrontendKey, FrontendValue, Port,
-    SCOPE_ANY, SOURCES_DENIED,
+    AffinityKey, CLIENT_ADDRESS, CtKey, FRONTEND_DENIES, FRONTEND_GUARDS_OUTSIDE, FragmentKey, FrontendKey,
+    FrontendValue, Port, SCOPE_ANY, SOURCES_DENIED,
 };
 
 use super::{
@@ -18,8 +18,12 @@ use crate::{
 
 const ETH_P_IP: u16 = 0x0800;
 const ETH_P_IPV6: u16 = 0x86dd;
+/// Fewest bytes of a TCP header.
+const TCP_HEADER: u32 = 20;
+/// Bytes of a UDP header.
+const UDP_HEADER: u32 = 8;
 
-/// A TCP or UDP packet that is no fragment.
+/// A TCP or UDP packet, or a fragment of one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Packet {
     /// Its tuple.
@@ -28,10 +32,14 @@ pub struct Packet {
     pub is_v4: bool,
     /// Time to live or hop limit.
     pub ttl: u8,
-    /// TCP flags; 0 for UDP.
+    /// TCP flags; 0 for UDP and for a fragment after the first.
     pub flags: u8,
-    /// Bytes before the transport header.
+    /// Whether it is a fragment after the first: it has neither ports nor a transport checksum.
+    pub is_later: bool,
+    /// Bytes before the transport header; before the payload of a fragment after the first.
     pub transport: u32,
+    /// Bytes of the IP packet; of its longest segment, if a device merged several or is to split it.
+    pub len: u32,
 }
 
 /// The IP header of a packet, before anything else is looked at.
@@ -55,30 +63,84 @@ impl Head {
         }
     }
 
-    /// Reads the rest of a TCP or UDP packet, whose header has to be all there.
+    /// Whether the packet may be an ICMP error about a packet of ours, which comes from any address to any address.
     #[inline(always)]
-    pub fn packet<S: Skb>(self, skb: S) -> Option<Packet> {
-        let Self { ip, is_v4 } = self;
-        let transport = ETHERNET + ip.len;
-        let (ports, flags) = match ip.protocol {
-            TCP => {
-                let [ports, _, _, flags, _]: [u32; 5] = skb.load(transport)?;
-                (ports, (u32::from_be(flags) >> 16) as u8)
-            }
-            UDP => {
-                let [ports, _]: [u32; 2] = skb.load(transport)?;
-                (ports, 0)
-            }
-            _ => return None,
-        };
-        let ports = u32::from_be(ports);
-        let (sport, dport) = (Port::new((ports >> 16) as u16), Port::new(ports as u16));
-        let key = CtKey { src: ip.src, dst: ip.dst, sport, dport, protocol: ip.protocol, pad: [0; 3] };
-        Some(Packet { key, is_v4, ttl: ip.ttl, flags, transport })
+    #[must_use]
+    pub const fn may_be_error(&self) -> bool {
+        self.ip.is_icmp(self.is_v4) || (!self.is_v4 && header::may_precede_icmp(self.ip.protocol))
+    }
+}
+
+impl Head {
+    /// The packet as far as this header says: without ports, flags and length.
+    #[inline(always)]
+    #[must_use]
+    pub const fn packet(&self) -> Packet {
+        let &Self { ip: Ip { src, dst, protocol, ttl, len, .. }, is_v4 } = self;
+        let key = CtKey { src, dst, sport: Port(0), dport: Port(0), protocol, pad: [0; 3] };
+        Packet { key, is_v4, ttl, flags: 0, is_later: false, transport: ETHERNET + len, len: 0 }
+    }
+
+    /// The datagram that the packet is a fragment of.
+    #[inline(always)]
+    #[must_use]
+    pub const fn datagram(&self) -> FragmentKey {
+        let &Self { ip: Ip { src, dst, protocol, id, .. }, is_v4 } = self;
+        FragmentKey { src, dst, id, protocol: if is_v4 { protocol } else { 0 }, pad: [0; 3] }
     }
 }
 
 impl Packet {
+    /// Reads a packet that is [plain](Ip::is_plain), its header once more; `None` if it is none of ours. That
+    /// is so if lengths in it contradict each other: the network stack drops and counts it, or a receiver does.
+    #[inline(always)]
+    pub fn read_plain<S: Skb>(&mut self, skb: S) -> Option<()> {
+        *self = Head::read(skb)?.packet();
+        let transport = match self.key.protocol {
+            TCP => skb.load(self.transport)?,
+            _ => udp(skb.load(self.transport)?),
+        };
+        self.take(skb, &transport, true)
+    }
+
+    /// Takes over the first 16 bytes of a transport header, of which those of UDP has eight.
+    #[inline(always)]
+    pub(super) fn take<S: Skb>(&mut self, skb: S, transport: &[u32; 4], is_whole: bool) -> Option<()> {
+        let segment = skb.segment();
+        let total = self.total(skb, segment)?;
+        let headers = self.transport - ETHERNET;
+        let payload = total.checked_sub(headers)?;
+        let &[ports, second, _, flags] = transport;
+        let header = if self.is_udp() {
+            let len = u32::from_be(second) >> 16;
+            if segment == 0 && (len < UDP_HEADER || (is_whole && len > payload)) {
+                return None;
+            }
+            UDP_HEADER
+        } else {
+            let flags = u32::from_be(flags);
+            let header = flags >> 28 << 2;
+            if header < TCP_HEADER || payload < if is_whole { header } else { TCP_HEADER } {
+                return None;
+            }
+            self.flags = (flags >> 16) as u8;
+            header
+        };
+        let ports = u32::from_be(ports);
+        (self.key.sport, self.key.dport) = (Port::new((ports >> 16) as u16), Port::new(ports as u16));
+        self.len = if segment == 0 { total } else { headers + header + segment };
+        Some(())
+    }
+
+    /// Bytes of the IP packet; `None` if it says more than there are. What a device has merged is as long as it is, and
+    /// may be longer than its header can say.
+    #[inline(always)]
+    pub(super) fn total<S: Skb>(&self, skb: S, segment: u32) -> Option<u32> {
+        let available = skb.size().checked_sub(ETHERNET)?;
+        let total = if segment == 0 { header::total(skb, ETHERNET, self.is_v4)? } else { available };
+        (total <= available).then_some(total)
+    }
+
     /// The frontend that the packet may be for.
     #[inline(always)]
     #[must_use]
@@ -113,6 +175,12 @@ impl Packet {
     pub const fn is_udp(&self) -> bool {
         self.key.protocol == UDP
     }
+}
+
+/// A UDP header in the place of a TCP header's beginning.
+#[inline(always)]
+pub(super) const fn udp([ports, rest]: [u32; 2]) -> [u32; 4] {
+    [ports, rest, 0, 0]
 }
 
 /// The first packet of a flow, and where it comes from.
@@ -187,7 +255,9 @@ mod tests {
     };
 
     fn read(skb: &FakeSkb) -> Option<Packet> {
-        Head::read(skb)?.packet(skb)
+        let head = Head::read(skb).filter(|head| head.ip.is_plain())?;
+        let mut packet = head.packet();
+        packet.read_plain(skb).map(|()| packet)
     }
 
     #[test]
@@ -222,9 +292,91 @@ mod tests {
         let skb = FakeSkb::tcp_v4(SYN);
         skb.set_byte(14 + 9, 132);
         assert_eq!(read(&skb), None, "SCTP");
+    }
+
+    #[test]
+    fn a_packet_whose_lengths_contradict_each_other_is_left_alone() {
+        type Case = (&'static str, FakeSkb, usize, u8);
+        let cases: [Case; 12] = [
+            ("IPv4 header past the end", FakeSkb::udp_v4(), 14, 0x4f),
+            ("IPv4 packet longer than the frame", FakeSkb::udp_v4(), 17, 29),
+            ("IPv4 packet shorter than its header", FakeSkb::udp_v4(), 17, 19),
+            ("IPv4 packet without room for UDP", FakeSkb::udp_v4(), 17, 27),
+            ("IPv4 packet without room for TCP", FakeSkb::tcp_v4(SYN), 17, 39),
+            ("IPv6 packet longer than the frame", FakeSkb::udp_v6(), 19, 9),
+            ("IPv6 packet without room for UDP", FakeSkb::udp_v6(), 19, 7),
+            ("IPv6 packet without room for TCP", FakeSkb::tcp_v6(SYN), 19, 19),
+            ("datagram longer than the packet", FakeSkb::udp_v4(), 39, 9),
+            ("datagram shorter than its header", FakeSkb::udp_v6(), 59, 7),
+            ("TCP header past the end", FakeSkb::tcp_v4(SYN), 46, 0x60),
+            ("TCP header too short", FakeSkb::tcp_v6(SYN), 66, 0x40),
+        ];
+        for (what, skb, at, byte) in cases {
+            assert!(read(&skb).is_some(), "{what}");
+            skb.set_byte(at, byte);
+            assert_eq!(read(&skb), None, "{what}");
+        }
+    }
+
+    #[test]
+    fn padding_of_the_frame_is_not_part_of_the_packet() {
         let skb = FakeSkb::udp_v4();
-        skb.set_byte(14 + 6, 0x20);
-        assert_eq!(read(&skb), None, "a fragment");
+        skb.pad(60);
+        assert_eq!(read(&skb).unwrap().len, 28);
+    }
+
+    #[test]
+    fn what_a_device_has_merged_counts_by_its_segments_and_may_be_longer_than_its_headers_say() {
+        for (skb, len) in [(FakeSkb::tcp_v4(ACK), 20 + 20), (FakeSkb::udp_v6(), 40 + 8)] {
+            skb.segment.set(1000);
+            [16, 17, 18, 19].into_iter().for_each(|at| skb.set_byte(at, 0));
+            skb.pad(3000);
+            assert_eq!(read(&skb).unwrap().len, len + 1000);
+        }
+    }
+
+    #[test]
+    fn ipv6_extension_headers_are_walked_in_any_order() {
+        for numbers in [&[0][..], &[60], &[43], &[0, 60, 43, 60], &[60, 60, 60, 60, 60, 60]] {
+            let skb = FakeSkb::tcp_v6(SYN);
+            numbers.iter().rev().for_each(|number| skb.add_extension(*number, 0));
+            let packet = skb.packet();
+            assert_eq!((packet.key.protocol, packet.key.dport.number(), packet.flags), (TCP, 80, SYN), "{numbers:?}");
+            assert_eq!(packet.transport as usize, 54 + 8 * numbers.len());
+            skb.assert_checksums();
+        }
+    }
+
+    #[test]
+    fn ipv6_packets_that_no_walk_gets_to_the_end_of_are_left_alone() {
+        let walked = |skb: &FakeSkb| Head::read(skb).is_some_and(|mut head| head.ip.walk(skb, 14));
+        for (what, numbers, last) in [
+            ("a routing header whose way is not over", &[43][..], 1),
+            ("an authentication header", &[51], 0),
+            ("an encrypted payload", &[0, 50], 0),
+            ("seven headers", &[60; 7], 0),
+        ] {
+            let skb = FakeSkb::udp_v6();
+            numbers.iter().rev().for_each(|number| skb.add_extension(*number, last));
+            assert!(!walked(&skb), "{what}");
+        }
+        let skb = FakeSkb::udp_v6();
+        skb.add_extension(60, 0);
+        assert!(walked(&skb));
+        skb.truncate(57);
+        assert!(!walked(&skb), "a header that is cut short");
+    }
+
+    #[test]
+    fn the_last_fragment_alone_says_which_protocol_it_is_only_to_those_who_saw_the_first() {
+        let fake = Fake::new();
+        for [first, later] in [FakeSkb::fragments_v4(40), FakeSkb::fragments_v6(40)] {
+            assert_eq!(later.unfold(&fake), None);
+            let packet = first.unfold(&fake).unwrap();
+            let found = later.unfold(&fake).unwrap();
+            assert_eq!((found.key, found.is_later, packet.is_later), (packet.key, true, false));
+            assert_eq!(later.size() - found.transport, 40);
+        }
     }
 
     #[test]

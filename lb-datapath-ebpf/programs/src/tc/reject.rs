@@ -1,72 +1,34 @@
-//! Answers a packet for a frontend without backends, from the packet itself.
-
-use aya_ebpf::bindings::BPF_F_RECOMPUTE_CSUM;
+//! Answers packets from the packets themselves.
 
 use super::{
-    header::ETHERNET,
-    icmp::{HEADERS_V4, HEADERS_V6, QUOTE_V4, QUOTE_V6, unreachable_v4, unreachable_v6},
-    reset::{RESET_V4, RESET_V6, reset_v4, reset_v6},
+    icmp::{self, Message},
+    packet::Packet,
+    reset,
     skb::{Refused, Skb},
 };
 
-const RECOMPUTE: u64 = BPF_F_RECOMPUTE_CSUM as u64;
-const WORD: u32 = 4;
-const QUOTE_AT_V4: u32 = ETHERNET + WORD * HEADERS_V4 as u32;
-const QUOTE_AT_V6: u32 = ETHERNET + WORD * HEADERS_V6 as u32;
-
-/// Turns the packet into the answer to it: a reset (TCP) or "port unreachable" (UDP). Returns whether that worked.
+/// Turns a packet for a frontend without backends into the answer to it: a reset (TCP) or "port unreachable" (UDP).
+/// Returns whether that worked.
 ///
-/// Each answer is a function of its own in the kernel. Together they would need a stack frame that does not fit beside
+/// The steps are functions of their own in the kernel. Together they would need a stack frame that does not fit beside
 /// the caller's: older kernels round each frame up to 32 bytes and refuse more than 512 for a chain of calls.
 #[inline(always)]
-pub fn reject<S: Skb>(skb: S, is_v4: bool, is_udp: bool, transport: u32) -> bool {
-    let answered = match (is_v4, is_udp) {
-        // An answer to a packet with options would have to be built around them.
-        (true, _) if transport != ETHERNET + 20 => Err(Refused),
-        (true, true) => unreachable_to_v4(skb),
-        (true, false) => reset_to_v4(skb),
-        (false, true) => unreachable_to_v6(skb),
-        (false, false) => reset_to_v6(skb),
-    };
+pub fn reject<S: Skb>(skb: S, packet: &Packet) -> bool {
+    let answered =
+        if packet.is_udp() { icmp::answer(skb, packet, Message::PortUnreachable) } else { reset::answer(skb, packet) };
     answered.and_then(|()| turn(skb)).is_ok()
 }
 
-#[inline(never)]
-fn reset_to_v4<S: Skb>(skb: S) -> Result<(), Refused> {
-    let request: [u32; RESET_V4] = skb.load(ETHERNET).ok_or(Refused)?;
-    let reply = reset_v4(&request).ok_or(Refused)?;
-    skb.resize(ETHERNET + WORD * RESET_V4 as u32)?;
-    skb.store(ETHERNET, &reply, RECOMPUTE)
-}
-
-#[inline(never)]
-fn reset_to_v6<S: Skb>(skb: S) -> Result<(), Refused> {
-    let request: [u32; RESET_V6] = skb.load(ETHERNET).ok_or(Refused)?;
-    let reply = reset_v6(&request).ok_or(Refused)?;
-    skb.resize(ETHERNET + WORD * RESET_V6 as u32)?;
-    skb.store(ETHERNET, &reply, RECOMPUTE)
-}
-
-#[inline(never)]
-fn unreachable_to_v4<S: Skb>(skb: S) -> Result<(), Refused> {
-    let quote: [u32; QUOTE_V4] = skb.load(ETHERNET).ok_or(Refused)?;
-    skb.resize(QUOTE_AT_V4 + WORD * QUOTE_V4 as u32)?;
-    skb.store(ETHERNET, &unreachable_v4(&quote), RECOMPUTE)?;
-    skb.store(QUOTE_AT_V4, &quote, RECOMPUTE)
-}
-
-#[inline(never)]
-fn unreachable_to_v6<S: Skb>(skb: S) -> Result<(), Refused> {
-    let quote: [u32; QUOTE_V6] = skb.load(ETHERNET).ok_or(Refused)?;
-    skb.resize(QUOTE_AT_V6 + WORD * QUOTE_V6 as u32)?;
-    skb.store(ETHERNET, &unreachable_v6(&quote), RECOMPUTE)?;
-    skb.store(QUOTE_AT_V6, &quote, RECOMPUTE)
+/// Turns a packet that is longer than what the next device takes into the error about it. Returns whether that worked.
+#[inline(always)]
+pub fn too_big<S: Skb>(skb: S, packet: &Packet, mtu: u16) -> bool {
+    icmp::answer(skb, packet, Message::TooBig(mtu)).and_then(|()| turn(skb)).is_ok()
 }
 
 /// Turns the Ethernet header around.
 #[inline(never)]
 fn turn<S: Skb>(skb: S) -> Result<(), Refused> {
-    let [a, b, c]: [u32; 3] = skb.load(0).ok_or(Refused)?;
+    let [a, b, c]: [u32; 3] = skb.load_far(0).ok_or(Refused)?;
     let (to, from) = ((a as u64) | (b as u64 & 0xffff) << 32, (b as u64) >> 16 | (c as u64) << 16);
     skb.store(0, &[from as u32, (from >> 32) as u32 | (to as u32) << 16, (to >> 16) as u32], 0)
 }
@@ -80,8 +42,7 @@ mod tests {
     };
 
     fn rejected(skb: &FakeSkb) -> bool {
-        let packet = skb.packet();
-        reject(skb, packet.is_v4, packet.is_udp(), packet.transport)
+        reject(skb, &skb.packet())
     }
 
     #[test]
@@ -124,13 +85,52 @@ mod tests {
     }
 
     #[test]
+    fn a_packet_with_options_or_extension_headers_is_answered_like_any_other() {
+        for skb in [FakeSkb::tcp_v4(SYN), FakeSkb::tcp_v6(SYN), FakeSkb::udp_v4(), FakeSkb::udp_v6()] {
+            if skb.packet().is_v4 {
+                (0..10).for_each(|_| skb.add_ip_option());
+            } else {
+                (0..4).for_each(|_| skb.add_extension(60, 0));
+            }
+            let (asked, packet) = (skb.copy(), skb.packet());
+            assert!(rejected(&skb));
+            if packet.is_udp() {
+                let quoted = (packet.transport - 14 + 8) as usize;
+                assert_eq!(skb.assert_error(), asked.bytes()[14..14 + quoted]);
+                assert_eq!(skb.addresses(), (packet.key.dst, packet.key.src));
+            } else {
+                assert_eq!((skb.packet().key, skb.packet().flags), (packet.key.mirror(), RST | ACK));
+                skb.assert_checksums();
+                assert_eq!(skb.bytes().len(), if packet.is_v4 { 54 } else { 74 });
+            }
+        }
+    }
+
+    #[test]
+    fn the_sender_of_a_packet_that_is_too_big_hears_what_fits() {
+        for (skb, message) in [
+            (FakeSkb::tcp_v4(ACK), [3, 4]),
+            (FakeSkb::udp_v4(), [3, 4]),
+            (FakeSkb::tcp_v6(ACK), [2, 0]),
+            (FakeSkb::udp_v6(), [2, 0]),
+        ] {
+            let (asked, packet) = (skb.copy(), skb.packet());
+            skb.pad(1500);
+            assert!(too_big(&skb, &packet, 1400));
+            let at = packet.transport as usize;
+            assert_eq!(skb.bytes()[at..at + 2], message);
+            assert_eq!(skb.bytes()[at + 4..at + 8], [0, 0, 5, 0x78]);
+            assert_eq!(skb.assert_error(), asked.bytes()[14..at + 8]);
+            assert_eq!(skb.addresses(), (packet.key.dst, packet.key.src));
+        }
+    }
+
+    #[test]
     fn an_answer_that_cannot_be_built_is_said_to_be_none() {
         assert!(!rejected(&FakeSkb::tcp_v4(RST)));
-        let skb = FakeSkb::udp_v4();
-        skb.add_ip_option();
-        assert!(!rejected(&skb));
-        let skb = FakeSkb::udp_v6();
-        skb.refuse_stores.set(true);
-        assert!(!rejected(&skb));
+        for skb in [FakeSkb::tcp_v4(SYN), FakeSkb::tcp_v6(SYN), FakeSkb::udp_v4(), FakeSkb::udp_v6()] {
+            skb.refuse_stores.set(true);
+            assert!(!rejected(&skb));
+        }
     }
 }

@@ -6,48 +6,58 @@
 //!
 //! [`tcp_v4_err`]: https://elixir.bootlin.com/linux/v6.18/source/net/ipv4/tcp_ipv4.c
 
+use lb_datapath_ebpf_abi::CtKey;
+
 use super::{
     checksum::{finish, sum},
-    header::{ACK, FIN, RST, SYN},
+    header::{ACK, ETHERNET, FIN, RST, SYN},
+    packet::Packet,
+    rewrite::v4_words,
+    skb::{RECOMPUTE, Refused, Skb},
 };
 use crate::protocol::TCP;
 
-/// Words of an IPv4 header without options and a TCP header without options.
-pub const RESET_V4: usize = 10;
-/// Words of an IPv6 header and a TCP header without options.
-pub const RESET_V6: usize = 15;
-
 /// Bytes of a TCP header without options.
 const LEN: u8 = 20;
+/// Bytes of the answer, without the Ethernet header.
+const SIZE_V4: u32 = 40;
+/// The same for IPv6.
+const SIZE_V6: u32 = 60;
 
-/// The packet that resets what sent the IPv4 packet that begins with `request`; none if that is a reset itself.
-#[inline(always)]
-#[must_use]
-pub fn reset_v4(request: &[u32; RESET_V4]) -> Option<[u32; RESET_V4]> {
-    let &[version, _, _, to, from, ports, seq, ack, flags, _] = request;
-    let segment = (u32::from_be(version) & 0xffff).saturating_sub(20);
-    let (version, fragment) = (u32::from_ne_bytes([0x45, 0, 0, 20 + LEN]), u32::from_ne_bytes([0, 0, 0x40, 0]));
-    let [h0, h1] = finish(sum(&[version, fragment, u32::from_ne_bytes([64, TCP, 0, 0]), from, to])).to_ne_bytes();
-    let ttl = u32::from_ne_bytes([64, TCP, h0, h1]);
-    let [ports, seq, ack, flags, check] = answer([ports, seq, ack, flags], segment, sum(&[from, to]))?;
-    Some([version, fragment, ttl, from, to, ports, seq, ack, flags, check])
+/// Turns the packet into a reset of its connection. Its Ethernet header stays as it is, and options and extension headers
+/// go.
+///
+/// # Errors
+/// When the packet is a reset itself or too short, or a helper refuses; the packet may be half of an answer then.
+#[inline(never)]
+pub fn answer<S: Skb>(skb: S, packet: &Packet) -> Result<(), Refused> {
+    let segment = packet.len.saturating_sub(packet.transport.wrapping_sub(ETHERNET));
+    let tcp = skb.load_far(packet.transport).ok_or(Refused)?;
+    let CtKey { src, dst, .. } = &packet.key;
+    let reset = reset(tcp, segment, sum(src).wrapping_add(sum(dst))).ok_or(Refused)?;
+    if packet.is_v4 {
+        skb.resize(ETHERNET + SIZE_V4)?;
+        let [from, to] = v4_words(*dst, *src)?;
+        let (version, fragment) =
+            (u32::from_ne_bytes([0x45, 0, 0, SIZE_V4 as u8]), u32::from_ne_bytes([0, 0, 0x40, 0]));
+        let ttl = u32::from_ne_bytes([64, TCP, 0, 0]);
+        let [h0, h1] = finish(sum(&[version, fragment, ttl, from, to])).to_ne_bytes();
+        let ttl = u32::from_ne_bytes([64, TCP, h0, h1]);
+        skb.store(ETHERNET, &[version, fragment, ttl, from, to], RECOMPUTE)?;
+        return skb.store(ETHERNET + 20, &reset, RECOMPUTE);
+    }
+    skb.resize(ETHERNET + SIZE_V6)?;
+    let words = [u32::from_ne_bytes([0x60, 0, 0, 0]), u32::from_ne_bytes([0, LEN, TCP, 64])];
+    skb.store(ETHERNET, &words, RECOMPUTE)?;
+    skb.store(ETHERNET + 8, dst, RECOMPUTE)?;
+    skb.store(ETHERNET + 24, src, RECOMPUTE)?;
+    skb.store(ETHERNET + 40, &reset, RECOMPUTE)
 }
 
-/// The packet that resets what sent the IPv6 packet that begins with `request`; none if that is a reset itself.
+/// The TCP header of the answer to a segment of `len` bytes, its header included; `addresses` is the sum over both. The
+/// prefixes of two IPv4-mapped addresses sum up to zero. None if the segment is a reset itself.
 #[inline(always)]
-#[must_use]
-pub fn reset_v6(request: &[u32; RESET_V6]) -> Option<[u32; RESET_V6]> {
-    let &[_, rest, t0, t1, t2, t3, f0, f1, f2, f3, ports, seq, ack, flags, _] = request;
-    let segment = u32::from_be(rest) >> 16;
-    let (version, rest) = (u32::from_ne_bytes([0x60, 0, 0, 0]), u32::from_ne_bytes([0, LEN, TCP, 64]));
-    let addresses = sum(&[t0, t1, t2, t3, f0, f1, f2, f3]);
-    let [ports, seq, ack, flags, check] = answer([ports, seq, ack, flags], segment, addresses)?;
-    Some([version, rest, f0, f1, f2, f3, t0, t1, t2, t3, ports, seq, ack, flags, check])
-}
-
-/// The TCP header of the answer to a segment of `len` bytes, its header included; `addresses` is the sum over both.
-#[inline(always)]
-fn answer([ports, seq, ack, flags]: [u32; 4], len: u32, addresses: u32) -> Option<[u32; 5]> {
+fn reset([ports, seq, ack, flags]: [u32; 4], len: u32, addresses: u32) -> Option<[u32; 5]> {
     let (seq, flags) = (u32::from_be(seq), u32::from_be(flags));
     let bits = (flags >> 16) as u8;
     if bits & RST != 0 {
@@ -71,51 +81,35 @@ fn answer([ports, seq, ack, flags]: [u32; 4], len: u32, addresses: u32) -> Optio
 mod tests {
     use super::*;
 
-    const PSEUDO: u32 = u32::from_ne_bytes([0, TCP, 0, LEN]);
-
-    /// From port 40000 to port 80; `len` is that of the segment, its header of 20 bytes included.
-    fn request_v4(len: u8, seq: u32, ack: u32, flags: u8) -> [u32; RESET_V4] {
-        let [a, b, c, d, e] =
-            [[0x45, 0, 0, 20 + len], [0; 4], [64, TCP, 0, 0], [192, 0, 2, 1], [10, 96, 0, 1]].map(u32::from_ne_bytes);
+    /// From port 40000 to port 80.
+    fn segment(seq: u32, ack: u32, flags: u8) -> [u32; 4] {
         let flags = u32::from_ne_bytes([0x50, flags, 0xff, 0xff]);
-        [a, b, c, d, e, u32::from_ne_bytes([0x9c, 0x40, 0, 80]), seq.to_be(), ack.to_be(), flags, 0]
+        [u32::from_ne_bytes([0x9c, 0x40, 0, 80]), seq.to_be(), ack.to_be(), flags]
     }
 
-    fn tcp(reply: &[u32]) -> (u32, u32, u8) {
+    fn tcp(reply: &[u32; 5]) -> (u32, u32, u8) {
         (u32::from_be(reply[1]), u32::from_be(reply[2]), reply[3].to_ne_bytes()[1])
     }
 
     #[test]
     fn a_request_for_a_connection_is_acknowledged_and_reset() {
-        let reply = reset_v4(&request_v4(20, 7, 0, SYN)).unwrap();
-        assert_eq!(tcp(&reply[5..]), (0, 8, RST | ACK));
-        assert_eq!((reply[3].to_ne_bytes(), reply[4].to_ne_bytes()), ([10, 96, 0, 1], [192, 0, 2, 1]));
-        assert_eq!(reply[5].to_ne_bytes(), [0, 80, 0x9c, 0x40]);
-        assert_eq!(finish(sum(&reply[..5])), 0);
-        assert_eq!(finish(sum(&reply[3..]) + sum(&[PSEUDO])), 0);
+        let reply = reset(segment(7, 0, SYN), 20, 0).unwrap();
+        assert_eq!(tcp(&reply), (0, 8, RST | ACK));
+        assert_eq!(reply[0].to_ne_bytes(), [0, 80, 0x9c, 0x40]);
     }
 
     #[test]
     fn a_segment_of_a_connection_is_reset_where_it_stands() {
-        let mut request = [0; RESET_V6];
-        request[1] = u32::from_ne_bytes([1, 0, TCP, 64]);
-        request[2..6].fill(0x0101_0101);
-        request[6..10].fill(0x0202_0202);
-        request[10..].copy_from_slice(&request_v4(0, 7, 1234, ACK)[5..]);
-        let reply = reset_v6(&request).unwrap();
-        assert_eq!(tcp(&reply[10..]), (1234, 0, RST));
-        assert_eq!((reply[2], reply[6]), (0x0202_0202, 0x0101_0101));
-        assert_eq!(finish(sum(&reply[2..]) + sum(&[PSEUDO])), 0);
+        assert_eq!(tcp(&reset(segment(7, 1234, ACK), 1480, 0).unwrap()), (1234, 0, RST));
     }
 
     #[test]
     fn data_without_acknowledgement_is_counted() {
-        let reply = reset_v4(&request_v4(25, u32::MAX, 0, FIN)).unwrap();
-        assert_eq!(tcp(&reply[5..]), (0, 5, RST | ACK));
+        assert_eq!(tcp(&reset(segment(u32::MAX, 0, FIN), 25, 0).unwrap()), (0, 5, RST | ACK));
     }
 
     #[test]
     fn a_reset_is_not_answered() {
-        assert_eq!(reset_v4(&request_v4(20, 7, 8, RST | ACK)), None);
+        assert_eq!(reset(segment(7, 8, RST | ACK), 20, 0), None);
     }
 }

@@ -7,7 +7,7 @@
 //!
 //! [`fib_validate_source`]: https://elixir.bootlin.com/linux/v6.18/source/net/ipv4/fib_frontend.c
 
-use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM};
+use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
 use lb_datapath_ebpf_abi::{Addr, CT_OWN, CT_REPLY, CtValue, Port, Reason, unmap_v4};
 
 use super::{
@@ -15,7 +15,7 @@ use super::{
     header::ETHERNET,
     ingress::{PASS, give_up},
     packet::Packet,
-    skb::{Refused, Skb, Unrouted},
+    skb::{RECOMPUTE, Refused, Skb, Unrouted},
 };
 use crate::maps::Maps;
 
@@ -25,24 +25,31 @@ use crate::maps::Maps;
 /// <https://elixir.bootlin.com/linux/v6.18/source/net/core/utils.c> (`inet_proto_csum_replace_by_diff`)
 const BPF_F_IPV6: u64 = 1 << 7;
 
-/// Translates `packet` to the tuple of `to` and sends it on. Returns the verdict for the kernel.
-#[inline(never)]
-pub fn forward<M: Maps, S: Skb>(maps: M, skb: S, packet: &Packet, to: &CtValue) -> i32 {
-    let hop = skb.route(packet, to);
-    // The kernel answers with "time exceeded", from the packet as the client knows it. The node itself is no hop.
-    if hop.is_ok() && packet.ttl <= 1 {
-        return give_up(maps, Reason::PacketHopLimit);
-    }
-    let ttl = if hop.is_ok() { packet.ttl - 1 } else { packet.ttl };
-    deliver(maps, skb, packet, to, hop, ttl)
+/// Time to live, protocol, checksum and addresses of an IPv4 header.
+const START_V4: u32 = ETHERNET + 8;
+const HOP_LIMIT_V6: u32 = ETHERNET + 7;
+const SOURCE_V6: u32 = ETHERNET + 8;
+const DESTINATION_V6: u32 = ETHERNET + 24;
+
+/// What became of a packet that was to be sent on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Forwarded {
+    /// The verdict for the kernel.
+    Verdict(i32),
+    /// The packet is as it came, and longer than this, which the way to the next hop takes.
+    TooBig(u16),
 }
 
-/// Translates `packet`, which the node itself made, to the tuple of `to` and sends it on. Returns the verdict for the
-/// kernel.
+/// Translates `packet` to the tuple of `to` and sends it on.
 #[inline(never)]
-pub fn send<M: Maps, S: Skb>(maps: M, skb: S, packet: &Packet, to: &CtValue) -> i32 {
-    let hop = skb.route(packet, to);
-    deliver(maps, skb, packet, to, hop, packet.ttl)
+pub fn forward<M: Maps, S: Skb>(maps: M, skb: S, packet: &Packet, to: &CtValue) -> Forwarded {
+    deliver(maps, skb, packet, to, 1)
+}
+
+/// Translates `packet`, which the node itself made, to the tuple of `to` and sends it on.
+#[inline(never)]
+pub fn send<M: Maps, S: Skb>(maps: M, skb: S, packet: &Packet, to: &CtValue) -> Forwarded {
+    deliver(maps, skb, packet, to, 0)
 }
 
 /// Translates `packet`, whose way is right, to the tuple of `to`. Returns the verdict for the kernel.
@@ -54,65 +61,91 @@ pub fn translate<M: Maps, S: Skb>(maps: M, skb: S, packet: &Packet, to: &CtValue
     }
 }
 
+/// Translates `packet` and sends it to the next hop, which takes `hops` from its time to live.
 #[inline(always)]
-fn deliver<M: Maps, S: Skb>(
-    maps: M,
-    skb: S,
-    packet: &Packet,
-    to: &CtValue,
-    hop: Result<S::Hop, Unrouted>,
-    ttl: u8,
-) -> i32 {
+fn deliver<M: Maps, S: Skb>(maps: M, skb: S, packet: &Packet, to: &CtValue, hops: u8) -> Forwarded {
     const ANSWER: u8 = CT_OWN | CT_REPLY;
-    match (rewrite(skb, packet, to, ttl), hop) {
-        (Err(Refused), _) => give_up(maps, Reason::PacketNotRewritten),
-        (Ok(()), Ok(hop)) => skb.redirect(hop),
-        // The answer to a process of the node may come from a pod, whose device does not lead to the frontend.
-        (Ok(()), Err(Unrouted::Local)) if to.flags & ANSWER == ANSWER => skb.receive(packet, to),
-        (Ok(()), Err(Unrouted::Local)) => PASS,
-        (Ok(()), Err(Unrouted::NoRoute)) => give_up(maps, Reason::PacketNoRoute),
-        (Ok(()), Err(Unrouted::ForwardingOff)) => give_up(maps, Reason::PacketForwardingOff),
+    let verdict = match skb.route(packet, to) {
+        // The kernel answers with "time exceeded", from the packet as the client knows it. The node itself is no hop.
+        Ok(_) | Err(Unrouted::TooBig(_)) if packet.ttl <= hops => give_up(maps, Reason::PacketHopLimit),
+        Ok(hop) => match rewrite(skb, packet, to, packet.ttl.wrapping_sub(hops)) {
+            Ok(()) => skb.redirect(hop),
+            Err(Refused) => give_up(maps, Reason::PacketNotRewritten),
+        },
+        Err(Unrouted::TooBig(mtu)) => return Forwarded::TooBig(mtu),
+        Err(unrouted) => match (rewrite(skb, packet, to, packet.ttl), unrouted) {
+            (Err(Refused), _) => give_up(maps, Reason::PacketNotRewritten),
+            (Ok(()), Unrouted::NoRoute) => give_up(maps, Reason::PacketNoRoute),
+            (Ok(()), Unrouted::ForwardingOff) => give_up(maps, Reason::PacketForwardingOff),
+            // The answer to a process of the node may come from a pod, whose device does not lead to the frontend.
+            (Ok(()), Unrouted::Local) if to.flags & ANSWER == ANSWER => skb.receive(packet, to),
+            (Ok(()), Unrouted::Local | Unrouted::TooBig(_)) => PASS,
+        },
+    };
+    Forwarded::Verdict(verdict)
+}
+
+/// Writes the tuple of `to` and the time to live.
+#[inline(never)]
+fn rewrite<S: Skb>(skb: S, packet: &Packet, to: &CtValue, ttl: u8) -> Result<(), Refused> {
+    match (packet.is_later, packet.is_v4) {
+        (true, _) => readdress(skb, packet, to, ttl),
+        (false, true) => rewrite_v4(skb, packet, to, ttl),
+        (false, false) => rewrite_v6(skb, packet, to, ttl),
     }
 }
 
+/// Gives other addresses to a fragment after the first, which has no ports and no transport checksum. A checksum of the
+/// whole packet that a device computed changes with them.
 #[inline(never)]
-fn rewrite<S: Skb>(skb: S, packet: &Packet, to: &CtValue, ttl: u8) -> Result<(), Refused> {
-    if packet.is_v4 { rewrite_v4(skb, packet, to, ttl) } else { rewrite_v6(skb, packet, to, ttl) }
+fn readdress<S: Skb>(skb: S, packet: &Packet, to: &CtValue, ttl: u8) -> Result<(), Refused> {
+    if packet.is_v4 {
+        let (old, new) = (v4_words(packet.key.src, packet.key.dst)?, v4_words(to.src, to.dst)?);
+        let head = header_v4(skb, packet.ttl, ttl, difference(&old, &new))?;
+        let [src, dst] = new;
+        return skb.store(START_V4, &[head, src, dst], 0);
+    }
+    skb.store(SOURCE_V6, &to.src, RECOMPUTE)?;
+    skb.store(DESTINATION_V6, &to.dst, RECOMPUTE)?;
+    skb.store(HOP_LIMIT_V6, &ttl, RECOMPUTE)
+}
+
+/// The word of an IPv4 header with time to live and checksum, when its addresses differ by `addresses`.
+#[inline(always)]
+fn header_v4<S: Skb>(skb: S, old_ttl: u8, ttl: u8, addresses: u32) -> Result<u32, Refused> {
+    let [_, protocol, c0, c1] = skb.load::<u32>(START_V4).ok_or(Refused)?.to_ne_bytes();
+    let lives = difference(&[first_byte(old_ttl)], &[first_byte(ttl)]);
+    let check = !u16::from_ne_bytes([c0, c1]);
+    let [c0, c1] = finish((check as u32).wrapping_add(addresses).wrapping_add(lives)).to_ne_bytes();
+    Ok(u32::from_ne_bytes([ttl, protocol, c0, c1]))
 }
 
 /// Time to live, checksum, addresses and ports of a packet without options lie side by side: one call writes them all.
 #[inline(always)]
 fn rewrite_v4<S: Skb>(skb: S, packet: &Packet, to: &CtValue, ttl: u8) -> Result<(), Refused> {
-    const START: u32 = ETHERNET + 8;
     const WITHOUT_OPTIONS: u32 = ETHERNET + 20;
     let [old_src, old_dst] = v4_words(packet.key.src, packet.key.dst)?;
     let [src, dst] = v4_words(to.src, to.dst)?;
-    let [_, protocol, c0, c1] = skb.load::<u32>(START).ok_or(Refused)?.to_ne_bytes();
     let addresses = difference(&[old_src, old_dst], &[src, dst]);
-    let lives = difference(&[first_byte(packet.ttl)], &[first_byte(ttl)]);
-    let check = !u16::from_ne_bytes([c0, c1]);
-    let [c0, c1] = finish((check as u32).wrapping_add(addresses).wrapping_add(lives)).to_ne_bytes();
-    let head = u32::from_ne_bytes([ttl, protocol, c0, c1]);
+    let head = header_v4(skb, packet.ttl, ttl, addresses)?;
     transport(skb, packet, to, addresses, 0)?;
     let ports = ports(to.sport, to.dport);
     if packet.transport == WITHOUT_OPTIONS {
-        return skb.store(START, &[head, src, dst, ports], 0);
+        return skb.store(START_V4, &[head, src, dst, ports], 0);
     }
-    skb.store(START, &[head, src, dst], 0)?;
+    skb.store(START_V4, &[head, src, dst], 0)?;
     skb.store(packet.transport, &ports, 0)
 }
 
 #[inline(always)]
 fn rewrite_v6<S: Skb>(skb: S, packet: &Packet, to: &CtValue, ttl: u8) -> Result<(), Refused> {
-    const HOP_LIMIT: u32 = ETHERNET + 7;
-    const ADDRESSES: u32 = ETHERNET + 8;
     let old = v6_words(packet.key.src, packet.key.dst);
     let new = v6_words(to.src, to.dst);
     transport(skb, packet, to, difference(&old, &new), BPF_F_IPV6)?;
-    skb.store(ADDRESSES, &new, 0)?;
+    skb.store(SOURCE_V6, &new, 0)?;
     skb.store(packet.transport, &ports(to.sport, to.dport), 0)?;
     // No checksum of the packet covers it, but one of the device's may.
-    skb.store(HOP_LIMIT, &ttl, BPF_F_RECOMPUTE_CSUM as u64)
+    skb.store(HOP_LIMIT_V6, &ttl, RECOMPUTE)
 }
 
 /// The checksum over the ports and the pseudo header, whose addresses differ by `addresses`.
@@ -134,7 +167,7 @@ fn transport<S: Skb>(skb: S, packet: &Packet, to: &CtValue, addresses: u32, fami
 }
 
 #[inline(always)]
-const fn ports(sport: Port, dport: Port) -> u32 {
+pub(super) const fn ports(sport: Port, dport: Port) -> u32 {
     ((sport.number() as u32) << 16 | dport.number() as u32).to_be()
 }
 
@@ -146,13 +179,13 @@ const fn first_byte(byte: u8) -> u32 {
 
 /// Source and destination, as they lie in the header.
 #[inline(always)]
-fn v4_words(src: Addr, dst: Addr) -> Result<[u32; 2], Refused> {
+pub(super) fn v4_words(src: Addr, dst: Addr) -> Result<[u32; 2], Refused> {
     let (src, dst) = (unmap_v4(src).ok_or(Refused)?, unmap_v4(dst).ok_or(Refused)?);
     Ok([u32::from_ne_bytes(src), u32::from_ne_bytes(dst)])
 }
 
 #[inline(always)]
-const fn v6_words(src: Addr, dst: Addr) -> [u32; 8] {
+pub(super) const fn v6_words(src: Addr, dst: Addr) -> [u32; 8] {
     let ([a, b, c, d], [e, f, g, h]) = (src, dst);
     [a, b, c, d, e, f, g, h]
 }
@@ -161,11 +194,16 @@ const fn v6_words(src: Addr, dst: Addr) -> [u32; 8] {
 mod tests {
     use lb_datapath_ebpf_abi::{from_octets, map_v4};
 
-    use super::*;
+    use super::{forward as forward_or_not, *};
     use crate::{
         fake::{Fake, FakeSkb, REDIRECTED},
         tc::header::SYN,
     };
+
+    fn forward(fake: &Fake, skb: &FakeSkb, packet: &Packet, to: &CtValue) -> i32 {
+        let Forwarded::Verdict(verdict) = forward_or_not(fake, skb, packet, to) else { panic!("too big") };
+        verdict
+    }
 
     /// Another tuple of the same family.
     fn tuple(is_v4: bool) -> CtValue {

@@ -1,11 +1,15 @@
 //! The packet as the kernel's helpers see it.
 
 use aya_ebpf::bindings::{
-    BPF_FIB_LKUP_RET_BLACKHOLE, BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_PROHIBIT, BPF_FIB_LKUP_RET_UNREACHABLE,
+    BPF_F_RECOMPUTE_CSUM, BPF_FIB_LKUP_RET_BLACKHOLE, BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_FWD_DISABLED,
+    BPF_FIB_LKUP_RET_PROHIBIT, BPF_FIB_LKUP_RET_UNREACHABLE,
 };
 use lb_datapath_ebpf_abi::{CtValue, Pod};
 
 use super::packet::Packet;
+
+/// For [`Skb::store`]: a checksum of the whole packet that a device has computed changes as well.
+pub(super) const RECOMPUTE: u64 = BPF_F_RECOMPUTE_CSUM as u64;
 
 /// A helper refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,8 +33,36 @@ pub trait Skb: Copy {
     /// Whether the packet has a VLAN tag, so that it is for another device: the one of that VLAN.
     fn is_tagged(self) -> bool;
 
-    /// What lies at `offset`, as it lies there; `None` if the packet ends before.
+    /// Bytes of the packet, its Ethernet header included.
+    fn size(self) -> u32;
+
+    /// Bytes of payload in each segment that a device makes of the packet, or has merged into it; 0 if it is one
+    /// packet.
+    fn segment(self) -> u32;
+
+    /// Moves the headers of most packets, 90 bytes, to where [`load`](Self::load) reads them. Nearly all packets have
+    /// them there.
+    fn prepare(self);
+
+    /// What lies at `offset`, as it lies there; `None` if the packet ends before, or if it lies outside of the linear
+    /// part of the packet.
     fn load<T: Pod>(self, offset: u32) -> Option<T>;
+
+    /// What lies at `offset`, wherever that is; `None` if the packet ends before. This takes a call of the kernel, but
+    /// the verifier has one way less to look at.
+    fn load_far<T: Pod>(self, offset: u32) -> Option<T>;
+
+    /// Reads `len` bytes at `offset` to the beginning of `words`, which have room for at most 127.
+    ///
+    /// # Errors
+    /// When the packet ends before, `words` have less room, or `len` is 0.
+    fn load_part<const N: usize>(self, offset: u32, words: &mut [u32; N], len: u32) -> Result<(), Refused>;
+
+    /// Writes the first `len` bytes of `words` at `offset`, as [`store`](Self::store) does with [`RECOMPUTE`].
+    ///
+    /// # Errors
+    /// As of [`load_part`](Self::load_part).
+    fn store_part<const N: usize>(self, offset: u32, words: &[u32; N], len: u32) -> Result<(), Refused>;
 
     /// Writes `value` at `offset`. The checksums inside the packet stay as they are; with `BPF_F_RECOMPUTE_CSUM` in
     /// `flags` the helper updates the checksum of the whole packet that a device may have computed.
@@ -85,19 +117,23 @@ pub enum Unrouted {
     NoRoute,
     /// Forwarding is off on the device that the packet came in through.
     ForwardingOff,
+    /// The packet is longer than this many bytes, which the way to the next hop takes.
+    TooBig(u16),
 }
 
 impl Unrouted {
-    /// What a result of `bpf_fib_lookup` other than 0 means.
+    /// What a result of `bpf_fib_lookup` other than 0 means, with what it said about the MTU.
     #[inline(always)]
     #[must_use]
-    pub const fn of(result: i64) -> Self {
+    pub const fn of(result: i64, mtu: u16) -> Self {
+        const TOO_BIG: i64 = BPF_FIB_LKUP_RET_FRAG_NEEDED as i64;
         const FORWARDING_OFF: i64 = BPF_FIB_LKUP_RET_FWD_DISABLED as i64;
         const BLACKHOLE: i64 = BPF_FIB_LKUP_RET_BLACKHOLE as i64;
         const UNREACHABLE: i64 = BPF_FIB_LKUP_RET_UNREACHABLE as i64;
         const PROHIBIT: i64 = BPF_FIB_LKUP_RET_PROHIBIT as i64;
         match result {
             FORWARDING_OFF => Self::ForwardingOff,
+            TOO_BIG => Self::TooBig(mtu),
             BLACKHOLE | UNREACHABLE | PROHIBIT => Self::NoRoute,
             _ => Self::Local,
         }
@@ -117,10 +153,10 @@ mod tests {
             (4, Unrouted::Local),
             (5, Unrouted::ForwardingOff),
             (6, Unrouted::Local),
-            (8, Unrouted::Local),
+            (8, Unrouted::TooBig(1400)),
             (-22, Unrouted::Local),
         ] {
-            assert_eq!(Unrouted::of(result), expected, "{result}");
+            assert_eq!(Unrouted::of(result, 1400), expected, "{result}");
         }
     }
 }
