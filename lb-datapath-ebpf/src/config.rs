@@ -1,6 +1,6 @@
 //! The configuration of the datapath.
 
-use std::path::PathBuf;
+use std::{ops::RangeInclusive, path::PathBuf};
 
 /// The configuration of [`EbpfDatapath`](crate::EbpfDatapath).
 ///
@@ -33,6 +33,32 @@ pub struct EbpfConfig {
     /// Attach to devices by filters of a `clsact` qdisc even where the kernel has TCX. Default false: by TCX where there
     /// is TCX. A datapath that was opened the other way is taken over without a moment without a program.
     pub force_clsact: bool,
+    /// Which sockets of the cgroup are sent to a backend where they state their destination. Packets of the others are
+    /// translated at devices. Default: all.
+    pub socket_balancing: SocketBalancing,
+    /// Whether sockets of the node are kept from binding an address and a port of the node that are a frontend (`bind`
+    /// fails with `EADDRINUSE`). Sockets that are bound already stay. Default: yes.
+    #[doc(alias = "BPF_CGROUP_INET4_POST_BIND")]
+    pub guard_ports: bool,
+    /// Whether sockets of the node reach node ports at loopback addresses as well. Default: yes.
+    pub loopback_node_ports: bool,
+    /// Ports that are node ports where a frontend at an address of the node has them. They are looked for when a socket
+    /// is bound to every address, and at loopback addresses. Default 30000–32767, the default of Kubernetes.
+    pub node_ports: RangeInclusive<u16>,
+}
+
+/// The sockets of the cgroup that are sent to a backend where they state their destination.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum SocketBalancing {
+    /// Those of every network namespace.
+    #[default]
+    All,
+    /// Those of the network namespace of the thread that opens the datapath, usually the host's. Pods are served by
+    /// packets, through their devices: what stands between a pod's processes and its device, as a proxy in the pod or a
+    /// virtual machine, sees virtual addresses.
+    Host,
+    /// None. Sockets that were sent to a backend before keep it, and hear the virtual address.
+    Off,
 }
 
 /// The network namespaces in which sockets are ended (`SOCK_DESTROY`) that were connected to a backend which left.
@@ -65,7 +91,39 @@ impl EbpfConfig {
             capacities: Capacities::default(),
             destroy_sockets: DestroySockets::default(),
             force_clsact: false,
+            socket_balancing: SocketBalancing::default(),
+            guard_ports: true,
+            loopback_node_ports: true,
+            node_ports: 30000..=32767,
         }
+    }
+
+    /// The same with this [`socket_balancing`](Self::socket_balancing).
+    #[must_use]
+    pub const fn with_socket_balancing(mut self, socket_balancing: SocketBalancing) -> Self {
+        self.socket_balancing = socket_balancing;
+        self
+    }
+
+    /// The same with or without [`guard_ports`](Self::guard_ports).
+    #[must_use]
+    pub const fn with_guard_ports(mut self, guard_ports: bool) -> Self {
+        self.guard_ports = guard_ports;
+        self
+    }
+
+    /// The same with or without [`loopback_node_ports`](Self::loopback_node_ports).
+    #[must_use]
+    pub const fn with_loopback_node_ports(mut self, loopback_node_ports: bool) -> Self {
+        self.loopback_node_ports = loopback_node_ports;
+        self
+    }
+
+    /// The same with other [`node_ports`](Self::node_ports).
+    #[must_use]
+    pub fn with_node_ports(mut self, node_ports: RangeInclusive<u16>) -> Self {
+        self.node_ports = node_ports;
+        self
     }
 
     /// The same with another [`pin_dir`](Self::pin_dir).

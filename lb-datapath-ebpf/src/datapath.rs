@@ -30,7 +30,7 @@ use lb_datapath_ebpf_abi as abi;
 
 use crate::{
     ask,
-    config::EbpfConfig,
+    config::{EbpfConfig, SocketBalancing},
     counters::MapCounters,
     drift::{repair, scan::Scanner, watch::PinWatcher},
     error::EbpfError,
@@ -54,6 +54,7 @@ use crate::{
         mirror::Mirror,
         ports::Ports,
         restore::Restored,
+        sockets::Sockets,
         sweep::Sweeper,
         write::Store,
     },
@@ -84,6 +85,7 @@ pub(crate) struct Kernel {
     pub(crate) programs: Programs,
     pub(crate) features: KernelFeatures,
     pub(crate) role: u32,
+    pub(crate) sockets: Sockets,
     pub(crate) scanner: Scanner,
     pub(crate) dry: Option<DryRun>,
     _sweeper: Sweeper,
@@ -216,6 +218,28 @@ impl EbpfDatapath {
         anchors.map(REASONS)?.map(ReasonCounters::new).transpose()
     }
 
+    /// Leaves the sockets of one network namespace to packets, or has them sent to backends again where they state their
+    /// destination. Sockets that are connected already stay as they are. It outlives this process, until
+    /// [`cleanup`](Datapath::cleanup), and concerns namespaces that
+    /// [`EbpfConfig::socket_balancing`] includes. Default: on for every namespace.
+    ///
+    /// `cookie` is what [`netns_cookie`](Self::netns_cookie) says inside of the namespace. It is never that of another
+    /// namespace, until the machine starts anew. Up to 4,096 namespaces fit.
+    ///
+    /// # Errors
+    /// When the map is full, or the kernel refuses.
+    pub fn set_socket_balancing(&mut self, cookie: u64, on: bool) -> Result<(), DatapathError> {
+        Ok(self.kernel()?.sockets.skip(cookie, !on)?)
+    }
+
+    /// The cookie of the calling thread's network namespace.
+    ///
+    /// # Errors
+    /// When the kernel is older than 5.14.
+    pub fn netns_cookie() -> Result<u64, DatapathError> {
+        Ok(sys::netns_cookie().map_err(EbpfError::NoNamespace)?)
+    }
+
     /// What is in the kernel, loaded if it is not there.
     fn kernel(&mut self) -> Result<&mut Kernel, EbpfError> {
         let kernel = match self.kernel.take() {
@@ -294,16 +318,18 @@ impl Kernel {
         if adopted && sys::wait_for_readers().is_err() {
             mirror.heap.delay_reuse(maps.now());
         }
+        let mut sockets = Sockets::open(&pins.maps())?;
+        sockets.configure(config)?;
         let mut anchors = Anchors::new(pins, Ingress::of(features.hook)?)?;
         anchors.attach_cgroup(&programs, &config.cgroup)?;
         attach_devices(&mut anchors, &programs, &mut maps, config)?;
         let role = maps.role()?;
         let sweeper = Sweeper::start(maps.live_flows())?;
         let scanner = Scanner::default();
-        Ok((
-            Self { maps, mirror, programs, features, role, scanner, dry: None, _sweeper: sweeper, unreadable },
-            anchors,
-        ))
+        let dry = None;
+        let kernel =
+            Self { maps, mirror, programs, features, role, sockets, scanner, dry, _sweeper: sweeper, unreadable };
+        Ok((kernel, anchors))
     }
 
     /// Takes over what is in the maps if another tool has written to them: the mirror is void then, and so is what it
@@ -435,12 +461,15 @@ impl Devices for EbpfDatapath {
 
 impl Datapath for EbpfDatapath {
     fn capabilities(&self) -> Capabilities {
-        let Some(kernel) = &self.kernel else { return Self::usual_capabilities().with_drain(self.drains) };
-        let capabilities = Self::capabilities_with(kernel.mirror.limits.ports).with_drain(self.drains);
-        if kernel.features.fetch_add {
-            return capabilities;
+        let ports = self.kernel.as_ref().map_or_else(Ports::default, |kernel| kernel.mirror.limits.ports);
+        let mut capabilities = Self::capabilities_with(ports).with_drain(self.drains);
+        if self.kernel.as_ref().is_some_and(|kernel| !kernel.features.fetch_add) {
+            capabilities = capabilities.with_algorithms([Algorithm::Random, Algorithm::Maglev]);
         }
-        capabilities.with_algorithms([Algorithm::Random, Algorithm::Maglev])
+        match self.config.socket_balancing {
+            SocketBalancing::Off => capabilities.with_sockets(SocketCapability::Packets),
+            SocketBalancing::All | SocketBalancing::Host => capabilities,
+        }
     }
 
     fn observe(&mut self) -> Result<State, DatapathError> {
@@ -493,7 +522,8 @@ impl Datapath for EbpfDatapath {
         let mut found = self.suspects()?;
         found.extend(self.kernel.iter_mut().flat_map(|kernel| std::mem::take(&mut kernel.unreadable)));
         if let (Inspection::Everything, Some(kernel)) = (inspection, &mut self.kernel) {
-            let Kernel { maps, mirror, scanner, role, .. } = kernel;
+            let Kernel { maps, mirror, scanner, role, sockets, .. } = kernel;
+            found.extend(sockets.check()?);
             found.extend(scanner.scan(maps, mirror)?.into_iter().map(|finding| finding.drift));
             found.extend(repair::role_drift(*role, maps.role()?));
             if mirror.state != *expected.state {

@@ -70,6 +70,8 @@ pub(crate) enum EbpfError {
         least = ports::LEAST
     )]
     NoPorts { local: String, reserved: String },
+    #[error("asking for the cookie of the network namespace failed, which needs Linux 5.14 or later")]
+    NoNamespace(#[source] io::Error),
     #[error("no pod device is attached; name one that exists in `EbpfConfig::pod_devices`")]
     NoPodDevice,
 }
@@ -160,6 +162,7 @@ impl EbpfError {
             | Self::Setting { source, .. }
             | Self::Map { source, .. }
             | Self::Attach { source, .. } => of(source),
+            Self::NoNamespace(_) => ErrorKind::Unsupported,
         }
     }
 }

@@ -51,7 +51,7 @@ mod reasons;
 mod state;
 mod sys;
 
-pub use config::{Capacities, DestroySockets, EbpfConfig};
+pub use config::{Capacities, DestroySockets, EbpfConfig, SocketBalancing};
 pub use datapath::EbpfDatapath;
 pub use features::{DeviceHook, KernelFeatures};
 pub use lb_datapath_ebpf_abi::{Errno, Reason, Verdict};

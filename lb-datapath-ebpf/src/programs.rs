@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Programs of sockets: name, which is that of their pins as well, and where they are attached.
-pub(crate) const SOCKET_PROGRAMS: [(&str, bpf_attach_type); 9] = [
+pub(crate) const SOCKET_PROGRAMS: [(&str, bpf_attach_type); 11] = [
     ("lb_connect4", BPF_CGROUP_INET4_CONNECT),
     ("lb_connect6", BPF_CGROUP_INET6_CONNECT),
     ("lb_sendmsg4", BPF_CGROUP_UDP4_SENDMSG),
@@ -28,6 +28,8 @@ pub(crate) const SOCKET_PROGRAMS: [(&str, bpf_attach_type); 9] = [
     ("lb_recvmsg6", BPF_CGROUP_UDP6_RECVMSG),
     ("lb_getpeername4", BPF_CGROUP_INET4_GETPEERNAME),
     ("lb_getpeername6", BPF_CGROUP_INET6_GETPEERNAME),
+    ("lb_post_bind4", BPF_CGROUP_INET4_POST_BIND),
+    ("lb_post_bind6", BPF_CGROUP_INET6_POST_BIND),
     ("lb_sock_release", BPF_CGROUP_INET_SOCK_RELEASE),
 ];
 

@@ -44,6 +44,17 @@ pub const fn unmap_v4(addr: Addr) -> Option<[u8; 4]> {
     }
 }
 
+/// Whether `addr` is a loopback address: in 127.0.0.0/8, or `::1`.
+#[inline(always)]
+#[must_use]
+pub const fn is_loopback(addr: Addr) -> bool {
+    match addr {
+        [0, 0, MAPPED, ip] => ip.to_ne_bytes()[0] == 127,
+        [0, 0, 0, last] => last == 1_u32.to_be(),
+        _ => false,
+    }
+}
+
 /// The address with these bytes.
 #[must_use]
 pub fn from_octets(octets: [u8; 16]) -> Addr {
@@ -56,4 +67,18 @@ pub fn from_octets(octets: [u8; 16]) -> Addr {
 pub fn octets(addr: Addr) -> [u8; 16] {
     let [[a, b, c, d], [e, f, g, h], [i, j, k, l], [m, n, o, p]] = addr.map(u32::to_ne_bytes);
     [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loopback_addresses_of_both_families() {
+        let one = from_octets([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+        assert!(is_loopback(map_v4([127, 0, 0, 1])) && is_loopback(map_v4([127, 9, 9, 9])) && is_loopback(one));
+        for other in [map_v4([126, 0, 0, 1]), map_v4([0; 4]), [0; 4], from_octets([1; 16])] {
+            assert!(!is_loopback(other), "{other:?}");
+        }
+    }
 }

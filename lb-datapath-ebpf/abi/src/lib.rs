@@ -20,7 +20,7 @@ mod reason;
 mod service;
 mod sock;
 
-pub use addr::{Addr, Port, from_octets, map_v4, octets, unmap_v4};
+pub use addr::{Addr, Port, from_octets, is_loopback, map_v4, octets, unmap_v4};
 pub use device::{ADDRESS_ANSWERS_PING, ADDRESS_DROPS, ADDRESS_REJECTS, DEVICE_INSIDE, DEVICE_PORT};
 pub use filter::{FILTER_WORDS, FilterPair, filter_bit};
 pub use flow::{
@@ -40,7 +40,7 @@ pub use service::{
     LOOKUP_RANDOM, LOOKUP_ROUND_ROBIN, MEMBER_DRAINS, MEMBER_TAKES, MemberKey, SCOPE_ANY, SCOPE_INTERNAL,
     SLOTS_PER_CHUNK, SOURCES_DENIED, SetValue, SlotChunk, SourceKey, TARGET_DROP, TARGET_REJECT, TARGET_SET,
 };
-pub use sock::{SockFlow, SockKey, SockPeer};
+pub use sock::{BALANCE_ALL, BALANCE_HOST, BALANCE_OFF, SETTINGS_KEY, SockFlow, SockKey, SockPeer, SockSettings};
 
 /// Version of the layout, part of the pin path.
 pub const LAYOUT: &str = "v1";

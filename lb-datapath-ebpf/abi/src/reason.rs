@@ -120,6 +120,8 @@ reasons! {
     PacketTooBig, "packet_too_big" => Verdict::Answer;
     /// The packet would be answered, but this processor has answered 1,000 in the last second.
     PacketAnswerLimit, "packet_answer_limit" => Verdict::Drop;
+    /// The address and port that a socket of the node asked for are those of a frontend.
+    SocketPortTaken, "socket_port_taken" => Verdict::Fail(Errno::AddressInUse);
 }
 
 impl Reason {

@@ -1,6 +1,56 @@
-//! Entries about sockets, which programs write.
+//! Entries about sockets.
 
 use crate::{Addr, Pod, Port};
+
+/// The only key of `SOCK_SETTINGS`.
+pub const SETTINGS_KEY: u32 = 0;
+
+/// [`SockSettings::balance`]: sockets of every network namespace.
+pub const BALANCE_ALL: u8 = 0;
+/// [`SockSettings::balance`]: sockets of the node's network namespace.
+pub const BALANCE_HOST: u8 = 1;
+/// [`SockSettings::balance`]: none.
+pub const BALANCE_OFF: u8 = 2;
+
+/// Value of `SOCK_SETTINGS`, which user space writes. All zero, every socket is balanced and nothing else done.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SockSettings {
+    /// The cookie of the node's network namespace; 0: not known.
+    pub host_netns: u64,
+    /// Which sockets are sent to backends: `BALANCE_…`.
+    pub balance: u8,
+    /// 1 if sockets of the node cannot be bound to an address and a port of the node that are a frontend.
+    pub guards_ports: u8,
+    /// 1 if sockets of the node reach node ports at loopback addresses as well.
+    pub loopback: u8,
+    /// 1 if `SOCK_SKIPS` has entries: cookies of network namespaces whose sockets are not sent to backends.
+    pub skips: u8,
+    /// The first port that is looked for at every address of the node.
+    pub first_node_port: u16,
+    /// The last one.
+    pub last_node_port: u16,
+}
+
+impl SockSettings {
+    /// All zero.
+    pub const NONE: Self = Self {
+        host_netns: 0,
+        balance: BALANCE_ALL,
+        guards_ports: 0,
+        loopback: 0,
+        skips: 0,
+        first_node_port: 0,
+        last_node_port: 0,
+    };
+
+    /// Whether a port is in the range of node ports.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_node_port(&self, port: Port) -> bool {
+        self.first_node_port <= port.number() && port.number() <= self.last_node_port
+    }
+}
 
 /// Key of `SOCK_PEERS` (with a backend's address) and of `SOCK_FLOWS` (with a virtual address).
 #[repr(C)]
@@ -78,11 +128,14 @@ impl SockFlow {
     }
 }
 
+const _: () = assert!(size_of::<SockSettings>() == 16);
 const _: () = assert!(size_of::<SockKey>() == 32);
 const _: () = assert!(size_of::<SockPeer>() == 20);
 const _: () = assert!(size_of::<SockFlow>() == 56);
 
 // SAFETY: integers and arrays of them, the sum of whose sizes is the asserted size.
+unsafe impl Pod for SockSettings {}
+// SAFETY: as above.
 unsafe impl Pod for SockKey {}
 // SAFETY: as above.
 unsafe impl Pod for SockPeer {}

@@ -3,7 +3,7 @@
 use core::cell::{Cell, RefCell};
 use std::{
     boxed::Box,
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
     net::IpAddr,
     rc::Rc,
     vec::Vec,
@@ -13,13 +13,14 @@ use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
 use lb_datapath_ebpf_abi::{
     Addr, AffinityKey, AffinityValue, BackendValue, CT_CUT, CtKey, CtValue, Errno, Facts, FragmentKey, FragmentValue,
     FrontendKey, FrontendValue, MEMBER_DRAINS, MEMBER_TAKES, NodeValue, Pod, Port, PrefixBytes, ROLE_ACTIVE, Reason,
-    SIDE_SEEN, SLOTS_PER_CHUNK, SlotChunk, SockFlow, SockKey, SockPeer, TARGET_SET, from_octets, map_v4, octets,
+    SIDE_SEEN, SLOTS_PER_CHUNK, SlotChunk, SockFlow, SockKey, SockPeer, SockSettings, TARGET_SET, from_octets, map_v4,
+    octets,
 };
 
 use crate::{
     maps::Maps,
     protocol::{TCP, UDP},
-    sock::{self, Closing, Hook, Sock, SockMaps},
+    sock::{self, Bound, Closing, Failing, Hook, Sock, SockMaps},
     tc::{
         checksum::{finish, sum},
         client::mask,
@@ -50,7 +51,10 @@ pub(crate) const TURNED_IN: i32 = 78;
 /// Verdict of an answer that the node receives through the device that leads to its source.
 pub(crate) const RECEIVED: i32 = 79;
 
-const NODE_V6: [u8; 16] = [0x20, 1, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+/// The cookie of the node's network namespace, in which sockets are made.
+pub(crate) const HOST_NETNS: u64 = 5;
+/// The node's IPv6 address.
+pub(crate) const NODE_V6: [u8; 16] = [0x20, 1, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
 const FIRST_PORT: u16 = 1024;
 
 pub(crate) fn addr_of(ip: IpAddr) -> Addr {
@@ -123,6 +127,9 @@ pub(crate) struct Fake {
     pub(crate) fragments: RefCell<HashMap<FragmentKey, FragmentValue>>,
     pub(crate) peers: RefCell<HashMap<SockKey, SockPeer>>,
     pub(crate) sock_flows: RefCell<HashMap<SockKey, Rc<Cell<SockFlow>>>>,
+    pub(crate) settings: Cell<SockSettings>,
+    /// Cookies of network namespaces whose sockets are left alone.
+    pub(crate) skips: RefCell<HashSet<u64>>,
     pub(crate) node: Cell<Option<NodeValue>>,
     /// Number of ports of translated sources.
     pub(crate) ports: Cell<u16>,
@@ -165,6 +172,8 @@ impl Fake {
             fragments: RefCell::default(),
             peers: RefCell::default(),
             sock_flows: RefCell::default(),
+            settings: Cell::new(SockSettings::NONE),
+            skips: RefCell::default(),
             node: Cell::new(Some(node())),
             ports: Cell::new(node().nat_ports),
             pods: RefCell::default(),
@@ -238,6 +247,14 @@ impl Fake {
         for protocol in [TCP, UDP] {
             change(self.frontends.borrow_mut().get_mut(&key_of(vip, protocol)).unwrap());
         }
+    }
+
+    /// Gives the node these addresses.
+    pub(crate) fn have_ips(&self, ips: &[Addr]) {
+        let mut node = node();
+        node.facts.ips[..ips.len()].copy_from_slice(ips);
+        node.facts.ips_len = ips.len() as u32;
+        self.node.set(Some(node));
     }
 
     /// Serves another address like [`VIP`].
@@ -508,6 +525,19 @@ impl flow::Entry for Rc<Cell<CtValue>> {
 impl SockMaps for &Fake {
     type Entry = Rc<Cell<SockFlow>>;
 
+    fn settings(self) -> SockSettings {
+        self.settings.get()
+    }
+
+    fn skips(self, netns: u64) -> bool {
+        self.skips.borrow().contains(&netns)
+    }
+
+    fn node_ip(self, index: u32) -> Option<Addr> {
+        let facts = self.node.get()?.facts;
+        facts.ips[..facts.ips_len as usize].get(index as usize).copied()
+    }
+
     fn peer(self, key: &SockKey) -> Option<SockPeer> {
         self.peers.borrow().get(key).copied()
     }
@@ -553,6 +583,7 @@ pub(crate) struct FakeSock {
     pub(crate) kind: Cell<(u32, u32)>,
     pub(crate) cookie: Cell<u64>,
     pub(crate) peer: Cell<(Addr, Port)>,
+    pub(crate) netns: Cell<u64>,
     /// What an earlier `connect` left.
     pub(crate) connected: Cell<Option<(Addr, Port)>>,
     pub(crate) failed: Cell<Option<Errno>>,
@@ -566,6 +597,7 @@ impl FakeSock {
             kind: Cell::new((1, TCP.into())),
             cookie: Cell::new(17),
             peer: Cell::new((addr_of(vip), Port::new(80))),
+            netns: Cell::new(HOST_NETNS),
             connected: Cell::new(None),
             failed: Cell::new(None),
         }
@@ -600,7 +632,7 @@ impl Sock for &FakeSock {
     }
 
     fn netns_cookie(self) -> u64 {
-        5
+        self.netns.get()
     }
 
     fn peer(self) -> (Addr, Port) {
@@ -620,9 +652,26 @@ impl Sock for &FakeSock {
         assert_eq!(self.hook, Hook::V6);
         self.peer.set((addr, port));
     }
+}
 
+impl Failing for &FakeSock {
     fn fail(self, errno: Errno) {
         self.failed.set(Some(errno));
+    }
+}
+
+/// Bound to what is its peer in other hooks.
+impl Bound for &FakeSock {
+    fn kind(self) -> (u32, u32) {
+        self.kind.get()
+    }
+
+    fn netns_cookie(self) -> u64 {
+        self.netns.get()
+    }
+
+    fn bound_to(self) -> (Addr, Port) {
+        self.peer.get()
     }
 }
 

@@ -19,7 +19,7 @@ use lb_datapath_ebpf_programs::{
 use crate::kernel::{
     Kernel,
     skb::KernelSkb,
-    sock::{KernelSock, PlainSock},
+    sock::{BoundSock, KernelSock, PlainSock},
 };
 
 /// IPv4 and IPv4-mapped `connect`.
@@ -68,6 +68,18 @@ fn lb_getpeername4(ctx: SockAddrContext) -> i32 {
 #[cgroup_sock_addr(getpeername6)]
 fn lb_getpeername6(ctx: SockAddrContext) -> i32 {
     sock::restore(Kernel, KernelSock { ctx: ctx.sock_addr, hook: Hook::V6 })
+}
+
+/// IPv4 `bind`, once the port is chosen.
+#[cgroup_sock(post_bind4)]
+fn lb_post_bind4(ctx: SockContext) -> i32 {
+    sock::bind(Kernel, BoundSock { ctx: ctx.sock, hook: Hook::V4 })
+}
+
+/// IPv6 `bind`, once the port is chosen.
+#[cgroup_sock(post_bind6)]
+fn lb_post_bind6(ctx: SockContext) -> i32 {
+    sock::bind(Kernel, BoundSock { ctx: ctx.sock, hook: Hook::V6 })
 }
 
 /// The end of a socket.

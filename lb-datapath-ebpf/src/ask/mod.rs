@@ -33,7 +33,7 @@ pub(crate) fn ask(
     packet: &Packet,
 ) -> Result<KernelAnswer, EbpfError> {
     match packet.entry {
-        Entry::Socket => at_socket(&kernel.maps, anchors, packet),
+        Entry::Socket => at_socket(&kernel.maps, anchors, config, packet),
         Entry::PodDevice => at_device(kernel, anchors, &config.pod_devices, packet),
         Entry::Uplink => at_device(kernel, anchors, &config.uplink_devices, packet),
     }

@@ -11,6 +11,7 @@ use lb_datapath_ebpf_abi as abi;
 
 use super::{answer, frontend_of};
 use crate::{
+    config::{EbpfConfig, SocketBalancing},
     error::EbpfError,
     pins::anchors::Anchors,
     state::{
@@ -20,7 +21,12 @@ use crate::{
 };
 
 /// Reads what the programs of sockets would read: the kernel does not run them on demand.
-pub(super) fn at_socket(maps: &Maps, anchors: &Anchors, packet: &Packet) -> Result<KernelAnswer, EbpfError> {
+pub(super) fn at_socket(
+    maps: &Maps,
+    anchors: &Anchors,
+    config: &EbpfConfig,
+    packet: &Packet,
+) -> Result<KernelAnswer, EbpfError> {
     let hooks: &[&str] = match (packet.destination.is_ipv4(), packet.protocol) {
         (true, Protocol::Udp) => &["lb_connect4", "lb_sendmsg4"],
         (true, _) => &["lb_connect4"],
@@ -29,8 +35,28 @@ pub(super) fn at_socket(maps: &Maps, anchors: &Anchors, packet: &Packet) -> Resu
     };
     let method = format!("look-up in the maps of {}, which the kernel does not run on demand", hooks.join(" and "));
     let mut steps = Vec::new();
+    if let Some(step) = left_alone(maps, config, packet)? {
+        return Ok(answer(method, vec![step], FlowView::default(), KernelVerdict::Pass));
+    }
     let verdict = socket_verdict(maps, anchors, (hooks, packet), &mut steps)?;
     Ok(answer(method, steps, FlowView::default(), verdict))
+}
+
+/// Why the socket is not sent to a backend, if it is not. A socket has no namespace here, but the node's own have an
+/// address of the node.
+fn left_alone(maps: &Maps, config: &EbpfConfig, packet: &Packet) -> Result<Option<String>, EbpfError> {
+    let is_own = || {
+        let node = maps.node()?.and_then(|value| convert::node(&value).ok()).unwrap_or_default();
+        Ok(packet.source.is_loopback() || node.ips.contains(&packet.source))
+    };
+    Ok(match config.socket_balancing {
+        SocketBalancing::All => None,
+        SocketBalancing::Host if is_own()? => None,
+        SocketBalancing::Host => {
+            Some(format!("SOCK_SETTINGS: sockets of the node alone, and it has no address {}", packet.source))
+        }
+        SocketBalancing::Off => Some("SOCK_SETTINGS: no sockets".into()),
+    })
 }
 
 fn socket_verdict(

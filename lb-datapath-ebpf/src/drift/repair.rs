@@ -18,9 +18,10 @@ use crate::{
 
 /// Writes every entry that differs from the mirror. Entries that are right are not touched.
 pub(crate) fn entries(kernel: &mut Kernel) -> Result<(), ApplyError> {
-    let Kernel { maps, mirror, scanner, role, .. } = kernel;
+    let Kernel { maps, mirror, scanner, role, sockets, .. } = kernel;
     let unknown = |error: crate::error::EbpfError| ApplyError::unknown(error.into());
     maps.set_role(*role).map_err(unknown)?;
+    sockets.repair().map_err(unknown)?;
     let findings = scanner.scan(maps, mirror).map_err(unknown)?;
     let (puts, removals) = phases(findings.into_iter().filter_map(|finding| finding.fix));
     let count = puts.len() + removals.len();

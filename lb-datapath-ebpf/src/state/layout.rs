@@ -50,7 +50,7 @@ const fn per_cpu(name: &'static str, value: usize, entries: u32) -> Layout {
 }
 
 /// Every map of the object.
-pub(crate) const LAYOUTS: [Layout; 21] = [
+pub(crate) const LAYOUTS: [Layout; 23] = [
     hash("FRONTENDS", size_of::<abi::FrontendKey>(), size_of::<abi::FrontendValue>(), |c| Some(c.frontends)),
     hash("BACKENDS", 4, size_of::<abi::BackendValue>(), |c| Some(c.backends)),
     hash("SETS", 4, size_of::<abi::SetValue>(), |c| Some(c.sets)),
@@ -61,6 +61,24 @@ pub(crate) const LAYOUTS: [Layout; 21] = [
     lru("SOCK_PEERS", size_of::<abi::SockKey>(), size_of::<abi::SockPeer>(), |c| Some(c.sockets)),
     lru("SOCK_FLOWS", size_of::<abi::SockKey>(), size_of::<abi::SockFlow>(), |c| Some(c.sockets)),
     lru(FRAGMENTS, size_of::<abi::FragmentKey>(), size_of::<abi::FragmentValue>(), |c| Some(c.fragments)),
+    Layout {
+        name: SOCK_SETTINGS,
+        kind: BPF_MAP_TYPE_ARRAY,
+        key: 4,
+        value: size_of::<abi::SockSettings>(),
+        flags: 0,
+        entries: 1,
+        capacity: |_| None,
+    },
+    Layout {
+        name: SOCK_SKIPS,
+        kind: BPF_MAP_TYPE_HASH,
+        key: 8,
+        value: 1,
+        flags: BPF_F_NO_PREALLOC,
+        entries: 4096,
+        capacity: |_| None,
+    },
     lru("CT", size_of::<abi::CtKey>(), size_of::<abi::CtValue>(), |c| Some(c.flows)),
     hash(CT_LIVE, size_of::<abi::CtKey>(), size_of::<abi::CtValue>(), |c| Some(c.flows)),
     Layout {
@@ -114,6 +132,10 @@ pub(crate) const FILTER: &str = "FILTER";
 pub(crate) const FRAGMENTS: &str = "FRAGMENTS";
 /// Room of each processor for what its program is at.
 pub(crate) const WORK: &str = "WORK";
+/// What the programs of sockets are told besides services.
+pub(crate) const SOCK_SETTINGS: &str = "SOCK_SETTINGS";
+/// Network namespaces whose sockets are left alone.
+pub(crate) const SOCK_SKIPS: &str = "SOCK_SKIPS";
 /// Counters of the programs, by reason.
 pub(crate) const REASONS: &str = "REASONS";
 
@@ -121,7 +143,9 @@ impl Layout {
     /// Whether the services need what the map holds, and it cannot be had from other maps. One that they do not need
     /// may be missing in the pins of an earlier version, and is made beside the others.
     pub(crate) fn is_needed(&self) -> bool {
-        ![REASONS, FILTER, CT_LIVE, FRAGMENTS, WORK, "ADDRESSES", "SOURCES", "DEVICES"].contains(&self.name)
+        let derived =
+            [REASONS, FILTER, CT_LIVE, FRAGMENTS, WORK, "ADDRESSES", "SOURCES", "DEVICES", SOCK_SETTINGS, SOCK_SKIPS];
+        !derived.contains(&self.name)
     }
 
     /// Whether a map that was found pinned can be used.

@@ -513,7 +513,7 @@ fn reading(name: &'static str) -> impl FnOnce(io::Error) -> EbpfError {
     move |source| EbpfError::Map { name, what: "reading", source }
 }
 
-fn open(path: &Path) -> Result<RawMap, EbpfError> {
+pub(crate) fn open(path: &Path) -> Result<RawMap, EbpfError> {
     let failed = |source| EbpfError::Pin { path: path.into(), what: "opening", source };
     sys::open_pin(path).and_then(RawMap::new).map_err(failed)
 }

@@ -10,5 +10,6 @@ pub(crate) mod maps;
 pub(crate) mod mirror;
 pub(crate) mod ports;
 pub(crate) mod restore;
+pub(crate) mod sockets;
 pub(crate) mod sweep;
 pub(crate) mod write;

@@ -32,7 +32,8 @@ pub(crate) use self::{
     link::{attach_cgroup, attach_tcx, detach_link, link_info, update_link},
     map::{MapInfo, Page, RawMap, Shape, Stopped, map_info},
     os::{
-        IfIndex, device, enter_network_namespace, hardware_address, is_bpffs, lock, monotonic, user, wait_for_readers,
+        IfIndex, device, enter_network_namespace, hardware_address, is_bpffs, lock, monotonic, netns_cookie, user,
+        wait_for_readers,
     },
     prog::{Insn, ProgInfo, TestRun, load_connect4, map_by_id, prog_by_id, prog_info, test_run},
     query::{has_tcx, programs_of},

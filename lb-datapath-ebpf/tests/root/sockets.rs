@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeSet,
     fs, io,
-    net::{SocketAddr, TcpStream, UdpSocket},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     sync::Arc,
 };
 
@@ -12,15 +12,19 @@ use lb_core::{
     addr::{FrontendAddr, Protocol},
     affinity::Affinity,
     datapath::Datapath,
+    decision::{Entry, Packet},
+    drift::{Expected, Inspection},
     id::SetId,
+    kernel::KernelVerdict,
+    node::NodeFacts,
     plan::{Labels, diff},
     state::{BackendSet, Lookup, State, Target},
 };
-use lb_datapath_ebpf::{EbpfDatapath, Reason};
-use lb_datapath_ebpf_abi::SockKey;
+use lb_datapath_ebpf::{EbpfConfig, EbpfDatapath, Reason, SocketBalancing};
+use lb_datapath_ebpf_abi::{SETTINGS_KEY, SockKey, SockSettings};
 
 use crate::bpf::Map;
-use crate::common::{Cgroup, Namespace, PinDir, ask_on, ask_tcp, ask_udp, backend, config, serve, state, turn};
+use crate::common::{Cgroup, Namespace, PinDir, ask_on, ask_tcp, ask_udp, backend, config, ip, serve, state, turn};
 
 /// A datapath in a namespace with two servers per family, whose clients are this process.
 struct Host {
@@ -317,4 +321,210 @@ fn sockets_that_are_closed_leave_no_entries() {
         drop((stream, connected, unconnected, dual));
     });
     assert_eq!(entries(), [0, 0]);
+}
+
+const NODE_PORT: u16 = 30_080;
+
+/// What a node is served with whose namespace is that of the datapath.
+struct Node {
+    datapath: EbpfDatapath,
+    space: Namespace,
+    pod: Namespace,
+    pins: PinDir,
+    cgroup: Cgroup,
+}
+
+impl Node {
+    /// A node at 192.0.2.1 and fd00:2::1 with node port 30080 over TCP and UDP at both, and port 80 at the first.
+    fn new(configured: impl FnOnce(EbpfConfig) -> EbpfConfig + Send) -> Self {
+        let (space, pod) = (Namespace::new("h"), Namespace::new("p"));
+        let (pins, cgroup) = (PinDir::new(), Cgroup::joined());
+        for command in ["addr add 192.0.2.1/24 dev lo", "addr add fd00:2::1/64 dev lo nodad"] {
+            space.ip(command);
+            pod.ip(command);
+        }
+        for (addr, name) in BACKENDS {
+            let addr = addr.parse().unwrap();
+            for namespace in [&space, &pod] {
+                let job = namespace.run(|| serve(addr, name));
+                namespace.spawn(job);
+            }
+        }
+        let settings = configured(config(&pins, &cgroup));
+        let datapath = space.run(|| EbpfDatapath::open(settings).unwrap());
+        let mut node = Self { datapath, space, pod, pins, cgroup };
+        let (v4, v6) = (["127.0.0.1:8001", "127.0.0.1:8002"].map(addr), ["[::1]:8001", "[::1]:8002"].map(addr));
+        let mut services = Vec::new();
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
+            services.push((SocketAddr::new(ip("192.0.2.1"), NODE_PORT), protocol, &v4[..]));
+            services.push((SocketAddr::new(ip("fd00:2::1"), NODE_PORT), protocol, &v6[..]));
+            services.push((SocketAddr::new(ip("192.0.2.1"), 80), protocol, &v4[..]));
+            services.push((SocketAddr::new(ip("10.96.0.1"), 80), protocol, &v4[..]));
+        }
+        let mut desired = state(&services, Lookup::Random, None);
+        desired.node = NodeFacts { ips: vec![ip("192.0.2.1"), ip("fd00:2::1")], ..NodeFacts::default() };
+        node.apply(&desired);
+        node
+    }
+
+    fn apply(&mut self, desired: &State) {
+        let observed = self.datapath.observe().unwrap();
+        self.datapath.apply(&diff(&observed, desired, &Labels::default())).unwrap();
+    }
+}
+
+fn bound(address: &str) -> [io::Result<()>; 2] {
+    [TcpListener::bind(address).map(drop), UdpSocket::bind(address).map(drop)]
+}
+
+#[test]
+#[ignore = "needs root: loads eBPF programs and makes namespaces and a cgroup"]
+fn nobody_else_on_the_node_binds_a_node_port() {
+    let _turn = turn();
+    let node = Node::new(|config| config);
+    let taken = [
+        "0.0.0.0:30080",
+        "[::]:30080",
+        "127.0.0.1:30080",
+        "[::1]:30080",
+        "[::ffff:192.0.2.1]:30080",
+        "192.0.2.1:30080",
+        "[fd00:2::1]:30080",
+        "192.0.2.1:80",
+    ];
+    for address in taken {
+        for outcome in node.space.run(|| bound(address)) {
+            assert_eq!(outcome.unwrap_err().kind(), io::ErrorKind::AddrInUse, "{address}");
+        }
+    }
+    let counts = node.datapath.reason_counters().unwrap().unwrap().read().unwrap();
+    assert_eq!(counts[&Reason::SocketPortTaken], 2 * taken.len() as u64);
+    // A health-check node port is no frontend.
+    for address in ["0.0.0.0:30081", "[::]:30081", "0.0.0.0:80", "127.0.0.1:80", "192.0.2.1:81", "0.0.0.0:0"] {
+        for outcome in node.space.run(|| bound(address)) {
+            outcome.unwrap_or_else(|error| panic!("{address}: {error}"));
+        }
+    }
+    for outcome in node.pod.run(|| bound("0.0.0.0:30080")) {
+        outcome.unwrap();
+    }
+}
+
+#[test]
+#[ignore = "needs root: loads eBPF programs and makes namespaces and a cgroup"]
+fn the_guard_of_ports_can_be_off_and_leaves_bound_sockets_alone() {
+    let _turn = turn();
+    let mut node = Node::new(|config| config.with_guard_ports(false));
+    let listener = node.space.run(|| TcpListener::bind("192.0.2.1:30080").unwrap());
+    drop(node.datapath);
+    let guarded = config(&node.pins, &node.cgroup);
+    node.datapath = node.space.run(|| EbpfDatapath::open(guarded).unwrap());
+    assert!(node.space.run(|| UdpSocket::bind("192.0.2.1:30080")).is_err());
+    assert_eq!(listener.local_addr().unwrap(), addr("192.0.2.1:30080"));
+}
+
+#[test]
+#[ignore = "needs root: loads eBPF programs and makes namespaces and a cgroup"]
+fn the_node_reaches_its_node_ports_at_loopback_addresses() {
+    let _turn = turn();
+    let node = Node::new(|config| config);
+    for address in ["127.0.0.1:30080", "[::1]:30080", "127.8.9.10:30080"].map(addr) {
+        let any = if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+        let (peer, from) = node.space.run(|| {
+            let mut stream = TcpStream::connect(address).unwrap();
+            ask_on(&mut stream).unwrap();
+            (stream.peer_addr().unwrap(), ask_udp(&UdpSocket::bind(any).unwrap(), address).unwrap().1)
+        });
+        assert_eq!((peer, from), (address, address));
+        assert_eq!(refusal(&node.pod, address), Some(io::ErrorKind::ConnectionRefused), "{address}, in a pod");
+    }
+    // Outside of the range of node ports, a loopback address is only itself.
+    assert_eq!(refusal(&node.space, addr("127.0.0.1:80")), Some(io::ErrorKind::ConnectionRefused));
+    drop(node);
+    let without = Node::new(|config| config.with_loopback_node_ports(false));
+    assert_eq!(refusal(&without.space, addr("127.0.0.1:30080")), Some(io::ErrorKind::ConnectionRefused));
+}
+
+/// Why a namespace does not reach an address; `None` if it does.
+fn refusal(space: &Namespace, address: SocketAddr) -> Option<io::ErrorKind> {
+    space.run(|| ask_tcp(address)).err().map(|error| error.kind())
+}
+
+/// A socket that connects to the cluster address.
+const QUESTION: Packet = Packet {
+    entry: Entry::Socket,
+    protocol: Protocol::Tcp,
+    source: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+    source_port: 0,
+    destination: IpAddr::V4(Ipv4Addr::new(10, 96, 0, 1)),
+    destination_port: 80,
+};
+
+#[test]
+#[ignore = "needs root: loads eBPF programs and makes namespaces and a cgroup"]
+fn sockets_are_balanced_where_the_configuration_says() {
+    let _turn = turn();
+    let unreachable = Some(io::ErrorKind::NetworkUnreachable);
+    let cases = [
+        (SocketBalancing::All, [None, None]),
+        (SocketBalancing::Host, [None, unreachable]),
+        (SocketBalancing::Off, [unreachable, unreachable]),
+    ];
+    let mut node = Node::new(|config| config);
+    let vip = addr("10.96.0.1:80");
+    let mut stream = node.pod.run(|| TcpStream::connect(vip).unwrap());
+    for (balancing, expected) in cases {
+        drop(node.datapath);
+        let settings = config(&node.pins, &node.cgroup).with_socket_balancing(balancing);
+        node.datapath = node.space.run(|| EbpfDatapath::open(settings).unwrap());
+        assert_eq!([&node.space, &node.pod].map(|space| refusal(space, vip)), expected, "{balancing:?}");
+        // The answer to a question says the same: a pod has another address than the node.
+        let told = ["192.0.2.1", "10.244.0.9"].map(|source| {
+            let packet = Packet { source: ip(source), ..QUESTION };
+            node.datapath.ask(&packet).unwrap().unwrap().verdict
+        });
+        let forwarded = told.map(|verdict| matches!(verdict, KernelVerdict::Forward { .. }));
+        assert_eq!(forwarded, expected.map(|refusal| refusal.is_none()), "{balancing:?}");
+        // A socket that was connected before stays as it is.
+        ask_on(&mut stream).unwrap();
+        assert_eq!(stream.peer_addr().unwrap(), vip);
+    }
+}
+
+#[test]
+#[ignore = "needs root: loads eBPF programs and makes namespaces and a cgroup"]
+fn the_sockets_of_one_namespace_can_be_left_alone() {
+    let _turn = turn();
+    let mut node = Node::new(|config| config);
+    let vip = addr("10.96.0.1:80");
+    let cookie = node.pod.run(|| EbpfDatapath::netns_cookie().unwrap());
+    node.datapath.set_socket_balancing(cookie, false).unwrap();
+    let unreachable = Some(io::ErrorKind::NetworkUnreachable);
+    assert_eq!([&node.space, &node.pod].map(|space| refusal(space, vip)), [None, unreachable]);
+    // Another process takes it over.
+    drop(node.datapath);
+    let settings = config(&node.pins, &node.cgroup);
+    node.datapath = node.space.run(|| EbpfDatapath::open(settings).unwrap());
+    assert_eq!([&node.space, &node.pod].map(|space| refusal(space, vip)), [None, unreachable]);
+    node.datapath.set_socket_balancing(cookie, true).unwrap();
+    assert_eq!([&node.space, &node.pod].map(|space| refusal(space, vip)), [None, None]);
+}
+
+#[test]
+#[ignore = "needs root: loads eBPF programs and makes namespaces and a cgroup"]
+fn changed_settings_of_sockets_are_found_and_repaired() {
+    let _turn = turn();
+    let mut node = Node::new(|config| config.with_socket_balancing(SocketBalancing::Host));
+    let (state, labels) = (node.datapath.observe().unwrap(), Labels::default());
+    let maps = node.pins.0.join("v1/maps");
+    Map::open(&maps.join("SOCK_SETTINGS")).put(&SETTINGS_KEY, &SockSettings::NONE);
+    Map::open(&maps.join("SOCK_SKIPS")).put(&7_u64, &1_u8);
+    let expected = Expected { state: &state, labels: &labels };
+    let found = node.datapath.inspect(expected, Inspection::Everything).unwrap();
+    let objects: Vec<String> = found.iter().map(|drift| drift.object.to_string()).collect();
+    assert_eq!(objects, ["MAP SOCK_SETTINGS", "MAP SOCK_SKIPS"]);
+    node.datapath.repair(expected, &found).unwrap();
+    assert_eq!(node.datapath.inspect(expected, Inspection::Everything).unwrap(), []);
+    let vip = addr("10.96.0.1:80");
+    assert_eq!(refusal(&node.pod, vip), Some(io::ErrorKind::NetworkUnreachable));
 }

@@ -52,7 +52,7 @@ static DEVICES: HashMap<u32, u8, 4096, LAZY> = HashMap::new();
 
 /// The node.
 #[btf_map]
-static NODE: HashMap<u32, NodeValue, 1, LAZY> = HashMap::new();
+pub(super) static NODE: HashMap<u32, NodeValue, 1, LAZY> = HashMap::new();
 
 /// Prefixes of the pods.
 #[btf_map]

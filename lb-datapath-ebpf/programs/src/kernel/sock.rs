@@ -2,14 +2,16 @@
 
 use aya_ebpf::{
     bindings::{bpf_sock, bpf_sock_addr},
-    btf_maps::LruHashMap,
+    btf_maps::{Array, HashMap, LruHashMap},
     helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval},
     macros::btf_map,
 };
-use lb_datapath_ebpf_abi::{Addr, Errno, Port, SockFlow, SockKey, SockPeer, map_v4};
-use lb_datapath_ebpf_programs::sock::{Closing, Entry, Hook, Sock, SockMaps};
+use lb_datapath_ebpf_abi::{
+    Addr, Errno, NODE_KEY, Port, SETTINGS_KEY, SockFlow, SockKey, SockPeer, SockSettings, map_v4,
+};
+use lb_datapath_ebpf_programs::sock::{Bound, Closing, Entry, Failing, Hook, Sock, SockMaps};
 
-use super::Kernel;
+use super::{Kernel, maps::LAZY, skb::NODE};
 
 const AF_INET: u32 = 2;
 
@@ -21,8 +23,34 @@ static SOCK_PEERS: LruHashMap<SockKey, SockPeer, 65536> = LruHashMap::new();
 #[btf_map]
 static SOCK_FLOWS: LruHashMap<SockKey, SockFlow, 65536> = LruHashMap::new();
 
+/// What user space sets.
+#[btf_map]
+static SOCK_SETTINGS: Array<SockSettings, 1> = Array::new();
+
+/// Network namespaces whose sockets are left alone, by their cookies.
+#[btf_map]
+static SOCK_SKIPS: HashMap<u64, u8, 4096, LAZY> = HashMap::new();
+
 impl SockMaps for Kernel {
     type Entry = FlowEntry;
+
+    #[inline(always)]
+    fn settings(self) -> SockSettings {
+        SOCK_SETTINGS.get(SETTINGS_KEY).copied().unwrap_or(SockSettings::NONE)
+    }
+
+    #[inline(always)]
+    fn skips(self, netns: u64) -> bool {
+        // SAFETY: the value is not read.
+        unsafe { SOCK_SKIPS.get(netns) }.is_some()
+    }
+
+    #[inline(always)]
+    fn node_ip(self, index: u32) -> Option<Addr> {
+        // SAFETY: copied out at once; user space replaces the element as a whole.
+        let facts = unsafe { &NODE.get(NODE_KEY)?.facts };
+        if index >= facts.ips_len { None } else { facts.ips.get(index as usize).copied() }
+    }
 
     #[inline(always)]
     fn peer(self, key: &SockKey) -> Option<SockPeer> {
@@ -149,12 +177,20 @@ impl Sock for KernelSock {
         }
         self.set_port(port);
     }
+}
 
+impl Failing for KernelSock {
     #[inline(always)]
     fn fail(self, errno: Errno) {
-        // SAFETY: the helper is allowed in these program types since Linux 5.18.
-        unsafe { bpf_set_retval(-(errno as i32)) };
+        fail(errno);
     }
+}
+
+/// Makes the call fail with this error number.
+#[inline(always)]
+fn fail(errno: Errno) {
+    // SAFETY: the helper is allowed in these program types since Linux 5.18.
+    unsafe { bpf_set_retval(-(errno as i32)) };
 }
 
 /// The context of a program that runs for a socket rather than for an address.
@@ -177,6 +213,48 @@ impl Closing for PlainSock {
     #[inline(always)]
     fn connected_to(self) -> Option<(Addr, Port)> {
         peer_of(self.0)
+    }
+}
+
+/// The context of a program that runs after `bind`, and the family of its hook.
+#[derive(Clone, Copy)]
+pub(crate) struct BoundSock {
+    pub(crate) ctx: *mut bpf_sock,
+    pub(crate) hook: Hook,
+}
+
+impl Failing for BoundSock {
+    #[inline(always)]
+    fn fail(self, errno: Errno) {
+        fail(errno);
+    }
+}
+
+impl Bound for BoundSock {
+    #[inline(always)]
+    fn kind(self) -> (u32, u32) {
+        Closing::kind(PlainSock(self.ctx))
+    }
+
+    #[inline(always)]
+    fn netns_cookie(self) -> u64 {
+        // SAFETY: the helper takes the context.
+        unsafe { bpf_get_netns_cookie(self.ctx.cast()) }
+    }
+
+    #[inline(always)]
+    fn bound_to(self) -> (Addr, Port) {
+        let addr = match self.hook {
+            // SAFETY: the program's context; hooks of IPv4 may read the field.
+            Hook::V4 => map_v4(unsafe { (&raw const (*self.ctx).src_ip4).read_volatile() }.to_ne_bytes()),
+            Hook::V6 => {
+                // SAFETY: as above, for hooks of IPv6. Volatile, because the context takes 32-bit reads.
+                let word = |i: usize| unsafe { (&raw const (*self.ctx).src_ip6[i]).read_volatile() };
+                [word(0), word(1), word(2), word(3)]
+            }
+        };
+        // SAFETY: as above, for both. The field is in host byte order.
+        (addr, Port::new(unsafe { (&raw const (*self.ctx).src_port).read_volatile() } as u16))
     }
 }
 

@@ -5,12 +5,14 @@
 //!
 //! [`udp_sendmsg`, `udp_recvmsg`]: https://elixir.bootlin.com/linux/v6.18/source/net/ipv4/udp.c
 
+mod bind;
 pub mod hash;
+mod node;
 
 use lb_datapath_ebpf_abi::{
-    ADDRESS_DROPS, ADDRESS_REJECTS, Addr, AffinityKey, CLIENT_NETNS, Errno, FRONTEND_GUARDS_OUTSIDE, FrontendKey,
-    FrontendValue, Port, ROLE_ACTIVE, ROLE_STANDBY, Reason, SockFlow, SockKey, SockPeer, TARGET_SET, UDP_IDLE_NS,
-    Verdict, unmap_v4,
+    ADDRESS_DROPS, ADDRESS_REJECTS, Addr, AffinityKey, BALANCE_HOST, BALANCE_OFF, CLIENT_NETNS, Errno,
+    FRONTEND_GUARDS_OUTSIDE, FrontendKey, FrontendValue, Port, ROLE_ACTIVE, ROLE_STANDBY, Reason, SCOPE_ANY, SockFlow,
+    SockKey, SockPeer, SockSettings, TARGET_SET, UDP_IDLE_NS, Verdict, is_loopback, unmap_v4,
 };
 
 use crate::{
@@ -19,6 +21,8 @@ use crate::{
     select::{Admission, Answer, Chosen, Flow, choose, find, frontend_for},
     sock::hash::cookie_hash,
 };
+
+pub use bind::{Bound, bind};
 
 /// Verdict for the kernel: the call goes on.
 pub const ALLOW: i32 = 1;
@@ -39,8 +43,14 @@ pub enum Hook {
     V6,
 }
 
+/// A call that a program can make fail.
+pub trait Failing: Copy {
+    /// Makes the call fail with this error number.
+    fn fail(self, errno: Errno);
+}
+
 /// The socket that called, as the kernel's helpers see it.
-pub trait Sock: Copy {
+pub trait Sock: Failing {
     /// Family of the hook.
     fn hook(self) -> Hook;
     /// `type` and `protocol` of the socket.
@@ -57,8 +67,6 @@ pub trait Sock: Copy {
     fn set_peer_v4(self, addr: [u8; 4], port: Port);
     /// Sets a peer of the socket, in a hook of IPv6.
     fn set_peer_v6(self, addr: Addr, port: Port);
-    /// Makes the call fail with this error number.
-    fn fail(self, errno: Errno);
 }
 
 /// A socket whose last descriptor was closed.
@@ -76,6 +84,12 @@ pub trait SockMaps: Maps {
     /// An entry of `SOCK_FLOWS` that is there.
     type Entry: Entry;
 
+    /// What the programs of sockets do besides their own.
+    fn settings(self) -> SockSettings;
+    /// Whether sockets of the network namespace with this cookie are left alone.
+    fn skips(self, netns: u64) -> bool;
+    /// Address `index` of the node.
+    fn node_ip(self, index: u32) -> Option<Addr>;
     /// The virtual address behind a peer of a socket.
     fn peer(self, key: &SockKey) -> Option<SockPeer>;
     /// Writes the virtual address behind a peer of a socket. A full map evicts its least recently used entry; that
@@ -103,11 +117,13 @@ pub trait Entry {
 /// `connect`: sends the socket to a backend, for TCP and connected UDP.
 #[inline(always)]
 pub fn connect<M: SockMaps, S: Sock>(maps: M, sock: S) -> i32 {
-    let Some(socket) = Socket::new(sock) else { return ALLOW };
-    if maps.role() != ROLE_ACTIVE {
+    let settings = maps.settings();
+    let Some(socket) = Socket::new(sock, &settings) else { return ALLOW };
+    if maps.role() != ROLE_ACTIVE || !socket.is_balanced(maps, &settings) {
         return ALLOW;
     }
-    match decide(maps, &socket.frontend_key(), &socket) {
+    let key = socket.frontend_key(maps, &settings);
+    match decide(maps, &key, &socket) {
         Decision::NoFrontend => {
             socket.leave(maps);
             socket.forget(maps);
@@ -116,7 +132,7 @@ pub fn connect<M: SockMaps, S: Sock>(maps: M, sock: S) -> i32 {
         Decision::Stopped => REFUSE,
         // A TCP socket has one peer.
         Decision::Backend(chosen) if socket.protocol == TCP => socket.redirect(maps, &chosen),
-        Decision::Backend(chosen) => match socket.unambiguous(maps, chosen, None) {
+        Decision::Backend(chosen) => match socket.unambiguous(maps, &key, chosen, None) {
             Some(chosen) => {
                 socket.leave(maps);
                 socket.redirect(maps, &chosen)
@@ -133,13 +149,14 @@ pub fn connect<M: SockMaps, S: Sock>(maps: M, sock: S) -> i32 {
 /// that peer itself for an IPv6 socket that is connected to an IPv4-mapped address (`udpv6_sendmsg`).
 #[inline(always)]
 pub fn sendmsg<M: SockMaps, S: Sock>(maps: M, sock: S) -> i32 {
-    let Some(socket) = Socket::new(sock) else { return ALLOW };
-    let connected = socket.sock.connected_to();
-    let role = maps.role();
-    if connected == Some((socket.addr, socket.port)) || role == ROLE_STANDBY {
+    let settings = maps.settings();
+    let Some(socket) = Socket::new(sock, &settings) else { return ALLOW };
+    let (connected, role) = (socket.sock.connected_to(), maps.role());
+    let is_peer = connected == Some((socket.addr, socket.port));
+    if is_peer || role == ROLE_STANDBY || !socket.is_balanced(maps, &settings) {
         return ALLOW;
     }
-    let key = socket.frontend_key();
+    let key = socket.frontend_key(maps, &settings);
     let chosen = match socket.kept(maps, &key) {
         Some(chosen) => chosen,
         None if role != ROLE_ACTIVE => return ALLOW,
@@ -152,7 +169,7 @@ pub fn sendmsg<M: SockMaps, S: Sock>(maps: M, sock: S) -> i32 {
             Decision::Backend(chosen) => chosen,
         },
     };
-    let Some(chosen) = socket.unambiguous(maps, chosen, connected) else {
+    let Some(chosen) = socket.unambiguous(maps, &key, chosen, connected) else {
         return socket.stop(maps, Reason::SocketAmbiguous);
     };
     socket.keep(maps, &chosen);
@@ -162,7 +179,7 @@ pub fn sendmsg<M: SockMaps, S: Sock>(maps: M, sock: S) -> i32 {
 /// `recvmsg` and `getpeername`: shows the virtual address where the kernel knows a backend's.
 #[inline(always)]
 pub fn restore<M: SockMaps, S: Sock>(maps: M, sock: S) -> i32 {
-    let Some(socket) = Socket::new(sock) else { return ALLOW };
+    let Some(socket) = Socket::new(sock, &SockSettings::NONE) else { return ALLOW };
     if let Some(peer) = maps.peer(&socket.key()) {
         socket.write(peer.addr, peer.port);
     }
@@ -200,6 +217,17 @@ pub fn release<M: SockMaps, S: Closing>(maps: M, sock: S) -> i32 {
 fn remove_peer<M: SockMaps>(maps: M, key: &SockKey) {
     if maps.peer(key).is_some() {
         maps.remove_peer(key);
+    }
+}
+
+/// Counts `reason` and fails the call as its verdict says.
+#[inline(always)]
+fn fail<M: Maps, S: Failing>(maps: M, sock: S, reason: Reason) {
+    maps.count(reason);
+    match reason.verdict() {
+        Verdict::Fail(errno) => sock.fail(errno),
+        // Reasons of packets do not come here.
+        Verdict::Pass | Verdict::Drop | Verdict::Answer => {}
     }
 }
 
@@ -261,19 +289,42 @@ struct Socket<S> {
     protocol: u8,
     addr: Addr,
     port: Port,
+    /// The cookie of the node's network namespace.
+    host_netns: u64,
 }
 
 impl<S: Sock> Socket<S> {
     #[inline(always)]
-    fn new(sock: S) -> Option<Self> {
+    fn new(sock: S, settings: &SockSettings) -> Option<Self> {
         let protocol = protocol(sock.kind())?;
         let (addr, port) = sock.peer();
-        Some(Self { sock, cookie: sock.cookie(), protocol, addr, port })
+        Some(Self { sock, cookie: sock.cookie(), protocol, addr, port, host_netns: settings.host_netns })
     }
 
+    /// Whether the socket's network namespace is one whose sockets are sent to backends.
     #[inline(always)]
-    fn frontend_key(&self) -> FrontendKey {
-        FrontendKey { addr: self.addr, port: self.port, protocol: self.protocol, scope: 0, pad: 0 }
+    fn is_balanced<M: SockMaps>(&self, maps: M, settings: &SockSettings) -> bool {
+        match settings.balance {
+            BALANCE_OFF => return false,
+            BALANCE_HOST if self.sock.netns_cookie() != settings.host_netns => return false,
+            _ => {}
+        }
+        settings.skips == 0 || !maps.skips(self.sock.netns_cookie())
+    }
+
+    /// The key of the frontend that the socket states. A loopback address stands for every address of the node, for
+    /// sockets of the node and ports in the range of node ports.
+    #[inline(always)]
+    fn frontend_key<M: SockMaps>(&self, maps: M, settings: &SockSettings) -> FrontendKey {
+        let key = FrontendKey { addr: self.addr, port: self.port, protocol: self.protocol, scope: SCOPE_ANY, pad: 0 };
+        let may_stand = settings.loopback != 0 && is_loopback(self.addr) && settings.is_node_port(self.port);
+        if may_stand
+            && self.sock.netns_cookie() == settings.host_netns
+            && let Some(addr) = node::serving(maps, &key, unmap_v4(self.addr).is_some())
+        {
+            return FrontendKey { addr, ..key };
+        }
+        key
     }
 
     #[inline(always)]
@@ -286,15 +337,9 @@ impl<S: Sock> Socket<S> {
         SockKey { cookie: self.cookie, addr, port, protocol: self.protocol, pad: [0; 5] }
     }
 
-    /// Counts `reason` and fails the call as its verdict says.
     #[inline(always)]
     fn stop<M: Maps>(&self, maps: M, reason: Reason) -> i32 {
-        maps.count(reason);
-        match reason.verdict() {
-            Verdict::Fail(errno) => self.sock.fail(errno),
-            // Reasons of packets do not come here.
-            Verdict::Pass | Verdict::Drop | Verdict::Answer => {}
-        }
+        fail(maps, self.sock, reason);
         REFUSE
     }
 
@@ -340,11 +385,17 @@ impl<S: Sock> Socket<S> {
     /// The backend that was chosen, or another one of the frontend if the socket uses that one under another virtual
     /// address: it could not tell their answers apart.
     #[inline(always)]
-    fn unambiguous<M: SockMaps>(&self, maps: M, chosen: Chosen, connected: Option<(Addr, Port)>) -> Option<Chosen> {
+    fn unambiguous<M: SockMaps>(
+        &self,
+        maps: M,
+        key: &FrontendKey,
+        chosen: Chosen,
+        connected: Option<(Addr, Port)>,
+    ) -> Option<Chosen> {
         if self.may_use(maps, &chosen, connected) {
             return Some(chosen);
         }
-        let frontend = maps.frontend(&self.frontend_key())?;
+        let frontend = frontend_for(maps, key, true)?;
         find(maps, &frontend, |other| self.may_use(maps, other, connected))
     }
 
@@ -418,10 +469,14 @@ impl<S: Sock> Flow for Socket<S> {
         true
     }
 
-    /// A socket that states its peer may have no source yet, so that packets have to say who the client is.
+    /// A socket that states its peer may have no source yet, so that packets have to say who the client is. The node's
+    /// own processes are let in.
     #[inline(always)]
     fn admission<M: Maps>(&self, _: M, frontend: &FrontendValue) -> Admission {
-        if frontend.flags & FRONTEND_GUARDS_OUTSIDE != 0 { Admission::Admitted } else { Admission::Unknown }
+        if frontend.flags & FRONTEND_GUARDS_OUTSIDE != 0 || self.sock.netns_cookie() == self.host_netns {
+            return Admission::Admitted;
+        }
+        Admission::Unknown
     }
 
     #[inline(always)]
@@ -440,7 +495,9 @@ impl<S: Sock> Flow for Socket<S> {
 
 #[cfg(test)]
 mod tests {
-    use lb_datapath_ebpf_abi::{LOOKUP_HASH, ROLE_DRAINING, TARGET_DROP, TARGET_REJECT, map_v4};
+    use lb_datapath_ebpf_abi::{
+        FRONTEND_SOURCES, LOOKUP_HASH, ROLE_DRAINING, TARGET_DROP, TARGET_REJECT, from_octets, map_v4,
+    };
 
     use std::{
         net::{IpAddr, Ipv4Addr},
@@ -448,7 +505,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::fake::{Fake, FakeSock, VIP, VIP_V6, addr_of, backend, backend_v6};
+    use crate::fake::{Fake, FakeSock, HOST_NETNS, NODE, NODE_V6, VIP, VIP_V6, addr_of, backend, backend_v6};
 
     const PORT_80: Port = Port::new(80);
     const SECOND_VIP: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 96, 0, 2));
@@ -540,7 +597,8 @@ mod tests {
             }
         }
         let of_sockets = Reason::ALL.iter().filter(|reason| matches!(reason.verdict(), Verdict::Fail(_))).count();
-        assert_eq!(of_sockets, cases.len());
+        // The one of `bind` has tests of its own.
+        assert_eq!(of_sockets, cases.len() + 1);
     }
 
     /// A UDP socket and a fake that serves backends 1 and 2.
@@ -733,6 +791,85 @@ mod tests {
         send(&fake, &sock);
         assert_eq!(release(&fake, &sock), ALLOW);
         assert!(fake.sock_flows.borrow().is_empty() && fake.peers.borrow().is_empty());
+    }
+
+    const BOTH: SockSettings =
+        SockSettings { host_netns: HOST_NETNS, first_node_port: 80, last_node_port: 80, ..SockSettings::NONE };
+
+    /// Where sockets of the node's namespace and of another one go by `connect` and by `sendmsg`.
+    fn goals(settings: SockSettings, vip: IpAddr) -> [[Addr; 2]; 2] {
+        let fake = Fake::serving_at(IpAddr::from(NODE), LOOKUP_HASH, &[1]);
+        fake.settings.set(settings);
+        fake.have_ips(&[from_octets(NODE_V6), map_v4(NODE)]);
+        fake.skips.borrow_mut().insert(HOST_NETNS + 1);
+        [HOST_NETNS, HOST_NETNS + 1].map(|netns| {
+            type Call = fn(&Fake, &FakeSock) -> i32;
+            let calls: [Call; 2] = [|fake, sock| connect(fake, sock), |fake, sock| sendmsg(fake, sock)];
+            calls.map(|call| {
+                let sock = FakeSock::new(Hook::V4, vip);
+                sock.kind.set((2, 17));
+                sock.netns.set(netns);
+                assert_eq!(call(&fake, &sock), ALLOW);
+                sock.peer.get().0
+            })
+        })
+    }
+
+    #[test]
+    fn balancing_can_be_limited_to_namespaces() {
+        let (vip, to) = (IpAddr::from(NODE), backend(1).0);
+        let (yes, no) = ([to; 2], [map_v4(NODE); 2]);
+        assert_eq!(goals(BOTH, vip), [yes, yes]);
+        assert_eq!(goals(SockSettings { balance: BALANCE_HOST, ..BOTH }, vip), [yes, no]);
+        assert_eq!(goals(SockSettings { balance: BALANCE_OFF, ..BOTH }, vip), [no, no]);
+        assert_eq!(goals(SockSettings { skips: 1, ..BOTH }, vip), [yes, no]);
+    }
+
+    #[test]
+    fn source_ranges_let_the_nodes_own_sockets_in_and_leave_those_of_pods_to_packets() {
+        assert_eq!(translated(0), [true, true]);
+        assert_eq!(translated(FRONTEND_SOURCES), [true, false]);
+        assert_eq!(translated(FRONTEND_SOURCES | FRONTEND_GUARDS_OUTSIDE), [true, true]);
+    }
+
+    /// Whether a socket of the node and one of another namespace are sent to a backend of a frontend with these flags.
+    fn translated(flags: u8) -> [bool; 2] {
+        let fake = Fake::serving(LOOKUP_HASH, &[1]);
+        fake.settings.set(BOTH);
+        fake.change_frontend(VIP, |frontend| frontend.flags = flags);
+        [HOST_NETNS, HOST_NETNS + 1].map(|netns| {
+            let sock = FakeSock::new(Hook::V4, VIP);
+            sock.netns.set(netns);
+            assert_eq!(connect(&fake, &sock), ALLOW);
+            sock.peer.get() == backend(1)
+        })
+    }
+
+    #[test]
+    fn the_node_reaches_its_node_ports_at_loopback_addresses() {
+        let loopback = IpAddr::from([127, 0, 0, 1]);
+        let (to, stays) = ([backend(1).0; 2], [addr_of(loopback); 2]);
+        let settings = SockSettings { loopback: 1, ..BOTH };
+        assert_eq!(goals(settings, loopback), [to, stays]);
+        assert_eq!(goals(BOTH, loopback), [stays, stays]);
+        let outside = SockSettings { first_node_port: 81, last_node_port: 90, ..settings };
+        assert_eq!(goals(outside, loopback), [stays, stays]);
+    }
+
+    #[test]
+    fn datagrams_to_a_loopback_address_keep_their_backend_and_hear_that_address() {
+        let fake = Fake::serving_at(IpAddr::from(NODE), LOOKUP_HASH, &[1, 2]);
+        fake.settings.set(SockSettings { loopback: 1, ..BOTH });
+        fake.have_ips(&[map_v4(NODE)]);
+        let loopback = IpAddr::from([127, 0, 0, 1]);
+        let sock = FakeSock::new(Hook::V4, loopback);
+        sock.kind.set((2, 17));
+        let first = send_to(&fake, &sock, loopback).unwrap();
+        assert_eq!(heard(&fake, &sock, first), addr_of(loopback));
+        fake.add_set(2, &[2, 1]);
+        fake.point(IpAddr::from(NODE), 2, 2);
+        fake.list(2, &[1, 2]);
+        assert_eq!(send_to(&fake, &sock, loopback), Ok(first));
     }
 
     #[test]

@@ -1,0 +1,109 @@
+//! What the programs of sockets are told besides services.
+
+use std::{collections::BTreeSet, io, path::Path};
+
+use lb_core::drift::{Difference, Drift, DriftClass};
+use lb_datapath_ebpf_abi::{self as abi, Pod};
+
+use crate::{
+    config::{EbpfConfig, SocketBalancing},
+    error::EbpfError,
+    state::{
+        layout::{SOCK_SETTINGS, SOCK_SKIPS},
+        maps::open,
+    },
+    sys::{self, RawMap},
+};
+
+/// The maps with the settings, and what was written into them.
+#[derive(Debug)]
+pub(crate) struct Sockets {
+    settings: RawMap,
+    skips: RawMap,
+    expected: abi::SockSettings,
+    skipped: BTreeSet<u64>,
+}
+
+impl Sockets {
+    /// Opens the maps that are pinned in `dir`, and takes over the namespaces that are left alone.
+    pub(crate) fn open(dir: &Path) -> Result<Self, EbpfError> {
+        let (settings, skips) = (open(&dir.join(SOCK_SETTINGS))?, open(&dir.join(SOCK_SKIPS))?);
+        let mut sockets = Self { settings, skips, expected: abi::SockSettings::NONE, skipped: BTreeSet::new() };
+        sockets.skipped = sockets.found()?;
+        Ok(sockets)
+    }
+
+    /// Writes what the configuration says, for the network namespace of the calling thread as that of the node.
+    pub(crate) fn configure(&mut self, config: &EbpfConfig) -> Result<(), EbpfError> {
+        let host_netns = sys::netns_cookie().map_err(EbpfError::NoNamespace)?;
+        let balance = match config.socket_balancing {
+            SocketBalancing::All => abi::BALANCE_ALL,
+            SocketBalancing::Host => abi::BALANCE_HOST,
+            SocketBalancing::Off => abi::BALANCE_OFF,
+        };
+        self.expected = abi::SockSettings {
+            host_netns,
+            balance,
+            guards_ports: u8::from(config.guard_ports),
+            loopback: u8::from(config.loopback_node_ports),
+            skips: u8::from(!self.skipped.is_empty()),
+            first_node_port: *config.node_ports.start(),
+            last_node_port: *config.node_ports.end(),
+        };
+        self.write()
+    }
+
+    /// Leaves the sockets of the namespace with this cookie alone, or not any more.
+    pub(crate) fn skip(&mut self, netns: u64, skips: bool) -> Result<(), EbpfError> {
+        if skips {
+            self.put(netns)?;
+            self.skipped.insert(netns);
+        } else {
+            self.skips.remove(netns.bytes()).map_err(failed(SOCK_SKIPS, "removing from"))?;
+            self.skipped.remove(&netns);
+        }
+        self.expected.skips = u8::from(!self.skipped.is_empty());
+        self.write()
+    }
+
+    /// What other tools have changed.
+    pub(crate) fn check(&self) -> Result<Vec<Drift>, EbpfError> {
+        let settings = self.settings.lookup(abi::SETTINGS_KEY.bytes()).map_err(failed(SOCK_SETTINGS, "reading"))?;
+        let settings: Option<abi::SockSettings> = settings.as_deref().and_then(Pod::from_bytes);
+        let differences = [
+            (SOCK_SETTINGS, Difference::between(&Some(self.expected), &settings, |found| format!("{found:?}"))),
+            (SOCK_SKIPS, Difference::between(&self.skipped, &self.found()?, |found| format!("{found:?}"))),
+        ];
+        let drift = |(name, difference): (&str, Option<Difference>)| {
+            Some(Drift::new(DriftClass::MapEntry, format_args!("MAP {name}"), difference?))
+        };
+        Ok(differences.into_iter().filter_map(drift).collect())
+    }
+
+    /// Writes everything again.
+    pub(crate) fn repair(&self) -> Result<(), EbpfError> {
+        for netns in self.found()?.difference(&self.skipped) {
+            self.skips.remove(netns.bytes()).map_err(failed(SOCK_SKIPS, "removing from"))?;
+        }
+        self.skipped.iter().try_for_each(|netns| self.put(*netns))?;
+        self.write()
+    }
+
+    fn put(&self, netns: u64) -> Result<(), EbpfError> {
+        self.skips.update(netns.bytes(), 1_u8.bytes()).map_err(|stopped| failed(SOCK_SKIPS, "writing")(stopped.cause))
+    }
+
+    fn write(&self) -> Result<(), EbpfError> {
+        let written = self.settings.update(abi::SETTINGS_KEY.bytes(), self.expected.bytes());
+        written.map_err(|stopped| failed(SOCK_SETTINGS, "writing")(stopped.cause))
+    }
+
+    fn found(&self) -> Result<BTreeSet<u64>, EbpfError> {
+        let keys = self.skips.keys().map_err(failed(SOCK_SKIPS, "reading"))?;
+        Ok(keys.iter().filter_map(|key| u64::from_bytes(key)).collect())
+    }
+}
+
+fn failed(name: &'static str, what: &'static str) -> impl FnOnce(io::Error) -> EbpfError {
+    move |source| EbpfError::Map { name, what, source }
+}
