@@ -4,6 +4,7 @@ pub mod maglev;
 pub mod pattern;
 pub mod period;
 mod setters;
+pub mod sockets;
 
 use std::{
     fs, io,
@@ -28,6 +29,7 @@ use crate::{
         maglev::{BadSeed, MaglevHash},
         pattern::Pattern,
         period::Period,
+        sockets::{PortRange, SocketLb, SocketService, Switch},
     },
     driver::{self, Attachments, DatapathKind, Setting},
     host::{mounts, netlink},
@@ -97,6 +99,20 @@ pub struct Settings {
     /// network namespaces of pods, which needs CAP_SYS_ADMIN and CAP_SYS_PTRACE. Only for ebpf [default: host].
     #[arg(long, value_name = "WHERE", value_enum)]
     pub destroy_sockets: Option<DestroySockets>,
+    /// Which sockets are sent to a backend where they connect: those of all network namespaces, of the host's alone, or
+    /// none. Packets of the others are translated at devices. Only for ebpf [default: all].
+    #[arg(long, value_name = "WHICH", value_enum)]
+    pub socket_lb: Option<SocketLb>,
+    /// Whether processes of the node are kept from binding a port of the node that is a frontend. Only for ebpf
+    /// [default: on].
+    #[arg(long, value_name = "SWITCH", value_enum)]
+    pub guard_ports: Option<Switch>,
+    /// Whether processes of the node reach node ports at loopback addresses. Only for ebpf [default: on].
+    #[arg(long, value_name = "SWITCH", value_enum)]
+    pub loopback_node_ports: Option<Switch>,
+    /// Ports that are node ports, for guarded ports and loopback addresses. Only for ebpf [default: 30000-32767].
+    #[arg(long, value_name = "FIRST-LAST")]
+    pub node_port_range: Option<PortRange>,
     /// Unix socket for requests [default: /run/lb/lb.sock].
     #[arg(long, value_name = "PATH", env = "LB_SOCKET", hide_env_values = true)]
     pub socket: Option<PathBuf>,
@@ -350,6 +366,10 @@ impl Config {
             ("cluster-cidr", node.cluster_cidrs != other_node.cluster_cidrs),
             ("cgroup", attached.cgroup != to.cgroup),
             ("destroy-sockets", attached.destroy_sockets != to.destroy_sockets),
+            ("socket-lb", attached.sockets.balanced != to.sockets.balanced),
+            ("guard-ports", attached.sockets.guard_ports != to.sockets.guard_ports),
+            ("loopback-node-ports", attached.sockets.loopback_node_ports != to.sockets.loopback_node_ports),
+            ("node-port-range", attached.sockets.node_ports != to.sockets.node_ports),
             ("socket", self.socket != other.socket),
             ("state-dir", self.state_dir != other.state_dir),
             ("pin-dir", attached.pin_dir != to.pin_dir),
@@ -395,6 +415,10 @@ impl Settings {
             service_cidr: list(self.service_cidr, below.service_cidr),
             cgroup: self.cgroup.or(below.cgroup),
             destroy_sockets: self.destroy_sockets.or(below.destroy_sockets),
+            socket_lb: self.socket_lb.or(below.socket_lb),
+            guard_ports: self.guard_ports.or(below.guard_ports),
+            loopback_node_ports: self.loopback_node_ports.or(below.loopback_node_ports),
+            node_port_range: self.node_port_range.or(below.node_port_range),
             socket: self.socket.or(below.socket),
             state_dir: self.state_dir.or(below.state_dir),
             pin_dir: self.pin_dir.or(below.pin_dir),
@@ -462,6 +486,10 @@ impl Settings {
             ("pod-device", lists(!self.pod_device.is_empty(), Setting::PodDevice)),
             ("cgroup", lists(self.cgroup.is_some(), Setting::Cgroup)),
             ("destroy-sockets", lists(self.destroy_sockets.is_some(), Setting::DestroySockets)),
+            ("socket-lb", lists(self.socket_lb.is_some(), Setting::Sockets)),
+            ("guard-ports", lists(self.guard_ports.is_some(), Setting::Sockets)),
+            ("loopback-node-ports", lists(self.loopback_node_ports.is_some(), Setting::Sockets)),
+            ("node-port-range", lists(self.node_port_range.is_some(), Setting::Sockets)),
             ("pin-dir", lists(self.pin_dir.is_some(), Setting::PinDir)),
             ("maglev-hash", lists(self.maglev_hash.is_some(), Setting::Maglev)),
             ("maglev-seed", lists(self.maglev_seed.is_some(), Setting::Maglev)),
@@ -527,6 +555,14 @@ impl Settings {
         if kind.reads(Setting::DestroySockets) {
             attachments.destroy_sockets = self.destroy_sockets.unwrap_or_default();
         }
+        if kind.reads(Setting::Sockets) {
+            attachments.sockets = SocketService {
+                balanced: self.socket_lb.unwrap_or_default(),
+                guard_ports: self.guard_ports.unwrap_or_default(),
+                loopback_node_ports: self.loopback_node_ports.unwrap_or_default(),
+                node_ports: self.node_port_range.clone().unwrap_or_default(),
+            };
+        }
         if kind.reads(Setting::PinDir) {
             attachments.pin_dir = self.pin_dir.clone().unwrap_or_else(|| DEFAULT_PIN_DIR.into());
         }
@@ -587,7 +623,8 @@ mod tests {
     fn keys_of_the_file_are_the_flags() {
         let settings = file(
             "manifests: /etc/lb\ndatapath: iptables-nft\ndevice: [eth0]\npod-device: ['veth*']\nnode: a\nzone: z\n\
-             node-ip: [192.0.2.1, 'fd00::1']\ncluster-cidr: [10.244.0.0/16]\nservice-cidr: [10.96.0.0/12]\ncgroup: /c\ndestroy-sockets: all\nsocket: /s\nstate-dir: /d\n\
+             node-ip: [192.0.2.1, 'fd00::1']\ncluster-cidr: [10.244.0.0/16]\nservice-cidr: [10.96.0.0/12]\ncgroup: /c\ndestroy-sockets: all\n\
+             socket-lb: host\nguard-ports: off\nloopback-node-ports: off\nnode-port-range: 20000-29999\nsocket: /s\nstate-dir: /d\n\
              pin-dir: /p\nlog-level: debug\ndrift: alert\ndrift-interval: 2m\nmaglev-hash: cilium\n\
              maglev-seed: JLfvgnHc2kaSUFaI\n",
         )
@@ -597,6 +634,10 @@ mod tests {
         assert_eq!(settings.service_cidr, ["10.96.0.0/12".parse().unwrap()]);
         assert_eq!(settings.pin_dir, Some("/p".into()));
         assert_eq!(settings.destroy_sockets, Some(DestroySockets::All));
+        assert_eq!((settings.socket_lb, settings.guard_ports), (Some(SocketLb::Host), Some(Switch::Off)));
+        assert_eq!(settings.node_port_range, Some(PortRange(20_000..=29_999)));
+        let error = file("node-port-range: 30000\n").unwrap_err().to_string();
+        assert!(error.contains("30000"), "{error}");
         assert_eq!((settings.drift, settings.drift_interval), (Some(DriftMode::Alert), "2m".parse().ok()));
         assert_eq!(settings.maglev_hash, Some(MaglevHash::Cilium));
         assert_eq!(settings.maglev_seed.as_deref(), Some("JLfvgnHc2kaSUFaI"));
@@ -683,6 +724,14 @@ mod tests {
     fn settings_without_use_are_named() {
         let settings = Settings { cgroup: Some("/c".into()), pin_dir: Some("/p".into()), ..Settings::default() };
         assert_eq!(settings.useless_for(driver::NFTABLES), ["cgroup", "pin-dir"]);
+        let sockets = Settings::default()
+            .with_socket_lb(SocketLb::Off)
+            .with_guard_ports(Switch::On)
+            .with_loopback_node_ports(Switch::On)
+            .with_node_port_range(PortRange::default());
+        let useless = ["socket-lb", "guard-ports", "loopback-node-ports", "node-port-range"];
+        assert_eq!(sockets.useless_for(driver::NFTABLES), useless);
+        assert!(sockets.useless_for(driver::EBPF).is_empty());
         assert!(settings.useless_for(driver::EBPF).is_empty());
         let settings = Settings { maglev_hash: Some(MaglevHash::Cilium), ..Settings::default() };
         assert_eq!(settings.useless_for(driver::IPTABLES_LEGACY), ["maglev-hash"]);

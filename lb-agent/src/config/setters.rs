@@ -6,7 +6,11 @@ use ipnet::IpNet;
 use lb_core::{maglev::HashFamily, name::ZoneName};
 
 use super::{
-    Config, DestroySockets, DriftMode, LogLevel, Settings, maglev::MaglevHash, pattern::Pattern, period::Period,
+    Config, DestroySockets, DriftMode, LogLevel, Settings,
+    maglev::MaglevHash,
+    pattern::Pattern,
+    period::Period,
+    sockets::{PortRange, SocketLb, Switch},
 };
 use crate::driver::{Attachments, DatapathKind};
 
@@ -85,6 +89,34 @@ impl Settings {
     #[must_use]
     pub fn with_destroy_sockets(mut self, destroy_sockets: DestroySockets) -> Self {
         self.destroy_sockets = Some(destroy_sockets);
+        self
+    }
+
+    /// The same with these sockets [balanced](Self::socket_lb).
+    #[must_use]
+    pub fn with_socket_lb(mut self, socket_lb: SocketLb) -> Self {
+        self.socket_lb = Some(socket_lb);
+        self
+    }
+
+    /// The same with ports [guarded](Self::guard_ports) or not.
+    #[must_use]
+    pub fn with_guard_ports(mut self, guard_ports: Switch) -> Self {
+        self.guard_ports = Some(guard_ports);
+        self
+    }
+
+    /// The same with [node ports at loopback addresses](Self::loopback_node_ports) or not.
+    #[must_use]
+    pub fn with_loopback_node_ports(mut self, loopback_node_ports: Switch) -> Self {
+        self.loopback_node_ports = Some(loopback_node_ports);
+        self
+    }
+
+    /// The same with another [`node_port_range`](Self::node_port_range).
+    #[must_use]
+    pub fn with_node_port_range(mut self, node_port_range: PortRange) -> Self {
+        self.node_port_range = Some(node_port_range);
         self
     }
 

@@ -8,11 +8,11 @@ use std::{
 };
 
 use lb_core::datapath::{Capabilities, Datapath, DatapathError, Devices, ErrorKind};
-use lb_datapath_ebpf::{EbpfConfig, EbpfDatapath};
+use lb_datapath_ebpf::{EbpfConfig, EbpfDatapath, SocketBalancing};
 
 use super::{Attachments, Driver, Exclusion, OpenDatapath, Setting, counted, unseen};
 use crate::{
-    config::DestroySockets,
+    config::{DestroySockets, sockets::SocketLb},
     host::{mounts, netlink, place::bpf_file_system, state_dir::Used},
 };
 
@@ -99,6 +99,7 @@ impl Driver for Ebpf {
             Setting::PodDevice,
             Setting::Cgroup,
             Setting::DestroySockets,
+            Setting::Sockets,
             Setting::PinDir,
             Setting::Maglev,
         ]
@@ -206,7 +207,15 @@ impl OnDevices {
                 DestroySockets::Off => lb_datapath_ebpf::DestroySockets::Off,
                 DestroySockets::Host => lb_datapath_ebpf::DestroySockets::Host,
                 DestroySockets::All => lb_datapath_ebpf::DestroySockets::All,
-            });
+            })
+            .with_socket_balancing(match settings.sockets.balanced {
+                SocketLb::All => SocketBalancing::All,
+                SocketLb::Host => SocketBalancing::Host,
+                SocketLb::Off => SocketBalancing::Off,
+            })
+            .with_guard_ports(settings.sockets.guard_ports.is_on())
+            .with_loopback_node_ports(settings.sockets.loopback_node_ports.is_on())
+            .with_node_ports(settings.sockets.node_ports.0.clone());
         let datapath = EbpfDatapath::open(config)?;
         if let Some(missing) = datapath.missing_pins() {
             tracing::warn!("the pins of an earlier process are not complete: {missing}");

@@ -52,7 +52,7 @@ use lb_core::{
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::{
-    config::{DestroySockets, pattern::Pattern},
+    config::{DestroySockets, pattern::Pattern, sockets::SocketService},
     host::{netfilter, state_dir::Used},
 };
 
@@ -206,6 +206,8 @@ pub enum Setting {
     Cgroup,
     /// Where sockets are ended whose backend left: `--destroy-sockets`.
     DestroySockets,
+    /// How sockets are served: `--socket-lb`, `--guard-ports`, `--loopback-node-ports` and `--node-port-range`.
+    Sockets,
     /// Where objects are pinned: `--pin-dir`.
     PinDir,
     /// Maglev tables: `--maglev-hash` and `--maglev-seed`.
@@ -237,6 +239,8 @@ pub struct Attachments {
     pub cgroup: PathBuf,
     /// Where sockets are ended whose backend left.
     pub destroy_sockets: DestroySockets,
+    /// How sockets are served.
+    pub sockets: SocketService,
     /// Directory on a BPF file system where programs and maps are pinned.
     pub pin_dir: PathBuf,
 }
@@ -267,6 +271,13 @@ impl Attachments {
     #[must_use]
     pub const fn with_destroy_sockets(mut self, destroy_sockets: DestroySockets) -> Self {
         self.destroy_sockets = destroy_sockets;
+        self
+    }
+
+    /// The same with sockets [served](Self::sockets) like that.
+    #[must_use]
+    pub fn with_sockets(mut self, sockets: SocketService) -> Self {
+        self.sockets = sockets;
         self
     }
 
