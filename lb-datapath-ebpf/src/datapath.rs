@@ -237,7 +237,8 @@ impl EbpfDatapath {
     /// # Errors
     /// When the kernel is older than 5.14.
     pub fn netns_cookie() -> Result<u64, DatapathError> {
-        Ok(sys::netns_cookie().map_err(EbpfError::NoNamespace)?)
+        let cookie = sys::netns_cookie().map_err(|source| EbpfError::Probe { what: "SO_NETNS_COOKIE", source })?;
+        Ok(cookie.ok_or(EbpfError::NoNamespace)?)
     }
 
     /// What is in the kernel, loaded if it is not there.

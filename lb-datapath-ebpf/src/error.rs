@@ -70,8 +70,8 @@ pub(crate) enum EbpfError {
         least = ports::LEAST
     )]
     NoPorts { local: String, reserved: String },
-    #[error("asking for the cookie of the network namespace failed, which needs Linux 5.14 or later")]
-    NoNamespace(#[source] io::Error),
+    #[error("this kernel does not tell network namespaces apart (SO_NETNS_COOKIE), which needs Linux 5.14 or later")]
+    NoNamespace,
     #[error("no pod device is attached; name one that exists in `EbpfConfig::pod_devices`")]
     NoPodDevice,
 }
@@ -162,7 +162,7 @@ impl EbpfError {
             | Self::Setting { source, .. }
             | Self::Map { source, .. }
             | Self::Attach { source, .. } => of(source),
-            Self::NoNamespace(_) => ErrorKind::Unsupported,
+            Self::NoNamespace => ErrorKind::Unsupported,
         }
     }
 }

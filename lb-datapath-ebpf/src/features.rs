@@ -28,7 +28,7 @@ pub enum DeviceHook {
 ///
 /// let all = KernelFeatures::ALL;
 /// assert_eq!((all.hook, all.socket_errors, all.fetch_add), (DeviceHook::Tcx, true, true));
-/// assert_eq!(all.to_string(), "packets: tcx\nrefused sockets: ECONNREFUSED or EHOSTUNREACH\nround robin: yes");
+/// assert!(all.to_string().starts_with("packets: tcx\nrefused sockets: ECONNREFUSED or EHOSTUNREACH\nround robin: yes"));
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -46,11 +46,18 @@ pub struct KernelFeatures {
     /// [`capabilities`](lb_core::datapath::Datapath::capabilities) has no round robin.
     #[doc(alias = "BPF_FETCH")]
     pub fetch_add: bool,
+    /// Whether programs can tell the sockets of the node from others, by the cookie of its network namespace (Linux
+    /// 5.14). Without it, [ports](crate::EbpfConfig::guard_ports) are not guarded, loopback addresses have [no node
+    /// ports](crate::EbpfConfig::loopback_node_ports), and [balancing](crate::EbpfConfig::socket_balancing) cannot be
+    /// limited to the host.
+    #[doc(alias = "SO_NETNS_COOKIE")]
+    pub own_sockets: bool,
 }
 
 impl KernelFeatures {
     /// Those of a kernel that lacks nothing.
-    pub const ALL: Self = Self { hook: DeviceHook::Tcx, tcx: true, socket_errors: true, fetch_add: true };
+    pub const ALL: Self =
+        Self { hook: DeviceHook::Tcx, tcx: true, socket_errors: true, fetch_add: true, own_sockets: true };
 
     /// Asks the kernel.
     pub(crate) fn detect(force_clsact: bool) -> Result<Self, EbpfError> {
@@ -59,7 +66,8 @@ impl KernelFeatures {
         let hook = if tcx && !force_clsact { DeviceHook::Tcx } else { DeviceHook::Clsact };
         let socket_errors = loads(&SET_RETVAL).map_err(asked("bpf_set_retval"))?;
         let fetch_add = loads(&FETCH_ADD).map_err(asked("atomic additions"))?;
-        Ok(Self { hook, tcx, socket_errors, fetch_add })
+        let own_sockets = sys::netns_cookie().map_err(asked("SO_NETNS_COOKIE"))?.is_some();
+        Ok(Self { hook, tcx, socket_errors, fetch_add, own_sockets })
     }
 }
 
@@ -76,7 +84,13 @@ impl fmt::Display for KernelFeatures {
             "EPERM, since this kernel has no bpf_set_retval"
         };
         let turns = if self.fetch_add { "yes" } else { "no, since this kernel's atomic additions return nothing" };
-        write!(f, "packets: {hook}\nrefused sockets: {errors}\nround robin: {turns}")
+        let own = if self.own_sockets {
+            "known"
+        } else {
+            "not known, since this kernel has no SO_NETNS_COOKIE: ports are not guarded, and loopback addresses have no \
+             node ports"
+        };
+        write!(f, "packets: {hook}\nrefused sockets: {errors}\nround robin: {turns}\nsockets of the node: {own}")
     }
 }
 
@@ -106,12 +120,15 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_told_with_its_consequence() {
-        let old = KernelFeatures { hook: DeviceHook::Clsact, tcx: false, socket_errors: false, fetch_add: false };
+        let hook = DeviceHook::Clsact;
+        let old = KernelFeatures { hook, tcx: false, socket_errors: false, fetch_add: false, own_sockets: false };
         assert_eq!(
             old.to_string(),
             "packets: clsact, since this kernel has no TCX\n\
              refused sockets: EPERM, since this kernel has no bpf_set_retval\n\
-             round robin: no, since this kernel's atomic additions return nothing"
+             round robin: no, since this kernel's atomic additions return nothing\n\
+             sockets of the node: not known, since this kernel has no SO_NETNS_COOKIE: ports are not guarded, and \
+             loopback addresses have no node ports"
         );
         let forced = KernelFeatures { hook: DeviceHook::Clsact, ..KernelFeatures::ALL };
         assert!(forced.to_string().starts_with("packets: clsact, as the configuration asks\n"));

@@ -35,7 +35,12 @@ impl Sockets {
 
     /// Writes what the configuration says, for the network namespace of the calling thread as that of the node.
     pub(crate) fn configure(&mut self, config: &EbpfConfig) -> Result<(), EbpfError> {
-        let host_netns = sys::netns_cookie().map_err(EbpfError::NoNamespace)?;
+        let cookie = sys::netns_cookie().map_err(|source| EbpfError::Probe { what: "SO_NETNS_COOKIE", source })?;
+        let host_netns = match config.socket_balancing {
+            SocketBalancing::Host => cookie.ok_or(EbpfError::NoNamespace)?,
+            // No namespace has this cookie.
+            SocketBalancing::All | SocketBalancing::Off => cookie.unwrap_or(0),
+        };
         let balance = match config.socket_balancing {
             SocketBalancing::All => abi::BALANCE_ALL,
             SocketBalancing::Host => abi::BALANCE_HOST,

@@ -33,17 +33,20 @@ pub(crate) fn enter_network_namespace(namespace: BorrowedFd<'_>) -> io::Result<(
     Err(io::Error::last_os_error())
 }
 
-/// The cookie of the calling thread's network namespace, as programs see it.
-pub(crate) fn netns_cookie() -> io::Result<u64> {
+/// The cookie of the calling thread's network namespace, as programs see it; `None` on a kernel that does not tell.
+pub(crate) fn netns_cookie() -> io::Result<Option<u64>> {
     let socket = std::net::UdpSocket::bind((std::net::Ipv6Addr::UNSPECIFIED, 0))
         .or_else(|_| std::net::UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0)))?;
     let (mut cookie, mut len) = (0_u64, size_of::<u64>() as libc::socklen_t);
     let to = (&raw mut cookie).cast();
     // SAFETY: the descriptor is a socket, and the kernel writes at most `len` bytes into `cookie`.
-    if unsafe { libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_NETNS_COOKIE, to, &raw mut len) } != 0 {
-        return Err(io::Error::last_os_error());
+    if unsafe { libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_NETNS_COOKIE, to, &raw mut len) } == 0 {
+        return Ok(Some(cookie));
     }
-    Ok(cookie)
+    match io::Error::last_os_error() {
+        error if error.raw_os_error() == Some(libc::ENOPROTOOPT) => Ok(None),
+        error => Err(error),
+    }
 }
 
 /// Whether `path` lies in a BPF file system.
