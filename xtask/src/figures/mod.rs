@@ -45,8 +45,8 @@ enum Name {
     /// `lb lab restart` with 20,000 connections, 100 SIGTERM and 100 SIGKILL on eBPF and nftables. Needs root; a
     /// quarter of an hour.
     Restart,
-    /// Instructions that the verifier looks at, and the time of a packet, in the committed eBPF object; `--baseline`
-    /// measures another object in the same run. Needs root; half a minute.
+    /// Instructions that the verifier looks at, and the time of a packet and of `connect()`, in the committed eBPF object;
+    /// `--baseline` measures another object in the same run. Needs root and cgroup2; three minutes.
     Ebpf,
     /// `lb lab drift` at 10 and 1,000 services on every datapath. Needs root; a quarter of an hour.
     Drift,
