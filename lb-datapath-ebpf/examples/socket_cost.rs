@@ -291,7 +291,7 @@ impl Subject {
         for number in 0..SERVICES {
             let (id, addr, protocol) = (first + number + 1, map_v4(vip(number)), server.protocol);
             let port = Port::new(server.port);
-            let backend = BackendValue { addr: map_v4([127, 0, 0, 1]), port, protocol, local: 1, pad: 0 };
+            let backend = BackendValue { addr: map_v4([127, 0, 0, 1]), port, protocol, local: 1, host: 0, pad: [0; 3] };
             self.put::<4, 24>("BACKENDS", &id, &backend)?;
             let mut slots: Array<_, [u8; 16]> = self.0.map_mut("SLOTS").ok_or("no SLOTS")?.try_into()?;
             slots.set(id, fixed([id, 0, 0, 0].bytes())?, 0)?;
