@@ -16,6 +16,8 @@ use std::{
 use clap::{Args, ValueEnum, builder::NonEmptyStringValueParser};
 use ipnet::IpNet;
 use lb_core::{
+    addr::FrontendKind,
+    datapath::Capabilities,
     maglev::HashFamily,
     name::{NodeName, ZoneName},
     node::NodeFacts,
@@ -92,6 +94,20 @@ pub struct Settings {
     /// that only addresses that services have are kept back].
     #[arg(long, value_name = "CIDR")]
     pub service_cidr: Vec<IpNet>,
+    /// Choice of a backend by services that name none: `least-connections` is the one of two random ones with fewer flows
+    /// through this node [default: random].
+    #[arg(long, value_name = "NAME", value_enum)]
+    pub algorithm: Option<Algorithm>,
+    /// Network whose node addresses have node ports; can be repeated [default: every address of the node has them].
+    #[arg(long, value_name = "CIDR")]
+    pub node_port_addresses: Vec<IpNet>,
+    /// Answer pings of the addresses of services, but for those of the node itself [default: false].
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub answer_ping: Option<bool>,
+    /// Let services have addresses of this node as external addresses, and so take traffic that is meant for the node
+    /// [default: false].
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub external_ips_of_node: Option<bool>,
     /// Cgroup (version 2) whose sockets are load balanced. Only for ebpf [default: the root of the mounted hierarchy].
     #[arg(long, value_name = "PATH")]
     pub cgroup: Option<PathBuf>,
@@ -158,6 +174,32 @@ pub enum DestroySockets {
     All,
     /// Nowhere.
     Off,
+}
+
+/// How services that do not say choose a backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Algorithm {
+    /// At random.
+    #[default]
+    Random,
+    /// In turn.
+    RoundRobin,
+    /// By a hash of the flow.
+    Maglev,
+    /// The one of two random ones with fewer flows through this node.
+    LeastConnections,
+}
+
+impl From<Algorithm> for lb_core::service::Algorithm {
+    fn from(algorithm: Algorithm) -> Self {
+        match algorithm {
+            Algorithm::Random => Self::Random,
+            Algorithm::RoundRobin => Self::RoundRobin,
+            Algorithm::Maglev => Self::Maglev,
+            Algorithm::LeastConnections => Self::LeastConnections,
+        }
+    }
 }
 
 /// Reaction to a change of the datapath by another tool.
@@ -311,6 +353,14 @@ pub struct Config {
     pub uplinks: Vec<String>,
     /// Prefixes of the cluster addresses of services, which no service gets from a pool.
     pub service_cidrs: Vec<IpNet>,
+    /// Algorithm of services that name none.
+    pub algorithm: lb_core::service::Algorithm,
+    /// Networks whose node addresses have node ports; none for all of them.
+    pub node_port_addresses: Vec<IpNet>,
+    /// Whether the node answers pings of addresses of services.
+    pub answer_ping: bool,
+    /// Whether addresses of this node can be external addresses of services.
+    pub external_ips_of_node: bool,
     /// Where the datapath attaches to this node; only what its driver [reads](crate::driver::Driver::settings).
     pub attachments: Attachments,
 }
@@ -347,6 +397,10 @@ impl Config {
             load_balancer_classes: Vec::new(),
             uplinks: Vec::new(),
             service_cidrs: Vec::new(),
+            algorithm: lb_core::service::Algorithm::default(),
+            node_port_addresses: Vec::new(),
+            answer_ping: false,
+            external_ips_of_node: false,
             attachments: Attachments::default(),
         }
     }
@@ -376,6 +430,10 @@ impl Config {
             ("drift", self.drift != other.drift),
             ("drift-interval", self.drift_interval != other.drift_interval),
             ("maglev-hash or maglev-seed", self.maglev != other.maglev),
+            ("algorithm", self.algorithm != other.algorithm),
+            ("node-port-addresses", self.node_port_addresses != other.node_port_addresses),
+            ("answer-ping", self.answer_ping != other.answer_ping),
+            ("external-ips-of-node", self.external_ips_of_node != other.external_ips_of_node),
             ("load-balancer-class", self.load_balancer_classes != other.load_balancer_classes),
         ];
         differs.into_iter().filter_map(|(name, differs)| differs.then_some(name)).collect()
@@ -413,6 +471,10 @@ impl Settings {
             node_ip: list(self.node_ip, below.node_ip),
             cluster_cidr: list(self.cluster_cidr, below.cluster_cidr),
             service_cidr: list(self.service_cidr, below.service_cidr),
+            algorithm: self.algorithm.or(below.algorithm),
+            node_port_addresses: list(self.node_port_addresses, below.node_port_addresses),
+            answer_ping: self.answer_ping.or(below.answer_ping),
+            external_ips_of_node: self.external_ips_of_node.or(below.external_ips_of_node),
             cgroup: self.cgroup.or(below.cgroup),
             destroy_sockets: self.destroy_sockets.or(below.destroy_sockets),
             socket_lb: self.socket_lb.or(below.socket_lb),
@@ -463,6 +525,10 @@ impl Settings {
             load_balancer_classes: self.load_balancer_class,
             uplinks: devices,
             service_cidrs: self.service_cidr,
+            algorithm: self.algorithm.unwrap_or_default().into(),
+            node_port_addresses: self.node_port_addresses,
+            answer_ping: self.answer_ping.unwrap_or_default(),
+            external_ips_of_node: self.external_ips_of_node.unwrap_or_default(),
             attachments,
         })
     }
@@ -481,6 +547,10 @@ impl Settings {
     #[must_use]
     pub fn useless_for(&self, kind: DatapathKind) -> Vec<&'static str> {
         let lists = |given: bool, setting| given && !kind.reads(setting);
+        let lacks = |given: bool, can: fn(&Capabilities) -> bool| {
+            given && kind.capabilities().is_some_and(|capabilities| !can(&capabilities))
+        };
+        let has_node_ports = |capabilities: &Capabilities| capabilities.frontends.contains(&FrontendKind::NodePort);
         let given = [
             ("device", lists(!self.device.is_empty(), Setting::Device) && !self.node_ip.is_empty()),
             ("pod-device", lists(!self.pod_device.is_empty(), Setting::PodDevice)),
@@ -492,6 +562,8 @@ impl Settings {
             ("node-port-range", lists(self.node_port_range.is_some(), Setting::Sockets)),
             ("pin-dir", lists(self.pin_dir.is_some(), Setting::PinDir)),
             ("maglev-hash", lists(self.maglev_hash.is_some(), Setting::Maglev)),
+            ("node-port-addresses", lacks(!self.node_port_addresses.is_empty(), has_node_ports)),
+            ("answer-ping", lacks(self.answer_ping == Some(true), |capabilities| capabilities.ping)),
             ("maglev-seed", lists(self.maglev_seed.is_some(), Setting::Maglev)),
         ];
         given.into_iter().filter_map(|(name, given)| given.then_some(name)).collect()
@@ -623,7 +695,9 @@ mod tests {
     fn keys_of_the_file_are_the_flags() {
         let settings = file(
             "manifests: /etc/lb\ndatapath: iptables-nft\ndevice: [eth0]\npod-device: ['veth*']\nnode: a\nzone: z\n\
-             node-ip: [192.0.2.1, 'fd00::1']\ncluster-cidr: [10.244.0.0/16]\nservice-cidr: [10.96.0.0/12]\ncgroup: /c\ndestroy-sockets: all\n\
+             node-ip: [192.0.2.1, 'fd00::1']\ncluster-cidr: [10.244.0.0/16]\nservice-cidr: [10.96.0.0/12]\n\
+             algorithm: least-connections\nnode-port-addresses: [192.0.2.0/24]\nanswer-ping: true\nexternal-ips-of-node: false\n\
+             cgroup: /c\ndestroy-sockets: all\n\
              socket-lb: host\nguard-ports: off\nloopback-node-ports: off\nnode-port-range: 20000-29999\nsocket: /s\nstate-dir: /d\n\
              pin-dir: /p\nlog-level: debug\ndrift: alert\ndrift-interval: 2m\nmaglev-hash: cilium\n\
              maglev-seed: JLfvgnHc2kaSUFaI\n",
@@ -633,6 +707,9 @@ mod tests {
         assert_eq!((settings.node_ip.len(), settings.zone.as_deref()), (2, Some("z")));
         assert_eq!(settings.service_cidr, ["10.96.0.0/12".parse().unwrap()]);
         assert_eq!(settings.pin_dir, Some("/p".into()));
+        assert_eq!(settings.algorithm, Some(Algorithm::LeastConnections));
+        assert_eq!(settings.node_port_addresses, ["192.0.2.0/24".parse().unwrap()]);
+        assert_eq!((settings.answer_ping, settings.external_ips_of_node), (Some(true), Some(false)));
         assert_eq!(settings.destroy_sockets, Some(DestroySockets::All));
         assert_eq!((settings.socket_lb, settings.guard_ports), (Some(SocketLb::Host), Some(Switch::Off)));
         assert_eq!(settings.node_port_range, Some(PortRange(20_000..=29_999)));
@@ -736,5 +813,12 @@ mod tests {
         let settings = Settings { maglev_hash: Some(MaglevHash::Cilium), ..Settings::default() };
         assert_eq!(settings.useless_for(driver::IPTABLES_LEGACY), ["maglev-hash"]);
         assert!(settings.useless_for(driver::NFTABLES).is_empty());
+        let settings = Settings {
+            node_port_addresses: vec!["192.0.2.0/24".parse().unwrap()],
+            answer_ping: Some(true),
+            ..Settings::default()
+        };
+        assert_eq!(settings.useless_for(driver::NFTABLES), ["node-port-addresses", "answer-ping"]);
+        assert!(settings.useless_for(driver::MEMORY).is_empty());
     }
 }

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use lb_core::{maglev::HashFamily, name::ZoneName};
 
 use super::{
-    Config, DestroySockets, DriftMode, LogLevel, Settings,
+    Algorithm, Config, DestroySockets, DriftMode, LogLevel, Settings,
     maglev::MaglevHash,
     pattern::Pattern,
     period::Period,
@@ -75,6 +75,34 @@ impl Settings {
     #[must_use]
     pub fn with_service_cidr(mut self, prefixes: impl IntoIterator<Item = IpNet>) -> Self {
         self.service_cidr = prefixes.into_iter().collect();
+        self
+    }
+
+    /// The same with another [`algorithm`](Self::algorithm).
+    #[must_use]
+    pub const fn with_algorithm(mut self, algorithm: Algorithm) -> Self {
+        self.algorithm = Some(algorithm);
+        self
+    }
+
+    /// The same with these networks as [`node_port_addresses`](Self::node_port_addresses), in place of those before.
+    #[must_use]
+    pub fn with_node_port_addresses(mut self, networks: impl IntoIterator<Item = IpNet>) -> Self {
+        self.node_port_addresses = networks.into_iter().collect();
+        self
+    }
+
+    /// The same with or without [`answer_ping`](Self::answer_ping).
+    #[must_use]
+    pub const fn with_answer_ping(mut self, answer: bool) -> Self {
+        self.answer_ping = Some(answer);
+        self
+    }
+
+    /// The same with or without [`external_ips_of_node`](Self::external_ips_of_node).
+    #[must_use]
+    pub const fn with_external_ips_of_node(mut self, allow: bool) -> Self {
+        self.external_ips_of_node = Some(allow);
         self
     }
 
@@ -224,6 +252,34 @@ impl Config {
     #[must_use]
     pub fn with_service_cidrs(mut self, prefixes: impl IntoIterator<Item = IpNet>) -> Self {
         self.service_cidrs = prefixes.into_iter().collect();
+        self
+    }
+
+    /// The same with another [`algorithm`](Self::algorithm).
+    #[must_use]
+    pub const fn with_algorithm(mut self, algorithm: lb_core::service::Algorithm) -> Self {
+        self.algorithm = algorithm;
+        self
+    }
+
+    /// The same with these [`node_port_addresses`](Self::node_port_addresses) in place of those before.
+    #[must_use]
+    pub fn with_node_port_addresses(mut self, networks: impl IntoIterator<Item = IpNet>) -> Self {
+        self.node_port_addresses = networks.into_iter().collect();
+        self
+    }
+
+    /// The same with or without [`answer_ping`](Self::answer_ping).
+    #[must_use]
+    pub const fn with_answer_ping(mut self, answer: bool) -> Self {
+        self.answer_ping = answer;
+        self
+    }
+
+    /// The same with or without [`external_ips_of_node`](Self::external_ips_of_node).
+    #[must_use]
+    pub const fn with_external_ips_of_node(mut self, allow: bool) -> Self {
+        self.external_ips_of_node = allow;
         self
     }
 

@@ -9,12 +9,14 @@ mod kept_tests;
 pub(crate) mod leftovers;
 #[cfg(test)]
 mod maglev_tests;
+mod networks;
 mod notes;
 mod remaining;
 pub(crate) mod state;
 pub(crate) mod surroundings;
 
 use std::{
+    io,
     sync::{
         Arc,
         mpsc::{Receiver, RecvTimeoutError},
@@ -22,6 +24,7 @@ use std::{
     time::Duration,
 };
 
+use ipnet::IpNet;
 use lb_core::{
     datapath::{ApplyError, DatapathError, Evicted},
     kernel::Forwarding,
@@ -73,6 +76,8 @@ pub(crate) struct Engine {
     pub(crate) watch: Option<Watch>,
     /// Reads whether the kernel forwards packets.
     pub(crate) forwarding: fn() -> Forwarding,
+    /// Reads the networks that the node is connected to.
+    networks: fn() -> io::Result<Vec<IpNet>>,
     /// What was last said about that.
     not_forwarded: Option<String>,
     /// Whether sources are translated to addresses of the node.
@@ -86,6 +91,16 @@ pub(crate) struct Engine {
 /// Most events that are taken in at once.
 const MAX_EVENTS: usize = 1000;
 
+/// What the settings of the agent say about every service.
+fn model_settings(config: &Config) -> Settings {
+    Settings::default()
+        .with_algorithm(config.algorithm)
+        .with_maglev(config.maglev)
+        .with_node_port_addresses(config.node_port_addresses.clone())
+        .with_answer_ping(config.answer_ping)
+        .with_external_ips_of_node(config.external_ips_of_node)
+}
+
 impl Engine {
     pub(crate) fn new(
         config: &Config,
@@ -96,7 +111,7 @@ impl Engine {
         let capabilities = datapath.datapath().capabilities();
         // The source that comes first wins, by name and by address.
         let rank = (0..).zip(sources.iter().rev()).map(|(rank, (name, _))| (name.clone(), rank));
-        let settings = Settings::default().with_maglev(config.maglev).with_priorities(rank);
+        let settings = model_settings(config).with_priorities(rank);
         let names = sources.iter().map(|(name, _)| name.clone());
         let runner = Runner::new(Model::new(settings, capabilities), config.node.clone(), names);
         let mut runner = runner.with_drift(config.drift.into(), config.drift_interval);
@@ -113,6 +128,7 @@ impl Engine {
             asked,
             watch: None,
             forwarding: host::forwarding::read,
+            networks: host::netlink::networks,
             not_forwarded: None,
             carries_packets: config.datapath.carries_packets(),
             no_address: None,
@@ -143,6 +159,7 @@ impl Engine {
     /// # Errors
     /// When the datapath was never permitted to do anything.
     pub(crate) fn run(&mut self, inbox: &Receiver<Event>) -> Result<(), DatapathError> {
+        self.follow_networks();
         loop {
             self.settle()?;
             let event = self.next(inbox);
@@ -172,6 +189,7 @@ impl Engine {
             Event::News(news) => self.shared.take_news(news),
             Event::Devices => {
                 self.follow_devices();
+                self.follow_networks();
                 self.check_forwarding();
             }
             Event::Alarm(alarm) => self.handle_alarm(alarm),
@@ -302,6 +320,7 @@ impl Engine {
                     self.shared.health_checks().touch_all();
                 }
                 self.shared.set_problem("DriftNotInspected", None);
+                self.follow_networks();
                 self.check_forwarding();
                 self.answer_asked(report.map(Ok));
             }

@@ -1,6 +1,8 @@
 //! Devices and addresses of this network namespace, as the kernel lists them.
 
-use std::{io, net::IpAddr, time::Duration};
+use std::{collections::BTreeSet, io, net::IpAddr, time::Duration};
+
+use ipnet::IpNet;
 
 pub(crate) use lb_datapath_ebpf::discovery::{devices, uplinks};
 #[cfg(any(test, fuzzing))]
@@ -15,6 +17,8 @@ use netlink_packet_route::{
 
 /// Multicast group of link messages (`RTNLGRP_LINK`).
 const LINK_GROUP: u32 = 1;
+/// Multicast groups of addresses (`RTNLGRP_IPV4_IFADDR` and `RTNLGRP_IPV6_IFADDR`).
+const ADDRESS_GROUPS: [u32; 2] = [5, 9];
 
 /// A bridge that other devices are ports of.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,6 +91,31 @@ pub(crate) fn addresses(of: &[String]) -> io::Result<Vec<IpAddr>> {
     Ok(ips)
 }
 
+/// Networks that devices connect this host to, by the addresses that they have; its own addresses, too. In order, none
+/// twice.
+pub(crate) fn networks() -> io::Result<Vec<IpNet>> {
+    let answers = dump(RouteNetlinkMessage::GetAddress(AddressMessage::default()))?;
+    Ok(networks_in(&answers))
+}
+
+/// The address of a point-to-point device is that of its peer, and so is the network.
+fn networks_in(answers: &[RouteNetlinkMessage]) -> Vec<IpNet> {
+    let mut found = BTreeSet::new();
+    for answer in answers {
+        let RouteNetlinkMessage::NewAddress(message) = answer else { continue };
+        if message.header.scope != AddressScope::Universe {
+            continue;
+        }
+        let connected = message.attributes.iter().find_map(|attribute| match attribute {
+            AddressAttribute::Address(ip) => IpNet::new(*ip, message.header.prefix_len).ok(),
+            _ => None,
+        });
+        found.extend(connected.or_else(|| local(message).map(IpNet::from)).map(|net| net.trunc()));
+        found.extend(local(message).map(IpNet::from).filter(|own| !found.iter().any(|net| net.contains(own))));
+    }
+    found.into_iter().collect()
+}
+
 /// Another host on a network of this one, as the kernel knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Neighbour {
@@ -122,17 +151,19 @@ fn neighbour(answer: &RouteNetlinkMessage) -> Option<Neighbour> {
     Some(Neighbour { ip, link: link.join(":"), device: neighbour.header.ifindex })
 }
 
-/// Waits for devices that come, go or change.
+/// Waits for devices, and addresses of devices, that come, go or change.
 pub(crate) struct LinkMonitor {
     listener: Listener,
 }
 
 impl LinkMonitor {
     pub(crate) fn new() -> io::Result<Self> {
-        Ok(Self { listener: Listener::open(Protocol::Route, &[LINK_GROUP], None)? })
+        Ok(Self {
+            listener: Listener::open(Protocol::Route, &[LINK_GROUP, ADDRESS_GROUPS[0], ADDRESS_GROUPS[1]], None)?,
+        })
     }
 
-    /// Blocks until a device came, went or changed; the caller has to look up which one. A notification that the kernel
+    /// Blocks until a device or an address of one came, went or changed; the caller has to look up which one. A notification that the kernel
     /// had to drop counts too.
     pub(crate) fn wait(&self) -> io::Result<()> {
         while !lb_netlink::wait(&[&self.listener], Duration::MAX)? {}
@@ -234,6 +265,28 @@ mod tests {
         });
         let wanted = ["127.0.0.1", "192.0.2.1", "2001:db8::1"].map(|ip| ip.parse::<IpAddr>().unwrap());
         assert_eq!(ips.collect::<Vec<_>>(), wanted);
+    }
+
+    #[test]
+    fn networks_are_those_of_addresses_and_of_peers() {
+        let address = |scope, prefix_len, attributes: &[AddressAttribute]| {
+            let mut message = AddressMessage::default();
+            (message.header.scope, message.header.prefix_len) = (scope, prefix_len);
+            message.attributes = attributes.to_vec();
+            RouteNetlinkMessage::NewAddress(message)
+        };
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        let (own, at) = (|text| AddressAttribute::Local(ip(text)), |text| AddressAttribute::Address(ip(text)));
+        let answers = [
+            address(AddressScope::Universe, 24, &[own("192.0.2.7"), at("192.0.2.7")]),
+            address(AddressScope::Universe, 24, &[own("192.0.2.9"), at("192.0.2.9")]),
+            address(AddressScope::Universe, 32, &[own("198.51.100.1"), at("198.51.100.2")]),
+            address(AddressScope::Universe, 64, &[at("2001:db8::1")]),
+            address(AddressScope::Link, 64, &[at("fe80::1")]),
+            address(AddressScope::Host, 8, &[own("127.0.0.1"), at("127.0.0.1")]),
+        ];
+        let found: Vec<String> = networks_in(&answers).iter().map(ToString::to_string).collect();
+        assert_eq!(found, ["192.0.2.0/24", "198.51.100.1/32", "198.51.100.2/32", "2001:db8::/64"]);
     }
 
     #[test]

@@ -58,6 +58,10 @@ fn config(args: &CheckArgs, settings: &Settings) -> Result<Config, Failure> {
     Ok(Config::new(datapath, node, "", "")
         .with_maglev(maglev.map_err(|error| Failure::chain(&error))?)
         .with_attachments(Attachments::default().with_destroy_sockets(settings.destroy_sockets.unwrap_or_default()))
+        .with_algorithm(settings.algorithm.unwrap_or_default().into())
+        .with_node_port_addresses(settings.node_port_addresses.clone())
+        .with_answer_ping(settings.answer_ping.unwrap_or_default())
+        .with_external_ips_of_node(settings.external_ips_of_node.unwrap_or_default())
         .with_service_cidrs(settings.service_cidr.clone())
         .with_load_balancer_classes(settings.load_balancer_class.clone()))
 }
