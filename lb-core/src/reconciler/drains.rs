@@ -28,6 +28,8 @@ pub(crate) struct Drains {
     retry: Backoff,
     /// No eviction comes before.
     paused_until: Instant,
+    /// Whether that time has come: evictions that are still due wait for plans, and not for a time.
+    is_over: bool,
 }
 
 /// How many times as long as an eviction took the datapath is left to other work: whoever ends flows may have to look at
@@ -54,6 +56,7 @@ impl Default for Drains {
             began: Instant::default(),
             retry: Reconciler::BACKOFF,
             paused_until: Instant::default(),
+            is_over: true,
         }
     }
 }
@@ -88,6 +91,7 @@ impl Drains {
     pub(crate) fn poll(&mut self, now: Instant, settled: impl Fn(&FrontendAddr) -> bool) -> Option<Vec<Eviction>> {
         if self.in_flight.is_empty() && self.retry.is_over(now) && self.paused_until <= now {
             self.advance(now);
+            self.is_over = true;
             self.began = now;
             let settled = |addr: &FrontendAddr| scopes(*addr).iter().all(&settled);
             let (now, later) = core::mem::take(&mut self.due).into_iter().partition(settled);
@@ -102,6 +106,7 @@ impl Drains {
     pub(crate) fn handle(&mut self, error: Option<&DatapathError>, now: Instant) {
         let evictions = core::mem::take(&mut self.in_flight);
         self.paused_until = now + now.since(self.began).saturating_mul(PAUSE);
+        self.is_over = false;
         match error {
             Some(error) if error.is_retryable() => {
                 self.due.extend(evictions.into_iter().map(|eviction| eviction.frontend));
@@ -120,7 +125,7 @@ impl Drains {
     /// Until when evictions that are due wait, if some do.
     pub(crate) fn waits_until(&self) -> Option<Instant> {
         let until = self.retry.until().into_iter().chain([self.paused_until]).max();
-        until.filter(|at| !self.due.is_empty() && *at > Instant::default())
+        until.filter(|_| !self.due.is_empty() && !self.is_over)
     }
 
     /// Makes due what has drained by now.
@@ -184,4 +189,26 @@ fn end(policy: DrainPolicy, now: Instant) -> Option<Instant> {
 /// A frontend in each scope.
 fn scopes(addr: FrontendAddr) -> [FrontendAddr; 2] {
     [Scope::External, Scope::Internal].map(|scope| FrontendAddr { scope, ..addr })
+}
+
+#[cfg(test)]
+mod tests {
+    use core::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn evictions_that_wait_for_a_plan_are_no_time_out_that_has_passed() {
+        let at = |seconds| Instant::new(Duration::from_secs(seconds));
+        let frontend = FrontendAddr::new([10, 96, 0, 1].into(), 53, Protocol::Udp);
+        let mut drains = Drains::default();
+        drains.note_removed([frontend].into_iter());
+        assert!(drains.poll(at(1), |_| true).is_some());
+        drains.handle(None, at(2));
+        drains.note_removed([frontend].into_iter());
+        assert_eq!(drains.poll_timeout(), Some(at(11)), "nine times as long as it took");
+        assert_eq!(drains.poll(at(11), |_| false), None, "the datapath has not removed it");
+        assert_eq!(drains.poll_timeout(), None, "whoever waits for this time would not sleep");
+        assert!(drains.poll(at(12), |_| true).is_some());
+    }
 }
