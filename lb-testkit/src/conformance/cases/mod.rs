@@ -1,5 +1,6 @@
 //! The cases, by what they are about.
 
+mod access;
 mod affinity;
 mod draining;
 mod endpoints;
@@ -21,7 +22,7 @@ macro_rules! cases {
 use cases;
 
 pub(super) fn all() -> Vec<Case> {
-    let all: [&[Case]; 9] = [
+    let all: [&[Case]; 10] = [
         &reach::CASES,
         &endpoints::CASES,
         &draining::CASES,
@@ -31,6 +32,7 @@ pub(super) fn all() -> Vec<Case> {
         &restart::CASES,
         &neighbours::CASES,
         &isolation::CASES,
+        &access::CASES,
     ];
     all.concat()
 }
