@@ -322,6 +322,47 @@ fn affinity_sticks_until_the_time_out_and_to_live_backends_only() {
 }
 
 #[test]
+fn maglev_under_affinity_leaves_the_source_port_out() {
+    let backends = ["10.244.0.1", "10.244.0.2", "10.244.0.3"].map(ready);
+    let choices = |affinity| {
+        let service = Service { algorithm: Some(Algorithm::Maglev), affinity, ..web("a", "10.96.0.1") };
+        let model = world(service, backends.clone());
+        let of = |source_port| {
+            let packet = Packet { source_port, ..packet("203.0.113.7", "10.96.0.1", Entry::Uplink) };
+            match &forward(&decision_for(&model, packet, FlowView::default(), 0)).choice {
+                Choice::Exactly(backend) => *backend,
+                drawn => panic!("{drawn}"),
+            }
+        };
+        (40_000..40_064).map(of).collect::<std::collections::BTreeSet<_>>()
+    };
+    assert_eq!(choices(Some(Affinity::default())).len(), 1, "nodes agree about a client without a record");
+    assert_eq!(choices(None).len(), 3);
+}
+
+#[test]
+fn least_connections_may_take_any_usable_backend_by_its_weight() {
+    let heavy = Endpoint { weight: 300, ..ready("10.244.0.2") };
+    let ends = [ready("10.244.0.1"), heavy, Endpoint { weight: 0, ..ready("10.244.0.3") }];
+    let service = Service { algorithm: Some(Algorithm::LeastConnections), ..web("a", "10.96.0.1") };
+    let model = world(service.clone(), ends.clone());
+    let decision = decision(&model, "10.244.0.9", "10.96.0.1", Entry::PodDevice);
+    let weights = [(tcp("10.244.0.1"), 1), (tcp("10.244.0.2"), 3)].into();
+    assert_eq!(forward(&decision).choice, Choice::OneOf(weights));
+    let step = decision.steps.iter().find(|step| step.field == "algorithm").unwrap();
+    assert_eq!(step.says, "least-connections: one of 2");
+    let mut desired = lb_core::desired::Desired::default();
+    desired.update(&model, &[name("a")].into()).unwrap();
+    let set = desired.state().sets.values().next().unwrap();
+    assert_eq!((set.lookup, set.slots.len()), (lb_core::state::Lookup::LeastConnections, 4));
+
+    let plain = Capabilities::all("test").with_algorithms([Algorithm::Random]);
+    let model = Model::new(Settings::default().with_algorithm(Algorithm::LeastConnections), plain);
+    let expected = Degraded::Algorithm { asked: Algorithm::LeastConnections, used: Algorithm::Random };
+    assert_eq!(model.degraded(&web("b", "10.96.0.2")), [expected].into());
+}
+
+#[test]
 fn established_tcp_keeps_a_removed_backend_and_udp_does_not() {
     let udp = Service { ports: vec![port("http", Protocol::Udp, 80)], ..web("b", "10.96.0.2") };
     let mut model = world(web("a", "10.96.0.1"), [ready("10.244.0.1")]);
