@@ -27,7 +27,10 @@ use hyper::{
 use hyper_util::rt::{TokioIo, TokioTimer};
 use nix::{
     errno::Errno,
-    sys::socket::{setsockopt, sockopt},
+    sys::{
+        resource::{Resource, getrlimit},
+        socket::{setsockopt, sockopt},
+    },
 };
 use tokio::{
     net::{TcpListener, TcpSocket, TcpStream},
@@ -59,6 +62,10 @@ pub(crate) struct Server {
     answers: Arc<Answers>,
     /// Started with the first port.
     thread: Option<Thread>,
+    /// Held by each socket that listens.
+    listening: Arc<()>,
+    /// Most sockets that listen: half of the files that the agent may open, so that the datapath and the API have theirs.
+    max_sockets: usize,
 }
 
 /// The thread that speaks with clients. It ends when this is dropped.
@@ -70,17 +77,26 @@ struct Thread {
 
 impl Server {
     pub(crate) fn new(answers: impl Fn(u16) -> Option<Answer> + Send + Sync + 'static) -> Self {
-        Self { answers: Arc::new(answers), thread: None }
+        let files = getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft);
+        let max_sockets = usize::try_from(files / 2).unwrap_or(usize::MAX);
+        Self { answers: Arc::new(answers), thread: None, listening: Arc::default(), max_sockets }
     }
 }
 
 impl Ports for Server {
     fn open(&mut self, ips: &[IpAddr], port: u16) -> Result<Door, String> {
+        if Arc::strong_count(&self.listening) - 1 + ips.len() > self.max_sockets {
+            return Err(format!(
+                "health checks have {} sockets, half of the files that the agent may open: raise that limit (`ulimit -n`, \
+                 `LimitNOFILE=` of systemd) and start it again",
+                self.max_sockets
+            ));
+        }
         let thread = match self.thread.take() {
             Some(thread) => thread,
             None => Thread::start().map_err(|error| format!("starting a thread for it failed: {error}"))?,
         };
-        let opened = thread.open(ips, port, &self.answers);
+        let opened = thread.open(ips, port, &self.answers, &self.listening);
         self.thread = Some(thread);
         Ok(Box::new(opened?))
     }
@@ -96,7 +112,13 @@ impl Thread {
         Ok(Self { runtime: handle, ended, crowd: Arc::default() })
     }
 
-    fn open(&self, ips: &[IpAddr], port: u16, answers: &Arc<Answers>) -> Result<Vec<Listening>, String> {
+    fn open(
+        &self,
+        ips: &[IpAddr],
+        port: u16,
+        answers: &Arc<Answers>,
+        listening: &Arc<()>,
+    ) -> Result<Vec<Listening>, String> {
         let mut sockets = Vec::new();
         for &ip in ips {
             let address = SocketAddr::new(ip, port);
@@ -108,14 +130,13 @@ impl Thread {
                 Err(error) => return Err(refused(address, &error)),
             }
         }
-        Ok(sockets.into_iter().map(|socket| self.listening(socket, port, answers)).collect())
-    }
-
-    fn listening(&self, socket: TcpListener, port: u16, answers: &Arc<Answers>) -> Listening {
-        let (closes, closed) = channel();
-        let socket = Socket { socket, _closes: closes };
-        let task = self.runtime.spawn(accept(socket, port, Arc::clone(answers), Arc::clone(&self.crowd)));
-        Listening { task, closed }
+        let open = |socket| {
+            let (closes, closed) = channel();
+            let socket = Socket { socket, _closes: closes };
+            let task = self.runtime.spawn(accept(socket, port, Arc::clone(answers), Arc::clone(&self.crowd)));
+            Listening { task, closed, _counted: Arc::clone(listening) }
+        };
+        Ok(sockets.into_iter().map(open).collect())
     }
 }
 
@@ -129,6 +150,7 @@ impl Drop for Thread {
 struct Listening {
     task: JoinHandle<()>,
     closed: Receiver<()>,
+    _counted: Arc<()>,
 }
 
 impl Drop for Listening {
@@ -420,6 +442,18 @@ mod tests {
         StdStream::connect(("127.0.0.1", port)).unwrap_err();
         let Err(error) = server.open(&["192.0.2.1".parse().unwrap()], port) else { panic!("nobody has that address") };
         assert!(error.contains(&format!("listening on 192.0.2.1:{port} failed")), "{error}");
+    }
+
+    #[test]
+    fn health_checks_leave_files_to_the_rest_of_the_agent() {
+        let mut server = Server::new(|_| None);
+        assert!(server.max_sockets > 2, "the limit of this process is read");
+        server.max_sockets = 2;
+        let (first, door) = opened(&mut server);
+        let Err(error) = server.open(&every(), first + 1) else { panic!("there are four sockets") };
+        assert!(error.contains("2 sockets") && error.contains("LimitNOFILE"), "{error}");
+        drop(door);
+        server.open(&every(), first).unwrap();
     }
 
     #[test]
