@@ -23,6 +23,8 @@ pub(crate) struct HostPod {
     namespace: String,
     name: String,
     uid: String,
+    /// In seconds since 1970, if its manifest says so.
+    pub(crate) created: Option<i64>,
     /// The node that it runs on, if that is known.
     pub(crate) node: Option<NodeName>,
     /// One for each of its families.
@@ -60,6 +62,7 @@ pub(crate) fn read((namespace, name): Identity<'_>, object: &Pod) -> Result<Opti
         namespace: namespace.to_owned(),
         name: name.to_owned(),
         uid: object.metadata.uid.clone().unwrap_or_default(),
+        created: object.metadata.creation_timestamp.as_ref().map(|created| created.0.as_second()),
         node: node.map(check::subdomain).transpose().at(|| "spec.nodeName".into())?.map(NodeName::new),
         ips,
         is_terminating: object.metadata.deletion_timestamp.is_some(),
@@ -140,10 +143,31 @@ impl HostPod {
             _ => {
                 let ip = check::ip(text)?;
                 let family = Family::of(ip);
-                let has_family = self.ips.iter().any(|own| Family::of(*own) == family);
-                has_family.then_some(HostIps::One(ip)).ok_or_else(|| format!("the pod has no {family} address"))
+                self.has(family).then_some(HostIps::One(ip)).ok_or_else(|| format!("the pod has no {family} address"))
             }
         }
+    }
+
+    /// `namespace/name`.
+    pub(crate) fn full_name(&self) -> String {
+        format!("{}/{}", self.namespace, self.name)
+    }
+
+    /// Whether a host port of this pod and one of another are at the same port of some address of a node.
+    pub(crate) fn meets(&self, port: &HostPort, other: &Self, others: &HostPort) -> bool {
+        if (port.port, port.protocol) != (others.port, others.protocol) {
+            return false;
+        }
+        match (port.host_ips, others.host_ips) {
+            (HostIps::One(ip), HostIps::One(other)) => ip == other,
+            (HostIps::One(ip), HostIps::Every) => other.has(Family::of(ip)),
+            (HostIps::Every, HostIps::One(ip)) => self.has(Family::of(ip)),
+            (HostIps::Every, HostIps::Every) => self.ips.iter().any(|ip| other.has(Family::of(*ip))),
+        }
+    }
+
+    fn has(&self, family: Family) -> bool {
+        self.ips.iter().any(|ip| Family::of(*ip) == family)
     }
 
     /// The family of its addresses, if it has only one.

@@ -202,18 +202,63 @@ fn of_two_pods_that_claim_one_host_port_the_first_keeps_it_and_the_second_is_nam
     let mut node = Node::new(&first);
     node.update(&(first.clone() + &second));
     assert!(node.served().values().all(|backend| backend == "10.244.0.1:80/tcp"), "{:?}", node.served());
-    let error = &node.errors[0];
-    assert!(
-        error.contains("default/a.host-port-8080-tcp") && error.contains("default/b.host-port-8080-tcp"),
-        "{error}"
+    assert_eq!(node.manifests.report().refused[0].finding.object.to_string(), "Pod default/a");
+    assert_eq!(
+        node.refused(),
+        [
+            "spec.containers[0].ports[0].hostPort: host port 8080/tcp is that of Pod default/b, which had it first: give \
+          one of them another number"
+        ]
     );
     node.update(&second);
     assert!(node.served().values().all(|backend| backend == "10.244.0.2:80/tcp"), "{:?}", node.served());
-    let other_address =
-        |number: u8, ip: &str| pod("a", number, &format!("{{containerPort: 80, hostPort: 8080, hostIP: {ip}}}"));
-    let node =
-        Node::new(&(other_address(1, "192.0.2.1") + &other_address(2, "192.0.2.2").replace("name: a", "name: b")));
-    assert_eq!((node.served().len(), node.errors.len()), (2, 0), "on two addresses there is no conflict");
+    assert_eq!((node.refused(), node.errors.len()), (vec![], 0));
+}
+
+#[test]
+fn after_a_restart_the_pod_that_was_created_first_has_the_host_port() {
+    let created = |name: &str, number: u8, year: u16| {
+        pod(name, number, PORT).replace("uid:", &format!("creationTimestamp: '{year}-01-01T00:00:00Z', uid:"))
+    };
+    for (pods, winner) in [
+        (created("a", 1, 2026) + &created("b", 2, 2025), "10.244.0.2:80/tcp"),
+        (created("a", 1, 2025) + &created("b", 2, 2026), "10.244.0.1:80/tcp"),
+        (pod("a", 1, PORT) + &created("b", 2, 2026), "10.244.0.2:80/tcp"),
+    ] {
+        let node = Node::new(&pods);
+        assert!(node.served().values().all(|backend| backend == winner), "{:?}", node.served());
+        assert_eq!((node.served().len(), node.refused().len(), node.errors.len()), (2, 1, 0));
+    }
+}
+
+#[test]
+fn host_ports_of_one_number_meet_only_at_one_address() {
+    let with = |name: &str, number: u8, host_ip: &str| {
+        pod(name, number, &format!("{{containerPort: 80, hostPort: 8080, hostIP: '{host_ip}'}}"))
+    };
+    let only_v6 = |name: &str| {
+        with(name, 7, "")
+            .replace("10.244.0.7", "fd00::7")
+            .replace("podIP: fd00::7", "podIP: 'fd00::7'")
+            .replace("{ip: fd00::7}", "{ip: 'fd00::7'}")
+    };
+    for (pods, refused) in [
+        (with("a", 1, "192.0.2.1") + &with("b", 2, "192.0.2.2"), 0),
+        (with("a", 1, "192.0.2.1") + &with("b", 2, "192.0.2.1"), 1),
+        (with("a", 1, "192.0.2.1") + &with("b", 2, ""), 1),
+        (with("a", 1, "") + &with("b", 2, "192.0.2.1"), 1),
+        (with("a", 1, "") + &only_v6("b"), 0),
+        (with("a", 1, "192.0.2.1") + &only_v6("b"), 0),
+    ] {
+        let node = Node::new(&pods);
+        assert_eq!(
+            (node.refused().len(), node.errors.len()),
+            (refused, 0),
+            "{pods} {:?} {:?}",
+            node.refused(),
+            node.errors
+        );
+    }
 }
 
 #[test]

@@ -131,23 +131,62 @@ impl HostPorts {
         }
     }
 
+    /// What follows from the pods. Of two pods in each other's way, the one that is served already keeps its host port,
+    /// then the one that was created first gets it.
     fn wanted(&self) -> Served {
         let mut served = Served::default();
+        let mut claims = Vec::new();
         for (key, pod) in &self.pods {
             served.refused.extend(pod.refused.iter().map(|invalid| (key.clone(), invalid.clone())));
-            for port in &pod.ports {
-                if let Some(invalid) = self.node_ports.taken(pod, port) {
-                    served.refused.push((key.clone(), invalid));
-                    continue;
+            claims.extend(pod.ports.iter().map(|port| Claim { key, pod, port, service: pod.service(port) }));
+        }
+        claims.sort_by_key(|claim| {
+            let is_served = self.served.services.contains_key(&claim.service.name);
+            (!is_served, claim.pod.created.unwrap_or(i64::MAX))
+        });
+        let mut granted: BTreeMap<(u16, Protocol), Vec<Claim<'_>>> = BTreeMap::new();
+        for claim in claims {
+            let granted = granted.entry((claim.port.port, claim.port.protocol)).or_default();
+            let refusal = self.node_ports.taken(claim.pod, claim.port).or_else(|| claim.taken(granted));
+            match refusal {
+                Some(invalid) => served.refused.push((claim.key.clone(), invalid)),
+                None => {
+                    served.add(&claim);
+                    granted.push(claim);
                 }
-                let service = pod.service(port);
-                let slices = pod.endpoint_slices(port, &service.name).into_iter();
-                served.slices.extend(slices.map(|slice| (slice.name.clone(), Arc::new(slice))));
-                served.pods.insert(service.name.clone(), key.clone());
-                served.services.insert(service.name.clone(), Arc::new(service));
             }
         }
         served
+    }
+}
+
+/// A host port of a pod, and the service that it makes.
+struct Claim<'a> {
+    key: &'a Key,
+    pod: &'a HostPod,
+    port: &'a HostPort,
+    service: Service,
+}
+
+impl Claim<'_> {
+    /// Why the host port cannot be served beside those that are.
+    fn taken(&self, granted: &[Claim<'_>]) -> Option<Invalid> {
+        let other = granted.iter().find(|other| self.pod.meets(self.port, other.pod, other.port))?;
+        let HostPort { port, protocol, .. } = self.port;
+        let message = format!(
+            "host port {port}/{protocol} is that of Pod {}, which had it first: give one of them another number",
+            other.pod.full_name()
+        );
+        Some(Invalid::new(self.port.field.clone(), message))
+    }
+}
+
+impl Served {
+    fn add(&mut self, Claim { key, pod, port, service }: &Claim<'_>) {
+        let slices = pod.endpoint_slices(port, &service.name).into_iter();
+        self.slices.extend(slices.map(|slice| (slice.name.clone(), Arc::new(slice))));
+        self.pods.insert(service.name.clone(), (*key).clone());
+        self.services.insert(service.name.clone(), Arc::new(service.clone()));
     }
 }
 
