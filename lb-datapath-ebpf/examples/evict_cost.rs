@@ -1,12 +1,13 @@
 //! What it costs to end flows, with empty and with full maps.
 //!
 //! ```sh
-//! cargo run --release -p lb-datapath-ebpf --example evict_cost -- [FLOWS] [SOCKETS] [ROUNDS]
+//! cargo run --release -p lb-datapath-ebpf --example evict_cost -- [FLOWS] [SOCKETS] [NAMESPACES] [ROUNDS]
 //! ```
 //!
 //! It needs root, and a BPF file system at `/sys/fs/bpf`. It makes a network namespace of its own by `unshare --net` and
 //! a cgroup without tasks. Each of the two tables of flows gets `FLOWS` entries of other frontends (default 131,072, all
 //! that it holds), and the namespace gets `SOCKETS` connected datagram sockets (default 10,000) which are none of ours.
+//! At last, `NAMESPACES` threads (default 100) are in network namespaces of their own, which are looked into as well.
 //!
 //! Prints one line for each figure, with tabs: `us WHAT MEDIAN LONGEST N`, in microseconds of processor time. A machine
 //! with other work takes longer.
@@ -18,6 +19,11 @@ use std::{
     net::{Ipv4Addr, UdpSocket},
     path::PathBuf,
     process::{self, Command},
+    sync::{
+        atomic::{AtomicU32, Ordering},
+        mpsc,
+    },
+    thread,
     time::Duration,
 };
 
@@ -26,7 +32,7 @@ use lb_core::{
     addr::{FrontendAddr, Protocol},
     datapath::{Datapath, Eviction},
 };
-use lb_datapath_ebpf::{EbpfConfig, EbpfDatapath};
+use lb_datapath_ebpf::{DestroySockets, EbpfConfig, EbpfDatapath};
 use lb_datapath_ebpf_abi::{CtKey, CtValue, Pod, Port, SockKey, SockPeer, map_v4};
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
@@ -44,7 +50,8 @@ fn main() -> Outcome<()> {
         return if status.success() { Ok(()) } else { Err(format!("{command:?}: {status}").into()) };
     }
     let number = |at: usize, default: usize| arguments.get(at).map_or(Ok(default), |text| text.parse());
-    let (flows, sockets, rounds) = (number(0, 131_072)?, number(1, 10_000)?, number(2, 50)?);
+    let (flows, sockets) = (number(0, 131_072)?, number(1, 10_000)?);
+    let (namespaces, rounds) = (number(2, 100)?, number(3, 50)?);
     let up = Command::new("ip").args(["link", "set", "lo", "up"]).status()?;
     if !up.success() {
         return Err(format!("ip link set lo up: {up}").into());
@@ -56,7 +63,10 @@ fn main() -> Outcome<()> {
     let held = bed.connect(sockets)?;
     bed.measure(&format!("2 × {flows} entries of flows, {sockets} sockets of others"), rounds)?;
     drop(held);
-    Ok(())
+    drop(bed);
+    let mut bed = Bed::new()?;
+    bed.enter_namespaces(namespaces)?;
+    bed.measure(&format!("empty maps, {namespaces} more namespaces"), rounds)
 }
 
 struct Bed {
@@ -68,13 +78,15 @@ struct Bed {
 
 impl Bed {
     fn new() -> Outcome<Self> {
-        let name = format!("lb-evict-cost-{}", process::id());
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("lb-evict-cost-{}-{}", process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let mounts = fs::read_to_string("/proc/self/mountinfo")?;
         let mount = mounts.lines().find(|line| line.contains(" - cgroup2 ")).ok_or("no cgroup2 is mounted")?;
         let mount = mount.split(' ').nth(4).ok_or("no mount point")?;
         let (cgroup, pin_dir) = (PathBuf::from(mount).join(&name), PathBuf::from("/sys/fs/bpf").join(&name));
         fs::create_dir(&cgroup)?;
-        let datapath = EbpfDatapath::open(EbpfConfig::new(&cgroup).with_pin_dir(&pin_dir))?;
+        let config = EbpfConfig::new(&cgroup).with_pin_dir(&pin_dir).with_destroy_sockets(DestroySockets::All);
+        let datapath = EbpfDatapath::open(config)?;
         Ok(Self { datapath, pin_dir, cgroup, server: UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))? })
     }
 
@@ -110,6 +122,25 @@ impl Bed {
         sockets.collect()
     }
 
+    /// Puts this process into the cgroup, and threads of it into namespaces, until it ends.
+    fn enter_namespaces(&self, count: usize) -> Outcome<()> {
+        fs::write(self.cgroup.join("cgroup.procs"), "0")?;
+        for _ in 0..count {
+            let (entered, wait) = mpsc::channel();
+            thread::spawn(move || {
+                // SAFETY: the call takes a flag, and changes nothing but where this thread is.
+                let done = unsafe { libc::unshare(libc::CLONE_NEWNET) };
+                // The receiver waits below.
+                let _ = entered.send(if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) });
+                loop {
+                    thread::park();
+                }
+            });
+            wait.recv()??;
+        }
+        Ok(())
+    }
+
     /// Ends the flows of a frontend again and again.
     fn measure(&mut self, what: &str, rounds: usize) -> Outcome<()> {
         let frontend = FrontendAddr::new([10, 96, 0, 1].into(), 53, Protocol::Udp);
@@ -134,11 +165,11 @@ impl Bed {
     }
 }
 
-/// The processor time of this thread, which does the work.
+/// The processor time of this process: other namespaces are looked into by a thread of their own.
 fn processor_time() -> io::Result<Duration> {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: `time` has room for the answer.
-    match unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) } {
+    match unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &raw mut time) } {
         0 => Ok(Duration::new(time.tv_sec as u64, time.tv_nsec as u32)),
         _ => Err(io::Error::last_os_error()),
     }
@@ -152,6 +183,7 @@ impl Drop for Bed {
     fn drop(&mut self) {
         // What is left after an error here is found by its name.
         let _ = self.datapath.cleanup();
+        let _ = self.cgroup.parent().map(|parent| fs::write(parent.join("cgroup.procs"), "0"));
         let _ = fs::remove_dir(&self.cgroup);
     }
 }

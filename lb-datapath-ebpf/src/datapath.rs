@@ -30,7 +30,7 @@ use lb_datapath_ebpf_abi as abi;
 
 use crate::{
     ask,
-    config::{EbpfConfig, SocketBalancing},
+    config::{DestroySockets, EbpfConfig, SocketBalancing},
     counters::MapCounters,
     drift::{repair, scan::Scanner, watch::PinWatcher},
     error::EbpfError,
@@ -73,8 +73,8 @@ pub struct EbpfDatapath {
     shared: SharedAnchors,
     elements: Arc<AtomicU64>,
     missing: Option<MissingPins>,
-    /// Whether the flows of every socket can be cut.
-    drains: bool,
+    /// Why the flows of some sockets cannot be cut, although the configuration asks for it.
+    drain_problem: Option<DatapathError>,
 }
 
 /// What is in the kernel, and its mirror in this process.
@@ -104,8 +104,9 @@ impl EbpfDatapath {
     /// when the kernel is older than 6.6, and when a cgroup or an uplink does not exist.
     pub fn open(config: EbpfConfig) -> Result<Self, DatapathError> {
         let (shared, elements) = (SharedAnchors::default(), Arc::default());
-        let drains = evict::can_end_everywhere(&config);
-        let mut datapath = Self { config, kernel: None, shared, elements, missing: None, drains };
+        let everywhere = config.destroy_sockets == DestroySockets::All;
+        let drain_problem = everywhere.then(evict::hindrance).flatten();
+        let mut datapath = Self { config, kernel: None, shared, elements, missing: None, drain_problem };
         datapath.kernel()?;
         Ok(datapath)
     }
@@ -138,6 +139,13 @@ impl EbpfDatapath {
     #[must_use]
     pub const fn missing_pins(&self) -> Option<&MissingPins> {
         self.missing.as_ref()
+    }
+
+    /// Why drain policies are not carried out, although [`DestroySockets::All`] asks for it: the kernel or the privileges
+    /// of this process do not suffice. Tell people: services that have such policies are degraded.
+    #[must_use]
+    pub const fn drain_problem(&self) -> Option<&DatapathError> {
+        self.drain_problem.as_ref()
     }
 
     /// Removes everything that a datapath with this pin directory put into the kernel, without opening it first. A
@@ -462,8 +470,9 @@ impl Devices for EbpfDatapath {
 
 impl Datapath for EbpfDatapath {
     fn capabilities(&self) -> Capabilities {
+        let drains = self.config.destroy_sockets == DestroySockets::All && self.drain_problem.is_none();
         let ports = self.kernel.as_ref().map_or_else(Ports::default, |kernel| kernel.mirror.limits.ports);
-        let mut capabilities = Self::capabilities_with(ports).with_drain(self.drains);
+        let mut capabilities = Self::capabilities_with(ports).with_drain(drains);
         if self.kernel.as_ref().is_some_and(|kernel| !kernel.features.fetch_add) {
             capabilities = capabilities.with_algorithms([Algorithm::Random, Algorithm::Maglev]);
         }

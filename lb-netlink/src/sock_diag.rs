@@ -218,13 +218,7 @@ impl SockDiag {
         let each = |found: &mut Vec<InetSocket>, message: crate::Message<'_>| {
             found.extend(InetSocket::read(protocol, message.payload));
         };
-        self.socket.dump(SOCK_DIAG_BY_FAMILY, &fixed, attributes, each).map_err(|error| match error.errno() {
-            // Nobody handles the protocol, and no module that does could be loaded.
-            Some(libc::ENOENT) => {
-                SockDiagError::Unsupported { what: "list sockets of this protocol", option: protocol.option() }
-            }
-            _ => error.into(),
-        })
+        self.socket.dump(SOCK_DIAG_BY_FAMILY, &fixed, attributes, each).map_err(|error| not_listed(protocol, error))
     }
 
     /// Ends sockets as the kernel does that loses its address: whoever waits for one gets `ECONNABORTED`, and its other
@@ -243,14 +237,8 @@ impl SockDiag {
                 requests.message(SOCK_DESTROY, NLM_F_REQUEST | NLM_F_ACK, &socket.destroy_request(), |_| {});
             }
             for refusal in self.socket.request(requests)? {
-                let index = refusal.index as usize;
-                match refusal.error.errno() {
-                    // It was closed meanwhile, or it is another one by now.
-                    libc::ENOENT | libc::ESTALE => {}
-                    libc::EOPNOTSUPP => return Err(UNSUPPORTED),
-                    libc::EPERM => return Err(SockDiagError::NotPermitted),
-                    _ => not_ended.push(NotEnded { index: batch * BATCH + index, error: refusal.error }),
-                }
+                let index = batch * BATCH + refusal.index as usize;
+                not_ended.extend(not_ended_at(index, refusal.error)?);
             }
         }
         Ok(not_ended)
@@ -267,8 +255,27 @@ impl SockDiag {
     }
 }
 
-const UNSUPPORTED: SockDiagError =
-    SockDiagError::Unsupported { what: "end sockets", option: "CONFIG_INET_DIAG_DESTROY" };
+/// Why sockets of a protocol are not listed. Without anything that handles the protocol, and without a module that could
+/// be loaded, there is "no such file".
+fn not_listed(protocol: InetProtocol, error: Error) -> SockDiagError {
+    match error.errno() {
+        Some(libc::ENOENT) => {
+            SockDiagError::Unsupported { what: "list sockets of this protocol", option: protocol.option() }
+        }
+        _ => error.into(),
+    }
+}
+
+/// Why one socket was not ended, if it is still there; an error if none is.
+fn not_ended_at(index: usize, error: KernelError) -> Result<Option<NotEnded>, SockDiagError> {
+    match error.errno() {
+        // It was closed meanwhile, or it is another one by now.
+        libc::ENOENT | libc::ESTALE => Ok(None),
+        libc::EOPNOTSUPP => Err(SockDiagError::Unsupported { what: "end sockets", option: "CONFIG_INET_DIAG_DESTROY" }),
+        libc::EPERM => Err(SockDiagError::NotPermitted),
+        _ => Ok(Some(NotEnded { index, error })),
+    }
+}
 
 #[cfg(test)]
 mod tests;

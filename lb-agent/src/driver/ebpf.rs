@@ -220,6 +220,12 @@ impl OnDevices {
         if let Some(missing) = datapath.missing_pins() {
             tracing::warn!("the pins of an earlier process are not complete: {missing}");
         }
+        if let Some(problem) = datapath.drain_problem() {
+            tracing::warn!(
+                problem = problem.report(),
+                "--destroy-sockets is all, and drain policies are not carried out"
+            );
+        }
         Ok(Self { datapath, settings: settings.clone(), attached })
     }
 

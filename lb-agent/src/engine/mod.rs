@@ -388,10 +388,13 @@ fn log_evicted(outcome: &Result<Evicted, DatapathError>, took: Duration) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
     use lb_core::{
-        datapath::{Capabilities, Datapath, ErrorKind, Role},
+        datapath::{Capabilities, Datapath, ErrorKind, Eviction, Remaining, Role},
         faulty::{Faults, Faulty},
         memory::MemoryDatapath,
+        name::SliceName,
         reconciler::Reconciler,
         state::State,
     };
@@ -432,6 +435,60 @@ mod tests {
             }
             assert_eq!(conditions(&agent), Vec::<String>::new());
             assert_eq!(agent.shared.runner().reconciler().poll_timeout(), None);
+        }
+    }
+
+    #[test]
+    fn flows_that_go_on_with_a_backend_that_left_are_a_condition_until_they_have_ended() {
+        let manifest = testing::WEB
+            .replace("metadata: {name: web}, spec", "metadata: {name: web, annotations: {lb/drain: cut}}, spec");
+        assert_ne!(manifest, testing::WEB);
+        let stubborn = Arc::new(AtomicBool::new(true));
+        let datapath = Stubborn(MemoryDatapath::default(), Arc::clone(&stubborn));
+        let mut agent = testing::agent_of(&manifest, &config(), datapath);
+        agent.settle().unwrap();
+        assert_eq!(conditions(&agent), ["FlowsNotEnded"]);
+        // The next look finds them gone.
+        stubborn.store(false, Ordering::Relaxed);
+        let gone = Change::RemoveEndpoints(SliceName::new("default", "web-1"));
+        agent.shared.runner_mut().handle_change(gone).unwrap();
+        while conditions(&agent).contains(&"FlowsNotEnded".to_owned()) {
+            agent.settle().unwrap();
+        }
+    }
+
+    /// Memory whose flows do not end while it is told so.
+    struct Stubborn(MemoryDatapath, Arc<AtomicBool>);
+
+    impl Datapath for Stubborn {
+        fn capabilities(&self) -> Capabilities {
+            self.0.capabilities()
+        }
+
+        fn observe(&mut self) -> Result<State, DatapathError> {
+            self.0.observe()
+        }
+
+        fn apply(&mut self, plan: &Plan) -> Result<(), ApplyError> {
+            self.0.apply(plan)
+        }
+
+        fn evict(&mut self, evictions: &[Eviction]) -> Result<Evicted, DatapathError> {
+            let stays = |eviction: &Eviction| Remaining {
+                frontend: eviction.frontend,
+                flows: 1,
+                cause: DatapathError::new(ErrorKind::Unsupported, "they are elsewhere"),
+            };
+            let evictions = evictions.iter().filter(|_| self.1.load(Ordering::Relaxed));
+            Ok(Evicted { remaining: evictions.map(stays).collect(), ..Evicted::default() })
+        }
+
+        fn set_role(&mut self, role: Role) -> Result<(), DatapathError> {
+            self.0.set_role(role)
+        }
+
+        fn cleanup(&mut self) -> Result<(), DatapathError> {
+            self.0.cleanup()
         }
     }
 

@@ -15,7 +15,7 @@ use lb_core::{
 };
 use lb_datapath_ebpf_abi::{Addr, Port};
 
-pub(crate) use self::sockets::can_end_everywhere;
+pub(crate) use self::sockets::hindrance;
 use crate::{
     config::EbpfConfig,
     error::EbpfError,

@@ -24,14 +24,26 @@ use crate::{
     state::{convert, maps::Maps},
 };
 
-/// Whether sockets can be ended in every network namespace, as far as the configuration asks for it.
-pub(crate) fn can_end_everywhere(config: &EbpfConfig) -> bool {
+/// What keeps this process from ending sockets in every network namespace, if anything does.
+pub(crate) fn hindrance() -> Option<DatapathError> {
+    if let Err(error) = namespaces::may_enter() {
+        let why = format!("network namespaces of pods cannot be entered, which needs CAP_SYS_ADMIN: {error}");
+        return Some(DatapathError::new(ErrorKind::Permission, why));
+    }
     let probe = || {
         let mut diag = SockDiag::open()?;
         diag.probe(InetProtocol::Tcp)?;
         diag.probe(InetProtocol::Udp)
     };
-    config.destroy_sockets == DestroySockets::All && namespaces::may_enter().is_ok() && probe().is_ok()
+    probe().err().map(|error| DatapathError::new(kind(&error), report(&error)))
+}
+
+fn kind(error: &SockDiagError) -> ErrorKind {
+    match error {
+        SockDiagError::Unsupported { .. } => ErrorKind::Unsupported,
+        SockDiagError::NotPermitted => ErrorKind::Permission,
+        _ => ErrorKind::System,
+    }
 }
 
 /// Ends sockets; returns how many, and those that go on.
@@ -145,12 +157,7 @@ impl Search {
     fn look_here(&mut self) {
         for protocol in [InetProtocol::Tcp, InetProtocol::Udp] {
             if let Err(error) = self.look(protocol) {
-                let kind = match error {
-                    SockDiagError::Unsupported { .. } => ErrorKind::Unsupported,
-                    SockDiagError::NotPermitted => ErrorKind::Permission,
-                    _ => ErrorKind::System,
-                };
-                self.give_up(kind, report(&error));
+                self.give_up(kind(&error), report(&error));
             }
         }
     }

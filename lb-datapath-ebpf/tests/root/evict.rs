@@ -4,6 +4,7 @@ use std::{
     io,
     io::Write as _,
     net::{IpAddr, SocketAddr, TcpStream, UdpSocket},
+    thread,
 };
 
 use lb_core::{
@@ -378,4 +379,51 @@ fn a_multipath_connection_is_cut_as_well() {
     let evicted = host.evict(VIPS[0], Protocol::Tcp, BACKENDS[0][1]);
     assert_eq!((evicted.sockets, evicted.count_remaining()), (1, 0), "{evicted}");
     assert_eq!([0, 1].map(|n| ask_on(&mut streams[n]).is_err()), cut);
+}
+
+/// Takes CAP_SYS_ADMIN from the calling thread.
+fn give_up_sys_admin() {
+    const VERSION_3: u32 = 0x2008_0522;
+    const SYS_ADMIN: u32 = 21;
+    let header = [VERSION_3, 0];
+    // Effective, permitted and inheritable capabilities, twice 32 of each.
+    let mut sets = [0_u32; 6];
+    // SAFETY: the header and the sets are as large as this version says, and this thread alone changes.
+    let done = unsafe {
+        let got = libc::syscall(libc::SYS_capget, header.as_ptr(), sets.as_mut_ptr());
+        sets[0] &= !(1 << SYS_ADMIN);
+        got | libc::syscall(libc::SYS_capset, header.as_ptr(), sets.as_ptr())
+    };
+    assert_eq!(done, 0, "{}", io::Error::last_os_error());
+}
+
+#[test]
+#[ignore = "needs root: loads eBPF programs and makes namespaces and a cgroup"]
+fn without_the_privilege_to_enter_namespaces_the_reason_is_said_and_drain_policies_are_not_promised() {
+    let _turn = turn();
+    let mut host = Host::new(DestroySockets::All);
+    host.apply(&services(Protocol::Udp));
+    assert!(host.datapath.drain_problem().is_none() && host.datapath.capabilities().drain);
+    let pod = Namespace::new("g");
+    let job = pod.run(|| serve(addr(BACKENDS[0][0]), "a"));
+    pod.spawn(job);
+    let _elsewhere = pod.run(|| [datagrams_to(addr(VIPS[0])), datagrams_to(addr(VIPS[0]))]);
+    let (space, datapath) = (&host.space, &mut host.datapath);
+    let evicted = space.run(|| {
+        give_up_sys_admin();
+        datapath.evict(&[eviction(VIPS[0], Protocol::Udp, BACKENDS[0][1])]).unwrap()
+    });
+    assert_eq!((evicted.sockets, evicted.count_remaining()), (0, 1), "{evicted}");
+    assert!(evicted.remaining[0].cause.report().contains("CAP_SYS_ADMIN"), "{evicted}");
+
+    let (pins, cgroup) = (PinDir::new(), Cgroup::empty());
+    let config = config(&pins, &cgroup).with_destroy_sockets(DestroySockets::All);
+    let opened = thread::spawn(move || {
+        give_up_sys_admin();
+        EbpfDatapath::open(config)
+    });
+    let opened = opened.join().unwrap().unwrap();
+    assert!(!opened.capabilities().drain);
+    let why = opened.drain_problem().unwrap();
+    assert!(why.report().contains("CAP_SYS_ADMIN"), "{why}");
 }

@@ -25,12 +25,25 @@ fn a_truncated_answer_is_no_socket() {
     assert_eq!(InetSocket::read(InetProtocol::Tcp, &[]), None);
 }
 
+/// What a kernel answers that was built without the options.
 #[test]
 fn what_a_kernel_lacks_is_named_by_its_option() {
-    for (error, option) in [
-        (UNSUPPORTED, "CONFIG_INET_DIAG_DESTROY"),
-        (SockDiagError::Unsupported { what: "list", option: InetProtocol::Udp.option() }, "CONFIG_INET_UDP_DIAG"),
-    ] {
-        assert!(error.to_string().contains(option), "{error}");
+    let refused = KernelError::from_errno;
+    let error = not_ended_at(0, refused(libc::EOPNOTSUPP)).unwrap_err();
+    assert_eq!(error.to_string(), "this kernel cannot end sockets: it was built without CONFIG_INET_DIAG_DESTROY");
+    for (protocol, option) in [(InetProtocol::Udp, "CONFIG_INET_UDP_DIAG"), (InetProtocol::Tcp, "CONFIG_INET_TCP_DIAG")]
+    {
+        let error = not_listed(protocol, refused(libc::ENOENT).into());
+        assert!(matches!(error, SockDiagError::Unsupported { option: named, .. } if named == option), "{error}");
     }
+    assert!(matches!(not_listed(InetProtocol::Udp, refused(libc::ENOMEM).into()), SockDiagError::Netlink(_)));
+}
+
+#[test]
+fn a_socket_that_is_not_ended_is_gone_or_named() {
+    let outcome = |errno| not_ended_at(7, KernelError::from_errno(errno));
+    assert!(outcome(libc::ENOENT).unwrap().is_none() && outcome(libc::ESTALE).unwrap().is_none());
+    assert!(matches!(outcome(libc::EPERM), Err(SockDiagError::NotPermitted)));
+    let left = outcome(libc::EBUSY).unwrap().unwrap();
+    assert_eq!((left.index, left.error.errno()), (7, libc::EBUSY));
 }
