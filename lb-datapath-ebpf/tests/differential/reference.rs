@@ -15,7 +15,7 @@ use lb_core::{
     addr::{BackendAddr, Family, FrontendAddr, Protocol},
     affinity::AffinityRecord,
     datapath::Role,
-    decision::{Choice, Decision, Entry, FlowView, Forward, Packet, SourceRewrite, Verdict, decide},
+    decision::{Choice, Entry, FlowView, Forward, Packet, SourceRewrite, Verdict, decide},
     model::Model,
     time::Instant,
 };
@@ -272,14 +272,15 @@ impl Reference {
             return Ok(Fate::Ambiguous);
         }
         let alternatives = self.alternatives(view, &subject);
+        // A packet without a hop to go shows nothing of what it did.
+        if alternatives.len() > 1 && subject.ip.hop_limit <= 1 && untouched(frame, out) {
+            self.saw_anything(view, &subject);
+            return Ok(Fate::Untouched);
+        }
         let mut why = String::new();
         for alternative in &alternatives {
             match self.takes(view, &subject, frame, out, alternative) {
                 Ok(fate) => {
-                    // A packet without a hop to go shows nothing of what it did.
-                    if alternatives.len() > 1 && subject.ip.hop_limit <= 1 && untouched(frame, out) {
-                        self.saw_anything(view, &subject);
-                    }
                     // A new flow may be to the same backend, out of the same source.
                     if alternatives.len() > 1 && fate == Fate::Forwarded {
                         self.saw_old_or_new(&subject);
@@ -357,12 +358,12 @@ impl Reference {
     fn add_known(&self, view: &View<'_>, subject: &Subject<'_>, all: &mut Vec<Alternative>) -> bool {
         let Some(flow) = self.flows.get(&subject.tuple) else { return true };
         // Another flow has taken the tuple of its answers: it is over.
-        let other = self.replies.get(&answers(&subject.tuple, flow)).filter(|reply| reply.client != subject.tuple);
-        if other.is_some_and(|reply| !reply.doubtful) {
+        let reply = self.replies.get(&answers(&subject.tuple, flow));
+        if reply.is_some_and(|reply| reply.client != subject.tuple && !reply.doubtful) {
             return true;
         }
         let known = Alternative::Forwarded(*flow);
-        let is_doubtful = self.doubtful.contains(&subject.tuple) || other.is_some();
+        let is_doubtful = self.doubtful.contains(&subject.tuple) || reply.is_some_and(|reply| reply.doubtful);
         if subject.asks_for_a_connection() {
             if flow.closing.is_over() {
                 return true;
@@ -434,7 +435,7 @@ impl Reference {
             let family = Family::of(subject.tuple.destination.ip);
             let fits = |b: &&BackendAddr| b.protocol == subject.tuple.protocol && b.family() == family;
             let backends = view.backends.keys().filter(fits).copied().collect();
-            let forward = usual_forward(view, &decision, family);
+            let forward = translated(view, family);
             all.push(Alternative::Opens(Opening { backends, forward, is_doubtful: true, affinity }));
         }
     }
@@ -443,12 +444,18 @@ impl Reference {
     /// answers. Then it gets another source.
     fn add_direct(&self, view: &View<'_>, subject: &Subject<'_>, all: &mut Vec<Alternative>) {
         let answers = subject.tuple.mirror();
-        let other = self.replies.get(&answers).filter(|reply| !reply.is_direct(&answers) && subject.may_begin());
-        let Some(other) = other else { return all.push(Alternative::Direct) };
-        if other.closing.may_be_over() || other.doubtful {
+        let other = self.replies.get(&answers).filter(|reply| !reply.is_direct(&answers));
+        let Tuple { protocol, source, .. } = subject.tuple;
+        let unseen = self.unseen.iter().any(|client| client.protocol == protocol && client.source == source);
+        let (is_taken, may_be) = match other {
+            Some(reply) if reply.closing.is_over() && !reply.doubtful => (false, unseen),
+            Some(reply) => (!reply.closing.may_be_over() && !reply.doubtful, true),
+            None => (false, unseen),
+        };
+        if !is_taken || !subject.may_begin() {
             all.push(Alternative::Direct);
         }
-        if other.closing.is_over() && !other.doubtful {
+        if !may_be || !subject.may_begin() {
             return;
         }
         let Endpoint { ip, port } = subject.tuple.destination;
@@ -649,8 +656,9 @@ impl Reference {
 
     fn is_taken(&self, answers: &Tuple, by: &Tuple) -> Taken {
         match self.replies.get(answers) {
+            Some(reply) if reply.doubtful => Taken::Perhaps,
             Some(reply) if reply.client == *by => Taken::No,
-            Some(reply) if reply.closing.may_be_over() || reply.doubtful => Taken::Perhaps,
+            Some(reply) if reply.closing.may_be_over() => Taken::Perhaps,
             Some(_) => Taken::Yes,
             None if self.flows.contains_key(answers) => Taken::Perhaps,
             // A flow that does not show may have this source.
@@ -805,14 +813,6 @@ fn packet(view: &View<'_>, subject: &Subject<'_>) -> Packet {
         destination: destination.ip,
         destination_port: destination.port,
     }
-}
-
-/// How a flow is forwarded whose decision was another one than now.
-fn usual_forward(view: &View<'_>, decision: &Decision, family: Family) -> Forward {
-    if let Verdict::Forward(forward) = &decision.verdict {
-        return forward.clone();
-    }
-    translated(view, family)
 }
 
 /// The forwarding of a flow whose source is translated in any case.
