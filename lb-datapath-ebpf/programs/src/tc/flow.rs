@@ -380,9 +380,11 @@ pub fn open<M: FlowMaps>(maps: M, packet: &Packet, to: &mut CtValue, keeps: bool
     (to.src, to.sport, to.last_ns) = (packet.key.src, packet.key.sport, maps.now());
     (to.client, to.server) = (0, 0);
     let foreign = to.dst == packet.key.src || !keeps;
-    // A client that talks to this backend through another frontend already, from the same port, gets another source.
+    // A client that talks to this backend through another frontend already, from the same port, gets another source. The
+    // node itself would not take a packet with an address of its own as the source (`fib_validate_source`).
     let claimed = (!foreign && to.set != 0 && keep_source(maps, packet, to))
         || match maps.source(packet.is_v4) {
+            Some(_) if (keeps || to.set == 0) && maps.is_node(to.dst) => false,
             Some(source) => translate_source(maps, packet, to, &source),
             // Without an address of the node, replies may or may not come back through here.
             None => foreign && keep_source(maps, packet, to),
@@ -1048,6 +1050,20 @@ mod tests {
             assert_eq!(verdict(&fake, &answer), Found::Direct, "the older connection lives");
             assert_eq!(verdict(&fake, &reply_of(&to, &packet, answer.flags)), Found::Flow);
         }
+    }
+
+    #[test]
+    fn a_packet_to_the_node_itself_never_comes_from_it() {
+        let fake = pod_world();
+        let mut node = crate::fake::node();
+        (node.facts.ips_len, node.facts.ips[0]) = (1, map_v4(NODE));
+        fake.node.set(Some(node));
+        let listener = |set| CtValue { dst: map_v4(NODE), dport: Port::new(8080), backend: 1, set, ..CtValue::EMPTY };
+        assert_eq!(open(&fake, &tcp(SYN), &mut listener(1), true), None);
+        let mut second = tcp(SYN);
+        second.key.dst = map_v4([10, 96, 0, 2]);
+        assert_eq!(open(&fake, &second, &mut listener(1), true), Some(Reason::PacketNoSourcePort));
+        assert_eq!(open(&fake, &second, &mut listener(0), false), Some(Reason::PacketNoSourcePort), "a direct one");
     }
 
     #[test]
