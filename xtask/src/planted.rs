@@ -95,14 +95,14 @@ const BUGS: [Bug; 14] = [
     Bug {
         name: "every client counts as a pod",
         file: "tc/flow.rs",
-        right: "to.dst == packet.key.src || !is_pod(maps, packet)",
+        right: "to.dst == packet.key.src || !keeps",
         wrong: "to.dst == packet.key.src",
     },
     Bug {
         name: "two flows share a translated port",
         file: "tc/flow.rs",
-        right: "(over || entry.is_reply_to(&packet.key)) && maps.put_flow(key, back)",
-        wrong: "(over || closed_ns > 0) && maps.put_flow(key, back)",
+        right: "if entry.is_reply_to(&packet.key) || idle >= found.lifetime(packet.is_udp())",
+        wrong: "if entry.is_reply_to(&packet.key) || idle < u64::MAX",
     },
     Bug {
         name: "an affinity record of any age and backend holds",

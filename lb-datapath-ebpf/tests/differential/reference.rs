@@ -43,7 +43,7 @@ struct Features {
     fragments: bool,
 }
 
-const FEATURES: Features = Features { local_backends: false, extension_headers: false, fragments: false };
+const FEATURES: Features = Features { local_backends: true, extension_headers: false, fragments: false };
 /// More extension headers than these are not walked.
 const MOST_EXTENSIONS: usize = 6;
 
@@ -296,7 +296,10 @@ impl Reference {
     /// The packet of the frame, if it is for this host to route and one that is translated.
     fn subject<'a>(&mut self, view: &View<'_>, reading: &'a Reading) -> Option<Subject<'a>> {
         let (destination, _) = reading.ethernet?;
-        let ip = reading.ip.as_ref().filter(|_| reading.tags.is_empty() && destination == view.mac)?;
+        // A pod may be behind a bridge, which hands its packets on under the addresses of others, too.
+        let of_others = view.entry == Entry::PodDevice && destination[0] & 1 == 0;
+        let is_ours = destination == view.mac || of_others;
+        let ip = reading.ip.as_ref().filter(|_| reading.tags.is_empty() && is_ours)?;
         // The kernel drops packets on the wire with such addresses (`ip6_rcv_core`), since they are a socket's own.
         let mapped = |ip| matches!(ip, IpAddr::V6(ip) if ip.to_ipv4_mapped().is_some());
         let (source, destination) = (ip.addresses.source(), ip.addresses.destination());
@@ -583,7 +586,8 @@ impl Reference {
         Ok(Fate::Opened)
     }
 
-    /// Whether there may be no source for a flow to `backend`: its own is taken, and the node has none to give.
+    /// Whether there may be no source for a flow to `backend`: its own is taken, and the node has none to give. To itself
+    /// it gives none.
     fn may_lack_source(&self, tuple: &Tuple, opening: &Opening, backend: BackendAddr) -> bool {
         let rewrite = opening.forward.source_rewrite(tuple.source.ip, backend);
         let other = match rewrite {
@@ -593,7 +597,8 @@ impl Reference {
                 SourceRewrite::Kept => &None,
             },
         };
-        other.is_none() && self.is_taken(&answers_to(tuple, backend, tuple.source), tuple) != Taken::No
+        let has_other = other.is_some() && self.routes.of(backend.ip) != Route::Local;
+        !has_other && self.is_taken(&answers_to(tuple, backend, tuple.source), tuple) != Taken::No
     }
 
     /// Whether `source` is one that a flow to `backend` may get.
