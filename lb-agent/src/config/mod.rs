@@ -548,7 +548,7 @@ impl Settings {
     pub fn useless_for(&self, kind: DatapathKind) -> Vec<&'static str> {
         let lists = |given: bool, setting| given && !kind.reads(setting);
         let lacks = |given: bool, can: fn(&Capabilities) -> bool| {
-            given && kind.capabilities().is_some_and(|capabilities| !can(&capabilities))
+            given && kind.capabilities(&Attachments::default()).is_some_and(|capabilities| !can(&capabilities))
         };
         let has_node_ports = |capabilities: &Capabilities| capabilities.frontends.contains(&FrontendKind::NodePort);
         let given = [
