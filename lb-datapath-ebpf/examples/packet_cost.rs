@@ -345,7 +345,8 @@ fn node() -> NodeValue {
         has_v6: 1,
         nat_first: 1024,
         nat_ports: 28_976,
-        pad: [0; 2],
+        many_v4: 0,
+        many_v6: 0,
         facts: Facts {
             name: [0; Facts::NAME],
             name_len: 0,

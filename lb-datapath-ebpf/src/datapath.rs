@@ -431,6 +431,7 @@ impl EbpfDatapath {
             .with_other_ports(true)
             .with_affinity(Some(affinity))
             .with_sockets(SocketCapability::Connect { hashes: SocketHash::SocketCookie })
+            .with_routed_sources(true)
             .with_atomic(Atomicity::Frontend)
             .with_roles([Role::Standby, Role::Active, Role::Draining])
             .with_needs_forwarding(true)

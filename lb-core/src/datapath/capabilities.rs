@@ -70,6 +70,9 @@ pub struct Capabilities {
     /// keeps the source of every pod, and a pod elsewhere that uses a virtual address of this node gets no answer unless
     /// its own node translates its source.
     pub uplinks: bool,
+    /// Whether the source of a translated flow is that of the node's addresses which the route to the backend prefers.
+    /// Without it, it is the node's [first address](crate::node::NodeFacts::primary_ip) of the family.
+    pub routed_sources: bool,
     /// Most slots that one backend set may have.
     pub max_slots: u32,
     /// Ports that a translated source may get.
@@ -98,6 +101,7 @@ impl Capabilities {
             other_ports: false,
             ping: false,
             sctp_ports: false,
+            routed_sources: false,
             uplinks: false,
             max_slots: u32::MAX,
             translated_ports: 1..=u16::MAX,
@@ -136,6 +140,7 @@ impl Capabilities {
             other_ports: true,
             ping: true,
             sctp_ports: true,
+            routed_sources: false,
             uplinks: true,
             max_slots: u32::MAX,
             translated_ports: 1..=u16::MAX,
@@ -251,6 +256,13 @@ impl Capabilities {
     #[must_use]
     pub const fn with_sctp_ports(mut self, can: bool) -> Self {
         self.sctp_ports = can;
+        self
+    }
+
+    /// The same with or without [`routed_sources`](Self::routed_sources).
+    #[must_use]
+    pub const fn with_routed_sources(mut self, can: bool) -> Self {
+        self.routed_sources = can;
         self
     }
 

@@ -9,7 +9,7 @@ use alloc::{
 
 use super::{Choice, Decision, Entry, FlowView, Forward, Packet, SourceRewrite, Verdict};
 use crate::{
-    addr::{BackendAddr, FrontendAddr, FrontendKind, Protocol, Scope},
+    addr::{BackendAddr, Family, FrontendAddr, FrontendKind, Protocol, Scope},
     affinity::Affinity,
     datapath::SocketCapability,
     desired::{effective_affinity, scopes, table_spec},
@@ -278,8 +278,12 @@ impl<'a> MatchedFrontend<'a> {
 
     fn forward(&self, choice: Choice, decision: &mut Decision) -> Verdict {
         let node = self.model.node();
+        let family = self.addr.family();
+        let several = node.ips.iter().filter(|&&ip| Family::of(ip) == family).count() > 1;
+        // The model does not know routes, only that the source is one of the node's addresses.
+        let by_route = several && self.model.capabilities().routed_sources;
         let translated = || SourceRewrite::Translated {
-            addr: node.primary_ip(self.addr.family()),
+            addr: node.primary_ip(family).filter(|_| !by_route),
             ports: self.model.capabilities().translated_ports.clone(),
         };
         let outside = self.kind.is_external() && self.packet.entry == Entry::Uplink;

@@ -45,8 +45,10 @@ pub struct NodeValue {
     pub nat_first: u16,
     /// How many there are from `nat_first` on.
     pub nat_ports: u16,
-    /// Zero.
-    pub pad: [u8; 2],
+    /// 1 if the node has several IPv4 addresses: the route says which one a translated flow comes from.
+    pub many_v4: u8,
+    /// 1 if the node has several IPv6 addresses.
+    pub many_v6: u8,
     /// The facts in full. User space reads them after a restart; of programs, only packets to frontends on the node's own
     /// addresses do.
     pub facts: Facts,

@@ -91,7 +91,8 @@ pub(crate) fn node() -> NodeValue {
         has_v6: 1,
         nat_first: FIRST_PORT,
         nat_ports: 4,
-        pad: [0; 2],
+        many_v4: 0,
+        many_v6: 0,
         facts: Facts {
             name: [0; Facts::NAME],
             name_len: 0,
@@ -685,6 +686,8 @@ pub(crate) struct FakeSkb {
     pub(crate) routes: Cell<Result<(), Unrouted>>,
     /// No store works.
     pub(crate) refuse_stores: Cell<bool>,
+    /// The address that the routing table prefers for what leaves towards the backend.
+    pub(crate) preferred: Cell<Option<Addr>>,
     /// A UDP socket of the node is connected to where the packet comes from.
     pub(crate) socket: Cell<bool>,
     pub(crate) came_in: Cell<bool>,
@@ -850,6 +853,7 @@ impl FakeSkb {
             segment: Cell::new(0),
             routes: Cell::new(Ok(())),
             refuse_stores: Cell::new(false),
+            preferred: Cell::new(None),
             socket: Cell::new(false),
             came_in: Cell::new(true),
             tagged: Cell::new(false),
@@ -1130,6 +1134,10 @@ impl Skb for &FakeSkb {
         bytes.extend(u16::from_be(self.kind.get().1).to_be_bytes());
         bytes.resize(len as usize, 0xaa);
         Ok(())
+    }
+
+    fn preferred_source(self, _: &Packet, _: &CtValue) -> Option<Addr> {
+        self.preferred.get()
     }
 
     fn route(self, _: &Packet, _: &CtValue) -> Result<Self::Hop, Unrouted> {

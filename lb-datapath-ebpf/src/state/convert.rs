@@ -273,6 +273,7 @@ pub(crate) fn backend(value: &abi::BackendValue) -> Result<Backend, Corrupt> {
 pub(crate) fn node_value(node: &NodeFacts, ports: Ports) -> Result<abi::NodeValue, Inexpressible> {
     let snat = |family| node.primary_ip(family).map(addr).transpose();
     let (v4, v6) = (snat(Family::V4)?, snat(Family::V6)?);
+    let many = |family| u8::from(node.ips.iter().filter(|ip| Family::of(**ip) == family).count() > 1);
     Ok(abi::NodeValue {
         snat_v4: v4.unwrap_or_default(),
         snat_v6: v6.unwrap_or_default(),
@@ -280,7 +281,8 @@ pub(crate) fn node_value(node: &NodeFacts, ports: Ports) -> Result<abi::NodeValu
         has_v6: u8::from(v6.is_some()),
         nat_first: ports.first,
         nat_ports: ports.count(),
-        pad: [0; 2],
+        many_v4: many(Family::V4),
+        many_v6: many(Family::V6),
         facts: facts(node)?,
     })
 }

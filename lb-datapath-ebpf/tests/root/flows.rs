@@ -48,6 +48,10 @@ impl Cluster {
     fn with_local_ports(range: &str) -> Self {
         let world = World::new();
         world.node.sysctl("ipv4/ip_local_port_range", range);
+        Self::in_world(world, &[UPLINK])
+    }
+
+    fn in_world(world: World, uplinks: &[&str]) -> Self {
         for (i, name) in ["a", "b"].into_iter().enumerate() {
             let job = world.pods[i].run(|| serve(addr(PODS[i]), name));
             world.pods[i].spawn(job);
@@ -55,7 +59,7 @@ impl Cluster {
         let (pins, cgroup) = (PinDir::new(), Cgroup::empty());
         let mut config = config(&pins, &cgroup);
         config.pod_devices = POD_DEVICES.map(String::from).to_vec();
-        config.uplink_devices = vec![UPLINK.into()];
+        config.uplink_devices = uplinks.iter().map(ToString::to_string).collect();
         let datapath = world.node.run(|| EbpfDatapath::open(config)).unwrap();
         Self { datapath, world, pins, _cgroup: cgroup }
     }
@@ -163,6 +167,10 @@ fn answers_to_the_node_are_no_service_traffic() {
         let mut room = [0; 64];
         let count = socket.recv(&mut room).unwrap();
         assert_eq!(&room[..count], b"outside 192.0.2.1");
+        drop(socket);
+        // One that is not connected is known by what it has sent.
+        let socket = UdpSocket::bind("192.0.2.1:10001").unwrap();
+        assert_eq!(ask_udp(&socket, outside).unwrap(), ("outside 192.0.2.1".into(), outside));
     });
     let answer = client.run(|| ask_tcp(addr("192.0.2.1:10001")).unwrap());
     assert!(["a 192.0.2.1", "b 192.0.2.1"].contains(&&*answer), "{answer}");
@@ -221,6 +229,37 @@ fn a_socket_that_talks_to_a_backend_directly_and_through_a_frontend_tells_them_a
             assert_eq!(from, addr(to));
         }
     });
+}
+
+#[test]
+#[ignore = "needs root: loads eBPF programs and makes namespaces and a cgroup"]
+fn a_translated_source_is_the_address_of_the_way_to_the_backend() {
+    const UPLINKS: [&str; 2] = [UPLINK, "uplink2"];
+    let _turn = turn();
+    let (world, far) = (World::new(), Namespace::new("f"));
+    world.node.join(UPLINKS[1], &far, "eth0");
+    world.node.ip("addr add 198.51.100.1/24 dev uplink2");
+    world.node.ip("addr add 2001:db8:2::1/64 dev uplink2 nodad");
+    far.ip("addr add 198.51.100.2/24 dev eth0");
+    far.ip("addr add 2001:db8:2::2/64 dev eth0 nodad");
+    let mut cluster = Cluster::in_world(world, &UPLINKS);
+    // No way leads from there to the first address.
+    for (vip, backend, source) in
+        [(VIP, "198.51.100.2:8080", "198.51.100.1"), ("[fd00:96::1]:80", "[2001:db8:2::2]:8080", "2001:db8:2::1")]
+    {
+        let job = far.run(|| serve(addr(backend), "far"));
+        far.spawn(job);
+        let services = [Protocol::Tcp, Protocol::Udp];
+        let backends = [addr(backend)];
+        let services = services.map(|protocol| (addr(vip), protocol, &backends[..]));
+        let desired = state(&services, Lookup::RoundRobin, None);
+        let mut node = World::facts();
+        node.ips.extend([ip("198.51.100.1"), ip("2001:db8:2::1")]);
+        let observed = cluster.datapath.observe().unwrap();
+        let plan = diff(&observed, &State { node, ..desired }, &Labels::default());
+        cluster.datapath.apply(&plan).unwrap();
+        assert_eq!(cluster.world.client.run(|| ask_tcp(addr(vip))).unwrap(), format!("far {source}"));
+    }
 }
 
 /// Answers each connection to port 8081 with the client's address and closes it first.

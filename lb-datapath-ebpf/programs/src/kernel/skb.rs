@@ -5,8 +5,9 @@ use core::mem::MaybeUninit;
 use aya_ebpf::{
     bindings::{
         __sk_buff, BPF_ANY, BPF_F_INGRESS, BPF_F_RECOMPUTE_CSUM, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LOOKUP_SKIP_NEIGH,
-        BPF_NOEXIST, bpf_adj_room_mode::BPF_ADJ_ROOM_NET, bpf_fib_lookup as FibParams, bpf_redir_neigh, bpf_sock_tuple,
-        bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2,
+        BPF_FIB_LOOKUP_SRC, BPF_NOEXIST, bpf_adj_room_mode::BPF_ADJ_ROOM_NET, bpf_fib_lookup as FibParams,
+        bpf_redir_neigh, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1,
+        bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2,
     },
     btf_maps::{HashMap, LpmTrie, LruHashMap, PerCpuArray, lpm_trie::Key},
     helpers::{
@@ -16,7 +17,7 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use lb_datapath_ebpf_abi::{
-    Addr, CtKey, CtValue, FragmentKey, FragmentValue, NODE_KEY, NodeValue, Pod, WORK_WORDS, unmap_v4,
+    Addr, CtKey, CtValue, FragmentKey, FragmentValue, NODE_KEY, NodeValue, Pod, WORK_WORDS, map_v4, unmap_v4,
 };
 use lb_datapath_ebpf_programs::tc::{
     flow::{Entry, FlowMaps, Source, Table},
@@ -182,6 +183,9 @@ impl Entry for CtEntry {
     }
 }
 
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+
 /// `BPF_F_CURRENT_NETNS`: the network namespace of the device that the packet came in through.
 const THIS_NETNS: u64 = -1_i64 as u64;
 
@@ -323,10 +327,36 @@ impl Skb for KernelSkb {
         }
     }
 
+    #[inline(never)]
+    fn preferred_source(self, packet: &Packet, to: &CtValue) -> Option<Addr> {
+        // SAFETY: integers and unions of integers; zero is a value.
+        let mut fib: FibParams = unsafe { MaybeUninit::zeroed().assume_init() };
+        fib.l4_protocol = packet.key.protocol;
+        fib.ifindex = self.device();
+        if packet.is_v4 {
+            fib.family = AF_INET;
+            fib.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(unmap_v4(to.dst)?);
+        } else {
+            fib.family = AF_INET6;
+            fib.__bindgen_anon_4.ipv6_dst = to.dst;
+        }
+        let (size, flags) = (size_of::<FibParams>() as i32, BPF_FIB_LOOKUP_SKIP_NEIGH | BPF_FIB_LOOKUP_SRC);
+        // SAFETY: the parameters are that long.
+        if unsafe { bpf_fib_lookup(self.0.cast(), &raw mut fib, size, flags) } != 0 {
+            return None;
+        }
+        // SAFETY: unions of integers; the helper has filled the member of the family.
+        Some(unsafe {
+            if packet.is_v4 {
+                map_v4(fib.__bindgen_anon_3.ipv4_src.to_ne_bytes())
+            } else {
+                fib.__bindgen_anon_3.ipv6_src
+            }
+        })
+    }
+
     #[inline(always)]
     fn route(self, packet: &Packet, to: &CtValue) -> Result<Hop, Unrouted> {
-        const AF_INET: u8 = 2;
-        const AF_INET6: u8 = 10;
         // SAFETY: integers and unions of integers; zero is a value.
         let mut fib: FibParams = unsafe { MaybeUninit::zeroed().assume_init() };
         // A route says how long a packet may be. No packet of IP is longer than the field can say.

@@ -16,6 +16,7 @@ use lb_datapath_ebpf_abi::{
 use super::{
     header::{FIN, RST, SYN},
     packet::Packet,
+    skb::Skb,
     work::Work,
 };
 use crate::{maps::Maps, select::frontend_for};
@@ -313,9 +314,7 @@ pub fn record_direct<M: FlowMaps>(maps: M, packet: &Packet, to: &mut CtValue) ->
     }
     let (key, now) = (packet.key.mirror(), maps.now());
     let Some((entry, table)) = find(maps, &key) else {
-        // Only a forged packet comes from a frontend. Its answers would be packets of a client of that frontend.
-        let to_backend = may_start(packet) && maps.knows(packet.key.dst) && !maps.is_node(packet.key.dst);
-        if to_backend && !is_frontend(maps, &key) {
+        if may_start(packet) && is_worth_recording(maps, packet, &key, to.flags & CT_OWN != 0) {
             maps.add_flow(Table::Lru, &key, &direct(packet, now));
         }
         return Direct::Recorded;
@@ -343,6 +342,19 @@ pub fn record_direct<M: FlowMaps>(maps: M, packet: &Packet, to: &mut CtValue) ->
     maps.remove_flow(table, &key);
     maps.add_flow(Table::Lru, &key, &direct(packet, now));
     Direct::Recorded
+}
+
+/// Whether answers to a packet, whose tuple is `key`, could be taken for packets of a flow of a frontend.
+///
+/// A socket of the node may have the port of a frontend on the node's address: then the answers to what it sends are not
+/// new traffic of that frontend. Of packets that come in, only a forged one comes from a frontend, and its answers would
+/// be packets of a client of that frontend.
+#[inline(always)]
+fn is_worth_recording<M: FlowMaps>(maps: M, packet: &Packet, key: &CtKey, own: bool) -> bool {
+    if is_frontend(maps, key) {
+        return own;
+    }
+    maps.knows(packet.key.dst) && !maps.is_node(packet.key.dst)
 }
 
 /// The entry for replies to a packet that goes to its destination directly.
@@ -376,7 +388,7 @@ const fn is_fin(packet: &Packet) -> bool {
 /// A packet that goes to its destination directly names no set: its source is translated, because a flow of a frontend
 /// has its tuple.
 #[inline(never)]
-pub fn open<M: FlowMaps>(maps: M, packet: &Packet, to: &mut CtValue, keeps: bool) -> Option<Reason> {
+pub fn open<M: FlowMaps, S: Skb>(maps: M, skb: S, packet: &Packet, to: &mut CtValue, keeps: bool) -> Option<Reason> {
     (to.src, to.sport, to.last_ns) = (packet.key.src, packet.key.sport, maps.now());
     (to.client, to.server) = (0, 0);
     let foreign = to.dst == packet.key.src || !keeps;
@@ -385,7 +397,7 @@ pub fn open<M: FlowMaps>(maps: M, packet: &Packet, to: &mut CtValue, keeps: bool
     let claimed = (!foreign && to.set != 0 && keep_source(maps, packet, to))
         || match maps.source(packet.is_v4) {
             Some(_) if (keeps || to.set == 0) && maps.is_node(to.dst) => false,
-            Some(source) => translate_source(maps, packet, to, &source),
+            Some(source) => translate_source(maps, packet, to, &routed(maps, skb, packet, to, source)),
             // Without an address of the node, replies may or may not come back through here.
             None => foreign && keep_source(maps, packet, to),
         };
@@ -410,6 +422,19 @@ fn keep_source<M: FlowMaps>(maps: M, packet: &Packet, to: &CtValue) -> bool {
         Claim::Made => true,
         Claim::Over | Claim::Closed(_) => replace(maps, packet, &key, to),
         Claim::Refused | Claim::Unanswered(_) => false,
+    }
+}
+
+/// The node's source for a flow to the destination of `to`. Of several addresses, the routing table says which one, so
+/// that answers come back the way that the packets go.
+#[inline(always)]
+fn routed<M: FlowMaps, S: Skb>(maps: M, skb: S, packet: &Packet, to: &CtValue, source: Source) -> Source {
+    if !source.is_one_of_many {
+        return source;
+    }
+    match skb.preferred_source(packet, to) {
+        Some(addr) if maps.is_node(addr) => Source { addr, ..source },
+        _ => source,
     }
 }
 
@@ -545,6 +570,8 @@ pub struct Source {
     pub first: u16,
     /// Number of ports.
     pub ports: u16,
+    /// Whether the node has other addresses of the family, too.
+    pub is_one_of_many: bool,
 }
 
 impl Source {
@@ -552,8 +579,10 @@ impl Source {
     #[inline(always)]
     #[must_use]
     pub fn of(node: &NodeValue, is_v4: bool) -> Option<Self> {
-        let (has, addr) = if is_v4 { (node.has_v4, node.snat_v4) } else { (node.has_v6, node.snat_v6) };
-        (has != 0).then_some(Self { addr, first: node.nat_first, ports: node.nat_ports })
+        let (has, many, addr) =
+            if is_v4 { (node.has_v4, node.many_v4, node.snat_v4) } else { (node.has_v6, node.many_v6, node.snat_v6) };
+        let is_one_of_many = many != 0;
+        (has != 0).then_some(Self { addr, first: node.nat_first, ports: node.nat_ports, is_one_of_many })
     }
 }
 
@@ -583,7 +612,7 @@ mod tests {
     fn open_to(fake: &Fake, packet: &Packet, number: u32) -> Result<CtValue, Reason> {
         let (dst, dport) = backend(number);
         let mut to = CtValue { dst, dport, backend: number, set: 1, ..CtValue::EMPTY };
-        match open(fake, packet, &mut to, is_pod(fake, packet)) {
+        match open(fake, &FakeSkb::tcp_v4(SYN), packet, &mut to, is_pod(fake, packet)) {
             None => Ok(to),
             Some(reason) => Err(reason),
         }
@@ -1077,6 +1106,18 @@ mod tests {
     }
 
     #[test]
+    fn answers_to_a_socket_of_the_node_that_has_the_port_of_a_frontend_are_its_own() {
+        for packet in [tcp(SYN), udp()] {
+            let fake = serving();
+            let sent = Packet { key: packet.key.mirror(), ..packet };
+            fake.strangers.borrow_mut().push(sent.key.dst);
+            let mut own = CtValue { flags: CT_OWN, ..CtValue::EMPTY };
+            assert_eq!(record_direct(&fake, &sent, &mut own), Direct::Recorded);
+            assert_eq!(verdict(&fake, &packet), Found::Direct);
+        }
+    }
+
+    #[test]
     fn a_direct_connection_that_has_ended_leaves_its_tuple() {
         let fake = pod_world();
         for flags in [SYN, FIN | ACK] {
@@ -1100,7 +1141,7 @@ mod tests {
         assert_eq!(record(&fake, &direct), Direct::Taken);
         let mut to = CtValue::EMPTY;
         record_direct(&fake, &direct, &mut to);
-        assert_eq!(open(&fake, &direct, &mut to, is_pod(&fake, &direct)), None);
+        assert_eq!(open(&fake, &FakeSkb::tcp_v4(SYN), &direct, &mut to, is_pod(&fake, &direct)), None);
         assert_eq!((to.src, to.dst), (map_v4(NODE), direct.key.dst));
         assert!(found(&fake, &direct).is_some(), "sent again");
         assert!(found(&fake, &reply_of(&ours, &tcp(0), ACK)).is_some());
@@ -1131,6 +1172,27 @@ mod tests {
         fake.node.set(Some(node));
         record(&fake, &direct);
         assert!(fake.flows.borrow().is_empty());
+    }
+
+    #[test]
+    fn the_route_chooses_among_the_addresses_that_are_the_nodes() {
+        let (other, foreign) = (map_v4([198, 51, 100, 1]), map_v4([10, 244, 0, 1]));
+        for (many, preferred, expected) in [
+            (1, Some(other), other),
+            (1, Some(foreign), map_v4(NODE)),
+            (1, None, map_v4(NODE)),
+            (0, Some(other), map_v4(NODE)),
+        ] {
+            let (fake, skb) = (serving(), FakeSkb::tcp_v4(SYN));
+            let mut node = crate::fake::node();
+            (node.many_v4, node.facts.ips_len, node.facts.ips[1]) = (many, 2, other);
+            fake.node.set(Some(node));
+            skb.preferred.set(preferred);
+            let (dst, dport) = backend(1);
+            let mut to = CtValue { dst, dport, backend: 1, set: 1, ..CtValue::EMPTY };
+            assert_eq!(open(&fake, &skb, &tcp(SYN), &mut to, false), None);
+            assert_eq!(to.src, expected);
+        }
     }
 
     #[test]

@@ -132,7 +132,7 @@ fn begin<M: FlowMaps, S: Skb>(maps: M, skb: S, work: &mut Work, own: bool) -> i3
         Decision::Open { keeps_source } => keeps_source,
         Decision::Stop(reason) => return stop(maps, skb, work, reason, own),
     };
-    if let Some(reason) = flow::open(maps, packet, to, keeps_source) {
+    if let Some(reason) = flow::open(maps, skb, packet, to, keeps_source) {
         return stop(maps, skb, work, reason, own);
     }
     match if own { send(maps, skb, packet, to) } else { forward(maps, skb, packet, to) } {

@@ -4,7 +4,7 @@ use aya_ebpf::bindings::{
     BPF_F_RECOMPUTE_CSUM, BPF_FIB_LKUP_RET_BLACKHOLE, BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_FWD_DISABLED,
     BPF_FIB_LKUP_RET_PROHIBIT, BPF_FIB_LKUP_RET_UNREACHABLE,
 };
-use lb_datapath_ebpf_abi::{CtValue, Pod};
+use lb_datapath_ebpf_abi::{Addr, CtValue, Pod};
 
 use super::packet::Packet;
 
@@ -82,6 +82,10 @@ pub trait Skb: Copy {
     /// # Errors
     /// When the helper refuses.
     fn resize(self, len: u32) -> Result<(), Refused>;
+
+    /// The node's address that the routing table prefers for packets to the destination of `to`; `None` if it has no way
+    /// there, or if the kernel cannot say (before Linux 6.7).
+    fn preferred_source(self, packet: &Packet, to: &CtValue) -> Option<Addr>;
 
     /// Asks the routing table for the next hop of `packet` with the tuple of `to`.
     ///
