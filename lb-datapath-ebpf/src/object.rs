@@ -1,12 +1,10 @@
-//! The embedded object, and what is changed in it for kernels that lack something.
+//! The embedded object, and what is changed in it for the kernel that runs.
 //!
 //! A verifier that does not know an instruction refuses the program that has it, even where it is never reached, unless
 //! a constant says so before. Constants would be a map of their own, and variants of each program would double what has
 //! to be loaded, named and pinned. So an instruction is exchanged before the object is loaded, as libbpf does for
 //! helpers that have another name on older kernels:
 //! <https://github.com/libbpf/libbpf/blob/v1.5.0/src/libbpf.c> (`bpf_object__sanitize_prog`).
-
-use std::borrow::Cow;
 
 use crate::{
     features::{CALL_SET_RETVAL, KernelFeatures, NO_CALL},
@@ -17,38 +15,39 @@ use crate::{
 static OBJECT: &[u8] = aya::include_bytes_aligned!("lb.bpf.o");
 
 /// The object for a kernel with these features.
-pub(crate) struct Object(Cow<'static, [u8]>);
+pub(crate) struct Object(Vec<u8>);
 
 impl Object {
     pub(crate) fn new(features: &KernelFeatures) -> Self {
-        if features.socket_errors && features.fetch_add {
-            return Self(Cow::Borrowed(OBJECT));
-        }
-        let mut bytes = padded(OBJECT);
-        let start = aligned(&bytes);
-        for code in executable(OBJECT) {
-            let at = start + code.start..start + code.end;
-            for bytes in bytes.get_mut(at).into_iter().flat_map(|code| code.chunks_exact_mut(Insn::SIZE)) {
-                let insn = Insn::read(bytes);
-                if !features.socket_errors && insn == Some(CALL_SET_RETVAL) {
-                    NO_CALL.write(bytes);
-                } else if let Some(without) = insn.and_then(Insn::without_fetch).filter(|_| !features.fetch_add) {
-                    without.write(bytes);
+        let mut object = Self(padded(OBJECT));
+        for section in executable(OBJECT) {
+            let mut marked = None;
+            let code = object.bytes_mut().get_mut(section).unwrap_or_default();
+            for bytes in code.chunks_exact_mut(Insn::SIZE) {
+                let Some(insn) = Insn::read(bytes) else { continue };
+                let exchanged = match insn {
+                    CALL_SET_RETVAL if !features.socket_errors => Some(NO_CALL),
+                    _ if features.fetch_add => insn.fetching(marked),
+                    _ => None,
+                };
+                if let Some(exchanged) = exchanged {
+                    exchanged.write(bytes);
                 }
+                marked = insn.marked();
             }
         }
-        Self(Cow::Owned(bytes))
+        object
     }
 
     /// The bytes, at an address of which an object can be read in words.
     pub(crate) fn bytes(&self) -> &[u8] {
-        match &self.0 {
-            Cow::Borrowed(bytes) => bytes,
-            Cow::Owned(bytes) => {
-                let start = aligned(bytes);
-                bytes.get(start..start + OBJECT.len()).unwrap_or_default()
-            }
-        }
+        let start = aligned(&self.0);
+        self.0.get(start..start + OBJECT.len()).unwrap_or_default()
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        let start = aligned(&self.0);
+        self.0.get_mut(start..start + OBJECT.len()).unwrap_or_default()
     }
 }
 
@@ -87,27 +86,33 @@ fn executable(object: &[u8]) -> Vec<std::ops::Range<usize>> {
 mod tests {
     use super::*;
 
-    fn count(object: &[u8], which: impl Fn(Insn) -> bool) -> usize {
-        let code = executable(object).into_iter().flat_map(|code| object[code].chunks_exact(Insn::SIZE));
-        code.filter_map(Insn::read).filter(|insn| which(*insn)).count()
+    /// Calls of the helper, additions that return something, and marked ones that do not.
+    fn count(object: &[u8]) -> [usize; 3] {
+        let mut counts = [0; 3];
+        for code in executable(object) {
+            let insns: Vec<_> = object[code].chunks_exact(Insn::SIZE).filter_map(Insn::read).collect();
+            counts[0] += insns.iter().filter(|insn| **insn == CALL_SET_RETVAL).count();
+            counts[1] += insns.iter().filter(|insn| insn.fetches()).count();
+            counts[2] += insns.windows(2).filter(|pair| pair[1].fetching(pair[0].marked()).is_some()).count();
+        }
+        counts
     }
 
     #[test]
     fn the_object_is_changed_in_those_instructions_alone() {
-        let is_call = |insn| insn == CALL_SET_RETVAL;
-        let fetches = |insn: Insn| insn.without_fetch().is_some();
-        let (calls, additions) = (count(OBJECT, is_call), count(OBJECT, fetches));
-        assert!(calls > 0 && additions > 0, "{calls} calls, {additions} additions");
+        let [calls, fetching, marked] = count(OBJECT);
+        assert!(calls > 0 && marked > 0 && fetching == 0, "{calls} calls, {marked} additions, {fetching} fetch");
         for (socket_errors, fetch_add) in [(true, true), (false, true), (true, false), (false, false)] {
             let features = KernelFeatures { socket_errors, fetch_add, ..KernelFeatures::ALL };
             let object = Object::new(&features);
             let object = object.bytes();
             assert_eq!(object.as_ptr().align_offset(WORD), 0);
-            let left = (count(object, is_call), count(object, fetches));
-            assert_eq!(left, (if socket_errors { calls } else { 0 }, if fetch_add { additions } else { 0 }));
-            let changed = object.chunks(Insn::SIZE).zip(OBJECT.chunks(Insn::SIZE)).filter(|(a, b)| a != b).count();
-            assert_eq!(changed, calls + additions - left.0 - left.1);
             assert_eq!(object.len(), OBJECT.len());
+            let left = if socket_errors { calls } else { 0 };
+            let fetch = if fetch_add { marked } else { 0 };
+            assert_eq!(count(object), [left, fetch, marked - fetch]);
+            let changed = object.chunks(Insn::SIZE).zip(OBJECT.chunks(Insn::SIZE)).filter(|(a, b)| a != b).count();
+            assert_eq!(changed, calls - left + fetch);
         }
     }
 

@@ -53,8 +53,8 @@ const BUGS: [Bug; 14] = [
     Bug {
         name: "a packet at its last hop is forwarded",
         file: "tc/rewrite.rs",
-        right: "hop.is_ok() && packet.ttl <= 1",
-        wrong: "hop.is_ok() && packet.ttl == 0",
+        right: "routed.is_ok() && packet.ttl <= 1",
+        wrong: "routed.is_ok() && packet.ttl == 0",
     },
     Bug {
         name: "options are taken for the transport header",

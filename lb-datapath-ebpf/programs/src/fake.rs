@@ -1140,7 +1140,7 @@ impl Skb for &FakeSkb {
         self.preferred.get()
     }
 
-    fn route(self, _: &Packet, _: &CtValue) -> Result<Self::Hop, Unrouted> {
+    fn route(self, _: &Packet, _: &CtValue, (): &mut Self::Hop) -> Result<(), Unrouted> {
         self.routes.get()
     }
 
@@ -1149,7 +1149,7 @@ impl Skb for &FakeSkb {
         self.socket.get()
     }
 
-    fn redirect(self, (): Self::Hop) -> i32 {
+    fn redirect(self, (): &Self::Hop) -> i32 {
         REDIRECTED
     }
 

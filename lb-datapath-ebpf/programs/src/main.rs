@@ -1,7 +1,6 @@
 //! The programs that the kernel calls.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
-#![cfg_attr(target_arch = "bpf", feature(core_intrinsics))]
-#![cfg_attr(target_arch = "bpf", expect(internal_features, reason = "atomics, see `kernel::maps::fetch_add`"))]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 #![cfg_attr(not(target_arch = "bpf"), expect(dead_code, reason = "the host only checks types"))]
 
 mod kernel;

@@ -7,7 +7,7 @@ use std::{
 
 use aya_obj::generated::{
     BPF_ADD, BPF_ALU64, BPF_ATOMIC, BPF_CALL, BPF_DW, BPF_EXIT, BPF_FETCH, BPF_JMP, BPF_K, BPF_MEM, BPF_MOV, BPF_ST,
-    BPF_STX, bpf_attach_type::BPF_CGROUP_INET4_CONNECT, bpf_cmd, bpf_prog_type::BPF_PROG_TYPE_CGROUP_SOCK_ADDR,
+    BPF_STX, BPF_X, bpf_attach_type::BPF_CGROUP_INET4_CONNECT, bpf_cmd, bpf_prog_type::BPF_PROG_TYPE_CGROUP_SOCK_ADDR,
 };
 
 use super::{IfIndex, address, address_mut, bpf, bpf_fd, name, query, raw};
@@ -176,10 +176,25 @@ impl Insn {
         Self::new(BPF_STX | BPF_ATOMIC | BPF_DW, source << 4 | register, offset, (BPF_ADD | BPF_FETCH) as i32)
     }
 
-    /// If it is an addition that loads what was there: one that does not.
-    pub(crate) fn without_fetch(self) -> Option<Self> {
-        let fetches = Self { registers: self.registers, offset: self.offset, ..Self::fetch_add(0, 0, 0) };
-        (self == fetches).then_some(Self { constant: BPF_ADD as i32, ..self })
+    /// Whether it adds to memory and loads what was there.
+    #[cfg(test)]
+    pub(crate) fn fetches(self) -> bool {
+        self == Self { registers: self.registers, offset: self.offset, ..Self::fetch_add(0, 0, 0) }
+    }
+
+    /// The register that it moves to itself. No compiler writes that: it is the mark of an addition whose old value is
+    /// used, though the instruction set that the programs are compiled for has none.
+    pub(crate) fn marked(self) -> Option<u8> {
+        let (to, from) = (self.registers & 0xf, self.registers >> 4);
+        let is_move = self == Self::new(BPF_ALU64 | BPF_MOV | BPF_X, self.registers, 0, 0);
+        (is_move && to == from).then_some(to)
+    }
+
+    /// If it is the addition behind the mark of its register: one that loads what was there.
+    pub(crate) fn fetching(self, marked: Option<u8>) -> Option<Self> {
+        let fetching = Self::fetch_add(self.registers & 0xf, self.offset, self.registers >> 4);
+        let plain = Self { constant: BPF_ADD as i32, ..fetching };
+        (self == plain && marked == Some(self.registers >> 4)).then_some(fetching)
     }
 
     /// The instruction in these bytes of an object, which is little-endian.

@@ -140,7 +140,9 @@ fn flags(root: &Path, sysroot: &str) -> Vec<String> {
     vec![
         "-Cdebuginfo=2".into(),
         "-Clink-arg=--btf".into(),
-        "-Ctarget-cpu=v3".into(),
+        // Version 3 has registers of 32 bits, which end up on the stack. Verifiers before Linux 5.16 forget what a program
+        // writes there unless it is 64 bits wide, and refuse it.
+        "-Ctarget-cpu=v2".into(),
         "--cfg=bpf_target_arch=\"x86_64\"".into(),
         remap(root, "/src"),
         remap(&registry, "/registry"),

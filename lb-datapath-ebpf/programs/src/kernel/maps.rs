@@ -172,14 +172,25 @@ fn count(key: u32) {
     }
 }
 
-/// Counts up and returns what it was. The library of this target hides read-modify-write operations, though the
-/// instruction set has had them since version 3.
+/// Counts up and returns what it was.
+///
+/// The instruction set that the programs are compiled for has no addition that returns what was there. User space
+/// makes it one that does before it loads the programs, if the kernel knows such an instruction, and finds it by the
+/// move of a register to itself.
 #[cfg(target_arch = "bpf")]
 #[inline(always)]
 unsafe fn fetch_add(counter: *mut u64) -> u64 {
-    use core::intrinsics::{AtomicOrdering, atomic_xadd};
+    let mut value = 1_u64;
     // SAFETY: the caller's.
-    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::SeqCst }>(counter, 1) }
+    unsafe {
+        core::arch::asm!(
+            "{value} = {value}",
+            "lock *(u64 *)({counter} + 0) += {value}",
+            counter = in(reg) counter,
+            value = inout(reg) value,
+        );
+    }
+    value
 }
 
 #[cfg(not(target_arch = "bpf"))]

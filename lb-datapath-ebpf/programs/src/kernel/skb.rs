@@ -193,10 +193,15 @@ const THIS_NETNS: u64 = -1_i64 as u64;
 #[derive(Clone, Copy)]
 pub(crate) struct KernelSkb(pub(crate) *mut __sk_buff);
 
-/// The next hop of a packet.
-pub(crate) struct Hop {
-    device: u32,
-    neighbour: bpf_redir_neigh,
+/// The next hop of a packet: the question to the routing table, and its answer.
+pub(crate) struct Hop(FibParams);
+
+impl Default for Hop {
+    #[inline(always)]
+    fn default() -> Self {
+        // SAFETY: integers and unions of integers; zero is a value.
+        Self(unsafe { MaybeUninit::zeroed().assume_init() })
+    }
 }
 
 impl KernelSkb {
@@ -356,9 +361,7 @@ impl Skb for KernelSkb {
     }
 
     #[inline(always)]
-    fn route(self, packet: &Packet, to: &CtValue) -> Result<Hop, Unrouted> {
-        // SAFETY: integers and unions of integers; zero is a value.
-        let mut fib: FibParams = unsafe { MaybeUninit::zeroed().assume_init() };
+    fn route(self, packet: &Packet, to: &CtValue, Hop(fib): &mut Hop) -> Result<(), Unrouted> {
         // A route says how long a packet may be. No packet of IP is longer than the field can say.
         fib.__bindgen_anon_1.tot_len = packet.len as u16;
         fib.l4_protocol = packet.key.protocol;
@@ -376,17 +379,11 @@ impl Skb for KernelSkb {
             fib.__bindgen_anon_3.ipv6_src = to.src;
             fib.__bindgen_anon_4.ipv6_dst = to.dst;
         }
-        let found = self.look_up(&mut fib);
-        if found != 0 {
+        match self.look_up(fib) {
+            0 => Ok(()),
             // SAFETY: both are integers of this size.
-            return Err(Unrouted::of(found, unsafe { fib.__bindgen_anon_1.mtu_result }));
+            found => Err(Unrouted::of(found, unsafe { fib.__bindgen_anon_1.mtu_result })),
         }
-        // SAFETY: zero is a value.
-        let mut neighbour: bpf_redir_neigh = unsafe { MaybeUninit::zeroed().assume_init() };
-        neighbour.nh_family = fib.family as u32;
-        // SAFETY: both are unions of integers; an IPv4 next hop is in the first word.
-        neighbour.__bindgen_anon_1.ipv6_nh = unsafe { fib.__bindgen_anon_4.ipv6_dst };
-        Ok(Hop { device: fib.ifindex, neighbour })
     }
 
     #[inline(always)]
@@ -419,10 +416,15 @@ impl Skb for KernelSkb {
     }
 
     #[inline(always)]
-    fn redirect(self, mut hop: Hop) -> i32 {
+    fn redirect(self, Hop(fib): &Hop) -> i32 {
         let size = size_of::<bpf_redir_neigh>() as i32;
+        // SAFETY: zero is a value.
+        let mut neighbour: bpf_redir_neigh = unsafe { MaybeUninit::zeroed().assume_init() };
+        neighbour.nh_family = fib.family as u32;
+        // SAFETY: both are unions of integers; an IPv4 next hop is in the first word.
+        neighbour.__bindgen_anon_1.ipv6_nh = unsafe { fib.__bindgen_anon_4.ipv6_dst };
         // SAFETY: the neighbour is that long.
-        unsafe { bpf_redirect_neigh(hop.device, &raw mut hop.neighbour, size, 0) as i32 }
+        unsafe { bpf_redirect_neigh(fib.ifindex, &raw mut neighbour, size, 0) as i32 }
     }
 
     #[inline(always)]
@@ -440,9 +442,12 @@ impl Skb for KernelSkb {
     #[inline(never)]
     fn receive(self, packet: &Packet, to: &CtValue) -> i32 {
         let back = CtValue { src: to.dst, dst: to.src, sport: to.dport, dport: to.sport, ..*to };
-        match self.route(packet, &back) {
+        let mut hop = Hop::default();
+        match self.route(packet, &back, &mut hop) {
             // SAFETY: as above.
-            Ok(hop) if hop.device != self.device() => unsafe { bpf_redirect(hop.device, BPF_F_INGRESS as u64) as i32 },
+            Ok(()) if hop.0.ifindex != self.device() => unsafe {
+                bpf_redirect(hop.0.ifindex, BPF_F_INGRESS as u64) as i32
+            },
             _ => PASS,
         }
     }

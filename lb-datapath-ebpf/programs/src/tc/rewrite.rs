@@ -65,11 +65,12 @@ pub fn translate<M: Maps, S: Skb>(maps: M, skb: S, packet: &Packet, to: &CtValue
 #[inline(always)]
 fn deliver<M: Maps, S: Skb>(maps: M, skb: S, packet: &Packet, to: &CtValue, hops: u8) -> Forwarded {
     const ANSWER: u8 = CT_OWN | CT_REPLY;
-    let verdict = match skb.route(packet, to) {
+    let mut hop = S::Hop::default();
+    let verdict = match skb.route(packet, to, &mut hop) {
         // The kernel answers with "time exceeded", from the packet as the client knows it. The node itself is no hop.
-        Ok(_) | Err(Unrouted::TooBig(_)) if packet.ttl <= hops => give_up(maps, Reason::PacketHopLimit),
-        Ok(hop) => match rewrite(skb, packet, to, packet.ttl.wrapping_sub(hops)) {
-            Ok(()) => skb.redirect(hop),
+        Ok(()) | Err(Unrouted::TooBig(_)) if packet.ttl <= hops => give_up(maps, Reason::PacketHopLimit),
+        Ok(()) => match rewrite(skb, packet, to, packet.ttl.wrapping_sub(hops)) {
+            Ok(()) => skb.redirect(&hop),
             Err(Refused) => give_up(maps, Reason::PacketNotRewritten),
         },
         Err(Unrouted::TooBig(mtu)) => return Forwarded::TooBig(mtu),

@@ -18,8 +18,11 @@ pub struct Refused;
 /// A packet, and what the kernel lets a program do with it. Each method is one helper call, or a few that belong
 /// together.
 pub trait Skb: Copy {
-    /// Where a packet goes next.
-    type Hop;
+    /// Where a packet goes next; nowhere by default.
+    ///
+    /// It is written in place, and is whole from the start: verifiers before Linux 6.3 refuse a program that reads what
+    /// was not written, and those before 5.16 do not see that a result decides whether it was.
+    type Hop: Default;
 
     /// `pkt_type` and `protocol` of the packet, the latter in network byte order.
     fn kind(self) -> (u32, u16);
@@ -87,17 +90,17 @@ pub trait Skb: Copy {
     /// there, or if the kernel cannot say (before Linux 6.7).
     fn preferred_source(self, packet: &Packet, to: &CtValue) -> Option<Addr>;
 
-    /// Asks the routing table for the next hop of `packet` with the tuple of `to`.
+    /// Asks the routing table for the next hop of `packet` with the tuple of `to`, and writes it into `hop`.
     ///
     /// # Errors
     /// When the table does not forward it.
-    fn route(self, packet: &Packet, to: &CtValue) -> Result<Self::Hop, Unrouted>;
+    fn route(self, packet: &Packet, to: &CtValue, hop: &mut Self::Hop) -> Result<(), Unrouted>;
 
     /// Whether a UDP socket of this host is connected to where the packet comes from, so that the packet is its.
     fn has_socket(self, packet: &Packet) -> bool;
 
     /// Sends the packet to the next hop. Returns the verdict for the kernel.
-    fn redirect(self, hop: Self::Hop) -> i32;
+    fn redirect(self, hop: &Self::Hop) -> i32;
 
     /// Sends the packet out of the device that it came in through. Returns the verdict for the kernel.
     fn send_back(self) -> i32;
