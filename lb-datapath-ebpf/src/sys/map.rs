@@ -170,6 +170,11 @@ impl RawMap {
         };
         // SAFETY: `keys` and `values` hold `count` elements of this map's sizes.
         let result = unsafe { bpf(bpf_cmd::BPF_MAP_UPDATE_BATCH, &mut attr) };
+        if has_no_batches(&result) {
+            let values = values.chunks_exact(self.shape.value_size as usize);
+            let elements = keys.chunks_exact(self.shape.key_size as usize).zip(values);
+            return one_by_one(elements, |(key, value)| self.element(bpf_cmd::BPF_MAP_UPDATE_ELEM, key, value));
+        }
         crash::point();
         stopped(result, attr.count, count)
     }
@@ -181,8 +186,22 @@ impl RawMap {
             BatchAttr { keys: address(keys), count: count as u32, map: raw(&self.fd), ..BatchAttr::default() };
         // SAFETY: `keys` holds `count` keys of this map's size.
         let result = unsafe { bpf(bpf_cmd::BPF_MAP_DELETE_BATCH, &mut attr) };
+        if has_no_batches(&result) {
+            let keys = keys.chunks_exact(self.shape.key_size as usize);
+            return one_by_one(keys, |key| self.element(bpf_cmd::BPF_MAP_DELETE_ELEM, key, &[]));
+        }
         crash::point();
         stopped(result, attr.count, count)
+    }
+
+    /// Writes or removes one element.
+    fn element(&self, cmd: bpf_cmd, key: &[u8], value: &[u8]) -> io::Result<()> {
+        let mut attr =
+            ElementAttr { map: raw(&self.fd), key: address(key), value: address(value), ..Default::default() };
+        // SAFETY: the key has this map's size, and so has the value, if one is written.
+        unsafe { bpf(cmd, &mut attr) }?;
+        crash::point();
+        Ok(())
     }
 
     /// The value of one element.
@@ -312,6 +331,21 @@ impl RawMap {
         assert_eq!(keys.len() % size, 0, "whole keys");
         keys.len() / size
     }
+}
+
+/// Whether the kernel writes only single elements of this type of map, as Linux 5.10 does for tries.
+fn has_no_batches(result: &io::Result<i64>) -> bool {
+    /// Of the kernel's own errors: <https://elixir.bootlin.com/linux/v6.18/source/include/linux/errno.h>.
+    const ENOTSUPP: i32 = 524;
+    result.as_ref().is_err_and(|error| error.raw_os_error() == Some(ENOTSUPP))
+}
+
+/// Calls `write` with every element, in order, up to the first that fails.
+fn one_by_one<T>(elements: impl Iterator<Item = T>, mut write: impl FnMut(T) -> io::Result<()>) -> Result<(), Stopped> {
+    for (done, element) in elements.enumerate() {
+        write(element).map_err(|cause| Stopped { done, cause })?;
+    }
+    Ok(())
 }
 
 fn stopped(result: io::Result<i64>, done: u32, count: usize) -> Result<(), Stopped> {
