@@ -20,6 +20,8 @@ const MAP_NEXT_KEY: i32 = 4;
 const PROG_LOAD: i32 = 5;
 const OBJ_PIN: i32 = 6;
 const OBJ_GET: i32 = 7;
+const TEST_RUN: i32 = 10;
+const PROG_BY_ID: i32 = 13;
 const INFO: i32 = 15;
 const LINK_CREATE: i32 = 28;
 const LINK_UPDATE: i32 = 29;
@@ -135,6 +137,50 @@ pub(crate) fn id(path: &Path) -> u32 {
     let (object, mut info) = (open(path), [0_u32; 2]);
     bpf(INFO, &mut attr(&[pair(raw(&object), 8), info.as_mut_ptr() as u64])).unwrap();
     info[1]
+}
+
+/// The program that is pinned, or whose link is.
+pub(crate) fn program_at(path: &Path) -> OwnedFd {
+    let pinned = open(path);
+    if !is_link(&pinned) {
+        return pinned;
+    }
+    let mut info = [0_u32; 3];
+    bpf(INFO, &mut attr(&[pair(raw(&pinned), size_of_val(&info) as u32), info.as_mut_ptr() as u64])).unwrap();
+    fd(PROG_BY_ID, &mut attr(&[info[2].into()]))
+}
+
+/// The name of a program, and how many instructions the verifier looked at; 0 if the kernel does not say it.
+pub(crate) fn verified(program: &OwnedFd) -> (String, u32) {
+    /// Words of `struct bpf_prog_info` up to the number, and where its name is.
+    const WORDS: usize = 56;
+    const NAME: usize = 16;
+    const VERIFIED: usize = 54;
+    let mut info = [0_u32; WORDS];
+    bpf(INFO, &mut attr(&[pair(raw(program), size_of_val(&info) as u32), info.as_mut_ptr() as u64])).unwrap();
+    let name: Vec<u8> =
+        info[NAME..NAME + 4].iter().flat_map(|word| word.to_ne_bytes()).take_while(|b| *b > 0).collect();
+    (String::from_utf8(name).unwrap(), info[VERIFIED])
+}
+
+/// Runs a program on a packet that comes in through a device of this thread's namespace: the verdict, and the packet.
+pub(crate) fn test_run(program: &OwnedFd, packet: &[u8], device: u32) -> (i32, Vec<u8>) {
+    // `__sk_buff` up to `ifindex`.
+    let mut context = [0_u32; 11];
+    context[10] = device;
+    let mut out = vec![0_u8; packet.len() + 256];
+    let mut attr = attr(&[
+        raw(program).into(),
+        pair(packet.len() as u32, out.len() as u32),
+        at(packet),
+        out.as_mut_ptr() as u64,
+        0,
+        pair(size_of_val(&context) as u32, 0),
+        context.as_ptr() as u64,
+    ]);
+    bpf(TEST_RUN, &mut attr).unwrap();
+    out.truncate((attr[1] >> 32) as usize);
+    ((attr[0] >> 32) as i32, out)
 }
 
 /// A map that is pinned.

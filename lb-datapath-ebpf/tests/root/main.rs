@@ -8,6 +8,7 @@ mod drift;
 mod evict;
 mod flows;
 mod foreign;
+mod kernel;
 mod packets;
 mod paths;
 mod sockets;
