@@ -29,6 +29,8 @@ use libtest_mimic::{Arguments, Failed, Trial};
 
 /// What somebody who is not root has to see pass.
 const CARRIED: [&str; 4] = ["memory", "nftables", "iptables_nft", "iptables_legacy"];
+/// Half of the cases is enough for the same programs at another hook.
+const ANOTHER_HOOK: &str = "ebpf_clsact::offload_off::";
 /// The cases that a datapath that carries nothing would hold up longest.
 const SLOWEST: [&str; 7] = [
     "a_backend_of_weight_zero_takes_nothing",
@@ -64,11 +66,13 @@ fn main() -> ExitCode {
         poor_memory(),
         faulty_memory(),
         ebpf(),
+        ebpf_clsact(),
         nftables(),
         iptables("iptables_nft", Variant::Nft),
         iptables("iptables_legacy", Variant::Legacy),
     ];
-    let mut trials: Vec<Trial> = trials(subjects, &tally).into_iter().map(unless_too_large).collect();
+    let trials = trials(subjects, &tally).into_iter().filter(|trial| !trial.name().starts_with(ANOTHER_HOOK));
+    let mut trials: Vec<Trial> = trials.map(unless_too_large).collect();
     if Privilege::current() == Privilege::Root {
         trials.push(Trial::test("conformance_without_root", without_root).with_ignored_flag(true));
     }
@@ -175,12 +179,22 @@ fn faulty_memory() -> Subject {
 }
 
 fn ebpf() -> Subject {
-    Subject::packets("ebpf", |node| {
+    ebpf_with("ebpf", false)
+}
+
+/// As on a kernel without TCX.
+fn ebpf_clsact() -> Subject {
+    ebpf_with("ebpf_clsact", true)
+}
+
+fn ebpf_with(name: &str, force_clsact: bool) -> Subject {
+    Subject::packets(name, move |node| {
         let config = EbpfConfig::new(&node.cgroup)
             .with_pin_dir(&node.pin_dir)
             .with_pod_devices(&node.pod_devices)
             .with_uplink_devices(&node.uplink_devices)
-            .with_destroy_sockets(DestroySockets::All);
+            .with_destroy_sockets(DestroySockets::All)
+            .with_force_clsact(force_clsact);
         Ok(Box::new(EbpfDatapath::open(config)?))
     })
     .root_only()
