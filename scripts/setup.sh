@@ -2,7 +2,7 @@
 # Installs what lb needs on Debian 12 or later, beside Rust: netfilter's tools and a linker, nothing if they are there.
 #
 #   scripts/setup.sh          what `lb lab` and the agent need
-#   scripts/setup.sh --test   also what the tests need: Rust components, the linker for eBPF objects, and cargo-deny
+#   scripts/setup.sh --test   also what the tests need: Rust components, the linker for eBPF objects, cargo-deny, qemu
 #
 # Run it as root, or as a user who may sudo.
 set -euo pipefail
@@ -14,7 +14,7 @@ packages=(ca-certificates gcc libc6-dev iptables nftables procps)
 
 case "${1:-}" in
 '') test=no ;;
---test) test=yes packages+=(iproute2 llvm) ;;
+--test) test=yes packages+=(iproute2 llvm qemu-system-x86 busybox-static cpio xz-utils debian-archive-keyring) ;;
 *)
     sed -n 's/^# \{0,1\}//p' "$0" | sed -n '1,7p' >&2
     exit 2

@@ -3,6 +3,7 @@
 mod api;
 mod build_ebpf;
 mod figures;
+mod kernels;
 mod nightly;
 mod package;
 mod packages;
@@ -28,6 +29,7 @@ enum Task {
     Nightly(nightly::Args),
     Planted(planted::Args),
     Figures(figures::Args),
+    Kernels(kernels::Args),
 }
 
 impl Task {
@@ -40,6 +42,7 @@ impl Task {
             Self::Nightly(args) => Ok(nightly::nightly(args)?),
             Self::Planted(args) => Ok(planted::planted(args)?),
             Self::Figures(args) => figures::figures(args),
+            Self::Kernels(args) => Ok(kernels::kernels(args)?),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! `cargo xtask nightly`: random tests that run for longer than CI lets them.
+//! `cargo xtask nightly`: tests that run for longer than CI lets them.
 
 use std::{
     fs,
@@ -7,11 +7,12 @@ use std::{
     time::{Instant, SystemTime},
 };
 
-use crate::test::Failed;
+use crate::{kernels, test::Failed};
 
 /// Plays random operations against the naive reference of lb-ipam, longer than CI does, restarts, lost ledgers and
 /// failing writes among them, and finds every planted fault. Then runs random packets through the eBPF program of
-/// packets and a reference, as root. Prints lines of progress.
+/// packets and a reference, as root, and all privileged tests of the eBPF datapath on older kernels, as `cargo xtask
+/// kernels --all` does, unless one of the first two is left out. Prints lines of progress.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// How many operations of lb-ipam at least; with 0 the test is left out. CI plays 100,000; a million takes about a
@@ -60,7 +61,8 @@ pub(crate) fn nightly(args: &Args) -> Result<(), Failed> {
             arguments: &["--ignored", "--nocapture"],
         },
     ];
-    tests.iter().filter(|test| test.count > 0).try_for_each(|test| test.run(seed))
+    tests.iter().filter(|test| test.count > 0).try_for_each(|test| test.run(seed))?;
+    if tests.iter().all(|test| test.count > 0) { kernels::kernels(&kernels::Args::ALL) } else { Ok(()) }
 }
 
 impl Test {

@@ -8,7 +8,7 @@ use std::{
 };
 
 use crate::{
-    api,
+    api, kernels,
     package::{self, package},
     packages::Workspace,
 };
@@ -29,7 +29,7 @@ pub(crate) struct Args {
 type Step = (&'static str, fn(&Args) -> Result<(), Failed>);
 
 /// What fails soonest comes first.
-const STEPS: [Step; 13] = [
+const STEPS: [Step; 14] = [
     ("format", |_| cargo(&["fmt", "--all", "--check"])),
     ("clippy", |_| clippy()),
     ("docs", |_| run(Command::new("cargo").args(["doc", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))),
@@ -41,6 +41,7 @@ const STEPS: [Step; 13] = [
     ("tests", |_| tests()),
     ("privileged tests", |args| privileged(args, &["--tests"])),
     ("crash points", |args| privileged(args, &CRASHES)),
+    ("older kernels", |_| kernels::kernels(&kernels::Args::SHORT)),
     ("examples", |args| examples(args.no_root)),
     ("own datapath", own_datapath),
 ];

@@ -64,6 +64,12 @@ impl Cluster {
         assert_eq!(self.datapath.observe().unwrap(), desired);
     }
 
+    /// Every backend in turn, where the kernel can count turns.
+    fn in_turn(&self) -> Lookup {
+        let turns = self.datapath.kernel_features().unwrap().fetch_add;
+        if turns { Lookup::RoundRobin } else { Lookup::Random }
+    }
+
     /// Why packets were stopped, and how many.
     fn stopped(&self) -> BTreeMap<Reason, u64> {
         let counts = self.datapath.reason_counters().unwrap().unwrap().read().unwrap();
@@ -152,7 +158,7 @@ fn counts_of_stopped_packets_survive_the_process() {
 fn an_outside_client_reaches_every_backend_with_the_nodes_address() {
     let _turn = turn();
     let mut cluster = Cluster::new();
-    cluster.apply(services(Lookup::RoundRobin, None));
+    cluster.apply(services(cluster.in_turn(), None));
     for (family, vip) in VIPS.iter().enumerate() {
         let found = cluster.ask(&cluster.world.client, vip);
         assert_eq!(found, answers(&[("a", NODE[family]), ("b", NODE[family])]), "{vip}");
@@ -165,7 +171,7 @@ fn translated_sources_have_no_ports_that_sockets_of_the_node_get() {
     let _turn = turn();
     let mut cluster = Cluster::new();
     assert_eq!(cluster.datapath.capabilities().translated_ports, 1024..=29_999);
-    cluster.apply(services(Lookup::RoundRobin, None));
+    cluster.apply(services(cluster.in_turn(), None));
     let Cluster { datapath, world, _pins: pins, _cgroup } = cluster;
     let config = datapath.config().clone();
     drop(datapath);
@@ -197,7 +203,7 @@ fn checksums_are_right_without_offload() {
         space.run(|| crate::common::no_offload("eth0"));
     }
     cluster.world.node.run(|| POD_DEVICES.into_iter().chain([UPLINK]).for_each(crate::common::no_offload));
-    cluster.apply(services(Lookup::RoundRobin, None));
+    cluster.apply(services(cluster.in_turn(), None));
     for (family, vip) in VIPS.iter().enumerate() {
         let found = cluster.ask(&cluster.world.client, vip);
         assert_eq!(found, answers(&[("a", NODE[family]), ("b", NODE[family])]), "{vip}");
@@ -246,10 +252,10 @@ fn a_service_without_backends_refuses_at_once() {
 fn connections_outlive_the_backend_in_the_set_and_the_process() {
     let _turn = turn();
     let mut cluster = Cluster::new();
-    cluster.apply(services(Lookup::RoundRobin, None));
+    cluster.apply(services(cluster.in_turn(), None));
     let mut streams = cluster.world.client.run(|| [0; 4].map(|_| TcpStream::connect(addr(VIPS[0])).unwrap()));
     let before = streams.each_mut().map(|stream| ask_on(stream).unwrap());
-    let mut one = services(Lookup::RoundRobin, None);
+    let mut one = services(cluster.in_turn(), None);
     for (id, set) in std::mem::take(&mut one.sets) {
         let id = lb_core::id::SetId::new(id.get() + 10).unwrap();
         let slots = set.slots[..1].into();
