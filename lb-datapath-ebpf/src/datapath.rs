@@ -1,22 +1,12 @@
 //! The datapath itself.
 
-use std::{
-    collections::BTreeSet,
-    io,
-    os::fd::AsFd,
-    path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Duration,
-};
+use std::{collections::BTreeSet, io, os::fd::AsFd, path::Path, sync::Arc, time::Duration};
 
 use lb_core::{
     addr::{Family, FrontendKind, Protocol},
     datapath::{
         AffinityCapability, ApplyError, Atomicity, Capabilities, Counters, Datapath, DatapathError, Devices, Evicted,
-        Eviction, Role, SocketCapability, SocketHash, Watcher,
+        Eviction, MapUsage, Role, SocketCapability, SocketHash, Watcher,
     },
     decision::Packet,
     drift::{Drift, DriftClass, Expected, Inspection, compare},
@@ -31,7 +21,7 @@ use lb_datapath_ebpf_abi as abi;
 use crate::{
     ask,
     config::{DestroySockets, EbpfConfig, SocketBalancing},
-    counters::MapCounters,
+    counters::{MapCounters, SharedFilled},
     drift::{repair, scan::Scanner, watch::PinWatcher},
     error::EbpfError,
     evict,
@@ -44,6 +34,7 @@ use crate::{
         links::{self, Ingress},
         missing::MissingPins,
         ownership::{self, Left},
+        sizes::KeptSize,
     },
     programs::{DryRun, INGRESS, Programs},
     reasons::ReasonCounters,
@@ -51,7 +42,7 @@ use crate::{
         layout::REASONS,
         lower::{self, MAX_SLOTS},
         maps::Maps,
-        mirror::Mirror,
+        mirror::{Filled, Mirror},
         ports::Ports,
         restore::Restored,
         sockets::Sockets,
@@ -71,7 +62,7 @@ pub struct EbpfDatapath {
     config: EbpfConfig,
     kernel: Option<Kernel>,
     shared: SharedAnchors,
-    elements: Arc<AtomicU64>,
+    filled: SharedFilled,
     missing: Option<MissingPins>,
     /// Why the flows of some sockets cannot be cut, although the configuration asks for it.
     drain_problem: Option<DatapathError>,
@@ -84,6 +75,7 @@ pub(crate) struct Kernel {
     pub(crate) mirror: Mirror,
     pub(crate) programs: Programs,
     pub(crate) features: KernelFeatures,
+    kept: Vec<KeptSize>,
     pub(crate) role: u32,
     pub(crate) sockets: Sockets,
     pub(crate) scanner: Scanner,
@@ -103,10 +95,10 @@ impl EbpfDatapath {
     /// When the directory is in use, belongs to another user, holds pins of other programs or is in no BPF file system,
     /// when the kernel is older than 6.6, and when a cgroup or an uplink does not exist.
     pub fn open(config: EbpfConfig) -> Result<Self, DatapathError> {
-        let (shared, elements) = (SharedAnchors::default(), Arc::default());
+        let (shared, filled) = (SharedAnchors::default(), SharedFilled::default());
         let everywhere = config.destroy_sockets == DestroySockets::All;
         let drain_problem = everywhere.then(evict::hindrance).flatten();
-        let mut datapath = Self { config, kernel: None, shared, elements, missing: None, drain_problem };
+        let mut datapath = Self { config, kernel: None, shared, filled, missing: None, drain_problem };
         datapath.kernel()?;
         Ok(datapath)
     }
@@ -132,6 +124,14 @@ impl EbpfDatapath {
     #[must_use]
     pub fn kernel_features(&self) -> Option<KernelFeatures> {
         self.kernel.as_ref().map(|kernel| kernel.features)
+    }
+
+    /// Maps that have another size than [`capacities`](EbpfConfig::capacities) asks for, because an earlier process made
+    /// them. They keep it until [`cleanup`](Datapath::cleanup). Tell people: their setting has no effect yet.
+    #[must_use]
+    pub fn kept_sizes(&self) -> Vec<KeptSize> {
+        let Some(kernel) = &self.kernel else { return Vec::new() };
+        kernel.kept.clone()
     }
 
     /// Pins that were missing when the datapath was opened, although an earlier process had left others. Tell people:
@@ -249,6 +249,16 @@ impl EbpfDatapath {
         Ok(cookie.ok_or(EbpfError::NoNamespace)?)
     }
 
+    /// How full each map is whose size is one of the [capacities](EbpfConfig::capacities), empty after
+    /// [`cleanup`](Datapath::cleanup). What programs write is estimated. [`Counters::maps`] says the same from another
+    /// thread. It takes some hundred microseconds.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn map_usage(&self) -> Result<Vec<MapUsage>, DatapathError> {
+        self.counters().map_or_else(|| Ok(Vec::new()), |counters| counters.maps())
+    }
+
     /// What is in the kernel, loaded if it is not there.
     fn kernel(&mut self) -> Result<&mut Kernel, EbpfError> {
         let kernel = match self.kernel.take() {
@@ -260,12 +270,8 @@ impl EbpfDatapath {
                 kernel
             }
         };
-        self.count(kernel.mirror.elements());
+        self.filled.set(kernel.mirror.filled());
         Ok(self.kernel.insert(kernel))
-    }
-
-    fn count(&self, elements: u64) {
-        self.elements.store(elements, Ordering::Relaxed);
     }
 
     /// Pins and links that have changed since they were made.
@@ -333,11 +339,12 @@ impl Kernel {
         anchors.attach_cgroup(&programs, &config.cgroup)?;
         attach_devices(&mut anchors, &programs, &mut maps, config)?;
         let role = maps.role()?;
+        let kept = anchors.kept_sizes(&config.capacities)?;
         let sweeper = Sweeper::start(maps.live_flows())?;
         let scanner = Scanner::default();
         let dry = None;
         let kernel =
-            Self { maps, mirror, programs, features, role, sockets, scanner, dry, _sweeper: sweeper, unreadable };
+            Self { maps, mirror, programs, features, kept, role, sockets, scanner, dry, _sweeper: sweeper, unreadable };
         Ok((kernel, anchors))
     }
 
@@ -486,16 +493,16 @@ impl Datapath for EbpfDatapath {
     fn observe(&mut self) -> Result<State, DatapathError> {
         let Some(kernel) = &mut self.kernel else { return Ok(State::default()) };
         kernel.adopt()?;
-        let (state, elements) = (kernel.mirror.state.clone(), kernel.mirror.elements());
-        self.count(elements);
+        let (state, filled) = (kernel.mirror.state.clone(), kernel.mirror.filled());
+        self.filled.set(filled);
         Ok(state)
     }
 
     fn apply(&mut self, plan: &Plan) -> Result<(), ApplyError> {
         let Kernel { maps, mirror, .. } = self.kernel().map_err(|error| ApplyError::unknown(error.into()))?;
         let outcome = lower::apply(mirror, maps, plan);
-        let elements = mirror.elements();
-        self.count(elements);
+        let filled = mirror.filled();
+        self.filled.set(filled);
         outcome
     }
 
@@ -517,7 +524,7 @@ impl Datapath for EbpfDatapath {
     }
 
     fn cleanup(&mut self) -> Result<(), DatapathError> {
-        self.count(0);
+        self.filled.set(Filled::default());
         self.kernel = None;
         let anchors = self.shared.lock().take();
         match anchors {
@@ -552,8 +559,8 @@ impl Datapath for EbpfDatapath {
             |drift: &Drift| matches!(drift.class, DriftClass::Pin | DriftClass::Link | DriftClass::Program);
         let entries = if found.iter().all(of_anchors) { Ok(()) } else { repair::entries(kernel) };
         let outcome = repair::state(kernel, expected);
-        let elements = kernel.mirror.elements();
-        self.count(elements);
+        let filled = kernel.mirror.filled();
+        self.filled.set(filled);
         anchors.and(entries).and(outcome)
     }
 
@@ -575,6 +582,6 @@ impl Datapath for EbpfDatapath {
 
     fn counters(&self) -> Option<Arc<dyn Counters>> {
         let maps = self.shared.lock().as_ref()?.maps().ok()?;
-        Some(Arc::new(MapCounters::new(maps, Arc::clone(&self.elements))))
+        Some(Arc::new(MapCounters::new(maps, self.filled.clone())))
     }
 }

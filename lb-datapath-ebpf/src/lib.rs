@@ -55,7 +55,7 @@ pub use config::{Capacities, DestroySockets, EbpfConfig, SocketBalancing};
 pub use datapath::EbpfDatapath;
 pub use features::{DeviceHook, KernelFeatures};
 pub use lb_datapath_ebpf_abi::{Errno, Reason, Verdict};
-pub use pins::missing::MissingPins;
+pub use pins::{missing::MissingPins, sizes::KeptSize};
 pub use reasons::ReasonCounters;
 pub use state::dry::map_writes;
 

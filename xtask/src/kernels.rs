@@ -31,7 +31,7 @@ pub(crate) struct Args {
 
 impl Args {
     /// What `cargo xtask test` runs.
-    pub(crate) const SHORT: Self = Self { only: None, all: false, timeout: 120 };
+    pub(crate) const SHORT: Self = Self { only: None, all: false, timeout: 600 };
     /// What `cargo xtask nightly` runs.
     pub(crate) const ALL: Self = Self { only: None, all: true, timeout: 1800 };
 }

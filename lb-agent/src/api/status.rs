@@ -67,6 +67,25 @@ pub struct Datapath {
     pub devices: Vec<String>,
     /// Objects in the kernel, if the datapath can count them.
     pub usage: Option<Usage>,
+    /// How it does what depends on the kernel, such as `packets: tcx`, in words.
+    #[serde(default)]
+    pub facts: Vec<String>,
+    /// Maps whose size is bounded.
+    #[serde(default)]
+    pub maps: Vec<MapUsage>,
+}
+
+/// How full a map of a datapath is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MapUsage {
+    /// Its name.
+    pub name: String,
+    /// Elements in it, estimated if it [evicts](Self::evicts).
+    pub entries: u64,
+    /// Most elements.
+    pub capacity: u64,
+    /// Whether a full map drops what was used least recently, and does not refuse more.
+    pub evicts: bool,
 }
 
 /// Objects of a datapath in the kernel.

@@ -24,7 +24,7 @@ impl Driver for Ebpf {
     }
 
     fn about(&self) -> &'static str {
-        "eBPF programs on sockets and devices; Linux 6.6 or later"
+        "eBPF programs on sockets and devices; Linux 5.15 or later"
     }
 
     fn open(&self, attachments: &Attachments) -> Result<Box<dyn OpenDatapath>, DatapathError> {
@@ -89,8 +89,8 @@ impl Driver for Ebpf {
     }
 
     fn minimum_kernel(&self) -> Option<(u32, u32)> {
-        // TCX.
-        Some((6, 6))
+        // What the verifiers before it cannot follow.
+        Some((5, 15))
     }
 
     fn settings(&self) -> &'static [Setting] {
@@ -190,6 +190,12 @@ impl OpenDatapath for OnDevices {
         Some(self.attached.values().cloned().collect())
     }
 
+    fn facts(&self) -> Vec<String> {
+        let features = self.datapath.kernel_features().map(|features| features.to_string()).unwrap_or_default();
+        let kept = self.datapath.kept_sizes();
+        features.lines().map(str::to_owned).chain(kept.iter().map(ToString::to_string)).collect()
+    }
+
     fn follow_devices(&mut self) -> Result<(), String> {
         self.follow()
     }
@@ -226,7 +232,11 @@ impl OnDevices {
                 "--destroy-sockets is all, and drain policies are not carried out"
             );
         }
-        Ok(Self { datapath, settings: settings.clone(), attached })
+        let opened = Self { datapath, settings: settings.clone(), attached };
+        for fact in opened.facts() {
+            tracing::info!("{fact}");
+        }
+        Ok(opened)
     }
 
     fn follow(&mut self) -> Result<(), String> {

@@ -302,6 +302,12 @@ pub trait OpenDatapath: Send {
         None
     }
 
+    /// How this datapath does what depends on the kernel, as it was found when it was opened: one short line for each
+    /// fact, for people. Default: there is nothing to say.
+    fn facts(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// Attaches to devices that came and forgets those that went. Default: does nothing.
     ///
     /// # Errors

@@ -117,7 +117,8 @@ impl Engine {
         let mut runner = runner.with_drift(config.drift.into(), config.drift_interval);
         // A zone claims no address, so it cannot be refused.
         let _ = runner.handle_change(Change::SetZone(config.zone.clone()));
-        let shared = Arc::new(AgentState::new(runner, config, sources, datapath.datapath().counters()));
+        let shared =
+            Arc::new(AgentState::new(runner, config, sources, datapath.datapath().counters(), datapath.facts()));
         let asked = ReportWaiters::default();
         Self {
             datapath,

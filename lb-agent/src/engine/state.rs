@@ -20,8 +20,8 @@ use nix::time::{ClockId, clock_gettime};
 
 use crate::{
     api::{
-        Addresses, Backend, Condition, Datapath, DriftReport, Explanation, Node, Pool, Service, Status, Usage, remarks,
-        view,
+        Addresses, Backend, Condition, Datapath, DriftReport, Explanation, MapUsage, Node, Pool, Service, Status,
+        Usage, remarks, view,
     },
     config::{Config, DriftMode, maglev::MaglevHash},
     driver::DatapathKind,
@@ -41,6 +41,7 @@ pub(crate) struct AgentState {
     start: std::time::Instant,
     kind: DatapathKind,
     counters: Option<Arc<dyn Counters>>,
+    facts: Vec<String>,
     /// Written by the thread of the datapath alone.
     runner: RwLock<Runner>,
     drift_mode: DriftMode,
@@ -56,6 +57,7 @@ impl AgentState {
         config: &Config,
         sources: &[(SourceName, String)],
         counters: Option<Arc<dyn Counters>>,
+        facts: Vec<String>,
     ) -> Self {
         let unread = |(name, place): &(SourceName, String)| SourceNotes {
             name: name.clone(),
@@ -69,6 +71,7 @@ impl AgentState {
             start: std::time::Instant::now(),
             kind: config.datapath,
             counters,
+            facts,
             runner: RwLock::new(runner),
             drift_mode: config.drift,
             feed: Mutex::default(),
@@ -312,6 +315,7 @@ impl AgentState {
 
     pub(crate) fn status(&self) -> Status {
         let (usage, usage_problem) = self.usage();
+        let (maps, maps_problem) = self.maps();
         let (now, watchers) = (self.now(), self.feed().watchers());
         let runner = self.runner();
         let reconciler = runner.reconciler();
@@ -322,7 +326,9 @@ impl AgentState {
         let of_sources = notes.source_problems.iter();
         conditions.extend(of_sources.map(|((_, kind), message)| Condition::new(kind, message)));
         conditions.extend(notes.rejections().map(|error| Condition::new("ManifestsRejected", &error)));
-        conditions.extend(usage_problem.map(|problem| Condition::new("UsageUnknown", &problem)));
+        let unknown = usage_problem.or(maps_problem);
+        conditions.extend(unknown.map(|problem| Condition::new("UsageUnknown", &problem)));
+        conditions.extend(maps.iter().filter_map(pressure));
         let drift_conditions = words::conditions(runner.drifts(), now);
         conditions.extend(drift_conditions.iter().map(|(kind, message)| Condition::new(kind, message)));
         conditions.extend(view::kept(reconciler));
@@ -347,6 +353,8 @@ impl AgentState {
                 apply_us: u64::try_from(notes.took.as_micros()).unwrap_or(u64::MAX),
                 devices: notes.devices.clone(),
                 usage,
+                facts: self.facts.clone(),
+                maps,
             },
             manifests: notes.sources.first().map(notes::manifests).unwrap_or_default(),
             sources: notes.sources.iter().map(notes::source).collect(),
@@ -367,6 +375,15 @@ impl AgentState {
         }
     }
 
+    /// As [`usage`](Self::usage), of single maps.
+    fn maps(&self) -> (Vec<MapUsage>, Option<String>) {
+        match self.counters.as_ref().map(|counters| counters.maps()) {
+            None => (Vec::new(), None),
+            Some(Ok(maps)) => (maps.into_iter().map(MapUsage::from).collect(), None),
+            Some(Err(error)) => (Vec::new(), Some(error.report())),
+        }
+    }
+
     fn feed(&self) -> MutexGuard<'_, Feed> {
         self.feed.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -374,6 +391,27 @@ impl AgentState {
     fn notes(&self) -> MutexGuard<'_, Notes> {
         self.notes.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+impl From<lb_core::datapath::MapUsage> for MapUsage {
+    fn from(usage: lb_core::datapath::MapUsage) -> Self {
+        let lb_core::datapath::MapUsage { name, entries, capacity, evicts } = usage;
+        Self { name, entries, capacity, evicts }
+    }
+}
+
+/// The condition of a map that is nearly full.
+fn pressure(map: &MapUsage) -> Option<Condition> {
+    /// Percent from which people are told.
+    const HIGH: u64 = 90;
+    let MapUsage { name, entries, capacity, evicts } = map;
+    if entries.saturating_mul(100) < capacity.saturating_mul(HIGH) {
+        return None;
+    }
+    let (about, full) =
+        if *evicts { ("about ", "drops those that were used least recently") } else { ("", "takes no more") };
+    let message = format!("map {name} has {about}{entries} of {capacity} elements; a full one {full}");
+    Some(Condition::new("MapPressure", &message))
 }
 
 /// Services whose endpoints a change may touch.
@@ -436,6 +474,17 @@ mod tests {
     use lb_core::{endpoint::EndpointSlice, name::SliceName, service::Service};
 
     use super::*;
+
+    #[test]
+    fn a_map_is_told_from_nine_tenths_on_with_what_becomes_of_the_rest() {
+        let map = |entries, evicts| MapUsage { name: "CT".into(), entries, capacity: 1000, evicts };
+        assert_eq!(pressure(&map(899, false)), None);
+        let told = |map| pressure(&map).map(|condition| (condition.kind, condition.message));
+        let text = |text: &str| Some(("MapPressure".to_owned(), text.to_owned()));
+        assert_eq!(told(map(900, false)), text("map CT has 900 of 1000 elements; a full one takes no more"));
+        let evicting = "map CT has about 1000 of 1000 elements; a full one drops those that were used least recently";
+        assert_eq!(told(map(1000, true)), text(evicting));
+    }
 
     #[test]
     fn a_last_good_state_is_said_to_stay_only_where_there_is_one() {

@@ -6,7 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lb_agent::api::{Client, ClientError, Condition, DriftClass, DriftStatus, Manifests, Node, Source, Status};
+use lb_agent::api::{
+    Client, ClientError, Condition, DriftClass, DriftStatus, Manifests, MapUsage, Node, Source, Status,
+};
 
 use crate::{
     cli::StatusArgs,
@@ -45,6 +47,20 @@ fn await_ready(client: &Client, timeout: Duration) -> Result<Status, Failure> {
     }
 }
 
+/// How full maps are, the fullest first; those that are nearly empty are counted.
+fn maps(maps: &[MapUsage]) -> String {
+    let percent = |map: &MapUsage| map.entries.saturating_mul(100).checked_div(map.capacity).unwrap_or(100);
+    let mut used: Vec<_> = maps.iter().map(|map| (percent(map), map.name.as_str())).collect();
+    used.sort_by(|a, b| b.0.cmp(&a.0).then(a.1.cmp(b.1)));
+    let empty = used.iter().filter(|(percent, _)| *percent == 0).count();
+    let mut told: Vec<_> =
+        used.iter().filter(|(percent, _)| *percent > 0).map(|(p, name)| format!("{name} {p} %")).collect();
+    if empty > 0 {
+        told.push(format!("{empty} below 1 %"));
+    }
+    told.join(", ")
+}
+
 fn table(status: &Status, verbose: bool) -> String {
     let mut table = Table::new(["WHAT", "STATE"]);
     let mut line = |what: &str, state: String| table.row([what.into(), state]);
@@ -58,6 +74,10 @@ fn table(status: &Status, verbose: bool) -> String {
     line("datapath", format!("{}, plan {}, applied in {} us", datapath.kind, datapath.plan, datapath.apply_us));
     if !datapath.devices.is_empty() {
         line("devices", datapath.devices.join(", "));
+    }
+    datapath.facts.iter().for_each(|fact| line("kernel", fact.clone()));
+    if !datapath.maps.is_empty() {
+        line("maps", maps(&datapath.maps));
     }
     if let Some(usage) = datapath.usage {
         let bytes = usage.bytes.map(|bytes| format!(", {bytes} bytes")).unwrap_or_default();
@@ -214,6 +234,13 @@ mod tests {
 
     fn source(name: &str, listed: bool) -> Source {
         Source { name: name.into(), listed, ..Source::default() }
+    }
+
+    #[test]
+    fn the_fullest_maps_come_first_and_empty_ones_are_counted() {
+        let map = |name: &str, entries| MapUsage { name: name.into(), entries, capacity: 200, evicts: false };
+        assert_eq!(maps(&[map("A", 1), map("B", 2), map("C", 200), map("D", 0)]), "C 100 %, B 1 %, 2 below 1 %");
+        assert_eq!(maps(&[map("A", 100)]), "A 50 %");
     }
 
     #[test]

@@ -4,7 +4,7 @@ mod capabilities;
 mod error;
 mod eviction;
 
-use alloc::{boxed::Box, sync::Arc, vec::Vec};
+use alloc::{boxed::Box, string::String, sync::Arc, vec::Vec};
 use core::{task::Waker, time::Duration};
 
 pub use capabilities::{AffinityCapability, Atomicity, Capabilities, SocketCapability, SocketHash};
@@ -159,6 +159,37 @@ pub trait Counters: Send + Sync {
     /// # Errors
     /// When the kernel cannot be asked.
     fn usage(&self) -> Result<KernelUsage, DatapathError>;
+
+    /// How full each of the maps is whose size is bounded. Default: none is.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    fn maps(&self) -> Result<Vec<MapUsage>, DatapathError> {
+        Ok(Vec::new())
+    }
+}
+
+/// How full a map of bounded size is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MapUsage {
+    /// Its name.
+    pub name: String,
+    /// Elements in it. Of a map that [evicts](Self::evicts) it is an estimate.
+    pub entries: u64,
+    /// Most elements.
+    pub capacity: u64,
+    /// Whether a full map makes room by dropping the element that was used least recently. Otherwise it refuses more:
+    /// [`ErrorKind::Capacity`].
+    pub evicts: bool,
+}
+
+impl MapUsage {
+    /// How full it is, in percent, 0 to 100.
+    #[must_use]
+    pub fn percent(&self) -> u8 {
+        let percent = self.entries.saturating_mul(100).checked_div(self.capacity).unwrap_or(100);
+        u8::try_from(percent.min(100)).unwrap_or(100)
+    }
 }
 
 /// Counts of the objects of a datapath in the kernel.

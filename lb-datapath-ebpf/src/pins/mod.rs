@@ -7,3 +7,4 @@ pub(crate) mod directories;
 pub(crate) mod links;
 pub(crate) mod missing;
 pub(crate) mod ownership;
+pub(crate) mod sizes;

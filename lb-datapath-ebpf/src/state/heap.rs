@@ -53,6 +53,12 @@ impl Heap {
         true
     }
 
+    /// Chunks that can be had, now or after [`GRACE`].
+    pub(crate) fn unused(&self) -> u32 {
+        let in_grace = self.in_grace.iter().map(|(_, extent)| extent.chunks);
+        self.free.values().copied().chain(in_grace).sum()
+    }
+
     /// Room for `chunks` chunks at `now`.
     pub(crate) fn allocate(&mut self, chunks: u32, now: Duration) -> Result<Extent, NoRoom> {
         self.end_grace(now);

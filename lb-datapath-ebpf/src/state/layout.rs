@@ -148,9 +148,24 @@ impl Layout {
         !derived.contains(&self.name)
     }
 
+    /// Whether its number of elements is a capacity.
+    pub(crate) fn is_sized(&self) -> bool {
+        (self.capacity)(&Capacities::default()).is_some()
+    }
+
+    /// Whether it makes room by dropping what was used least recently.
+    pub(crate) fn evicts(&self) -> bool {
+        self.kind as u32 == BPF_MAP_TYPE_LRU_HASH as u32
+    }
+
+    /// What people count, in an element of the map: `SLOTS` has several slots in each.
+    pub(crate) fn elements_per_entry(&self) -> u64 {
+        if self.name == "SLOTS" { u64::from(abi::SLOTS_PER_CHUNK) } else { 1 }
+    }
+
     /// Whether a map that was found pinned can be used.
     pub(crate) fn check(&self, path: &Path, found: &MapInfo) -> Result<(), EbpfError> {
-        let sized = (self.capacity)(&Capacities::default()).is_some();
+        let sized = self.is_sized();
         let expected = Shape {
             kind: self.kind as u32,
             key_size: self.key as u32,

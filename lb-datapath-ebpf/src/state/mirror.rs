@@ -45,6 +45,15 @@ pub(crate) struct Mirror {
     number: u64,
 }
 
+/// Elements of the maps that user space fills.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Filled {
+    /// Of all of them, slots left out.
+    pub(crate) elements: u64,
+    /// By map.
+    pub(crate) tables: [(&'static str, u64); 6],
+}
+
 /// The backends that `MEMBERS` lists for a set, in order, each with its value.
 pub(crate) type Members = Box<[(BackendId, u8)]>;
 
@@ -168,6 +177,23 @@ impl Mirror {
         let unknown = found.keys().filter(|addr| !self.addresses_said.contains_key(&convert::ip(**addr)));
         fixes.extend(unknown.map(|addr| Write::NoAddress(*addr)));
         fixes
+    }
+
+    /// Elements of each map that user space fills.
+    pub(crate) fn filled(&self) -> Filled {
+        let State { backends, sets, frontends, .. } = &self.state;
+        let slots = (self.limits.chunks - self.heap.unused()) as usize * abi::SLOTS_PER_CHUNK as usize;
+        Filled {
+            elements: self.elements(),
+            tables: [
+                ("FRONTENDS", frontends.len() as u64),
+                ("BACKENDS", backends.len() as u64),
+                ("SETS", sets.len() as u64),
+                ("MEMBERS", self.members as u64),
+                ("TURNS", self.turns as u64),
+                ("SLOTS", slots as u64),
+            ],
+        }
     }
 
     /// Addresses of frontends and backends; one may come more than once.

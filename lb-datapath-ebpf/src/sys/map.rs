@@ -306,6 +306,37 @@ impl RawMap {
         }
     }
 
+    /// How many elements a hash map has: exact up to 8,192, beyond that estimated from as many.
+    ///
+    /// The kernel hands elements out bucket by bucket, and says in which it stopped. The hash spreads them evenly.
+    pub(crate) fn estimate(&self) -> io::Result<u64> {
+        const SAMPLE: usize = 8192;
+        let room = |size: u32| vec![0_u8; SAMPLE * size as usize];
+        let (mut keys, mut values) = (room(self.shape.key_size), room(self.shape.value_size));
+        let mut next = [0_u32];
+        let mut attr = BatchAttr {
+            out_batch: address_mut(&mut next),
+            keys: address_mut(&mut keys),
+            values: address_mut(&mut values),
+            count: SAMPLE as u32,
+            map: raw(&self.fd),
+            ..BatchAttr::default()
+        };
+        // SAFETY: keys and values have room for `count` elements, and a hash map's position is a `u32`.
+        match unsafe { bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attr) } {
+            Ok(_) => {
+                // https://elixir.bootlin.com/linux/v6.18/source/kernel/bpf/hashtab.c (`htab_map_alloc`)
+                let buckets = u64::from(self.shape.max_entries).next_power_of_two();
+                let counted = u64::from(attr.count);
+                let all = (counted * buckets).checked_div(u64::from(next[0])).unwrap_or(counted);
+                Ok(all.min(self.shape.max_entries.into()))
+            }
+            // That was the last bucket.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(attr.count.into()),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Every key of a map that has no batch look-up with a number as its position, such as a trie.
     pub(crate) fn keys(&self) -> io::Result<Vec<Vec<u8>>> {
         let mut keys: Vec<Vec<u8>> = Vec::new();

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
 mod bpf;
+mod capacity;
 mod clsact;
 mod common;
 mod drift;

@@ -1088,10 +1088,13 @@ mod tests {
         (node.facts.ips_len, node.facts.ips[0]) = (1, map_v4(NODE));
         fake.node.set(Some(node));
         let listener = |set| CtValue { dst: map_v4(NODE), dport: Port::new(8080), backend: 1, set, ..CtValue::EMPTY };
-        assert_eq!(open(&fake, &tcp(SYN), &mut listener(1), true), None);
+        assert_eq!(open(&fake, &FakeSkb::tcp_v4(SYN), &tcp(SYN), &mut listener(1), true), None);
         let mut second = tcp(SYN);
         second.key.dst = map_v4([10, 96, 0, 2]);
-        assert_eq!(open(&fake, &second, &mut listener(1), true), Some(Reason::PacketNoSourcePort));
+        assert_eq!(
+            open(&fake, &FakeSkb::tcp_v4(SYN), &second, &mut listener(1), true),
+            Some(Reason::PacketNoSourcePort)
+        );
         assert_eq!(open(&fake, &second, &mut listener(0), false), Some(Reason::PacketNoSourcePort), "a direct one");
     }
 
