@@ -145,6 +145,7 @@ fn sizes_that_are_kept_are_told() {
         [
             "map FRONTENDS keeps room for 32 elements until a cleanup, though 64 are asked for",
             "map SLOTS keeps room for 64 elements until a cleanup, though 128 are asked for",
+            "map ADDRESSES keeps room for 32 elements until a cleanup, though 64 are asked for",
         ]
     );
     let usage = host.usage("FRONTENDS");

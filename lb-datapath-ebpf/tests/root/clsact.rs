@@ -207,13 +207,16 @@ fn filters_that_others_remove_or_replace_come_back() {
     let mut datapath = node.open(true);
     let mut watcher = datapath.watcher().unwrap().unwrap();
     let tc = |command: &str| drop(node.world.node.tc(command));
-    let detached = Drift::new(DriftClass::Link, format!("lb_ingress of {DEVICE}"), Difference::Missing);
-    let detached = [detached.because(Cause::Detached)];
+    let detached = |program: &str| {
+        Drift::new(DriftClass::Link, format!("{program} of {DEVICE}"), Difference::Missing).because(Cause::Detached)
+    };
+    let both = vec![detached("lb_ingress"), detached("lb_egress")];
     // With its qdisc, and alone.
-    for command in [format!("qdisc del dev {DEVICE} clsact"), format!("filter del dev {DEVICE} ingress")] {
-        tc(&command);
+    let alone = vec![detached("lb_ingress")];
+    for (command, expected) in [("qdisc del dev DEVICE clsact", both), ("filter del dev DEVICE ingress", alone)] {
+        tc(&command.replace("DEVICE", DEVICE));
         assert!(watcher.wait(PATIENCE).unwrap(), "{command}");
-        assert_eq!(node.heal(&mut datapath), detached, "{command}");
+        assert_eq!(node.heal(&mut datapath), expected, "{command}");
         assert_eq!(node.ask(), "b 10.244.0.2");
     }
     let [(handle, program)] = node.filters(DEVICE)[..] else { panic!("{:?}", node.filters(DEVICE)) };
