@@ -36,6 +36,7 @@ use crate::{
         ownership::{self, Left},
         sizes::KeptSize,
     },
+    privileges,
     programs::{DryRun, INGRESS, Programs},
     reasons::ReasonCounters,
     state::{
@@ -299,6 +300,7 @@ impl Kernel {
     /// none.
     fn load(config: &mut EbpfConfig) -> Result<(Self, Anchors, Option<MissingPins>), EbpfError> {
         let ports = Ports::free()?;
+        privileges::check()?;
         let features = KernelFeatures::detect(config.force_clsact)?;
         let pins = Pins::create(&config.pin_dir)?;
         let Left { usable: adopted, missing } = ownership::check(&pins)?;

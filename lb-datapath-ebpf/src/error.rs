@@ -36,6 +36,12 @@ pub(crate) enum EbpfError {
     Mixed { link: PathBuf, map: String },
     #[error("{what} map {name} failed")]
     Map { name: &'static str, what: &'static str, source: io::Error },
+    #[error(
+        "the process lacks {}; the datapath needs CAP_NET_ADMIN, CAP_BPF and CAP_PERFMON, and CAP_SYS_ADMIN stands for \
+         the last two",
+        .0.join(" and ")
+    )]
+    Capabilities(Vec<&'static str>),
     #[error("asking the kernel whether it has {what} failed; {}", needed(source.raw_os_error()))]
     Probe { what: &'static str, source: io::Error },
     #[error("loading the eBPF object failed; {}", .0.needed())]
@@ -148,6 +154,7 @@ impl EbpfError {
             Self::Locked { .. } | Self::Unpinned { .. } => ErrorKind::Busy,
             Self::Repair(_) => ErrorKind::System,
             Self::Load(source) | Self::Program { source, .. } => source.kind(),
+            Self::Capabilities(_) => ErrorKind::Permission,
             Self::NoProgram { .. } => ErrorKind::Unsupported,
             Self::ForeignMap { .. }
             | Self::Foreign { .. }

@@ -5,7 +5,7 @@
 //! is pinned, so that services outlive the process that programmed them.
 //!
 //! The crate embeds the programs, built from `programs/` by `cargo xtask build-ebpf`: it needs no BPF toolchain. It
-//! runs on Linux 6.6 and later, with `CAP_BPF`, `CAP_NET_ADMIN` and `CAP_PERFMON`.
+//! runs on Linux 5.15 and later, with `CAP_BPF`, `CAP_NET_ADMIN` and `CAP_PERFMON`.
 //!
 //! The process holds every pinned object open and keeps a mirror of the maps. So it finds and repairs what other tools
 //! unpin, detach or edit ([`inspect`](lb_core::datapath::Datapath::inspect),
@@ -46,6 +46,7 @@ mod evict;
 mod features;
 mod object;
 mod pins;
+mod privileges;
 mod programs;
 mod reasons;
 mod state;

@@ -12,5 +12,6 @@ mod foreign;
 mod kernel;
 mod packets;
 mod paths;
+mod privileges;
 mod sockets;
 mod verify;
