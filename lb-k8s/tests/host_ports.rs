@@ -280,7 +280,7 @@ fn a_terminating_pod_keeps_its_host_port_until_it_ends() {
 fn a_node_port_comes_before_a_host_port_of_its_number_and_both_are_named() {
     let web =
         pod("web", 1, "{containerPort: 80, hostPort: 30080}, {containerPort: 80, hostPort: 30080, protocol: UDP}");
-    let service = "---\n{apiVersion: v1, kind: Service, metadata: {name: api}, spec: {type: NodePort, clusterIP: \
+    let service = "---\n{apiVersion: v1, kind: Service, metadata: {name: zoo}, spec: {type: NodePort, clusterIP: \
                    10.96.0.9, ports: [{port: 80, nodePort: 30080}]}}\n";
     let mut node = Node::new(&web);
     assert_eq!(node.served().len(), 4);
@@ -296,10 +296,11 @@ fn a_node_port_comes_before_a_host_port_of_its_number_and_both_are_named() {
     assert_eq!(
         node.refused(),
         [
-            "spec.containers[0].ports[0].hostPort: host port 30080/tcp is also the node port of Service default/api, which \
+            "spec.containers[0].ports[0].hostPort: host port 30080/tcp is also the node port of Service default/zoo, which \
           keeps it: give one of them another number"
         ]
     );
+    // The service lets go of the number before the pod gets it, although its name comes later.
     node.update(&(web.clone() + &service.replace("30080", "30081")));
     assert_eq!((owner(&node), node.refused()), (Some(FrontendKind::HostPort), vec![]));
     assert_eq!(node.errors, [""; 0]);
