@@ -47,7 +47,7 @@ impl Remaining {
             1 => " and 1 other frontend".into(),
             others => format!(" and {others} other frontends"),
         };
-        Some(format!("up to {flows} flows to {first}{others} go on with a backend that left: {why}"))
+        Some(format!("flows to {first}{others} go on with a backend that left, up to {flows} in all: {why}"))
     }
 }
 
@@ -77,15 +77,16 @@ mod tests {
     fn what_goes_on_is_said_until_it_has_ended() {
         let mut remaining = Remaining::default();
         remaining.note(&[addr(1), addr(2)], &evicted(&[(1, 2), (2, 3)]));
-        let said = "up to 5 flows to 10.96.0.1:53/udp and 1 other frontend go on with a backend that left: elsewhere";
+        let said =
+            "flows to 10.96.0.1:53/udp and 1 other frontend go on with a backend that left, up to 5 in all: elsewhere";
         assert_eq!(remaining.problem().as_deref(), Some(said));
         remaining.note(&[addr(3)], &evicted(&[]));
         assert_eq!(remaining.problem().as_deref(), Some(said), "another frontend says nothing about these");
         remaining.note(&[addr(2)], &evicted(&[]));
-        let said = "up to 2 flows to 10.96.0.1:53/udp go on with a backend that left: elsewhere";
+        let said = "flows to 10.96.0.1:53/udp go on with a backend that left, up to 2 in all: elsewhere";
         assert_eq!(remaining.problem().as_deref(), Some(said));
         remaining.note(&[addr(1)], &evicted(&[(1, 1)]));
-        assert!(remaining.problem().is_some_and(|said| said.starts_with("up to 1 flows")), "a later look counts anew");
+        assert!(remaining.problem().is_some_and(|said| said.contains("up to 1 in all")), "a later look counts anew");
         remaining.note(&[addr(1)], &evicted(&[]));
         assert_eq!(remaining.problem(), None);
     }

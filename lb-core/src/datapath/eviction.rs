@@ -50,9 +50,9 @@ impl Evicted {
 
 impl fmt::Display for Evicted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "ended {} sockets and {} flows of packets", self.sockets, self.flows)?;
+        write!(f, "ended: sockets {}, flows of packets {}", self.sockets, self.flows)?;
         let Some(first) = self.remaining.first() else { return Ok(()) };
         let count = self.count_remaining();
-        write!(f, ", up to {count} go on, the first of {}: {}", first.frontend, first.cause.report())
+        write!(f, "; going on: up to {count}, the first to {}: {}", first.frontend, first.cause.report())
     }
 }

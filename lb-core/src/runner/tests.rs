@@ -124,10 +124,10 @@ fn flows_end_after_the_plan_and_when_they_have_drained() {
     steps(&mut runner, &mut datapath, at(5000));
     take(&mut runner, [Change::ReplaceEndpoints(EndpointSlice { endpoints: vec![], ..slice })]);
     let said: Vec<String> = steps(&mut runner, &mut datapath, at(6000)).iter().map(Event::to_string).collect();
-    assert!(said.iter().all(|event| !event.contains("ended")), "{said:?}");
+    assert!(said.iter().all(|event| !event.contains("ended:")), "{said:?}");
     assert_eq!(runner.poll_timeout(), Some(at(11_000)));
     let said: Vec<String> = steps(&mut runner, &mut datapath, at(11_000)).iter().map(Event::to_string).collect();
-    assert_eq!(said, ["ended 0 sockets and 0 flows of packets"]);
+    assert_eq!(said, ["ended: sockets 0, flows of packets 0"]);
     assert_eq!(runner.poll_timeout(), None);
 }
 
