@@ -43,7 +43,7 @@ struct Features {
     fragments: bool,
 }
 
-const FEATURES: Features = Features { local_backends: true, extension_headers: false, fragments: false };
+const FEATURES: Features = Features { local_backends: true, extension_headers: true, fragments: true };
 /// More extension headers than these are not walked.
 const MOST_EXTENSIONS: usize = 6;
 
@@ -239,8 +239,9 @@ pub(crate) struct Reference {
     doubtful: HashSet<Tuple>,
     /// Those that have ever been so: the tuple of their answers may be taken for good.
     unseen: HashSet<Tuple>,
-    /// Ports of packets whose first fragment was seen, by what all of their fragments have in common.
-    fragments: HashMap<(Addresses, u8, u32), Ports>,
+    /// Ports of packets whose first fragment was seen, by what all of their fragments have in common, and whether that
+    /// one was malformed.
+    fragments: HashMap<(Addresses, u8, u32), (Ports, bool)>,
 }
 
 impl Reference {
@@ -310,18 +311,20 @@ impl Reference {
         if (ip.is_part() && !FEATURES.fragments) || !(walked || ip.extensions.is_empty()) {
             return None;
         }
-        let is_malformed = !ip.faults.is_empty() || ip.checksum == Check::Wrong;
+        let mut is_malformed = !ip.faults.is_empty() || ip.checksum == Check::Wrong;
         let key = (ip.addresses, ip.protocol, ip.fragment.map_or(0, |fragment| fragment.id));
         let (protocol, ports, flags) = match ip.transport {
             Transport::Tcp(TcpReading { ports, flags, .. }) => (Protocol::Tcp, ports, flags),
             Transport::Udp(ports) => (Protocol::Udp, ports, 0),
             Transport::Other if ip.is_later_part() => {
-                (Protocol::from_number(ip.protocol)?, *self.fragments.get(&key)?, 0)
+                let (ports, may_be_unknown) = *self.fragments.get(&key)?;
+                is_malformed |= may_be_unknown;
+                (Protocol::from_number(ip.protocol)?, ports, 0)
             }
             Transport::Sctp(_) | Transport::Icmp { .. } | Transport::Other | Transport::Cut => return None,
         };
-        if ip.is_part() && !ip.is_later_part() && !is_malformed && view.role != Role::Standby {
-            self.fragments.insert(key, ports);
+        if ip.is_part() && !ip.is_later_part() && view.role != Role::Standby {
+            self.fragments.insert(key, (ports, is_malformed));
         }
         let source = Endpoint { ip: source, port: ports.source };
         let destination = Endpoint { ip: destination, port: ports.destination };
@@ -422,8 +425,8 @@ impl Reference {
                 Verdict::Pass => self.add_direct(view, subject, all),
                 Verdict::Drop => all.push(Alternative::Dropped),
                 Verdict::Forward(_) | Verdict::Reject if subject.is_reset() => all.push(Alternative::Dropped),
-                Verdict::Reject if subject.ip.has_options => all.push(Alternative::Dropped),
-                Verdict::Reject => all.push(Alternative::Answered),
+                // The rate of answers is limited.
+                Verdict::Reject => all.extend([Alternative::Answered, Alternative::Dropped]),
                 Verdict::Forward(forward) => {
                     let backends = match &forward.choice {
                         Choice::Exactly(backend) => [*backend].into(),
@@ -505,7 +508,11 @@ impl Reference {
             Alternative::Dropped => is(out.verdict == TCX_DROP, Fate::Dropped, "it is not dropped"),
             Alternative::Direct => {
                 is(untouched(frame, out), Fate::Untouched, "it is not as it came")?;
-                self.saw_direct(view, subject);
+                if subject.is_malformed {
+                    self.saw_anything(view, subject);
+                } else {
+                    self.saw_direct(view, subject);
+                }
                 Ok(Fate::Untouched)
             }
             Alternative::DirectAnswer => {
@@ -761,7 +768,7 @@ impl Reference {
         // Only flows to addresses of backends are remembered for sure.
         let ip = subject.tuple.destination.ip;
         let is_backend = view.backends.iter().any(|(backend, left)| backend.ip == ip && *left == 0);
-        let doubtful = !is_backend || subject.is_malformed || view.model.node().ips.contains(&ip);
+        let doubtful = !is_backend || view.model.node().ips.contains(&ip);
         let mut closing = Closing { doubtful, ..Closing::default() };
         closing.see(CLIENT, subject.flags & Segment::FIN);
         self.replies.insert(answers, Reply { client: subject.tuple, closing, doubtful });

@@ -125,7 +125,7 @@ pub enum Fault {
     Extensions,
     /// The header of the transport protocol does not end in the packet.
     TransportLength,
-    /// The length in the UDP header is not that of the datagram.
+    /// The length in the UDP header is not that of the datagram, or not more than the first part of it has.
     DatagramLength,
 }
 
@@ -296,11 +296,12 @@ impl IpReading {
         if header > claimed || self.transport == Transport::Cut {
             self.faults.push(Fault::TransportLength);
         }
-        if let (Transport::Udp(_), Ok(udp)) = (self.transport, UdpHeaderSlice::from_slice(bytes))
-            && usize::from(udp.length()) != claimed
-            && !self.is_part()
-        {
-            self.faults.push(Fault::DatagramLength);
+        if let (Transport::Udp(_), Ok(udp)) = (self.transport, UdpHeaderSlice::from_slice(bytes)) {
+            let length = usize::from(udp.length());
+            let fits = if self.is_part() { length > claimed } else { length == claimed };
+            if !fits {
+                self.faults.push(Fault::DatagramLength);
+            }
         }
         self.transport_checksum = self.check(frame);
     }
