@@ -57,7 +57,8 @@ pub enum SocketBalancing {
     /// packets, through their devices: what stands between a pod's processes and its device, as a proxy in the pod or a
     /// virtual machine, sees virtual addresses.
     Host,
-    /// None. Sockets that were sent to a backend before keep it, and hear the virtual address.
+    /// None. Sockets that were sent to a backend before keep it, and hear the virtual address. Processes of the node
+    /// reach services only as far as their packets leave through an attached device.
     Off,
 }
 
