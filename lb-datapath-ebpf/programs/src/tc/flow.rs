@@ -1095,7 +1095,11 @@ mod tests {
             open(&fake, &FakeSkb::tcp_v4(SYN), &second, &mut listener(1), true),
             Some(Reason::PacketNoSourcePort)
         );
-        assert_eq!(open(&fake, &second, &mut listener(0), false), Some(Reason::PacketNoSourcePort), "a direct one");
+        assert_eq!(
+            open(&fake, &FakeSkb::tcp_v4(SYN), &second, &mut listener(0), false),
+            Some(Reason::PacketNoSourcePort),
+            "a direct one"
+        );
     }
 
     #[test]
