@@ -108,6 +108,17 @@ fn an_address_in_a_connected_network_may_be_a_hosts() {
     other_ports_of(&model, "20.0.0.1", Verdict::Drop);
 }
 
+/// As where a pool has the address of a node: its API server and its other ports stay reachable.
+#[test]
+fn an_ingress_address_that_the_node_has_leaves_its_other_ports_to_the_node() {
+    let mut model = model();
+    let own = Service { load_balancer_ips: vec![ip("172.18.0.2")], ..web("a", "10.96.0.1") };
+    model.apply(Change::UpsertService(own)).unwrap();
+    other_ports_of(&model, "172.18.0.2", Verdict::Pass);
+    model.apply(Change::SetNode(NodeFacts { ips: vec![ip("198.51.100.2")], ..node() })).unwrap();
+    other_ports_of(&model, "172.18.0.2", Verdict::Drop);
+}
+
 #[test]
 fn frontends_of_one_address_that_disagree_pass_rather_than_refuse_rather_than_drop() {
     let mut model = model();

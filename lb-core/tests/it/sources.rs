@@ -130,6 +130,23 @@ fn a_deny_list_keeps_those_in_it_out() {
 }
 
 #[test]
+fn ranges_of_one_service_leave_another_one_at_the_same_address_open() {
+    let mut model = allowing(&["203.0.113.0/24"]);
+    let other = Service {
+        load_balancer_ips: vec![ip("20.0.0.1")],
+        ports: vec![port("http", Protocol::Tcp, 8001)],
+        ..web("b", "10.96.0.2")
+    };
+    model.apply(Change::UpsertService(other)).unwrap();
+    model.apply(Change::ReplaceEndpoints(slice("b", [ready("10.244.0.1")]))).unwrap();
+    for (entry, source) in [(Entry::Uplink, "198.51.100.7"), (Entry::PodDevice, "10.244.0.9")] {
+        assert!(!is_forwarded(&model, entry, source, "20.0.0.1"));
+        let open = Packet { destination_port: 8001, ..packet(entry, source, "20.0.0.1") };
+        assert!(matches!(verdict(&model, &open), Verdict::Forward(_)), "{open}");
+    }
+}
+
+#[test]
 fn a_cluster_address_is_guarded_against_the_outside_only() {
     let model = allowing(&["203.0.113.0/24"]);
     assert!(is_forwarded(&model, Entry::Uplink, "203.0.113.7", "10.96.0.1"));
