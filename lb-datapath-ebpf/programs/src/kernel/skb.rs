@@ -477,11 +477,12 @@ impl KernelSkb {
     }
 }
 
-/// `len` bytes of `N` words, in the way that the verifier sees a bound in.
+/// `len` bytes of `N` words, in the way that the verifier sees a bound in: before Linux 5.17 it forgets that a number is
+/// not zero if a copy of it was compared. So what is compared is one less, and nobody can copy it before.
 #[inline(always)]
 fn part<const N: usize>(len: u32) -> Result<u32, Refused> {
-    let len = len & 0x7f;
-    if len == 0 || len as usize > size_of::<[u32; N]>() { Err(Refused) } else { Ok(len) }
+    let more = core::hint::black_box(len.wrapping_sub(1) as u64) & 0x7f;
+    if len == 0 || more as usize >= size_of::<[u32; N]>() { Err(Refused) } else { Ok(more as u32 + 1) }
 }
 
 /// A helper's result.
