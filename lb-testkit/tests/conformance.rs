@@ -16,7 +16,7 @@ use lb_core::{
     faulty::{Faults, Faulty},
     memory::MemoryDatapath,
 };
-use lb_datapath_ebpf::{DestroySockets, EbpfConfig, EbpfDatapath};
+use lb_datapath_ebpf::{DestroySockets, EbpfConfig, EbpfDatapath, SocketBalancing};
 use lb_datapath_iptables::{
     iptables::{IptablesConfig, IptablesDatapath, Variant},
     nftables::{NftablesConfig, NftablesDatapath},
@@ -67,11 +67,16 @@ fn main() -> ExitCode {
         faulty_memory(),
         ebpf(),
         ebpf_clsact(),
+        ebpf_host(),
         nftables(),
         iptables("iptables_nft", Variant::Nft),
         iptables("iptables_legacy", Variant::Legacy),
     ];
-    let trials = trials(subjects, &tally).into_iter().filter(|trial| !trial.name().starts_with(ANOTHER_HOOK));
+    let trials = trials(subjects, &tally).into_iter().filter(|trial| {
+        let is_of_host = trial.name().starts_with("ebpf_host::");
+        let is_of_another_hook = trial.name().starts_with(ANOTHER_HOOK);
+        !is_of_another_hook && (!is_of_host || OF_HOST.iter().any(|case| trial.name().ends_with(case)))
+    });
     let mut trials: Vec<Trial> = trials.map(unless_too_large).collect();
     if Privilege::current() == Privilege::Root {
         trials.push(Trial::test("conformance_without_root", without_root).with_ignored_flag(true));
@@ -84,6 +89,14 @@ fn main() -> ExitCode {
     print!("{tally}");
     conclusion.exit_code()
 }
+
+/// Cases of eBPF with the sockets of the node alone. The others expect of a pod's socket what a socket that is sent to its
+/// backend does, such as a kept source where a pod is its own backend.
+const OF_HOST: [&str; 3] = [
+    "::everybody_reaches_a_cluster_address",
+    "::other_ports_and_plain_addresses_are_left_alone",
+    "::other_ports_of_another_hosts_address_are_that_hosts",
+];
 
 /// `iptables-nft-restore` stays with `net.core.wmem_default` in a user namespace, too little for hundreds of services.
 fn unless_too_large(trial: Trial) -> Trial {
@@ -195,6 +208,20 @@ fn ebpf_with(name: &str, force_clsact: bool) -> Subject {
             .with_uplink_devices(&node.uplink_devices)
             .with_destroy_sockets(DestroySockets::All)
             .with_force_clsact(force_clsact);
+        Ok(Box::new(EbpfDatapath::open(config)?))
+    })
+    .root_only()
+}
+
+/// The sockets of pods go to virtual addresses, and their packets are translated.
+fn ebpf_host() -> Subject {
+    Subject::packets("ebpf_host", |node| {
+        let config = EbpfConfig::new(&node.cgroup)
+            .with_pin_dir(&node.pin_dir)
+            .with_pod_devices(&node.pod_devices)
+            .with_uplink_devices(&node.uplink_devices)
+            .with_destroy_sockets(DestroySockets::All)
+            .with_socket_balancing(SocketBalancing::Host);
         Ok(Box::new(EbpfDatapath::open(config)?))
     })
     .root_only()
