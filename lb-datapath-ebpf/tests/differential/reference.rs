@@ -437,6 +437,10 @@ impl Reference {
                 }
             }
         }
+        if view.model.node().ips.contains(&subject.tuple.source.ip) {
+            // It comes in, so that it is forged, and source ranges may keep it out.
+            all.push(Alternative::Dropped);
+        }
         if is_doubtful || matches!(memory, Some(Memory::Unknown)) {
             let family = Family::of(subject.tuple.destination.ip);
             let fits = |b: &&BackendAddr| b.protocol == subject.tuple.protocol && b.family() == family;

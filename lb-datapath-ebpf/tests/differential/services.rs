@@ -14,6 +14,7 @@ use lb_core::{
     name::{NodeName, ServiceName, SliceName},
     node::NodeFacts,
     service::{Algorithm, Service, ServicePort, TrafficPolicy},
+    sources::{RangePolicy, SourceRanges},
     table::TableSize,
 };
 
@@ -101,6 +102,7 @@ fn service(dice: &mut Dice, facts: &NodeFacts, number: usize) -> Service {
         prefix_v4: dice.pick(&[32, 24]),
         prefix_v6: dice.pick(&[128, 64]),
     };
+    let source_ranges = dice.chance(25).then(|| ranges(dice).into());
     let policy = dice.pick(&[TrafficPolicy::Cluster, TrafficPolicy::Cluster, TrafficPolicy::Local]);
     Service {
         cluster_ips: FAMILIES.map(|family| cluster_ip(number, family)).to_vec(),
@@ -110,9 +112,18 @@ fn service(dice: &mut Dice, facts: &NodeFacts, number: usize) -> Service {
         affinity: dice.chance(35).then_some(sticky),
         algorithm: Some(dice.pick(&[Algorithm::Random, Algorithm::RoundRobin, Algorithm::Maglev])),
         table_size: TableSize::new(251).ok(),
+        source_ranges,
         internal_traffic_policy: policy,
         ..Service::new(name(number))
     }
+}
+
+/// Some of the clients.
+fn ranges(dice: &mut Dice) -> SourceRanges {
+    let prefixes = ["10.244.0.0/24", "172.18.0.100/32", "198.51.100.0/24", "fd00:10:244::/64", "fd00:172:18::/64"];
+    let policy = dice.pick(&[RangePolicy::Allow, RangePolicy::Deny]);
+    let chosen: Vec<&str> = prefixes.into_iter().filter(|_| dice.chance(50)).collect();
+    SourceRanges::new(policy, chosen.into_iter().map(|prefix| prefix.parse().unwrap()))
 }
 
 fn endpoints(dice: &mut Dice, facts: &NodeFacts, number: usize, family: Family) -> Change {
