@@ -198,7 +198,7 @@ fn the_kernel_says_what_the_model_decides_and_keeps_no_trace() {
         }
     }
     println!("1500 packets agree: {forwarded} forwarded, {translated} translated, {refused} refused, {passed} passed");
-    assert!(forwarded > 100 && translated > 100 && refused > 100 && passed > 100);
+    assert!(forwarded > 100 && translated > 100 && refused > 100 && passed > 50);
     assert_eq!(subject.traces(), before);
 }
 

@@ -858,6 +858,78 @@ mod tests {
         assert_eq!(connect(&fake, 40_002).err(), Some(Reason::PacketNoSourcePort));
     }
 
+    /// Ports of one backend in the simulations.
+    const POOL: u16 = 1024;
+    /// Simulations of each load.
+    const RUNS: u32 = 3;
+
+    /// Random numbers, the same ones every time (Marsaglia, *Xorshift RNGs*, 2003).
+    fn random(seed: u32) -> impl FnMut() -> u32 {
+        let mut x = seed;
+        move || {
+            x ^= x << 13;
+            x ^= x >> 17;
+            x ^= x << 5;
+            x
+        }
+    }
+
+    /// How many of so many newcomers find no port, when nobody leaves.
+    fn without_a_port(newcomers: u16, mut roll: impl FnMut() -> u32) -> usize {
+        let fake = serving();
+        fake.ports.set(POOL);
+        let failed = (0..newcomers).filter(|number| {
+            let mut syn = tcp(SYN);
+            syn.key.sport = Port::new(10_000 + number);
+            fake.dice(core::iter::repeat_with(&mut roll).take(PORT_ATTEMPTS as usize));
+            let opened = open_to(&fake, &syn, 1);
+            if let Ok(to) = &opened {
+                let entry = fake.flows.borrow()[&to.mirror(6)].clone();
+                entry.add_server(SIDE_SEEN);
+                entry.add_client(SIDE_SEEN);
+            }
+            opened.is_err()
+        });
+        failed.count()
+    }
+
+    /// The same for one random pick that `next` makes another one of, as often as the program picks.
+    fn by_rule(newcomers: u16, mut roll: impl FnMut() -> u32, next: impl Fn(u16) -> u16) -> usize {
+        let mut taken = [false; POOL as usize];
+        let failed = (0..newcomers).filter(|_| {
+            let mut pick = (roll() >> 16) as u16 % POOL;
+            for _ in 0..PORT_ATTEMPTS {
+                if !core::mem::replace(&mut taken[usize::from(pick)], true) {
+                    return false;
+                }
+                pick = next(pick);
+            }
+            true
+        });
+        failed.count()
+    }
+
+    #[test]
+    fn fewer_newcomers_go_without_a_port_than_with_neighbours_as_candidates() {
+        for percent in [50, 75, 90, 100_u16] {
+            let newcomers = (u32::from(POOL) * u32::from(percent) / 100) as u16;
+            // The next number, after the last one the first; and the next number scaled into the pool as if it were any
+            // number of 16 bits, which halves the distance to the end of a pool that is the upper half of all ports.
+            let wrapping = |pick: u16| (pick + 1) % POOL;
+            let scaled = |pick: u16| (POOL + pick).div_ceil(2).min(POOL - 1);
+            let runs = 1..=RUNS;
+            let ours: usize = runs.clone().map(|seed| without_a_port(newcomers, random(seed))).sum();
+            let wrapped: usize = runs.clone().map(|seed| by_rule(newcomers, random(seed), wrapping)).sum();
+            let crowded: usize = runs.map(|seed| by_rule(newcomers, random(seed), scaled)).sum();
+            let all = RUNS as usize * usize::from(newcomers);
+            std::println!(
+                "{percent} %: of {all} newcomers {ours} without a port; next port {wrapped}, scaled {crowded}"
+            );
+            assert!(ours <= wrapped && ours <= crowded, "{percent} %");
+            assert!(percent > 75 || ours == 0, "{percent} %: {ours}");
+        }
+    }
+
     #[test]
     fn a_port_of_a_frontend_on_the_nodes_address_is_no_source() {
         let fake = serving();
