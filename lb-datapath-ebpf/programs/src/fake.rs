@@ -442,7 +442,20 @@ impl FlowMaps for &Fake {
         };
         let datagram = FragmentKey { src: [1; 4], dst: [1; 4], id: 1, protocol: 1, pad: [0; 3] };
         let quote = Quote { sender: [1; 4], icmp: 1, ip: 1, transport: 1, end: 1 };
-        let to = CtValue { flags: 0xff, ..CtValue::EMPTY };
+        // What the packet before has left.
+        let to = CtValue {
+            last_ns: u64::MAX,
+            src: [9; 4],
+            dst: [9; 4],
+            sport: Port(9),
+            dport: Port(9),
+            backend: 9,
+            set: 9,
+            flags: 0xff,
+            client: 0xff,
+            server: 0xff,
+            ..CtValue::EMPTY
+        };
         let limits = self.limits.get();
         Some(Box::leak(Box::new(Work { packet, piece: Piece::First, datagram, to, quote, limits })))
     }

@@ -314,6 +314,15 @@ mod tests {
     }
 
     #[test]
+    fn nothing_of_the_packet_before_gets_into_a_flow() {
+        let (fake, skb) = (Fake::serving(LOOKUP_HASH, &[1]), FakeSkb::tcp_v4(SYN));
+        let asked = skb.packet();
+        assert_eq!(ingress(&fake, &skb), REDIRECTED);
+        let flow = fake.flows.borrow()[&asked.key].get();
+        assert_eq!((flow.client, flow.server, flow.set, flow.backend), (0, 0, 1, 1));
+    }
+
+    #[test]
     fn a_packet_for_no_frontend_is_passed_untouched_and_uncounted() {
         let fake = Fake::new();
         for skb in [FakeSkb::tcp_v4(SYN), FakeSkb::udp_v6()] {

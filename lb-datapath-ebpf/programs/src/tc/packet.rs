@@ -120,7 +120,8 @@ impl Packet {
         } else {
             let flags = u32::from_be(flags);
             let header = flags >> 28 << 2;
-            if header < TCP_HEADER || payload < if is_whole { header } else { TCP_HEADER } {
+            // A first fragment has all of it as well (RFC 8200, section 4.5).
+            if header < TCP_HEADER || payload < header {
                 return None;
             }
             self.flags = (flags >> 16) as u8;
