@@ -267,6 +267,28 @@ fn pods_keep_their_source_and_everybody_else_is_translated() {
 }
 
 #[test]
+fn of_several_addresses_the_route_chooses_the_source_where_the_datapath_asks_it() {
+    let plain = world(web("a", "10.96.0.1"), [ready("10.244.0.1")]);
+    let ports = plain.capabilities().translated_ports.clone();
+    for (routed, others, expected) in [
+        (true, vec!["198.51.100.1"], None),
+        (true, vec!["2001:db8::1"], Some(ip("172.18.0.2"))),
+        (false, vec!["198.51.100.1"], Some(ip("172.18.0.2"))),
+    ] {
+        let capabilities = plain.capabilities().clone().with_routed_sources(routed);
+        let mut model = Model::new(Settings::default(), capabilities);
+        let mut node = plain.node().clone();
+        node.ips.extend(others.iter().map(|other| ip(other)));
+        model.apply(Change::SetNode(node)).unwrap();
+        model.apply(Change::UpsertService(web("a", "10.96.0.1"))).unwrap();
+        model.apply(Change::ReplaceEndpoints(slice("a", [ready("10.244.0.1")]))).unwrap();
+        let outside = decision(&model, "203.0.113.7", "10.96.0.1", Entry::Uplink);
+        let translated = SourceRewrite::Translated { addr: expected, ports: ports.clone() };
+        assert_eq!(forward(&outside).source, translated, "{others:?}");
+    }
+}
+
+#[test]
 fn no_backend_is_refused_and_none_by_policy_is_dropped() {
     let unready = Endpoint {
         conditions: lb_core::endpoint::Conditions { ready: false, serving: false, terminating: false },
