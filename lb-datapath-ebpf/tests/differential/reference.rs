@@ -438,8 +438,8 @@ impl Reference {
             }
         }
         if view.model.node().ips.contains(&subject.tuple.source.ip) {
-            // It comes in, so that it is forged, and source ranges may keep it out.
-            all.push(Alternative::Dropped);
+            // It comes in, so that it is forged: source ranges may keep it out, and the node drops what is passed.
+            all.extend([Alternative::Dropped, Alternative::Untouched]);
         }
         if is_doubtful || matches!(memory, Some(Memory::Unknown)) {
             let family = Family::of(subject.tuple.destination.ip);
