@@ -1149,8 +1149,8 @@ impl Skb for &FakeSkb {
         Ok(())
     }
 
-    fn preferred_source(self, _: &Packet, _: &CtValue) -> Option<Addr> {
-        self.preferred.get()
+    fn preferred_source(self, _: &Packet, _: &CtValue, source: &mut Addr) -> bool {
+        self.preferred.get().map(|preferred| *source = preferred).is_some()
     }
 
     fn route(self, _: &Packet, _: &CtValue, (): &mut Self::Hop) -> Result<(), Unrouted> {

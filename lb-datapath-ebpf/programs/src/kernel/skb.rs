@@ -333,14 +333,15 @@ impl Skb for KernelSkb {
     }
 
     #[inline(never)]
-    fn preferred_source(self, packet: &Packet, to: &CtValue) -> Option<Addr> {
+    fn preferred_source(self, packet: &Packet, to: &CtValue, source: &mut Addr) -> bool {
         // SAFETY: integers and unions of integers; zero is a value.
         let mut fib: FibParams = unsafe { MaybeUninit::zeroed().assume_init() };
         fib.l4_protocol = packet.key.protocol;
         fib.ifindex = self.device();
         if packet.is_v4 {
             fib.family = AF_INET;
-            fib.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(unmap_v4(to.dst)?);
+            let Some(dst) = unmap_v4(to.dst) else { return false };
+            fib.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(dst);
         } else {
             fib.family = AF_INET6;
             fib.__bindgen_anon_4.ipv6_dst = to.dst;
@@ -348,16 +349,17 @@ impl Skb for KernelSkb {
         let (size, flags) = (size_of::<FibParams>() as i32, BPF_FIB_LOOKUP_SKIP_NEIGH | BPF_FIB_LOOKUP_SRC);
         // SAFETY: the parameters are that long.
         if unsafe { bpf_fib_lookup(self.0.cast(), &raw mut fib, size, flags) } != 0 {
-            return None;
+            return false;
         }
         // SAFETY: unions of integers; the helper has filled the member of the family.
-        Some(unsafe {
+        *source = unsafe {
             if packet.is_v4 {
                 map_v4(fib.__bindgen_anon_3.ipv4_src.to_ne_bytes())
             } else {
                 fib.__bindgen_anon_3.ipv6_src
             }
-        })
+        };
+        true
     }
 
     #[inline(always)]

@@ -432,10 +432,9 @@ fn routed<M: FlowMaps, S: Skb>(maps: M, skb: S, packet: &Packet, to: &CtValue, s
     if !source.is_one_of_many {
         return source;
     }
-    match skb.preferred_source(packet, to) {
-        Some(addr) if maps.is_node(addr) => Source { addr, ..source },
-        _ => source,
-    }
+    // Whole from the start, as the next hop of a packet is.
+    let mut addr = source.addr;
+    if skb.preferred_source(packet, to, &mut addr) && maps.is_node(addr) { Source { addr, ..source } } else { source }
 }
 
 /// Assigns the flow a source of the node, with a port that no other flow to the same backend has.

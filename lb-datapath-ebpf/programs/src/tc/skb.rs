@@ -86,9 +86,9 @@ pub trait Skb: Copy {
     /// When the helper refuses.
     fn resize(self, len: u32) -> Result<(), Refused>;
 
-    /// The node's address that the routing table prefers for packets to the destination of `to`; `None` if it has no way
-    /// there, or if the kernel cannot say (before Linux 6.7).
-    fn preferred_source(self, packet: &Packet, to: &CtValue) -> Option<Addr>;
+    /// Writes into `source` the node's address that the routing table prefers for packets to the destination of `to`.
+    /// `false` if it has no way there, or if the kernel cannot say (before Linux 6.7).
+    fn preferred_source(self, packet: &Packet, to: &CtValue, source: &mut Addr) -> bool;
 
     /// Asks the routing table for the next hop of `packet` with the tuple of `to`, and writes it into `hop`.
     ///
