@@ -295,7 +295,8 @@ fn explain_tells_the_choice_and_why() {
     assert_eq!(explanation["source_rewrite"]["rewrite"], "kept");
     let outside = explain(&["tcp", "198.51.100.1:4000", "10.96.0.10:80", "--entry", "uplink"]);
     assert_eq!(outside["source_rewrite"]["address"], "192.0.2.1");
-    assert_eq!(explain(&["udp", "10.244.0.9:4000", "10.96.0.10:80"])["verdict"], "pass");
+    assert_eq!(explain(&["udp", "10.244.0.9:4000", "10.96.0.10:80"])["verdict"], "reject");
+    assert_eq!(explain(&["udp", "10.244.0.9:4000", "10.96.0.11:80"])["verdict"], "pass");
     assert!(
         text(&node.ask(&["explain", "tcp", "10.244.0.9:1", "10.96.0.10:80"]).stdout).contains("forwarded to 10.244.0.")
     );
