@@ -31,7 +31,7 @@ pub struct IpReading {
     pub has_options: bool,
     /// Numbers of the IPv6 extension headers, the fragment header too.
     pub extensions: Vec<u8>,
-    /// Stops that a routing header of IPv6 has before the destination; 0 without one.
+    /// Most stops that a routing header of IPv6 has before the destination; 0 without one.
     pub segments_left: u8,
     /// Which part of a larger packet this is. A fragment header that stands for the whole of its packet counts too.
     pub fragment: Option<FragmentReading>,
@@ -251,7 +251,8 @@ impl IpReading {
             self.extensions.push(self.protocol);
             let mut size = (usize::from(len) + 1) * 8;
             if self.protocol == ROUTING {
-                self.segments_left = frame.get(self.payload_at + 3).copied().unwrap_or_default();
+                let left = frame.get(self.payload_at + 3).copied().unwrap_or_default();
+                self.segments_left = self.segments_left.max(left);
             }
             if self.protocol == FRAGMENT {
                 let Ok(header) = Ipv6FragmentHeaderSlice::from_slice(&frame[self.payload_at..]) else {
