@@ -45,6 +45,9 @@ pub struct Chosen {
 }
 
 impl Chosen {
+    /// All zero.
+    pub const EMPTY: Self = Self { id: 0, set: 0, addr: [0; 4], port: Port(0), keeps_source: false, on_node: false };
+
     /// The backend with this id, for a flow to `frontend`.
     #[inline(always)]
     pub fn new(id: u32, frontend: &FrontendValue, backend: &BackendValue) -> Self {
@@ -94,18 +97,51 @@ pub fn choose<M: Maps>(maps: M, key: &FrontendKey, flow: &impl Flow) -> Answer {
     }
 }
 
-/// The same as [`choose`], in frames of its own: for programs that have little stack left.
+/// An [`Answer`] without the backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// [`Answer::NotAFrontend`].
+    NotAFrontend,
+    /// [`Answer::NoBackends`].
+    NoBackends,
+    /// [`Answer::Excluded`].
+    Excluded,
+    /// [`Answer::KeptOut`].
+    KeptOut,
+    /// [`Answer::Undecided`].
+    Undecided,
+    /// [`Answer::BackendMissing`].
+    BackendMissing,
+    /// [`Answer::Backend`].
+    Backend,
+}
+
+/// The same as [`choose`], in frames of its own: for programs that have little stack left. Writes the backend to `chosen`.
+///
+/// It returns a number and writes into memory that is whole from the start: verifiers before Linux 6.3 refuse a value
+/// that was returned through memory, if a part of it was not written.
 #[inline(always)]
-pub fn choose_apart<M: Maps>(maps: M, key: &FrontendKey, flow: &impl Flow) -> Answer {
-    match attempt_apart(maps, key, flow) {
-        Answer::BackendMissing => attempt_apart(maps, key, flow),
-        answer => answer,
+pub fn choose_apart<M: Maps>(maps: M, key: &FrontendKey, flow: &impl Flow, chosen: &mut Chosen) -> Outcome {
+    match attempt_apart(maps, key, flow, chosen) {
+        Outcome::BackendMissing => attempt_apart(maps, key, flow, chosen),
+        outcome => outcome,
     }
 }
 
 #[inline(never)]
-fn attempt_apart<M: Maps>(maps: M, key: &FrontendKey, flow: &impl Flow) -> Answer {
-    attempt(maps, key, flow)
+fn attempt_apart<M: Maps>(maps: M, key: &FrontendKey, flow: &impl Flow, chosen: &mut Chosen) -> Outcome {
+    match attempt(maps, key, flow) {
+        Answer::NotAFrontend => Outcome::NotAFrontend,
+        Answer::NoBackends => Outcome::NoBackends,
+        Answer::Excluded => Outcome::Excluded,
+        Answer::KeptOut => Outcome::KeptOut,
+        Answer::Undecided => Outcome::Undecided,
+        Answer::BackendMissing => Outcome::BackendMissing,
+        Answer::Backend(backend) => {
+            *chosen = backend;
+            Outcome::Backend
+        }
+    }
 }
 
 #[inline(always)]

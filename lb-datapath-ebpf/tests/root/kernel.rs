@@ -160,10 +160,14 @@ fn every_program_is_attached_and_well_below_the_verifiers_limit() {
     let links = std::fs::read_dir(node.pins.0.join("v1/links")).unwrap();
     let mut pins: Vec<_> = links.map(|entry| entry.unwrap().path()).collect();
     pins.sort();
-    let sockets = pins.iter().filter(|pin| !pin.to_str().unwrap().contains("lb_ingress")).count();
-    assert!(sockets >= 8 && pins.len() == sockets + 3, "{pins:?}");
+    let is_of_device = |pin: &std::path::PathBuf| {
+        let pin = pin.to_str().unwrap();
+        pin.contains("lb_ingress") || pin.contains("lb_egress")
+    };
+    let devices = pins.iter().filter(|pin| is_of_device(pin)).count();
+    assert!(devices == 6 && pins.len() >= devices + 8, "two programs of three devices, and those of sockets: {pins:?}");
     for pin in pins {
-        let is_device = pin.to_str().unwrap().contains("lb_ingress");
+        let is_device = is_of_device(&pin);
         assert_eq!(bpf::is_link(&bpf::open(&pin)), !is_device || features.hook == DeviceHook::Tcx, "{pin:?}");
         let (name, verified) = bpf::verified(&bpf::program_at(&pin));
         // Kernels before 5.16 do not say it.

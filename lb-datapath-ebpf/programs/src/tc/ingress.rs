@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     maps::Maps,
-    select::{Answer, choose_apart, frontend_for},
+    select::{Chosen, Outcome, choose_apart, frontend_for},
 };
 
 /// Verdict for the kernel: as if this program were not there.
@@ -188,14 +188,15 @@ fn answer<M: FlowMaps>(maps: M, packet: &Packet, to: &mut CtValue) -> Decision {
         return stray_reset(maps, packet, inside);
     }
     let pod = flow::is_pod(maps, packet);
-    let chosen = match choose_apart(maps, &packet.frontend_key(), &Arrival { packet, inside, own, pod }) {
-        Answer::NotAFrontend | Answer::Undecided => return other_port(maps, packet),
-        Answer::Excluded => return Decision::Stop(Reason::PacketExcluded),
-        Answer::KeptOut => return Decision::Stop(Reason::PacketSourceRange),
-        Answer::NoBackends => return Decision::Stop(Reason::PacketNoBackends),
-        Answer::BackendMissing => return Decision::Stop(Reason::PacketBackendMissing),
-        Answer::Backend(chosen) => chosen,
-    };
+    let mut chosen = Chosen::EMPTY;
+    match choose_apart(maps, &packet.frontend_key(), &Arrival { packet, inside, own, pod }, &mut chosen) {
+        Outcome::NotAFrontend | Outcome::Undecided => return other_port(maps, packet),
+        Outcome::Excluded => return Decision::Stop(Reason::PacketExcluded),
+        Outcome::KeptOut => return Decision::Stop(Reason::PacketSourceRange),
+        Outcome::NoBackends => return Decision::Stop(Reason::PacketNoBackends),
+        Outcome::BackendMissing => return Decision::Stop(Reason::PacketBackendMissing),
+        Outcome::Backend => {}
+    }
     (to.dst, to.dport) = (chosen.addr, chosen.port);
     (to.backend, to.set) = (chosen.id, chosen.set);
     if chosen.on_node && own {
