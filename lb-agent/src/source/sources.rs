@@ -66,6 +66,8 @@ struct Following {
     names: Vec<SourceName>,
     /// Sources whose first listing is not complete.
     listing: BTreeSet<usize>,
+    /// When the first of them had news. The order in which they are read says nothing about who comes first.
+    began: Option<Timestamp>,
     /// Changes of first listings, which wait for each other: until all are known, nobody can say who gets an address.
     first: FirstListings,
     /// What could never be read.
@@ -86,6 +88,7 @@ impl Sources {
         let names: Vec<SourceName> = sources.iter().map(|source| source.name()).collect();
         let following = Following {
             listing: (0..sources.len()).collect(),
+            began: None,
             first: FirstListings::default(),
             unread: Unread::default(),
             precedence: (sources.len() > 1).then(Precedence::default),
@@ -190,6 +193,7 @@ impl Sources {
         mut edits: Vec<Edit>,
         now: Timestamp,
     ) -> Vec<Change> {
+        let now = if following.listing.is_empty() { now } else { *following.began.get_or_insert(now) };
         let mut allocation = self.allocation();
         edits.extend(following.unread.end(&changes, &edits));
         let is_due = allocation.handle_edits(edits, &changes, now);

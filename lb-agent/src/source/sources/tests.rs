@@ -116,6 +116,10 @@ fn first_listings_wait_for_each_other() {
     let first = all.poll(0).unwrap();
     assert_eq!((first.source.0.as_ref(), first.changes.len()), ("a", 0), "the pool may be in the other one");
     assert!(all.poll_allocation().is_none(), "nobody knows all pools yet");
+    let began = crate::host::clock::timestamp();
+    while crate::host::clock::timestamp() <= began {
+        std::hint::spin_loop();
+    }
     b.says(vec![service("api", &[]), b.done()], vec![pool(), request("api")]);
     let second = all.poll(1).unwrap();
     let expected = [("api".to_owned(), ips(&["192.0.2.0"])), ("web".to_owned(), ips(&["192.0.2.1"]))];
