@@ -404,7 +404,9 @@ fn attach_device(
     kind: u8,
 ) -> Result<(), EbpfError> {
     let device = sys::device(name).map_err(|source| EbpfError::NoDevice { name: name.into(), source })?;
-    maps.put_device(device, kind)?;
+    // A device without Ethernet headers has none.
+    let hardware = sys::hardware_address(name).unwrap_or_default();
+    maps.put_device(device, abi::DeviceValue { kind, pad: 0, hardware })?;
     anchors.attach_device(programs, name)
 }
 

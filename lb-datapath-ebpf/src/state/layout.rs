@@ -109,7 +109,7 @@ pub(crate) const LAYOUTS: [Layout; 23] = [
         entries: 0,
         capacity: |c| Some(c.sources),
     },
-    hash("DEVICES", 4, 1, |_| None).with_entries(4096),
+    hash("DEVICES", 4, size_of::<abi::DeviceValue>(), |_| None).with_entries(4096),
     Layout { name: "ROLE", kind: BPF_MAP_TYPE_ARRAY, key: 4, value: 4, flags: 0, entries: 1, capacity: |_| None },
     Layout {
         name: "CIDRS",

@@ -104,7 +104,7 @@ pub(crate) struct Maps {
     filter: Filter,
     /// Keys written since they were last looked at, by table.
     written: [Vec<u8>; Table::ALL.len()],
-    known_devices: BTreeMap<IfIndex, u8>,
+    known_devices: BTreeMap<IfIndex, abi::DeviceValue>,
     origin: Instant,
 }
 
@@ -237,9 +237,9 @@ impl Maps {
     }
 
     /// Says what is behind a device that a program is about to be attached to.
-    pub(crate) fn put_device(&mut self, device: IfIndex, kind: u8) -> Result<(), EbpfError> {
-        self.known_devices.insert(device, kind);
-        self.run_device(&Write::Device(device, kind), "writing")
+    pub(crate) fn put_device(&mut self, device: IfIndex, value: abi::DeviceValue) -> Result<(), EbpfError> {
+        self.known_devices.insert(device, value);
+        self.run_device(&Write::Device(device, value), "writing")
     }
 
     /// Forgets all devices but these, which programs are attached to.
@@ -258,14 +258,14 @@ impl Maps {
     }
 
     /// What this process says is behind each device.
-    pub(crate) const fn known_devices(&self) -> &BTreeMap<IfIndex, u8> {
+    pub(crate) const fn known_devices(&self) -> &BTreeMap<IfIndex, abi::DeviceValue> {
         &self.known_devices
     }
 
     /// What is behind each device, as the programs find it.
-    pub(crate) fn devices(&self) -> Result<BTreeMap<IfIndex, u8>, EbpfError> {
-        let found: Vec<(u32, u8)> = elements(&self.devices, "DEVICES")?;
-        Ok(found.into_iter().map(|(device, kind)| (IfIndex(device), kind)).collect())
+    pub(crate) fn devices(&self) -> Result<BTreeMap<IfIndex, abi::DeviceValue>, EbpfError> {
+        let found: Vec<(u32, abi::DeviceValue)> = elements(&self.devices, "DEVICES")?;
+        Ok(found.into_iter().map(|(device, value)| (IfIndex(device), value)).collect())
     }
 
     /// Prefixes with their families.
@@ -454,7 +454,7 @@ impl Encoded {
             Write::Frontend(key, value) => self.element(key, value),
             Write::Source(key) => self.element(key, &1_u8),
             Write::Address(addr, says) => self.element(addr, says),
-            Write::Device(device, kind) => self.element(&device.0, kind),
+            Write::Device(device, value) => self.element(&device.0, value),
             Write::NoDevice(device) => self.keys.extend_from_slice(device.0.bytes()),
             Write::Cidr(key, family) => self.element(key, family),
             Write::NoSource(key) => self.keys.extend_from_slice(key.bytes()),

@@ -36,7 +36,7 @@ pub(crate) enum Write {
     Address(abi::Addr, u8),
     NoAddress(abi::Addr),
     /// What is behind a device.
-    Device(IfIndex, u8),
+    Device(IfIndex, abi::DeviceValue),
     NoDevice(IfIndex),
     Cidr(abi::CidrKey, u8),
     NoCidr(abi::CidrKey),

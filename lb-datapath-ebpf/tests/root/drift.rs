@@ -227,7 +227,7 @@ const CASES: [Case; 29] = [
     ),
     (
         "a device too many",
-        |s| s.map("DEVICES").put(&4711_u32, &abi::DEVICE_INSIDE),
+        |s| s.map("DEVICES").put(&4711_u32, &abi::DeviceValue::default()),
         DriftClass::MapEntry,
         "DEVICES 4711",
         "extra",

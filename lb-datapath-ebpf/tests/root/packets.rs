@@ -291,3 +291,62 @@ fn expect_refused_udp(vip: &str) {
     socket.send(b"?").unwrap();
     assert_eq!(socket.recv(&mut [0; 8]).unwrap_err().kind(), io::ErrorKind::ConnectionRefused, "{vip}");
 }
+
+#[test]
+#[ignore = "needs root: loads eBPF programs and makes namespaces and a cgroup"]
+fn a_process_of_the_node_outside_of_the_cgroup_is_served_by_its_packets() {
+    let _turn = turn();
+    let mut cluster = Cluster::new();
+    cluster.world.node.ip("route add default via 192.0.2.2");
+    cluster.world.node.ip("-6 route add default via 2001:db8::2");
+    let in_turn = cluster.in_turn();
+    cluster.apply(services(in_turn, None));
+    for (vip, node) in VIPS.iter().zip(NODE) {
+        let expected = ["a", "b"].map(|name| format!("{name} {node}"));
+        assert_eq!(cluster.ask(&cluster.world.node, vip), expected.into(), "{vip}");
+    }
+    assert!(cluster.stopped().is_empty(), "{:?}", cluster.stopped());
+    // A service without backends refuses the node's own packets at once as well.
+    cluster.apply(state(&VIPS.map(|vip| (addr(vip), Protocol::Tcp, &[][..])), Lookup::Random, None));
+    for vip in VIPS {
+        let refused = cluster.world.node.run(|| first_answer(addr(vip)).unwrap_err().kind());
+        assert_eq!(refused, io::ErrorKind::ConnectionRefused, "{vip}");
+    }
+}
+
+#[test]
+#[ignore = "needs root: loads eBPF programs and makes namespaces, a bridge and a cgroup"]
+fn pods_behind_a_bridge_reach_each_other_through_a_service() {
+    const PEERS: [&str; 2] = ["10.244.0.3:8080", "[fd00:244::3]:8080"];
+    let _turn = turn();
+    let mut cluster = Cluster::new();
+    let World { node, pods, .. } = &cluster.world;
+    node.ip("link add cni0 type bridge");
+    node.ip("link set cni0 up");
+    for device in POD_DEVICES {
+        node.ip(&format!("addr flush dev {device}"));
+        node.ip(&format!("link set {device} master cni0"));
+    }
+    node.sysctl("ipv4/conf/cni0/rp_filter", "1");
+    node.ip("addr add 10.244.0.1/24 dev cni0");
+    node.ip("addr add fd00:244::1/64 dev cni0 nodad");
+    // The second pod moves into the network of the first one.
+    let [_, server] = pods;
+    server.ip("addr add 10.244.0.3/24 dev eth0");
+    server.ip("addr add fd00:244::3/64 dev eth0 nodad");
+    server.ip("route replace default via 10.244.0.1");
+    server.ip("-6 route replace default via fd00:244::1");
+    for peer in PEERS {
+        let job = server.run(|| serve(addr(peer), "b"));
+        server.spawn(job);
+    }
+    let backends = PEERS.map(|peer| [addr(peer)]);
+    let mut services: Vec<(SocketAddr, Protocol, &[SocketAddr])> = Vec::new();
+    for (vip, backends) in VIPS.iter().zip(&backends) {
+        services.extend([Protocol::Tcp, Protocol::Udp].map(|protocol| (addr(vip), protocol, &backends[..])));
+    }
+    cluster.apply(state(&services, Lookup::Random, None));
+    for (vip, pod) in VIPS.iter().zip(["10.244.0.2", "fd00:244::2"]) {
+        assert_eq!(cluster.ask(&cluster.world.pods[0], vip), [format!("b {pod}")].into(), "{vip}");
+    }
+}

@@ -17,7 +17,8 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use lb_datapath_ebpf_abi::{
-    Addr, CtKey, CtValue, FragmentKey, FragmentValue, NODE_KEY, NodeValue, Pod, WORK_WORDS, map_v4, unmap_v4,
+    Addr, CtKey, CtValue, DeviceValue, FragmentKey, FragmentValue, NODE_KEY, NodeValue, Pod, WORK_WORDS, map_v4,
+    unmap_v4,
 };
 use lb_datapath_ebpf_programs::tc::{
     flow::{Entry, FlowMaps, Source, Table},
@@ -49,7 +50,7 @@ static FRAGMENTS: LruHashMap<FragmentKey, FragmentValue, 8192> = LruHashMap::new
 
 /// What is behind the devices that programs are attached to, by their number.
 #[btf_map]
-static DEVICES: HashMap<u32, u8, 4096, LAZY> = HashMap::new();
+static DEVICES: HashMap<u32, DeviceValue, 4096, LAZY> = HashMap::new();
 
 /// The node.
 #[btf_map]
@@ -116,7 +117,7 @@ impl FlowMaps for Kernel {
     #[inline(always)]
     fn kind_of_device(self, device: u32) -> u8 {
         // SAFETY: copied out at once; user space replaces the element as a whole.
-        unsafe { DEVICES.get(device) }.copied().unwrap_or(0)
+        unsafe { DEVICES.get(device) }.map_or(0, |device| device.kind)
     }
 
     #[inline(always)]
@@ -445,13 +446,17 @@ impl Skb for KernelSkb {
     fn receive(self, packet: &Packet, to: &CtValue) -> i32 {
         let back = CtValue { src: to.dst, dst: to.src, sport: to.dport, dport: to.sport, ..*to };
         let mut hop = Hop::default();
-        match self.route(packet, &back, &mut hop) {
-            // SAFETY: as above.
-            Ok(()) if hop.0.ifindex != self.device() => unsafe {
-                bpf_redirect(hop.0.ifindex, BPF_F_INGRESS as u64) as i32
-            },
-            _ => PASS,
+        if self.route(packet, &back, &mut hop).is_err() || hop.0.ifindex == self.device() {
+            return PASS;
         }
+        // A device takes only what has its hardware address (`eth_type_trans`).
+        // SAFETY: copied out at once; user space replaces the element as a whole.
+        let Some(device) = unsafe { DEVICES.get(hop.0.ifindex) }.copied() else { return PASS };
+        if self.store(0, &device.hardware, 0).is_err() {
+            return PASS;
+        }
+        // SAFETY: as above.
+        unsafe { bpf_redirect(hop.0.ifindex, BPF_F_INGRESS as u64) as i32 }
     }
 }
 

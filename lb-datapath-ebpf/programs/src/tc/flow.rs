@@ -295,6 +295,13 @@ fn direct_reply(packet: &Packet, entry: &impl Entry, to: &CtValue, now: u64) -> 
     Found::Direct
 }
 
+/// Whether a packet of the node itself is one that was translated: its answer has an entry of a flow of the node.
+#[inline(never)]
+pub fn was_sent<M: FlowMaps>(maps: M, packet: &Packet) -> bool {
+    const ANSWER: u8 = CT_REPLY | CT_OWN;
+    find(maps, &packet.key.mirror()).is_some_and(|(entry, _)| entry.value().flags & ANSWER == ANSWER)
+}
+
 /// What became of the tuple of a packet that is for no frontend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direct {

@@ -69,6 +69,8 @@ pub fn egress<M: FlowMaps, S: Skb>(maps: M, skb: S) -> i32 {
         },
         Found::Direct => PASS,
         Found::Stop(reason) => stop(maps, skb, work, reason, true),
+        // It has been here already: a packet that was sent on leaves through a device once more.
+        Found::Nothing if flow::was_sent(maps, &work.packet) => PASS,
         Found::Nothing => begin(maps, skb, work, true),
     }
 }
@@ -576,6 +578,8 @@ mod tests {
             skb.came_in.set(false);
             assert_eq!(egress(&fake, &skb), REDIRECTED);
             assert_eq!((skb.packet().key.dst, skb.packet().ttl), (backend_of(&skb.packet()).0, 64));
+            let sent = skb.bytes();
+            assert_eq!((egress(&fake, &skb), skb.bytes()), (PASS, sent), "it leaves through the device of the backend");
             skb.answer();
             skb.came_in.set(true);
             skb.routes.set(Err(Unrouted::Local));

@@ -103,15 +103,21 @@ pub(super) fn devices(maps: &Maps, findings: &mut Vec<Finding>) -> Result<(), Eb
     let differences = differences(maps.known_devices(), &maps.devices()?);
     findings.extend(differences.into_iter().map(|entry| {
         let device = entry.key;
-        let fix = entry.expected.map_or(Write::NoDevice(device), |kind| Write::Device(device, kind));
-        let text = |kind: &u8| if kind & abi::DEVICE_INSIDE == 0 { "an uplink".into() } else { "pods".into() };
+        let fix = entry.expected.map_or(Write::NoDevice(device), |value| Write::Device(device, value));
+        let text = |value: &abi::DeviceValue| {
+            let kind = if value.kind & abi::DEVICE_INSIDE == 0 { "an uplink" } else { "pods" };
+            format!("{kind}, {:02x?}", value.hardware)
+        };
         entry.finding(DriftClass::MapEntry, format!("DEVICES {}", device.0), fix, text)
     }));
     Ok(())
 }
 
 /// Entries that are not as `expected`.
-fn differences<K: Copy + Ord>(expected: &BTreeMap<K, u8>, found: &BTreeMap<K, u8>) -> Vec<Entry<K, u8>> {
+fn differences<K: Copy + Ord, V: Copy + PartialEq>(
+    expected: &BTreeMap<K, V>,
+    found: &BTreeMap<K, V>,
+) -> Vec<Entry<K, V>> {
     let keys: BTreeSet<K> = expected.keys().chain(found.keys()).copied().collect();
     let entry = |key| Entry { key, expected: expected.get(&key).copied(), found: found.get(&key).copied() };
     keys.into_iter().map(entry).filter(|entry| entry.expected != entry.found).collect()
