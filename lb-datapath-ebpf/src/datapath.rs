@@ -404,9 +404,7 @@ fn attach_device(
     kind: u8,
 ) -> Result<(), EbpfError> {
     let device = sys::device(name).map_err(|source| EbpfError::NoDevice { name: name.into(), source })?;
-    // A device without Ethernet headers has none.
-    let hardware = sys::hardware_address(name).unwrap_or_default();
-    maps.put_device(device, abi::DeviceValue { kind, pad: 0, hardware })?;
+    maps.put_device(device, kind)?;
     anchors.attach_device(programs, name)
 }
 

@@ -17,7 +17,7 @@ use crate::{
     object::Object,
     pins::anchors::Anchors,
     programs::{DryRun, INGRESS},
-    sys::{self, TestRun},
+    sys::TestRun,
 };
 
 const TCX_NEXT: i32 = -1;
@@ -57,7 +57,7 @@ pub(super) fn at_device(
         return Ok(answer(method, steps, FlowView::default(), KernelVerdict::Pass));
     }
     let (flow, flags) = (records.view(&kernel.maps, packet)?, records.tcp_flags());
-    let Some(frame) = frame(packet, sys::hardware_address(name).map_err(running)?, flags) else {
+    let Some(frame) = frame(packet, kernel.maps.network().hardware(name).map_err(running)?, flags) else {
         steps.push("its addresses are of different families".into());
         return Ok(answer(method, steps, flow, KernelVerdict::Pass));
     };

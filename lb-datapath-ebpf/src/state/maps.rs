@@ -25,7 +25,7 @@ use crate::{
         restore::claim,
         write::{Cause, Limits, Snapshot, Store, Write},
     },
-    sys::{self, IfIndex, Page, RawMap, Words},
+    sys::{self, Devices, IfIndex, Page, RawMap, Words},
 };
 
 /// A hash map whose keys user space alone decides about.
@@ -105,6 +105,7 @@ pub(crate) struct Maps {
     /// Keys written since they were last looked at, by table.
     written: [Vec<u8>; Table::ALL.len()],
     known_devices: BTreeMap<IfIndex, abi::DeviceValue>,
+    network: Devices,
     origin: Instant,
 }
 
@@ -140,6 +141,7 @@ impl Maps {
             filter,
             written: Default::default(),
             known_devices: BTreeMap::new(),
+            network: Devices::open().map_err(|source| EbpfError::Probe { what: "a socket", source })?,
             origin: Instant::now(),
         })
     }
@@ -236,8 +238,11 @@ impl Maps {
         Ok(elements(&self.addresses, "ADDRESSES")?.into_iter().collect())
     }
 
-    /// Says what is behind a device that a program is about to be attached to.
-    pub(crate) fn put_device(&mut self, device: IfIndex, value: abi::DeviceValue) -> Result<(), EbpfError> {
+    /// Says what is behind a device that a program is about to be attached to: `DEVICE_…`.
+    pub(crate) fn put_device(&mut self, device: IfIndex, kind: u8) -> Result<(), EbpfError> {
+        // A device without Ethernet headers has no address.
+        let hardware = self.network.hardware_of(device).unwrap_or_default();
+        let value = abi::DeviceValue { kind, pad: 0, hardware };
         self.known_devices.insert(device, value);
         self.run_device(&Write::Device(device, value), "writing")
     }
@@ -257,9 +262,19 @@ impl Maps {
         failed.map_or(Ok(()), |failed| Err(EbpfError::Map { name: "DEVICES", what, source: source(failed) }))
     }
 
-    /// What this process says is behind each device.
-    pub(crate) const fn known_devices(&self) -> &BTreeMap<IfIndex, abi::DeviceValue> {
+    /// What is behind each device, with the hardware address that it has now: that of a bridge changes with its ports.
+    pub(crate) fn known_devices(&mut self) -> &BTreeMap<IfIndex, abi::DeviceValue> {
+        for (device, value) in &mut self.known_devices {
+            if let Ok(hardware) = self.network.hardware_of(*device) {
+                value.hardware = hardware;
+            }
+        }
         &self.known_devices
+    }
+
+    /// The devices of the node.
+    pub(crate) const fn network(&self) -> &Devices {
+        &self.network
     }
 
     /// What is behind each device, as the programs find it.

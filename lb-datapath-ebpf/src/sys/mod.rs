@@ -5,6 +5,7 @@
 //! `docs/decisions/0018-bpf-calls-by-hand.md`.
 
 mod array;
+mod devices;
 mod link;
 mod map;
 mod os;
@@ -29,12 +30,10 @@ use crate::crash;
 pub(crate) use self::os::kill_self;
 pub(crate) use self::{
     array::{PerCpuCounters, Words},
+    devices::Devices,
     link::{attach_cgroup, attach_tcx, detach_link, link_info, update_link},
     map::{MapInfo, Page, RawMap, Shape, Stopped, map_info},
-    os::{
-        IfIndex, device, enter_network_namespace, hardware_address, is_bpffs, lock, monotonic, netns_cookie, user,
-        wait_for_readers,
-    },
+    os::{IfIndex, device, enter_network_namespace, is_bpffs, lock, monotonic, netns_cookie, user, wait_for_readers},
     prog::{Insn, ProgInfo, TestRun, load_connect4, map_by_id, prog_by_id, prog_info, test_run},
     query::{has_tcx, programs_of},
 };

@@ -3,7 +3,7 @@
 use std::{
     ffi::CString,
     io,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
     path::Path,
     time::Duration,
 };
@@ -87,30 +87,6 @@ pub(crate) fn lock(file: impl AsFd) -> io::Result<bool> {
     }
     let error = io::Error::last_os_error();
     if error.kind() == io::ErrorKind::WouldBlock { Ok(false) } else { Err(error) }
-}
-
-/// The hardware address of the device called `name` in the caller's network namespace.
-pub(crate) fn hardware_address(name: &str) -> io::Result<[u8; 6]> {
-    // SAFETY: a new socket, which takes no memory of ours.
-    let socket = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
-    if socket < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the kernel has just made this descriptor for us.
-    let socket = unsafe { OwnedFd::from_raw_fd(socket) };
-    // SAFETY: zero bytes are a value of this type of integers, arrays, addresses and unions of them.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    // The last byte stays zero.
-    for (to, from) in request.ifr_name.iter_mut().take(libc::IFNAMSIZ - 1).zip(name.bytes()) {
-        *to = from as libc::c_char;
-    }
-    // SAFETY: the request is one of a name, and has room for the answer.
-    if unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFHWADDR as _, &raw mut request) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the call has succeeded, so that the union holds an address.
-    let data = unsafe { request.ifr_ifru.ifru_hwaddr }.sa_data;
-    Ok(std::array::from_fn(|at| data[at] as u8))
 }
 
 /// Now, on the clock that programs read with `bpf_ktime_get_ns`.

@@ -451,6 +451,21 @@ fn what_was_overwritten_before_it_is_opened_is_written_anew() {
 
 #[test]
 #[ignore = "needs root: loads eBPF programs and makes a namespace and a cgroup"]
+fn a_device_that_gets_another_hardware_address_is_followed() {
+    let _turn = turn();
+    let mut subject = Subject::new();
+    let device = POD_DEVICES[0];
+    subject.space.ip(&format!("link set {device} address 02:00:00:00:47:11"));
+    let found = subject.heal(Inspection::Everything);
+    assert_eq!(found.len(), 1, "{}", text(&found));
+    assert!(found[0].object.starts_with("DEVICES "), "{}", text(&found));
+    let number: u32 = found[0].object["DEVICES ".len()..].parse().unwrap();
+    let value: abi::DeviceValue = subject.map("DEVICES").get(&number).unwrap();
+    assert_eq!(value.hardware, [2, 0, 0, 0, 0x47, 0x11]);
+}
+
+#[test]
+#[ignore = "needs root: loads eBPF programs and makes a namespace and a cgroup"]
 fn an_edit_that_was_observed_is_still_drift_and_is_put_right() {
     let _turn = turn();
     let mut subject = Subject::new();

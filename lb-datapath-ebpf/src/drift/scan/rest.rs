@@ -99,8 +99,9 @@ pub(super) fn addresses(maps: &Maps, mirror: &Mirror, findings: &mut Vec<Finding
 }
 
 /// What is behind devices.
-pub(super) fn devices(maps: &Maps, findings: &mut Vec<Finding>) -> Result<(), EbpfError> {
-    let differences = differences(maps.known_devices(), &maps.devices()?);
+pub(super) fn devices(maps: &mut Maps, findings: &mut Vec<Finding>) -> Result<(), EbpfError> {
+    let found = maps.devices()?;
+    let differences = differences(maps.known_devices(), &found);
     findings.extend(differences.into_iter().map(|entry| {
         let device = entry.key;
         let fix = entry.expected.map_or(Write::NoDevice(device), |value| Write::Device(device, value));
