@@ -87,7 +87,7 @@ impl Facts {
     #[must_use]
     pub fn has_ip(&self, addr: Addr) -> bool {
         let known = self.ips_len as usize;
-        self.ips.iter().enumerate().any(|(at, ip)| at < known && *ip == addr)
+        self.ips.iter().enumerate().take_while(|(at, _)| *at < known).any(|(_, ip)| *ip == addr)
     }
 }
 

@@ -112,9 +112,6 @@ reasons! {
     SocketOtherPort, "socket_other_port" => Verdict::Fail(Errno::ConnectionRefused);
     /// The address has frontends at other ports only, and is a load balancer's or an external one.
     SocketOtherPortDropped, "socket_other_port_dropped" => Verdict::Fail(Errno::HostUnreachable);
-    /// A process of the node, whose socket no hook translated, asks for a service whose backend is on an address of the
-    /// same node: such packets leave the node through no device.
-    PacketOwnBackend, "packet_own_backend" => Verdict::Drop;
     /// The packet is longer than the way to the next hop takes; the sender is told what fits. Fragments after the first,
     /// and ICMP errors, are dropped.
     PacketTooBig, "packet_too_big" => Verdict::Answer;

@@ -315,6 +315,34 @@ fn a_process_of_the_node_outside_of_the_cgroup_is_served_by_its_packets() {
 }
 
 #[test]
+#[ignore = "needs root: loads eBPF programs and makes namespaces and a cgroup"]
+fn a_process_of_the_node_outside_of_the_cgroup_reaches_a_backend_on_the_node_itself() {
+    const ON_NODE: [&str; 2] = ["192.0.2.1:8080", "[2001:db8::1]:8080"];
+    let _turn = turn();
+    let mut cluster = Cluster::new();
+    let node = &cluster.world.node;
+    node.ip("route add default via 192.0.2.2");
+    node.ip("-6 route add default via 2001:db8::2");
+    for backend in ON_NODE {
+        let job = node.run(|| serve(addr(backend), "n"));
+        node.spawn(job);
+    }
+    let backends = ON_NODE.map(|backend| [addr(backend)]);
+    // A frontend of the node that has the same port as the backend takes none of it.
+    let elsewhere = BACKENDS.map(|family| [addr(family[0])]);
+    let mut services: Vec<(SocketAddr, Protocol, &[SocketAddr])> = Vec::new();
+    for protocol in [Protocol::Tcp, Protocol::Udp] {
+        services.extend(VIPS.iter().zip(&backends).map(|(vip, backends)| (addr(vip), protocol, &backends[..])));
+        services.extend(ON_NODE.iter().zip(&elsewhere).map(|(at, backends)| (addr(at), protocol, &backends[..])));
+    }
+    cluster.apply(state(&services, Lookup::Random, None));
+    for (vip, seen) in VIPS.iter().zip(["10.96.0.1", "fd00:96::1"]) {
+        assert_eq!(cluster.ask(&cluster.world.node, vip), [format!("n {seen}")].into(), "{vip}");
+    }
+    assert!(cluster.stopped().is_empty(), "{:?}", cluster.stopped());
+}
+
+#[test]
 #[ignore = "needs root: loads eBPF programs and makes namespaces, a bridge and a cgroup"]
 fn pods_behind_a_bridge_reach_each_other_through_a_service() {
     const PEERS: [&str; 2] = ["10.244.0.3:8080", "[fd00:244::3]:8080"];

@@ -434,8 +434,14 @@ fn keep_source<M: FlowMaps>(maps: M, packet: &Packet, to: &CtValue) -> bool {
 
 /// The node's source for a flow to the destination of `to`. Of several addresses, the routing table says which one, so
 /// that answers come back the way that the packets go.
+///
+/// The node itself is the frontend to a backend on the node, which answers to there: between two addresses of the node,
+/// no packet leaves.
 #[inline(always)]
 fn routed<M: FlowMaps, S: Skb>(maps: M, skb: S, packet: &Packet, to: &CtValue, source: Source) -> Source {
+    if to.flags & CT_OWN != 0 && maps.is_node(to.dst) {
+        return Source { addr: packet.key.dst, ..source };
+    }
     if !source.is_one_of_many {
         return source;
     }

@@ -46,7 +46,7 @@ pub fn ingress<M: FlowMaps, S: Skb>(maps: M, skb: S) -> i32 {
         },
         Found::Direct => PASS,
         Found::Stop(reason) => stop(maps, skb, work, reason, false),
-        Found::Nothing if is_own_answer(maps, skb, &work.packet) => PASS,
+        Found::Nothing if is_own(maps, skb, &work.packet) => PASS,
         Found::Nothing => begin(maps, skb, work, false),
     }
 }
@@ -201,20 +201,23 @@ fn answer<M: FlowMaps>(maps: M, packet: &Packet, to: &mut CtValue) -> Decision {
     }
     (to.dst, to.dport) = (chosen.addr, chosen.port);
     (to.backend, to.set) = (chosen.id, chosen.set);
-    if chosen.on_node && own {
-        return Decision::Stop(Reason::PacketOwnBackend);
-    }
-    Decision::Open { keeps_source: pod || chosen.on_node || (chosen.keeps_source && !inside) }
+    let keeps_source = pod || chosen.on_node || (chosen.keeps_source && !inside);
+    Decision::Open { keeps_source: keeps_source && !(own && chosen.on_node) }
 }
 
-/// Whether a packet to an address of the node answers one that the node, or a pod behind its address, has sent: it is no
-/// new traffic of a frontend that has the same port. Of a TCP connection that is ours, every packet but a SYN has a flow.
+/// Whether a packet to an address of the node is no new traffic of a frontend that has the same port: it answers one that
+/// the node, or a pod behind its address, has sent; or it is one of the node itself, on its way to a backend on the node.
+/// Of a TCP connection that is ours, every packet but a SYN has a flow.
 #[inline(never)]
-fn is_own_answer<M: FlowMaps, S: Skb>(maps: M, skb: S, packet: &Packet) -> bool {
-    if packet.is_syn() || (packet.is_udp() && maps.frontend(&packet.frontend_key()).is_none()) {
+fn is_own<M: FlowMaps, S: Skb>(maps: M, skb: S, packet: &Packet) -> bool {
+    if !maps.is_node(packet.key.dst) {
         return false;
     }
-    maps.is_node(packet.key.dst) && (!packet.is_udp() || skb.has_socket(packet))
+    let answers = match (packet.is_udp(), packet.is_syn()) {
+        (true, _) => maps.frontend(&packet.frontend_key()).is_some() && skb.has_socket(packet),
+        (false, is_syn) => !is_syn,
+    };
+    answers || flow::was_sent(maps, packet)
 }
 
 /// Decides on a reset of no flow.
@@ -367,7 +370,7 @@ mod tests {
     #[test]
     fn every_reason_of_a_packet_is_counted_once_with_its_verdict() {
         type Case = (Reason, fn(&Fake, &FakeSkb), FakeSkb, i32);
-        let cases: [Case; 19] = [
+        let cases: [Case; 18] = [
             (
                 Reason::PacketNoBackends,
                 |f, _| f.change_frontend(VIP, |v| v.target = TARGET_REJECT),
@@ -396,15 +399,6 @@ mod tests {
             (
                 Reason::PacketOtherPortDropped,
                 |f, skb| f.only_other_ports(skb, ADDRESS_DROPS),
-                FakeSkb::tcp_v4(SYN),
-                DROP,
-            ),
-            (
-                Reason::PacketOwnBackend,
-                |f, skb| {
-                    skb.came_in.set(false);
-                    f.backends.borrow_mut().values_mut().for_each(|backend| backend.host = 1);
-                },
                 FakeSkb::tcp_v4(SYN),
                 DROP,
             ),
@@ -586,6 +580,36 @@ mod tests {
             assert_eq!(ingress(&fake, &skb), RECEIVED);
             assert_eq!(skb.packet().key, asked.key.mirror());
             skb.assert_checksums();
+        }
+    }
+
+    #[test]
+    fn a_process_of_the_node_reaches_a_backend_on_the_node_as_if_it_were_the_frontend() {
+        for (skb, vip) in [(FakeSkb::tcp_v4(SYN), VIP), (FakeSkb::udp_v6(), VIP_V6)] {
+            let (fake, asked) = (Fake::serving_at(vip, LOOKUP_HASH, &[1]), skb.packet());
+            fake.backends.borrow_mut().values_mut().for_each(|backend| backend.host = 1);
+            let (on_node, port) = backend_of(&asked);
+            fake.have_ips(&[on_node]);
+            skb.routes.set(Err(Unrouted::Local));
+            skb.came_in.set(false);
+            assert_eq!(egress(&fake, &skb), TURNED_IN);
+            let sent = skb.packet();
+            assert_eq!((sent.key.dst, sent.key.dport, sent.ttl), (on_node, port, 64));
+            assert_eq!(sent.key.src, asked.key.dst);
+            assert_eq!(skb.bytes()[..6], skb.bytes()[6..12], "the device takes it");
+            skb.assert_checksums();
+            skb.came_in.set(true);
+            let bytes = skb.bytes();
+            assert_eq!((ingress(&fake, &skb), skb.bytes()), (PASS, bytes));
+            skb.answer();
+            skb.came_in.set(false);
+            assert_eq!(egress(&fake, &skb), TURNED_IN);
+            assert_eq!(skb.packet().key, asked.key.mirror());
+            skb.assert_checksums();
+            skb.came_in.set(true);
+            let bytes = skb.bytes();
+            assert_eq!((ingress(&fake, &skb), skb.bytes()), (PASS, bytes));
+            assert!(fake.counts.borrow().is_empty());
         }
     }
 

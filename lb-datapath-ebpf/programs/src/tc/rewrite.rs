@@ -27,6 +27,7 @@ const BPF_F_IPV6: u64 = 1 << 7;
 
 /// Time to live, protocol, checksum and addresses of an IPv4 header.
 const START_V4: u32 = ETHERNET + 8;
+const HARDWARE_SOURCE: u32 = 6;
 const HOP_LIMIT_V6: u32 = ETHERNET + 7;
 const SOURCE_V6: u32 = ETHERNET + 8;
 const DESTINATION_V6: u32 = ETHERNET + 24;
@@ -52,12 +53,24 @@ pub fn send<M: Maps, S: Skb>(maps: M, skb: S, packet: &Packet, to: &CtValue) -> 
     deliver(maps, skb, packet, to, 0)
 }
 
-/// Translates `packet`, whose way is right, to the tuple of `to`. Returns the verdict for the kernel.
+/// Translates `packet`, the answer of a backend on the node, to the tuple of `to`. It leaves on its way, unless a process
+/// of the node itself has asked. Returns the verdict for the kernel.
 #[inline(never)]
 pub fn translate<M: Maps, S: Skb>(maps: M, skb: S, packet: &Packet, to: &CtValue) -> i32 {
     match rewrite(skb, packet, to, packet.ttl) {
+        Ok(()) if to.flags & CT_OWN != 0 => come_in(maps, skb),
         Ok(()) => PASS,
         Err(Refused) => give_up(maps, Reason::PacketNotRewritten),
+    }
+}
+
+/// Lets the node receive a packet that it would have sent. The device takes only what has its hardware address
+/// (`eth_type_trans`), which is the source of what it sends.
+#[inline(always)]
+fn come_in<M: Maps, S: Skb>(maps: M, skb: S) -> i32 {
+    match skb.load::<[u8; 6]>(HARDWARE_SOURCE).map(|hardware| skb.store(0, &hardware, 0)) {
+        Some(Ok(())) => skb.turn_in(),
+        _ => give_up(maps, Reason::PacketNotRewritten),
     }
 }
 
@@ -80,6 +93,7 @@ fn deliver<M: Maps, S: Skb>(maps: M, skb: S, packet: &Packet, to: &CtValue, hops
             (Ok(()), Unrouted::ForwardingOff) => give_up(maps, Reason::PacketForwardingOff),
             // The answer to a process of the node may come from a pod, whose device does not lead to the frontend.
             (Ok(()), Unrouted::Local) if to.flags & ANSWER == ANSWER => skb.receive(packet, to),
+            (Ok(()), Unrouted::Local) if hops == 0 => come_in(maps, skb),
             (Ok(()), Unrouted::Local | Unrouted::TooBig(_)) => PASS,
         },
     };
