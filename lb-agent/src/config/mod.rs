@@ -351,6 +351,9 @@ pub struct Config {
     pub load_balancer_classes: Vec<String>,
     /// Devices that lead out of the node; the agent says when one of them is gone.
     pub uplinks: Vec<String>,
+    /// Whether the addresses of the node are those of the uplinks, whatever they become. Otherwise they stay as
+    /// [`node`](Self::node) has them.
+    pub follow_addresses: bool,
     /// Prefixes of the cluster addresses of services, which no service gets from a pool.
     pub service_cidrs: Vec<IpNet>,
     /// Algorithm of services that name none.
@@ -396,6 +399,7 @@ impl Config {
             maglev: HashFamily::default(),
             load_balancer_classes: Vec::new(),
             uplinks: Vec::new(),
+            follow_addresses: false,
             service_cidrs: Vec::new(),
             algorithm: lb_core::service::Algorithm::default(),
             node_port_addresses: Vec::new(),
@@ -416,7 +420,7 @@ impl Config {
             ("device", self.uplinks != other.uplinks || attached.devices != to.devices),
             ("pod-device", attached.pod_devices != to.pod_devices),
             ("node", node.name != other_node.name),
-            ("node-ip", node.ips != other_node.ips),
+            ("node-ip", self.follow_addresses != other.follow_addresses || self.has_other_addresses(other)),
             ("cluster-cidr", node.cluster_cidrs != other_node.cluster_cidrs),
             ("cgroup", attached.cgroup != to.cgroup),
             ("destroy-sockets", attached.destroy_sockets != to.destroy_sockets),
@@ -437,6 +441,11 @@ impl Config {
             ("load-balancer-class", self.load_balancer_classes != other.load_balancer_classes),
         ];
         differs.into_iter().filter_map(|(name, differs)| differs.then_some(name)).collect()
+    }
+
+    /// Whether addresses that do not change by themselves are others.
+    fn has_other_addresses(&self, other: &Self) -> bool {
+        !self.follow_addresses && self.node.ips != other.node.ips
     }
 }
 
@@ -524,6 +533,7 @@ impl Settings {
             maglev,
             load_balancer_classes: self.load_balancer_class,
             uplinks: devices,
+            follow_addresses: self.node_ip.is_empty(),
             service_cidrs: self.service_cidr,
             algorithm: self.algorithm.unwrap_or_default().into(),
             node_port_addresses: self.node_port_addresses,

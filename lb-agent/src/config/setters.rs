@@ -248,6 +248,13 @@ impl Config {
         self
     }
 
+    /// The same with another [`follow_addresses`](Self::follow_addresses). It needs uplinks.
+    #[must_use]
+    pub const fn with_follow_addresses(mut self, follow_addresses: bool) -> Self {
+        self.follow_addresses = follow_addresses;
+        self
+    }
+
     /// The same with these [`service_cidrs`](Self::service_cidrs) in place of those before.
     #[must_use]
     pub fn with_service_cidrs(mut self, prefixes: impl IntoIterator<Item = IpNet>) -> Self {

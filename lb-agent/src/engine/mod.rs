@@ -1,5 +1,6 @@
 //! The thread that owns the datapath.
 
+mod addresses;
 pub(crate) mod devices;
 pub(crate) mod drift;
 mod forwarding;
@@ -38,6 +39,7 @@ use crate::{
     config::Config,
     driver::OpenDatapath,
     engine::{
+        addresses::AddressReader,
         inspection::{DatapathQuery, ReportWaiters, processor_time},
         remaining::Remaining,
         state::AgentState,
@@ -78,7 +80,9 @@ pub(crate) struct Engine {
     pub(crate) forwarding: fn() -> Forwarding,
     /// Reads the networks that the node is connected to.
     networks: fn() -> io::Result<Vec<IpNet>>,
-    /// What was last said about that.
+    /// Reads the addresses of the node, if they are followed.
+    addresses: Option<AddressReader>,
+    /// What was last said about forwarding.
     not_forwarded: Option<String>,
     /// Whether sources are translated to addresses of the node.
     carries_packets: bool,
@@ -130,6 +134,7 @@ impl Engine {
             watch: None,
             forwarding: host::forwarding::read,
             networks: host::netlink::networks,
+            addresses: config.follow_addresses.then(|| AddressReader::new(config.uplinks.clone())),
             not_forwarded: None,
             carries_packets: config.datapath.carries_packets(),
             no_address: None,
@@ -160,6 +165,7 @@ impl Engine {
     /// # Errors
     /// When the datapath was never permitted to do anything.
     pub(crate) fn run(&mut self, inbox: &Receiver<Event>) -> Result<(), DatapathError> {
+        self.follow_addresses();
         self.follow_networks();
         loop {
             self.settle()?;
@@ -190,6 +196,7 @@ impl Engine {
             Event::News(news) => self.shared.take_news(news),
             Event::Devices => {
                 self.follow_devices();
+                self.follow_addresses();
                 self.follow_networks();
                 self.check_forwarding();
             }
@@ -216,7 +223,9 @@ impl Engine {
     fn missing_address(&self) -> Option<String> {
         let runner = self.shared.runner();
         if runner.reconciler().model().node().ips.is_empty() {
-            return Some("the devices have no global address: set --node-ip and start again".to_owned());
+            return Some(
+                "the devices have no global address: give them one, or set --node-ip and start again".to_owned(),
+            );
         }
         let family = *runner.reconciler().families_without_node_address().first()?;
         Some(format!(

@@ -108,6 +108,12 @@ impl Surroundings {
         self.devices_due = Instant::default();
     }
 
+    /// The addresses of the node changed.
+    pub(crate) fn node_changed(&mut self, node: NodeFacts) {
+        self.node = node;
+        self.devices_changed();
+    }
+
     /// Services came, went or changed, and their addresses with them.
     pub(crate) fn services_changed(&mut self) {
         self.neighbours_due = self.neighbours_due.min(self.neighbours_rested);
