@@ -5,7 +5,8 @@
 //!
 //! * A [`Frame`] is written with lengths and checksums that are right. To make a malformed packet, change its bytes.
 //! * A [`Reading`] takes what is there, and says what is wrong with it ([`Fault`], [`Check`]). No bytes make it panic.
-//! * A [`Rewrite`] is what becomes of a frame whose addresses, ports and hop limit change.
+//! * A [`Rewrite`] is what becomes of a frame whose addresses, ports and hop limit change, an [`ErrorRewrite`] what becomes
+//!   of an ICMP error about such a frame.
 //!
 //! ```
 //! use lb_testkit::packets::{Addresses, Check, Frame, Ip, Payload, Ports, Reading, Segment};
@@ -25,7 +26,7 @@ mod rewrite;
 mod write;
 
 pub use read::{Check, Fault, FragmentReading, IpReading, Reading, TcpReading, Transport};
-pub use rewrite::{Endpoint, Rewrite};
+pub use rewrite::{Endpoint, ErrorRewrite, Rewrite};
 pub use write::{Addresses, Datagram, Extension, Fragment, Frame, Icmp, Ip, Payload, Ports, Segment};
 
 /// IP protocol numbers.
