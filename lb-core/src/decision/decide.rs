@@ -55,6 +55,9 @@ fn of_another_port(model: &Model, packet: &Packet, flow: &FlowView, decision: &m
         OtherPorts::Drop => (Verdict::Drop, "it is an address for clients outside, and has other ports only: dropped"),
     };
     decision.step(format!("address {ip}"), "other ports", says.into());
+    if model.answers_ping(ip) {
+        decision.step(format!("address {ip}"), "pings", "this node answers them".into());
+    }
     verdict
 }
 

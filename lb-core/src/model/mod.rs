@@ -57,7 +57,9 @@ pub struct Settings {
     /// Networks whose node addresses have node ports. Default: none listed, so every address of the node has them.
     pub node_port_addresses: Vec<IpNet>,
     /// Whether the node answers ICMP echo requests to addresses of services: cluster addresses, ingress of load
-    /// balancers and external addresses, but none of its own. Default: no.
+    /// balancers and external addresses, but [none of a host](Model::answers_ping). Source ranges do not matter to them.
+    /// Default: no. Requests that nobody answers are treated like packets to
+    /// [other ports](crate::state::OtherPorts) of the address.
     pub answer_ping: bool,
     /// Whether an external address of a service may be one of the node's own. Default: no, since the service would take
     /// the traffic of what the node itself serves there (CVE-2020-8554).

@@ -44,7 +44,9 @@ impl Model {
     }
 
     /// Whether the node answers ICMP echo requests to `ip`: if the [setting](super::Settings::answer_ping) says so, to
-    /// each address of a service that is not one of the node's own.
+    /// each address of a service that is not one of a host. Those are the node's own, and external addresses in a
+    /// [network](Self::networks) that the node is connected to: another host there may have them. An ingress address in
+    /// such a network is answered, since announcers take it from there.
     #[must_use]
     pub fn answers_ping(&self, ip: IpAddr) -> bool {
         self.carried_kinds_at(ip).any(|kind| self.says_of_ping(kind, ip))
@@ -52,7 +54,9 @@ impl Model {
 
     pub(crate) fn says_of_ping(&self, kind: FrontendKind, ip: IpAddr) -> bool {
         let is_asked = self.settings.answer_ping && self.capabilities.ping;
-        is_asked && !is_of_node(kind) && !self.node.ips.contains(&ip)
+        let may_be_a_hosts =
+            || kind == FrontendKind::ExternalIp && self.networks().iter().any(|network| network.contains(&ip));
+        is_asked && !is_of_node(kind) && !self.node.ips.contains(&ip) && !may_be_a_hosts()
     }
 
     /// Whether pods that come in through an uplink are translated.

@@ -186,6 +186,18 @@ fn pings_are_answered_if_asked_for_and_never_for_the_node_itself() {
     assert_eq!(answers(asked, Capabilities::all("test").with_ping(false)), [false; 6]);
 }
 
+#[test]
+fn pings_of_an_external_address_that_may_be_a_hosts_are_left_to_that_host() {
+    let mut model = model_with(Settings::default().with_answer_ping(true), Capabilities::all("test"));
+    model.apply(Change::UpsertService(everywhere())).unwrap();
+    let networks = ["192.0.2.0/24", "20.0.0.0/24"].map(|network| network.parse().unwrap());
+    model.apply(Change::SetNetworks(networks.into())).unwrap();
+    assert!(!model.answers_ping(ip("192.0.2.1")), "external");
+    assert!(model.answers_ping(ip("20.0.0.1")), "an ingress that an announcer takes from the network");
+    model.apply(Change::SetNetworks(vec![])).unwrap();
+    assert!(model.answers_ping(ip("192.0.2.1")));
+}
+
 /// The host ports of a pod on this node, or on another one.
 fn host_ports(pod: &str, node: &str, host_ips: HostIps) -> (Service, lb_core::endpoint::EndpointSlice) {
     let service = Service {
