@@ -438,6 +438,7 @@ impl EbpfDatapath {
             .with_external_traffic_policy_local(true)
             .with_source_ranges(true)
             .with_other_ports(true)
+            .with_ping(true)
             .with_affinity(Some(affinity))
             .with_sockets(SocketCapability::Connect { hashes: SocketHash::SocketCookie })
             .with_routed_sources(true)

@@ -19,7 +19,7 @@ use lb_datapath_ebpf_abi::{
 
 use crate::{
     maps::Maps,
-    protocol::{TCP, UDP},
+    protocol::{ICMP, ICMP_V6, TCP, UDP},
     sock::{self, Bound, Closing, Failing, Hook, Sock, SockMaps},
     tc::{
         checksum::{finish, sum},
@@ -733,7 +733,26 @@ impl FakeSkb {
 
     /// A datagram in two fragments, the first of which has 16 bytes of payload and the second `more`.
     pub(crate) fn fragments_v4(more: usize) -> [Self; 2] {
-        let whole = Self::v4(UDP, &udp(16 + more)).bytes();
+        Self::split_v4(&Self::v4(UDP, &udp(16 + more)).bytes())
+    }
+
+    /// An echo request from the client to the frontend, with this many bytes of payload.
+    pub(crate) fn ping_v4(payload: usize) -> Self {
+        let len = 28 + payload as u8;
+        let ip = [0x45, 0, 0, len, 0, 0, 0x40, 0, 64, ICMP, 0, 0, 192, 0, 2, 2, 10, 96, 0, 1];
+        Self::icmp(0x0800, &ip, &ping(8, payload))
+    }
+
+    /// The same over IPv6.
+    pub(crate) fn ping_v6(payload: usize) -> Self {
+        let ip = &Self::v6(UDP, &udp(payload)).bytes()[IP..IP + 40];
+        let mut ip = ip.to_vec();
+        ip[6] = ICMP_V6;
+        Self::icmp(0x86dd, &ip, &ping(128, payload))
+    }
+
+    /// The packet in two fragments, the first of which has 24 bytes behind its IPv4 header.
+    pub(crate) fn split_v4(whole: &[u8]) -> [Self; 2] {
         let at = IP + 20;
         let piece = |flags: [u8; 2], payload: &[u8]| {
             let mut ip = whole[IP..at].to_vec();
@@ -746,12 +765,17 @@ impl FakeSkb {
 
     /// The same over IPv6.
     pub(crate) fn fragments_v6(more: usize) -> [Self; 2] {
-        let whole = Self::v6(UDP, &udp(16 + more)).bytes();
+        Self::split_v6(&Self::v6(UDP, &udp(16 + more)).bytes())
+    }
+
+    /// The same as [`split_v4`](Self::split_v4).
+    pub(crate) fn split_v6(whole: &[u8]) -> [Self; 2] {
         let at = IP + 40;
+        let protocol = whole[IP + 6];
         let piece = |last: u8, payload: &[u8]| {
             let mut ip = whole[IP..at].to_vec();
             (ip[5], ip[6]) = (8 + payload.len() as u8, 44);
-            ip.extend([UDP, 0, 0, last, 0x12, 0x34, 0x56, 0x78]);
+            ip.extend([protocol, 0, 0, last, 0x12, 0x34, 0x56, 0x78]);
             Self::piece(0x86dd, &ip, payload)
         };
         [piece(1, &whole[at..at + 24]), piece(24, &whole[at + 24..])]
@@ -773,7 +797,12 @@ impl FakeSkb {
             ip[8..24].copy_from_slice(&octets(sender));
             (ip[5], ip[6], ip[7]) = (payload.len() as u8, 58, 64);
         }
-        let skb = Self::piece(if is_v4 { 0x0800 } else { 0x86dd }, &ip, &payload);
+        Self::icmp(if is_v4 { 0x0800 } else { 0x86dd }, &ip, &payload)
+    }
+
+    /// An ICMP message with its checksums.
+    fn icmp(protocol: u16, ip: &[u8], message: &[u8]) -> Self {
+        let skb = Self::piece(protocol, ip, message);
         let at = IP + ip.len();
         let check = finish(sum(&words(&skb.covered_by_icmp(at)))).to_ne_bytes();
         skb.bytes.borrow_mut()[at + 2..at + 4].copy_from_slice(&check);
@@ -821,9 +850,10 @@ impl FakeSkb {
             bytes[IP + 10..IP + 12].copy_from_slice(&check);
         } else {
             assert_eq!(bytes[IP + 8..at], second[IP + 8..at], "addresses");
+            let inner = bytes[at];
             bytes.drain(at..at + 8);
             bytes.extend(&second[at + 8..]);
-            (bytes[IP + 5], bytes[IP + 6]) = ((bytes.len() - at) as u8, UDP);
+            (bytes[IP + 5], bytes[IP + 6]) = ((bytes.len() - at) as u8, inner);
         }
         Self::of(protocol, bytes)
     }
@@ -883,6 +913,21 @@ impl FakeSkb {
         Self::of(u16::from_be(self.kind.get().1), self.bytes())
     }
 
+    /// Time to live, or hop limit.
+    pub(crate) fn ttl(&self) -> u8 {
+        Head::read(self).unwrap().ip.ttl
+    }
+
+    /// Sets the time to live of a packet without options.
+    pub(crate) fn set_ttl(&self, ttl: u8) {
+        if self.bytes()[12] == 0x08 {
+            self.set_byte(IP + 8, ttl);
+            self.fill_header_checksum(IP + 20);
+        } else {
+            self.set_byte(IP + 7, ttl);
+        }
+    }
+
     /// Takes one from the time to live, as a router does.
     pub(crate) fn count_down(&self) {
         let packet = self.packet();
@@ -936,8 +981,9 @@ impl FakeSkb {
         let mut bytes = self.bytes();
         bytes.splice(34..34, [1; 4]);
         (bytes[IP], bytes[IP + 3]) = (bytes[IP] + 1, bytes[IP + 3] + 4);
+        let end = IP + 4 * (bytes[IP] & 0x0f) as usize;
         self.bytes.replace(bytes);
-        self.fill_checksums();
+        self.fill_header_checksum(end);
     }
 
     /// Becomes what the receiver answers: addresses and ports change places, and flags become ACK.
@@ -1023,6 +1069,11 @@ impl FakeSkb {
         field.copy_from_slice(&after.to_ne_bytes());
         Ok(())
     }
+}
+
+/// An echo message of this type, number 7 of sender 9.
+fn ping(kind: u8, payload: usize) -> Vec<u8> {
+    [kind, 0, 0, 0, 0, 9, 0, 7].into_iter().chain((0..payload).map(|i| i as u8)).collect()
 }
 
 fn tcp(flags: u8) -> [u8; 20] {

@@ -26,7 +26,7 @@ pub(crate) fn check(frame: &[u8], asked: &IpReading, answer: &[u8]) -> Result<()
     }
     match (asked.transport, ip.transport) {
         (Transport::Tcp(asked_tcp), Transport::Tcp(reset)) => is_reset(asked, asked_tcp, reset),
-        (Transport::Udp(_), Transport::Icmp { kind, code, rest: [0, 0, 0, 0] }) => {
+        (Transport::Udp(_) | Transport::Icmp { .. }, Transport::Icmp { kind, code, rest: [0, 0, 0, 0] }) => {
             is_unreachable(frame, asked, &answer[ip.payload_at + 8..], (kind, code), answer.len())
         }
         _ => Err(format!("not the answer to its protocol: {ip:?}")),

@@ -8,6 +8,7 @@
 mod answer;
 mod bpf;
 mod dice;
+mod echo;
 mod reference;
 mod routes;
 mod services;

@@ -26,12 +26,13 @@ use lb_testkit::packets::{
 use crate::{
     answer,
     bpf::Outcome,
+    echo::Echoes,
     routes::{Route, Routes},
 };
 
 const TCX_NEXT: i32 = -1;
-const TCX_DROP: i32 = 2;
-const TCX_REDIRECT: i32 = 7;
+pub(crate) const TCX_DROP: i32 = 2;
+pub(crate) const TCX_REDIRECT: i32 = 7;
 
 /// What the programs do besides translating whole packets.
 struct Features {
@@ -242,6 +243,7 @@ pub(crate) struct Reference {
     /// Ports of packets whose first fragment was seen, by what all of their fragments have in common, and whether that
     /// one was malformed.
     fragments: HashMap<(Addresses, u8, u32), (Ports, bool)>,
+    echoes: Echoes,
 }
 
 impl Reference {
@@ -254,12 +256,16 @@ impl Reference {
             doubtful: HashSet::new(),
             unseen: HashSet::new(),
             fragments: HashMap::new(),
+            echoes: Echoes::default(),
         }
     }
 
     /// Compares what a program did to `frame` with what it has to do.
     pub(crate) fn check(&mut self, view: &View<'_>, frame: &[u8], out: &Outcome<'_>) -> Result<Fate, String> {
         let reading = Reading::of(frame);
+        if let Some(fate) = self.echoes.check(view, &reading, frame, out) {
+            return fate;
+        }
         let Some(subject) = self.subject(view, &reading) else {
             return match untouched(frame, out) {
                 true => Ok(Fate::Untouched),
@@ -843,7 +849,7 @@ fn translated(view: &View<'_>, family: Family) -> Forward {
     }
 }
 
-fn untouched(frame: &[u8], out: &Outcome<'_>) -> bool {
+pub(crate) fn untouched(frame: &[u8], out: &Outcome<'_>) -> bool {
     out.verdict == TCX_NEXT && out.frame == frame
 }
 

@@ -263,7 +263,10 @@ fn change_fields(dice: &mut Dice, frame: &mut Frame, tuple: Tuple) {
                 0 => Icmp::too_big(ip.addresses, 1400, quoted),
                 1 => Icmp::port_unreachable(ip.addresses, quoted),
                 2 => Icmp::time_exceeded(ip.addresses, quoted),
-                _ => Icmp::echo(ip.addresses, 1, 2),
+                _ => {
+                    let len = dice.pick(&[0, 8, 56, 201]);
+                    Icmp { data: dice.bytes(len), ..Icmp::echo(ip.addresses, dice.word() as u16, dice.word() as u16) }
+                }
             };
             ip.payload = Payload::Icmp(icmp);
         }

@@ -85,7 +85,8 @@ impl World {
             .with_pod_devices(node.pod_devices())
             .with_uplink_devices([node.uplink()]);
         let mut datapath = node.run(|| EbpfDatapath::open(config)).unwrap().unwrap();
-        let mut reconciler = Reconciler::new(Model::new(Settings::default(), datapath.capabilities()));
+        let mut reconciler =
+            Reconciler::new(Model::new(Settings::default().with_answer_ping(true), datapath.capabilities()));
         reconciler.handle_observed(datapath.observe().unwrap());
         // A packet runs on a device of the namespace that the thread is in.
         node.netns().enter().unwrap();

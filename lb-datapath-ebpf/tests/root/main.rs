@@ -12,6 +12,7 @@ mod foreign;
 mod kernel;
 mod packets;
 mod paths;
+mod ping;
 mod privileges;
 mod sockets;
 mod verify;

@@ -28,20 +28,20 @@ use crate::{
 };
 
 /// A world whose node has a datapath, and whose pods serve on port 8080.
-struct Cluster {
-    datapath: EbpfDatapath,
-    world: World,
+pub(crate) struct Cluster {
+    pub(crate) datapath: EbpfDatapath,
+    pub(crate) world: World,
     _pins: PinDir,
     _cgroup: Cgroup,
 }
 
-const VIPS: [&str; 2] = ["10.96.0.1:80", "[fd00:96::1]:80"];
+pub(crate) const VIPS: [&str; 2] = ["10.96.0.1:80", "[fd00:96::1]:80"];
 const BACKENDS: [[&str; 2]; 2] =
     [["10.244.0.2:8080", "10.244.1.2:8080"], ["[fd00:244::2]:8080", "[fd00:244:1::2]:8080"]];
 const NODE: [&str; 2] = ["192.0.2.1", "2001:db8::1"];
 
 impl Cluster {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let world = World::new();
         for (i, name) in ["a", "b"].into_iter().enumerate() {
             for family in BACKENDS {
@@ -57,7 +57,7 @@ impl Cluster {
         Self { datapath, world, _pins: pins, _cgroup: cgroup }
     }
 
-    fn apply(&mut self, desired: State) {
+    pub(crate) fn apply(&mut self, desired: State) {
         let observed = self.datapath.observe().unwrap();
         let desired = State { node: World::facts(), ..desired };
         self.datapath.apply(&diff(&observed, &desired, &Labels::default())).unwrap();
@@ -71,7 +71,7 @@ impl Cluster {
     }
 
     /// Why packets were stopped, and how many.
-    fn stopped(&self) -> BTreeMap<Reason, u64> {
+    pub(crate) fn stopped(&self) -> BTreeMap<Reason, u64> {
         let counts = self.datapath.reason_counters().unwrap().unwrap().read().unwrap();
         counts.into_iter().filter(|(_, count)| *count > 0).collect()
     }
@@ -93,11 +93,11 @@ impl Cluster {
     }
 }
 
-fn addr(text: &str) -> SocketAddr {
+pub(crate) fn addr(text: &str) -> SocketAddr {
     text.parse().unwrap()
 }
 
-fn services(lookup: Lookup, affinity: Option<Affinity>) -> State {
+pub(crate) fn services(lookup: Lookup, affinity: Option<Affinity>) -> State {
     let backends = BACKENDS.map(|family| family.map(addr));
     let mut services: Vec<(SocketAddr, Protocol, &[SocketAddr])> = Vec::new();
     for (vip, backends) in VIPS.iter().zip(&backends) {

@@ -94,6 +94,8 @@ pub enum Found {
     Flow,
     /// The packet is a reply of a flow that is not ours.
     Direct,
+    /// The packet is an ICMP echo request, or a fragment of one, which belongs to no flow.
+    Echo,
     /// The packet ends here.
     Stop(Reason),
 }

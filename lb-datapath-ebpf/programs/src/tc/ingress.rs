@@ -2,16 +2,17 @@
 
 use aya_ebpf::bindings::tcx_action_base::{TCX_DROP, TCX_NEXT};
 use lb_datapath_ebpf_abi::{
-    ADDRESS_DROPS, ADDRESS_REJECTS, CT_INSIDE, CT_OWN, CT_REPLY, CtValue, DEVICE_INSIDE, DEVICE_PORT, ROLE_ACTIVE,
-    ROLE_STANDBY, Reason, TARGET_DROP, Verdict,
+    ADDRESS_ANSWERS_PING, ADDRESS_DROPS, ADDRESS_REJECTS, CT_INSIDE, CT_OWN, CT_REPLY, CtValue, DEVICE_INSIDE,
+    DEVICE_PORT, ROLE_ACTIVE, ROLE_STANDBY, Reason, TARGET_DROP, Verdict,
 };
 
 use super::{
+    echo,
     flow::{self, Direct, FlowMaps, Found},
     limit,
     packet::{Arrival, Head, Packet},
     quote::{self, Translation},
-    reject::{reject, too_big},
+    reject::{reject, too_big, turn},
     rewrite::{Forwarded, forward, send, translate},
     skb::Skb,
     unfold::{Kind, unfold},
@@ -45,6 +46,7 @@ pub fn ingress<M: FlowMaps, S: Skb>(maps: M, skb: S) -> i32 {
             Forwarded::TooBig(mtu) => refuse_size(maps, skb, work, mtu, false),
         },
         Found::Direct => PASS,
+        Found::Echo => echo(maps, skb, work, false),
         Found::Stop(reason) => stop(maps, skb, work, reason, false),
         Found::Nothing if is_own(maps, skb, &work.packet) => PASS,
         Found::Nothing => begin(maps, skb, work, false),
@@ -68,6 +70,7 @@ pub fn egress<M: FlowMaps, S: Skb>(maps: M, skb: S) -> i32 {
             Forwarded::TooBig(mtu) => refuse_size(maps, skb, work, mtu, true),
         },
         Found::Direct => PASS,
+        Found::Echo => echo(maps, skb, work, true),
         Found::Stop(reason) => stop(maps, skb, work, reason, true),
         // It has been here already: a packet that was sent on leaves through a device once more.
         Found::Nothing if flow::was_sent(maps, &work.packet) => PASS,
@@ -104,6 +107,7 @@ fn meet<'a, M: FlowMaps, S: Skb>(maps: M, skb: S) -> Option<(&'a mut Work, Found
             Translation::Done => Found::Flow,
             Translation::Broken => Found::Stop(Reason::PacketNotRewritten),
         },
+        Kind::Echo => Found::Echo,
     };
     // A fragment after the first starts no flow.
     if work.packet.is_later && matches!(found, Found::Nothing) { None } else { Some((work, found)) }
@@ -141,6 +145,26 @@ fn begin<M: FlowMaps, S: Skb>(maps: M, skb: S, work: &mut Work, own: bool) -> i3
         Forwarded::Verdict(verdict) => verdict,
         Forwarded::TooBig(mtu) => refuse_size(maps, skb, work, mtu, own),
     }
+}
+
+/// Decides on an echo request: an address that has frontends may answer it. One that does not treats it like a packet
+/// to a port that it does not have, so that nobody gets it back whom it was routed from.
+#[inline(never)]
+fn echo<M: FlowMaps, S: Skb>(maps: M, skb: S, work: &mut Work, own: bool) -> i32 {
+    if maps.role() != ROLE_ACTIVE {
+        return PASS;
+    }
+    let answers = maps.address(work.packet.key.dst).is_some_and(|says| says & ADDRESS_ANSWERS_PING != 0);
+    if !answers || !echo::is_answerable(&work.packet, work.piece) {
+        return match other_port(maps, &work.packet) {
+            Decision::Stop(reason) => stop(maps, skb, work, reason, own),
+            Decision::NoFrontend | Decision::Open { .. } => PASS,
+        };
+    }
+    if echo::answer(skb, work).and_then(|()| turn(skb)).is_err() {
+        return give_up(maps, Reason::PacketNotAnswered);
+    }
+    if own { skb.turn_in() } else { skb.send_back() }
 }
 
 /// Tells the sender of a packet what length fits. Nobody answers a fragment after the first: the first one was as long,

@@ -2,6 +2,7 @@
 
 pub mod checksum;
 pub mod client;
+pub mod echo;
 pub mod flow;
 pub mod header;
 pub mod icmp;

@@ -170,6 +170,13 @@ impl Packet {
         self.flags & RST != 0
     }
 
+    /// Whether it is TCP.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_tcp(&self) -> bool {
+        self.key.protocol == TCP
+    }
+
     /// Whether it is UDP; TCP otherwise.
     #[inline(always)]
     #[must_use]

@@ -7,7 +7,8 @@ use super::{
     skb::{Refused, Skb},
 };
 
-/// Turns a packet for a frontend without backends into the answer to it: a reset (TCP) or "port unreachable" (UDP).
+/// Turns a packet that is refused into the answer to it: a reset (TCP) or "port unreachable" (UDP, and ICMP echo
+/// requests).
 /// Returns whether that worked.
 ///
 /// The steps are functions of their own in the kernel. Together they would need a stack frame that does not fit beside
@@ -15,7 +16,7 @@ use super::{
 #[inline(always)]
 pub fn reject<S: Skb>(skb: S, packet: &Packet) -> bool {
     let answered =
-        if packet.is_udp() { icmp::answer(skb, packet, Message::PortUnreachable) } else { reset::answer(skb, packet) };
+        if packet.is_tcp() { reset::answer(skb, packet) } else { icmp::answer(skb, packet, Message::PortUnreachable) };
     answered.and_then(|()| turn(skb)).is_ok()
 }
 
@@ -27,7 +28,7 @@ pub fn too_big<S: Skb>(skb: S, packet: &Packet, mtu: u16) -> bool {
 
 /// Turns the Ethernet header around.
 #[inline(never)]
-fn turn<S: Skb>(skb: S) -> Result<(), Refused> {
+pub(super) fn turn<S: Skb>(skb: S) -> Result<(), Refused> {
     let [a, b, c]: [u32; 3] = skb.load_far(0).ok_or(Refused)?;
     let (to, from) = ((a as u64) | (b as u64 & 0xffff) << 32, (b as u64) >> 16 | (c as u64) << 16);
     skb.store(0, &[from as u32, (from >> 32) as u32 | (to as u32) << 16, (to >> 16) as u32], 0)

@@ -26,11 +26,11 @@ use crate::maps::Maps;
 const BPF_F_IPV6: u64 = 1 << 7;
 
 /// Time to live, protocol, checksum and addresses of an IPv4 header.
-const START_V4: u32 = ETHERNET + 8;
+pub(super) const START_V4: u32 = ETHERNET + 8;
 const HARDWARE_SOURCE: u32 = 6;
-const HOP_LIMIT_V6: u32 = ETHERNET + 7;
-const SOURCE_V6: u32 = ETHERNET + 8;
-const DESTINATION_V6: u32 = ETHERNET + 24;
+pub(super) const HOP_LIMIT_V6: u32 = ETHERNET + 7;
+pub(super) const SOURCE_V6: u32 = ETHERNET + 8;
+pub(super) const DESTINATION_V6: u32 = ETHERNET + 24;
 
 /// What became of a packet that was to be sent on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,7 +127,7 @@ fn readdress<S: Skb>(skb: S, packet: &Packet, to: &CtValue, ttl: u8) -> Result<(
 
 /// The word of an IPv4 header with time to live and checksum, when its addresses differ by `addresses`.
 #[inline(always)]
-fn header_v4<S: Skb>(skb: S, old_ttl: u8, ttl: u8, addresses: u32) -> Result<u32, Refused> {
+pub(super) fn header_v4<S: Skb>(skb: S, old_ttl: u8, ttl: u8, addresses: u32) -> Result<u32, Refused> {
     let [_, protocol, c0, c1] = skb.load::<u32>(START_V4).ok_or(Refused)?.to_ne_bytes();
     let lives = difference(&[first_byte(old_ttl)], &[first_byte(ttl)]);
     let check = !u16::from_ne_bytes([c0, c1]);

@@ -3,6 +3,7 @@
 use lb_datapath_ebpf_abi::{CtKey, FragmentValue};
 
 use super::{
+    echo,
     flow::FlowMaps,
     header::{ETHERNET, Piece},
     packet::{Head, udp},
@@ -18,8 +19,10 @@ pub enum Kind {
     Foreign,
     /// A packet of TCP or UDP, or a fragment of one whose ports are known.
     Packet,
-    /// An ICMP message.
+    /// An ICMP message that is no echo request.
     Icmp,
+    /// An ICMP echo request, or a fragment of one.
+    Echo,
 }
 
 /// Reads a packet into `work`. The first fragment of a datagram tells the others their ports.
@@ -29,11 +32,15 @@ pub fn unfold<M: FlowMaps, S: Skb>(maps: M, skb: S, work: &mut Work) -> Kind {
     let read = match (work.piece, protocol) {
         (Piece::Later, _) => later(maps, skb, work),
         (_, TCP | UDP) => transport(maps, skb, work),
-        (Piece::Whole, ICMP) if work.packet.is_v4 => return Kind::Icmp,
-        (Piece::Whole, ICMP_V6) if !work.packet.is_v4 => return Kind::Icmp,
+        (_, ICMP) if work.packet.is_v4 => return icmp(maps, skb, work),
+        (_, ICMP_V6) if !work.packet.is_v4 => return icmp(maps, skb, work),
         _ => None,
     };
-    if read.is_some() { Kind::Packet } else { Kind::Foreign }
+    match read {
+        None => Kind::Foreign,
+        Some(()) if matches!(work.packet.key.protocol, ICMP | ICMP_V6) => Kind::Echo,
+        Some(()) => Kind::Packet,
+    }
 }
 
 /// Reads all headers before the transport header; returns the protocol of that.
@@ -62,6 +69,23 @@ fn transport<M: FlowMaps, S: Skb>(maps: M, skb: S, work: &mut Work) -> Option<()
         maps.put_fragment(&work.datagram, &FragmentValue { sport, dport, protocol, pad: [0; 3] });
     }
     Some(())
+}
+
+/// Tells an echo request from other ICMP messages.
+#[inline(never)]
+fn icmp<M: FlowMaps, S: Skb>(maps: M, skb: S, work: &mut Work) -> Kind {
+    let packet = &mut work.packet;
+    let Some([kind, code, ..]) = skb.load_far::<[u8; 4]>(packet.transport) else { return Kind::Foreign };
+    if !echo::is_request(kind, code, packet.is_v4) {
+        return if work.piece == Piece::Whole { Kind::Icmp } else { Kind::Foreign };
+    }
+    let Some(len) = packet.total(skb, skb.segment()) else { return Kind::Foreign };
+    (packet.len, packet.key.protocol) = (len, if packet.is_v4 { ICMP } else { ICMP_V6 });
+    if work.piece == Piece::First {
+        let CtKey { sport, dport, protocol, .. } = packet.key;
+        maps.put_fragment(&work.datagram, &FragmentValue { sport, dport, protocol, pad: [0; 3] });
+    }
+    Kind::Echo
 }
 
 /// Finds what the first fragment has told about a later one.

@@ -87,11 +87,14 @@ pub(super) fn addresses(maps: &Maps, mirror: &Mirror, findings: &mut Vec<Finding
     findings.extend(differences.into_iter().map(|entry| {
         let addr = entry.key;
         let fix = entry.expected.map_or(Write::NoAddress(addr), |says| Write::Address(addr, says));
-        let text = |says: &u8| match *says & !abi::ADDRESS_ANSWERS_PING {
-            0 => "other ports are passed on".into(),
-            abi::ADDRESS_REJECTS => "other ports are refused".into(),
-            abi::ADDRESS_DROPS => "other ports are dropped".into(),
-            _ => format!("flags {says}"),
+        let text = |says: &u8| {
+            let pings = if says & abi::ADDRESS_ANSWERS_PING == 0 { "" } else { ", and pings are answered" };
+            match *says & !abi::ADDRESS_ANSWERS_PING {
+                0 => format!("other ports are passed on{pings}"),
+                abi::ADDRESS_REJECTS => format!("other ports are refused{pings}"),
+                abi::ADDRESS_DROPS => format!("other ports are dropped{pings}"),
+                _ => format!("flags {says}"),
+            }
         };
         entry.finding(DriftClass::MapEntry, format!("ADDRESSES {}", convert::ip(addr)), fix, text)
     }));
