@@ -11,7 +11,7 @@ use core::time::Duration;
 use crate::{
     addr::{BackendAddr, Family, FrontendAddr, FrontendKind, Protocol, Scope},
     affinity::Affinity,
-    id::{BackendId, FrontendId, IdTable, IdsExhausted, SetId},
+    id::{BackendId, FrontendId, HeldIds, IdTable, IdsExhausted, SetId},
     model::{Model, ServiceFrontend},
     name::{ServiceName, ServicePortName},
     plan::{self, Labels, Touched},
@@ -165,10 +165,19 @@ impl Desired {
         }
     }
 
+    /// From now on assigns none of these ids. All others that were freed may be assigned again: neither the state of the
+    /// datapath nor its flows have them.
+    pub fn hold(&mut self, held: HeldIds) {
+        let HeldIds { frontends, backends, sets } = held;
+        self.frontend_ids.hold(frontends);
+        self.backend_ids.hold(backends);
+        self.set_ids.hold(sets);
+    }
+
     /// Brings `services` up to date with the model and returns the keys of everything that changed.
     ///
     /// # Errors
-    /// When ids run out; the remaining services stay as they were.
+    /// When ids run out; the remaining services stay as they were. [`hold`](Self::hold) makes freed ids available again.
     pub fn update(&mut self, model: &Model, services: &BTreeSet<ServiceName>) -> Result<Touched, IdsExhausted> {
         let mut touched = Touched::default();
         if self.state.node != *model.node() {

@@ -10,6 +10,7 @@ use crate::{
     },
     decision::Packet,
     drift::{Drift, Expected, Inspection},
+    id::HeldIds,
     kernel::KernelAnswer,
     plan::{Op, Plan},
     state::State,
@@ -101,6 +102,10 @@ impl<D: Datapath> Datapath for Faulty<D> {
             return Err(DatapathError::new(ErrorKind::System, "injected fault: observation failed"));
         }
         self.inner.observe()
+    }
+
+    fn held_ids(&mut self) -> Result<HeldIds, DatapathError> {
+        self.inner.held_ids()
     }
 
     fn apply(&mut self, plan: &Plan) -> Result<(), ApplyError> {

@@ -10,6 +10,7 @@ use lb_core::{
     },
     decision::Packet,
     drift::{Drift, DriftClass, Expected, Inspection, compare},
+    id::HeldIds,
     kernel::KernelAnswer,
     node::NodeFacts,
     plan::Plan,
@@ -40,6 +41,7 @@ use crate::{
     programs::{DryRun, INGRESS, Programs},
     reasons::ReasonCounters,
     state::{
+        ids,
         layout::REASONS,
         lower::{self, MAX_SLOTS},
         maps::Maps,
@@ -499,6 +501,11 @@ impl Datapath for EbpfDatapath {
         let (state, filled) = (kernel.mirror.state.clone(), kernel.mirror.filled());
         self.filled.set(filled);
         Ok(state)
+    }
+
+    fn held_ids(&mut self) -> Result<HeldIds, DatapathError> {
+        let Some(kernel) = &self.kernel else { return Ok(HeldIds::default()) };
+        Ok(ids::held(&kernel.maps)?)
     }
 
     fn apply(&mut self, plan: &Plan) -> Result<(), ApplyError> {

@@ -12,6 +12,7 @@ use lb_core::{
     },
     decision::Packet,
     drift::{Drift, Expected, Inspection},
+    id::HeldIds,
     kernel::KernelAnswer,
     memory::MemoryDatapath,
     plan::Plan,
@@ -115,6 +116,10 @@ impl<D: Datapath> Datapath for Audited<D> {
 
     fn observe(&mut self) -> Result<State, DatapathError> {
         self.below.observe()
+    }
+
+    fn held_ids(&mut self) -> Result<HeldIds, DatapathError> {
+        self.below.held_ids()
     }
 
     fn apply(&mut self, plan: &Plan) -> Result<(), ApplyError> {

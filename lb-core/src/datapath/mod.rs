@@ -14,6 +14,7 @@ pub use eviction::{Evicted, Eviction, Remaining};
 use crate::{
     decision::Packet,
     drift::{Drift, Expected, Inspection, compare},
+    id::HeldIds,
     kernel::KernelAnswer,
     plan::{Plan, diff},
     state::State,
@@ -32,6 +33,18 @@ pub trait Datapath: Send {
     /// # Errors
     /// When the state cannot be read.
     fn observe(&mut self) -> Result<State, DatapathError>;
+
+    /// The ids that something below the [state](Self::observe) still has: the entry of a flow, the record of a client.
+    /// They are not assigned to anything else. It is asked after each observation, which comes at the start and, at the
+    /// latest, when two billion ids were assigned. A wrapper of a datapath has to pass it on.
+    ///
+    /// Default: none, for a datapath that knows flows by their addresses.
+    ///
+    /// # Errors
+    /// When that cannot be read.
+    fn held_ids(&mut self) -> Result<HeldIds, DatapathError> {
+        Ok(HeldIds::default())
+    }
 
     /// Carries out a plan, in its order. Applying a plan twice is applying it once.
     ///

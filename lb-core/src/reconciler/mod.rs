@@ -13,6 +13,7 @@ use crate::{
     datapath::{ApplyError, DatapathError, Evicted, Eviction},
     desired::Desired,
     drift::Expected,
+    id::HeldIds,
     model::{Change, Claim, Model, ModelError},
     name::{ServiceName, SourceName},
     plan::{Op, Plan, PlanId, Touched},
@@ -38,8 +39,9 @@ use in_use::in_use;
 ///
 /// 1. [`handle_change`](Self::handle_change) with [`Change::SetNode`], once: translated flows come from an address of
 ///    the node.
-/// 2. [`handle_observed`](Self::handle_observed), with the state of the datapath, whenever
-///    [`wants_observation`](Self::wants_observation) returns `true`: at first, and when the state became unknown.
+/// 2. [`handle_observed_with`](Self::handle_observed_with), with the state of the datapath and the ids that its flows
+///    hold, whenever [`wants_observation`](Self::wants_observation) returns `true`: at first, and when the state became
+///    unknown.
 /// 3. [`handle_change`](Self::handle_change) for each change.
 /// 4. [`poll_plan`](Self::poll_plan), apply, [`handle_applied`](Self::handle_applied), until there is no plan.
 /// 5. [`poll_evictions`](Self::poll_evictions), evict, [`handle_evicted`](Self::handle_evicted), until there are none, if
@@ -218,12 +220,21 @@ impl Reconciler {
         self.installed.is_none() && self.observe_at.is_none_or(|at| now >= at)
     }
 
-    /// Handles the observed state of the datapath. The first time, its ids are adopted.
+    /// Handles the observed state of a datapath whose flows hold no ids. The first time, its ids are adopted.
     pub fn handle_observed(&mut self, state: State) {
+        self.handle_observed_with(state, HeldIds::default());
+    }
+
+    /// Handles the observed state of the datapath and, as of that moment or later, the ids that
+    /// [its flows hold](crate::datapath::Datapath::held_ids). The first time, the ids of the state are adopted.
+    pub fn handle_observed_with(&mut self, state: State, mut held: HeldIds) {
         if !self.adopted {
             self.desired.adopt(&state);
             self.adopted = true;
         }
+        // Flows can be made with these as long as they are installed.
+        held.add(&state);
+        self.desired.hold(held);
         self.touched.merge(Touched::all(&state, self.desired.state()));
         self.installed = Some(state);
         self.observe_at = None;
@@ -540,16 +551,16 @@ impl Reconciler {
             && self.touched.is_empty()
     }
 
-    /// Ids run out only after four billion live objects; the services left over stay dirty and are tried again.
+    /// Ids run out after two billion changes. Then the datapath is asked which ones its flows still hold, and the services
+    /// left over are tried again.
     fn update_desired(&mut self, now: Instant) {
         let dirty = core::mem::take(&mut self.dirty);
         match self.desired.update(&self.model, &dirty) {
             Ok(touched) => self.touched.merge(touched),
             Err(_) => {
                 self.dirty = dirty;
-                if let Some(installed) = &self.installed {
-                    self.touched.merge(Touched::all(installed, self.desired.state()));
-                }
+                self.observation.fail(now);
+                self.forget_installed(self.observation.until().unwrap_or(now));
             }
         }
         for addr in self.desired.take_staying_touched() {

@@ -335,9 +335,9 @@ impl Runner {
         let Done { outcome, began } = done;
         let took = now.since(began);
         match outcome {
-            Outcome::Observed(Ok(state)) => {
+            Outcome::Observed(Ok((state, held))) => {
                 let (frontends, backends) = (state.frontends.len(), state.backends.len());
-                self.reconciler.handle_observed(state);
+                self.reconciler.handle_observed_with(state, held);
                 Some(Event::Observed { frontends, backends })
             }
             Outcome::Observed(Err(error)) => {

@@ -6,6 +6,7 @@ use super::Runner;
 use crate::{
     datapath::{ApplyError, Datapath, DatapathError, Evicted, Eviction},
     drift::{Drift, Inspection},
+    id::HeldIds,
     plan::Plan,
     state::State,
     time::Instant,
@@ -38,7 +39,7 @@ pub struct Done {
 
 #[derive(Debug)]
 pub(super) enum Outcome {
-    Observed(Result<State, DatapathError>),
+    Observed(Result<(State, HeldIds), DatapathError>),
     Applied(Plan, Result<(), ApplyError>),
     Evicted(Vec<Eviction>, Result<Evicted, DatapathError>),
     Inspected(Inspection, Result<Vec<Drift>, DatapathError>),
@@ -52,7 +53,9 @@ impl Task {
     pub fn carry_out(self, runner: &Runner, datapath: &mut dyn Datapath) -> Done {
         let expected = runner.reconciler.expected();
         let outcome = match (self.work, expected) {
-            (Work::Observe, _) => Outcome::Observed(datapath.observe()),
+            (Work::Observe, _) => {
+                Outcome::Observed(datapath.observe().and_then(|state| Ok((state, datapath.held_ids()?))))
+            }
             (Work::Apply(plan), _) => {
                 let outcome = datapath.apply(&plan);
                 Outcome::Applied(plan, outcome)

@@ -9,6 +9,7 @@ mod evictions;
 mod health;
 mod health_check;
 mod histories;
+mod ids;
 mod kept;
 mod kube_proxy;
 mod model;

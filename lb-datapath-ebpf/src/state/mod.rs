@@ -4,6 +4,7 @@ pub(crate) mod convert;
 pub(crate) mod dry;
 pub(crate) mod filter;
 pub(crate) mod heap;
+pub(crate) mod ids;
 pub(crate) mod layout;
 pub(crate) mod lower;
 pub(crate) mod maps;

@@ -9,6 +9,7 @@ mod drift;
 mod evict;
 mod flows;
 mod foreign;
+mod ids;
 mod kernel;
 mod packets;
 mod paths;

@@ -138,8 +138,10 @@ impl Stage {
             ensure!(Clock::now() < deadline, "not settled after {SETTLED:?}");
             let now = self.now();
             if self.reconciler.wants_observation(now) {
-                match self.on_node(|datapath| datapath.observe())? {
-                    Ok(state) => self.reconciler.handle_observed(state),
+                let observed =
+                    self.on_node(|datapath| datapath.observe().and_then(|state| Ok((state, datapath.held_ids()?))))?;
+                match observed {
+                    Ok((state, held)) => self.reconciler.handle_observed_with(state, held),
                     Err(error) if self.carries_packets() => return Err(error.into()),
                     Err(_) => self.reconciler.handle_observe_failed(now),
                 }
