@@ -4,23 +4,35 @@
 //! cargo run --release -p lb-datapath-ebpf --example packet_cost -- lb-datapath-ebpf/src/lb.bpf.o [OTHER.bpf.o]
 //! ```
 //!
-//! It needs root. It makes a network namespace of its own by `unshare --net`, loads each object with maps of its own,
-//! and runs packets through `BPF_PROG_TEST_RUN`, a block for one object and a block for the other, in turns. The kernel
-//! runs a packet that a program has rewritten again as it is, so every packet that is rewritten is a call of its own.
-//! The median includes the two clock readings that the kernel makes around a call.
+//! It needs root. It makes a network namespace of its own by `unshare --net`, with routes and neighbours, loads each
+//! object with maps of its own, and runs packets through `BPF_PROG_TEST_RUN`, a block for one object and a block for the
+//! other, in turns.
 //!
-//! Prints one line for each figure, with tabs: `insns PROGRAM COUNT [OTHER]` and `ns PACKET MEDIAN [OTHER] N`.
+//! Packets of nobody and of established flows are restored after each run, and what that takes is measured in the same
+//! round and subtracted ([`driver`]): their figures are net. Packets that start a flow or are refused change what the
+//! next one meets, so that each is a call of its own. Their figures include the two clock readings that the kernel makes
+//! around a call.
+//!
+//! Prints one line for each figure, with tabs: `insns PROGRAM COUNT [OTHER]`, `net PACKET MEDIAN [OTHER] N` and
+//! `ns PACKET MEDIAN [OTHER] N`.
 
-use std::{env, error::Error, process::Command};
+mod raw;
+
+#[path = "raw/driver.rs"]
+mod driver;
+
+use std::{env, error::Error, os::fd::AsFd, process::Command};
 
 use aya::{
     Ebpf, EbpfLoader, TestRun, TestRunOptions,
     maps::{Array, HashMap, LpmTrie, PerCpuArray, PerCpuValues, lpm_trie::Key},
     programs::{Program, SchedClassifier},
 };
+use driver::Driver;
 use lb_datapath_ebpf_abi::{
-    Addr, BackendValue, FAMILY_V4, FAMILY_V6, Facts, FrontendKey, FrontendValue, LOOKUP_RANDOM, NODE_KEY, NodeValue,
-    Pod, Port, PrefixBytes, TARGET_REJECT, TARGET_SET, WORK_WORDS, filter_bit, from_octets, map_v4,
+    Addr, BackendValue, FAMILY_V4, FAMILY_V6, Facts, FrontendKey, FrontendValue, LOOKUP_RANDOM, MEMBER_TAKES,
+    MemberKey, NODE_KEY, NodeValue, Pod, Port, PrefixBytes, TARGET_REJECT, TARGET_SET, WORK_WORDS, filter_bit,
+    from_octets, map_v4,
 };
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
@@ -30,8 +42,12 @@ const INSIDE: &str = "LB_PACKET_COST_INSIDE";
 const ROUNDS: usize = 100;
 /// Calls for one object before it is the other one's turn.
 const BLOCK: usize = 100;
+/// Rounds of packets that are restored, and how often such a packet is run in each of them.
+const NET_ROUNDS: usize = 400;
+const REPEAT: u32 = 5_000;
 
 const TCP: u8 = 6;
+const UDP: u8 = 17;
 const SYN: u8 = 0x02;
 const ACK: u8 = 0x10;
 const TCX_NEXT: i32 = -1;
@@ -48,117 +64,195 @@ fn main() -> Outcome<()> {
         let status = command.status()?;
         return if status.success() { Ok(()) } else { Err(format!("{command:?}: {status}").into()) };
     }
-    let uplink = Device::new()?;
+    let devices = Devices::new()?;
     let mut subjects = objects.iter().map(|path| Subject::load(path)).collect::<Outcome<Vec<_>>>()?;
     for name in subjects[0].programs() {
         let counts = subjects.iter().map(|subject| subject.instructions(&name)).collect::<Outcome<Vec<_>>>()?;
         println!("insns\t{name}\t{}", counts.join("\t"));
     }
-    for packet in PACKETS {
-        let mut samples = vec![Vec::new(); subjects.len()];
-        for subject in &mut subjects {
-            packet.prepare(subject, &uplink)?;
-        }
-        for round in 0..ROUNDS {
-            for turn in 0..subjects.len() {
-                let at = (round + turn) % subjects.len();
-                for call in round * BLOCK..(round + 1) * BLOCK {
-                    samples[at].push(packet.run(&mut subjects[at], &uplink, call)?);
-                }
-            }
-        }
-        let medians: Vec<_> = samples.iter_mut().map(|samples| median(samples).to_string()).collect();
-        println!("ns\t{}\t{}\t{}", packet.name, medians.join("\t"), samples[0].len());
+    for case in &RESTORED {
+        case.measure(&mut subjects, &devices)?;
+    }
+    for case in &SINGLE {
+        case.measure(&mut subjects, &devices)?;
     }
     Ok(())
 }
 
-fn median(samples: &mut [u128]) -> u128 {
-    samples.sort_unstable();
-    samples[samples.len() / 2]
+/// The order in which subjects take their turns in a round.
+fn turns(round: usize, subjects: usize) -> impl Iterator<Item = usize> {
+    (0..subjects).map(move |turn| (round + turn) % subjects)
 }
 
-/// A kind of packet.
-struct Case {
+fn medians<T: Ord + ToString>(samples: &mut [Vec<T>]) -> String {
+    let medians = samples.iter_mut().map(|samples| {
+        samples.sort_unstable();
+        samples[samples.len() / 2].to_string()
+    });
+    medians.collect::<Vec<_>>().join("\t")
+}
+
+/// A packet that is the same in every run.
+struct Restored {
     name: &'static str,
-    /// Last byte of the destination: which frontend it is for.
-    frontend: u8,
     is_v4: bool,
     kind: Kind,
 }
 
+#[derive(Clone, Copy)]
 enum Kind {
-    /// No frontend has the address: the packet stays as it is, and can be run many times in one call.
+    /// Neither address is one of a frontend, a backend or a flow.
     Foreign,
-    /// A packet of a flow that is there.
-    Established,
-    /// The first packet of a flow.
-    New,
-    /// A packet for a frontend without backends.
-    Refused,
+    /// A packet of a backend to somebody else.
+    Direct,
+    /// A packet of a client whose source is translated.
+    Request(u8),
+    /// The answer of the backend to such a client.
+    Answer(u8),
 }
 
-const PACKETS: [Case; 8] = [
-    Case { name: "none of the frontends, IPv4", frontend: 99, is_v4: true, kind: Kind::Foreign },
-    Case { name: "none of the frontends, IPv6", frontend: 99, is_v4: false, kind: Kind::Foreign },
-    Case { name: "established flow, IPv4", frontend: 1, is_v4: true, kind: Kind::Established },
-    Case { name: "established flow, IPv6", frontend: 1, is_v4: false, kind: Kind::Established },
-    Case { name: "new flow, IPv4", frontend: 1, is_v4: true, kind: Kind::New },
-    Case { name: "new flow, IPv6", frontend: 1, is_v4: false, kind: Kind::New },
-    Case { name: "refused and counted, IPv4", frontend: 2, is_v4: true, kind: Kind::Refused },
-    Case { name: "refused and counted, IPv6", frontend: 2, is_v4: false, kind: Kind::Refused },
+const RESTORED: [Restored; 12] = [
+    Restored { name: "none of ours, IPv4", is_v4: true, kind: Kind::Foreign },
+    Restored { name: "none of ours, IPv6", is_v4: false, kind: Kind::Foreign },
+    Restored { name: "a backend's to somebody else, IPv4", is_v4: true, kind: Kind::Direct },
+    Restored { name: "a backend's to somebody else, IPv6", is_v4: false, kind: Kind::Direct },
+    Restored { name: "established SNAT flow, TCP request, IPv4", is_v4: true, kind: Kind::Request(TCP) },
+    Restored { name: "established SNAT flow, TCP request, IPv6", is_v4: false, kind: Kind::Request(TCP) },
+    Restored { name: "established SNAT flow, TCP answer, IPv4", is_v4: true, kind: Kind::Answer(TCP) },
+    Restored { name: "established SNAT flow, TCP answer, IPv6", is_v4: false, kind: Kind::Answer(TCP) },
+    Restored { name: "established SNAT flow, UDP request, IPv4", is_v4: true, kind: Kind::Request(UDP) },
+    Restored { name: "established SNAT flow, UDP request, IPv6", is_v4: false, kind: Kind::Request(UDP) },
+    Restored { name: "established SNAT flow, UDP answer, IPv4", is_v4: true, kind: Kind::Answer(UDP) },
+    Restored { name: "established SNAT flow, UDP answer, IPv6", is_v4: false, kind: Kind::Answer(UDP) },
 ];
 
-impl Case {
-    /// Starts the flow that an established packet belongs to: a handshake.
-    fn prepare(&self, subject: &mut Subject, uplink: &Device) -> Outcome<()> {
-        if matches!(self.kind, Kind::Established) {
-            subject.run(&self.frame(uplink, SYN, 0), uplink, 1, TCX_REDIRECT)?;
-            subject.run(&self.answer(uplink), uplink, 1, TCX_REDIRECT)?;
+impl Restored {
+    fn measure(&self, subjects: &mut [Subject], devices: &Devices) -> Outcome<()> {
+        let expected = if matches!(self.kind, Kind::Foreign | Kind::Direct) { TCX_NEXT } else { TCX_REDIRECT };
+        let mut drivers = Vec::new();
+        for subject in &mut *subjects {
+            let (frame, device) = self.frame(subject, devices)?;
+            drivers.push(Driver::new(subject.ingress()?.fd()?.as_fd(), frame, device.context())?);
         }
+        let mut samples = vec![Vec::new(); drivers.len()];
+        for round in 0..NET_ROUNDS {
+            for at in turns(round, drivers.len()) {
+                samples[at].push(drivers[at].run(REPEAT, expected)?);
+            }
+        }
+        println!("net\t{}\t{}\t{NET_ROUNDS}", self.name, medians(&mut samples));
         Ok(())
     }
 
-    /// What the backend answers to the first packet of flow 0.
-    fn answer(&self, uplink: &Device) -> Vec<u8> {
-        let mut frame = self.frame(uplink, SYN | ACK, 0);
-        let (from, to, size) = if self.is_v4 { (26, 30, 4) } else { (22, 38, 16) };
-        frame.copy_within(from..from + size, to);
-        let backend = if self.is_v4 { vec![10, 244, 0, 2] } else { v6(0x244, 2).to_vec() };
-        frame[from..from + size].copy_from_slice(&backend);
-        let ports = to + size;
-        frame.copy_within(ports..ports + 2, ports + 2);
-        frame[ports..ports + 2].copy_from_slice(&8080_u16.to_be_bytes());
-        frame
+    /// The packet, and the device that it comes in through. The flow that it belongs to is there.
+    fn frame<'a>(&self, subject: &mut Subject, devices: &'a Devices) -> Outcome<(Vec<u8>, &'a Device)> {
+        let (protocol, is_answer) = match self.kind {
+            Kind::Foreign => return Ok((self.ends(99).frame(&devices.uplink, TCP, ACK), &devices.uplink)),
+            Kind::Direct => {
+                let src = if self.is_v4 { vec![10, 244, 0, 2] } else { v6(0x244, 2).to_vec() };
+                return Ok((Ends { src, ..self.ends(99) }.frame(&devices.pods, TCP, ACK), &devices.pods));
+            }
+            Kind::Request(protocol) => (protocol, false),
+            Kind::Answer(protocol) => (protocol, true),
+        };
+        let request = |flags| self.ends(1).frame(&devices.uplink, protocol, flags);
+        let sent = subject.run(&request(SYN), &devices.uplink, TCX_REDIRECT)?.frame;
+        let answer = |flags| Ends::of(&sent, self.is_v4).mirror().frame(&devices.pods, protocol, flags);
+        subject.run(&answer(SYN | ACK), &devices.pods, TCX_REDIRECT)?;
+        subject.run(&request(ACK), &devices.uplink, TCX_REDIRECT)?;
+        Ok(if is_answer { (answer(ACK), &devices.pods) } else { (request(ACK), &devices.uplink) })
     }
 
-    /// Nanoseconds of call number `call`.
-    fn run(&self, subject: &mut Subject, uplink: &Device, call: usize) -> Outcome<u128> {
-        match self.kind {
-            Kind::Foreign => subject.run(&self.frame(uplink, ACK, 0), uplink, 1000, TCX_NEXT),
-            Kind::Established => subject.run(&self.frame(uplink, ACK, 0), uplink, 1, TCX_REDIRECT),
-            Kind::New => subject.run(&self.frame(uplink, SYN, call + 1), uplink, 1, TCX_REDIRECT),
-            Kind::Refused => {
-                subject.allow_answers()?;
-                subject.run(&self.frame(uplink, SYN, call), uplink, 1, TCX_REDIRECT)
+    /// From a client outside of the pods to a frontend, or to nobody.
+    fn ends(&self, frontend: u8) -> Ends {
+        let (src, dst) = if self.is_v4 {
+            (vec![198, 51, 100, 1], vec![10, 96, 0, frontend])
+        } else {
+            (v6(3, 1).to_vec(), v6(0x96, frontend).to_vec())
+        };
+        Ends { src, dst, sport: 10_000, dport: 80 }
+    }
+}
+
+/// A packet that finds something else each time.
+struct Single {
+    name: &'static str,
+    /// Last byte of the destination: which frontend it is for. The second one has no backends.
+    frontend: u8,
+    is_v4: bool,
+}
+
+const SINGLE: [Single; 4] = [
+    Single { name: "new flow, IPv4", frontend: 1, is_v4: true },
+    Single { name: "new flow, IPv6", frontend: 1, is_v4: false },
+    Single { name: "refused and counted, IPv4", frontend: 2, is_v4: true },
+    Single { name: "refused and counted, IPv6", frontend: 2, is_v4: false },
+];
+
+impl Single {
+    fn measure(&self, subjects: &mut [Subject], devices: &Devices) -> Outcome<()> {
+        let mut samples = vec![Vec::new(); subjects.len()];
+        for round in 0..ROUNDS {
+            for at in turns(round, subjects.len()) {
+                for call in round * BLOCK..(round + 1) * BLOCK {
+                    samples[at].push(self.run(&mut subjects[at], &devices.uplink, call)?);
+                }
             }
         }
+        println!("ns\t{}\t{}\t{}", self.name, medians(&mut samples), samples[0].len());
+        Ok(())
     }
 
-    /// An Ethernet frame; `flow` gives each flow a source port of its own. The source is a pod, which keeps its
-    /// address.
-    fn frame(&self, uplink: &Device, flags: u8, flow: usize) -> Vec<u8> {
-        let mut frame = [&uplink.address[..], &[2, 0, 0, 0, 0, 1]].concat();
-        if self.is_v4 {
-            frame.extend([0x08, 0x00, 0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, TCP, 0, 0]);
-            frame.extend([10, 244, 7, 7, 10, 96, 0, self.frontend]);
+    /// Nanoseconds of call number `call`. Each is of another flow of a pod, which keeps its source.
+    fn run(&self, subject: &mut Subject, uplink: &Device, call: usize) -> Outcome<u128> {
+        let (src, dst) = if self.is_v4 {
+            (vec![10, 244, 7, 7], vec![10, 96, 0, self.frontend])
         } else {
-            frame.extend([0x86, 0xdd, 0x60, 0, 0, 0, 0, 20, TCP, 64]);
-            frame.extend(v6(0x244, 7));
-            frame.extend(v6(0x96, self.frontend));
+            (v6(0x244, 7).to_vec(), v6(0x96, self.frontend).to_vec())
+        };
+        let ends = Ends { src, dst, sport: 10_001 + call as u16, dport: 80 };
+        subject.allow_answers()?;
+        Ok(subject.run(&ends.frame(uplink, TCP, SYN), uplink, TCX_REDIRECT)?.ns)
+    }
+}
+
+/// Source and destination of a packet.
+#[derive(Debug, PartialEq, Eq)]
+struct Ends {
+    src: Vec<u8>,
+    dst: Vec<u8>,
+    sport: u16,
+    dport: u16,
+}
+
+impl Ends {
+    fn of(frame: &[u8], is_v4: bool) -> Self {
+        let (at, size) = if is_v4 { (26, 4) } else { (22, 16) };
+        let (src, rest) = frame[at..].split_at(size);
+        let (dst, ports) = rest.split_at(size);
+        let port = |at: usize| u16::from_be_bytes([ports[at], ports[at + 1]]);
+        Self { src: src.into(), dst: dst.into(), sport: port(0), dport: port(2) }
+    }
+
+    fn mirror(self) -> Self {
+        Self { src: self.dst, dst: self.src, sport: self.dport, dport: self.sport }
+    }
+
+    /// An Ethernet frame that comes in through `device`.
+    fn frame(&self, device: &Device, protocol: u8, flags: u8) -> Vec<u8> {
+        let transport = if protocol == TCP { 20 } else { 8 };
+        let mut frame = [&device.address[..], &[2, 0, 0, 0, 0, 1]].concat();
+        if self.src.len() == 4 {
+            frame.extend([0x08, 0x00, 0x45, 0, 0, 20 + transport, 0, 0, 0x40, 0, 64, protocol, 0, 0]);
+        } else {
+            frame.extend([0x86, 0xdd, 0x60, 0, 0, 0, 0, transport, protocol, 64]);
         }
-        frame.extend((10_000 + flow as u16).to_be_bytes());
-        frame.extend([0, 80, 0, 0, 0, 1, 0, 0, 0, 1, 0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
+        frame.extend([&self.src[..], &self.dst].concat());
+        frame.extend([self.sport, self.dport].map(u16::to_be_bytes).concat());
+        match protocol {
+            TCP => frame.extend([0, 0, 0, 1, 0, 0, 0, 1, 0x50, flags, 0xff, 0xff, 0x12, 0x34, 0, 0]),
+            _ => frame.extend([0, transport, 0x12, 0x34]),
+        }
         frame
     }
 }
@@ -169,14 +263,14 @@ fn v6(net: u16, host: u8) -> [u8; 16] {
     [0xfd, 0, high, low, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, host]
 }
 
-/// The device that packets come in through.
-struct Device {
-    index: u32,
-    address: [u8; 6],
+/// The devices that packets come in through.
+struct Devices {
+    uplink: Device,
+    pods: Device,
 }
 
-impl Device {
-    /// Makes it, and a route to the backend behind another one, in the namespace of this process.
+impl Devices {
+    /// Makes them in the namespace of this process, with routes through them, and with the neighbours that those name.
     fn new() -> Outcome<Self> {
         for line in [
             "link set lo up",
@@ -188,21 +282,43 @@ impl Device {
             "link set pods up",
             "addr add 192.0.2.1/24 dev uplink",
             "addr add 10.244.0.1/24 dev pods",
-            "route add 10.244.7.0/24 dev uplink",
             "addr add fd00:2::1/64 dev uplink nodad",
             "addr add fd00:244::1/64 dev pods nodad",
+            "route add 10.244.7.0/24 dev uplink",
+            "route add default via 192.0.2.2",
+            "route add default via fd00:2::2",
+            "neigh add 192.0.2.2 lladdr 02:00:00:00:00:01 dev uplink",
+            "neigh add fd00:2::2 lladdr 02:00:00:00:00:01 dev uplink",
+            "neigh add 10.244.0.2 lladdr 02:00:00:00:00:01 dev pods",
+            "neigh add fd00:244::2 lladdr 02:00:00:00:00:01 dev pods",
         ] {
             command("ip", &line.split(' ').collect::<Vec<_>>())?;
         }
         std::fs::write("/proc/sys/net/ipv4/ip_forward", "1")?;
         std::fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1")?;
-        let text = command("ip", &["-o", "link", "show", "dev", "uplink"])?;
+        Ok(Self { uplink: Device::named("uplink")?, pods: Device::named("pods")? })
+    }
+}
+
+struct Device {
+    index: u32,
+    address: [u8; 6],
+}
+
+impl Device {
+    fn named(name: &str) -> Outcome<Self> {
+        let text = command("ip", &["-o", "link", "show", "dev", name])?;
         let (index, rest) = text.split_once(':').ok_or("`ip link` shows no index")?;
         let address = rest.split_once("link/ether ").and_then(|(_, rest)| rest.split(' ').next());
         let address = address.ok_or("`ip link` shows no address")?;
         let bytes = address.split(':').map(|byte| u8::from_str_radix(byte, 16)).collect::<Result<Vec<_>, _>>()?;
         let address = bytes.try_into().map_err(|_| "the address of the device has not six bytes")?;
         Ok(Self { index: index.trim().parse()?, address })
+    }
+
+    /// `__sk_buff` up to its `ifindex`, the only field that is not zero.
+    fn context(&self) -> Vec<u8> {
+        [&[0; 40][..], &self.index.to_ne_bytes()].concat()
     }
 }
 
@@ -234,19 +350,26 @@ impl Subject {
         Ok(subject)
     }
 
+    /// A backend for each family and protocol, in a set of its own; two frontends, one with that set and one without
+    /// backends; and a node with an address of each family.
     fn fill(&mut self) -> Outcome<()> {
-        for (id, addr) in [(1, map_v4([10, 244, 0, 2])), (2, from_octets(v6(0x244, 2)))] {
-            self.know(addr)?;
-            let backend = BackendValue { addr, port: Port::new(8080), protocol: TCP, local: 1, host: 0, pad: [0; 3] };
+        let ends = [
+            (map_v4([10, 244, 0, 2]), [1, 2].map(|last| map_v4([10, 96, 0, last]))),
+            (from_octets(v6(0x244, 2)), [1, 2].map(|last| from_octets(v6(0x96, last)))),
+        ];
+        let cases = ends.into_iter().flat_map(|ends| [TCP, UDP].map(|protocol| (protocol, ends)));
+        for (id, (protocol, (addr, [vip, closed]))) in (1..).zip(cases) {
+            [addr, vip, closed].into_iter().try_for_each(|addr| self.know(addr))?;
+            let backend = BackendValue { addr, port: Port::new(8080), protocol, local: 1, host: 0, pad: [0; 3] };
             self.put::<4, 24>("BACKENDS", &id, &backend)?;
             let mut slots: Array<_, [u8; 16]> = self.0.map_mut("SLOTS").ok_or("no SLOTS")?.try_into()?;
             slots.set(id, fixed([id, 0, 0, 0].bytes())?, 0)?;
+            self.put::<8, 1>("MEMBERS", &MemberKey { set: id, backend: id }, &MEMBER_TAKES)?;
+            self.frontend(vip, protocol, id, TARGET_SET)?;
+            self.frontend(closed, protocol, 0, TARGET_REJECT)?;
         }
-        for (set, vip) in [(1, map_v4([10, 96, 0, 1])), (2, from_octets(v6(0x96, 1)))] {
-            self.frontend(vip, set, TARGET_SET)?;
-        }
-        for vip in [map_v4([10, 96, 0, 2]), from_octets(v6(0x96, 2))] {
-            self.frontend(vip, 0, TARGET_REJECT)?;
+        for addr in [map_v4([192, 0, 2, 1]), from_octets(v6(2, 1))] {
+            self.know(addr)?;
         }
         self.put::<4, { size_of::<NodeValue>() }>("NODE", &NODE_KEY, &node())?;
         let mut cidrs: LpmTrie<_, [u8; 16], u8> = self.0.map_mut("CIDRS").ok_or("no CIDRS")?.try_into()?;
@@ -265,9 +388,8 @@ impl Subject {
         Ok(pairs.set(word >> 1, pair, 0)?)
     }
 
-    fn frontend(&mut self, addr: Addr, set: u32, target: u8) -> Outcome<()> {
-        self.know(addr)?;
-        let key = FrontendKey { addr, port: Port::new(80), protocol: TCP, scope: 0, pad: 0 };
+    fn frontend(&mut self, addr: Addr, protocol: u8, set: u32, target: u8) -> Outcome<()> {
+        let key = FrontendKey { addr, port: Port::new(80), protocol, scope: 0, pad: 0 };
         let value = FrontendValue {
             id: 1,
             set,
@@ -316,21 +438,31 @@ impl Subject {
         Ok(count.to_string())
     }
 
-    /// Runs `frame` as it is, `repeat` times in one call; returns nanoseconds of one run.
-    fn run(&mut self, frame: &[u8], device: &Device, repeat: u32, verdict: i32) -> Outcome<u128> {
-        /// `__sk_buff` up to its `ifindex`, the only field that is not zero.
-        const CONTEXT: usize = 44;
-        let mut context = [0; CONTEXT];
-        context[CONTEXT - 4..].copy_from_slice(&device.index.to_ne_bytes());
-        let program: &SchedClassifier = self.0.program("lb_ingress").ok_or("no lb_ingress")?.try_into()?;
-        let options =
-            TestRunOptions { data_in: Some(frame), ctx_in: Some(&context), repeat, ..TestRunOptions::default() };
-        let result = program.test_run(options)?;
+    fn ingress(&self) -> Outcome<&SchedClassifier> {
+        Ok(self.0.program("lb_ingress").ok_or("no lb_ingress")?.try_into()?)
+    }
+
+    /// Runs `frame`, which comes in through `device`.
+    fn run(&mut self, frame: &[u8], device: &Device, verdict: i32) -> Outcome<Run> {
+        let (context, mut out) = (device.context(), vec![0; frame.len() + 64]);
+        let options = TestRunOptions {
+            data_in: Some(frame),
+            data_out: Some(&mut out),
+            ctx_in: Some(&context),
+            ..TestRunOptions::default()
+        };
+        let result = self.ingress()?.test_run(options)?;
         if result.return_value as i32 != verdict {
             return Err(format!("verdict {}, expected {verdict}", result.return_value as i32).into());
         }
-        Ok(result.duration.as_nanos())
+        Ok(Run { ns: result.duration.as_nanos(), frame: out })
     }
+}
+
+/// What one run of a packet took, and what became of it.
+struct Run {
+    ns: u128,
+    frame: Vec<u8>,
 }
 
 fn fixed<const N: usize>(bytes: &[u8]) -> Outcome<[u8; N]> {

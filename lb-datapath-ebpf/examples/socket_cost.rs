@@ -13,6 +13,8 @@
 //! Prints one line for each figure, with tabs: `ns CASE MEDIAN [OTHER] N` for medians of `connect()` and `close()`, and
 //! `ratio CASE MEDIAN [OTHER] N` for `connect()` beside one without any program, round by round.
 
+mod raw;
+
 use std::{
     collections::BTreeMap,
     env,
@@ -35,6 +37,8 @@ use aya::{
 use lb_datapath_ebpf_abi::{
     BackendValue, FrontendKey, FrontendValue, LOOKUP_RANDOM, Pod, Port, SCOPE_ANY, TARGET_SET, map_v4,
 };
+
+use raw::{bpf_fd, load, number, returning};
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
@@ -228,35 +232,12 @@ impl Drop for Cgroup {
 
 /// A `connect4` program of two instructions, attached until the result is dropped.
 fn empty_program(cgroup: &Cgroup) -> Outcome<OwnedFd> {
-    const BPF_PROG_LOAD: libc::c_int = 5;
     const BPF_LINK_CREATE: libc::c_int = 28;
     const BPF_PROG_TYPE_CGROUP_SOCK_ADDR: u32 = 18;
     const BPF_CGROUP_INET4_CONNECT: u32 = 10;
-    /// `r0 = 1` and `exit`.
-    const INSNS: [u64; 2] = [0x1_0000_00b7, 0x95];
-    // Words of `union bpf_attr` up to `expected_attach_type`.
-    let mut load = [0_u32; 18];
-    (load[0], load[1]) = (BPF_PROG_TYPE_CGROUP_SOCK_ADDR, INSNS.len() as u32);
-    let (insns, license) = (INSNS.as_ptr() as u64, c"GPL".as_ptr() as u64);
-    for (at, address) in [(2, insns), (4, license)] {
-        (load[at], load[at + 1]) = (address as u32, (address >> 32) as u32);
-    }
-    load[17] = BPF_CGROUP_INET4_CONNECT;
-    let program = bpf(BPF_PROG_LOAD, &mut load)?;
+    let program = load(BPF_PROG_TYPE_CGROUP_SOCK_ADDR, BPF_CGROUP_INET4_CONNECT, &returning(1))?;
     let directory = File::open(&cgroup.path)?;
-    let mut link = [program.as_raw_fd() as u32, directory.as_raw_fd() as u32, BPF_CGROUP_INET4_CONNECT, 0];
-    bpf(BPF_LINK_CREATE, &mut link)
-}
-
-/// A command of `bpf(2)` that makes a descriptor. Every address in `attr` is that of a constant.
-fn bpf(command: libc::c_int, attr: &mut [u32]) -> Outcome<OwnedFd> {
-    // SAFETY: `attr` is as long as the call is told, and its addresses are those of constants of the right length.
-    let fd = unsafe { libc::syscall(libc::SYS_bpf, command, attr.as_mut_ptr(), size_of_val(attr)) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error().into());
-    }
-    // SAFETY: the kernel has just made this descriptor for us.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+    Ok(bpf_fd(BPF_LINK_CREATE, &mut [number(&program), number(&directory), BPF_CGROUP_INET4_CONNECT, 0])?)
 }
 
 /// A loaded object with 5,000 frontends of one backend each, for each kind of socket.

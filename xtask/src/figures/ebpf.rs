@@ -10,6 +10,10 @@ use super::{Figure, Goal};
 const OBJECT: &str = "lb-datapath-ebpf/src/lb.bpf.o";
 /// Medians of one object differ by this much between two runs, mostly by where its maps lie in memory.
 const NOISE: f64 = 1.05;
+/// Nanoseconds that `lb_ingress` may take for a packet that is none of ours.
+const FOREIGN_NS: f64 = 60.0;
+/// The same for a packet of an established flow whose source is translated, with the look-up of its route.
+const ESTABLISHED_NS: f64 = 600.0;
 /// `connect()` over TCP through a frontend may take this many times as long as without any program.
 const CONNECT: f64 = 1.03;
 /// The case that is held to it, as `socket_cost` calls it.
@@ -37,7 +41,7 @@ fn run(example: &str, baseline: Option<&Path>) -> Result<Vec<Figure>, Box<dyn st
     figures.ok_or_else(|| format!("{command:?} printed a line that is no figure:\n{text}").into())
 }
 
-/// `insns PROGRAM COUNT [OTHER]`, `ns CASE MEDIAN [OTHER] N` or `ratio CASE MEDIAN [OTHER] N`, with tabs.
+/// `insns PROGRAM COUNT [OTHER]`, or `net`, `ns` or `ratio` and `CASE MEDIAN [OTHER] N`, with tabs.
 fn figure(line: &str, compared: bool) -> Option<Figure> {
     let fields: Vec<&str> = line.split('\t').collect();
     let (what, rest) = fields.split_first()?;
@@ -48,6 +52,14 @@ fn figure(line: &str, compared: bool) -> Option<Figure> {
     let baseline = other.map_or_else(|| "none: only reported".into(), |other| format!("the other object: {other}"));
     match *what {
         "insns" => Some(Figure::new(format!("{name}: verified"), None, measured, "insns", baseline, 1)),
+        "net" => {
+            let n = numbers.next()??;
+            let baseline = match other {
+                Some(other) => format!("a program that returns at once; the other object: {other}"),
+                None => "a program that returns at once".into(),
+            };
+            Some(Figure::new(format!("{name}: net, median"), net_goal(name), measured, "ns", baseline, n as u64))
+        }
         "ns" => {
             let goal = other.map(|other| Goal::AtMost((other * NOISE).round()));
             let n = numbers.next()??;
@@ -59,6 +71,17 @@ fn figure(line: &str, compared: bool) -> Option<Figure> {
             Some(Figure::new(format!("{name}: beside no program"), goal, measured, "ratio", baseline, n as u64))
         }
         _ => None,
+    }
+}
+
+/// What a packet of this kind, as `packet_cost` calls it, may take.
+fn net_goal(name: &str) -> Option<Goal> {
+    if name.starts_with("none of ours") {
+        Some(Goal::AtMost(FOREIGN_NS))
+    } else if name.starts_with("established SNAT flow") {
+        Some(Goal::AtMost(ESTABLISHED_NS))
+    } else {
+        None
     }
 }
 
@@ -78,6 +101,19 @@ mod tests {
     fn instructions_are_only_reported() {
         let program = figure("insns\tlb_ingress\t200\t100", true).unwrap();
         assert_eq!((program.measured, program.met), (200.0, None));
+    }
+
+    #[test]
+    fn packets_of_nobody_and_of_established_flows_have_goals() {
+        let net = |name: &str, ns| figure(&format!("net\t{name}\t{ns}\t400"), false).unwrap();
+        assert_eq!([60, 61].map(|ns| net("none of ours, IPv6", ns).met), [Some(true), Some(false)]);
+        let flow = "established SNAT flow, TCP request, IPv4";
+        assert_eq!([600, 601].map(|ns| net(flow, ns).met), [Some(true), Some(false)]);
+        let other = net("a backend's to somebody else, IPv4", 700);
+        assert_eq!((other.measured, other.n, other.met), (700.0, 400, None));
+        let compared = figure("net\tnone of ours, IPv4\t7\t90\t400", true).unwrap();
+        assert_eq!((compared.n, compared.met), (400, Some(true)));
+        assert!(compared.baseline.ends_with("90"));
     }
 
     #[test]
