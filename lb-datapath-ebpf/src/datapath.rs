@@ -485,7 +485,8 @@ impl Datapath for EbpfDatapath {
     fn capabilities(&self) -> Capabilities {
         let drains = self.config.destroy_sockets == DestroySockets::All && self.drain_problem.is_none();
         let ports = self.kernel.as_ref().map_or_else(Ports::default, |kernel| kernel.mirror.limits.ports);
-        let mut capabilities = Self::capabilities_with(ports).with_drain(drains);
+        let uplinks = !self.config.uplink_devices.is_empty();
+        let mut capabilities = Self::capabilities_with(ports).with_drain(drains).with_uplinks(uplinks);
         if self.kernel.as_ref().is_some_and(|kernel| !kernel.features.fetch_add) {
             capabilities = capabilities.with_algorithms([Algorithm::Random, Algorithm::Maglev]);
         }

@@ -42,6 +42,9 @@ pub const FRONTEND_DROPS_OTHERS: u8 = 32;
 /// [`FrontendValue::flags`]: the node answers ICMP echo requests to the address. Programs do not read it: see
 /// `ADDRESSES`.
 pub const FRONTEND_ANSWERS_PING: u8 = 64;
+/// [`FrontendValue::flags`]: the source of a pod is translated, too, if its packets come in from outside: it is a pod of
+/// another node, which its backend would answer past this one.
+pub const FRONTEND_TRANSLATES_PODS: u8 = 128;
 
 /// Key of `FRONTENDS`.
 #[repr(C, align(8))]

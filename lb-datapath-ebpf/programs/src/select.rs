@@ -1,8 +1,8 @@
 //! From a frontend to a backend.
 
 use lb_datapath_ebpf_abi::{
-    Addr, AffinityKey, AffinityValue, BackendValue, FRONTEND_KEEPS_SOURCE, FRONTEND_SOURCES, FrontendKey,
-    FrontendValue, LOOKUP_HASH, LOOKUP_ROUND_ROBIN, Port, SCOPE_INTERNAL, TARGET_DROP, TARGET_SET,
+    Addr, AffinityKey, AffinityValue, BackendValue, FRONTEND_KEEPS_SOURCE, FRONTEND_SOURCES, FRONTEND_TRANSLATES_PODS,
+    FrontendKey, FrontendValue, LOOKUP_HASH, LOOKUP_ROUND_ROBIN, Port, SCOPE_INTERNAL, TARGET_DROP, TARGET_SET,
 };
 use lb_flow_hash::slot;
 
@@ -40,13 +40,23 @@ pub struct Chosen {
     pub port: Port,
     /// Whether the backend sees clients from outside as they are.
     pub keeps_source: bool,
+    /// Whether the backend sees the node in the place of a pod that comes from outside.
+    pub translates_pods: bool,
     /// Whether it listens on an address of the node, which then answers through the node, whatever the source.
     pub on_node: bool,
 }
 
 impl Chosen {
     /// All zero.
-    pub const EMPTY: Self = Self { id: 0, set: 0, addr: [0; 4], port: Port(0), keeps_source: false, on_node: false };
+    pub const EMPTY: Self = Self {
+        id: 0,
+        set: 0,
+        addr: [0; 4],
+        port: Port(0),
+        keeps_source: false,
+        translates_pods: false,
+        on_node: false,
+    };
 
     /// The backend with this id, for a flow to `frontend`.
     #[inline(always)]
@@ -57,6 +67,7 @@ impl Chosen {
             addr: backend.addr,
             port: backend.port,
             keeps_source: frontend.flags & FRONTEND_KEEPS_SOURCE != 0,
+            translates_pods: frontend.flags & FRONTEND_TRANSLATES_PODS != 0,
             on_node: backend.host != 0,
         }
     }
@@ -299,10 +310,7 @@ mod tests {
         assert_eq!(answer(&fake), Answer::Excluded);
         fake.change_frontend(VIP, |frontend| frontend.target = TARGET_SET);
         let (addr, port) = backend(1);
-        assert_eq!(
-            answer(&fake),
-            Answer::Backend(Chosen { id: 1, set: 1, addr, port, keeps_source: false, on_node: false })
-        );
+        assert_eq!(answer(&fake), Answer::Backend(Chosen { id: 1, set: 1, addr, port, ..Chosen::EMPTY }));
     }
 
     #[test]
@@ -347,10 +355,7 @@ mod tests {
         fake.frontend_reads.set(0);
         fake.after_frontend_read(|fake| fake.point(VIP, 2, 1));
         let (addr, port) = backend(2);
-        assert_eq!(
-            answer(&fake),
-            Answer::Backend(Chosen { id: 2, set: 2, addr, port, keeps_source: false, on_node: false })
-        );
+        assert_eq!(answer(&fake), Answer::Backend(Chosen { id: 2, set: 2, addr, port, ..Chosen::EMPTY }));
     }
 
     #[test]

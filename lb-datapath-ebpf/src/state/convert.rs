@@ -146,6 +146,7 @@ fn flags(frontend: &Frontend) -> u8 {
     guard
         | others
         | flag_if(frontend.keeps_source, abi::FRONTEND_KEEPS_SOURCE)
+        | flag_if(frontend.translates_pods, abi::FRONTEND_TRANSLATES_PODS)
         | flag_if(frontend.answers_ping, abi::FRONTEND_ANSWERS_PING)
 }
 
@@ -228,6 +229,7 @@ pub(crate) fn frontend(value: &abi::FrontendValue, sources: &BTreeMap<u32, Vec<I
         guard,
         other_ports,
         keeps_source: is(abi::FRONTEND_KEEPS_SOURCE),
+        translates_pods: is(abi::FRONTEND_TRANSLATES_PODS),
         answers_ping: is(abi::FRONTEND_ANSWERS_PING),
         ..Frontend::new(FrontendId::new(value.id).ok_or_else(corrupt)?, target)
     })

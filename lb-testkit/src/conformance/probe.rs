@@ -11,7 +11,7 @@ use lb_core::{
     decision::{Entry, Packet},
 };
 
-use super::service::{CLIENT_POD, FRONT_PORT, Vip, pod_ip};
+use super::service::{CLIENT_POD, FRONT_PORT, Vip, pod, pod_ip};
 use crate::{
     lab::{Origin, topology},
     traffic::{Failure, FailureKind, Request, Response, Transport},
@@ -72,6 +72,7 @@ impl Probe {
 
     pub(super) fn entry(&self) -> Entry {
         match self.origin {
+            Origin::Pod(index) | Origin::PodPackets(index) if pod(index).1 != 0 => Entry::Uplink,
             Origin::Pod(_) | Origin::Node(_) | Origin::NodePackets(_) => Entry::Socket,
             Origin::PodPackets(_) => Entry::PodDevice,
             Origin::Client | Origin::Beyond => Entry::Uplink,
@@ -120,7 +121,7 @@ impl Probe {
     /// Where it is sent from, as far as that is known before.
     pub(super) fn source(&self) -> SocketAddr {
         let ip = match self.origin {
-            Origin::Pod(_) | Origin::PodPackets(_) => pod_ip("client", self.family()),
+            Origin::Pod(index) | Origin::PodPackets(index) => pod_ip(pod(index).0, self.family()),
             Origin::Node(node) | Origin::NodePackets(node) => topology::node_ip(node, self.family()),
             Origin::Client => topology::client_ip(topology::segment(self.family()), 0),
             Origin::Beyond => topology::client_ip(topology::beyond(self.family()), 0),

@@ -24,6 +24,8 @@ const PODS: [(&str, usize); 6] = [("client", 0), ("a", 0), ("b", 0), ("c", 1), (
 
 /// Index of the pod that sends.
 pub(super) const CLIENT_POD: usize = 0;
+/// Index of a pod of another node.
+pub(super) const POD_ELSEWHERE: usize = 5;
 
 pub(super) fn pod_specs() -> impl Iterator<Item = PodSpec> {
     let serve = |pod: PodSpec, port| pod.http(port).udp(port);
@@ -40,6 +42,11 @@ pub(super) fn pod_ip(name: &str, family: Family) -> IpAddr {
 /// The pod that has this address.
 pub(super) fn pod_at(ip: IpAddr) -> Option<&'static str> {
     PODS.into_iter().map(|(name, _)| name).find(|name| pod_ip(name, Family::of(ip)) == ip)
+}
+
+/// Name and node of the pod with this index.
+pub(super) fn pod(index: usize) -> (&'static str, usize) {
+    PODS[index]
 }
 
 /// Node of a pod, and its place among that node's pods.
@@ -178,5 +185,6 @@ mod tests {
         assert_eq!(pod_ip("client", Family::V4).to_string(), "10.244.0.10");
         assert_eq!(pod_ip("d", Family::V6).to_string(), "fd00:10:244:1::11");
         assert_eq!(pod_at(pod_ip("e", Family::V4)), Some("e"));
+        assert_eq!((pod(CLIENT_POD), pod(POD_ELSEWHERE)), (("client", 0), ("e", 1)));
     }
 }

@@ -225,7 +225,9 @@ fn answer<M: FlowMaps>(maps: M, packet: &Packet, to: &mut CtValue) -> Decision {
     }
     (to.dst, to.dport) = (chosen.addr, chosen.port);
     (to.backend, to.set) = (chosen.id, chosen.set);
-    let keeps_source = pod || chosen.on_node || (chosen.keeps_source && !inside);
+    // A pod of another node is answered past this one, unless its backend answers through it.
+    let keeps_pod = pod && (inside || !chosen.translates_pods);
+    let keeps_source = keeps_pod || chosen.on_node || (chosen.keeps_source && !inside);
     Decision::Open { keeps_source: keeps_source && !(own && chosen.on_node) }
 }
 
@@ -302,8 +304,9 @@ pub(super) fn give_up<M: Maps>(maps: M, reason: Reason) -> i32 {
 #[cfg(test)]
 mod tests {
     use lb_datapath_ebpf_abi::{
-        FRONTEND_DENIES, FRONTEND_GUARDS_OUTSIDE, FRONTEND_KEEPS_SOURCE, FRONTEND_SOURCES, FrontendKey, FrontendValue,
-        LOOKUP_HASH, LOOKUP_ROUND_ROBIN, ROLE_DRAINING, SCOPE_INTERNAL, SOURCES_DENIED, TARGET_REJECT,
+        FRONTEND_DENIES, FRONTEND_GUARDS_OUTSIDE, FRONTEND_KEEPS_SOURCE, FRONTEND_SOURCES, FRONTEND_TRANSLATES_PODS,
+        FrontendKey, FrontendValue, LOOKUP_HASH, LOOKUP_ROUND_ROBIN, ROLE_DRAINING, SCOPE_INTERNAL, SOURCES_DENIED,
+        TARGET_REJECT,
     };
 
     use super::*;
@@ -707,6 +710,26 @@ mod tests {
         skb.set_source_port(40_001);
         assert_eq!(ingress(&fake, &skb), REDIRECTED);
         assert_eq!(skb.packet().key.src, lb_datapath_ebpf_abi::map_v4(NODE));
+    }
+
+    #[test]
+    fn a_pod_of_another_node_is_translated_as_the_frontend_says_and_one_of_this_node_is_not() {
+        for (flags, device, kept) in [
+            (FRONTEND_TRANSLATES_PODS, 0, false),
+            (FRONTEND_TRANSLATES_PODS, DEVICE_INSIDE, true),
+            (0, 0, true),
+            (0, DEVICE_INSIDE, true),
+        ] {
+            let fake = Fake::serving(LOOKUP_HASH, &[1]);
+            fake.change_frontend(VIP, |frontend| frontend.flags = flags);
+            let skb = FakeSkb::tcp_v4(SYN);
+            let before = skb.packet().key;
+            fake.pods.borrow_mut().push((before.src, lb_datapath_ebpf_abi::FAMILY_V4));
+            fake.device.set(device);
+            assert_eq!(ingress(&fake, &skb), REDIRECTED);
+            let source = if kept { before.src } else { lb_datapath_ebpf_abi::map_v4(NODE) };
+            assert_eq!(skb.packet().key.src, source, "flags {flags}, device {device}");
+        }
     }
 
     #[test]

@@ -11,16 +11,17 @@ use crate::{
     conformance::{
         Fault, Stage, Verdict, ensure,
         probe::{ORIGINS, Probe},
-        service::{BACK_PORT, CLIENT_POD, Vip, WEB, With, endpoints, pod_ip, service, web, weighted},
+        service::{BACK_PORT, CLIENT_POD, POD_ELSEWHERE, Vip, WEB, With, endpoints, pod_ip, service, web, weighted},
     },
     lab::{Origin, topology},
     traffic::{FailureKind, Request, Transport},
 };
 
-pub(super) const CASES: [Case; 11] = cases![
+pub(super) const CASES: [Case; 12] = cases![
     everybody_reaches_a_cluster_address,
     everybody_reaches_ingress_and_external_addresses,
     everybody_reaches_node_ports,
+    a_pod_of_another_node_is_answered_through_this_one,
     policy_local_keeps_outside_traffic_on_the_node,
     a_pod_reaches_itself_through_its_service,
     a_service_without_endpoints_refuses_at_once,
@@ -67,6 +68,22 @@ fn everybody_reaches_node_ports(stage: &mut Stage) -> Verdict {
     for probe in Probe::everywhere(WEB) {
         let to = (topology::node_ip(0, probe.family()), NODE_PORT).into();
         (0..FLOWS).try_for_each(|_| stage.probe(Probe { to, ..probe }).map(drop))?;
+    }
+    Ok(())
+}
+
+/// Its node sends the packets here. A backend that saw the pod would answer it past this node, from an address of its own.
+fn a_pod_of_another_node_is_answered_through_this_one(stage: &mut Stage) -> Verdict {
+    requires(stage, FrontendKind::LoadBalancer)?;
+    if !stage.capabilities().uplinks {
+        return Err(Fault::lacks("pods of other nodes told from its own"));
+    }
+    let exposed = web().load_balancer_ips(INGRESS);
+    // One backend is the client itself, and one shares its node.
+    for pods in [&["a", "c"][..], &["e"]] {
+        stage.change([Change::UpsertService(exposed.clone()), Change::ReplaceEndpoints(endpoints("web", pods))])?;
+        (0..FLOWS)
+            .try_for_each(|_| stage.probe_all(Probe::from_origins(&[Origin::PodPackets(POD_ELSEWHERE)], INGRESS)))?;
     }
     Ok(())
 }
