@@ -511,6 +511,7 @@ pub(crate) struct Asked {
 #[command(after_help = "Examples:\n  \
     lb lab\n  \
     lb lab session-affinity\n  \
+    lb lab node-port\n  \
     lb lab lb-ipam/blue-pool\n  \
     lb lab kube-proxy-replacement --datapath nftables -o json\n  \
     lb lab --report /tmp/report\n\n\

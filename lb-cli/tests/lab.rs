@@ -42,6 +42,9 @@ fn main() -> ExitCode {
         trial("iptables_without_cilium_keeps_its_promises", || use_case("iptables-without-cilium", "iptables-nft")),
         trial("kube_proxy_replacement_keeps_its_promises", || use_case("kube-proxy-replacement", "ebpf")),
         trial("session_affinity_keeps_its_promises", || use_case("session-affinity", "ebpf")),
+        trial("node_port_keeps_its_promises", || use_case("node-port", "ebpf")),
+        trial("traffic_policy_keeps_its_promises", || use_case("traffic-policy", "ebpf")),
+        trial("a_datapath_without_node_ports_leaves_them_out", left_out),
         trial("without_a_use_case_all_run_and_all_datapaths_are_compared", all_use_cases),
         trial("a_promise_that_is_not_kept_is_exit_code_1", a_broken_promise),
         trial("without_root_the_lab_runs_in_a_user_namespace", without_root),
@@ -116,6 +119,17 @@ fn blue_pool() -> Result<(), LabError> {
     Ok(())
 }
 
+/// A datapath that lacks what a use case is about says so, and does not pass.
+fn left_out() -> Result<(), LabError> {
+    let output = lb().args(["lab", "traffic-policy", "--datapath", "iptables-nft", "-o", "json"]).output().unwrap();
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"));
+    let lacks = report["left_out"].as_str().unwrap_or_default();
+    assert!(lacks.contains("external traffic policy Local"), "{report:#}");
+    assert_eq!((&report["passed"], output.status.code()), (&false.into(), Some(1)));
+    assert_eq!(report["expectations"], Value::Array(Vec::new()));
+    Ok(())
+}
+
 /// The report of a use case in which every promise is kept.
 fn passed(output: &Output) -> Value {
     let report: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"));
@@ -134,7 +148,7 @@ fn all_use_cases() -> Result<(), LabError> {
     let cases = report["use_cases"].as_array().unwrap().iter();
     let cases: Vec<_> = cases.map(|case| case["use_case"].as_str().unwrap().to_owned()).collect();
     let of_ipam = IPAM.map(|name| format!("lb-ipam/{name}"));
-    assert_eq!((&report["passed"], cases.len(), &cases[3..]), (&true.into(), 8, &of_ipam[..]));
+    assert_eq!((&report["passed"], cases.len(), &cases[5..]), (&true.into(), 10, &of_ipam[..]));
     let datapaths = report["datapaths"].as_array().unwrap().iter();
     assert_eq!(datapaths.map(|row| row["datapath"].as_str().unwrap()).collect::<Vec<_>>(), DATAPATHS);
     assert_eq!(report["datapaths"][0]["rules"], 0);
@@ -196,7 +210,7 @@ fn without_root() -> Result<(), LabError> {
         let rows = report[list].as_array().unwrap().iter();
         rows.map(|row| row["datapath"].as_str().unwrap().to_owned()).collect()
     };
-    let mut expected = vec!["nftables"; 8];
+    let mut expected = vec!["nftables"; 10];
     expected[0] = "iptables-nft";
     assert_eq!(datapaths("use_cases"), expected);
     assert_eq!(datapaths("datapaths"), DATAPATHS[1..]);

@@ -19,6 +19,10 @@ pub(crate) enum RunError {
     Pods(#[from] lb_k8s::lab::PodTwice),
     #[error("pod {pod} asks for node {node}, which the lab does not have")]
     NoNode { pod: String, node: String },
+    #[error("the manifests have no pod {pod}")]
+    NoPod { pod: &'static str },
+    #[error("asking the agent on {node} about a packet failed: {why}")]
+    Question { node: String, why: String },
     #[error("writing the endpoint slices failed")]
     Write(#[from] lb_k8s::write::WriteError),
     #[error("writing {path} failed")]

@@ -100,6 +100,11 @@ impl Fleet {
         Origin::Pod(self.pods.iter().position(|pod| !pod.is_server()).unwrap_or(0))
     }
 
+    /// The place of a pod among all pods of the lab.
+    pub(super) fn pod(&self, name: &'static str) -> Result<usize, RunError> {
+        self.lab().pod(name).map(|pod| pod.index()).ok_or(RunError::NoPod { pod: name })
+    }
+
     /// Names of the pods that serve.
     pub(super) fn servers(&self) -> Vec<String> {
         self.pods.iter().filter(|pod| pod.is_server()).map(|pod| pod.name.clone()).collect()
@@ -167,13 +172,11 @@ fn placed((pod, built): (&PodToBe, lb_testkit::lab::Pod<'_>)) -> PlacedPod {
 
 pub(super) fn start_agent(node: Node<'_>, datapath: DatapathKind, manifests: &Path) -> Result<Program, RunError> {
     let run_dir = node.run_dir()?;
-    let facts = node.facts();
     let mut command = Command::new("/proc/self/exe");
     command.args(["agent", "--datapath", datapath.name(), "--node", node.name(), "--log-level", "info"]);
     command.arg("--manifests").arg(manifests).arg("--socket").arg(run_dir.join("lb.sock"));
     command.arg("--state-dir").arg(run_dir.join("state"));
-    command.args(facts.ips.iter().map(|ip| format!("--node-ip={ip}")));
-    command.args(facts.cluster_cidrs.iter().map(|cidr| format!("--cluster-cidr={cidr}")));
+    command.args(node.facts().cluster_cidrs.iter().map(|cidr| format!("--cluster-cidr={cidr}")));
     command.args(attachments(node, datapath, node.pod_devices().iter().map(String::as_str))?);
     Ok(node.spawn(command)?)
 }

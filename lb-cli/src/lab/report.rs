@@ -17,6 +17,9 @@ pub(super) struct CaseReport {
     pub(super) use_case: UseCase,
     pub(super) datapath: DatapathKind,
     pub(super) passed: bool,
+    /// What the datapath lacks, if the use case is about that. Nothing is promised then, and nothing passed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) left_out: Option<String>,
     pub(super) expectations: Vec<Expectation>,
 }
 
@@ -31,17 +34,27 @@ pub(super) struct FullReport {
 
 impl CaseReport {
     pub(super) fn cannot_run(use_case: UseCase, datapath: DatapathKind, error: &RunError) -> Self {
-        Self { use_case, datapath, passed: false, expectations: vec![Expectation::cannot_run(datapath, error)] }
+        let expectations = vec![Expectation::cannot_run(datapath, error)];
+        Self { use_case, datapath, passed: false, left_out: None, expectations }
     }
 
     pub(super) fn table(&self) -> String {
-        let mut table = Table::new(["", "EXPECTATION", "SEEN"]);
-        for Expectation { name, passed, detail } in &self.expectations {
-            let mark = if *passed { "ok" } else { "FAILED" };
-            table.row([mark.into(), name.clone(), detail.clone()]);
+        let name = format!("{} on {}", self.use_case.name(), self.datapath);
+        if let Some(lacks) = &self.left_out {
+            return format!("{name}: LEFT OUT, the datapath lacks what this is about\n{}\n", printable(lacks));
         }
         let end = if self.passed { "passed" } else { "FAILED" };
-        format!("{} on {}: {end}\n{table}", self.use_case.name(), self.datapath)
+        format!("{name}: {end}\n{}", self.rows())
+    }
+
+    fn rows(&self) -> Table {
+        let about_decisions = self.expectations.iter().any(|expectation| expectation.decided.is_some());
+        let mut table = Table::new(["", "EXPECTATION", "SEEN", "DECIDED"]);
+        for Expectation { name, passed, detail, decided } in &self.expectations {
+            let mark = if *passed { "ok" } else { "FAILED" };
+            table.row([mark.into(), name.clone(), detail.clone(), decided.clone().unwrap_or_default()]);
+        }
+        if about_decisions { table } else { table.without_last_column() }
     }
 }
 
@@ -95,6 +108,39 @@ mod tests {
         assert!(text.contains("FAILED   it runs"), "{text}");
         assert!(text.contains("iptables-nft: it runs: the manifests of a lack everything"), "{text}");
         assert_eq!(serde_json::to_value(row).unwrap()["ready_ms"], serde_json::Value::Null);
+    }
+
+    #[test]
+    fn a_use_case_that_is_left_out_has_not_passed_and_says_why() {
+        let kind = driver::NFTABLES;
+        let case = |left_out| {
+            let expectations = Vec::new();
+            CaseReport { use_case: UseCase::NodePort, datapath: kind, passed: false, left_out, expectations }
+        };
+        let text = case(Some("NodePort frontends are not supported".into())).table();
+        assert!(text.starts_with("node-port on nftables: LEFT OUT"), "{text}");
+        assert!(text.contains("NodePort frontends are not supported"), "{text}");
+        assert!(serde_json::to_value(case(None)).unwrap().get("left_out").is_none());
+    }
+
+    #[test]
+    fn decisions_have_a_column_of_their_own_where_there_are_any() {
+        let expectation = |decided: Option<&str>| Expectation {
+            name: "a flow".into(),
+            passed: true,
+            detail: "httpd-0 32".into(),
+            decided: decided.map(Into::into),
+        };
+        let case = |expectations| CaseReport {
+            use_case: UseCase::NodePort,
+            datapath: driver::EBPF,
+            passed: true,
+            left_out: None,
+            expectations,
+        };
+        assert!(!case(vec![expectation(None)]).table().contains("DECIDED"));
+        let text = case(vec![expectation(None), expectation(Some("node-0: httpd-0"))]).table();
+        assert!(text.contains("DECIDED") && text.contains("node-0: httpd-0"), "{text}");
     }
 
     #[test]

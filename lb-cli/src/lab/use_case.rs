@@ -20,6 +20,10 @@ pub(crate) enum UseCase {
     KubeProxyReplacement,
     /// A client stays with its backend.
     SessionAffinity,
+    /// A service at a port of every node.
+    NodePort,
+    /// Traffic that stays on the node that it comes to.
+    TrafficPolicy,
     /// Services get their addresses from a pool.
     #[value(name = "lb-ipam/basic")]
     #[serde(rename = "lb-ipam/basic")]
@@ -43,10 +47,12 @@ pub(crate) enum UseCase {
 }
 
 impl UseCase {
-    pub(super) const ALL: [Self; 8] = [
+    pub(super) const ALL: [Self; 10] = [
         Self::IptablesWithoutCilium,
         Self::KubeProxyReplacement,
         Self::SessionAffinity,
+        Self::NodePort,
+        Self::TrafficPolicy,
         Self::IpamBasic,
         Self::IpamImportantPool,
         Self::IpamStartStopRange,
@@ -60,6 +66,8 @@ impl UseCase {
             Self::IptablesWithoutCilium => "iptables-without-cilium",
             Self::KubeProxyReplacement => "kube-proxy-replacement",
             Self::SessionAffinity => "session-affinity",
+            Self::NodePort => "node-port",
+            Self::TrafficPolicy => "traffic-policy",
             Self::IpamBasic => "lb-ipam/basic",
             Self::IpamImportantPool => "lb-ipam/important-pool",
             Self::IpamStartStopRange => "lb-ipam/start-stop-range",
@@ -74,6 +82,8 @@ impl UseCase {
             Self::IptablesWithoutCilium => driver::IPTABLES_NFT,
             Self::KubeProxyReplacement
             | Self::SessionAffinity
+            | Self::NodePort
+            | Self::TrafficPolicy
             | Self::IpamBasic
             | Self::IpamImportantPool
             | Self::IpamStartStopRange

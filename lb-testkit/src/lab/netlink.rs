@@ -52,6 +52,10 @@ impl Batch {
         self.push(what, RouteNetlinkMessage::NewAddress(address), NLM_F_CREATE | NLM_F_EXCL);
     }
 
+    pub(crate) fn delete_address(&mut self, what: impl Into<String>, address: AddressMessage) {
+        self.push(what, RouteNetlinkMessage::DelAddress(address), 0);
+    }
+
     pub(crate) fn route(&mut self, what: impl Into<String>, route: RouteMessage) {
         self.push(what, RouteNetlinkMessage::NewRoute(route), NLM_F_CREATE | NLM_F_REPLACE);
     }

@@ -7,9 +7,17 @@ use std::{
     process::Command,
 };
 
+use ipnet::IpNet;
 use lb_core::{addr::Family, name::NodeName, node::NodeFacts};
 
-use super::{Lab, Netns, NodeState, PodState, Privilege, Program, offload, owner::mount_bpf, topology, wiring::UPLINK};
+use super::{
+    Lab, Netns, NodeState, PodState, Privilege, Program,
+    netlink::{Batch, wait_until_local},
+    offload,
+    owner::mount_bpf,
+    topology, wire,
+    wiring::{UPLINK, UPLINK_INDEX},
+};
 use crate::error::{LabError, system};
 
 /// A node: a namespace on the segment, and a cgroup.
@@ -52,6 +60,27 @@ impl<'lab> Node<'lab> {
     #[must_use]
     pub fn uplink(self) -> &'static str {
         UPLINK
+    }
+
+    /// Gives its uplink one more address, in the prefix of the segment. It can be used when this returns.
+    ///
+    /// # Errors
+    /// When the kernel refuses it, or the uplink has it already.
+    pub fn add_address(self, ip: IpAddr) -> Result<(), LabError> {
+        let mut batch = Batch::default();
+        batch.address(format!("address {ip}"), wire::second_address(UPLINK_INDEX, on_segment(ip)));
+        batch.send(self.netns())?;
+        wait_until_local(self.netns(), &[ip])
+    }
+
+    /// Takes such an address away again.
+    ///
+    /// # Errors
+    /// When the uplink does not have it.
+    pub fn remove_address(self, ip: IpAddr) -> Result<(), LabError> {
+        let mut batch = Batch::default();
+        batch.delete_address(format!("removal of address {ip}"), wire::address(UPLINK_INDEX, on_segment(ip)));
+        batch.send(self.netns())
     }
 
     /// Its ends of its pods' veths, in the order of the pods' making.
@@ -135,6 +164,11 @@ impl<'lab> Node<'lab> {
     pub(super) fn state(self) -> &'lab NodeState {
         &self.lab.nodes[self.index]
     }
+}
+
+/// An address with the length of the prefix of the segment.
+fn on_segment(ip: IpAddr) -> IpNet {
+    IpNet::new_assert(ip, topology::segment(Family::of(ip)).prefix_len())
 }
 
 /// A pod: a namespace behind a node.

@@ -1,7 +1,6 @@
 //! The use cases of `lb-ipam`: agents assign services addresses from pools, and these addresses work.
 
 mod promises;
-mod stage;
 mod view;
 
 use std::net::IpAddr;
@@ -9,14 +8,15 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use lb_agent::{api::AddressState, driver::DatapathKind};
 
+pub(super) use self::view::View;
 use self::{
     promises::{every_agent_gives, given, is_reached, outlives_the_agent, same},
-    stage::Stage,
     view::{pool_line, service_line},
 };
 use super::{
     error::RunError,
     expectation::{Checks, Seen},
+    stage::Stage,
     use_case::UseCase,
 };
 

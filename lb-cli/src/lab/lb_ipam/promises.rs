@@ -13,8 +13,8 @@ use super::{
         error::RunError,
         expectation::{Checks, Seen},
         reach::every_backend,
+        stage::{ENTRY, Kept, LANES, Stage},
     },
-    stage::{ENTRY, Kept, LANES, Stage},
     view::{View, join},
 };
 

@@ -9,14 +9,14 @@ use super::super::{error::RunError, fleet::Fleet};
 
 /// What the agent of one node says at one moment.
 #[derive(Debug)]
-pub(super) struct View {
+pub(in crate::lab) struct View {
     pub(super) node: String,
     pub(super) pools: Vec<Pool>,
     pub(super) services: Vec<Service>,
 }
 
 impl View {
-    pub(super) fn of(fleet: &Fleet, node: Node<'_>) -> Result<Self, RunError> {
+    pub(in crate::lab) fn of(fleet: &Fleet, node: Node<'_>) -> Result<Self, RunError> {
         let agent = fleet.ask(node.index())?;
         let silent = |source| RunError::Agent { node: node.name().into(), source };
         Ok(Self {

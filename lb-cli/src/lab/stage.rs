@@ -1,7 +1,7 @@
 //! A cluster whose manifests change, and what its agents make of them.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     thread,
     time::{Duration, Instant},
@@ -20,8 +20,12 @@ use lb_testkit::{
 use nix::sys::signal::Signal;
 
 use super::{
-    super::{error::RunError, fleet::Fleet, interrupt, use_case::UseCase},
-    view::View,
+    error::RunError,
+    expectation::{Checks, Seen},
+    fleet::Fleet,
+    interrupt,
+    lb_ipam::View,
+    use_case::UseCase,
 };
 
 /// The node that the pools' addresses are routed to, and whose agent is restarted.
@@ -64,9 +68,10 @@ impl Stage {
         Ok(stage)
     }
 
-    /// Routes the addresses of all pools to a node, for clients outside, as BGP or an announcement on the segment
-    /// would.
+    /// Routes the addresses of services and of all pools to a node, for clients outside, as BGP or an announcement on the
+    /// segment would.
     pub(super) fn announce(&self, node: usize) -> Result<(), RunError> {
+        self.fleet.lab().route_services_via(node)?;
         for prefix in ROUTED.into_iter().filter_map(|text| text.parse::<IpNet>().ok()) {
             self.fleet.lab().route_via(prefix, node)?;
         }
@@ -100,14 +105,60 @@ impl Stage {
         RunError::Lacks { use_case: self.use_case.name(), what }
     }
 
+    /// Publishes the manifests with the first `from` in one of them replaced by `to`. What is applied stays as it was, and
+    /// is back with [`publish`](Self::publish).
+    pub(super) fn publish_with(&self, file: &str, from: &str, to: &str) -> Result<(), RunError> {
+        let text = self.applied.get(file).filter(|text| text.contains(from));
+        let edited = text.ok_or_else(|| self.lacks("a text that is to be edited"))?.replacen(from, to, 1);
+        let texts = self.applied.iter().map(|(name, text)| if *name == file { &edited } else { text });
+        self.publish_texts(texts)
+    }
+
+    /// Publishes what is applied.
+    pub(super) fn publish(&self) -> Result<(), RunError> {
+        self.publish_texts(self.applied.values())
+    }
+
     /// One file, so that no agent sees half of a change: which services come together decides who is served first.
-    fn publish(&self) -> Result<(), RunError> {
-        let texts: Vec<&str> = self.applied.values().map(String::as_str).collect();
+    fn publish_texts<'a>(&self, texts: impl Iterator<Item = &'a String>) -> Result<(), RunError> {
+        let texts: Vec<&str> = texts.map(String::as_str).collect();
         let text = texts.join("\n---\n");
         let snapshot = Snapshot::parse("manifests.yaml", &text)
             .map_err(|source| RunError::Manifests { use_case: self.use_case.name(), source })?;
         let slices = self.fleet.endpoint_slices(&snapshot)?;
         self.fleet.write("manifests.yaml", &format!("{text}\n---\n{slices}"))
+    }
+
+    /// Whether the datapath lacks what the services ask for, as their conditions say. Notes it; otherwise notes that every
+    /// agent carries every service.
+    pub(super) fn is_left_out(&self, checks: &mut Checks<'_>) -> Result<bool, RunError> {
+        let lacks = self.lacks_of_datapath()?;
+        if let Some(lacks) = &lacks {
+            checks.leave_out(lacks.clone());
+        } else {
+            checks.check("every agent carries every service", || self.is_settled())?;
+        }
+        Ok(lacks.is_some())
+    }
+
+    /// What the services ask for and the datapath does not have.
+    fn lacks_of_datapath(&self) -> Result<Option<String>, RunError> {
+        let mut lacks = BTreeSet::new();
+        for (_, services) in self.ask_all(Client::services)? {
+            let conditions = services.into_iter().flat_map(|service| service.conditions);
+            lacks.extend(conditions.filter(|it| it.kind == "Degraded").map(|it| it.message));
+        }
+        let lacks: Vec<String> = lacks.into_iter().collect();
+        Ok((!lacks.is_empty()).then(|| lacks.join("; ")))
+    }
+
+    fn is_settled(&self) -> Result<Seen, RunError> {
+        let all = self.ask_all(Client::status)?;
+        let wrong = all.iter().find(|(_, status)| !status.settled || !status.conditions.is_empty());
+        Ok(match wrong {
+            Some((node, status)) => Err(format!("{node}: settled {}, {:?}", status.settled, status.conditions)),
+            None => Ok(format!("{} agents", all.len())),
+        })
     }
 
     pub(super) fn fleet(&self) -> &Fleet {
