@@ -5,13 +5,14 @@ use std::{
     net::{IpAddr, Ipv4Addr},
 };
 
-use lb_core::{datapath::Role, decision::Entry, state::OtherPorts};
+use lb_core::{datapath::Role, state::OtherPorts};
 use lb_testkit::packets::{Addresses, Check, IpReading, Reading, Transport, protocol};
 
 use crate::{
     answer,
     bpf::Outcome,
-    reference::{Fate, TCX_DROP, TCX_REDIRECT, View, untouched},
+    delivery::{TCX_DROP, TCX_REDIRECT},
+    reference::{Fate, View, untouched},
 };
 
 /// Requests whose first fragment was seen, and whether that one was malformed.
@@ -29,7 +30,7 @@ impl Echoes {
         frame: &[u8],
         out: &Outcome<'_>,
     ) -> Option<Result<Fate, String>> {
-        let ip = for_us(view, reading)?;
+        let ip = view.packet_of(reading)?;
         let is_v4 = ip.addresses.source().is_ipv4();
         let (icmp, request) = if is_v4 { (protocol::ICMP, 8) } else { (protocol::ICMP_V6, 128) };
         if ip.protocol != icmp {
@@ -55,17 +56,6 @@ impl Echoes {
         }
         Some(fate(view, ip, frame, out))
     }
-}
-
-/// The packet of the frame, if it is for this host and its headers are walked.
-fn for_us<'a>(view: &View<'_>, reading: &'a Reading) -> Option<&'a IpReading> {
-    let (destination, _) = reading.ethernet?;
-    let of_others = view.entry == Entry::PodDevice && destination[0] & 1 == 0;
-    let ip = reading.ip.as_ref().filter(|_| reading.tags.is_empty() && (destination == view.mac || of_others))?;
-    let mapped = |ip: IpAddr| matches!(ip, IpAddr::V6(ip) if ip.to_ipv4_mapped().is_some());
-    let is_walked = ip.extensions.len() <= 6 && ip.segments_left == 0;
-    let (source, destination) = (ip.addresses.source(), ip.addresses.destination());
-    (!mapped(source) && !mapped(destination) && ip.payload_at - ip.at >= 20 && is_walked).then_some(ip)
 }
 
 fn fate(view: &View<'_>, ip: &IpReading, frame: &[u8], out: &Outcome<'_>) -> Result<Fate, String> {

@@ -7,8 +7,10 @@
 
 mod answer;
 mod bpf;
+mod delivery;
 mod dice;
 mod echo;
+mod errors;
 mod reference;
 mod routes;
 mod services;
@@ -17,7 +19,7 @@ mod world;
 
 use std::{collections::BTreeMap, env, io::ErrorKind, net::SocketAddr, process::ExitCode, time::Instant};
 
-use lb_core::datapath::Role;
+use lb_core::{datapath::Role, model::Change};
 use lb_testkit::packets::{Reading, Transport};
 use libtest_mimic::{Arguments, Trial};
 
@@ -62,7 +64,8 @@ fn random_packets() {
         }
     }
     if packets >= PACKETS {
-        for fate in [Fate::Untouched, Fate::Opened, Fate::Forwarded, Fate::Returned, Fate::Answered, Fate::Dropped] {
+        use Fate::{Answered, Dropped, Forwarded, Opened, Returned, Told, Untouched};
+        for fate in [Untouched, Opened, Forwarded, Returned, Answered, Told, Dropped] {
             assert!(tally.get(&fate).is_some_and(|count| count * 200 > packets), "{fate:?}: {tally:?}");
         }
     }
@@ -93,7 +96,10 @@ impl<'a> Round<'a> {
     fn run(&mut self, dice: &mut Dice, packets: u64, tally: &mut BTreeMap<Fate, u64>) -> Result<(), String> {
         for number in 0..packets {
             if dice.below(250) == 0 {
-                let change = services::change(dice, self.world.facts());
+                let change = services::change(dice, self.world.facts(), self.world.reconciler.model());
+                if matches!(change, Change::UpsertService(_)) {
+                    self.reference.forget_clients();
+                }
                 self.world.change([change]);
             }
             if dice.below(300) == 0 {
@@ -113,7 +119,8 @@ impl<'a> Round<'a> {
     }
 
     fn run_one(&mut self, number: u64, sent: &Sent) -> Result<Fate, String> {
-        let World { runner, role, version, backends, reconciler, .. } = &mut *self.world;
+        let World { runners: [into, out], devices, role, version, backends, reconciler, .. } = &mut *self.world;
+        let runner = if sent.device.is_left() { out } else { into };
         let out = runner.run(&sent.bytes, sent.device.index);
         if out.as_ref().is_err_and(|error| error.kind() == ErrorKind::InvalidInput)
             && Reading::of(&sent.bytes).ip.is_none()
@@ -121,14 +128,8 @@ impl<'a> Round<'a> {
             return Ok(Fate::TooShort);
         }
         let out = out.map_err(|error| format!("running {:02x?}: {error}", sent.bytes))?;
-        let view = View {
-            model: reconciler.model(),
-            role: *role,
-            version: *version,
-            backends,
-            entry: sent.device.entry,
-            mac: sent.device.mac,
-        };
+        let view =
+            View { model: reconciler.model(), role: *role, version: *version, backends, device: sent.device, devices };
         let fate = self.reference.check(&view, &sent.bytes, &out).map_err(|why| {
             let hex = |bytes: &[u8]| bytes.iter().take(120).map(|byte| format!("{byte:02x}")).collect::<String>();
             let show = |bytes: &[u8]| format!("{}, {} bytes: {:?}", hex(bytes), bytes.len(), Reading::of(bytes).ip);

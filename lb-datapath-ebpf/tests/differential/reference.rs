@@ -26,27 +26,14 @@ use lb_testkit::packets::{
 use crate::{
     answer,
     bpf::Outcome,
+    delivery::{Delivery, Direction, TCX_DROP, TCX_NEXT, TCX_REDIRECT},
     echo::Echoes,
     routes::{Route, Routes},
+    world::Device,
 };
 
-const TCX_NEXT: i32 = -1;
-pub(crate) const TCX_DROP: i32 = 2;
-pub(crate) const TCX_REDIRECT: i32 = 7;
-
-/// What the programs do besides translating whole packets.
-struct Features {
-    /// They keep the source of packets to backends on addresses of the node.
-    local_backends: bool,
-    /// Packets with IPv6 extension headers.
-    extension_headers: bool,
-    /// Fragments, once the first one of their packet has been seen.
-    fragments: bool,
-}
-
-const FEATURES: Features = Features { local_backends: true, extension_headers: true, fragments: true };
 /// More extension headers than these are not walked.
-const MOST_EXTENSIONS: usize = 6;
+pub(crate) const MOST_EXTENSIONS: usize = 6;
 
 /// What a packet is judged by besides the table of flows.
 pub(crate) struct View<'a> {
@@ -56,10 +43,10 @@ pub(crate) struct View<'a> {
     pub(crate) version: u64,
     /// Every backend that services had since the table of flows was empty, with the last change after which none had it.
     pub(crate) backends: &'a BTreeMap<BackendAddr, u64>,
-    /// Where the packet comes in.
-    pub(crate) entry: Entry,
-    /// MAC address of the device that it comes in through.
-    pub(crate) mac: [u8; 6],
+    /// Where the packet comes in, or leaves.
+    pub(crate) device: Device,
+    /// All devices of the node; the uplink is the first.
+    pub(crate) devices: &'a [Device],
 }
 
 /// What became of a packet; the names of what is counted.
@@ -70,6 +57,8 @@ pub(crate) enum Fate {
     Forwarded,
     Returned,
     Answered,
+    /// An error about a packet of a flow, translated.
+    Told,
     Dropped,
     /// Two flows have the same tuple, each in another direction: nobody can say which one it belongs to.
     Ambiguous,
@@ -86,10 +75,45 @@ pub(crate) struct Tuple {
 }
 
 impl View<'_> {
+    /// Whether the node itself sends the packet.
+    pub(crate) fn is_left(&self) -> bool {
+        self.device.is_left()
+    }
+
+    /// What the way through the node takes from a packet's hops.
+    pub(crate) fn hops(&self) -> u8 {
+        u8::from(!self.is_left())
+    }
+
+    pub(crate) fn is_on_node(&self, ip: IpAddr) -> bool {
+        self.model.node().ips.contains(&ip)
+    }
+
+    /// The packet of the frame, if it is one that this host receives, routes or sends, and if its headers are walked.
+    pub(crate) fn packet_of<'a>(&self, reading: &'a Reading) -> Option<&'a IpReading> {
+        let (destination, _) = reading.ethernet?;
+        // A pod may be behind a bridge, which hands its packets on under the addresses of others, too.
+        let is_ours = match self.device.entry {
+            Entry::Socket => true,
+            Entry::PodDevice => destination[0] & 1 == 0 || destination == self.device.mac,
+            Entry::Uplink => destination == self.device.mac,
+        };
+        reading.ip.as_ref().filter(|ip| reading.tags.is_empty() && is_ours && is_walked(ip))
+    }
+
     /// Whether `backend` was gone at a time after `version`. Then a program may treat it as one that is new.
     fn was_gone(&self, backend: BackendAddr, version: u64) -> bool {
         self.backends.get(&backend).is_none_or(|left| *left > version)
     }
+}
+
+/// Whether a program finds what an IP packet carries.
+pub(crate) fn is_walked(ip: &IpReading) -> bool {
+    // The kernel drops packets on the wire with such addresses (`ip6_rcv_core`), since they are a socket's own.
+    let mapped = |ip| matches!(ip, IpAddr::V6(ip) if ip.to_ipv4_mapped().is_some());
+    let has_mapped = mapped(ip.addresses.source()) || mapped(ip.addresses.destination());
+    let walked = ip.extensions.len() <= MOST_EXTENSIONS && ip.segments_left == 0;
+    !has_mapped && ip.payload_at - ip.at >= 20 && (walked || ip.extensions.is_empty())
 }
 
 impl Tuple {
@@ -107,6 +131,8 @@ pub(crate) struct Flow {
     closing: Closing,
     /// When it was opened, in changes of services.
     version: u64,
+    /// Where its client is, unless the packet that opened it does not show that.
+    entry: Option<Entry>,
 }
 
 impl Flow {
@@ -118,16 +144,18 @@ impl Flow {
 
 /// A tuple of answers.
 #[derive(Clone, Copy, Debug)]
-struct Reply {
+pub(crate) struct Reply {
     /// The tuple of the client; the mirror image of the answers' if it talks to its peer directly.
-    client: Tuple,
+    pub(crate) client: Tuple,
     closing: Closing,
     /// It may not be there.
-    doubtful: bool,
+    pub(crate) doubtful: bool,
+    /// Where the client is, as of its [flow](Flow::entry).
+    pub(crate) entry: Option<Entry>,
 }
 
 impl Reply {
-    fn is_direct(&self, answers: &Tuple) -> bool {
+    pub(crate) fn is_direct(&self, answers: &Tuple) -> bool {
         self.client.mirror() == *answers
     }
 }
@@ -169,9 +197,9 @@ enum Memory {
 }
 
 /// A packet that belongs to a flow or may begin one.
-struct Subject<'a> {
-    tuple: Tuple,
-    ip: &'a IpReading,
+pub(crate) struct Subject<'a> {
+    pub(crate) tuple: Tuple,
+    pub(crate) ip: &'a IpReading,
     /// TCP flags; 0 for other protocols.
     flags: u8,
     /// Lengths or the header's checksum are wrong: a host drops it, and a program may treat it in any way that changes
@@ -219,6 +247,9 @@ enum Alternative {
     Opens(Opening),
 }
 
+/// A client with affinity, and the frontend where it has it.
+type Client = (FrontendAddr, IpAddr);
+
 /// How a flow may be opened.
 #[derive(Clone, Debug)]
 struct Opening {
@@ -227,19 +258,19 @@ struct Opening {
     /// What was known of the client is not certain: neither are the backend and whether the source is kept.
     is_doubtful: bool,
     /// Under which the client is remembered.
-    affinity: Option<(FrontendAddr, IpAddr)>,
+    affinity: Option<Client>,
 }
 
 /// The table of flows.
 pub(crate) struct Reference {
-    routes: Routes,
+    pub(crate) routes: Routes,
     pub(crate) flows: HashMap<Tuple, Flow>,
-    replies: HashMap<Tuple, Reply>,
-    affinity: HashMap<(FrontendAddr, IpAddr), Memory>,
+    pub(crate) replies: HashMap<Tuple, Reply>,
+    affinity: HashMap<Client, Memory>,
     /// Tuples whose last packet may have opened a flow that it does not show.
     doubtful: HashSet<Tuple>,
     /// Those that have ever been so: the tuple of their answers may be taken for good.
-    unseen: HashSet<Tuple>,
+    pub(crate) unseen: HashSet<Tuple>,
     /// Ports of packets whose first fragment was seen, by what all of their fragments have in common, and whether that
     /// one was malformed.
     fragments: HashMap<(Addresses, u8, u32), (Ports, bool)>,
@@ -260,10 +291,19 @@ impl Reference {
         }
     }
 
+    /// What services change, besides backends, can make other frontends: then nobody knows what their clients are
+    /// remembered by.
+    pub(crate) fn forget_clients(&mut self) {
+        self.affinity.values_mut().for_each(|memory| *memory = Memory::Unknown);
+    }
+
     /// Compares what a program did to `frame` with what it has to do.
     pub(crate) fn check(&mut self, view: &View<'_>, frame: &[u8], out: &Outcome<'_>) -> Result<Fate, String> {
         let reading = Reading::of(frame);
         if let Some(fate) = self.echoes.check(view, &reading, frame, out) {
+            return fate;
+        }
+        if let Some(fate) = self.check_error(view, frame, &reading, out) {
             return fate;
         }
         let Some(subject) = self.subject(view, &reading) else {
@@ -280,7 +320,7 @@ impl Reference {
         }
         let alternatives = self.alternatives(view, &subject);
         // A packet without a hop to go shows nothing of what it did.
-        if alternatives.len() > 1 && subject.ip.hop_limit <= 1 && untouched(frame, out) {
+        if alternatives.len() > 1 && subject.ip.hop_limit <= view.hops() && untouched(frame, out) {
             self.saw_anything(view, &subject);
             return Ok(Fate::Untouched);
         }
@@ -302,21 +342,8 @@ impl Reference {
 
     /// The packet of the frame, if it is for this host to route and one that is translated.
     fn subject<'a>(&mut self, view: &View<'_>, reading: &'a Reading) -> Option<Subject<'a>> {
-        let (destination, _) = reading.ethernet?;
-        // A pod may be behind a bridge, which hands its packets on under the addresses of others, too.
-        let of_others = view.entry == Entry::PodDevice && destination[0] & 1 == 0;
-        let is_ours = destination == view.mac || of_others;
-        let ip = reading.ip.as_ref().filter(|_| reading.tags.is_empty() && is_ours)?;
-        // The kernel drops packets on the wire with such addresses (`ip6_rcv_core`), since they are a socket's own.
-        let mapped = |ip| matches!(ip, IpAddr::V6(ip) if ip.to_ipv4_mapped().is_some());
+        let ip = view.packet_of(reading)?;
         let (source, destination) = (ip.addresses.source(), ip.addresses.destination());
-        if mapped(source) || mapped(destination) || ip.payload_at - ip.at < 20 {
-            return None;
-        }
-        let walked = ip.extensions.len() <= MOST_EXTENSIONS && ip.segments_left == 0 && FEATURES.extension_headers;
-        if (ip.is_part() && !FEATURES.fragments) || !(walked || ip.extensions.is_empty()) {
-            return None;
-        }
         let mut is_malformed = !ip.faults.is_empty() || ip.checksum == Check::Wrong;
         let key = (ip.addresses, ip.protocol, ip.fragment.map_or(0, |fragment| fragment.id));
         let (protocol, ports, flags) = match ip.transport {
@@ -344,8 +371,9 @@ impl Reference {
         }
         let mut all = Vec::new();
         let reply = self.replies.get(&subject.tuple).filter(|reply| {
-            // Nobody but the datapath sends from a frontend: no such packet makes its clients talk to it directly.
-            !reply.is_direct(&subject.tuple) || !self.is_frontend(view, subject)
+            // Nobody but the node itself sends from a frontend: no such packet makes its clients talk to it directly.
+            let is_own = reply.entry == Some(Entry::Socket);
+            !reply.is_direct(&subject.tuple) || is_own || !self.is_frontend(view, subject)
         });
         if let Some(reply) = reply {
             all.push(match reply.is_direct(&subject.tuple) {
@@ -387,13 +415,13 @@ impl Reference {
             // With other services the flow may be decided on anew.
             return flow.closing.may_be_over() || flow.version != view.version || is_doubtful;
         }
-        let packet = packet(view, subject);
+        let packet = packet(flow.entry.unwrap_or(view.device.entry), subject);
         let established = FlowView { established: Some(flow.backend), ..FlowView::default() };
         let decision = decide(view.model, &packet, &established, Instant::default());
         match decision.verdict {
             Verdict::Forward(Forward { choice: Choice::Exactly(backend), .. }) if backend == flow.backend => {
                 all.push(known);
-                is_doubtful || (subject.is_udp() && view.was_gone(backend, flow.version))
+                is_doubtful || flow.entry.is_none() || (subject.is_udp() && view.was_gone(backend, flow.version))
             }
             // A connection outlives its frontend, and a direct flow has none.
             Verdict::Pass if !subject.is_udp() || flow.is_direct(&subject.tuple) => {
@@ -409,7 +437,10 @@ impl Reference {
         if subject.ip.is_later_part() {
             return all.push(Alternative::Untouched);
         }
-        let (packet, affinity) = (packet(view, subject), self.affinity_of(view, subject));
+        if self.add_sent(view, subject, all) {
+            return;
+        }
+        let (packet, affinity) = (packet(view.device.entry, subject), self.affinity_of(view, subject));
         let memory = affinity.and_then(|key| self.affinity.get(&key)).copied();
         let memory = match memory {
             Some(Memory::Backend(backend, version)) if view.was_gone(backend, version) => Some(Memory::Unknown),
@@ -423,7 +454,8 @@ impl Reference {
         let decision = decide(view.model, &packet, &known, Instant::default());
         let is_doubtful = self.doubtful.contains(&subject.tuple);
         // Of a connection that is not ours, everything but the request for it is an answer to the node itself.
-        let is_own = !subject.may_begin() && view.model.node().ips.contains(&subject.tuple.destination.ip);
+        let is_own =
+            !view.is_left() && !subject.may_begin() && view.model.node().ips.contains(&subject.tuple.destination.ip);
         if view.role == Role::Draining || is_own {
             all.push(Alternative::Untouched);
         } else {
@@ -443,17 +475,33 @@ impl Reference {
                 }
             }
         }
-        if view.model.node().ips.contains(&subject.tuple.source.ip) {
-            // It comes in, so that it is forged: source ranges may keep it out, and the node drops what is passed.
-            all.extend([Alternative::Dropped, Alternative::Untouched]);
+        let is_of_node = view.model.node().ips.contains(&subject.tuple.source.ip);
+        if is_of_node != view.is_left() {
+            // It is forged: source ranges may keep it out or let it in, and the node drops what is passed.
+            all.extend([Alternative::Dropped, Alternative::Untouched, Alternative::Answered]);
         }
-        if is_doubtful || matches!(memory, Some(Memory::Unknown)) {
+        let is_forged = view.is_left() && !is_of_node;
+        if is_forged || is_doubtful || matches!(memory, Some(Memory::Unknown)) {
             let family = Family::of(subject.tuple.destination.ip);
             let fits = |b: &&BackendAddr| b.protocol == subject.tuple.protocol && b.family() == family;
             let backends = view.backends.keys().filter(fits).copied().collect();
             let forward = translated(view, family);
             all.push(Alternative::Opens(Opening { backends, forward, is_doubtful: true, affinity }));
         }
+    }
+
+    /// Adds that a packet passes which the node has sent and translated before: it leaves, or comes in for a backend on
+    /// the node. Returns whether it is so for sure.
+    fn add_sent(&self, view: &View<'_>, subject: &Subject<'_>, all: &mut Vec<Alternative>) -> bool {
+        let answers = subject.tuple.mirror();
+        let may_be_sent = view.is_left() || view.is_on_node(subject.tuple.destination.ip);
+        let Some(reply) = self.replies.get(&answers).filter(|_| may_be_sent) else { return false };
+        let is_sure = reply.entry == Some(Entry::Socket) && !reply.doubtful;
+        let may_be = reply.entry.is_none_or(|entry| entry == Entry::Socket) && !reply.is_direct(&answers);
+        if may_be {
+            all.push(Alternative::Untouched);
+        }
+        may_be && is_sure
     }
 
     /// Adds what becomes of a packet that is for no frontend: it passes, unless a flow of a frontend has the tuple of its
@@ -484,11 +532,15 @@ impl Reference {
     fn add_unseen(&self, subject: &Subject<'_>, all: &mut Vec<Alternative>) {
         let Tuple { protocol, destination, .. } = subject.tuple;
         let may_have = |client: &&Tuple| {
-            let is_own = client.source == destination;
-            client.protocol == protocol && (is_own || self.routes.of(destination.ip) == Route::Local)
+            let is_own = client.source == destination || client.destination.ip == destination.ip;
+            // Nothing is translated to what it is.
+            client.protocol == protocol
+                && client.mirror() != subject.tuple
+                && (is_own || self.routes.of(destination.ip) == Route::Local)
         };
         let closing = Closing { doubtful: true, ..Closing::default() };
-        let reply = |client: &Tuple| Alternative::Returned(Reply { client: *client, closing, doubtful: true });
+        let reply =
+            |client: &Tuple| Alternative::Returned(Reply { client: *client, closing, doubtful: true, entry: None });
         all.extend(self.unseen.iter().filter(may_have).map(reply));
     }
 
@@ -497,11 +549,14 @@ impl Reference {
         view.model.owner(&FrontendAddr::new(ip, port, subject.tuple.protocol)).is_some()
     }
 
-    fn affinity_of(&self, view: &View<'_>, subject: &Subject<'_>) -> Option<(FrontendAddr, IpAddr)> {
+    fn affinity_of(&self, view: &View<'_>, subject: &Subject<'_>) -> Option<Client> {
         let Endpoint { ip, port } = subject.tuple.destination;
         let addr = FrontendAddr::new(ip, port, subject.tuple.protocol);
-        let service = view.model.service(&view.model.owner(&addr)?.port.service)?;
-        Some((addr, service.affinity?.client(subject.tuple.source.ip)))
+        let affinity = view.model.service(&view.model.owner(&addr)?.port.service)?.affinity?;
+        // The twin for traffic from inside remembers clients of its own.
+        let packet = packet(view.device.entry, subject);
+        let frontend = decide(view.model, &packet, &FlowView::default(), Instant::default()).frontend?;
+        Some((frontend, affinity.client(subject.tuple.source.ip)))
     }
 
     /// Takes `alternative` as what has happened, if that is so. Otherwise says why it is not.
@@ -544,13 +599,14 @@ impl Reference {
             }
             Alternative::Forwarded(flow) => {
                 let destination = Endpoint { ip: flow.backend.ip, port: flow.backend.port };
-                self.is_translated(subject, frame, out, flow.source, destination)?;
+                self.is_translated(view, subject, frame, out, [flow.source, destination], Direction::ToBackend)?;
                 self.saw_forwarded(subject);
                 Ok(Fate::Forwarded)
             }
             Alternative::Returned(reply) => {
                 let Tuple { source, destination, .. } = reply.client;
-                self.is_translated(subject, frame, out, destination, source)?;
+                let direction = Direction::ToClient(reply.entry);
+                self.is_translated(view, subject, frame, out, [destination, source], direction)?;
                 self.replies.insert(subject.tuple, *reply);
                 self.saw_returned(subject);
                 Ok(Fate::Returned)
@@ -572,7 +628,7 @@ impl Reference {
             self.saw_anything(view, subject);
             return Ok(Fate::Dropped);
         }
-        if untouched(frame, out) && subject.ip.hop_limit <= 1 {
+        if untouched(frame, out) && subject.ip.hop_limit <= view.hops() {
             // Without a hop to go the packet is not translated, and the flow that it opens does not show.
             let hop = |b: &BackendAddr| self.routes.of(b.ip) != Route::Local;
             is(opening.backends.iter().any(hop), Fate::Untouched, "no backend is a hop away")?;
@@ -588,14 +644,15 @@ impl Reference {
             return Err(format!("it went to {backend}"));
         }
         self.is_a_source(view, &tuple, opening, backend, source)?;
-        self.is_translated(subject, frame, out, source, destination)?;
+        self.is_translated(view, subject, frame, out, [source, destination], Direction::ToBackend)?;
         // A flow that did not show may have been opened at any time, and this packet may have ended it.
         let is_doubtful = opening.is_doubtful || self.doubtful.contains(&tuple);
         let closing = Closing { doubtful: is_doubtful, ..Closing::default() };
         let version = if is_doubtful { 0 } else { view.version };
-        let flow = Flow { backend, source, closing, version };
+        let entry = Some(view.device.entry).filter(|_| !is_doubtful);
+        let flow = Flow { backend, source, closing, version, entry };
         self.flows.insert(tuple, flow);
-        self.replies.insert(answers(&tuple, &flow), Reply { client: tuple, closing, doubtful: false });
+        self.replies.insert(answers(&tuple, &flow), Reply { client: tuple, closing, doubtful: false, entry });
         self.doubtful.remove(&tuple);
         if let Some(key) = opening.affinity {
             self.affinity.insert(key, Memory::Backend(backend, view.version));
@@ -627,12 +684,12 @@ impl Reference {
         backend: BackendAddr,
         source: Endpoint,
     ) -> Result<(), String> {
-        if !FEATURES.local_backends && opening.forward.here.contains(&backend) && source != tuple.source {
-            let usual = translated(view, backend.family());
-            let usual = Opening { forward: usual, ..opening.clone() };
-            return self.is_a_source(view, tuple, &usual, backend, source);
-        }
         let rewrite = opening.forward.source_rewrite(tuple.source.ip, backend);
+        // To a backend on the node itself, a process of the node comes from the frontend. To go past a frontend it cannot.
+        if view.is_left() && view.is_on_node(backend.ip) && tuple.destination.ip != backend.ip {
+            let ports = &view.model.capabilities().translated_ports;
+            return self.is_translated_source(tuple, backend, source, tuple.destination.ip, ports);
+        }
         let kept = self.is_taken(&answers_to(tuple, backend, tuple.source), tuple);
         match rewrite {
             SourceRewrite::Translated { addr: Some(addr), ports } => {
@@ -692,46 +749,26 @@ impl Reference {
     /// Whether the packet came out with these ends, and everything else as it has to be.
     fn is_translated(
         &self,
+        view: &View<'_>,
         subject: &Subject<'_>,
         frame: &[u8],
         out: &Outcome<'_>,
-        source: Endpoint,
-        destination: Endpoint,
+        [source, destination]: [Endpoint; 2],
+        direction: Direction,
     ) -> Result<(), String> {
-        let route = self.routes.of(destination.ip);
-        let hop_limit = subject.ip.hop_limit;
         let with = |hop_limit| Rewrite { source, destination, hop_limit }.of(frame);
-        let mut allowed = Vec::new();
-        if matches!(route, Route::Hop | Route::Odd) {
-            allowed.push(match hop_limit {
-                0 | 1 => (TCX_NEXT, Some(frame.to_vec())),
-                _ => (TCX_REDIRECT, with(hop_limit - 1)),
-            });
-        }
-        if route != Route::Hop {
-            allowed.push((TCX_NEXT, with(hop_limit)));
-        }
-        let fits = |(verdict, bytes): &(i32, Option<Vec<u8>>)| {
-            *verdict == out.verdict && bytes.as_ref().is_some_and(|bytes| is_same(subject.ip, bytes, out.frame))
-        };
-        if allowed.iter().any(fits) {
-            return Ok(());
-        }
-        let mut why = format!("verdict {}, {source:?} to {destination:?}", out.verdict);
-        for (verdict, bytes) in &allowed {
-            let bytes = bytes.as_deref().unwrap_or_default();
-            let at: Vec<usize> = (0..bytes.len().min(out.frame.len())).filter(|&i| bytes[i] != out.frame[i]).collect();
-            why += &format!("; not verdict {verdict} and {} bytes, others at {at:?}", bytes.len());
-        }
-        Err(why)
+        let doubtful = checksums_in_doubt(subject.ip);
+        let delivery = Delivery { routes: &self.routes, view, direction, hop_limit: subject.ip.hop_limit };
+        let ends = (source.ip, destination.ip);
+        delivery.check(frame, out, ends, with, &doubtful).map_err(|why| format!("{source:?} to {destination:?}: {why}"))
     }
 
     fn saw_forwarded(&mut self, subject: &Subject<'_>) {
         let Some(flow) = self.flows.get_mut(&subject.tuple) else { return };
         flow.closing.see(CLIENT, subject.flags);
-        let (client, closing) = (subject.tuple, flow.closing);
+        let (client, closing, entry) = (subject.tuple, flow.closing, flow.entry);
         // Answers are translated again, if they were not any more.
-        let own = Reply { client, closing, doubtful: false };
+        let own = Reply { client, closing, doubtful: false, entry };
         let reply = self.replies.entry(answers(&client, flow)).or_insert(own);
         if reply.client != client {
             *reply = own;
@@ -775,13 +812,16 @@ impl Reference {
         if !subject.may_begin() {
             return;
         }
-        // Only flows to addresses of backends are remembered for sure.
-        let ip = subject.tuple.destination.ip;
+        // Only flows to addresses of backends are remembered for sure, and those of the node itself from a frontend's port.
+        let (ip, source) = (subject.tuple.destination.ip, subject.tuple.source);
         let is_backend = view.backends.iter().any(|(backend, left)| backend.ip == ip && *left == 0);
-        let doubtful = !is_backend || view.model.node().ips.contains(&ip);
+        let from = FrontendAddr::new(source.ip, source.port, subject.tuple.protocol);
+        let is_answered_here = view.is_left() && view.model.owner(&from).is_some();
+        let doubtful = !is_answered_here && (!is_backend || view.model.node().ips.contains(&ip));
         let mut closing = Closing { doubtful, ..Closing::default() };
         closing.see(CLIENT, subject.flags & Segment::FIN);
-        self.replies.insert(answers, Reply { client: subject.tuple, closing, doubtful });
+        let entry = Some(view.device.entry);
+        self.replies.insert(answers, Reply { client: subject.tuple, closing, doubtful, entry });
     }
 
     fn saw_anything(&mut self, view: &View<'_>, subject: &Subject<'_>) {
@@ -816,7 +856,7 @@ enum Taken {
 }
 
 /// The tuple of the answers to `flow`.
-const fn answers(client: &Tuple, flow: &Flow) -> Tuple {
+pub(crate) const fn answers(client: &Tuple, flow: &Flow) -> Tuple {
     answers_to(client, flow.backend, flow.source)
 }
 
@@ -825,10 +865,10 @@ const fn answers_to(client: &Tuple, backend: BackendAddr, source: Endpoint) -> T
     Tuple { protocol: client.protocol, source: backend, destination: source }
 }
 
-fn packet(view: &View<'_>, subject: &Subject<'_>) -> Packet {
+fn packet(entry: Entry, subject: &Subject<'_>) -> Packet {
     let Tuple { protocol, source, destination } = subject.tuple;
     Packet {
-        entry: view.entry,
+        entry,
         protocol,
         source: source.ip,
         source_port: source.port,
@@ -849,35 +889,22 @@ fn translated(view: &View<'_>, family: Family) -> Forward {
     }
 }
 
+/// Where checksums are that cannot be verified: they may be either form of zero.
+pub(crate) fn checksums_in_doubt(ip: &IpReading) -> Vec<usize> {
+    let transport = match ip.transport {
+        Transport::Tcp(_) => 16,
+        Transport::Icmp { .. } => 2,
+        _ => 6,
+    };
+    let header = (ip.at + 10, ip.checksum == Check::Wrong);
+    let transport = (ip.payload_at + transport, matches!(ip.transport_checksum, Check::Wrong | Check::Unknown));
+    [header, transport].into_iter().filter(|(_, doubtful)| *doubtful).map(|(at, _)| at).collect()
+}
+
 pub(crate) fn untouched(frame: &[u8], out: &Outcome<'_>) -> bool {
     out.verdict == TCX_NEXT && out.frame == frame
 }
 
-/// Whether both are the same, if a checksum that cannot be verified may be either form of zero.
-fn is_same(ip: &IpReading, expected: &[u8], found: &[u8]) -> bool {
-    if expected == found {
-        return true;
-    }
-    let transport = match ip.transport {
-        Transport::Tcp(_) => ip.payload_at + 16,
-        _ => ip.payload_at + 6,
-    };
-    let zero = |at: usize| {
-        let zeros = [[0, 0], [0xff, 0xff]];
-        let (Some(a), Some(b)) = (expected.get(at..at + 2), found.get(at..at + 2)) else { return false };
-        zeros.iter().any(|zero| a == zero) && zeros.iter().any(|zero| b == zero)
-    };
-    let doubtful = [
-        (ip.at + 10, ip.checksum == Check::Wrong),
-        (transport, matches!(ip.transport_checksum, Check::Wrong | Check::Unknown)),
-    ];
-    let mut found = found.to_vec();
-    for (at, _) in doubtful.into_iter().filter(|&(at, doubtful)| doubtful && zero(at)) {
-        found[at..at + 2].copy_from_slice(&expected[at..at + 2]);
-    }
-    expected == found
-}
-
-fn is(so: bool, fate: Fate, otherwise: &str) -> Result<Fate, String> {
+pub(crate) fn is(so: bool, fate: Fate, otherwise: &str) -> Result<Fate, String> {
     if so { Ok(fate) } else { Err(otherwise.into()) }
 }

@@ -23,6 +23,8 @@ pub(crate) struct Routes {
     pub(crate) nowhere: Vec<IpNet>,
     /// Prefixes on links, whose first and last address are those of nobody.
     pub(crate) on_link: Vec<IpNet>,
+    /// Pods of the node, each behind a device of its own.
+    pub(crate) pods: Vec<IpNet>,
 }
 
 impl Routes {
@@ -37,6 +39,19 @@ impl Routes {
         } else {
             Route::Hop
         }
+    }
+
+    /// Where a packet from `source` goes; the table may refuse a source that no host has.
+    pub(crate) fn between(&self, source: IpAddr, destination: IpAddr) -> Route {
+        match self.of(destination) {
+            Route::Hop if is_odd(source) => Route::Odd,
+            route => route,
+        }
+    }
+
+    /// Whether the next hop of an address is behind the uplink.
+    pub(crate) fn is_uplink(&self, ip: IpAddr) -> bool {
+        !self.pods.iter().any(|net| net.contains(&ip))
     }
 }
 

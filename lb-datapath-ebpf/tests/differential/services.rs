@@ -1,4 +1,4 @@
-//! Random services: every way of choosing a backend, both families, with and without backends.
+//! Random services: every way of choosing a backend, every kind of frontend, both families, with and without backends.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -10,10 +10,10 @@ use lb_core::{
     addr::{Family, Protocol},
     affinity::Affinity,
     endpoint::{Conditions, Endpoint, EndpointSlice, SlicePort},
-    model::Change,
+    model::{Change, Model},
     name::{NodeName, ServiceName, SliceName},
     node::NodeFacts,
-    service::{Algorithm, Service, ServicePort, TrafficPolicy},
+    service::{Algorithm, HostIps, Service, ServicePort, ServiceType, TrafficPolicy},
     sources::{RangePolicy, SourceRanges},
     table::TableSize,
 };
@@ -22,10 +22,14 @@ use crate::dice::Dice;
 
 /// How many services there are.
 pub(crate) const SERVICES: usize = 14;
+/// Services whose external addresses are those of the node.
+pub(crate) const OF_NODE: usize = 2;
 /// Port of every frontend but those of the node's own addresses.
 pub(crate) const PORT: u16 = 80;
 /// Port of backends.
 pub(crate) const BACKEND_PORT: u16 = 8080;
+/// Pods with a host port.
+pub(crate) const PODS: usize = 2;
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
 /// Addresses of backends: pods of the node and of another one, a server beyond the router, and a few that the node has
@@ -64,71 +68,140 @@ pub(crate) fn ingress_ip(number: usize, family: Family) -> IpAddr {
     }
 }
 
-/// Port of a service on the node's own addresses.
-pub(crate) fn node_address_port(number: usize) -> u16 {
-    9_000 + number as u16
+/// External address of a service.
+pub(crate) fn external_ip(number: usize, family: Family) -> IpAddr {
+    match family {
+        Family::V4 => Ipv4Addr::new(20, 0, 30, number as u8 + 1).into(),
+        Family::V6 => Ipv6Addr::new(0xfd00, 0x20, 0, 0x30, 0, 0, 0, number as u16 + 1).into(),
+    }
+}
+
+/// Port of a service at its cluster address.
+pub(crate) fn port(number: usize) -> u16 {
+    if number < OF_NODE { 9_000 + number as u16 } else { PORT }
+}
+
+/// Node port of a service.
+pub(crate) fn node_port(number: usize) -> u16 {
+    30_000 + number as u16
+}
+
+/// Host port of a pod.
+pub(crate) fn host_port(number: usize) -> u16 {
+    9_500 + number as u16
 }
 
 /// All services, in random states.
 pub(crate) fn all(dice: &mut Dice, facts: &NodeFacts) -> Vec<Change> {
-    let mut changes = Vec::new();
+    // Addresses on a link of the node may be those of hosts.
+    let networks = if dice.chance(30) { vec!["20.0.20.0/24".parse().unwrap()] } else { Vec::new() };
+    let mut changes = vec![Change::SetNetworks(networks)];
     for number in 0..SERVICES {
         changes.push(Change::UpsertService(service(dice, facts, number)));
         changes.extend(FAMILIES.map(|family| endpoints(dice, facts, number, family)));
     }
+    for number in 0..PODS {
+        changes.push(Change::UpsertService(pod_with_host_port(dice, facts, number)));
+        changes.extend(FAMILIES.map(|family| endpoint_of_pod(dice, facts, number, family)));
+    }
     changes
 }
 
-/// A change of one service: of its backends, or its end.
-pub(crate) fn change(dice: &mut Dice, facts: &NodeFacts) -> Change {
+/// A change of one service: of its backends, of who may use it and how, or its end.
+pub(crate) fn change(dice: &mut Dice, facts: &NodeFacts, model: &Model) -> Change {
     let (number, family) = (dice.below(SERVICES), dice.pick(&FAMILIES));
-    if dice.chance(5) {
-        return Change::RemoveService(name(number));
+    match dice.below(20) {
+        0 => Change::RemoveService(name(number)),
+        1..6 => match model.service(&name(number)) {
+            Some(service) => Change::UpsertService(with_other_rules(dice, service.clone())),
+            None => endpoints(dice, facts, number, family),
+        },
+        6 => endpoint_of_pod(dice, facts, number % PODS, family),
+        _ => endpoints(dice, facts, number, family),
     }
-    endpoints(dice, facts, number, family)
 }
 
 fn service(dice: &mut Dice, facts: &NodeFacts, number: usize) -> Service {
-    let port = |protocol, port| ServicePort { name: port_name(protocol, port), protocol, port, node_port: None };
-    let mut ports = vec![port(Protocol::Tcp, PORT), port(Protocol::Udp, PORT)];
-    // An external address is the node's own: such a service has a port that no other one has there.
-    let of_node = number < 2;
-    if of_node {
-        let own = node_address_port(number);
-        ports = vec![port(Protocol::Tcp, own), port(Protocol::Udp, own)];
-    }
+    let port = |protocol| ServicePort {
+        name: port_name(protocol, port(number)),
+        protocol,
+        port: port(number),
+        node_port: number.is_multiple_of(2).then(|| node_port(number)),
+    };
+    let external = FAMILIES.map(|family| external_ip(number, family)).to_vec();
     let sticky = Affinity {
         timeout: Duration::from_secs(86_400),
         prefix_v4: dice.pick(&[32, 24]),
         prefix_v6: dice.pick(&[128, 64]),
     };
-    let source_ranges = dice.chance(25).then(|| ranges(dice).into());
-    let policy = dice.pick(&[TrafficPolicy::Cluster, TrafficPolicy::Cluster, TrafficPolicy::Local]);
-    Service {
+    let service = Service {
         cluster_ips: FAMILIES.map(|family| cluster_ip(number, family)).to_vec(),
-        external_ips: if of_node { facts.ips.clone() } else { Vec::new() },
+        // Such a service has a port that no other one has there.
+        external_ips: if number < OF_NODE { facts.ips.clone() } else { external },
         load_balancer_ips: FAMILIES.map(|family| ingress_ip(number, family)).to_vec(),
-        ports,
+        ports: [Protocol::Tcp, Protocol::Udp].map(port).to_vec(),
         affinity: dice.chance(35).then_some(sticky),
         algorithm: Some(dice.pick(&[Algorithm::Random, Algorithm::RoundRobin, Algorithm::Maglev])),
         table_size: TableSize::new(251).ok(),
-        source_ranges,
-        internal_traffic_policy: policy,
         ..Service::new(name(number))
+    };
+    with_other_rules(dice, service)
+}
+
+/// The same with other source ranges and traffic policies.
+fn with_other_rules(dice: &mut Dice, service: Service) -> Service {
+    const POLICIES: [TrafficPolicy; 3] = [TrafficPolicy::Cluster, TrafficPolicy::Cluster, TrafficPolicy::Local];
+    Service {
+        source_ranges: dice.chance(30).then(|| ranges(dice).into()),
+        external_traffic_policy: dice.pick(&POLICIES),
+        internal_traffic_policy: dice.pick(&POLICIES),
+        ..service
     }
+}
+
+/// A pod with a host port, at every address of the node or at one.
+fn pod_with_host_port(dice: &mut Dice, facts: &NodeFacts, number: usize) -> Service {
+    let port = |protocol| ServicePort {
+        name: port_name(protocol, host_port(number)),
+        protocol,
+        port: host_port(number),
+        node_port: None,
+    };
+    Service {
+        kind: ServiceType::HostPort,
+        host_ips: Some(if dice.chance(50) { HostIps::Every } else { HostIps::One(dice.pick(&facts.ips)) }),
+        ports: [Protocol::Tcp, Protocol::Udp].map(port).to_vec(),
+        ..Service::new(pod_name(number))
+    }
+}
+
+/// The pod itself, which may be ready or not.
+fn endpoint_of_pod(dice: &mut Dice, facts: &NodeFacts, number: usize, family: Family) -> Change {
+    let conditions = Conditions { ready: dice.chance(80), ..Conditions::READY };
+    let endpoint = Endpoint { node: facts.name.clone(), conditions, ..Endpoint::new(backends(family)[number]) };
+    slice(pod_name(number), host_port(number), family, vec![endpoint])
 }
 
 /// Some of the clients.
 fn ranges(dice: &mut Dice) -> SourceRanges {
-    let prefixes = ["10.244.0.0/24", "172.18.0.100/32", "198.51.100.0/24", "fd00:10:244::/64", "fd00:172:18::/64"];
+    // Some clients are the first or the last one inside of a prefix, or the first one outside.
+    let prefixes = [
+        "10.244.0.0/24",
+        "172.18.0.100/32",
+        "172.18.0.100/31",
+        "198.51.100.0/24",
+        "203.0.113.0/29",
+        "fd00:10:244::/64",
+        "fd00:172:18::/64",
+        "fd00:172:18::100/128",
+        "2001:db8::/125",
+    ];
     let policy = dice.pick(&[RangePolicy::Allow, RangePolicy::Deny]);
-    let chosen: Vec<&str> = prefixes.into_iter().filter(|_| dice.chance(50)).collect();
+    let chosen: Vec<&str> = prefixes.into_iter().filter(|_| dice.chance(40)).collect();
     SourceRanges::new(policy, chosen.into_iter().map(|prefix| prefix.parse().unwrap()))
 }
 
 fn endpoints(dice: &mut Dice, facts: &NodeFacts, number: usize, family: Family) -> Change {
-    let port = |protocol, port| SlicePort { name: port_name(protocol, port), protocol, port: BACKEND_PORT };
-    let service_port = if number < 2 { node_address_port(number) } else { PORT };
     let mut addrs = backends(family);
     // One that listens on the node itself.
     addrs.extend(facts.ips.iter().find(|ip| Family::of(**ip) == family));
@@ -145,12 +218,21 @@ fn endpoints(dice: &mut Dice, facts: &NodeFacts, number: usize, family: Family) 
         };
         endpoints.push(Endpoint { node, conditions, weight: dice.pick(&[100, 100, 200, 0]), ..Endpoint::new(ip) });
     }
+    slice(name(number), port(number), family, endpoints)
+}
+
+fn slice(service: ServiceName, service_port: u16, family: Family, endpoints: Vec<Endpoint>) -> Change {
+    let port = |protocol| SlicePort { name: port_name(protocol, service_port), protocol, port: BACKEND_PORT };
     Change::ReplaceEndpoints(EndpointSlice {
-        name: SliceName::new("test", &format!("s{number}-{family}")),
-        service: name(number),
-        ports: vec![port(Protocol::Tcp, service_port), port(Protocol::Udp, service_port)],
+        name: SliceName::new("test", &format!("{}-{family}", service.name())),
+        service,
+        ports: [Protocol::Tcp, Protocol::Udp].map(port).to_vec(),
         endpoints,
     })
+}
+
+fn pod_name(number: usize) -> ServiceName {
+    ServiceName::new("test", &format!("pod{number}"))
 }
 
 fn name(number: usize) -> ServiceName {

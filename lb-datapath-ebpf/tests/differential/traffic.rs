@@ -1,5 +1,5 @@
-//! Random packets: of clients, of backends that answer, of nobody, and what errors of senders and of links make of
-//! them.
+//! Random packets: of clients, of backends that answer, of routers that report errors, of nobody, and what errors of
+//! senders and of links make of them.
 
 use std::{collections::VecDeque, net::IpAddr};
 
@@ -14,7 +14,7 @@ use lb_testkit::packets::{
 use crate::{
     dice::Dice,
     reference::{Reference, Tuple},
-    services::{self, BACKEND_PORT, PORT, SERVICES},
+    services::{self, BACKEND_PORT, OF_NODE, PODS, SERVICES},
     world::Device,
 };
 
@@ -36,6 +36,8 @@ pub(crate) struct Traffic {
     flows: Vec<Tuple>,
     /// Fragments that follow.
     fragments: VecDeque<Sent>,
+    /// Addresses of the node.
+    node: Vec<IpAddr>,
 }
 
 #[derive(Clone, Copy)]
@@ -52,6 +54,7 @@ impl Traffic {
             conversations: (0..4 * CONVERSATIONS).map(conversation).collect(),
             flows: Vec::new(),
             fragments: VecDeque::new(),
+            node: node.to_vec(),
         }
     }
 
@@ -72,20 +75,16 @@ impl Traffic {
         {
             return fragment;
         }
-        let device = dice.pick(devices);
-        let (device, tuple) = match dice.below(100) {
-            0..45 => {
+        let (device, mut frame) = match dice.below(100) {
+            0..8 => self.error(dice, reference, devices),
+            8..50 => {
                 let Conversation { device, tuple } = dice.pick(&self.conversations);
-                (device, tuple)
+                (device, changed(dice, device, tuple))
             }
-            45..80 => self.of_backend(dice, reference).map_or_else(|| (device, stray(dice)), |tuple| (device, tuple)),
-            80..84 => self.direct(dice, reference).map_or_else(|| (device, stray(dice)), |tuple| (device, tuple)),
-            _ => (device, stray(dice)),
+            50..80 => self.some(dice, devices, |dice| self.of_backend(dice, reference)),
+            80..84 => self.some(dice, devices, |dice| self.direct(dice, reference)),
+            _ => self.some(dice, devices, |_| None),
         };
-        let mut frame = frame(dice, device, tuple);
-        if dice.chance(25) {
-            change_fields(dice, &mut frame, tuple);
-        }
         if dice.chance(5) {
             frame = self.fragmented(dice, device, frame);
         }
@@ -94,6 +93,50 @@ impl Traffic {
             change_bytes(dice, &mut bytes);
         }
         Sent { device, bytes }
+    }
+
+    /// A packet with the tuple of `choose` through any device, or one of nobody in particular.
+    fn some(
+        &self,
+        dice: &mut Dice,
+        devices: &[Device],
+        choose: impl Fn(&mut Dice) -> Option<Tuple>,
+    ) -> (Device, Frame) {
+        let device = dice.pick(devices);
+        let tuple = choose(dice).unwrap_or_else(|| self.stray(dice, device));
+        (device, changed(dice, device, tuple))
+    }
+
+    /// An error about a packet as the node sent it on: to a backend, or the answer to a client. It is of the packet's
+    /// receiver or of a router.
+    fn error(&self, dice: &mut Dice, reference: &Reference, devices: &[Device]) -> (Device, Frame) {
+        let Some((client, flow)) = self.flow(dice, reference) else { return self.some(dice, devices, |_| None) };
+        let device = dice.pick(devices);
+        let backend = Endpoint { ip: flow.backend.ip, port: flow.backend.port };
+        let quoted = match dice.below(20) {
+            0 => client,
+            1..11 => Tuple { source: flow.source, destination: backend, ..client },
+            _ => client.mirror(),
+        };
+        let reporter = match (dice.chance(40), Family::of(quoted.source.ip)) {
+            (true, _) => quoted.destination.ip,
+            (false, Family::V4) => dice.pick(&[[203, 0, 113, 77], [172, 18, 0, 254], [10, 244, 0, 10]]).into(),
+            (false, Family::V6) => dice.pick(&["2001:db8::77", "fd00:172:18::fe", "fd00:10:244::10"]).parse().unwrap(),
+        };
+        let packet = changed(dice, device, quoted).ip;
+        let addresses = Addresses::new(reporter, packet.addresses.source()).unwrap_or(packet.addresses);
+        let bytes = packet.bytes();
+        let most = bytes.len().min(dice.within(20..=200));
+        let mut icmp = match dice.below(4) {
+            0 => Icmp::too_big(addresses, 1400, &bytes[..most]),
+            1 => Icmp::port_unreachable(addresses, &bytes[..most]),
+            2 => Icmp::time_exceeded(addresses, &bytes[..most]),
+            _ => Icmp { kind: dice.below(14) as u8, ..Icmp::time_exceeded(addresses, &bytes[..most]) },
+        };
+        icmp.code = if dice.chance(20) { dice.byte() } else { icmp.code };
+        let mut frame = changed(dice, device, Tuple { protocol: Protocol::Udp, ..client });
+        (frame.ip.addresses, frame.ip.payload, frame.ip.fragment) = (addresses, Payload::Icmp(icmp), None);
+        (device, frame)
     }
 
     /// The first part of the frame's packet that is sent; the others follow. It is not always the one at the beginning.
@@ -108,6 +151,22 @@ impl Traffic {
         first.unwrap_or(frame)
     }
 
+    /// A packet of nobody in particular. What the node itself sends has its address.
+    fn stray(&self, dice: &mut Dice, device: Device) -> Tuple {
+        let family = dice.pick(&FAMILIES);
+        let pods = services::backends(family);
+        let number = dice.below(SERVICES);
+        let ips = [dice.pick(&pods), services::cluster_ip(number, family), services::ingress_ip(number, family)];
+        let ports =
+            [services::port(number), BACKEND_PORT, 1024 + dice.below(1000) as u16, 40_000 + dice.below(12) as u16];
+        let own = self.node.iter().copied().find(|ip| device.is_left() && Family::of(*ip) == family);
+        Tuple {
+            protocol: dice.pick(&[Protocol::Tcp, Protocol::Udp]),
+            source: Endpoint { ip: own.unwrap_or_else(|| dice.pick(&ips)), port: dice.pick(&ports) },
+            destination: Endpoint { ip: dice.pick(&ips), port: dice.pick(&ports) },
+        }
+    }
+
     /// An answer to a flow, or rarely another packet from a backend.
     fn of_backend(&self, dice: &mut Dice, reference: &Reference) -> Option<Tuple> {
         let (client, flow) = self.flow(dice, reference)?;
@@ -116,11 +175,12 @@ impl Traffic {
         Some(Tuple { protocol: client.protocol, source, destination })
     }
 
-    /// A client's packet to its backend, past the frontend, rarely from another port.
+    /// A packet to a backend, past the frontend: of a client, or as it was sent on, which leaves through a device once more.
     fn direct(&self, dice: &mut Dice, reference: &Reference) -> Option<Tuple> {
         let (client, flow) = self.flow(dice, reference)?;
         let destination = Endpoint { ip: flow.backend.ip, port: flow.backend.port };
-        Some(Tuple { destination, ..client })
+        let source = if dice.chance(40) { flow.source } else { client.source };
+        Some(Tuple { source, destination, ..client })
     }
 
     fn flow(&self, dice: &mut Dice, reference: &Reference) -> Option<(Tuple, crate::reference::Flow)> {
@@ -135,52 +195,71 @@ impl Traffic {
 fn conversation(dice: &mut Dice, devices: &[Device], node: &[IpAddr]) -> Conversation {
     let (family, device) = (dice.pick(&FAMILIES), dice.pick(devices));
     let pods = &services::backends(family)[..4];
+    let of_node = node.iter().copied().find(|ip| Family::of(*ip) == family);
     let ip = match (device.entry, family) {
-        (Entry::Uplink, Family::V4) => {
-            dice.pick(&[[172, 18, 0, 100], [172, 18, 0, 101], [198, 51, 100, 100], [203, 0, 113, 7]]).into()
-        }
+        // A pod of another node, now and then.
+        (Entry::Uplink, _) if dice.chance(15) => pods[2],
+        (Entry::Uplink, Family::V4) => dice
+            .pick(&[
+                [172, 18, 0, 99],
+                [172, 18, 0, 100],
+                [172, 18, 0, 101],
+                [172, 18, 0, 102],
+                [198, 51, 100, 100],
+                [203, 0, 113, 7],
+                [203, 0, 113, 8],
+            ])
+            .into(),
         (Entry::Uplink, Family::V6) => {
-            let clients = ["fd00:172:18::100", "fd00:172:18::101", "fd00:198:51::100", "2001:db8::7"];
+            let clients = ["fd00:172:18::100", "fd00:172:18::101", "fd00:198:51::100", "2001:db8::7", "2001:db8::8"];
             dice.pick(&clients).parse().unwrap()
         }
-        (Entry::PodDevice | Entry::Socket, _) => dice.pick(pods),
+        (Entry::PodDevice, _) => dice.pick(pods),
+        (Entry::Socket, _) => of_node.unwrap_or(pods[0]),
     };
     let port = match dice.below(10) {
         0 => BACKEND_PORT,
         1 => 1024 + dice.below(1000) as u16,
         2 => dice.word() as u16,
+        3 => services::node_port(dice.below(SERVICES)),
         _ => 40_000 + dice.below(12) as u16,
     };
-    let number = dice.below(SERVICES + 1);
-    let of_node = node.iter().copied().find(|ip| Family::of(*ip) == family);
-    let destination = match dice.below(8) {
-        0 | 1 if number < 2 => Endpoint {
-            ip: of_node.unwrap_or(services::cluster_ip(number, family)),
-            port: services::node_address_port(number),
-        },
-        _ if number < 2 => {
-            Endpoint { ip: services::cluster_ip(number, family), port: services::node_address_port(number) }
-        }
-        0 => Endpoint { ip: services::cluster_ip(number, family), port: PORT + 1 },
-        1 | 2 => Endpoint { ip: services::ingress_ip(number, family), port: PORT },
-        _ => Endpoint { ip: services::cluster_ip(number, family), port: PORT },
+    let destination = match of_node.filter(|_| !device.is_left() && dice.chance(30)) {
+        Some(ip) => at_node(dice, ip),
+        None => at_service(dice, family),
     };
     let protocol = dice.pick(&[Protocol::Tcp, Protocol::Udp]);
     Conversation { device, tuple: Tuple { protocol, source: Endpoint { ip, port }, destination } }
 }
 
-/// A packet of nobody in particular.
-fn stray(dice: &mut Dice) -> Tuple {
-    let family = dice.pick(&FAMILIES);
-    let pods = services::backends(family);
-    let number = dice.below(SERVICES);
-    let ips = [dice.pick(&pods), services::cluster_ip(number, family), services::ingress_ip(number, family)];
-    let ports = [PORT, BACKEND_PORT, 1024 + dice.below(1000) as u16, 40_000 + dice.below(12) as u16];
-    Tuple {
-        protocol: dice.pick(&[Protocol::Tcp, Protocol::Udp]),
-        source: Endpoint { ip: dice.pick(&ips), port: dice.pick(&ports) },
-        destination: Endpoint { ip: dice.pick(&ips), port: dice.pick(&ports) },
+/// A frontend at the node's own address `ip`, or where one was or could be.
+fn at_node(dice: &mut Dice, ip: IpAddr) -> Endpoint {
+    let port = match dice.below(4) {
+        0 => services::port(dice.below(OF_NODE)),
+        1 => services::host_port(dice.below(PODS)),
+        _ => services::node_port(dice.below(SERVICES)),
+    };
+    Endpoint { ip, port }
+}
+
+/// A frontend at an address of a service, or another port there.
+fn at_service(dice: &mut Dice, family: Family) -> Endpoint {
+    let number = dice.below(SERVICES + 1);
+    let ip = match dice.below(8) {
+        0 | 1 => services::ingress_ip(number, family),
+        2 => services::external_ip(number, family),
+        _ => services::cluster_ip(number, family),
+    };
+    Endpoint { ip, port: services::port(number) + u16::from(dice.chance(8)) }
+}
+
+/// A packet with this tuple; every fourth of another kind.
+fn changed(dice: &mut Dice, device: Device, tuple: Tuple) -> Frame {
+    let mut frame = frame(dice, device, tuple);
+    if dice.chance(25) {
+        change_fields(dice, &mut frame, tuple);
     }
+    frame
 }
 
 /// A whole packet, with fields that do not matter at random.

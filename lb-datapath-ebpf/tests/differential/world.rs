@@ -18,7 +18,7 @@ use lb_core::{
     reconciler::Reconciler,
     time::Instant,
 };
-use lb_datapath_ebpf::{Capacities, EbpfConfig, EbpfDatapath};
+use lb_datapath_ebpf::{Capacities, EbpfConfig, EbpfDatapath, SocketBalancing};
 use lb_testkit::lab::{Lab, Node};
 
 use crate::{
@@ -26,8 +26,8 @@ use crate::{
     routes::Routes,
 };
 
-/// The program of packets, and the prefix of the names of its links.
-const PROGRAM: &str = "lb_ingress";
+/// The programs of packets, of those that come in and of those that leave, and the prefixes of the names of their links.
+const PROGRAMS: [&str; 2] = ["lb_ingress", "lb_egress"];
 /// Tables that the program fills with flows and clients.
 const TABLES: [&str; 3] = ["CT", "CT_LIVE", "AFFINITY"];
 /// Prefixes that the node has no way to: how its routes say so.
@@ -41,24 +41,36 @@ pub(crate) const NOWHERE: [(&str, &str); 4] = [
 /// Prefixes of the link that the uplink is on.
 const SEGMENTS: [&str; 2] = ["172.18.0.0/24", "fd00:172:18::/64"];
 
-/// A device that packets come in through.
+/// Prefixes of the node's pods.
+const PODS: [&str; 2] = ["10.244.0.0/24", "fd00:10:244::/64"];
+
+/// A device, and what packets do there: they come in through it, or the node itself sends them through it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Device {
+    /// [`Entry::Socket`] for packets of the node itself.
     pub(crate) entry: Entry,
     pub(crate) index: u32,
     pub(crate) mac: [u8; 6],
 }
 
+impl Device {
+    /// Whether packets leave through it.
+    pub(crate) fn is_left(&self) -> bool {
+        self.entry == Entry::Socket
+    }
+}
+
 /// The node, its datapath, and the model of what that holds.
 pub(crate) struct World {
-    /// The uplink, then the devices of pods.
+    /// The uplink, then the devices of pods, then the same for packets of the node.
     pub(crate) devices: Vec<Device>,
     pub(crate) role: Role,
     /// Counts changes of services.
     pub(crate) version: u64,
     /// Every backend that services had since the tables were empty, with the last change after which none had it.
     pub(crate) backends: BTreeMap<BackendAddr, u64>,
-    pub(crate) runner: Runner,
+    /// Of packets that come in, and of those that leave.
+    pub(crate) runners: [Runner; 2],
     datapath: EbpfDatapath,
     pub(crate) reconciler: Reconciler,
     tables: Vec<Table>,
@@ -67,8 +79,8 @@ pub(crate) struct World {
 }
 
 impl World {
-    /// Builds it. If `object` names an eBPF object, its program runs packets instead of the one that is attached, with
-    /// the same maps.
+    /// Builds it. If `object` names an eBPF object, its programs run packets instead of those that are attached, with the
+    /// same maps.
     pub(crate) fn new(object: Option<PathBuf>) -> Self {
         let lab = Lab::builder().nodes(2).pods_per_node(2).build().unwrap();
         let node = lab.node(0);
@@ -82,17 +94,18 @@ impl World {
         let config = EbpfConfig::new(node.cgroup())
             .with_pin_dir(&pins)
             .with_capacities(capacities)
+            .with_socket_balancing(SocketBalancing::Off)
             .with_pod_devices(node.pod_devices())
             .with_uplink_devices([node.uplink()]);
         let mut datapath = node.run(|| EbpfDatapath::open(config)).unwrap().unwrap();
-        let mut reconciler =
-            Reconciler::new(Model::new(Settings::default().with_answer_ping(true), datapath.capabilities()));
+        let settings = Settings::default().with_external_ips_of_node(true).with_answer_ping(true);
+        let mut reconciler = Reconciler::new(Model::new(settings, datapath.capabilities()));
         reconciler.handle_observed(datapath.observe().unwrap());
         // A packet runs on a device of the namespace that the thread is in.
         node.netns().enter().unwrap();
         let maps = pins.join("v1/maps");
-        let program = match object {
-            None => attached(&pins.join("v1/links"), PROGRAM).unwrap(),
+        let programs = match object {
+            None => PROGRAMS.map(|name| attached(&pins.join("v1/links"), name).unwrap()),
             Some(path) => load(&path, &maps),
         };
         let mut world = Self {
@@ -100,7 +113,7 @@ impl World {
             role: Role::Active,
             version: 0,
             backends: BTreeMap::new(),
-            runner: Runner::new(program),
+            runners: programs.map(Runner::new),
             datapath,
             reconciler,
             tables: TABLES.map(|name| Table::open(&maps.join(name)).unwrap()).into(),
@@ -119,7 +132,8 @@ impl World {
     pub(crate) fn routes(&self) -> Routes {
         let on_link = SEGMENTS.iter().map(|prefix| prefix.parse().unwrap()).collect();
         let nowhere = NOWHERE.iter().map(|(_, prefix)| prefix.parse().unwrap()).collect();
-        Routes { local: self.facts.ips.clone(), nowhere, on_link }
+        let pods = PODS.map(|prefix| prefix.parse().unwrap()).to_vec();
+        Routes { local: self.facts.ips.clone(), nowhere, on_link, pods }
     }
 
     /// Changes services, in the model and in the kernel.
@@ -182,11 +196,13 @@ fn devices(node: Node<'_>) -> Vec<Device> {
         let mac: Vec<u8> = mac.split(':').map(|byte| u8::from_str_radix(byte, 16).unwrap()).collect();
         Device { entry, index, mac: mac.try_into().unwrap() }
     };
-    [uplink].into_iter().chain(pods).map(device).collect()
+    let into: Vec<Device> = [uplink].into_iter().chain(pods).map(device).collect();
+    let out = into.iter().map(|device| Device { entry: Entry::Socket, ..*device });
+    into.iter().copied().chain(out).collect()
 }
 
-/// The program of the object at `path`, with the maps that are pinned in `maps`.
-fn load(path: &Path, maps: &Path) -> OwnedFd {
+/// The programs of the object at `path`, with the maps that are pinned in `maps`.
+fn load(path: &Path, maps: &Path) -> [OwnedFd; 2] {
     let names = fs::read_dir(maps).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     let names: Vec<String> = names.collect();
     let mut loader = EbpfLoader::new();
@@ -194,7 +210,9 @@ fn load(path: &Path, maps: &Path) -> OwnedFd {
         loader.map_pin_path(name, maps.join(name));
     }
     let mut object = loader.load_file(path).unwrap();
-    let program: &mut SchedClassifier = object.program_mut(PROGRAM).unwrap().try_into().unwrap();
-    program.load().unwrap();
-    program.fd().unwrap().as_fd().try_clone_to_owned().unwrap()
+    PROGRAMS.map(|name| {
+        let program: &mut SchedClassifier = object.program_mut(name).unwrap().try_into().unwrap();
+        program.load().unwrap();
+        program.fd().unwrap().as_fd().try_clone_to_owned().unwrap()
+    })
 }
