@@ -175,8 +175,9 @@ impl EbpfConfig {
     }
 }
 
-/// Sizes of the maps. They count when the maps are made; maps that are pinned already keep theirs until
-/// [`cleanup`](lb_core::datapath::Datapath::cleanup), which [`kept_sizes`](crate::EbpfDatapath::kept_sizes) says.
+/// Sizes of the maps. Maps that are pinned already get them when the datapath is opened, with all that they have, and
+/// established flows go on. One that has more than would fit keeps its size, which
+/// [`kept_sizes`](crate::EbpfDatapath::kept_sizes) says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capacities {
     /// Most frontends. Memory is taken as they come, about 120 bytes each. Default 65,536.

@@ -35,6 +35,7 @@ use crate::{
         links::{self, Ingress},
         missing::MissingPins,
         ownership::{self, Left},
+        resize,
         sizes::KeptSize,
     },
     privileges,
@@ -129,8 +130,9 @@ impl EbpfDatapath {
         self.kernel.as_ref().map(|kernel| kernel.features)
     }
 
-    /// Maps that have another size than [`capacities`](EbpfConfig::capacities) asks for, because an earlier process made
-    /// them. They keep it until [`cleanup`](Datapath::cleanup). Tell people: their setting has no effect yet.
+    /// Maps that are larger than [`capacities`](EbpfConfig::capacities) asks for, because an earlier process made them and
+    /// more is in use than would fit. Tell people: their setting has no effect yet. Other maps got the size that is asked
+    /// for when the datapath was opened, with everything in them.
     #[must_use]
     pub fn kept_sizes(&self) -> Vec<KeptSize> {
         let Some(kernel) = &self.kernel else { return Vec::new() };
@@ -328,7 +330,7 @@ impl Kernel {
         ports: Ports,
         features: KernelFeatures,
     ) -> Result<(Self, Anchors), EbpfError> {
-        let programs = Programs::load(&Object::new(&features), &pins.maps(), &config.capacities)?;
+        let (programs, kept) = resize::load(&pins, &Object::new(&features), &config.capacities)?;
         let mut maps = Maps::open(&pins.maps(), ports)?;
         let Restored { mut mirror, fixes, unreadable } = Restored::new(&maps.snapshot()?, maps.limits());
         maps.write(&fixes);
@@ -343,7 +345,6 @@ impl Kernel {
         anchors.attach_cgroup(&programs, &config.cgroup)?;
         attach_devices(&mut anchors, &programs, &mut maps, config)?;
         let role = maps.role()?;
-        let kept = anchors.kept_sizes(&config.capacities)?;
         let sweeper = Sweeper::start(maps.live_flows())?;
         let scanner = Scanner::default();
         let dry = None;

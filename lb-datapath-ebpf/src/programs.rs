@@ -14,6 +14,7 @@ use crate::{
     crash,
     error::{EbpfError, Refusal},
     object::Object,
+    pins::resize,
     state::layout::{CT_LIVE, FRAGMENTS, LAYOUTS, REASONS, WORK},
     sys::{self, ProgInfo, RawMap},
 };
@@ -60,7 +61,7 @@ impl Programs {
     pub(crate) fn load(object: &Object, maps: &Path, capacities: &Capacities) -> Result<Self, EbpfError> {
         let mut loader = EbpfLoader::new();
         for layout in &LAYOUTS {
-            loader.map_pin_path(layout.name, maps.join(layout.name));
+            loader.map_pin_path(layout.name, resize::path(maps, layout.name));
             if let Some(entries) = (layout.capacity)(capacities) {
                 loader.map_max_entries(layout.name, entries);
             }

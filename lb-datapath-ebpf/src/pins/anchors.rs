@@ -12,18 +12,16 @@ use std::{
 use lb_core::drift::{Cause, Difference, Drift, DriftClass};
 
 use crate::{
-    config::Capacities,
     error::EbpfError,
     pins::{
         anchor::Anchor,
         directories::{Pins, entries, failed},
         links::{Ingress, Link, pinned_device},
         ownership::{Part, unpin},
-        sizes::KeptSize,
     },
     programs::Programs,
     state::layout::LAYOUTS,
-    sys::{self, IfIndex},
+    sys::IfIndex,
 };
 
 /// What is pinned and attached, shared with the watchers. `None` when nothing is loaded.
@@ -127,20 +125,6 @@ impl Anchors {
     /// Descriptors of all maps.
     pub(crate) fn maps(&self) -> std::io::Result<Vec<OwnedFd>> {
         self.maps.iter().map(|anchor| anchor.fd().try_clone_to_owned()).collect()
-    }
-
-    /// Maps that have another size than these capacities ask for.
-    pub(crate) fn kept_sizes(&self, capacities: &Capacities) -> Result<Vec<KeptSize>, EbpfError> {
-        let mut kept = Vec::new();
-        for (layout, anchor) in LAYOUTS.iter().zip(&self.maps) {
-            let Some(wanted) = (layout.capacity)(capacities) else { continue };
-            let found = sys::map_info(anchor.fd()).map_err(failed("examining", anchor.path()))?.shape.max_entries;
-            if found != wanted {
-                let count = |entries| u64::from(entries) * layout.elements_per_entry();
-                kept.push(KeptSize { map: layout.name, found: count(found), wanted: count(wanted) });
-            }
-        }
-        Ok(kept)
     }
 
     /// The links of this program.

@@ -332,6 +332,37 @@ pub(crate) fn finish(dir: &Path) -> Result<(), EbpfError> {
     Ok(())
 }
 
+/// Puts `programs` into all that is pinned in `dir`, in place. What is attached to nothing any more is removed.
+pub(crate) fn switch(dir: &Path, programs: &Programs) -> Result<(), EbpfError> {
+    for path in entries(dir)? {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let program = pinned_hook(name).map_or(name, |((program, _), _)| program);
+        let Some(program) = programs.named(program) else { continue };
+        let switched = switch_one(&path, program).map_err(failed("replacing the program of", &path))?;
+        if !switched {
+            remove_file(&path)?;
+        }
+    }
+    Ok(())
+}
+
+/// `false` if what is pinned at `path` is attached to nothing.
+fn switch_one(path: &Path, program: &Loaded) -> io::Result<bool> {
+    let pinned = sys::open_pin(path)?;
+    if is_link(pinned.as_fd())? {
+        return match sys::update_link(pinned.as_fd(), program.fd.as_fd()) {
+            // A cgroup or a device that is gone took its link along.
+            Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => Ok(false),
+            other => other.map(|()| true),
+        };
+    }
+    let (Some(way), clsact) = (way_of(path), Clsact::open()?) else { return Ok(false) };
+    if clsact.of(way, sys::prog_info(pinned.as_fd())?.id)?.is_none() {
+        return Ok(false);
+    }
+    attach_filter(path.into(), way, program, &clsact).map(|_| true)
+}
+
 /// The id of the program that is pinned, or whose link is.
 pub(crate) fn program(pinned: BorrowedFd<'_>) -> io::Result<u32> {
     if is_link(pinned)? { Ok(sys::link_info(pinned)?.prog) } else { Ok(sys::prog_info(pinned)?.id) }

@@ -7,4 +7,5 @@ pub(crate) mod directories;
 pub(crate) mod links;
 pub(crate) mod missing;
 pub(crate) mod ownership;
+pub(crate) mod resize;
 pub(crate) mod sizes;

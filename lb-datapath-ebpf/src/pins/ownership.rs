@@ -56,7 +56,11 @@ pub(crate) fn check(pins: &Pins) -> Result<Left, EbpfError> {
     }
     let (mut ids, mut found) = (BTreeSet::new(), BTreeSet::new());
     for path in entries(&pins.maps())? {
-        found.insert(layout(&path)?.name);
+        let layout = layout(&path)?;
+        // One that is about to replace another is no substitute for it.
+        if path.ends_with(layout.name) {
+            found.insert(layout.name);
+        }
         ids.insert(check_map(&path, object)?);
     }
     let complete = found.len() == LAYOUTS.len();
@@ -131,6 +135,7 @@ fn check_map(path: &Path, open: fn(&Path, ObjectKind) -> Result<OwnedFd, EbpfErr
 
 fn layout(path: &Path) -> Result<&'static Layout, EbpfError> {
     let name = path.file_name().and_then(|name| name.to_str());
+    let name = name.map(|name| name.strip_suffix(NEW).unwrap_or(name));
     LAYOUTS.iter().find(|layout| Some(layout.name) == name).ok_or_else(|| unknown_name(path))
 }
 

@@ -100,7 +100,7 @@ pub(crate) fn sweep(flows: &RawMap, now: u64) -> io::Result<usize> {
 /// Whether an entry has lost its claim. The client's half does not know the state of the flow. Packets of both directions
 /// touch it together with the half for replies, with which it is removed; alone, it is left for as long as any state could
 /// last.
-fn is_over(key: &abi::CtKey, value: &abi::CtValue, now: u64) -> bool {
+pub(crate) fn is_over(key: &abi::CtKey, value: &abi::CtValue, now: u64) -> bool {
     const UDP: u8 = 17;
     let is_udp = key.protocol == UDP;
     let lifetime = match (value.flags & abi::CT_REPLY != 0, is_udp) {

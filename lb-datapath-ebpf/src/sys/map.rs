@@ -3,11 +3,12 @@
 use std::{
     fmt, io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::Path,
 };
 
 use aya_obj::generated::{bpf_cmd, bpf_map_type};
 
-use super::{address, address_mut, bpf, info, name, raw};
+use super::{address, address_mut, bpf, bpf_fd, info, name, pin, raw};
 use crate::crash;
 
 /// Type, sizes and flags of a map.
@@ -121,6 +122,19 @@ struct BatchAttr {
     flags: u64,
 }
 
+#[repr(C)]
+#[derive(Default)]
+struct CreateAttr {
+    kind: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+    flags: u32,
+    inner: u32,
+    numa_node: u32,
+    name: [u8; 16],
+}
+
 /// Elements that one part of a map has room for.
 const PART: usize = 4096;
 
@@ -142,6 +156,21 @@ impl RawMap {
     pub(crate) fn new(fd: OwnedFd) -> io::Result<Self> {
         let shape = map_info(fd.as_fd())?.shape;
         Ok(Self { fd, shape })
+    }
+
+    /// Makes a map that nobody knows yet. At most 15 bytes of its name count.
+    pub(crate) fn create(name: &str, shape: Shape) -> io::Result<Self> {
+        let Shape { kind, key_size, value_size, max_entries, flags } = shape;
+        let mut attr = CreateAttr { kind, key_size, value_size, max_entries, flags, ..CreateAttr::default() };
+        attr.name.iter_mut().zip(name.bytes().take(15)).for_each(|(to, from)| *to = from);
+        // SAFETY: the attributes hold no addresses.
+        let fd = unsafe { bpf_fd(bpf_cmd::BPF_MAP_CREATE, &mut attr) }?;
+        Ok(Self { fd, shape })
+    }
+
+    /// Pins it at `path`, which must not exist.
+    pub(crate) fn pin(&self, path: &Path) -> io::Result<()> {
+        pin(self.fd.as_fd(), path)
     }
 
     /// The same map, by a descriptor of its own.

@@ -45,6 +45,7 @@ fn main() {
         ("a_restart_with_a_change", a_restart_with_a_change),
         ("a_first_start", a_first_start),
         ("a_cleanup", a_cleanup),
+        ("a_change_of_sizes", a_change_of_sizes),
         ("at_random_times", at_random_times),
     ];
     let trial = |(name, run): (&str, fn())| {
@@ -74,6 +75,7 @@ fn child(role: &str) {
             crash_points::arm(env::var(CHANGE_AT).ok().map(|at| at.parse().unwrap()));
             become_(&mut datapath, &after);
         }
+        "larger" => become_(&mut EbpfDatapath::open(config.with_capacities(LARGER)).unwrap(), &before),
         "cleanup" => EbpfDatapath::remove(&config.pin_dir).unwrap(),
         "loop" => {
             let mut datapath = EbpfDatapath::open(config).unwrap();
@@ -97,9 +99,24 @@ fn become_(datapath: &mut EbpfDatapath, state: &State) {
     assert_eq!(found, []);
 }
 
+const CAPACITIES: Capacities = Capacities {
+    frontends: 1024,
+    backends: 1024,
+    sets: 1024,
+    members: 1024,
+    slots: 4096,
+    sources: 1024,
+    sockets: 1024,
+    affinity: 1024,
+    flows: 1024,
+    fragments: 1024,
+};
+/// Some maps are larger and some are smaller.
+const LARGER: Capacities =
+    Capacities { frontends: 512, slots: 8192, sockets: 2048, affinity: 512, flows: 2048, ..CAPACITIES };
+
 fn config(pin_dir: &Path, cgroup: &Path) -> EbpfConfig {
-    let capacities = Capacities { slots: 4096, sockets: 1024, affinity: 1024, flows: 1024, ..Capacities::default() };
-    EbpfConfig::new(cgroup).with_pin_dir(pin_dir).with_capacities(capacities)
+    EbpfConfig::new(cgroup).with_pin_dir(pin_dir).with_capacities(CAPACITIES)
 }
 
 /// A pin directory, a cgroup with this process in it, and a server that all backends are.
@@ -238,6 +255,47 @@ fn a_first_start() {
         ended.is_none()
     });
     println!("first start: {points} points");
+}
+
+/// Sizes that change from one to the other and back, killed at each point: sockets that are connected keep their peers,
+/// and the next start goes on from there.
+fn a_change_of_sizes() {
+    let ground = Ground::new();
+    ground.run("start", None).unwrap();
+    let vip: SocketAddr = VIP.parse().unwrap();
+    let streams: Vec<_> = (0..20).map(|_| TcpStream::connect(vip).unwrap()).collect();
+    let (mut role, mut flips) = ("larger", 0);
+    let points = every_point(|point| {
+        // Each is followed by a start that finishes it.
+        if point % 4 != 1 && !long() {
+            return true;
+        }
+        let what = format!("change of sizes, point {point}");
+        let ended = ground.run(role, Some(("LB_CRASH_AT", point)));
+        ground.check(&[before(ground.port)], &what);
+        ground.connects(&what);
+        let lost = streams.iter().filter(|stream| stream.peer_addr().unwrap() != vip).count();
+        assert_eq!(lost, 0, "{what}: of {} sockets", streams.len());
+        // The next start finishes what this one has begun, and then wants the sizes of old.
+        if ended.is_none() {
+            (role, flips) = (if role == "larger" { "start" } else { "larger" }, flips + 1);
+            let other = if role == "larger" { "start" } else { "larger" };
+            ground.run(other, None).unwrap();
+        }
+        ended.is_none()
+    });
+    for role in ["start", "larger"] {
+        ground.run(role, None).unwrap();
+        let dir = ground.pin_dir.join("v1/maps");
+        let left: Vec<_> = fs::read_dir(dir).unwrap().flatten().map(|entry| entry.file_name()).collect();
+        assert!(!left.iter().any(|name| name.to_string_lossy().ends_with("_new")), "{left:?}");
+        ground.check(&[before(ground.port)], role);
+        assert!(streams.iter().all(|stream| stream.peer_addr().unwrap() == vip));
+    }
+    println!(
+        "change of sizes: {points} points, {flips} finished by the next start, 0 of {} sockets lost",
+        streams.len()
+    );
 }
 
 /// A cleanup that is killed after its first or second change, again and again, is killed at each point.

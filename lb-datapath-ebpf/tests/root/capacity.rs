@@ -41,6 +41,15 @@ impl Host {
         Self { datapath, space, pins, cgroup }
     }
 
+    /// Started anew with other sizes.
+    fn reopened(self, capacities: Capacities) -> Self {
+        let Self { datapath, space, pins, cgroup } = self;
+        drop(datapath);
+        let wanted = config(&pins, &cgroup).with_capacities(capacities);
+        let datapath = space.run(|| EbpfDatapath::open(wanted)).unwrap();
+        Self { datapath, space, pins, cgroup }
+    }
+
     fn apply(&mut self, desired: &State) -> Result<(), ApplyError> {
         let observed = self.datapath.observe().unwrap();
         self.datapath.apply(&diff(&observed, desired, &Labels::default()))
@@ -129,27 +138,37 @@ fn a_full_map_refuses_by_name_and_serves_nothing_in_part() {
 
 #[test]
 #[ignore = "needs root: loads eBPF programs and makes namespaces and a cgroup"]
-fn sizes_that_are_kept_are_told() {
+fn a_map_grows_with_all_that_it_has_and_shrinks_to_what_is_in_use() {
     let _turn = turn();
     let capacities = Capacities { frontends: 32, slots: 64, flows: 1024, ..Default::default() };
     let mut host = Host::new(capacities);
+    let services = services(MOST, 1, Protocol::Tcp);
+    host.apply(&services).unwrap();
+    let all = |host: &Host| services.frontends.keys().all(|frontend| host.answers(frontend));
+    host = host.reopened(Capacities { frontends: 64, slots: 128, sources: 128, ..capacities });
     assert_eq!(host.datapath.kept_sizes(), []);
-    host.apply(&services(MOST, 1, Protocol::Tcp)).unwrap();
-    drop(host.datapath);
-    let wanted =
-        config(&host.pins, &host.cgroup).with_capacities(Capacities { frontends: 64, slots: 128, ..capacities });
-    host.datapath = host.space.run(|| EbpfDatapath::open(wanted)).unwrap();
+    let usage = host.usage("FRONTENDS");
+    assert_eq!((usage.entries, usage.capacity), (MOST as u64, 64));
+    assert_eq!(host.datapath.observe().unwrap(), services);
+    assert!(all(&host));
+    host = host.reopened(Capacities { frontends: 8, slots: 32, sources: 8, ..capacities });
     let kept: Vec<String> = host.datapath.kept_sizes().iter().map(ToString::to_string).collect();
+    let told = |map: &str, found, wanted, in_use| {
+        format!(
+            "map {map} keeps room for {found} elements, though {wanted} are asked for: {in_use} are in use. The next start \
+             tries again"
+        )
+    };
     assert_eq!(
         kept,
-        [
-            "map FRONTENDS keeps room for 32 elements until a cleanup, though 64 are asked for",
-            "map SLOTS keeps room for 64 elements until a cleanup, though 128 are asked for",
-            "map ADDRESSES keeps room for 32 elements until a cleanup, though 64 are asked for",
-        ]
+        [told("FRONTENDS", 64, 8, MOST), told("SLOTS", 128, 32, 4 * MOST), told("ADDRESSES", 64, 8, MOST)],
+        "nothing is in SOURCES"
     );
-    let usage = host.usage("FRONTENDS");
-    assert_eq!((usage.entries, usage.capacity), (MOST as u64, 32));
+    assert!(all(&host));
+    host = host.reopened(Capacities { frontends: MOST as u32, slots: 64, ..capacities });
+    assert_eq!(host.datapath.kept_sizes(), []);
+    assert!(all(&host));
+    assert_eq!(host.datapath.observe().unwrap(), services);
     host.datapath.cleanup().unwrap();
     assert_eq!(host.datapath.map_usage().unwrap(), []);
 }

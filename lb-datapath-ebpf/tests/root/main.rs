@@ -15,5 +15,6 @@ mod packets;
 mod paths;
 mod ping;
 mod privileges;
+mod resize;
 mod sockets;
 mod verify;
