@@ -49,6 +49,8 @@ fn main() -> ExitCode {
         trials.push(trial(name, move || address_shared(datapath)));
         let name = format!("an_uplink_that_goes_and_comes_back_is_a_condition_on_{datapath}");
         trials.push(trial(name, move || uplink(datapath)));
+        let name = format!("settings_of_the_kernel_are_followed_as_they_change_on_{datapath}");
+        trials.push(trial(name, move || settings(datapath)));
         let name = format!("a_manifest_that_cannot_be_read_at_a_start_takes_no_frontend_away_on_{datapath}");
         trials.push(trial(name, move || unread_at_start(datapath)));
         let name = format!("a_load_balancer_in_front_of_the_nodes_hears_of_endpoints_on_{datapath}");
@@ -413,6 +415,53 @@ fn uplink(datapath: &str) -> Result<(), LabError> {
     assert!(agent.wait_for_line(DEADLINE, |line| line.contains("INFO") && line.contains("UplinkGone")).is_some());
     if datapath == "ebpf" {
         node.await_status(|status| status["datapath"]["devices"].as_array().unwrap().contains(&"up1".into()));
+    }
+    Ok(())
+}
+
+/// The agent looks at nothing of this by itself within an hour: the kernel notifies it.
+fn settings(datapath: &str) -> Result<(), LabError> {
+    let lab = Lab::builder().nodes(1).pods_per_node(1).build()?;
+    let own = lab.node(0).ip(Family::V4).to_string();
+    let six = service("six", "fd00:96::10", "", &["fd00:244::9"]);
+    let node = TestNode::new(&lab, &format!("{}---\n{six}", service("web", VIP, "", &[&own])))?;
+    let uplink = lab.node(0).uplink().to_owned();
+    in_node(&lab, "ip link add name up1 type veth peer name peer1")?;
+    let more = [("--device", &*uplink), ("--device", "up1"), ("--drift-interval", "1h")];
+    let agent = node.start(&lab, datapath, &more)?;
+    let device = |status: &Value, name: &str| {
+        let devices = status["network"]["devices"].as_array().unwrap();
+        devices.iter().find(|device| device["name"] == name).cloned().unwrap_or_default()
+    };
+    let status = node.status();
+    assert_eq!((&status["network"]["ip_forward"], &status["network"]["ipv6_forwarding"]), (&true.into(), &true.into()));
+    assert_eq!((&device(&status, "up1")["mtu"], &device(&status, "up1")["rp_filter"]), (&1500.into(), &0.into()));
+
+    in_node(&lab, "ip link set up1 mtu 1279")?;
+    node.await_condition("MtuTooSmall", true);
+    assert_eq!(device(&node.status(), "up1")["ipv6_forwarding"], Value::Null, "the kernel has no IPv6 there");
+    in_node(&lab, "ip link set up1 mtu 1280")?;
+    node.await_condition("MtuTooSmall", false);
+
+    in_node(&lab, "sysctl -qw net.ipv4.conf.up1.rp_filter=1")?;
+    node.await_status(|status| device(status, "up1")["rp_filter"] == 1);
+    if datapath == "ebpf" {
+        let message = node.await_condition("ReversePathStrict", true);
+        assert!(message.contains("for up1: ") && message.contains(&own), "{message}");
+    }
+    in_node(&lab, "sysctl -qw net.ipv4.conf.all.rp_filter=2")?;
+    node.await_status(|status| device(status, "up1")["rp_filter"] == 2);
+    node.await_condition("ReversePathStrict", false);
+
+    in_node(&lab, "sysctl -qw net.ipv4.ip_forward=0")?;
+    node.await_condition("ForwardingOff", true);
+    assert!(agent.wait_for_line(DEADLINE, |line| line.contains("INFO") && line.contains("before=")).is_some());
+    in_node(&lab, "sysctl -qw net.ipv4.ip_forward=1")?;
+    node.await_condition("ForwardingOff", false);
+    if datapath == "ebpf" {
+        in_node(&lab, &format!("sysctl -qw net.ipv6.conf.{uplink}.forwarding=0"))?;
+        let message = node.await_condition("ForwardingOff", true);
+        assert!(message.starts_with(&format!("net.ipv6.conf.{uplink}.forwarding is 0: ")), "{message}");
     }
     Ok(())
 }

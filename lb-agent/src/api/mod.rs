@@ -34,7 +34,9 @@ pub(crate) use server::{Lines, Reply, Request};
 pub use service::{Affinity, Backend, BackendCount, Condition, Frontend, Granted, HealthCheck, Ipam, Service};
 pub use socket::ListenError;
 pub(crate) use socket::Listener;
-pub use status::{Addresses, Counts, Datapath, Manifests, MapUsage, Node, Source, Status, Unlisted, Usage};
+pub use status::{
+    Addresses, Counts, Datapath, Manifests, MapUsage, Network, NetworkDevice, Node, Source, Status, Unlisted, Usage,
+};
 pub use words::{
     AddressState, Algorithm, BackendState, Difference, DriftCause, DriftClass, DriftMode, DriftOutcome, Entry,
     FrontendKind, FrontendStatus, Protocol, ServiceKind, Verdict, WhyNotAnswer,

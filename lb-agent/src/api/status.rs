@@ -23,6 +23,9 @@ pub struct Status {
     pub node: Node,
     /// The datapath.
     pub datapath: Datapath,
+    /// Settings of the kernel that service traffic depends on, if the datapath carries packets.
+    #[serde(default)]
+    pub network: Network,
     /// The first source of services, as long as there was only one.
     pub manifests: Manifests,
     /// Where services come from; of two objects with one name, the one of the first source is served.
@@ -73,6 +76,35 @@ pub struct Datapath {
     /// Maps whose size is bounded.
     #[serde(default)]
     pub maps: Vec<MapUsage>,
+}
+
+/// Settings of the kernel that service traffic depends on. What cannot be read is `None`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Network {
+    /// Whether IPv4 packets are forwarded (`net.ipv4.ip_forward`).
+    pub ip_forward: Option<bool>,
+    /// Whether IPv6 packets are forwarded (`net.ipv6.conf.all.forwarding`).
+    pub ipv6_forwarding: Option<bool>,
+    /// Packets that `rp_filter` has dropped since the network namespace was made, whatever they were for.
+    pub reverse_path_drops: Option<u64>,
+    /// Devices that programs are attached to and that lead out of the node.
+    pub devices: Vec<NetworkDevice>,
+}
+
+/// Settings of the kernel for a device. What it lacks is `None`: a device whose MTU is below 1280 has no IPv6.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkDevice {
+    /// Its name.
+    pub name: String,
+    /// The longest IP packet that it sends, in bytes.
+    pub mtu: u32,
+    /// How the source of an IPv4 packet that comes in is checked: 0 not at all, 1 strictly (its route leads through
+    /// this device), 2 loosely (it has a route). The greater of the device's setting and of that of all devices.
+    pub rp_filter: Option<u8>,
+    /// Whether IPv4 packets that come in through it are forwarded.
+    pub ip_forward: Option<bool>,
+    /// The same of IPv6.
+    pub ipv6_forwarding: Option<bool>,
 }
 
 /// How full a map of a datapath is.

@@ -3,11 +3,17 @@
 use lb_core::{addr::Family, kernel::Forwarding, reconciler::Reconciler};
 
 use super::Engine;
+use crate::api::{Network, NetworkDevice};
 
 impl Engine {
     /// Says when the kernel does not forward packets that the datapath translates, and when it does again.
     pub(crate) fn check_forwarding(&mut self) {
-        let problem = problem(self.shared.runner().reconciler(), (self.forwarding)());
+        let problem = {
+            let runner = self.shared.runner();
+            let general = problem(runner.reconciler(), (self.forwarding)());
+            let attaches = self.datapath.devices().is_some();
+            general.or_else(|| attaches.then(|| of_devices(runner.reconciler(), &self.network)).flatten())
+        };
         if problem != self.not_forwarded {
             match &problem {
                 Some(problem) => tracing::warn!(problem, "the kernel does not forward packets"),
@@ -35,6 +41,31 @@ fn problem(reconciler: &Reconciler, forwarding: Forwarding) -> Option<String> {
         settings.join(" and "),
         if settings.len() == 1 { "is" } else { "are" },
         commands.join(" ")
+    ))
+}
+
+/// A program at a device asks whether this one forwards, of either family (`bpf_fib_lookup`).
+fn of_devices(reconciler: &Reconciler, network: &Network) -> Option<String> {
+    if !reconciler.model().capabilities().needs_forwarding {
+        return None;
+    }
+    let served = |family| reconciler.desired().frontends.keys().any(|addr| addr.family() == family);
+    let is_off = |device: &NetworkDevice, family| match family {
+        Family::V4 => device.ip_forward == Some(false),
+        Family::V6 => device.ipv6_forwarding == Some(false),
+    };
+    let mut settings = Vec::new();
+    for (family, name) in [(Family::V4, "ipv4"), (Family::V6, "ipv6")].into_iter().filter(|(family, _)| served(*family))
+    {
+        let off = network.devices.iter().filter(|device| is_off(device, family));
+        settings.extend(off.map(|device| format!("net.{name}.conf.{}.forwarding", device.name.replace('.', "/"))));
+    }
+    let (first, more) = (settings.first()?, settings.len() - 1);
+    let (others, are) =
+        if more == 0 { (String::new(), "is") } else { (format!(" and {more} more such settings"), "are") };
+    Some(format!(
+        "{first}{others} {are} 0: packets that come in through such a device do not reach backends elsewhere; run \
+         `sysctl -w {first}=1`"
     ))
 }
 

@@ -13,10 +13,12 @@ mod maglev_tests;
 mod networks;
 mod notes;
 mod remaining;
+mod settings;
 pub(crate) mod state;
 pub(crate) mod surroundings;
 
 use std::{
+    collections::BTreeMap,
     io,
     sync::{
         Arc,
@@ -36,12 +38,14 @@ use lb_core::{
 };
 
 use crate::{
+    api::Network,
     config::Config,
     driver::OpenDatapath,
     engine::{
         addresses::AddressReader,
         inspection::{DatapathQuery, ReportWaiters, processor_time},
         remaining::Remaining,
+        settings::ReadSettings,
         state::AgentState,
         surroundings::Surroundings,
     },
@@ -84,6 +88,14 @@ pub(crate) struct Engine {
     addresses: Option<AddressReader>,
     /// What was last said about forwarding.
     not_forwarded: Option<String>,
+    /// Reads settings of the kernel for devices.
+    pub(crate) settings: ReadSettings,
+    /// What it read last.
+    network: Network,
+    /// Devices that lead out of the node.
+    uplinks: Vec<String>,
+    /// What was last said about settings.
+    bad_settings: BTreeMap<&'static str, String>,
     /// Whether sources are translated to addresses of the node.
     carries_packets: bool,
     /// What was last said about such addresses.
@@ -136,6 +148,10 @@ impl Engine {
             networks: host::netlink::networks,
             addresses: config.follow_addresses.then(|| AddressReader::new(config.uplinks.clone())),
             not_forwarded: None,
+            settings: host::settings::read,
+            network: Network::default(),
+            uplinks: config.uplinks.clone(),
+            bad_settings: BTreeMap::new(),
             carries_packets: config.datapath.carries_packets(),
             no_address: None,
             remaining: Remaining::default(),
@@ -198,6 +214,7 @@ impl Engine {
                 self.follow_devices();
                 self.follow_addresses();
                 self.follow_networks();
+                self.follow_settings();
                 self.check_forwarding();
             }
             Event::Alarm(alarm) => self.handle_alarm(alarm),
@@ -289,6 +306,7 @@ impl Engine {
             // Who waits for the agent may be asked for endpoints at once.
             self.follow_health_checks();
             tracing::info!("ready");
+            self.follow_settings();
             self.check_forwarding();
             self.on_ready.take().into_iter().for_each(|on_ready| on_ready());
         }
@@ -316,6 +334,7 @@ impl Engine {
                 self.shared.set_problem("DatapathUnknown", unknown.map(|error| error.report()));
                 self.shared.note_plan(plan.id, took);
                 self.check_addresses();
+                self.judge_settings();
                 self.surroundings.as_mut().into_iter().for_each(Surroundings::services_changed);
             }
             runner::Event::Evicted { frontends, outcome, took } => {
@@ -331,6 +350,7 @@ impl Engine {
                 }
                 self.shared.set_problem("DriftNotInspected", None);
                 self.follow_networks();
+                self.judge_settings();
                 self.check_forwarding();
                 self.answer_asked(report.map(Ok));
             }

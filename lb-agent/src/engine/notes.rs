@@ -17,7 +17,7 @@ use lb_core::{
 use lb_k8s::{Finding, Report};
 
 use crate::api::{
-    Manifests, Source, Unlisted,
+    Manifests, Network, Source, Unlisted,
     remarks::{self, UnreadSlices},
     view,
 };
@@ -43,6 +43,7 @@ pub(super) struct Notes {
     /// Frontends that are kept without a service, as it was logged.
     pub(super) kept: BTreeSet<FrontendAddr>,
     pub(super) devices: Vec<String>,
+    pub(super) network: Network,
     pub(super) plan: PlanId,
     pub(super) took: Duration,
 }

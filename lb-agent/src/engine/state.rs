@@ -20,8 +20,8 @@ use nix::time::{ClockId, clock_gettime};
 
 use crate::{
     api::{
-        Addresses, Backend, Condition, Datapath, DriftReport, Explanation, MapUsage, Node, Pool, Service, Status,
-        Usage, remarks, view,
+        Addresses, Backend, Condition, Datapath, DriftReport, Explanation, MapUsage, Network, Node, Pool, Service,
+        Status, Usage, remarks, view,
     },
     config::{Config, DriftMode, maglev::MaglevHash},
     driver::DatapathKind,
@@ -32,7 +32,7 @@ use crate::{
         surroundings::{ADDRESS_SHARED, ServicesAt},
     },
     health_check::{self, Board},
-    host::clock,
+    host::{clock, settings},
     source::Delivery,
 };
 
@@ -220,6 +220,11 @@ impl AgentState {
         self.notes().devices = devices;
     }
 
+    /// Settings of the kernel, as they are now; returns those before.
+    pub(crate) fn set_network(&self, network: Network) -> Network {
+        std::mem::replace(&mut self.notes().network, network)
+    }
+
     pub(crate) fn note_plan(&self, plan: PlanId, took: Duration) {
         let mut notes = self.notes();
         notes.plan = plan;
@@ -355,6 +360,10 @@ impl AgentState {
                 usage,
                 facts: self.facts.clone(),
                 maps,
+            },
+            network: Network {
+                reverse_path_drops: self.kind.carries_packets().then(settings::reverse_path_drops).flatten(),
+                ..notes.network.clone()
             },
             manifests: notes.sources.first().map(notes::manifests).unwrap_or_default(),
             sources: notes.sources.iter().map(notes::source).collect(),

@@ -11,10 +11,15 @@ pub(crate) fn read() -> Forwarding {
 
 /// A family whose setting cannot be read, such as one that the kernel lacks, is not known.
 fn read_below(net: &Path) -> Forwarding {
-    let v4 = net.join("ipv4");
     // The kernel asks the device that a packet of IPv4 came in through; the setting for all is written to each.
-    let is_on = |all: bool| all || any_device_forwards(&v4.join("conf"));
-    Forwarding { v4: flag(&v4.join("ip_forward")).map(is_on), v6: flag(&net.join("ipv6/conf/all/forwarding")) }
+    let is_on = |all: bool| all || any_device_forwards(&net.join("ipv4/conf"));
+    let (v4, v6) = global(net);
+    Forwarding { v4: v4.map(is_on), v6 }
+}
+
+/// What the settings for all devices say: IPv4 and IPv6.
+pub(super) fn global(net: &Path) -> (Option<bool>, Option<bool>) {
+    (flag(&net.join("ipv4/ip_forward")), flag(&net.join("ipv6/conf/all/forwarding")))
 }
 
 fn any_device_forwards(conf: &Path) -> bool {

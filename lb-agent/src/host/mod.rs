@@ -10,4 +10,5 @@ pub(crate) mod netfilter;
 pub(crate) mod netlink;
 pub mod owner;
 pub mod place;
+pub(crate) mod settings;
 pub mod state_dir;

@@ -1,6 +1,11 @@
 //! Devices and addresses of this network namespace, as the kernel lists them.
 
-use std::{collections::BTreeSet, io, net::IpAddr, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::IpAddr,
+    time::Duration,
+};
 
 use ipnet::IpNet;
 
@@ -19,6 +24,9 @@ use netlink_packet_route::{
 const LINK_GROUP: u32 = 1;
 /// Multicast groups of addresses (`RTNLGRP_IPV4_IFADDR` and `RTNLGRP_IPV6_IFADDR`).
 const ADDRESS_GROUPS: [u32; 2] = [5, 9];
+/// Multicast groups of settings of devices, such as `forwarding` and `rp_filter` (`RTNLGRP_IPV4_NETCONF` and
+/// `RTNLGRP_IPV6_NETCONF`).
+const NETCONF_GROUPS: [u32; 2] = [24, 25];
 
 /// A bridge that other devices are ports of.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -151,20 +159,38 @@ fn neighbour(answer: &RouteNetlinkMessage) -> Option<Neighbour> {
     Some(Neighbour { ip, link: link.join(":"), device: neighbour.header.ifindex })
 }
 
-/// Waits for devices, and addresses of devices, that come, go or change.
+/// MTU of every device that has one, by name.
+pub(crate) fn mtus() -> io::Result<BTreeMap<String, u32>> {
+    let answers = dump(RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
+    Ok(answers.iter().filter_map(mtu).collect())
+}
+
+fn mtu(answer: &RouteNetlinkMessage) -> Option<(String, u32)> {
+    let RouteNetlinkMessage::NewLink(link) = answer else { return None };
+    let name = link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::IfName(name) => Some(name.clone()),
+        _ => None,
+    })?;
+    let mtu = link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Mtu(mtu) => Some(*mtu),
+        _ => None,
+    })?;
+    Some((name, mtu))
+}
+
+/// Waits for devices, and addresses and settings of devices, that come, go or change.
 pub(crate) struct LinkMonitor {
     listener: Listener,
 }
 
 impl LinkMonitor {
     pub(crate) fn new() -> io::Result<Self> {
-        Ok(Self {
-            listener: Listener::open(Protocol::Route, &[LINK_GROUP, ADDRESS_GROUPS[0], ADDRESS_GROUPS[1]], None)?,
-        })
+        let groups = [&[LINK_GROUP][..], &ADDRESS_GROUPS, &NETCONF_GROUPS].concat();
+        Ok(Self { listener: Listener::open(Protocol::Route, &groups, None)? })
     }
 
-    /// Blocks until a device or an address of one came, went or changed; the caller has to look up which one. A notification that the kernel
-    /// had to drop counts too.
+    /// Blocks until a device, or an address or a setting of one, came, went or changed; the caller has to look up which
+    /// one. A notification that the kernel had to drop counts too.
     pub(crate) fn wait(&self) -> io::Result<()> {
         while !lb_netlink::wait(&[&self.listener], Duration::MAX)? {}
         self.listener.read(|_| {})?;

@@ -2,12 +2,14 @@
 
 use std::{
     collections::BTreeMap,
+    fmt::Display,
     thread,
     time::{Duration, Instant},
 };
 
 use lb_agent::api::{
-    Client, ClientError, Condition, DriftClass, DriftStatus, Manifests, MapUsage, Node, Source, Status,
+    Client, ClientError, Condition, DriftClass, DriftStatus, Manifests, MapUsage, Network, NetworkDevice, Node, Source,
+    Status,
 };
 
 use crate::{
@@ -83,6 +85,7 @@ fn table(status: &Status, verbose: bool) -> String {
         let bytes = usage.bytes.map(|bytes| format!(", {bytes} bytes")).unwrap_or_default();
         line("kernel", format!("{}, {}{bytes}", count(usage.rules, "rule"), count(usage.elements, "element")));
     }
+    network(&status.network).into_iter().for_each(|setting| line("network", setting));
     line("node", node(&status.node));
     let manifests = &status.manifests;
     line(
@@ -191,6 +194,64 @@ fn drift(drift: &DriftStatus) -> String {
     )
 }
 
+/// Settings of the kernel for devices, each value with the devices that have it.
+fn network(network: &Network) -> Vec<String> {
+    let on = |value: Option<bool>| match value {
+        Some(true) => "on",
+        Some(false) => "off",
+        None => "not known",
+    };
+    let devices = &network.devices;
+    if devices.is_empty() && network.ip_forward.is_none() && network.ipv6_forwarding.is_none() {
+        return Vec::new();
+    }
+    let mut lines = vec![format!(
+        "forwarding {} for IPv4{}, {} for IPv6{}",
+        on(network.ip_forward),
+        except(devices, |device| device.ip_forward, network.ip_forward),
+        on(network.ipv6_forwarding),
+        except(devices, |device| device.ipv6_forwarding, network.ipv6_forwarding),
+    )];
+    if !devices.is_empty() {
+        lines.push(format!("MTU {}", grouped(devices, |device| device.mtu)));
+        let drops = network.reverse_path_drops.filter(|drops| *drops > 0);
+        let drops = drops.map(|drops| format!("; {} dropped since the start of the node", count(drops, "packet")));
+        let words = |device: &NetworkDevice| match device.rp_filter {
+            Some(0) => "off".to_owned(),
+            Some(1) => "strict".to_owned(),
+            Some(2) => "loose".to_owned(),
+            Some(other) => other.to_string(),
+            None => "not known".to_owned(),
+        };
+        lines.push(format!("rp_filter {}{}", grouped(devices, words), drops.unwrap_or_default()));
+    }
+    lines
+}
+
+/// Devices whose setting differs from the general one.
+fn except(devices: &[NetworkDevice], of: impl Fn(&NetworkDevice) -> Option<bool>, general: Option<bool>) -> String {
+    let others = devices.iter().filter(|device| of(device).is_some_and(|value| Some(value) != general));
+    let names: Vec<&str> = others.map(|device| &*device.name).collect();
+    if names.is_empty() { String::new() } else { format!(" (not so on {})", some_of(&names)) }
+}
+
+/// Values, the greatest first, and who has them.
+fn grouped<T: Ord + Display>(devices: &[NetworkDevice], value: impl Fn(&NetworkDevice) -> T) -> String {
+    let mut groups: BTreeMap<T, Vec<&str>> = BTreeMap::new();
+    for device in devices {
+        groups.entry(value(device)).or_default().push(&device.name);
+    }
+    let told: Vec<String> =
+        groups.iter().rev().map(|(value, names)| format!("{value} on {}", some_of(names))).collect();
+    told.join(", ")
+}
+
+fn some_of(names: &[&str]) -> String {
+    let more = names.len().saturating_sub(MAX_LISTED);
+    let named = names.iter().take(MAX_LISTED).copied().collect::<Vec<_>>().join(" ");
+    if more == 0 { named } else { format!("{named} and {more} more") }
+}
+
 fn node(node: &Node) -> String {
     let ips: Vec<String> = node.ips.iter().map(ToString::to_string).collect();
     let cidrs = if node.cluster_cidrs.is_empty() {
@@ -231,6 +292,35 @@ mod tests {
     use lb_agent::api::Unlisted;
 
     use super::*;
+
+    #[test]
+    fn settings_are_told_by_value_and_exceptions_by_name() {
+        let device = |name: &str, mtu, rp_filter, ip_forward| NetworkDevice {
+            name: name.into(),
+            mtu,
+            rp_filter: Some(rp_filter),
+            ip_forward: Some(ip_forward),
+            ipv6_forwarding: None,
+        };
+        let mut devices = vec![device("eth0", 1500, 1, true), device("eth1", 9000, 2, false)];
+        devices.extend((0..5).map(|n| device(&format!("veth{n}"), 1500, 0, true)));
+        let told = network(&Network {
+            ip_forward: Some(true),
+            ipv6_forwarding: Some(false),
+            reverse_path_drops: Some(7),
+            devices,
+        });
+        assert_eq!(
+            told,
+            [
+                "forwarding on for IPv4 (not so on eth1), off for IPv6",
+                "MTU 9000 on eth1, 1500 on eth0 veth0 veth1 and 3 more",
+                "rp_filter strict on eth0, off on veth0 veth1 veth2 and 2 more, loose on eth1; 7 packets dropped since \
+                 the start of the node",
+            ]
+        );
+        assert_eq!(network(&Network::default()), [""; 0]);
+    }
 
     fn source(name: &str, listed: bool) -> Source {
         Source { name: name.into(), listed, ..Source::default() }

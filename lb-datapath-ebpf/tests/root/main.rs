@@ -16,5 +16,6 @@ mod paths;
 mod ping;
 mod privileges;
 mod resize;
+mod settings;
 mod sockets;
 mod verify;
