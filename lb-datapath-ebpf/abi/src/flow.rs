@@ -161,7 +161,31 @@ pub struct FragmentValue {
 /// a part of it is free for later versions.
 pub const WORK_WORDS: usize = 32;
 
+/// A byte and three of padding, as one word: three bytes of their own would be a call of `memset`.
+#[inline(always)]
+const fn padded(byte: u8) -> [u8; 4] {
+    (byte as u32).to_le_bytes()
+}
+
+impl FragmentKey {
+    /// The datagram with this identification.
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(src: Addr, dst: Addr, id: u32, protocol: u8) -> Self {
+        let [protocol, a, b, c] = padded(protocol);
+        Self { src, dst, id, protocol, pad: [a, b, c] }
+    }
+}
+
 impl CtKey {
+    /// A tuple whose ports are 0.
+    #[inline(always)]
+    #[must_use]
+    pub const fn without_ports(src: Addr, dst: Addr, protocol: u8) -> Self {
+        let [protocol, a, b, c] = padded(protocol);
+        Self { src, dst, sport: Port(0), dport: Port(0), protocol, pad: [a, b, c] }
+    }
+
     /// The tuple of a packet in the other direction.
     #[inline(always)]
     #[must_use]
@@ -223,8 +247,7 @@ impl CtValue {
     #[inline(always)]
     #[must_use]
     pub const fn mirror(&self, protocol: u8) -> CtKey {
-        // One word: three bytes of their own would be a call of `memset`.
-        let [protocol, a, b, c] = (protocol as u32).to_le_bytes();
+        let [protocol, a, b, c] = padded(protocol);
         CtKey { src: self.dst, dst: self.src, sport: self.dport, dport: self.sport, protocol, pad: [a, b, c] }
     }
 }

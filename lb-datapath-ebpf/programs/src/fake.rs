@@ -29,7 +29,7 @@ use crate::{
         limit::{Answer, Limits},
         packet::{Head, Packet},
         quote::Quote,
-        skb::{Refused, Skb, Unrouted},
+        skb::{RECOMPUTE, Refused, Skb, Unrouted},
         unfold::{Kind, unfold},
         work::Work,
     },
@@ -707,6 +707,8 @@ pub(crate) struct FakeSkb {
     pub(crate) tagged: Cell<bool>,
     /// A kernel older than 6.16, without `BPF_F_IPV6`.
     pub(crate) old_kernel: Cell<bool>,
+    /// The sum of the whole IP packet, as the kernel knows it (`CHECKSUM_COMPLETE`).
+    whole: Cell<u32>,
 }
 
 const IP: usize = 14;
@@ -901,6 +903,7 @@ impl FakeSkb {
             came_in: Cell::new(true),
             tagged: Cell::new(false),
             old_kernel: Cell::new(false),
+            whole: Cell::new(0),
         }
     }
 
@@ -1039,6 +1042,21 @@ impl FakeSkb {
         assert_eq!(finish(sum(&words(&pseudo(&bytes, &packet)))), 0, "transport header");
     }
 
+    /// A device sums the packet up.
+    pub(crate) fn compute_whole(&self) {
+        self.whole.set(u32::from(!self.whole_check()));
+    }
+
+    /// The sum that the kernel knows is that of the packet.
+    pub(crate) fn assert_whole(&self) {
+        assert_eq!(finish(self.whole.get()) % 0xffff, self.whole_check() % 0xffff, "sum of the packet");
+    }
+
+    /// The checksum of the IP packet.
+    fn whole_check(&self) -> u16 {
+        finish(sum(&words(&self.bytes()[IP..])))
+    }
+
     fn fill_checksums(&self) {
         let packet = self.packet();
         let at = packet.transport as usize;
@@ -1163,13 +1181,16 @@ impl Skb for &FakeSkb {
         Ok(())
     }
 
-    fn store<T: Pod>(self, offset: u32, value: &T, _: u64) -> Result<(), Refused> {
+    fn store<T: Pod>(self, offset: u32, value: &T, flags: u64) -> Result<(), Refused> {
         if self.refuse_stores.get() {
             return Err(Refused);
         }
         let (at, value) = (offset as usize, value.bytes());
-        let mut bytes = self.bytes.borrow_mut();
-        bytes.get_mut(at..at + value.len()).ok_or(Refused)?.copy_from_slice(value);
+        let before = self.whole_check();
+        self.bytes.borrow_mut().get_mut(at..at + value.len()).ok_or(Refused)?.copy_from_slice(value);
+        if flags & RECOMPUTE != 0 {
+            self.replace_whole(u32::from(before) + u32::from(!self.whole_check()));
+        }
         Ok(())
     }
 
@@ -1184,10 +1205,18 @@ impl Skb for &FakeSkb {
             return Ok(());
         }
         self.replace(offset, difference)?;
+        // The addresses of IPv4 are in two checksums, of which the sum of the whole knows one (`csum_replace4`).
+        if flags & pseudo != 0 && flags & v6 == 0 {
+            self.replace_whole(u32::from(finish(difference)));
+        }
         if flags & zero != 0 && is_zero()? {
             self.store(offset, &[0xff_u8; 2], 0)?;
         }
         Ok(())
+    }
+
+    fn replace_whole(self, difference: u32) {
+        self.whole.set(u32::from(!finish(self.whole.get() + difference)));
     }
 
     fn resize(self, len: u32) -> Result<(), Refused> {

@@ -11,8 +11,9 @@ use aya_ebpf::{
     },
     btf_maps::{HashMap, LpmTrie, LruHashMap, PerCpuArray, lpm_trie::Key},
     helpers::{
-        bpf_fib_lookup, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_sk_lookup_udp, bpf_sk_release,
-        bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes,
+        bpf_csum_update, bpf_fib_lookup, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_sk_lookup_udp,
+        bpf_sk_release, bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data,
+        bpf_skb_store_bytes,
     },
     macros::btf_map,
 };
@@ -195,15 +196,33 @@ const THIS_NETNS: u64 = -1_i64 as u64;
 pub(crate) struct KernelSkb(pub(crate) *mut __sk_buff);
 
 /// The next hop of a packet: the question to the routing table, and its answer.
-pub(crate) struct Hop(FibParams);
+pub(crate) struct Hop([u64; Hop::WORDS]);
 
-impl Default for Hop {
+impl Hop {
+    const WORDS: usize = size_of::<FibParams>() / size_of::<u64>();
+
     #[inline(always)]
-    fn default() -> Self {
-        // SAFETY: integers and unions of integers; zero is a value.
-        Self(unsafe { MaybeUninit::zeroed().assume_init() })
+    const fn params(&self) -> &FibParams {
+        // SAFETY: integers and unions of integers, which are as long, and aligned to less.
+        unsafe { &*self.0.as_ptr().cast() }
+    }
+
+    #[inline(always)]
+    const fn params_mut(&mut self) -> &mut FibParams {
+        // SAFETY: as above.
+        unsafe { &mut *self.0.as_mut_ptr().cast() }
     }
 }
+
+impl Default for Hop {
+    /// A zero that the compiler does not know: it would call `memset`, which writes byte by byte.
+    #[inline(always)]
+    fn default() -> Self {
+        Self([core::hint::black_box(0); Self::WORDS])
+    }
+}
+
+const _: () = assert!(size_of::<Hop>() == size_of::<FibParams>());
 
 impl KernelSkb {
     /// Where a value lies, if it is in the linear part of the packet: reading it there needs no call.
@@ -318,6 +337,12 @@ impl Skb for KernelSkb {
         check(unsafe { bpf_l4_csum_replace(self.0, offset, 0, difference as u64, flags) })
     }
 
+    #[inline(always)]
+    fn replace_whole(self, difference: u32) {
+        // SAFETY: the helper takes the context and a number. It refuses if no device has computed that checksum.
+        let _ = unsafe { bpf_csum_update(self.0, difference) };
+    }
+
     /// A sender may have left the checksum to the device (`CHECKSUM_PARTIAL`), which would write one into the answer,
     /// at the place where the old packet had its own. Cutting out more than what lies before that place makes the
     /// kernel forget it ([`skb_postpull_rcsum`]).
@@ -364,7 +389,8 @@ impl Skb for KernelSkb {
     }
 
     #[inline(always)]
-    fn route(self, packet: &Packet, to: &CtValue, Hop(fib): &mut Hop) -> Result<(), Unrouted> {
+    fn route(self, packet: &Packet, to: &CtValue, hop: &mut Hop) -> Result<(), Unrouted> {
+        let fib = hop.params_mut();
         // A route says how long a packet may be. No packet of IP is longer than the field can say.
         fib.__bindgen_anon_1.tot_len = packet.len as u16;
         fib.l4_protocol = packet.key.protocol;
@@ -419,7 +445,8 @@ impl Skb for KernelSkb {
     }
 
     #[inline(always)]
-    fn redirect(self, Hop(fib): &Hop) -> i32 {
+    fn redirect(self, hop: &Hop) -> i32 {
+        let fib = hop.params();
         let size = size_of::<bpf_redir_neigh>() as i32;
         // SAFETY: zero is a value.
         let mut neighbour: bpf_redir_neigh = unsafe { MaybeUninit::zeroed().assume_init() };
@@ -446,17 +473,17 @@ impl Skb for KernelSkb {
     fn receive(self, packet: &Packet, to: &CtValue) -> i32 {
         let back = CtValue { src: to.dst, dst: to.src, sport: to.dport, dport: to.sport, ..*to };
         let mut hop = Hop::default();
-        if self.route(packet, &back, &mut hop).is_err() || hop.0.ifindex == self.device() {
+        if self.route(packet, &back, &mut hop).is_err() || hop.params().ifindex == self.device() {
             return PASS;
         }
         // A device takes only what has its hardware address (`eth_type_trans`).
         // SAFETY: copied out at once; user space replaces the element as a whole.
-        let Some(device) = unsafe { DEVICES.get(hop.0.ifindex) }.copied() else { return PASS };
+        let Some(device) = unsafe { DEVICES.get(hop.params().ifindex) }.copied() else { return PASS };
         if self.store(0, &device.hardware, 0).is_err() {
             return PASS;
         }
         // SAFETY: as above.
-        unsafe { bpf_redirect(hop.0.ifindex, BPF_F_INGRESS as u64) as i32 }
+        unsafe { bpf_redirect(hop.params().ifindex, BPF_F_INGRESS as u64) as i32 }
     }
 }
 

@@ -77,7 +77,7 @@ impl Head {
     #[must_use]
     pub const fn packet(&self) -> Packet {
         let &Self { ip: Ip { src, dst, protocol, ttl, len, .. }, is_v4 } = self;
-        let key = CtKey { src, dst, sport: Port(0), dport: Port(0), protocol, pad: [0; 3] };
+        let key = CtKey::without_ports(src, dst, protocol);
         Packet { key, is_v4, ttl, flags: 0, is_later: false, transport: ETHERNET + len, len: 0 }
     }
 
@@ -86,7 +86,7 @@ impl Head {
     #[must_use]
     pub const fn datagram(&self) -> FragmentKey {
         let &Self { ip: Ip { src, dst, protocol, id, .. }, is_v4 } = self;
-        FragmentKey { src, dst, id, protocol: if is_v4 { protocol } else { 0 }, pad: [0; 3] }
+        FragmentKey::new(src, dst, id, if is_v4 { protocol } else { 0 })
     }
 }
 

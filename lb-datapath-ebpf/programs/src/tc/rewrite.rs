@@ -28,6 +28,8 @@ const BPF_F_IPV6: u64 = 1 << 7;
 /// Time to live, protocol, checksum and addresses of an IPv4 header.
 pub(super) const START_V4: u32 = ETHERNET + 8;
 const HARDWARE_SOURCE: u32 = 6;
+/// Length, next header, hop limit and addresses of an IPv6 header.
+const START_V6: u32 = ETHERNET + 4;
 pub(super) const HOP_LIMIT_V6: u32 = ETHERNET + 7;
 pub(super) const SOURCE_V6: u32 = ETHERNET + 8;
 pub(super) const DESTINATION_V6: u32 = ETHERNET + 24;
@@ -152,15 +154,23 @@ fn rewrite_v4<S: Skb>(skb: S, packet: &Packet, to: &CtValue, ttl: u8) -> Result<
     skb.store(packet.transport, &ports, 0)
 }
 
+/// Hop limit, addresses and ports of a packet without extension headers lie side by side: one call writes them all.
 #[inline(always)]
 fn rewrite_v6<S: Skb>(skb: S, packet: &Packet, to: &CtValue, ttl: u8) -> Result<(), Refused> {
+    const WITHOUT_EXTENSIONS: u32 = ETHERNET + 40;
     let old = v6_words(packet.key.src, packet.key.dst);
-    let new = v6_words(to.src, to.dst);
+    let new @ [a, b, c, d, e, f, g, h] = v6_words(to.src, to.dst);
     transport(skb, packet, to, difference(&old, &new), BPF_F_IPV6)?;
-    skb.store(SOURCE_V6, &new, 0)?;
-    skb.store(packet.transport, &ports(to.sport, to.dport), 0)?;
-    // No checksum of the packet covers it, but one of the device's may.
-    skb.store(HOP_LIMIT_V6, &ttl, RECOMPUTE)
+    let [l0, l1, next, old_ttl] = skb.load::<u32>(START_V6).ok_or(Refused)?.to_ne_bytes();
+    let head = u32::from_ne_bytes([l0, l1, next, ttl]);
+    // No checksum of the packet covers the hop limit, but one of the device's may.
+    skb.replace_whole(difference(&[last_byte(old_ttl)], &[last_byte(ttl)]));
+    let ports = ports(to.sport, to.dport);
+    if packet.transport == WITHOUT_EXTENSIONS {
+        return skb.store(START_V6, &[head, a, b, c, d, e, f, g, h, ports], 0);
+    }
+    skb.store(START_V6, &[head, a, b, c, d, e, f, g, h], 0)?;
+    skb.store(packet.transport, &ports, 0)
 }
 
 /// The checksum over the ports and the pseudo header, whose addresses differ by `addresses`.
@@ -190,6 +200,12 @@ pub(super) const fn ports(sport: Port, dport: Port) -> u32 {
 #[inline(always)]
 const fn first_byte(byte: u8) -> u32 {
     u32::from_ne_bytes([byte, 0, 0, 0])
+}
+
+/// A word whose last byte is this one, as it lies in a packet.
+#[inline(always)]
+const fn last_byte(byte: u8) -> u32 {
+    u32::from_ne_bytes([0, 0, 0, byte])
 }
 
 /// Source and destination, as they lie in the header.
@@ -243,6 +259,22 @@ mod tests {
             assert_eq!((after.ttl, after.flags), (63, before.flags));
             skb.assert_checksums();
         }
+    }
+
+    #[test]
+    fn the_checksum_that_a_device_computed_over_the_whole_packet_follows() {
+        for skb in [FakeSkb::tcp_v4(SYN), FakeSkb::udp_v4(), FakeSkb::tcp_v6(SYN), FakeSkb::udp_v6()] {
+            skb.compute_whole();
+            let packet = skb.packet();
+            assert_eq!(forward(&Fake::new(), &skb, &packet, &tuple(packet.is_v4)), REDIRECTED);
+            skb.assert_whole();
+        }
+        let skb = FakeSkb::udp_v6();
+        skb.add_extension(60, 0);
+        skb.compute_whole();
+        let packet = skb.packet();
+        assert_eq!(forward(&Fake::new(), &skb, &packet, &tuple(false)), REDIRECTED);
+        skb.assert_whole();
     }
 
     #[test]

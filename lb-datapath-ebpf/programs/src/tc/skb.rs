@@ -9,7 +9,7 @@ use lb_datapath_ebpf_abi::{Addr, CtValue, Pod};
 use super::packet::Packet;
 
 /// For [`Skb::store`]: a checksum of the whole packet that a device has computed changes as well.
-pub(super) const RECOMPUTE: u64 = BPF_F_RECOMPUTE_CSUM as u64;
+pub(crate) const RECOMPUTE: u64 = BPF_F_RECOMPUTE_CSUM as u64;
 
 /// A helper refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +79,12 @@ pub trait Skb: Copy {
     /// # Errors
     /// When the packet ends before, or the kernel does not know a flag.
     fn replace_l4(self, offset: u32, difference: u32, flags: u64) -> Result<(), Refused>;
+
+    /// Applies `difference` to the checksum of the whole packet that a device may have computed, for what a [`store`]
+    /// without [`RECOMPUTE`] has changed or is going to change.
+    ///
+    /// [`store`]: Self::store
+    fn replace_whole(self, difference: u32);
 
     /// Makes the packet `len` bytes long, of any content, with no checksum left for a device to fill in.
     ///
