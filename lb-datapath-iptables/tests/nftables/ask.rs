@@ -8,7 +8,7 @@ use std::{
 use lb_core::{
     addr::Protocol,
     affinity::Affinity,
-    datapath::{Capabilities, Datapath},
+    datapath::Datapath,
     decision::{Entry, FlowView, Packet, decide},
     desired::Desired,
     endpoint::{Endpoint, EndpointSlice, SlicePort},
@@ -30,7 +30,7 @@ use crate::{
 #[ignore = "needs root: network namespaces and nftables"]
 fn the_kernel_agrees_with_the_decision() {
     let net = Net::new();
-    let (mut node, world) = (Node::open(&net), World::new());
+    let (mut node, world) = (Node::open(&net), World::new(&net));
     node.become_state(world.state());
     let mut source_port = 1_000;
     for vip in VIPS {
@@ -56,7 +56,7 @@ fn the_kernel_agrees_with_the_decision() {
 #[ignore = "needs root: network namespaces and nftables"]
 fn what_the_kernel_remembers_is_told() {
     let net = Net::new();
-    let (mut node, world) = (Node::open(&net), World::new());
+    let (mut node, world) = (Node::open(&net), World::new(&net));
     node.become_state(world.state());
     let sticky = from("10.1.0.2", 40_000, STICKY);
     let answer = node.datapath.ask(&sticky).unwrap().unwrap();
@@ -84,7 +84,7 @@ fn what_the_kernel_remembers_is_told() {
 #[ignore = "needs root: network namespaces and nftables"]
 fn what_somebody_changed_disagrees() {
     let net = Net::new();
-    let world = World::new();
+    let world = World::new(&net);
     for edit in [
         "nft delete element inet lb frontends4 '{ 10.96.0.1 . tcp . 80 }'",
         "nft delete element inet lb frontends4 '{ 10.96.0.1 . tcp . 80 }'; \
@@ -115,7 +115,7 @@ fn what_somebody_changed_disagrees() {
 #[ignore = "needs root: network namespaces and nftables"]
 fn chains_that_are_not_ours_any_more_are_named() {
     let net = Net::new();
-    let world = World::new();
+    let world = World::new(&net);
     for (edit, vip, chain) in [
         ("nft insert rule inet lb prerouting accept", RANDOM, "prerouting"),
         ("nft add rule inet lb prerouting counter", RANDOM, "prerouting"),
@@ -171,8 +171,8 @@ struct World {
 }
 
 impl World {
-    fn new() -> Self {
-        let capabilities = Capabilities::all("nftables").with_external_traffic_policy_local(false);
+    fn new(net: &Net) -> Self {
+        let capabilities = Node::open(net).datapath.capabilities();
         let mut world = Self { model: Model::new(Settings::default(), capabilities), desired: Desired::default() };
         world.take(Change::SetNode(facts(&["10.2.0.0/16"])));
         let both = &["10.2.1.2", "10.2.2.2"][..];
