@@ -288,7 +288,11 @@ fn attach_filter(path: PathBuf, way: Way, program: &Loaded, clsact: &Clsact) -> 
         }
         return made.map(|filter| (anchor, filter));
     };
-    let known = if is_link(old.fd())? { None } else { clsact.of(way, sys::prog_info(old.fd())?.id)? };
+    let pinned = if is_link(old.fd())? { None } else { Some(sys::prog_info(old.fd())?.id) };
+    let known = pinned.map_or(Ok(None), |pinned| clsact.of(way, pinned))?;
+    if let Some(filter) = known.filter(|_| pinned == Some(prog.1)) {
+        return Ok((old, filter));
+    }
     let fresh = Fresh::pin(pin()?, path)?;
     let made = match known {
         Some(filter) => clsact.replace(way, filter, prog.0).map(|()| filter),
