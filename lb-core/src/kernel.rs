@@ -25,6 +25,9 @@ pub struct KernelAnswer {
     pub flow: FlowView,
     /// The fate of the packet.
     pub verdict: KernelVerdict,
+    /// What is wrong beyond the fate of this packet, such as a source that is none of the way to the backend. Each is a
+    /// disagreement.
+    pub faults: Vec<String>,
 }
 
 /// The fate of a packet in the kernel.
@@ -59,6 +62,12 @@ impl KernelAnswer {
     /// view. Empty if they agree.
     #[must_use]
     pub fn disagreements(&self, packet: &Packet, decision: &Decision) -> Vec<String> {
+        let mut found = self.of_verdict(packet, decision);
+        found.extend_from_slice(&self.faults);
+        found
+    }
+
+    fn of_verdict(&self, packet: &Packet, decision: &Decision) -> Vec<String> {
         match (&self.verdict, &decision.verdict) {
             (KernelVerdict::Pass, Verdict::Pass)
             | (KernelVerdict::Reject, Verdict::Reject)

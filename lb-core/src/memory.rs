@@ -128,6 +128,7 @@ impl Datapath for MemoryDatapath {
             steps: Vec::from([alloc::format!("frontend {addr}")]),
             flow: FlowView::default(),
             verdict,
+            faults: Vec::new(),
         }))
     }
 }

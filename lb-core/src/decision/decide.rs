@@ -28,6 +28,11 @@ use crate::{
 #[must_use]
 pub fn decide(model: &Model, packet: &Packet, flow: &FlowView, now: Instant) -> Decision {
     let mut decision = Decision { verdict: Verdict::Pass, frontend: None, steps: Vec::new(), rejected: Vec::new() };
+    if flow.direct {
+        let says = "it answers a flow that is for no frontend: passed on".into();
+        decision.step(format!("flow to {}", packet.destination), "frontend", says);
+        return decision;
+    }
     let Some(matched) = MatchedFrontend::new(model, packet, &mut decision) else {
         decision.verdict = of_another_port(model, packet, flow, &mut decision);
         return decision;

@@ -197,7 +197,7 @@ mod tests {
         let says = |backends, translated| {
             let verdict = KernelVerdict::Forward { backends, translated };
             let flow = crate::decision::FlowView::default();
-            KernelAnswer { method: "look-ups".into(), steps: vec![], flow, verdict }.to_string()
+            KernelAnswer { method: "look-ups".into(), steps: vec![], flow, verdict, faults: vec![] }.to_string()
         };
         let both = || Backends::MayTake([(backend(1), 1), (backend(2), 1)].into());
         assert_eq!(

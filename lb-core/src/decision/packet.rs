@@ -47,6 +47,9 @@ pub struct FlowView {
     pub left: Option<Instant>,
     /// Record of the client at the packet's frontend.
     pub affinity: Option<AffinityRecord>,
+    /// The packet belongs to a flow that is for no frontend, although a frontend may have its destination: it is an
+    /// answer to a process of the node, or to a pod that talks to a backend directly.
+    pub direct: bool,
 }
 
 impl Packet {

@@ -4,6 +4,7 @@ mod device;
 pub(crate) mod packet;
 mod records;
 mod socket;
+mod way;
 
 use lb_core::{
     addr::{FrontendAddr, Scope},
@@ -58,5 +59,5 @@ pub(crate) fn nothing_loaded() -> KernelAnswer {
 }
 
 fn answer(method: impl Into<String>, steps: Vec<String>, flow: FlowView, verdict: KernelVerdict) -> KernelAnswer {
-    KernelAnswer { method: method.into(), steps, flow, verdict }
+    KernelAnswer { method: method.into(), steps, flow, verdict, faults: Vec::new() }
 }

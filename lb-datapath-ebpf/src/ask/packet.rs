@@ -4,7 +4,8 @@ use std::net::IpAddr;
 
 use lb_core::{addr::Protocol, decision::Packet};
 
-const ETHERNET: usize = 14;
+/// Length of an Ethernet header.
+pub(crate) const ETHERNET: usize = 14;
 const ICMP: u8 = 1;
 const ICMP_V6: u8 = 58;
 /// TCP flag.
@@ -29,12 +30,24 @@ pub(crate) enum Parsed {
     Flow(Tuple),
     /// A reset, or an ICMP error.
     Refusal,
+    /// "Fragmentation needed" or "packet too big".
+    TooBig {
+        /// Who says so.
+        from: IpAddr,
+        /// The longest packet that fits.
+        mtu: u32,
+    },
 }
 
 /// `packet` as it lies in an Ethernet frame to the device with the address `to`; `None` if its addresses are of
 /// different families. Checksums are left out: programs only say by how much they change.
 pub(crate) fn frame(packet: &Packet, to: [u8; 6], tcp_flags: u8) -> Option<Vec<u8>> {
-    let transport = transport(packet, tcp_flags);
+    frame_of(packet, to, tcp_flags, 0)
+}
+
+/// The same with so many bytes of payload.
+pub(crate) fn frame_of(packet: &Packet, to: [u8; 6], tcp_flags: u8, payload: u16) -> Option<Vec<u8>> {
+    let transport = transport(packet, tcp_flags, payload);
     let len = transport.len() as u16;
     let mut frame = [&to[..], &[2, 0, 0, 0, 0, 1]].concat();
     match (packet.source, packet.destination) {
@@ -54,12 +67,14 @@ pub(crate) fn frame(packet: &Packet, to: [u8; 6], tcp_flags: u8) -> Option<Vec<u
     Some(frame)
 }
 
-fn transport(packet: &Packet, tcp_flags: u8) -> Vec<u8> {
+fn transport(packet: &Packet, tcp_flags: u8, payload: u16) -> Vec<u8> {
     let ports = [packet.source_port.to_be_bytes(), packet.destination_port.to_be_bytes()].concat();
-    match packet.protocol {
-        Protocol::Tcp => [&ports[..], &[0, 0, 0, 1, 0, 0, 0, 1, 0x50, tcp_flags, 0xff, 0xff, 0, 0, 0, 0]].concat(),
-        Protocol::Udp | Protocol::Sctp => [&ports[..], &[0, 8, 0, 0]].concat(),
-    }
+    let [high, low] = payload.saturating_add(8).to_be_bytes();
+    let header: &[u8] = match packet.protocol {
+        Protocol::Tcp => &[0, 0, 0, 1, 0, 0, 0, 1, 0x50, tcp_flags, 0xff, 0xff, 0, 0, 0, 0],
+        Protocol::Udp | Protocol::Sctp => &[high, low, 0, 0],
+    };
+    [&ports[..], header, &vec![0; usize::from(payload)]].concat()
 }
 
 /// Reads a frame; `None` if it is neither a flow's nor a refusal.
@@ -70,6 +85,12 @@ pub(crate) fn parse(frame: &[u8]) -> Option<Parsed> {
         [0x86, 0xdd] => (*ip.get(6)?, array::<16>(ip, 8)?.into(), array::<16>(ip, 24)?.into(), ip.get(40..)?),
         _ => return None,
     };
+    let word = |at| Some(u32::from_be_bytes(array::<4>(transport, at)?));
+    match (protocol, transport.first_chunk()?) {
+        (ICMP, [3, 4]) => return Some(Parsed::TooBig { from: source, mtu: word(4)? & 0xffff }),
+        (ICMP_V6, [2, 0]) => return Some(Parsed::TooBig { from: source, mtu: word(4)? }),
+        _ => {}
+    }
     let is_tcp = protocol == Protocol::Tcp.number();
     if protocol == ICMP || protocol == ICMP_V6 || (is_tcp && transport.get(13)? & RST != 0) {
         return Some(Parsed::Refusal);

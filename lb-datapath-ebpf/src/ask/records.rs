@@ -96,6 +96,11 @@ impl FlowRecords {
         self.flows.first().is_some_and(|flow| flow.value.flags & abi::CT_REPLY != 0)
     }
 
+    /// Whether the packet is one of a flow that is for no frontend.
+    fn is_direct(&self) -> bool {
+        self.flows.first().is_some_and(|flow| flow.value.flags & abi::CT_DIRECT != 0 && !flow.value.is_closed())
+    }
+
     /// The flow that the packet belongs to, if that is not over.
     fn established(&self) -> Option<&abi::CtValue> {
         let own = self.flows.first()?;
@@ -111,7 +116,7 @@ impl FlowRecords {
 
     /// A packet of an established connection, or one that asks for a new one.
     pub(super) fn tcp_flags(&self) -> u8 {
-        if self.established().is_some() { ACK } else { SYN }
+        if self.established().is_some() || self.is_direct() { ACK } else { SYN }
     }
 
     /// What a decision has to know. Points in time are those of the monotonic clock.
@@ -119,13 +124,16 @@ impl FlowRecords {
         let established = self.established();
         let established =
             established.map(|flow| BackendAddr::new(convert::ip(flow.dst), flow.dport.number(), packet.protocol));
-        let Some((_, record)) = self.affinity else { return Ok(FlowView { established, ..FlowView::default() }) };
+        let direct = self.is_direct();
+        let Some((_, record)) = self.affinity else {
+            return Ok(FlowView { established, direct, ..FlowView::default() });
+        };
         let backend = maps.one::<abi::BackendValue>(Table::Backends, &record.backend)?;
         let affinity = backend.and_then(|value| convert::backend(&value).ok()).map(|backend| AffinityRecord {
             backend: backend.addr,
             last_use: Instant::new(Duration::from_nanos(record.last_ns)),
         });
-        Ok(FlowView { established, affinity, left: None })
+        Ok(FlowView { established, affinity, left: None, direct })
     }
 
     /// Runs the copy of the program with a copy of what is known, and empties its tables.

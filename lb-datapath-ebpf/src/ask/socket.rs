@@ -39,7 +39,36 @@ pub(super) fn at_socket(
         return Ok(answer(method, vec![step], FlowView::default(), KernelVerdict::Pass));
     }
     let verdict = socket_verdict(maps, anchors, (hooks, packet), &mut steps)?;
-    Ok(answer(method, steps, FlowView::default(), verdict))
+    let faults = match verdict {
+        KernelVerdict::Forward { .. } => way_back(anchors, packet),
+        _ => Vec::new(),
+    };
+    Ok(KernelAnswer { faults, ..answer(method, steps, FlowView::default(), verdict) })
+}
+
+/// Programs that are missing on the way back, and for sockets of the other family: an IPv6 socket reaches an IPv4
+/// frontend at its IPv4-mapped address.
+fn way_back(anchors: &Anchors, packet: &Packet) -> Vec<String> {
+    let families: &[u8] = if packet.destination.is_ipv4() { &[4, 6] } else { &[6] };
+    let mut faults = Vec::new();
+    for &family in families {
+        let mapped = family == 6 && packet.destination.is_ipv4();
+        let sockets = if mapped { " an IPv6 socket that uses the IPv4-mapped address" } else { " a socket" };
+        let is_udp = packet.protocol == Protocol::Udp;
+        let roles = [
+            ("lb_connect", mapped, "is not sent to a backend"),
+            ("lb_sendmsg", mapped && is_udp, "is not sent to a backend"),
+            ("lb_recvmsg", is_udp, "hears the backend's address in place of the frontend's"),
+            ("lb_getpeername", true, "is told the backend's address as its peer"),
+        ];
+        for (name, _, consequence) in roles.into_iter().filter(|(_, matters, _)| *matters) {
+            let hook = format!("{name}{family}");
+            if !anchors.links_of(&hook).any(|link| link.is_attached()) {
+                faults.push(format!("{hook} is not attached to the cgroup:{sockets} {consequence}"));
+            }
+        }
+    }
+    faults
 }
 
 /// Why the socket is not sent to a backend, if it is not. A socket has no namespace here, but the node's own have an

@@ -272,11 +272,6 @@ impl Maps {
         &self.known_devices
     }
 
-    /// The devices of the node.
-    pub(crate) const fn network(&self) -> &Devices {
-        &self.network
-    }
-
     /// What is behind each device, as the programs find it.
     pub(crate) fn devices(&self) -> Result<BTreeMap<IfIndex, abi::DeviceValue>, EbpfError> {
         let found: Vec<(u32, abi::DeviceValue)> = elements(&self.devices, "DEVICES")?;

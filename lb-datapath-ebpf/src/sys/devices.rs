@@ -22,27 +22,13 @@ impl Devices {
         Ok(Self(unsafe { OwnedFd::from_raw_fd(socket) }))
     }
 
-    /// The hardware address of the device called `name`.
-    pub(crate) fn hardware(&self, name: &str) -> io::Result<[u8; 6]> {
-        let mut request = empty();
-        // The last byte stays zero.
-        for (to, from) in request.ifr_name.iter_mut().take(libc::IFNAMSIZ - 1).zip(name.bytes()) {
-            *to = from as libc::c_char;
-        }
-        self.hardware_named(&mut request)
-    }
-
     /// The hardware address of the device with this number.
     pub(crate) fn hardware_of(&self, device: IfIndex) -> io::Result<[u8; 6]> {
         let mut request = empty();
         request.ifr_ifru.ifru_ifindex = device.0 as libc::c_int;
         // The answer is the name.
         self.ask(libc::SIOCGIFNAME as libc::c_ulong, &mut request)?;
-        self.hardware_named(&mut request)
-    }
-
-    fn hardware_named(&self, request: &mut libc::ifreq) -> io::Result<[u8; 6]> {
-        self.ask(libc::SIOCGIFHWADDR as libc::c_ulong, request)?;
+        self.ask(libc::SIOCGIFHWADDR as libc::c_ulong, &mut request)?;
         // SAFETY: the call has succeeded, so that the union holds an address.
         let data = unsafe { request.ifr_ifru.ifru_hwaddr }.sa_data;
         Ok(std::array::from_fn(|at| data[at] as u8))
@@ -67,12 +53,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_device_has_the_same_address_by_name_and_by_number() {
+    fn a_device_has_an_address_and_what_is_none_has_not() {
         let devices = Devices::open().unwrap();
         let loopback = super::super::device("lo").unwrap();
-        assert_eq!(devices.hardware("lo").unwrap(), [0; 6]);
         assert_eq!(devices.hardware_of(loopback).unwrap(), [0; 6]);
-        assert_eq!(devices.hardware("no such device").unwrap_err().raw_os_error(), Some(libc::ENODEV));
         assert_eq!(devices.hardware_of(IfIndex(u32::MAX)).unwrap_err().raw_os_error(), Some(libc::ENODEV));
     }
 }

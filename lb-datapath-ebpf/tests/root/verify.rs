@@ -1,7 +1,9 @@
 //! What the kernel says about a packet is what the model decides, until somebody has changed the kernel.
 
 use std::{
-    net::{IpAddr, SocketAddr, TcpStream},
+    io::{Read, Write},
+    net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    os::fd::AsRawFd,
     sync::Arc,
     time::Duration,
 };
@@ -15,8 +17,9 @@ use lb_core::{
     kernel::{Backends, KernelAnswer, KernelVerdict},
     model::{Change, Model, Settings},
     name::{ServiceName, SliceName},
+    node::NodeFacts,
     reconciler::Reconciler,
-    service::{Algorithm, Service, ServicePort},
+    service::{Algorithm, Service, ServicePort, ServiceType},
     time::Instant,
 };
 use lb_datapath_ebpf::EbpfDatapath;
@@ -24,7 +27,10 @@ use lb_datapath_ebpf_abi as abi;
 
 use crate::{
     bpf::Map,
-    common::{Cgroup, Namespace, POD_DEVICES, PinDir, UPLINK, World, ask_on, config, detach, ip, serve, turn},
+    common::{
+        Cgroup, Namespace, PATIENCE, POD_DEVICES, PinDir, UPLINK, World, ask_on, ask_tcp, config, detach, first_answer,
+        ip, serve, turn,
+    },
 };
 
 /// A node with a datapath, and the model of what it holds.
@@ -38,15 +44,19 @@ struct Subject {
 
 impl Subject {
     fn new(changes: impl IntoIterator<Item = Change>) -> Self {
-        let (world, pins, cgroup) = (World::new(), PinDir::new(), Cgroup::empty());
+        Self::in_world(World::new(), &[UPLINK], World::facts(), changes)
+    }
+
+    fn in_world(world: World, uplinks: &[&str], node: NodeFacts, changes: impl IntoIterator<Item = Change>) -> Self {
+        let (pins, cgroup) = (PinDir::new(), Cgroup::empty());
         let mut config = config(&pins, &cgroup);
         config.pod_devices = POD_DEVICES.map(String::from).to_vec();
-        config.uplink_devices = vec![UPLINK.into()];
+        config.uplink_devices = uplinks.iter().map(ToString::to_string).collect();
         let mut datapath = world.node.run(|| EbpfDatapath::open(config)).unwrap();
         let mut reconciler = Reconciler::new(Model::new(Settings::default(), datapath.capabilities()));
         reconciler.handle_observed(datapath.observe().unwrap());
         let mut subject = Self { datapath, reconciler, world, pins, _cgroup: cgroup };
-        subject.change(Change::SetNode(World::facts()));
+        subject.change(Change::SetNode(node));
         for change in changes {
             subject.change(change);
         }
@@ -335,4 +345,226 @@ fn a_packet_of_a_pod_cannot_be_asked_about_without_a_device_of_pods() {
     let expected = "no pod device is attached; name one that exists in `EbpfConfig::pod_devices`";
     assert_eq!(error.to_string(), expected);
     assert!(space.run(|| datapath.ask(&Packet { entry: Entry::Socket, ..packet })).is_ok());
+}
+
+/// A packet of TCP from `source` to `destination`.
+fn segment(entry: Entry, source: &str, destination: &str) -> Packet {
+    let [source, destination] = [source, destination].map(|end| end.parse::<SocketAddr>().unwrap());
+    Packet {
+        entry,
+        protocol: Protocol::Tcp,
+        source: source.ip(),
+        source_port: source.port(),
+        destination: destination.ip(),
+        destination_port: destination.port(),
+    }
+}
+
+fn web(family: usize, backend: &str) -> [Change; 2] {
+    [Change::UpsertService(service(family, family, Algorithm::Random, None)), endpoints(family, &[backend])]
+}
+
+fn says(answer: &KernelAnswer, what: &str) -> bool {
+    answer.steps.iter().any(|step| step.contains(what))
+}
+
+/// `10.244.0.2` and `10.244.0.3` are on one bridge.
+fn bridged() -> World {
+    let world = World::new();
+    // Otherwise it would have the address of one of its ports.
+    world.node.ip("link add cni0 address 02:00:00:00:0c:01 type bridge");
+    world.node.ip("link set cni0 up");
+    for device in POD_DEVICES {
+        world.node.ip(&format!("addr flush dev {device}"));
+        world.node.ip(&format!("link set {device} master cni0"));
+    }
+    world.node.ip("addr add 10.244.0.1/24 dev cni0");
+    world.pods[1].ip("addr add 10.244.0.3/24 dev eth0");
+    world.pods[1].ip("route replace default via 10.244.0.1");
+    world
+}
+
+#[test]
+#[ignore = "needs root: loads eBPF programs and makes namespaces, a bridge and a cgroup"]
+fn pods_behind_a_bridge_are_asked_about_as_their_packets_come() {
+    let _turn = turn();
+    let subject = &mut Subject::in_world(bridged(), &[UPLINK], World::facts(), web(0, "10.244.0.3"));
+    let job = subject.world.pods[1].run(|| serve("10.244.0.3:8080".parse().unwrap(), "b"));
+    subject.world.pods[1].spawn(job);
+    let vip = SocketAddr::new(vip(0, 0), 80);
+    let packet = segment(Entry::PodDevice, "10.244.0.2:40000", &vip.to_string());
+    let (answer, found) = subject.verify(&packet);
+    assert_eq!(found, [""; 0], "{answer:?}");
+    assert!(says(&answer, "a port of bridge cni0"), "{answer:?}");
+    assert_eq!(subject.world.pods[0].run(|| ask_tcp(vip)).unwrap(), "b 10.244.0.2");
+    // As if the programs took no packets to the bridge's address.
+    let devices = subject.map("DEVICES");
+    for device in devices.keys::<u32>() {
+        let value = devices.get::<abi::DeviceValue>(&device).unwrap();
+        devices.put(&device, &abi::DeviceValue { kind: value.kind & !abi::DEVICE_PORT, ..value });
+    }
+    let (answer, found) = subject.verify(&packet);
+    assert_eq!(found, ["verdict: expected forward, the kernel has pass"], "{answer:?}");
+    assert!(subject.world.pods[0].run(|| first_answer(vip)).is_err());
+}
+
+#[test]
+#[ignore = "needs root: loads eBPF programs and makes namespaces and a cgroup"]
+fn a_source_that_is_translated_is_told_and_is_what_the_backend_sees() {
+    let _turn = turn();
+    let (world, far) = (World::new(), Namespace::new("f"));
+    world.node.join("uplink2", &far, "eth0");
+    world.node.ip("addr add 198.51.100.1/24 dev uplink2");
+    far.ip("addr add 198.51.100.2/24 dev eth0");
+    let mut node = World::facts();
+    node.ips.push(ip("198.51.100.1"));
+    let subject = &mut Subject::in_world(world, &[UPLINK, "uplink2"], node, web(0, "198.51.100.2"));
+    let job = far.run(|| serve("198.51.100.2:8080".parse().unwrap(), "far"));
+    far.spawn(job);
+    let vip = SocketAddr::new(vip(0, 0), 80);
+    let packet = segment(Entry::Uplink, "192.0.2.2:40000", &vip.to_string());
+    let (answer, found) = subject.verify(&packet);
+    assert_eq!(found, [""; 0], "{answer:?}");
+    assert!(says(&answer, "source 198.51.100.1, as the route to the backend says"), "{answer:?}");
+    assert_eq!(subject.world.client.run(|| ask_tcp(vip)).unwrap(), "far 198.51.100.1");
+    // A program that takes the first address, whatever the route.
+    let map = subject.map("NODE");
+    let node = map.get::<abi::NodeValue>(&abi::NODE_KEY).unwrap();
+    map.put(&abi::NODE_KEY, &abi::NodeValue { many_v4: 0, ..node });
+    let (answer, found) = subject.verify(&packet);
+    let expected = "source: the route to the backend says 198.51.100.1, the kernel has 192.0.2.1";
+    assert_eq!(found, [expected], "{answer:?}");
+    assert!(subject.world.client.run(|| first_answer(vip)).is_err(), "no way leads back to the first address");
+    map.put(&abi::NODE_KEY, &node);
+    // A packet of a client behind the second uplink is asked about there.
+    let other = subject.ask(&segment(Entry::Uplink, "198.51.100.9:40000", &vip.to_string()));
+    assert!(says(&answer, "came in through uplink") && says(&other, "came in through uplink2"), "{other:?}");
+}
+
+#[test]
+#[ignore = "needs root: loads eBPF programs and makes namespaces and a cgroup"]
+fn an_answer_to_a_process_of_the_node_is_asked_about_as_one() {
+    let _turn = turn();
+    let own = Service {
+        kind: ServiceType::LoadBalancer,
+        load_balancer_ips: vec![ip("192.0.2.1")],
+        ports: vec![ServicePort { name: "".into(), protocol: Protocol::Tcp, port: 10_001, node_port: None }],
+        ..Service::new(ServiceName::new("test", "s0"))
+    };
+    let slice = EndpointSlice {
+        name: SliceName::new("test", "s0"),
+        service: ServiceName::new("test", "s0"),
+        ports: vec![SlicePort { name: "".into(), protocol: Protocol::Tcp, port: 8080 }],
+        endpoints: vec![Endpoint::new(ip(PODS[0][0]))],
+    };
+    let subject = &mut Subject::new([Change::UpsertService(own), Change::ReplaceEndpoints(slice)]);
+    let listener = subject.world.client.run(|| TcpListener::bind("192.0.2.2:9000").unwrap());
+    let mut stream = subject.world.node.run(|| {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        socket.bind(&"192.0.2.1:10001".parse::<SocketAddr>().unwrap().into()).unwrap();
+        socket.connect(&"192.0.2.2:9000".parse::<SocketAddr>().unwrap().into()).unwrap();
+        TcpStream::from(socket)
+    });
+    let (mut peer, _) = listener.accept().unwrap();
+    let answer_to = segment(Entry::Uplink, "192.0.2.2:9000", "192.0.2.1:10001");
+    let (answer, found) = subject.verify(&answer_to);
+    assert_eq!(found, [""; 0], "{answer:?}");
+    assert_eq!((answer.verdict, answer.flow.direct), (KernelVerdict::Pass, true));
+    peer.write_all(b"!").unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.read_exact(&mut [0]).unwrap();
+    // From another port, it is a new connection.
+    let (answer, found) = subject.verify(&Packet { source_port: 9001, ..answer_to });
+    assert_eq!(found, [""; 0], "{answer:?}");
+    assert!(matches!(answer.verdict, KernelVerdict::Forward { .. }), "{answer:?}");
+    // A program that takes the answer for new traffic of the service, once it has forgotten what the node has sent.
+    let flows = subject.map("CT");
+    flows.keys::<abi::CtKey>().iter().for_each(|key| flows.remove(key));
+    assert_eq!(subject.verify(&answer_to).1, [""; 0]);
+    let map = subject.map("NODE");
+    let node = map.get::<abi::NodeValue>(&abi::NODE_KEY).unwrap();
+    map.put(&abi::NODE_KEY, &abi::NodeValue { facts: abi::Facts { ips_len: 0, ..node.facts }, ..node });
+    let (answer, found) = subject.verify(&answer_to);
+    assert!(found.first().is_some_and(|found| found.starts_with("verdict: expected pass, ")), "{answer:?} {found:?}");
+}
+
+#[test]
+#[ignore = "needs root: loads eBPF programs and makes namespaces and a cgroup"]
+fn what_comes_back_for_a_packet_that_is_too_long_is_told() {
+    let _turn = turn();
+    let subject = &mut Subject::new([web(0, PODS[0][1]), web(1, PODS[1][1])].concat());
+    let [v4, v6] = [0, 1].map(|family| SocketAddr::new(vip(family, family), 80));
+    let ask = |subject: &mut Subject| {
+        [(v4, "192.0.2.2:40000"), (v6, "[2001:db8::2]:40000")].map(|(vip, client)| {
+            let (answer, found) = subject.verify(&segment(Entry::Uplink, client, &vip.to_string()));
+            assert_eq!(found, [""; 0], "{answer:?}");
+            answer
+        })
+    };
+    assert!(ask(subject).iter().all(|answer| !says(answer, "1500 bytes")));
+    subject.world.node.ip(&format!("link set {} mtu 1400", POD_DEVICES[1]));
+    let [of_v4, of_v6] = ask(subject);
+    let told =
+        format!("a packet of 1500 bytes is answered with \"fragmentation needed\" by {}: 1400 bytes fit", v4.ip());
+    assert!(says(&of_v4, &told), "{of_v4:?}");
+    let told = format!("a packet of 1500 bytes is answered with \"packet too big\" by {}: 1400 bytes fit", v6.ip());
+    assert!(says(&of_v6, &told), "{of_v6:?}");
+    let error = subject.world.client.run(|| {
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        let option = libc::IP_PMTUDISC_DO;
+        let (at, len) = ((&raw const option).cast(), size_of_val(&option) as u32);
+        // SAFETY: the option takes an integer.
+        let set = unsafe { libc::setsockopt(socket.as_raw_fd(), libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, at, len) };
+        assert_eq!(set, 0);
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket.connect(v4).unwrap();
+        socket.send(&[0; 1472]).unwrap();
+        socket.recv(&mut [0; 8]).unwrap_err()
+    });
+    assert_eq!(error.raw_os_error(), Some(libc::EMSGSIZE), "{error}");
+}
+
+#[test]
+#[ignore = "needs root: loads eBPF programs and makes namespaces and a cgroup"]
+fn a_program_that_lacks_on_the_way_back_or_for_mapped_addresses_is_a_disagreement() {
+    let _turn = turn();
+    let packet = |protocol| Packet { protocol, ..segment(Entry::Socket, "10.244.1.2:40000", "10.96.0.1:80") };
+    for (program, of_udp, of_tcp) in [
+        ("lb_recvmsg6", Some("an IPv6 socket that uses the IPv4-mapped address hears the backend's address"), None),
+        ("lb_recvmsg4", Some("a socket hears the backend's address"), None),
+        ("lb_sendmsg6", Some("the IPv4-mapped address is not sent to a backend"), None),
+        ("lb_connect6", Some("is not sent to a backend"), Some("is not sent to a backend")),
+        ("lb_getpeername4", Some("is told the backend's address"), Some("is told the backend's address")),
+    ] {
+        let subject = &mut Subject::new(web(0, PODS[0][0]));
+        for protocol in [Protocol::Udp, Protocol::Tcp] {
+            assert_eq!(subject.verify(&packet(protocol)).1, [""; 0]);
+        }
+        detach_all(subject, program);
+        for (protocol, expected) in [(Protocol::Udp, of_udp), (Protocol::Tcp, of_tcp)] {
+            let found = subject.verify(&packet(protocol)).1;
+            assert_eq!(found.len(), usize::from(expected.is_some()), "{program}: {found:?}");
+            assert!(found.iter().all(|found| found.contains(expected.unwrap())), "{program}: {found:?}");
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs root: loads eBPF programs and makes namespaces and a cgroup"]
+fn a_half_closed_connection_is_one_that_goes_on() {
+    let _turn = turn();
+    let subject = &mut Subject::new(web(0, PODS[0][0]));
+    let listener = subject.world.pods[0].run(|| TcpListener::bind("10.244.0.2:8080").unwrap());
+    let mut stream = subject.world.client.run(|| TcpStream::connect(SocketAddr::new(vip(0, 0), 80)).unwrap());
+    let (mut served, _) = listener.accept().unwrap();
+    stream.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(served.read(&mut [0]).unwrap(), 0, "the FIN is there");
+    let port = stream.local_addr().unwrap().port();
+    let packet = Packet { source_port: port, ..segment(Entry::Uplink, "192.0.2.2:1", "10.96.0.1:80") };
+    let (answer, found) = subject.verify(&packet);
+    assert_eq!(found, [""; 0], "{answer:?}");
+    assert!(answer.flow.established.is_some(), "{answer:?}");
+    served.write_all(b"!").unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.read_exact(&mut [0]).unwrap();
 }

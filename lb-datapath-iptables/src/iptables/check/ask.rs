@@ -55,7 +55,7 @@ impl IptablesDatapath {
         let method = format!("conntrack and the rules of {}", self.config.variant.as_str());
         // Which client a `recent` list still holds for is known to the kernel only.
         let flow = FlowView { established, ..FlowView::default() };
-        Ok(KernelAnswer { method, steps, flow, verdict })
+        Ok(KernelAnswer { method, steps, flow, verdict, faults: Vec::new() })
     }
 }
 

@@ -40,9 +40,13 @@ pub(crate) fn ask(host: &mut dyn Host, packet: &Packet) -> Result<KernelAnswer, 
     let verdict = trace.verdict().map_err(asking)?;
     let PacketTrace { steps, flow, .. } = trace;
     match verdict {
-        Some(verdict) => {
-            Ok(KernelAnswer { method: "look-ups in nf_tables and conntrack".into(), steps, flow, verdict })
-        }
+        Some(verdict) => Ok(KernelAnswer {
+            method: "look-ups in nf_tables and conntrack".into(),
+            steps,
+            flow,
+            verdict,
+            faults: Vec::new(),
+        }),
         None => {
             let message = format!("{}: `lb drift` shows the difference", steps.last().map_or("", String::as_str));
             Err(DatapathError::new(ErrorKind::System, message))
