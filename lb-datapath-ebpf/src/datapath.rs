@@ -6,7 +6,7 @@ use lb_core::{
     addr::{Family, FrontendKind, Protocol},
     datapath::{
         AffinityCapability, ApplyError, Atomicity, Capabilities, Counters, Datapath, DatapathError, Devices, Evicted,
-        Eviction, MapUsage, Role, SocketCapability, SocketHash, Watcher,
+        Eviction, MapUsage, Role, SocketCapability, SocketHash, SocketOwners, Watcher,
     },
     decision::Packet,
     drift::{Drift, DriftClass, Expected, Inspection, compare},
@@ -443,7 +443,7 @@ impl EbpfDatapath {
             .with_other_ports(true)
             .with_ping(true)
             .with_affinity(Some(affinity))
-            .with_sockets(SocketCapability::Connect { hashes: SocketHash::SocketCookie })
+            .with_sockets(sockets_of(SocketOwners::All))
             .with_routed_sources(true)
             .with_atomic(Atomicity::Frontend)
             .with_roles([Role::Standby, Role::Active, Role::Draining])
@@ -452,6 +452,10 @@ impl EbpfDatapath {
             .with_max_slots(MAX_SLOTS)
             .with_translated_ports(ports.range())
     }
+}
+
+const fn sockets_of(whose: SocketOwners) -> SocketCapability {
+    SocketCapability::Connect { hashes: SocketHash::SocketCookie, whose }
 }
 
 impl Devices for EbpfDatapath {
@@ -493,7 +497,8 @@ impl Datapath for EbpfDatapath {
         }
         match self.config.socket_balancing {
             SocketBalancing::Off => capabilities.with_sockets(SocketCapability::Packets),
-            SocketBalancing::All | SocketBalancing::Host => capabilities,
+            SocketBalancing::Host => capabilities.with_sockets(sockets_of(SocketOwners::Node)),
+            SocketBalancing::All => capabilities,
         }
     }
 

@@ -307,7 +307,18 @@ pub enum SocketCapability {
     Connect {
         /// The input of the hash of a Maglev choice.
         hashes: SocketHash,
+        /// Whose sockets. The others' traffic is translated as packets.
+        whose: SocketOwners,
     },
+}
+
+/// Whose sockets a datapath translates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SocketOwners {
+    /// Those of the node and of its pods.
+    All,
+    /// Those of the node alone.
+    Node,
 }
 
 /// The input of Maglev's hash at a socket hook.

@@ -7,7 +7,7 @@ mod eviction;
 use alloc::{boxed::Box, string::String, sync::Arc, vec::Vec};
 use core::{task::Waker, time::Duration};
 
-pub use capabilities::{AffinityCapability, Atomicity, Capabilities, SocketCapability, SocketHash};
+pub use capabilities::{AffinityCapability, Atomicity, Capabilities, SocketCapability, SocketHash, SocketOwners};
 pub use error::{ApplyError, DatapathError, ErrorKind};
 pub use eviction::{Evicted, Eviction, Remaining};
 

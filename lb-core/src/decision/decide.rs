@@ -11,7 +11,7 @@ use super::{Choice, Decision, Entry, FlowView, Forward, Packet, SourceRewrite, V
 use crate::{
     addr::{BackendAddr, Family, FrontendAddr, FrontendKind, Protocol, Scope},
     affinity::Affinity,
-    datapath::SocketCapability,
+    datapath::{SocketCapability, SocketOwners},
     desired::{effective_affinity, scopes, table_spec},
     flow_hash,
     model::{Model, Owner},
@@ -278,10 +278,10 @@ impl<'a> MatchedFrontend<'a> {
     /// A socket has no source address yet when it connects. A pod's socket that has to be checked is therefore left
     /// alone, and its packets are translated when they leave the pod.
     fn at_socket(&self) -> bool {
-        let connect = matches!(self.model.capabilities().sockets, SocketCapability::Connect { .. });
+        let SocketCapability::Connect { whose, .. } = self.model.capabilities().sockets else { return false };
         let needs_source = self.guard.as_ref().is_some_and(|guard| guard.traffic == GuardedTraffic::All);
-        let waits = needs_source && !self.packet.is_of_node(self.model.node());
-        connect && self.packet.entry == Entry::Socket && !waits
+        let waits = needs_source || whose == SocketOwners::Node;
+        self.packet.entry == Entry::Socket && (!waits || self.packet.is_of_node(self.model.node()))
     }
 
     fn forward(&self, choice: Choice, decision: &mut Decision) -> Verdict {

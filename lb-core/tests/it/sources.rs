@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use lb_core::{
     addr::{Family, FrontendAddr, FrontendKind, Protocol, Scope},
-    datapath::{Capabilities, Datapath as _, SocketCapability, SocketHash},
+    datapath::{Capabilities, Datapath as _, SocketCapability, SocketHash, SocketOwners},
     decision::{BackendQuery, Entry, FlowView, Packet, SourceRewrite, Verdict, WhyNot, decide, why_not},
     memory::MemoryDatapath,
     model::{Change, Degraded, Model, Settings},
@@ -177,8 +177,8 @@ fn an_established_flow_outlives_a_change_of_the_ranges() {
 
 #[test]
 fn a_pods_socket_that_must_be_checked_is_left_to_its_packets() {
-    let capabilities =
-        Capabilities::all("test").with_sockets(SocketCapability::Connect { hashes: SocketHash::SocketCookie });
+    let capabilities = Capabilities::all("test")
+        .with_sockets(SocketCapability::Connect { hashes: SocketHash::SocketCookie, whose: SocketOwners::All });
     let service =
         Service { algorithm: Some(Algorithm::Maglev), ..everywhere(ranges(RangePolicy::Allow, &["198.18.0.0/15"])) };
     let mut model = model(service, capabilities);
@@ -193,6 +193,20 @@ fn a_pods_socket_that_must_be_checked_is_left_to_its_packets() {
     model.apply(Change::UpsertService(everywhere(None))).unwrap();
     let open = verdict(&model, &packet(Entry::Socket, "198.18.0.7", "20.0.0.1"));
     assert!(matches!(open, Verdict::Forward(forward) if forward.source == SourceRewrite::Kept));
+}
+
+#[test]
+fn a_pods_socket_is_left_to_its_packets_where_sockets_of_the_node_alone_are_translated() {
+    let hairpin = |whose| {
+        let sockets = SocketCapability::Connect { hashes: SocketHash::SocketCookie, whose };
+        let model = model(everywhere(None), Capabilities::all("test").with_sockets(sockets));
+        ["10.244.0.7", "172.18.0.2"].map(|source| match verdict(&model, &packet(Entry::Socket, source, "20.0.0.1")) {
+            Verdict::Forward(forward) => forward.hairpin_source == SourceRewrite::Kept,
+            other => panic!("{other}"),
+        })
+    };
+    assert_eq!(hairpin(SocketOwners::All), [true, true]);
+    assert_eq!(hairpin(SocketOwners::Node), [false, true]);
 }
 
 #[test]
