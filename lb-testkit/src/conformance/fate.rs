@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use lb_core::{
     addr::{BackendAddr, FrontendAddr},
-    datapath::SocketCapability,
+    datapath::{SocketCapability, SocketOwners},
     decision::{Choice, Entry, FlowView, Forward, Packet, SourceRewrite, Verdict as Decided, decide},
     state::{Answer, Lookup, OtherPorts, State, Target},
 };
@@ -155,7 +155,8 @@ impl Stage {
     /// Whether the datapath decides when the socket states its destination. It cannot be silent then: a dropped flow is
     /// one that has no route.
     pub(super) fn at_socket(&self, probe: Probe) -> bool {
-        probe.entry() == Entry::Socket && self.translates_sockets()
+        let SocketCapability::Connect { whose, .. } = self.capabilities().sockets else { return false };
+        probe.entry() == Entry::Socket && (whose == SocketOwners::All || probe.is_of_node())
     }
 
     /// Whether sockets are translated where they state their destination, and packets of theirs are not.

@@ -57,6 +57,9 @@
 //! subject that is [`root_only`](Subject::root_only). Without the privileges, the trials are marked as ignored. A
 //! [`state_only`](Subject::state_only) subject needs nothing.
 //!
+//! Most cases have the datapath on one node of two. Some have it on each of three nodes of one lab, where what a node does
+//! depends on the others.
+//!
 //! Each trial has a lab of its own, so `--test-threads` may be as high as there are processors. A case takes about a
 //! second. One whose first flow is lost has failed, and waits for its further flows no longer than 20 ms each. Silence is
 //! listened to for a second in all, so a datapath that carries nothing takes no longer than a few seconds for any case.
@@ -76,6 +79,7 @@
 
 mod cases;
 mod chi_square;
+mod cluster;
 mod fate;
 mod probe;
 mod service;
@@ -126,9 +130,10 @@ enum Kind {
 impl Subject {
     /// A datapath that carries packets.
     ///
-    /// `open` is called in the network namespace of a fresh node. It is called again on the same node, after the
-    /// datapath was dropped, to see what a new process would find. All methods of the datapath are called in that
-    /// namespace too. `name` begins the names of its trials.
+    /// `open` is called in the network namespace of a fresh node, in some cases on several nodes of one lab, and all of
+    /// them are open at once. It is called again on the same node, after the datapath was dropped, to see what a new
+    /// process would find. All methods of the datapath are called in that namespace too. `name` begins the names of its
+    /// trials.
     pub fn packets(
         name: impl Into<String>,
         open: impl Fn(&NodeContext) -> Result<Box<dyn Datapath>, DatapathError> + Send + Sync + 'static,
@@ -229,6 +234,8 @@ pub type Verdict = Result<(), Fault>;
 pub struct Case {
     /// Its name, a statement that is true of a datapath that passes.
     pub name: &'static str,
+    /// Nodes of its lab.
+    pub nodes: usize,
     /// Plays it.
     pub play: fn(&mut Stage) -> Verdict,
 }
@@ -321,7 +328,7 @@ fn trial_name(subject: &Subject, offload: Offload, case: Case) -> String {
 }
 
 fn play(subject: &Subject, offload: Offload, case: Case, trial: &str, tally: &Tally) -> Result<Completion, Failed> {
-    let verdict = Stage::new(subject, offload).and_then(|mut stage| {
+    let verdict = Stage::new(subject, offload, case.nodes).and_then(|mut stage| {
         let verdict = (case.play)(&mut stage);
         verdict.and(stage.close())
     });

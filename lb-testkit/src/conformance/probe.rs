@@ -34,15 +34,17 @@ pub(super) struct Probe {
     pub(super) transport: Transport,
     /// Address to send from; port 0 for any. Default: the kernel's choice.
     pub(super) from: Option<SocketAddr>,
+    /// The node whose datapath decides: the one that it begins on, or comes to. Default: node 0.
+    pub(super) at: usize,
 }
 
 impl Probe {
     pub(super) fn new(origin: Origin, vip: Vip, family: Family, transport: Transport) -> Self {
-        Self { origin, to: (vip.ip(family), FRONT_PORT).into(), transport, from: None }
+        Self { origin, to: (vip.ip(family), FRONT_PORT).into(), transport, from: None, at: 0 }
     }
 
     /// From every vantage point, in both families, over every transport.
-    pub(super) fn everywhere(vip: Vip) -> impl Iterator<Item = Self> {
+    pub(super) fn everywhere(vip: Vip) -> impl Iterator<Item = Self> + use<> {
         Self::from_origins(&ORIGINS, vip)
     }
 
@@ -59,6 +61,11 @@ impl Probe {
         self
     }
 
+    pub(super) fn at(mut self, node: usize) -> Self {
+        self.at = node;
+        self
+    }
+
     pub(super) fn family(&self) -> Family {
         Family::of(self.to.ip())
     }
@@ -72,14 +79,15 @@ impl Probe {
 
     pub(super) fn entry(&self) -> Entry {
         match self.origin {
-            Origin::Pod(index) | Origin::PodPackets(index) if pod(index).1 != 0 => Entry::Uplink,
-            Origin::Pod(_) | Origin::Node(_) | Origin::NodePackets(_) => Entry::Socket,
-            Origin::PodPackets(_) => Entry::PodDevice,
+            Origin::Pod(index) if pod(index).1 == self.at => Entry::Socket,
+            Origin::PodPackets(index) if pod(index).1 == self.at => Entry::PodDevice,
+            Origin::Node(node) | Origin::NodePackets(node) if node == self.at => Entry::Socket,
+            Origin::Pod(_) | Origin::PodPackets(_) | Origin::Node(_) | Origin::NodePackets(_) => Entry::Uplink,
             Origin::Client | Origin::Beyond => Entry::Uplink,
         }
     }
 
-    /// The packet that enters node 0, from `source`.
+    /// The packet that enters the node, from `source`.
     pub(super) fn packet(&self, source: SocketAddr) -> Packet {
         Packet {
             entry: self.entry(),
@@ -109,8 +117,12 @@ impl Probe {
     }
 
     fn is_datagram_of_node(&self) -> bool {
-        let at_home = matches!(self.origin, Origin::Node(_) | Origin::NodePackets(_));
-        at_home && self.protocol() == Protocol::Udp
+        self.is_of_node() && self.protocol() == Protocol::Udp
+    }
+
+    /// Whether a process of the node sends it.
+    pub(super) fn is_of_node(&self) -> bool {
+        matches!(self.origin, Origin::Node(node) | Origin::NodePackets(node) if node == self.at)
     }
 
     /// Its source address.

@@ -19,17 +19,22 @@ pub(super) const BACK_PORT: u16 = 8080;
 /// A second port that they serve on.
 pub(super) const OTHER_BACK_PORT: u16 = 9090;
 
-/// The pods of every stage with their nodes. The datapath is on node 0; `client` is the pod that sends.
-const PODS: [(&str, usize); 6] = [("client", 0), ("a", 0), ("b", 0), ("c", 1), ("d", 1), ("e", 1)];
+/// The pods of every stage with their nodes. The datapath is on node 0; `client` is the pod that sends. A stage of two
+/// nodes lacks the last one.
+const PODS: [(&str, usize); 7] = [("client", 0), ("a", 0), ("b", 0), ("c", 1), ("d", 1), ("e", 1), ("f", 2)];
 
 /// Index of the pod that sends.
 pub(super) const CLIENT_POD: usize = 0;
 /// Index of a pod of another node.
 pub(super) const POD_ELSEWHERE: usize = 5;
+/// Index of a pod that sends, on each node of three.
+pub(super) const CLIENTS: [usize; 3] = [CLIENT_POD, POD_ELSEWHERE, 6];
 
-pub(super) fn pod_specs() -> impl Iterator<Item = PodSpec> {
+/// The pods of this many nodes.
+pub(super) fn pod_specs(nodes: usize) -> impl Iterator<Item = PodSpec> {
     let serve = |pod: PodSpec, port| pod.http(port).udp(port);
     PODS.into_iter()
+        .filter(move |(_, node)| *node < nodes)
         .map(move |(name, node)| [BACK_PORT, OTHER_BACK_PORT].into_iter().fold(PodSpec::new(name, node), serve))
 }
 
@@ -185,6 +190,6 @@ mod tests {
         assert_eq!(pod_ip("client", Family::V4).to_string(), "10.244.0.10");
         assert_eq!(pod_ip("d", Family::V6).to_string(), "fd00:10:244:1::11");
         assert_eq!(pod_at(pod_ip("e", Family::V4)), Some("e"));
-        assert_eq!((pod(CLIENT_POD), pod(POD_ELSEWHERE)), (("client", 0), ("e", 1)));
+        assert_eq!(CLIENTS.map(pod), [("client", 0), ("e", 1), ("f", 2)]);
     }
 }

@@ -36,6 +36,8 @@ pub struct Stage {
     datapath: Box<dyn Datapath>,
     reconciler: Reconciler,
     lab: Option<Arc<Lab>>,
+    /// Its node in the lab.
+    node: usize,
     start: Clock,
     /// Time of a datapath without packets; it passes in [`Self::pass_time`] alone.
     virtual_time: Duration,
@@ -47,19 +49,30 @@ pub struct Stage {
 
 impl Stage {
     /// A fresh lab with the datapath on node 0, to which all services are routed.
-    pub(super) fn new(subject: &Subject, offload: Offload) -> Result<Self, Fault> {
+    pub(super) fn new(subject: &Subject, offload: Offload, nodes: usize) -> Result<Self, Fault> {
         let lab = match &subject.kind {
-            Kind::Packets(_) => Some(Arc::new(build(offload)?)),
+            Kind::Packets(_) => Some(Arc::new(build(offload, nodes)?)),
             Kind::State(_) => None,
         };
-        let datapath = open(subject, lab.as_deref())?;
-        let reconciler = reconciler(datapath.capabilities(), facts(lab.as_deref()))?;
+        Self::on(subject, offload, lab, 0)
+    }
+
+    /// Stages for the same subject on the other nodes of the lab.
+    pub(super) fn others(&self) -> Result<Vec<Self>, Fault> {
+        let on = |node| Self::on(&self.subject, self.offload, self.lab.clone(), node);
+        (1..self.lab()?.nodes().len()).map(on).collect()
+    }
+
+    fn on(subject: &Subject, offload: Offload, lab: Option<Arc<Lab>>, node: usize) -> Result<Self, Fault> {
+        let datapath = open(subject, lab.as_deref(), node)?;
+        let reconciler = reconciler(datapath.capabilities(), facts(lab.as_deref(), node))?;
         Ok(Self {
             subject: subject.clone(),
             offload,
             datapath,
             reconciler,
             lab,
+            node,
             start: Clock::now(),
             virtual_time: Duration::ZERO,
             plans: Vec::new(),
@@ -75,14 +88,20 @@ impl Stage {
         lab.and_then(Arc::into_inner).map_or(Ok(()), |lab| Ok(lab.close()?))
     }
 
-    /// A second stage for the same subject, with a lab of its own.
+    /// A second stage for the same subject, with a lab of its own that has two nodes.
     pub(super) fn another(&self) -> Result<Self, Fault> {
-        Self::new(&self.subject, self.offload)
+        Self::new(&self.subject, self.offload, 2)
     }
 
     /// The lab; for a datapath without packets, the case ends here.
     pub(super) fn lab(&self) -> Result<&Lab, Fault> {
         self.lab.as_deref().ok_or_else(|| Fault::Excluded("it carries no packets".into()))
+    }
+
+    /// The same lab, which outlives a change of this stage.
+    pub(super) fn shared_lab(&self) -> Result<Arc<Lab>, Fault> {
+        self.lab()?;
+        self.lab.clone().ok_or_else(|| Fault::Excluded("it carries no packets".into()))
     }
 
     /// Plays with sockets that the lab holds meanwhile.
@@ -223,7 +242,7 @@ impl Stage {
         let services: Vec<_> = self.model().services().cloned().map(Change::UpsertService).collect();
         let slices: Vec<_> = self.slices.values().cloned().map(Change::ReplaceEndpoints).collect();
         self.reopen()?;
-        self.reconciler = reconciler(self.datapath.capabilities(), facts(self.lab.as_deref()))?;
+        self.reconciler = reconciler(self.datapath.capabilities(), facts(self.lab.as_deref(), self.node))?;
         self.change(services.into_iter().chain(slices))
     }
 
@@ -237,8 +256,8 @@ impl Stage {
         if let Some(lab) = &self.lab {
             // Two at once would be two processes at once.
             let closed = std::mem::replace(&mut self.datapath, Box::new(MemoryDatapath::default()));
-            lab.node(0).run(|| drop(closed))?;
-            self.datapath = open(&self.subject, Some(lab))?;
+            lab.node(self.node).run(|| drop(closed))?;
+            self.datapath = open(&self.subject, Some(lab), self.node)?;
         }
         Ok(())
     }
@@ -256,22 +275,22 @@ impl Stage {
     fn on_node<T: Send>(&mut self, f: impl FnOnce(&mut dyn Datapath) -> T + Send) -> Result<T, Fault> {
         let datapath = &mut *self.datapath;
         match &self.lab {
-            Some(lab) => Ok(lab.node(0).run(|| f(datapath))?),
+            Some(lab) => Ok(lab.node(self.node).run(|| f(datapath))?),
             None => Ok(f(datapath)),
         }
     }
 }
 
-fn build(offload: Offload) -> Result<Lab, Fault> {
-    let builder = Lab::builder().nodes(2).client_addresses(4).offload(offload);
-    let lab = service::pod_specs().fold(builder, |builder, pod| builder.pod(pod)).build()?;
+fn build(offload: Offload, nodes: usize) -> Result<Lab, Fault> {
+    let builder = Lab::builder().nodes(nodes).client_addresses(4).offload(offload);
+    let lab = service::pod_specs(nodes).fold(builder, |builder, pod| builder.pod(pod)).build()?;
     lab.route_services_via(0)?;
     Ok(lab)
 }
 
-fn open(subject: &Subject, lab: Option<&Lab>) -> Result<Box<dyn Datapath>, Fault> {
+fn open(subject: &Subject, lab: Option<&Lab>, node: usize) -> Result<Box<dyn Datapath>, Fault> {
     match (&subject.kind, lab) {
-        (Kind::Packets(open), Some(lab)) => open_on(open.as_ref(), lab.node(0)),
+        (Kind::Packets(open), Some(lab)) => open_on(open.as_ref(), lab.node(node)),
         (Kind::State(open), _) => Ok(open()),
         (Kind::Packets(_), None) => Err(Fault::Failed("no lab to open the datapath in".into())),
     }
@@ -289,9 +308,9 @@ fn open_on(open: &Opener, node: Node<'_>) -> Result<Box<dyn Datapath>, Fault> {
     Ok(node.run(|| open(&context))??)
 }
 
-fn facts(lab: Option<&Lab>) -> NodeFacts {
+fn facts(lab: Option<&Lab>, node: usize) -> NodeFacts {
     match lab {
-        Some(lab) => lab.node(0).facts(),
+        Some(lab) => lab.node(node).facts(),
         None => NodeFacts {
             name: Some(NodeName::new("node-0")),
             ips: topology::FAMILIES.map(|family| topology::node_ip(0, family)).into(),

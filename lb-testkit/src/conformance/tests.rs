@@ -50,7 +50,7 @@ fn failed(spoil: fn(Op) -> Option<Op>) -> Vec<&'static str> {
     let open = move || Box::new(Spoiled { inner: MemoryDatapath::default(), spoil }) as Box<dyn Datapath>;
     let subject = Subject::state_only("spoiled", open);
     let fails = |case: &super::Case| {
-        let verdict = Stage::new(&subject, Offload::On).and_then(|mut stage| (case.play)(&mut stage));
+        let verdict = Stage::new(&subject, Offload::On, case.nodes).and_then(|mut stage| (case.play)(&mut stage));
         matches!(verdict, Err(Fault::Failed(_)))
     };
     cases().iter().filter(|case| fails(case)).map(|case| case.name).collect()
