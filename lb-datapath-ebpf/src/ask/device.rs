@@ -11,7 +11,7 @@ use lb_core::{
 use super::{
     answer,
     packet::{ACK, ETHERNET, Parsed, Tuple, frame, frame_of, parse},
-    records::FlowRecords,
+    records::{Claim, FlowRecords},
     way::{self, Route, Way},
 };
 use crate::{
@@ -54,7 +54,7 @@ pub(super) fn at_device(
     if dry.program.info.tag != kernel.programs.named(INGRESS).ok_or(EbpfError::NoProgram { name: INGRESS })?.info.tag {
         return Err(EbpfError::NoProgram { name: INGRESS });
     }
-    let records = FlowRecords::of(&kernel.maps, packet)?;
+    let mut records = FlowRecords::of(&kernel.maps, packet)?;
     let mut steps = vec![match &way.bridge {
         Some(bridge) => {
             format!("as if it came in through {}, a port of bridge {bridge}, to the bridge's address", way.name)
@@ -79,7 +79,16 @@ pub(super) fn at_device(
     let run = records.run(dry, &frame, device)?;
     let verdict = judge(packet, &run)?;
     steps.push(format!("verdict {}", verdict_name(run.verdict)));
+    if records.gives_way(packet) && goes_on(packet, &verdict) {
+        steps.push("a flow of a frontend has its addresses and ports: it gets another source".into());
+        return Ok(answer(method, steps, flow, KernelVerdict::Pass));
+    }
     let mut faults = Vec::new();
+    let again = |left: &Tuple| match records.claim(&kernel.maps, packet, left)? {
+        Some(claim) => Ok(Some((claim, records.run(dry, &frame, device)?))),
+        None => Ok(None),
+    };
+    let run = apart(packet, run, again)?.tell(&mut steps, &mut faults);
     if let (TCX_REDIRECT, Some(Parsed::Flow(after))) = (run.verdict, parse(&run.packet)) {
         let route = way::route(after.destination).map_err(running)?;
         faults.extend(source_fault(&kernel.maps, packet, &after, route, &mut steps)?);
@@ -90,6 +99,58 @@ pub(super) fn at_device(
         }
     }
     Ok(KernelAnswer { faults, ..answer(method, steps, flow, verdict) })
+}
+
+/// Whether the packet goes where it was sent to.
+fn goes_on(packet: &Packet, verdict: &KernelVerdict) -> bool {
+    let to = BackendAddr::new(packet.destination, packet.destination_port, packet.protocol);
+    matches!(verdict, KernelVerdict::Forward { backends: Backends::Took(backend), .. } if *backend == to)
+}
+
+/// How often the program is asked for ends that no other flow has. It tries 32 ports itself.
+const ATTEMPTS: usize = 64;
+
+/// What the program did once it knew which ends other flows have.
+struct Apart {
+    run: TestRun,
+    steps: Vec<String>,
+    fault: Option<String>,
+}
+
+impl Apart {
+    fn tell(self, steps: &mut Vec<String>, faults: &mut Vec<String>) -> TestRun {
+        steps.extend(self.steps);
+        faults.extend(self.fault);
+        self.run
+    }
+}
+
+/// Asks `again` what has the ends that the packet left with, and what the program does once it knows of that, until no
+/// other flow has them. A copy of the program does not know the flows that other packets have made.
+fn apart(
+    packet: &Packet,
+    run: TestRun,
+    mut again: impl FnMut(&Tuple) -> Result<Option<(Claim, TestRun)>, EbpfError>,
+) -> Result<Apart, EbpfError> {
+    let mut apart = Apart { run, steps: Vec::new(), fault: None };
+    for attempt in 0..ATTEMPTS {
+        let Some(Parsed::Flow(left)) = parse(&apart.run.packet) else { return Ok(apart) };
+        if left == Tuple::of(packet) {
+            return Ok(apart);
+        }
+        let Some((claim, run)) = again(&left)? else { return Ok(apart) };
+        let says = format!("{} has the source {} to {}", claim.flow, left.source(), left.destination());
+        if claim.was_known {
+            apart.fault = Some(format!("source: {says} already, and the kernel gives it away"));
+            return Ok(apart);
+        }
+        if attempt == 0 {
+            apart.steps.push(format!("{says}: another one is looked for"));
+        }
+        apart.run = run;
+    }
+    apart.steps.push(format!("each of {ATTEMPTS} sources that were found has a flow: ports are scarce"));
+    Ok(apart)
 }
 
 /// The longest IP packet that a dry run takes: all of it has to lie in one page, beside what the kernel adds
@@ -165,12 +226,7 @@ const fn verdict_name(verdict: i32) -> &'static str {
 
 /// The verdict in the model's terms, from the program's verdict and the packet that came out.
 fn judge(packet: &Packet, run: &TestRun) -> Result<KernelVerdict, EbpfError> {
-    let before = Tuple {
-        source: packet.source,
-        source_port: packet.source_port,
-        destination: packet.destination,
-        destination_port: packet.destination_port,
-    };
+    let before = Tuple::of(packet);
     match (run.verdict, parse(&run.packet)) {
         (TCX_DROP, _) => Ok(KernelVerdict::Drop),
         (TCX_NEXT, Some(Parsed::Flow(after))) if after == before => Ok(KernelVerdict::Pass),
@@ -181,5 +237,49 @@ fn judge(packet: &Packet, run: &TestRun) -> Result<KernelVerdict, EbpfError> {
         }
         (TCX_REDIRECT, Some(Parsed::Refusal | Parsed::TooBig { .. })) => Ok(KernelVerdict::Reject),
         _ => Err(running(std::io::Error::other(format!("unexpected verdict {}", run.verdict)))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lb_core::addr::Protocol;
+
+    use super::*;
+
+    fn packet(source_port: u16) -> Packet {
+        Packet {
+            entry: Entry::PodDevice,
+            protocol: Protocol::Tcp,
+            source: "10.244.0.2".parse().unwrap(),
+            source_port,
+            destination: "10.244.1.2".parse().unwrap(),
+            destination_port: 8080,
+        }
+    }
+
+    fn leaves_from(source_port: u16) -> TestRun {
+        TestRun { verdict: TCX_REDIRECT, packet: frame(&packet(source_port), [2; 6], ACK).unwrap() }
+    }
+
+    /// Ports 1,000 and 1,001 have flows, and a program that knows of them takes the next port, or the same one again.
+    fn asked(knows: bool) -> Apart {
+        let mut seen = Vec::new();
+        let again = |left: &Tuple| {
+            let port = left.source_port;
+            let claim = Claim { flow: "a closed flow", was_known: seen.contains(&port) };
+            seen.push(port);
+            Ok((port < 1002).then(|| (claim, leaves_from(port + u16::from(knows)))))
+        };
+        apart(&packet(40_000), leaves_from(1000), again).unwrap()
+    }
+
+    #[test]
+    fn ends_that_other_flows_have_are_given_away_by_a_faulty_program_alone() {
+        let [right, wrong] = [true, false].map(asked);
+        let Some(Parsed::Flow(left)) = parse(&right.run.packet) else { panic!() };
+        assert_eq!((left.source_port, right.fault), (1002, None));
+        let says = "a closed flow has the source 10.244.0.2:1000 to 10.244.1.2:8080";
+        assert_eq!(right.steps, [format!("{says}: another one is looked for")]);
+        assert_eq!(wrong.fault, Some(format!("source: {says} already, and the kernel gives it away")));
     }
 }

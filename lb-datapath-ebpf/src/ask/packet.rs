@@ -1,6 +1,6 @@
 //! The packets of a dry run, built and parsed.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use lb_core::{addr::Protocol, decision::Packet};
 
@@ -21,6 +21,22 @@ pub(crate) struct Tuple {
     pub(crate) source_port: u16,
     pub(crate) destination: IpAddr,
     pub(crate) destination_port: u16,
+}
+
+impl Tuple {
+    /// Those of `packet`.
+    pub(crate) const fn of(packet: &Packet) -> Self {
+        let &Packet { source, source_port, destination, destination_port, .. } = packet;
+        Self { source, source_port, destination, destination_port }
+    }
+
+    pub(crate) const fn source(&self) -> SocketAddr {
+        SocketAddr::new(self.source, self.source_port)
+    }
+
+    pub(crate) const fn destination(&self) -> SocketAddr {
+        SocketAddr::new(self.destination, self.destination_port)
+    }
 }
 
 /// A packet that came out of a program.

@@ -13,7 +13,7 @@ use lb_datapath_ebpf_abi::{self as abi, Pod};
 use super::{
     device::running,
     frontend_of,
-    packet::{ACK, SYN},
+    packet::{ACK, SYN, Tuple},
 };
 use crate::{
     error::EbpfError,
@@ -29,6 +29,8 @@ use crate::{
 /// The entries of the tables of flows, of `AFFINITY` and of `TURNS` that a packet depends on.
 pub(super) struct FlowRecords {
     flows: Vec<FlowRecord>,
+    /// Entries of other flows for replies, which keep tuples from the packet's.
+    held: Vec<FlowRecord>,
     affinity: Option<(abi::AffinityKey, abi::AffinityValue)>,
     turn: Option<(u32, u64)>,
 }
@@ -40,7 +42,35 @@ struct FlowRecord {
     value: abi::CtValue,
 }
 
+/// Another flow has the tuple.
+pub(super) struct Claim {
+    /// What it is, such as "a direct flow".
+    pub(super) flow: &'static str,
+    /// The program knew of it.
+    pub(super) was_known: bool,
+}
+
 impl FlowRecord {
+    /// Whether the tuple of this entry for replies is not free yet.
+    fn holds(&self) -> bool {
+        let is_udp = self.key.protocol == Protocol::Udp.number();
+        let silence = sys::monotonic().saturating_sub(Duration::from_nanos(self.value.last_ns));
+        silence < Duration::from_nanos(self.value.lifetime(is_udp))
+    }
+
+    /// Whether it translates answers to packets with the tuple of `client`.
+    fn is_reply_to(&self, client: &abi::CtKey) -> bool {
+        self.value.flags & abi::CT_DIRECT == 0 && self.value.mirror(client.protocol) == *client
+    }
+
+    fn name(&self) -> &'static str {
+        match self.value.flags {
+            flags if flags & abi::CT_DIRECT != 0 => "a direct flow",
+            _ if self.value.is_closed() => "a closed flow, whose backend may be in TIME-WAIT,",
+            _ => "a flow",
+        }
+    }
+
     fn of(maps: &Maps, key: abi::CtKey) -> Result<Option<Self>, EbpfError> {
         for (table, map) in maps.flows() {
             if let Some(value) = one(map, table, &key)? {
@@ -53,16 +83,8 @@ impl FlowRecord {
 
 impl FlowRecords {
     pub(super) fn of(maps: &Maps, packet: &Packet) -> Result<Self, EbpfError> {
-        let mut records = Self { flows: Vec::new(), affinity: None, turn: None };
-        let addr = |ip: IpAddr| convert::addr(ip).unwrap_or_default();
-        let key = abi::CtKey {
-            src: addr(packet.source),
-            dst: addr(packet.destination),
-            sport: abi::Port::new(packet.source_port),
-            dport: abi::Port::new(packet.destination_port),
-            protocol: packet.protocol.number(),
-            pad: [0; 3],
-        };
+        let mut records = Self { flows: Vec::new(), held: Vec::new(), affinity: None, turn: None };
+        let key = key_of(packet.protocol, &Tuple::of(packet));
         if let Some(flow) = FlowRecord::of(maps, key)? {
             let back = flow.value.mirror(key.protocol);
             let is_direct = flow.value.flags & abi::CT_DIRECT != 0;
@@ -70,6 +92,8 @@ impl FlowRecords {
             if !is_direct {
                 records.flows.extend(FlowRecord::of(maps, back)?);
             }
+        } else {
+            records.held.extend(FlowRecord::of(maps, key.mirror())?);
         }
         let Some((_, value)) = frontend_of(maps, packet)? else { return Ok(records) };
         if let Some(key) = client(&value, packet.source) {
@@ -89,6 +113,26 @@ impl FlowRecords {
             format!("AFFINITY: a record of backend {}", record.backend)
         };
         self.flows.first().map(flow).into_iter().chain(self.affinity.as_ref().map(record)).collect()
+    }
+
+    /// Whether a flow of a frontend has the tuple of the packet, which is for no frontend itself.
+    pub(super) fn gives_way(&self, packet: &Packet) -> bool {
+        let key = key_of(packet.protocol, &Tuple::of(packet)).mirror();
+        self.held.iter().any(|flow| flow.key == key && flow.value.flags & abi::CT_REPLY != 0)
+    }
+
+    /// The claim of another flow to the tuple that `packet` has left with. The next [run](Self::run) knows of it.
+    pub(super) fn claim(&mut self, maps: &Maps, packet: &Packet, left: &Tuple) -> Result<Option<Claim>, EbpfError> {
+        let (own, key) = (key_of(packet.protocol, &Tuple::of(packet)), key_of(packet.protocol, left).mirror());
+        let Some(record) = FlowRecord::of(maps, key)? else { return Ok(None) };
+        // A client that keeps its source knows when to use it again.
+        let is_free = record.value.is_closed() && left.source() == Tuple::of(packet).source();
+        if record.is_reply_to(&own) || is_free || !record.holds() {
+            return Ok(None);
+        }
+        let claim = Claim { flow: record.name(), was_known: self.held.iter().any(|held| held.key == key) };
+        self.held.push(record);
+        Ok(Some(claim))
     }
 
     /// Whether the packet is one of a backend to its client.
@@ -138,7 +182,7 @@ impl FlowRecords {
 
     /// Runs the copy of the program with a copy of what is known, and empties its tables.
     pub(super) fn run(&self, dry: &DryRun, frame: &[u8], device: IfIndex) -> Result<TestRun, EbpfError> {
-        for FlowRecord { table, key, value } in &self.flows {
+        for FlowRecord { table, key, value } in self.flows.iter().chain(&self.held) {
             put(if *table == CT_LIVE { &dry.live_flows } else { &dry.new_flows }, key, value)?;
         }
         if let Some((key, record)) = &self.affinity {
@@ -152,6 +196,18 @@ impl FlowRecords {
             empty(table)?;
         }
         run
+    }
+}
+
+fn key_of(protocol: Protocol, tuple: &Tuple) -> abi::CtKey {
+    let addr = |ip: IpAddr| convert::addr(ip).unwrap_or_default();
+    abi::CtKey {
+        src: addr(tuple.source),
+        dst: addr(tuple.destination),
+        sport: abi::Port::new(tuple.source_port),
+        dport: abi::Port::new(tuple.destination_port),
+        protocol: protocol.number(),
+        pad: [0; 3],
     }
 }
 

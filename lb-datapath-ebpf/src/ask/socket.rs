@@ -1,6 +1,6 @@
 //! Packets of sockets: the kernel runs no program of sockets on demand, so their maps are read.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
 use lb_core::{
     addr::{BackendAddr, FrontendAddr, Protocol},
@@ -9,15 +9,16 @@ use lb_core::{
 };
 use lb_datapath_ebpf_abi as abi;
 
-use super::{answer, frontend_of};
+use super::{answer, frontend_of, way};
 use crate::{
     config::{EbpfConfig, SocketBalancing},
     error::EbpfError,
     pins::anchors::Anchors,
     state::{
         convert,
-        maps::{Maps, Table},
+        maps::{Maps, Table, one},
     },
+    sys,
 };
 
 /// Reads what the programs of sockets would read: the kernel does not run them on demand.
@@ -38,12 +39,57 @@ pub(super) fn at_socket(
     if let Some(step) = left_alone(maps, config, packet)? {
         return Ok(answer(method, vec![step], FlowView::default(), KernelVerdict::Pass));
     }
-    let verdict = socket_verdict(maps, anchors, (hooks, packet), &mut steps)?;
+    let mut verdict = socket_verdict(maps, anchors, (hooks, packet), &mut steps)?;
+    if let KernelVerdict::Forward { backends: Backends::MayTake(backends), .. } = &verdict
+        && !may_use_any(maps, packet, backends.keys(), &mut steps)?
+    {
+        verdict = KernelVerdict::Reject;
+    }
     let faults = match verdict {
         KernelVerdict::Forward { .. } => way_back(anchors, packet),
         _ => Vec::new(),
     };
     Ok(KernelAnswer { faults, ..answer(method, steps, FlowView::default(), verdict) })
+}
+
+/// Whether the socket that sends from the packet's source may use one of `backends`. It may not while it knows all of
+/// them under another virtual address: it could not tell their answers apart. Sockets of pods are not known by their
+/// source.
+fn may_use_any<'a>(
+    maps: &Maps,
+    packet: &Packet,
+    backends: impl Iterator<Item = &'a BackendAddr>,
+    steps: &mut Vec<String>,
+) -> Result<bool, EbpfError> {
+    let cookie = (packet.protocol == Protocol::Udp).then(|| way::datagram_socket(packet)).flatten();
+    let Some(cookie) = cookie else { return Ok(true) };
+    let mut any = false;
+    for backend in backends {
+        let known = known_as(maps, cookie, backend)?;
+        match known.filter(|known| *known != SocketAddr::new(packet.destination, packet.destination_port)) {
+            Some(known) => steps.push(format!("SOCK_PEERS: the socket talks to {backend} under {known} already")),
+            None => any = true,
+        }
+    }
+    if !any {
+        steps.push("no backend is left that the socket could tell apart: refused with EADDRINUSE".into());
+    }
+    Ok(any)
+}
+
+/// The virtual address under which a UDP socket uses a backend.
+fn known_as(maps: &Maps, cookie: u64, backend: &BackendAddr) -> Result<Option<SocketAddr>, EbpfError> {
+    let Ok(addr) = convert::addr(backend.ip) else { return Ok(None) };
+    let of = |addr, port| abi::SockKey { cookie, addr, port, protocol: Protocol::Udp.number(), pad: [0; 5] };
+    let port = abi::Port::new(backend.port);
+    let Some(peer) = one::<abi::SockPeer>(maps.sock_peers(), "SOCK_PEERS", &of(addr, port))? else { return Ok(None) };
+    let flow = one::<abi::SockFlow>(maps.sock_flows(), "SOCK_FLOWS", &of(peer.addr, peer.port))?;
+    let silence = |flow: &abi::SockFlow| sys::monotonic().saturating_sub(Duration::from_nanos(flow.last_ns));
+    let uses = |flow: abi::SockFlow| {
+        (flow.backend_addr, flow.backend_port) == (addr, port)
+            && silence(&flow) <= Duration::from_nanos(abi::UDP_IDLE_NS)
+    };
+    Ok(flow.is_some_and(uses).then(|| SocketAddr::new(convert::ip(peer.addr), peer.port.number())))
 }
 
 /// Programs that are missing on the way back, and for sockets of the other family: an IPv6 socket reaches an IPv4

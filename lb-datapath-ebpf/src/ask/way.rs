@@ -6,7 +6,7 @@ use std::{
 };
 
 use lb_core::{addr::Protocol, decision::Packet};
-use lb_netlink::{InetFamily, InetProtocol, Query, SockDiag, Socket, States, Writer};
+use lb_netlink::{InetFamily, InetProtocol, InetSocket, Query, SockDiag, Socket, States, Writer};
 use netlink_packet_core::NLM_F_REQUEST;
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
@@ -146,4 +146,17 @@ pub(super) fn awaits(packet: &Packet) -> Option<bool> {
         }
     }
     Some(false)
+}
+
+/// The cookie of the UDP socket of this network namespace that sends from where `packet` comes from.
+pub(super) fn datagram_socket(packet: &Packet) -> Option<u64> {
+    let mut sockets = SockDiag::open().ok()?;
+    let sends = |local: SocketAddr| {
+        let ip = local.ip().to_canonical();
+        local.port() == packet.source_port && (ip.is_unspecified() || ip == packet.source)
+    };
+    [InetFamily::V4, InetFamily::V6].into_iter().find_map(|family| {
+        let found = sockets.list(&Query::new(InetProtocol::Udp, family)).ok()?;
+        found.iter().find(|socket| sends(socket.local())).map(InetSocket::cookie)
+    })
 }

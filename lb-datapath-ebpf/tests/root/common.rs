@@ -5,7 +5,7 @@ use std::{
     fs::{self, File},
     io::{self, Read, Write},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
-    os::fd::AsRawFd,
+    os::fd::{AsRawFd, FromRawFd, OwnedFd},
     path::{Path, PathBuf},
     process::Command,
     sync::{
@@ -376,4 +376,37 @@ fn switch_off(name: &str, what: u32) {
     // SAFETY: the request is an `ifreq` with a name and the address of a value that outlives the call.
     let done = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL, request.as_mut_ptr()) };
     assert_eq!(done, 0, "{name}: {}", io::Error::last_os_error());
+}
+
+/// A TCP connection from this port, which other sockets of this namespace may have as well.
+pub(crate) fn connect_from(source: SocketAddr, to: SocketAddr) -> io::Result<TcpStream> {
+    // SAFETY: the call makes a descriptor.
+    let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) };
+    assert!(fd >= 0);
+    // SAFETY: it was just made.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    let on = 1_i32;
+    let name = |addr: SocketAddr| {
+        let SocketAddr::V4(addr) = addr else { panic!("{addr}") };
+        libc::sockaddr_in {
+            sin_family: libc::AF_INET as u16,
+            sin_port: addr.port().to_be(),
+            sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes(addr.ip().octets()) },
+            sin_zero: [0; 8],
+        }
+    };
+    let patience = libc::timeval { tv_sec: PATIENCE.as_secs() as i64, tv_usec: 0 };
+    let check = |result: i32| if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) };
+    // SAFETY: options and addresses outlive the calls and are as long as is said.
+    unsafe {
+        let set = |name, value: *const libc::c_void, len: usize| {
+            check(libc::setsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, name, value, len as u32))
+        };
+        set(libc::SO_REUSEADDR, (&raw const on).cast(), size_of_val(&on))?;
+        set(libc::SO_SNDTIMEO, (&raw const patience).cast(), size_of_val(&patience))?;
+        let (from, to) = (name(source), name(to));
+        check(libc::bind(fd.as_raw_fd(), (&raw const from).cast(), size_of_val(&from) as u32))?;
+        check(libc::connect(fd.as_raw_fd(), (&raw const to).cast(), size_of_val(&to) as u32))?;
+    }
+    Ok(fd.into())
 }

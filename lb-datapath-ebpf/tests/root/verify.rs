@@ -1,6 +1,7 @@
 //! What the kernel says about a packet is what the model decides, until somebody has changed the kernel.
 
 use std::{
+    collections::BTreeSet,
     io::{Read, Write},
     net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::AsRawFd,
@@ -28,8 +29,8 @@ use lb_datapath_ebpf_abi as abi;
 use crate::{
     bpf::Map,
     common::{
-        Cgroup, Namespace, PATIENCE, POD_DEVICES, PinDir, UPLINK, World, ask_on, ask_tcp, config, detach, first_answer,
-        ip, serve, turn,
+        Cgroup, Namespace, PATIENCE, POD_DEVICES, PinDir, UPLINK, World, ask_on, ask_tcp, config, connect_from, detach,
+        first_answer, ip, serve, turn,
     },
 };
 
@@ -48,7 +49,16 @@ impl Subject {
     }
 
     fn in_world(world: World, uplinks: &[&str], node: NodeFacts, changes: impl IntoIterator<Item = Change>) -> Self {
-        let (pins, cgroup) = (PinDir::new(), Cgroup::empty());
+        Self::in_cgroup(Cgroup::empty(), world, (uplinks, node), changes)
+    }
+
+    fn in_cgroup(
+        cgroup: Cgroup,
+        world: World,
+        (uplinks, node): (&[&str], NodeFacts),
+        changes: impl IntoIterator<Item = Change>,
+    ) -> Self {
+        let pins = PinDir::new();
         let mut config = config(&pins, &cgroup);
         config.pod_devices = POD_DEVICES.map(String::from).to_vec();
         config.uplink_devices = uplinks.iter().map(ToString::to_string).collect();
@@ -567,4 +577,110 @@ fn a_half_closed_connection_is_one_that_goes_on() {
     served.write_all(b"!").unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     stream.read_exact(&mut [0]).unwrap();
+}
+
+/// What `pod` hears from `to` when it connects from port `port` of its address, and the connection.
+fn hear(pod: &Namespace, source: &str, to: SocketAddr) -> (String, TcpStream) {
+    pod.run(|| {
+        let mut stream = connect_from(source.parse().unwrap(), to).unwrap();
+        (ask_on(&mut stream).unwrap(), stream)
+    })
+}
+
+#[test]
+#[ignore = "needs root: loads eBPF programs and makes namespaces and a cgroup"]
+fn a_source_that_a_direct_flow_or_one_of_a_frontend_has_is_not_kept() {
+    let _turn = turn();
+    let subject = &mut Subject::new(web(0, PODS[0][1]));
+    let (backend, vip) = (SocketAddr::new(ip(PODS[0][1]), 8080), SocketAddr::new(vip(0, 0), 80));
+    let job = subject.world.pods[1].run(|| serve(backend, "b"));
+    subject.world.pods[1].spawn(job);
+    let sources = ["10.244.0.2:40000", "10.244.0.2:40001", "10.244.0.2:40002"];
+    let (heard, _direct) = hear(&subject.world.pods[0], sources[0], backend);
+    assert_eq!(heard, "b 10.244.0.2");
+    let (answer, found) = subject.verify(&segment(Entry::PodDevice, sources[0], &vip.to_string()));
+    assert_eq!(found, [""; 0], "{answer:?}");
+    let told = "a direct flow has the source 10.244.0.2:40000 to 10.244.1.2:8080: another one is looked for";
+    assert!(says(&answer, told) && says(&answer, "source 192.0.2.1, port "), "{answer:?}");
+    let (heard, _translated) = hear(&subject.world.pods[0], sources[0], vip);
+    assert_eq!(heard, "b 192.0.2.1");
+    // The other way round.
+    let (heard, _kept) = hear(&subject.world.pods[0], sources[1], vip);
+    assert_eq!(heard, "b 10.244.0.2");
+    let (answer, found) = subject.verify(&segment(Entry::PodDevice, sources[1], &backend.to_string()));
+    assert_eq!(found, [""; 0], "{answer:?}");
+    assert!(says(&answer, "a flow of a frontend has its addresses and ports: it gets another source"), "{answer:?}");
+    let (heard, _translated) = hear(&subject.world.pods[0], sources[1], backend);
+    assert_eq!(heard, "b 192.0.2.1");
+    // Nobody has the third one.
+    for to in [vip, backend] {
+        let (answer, found) = subject.verify(&segment(Entry::PodDevice, sources[2], &to.to_string()));
+        assert_eq!((&found[..], says(&answer, "another")), (&[][..], false), "{answer:?}");
+    }
+}
+
+#[test]
+#[ignore = "needs root: loads eBPF programs and makes namespaces and a cgroup"]
+fn a_port_whose_backend_is_in_time_wait_is_not_named() {
+    let _turn = turn();
+    let world = World::new();
+    // This leaves 1,024 ports to translated sources.
+    world.node.sysctl("ipv4/ip_local_port_range", "2048 65535");
+    let subject = &mut Subject::in_world(world, &[UPLINK], World::facts(), web(0, PODS[0][0]));
+    // Closes first.
+    let listener = subject.world.pods[0].run(|| TcpListener::bind("10.244.0.2:8080").unwrap());
+    subject.world.pods[0].spawn(move || {
+        while let Ok((mut stream, from)) = listener.accept() {
+            let _ = stream.write_all(from.port().to_string().as_bytes());
+        }
+    });
+    let vip = SocketAddr::new(vip(0, 0), 80);
+    let used: BTreeSet<String> = subject.world.client.run(|| {
+        let mut used = BTreeSet::new();
+        for _ in 0..700 {
+            let mut text = String::new();
+            TcpStream::connect(vip).unwrap().read_to_string(&mut text).unwrap();
+            used.insert(text);
+        }
+        used
+    });
+    assert!(used.len() > 600, "{}", used.len());
+    let mut looked = 0;
+    for port in 20_000..20_040 {
+        let (answer, found) = subject.verify(&segment(Entry::Uplink, &format!("192.0.2.2:{port}"), &vip.to_string()));
+        assert_eq!(found, [""; 0], "{answer:?}");
+        looked += u32::from(says(&answer, "a closed flow, whose backend may be in TIME-WAIT, has the source"));
+        let named = answer.steps.iter().find_map(|step| step.strip_prefix("source 192.0.2.1, port ")).unwrap();
+        assert!(!used.contains(named), "{answer:?}");
+    }
+    assert!(looked > 5, "{looked} of 40 ran into one that is used");
+}
+
+#[test]
+#[ignore = "needs root: loads eBPF programs and makes namespaces and a cgroup"]
+fn a_socket_that_could_not_tell_two_frontends_apart_is_told() {
+    let _turn = turn();
+    let services = [0, 2].into_iter().flat_map(|number| {
+        [Change::UpsertService(service(number, 0, Algorithm::Random, None)), endpoints(number, &["192.0.2.2"])]
+    });
+    let node = (&[UPLINK][..], World::facts());
+    let subject = &mut Subject::in_cgroup(Cgroup::joined(), World::new(), node, services);
+    let [first, second] = [0, 2].map(|number| SocketAddr::new(vip(0, number), 80));
+    let socket = subject.world.node.run(|| {
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        socket.send_to(b"?", first).unwrap();
+        socket
+    });
+    let from = socket.local_addr().unwrap().port();
+    let packet = |port, to: SocketAddr| Packet {
+        protocol: Protocol::Udp,
+        ..segment(Entry::Socket, &format!("192.0.2.1:{port}"), &to.to_string())
+    };
+    assert_eq!(subject.verify(&packet(from, first)).1, [""; 0]);
+    assert_eq!(subject.verify(&packet(from ^ 1, second)).1, [""; 0], "another socket");
+    let (answer, found) = subject.verify(&packet(from, second));
+    assert_eq!(found, ["verdict: expected forward, the kernel has refuse"], "{answer:?}");
+    assert!(says(&answer, &format!("the socket talks to 192.0.2.2:8080/udp under {first} already")), "{answer:?}");
+    let error = subject.world.node.run(|| socket.send_to(b"?", second).unwrap_err());
+    assert_eq!(error.kind(), std::io::ErrorKind::AddrInUse);
 }
