@@ -58,7 +58,8 @@ pub enum SocketBalancing {
     /// virtual machine, sees virtual addresses.
     Host,
     /// None. Sockets that were sent to a backend before keep it, and hear the virtual address. Processes of the node
-    /// reach services only as far as their packets leave through an attached device.
+    /// reach services only as far as their packets leave through an attached device, so no frontend at an address of the
+    /// node: services that have one are marked degraded.
     Off,
 }
 

@@ -496,7 +496,7 @@ impl Datapath for EbpfDatapath {
             capabilities = capabilities.with_algorithms([Algorithm::Random, Algorithm::Maglev]);
         }
         match self.config.socket_balancing {
-            SocketBalancing::Off => capabilities.with_sockets(SocketCapability::Packets),
+            SocketBalancing::Off => capabilities.with_sockets(SocketCapability::Egress),
             SocketBalancing::Host => capabilities.with_sockets(sockets_of(SocketOwners::Node)),
             SocketBalancing::All => capabilities,
         }

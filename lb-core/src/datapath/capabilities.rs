@@ -302,6 +302,10 @@ pub struct AffinityCapability {
 pub enum SocketCapability {
     /// As packets, like everybody else's: the flow hash sees the source port, a translated source applies.
     Packets,
+    /// As packets, where they leave the node through a device. A process of the node does not reach frontends at
+    /// addresses of the node itself, to which no packet leaves, and a backend on an address of the node takes such a
+    /// process for the frontend.
+    Egress,
     /// At `connect` and `sendmsg`: there is no source address or port yet. Maglev hashes what `hashes` says, a client
     /// of affinity is a network namespace, and a source is never translated.
     Connect {

@@ -33,6 +33,11 @@ pub fn decide(model: &Model, packet: &Packet, flow: &FlowView, now: Instant) -> 
         decision.step(format!("flow to {}", packet.destination), "frontend", says);
         return decision;
     }
+    if is_unseen(model, packet) {
+        let says = "does not see what the node sends to an address of its own".into();
+        decision.step(format!("datapath {}", model.capabilities().kind), "capabilities", says);
+        return decision;
+    }
     let Some(matched) = MatchedFrontend::new(model, packet, &mut decision) else {
         decision.verdict = of_another_port(model, packet, flow, &mut decision);
         return decision;
@@ -64,6 +69,13 @@ fn of_another_port(model: &Model, packet: &Packet, flow: &FlowView, decision: &m
         decision.step(format!("address {ip}"), "pings", "this node answers them".into());
     }
     verdict
+}
+
+/// Whether the datapath never sees the packet: a process of the node sends it to an address that the node has.
+fn is_unseen(model: &Model, packet: &Packet) -> bool {
+    let node = model.node();
+    let stays = node.ips.contains(&packet.destination) || packet.source == packet.destination;
+    model.capabilities().sockets == SocketCapability::Egress && packet.is_of_node(node) && stays
 }
 
 /// The fate of an established flow.
@@ -299,7 +311,12 @@ impl<'a> MatchedFrontend<'a> {
         // A pod of another node: its backend would answer it past this node.
         let pod_elsewhere =
             outside && self.model.translates_pods(self.kind, self.policy) && node.is_pod(self.packet.source);
-        let (source, hairpin_source, why) = if self.at_socket() {
+        let sees_no_loopback = self.model.capabilities().sockets == SocketCapability::Egress;
+        let (source, hairpin_source, why) = if sees_no_loopback && self.packet.is_of_node(node) {
+            let ports = self.model.capabilities().translated_ports.clone();
+            let as_frontend = SourceRewrite::Translated { addr: Some(self.addr.ip), ports };
+            (translated(), as_frontend, "translated: to the frontend's for a backend on the node")
+        } else if self.at_socket() {
             (SourceRewrite::Kept, SourceRewrite::Kept, "kept: the socket is connected to the backend itself")
         } else if keeps_source {
             (SourceRewrite::Kept, translated(), "kept: traffic policy Local")

@@ -102,9 +102,10 @@ impl Choice {
 pub enum SourceRewrite {
     /// Nothing: the backend sees the client.
     Kept,
-    /// It becomes one of the node's addresses.
+    /// It becomes one of the node's addresses, or, for a process of the node that a backend on the node takes for the
+    /// frontend, the address of the frontend.
     Translated {
-        /// The node's first address of the family, if it is known.
+        /// That address, if it is known: of the node, the first one of the family.
         addr: Option<IpAddr>,
         /// A port out of this range.
         ports: RangeInclusive<u16>,

@@ -5,6 +5,7 @@ use alloc::collections::BTreeSet;
 use super::{Degraded, Model};
 use crate::{
     addr::FrontendKind,
+    datapath::SocketCapability,
     service::{Algorithm, DrainPolicy, Service, TrafficPolicy},
     sources::SourceRanges,
 };
@@ -36,6 +37,9 @@ impl Model {
             let restricts = |ranges: &SourceRanges| ranges.restrict(frontend.addr.family());
             if !caps.source_ranges && service.source_ranges.as_deref().is_some_and(restricts) {
                 found.insert(Degraded::SourceRanges);
+            }
+            if caps.sockets == SocketCapability::Egress && self.node.ips.contains(&frontend.addr.ip) {
+                found.insert(Degraded::OwnAddress);
             }
             let wants_local = service.external_traffic_policy == TrafficPolicy::Local;
             if wants_local && follows_external_policy(frontend.kind) && !caps.external_traffic_policy_local {

@@ -132,6 +132,12 @@ pub enum Degraded {
     /// The datapath cannot check sources.
     #[error("source ranges are not supported by this datapath, every source is let in")]
     SourceRanges,
+    /// The datapath does not see packets of the node to itself.
+    #[error(
+        "processes of the node do not reach frontends at addresses of the node itself: this datapath sees packets where \
+         they leave the node; use the cluster address there, or let sockets of the node be translated"
+    )]
+    OwnAddress,
     /// The datapath cannot rewrite SCTP ports.
     #[error(
         "SCTP frontend {0} is not carried: this datapath cannot rewrite the port of SCTP; give the backends the same port"

@@ -3,10 +3,10 @@
 use crate::worlds::{backend, ip, port, ready, slice, web};
 use lb_core::{
     addr::{FrontendAddr, FrontendKind, Protocol},
-    datapath::Capabilities,
+    datapath::{Capabilities, SocketCapability},
     decision::{Choice, Entry, FlowView, Forward, Packet, SourceRewrite, Verdict, decide},
     endpoint::{Endpoint, SlicePort},
-    model::{Change, Claim, Model, ModelError, Settings},
+    model::{Change, Claim, Degraded, Model, ModelError, Settings},
     name::{NodeName, ServiceName},
     node::NodeFacts,
     service::{HostIps, Service, ServicePort, ServiceType},
@@ -358,4 +358,30 @@ fn sctp_at_another_port_than_its_backends_is_not_carried_where_ports_cannot_be_r
     assert_eq!((carried, degraded.len()), ([false, false], 5));
     let (carried, degraded) = fates(30080, fixed());
     assert_eq!((carried, degraded.len()), ([false, true], 3));
+}
+
+#[test]
+fn a_datapath_at_the_devices_does_not_see_what_the_node_sends_to_itself() {
+    let at_devices = Capabilities::all("devices").with_sockets(SocketCapability::Egress);
+    let mut model = model_with(Settings::default(), at_devices);
+    model.apply(Change::UpsertService(everywhere())).unwrap();
+    model.apply(Change::ReplaceEndpoints(slice("a", ["172.18.0.2", "10.244.1.1"].map(ready)))).unwrap();
+    assert_eq!(verdict(&model, &packet(Entry::Socket, "172.18.0.2", 30080)), Verdict::Pass);
+    let on_the_node = Packet { source: ip("20.0.0.1"), ..packet(Entry::Socket, "20.0.0.1", 80) };
+    assert_eq!(verdict(&model, &on_the_node), Verdict::Pass, "a load balancer has put its address there");
+    let of_a_pod = Packet { source: ip("10.244.0.9"), ..packet(Entry::Socket, "172.18.0.2", 30080) };
+    for seen in [of_a_pod, packet(Entry::Uplink, "172.18.0.2", 30080), packet(Entry::Socket, "20.0.0.1", 80)] {
+        forward(&model, &seen);
+    }
+    assert!(model.degraded(&everywhere()).contains(&Degraded::OwnAddress));
+    let elsewhere = Service { ports: vec![port("http", Protocol::Tcp, 80)], ..everywhere() };
+    assert!(!model.degraded(&elsewhere).contains(&Degraded::OwnAddress));
+
+    let own = forward(&model, &packet(Entry::Socket, "10.96.0.1", 80));
+    let seen = |backend| match own.source_rewrite(ip("172.18.0.2"), backend) {
+        SourceRewrite::Translated { addr, .. } => *addr,
+        SourceRewrite::Kept => panic!("{backend}"),
+    };
+    assert_eq!(seen(backend("172.18.0.2")), Some(ip("10.96.0.1")));
+    assert_eq!(seen(backend("10.244.1.1")), Some(ip("172.18.0.2")));
 }
