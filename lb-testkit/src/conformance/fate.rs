@@ -1,9 +1,9 @@
 //! Whether the fate of a flow is what `decide` says.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
 
 use lb_core::{
-    addr::{BackendAddr, FrontendAddr},
+    addr::{BackendAddr, FrontendAddr, Protocol},
     datapath::{SocketCapability, SocketOwners},
     decision::{Choice, Entry, FlowView, Forward, Packet, SourceRewrite, Verdict as Decided, decide},
     state::{Answer, Lookup, OtherPorts, State, Target},
@@ -134,9 +134,16 @@ impl Stage {
         self.compare(probe, &decided, &outcome)
     }
 
-    fn compare(&self, probe: Probe, decided: &Decided, outcome: &Outcome) -> Result<Option<BackendAddr>, Fault> {
+    fn compare(&mut self, probe: Probe, decided: &Decided, outcome: &Outcome) -> Result<Option<BackendAddr>, Fault> {
         match (decided, outcome) {
-            (Decided::Forward(forward), Ok(response)) => self.compare_forward(probe, forward, response).map(Some),
+            (Decided::Forward(forward), Ok(response)) => {
+                let backend = self.compare_forward(probe, forward, response)?;
+                if probe.protocol() == Protocol::Udp {
+                    let way = (probe.origin, probe.to);
+                    self.datagrams.entry((probe.sent_from(response), backend)).or_default().push(way);
+                }
+                Ok(Some(backend))
+            }
             (Decided::Reject | Decided::Drop, Err(failure)) if probe.stopped_at_home(failure) => Ok(None),
             (Decided::Reject, Err(failure)) if failure.kind == FailureKind::Refused && failure.after < AT_ONCE => {
                 Ok(None)
@@ -182,9 +189,15 @@ impl Stage {
         ensure!(response.peer == probe.to, "the peer is {}, expected {}", response.peer, probe.to);
         let (seen, local) = (response.client, probe.sent_from(response));
         match forward.source_rewrite(local.ip(), backend) {
-            // Two flows that differ in their VIP alone need different ports behind it.
+            // Two flows that differ in their VIP alone need different ports or addresses behind it.
             SourceRewrite::Kept => {
-                ensure!(seen.ip() == local.ip(), "`{}` sees {seen}, expected the client itself, {local}", response.pod);
+                let kept = seen.ip() == local.ip();
+                let translated = || self.model().node().ips.contains(&seen.ip());
+                ensure!(
+                    kept || (self.is_taken(probe, local, backend) && translated()),
+                    "`{}` sees {seen}, expected the client itself, {local}",
+                    response.pod
+                );
             }
             SourceRewrite::Translated { addr, ports } => {
                 ensure!(
@@ -195,6 +208,13 @@ impl Stage {
             }
         }
         Ok(backend)
+    }
+
+    /// Whether a datagram from this very address has come to this backend in another way, through another frontend or as
+    /// that of another socket of the pod: then the backend cannot tell a kept source from that one.
+    fn is_taken(&self, probe: Probe, local: SocketAddr, backend: BackendAddr) -> bool {
+        let ways = self.datagrams.get(&(local, backend));
+        ways.is_some_and(|ways| ways.iter().any(|way| *way != (probe.origin, probe.to)))
     }
 
     /// The address that a pod serves as in this choice; pods serve on several ports.

@@ -2,12 +2,14 @@
 
 use std::{
     collections::BTreeMap,
+    net::SocketAddr,
     sync::Arc,
     thread,
     time::{Duration, Instant as Clock},
 };
 
 use lb_core::{
+    addr::BackendAddr,
     datapath::{ApplyError, Capabilities, Datapath, DatapathError, Evicted, Role},
     endpoint::EndpointSlice,
     memory::MemoryDatapath,
@@ -21,7 +23,7 @@ use lb_core::{
 };
 
 use super::{Fault, Kind, NodeContext, Opener, Subject, Verdict, ensure, fate::Patience, service};
-use crate::lab::{Lab, Node, Offload, topology};
+use crate::lab::{Lab, Node, Offload, Origin, topology};
 
 /// How long a reconciler may take to settle, retries included.
 const SETTLED: Duration = Duration::from_secs(60);
@@ -45,6 +47,8 @@ pub struct Stage {
     /// Slices that the model has.
     slices: BTreeMap<SliceName, EndpointSlice>,
     pub(super) patience: Patience,
+    /// The ways of datagrams from an address to a backend: whose, and to which frontend.
+    pub(super) datagrams: BTreeMap<(SocketAddr, BackendAddr), Vec<(Origin, SocketAddr)>>,
 }
 
 impl Stage {
@@ -78,6 +82,7 @@ impl Stage {
             plans: Vec::new(),
             slices: BTreeMap::new(),
             patience: Patience::default(),
+            datagrams: BTreeMap::new(),
         })
     }
 
