@@ -429,7 +429,7 @@ impl EbpfDatapath {
         let affinity = AffinityCapability { prefixes: true, max_timeout: Duration::from_nanos(u64::MAX) };
         Capabilities::new("ebpf")
             .with_algorithms([Algorithm::Random, Algorithm::RoundRobin, Algorithm::Maglev])
-            .with_protocols([Protocol::Tcp, Protocol::Udp])
+            .with_protocols([Protocol::Tcp, Protocol::Udp, Protocol::Sctp])
             .with_families([Family::V4, Family::V6])
             .with_frontends([
                 FrontendKind::ClusterIp,

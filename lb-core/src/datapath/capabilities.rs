@@ -64,7 +64,7 @@ pub struct Capabilities {
     /// Whether it can answer ICMP echo requests to [addresses of frontends](crate::model::Settings::answer_ping).
     pub ping: bool,
     /// Whether it can rewrite the port of an SCTP packet, whose checksum covers all of the packet. Without it, a frontend
-    /// of SCTP is carried only if its port is that of its backends.
+    /// of SCTP is carried only if its port is that of its backends, and a translated source keeps its port.
     pub sctp_ports: bool,
     /// Whether it knows the devices that lead out of the node, and so tells pods of other nodes from its own. Without it, it
     /// keeps the source of every pod, and a pod elsewhere that uses a virtual address of this node gets no answer unless
@@ -75,7 +75,7 @@ pub struct Capabilities {
     pub routed_sources: bool,
     /// Most slots that one backend set may have.
     pub max_slots: u32,
-    /// Ports that a translated source may get.
+    /// Ports that a translated source may get, apart from [SCTP](Self::sctp_ports).
     pub translated_ports: RangeInclusive<u16>,
 }
 
@@ -144,6 +144,15 @@ impl Capabilities {
             uplinks: true,
             max_slots: u32::MAX,
             translated_ports: 1..=u16::MAX,
+        }
+    }
+
+    /// What it does with [`sockets`](Self::sockets) of this protocol. There is no hook for those of SCTP.
+    #[must_use]
+    pub fn sockets_of(&self, protocol: Protocol) -> SocketCapability {
+        match self.sockets {
+            SocketCapability::Connect { .. } if protocol == Protocol::Sctp => SocketCapability::Egress,
+            sockets => sockets,
         }
     }
 

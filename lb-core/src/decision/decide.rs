@@ -6,6 +6,7 @@ use alloc::{
     string::{String, ToString},
     vec::Vec,
 };
+use core::ops::RangeInclusive;
 
 use super::{Choice, Decision, Entry, FlowView, Forward, Packet, SourceRewrite, Verdict};
 use crate::{
@@ -75,7 +76,7 @@ fn of_another_port(model: &Model, packet: &Packet, flow: &FlowView, decision: &m
 fn is_unseen(model: &Model, packet: &Packet) -> bool {
     let node = model.node();
     let stays = node.ips.contains(&packet.destination) || packet.source == packet.destination;
-    model.capabilities().sockets == SocketCapability::Egress && packet.is_of_node(node) && stays
+    model.capabilities().sockets_of(packet.protocol) == SocketCapability::Egress && packet.is_of_node(node) && stays
 }
 
 /// The fate of an established flow.
@@ -290,7 +291,8 @@ impl<'a> MatchedFrontend<'a> {
     /// A socket has no source address yet when it connects. A pod's socket that has to be checked is therefore left
     /// alone, and its packets are translated when they leave the pod.
     fn at_socket(&self) -> bool {
-        let SocketCapability::Connect { whose, .. } = self.model.capabilities().sockets else { return false };
+        let sockets = self.model.capabilities().sockets_of(self.packet.protocol);
+        let SocketCapability::Connect { whose, .. } = sockets else { return false };
         let needs_source = self.guard.as_ref().is_some_and(|guard| guard.traffic == GuardedTraffic::All);
         let waits = needs_source || whose == SocketOwners::Node;
         self.packet.entry == Entry::Socket && (!waits || self.packet.is_of_node(self.model.node()))
@@ -304,16 +306,16 @@ impl<'a> MatchedFrontend<'a> {
         let by_route = several && self.model.capabilities().routed_sources;
         let translated = || SourceRewrite::Translated {
             addr: node.primary_ip(family).filter(|_| !by_route),
-            ports: self.model.capabilities().translated_ports.clone(),
+            ports: self.translated_ports(),
         };
         let outside = self.kind.is_external() && self.packet.entry == Entry::Uplink;
         let keeps_source = outside && self.policy == TrafficPolicy::Local;
         // A pod of another node: its backend would answer it past this node.
         let pod_elsewhere =
             outside && self.model.translates_pods(self.kind, self.policy) && node.is_pod(self.packet.source);
-        let sees_no_loopback = self.model.capabilities().sockets == SocketCapability::Egress;
+        let sees_no_loopback = self.model.capabilities().sockets_of(self.packet.protocol) == SocketCapability::Egress;
         let (source, hairpin_source, why) = if sees_no_loopback && self.packet.is_of_node(node) {
-            let ports = self.model.capabilities().translated_ports.clone();
+            let ports = self.translated_ports();
             let as_frontend = SourceRewrite::Translated { addr: Some(self.addr.ip), ports };
             (translated(), as_frontend, "translated: to the frontend's for a backend on the node")
         } else if self.at_socket() {
@@ -329,6 +331,14 @@ impl<'a> MatchedFrontend<'a> {
         };
         decision.step("node".to_string(), "cluster CIDRs", format!("source {} {why}", self.packet.source));
         self.delivered_here(Forward { choice, source, hairpin_source, here: BTreeSet::new() }, decision)
+    }
+
+    /// Ports of a translated source: the packet's own, if the datapath cannot rewrite those of its protocol.
+    fn translated_ports(&self) -> RangeInclusive<u16> {
+        let capabilities = self.model.capabilities();
+        let is_fixed = self.packet.protocol == Protocol::Sctp && !capabilities.sctp_ports;
+        let own = self.packet.source_port;
+        if is_fixed { own..=own } else { capabilities.translated_ports.clone() }
     }
 
     /// The same, but the source is kept for backends on addresses of this node: their packets do not leave it, so they

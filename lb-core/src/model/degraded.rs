@@ -38,7 +38,9 @@ impl Model {
             if !caps.source_ranges && service.source_ranges.as_deref().is_some_and(restricts) {
                 found.insert(Degraded::SourceRanges);
             }
-            if caps.sockets == SocketCapability::Egress && self.node.ips.contains(&frontend.addr.ip) {
+            if caps.sockets_of(frontend.addr.protocol) == SocketCapability::Egress
+                && self.node.ips.contains(&frontend.addr.ip)
+            {
                 found.insert(Degraded::OwnAddress);
             }
             let wants_local = service.external_traffic_policy == TrafficPolicy::Local;

@@ -3,7 +3,7 @@
 use crate::worlds::{backend, ip, port, ready, slice, web};
 use lb_core::{
     addr::{FrontendAddr, FrontendKind, Protocol},
-    datapath::{Capabilities, SocketCapability},
+    datapath::{Capabilities, SocketCapability, SocketHash, SocketOwners},
     decision::{Choice, Entry, FlowView, Forward, Packet, SourceRewrite, Verdict, decide},
     endpoint::{Endpoint, SlicePort},
     model::{Change, Claim, Degraded, Model, ModelError, Settings},
@@ -384,4 +384,25 @@ fn a_datapath_at_the_devices_does_not_see_what_the_node_sends_to_itself() {
     };
     assert_eq!(seen(backend("172.18.0.2")), Some(ip("10.96.0.1")));
     assert_eq!(seen(backend("10.244.1.1")), Some(ip("172.18.0.2")));
+}
+
+#[test]
+fn sctp_of_sockets_is_translated_as_packets_and_keeps_its_port_where_ports_cannot_be_rewritten() {
+    let capabilities = |can| {
+        let sockets = SocketCapability::Connect { hashes: SocketHash::SocketCookie, whose: SocketOwners::All };
+        Capabilities::all("test").with_sockets(sockets).with_sctp_ports(can).with_translated_ports(1024..=29_999)
+    };
+    let mut endpoints = slice("a", [ready("198.51.100.77")]);
+    endpoints.ports = vec![SlicePort { name: "sig".into(), protocol: Protocol::Sctp, port: 3868 }];
+    let service = Service { ports: vec![port("sig", Protocol::Sctp, 3868)], ..everywhere() };
+    for (can, ports) in [(false, 40_000..=40_000), (true, 1024..=29_999)] {
+        let mut model = model_with(Settings::default(), capabilities(can));
+        model.apply(Change::UpsertService(service.clone())).unwrap();
+        model.apply(Change::ReplaceEndpoints(endpoints.clone())).unwrap();
+        for entry in [Entry::Socket, Entry::Uplink] {
+            let packet = Packet { protocol: Protocol::Sctp, ..packet(entry, "10.96.0.1", 3868) };
+            let expected = SourceRewrite::Translated { addr: Some(ip("172.18.0.2")), ports: ports.clone() };
+            assert_eq!(forward(&model, &packet).source, expected, "{entry:?}");
+        }
+    }
 }

@@ -26,7 +26,7 @@ pub const CT_OWN: u8 = 0x40;
 /// [`CtValue::client`] and [`CtValue::server`]: this side has answered. Of a client, that is a packet after the first
 /// answer of the backend.
 pub const SIDE_SEEN: u8 = 1;
-/// [`CtValue::client`] and [`CtValue::server`]: this side has sent a FIN.
+/// [`CtValue::client`] and [`CtValue::server`]: this side has sent a FIN, or for SCTP a SHUTDOWN or its acknowledgement.
 pub const SIDE_FIN: u8 = 2;
 /// [`CtValue::server`]: the backend's FIN came before the client's, so that the backend is the one in TIME-WAIT.
 pub const SIDE_FIRST: u8 = 4;
@@ -48,6 +48,22 @@ pub const TCP_HALF_CLOSED_NS: u64 = HOUR;
 ///
 /// <https://elixir.bootlin.com/linux/v6.18/source/include/net/tcp.h> (`TCP_TIMEWAIT_LEN`)
 pub const TCP_CLOSED_NS: u64 = 60 * SECOND;
+
+/// An SCTP flow that was not established yet is over after this much silence: conntrack's default time-out.
+///
+/// <https://elixir.bootlin.com/linux/v6.18/source/net/netfilter/nf_conntrack_proto_sctp.c> (`SCTP_CONNTRACK_COOKIE_WAIT`)
+pub const SCTP_NEW_NS: u64 = 3 * SECOND;
+/// An established SCTP flow loses its claim to its tuple after this much silence (`SCTP_CONNTRACK_ESTABLISHED`): its ends
+/// send heartbeats every 30 seconds.
+pub const SCTP_IDLE_NS: u64 = 210 * SECOND;
+/// An SCTP flow that one side shuts down loses its claim after this much silence (`SCTP_CONNTRACK_SHUTDOWN_SENT`).
+pub const SCTP_CLOSING_NS: u64 = 3 * SECOND;
+/// A closed SCTP flow keeps its tuple for so long (`SCTP_CONNTRACK_CLOSED`). No side stays in a state like TIME-WAIT.
+pub const SCTP_CLOSED_NS: u64 = 10 * SECOND;
+
+/// Protocol numbers of flows; all others are TCP.
+const UDP: u8 = 17;
+const SCTP: u8 = 132;
 
 const SECOND: u64 = 1_000_000_000;
 const HOUR: u64 = 3600 * SECOND;
@@ -225,19 +241,23 @@ impl CtValue {
         self.server & SIDE_SEEN != 0 && (self.client & SIDE_SEEN != 0 || self.flags & CT_DIRECT != 0)
     }
 
-    /// How much silence ends the claim of the flow with this entry for replies to its tuple, in nanoseconds.
+    /// How much silence ends the claim of the flow with this entry for replies to its tuple, in nanoseconds, if it is one
+    /// of this protocol.
     #[inline(always)]
     #[must_use]
-    pub const fn lifetime(&self, is_udp: bool) -> u64 {
-        if is_udp {
+    pub const fn lifetime(&self, protocol: u8) -> u64 {
+        if protocol == UDP {
             return if self.server & SIDE_SEEN != 0 { UDP_IDLE_NS } else { UDP_NEW_NS };
         }
+        let is_sctp = protocol == SCTP;
         if self.is_closed() {
-            TCP_CLOSED_NS
+            if is_sctp { SCTP_CLOSED_NS } else { TCP_CLOSED_NS }
         } else if !self.is_established() {
-            TCP_NEW_NS
+            if is_sctp { SCTP_NEW_NS } else { TCP_NEW_NS }
         } else if (self.client | self.server) & SIDE_FIN != 0 {
-            TCP_HALF_CLOSED_NS
+            if is_sctp { SCTP_CLOSING_NS } else { TCP_HALF_CLOSED_NS }
+        } else if is_sctp {
+            SCTP_IDLE_NS
         } else {
             TCP_IDLE_NS
         }

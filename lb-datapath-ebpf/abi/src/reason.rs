@@ -119,6 +119,11 @@ reasons! {
     PacketAnswerLimit, "packet_answer_limit" => Verdict::Drop;
     /// The address and port that a socket of the node asked for are those of a frontend.
     SocketPortTaken, "socket_port_taken" => Verdict::Fail(Errno::AddressInUse);
+    /// An SCTP packet that asks for no association belongs to none that is known; it must not start one.
+    PacketStraySctp, "packet_stray_sctp" => Verdict::Drop;
+    /// The port of an SCTP client, which no program can translate, belongs to another flow to the same backend from the
+    /// address that the client would get.
+    PacketSctpPortTaken, "packet_sctp_port_taken" => Verdict::Drop;
 }
 
 impl Reason {

@@ -12,14 +12,14 @@ use std::{
 use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
 use lb_datapath_ebpf_abi::{
     Addr, AffinityKey, AffinityValue, BackendValue, CT_CUT, CtKey, CtValue, Errno, Facts, FragmentKey, FragmentValue,
-    FrontendKey, FrontendValue, MEMBER_DRAINS, MEMBER_TAKES, NodeValue, Pod, Port, PrefixBytes, ROLE_ACTIVE, Reason,
-    SIDE_SEEN, SLOTS_PER_CHUNK, SlotChunk, SockFlow, SockKey, SockPeer, SockSettings, TARGET_SET, from_octets, map_v4,
-    octets,
+    FrontendKey, FrontendValue, LOOKUP_HASH, MEMBER_DRAINS, MEMBER_TAKES, NodeValue, Pod, Port, PrefixBytes,
+    ROLE_ACTIVE, Reason, SIDE_SEEN, SLOTS_PER_CHUNK, SlotChunk, SockFlow, SockKey, SockPeer, SockSettings, TARGET_SET,
+    from_octets, map_v4, octets,
 };
 
 use crate::{
     maps::Maps,
-    protocol::{ICMP, ICMP_V6, TCP, UDP},
+    protocol::{ICMP, ICMP_V6, SCTP, TCP, UDP},
     sock::{self, Bound, Closing, Failing, Hook, Sock, SockMaps},
     tc::{
         checksum::{finish, sum},
@@ -221,6 +221,20 @@ impl Fake {
         fake.frontends.borrow_mut().extend([TCP, UDP].map(|protocol| (key_of(vip, protocol), frontend)));
         fake.point(vip, 1, backends.len() as u32);
         fake
+    }
+
+    /// The same for SCTP, whose backends have the port of the frontend.
+    pub(crate) fn serving_sctp(vip: IpAddr, backends: &[u32]) -> Self {
+        let fake = Self::serving_at(vip, LOOKUP_HASH, backends);
+        fake.backends.borrow_mut().values_mut().for_each(|backend| backend.port = Port::new(80));
+        let value = fake.frontend_at(vip);
+        fake.frontends.borrow_mut().insert(key_of(vip, SCTP), value);
+        fake
+    }
+
+    /// Changes the frontend of SCTP.
+    pub(crate) fn change_sctp(&self, vip: IpAddr, change: impl Fn(&mut FrontendValue)) {
+        change(self.frontends.borrow_mut().get_mut(&key_of(vip, SCTP)).unwrap());
     }
 
     /// Adds a set with these backends, one slot each.
@@ -733,6 +747,16 @@ impl FakeSkb {
         Self::v6(UDP, &udp(0))
     }
 
+    /// An SCTP packet whose first chunk is of this type, with 16 bytes behind that chunk's header.
+    pub(crate) fn sctp_v4(chunk: u8) -> Self {
+        Self::v4(SCTP, &sctp(chunk))
+    }
+
+    /// The same over IPv6.
+    pub(crate) fn sctp_v6(chunk: u8) -> Self {
+        Self::v6(SCTP, &sctp(chunk))
+    }
+
     /// A datagram in two fragments, the first of which has 16 bytes of payload and the second `more`.
     pub(crate) fn fragments_v4(more: usize) -> [Self; 2] {
         Self::split_v4(&Self::v4(UDP, &udp(16 + more)).bytes())
@@ -961,6 +985,28 @@ impl FakeSkb {
         self.fill_checksums();
     }
 
+    /// Sets the type of the first chunk of an SCTP packet.
+    pub(crate) fn set_chunk(&self, chunk: u8) {
+        let at = self.packet().transport as usize;
+        self.set_byte(at + 12, chunk);
+        self.fill_checksums();
+    }
+
+    /// Sets the last byte of the source.
+    pub(crate) fn set_last_of_source(&self, byte: u8) {
+        let at = if self.packet().is_v4 { IP + 15 } else { IP + 23 };
+        self.set_byte(at, byte);
+        self.fill_checksums();
+    }
+
+    /// Sets the source of an IPv4 packet.
+    pub(crate) fn set_source_of(&self, addr: Addr) {
+        for (at, byte) in (IP + 12..).zip(&octets(addr)[12..]) {
+            self.set_byte(at, *byte);
+        }
+        self.fill_checksums();
+    }
+
     /// Fills the frame up with zeroes.
     pub(crate) fn pad(&self, len: usize) {
         self.bytes.borrow_mut().resize(len, 0);
@@ -1004,8 +1050,10 @@ impl FakeSkb {
         }
         bytes[at..at + 2].copy_from_slice(&key.sport.number().to_be_bytes());
         bytes[at + 2..at + 4].copy_from_slice(&key.dport.number().to_be_bytes());
-        if !packet.is_udp() {
-            bytes[at + 13] = crate::tc::header::ACK;
+        match packet.key.protocol {
+            TCP => bytes[at + 13] = crate::tc::header::ACK,
+            SCTP => bytes[at + 12] = COOKIE_ACK,
+            _ => {}
         }
         self.bytes.replace(bytes);
         self.fill_checksums();
@@ -1039,6 +1087,12 @@ impl FakeSkb {
         if packet.is_v4 {
             assert_eq!(finish(sum(&words(&bytes[IP..at]))), 0, "IPv4 header");
         }
+        if packet.is_sctp() {
+            let mut blank = bytes[at..].to_vec();
+            blank[8..12].fill(0);
+            assert_eq!(bytes[at + 8..at + 12], crc32c(&blank).to_le_bytes(), "SCTP");
+            return;
+        }
         assert_eq!(finish(sum(&words(&pseudo(&bytes, &packet)))), 0, "transport header");
     }
 
@@ -1065,6 +1119,13 @@ impl FakeSkb {
             self.fill_header_checksum(at);
         }
         let mut bytes = self.bytes();
+        if packet.is_sctp() {
+            bytes[at + 8..at + 12].fill(0);
+            let sum = crc32c(&bytes[at..]).to_le_bytes();
+            bytes[at + 8..at + 12].copy_from_slice(&sum);
+            self.bytes.replace(bytes);
+            return;
+        }
         bytes[check..check + 2].fill(0);
         let sum = finish(sum(&words(&pseudo(&bytes, &packet)))).to_ne_bytes();
         bytes[check..check + 2].copy_from_slice(&sum);
@@ -1087,6 +1148,27 @@ impl FakeSkb {
         field.copy_from_slice(&after.to_ne_bytes());
         Ok(())
     }
+}
+
+/// Type of a chunk.
+const COOKIE_ACK: u8 = 11;
+
+/// Verification tag 0x01020304, and a chunk of this type whose first word is 0x0a0b0c0d: the tag that the sender of an INIT
+/// has chosen.
+fn sctp(chunk: u8) -> [u8; 32] {
+    let mut packet = [0; 32];
+    packet[..4].copy_from_slice(&[0x9c, 0x40, 0, 80]);
+    packet[4..8].copy_from_slice(&[1, 2, 3, 4]);
+    packet[12..16].copy_from_slice(&[chunk, 0, 0, 20]);
+    packet[16..20].copy_from_slice(&[0x0a, 0x0b, 0x0c, 0x0d]);
+    packet
+}
+
+/// CRC32c, one byte after the other.
+pub(crate) fn crc32c(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(u32::MAX, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| if crc & 1 == 0 { crc >> 1 } else { crc >> 1 ^ 0x82f6_3b78 })
+    })
 }
 
 /// An echo message of this type, number 7 of sender 9.

@@ -7,7 +7,7 @@ mod socket;
 mod way;
 
 use lb_core::{
-    addr::{FrontendAddr, Scope},
+    addr::{FrontendAddr, Protocol, Scope},
     decision::{Entry, FlowView, Packet},
     kernel::{KernelAnswer, KernelVerdict},
 };
@@ -34,10 +34,20 @@ pub(crate) fn ask(
     packet: &Packet,
 ) -> Result<KernelAnswer, EbpfError> {
     match packet.entry {
+        // Those of a pod leave it through its device, whatever made them.
+        Entry::Socket if packet.protocol == Protocol::Sctp && !is_of_node(&kernel.maps, packet)? => {
+            at_device(kernel, anchors, &config.pod_devices, packet)
+        }
         Entry::Socket => at_socket(&kernel.maps, anchors, config, packet),
         Entry::PodDevice => at_device(kernel, anchors, &config.pod_devices, packet),
         Entry::Uplink => at_device(kernel, anchors, &config.uplink_devices, packet),
     }
+}
+
+/// Whether the packet is one of the node itself, and not of a pod.
+fn is_of_node(maps: &Maps, packet: &Packet) -> Result<bool, EbpfError> {
+    let node = maps.node()?.and_then(|value| convert::node(&value).ok()).unwrap_or_default();
+    Ok(packet.source.is_loopback() || node.ips.contains(&packet.source))
 }
 
 /// The frontend that a packet is for, as the programs find it: traffic from inside has the twin, if there is one.

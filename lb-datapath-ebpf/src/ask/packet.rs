@@ -13,6 +13,8 @@ pub(crate) const SYN: u8 = 0x02;
 /// TCP flag.
 pub(crate) const ACK: u8 = 0x10;
 const RST: u8 = 0x04;
+/// Type of a chunk.
+const SCTP_ABORT: u8 = 6;
 
 /// Addresses and ports of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,9 +44,9 @@ impl Tuple {
 /// A packet that came out of a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Parsed {
-    /// TCP or UDP on its way.
+    /// TCP, UDP or SCTP on its way.
     Flow(Tuple),
-    /// A reset, or an ICMP error.
+    /// A reset, an ABORT, or an ICMP error.
     Refusal,
     /// "Fragmentation needed" or "packet too big".
     TooBig {
@@ -88,9 +90,17 @@ fn transport(packet: &Packet, tcp_flags: u8, payload: u16) -> Vec<u8> {
     let [high, low] = payload.saturating_add(8).to_be_bytes();
     let header: &[u8] = match packet.protocol {
         Protocol::Tcp => &[0, 0, 0, 1, 0, 0, 0, 1, 0x50, tcp_flags, 0xff, 0xff, 0, 0, 0, 0],
-        Protocol::Udp | Protocol::Sctp => &[high, low, 0, 0],
+        Protocol::Udp => &[high, low, 0, 0],
+        Protocol::Sctp => &[&[0; 8], sctp_chunk(tcp_flags)].concat(),
     };
     [&ports[..], header, &vec![0; usize::from(payload)]].concat()
+}
+
+/// INIT asks for an association as SYN asks for a connection, and COOKIE ACK belongs to one.
+const fn sctp_chunk(tcp_flags: u8) -> &'static [u8] {
+    const INIT: [u8; 20] = [1, 0, 0, 20, 0, 0, 0, 1, 0, 1, 0, 0, 0, 1, 0, 1, 0, 0, 0, 1];
+    const COOKIE_ACK: [u8; 4] = [11, 0, 0, 4];
+    if tcp_flags & SYN != 0 { &INIT } else { &COOKIE_ACK }
 }
 
 /// Reads a frame; `None` if it is neither a flow's nor a refusal.
@@ -107,8 +117,12 @@ pub(crate) fn parse(frame: &[u8]) -> Option<Parsed> {
         (ICMP_V6, [2, 0]) => return Some(Parsed::TooBig { from: source, mtu: word(4)? }),
         _ => {}
     }
-    let is_tcp = protocol == Protocol::Tcp.number();
-    if protocol == ICMP || protocol == ICMP_V6 || (is_tcp && transport.get(13)? & RST != 0) {
+    let is_refusal = match Protocol::from_number(protocol) {
+        Some(Protocol::Tcp) => transport.get(13)? & RST != 0,
+        Some(Protocol::Sctp) => *transport.get(12)? == SCTP_ABORT,
+        _ => protocol == ICMP || protocol == ICMP_V6,
+    };
+    if is_refusal {
         return Some(Parsed::Refusal);
     }
     let port = |at| Some(u16::from_be_bytes(array::<2>(transport, at)?));
@@ -139,7 +153,7 @@ mod tests {
     #[test]
     fn what_is_built_reads_as_what_it_was_built_from() {
         for (source, destination) in [("192.0.2.2", "10.96.0.1"), ("2001:db8::2", "fd00:96::1")] {
-            for protocol in [Protocol::Tcp, Protocol::Udp] {
+            for protocol in [Protocol::Tcp, Protocol::Udp, Protocol::Sctp] {
                 let packet = packet(protocol, source, destination);
                 let frame = frame(&packet, [2; 6], SYN).unwrap();
                 let tuple = Tuple {

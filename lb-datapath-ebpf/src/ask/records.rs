@@ -53,9 +53,8 @@ pub(super) struct Claim {
 impl FlowRecord {
     /// Whether the tuple of this entry for replies is not free yet.
     fn holds(&self) -> bool {
-        let is_udp = self.key.protocol == Protocol::Udp.number();
         let silence = sys::monotonic().saturating_sub(Duration::from_nanos(self.value.last_ns));
-        silence < Duration::from_nanos(self.value.lifetime(is_udp))
+        silence < Duration::from_nanos(self.value.lifetime(self.key.protocol))
     }
 
     /// Whether it translates answers to packets with the tuple of `client`.
@@ -152,7 +151,7 @@ impl FlowRecords {
         let last = self.flows.iter().map(|flow| flow.value.last_ns).max()?;
         let idle = sys::monotonic().saturating_sub(Duration::from_nanos(last));
         let back = self.flows.iter().find(|flow| flow.value.flags & abi::CT_REPLY != 0);
-        let silent = |back: &FlowRecord| is_udp && idle >= Duration::from_nanos(back.value.lifetime(true));
+        let silent = |back: &FlowRecord| is_udp && idle >= Duration::from_nanos(back.value.lifetime(own.key.protocol));
         let over = self.flows.iter().any(|flow| flow.value.is_closed()) || back.is_some_and(silent);
         let is_ours = own.value.flags & abi::CT_DIRECT == 0;
         (is_ours && !over).then_some(&own.value)

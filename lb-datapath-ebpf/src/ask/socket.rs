@@ -9,11 +9,12 @@ use lb_core::{
 };
 use lb_datapath_ebpf_abi as abi;
 
-use super::{answer, frontend_of, way};
+use super::{answer, frontend_of, is_of_node, way};
 use crate::{
     config::{EbpfConfig, SocketBalancing},
     error::EbpfError,
     pins::anchors::Anchors,
+    programs::INGRESS,
     state::{
         convert,
         maps::{Maps, Table, one},
@@ -29,6 +30,8 @@ pub(super) fn at_socket(
     packet: &Packet,
 ) -> Result<KernelAnswer, EbpfError> {
     let hooks: &[&str] = match (packet.destination.is_ipv4(), packet.protocol) {
+        // The kernel has no hook for sockets of SCTP: packets of the node are translated where they leave it.
+        (_, Protocol::Sctp) => &["lb_egress"],
         (true, Protocol::Udp) => &["lb_connect4", "lb_sendmsg4"],
         (true, _) => &["lb_connect4"],
         (false, Protocol::Udp) => &["lb_connect6", "lb_sendmsg6"],
@@ -95,6 +98,11 @@ fn known_as(maps: &Maps, cookie: u64, backend: &BackendAddr) -> Result<Option<So
 /// Programs that are missing on the way back, and for sockets of the other family: an IPv6 socket reaches an IPv4
 /// frontend at its IPv4-mapped address.
 fn way_back(anchors: &Anchors, packet: &Packet) -> Vec<String> {
+    let is_attached = |hook: &str| anchors.links_of(hook).any(|link| link.is_attached());
+    if packet.protocol == Protocol::Sctp {
+        let fault = "lb_ingress is not attached to any device: answers come from the backend's address";
+        return if is_attached(INGRESS) { Vec::new() } else { vec![fault.into()] };
+    }
     let families: &[u8] = if packet.destination.is_ipv4() { &[4, 6] } else { &[6] };
     let mut faults = Vec::new();
     for &family in families {
@@ -109,7 +117,7 @@ fn way_back(anchors: &Anchors, packet: &Packet) -> Vec<String> {
         ];
         for (name, _, consequence) in roles.into_iter().filter(|(_, matters, _)| *matters) {
             let hook = format!("{name}{family}");
-            if !anchors.links_of(&hook).any(|link| link.is_attached()) {
+            if !is_attached(&hook) {
                 faults.push(format!("{hook} is not attached to the cgroup:{sockets} {consequence}"));
             }
         }
@@ -120,13 +128,14 @@ fn way_back(anchors: &Anchors, packet: &Packet) -> Vec<String> {
 /// Why the socket is not sent to a backend, if it is not. A socket has no namespace here, but the node's own have an
 /// address of the node.
 fn left_alone(maps: &Maps, config: &EbpfConfig, packet: &Packet) -> Result<Option<String>, EbpfError> {
-    let is_own = || {
-        let node = maps.node()?.and_then(|value| convert::node(&value).ok()).unwrap_or_default();
-        Ok(packet.source.is_loopback() || node.ips.contains(&packet.source))
-    };
     Ok(match config.socket_balancing {
+        _ if packet.protocol == Protocol::Sctp => {
+            let node = maps.node()?.and_then(|value| convert::node(&value).ok()).unwrap_or_default();
+            let stays = node.ips.contains(&packet.destination) || packet.source == packet.destination;
+            stays.then(|| format!("the node has {}: the packet leaves through no device", packet.destination))
+        }
         SocketBalancing::All => None,
-        SocketBalancing::Host if is_own()? => None,
+        SocketBalancing::Host if is_of_node(maps, packet)? => None,
         SocketBalancing::Host => {
             Some(format!("SOCK_SETTINGS: sockets of the node alone, and it has no address {}", packet.source))
         }
@@ -141,7 +150,8 @@ fn socket_verdict(
     steps: &mut Vec<String>,
 ) -> Result<KernelVerdict, EbpfError> {
     if let Some(hook) = hooks.iter().find(|hook| !anchors.links_of(hook).any(|link| link.is_attached())) {
-        steps.push(format!("{hook} is not attached to the cgroup"));
+        let place = if packet.protocol == Protocol::Sctp { "any device" } else { "the cgroup" };
+        steps.push(format!("{hook} is not attached to {place}"));
         return Ok(KernelVerdict::Pass);
     }
     if maps.role()? != abi::ROLE_ACTIVE {
@@ -163,14 +173,15 @@ fn socket_verdict(
         _ => return Ok(KernelVerdict::Reject),
     }
     steps.push(format!("FRONTENDS: {addr} has {} slots from chunk {}", value.slots, value.first));
-    if value.affinity != 0 {
+    if value.affinity != 0 && packet.protocol != Protocol::Sctp {
         steps.push("AFFINITY: the client is a network namespace, whose record is not looked up".into());
     }
     let backends = slots(maps, &value, steps)?;
     if backends.is_empty() {
         return Ok(KernelVerdict::Reject);
     }
-    Ok(KernelVerdict::Forward { backends: Backends::MayTake(backends), translated: Some(false) })
+    let translated = (packet.protocol != Protocol::Sctp).then_some(false);
+    Ok(KernelVerdict::Forward { backends: Backends::MayTake(backends), translated })
 }
 
 /// What the programs do for an address that has no frontend at this port.

@@ -29,8 +29,6 @@ const _: () = assert!(abi::FLOW_SEED == lb_core::flow_hash::FLOW_SEED);
 pub(crate) enum Inexpressible {
     #[error("{0} is an IPv4-mapped IPv6 address, which cannot be told from the IPv4 address; use that")]
     Mapped(IpAddr),
-    #[error("protocol {0} is not forwarded by this datapath")]
-    Protocol(Protocol),
     #[error("affinity time-out {0:?} is longer than {max:?}", max = Duration::from_nanos(u64::MAX))]
     Timeout(Duration),
     #[error("the node has {found} {what}, at most {max} fit")]
@@ -70,18 +68,11 @@ pub(crate) fn ip(addr: abi::Addr) -> IpAddr {
     abi::unmap_v4(addr).map_or_else(|| Ipv6Addr::from(abi::octets(addr)).into(), IpAddr::from)
 }
 
-fn protocol(protocol: Protocol) -> Result<u8, Inexpressible> {
-    match protocol {
-        Protocol::Tcp | Protocol::Udp => Ok(protocol.number()),
-        Protocol::Sctp => Err(Inexpressible::Protocol(protocol)),
-    }
-}
-
 pub(crate) fn frontend_key(frontend: &FrontendAddr) -> Result<abi::FrontendKey, Inexpressible> {
     Ok(abi::FrontendKey {
         addr: addr(frontend.ip)?,
         port: abi::Port::new(frontend.port),
-        protocol: protocol(frontend.protocol)?,
+        protocol: frontend.protocol.number(),
         scope: match frontend.scope {
             Scope::External => abi::SCOPE_ANY,
             Scope::Internal => abi::SCOPE_INTERNAL,
@@ -258,7 +249,7 @@ pub(crate) fn backend_value(backend: &Backend, node: &NodeFacts) -> Result<abi::
     Ok(abi::BackendValue {
         addr: addr(backend.addr.ip)?,
         port: abi::Port::new(backend.addr.port),
-        protocol: protocol(backend.addr.protocol)?,
+        protocol: backend.addr.protocol.number(),
         local: u8::from(backend.local),
         host: u8::from(node.ips.contains(&backend.addr.ip)),
         pad: [0; 3],
@@ -266,7 +257,7 @@ pub(crate) fn backend_value(backend: &Backend, node: &NodeFacts) -> Result<abi::
 }
 
 pub(crate) fn backend(value: &abi::BackendValue) -> Result<Backend, Corrupt> {
-    let known = Protocol::from_number(value.protocol).filter(|known| protocol(*known).is_ok());
+    let known = Protocol::from_number(value.protocol);
     let protocol = known.ok_or_else(|| Corrupt::of(value))?;
     let addr = BackendAddr::new(ip(value.addr), value.port.number(), protocol);
     Ok(Backend { addr, local: value.local != 0 })

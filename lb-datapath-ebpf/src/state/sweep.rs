@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use lb_core::addr::Protocol;
 use lb_datapath_ebpf_abi::{self as abi, Pod};
 
 use super::layout::CT_LIVE;
@@ -15,7 +16,7 @@ use crate::{
     sys::{self, RawMap},
 };
 
-/// Time between two sweeps: the shortest time that a flow in the table lives is four times as long.
+/// Time between two sweeps: the shortest time that an established flow is silent is four times as long.
 const PERIOD: Duration = Duration::from_secs(30);
 
 /// A thread that sweeps the table every [`PERIOD`] until it is dropped.
@@ -101,12 +102,11 @@ pub(crate) fn sweep(flows: &RawMap, now: u64) -> io::Result<usize> {
 /// touch it together with the half for replies, with which it is removed; alone, it is left for as long as any state could
 /// last.
 pub(crate) fn is_over(key: &abi::CtKey, value: &abi::CtValue, now: u64) -> bool {
-    const UDP: u8 = 17;
-    let is_udp = key.protocol == UDP;
-    let lifetime = match (value.flags & abi::CT_REPLY != 0, is_udp) {
-        (true, _) => value.lifetime(is_udp),
-        (false, true) => abi::UDP_IDLE_NS,
-        (false, false) => abi::TCP_IDLE_NS,
+    let lifetime = match (value.flags & abi::CT_REPLY != 0, Protocol::from_number(key.protocol)) {
+        (true, _) => value.lifetime(key.protocol),
+        (false, Some(Protocol::Udp)) => abi::UDP_IDLE_NS,
+        (false, Some(Protocol::Sctp)) => abi::SCTP_IDLE_NS,
+        (false, Some(Protocol::Tcp) | None) => abi::TCP_IDLE_NS,
     };
     now.saturating_sub(value.last_ns) >= lifetime
 }
@@ -138,6 +138,10 @@ mod tests {
             (6, half, abi::TCP_HALF_CLOSED_NS),
             (6, cut, abi::TCP_CLOSED_NS),
             (17, reply, abi::UDP_IDLE_NS),
+            (132, reply, abi::SCTP_IDLE_NS),
+            (132, half, abi::SCTP_CLOSING_NS),
+            (132, cut, abi::SCTP_CLOSED_NS),
+            (132, abi::CtValue::EMPTY, abi::SCTP_IDLE_NS),
             (6, abi::CtValue::EMPTY, abi::TCP_IDLE_NS),
             (17, abi::CtValue::EMPTY, abi::UDP_IDLE_NS),
         ] {

@@ -93,7 +93,7 @@ impl From<Cause> for DatapathError {
 impl From<Inexpressible> for Cause {
     fn from(error: Inexpressible) -> Self {
         let kind = match error {
-            Inexpressible::Protocol(_) | Inexpressible::Timeout(_) => ErrorKind::Unsupported,
+            Inexpressible::Timeout(_) => ErrorKind::Unsupported,
             Inexpressible::Mapped(_) | Inexpressible::Facts { .. } => ErrorKind::Invalid,
         };
         Self::new(kind, error.to_string())

@@ -6,7 +6,7 @@ use lb_testkit::packets::{Check, IpReading, Ports, Reading, Segment, TcpReading,
 const LONGEST_V4: usize = 576;
 const LONGEST_V6: usize = 1280;
 
-/// Whether `answer` is a reset or "port unreachable" for the packet `asked` in `frame`. What a sender may choose is left
+/// Whether `answer` is a reset, an ABORT or "port unreachable" for the packet `asked` in `frame`. What a sender may choose is left
 /// open: identification, time to live, the window, and how much is quoted.
 pub(crate) fn check(frame: &[u8], asked: &IpReading, answer: &[u8]) -> Result<(), String> {
     let reading = Reading::of(answer);
@@ -26,6 +26,12 @@ pub(crate) fn check(frame: &[u8], asked: &IpReading, answer: &[u8]) -> Result<()
     }
     match (asked.transport, ip.transport) {
         (Transport::Tcp(asked_tcp), Transport::Tcp(reset)) => is_reset(asked, asked_tcp, reset),
+        (Transport::Sctp(asked_of), Transport::Sctp(answered)) => {
+            let back = Ports { source: asked_of.destination, destination: asked_of.source };
+            is_abort(&frame[asked.payload_at..], &answer[ip.payload_at..ip.end])
+                .filter(|()| answered == back)
+                .ok_or_else(|| format!("not the ABORT to it: {answered:?}, {:?}", &answer[ip.payload_at..]))
+        }
         (Transport::Udp(_) | Transport::Icmp { .. }, Transport::Icmp { kind, code, rest: [0, 0, 0, 0] }) => {
             is_unreachable(frame, asked, &answer[ip.payload_at + 8..], (kind, code), answer.len())
         }
@@ -45,6 +51,14 @@ fn is_reset(asked: &IpReading, segment: TcpReading, reset: TcpReading) -> Result
     let ports = Ports { source: segment.ports.destination, destination: segment.ports.source };
     let expected = TcpReading { ports, sequence, acknowledgement, flags, header: reset.header };
     if reset == expected { Ok(()) } else { Err(format!("{reset:?}, not {expected:?}")) }
+}
+
+/// RFC 9260, sections 3.3.7 and 8.4: the tag that the sender of an INIT wants to see, and otherwise its own, which a bit
+/// says.
+fn is_abort(asked: &[u8], abort: &[u8]) -> Option<()> {
+    const INIT: u8 = 1;
+    let (tag, flags) = if asked[12] == INIT { (asked.get(16..20)?, 0) } else { (&asked[4..8], 1) };
+    (abort[4..8] == *tag && abort[12..] == [6, flags, 0, 4]).then_some(())
 }
 
 fn is_unreachable(frame: &[u8], asked: &IpReading, quote: &[u8], kind: (u8, u8), len: usize) -> Result<(), String> {

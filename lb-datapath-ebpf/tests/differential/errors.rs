@@ -128,7 +128,7 @@ impl<'a> Error<'a> {
         }
         let quoted = IpReading::of(frame, ip.payload_at + 8)?;
         let family = |ip: &IpReading| Family::of(ip.addresses.source());
-        let protocol = Protocol::from_number(quoted.protocol).filter(|protocol| *protocol != Protocol::Sctp)?;
+        let protocol = Protocol::from_number(quoted.protocol)?;
         let is_of_receiver = quoted.addresses.source() == ip.addresses.destination();
         if family(&quoted) != family(ip) || !is_walked(&quoted) || quoted.is_later_part() || !is_of_receiver {
             return None;

@@ -200,7 +200,7 @@ enum Memory {
 pub(crate) struct Subject<'a> {
     pub(crate) tuple: Tuple,
     pub(crate) ip: &'a IpReading,
-    /// TCP flags; 0 for other protocols.
+    /// TCP flags, or what the first chunk of an SCTP packet [means](meaning_of); 0 for UDP.
     flags: u8,
     /// Lengths or the header's checksum are wrong: a host drops it, and a program may treat it in any way that changes
     /// nothing but what a translation does.
@@ -212,8 +212,9 @@ impl Subject<'_> {
         self.flags & (Segment::SYN | Segment::ACK) == Segment::SYN
     }
 
-    const fn is_reset(&self) -> bool {
-        self.flags & Segment::RST != 0
+    /// Whether it may belong to a connection that is there, and never begins one.
+    fn is_stray(&self) -> bool {
+        self.flags & Segment::RST != 0 || (self.tuple.protocol == Protocol::Sctp && !self.asks_for_a_connection())
     }
 
     fn is_udp(&self) -> bool {
@@ -306,7 +307,7 @@ impl Reference {
         if let Some(fate) = self.check_error(view, frame, &reading, out) {
             return fate;
         }
-        let Some(subject) = self.subject(view, &reading) else {
+        let Some(subject) = self.subject(view, frame, &reading) else {
             return match untouched(frame, out) {
                 true => Ok(Fate::Untouched),
                 false => Err("expected to be left alone: no packet of a protocol that is translated".into()),
@@ -341,7 +342,7 @@ impl Reference {
     }
 
     /// The packet of the frame, if it is for this host to route and one that is translated.
-    fn subject<'a>(&mut self, view: &View<'_>, reading: &'a Reading) -> Option<Subject<'a>> {
+    fn subject<'a>(&mut self, view: &View<'_>, frame: &[u8], reading: &'a Reading) -> Option<Subject<'a>> {
         let ip = view.packet_of(reading)?;
         let (source, destination) = (ip.addresses.source(), ip.addresses.destination());
         let mut is_malformed = !ip.faults.is_empty() || ip.checksum == Check::Wrong;
@@ -349,12 +350,13 @@ impl Reference {
         let (protocol, ports, flags) = match ip.transport {
             Transport::Tcp(TcpReading { ports, flags, .. }) => (Protocol::Tcp, ports, flags),
             Transport::Udp(ports) => (Protocol::Udp, ports, 0),
+            Transport::Sctp(ports) => (Protocol::Sctp, ports, meaning_of(first_chunk(frame, ip)?)),
             Transport::Other if ip.is_later_part() => {
                 let (ports, may_be_unknown) = *self.fragments.get(&key)?;
                 is_malformed |= may_be_unknown;
                 (Protocol::from_number(ip.protocol)?, ports, 0)
             }
-            Transport::Sctp(_) | Transport::Icmp { .. } | Transport::Other | Transport::Cut => return None,
+            Transport::Icmp { .. } | Transport::Other | Transport::Cut => return None,
         };
         if ip.is_part() && !ip.is_later_part() && view.role != Role::Standby {
             self.fragments.insert(key, (ports, is_malformed));
@@ -462,7 +464,7 @@ impl Reference {
             match &decision.verdict {
                 Verdict::Pass => self.add_direct(view, subject, all),
                 Verdict::Drop => all.push(Alternative::Dropped),
-                Verdict::Forward(_) | Verdict::Reject if subject.is_reset() => all.push(Alternative::Dropped),
+                Verdict::Forward(_) | Verdict::Reject if subject.is_stray() => all.push(Alternative::Dropped),
                 // The rate of answers is limited.
                 Verdict::Reject => all.extend([Alternative::Answered, Alternative::Dropped]),
                 Verdict::Forward(forward) => {
@@ -485,7 +487,7 @@ impl Reference {
             let family = Family::of(subject.tuple.destination.ip);
             let fits = |b: &&BackendAddr| b.protocol == subject.tuple.protocol && b.family() == family;
             let backends = view.backends.keys().filter(fits).copied().collect();
-            let forward = translated(view, family);
+            let forward = translated(view, &subject.tuple);
             all.push(Alternative::Opens(Opening { backends, forward, is_doubtful: true, affinity }));
         }
     }
@@ -524,7 +526,7 @@ impl Reference {
         }
         let Endpoint { ip, port } = subject.tuple.destination;
         let backends = [BackendAddr::new(ip, port, subject.tuple.protocol)].into();
-        let forward = translated(view, Family::of(ip));
+        let forward = translated(view, &subject.tuple);
         all.push(Alternative::Opens(Opening { backends, forward, is_doubtful: false, affinity: None }));
     }
 
@@ -624,7 +626,11 @@ impl Reference {
         opening: &Opening,
     ) -> Result<Fate, String> {
         let tuple = subject.tuple;
-        if out.verdict == TCX_DROP && opening.backends.iter().any(|b| self.may_lack_source(&tuple, opening, *b)) {
+        let may_lack = |b: &BackendAddr| {
+            let port = tuple.protocol == Protocol::Sctp && self.may_lack_port(view, &tuple, opening, *b);
+            port || self.may_lack_source(&tuple, opening, *b)
+        };
+        if out.verdict == TCX_DROP && opening.backends.iter().any(may_lack) {
             self.saw_anything(view, subject);
             return Ok(Fate::Dropped);
         }
@@ -675,6 +681,23 @@ impl Reference {
         !has_other && self.is_taken(&answers_to(tuple, backend, tuple.source), tuple) != Taken::No
     }
 
+    /// Whether a flow of SCTP to `backend` may find its port taken at every address that it could come from.
+    fn may_lack_port(&self, view: &View<'_>, tuple: &Tuple, opening: &Opening, backend: BackendAddr) -> bool {
+        let addr = |rewrite: &SourceRewrite| match rewrite {
+            SourceRewrite::Translated { addr, .. } => *addr,
+            SourceRewrite::Kept => Some(tuple.source.ip),
+        };
+        let rewrites = [opening.forward.source_rewrite(tuple.source.ip, backend), &opening.forward.hairpin_source];
+        let mut sources: Vec<IpAddr> = rewrites.into_iter().filter_map(addr).collect();
+        if view.is_left() && view.is_on_node(backend.ip) {
+            sources.push(tuple.destination.ip);
+        }
+        sources.into_iter().map(|ip| Endpoint { ip, ..tuple.source }).any(|source| {
+            let is_frontend = view.model.owner(&FrontendAddr::new(source.ip, source.port, tuple.protocol)).is_some();
+            is_frontend || self.is_taken(&answers_to(tuple, backend, source), tuple) != Taken::No
+        })
+    }
+
     /// Whether `source` is one that a flow to `backend` may get.
     fn is_a_source(
         &self,
@@ -687,8 +710,7 @@ impl Reference {
         let rewrite = opening.forward.source_rewrite(tuple.source.ip, backend);
         // To a backend on the node itself, a process of the node comes from the frontend. To go past a frontend it cannot.
         if view.is_left() && view.is_on_node(backend.ip) && tuple.destination.ip != backend.ip {
-            let ports = &view.model.capabilities().translated_ports;
-            return self.is_translated_source(tuple, backend, source, tuple.destination.ip, ports);
+            return self.is_translated_source(tuple, backend, source, tuple.destination.ip, &ports_for(view, tuple));
         }
         let kept = self.is_taken(&answers_to(tuple, backend, tuple.source), tuple);
         match rewrite {
@@ -878,14 +900,39 @@ fn packet(entry: Entry, subject: &Subject<'_>) -> Packet {
 }
 
 /// The forwarding of a flow whose source is translated in any case.
-fn translated(view: &View<'_>, family: Family) -> Forward {
-    let addr = view.model.node().primary_ip(family);
-    let translated = SourceRewrite::Translated { addr, ports: view.model.capabilities().translated_ports.clone() };
+fn translated(view: &View<'_>, tuple: &Tuple) -> Forward {
+    let addr = view.model.node().primary_ip(Family::of(tuple.destination.ip));
+    let translated = SourceRewrite::Translated { addr, ports: ports_for(view, tuple) };
     Forward {
         choice: Choice::OneOf([].into()),
         source: translated.clone(),
         hairpin_source: translated,
         here: [].into(),
+    }
+}
+
+/// Ports that a translated source may get: of SCTP, its own.
+fn ports_for(view: &View<'_>, tuple: &Tuple) -> RangeInclusive<u16> {
+    match tuple.protocol {
+        Protocol::Sctp => tuple.source.port..=tuple.source.port,
+        Protocol::Tcp | Protocol::Udp => view.model.capabilities().translated_ports.clone(),
+    }
+}
+
+/// The type of the first chunk of an SCTP packet that has the whole header of one.
+fn first_chunk(frame: &[u8], ip: &IpReading) -> Option<u8> {
+    let header = frame.get(..ip.end.min(frame.len()))?.get(ip.payload_at + 12..ip.payload_at + 16)?;
+    header.first().copied()
+}
+
+/// What a chunk does to an association, in terms of the flags of TCP: RFC 9260, sections 5.1 and 9.
+const fn meaning_of(chunk: u8) -> u8 {
+    match chunk {
+        1 => Segment::SYN,
+        2 => Segment::SYN | Segment::ACK,
+        6 | 14 => Segment::RST,
+        7 | 8 => Segment::FIN | Segment::ACK,
+        _ => Segment::ACK,
     }
 }
 

@@ -28,6 +28,8 @@ pub(crate) const OF_NODE: usize = 2;
 pub(crate) const PORT: u16 = 80;
 /// Port of backends.
 pub(crate) const BACKEND_PORT: u16 = 8080;
+/// Protocols of services.
+pub(crate) const PROTOCOLS: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
 /// Pods with a host port.
 pub(crate) const PODS: usize = 2;
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
@@ -77,8 +79,18 @@ pub(crate) fn external_ip(number: usize, family: Family) -> IpAddr {
 }
 
 /// Port of a service at its cluster address.
-pub(crate) fn port(number: usize) -> u16 {
-    if number < OF_NODE { 9_000 + number as u16 } else { PORT }
+pub(crate) fn port(number: usize, protocol: Protocol) -> u16 {
+    match protocol {
+        _ if number < OF_NODE => 9_000 + number as u16,
+        // No program can give an SCTP packet another one.
+        Protocol::Sctp => BACKEND_PORT,
+        Protocol::Tcp | Protocol::Udp => PORT,
+    }
+}
+
+/// Port of the backends of a service that has this one.
+fn backend_port(service_port: u16, protocol: Protocol) -> u16 {
+    if protocol == Protocol::Sctp { service_port } else { BACKEND_PORT }
 }
 
 /// Node port of a service.
@@ -123,9 +135,9 @@ pub(crate) fn change(dice: &mut Dice, facts: &NodeFacts, model: &Model) -> Chang
 
 fn service(dice: &mut Dice, facts: &NodeFacts, number: usize) -> Service {
     let port = |protocol| ServicePort {
-        name: port_name(protocol, port(number)),
+        name: port_name(protocol, number),
         protocol,
-        port: port(number),
+        port: port(number, protocol),
         node_port: number.is_multiple_of(2).then(|| node_port(number)),
     };
     let external = FAMILIES.map(|family| external_ip(number, family)).to_vec();
@@ -139,7 +151,8 @@ fn service(dice: &mut Dice, facts: &NodeFacts, number: usize) -> Service {
         // Such a service has a port that no other one has there.
         external_ips: if number < OF_NODE { facts.ips.clone() } else { external },
         load_balancer_ips: FAMILIES.map(|family| ingress_ip(number, family)).to_vec(),
-        ports: [Protocol::Tcp, Protocol::Udp].map(port).to_vec(),
+        // A frontend of SCTP at an address of the node would be its own backend there.
+        ports: PROTOCOLS[..if number < OF_NODE { 2 } else { 3 }].iter().copied().map(port).collect(),
         affinity: dice.chance(35).then_some(sticky),
         algorithm: Some(dice.pick(&[Algorithm::Random, Algorithm::RoundRobin, Algorithm::Maglev])),
         table_size: TableSize::new(251).ok(),
@@ -162,7 +175,7 @@ fn with_other_rules(dice: &mut Dice, service: Service) -> Service {
 /// A pod with a host port, at every address of the node or at one.
 fn pod_with_host_port(dice: &mut Dice, facts: &NodeFacts, number: usize) -> Service {
     let port = |protocol| ServicePort {
-        name: port_name(protocol, host_port(number)),
+        name: port_name(protocol, number),
         protocol,
         port: host_port(number),
         node_port: None,
@@ -170,7 +183,7 @@ fn pod_with_host_port(dice: &mut Dice, facts: &NodeFacts, number: usize) -> Serv
     Service {
         kind: ServiceType::HostPort,
         host_ips: Some(if dice.chance(50) { HostIps::Every } else { HostIps::One(dice.pick(&facts.ips)) }),
-        ports: [Protocol::Tcp, Protocol::Udp].map(port).to_vec(),
+        ports: PROTOCOLS.map(port).to_vec(),
         ..Service::new(pod_name(number))
     }
 }
@@ -179,7 +192,7 @@ fn pod_with_host_port(dice: &mut Dice, facts: &NodeFacts, number: usize) -> Serv
 fn endpoint_of_pod(dice: &mut Dice, facts: &NodeFacts, number: usize, family: Family) -> Change {
     let conditions = Conditions { ready: dice.chance(80), ..Conditions::READY };
     let endpoint = Endpoint { node: facts.name.clone(), conditions, ..Endpoint::new(backends(family)[number]) };
-    slice(pod_name(number), host_port(number), family, vec![endpoint])
+    slice(pod_name(number), number, |_| host_port(number), family, vec![endpoint])
 }
 
 /// Some of the clients.
@@ -218,15 +231,25 @@ fn endpoints(dice: &mut Dice, facts: &NodeFacts, number: usize, family: Family) 
         };
         endpoints.push(Endpoint { node, conditions, weight: dice.pick(&[100, 100, 200, 0]), ..Endpoint::new(ip) });
     }
-    slice(name(number), port(number), family, endpoints)
+    slice(name(number), number, |protocol| port(number, protocol), family, endpoints)
 }
 
-fn slice(service: ServiceName, service_port: u16, family: Family, endpoints: Vec<Endpoint>) -> Change {
-    let port = |protocol| SlicePort { name: port_name(protocol, service_port), protocol, port: BACKEND_PORT };
+fn slice(
+    service: ServiceName,
+    number: usize,
+    service_port: impl Fn(Protocol) -> u16,
+    family: Family,
+    endpoints: Vec<Endpoint>,
+) -> Change {
+    let port = |protocol| SlicePort {
+        name: port_name(protocol, number),
+        protocol,
+        port: backend_port(service_port(protocol), protocol),
+    };
     Change::ReplaceEndpoints(EndpointSlice {
         name: SliceName::new("test", &format!("{}-{family}", service.name())),
         service,
-        ports: [Protocol::Tcp, Protocol::Udp].map(port).to_vec(),
+        ports: PROTOCOLS.map(port).to_vec(),
         endpoints,
     })
 }
@@ -239,6 +262,6 @@ fn name(number: usize) -> ServiceName {
     ServiceName::new("test", &format!("s{number}"))
 }
 
-fn port_name(protocol: Protocol, port: u16) -> Arc<str> {
-    format!("{protocol}-{port}").into()
+fn port_name(protocol: Protocol, number: usize) -> Arc<str> {
+    format!("{protocol}-{number}").into()
 }

@@ -14,7 +14,7 @@ use lb_testkit::packets::{
 use crate::{
     dice::Dice,
     reference::{Reference, Tuple},
-    services::{self, BACKEND_PORT, OF_NODE, PODS, SERVICES},
+    services::{self, BACKEND_PORT, OF_NODE, PODS, PROTOCOLS, SERVICES},
     world::Device,
 };
 
@@ -157,11 +157,16 @@ impl Traffic {
         let pods = services::backends(family);
         let number = dice.below(SERVICES);
         let ips = [dice.pick(&pods), services::cluster_ip(number, family), services::ingress_ip(number, family)];
-        let ports =
-            [services::port(number), BACKEND_PORT, 1024 + dice.below(1000) as u16, 40_000 + dice.below(12) as u16];
+        let protocol = dice.pick(&PROTOCOLS);
+        let ports = [
+            services::port(number, protocol),
+            BACKEND_PORT,
+            1024 + dice.below(1000) as u16,
+            40_000 + dice.below(12) as u16,
+        ];
         let own = self.node.iter().copied().find(|ip| device.is_left() && Family::of(*ip) == family);
         Tuple {
-            protocol: dice.pick(&[Protocol::Tcp, Protocol::Udp]),
+            protocol,
             source: Endpoint { ip: own.unwrap_or_else(|| dice.pick(&ips)), port: dice.pick(&ports) },
             destination: Endpoint { ip: dice.pick(&ips), port: dice.pick(&ports) },
         }
@@ -224,18 +229,18 @@ fn conversation(dice: &mut Dice, devices: &[Device], node: &[IpAddr]) -> Convers
         3 => services::node_port(dice.below(SERVICES)),
         _ => 40_000 + dice.below(12) as u16,
     };
+    let protocol = dice.pick(&PROTOCOLS);
     let destination = match of_node.filter(|_| !device.is_left() && dice.chance(30)) {
-        Some(ip) => at_node(dice, ip),
-        None => at_service(dice, family),
+        Some(ip) => at_node(dice, ip, protocol),
+        None => at_service(dice, family, protocol),
     };
-    let protocol = dice.pick(&[Protocol::Tcp, Protocol::Udp]);
     Conversation { device, tuple: Tuple { protocol, source: Endpoint { ip, port }, destination } }
 }
 
 /// A frontend at the node's own address `ip`, or where one was or could be.
-fn at_node(dice: &mut Dice, ip: IpAddr) -> Endpoint {
+fn at_node(dice: &mut Dice, ip: IpAddr, protocol: Protocol) -> Endpoint {
     let port = match dice.below(4) {
-        0 => services::port(dice.below(OF_NODE)),
+        0 => services::port(dice.below(OF_NODE), protocol),
         1 => services::host_port(dice.below(PODS)),
         _ => services::node_port(dice.below(SERVICES)),
     };
@@ -243,14 +248,14 @@ fn at_node(dice: &mut Dice, ip: IpAddr) -> Endpoint {
 }
 
 /// A frontend at an address of a service, or another port there.
-fn at_service(dice: &mut Dice, family: Family) -> Endpoint {
+fn at_service(dice: &mut Dice, family: Family, protocol: Protocol) -> Endpoint {
     let number = dice.below(SERVICES + 1);
     let ip = match dice.below(8) {
         0 | 1 => services::ingress_ip(number, family),
         2 => services::external_ip(number, family),
         _ => services::cluster_ip(number, family),
     };
-    Endpoint { ip, port: services::port(number) + u16::from(dice.chance(8)) }
+    Endpoint { ip, port: services::port(number, protocol) + u16::from(dice.chance(8)) }
 }
 
 /// A packet with this tuple; every fourth of another kind.
@@ -314,8 +319,20 @@ fn payload(dice: &mut Dice, tuple: Tuple) -> Payload {
             let window = dice.word() as u16;
             Payload::Tcp(Segment { ports, sequence, acknowledgement, flags, window, options, data })
         }
-        Protocol::Udp | Protocol::Sctp => Payload::Udp(Datagram { ports, checksum: !dice.chance(15), data }),
+        Protocol::Udp => Payload::Udp(Datagram { ports, checksum: !dice.chance(15), data }),
+        Protocol::Sctp => Payload::Sctp { ports, chunks: chunk(dice, &data) },
     }
+}
+
+/// The first chunk of an SCTP packet; some are too short for their type.
+fn chunk(dice: &mut Dice, data: &[u8]) -> Vec<u8> {
+    /// INIT, INIT ACK, DATA, COOKIE ECHO, HEARTBEAT, ABORT, SHUTDOWN and its acknowledgement, SHUTDOWN COMPLETE.
+    const KINDS: [u8; 14] = [1, 1, 1, 1, 1, 2, 0, 0, 10, 4, 6, 7, 8, 14];
+    let kind = if dice.chance(3) { dice.byte() } else { dice.pick(&KINDS) };
+    let [high, low] = (data.len() as u16 + 4).to_be_bytes();
+    let chunk = [&[kind, 0, high, low], data].concat();
+    let cut = if dice.chance(3) { dice.below(4) } else { chunk.len() };
+    chunk[..cut].to_vec()
 }
 
 /// Makes another kind of packet of the frame; a valid one, or one that no host would send.

@@ -16,6 +16,7 @@ mod paths;
 mod ping;
 mod privileges;
 mod resize;
+mod sctp;
 mod settings;
 mod sockets;
 mod verify;

@@ -143,10 +143,10 @@ fn vip(family: usize, number: usize) -> IpAddr {
 }
 
 fn service(number: usize, family: usize, algorithm: Algorithm, affinity: Option<Affinity>) -> Service {
-    let port = |protocol| ServicePort { name: name_of(protocol), protocol, port: 80, node_port: None };
+    let port = |protocol| ServicePort { name: name_of(protocol), protocol, port: port_of(protocol), node_port: None };
     Service {
         cluster_ips: vec![vip(family, number)],
-        ports: vec![port(Protocol::Tcp), port(Protocol::Udp)],
+        ports: PROTOCOLS.map(port).to_vec(),
         affinity,
         algorithm: Some(algorithm),
         ..Service::new(ServiceName::new("test", &format!("s{number}")))
@@ -158,13 +158,20 @@ fn endpoints(number: usize, addrs: &[&str]) -> Change {
     Change::ReplaceEndpoints(EndpointSlice {
         name: SliceName::new("test", &format!("s{number}")),
         service: ServiceName::new("test", &format!("s{number}")),
-        ports: vec![port(Protocol::Tcp), port(Protocol::Udp)],
+        ports: PROTOCOLS.map(port).to_vec(),
         endpoints: addrs.iter().map(|addr| Endpoint::new(ip(addr))).collect(),
     })
 }
 
 fn name_of(protocol: Protocol) -> Arc<str> {
     protocol.as_str().into()
+}
+
+const PROTOCOLS: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
+
+/// The port of services: of SCTP it is that of the backends.
+fn port_of(protocol: Protocol) -> u16 {
+    if protocol == Protocol::Sctp { 8080 } else { 80 }
 }
 
 const SERVICES: usize = 16;
@@ -187,13 +194,14 @@ fn packet(dice: &mut Dice) -> Packet {
     let outside = [["192.0.2.2", "198.51.100.7"], ["2001:db8::2", "2001:db8:7::7"]][family];
     let entry = dice.pick(&[Entry::Socket, Entry::PodDevice, Entry::Uplink]);
     let source = if entry == Entry::Uplink { dice.pick(&outside) } else { dice.pick(&PODS[family]) };
+    let protocol = dice.pick(&PROTOCOLS);
     Packet {
         entry,
-        protocol: dice.pick(&[Protocol::Tcp, Protocol::Udp]),
+        protocol,
         source: ip(source),
         source_port: 30000 + dice.below(30000) as u16,
         destination: vip(family, number),
-        destination_port: dice.pick(&[80, 80, 80, 81]),
+        destination_port: if dice.below(4) > 0 { port_of(protocol) } else { 81 },
     }
 }
 
@@ -683,4 +691,27 @@ fn a_socket_that_could_not_tell_two_frontends_apart_is_told() {
     assert!(says(&answer, &format!("the socket talks to 192.0.2.2:8080/udp under {first} already")), "{answer:?}");
     let error = subject.world.node.run(|| socket.send_to(b"?", second).unwrap_err());
     assert_eq!(error.kind(), std::io::ErrorKind::AddrInUse);
+}
+
+#[test]
+#[ignore = "needs root: loads eBPF programs and makes namespaces and a cgroup"]
+fn an_association_of_the_node_is_translated_by_the_programs_of_its_devices() {
+    let _turn = turn();
+    for (program, is_fault) in [("lb_egress", false), ("lb_ingress", true)] {
+        let sig = service(0, 0, Algorithm::Maglev, None);
+        let mut subject = Subject::new([Change::UpsertService(sig), endpoints(0, &PODS[0][..1])]);
+        let packet = Packet {
+            entry: Entry::Socket,
+            protocol: Protocol::Sctp,
+            source: ip("192.0.2.1"),
+            source_port: 40000,
+            destination: vip(0, 0),
+            destination_port: 8080,
+        };
+        let (answer, found) = subject.verify(&packet);
+        assert_eq!(found, [""; 0], "{answer:?}");
+        detach_all(&subject, program);
+        let (answer, found) = subject.verify(&packet);
+        assert_eq!((!found.is_empty(), !answer.faults.is_empty()), (true, is_fault), "{program}: {answer:?}");
+    }
 }

@@ -128,9 +128,15 @@ impl FlowMaps for Kernel {
 
     #[inline(always)]
     fn is_node(self, addr: Addr) -> bool {
-        // SAFETY: read at once, as above.
-        unsafe { NODE.get(NODE_KEY) }.is_some_and(|node| node.facts.has_ip(addr))
+        is_node(&addr)
     }
+}
+
+/// A function of its own: the compiler makes many instructions of the loop.
+#[inline(never)]
+fn is_node(addr: &Addr) -> bool {
+    // SAFETY: read at once; user space replaces the element as a whole.
+    unsafe { NODE.get(NODE_KEY) }.is_some_and(|node| node.facts.has_ip(*addr))
 }
 
 #[inline(always)]
@@ -358,10 +364,10 @@ impl Skb for KernelSkb {
         }
     }
 
-    #[inline(never)]
+    #[inline(always)]
     fn preferred_source(self, packet: &Packet, to: &CtValue, source: &mut Addr) -> bool {
-        // SAFETY: integers and unions of integers; zero is a value.
-        let mut fib: FibParams = unsafe { MaybeUninit::zeroed().assume_init() };
+        let mut hop = Hop::default();
+        let fib = hop.params_mut();
         fib.l4_protocol = packet.key.protocol;
         fib.ifindex = self.device();
         if packet.is_v4 {
@@ -374,7 +380,7 @@ impl Skb for KernelSkb {
         }
         let (size, flags) = (size_of::<FibParams>() as i32, BPF_FIB_LOOKUP_SKIP_NEIGH | BPF_FIB_LOOKUP_SRC);
         // SAFETY: the parameters are that long.
-        if unsafe { bpf_fib_lookup(self.0.cast(), &raw mut fib, size, flags) } != 0 {
+        if unsafe { bpf_fib_lookup(self.0.cast(), core::ptr::from_mut(fib), size, flags) } != 0 {
             return false;
         }
         // SAFETY: unions of integers; the helper has filled the member of the family.

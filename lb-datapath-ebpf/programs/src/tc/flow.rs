@@ -193,7 +193,7 @@ fn client_came<M: FlowMaps>(maps: M, packet: &Packet, own: M::Entry, table: Tabl
 #[inline(always)]
 fn is_over(packet: &Packet, back: &CtValue, now: u64) -> bool {
     if packet.is_udp() {
-        return now.saturating_sub(back.last_ns) >= back.lifetime(true);
+        return now.saturating_sub(back.last_ns) >= back.lifetime(packet.key.protocol);
     }
     packet.is_syn() && back.is_closed()
 }
@@ -204,7 +204,7 @@ fn is_over(packet: &Packet, back: &CtValue, now: u64) -> bool {
 fn reply_came<M: FlowMaps>(maps: M, packet: &Packet, own: M::Entry, table: Table, to: &mut CtValue) -> bool {
     let now = maps.now();
     // A UDP flow that was silent for long does not know its port any more.
-    if packet.is_udp() && now.saturating_sub(to.last_ns) >= to.lifetime(true) {
+    if packet.is_udp() && now.saturating_sub(to.last_ns) >= to.lifetime(packet.key.protocol) {
         return false;
     }
     own.touch(now);
@@ -288,7 +288,7 @@ fn change_table<M: FlowMaps, const TO_LIVE: bool>(
 /// A reply of a flow that is not ours.
 #[inline(always)]
 fn direct_reply(packet: &Packet, entry: &impl Entry, to: &CtValue, now: u64) -> Found {
-    if packet.is_udp() && now.saturating_sub(to.last_ns) >= to.lifetime(true) {
+    if packet.is_udp() && now.saturating_sub(to.last_ns) >= to.lifetime(packet.key.protocol) {
         return Found::Nothing;
     }
     let mut back = *to;
@@ -314,7 +314,7 @@ pub enum Direct {
 }
 
 /// Records the flow of a packet that is for no frontend and goes to its destination directly, so that no flow of a
-/// frontend gets the same tuple. Of TCP, only SYN, FIN and RST are looked at. Writes to `to` what [`open`] translates, if
+/// frontend gets the same tuple. Of TCP, only SYN, FIN and RST are looked at, and of SCTP the chunks that stand for them. Writes to `to` what [`open`] translates, if
 /// a flow of a frontend has the tuple already.
 #[inline(never)]
 pub fn record_direct<M: FlowMaps>(maps: M, packet: &Packet, to: &mut CtValue) -> Direct {
@@ -343,7 +343,7 @@ pub fn record_direct<M: FlowMaps>(maps: M, packet: &Packet, to: &mut CtValue) ->
     if back.flags & (CT_DIRECT | CT_REPLY) == 0 || !may_start(packet) {
         return Direct::Recorded;
     }
-    if !over && now.saturating_sub(back.last_ns) < back.lifetime(packet.is_udp()) {
+    if !over && now.saturating_sub(back.last_ns) < back.lifetime(packet.key.protocol) {
         (to.dst, to.dport) = (packet.key.dst, packet.key.dport);
         (to.backend, to.set) = (0, 0);
         return Direct::Taken;
@@ -406,13 +406,54 @@ pub fn open<M: FlowMaps, S: Skb>(maps: M, skb: S, packet: &Packet, to: &mut CtVa
     let claimed = (!foreign && to.set != 0 && keep_source(maps, packet, to))
         || match maps.source(packet.is_v4) {
             Some(_) if (keeps || to.set == 0) && maps.is_node(to.dst) => false,
-            Some(source) => translate_source(maps, packet, to, &routed(maps, skb, packet, to, source)),
+            Some(source) => {
+                assign_address(maps, skb, packet, to, &source);
+                translate_source(maps, packet, to, &source)
+            }
             // Without an address of the node, replies may or may not come back through here.
             None => foreign && keep_source(maps, packet, to),
         };
-    if !claimed {
-        return Some(Reason::PacketNoSourcePort);
+    if claimed { record(maps, packet, to) } else { Some(Reason::PacketNoSourcePort) }
+}
+
+/// Starts a flow of SCTP as [`open`] does, with the port that it has: no program can give an SCTP packet another one. A
+/// function of its own has fewer ways for the verifier to follow.
+#[inline(never)]
+pub fn open_sctp<M: FlowMaps, S: Skb>(
+    maps: M,
+    skb: S,
+    packet: &Packet,
+    to: &mut CtValue,
+    keeps: bool,
+) -> Option<Reason> {
+    (to.src, to.sport, to.last_ns) = (packet.key.src, packet.key.sport, maps.now());
+    (to.client, to.server) = (0, 0);
+    let foreign = to.dst == packet.key.src || !keeps;
+    if !foreign && to.set != 0 && keep_port(maps, packet, to) {
+        return record(maps, packet, to);
     }
+    match maps.source(packet.is_v4) {
+        Some(_) if (keeps || to.set == 0) && maps.is_node(to.dst) => return Some(Reason::PacketSctpPortTaken),
+        Some(source) => assign_address(maps, skb, packet, to, &source),
+        None if foreign => {}
+        None => return Some(Reason::PacketSctpPortTaken),
+    }
+    // A backend that talks to a frontend on the node's address would get answers of this flow instead.
+    if is_frontend(maps, &to.mirror(packet.key.protocol)) || !keep_port(maps, packet, to) {
+        return Some(Reason::PacketSctpPortTaken);
+    }
+    record(maps, packet, to)
+}
+
+/// [`keep_source`], in one place.
+#[inline(never)]
+fn keep_port<M: FlowMaps>(maps: M, packet: &Packet, to: &CtValue) -> bool {
+    keep_source(maps, packet, to)
+}
+
+/// Makes the client's entry of a flow whose tuple for replies is claimed.
+#[inline(never)]
+fn record<M: FlowMaps>(maps: M, packet: &Packet, to: &CtValue) -> Option<Reason> {
     // An earlier flow from the same port would be found before this one.
     maps.remove_flow(Table::Live, &packet.key);
     if maps.put_flow(Table::Lru, &packet.key, to) {
@@ -434,22 +475,26 @@ fn keep_source<M: FlowMaps>(maps: M, packet: &Packet, to: &CtValue) -> bool {
     }
 }
 
-/// The node's source for a flow to the destination of `to`. Of several addresses, the routing table says which one, so
-/// that answers come back the way that the packets go.
+/// Assigns the flow an address of the node: that of `usual`. Of several, the routing table says which one, so that
+/// answers come back the way that the packets go.
 ///
 /// The node itself is the frontend to a backend on the node, which answers to there: between two addresses of the node,
 /// no packet leaves.
-#[inline(always)]
-fn routed<M: FlowMaps, S: Skb>(maps: M, skb: S, packet: &Packet, to: &CtValue, source: Source) -> Source {
+#[inline(never)]
+fn assign_address<M: FlowMaps, S: Skb>(maps: M, skb: S, packet: &Packet, to: &mut CtValue, usual: &Source) {
+    to.src = usual.addr;
     if to.flags & CT_OWN != 0 && maps.is_node(to.dst) {
-        return Source { addr: packet.key.dst, ..source };
+        to.src = packet.key.dst;
+        return;
     }
-    if !source.is_one_of_many {
-        return source;
+    if !usual.is_one_of_many {
+        return;
     }
     // Whole from the start, as the next hop of a packet is.
-    let mut addr = source.addr;
-    if skb.preferred_source(packet, to, &mut addr) && maps.is_node(addr) { Source { addr, ..source } } else { source }
+    let mut addr = usual.addr;
+    if skb.preferred_source(packet, to, &mut addr) && maps.is_node(addr) {
+        to.src = addr;
+    }
 }
 
 /// Assigns the flow a source of the node, with a port that no other flow to the same backend has.
@@ -458,7 +503,6 @@ fn routed<M: FlowMaps, S: Skb>(maps: M, skb: S, packet: &Packet, to: &CtValue, s
 /// longest time, and first one whose backend has no socket in TIME-WAIT, which could refuse the newcomer.
 #[inline(always)]
 fn translate_source<M: FlowMaps>(maps: M, packet: &Packet, to: &mut CtValue, source: &Source) -> bool {
-    to.src = source.addr;
     let mut key = to.mirror(packet.key.protocol);
     let (mut longest, mut spare) = (0, Port(0));
     for _ in 0..PORT_ATTEMPTS {
@@ -521,7 +565,7 @@ fn claim<M: FlowMaps>(maps: M, packet: &Packet, key: &CtKey, to: &CtValue) -> Cl
     };
     let found = entry.value();
     let idle = to.last_ns.saturating_sub(found.last_ns);
-    if entry.is_reply_to(&packet.key) || idle >= found.lifetime(packet.is_udp()) {
+    if entry.is_reply_to(&packet.key) || idle >= found.lifetime(packet.key.protocol) {
         return Claim::Over;
     }
     match (found.is_closed(), found.server & SIDE_FIRST) {

@@ -1,9 +1,9 @@
-//! Headers of IPv4, IPv6, TCP and UDP.
+//! Headers of IPv4 and IPv6.
 
 use lb_datapath_ebpf_abi::{Addr, map_v4, unmap_v4};
 
 use super::skb::Skb;
-use crate::protocol::{ICMP, ICMP_V6, TCP, UDP};
+use crate::protocol::{ICMP, ICMP_V6, SCTP, TCP, UDP};
 
 /// Bytes of an Ethernet header.
 pub const ETHERNET: u32 = 14;
@@ -115,6 +115,13 @@ pub fn total<S: Skb>(skb: S, at: u32, is_v4: bool) -> Option<u32> {
     Some(40 + (u32::from_be(skb.load(at.wrapping_add(4))?) >> 16))
 }
 
+/// Whether a protocol is one whose flows are translated. All have their ports in the first four bytes.
+#[inline(always)]
+#[must_use]
+pub const fn is_transport(protocol: u8) -> bool {
+    matches!(protocol, TCP | UDP | SCTP)
+}
+
 /// Whether an IPv6 header of this number is an extension header that is walked.
 #[inline(always)]
 const fn is_extension(protocol: u8) -> bool {
@@ -138,7 +145,7 @@ impl Ip {
     #[inline(always)]
     pub fn walk<S: Skb>(&mut self, skb: S, at: u32) -> bool {
         for _ in 0..=EXTENSIONS {
-            if matches!(self.protocol, TCP | UDP | ICMP_V6) {
+            if is_transport(self.protocol) || self.protocol == ICMP_V6 {
                 return true;
             }
             if !is_extension(self.protocol) {
@@ -163,11 +170,11 @@ impl Ip {
         false
     }
 
-    /// Whether it is followed by a TCP or UDP header, as far as this header alone says.
+    /// Whether it is followed by a header with ports, as far as this header alone says.
     #[inline(always)]
     #[must_use]
     pub const fn is_plain(&self) -> bool {
-        matches!(self.protocol, TCP | UDP) && matches!(self.piece, Piece::Whole)
+        is_transport(self.protocol) && matches!(self.piece, Piece::Whole)
     }
 
     /// Whether it is followed by an ICMP header.

@@ -138,7 +138,11 @@ fn begin<M: FlowMaps, S: Skb>(maps: M, skb: S, work: &mut Work, own: bool) -> i3
         Decision::Open { keeps_source } => keeps_source,
         Decision::Stop(reason) => return stop(maps, skb, work, reason, own),
     };
-    if let Some(reason) = flow::open(maps, skb, packet, to, keeps_source) {
+    let stopped = match packet.is_sctp() {
+        true => flow::open_sctp(maps, skb, packet, to, keeps_source),
+        false => flow::open(maps, skb, packet, to, keeps_source),
+    };
+    if let Some(reason) = stopped {
         return stop(maps, skb, work, reason, own);
     }
     match if own { send(maps, skb, packet, to) } else { forward(maps, skb, packet, to) } {
@@ -209,9 +213,10 @@ enum Decision {
 #[inline(never)]
 fn answer<M: FlowMaps>(maps: M, packet: &Packet, to: &mut CtValue) -> Decision {
     let (inside, own) = (to.flags & CT_INSIDE != 0, to.flags & CT_OWN != 0);
-    // Nobody answers a reset, and it must neither start a flow nor take a turn or a record of affinity.
-    if packet.is_reset() {
-        return stray_reset(maps, packet, inside);
+    // Nobody answers a reset, and it must neither start a flow nor take a turn or a record of affinity. Nor does an SCTP
+    // packet start one in the middle of an association, which may be that of another address of the client.
+    if packet.is_stray() {
+        return stray(maps, packet, inside);
     }
     let pod = flow::is_pod(maps, packet);
     let mut chosen = Chosen::EMPTY;
@@ -246,14 +251,19 @@ fn is_own<M: FlowMaps, S: Skb>(maps: M, skb: S, packet: &Packet) -> bool {
     answers || flow::was_sent(maps, packet)
 }
 
-/// Decides on a reset of no flow.
+/// Decides on a reset of no flow, or on an SCTP packet that begins none.
 #[inline(never)]
-fn stray_reset<M: FlowMaps>(maps: M, packet: &Packet, inside: bool) -> Decision {
+fn stray<M: FlowMaps>(maps: M, packet: &Packet, inside: bool) -> Decision {
     match frontend_for(maps, &packet.frontend_key(), inside) {
         None => other_port(maps, packet),
         Some(frontend) if frontend.target == TARGET_DROP => Decision::Stop(Reason::PacketExcluded),
-        Some(_) => Decision::Stop(Reason::PacketStrayReset),
+        Some(_) => Decision::Stop(why_stray(packet)),
     }
+}
+
+#[inline(always)]
+const fn why_stray(packet: &Packet) -> Reason {
+    if packet.is_sctp() { Reason::PacketStraySctp } else { Reason::PacketStrayReset }
 }
 
 /// Decides on a packet that is for no frontend, though its address may have others.
@@ -261,7 +271,7 @@ fn stray_reset<M: FlowMaps>(maps: M, packet: &Packet, inside: bool) -> Decision 
 fn other_port<M: FlowMaps>(maps: M, packet: &Packet) -> Decision {
     match maps.address(packet.key.dst) {
         Some(flags) if flags & ADDRESS_DROPS != 0 => Decision::Stop(Reason::PacketOtherPortDropped),
-        Some(flags) if flags & ADDRESS_REJECTS != 0 && packet.is_reset() => Decision::Stop(Reason::PacketStrayReset),
+        Some(flags) if flags & ADDRESS_REJECTS != 0 && packet.is_stray() => Decision::Stop(why_stray(packet)),
         Some(flags) if flags & ADDRESS_REJECTS != 0 => Decision::Stop(Reason::PacketOtherPort),
         _ => Decision::NoFrontend,
     }
@@ -397,7 +407,7 @@ mod tests {
     #[test]
     fn every_reason_of_a_packet_is_counted_once_with_its_verdict() {
         type Case = (Reason, fn(&Fake, &FakeSkb), FakeSkb, i32);
-        let cases: [Case; 18] = [
+        let cases: [Case; 20] = [
             (
                 Reason::PacketNoBackends,
                 |f, _| f.change_frontend(VIP, |v| v.target = TARGET_REJECT),
@@ -430,6 +440,26 @@ mod tests {
                 DROP,
             ),
             (Reason::PacketStrayReset, |_, _| {}, FakeSkb::tcp_v4(RST), DROP),
+            (
+                Reason::PacketStraySctp,
+                |f, _| *f.frontends.borrow_mut() = Fake::serving_sctp(VIP, &[1]).frontends.take(),
+                FakeSkb::sctp_v4(0),
+                DROP,
+            ),
+            (
+                Reason::PacketSctpPortTaken,
+                |f, _| {
+                    let sctp = Fake::serving_sctp(VIP, &[1]);
+                    let other = FakeSkb::sctp_v4(1);
+                    other.set_last_of_source(99);
+                    assert_eq!(ingress(&sctp, &other), REDIRECTED);
+                    f.frontends.swap(&sctp.frontends);
+                    f.backends.swap(&sctp.backends);
+                    f.flows.swap(&sctp.flows);
+                },
+                FakeSkb::sctp_v4(1),
+                DROP,
+            ),
             (Reason::PacketNoSourcePort, |f, _| f.take_every_port(), FakeSkb::tcp_v4(SYN), DROP),
             (Reason::PacketFlowNotRecorded, |f, _| f.room.set(Some(1)), FakeSkb::tcp_v4(SYN), DROP),
             (Reason::PacketNotRewritten, |_, skb| skb.refuse_stores.set(true), FakeSkb::tcp_v4(SYN), DROP),

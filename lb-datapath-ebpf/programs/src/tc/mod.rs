@@ -13,6 +13,7 @@ pub mod quote;
 pub mod reject;
 pub mod reset;
 pub mod rewrite;
+pub mod sctp;
 pub mod skb;
 pub mod unfold;
 pub mod work;

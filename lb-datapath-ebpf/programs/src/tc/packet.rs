@@ -8,11 +8,12 @@ use lb_datapath_ebpf_abi::{
 use super::{
     client::{client_hash, flow_hash, prefix},
     header::{self, ACK, ETHERNET, FIN, Ip, RST, SYN},
+    sctp,
     skb::Skb,
 };
 use crate::{
     maps::Maps,
-    protocol::{TCP, UDP},
+    protocol::{SCTP, TCP, UDP},
     select::{Admission, Flow},
 };
 
@@ -23,7 +24,7 @@ const TCP_HEADER: u32 = 20;
 /// Bytes of a UDP header.
 const UDP_HEADER: u32 = 8;
 
-/// A TCP or UDP packet, or a fragment of one.
+/// A packet of TCP, UDP or SCTP, or a fragment of one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Packet {
     /// Its tuple.
@@ -32,13 +33,15 @@ pub struct Packet {
     pub is_v4: bool,
     /// Time to live or hop limit.
     pub ttl: u8,
-    /// TCP flags; 0 for UDP and for a fragment after the first.
+    /// TCP flags, or those that [stand for](sctp::flags_of) the first chunk of an SCTP packet; 0 for UDP and for a
+    /// fragment after the first.
     pub flags: u8,
     /// Whether it is a fragment after the first: it has neither ports nor a transport checksum.
     pub is_later: bool,
     /// Bytes before the transport header; before the payload of a fragment after the first.
     pub transport: u32,
-    /// Bytes of the IP packet; of its longest segment, if a device merged several or is to split it.
+    /// Bytes of the IP packet; of its longest segment, if a device merged several or is to split it. 0 if that is not
+    /// known.
     pub len: u32,
 }
 
@@ -97,8 +100,8 @@ impl Packet {
     pub fn read_plain<S: Skb>(&mut self, skb: S) -> Option<()> {
         *self = Head::read(skb)?.packet();
         let transport = match self.key.protocol {
-            TCP => skb.load(self.transport)?,
-            _ => udp(skb.load(self.transport)?),
+            UDP => udp(skb.load(self.transport)?),
+            _ => skb.load(self.transport)?,
         };
         self.take(skb, &transport, true)
     }
@@ -117,6 +120,13 @@ impl Packet {
                 return None;
             }
             UDP_HEADER
+        } else if self.is_sctp() {
+            // What a device has merged are packets of any length.
+            if segment == 0 && payload < sctp::LEAST {
+                return None;
+            }
+            self.flags = sctp::flags_of((u32::from_be(flags) >> 24) as u8);
+            0
         } else {
             let flags = u32::from_be(flags);
             let header = flags >> 28 << 2;
@@ -129,7 +139,12 @@ impl Packet {
         };
         let ports = u32::from_be(ports);
         (self.key.sport, self.key.dport) = (Port::new((ports >> 16) as u16), Port::new(ports as u16));
-        self.len = if segment == 0 { total } else { headers + header + segment };
+        self.len = match segment {
+            0 => total,
+            // The routing table does not judge what has no length: each of the packets may have another one.
+            _ if self.is_sctp() => 0,
+            _ => headers + header + segment,
+        };
         Some(())
     }
 
@@ -177,7 +192,21 @@ impl Packet {
         self.key.protocol == TCP
     }
 
-    /// Whether it is UDP; TCP otherwise.
+    /// Whether it is SCTP.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_sctp(&self) -> bool {
+        self.key.protocol == SCTP
+    }
+
+    /// Whether it belongs to a connection that is there already, or to none: it must not start one.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_stray(&self) -> bool {
+        self.is_reset() || (self.is_sctp() && !self.is_syn())
+    }
+
+    /// Whether it is UDP, which has no connections.
     #[inline(always)]
     #[must_use]
     pub const fn is_udp(&self) -> bool {
@@ -298,8 +327,8 @@ mod tests {
         skb.kind.set((0, 0x0806_u16.to_be()));
         assert_eq!(read(&skb), None, "ARP");
         let skb = FakeSkb::tcp_v4(SYN);
-        skb.set_byte(14 + 9, 132);
-        assert_eq!(read(&skb), None, "SCTP");
+        skb.set_byte(14 + 9, 47);
+        assert_eq!(read(&skb), None, "GRE");
     }
 
     #[test]

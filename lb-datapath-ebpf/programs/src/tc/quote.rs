@@ -16,7 +16,7 @@ use super::{
     skb::{RECOMPUTE, Refused, Skb},
     work::Work,
 };
-use crate::protocol::{ICMP, ICMP_V6, TCP, UDP};
+use crate::protocol::{ICMP, ICMP_V6};
 
 /// Bytes of an ICMP header.
 const ICMP_HEADER: u32 = 8;
@@ -98,7 +98,7 @@ fn read_quote<S: Skb>(skb: S, work: &mut Work) -> Option<()> {
         return None;
     }
     // An error goes to whoever sent the packet.
-    if ip.piece == Piece::Later || !matches!(ip.protocol, TCP | UDP) || ip.src != packet.key.dst {
+    if ip.piece == Piece::Later || !header::is_transport(ip.protocol) || ip.src != packet.key.dst {
         return None;
     }
     let transport = at.wrapping_add(ip.len);
@@ -162,6 +162,10 @@ fn rewrite<S: Skb>(skb: S, work: &Work) -> Result<(), Refused> {
 #[inline(always)]
 fn transport_checksum<S: Skb>(skb: S, work: &Work, change: u32) -> Result<u32, Refused> {
     let Work { packet, quote, .. } = work;
+    // That of SCTP covers neither addresses nor what else has changed.
+    if packet.is_sctp() {
+        return Ok(0);
+    }
     let is_udp = packet.is_udp();
     let at = quote.transport + if is_udp { 6 } else { 16 };
     if at + 2 > quote.end {

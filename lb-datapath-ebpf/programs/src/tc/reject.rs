@@ -3,20 +3,25 @@
 use super::{
     icmp::{self, Message},
     packet::Packet,
-    reset,
+    reset, sctp,
     skb::{Refused, Skb},
 };
 
-/// Turns a packet that is refused into the answer to it: a reset (TCP) or "port unreachable" (UDP, and ICMP echo
-/// requests).
+/// Turns a packet that is refused into the answer to it: a reset (TCP), an ABORT (SCTP) or "port unreachable" (UDP, and
+/// ICMP echo requests).
 /// Returns whether that worked.
 ///
 /// The steps are functions of their own in the kernel. Together they would need a stack frame that does not fit beside
 /// the caller's: older kernels round each frame up to 32 bytes and refuse more than 512 for a chain of calls.
 #[inline(always)]
 pub fn reject<S: Skb>(skb: S, packet: &Packet) -> bool {
-    let answered =
-        if packet.is_tcp() { reset::answer(skb, packet) } else { icmp::answer(skb, packet, Message::PortUnreachable) };
+    let answered = if packet.is_tcp() {
+        reset::answer(skb, packet)
+    } else if packet.is_sctp() {
+        sctp::abort(skb, packet)
+    } else {
+        icmp::answer(skb, packet, Message::PortUnreachable)
+    };
     answered.and_then(|()| turn(skb)).is_ok()
 }
 

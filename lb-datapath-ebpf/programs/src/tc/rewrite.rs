@@ -105,15 +105,17 @@ fn deliver<M: Maps, S: Skb>(maps: M, skb: S, packet: &Packet, to: &CtValue, hops
 /// Writes the tuple of `to` and the time to live.
 #[inline(never)]
 fn rewrite<S: Skb>(skb: S, packet: &Packet, to: &CtValue, ttl: u8) -> Result<(), Refused> {
-    match (packet.is_later, packet.is_v4) {
+    match (packet.is_later || packet.is_sctp(), packet.is_v4) {
+        // The checksum of SCTP covers its ports with all the rest.
+        (true, _) if (packet.key.sport, packet.key.dport) != (to.sport, to.dport) && packet.is_sctp() => Err(Refused),
         (true, _) => readdress(skb, packet, to, ttl),
         (false, true) => rewrite_v4(skb, packet, to, ttl),
         (false, false) => rewrite_v6(skb, packet, to, ttl),
     }
 }
 
-/// Gives other addresses to a fragment after the first, which has no ports and no transport checksum. A checksum of the
-/// whole packet that a device computed changes with them.
+/// Gives other addresses to a fragment after the first, which has no ports and no transport checksum, or to an SCTP
+/// packet, whose checksum does not cover them. A checksum of the whole packet that a device computed changes with them.
 #[inline(never)]
 fn readdress<S: Skb>(skb: S, packet: &Packet, to: &CtValue, ttl: u8) -> Result<(), Refused> {
     if packet.is_v4 {

@@ -10,14 +10,14 @@ use super::{
     skb::Skb,
     work::Work,
 };
-use crate::protocol::{ICMP, ICMP_V6, TCP, UDP};
+use crate::protocol::{ICMP, ICMP_V6, SCTP, TCP, UDP};
 
 /// What a packet turned out to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// None of ours.
     Foreign,
-    /// A packet of TCP or UDP, or a fragment of one whose ports are known.
+    /// A packet of TCP, UDP or SCTP, or a fragment of one whose ports are known.
     Packet,
     /// An ICMP message that is no echo request.
     Icmp,
@@ -31,7 +31,7 @@ pub fn unfold<M: FlowMaps, S: Skb>(maps: M, skb: S, work: &mut Work) -> Kind {
     let Some(protocol) = headers(skb, work) else { return Kind::Foreign };
     let read = match (work.piece, protocol) {
         (Piece::Later, _) => later(maps, skb, work),
-        (_, TCP | UDP) => transport(maps, skb, work),
+        (_, TCP | UDP | SCTP) => transport(maps, skb, work),
         (_, ICMP) if work.packet.is_v4 => return icmp(maps, skb, work),
         (_, ICMP_V6) if !work.packet.is_v4 => return icmp(maps, skb, work),
         _ => None,
