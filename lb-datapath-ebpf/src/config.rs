@@ -183,7 +183,8 @@ impl EbpfConfig {
 pub struct Capacities {
     /// Most frontends. Memory is taken as they come, about 120 bytes each. Default 65,536.
     pub frontends: u32,
-    /// Most backends. Memory is taken as they come, about 90 bytes each. Default 262,144.
+    /// Most backends, and most counters of connections: up to eight for each backend of a service with least connections.
+    /// Memory is taken as they come, about 90 bytes each. Default 262,144.
     pub backends: u32,
     /// Most backend sets. Memory is taken as they come. Default 65,536.
     pub sets: u32,
@@ -200,7 +201,8 @@ pub struct Capacities {
     /// once. Default 65,536.
     pub affinity: u32,
     /// Pairs of socket and backend that are remembered, twice; beyond that the least recently used is forgotten, and a
-    /// socket may see a backend's address. About 200 bytes each, taken at once. Default 65,536.
+    /// socket may see a backend's address. About 200 bytes each, taken at once. As many sockets can count for least
+    /// connections; their memory is taken as they come. Default 65,536.
     pub sockets: u32,
     /// Directions of established flows of packets, two per flow, and again of flows that are new, closed or direct.
     /// Established flows take memory as they come; nothing is forgotten, and beyond that number a flow counts as new. Of

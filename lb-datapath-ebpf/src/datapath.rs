@@ -13,9 +13,9 @@ use lb_core::{
     id::HeldIds,
     kernel::KernelAnswer,
     node::NodeFacts,
-    plan::Plan,
+    plan::{Op, Plan},
     service::Algorithm,
-    state::State,
+    state::{Lookup, State},
 };
 use lb_datapath_ebpf_abi as abi;
 
@@ -43,9 +43,10 @@ use crate::{
     reasons::ReasonCounters,
     state::{
         ids,
-        layout::REASONS,
+        layout::{REASONS, SOCK_COUNTS},
+        loads::Loads,
         lower::{self, MAX_SLOTS},
-        maps::Maps,
+        maps::{Maps, reading},
         mirror::{Filled, Mirror},
         ports::Ports,
         restore::Restored,
@@ -84,7 +85,7 @@ pub(crate) struct Kernel {
     pub(crate) sockets: Sockets,
     pub(crate) scanner: Scanner,
     pub(crate) dry: Option<DryRun>,
-    _sweeper: Sweeper,
+    pub(crate) sweeper: Sweeper,
     /// Entries that were found unreadable when the maps were opened; the first inspection reports them.
     pub(crate) unreadable: Vec<Drift>,
 }
@@ -340,17 +341,26 @@ impl Kernel {
             mirror.heap.delay_reuse(maps.now());
         }
         let mut sockets = Sockets::open(&pins.maps())?;
-        sockets.configure(config)?;
+        let counts = mirror.state.sets.values().any(|set| set.lookup == Lookup::LeastConnections);
+        sockets.configure(config, counts || !maps.sock_counts().keys().map_err(reading(SOCK_COUNTS))?.is_empty())?;
         let mut anchors = Anchors::new(pins, Ingress::of(features.hook)?)?;
         anchors.attach_cgroup(&programs, &config.cgroup)?;
         attach_devices(&mut anchors, &programs, &mut maps, config)?;
         let role = maps.role()?;
-        let sweeper = Sweeper::start(maps.live_flows())?;
+        let sweeper = Sweeper::start(maps.live_flows(), Loads::new(&maps)?)?;
         let scanner = Scanner::default();
         let dry = None;
-        let kernel =
-            Self { maps, mirror, programs, features, kept, role, sockets, scanner, dry, _sweeper: sweeper, unreadable };
+        let kernel = Self { maps, mirror, programs, features, kept, role, sockets, scanner, dry, sweeper, unreadable };
         Ok((kernel, anchors))
+    }
+
+    /// Carries out a plan.
+    pub(crate) fn apply(&mut self, plan: &Plan) -> Result<(), ApplyError> {
+        let counts = |op: &Op| matches!(op, Op::AddSet(_, set) if set.lookup == Lookup::LeastConnections);
+        if plan.ops.iter().any(counts) {
+            self.sockets.count().map_err(|error| ApplyError::unknown(error.into()))?;
+        }
+        lower::apply(&mut self.mirror, &mut self.maps, plan)
     }
 
     /// Takes over what is in the maps if another tool has written to them: the mirror is void then, and so is what it
@@ -428,7 +438,7 @@ impl EbpfDatapath {
     fn capabilities_with(ports: Ports) -> Capabilities {
         let affinity = AffinityCapability { prefixes: true, max_timeout: Duration::from_nanos(u64::MAX) };
         Capabilities::new("ebpf")
-            .with_algorithms([Algorithm::Random, Algorithm::RoundRobin, Algorithm::Maglev])
+            .with_algorithms([Algorithm::Random, Algorithm::RoundRobin, Algorithm::Maglev, Algorithm::LeastConnections])
             .with_protocols([Protocol::Tcp, Protocol::Udp, Protocol::Sctp])
             .with_families([Family::V4, Family::V6])
             .with_frontends([
@@ -493,7 +503,8 @@ impl Datapath for EbpfDatapath {
         let uplinks = !self.config.uplink_devices.is_empty();
         let mut capabilities = Self::capabilities_with(ports).with_drain(drains).with_uplinks(uplinks);
         if self.kernel.as_ref().is_some_and(|kernel| !kernel.features.fetch_add) {
-            capabilities = capabilities.with_algorithms([Algorithm::Random, Algorithm::Maglev]);
+            capabilities =
+                capabilities.with_algorithms([Algorithm::Random, Algorithm::Maglev, Algorithm::LeastConnections]);
         }
         match self.config.socket_balancing {
             SocketBalancing::Off => capabilities.with_sockets(SocketCapability::Egress),
@@ -516,16 +527,19 @@ impl Datapath for EbpfDatapath {
     }
 
     fn apply(&mut self, plan: &Plan) -> Result<(), ApplyError> {
-        let Kernel { maps, mirror, .. } = self.kernel().map_err(|error| ApplyError::unknown(error.into()))?;
-        let outcome = lower::apply(mirror, maps, plan);
-        let filled = mirror.filled();
+        let kernel = self.kernel().map_err(|error| ApplyError::unknown(error.into()))?;
+        let outcome = kernel.apply(plan);
+        let filled = kernel.mirror.filled();
         self.filled.set(filled);
         outcome
     }
 
     fn evict(&mut self, evictions: &[Eviction]) -> Result<Evicted, DatapathError> {
         let Some(kernel) = &self.kernel else { return Ok(Evicted::default()) };
-        Ok(evict::evict(&kernel.maps, &self.config, evictions)?)
+        let evicted = evict::evict(&kernel.maps, &self.config, evictions)?;
+        // The programs do not see the end of what was cut here.
+        kernel.sweeper.recount();
+        Ok(evicted)
     }
 
     fn set_role(&mut self, role: Role) -> Result<(), DatapathError> {

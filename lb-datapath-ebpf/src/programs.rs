@@ -15,7 +15,7 @@ use crate::{
     error::{EbpfError, Refusal},
     object::Object,
     pins::resize,
-    state::layout::{CT_LIVE, FRAGMENTS, LAYOUTS, REASONS, WORK},
+    state::layout::{CT_LIVE, FRAGMENTS, LAYOUTS, LOADS, REASONS, WORK},
     sys::{self, ProgInfo, RawMap},
 };
 
@@ -100,11 +100,13 @@ pub(crate) struct DryRun {
     pub(crate) live_flows: RawMap,
     pub(crate) affinity: RawMap,
     pub(crate) turns: RawMap,
+    pub(crate) loads: RawMap,
 }
 
 impl DryRun {
     /// Maps that are not shared.
-    const OWN: [&str; 9] = ["AFFINITY", "SOCK_PEERS", "SOCK_FLOWS", "CT", CT_LIVE, "TURNS", FRAGMENTS, REASONS, WORK];
+    const OWN: [&str; 10] =
+        ["AFFINITY", "SOCK_PEERS", "SOCK_FLOWS", "CT", CT_LIVE, "TURNS", LOADS, FRAGMENTS, REASONS, WORK];
     /// Capacity of the maps that are not shared. One packet needs a few entries, but an LRU map that is as small as
     /// that evicts before it is full, since it hands free elements to processors in batches:
     /// <https://elixir.bootlin.com/linux/v6.18/source/kernel/bpf/bpf_lru_list.c> (`LOCAL_FREE_TARGET`).
@@ -124,8 +126,9 @@ impl DryRun {
         }
         let mut object = loader.load(object.bytes()).map_err(|error| EbpfError::Load(Refusal::of(&error)))?;
         let program = load(&mut object, INGRESS)?;
-        let [new, live, affinity, turns] = ["CT", CT_LIVE, "AFFINITY", "TURNS"].map(|name| own(&object, name));
-        Ok(Self { program, new_flows: new?, live_flows: live?, affinity: affinity?, turns: turns? })
+        let names = ["CT", CT_LIVE, "AFFINITY", "TURNS", LOADS];
+        let [new, live, affinity, turns, loads] = names.map(|name| own(&object, name));
+        Ok(Self { program, new_flows: new?, live_flows: live?, affinity: affinity?, turns: turns?, loads: loads? })
     }
 }
 

@@ -56,6 +56,16 @@ pub const fn slot(hash: u32, slots: u32) -> u32 {
     ((hash as u64 * slots as u64) >> 32) as u32
 }
 
+/// The slots that two choices by one hash lead to, in a table of `slots` slots: that of `hash`, and that of the hash of
+/// `hash` under `seed`. They may be the same.
+///
+/// Source of the algorithm: M. Mitzenmacher, *The Power of Two Choices in Randomized Load Balancing*, 2001.
+#[inline(always)]
+#[must_use]
+pub fn two_slots(hash: u32, seed: u32, slots: u32) -> [u32; 2] {
+    [slot(hash, slots), slot(jhash(&[hash], seed), slots)]
+}
+
 /// Words of an IPv4 flow, ports in host byte order.
 #[inline(always)]
 #[must_use]
@@ -128,6 +138,18 @@ mod tests {
             let hash = jhash(&[words[0], words[1], words[2]], 0x71dc_da46);
             assert_eq!(slot(hash, 65521), expected, "source port {source_port}");
         }
+    }
+
+    #[test]
+    fn the_second_of_two_slots_does_not_follow_from_the_first() {
+        let of_first = (0..1000_u32).map(|number| two_slots(number, 1, 4));
+        let seconds: [usize; 4] = of_first.fold([0; 4], |mut seconds, [first, second]| {
+            assert_eq!(first, 0);
+            seconds[second as usize] += 1;
+            seconds
+        });
+        assert!(seconds.iter().all(|count| (200..300).contains(count)), "{seconds:?}");
+        assert_eq!(two_slots(u32::MAX, 1, 1), [0, 0]);
     }
 
     #[test]

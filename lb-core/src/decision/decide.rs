@@ -14,7 +14,7 @@ use crate::{
     affinity::Affinity,
     datapath::{SocketCapability, SocketOwners},
     desired::{effective_affinity, scopes, table_spec},
-    flow_hash,
+    flow_hash::{self, FLOW_SEED},
     model::{Model, Owner},
     selection::{Reason, Selection},
     service::{Algorithm, Service, ServicePort, TrafficPolicy},
@@ -267,11 +267,25 @@ impl<'a> MatchedFrontend<'a> {
             return Choice::Exactly(only);
         }
         let slots = spec.slots(&self.model.settings().maglev);
+        let (hash, what) = match self.affinity {
+            Some(affinity) => (affinity.client_hash(self.packet.source), "client"),
+            None => (self.packet.flow_hash(), "flow"),
+        };
+        if spec.algorithm == Algorithm::LeastConnections && !self.at_socket() {
+            let two = flow_hash::two_slots(hash, FLOW_SEED, slots.len() as u32);
+            let [first, second] = two.map(|slot| spec.backends[slots[slot as usize] as usize].0);
+            let says = format!(
+                "least-connections: {what} hash {hash:#010x} is slots {} and {} of {}: {first}, or {second} if it has fewer \
+                 connections",
+                two[0],
+                two[1],
+                slots.len()
+            );
+            decision.step(object, "algorithm", says);
+            let both = || Choice::OneOf([(first, 1), (second, 1)].into());
+            return if first == second { Choice::Exactly(first) } else { both() };
+        }
         if spec.algorithm == Algorithm::Maglev && !self.at_socket() {
-            let (hash, what) = match self.affinity {
-                Some(affinity) => (affinity.client_hash(self.packet.source), "client"),
-                None => (self.packet.flow_hash(), "flow"),
-            };
             let slot = flow_hash::slot(hash, slots.len() as u32);
             let backend = spec.backends[slots[slot as usize] as usize].0;
             let says = format!("maglev: {what} hash {hash:#010x} is slot {slot} of {}: {backend}", slots.len());

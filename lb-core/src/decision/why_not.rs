@@ -60,6 +60,15 @@ pub enum WhyNot {
         /// Its slots: each is equally likely.
         slots: Slots,
     },
+    /// The backend may take new flows, but the choice is drawn from others: by least connections, two slots of the hash.
+    Others {
+        /// The backend.
+        backend: BackendAddr,
+        /// Those that the choice is drawn from.
+        drawn: Vec<BackendAddr>,
+        /// Slots of the backend that is asked about.
+        slots: Slots,
+    },
     /// The backend may take new flows, but another one is the choice.
     Other {
         /// The backend.
@@ -129,7 +138,7 @@ pub fn why_not(
         let because = match table.lookup {
             _ if is_established => Because::Established,
             _ if sticks => Because::Affinity,
-            Some(Lookup::Hash) if table.backends.iter().any(|backend| backend != chosen) => {
+            Some(Lookup::Hash | Lookup::LeastConnections) if table.backends.iter().any(|backend| backend != chosen) => {
                 let hash = affinity.map_or_else(|| packet.flow_hash(), |affinity| affinity.client_hash(packet.source));
                 Because::Hash { slot: flow_hash::slot(hash, table.backends.len() as u32) }
             }
@@ -146,6 +155,11 @@ pub fn why_not(
         && let Some(&backend) = weights.keys().find(|backend| is_meant(backend))
     {
         return WhyNot::Possible { backend, slots: table.slots_of(&backend) };
+    }
+    if let Some(Choice::OneOf(weights)) = choice
+        && let Some(&backend) = table.backends.iter().find(|backend| is_meant(backend))
+    {
+        return WhyNot::Others { backend, drawn: weights.keys().copied().collect(), slots: table.slots_of(&backend) };
     }
     match decision.rejected.iter().find(|(backend, _)| is_meant(backend)) {
         Some((backend, reason)) => WhyNot::Rejected { backend: *backend, reason: reason.clone() },
@@ -196,6 +210,14 @@ impl WhyNot {
             Self::Possible { slots, .. } => {
                 format!("it may be the choice: {} of {} slots belong to it", slots.own.len(), slots.total)
             }
+            Self::Others { drawn, slots, .. } => {
+                let drawn: Vec<_> = drawn.iter().map(ToString::to_string).collect();
+                let (own, drawn) = (slots.own.len(), drawn.join(" and "));
+                format!(
+                    "it takes new flows, but the hash leads to {drawn}; {own} of {} slots belong to it",
+                    slots.total
+                )
+            }
             Self::Other { chosen, because, slots, .. } => {
                 let why = match because {
                     Because::Established => format!("the flow belongs to {chosen}"),
@@ -217,6 +239,7 @@ impl WhyNot {
             Self::Rejected { backend, .. }
             | Self::Chosen { backend, .. }
             | Self::Possible { backend, .. }
+            | Self::Others { backend, .. }
             | Self::Other { backend, .. } => Some(*backend),
         }
     }
@@ -225,7 +248,10 @@ impl WhyNot {
     #[must_use]
     pub const fn slots(&self) -> Option<&Slots> {
         match self {
-            Self::Chosen { slots, .. } | Self::Possible { slots, .. } | Self::Other { slots, .. } => Some(slots),
+            Self::Chosen { slots, .. }
+            | Self::Possible { slots, .. }
+            | Self::Others { slots, .. }
+            | Self::Other { slots, .. } => Some(slots),
             Self::NoFrontend | Self::KeptOut { .. } | Self::NotABackend | Self::Rejected { .. } => None,
         }
     }
@@ -240,7 +266,7 @@ impl WhyNot {
             Self::Rejected { .. } => "rejected",
             Self::Chosen { .. } => "chosen",
             Self::Possible { .. } => "possible",
-            Self::Other { .. } => "other",
+            Self::Others { .. } | Self::Other { .. } => "other",
         }
     }
 }
@@ -256,7 +282,7 @@ impl core::fmt::Display for BackendQuery {
 
 #[cfg(test)]
 mod tests {
-    use alloc::vec;
+    use alloc::{collections::BTreeSet, vec};
 
     use super::*;
     use crate::{
@@ -361,6 +387,23 @@ mod tests {
         assert_eq!(*because, Because::Hash { slot: *slot });
         assert_eq!(others.own.len() + slots.own.len(), slots.total as usize);
         assert!(!others.own.contains(slot));
+    }
+
+    #[test]
+    fn two_slots_of_the_hash_are_drawn_from_by_least_connections() {
+        let mut world = World::new(Algorithm::LeastConnections, None);
+        let mut seen = BTreeSet::new();
+        for source_port in 40_000..40_064 {
+            world.packet.source_port = source_port;
+            for n in [1, 2] {
+                let answer = world.ask(n, None);
+                if let WhyNot::Chosen { because: Because::Hash { slot }, slots, .. } = &answer {
+                    assert!(slots.own.contains(slot));
+                }
+                seen.insert(answer.as_str());
+            }
+        }
+        assert_eq!(seen, ["chosen", "other", "possible"].into());
     }
 
     #[test]

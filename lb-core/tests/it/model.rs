@@ -363,20 +363,37 @@ fn maglev_under_affinity_leaves_the_source_port_out() {
 }
 
 #[test]
-fn least_connections_may_take_any_usable_backend_by_its_weight() {
+fn least_connections_may_take_either_of_two_slots_of_the_hash() {
     let heavy = Endpoint { weight: 300, ..ready("10.244.0.2") };
-    let ends = [ready("10.244.0.1"), heavy, Endpoint { weight: 0, ..ready("10.244.0.3") }];
+    let ends = [ready("10.244.0.1"), heavy, ready("10.244.0.4"), Endpoint { weight: 0, ..ready("10.244.0.3") }];
     let service = Service { algorithm: Some(Algorithm::LeastConnections), ..web("a", "10.96.0.1") };
     let model = world(service.clone(), ends.clone());
-    let decision = decision(&model, "10.244.0.9", "10.96.0.1", Entry::PodDevice);
-    let weights = [(tcp("10.244.0.1"), 1), (tcp("10.244.0.2"), 3)].into();
-    assert_eq!(forward(&decision).choice, Choice::OneOf(weights));
-    let step = decision.steps.iter().find(|step| step.field == "algorithm").unwrap();
-    assert_eq!(step.says, "least-connections: one of 2");
+    let (mut taken, mut both) = (std::collections::BTreeMap::new(), 0);
+    for source_port in 40_000..41_000 {
+        let packet = Packet { source_port, ..packet("10.244.0.9", "10.96.0.1", Entry::PodDevice) };
+        let decision = decision_for(&model, packet, FlowView::default(), 0);
+        let step = decision.steps.iter().find(|step| step.field == "algorithm").unwrap();
+        assert!(step.says.starts_with("least-connections: flow hash 0x"), "{}", step.says);
+        let candidates: Vec<_> = match &forward(&decision).choice {
+            Choice::Exactly(backend) => vec![*backend; 2],
+            Choice::OneOf(both) => both.keys().copied().collect(),
+        };
+        both += usize::from(candidates[0] != candidates[1]);
+        for backend in candidates {
+            assert!(step.says.contains(&backend.to_string()), "{}", step.says);
+            *taken.entry(backend).or_insert(0) += 1;
+        }
+    }
+    // Three of five slots are the heavy one's, so that both candidates are alike in 11 of 25 cases.
+    let share = |addr: &str| taken.get(&tcp(addr)).copied().unwrap_or(0);
+    assert!((1_100..1_300).contains(&share("10.244.0.2")), "{taken:?}");
+    assert!((300..500).contains(&share("10.244.0.1")) && (300..500).contains(&share("10.244.0.4")), "{taken:?}");
+    assert_eq!(share("10.244.0.3"), 0);
+    assert!((500..620).contains(&both), "{both}");
     let mut desired = lb_core::desired::Desired::default();
     desired.update(&model, &[name("a")].into()).unwrap();
     let set = desired.state().sets.values().next().unwrap();
-    assert_eq!((set.lookup, set.slots.len()), (lb_core::state::Lookup::LeastConnections, 4));
+    assert_eq!((set.lookup, set.slots.len()), (lb_core::state::Lookup::LeastConnections, 5));
 
     let plain = Capabilities::all("test").with_algorithms([Algorithm::Random]);
     let model = Model::new(Settings::default().with_algorithm(Algorithm::LeastConnections), plain);

@@ -18,6 +18,9 @@ pub const CT_CUT: u8 = 4;
 /// [`CtValue::flags`]: the flow is no frontend's, and nothing is translated. It has the entry for replies alone, which
 /// keeps its tuple from the flows of frontends.
 pub const CT_DIRECT: u8 = 8;
+/// [`CtValue::flags`]: the flow counts as a connection of its backend in `LOADS` until it is closed. Set in both entries
+/// of a flow.
+pub const CT_COUNTED: u8 = 0x10;
 /// [`CtValue::flags`]: the client is inside: a pod of this node, or the node itself.
 pub const CT_INSIDE: u8 = 0x80;
 /// [`CtValue::flags`]: the client is a process of this node.

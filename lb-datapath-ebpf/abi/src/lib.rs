@@ -14,6 +14,7 @@ mod addr;
 mod device;
 mod filter;
 mod flow;
+mod load;
 mod node;
 mod pod;
 mod reason;
@@ -24,11 +25,12 @@ pub use addr::{Addr, Port, from_octets, is_loopback, map_v4, octets, unmap_v4};
 pub use device::{ADDRESS_ANSWERS_PING, ADDRESS_DROPS, ADDRESS_REJECTS, DEVICE_INSIDE, DEVICE_PORT, DeviceValue};
 pub use filter::{FILTER_WORDS, FilterPair, filter_bit};
 pub use flow::{
-    AffinityKey, AffinityValue, CLIENT_ADDRESS, CLIENT_NETNS, CT_CLOSED, CT_CUT, CT_DIRECT, CT_INSIDE, CT_OWN,
-    CT_REPLY, CtKey, CtValue, FragmentKey, FragmentValue, SCTP_CLOSED_NS, SCTP_CLOSING_NS, SCTP_IDLE_NS, SCTP_NEW_NS,
-    SIDE_FIN, SIDE_FIRST, SIDE_SEEN, TCP_CLOSED_NS, TCP_HALF_CLOSED_NS, TCP_IDLE_NS, TCP_NEW_NS, UDP_IDLE_NS,
-    UDP_NEW_NS, WORK_WORDS,
+    AffinityKey, AffinityValue, CLIENT_ADDRESS, CLIENT_NETNS, CT_CLOSED, CT_COUNTED, CT_CUT, CT_DIRECT, CT_INSIDE,
+    CT_OWN, CT_REPLY, CtKey, CtValue, FragmentKey, FragmentValue, SCTP_CLOSED_NS, SCTP_CLOSING_NS, SCTP_IDLE_NS,
+    SCTP_NEW_NS, SIDE_FIN, SIDE_FIRST, SIDE_SEEN, TCP_CLOSED_NS, TCP_HALF_CLOSED_NS, TCP_IDLE_NS, TCP_NEW_NS,
+    UDP_IDLE_NS, UDP_NEW_NS, WORK_WORDS,
 };
+pub use load::{LOAD_LANES, LoadKey, connections};
 pub use node::{
     CidrKey, FAMILY_V4, FAMILY_V6, Facts, NODE_KEY, NodeValue, PrefixBytes, ROLE_ACTIVE, ROLE_DRAINING, ROLE_KEY,
     ROLE_STANDBY,
@@ -38,11 +40,14 @@ pub use reason::{Errno, Reason, Verdict};
 pub use service::{
     BackendValue, FRONTEND_ANSWERS_PING, FRONTEND_DENIES, FRONTEND_DROPS_OTHERS, FRONTEND_GUARDS_OUTSIDE,
     FRONTEND_KEEPS_SOURCE, FRONTEND_REJECTS_OTHERS, FRONTEND_SOURCES, FRONTEND_TRANSLATES_PODS, FrontendKey,
-    FrontendValue, LOOKUP_HASH, LOOKUP_RANDOM, LOOKUP_ROUND_ROBIN, MEMBER_DRAINS, MEMBER_TAKES, MemberKey, SCOPE_ANY,
-    SCOPE_INTERNAL, SLOTS_PER_CHUNK, SOURCES_DENIED, SetValue, SlotChunk, SourceKey, TARGET_DROP, TARGET_REJECT,
-    TARGET_SET,
+    FrontendValue, LOOKUP_HASH, LOOKUP_LEAST, LOOKUP_RANDOM, LOOKUP_ROUND_ROBIN, MEMBER_DRAINS, MEMBER_TAKES,
+    MemberKey, SCOPE_ANY, SCOPE_INTERNAL, SLOTS_PER_CHUNK, SOURCES_DENIED, SetValue, SlotChunk, SourceKey, TARGET_DROP,
+    TARGET_REJECT, TARGET_SET,
 };
-pub use sock::{BALANCE_ALL, BALANCE_HOST, BALANCE_OFF, SETTINGS_KEY, SockFlow, SockKey, SockPeer, SockSettings};
+pub use sock::{
+    BALANCE_ALL, BALANCE_HOST, BALANCE_OFF, LISTS_COUNTS, LISTS_SKIPS, SETTINGS_KEY, SockFlow, SockKey, SockPeer,
+    SockSettings,
+};
 
 /// Version of the layout, part of the pin path.
 pub const LAYOUT: &str = "v1";

@@ -21,6 +21,8 @@ pub const LOOKUP_RANDOM: u8 = 0;
 pub const LOOKUP_ROUND_ROBIN: u8 = 1;
 /// [`FrontendValue::lookup`]: the slot of the flow's hash.
 pub const LOOKUP_HASH: u8 = 2;
+/// [`FrontendValue::lookup`]: of two slots of the flow's hash, the one whose backend has fewer connections by `LOADS`.
+pub const LOOKUP_LEAST: u8 = 3;
 
 /// [`FrontendKey::scope`]: traffic from anywhere; from outside only, if there is a twin of [`SCOPE_INTERNAL`].
 pub const SCOPE_ANY: u8 = 0;

@@ -12,6 +12,12 @@ pub const BALANCE_HOST: u8 = 1;
 /// [`SockSettings::balance`]: none.
 pub const BALANCE_OFF: u8 = 2;
 
+/// [`SockSettings::lists`]: `SOCK_SKIPS` has entries, cookies of network namespaces whose sockets are not sent to
+/// backends.
+pub const LISTS_SKIPS: u8 = 1;
+/// [`SockSettings::lists`]: `SOCK_COUNTS` may have entries, so that the end of each socket is looked up there.
+pub const LISTS_COUNTS: u8 = 2;
+
 /// Value of `SOCK_SETTINGS`, which user space writes. All zero, every socket is balanced and nothing else done.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,8 +30,8 @@ pub struct SockSettings {
     pub guards_ports: u8,
     /// 1 if sockets of the node reach node ports at loopback addresses as well.
     pub loopback: u8,
-    /// 1 if `SOCK_SKIPS` has entries: cookies of network namespaces whose sockets are not sent to backends.
-    pub skips: u8,
+    /// Which maps of sockets have entries: `LISTS_…`.
+    pub lists: u8,
     /// The first port that is looked for at every address of the node.
     pub first_node_port: u16,
     /// The last one.
@@ -39,7 +45,7 @@ impl SockSettings {
         balance: BALANCE_ALL,
         guards_ports: 0,
         loopback: 0,
-        skips: 0,
+        lists: 0,
         first_node_port: 0,
         last_node_port: 0,
     };
@@ -105,8 +111,9 @@ pub struct SockFlow {
     pub backend_port: Port,
     /// The port of the next entry in the list; 0: there is none.
     pub next_port: Port,
-    /// Zero.
-    pub pad: u32,
+    /// 1 if it counts as a connection of the backend in `LOADS`, until it was silent for
+    /// [`UDP_IDLE_NS`](crate::UDP_IDLE_NS) or the socket ends.
+    pub counted: u32,
 }
 
 impl SockKey {
@@ -124,7 +131,7 @@ impl SockFlow {
     #[must_use]
     pub const fn head(next: Addr, next_port: Port) -> Self {
         let (backend_addr, backend_port) = ([0; 4], Port(0));
-        Self { last_ns: 0, backend_addr, next, backend: 0, set: 0, backend_port, next_port, pad: 0 }
+        Self { last_ns: 0, backend_addr, next, backend: 0, set: 0, backend_port, next_port, counted: 0 }
     }
 }
 

@@ -18,7 +18,7 @@ use lb_datapath_ebpf_abi::{
 };
 
 use crate::{
-    maps::Maps,
+    maps::{Change, Maps},
     protocol::{ICMP, ICMP_V6, SCTP, TCP, UDP},
     sock::{self, Bound, Closing, Failing, Hook, Sock, SockMaps},
     tc::{
@@ -117,6 +117,10 @@ pub(crate) struct Fake {
     /// Pairs of set and backend.
     pub(crate) members: RefCell<HashMap<(u32, u32), u8>>,
     pub(crate) turns: RefCell<HashMap<u32, u64>>,
+    /// Connections by backend.
+    pub(crate) loads: RefCell<HashMap<u32, i64>>,
+    /// Backends by the cookies of sockets that count.
+    pub(crate) sock_counts: RefCell<HashMap<u64, u32>>,
     pub(crate) affinity: RefCell<HashMap<AffinityKey, AffinityValue>>,
     /// `CT`.
     pub(crate) flows: RefCell<Flows>,
@@ -165,6 +169,8 @@ impl Fake {
             slots: RefCell::default(),
             members: RefCell::default(),
             turns: RefCell::default(),
+            loads: RefCell::default(),
+            sock_counts: RefCell::default(),
             affinity: RefCell::default(),
             flows: RefCell::default(),
             live: RefCell::default(),
@@ -417,6 +423,17 @@ impl Maps for &Fake {
         Some(*turn - 1)
     }
 
+    fn load(self, backend: u32) -> u64 {
+        self.loads.borrow().get(&backend).map_or(0, |load| u64::try_from(*load).unwrap_or(0))
+    }
+
+    fn change_load(self, backend: u32, change: Change) {
+        *self.loads.borrow_mut().entry(backend).or_default() += match change {
+            Change::Begins => 1,
+            Change::Ends => -1,
+        };
+    }
+
     fn affinity(self, key: &AffinityKey) -> Option<AffinityValue> {
         self.affinity.borrow().get(key).copied()
     }
@@ -578,6 +595,21 @@ impl SockMaps for &Fake {
 
     fn remove_peer(self, key: &SockKey) {
         self.peers.borrow_mut().remove(key);
+    }
+
+    fn counted(self, cookie: u64) -> Option<u32> {
+        self.sock_counts.borrow().get(&cookie).copied()
+    }
+
+    fn put_counted(self, cookie: u64, backend: u32) -> bool {
+        if !self.full.get() {
+            self.sock_counts.borrow_mut().insert(cookie, backend);
+        }
+        !self.full.get()
+    }
+
+    fn remove_counted(self, cookie: u64) {
+        self.sock_counts.borrow_mut().remove(&cookie);
     }
 
     fn flow(self, key: &SockKey) -> Option<Self::Entry> {

@@ -4,6 +4,15 @@ use lb_datapath_ebpf_abi::{
     Addr, AffinityKey, AffinityValue, BackendValue, FrontendKey, FrontendValue, Reason, SlotChunk,
 };
 
+/// What becomes of a connection that is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// It begins.
+    Begins,
+    /// It ends.
+    Ends,
+}
+
 /// The maps of services, the clock and the dice.
 ///
 /// In the kernel this is a type without fields, so that passing it costs nothing. Values are copied out: user space may
@@ -30,6 +39,10 @@ pub trait Maps: Copy {
     fn keeps_flows(self, set: u32, backend: u32) -> bool;
     /// The number of flows that took a turn in this set so far; adds one.
     fn next_turn(self, set: u32) -> Option<u64>;
+    /// How many connections `backend` has by `LOADS`.
+    fn load(self, backend: u32) -> u64;
+    /// Counts a connection that begins or ends. A full map counts nothing, until user space has made room.
+    fn change_load(self, backend: u32, change: Change);
     /// The affinity record of a client.
     fn affinity(self, key: &AffinityKey) -> Option<AffinityValue>;
     /// Writes the affinity record of a client. A full map evicts its least recently used record instead of failing;

@@ -1,10 +1,11 @@
 //! From a frontend to a backend.
 
 use lb_datapath_ebpf_abi::{
-    Addr, AffinityKey, AffinityValue, BackendValue, FRONTEND_KEEPS_SOURCE, FRONTEND_SOURCES, FRONTEND_TRANSLATES_PODS,
-    FrontendKey, FrontendValue, LOOKUP_HASH, LOOKUP_ROUND_ROBIN, Port, SCOPE_INTERNAL, TARGET_DROP, TARGET_SET,
+    Addr, AffinityKey, AffinityValue, BackendValue, FLOW_SEED, FRONTEND_KEEPS_SOURCE, FRONTEND_SOURCES,
+    FRONTEND_TRANSLATES_PODS, FrontendKey, FrontendValue, LOOKUP_HASH, LOOKUP_LEAST, LOOKUP_ROUND_ROBIN, Port,
+    SCOPE_INTERNAL, TARGET_DROP, TARGET_SET,
 };
-use lb_flow_hash::slot;
+use lb_flow_hash::{slot, two_slots};
 
 use crate::maps::Maps;
 
@@ -44,6 +45,8 @@ pub struct Chosen {
     pub translates_pods: bool,
     /// Whether it listens on an address of the node, which then answers through the node, whatever the source.
     pub on_node: bool,
+    /// Whether the flow counts as a connection of the backend.
+    pub is_counted: bool,
 }
 
 impl Chosen {
@@ -56,6 +59,7 @@ impl Chosen {
         keeps_source: false,
         translates_pods: false,
         on_node: false,
+        is_counted: false,
     };
 
     /// The backend with this id, for a flow to `frontend`.
@@ -69,6 +73,7 @@ impl Chosen {
             keeps_source: frontend.flags & FRONTEND_KEEPS_SOURCE != 0,
             translates_pods: frontend.flags & FRONTEND_TRANSLATES_PODS != 0,
             on_node: backend.host != 0,
+            is_counted: frontend.lookup == LOOKUP_LEAST,
         }
     }
 }
@@ -212,14 +217,29 @@ fn pick<M: Maps>(maps: M, frontend: &FrontendValue, flow: &impl Flow) -> Option<
     let index = match frontend.lookup {
         LOOKUP_HASH => slot(flow.hash(frontend), frontend.slots),
         LOOKUP_ROUND_ROBIN => turn(maps, frontend)?,
+        LOOKUP_LEAST => {
+            let backend = least(maps, frontend.first, frontend.slots, flow.hash(frontend));
+            return (backend != 0).then_some(backend);
+        }
         _ => slot(maps.random(), frontend.slots),
     };
-    in_slot(maps, frontend, index)
+    in_slot(maps, frontend.first, index)
+}
+
+/// Of two slots, the backend that has fewer connections; 0 if one of them has none.
+///
+/// Programs on other processors choose at the same time, so that a few new flows may go to one backend before its counter
+/// says so. It is a function of its own, since most frontends do without.
+#[inline(never)]
+fn least<M: Maps>(maps: M, first: u32, slots: u32, hash: u32) -> u32 {
+    let [one, two] = two_slots(hash, FLOW_SEED, slots);
+    let (Some(one), Some(two)) = (in_slot(maps, first, one), in_slot(maps, first, two)) else { return 0 };
+    if one != two && maps.load(two) < maps.load(one) { two } else { one }
 }
 
 #[inline(always)]
-fn in_slot<M: Maps>(maps: M, frontend: &FrontendValue, index: u32) -> Option<u32> {
-    let [a, b, c, d] = maps.slots(frontend.first.wrapping_add(index >> 2))?;
+fn in_slot<M: Maps>(maps: M, first: u32, index: u32) -> Option<u32> {
+    let [a, b, c, d] = maps.slots(first.wrapping_add(index >> 2))?;
     Some(match index & 3 {
         0 => a,
         1 => b,
@@ -235,7 +255,7 @@ pub fn find<M: Maps>(maps: M, frontend: &FrontendValue, fits: impl Fn(&Chosen) -
     let start = slot(maps.random(), frontend.slots);
     for offset in 0..TRIES {
         let index = start.wrapping_add(offset).checked_rem(frontend.slots)?;
-        let Some(id) = in_slot(maps, frontend, index) else { continue };
+        let Some(id) = in_slot(maps, frontend.first, index) else { continue };
         let Some(backend) = maps.backend(id) else { continue };
         let chosen = Chosen::new(id, frontend, &backend);
         if fits(&chosen) {
@@ -261,7 +281,10 @@ mod tests {
     use lb_datapath_ebpf_abi::{LOOKUP_RANDOM, TARGET_REJECT};
 
     use super::*;
-    use crate::fake::{Fake, VIP, backend, frontend_key};
+    use crate::{
+        fake::{Fake, VIP, backend, frontend_key},
+        maps::Change,
+    };
 
     /// A flow with this hash, of client 7.
     struct Hashed(u32);
@@ -332,6 +355,28 @@ mod tests {
         let fake = Fake::serving(LOOKUP_RANDOM, &[1, 2, 3, 4]);
         fake.dice([0, 1 << 30, 2 << 30, u32::MAX]);
         assert_eq!(ids(&fake, [0; 4]), [1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn of_two_slots_the_one_with_fewer_connections_is_taken() {
+        let fake = Fake::serving(LOOKUP_LEAST, &[1, 2, 3, 4]);
+        let key = frontend_key(VIP);
+        for number in 0..200_u32 {
+            let hash = number.wrapping_mul(0x9e37_79b9);
+            let candidates = two_slots(hash, FLOW_SEED, 4).map(|slot| slot + 1);
+            let loads = |id: u32| fake.loads.borrow().get(&id).copied().unwrap_or(0);
+            let [one, two] = candidates;
+            let expected = if loads(two) < loads(one) { two } else { one };
+            let Answer::Backend(chosen) = choose(&fake, &key, &Hashed(hash)) else { panic!("no backend") };
+            assert_eq!((chosen.id, chosen.is_counted), (expected, true), "of {candidates:?}");
+            (&fake).change_load(chosen.id, Change::Begins);
+        }
+        let loads: Vec<i64> = fake.loads.borrow().values().copied().collect();
+        assert!(loads.len() == 4 && loads.iter().all(|load| (45..=55).contains(load)), "{loads:?}");
+        // One that is full gets nothing but what has both of its slots there.
+        fake.loads.borrow_mut().insert(1, 1_000);
+        let taken = (0..64).filter(|number| ids(&fake, [number << 26]) == [1]);
+        assert!(taken.map(|number| two_slots(number << 26, FLOW_SEED, 4)).all(|slots| slots == [0, 0]));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Asks the kernel what it does with a packet.
 
 mod device;
+mod loads;
 pub(crate) mod packet;
 mod records;
 mod socket;

@@ -13,6 +13,7 @@ use lb_datapath_ebpf_abi::{self as abi, Pod};
 use super::{
     device::running,
     frontend_of,
+    loads::Loads,
     packet::{ACK, SYN, Tuple},
 };
 use crate::{
@@ -26,11 +27,12 @@ use crate::{
     sys::{self, IfIndex, RawMap, TestRun},
 };
 
-/// The entries of the tables of flows, of `AFFINITY` and of `TURNS` that a packet depends on.
+/// The entries of the tables of flows, of `AFFINITY`, of `TURNS` and of `LOADS` that a packet depends on.
 pub(super) struct FlowRecords {
     flows: Vec<FlowRecord>,
     /// Entries of other flows for replies, which keep tuples from the packet's.
     held: Vec<FlowRecord>,
+    loads: Loads,
     affinity: Option<(abi::AffinityKey, abi::AffinityValue)>,
     turn: Option<(u32, u64)>,
 }
@@ -82,7 +84,8 @@ impl FlowRecord {
 
 impl FlowRecords {
     pub(super) fn of(maps: &Maps, packet: &Packet) -> Result<Self, EbpfError> {
-        let mut records = Self { flows: Vec::new(), held: Vec::new(), affinity: None, turn: None };
+        let mut records =
+            Self { flows: Vec::new(), held: Vec::new(), loads: Loads::default(), affinity: None, turn: None };
         let key = key_of(packet.protocol, &Tuple::of(packet));
         if let Some(flow) = FlowRecord::of(maps, key)? {
             let back = flow.value.mirror(key.protocol);
@@ -98,6 +101,7 @@ impl FlowRecords {
         if let Some(key) = client(&value, packet.source) {
             records.affinity = one(maps.affinity(), "AFFINITY", &key)?.map(|record| (key, record));
         }
+        records.loads = Loads::of(maps, &value)?;
         records.turn = maps.one::<u64>(Table::Turns, &value.set)?.map(|turn| (value.set, turn));
         Ok(records)
     }
@@ -111,7 +115,8 @@ impl FlowRecords {
         let record = |(_, record): &(abi::AffinityKey, abi::AffinityValue)| {
             format!("AFFINITY: a record of backend {}", record.backend)
         };
-        self.flows.first().map(flow).into_iter().chain(self.affinity.as_ref().map(record)).collect()
+        let records = self.flows.first().map(flow).into_iter().chain(self.affinity.as_ref().map(record));
+        records.chain(self.loads.step()).collect()
     }
 
     /// Whether a flow of a frontend has the tuple of the packet, which is for no frontend itself.
@@ -190,8 +195,11 @@ impl FlowRecords {
         if let Some((set, turn)) = &self.turn {
             put(&dry.turns, set, turn)?;
         }
+        for (key, count) in &self.loads.counters {
+            put(&dry.loads, key, count)?;
+        }
         let run = sys::test_run(dry.program.fd.as_fd(), frame, device).map_err(running);
-        for table in [&dry.live_flows, &dry.new_flows, &dry.affinity, &dry.turns] {
+        for table in [&dry.live_flows, &dry.new_flows, &dry.affinity, &dry.turns, &dry.loads] {
             empty(table)?;
         }
         run

@@ -9,7 +9,7 @@ use lb_core::{
 };
 use lb_datapath_ebpf_abi as abi;
 
-use super::{answer, frontend_of, is_of_node, way};
+use super::{answer, frontend_of, is_of_node, loads::Loads, way};
 use crate::{
     config::{EbpfConfig, SocketBalancing},
     error::EbpfError,
@@ -176,6 +176,7 @@ fn socket_verdict(
     if value.affinity != 0 && packet.protocol != Protocol::Sctp {
         steps.push("AFFINITY: the client is a network namespace, whose record is not looked up".into());
     }
+    steps.extend(Loads::of(maps, &value)?.step());
     let backends = slots(maps, &value, steps)?;
     if backends.is_empty() {
         return Ok(KernelVerdict::Reject);

@@ -11,7 +11,7 @@ use lb_datapath_ebpf_abi as abi;
 use crate::{
     datapath::Kernel,
     state::{
-        convert, lower,
+        convert,
         write::{Cause, Store, Write},
     },
 };
@@ -57,12 +57,12 @@ fn owner(write: &Write) -> Option<FrontendAddr> {
 
 /// Applies the difference to the expected state. There is one only if the state was observed with the drift in it.
 pub(crate) fn state(kernel: &mut Kernel, expected: Expected<'_>) -> Result<(), ApplyError> {
-    let Kernel { maps, mirror, .. } = kernel;
-    if mirror.state == *expected.state || compare(expected.state, &mirror.state).is_empty() {
+    let state = &kernel.mirror.state;
+    if *state == *expected.state || compare(expected.state, state).is_empty() {
         return Ok(());
     }
-    let plan = diff(&mirror.state, expected.state, expected.labels);
-    lower::apply(mirror, maps, &plan)
+    let plan = diff(state, expected.state, expected.labels);
+    kernel.apply(&plan)
 }
 
 /// Reports that `ROLE` is not the role that was set.

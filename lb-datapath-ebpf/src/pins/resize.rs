@@ -29,7 +29,7 @@ use crate::{
     programs::Programs,
     state::{
         heap,
-        layout::{CT_LIVE, FRAGMENTS, LAYOUTS, Layout},
+        layout::{CT_LIVE, FRAGMENTS, LAYOUTS, LOADS, Layout, SOCK_COUNTS},
         maps::open,
         sweep,
     },
@@ -215,7 +215,8 @@ impl Resize {
 impl Resized {
     /// Whether programs write it, and not user space.
     fn is_programs(&self) -> bool {
-        ["CT", CT_LIVE, "AFFINITY", "SOCK_PEERS", "SOCK_FLOWS", FRAGMENTS].contains(&self.layout.name)
+        ["CT", CT_LIVE, "AFFINITY", "SOCK_PEERS", "SOCK_FLOWS", SOCK_COUNTS, LOADS, FRAGMENTS]
+            .contains(&self.layout.name)
     }
 
     fn copy_words(&self) -> io::Result<()> {

@@ -228,8 +228,8 @@ pub(crate) fn frontend(value: &abi::FrontendValue, sources: &BTreeMap<u32, Vec<I
 
 pub(crate) const fn lookup(lookup: Lookup) -> u8 {
     match lookup {
-        // The capabilities leave least connections out, so no model asks for it.
-        Lookup::Random | Lookup::LeastConnections => abi::LOOKUP_RANDOM,
+        Lookup::Random => abi::LOOKUP_RANDOM,
+        Lookup::LeastConnections => abi::LOOKUP_LEAST,
         Lookup::RoundRobin => abi::LOOKUP_ROUND_ROBIN,
         Lookup::Hash => abi::LOOKUP_HASH,
     }
@@ -240,6 +240,7 @@ pub(crate) fn model_lookup(value: &abi::SetValue) -> Result<Lookup, Corrupt> {
         abi::LOOKUP_RANDOM => Ok(Lookup::Random),
         abi::LOOKUP_ROUND_ROBIN => Ok(Lookup::RoundRobin),
         abi::LOOKUP_HASH => Ok(Lookup::Hash),
+        abi::LOOKUP_LEAST => Ok(Lookup::LeastConnections),
         _ => Err(Corrupt::of(value)),
     }
 }

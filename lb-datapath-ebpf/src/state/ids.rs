@@ -5,7 +5,11 @@ use std::io;
 use lb_core::id::{BackendId, FrontendId, HeldIds, SetId};
 use lb_datapath_ebpf_abi::{self as abi, Pod};
 
-use crate::{error::EbpfError, state::maps::Maps, sys::RawMap};
+use crate::{
+    error::EbpfError,
+    state::{layout::SOCK_COUNTS, maps::Maps},
+    sys::RawMap,
+};
 
 /// The ids in all entries that programs write, those that are over included: a program looks at the time-out of the
 /// frontend that it has at hand, which may be another one by then.
@@ -20,6 +24,7 @@ pub(crate) fn held(maps: &Maps) -> Result<HeldIds, EbpfError> {
     each(maps.sock_flows(), "SOCK_FLOWS", |_: abi::SockKey, value: abi::SockFlow| {
         flow(&mut held, value.backend, value.set);
     })?;
+    each(maps.sock_counts(), SOCK_COUNTS, |_: u64, backend: u32| held.backends.extend(BackendId::new(backend)))?;
     each(maps.affinity(), "AFFINITY", |key: abi::AffinityKey, value: abi::AffinityValue| {
         held.frontends.extend(FrontendId::new(key.frontend));
         held.backends.extend(BackendId::new(value.backend));

@@ -50,12 +50,14 @@ const fn per_cpu(name: &'static str, value: usize, entries: u32) -> Layout {
 }
 
 /// Every map of the object.
-pub(crate) const LAYOUTS: [Layout; 23] = [
+pub(crate) const LAYOUTS: [Layout; 25] = [
     hash("FRONTENDS", size_of::<abi::FrontendKey>(), size_of::<abi::FrontendValue>(), |c| Some(c.frontends)),
     hash("BACKENDS", 4, size_of::<abi::BackendValue>(), |c| Some(c.backends)),
     hash("SETS", 4, size_of::<abi::SetValue>(), |c| Some(c.sets)),
     hash("MEMBERS", size_of::<abi::MemberKey>(), 1, |c| Some(c.members)),
     hash("TURNS", 4, 8, |c| Some(c.sets)),
+    hash(LOADS, size_of::<abi::LoadKey>(), 8, |c| Some(c.backends)),
+    hash(SOCK_COUNTS, 8, 4, |c| Some(c.sockets)),
     hash("NODE", 4, size_of::<abi::NodeValue>(), |_| None),
     lru("AFFINITY", size_of::<abi::AffinityKey>(), size_of::<abi::AffinityValue>(), |c| Some(c.affinity)),
     lru("SOCK_PEERS", size_of::<abi::SockKey>(), size_of::<abi::SockPeer>(), |c| Some(c.sockets)),
@@ -124,6 +126,10 @@ pub(crate) const LAYOUTS: [Layout; 23] = [
     per_cpu(WORK, 8 * abi::WORK_WORDS, 1),
 ];
 
+/// Connections of backends.
+pub(crate) const LOADS: &str = "LOADS";
+/// Sockets that count as connections.
+pub(crate) const SOCK_COUNTS: &str = "SOCK_COUNTS";
 /// Flows that are established.
 pub(crate) const CT_LIVE: &str = "CT_LIVE";
 /// Bits of addresses.
@@ -143,8 +149,20 @@ impl Layout {
     /// Whether the services need what the map holds, and it cannot be had from other maps. One that they do not need
     /// may be missing in the pins of an earlier version, and is made beside the others.
     pub(crate) fn is_needed(&self) -> bool {
-        let derived =
-            [REASONS, FILTER, CT_LIVE, FRAGMENTS, WORK, "ADDRESSES", "SOURCES", "DEVICES", SOCK_SETTINGS, SOCK_SKIPS];
+        let derived = [
+            REASONS,
+            FILTER,
+            CT_LIVE,
+            FRAGMENTS,
+            WORK,
+            "ADDRESSES",
+            "SOURCES",
+            "DEVICES",
+            SOCK_SETTINGS,
+            SOCK_SKIPS,
+            LOADS,
+            SOCK_COUNTS,
+        ];
         !derived.contains(&self.name)
     }
 

@@ -18,7 +18,7 @@ use crate::{
     state::{
         convert::addr,
         filter::Filter,
-        layout::{CT_LIVE, FILTER},
+        layout::{CT_LIVE, FILTER, LOADS, SOCK_COUNTS},
         lower::MAX_SLOTS,
         mirror::Mirror,
         ports::Ports,
@@ -98,6 +98,8 @@ pub(crate) struct Maps {
     affinity: RawMap,
     sock_peers: RawMap,
     sock_flows: RawMap,
+    sock_counts: RawMap,
+    loads: RawMap,
     chunks: u32,
     ports: Ports,
     slots: Words,
@@ -135,6 +137,8 @@ impl Maps {
             affinity: open("AFFINITY")?,
             sock_peers: open("SOCK_PEERS")?,
             sock_flows: open("SOCK_FLOWS")?,
+            sock_counts: open(SOCK_COUNTS)?,
+            loads: open(LOADS)?,
             chunks: slots.shape().max_entries,
             ports,
             slots: words,
@@ -341,6 +345,23 @@ impl Maps {
         &self.sock_flows
     }
 
+    /// The backends of sockets that count as connections.
+    pub(crate) const fn sock_counts(&self) -> &RawMap {
+        &self.sock_counts
+    }
+
+    /// Counters of connections.
+    pub(crate) const fn loads(&self) -> &RawMap {
+        &self.loads
+    }
+
+    /// The counters of one backend that are there.
+    pub(crate) fn loads_of(&self, backend: u32) -> Result<Vec<(abi::LoadKey, u64)>, EbpfError> {
+        let keys = (0..abi::LOAD_LANES).map(|lane| abi::LoadKey { backend, lane });
+        let found = keys.map(|key| Ok(Some(key).zip(one(&self.loads, LOADS, &key)?)));
+        found.filter_map(Result::transpose).collect()
+    }
+
     /// The role that the programs read.
     pub(crate) fn role(&self) -> Result<u32, EbpfError> {
         Ok(one(&self.role, "ROLE", &abi::ROLE_KEY)?.unwrap_or(abi::ROLE_ACTIVE))
@@ -519,7 +540,7 @@ pub(crate) fn one<V: Pod>(map: &RawMap, name: &'static str, key: &impl Pod) -> R
     Ok(map.lookup(key.bytes()).map_err(reading(name))?.as_deref().and_then(V::from_bytes))
 }
 
-fn reading(name: &'static str) -> impl FnOnce(io::Error) -> EbpfError {
+pub(crate) fn reading(name: &'static str) -> impl FnOnce(io::Error) -> EbpfError {
     move |source| EbpfError::Map { name, what: "reading", source }
 }
 

@@ -6,6 +6,7 @@ pub(crate) mod filter;
 pub(crate) mod heap;
 pub(crate) mod ids;
 pub(crate) mod layout;
+pub(crate) mod loads;
 pub(crate) mod lower;
 pub(crate) mod maps;
 pub(crate) mod mirror;

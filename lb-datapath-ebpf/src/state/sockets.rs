@@ -33,8 +33,9 @@ impl Sockets {
         Ok(sockets)
     }
 
-    /// Writes what the configuration says, for the network namespace of the calling thread as that of the node.
-    pub(crate) fn configure(&mut self, config: &EbpfConfig) -> Result<(), EbpfError> {
+    /// Writes what the configuration says, for the network namespace of the calling thread as that of the node. Sockets may
+    /// count as connections if that is so now.
+    pub(crate) fn configure(&mut self, config: &EbpfConfig, counts: bool) -> Result<(), EbpfError> {
         let cookie = sys::netns_cookie().map_err(|source| EbpfError::Probe { what: "SO_NETNS_COOKIE", source })?;
         let host_netns = match config.socket_balancing {
             SocketBalancing::Host => cookie.ok_or(EbpfError::NoNamespace)?,
@@ -51,10 +52,11 @@ impl Sockets {
             balance,
             guards_ports: u8::from(config.guard_ports),
             loopback: u8::from(config.loopback_node_ports),
-            skips: u8::from(!self.skipped.is_empty()),
+            lists: if counts { abi::LISTS_COUNTS } else { 0 },
             first_node_port: *config.node_ports.start(),
             last_node_port: *config.node_ports.end(),
         };
+        self.list_skips();
         self.write()
     }
 
@@ -67,7 +69,22 @@ impl Sockets {
             self.skips.remove(netns.bytes()).map_err(failed(SOCK_SKIPS, "removing from"))?;
             self.skipped.remove(&netns);
         }
-        self.expected.skips = u8::from(!self.skipped.is_empty());
+        self.list_skips();
+        self.write()
+    }
+
+    fn list_skips(&mut self) {
+        let lists = self.expected.lists & !abi::LISTS_SKIPS;
+        self.expected.lists = if self.skipped.is_empty() { lists } else { lists | abi::LISTS_SKIPS };
+    }
+
+    /// Has the programs look for each socket that ends among those that count as connections, before one of them may. That
+    /// ends with a start which finds none.
+    pub(crate) fn count(&mut self) -> Result<(), EbpfError> {
+        if self.expected.lists & abi::LISTS_COUNTS != 0 {
+            return Ok(());
+        }
+        self.expected.lists |= abi::LISTS_COUNTS;
         self.write()
     }
 

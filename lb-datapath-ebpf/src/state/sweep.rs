@@ -1,4 +1,5 @@
-//! Removes established flows that were silent for too long. `CT_LIVE` evicts nothing, so somebody has to.
+//! Removes established flows that were silent for too long. `CT_LIVE` evicts nothing, so somebody has to. Then connections
+//! are counted anew.
 
 use std::{
     io,
@@ -10,7 +11,7 @@ use std::{
 use lb_core::addr::Protocol;
 use lb_datapath_ebpf_abi::{self as abi, Pod};
 
-use super::layout::CT_LIVE;
+use super::{layout::CT_LIVE, loads::Loads};
 use crate::{
     error::EbpfError,
     sys::{self, RawMap},
@@ -23,6 +24,7 @@ const PERIOD: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub(crate) struct Sweeper {
     stop: Arc<Stop>,
+    loads: Arc<Loads>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -42,20 +44,28 @@ impl Stop {
 }
 
 impl Sweeper {
-    /// Starts the thread, which has a descriptor of its own.
-    pub(crate) fn start(flows: &RawMap) -> Result<Self, EbpfError> {
+    /// Starts the thread, which has a descriptor of its own. It counts connections at once, and after each sweep.
+    pub(crate) fn start(flows: &RawMap, loads: Loads) -> Result<Self, EbpfError> {
         let failed = |source| EbpfError::Map { name: CT_LIVE, what: "sweeping", source };
         let flows = flows.try_clone().map_err(failed)?;
         let stop = Arc::<Stop>::default();
-        let waits = Arc::clone(&stop);
+        let (waits, loads) = (Arc::clone(&stop), Arc::new(loads));
+        let counts = Arc::clone(&loads);
         let sweeps = move || {
+            counts.recount();
             while !waits.within(PERIOD) {
                 // The next sweep finds what this one could not read or remove.
                 let _ = sweep(&flows, sys::monotonic().as_nanos() as u64);
+                counts.recount();
             }
         };
         let thread = thread::Builder::new().name("lb-flows".into()).spawn(sweeps).map_err(failed)?;
-        Ok(Self { stop, thread: Some(thread) })
+        Ok(Self { stop, loads, thread: Some(thread) })
+    }
+
+    /// Counts the connections of backends now.
+    pub(crate) fn recount(&self) {
+        self.loads.recount();
     }
 }
 

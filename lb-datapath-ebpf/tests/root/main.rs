@@ -11,6 +11,7 @@ mod flows;
 mod foreign;
 mod ids;
 mod kernel;
+mod least;
 mod packets;
 mod paths;
 mod ping;

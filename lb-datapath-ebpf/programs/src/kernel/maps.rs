@@ -1,16 +1,16 @@
 //! The maps. User space creates them, with sizes of its choice, and pins them under these names.
 
 use aya_ebpf::{
-    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_NOEXIST},
     btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, lpm_trie::Key},
-    helpers::{bpf_get_prandom_u32, bpf_ktime_get_ns},
+    helpers::{bpf_get_prandom_u32, bpf_get_smp_processor_id, bpf_ktime_get_ns},
     macros::btf_map,
 };
 use lb_datapath_ebpf_abi::{
-    Addr, AffinityKey, AffinityValue, BackendValue, FILTER_WORDS, FilterPair, FrontendKey, FrontendValue, MEMBER_TAKES,
-    MemberKey, ROLE_ACTIVE, ROLE_KEY, Reason, SetValue, SlotChunk, filter_bit,
+    Addr, AffinityKey, AffinityValue, BackendValue, FILTER_WORDS, FilterPair, FrontendKey, FrontendValue, LOAD_LANES,
+    LoadKey, MEMBER_TAKES, MemberKey, ROLE_ACTIVE, ROLE_KEY, Reason, SetValue, SlotChunk, connections, filter_bit,
 };
-use lb_datapath_ebpf_programs::maps::Maps;
+use lb_datapath_ebpf_programs::maps::{Change, Maps};
 
 use super::Kernel;
 
@@ -40,6 +40,11 @@ static MEMBERS: HashMap<MemberKey, u8, 262144, LAZY> = HashMap::new();
 /// Flows counted by sets that take turns, by set id.
 #[btf_map]
 static TURNS: HashMap<u32, u64, 65536, LAZY> = HashMap::new();
+
+/// Connections of backends that least connections choose from. Programs make the entries, and user space removes those
+/// of backends that have none.
+#[btf_map]
+static LOADS: HashMap<LoadKey, u64, 262144, LAZY> = HashMap::new();
 
 /// The backend that a client uses.
 #[btf_map]
@@ -134,6 +139,19 @@ impl Maps for Kernel {
     }
 
     #[inline(always)]
+    fn load(self, backend: u32) -> u64 {
+        load(backend)
+    }
+
+    #[inline(always)]
+    fn change_load(self, backend: u32, change: Change) {
+        match change {
+            Change::Begins => change_load(backend, 1),
+            Change::Ends => change_load(backend, u64::MAX),
+        }
+    }
+
+    #[inline(always)]
     fn affinity(self, key: &AffinityKey) -> Option<AffinityValue> {
         // SAFETY: copied out at once; whoever asked checks what a record of two halves could say.
         unsafe { AFFINITY.get(key) }.copied()
@@ -170,6 +188,50 @@ fn count(key: u32) {
         // addition; at worst a count is lost to a program that does.
         unsafe { *counter = (*counter).wrapping_add(1) };
     }
+}
+
+/// The sum of the counters of a backend.
+#[inline(never)]
+fn load(backend: u32) -> u64 {
+    let mut sum = 0_u64;
+    for lane in 0..LOAD_LANES {
+        // SAFETY: copied out at once; a counter is written as a whole.
+        if let Some(counter) = unsafe { LOADS.get(LoadKey { backend, lane }) } {
+            sum = sum.wrapping_add(*counter);
+        }
+    }
+    connections(sum)
+}
+
+/// Adds to this processor's counter of a backend, which is made if it is not there.
+#[inline(never)]
+fn change_load(backend: u32, by: u64) {
+    // SAFETY: the helper takes no arguments and is allowed in every program type.
+    let lane = unsafe { bpf_get_smp_processor_id() } & (LOAD_LANES - 1);
+    let key = LoadKey { backend, lane };
+    if LOADS.get_ptr_mut(key).is_none() {
+        let _ = LOADS.insert(key, 0, BPF_NOEXIST as u64);
+    }
+    if let Some(counter) = LOADS.get_ptr_mut(key) {
+        // SAFETY: the pointer is to a live, aligned element, and every program writes it through atomics only.
+        unsafe { add(counter, by) };
+    }
+}
+
+/// Adds to a counter that other processors may write as well.
+#[cfg(target_arch = "bpf")]
+#[inline(always)]
+unsafe fn add(counter: *mut u64, by: u64) {
+    // SAFETY: the caller's.
+    unsafe {
+        core::arch::asm!("lock *(u64 *)({counter} + 0) += {by}", counter = in(reg) counter, by = in(reg) by);
+    }
+}
+
+#[cfg(not(target_arch = "bpf"))]
+unsafe fn add(counter: *mut u64, by: u64) {
+    // SAFETY: the caller's.
+    unsafe { core::sync::atomic::AtomicU64::from_ptr(counter) }.fetch_add(by, core::sync::atomic::Ordering::SeqCst);
 }
 
 /// Counts up and returns what it was.

@@ -31,6 +31,11 @@ static SOCK_SETTINGS: Array<SockSettings, 1> = Array::new();
 #[btf_map]
 static SOCK_SKIPS: HashMap<u64, u8, 4096, LAZY> = HashMap::new();
 
+/// The backend of which a connected socket counts as a connection, by the socket's cookie. The end of the socket removes
+/// the entry.
+#[btf_map]
+static SOCK_COUNTS: HashMap<u64, u32, 65536, LAZY> = HashMap::new();
+
 impl SockMaps for Kernel {
     type Entry = FlowEntry;
 
@@ -66,6 +71,22 @@ impl SockMaps for Kernel {
     #[inline(always)]
     fn remove_peer(self, key: &SockKey) {
         let _ = SOCK_PEERS.remove(key);
+    }
+
+    #[inline(always)]
+    fn counted(self, cookie: u64) -> Option<u32> {
+        // SAFETY: copied out at once; an entry belongs to one socket.
+        unsafe { SOCK_COUNTS.get(cookie) }.copied()
+    }
+
+    #[inline(always)]
+    fn put_counted(self, cookie: u64, backend: u32) -> bool {
+        SOCK_COUNTS.insert(cookie, backend, 0).is_ok()
+    }
+
+    #[inline(always)]
+    fn remove_counted(self, cookie: u64) {
+        let _ = SOCK_COUNTS.remove(cookie);
     }
 
     #[inline(always)]

@@ -11,12 +11,13 @@ mod node;
 
 use lb_datapath_ebpf_abi::{
     ADDRESS_DROPS, ADDRESS_REJECTS, Addr, AffinityKey, BALANCE_HOST, BALANCE_OFF, CLIENT_NETNS, Errno,
-    FRONTEND_GUARDS_OUTSIDE, FrontendKey, FrontendValue, Port, ROLE_ACTIVE, ROLE_STANDBY, Reason, SCOPE_ANY, SockFlow,
-    SockKey, SockPeer, SockSettings, TARGET_SET, UDP_IDLE_NS, Verdict, is_loopback, unmap_v4,
+    FRONTEND_GUARDS_OUTSIDE, FrontendKey, FrontendValue, LISTS_COUNTS, LISTS_SKIPS, Port, ROLE_ACTIVE, ROLE_STANDBY,
+    Reason, SCOPE_ANY, SockFlow, SockKey, SockPeer, SockSettings, TARGET_SET, UDP_IDLE_NS, Verdict, is_loopback,
+    unmap_v4,
 };
 
 use crate::{
-    maps::Maps,
+    maps::{Change, Maps},
     protocol::{TCP, UDP},
     select::{Admission, Answer, Chosen, Flow, choose, find, frontend_for},
     sock::hash::cookie_hash,
@@ -97,6 +98,12 @@ pub trait SockMaps: Maps {
     fn put_peer(self, key: &SockKey, peer: &SockPeer);
     /// Removes an entry if it is there.
     fn remove_peer(self, key: &SockKey);
+    /// The backend of which the socket with this cookie counts as a connection.
+    fn counted(self, cookie: u64) -> Option<u32>;
+    /// Lets the socket with this cookie count as a connection of `backend`; `false` if there is no memory.
+    fn put_counted(self, cookie: u64, backend: u32) -> bool;
+    /// Removes an entry if it is there.
+    fn remove_counted(self, cookie: u64);
     /// The backend of a socket's datagrams to a virtual address.
     fn flow(self, key: &SockKey) -> Option<Self::Entry>;
     /// Removes an entry if it is there.
@@ -131,10 +138,14 @@ pub fn connect<M: SockMaps, S: Sock>(maps: M, sock: S) -> i32 {
         }
         Decision::Stopped => REFUSE,
         // A TCP socket has one peer.
-        Decision::Backend(chosen) if socket.protocol == TCP => socket.redirect(maps, &chosen),
+        Decision::Backend(chosen) if socket.protocol == TCP => {
+            socket.count(maps, &chosen);
+            socket.redirect(maps, &chosen)
+        }
         Decision::Backend(chosen) => match socket.unambiguous(maps, &key, chosen, None) {
             Some(chosen) => {
                 socket.leave(maps);
+                socket.count(maps, &chosen);
                 socket.redirect(maps, &chosen)
             }
             None => socket.stop(maps, Reason::SocketAmbiguous),
@@ -198,6 +209,10 @@ pub fn release<M: SockMaps, S: Closing>(maps: M, sock: S) -> i32 {
     if let Some(peer) = sock.connected_to() {
         remove_peer(maps, &key(peer));
     }
+    // A socket whose `connect` has failed has no peer.
+    if maps.settings().lists & LISTS_COUNTS != 0 {
+        uncount(maps, cookie);
+    }
     if protocol != UDP {
         return ALLOW;
     }
@@ -206,6 +221,7 @@ pub fn release<M: SockMaps, S: Closing>(maps: M, sock: S) -> i32 {
         let Some(flow) = maps.flow(&at) else { return ALLOW };
         let flow = flow.value();
         maps.remove_flow(&at);
+        uncount_flow(maps, &flow);
         maps.remove_peer(&key((flow.backend_addr, flow.backend_port)));
         at = key((flow.next, flow.next_port));
     }
@@ -217,6 +233,24 @@ pub fn release<M: SockMaps, S: Closing>(maps: M, sock: S) -> i32 {
 fn remove_peer<M: SockMaps>(maps: M, key: &SockKey) {
     if maps.peer(key).is_some() {
         maps.remove_peer(key);
+    }
+}
+
+/// The socket with this cookie counts as a connection no longer, if it did.
+#[inline(always)]
+fn uncount<M: SockMaps>(maps: M, cookie: u64) {
+    if let Some(backend) = maps.counted(cookie) {
+        maps.remove_counted(cookie);
+        maps.change_load(backend, Change::Ends);
+    }
+}
+
+/// The datagrams of an entry count as a connection no longer, if they did. Of those that were silent for long, user space
+/// has said so already.
+#[inline(always)]
+fn uncount_flow<M: SockMaps>(maps: M, flow: &SockFlow) {
+    if flow.counted != 0 && maps.now().saturating_sub(flow.last_ns) < UDP_IDLE_NS {
+        maps.change_load(flow.backend, Change::Ends);
     }
 }
 
@@ -291,6 +325,8 @@ struct Socket<S> {
     port: Port,
     /// The cookie of the node's network namespace.
     host_netns: u64,
+    /// [`SockSettings::lists`].
+    lists: u8,
 }
 
 impl<S: Sock> Socket<S> {
@@ -298,7 +334,8 @@ impl<S: Sock> Socket<S> {
     fn new(sock: S, settings: &SockSettings) -> Option<Self> {
         let protocol = protocol(sock.kind())?;
         let (addr, port) = sock.peer();
-        Some(Self { sock, cookie: sock.cookie(), protocol, addr, port, host_netns: settings.host_netns })
+        let &SockSettings { host_netns, lists, .. } = settings;
+        Some(Self { sock, cookie: sock.cookie(), protocol, addr, port, host_netns, lists })
     }
 
     /// Whether the socket's network namespace is one whose sockets are sent to backends.
@@ -309,7 +346,7 @@ impl<S: Sock> Socket<S> {
             BALANCE_HOST if self.sock.netns_cookie() != settings.host_netns => return false,
             _ => {}
         }
-        settings.skips == 0 || !maps.skips(self.sock.netns_cookie())
+        settings.lists & LISTS_SKIPS == 0 || !maps.skips(self.sock.netns_cookie())
     }
 
     /// The key of the frontend that the socket states. A loopback address stands for every address of the node, for
@@ -362,12 +399,35 @@ impl<S: Sock> Socket<S> {
         let (key, now) = (self.key(), maps.now());
         let (next, next_port) = match maps.flow(&key) {
             Some(flow) if flow.value().backend == chosen.id => return flow.touch(now, chosen.set),
-            Some(flow) => (flow.value().next, flow.value().next_port),
+            Some(flow) => {
+                uncount_flow(maps, &flow.value());
+                (flow.value().next, flow.value().next_port)
+            }
             None => self.begin_list(maps),
         };
         let (backend_addr, backend_port) = (chosen.addr, chosen.port);
-        let (last_ns, backend, set) = (now, chosen.id, chosen.set);
-        maps.put_flow(&key, &SockFlow { last_ns, backend_addr, next, backend, set, backend_port, next_port, pad: 0 });
+        let (last_ns, backend, set, counted) = (now, chosen.id, chosen.set, chosen.is_counted as u32);
+        if chosen.is_counted {
+            maps.change_load(backend, Change::Begins);
+        }
+        let flow = SockFlow { last_ns, backend_addr, next, backend, set, backend_port, next_port, counted };
+        maps.put_flow(&key, &flow);
+    }
+
+    /// The socket counts as a connection of the backend, and of no other, if the frontend asks for it.
+    #[inline(always)]
+    fn count<M: SockMaps>(&self, maps: M, chosen: &Chosen) {
+        if !chosen.is_counted {
+            return;
+        }
+        match maps.counted(self.cookie) {
+            Some(before) if before == chosen.id => return,
+            Some(before) => maps.change_load(before, Change::Ends),
+            None => {}
+        }
+        if maps.put_counted(self.cookie, chosen.id) {
+            maps.change_load(chosen.id, Change::Begins);
+        }
     }
 
     /// Puts the entry of this virtual address at the beginning of the socket's list; returns the one that was there.
@@ -447,6 +507,9 @@ impl<S: Sock> Socket<S> {
             && let Some((addr, port)) = self.sock.connected_to()
         {
             remove_peer(maps, &self.key_of(addr, port));
+            if self.lists & LISTS_COUNTS != 0 {
+                uncount(maps, self.cookie);
+            }
         }
     }
 
@@ -496,7 +559,7 @@ impl<S: Sock> Flow for Socket<S> {
 #[cfg(test)]
 mod tests {
     use lb_datapath_ebpf_abi::{
-        FRONTEND_SOURCES, LOOKUP_HASH, ROLE_DRAINING, TARGET_DROP, TARGET_REJECT, from_octets, map_v4,
+        FRONTEND_SOURCES, LOOKUP_HASH, LOOKUP_LEAST, ROLE_DRAINING, TARGET_DROP, TARGET_REJECT, from_octets, map_v4,
     };
 
     use std::{
@@ -784,6 +847,70 @@ mod tests {
     }
 
     #[test]
+    fn a_socket_counts_as_a_connection_of_one_backend_until_it_ends() {
+        let fake = Fake::serving(LOOKUP_LEAST, &[1, 2]);
+        fake.settings.set(SockSettings { lists: LISTS_COUNTS, ..SockSettings::NONE });
+        let loads = || -> Vec<i64> { [1, 2].map(|id| fake.loads.borrow().get(&id).copied().unwrap_or(0)).into() };
+        for kind in [(1, 6), (1, IPPROTO_MPTCP), (2, 17)] {
+            fake.loads.borrow_mut().clear();
+            let sock = FakeSock::new(Hook::V4, VIP);
+            sock.kind.set(kind);
+            for _ in 0..3 {
+                // A socket that has failed tries again.
+                sock.peer.set((addr_of(VIP), PORT_80));
+                assert_eq!(connect(&fake, &sock), ALLOW);
+                let chosen = sock.peer.get();
+                let expected: Vec<i64> = [1, 2].map(|id| i64::from(chosen == backend(id))).into();
+                assert_eq!(loads(), expected);
+            }
+            assert_eq!(release(&fake, &sock), ALLOW);
+            assert_eq!((loads(), fake.sock_counts.borrow().len()), (Vec::from([0, 0]), 0));
+        }
+    }
+
+    #[test]
+    fn datagrams_count_as_a_connection_until_the_socket_ends_or_has_been_silent() {
+        let fake = Fake::serving(LOOKUP_LEAST, &[1]);
+        let load = || fake.loads.borrow().get(&1).copied();
+        let sock = FakeSock::new(Hook::V4, VIP);
+        sock.kind.set((2, 17));
+        assert_eq!((send(&fake, &sock), send(&fake, &sock)), (backend(1), backend(1)));
+        assert_eq!(load(), Some(1));
+        release(&fake, &sock);
+        assert_eq!(load(), Some(0));
+        send(&fake, &sock);
+        // User space has seen to it.
+        fake.now.set(UDP_IDLE_NS);
+        fake.loads.borrow_mut().clear();
+        release(&fake, &sock);
+        assert_eq!(load(), None);
+        // Its backend leaves: it counts for the other one.
+        send(&fake, &sock);
+        fake.add_set(2, &[2]);
+        fake.point(VIP, 2, 1);
+        fake.list(2, &[2]);
+        assert_eq!(send(&fake, &sock), backend(2));
+        assert_eq!((load(), fake.loads.borrow()[&2]), (Some(0), 1));
+    }
+
+    #[test]
+    fn a_udp_socket_that_goes_elsewhere_counts_no_longer_and_one_without_memory_never() {
+        let fake = Fake::serving(LOOKUP_LEAST, &[1]);
+        fake.settings.set(SockSettings { lists: LISTS_COUNTS, ..SockSettings::NONE });
+        let sock = FakeSock::new(Hook::V4, VIP);
+        sock.kind.set((2, 17));
+        assert_eq!(connect(&fake, &sock), ALLOW);
+        sock.connected.set(Some(sock.peer.get()));
+        sock.peer.set((map_v4([192, 0, 2, 9]), PORT_80));
+        assert_eq!(connect(&fake, &sock), ALLOW);
+        assert_eq!((fake.loads.borrow()[&1], fake.sock_counts.borrow().len()), (0, 0));
+        fake.full.set(true);
+        sock.peer.set((addr_of(VIP), PORT_80));
+        assert_eq!(connect(&fake, &sock), ALLOW);
+        assert_eq!(fake.loads.borrow()[&1], 0);
+    }
+
+    #[test]
     fn a_list_that_lost_an_entry_ends() {
         let (fake, sock) = udp();
         send(&fake, &sock);
@@ -822,7 +949,7 @@ mod tests {
         assert_eq!(goals(BOTH, vip), [yes, yes]);
         assert_eq!(goals(SockSettings { balance: BALANCE_HOST, ..BOTH }, vip), [yes, no]);
         assert_eq!(goals(SockSettings { balance: BALANCE_OFF, ..BOTH }, vip), [no, no]);
-        assert_eq!(goals(SockSettings { skips: 1, ..BOTH }, vip), [yes, no]);
+        assert_eq!(goals(SockSettings { lists: LISTS_SKIPS, ..BOTH }, vip), [yes, no]);
     }
 
     #[test]

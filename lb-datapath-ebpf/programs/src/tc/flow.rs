@@ -9,8 +9,9 @@
 //! whenever they change the state.
 
 use lb_datapath_ebpf_abi::{
-    Addr, CT_CLOSED, CT_CUT, CT_DIRECT, CT_INSIDE, CT_OWN, CT_REPLY, CtKey, CtValue, FAMILY_V4, FAMILY_V6, FragmentKey,
-    FragmentValue, FrontendKey, NodeValue, Port, Reason, SCOPE_ANY, SIDE_FIN, SIDE_FIRST, SIDE_SEEN, TARGET_SET,
+    Addr, CT_CLOSED, CT_COUNTED, CT_CUT, CT_DIRECT, CT_INSIDE, CT_OWN, CT_REPLY, CtKey, CtValue, FAMILY_V4, FAMILY_V6,
+    FragmentKey, FragmentValue, FrontendKey, NodeValue, Port, Reason, SCOPE_ANY, SIDE_FIN, SIDE_FIRST, SIDE_SEEN,
+    TARGET_SET,
 };
 
 use super::{
@@ -19,7 +20,11 @@ use super::{
     skb::Skb,
     work::Work,
 };
-use crate::{maps::Maps, select::frontend_for};
+use crate::{
+    maps::{Change, Maps},
+    protocol::UDP,
+    select::frontend_for,
+};
 
 /// Attempts to find a free port. Every one is a fresh random pick: with three quarters of the ports to one backend in
 /// use, one flow in 10,000 finds none.
@@ -108,7 +113,7 @@ pub fn lookup<M: FlowMaps>(maps: M, packet: &Packet, to: &mut CtValue) -> Found 
     let now = maps.now();
     if to.flags & (CT_DIRECT | CT_CUT) != 0 {
         if to.flags & CT_DIRECT != 0 {
-            return direct_reply(packet, &entry, to, now);
+            return direct_reply(maps, packet, &entry, to, now);
         }
         // A reset is no answer to a reset, which goes to the other end instead.
         if !packet.is_reset() {
@@ -182,7 +187,7 @@ fn client_came<M: FlowMaps>(maps: M, packet: &Packet, own: M::Entry, table: Tabl
         entry.add_client(fin | answer);
     }
     back.last_ns = now;
-    close(packet, &entry, &mut back);
+    close(maps, packet, &entry, &mut back);
     if belongs(&back) != table {
         relocate(maps, table, (&packet.key, to), &key, &back);
     }
@@ -209,7 +214,7 @@ fn reply_came<M: FlowMaps>(maps: M, packet: &Packet, own: M::Entry, table: Table
     }
     own.touch(now);
     to.last_ns = now;
-    server_sent(packet, &own, to);
+    server_sent(maps, packet, &own, to);
     let (key, forth) = (to.mirror(packet.key.protocol), forth(packet, to, now));
     match find(maps, &key) {
         Some((client, _)) if client.is_reply_to(&packet.key) => client.touch(now),
@@ -227,7 +232,7 @@ fn reply_came<M: FlowMaps>(maps: M, packet: &Packet, own: M::Entry, table: Table
 
 /// Takes down what a backend has sent.
 #[inline(always)]
-fn server_sent(packet: &Packet, entry: &impl Entry, back: &mut CtValue) {
+fn server_sent<M: Maps>(maps: M, packet: &Packet, entry: &impl Entry, back: &mut CtValue) {
     let fin = match (is_fin(packet), back.client & SIDE_FIN) {
         (false, _) => 0,
         (true, 0) if back.server & SIDE_FIN == 0 => SIDE_FIN | SIDE_FIRST,
@@ -237,16 +242,19 @@ fn server_sent(packet: &Packet, entry: &impl Entry, back: &mut CtValue) {
         back.server |= fin | SIDE_SEEN;
         entry.add_server(fin | SIDE_SEEN);
     }
-    close(packet, entry, back);
+    close(maps, packet, entry, back);
 }
 
 /// Closes a flow that has come to its end: both sides have sent a FIN, or one has sent a reset.
 #[inline(always)]
-fn close(packet: &Packet, entry: &impl Entry, back: &mut CtValue) {
+fn close<M: Maps>(maps: M, packet: &Packet, entry: &impl Entry, back: &mut CtValue) {
     let ended = packet.is_reset() || back.client & back.server & SIDE_FIN != 0;
     if ended && !back.is_closed() {
         back.flags |= CT_CLOSED;
         entry.add_flags(CT_CLOSED);
+        if back.flags & CT_COUNTED != 0 {
+            maps.change_load(back.backend, Change::Ends);
+        }
     }
 }
 
@@ -287,13 +295,13 @@ fn change_table<M: FlowMaps, const TO_LIVE: bool>(
 
 /// A reply of a flow that is not ours.
 #[inline(always)]
-fn direct_reply(packet: &Packet, entry: &impl Entry, to: &CtValue, now: u64) -> Found {
+fn direct_reply<M: Maps>(maps: M, packet: &Packet, entry: &impl Entry, to: &CtValue, now: u64) -> Found {
     if packet.is_udp() && now.saturating_sub(to.last_ns) >= to.lifetime(packet.key.protocol) {
         return Found::Nothing;
     }
     let mut back = *to;
     entry.touch(now);
-    server_sent(packet, entry, &mut back);
+    server_sent(maps, packet, entry, &mut back);
     Found::Direct
 }
 
@@ -336,7 +344,7 @@ pub fn record_direct<M: FlowMaps>(maps: M, packet: &Packet, to: &mut CtValue) ->
             back.client |= SIDE_FIN;
             entry.add_client(SIDE_FIN);
         }
-        close(packet, &entry, &mut back);
+        close(maps, packet, &entry, &mut back);
         return Direct::Recorded;
     }
     // An entry of a client's direction is no reply's.
@@ -457,6 +465,9 @@ fn record<M: FlowMaps>(maps: M, packet: &Packet, to: &CtValue) -> Option<Reason>
     // An earlier flow from the same port would be found before this one.
     maps.remove_flow(Table::Live, &packet.key);
     if maps.put_flow(Table::Lru, &packet.key, to) {
+        if to.flags & CT_COUNTED != 0 {
+            maps.change_load(to.backend, Change::Begins);
+        }
         return None;
     }
     maps.remove_flow(Table::Lru, &to.mirror(packet.key.protocol));
@@ -470,7 +481,7 @@ fn keep_source<M: FlowMaps>(maps: M, packet: &Packet, to: &CtValue) -> bool {
     let key = to.mirror(packet.key.protocol);
     match claim(maps, packet, &key, to) {
         Claim::Made => true,
-        Claim::Over | Claim::Closed(_) => replace(maps, packet, &key, to),
+        Claim::Over | Claim::Closed(_) => take_over(maps, packet, &key, to),
         Claim::Refused | Claim::Unanswered(_) => false,
     }
 }
@@ -526,7 +537,7 @@ fn translate_source<M: FlowMaps>(maps: M, packet: &Packet, to: &mut CtValue, sou
         }
     }
     (to.sport, key.dport) = (spare, spare);
-    spare != Port(0) && replace(maps, packet, &key, to)
+    spare != Port(0) && take_over(maps, packet, &key, to)
 }
 
 /// What became of the claim to a tuple for replies.
@@ -576,6 +587,25 @@ fn claim<M: FlowMaps>(maps: M, packet: &Packet, key: &CtKey, to: &CtValue) -> Cl
     }
 }
 
+/// The flow with this entry for replies is about to give its tuple away: it counts as a connection no longer, if it did. Of
+/// one that was silent for too long, user space has said so already.
+#[inline(never)]
+fn uncount<M: FlowMaps>(maps: M, key: &CtKey, now: u64) {
+    let Some((entry, _)) = find(maps, key) else { return };
+    let old = entry.value();
+    let over = now.saturating_sub(old.last_ns) >= old.lifetime(key.protocol);
+    if old.flags & CT_COUNTED != 0 && !old.is_closed() && !over {
+        maps.change_load(old.backend, Change::Ends);
+    }
+}
+
+/// Makes the entry for replies in the place of another flow's.
+#[inline(always)]
+fn take_over<M: FlowMaps>(maps: M, packet: &Packet, key: &CtKey, to: &CtValue) -> bool {
+    uncount(maps, key, to.last_ns);
+    replace(maps, packet, key, to)
+}
+
 /// Makes the entry for replies in the place of another flow's, and removes that flow's other half.
 #[inline(never)]
 fn replace<M: FlowMaps>(maps: M, packet: &Packet, key: &CtKey, to: &CtValue) -> bool {
@@ -592,8 +622,8 @@ fn replace<M: FlowMaps>(maps: M, packet: &Packet, key: &CtKey, to: &CtValue) -> 
     maps.put_flow(Table::Lru, key, &reply(packet, to, to.last_ns))
 }
 
-/// What both entries of a flow say about its client.
-const CLIENT: u8 = CT_INSIDE | CT_OWN;
+/// What both entries of a flow say about its client, and whether it counts.
+const CLIENT: u8 = CT_INSIDE | CT_OWN | CT_COUNTED;
 
 /// The entry for replies to the client that sent `packet`.
 #[inline(always)]
@@ -1252,6 +1282,75 @@ mod tests {
             assert_eq!(record_direct(&fake, &sent, &mut own), Direct::Recorded);
             assert_eq!(verdict(&fake, &packet), Found::Direct);
         }
+    }
+
+    /// What `LOADS` says of backends 1 and 2.
+    fn loads(fake: &Fake) -> [i64; 2] {
+        [1, 2].map(|id| fake.loads.borrow().get(&id).copied().unwrap_or(0))
+    }
+
+    /// Opens a flow that counts to backend `number`.
+    fn open_counted(fake: &Fake, packet: &Packet, number: u32) -> Result<CtValue, Reason> {
+        let (dst, dport) = backend(number);
+        let mut to = CtValue { dst, dport, backend: number, set: 1, flags: CT_COUNTED, ..CtValue::EMPTY };
+        open(fake, &FakeSkb::tcp_v4(SYN), packet, &mut to, false).map_or(Ok(to), Err)
+    }
+
+    #[test]
+    fn a_flow_counts_from_its_first_packet_until_it_is_closed() {
+        for (client, server) in [(FIN | ACK, FIN | ACK), (RST, 0), (0, RST)] {
+            let fake = serving();
+            let to = open_counted(&fake, &tcp(SYN), 1).unwrap();
+            let connection = Connection { syn: tcp(SYN), to };
+            assert!(connection.server(&fake, SYN | ACK).is_some() && connection.client(&fake, ACK).is_some());
+            assert_eq!(loads(&fake), [1, 0]);
+            if client & FIN != 0 {
+                connection.client(&fake, client);
+                assert_eq!(loads(&fake), [1, 0], "it is half closed");
+            } else if client != 0 {
+                connection.client(&fake, client);
+            }
+            if server != 0 {
+                connection.server(&fake, server);
+            }
+            assert_eq!(loads(&fake), [0, 0]);
+            // What comes afterwards ends it no second time.
+            connection.client(&fake, RST);
+            connection.server(&fake, RST);
+            assert_eq!(loads(&fake), [0, 0]);
+        }
+    }
+
+    #[test]
+    fn a_flow_that_does_not_count_or_is_not_recorded_changes_no_counter() {
+        let fake = serving();
+        connect(&fake, 40_000).unwrap().close(&fake, true);
+        fake.full.set(true);
+        assert!(open_counted(&fake, &tcp(SYN), 1).is_err());
+        assert!(fake.loads.borrow().is_empty());
+    }
+
+    #[test]
+    fn a_flow_whose_tuple_is_taken_counts_no_longer() {
+        let fake = serving();
+        fake.ports.set(1);
+        open_counted(&fake, &tcp(SYN), 1).unwrap();
+        assert_eq!(loads(&fake), [1, 0]);
+        // It was never answered, and there is one port.
+        let mut other = tcp(SYN);
+        other.key.sport = Port::new(40_001);
+        open_counted(&fake, &other, 1).unwrap();
+        assert_eq!(loads(&fake), [1, 0]);
+        // User space has seen to those that were silent for too long.
+        fake.now.set(lb_datapath_ebpf_abi::TCP_NEW_NS);
+        fake.loads.borrow_mut().clear();
+        open_counted(&fake, &tcp(SYN), 1).unwrap();
+        assert_eq!(loads(&fake), [1, 0]);
+        // One that user space has cut, too.
+        fake.cut_all();
+        fake.loads.borrow_mut().clear();
+        open_counted(&fake, &other, 1).unwrap();
+        assert_eq!(loads(&fake), [1, 0]);
     }
 
     #[test]

@@ -2,8 +2,8 @@
 
 use aya_ebpf::bindings::tcx_action_base::{TCX_DROP, TCX_NEXT};
 use lb_datapath_ebpf_abi::{
-    ADDRESS_ANSWERS_PING, ADDRESS_DROPS, ADDRESS_REJECTS, CT_INSIDE, CT_OWN, CT_REPLY, CtValue, DEVICE_INSIDE,
-    DEVICE_PORT, ROLE_ACTIVE, ROLE_STANDBY, Reason, TARGET_DROP, Verdict,
+    ADDRESS_ANSWERS_PING, ADDRESS_DROPS, ADDRESS_REJECTS, CT_COUNTED, CT_INSIDE, CT_OWN, CT_REPLY, CtValue,
+    DEVICE_INSIDE, DEVICE_PORT, ROLE_ACTIVE, ROLE_STANDBY, Reason, TARGET_DROP, Verdict,
 };
 
 use super::{
@@ -230,6 +230,9 @@ fn answer<M: FlowMaps>(maps: M, packet: &Packet, to: &mut CtValue) -> Decision {
     }
     (to.dst, to.dport) = (chosen.addr, chosen.port);
     (to.backend, to.set) = (chosen.id, chosen.set);
+    if chosen.is_counted {
+        to.flags |= CT_COUNTED;
+    }
     // A pod of another node is answered past this one, unless its backend answers through it.
     let keeps_pod = pod && (inside || !chosen.translates_pods);
     let keeps_source = keeps_pod || chosen.on_node || (chosen.keeps_source && !inside);

@@ -197,7 +197,9 @@ fn target_text(mirror: &Mirror, value: &abi::FrontendValue) -> String {
         abi::TARGET_SET => {
             let known = SetId::new(value.set).and_then(|id| mirror.state.sets.get(&id)).is_some();
             let strange = if known { "" } else { ", which is unknown" };
-            let lookup = ["random", "in turn", "by hash"].get(value.lookup as usize).unwrap_or(&"unknown");
+            let lookup = ["random", "in turn", "by hash", "by least connections"]
+                .get(value.lookup as usize)
+                .unwrap_or(&"unknown");
             format!("set {}{strange}, {} slots from chunk {}, {lookup}", value.set, value.slots, value.first)
         }
         abi::TARGET_REJECT => "refused".into(),
