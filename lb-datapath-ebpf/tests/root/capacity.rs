@@ -3,13 +3,15 @@
 use std::{
     collections::BTreeSet,
     net::{SocketAddr, UdpSocket},
+    sync::Arc,
 };
 
 use lb_core::{
     addr::{FrontendAddr, Protocol},
     datapath::{ApplyError, Datapath, ErrorKind, MapUsage},
     plan::{Labels, diff},
-    state::{Lookup, State, Target},
+    sources::{RangePolicy, SourceRanges},
+    state::{Guard, GuardedTraffic, Lookup, State, Target},
 };
 use lb_datapath_ebpf::{Capacities, EbpfDatapath};
 use lb_datapath_ebpf_abi as abi;
@@ -20,7 +22,7 @@ use crate::{
 };
 
 /// Services that fit.
-const MOST: usize = 16;
+pub(crate) const MOST: usize = 100;
 const SERVER: &str = "0.0.0.0:8001";
 
 struct Host {
@@ -51,8 +53,7 @@ impl Host {
     }
 
     fn apply(&mut self, desired: &State) -> Result<(), ApplyError> {
-        let observed = self.datapath.observe().unwrap();
-        self.datapath.apply(&diff(&observed, desired, &Labels::default()))
+        apply(&mut self.datapath, desired)
     }
 
     fn answers(&self, frontend: &FrontendAddr) -> bool {
@@ -64,17 +65,31 @@ impl Host {
     }
 
     fn usage(&self, map: &str) -> MapUsage {
-        self.datapath.map_usage().unwrap().into_iter().find(|usage| usage.name == map).unwrap()
+        usage(&self.datapath, map)
     }
 }
 
-/// Services with a backend each, of which none is shared.
-fn services(count: usize, first: usize, protocol: Protocol) -> State {
+fn apply(datapath: &mut EbpfDatapath, desired: &State) -> Result<(), ApplyError> {
+    let observed = datapath.observe().unwrap();
+    datapath.apply(&diff(&observed, desired, &Labels::default()))
+}
+
+pub(crate) fn usage(datapath: &EbpfDatapath, map: &str) -> MapUsage {
+    datapath.map_usage().unwrap().into_iter().find(|usage| usage.name == map).unwrap()
+}
+
+/// Services with a backend and a source range each, of which none is shared.
+pub(crate) fn services(count: usize, first: usize, protocol: Protocol) -> State {
     let addrs: Vec<[SocketAddr; 2]> = (first..first + count)
         .map(|n| [format!("10.96.1.{n}:80"), format!("127.0.1.{n}:8001")].map(|addr| addr.parse().unwrap()))
         .collect();
     let services: Vec<_> = addrs.iter().map(|[vip, backend]| (*vip, protocol, std::slice::from_ref(backend))).collect();
-    state(&services, Lookup::Random, None)
+    let mut state = state(&services, Lookup::Random, None);
+    let ranges = Arc::new(SourceRanges::new(RangePolicy::Allow, ["192.0.2.0/24".parse().unwrap()]));
+    for frontend in state.frontends.values_mut() {
+        frontend.guard = Some(Guard { ranges: ranges.clone(), traffic: GuardedTraffic::All });
+    }
+    state
 }
 
 /// Everything that a frontend needs is there.
@@ -83,72 +98,94 @@ fn is_whole(state: &State, frontend: &FrontendAddr) -> bool {
     state.sets.get(&set).is_some_and(|set| set.backends().iter().all(|id| state.backends.contains_key(id)))
 }
 
-type Case = (&'static str, &'static str, Protocol, fn(&mut Capacities));
+/// A map, and services of which [`MOST`] fill it.
+pub(crate) struct Case {
+    pub(crate) map: &'static str,
+    /// The setting that makes it larger.
+    setting: &'static str,
+    pub(crate) protocol: Protocol,
+    pub(crate) limit: fn(&mut Capacities),
+}
 
-/// The map that is full, the setting that makes it larger, and services of which [`MOST`] fill it.
-const CASES: [Case; 5] = [
-    ("FRONTENDS", "frontends", Protocol::Tcp, |c| c.frontends = MOST as u32),
-    ("BACKENDS", "backends", Protocol::Tcp, |c| c.backends = MOST as u32),
-    ("SETS", "sets", Protocol::Tcp, |c| c.sets = MOST as u32),
-    ("SLOTS", "slots", Protocol::Tcp, |c| c.slots = 4 * MOST as u32),
-    ("MEMBERS", "members", Protocol::Udp, |c| c.members = MOST as u32),
+const fn case(map: &'static str, setting: &'static str, protocol: Protocol, limit: fn(&mut Capacities)) -> Case {
+    Case { map, setting, protocol, limit }
+}
+
+/// Every map that services fill, apart from `ADDRESSES`, which is as large as `FRONTENDS` and has no more in it, and
+/// `TURNS`, which is so beside `SETS`.
+pub(crate) const CASES: [Case; 6] = [
+    case("FRONTENDS", "frontends", Protocol::Tcp, |c| c.frontends = MOST as u32),
+    case("BACKENDS", "backends", Protocol::Tcp, |c| c.backends = MOST as u32),
+    case("SETS", "sets", Protocol::Tcp, |c| c.sets = MOST as u32),
+    case("SLOTS", "slots", Protocol::Tcp, |c| c.slots = 4 * MOST as u32),
+    case("MEMBERS", "members", Protocol::Udp, |c| c.members = MOST as u32),
+    case("SOURCES", "sources", Protocol::Tcp, |c| c.sources = MOST as u32),
 ];
+
+impl Case {
+    /// Applies services of which this many are too many: they are refused by name, and each of the others is whole.
+    /// Returns those that are served.
+    pub(crate) fn overload(&self, datapath: &mut EbpfDatapath, desired: &State, excess: usize) -> Vec<FrontendAddr> {
+        let Self { map, setting, .. } = self;
+        let failed = apply(datapath, desired).err().map(|error| error.failed).unwrap_or_default();
+        let refused: BTreeSet<_> = failed.iter().map(|(frontend, _)| *frontend).collect();
+        assert_eq!(refused.len(), excess, "{map}: {failed:?}");
+        for (frontend, cause) in &failed {
+            assert_eq!(cause.kind(), ErrorKind::Capacity, "{map}: {frontend}: {cause}");
+            let text = cause.to_string();
+            assert!(text.contains(map) && text.contains(&format!("`{setting}`")), "{map}: {text}");
+        }
+        let observed = datapath.observe().unwrap();
+        for frontend in desired.frontends.keys() {
+            let served = !refused.contains(frontend);
+            assert_eq!(is_whole(&observed, frontend), served, "{map}, {excess} too many: {frontend}");
+            assert_eq!(observed.frontends.contains_key(frontend), served, "{map}, {excess} too many: {frontend}");
+        }
+        let usage = usage(datapath, map);
+        assert_eq!((usage.entries, usage.percent(), usage.evicts), (usage.capacity, 100, false), "{map}: {usage:?}");
+        observed.frontends.into_keys().collect()
+    }
+}
 
 #[test]
 #[ignore = "needs root: loads eBPF programs and makes namespaces and a cgroup"]
 fn a_full_map_refuses_by_name_and_serves_nothing_in_part() {
     let _turn = turn();
-    for (map, setting, protocol, limit) in CASES {
+    for case in &CASES {
         let mut capacities =
             Capacities { slots: 65_536, sockets: 4_096, affinity: 4_096, flows: 8_192, ..Default::default() };
-        limit(&mut capacities);
+        (case.limit)(&mut capacities);
         let mut host = Host::new(capacities);
-        host.apply(&services(MOST, 1, protocol)).unwrap();
-        let usage = host.usage(map);
-        assert_eq!((usage.entries, usage.percent(), usage.evicts), (usage.capacity, 100, false), "{map}: {usage:?}");
-        for count in [MOST + 1, 2 * MOST] {
-            let desired = services(count, 1, protocol);
-            let error = host.apply(&desired).unwrap_err();
-            let refused: BTreeSet<_> = error.failed.iter().map(|(frontend, _)| *frontend).collect();
-            assert_eq!(refused.len(), count - MOST, "{map} at {count}: {error:?}");
-            for (frontend, cause) in &error.failed {
-                assert_eq!(cause.kind(), ErrorKind::Capacity, "{map}: {frontend}: {cause}");
-                let text = cause.to_string();
-                assert!(text.contains(map) && text.contains(&format!("`{setting}`")), "{map}: {text}");
-            }
-            let observed = host.datapath.observe().unwrap();
-            for frontend in desired.frontends.keys() {
-                let served = !refused.contains(frontend);
-                assert_eq!(is_whole(&observed, frontend), served, "{map} at {count}: {frontend}");
-                assert_eq!(observed.frontends.contains_key(frontend), served, "{map} at {count}: {frontend}");
-            }
+        for count in [MOST, MOST + 1, 2 * MOST] {
+            let desired = services(count, 1, case.protocol);
             // One that is refused would be silent until the time-out.
-            let served: Vec<_> = observed.frontends.keys().copied().collect();
+            let served = case.overload(&mut host.datapath, &desired, count - MOST);
             assert_eq!(served.len(), MOST);
-            assert!(served.iter().all(|frontend| host.answers(frontend)), "{map} at {count}");
+            assert!(served.iter().all(|frontend| host.answers(frontend)), "{} at {count}", case.map);
         }
         // What was refused has left nothing behind: as many others fit.
         host.apply(&State::default()).unwrap();
-        let others = services(MOST, 100, protocol);
+        let others = services(MOST, 100, case.protocol);
         host.apply(&others).unwrap();
-        assert_eq!(host.datapath.observe().unwrap(), others, "{map}");
-        assert!(others.frontends.keys().all(|frontend| host.answers(frontend)), "{map}");
+        assert_eq!(host.datapath.observe().unwrap(), others, "{}", case.map);
+        assert!(others.frontends.keys().all(|frontend| host.answers(frontend)), "{}", case.map);
     }
 }
 
 #[test]
 #[ignore = "needs root: loads eBPF programs and makes namespaces and a cgroup"]
 fn a_map_grows_with_all_that_it_has_and_shrinks_to_what_is_in_use() {
+    const FEW: usize = 16;
     let _turn = turn();
     let capacities = Capacities { frontends: 32, slots: 64, flows: 1024, ..Default::default() };
     let mut host = Host::new(capacities);
-    let services = services(MOST, 1, Protocol::Tcp);
+    let services = services(FEW, 1, Protocol::Tcp);
     host.apply(&services).unwrap();
     let all = |host: &Host| services.frontends.keys().all(|frontend| host.answers(frontend));
     host = host.reopened(Capacities { frontends: 64, slots: 128, sources: 128, ..capacities });
     assert_eq!(host.datapath.kept_sizes(), []);
     let usage = host.usage("FRONTENDS");
-    assert_eq!((usage.entries, usage.capacity), (MOST as u64, 64));
+    assert_eq!((usage.entries, usage.capacity), (FEW as u64, 64));
     assert_eq!(host.datapath.observe().unwrap(), services);
     assert!(all(&host));
     host = host.reopened(Capacities { frontends: 8, slots: 32, sources: 8, ..capacities });
@@ -161,11 +198,15 @@ fn a_map_grows_with_all_that_it_has_and_shrinks_to_what_is_in_use() {
     };
     assert_eq!(
         kept,
-        [told("FRONTENDS", 64, 8, MOST), told("SLOTS", 128, 32, 4 * MOST), told("ADDRESSES", 64, 8, MOST)],
-        "nothing is in SOURCES"
+        [
+            told("FRONTENDS", 64, 8, FEW),
+            told("SLOTS", 128, 32, 4 * FEW),
+            told("ADDRESSES", 64, 8, FEW),
+            told("SOURCES", 128, 8, FEW)
+        ]
     );
     assert!(all(&host));
-    host = host.reopened(Capacities { frontends: MOST as u32, slots: 64, ..capacities });
+    host = host.reopened(Capacities { frontends: FEW as u32, slots: 64, ..capacities });
     assert_eq!(host.datapath.kept_sizes(), []);
     assert!(all(&host));
     assert_eq!(host.datapath.observe().unwrap(), services);
