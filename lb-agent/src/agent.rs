@@ -232,6 +232,7 @@ impl Agent {
         if config.datapath.carries_packets() {
             devices::watch(events.clone())?;
             engine.follow_devices();
+            engine.follow_pods();
         }
         engine.watch_for_drift(&events)?;
         engine.answer_health_checks();

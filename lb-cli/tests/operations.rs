@@ -21,7 +21,7 @@ use common::{end, lb, service};
 use lb_core::addr::Family;
 use lb_testkit::{
     LabError,
-    lab::{Lab, Netns, Origin, PodSpec, Program},
+    lab::{Builder, Lab, Netns, Origin, PodSpec, Program},
     traffic::{Outcome, Request, Transport},
 };
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -40,6 +40,7 @@ fn main() -> ExitCode {
         trial("a_foreign_table_of_the_same_name_is_in_the_way_no_longer_than_it_is_there", foreign_table),
         trial("what_nobody_can_look_at_is_not_said_to_be_absent", nobody_can_look),
         trial("pins_of_an_agent_with_another_state_directory_are_named", other_state_directory),
+        trial("the_sockets_of_pods_at_certain_addresses_are_left_to_packets_until_the_setting_is_gone", left_alone),
         trial("pods_on_a_bridge_that_netfilter_does_not_see_are_a_condition_of_netfilter_datapaths", bridge),
     ];
     for datapath in DATAPATHS {
@@ -526,6 +527,47 @@ fn bridge() -> Result<(), LabError> {
         in_node(&lab, "ip link set pod2 nomaster")?;
         node.await_condition("BridgeNotFiltered", false);
     }
+    Ok(())
+}
+
+/// Two pods that talk to a service: the peer of a socket that is left alone is the virtual address.
+fn left_alone() -> Result<(), LabError> {
+    let clients = ["meshed", "plain"].map(|name| PodSpec::new(name, 0));
+    let lab = clients.into_iter().fold(Lab::builder().nodes(1), Builder::pod).pod(PodSpec::new("server", 0).http(8080));
+    let lab = lab.build()?;
+    let [meshed, _, server] = [0, 1, 2].map(|pod| lab.pods().nth(pod).unwrap().ip(Family::V4));
+    let node = TestNode::new(&lab, &service("web", VIP, "", &[&server.to_string()]))?;
+    let peers = |pod: usize| -> Result<Vec<String>, LabError> {
+        let held = lab.client(Origin::Pod(pod)).hold(Transport::Tcp, vip(), 1)?;
+        assert!(held.opened().iter().all(Result::is_ok), "{:?}", held.opened());
+        let table = lab.pods().nth(pod).unwrap().netns().run(|| fs::read_to_string("/proc/thread-self/net/tcp"))?;
+        let table = table.unwrap();
+        let rows = table.lines().skip(1).map(|row| row.split_whitespace().nth(2).unwrap().to_owned());
+        Ok(rows.filter(|peer| !peer.ends_with(":0000")).collect())
+    };
+    let shown = |ip: IpAddr, port: u16| {
+        let IpAddr::V4(ip) = ip else { panic!("{ip}") };
+        vec![format!("{:08X}:{port:04X}", u32::from_ne_bytes(ip.octets()))]
+    };
+    let (left, sent) = (shown(vip().ip(), 80), shown(server, 8080));
+    // Each pod has a process.
+    let processes: Vec<Agent> = (0..2)
+        .map(|pod| {
+            let sleeps = || Command::new("sleep").arg("infinity").spawn().unwrap();
+            let process = Agent(lab.pods().nth(pod).unwrap().netns().run(sleeps)?);
+            fs::write(lab.node(0).cgroup().join("cgroup.procs"), process.0.id().to_string()).unwrap();
+            Ok(process)
+        })
+        .collect::<Result<_, LabError>>()?;
+    let except = format!("{meshed}/32");
+    let mut agent = node.start(&lab, "ebpf", &[("--socket-lb-except", &except)])?;
+    node.await_status(|status| status["settled"] == true);
+    assert_eq!([peers(0)?, peers(1)?], [left, sent.clone()], "{}", agent.output());
+    agent.terminate(DEADLINE)?;
+    // It is not remembered beyond the setting.
+    let agent = node.start(&lab, "ebpf", &[])?;
+    assert_eq!([peers(0)?, peers(1)?], [sent.clone(), sent], "{}", agent.output());
+    drop(processes);
     Ok(())
 }
 

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeSet, io, os::fd::AsFd, path::Path, sync::Arc, time::Duration};
 
+use ipnet::IpNet;
 use lb_core::{
     addr::{Family, FrontendKind, Protocol},
     datapath::{
@@ -27,6 +28,7 @@ use crate::{
     error::EbpfError,
     evict,
     features::KernelFeatures,
+    left_alone::{self, LeftAlone, Seen},
     object::Object,
     pins::{
         anchors::{Anchors, SharedAnchors},
@@ -244,6 +246,25 @@ impl EbpfDatapath {
     /// When the map is full, or the kernel refuses.
     pub fn set_socket_balancing(&mut self, cookie: u64, on: bool) -> Result<(), DatapathError> {
         Ok(self.kernel()?.sockets.skip(cookie, !on)?)
+    }
+
+    /// Leaves the sockets of exactly those network namespaces to packets that have an address in one of `prefixes`, as
+    /// they are now, in place of all that were [left alone](Self::set_socket_balancing) before. Those of the processes of
+    /// [`EbpfConfig::cgroup`] are looked into, and those in `/run/netns`; never that of the calling thread, and no process
+    /// that shares it is left alone. Call it again when pods come and go.
+    /// Without prefixes, no namespace is looked at.
+    ///
+    /// It needs `CAP_SYS_ADMIN`, `CAP_SYS_PTRACE` and the host's PID namespace. What could not be looked at is part of the answer.
+    ///
+    /// # Errors
+    /// When the map is full, or the kernel refuses.
+    pub fn leave_alone(&mut self, prefixes: &[IpNet]) -> Result<LeftAlone, DatapathError> {
+        let seen = match prefixes {
+            [] => Seen::default(),
+            prefixes => left_alone::look(&self.config.cgroup, prefixes),
+        };
+        let namespaces = self.kernel()?.sockets.skip_all(seen.meant, seen.hidden.is_some())?;
+        Ok(LeftAlone { namespaces, hidden: seen.hidden })
     }
 
     /// The cookie of the calling thread's network namespace.

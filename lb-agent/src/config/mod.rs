@@ -119,6 +119,11 @@ pub struct Settings {
     /// none. Packets of the others are translated at devices. Only for ebpf [default: all].
     #[arg(long, value_name = "WHICH", value_enum)]
     pub socket_lb: Option<SocketLb>,
+    /// Addresses of pods whose sockets are not sent to a backend where they connect, as pods with a proxy of a service mesh
+    /// or a virtual machine need it; can be repeated. Their packets are translated at devices. It needs CAP_SYS_ADMIN and
+    /// CAP_SYS_PTRACE. Only for ebpf [default: none].
+    #[arg(long, value_name = "CIDR")]
+    pub socket_lb_except: Vec<IpNet>,
     /// Whether processes of the node are kept from binding a port of the node that is a frontend. Only for ebpf
     /// [default: on].
     #[arg(long, value_name = "SWITCH", value_enum)]
@@ -425,6 +430,7 @@ impl Config {
             ("cgroup", attached.cgroup != to.cgroup),
             ("destroy-sockets", attached.destroy_sockets != to.destroy_sockets),
             ("socket-lb", attached.sockets.balanced != to.sockets.balanced),
+            ("socket-lb-except", attached.sockets.except != to.sockets.except),
             ("guard-ports", attached.sockets.guard_ports != to.sockets.guard_ports),
             ("loopback-node-ports", attached.sockets.loopback_node_ports != to.sockets.loopback_node_ports),
             ("node-port-range", attached.sockets.node_ports != to.sockets.node_ports),
@@ -487,6 +493,7 @@ impl Settings {
             cgroup: self.cgroup.or(below.cgroup),
             destroy_sockets: self.destroy_sockets.or(below.destroy_sockets),
             socket_lb: self.socket_lb.or(below.socket_lb),
+            socket_lb_except: list(self.socket_lb_except, below.socket_lb_except),
             guard_ports: self.guard_ports.or(below.guard_ports),
             loopback_node_ports: self.loopback_node_ports.or(below.loopback_node_ports),
             node_port_range: self.node_port_range.or(below.node_port_range),
@@ -567,6 +574,7 @@ impl Settings {
             ("cgroup", lists(self.cgroup.is_some(), Setting::Cgroup)),
             ("destroy-sockets", lists(self.destroy_sockets.is_some(), Setting::DestroySockets)),
             ("socket-lb", lists(self.socket_lb.is_some(), Setting::Sockets)),
+            ("socket-lb-except", lists(!self.socket_lb_except.is_empty(), Setting::Sockets)),
             ("guard-ports", lists(self.guard_ports.is_some(), Setting::Sockets)),
             ("loopback-node-ports", lists(self.loopback_node_ports.is_some(), Setting::Sockets)),
             ("node-port-range", lists(self.node_port_range.is_some(), Setting::Sockets)),
@@ -640,6 +648,7 @@ impl Settings {
         if kind.reads(Setting::Sockets) {
             attachments.sockets = SocketService {
                 balanced: self.socket_lb.unwrap_or_default(),
+                except: self.socket_lb_except.clone(),
                 guard_ports: self.guard_ports.unwrap_or_default(),
                 loopback_node_ports: self.loopback_node_ports.unwrap_or_default(),
                 node_ports: self.node_port_range.clone().unwrap_or_default(),
@@ -708,7 +717,7 @@ mod tests {
              node-ip: [192.0.2.1, 'fd00::1']\ncluster-cidr: [10.244.0.0/16]\nservice-cidr: [10.96.0.0/12]\n\
              algorithm: least-connections\nnode-port-addresses: [192.0.2.0/24]\nanswer-ping: true\nexternal-ips-of-node: false\n\
              cgroup: /c\ndestroy-sockets: all\n\
-             socket-lb: host\nguard-ports: off\nloopback-node-ports: off\nnode-port-range: 20000-29999\nsocket: /s\nstate-dir: /d\n\
+             socket-lb: host\nsocket-lb-except: [10.244.7.0/24]\nguard-ports: off\nloopback-node-ports: off\nnode-port-range: 20000-29999\nsocket: /s\nstate-dir: /d\n\
              pin-dir: /p\nlog-level: debug\ndrift: alert\ndrift-interval: 2m\nmaglev-hash: cilium\n\
              maglev-seed: JLfvgnHc2kaSUFaI\n",
         )
@@ -722,6 +731,7 @@ mod tests {
         assert_eq!((settings.answer_ping, settings.external_ips_of_node), (Some(true), Some(false)));
         assert_eq!(settings.destroy_sockets, Some(DestroySockets::All));
         assert_eq!((settings.socket_lb, settings.guard_ports), (Some(SocketLb::Host), Some(Switch::Off)));
+        assert_eq!(settings.socket_lb_except, ["10.244.7.0/24".parse().unwrap()]);
         assert_eq!(settings.node_port_range, Some(PortRange(20_000..=29_999)));
         let error = file("node-port-range: 30000\n").unwrap_err().to_string();
         assert!(error.contains("30000"), "{error}");
@@ -813,10 +823,11 @@ mod tests {
         assert_eq!(settings.useless_for(driver::NFTABLES), ["cgroup", "pin-dir"]);
         let sockets = Settings::default()
             .with_socket_lb(SocketLb::Off)
+            .with_socket_lb_except(["10.244.7.0/24".parse().unwrap()])
             .with_guard_ports(Switch::On)
             .with_loopback_node_ports(Switch::On)
             .with_node_port_range(PortRange::default());
-        let useless = ["socket-lb", "guard-ports", "loopback-node-ports", "node-port-range"];
+        let useless = ["socket-lb", "socket-lb-except", "guard-ports", "loopback-node-ports", "node-port-range"];
         assert_eq!(sockets.useless_for(driver::NFTABLES), useless);
         assert!(sockets.useless_for(driver::EBPF).is_empty());
         assert!(settings.useless_for(driver::EBPF).is_empty());

@@ -127,6 +127,13 @@ impl Settings {
         self
     }
 
+    /// The same with the sockets of pods at these addresses [left alone](Self::socket_lb_except).
+    #[must_use]
+    pub fn with_socket_lb_except(mut self, prefixes: impl IntoIterator<Item = IpNet>) -> Self {
+        self.socket_lb_except = prefixes.into_iter().collect();
+        self
+    }
+
     /// The same with ports [guarded](Self::guard_ports) or not.
     #[must_use]
     pub fn with_guard_ports(mut self, guard_ports: Switch) -> Self {

@@ -3,6 +3,7 @@
 use std::{fmt, ops::RangeInclusive, str::FromStr};
 
 use clap::ValueEnum;
+use ipnet::IpNet;
 use serde::Deserialize;
 
 /// How a datapath that translates sockets serves them.
@@ -13,6 +14,9 @@ use serde::Deserialize;
 pub struct SocketService {
     /// Which sockets are sent to a backend where they state their destination. Default: all.
     pub balanced: SocketLb,
+    /// Addresses of pods whose sockets are not sent to a backend there, whatever [`balanced`](Self::balanced) says. Their
+    /// packets are translated at devices. Default: none.
+    pub except: Vec<IpNet>,
     /// Whether sockets of the node are kept from ports of the node that are frontends. Default: on.
     pub guard_ports: Switch,
     /// Whether sockets of the node reach node ports at loopback addresses. Default: on.

@@ -175,6 +175,8 @@ struct OnDevices {
     settings: Attachments,
     /// By index: a device that comes back under its old name has another one.
     attached: BTreeMap<u32, String>,
+    /// How many network namespaces were left alone at the last look.
+    left_alone: usize,
 }
 
 impl OpenDatapath for OnDevices {
@@ -198,6 +200,20 @@ impl OpenDatapath for OnDevices {
 
     fn follow_devices(&mut self) -> Result<(), String> {
         self.follow()
+    }
+
+    fn follow_pods(&mut self) -> Result<(), String> {
+        let found = self.datapath.leave_alone(&self.settings.sockets.except).map_err(|error| error.report())?;
+        let (before, now) = (self.left_alone, found.namespaces);
+        if before != now {
+            tracing::info!(before, now, "network namespaces of pods whose sockets are left to packets");
+            self.left_alone = now;
+        }
+        found.hidden.map_or(Ok(()), |error| Err(error.report()))
+    }
+
+    fn follows_pods(&self) -> bool {
+        !self.settings.sockets.except.is_empty()
     }
 }
 
@@ -232,7 +248,7 @@ impl OnDevices {
                 "--destroy-sockets is all, and drain policies are not carried out"
             );
         }
-        let opened = Self { datapath, settings: settings.clone(), attached };
+        let opened = Self { datapath, settings: settings.clone(), attached, left_alone: 0 };
         for fact in opened.facts() {
             tracing::info!("{fact}");
         }

@@ -206,7 +206,7 @@ pub enum Setting {
     Cgroup,
     /// Where sockets are ended whose backend left: `--destroy-sockets`.
     DestroySockets,
-    /// How sockets are served: `--socket-lb`, `--guard-ports`, `--loopback-node-ports` and `--node-port-range`.
+    /// How sockets are served: `--socket-lb`, `--socket-lb-except`, `--guard-ports`, `--loopback-node-ports` and `--node-port-range`.
     Sockets,
     /// Where objects are pinned: `--pin-dir`.
     PinDir,
@@ -314,6 +314,20 @@ pub trait OpenDatapath: Send {
     /// Says of each device what failed; the others are as they should be.
     fn follow_devices(&mut self) -> Result<(), String> {
         Ok(())
+    }
+
+    /// Leaves the sockets of pods alone whose addresses [`SocketService::except`] has. The agent asks for it when devices
+    /// change, and [once in a while](Self::follows_pods). Default: does nothing.
+    ///
+    /// # Errors
+    /// Says why some pods are not left alone that should be.
+    fn follow_pods(&mut self) -> Result<(), String> {
+        Ok(())
+    }
+
+    /// Whether there is anything to [follow pods](Self::follow_pods) for. Default: no.
+    fn follows_pods(&self) -> bool {
+        false
     }
 }
 

@@ -12,6 +12,7 @@ pub(crate) mod leftovers;
 mod maglev_tests;
 mod networks;
 mod notes;
+mod pods;
 mod remaining;
 mod settings;
 pub(crate) mod state;
@@ -35,6 +36,7 @@ use lb_core::{
     name::SourceName,
     plan::Plan,
     runner::{self, Alarm, Runner, Watch},
+    time::Instant,
 };
 
 use crate::{
@@ -102,6 +104,10 @@ pub(crate) struct Engine {
     no_address: Option<String>,
     /// Flows that could not be ended.
     remaining: Remaining,
+    /// When to look for pods whose sockets are left alone; `None`: when devices change.
+    pods_due: Option<Instant>,
+    /// What was last said about them.
+    not_left_alone: Option<String>,
 }
 
 /// Most events that are taken in at once.
@@ -155,6 +161,8 @@ impl Engine {
             carries_packets: config.datapath.carries_packets(),
             no_address: None,
             remaining: Remaining::default(),
+            pods_due: None,
+            not_left_alone: None,
         }
     }
 
@@ -212,6 +220,7 @@ impl Engine {
             Event::News(news) => self.shared.take_news(news),
             Event::Devices => {
                 self.follow_devices();
+                self.follow_pods();
                 self.follow_addresses();
                 self.follow_networks();
                 self.follow_settings();
@@ -268,6 +277,7 @@ impl Engine {
             self.take(event)?;
         }
         self.follow_health_checks();
+        self.follow_pods_when_due();
         Ok(())
     }
 
@@ -385,7 +395,7 @@ impl Engine {
         let due = self.shared.runner().poll_timeout();
         let surroundings = self.surroundings.as_ref().filter(|_| self.shared.is_ready()).map(Surroundings::due);
         let health_checks = self.health_checks.due();
-        let due = due.into_iter().chain(surroundings).chain(health_checks).min()?;
+        let due = due.into_iter().chain(surroundings).chain(health_checks).chain(self.pods_due).min()?;
         // Never nothing: a time that has passed must not make this thread spin.
         Some(due.since(self.shared.now()).max(Duration::from_millis(1)))
     }

@@ -39,7 +39,7 @@ pub(crate) fn ask(
         Entry::Socket if packet.protocol == Protocol::Sctp && !is_of_node(&kernel.maps, packet)? => {
             at_device(kernel, anchors, &config.pod_devices, packet)
         }
-        Entry::Socket => at_socket(&kernel.maps, anchors, config, packet),
+        Entry::Socket => at_socket(kernel, anchors, config, packet),
         Entry::PodDevice => at_device(kernel, anchors, &config.pod_devices, packet),
         Entry::Uplink => at_device(kernel, anchors, &config.uplink_devices, packet),
     }

@@ -12,6 +12,7 @@ use lb_datapath_ebpf_abi as abi;
 use super::{answer, frontend_of, is_of_node, loads::Loads, way};
 use crate::{
     config::{EbpfConfig, SocketBalancing},
+    datapath::Kernel,
     error::EbpfError,
     pins::anchors::Anchors,
     programs::INGRESS,
@@ -24,11 +25,12 @@ use crate::{
 
 /// Reads what the programs of sockets would read: the kernel does not run them on demand.
 pub(super) fn at_socket(
-    maps: &Maps,
+    kernel: &Kernel,
     anchors: &Anchors,
     config: &EbpfConfig,
     packet: &Packet,
 ) -> Result<KernelAnswer, EbpfError> {
+    let maps = &kernel.maps;
     let hooks: &[&str] = match (packet.destination.is_ipv4(), packet.protocol) {
         // The kernel has no hook for sockets of SCTP: packets of the node are translated where they leave it.
         (_, Protocol::Sctp) => &["lb_egress"],
@@ -39,7 +41,7 @@ pub(super) fn at_socket(
     };
     let method = format!("look-up in the maps of {}, which the kernel does not run on demand", hooks.join(" and "));
     let mut steps = Vec::new();
-    if let Some(step) = left_alone(maps, config, packet)? {
+    if let Some(step) = left_alone(kernel, config, packet)? {
         return Ok(answer(method, vec![step], FlowView::default(), KernelVerdict::Pass));
     }
     let mut verdict = socket_verdict(maps, anchors, (hooks, packet), &mut steps)?;
@@ -127,7 +129,11 @@ fn way_back(anchors: &Anchors, packet: &Packet) -> Vec<String> {
 
 /// Why the socket is not sent to a backend, if it is not. A socket has no namespace here, but the node's own have an
 /// address of the node.
-fn left_alone(maps: &Maps, config: &EbpfConfig, packet: &Packet) -> Result<Option<String>, EbpfError> {
+fn left_alone(kernel: &Kernel, config: &EbpfConfig, packet: &Packet) -> Result<Option<String>, EbpfError> {
+    let maps = &kernel.maps;
+    if packet.protocol != Protocol::Sctp && kernel.sockets.skips(packet.source) && !is_of_node(maps, packet)? {
+        return Ok(Some(format!("SOCK_SKIPS: the sockets of the pod with {} are left to packets", packet.source)));
+    }
     Ok(match config.socket_balancing {
         _ if packet.protocol == Protocol::Sctp => {
             let node = maps.node()?.and_then(|value| convert::node(&value).ok()).unwrap_or_default();

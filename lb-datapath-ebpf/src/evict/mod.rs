@@ -3,7 +3,7 @@
 //! A map does not say which of its entries belong to one frontend, so each eviction reads `SOCK_PEERS` and `CT` once,
 //! for all of its frontends together.
 
-mod namespaces;
+pub(crate) mod namespaces;
 mod packets;
 mod sockets;
 

@@ -1,4 +1,4 @@
-//! The network namespaces of the processes of a cgroup.
+//! Network namespaces: those of the processes of a cgroup, and those that have a name.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,17 +13,17 @@ use crate::sys;
 
 /// Other network namespaces than that of the calling thread.
 #[derive(Debug, Default)]
-pub(super) struct Namespaces {
+pub(crate) struct Namespaces {
     /// By device and inode.
     found: BTreeMap<(u64, u64), File>,
     seen: BTreeSet<(u64, u64)>,
     /// Tasks whose namespace could not be seen, and why the first one could not.
-    pub(super) hidden: Option<(u64, io::Error)>,
+    pub(crate) hidden: Option<(u64, io::Error)>,
 }
 
 /// What of a cgroup is looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Tasks {
+pub(crate) enum Tasks {
     /// Processes: the namespaces of their main threads.
     Processes,
     /// Every thread: some have namespaces of their own.
@@ -44,19 +44,31 @@ impl Namespaces {
     ///
     /// # Errors
     /// When `/proc` does not say it.
-    pub(super) fn new() -> io::Result<Self> {
+    pub(crate) fn new() -> io::Result<Self> {
         let own = fs::metadata("/proc/thread-self/ns/net")?;
         Ok(Self { seen: [(own.dev(), own.ino())].into(), ..Self::default() })
     }
 
     /// Finds the namespaces of the tasks of `cgroup` and of all cgroups below it.
-    pub(super) fn find(&mut self, cgroup: &Path, tasks: Tasks) {
+    pub(crate) fn find(&mut self, cgroup: &Path, tasks: Tasks) {
         let mut directories = vec![cgroup.to_path_buf()];
         while let Some(directory) = directories.pop() {
             directories.extend(below(&directory));
             // A cgroup that has gone meanwhile, or whose processes only the root of its threads lists.
             let Ok(list) = fs::read_to_string(directory.join(tasks.file())) else { continue };
             list.lines().for_each(|task| self.add(task));
+        }
+    }
+
+    /// Finds the namespaces that are mounted in `directory`: one that a container runtime has made for a pod whose first
+    /// process is yet to come is nowhere else. None if there is no such directory.
+    pub(crate) fn find_named(&mut self, directory: &Path) {
+        for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+            let Ok(file) = File::open(entry.path()) else { continue };
+            let Ok(meta) = file.metadata() else { continue };
+            if sys::is_network_namespace(file.as_fd()) && self.seen.insert((meta.dev(), meta.ino())) {
+                self.found.insert((meta.dev(), meta.ino()), file);
+            }
         }
     }
 
@@ -89,7 +101,7 @@ impl Namespaces {
     }
 
     /// Takes out what was found since the last call.
-    pub(super) fn take(&mut self) -> Vec<File> {
+    pub(crate) fn take(&mut self) -> Vec<File> {
         std::mem::take(&mut self.found).into_values().collect()
     }
 }
@@ -102,7 +114,7 @@ fn below(directory: &Path) -> Vec<PathBuf> {
 /// Calls `work` in a thread inside of each namespace. The calling thread stays where it is.
 ///
 /// Returns how many could not be entered, and why the first one could not.
-pub(super) fn inside(namespaces: &[File], mut work: impl FnMut() + Send) -> Option<(u64, io::Error)> {
+pub(crate) fn inside(namespaces: &[File], mut work: impl FnMut() + Send) -> Option<(u64, io::Error)> {
     let work = &mut work;
     let visit = move || {
         let mut refused: Option<(u64, io::Error)> = None;
@@ -122,7 +134,7 @@ pub(super) fn inside(namespaces: &[File], mut work: impl FnMut() + Send) -> Opti
 ///
 /// # Errors
 /// `EPERM` without `CAP_SYS_ADMIN`.
-pub(super) fn may_enter() -> io::Result<()> {
+pub(crate) fn may_enter() -> io::Result<()> {
     let own = File::open("/proc/thread-self/ns/net")?;
     inside(&[own], || ()).map_or(Ok(()), |(_, error)| Err(error))
 }

@@ -1,6 +1,11 @@
 //! What the programs of sockets are told besides services.
 
-use std::{collections::BTreeSet, io, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::IpAddr,
+    path::Path,
+};
 
 use lb_core::drift::{Difference, Drift, DriftClass};
 use lb_datapath_ebpf_abi::{self as abi, Pod};
@@ -22,13 +27,21 @@ pub(crate) struct Sockets {
     skips: RawMap,
     expected: abi::SockSettings,
     skipped: BTreeSet<u64>,
+    /// Addresses in those that were left alone because of their addresses.
+    addresses: BTreeSet<IpAddr>,
 }
 
 impl Sockets {
     /// Opens the maps that are pinned in `dir`, and takes over the namespaces that are left alone.
     pub(crate) fn open(dir: &Path) -> Result<Self, EbpfError> {
         let (settings, skips) = (open(&dir.join(SOCK_SETTINGS))?, open(&dir.join(SOCK_SKIPS))?);
-        let mut sockets = Self { settings, skips, expected: abi::SockSettings::NONE, skipped: BTreeSet::new() };
+        let mut sockets = Self {
+            settings,
+            skips,
+            expected: abi::SockSettings::NONE,
+            skipped: BTreeSet::new(),
+            addresses: BTreeSet::new(),
+        };
         sockets.skipped = sockets.found()?;
         Ok(sockets)
     }
@@ -86,6 +99,29 @@ impl Sockets {
         }
         self.expected.lists |= abi::LISTS_COUNTS;
         self.write()
+    }
+
+    /// Leaves the sockets of these namespaces, which have these addresses, alone, and of those before as well or not any
+    /// more. Returns how many namespaces that are.
+    pub(crate) fn skip_all(&mut self, wanted: BTreeMap<u64, Vec<IpAddr>>, keeps: bool) -> Result<usize, EbpfError> {
+        if !keeps {
+            self.addresses.clear();
+        }
+        self.addresses.extend(wanted.values().flatten());
+        let wanted: BTreeSet<u64> = wanted.into_keys().collect();
+        let before = self.skipped.clone();
+        for netns in wanted.difference(&before) {
+            self.skip(*netns, true)?;
+        }
+        for netns in before.difference(&wanted).filter(|_| !keeps) {
+            self.skip(*netns, false)?;
+        }
+        Ok(self.skipped.len())
+    }
+
+    /// Whether sockets with this address are left alone because of an address of theirs.
+    pub(crate) fn skips(&self, ip: IpAddr) -> bool {
+        self.addresses.contains(&ip)
     }
 
     /// What other tools have changed.

@@ -33,7 +33,10 @@ pub(crate) use self::{
     devices::Devices,
     link::{attach_cgroup, attach_tcx, detach_link, link_info, update_link},
     map::{MapInfo, Page, RawMap, Shape, Stopped, map_info},
-    os::{IfIndex, device, enter_network_namespace, is_bpffs, lock, monotonic, netns_cookie, user, wait_for_readers},
+    os::{
+        IfIndex, device, enter_network_namespace, is_bpffs, is_network_namespace, lock, monotonic, netns_cookie, user,
+        wait_for_readers,
+    },
     prog::{Insn, ProgInfo, TestRun, load_connect4, map_by_id, prog_by_id, prog_info, test_run},
     query::{has_tcx, programs_of},
 };

@@ -33,6 +33,15 @@ pub(crate) fn enter_network_namespace(namespace: BorrowedFd<'_>) -> io::Result<(
     Err(io::Error::last_os_error())
 }
 
+/// Whether a file is a network namespace: other namespaces and other files are mounted beside them.
+pub(crate) fn is_network_namespace(file: BorrowedFd<'_>) -> bool {
+    // SAFETY: the call takes a descriptor and a request without an argument.
+    unsafe { libc::ioctl(file.as_raw_fd(), NS_GET_NSTYPE) == libc::CLONE_NEWNET }
+}
+
+/// `_IO(NSIO, 0x3)` of <https://elixir.bootlin.com/linux/v6.18/source/include/uapi/linux/nsfs.h>.
+const NS_GET_NSTYPE: libc::Ioctl = 0xb703;
+
 /// The cookie of the calling thread's network namespace, as programs see it; `None` on a kernel that does not tell.
 pub(crate) fn netns_cookie() -> io::Result<Option<u64>> {
     let socket = std::net::UdpSocket::bind((std::net::Ipv6Addr::UNSPECIFIED, 0))

@@ -2,12 +2,15 @@
 
 use std::{
     collections::BTreeSet,
-    fs, io,
+    fs,
+    io::{self, BufRead, BufReader, Write},
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    process::{Command, Stdio},
     sync::Arc,
 };
 
 use aya::programs::links::PinnedLink;
+use ipnet::IpNet;
 use lb_core::{
     addr::{FrontendAddr, Protocol},
     affinity::Affinity,
@@ -510,6 +513,66 @@ fn the_sockets_of_one_namespace_can_be_left_alone() {
     assert_eq!([&node.space, &node.pod].map(|space| refusal(space, vip)), [None, unreachable]);
     node.datapath.set_socket_balancing(cookie, true).unwrap();
     assert_eq!([&node.space, &node.pod].map(|space| refusal(space, vip)), [None, None]);
+}
+
+#[test]
+#[ignore = "needs root: loads eBPF programs and makes namespaces and a cgroup"]
+fn the_sockets_of_pods_with_certain_addresses_can_be_left_alone() {
+    let _turn = turn();
+    let mut node = Node::new(|config| config);
+    let vip = addr("10.96.0.1:80");
+    let unreachable = Some(io::ErrorKind::NetworkUnreachable);
+    node.pod.ip("addr add 198.18.7.9/32 dev lo");
+    node.pod.ip("addr add fd00:7777::9/128 dev lo nodad");
+    node.space.ip("addr add 198.18.9.9/32 dev lo");
+    // Its first process has no name for its namespace.
+    let command = "ip link set lo up; ip addr add 198.18.8.9/32 dev lo; echo ready; while read; do \
+        (exec 3<>/dev/tcp/10.96.0.1/80) 2>&1 | tail -1; done";
+    let mut process = Command::new("unshare");
+    let process = process.args(["--net", "bash", "-c", command]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut process = process.spawn().unwrap();
+    let (mut ask, mut answers) =
+        (process.stdin.take().unwrap(), BufReader::new(process.stdout.take().unwrap()).lines());
+    assert_eq!(answers.next().unwrap().unwrap(), "ready");
+    let mut refused = move || {
+        ask.write_all(b"\n").unwrap();
+        answers.next().unwrap().unwrap()
+    };
+    // There is no server behind 127.0.0.1 in that namespace.
+    let (sent, left) = ("Connection refused", "Network is unreachable");
+    let leave = |node: &mut Node, prefixes: &[&str]| {
+        let prefixes: Vec<IpNet> = prefixes.iter().map(|text| text.parse().unwrap()).collect();
+        let Node { datapath, space, .. } = node;
+        let found = space.run(|| datapath.leave_alone(&prefixes)).unwrap();
+        assert!(found.hidden.is_none(), "{found:?}");
+        found.namespaces
+    };
+    for (prefixes, of_pod, of_process) in [
+        (&[][..], None, sent),
+        (&["198.18.7.0/24"], unreachable, sent),
+        (&["198.18.8.9/32", "fd00:7777::/64"], unreachable, left),
+        (&["198.18.0.0/24"], None, sent),
+        // The node itself is never left alone.
+        (&["198.18.9.9/32", "198.18.8.0/24"], None, left),
+        (&[], None, sent),
+    ] {
+        let expected = usize::from(of_pod.is_some()) + usize::from(of_process == left);
+        assert_eq!(leave(&mut node, prefixes), expected, "{prefixes:?}");
+        assert_eq!([&node.space, &node.pod].map(|space| refusal(space, vip)), [None, of_pod], "{prefixes:?}");
+        // The answer to a question says the same.
+        for (source, is_sent) in [("198.18.7.9", of_pod.is_none()), ("198.18.8.9", of_process == sent)] {
+            let packet = Packet { source: ip(source), ..QUESTION };
+            let verdict = node.space.run(|| node.datapath.ask(&packet)).unwrap().unwrap().verdict;
+            assert_eq!(matches!(verdict, KernelVerdict::Forward { .. }), is_sent, "{prefixes:?}: {source}");
+        }
+        let said = refused();
+        assert!(said.contains(of_process), "{prefixes:?}: {said}");
+    }
+    // A namespace that has gone is none any more.
+    leave(&mut node, &["198.18.8.0/24"]);
+    process.kill().unwrap();
+    process.wait().unwrap();
+    assert_eq!(leave(&mut node, &["198.18.8.0/24"]), 0);
 }
 
 #[test]

@@ -22,7 +22,6 @@ use super::{
 };
 use crate::{
     maps::{Change, Maps},
-    protocol::UDP,
     select::frontend_for,
 };
 
