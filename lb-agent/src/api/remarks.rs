@@ -12,7 +12,7 @@ use lb_core::{
     endpoint::EndpointSlice,
     model::Model,
     name::{ServiceName, ServicePortName, SourceName},
-    service::Service,
+    service::{HostIps, Service},
 };
 use lb_k8s::{Finding, Instead, Report};
 
@@ -33,13 +33,15 @@ pub(crate) struct Remark {
 }
 
 /// Conditions of the agent that name services with such a condition, and what they say first.
-const OF_ALL: [(&str, &str); 2] = [
+const OF_ALL: [(&str, &str); 3] = [
     (NO_ENDPOINTS, "no EndpointSlice fits these services, or one of their ports or families"),
     (ENDPOINTS_UNUSED, "EndpointSlices fit no port of these services"),
+    (HOST_IP_ELSEWHERE, "these host ports are for an address that this node does not have"),
 ];
 
 const NO_ENDPOINTS: &str = "NoEndpoints";
 const ENDPOINTS_UNUSED: &str = "EndpointsUnused";
+const HOST_IP_ELSEWHERE: &str = "HostIpElsewhere";
 pub(crate) const NO_SERVICE: &str = "NoService";
 
 /// Most names that one message has.
@@ -264,7 +266,7 @@ fn without_service(slice: &EndpointSlice) -> Remark {
 fn unjoined_of(model: &Model, service: &Service, slices: &[&EndpointSlice], unread: &UnreadSlices) -> Vec<Remark> {
     let no_endpoints = |field: &str, says| Remark { kind: NO_ENDPOINTS, object: None, field: field.into(), says };
     if model.frontends(service).next().is_none() {
-        return Vec::new();
+        return host_ip_elsewhere(model, service).into_iter().collect();
     }
     if slices.is_empty() {
         return vec![no_endpoints("endpoint slices", unread.why_none(&service.name))];
@@ -308,6 +310,16 @@ fn unjoined_of(model: &Model, service: &Service, slices: &[&EndpointSlice], unre
     found
 }
 
+/// A pod of this node whose host port is for an address that the node does not have.
+fn host_ip_elsewhere(model: &Model, service: &Service) -> Option<Remark> {
+    let Some(HostIps::One(ip)) = service.host_ips else { return None };
+    let says = match &*model.node().ips {
+        [] => format!("the node has no address, and so not {ip}: nobody is served there"),
+        own => format!("{ip} is not an address of this node, which has {}: nobody is served there", named(own.iter())),
+    };
+    Some(Remark { kind: HOST_IP_ELSEWHERE, object: None, field: "hostIP".into(), says })
+}
+
 /// Why an address is no backend of a port of a service, if its endpoint slices or those of others say.
 pub(crate) fn why_absent(model: &Model, port: &ServicePortName, wanted: &BackendQuery) -> Option<String> {
     let mut slices = model.endpoint_slices().filter(|slice| slice.endpoints.iter().any(|it| it.ip == wanted.ip));
@@ -344,7 +356,12 @@ fn shown(name: &str, protocol: Protocol) -> String {
 
 #[cfg(test)]
 mod tests {
-    use lb_core::{datapath::Capabilities, model::Settings};
+    use lb_core::{
+        datapath::Capabilities,
+        model::{Change, Settings},
+        name::NodeName,
+        node::NodeFacts,
+    };
     use lb_k8s::{Manifests, Snapshot};
 
     use super::*;
@@ -398,6 +415,35 @@ mod tests {
             }
         }
         assert!(of_services(&model, &[(SourceName("manifests".into()), batch.report)]).is_empty());
+    }
+
+    #[test]
+    fn a_host_port_at_an_address_of_another_node_is_named() {
+        let pod = "{apiVersion: v1, kind: Pod, metadata: {name: web, uid: a}, spec: {nodeName: here, containers: [{name: c, \
+                   ports: [{containerPort: 80, hostPort: 8080, hostIP: 192.0.2.7}]}]}, status: {podIP: 10.244.0.5}}";
+        let mut model = Model::new(Settings::default(), Capabilities::all("memory"));
+        let mut manifests = Manifests::new(SourceName("manifests".into())).on_node(Some(NodeName::new("here")));
+        let batch = manifests.update(Snapshot::parse("x.yaml", pod));
+        assert!(batch.report.refused.is_empty(), "{:?}", batch.report);
+        batch.changes.into_iter().for_each(|change| drop(model.apply(change).unwrap()));
+        let mut said = |ips: &[&str]| -> Vec<String> {
+            let ips = ips.iter().map(|ip| ip.parse().unwrap()).collect();
+            model.apply(Change::SetNode(NodeFacts { ips, ..NodeFacts::default() })).unwrap();
+            let of_services = of_services(&model, &[]);
+            let of_agent = conditions(&model, &Report::default());
+            assert_eq!(of_services.len(), of_agent.len());
+            let remarks = of_services.values().flatten().map(Remark::condition);
+            remarks.chain(of_agent).map(|it| format!("{}: {}", it.kind, it.message)).collect()
+        };
+        let found = said(&["192.0.2.1", "2001:db8::1"]);
+        let says = "HostIpElsewhere: hostIP: 192.0.2.7 is not an address of this node, which has 192.0.2.1, 2001:db8::1: \
+                    nobody is served there";
+        assert_eq!(found[0], says);
+        let all =
+            "HostIpElsewhere: these host ports are for an address that this node does not have: default/web.host-port-";
+        assert!(found[1].starts_with(all), "{found:?}");
+        assert!(said(&[])[0].contains("the node has no address, and so not 192.0.2.7"));
+        assert_eq!(said(&["192.0.2.1", "192.0.2.7"]), [""; 0]);
     }
 
     const WEB: &str = "clusterIP: 10.96.0.1, ports: [{name: http, port: 80}]";
