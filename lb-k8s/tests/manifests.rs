@@ -6,6 +6,7 @@ use lb_core::{
     datapath::Capabilities,
     model::{Change, Model, Settings},
     name::{ServiceName, SourceName},
+    node::NodeFacts,
 };
 use lb_k8s::{Batch, Manifests, Snapshot, SnapshotError};
 
@@ -160,4 +161,33 @@ fn addresses_change_hands_in_one_batch() {
         let wanted = services.iter().map(|(name, ip)| ((*ip).to_owned(), ServiceName::new("default", name)));
         assert_eq!(owners, wanted.collect());
     }
+}
+
+#[test]
+fn a_service_is_served_no_more_and_again_as_its_type_and_labels_say() {
+    let shapes = [
+        "metadata: {name: web}\nspec: {type: ExternalName, externalName: example.com}",
+        "metadata: {name: web}\nspec: {clusterIP: None, ports: [{port: 80}]}",
+        "metadata: {name: web, labels: {service.kubernetes.io/headless: ''}}\nspec: {clusterIP: 10.96.0.1, ports: [{port: 80}]}",
+        "metadata: {name: web, labels: {service.kubernetes.io/service-proxy-name: mesh}}\nspec: {clusterIP: 10.96.0.1, ports: \
+         [{port: 80}]}",
+    ];
+    let served =
+        "metadata: {name: web}\nspec: {type: NodePort, clusterIP: 10.96.0.1, ports: [{port: 80, nodePort: 30080}]}";
+    let (mut manifests, mut model) = (manifests(), Model::new(Settings::default(), Capabilities::all("test")));
+    let node = NodeFacts { ips: vec!["172.18.0.2".parse().unwrap()], ..NodeFacts::default() };
+    model.apply(Change::SetNode(node)).unwrap();
+    let mut frontends = |shape: &str| {
+        let text = format!("apiVersion: v1\nkind: Service\n{shape}\n{}", slice("web-1", "web", "10.0.0.1"));
+        for change in manifests.update(parse(&text)).changes {
+            model.apply(change).unwrap();
+        }
+        let services: Vec<_> = model.services().cloned().collect();
+        services.iter().map(|service| model.frontends(service).count()).sum::<usize>()
+    };
+    for shape in shapes {
+        assert_eq!(frontends(served), 2);
+        assert_eq!(frontends(shape), 0, "{shape}");
+    }
+    assert_eq!(frontends(served), 2);
 }

@@ -12,6 +12,7 @@ mod histories;
 mod ids;
 mod kept;
 mod kube_proxy;
+mod life_cycle;
 mod model;
 mod plans;
 mod priorities;

@@ -9,7 +9,7 @@ use lb_core::{
     desired::Desired,
     faulty::{Faults, Faulty},
     memory::MemoryDatapath,
-    model::{Change, Model},
+    model::{Change, Model, Settings},
     name::SourceName,
     node::NodeFacts,
     plan::PlanId,
@@ -20,7 +20,11 @@ use lb_core::{
 use proptest::prelude::*;
 
 pub(crate) fn reconciler(datapath: &impl Datapath) -> Reconciler {
-    let mut reconciler = Reconciler::new(Model::new(settings(), datapath.capabilities()));
+    reconciler_with(settings(), datapath)
+}
+
+pub(crate) fn reconciler_with(settings: Settings, datapath: &impl Datapath) -> Reconciler {
+    let mut reconciler = Reconciler::new(Model::new(settings, datapath.capabilities()));
     reconciler.handle_change(Change::SetNode(NodeFacts::default())).unwrap();
     reconciler
 }
