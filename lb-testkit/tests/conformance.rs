@@ -22,15 +22,33 @@ use lb_datapath_iptables::{
     nftables::{NftablesConfig, NftablesDatapath},
 };
 use lb_testkit::{
-    conformance::{Subject, Tally, trials},
+    conformance::{Subject, Tally, cases, trials},
     lab::{Privilege, enter_user_namespace},
 };
 use libtest_mimic::{Arguments, Failed, Trial};
 
 /// What somebody who is not root has to see pass.
 const CARRIED: [&str; 4] = ["memory", "nftables", "iptables_nft", "iptables_legacy"];
-/// Half of the cases is enough for the same programs at another hook.
-const ANOTHER_HOOK: &str = "ebpf_clsact::offload_off::";
+/// Cases in which it matters whose sockets are translated.
+const OF_SOCKETS: [&str; 15] = [
+    "everybody_reaches_a_cluster_address",
+    "everybody_reaches_node_ports",
+    "a_pod_reaches_itself_through_its_service",
+    "a_pod_reaches_itself_through_every_frontend",
+    "a_service_without_local_endpoints_is_silent_under_policy_local",
+    "other_ports_and_plain_addresses_are_left_alone",
+    "other_ports_of_another_hosts_address_are_that_hosts",
+    "other_ports_of_an_ingress_address_are_dropped",
+    "a_backend_on_the_node_itself_sees_its_clients",
+    "source_ranges_guard_every_frontend",
+    "all_endpoints_are_replaced_at_once",
+    "no_request_fails_while_endpoints_change",
+    "connected_sockets_of_the_node_leave_a_backend_that_left",
+    "a_client_sticks_to_its_backend",
+    "external_policy_local_on_every_kind_of_frontend",
+];
+/// Set for all trials, and not only those of [`is_played`].
+const ALL: &str = "LB_TESTKIT_ALL";
 /// The cases that a datapath that carries nothing would hold up longest.
 const SLOWEST: [&str; 7] = [
     "a_backend_of_weight_zero_takes_nothing",
@@ -67,16 +85,14 @@ fn main() -> ExitCode {
         faulty_memory(),
         ebpf(),
         ebpf_clsact(),
-        ebpf_host(),
+        ebpf_sockets("ebpf_host", SocketBalancing::Host),
+        ebpf_sockets("ebpf_off", SocketBalancing::Off),
         nftables(),
         iptables("iptables_nft", Variant::Nft),
         iptables("iptables_legacy", Variant::Legacy),
     ];
-    let trials = trials(subjects, &tally).into_iter().filter(|trial| {
-        let is_of_host = trial.name().starts_with("ebpf_host::");
-        let is_of_another_hook = trial.name().starts_with(ANOTHER_HOOK);
-        !is_of_another_hook && (!is_of_host || OF_HOST.iter().any(|case| trial.name().ends_with(case)))
-    });
+    let all = env::var_os(ALL).is_some();
+    let trials = trials(subjects, &tally).into_iter().filter(|trial| all || is_played(trial.name()));
     let mut trials: Vec<Trial> = trials.map(unless_too_large).collect();
     if Privilege::current() == Privilege::Root {
         trials.push(Trial::test("conformance_without_root", without_root).with_ignored_flag(true));
@@ -90,13 +106,21 @@ fn main() -> ExitCode {
     conclusion.exit_code()
 }
 
-/// Cases of eBPF with the sockets of the node alone. The others expect of a pod's socket what a socket that is sent to its
-/// backend does, such as a kept source where a pod is its own backend.
-const OF_HOST: [&str; 3] = [
-    "::everybody_reaches_a_cluster_address",
-    "::other_ports_and_plain_addresses_are_left_alone",
-    "::other_ports_of_another_hosts_address_are_that_hosts",
-];
+/// Whether a trial is played by default. What is left out is the same programs at another hook, more of the same packets,
+/// or three nodes without offloads for a datapath whose packets the kernel translates.
+fn is_played(trial: &str) -> bool {
+    let Some((subject, rest)) = trial.split_once("::") else { return true };
+    let Some((offload, name)) = rest.split_once("::") else { return true };
+    let several_nodes = || cases().iter().any(|case| case.name == name && case.nodes > 2);
+    let offload_on = offload == "offload_on";
+    match subject {
+        "ebpf" => true,
+        "ebpf_clsact" => offload_on && !several_nodes(),
+        "ebpf_host" => offload_on && OF_SOCKETS.contains(&name),
+        "ebpf_off" => offload_on && (OF_SOCKETS.contains(&name) || !several_nodes()),
+        _ => offload_on || !several_nodes(),
+    }
+}
 
 /// `iptables-nft-restore` stays with `net.core.wmem_default` in a user namespace, too little for hundreds of services.
 fn unless_too_large(trial: Trial) -> Trial {
@@ -213,15 +237,15 @@ fn ebpf_with(name: &str, force_clsact: bool) -> Subject {
     .root_only()
 }
 
-/// The sockets of pods go to virtual addresses, and their packets are translated.
-fn ebpf_host() -> Subject {
-    Subject::packets("ebpf_host", |node| {
+/// The other sockets go to virtual addresses, and their packets are translated.
+fn ebpf_sockets(name: &str, balancing: SocketBalancing) -> Subject {
+    Subject::packets(name, move |node| {
         let config = EbpfConfig::new(&node.cgroup)
             .with_pin_dir(&node.pin_dir)
             .with_pod_devices(&node.pod_devices)
             .with_uplink_devices(&node.uplink_devices)
             .with_destroy_sockets(DestroySockets::All)
-            .with_socket_balancing(SocketBalancing::Host);
+            .with_socket_balancing(balancing);
         Ok(Box::new(EbpfDatapath::open(config)?))
     })
     .root_only()

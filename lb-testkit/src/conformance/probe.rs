@@ -105,10 +105,10 @@ impl Probe {
         SocketAddr::new(ip.unwrap_or(self.sender()), response.local.port())
     }
 
-    /// Whether a failure is how this sender learns that its datagram was stopped on its own host: at the output hook
-    /// the system call itself fails.
+    /// Whether a failure is how this sender learns that its datagram was stopped on its own host: at the output hook, and
+    /// at the device if the socket asked for errors, the system call itself fails.
     pub(super) fn stopped_at_home(&self, failure: &Failure) -> bool {
-        self.is_datagram_of_node() && failure.kind == FailureKind::Denied
+        self.is_datagram_of_node() && matches!(failure.kind, FailureKind::Denied | FailureKind::NotTaken)
     }
 
     /// The same by a route: only a socket that asked for errors learns of it.

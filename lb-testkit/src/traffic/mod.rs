@@ -124,6 +124,8 @@ pub enum FailureKind {
     Closed,
     /// A local policy said no: `EPERM` or `EACCES`.
     Denied,
+    /// The device did not take it: `ENOBUFS`. A full queue says so, and whoever drops it on its way out.
+    NotTaken,
     /// Anything else.
     Other,
 }
@@ -137,6 +139,7 @@ impl fmt::Display for FailureKind {
             Self::Reset => "reset",
             Self::Closed => "closed",
             Self::Denied => "denied",
+            Self::NotTaken => "not taken by the device",
             Self::Other => "error",
         })
     }

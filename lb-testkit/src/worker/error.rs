@@ -24,6 +24,7 @@ fn kind(error: &io::Error) -> FailureKind {
         // A connected datagram socket that was ended has no destination.
         Some(libc::ECONNRESET | libc::EPIPE | libc::ECONNABORTED | libc::EDESTADDRREQ) => FailureKind::Reset,
         Some(libc::EPERM | libc::EACCES) => FailureKind::Denied,
+        Some(libc::ENOBUFS) => FailureKind::NotTaken,
         Some(_) => FailureKind::Other,
         None if error.kind() == io::ErrorKind::TimedOut => FailureKind::Timeout,
         None => FailureKind::Other,

@@ -22,7 +22,7 @@ use crate::{
     traffic::Transport,
 };
 
-pub(super) const CASES: [Case; 7] = cases![
+pub(super) const CASES: [Case; 8] = cases![
     a_client_sticks_to_its_backend,
     clients_stick_independently,
     affinity_ends_with_its_time_out,
@@ -30,6 +30,7 @@ pub(super) const CASES: [Case; 7] = cases![
     affinity_leaves_a_backend_that_left,
     affinity_of_a_prefix_covers_its_addresses,
     maglev_under_affinity_hashes_the_client,
+    affinity_is_switched_on_and_off_while_its_service_lives,
 ];
 
 /// Long enough for slow machines, short enough to wait for.
@@ -228,4 +229,26 @@ fn requires(stage: &Stage) -> Verdict {
         Some(_) => Ok(()),
         None => Err(Fault::lacks("affinity")),
     }
+}
+
+fn affinity_is_switched_on_and_off_while_its_service_lives(stage: &mut Stage) -> Verdict {
+    /// Without affinity, that many flows meet one of four backends alone once in 4^19.
+    const MANY: usize = 20;
+    requires(stage)?;
+    stage.lab()?;
+    stage.change([Change::ReplaceEndpoints(endpoints("web", &["a", "b", "c", "d"]))])?;
+    for is_on in [true, false, true] {
+        stage.change([Change::UpsertService(if is_on { web().affinity(sticky()) } else { web() })])?;
+        for (origin, family) in every_origin() {
+            let probe = Probe::new(origin, WEB, family, Transport::Tcp);
+            if is_on {
+                let backend = stick(stage, probe)?;
+                (0..FLOWS).try_for_each(|_| expect(stage, probe, backend))?;
+            } else {
+                let seen: BTreeSet<_> = (0..MANY).map(|_| stage.probe(probe)).collect::<Result<_, _>>()?;
+                ensure!(seen.len() > 1, "{probe}: all of {MANY} flows reached {seen:?} without affinity");
+            }
+        }
+    }
+    Ok(())
 }

@@ -2,7 +2,13 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use lb_core::{addr::Family, model::Change};
+use lb_core::{
+    addr::{Family, Protocol},
+    endpoint::SlicePort,
+    model::Change,
+    name::SliceName,
+    service::ServicePort,
+};
 
 use super::{Case, cases};
 use crate::{
@@ -10,13 +16,13 @@ use crate::{
         Fault, Stage, Verdict, ensure,
         fate::pod_of,
         probe::{ORIGINS, PACKET_ORIGINS, Probe},
-        service::{CLIENT_POD, FRONT_PORT, Vip, WEB, endpoints, named, service, web},
+        service::{BACK_PORT, CLIENT_POD, FRONT_PORT, OTHER_BACK_PORT, Vip, WEB, endpoints, named, service, web},
     },
     lab::{Held, Origin, topology},
     traffic::{FailureKind, Load, LoadKind, Outcome, Transport, Until},
 };
 
-pub(super) const CASES: [Case; 8] = cases![
+pub(super) const CASES: [Case; 9] = cases![
     established_connections_survive_scaling_up_and_down,
     new_flows_avoid_a_backend_that_left,
     udp_flows_leave_a_backend_that_left,
@@ -25,6 +31,7 @@ pub(super) const CASES: [Case; 8] = cases![
     all_endpoints_are_replaced_at_once,
     a_deleted_service_answers_no_more_and_others_do,
     no_request_fails_while_endpoints_change,
+    ports_of_a_live_service_come_and_go,
 ];
 
 pub(super) const SOCKETS: usize = 8;
@@ -245,4 +252,28 @@ fn pods(what: &str, outcomes: &[Outcome]) -> Result<Vec<String>, Fault> {
         Err(failure) => Err(Fault::Failed(format!("{what}: {failure}"))),
     });
     pods.collect()
+}
+
+/// Each port has a target of its own. A port that is added works, and one that is removed or renumbered stops.
+fn ports_of_a_live_service_come_and_go(stage: &mut Stage) -> Verdict {
+    let second = |number| ServicePort { name: "second".into(), protocol: Protocol::Tcp, port: number, node_port: None };
+    let serves = |port| {
+        let mut slice = endpoints("web", &["d"]);
+        slice.name = SliceName::new("default", "web-second");
+        slice.ports = vec![SlicePort { name: "second".into(), protocol: Protocol::Tcp, port }];
+        Change::ReplaceEndpoints(slice)
+    };
+    stage.change([Change::UpsertService(web()), Change::ReplaceEndpoints(endpoints("web", &["a", "c"]))])?;
+    for (number, target) in
+        [(Some(81), BACK_PORT), (Some(82), BACK_PORT), (Some(82), OTHER_BACK_PORT), (None, BACK_PORT)]
+    {
+        let mut changed = web();
+        changed.ports.extend(number.map(second));
+        stage.change([Change::UpsertService(changed), serves(target)])?;
+        for to in [FRONT_PORT, 81, 82] {
+            let tcp = Probe::everywhere(WEB).filter(|probe| probe.transport == Transport::Tcp);
+            stage.probe_all(tcp.map(|probe| Probe { to: (probe.to.ip(), to).into(), ..probe }))?;
+        }
+    }
+    Ok(())
 }
