@@ -8,6 +8,8 @@ mod nightly;
 mod package;
 mod packages;
 mod planted;
+#[cfg(test)]
+mod scenarios;
 mod test;
 
 use std::{
