@@ -106,6 +106,10 @@ fn a_pod_reaches_itself_through_its_service(stage: &mut Stage) -> Verdict {
     stage.change([Change::UpsertService(web()), Change::ReplaceEndpoints(only_the_client)])?;
     let origins = [Origin::Pod(CLIENT_POD), Origin::PodPackets(CLIENT_POD)];
     stage.probe_all(Probe::from_origins(&origins, WEB))?;
+    let mut on_no_node = endpoints("web", &["client"]);
+    on_no_node.endpoints.iter_mut().for_each(|endpoint| endpoint.node = None);
+    stage.change([Change::ReplaceEndpoints(on_no_node)])?;
+    stage.probe_all(Probe::from_origins(&origins, WEB))?;
     let among_others = endpoints("web", &["client", "a"]);
     stage.change([Change::ReplaceEndpoints(among_others)])?;
     (0..FLOWS).try_for_each(|_| stage.probe_all(Probe::from_origins(&origins, WEB)))
