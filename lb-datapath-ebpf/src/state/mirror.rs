@@ -51,7 +51,7 @@ pub(crate) struct Filled {
     /// Of all of them, slots left out.
     pub(crate) elements: u64,
     /// By map.
-    pub(crate) tables: [(&'static str, u64); 6],
+    pub(crate) tables: [(&'static str, u64); 8],
 }
 
 /// The backends that `MEMBERS` lists for a set, in order, each with its value.
@@ -192,6 +192,8 @@ impl Mirror {
                 ("MEMBERS", self.members as u64),
                 ("TURNS", self.turns as u64),
                 ("SLOTS", slots as u64),
+                ("SOURCES", self.sources.len() as u64),
+                ("ADDRESSES", self.addresses_said.len() as u64),
             ],
         }
     }

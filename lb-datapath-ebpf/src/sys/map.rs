@@ -335,11 +335,15 @@ impl RawMap {
         }
     }
 
-    /// How many elements a hash map has: exact up to 8,192, beyond that estimated from as many.
+    /// How many elements a map has: exact for a trie and up to 8,192, beyond that estimated from as many.
     ///
-    /// The kernel hands elements out bucket by bucket, and says in which it stopped. The hash spreads them evenly.
+    /// The kernel hands elements of a hash map out bucket by bucket, and says in which it stopped. The hash spreads them
+    /// evenly.
     pub(crate) fn estimate(&self) -> io::Result<u64> {
         const SAMPLE: usize = 8192;
+        if self.shape.kind == bpf_map_type::BPF_MAP_TYPE_LPM_TRIE as u32 {
+            return Ok(self.keys()?.len() as u64);
+        }
         let room = |size: u32| vec![0_u8; SAMPLE * size as usize];
         let (mut keys, mut values) = (room(self.shape.key_size), room(self.shape.value_size));
         let mut next = [0_u32];
@@ -351,7 +355,9 @@ impl RawMap {
             map: raw(&self.fd),
             ..BatchAttr::default()
         };
-        // SAFETY: keys and values have room for `count` elements, and a hash map's position is a `u32`.
+        // SAFETY: keys and values have room for `count` elements. A hash map's position is a `u32`; that of other maps is a
+        // key, which is a `u32` for arrays, and tries do not come here.
+        // https://elixir.bootlin.com/linux/v6.18/source/kernel/bpf/syscall.c (`generic_map_lookup_batch`)
         match unsafe { bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attr) } {
             Ok(_) => {
                 // https://elixir.bootlin.com/linux/v6.18/source/kernel/bpf/hashtab.c (`htab_map_alloc`)

@@ -2,10 +2,11 @@
 
 use std::{
     collections::BTreeSet,
-    net::{SocketAddr, UdpSocket},
+    net::{Ipv4Addr, SocketAddr, UdpSocket},
     sync::Arc,
 };
 
+use ipnet::IpNet;
 use lb_core::{
     addr::{FrontendAddr, Protocol},
     datapath::{ApplyError, Datapath, ErrorKind, MapUsage},
@@ -231,4 +232,25 @@ fn the_use_of_a_map_of_flows_is_estimated_within_a_tenth() {
         assert!(usage.evicts && usage.capacity == 65_536, "{usage:?}");
         assert!((least..=most).contains(&usage.entries), "{count}: {usage:?}");
     }
+}
+
+/// A trie hands out its elements in another way than a hash map.
+#[test]
+#[ignore = "needs root: loads eBPF programs and makes namespaces and a cgroup"]
+fn source_ranges_are_counted_one_by_one() {
+    const RANGES: u32 = 10_000;
+    let _turn = turn();
+    let capacities = Capacities { slots: 64, flows: 1024, ..Default::default() };
+    let mut host = Host::new(capacities);
+    let prefixes = (0..RANGES).map(|n| IpNet::new(Ipv4Addr::from_bits(n << 8).into(), 32).unwrap());
+    let ranges = Arc::new(SourceRanges::new(RangePolicy::Deny, prefixes));
+    let mut services = services(1, 1, Protocol::Tcp);
+    for frontend in services.frontends.values_mut() {
+        frontend.guard = Some(Guard { ranges: ranges.clone(), traffic: GuardedTraffic::All });
+    }
+    host.apply(&services).unwrap();
+    assert_eq!(host.usage("SOURCES").entries, u64::from(RANGES));
+    // Nobody has looked at what is there yet.
+    let host = host.reopened(capacities);
+    assert_eq!(host.usage("SOURCES").entries, u64::from(RANGES));
 }
