@@ -2,17 +2,20 @@
 
 use std::{
     fs,
-    io::{BufRead, BufReader},
-    process::{Command, Stdio},
+    process::Command,
     time::{Instant, SystemTime},
 };
 
-use crate::{kernels, test::Failed};
+use crate::{
+    kernels,
+    test::{Failed, each_line, passed_in},
+};
 
 /// Plays random operations against the naive reference of lb-ipam, longer than CI does, restarts, lost ledgers and
 /// failing writes among them, and finds every planted fault. Then runs random packets through the eBPF program of
-/// packets and a reference, as root, and all privileged tests of the eBPF datapath on older kernels, as `cargo xtask
-/// kernels --all` does, unless one of the first two is left out. Prints lines of progress.
+/// packets and a reference, the eBPF datapath under pressure, and all privileged tests of the eBPF datapath on older
+/// kernels, as `cargo xtask kernels --all` does, unless one of the others is left out; all three as root. Prints lines
+/// of progress.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// How many operations of lb-ipam at least; with 0 the test is left out. CI plays 100,000; a million takes about a
@@ -22,6 +25,10 @@ pub(crate) struct Args {
     /// How many packets at least; with 0 the test is left out. CI runs 100,000; ten million take some minutes.
     #[arg(long, default_value_t = 10_000_000)]
     packets: u64,
+    /// Leave out full maps, floods of SYNs, and backends that come and go. CI runs them at a tenth of their sizes; at
+    /// their full sizes they take some minutes.
+    #[arg(long)]
+    no_pressure: bool,
     /// Which ones: the same number, the same operations and packets. Without it they are others every time, and the
     /// number is printed.
     #[arg(long)]
@@ -62,27 +69,41 @@ pub(crate) fn nightly(args: &Args) -> Result<(), Failed> {
         },
     ];
     tests.iter().filter(|test| test.count > 0).try_for_each(|test| test.run(seed))?;
+    if args.no_pressure {
+        return Ok(());
+    }
+    pressure()?;
     if tests.iter().all(|test| test.count > 0) { kernels::kernels(&kernels::Args::ALL) } else { Ok(()) }
+}
+
+/// Runs the tests of the eBPF datapath under pressure, at their full sizes.
+fn pressure() -> Result<(), Failed> {
+    eprintln!("==> lb-datapath-ebpf under pressure, {}", machine());
+    let start = Instant::now();
+    let mut command = Command::new("cargo");
+    command.args(["test", "--release", "--package", "lb-datapath-ebpf", "--test", "root", "pressure::", "--"]);
+    command.args(["--ignored", "--nocapture", "--test-threads", "1"]).env("LB_FULL_SIZES", "1");
+    let mut passed = 0;
+    let status = each_line(&mut command, |line| passed += passed_in(line))?;
+    if !status.success() || passed == 0 {
+        return Err(Failed(format!("lb-datapath-ebpf under pressure: {passed} tests passed ({status})")));
+    }
+    eprintln!("==> lb-datapath-ebpf: {passed} passed in {:.0} s", start.elapsed().as_secs_f64());
+    Ok(())
 }
 
 impl Test {
     fn run(&self, seed: u64) -> Result<(), Failed> {
         let Self { package, name, unit, count, variables: [count_variable, seed_variable], arguments } = self;
         let other = if *unit == "packets" { "operations" } else { "packets" };
-        let replay = format!("cargo xtask nightly --{unit} {count} --{other} 0 --seed {seed}");
+        let replay = format!("cargo xtask nightly --{unit} {count} --{other} 0 --no-pressure --seed {seed}");
         eprintln!("==> {package}: {count} {unit}, seed {seed}, {}", machine());
         let start = Instant::now();
         let mut command = Command::new("cargo");
         command.args(["test", "--release", "--package", package, "--test", name, "--"]).args(*arguments);
         command.env(count_variable, count.to_string()).env(seed_variable, seed.to_string());
-        let mut child = command.stdout(Stdio::piped()).spawn().map_err(|e| Failed(format!("{command:?}: {e}")))?;
-        let stdout = child.stdout.take().ok_or_else(|| Failed("no output of cargo test".into()))?;
         let mut last = None;
-        for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-            println!("{line}");
-            last = progress(&line, unit).or(last);
-        }
-        let status = child.wait().map_err(|e| Failed(format!("{command:?}: {e}")))?;
+        let status = each_line(&mut command, |line| last = progress(line, unit).or(last.take()))?;
         if !status.success() {
             return Err(Failed(format!("{package}: {status}; once more: {replay}")));
         }

@@ -3,7 +3,7 @@
 use std::{
     fmt,
     io::{BufRead, BufReader},
-    process::{Command, Stdio},
+    process::{Command, ExitStatus, Stdio},
     time::Instant,
 };
 
@@ -133,15 +133,11 @@ fn privileged(args: &Args, which: &[&str]) -> Result<(), Failed> {
     }
     let mut command = Command::new("cargo");
     command.arg("test").args(which).args(["--no-fail-fast", "--", "--ignored", "--test-threads", "2"]);
-    let mut child = command.stdout(Stdio::piped()).spawn().map_err(|e| Failed(format!("{command:?}: {e}")))?;
-    let stdout = child.stdout.take().ok_or_else(|| Failed("no output of cargo test".into()))?;
     let (mut passed, mut excluded) = (0, 0);
-    for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-        println!("{line}");
-        passed += passed_in(&line);
-        excluded += excluded_in(&line);
-    }
-    let status = child.wait().map_err(|e| Failed(format!("{command:?}: {e}")))?;
+    let status = each_line(&mut command, |line| {
+        passed += passed_in(line);
+        excluded += excluded_in(line);
+    })?;
     let counts = format!("{exist} privileged tests: {passed} passed, {excluded} excluded by capabilities");
     eprintln!("{counts}");
     if !status.success() || passed == 0 || passed + excluded != exist {
@@ -150,8 +146,19 @@ fn privileged(args: &Args, which: &[&str]) -> Result<(), Failed> {
     Ok(())
 }
 
+/// Runs `command`, and prints and reads each line of its output as it comes.
+pub(crate) fn each_line(command: &mut Command, mut read: impl FnMut(&str)) -> Result<ExitStatus, Failed> {
+    let mut child = command.stdout(Stdio::piped()).spawn().map_err(|e| Failed(format!("{command:?}: {e}")))?;
+    let stdout = child.stdout.take().ok_or_else(|| Failed(format!("{command:?}: no output")))?;
+    for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+        println!("{line}");
+        read(&line);
+    }
+    child.wait().map_err(|e| Failed(format!("{command:?}: {e}")))
+}
+
 /// Tests passed according to a line such as `test result: ok. 3 passed; 0 failed; …`; 0 for every other line.
-fn passed_in(line: &str) -> usize {
+pub(crate) fn passed_in(line: &str) -> usize {
     let Some((_, rest)) = line.split_once("test result: ") else { return 0 };
     number_before(rest, "passed;").unwrap_or(0)
 }

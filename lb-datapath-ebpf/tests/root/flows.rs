@@ -2,13 +2,10 @@
 
 use std::{
     io::{self, Read, Write},
-    net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket},
-    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    os::fd::AsRawFd,
     process::Command,
-    sync::{
-        atomic::{AtomicBool, AtomicU32, Ordering},
-        mpsc,
-    },
+    sync::mpsc,
     thread,
     time::Instant,
 };
@@ -16,11 +13,10 @@ use std::{
 use lb_core::{
     addr::Protocol,
     datapath::Datapath,
-    id::SetId,
     plan::{Labels, diff},
-    state::{Lookup, State, Target},
+    state::{Lookup, State},
 };
-use lb_datapath_ebpf::{EbpfDatapath, Reason};
+use lb_datapath_ebpf::{Capacities, EbpfDatapath, Reason};
 use lb_datapath_ebpf_abi as abi;
 
 use crate::{
@@ -32,26 +28,31 @@ use crate::{
 };
 
 /// Two pods that serve on port 8080, and a datapath on the node.
-struct Cluster {
-    datapath: EbpfDatapath,
-    world: World,
-    pins: PinDir,
+pub(crate) struct Cluster {
+    pub(crate) datapath: EbpfDatapath,
+    pub(crate) world: World,
+    pub(crate) pins: PinDir,
     _cgroup: Cgroup,
 }
 
-const VIP: &str = "10.96.0.1:80";
+pub(crate) const VIP: &str = "10.96.0.1:80";
 const PODS: [&str; 2] = ["10.244.0.2:8080", "10.244.1.2:8080"];
 const NODE: &str = "192.0.2.1";
 
 impl Cluster {
     /// With the ports that these settings leave to translated sources.
-    fn with_local_ports(range: &str) -> Self {
+    pub(crate) fn with_local_ports(range: &str) -> Self {
         let world = World::new();
         world.node.sysctl("ipv4/ip_local_port_range", range);
         Self::in_world(world, &[UPLINK])
     }
 
     fn in_world(world: World, uplinks: &[&str]) -> Self {
+        Self::with_capacities(world, uplinks, |_| ())
+    }
+
+    /// With maps of other sizes than most tests have.
+    pub(crate) fn with_capacities(world: World, uplinks: &[&str], change: impl FnOnce(&mut Capacities)) -> Self {
         for (i, name) in ["a", "b"].into_iter().enumerate() {
             let job = world.pods[i].run(|| serve(addr(PODS[i]), name));
             world.pods[i].spawn(job);
@@ -60,6 +61,7 @@ impl Cluster {
         let mut config = config(&pins, &cgroup);
         config.pod_devices = POD_DEVICES.map(String::from).to_vec();
         config.uplink_devices = uplinks.iter().map(ToString::to_string).collect();
+        change(&mut config.capacities);
         let datapath = world.node.run(|| EbpfDatapath::open(config)).unwrap();
         Self { datapath, world, pins, _cgroup: cgroup }
     }
@@ -73,20 +75,20 @@ impl Cluster {
         Self::with_local_ports("2048 65535")
     }
 
-    fn apply(&mut self, desired: State) {
+    pub(crate) fn apply(&mut self, desired: State) {
         let observed = self.datapath.observe().unwrap();
         let desired = State { node: World::facts(), ..desired };
         self.datapath.apply(&diff(&observed, &desired, &Labels::default())).unwrap();
     }
 
     /// `vip` over TCP and UDP, with these backends.
-    fn serve_at(&mut self, vip: &str, backends: &[&str]) {
+    pub(crate) fn serve_at(&mut self, vip: &str, backends: &[&str]) {
         let backends: Vec<_> = backends.iter().map(|text| addr(text)).collect();
         let services = [Protocol::Tcp, Protocol::Udp].map(|protocol| (addr(vip), protocol, &*backends));
         self.apply(state(&services, Lookup::RoundRobin, None));
     }
 
-    fn stopped(&self, reason: Reason) -> u64 {
+    pub(crate) fn stopped(&self, reason: Reason) -> u64 {
         self.datapath.reason_counters().unwrap().unwrap().read().unwrap()[&reason]
     }
 }
@@ -110,7 +112,7 @@ fn age(pins: &PinDir, seconds: u64) {
     }
 }
 
-fn addr(text: &str) -> SocketAddr {
+pub(crate) fn addr(text: &str) -> SocketAddr {
     text.parse().unwrap()
 }
 
@@ -329,133 +331,6 @@ fn seen_closed(vip: SocketAddr) {
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     // The end of the stream, or a reset if the server closed it unread.
     let _ = stream.read(&mut [0; 8]);
-}
-
-/// The most that the tables of the tests hold is 4,096 flows each.
-#[test]
-#[ignore = "needs root: loads eBPF programs and makes namespaces and a cgroup"]
-fn a_flood_of_syns_costs_no_established_flow() {
-    const ESTABLISHED: usize = 1_000;
-    const SYNS: u32 = 20_000;
-    let _turn = turn();
-    let mut cluster = Cluster::new();
-    cluster.serve_at(VIP, &["10.244.0.2:8081"]);
-    let listener = cluster.world.pods[0].run(|| TcpListener::bind("10.244.0.2:8081").unwrap());
-    let (go, wait) = mpsc::channel();
-    cluster.world.pods[0].spawn(move || {
-        let mut held: Vec<_> = (0..ESTABLISHED).map(|_| listener.accept().unwrap().0).collect();
-        wait.recv().unwrap();
-        held.iter_mut().for_each(|stream| {
-            let mut room = [0; 8];
-            let count = stream.read(&mut room).unwrap();
-            stream.write_all(&room[..count]).unwrap();
-        });
-    });
-    cluster.world.client.run(|| {
-        let mut held: Vec<_> = (0..ESTABLISHED).map(|_| TcpStream::connect(addr(VIP)).unwrap()).collect();
-        let started = Instant::now();
-        flood(Ipv4Addr::new(10, 96, 0, 1), SYNS);
-        println!("{:.0} SYNs/s", f64::from(SYNS) / started.elapsed().as_secs_f64());
-        go.send(()).unwrap();
-        let mut lost = 0;
-        for stream in &mut held {
-            stream.set_read_timeout(Some(PATIENCE)).unwrap();
-            let answered = stream.write_all(b"still").and_then(|()| stream.read(&mut [0; 8]));
-            lost += usize::from(!matches!(answered, Ok(5)));
-        }
-        assert_eq!(lost, 0, "of {ESTABLISHED}");
-    });
-    let room = cluster.datapath.config().capacities.flows as usize;
-    let new = Map::open(&cluster.pins.0.join("v1/maps/CT")).keys::<abi::CtKey>().len();
-    assert!(new > room / 2 && new <= room, "{new} of {room}: the flood has filled the table");
-}
-
-/// Sends SYNs to port 80 of `vip` from as many addresses.
-fn flood(vip: Ipv4Addr, count: u32) {
-    // SAFETY: the call makes a descriptor.
-    let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, libc::IPPROTO_RAW) };
-    assert!(fd >= 0, "{}", io::Error::last_os_error());
-    // SAFETY: it was just made.
-    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-    let to = libc::sockaddr_in {
-        sin_family: libc::AF_INET as u16,
-        sin_port: 0,
-        sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes(vip.octets()) },
-        sin_zero: [0; 8],
-    };
-    for number in 0..count {
-        let packet = syn([198, 18, (number >> 8) as u8, number as u8], vip.octets());
-        // SAFETY: packet and address outlive the call and are as long as is said.
-        let sent = unsafe {
-            let addr = (&raw const to).cast();
-            libc::sendto(fd.as_raw_fd(), packet.as_ptr().cast(), packet.len(), 0, addr, size_of_val(&to) as u32)
-        };
-        assert_eq!(sent, packet.len() as isize, "{}", io::Error::last_os_error());
-    }
-}
-
-/// A SYN from port 1234 to port 80, whose checksum is right: the backend answers.
-fn syn(from: [u8; 4], to: [u8; 4]) -> Vec<u8> {
-    let tcp = [4, 210, 0, 80, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, 2, 0xff, 0xff, 0, 0, 0, 0];
-    let pseudo = [&from[..], &to, &[0, 6, 0, 20], &tcp].concat();
-    let sum: u32 = pseudo.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
-    let check = !((sum & 0xffff) + (sum >> 16)) as u16;
-    let mut packet = [&[0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6, 0, 0][..], &from, &to, &tcp].concat();
-    packet[36..38].copy_from_slice(&check.to_be_bytes());
-    packet
-}
-
-#[test]
-#[ignore = "needs root: loads eBPF programs and makes namespaces and a cgroup"]
-fn churn_of_backends_resets_no_connection_to_one_that_stays() {
-    const CHANGES: u32 = 1_000;
-    const HELD: usize = 50;
-    let _turn = turn();
-    let mut cluster = Cluster::new();
-    cluster.serve_at(VIP, &PODS);
-    let both = cluster.datapath.observe().unwrap();
-    // The same with the second pod drained out of every set.
-    let mut one = both.clone();
-    for (id, set) in std::mem::take(&mut one.sets) {
-        let slots = set.slots[..1].into();
-        let id = SetId::new(id.get() + 10).unwrap();
-        one.sets.insert(id, lb_core::state::BackendSet { slots, ..(*set).clone() }.into());
-    }
-    for frontend in one.frontends.values_mut() {
-        let Target::Set(id) = frontend.target else { panic!("{frontend:?}") };
-        frontend.target = Target::Set(SetId::new(id.get() + 10).unwrap());
-    }
-    let used: Vec<_> = one.sets.values().flat_map(|set| set.slots.iter().copied()).collect();
-    one.backends.retain(|id, _| used.contains(id));
-    let (done, fresh) = (AtomicBool::new(false), AtomicU32::new(0));
-    let Cluster { datapath, world, .. } = &mut cluster;
-    thread::scope(|scope| {
-        let user = scope.spawn(|| {
-            world.client.run(|| {
-                let mut held: Vec<_> = (0..HELD).map(|_| TcpStream::connect(addr(VIP)).unwrap()).collect();
-                let before: Vec<_> = held.iter_mut().map(|stream| ask_on(stream).unwrap()).collect();
-                while !done.load(Ordering::Relaxed) {
-                    for (stream, before) in held.iter_mut().zip(&before) {
-                        assert_eq!(&ask_on(stream).unwrap(), before);
-                        ask_tcp(addr(VIP)).unwrap();
-                        fresh.fetch_add(1, Ordering::Relaxed);
-                    }
-                }
-            });
-        });
-        let started = Instant::now();
-        for change in 0..CHANGES {
-            let (from, to) = if change % 2 == 0 { (&both, &one) } else { (&one, &both) };
-            datapath.apply(&diff(from, to, &Labels::default())).unwrap();
-            if user.is_finished() {
-                break;
-            }
-        }
-        let changes = f64::from(CHANGES) / started.elapsed().as_secs_f64();
-        done.store(true, Ordering::Relaxed);
-        user.join().unwrap();
-        println!("{changes:.0} changes/s, {} new connections", fresh.load(Ordering::Relaxed));
-    });
 }
 
 #[test]

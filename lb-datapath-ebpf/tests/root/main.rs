@@ -15,6 +15,7 @@ mod least;
 mod packets;
 mod paths;
 mod ping;
+mod pressure;
 mod privileges;
 mod resize;
 mod sctp;
