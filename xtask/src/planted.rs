@@ -30,7 +30,7 @@ struct Bug {
     wrong: &'static str,
 }
 
-const BUGS: [Bug; 14] = [
+const BUGS: [Bug; 30] = [
     Bug {
         name: "the IPv4 header's checksum leaves out the addresses",
         file: "tc/rewrite.rs",
@@ -114,6 +114,102 @@ const BUGS: [Bug; 14] = [
         file: "select.rs",
         right: "(holds && maps.takes_flows(frontend.set, record.backend))",
         wrong: "holds",
+    },
+    Bug {
+        name: "the checksum of a translated ICMP error leaves out the quoted ports",
+        file: "tc/quote.rs",
+        right: "let mut change = addresses.wrapping_add(port_change);",
+        wrong: "let mut change = addresses;",
+    },
+    Bug {
+        name: "the checksum of a translated ICMP error leaves out the one inside",
+        file: "tc/quote.rs",
+        right: "    change = change.wrapping_add(transport_checksum(skb, work, addresses.wrapping_add(port_change))?);",
+        wrong: "    transport_checksum(skb, work, addresses.wrapping_add(port_change))?;",
+    },
+    Bug {
+        name: "the checksum inside of a quote leaves out the addresses",
+        file: "tc/quote.rs",
+        right: "transport_checksum(skb, work, addresses.wrapping_add(port_change))",
+        wrong: "transport_checksum(skb, work, port_change)",
+    },
+    Bug {
+        name: "the ports inside of a quote change places",
+        file: "tc/quote.rs",
+        right: "(ports(key.dport, key.sport), ports(to.dport, to.sport))",
+        wrong: "(ports(key.dport, key.sport), ports(to.sport, to.dport))",
+    },
+    Bug {
+        name: "an error of the receiver comes from the backend",
+        file: "tc/quote.rs",
+        right: "if quote.sender != packet.key.src {",
+        wrong: "if quote.sender == packet.key.src {",
+    },
+    Bug {
+        name: "traffic from inside has the frontend of traffic from outside",
+        file: "select.rs",
+        right: "    if inside && let Some(twin)",
+        wrong: "    if !inside && let Some(twin)",
+    },
+    Bug {
+        name: "no traffic policy keeps a source",
+        file: "tc/ingress.rs",
+        right: "(chosen.keeps_source && !inside)",
+        wrong: "false",
+    },
+    Bug {
+        name: "a source range of one address is one bit too long",
+        file: "kernel/maps.rs",
+        right: "&Key::new(BITS, SourceData",
+        wrong: "&Key::new(BITS - 1, SourceData",
+    },
+    Bug {
+        name: "a list of sources that are kept out lets them in",
+        file: "tc/packet.rs",
+        right: "if listed == denies {",
+        wrong: "if listed != denies {",
+    },
+    Bug {
+        name: "pods are kept out of cluster addresses that are guarded against outside",
+        file: "tc/packet.rs",
+        right: "(outside_only && (self.inside || self.pod))",
+        wrong: "(outside_only && self.pod && !self.inside)",
+    },
+    Bug {
+        name: "the port of a node port has the wrong byte order",
+        file: "tc/packet.rs",
+        right: "port: self.key.dport, protocol",
+        wrong: "port: Port(self.key.dport.0.swap_bytes()), protocol",
+    },
+    Bug {
+        name: "other ports of a load balancer's address pass",
+        file: "tc/ingress.rs",
+        right: "flags & ADDRESS_DROPS != 0",
+        wrong: "flags & ADDRESS_DROPS == 1 << 7",
+    },
+    Bug {
+        name: "a port of a bridge takes packets for its own hardware address only",
+        file: "tc/ingress.rs",
+        right: "maps.kind_of_device(skb.device()) & DEVICE_PORT != 0",
+        wrong: "maps.kind_of_device(skb.device()) == 0",
+    },
+    Bug {
+        name: "a packet of the node itself loses a hop",
+        file: "tc/rewrite.rs",
+        right: "deliver(maps, skb, packet, to, 0)",
+        wrong: "deliver(maps, skb, packet, to, 1)",
+    },
+    Bug {
+        name: "a packet that the node has sent on is sent on once more",
+        file: "tc/ingress.rs",
+        right: "Found::Nothing if flow::was_sent(maps, &work.packet) => PASS",
+        wrong: "Found::Nothing if work.packet.is_later => PASS",
+    },
+    Bug {
+        name: "the answer to a process of the node has the hardware address of another device",
+        file: "kernel/skb.rs",
+        right: "self.store(0, &device.hardware, 0)",
+        wrong: "self.store(6, &device.hardware, 0)",
     },
 ];
 
