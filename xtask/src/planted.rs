@@ -100,13 +100,13 @@ const BUGS: [Bug; 30] = [
     Bug {
         name: "every client counts as a pod",
         file: "tc/flow.rs",
-        right: "to.dst == packet.key.src || !keeps",
-        wrong: "to.dst == packet.key.src",
+        right: "let foreign = to.dst == packet.key.src || !keeps;\n    // A client",
+        wrong: "let foreign = to.dst == packet.key.src;\n    // A client",
     },
     Bug {
         name: "two flows share a translated port",
         file: "tc/flow.rs",
-        right: "if entry.is_reply_to(&packet.key) || idle >= found.lifetime(packet.is_udp())",
+        right: "if entry.is_reply_to(&packet.key) || idle >= found.lifetime(packet.key.protocol)",
         wrong: "if entry.is_reply_to(&packet.key) || idle < u64::MAX",
     },
     Bug {
