@@ -39,6 +39,10 @@ pub(crate) fn ask(
         Entry::Socket if packet.protocol == Protocol::Sctp && !is_of_node(&kernel.maps, packet)? => {
             at_device(kernel, anchors, &config.pod_devices, packet)
         }
+        // Its packets enter the node through the pod's device, as if nobody had seen the socket.
+        Entry::Socket if socket::is_left_to_its_device(kernel, config, packet)? => {
+            at_device(kernel, anchors, &config.pod_devices, &Packet { entry: Entry::PodDevice, ..*packet })
+        }
         Entry::Socket => at_socket(kernel, anchors, config, packet),
         Entry::PodDevice => at_device(kernel, anchors, &config.pod_devices, packet),
         Entry::Uplink => at_device(kernel, anchors, &config.uplink_devices, packet),

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 use lb_core::{
     addr::{BackendAddr, FrontendAddr, Protocol},
     decision::{FlowView, Packet},
+    flow_hash,
     kernel::{Backends, KernelAnswer, KernelVerdict},
 };
 use lb_datapath_ebpf_abi as abi;
@@ -23,6 +24,18 @@ use crate::{
     sys,
 };
 
+/// Whether packets of the node are translated where they leave it: no socket is balanced, or, of SCTP, the kernel has no
+/// hook.
+fn by_packets(config: &EbpfConfig, packet: &Packet) -> bool {
+    packet.protocol == Protocol::Sctp || config.socket_balancing == SocketBalancing::Off
+}
+
+/// Whether the packet is of a pod whose sockets are left to packets.
+pub(super) fn is_left_to_its_device(kernel: &Kernel, config: &EbpfConfig, packet: &Packet) -> Result<bool, EbpfError> {
+    let left = config.socket_balancing != SocketBalancing::All && packet.protocol != Protocol::Sctp;
+    Ok(left && !is_of_node(&kernel.maps, packet)?)
+}
+
 /// Reads what the programs of sockets would read: the kernel does not run them on demand.
 pub(super) fn at_socket(
     kernel: &Kernel,
@@ -31,9 +44,9 @@ pub(super) fn at_socket(
     packet: &Packet,
 ) -> Result<KernelAnswer, EbpfError> {
     let maps = &kernel.maps;
+    let by_packets = by_packets(config, packet);
     let hooks: &[&str] = match (packet.destination.is_ipv4(), packet.protocol) {
-        // The kernel has no hook for sockets of SCTP: packets of the node are translated where they leave it.
-        (_, Protocol::Sctp) => &["lb_egress"],
+        _ if by_packets => &["lb_egress"],
         (true, Protocol::Udp) => &["lb_connect4", "lb_sendmsg4"],
         (true, _) => &["lb_connect4"],
         (false, Protocol::Udp) => &["lb_connect6", "lb_sendmsg6"],
@@ -44,14 +57,14 @@ pub(super) fn at_socket(
     if let Some(step) = left_alone(kernel, config, packet)? {
         return Ok(answer(method, vec![step], FlowView::default(), KernelVerdict::Pass));
     }
-    let mut verdict = socket_verdict(maps, anchors, (hooks, packet), &mut steps)?;
-    if let KernelVerdict::Forward { backends: Backends::MayTake(backends), .. } = &verdict
+    let mut verdict = socket_verdict(maps, anchors, (hooks, packet, by_packets), &mut steps)?;
+    if let (KernelVerdict::Forward { backends: Backends::MayTake(backends), .. }, false) = (&verdict, by_packets)
         && !may_use_any(maps, packet, backends.keys(), &mut steps)?
     {
         verdict = KernelVerdict::Reject;
     }
     let faults = match verdict {
-        KernelVerdict::Forward { .. } => way_back(anchors, packet),
+        KernelVerdict::Forward { .. } => way_back(anchors, packet, by_packets),
         _ => Vec::new(),
     };
     Ok(KernelAnswer { faults, ..answer(method, steps, FlowView::default(), verdict) })
@@ -99,9 +112,9 @@ fn known_as(maps: &Maps, cookie: u64, backend: &BackendAddr) -> Result<Option<So
 
 /// Programs that are missing on the way back, and for sockets of the other family: an IPv6 socket reaches an IPv4
 /// frontend at its IPv4-mapped address.
-fn way_back(anchors: &Anchors, packet: &Packet) -> Vec<String> {
+fn way_back(anchors: &Anchors, packet: &Packet, by_packets: bool) -> Vec<String> {
     let is_attached = |hook: &str| anchors.links_of(hook).any(|link| link.is_attached());
-    if packet.protocol == Protocol::Sctp {
+    if by_packets {
         let fault = "lb_ingress is not attached to any device: answers come from the backend's address";
         return if is_attached(INGRESS) { Vec::new() } else { vec![fault.into()] };
     }
@@ -134,29 +147,22 @@ fn left_alone(kernel: &Kernel, config: &EbpfConfig, packet: &Packet) -> Result<O
     if packet.protocol != Protocol::Sctp && kernel.sockets.skips(packet.source) && !is_of_node(maps, packet)? {
         return Ok(Some(format!("SOCK_SKIPS: the sockets of the pod with {} are left to packets", packet.source)));
     }
-    Ok(match config.socket_balancing {
-        _ if packet.protocol == Protocol::Sctp => {
-            let node = maps.node()?.and_then(|value| convert::node(&value).ok()).unwrap_or_default();
-            let stays = node.ips.contains(&packet.destination) || packet.source == packet.destination;
-            stays.then(|| format!("the node has {}: the packet leaves through no device", packet.destination))
-        }
-        SocketBalancing::All => None,
-        SocketBalancing::Host if is_of_node(maps, packet)? => None,
-        SocketBalancing::Host => {
-            Some(format!("SOCK_SETTINGS: sockets of the node alone, and it has no address {}", packet.source))
-        }
-        SocketBalancing::Off => Some("SOCK_SETTINGS: no sockets".into()),
-    })
+    if !by_packets(config, packet) {
+        return Ok(None);
+    }
+    let node = maps.node()?.and_then(|value| convert::node(&value).ok()).unwrap_or_default();
+    let stays = node.ips.contains(&packet.destination) || packet.source == packet.destination;
+    Ok(stays.then(|| format!("the node has {}: the packet leaves through no device", packet.destination)))
 }
 
 fn socket_verdict(
     maps: &Maps,
     anchors: &Anchors,
-    (hooks, packet): (&[&str], &Packet),
+    (hooks, packet, by_packets): (&[&str], &Packet, bool),
     steps: &mut Vec<String>,
 ) -> Result<KernelVerdict, EbpfError> {
     if let Some(hook) = hooks.iter().find(|hook| !anchors.links_of(hook).any(|link| link.is_attached())) {
-        let place = if packet.protocol == Protocol::Sctp { "any device" } else { "the cgroup" };
+        let place = if by_packets { "any device" } else { "the cgroup" };
         steps.push(format!("{hook} is not attached to {place}"));
         return Ok(KernelVerdict::Pass);
     }
@@ -179,15 +185,18 @@ fn socket_verdict(
         _ => return Ok(KernelVerdict::Reject),
     }
     steps.push(format!("FRONTENDS: {addr} has {} slots from chunk {}", value.slots, value.first));
-    if value.affinity != 0 && packet.protocol != Protocol::Sctp {
+    if value.affinity != 0 && !by_packets {
         steps.push("AFFINITY: the client is a network namespace, whose record is not looked up".into());
     }
     steps.extend(Loads::of(maps, &value)?.step());
-    let backends = slots(maps, &value, steps)?;
+    let backends = match hashed(&value, packet).filter(|_| by_packets) {
+        Some(slot) => backends(maps, maps.slots(value.first, value.slots).get(slot).copied(), steps)?,
+        None => backends(maps, maps.slots(value.first, value.slots), steps)?,
+    };
     if backends.is_empty() {
         return Ok(KernelVerdict::Reject);
     }
-    let translated = (packet.protocol != Protocol::Sctp).then_some(false);
+    let translated = (!by_packets).then_some(false);
     Ok(KernelVerdict::Forward { backends: Backends::MayTake(backends), translated })
 }
 
@@ -221,14 +230,24 @@ fn is_kept_out(maps: &Maps, frontend: &abi::FrontendValue, packet: &Packet) -> R
     Ok(listed == is(abi::FRONTEND_DENIES))
 }
 
-/// The backends in a frontend's slots.
-fn slots(
+/// The slot of a packet, if its hash decides.
+fn hashed(frontend: &abi::FrontendValue, packet: &Packet) -> Option<usize> {
+    let hash = match convert::affinity(frontend) {
+        _ if frontend.lookup != abi::LOOKUP_HASH => return None,
+        Some(affinity) => affinity.client_hash(packet.source),
+        None => packet.flow_hash(),
+    };
+    usize::try_from(flow_hash::slot(hash, frontend.slots)).ok()
+}
+
+/// The backends in these slots of a frontend.
+fn backends(
     maps: &Maps,
-    frontend: &abi::FrontendValue,
+    slots: impl IntoIterator<Item = u32>,
     steps: &mut Vec<String>,
 ) -> Result<BTreeMap<BackendAddr, u32>, EbpfError> {
     let mut ids: BTreeMap<u32, u32> = BTreeMap::new();
-    for id in maps.slots(frontend.first, frontend.slots) {
+    for id in slots {
         *ids.entry(id).or_default() += 1;
     }
     let mut backends = BTreeMap::new();

@@ -23,7 +23,7 @@ use lb_core::{
     service::{Algorithm, Service, ServicePort, ServiceType},
     time::Instant,
 };
-use lb_datapath_ebpf::EbpfDatapath;
+use lb_datapath_ebpf::{EbpfDatapath, SocketBalancing};
 use lb_datapath_ebpf_abi as abi;
 
 use crate::{
@@ -52,16 +52,31 @@ impl Subject {
         Self::in_cgroup(Cgroup::empty(), world, (uplinks, node), changes)
     }
 
+    fn balancing(balancing: SocketBalancing, changes: impl IntoIterator<Item = Change>) -> Self {
+        Self::with(Cgroup::empty(), World::new(), (&[UPLINK], World::facts()), balancing, changes)
+    }
+
     fn in_cgroup(
         cgroup: Cgroup,
         world: World,
+        place: (&[&str], NodeFacts),
+        changes: impl IntoIterator<Item = Change>,
+    ) -> Self {
+        Self::with(cgroup, world, place, SocketBalancing::All, changes)
+    }
+
+    fn with(
+        cgroup: Cgroup,
+        world: World,
         (uplinks, node): (&[&str], NodeFacts),
+        balancing: SocketBalancing,
         changes: impl IntoIterator<Item = Change>,
     ) -> Self {
         let pins = PinDir::new();
         let mut config = config(&pins, &cgroup);
         config.pod_devices = POD_DEVICES.map(String::from).to_vec();
         config.uplink_devices = uplinks.iter().map(ToString::to_string).collect();
+        config.socket_balancing = balancing;
         let mut datapath = world.node.run(|| EbpfDatapath::open(config)).unwrap();
         let mut reconciler = Reconciler::new(Model::new(Settings::default(), datapath.capabilities()));
         reconciler.handle_observed(datapath.observe().unwrap());
@@ -228,6 +243,34 @@ fn the_kernel_says_what_the_model_decides_and_keeps_no_trace() {
     println!("1500 packets agree: {forwarded} forwarded, {translated} translated, {refused} refused, {passed} passed");
     assert!(forwarded > 100 && translated > 100 && refused > 100 && passed > 50);
     assert_eq!(subject.traces(), before);
+}
+
+#[test]
+#[ignore = "needs root: loads eBPF programs and makes namespaces and a cgroup"]
+fn sockets_that_are_not_balanced_are_asked_about_as_packets() {
+    const PACKETS: usize = 400;
+    let _turn = turn();
+    for balancing in [SocketBalancing::Host, SocketBalancing::Off] {
+        let mut dice = Dice(11);
+        let mut subject = Subject::balancing(balancing, services(&mut dice));
+        let node = World::facts().ips;
+        let mut forwarded = [0, 0];
+        for _ in 0..PACKETS {
+            let from_node = dice.below(2) == 1;
+            let mut packet = Packet { entry: Entry::Socket, ..packet(&mut dice) };
+            if from_node {
+                let same = |ip: &&IpAddr| ip.is_ipv4() == packet.destination.is_ipv4();
+                packet.source = *node.iter().find(same).expect("the node has both families");
+            } else {
+                packet.source = ip(dice.pick(&PODS[usize::from(packet.destination.is_ipv6())]));
+            }
+            let (answer, found) = subject.verify(&packet);
+            assert_eq!(found, [""; 0], "{balancing:?} {packet:?}: {answer:?}");
+            let is_forwarded = matches!(answer.verdict, KernelVerdict::Forward { .. });
+            forwarded[usize::from(from_node)] += usize::from(is_forwarded);
+        }
+        assert!(forwarded.iter().all(|count| *count > PACKETS / 10), "{balancing:?}: {forwarded:?}");
+    }
 }
 
 #[test]
