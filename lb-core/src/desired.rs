@@ -104,6 +104,7 @@ struct DesiredFrontend {
 /// What a desired frontend has beside its id and its target.
 struct Rest {
     affinity: Option<Affinity>,
+    leaves_sockets: bool,
     keeps_source: bool,
     translates_pods: bool,
     guard: Option<Guard>,
@@ -113,8 +114,18 @@ struct Rest {
 
 impl Rest {
     fn frontend(self, id: FrontendId, target: Target) -> Frontend {
-        let Self { affinity, keeps_source, translates_pods, guard, other_ports, answers_ping } = self;
-        Frontend { id, target, affinity, keeps_source, translates_pods, guard, other_ports, answers_ping }
+        let Self { affinity, leaves_sockets, keeps_source, translates_pods, guard, other_ports, answers_ping } = self;
+        Frontend {
+            affinity,
+            leaves_sockets,
+            keeps_source,
+            translates_pods,
+            guard,
+            other_ports,
+            answers_ping,
+            id,
+            target,
+        }
     }
 }
 
@@ -497,6 +508,7 @@ fn wanted(model: &Model, name: &ServiceName) -> Vec<DesiredFrontend> {
             let (target, staying) = tables.target(port, addr.family(), policy);
             let rest = Rest {
                 affinity,
+                leaves_sockets: model.leaves_sockets(service),
                 keeps_source: kind.is_external() && policy == TrafficPolicy::Local,
                 translates_pods: model.translates_pods(kind, policy),
                 guard: model.guard(service, kind, addr.family()),

@@ -267,7 +267,10 @@ fn of_frontend(
     let ping = Difference::between(&expected.1.answers_ping, &found.1.answers_ping, |answers| {
         if *answers { "answers pings".into() } else { "answers no pings".into() }
     });
-    let differences = [difference, sources, guard, other_ports, ping].into_iter().flatten();
+    let sockets = Difference::between(&expected.1.leaves_sockets, &found.1.leaves_sockets, |leaves| {
+        if *leaves { "leaves sockets alone".into() } else { "translates sockets".into() }
+    });
+    let differences = [difference, sockets, sources, guard, other_ports, ping].into_iter().flatten();
     drifts.extend(differences.map(|difference| Drift::new(DriftClass::Frontend, addr, difference)));
     let (wanted, has) = (Slots::of(expected.0, expected.1.target), Slots::of(found.0, found.1.target));
     if wanted.kind != has.kind || wanted.backends.len() != has.backends.len() {

@@ -44,6 +44,12 @@ pub struct Service {
     pub source_ranges: Option<Arc<SourceRanges>>,
     /// Sticks a client to its backend. Default: no affinity.
     pub affinity: Option<Affinity>,
+    /// Whether a client of [`affinity`](Self::affinity) is its source address everywhere, so that its connections have one
+    /// backend whoever balances them. A datapath that translates sockets where they connect, when they have no source yet,
+    /// leaves them alone then, and translates their packets. A process of the node reaches the frontend only where its
+    /// packets pass the datapath; its sockets to addresses of the node itself are not left alone. No effect without
+    /// affinity. Default: no.
+    pub affinity_by_source: bool,
     /// How a backend is chosen. Default: the model's default algorithm.
     pub algorithm: Option<Algorithm>,
     /// Size of the Maglev table. Default: by the number of backends.
@@ -84,6 +90,7 @@ impl Service {
             host_ips: None,
             source_ranges: None,
             affinity: None,
+            affinity_by_source: false,
             algorithm: None,
             table_size: None,
             external_traffic_policy: TrafficPolicy::Cluster,

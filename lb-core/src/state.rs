@@ -105,6 +105,11 @@ pub struct Frontend {
     pub target: Target,
     /// Client affinity, if any.
     pub affinity: Option<Affinity>,
+    /// Whether sockets are left alone and their packets translated, since they alone
+    /// [say who the client is](crate::service::Service::affinity_by_source). Sockets of the node to an address of the node are
+    /// not left alone: nobody sees their packets. Default: no; so it is for a datapath that translates no
+    /// [sockets](crate::datapath::SocketCapability::Connect).
+    pub leaves_sockets: bool,
     /// Whether backends see clients from outside as they are, since all of them are on this node: under external traffic
     /// policy Local. Default: no.
     pub keeps_source: bool,
@@ -131,6 +136,7 @@ impl Frontend {
             id,
             target,
             affinity: None,
+            leaves_sockets: false,
             keeps_source: false,
             translates_pods: false,
             guard: None,

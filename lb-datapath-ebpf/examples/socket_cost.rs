@@ -289,7 +289,8 @@ impl Subject {
                 lookup: LOOKUP_RANDOM,
                 target: TARGET_SET,
                 flags: 0,
-                pad: [0; 2],
+                leaves_sockets: 0,
+                pad: 0,
             };
             self.put::<24, 32>("FRONTENDS", &key, &value)?;
         }

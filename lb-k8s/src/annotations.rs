@@ -10,6 +10,9 @@ pub const MAGLEV_TABLE_SIZE: &str = "lb/maglev-table-size";
 pub const AFFINITY_PREFIX_V4: &str = "lb/affinity-prefix-v4";
 /// Bits of an IPv6 source that make a client under `sessionAffinity: ClientIP`, 0..=128. Default 128.
 pub const AFFINITY_PREFIX_V6: &str = "lb/affinity-prefix-v6";
+/// Whether a client under `sessionAffinity: ClientIP` is its source address everywhere, `true`, or the network namespace
+/// where sockets are balanced, `false`, which is the default. See [`lb_core::service::Service::affinity_by_source`].
+pub const AFFINITY_BY_SOURCE: &str = "lb/affinity-by-source";
 /// The fate of established flows of a `Service` whose backend takes no new ones: `keep`, the default; a number of
 /// seconds, 1..=86400, after which they are cut; or `cut`. See [`lb_core::service::DrainPolicy`].
 pub const DRAIN: &str = "lb/drain";

@@ -105,6 +105,7 @@ prop_compose! {
             Just((affinity, algorithm, table_size, external, internal)),
         (traffic_distribution, drain, panic_threshold) in Just((traffic_distribution, drain, panic_threshold)),
         health_check_node_port in option::of(1..=u16::MAX),
+        by_source in proptest::bool::ANY,
         source_ranges in Just(source_ranges),
     ) -> Service {
         let kind = kind(&cluster_ips, &external_ips, &load_balancer_ips, &ports);
@@ -114,6 +115,7 @@ prop_compose! {
             external_traffic_policy: external,
             internal_traffic_policy: internal,
             health_check_node_port,
+            affinity_by_source: by_source && affinity.is_some(),
             ..Service::new(ServiceName::new(&namespace, &name))
         }
     }

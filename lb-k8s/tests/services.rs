@@ -60,6 +60,7 @@ metadata:
     lb/maglev-table-size: "1021"
     lb/affinity-prefix-v4: "24"
     lb/affinity-prefix-v6: "64"
+    lb/affinity-by-source: "true"
     example.com/owner: a
 spec:
   type: LoadBalancer
@@ -103,7 +104,7 @@ status:
         [("http", 80, Protocol::Tcp, Some(30080)), ("dns", 53, Protocol::Udp, None), ("sig", 80, Protocol::Sctp, None)]
     );
     let affinity = Affinity { timeout: Duration::from_secs(60), prefix_v4: 24, prefix_v6: 64 };
-    assert_eq!(service.affinity, Some(affinity));
+    assert_eq!((service.affinity, service.affinity_by_source), (Some(affinity), true));
     assert_eq!(service.algorithm, Some(Algorithm::Maglev));
     assert_eq!(service.table_size.map(|size| size.get()), Some(1021));
     assert_eq!(service.external_traffic_policy, TrafficPolicy::Local);
@@ -353,6 +354,14 @@ fn invalid_annotations_are_refused() {
         (
             "lb/affinity-prefix-v6: '64'",
             "metadata.annotations[lb/affinity-prefix-v6]: it needs `sessionAffinity: ClientIP`",
+        ),
+        (
+            "lb/affinity-by-source: 'true'",
+            "metadata.annotations[lb/affinity-by-source]: it needs `sessionAffinity: ClientIP`",
+        ),
+        (
+            "lb/affinity-by-source: 'yes'",
+            "metadata.annotations[lb/affinity-by-source]: \"yes\" is neither true nor false",
         ),
     ] {
         assert_eq!(refused(&format!("annotations: {{{annotations}}}"), &spec), reason);

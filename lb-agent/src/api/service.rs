@@ -119,6 +119,9 @@ pub struct Affinity {
     pub prefix_v4: u8,
     /// Bits of an IPv6 source that make a client.
     pub prefix_v6: u8,
+    /// Whether the source makes the client everywhere, so that sockets are left to their packets.
+    #[serde(default)]
+    pub by_source: bool,
 }
 
 /// A remark about an object, for its operator.

@@ -288,6 +288,7 @@ fn served(reconciler: &Reconciler, service: &lb_core::service::Service) -> Servi
             timeout_s: affinity.timeout.as_secs(),
             prefix_v4: affinity.prefix_v4,
             prefix_v6: affinity.prefix_v6,
+            by_source: service.affinity_by_source,
         }),
         conditions: degraded.iter().map(|what| Condition::new("Degraded", &what.to_string())).collect(),
     }

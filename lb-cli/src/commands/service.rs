@@ -200,10 +200,11 @@ fn pools(service: &Service) -> String {
     pools.into_iter().collect::<Vec<_>>().join(",")
 }
 
-/// `60s`, and how many bits of an address make a client unless all of them do.
-fn affinity(Affinity { timeout_s, prefix_v4, prefix_v6 }: &Affinity) -> String {
+/// `60s`, how many bits of an address make a client unless all of them do, and whether that is so for sockets as well.
+fn affinity(Affinity { timeout_s, prefix_v4, prefix_v6, by_source }: &Affinity) -> String {
     let whole = (*prefix_v4, *prefix_v6) == (32, 128);
-    if whole { format!("{timeout_s}s") } else { format!("{timeout_s}s,/{prefix_v4},/{prefix_v6}") }
+    let prefixes = if whole { String::new() } else { format!(",/{prefix_v4},/{prefix_v6}") };
+    format!("{timeout_s}s{prefixes}{}", if *by_source { ",source" } else { "" })
 }
 
 /// The line of a list, and below it every condition in a line of its own.
@@ -473,7 +474,7 @@ mod tests {
     #[test]
     fn every_shortcoming_is_in_its_line() {
         let mut service = service();
-        service.affinity = Some(Affinity { timeout_s: 10, prefix_v4: 32, prefix_v6: 128 });
+        service.affinity = Some(Affinity { timeout_s: 10, prefix_v4: 32, prefix_v6: 128, by_source: false });
         let condition = |kind: &str, message: &str| Condition { kind: kind.into(), message: message.into() };
         service.conditions =
             vec![condition("Degraded", "no maglev"), condition("NoEndpoints", "none"), condition("Degraded", "a, b")];

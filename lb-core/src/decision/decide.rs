@@ -303,8 +303,15 @@ impl<'a> MatchedFrontend<'a> {
     /// Whether the datapath translates this packet's socket rather than the packet.
     ///
     /// A socket has no source address yet when it connects. A pod's socket that has to be checked is therefore left
-    /// alone, and its packets are translated when they leave the pod.
+    /// alone, and its packets are translated when they leave the pod. So is everybody's whose source says which backend
+    /// it uses, but for a process of the node that talks to the node.
     fn at_socket(&self) -> bool {
+        let (packet, node) = (self.packet, self.model.node());
+        let stays =
+            packet.is_of_node(node) && (node.ips.contains(&packet.destination) || packet.destination.is_loopback());
+        if self.model.leaves_sockets(self.service) && !stays {
+            return false;
+        }
         let sockets = self.model.capabilities().sockets_of(self.packet.protocol);
         let SocketCapability::Connect { whose, .. } = sockets else { return false };
         let needs_source = self.guard.as_ref().is_some_and(|guard| guard.traffic == GuardedTraffic::All);

@@ -6,6 +6,7 @@ use core::net::IpAddr;
 use super::{ExternalIpRefusal, Model, ServiceFrontend};
 use crate::{
     addr::{Family, FrontendAddr, FrontendKind, Protocol},
+    datapath::SocketCapability,
     service::{Service, ServicePort, TrafficPolicy},
     state::{Guard, GuardedTraffic, OtherPorts},
 };
@@ -57,6 +58,12 @@ impl Model {
         let may_be_a_hosts =
             || kind == FrontendKind::ExternalIp && self.networks().iter().any(|network| network.contains(&ip));
         is_asked && !is_of_node(kind) && !self.node.ips.contains(&ip) && !may_be_a_hosts()
+    }
+
+    /// Whether sockets that use `service` are left alone, so that their packets say who the client is.
+    pub(crate) fn leaves_sockets(&self, service: &Service) -> bool {
+        let connect = matches!(self.capabilities.sockets, SocketCapability::Connect { .. });
+        connect && service.affinity_by_source && service.affinity.is_some() && self.capabilities.affinity.is_some()
     }
 
     /// Whether pods that come in through an uplink are translated.

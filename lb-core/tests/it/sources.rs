@@ -210,6 +210,38 @@ fn a_pods_socket_is_left_to_its_packets_where_sockets_of_the_node_alone_are_tran
 }
 
 #[test]
+fn sockets_are_left_to_packets_where_the_source_says_which_backend_a_client_has() {
+    let connect = SocketCapability::Connect { hashes: SocketHash::SocketCookie, whose: SocketOwners::All };
+    let asks = |affinity_by_source, affinity| Service {
+        algorithm: Some(Algorithm::Maglev),
+        affinity,
+        affinity_by_source,
+        ..everywhere(None)
+    };
+    let sticky = Some(lb_core::affinity::Affinity::default());
+    let leaves = |service: &Service, sockets| {
+        let model = model(service.clone(), Capabilities::all("test").with_sockets(sockets));
+        let leaves = desired(&model).frontends.values().map(|frontend| frontend.leaves_sockets).collect::<Vec<_>>();
+        assert!(leaves.windows(2).all(|pair| pair[0] == pair[1]));
+        leaves[0]
+    };
+    assert!(leaves(&asks(true, sticky), connect));
+    assert!(!leaves(&asks(false, sticky), connect) && !leaves(&asks(true, None), connect));
+    assert!(!leaves(&asks(true, sticky), SocketCapability::Packets), "it leaves them alone anyway");
+    // The hash of a client is known where its packets are balanced, and is the same at every hook.
+    let model = model(asks(true, sticky), Capabilities::all("test").with_sockets(connect));
+    let choice = |entry, source: &str, to: &str| match verdict(&model, &packet(entry, source, to)) {
+        Verdict::Forward(forward) => forward.choice,
+        other => panic!("{other}"),
+    };
+    for source in ["10.244.0.7", "10.244.0.9", "172.18.0.2"] {
+        assert_eq!(choice(Entry::Socket, source, "20.0.0.1"), choice(Entry::PodDevice, source, "20.0.0.1"));
+    }
+    let own = model.node().ips[0].to_string();
+    assert!(matches!(choice(Entry::Socket, &own, "20.0.0.1"), lb_core::decision::Choice::Exactly(_)));
+}
+
+#[test]
 fn a_datapath_that_cannot_check_sources_lets_everybody_in_and_says_so() {
     let service = everywhere(ranges(RangePolicy::Allow, &["203.0.113.0/24"]));
     let model = model(service.clone(), Capabilities::all("test").with_source_ranges(false));

@@ -91,8 +91,10 @@ pub struct FrontendValue {
     pub target: u8,
     /// `FRONTEND_…`.
     pub flags: u8,
+    /// 1 if sockets are left to their packets, but for those of the node to addresses of the node.
+    pub leaves_sockets: u8,
     /// Zero.
-    pub pad: [u8; 2],
+    pub pad: u8,
 }
 
 /// Value of `BACKENDS`, whose key is the backend's id.

@@ -222,7 +222,8 @@ impl Fake {
             lookup,
             target: TARGET_SET,
             flags: 0,
-            pad: [0; 2],
+            leaves_sockets: 0,
+            pad: 0,
         };
         fake.frontends.borrow_mut().extend([TCP, UDP].map(|protocol| (key_of(vip, protocol), frontend)));
         fake.point(vip, 1, backends.len() as u32);
@@ -444,6 +445,10 @@ impl Maps for &Fake {
         }
     }
 
+    fn is_node(self, addr: Addr) -> bool {
+        self.node.get().is_some_and(|node| node.facts.has_ip(addr))
+    }
+
     fn count(self, reason: Reason) {
         *self.counts.borrow_mut().entry(reason).or_default() += 1;
     }
@@ -533,10 +538,6 @@ impl FlowMaps for &Fake {
 
     fn pod_family(self, addr: Addr) -> Option<u8> {
         self.pods.borrow().iter().find(|(pod, _)| *pod == addr).map(|(_, family)| *family)
-    }
-
-    fn is_node(self, addr: Addr) -> bool {
-        self.node.get().is_some_and(|node| node.facts.has_ip(addr))
     }
 }
 

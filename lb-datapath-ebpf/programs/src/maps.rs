@@ -48,6 +48,8 @@ pub trait Maps: Copy {
     /// Writes the affinity record of a client. A full map evicts its least recently used record instead of failing;
     /// that client may then get another backend.
     fn remember(self, key: &AffinityKey, record: &AffinityValue);
+    /// Whether `addr` is one of the node's own.
+    fn is_node(self, addr: Addr) -> bool;
     /// Adds one to the counter of `reason` on this processor.
     fn count(self, reason: Reason);
     /// Now in nanoseconds, on the monotonic clock.

@@ -95,6 +95,8 @@ pub trait Flow {
     fn is_inside(&self) -> bool;
     /// Whether `frontend`, which has source ranges, lets the client in.
     fn admission<M: Maps>(&self, maps: M, frontend: &FrontendValue) -> Admission;
+    /// Whether only packets say who the client is, for a frontend that needs to know.
+    fn waits<M: Maps>(&self, maps: M) -> bool;
     /// Key of the client's affinity record at `frontend`.
     fn client(&self, frontend: &FrontendValue) -> AffinityKey;
     /// The hash by which a slot is picked: of the flow, under affinity of the client.
@@ -174,6 +176,9 @@ fn attempt<M: Maps>(maps: M, key: &FrontendKey, flow: &impl Flow) -> Answer {
         TARGET_SET => {}
         TARGET_DROP => return Answer::Excluded,
         _ => return Answer::NoBackends,
+    }
+    if frontend.leaves_sockets != 0 && flow.waits(maps) {
+        return Answer::Undecided;
     }
     let Some(id) = backend_of(maps, &frontend, flow) else { return Answer::BackendMissing };
     let Some(backend) = maps.backend(id) else { return Answer::BackendMissing };
@@ -296,6 +301,10 @@ mod tests {
 
         fn admission<M: Maps>(&self, _: M, _: &FrontendValue) -> Admission {
             Admission::Admitted
+        }
+
+        fn waits<M: Maps>(&self, _: M) -> bool {
+            false
         }
 
         fn client(&self, frontend: &FrontendValue) -> AffinityKey {

@@ -8,7 +8,7 @@ mod socket;
 mod way;
 
 use lb_core::{
-    addr::{FrontendAddr, Protocol, Scope},
+    addr::{FrontendAddr, Scope},
     decision::{Entry, FlowView, Packet},
     kernel::{KernelAnswer, KernelVerdict},
 };
@@ -35,12 +35,8 @@ pub(crate) fn ask(
     packet: &Packet,
 ) -> Result<KernelAnswer, EbpfError> {
     match packet.entry {
-        // Those of a pod leave it through its device, whatever made them.
-        Entry::Socket if packet.protocol == Protocol::Sctp && !is_of_node(&kernel.maps, packet)? => {
-            at_device(kernel, anchors, &config.pod_devices, packet)
-        }
         // Its packets enter the node through the pod's device, as if nobody had seen the socket.
-        Entry::Socket if socket::is_left_to_its_device(kernel, config, packet)? => {
+        Entry::Socket if socket::is_left_to_its_device(&kernel.maps, config, packet)? => {
             at_device(kernel, anchors, &config.pod_devices, &Packet { entry: Entry::PodDevice, ..*packet })
         }
         Entry::Socket => at_socket(kernel, anchors, config, packet),

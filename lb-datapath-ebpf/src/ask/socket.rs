@@ -1,6 +1,10 @@
 //! Packets of sockets: the kernel runs no program of sockets on demand, so their maps are read.
 
-use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use lb_core::{
     addr::{BackendAddr, FrontendAddr, Protocol},
@@ -24,16 +28,10 @@ use crate::{
     sys,
 };
 
-/// Whether packets of the node are translated where they leave it: no socket is balanced, or, of SCTP, the kernel has no
-/// hook.
-fn by_packets(config: &EbpfConfig, packet: &Packet) -> bool {
-    packet.protocol == Protocol::Sctp || config.socket_balancing == SocketBalancing::Off
-}
-
-/// Whether the packet is of a pod whose sockets are left to packets.
-pub(super) fn is_left_to_its_device(kernel: &Kernel, config: &EbpfConfig, packet: &Packet) -> Result<bool, EbpfError> {
-    let left = config.socket_balancing != SocketBalancing::All && packet.protocol != Protocol::Sctp;
-    Ok(left && !is_of_node(&kernel.maps, packet)?)
+/// Whether the packet is of a pod, and no hook of sockets sends its socket to a backend.
+pub(super) fn is_left_to_its_device(maps: &Maps, config: &EbpfConfig, packet: &Packet) -> Result<bool, EbpfError> {
+    let left = config.socket_balancing == SocketBalancing::Host || is_left_to_packets(maps, config, packet)?;
+    Ok(left && !is_of_node(maps, packet)?)
 }
 
 /// Reads what the programs of sockets would read: the kernel does not run them on demand.
@@ -44,8 +42,9 @@ pub(super) fn at_socket(
     packet: &Packet,
 ) -> Result<KernelAnswer, EbpfError> {
     let maps = &kernel.maps;
-    let by_packets = by_packets(config, packet);
+    let by_packets = is_left_to_packets(maps, config, packet)?;
     let hooks: &[&str] = match (packet.destination.is_ipv4(), packet.protocol) {
+        // Packets of the node are translated where they leave it.
         _ if by_packets => &["lb_egress"],
         (true, Protocol::Udp) => &["lb_connect4", "lb_sendmsg4"],
         (true, _) => &["lb_connect4"],
@@ -54,7 +53,7 @@ pub(super) fn at_socket(
     };
     let method = format!("look-up in the maps of {}, which the kernel does not run on demand", hooks.join(" and "));
     let mut steps = Vec::new();
-    if let Some(step) = left_alone(kernel, config, packet)? {
+    if let Some(step) = left_alone(kernel, packet, by_packets)? {
         return Ok(answer(method, vec![step], FlowView::default(), KernelVerdict::Pass));
     }
     let mut verdict = socket_verdict(maps, anchors, (hooks, packet, by_packets), &mut steps)?;
@@ -142,12 +141,12 @@ fn way_back(anchors: &Anchors, packet: &Packet, by_packets: bool) -> Vec<String>
 
 /// Why the socket is not sent to a backend, if it is not. A socket has no namespace here, but the node's own have an
 /// address of the node.
-fn left_alone(kernel: &Kernel, config: &EbpfConfig, packet: &Packet) -> Result<Option<String>, EbpfError> {
+fn left_alone(kernel: &Kernel, packet: &Packet, by_packets: bool) -> Result<Option<String>, EbpfError> {
     let maps = &kernel.maps;
-    if packet.protocol != Protocol::Sctp && kernel.sockets.skips(packet.source) && !is_of_node(maps, packet)? {
+    if !by_packets && kernel.sockets.skips(packet.source) && !is_of_node(maps, packet)? {
         return Ok(Some(format!("SOCK_SKIPS: the sockets of the pod with {} are left to packets", packet.source)));
     }
-    if !by_packets(config, packet) {
+    if !by_packets {
         return Ok(None);
     }
     let node = maps.node()?.and_then(|value| convert::node(&value).ok()).unwrap_or_default();
@@ -184,6 +183,9 @@ fn socket_verdict(
         abi::TARGET_DROP => return Ok(KernelVerdict::Drop),
         _ => return Ok(KernelVerdict::Reject),
     }
+    if value.leaves_sockets != 0 && by_packets {
+        steps.push(format!("FRONTENDS: sockets are left alone at {addr}, since their packets say who the client is"));
+    }
     steps.push(format!("FRONTENDS: {addr} has {} slots from chunk {}", value.slots, value.first));
     if value.affinity != 0 && !by_packets {
         steps.push("AFFINITY: the client is a network namespace, whose record is not looked up".into());
@@ -198,6 +200,20 @@ fn socket_verdict(
     }
     let translated = (!by_packets).then_some(false);
     Ok(KernelVerdict::Forward { backends: Backends::MayTake(backends), translated })
+}
+
+/// Whether no hook of sockets sends the packet's socket to a backend, but its packets are translated: sockets are not
+/// balanced, the kernel has no hook for SCTP, and a frontend may leave sockets alone, but for those of the node to an
+/// address of the node.
+fn is_left_to_packets(maps: &Maps, config: &EbpfConfig, packet: &Packet) -> Result<bool, EbpfError> {
+    if packet.protocol == Protocol::Sctp || config.socket_balancing == SocketBalancing::Off {
+        return Ok(true);
+    }
+    let Some((_, value)) = frontend_of(maps, packet)? else { return Ok(false) };
+    let node = maps.node()?.and_then(|value| convert::node(&value).ok()).unwrap_or_default();
+    let is_here = |ip: IpAddr| ip.is_loopback() || node.ips.contains(&ip);
+    let stays = is_here(packet.source) && is_here(packet.destination);
+    Ok(value.leaves_sockets != 0 && value.target == abi::TARGET_SET && !stays)
 }
 
 /// What the programs do for an address that has no frontend at this port.

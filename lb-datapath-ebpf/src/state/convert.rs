@@ -118,7 +118,8 @@ pub(crate) fn frontend_value(
             Target::Drop => abi::TARGET_DROP,
         },
         flags: flags(frontend),
-        pad: [0; 2],
+        leaves_sockets: u8::from(frontend.leaves_sockets),
+        pad: 0,
     })
 }
 
@@ -217,6 +218,7 @@ pub(crate) fn frontend(value: &abi::FrontendValue, sources: &BTreeMap<u32, Vec<I
     });
     Ok(Frontend {
         affinity: affinity(value),
+        leaves_sockets: value.leaves_sockets != 0,
         guard,
         other_ports,
         keeps_source: is(abi::FRONTEND_KEEPS_SOURCE),

@@ -154,7 +154,12 @@ fn service(dice: &mut Dice, facts: &NodeFacts, number: usize) -> Service {
         // A frontend of SCTP at an address of the node would be its own backend there.
         ports: PROTOCOLS[..if number < OF_NODE { 2 } else { 3 }].iter().copied().map(port).collect(),
         affinity: dice.chance(35).then_some(sticky),
-        algorithm: Some(dice.pick(&[Algorithm::Random, Algorithm::RoundRobin, Algorithm::Maglev])),
+        algorithm: Some(dice.pick(&[
+            Algorithm::Random,
+            Algorithm::RoundRobin,
+            Algorithm::Maglev,
+            Algorithm::LeastConnections,
+        ])),
         table_size: TableSize::new(251).ok(),
         ..Service::new(name(number))
     };

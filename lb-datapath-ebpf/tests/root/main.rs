@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
 mod bpf;
+mod by_source;
 mod capacity;
 mod clsact;
 mod common;

@@ -9,6 +9,7 @@ const ANNOTATIONS: Rule = Annotations(&[
     crate::annotations::MAGLEV_TABLE_SIZE,
     crate::annotations::AFFINITY_PREFIX_V4,
     crate::annotations::AFFINITY_PREFIX_V6,
+    crate::annotations::AFFINITY_BY_SOURCE,
     crate::annotations::DRAIN,
     crate::annotations::PANIC_THRESHOLD,
     crate::annotations::CILIUM_RANGES_POLICY,

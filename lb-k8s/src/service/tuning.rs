@@ -13,7 +13,8 @@ use lb_core::{
 use super::text;
 use crate::{
     annotations::{
-        AFFINITY_PREFIX_V4, AFFINITY_PREFIX_V6, ALGORITHM, CILIUM_ALGORITHM, DRAIN, MAGLEV_TABLE_SIZE, PANIC_THRESHOLD,
+        AFFINITY_BY_SOURCE, AFFINITY_PREFIX_V4, AFFINITY_PREFIX_V6, ALGORITHM, CILIUM_ALGORITHM, DRAIN,
+        MAGLEV_TABLE_SIZE, PANIC_THRESHOLD,
     },
     check::{self, At, Invalid},
     text::quoted,
@@ -29,6 +30,7 @@ pub(super) fn read(object: &Object, spec: &ServiceSpec, service: &mut Service) -
     let none = BTreeMap::new();
     let annotations = Annotations(object.metadata.annotations.as_ref().unwrap_or(&none));
     service.affinity = affinity(spec, &annotations)?;
+    service.affinity_by_source = annotations.get(AFFINITY_BY_SOURCE, boolean)?.unwrap_or_default();
     service.algorithm = algorithm(&annotations)?;
     service.table_size = table_size(&annotations, service.algorithm)?;
     service.traffic_distribution = traffic_distribution(spec)?;
@@ -51,10 +53,19 @@ fn annotation(key: &str) -> String {
     format!("metadata.annotations[{key}]")
 }
 
+fn boolean(text: &str) -> Result<bool, String> {
+    match text {
+        "true" => Ok(true),
+        "false" => Ok(false),
+        other => Err(format!("{} is neither true nor false", quoted(other))),
+    }
+}
+
 fn affinity(spec: &ServiceSpec, annotations: &Annotations<'_>) -> Result<Option<Affinity>, Invalid> {
     let bits = |max| move |text: &str| check::number(text, max).map(|bits| bits as u8);
     let prefix_v4 = annotations.get(AFFINITY_PREFIX_V4, bits(32))?;
     let prefix_v6 = annotations.get(AFFINITY_PREFIX_V6, bits(128))?;
+    let by_source = annotations.get(AFFINITY_BY_SOURCE, boolean)?;
     match text(spec.session_affinity.as_ref()) {
         None | Some("None") => {
             let timeout = spec.session_affinity_config.as_ref().and_then(|config| config.client_ip.as_ref());
@@ -62,6 +73,7 @@ fn affinity(spec: &ServiceSpec, annotations: &Annotations<'_>) -> Result<Option<
                 (timeout.is_some(), "spec.sessionAffinityConfig.clientIP".to_owned()),
                 (prefix_v4.is_some(), annotation(AFFINITY_PREFIX_V4)),
                 (prefix_v6.is_some(), annotation(AFFINITY_PREFIX_V6)),
+                (by_source == Some(true), annotation(AFFINITY_BY_SOURCE)),
             ];
             match unused.into_iter().find(|(is_set, _)| *is_set) {
                 Some((_, field)) => Err(Invalid::new(field, "it needs `sessionAffinity: ClientIP`")),

@@ -32,8 +32,8 @@ use lb_core::{
 
 use crate::{
     annotations::{
-        AFFINITY_PREFIX_V4, AFFINITY_PREFIX_V6, ALGORITHM, CILIUM_RANGES_POLICY, DRAIN, MAGLEV_TABLE_SIZE,
-        PANIC_THRESHOLD, SERVICE_NAME, WEIGHT,
+        AFFINITY_BY_SOURCE, AFFINITY_PREFIX_V4, AFFINITY_PREFIX_V6, ALGORITHM, CILIUM_RANGES_POLICY, DRAIN,
+        MAGLEV_TABLE_SIZE, PANIC_THRESHOLD, SERVICE_NAME, WEIGHT,
     },
     check,
     lab::slice_name,
@@ -225,6 +225,7 @@ fn render_tuning(text: &mut String, service: &Service) -> fmt::Result {
         (DRAIN, drain),
         (PANIC_THRESHOLD, service.panic_threshold.map(|percent| percent.to_string())),
         (AFFINITY_PREFIX_V4, (affinity.prefix_v4 != default.prefix_v4).then(|| affinity.prefix_v4.to_string())),
+        (AFFINITY_BY_SOURCE, service.affinity_by_source.then(|| "true".to_owned())),
         (AFFINITY_PREFIX_V6, (affinity.prefix_v6 != default.prefix_v6).then(|| affinity.prefix_v6.to_string())),
     ];
     if annotations.iter().any(|(_, value)| value.is_some()) {

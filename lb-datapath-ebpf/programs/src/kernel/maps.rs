@@ -12,7 +12,7 @@ use lb_datapath_ebpf_abi::{
 };
 use lb_datapath_ebpf_programs::maps::{Change, Maps};
 
-use super::Kernel;
+use super::{Kernel, skb::is_node};
 
 /// Memory comes with the elements: user space decides how many there are.
 pub(super) const LAZY: usize = BPF_F_NO_PREALLOC as usize;
@@ -160,6 +160,11 @@ impl Maps for Kernel {
     #[inline(always)]
     fn remember(self, key: &AffinityKey, record: &AffinityValue) {
         let _ = AFFINITY.insert(key, record, 0);
+    }
+
+    #[inline(always)]
+    fn is_node(self, addr: Addr) -> bool {
+        is_node(&addr)
     }
 
     #[inline(always)]

@@ -125,16 +125,11 @@ impl FlowMaps for Kernel {
     fn pod_family(self, addr: Addr) -> Option<u8> {
         CIDRS.get(&Key::new(128, addr)).copied()
     }
-
-    #[inline(always)]
-    fn is_node(self, addr: Addr) -> bool {
-        is_node(&addr)
-    }
 }
 
 /// A function of its own: the compiler makes many instructions of the loop.
 #[inline(never)]
-fn is_node(addr: &Addr) -> bool {
+pub(super) fn is_node(addr: &Addr) -> bool {
     // SAFETY: read at once; user space replaces the element as a whole.
     unsafe { NODE.get(NODE_KEY) }.is_some_and(|node| node.facts.has_ip(*addr))
 }

@@ -526,6 +526,12 @@ impl<S: Sock> Socket<S> {
     }
 }
 
+/// Whether what the node sends to `addr` stays on the node.
+#[inline(never)]
+fn is_here<M: Maps>(maps: M, addr: Addr) -> bool {
+    is_loopback(addr) || maps.is_node(addr)
+}
+
 impl<S: Sock> Flow for Socket<S> {
     #[inline(always)]
     fn is_inside(&self) -> bool {
@@ -540,6 +546,12 @@ impl<S: Sock> Flow for Socket<S> {
             return Admission::Admitted;
         }
         Admission::Unknown
+    }
+
+    /// Nobody but the socket hooks sees what a process of the node sends to the node.
+    #[inline(always)]
+    fn waits<M: Maps>(&self, maps: M) -> bool {
+        self.sock.netns_cookie() != self.host_netns || !is_here(maps, self.addr)
     }
 
     #[inline(always)]
@@ -970,6 +982,36 @@ mod tests {
             assert_eq!(connect(&fake, &sock), ALLOW);
             sock.peer.get() == backend(1)
         })
+    }
+
+    #[test]
+    fn sockets_are_left_to_packets_that_say_who_the_client_is() {
+        for (vip, own, refused, expected) in [
+            (VIP, true, false, addr_of(VIP)),
+            (VIP, false, false, addr_of(VIP)),
+            (IpAddr::from(NODE), true, false, backend(1).0),
+            (IpAddr::from(NODE), false, false, map_v4(NODE)),
+            (VIP, true, true, addr_of(VIP)),
+        ] {
+            let fake = Fake::serving_at(vip, LOOKUP_HASH, &[1]);
+            fake.settings.set(BOTH);
+            fake.have_ips(&[map_v4(NODE)]);
+            fake.change_frontend(vip, |frontend| {
+                frontend.leaves_sockets = 1;
+                if refused {
+                    frontend.target = TARGET_REJECT;
+                }
+            });
+            type Call = fn(&Fake, &FakeSock) -> i32;
+            let calls: [Call; 2] = [|fake, sock| connect(fake, sock), |fake, sock| sendmsg(fake, sock)];
+            for call in calls {
+                let sock = FakeSock::new(Hook::V4, vip);
+                sock.kind.set((2, 17));
+                sock.netns.set(if own { HOST_NETNS } else { HOST_NETNS + 1 });
+                assert_eq!(call(&fake, &sock), if refused { REFUSE } else { ALLOW }, "{vip} {own}");
+                assert_eq!(sock.peer.get().0, expected, "{vip} {own}");
+            }
+        }
     }
 
     #[test]

@@ -60,8 +60,6 @@ pub trait FlowMaps: Maps {
     fn kind_of_device(self, device: u32) -> u8;
     /// The family of the longest prefix in `CIDRS` that contains `addr`.
     fn pod_family(self, addr: Addr) -> Option<u8>;
-    /// Whether `addr` is one of the node's own.
-    fn is_node(self, addr: Addr) -> bool;
 }
 
 /// A table of flows.

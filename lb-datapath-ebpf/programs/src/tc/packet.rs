@@ -253,6 +253,11 @@ impl Flow for Arrival<'_> {
     }
 
     #[inline(always)]
+    fn waits<M: Maps>(&self, _: M) -> bool {
+        false
+    }
+
+    #[inline(always)]
     fn client(&self, frontend: &FrontendValue) -> AffinityKey {
         self.packet.client(frontend)
     }

@@ -212,7 +212,8 @@ fn target_text(mirror: &Mirror, value: &abi::FrontendValue) -> String {
         let timeout = Duration::from_nanos(value.affinity_ns);
         Affinity { timeout, prefix_v4: value.prefix_v4, prefix_v6: value.prefix_v6 }.to_string()
     };
-    format!("id {}, {target}, {affinity}", value.id)
+    let sockets = if value.leaves_sockets == 0 { "" } else { ", sockets left alone" };
+    format!("id {}, {target}, {affinity}{sockets}", value.id)
 }
 
 fn backend_finding(entry: Entry<u32, abi::BackendValue>) -> Finding {
