@@ -96,11 +96,12 @@ impl EbpfDatapath {
     /// Loads the programs, attaches them, and takes over what an earlier process pinned in the same directory.
     ///
     /// Devices are looked up in the network namespace of the calling thread. A pod's device that is not there is left
-    /// out, and out of [`config`](Self::config): devices of pods come and go.
+    /// out, and out of [`config`](Self::config): devices of pods come and go. So is one whose packets begin neither with an
+    /// Ethernet header nor with that of IP.
     ///
     /// # Errors
     /// When the directory is in use, belongs to another user, holds pins of other programs or is in no BPF file system,
-    /// when the kernel is older than 6.6, and when a cgroup or an uplink does not exist.
+    /// when the kernel is older than 6.6, and when a cgroup or an uplink does not exist, or an uplink is of such a type.
     pub fn open(config: EbpfConfig) -> Result<Self, DatapathError> {
         let (shared, filled) = (SharedAnchors::default(), SharedFilled::default());
         let everywhere = config.destroy_sockets == DestroySockets::All;
@@ -402,7 +403,8 @@ impl Kernel {
     }
 }
 
-/// Attaches the programs of packets to the devices. A missing pod device is left out; a missing uplink is an error.
+/// Attaches the programs of packets to the devices. A pod device that is missing, or of a type whose packets
+/// the programs cannot read, is left out; such an uplink is an error.
 fn attach_devices(
     anchors: &mut Anchors,
     programs: &Programs,
@@ -413,7 +415,7 @@ fn attach_devices(
     for name in std::mem::take(&mut config.pod_devices) {
         match attach_device(anchors, programs, maps, &name, POD_DEVICE) {
             Ok(()) => there.push(name),
-            Err(EbpfError::NoDevice { .. }) => {}
+            Err(EbpfError::NoDevice { .. } | EbpfError::DeviceType { .. }) => {}
             Err(error) => return Err(error),
         }
     }
@@ -438,7 +440,7 @@ fn attach_device(
     kind: u8,
 ) -> Result<(), EbpfError> {
     let device = sys::device(name).map_err(|source| EbpfError::NoDevice { name: name.into(), source })?;
-    maps.put_device(device, kind)?;
+    maps.put_device(name, device, kind)?;
     anchors.attach_device(programs, name)
 }
 

@@ -66,6 +66,12 @@ pub(crate) enum EbpfError {
     Repair(String),
     #[error("device {name} not found in this network namespace")]
     NoDevice { name: String, source: io::Error },
+    #[error(
+        "device {name} is of type {kind} ({}), whose packets begin neither with an Ethernet header nor with that of IP; leave \
+         the device out, or choose another datapath (nftables knows no devices)",
+        type_name(*kind)
+    )]
+    DeviceType { name: String, kind: u16 },
     #[error("reading {path} failed; it says which ports the node's own sockets get")]
     Setting { path: &'static Path, source: io::Error },
     #[error(
@@ -80,6 +86,18 @@ pub(crate) enum EbpfError {
     NoNamespace,
     #[error("no pod device is attached; name one that exists in `EbpfConfig::pod_devices`")]
     NoPodDevice,
+}
+
+/// Name of a type of device, `ARPHRD_…`.
+const fn type_name(kind: u16) -> &'static str {
+    match kind {
+        libc::ARPHRD_INFINIBAND => "InfiniBand",
+        libc::ARPHRD_PPP => "PPP",
+        libc::ARPHRD_CAN => "CAN",
+        libc::ARPHRD_IEEE80211 | libc::ARPHRD_IEEE80211_PRISM | libc::ARPHRD_IEEE80211_RADIOTAP => "IEEE 802.11",
+        libc::ARPHRD_IEEE802154 => "IEEE 802.15.4",
+        _ => "of no name here",
+    }
 }
 
 fn way_out(path: &Path, own: bool) -> String {
@@ -169,7 +187,7 @@ impl EbpfError {
             | Self::Setting { source, .. }
             | Self::Map { source, .. }
             | Self::Attach { source, .. } => of(source),
-            Self::NoNamespace => ErrorKind::Unsupported,
+            Self::NoNamespace | Self::DeviceType { .. } => ErrorKind::Unsupported,
         }
     }
 }

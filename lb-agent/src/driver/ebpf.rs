@@ -248,6 +248,12 @@ impl OnDevices {
                 "--destroy-sockets is all, and drain policies are not carried out"
             );
         }
+        // Devices that are left out are tried again, so that the agent says what is wrong with them.
+        let is_kept = |name: &String| {
+            let config = datapath.config();
+            config.pod_devices.iter().chain(&config.uplink_devices).any(|kept| kept == name)
+        };
+        let attached = attached.into_iter().filter(|(_, name)| is_kept(name)).collect();
         let opened = Self { datapath, settings: settings.clone(), attached, left_alone: 0 };
         for fact in opened.facts() {
             tracing::info!("{fact}");

@@ -20,6 +20,8 @@ pub const DEVICE_INSIDE: u8 = 1;
 /// [`DeviceValue::kind`]: the device is a port of a bridge, which takes packets to its own hardware address and to that of
 /// other ports.
 pub const DEVICE_PORT: u8 = 2;
+/// [`DeviceValue::kind`]: packets of the device have no Ethernet header.
+pub const DEVICE_BARE: u8 = 4;
 
 /// Value of `ADDRESSES`: a packet to another port is refused.
 pub const ADDRESS_REJECTS: u8 = 1;

@@ -22,7 +22,9 @@ mod service;
 mod sock;
 
 pub use addr::{Addr, Port, from_octets, is_loopback, map_v4, octets, unmap_v4};
-pub use device::{ADDRESS_ANSWERS_PING, ADDRESS_DROPS, ADDRESS_REJECTS, DEVICE_INSIDE, DEVICE_PORT, DeviceValue};
+pub use device::{
+    ADDRESS_ANSWERS_PING, ADDRESS_DROPS, ADDRESS_REJECTS, DEVICE_BARE, DEVICE_INSIDE, DEVICE_PORT, DeviceValue,
+};
 pub use filter::{FILTER_WORDS, FilterPair, filter_bit};
 pub use flow::{
     AffinityKey, AffinityValue, CLIENT_ADDRESS, CLIENT_NETNS, CT_CLOSED, CT_COUNTED, CT_CUT, CT_DIRECT, CT_INSIDE,

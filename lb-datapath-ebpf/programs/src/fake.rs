@@ -473,6 +473,7 @@ impl FlowMaps for &Fake {
             ttl: 0,
             flags: 0xff,
             is_later: true,
+            start: 0,
             transport: 0,
             len: 0,
         };
@@ -756,6 +757,8 @@ pub(crate) struct FakeSkb {
     pub(crate) old_kernel: Cell<bool>,
     /// The sum of the whole IP packet, as the kernel knows it (`CHECKSUM_COMPLETE`).
     whole: Cell<u32>,
+    /// Bytes before the IP header.
+    start: Cell<usize>,
 }
 
 const IP: usize = 14;
@@ -891,7 +894,7 @@ impl FakeSkb {
 
     /// Source and destination in the IP header.
     pub(crate) fn addresses(&self) -> (Addr, Addr) {
-        let head = Head::read(self).unwrap();
+        let head = Head::read(self, IP as u32).unwrap();
         (head.ip.src, head.ip.dst)
     }
 
@@ -961,7 +964,17 @@ impl FakeSkb {
             tagged: Cell::new(false),
             old_kernel: Cell::new(false),
             whole: Cell::new(0),
+            start: Cell::new(IP),
         }
+    }
+
+    /// The same packet as it comes through a device whose packets have no Ethernet header.
+    pub(crate) fn bare(&self) -> Self {
+        let bare = Self::of(u16::from_be(self.kind.get().1), self.bytes()[IP..].to_vec());
+        bare.segment.set(self.segment.get());
+        bare.routes.set(self.routes.get());
+        bare.start.set(0);
+        bare
     }
 
     pub(crate) fn bytes(&self) -> Vec<u8> {
@@ -975,7 +988,7 @@ impl FakeSkb {
 
     /// Time to live, or hop limit.
     pub(crate) fn ttl(&self) -> u8 {
-        Head::read(self).unwrap().ip.ttl
+        Head::read(self, IP as u32).unwrap().ip.ttl
     }
 
     /// Sets the time to live of a packet without options.
@@ -1001,7 +1014,7 @@ impl FakeSkb {
     /// What the program reads, if it is TCP or UDP.
     pub(crate) fn unfold(&self, fake: &Fake) -> Option<Packet> {
         let work = fake.work()?;
-        (unfold(fake, self, work) == Kind::Packet).then_some(work.packet)
+        (unfold(fake, self, IP as u32, work) == Kind::Packet).then_some(work.packet)
     }
 
     pub(crate) fn packet(&self) -> Packet {
@@ -1141,7 +1154,7 @@ impl FakeSkb {
 
     /// The checksum of the IP packet.
     fn whole_check(&self) -> u16 {
-        finish(sum(&words(&self.bytes()[IP..])))
+        finish(sum(&words(&self.bytes()[self.start.get()..])))
     }
 
     fn fill_checksums(&self) {
@@ -1242,6 +1255,12 @@ fn words(bytes: &[u8]) -> Vec<u32> {
 impl Skb for &FakeSkb {
     type Hop = ();
 
+    fn dress(self) -> Result<(), Refused> {
+        assert_eq!(self.start.replace(IP), 0, "it has a header");
+        self.bytes.borrow_mut().splice(..0, [0; IP]);
+        if self.refuse_stores.get() { Err(Refused) } else { Ok(()) }
+    }
+
     fn kind(self) -> (u32, u16) {
         self.kind.get()
     }
@@ -1338,8 +1357,10 @@ impl Skb for &FakeSkb {
         let mut bytes = self.bytes.borrow_mut();
         bytes.clear();
         // Whoever resizes writes every byte but those of the Ethernet header.
-        bytes.extend(TO.into_iter().chain(FROM));
-        bytes.extend(u16::from_be(self.kind.get().1).to_be_bytes());
+        if self.start.get() != 0 {
+            bytes.extend(TO.into_iter().chain(FROM));
+            bytes.extend(u16::from_be(self.kind.get().1).to_be_bytes());
+        }
         bytes.resize(len as usize, 0xaa);
         Ok(())
     }

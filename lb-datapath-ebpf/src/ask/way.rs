@@ -76,7 +76,10 @@ fn link(answer: &RouteNetlinkMessage) -> Option<Link> {
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name.clone_from(name),
-            LinkAttribute::Address(address) => link.hardware = address.get(..6)?.try_into().ok()?,
+            // That of a tunnel is shorter.
+            LinkAttribute::Address(address) => {
+                link.hardware.iter_mut().zip(address).for_each(|(byte, found)| *byte = *found);
+            }
             LinkAttribute::Controller(controller) => link.controller = Some(*controller),
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
             _ => {}

@@ -25,7 +25,7 @@ use crate::{
         restore::claim,
         write::{Cause, Limits, Snapshot, Store, Write},
     },
-    sys::{self, Devices, IfIndex, Page, RawMap, Words},
+    sys::{self, Devices, Framing, IfIndex, Page, RawMap, Words},
 };
 
 /// A hash map whose keys user space alone decides about.
@@ -243,10 +243,15 @@ impl Maps {
     }
 
     /// Says what is behind a device that a program is about to be attached to: `DEVICE_…`.
-    pub(crate) fn put_device(&mut self, device: IfIndex, kind: u8) -> Result<(), EbpfError> {
-        // A device without Ethernet headers has no address.
+    pub(crate) fn put_device(&mut self, name: &str, device: IfIndex, kind: u8) -> Result<(), EbpfError> {
+        // A device that is gone meanwhile cannot be attached to.
         let hardware = self.network.hardware_of(device).unwrap_or_default();
-        let value = abi::DeviceValue { kind, pad: 0, hardware };
+        let bare = match hardware.framing() {
+            Framing::Ethernet => 0,
+            Framing::Bare => abi::DEVICE_BARE,
+            Framing::Other(kind) => return Err(EbpfError::DeviceType { name: name.into(), kind }),
+        };
+        let value = abi::DeviceValue { kind: kind | bare, pad: 0, hardware: hardware.address };
         self.known_devices.insert(device, value);
         self.run_device(&Write::Device(device, value), "writing")
     }
@@ -270,7 +275,7 @@ impl Maps {
     pub(crate) fn known_devices(&mut self) -> &BTreeMap<IfIndex, abi::DeviceValue> {
         for (device, value) in &mut self.known_devices {
             if let Ok(hardware) = self.network.hardware_of(*device) {
-                value.hardware = hardware;
+                value.hardware = hardware.address;
             }
         }
         &self.known_devices

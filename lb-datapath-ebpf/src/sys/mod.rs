@@ -30,7 +30,7 @@ use crate::crash;
 pub(crate) use self::os::kill_self;
 pub(crate) use self::{
     array::{PerCpuCounters, Words},
-    devices::Devices,
+    devices::{Devices, Framing},
     link::{attach_cgroup, attach_tcx, detach_link, link_info, update_link},
     map::{MapInfo, Page, RawMap, Shape, Stopped, map_info},
     os::{

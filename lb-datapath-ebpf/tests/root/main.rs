@@ -22,4 +22,5 @@ mod resize;
 mod sctp;
 mod settings;
 mod sockets;
+mod tun;
 mod verify;

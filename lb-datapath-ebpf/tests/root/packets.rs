@@ -42,7 +42,11 @@ const NODE: [&str; 2] = ["192.0.2.1", "2001:db8::1"];
 
 impl Cluster {
     pub(crate) fn new() -> Self {
-        let world = World::new();
+        Self::in_world(World::new(), &[UPLINK])
+    }
+
+    /// The same in a world with more uplinks.
+    pub(crate) fn in_world(world: World, uplinks: &[&str]) -> Self {
         for (i, name) in ["a", "b"].into_iter().enumerate() {
             for family in BACKENDS {
                 let job = world.pods[i].run(|| serve(addr(family[i]), name));
@@ -52,7 +56,7 @@ impl Cluster {
         let (pins, cgroup) = (PinDir::new(), Cgroup::empty());
         let mut config = config(&pins, &cgroup);
         config.pod_devices = POD_DEVICES.map(String::from).to_vec();
-        config.uplink_devices = vec![UPLINK.into()];
+        config.uplink_devices = uplinks.iter().copied().map(String::from).collect();
         let datapath = world.node.run(|| EbpfDatapath::open(config)).unwrap();
         Self { datapath, world, _pins: pins, _cgroup: cgroup }
     }
@@ -77,7 +81,7 @@ impl Cluster {
     }
 
     /// Asks over TCP and UDP, many times, and returns everything that was answered.
-    fn ask(&self, from: &Namespace, vip: &str) -> BTreeSet<String> {
+    pub(crate) fn ask(&self, from: &Namespace, vip: &str) -> BTreeSet<String> {
         let vip = addr(vip);
         let any = if vip.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
         from.run(|| {

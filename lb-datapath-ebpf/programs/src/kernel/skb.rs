@@ -12,8 +12,8 @@ use aya_ebpf::{
     btf_maps::{HashMap, LpmTrie, LruHashMap, PerCpuArray, lpm_trie::Key},
     helpers::{
         bpf_csum_update, bpf_fib_lookup, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_sk_lookup_udp,
-        bpf_sk_release, bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data,
-        bpf_skb_store_bytes,
+        bpf_sk_release, bpf_skb_adjust_room, bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_load_bytes,
+        bpf_skb_pull_data, bpf_skb_store_bytes,
     },
     macros::btf_map,
 };
@@ -23,6 +23,7 @@ use lb_datapath_ebpf_abi::{
 };
 use lb_datapath_ebpf_programs::tc::{
     flow::{Entry, FlowMaps, Source, Table},
+    header::ETHERNET,
     ingress::PASS,
     packet::Packet,
     skb::{Refused, Skb, Unrouted},
@@ -243,6 +244,12 @@ impl KernelSkb {
 
 impl Skb for KernelSkb {
     type Hop = Hop;
+
+    #[inline(always)]
+    fn dress(self) -> Result<(), Refused> {
+        // SAFETY: the helper takes the context and numbers.
+        check(unsafe { bpf_skb_change_head(self.0, ETHERNET, 0) })
+    }
 
     #[inline(always)]
     fn kind(self) -> (u32, u16) {
@@ -480,7 +487,11 @@ impl Skb for KernelSkb {
         // A device takes only what has its hardware address (`eth_type_trans`).
         // SAFETY: copied out at once; user space replaces the element as a whole.
         let Some(device) = unsafe { DEVICES.get(hop.params().ifindex) }.copied() else { return PASS };
-        if self.store(0, &device.hardware, 0).is_err() {
+        let dressed = match packet.start {
+            0 => self.dress().and_then(|()| self.store(12, &self.kind().1.to_ne_bytes(), 0)),
+            _ => Ok(()),
+        };
+        if dressed.and_then(|()| self.store(0, &device.hardware, 0)).is_err() {
             return PASS;
         }
         // SAFETY: as above.

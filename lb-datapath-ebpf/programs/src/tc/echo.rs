@@ -11,9 +11,9 @@ use lb_datapath_ebpf_abi::{Addr, unmap_v4};
 
 use super::{
     checksum::{difference, finish},
-    header::{ETHERNET, Piece},
+    header::Piece,
     packet::Packet,
-    rewrite::{DESTINATION_V6, HOP_LIMIT_V6, SOURCE_V6, START_V4, header_v4, v4_words},
+    rewrite::{DESTINATION_V6, SOURCE_V6, START_V4, START_V6, header_v4, v4_words},
     skb::{RECOMPUTE, Refused, Skb},
     work::Work,
 };
@@ -45,7 +45,7 @@ pub const fn is_request(kind: u8, code: u8, is_v4: bool) -> bool {
 pub fn is_answerable(packet: &Packet, piece: Piece) -> bool {
     let fragment = (!packet.is_v4 && !matches!(piece, Piece::Whole)) as u32 * FRAGMENT;
     let fixed = if packet.is_v4 { 20 } else { 40 };
-    packet.transport == ETHERNET + fixed + fragment && is_host(packet.key.src)
+    packet.transport == packet.start + fixed + fragment && is_host(packet.key.src)
 }
 
 /// Whether an address may be that of one host, and of another one than this.
@@ -67,17 +67,17 @@ const fn is_host(addr: Addr) -> bool {
 /// When the packet is cut short, or a helper refuses; the packet may be half of a reply then.
 #[inline(never)]
 pub fn answer<S: Skb>(skb: S, work: &Work) -> Result<(), Refused> {
-    let packet = &work.packet;
+    let (packet, start) = (&work.packet, work.packet.start);
     if packet.is_v4 {
         // The sum of the addresses stays what it is.
         let [dst, src] = v4_words(packet.key.src, packet.key.dst)?;
-        let head = header_v4(skb, packet.ttl, TTL, 0)?;
-        skb.store(START_V4, &[head, src, dst], 0)?;
+        let head = header_v4(skb, start, packet.ttl, TTL, 0)?;
+        skb.store(start + START_V4, &[head, src, dst], 0)?;
     } else {
-        skb.store(SOURCE_V6, &packet.key.dst, RECOMPUTE)?;
-        skb.store(DESTINATION_V6, &packet.key.src, RECOMPUTE)?;
-        let [l0, l1, next, _] = skb.load_far::<[u8; 4]>(HOP_LIMIT_V6 - 3).ok_or(Refused)?;
-        skb.store(HOP_LIMIT_V6 - 3, &u32::from_ne_bytes([l0, l1, next, TTL]), RECOMPUTE)?;
+        skb.store(start + SOURCE_V6, &packet.key.dst, RECOMPUTE)?;
+        skb.store(start + DESTINATION_V6, &packet.key.src, RECOMPUTE)?;
+        let [l0, l1, next, _] = skb.load_far::<[u8; 4]>(start + START_V6).ok_or(Refused)?;
+        skb.store(start + START_V6, &u32::from_ne_bytes([l0, l1, next, TTL]), RECOMPUTE)?;
     }
     if packet.is_later {
         return Ok(());

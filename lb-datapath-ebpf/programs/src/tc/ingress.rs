@@ -3,14 +3,15 @@
 use aya_ebpf::bindings::tcx_action_base::{TCX_DROP, TCX_NEXT};
 use lb_datapath_ebpf_abi::{
     ADDRESS_ANSWERS_PING, ADDRESS_DROPS, ADDRESS_REJECTS, CT_COUNTED, CT_INSIDE, CT_OWN, CT_REPLY, CtValue,
-    DEVICE_INSIDE, DEVICE_PORT, ROLE_ACTIVE, ROLE_STANDBY, Reason, TARGET_DROP, Verdict,
+    DEVICE_BARE, DEVICE_INSIDE, DEVICE_PORT, ROLE_ACTIVE, ROLE_STANDBY, Reason, TARGET_DROP, Verdict,
 };
 
 use super::{
     echo,
     flow::{self, Direct, FlowMaps, Found},
+    header::ETHERNET,
     limit,
-    packet::{Arrival, Head, Packet},
+    packet::{Arrival, ETH_P_IP, ETH_P_IPV6, Head, Packet},
     quote::{self, Translation},
     reject::{reject, too_big, turn},
     rewrite::{Forwarded, forward, send, translate},
@@ -92,13 +93,27 @@ fn is_for_us<M: FlowMaps, S: Skb>(maps: M, skb: S) -> bool {
     }
 }
 
+/// Whether the packet has no Ethernet header. It begins with the version of IP then, as few hardware addresses do: for
+/// nearly all others, nobody has to look their device up.
+#[inline(always)]
+fn is_bare<M: FlowMaps, S: Skb>(maps: M, skb: S) -> bool {
+    let version = match u16::from_be(skb.kind().1) {
+        ETH_P_IP => 4,
+        ETH_P_IPV6 => 6,
+        _ => return false,
+    };
+    let begins_so = skb.load::<u32>(0).is_some_and(|word| u32::from_be(word) >> 28 == version);
+    begins_so && maps.kind_of_device(skb.device()) & DEVICE_BARE != 0
+}
+
 /// What the tables of flows say about a packet that the datapath may have something to do with.
 #[inline(always)]
 fn meet<'a, M: FlowMaps, S: Skb>(maps: M, skb: S) -> Option<(&'a mut Work, Found)> {
     skb.prepare();
-    let is_plain = admit(maps, skb)?;
+    let start = if is_bare(maps, skb) { 0 } else { ETHERNET };
+    let is_plain = if start == 0 { admit_bare(maps, skb)? } else { admit(maps, skb, ETHERNET)? };
     let work = maps.work()?;
-    let kind = if is_plain { plain(skb, &mut work.packet) } else { unfold(maps, skb, work) };
+    let kind = if is_plain { plain(skb, start, &mut work.packet) } else { unfold(maps, skb, start, work) };
     let found = match kind {
         Kind::Foreign => return None,
         Kind::Packet => flow::lookup(maps, &work.packet, &mut work.to),
@@ -115,12 +130,18 @@ fn meet<'a, M: FlowMaps, S: Skb>(maps: M, skb: S) -> Option<(&'a mut Work, Found
 
 /// Whether the packet is plain; `None` if the datapath is on standby, or has nothing to do with it.
 #[inline(always)]
-fn admit<M: FlowMaps, S: Skb>(maps: M, skb: S) -> Option<bool> {
-    let head = Head::read(skb)?;
+fn admit<M: FlowMaps, S: Skb>(maps: M, skb: S, start: u32) -> Option<bool> {
+    let head = Head::read(skb, start)?;
     if !maps.knows(head.ip.dst) && !maps.knows(head.ip.src) && !head.may_be_error() {
         return None;
     }
     if maps.role() == ROLE_STANDBY { None } else { Some(head.ip.is_plain()) }
+}
+
+/// The same for a packet without Ethernet header, apart: the caller's stack frame has no room for both.
+#[inline(never)]
+fn admit_bare<M: FlowMaps, S: Skb>(maps: M, skb: S) -> Option<bool> {
+    admit(maps, skb, 0)
 }
 
 /// Decides on a packet of no flow; `own` says that it is of the node itself.
@@ -165,7 +186,7 @@ fn echo<M: FlowMaps, S: Skb>(maps: M, skb: S, work: &mut Work, own: bool) -> i32
             Decision::NoFrontend | Decision::Open { .. } => PASS,
         };
     }
-    if echo::answer(skb, work).and_then(|()| turn(skb)).is_err() {
+    if echo::answer(skb, work).and_then(|()| turn(skb, &work.packet)).is_err() {
         return give_up(maps, Reason::PacketNotAnswered);
     }
     if own { skb.turn_in() } else { skb.send_back() }
@@ -191,8 +212,8 @@ fn refuse_size<M: Maps, S: Skb>(maps: M, skb: S, work: &mut Work, mtu: u16, own:
 
 /// Reads a plain packet, its header once more: the stack has no room for its words beside those of the steps.
 #[inline(never)]
-fn plain<S: Skb>(skb: S, packet: &mut Packet) -> Kind {
-    if packet.read_plain(skb).is_some() { Kind::Packet } else { Kind::Foreign }
+fn plain<S: Skb>(skb: S, start: u32, packet: &mut Packet) -> Kind {
+    if packet.read_plain(skb, start).is_some() { Kind::Packet } else { Kind::Foreign }
 }
 
 /// The decision on the first packet of a flow.
@@ -316,6 +337,8 @@ pub(super) fn give_up<M: Maps>(maps: M, reason: Reason) -> i32 {
 
 #[cfg(test)]
 mod tests {
+    use std::{collections::HashMap, vec::Vec};
+
     use lb_datapath_ebpf_abi::{
         FRONTEND_DENIES, FRONTEND_GUARDS_OUTSIDE, FRONTEND_KEEPS_SOURCE, FRONTEND_SOURCES, FRONTEND_TRANSLATES_PODS,
         FrontendKey, FrontendValue, LOOKUP_HASH, LOOKUP_ROUND_ROBIN, ROLE_DRAINING, SCOPE_INTERNAL, SOURCES_DENIED,
@@ -324,7 +347,10 @@ mod tests {
 
     use super::*;
     use crate::{
-        fake::{Fake, FakeSkb, NODE, RECEIVED, REDIRECTED, SENT_BACK, TURNED_IN, VIP, VIP_V6, backend, frontend_key},
+        fake::{
+            Fake, FakeSkb, NODE, RECEIVED, REDIRECTED, SENT_BACK, TURNED_IN, VIP, VIP_V6, addr_of, backend,
+            frontend_key,
+        },
         tc::{
             header::{ACK, RST, SYN},
             skb::Unrouted,
@@ -405,6 +431,82 @@ mod tests {
         assert_eq!(ingress(&fake, &new), PASS);
         fake.role.set(ROLE_STANDBY);
         assert_eq!(ingress(&fake, &FakeSkb::tcp_v4(ACK)), PASS);
+    }
+
+    /// A packet, and what is to be changed for it.
+    type Sort = (fn() -> FakeSkb, fn(&Fake, &FakeSkb));
+
+    #[test]
+    fn a_packet_without_an_ethernet_header_ends_as_the_one_with_a_header_does() {
+        let nothing: fn(&Fake, &FakeSkb) = |_, _| {};
+        let refused: fn(&Fake, &FakeSkb) = |fake, _| {
+            let refuse = |value: &mut FrontendValue| value.target = TARGET_REJECT;
+            fake.frontends.borrow_mut().values_mut().for_each(refuse);
+        };
+        let too_big: fn(&Fake, &FakeSkb) = |_, skb| skb.routes.set(Err(Unrouted::TooBig(1400)));
+        let local: fn(&Fake, &FakeSkb) = |_, skb| skb.routes.set(Err(Unrouted::Local));
+        let hopless: fn(&Fake, &FakeSkb) = |_, skb| skb.set_ttl(1);
+        let pinged: fn(&Fake, &FakeSkb) = |fake, _| {
+            fake.addresses.borrow_mut().extend([VIP, VIP_V6].map(|vip| (addr_of(vip), ADDRESS_ANSWERS_PING)));
+        };
+        let makes: [fn() -> FakeSkb; 8] = [
+            || FakeSkb::tcp_v4(SYN),
+            || FakeSkb::tcp_v6(SYN),
+            FakeSkb::udp_v4,
+            FakeSkb::udp_v6,
+            || FakeSkb::ping_v4(56),
+            || FakeSkb::ping_v6(56),
+            || {
+                let skb = FakeSkb::tcp_v4(SYN);
+                skb.add_ip_option();
+                skb
+            },
+            || {
+                let skb = FakeSkb::udp_v6();
+                skb.add_extension(60, 0);
+                skb
+            },
+        ];
+        for make in makes {
+            for change in [nothing, refused, too_big, local, hopless, pinged] {
+                for comes in [true, false] {
+                    let sort: Sort = (make, change);
+                    let [(verdict, whole, counts), (bare_verdict, bare, bare_counts)] =
+                        [false, true].map(|is_bare| run(sort, comes, is_bare));
+                    assert_eq!((bare_verdict, bare_counts), (verdict, counts));
+                    let start = if bare_verdict == REDIRECTED { 14 } else { 0 };
+                    assert_eq!(bare[start..], whole[14..]);
+                }
+            }
+        }
+    }
+
+    /// What becomes of a packet that comes in or leaves, and what is counted.
+    fn run((make, change): Sort, comes: bool, is_bare: bool) -> (i32, Vec<u8>, HashMap<Reason, u64>) {
+        let skb = make();
+        let vip = if skb.bytes()[12..14] == [0x08, 0] { VIP } else { VIP_V6 };
+        let fake = Fake::serving_at(vip, LOOKUP_HASH, &[1]);
+        change(&fake, &skb);
+        let skb = if is_bare { skb.bare() } else { skb };
+        skb.came_in.set(comes);
+        fake.device.set(DEVICE_INSIDE | if is_bare { DEVICE_BARE } else { 0 });
+        let verdict = if comes { ingress(&fake, &skb) } else { egress(&fake, &skb) };
+        let counts = fake.counts.borrow().iter().map(|(reason, count)| (*reason, *count)).collect();
+        (verdict, skb.bytes(), counts)
+    }
+
+    #[test]
+    fn a_hardware_address_that_begins_like_an_ip_header_is_one_all_the_same() {
+        let (fake, skb) = (Fake::serving(LOOKUP_HASH, &[1]), FakeSkb::tcp_v4(SYN));
+        skb.set_byte(0, 0x46);
+        fake.device.set(DEVICE_INSIDE);
+        assert_eq!(ingress(&fake, &skb), REDIRECTED);
+        // A dry run of the kernel has a header whatever the device is. It is for the address 0.
+        let skb = FakeSkb::tcp_v4(SYN);
+        (0..6).for_each(|at| skb.set_byte(at, 0));
+        fake.device.set(DEVICE_INSIDE | DEVICE_BARE);
+        assert_eq!(ingress(&fake, &skb), REDIRECTED);
+        assert_eq!(skb.bytes()[..6], [0; 6], "nothing was put before it");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use lb_datapath_ebpf_abi::{
 
 use super::{
     client::{client_hash, flow_hash, prefix},
-    header::{self, ACK, ETHERNET, FIN, Ip, RST, SYN},
+    header::{self, ACK, FIN, Ip, RST, SYN},
     sctp,
     skb::Skb,
 };
@@ -17,8 +17,10 @@ use crate::{
     select::{Admission, Flow},
 };
 
-const ETH_P_IP: u16 = 0x0800;
-const ETH_P_IPV6: u16 = 0x86dd;
+/// EtherType.
+pub(super) const ETH_P_IP: u16 = 0x0800;
+/// EtherType.
+pub(super) const ETH_P_IPV6: u16 = 0x86dd;
 /// Fewest bytes of a TCP header.
 const TCP_HEADER: u32 = 20;
 /// Bytes of a UDP header.
@@ -38,6 +40,8 @@ pub struct Packet {
     pub flags: u8,
     /// Whether it is a fragment after the first: it has neither ports nor a transport checksum.
     pub is_later: bool,
+    /// Bytes before the IP header: those of an Ethernet header, or none on a device whose packets have none.
+    pub start: u32,
     /// Bytes before the transport header; before the payload of a fragment after the first.
     pub transport: u32,
     /// Bytes of the IP packet; of its longest segment, if a device merged several or is to split it. 0 if that is not
@@ -48,6 +52,8 @@ pub struct Packet {
 /// The IP header of a packet, before anything else is looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Head {
+    /// Bytes before it.
+    pub start: u32,
     /// The header.
     pub ip: Ip,
     /// Whether it is IPv4.
@@ -55,13 +61,13 @@ pub struct Head {
 }
 
 impl Head {
-    /// Reads the header of a packet.
+    /// Reads the header of a packet, which so many bytes are before.
     #[inline(always)]
-    pub fn read<S: Skb>(skb: S) -> Option<Self> {
+    pub fn read<S: Skb>(skb: S, start: u32) -> Option<Self> {
         let (_, protocol) = skb.kind();
         match u16::from_be(protocol) {
-            ETH_P_IP => Some(Self { ip: header::ipv4(&skb.load(ETHERNET)?)?, is_v4: true }),
-            ETH_P_IPV6 => Some(Self { ip: header::ipv6(&skb.load(ETHERNET)?)?, is_v4: false }),
+            ETH_P_IP => Some(Self { start, ip: header::ipv4(&skb.load(start)?)?, is_v4: true }),
+            ETH_P_IPV6 => Some(Self { start, ip: header::ipv6(&skb.load(start)?)?, is_v4: false }),
             _ => None,
         }
     }
@@ -79,16 +85,16 @@ impl Head {
     #[inline(always)]
     #[must_use]
     pub const fn packet(&self) -> Packet {
-        let &Self { ip: Ip { src, dst, protocol, ttl, len, .. }, is_v4 } = self;
+        let &Self { start, ip: Ip { src, dst, protocol, ttl, len, .. }, is_v4 } = self;
         let key = CtKey::without_ports(src, dst, protocol);
-        Packet { key, is_v4, ttl, flags: 0, is_later: false, transport: ETHERNET + len, len: 0 }
+        Packet { key, is_v4, ttl, flags: 0, is_later: false, start, transport: start + len, len: 0 }
     }
 
     /// The datagram that the packet is a fragment of.
     #[inline(always)]
     #[must_use]
     pub const fn datagram(&self) -> FragmentKey {
-        let &Self { ip: Ip { src, dst, protocol, id, .. }, is_v4 } = self;
+        let &Self { ip: Ip { src, dst, protocol, id, .. }, is_v4, .. } = self;
         FragmentKey::new(src, dst, id, if is_v4 { protocol } else { 0 })
     }
 }
@@ -97,8 +103,8 @@ impl Packet {
     /// Reads a packet that is [plain](Ip::is_plain), its header once more; `None` if it is none of ours. That
     /// is so if lengths in it contradict each other: the network stack drops and counts it, or a receiver does.
     #[inline(always)]
-    pub fn read_plain<S: Skb>(&mut self, skb: S) -> Option<()> {
-        *self = Head::read(skb)?.packet();
+    pub fn read_plain<S: Skb>(&mut self, skb: S, start: u32) -> Option<()> {
+        *self = Head::read(skb, start)?.packet();
         let transport = match self.key.protocol {
             UDP => udp(skb.load(self.transport)?),
             _ => skb.load(self.transport)?,
@@ -111,7 +117,7 @@ impl Packet {
     pub(super) fn take<S: Skb>(&mut self, skb: S, transport: &[u32; 4], is_whole: bool) -> Option<()> {
         let segment = skb.segment();
         let total = self.total(skb, segment)?;
-        let headers = self.transport - ETHERNET;
+        let headers = self.transport - self.start;
         let payload = total.checked_sub(headers)?;
         let &[ports, second, _, flags] = transport;
         let header = if self.is_udp() {
@@ -152,8 +158,8 @@ impl Packet {
     /// may be longer than its header can say.
     #[inline(always)]
     pub(super) fn total<S: Skb>(&self, skb: S, segment: u32) -> Option<u32> {
-        let available = skb.size().checked_sub(ETHERNET)?;
-        let total = if segment == 0 { header::total(skb, ETHERNET, self.is_v4)? } else { available };
+        let available = skb.size().checked_sub(self.start)?;
+        let total = if segment == 0 { header::total(skb, self.start, self.is_v4)? } else { available };
         (total <= available).then_some(total)
     }
 
@@ -297,9 +303,9 @@ mod tests {
     };
 
     fn read(skb: &FakeSkb) -> Option<Packet> {
-        let head = Head::read(skb).filter(|head| head.ip.is_plain())?;
+        let head = Head::read(skb, 14).filter(|head| head.ip.is_plain())?;
         let mut packet = head.packet();
-        packet.read_plain(skb).map(|()| packet)
+        packet.read_plain(skb, 14).map(|()| packet)
     }
 
     #[test]
@@ -391,7 +397,7 @@ mod tests {
 
     #[test]
     fn ipv6_packets_that_no_walk_gets_to_the_end_of_are_left_alone() {
-        let walked = |skb: &FakeSkb| Head::read(skb).is_some_and(|mut head| head.ip.walk(skb, 14));
+        let walked = |skb: &FakeSkb| Head::read(skb, 14).is_some_and(|mut head| head.ip.walk(skb, 14));
         for (what, numbers, last) in [
             ("a routing header whose way is not over", &[43][..], 1),
             ("an authentication header", &[51], 0),

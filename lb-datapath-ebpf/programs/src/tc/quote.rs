@@ -11,7 +11,7 @@ use lb_datapath_ebpf_abi::{Addr, CT_CUT, CT_DIRECT, Port};
 use super::{
     checksum::{difference, finish},
     flow::{Entry, FlowMaps, find},
-    header::{self, ETHERNET, Piece},
+    header::{self, Piece},
     rewrite::{ports, v4_words, v6_words},
     skb::{RECOMPUTE, Refused, Skb},
     work::Work,
@@ -84,7 +84,7 @@ fn read_icmp<S: Skb>(skb: S, work: &mut Work) -> Option<()> {
         return None;
     }
     (packet.is_later, packet.len) = (true, packet.total(skb, skb.segment())?);
-    (quote.sender, quote.end) = (packet.key.src, ETHERNET + packet.len);
+    (quote.sender, quote.end) = (packet.key.src, packet.start + packet.len);
     Some(())
 }
 

@@ -22,18 +22,21 @@ pub fn reject<S: Skb>(skb: S, packet: &Packet) -> bool {
     } else {
         icmp::answer(skb, packet, Message::PortUnreachable)
     };
-    answered.and_then(|()| turn(skb)).is_ok()
+    answered.and_then(|()| turn(skb, packet)).is_ok()
 }
 
 /// Turns a packet that is longer than what the next device takes into the error about it. Returns whether that worked.
 #[inline(always)]
 pub fn too_big<S: Skb>(skb: S, packet: &Packet, mtu: u16) -> bool {
-    icmp::answer(skb, packet, Message::TooBig(mtu)).and_then(|()| turn(skb)).is_ok()
+    icmp::answer(skb, packet, Message::TooBig(mtu)).and_then(|()| turn(skb, packet)).is_ok()
 }
 
-/// Turns the Ethernet header around.
+/// Turns the Ethernet header around, if there is one.
 #[inline(never)]
-pub(super) fn turn<S: Skb>(skb: S) -> Result<(), Refused> {
+pub(super) fn turn<S: Skb>(skb: S, packet: &Packet) -> Result<(), Refused> {
+    if packet.start == 0 {
+        return Ok(());
+    }
     let [a, b, c]: [u32; 3] = skb.load_far(0).ok_or(Refused)?;
     let (to, from) = ((a as u64) | (b as u64 & 0xffff) << 32, (b as u64) >> 16 | (c as u64) << 16);
     skb.store(0, &[from as u32, (from >> 32) as u32 | (to as u32) << 16, (to >> 16) as u32], 0)

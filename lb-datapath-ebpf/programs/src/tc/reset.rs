@@ -10,7 +10,7 @@ use lb_datapath_ebpf_abi::CtKey;
 
 use super::{
     checksum::{finish, sum},
-    header::{ACK, ETHERNET, FIN, RST, SYN},
+    header::{ACK, FIN, RST, SYN},
     packet::Packet,
     rewrite::v4_words,
     skb::{RECOMPUTE, Refused, Skb},
@@ -31,27 +31,28 @@ const SIZE_V6: u32 = 60;
 /// When the packet is a reset itself or too short, or a helper refuses; the packet may be half of an answer then.
 #[inline(never)]
 pub fn answer<S: Skb>(skb: S, packet: &Packet) -> Result<(), Refused> {
-    let segment = packet.len.saturating_sub(packet.transport.wrapping_sub(ETHERNET));
+    let start = packet.start;
+    let segment = packet.len.saturating_sub(packet.transport.wrapping_sub(start));
     let tcp = skb.load_far(packet.transport).ok_or(Refused)?;
     let CtKey { src, dst, .. } = &packet.key;
     let reset = reset(tcp, segment, sum(src).wrapping_add(sum(dst))).ok_or(Refused)?;
     if packet.is_v4 {
-        skb.resize(ETHERNET + SIZE_V4)?;
+        skb.resize(start + SIZE_V4)?;
         let [from, to] = v4_words(*dst, *src)?;
         let (version, fragment) =
             (u32::from_ne_bytes([0x45, 0, 0, SIZE_V4 as u8]), u32::from_ne_bytes([0, 0, 0x40, 0]));
         let ttl = u32::from_ne_bytes([64, TCP, 0, 0]);
         let [h0, h1] = finish(sum(&[version, fragment, ttl, from, to])).to_ne_bytes();
         let ttl = u32::from_ne_bytes([64, TCP, h0, h1]);
-        skb.store(ETHERNET, &[version, fragment, ttl, from, to], RECOMPUTE)?;
-        return skb.store(ETHERNET + 20, &reset, RECOMPUTE);
+        skb.store(start, &[version, fragment, ttl, from, to], RECOMPUTE)?;
+        return skb.store(start + 20, &reset, RECOMPUTE);
     }
-    skb.resize(ETHERNET + SIZE_V6)?;
+    skb.resize(start + SIZE_V6)?;
     let words = [u32::from_ne_bytes([0x60, 0, 0, 0]), u32::from_ne_bytes([0, LEN, TCP, 64])];
-    skb.store(ETHERNET, &words, RECOMPUTE)?;
-    skb.store(ETHERNET + 8, dst, RECOMPUTE)?;
-    skb.store(ETHERNET + 24, src, RECOMPUTE)?;
-    skb.store(ETHERNET + 40, &reset, RECOMPUTE)
+    skb.store(start, &words, RECOMPUTE)?;
+    skb.store(start + 8, dst, RECOMPUTE)?;
+    skb.store(start + 24, src, RECOMPUTE)?;
+    skb.store(start + 40, &reset, RECOMPUTE)
 }
 
 /// The TCP header of the answer to a segment of `len` bytes, its header included; `addresses` is the sum over both. The

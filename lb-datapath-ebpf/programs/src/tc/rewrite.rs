@@ -12,7 +12,6 @@ use lb_datapath_ebpf_abi::{Addr, CT_OWN, CT_REPLY, CtValue, Port, Reason, unmap_
 
 use super::{
     checksum::{difference, finish},
-    header::ETHERNET,
     ingress::{PASS, give_up},
     packet::Packet,
     skb::{RECOMPUTE, Refused, Skb, Unrouted},
@@ -25,14 +24,15 @@ use crate::maps::Maps;
 /// <https://elixir.bootlin.com/linux/v6.18/source/net/core/utils.c> (`inet_proto_csum_replace_by_diff`)
 const BPF_F_IPV6: u64 = 1 << 7;
 
-/// Time to live, protocol, checksum and addresses of an IPv4 header.
-pub(super) const START_V4: u32 = ETHERNET + 8;
+/// Of an Ethernet header.
 const HARDWARE_SOURCE: u32 = 6;
-/// Length, next header, hop limit and addresses of an IPv6 header.
-const START_V6: u32 = ETHERNET + 4;
-pub(super) const HOP_LIMIT_V6: u32 = ETHERNET + 7;
-pub(super) const SOURCE_V6: u32 = ETHERNET + 8;
-pub(super) const DESTINATION_V6: u32 = ETHERNET + 24;
+/// Where time to live, protocol, checksum and addresses begin in an IPv4 header.
+pub(super) const START_V4: u32 = 8;
+/// Where length, next header, hop limit and addresses begin in an IPv6 header.
+pub(super) const START_V6: u32 = 4;
+const HOP_LIMIT_V6: u32 = 7;
+pub(super) const SOURCE_V6: u32 = 8;
+pub(super) const DESTINATION_V6: u32 = 24;
 
 /// What became of a packet that was to be sent on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,7 +60,7 @@ pub fn send<M: Maps, S: Skb>(maps: M, skb: S, packet: &Packet, to: &CtValue) -> 
 #[inline(never)]
 pub fn translate<M: Maps, S: Skb>(maps: M, skb: S, packet: &Packet, to: &CtValue) -> i32 {
     match rewrite(skb, packet, to, packet.ttl) {
-        Ok(()) if to.flags & CT_OWN != 0 => come_in(maps, skb),
+        Ok(()) if to.flags & CT_OWN != 0 => come_in(maps, skb, packet),
         Ok(()) => PASS,
         Err(Refused) => give_up(maps, Reason::PacketNotRewritten),
     }
@@ -69,7 +69,10 @@ pub fn translate<M: Maps, S: Skb>(maps: M, skb: S, packet: &Packet, to: &CtValue
 /// Lets the node receive a packet that it would have sent. The device takes only what has its hardware address
 /// (`eth_type_trans`), which is the source of what it sends.
 #[inline(always)]
-fn come_in<M: Maps, S: Skb>(maps: M, skb: S) -> i32 {
+fn come_in<M: Maps, S: Skb>(maps: M, skb: S, packet: &Packet) -> i32 {
+    if packet.start == 0 {
+        return skb.turn_in();
+    }
     match skb.load::<[u8; 6]>(HARDWARE_SOURCE).map(|hardware| skb.store(0, &hardware, 0)) {
         Some(Ok(())) => skb.turn_in(),
         _ => give_up(maps, Reason::PacketNotRewritten),
@@ -84,7 +87,7 @@ fn deliver<M: Maps, S: Skb>(maps: M, skb: S, packet: &Packet, to: &CtValue, hops
     let verdict = match skb.route(packet, to, &mut hop) {
         // The kernel answers with "time exceeded", from the packet as the client knows it. The node itself is no hop.
         Ok(()) | Err(Unrouted::TooBig(_)) if packet.ttl <= hops => give_up(maps, Reason::PacketHopLimit),
-        Ok(()) => match rewrite(skb, packet, to, packet.ttl.wrapping_sub(hops)) {
+        Ok(()) => match rewrite(skb, packet, to, packet.ttl.wrapping_sub(hops)).and_then(|()| dress(skb, packet)) {
             Ok(()) => skb.redirect(&hop),
             Err(Refused) => give_up(maps, Reason::PacketNotRewritten),
         },
@@ -95,11 +98,17 @@ fn deliver<M: Maps, S: Skb>(maps: M, skb: S, packet: &Packet, to: &CtValue, hops
             (Ok(()), Unrouted::ForwardingOff) => give_up(maps, Reason::PacketForwardingOff),
             // The answer to a process of the node may come from a pod, whose device does not lead to the frontend.
             (Ok(()), Unrouted::Local) if to.flags & ANSWER == ANSWER => skb.receive(packet, to),
-            (Ok(()), Unrouted::Local) if hops == 0 => come_in(maps, skb),
+            (Ok(()), Unrouted::Local) if hops == 0 => come_in(maps, skb, packet),
             (Ok(()), Unrouted::Local | Unrouted::TooBig(_)) => PASS,
         },
     };
     Forwarded::Verdict(verdict)
+}
+
+/// Gives the packet an Ethernet header, if it has none.
+#[inline(always)]
+fn dress<S: Skb>(skb: S, packet: &Packet) -> Result<(), Refused> {
+    if packet.start == 0 { skb.dress() } else { Ok(()) }
 }
 
 /// Writes the tuple of `to` and the time to live.
@@ -116,23 +125,23 @@ fn rewrite<S: Skb>(skb: S, packet: &Packet, to: &CtValue, ttl: u8) -> Result<(),
 
 /// Gives other addresses to a fragment after the first, which has no ports and no transport checksum, or to an SCTP
 /// packet, whose checksum does not cover them. A checksum of the whole packet that a device computed changes with them.
-#[inline(never)]
+#[inline(always)]
 fn readdress<S: Skb>(skb: S, packet: &Packet, to: &CtValue, ttl: u8) -> Result<(), Refused> {
     if packet.is_v4 {
         let (old, new) = (v4_words(packet.key.src, packet.key.dst)?, v4_words(to.src, to.dst)?);
-        let head = header_v4(skb, packet.ttl, ttl, difference(&old, &new))?;
+        let head = header_v4(skb, packet.start, packet.ttl, ttl, difference(&old, &new))?;
         let [src, dst] = new;
-        return skb.store(START_V4, &[head, src, dst], 0);
+        return skb.store(packet.start + START_V4, &[head, src, dst], 0);
     }
-    skb.store(SOURCE_V6, &to.src, RECOMPUTE)?;
-    skb.store(DESTINATION_V6, &to.dst, RECOMPUTE)?;
-    skb.store(HOP_LIMIT_V6, &ttl, RECOMPUTE)
+    skb.store(packet.start + SOURCE_V6, &to.src, RECOMPUTE)?;
+    skb.store(packet.start + DESTINATION_V6, &to.dst, RECOMPUTE)?;
+    skb.store(packet.start + HOP_LIMIT_V6, &ttl, RECOMPUTE)
 }
 
 /// The word of an IPv4 header with time to live and checksum, when its addresses differ by `addresses`.
 #[inline(always)]
-pub(super) fn header_v4<S: Skb>(skb: S, old_ttl: u8, ttl: u8, addresses: u32) -> Result<u32, Refused> {
-    let [_, protocol, c0, c1] = skb.load::<u32>(START_V4).ok_or(Refused)?.to_ne_bytes();
+pub(super) fn header_v4<S: Skb>(skb: S, start: u32, old_ttl: u8, ttl: u8, addresses: u32) -> Result<u32, Refused> {
+    let [_, protocol, c0, c1] = skb.load::<u32>(start + START_V4).ok_or(Refused)?.to_ne_bytes();
     let lives = difference(&[first_byte(old_ttl)], &[first_byte(ttl)]);
     let check = !u16::from_ne_bytes([c0, c1]);
     let [c0, c1] = finish((check as u32).wrapping_add(addresses).wrapping_add(lives)).to_ne_bytes();
@@ -142,36 +151,38 @@ pub(super) fn header_v4<S: Skb>(skb: S, old_ttl: u8, ttl: u8, addresses: u32) ->
 /// Time to live, checksum, addresses and ports of a packet without options lie side by side: one call writes them all.
 #[inline(always)]
 fn rewrite_v4<S: Skb>(skb: S, packet: &Packet, to: &CtValue, ttl: u8) -> Result<(), Refused> {
-    const WITHOUT_OPTIONS: u32 = ETHERNET + 20;
+    const WITHOUT_OPTIONS: u32 = 20;
+    let start = packet.start;
     let [old_src, old_dst] = v4_words(packet.key.src, packet.key.dst)?;
     let [src, dst] = v4_words(to.src, to.dst)?;
     let addresses = difference(&[old_src, old_dst], &[src, dst]);
-    let head = header_v4(skb, packet.ttl, ttl, addresses)?;
+    let head = header_v4(skb, packet.start, packet.ttl, ttl, addresses)?;
     transport(skb, packet, to, addresses, 0)?;
     let ports = ports(to.sport, to.dport);
-    if packet.transport == WITHOUT_OPTIONS {
-        return skb.store(START_V4, &[head, src, dst, ports], 0);
+    if packet.transport == start + WITHOUT_OPTIONS {
+        return skb.store(start + START_V4, &[head, src, dst, ports], 0);
     }
-    skb.store(START_V4, &[head, src, dst], 0)?;
+    skb.store(start + START_V4, &[head, src, dst], 0)?;
     skb.store(packet.transport, &ports, 0)
 }
 
 /// Hop limit, addresses and ports of a packet without extension headers lie side by side: one call writes them all.
 #[inline(always)]
 fn rewrite_v6<S: Skb>(skb: S, packet: &Packet, to: &CtValue, ttl: u8) -> Result<(), Refused> {
-    const WITHOUT_EXTENSIONS: u32 = ETHERNET + 40;
+    const WITHOUT_EXTENSIONS: u32 = 40;
+    let start = packet.start;
     let old = v6_words(packet.key.src, packet.key.dst);
     let new @ [a, b, c, d, e, f, g, h] = v6_words(to.src, to.dst);
     transport(skb, packet, to, difference(&old, &new), BPF_F_IPV6)?;
-    let [l0, l1, next, old_ttl] = skb.load::<u32>(START_V6).ok_or(Refused)?.to_ne_bytes();
+    let [l0, l1, next, old_ttl] = skb.load::<u32>(start + START_V6).ok_or(Refused)?.to_ne_bytes();
     let head = u32::from_ne_bytes([l0, l1, next, ttl]);
     // No checksum of the packet covers the hop limit, but one of the device's may.
     skb.replace_whole(difference(&[last_byte(old_ttl)], &[last_byte(ttl)]));
     let ports = ports(to.sport, to.dport);
-    if packet.transport == WITHOUT_EXTENSIONS {
-        return skb.store(START_V6, &[head, a, b, c, d, e, f, g, h, ports], 0);
+    if packet.transport == start + WITHOUT_EXTENSIONS {
+        return skb.store(start + START_V6, &[head, a, b, c, d, e, f, g, h, ports], 0);
     }
-    skb.store(START_V6, &[head, a, b, c, d, e, f, g, h], 0)?;
+    skb.store(start + START_V6, &[head, a, b, c, d, e, f, g, h], 0)?;
     skb.store(packet.transport, &ports, 0)
 }
 

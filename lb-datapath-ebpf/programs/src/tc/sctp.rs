@@ -10,7 +10,7 @@ use lb_datapath_ebpf_abi::CtKey;
 
 use super::{
     checksum::{finish, sum},
-    header::{ACK, ETHERNET, FIN, RST, SYN},
+    header::{ACK, FIN, RST, SYN},
     packet::Packet,
     rewrite::v4_words,
     skb::{RECOMPUTE, Refused, Skb},
@@ -47,15 +47,15 @@ pub const fn flags_of(chunk: u8) -> u8 {
     }
 }
 
-/// Bytes of an answer, without the Ethernet header.
+/// Bytes of an answer, its IP header included.
 const SIZE_V4: u32 = 20 + LEAST;
 /// The same for IPv6.
 const SIZE_V6: u32 = 40 + LEAST;
 /// The verification tag in the answer is that of the packet.
 const TAG_REFLECTED: u8 = 1;
 
-/// Turns the packet into an ABORT for its association (RFC 9260, section 8.4). Its Ethernet header stays as it is, and
-/// options and extension headers go.
+/// Turns the packet into an ABORT for its association (RFC 9260, section 8.4). What is before its IP header stays as it
+/// is, and options and extension headers go.
 ///
 /// ICMP would not do: section 10 asks receivers to ignore "port unreachable".
 ///
@@ -67,24 +67,24 @@ pub fn abort<S: Skb>(skb: S, packet: &Packet) -> Result<(), Refused> {
         return Err(Refused);
     }
     let chunk = chunk(skb, packet).ok_or(Refused)?;
-    let CtKey { src, dst, .. } = &packet.key;
+    let (CtKey { src, dst, .. }, start) = (&packet.key, packet.start);
     if packet.is_v4 {
-        skb.resize(ETHERNET + SIZE_V4)?;
+        skb.resize(start + SIZE_V4)?;
         let [from, to] = v4_words(*dst, *src)?;
         let (version, fragment) =
             (u32::from_ne_bytes([0x45, 0, 0, SIZE_V4 as u8]), u32::from_ne_bytes([0, 0, 0x40, 0]));
         let ttl = u32::from_ne_bytes([64, SCTP, 0, 0]);
         let [h0, h1] = finish(sum(&[version, fragment, ttl, from, to])).to_ne_bytes();
         let ttl = u32::from_ne_bytes([64, SCTP, h0, h1]);
-        skb.store(ETHERNET, &[version, fragment, ttl, from, to], RECOMPUTE)?;
-        return skb.store(ETHERNET + 20, &chunk, RECOMPUTE);
+        skb.store(start, &[version, fragment, ttl, from, to], RECOMPUTE)?;
+        return skb.store(start + 20, &chunk, RECOMPUTE);
     }
-    skb.resize(ETHERNET + SIZE_V6)?;
+    skb.resize(start + SIZE_V6)?;
     let words = [u32::from_ne_bytes([0x60, 0, 0, 0]), u32::from_ne_bytes([0, LEAST as u8, SCTP, 64])];
-    skb.store(ETHERNET, &words, RECOMPUTE)?;
-    skb.store(ETHERNET + 8, dst, RECOMPUTE)?;
-    skb.store(ETHERNET + 24, src, RECOMPUTE)?;
-    skb.store(ETHERNET + 40, &chunk, RECOMPUTE)
+    skb.store(start, &words, RECOMPUTE)?;
+    skb.store(start + 8, dst, RECOMPUTE)?;
+    skb.store(start + 24, src, RECOMPUTE)?;
+    skb.store(start + 40, &chunk, RECOMPUTE)
 }
 
 /// The common header and the chunk of the answer. That to an INIT has the tag that its sender has chosen. That to any

@@ -24,6 +24,13 @@ pub trait Skb: Copy {
     /// was not written, and those before 5.16 do not see that a result decides whether it was.
     type Hop: Default;
 
+    /// Puts an Ethernet header before a packet that has none: packets to a neighbour leave with one, and the kernel takes it
+    /// off again for a device that has none. What was read of the packet lies elsewhere afterwards.
+    ///
+    /// # Errors
+    /// When there is no memory.
+    fn dress(self) -> Result<(), Refused>;
+
     /// `pkt_type` and `protocol` of the packet, the latter in network byte order.
     fn kind(self) -> (u32, u16);
 
@@ -36,7 +43,7 @@ pub trait Skb: Copy {
     /// Whether the packet has a VLAN tag, so that it is for another device: the one of that VLAN.
     fn is_tagged(self) -> bool;
 
-    /// Bytes of the packet, its Ethernet header included.
+    /// Bytes of the packet, with what is before its IP header.
     fn size(self) -> u32;
 
     /// Bytes of payload in each segment that a device makes of the packet, or has merged into it; 0 if it is one

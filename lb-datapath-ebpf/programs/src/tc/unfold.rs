@@ -5,7 +5,7 @@ use lb_datapath_ebpf_abi::{CtKey, FragmentValue};
 use super::{
     echo,
     flow::FlowMaps,
-    header::{ETHERNET, Piece},
+    header::Piece,
     packet::{Head, udp},
     skb::Skb,
     work::Work,
@@ -25,10 +25,10 @@ pub enum Kind {
     Echo,
 }
 
-/// Reads a packet into `work`. The first fragment of a datagram tells the others their ports.
+/// Reads a packet, which `start` bytes are before, into `work`. The first fragment of a datagram tells the others their ports.
 #[inline(always)]
-pub fn unfold<M: FlowMaps, S: Skb>(maps: M, skb: S, work: &mut Work) -> Kind {
-    let Some(protocol) = headers(skb, work) else { return Kind::Foreign };
+pub fn unfold<M: FlowMaps, S: Skb>(maps: M, skb: S, start: u32, work: &mut Work) -> Kind {
+    let Some(protocol) = headers(skb, start, work) else { return Kind::Foreign };
     let read = match (work.piece, protocol) {
         (Piece::Later, _) => later(maps, skb, work),
         (_, TCP | UDP | SCTP) => transport(maps, skb, work),
@@ -45,9 +45,9 @@ pub fn unfold<M: FlowMaps, S: Skb>(maps: M, skb: S, work: &mut Work) -> Kind {
 
 /// Reads all headers before the transport header; returns the protocol of that.
 #[inline(never)]
-fn headers<S: Skb>(skb: S, work: &mut Work) -> Option<u8> {
-    let mut head = Head::read(skb)?;
-    if !head.is_v4 && !head.ip.walk(skb, ETHERNET) {
+fn headers<S: Skb>(skb: S, start: u32, work: &mut Work) -> Option<u8> {
+    let mut head = Head::read(skb, start)?;
+    if !head.is_v4 && !head.ip.walk(skb, head.start) {
         return None;
     }
     work.packet = head.packet();
