@@ -6,16 +6,18 @@
 //!
 //! It needs root and cgroup2. It makes a network namespace by `unshare --net` and a cgroup of its own, loads each object
 //! with maps of its own, and connects to a server on the loopback device: to its address without any program, with one
-//! that does nothing, and with those of the object; and through frontends, of which there are 5,000. Blocks of 10,000
+//! that does nothing, and with those of the object; and through frontends, of which there are 5,000. Blocks of 2,500
 //! calls take turns in every round. A connected UDP socket runs the same programs as a TCP socket, without the
 //! handshake around them, so small differences show there.
 //!
-//! Prints one line for each figure, with tabs: `ns CASE MEDIAN [OTHER] N` for medians of `connect()` and `close()`, and
-//! `ratio CASE MEDIAN [OTHER] N` for `connect()` beside one without any program, round by round.
+//! Prints one line for each figure, with tabs: `ns CASE MEDIAN [OTHER] N` for medians of `connect()` and `close()` and of
+//! the mean time of each program, and `ratio CASE MEDIAN [OTHER] N` for `connect()` beside one without any program, round
+//! by round.
 
 mod raw;
 
 use std::{
+    cell::Cell,
     collections::BTreeMap,
     env,
     error::Error,
@@ -33,9 +35,10 @@ use aya::{
     Ebpf, EbpfLoader,
     maps::{Array, HashMap},
     programs::{CgroupAttachMode, Program, cgroup_sock::CgroupSockLinkId, cgroup_sock_addr::CgroupSockAddrLinkId},
+    sys::{Stats, enable_stats},
 };
 use lb_datapath_ebpf_abi::{
-    BackendValue, FrontendKey, FrontendValue, LOOKUP_RANDOM, Pod, Port, SCOPE_ANY, TARGET_SET, map_v4,
+    Addr, BackendValue, FrontendKey, FrontendValue, LOOKUP_RANDOM, Pod, Port, SCOPE_ANY, TARGET_SET, filter_bit, map_v4,
 };
 
 use raw::{bpf_fd, load, number, returning};
@@ -44,9 +47,9 @@ type Outcome<T> = Result<T, Box<dyn Error>>;
 
 /// Set in the copy of this program that runs in a namespace of its own.
 const INSIDE: &str = "LB_SOCKET_COST_INSIDE";
-const ROUNDS: usize = 20;
+const ROUNDS: usize = 60;
 /// Calls of one case before it is the next one's turn.
-const BLOCK: u32 = 10_000;
+const BLOCK: u32 = 2_500;
 const SERVICES: u32 = 5_000;
 /// Port of every frontend.
 const PORT: u16 = 80;
@@ -71,29 +74,29 @@ fn main() -> Outcome<()> {
     let mut subjects = objects.iter().map(|path| Subject::load(path, &servers)).collect::<Outcome<Vec<_>>>()?;
     for server in &servers {
         measure(server, &cgroup, &mut subjects)?;
+        measure_programs(server, &cgroup, &mut subjects)?;
     }
     Ok(())
 }
 
 /// Measures every case with one kind of socket, and prints it.
 fn measure(server: &Server, cgroup: &Cgroup, subjects: &mut [Subject]) -> Outcome<()> {
-    let own = |_| ([127, 0, 0, 1], server.port);
-    let frontend = |call: u32| (vip(call % SERVICES), PORT);
+    let calls = Calls::default();
     let mut samples: BTreeMap<(&str, usize), Vec<(u64, u64)>> = BTreeMap::new();
     for _ in 0..ROUNDS {
         let mut note = |case, subject, sample| samples.entry((case, subject)).or_default().push(sample);
-        let bare = server.block(own)?;
+        let bare = server.block(|| calls.peer(BARE, server))?;
         let empty = {
             let _link = empty_program(cgroup)?;
-            server.block(own)?
+            server.block(|| calls.peer(BARE, server))?
         };
         for (at, subject) in subjects.iter_mut().enumerate() {
             note(BARE, at, bare);
             note(EMPTY, at, empty);
             let links = subject.attach(cgroup)?;
-            note(MISS, at, server.block(own)?);
-            note(HIT, at, server.block(frontend)?);
-            note(SAME, at, server.block(|_| (vip(0), PORT))?);
+            note(MISS, at, server.block(|| calls.peer(MISS, server))?);
+            note(HIT, at, server.block(|| calls.peer(HIT, server))?);
+            note(SAME, at, server.block(|| calls.peer(SAME, server))?);
             subject.detach(links)?;
         }
     }
@@ -103,9 +106,9 @@ fn measure(server: &Server, cgroup: &Cgroup, subjects: &mut [Subject]) -> Outcom
             let medians = (0..subjects.len()).map(|at| median(samples[&(case, at)].iter().map(pick)).to_string());
             medians.collect::<Vec<_>>().join("\t")
         };
-        let calls = ROUNDS * BLOCK as usize;
-        println!("ns\tconnect() of {kind}, {case}\t{}\t{calls}", of(|sample| sample.0));
-        println!("ns\tclose() of {kind}, {case}\t{}\t{calls}", of(|sample| sample.1));
+        let count = ROUNDS * BLOCK as usize;
+        println!("ns\tconnect() of {kind}, {case}\t{}\t{count}", of(|sample| sample.0));
+        println!("ns\tclose() of {kind}, {case}\t{}\t{count}", of(|sample| sample.1));
     }
     for case in [MISS, HIT, SAME] {
         let ratios = (0..subjects.len()).map(|at| {
@@ -117,6 +120,53 @@ fn measure(server: &Server, cgroup: &Cgroup, subjects: &mut [Subject]) -> Outcom
         println!("ratio\tconnect() of {kind}, {case}\t{}\t{ROUNDS}", ratios.collect::<Vec<_>>().join("\t"));
     }
     Ok(())
+}
+
+/// Prints what each program takes by itself, as the kernel counts it: with its two clock readings around each run.
+fn measure_programs(server: &Server, cgroup: &Cgroup, subjects: &mut [Subject]) -> Outcome<()> {
+    let _counting = enable_stats(Stats::RunTime)?;
+    let calls = Calls::default();
+    let mut samples: BTreeMap<(String, &str), Vec<Vec<u64>>> = BTreeMap::new();
+    let count = subjects.len();
+    for _ in 0..ROUNDS {
+        for (at, subject) in subjects.iter_mut().enumerate() {
+            let links = subject.attach(cgroup)?;
+            for case in [MISS, HIT, SAME] {
+                let before = subject.runs()?;
+                server.block(|| calls.peer(case, server))?;
+                for (name, (ns, runs)) in subject.runs()? {
+                    let (old_ns, old_runs) = before.get(&name).copied().unwrap_or_default();
+                    if let Some(mean) = (ns - old_ns).checked_div(runs - old_runs) {
+                        samples.entry((name, case)).or_insert_with(|| vec![Vec::new(); count])[at].push(mean);
+                    }
+                }
+            }
+            subject.detach(links)?;
+        }
+    }
+    for ((name, case), samples) in samples {
+        // A program that one of the objects does not have cannot be compared.
+        if samples.iter().any(Vec::is_empty) {
+            continue;
+        }
+        let medians: Vec<_> = samples.into_iter().map(|samples| median(samples.into_iter()).to_string()).collect();
+        println!("ns\t{name} of {}, {case}\t{}\t{ROUNDS}", server.name, medians.join("\t"));
+    }
+    Ok(())
+}
+
+/// The peers that calls state: frontends take turns from one block to the next.
+#[derive(Default)]
+struct Calls(Cell<u32>);
+
+impl Calls {
+    fn peer(&self, case: &str, server: &Server) -> ([u8; 4], u16) {
+        match case {
+            HIT => (vip(self.0.replace(self.0.get() + 1) % SERVICES), PORT),
+            SAME => (vip(0), PORT),
+            _ => ([127, 0, 0, 1], server.port),
+        }
+    }
 }
 
 const BARE: &str = "no program";
@@ -165,8 +215,8 @@ impl Server {
     }
 
     /// Medians of `connect()` and `close()` over one block of calls.
-    fn block(&self, to: impl Fn(u32) -> ([u8; 4], u16)) -> Outcome<(u64, u64)> {
-        let calls = (0..BLOCK).map(|call| self.connect(to(call))).collect::<Outcome<Vec<_>>>()?;
+    fn block(&self, to: impl Fn() -> ([u8; 4], u16)) -> Outcome<(u64, u64)> {
+        let calls = (0..BLOCK).map(|_| self.connect(to())).collect::<Outcome<Vec<_>>>()?;
         Ok((median(calls.iter().map(|call| call.0)), median(calls.iter().map(|call| call.1))))
     }
 
@@ -293,13 +343,39 @@ impl Subject {
                 pad: 0,
             };
             self.put::<24, 32>("FRONTENDS", &key, &value)?;
+            self.know(addr)?;
+            self.know(backend.addr)?;
         }
         Ok(())
+    }
+
+    /// Sets the bit of an address in `FILTER`, which earlier objects do not have.
+    fn know(&mut self, addr: Addr) -> Outcome<()> {
+        let Some(map) = self.0.map_mut("FILTER") else { return Ok(()) };
+        let mut pairs: Array<_, [u32; 2]> = map.try_into()?;
+        let (word, bit) = filter_bit(addr);
+        let mut pair = pairs.get(&(word >> 1), 0)?;
+        pair[word as usize & 1] |= bit;
+        Ok(pairs.set(word >> 1, pair, 0)?)
     }
 
     fn put<const K: usize, const V: usize>(&mut self, map: &str, key: &impl Pod, value: &impl Pod) -> Outcome<()> {
         let mut map: HashMap<_, [u8; K], [u8; V]> = self.0.map_mut(map).ok_or("a map is missing")?.try_into()?;
         Ok(map.insert(fixed::<K>(key.bytes())?, fixed::<V>(value.bytes())?, 0)?)
+    }
+
+    /// Nanoseconds and runs of each program, while the kernel counts them.
+    fn runs(&self) -> Outcome<BTreeMap<String, (u64, u64)>> {
+        let mut runs = BTreeMap::new();
+        for (name, program) in self.0.programs() {
+            let info = match program {
+                Program::CgroupSockAddr(program) => program.info()?,
+                Program::CgroupSock(program) => program.info()?,
+                _ => continue,
+            };
+            runs.insert(name.into(), (info.run_time().as_nanos() as u64, info.run_count()));
+        }
+        Ok(runs)
     }
 
     fn attach(&mut self, cgroup: &Cgroup) -> Outcome<Vec<Link>> {

@@ -43,7 +43,8 @@ pub struct KernelFeatures {
     #[doc(alias = "bpf_set_retval")]
     pub socket_errors: bool,
     /// Whether programs can count turns: an atomic addition that returns the old value (Linux 5.12). Without it,
-    /// [`capabilities`](lb_core::datapath::Datapath::capabilities) has no round robin.
+    /// [`capabilities`](lb_core::datapath::Datapath::capabilities) has no round robin, and connecting a TCP socket takes
+    /// longer: the atomic exchange is of the same version.
     #[doc(alias = "BPF_FETCH")]
     pub fetch_add: bool,
     /// Whether programs can tell the sockets of the node from others, by the cookie of its network namespace (Linux
@@ -98,6 +99,9 @@ impl fmt::Display for KernelFeatures {
 pub(crate) const CALL_SET_RETVAL: Insn = Insn::call(187);
 /// What stands in its place on a kernel without it: the call returns 0 and does nothing.
 pub(crate) const NO_CALL: Insn = Insn::mov(0, 0);
+/// What stands in the place of an atomic exchange on a kernel without it: nothing is written, and what was there is
+/// `u64::MAX`, which no program expects.
+pub(crate) const NO_EXCHANGE: Insn = Insn::mov(0, -1);
 
 /// Sets the error of a call and allows it.
 const SET_RETVAL: [Insn; 4] = [Insn::mov(1, -libc::ECONNREFUSED), CALL_SET_RETVAL, Insn::mov(0, 1), Insn::EXIT];

@@ -7,7 +7,7 @@
 //! <https://github.com/libbpf/libbpf/blob/v1.5.0/src/libbpf.c> (`bpf_object__sanitize_prog`).
 
 use crate::{
-    features::{CALL_SET_RETVAL, KernelFeatures, NO_CALL},
+    features::{CALL_SET_RETVAL, KernelFeatures, NO_CALL, NO_EXCHANGE},
     sys::Insn,
 };
 
@@ -27,6 +27,7 @@ impl Object {
                 let Some(insn) = Insn::read(bytes) else { continue };
                 let exchanged = match insn {
                     CALL_SET_RETVAL if !features.socket_errors => Some(NO_CALL),
+                    _ if insn.exchanges() => (!features.fetch_add).then_some(NO_EXCHANGE),
                     _ if features.fetch_add => insn.fetching(marked),
                     _ => None,
                 };
@@ -86,22 +87,24 @@ fn executable(object: &[u8]) -> Vec<std::ops::Range<usize>> {
 mod tests {
     use super::*;
 
-    /// Calls of the helper, additions that return something, and marked ones that do not.
-    fn count(object: &[u8]) -> [usize; 3] {
-        let mut counts = [0; 3];
+    /// Calls of the helper, additions that return something, marked ones that do not, and exchanges.
+    fn count(object: &[u8]) -> [usize; 4] {
+        let mut counts = [0; 4];
         for code in executable(object) {
             let insns: Vec<_> = object[code].chunks_exact(Insn::SIZE).filter_map(Insn::read).collect();
             counts[0] += insns.iter().filter(|insn| **insn == CALL_SET_RETVAL).count();
             counts[1] += insns.iter().filter(|insn| insn.fetches()).count();
             counts[2] += insns.windows(2).filter(|pair| pair[1].fetching(pair[0].marked()).is_some()).count();
+            counts[3] += insns.iter().filter(|insn| insn.exchanges()).count();
         }
         counts
     }
 
     #[test]
     fn the_object_is_changed_in_those_instructions_alone() {
-        let [calls, fetching, marked] = count(OBJECT);
+        let [calls, fetching, marked, exchanges] = count(OBJECT);
         assert!(calls > 0 && marked > 0 && fetching == 0, "{calls} calls, {marked} additions, {fetching} fetch");
+        assert!(exchanges > 0);
         for (socket_errors, fetch_add) in [(true, true), (false, true), (true, false), (false, false)] {
             let features = KernelFeatures { socket_errors, fetch_add, ..KernelFeatures::ALL };
             let object = Object::new(&features);
@@ -110,9 +113,10 @@ mod tests {
             assert_eq!(object.len(), OBJECT.len());
             let left = if socket_errors { calls } else { 0 };
             let fetch = if fetch_add { marked } else { 0 };
-            assert_eq!(count(object), [left, fetch, marked - fetch]);
+            let exchanged = if fetch_add { exchanges } else { 0 };
+            assert_eq!(count(object), [left, fetch, marked - fetch, exchanged]);
             let changed = object.chunks(Insn::SIZE).zip(OBJECT.chunks(Insn::SIZE)).filter(|(a, b)| a != b).count();
-            assert_eq!(changed, calls - left + fetch);
+            assert_eq!(changed, calls - left + fetch + exchanges - exchanged);
         }
     }
 

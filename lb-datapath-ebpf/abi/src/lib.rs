@@ -47,8 +47,8 @@ pub use service::{
     TARGET_REJECT, TARGET_SET,
 };
 pub use sock::{
-    BALANCE_ALL, BALANCE_HOST, BALANCE_OFF, LISTS_COUNTS, LISTS_SKIPS, SETTINGS_KEY, SockFlow, SockKey, SockPeer,
-    SockSettings,
+    BALANCE_ALL, BALANCE_HOST, BALANCE_OFF, LISTS_COUNTS, LISTS_SKIPS, SETTINGS_KEY, SOCK_CELLS, SockCell, SockFlow,
+    SockKey, SockPeer, SockSettings,
 };
 
 /// Version of the layout, part of the pin path.

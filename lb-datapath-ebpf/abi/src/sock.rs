@@ -89,6 +89,47 @@ pub struct SockPeer {
     pub pad: u16,
 }
 
+/// Elements of `SOCK_CELLS`, a power of two.
+pub const SOCK_CELLS: u32 = 1 << 16;
+
+/// Value of `SOCK_CELLS`: what `SOCK_PEERS` would have of a TCP socket, in the element that the socket's cookie leads to
+/// ([`index`](Self::index)).
+///
+/// Cookies are counted up, so that sockets have elements of their own, one after the other, and finding one takes neither a
+/// hash nor a lock. A socket whose element is another open socket's has its entry in `SOCK_PEERS`.
+///
+/// The element belongs to the socket whose cookie is in [`key`](Self::key); 0: to nobody. It is taken and given up by
+/// atomic exchanges of the cookie, and only its owner writes the rest. The protocol of an element that is given up is 0.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SockCell {
+    /// The socket and its peer. Protocol 0: the owner has not written them yet.
+    pub key: SockKey,
+    /// The virtual address under which the socket knows its peer.
+    pub peer: SockPeer,
+    /// Zero.
+    pub pad: u32,
+}
+
+impl SockCell {
+    /// Belongs to nobody.
+    pub const FREE: Self = Self {
+        key: SockKey { cookie: 0, addr: [0; 4], port: Port(0), protocol: 0, pad: [0; 5] },
+        peer: SockPeer { addr: [0; 4], port: Port(0), pad: 0 },
+        pad: 0,
+    };
+
+    /// In the place of a cookie: its owner gives it up, and nobody may take it yet.
+    pub const LEFT: u64 = u64::MAX;
+
+    /// The element of a socket.
+    #[inline(always)]
+    #[must_use]
+    pub const fn index(cookie: u64) -> u32 {
+        cookie as u32 & (SOCK_CELLS - 1)
+    }
+}
+
 /// Value of `SOCK_FLOWS`: where an unconnected UDP socket's datagrams to a virtual address go.
 ///
 /// The entries of a socket are a list, so that they can be removed with the socket. It begins in the entry at
@@ -139,6 +180,7 @@ const _: () = assert!(size_of::<SockSettings>() == 16);
 const _: () = assert!(size_of::<SockKey>() == 32);
 const _: () = assert!(size_of::<SockPeer>() == 20);
 const _: () = assert!(size_of::<SockFlow>() == 56);
+const _: () = assert!(size_of::<SockCell>() == 56);
 
 // SAFETY: integers and arrays of them, the sum of whose sizes is the asserted size.
 unsafe impl Pod for SockSettings {}
@@ -148,3 +190,5 @@ unsafe impl Pod for SockKey {}
 unsafe impl Pod for SockPeer {}
 // SAFETY: as above.
 unsafe impl Pod for SockFlow {}
+// SAFETY: as above.
+unsafe impl Pod for SockCell {}

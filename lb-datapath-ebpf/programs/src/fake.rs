@@ -13,8 +13,8 @@ use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
 use lb_datapath_ebpf_abi::{
     Addr, AffinityKey, AffinityValue, BackendValue, CT_CUT, CtKey, CtValue, Errno, Facts, FragmentKey, FragmentValue,
     FrontendKey, FrontendValue, LOOKUP_HASH, MEMBER_DRAINS, MEMBER_TAKES, NodeValue, Pod, Port, PrefixBytes,
-    ROLE_ACTIVE, Reason, SIDE_SEEN, SLOTS_PER_CHUNK, SlotChunk, SockFlow, SockKey, SockPeer, SockSettings, TARGET_SET,
-    from_octets, map_v4, octets,
+    ROLE_ACTIVE, Reason, SIDE_SEEN, SLOTS_PER_CHUNK, SlotChunk, SockCell, SockFlow, SockKey, SockPeer, SockSettings,
+    TARGET_SET, from_octets, map_v4, octets,
 };
 
 use crate::{
@@ -131,6 +131,8 @@ pub(crate) struct Fake {
     pub(crate) limits: Cell<Limits>,
     pub(crate) fragments: RefCell<HashMap<FragmentKey, FragmentValue>>,
     pub(crate) peers: RefCell<HashMap<SockKey, SockPeer>>,
+    /// `SOCK_CELLS`, as far as they were taken, by their index. `None`: there are none.
+    pub(crate) cells: RefCell<Option<HashMap<u32, SockCell>>>,
     pub(crate) sock_flows: RefCell<HashMap<SockKey, Rc<Cell<SockFlow>>>>,
     pub(crate) settings: Cell<SockSettings>,
     /// Cookies of network namespaces whose sockets are left alone.
@@ -178,6 +180,7 @@ impl Fake {
             limits: Cell::default(),
             fragments: RefCell::default(),
             peers: RefCell::default(),
+            cells: RefCell::default(),
             sock_flows: RefCell::default(),
             settings: Cell::new(SockSettings::NONE),
             skips: RefCell::default(),
@@ -571,6 +574,7 @@ impl flow::Entry for Rc<Cell<CtValue>> {
 
 impl SockMaps for &Fake {
     type Entry = Rc<Cell<SockFlow>>;
+    type Cell = (Self, u32);
 
     fn settings(self) -> SockSettings {
         self.settings.get()
@@ -583,6 +587,10 @@ impl SockMaps for &Fake {
     fn node_ip(self, index: u32) -> Option<Addr> {
         let facts = self.node.get()?.facts;
         facts.ips[..facts.ips_len as usize].get(index as usize).copied()
+    }
+
+    fn cell(self, cookie: u64) -> Option<Self::Cell> {
+        self.cells.borrow().is_some().then(|| (self, SockCell::index(cookie)))
     }
 
     fn peer(self, key: &SockKey) -> Option<SockPeer> {
@@ -626,6 +634,34 @@ impl SockMaps for &Fake {
         if !self.full.get() {
             self.sock_flows.borrow_mut().insert(*key, Rc::new(Cell::new(*flow)));
         }
+    }
+}
+
+impl sock::Cell for (&Fake, u32) {
+    fn take(self, cookie: u64) -> bool {
+        let mut cells = self.0.cells.borrow_mut();
+        let cell = cells.as_mut().unwrap().entry(self.1).or_insert(SockCell::FREE);
+        if cell.key.cookie == 0 {
+            cell.key.cookie = cookie;
+        }
+        cell.key.cookie == cookie
+    }
+
+    fn give_up(self, cookie: u64) -> bool {
+        let mut cells = self.0.cells.borrow_mut();
+        let cells = cells.as_mut().unwrap();
+        let is_owner = cells.get(&self.1).is_some_and(|cell| cell.key.cookie == cookie);
+        is_owner && cells.remove(&self.1).is_some()
+    }
+
+    fn peer(self, key: &SockKey) -> Option<SockPeer> {
+        let cells = self.0.cells.borrow();
+        cells.as_ref().unwrap().get(&self.1).filter(|cell| cell.key == *key).map(|cell| cell.peer)
+    }
+
+    fn put_peer(self, key: &SockKey, peer: &SockPeer) {
+        let cell = SockCell { key: *key, peer: *peer, pad: 0 };
+        self.0.cells.borrow_mut().as_mut().unwrap().insert(self.1, cell);
     }
 }
 

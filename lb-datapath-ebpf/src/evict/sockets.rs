@@ -70,6 +70,7 @@ pub(super) fn end(maps: &Maps, wanted: &Wanted, config: &EbpfConfig) -> Result<(
         }
     }
     for key in &search.ended {
+        maps.sock_cells().remove(key.cookie);
         maps.sock_peers().remove(key.bytes()).map_err(map_failed("SOCK_PEERS"))?;
     }
     let ended = search.ended.len() as u64;
@@ -77,16 +78,19 @@ pub(super) fn end(maps: &Maps, wanted: &Wanted, config: &EbpfConfig) -> Result<(
 }
 
 /// The sockets that connected through a frontend to a backend that does not keep its flows, by the keys of
-/// `SOCK_PEERS`. Some of them were closed long ago: the map forgets the least recently used.
+/// `SOCK_PEERS` and `SOCK_CELLS`. Some of them were closed long ago: the map forgets the least recently used.
 fn candidates(maps: &Maps, wanted: &Wanted) -> Result<BTreeMap<Key, Candidate>, EbpfError> {
     let mut found = BTreeMap::new();
-    let mut read = |key: &[u8], value: &[u8]| {
-        let Some((key, peer)) = SockKey::from_bytes(key).zip(SockPeer::from_bytes(value)) else { return Ok(()) };
+    let mut look = |key: SockKey, peer: SockPeer| {
         let vip = (peer.addr, peer.port);
         if let Some(frontend) = wanted.ends(vip, key.protocol, (key.addr, key.port)) {
             let flow = SockKey { addr: peer.addr, port: peer.port, ..key };
             found.extend(Key::of(&key).map(|known| (known, Candidate { key, flow, frontend })));
         }
+    };
+    maps.sock_cells().entries().for_each(|(key, peer)| look(key, peer));
+    let mut read = |key: &[u8], value: &[u8]| {
+        SockKey::from_bytes(key).zip(SockPeer::from_bytes(value)).into_iter().for_each(|(key, peer)| look(key, peer));
         Ok(())
     };
     maps.sock_peers().each(&mut read).map_err(map_failed("SOCK_PEERS"))?;

@@ -50,7 +50,7 @@ const fn per_cpu(name: &'static str, value: usize, entries: u32) -> Layout {
 }
 
 /// Every map of the object.
-pub(crate) const LAYOUTS: [Layout; 25] = [
+pub(crate) const LAYOUTS: [Layout; 26] = [
     hash("FRONTENDS", size_of::<abi::FrontendKey>(), size_of::<abi::FrontendValue>(), |c| Some(c.frontends)),
     hash("BACKENDS", 4, size_of::<abi::BackendValue>(), |c| Some(c.backends)),
     hash("SETS", 4, size_of::<abi::SetValue>(), |c| Some(c.sets)),
@@ -63,6 +63,15 @@ pub(crate) const LAYOUTS: [Layout; 25] = [
     lru("SOCK_PEERS", size_of::<abi::SockKey>(), size_of::<abi::SockPeer>(), |c| Some(c.sockets)),
     lru("SOCK_FLOWS", size_of::<abi::SockKey>(), size_of::<abi::SockFlow>(), |c| Some(c.sockets)),
     lru(FRAGMENTS, size_of::<abi::FragmentKey>(), size_of::<abi::FragmentValue>(), |c| Some(c.fragments)),
+    Layout {
+        name: SOCK_CELLS,
+        kind: BPF_MAP_TYPE_ARRAY,
+        key: 4,
+        value: size_of::<abi::SockCell>(),
+        flags: BPF_F_MMAPABLE,
+        entries: abi::SOCK_CELLS,
+        capacity: |_| None,
+    },
     Layout {
         name: SOCK_SETTINGS,
         kind: BPF_MAP_TYPE_ARRAY,
@@ -138,6 +147,8 @@ pub(crate) const FILTER: &str = "FILTER";
 pub(crate) const FRAGMENTS: &str = "FRAGMENTS";
 /// Room of each processor for what its program is at.
 pub(crate) const WORK: &str = "WORK";
+/// What TCP sockets were sent to, in elements of their own.
+pub(crate) const SOCK_CELLS: &str = "SOCK_CELLS";
 /// What the programs of sockets are told besides services.
 pub(crate) const SOCK_SETTINGS: &str = "SOCK_SETTINGS";
 /// Network namespaces whose sockets are left alone.
@@ -158,6 +169,7 @@ impl Layout {
             "ADDRESSES",
             "SOURCES",
             "DEVICES",
+            SOCK_CELLS,
             SOCK_SETTINGS,
             SOCK_SKIPS,
             LOADS,

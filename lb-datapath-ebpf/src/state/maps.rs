@@ -16,16 +16,17 @@ use lb_datapath_ebpf_abi::{self as abi, Pod};
 use crate::{
     error::EbpfError,
     state::{
+        cells::Cells,
         convert::addr,
         filter::Filter,
-        layout::{CT_LIVE, FILTER, LOADS, SOCK_COUNTS},
+        layout::{CT_LIVE, FILTER, LOADS, SOCK_CELLS, SOCK_COUNTS},
         lower::MAX_SLOTS,
         mirror::Mirror,
         ports::Ports,
         restore::claim,
         write::{Cause, Limits, Snapshot, Store, Write},
     },
-    sys::{self, Devices, Framing, IfIndex, Page, RawMap, Words},
+    sys::{self, Devices, Framing, IfIndex, Longs, Page, RawMap, Words},
 };
 
 /// A hash map whose keys user space alone decides about.
@@ -97,6 +98,7 @@ pub(crate) struct Maps {
     live_flows: RawMap,
     affinity: RawMap,
     sock_peers: RawMap,
+    sock_cells: Cells,
     sock_flows: RawMap,
     sock_counts: RawMap,
     loads: RawMap,
@@ -120,6 +122,8 @@ impl Maps {
             |map: &RawMap, name| Words::map(map).map_err(|source| EbpfError::Map { name, what: "mapping", source });
         let words = mapped(&slots, "SLOTS")?;
         let filter = Filter::new(mapped(&open(FILTER)?, FILTER)?);
+        let cells = Longs::map(&open(SOCK_CELLS)?);
+        let cells = cells.map_err(|source| EbpfError::Map { name: SOCK_CELLS, what: "mapping", source })?;
         Ok(Self {
             frontends: open("FRONTENDS")?,
             backends: open("BACKENDS")?,
@@ -136,6 +140,7 @@ impl Maps {
             live_flows: open(CT_LIVE)?,
             affinity: open("AFFINITY")?,
             sock_peers: open("SOCK_PEERS")?,
+            sock_cells: Cells::new(cells),
             sock_flows: open("SOCK_FLOWS")?,
             sock_counts: open(SOCK_COUNTS)?,
             loads: open(LOADS)?,
@@ -340,7 +345,12 @@ impl Maps {
         Ok(())
     }
 
-    /// The virtual addresses that sockets connected or sent to.
+    /// The virtual addresses that TCP sockets connected to, as far as each has an element of its own.
+    pub(crate) const fn sock_cells(&self) -> &Cells {
+        &self.sock_cells
+    }
+
+    /// The virtual addresses that other sockets connected or sent to.
     pub(crate) const fn sock_peers(&self) -> &RawMap {
         &self.sock_peers
     }

@@ -1,5 +1,6 @@
 //! The services: from the model to map writes, and from the maps back to the model.
 
+pub(crate) mod cells;
 pub(crate) mod convert;
 pub(crate) mod dry;
 pub(crate) mod filter;

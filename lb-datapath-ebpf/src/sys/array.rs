@@ -4,7 +4,7 @@ use std::{
     io,
     os::fd::{AsFd, AsRawFd, OwnedFd},
     ptr::NonNull,
-    sync::atomic::{AtomicU32, Ordering},
+    sync::atomic::{AtomicU32, AtomicU64, Ordering},
 };
 
 use aya_obj::generated::{bpf_cmd, bpf_map_type};
@@ -56,22 +56,20 @@ impl PerCpuCounters {
     }
 }
 
-/// The words of an array map, mapped into this process. Programs read the same memory.
+/// An array map that is mapped into this process. Programs read the same memory.
 ///
 /// <https://elixir.bootlin.com/linux/v6.18/source/kernel/bpf/arraymap.c> (`array_map_mmap`)
 #[derive(Debug)]
-pub(crate) struct Words {
-    start: NonNull<AtomicU32>,
-    len: usize,
+struct Mapping {
+    start: NonNull<libc::c_void>,
     bytes: usize,
 }
 
 // SAFETY: the memory is shared with the kernel anyway, and it is touched through atomics only.
-unsafe impl Send for Words {}
+unsafe impl Send for Mapping {}
 
-impl Words {
-    /// Maps the whole of `map`, which must have been created with `BPF_F_MMAPABLE`.
-    pub(crate) fn map(map: &RawMap) -> io::Result<Self> {
+impl Mapping {
+    fn new(map: &RawMap) -> io::Result<Self> {
         let bytes = map.shape().max_entries as usize * map.shape().value_size as usize;
         let (access, kind) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
         // SAFETY: a new mapping, at an address of the kernel's choice, of as many bytes as the map has.
@@ -79,8 +77,43 @@ impl Words {
         if start == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        let start = NonNull::new(start.cast()).ok_or_else(io::Error::last_os_error)?;
-        Ok(Self { start, len: bytes / 4, bytes })
+        let start = NonNull::new(start).ok_or_else(io::Error::last_os_error)?;
+        Ok(Self { start, bytes })
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours, and nothing borrowed from it outlives `self`.
+        unsafe { libc::munmap(self.start.as_ptr(), self.bytes) };
+    }
+}
+
+/// An array map of words of eight bytes, of which a process and the programs exchange some.
+#[derive(Debug)]
+pub(crate) struct Longs(Mapping);
+
+impl Longs {
+    /// Maps the whole of `map`, which must have been created with `BPF_F_MMAPABLE`.
+    pub(crate) fn map(map: &RawMap) -> io::Result<Self> {
+        Mapping::new(map).map(Self)
+    }
+
+    /// All of them, as the kernel has them.
+    pub(crate) fn all(&self) -> &[AtomicU64] {
+        // SAFETY: the mapping is that long, aligned to a page, and lives until `self` is dropped.
+        unsafe { std::slice::from_raw_parts(self.0.start.as_ptr().cast(), self.0.bytes / size_of::<AtomicU64>()) }
+    }
+}
+
+/// The words of an array map.
+#[derive(Debug)]
+pub(crate) struct Words(Mapping);
+
+impl Words {
+    /// Maps the whole of `map`, which must have been created with `BPF_F_MMAPABLE`.
+    pub(crate) fn map(map: &RawMap) -> io::Result<Self> {
+        Mapping::new(map).map(Self)
     }
 
     /// Stores `words` from word `at` on; what lies past the end is not stored.
@@ -112,13 +145,6 @@ impl Words {
 
     fn cells(&self) -> &[AtomicU32] {
         // SAFETY: the mapping is that long, aligned to a page, and lives until `self` is dropped.
-        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
-    }
-}
-
-impl Drop for Words {
-    fn drop(&mut self) {
-        // SAFETY: the mapping is ours, and nothing borrowed from it outlives `self`.
-        unsafe { libc::munmap(self.start.as_ptr().cast(), self.bytes) };
+        unsafe { std::slice::from_raw_parts(self.0.start.as_ptr().cast(), self.0.bytes / size_of::<AtomicU32>()) }
     }
 }

@@ -29,7 +29,7 @@ use crate::crash;
 #[cfg(feature = "crash-points")]
 pub(crate) use self::os::kill_self;
 pub(crate) use self::{
-    array::{PerCpuCounters, Words},
+    array::{Longs, PerCpuCounters, Words},
     devices::{Devices, Framing},
     link::{attach_cgroup, attach_tcx, detach_link, link_info, update_link},
     map::{MapInfo, Page, RawMap, Shape, Stopped, map_info},

@@ -176,6 +176,16 @@ impl Insn {
         Self::new(BPF_STX | BPF_ATOMIC | BPF_DW, source << 4 | register, offset, (BPF_ADD | BPF_FETCH) as i32)
     }
 
+    /// Whether it exchanges eight bytes of memory if they are those of register 0, and loads what they were into it.
+    pub(crate) fn exchanges(self) -> bool {
+        /// `BPF_CMPXCHG`, which has [`BPF_FETCH`] in it.
+        const COMPARE_AND_EXCHANGE: i32 = 0xf0 | BPF_FETCH as i32;
+        self == Self {
+            constant: COMPARE_AND_EXCHANGE,
+            ..Self::fetch_add(self.registers & 0xf, self.offset, self.registers >> 4)
+        }
+    }
+
     /// Whether it adds to memory and loads what was there.
     #[cfg(test)]
     pub(crate) fn fetches(self) -> bool {

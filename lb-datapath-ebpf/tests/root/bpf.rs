@@ -205,6 +205,11 @@ impl Map {
         bpf(MAP_DELETE, &mut attr(&[raw(&self.0).into(), at(key.bytes())])).unwrap();
     }
 
+    /// The elements of an array.
+    pub(crate) fn values<V: Pod>(&self) -> Vec<V> {
+        self.keys::<u32>().iter().filter_map(|index| self.get(index)).collect()
+    }
+
     pub(crate) fn keys<K: Pod>(&self) -> Vec<K> {
         let mut keys: Vec<K> = Vec::new();
         loop {

@@ -68,9 +68,12 @@ impl Host {
         space.run(|| datapath.evict(&[eviction(vip, protocol, keeps)])).unwrap()
     }
 
-    /// Keys of `SOCK_PEERS`.
-    fn peers(&self) -> usize {
-        Map::open(&self.pins.0.join("v1/maps/SOCK_PEERS")).keys::<abi::SockKey>().len()
+    /// Entries of `SOCK_PEERS`, and elements of `SOCK_CELLS` in use.
+    fn peers(&self) -> (usize, usize) {
+        let [peers, cells] =
+            ["SOCK_PEERS", "SOCK_CELLS"].map(|name| Map::open(&self.pins.0.join("v1/maps").join(name)));
+        let cells = cells.values::<abi::SockCell>();
+        (peers.keys::<abi::SockKey>().len(), cells.iter().filter(|cell| cell.key.cookie != 0).count())
     }
 }
 
@@ -148,7 +151,7 @@ fn a_resolver_whose_backend_left_recovers_at_once() {
         let before = host.peers();
         let evicted = host.evict(VIPS[family], Protocol::Udp, BACKENDS[family][1]);
         assert_eq!((evicted.sockets, evicted.flows, evicted.count_remaining()), (1, 0, 0), "{stated}: {evicted}");
-        assert_eq!(host.peers(), before - 1);
+        assert_eq!(host.peers(), (before.0 - 1, before.1));
         // It was waiting for an answer, or it sends the next question.
         let error = leaves.recv(&mut [0; 8]).unwrap_err();
         assert!(is_ended(&error), "{stated}: {error}");
@@ -171,8 +174,10 @@ fn a_connection_that_is_cut_fails_at_both_ends() {
     host.apply(&services(Protocol::Tcp));
     for (stated, family) in STATED {
         let [mut cut, mut stays] = host.run(|| connections(stated));
+        assert_eq!(host.peers(), (0, 2));
         let evicted = host.evict(VIPS[family], Protocol::Tcp, BACKENDS[family][1]);
         assert_eq!((evicted.sockets, evicted.count_remaining()), (1, 0), "{stated}: {evicted}");
+        assert_eq!(host.peers(), (0, 1));
         let error = cut.write_all(b"?").unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionAborted, "{stated}");
         assert_eq!(name(&ask_on(&mut stays).unwrap()), "b", "{stated}");

@@ -1,15 +1,16 @@
 //! Sockets, and the maps that only the programs of sockets use.
 
 use aya_ebpf::{
-    bindings::{bpf_sock, bpf_sock_addr},
+    bindings::{BPF_F_MMAPABLE, bpf_sock, bpf_sock_addr},
     btf_maps::{Array, HashMap, LruHashMap},
     helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval},
     macros::btf_map,
 };
 use lb_datapath_ebpf_abi::{
-    Addr, Errno, NODE_KEY, Port, SETTINGS_KEY, SockFlow, SockKey, SockPeer, SockSettings, map_v4,
+    Addr, Errno, NODE_KEY, Port, SETTINGS_KEY, SOCK_CELLS as CELLS, SockCell, SockFlow, SockKey, SockPeer,
+    SockSettings, map_v4,
 };
-use lb_datapath_ebpf_programs::sock::{Bound, Closing, Entry, Failing, Hook, Sock, SockMaps};
+use lb_datapath_ebpf_programs::sock::{Bound, Cell, Closing, Entry, Failing, Hook, Sock, SockMaps};
 
 use super::{Kernel, maps::LAZY, skb::NODE};
 
@@ -18,6 +19,10 @@ const AF_INET: u32 = 2;
 /// The virtual address behind a socket's peer.
 #[btf_map]
 static SOCK_PEERS: LruHashMap<SockKey, SockPeer, 65536> = LruHashMap::new();
+
+/// The same for TCP sockets, as far as each has an element of its own. User space reads it through a memory mapping.
+#[btf_map]
+static SOCK_CELLS: Array<SockCell, { CELLS as usize }, { BPF_F_MMAPABLE as usize }> = Array::new();
 
 /// The backend of an unconnected UDP socket.
 #[btf_map]
@@ -38,6 +43,7 @@ static SOCK_COUNTS: HashMap<u64, u32, 65536, LAZY> = HashMap::new();
 
 impl SockMaps for Kernel {
     type Entry = FlowEntry;
+    type Cell = KernelCell;
 
     #[inline(always)]
     fn settings(self) -> SockSettings {
@@ -55,6 +61,11 @@ impl SockMaps for Kernel {
         // SAFETY: copied out at once; user space replaces the element as a whole.
         let facts = unsafe { &NODE.get(NODE_KEY)?.facts };
         if index >= facts.ips_len { None } else { facts.ips.get(index as usize).copied() }
+    }
+
+    #[inline(always)]
+    fn cell(self, cookie: u64) -> Option<KernelCell> {
+        SOCK_CELLS.get_ptr_mut(SockCell::index(cookie)).map(KernelCell)
     }
 
     #[inline(always)]
@@ -103,6 +114,99 @@ impl SockMaps for Kernel {
     fn put_flow(self, key: &SockKey, flow: &SockFlow) {
         let _ = SOCK_FLOWS.insert(key, flow, 0);
     }
+}
+
+/// An element of `SOCK_CELLS`.
+#[derive(Clone, Copy)]
+pub(crate) struct KernelCell(*mut SockCell);
+
+impl KernelCell {
+    /// The cookie of its owner, which is where it begins.
+    #[inline(always)]
+    const fn cookie(self) -> *mut u64 {
+        self.0.cast()
+    }
+
+    /// Says whether the rest is there.
+    #[inline(always)]
+    unsafe fn set_protocol(self, protocol: u8) {
+        // SAFETY: the caller's: the element is its own.
+        unsafe { (&raw mut (*self.0).key.protocol).write_volatile(protocol) };
+    }
+}
+
+impl Cell for KernelCell {
+    #[inline(always)]
+    fn take(self, cookie: u64) -> bool {
+        // SAFETY: an element of an array, which lives as long as the map.
+        let owner = unsafe { exchange(self.cookie(), 0, cookie) };
+        owner == 0 || owner == cookie
+    }
+
+    #[inline(always)]
+    fn give_up(self, cookie: u64) -> bool {
+        // SAFETY: as above. Nobody takes or writes it between the two exchanges. Most sockets that are closed have none,
+        // so that it is read first.
+        unsafe {
+            if self.cookie().read_volatile() != cookie || exchange(self.cookie(), cookie, SockCell::LEFT) != cookie {
+                return false;
+            }
+            self.set_protocol(0);
+            exchange(self.cookie(), SockCell::LEFT, 0);
+        }
+        true
+    }
+
+    #[inline(always)]
+    fn peer(self, key: &SockKey) -> Option<SockPeer> {
+        // SAFETY: as above. Whoever finds its own cookie is the owner, so that nobody else writes.
+        let cell = unsafe { &*self.0 };
+        (cell.key.cookie == key.cookie
+            && cell.key.addr == key.addr
+            && cell.key.port == key.port
+            && cell.key.protocol == key.protocol)
+            .then_some(cell.peer)
+    }
+
+    #[inline(always)]
+    fn put_peer(self, key: &SockKey, peer: &SockPeer) {
+        // SAFETY: as above. User space reads nothing else while the protocol is zero.
+        unsafe {
+            self.set_protocol(0);
+            (*self.0).key.addr = key.addr;
+            (*self.0).key.port = key.port;
+            (*self.0).peer = *peer;
+            self.set_protocol(key.protocol);
+        }
+    }
+}
+
+/// Writes `new` where `expected` is, as one access; returns what was there.
+///
+/// User space makes it an instruction that returns `u64::MAX` and writes nothing, before it loads the programs, if the
+/// kernel has no such exchange.
+#[cfg(target_arch = "bpf")]
+#[inline(always)]
+unsafe fn exchange(at: *mut u64, expected: u64, new: u64) -> u64 {
+    let mut value = expected;
+    // SAFETY: the caller's.
+    unsafe {
+        core::arch::asm!(
+            "r0 = cmpxchg_64({at} + 0, r0, {new})",
+            at = in(reg) at,
+            new = in(reg) new,
+            inout("r0") value,
+        );
+    }
+    value
+}
+
+#[cfg(not(target_arch = "bpf"))]
+unsafe fn exchange(at: *mut u64, expected: u64, new: u64) -> u64 {
+    use core::sync::atomic::{AtomicU64, Ordering};
+    // SAFETY: the caller's.
+    let value = unsafe { AtomicU64::from_ptr(at) };
+    value.compare_exchange(expected, new, Ordering::SeqCst, Ordering::SeqCst).unwrap_or_else(|found| found)
 }
 
 /// A live element of `SOCK_FLOWS`.

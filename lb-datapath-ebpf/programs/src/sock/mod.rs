@@ -8,6 +8,7 @@
 mod bind;
 pub mod hash;
 mod node;
+mod peers;
 
 use lb_datapath_ebpf_abi::{
     ADDRESS_DROPS, ADDRESS_REJECTS, Addr, AffinityKey, BALANCE_HOST, BALANCE_OFF, CLIENT_NETNS, Errno,
@@ -84,6 +85,8 @@ pub trait Closing: Copy {
 pub trait SockMaps: Maps {
     /// An entry of `SOCK_FLOWS` that is there.
     type Entry: Entry;
+    /// An element of `SOCK_CELLS`.
+    type Cell: Cell;
 
     /// What the programs of sockets do besides their own.
     fn settings(self) -> SockSettings;
@@ -91,12 +94,14 @@ pub trait SockMaps: Maps {
     fn skips(self, netns: u64) -> bool;
     /// Address `index` of the node.
     fn node_ip(self, index: u32) -> Option<Addr>;
-    /// The virtual address behind a peer of a socket.
+    /// The element of `SOCK_CELLS` that a socket may take, by its cookie.
+    fn cell(self, cookie: u64) -> Option<Self::Cell>;
+    /// The virtual address behind a peer of a socket, in `SOCK_PEERS`.
     fn peer(self, key: &SockKey) -> Option<SockPeer>;
-    /// Writes the virtual address behind a peer of a socket. A full map evicts its least recently used entry; that
-    /// socket may then see a backend's address.
+    /// Writes the virtual address behind a peer of a socket into `SOCK_PEERS`. A full map evicts its least recently used
+    /// entry; that socket may then see a backend's address.
     fn put_peer(self, key: &SockKey, peer: &SockPeer);
-    /// Removes an entry if it is there.
+    /// Removes an entry of `SOCK_PEERS` if it is there.
     fn remove_peer(self, key: &SockKey);
     /// The backend of which the socket with this cookie counts as a connection.
     fn counted(self, cookie: u64) -> Option<u32>;
@@ -111,6 +116,18 @@ pub trait SockMaps: Maps {
     /// Writes the backend of a socket's datagrams. A full map evicts its least recently used entry; that socket may
     /// then get another backend.
     fn put_flow(self, key: &SockKey, flow: &SockFlow);
+}
+
+/// An element of `SOCK_CELLS`. It is exchanged with other sockets by its cookie, and written by its owner alone.
+pub trait Cell: Copy {
+    /// Makes it the socket's with this cookie; false if it is another one's, or if the kernel has no atomic exchange.
+    fn take(self, cookie: u64) -> bool;
+    /// Gives it up; false if it is not the socket's with this cookie.
+    fn give_up(self, cookie: u64) -> bool;
+    /// The virtual address behind the peer of its owner, if that peer is this one.
+    fn peer(self, key: &SockKey) -> Option<SockPeer>;
+    /// Writes the virtual address behind the peer of its owner.
+    fn put_peer(self, key: &SockKey, peer: &SockPeer);
 }
 
 /// An entry of `SOCK_FLOWS`. It belongs to one socket; its fields are read and written one by one.
@@ -191,7 +208,7 @@ pub fn sendmsg<M: SockMaps, S: Sock>(maps: M, sock: S) -> i32 {
 #[inline(always)]
 pub fn restore<M: SockMaps, S: Sock>(maps: M, sock: S) -> i32 {
     let Some(socket) = Socket::new(sock, &SockSettings::NONE) else { return ALLOW };
-    if let Some(peer) = maps.peer(&socket.key()) {
+    if let Some(peer) = peers::get(maps, &socket.key()) {
         socket.write(peer.addr, peer.port);
     }
     ALLOW
@@ -206,15 +223,15 @@ pub fn release<M: SockMaps, S: Closing>(maps: M, sock: S) -> i32 {
     let Some(protocol) = protocol(sock.kind()) else { return ALLOW };
     let cookie = sock.cookie();
     let key = |(addr, port)| SockKey { cookie, addr, port, protocol, pad: [0; 5] };
-    if let Some(peer) = sock.connected_to() {
-        remove_peer(maps, &key(peer));
-    }
-    // A socket whose `connect` has failed has no peer.
     if maps.settings().lists & LISTS_COUNTS != 0 {
         uncount(maps, cookie);
     }
     if protocol != UDP {
+        peers::release(maps, cookie, || sock.connected_to().map(key));
         return ALLOW;
+    }
+    if let Some(peer) = sock.connected_to() {
+        remove_peer(maps, &key(peer));
     }
     let mut at = SockKey::head(cookie, protocol);
     for _ in 0..RELEASED {
@@ -484,7 +501,9 @@ impl<S: Sock> Socket<S> {
         }
         let (key, peer) = (self.key_of(addr, port), SockPeer { addr: self.addr, port: self.port, pad: 0 });
         // Each datagram of a UDP socket comes here, and writing costs more than reading.
-        if self.protocol == TCP || maps.peer(&key) != Some(peer) {
+        if self.protocol == TCP {
+            peers::put_stream(maps, &key, &peer);
+        } else if maps.peer(&key) != Some(peer) {
             maps.put_peer(&key, &peer);
         }
         self.write(addr, port);
