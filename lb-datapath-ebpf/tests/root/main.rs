@@ -24,3 +24,4 @@ mod settings;
 mod sockets;
 mod tun;
 mod verify;
+mod vlan;
