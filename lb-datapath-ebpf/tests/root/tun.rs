@@ -15,13 +15,17 @@ use std::{
 
 use lb_core::{
     addr::Protocol,
-    datapath::{DatapathError, Devices, ErrorKind},
+    datapath::{Datapath, DatapathError, Devices, ErrorKind},
+    decision::{Entry, Packet},
+    kernel::KernelVerdict,
     state::{Lookup, State},
 };
 use lb_datapath_ebpf::{EbpfDatapath, Reason};
 
 use crate::{
-    common::{Cgroup, Namespace, PATIENCE, PinDir, UPLINK, World, ask_tcp, config, first_answer, serve, state, turn},
+    common::{
+        Cgroup, Namespace, PATIENCE, PinDir, UPLINK, World, ask_tcp, config, first_answer, ip, serve, state, turn,
+    },
     packets::{Cluster, addr},
 };
 
@@ -290,6 +294,31 @@ fn what_is_longer_than_the_tunnel_takes_is_told_and_a_megabyte_comes_through() {
         let mut room = [0; 64];
         let answer = socket.recv(&mut room).map(|len| room[..len].to_vec());
         assert!(answer.unwrap().starts_with(b"far "));
+    }
+}
+
+#[test]
+#[ignore = "needs root: loads eBPF programs and makes namespaces, tun devices and a cgroup"]
+fn the_kernel_is_asked_about_packets_out_of_a_tunnel_and_into_it() {
+    let _turn = turn();
+    let mut overlay = Overlay::new();
+    let Cluster { world, datapath, .. } = &mut overlay.cluster;
+    for family in 0..2 {
+        for (source, vip, device) in [(REMOTE, PODS, TUNNEL), (["192.0.2.2", "2001:db8::2"], FAR, UPLINK)] {
+            let (source, vip) = (ip(source[family]), addr(vip[family]));
+            let packet = Packet {
+                entry: Entry::Uplink,
+                protocol: Protocol::Tcp,
+                source,
+                source_port: 40_000,
+                destination: vip.ip(),
+                destination_port: vip.port(),
+            };
+            let answer = world.node.run(|| datapath.ask(&packet)).unwrap().unwrap();
+            assert!(matches!(answer.verdict, KernelVerdict::Forward { translated: Some(true), .. }), "{answer:?}");
+            assert!(answer.steps.contains(&format!("as if it came in through {device}")), "{answer:?}");
+            assert!(answer.faults.is_empty(), "{answer:?}");
+        }
     }
 }
 
