@@ -9,7 +9,7 @@ use std::{
 use lb_core::{
     addr::{BackendAddr, FrontendAddr, Protocol},
     decision::{FlowView, Packet},
-    flow_hash,
+    flow_hash::{self, FLOW_SEED},
     kernel::{Backends, KernelAnswer, KernelVerdict},
 };
 use lb_datapath_ebpf_abi as abi;
@@ -191,9 +191,10 @@ fn socket_verdict(
         steps.push("AFFINITY: the client is a network namespace, whose record is not looked up".into());
     }
     steps.extend(Loads::of(maps, &value)?.step());
+    let all = maps.slots(value.first, value.slots);
     let backends = match hashed(&value, packet).filter(|_| by_packets) {
-        Some(slot) => backends(maps, maps.slots(value.first, value.slots).get(slot).copied(), steps)?,
-        None => backends(maps, maps.slots(value.first, value.slots), steps)?,
+        Some(slots) => backends(maps, slots.into_iter().filter_map(|slot| all.get(slot as usize).copied()), steps)?,
+        None => backends(maps, all, steps)?,
     };
     if backends.is_empty() {
         return Ok(KernelVerdict::Reject);
@@ -246,14 +247,17 @@ fn is_kept_out(maps: &Maps, frontend: &abi::FrontendValue, packet: &Packet) -> R
     Ok(listed == is(abi::FRONTEND_DENIES))
 }
 
-/// The slot of a packet, if its hash decides.
-fn hashed(frontend: &abi::FrontendValue, packet: &Packet) -> Option<usize> {
+/// The slots of a packet, if its hash leads to some.
+fn hashed(frontend: &abi::FrontendValue, packet: &Packet) -> Option<Vec<u32>> {
     let hash = match convert::affinity(frontend) {
-        _ if frontend.lookup != abi::LOOKUP_HASH => return None,
         Some(affinity) => affinity.client_hash(packet.source),
         None => packet.flow_hash(),
     };
-    usize::try_from(flow_hash::slot(hash, frontend.slots)).ok()
+    match frontend.lookup {
+        abi::LOOKUP_HASH => Some(vec![flow_hash::slot(hash, frontend.slots)]),
+        abi::LOOKUP_LEAST => Some(flow_hash::two_slots(hash, FLOW_SEED, frontend.slots).into()),
+        _ => None,
+    }
 }
 
 /// The backends in these slots of a frontend.

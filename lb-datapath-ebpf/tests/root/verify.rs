@@ -189,15 +189,20 @@ fn port_of(protocol: Protocol) -> u16 {
     if protocol == Protocol::Sctp { 8080 } else { 80 }
 }
 
-const SERVICES: usize = 16;
+const ALGORITHMS: [Algorithm; 4] =
+    [Algorithm::Random, Algorithm::RoundRobin, Algorithm::Maglev, Algorithm::LeastConnections];
+
+const SERVICES: usize = 32;
 
 fn services(dice: &mut Dice) -> Vec<Change> {
     let mut changes = Vec::new();
     for number in 0..SERVICES {
         let family = number % 2;
-        let algorithm = dice.pick(&[Algorithm::Random, Algorithm::RoundRobin, Algorithm::Maglev]);
+        let algorithm = dice.pick(&ALGORITHMS);
         let affinity = dice.pick(&[None, Some(Affinity { prefix_v4: 24, ..Affinity::default() })]);
-        changes.push(Change::UpsertService(service(number, family, algorithm, affinity)));
+        let affinity_by_source = dice.below(2) == 0;
+        let service = Service { affinity_by_source, ..service(number, family, algorithm, affinity) };
+        changes.push(Change::UpsertService(service));
         changes.push(endpoints(number, &PODS[family][..dice.below(5)]));
     }
     changes
@@ -734,6 +739,29 @@ fn a_socket_that_could_not_tell_two_frontends_apart_is_told() {
     assert!(says(&answer, &format!("the socket talks to 192.0.2.2:8080/udp under {first} already")), "{answer:?}");
     let error = subject.world.node.run(|| socket.send_to(b"?", second).unwrap_err());
     assert_eq!(error.kind(), std::io::ErrorKind::AddrInUse);
+}
+
+#[test]
+#[ignore = "needs root: loads eBPF programs and makes namespaces and a cgroup"]
+fn a_process_of_the_node_whose_socket_is_left_to_packets_has_the_backend_of_its_source() {
+    let _turn = turn();
+    for algorithm in ALGORITHMS {
+        let asks = Service { affinity_by_source: true, ..service(0, 0, algorithm, Some(Affinity::default())) };
+        let mut subject = Subject::new([Change::UpsertService(asks), endpoints(0, &PODS[0])]);
+        let packet = segment(Entry::Socket, "192.0.2.1:40000", "10.96.0.1:80");
+        let (answer, found) = subject.verify(&packet);
+        assert_eq!(found, [""; 0], "{algorithm}: {answer:?}");
+        let count = match &answer.verdict {
+            KernelVerdict::Forward { backends: Backends::MayTake(backends), .. } => backends.len(),
+            other => panic!("{algorithm}: {other:?}"),
+        };
+        assert!(if algorithm == Algorithm::Maglev { count == 1 } else { count > 0 }, "{algorithm}: {answer:?}");
+        // Programs at the devices do it, and not those of sockets.
+        detach_all(&subject, "lb_connect4");
+        assert_eq!(subject.verify(&packet).1, [""; 0], "{algorithm}");
+        detach_all(&subject, "lb_egress");
+        assert_ne!(subject.verify(&packet).1, [""; 0], "{algorithm}");
+    }
 }
 
 #[test]
