@@ -763,7 +763,7 @@ impl Reference {
             Some(_) => Taken::Yes,
             None if self.flows.contains_key(answers) => Taken::Perhaps,
             // A flow that does not show may have this source.
-            None if self.unseen.iter().any(|unseen| unseen.source == answers.destination) => Taken::Perhaps,
+            None if self.unseen.iter().any(|unseen| may_come_from(unseen, answers.destination)) => Taken::Perhaps,
             None => Taken::No,
         }
     }
@@ -855,7 +855,7 @@ impl Reference {
         for (answers, reply) in &mut self.replies {
             let touched = *answers == subject.tuple || *answers == subject.tuple.mirror();
             // The tuple of its answers may be that of a connection that was over.
-            let taken = answers.destination == subject.tuple.source && reply.closing.may_be_over();
+            let taken = may_come_from(&subject.tuple, answers.destination) && reply.closing.may_be_over();
             if touched || taken {
                 (reply.doubtful, reply.closing.doubtful) = (true, true);
                 if let Some(flow) = self.flows.get_mut(&reply.client) {
@@ -867,6 +867,12 @@ impl Reference {
             self.affinity.insert(key, Memory::Unknown);
         }
     }
+}
+
+/// Whether a flow of this client that did not show may have `source`, other than by the dice: SCTP keeps its port
+/// wherever it comes from.
+fn may_come_from(client: &Tuple, source: Endpoint) -> bool {
+    client.source == source || (client.protocol == Protocol::Sctp && client.source.port == source.port)
 }
 
 /// Whether the tuple of answers belongs to another flow.

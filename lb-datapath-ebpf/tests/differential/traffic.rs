@@ -102,27 +102,38 @@ impl Traffic {
         devices: &[Device],
         choose: impl Fn(&mut Dice) -> Option<Tuple>,
     ) -> (Device, Frame) {
-        let device = dice.pick(devices);
-        let tuple = choose(dice).unwrap_or_else(|| self.stray(dice, device));
+        let Some(tuple) = choose(dice) else {
+            let device = dice.pick(devices);
+            let tuple = self.stray(dice, device);
+            return (device, changed(dice, device, tuple));
+        };
+        let device = pick_device(dice, devices, !self.is_of_node(tuple.destination.ip));
         (device, changed(dice, device, tuple))
+    }
+
+    fn is_of_node(&self, ip: IpAddr) -> bool {
+        self.node.contains(&ip)
     }
 
     /// An error about a packet as the node sent it on: to a backend, or the answer to a client. It is of the packet's
     /// receiver or of a router.
     fn error(&self, dice: &mut Dice, reference: &Reference, devices: &[Device]) -> (Device, Frame) {
         let Some((client, flow)) = self.flow(dice, reference) else { return self.some(dice, devices, |_| None) };
-        let device = dice.pick(devices);
         let backend = Endpoint { ip: flow.backend.ip, port: flow.backend.port };
         let quoted = match dice.below(20) {
             0 => client,
             1..11 => Tuple { source: flow.source, destination: backend, ..client },
             _ => client.mirror(),
         };
-        let reporter = match (dice.chance(40), Family::of(quoted.source.ip)) {
+        let family = Family::of(quoted.source.ip);
+        let own = self.node.iter().copied().find(|ip| Family::of(*ip) == family).filter(|_| dice.chance(30));
+        let reporter = own.unwrap_or_else(|| match (dice.chance(40), family) {
             (true, _) => quoted.destination.ip,
             (false, Family::V4) => dice.pick(&[[203, 0, 113, 77], [172, 18, 0, 254], [10, 244, 0, 10]]).into(),
             (false, Family::V6) => dice.pick(&["2001:db8::77", "fd00:172:18::fe", "fd00:10:244::10"]).parse().unwrap(),
-        };
+        });
+        let leaves = self.is_of_node(reporter) && !self.is_of_node(quoted.source.ip);
+        let device = pick_device(dice, devices, leaves);
         let packet = changed(dice, device, quoted).ip;
         let addresses = Addresses::new(reporter, packet.addresses.source()).unwrap_or(packet.addresses);
         let bytes = packet.bytes();
@@ -195,6 +206,13 @@ impl Traffic {
         let client = dice.pick(&self.flows);
         reference.flows.get(&client).map(|flow| (client, *flow))
     }
+}
+
+/// A device that a packet comes in through, or that it leaves through if it may be one that the node sends: what the
+/// node sends to itself leaves through none.
+fn pick_device(dice: &mut Dice, devices: &[Device], leaves: bool) -> Device {
+    let fits: Vec<Device> = devices.iter().copied().filter(|device| leaves || !device.is_left()).collect();
+    dice.pick(&fits)
 }
 
 fn conversation(dice: &mut Dice, devices: &[Device], node: &[IpAddr]) -> Conversation {
