@@ -248,6 +248,20 @@ enum Alternative {
     Opens(Opening),
 }
 
+impl Alternative {
+    /// Whether it begins a flow and may leave the packet as it came.
+    fn passes_and_begins(&self, subject: &Subject<'_>) -> bool {
+        let Tuple { protocol, destination, .. } = subject.tuple;
+        match self {
+            Self::Direct => true,
+            Self::Opens(opening) => {
+                opening.backends.contains(&BackendAddr::new(destination.ip, destination.port, protocol))
+            }
+            _ => false,
+        }
+    }
+}
+
 /// A client with affinity, and the frontend where it has it.
 type Client = (FrontendAddr, IpAddr);
 
@@ -332,6 +346,11 @@ impl Reference {
                     // A new flow may be to the same backend, out of the same source.
                     if alternatives.len() > 1 && fate == Fate::Forwarded {
                         self.saw_old_or_new(&subject);
+                    }
+                    // A packet that passes as it came may have begun a flow all the same.
+                    let begins = |other: &Alternative| other.passes_and_begins(&subject);
+                    if fate == Fate::Untouched && !begins(alternative) && alternatives.iter().any(begins) {
+                        self.saw_anything(view, &subject);
                     }
                     return Ok(fate);
                 }
