@@ -107,12 +107,13 @@ impl Traffic {
             let tuple = self.stray(dice, device);
             return (device, changed(dice, device, tuple));
         };
-        let device = pick_device(dice, devices, !self.is_of_node(tuple.destination.ip));
+        let device = pick_device(dice, devices, self.leaves(tuple.source.ip, tuple.destination.ip));
         (device, changed(dice, device, tuple))
     }
 
-    fn is_of_node(&self, ip: IpAddr) -> bool {
-        self.node.contains(&ip)
+    /// Whether the node itself may send such a packet through a device.
+    fn leaves(&self, source: IpAddr, destination: IpAddr) -> bool {
+        self.node.contains(&source) && !self.node.contains(&destination)
     }
 
     /// An error about a packet as the node sent it on: to a backend, or the answer to a client. It is of the packet's
@@ -132,8 +133,7 @@ impl Traffic {
             (false, Family::V4) => dice.pick(&[[203, 0, 113, 77], [172, 18, 0, 254], [10, 244, 0, 10]]).into(),
             (false, Family::V6) => dice.pick(&["2001:db8::77", "fd00:172:18::fe", "fd00:10:244::10"]).parse().unwrap(),
         });
-        let leaves = self.is_of_node(reporter) && !self.is_of_node(quoted.source.ip);
-        let device = pick_device(dice, devices, leaves);
+        let device = pick_device(dice, devices, self.leaves(reporter, quoted.source.ip));
         let packet = changed(dice, device, quoted).ip;
         let addresses = Addresses::new(reporter, packet.addresses.source()).unwrap_or(packet.addresses);
         let bytes = packet.bytes();
@@ -208,8 +208,7 @@ impl Traffic {
     }
 }
 
-/// A device that a packet comes in through, or that it leaves through if it may be one that the node sends: what the
-/// node sends to itself leaves through none.
+/// A device that a packet comes in through, or that it [leaves](Traffic::leaves) through.
 fn pick_device(dice: &mut Dice, devices: &[Device], leaves: bool) -> Device {
     let fits: Vec<Device> = devices.iter().copied().filter(|device| leaves || !device.is_left()).collect();
     dice.pick(&fits)
