@@ -394,7 +394,10 @@ mod tests {
     use super::*;
     use crate::{
         api::FrontendStatus,
-        config::DestroySockets,
+        config::{
+            DestroySockets,
+            sockets::{SocketLb, SocketService},
+        },
         driver::{self, Attachments},
         testing::WEB,
     };
@@ -477,6 +480,20 @@ mod tests {
         {
             assert_eq!(is_clean(driver::EBPF, destroy_sockets), clean, "{destroy_sockets:?}");
             assert!(!is_clean(driver::NFTABLES, destroy_sockets));
+        }
+    }
+
+    #[test]
+    fn node_ports_are_judged_by_which_sockets_are_balanced() {
+        let text = service("np", "type: NodePort, clusterIP: 10.96.0.1")
+            .replace("{port: 80}", "{port: 80, nodePort: 30080}")
+            + "---\n"
+            + &WEB.split_once("---\n").unwrap().1.replace(": web}", ": np}");
+        for (balanced, clean) in [(SocketLb::All, true), (SocketLb::Host, true), (SocketLb::Off, false)] {
+            let sockets = SocketService { balanced, ..SocketService::default() };
+            let config = config(driver::EBPF).with_attachments(Attachments::default().with_sockets(sockets));
+            let checked = check_text("np.yaml", &text, &config).unwrap();
+            assert_eq!(checked.is_clean(), clean, "{balanced:?}: {:?}", checked.services);
         }
     }
 

@@ -2,6 +2,8 @@
 
 use std::{ops::RangeInclusive, path::PathBuf};
 
+use lb_core::datapath::{SocketCapability, SocketHash, SocketOwners};
+
 /// The configuration of [`EbpfDatapath`](crate::EbpfDatapath).
 ///
 /// Later versions may add settings, so start with [`new`](Self::new).
@@ -61,6 +63,19 @@ pub enum SocketBalancing {
     /// reach services only as far as their packets leave through an attached device, so no frontend at an address of the
     /// node: services that have one are marked degraded.
     Off,
+}
+
+impl SocketBalancing {
+    /// How a datapath with this setting translates traffic of sockets.
+    #[must_use]
+    pub const fn capability(self) -> SocketCapability {
+        let whose = match self {
+            Self::Off => return SocketCapability::Egress,
+            Self::Host => SocketOwners::Node,
+            Self::All => SocketOwners::All,
+        };
+        SocketCapability::Connect { hashes: SocketHash::SocketCookie, whose }
+    }
 }
 
 /// The network namespaces in which sockets are ended (`SOCK_DESTROY`) that were connected to a backend which left.

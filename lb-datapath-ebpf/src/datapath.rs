@@ -7,7 +7,7 @@ use lb_core::{
     addr::{Family, FrontendKind, Protocol},
     datapath::{
         AffinityCapability, ApplyError, Atomicity, Capabilities, Counters, Datapath, DatapathError, Devices, Evicted,
-        Eviction, MapUsage, Role, SocketCapability, SocketHash, SocketOwners, Watcher,
+        Eviction, MapUsage, Role, Watcher,
     },
     decision::Packet,
     drift::{Drift, DriftClass, Expected, Inspection, compare},
@@ -476,7 +476,7 @@ impl EbpfDatapath {
             .with_other_ports(true)
             .with_ping(true)
             .with_affinity(Some(affinity))
-            .with_sockets(sockets_of(SocketOwners::All))
+            .with_sockets(SocketBalancing::All.capability())
             .with_routed_sources(true)
             .with_atomic(Atomicity::Frontend)
             .with_roles([Role::Standby, Role::Active, Role::Draining])
@@ -485,10 +485,6 @@ impl EbpfDatapath {
             .with_max_slots(MAX_SLOTS)
             .with_translated_ports(ports.range())
     }
-}
-
-const fn sockets_of(whose: SocketOwners) -> SocketCapability {
-    SocketCapability::Connect { hashes: SocketHash::SocketCookie, whose }
 }
 
 impl Devices for EbpfDatapath {
@@ -529,11 +525,7 @@ impl Datapath for EbpfDatapath {
             capabilities =
                 capabilities.with_algorithms([Algorithm::Random, Algorithm::Maglev, Algorithm::LeastConnections]);
         }
-        match self.config.socket_balancing {
-            SocketBalancing::Off => capabilities.with_sockets(SocketCapability::Egress),
-            SocketBalancing::Host => capabilities.with_sockets(sockets_of(SocketOwners::Node)),
-            SocketBalancing::All => capabilities,
-        }
+        capabilities.with_sockets(self.config.socket_balancing.capability())
     }
 
     fn observe(&mut self) -> Result<State, DatapathError> {

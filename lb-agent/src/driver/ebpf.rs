@@ -38,7 +38,8 @@ impl Driver for Ebpf {
 
     fn capabilities(&self, attachments: &Attachments) -> Option<Capabilities> {
         let everywhere = attachments.destroy_sockets == DestroySockets::All;
-        Some(EbpfDatapath::usual_capabilities().with_drain(everywhere))
+        let sockets = balancing(attachments.sockets.balanced).capability();
+        Some(EbpfDatapath::usual_capabilities().with_drain(everywhere).with_sockets(sockets))
     }
 
     /// Removes the pins; it needs neither cgroup nor devices.
@@ -169,6 +170,14 @@ fn pins(pin_dir: &Path) -> io::Result<Option<Vec<PathBuf>>> {
     Ok(Some(pins))
 }
 
+const fn balancing(which: SocketLb) -> SocketBalancing {
+    match which {
+        SocketLb::All => SocketBalancing::All,
+        SocketLb::Host => SocketBalancing::Host,
+        SocketLb::Off => SocketBalancing::Off,
+    }
+}
+
 /// The datapath and the devices that it is attached to.
 struct OnDevices {
     datapath: EbpfDatapath,
@@ -230,11 +239,7 @@ impl OnDevices {
                 DestroySockets::Host => lb_datapath_ebpf::DestroySockets::Host,
                 DestroySockets::All => lb_datapath_ebpf::DestroySockets::All,
             })
-            .with_socket_balancing(match settings.sockets.balanced {
-                SocketLb::All => SocketBalancing::All,
-                SocketLb::Host => SocketBalancing::Host,
-                SocketLb::Off => SocketBalancing::Off,
-            })
+            .with_socket_balancing(balancing(settings.sockets.balanced))
             .with_guard_ports(settings.sockets.guard_ports.is_on())
             .with_loopback_node_ports(settings.sockets.loopback_node_ports.is_on())
             .with_node_ports(settings.sockets.node_ports.0.clone());
