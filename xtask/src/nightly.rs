@@ -13,9 +13,9 @@ use crate::{
 
 /// Plays random operations against the naive reference of lb-ipam, longer than CI does, restarts, lost ledgers and
 /// failing writes among them, and finds every planted fault. Then runs random packets through the eBPF program of
-/// packets and a reference, the eBPF datapath under pressure, and all privileged tests of the eBPF datapath on older
-/// kernels, as `cargo xtask kernels --all` does, unless one of the others is left out; all three as root. Prints lines
-/// of progress.
+/// packets and a reference, the eBPF datapath under pressure, and, unless one of these is left out, the whole
+/// conformance suite and all privileged tests of the eBPF datapath on older kernels, as `cargo xtask kernels --all` does;
+/// all of them as root. Prints lines of progress.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// How many operations of lb-ipam at least; with 0 the test is left out. CI plays 100,000; a million takes about a
@@ -73,22 +73,39 @@ pub(crate) fn nightly(args: &Args) -> Result<(), Failed> {
         return Ok(());
     }
     pressure()?;
-    if tests.iter().all(|test| test.count > 0) { kernels::kernels(&kernels::Args::ALL) } else { Ok(()) }
+    if tests.iter().any(|test| test.count == 0) {
+        return Ok(());
+    }
+    conformance()?;
+    kernels::kernels(&kernels::Args::ALL)
 }
 
 /// Runs the tests of the eBPF datapath under pressure, at their full sizes.
 fn pressure() -> Result<(), Failed> {
-    eprintln!("==> lb-datapath-ebpf under pressure, {}", machine());
-    let start = Instant::now();
     let mut command = Command::new("cargo");
     command.args(["test", "--release", "--package", "lb-datapath-ebpf", "--test", "root", "pressure::", "--"]);
     command.args(["--ignored", "--nocapture", "--test-threads", "1"]).env("LB_FULL_SIZES", "1");
+    counted("lb-datapath-ebpf under pressure", &mut command)
+}
+
+/// Runs every case of the conformance suite on every datapath in both ways, also those that CI leaves out.
+fn conformance() -> Result<(), Failed> {
+    let mut command = Command::new("cargo");
+    command.args(["test", "--release", "--package", "lb-testkit", "--test", "conformance", "--"]);
+    command.args(["--ignored", "--test-threads", "2"]).env("LB_TESTKIT_ALL", "1");
+    counted("the whole conformance suite", &mut command)
+}
+
+/// Runs tests, of which at least one has to pass.
+fn counted(what: &str, command: &mut Command) -> Result<(), Failed> {
+    eprintln!("==> {what}, {}", machine());
+    let start = Instant::now();
     let mut passed = 0;
-    let status = each_line(&mut command, |line| passed += passed_in(line))?;
+    let status = each_line(command, |line| passed += passed_in(line))?;
     if !status.success() || passed == 0 {
-        return Err(Failed(format!("lb-datapath-ebpf under pressure: {passed} tests passed ({status})")));
+        return Err(Failed(format!("{what}: {passed} tests passed ({status})")));
     }
-    eprintln!("==> lb-datapath-ebpf: {passed} passed in {:.0} s", start.elapsed().as_secs_f64());
+    eprintln!("==> {what}: {passed} passed in {:.0} s", start.elapsed().as_secs_f64());
     Ok(())
 }
 
