@@ -13,7 +13,7 @@ use crate::{build_ebpf, test::Failed};
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Packets that each bug has to show itself in.
-    #[arg(long, default_value_t = 20_000)]
+    #[arg(long, default_value_t = 50_000)]
     packets: u64,
     /// Only bugs whose name contains this.
     #[arg(long)]
