@@ -82,14 +82,14 @@ const BUGS: [Bug; 30] = [
     Bug {
         name: "the checksum of an ICMP error leaves out the packet inside",
         file: "tc/icmp.rs",
-        right: "let icmp = with_checksum(icmp, quote.sum as u32);",
+        right: "let icmp = with_checksum(icmp, quote.sum());",
         wrong: "let icmp = with_checksum(icmp, 0);",
     },
     Bug {
         name: "an ICMPv6 error has the length of another one",
         file: "tc/icmp.rs",
-        right: "(8 + quote.len).to_be_bytes()",
-        wrong: "(4 + quote.len).to_be_bytes()",
+        right: "(8 + quote.len()).to_be_bytes()",
+        wrong: "(4 + quote.len()).to_be_bytes()",
     },
     Bug {
         name: "a reset does not count the request",
