@@ -104,7 +104,11 @@ impl Datapath for MemoryDatapath {
         let affinity = frontend.and_then(|frontend| frontend.affinity);
         let guard = frontend.and_then(|frontend| frontend.guard.as_ref());
         let hash = affinity.map_or_else(|| packet.flow_hash(), |affinity| affinity.client_hash(packet.source));
+        let is_forged = self.capabilities.drops_forged && packet.forged(&self.state.node).is_some();
+        let is_ours = frontend.is_some()
+            || matches!(self.state.other_ports(packet.destination), Some(OtherPorts::Drop | OtherPorts::Reject));
         let verdict = match self.state.answer(&addr, hash) {
+            _ if is_forged && is_ours => KernelVerdict::Drop,
             _ if guard.is_some_and(|guard| !guard.admits(packet, &self.state.node)) => KernelVerdict::Drop,
             Answer::NotAFrontend => match self.state.other_ports(packet.destination) {
                 Some(OtherPorts::Drop) => KernelVerdict::Drop,

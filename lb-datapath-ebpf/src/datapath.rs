@@ -478,6 +478,7 @@ impl EbpfDatapath {
             .with_affinity(Some(affinity))
             .with_sockets(SocketBalancing::All.capability())
             .with_routed_sources(true)
+            .with_drops_forged(true)
             .with_atomic(Atomicity::Frontend)
             .with_roles([Role::Standby, Role::Active, Role::Draining])
             .with_needs_forwarding(true)

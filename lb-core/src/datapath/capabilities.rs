@@ -73,6 +73,10 @@ pub struct Capabilities {
     /// Whether the source of a translated flow is that of the node's addresses which the route to the backend prefers.
     /// Without it, it is the node's [first address](crate::node::NodeFacts::primary_ip) of the family.
     pub routed_sources: bool,
+    /// Whether it drops packets to addresses of frontends that come in through a device with a source which nobody outside
+    /// can have: an address of the node, that of the frontend itself, a loopback or multicast address or another martian.
+    /// Without it, it translates them like any other, and the kernel may drop them later.
+    pub drops_forged: bool,
     /// Most slots that one backend set may have.
     pub max_slots: u32,
     /// Ports that a translated source may get, apart from [SCTP](Self::sctp_ports).
@@ -102,6 +106,7 @@ impl Capabilities {
             ping: false,
             sctp_ports: false,
             routed_sources: false,
+            drops_forged: false,
             uplinks: false,
             max_slots: u32::MAX,
             translated_ports: 1..=u16::MAX,
@@ -141,6 +146,7 @@ impl Capabilities {
             ping: true,
             sctp_ports: true,
             routed_sources: false,
+            drops_forged: true,
             uplinks: true,
             max_slots: u32::MAX,
             translated_ports: 1..=u16::MAX,
@@ -272,6 +278,13 @@ impl Capabilities {
     #[must_use]
     pub const fn with_routed_sources(mut self, can: bool) -> Self {
         self.routed_sources = can;
+        self
+    }
+
+    /// The same with or without [`drops_forged`](Self::drops_forged).
+    #[must_use]
+    pub const fn with_drops_forged(mut self, can: bool) -> Self {
+        self.drops_forged = can;
         self
     }
 

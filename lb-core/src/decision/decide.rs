@@ -43,6 +43,11 @@ pub fn decide(model: &Model, packet: &Packet, flow: &FlowView, now: Instant) -> 
         decision.verdict = of_another_port(model, packet, flow, &mut decision);
         return decision;
     };
+    if let Some(why) = forged(model, packet) {
+        decision.step(format!("source {}", packet.source), "forged", format!("{why}: dropped"));
+        decision.verdict = Verdict::Drop;
+        return decision;
+    }
     let selection = matched.select(&mut decision);
     decision.verdict = matched.verdict(&selection, flow, now, &mut decision);
     decision.rejected = selection.rejected;
@@ -66,10 +71,19 @@ fn of_another_port(model: &Model, packet: &Packet, flow: &FlowView, decision: &m
         OtherPorts::Drop => (Verdict::Drop, "it is an address for clients outside, and has other ports only: dropped"),
     };
     decision.step(format!("address {ip}"), "other ports", says.into());
+    if let Some(why) = forged(model, packet).filter(|_| fate != OtherPorts::Pass) {
+        decision.step(format!("source {}", packet.source), "forged", format!("{why}: dropped"));
+        return Verdict::Drop;
+    }
     if model.answers_ping(ip) {
         decision.step(format!("address {ip}"), "pings", "this node answers them".into());
     }
     verdict
+}
+
+/// Why the datapath drops the packet whatever its frontend says, if it does.
+fn forged(model: &Model, packet: &Packet) -> Option<&'static str> {
+    packet.forged(model.node()).filter(|_| model.capabilities().drops_forged)
 }
 
 /// Whether the datapath never sees the packet: a process of the node sends it to an address that the node has.

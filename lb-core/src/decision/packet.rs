@@ -61,6 +61,20 @@ impl Packet {
         self.entry == Entry::Socket && own
     }
 
+    /// Why nobody outside can have the packet's source, if it came in through a device and that is so.
+    #[must_use]
+    pub fn forged(&self, node: &NodeFacts) -> Option<&'static str> {
+        match self.source {
+            _ if self.entry == Entry::Socket => None,
+            source if node.ips.contains(&source) => {
+                Some("it is an address of this node, which sends nothing to itself")
+            }
+            source if source == self.destination => Some("it is the packet's own destination"),
+            source if is_martian(source) => Some("no host may have it (RFC 1812, 5.3.7; RFC 4291, 2.5)"),
+            _ => None,
+        }
+    }
+
     /// The [flow hash](crate::flow_hash) of the packet.
     #[must_use]
     pub fn flow_hash(&self) -> u32 {
@@ -75,6 +89,17 @@ impl Packet {
             }
         }
     }
+}
+
+/// Whether no host may send with the source `ip`. The kernel drops such packets
+/// (`ip_route_input_slow` in <https://elixir.bootlin.com/linux/v6.18/source/net/ipv4/route.c>, `ip6_rcv_core` in
+/// <https://elixir.bootlin.com/linux/v6.18/source/net/ipv6/ip6_input.c>).
+fn is_martian(ip: IpAddr) -> bool {
+    let is_broadcast_or_this_network = match ip {
+        IpAddr::V4(ip) => ip.is_broadcast() || ip.octets()[0] == 0,
+        IpAddr::V6(_) => false,
+    };
+    is_broadcast_or_this_network || ip.is_loopback() || ip.is_multicast() || ip.is_unspecified()
 }
 
 fn in_v6(ip: IpAddr) -> [u8; 16] {

@@ -97,6 +97,51 @@ fn other_ports_are_refused_inside_dropped_outside_and_passed_on_to_hosts() {
 }
 
 #[test]
+fn a_source_that_nobody_outside_has_is_dropped_where_the_datapath_looks_at_it() {
+    let mut model = model();
+    model.apply(Change::UpsertService(everywhere())).unwrap();
+    let forged = ["172.18.0.2", "198.51.100.2", "127.0.0.1", "0.0.0.0", "0.1.2.3", "224.0.0.1", "255.255.255.255"];
+    let from = |entry, source: &str, destination: &str, port| Packet {
+        source: ip(source),
+        ..packet(entry, destination, port)
+    };
+    let decided = |model: &Model, packet: &Packet| decide(model, packet, &FlowView::default(), Instant::default());
+    for source in forged.into_iter().chain(["10.96.0.1"]) {
+        for entry in [Entry::PodDevice, Entry::Uplink] {
+            for (address, port) in [("10.96.0.1", 80), ("10.96.0.1", 81), ("20.0.0.1", 80), ("172.18.0.2", 30080)] {
+                let is_forged = source != "10.96.0.1" || address == source;
+                let decision = decided(&model, &from(entry, source, address, port));
+                assert_eq!(
+                    decision.steps.iter().any(|step| step.field == "forged"),
+                    is_forged,
+                    "{source} to {address}"
+                );
+                assert!(!is_forged || decision.verdict == Verdict::Drop, "{source} to {address}");
+            }
+            // The node's own ports, and addresses that no frontend has.
+            for (address, port) in [("172.18.0.2", 22), ("20.0.0.9", 80)] {
+                assert_eq!(
+                    verdict(&model, &from(entry, source, address, port)),
+                    Verdict::Pass,
+                    "{source} to {address}"
+                );
+            }
+        }
+    }
+    let established = FlowView { established: Some(backend("10.244.1.1")), ..FlowView::default() };
+    let injected = from(Entry::Uplink, "172.18.0.2", "10.96.0.1", 80);
+    assert_eq!(decide(&model, &injected, &established, Instant::default()).verdict, Verdict::Drop);
+    // The node itself sends from its addresses, and a neighbour or a host of class E is nobody special.
+    for (entry, source) in [(Entry::Socket, "172.18.0.2"), (Entry::Uplink, "172.18.0.3"), (Entry::Uplink, "240.0.0.1")]
+    {
+        assert_eq!(verdict(&model, &from(entry, source, "10.96.0.1", 80)), Verdict::Reject, "{source} has no backends");
+    }
+    let mut other = model_with(Settings::default(), Capabilities::all("model").with_drops_forged(false));
+    other.apply(Change::UpsertService(everywhere())).unwrap();
+    assert_eq!(verdict(&other, &injected), Verdict::Reject, "it has no backends");
+}
+
+#[test]
 fn an_address_in_a_connected_network_may_be_a_hosts() {
     let mut model = model();
     model.apply(Change::UpsertService(everywhere())).unwrap();
@@ -261,7 +306,10 @@ fn an_external_address_of_the_node_or_of_pods_takes_nothing() {
     model.apply(Change::UpsertService(claimed.clone())).unwrap();
     model.apply(Change::ReplaceEndpoints(slice("a", [ready("10.244.0.1")]))).unwrap();
     let taken = |model: &Model| {
-        let to = |to| matches!(verdict(model, &packet(Entry::PodDevice, to, 80)), Verdict::Forward(_));
+        let to = |to| {
+            let packet = Packet { source: ip("10.244.0.8"), ..packet(Entry::PodDevice, to, 80) };
+            matches!(verdict(model, &packet), Verdict::Forward(_))
+        };
         ["172.18.0.2", "10.244.0.9", "192.0.2.1", "10.96.0.1"].map(to)
     };
     assert_eq!(taken(&model), [false, false, true, true]);

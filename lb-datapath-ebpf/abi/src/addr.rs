@@ -55,6 +55,21 @@ pub const fn is_loopback(addr: Addr) -> bool {
     }
 }
 
+/// Whether no host may send a packet with the source `addr` into a network: a loopback, a multicast, the broadcast or the
+/// unspecified address, or one in 0.0.0.0/8. The kernel drops such packets (`ip_route_input_slow`, `ip6_rcv_core`).
+///
+/// <https://elixir.bootlin.com/linux/v6.18/source/net/ipv4/route.c>,
+/// <https://elixir.bootlin.com/linux/v6.18/source/net/ipv6/ip6_input.c>
+#[inline(always)]
+#[must_use]
+pub const fn is_martian(addr: Addr) -> bool {
+    match addr {
+        [0, 0, MAPPED, ip] => ip == u32::MAX || matches!(ip.to_ne_bytes()[0], 0 | 127 | 224..=239),
+        [0, 0, 0, last] => last == 0 || last == 1_u32.to_be(),
+        [first, ..] => first.to_ne_bytes()[0] == 0xff,
+    }
+}
+
 /// The address with these bytes.
 #[must_use]
 pub fn from_octets(octets: [u8; 16]) -> Addr {
@@ -72,6 +87,24 @@ pub fn octets(addr: Addr) -> [u8; 16] {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn martians_of_both_families() {
+        for ip in [[0; 4], [0, 1, 2, 3], [127, 0, 0, 1], [127, 9, 9, 9], [224, 0, 0, 1], [239, 255, 0, 1], [255; 4]] {
+            assert!(is_martian(map_v4(ip)), "{ip:?}");
+        }
+        for ip in [[1, 0, 0, 0], [10, 0, 0, 1], [126, 0, 0, 1], [128, 0, 0, 1], [223, 0, 0, 1], [240, 0, 0, 1]] {
+            assert!(!is_martian(map_v4(ip)), "{ip:?}");
+        }
+        let v6 = |first, last| from_octets([first, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last]);
+        let low = |last| from_octets([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last]);
+        for martian in [v6(0xff, 1), low(0), low(1)] {
+            assert!(is_martian(martian), "{martian:?}");
+        }
+        for other in [v6(0x20, 1), v6(0xfe, 1), low(2)] {
+            assert!(!is_martian(other), "{other:?}");
+        }
+    }
 
     #[test]
     fn loopback_addresses_of_both_families() {

@@ -21,7 +21,7 @@ mod reason;
 mod service;
 mod sock;
 
-pub use addr::{Addr, Port, from_octets, is_loopback, map_v4, octets, unmap_v4};
+pub use addr::{Addr, Port, from_octets, is_loopback, is_martian, map_v4, octets, unmap_v4};
 pub use device::{
     ADDRESS_ANSWERS_PING, ADDRESS_DROPS, ADDRESS_REJECTS, DEVICE_BARE, DEVICE_INSIDE, DEVICE_PORT, DeviceValue,
 };

@@ -124,6 +124,9 @@ reasons! {
     /// The port of an SCTP client, which no program can translate, belongs to another flow to the same backend from the
     /// address that the client would get.
     PacketSctpPortTaken, "packet_sctp_port_taken" => Verdict::Drop;
+    /// The packet came in with a source that nobody outside can have: an address of the node, its own destination, a loopback
+    /// or multicast address, or another one that no host may use.
+    PacketForgedSource, "packet_forged_source" => Verdict::Drop;
 }
 
 impl Reason {

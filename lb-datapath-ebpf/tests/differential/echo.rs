@@ -12,7 +12,7 @@ use crate::{
     answer,
     bpf::Outcome,
     delivery::{TCX_DROP, TCX_REDIRECT},
-    reference::{Fate, View, untouched},
+    reference::{Fate, View, is_martian, untouched},
 };
 
 /// Requests whose first fragment was seen, and whether that one was malformed.
@@ -61,6 +61,11 @@ impl Echoes {
 fn fate(view: &View<'_>, ip: &IpReading, frame: &[u8], out: &Outcome<'_>) -> Result<Fate, String> {
     let to = ip.addresses.destination();
     if view.role == Role::Active {
+        let source = ip.addresses.source();
+        let is_forged = source == to || is_martian(source) || view.model.node().ips.contains(&source);
+        if is_forged && !view.is_left() && is_ours(view, to) {
+            return if out.verdict == TCX_DROP { Ok(Fate::Dropped) } else { Err("it is forged".into()) };
+        }
         if view.model.answers_ping(to) && is_answerable(ip) {
             let is_reply = out.verdict == TCX_REDIRECT && is_reply(ip, frame, out.frame);
             return if is_reply { Ok(Fate::Answered) } else { Err("it is not its reply".into()) };
@@ -76,6 +81,12 @@ fn fate(view: &View<'_>, ip: &IpReading, frame: &[u8], out: &Outcome<'_>) -> Res
         }
     }
     if untouched(frame, out) { Ok(Fate::Untouched) } else { Err("an echo request is not as it came".into()) }
+}
+
+/// Whether an address answers pings, or has a say in other ports than those of its frontends.
+fn is_ours(view: &View<'_>, ip: IpAddr) -> bool {
+    let has_say = view.model.other_ports(ip).is_some_and(|says| says != OtherPorts::Pass);
+    has_say || view.model.answers_ping(ip)
 }
 
 fn is_answerable(ip: &IpReading) -> bool {

@@ -12,7 +12,7 @@ use lb_testkit::packets::{Check, Endpoint, ErrorRewrite, Fault, IpReading, Readi
 use crate::{
     bpf::Outcome,
     delivery::{Delivery, Direction, TCX_DROP},
-    reference::{Fate, Reference, Tuple, View, answers, checksums_in_doubt, is, is_walked, untouched},
+    reference::{Fate, Reference, Tuple, View, answers, checksums_in_doubt, is, is_martian, is_walked, untouched},
 };
 
 /// An error with a quote of a packet.
@@ -44,7 +44,8 @@ impl Reference {
     ) -> Option<Result<Fate, String>> {
         let ip = view.packet_of(reading)?;
         let Transport::Icmp { kind, .. } = ip.transport else { return None };
-        let error = Error::read(frame, ip, kind).filter(|_| view.role != Role::Standby);
+        let is_looked_at = view.role != Role::Standby && !is_martian(ip.addresses.source());
+        let error = Error::read(frame, ip, kind).filter(|_| is_looked_at);
         Some(match error {
             None => is(untouched(frame, out), Fate::Untouched, "it is no error about a packet of a flow"),
             Some(error) => self.check_quote(view, frame, &error, out),

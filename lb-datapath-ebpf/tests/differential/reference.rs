@@ -418,6 +418,13 @@ impl Reference {
     /// Adds what becomes of a packet of a known flow. Returns whether it may be treated as one of no flow.
     fn add_known(&self, view: &View<'_>, subject: &Subject<'_>, all: &mut Vec<Alternative>) -> bool {
         let Some(flow) = self.flows.get(&subject.tuple) else { return true };
+        if !view.is_left() && flow.entry.is_none_or(|entry| entry == Entry::Socket) {
+            // What the node itself sends does not come in.
+            all.push(Alternative::Dropped);
+            if flow.entry.is_some() {
+                return flow.is_direct(&subject.tuple) || flow.closing.may_be_over();
+            }
+        }
         // Another flow has taken the tuple of its answers: it is over.
         let reply = self.replies.get(&answers(&subject.tuple, flow));
         if reply.is_some_and(|reply| reply.client != subject.tuple && !reply.doubtful) {
@@ -481,6 +488,8 @@ impl Reference {
             all.push(Alternative::Untouched);
         } else {
             match &decision.verdict {
+                // The node drops what is forged, so that nothing is remembered of it.
+                Verdict::Pass if packet.forged(view.model.node()).is_some() => all.push(Alternative::Untouched),
                 Verdict::Pass => self.add_direct(view, subject, all),
                 Verdict::Drop => all.push(Alternative::Dropped),
                 Verdict::Forward(_) | Verdict::Reject if subject.is_stray() => all.push(Alternative::Dropped),
@@ -497,7 +506,7 @@ impl Reference {
             }
         }
         let is_of_node = view.model.node().ips.contains(&subject.tuple.source.ip);
-        if is_of_node != view.is_left() {
+        if view.is_left() && !is_of_node {
             // It is forged: source ranges may keep it out or let it in, and the node drops what is passed.
             all.extend([Alternative::Dropped, Alternative::Untouched, Alternative::Answered]);
         }
@@ -921,6 +930,15 @@ fn packet(entry: Entry, subject: &Subject<'_>) -> Packet {
         source_port: source.port,
         destination: destination.ip,
         destination_port: destination.port,
+    }
+}
+
+/// Whether the kernel takes no packet with this source from a device.
+pub(crate) fn is_martian(source: IpAddr) -> bool {
+    let is_of_v4 = |ip: [u8; 4]| ip[0] == 0 || ip[0] == 127 || (224..240).contains(&ip[0]) || ip == [255; 4];
+    match source {
+        IpAddr::V4(ip) => is_of_v4(ip.octets()),
+        IpAddr::V6(ip) => ip.octets()[0] == 0xff || u128::from(ip) <= 1,
     }
 }
 

@@ -10,6 +10,7 @@ mod drift;
 mod evict;
 mod flows;
 mod foreign;
+mod forged;
 mod ids;
 mod kernel;
 mod least;

@@ -617,6 +617,20 @@ fn a_program_that_lacks_on_the_way_back_or_for_mapped_addresses_is_a_disagreemen
 
 #[test]
 #[ignore = "needs root: loads eBPF programs and makes namespaces and a cgroup"]
+fn a_forged_source_is_dropped_by_both() {
+    let _turn = turn();
+    let subject = &mut Subject::new([web(0, PODS[0][0]), web(1, PODS[1][0])].concat());
+    let vips = [0, 1].map(|family| SocketAddr::new(vip(family, family), 80).to_string());
+    for (family, source) in [(0, "192.0.2.1"), (0, "127.0.0.1"), (0, "224.0.0.1"), (1, "[2001:db8::1]"), (1, "[::1]")] {
+        for entry in [Entry::Uplink, Entry::PodDevice] {
+            let (answer, found) = subject.verify(&segment(entry, &format!("{source}:40000"), &vips[family]));
+            assert_eq!((found, &answer.verdict), (Vec::new(), &KernelVerdict::Drop), "{source}: {answer:?}");
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs root: loads eBPF programs and makes namespaces and a cgroup"]
 fn a_half_closed_connection_is_one_that_goes_on() {
     let _turn = turn();
     let subject = &mut Subject::new(web(0, PODS[0][0]));

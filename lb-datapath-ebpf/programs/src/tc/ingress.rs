@@ -3,7 +3,7 @@
 use aya_ebpf::bindings::tcx_action_base::{TCX_DROP, TCX_NEXT};
 use lb_datapath_ebpf_abi::{
     ADDRESS_ANSWERS_PING, ADDRESS_DROPS, ADDRESS_REJECTS, CT_COUNTED, CT_INSIDE, CT_OWN, CT_REPLY, CtValue,
-    DEVICE_BARE, DEVICE_INSIDE, DEVICE_PORT, ROLE_ACTIVE, ROLE_STANDBY, Reason, TARGET_DROP, Verdict,
+    DEVICE_BARE, DEVICE_INSIDE, DEVICE_PORT, ROLE_ACTIVE, ROLE_STANDBY, Reason, TARGET_DROP, Verdict, is_martian,
 };
 
 use super::{
@@ -40,7 +40,7 @@ pub fn ingress<M: FlowMaps, S: Skb>(maps: M, skb: S) -> i32 {
     if !is_for_us(maps, skb) {
         return PASS;
     }
-    let Some((work, found)) = meet(maps, skb) else { return PASS };
+    let Some((work, found)) = meet(maps, skb, false) else { return PASS };
     match found {
         Found::Flow => match forward(maps, skb, &work.packet, &work.to) {
             Forwarded::Verdict(verdict) => verdict,
@@ -63,7 +63,7 @@ pub fn egress<M: FlowMaps, S: Skb>(maps: M, skb: S) -> i32 {
     if skb.came_in() || skb.is_tagged() {
         return PASS;
     }
-    let Some((work, found)) = meet(maps, skb) else { return PASS };
+    let Some((work, found)) = meet(maps, skb, true) else { return PASS };
     match found {
         Found::Flow if work.to.flags & CT_REPLY != 0 => translate(maps, skb, &work.packet, &work.to),
         Found::Flow => match send(maps, skb, &work.packet, &work.to) {
@@ -106,9 +106,10 @@ fn is_bare<M: FlowMaps, S: Skb>(maps: M, skb: S) -> bool {
     begins_so && maps.kind_of_device(skb.device()) & DEVICE_BARE != 0
 }
 
-/// What the tables of flows say about a packet that the datapath may have something to do with.
+/// What the tables of flows say about a packet that the datapath may have something to do with; `own` says that it is of the
+/// node itself.
 #[inline(always)]
-fn meet<'a, M: FlowMaps, S: Skb>(maps: M, skb: S) -> Option<(&'a mut Work, Found)> {
+fn meet<'a, M: FlowMaps, S: Skb>(maps: M, skb: S, own: bool) -> Option<(&'a mut Work, Found)> {
     skb.prepare();
     let start = if is_bare(maps, skb) { 0 } else { ETHERNET };
     let is_plain = if start == 0 { admit_bare(maps, skb)? } else { admit(maps, skb, ETHERNET)? };
@@ -116,7 +117,15 @@ fn meet<'a, M: FlowMaps, S: Skb>(maps: M, skb: S) -> Option<(&'a mut Work, Found
     let kind = if is_plain { plain(skb, start, &mut work.packet) } else { unfold(maps, skb, start, work) };
     let found = match kind {
         Kind::Foreign => return None,
-        Kind::Packet => flow::lookup(maps, &work.packet, &mut work.to),
+        Kind::Packet => match flow::lookup(maps, &work.packet, &mut work.to) {
+            // What the node itself sends does not come in.
+            Found::Flow if !own && work.to.flags & (CT_OWN | CT_REPLY) == CT_OWN => {
+                Found::Stop(Reason::PacketForgedSource)
+            }
+            found => found,
+        },
+        // The network stack drops it.
+        Kind::Icmp if is_martian(work.packet.key.src) => return None,
         Kind::Icmp => match quote::translate(maps, skb, work) {
             Translation::Foreign => return None,
             Translation::Done => Found::Flow,
@@ -154,6 +163,7 @@ fn begin<M: FlowMaps, S: Skb>(maps: M, skb: S, work: &mut Work, own: bool) -> i3
     let inside = own || maps.kind_of_device(skb.device()) & DEVICE_INSIDE != 0;
     to.flags = if own { CT_OWN | CT_INSIDE } else { inside as u8 * CT_INSIDE };
     let keeps_source = match answer(maps, packet, to) {
+        Decision::Passed => return PASS,
         Decision::NoFrontend if matches!(flow::record_direct(maps, packet, to), Direct::Recorded) => return PASS,
         Decision::NoFrontend => false,
         Decision::Open { keeps_source } => keeps_source,
@@ -179,11 +189,16 @@ fn echo<M: FlowMaps, S: Skb>(maps: M, skb: S, work: &mut Work, own: bool) -> i32
     if maps.role() != ROLE_ACTIVE {
         return PASS;
     }
+    if !own && has_forged_source(maps, &work.packet) {
+        const OURS: u8 = ADDRESS_REJECTS | ADDRESS_DROPS | ADDRESS_ANSWERS_PING;
+        let is_ours = maps.address(work.packet.key.dst).is_some_and(|says| says & OURS != 0);
+        return if is_ours { give_up(maps, Reason::PacketForgedSource) } else { PASS };
+    }
     let answers = maps.address(work.packet.key.dst).is_some_and(|says| says & ADDRESS_ANSWERS_PING != 0);
     if !answers || !echo::is_answerable(&work.packet, work.piece) {
         return match other_port(maps, &work.packet) {
             Decision::Stop(reason) => stop(maps, skb, work, reason, own),
-            Decision::NoFrontend | Decision::Open { .. } => PASS,
+            Decision::NoFrontend | Decision::Passed | Decision::Open { .. } => PASS,
         };
     }
     if echo::answer(skb, work).and_then(|()| turn(skb, &work.packet)).is_err() {
@@ -221,6 +236,8 @@ fn plain<S: Skb>(skb: S, start: u32, packet: &mut Packet) -> Kind {
 enum Decision {
     /// The packet is for no frontend.
     NoFrontend,
+    /// The same, and nothing is remembered of it.
+    Passed,
     /// The packet starts a flow.
     Open {
         /// Whether the backend sees the client as it is.
@@ -234,6 +251,9 @@ enum Decision {
 #[inline(never)]
 fn answer<M: FlowMaps>(maps: M, packet: &Packet, to: &mut CtValue) -> Decision {
     let (inside, own) = (to.flags & CT_INSIDE != 0, to.flags & CT_OWN != 0);
+    if !own && has_forged_source(maps, packet) {
+        return forged(maps, packet);
+    }
     // Nobody answers a reset, and it must neither start a flow nor take a turn or a record of affinity. Nor does an SCTP
     // packet start one in the middle of an association, which may be that of another address of the client.
     if packet.is_stray() {
@@ -273,6 +293,26 @@ fn is_own<M: FlowMaps, S: Skb>(maps: M, skb: S, packet: &Packet) -> bool {
         (false, is_syn) => !is_syn,
     };
     answers || flow::was_sent(maps, packet)
+}
+
+/// Whether a packet that came in has a source that nobody outside can have. A translated packet goes past the checks that
+/// the network stack makes of sources, and an answer to it would go to somebody who has not asked.
+#[inline(never)]
+fn has_forged_source<M: FlowMaps>(maps: M, packet: &Packet) -> bool {
+    let key = &packet.key;
+    key.src == key.dst || is_martian(key.src) || maps.is_node(key.src)
+}
+
+/// Decides on a packet of no flow whose source is forged: the network stack gets it, unless a frontend would.
+#[inline(never)]
+fn forged<M: FlowMaps>(maps: M, packet: &Packet) -> Decision {
+    if maps.frontend(&packet.frontend_key()).is_some() {
+        return Decision::Stop(Reason::PacketForgedSource);
+    }
+    match other_port(maps, packet) {
+        Decision::Stop(_) => Decision::Stop(Reason::PacketForgedSource),
+        _ => Decision::Passed,
+    }
 }
 
 /// Decides on a reset of no flow, or on an SCTP packet that begins none.
@@ -512,7 +552,7 @@ mod tests {
     #[test]
     fn every_reason_of_a_packet_is_counted_once_with_its_verdict() {
         type Case = (Reason, fn(&Fake, &FakeSkb), FakeSkb, i32);
-        let cases: [Case; 20] = [
+        let cases: [Case; 21] = [
             (
                 Reason::PacketNoBackends,
                 |f, _| f.change_frontend(VIP, |v| v.target = TARGET_REJECT),
@@ -565,6 +605,7 @@ mod tests {
                 FakeSkb::sctp_v4(1),
                 DROP,
             ),
+            (Reason::PacketForgedSource, |f, skb| f.have_ips(&[skb.packet().key.src]), FakeSkb::tcp_v4(SYN), DROP),
             (Reason::PacketNoSourcePort, |f, _| f.take_every_port(), FakeSkb::tcp_v4(SYN), DROP),
             (Reason::PacketFlowNotRecorded, |f, _| f.room.set(Some(1)), FakeSkb::tcp_v4(SYN), DROP),
             (Reason::PacketNotRewritten, |_, skb| skb.refuse_stores.set(true), FakeSkb::tcp_v4(SYN), DROP),
@@ -620,6 +661,52 @@ mod tests {
         assert_eq!(ingress(fake, if skb.packet().is_udp() { skb } else { &syn }), REDIRECTED);
         fake.cut_all();
         next(skb);
+    }
+
+    #[test]
+    fn a_packet_with_a_source_that_nobody_outside_has_is_dropped_at_a_frontend_and_passed_elsewhere() {
+        let forge = |skb: &FakeSkb, own: bool, at: usize, source: &[u8]| {
+            let fake = Fake::serving_at(if skb.packet().is_v4 { VIP } else { VIP_V6 }, LOOKUP_HASH, &[1]);
+            source.iter().enumerate().for_each(|(index, byte)| skb.set_byte(at + index, *byte));
+            if own {
+                fake.have_ips(&[skb.packet().key.src]);
+            }
+            fake
+        };
+        let (v4, v6) = (14 + 12, 14 + 8);
+        let std::net::IpAddr::V6(vip_v6) = VIP_V6 else { panic!() };
+        let vip_v6 = vip_v6.octets();
+        let own = lb_datapath_ebpf_abi::octets(FakeSkb::tcp_v6(SYN).packet().key.src);
+        let cases: [(FakeSkb, bool, usize, &[u8]); 8] = [
+            (FakeSkb::tcp_v4(SYN), true, v4, &[203, 0, 113, 9]),
+            (FakeSkb::udp_v6(), true, v6, &own),
+            (FakeSkb::udp_v4(), false, v4, &[127, 0, 0, 1]),
+            (FakeSkb::tcp_v4(SYN), false, v4, &[224, 0, 0, 1]),
+            (FakeSkb::tcp_v4(ACK), false, v4, &[0, 0, 0, 0]),
+            (FakeSkb::tcp_v4(RST), false, v4, &[255, 255, 255, 255]),
+            (FakeSkb::tcp_v6(SYN), false, v6, &[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]),
+            (FakeSkb::tcp_v6(SYN), false, v6, &vip_v6),
+        ];
+        for (skb, own, at, source) in cases {
+            let fake = forge(&skb, own, at, source);
+            assert_eq!(ingress(&fake, &skb), DROP, "{source:?}");
+            assert_eq!(*fake.counts.borrow(), [(Reason::PacketForgedSource, 1)].into(), "{source:?}");
+            assert!(fake.flows.borrow().is_empty());
+            // Without the frontend, the network stack decides.
+            fake.frontends.borrow_mut().clear();
+            assert_eq!(ingress(&fake, &skb), PASS, "{source:?}");
+        }
+    }
+
+    #[test]
+    fn nobody_outside_sends_on_a_flow_of_the_node() {
+        let (fake, skb) = (Fake::serving(LOOKUP_HASH, &[1]), FakeSkb::tcp_v4(SYN));
+        let forged = FakeSkb::tcp_v4(ACK);
+        skb.came_in.set(false);
+        assert_eq!(egress(&fake, &skb), REDIRECTED);
+        let before = forged.bytes();
+        assert_eq!((ingress(&fake, &forged), forged.bytes()), (DROP, before));
+        assert_eq!(*fake.counts.borrow(), [(Reason::PacketForgedSource, 1)].into());
     }
 
     #[test]
