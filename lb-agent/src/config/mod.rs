@@ -112,11 +112,13 @@ pub struct Settings {
     #[arg(long, value_name = "PATH")]
     pub cgroup: Option<PathBuf>,
     /// Where sockets are ended whose backend left, so that they connect to another one at once. `all` includes the
-    /// network namespaces of pods, which needs CAP_SYS_ADMIN and CAP_SYS_PTRACE. Only for ebpf [default: host].
+    /// network namespaces of pods, which needs CAP_SYS_ADMIN and CAP_SYS_PTRACE. Elsewhere, a connected UDP client goes on
+    /// sending to the backend that left, and drain policies have no effect. Only for ebpf [default: host].
     #[arg(long, value_name = "WHERE", value_enum)]
     pub destroy_sockets: Option<DestroySockets>,
     /// Which sockets are sent to a backend where they connect: those of all network namespaces, of the host's alone, or
-    /// none. Packets of the others are translated at devices. Only for ebpf [default: all].
+    /// none. Packets of the others are translated at devices. With `off`, processes of the node do not reach frontends at
+    /// addresses of the node itself. Only for ebpf [default: all].
     #[arg(long, value_name = "WHICH", value_enum)]
     pub socket_lb: Option<SocketLb>,
     /// Addresses of pods whose sockets are not sent to a backend where they connect, as pods with a proxy of a service mesh
@@ -124,11 +126,12 @@ pub struct Settings {
     /// CAP_SYS_PTRACE. Only for ebpf [default: none].
     #[arg(long, value_name = "CIDR")]
     pub socket_lb_except: Vec<IpNet>,
-    /// Whether processes of the node are kept from binding a port of the node that is a frontend. Only for ebpf
-    /// [default: on].
+    /// Whether processes of the node are kept from binding a port of the node that is a frontend. With `off`, such a
+    /// process waits for connections that never come. Only for ebpf [default: on].
     #[arg(long, value_name = "SWITCH", value_enum)]
     pub guard_ports: Option<Switch>,
-    /// Whether processes of the node reach node ports at loopback addresses. Only for ebpf [default: on].
+    /// Whether processes of the node reach node ports at loopback addresses. With `off`, they need an address of the node.
+    /// Only for ebpf [default: on].
     #[arg(long, value_name = "SWITCH", value_enum)]
     pub loopback_node_ports: Option<Switch>,
     /// Ports that are node ports, for guarded ports and loopback addresses. Only for ebpf [default: 30000-32767].
