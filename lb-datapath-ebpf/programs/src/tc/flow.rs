@@ -319,8 +319,8 @@ pub enum Direct {
 }
 
 /// Records the flow of a packet that is for no frontend and goes to its destination directly, so that no flow of a
-/// frontend gets the same tuple. Of TCP, only SYN, FIN and RST are looked at, and of SCTP the chunks that stand for them. Writes to `to` what [`open`] translates, if
-/// a flow of a frontend has the tuple already.
+/// frontend gets the same tuple. Of TCP, only SYN, FIN and RST are looked at, and of SCTP the chunks that stand for
+/// them. Writes to `to` what [`open`] translates, if a flow of a frontend has the tuple already.
 #[inline(never)]
 pub fn record_direct<M: FlowMaps>(maps: M, packet: &Packet, to: &mut CtValue) -> Direct {
     if !packet.is_udp() && !changes_state(packet) {
@@ -354,7 +354,10 @@ pub fn record_direct<M: FlowMaps>(maps: M, packet: &Packet, to: &mut CtValue) ->
         return Direct::Taken;
     }
     maps.remove_flow(table, &key);
-    maps.add_flow(Table::Lru, &key, &direct(packet, now));
+    // What is no more is forgotten. A forged packet of a frontend starts nothing in its place.
+    if to.flags & CT_OWN != 0 || !is_frontend(maps, &key) {
+        maps.add_flow(Table::Lru, &key, &direct(packet, now));
+    }
     Direct::Recorded
 }
 
@@ -1267,6 +1270,12 @@ mod tests {
         let forged = Packet { key: client.key.mirror(), ..client };
         assert_eq!(record(&fake, &forged), Direct::Recorded);
         assert_eq!(verdict(&fake, &client), Found::Nothing, "it opens a flow");
+        // Nor does it do so in the place of a flow that is over.
+        let over = CtValue { flags: CT_REPLY | CT_CLOSED, ..CtValue::EMPTY };
+        assert!(fake.put_flow(Table::Lru, &client.key, &over));
+        assert_eq!(record(&fake, &forged), Direct::Recorded);
+        assert_eq!(verdict(&fake, &client), Found::Nothing, "it opens a flow");
+        assert!(fake.flows.borrow().is_empty());
     }
 
     #[test]
