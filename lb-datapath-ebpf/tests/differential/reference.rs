@@ -540,7 +540,7 @@ impl Reference {
         let answers = subject.tuple.mirror();
         let other = self.replies.get(&answers).filter(|reply| !reply.is_direct(&answers));
         let Tuple { protocol, source, .. } = subject.tuple;
-        let unseen = self.unseen.iter().any(|client| client.protocol == protocol && client.source == source);
+        let unseen = self.unseen.iter().any(|client| client.protocol == protocol && may_come_from(client, source));
         let (is_taken, may_be) = match other {
             Some(reply) if reply.closing.is_over() && !reply.doubtful => (false, unseen),
             Some(reply) => (!reply.closing.may_be_over() && !reply.doubtful, true),
