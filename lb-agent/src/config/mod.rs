@@ -82,8 +82,9 @@ pub struct Settings {
     /// zone].
     #[arg(long, value_name = "NAME")]
     pub zone: Option<String>,
-    /// Address of this node; can be repeated. A translated flow has the first one of its family as its source [default:
-    /// the addresses of the devices].
+    /// Address of this node, which has node ports; can be repeated. On ebpf, the source of a translated flow is the one
+    /// that the route to its backend prefers, before Linux 6.7 the first one of its family [default: the addresses of the
+    /// devices].
     #[arg(long, value_name = "IP")]
     pub node_ip: Vec<IpAddr>,
     /// Prefix of the pods, whose source addresses are kept; can be repeated [default: none, so that every source is
@@ -98,7 +99,7 @@ pub struct Settings {
     /// through this node [default: random].
     #[arg(long, value_name = "NAME", value_enum)]
     pub algorithm: Option<Algorithm>,
-    /// Network whose node addresses have node ports; can be repeated [default: every address of the node has them].
+    /// Network whose node addresses have node ports; can be repeated [default: all that `--node-ip` has].
     #[arg(long, value_name = "CIDR")]
     pub node_port_addresses: Vec<IpNet>,
     /// Answer pings of the addresses of services, but for those of the node itself [default: false].
