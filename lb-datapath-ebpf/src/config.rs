@@ -216,7 +216,7 @@ pub struct Capacities {
     /// once. Default 65,536.
     pub affinity: u32,
     /// Pairs of socket and backend that are remembered, twice; beyond that the least recently used is forgotten, and a
-    /// socket may see a backend's address. About 200 bytes each, taken at once. As many sockets can count for least
+    /// socket may see a backend's address. About 270 bytes each, taken at once. As many sockets can count for least
     /// connections; their memory is taken as they come. Default 65,536.
     pub sockets: u32,
     /// Directions of established flows of packets, two per flow, and again of flows that are new, closed or direct.
