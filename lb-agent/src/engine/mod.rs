@@ -28,7 +28,6 @@ use std::{
     time::Duration,
 };
 
-use ipnet::IpNet;
 use lb_core::{
     datapath::{ApplyError, DatapathError, Evicted},
     kernel::Forwarding,
@@ -52,7 +51,7 @@ use crate::{
         surroundings::Surroundings,
     },
     health_check::{HealthChecks, NoPorts, Server},
-    host,
+    host::{self, netlink::Networks},
     source::Delivery,
 };
 
@@ -84,8 +83,8 @@ pub(crate) struct Engine {
     pub(crate) watch: Option<Watch>,
     /// Reads whether the kernel forwards packets.
     pub(crate) forwarding: fn() -> Forwarding,
-    /// Reads the networks that the node is connected to.
-    networks: fn() -> io::Result<Vec<IpNet>>,
+    /// Reads the networks that the node is connected to, and its own addresses.
+    networks: fn() -> io::Result<Networks>,
     /// Reads the addresses of the node, if they are followed.
     addresses: Option<AddressReader>,
     /// What was last said about forwarding.

@@ -1,4 +1,4 @@
-//! The networks that the node is connected to.
+//! The networks that the node is connected to, and its addresses there.
 
 use std::io;
 
@@ -6,42 +6,59 @@ use ipnet::IpNet;
 use lb_core::model::Change;
 
 use super::Engine;
+use crate::host::netlink::Networks;
 
 /// Condition: the networks of the node cannot be read.
 const NETWORKS_UNKNOWN: &str = "NetworksUnknown";
 
 impl Engine {
-    /// Tells the model which addresses may belong to other hosts, if the datapath has a say in packets to them.
+    /// Tells the model which addresses are the node's own, and which may belong to other hosts.
     pub(super) fn follow_networks(&mut self) {
-        if self.datapath.datapath().capabilities().other_ports && self.carries_packets {
+        if self.carries_packets {
             self.take_networks((self.networks)());
         }
     }
 
-    fn take_networks(&mut self, networks: io::Result<Vec<IpNet>>) {
-        let networks = match networks {
+    fn take_networks(&mut self, networks: io::Result<Networks>) {
+        let Networks { connected, local } = match networks {
             Ok(networks) => networks,
             Err(error) => {
-                let problem =
-                    format!("the addresses of devices cannot be read: {error}; the networks known so far stay");
+                let problem = format!(
+                    "the addresses of devices cannot be read: {error}; the networks and addresses known so far stay"
+                );
                 tracing::warn!(problem, "the networks of this node are not known");
                 self.shared.set_problem(NETWORKS_UNKNOWN, Some(problem));
                 return;
             }
         };
         self.shared.set_problem(NETWORKS_UNKNOWN, None);
-        let before = self.shared.runner().reconciler().model().networks().to_vec();
-        if before == networks {
-            return;
+        let (before, local_before) = {
+            let runner = self.shared.runner();
+            let model = runner.reconciler().model();
+            (model.networks().to_vec(), model.local_addresses().clone())
+        };
+        if local_before != local {
+            tracing::info!(
+                before = listed(&local_before),
+                now = listed(&local),
+                "addresses of devices of this node changed: external addresses of services may not be among them, \
+                 unless `external-ips-of-node` allows it"
+            );
+            self.shared.take_changes(vec![Change::SetLocalAddresses(local)]);
         }
-        let listed = |networks: &[IpNet]| networks.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
-        tracing::info!(
-            before = listed(&before),
-            now = listed(&networks),
-            "networks of this node changed: other ports of service addresses in them are left to hosts"
-        );
-        self.shared.take_changes(vec![Change::SetNetworks(networks)]);
+        if self.datapath.datapath().capabilities().other_ports && before != connected {
+            tracing::info!(
+                before = listed(&before),
+                now = listed::<IpNet>(&connected),
+                "networks of this node changed: other ports of service addresses in them are left to hosts"
+            );
+            self.shared.take_changes(vec![Change::SetNetworks(connected)]);
+        }
     }
+}
+
+fn listed<'a, T: ToString + 'a>(all: impl IntoIterator<Item = &'a T>) -> String {
+    all.into_iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]
@@ -51,30 +68,56 @@ mod tests {
     use super::*;
     use crate::testing::{self, conditions, config};
 
-    #[test]
-    fn networks_reach_the_model_and_stay_when_they_cannot_be_read() {
-        let mut agent = testing::agent(&config(), MemoryDatapath::default());
-        let known = |agent: &Engine| agent.shared.runner().reconciler().model().networks().to_vec();
-        let networks: Vec<IpNet> = vec!["192.0.2.0/24".parse().unwrap()];
-        agent.take_networks(Ok(networks.clone()));
-        assert_eq!(known(&agent), networks);
-        agent.take_networks(Err(io::Error::other("no memory")));
-        assert_eq!((known(&agent), conditions(&agent)), (networks, vec![NETWORKS_UNKNOWN.to_owned()]));
-        agent.take_networks(Ok(Vec::new()));
-        assert_eq!((known(&agent), conditions(&agent)), (Vec::new(), Vec::new()));
+    fn networks() -> Networks {
+        Networks { connected: vec!["192.0.2.0/24".parse().unwrap()], local: ["192.0.2.1".parse().unwrap()].into() }
+    }
+
+    /// What the model knows.
+    fn known(agent: &Engine) -> Networks {
+        let runner = agent.shared.runner();
+        let model = runner.reconciler().model();
+        Networks { connected: model.networks().to_vec(), local: model.local_addresses().clone() }
     }
 
     #[test]
-    fn only_a_datapath_with_a_say_in_other_ports_asks_for_networks() {
+    fn networks_reach_the_model_and_stay_when_they_cannot_be_read() {
+        let mut agent = testing::agent(&config(), MemoryDatapath::default());
+        agent.take_networks(Ok(networks()));
+        assert_eq!(known(&agent), networks());
+        agent.take_networks(Err(io::Error::other("no memory")));
+        assert_eq!((known(&agent), conditions(&agent)), (networks(), vec![NETWORKS_UNKNOWN.to_owned()]));
+        agent.take_networks(Ok(Networks::default()));
+        assert_eq!((known(&agent), conditions(&agent)), (Networks::default(), Vec::new()));
+    }
+
+    #[test]
+    fn only_a_datapath_with_a_say_in_other_ports_asks_for_networks_and_each_one_for_addresses() {
         let asked = |capabilities, carries_packets| {
             let mut agent = testing::agent(&config(), MemoryDatapath::with_capabilities(capabilities));
-            agent.networks = || Ok(vec!["192.0.2.0/24".parse().unwrap()]);
+            agent.networks = || Ok(networks());
             agent.carries_packets = carries_packets;
             agent.follow_networks();
-            !agent.shared.runner().reconciler().model().networks().is_empty()
+            known(&agent)
         };
         let all = || lb_core::datapath::Capabilities::all("test");
-        assert!(asked(all(), true));
-        assert!(!asked(all(), false) && !asked(all().with_other_ports(false), true));
+        assert_eq!(asked(all(), true), networks());
+        assert_eq!(asked(all(), false), Networks::default());
+        assert_eq!(asked(all().with_other_ports(false), true), Networks { connected: Vec::new(), ..networks() });
+    }
+
+    #[test]
+    fn an_external_address_on_any_device_is_refused_whatever_node_ip_says() {
+        const EXTERNAL: &str = "{apiVersion: v1, kind: Service, metadata: {name: web}, spec: {clusterIP: 10.96.0.1, \
+                                externalIPs: [10.99.0.1], ports: [{port: 80}]}}\n";
+        let mut config = config();
+        config.node.ips = vec!["10.9.9.9".parse().unwrap()];
+        let mut agent = testing::agent_of(EXTERNAL, &config, MemoryDatapath::default());
+        agent.networks = || Ok(Networks { local: ["10.99.0.1".parse().unwrap()].into(), ..networks() });
+        agent.carries_packets = true;
+        agent.follow_networks();
+        agent.settle().unwrap();
+        let runner = agent.shared.runner();
+        let served: Vec<String> = runner.reconciler().desired().frontends.keys().map(ToString::to_string).collect();
+        assert_eq!(served, ["10.96.0.1:80/tcp"]);
     }
 }

@@ -99,11 +99,31 @@ pub(crate) fn addresses(of: &[String]) -> io::Result<Vec<IpAddr>> {
     Ok(ips)
 }
 
-/// Networks that devices connect this host to, by the addresses that they have; its own addresses, too. In order, none
-/// twice.
-pub(crate) fn networks() -> io::Result<Vec<IpNet>> {
+/// What the addresses of all devices say about this host.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Networks {
+    /// Networks that devices connect this host to, its own addresses among them. In order, none twice.
+    pub(crate) connected: Vec<IpNet>,
+    /// Addresses of this host on any device and of any scope, without loopback and link-local ones.
+    pub(crate) local: BTreeSet<IpAddr>,
+}
+
+pub(crate) fn networks() -> io::Result<Networks> {
     let answers = dump(RouteNetlinkMessage::GetAddress(AddressMessage::default()))?;
-    Ok(networks_in(&answers))
+    Ok(Networks { connected: networks_in(&answers), local: local_in(&answers) })
+}
+
+/// No service can have a loopback or link-local address.
+fn local_in(answers: &[RouteNetlinkMessage]) -> BTreeSet<IpAddr> {
+    let found = answers.iter().filter_map(|answer| match answer {
+        RouteNetlinkMessage::NewAddress(address) => local(address),
+        _ => None,
+    });
+    let is_link_local = |ip: &IpAddr| match ip {
+        IpAddr::V4(ip) => ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
+    };
+    found.filter(|ip| !ip.is_loopback() && !is_link_local(ip)).collect()
 }
 
 /// The address of a point-to-point device is that of its peer, and so is the network.
@@ -310,9 +330,12 @@ mod tests {
             address(AddressScope::Universe, 64, &[at("2001:db8::1")]),
             address(AddressScope::Link, 64, &[at("fe80::1")]),
             address(AddressScope::Host, 8, &[own("127.0.0.1"), at("127.0.0.1")]),
+            address(AddressScope::Host, 32, &[own("203.0.113.1"), at("203.0.113.1")]),
         ];
         let found: Vec<String> = networks_in(&answers).iter().map(ToString::to_string).collect();
         assert_eq!(found, ["192.0.2.0/24", "198.51.100.1/32", "198.51.100.2/32", "2001:db8::/64"]);
+        let own: Vec<String> = local_in(&answers).iter().map(ToString::to_string).collect();
+        assert_eq!(own, ["192.0.2.7", "192.0.2.9", "198.51.100.1", "203.0.113.1", "2001:db8::1"]);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Changes that sources report.
 
-use alloc::vec::Vec;
+use alloc::{collections::BTreeSet, vec::Vec};
+use core::net::IpAddr;
 
 use ipnet::IpNet;
 
@@ -31,6 +32,9 @@ pub enum Change {
     /// The networks changed that a device of the node connects to. An address in one of them may belong to another host,
     /// so packets to its other ports go there. A datapath sees what follows for each frontend.
     SetNetworks(Vec<IpNet>),
+    /// The addresses changed that devices of the node have, those included that have no node ports. No external address
+    /// of a service may be [one of them](crate::model::ExternalIpRefusal::OfNode). A datapath never sees them.
+    SetLocalAddresses(BTreeSet<IpAddr>),
     /// A prober of backends has a new verdict.
     SetHealth(HealthReport),
     /// A verdict of an earlier run. It holds until its source has a new one, or ends its first listing without one.

@@ -2,6 +2,7 @@
 
 use alloc::{collections::BTreeSet, vec::Vec};
 use core::cmp::Reverse;
+use core::net::IpAddr;
 
 use super::{Claim, Model, ModelError, Owner, ServiceFrontend, check::check_fields};
 use crate::{
@@ -132,6 +133,21 @@ impl Model {
             return BTreeSet::new();
         }
         self.node = node;
+        self.assign_anew()
+    }
+
+    /// Addresses of devices say which external addresses are refused: without a service that has one of
+    /// those that came or went, nothing is touched.
+    pub(super) fn set_local_addresses(&mut self, addresses: BTreeSet<IpAddr>) -> BTreeSet<ServiceName> {
+        let has_changed = |ip: &IpAddr| self.local_addresses.contains(ip) != addresses.contains(ip);
+        let latest = self.refused.values().map(|(service, _)| service);
+        let is_touched = self.services.values().chain(latest).any(|it| it.external_ips.iter().any(has_changed));
+        self.local_addresses = addresses;
+        if is_touched { self.assign_anew() } else { BTreeSet::new() }
+    }
+
+    /// Assigns every frontend address anew, those of higher priority first.
+    fn assign_anew(&mut self) -> BTreeSet<ServiceName> {
         self.owners.clear();
         let services = core::mem::take(&mut self.services);
         let mut touched: BTreeSet<ServiceName> = services.keys().cloned().collect();

@@ -160,10 +160,10 @@ pub enum Degraded {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, thiserror::Error)]
 #[non_exhaustive]
 pub enum ExternalIpRefusal {
-    /// It is one of the node's own addresses, and the
+    /// It is one of the node's own addresses, on whichever device, and the
     /// [settings](crate::model::Settings::external_ips_of_node) do not allow that.
     #[error(
-        "it is an address of this node, whose own traffic the service would take (CVE-2020-8554); use a node port, or allow such addresses with the setting `external_ips_of_node`"
+        "it is an address of this node, whose own traffic the service would take (CVE-2020-8554); use a node port, or allow such addresses with the setting `external-ips-of-node`"
     )]
     OfNode,
     /// It is in a network of pods.

@@ -61,8 +61,9 @@ pub struct Settings {
     /// Default: no. Requests that nobody answers are treated like packets to
     /// [other ports](crate::state::OtherPorts) of the address.
     pub answer_ping: bool,
-    /// Whether an external address of a service may be one of the node's own. Default: no, since the service would take
-    /// the traffic of what the node itself serves there (CVE-2020-8554).
+    /// Whether an external address of a service may be one of the node's own, which are those of its
+    /// [facts](NodeFacts::ips) and those of [its devices](Change::SetLocalAddresses). Default: no, since the service
+    /// would take the traffic of what the node itself serves there (CVE-2020-8554).
     pub external_ips_of_node: bool,
 }
 
@@ -132,6 +133,8 @@ pub struct Model {
     zone: Option<ZoneName>,
     /// Networks that a device of the node connects to.
     networks: Vec<IpNet>,
+    /// Addresses that devices of the node have, beside those that the facts list.
+    local_addresses: BTreeSet<IpAddr>,
     services: BTreeMap<ServiceName, Service>,
     refused: BTreeMap<ServiceName, (Service, ModelError)>,
     slices: BTreeMap<SliceName, EndpointSlice>,
@@ -193,6 +196,7 @@ impl Model {
             node: NodeFacts::default(),
             zone: None,
             networks: Vec::new(),
+            local_addresses: BTreeSet::new(),
             services: BTreeMap::new(),
             refused: BTreeMap::new(),
             slices: BTreeMap::new(),
@@ -218,6 +222,7 @@ impl Model {
             Change::SetNode(node) => Ok(self.set_node(node)),
             Change::SetZone(zone) => Ok(self.set_zone(zone)),
             Change::SetNetworks(networks) => Ok(self.set_networks(networks)),
+            Change::SetLocalAddresses(addresses) => Ok(self.set_local_addresses(addresses)),
             Change::SetHealth(report) => Ok(self.set_health(report)),
             Change::RestoreHealth(report) => Ok(self.restore_health(report)),
             Change::ForgetHealth(source) => Ok(self.forget_health(&source)),
@@ -260,6 +265,12 @@ impl Model {
     #[must_use]
     pub fn networks(&self) -> &[IpNet] {
         &self.networks
+    }
+
+    /// Addresses that devices of the node have; those of the [facts](NodeFacts::ips) need not be among them.
+    #[must_use]
+    pub const fn local_addresses(&self) -> &BTreeSet<IpAddr> {
+        &self.local_addresses
     }
 
     /// Services that are served, by name.

@@ -97,7 +97,8 @@ impl Model {
         if self.node.is_pod(ip) {
             return Some(ExternalIpRefusal::OfPods);
         }
-        let is_refused = self.node.ips.contains(&ip) && !self.settings.external_ips_of_node;
+        let is_of_node = self.node.ips.contains(&ip) || self.local_addresses.contains(&ip);
+        let is_refused = is_of_node && !self.settings.external_ips_of_node;
         is_refused.then_some(ExternalIpRefusal::OfNode)
     }
 

@@ -288,6 +288,7 @@ impl Reconciler {
             | Change::RemoveEndpoints(_)
             | Change::SetZone(_)
             | Change::SetNetworks(_)
+            | Change::SetLocalAddresses(_)
             | Change::SetHealth(_)
             | Change::RestoreHealth(_)
             | Change::ForgetHealth(_) => {}

@@ -334,6 +334,42 @@ fn an_external_address_of_the_node_or_of_pods_takes_nothing() {
 }
 
 #[test]
+fn an_external_address_on_a_device_without_node_ports_takes_nothing_either() {
+    let claimed = Service { external_ips: vec![ip("10.99.0.1"), ip("192.0.2.1")], ..web("a", "10.96.0.1") };
+    let served = |model: &Model| {
+        ["10.99.0.1", "192.0.2.1"].map(|at| model.owner(&FrontendAddr::new(ip(at), 80, Protocol::Tcp)).is_some())
+    };
+    let on_devices = |ips: &[&str]| Change::SetLocalAddresses(ips.iter().map(|at| ip(at)).collect());
+    let mut model = model();
+    model.apply(Change::UpsertService(claimed.clone())).unwrap();
+    model.apply(Change::UpsertService(web("b", "10.96.0.2"))).unwrap();
+    assert_eq!(served(&model), [true, true]);
+
+    let touched = model.apply(on_devices(&["10.99.0.1", "172.18.0.2"])).unwrap();
+    assert!(touched.contains(&claimed.name));
+    assert_eq!(served(&model), [false, true]);
+    let degraded: Vec<String> = model.degraded(&claimed).iter().map(ToString::to_string).collect();
+    assert_eq!(degraded.len(), 1, "{degraded:?}");
+    assert!(
+        degraded[0].starts_with("external address 10.99.0.1 is not served: it is an address of this node"),
+        "{degraded:?}"
+    );
+    assert!(degraded[0].ends_with("with the setting `external-ips-of-node`"), "{degraded:?}");
+
+    let touched = model.apply(on_devices(&["10.99.0.1", "10.99.0.7"])).unwrap();
+    assert!(touched.is_empty(), "no service has one of those that changed: {touched:?}");
+    model.apply(on_devices(&[])).unwrap();
+    assert_eq!(served(&model), [true, true], "the device is gone");
+    model.apply(on_devices(&["192.0.2.1"])).unwrap();
+    assert_eq!(served(&model), [true, false]);
+
+    let mut allowed = model_with(Settings::default().with_external_ips_of_node(true), Capabilities::all("test"));
+    allowed.apply(on_devices(&["10.99.0.1"])).unwrap();
+    allowed.apply(Change::UpsertService(claimed)).unwrap();
+    assert_eq!(served(&allowed), [true, true]);
+}
+
+#[test]
 fn an_external_address_gives_way_to_the_service_that_was_assigned_the_address() {
     let mut model = model();
     let thief = Service {

@@ -228,6 +228,8 @@ pub(crate) fn change() -> impl Strategy<Value = Change> {
         1 => select(vec![None, Some("a"), Some("b")]).prop_map(|zone| Change::SetZone(zone.map(ZoneName::new))),
         1 => select(vec![vec![], vec!["20.0.0.0/24"], vec!["10.96.0.0/16"]])
             .prop_map(|nets| Change::SetNetworks(nets.into_iter().map(|net| net.parse().unwrap()).collect())),
+        1 => select(vec![vec![], vec!["192.0.2.1"], vec!["20.0.0.1", "192.0.2.2"]])
+            .prop_map(|ips| Change::SetLocalAddresses(ips.into_iter().map(|ip| ip.parse().unwrap()).collect())),
         2 => health().prop_map(Change::SetHealth),
         1 => health().prop_map(Change::RestoreHealth),
         1 => select(vec![Change::ForgetHealth(source("probe")), Change::InitDone(source("probe"))]),
