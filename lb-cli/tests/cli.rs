@@ -661,6 +661,22 @@ fn check_and_the_agent_agree() {
 }
 
 #[test]
+fn check_judges_node_ports_by_which_sockets_the_configuration_balances() {
+    let manifest =
+        object("default", "np", "type: NodePort, clusterIP: 10.96.0.10, ports: [{port: 80, nodePort: 30080}]");
+    let node = Node::new(&[("np.yaml", &manifest)]);
+    let is_degraded = |socket_lb: &str| {
+        let config = format!("datapath: ebpf\nsocket-lb: \"{socket_lb}\"\nnode-ip: [192.0.2.1]\n");
+        fs::write(node.path("lb.yaml"), config).unwrap();
+        let config = node.path("lb.yaml").display().to_string();
+        let checked = check(&["--config", &config], &node.path("manifests"));
+        assert_eq!(checked.status.code(), Some(0));
+        stdout(&checked).contains("Degraded: service default/np: processes of the node do not reach frontends")
+    };
+    assert_eq!(["all", "host", "off"].map(is_degraded), [false, false, true]);
+}
+
+#[test]
 fn check_assigns_no_address_that_the_configuration_reserves() {
     let pool = "{apiVersion: lb/v1, kind: IPPool, metadata: {name: p}, spec: {blocks: [192.0.2.77/32]}}\n";
     let waits = object("shop", "waits", "type: LoadBalancer, ports: [{port: 80}]");

@@ -650,18 +650,24 @@ impl Settings {
             attachments.destroy_sockets = self.destroy_sockets.unwrap_or_default();
         }
         if kind.reads(Setting::Sockets) {
-            attachments.sockets = SocketService {
-                balanced: self.socket_lb.unwrap_or_default(),
-                except: self.socket_lb_except.clone(),
-                guard_ports: self.guard_ports.unwrap_or_default(),
-                loopback_node_ports: self.loopback_node_ports.unwrap_or_default(),
-                node_ports: self.node_port_range.clone().unwrap_or_default(),
-            };
+            attachments.sockets = self.socket_service();
         }
         if kind.reads(Setting::PinDir) {
             attachments.pin_dir = self.pin_dir.clone().unwrap_or_else(|| DEFAULT_PIN_DIR.into());
         }
         Ok(attachments)
+    }
+
+    /// How sockets are served: by the default where these settings say nothing.
+    #[must_use]
+    pub fn socket_service(&self) -> SocketService {
+        SocketService {
+            balanced: self.socket_lb.unwrap_or_default(),
+            except: self.socket_lb_except.clone(),
+            guard_ports: self.guard_ports.unwrap_or_default(),
+            loopback_node_ports: self.loopback_node_ports.unwrap_or_default(),
+            node_ports: self.node_port_range.clone().unwrap_or_default(),
+        }
     }
 
     fn cgroup(&self) -> Result<PathBuf, ConfigError> {

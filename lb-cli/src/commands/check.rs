@@ -54,10 +54,13 @@ fn config(args: &CheckArgs, settings: &Settings) -> Result<Config, Failure> {
         cluster_cidrs: settings.cluster_cidr.clone(),
     };
     let datapath = args.datapath.or(settings.datapath).unwrap_or(driver::MEMORY);
+    let attachments = Attachments::default()
+        .with_destroy_sockets(settings.destroy_sockets.unwrap_or_default())
+        .with_sockets(settings.socket_service());
     let maglev = settings.maglev_hash.unwrap_or_default().family(settings.maglev_seed.as_deref());
     Ok(Config::new(datapath, node, "", "")
         .with_maglev(maglev.map_err(|error| Failure::chain(&error))?)
-        .with_attachments(Attachments::default().with_destroy_sockets(settings.destroy_sockets.unwrap_or_default()))
+        .with_attachments(attachments)
         .with_algorithm(settings.algorithm.unwrap_or_default().into())
         .with_node_port_addresses(settings.node_port_addresses.clone())
         .with_answer_ping(settings.answer_ping.unwrap_or_default())
