@@ -476,6 +476,7 @@ impl FlowMaps for &Fake {
             ttl: 0,
             flags: 0xff,
             is_later: true,
+            is_own: false,
             start: 0,
             transport: 0,
             len: 0,

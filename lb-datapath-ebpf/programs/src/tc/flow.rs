@@ -121,6 +121,10 @@ pub fn lookup<M: FlowMaps>(maps: M, packet: &Packet, to: &mut CtValue) -> Found 
     if !is_reply && may_start(packet) && !is_kept(maps, packet, to) {
         return Found::Nothing;
     }
+    // What the node itself sends does not come in, and whoever forges it does not end its flow.
+    if !packet.is_own && to.flags & (CT_OWN | CT_REPLY) == CT_OWN {
+        return Found::Stop(Reason::PacketForgedSource);
+    }
     if matches!(table, Table::Live) && !changes_state(packet) && now.saturating_sub(to.last_ns) < REFRESH_NS {
         return Found::Flow;
     }

@@ -117,13 +117,10 @@ fn meet<'a, M: FlowMaps, S: Skb>(maps: M, skb: S, own: bool) -> Option<(&'a mut 
     let kind = if is_plain { plain(skb, start, &mut work.packet) } else { unfold(maps, skb, start, work) };
     let found = match kind {
         Kind::Foreign => return None,
-        Kind::Packet => match flow::lookup(maps, &work.packet, &mut work.to) {
-            // What the node itself sends does not come in.
-            Found::Flow if !own && work.to.flags & (CT_OWN | CT_REPLY) == CT_OWN => {
-                Found::Stop(Reason::PacketForgedSource)
-            }
-            found => found,
-        },
+        Kind::Packet => {
+            work.packet.is_own = own;
+            flow::lookup(maps, &work.packet, &mut work.to)
+        }
         // The network stack drops it.
         Kind::Icmp if is_martian(work.packet.key.src) => return None,
         Kind::Icmp => match quote::translate(maps, skb, work) {
@@ -392,7 +389,7 @@ mod tests {
             frontend_key,
         },
         tc::{
-            header::{ACK, RST, SYN},
+            header::{ACK, FIN, RST, SYN},
             skb::Unrouted,
         },
     };
@@ -701,12 +698,16 @@ mod tests {
     #[test]
     fn nobody_outside_sends_on_a_flow_of_the_node() {
         let (fake, skb) = (Fake::serving(LOOKUP_HASH, &[1]), FakeSkb::tcp_v4(SYN));
-        let forged = FakeSkb::tcp_v4(ACK);
         skb.came_in.set(false);
         assert_eq!(egress(&fake, &skb), REDIRECTED);
-        let before = forged.bytes();
-        assert_eq!((ingress(&fake, &forged), forged.bytes()), (DROP, before));
-        assert_eq!(*fake.counts.borrow(), [(Reason::PacketForgedSource, 1)].into());
+        let flows = fake.flows.borrow().clone();
+        for (times, flags) in (1..).zip([ACK, FIN | ACK, RST]) {
+            let forged = FakeSkb::tcp_v4(flags);
+            let before = forged.bytes();
+            assert_eq!((ingress(&fake, &forged), forged.bytes()), (DROP, before));
+            assert_eq!(*fake.counts.borrow(), [(Reason::PacketForgedSource, times)].into());
+            assert_eq!(*fake.flows.borrow(), flows, "it does not end");
+        }
     }
 
     #[test]

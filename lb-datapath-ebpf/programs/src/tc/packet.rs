@@ -40,6 +40,8 @@ pub struct Packet {
     pub flags: u8,
     /// Whether it is a fragment after the first: it has neither ports nor a transport checksum.
     pub is_later: bool,
+    /// Whether the node itself sends it.
+    pub is_own: bool,
     /// Bytes before the IP header: those of an Ethernet header, or none on a device whose packets have none.
     pub start: u32,
     /// Bytes before the transport header; before the payload of a fragment after the first.
@@ -87,7 +89,7 @@ impl Head {
     pub const fn packet(&self) -> Packet {
         let &Self { start, ip: Ip { src, dst, protocol, ttl, len, .. }, is_v4 } = self;
         let key = CtKey::without_ports(src, dst, protocol);
-        Packet { key, is_v4, ttl, flags: 0, is_later: false, start, transport: start + len, len: 0 }
+        Packet { key, is_v4, ttl, flags: 0, is_later: false, is_own: false, start, transport: start + len, len: 0 }
     }
 
     /// The datagram that the packet is a fragment of.
