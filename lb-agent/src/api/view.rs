@@ -488,7 +488,8 @@ mod tests {
             reconciler.handle_change(Change::UpsertService(service)).unwrap();
         }
         let said = conditions(&reconciler, &Report::default(), &BTreeMap::new());
-        let message = "drain policy cut is not supported by this datapath, established flows keep their backend: \
+        let message = "drain policy cut is not supported by this datapath as it is set up, established flows keep their backend; \
+                       eBPF ends them with the setting `destroy-sockets: all`: \
                        default/web-1, default/web-2, default/web-3 and 2 more; see `lb service list`";
         assert_eq!(said, [Condition::new("Degraded", message)]);
     }

@@ -250,7 +250,7 @@ impl OnDevices {
         if let Some(problem) = datapath.drain_problem() {
             tracing::warn!(
                 problem = problem.report(),
-                "--destroy-sockets is all, and drain policies are not carried out"
+                "--destroy-sockets is all, but drain policies are not supported here: established flows keep their backend"
             );
         }
         // Devices that are left out are tried again, so that the agent says what is wrong with them.

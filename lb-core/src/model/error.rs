@@ -152,7 +152,10 @@ pub enum Degraded {
         refusal: ExternalIpRefusal,
     },
     /// The datapath cannot cut established flows.
-    #[error("drain policy {0} is not supported by this datapath, established flows keep their backend")]
+    #[error(
+        "drain policy {0} is not supported by this datapath as it is set up, established flows keep their backend; eBPF \
+         ends them with the setting `destroy-sockets: all`"
+    )]
     Drain(DrainPolicy),
 }
 

@@ -216,7 +216,11 @@ fn a_datapath_that_cannot_cut_keeps_and_says_so() {
     let service = Service { drain: DrainPolicy::For(Duration::from_secs(30)), ..web("a", "10.96.0.1") };
     model.apply(Change::UpsertService(service.clone())).unwrap();
     let degraded: Vec<String> = model.degraded(&service).iter().map(Degraded::to_string).collect();
-    assert_eq!(degraded, ["drain policy 30 s is not supported by this datapath, established flows keep their backend"]);
+    assert_eq!(
+        degraded,
+        ["drain policy 30 s is not supported by this datapath as it is set up, established flows keep their backend; \
+          eBPF ends them with the setting `destroy-sockets: all`"]
+    );
     assert!(stays(&decision(&model, of(1, Some(0)), 1000)));
     assert!(model.degraded(&web("b", "10.96.0.2")).is_empty());
     let never = Service { drain: DrainPolicy::For(Duration::ZERO), ..service };
