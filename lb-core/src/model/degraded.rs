@@ -31,7 +31,7 @@ impl Model {
             if !caps.families.contains(&frontend.addr.family()) {
                 found.insert(Degraded::Family(frontend.addr.family()));
             }
-            if self.needs_another_sctp_port(service, &frontend) {
+            if caps.protocols.contains(&frontend.addr.protocol) && self.needs_another_sctp_port(service, &frontend) {
                 found.insert(Degraded::SctpPort(frontend.addr));
             }
             let restricts = |ranges: &SourceRanges| ranges.restrict(frontend.addr.family());

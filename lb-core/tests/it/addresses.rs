@@ -442,6 +442,11 @@ fn sctp_at_another_port_than_its_backends_is_not_carried_where_ports_cannot_be_r
     assert_eq!((carried, degraded.len()), ([false, false], 5));
     let (carried, degraded) = fates(30080, fixed());
     assert_eq!((carried, degraded.len()), ([false, true], 3));
+    let (carried, degraded) = fates(9999, fixed().with_protocols([Protocol::Tcp, Protocol::Udp]));
+    assert_eq!(
+        (carried, degraded),
+        ([false, false], vec!["protocol sctp is not supported by this datapath".to_owned()])
+    );
 }
 
 #[test]
