@@ -671,7 +671,7 @@ fn check_judges_node_ports_by_which_sockets_the_configuration_balances() {
         let config = node.path("lb.yaml").display().to_string();
         let checked = check(&["--config", &config], &node.path("manifests"));
         assert_eq!(checked.status.code(), Some(0));
-        stdout(&checked).contains("Degraded: service default/np: processes of the node do not reach frontends")
+        stdout(&checked).contains("Degraded: service default/np: processes of the node do not reach tcp frontends")
     };
     assert_eq!(["all", "host", "off"].map(is_degraded), [false, false, true]);
 }

@@ -40,8 +40,10 @@ impl Model {
             }
             if caps.sockets_of(frontend.addr.protocol) == SocketCapability::Egress
                 && self.node.ips.contains(&frontend.addr.ip)
+                && self.carries(service, &frontend)
             {
-                found.insert(Degraded::OwnAddress);
+                let (protocol, has_cluster_ip) = (frontend.addr.protocol, !service.cluster_ips.is_empty());
+                found.insert(Degraded::OwnAddress { protocol, has_cluster_ip });
             }
             let wants_local = service.external_traffic_policy == TrafficPolicy::Local;
             if wants_local && follows_external_policy(frontend.kind) && !caps.external_traffic_policy_local {

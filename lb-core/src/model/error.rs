@@ -134,10 +134,16 @@ pub enum Degraded {
     SourceRanges,
     /// The datapath does not see packets of the node to itself.
     #[error(
-        "processes of the node do not reach frontends at addresses of the node itself: this datapath sees packets where \
-         they leave the node; use the cluster address there, or let sockets of the node be translated"
+        "processes of the node do not reach {protocol} frontends at addresses of the node itself: this datapath sees \
+         packets where they leave the node; {}",
+        instead_of_own_address(*protocol, *has_cluster_ip)
     )]
-    OwnAddress,
+    OwnAddress {
+        /// The protocol of these frontends.
+        protocol: Protocol,
+        /// Whether the service has a cluster address.
+        has_cluster_ip: bool,
+    },
     /// The datapath cannot rewrite SCTP ports.
     #[error(
         "SCTP frontend {0} is not carried: this datapath cannot rewrite the port of SCTP; give the backends the same port"
@@ -157,6 +163,16 @@ pub enum Degraded {
          ends them with the setting `destroy-sockets: all`"
     )]
     Drain(DrainPolicy),
+}
+
+/// What processes of the node can use. No datapath has a hook for SCTP sockets.
+const fn instead_of_own_address(protocol: Protocol, has_cluster_ip: bool) -> &'static str {
+    match (protocol, has_cluster_ip) {
+        (Protocol::Sctp, true) => "use the cluster address there",
+        (Protocol::Sctp, false) => "use the address of a backend there",
+        (_, true) => "use the cluster address there, or let sockets of the node be translated",
+        (_, false) => "let sockets of the node be translated, or use the address of a backend there",
+    }
 }
 
 /// Why an external address of a service has no frontends.

@@ -462,9 +462,29 @@ fn a_datapath_at_the_devices_does_not_see_what_the_node_sends_to_itself() {
     for seen in [of_a_pod, packet(Entry::Uplink, "172.18.0.2", 30080), packet(Entry::Socket, "20.0.0.1", 80)] {
         forward(&model, &seen);
     }
-    assert!(model.degraded(&everywhere()).contains(&Degraded::OwnAddress));
+    let own_address = |service: &Service| {
+        let degraded = model.degraded(service).into_iter();
+        degraded.filter(|it| matches!(it, Degraded::OwnAddress { .. })).map(|it| it.to_string()).collect::<Vec<_>>()
+    };
+    let ends = |service: &Service, protocol: &str, advice: &str| {
+        let says = own_address(service);
+        let start =
+            format!("processes of the node do not reach {protocol} frontends at addresses of the node itself: ");
+        assert!(says.len() == 1 && says[0].starts_with(&start) && says[0].ends_with(advice), "{says:?}");
+    };
+    ends(&everywhere(), "tcp", "; use the cluster address there, or let sockets of the node be translated");
+    let (host_port, _) = host_ports("10.244.0.7", "here", HostIps::Every);
+    ends(&host_port, "tcp", "; let sockets of the node be translated, or use the address of a backend there");
+    let sctp = vec![ServicePort { node_port: Some(30081), ..port("sig", Protocol::Sctp, 3868) }];
+    ends(&Service { ports: sctp.clone(), ..everywhere() }, "sctp", "; use the cluster address there");
     let elsewhere = Service { ports: vec![port("http", Protocol::Tcp, 80)], ..everywhere() };
-    assert!(!model.degraded(&elsewhere).contains(&Degraded::OwnAddress));
+    assert_eq!(own_address(&elsewhere), Vec::<String>::new());
+    let tcp_alone = Capabilities::all("tcp").with_sockets(SocketCapability::Egress).with_protocols([Protocol::Tcp]);
+    let mut tcp_alone = model_with(Settings::default(), tcp_alone);
+    let service = Service { ports: sctp, ..everywhere() };
+    tcp_alone.apply(Change::UpsertService(service.clone())).unwrap();
+    let degraded: Vec<String> = tcp_alone.degraded(&service).iter().map(ToString::to_string).collect();
+    assert_eq!(degraded, ["protocol sctp is not supported by this datapath"], "nobody reaches what is not carried");
 
     let own = forward(&model, &packet(Entry::Socket, "10.96.0.1", 80));
     let seen = |backend| match own.source_rewrite(ip("172.18.0.2"), backend) {
