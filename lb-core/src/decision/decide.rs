@@ -197,7 +197,11 @@ impl<'a> MatchedFrontend<'a> {
         let source = self.packet.source;
         let admits = guard.admits(self.packet, self.model.node());
         let why = match guard.ranges.prefix_of(source) {
-            _ if admits && !guard.ranges.admit(source) => format!("{source} is inside and let in"),
+            _ if admits && !guard.ranges.admit(source) => {
+                let node = self.model.node();
+                let who = if self.packet.is_of_node(node) { "a process of the node" } else { "inside of the cluster" };
+                format!("{source} comes from {who}: let in whatever they say")
+            }
             Some(prefix) => format!("{source} is in {prefix}"),
             None => format!("{source} is in none of them"),
         };

@@ -271,7 +271,14 @@ fn explain_names_the_range_and_the_sender() {
         "service default/a, source ranges: allow 203.0.113.0/24: 203.0.113.7 is in 203.0.113.0/24"
     );
     let own = packet(Entry::Socket, "172.18.0.2", "20.0.0.1");
-    assert_eq!(says(&own), "service default/a, source ranges: allow 203.0.113.0/24: 172.18.0.2 is inside and let in");
+    assert_eq!(
+        says(&own),
+        "service default/a, source ranges: allow 203.0.113.0/24: 172.18.0.2 comes from a process of the node: let in whatever they say"
+    );
+    let of_a_pod = packet(Entry::PodDevice, "10.244.0.8", "10.96.0.1");
+    let ranges = "service default/a, source ranges: allow 203.0.113.0/24: ";
+    let own = says(&of_a_pod);
+    assert_eq!(own.strip_prefix(ranges), Some("10.244.0.8 comes from inside of the cluster: let in whatever they say"));
 
     let decision = decide(&model, &out, &FlowView::default(), Instant::default());
     let query = BackendQuery { ip: ip("10.244.0.1"), port: None };
