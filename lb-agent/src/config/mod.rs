@@ -1,6 +1,7 @@
 //! Settings of the agent: flags over configuration file over defaults.
 
 pub mod maglev;
+mod network;
 pub mod pattern;
 pub mod period;
 mod setters;
@@ -89,18 +90,21 @@ pub struct Settings {
     pub node_ip: Vec<IpAddr>,
     /// Prefix of the pods, whose source addresses are kept; can be repeated [default: none, so that every source is
     /// translated].
-    #[arg(long, value_name = "CIDR")]
+    #[arg(long, value_name = "CIDR", value_parser = network::parse)]
+    #[serde(deserialize_with = "network::deserialize")]
     pub cluster_cidr: Vec<IpNet>,
     /// Prefix of the cluster addresses of services, which no service gets from a pool; can be repeated [default: none, so
     /// that only addresses that services have are kept back].
-    #[arg(long, value_name = "CIDR")]
+    #[arg(long, value_name = "CIDR", value_parser = network::parse)]
+    #[serde(deserialize_with = "network::deserialize")]
     pub service_cidr: Vec<IpNet>,
     /// Choice of a backend by services that name none: `least-connections` is the one of two random ones with fewer flows
     /// through this node [default: random].
     #[arg(long, value_name = "NAME", value_enum)]
     pub algorithm: Option<Algorithm>,
     /// Network whose node addresses have node ports; can be repeated [default: all that `--node-ip` has].
-    #[arg(long, value_name = "CIDR")]
+    #[arg(long, value_name = "CIDR", value_parser = network::parse)]
+    #[serde(deserialize_with = "network::deserialize")]
     pub node_port_addresses: Vec<IpNet>,
     /// Answer pings of the addresses of services, but for those of the node itself [default: false].
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
@@ -125,7 +129,8 @@ pub struct Settings {
     /// Addresses of pods whose sockets are not sent to a backend where they connect, as pods with a proxy of a service mesh
     /// or a virtual machine need it; can be repeated. Their packets are translated at devices. It needs CAP_SYS_ADMIN and
     /// CAP_SYS_PTRACE. Only for ebpf [default: none].
-    #[arg(long, value_name = "CIDR")]
+    #[arg(long, value_name = "CIDR", value_parser = network::parse)]
+    #[serde(deserialize_with = "network::deserialize")]
     pub socket_lb_except: Vec<IpNet>,
     /// Whether processes of the node are kept from binding a port of the node that is a frontend. With `off`, such a
     /// process waits for connections that never come. Only for ebpf [default: on].
