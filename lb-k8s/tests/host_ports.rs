@@ -348,6 +348,29 @@ fn a_pod_that_is_refused_keeps_its_host_port_and_one_without_host_ports_is_nobod
 }
 
 #[test]
+fn a_pod_whose_host_ports_are_served_or_refused_is_not_skipped() {
+    let ports = "{containerPort: 80, hostPort: 8080}";
+    let web = pod("web", 1, ports);
+    let skipped = |node: &Node| -> Vec<String> {
+        node.manifests.report().skipped.iter().map(|finding| finding.object.name.to_string()).collect()
+    };
+    let mut node = Node::new(&web);
+    assert_eq!((node.served().len(), skipped(&node)), (2, vec![]));
+    node.update(&(web.clone() + &pod("db", 2, "{containerPort: 80}")));
+    assert_eq!(skipped(&node), ["db"], "one without host ports");
+    let bad = pod("bad", 3, "{containerPort: 80, hostPort: 99999}");
+    node.update(&(web.clone() + &bad));
+    assert_eq!((node.refused().len(), skipped(&node)), (1, vec![]));
+
+    let mut nobody = Manifests::new(SourceName("manifests".into()));
+    nobody.update(Snapshot::parse("pods.yaml", &(web + &bad)));
+    let report = nobody.report();
+    let says = "no pods are started from manifests: their endpoints have to stand in an EndpointSlice";
+    let told: Vec<&str> = report.skipped.iter().map(|finding| &*finding.message).collect();
+    assert_eq!(told, [says, says], "nobody serves host ports there");
+}
+
+#[test]
 fn names_of_host_ports_are_nobody_elses() {
     let node = Node::new(&pod("web", 1, PORT));
     let service = node.manifests.services().next().unwrap();

@@ -180,6 +180,10 @@ impl Snapshot {
                 report.skipped.extend_from_slice(&part.workloads);
                 report.unlisted.skipped += part.unlisted_workloads;
             }
+            if !caller.starts_pods && !caller.serves_host_ports {
+                report.skipped.extend_from_slice(&part.host_workloads);
+                report.unlisted.skipped += part.unlisted_host_workloads;
+            }
             // What is said of an object that another file has, too, must not stand on that one.
             let counts = |noted: &&Noted| match &noted.0 {
                 Some(Key::Workload(_)) if !caller.starts_pods => false,

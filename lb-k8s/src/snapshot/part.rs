@@ -28,6 +28,8 @@ pub(crate) struct Part {
     pub(crate) skipped: Vec<Arc<Finding>>,
     /// Workloads, for those who start no pods.
     pub(crate) workloads: Vec<Arc<Finding>>,
+    /// Pods with host ports, for those who neither start pods nor serve host ports.
+    pub(crate) host_workloads: Vec<Arc<Finding>>,
     pub(crate) unsupported: Vec<Noted>,
     /// Findings that count only where nobody allocates addresses.
     pub(crate) unallocated: Vec<Noted>,
@@ -43,8 +45,9 @@ pub(crate) struct Part {
     pub(crate) host_pods: BTreeSet<Key>,
     /// How many more findings there are.
     pub(crate) unlisted: Unlisted,
-    /// How many more there are where somebody does not start pods, or not allocate addresses.
+    /// How many more there are where nobody starts pods, serves host ports, or allocates addresses.
     pub(crate) unlisted_workloads: usize,
+    pub(crate) unlisted_host_workloads: usize,
     pub(crate) unlisted_unallocated: usize,
     /// Documents that have content, read or not.
     pub(crate) documents: usize,
@@ -97,7 +100,8 @@ impl Part {
     /// How many findings are listed.
     pub(crate) fn findings(&self) -> usize {
         let about_objects = self.unsupported.len() + self.unallocated.len() + self.refused.len() + self.repeated.len();
-        self.unread.len() + self.skipped.len() + self.workloads.len() + about_objects
+        let workloads = self.workloads.len() + self.host_workloads.len();
+        self.unread.len() + self.skipped.len() + workloads + about_objects
     }
 
     /// Lists no more than `limit` findings, invalid objects before others; the rest is counted, and kept as far as
@@ -130,6 +134,7 @@ impl Part {
             self.keep_exposing(None, finding.exposes, || finding);
         }
         self.unlisted_workloads += cut(&mut self.workloads, &mut limit).len();
+        self.unlisted_host_workloads += cut(&mut self.host_workloads, &mut limit).len();
     }
 
     /// Whether no further finding is listed.
@@ -158,7 +163,8 @@ impl Part {
 
     /// Whether there is anything to say about the file.
     pub(crate) fn is_noted(&self) -> bool {
-        let unlisted = self.unlisted.sum() + self.unlisted_workloads + self.unlisted_unallocated;
+        let unlisted =
+            self.unlisted.sum() + self.unlisted_workloads + self.unlisted_host_workloads + self.unlisted_unallocated;
         self.findings() + unlisted > 0 || self.irregular.is_some()
     }
 }

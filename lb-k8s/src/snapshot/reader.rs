@@ -206,13 +206,12 @@ impl Reader {
             Err(invalid) => (None, Some(invalid)),
         };
         if let Key::Workload(_) = &key {
-            if has_host_ports(object.value) {
+            let has_host_ports = has_host_ports(object.value);
+            if has_host_ports {
                 self.part.host_pods.insert(key.clone());
             }
-            match self.part.is_full() {
-                true => self.part.unlisted_workloads += 1,
-                false => self.part.workloads.push(listed(object, Unsupported::new("", not_started(body.as_ref())))),
-            }
+            let is_served = matches!(&body, Some(Body::Workload(read)) if read.host_ports.is_some());
+            self.not_started(object, is_served || has_host_ports && invalid.is_some());
         }
         if let Some(invalid) = invalid {
             self.refuse(object, Some(key.clone()), invalid);
@@ -234,6 +233,20 @@ impl Reader {
             return self.part.keep_exposing(None, found.exposes, || unlisted(object, found));
         }
         self.part.skipped.push(listed(object, found));
+    }
+
+    /// Notes a workload whose pods nobody starts. One `with_host_ports` that are served, or refused, is not skipped where
+    /// somebody serves host ports.
+    fn not_started(&mut self, object: &Object<'_>, with_host_ports: bool) {
+        let finding = (!self.part.is_full()).then(|| listed(object, Unsupported::new("", NO_PODS)));
+        let (all, unlisted) = match with_host_ports {
+            true => (&mut self.part.host_workloads, &mut self.part.unlisted_host_workloads),
+            false => (&mut self.part.workloads, &mut self.part.unlisted_workloads),
+        };
+        match finding {
+            Some(finding) => all.push(finding),
+            None => *unlisted += 1,
+        }
     }
 
     fn unsupported(&mut self, object: &Object<'_>, key: Option<&Key>, found: Vec<Unsupported>) {
@@ -268,22 +281,12 @@ fn unlisted(object: &Object<'_>, Unsupported { field, message, exposes }: Unsupp
 /// What is said of a workload where nobody starts pods.
 const NO_PODS: &str = "no pods are started from manifests: their endpoints have to stand in an EndpointSlice";
 
-const HOST_PORTS_ALONE: &str = "its node serves its host ports; no pods are started from manifests: endpoints of services \
-                                have to stand in an EndpointSlice";
-
 /// Whether the manifest of a pod, valid or not, has a host port.
 fn has_host_ports(pod: &Value) -> bool {
     let lists = ["containers", "initContainers"].map(|list| pod.get("spec").and_then(|spec| spec.get(list)));
     let containers = lists.into_iter().flatten().filter_map(Value::as_array).flatten();
     let ports = containers.filter_map(|container| container.get("ports")?.as_array()).flatten();
     ports.filter_map(|port| port.get("hostPort")).any(|port| !port.is_null())
-}
-
-fn not_started(body: Option<&Body>) -> &'static str {
-    match body {
-        Some(Body::Workload(read)) if read.host_ports.is_some() => HOST_PORTS_ALONE,
-        Some(_) | None => NO_PODS,
-    }
 }
 
 /// Kinds that say who may reach a pod.
