@@ -526,7 +526,8 @@ impl Datapath for EbpfDatapath {
             capabilities =
                 capabilities.with_algorithms([Algorithm::Random, Algorithm::Maglev, Algorithm::LeastConnections]);
         }
-        capabilities.with_sockets(self.config.socket_balancing.capability())
+        let routed = self.kernel.as_ref().is_none_or(|kernel| kernel.features.routed_sources);
+        capabilities.with_routed_sources(routed).with_sockets(self.config.socket_balancing.capability())
     }
 
     fn observe(&mut self) -> Result<State, DatapathError> {

@@ -1,6 +1,6 @@
 //! What the running kernel offers, found out by asking it: a distribution may have backported what its version lacks.
 
-use std::{fmt, io};
+use std::{fmt, io, os::fd::AsFd};
 
 use crate::{
     error::EbpfError,
@@ -53,12 +53,23 @@ pub struct KernelFeatures {
     /// limited to the host.
     #[doc(alias = "SO_NETNS_COOKIE")]
     pub own_sockets: bool,
+    /// Whether a route tells programs which source it prefers (Linux 6.7). Without it, the source of a translated flow is
+    /// the node's [first address](lb_core::node::NodeFacts::primary_ip) of the family, and
+    /// [`capabilities`](lb_core::datapath::Datapath::capabilities) has no routed sources.
+    #[doc(alias = "BPF_FIB_LOOKUP_SRC")]
+    pub routed_sources: bool,
 }
 
 impl KernelFeatures {
     /// Those of a kernel that lacks nothing.
-    pub const ALL: Self =
-        Self { hook: DeviceHook::Tcx, tcx: true, socket_errors: true, fetch_add: true, own_sockets: true };
+    pub const ALL: Self = Self {
+        hook: DeviceHook::Tcx,
+        tcx: true,
+        socket_errors: true,
+        fetch_add: true,
+        own_sockets: true,
+        routed_sources: true,
+    };
 
     /// Asks the kernel.
     pub(crate) fn detect(force_clsact: bool) -> Result<Self, EbpfError> {
@@ -68,7 +79,8 @@ impl KernelFeatures {
         let socket_errors = loads(&SET_RETVAL).map_err(asked("bpf_set_retval"))?;
         let fetch_add = loads(&FETCH_ADD).map_err(asked("atomic additions"))?;
         let own_sockets = sys::netns_cookie().map_err(asked("SO_NETNS_COOKIE"))?.is_some();
-        Ok(Self { hook, tcx, socket_errors, fetch_add, own_sockets })
+        let routed_sources = knows_flag(BPF_FIB_LOOKUP_SRC).map_err(asked("BPF_FIB_LOOKUP_SRC"))?;
+        Ok(Self { hook, tcx, socket_errors, fetch_add, own_sockets, routed_sources })
     }
 }
 
@@ -91,7 +103,16 @@ impl fmt::Display for KernelFeatures {
             "not known, since this kernel has no SO_NETNS_COOKIE: ports are not guarded, and loopback addresses have no \
              node ports"
         };
-        write!(f, "packets: {hook}\nrefused sockets: {errors}\nround robin: {turns}\nsockets of the node: {own}")
+        let sources = if self.routed_sources {
+            "as the route to the backend prefers"
+        } else {
+            "the first address of the node, since this kernel has no BPF_FIB_LOOKUP_SRC"
+        };
+        write!(
+            f,
+            "packets: {hook}\nrefused sockets: {errors}\nround robin: {turns}\nsockets of the node: {own}\n\
+             translated sources: {sources}"
+        )
     }
 }
 
@@ -118,6 +139,31 @@ fn loads(program: &[Insn]) -> io::Result<bool> {
     }
 }
 
+/// Flag of a look-up of a route: the source that it prefers is written, too.
+const BPF_FIB_LOOKUP_SRC: i32 = 1 << 4;
+/// Size of the parameters of a look-up, `struct bpf_fib_lookup`.
+const FIB_PARAMETERS: i32 = 64;
+
+/// Whether the kernel's look-up of a route takes this flag. A flag that it does not know is `EINVAL`, which is looked at
+/// before the family; family 0 does not exist, which is `EAFNOSUPPORT`. So no route is needed.
+///
+/// <https://github.com/torvalds/linux/blob/v6.18/net/core/filter.c> (`bpf_skb_fib_lookup`)
+fn knows_flag(flag: i32) -> io::Result<bool> {
+    let zeroes = (1..=FIB_PARAMETERS / 8).map(|word| Insn::store(10, word as i16 * -8, 0));
+    let call = [
+        Insn::copy(2, 10),
+        Insn::add(2, -FIB_PARAMETERS),
+        Insn::mov(3, FIB_PARAMETERS),
+        Insn::mov(4, flag),
+        Insn::call(69),
+        Insn::EXIT,
+    ];
+    let program = sys::load_classifier(&zeroes.chain(call).collect::<Vec<_>>())?;
+    let device = sys::device("lo")?;
+    let run = sys::test_run(program.as_fd(), &[0; 64], device)?;
+    Ok(run.verdict != -libc::EINVAL)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -125,14 +171,22 @@ mod tests {
     #[test]
     fn what_is_missing_is_told_with_its_consequence() {
         let hook = DeviceHook::Clsact;
-        let old = KernelFeatures { hook, tcx: false, socket_errors: false, fetch_add: false, own_sockets: false };
+        let old = KernelFeatures {
+            hook,
+            tcx: false,
+            socket_errors: false,
+            fetch_add: false,
+            own_sockets: false,
+            routed_sources: false,
+        };
         assert_eq!(
             old.to_string(),
             "packets: clsact, since this kernel has no TCX\n\
              refused sockets: EPERM, since this kernel has no bpf_set_retval\n\
              round robin: no, since this kernel's atomic additions return nothing\n\
              sockets of the node: not known, since this kernel has no SO_NETNS_COOKIE: ports are not guarded, and \
-             loopback addresses have no node ports"
+             loopback addresses have no node ports\n\
+             translated sources: the first address of the node, since this kernel has no BPF_FIB_LOOKUP_SRC"
         );
         let forced = KernelFeatures { hook: DeviceHook::Clsact, ..KernelFeatures::ALL };
         assert!(forced.to_string().starts_with("packets: clsact, as the configuration asks\n"));
@@ -145,6 +199,8 @@ mod tests {
         // A helper that does not exist.
         assert!(!loads(&[Insn::call(0x7fff), Insn::mov(0, 1), Insn::EXIT]).unwrap());
         // The result is not set.
+        assert!(!knows_flag(1 << 30).unwrap(), "a flag that does not exist");
+        assert!(knows_flag(1).unwrap(), "one that each kernel has");
         assert!(loads(&[Insn::EXIT]).is_err_and(|error| error.raw_os_error() == Some(libc::EACCES)));
     }
 }

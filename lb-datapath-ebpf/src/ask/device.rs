@@ -15,6 +15,7 @@ use super::{
     way::{self, Route, Way},
 };
 use crate::{
+    KernelFeatures,
     datapath::Kernel,
     error::EbpfError,
     object::Object,
@@ -91,7 +92,7 @@ pub(super) fn at_device(
     let run = apart(packet, run, again)?.tell(&mut steps, &mut faults);
     if let (TCX_REDIRECT, Some(Parsed::Flow(after))) = (run.verdict, parse(&run.packet)) {
         let route = way::route(after.destination).map_err(running)?;
-        faults.extend(source_fault(&kernel.maps, packet, &after, route, &mut steps)?);
+        faults.extend(source_fault(&kernel.maps, kernel.features, packet, &after, route, &mut steps)?);
         let longest = way.mtu.min(LONGEST);
         if let Some(long) = long(packet, way.to, flags, longest) {
             let run = records.run(dry, &long, device)?;
@@ -166,6 +167,7 @@ fn long(packet: &Packet, to: [u8; 6], flags: u8, longest: u32) -> Option<Vec<u8>
 /// Says where a translated source comes from; a fault if the route to the backend prefers another address of the node.
 fn source_fault(
     maps: &Maps,
+    features: KernelFeatures,
     packet: &Packet,
     after: &Tuple,
     route: Route,
@@ -180,15 +182,8 @@ fn source_fault(
         Some(source) if source == after.source => format!("source {source}, as the route to the backend says"),
         _ => format!("source {}, port {}", after.source, after.source_port),
     });
-    let wrong = preferred.filter(|source| *source != after.source && follows_routes());
+    let wrong = preferred.filter(|source| *source != after.source && features.routed_sources);
     Ok(wrong.map(|source| format!("source: the route to the backend says {source}, the kernel has {}", after.source)))
-}
-
-/// Whether the kernel tells programs the source that a route prefers (`BPF_FIB_LOOKUP_SRC`, Linux 6.7).
-fn follows_routes() -> bool {
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let mut numbers = release.split(['.', '-']).map_while(|number| number.parse::<u32>().ok());
-    (numbers.next(), numbers.next()) >= (Some(6), Some(7))
 }
 
 /// Says what comes back for a packet of `longest` bytes; a fault if it is sent on to a device that does not take it.

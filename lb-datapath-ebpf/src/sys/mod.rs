@@ -37,7 +37,7 @@ pub(crate) use self::{
         IfIndex, device, enter_network_namespace, is_bpffs, is_network_namespace, lock, monotonic, netns_cookie, user,
         wait_for_readers,
     },
-    prog::{Insn, ProgInfo, TestRun, load_connect4, map_by_id, prog_by_id, prog_info, test_run},
+    prog::{Insn, ProgInfo, TestRun, load_classifier, load_connect4, map_by_id, prog_by_id, prog_info, test_run},
     query::{has_tcx, programs_of},
 };
 

@@ -7,7 +7,10 @@ use std::{
 
 use aya_obj::generated::{
     BPF_ADD, BPF_ALU64, BPF_ATOMIC, BPF_CALL, BPF_DW, BPF_EXIT, BPF_FETCH, BPF_JMP, BPF_K, BPF_MEM, BPF_MOV, BPF_ST,
-    BPF_STX, BPF_X, bpf_attach_type::BPF_CGROUP_INET4_CONNECT, bpf_cmd, bpf_prog_type::BPF_PROG_TYPE_CGROUP_SOCK_ADDR,
+    BPF_STX, BPF_X,
+    bpf_attach_type::BPF_CGROUP_INET4_CONNECT,
+    bpf_cmd,
+    bpf_prog_type::{BPF_PROG_TYPE_CGROUP_SOCK_ADDR, BPF_PROG_TYPE_SCHED_CLS},
 };
 
 use super::{IfIndex, address, address_mut, bpf, bpf_fd, name, query, raw};
@@ -166,6 +169,16 @@ impl Insn {
         Self::new(BPF_ALU64 | BPF_MOV | BPF_K, register, 0, constant)
     }
 
+    /// Sets a register to what another one has.
+    pub(crate) const fn copy(register: u8, source: u8) -> Self {
+        Self::new(BPF_ALU64 | BPF_MOV | BPF_X, source << 4 | register, 0, 0)
+    }
+
+    /// Adds to a register.
+    pub(crate) const fn add(register: u8, constant: i32) -> Self {
+        Self::new(BPF_ALU64 | BPF_ADD | BPF_K, register, 0, constant)
+    }
+
     /// Sets eight bytes of memory.
     pub(crate) const fn store(register: u8, offset: i16, constant: i32) -> Self {
         Self::new(BPF_ST | BPF_MEM | BPF_DW, register, offset, constant)
@@ -250,6 +263,20 @@ pub(crate) fn load_connect4(insns: &[Insn]) -> io::Result<OwnedFd> {
         insns: address(insns),
         license: license.as_ptr() as u64,
         attach_type: BPF_CGROUP_INET4_CONNECT as u32,
+        ..LoadAttr::default()
+    };
+    // SAFETY: there are `count` instructions, and the license is a string that ends in a zero byte.
+    unsafe { bpf_fd(bpf_cmd::BPF_PROG_LOAD, &mut attr) }
+}
+
+/// Loads a program of packets at devices.
+pub(crate) fn load_classifier(insns: &[Insn]) -> io::Result<OwnedFd> {
+    let license = c"GPL";
+    let mut attr = LoadAttr {
+        kind: BPF_PROG_TYPE_SCHED_CLS as u32,
+        count: insns.len() as u32,
+        insns: address(insns),
+        license: license.as_ptr() as u64,
         ..LoadAttr::default()
     };
     // SAFETY: there are `count` instructions, and the license is a string that ends in a zero byte.
