@@ -7,7 +7,7 @@ use std::{
 };
 
 use lb_core::{
-    addr::{Family, Protocol},
+    addr::{Family, FrontendKind, Protocol},
     decision::BackendQuery,
     endpoint::EndpointSlice,
     model::Model,
@@ -33,15 +33,17 @@ pub(crate) struct Remark {
 }
 
 /// Conditions of the agent that name services with such a condition, and what they say first.
-const OF_ALL: [(&str, &str); 3] = [
+const OF_ALL: [(&str, &str); 4] = [
     (NO_ENDPOINTS, "no EndpointSlice fits these services, or one of their ports or families"),
     (ENDPOINTS_UNUSED, "EndpointSlices fit no port of these services"),
     (HOST_IP_ELSEWHERE, "these host ports are for an address that this node does not have"),
+    (NODE_PORTS_NOWHERE, "no address of this node has the node ports of these services"),
 ];
 
 const NO_ENDPOINTS: &str = "NoEndpoints";
 const ENDPOINTS_UNUSED: &str = "EndpointsUnused";
 const HOST_IP_ELSEWHERE: &str = "HostIpElsewhere";
+const NODE_PORTS_NOWHERE: &str = "NodePortsNowhere";
 pub(crate) const NO_SERVICE: &str = "NoService";
 
 /// Most names that one message has.
@@ -244,8 +246,9 @@ fn unjoined(model: &Model, unread: &UnreadSlices) -> impl Iterator<Item = (Servi
     let mut found = Vec::new();
     for service in model.services() {
         let of_service = slices.remove(&service.name).unwrap_or_default();
-        let remarks = unjoined_of(model, service, &of_service, unread);
-        found.extend(remarks.into_iter().map(|remark| (service.name.clone(), remark)));
+        let remarks = unjoined_of(model, service, &of_service, unread).into_iter();
+        let remarks = remarks.chain(node_ports_nowhere(model, service));
+        found.extend(remarks.map(|remark| (service.name.clone(), remark)));
     }
     found.into_iter()
 }
@@ -318,6 +321,22 @@ fn host_ip_elsewhere(model: &Model, service: &Service) -> Option<Remark> {
         own => format!("{ip} is not an address of this node, which has {}: nobody is served there", named(own.iter())),
     };
     Some(Remark { kind: HOST_IP_ELSEWHERE, object: None, field: "hostIP".into(), says })
+}
+
+/// A service whose node ports no address has, since the chosen networks have none of the node's addresses.
+fn node_ports_nowhere(model: &Model, service: &Service) -> Option<Remark> {
+    let (chosen, own) = (&model.settings().node_port_addresses, &model.node().ips);
+    let has_node_ports = service.ports.iter().any(|port| port.node_port.is_some());
+    let is_served = || model.frontends(service).any(|frontend| frontend.kind == FrontendKind::NodePort);
+    if chosen.is_empty() || own.is_empty() || !has_node_ports || is_served() {
+        return None;
+    }
+    let says = format!(
+        "node-port-addresses has {}, and this node has {}: nobody is served at its node ports",
+        named(chosen.iter()),
+        named(own.iter())
+    );
+    Some(Remark { kind: NODE_PORTS_NOWHERE, object: None, field: "nodePort".into(), says })
 }
 
 /// Why an address is no backend of a port of a service, if its endpoint slices or those of others say.
@@ -444,6 +463,34 @@ mod tests {
         assert!(found[1].starts_with(all), "{found:?}");
         assert!(said(&[])[0].contains("the node has no address, and so not 192.0.2.7"));
         assert_eq!(said(&["192.0.2.1", "192.0.2.7"]), [""; 0]);
+    }
+
+    #[test]
+    fn node_ports_that_no_address_of_the_node_has_are_named() {
+        let said = |chosen: &str, spec: &str| -> Vec<String> {
+            let settings = Settings::default().with_node_port_addresses([chosen.parse().unwrap()]);
+            let mut model = Model::new(settings, Capabilities::all("memory"));
+            let ips = vec!["192.0.2.1".parse().unwrap()];
+            model.apply(Change::SetNode(NodeFacts { ips, ..NodeFacts::default() })).unwrap();
+            let mut manifests = Manifests::new(SourceName("manifests".into()));
+            let changes = manifests.update(Snapshot::parse("x.yaml", &service("web", spec))).changes;
+            changes.into_iter().for_each(|change| drop(model.apply(change).unwrap()));
+            let of_services = of_services(&model, &[]);
+            let remarks = of_services.values().flatten().map(Remark::condition);
+            let all = remarks.chain(conditions(&model, &Report::default()));
+            all.filter(|it| it.kind == NODE_PORTS_NOWHERE).map(|it| it.message).collect()
+        };
+        let spec = "type: NodePort, clusterIP: 10.96.0.1, ports: [{port: 80, nodePort: 30080}]";
+        assert_eq!(
+            said("172.16.0.0/12", spec),
+            [
+                "nodePort: node-port-addresses has 172.16.0.0/12, and this node has 192.0.2.1: nobody is served at its \
+                 node ports",
+                "no address of this node has the node ports of these services: default/web; see `lb service list`",
+            ]
+        );
+        assert_eq!(said("192.0.2.0/24", spec), [""; 0]);
+        assert_eq!(said("172.16.0.0/12", WEB), [""; 0]);
     }
 
     const WEB: &str = "clusterIP: 10.96.0.1, ports: [{name: http, port: 80}]";

@@ -101,6 +101,8 @@ pub(crate) struct Engine {
     carries_packets: bool,
     /// What was last said about such addresses.
     no_address: Option<String>,
+    /// What was last said about addresses that a setting names.
+    node_ip_elsewhere: Option<String>,
     /// Flows that could not be ended.
     remaining: Remaining,
     /// When to look for pods whose sockets are left alone; `None`: when devices change.
@@ -159,6 +161,7 @@ impl Engine {
             bad_settings: BTreeMap::new(),
             carries_packets: config.datapath.carries_packets(),
             no_address: None,
+            node_ip_elsewhere: None,
             remaining: Remaining::default(),
             pods_due: None,
             not_left_alone: None,

@@ -1,6 +1,6 @@
 //! The networks that the node is connected to, and its addresses there.
 
-use std::io;
+use std::{collections::BTreeSet, io, net::IpAddr};
 
 use ipnet::IpNet;
 use lb_core::model::Change;
@@ -10,6 +10,8 @@ use crate::host::netlink::Networks;
 
 /// Condition: the networks of the node cannot be read.
 const NETWORKS_UNKNOWN: &str = "NetworksUnknown";
+/// Condition: `node-ip` names an address that no device has.
+const NODE_IP_ELSEWHERE: &str = "NodeIpElsewhere";
 
 impl Engine {
     /// Tells the model which addresses are the node's own, and which may belong to other hosts.
@@ -32,6 +34,7 @@ impl Engine {
             }
         };
         self.shared.set_problem(NETWORKS_UNKNOWN, None);
+        self.check_node_ips(&local);
         let (before, local_before) = {
             let runner = self.shared.runner();
             let model = runner.reconciler().model();
@@ -54,6 +57,30 @@ impl Engine {
             );
             self.shared.take_changes(vec![Change::SetNetworks(connected)]);
         }
+    }
+}
+
+impl Engine {
+    /// Addresses that are followed are those of devices. Of those that a setting names, one may be on none.
+    fn check_node_ips(&mut self, local: &BTreeSet<IpAddr>) {
+        let own = self.shared.runner().reconciler().model().node().ips.clone();
+        let elsewhere: Vec<IpAddr> =
+            own.into_iter().filter(|ip| self.addresses.is_none() && !local.contains(ip)).collect();
+        let problem = (!elsewhere.is_empty()).then(|| {
+            format!(
+                "--node-ip has {}, which no device of this node has: answers to flows that are translated to it do not \
+                 come back unless it is routed here; correct the setting, or give the address to a device",
+                listed(&elsewhere)
+            )
+        });
+        if problem != self.node_ip_elsewhere {
+            match &problem {
+                Some(problem) => tracing::warn!(problem, "an address of this node is on no device"),
+                None => tracing::info!("each address of this node is on a device"),
+            }
+        }
+        self.shared.set_problem(NODE_IP_ELSEWHERE, problem.clone());
+        self.node_ip_elsewhere = problem;
     }
 }
 
@@ -119,5 +146,10 @@ mod tests {
         let runner = agent.shared.runner();
         let served: Vec<String> = runner.reconciler().desired().frontends.keys().map(ToString::to_string).collect();
         assert_eq!(served, ["10.96.0.1:80/tcp"]);
+        drop(runner);
+        assert!(conditions(&agent).contains(&NODE_IP_ELSEWHERE.to_owned()), "10.9.9.9 is on no device");
+        agent.networks = || Ok(Networks { local: ["10.9.9.9".parse().unwrap()].into(), ..networks() });
+        agent.follow_networks();
+        assert!(!conditions(&agent).contains(&NODE_IP_ELSEWHERE.to_owned()));
     }
 }

@@ -238,7 +238,7 @@ mod tests {
         engine.settle().unwrap();
         let named = |engine: &Engine| {
             let mut conditions = conditions(engine);
-            conditions.retain(|name| name != "NoEndpoints" && name != "NoNodeIp");
+            conditions.retain(|name| !["NoEndpoints", "NoNodeIp", "NodeIpElsewhere"].contains(&name.as_str()));
             conditions
         };
         assert_eq!(named(&engine), ["ForwardingOff", MTU_TOO_SMALL, REVERSE_PATH_STRICT]);
