@@ -1,6 +1,9 @@
 //! The model, in the words of the API. Pure.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use lb_core::{
     addr::{BackendAddr, FrontendKind},
@@ -171,12 +174,34 @@ pub(crate) fn few(frontends: &[&lb_core::addr::FrontendAddr]) -> String {
 /// How services fall short of what they ask for, and which: a condition for each way, however many services there are.
 fn degraded(model: &Model) -> impl Iterator<Item = Condition> {
     let mut ways: BTreeMap<Degraded, Vec<&ServiceName>> = BTreeMap::new();
+    let (mut sctp, mut of_sctp) = (Vec::new(), BTreeSet::new());
     for service in model.services() {
         for way in model.degraded(service) {
-            ways.entry(way).or_default().push(&service.name);
+            if let Degraded::SctpPort(frontend) = way {
+                sctp.push(frontend);
+                of_sctp.insert(&service.name);
+            } else {
+                ways.entry(way).or_default().push(&service.name);
+            }
         }
     }
-    ways.into_iter().map(|(way, services)| {
+    sctp.sort_unstable();
+    // One of each service's frontends at every address of the node is one thing to correct.
+    let sctp = match &*sctp {
+        [] => None,
+        [frontend] => Some((Degraded::SctpPort(*frontend).to_string(), of_sctp.into_iter().collect())),
+        several => {
+            let frontends = few(&several.iter().collect::<Vec<_>>());
+            let says = format!(
+                "{} SCTP frontends are not carried: this datapath cannot rewrite the port of SCTP; give the backends the \
+                 same port ({frontends})",
+                several.len()
+            );
+            Some((says, of_sctp.into_iter().collect()))
+        }
+    };
+    let ways = ways.into_iter().map(|(way, services)| (way.to_string(), services));
+    ways.chain(sctp).map(|(way, services): (String, Vec<&ServiceName>)| {
         let named: Vec<String> = services.iter().take(MAX_NAMED).map(ToString::to_string).collect();
         let more = match services.len().saturating_sub(MAX_NAMED) {
             0 => String::new(),
@@ -492,6 +517,40 @@ mod tests {
                        eBPF ends them with the setting `destroy-sockets: all`: \
                        default/web-1, default/web-2, default/web-3 and 2 more; see `lb service list`";
         assert_eq!(said, [Condition::new("Degraded", message)]);
+    }
+
+    #[test]
+    fn frontends_of_sctp_that_are_not_carried_are_one_condition() {
+        let said = |addresses: &[&str]| {
+            let capabilities = Capabilities::all("fixed ports").with_sctp_ports(false);
+            let mut reconciler = Reconciler::new(Model::new(Settings::default(), capabilities));
+            let (protocol, name) = (Protocol::Sctp, ServiceName::new("default", "sig"));
+            let port = ServicePort { name: "sig".into(), protocol, port: 3868, node_port: None };
+            let service = lb_core::service::Service {
+                cluster_ips: addresses.iter().map(|ip| ip.parse().unwrap()).collect(),
+                ports: vec![port],
+                ..lb_core::service::Service::new(name.clone())
+            };
+            reconciler.handle_change(Change::UpsertService(service)).unwrap();
+            let slice = EndpointSlice {
+                name: SliceName::new("default", "sig-0"),
+                service: name,
+                ports: vec![SlicePort { name: "sig".into(), protocol, port: 9999 }],
+                endpoints: vec![Endpoint::new("10.244.0.1".parse().unwrap())],
+            };
+            reconciler.handle_change(Change::ReplaceEndpoints(slice)).unwrap();
+            let conditions = conditions(&reconciler, &Report::default(), &BTreeMap::new());
+            conditions.into_iter().filter(|it| it.kind == "Degraded").map(|it| it.message).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            said(&["10.96.0.1", "10.96.0.2"]),
+            [
+                "2 SCTP frontends are not carried: this datapath cannot rewrite the port of SCTP; give the backends the same \
+              port (10.96.0.1:3868/sctp, 10.96.0.2:3868/sctp): default/sig; see `lb service list`"
+            ]
+        );
+        let one = said(&["10.96.0.1"]);
+        assert!(one.len() == 1 && one[0].starts_with("SCTP frontend 10.96.0.1:3868/sctp is not carried"), "{one:?}");
     }
 
     #[test]
