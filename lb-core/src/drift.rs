@@ -356,7 +356,10 @@ impl fmt::Display for Slots {
                     Lookup::Hash => "by hash",
                     Lookup::LeastConnections => "by least connections",
                 };
-                write!(f, "{} slots, {lookup}", self.backends.len())?;
+                match self.backends.len() {
+                    1 => write!(f, "1 slot, {lookup}")?,
+                    slots => write!(f, "{slots} slots, {lookup}")?,
+                }
                 match self.draining.len() {
                     0 => Ok(()),
                     draining => write!(f, ", {draining} draining"),

@@ -111,12 +111,27 @@ fn some_of(all: &[impl AsRef<str>]) -> String {
     if more == 0 { named } else { format!("{named} and {more} more") }
 }
 
+/// A switch of the kernel, if it could be read.
+const fn switch(is_on: Option<bool>) -> &'static str {
+    match is_on {
+        Some(true) => "on",
+        Some(false) => "off",
+        None => "not known",
+    }
+}
+
 /// Devices that came or went are logged elsewhere.
 fn log(before: &Network, now: &Network) {
     let general = |network: &Network| (network.ip_forward, network.ipv6_forwarding);
     if general(before) != general(now) {
         let (before, now) = (general(before), general(now));
-        tracing::info!(?before, ?now, "forwarding by the kernel, of IPv4 and IPv6");
+        tracing::info!(
+            ipv4_before = switch(before.0),
+            ipv4_now = switch(now.0),
+            ipv6_before = switch(before.1),
+            ipv6_now = switch(now.1),
+            "forwarding by the kernel changed"
+        );
     }
     let known: BTreeMap<&str, &NetworkDevice> = before.devices.iter().map(|device| (&*device.name, device)).collect();
     for device in &now.devices {

@@ -90,7 +90,10 @@ impl fmt::Display for SourceRewrite {
                     Some(addr) => addr.fmt(f)?,
                     None => f.write_str("an address of the node")?,
                 }
-                write!(f, ", port {}-{}", ports.start(), ports.end())
+                match ports.start() == ports.end() {
+                    true => write!(f, ", port {}", ports.start()),
+                    false => write!(f, ", port {}-{}", ports.start(), ports.end()),
+                }
             }
         }
     }
@@ -188,6 +191,8 @@ mod tests {
         };
         let says = "forwarded to 10.1.0.1:80\nsource: translated to 192.0.2.1, port 1-65535";
         assert_eq!(Verdict::Forward(forward).to_string(), says);
+        let kept_port = SourceRewrite::Translated { addr: None, ports: 4000..=4000 };
+        assert_eq!(kept_port.to_string(), "translated to an address of the node, port 4000");
         let said = [Verdict::Pass, Verdict::Reject, Verdict::Drop].map(|verdict| verdict.to_string());
         assert_eq!(said, ["passed on", "refused at once", "dropped silently"]);
     }
