@@ -270,9 +270,14 @@ fn maps_of_a_start_that_was_not_finished_are_made_anew() {
     let (pins, cgroup) = (PinDir::new(), Cgroup::empty());
     let config = config(&pins, &cgroup);
     drop(EbpfDatapath::open(config.clone()).unwrap());
-    let maps: Vec<_> = fs::read_dir(pins.0.join("v1/maps")).unwrap().map(|map| map.unwrap().path()).collect();
-    for left in 0..maps.len() {
-        for map in fs::read_dir(pins.0.join("v1/maps")).unwrap().map(|map| map.unwrap().path()).skip(left) {
+    // A version before had not all of the maps, but it had `CT`, which is always among those that are missing.
+    let maps = || {
+        let mut maps: Vec<_> = fs::read_dir(pins.0.join("v1/maps")).unwrap().map(|map| map.unwrap().path()).collect();
+        maps.sort_by_key(|map| (map.ends_with("CT"), map.clone()));
+        maps
+    };
+    for left in 0..maps().len() {
+        for map in maps().into_iter().skip(left) {
             fs::remove_file(map).unwrap();
         }
         if left % 2 == 0 {
