@@ -4,7 +4,7 @@ use std::{io, net::IpAddr};
 
 use lb_core::{model::Change, node::NodeFacts};
 
-use super::Engine;
+use super::{Engine, networks::listed};
 use crate::host::netlink;
 
 /// Condition: the addresses of the node cannot be read.
@@ -45,7 +45,6 @@ impl Engine {
         if before.ips == ips {
             return;
         }
-        let listed = |ips: &[IpAddr]| ips.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
         tracing::info!(
             before = listed(&before.ips),
             now = listed(&ips),

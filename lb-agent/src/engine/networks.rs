@@ -84,7 +84,7 @@ impl Engine {
     }
 }
 
-fn listed<'a, T: ToString + 'a>(all: impl IntoIterator<Item = &'a T>) -> String {
+pub(super) fn listed<'a, T: ToString + 'a>(all: impl IntoIterator<Item = &'a T>) -> String {
     all.into_iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
 }
 

@@ -24,6 +24,7 @@ mod side_by_side;
 mod stage;
 mod traffic_policy;
 mod use_case;
+mod wait;
 
 use std::time::Duration;
 

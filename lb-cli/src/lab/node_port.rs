@@ -1,10 +1,6 @@
 //! The use case `node-port`: a service at a port of every node.
 
-use std::{
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    thread,
-    time::{Duration, Instant},
-};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use lb_agent::driver::DatapathKind;
 use lb_core::addr::Family;
@@ -19,9 +15,9 @@ use super::{
     expectation::{Checks, Seen},
     fleet::Fleet,
     flow::{self, Flow},
-    interrupt,
     stage::Stage,
     use_case::UseCase,
+    wait::{self, PATIENCE},
 };
 
 const NODE_PORT: u16 = 30_080;
@@ -31,10 +27,6 @@ const TRANSPORTS: [Transport; 2] = [Transport::Tcp, Transport::Udp];
 /// A node with a backend, and the one without.
 const WITH_BACKEND: usize = 0;
 const WITHOUT_BACKEND: usize = 2;
-/// How long an agent may take to follow an address.
-const PATIENCE: Duration = Duration::from_secs(15);
-/// How often it is asked.
-const PACE: Duration = Duration::from_millis(5);
 
 pub(super) fn run(use_case: UseCase, datapath: DatapathKind, checks: &mut Checks<'_>) -> Result<(), RunError> {
     let stage = Stage::start(use_case, datapath, &[])?;
@@ -150,24 +142,19 @@ fn it_follows_addresses(fleet: &Fleet, checks: &mut Checks<'_>) -> Result<(), Ru
 /// Waits until the agent has, or no longer has, these addresses, and everything that follows is in its datapath.
 fn knows(fleet: &Fleet, ips: &[IpAddr], wanted: bool) -> Result<Seen, RunError> {
     let node = fleet.lab().node(WITHOUT_BACKEND);
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        interrupt::check()?;
+    wait::until(|| {
         let status = fleet.ask(node.index())?.status();
         let status = status.map_err(|source| RunError::Agent { node: node.name().into(), source })?;
         let known: Vec<String> = status.node.ips.iter().map(ToString::to_string).collect();
-        if status.settled && ips.iter().all(|ip| status.node.ips.contains(ip) == wanted) {
-            return Ok(Ok(known.join(", ")));
-        }
-        if Instant::now() > deadline {
-            return Ok(Err(known.join(", ")));
-        }
-        thread::sleep(PACE);
-    }
+        let follows = status.settled && ips.iter().all(|ip| status.node.ips.contains(ip) == wanted);
+        Ok(if follows { Ok(known.join(", ")) } else { Err(known.join(", ")) })
+    })
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use lb_testkit::traffic::{Failure, FailureKind};
 
     use super::*;

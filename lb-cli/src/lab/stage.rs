@@ -3,8 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
-    thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use ipnet::IpNet;
@@ -23,19 +22,15 @@ use super::{
     error::RunError,
     expectation::{Checks, Seen},
     fleet::Fleet,
-    interrupt,
     lb_ipam::View,
     use_case::UseCase,
+    wait,
 };
 
 /// The node that the pools' addresses are routed to, and whose agent is restarted.
 pub(super) const ENTRY: usize = 0;
 /// What all pools are in.
 const ROUTED: [&str; 2] = ["20.0.0.0/16", "fd00:20::/32"];
-/// How long agents may take to agree on something.
-const PATIENCE: Duration = Duration::from_secs(15);
-/// How often they are asked.
-const PACE: Duration = Duration::from_millis(5);
 
 /// A running cluster.
 pub(super) struct Stage {
@@ -174,19 +169,16 @@ impl Stage {
         &self,
         wanted: impl Fn(&View) -> Result<(), String>,
     ) -> Result<Result<Vec<View>, String>, RunError> {
-        let deadline = Instant::now() + PATIENCE;
         let mut views = Vec::new();
         for node in self.nodes() {
-            let view = loop {
-                interrupt::check()?;
+            let seen = wait::until(|| {
                 let view = View::of(&self.fleet, node)?;
-                match wanted(&view) {
-                    Ok(()) => break view,
-                    Err(lack) if Instant::now() > deadline => return Ok(Err(format!("{}: {lack}", node.name()))),
-                    Err(_) => thread::sleep(PACE),
-                }
-            };
-            views.push(view);
+                Ok(wanted(&view).map(|()| view).map_err(|lack| format!("{}: {lack}", node.name())))
+            })?;
+            match seen {
+                Ok(view) => views.push(view),
+                Err(lack) => return Ok(Err(lack)),
+            }
         }
         Ok(Ok(views))
     }
@@ -216,12 +208,12 @@ impl Stage {
                     started.push(lab.client(origin).start_load(&load.clone().until(Until::Stopped))?);
                 }
             }
-            let deadline = Instant::now() + PATIENCE;
             for load in &started {
-                while load.answered()? < ANSWERED && Instant::now() < deadline {
-                    interrupt::check()?;
-                    thread::sleep(PACE);
-                }
+                // A load that is not answered shows in what it reports.
+                let _ = wait::until(|| {
+                    let answered = load.answered()?;
+                    Ok(if answered < ANSWERED { Err(format!("{answered} answers")) } else { Ok(()) })
+                })?;
             }
             Ok(started)
         })?;

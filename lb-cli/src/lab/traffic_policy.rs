@@ -4,8 +4,6 @@ use std::{
     collections::BTreeSet,
     io::{self, Read as _, Write as _},
     net::{IpAddr, SocketAddr, TcpStream},
-    thread,
-    time::{Duration, Instant},
 };
 
 use lb_agent::{
@@ -24,9 +22,9 @@ use super::{
     expectation::{Checks, Seen},
     fleet::Fleet,
     flow::{self, Flow},
-    interrupt,
     stage::Stage,
     use_case::UseCase,
+    wait::{self, PATIENCE},
 };
 
 const TRANSPORTS: [Transport; 2] = [Transport::Tcp, Transport::Udp];
@@ -42,10 +40,6 @@ const LOCAL: &str = "externalTrafficPolicy: Local";
 const CLUSTER: &str = "externalTrafficPolicy: Cluster";
 /// Connections of each client that live while the policy changes.
 const CONNECTIONS: usize = 8;
-/// How long agents may take to follow a change.
-const PATIENCE: Duration = Duration::from_secs(15);
-/// How often they are asked.
-const PACE: Duration = Duration::from_millis(5);
 
 pub(super) fn run(use_case: UseCase, datapath: DatapathKind, checks: &mut Checks<'_>) -> Result<(), RunError> {
     let stage = Stage::start(use_case, datapath, &[])?;
@@ -191,7 +185,6 @@ fn go_on(all: &[Connections<'_>]) -> Result<Seen, RunError> {
 /// Waits until every agent has so many backends for clients outside, at the most, and everything is in its datapath.
 fn follow(fleet: &Fleet, backends: usize) -> Result<Seen, RunError> {
     let source = SocketAddr::new(fleet.lab().client(Origin::Beyond).ip(Family::V4), 40_000);
-    let deadline = Instant::now() + PATIENCE;
     for node in fleet.lab().nodes() {
         let silent = |source| RunError::Agent { node: node.name().into(), source };
         let question = ExplainQuery::new(Protocol::Tcp, source, ingress(Family::V4))
@@ -200,17 +193,15 @@ fn follow(fleet: &Fleet, backends: usize) -> Result<Seen, RunError> {
         // Without a backend of its own, a node has none under Local.
         let wanted =
             if backends == 1 && node.pods().all(|pod| !pod.name().starts_with("httpd")) { 0 } else { backends };
-        loop {
-            interrupt::check()?;
+        let followed = wait::until(|| {
             let agent = fleet.ask(node.index())?;
             let has = agent.explain(&question).map_err(silent)?.choice.map_or(0, |choice| choice.backends.len());
-            if has == wanted && agent.status().map_err(silent)?.settled {
-                break;
-            }
-            if Instant::now() > deadline {
-                return Ok(Err(format!("{}: {has} backends, expected {wanted}", node.name())));
-            }
-            thread::sleep(PACE);
+            let follows = has == wanted && agent.status().map_err(silent)?.settled;
+            let lacks = || format!("{}: {has} backends, expected {wanted}", node.name());
+            Ok(if follows { Ok(()) } else { Err(lacks()) })
+        })?;
+        if let Err(lacks) = followed {
+            return Ok(Err(lacks));
         }
     }
     Ok(Ok(format!("{} agents", fleet.lab().nodes().len())))
@@ -223,28 +214,17 @@ fn health(fleet: &Fleet, checks: &mut Checks<'_>, expected: [Option<u16>; 3]) ->
             let at = SocketAddr::new(node.ip(family), HEALTH_PORT);
             let says = |status: Option<u16>| status.map_or("refused".into(), |status| status.to_string());
             checks.check(format!("a load balancer that asks http://{at}/healthz is told {}", says(wanted)), || {
-                let heard = fleet.lab().router().run(|| ask_health(at, wanted))?;
-                Ok(match heard {
-                    Ok(status) if status == wanted => Ok(says(status)),
-                    Ok(status) => Err(says(status)),
-                    Err(error) => Err(error.to_string()),
+                wait::until(|| {
+                    Ok(match fleet.lab().router().run(|| health_status(at))? {
+                        Ok(status) if status == wanted => Ok(says(status)),
+                        Ok(status) => Err(says(status)),
+                        Err(error) => Err(error.to_string()),
+                    })
                 })
             })?;
         }
     }
     Ok(())
-}
-
-/// The status that comes, until it is the one that is waited for or patience ends.
-fn ask_health(at: SocketAddr, wanted: Option<u16>) -> io::Result<Option<u16>> {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let status = health_status(at)?;
-        if status == wanted || Instant::now() > deadline {
-            return Ok(status);
-        }
-        thread::sleep(PACE);
-    }
 }
 
 fn health_status(at: SocketAddr) -> io::Result<Option<u16>> {
