@@ -70,13 +70,15 @@ impl Edit {
     }
 }
 
-/// The same with sets that were never there: the content of one in use is not what another state says it is.
-fn with_new_sets(mut state: State) -> State {
-    let new = |id: SetId| SetId::new(id.get() + 100).unwrap();
-    state.sets = state.sets.into_iter().map(|(id, set)| (new(id), set)).collect();
+/// `state` with sets that `there` has not: the content of one in use is not what another state says it is, and what
+/// others wrote can give any id a content.
+fn with_new_sets(mut state: State, there: &State) -> State {
+    let mut free = (1..).filter_map(SetId::new).filter(|id| !there.sets.contains_key(id));
+    let ids: BTreeMap<_, _> = state.sets.keys().map(|&id| (id, free.next().unwrap())).collect();
+    state.sets = state.sets.into_iter().map(|(id, set)| (ids[&id], set)).collect();
     for frontend in state.frontends.values_mut() {
         if let Target::Set(id) = &mut frontend.target {
-            *id = new(*id);
+            *id = ids[id];
         }
     }
     state
@@ -87,7 +89,6 @@ proptest! {
 
     #[test]
     fn maps_that_others_wrote_to_are_opened_and_put_right(first in states(), second in states(), edits in edits()) {
-        let second = with_new_sets(second);
         let (mut mirror, mut maps) = (Mirror::new(LIMITS), Fake::new());
         apply(&mut mirror, &mut maps, &plan(&State::default(), &first)).unwrap();
         for edit in &edits {
@@ -98,6 +99,7 @@ proptest! {
         let again = Restored::new(&maps.snapshot(), LIMITS);
         prop_assert_eq!(&again.mirror.state, &opened.state);
         prop_assert_eq!((again.fixes, again.unreadable), (Vec::new(), Vec::new()));
+        let second = with_new_sets(second, &opened.state);
         let wanted = plan(&opened.state, &second);
         apply(&mut opened, &mut maps, &wanted).unwrap();
         prop_assert_eq!(maps.state(), second.clone());
