@@ -224,6 +224,24 @@ fn a_description_has_frontends_and_backends() {
     assert_eq!(value["backends"], node.json(&["backend", "list", "web"]));
 }
 
+#[test]
+fn a_description_says_who_may_use_a_service_and_what_becomes_of_its_connections() {
+    let guarded = service("web", "10.96.0.10", "  annotations: {lb/drain: \"30\"}\n", &["10.244.0.5"])
+        .replace("spec:\n  clusterIP", "spec:\n  type: NodePort\n  externalTrafficPolicy: Local\n  loadBalancerSourceRanges: [10.0.0.0/8, 192.0.2.0/24]\n  clusterIP");
+    let open = service("open", "10.96.0.11", "", &["10.244.0.5"]);
+    let node = Node::running(&[("web.yaml", &guarded), ("open.yaml", &open)]);
+    for (name, policy, ranges, drain) in [
+        ("web", "external Local, internal Cluster", "allow 10.0.0.0/8,192.0.2.0/24", "connections are cut after 30 s"),
+        ("open", "external Cluster, internal Cluster", "everybody", "connections stay until they end"),
+    ] {
+        let described = stdout(&node.ask(&["service", "describe", name]));
+        for (fact, value) in [("Traffic policy", policy), ("Source ranges", ranges), ("Drain", drain)] {
+            let line = format!("\n{fact:<15} {value}\n");
+            assert!(described.contains(&line), "{line} is not in {described}");
+        }
+    }
+}
+
 /// A command that goes on, and what it says.
 struct Watch {
     child: Child,

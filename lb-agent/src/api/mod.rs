@@ -31,7 +31,9 @@ pub use explain::{Choice, Explanation, Rejected, Rewrite, Step, Verification, We
 pub use pool::{Pool, PoolAddress, PoolCounts, PoolDetail, PoolMove, PoolPlan, PoolReservation};
 pub use query::ExplainQuery;
 pub(crate) use server::{Lines, Reply, Request};
-pub use service::{Affinity, Backend, BackendCount, Condition, Frontend, Granted, HealthCheck, Ipam, Service};
+pub use service::{
+    Affinity, Backend, BackendCount, Condition, Frontend, Granted, HealthCheck, Ipam, Service, SourceRanges,
+};
 pub use socket::ListenError;
 pub(crate) use socket::Listener;
 pub use status::{
@@ -39,7 +41,7 @@ pub use status::{
 };
 pub use words::{
     AddressState, Algorithm, BackendState, Difference, DriftCause, DriftClass, DriftMode, DriftOutcome, Entry,
-    FrontendKind, FrontendStatus, Protocol, ServiceKind, Verdict, WhyNotAnswer,
+    FrontendKind, FrontendStatus, Protocol, RangePolicy, ServiceKind, TrafficPolicy, Verdict, WhyNotAnswer,
 };
 
 use serde::{Deserialize, Serialize};

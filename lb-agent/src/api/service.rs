@@ -2,9 +2,10 @@
 
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::{Algorithm, BackendState, FrontendKind, FrontendStatus, Protocol, ServiceKind};
+use super::{Algorithm, BackendState, FrontendKind, FrontendStatus, Protocol, RangePolicy, ServiceKind, TrafficPolicy};
 
 /// One service: an element of `/v1/services`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,6 +40,19 @@ pub struct Service {
     pub algorithm: Algorithm,
     /// Client affinity, if any is in use or asked for.
     pub affinity: Option<Affinity>,
+    /// Which endpoints take traffic to its addresses outside of the cluster and to node ports.
+    #[serde(default)]
+    pub external_traffic_policy: TrafficPolicy,
+    /// Which endpoints take traffic to its cluster addresses.
+    #[serde(default)]
+    pub internal_traffic_policy: TrafficPolicy,
+    /// Who may use it from outside; `None` if everybody may.
+    #[serde(default)]
+    pub source_ranges: Option<SourceRanges>,
+    /// What becomes of connections whose backend takes no new ones: `keep`, `cut`, or after how long they are cut, as
+    /// `30 s`; empty if the agent does not say.
+    #[serde(default)]
+    pub drain: String,
     /// Where the service falls short of its specification.
     pub conditions: Vec<Condition>,
 }
@@ -122,6 +136,15 @@ pub struct Affinity {
     /// Whether the source makes the client everywhere, so that sockets are left to their packets.
     #[serde(default)]
     pub by_source: bool,
+}
+
+/// Who may use a service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceRanges {
+    /// What the prefixes are.
+    pub policy: RangePolicy,
+    /// Prefixes of source addresses, none of which contains another one; with `allow` and none of them, nobody may.
+    pub prefixes: Vec<IpNet>,
 }
 
 /// A remark about an object, for its operator.

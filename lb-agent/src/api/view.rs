@@ -19,8 +19,8 @@ use lb_k8s::{Finding, Instead, Report};
 
 use crate::{
     api::{
-        Affinity, Algorithm, Backend, BackendCount, Choice, Condition, Counts, Explanation, Frontend, FrontendStatus,
-        Rejected, Rewrite, Service, ServiceKind, Step, Verification, Weighted, WhyNot,
+        self, Affinity, Algorithm, Backend, BackendCount, Choice, Condition, Counts, Explanation, Frontend,
+        FrontendStatus, Rejected, Rewrite, Service, ServiceKind, SourceRanges, Step, Verification, Weighted, WhyNot,
         remarks::{self, Reports},
     },
     engine::inspection::Verified,
@@ -315,6 +315,13 @@ fn served(reconciler: &Reconciler, service: &lb_core::service::Service) -> Servi
             prefix_v6: affinity.prefix_v6,
             by_source: service.affinity_by_source,
         }),
+        external_traffic_policy: service.external_traffic_policy.into(),
+        internal_traffic_policy: service.internal_traffic_policy.into(),
+        source_ranges: service
+            .source_ranges
+            .as_deref()
+            .map(|ranges| SourceRanges { policy: ranges.policy().into(), prefixes: ranges.prefixes().to_vec() }),
+        drain: service.drain.to_string(),
         conditions: degraded.iter().map(|what| Condition::new("Degraded", &what.to_string())).collect(),
     }
 }
@@ -362,6 +369,10 @@ fn absent(name: &str) -> Service {
         health_check: None,
         algorithm: Algorithm::default(),
         affinity: None,
+        external_traffic_policy: api::TrafficPolicy::default(),
+        internal_traffic_policy: api::TrafficPolicy::default(),
+        source_ranges: None,
+        drain: String::new(),
         conditions: Vec::new(),
     }
 }

@@ -60,6 +60,34 @@ pub enum ServiceKind {
     Unknown(Box<str>),
 }
 
+/// Which endpoints take traffic.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum TrafficPolicy {
+    /// Those of the cluster.
+    #[default]
+    Cluster,
+    /// Those of this node.
+    Local,
+    /// A policy that this version does not know.
+    #[serde(untagged)]
+    Unknown(Box<str>),
+}
+
+/// What source ranges are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum RangePolicy {
+    /// Those who are let in.
+    Allow,
+    /// Those who are kept out.
+    Deny,
+    /// A policy that this version does not know.
+    #[serde(untagged)]
+    Unknown(Box<str>),
+}
+
 /// Where the address of a frontend comes from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
@@ -352,7 +380,9 @@ display_as_in_json!(
     FrontendKind,
     FrontendStatus,
     Protocol,
+    RangePolicy,
     ServiceKind,
+    TrafficPolicy,
     Verdict,
     WhyNotAnswer,
 );
@@ -379,6 +409,24 @@ from_word!(
     FrontendKind from lb_core::addr::FrontendKind,
     WhyNotAnswer from &lb_core::decision::WhyNot,
 );
+
+impl From<lb_core::service::TrafficPolicy> for TrafficPolicy {
+    fn from(policy: lb_core::service::TrafficPolicy) -> Self {
+        match policy {
+            lb_core::service::TrafficPolicy::Cluster => Self::Cluster,
+            lb_core::service::TrafficPolicy::Local => Self::Local,
+        }
+    }
+}
+
+impl From<lb_core::sources::RangePolicy> for RangePolicy {
+    fn from(policy: lb_core::sources::RangePolicy) -> Self {
+        match policy {
+            lb_core::sources::RangePolicy::Allow => Self::Allow,
+            lb_core::sources::RangePolicy::Deny => Self::Deny,
+        }
+    }
+}
 
 impl Default for DriftMode {
     /// That of an agent that does not say.

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use lb_agent::api::{
     Affinity, Backend, Client, ClientError, Condition, Frontend, FrontendStatus, HealthCheck, Service, ServiceKind,
+    SourceRanges,
 };
 use serde::Serialize;
 
@@ -234,7 +235,10 @@ fn description(Described { service, backends }: &Described) -> String {
     };
     let affinity = service.affinity.as_ref().map_or_else(
         || "none".into(),
-        |it| format!("{} s, clients are /{} and /{}", it.timeout_s, it.prefix_v4, it.prefix_v6),
+        |it| {
+            let whose = if it.by_source { ", by source at every hook" } else { "" };
+            format!("{} s, clients are /{} and /{}{whose}", it.timeout_s, it.prefix_v4, it.prefix_v6)
+        },
     );
     let mut facts = vec![
         ("Name", service.name.clone()),
@@ -244,6 +248,12 @@ fn description(Described { service, backends }: &Described) -> String {
         ("Ports", joined(&service.ports, "<none>")),
         ("Algorithm", service.algorithm.to_string()),
         ("Affinity", affinity),
+        (
+            "Traffic policy",
+            format!("external {}, internal {}", service.external_traffic_policy, service.internal_traffic_policy),
+        ),
+        ("Source ranges", service.source_ranges.as_ref().map_or_else(|| "everybody".into(), source_ranges)),
+        ("Drain", drain(&service.drain)),
     ];
     if service.kind == ServiceKind::LoadBalancer {
         facts.push(("Addresses", addresses));
@@ -264,6 +274,21 @@ fn description(Described { service, backends }: &Described) -> String {
         }
     }
     text + &whole_conditions(service)
+}
+
+/// `allow 10.0.0.0/8,192.0.2.0/24`.
+fn source_ranges(ranges: &SourceRanges) -> String {
+    format!("{} {}", ranges.policy, joined(&ranges.prefixes, "nobody"))
+}
+
+/// What becomes of connections whose backend takes no new ones.
+fn drain(policy: &str) -> String {
+    match policy {
+        "keep" => "connections stay until they end".into(),
+        "cut" => "connections are cut at once".into(),
+        "" => "unknown".into(),
+        after => format!("connections are cut after {after}"),
+    }
 }
 
 /// `port 32000: 200, 2 local endpoints`, or why not.
@@ -391,7 +416,7 @@ pub(super) fn kinds<'a>(conditions: impl IntoIterator<Item = &'a Condition>) -> 
 
 #[cfg(test)]
 mod tests {
-    use lb_agent::api::{Affinity, Algorithm, BackendCount, FrontendKind, Protocol};
+    use lb_agent::api::{Affinity, Algorithm, BackendCount, FrontendKind, Protocol, TrafficPolicy};
 
     use super::*;
 
@@ -417,6 +442,10 @@ mod tests {
             health_check: None,
             algorithm: Algorithm::Random,
             affinity: None,
+            external_traffic_policy: TrafficPolicy::default(),
+            internal_traffic_policy: TrafficPolicy::default(),
+            source_ranges: None,
+            drain: "keep".into(),
             headless: false,
             conditions: Vec::new(),
         }

@@ -96,7 +96,7 @@ pub(super) fn join<T: ToString>(items: &[T]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lb_agent::api::{Algorithm, BackendCount, Frontend, FrontendKind, Granted, Ipam, Protocol};
+    use lb_agent::api::{Algorithm, BackendCount, Frontend, FrontendKind, Granted, Ipam, Protocol, TrafficPolicy};
 
     fn echo(status: FrontendStatus, ipam: Option<Ipam>) -> Service {
         let external = ipam.iter().flat_map(|ipam| &ipam.granted).map(|granted| granted.address).collect::<Vec<_>>();
@@ -122,6 +122,10 @@ mod tests {
             health_check: None,
             algorithm: Algorithm::Random,
             affinity: None,
+            external_traffic_policy: TrafficPolicy::default(),
+            internal_traffic_policy: TrafficPolicy::default(),
+            source_ranges: None,
+            drain: "keep".into(),
             conditions: Vec::new(),
         }
     }
