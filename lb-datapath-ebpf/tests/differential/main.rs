@@ -2,6 +2,8 @@
 //!
 //! `LB_DIFFERENTIAL_PACKETS` is how many packets are run, 100,000 unless told. `LB_DIFFERENTIAL_SEED` chooses them; the
 //! program in the kernel throws dice of its own, so that a flow may get another backend or port the next time.
+//! `LB_DIFFERENTIAL_FIRST` is the number of the first packet, to see the round of a mismatch again: rounds have 2,000
+//! packets each, and know nothing of each other.
 //! `LB_DIFFERENTIAL_OBJECT` names an eBPF object whose program is tested in place of the one that is attached.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
@@ -19,7 +21,7 @@ mod world;
 
 use std::{collections::BTreeMap, env, io::ErrorKind, net::SocketAddr, process::ExitCode, time::Instant};
 
-use lb_core::{datapath::Role, model::Change};
+use lb_core::{datapath::Role, decision::Entry, model::Change};
 use lb_testkit::packets::{Reading, Transport};
 use libtest_mimic::{Arguments, Trial};
 
@@ -48,13 +50,14 @@ fn random_packets() {
     let number = |name: &str| env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
     let packets = number("LB_DIFFERENTIAL_PACKETS").unwrap_or(PACKETS);
     let seed = number("LB_DIFFERENTIAL_SEED").unwrap_or(1);
+    let first = number("LB_DIFFERENTIAL_FIRST").unwrap_or(0) / ROUND * ROUND;
     let mut world = World::new(env::var_os("LB_DIFFERENTIAL_OBJECT").map(Into::into));
     let start = Instant::now();
     let mut tally = BTreeMap::new();
     let mut done = 0;
     while done < packets {
-        let mut dice = Dice((seed << 32).wrapping_add(done));
-        let mut round = Round::new(&mut world, &mut dice, done);
+        let mut dice = Dice((seed << 32).wrapping_add(first + done));
+        let mut round = Round::new(&mut world, &mut dice, first + done);
         round.run(&mut dice, ROUND.min(packets - done), &mut tally).unwrap_or_else(|why| panic!("seed {seed}, {why}"));
         done += ROUND;
         if done % 100_000 == 0 || done >= packets {
@@ -78,8 +81,17 @@ struct Round<'a> {
     traffic: Traffic,
     /// The number of its first packet.
     first: u64,
-    /// Every packet so far with its number, and what became of it.
-    past: Vec<(u64, Vec<u8>, Vec<u8>, Fate)>,
+    past: Vec<Past>,
+}
+
+/// A packet, and what became of it.
+struct Past {
+    number: u64,
+    role: Role,
+    entry: Entry,
+    before: Vec<u8>,
+    after: Vec<u8>,
+    fate: Fate,
 }
 
 impl<'a> Round<'a> {
@@ -139,7 +151,14 @@ impl<'a> Round<'a> {
         if fate == Fate::Opened {
             self.traffic.opened(&sent.bytes);
         }
-        self.past.push((number, sent.bytes.clone(), out.frame.to_vec(), fate));
+        self.past.push(Past {
+            number,
+            role: *role,
+            entry: sent.device.entry,
+            before: sent.bytes.clone(),
+            after: out.frame.to_vec(),
+            fate,
+        });
         Ok(fate)
     }
 
@@ -147,14 +166,14 @@ impl<'a> Round<'a> {
     fn past_of(&self, frame: &[u8]) -> String {
         let wanted = ends(frame);
         let mut lines = String::new();
-        for (number, before, after, fate) in &self.past {
+        for Past { number, role, entry, before, after, fate } in &self.past {
             let (sent, came) = (ends(before), ends(after));
             if sent.iter().chain(&came).any(|end| wanted.contains(end)) {
-                let flags = match Reading::of(before).ip.map(|ip| (ip.transport, ip.hop_limit)) {
-                    Some((Transport::Tcp(tcp), hop_limit)) => format!("flags {:02x}, {hop_limit} hops", tcp.flags),
-                    _ => String::new(),
-                };
-                lines += &format!("{number}: {sent:?} {flags} {fate:?} as {came:?}\n");
+                let about = Reading::of(before).ip.map_or_else(String::new, |ip| {
+                    let flags = if let Transport::Tcp(tcp) = ip.transport { tcp.flags } else { 0 };
+                    format!("flags {flags:02x}, {} hops, {:?}, {:?}", ip.hop_limit, ip.fragment, ip.faults)
+                });
+                lines += &format!("{number}: {role:?} {entry:?} {sent:?} {about} {fate:?} as {came:?}\n");
             }
         }
         lines

@@ -334,8 +334,10 @@ impl Reference {
             return Ok(Fate::Ambiguous);
         }
         let alternatives = self.alternatives(view, &subject);
-        // A packet without a hop to go shows nothing of what it did.
-        if alternatives.len() > 1 && subject.ip.hop_limit <= view.hops() && untouched(frame, out) {
+        // A packet without a hop to go shows nothing of what it did. Nor does a later fragment that goes to a backend on the
+        // address of its frontend: it has no port that is translated.
+        let shows_nothing = subject.ip.hop_limit <= view.hops() || subject.ip.is_later_part();
+        if alternatives.len() > 1 && shows_nothing && untouched(frame, out) {
             self.saw_anything(view, &subject);
             return Ok(Fate::Untouched);
         }
@@ -572,6 +574,10 @@ impl Reference {
         let reply =
             |client: &Tuple| Alternative::Returned(Reply { client: *client, closing, doubtful: true, entry: None });
         all.extend(self.unseen.iter().filter(may_have).map(reply));
+        // It may also have talked to its peer directly.
+        if self.unseen.contains(&subject.tuple.mirror()) {
+            all.push(Alternative::Untouched);
+        }
     }
 
     fn is_frontend(&self, view: &View<'_>, subject: &Subject<'_>) -> bool {

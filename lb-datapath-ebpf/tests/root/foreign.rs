@@ -276,7 +276,9 @@ fn maps_of_a_start_that_was_not_finished_are_made_anew() {
         maps.sort_by_key(|map| (map.ends_with("CT"), map.clone()));
         maps
     };
-    for left in 0..maps().len() {
+    // One start takes two seconds: none of the maps, one of them, half of them, and all but few.
+    let all = maps().len();
+    for left in [0, 1, all / 2, all / 2 + 1, all - 2, all - 1] {
         for map in maps().into_iter().skip(left) {
             fs::remove_file(map).unwrap();
         }
