@@ -371,7 +371,14 @@ impl Reference {
         let (protocol, ports, flags) = match ip.transport {
             Transport::Tcp(TcpReading { ports, flags, .. }) => (Protocol::Tcp, ports, flags),
             Transport::Udp(ports) => (Protocol::Udp, ports, 0),
-            Transport::Sctp(ports) => (Protocol::Sctp, ports, meaning_of(first_chunk(frame, ip)?)),
+            Transport::Sctp(ports) => {
+                let chunk = first_chunk(frame, ip);
+                // Without a whole chunk the packet is no subject. Its later fragments may be taken for those of a flow.
+                if chunk.is_none() && ip.is_part() && view.role != Role::Standby {
+                    self.fragments.insert(key, (ports, true));
+                }
+                (Protocol::Sctp, ports, meaning_of(chunk?))
+            }
             Transport::Other if ip.is_later_part() => {
                 let (ports, may_be_unknown) = *self.fragments.get(&key)?;
                 is_malformed |= may_be_unknown;
@@ -424,7 +431,9 @@ impl Reference {
             // What the node itself sends does not come in.
             all.push(Alternative::Dropped);
             if flow.entry.is_some() {
-                return flow.is_direct(&subject.tuple) || flow.closing.may_be_over();
+                // With other services the flow may have no frontend any more.
+                let may_have_none = subject.may_begin() && flow.version != view.version;
+                return flow.is_direct(&subject.tuple) || flow.closing.may_be_over() || may_have_none;
             }
         }
         // Another flow has taken the tuple of its answers: it is over.
