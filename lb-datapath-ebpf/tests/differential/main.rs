@@ -162,13 +162,16 @@ impl<'a> Round<'a> {
         Ok(fate)
     }
 
-    /// The packets of this round that have something to do with `frame`: one end in common, before or after.
+    /// The packets of this round that have something to do with `frame`: one end in common, before or after; or those of
+    /// its addresses, if it has no ports.
     fn past_of(&self, frame: &[u8]) -> String {
         let wanted = ends(frame);
+        let addresses = |frame: &[u8]| Reading::of(frame).ip.map(|ip| ip.addresses);
         let mut lines = String::new();
         for Past { number, role, entry, before, after, fate } in &self.past {
             let (sent, came) = (ends(before), ends(after));
-            if sent.iter().chain(&came).any(|end| wanted.contains(end)) {
+            let is_fellow = wanted.is_empty() && addresses(before) == addresses(frame);
+            if is_fellow || sent.iter().chain(&came).any(|end| wanted.contains(end)) {
                 let about = Reading::of(before).ip.map_or_else(String::new, |ip| {
                     let flags = if let Transport::Tcp(tcp) = ip.transport { tcp.flags } else { 0 };
                     format!("flags {flags:02x}, {} hops, {:?}, {:?}", ip.hop_limit, ip.fragment, ip.faults)

@@ -288,7 +288,7 @@ pub(crate) struct Reference {
     pub(crate) unseen: HashSet<Tuple>,
     /// Ports of packets whose first fragment was seen, by what all of their fragments have in common, and whether that
     /// one was malformed.
-    fragments: HashMap<(Addresses, u8, u32), (Ports, bool)>,
+    fragments: HashMap<(Addresses, u8, u32), (Protocol, Ports, bool)>,
     echoes: Echoes,
 }
 
@@ -367,27 +367,22 @@ impl Reference {
         let ip = view.packet_of(reading)?;
         let (source, destination) = (ip.addresses.source(), ip.addresses.destination());
         let mut is_malformed = !ip.faults.is_empty() || ip.checksum == Check::Wrong;
-        let key = (ip.addresses, ip.protocol, ip.fragment.map_or(0, |fragment| fragment.id));
+        // Fragments of IPv6 agree on the other fields alone: RFC 8200, section 4.5.
+        let of_datagram = if source.is_ipv4() { ip.protocol } else { 0 };
+        let key = (ip.addresses, of_datagram, ip.fragment.map_or(0, |fragment| fragment.id));
         let (protocol, ports, flags) = match ip.transport {
             Transport::Tcp(TcpReading { ports, flags, .. }) => (Protocol::Tcp, ports, flags),
             Transport::Udp(ports) => (Protocol::Udp, ports, 0),
-            Transport::Sctp(ports) => {
-                let chunk = first_chunk(frame, ip);
-                // Without a whole chunk the packet is no subject. Its later fragments may be taken for those of a flow.
-                if chunk.is_none() && ip.is_part() && view.role != Role::Standby {
-                    self.fragments.insert(key, (ports, true));
-                }
-                (Protocol::Sctp, ports, meaning_of(chunk?))
-            }
+            Transport::Sctp(ports) => (Protocol::Sctp, ports, meaning_of(first_chunk(frame, ip)?)),
             Transport::Other if ip.is_later_part() => {
-                let (ports, may_be_unknown) = *self.fragments.get(&key)?;
+                let (protocol, ports, may_be_unknown) = *self.fragments.get(&key)?;
                 is_malformed |= may_be_unknown;
-                (Protocol::from_number(ip.protocol)?, ports, 0)
+                (protocol, ports, 0)
             }
             Transport::Icmp { .. } | Transport::Other | Transport::Cut => return None,
         };
         if ip.is_part() && !ip.is_later_part() && view.role != Role::Standby {
-            self.fragments.insert(key, (ports, is_malformed));
+            self.fragments.insert(key, (protocol, ports, is_malformed));
         }
         let source = Endpoint { ip: source, port: ports.source };
         let destination = Endpoint { ip: destination, port: ports.destination };
@@ -400,12 +395,7 @@ impl Reference {
             return vec![Alternative::Untouched];
         }
         let mut all = Vec::new();
-        let reply = self.replies.get(&subject.tuple).filter(|reply| {
-            // Nobody but the node itself sends from a frontend: no such packet makes its clients talk to it directly.
-            let is_own = reply.entry == Some(Entry::Socket);
-            !reply.is_direct(&subject.tuple) || is_own || !self.is_frontend(view, subject)
-        });
-        if let Some(reply) = reply {
+        if let Some(reply) = self.replies.get(&subject.tuple) {
             all.push(match reply.is_direct(&subject.tuple) {
                 true => Alternative::DirectAnswer,
                 false => Alternative::Returned(*reply),
@@ -587,11 +577,6 @@ impl Reference {
         if self.unseen.contains(&subject.tuple.mirror()) {
             all.push(Alternative::Untouched);
         }
-    }
-
-    fn is_frontend(&self, view: &View<'_>, subject: &Subject<'_>) -> bool {
-        let Endpoint { ip, port } = subject.tuple.destination;
-        view.model.owner(&FrontendAddr::new(ip, port, subject.tuple.protocol)).is_some()
     }
 
     fn affinity_of(&self, view: &View<'_>, subject: &Subject<'_>) -> Option<Client> {
@@ -874,15 +859,16 @@ impl Reference {
             reply.closing.see(CLIENT, subject.flags);
             return;
         }
-        if !subject.may_begin() {
+        let Endpoint { ip, port } = subject.tuple.source;
+        let is_of_frontend = view.model.owner(&FrontendAddr::new(ip, port, subject.tuple.protocol)).is_some();
+        // Nobody but the node itself sends from a frontend: no such packet makes its clients talk to it directly.
+        if !subject.may_begin() || (is_of_frontend && !view.is_left()) {
             return;
         }
         // Only flows to addresses of backends are remembered for sure, and those of the node itself from a frontend's port.
-        let (ip, source) = (subject.tuple.destination.ip, subject.tuple.source);
+        let ip = subject.tuple.destination.ip;
         let is_backend = view.backends.iter().any(|(backend, left)| backend.ip == ip && *left == 0);
-        let from = FrontendAddr::new(source.ip, source.port, subject.tuple.protocol);
-        let is_answered_here = view.is_left() && view.model.owner(&from).is_some();
-        let doubtful = !is_answered_here && (!is_backend || view.model.node().ips.contains(&ip));
+        let doubtful = !is_of_frontend && (!is_backend || view.model.node().ips.contains(&ip));
         let mut closing = Closing { doubtful, ..Closing::default() };
         closing.see(CLIENT, subject.flags & Segment::FIN);
         let entry = Some(view.device.entry);

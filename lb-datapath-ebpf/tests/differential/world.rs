@@ -29,7 +29,7 @@ use crate::{
 /// The programs of packets, of those that come in and of those that leave, and the prefixes of the names of their links.
 const PROGRAMS: [&str; 2] = ["lb_ingress", "lb_egress"];
 /// Tables that the program fills with flows and clients.
-const TABLES: [&str; 3] = ["CT", "CT_LIVE", "AFFINITY"];
+const TABLES: [&str; 4] = ["CT", "CT_LIVE", "AFFINITY", "FRAGMENTS"];
 /// Prefixes that the node has no way to: how its routes say so.
 pub(crate) const NOWHERE: [(&str, &str); 4] = [
     ("blackhole", "10.244.66.0/24"),
