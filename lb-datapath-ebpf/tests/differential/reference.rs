@@ -850,6 +850,16 @@ impl Reference {
     /// A client talks to its peer directly: no flow of a frontend gets the tuple of its answers from now on.
     fn saw_direct(&mut self, view: &View<'_>, subject: &Subject<'_>) {
         let answers = subject.tuple.mirror();
+        let Endpoint { ip, port } = subject.tuple.source;
+        let is_of_frontend = view.model.owner(&FrontendAddr::new(ip, port, subject.tuple.protocol)).is_some();
+        // Nobody but the node itself sends from a frontend: no such packet makes its clients talk to it directly. But it
+        // makes the datapath forget what is over.
+        let is_forged = is_of_frontend && !view.is_left();
+        let known = self.replies.get_mut(&answers);
+        if let Some(reply) = known.filter(|reply| is_forged && subject.may_begin() && reply.closing.may_be_over()) {
+            reply.doubtful = true;
+            return;
+        }
         let direct = self.replies.get_mut(&answers).filter(|reply| reply.is_direct(&answers));
         if let Some(reply) = direct {
             let begins_again = subject.asks_for_a_connection() && reply.closing.may_be_over();
@@ -859,10 +869,7 @@ impl Reference {
             reply.closing.see(CLIENT, subject.flags);
             return;
         }
-        let Endpoint { ip, port } = subject.tuple.source;
-        let is_of_frontend = view.model.owner(&FrontendAddr::new(ip, port, subject.tuple.protocol)).is_some();
-        // Nobody but the node itself sends from a frontend: no such packet makes its clients talk to it directly.
-        if !subject.may_begin() || (is_of_frontend && !view.is_left()) {
+        if is_forged || !subject.may_begin() {
             return;
         }
         // Only flows to addresses of backends are remembered for sure, and those of the node itself from a frontend's port.
