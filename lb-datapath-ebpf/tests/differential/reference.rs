@@ -885,9 +885,7 @@ impl Reference {
     fn saw_anything(&mut self, view: &View<'_>, subject: &Subject<'_>) {
         self.doubtful.insert(subject.tuple);
         self.unseen.insert(subject.tuple);
-        if let Some(flow) = self.flows.get_mut(&subject.tuple) {
-            flow.closing.doubtful = true;
-        }
+        self.saw_old_or_new(subject);
         for (answers, reply) in &mut self.replies {
             let touched = *answers == subject.tuple || *answers == subject.tuple.mirror();
             // The tuple of its answers may be that of a connection that was over.
