@@ -509,8 +509,9 @@ fn wanted(model: &Model, name: &ServiceName) -> Vec<DesiredFrontend> {
             let rest = Rest {
                 affinity,
                 leaves_sockets: model.leaves_sockets(service),
-                keeps_source: kind.is_external() && policy == TrafficPolicy::Local,
-                translates_pods: model.translates_pods(kind, policy),
+                // Nothing comes in through an uplink for scope internal.
+                keeps_source: scope == Scope::External && kind.is_external() && policy == TrafficPolicy::Local,
+                translates_pods: scope == Scope::External && model.translates_pods(kind, policy),
                 guard: model.guard(service, kind, addr.family()),
                 other_ports: model.says_of_other_ports(kind, addr.ip),
                 answers_ping: model.says_of_ping(kind, addr.ip),

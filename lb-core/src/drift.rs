@@ -182,6 +182,8 @@ impl fmt::Display for Difference {
 pub enum Cause {
     /// Another tool changed this one object.
     Edited,
+    /// An earlier process had another configuration.
+    Reconfigured,
     /// Another tool removed everything at once: `nft flush ruleset`, `iptables -F`, a restart of firewalld.
     Flushed,
     /// Another tool took a program off its hook.
@@ -200,6 +202,7 @@ impl Cause {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Edited => "changed by another tool",
+            Self::Reconfigured => "an earlier process had another configuration",
             Self::Flushed => "flushed by another tool",
             Self::Detached => "detached by another tool",
             Self::Unpinned => "pin removed by another tool",

@@ -111,11 +111,11 @@ pub struct Frontend {
     /// [sockets](crate::datapath::SocketCapability::Connect).
     pub leaves_sockets: bool,
     /// Whether backends see clients from outside as they are, since all of them are on this node: under external traffic
-    /// policy Local. Default: no.
+    /// policy Local. Default: no; so it is for scope internal.
     pub keeps_source: bool,
     /// Whether the source of a pod is translated if its packets come in through an uplink: its backend would answer it past
-    /// this node. Default: no; so it is for cluster addresses, for a frontend that keeps sources, and for a datapath
-    /// [without uplinks](crate::datapath::Capabilities::uplinks).
+    /// this node. Default: no; so it is for cluster addresses, for scope internal, for a frontend that keeps sources, and for
+    /// a datapath [without uplinks](crate::datapath::Capabilities::uplinks).
     pub translates_pods: bool,
     /// Who may use it. Default: everybody; so it is for a datapath
     /// [without source ranges](crate::datapath::Capabilities::source_ranges).

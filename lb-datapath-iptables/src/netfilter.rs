@@ -145,6 +145,7 @@ pub(crate) const NFT_REG32_00: u8 = libc::NFT_REG32_00 as u8;
 pub(crate) const NFTA_META_DREG: u16 = 1;
 pub(crate) const NFTA_META_KEY: u16 = 2;
 pub(crate) const NFT_META_MARK: u32 = libc::NFT_META_MARK as u32;
+pub(crate) const NFT_META_IIFNAME: u32 = libc::NFT_META_IIFNAME as u32;
 pub(crate) const NFT_META_OIF: u32 = libc::NFT_META_OIF as u32;
 pub(crate) const NFT_META_NFPROTO: u32 = libc::NFT_META_NFPROTO as u32;
 pub(crate) const NFT_META_L4PROTO: u32 = libc::NFT_META_L4PROTO as u32;

@@ -261,7 +261,10 @@ fn ebpf_sockets(name: &str, balancing: SocketBalancing) -> Subject {
 }
 
 fn nftables() -> Subject {
-    Subject::packets("nftables", |_| Ok(Box::new(NftablesDatapath::open(&NftablesConfig::default())?)))
+    Subject::packets("nftables", |node| {
+        let config = NftablesConfig::default().with_uplink_devices(&node.uplink_devices);
+        Ok(Box::new(NftablesDatapath::open(&config)?))
+    })
 }
 
 fn iptables(name: &str, variant: Variant) -> Subject {

@@ -294,6 +294,9 @@ pub enum DriftCause {
     /// Another tool changed an object.
     #[serde(rename = "changed by another tool")]
     Edited,
+    /// An earlier process had another configuration.
+    #[serde(rename = "an earlier process had another configuration")]
+    Reconfigured,
     /// Another tool removed a table or every rule of a chain.
     #[serde(rename = "flushed by another tool")]
     Flushed,
@@ -614,7 +617,7 @@ mod tests {
         for difference in [D::Missing, D::Extra, D::Wrong { expected: String::new(), found: String::new() }] {
             is::<Difference, _>(&difference, difference.as_str());
         }
-        for cause in [C::Edited, C::Flushed, C::Detached, C::Unpinned, C::DeviceGone, C::Interrupted] {
+        for cause in [C::Edited, C::Reconfigured, C::Flushed, C::Detached, C::Unpinned, C::DeviceGone, C::Interrupted] {
             is::<DriftCause, _>(cause, cause.as_str());
         }
         let classes = [

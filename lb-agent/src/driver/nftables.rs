@@ -22,12 +22,12 @@ impl Driver for Nftables {
         "One flat nftables ruleset, whose maps and sets grow and whose rules do not; Linux 6.3 or later"
     }
 
-    fn open(&self, _: &Attachments) -> Result<Box<dyn OpenDatapath>, DatapathError> {
-        Ok(Box::new(NftablesDatapath::open(&NftablesConfig::default())?))
+    fn open(&self, attachments: &Attachments) -> Result<Box<dyn OpenDatapath>, DatapathError> {
+        Ok(Box::new(NftablesDatapath::open(&config(attachments))?))
     }
 
-    fn capabilities(&self, _: &Attachments) -> Option<Capabilities> {
-        Some(NftablesDatapath::usual_capabilities())
+    fn capabilities(&self, attachments: &Attachments) -> Option<Capabilities> {
+        Some(NftablesDatapath::usual_capabilities(&config(attachments)))
     }
 
     fn traces(&self, _: &Path) -> Result<Option<Vec<String>>, DatapathError> {
@@ -75,6 +75,10 @@ impl Driver for Nftables {
     fn lab(&self) -> super::lab::LabFacts {
         lab::FACTS
     }
+}
+
+fn config(attachments: &Attachments) -> NftablesConfig {
+    NftablesConfig::default().with_uplink_devices(&attachments.devices)
 }
 
 #[cfg(feature = "lab")]

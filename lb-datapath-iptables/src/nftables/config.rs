@@ -1,4 +1,8 @@
+use std::collections::BTreeSet;
+
 use lb_core::datapath::{DatapathError, ErrorKind};
+
+use crate::nftables::table::layout::Device;
 
 /// Names and numbers that a [`NftablesDatapath`](super::NftablesDatapath) uses in the kernel. Two that share a network
 /// namespace need different ones; routes are told apart by `route_table`.
@@ -24,11 +28,20 @@ pub struct NftablesConfig {
     /// Most affinity records of a family. A client beyond that gets a backend without a record. Default 1,048,576; each
     /// takes about 150 bytes of the kernel's memory.
     pub affinity_records: u32,
+    /// Names of the devices that lead out of the node; they need not exist. With any, the datapath tells pods of other nodes
+    /// from its own, and carries node ports and host ports. Default: none.
+    pub uplink_devices: Vec<String>,
 }
 
 impl Default for NftablesConfig {
     fn default() -> Self {
-        Self { table: "lb".into(), route_table: 27_746, rule_priority: 27_746, affinity_records: 1 << 20 }
+        Self {
+            table: "lb".into(),
+            route_table: 27_746,
+            rule_priority: 27_746,
+            affinity_records: 1 << 20,
+            uplink_devices: Vec::new(),
+        }
     }
 }
 
@@ -59,6 +72,22 @@ impl NftablesConfig {
     pub const fn with_affinity_records(mut self, affinity_records: u32) -> Self {
         self.affinity_records = affinity_records;
         self
+    }
+
+    /// The same with these [`uplink_devices`](Self::uplink_devices) in place of those before.
+    #[must_use]
+    pub fn with_uplink_devices(mut self, devices: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.uplink_devices = devices.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// The devices that lead out of the node, by the names that the kernel compares.
+    pub(crate) fn uplinks(&self) -> Result<BTreeSet<Device>, DatapathError> {
+        let device = |name: &String| {
+            let message = || format!("`{name}` is no name of a device: use 1 to 15 bytes without `/` and `:`");
+            Device::new(name).ok_or_else(|| DatapathError::new(ErrorKind::Invalid, message()))
+        };
+        self.uplink_devices.iter().map(device).collect()
     }
 
     pub(crate) fn check(&self) -> Result<(), DatapathError> {

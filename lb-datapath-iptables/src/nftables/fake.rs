@@ -63,7 +63,7 @@ pub(crate) struct Model {
 
 impl World {
     pub(super) fn engine(&self) -> Engine {
-        Engine::new("lb", Box::new(self.clone()))
+        Engine::new("lb", BTreeSet::new(), Box::new(self.clone()))
     }
 
     pub(crate) fn lock(&self) -> std::sync::MutexGuard<'_, Model> {

@@ -44,7 +44,7 @@ use crate::{
         check::{ask::ask, watch::NetfilterWatcher},
         host::{Kernel, Table},
         socket::TableSocket,
-        table::layout::{MAX_TIMEOUT, Set},
+        table::layout::{MAX_SLOTS, MAX_TIMEOUT, Set},
     },
 };
 
@@ -57,6 +57,7 @@ use crate::{
 pub struct NftablesDatapath {
     engine: Engine,
     namespace: Namespace,
+    capabilities: Capabilities,
     counters: Arc<TableCounters>,
 }
 
@@ -73,12 +74,14 @@ impl NftablesDatapath {
     /// When the configuration is not valid or the kernel lacks netfilter's netlink.
     pub fn open(config: &NftablesConfig) -> Result<Self, DatapathError> {
         config.check()?;
+        let uplinks = config.uplinks()?;
         let opening = |error| failure("opening a netlink socket", error);
         let kernel = Kernel::open(config).map_err(opening)?;
         let counting = TableSocket::open(&config.table, config.affinity_records).map_err(opening)?;
         Ok(Self {
             namespace: Namespace::current().map_err(|error| namespace_error("opening the network namespace", error))?,
-            engine: Engine::new(&config.table, Box::new(kernel)),
+            capabilities: Self::usual_capabilities(config),
+            engine: Engine::new(&config.table, uplinks, Box::new(kernel)),
             counters: Arc::new(TableCounters { table: Mutex::new(counting) }),
         })
     }
@@ -105,20 +108,28 @@ pub fn operations(plan: &Plan) -> usize {
 }
 
 impl NftablesDatapath {
-    /// The capabilities of every such datapath.
+    /// The capabilities of a datapath with this configuration. One that knows the devices that lead out of the node carries
+    /// node ports and host ports as well.
     #[must_use]
-    pub fn usual_capabilities() -> Capabilities {
+    pub fn usual_capabilities(config: &NftablesConfig) -> Capabilities {
+        let knows_uplinks = !config.uplink_devices.is_empty();
+        let mut frontends = vec![FrontendKind::ClusterIp, FrontendKind::LoadBalancer, FrontendKind::ExternalIp];
+        if knows_uplinks {
+            frontends.extend([FrontendKind::NodePort, FrontendKind::HostPort]);
+        }
         Capabilities::new("nftables")
             .with_algorithms([Algorithm::Random, Algorithm::RoundRobin, Algorithm::Maglev])
             .with_protocols([Protocol::Tcp, Protocol::Udp])
             .with_families([Family::V4, Family::V6])
-            .with_frontends([FrontendKind::ClusterIp, FrontendKind::LoadBalancer, FrontendKind::ExternalIp])
+            .with_frontends(frontends)
+            .with_uplinks(knows_uplinks)
+            .with_external_traffic_policy_local(knows_uplinks)
             .with_affinity(Some(AffinityCapability { prefixes: true, max_timeout: MAX_TIMEOUT }))
             .with_sockets(SocketCapability::Packets)
             .with_atomic(Atomicity::Plan)
             .with_roles([Role::Active])
             .with_needs_forwarding(true)
-            .with_max_slots(u32::MAX)
+            .with_max_slots(MAX_SLOTS)
             // netfilter keeps a port below 512, below 1024 or above in its class.
             .with_translated_ports(1..=u16::MAX)
     }
@@ -126,7 +137,7 @@ impl NftablesDatapath {
 
 impl Datapath for NftablesDatapath {
     fn capabilities(&self) -> Capabilities {
-        Self::usual_capabilities()
+        self.capabilities.clone()
     }
 
     fn observe(&mut self) -> Result<State, DatapathError> {

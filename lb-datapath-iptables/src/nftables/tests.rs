@@ -162,7 +162,7 @@ proptest! {
     #[test]
     fn what_is_wanted_is_what_is_written(state in arbitrary_state()) {
         let labels = Labels::new();
-        let wanted = ExpectedTable::new(Expected { state: &state, labels: &labels }, Some(7));
+        let wanted = ExpectedTable::new(Expected { state: &state, labels: &labels }, Some(7), &BTreeSet::new());
         let mut elements = expected(&state);
         elements.insert(Key::Note(Note::Generation, 7), (Value::None, String::new()));
         prop_assert_eq!(wanted.keys().collect::<BTreeSet<_>>(), elements.keys().copied().collect());
@@ -538,7 +538,7 @@ fn expected(state: &State) -> BTreeMap<Key, (Value, String)> {
                     Lookup::RoundRobin => How::Turn(frontend.id),
                 };
                 let slots = u32::try_from(set.slots.len()).unwrap();
-                let pick = Pick { family: addr.family(), how, slots, affinity: frontend.affinity };
+                let pick = Pick { family: addr.family(), scope: addr.scope, how, slots, affinity: frontend.affinity };
                 let in_slots = |ids: &[BackendId]| ids.iter().map(|id| (*id, state.backends[id])).collect();
                 let backends = slots::Backends { slots: in_slots(&set.slots), draining: in_slots(&set.draining) };
                 let elements =

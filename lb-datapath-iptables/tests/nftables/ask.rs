@@ -14,12 +14,14 @@ use lb_core::{
     endpoint::{Endpoint, EndpointSlice, SlicePort},
     kernel::{Backends, KernelAnswer, KernelVerdict},
     model::{Change, Model, Settings},
-    name::{ServiceName, SliceName},
+    name::{NodeName, ServiceName, SliceName},
     plan::{Labels, diff},
-    service::{Algorithm, Service, ServicePort},
+    service::{Algorithm, Service, ServicePort, TrafficPolicy},
     state::State,
     time::Instant,
 };
+
+use lb_datapath_iptables::nftables::NftablesConfig;
 
 use crate::{
     net::{Net, tcp, udp_socket},
@@ -30,7 +32,7 @@ use crate::{
 #[ignore = "needs root: network namespaces and nftables"]
 fn the_kernel_agrees_with_the_decision() {
     let net = Net::new();
-    let (mut node, world) = (Node::open(&net), World::new(&net));
+    let (mut node, world) = (open(&net), World::new(&net));
     node.become_state(world.state());
     let mut source_port = 1_000;
     for vip in VIPS {
@@ -40,6 +42,8 @@ fn the_kernel_agrees_with_the_decision() {
                 ("10.2.1.2", Entry::PodDevice),
                 ("10.2.1.1", Entry::Socket),
                 ("10.9.0.1", Entry::Uplink),
+                ("10.2.1.2", Entry::Uplink),
+                ("10.9.0.1", Entry::PodDevice),
             ] {
                 for destination_port in [80, 81] {
                     source_port += 7;
@@ -52,11 +56,36 @@ fn the_kernel_agrees_with_the_decision() {
     }
 }
 
+/// Out of the same address, an uplink and the device of a pod lead to other backends and other sources.
+#[test]
+#[ignore = "needs root: network namespaces and nftables"]
+fn what_comes_in_through_an_uplink_is_asked_apart() {
+    let net = Net::new();
+    let (mut node, world) = (open(&net), World::new(&net));
+    node.become_state(world.state());
+    for (source, entry, vip, backends, translated) in [
+        ("10.9.0.1", Entry::Uplink, LOCAL, 1, Some(false)),
+        ("10.9.0.1", Entry::PodDevice, LOCAL, 2, Some(true)),
+        ("10.2.1.2", Entry::Uplink, OUTSIDE, 2, Some(true)),
+        ("10.2.1.2", Entry::PodDevice, OUTSIDE, 2, None),
+    ] {
+        let packet = Packet { entry, ..from(source, 40_000, vip) };
+        let answer = node.datapath.ask(&packet).unwrap().unwrap();
+        assert_eq!(world.disagreements(&packet, &answer), Vec::<String>::new(), "{packet:?}\n{answer:#?}");
+        let KernelVerdict::Forward { backends: Backends::MayTake(found), translated: found_translated } =
+            &answer.verdict
+        else {
+            panic!("{answer:#?}")
+        };
+        assert_eq!((found.len(), *found_translated), (backends, translated), "{packet:?}\n{answer:#?}");
+    }
+}
+
 #[test]
 #[ignore = "needs root: network namespaces and nftables"]
 fn what_the_kernel_remembers_is_told() {
     let net = Net::new();
-    let (mut node, world) = (Node::open(&net), World::new(&net));
+    let (mut node, world) = (open(&net), World::new(&net));
     node.become_state(world.state());
     let sticky = from("10.1.0.2", 40_000, STICKY);
     let answer = node.datapath.ask(&sticky).unwrap().unwrap();
@@ -98,7 +127,7 @@ fn what_somebody_changed_disagrees() {
         "nft add table inet lb '{ flags dormant; }'",
         "nft delete table inet lb",
     ] {
-        let mut node = Node::open(&net);
+        let mut node = open(&net);
         node.become_state(world.state());
         let packet = from("10.1.0.2", 40_000, RANDOM);
         let answer = node.datapath.ask(&packet).unwrap().unwrap();
@@ -125,7 +154,7 @@ fn chains_that_are_not_ours_any_more_are_named() {
         ("nft flush chain inet lb masquerade4", RANDOM, "masquerade4"),
         ("nft insert rule inet lb refuse accept", NOBODY, "refuse"),
     ] {
-        let mut node = Node::open(&net);
+        let mut node = open(&net);
         node.become_state(world.state());
         net.node.sh(edit);
         let error = node.datapath.ask(&from("10.1.0.2", 40_000, vip)).unwrap_err().report();
@@ -146,7 +175,14 @@ fn chains_that_are_not_ours_any_more_are_named() {
 const NOBODY: &str = "10.96.0.5";
 const RANDOM: &str = "10.96.0.1";
 const STICKY: &str = "10.96.0.4";
-const VIPS: [&str; 6] = [RANDOM, "10.96.0.2", "10.96.0.3", STICKY, NOBODY, "10.96.0.99"];
+const VIPS: [&str; 8] = [RANDOM, "10.96.0.2", "10.96.0.3", STICKY, NOBODY, "10.96.0.99", OUTSIDE, LOCAL];
+/// Addresses of load balancers, with external traffic policy Cluster and Local.
+const OUTSIDE: &str = "10.97.0.1";
+const LOCAL: &str = "10.97.0.2";
+
+fn open(net: &Net) -> Node {
+    Node::open_with(net, &NftablesConfig::default().with_uplink_devices(["eth0"]))
+}
 
 fn took(backend: lb_core::addr::BackendAddr, translated: bool) -> KernelVerdict {
     KernelVerdict::Forward { backends: Backends::Took(backend), translated: Some(translated) }
@@ -172,7 +208,7 @@ struct World {
 
 impl World {
     fn new(net: &Net) -> Self {
-        let capabilities = Node::open(net).datapath.capabilities();
+        let capabilities = open(net).datapath.capabilities();
         let mut world = Self { model: Model::new(Settings::default(), capabilities), desired: Desired::default() };
         world.take(Change::SetNode(facts(&["10.2.0.0/16"])));
         let both = &["10.2.1.2", "10.2.2.2"][..];
@@ -182,7 +218,26 @@ impl World {
         world.serve("turns", "10.96.0.3", Algorithm::RoundRobin, None, both);
         world.serve("sticky", STICKY, Algorithm::Maglev, Some(affinity), both);
         world.serve("nobody", "10.96.0.5", Algorithm::Random, None, &[]);
+        world.expose("outside", OUTSIDE, TrafficPolicy::Cluster);
+        world.expose("local", LOCAL, TrafficPolicy::Local);
         world
+    }
+
+    /// A service of a load balancer, one of whose two backends is on another node.
+    fn expose(&mut self, name: &str, vip: &str, policy: TrafficPolicy) {
+        let port = ServicePort { name: "tcp".into(), protocol: Protocol::Tcp, port: 80, node_port: None };
+        let mut service = Service::new(ServiceName::new("default", name));
+        (service.load_balancer_ips, service.ports) = (vec![vip.parse().unwrap()], vec![port]);
+        service.external_traffic_policy = policy;
+        self.take(Change::UpsertService(service));
+        let near = Endpoint::new("10.2.1.2".parse().unwrap());
+        let far = Endpoint { node: Some(NodeName::new("node-2")), ..Endpoint::new("10.2.2.2".parse().unwrap()) };
+        self.take(Change::ReplaceEndpoints(EndpointSlice {
+            name: SliceName::new("default", name),
+            service: ServiceName::new("default", name),
+            ports: vec![SlicePort { name: "tcp".into(), protocol: Protocol::Tcp, port: 8080 }],
+            endpoints: vec![near, far],
+        }));
     }
 
     fn serve(&mut self, name: &str, vip: &str, algorithm: Algorithm, affinity: Option<Affinity>, backends: &[&str]) {

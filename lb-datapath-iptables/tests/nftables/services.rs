@@ -7,7 +7,7 @@ use std::{
 };
 
 use lb_core::{
-    addr::{BackendAddr, FrontendAddr, Protocol},
+    addr::{BackendAddr, FrontendAddr, Protocol, Scope},
     affinity::Affinity,
     datapath::Datapath,
     id::{BackendId, FrontendId, SetId},
@@ -74,6 +74,17 @@ pub(crate) fn varied() -> State {
     services.add("10.96.0.7", Protocol::Tcp, None, None);
     let sharing = FrontendAddr::new("10.96.0.7".parse().unwrap(), 80, Protocol::Tcp);
     services.state.frontends.get_mut(&sharing).unwrap().target = shared;
+    for (vip, protocol, id) in
+        [("10.96.0.3", Protocol::Tcp, 901), ("fd96::3", Protocol::Udp, 902), ("fd96::4", Protocol::Udp, 903)]
+    {
+        let external = FrontendAddr::new(vip.parse().unwrap(), 80, protocol);
+        let twin = Frontend { id: FrontendId::new(id).unwrap(), ..services.state.frontends[&external].clone() };
+        services.state.frontends.insert(FrontendAddr { scope: Scope::Internal, ..external }, twin);
+    }
+    let external = services.state.frontends.iter_mut().filter(|(addr, _)| addr.scope == Scope::External);
+    for (_, frontend) in external {
+        (frontend.keeps_source, frontend.translates_pods) = (frontend.id.get() % 3 == 0, frontend.id.get() % 3 == 1);
+    }
     services.state.node = facts(&["10.2.0.0/16", "10.3.0.0/16", "fd02::/16", "0.0.0.0/4"]);
     for (n, backend) in (0..).zip(services.state.backends.values_mut()) {
         backend.local = n % 2 == 0;

@@ -9,7 +9,7 @@ use lb_core::addr::FrontendAddr;
 
 use crate::nftables::{
     host::{Batch, Host},
-    table::layout::{Element, Endpoint, FAMILIES, Key, Set, Value},
+    table::layout::{Element, Endpoint, Key, Set, Value},
 };
 
 /// Which records of a frontend may stay: those that lead to one of these backends.
@@ -18,11 +18,10 @@ pub(crate) type Sweeps = BTreeMap<FrontendAddr, BTreeSet<Endpoint>>;
 /// The records that may not stay.
 pub(crate) fn stale(host: &mut dyn Host, sweeps: &Sweeps) -> lb_netlink::Result<Vec<(FrontendAddr, Key)>> {
     let mut found = Vec::new();
-    for family in FAMILIES {
-        if sweeps.keys().any(|addr| addr.family() == family) {
-            let records = host.elements(Set::Affinity(family))?.into_iter().flatten();
-            found.extend(records.filter_map(|(record, _)| doomed(sweeps, &record)));
-        }
+    let sets: BTreeSet<Set> = sweeps.keys().map(|addr| Set::Affinity(addr.scope, addr.family())).collect();
+    for set in sets {
+        let records = host.elements(set)?.into_iter().flatten();
+        found.extend(records.filter_map(|(record, _)| doomed(sweeps, &record)));
     }
     found.sort_unstable();
     Ok(found)

@@ -6,7 +6,7 @@ use std::{
 };
 
 use lb_core::{
-    addr::{FrontendAddr, Protocol, Scope},
+    addr::{FrontendAddr, Protocol},
     datapath::{DatapathError, ErrorKind},
     id::{BackendId, SetId},
     node::NodeFacts,
@@ -18,6 +18,7 @@ use crate::nftables::{
     change::mirror::{Counts, Mirror, members},
     table::{
         elements::set_of,
+        layout::Device,
         slots::{Backends, Slot},
     },
 };
@@ -30,6 +31,7 @@ pub(crate) struct Draft {
     pub(crate) sets: BTreeMap<SetId, Option<Arc<BackendSet>>>,
     pub(crate) frontends: BTreeMap<FrontendAddr, Option<Frontend>>,
     pub(crate) labels: BTreeMap<FrontendAddr, Arc<str>>,
+    pub(crate) uplinks: Option<BTreeSet<Device>>,
 }
 
 impl Draft {
@@ -110,6 +112,9 @@ impl Draft {
     pub(crate) fn settle(self, mirror: &mut Mirror) {
         if let Some(node) = self.node {
             mirror.state.node = node;
+        }
+        if let Some(uplinks) = self.uplinks {
+            mirror.uplinks = uplinks;
         }
         for (id, backend) in self.backends {
             mirror.put_backend(id, backend);
@@ -234,10 +239,9 @@ fn supported(addr: &FrontendAddr, frontend: &Frontend) -> Result<(), DatapathErr
     if frontend.other_ports != OtherPorts::Pass || frontend.answers_ping {
         return lacks(addr, "a say in other packets to the address");
     }
-    match (addr.scope, addr.protocol) {
-        (Scope::Internal, _) => lacks(addr, "frontends for internal traffic only"),
-        (_, Protocol::Sctp) => lacks(addr, "SCTP"),
-        (Scope::External, Protocol::Tcp | Protocol::Udp) => Ok(()),
+    match addr.protocol {
+        Protocol::Sctp => lacks(addr, "SCTP"),
+        Protocol::Tcp | Protocol::Udp => Ok(()),
     }
 }
 

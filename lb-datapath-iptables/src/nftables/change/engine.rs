@@ -1,6 +1,9 @@
 //! Carries plans out: routes first, then one transaction, then the removal of records and flows that it contradicts.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use lb_core::{
     addr::FrontendAddr,
@@ -27,7 +30,7 @@ use crate::nftables::{
     host::{Batch, CommitError, Host, Rebuild, Table},
     table::{
         elements::fixed_verdicts,
-        layout::{Element, Key, Note, VERSION, Value},
+        layout::{Device, Element, Key, Note, VERSION, Value},
         userdata::MARKER,
     },
 };
@@ -37,6 +40,8 @@ pub(crate) struct Engine {
     pub(crate) host: Box<dyn Host>,
     /// The table's name, for messages.
     pub(crate) table: String,
+    /// Devices that lead out of the node.
+    pub(crate) uplinks: BTreeSet<Device>,
     pub(crate) installed: Option<Installed>,
     /// Objects that a watcher noted.
     pub(crate) suspects: SharedSuspects,
@@ -53,9 +58,9 @@ enum Outcome {
 }
 
 impl Engine {
-    pub(crate) fn new(table: &str, host: Box<dyn Host>) -> Self {
+    pub(crate) fn new(table: &str, uplinks: BTreeSet<Device>, host: Box<dyn Host>) -> Self {
         let (suspects, findings) = (SharedSuspects::default(), Vec::new());
-        Self { host, table: table.to_owned(), installed: None, suspects, findings }
+        Self { host, table: table.to_owned(), uplinks, installed: None, suspects, findings }
     }
 
     pub(crate) fn observe(&mut self) -> Result<State, DatapathError> {
@@ -139,7 +144,8 @@ impl Engine {
 
     fn attempt(&mut self, plan: &Plan, refused: &BTreeMap<FrontendAddr, DatapathError>) -> Result<Outcome, ApplyError> {
         let Some(installed) = &mut self.installed else { return Ok(Outcome::Took) };
-        let draft = installed.draft(plan, refused);
+        let mut draft = installed.draft(plan, refused);
+        draft.uplinks = Some(self.uplinks.clone());
         let mut lowered = lower(&draft, &installed.mirror);
         if !lowered.refused.is_empty() {
             return Ok(Outcome::Without(std::mem::take(&mut lowered.refused)));

@@ -6,7 +6,7 @@ use std::{
 };
 
 use lb_core::{
-    addr::{Family, FrontendAddr, Protocol},
+    addr::{Family, FrontendAddr, Protocol, Scope},
     datapath::DatapathError,
     id::BackendId,
     state::{Backend, BackendSet, Frontend, Lookup, State, Target},
@@ -19,8 +19,8 @@ use crate::nftables::{
     },
     table::{
         choice::{Choice, How, Pick},
-        elements::{cluster, elements, frontend_element, notes, set_of, verdict_element},
-        layout::{Element, Endpoint, Key, Value},
+        elements::{cluster, elements, frontend_element, notes, set_of, sources, uplinks, verdict_element},
+        layout::{Element, Endpoint, Key, Value, twin},
         slots::Backends,
     },
 };
@@ -110,21 +110,24 @@ impl Lowered {
     }
 
     fn node(&mut self, draft: &Draft, mirror: &Mirror) {
+        if let Some(new) = &draft.uplinks {
+            self.replace_all(Origin::Shared, uplinks(&mirror.uplinks), uplinks(new));
+        }
         let Some(new) = &draft.node else { return };
         let old = &mirror.state.node;
-        self.replace_all(notes(old), notes(new));
+        self.replace_all(Origin::Shared, notes(old), notes(new));
         for family in [Family::V4, Family::V6] {
-            self.replace_all(cluster(old, family), cluster(new, family));
+            self.replace_all(Origin::Shared, cluster(old, family), cluster(new, family));
         }
     }
 
     /// Replaces `old` elements by `new` ones, those that are equal excepted.
-    fn replace_all(&mut self, old: Vec<Element>, new: Vec<Element>) {
+    fn replace_all(&mut self, origin: Origin, old: Vec<Element>, new: Vec<Element>) {
         for element in old.iter().filter(|element| !new.contains(element)) {
-            self.push(Origin::Shared, Action::Remove(element.key));
+            self.push(origin, Action::Remove(element.key));
         }
         for element in new.into_iter().filter(|element| !old.contains(element)) {
-            self.push(Origin::Shared, Action::Add(element));
+            self.push(origin, Action::Add(element));
         }
     }
 
@@ -179,8 +182,8 @@ impl Lowered {
         (new, after): (Option<&Frontend>, &Backends),
     ) {
         let origin = Origin::Frontend(addr);
-        let was = old.map(|old| choice(mirror, None, addr.family(), old, before.slots.len()));
-        let is = new.map(|new| choice(mirror, Some(draft), addr.family(), new, after.slots.len()));
+        let was = old.map(|old| choice(mirror, None, &addr, old, before.slots.len()));
+        let is = new.map(|new| choice(mirror, Some(draft), &addr, new, after.slots.len()));
         if was != is {
             self.released.extend(was.and_then(Choice::pick));
             if let Some(choice) = is {
@@ -196,8 +199,9 @@ impl Lowered {
                 self.push(origin, Action::Add(frontend_element(addr, new, choice, label)));
             }
         }
+        self.replace_all(origin, sources(addr, old).collect(), sources(addr, new).collect());
         self.slots(elements(addr, was, before), elements(addr, is, after));
-        self.stale(addr, (old, before), (new, after));
+        self.stale((draft, mirror), addr, (old, before), (new, after));
     }
 
     /// Replaces the elements of one frontend's slots, those that are equal excepted. Both are in order.
@@ -222,6 +226,7 @@ impl Lowered {
     /// Notes records and flows that the new form of a frontend contradicts.
     fn stale(
         &mut self,
+        (draft, mirror): (&Draft, &Mirror),
         addr: FrontendAddr,
         (old, before): (Option<&Frontend>, &Backends),
         (new, after): (Option<&Frontend>, &Backends),
@@ -243,7 +248,13 @@ impl Lowered {
         }
         let left = || before.slots.is_empty() || !before.holders().is_subset(&holders);
         if comes_or_goes || addr.protocol == Protocol::Udp && left() {
-            self.flows.insert(addr, holders);
+            // Nothing tells the flows of one scope from those of the other.
+            let twin = twin(addr);
+            let frontend = draft.frontends.get(&twin).map_or_else(|| mirror.state.frontends.get(&twin), Option::as_ref);
+            let others = frontend.and_then(|frontend| draft.backends_of(mirror, &twin, frontend).ok());
+            let allowed = self.flows.entry(FrontendAddr { scope: Scope::External, ..addr }).or_default();
+            allowed.extend(holders);
+            allowed.extend(others.unwrap_or_default().holders());
         }
     }
 
@@ -288,21 +299,22 @@ impl Lowered {
 }
 
 /// The fate of a frontend's packets, with the sets as they are (`None`) or as the draft has them.
-fn choice(mirror: &Mirror, draft: Option<&Draft>, family: Family, frontend: &Frontend, slots: usize) -> Choice {
+fn choice(mirror: &Mirror, draft: Option<&Draft>, addr: &FrontendAddr, frontend: &Frontend, slots: usize) -> Choice {
     let set = set_of(frontend).and_then(|id| match draft {
         Some(draft) => draft.set(mirror, id),
         None => mirror.state.sets.get(&id),
     });
-    choice_of(family, frontend, set.map(|set| &**set), slots)
+    choice_of(addr, frontend, set.map(|set| &**set), slots)
 }
 
 /// The fate of a frontend's packets if `set` is its set.
-pub(crate) fn choice_of(family: Family, frontend: &Frontend, set: Option<&BackendSet>, slots: usize) -> Choice {
+pub(crate) fn choice_of(addr: &FrontendAddr, frontend: &Frontend, set: Option<&BackendSet>, slots: usize) -> Choice {
     match (frontend.target, set) {
         (Target::Reject, _) => Choice::Refuse,
         (Target::Drop, _) | (Target::Set(_), None) => Choice::Drop,
         (Target::Set(_), Some(set)) => Choice::Pick(Pick {
-            family,
+            family: addr.family(),
+            scope: addr.scope,
             how: how(set, frontend),
             slots: u32::try_from(slots).unwrap_or(u32::MAX),
             affinity: frontend.affinity,

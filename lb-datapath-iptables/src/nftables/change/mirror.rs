@@ -11,7 +11,11 @@ use lb_core::{
     state::{Backend, Frontend, State},
 };
 
-use crate::nftables::table::{choice::Pick, elements::set_of, layout::Endpoint};
+use crate::nftables::table::{
+    choice::Pick,
+    elements::set_of,
+    layout::{Device, Endpoint},
+};
 
 /// The state in the table, with the counts that say when something shared comes and goes.
 #[derive(Clone, Debug, Default)]
@@ -29,12 +33,14 @@ pub(crate) struct Mirror {
     pub(crate) vips: Counts<IpAddr>,
     /// Frontends that go to a pick chain. A chain without any is removed.
     pub(crate) picks: Counts<Pick>,
+    /// Devices that lead out of the node.
+    pub(crate) uplinks: BTreeSet<Device>,
 }
 
 impl Mirror {
-    /// A mirror of `state` and of the pick chains that the frontends go to.
-    pub(crate) fn new(state: State, picks: Counts<Pick>) -> Self {
-        let mut mirror = Self { picks, ..Self::default() };
+    /// A mirror of `state`, of the pick chains that the frontends go to, and of the devices that lead out of the node.
+    pub(crate) fn new(state: State, picks: Counts<Pick>, uplinks: BTreeSet<Device>) -> Self {
+        let mut mirror = Self { picks, uplinks, ..Self::default() };
         mirror.state.node = state.node;
         for (id, backend) in state.backends {
             mirror.put_backend(id, Some(backend));

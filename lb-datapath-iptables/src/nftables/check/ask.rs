@@ -7,7 +7,7 @@ use std::{
 };
 
 use lb_core::{
-    addr::{BackendAddr, Family, FrontendAddr},
+    addr::{BackendAddr, Family, FrontendAddr, Scope},
     affinity::{Affinity, AffinityRecord},
     datapath::{DatapathError, ErrorKind},
     decision::{Entry, FlowView, Packet},
@@ -27,7 +27,7 @@ use crate::nftables::{
         keys::key_bytes,
         layout::{Bound, Key, Set, Value, block},
         messages::Lifetime,
-        rules,
+        rules::{self, Way},
         ruleset::{self, Ruleset},
     },
 };
@@ -53,6 +53,9 @@ pub(crate) fn ask(host: &mut dyn Host, packet: &Packet) -> Result<KernelAnswer, 
         }
     }
 }
+
+/// In the order in which packets meet their frontends.
+const SCOPES: [Scope; 2] = [Scope::Internal, Scope::External];
 
 fn not_ours(chain: &str) -> String {
     format!("the rules of chain {chain} are no longer those of lb")
@@ -90,16 +93,9 @@ impl PacketTrace<'_> {
             self.step("the table is switched off (flags dormant)".into());
             return Ok(Some(KernelVerdict::Pass));
         }
-        match self.dispatches(addr.family(), &found) {
-            Some(true) => {}
-            Some(false) => return Ok(Some(KernelVerdict::Pass)),
-            None => return Ok(None),
-        }
-        let set = Set::Frontends(addr.family());
-        let Some(Value::Choice(choice)) = self.element(Key::Frontend(addr))?.map(|(element, _)| element.value) else {
-            self.step(format!("{}: {addr} is not in it", set.name()));
-            return Ok(Some(KernelVerdict::Pass));
-        };
+        let Some(scopes) = self.dispatches(addr.family(), &found) else { return Ok(None) };
+        let Some((addr, choice)) = self.frontend(&scopes)? else { return Ok(Some(KernelVerdict::Pass)) };
+        let set = Set::Frontends(addr.scope, addr.family());
         let verdict = self.element(Key::Verdict(addr.family(), choice))?;
         if verdict.is_none_or(|(element, _)| element.value != Value::Choice(choice)) {
             self.step(format!("{}: the verdict of {choice} is no longer that of lb", Set::Picks(addr.family()).name()));
@@ -123,24 +119,45 @@ impl PacketTrace<'_> {
         if passed { self.pick(addr, &pick).map(Some) } else { Ok(None) }
     }
 
-    /// Whether the chain leads the packet to the frontends; `None` where the chain has foreign rules, which may do
-    /// anything.
-    fn dispatches(&mut self, family: Family, found: &Ruleset) -> Option<bool> {
-        let chain = if self.packet.entry == Entry::Socket { "output" } else { "prerouting" };
+    /// The scopes whose frontends the chain leads the packet to, in turn; `None` where the chain has foreign rules, which may
+    /// do anything.
+    fn dispatches(&mut self, family: Family, found: &Ruleset) -> Option<Vec<Scope>> {
+        let (chain, way) = match self.packet.entry {
+            Entry::Socket => ("output", Way::Out),
+            Entry::PodDevice | Entry::Uplink => ("prerouting", Way::In),
+        };
         let wanted = ruleset::expected(&BTreeSet::new());
         let (wanted, found) = (wanted.chains.get(chain)?, found.chains.get(chain));
         let Some(found) = found else {
             self.step(format!("chain {chain}: it is not there"));
-            return Some(false);
+            return Some(Vec::new());
         };
         if found.base != wanted.base || found.rules.iter().any(|rule| !wanted.rules.contains(rule)) {
             self.step(not_ours(chain));
             return None;
         }
-        let is = found.rules.contains(&ruleset::dispatch(family));
+        let leads = |scope: &Scope| found.rules.contains(&ruleset::dispatch(way, *scope, family));
+        let is = leads(&Scope::External);
         let what = if is { "leads to the frontends" } else { "lacks the rule that leads to the frontends" };
         self.step(format!("chain {chain}: {what}"));
-        Some(is)
+        // What comes in through an uplink is not led to those of scope internal.
+        let scopes = if self.packet.entry == Entry::Uplink { &SCOPES[1..] } else { &SCOPES[..] };
+        Some(scopes.iter().copied().filter(leads).collect())
+    }
+
+    /// The frontend of one of these scopes that the packet is for.
+    fn frontend(&mut self, scopes: &[Scope]) -> lb_netlink::Result<Option<(FrontendAddr, Choice)>> {
+        for &scope in scopes {
+            let addr = FrontendAddr { scope, ..self.addr() };
+            if let Some(Value::Choice(choice)) = self.element(Key::Frontend(addr))?.map(|(element, _)| element.value) {
+                return Ok(Some((addr, choice)));
+            }
+        }
+        if !scopes.is_empty() {
+            let (name, addr) = (Set::Frontends(Scope::External, self.addr().family()).name(), self.addr());
+            self.step(format!("{name}: {addr} is not in it"));
+        }
+        Ok(None)
     }
 
     /// Whether a chain is as this datapath writes it, with these rules in this order and no others.
@@ -237,20 +254,34 @@ impl PacketTrace<'_> {
         let ours = self.element(Key::Frontend(self.addr()))?.is_some();
         let (source, pod) = (self.packet.source, self.is_pod(family)?);
         self.step(format!("{}: {source} is {}in it", Set::Cluster(family).name(), if pod { "" } else { "not " }));
+        let keeps = self.says_of_uplinks(Key::KeptSource(self.addr()))?;
+        let translates_pods = self.says_of_uplinks(Key::TranslatedPods(self.addr()))?;
         let translated = match &backends {
-            _ if !ours => Some(false),
-            _ if !pod => Some(true),
+            _ if !ours || keeps => Some(false),
+            _ if !pod || translates_pods => Some(true),
             Backends::Took(backend) => Some(backend.ip == source && self.element(Key::Hairpin(source))?.is_some()),
             Backends::MayTake(_) => None,
         };
         if !ours {
             self.step(format!(
                 "{}: {} is not in it, no source is translated",
-                Set::Frontends(family).name(),
+                Set::Frontends(Scope::External, family).name(),
                 self.addr()
             ));
         }
         Ok(KernelVerdict::Forward { backends, translated })
+    }
+
+    /// Whether the packet comes in through an uplink, and the set of `key` says that its frontend treats such sources apart.
+    fn says_of_uplinks(&mut self, key: Key) -> lb_netlink::Result<bool> {
+        if self.packet.entry != Entry::Uplink || self.host.elements(Set::Uplinks)?.is_empty() {
+            return Ok(false);
+        }
+        let is_there = self.element(key)?.is_some();
+        if is_there {
+            self.step(format!("{}: {} is in it", key.set().name(), self.addr()));
+        }
+        Ok(is_there)
     }
 
     /// Whether the source is in one of the ranges of pods.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use lb_core::{
     datapath::{ApplyError, DatapathError},
-    drift::{Drift, Expected, Inspection},
+    drift::{Cause, Drift, Expected, Inspection},
     plan::diff,
     state::State,
 };
@@ -20,12 +20,12 @@ use crate::{
         },
         check::{
             expected::ExpectedTable,
-            inspect::{Finding, look},
+            inspect::{Finding, Object, look},
             repair::RepairPlan,
             suspects::Suspects,
         },
         host::{CommitError, Table},
-        table::layout::{Element, Key, Note, Value},
+        table::layout::{Element, Key, Note, Set, Value},
     },
 };
 
@@ -85,9 +85,15 @@ impl Engine {
     }
 
     fn look(&mut self, expected: Expected<'_>, suspects: &Suspects) -> Result<Vec<Finding>, DatapathError> {
-        let wanted = ExpectedTable::new(expected, self.generation());
-        look(&mut *self.host, &wanted, suspects)
-            .map_err(|error| failure("comparing the table and the routes with what they should be", error))
+        let wanted = ExpectedTable::new(expected, self.generation(), &self.uplinks);
+        let mut found = look(&mut *self.host, &wanted, suspects)
+            .map_err(|error| failure("comparing the table and the routes with what they should be", error))?;
+        // An earlier process knew other uplinks, and no plan was carried out since.
+        if self.installed.as_ref().is_some_and(|installed| installed.mirror.uplinks != self.uplinks) {
+            let of_uplinks = |finding: &&mut Finding| matches!(finding.object, Object::Element(Set::Uplinks, _));
+            found.iter_mut().filter(of_uplinks).for_each(|finding| finding.drift.cause = Cause::Reconfigured);
+        }
+        Ok(found)
     }
 
     fn generation(&self) -> Option<u32> {
@@ -95,7 +101,7 @@ impl Engine {
     }
 
     fn put_back(&mut self, expected: Expected<'_>, findings: &[Finding]) -> Result<(), ApplyError> {
-        let wanted = ExpectedTable::new(expected, self.generation());
+        let wanted = ExpectedTable::new(expected, self.generation(), &self.uplinks);
         let mut remedy = RepairPlan::new(&wanted, findings);
         let RepairPlan { missing_routes, extra_routes, routing_rules, .. } = &remedy;
         let routes = self.host.repair_routes(missing_routes, extra_routes, routing_rules);
@@ -119,6 +125,9 @@ impl Engine {
             Ok(()) => {
                 if let Some(installed) = &mut self.installed {
                     installed.generation = Some(next);
+                    if remedy.mend.emptied.contains(&Set::Uplinks) {
+                        installed.mirror.uplinks.clone_from(&self.uplinks);
+                    }
                 }
                 let forgotten = if flows.is_empty() { Ok(0) } else { self.host.forget_stale_flows(&flows) };
                 forgotten.map(drop).map_err(|error| ApplyError::unknown(failure("deleting stale flows", error)))

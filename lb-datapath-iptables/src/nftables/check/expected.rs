@@ -22,8 +22,8 @@ use crate::nftables::{
     check::observe,
     table::{
         choice::{Choice, Pick},
-        elements::{cluster, elements, fixed_verdicts, frontend_element, notes, set_of, verdict_element},
-        layout::{Element, Endpoint, FAMILIES, Key, Note, VERSION, Value},
+        elements::{self, cluster, fixed_verdicts, frontend_element, notes, set_of, sources, verdict_element},
+        layout::{Device, Element, Endpoint, FAMILIES, Key, Note, VERSION, Value},
         userdata,
     },
 };
@@ -38,13 +38,14 @@ pub(crate) struct ExpectedTable<'a> {
     backends: OnceCell<BTreeSet<Endpoint>>,
     notes: Vec<Element>,
     bounds: Vec<Element>,
+    uplinks: Vec<Element>,
     picks: OnceCell<BTreeSet<Pick>>,
     /// The elements of the slots of frontends that were asked for, where they are many.
     slots: RefCell<BTreeMap<FrontendAddr, Rc<[Element]>>>,
 }
 
 impl<'a> ExpectedTable<'a> {
-    pub(crate) fn new(expected: Expected<'a>, generation: Option<u32>) -> Self {
+    pub(crate) fn new(expected: Expected<'a>, generation: Option<u32>, uplinks: &BTreeSet<Device>) -> Self {
         let Expected { state, labels } = expected;
         let bounds = FAMILIES.into_iter().flat_map(|family| cluster(&state.node, family)).collect();
         Self {
@@ -55,6 +56,7 @@ impl<'a> ExpectedTable<'a> {
             backends: OnceCell::new(),
             notes: notes(&state.node),
             bounds,
+            uplinks: elements::uplinks(uplinks),
             picks: OnceCell::new(),
             slots: RefCell::default(),
         }
@@ -78,6 +80,10 @@ impl<'a> ExpectedTable<'a> {
                 slots.binary_search_by_key(key, |element| element.key).ok().map(|at| slots[at].clone())
             }
             Key::Record(..) => None,
+            Key::Uplink(_) => self.uplinks.iter().find(|uplink| uplink.key == *key).cloned(),
+            Key::KeptSource(addr) | Key::TranslatedPods(addr) => {
+                sources(*addr, self.state.frontends.get(addr)).find(|element| element.key == *key)
+            }
             Key::Bound(..) => self.bounds.iter().find(|bound| bound.key == *key).cloned(),
             Key::Hairpin(ip) => self.hairpins().contains(ip).then(|| Element::new(*key, Value::None)),
             Key::Backend(ip, port) => self.backends().contains(&(*ip, *port)).then(|| Element::new(*key, Value::None)),
@@ -95,10 +101,11 @@ impl<'a> ExpectedTable<'a> {
     pub(crate) fn keys(&self) -> impl Iterator<Item = Key> {
         let of_frontends = self.state.frontends.keys().flat_map(|&addr| {
             let slots = self.slots(&addr);
-            std::iter::once(Key::Frontend(addr)).chain((0..slots.len()).map(move |at| slots[at].key))
+            let sources = sources(addr, self.state.frontends.get(&addr)).map(|element| element.key);
+            std::iter::once(Key::Frontend(addr)).chain(sources).chain((0..slots.len()).map(move |at| slots[at].key))
         });
         let of_picks = self.picks().iter().map(|&pick| Key::Verdict(pick.family, Choice::Pick(pick)));
-        let of_node = self.notes.iter().chain(&self.bounds).map(|element| element.key);
+        let of_node = self.notes.iter().chain(&self.bounds).chain(&self.uplinks).map(|element| element.key);
         let notes = [Some(Key::Note(Note::Layout, VERSION)), self.generation_key()].into_iter().flatten();
         let fixed = fixed_verdicts().map(|element| element.key).chain(notes);
         let hairpins = self.hairpins().iter().map(|&ip| Key::Hairpin(ip));
@@ -115,6 +122,11 @@ impl<'a> ExpectedTable<'a> {
     pub(crate) fn notes(&self) -> Vec<Element> {
         let layout = Element::new(Key::Note(Note::Layout, VERSION), Value::None).comment("layout");
         self.notes.iter().cloned().chain([layout]).collect()
+    }
+
+    /// The devices that lead out of the node.
+    pub(crate) fn uplinks(&self) -> &[Element] {
+        &self.uplinks
     }
 
     /// The prefixes of pods of a family.
@@ -157,7 +169,7 @@ impl<'a> ExpectedTable<'a> {
         }
         let Some(frontend) = self.state.frontends.get(addr) else { return Rc::default() };
         let backends = self.set(frontend).map(|set| backends_in(self.state, set)).unwrap_or_default();
-        let made: Rc<[Element]> = elements(*addr, Some(self.choice(addr, frontend)), &backends).into();
+        let made: Rc<[Element]> = elements::elements(*addr, Some(self.choice(addr, frontend)), &backends).into();
         if made.len() > FEW_SLOTS {
             self.slots.borrow_mut().insert(*addr, Rc::clone(&made));
         }
@@ -166,7 +178,7 @@ impl<'a> ExpectedTable<'a> {
 
     fn choice(&self, addr: &FrontendAddr, frontend: &Frontend) -> Choice {
         let set = self.set(frontend);
-        choice_of(addr.family(), frontend, set, set.map_or(0, |set| set.slots.len()))
+        choice_of(addr, frontend, set, set.map_or(0, |set| set.slots.len()))
     }
 
     fn set(&self, frontend: &Frontend) -> Option<&'a BackendSet> {
@@ -196,6 +208,7 @@ pub(crate) fn agrees(wanted: &Element, found: &Element) -> bool {
             userdata::cut(&wanted.comment) == found.comment
         }
         Key::Verdict(..) | Key::Record(..) | Key::Bound(..) => true,
+        Key::Uplink(_) | Key::KeptSource(_) | Key::TranslatedPods(_) => true,
         Key::Hairpin(_) | Key::Backend(..) | Key::Note(..) => true,
     };
     same && wanted.value == found.value

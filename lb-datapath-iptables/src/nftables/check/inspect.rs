@@ -123,7 +123,7 @@ impl Inspector<'_, '_> {
     }
 
     fn elements(&mut self, suspects: &Suspects) -> lb_netlink::Result<()> {
-        let affinity = |set: &&Set| matches!(set, Set::Affinity(_));
+        let affinity = |set: &&Set| matches!(set, Set::Affinity(..));
         if suspects.everything {
             return self.sets(&Set::ALL.iter().filter(|set| !affinity(set)).copied().collect());
         }

@@ -23,7 +23,7 @@ use crate::nftables::{
     table::{
         choice::{Choice, Pick},
         elements::{cluster, fixed_verdicts},
-        layout::{Element, Endpoint, FAMILIES, Key, Note, Set, VERSION, Value},
+        layout::{Device, Element, Endpoint, FAMILIES, Key, Note, Set, VERSION, Value},
         rules,
         slots::{self, Backends, DRAINING, ListedSlot},
     },
@@ -70,7 +70,7 @@ const READINGS: usize = 8;
 
 fn read(host: &mut dyn Host, handle: u64) -> lb_netlink::Result<TableContents> {
     let mut reading = Reading::default();
-    for set in Set::ALL.into_iter().filter(|set| !matches!(set, Set::Affinity(_))) {
+    for set in Set::ALL.into_iter().filter(|set| !matches!(set, Set::Affinity(..))) {
         match host.elements(set) {
             Ok(elements) => elements.into_iter().for_each(|element| reading.take(element.map(|(element, _)| element))),
             Err(error) if error.errno() == Some(nix::libc::ENOENT) => reading.damaged = true,
@@ -95,6 +95,9 @@ struct Reading {
     hairpins: BTreeSet<IpAddr>,
     backends: BTreeSet<Endpoint>,
     bounds: BTreeSet<Key>,
+    uplinks: BTreeSet<Device>,
+    /// What frontends say about sources.
+    sources: BTreeSet<Key>,
     /// Slots in elements of their own, and in blocks.
     slots: [BTreeMap<FrontendAddr, Vec<ListedSlot>>; 2],
     draining: BTreeMap<FrontendAddr, Vec<ListedSlot>>,
@@ -122,6 +125,8 @@ impl Reading {
             (Key::Hairpin(ip), _) => drop(self.hairpins.insert(ip)),
             (Key::Backend(ip, port), _) => drop(self.backends.insert((ip, port))),
             (key @ Key::Bound(..), _) => drop(self.bounds.insert(key)),
+            (Key::Uplink(device), _) => drop(self.uplinks.insert(device)),
+            (key @ (Key::KeptSource(_) | Key::TranslatedPods(_)), _) => drop(self.sources.insert(key)),
             _ => return None,
         }
         Some(())
@@ -147,7 +152,7 @@ impl Reading {
         self.damaged |= self.rules != rules_of(&picks) || self.ways != verdicts_of(&picks);
         match (self.damaged, self.layout, self.generation) {
             (false, Some(VERSION), Some(generation)) => {
-                TableContents::Ours { mirror: Box::new(Mirror::new(state, picks)), generation }
+                TableContents::Ours { mirror: Box::new(Mirror::new(state, picks, self.uplinks)), generation }
             }
             _ => TableContents::Damaged { state, handle },
         }
@@ -170,6 +175,16 @@ impl Reading {
             if frontend(&mut state, addr, *choice, comment, slots).is_none() {
                 self.damaged = true;
             }
+        }
+        for key in std::mem::take(&mut self.sources) {
+            let known = match key {
+                Key::KeptSource(addr) => state.frontends.get_mut(&addr).map(|frontend| frontend.keeps_source = true),
+                Key::TranslatedPods(addr) => {
+                    state.frontends.get_mut(&addr).map(|frontend| frontend.translates_pods = true)
+                }
+                _ => None,
+            };
+            self.damaged |= known.is_none();
         }
         self.damaged |= found.iter().any(|slots| !slots.is_empty()) || !self.draining.is_empty();
         let hairpins: BTreeSet<IpAddr> = state.backends.values().filter_map(|b| hairpin(Some(b))).collect();

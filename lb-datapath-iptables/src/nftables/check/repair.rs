@@ -4,7 +4,7 @@
 use std::{collections::BTreeSet, net::IpAddr};
 
 use lb_core::{
-    addr::{Family, FrontendAddr},
+    addr::{Family, FrontendAddr, Scope},
     drift::{Difference, DriftClass},
 };
 
@@ -18,7 +18,7 @@ use crate::{
         host::{ChainRepair, Host, TableRepair},
         table::{
             decode::DecodedElement,
-            layout::{Element, Key, Set},
+            layout::{Element, Key, Set, twin},
             rules,
         },
     },
@@ -83,7 +83,13 @@ impl RepairPlan {
             })
             .collect();
         let all = anywhere.then(|| wanted.state.frontends.keys().copied()).into_iter().flatten();
-        all.chain(touched).map(|addr| (addr, wanted.endpoints(&addr))).collect()
+        let mut allowed = Allowed::new();
+        for addr in all.chain(touched) {
+            // Nothing tells the flows of one scope from those of the other.
+            let endpoints = [addr, twin(addr)].into_iter().flat_map(|addr| wanted.endpoints(&addr));
+            allowed.entry(FrontendAddr { scope: Scope::External, ..addr }).or_default().extend(endpoints);
+        }
+        allowed
     }
 
     /// Whether the table has to change.
@@ -101,6 +107,12 @@ impl RepairPlan {
                 if !self.mend.emptied.contains(&set) {
                     self.mend.emptied.push(set);
                     self.mend.added.extend(wanted.bounds(family));
+                }
+            }
+            Set::Uplinks => {
+                if !self.mend.emptied.contains(&set) {
+                    self.mend.emptied.push(set);
+                    self.mend.added.extend(wanted.uplinks().iter().cloned());
                 }
             }
             _ => {
@@ -134,8 +146,8 @@ pub(crate) fn records(
     wanted: impl Fn(&Element) -> bool,
 ) -> lb_netlink::Result<Vec<DecodedElement>> {
     let mut kept = Vec::new();
-    for family in [Family::V4, Family::V6] {
-        match host.elements(Set::Affinity(family)) {
+    for set in Set::ALL.into_iter().filter(|set| matches!(set, Set::Affinity(..))) {
+        match host.elements(set) {
             Ok(records) => kept.extend(records.into_iter().flatten().filter(|(record, _)| wanted(record))),
             Err(error) if error.errno() == Some(nix::libc::ENOENT) => {}
             Err(error) => return Err(error),

@@ -109,7 +109,7 @@ impl ChangeFilter {
         }
         match named(NFTA_SET_ELEM_LIST_SET).and_then(Set::from_name) {
             None => suspects.ruleset = true,
-            Some(Set::Affinity(_)) => return false,
+            Some(Set::Affinity(..)) => return false,
             Some(set) => {
                 let elements = decode::raw_elements(set, message.payload);
                 elements.into_iter().for_each(|element| suspects.add_key(set, element.key));

@@ -2,7 +2,12 @@
 
 use std::{fmt, str::FromStr, time::Duration};
 
-use lb_core::{addr::Family, affinity::Affinity, id::FrontendId, state::Lookup};
+use lb_core::{
+    addr::{Family, Scope},
+    affinity::Affinity,
+    id::FrontendId,
+    state::Lookup,
+};
 
 use crate::nftables::table::layout::millis;
 
@@ -30,6 +35,8 @@ const REFUSE: u32 = 2;
 const RANDOM: u32 = 3;
 const HASH: u32 = 4;
 const TURN: u32 = 5;
+/// In the second number, beside the slots: of scope internal.
+const OF_INTERNAL: u32 = 1 << 31;
 
 impl Choice {
     /// The choices that need no chain of their own; every table has them.
@@ -51,7 +58,8 @@ impl Choice {
         let affinity = pick.affinity.map_or(0, |affinity| {
             millis(affinity.timeout) << 16 | u64::from(affinity.prefix_v4) << 8 | u64::from(affinity.prefix_v6)
         });
-        [kind << KIND | (affinity >> 32) as u32, pick.slots, turn, affinity as u32]
+        let slots = pick.slots | if pick.scope == Scope::Internal { OF_INTERNAL } else { 0 };
+        [kind << KIND | (affinity >> 32) as u32, slots, turn, affinity as u32]
     }
 
     /// The choice that a number stands for.
@@ -67,7 +75,8 @@ impl Choice {
         let [.., prefix_v4, prefix_v6] = low.to_be_bytes();
         let ms = (u64::from(first & !(u32::MAX << KIND)) << 32 | u64::from(low)) >> 16;
         let affinity = (ms != 0).then(|| Affinity { timeout: Duration::from_millis(ms), prefix_v4, prefix_v6 });
-        let choice = Self::Pick(Pick { family, how, slots, affinity });
+        let scope = if slots & OF_INTERNAL == 0 { Scope::External } else { Scope::Internal };
+        let choice = Self::Pick(Pick { family, scope, how, slots: slots & !OF_INTERNAL, affinity });
         (choice.words() == words).then_some(choice)
     }
 
@@ -85,6 +94,8 @@ impl Choice {
 pub(crate) struct Pick {
     /// Family of frontend and backends.
     pub(crate) family: Family,
+    /// Scope of the frontend.
+    pub(crate) scope: Scope,
     /// How a slot is found.
     pub(crate) how: How,
     /// Number of slots.
@@ -139,6 +150,9 @@ impl fmt::Display for Pick {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let family = if self.family == Family::V4 { 4 } else { 6 };
         write!(f, "pick{family}-")?;
+        if self.scope == Scope::Internal {
+            f.write_str("internal-")?;
+        }
         match self.how {
             How::Random => write!(f, "random-{}", self.slots)?,
             How::Hash => write!(f, "hash-{}", self.slots)?,
@@ -166,7 +180,11 @@ impl FromStr for Pick {
             "pick6" => Family::V6,
             _ => return Err(NotAPick),
         };
-        let kind = word()?;
+        let mut kind = word()?;
+        let scope = if kind == "internal" { Scope::Internal } else { Scope::External };
+        if scope == Scope::Internal {
+            kind = word()?;
+        }
         let slots = number(word()?)?;
         let how = match kind {
             "random" => How::Random,
@@ -179,7 +197,7 @@ impl FromStr for Pick {
             Some("affinity") => Some(affinity(&mut words)?),
             Some(_) => return Err(NotAPick),
         };
-        Ok(Self { family, how, slots, affinity })
+        Ok(Self { family, scope, how, slots, affinity })
     }
 }
 
@@ -196,7 +214,7 @@ fn number<T: FromStr>(word: &str) -> Result<T, NotAPick> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nftables::table::layout::MAX_TIMEOUT;
+    use crate::nftables::table::layout::{MAX_SLOTS, MAX_TIMEOUT};
 
     #[test]
     fn a_pick_survives_its_name() {
@@ -204,10 +222,12 @@ mod tests {
         for family in [Family::V4, Family::V6] {
             for how in [How::Random, How::Hash, How::Turn(FrontendId::new(7).unwrap())] {
                 for affinity in [None, Some(affinity), Some(Affinity::default())] {
-                    let pick = Pick { family, how, slots: 131_071, affinity };
-                    let name = pick.to_string();
-                    assert_eq!(name.parse(), Ok(pick), "{name}");
-                    assert!(name.len() < 128, "nf_tables takes 127 bytes: {name}");
+                    for scope in [Scope::External, Scope::Internal] {
+                        let pick = Pick { family, scope, how, slots: 131_071, affinity };
+                        let name = pick.to_string();
+                        assert_eq!(name.parse(), Ok(pick), "{name}");
+                        assert!(name.len() < 128, "nf_tables takes 127 bytes: {name}");
+                    }
                 }
             }
         }
@@ -220,8 +240,10 @@ mod tests {
         for family in [Family::V4, Family::V6] {
             for how in [How::Random, How::Hash, How::Turn(FrontendId::new(u32::MAX).unwrap())] {
                 for affinity in [None, Some(affinity(1)), Some(affinity(longest))] {
-                    let choice = Choice::Pick(Pick { family, how, slots: u32::MAX, affinity });
-                    assert_eq!(Choice::from_words(family, choice.words()), Some(choice));
+                    for scope in [Scope::External, Scope::Internal] {
+                        let choice = Choice::Pick(Pick { family, scope, how, slots: MAX_SLOTS, affinity });
+                        assert_eq!(Choice::from_words(family, choice.words()), Some(choice));
+                    }
                 }
             }
             for choice in Choice::FIXED {

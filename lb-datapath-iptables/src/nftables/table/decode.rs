@@ -64,13 +64,13 @@ fn one(set: Set, item: &[u8]) -> Option<DecodedElement> {
     let flags = found.find(NFTA_SET_ELEM_FLAGS).and_then(u32_be).unwrap_or(0);
     let key = key(set, &mut Cursor(found.path(&[NFTA_SET_ELEM_KEY, NFTA_DATA_VALUE])?), flags)?;
     let value = match set {
-        Set::Frontends(family) => {
+        Set::Frontends(_, family) => {
             let mut data = Cursor(found.path(&[NFTA_SET_ELEM_DATA, NFTA_DATA_VALUE])?);
             (data.host()? == 0).then_some(())?;
             Value::Choice(data.choice(family)?)
         }
         Set::Picks(_) => Value::Choice(choice(found.find(NFTA_SET_ELEM_DATA)?)?),
-        Set::Slots(family) | Set::Affinity(family) => {
+        Set::Slots(family) | Set::Affinity(_, family) => {
             let (ip, port) = Cursor(found.path(&[NFTA_SET_ELEM_DATA, NFTA_DATA_VALUE])?).endpoint(family)?;
             Value::Backend(ip, port)
         }
@@ -78,7 +78,13 @@ fn one(set: Set, item: &[u8]) -> Option<DecodedElement> {
             let mut data = Cursor(found.path(&[NFTA_SET_ELEM_DATA, NFTA_DATA_VALUE])?);
             Value::Backends((0..block(family)).map(|_| data.endpoint(family)).collect::<Option<_>>()?)
         }
-        Set::Cluster(_) | Set::Hairpin(_) | Set::Backends(_) | Set::Notes => Value::None,
+        Set::Cluster(_)
+        | Set::Uplinks
+        | Set::KeptSources(_)
+        | Set::TranslatedPods(_)
+        | Set::Hairpin(_)
+        | Set::Backends(_)
+        | Set::Notes => Value::None,
     };
     let comment = found.find(NFTA_SET_ELEM_USERDATA).and_then(userdata::comment).unwrap_or_default().to_owned();
     let life = found.find(NFTA_SET_ELEM_TIMEOUT).and_then(u64_be).map(|timeout| Lifetime {

@@ -1,7 +1,9 @@
 //! The elements that stand for a state. Pure.
 
+use std::collections::BTreeSet;
+
 use lb_core::{
-    addr::{Family, FrontendAddr},
+    addr::{Family, FrontendAddr, Scope},
     affinity::Affinity,
     id::SetId,
     node::NodeFacts,
@@ -10,7 +12,7 @@ use lb_core::{
 
 use crate::nftables::table::{
     choice::Choice,
-    layout::{Bound, Element, FAMILIES, Key, Note, Value},
+    layout::{Bound, Device, Element, FAMILIES, Key, Note, Value},
     ranges,
     slots::{self, Backends},
 };
@@ -72,6 +74,23 @@ pub(crate) fn cluster(node: &NodeFacts, family: Family) -> Vec<Element> {
             std::iter::once(bound(first, Bound::Start)).chain(behind.map(|ip| bound(ip, Bound::End)))
         })
         .collect()
+}
+
+/// Devices that lead out of the node as elements of [`Set::Uplinks`](crate::nftables::table::layout::Set).
+pub(crate) fn uplinks(devices: &BTreeSet<Device>) -> Vec<Element> {
+    devices.iter().map(|&device| Element::new(Key::Uplink(device), Value::None)).collect()
+}
+
+/// What a frontend says about sources that come in through an uplink, as elements of
+/// [`Set::KeptSources`](crate::nftables::table::layout::Set) and
+/// [`Set::TranslatedPods`](crate::nftables::table::layout::Set).
+pub(crate) fn sources(addr: FrontendAddr, frontend: Option<&Frontend>) -> impl Iterator<Item = Element> {
+    // Nothing comes in through an uplink for scope internal.
+    let frontend = frontend.filter(|_| addr.scope == Scope::External);
+    let keeps = frontend.is_some_and(|frontend| frontend.keeps_source);
+    let pods = frontend.is_some_and(|frontend| frontend.translates_pods);
+    let keys = [keeps.then_some(Key::KeptSource(addr)), pods.then_some(Key::TranslatedPods(addr))];
+    keys.into_iter().flatten().map(|key| Element::new(key, Value::None))
 }
 
 /// The set that a frontend points to.

@@ -33,14 +33,17 @@ pub(crate) enum Expr {
     Mark { to: Register },
     /// Loads the index of the device that the packet leaves through, 0 where the device is not known.
     OutputDevice { to: Register },
+    /// Loads the name of the device that the packet came in through, 16 bytes; all zeros if it came in through none. After
+    /// routing, kernels since 5.7 know it.
+    InputDevice { to: Register },
     /// Loads four bytes.
     Load { bytes: [u8; 4], to: Register },
     /// Translates the destination to the node itself.
     Redirect { port: Register },
-    /// The next number or a random one, 0..`modulus`.
-    Number { random: bool, modulus: u32, to: Register },
-    /// `jhash` of `bytes` bytes, scaled to 0..`modulus`.
-    Hash { from: Register, bytes: u32, modulus: u32, seed: u32, to: Register },
+    /// The next number or a random one, from `first` on, below `first + modulus`.
+    Number { random: bool, modulus: u32, first: u32, to: Register },
+    /// `jhash` of `bytes` bytes, scaled to 0..`modulus`, plus `first`.
+    Hash { from: Register, bytes: u32, modulus: u32, seed: u32, first: u32, to: Register },
     /// Ends the rule unless the key is in the set (or, with `not`, if it is).
     Member { set: Set, key: Register, not: bool },
     /// Loads the value of the key; ends the rule if there is none.
@@ -60,6 +63,8 @@ pub(crate) enum Expr {
     Unreachable,
     /// Continues in a chain and does not come back.
     Goto(&'static str),
+    /// Lets the packet pass, as far as this table is concerned.
+    Accept,
     /// Drops the packet.
     Drop,
     /// Has the connection end by the time-outs of [`TIMEOUTS`](super::rules::TIMEOUTS), unless it is known already.

@@ -23,6 +23,7 @@ fn expression(w: &mut Writer, expr: &Expr) {
         Expr::NetworkProtocol { to } => ("meta", &|w| meta(w, NFT_META_NFPROTO, *to)),
         Expr::TransportProtocol { to } => ("meta", &|w| meta(w, NFT_META_L4PROTO, *to)),
         Expr::Mark { to } => ("meta", &|w| meta(w, NFT_META_MARK, *to)),
+        Expr::InputDevice { to } => ("meta", &|w| meta(w, NFT_META_IIFNAME, *to)),
         Expr::OutputDevice { to } => ("meta", &|w| meta(w, NFT_META_OIF, *to)),
         Expr::Payload { layer, offset, bytes, to } => ("payload", &|w| {
             register(w, NFTA_PAYLOAD_DREG, *to);
@@ -47,29 +48,25 @@ fn expression(w: &mut Writer, expr: &Expr) {
             register(w, NFTA_IMMEDIATE_DREG, NFT_REG_VERDICT);
             w.nest(NFTA_IMMEDIATE_DATA, |w| go_to(w, chain));
         }),
-        Expr::Drop => ("immediate", &|w| {
-            register(w, NFTA_IMMEDIATE_DREG, NFT_REG_VERDICT);
-            w.nest(NFTA_IMMEDIATE_DATA, |w| {
-                w.nest(NFTA_DATA_VERDICT, |w| w.put_u32(NFTA_VERDICT_CODE, NF_DROP));
-            });
-        }),
+        Expr::Accept => ("immediate", &|w| verdict(w, NF_ACCEPT)),
+        Expr::Drop => ("immediate", &|w| verdict(w, NF_DROP)),
         Expr::Timeouts => ("objref", &|w| {
             w.put_u32(NFTA_OBJREF_IMM_TYPE, NFT_OBJECT_CT_TIMEOUT);
             w.put_str(NFTA_OBJREF_IMM_NAME, TIMEOUTS);
         }),
-        Expr::Number { random, modulus, to } => ("numgen", &|w| {
+        Expr::Number { random, modulus, first, to } => ("numgen", &|w| {
             register(w, NFTA_NG_DREG, *to);
             w.put_u32(NFTA_NG_MODULUS, *modulus);
             w.put_u32(NFTA_NG_TYPE, if *random { NFT_NG_RANDOM } else { NFT_NG_INCREMENTAL });
-            w.put_u32(NFTA_NG_OFFSET, 0);
+            w.put_u32(NFTA_NG_OFFSET, *first);
         }),
-        Expr::Hash { from, bytes, modulus, seed, to } => ("hash", &|w| {
+        Expr::Hash { from, bytes, modulus, seed, first, to } => ("hash", &|w| {
             register(w, NFTA_HASH_SREG, *from);
             register(w, NFTA_HASH_DREG, *to);
             w.put_u32(NFTA_HASH_LEN, *bytes);
             w.put_u32(NFTA_HASH_MODULUS, *modulus);
             w.put_u32(NFTA_HASH_SEED, *seed);
-            w.put_u32(NFTA_HASH_OFFSET, 0);
+            w.put_u32(NFTA_HASH_OFFSET, *first);
             w.put_u32(NFTA_HASH_TYPE, NFT_HASH_JENKINS);
         }),
         Expr::Member { set, key, not } => ("lookup", &|w| {
@@ -102,6 +99,13 @@ fn expression(w: &mut Writer, expr: &Expr) {
     w.nest(NFTA_LIST_ELEM, |w| {
         w.put_str(NFTA_EXPR_NAME, name);
         w.nest(NFTA_EXPR_DATA, body);
+    });
+}
+
+fn verdict(w: &mut Writer, code: u32) {
+    register(w, NFTA_IMMEDIATE_DREG, NFT_REG_VERDICT);
+    w.nest(NFTA_IMMEDIATE_DATA, |w| {
+        w.nest(NFTA_DATA_VERDICT, |w| w.put_u32(NFTA_VERDICT_CODE, code));
     });
 }
 

@@ -2,13 +2,13 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use lb_core::addr::{Family, FrontendAddr, Protocol};
+use lb_core::addr::{Family, FrontendAddr, Protocol, Scope};
 
 use crate::{
     netfilter::NFT_SET_ELEM_INTERVAL_END,
     nftables::table::{
         choice::{CHOICE, Choice},
-        layout::{Bound, Endpoint, Key, Note, Set},
+        layout::{Bound, Device, Endpoint, INTERNAL, Key, Note, Set, first_slot},
     },
 };
 
@@ -16,11 +16,12 @@ use crate::{
 pub(crate) fn key_bytes(key: &Key) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(40);
     match *key {
-        Key::Frontend(addr) => frontend(&mut bytes, &addr),
+        Key::Frontend(addr) | Key::KeptSource(addr) | Key::TranslatedPods(addr) => frontend(&mut bytes, &addr),
+        Key::Uplink(Device(name)) => bytes.extend(name),
         Key::Verdict(_, choice) => bytes.extend(choice_bytes(choice)),
         Key::Slot(addr, slot) | Key::Block(addr, slot) => {
             frontend(&mut bytes, &addr);
-            bytes.extend(slot.to_ne_bytes());
+            bytes.extend((slot | first_slot(addr.scope)).to_ne_bytes());
         }
         Key::Record(client, addr) => {
             address(&mut bytes, client);
@@ -88,15 +89,26 @@ pub(crate) fn key_of(set: Set, bytes: &[u8]) -> Option<Key> {
 /// The key that `bytes` stand for in an element of `set` with these flags (`NFT_SET_ELEM_*`).
 pub(crate) fn key(set: Set, bytes: &mut Cursor<'_>, flags: u32) -> Option<Key> {
     Some(match set {
-        Set::Frontends(family) => Key::Frontend(bytes.frontend(family)?),
+        Set::Frontends(scope, family) => Key::Frontend(FrontendAddr { scope, ..bytes.frontend(family)? }),
         Set::Picks(family) => Key::Verdict(family, bytes.choice(family)?),
-        Set::Slots(family) => Key::Slot(bytes.frontend(family)?, bytes.host()?),
-        Set::Tables(family) => Key::Block(bytes.frontend(family)?, bytes.host()?),
-        Set::Affinity(family) => Key::Record(bytes.ip(family)?, bytes.frontend(family)?),
+        Set::Slots(family) => {
+            let (addr, slot) = bytes.slot(family)?;
+            Key::Slot(addr, slot)
+        }
+        Set::Tables(family) => {
+            let (addr, slot) = bytes.slot(family)?;
+            Key::Block(addr, slot)
+        }
+        Set::Affinity(scope, family) => {
+            Key::Record(bytes.ip(family)?, FrontendAddr { scope, ..bytes.frontend(family)? })
+        }
         Set::Cluster(family) => {
             let end = flags & NFT_SET_ELEM_INTERVAL_END != 0;
             Key::Bound(bytes.ip(family)?, if end { Bound::End } else { Bound::Start })
         }
+        Set::Uplinks => Key::Uplink(Device(bytes.take()?)),
+        Set::KeptSources(family) => Key::KeptSource(bytes.frontend(family)?),
+        Set::TranslatedPods(family) => Key::TranslatedPods(bytes.frontend(family)?),
         Set::Hairpin(family) => Key::Hairpin(bytes.ip(family)?),
         Set::Backends(family) => {
             let (ip, port) = bytes.endpoint(family)?;
@@ -144,6 +156,13 @@ impl Cursor<'_> {
     fn protocol(&mut self) -> Option<Protocol> {
         let [number, ..] = self.take::<4>()?;
         Protocol::from_number(number)
+    }
+
+    /// A frontend of either scope and the number of one of its slots.
+    fn slot(&mut self, family: Family) -> Option<(FrontendAddr, u32)> {
+        let (addr, number) = (self.frontend(family)?, self.host()?);
+        let scope = if number & INTERNAL == 0 { Scope::External } else { Scope::Internal };
+        Some((FrontendAddr { scope, ..addr }, number & !INTERNAL))
     }
 
     fn frontend(&mut self, family: Family) -> Option<FrontendAddr> {

@@ -2,14 +2,15 @@
 
 use crate::nftables::table::choice::Choice;
 use std::{
+    fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     time::Duration,
 };
 
-use lb_core::addr::{Family, FrontendAddr};
+use lb_core::addr::{Family, FrontendAddr, Scope};
 
 /// Version of the layout. A table with another one is replaced as a whole, in one batch.
-pub(crate) const VERSION: u32 = 4;
+pub(crate) const VERSION: u32 = 5;
 
 /// IPv4 and IPv6, for objects that exist once per family.
 pub(crate) const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
@@ -20,8 +21,10 @@ pub(crate) enum Set {
     /// Frontend to [`Choice`], as a number. Were the values verdicts, the kernel would walk all of them whenever one
     /// changes ([`nft_table_validate`]).
     ///
+    /// Those of scope internal are asked first, for traffic that does not come in through an uplink.
+    ///
     /// [`nft_table_validate`]: https://elixir.bootlin.com/linux/v6.18/source/net/netfilter/nf_tables_api.c
-    Frontends(Family),
+    Frontends(Scope, Family),
     /// [`Choice`] to the chain that carries it out.
     Picks(Family),
     /// Frontend and slot to backend.
@@ -29,9 +32,15 @@ pub(crate) enum Set {
     /// Frontend and first slot of a block to the backends of all its slots.
     Tables(Family),
     /// Client and frontend to backend; grows from the packet path.
-    Affinity(Family),
+    Affinity(Scope, Family),
     /// Sources that are not translated.
     Cluster(Family),
+    /// Devices that lead out of the node.
+    Uplinks,
+    /// Frontends whose backends see clients that come in through an uplink as they are.
+    KeptSources(Family),
+    /// Frontends at which pods that come in through an uplink are translated.
+    TranslatedPods(Family),
     /// Backends that can be their own clients, twice in one key.
     Hairpin(Family),
     /// Backends that answer over TCP.
@@ -42,20 +51,29 @@ pub(crate) enum Set {
 
 impl Set {
     /// Every one, in the order in which they are made.
-    pub(crate) const ALL: [Self; 17] = [
+    pub(crate) const ALL: [Self; 26] = [
         Self::Notes,
         Self::Picks(Family::V4),
         Self::Picks(Family::V6),
-        Self::Frontends(Family::V4),
-        Self::Frontends(Family::V6),
+        Self::Frontends(Scope::External, Family::V4),
+        Self::Frontends(Scope::External, Family::V6),
+        Self::Frontends(Scope::Internal, Family::V4),
+        Self::Frontends(Scope::Internal, Family::V6),
         Self::Slots(Family::V4),
         Self::Slots(Family::V6),
         Self::Tables(Family::V4),
         Self::Tables(Family::V6),
-        Self::Affinity(Family::V4),
-        Self::Affinity(Family::V6),
+        Self::Affinity(Scope::External, Family::V4),
+        Self::Affinity(Scope::External, Family::V6),
+        Self::Affinity(Scope::Internal, Family::V4),
+        Self::Affinity(Scope::Internal, Family::V6),
         Self::Cluster(Family::V4),
         Self::Cluster(Family::V6),
+        Self::Uplinks,
+        Self::KeptSources(Family::V4),
+        Self::KeptSources(Family::V6),
+        Self::TranslatedPods(Family::V4),
+        Self::TranslatedPods(Family::V6),
         Self::Hairpin(Family::V4),
         Self::Hairpin(Family::V6),
         Self::Backends(Family::V4),
@@ -70,17 +88,27 @@ impl Set {
     /// Its name in the table.
     pub(crate) const fn name(self) -> &'static str {
         use Family::{V4, V6};
+        use Scope::{External, Internal};
         match self {
-            Self::Frontends(V4) => "frontends4",
-            Self::Frontends(V6) => "frontends6",
+            Self::Frontends(External, V4) => "frontends4",
+            Self::Frontends(External, V6) => "frontends6",
+            Self::Frontends(Internal, V4) => "internal4",
+            Self::Frontends(Internal, V6) => "internal6",
             Self::Picks(V4) => "picks4",
             Self::Picks(V6) => "picks6",
             Self::Slots(V4) => "slots4",
             Self::Slots(V6) => "slots6",
-            Self::Affinity(V4) => "affinity4",
-            Self::Affinity(V6) => "affinity6",
+            Self::Affinity(External, V4) => "affinity4",
+            Self::Affinity(External, V6) => "affinity6",
+            Self::Affinity(Internal, V4) => "internal-affinity4",
+            Self::Affinity(Internal, V6) => "internal-affinity6",
             Self::Cluster(V4) => "cluster4",
             Self::Cluster(V6) => "cluster6",
+            Self::Uplinks => "uplinks",
+            Self::KeptSources(V4) => "kept-sources4",
+            Self::KeptSources(V6) => "kept-sources6",
+            Self::TranslatedPods(V4) => "translated-pods4",
+            Self::TranslatedPods(V6) => "translated-pods6",
             Self::Hairpin(V4) => "hairpin4",
             Self::Hairpin(V6) => "hairpin6",
             Self::Backends(V4) => "backends4",
@@ -99,7 +127,7 @@ pub(crate) enum Key {
     Frontend(FrontendAddr),
     /// In [`Set::Picks`].
     Verdict(Family, Choice),
-    /// In [`Set::Slots`].
+    /// In [`Set::Slots`], where those of scope internal have the bit [`INTERNAL`].
     Slot(FrontendAddr, u32),
     /// In [`Set::Tables`]: the first slot of the block, a multiple of [`block`].
     Block(FrontendAddr, u32),
@@ -107,12 +135,43 @@ pub(crate) enum Key {
     Record(IpAddr, FrontendAddr),
     /// In [`Set::Cluster`]: the first address of a range, or the first one behind it.
     Bound(IpAddr, Bound),
+    /// In [`Set::Uplinks`].
+    Uplink(Device),
+    /// In [`Set::KeptSources`].
+    KeptSource(FrontendAddr),
+    /// In [`Set::TranslatedPods`].
+    TranslatedPods(FrontendAddr),
     /// In [`Set::Hairpin`].
     Hairpin(IpAddr),
     /// In [`Set::Backends`].
     Backend(IpAddr, u16),
     /// In [`Set::Notes`].
     Note(Note, u32),
+}
+
+/// Name of a device, as the kernel compares it: `IFNAMSIZ` bytes, zeros behind the name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Device(pub(crate) [u8; Self::LENGTH]);
+
+impl Device {
+    /// `IFNAMSIZ`.
+    pub(crate) const LENGTH: usize = 16;
+
+    /// The device with this name; `None` if no device can have it.
+    pub(crate) fn new(name: &str) -> Option<Self> {
+        let mut bytes = [0; Self::LENGTH];
+        // The last byte is a zero.
+        let fits = !name.is_empty() && name.len() < Self::LENGTH && !name.contains(['/', ':', '\0']);
+        bytes.get_mut(..name.len()).filter(|_| fits)?.copy_from_slice(name.as_bytes());
+        Some(Self(bytes))
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let end = self.0.iter().position(|&byte| byte == 0).unwrap_or(Self::LENGTH);
+        f.write_str(&String::from_utf8_lossy(&self.0[..end]))
+    }
 }
 
 /// Which end of a range an element stands for.
@@ -157,16 +216,42 @@ impl Key {
     /// The set that it belongs to.
     pub(crate) const fn set(&self) -> Set {
         match self {
-            Self::Frontend(addr) => Set::Frontends(addr.family()),
+            Self::Frontend(addr) => Set::Frontends(addr.scope, addr.family()),
             Self::Verdict(family, _) => Set::Picks(*family),
             Self::Slot(addr, _) => Set::Slots(addr.family()),
             Self::Block(addr, _) => Set::Tables(addr.family()),
-            Self::Record(_, addr) => Set::Affinity(addr.family()),
+            Self::Record(_, addr) => Set::Affinity(addr.scope, addr.family()),
             Self::Bound(ip, _) => Set::Cluster(Family::of(*ip)),
+            Self::Uplink(_) => Set::Uplinks,
+            Self::KeptSource(addr) => Set::KeptSources(addr.family()),
+            Self::TranslatedPods(addr) => Set::TranslatedPods(addr.family()),
             Self::Hairpin(ip) => Set::Hairpin(Family::of(*ip)),
             Self::Backend(ip, _) => Set::Backends(Family::of(*ip)),
             Self::Note(..) => Set::Notes,
         }
+    }
+}
+
+/// The same address in the other scope.
+pub(crate) const fn twin(addr: FrontendAddr) -> FrontendAddr {
+    let scope = match addr.scope {
+        Scope::External => Scope::Internal,
+        Scope::Internal => Scope::External,
+    };
+    FrontendAddr { scope, ..addr }
+}
+
+/// What is added to the number of a slot of scope internal: both scopes of an address are in one map.
+pub(crate) const INTERNAL: u32 = 1 << 30;
+
+/// Most slots of a frontend: numbers from here on say more than which slot it is.
+pub(crate) const MAX_SLOTS: u32 = INTERNAL - 1;
+
+/// What is added to the number of a slot of this scope.
+pub(crate) const fn first_slot(scope: Scope) -> u32 {
+    match scope {
+        Scope::External => 0,
+        Scope::Internal => INTERNAL,
     }
 }
 

@@ -9,6 +9,7 @@ use crate::{
     nftables::table::{
         choice::{How, Pick},
         expr::{Expr, Layer, Register},
+        layout::first_slot,
     },
 };
 
@@ -28,13 +29,17 @@ pub(crate) fn slot(pick: &Pick, to: Register) -> Vec<Expr> {
     let slot = to + width(pick.family) + 2;
     let mut load = Vec::new();
     match (pick.how, pick.affinity) {
-        (How::Random, _) => load.push(Expr::Number { random: true, modulus: pick.slots, to: slot }),
-        (How::Turn(_), _) => load.push(Expr::Number { random: false, modulus: pick.slots, to: slot }),
+        (How::Random, _) => load.push(number(pick, true, slot)),
+        (How::Turn(_), _) => load.push(number(pick, false, slot)),
         (How::Hash, None) => load.extend(hash_flow(pick, slot)),
         (How::Hash, Some(affinity)) => load.extend(hash_client(pick, affinity, slot)),
     }
     load.extend(frontend(pick.family, to));
     load
+}
+
+fn number(pick: &Pick, random: bool, to: Register) -> Expr {
+    Expr::Number { random, modulus: pick.slots, first: first_slot(pick.scope), to }
 }
 
 /// The flow hash, from the last registers: an IPv6 flow takes ten of the sixteen.
@@ -47,18 +52,19 @@ pub(crate) fn hash_flow(pick: &Pick, to: Register) -> Vec<Expr> {
         port(0, from + width),
         destination(pick.family, from + width + 1),
         port(2, from + 2 * width + 1),
-        hash(from, words, pick.slots, to),
+        hash(pick, from, words, to),
     ]
 }
 
 fn hash_client(pick: &Pick, affinity: Affinity, to: Register) -> Vec<Expr> {
     let mut load = client(pick.family, affinity, R0);
-    load.push(hash(R0, width(pick.family), pick.slots, to));
+    load.push(hash(pick, R0, width(pick.family), to));
     load
 }
 
-fn hash(from: Register, words: Register, modulus: u32, to: Register) -> Expr {
-    Expr::Hash { from, bytes: u32::from(words) * 4, modulus, seed: FLOW_SEED, to }
+fn hash(pick: &Pick, from: Register, words: Register, to: Register) -> Expr {
+    let (modulus, first) = (pick.slots, first_slot(pick.scope));
+    Expr::Hash { from, bytes: u32::from(words) * 4, modulus, seed: FLOW_SEED, first, to }
 }
 
 /// Loads the key of [`Set::Affinity`](super::layout::Set::Affinity).

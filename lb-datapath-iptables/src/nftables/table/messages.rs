@@ -87,7 +87,7 @@ pub(crate) fn add_set(w: &mut Writer, table: &str, set: Set, id: u32, size: u32)
             w.put_u32(NFTA_SET_DATA_TYPE, shape.data);
             w.put_u32(NFTA_SET_DATA_LEN, shape.data_length);
         }
-        if matches!(set, Set::Affinity(_)) {
+        if matches!(set, Set::Affinity(..)) {
             w.nest(NFTA_SET_DESC, |w| w.put_u32(NFTA_SET_DESC_SIZE, size));
         }
         w.put_u32(NFTA_SET_ID, id);

@@ -6,7 +6,7 @@
 use std::sync::OnceLock;
 
 use lb_core::{
-    addr::{Family, Protocol},
+    addr::{Family, Protocol, Scope},
     affinity::Affinity,
 };
 use nix::libc;
@@ -92,9 +92,13 @@ pub(crate) fn chains() -> Vec<Chain> {
         Chain {
             name: "prerouting",
             hook: Hook::nat(libc::NF_INET_PRE_ROUTING, libc::NF_IP_PRI_NAT_DST),
-            rules: dispatch(),
+            rules: dispatch(Way::In),
         },
-        Chain { name: "output", hook: Hook::nat(libc::NF_INET_LOCAL_OUT, libc::NF_IP_PRI_NAT_DST), rules: dispatch() },
+        Chain {
+            name: "output",
+            hook: Hook::nat(libc::NF_INET_LOCAL_OUT, libc::NF_IP_PRI_NAT_DST),
+            rules: dispatch(Way::Out),
+        },
         Chain {
             name: "postrouting",
             hook: Hook::nat(libc::NF_INET_POST_ROUTING, libc::NF_IP_PRI_NAT_SRC),
@@ -131,28 +135,54 @@ pub(crate) fn pick(pick: &Pick) -> Vec<Rule> {
     }
 }
 
-fn dispatch() -> Vec<Rule> {
-    [Family::V4, Family::V6].into_iter().map(dispatch_of).collect()
+/// The way of packets that a chain leads to the frontends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// They come in through a device.
+    In,
+    /// The node itself sends them.
+    Out,
 }
 
-/// The rule that leads packets of a family to the frontends, and on to the chain that their number stands for.
+fn dispatch(way: Way) -> Vec<Rule> {
+    let of = |family| [Scope::Internal, Scope::External].map(|scope| dispatch_of(way, scope, family));
+    [Family::V4, Family::V6].into_iter().flat_map(of).collect()
+}
+
+/// The rule that leads packets of a family to the frontends of a scope, and on to the chain that their number stands for.
+/// What comes in through an uplink has no business with those of scope internal.
 ///
 /// `nft list` (1.0.6) aborts on a key that comes straight from a map. It takes for the key whatever expression last
 /// loaded exactly that register. So the rule first loads numbers there, and the value of the map begins one register
 /// early.
-pub(crate) fn dispatch_of(family: Family) -> Rule {
+pub(crate) fn dispatch_of(way: Way, scope: Scope, family: Family) -> Rule {
+    let map = Set::Frontends(scope, family);
     let mut rule = only(family);
+    if scope == Scope::Internal && way == Way::In {
+        rule.push(Expr::InputDevice { to: R0 });
+        rule.push(Expr::Member { set: Set::Uplinks, key: R0, not: true });
+    }
     rule.extend(frontend(family, R0));
     let key = R0 + 8;
     rule.extend((0..CHOICE as Register / 4).map(|word| Expr::Mark { to: key + word }));
-    rule.push(Expr::Map { map: Set::Frontends(family), key: R0, to: key - 1 });
+    rule.push(Expr::Map { map, key: R0, to: key - 1 });
     if has_timeouts() {
         rule.push(Expr::Timeouts);
     }
     rule.push(Expr::VerdictMap { map: Set::Picks(family), key });
-    let comment = match family {
-        Family::V4 => "the key is not what is listed, it is ip daddr . meta l4proto . th dport map @frontends4",
-        Family::V6 => "the key is not what is listed, it is ip6 daddr . meta l4proto . th dport map @frontends6",
+    let comment = match (scope, family) {
+        (Scope::External, Family::V4) => {
+            "the key is not what is listed, it is ip daddr . meta l4proto . th dport map @frontends4"
+        }
+        (Scope::External, Family::V6) => {
+            "the key is not what is listed, it is ip6 daddr . meta l4proto . th dport map @frontends6"
+        }
+        (Scope::Internal, Family::V4) => {
+            "the key is not what is listed, it is ip daddr . meta l4proto . th dport map @internal4"
+        }
+        (Scope::Internal, Family::V6) => {
+            "the key is not what is listed, it is ip6 daddr . meta l4proto . th dport map @internal6"
+        }
     };
     Rule { expressions: rule, comment }
 }
@@ -168,12 +198,9 @@ fn leaving() -> Vec<Rule> {
                 Expr::Compare { not: true, register: R0, with: vec![0; 4] },
             ];
             rule.extend(only(family));
-            let width = width(family);
+            rule.extend(original_frontend(family));
             rule.extend([
-                Expr::Conntrack { what: Conntrack::OriginalDestination(family), to: R0 },
-                Expr::TransportProtocol { to: R0 + width },
-                Expr::Conntrack { what: Conntrack::OriginalPort, to: R0 + width + 1 },
-                Expr::Map { map: Set::Frontends(family), key: R0, to: R0 },
+                Expr::Map { map: Set::Frontends(Scope::External, family), key: R0, to: R0 },
                 // No choice has the number zero. Without this comparison `nft list` would not show the look-up.
                 Expr::Compare { not: true, register: R0, with: vec![0; CHOICE] },
                 Expr::Goto(masquerade_chain(family)),
@@ -181,6 +208,16 @@ fn leaving() -> Vec<Rule> {
             rule.into()
         })
         .collect()
+}
+
+/// Loads the frontend that the packet's flow is for, from the first register on.
+fn original_frontend(family: Family) -> [Expr; 3] {
+    let width = width(family);
+    [
+        Expr::Conntrack { what: Conntrack::OriginalDestination(family), to: R0 },
+        Expr::TransportProtocol { to: R0 + width },
+        Expr::Conntrack { what: Conntrack::OriginalPort, to: R0 + width + 1 },
+    ]
 }
 
 /// Chains for packets that conntrack can make nothing of, by whether they begin or end on this host.
@@ -215,7 +252,7 @@ fn invalid_rules(ends: Ends) -> Vec<Rule> {
         let mut to_frontend = only(family);
         to_frontend.extend(frontend(family, R0));
         to_frontend.extend([
-            Expr::Map { map: Set::Frontends(family), key: R0, to: R0 },
+            Expr::Map { map: Set::Frontends(Scope::External, family), key: R0, to: R0 },
             Expr::Compare { not: true, register: R0, with: vec![0; CHOICE] },
             Expr::Drop,
         ]);
@@ -254,7 +291,20 @@ pub(crate) fn learn_timeouts(ask: impl FnOnce() -> lb_netlink::Result<bool>) -> 
     Ok(())
 }
 
+/// Sources that are translated: those of clients outside of the cluster, unless their frontend keeps them; of pods that are
+/// their own backend; and of pods of other nodes where the backend would answer them past this node.
 fn masquerade_rules(family: Family) -> Vec<Rule> {
+    let from_uplink = |set: fn(Family) -> Set| {
+        let mut rule = only(family);
+        rule.extend([Expr::InputDevice { to: R0 }, Expr::Member { set: Set::Uplinks, key: R0, not: false }]);
+        rule.extend(original_frontend(family));
+        rule.push(Expr::Member { set: set(family), key: R0, not: false });
+        rule
+    };
+    let mut kept = from_uplink(Set::KeptSources);
+    kept.push(Expr::Accept);
+    let mut pods = from_uplink(Set::TranslatedPods);
+    pods.push(Expr::Masquerade);
     let mut outside = only(family);
     outside.extend([
         source(family, R0),
@@ -268,7 +318,7 @@ fn masquerade_rules(family: Family) -> Vec<Rule> {
         Expr::Member { set: Set::Hairpin(family), key: R0, not: false },
         Expr::Masquerade,
     ]);
-    vec![outside.into(), hairpin.into()]
+    vec![kept.into(), outside.into(), hairpin.into(), pods.into()]
 }
 
 /// A local UDP packet goes on to port 0 of the node, where nobody can listen. The answer is an ICMP error that
@@ -359,7 +409,12 @@ fn remember(pick: &Pick, affinity: Affinity) -> Rule {
     rule.extend(slot(pick, slot_key));
     rule.extend(picked(pick.family, slot_key, value));
     rule.extend(record(pick.family, affinity, R0));
-    rule.push(Expr::Update { map: Set::Affinity(pick.family), key: R0, value, timeout_ms: millis(affinity.timeout) });
+    rule.push(Expr::Update {
+        map: Set::Affinity(pick.scope, pick.family),
+        key: R0,
+        value,
+        timeout_ms: millis(affinity.timeout),
+    });
     let comment = match pick.family {
         Family::V4 => "the value is not what is listed, it is a pick from @slots4",
         Family::V6 => "the value is not what is listed, it is a pick from @slots6",
@@ -394,7 +449,7 @@ fn picked(family: Family, slot_key: Register, value: Register) -> Vec<Expr> {
 fn follow(pick: &Pick, affinity: Affinity) -> Vec<Expr> {
     let mut rule = only(pick.family);
     rule.extend(record(pick.family, affinity, R0));
-    rule.push(Expr::Map { map: Set::Affinity(pick.family), key: R0, to: R0 });
+    rule.push(Expr::Map { map: Set::Affinity(pick.scope, pick.family), key: R0, to: R0 });
     rule.push(dnat(pick.family, R0));
     rule
 }
@@ -416,7 +471,9 @@ mod tests {
         for family in [Family::V4, Family::V6] {
             for how in [How::Random, How::Hash, How::Turn(FrontendId::new(1).unwrap())] {
                 for affinity in [None, Some(affinity), Some(Affinity::default())] {
-                    rules.extend(pick(&Pick { family, how, slots: 5, affinity }));
+                    for scope in [Scope::External, Scope::Internal] {
+                        rules.extend(pick(&Pick { family, scope, how, slots: 5, affinity }));
+                    }
                 }
             }
         }
@@ -442,17 +499,18 @@ mod tests {
     /// Registers that an expression reads and writes, where an address takes `ip` registers.
     fn registers(expr: &Expr, ip: usize) -> (Vec<Register>, Vec<Register>) {
         let key = |set: Set| match set {
-            Set::Frontends(_) => ip + 2,
+            Set::Frontends(..) | Set::KeptSources(_) | Set::TranslatedPods(_) => ip + 2,
+            Set::Uplinks => 4,
             Set::Picks(_) => CHOICE / 4,
             Set::Slots(_) | Set::Tables(_) => ip + 3,
-            Set::Affinity(_) => 2 * ip + 2,
+            Set::Affinity(..) => 2 * ip + 2,
             Set::Cluster(_) => ip,
             Set::Hairpin(_) => 2 * ip,
             Set::Backends(_) => ip + 1,
             Set::Notes => panic!("no packet looks there"),
         };
         let value = |map: Set| match map {
-            Set::Frontends(_) => 1 + CHOICE / 4,
+            Set::Frontends(..) => 1 + CHOICE / 4,
             Set::Tables(family) => (ip + 1) * block(family) as usize,
             _ => ip + 1,
         };
@@ -463,6 +521,7 @@ mod tests {
             | Expr::Mark { to }
             | Expr::Load { to, .. }
             | Expr::Number { to, .. } => (vec![], vec![*to]),
+            Expr::InputDevice { to } => (vec![], span(*to, 4)),
             Expr::Payload { bytes, to, .. } => (vec![], span(*to, bytes.div_ceil(4) as usize)),
             Expr::Conntrack { what: Conntrack::OriginalDestination(_), to } => (vec![], span(*to, ip)),
             Expr::Conntrack { to, .. } => (vec![], vec![*to]),
@@ -480,9 +539,13 @@ mod tests {
             Expr::Update { map, key: at, value, .. } => ([span(*at, key(*map)), span(*value, ip + 1)].concat(), vec![]),
             Expr::Dnat { address, port, .. } => ([span(*address, ip), vec![*port]].concat(), vec![]),
             Expr::Redirect { port } => (vec![*port], vec![]),
-            Expr::Masquerade | Expr::Reset | Expr::Unreachable | Expr::Goto(_) | Expr::Drop | Expr::Timeouts => {
-                (vec![], vec![])
-            }
+            Expr::Masquerade
+            | Expr::Reset
+            | Expr::Unreachable
+            | Expr::Goto(_)
+            | Expr::Accept
+            | Expr::Drop
+            | Expr::Timeouts => (vec![], vec![]),
         }
     }
 }

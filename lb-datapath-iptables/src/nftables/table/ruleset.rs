@@ -5,7 +5,7 @@ use std::{
     fmt,
 };
 
-use lb_core::addr::Family;
+use lb_core::addr::{Family, Scope};
 use lb_netlink::{HEADER, Writer, attributes, string, u32_be};
 
 use crate::{
@@ -14,7 +14,7 @@ use crate::{
         choice::Pick,
         expressions::expressions,
         layout::Set,
-        rules::{self, Hook, Rule},
+        rules::{self, Hook, Rule, Way},
         shape::Shape,
     },
 };
@@ -231,9 +231,9 @@ fn expected_pick(pick: &Pick) -> ListedChain {
     ListedChain { base: None, rules: found(&rules::pick(pick)) }
 }
 
-/// The rule that leads packets of a family to the frontends.
-pub(crate) fn dispatch(family: Family) -> ListedRule {
-    ListedRule::expected(&rules::dispatch_of(family))
+/// The rule that leads packets of a family to the frontends of a scope.
+pub(crate) fn dispatch(way: Way, scope: Scope, family: Family) -> ListedRule {
+    ListedRule::expected(&rules::dispatch_of(way, scope, family))
 }
 
 fn found(rules: &[Rule]) -> Vec<ListedRule> {

@@ -36,27 +36,26 @@ const TYPE_IP6ADDR: u32 = 8;
 const TYPE_INET_PROTOCOL: u32 = 12;
 const TYPE_INET_SERVICE: u32 = 13;
 const TYPE_MARK: u32 = 19;
+const TYPE_IFNAME: u32 = 41;
 
 impl Shape {
     /// The shape of a set of the table.
     pub(crate) fn of(set: Set) -> Self {
         let (flags, key, data): (u32, Vec<u32>, Vec<u32>) = match set {
-            Set::Frontends(family) => (
-                NFT_SET_MAP,
-                [ip(family), TYPE_INET_PROTOCOL, TYPE_INET_SERVICE].into(),
-                vec![TYPE_MARK; 1 + CHOICE / 4],
-            ),
+            Set::Frontends(_, family) => (NFT_SET_MAP, frontend(family), vec![TYPE_MARK; 1 + CHOICE / 4]),
             Set::Picks(_) => (NFT_SET_MAP, vec![TYPE_MARK; CHOICE / 4], vec![NFT_DATA_VERDICT]),
             Set::Slots(family) => (NFT_SET_MAP, slot(family, TYPE_INTEGER), backend(family)),
             // `nft list` cannot show an integer without a `typeof`, and the userdata has no room for the `typeof` of a
             // block.
             Set::Tables(family) => (NFT_SET_MAP, slot(family, TYPE_MARK), vec![TYPE_INTEGER]),
-            Set::Affinity(family) => (
+            Set::Affinity(_, family) => (
                 NFT_SET_MAP | NFT_SET_TIMEOUT | NFT_SET_EVAL,
                 vec![ip(family), ip(family), TYPE_INET_PROTOCOL, TYPE_INET_SERVICE],
                 backend(family),
             ),
             Set::Cluster(family) => (NFT_SET_INTERVAL, vec![ip(family)], vec![]),
+            Set::Uplinks => (0, vec![TYPE_IFNAME], vec![]),
+            Set::KeptSources(family) | Set::TranslatedPods(family) => (0, frontend(family), vec![]),
             Set::Hairpin(family) => (0, vec![ip(family), ip(family)], vec![]),
             Set::Backends(family) => (0, backend(family), vec![]),
             Set::Notes => (0, vec![TYPE_MARK, TYPE_MARK], vec![]),
@@ -89,8 +88,14 @@ fn backend(family: Family) -> Vec<u32> {
     vec![ip(family), TYPE_INET_SERVICE]
 }
 
+fn frontend(family: Family) -> Vec<u32> {
+    vec![ip(family), TYPE_INET_PROTOCOL, TYPE_INET_SERVICE]
+}
+
 fn slot(family: Family, number: u32) -> Vec<u32> {
-    vec![ip(family), TYPE_INET_PROTOCOL, TYPE_INET_SERVICE, number]
+    let mut types = frontend(family);
+    types.push(number);
+    types
 }
 
 /// libnftables writes a concatenation as one number, six bits for each type.
@@ -100,5 +105,5 @@ fn concatenation(types: &[u32]) -> u32 {
 
 /// Each type is padded to whole registers.
 fn length(types: &[u32]) -> u32 {
-    types.iter().map(|&one| if one == TYPE_IP6ADDR { 16 } else { 4 }).sum()
+    types.iter().map(|&one| if matches!(one, TYPE_IP6ADDR | TYPE_IFNAME) { 16 } else { 4 }).sum()
 }

@@ -16,6 +16,7 @@ const KEY_TYPEOF: u8 = 3;
 const DATA_TYPEOF: u8 = 4;
 const DATA_INTERVAL: u8 = 6;
 
+const HOST_ENDIAN: u32 = 1;
 const BIG_ENDIAN: u32 = 2;
 const MIXED: u32 = 0;
 
@@ -37,7 +38,7 @@ const NUMGEN_MODULUS: u32 = 131_071;
 pub(crate) fn of_set(set: Set) -> Vec<u8> {
     let mut bytes = Vec::new();
     match set {
-        Set::Frontends(_) | Set::Picks(_) => {
+        Set::Frontends(..) | Set::Picks(_) => {
             number(&mut bytes, KEY_BYTE_ORDER, MIXED);
             number(&mut bytes, DATA_BYTE_ORDER, MIXED);
         }
@@ -46,12 +47,15 @@ pub(crate) fn of_set(set: Set) -> Vec<u8> {
             number(&mut bytes, DATA_BYTE_ORDER, BIG_ENDIAN);
         }
         Set::Cluster(_) => number(&mut bytes, KEY_BYTE_ORDER, BIG_ENDIAN),
-        Set::Hairpin(_) | Set::Backends(_) | Set::Notes => number(&mut bytes, KEY_BYTE_ORDER, MIXED),
+        Set::Uplinks => number(&mut bytes, KEY_BYTE_ORDER, HOST_ENDIAN),
+        Set::KeptSources(_) | Set::TranslatedPods(_) | Set::Hairpin(_) | Set::Backends(_) | Set::Notes => {
+            number(&mut bytes, KEY_BYTE_ORDER, MIXED)
+        }
         Set::Slots(family) => {
             let key = [destination(family), l4proto(), destination_port(), numgen()];
             typed(&mut bytes, &key, family);
         }
-        Set::Affinity(family) => {
+        Set::Affinity(_, family) => {
             let key = [source(family), destination(family), l4proto(), destination_port()];
             typed(&mut bytes, &key, family);
         }

@@ -318,8 +318,10 @@ fn affinity_at_a_node_port_and_within_the_local_backends(stage: &mut Stage) -> V
         return Err(Fault::lacks("affinity"));
     }
     let sticky = everything(stage).affinity(Affinity::default());
+    let knows_local = stage.capabilities().external_traffic_policy_local;
+    let policies = [Some(TrafficPolicy::Cluster), knows_local.then_some(TrafficPolicy::Local)];
     Cluster::play(stage, |cluster| {
-        for policy in [TrafficPolicy::Cluster, TrafficPolicy::Local] {
+        for policy in policies.into_iter().flatten() {
             let service = Service { external_traffic_policy: policy, ..sticky.clone() };
             let pods = endpoints("web", &["a", "b", "c", "d"]);
             cluster.change([Change::UpsertService(service), Change::ReplaceEndpoints(pods)])?;
