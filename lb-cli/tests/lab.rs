@@ -44,6 +44,8 @@ fn main() -> ExitCode {
         trial("session_affinity_keeps_its_promises", || use_case("session-affinity", "ebpf")),
         trial("node_port_keeps_its_promises", || use_case("node-port", "ebpf")),
         trial("traffic_policy_keeps_its_promises", || use_case("traffic-policy", "ebpf")),
+        trial("node_port_keeps_its_promises_on_nftables", || use_case_on("node-port", "nftables")),
+        trial("traffic_policy_keeps_its_promises_on_nftables", || use_case_on("traffic-policy", "nftables")),
         trial("a_datapath_without_node_ports_leaves_them_out", left_out),
         trial("without_a_use_case_all_run_and_all_datapaths_are_compared", all_use_cases),
         trial("a_promise_that_is_not_kept_is_exit_code_1", a_broken_promise),

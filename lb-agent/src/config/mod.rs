@@ -574,11 +574,14 @@ impl Settings {
     pub fn useless_for(&self, kind: DatapathKind) -> Vec<&'static str> {
         let lists = |given: bool, setting| given && !kind.reads(setting);
         let lacks = |given: bool, can: fn(&Capabilities) -> bool| {
-            given && kind.capabilities(&Attachments::default()).is_some_and(|capabilities| !can(&capabilities))
+            // With a device that leads out of the node a datapath can do the most.
+            let attachments = Attachments { devices: vec!["uplink".into()], ..Attachments::default() };
+            given && kind.capabilities(&attachments).is_some_and(|capabilities| !can(&capabilities))
         };
+        let takes_devices = kind.reads(Setting::Device) || kind.reads(Setting::Uplinks);
         let has_node_ports = |capabilities: &Capabilities| capabilities.frontends.contains(&FrontendKind::NodePort);
         let given = [
-            ("device", lists(!self.device.is_empty(), Setting::Device) && !self.node_ip.is_empty()),
+            ("device", !self.device.is_empty() && !takes_devices && !self.node_ip.is_empty()),
             ("pod-device", lists(!self.pod_device.is_empty(), Setting::PodDevice)),
             ("cgroup", lists(self.cgroup.is_some(), Setting::Cgroup)),
             ("destroy-sockets", lists(self.destroy_sockets.is_some(), Setting::DestroySockets)),
@@ -639,7 +642,7 @@ impl Settings {
 
     fn attachments(&self, kind: DatapathKind, devices: Vec<String>) -> Result<Attachments, ConfigError> {
         let mut attachments = Attachments::default();
-        if kind.reads(Setting::Device) {
+        if kind.reads(Setting::Device) || kind.reads(Setting::Uplinks) {
             attachments.devices = devices;
         }
         if kind.reads(Setting::PodDevice) {
@@ -854,7 +857,11 @@ mod tests {
             answer_ping: Some(true),
             ..Settings::default()
         };
-        assert_eq!(settings.useless_for(driver::NFTABLES), ["node-port-addresses", "answer-ping"]);
+        assert_eq!(settings.useless_for(driver::NFTABLES), ["answer-ping"]);
+        assert_eq!(settings.useless_for(driver::IPTABLES_NFT), ["node-port-addresses", "answer-ping"]);
+        let device = Settings::default().with_device(["lo"]).with_node_ip(["192.0.2.1".parse::<IpAddr>().unwrap()]);
+        assert!(device.useless_for(driver::NFTABLES).is_empty());
+        assert_eq!(device.useless_for(driver::IPTABLES_NFT), ["device"]);
         assert!(settings.useless_for(driver::MEMORY).is_empty());
     }
 }

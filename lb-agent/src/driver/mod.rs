@@ -198,8 +198,10 @@ pub trait Driver: Sync {
 #[non_exhaustive]
 pub enum Setting {
     /// Devices that lead out of the node: `--device`. Every kind may need them to find the node's addresses; this one
-    /// attaches to them.
+    /// attaches to them, so that it needs one.
     Device,
+    /// Devices that lead out of the node, as far as there are any: `--device`. This kind tells packets from outside by them.
+    Uplinks,
     /// Devices of pods: `--pod-device`.
     PodDevice,
     /// The cgroup whose sockets are balanced: `--cgroup`.

@@ -64,7 +64,7 @@ impl Driver for Nftables {
     }
 
     fn settings(&self) -> &'static [Setting] {
-        &[Setting::Maglev]
+        &[Setting::Uplinks, Setting::Maglev]
     }
 
     fn uses_conntrack(&self) -> bool {

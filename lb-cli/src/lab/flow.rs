@@ -231,7 +231,8 @@ impl Judge<'_> {
     }
 }
 
-/// How a flow ends that no backend gets. A socket that is told so has no route; nothing answers where no frontend is.
+/// How a flow ends that no backend gets. A socket that is told so has no route, or may not send, since its packet ends in
+/// the output hook of its own host; nothing answers where no frontend is.
 fn compare_end(decided: &Verdict, entry: Entry, outcome: &Outcome) -> Seen {
     let failure = match outcome {
         Ok(answer) => return Err(format!("{} answered", answer.pod)),
@@ -240,7 +241,7 @@ fn compare_end(decided: &Verdict, entry: Entry, outcome: &Outcome) -> Seen {
     let says = says(failure);
     let is_right = match (decided, failure.kind) {
         (Verdict::Reject, FailureKind::Refused) | (Verdict::Drop, FailureKind::Timeout) | (Verdict::Pass, _) => true,
-        (Verdict::Drop, FailureKind::Unreachable) => entry == Entry::Socket,
+        (Verdict::Drop, FailureKind::Unreachable | FailureKind::Denied) => entry == Entry::Socket,
         _ => false,
     };
     if is_right { Ok(says) } else { Err(says) }
@@ -273,8 +274,10 @@ mod tests {
             assert!(!ends(Verdict::Drop, entry, FailureKind::Refused), "silence is not a refusal");
             assert!(ends(Verdict::Pass, entry, FailureKind::Refused));
         }
-        assert!(ends(Verdict::Drop, Entry::Socket, FailureKind::Unreachable));
-        assert!(!ends(Verdict::Drop, Entry::Uplink, FailureKind::Unreachable));
+        for kind in [FailureKind::Unreachable, FailureKind::Denied] {
+            assert!(ends(Verdict::Drop, Entry::Socket, kind));
+            assert!(!ends(Verdict::Drop, Entry::Uplink, kind));
+        }
     }
 
     #[test]

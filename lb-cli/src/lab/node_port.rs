@@ -37,7 +37,13 @@ pub(super) fn run(use_case: UseCase, datapath: DatapathKind, checks: &mut Checks
     for flow in flows(fleet)? {
         flow::check(fleet, &flow, checks)?;
     }
-    nobody_else_binds_it(fleet, checks)?;
+    // No packet is sent there, and no port is bound: only a datapath that sees sockets can do it.
+    if datapath.lab().translates_sockets {
+        for flow in flows_to_loopback(fleet) {
+            flow::check(fleet, &flow, checks)?;
+        }
+        nobody_else_binds_it(fleet, checks)?;
+    }
     it_follows_addresses(fleet, checks)
 }
 
@@ -64,12 +70,19 @@ fn flows(fleet: &Fleet) -> Result<Vec<Flow>, RunError> {
             flow("outside", Origin::Beyond, WITH_BACKEND, UNKNOWN_PORT);
             flow("the node itself", Origin::Node(WITH_BACKEND), WITH_BACKEND, UNKNOWN_PORT);
             flow("a pod of the node", Origin::Pod(near), WITH_BACKEND, UNKNOWN_PORT);
-            let loopback = SocketAddr::new(loopback(family), NODE_PORT);
-            let here = Flow::new("node-0", Origin::Node(WITH_BACKEND), transport, loopback, WITH_BACKEND);
-            flows.push(Flow { stands_for: at(WITH_BACKEND, NODE_PORT), ..here });
         }
     }
     Ok(flows)
+}
+
+/// From the node itself to its node port at loopback addresses.
+fn flows_to_loopback(fleet: &Fleet) -> Vec<Flow> {
+    let flow = |family, transport| {
+        let to = SocketAddr::new(loopback(family), NODE_PORT);
+        let stands_for = SocketAddr::new(fleet.lab().node(WITH_BACKEND).ip(family), NODE_PORT);
+        Flow { stands_for, ..Flow::new("node-0", Origin::Node(WITH_BACKEND), transport, to, WITH_BACKEND) }
+    };
+    FAMILIES.into_iter().flat_map(|family| TRANSPORTS.map(|transport| flow(family, transport))).collect()
 }
 
 fn loopback(family: Family) -> IpAddr {
