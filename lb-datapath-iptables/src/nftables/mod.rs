@@ -123,6 +123,7 @@ impl NftablesDatapath {
             .with_families([Family::V4, Family::V6])
             .with_frontends(frontends)
             .with_uplinks(knows_uplinks)
+            .with_other_ports(true)
             .with_external_traffic_policy_local(knows_uplinks)
             .with_affinity(Some(AffinityCapability { prefixes: true, max_timeout: MAX_TIMEOUT }))
             .with_sockets(SocketCapability::Packets)

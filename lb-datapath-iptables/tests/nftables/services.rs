@@ -14,7 +14,7 @@ use lb_core::{
     name::NodeName,
     node::NodeFacts,
     plan::{Labels, diff},
-    state::{Backend, BackendSet, Frontend, Lookup, State, Target},
+    state::{Backend, BackendSet, Frontend, Lookup, OtherPorts, State, Target},
 };
 use lb_datapath_iptables::nftables::{NftablesConfig, NftablesDatapath};
 
@@ -80,6 +80,14 @@ pub(crate) fn varied() -> State {
         let external = FrontendAddr::new(vip.parse().unwrap(), 80, protocol);
         let twin = Frontend { id: FrontendId::new(id).unwrap(), ..services.state.frontends[&external].clone() };
         services.state.frontends.insert(FrontendAddr { scope: Scope::Internal, ..external }, twin);
+    }
+    // Two frontends of one address disagree about its other ports.
+    for (addr, frontend) in &mut services.state.frontends {
+        frontend.other_ports = match (addr.ip.to_string().as_str(), addr.protocol) {
+            (VIP6, Protocol::Tcp) | ("10.96.0.5", _) => OtherPorts::Reject,
+            (VIP6, Protocol::Udp) | ("10.96.0.6", _) => OtherPorts::Drop,
+            _ => OtherPorts::Pass,
+        };
     }
     let external = services.state.frontends.iter_mut().filter(|(addr, _)| addr.scope == Scope::External);
     for (_, frontend) in external {

@@ -11,7 +11,7 @@ use lb_core::{
     id::{BackendId, SetId},
     node::NodeFacts,
     plan::{Op, Plan},
-    state::{Backend, BackendSet, Frontend, Lookup, OtherPorts, State},
+    state::{Backend, BackendSet, Frontend, Lookup, State},
 };
 
 use crate::nftables::{
@@ -236,8 +236,8 @@ fn supported(addr: &FrontendAddr, frontend: &Frontend) -> Result<(), DatapathErr
     if frontend.guard.is_some() {
         return lacks(addr, "source ranges");
     }
-    if frontend.other_ports != OtherPorts::Pass || frontend.answers_ping {
-        return lacks(addr, "a say in other packets to the address");
+    if frontend.answers_ping {
+        return lacks(addr, "answers to pings");
     }
     match addr.protocol {
         Protocol::Sctp => lacks(addr, "SCTP"),

@@ -9,7 +9,7 @@ use lb_core::{
     addr::{Family, FrontendAddr, Protocol, Scope},
     datapath::DatapathError,
     id::BackendId,
-    state::{Backend, BackendSet, Frontend, Lookup, State, Target},
+    state::{Backend, BackendSet, Frontend, Lookup, OtherPorts, State, Target},
 };
 
 use crate::nftables::{
@@ -19,7 +19,9 @@ use crate::nftables::{
     },
     table::{
         choice::{Choice, How, Pick},
-        elements::{cluster, elements, frontend_element, notes, set_of, sources, uplinks, verdict_element},
+        elements::{
+            cluster, elements, frontend_element, notes, other_ports, set_of, sources, uplinks, verdict_element,
+        },
         layout::{Element, Endpoint, Key, Value, twin},
         slots::Backends,
     },
@@ -84,6 +86,7 @@ pub(crate) fn lower(draft: &Draft, mirror: &Mirror) -> Lowered {
     lowered.node(draft, mirror);
     lowered.backends(draft, mirror);
     lowered.frontends(draft, mirror);
+    lowered.other_ports(draft, mirror);
     lowered.vips(draft, mirror);
     lowered.unused_picks(mirror);
     lowered
@@ -255,6 +258,26 @@ impl Lowered {
             let allowed = self.flows.entry(FrontendAddr { scope: Scope::External, ..addr }).or_default();
             allowed.extend(holders);
             allowed.extend(others.unwrap_or_default().holders());
+        }
+    }
+
+    /// What the addresses of changed frontends say about their other ports.
+    fn other_ports(&mut self, draft: &Draft, mirror: &Mirror) {
+        let (mut gained, mut lost) = (Counts::default(), Counts::default());
+        for (addr, new) in &draft.frontends {
+            gained.swap(None, new.as_ref().map(|new| (addr.ip, new.other_ports)));
+            lost.swap(None, mirror.state.frontends.get(addr).map(|old| (addr.ip, old.other_ports)));
+        }
+        let ips: BTreeSet<IpAddr> = draft.frontends.keys().map(|addr| addr.ip).collect();
+        for ip in ips {
+            // The greatest counts.
+            let greatest = |count: &dyn Fn((IpAddr, OtherPorts)) -> usize| {
+                [OtherPorts::Pass, OtherPorts::Reject, OtherPorts::Drop].into_iter().find(|&says| count((ip, says)) > 0)
+            };
+            let before = greatest(&|key| mirror.says.get(key));
+            let after = greatest(&|key| mirror.says.get(key) + gained.get(key) - lost.get(key));
+            let [before, after] = [before, after].map(|says| other_ports(ip, says).into_iter().collect());
+            self.replace_all(Origin::Shared, before, after);
         }
     }
 

@@ -8,7 +8,7 @@ use std::{
 use lb_core::{
     addr::{FrontendAddr, Protocol},
     id::{BackendId, SetId},
-    state::{Backend, Frontend, State},
+    state::{Backend, Frontend, OtherPorts, State},
 };
 
 use crate::nftables::table::{
@@ -31,6 +31,8 @@ pub(crate) struct Mirror {
     pub(crate) connected: Counts<Endpoint>,
     /// Frontends with an address.
     pub(crate) vips: Counts<IpAddr>,
+    /// Frontends of an address that say the same about its other ports.
+    pub(crate) says: Counts<(IpAddr, OtherPorts)>,
     /// Frontends that go to a pick chain. A chain without any is removed.
     pub(crate) picks: Counts<Pick>,
     /// Devices that lead out of the node.
@@ -76,8 +78,10 @@ impl Mirror {
     /// Adds, changes or removes a frontend.
     pub(crate) fn put_frontend(&mut self, addr: FrontendAddr, new: Option<Frontend>) {
         let (is_there, new_set) = (new.is_some(), new.as_ref().and_then(set_of));
+        let says = new.as_ref().map(|new| (addr.ip, new.other_ports));
         let old = replace(&mut self.state.frontends, addr, new);
         self.set_users.swap(old.as_ref().and_then(set_of), new_set);
+        self.says.swap(old.as_ref().map(|old| (addr.ip, old.other_ports)), says);
         self.vips.swap(old.map(|_| addr.ip), is_there.then_some(addr.ip));
     }
 }

@@ -94,7 +94,7 @@ impl PacketTrace<'_> {
             return Ok(Some(KernelVerdict::Pass));
         }
         let Some(scopes) = self.dispatches(addr.family(), &found) else { return Ok(None) };
-        let Some((addr, choice)) = self.frontend(&scopes)? else { return Ok(Some(KernelVerdict::Pass)) };
+        let Some((addr, choice)) = self.frontend(&scopes)? else { return self.other_port(&found) };
         let set = Set::Frontends(addr.scope, addr.family());
         let verdict = self.element(Key::Verdict(addr.family(), choice))?;
         if verdict.is_none_or(|(element, _)| element.value != Value::Choice(choice)) {
@@ -160,6 +160,34 @@ impl PacketTrace<'_> {
         Ok(None)
     }
 
+    /// The fate of a packet that no frontend takes, though its address may have some; `None` where a chain is not as this
+    /// datapath writes it.
+    fn other_port(&mut self, found: &Ruleset) -> lb_netlink::Result<Option<KernelVerdict>> {
+        let (ip, family) = (self.packet.destination, self.addr().family());
+        let chain = if self.packet.entry == Entry::Socket { "output" } else { "prerouting" };
+        let rule = ruleset::other_ports(family);
+        if !found.chains.get(chain).is_some_and(|chain| chain.rules.contains(&rule)) {
+            self.step(format!("chain {chain}: lacks the rule for other ports"));
+            return Ok(Some(KernelVerdict::Pass));
+        }
+        let says = self.element(Key::Address(ip))?.map(|(element, _)| element.value);
+        let (name, what) = match says {
+            Some(Value::Choice(Choice::Refuse)) => (Set::Addresses(family).name(), "refuses its other ports"),
+            Some(Value::Choice(Choice::Drop)) => (Set::Addresses(family).name(), "drops its other ports"),
+            _ => return Ok(Some(KernelVerdict::Pass)),
+        };
+        self.step(format!("{name}: {ip} {what}"));
+        if !self.is_ours(found, rules::other_ports_chain(family), None) {
+            return Ok(None);
+        }
+        match says {
+            Some(Value::Choice(Choice::Refuse)) => {
+                Ok(self.is_ours(found, rules::refuse(), None).then_some(KernelVerdict::Reject))
+            }
+            _ => Ok(Some(KernelVerdict::Drop)),
+        }
+    }
+
     /// Whether a chain is as this datapath writes it, with these rules in this order and no others.
     fn is_ours(&mut self, found: &Ruleset, chain: &str, pick: Option<&Pick>) -> bool {
         let wanted = ruleset::expected(&pick.copied().into_iter().collect());
@@ -183,7 +211,12 @@ impl PacketTrace<'_> {
             };
             let slot = flow_hash::slot(hash, pick.slots);
             self.step(format!("the hash of the {what}, {hash:#010x}, is slot {slot} of {}", pick.slots));
-            let found = if pick.is_packed() { self.block(addr, slot)? } else { self.slots(addr, slot..slot + 1)? };
+            let mut look =
+                |slot| if pick.is_packed() { self.block(addr, slot) } else { self.slots(addr, slot..slot + 1) };
+            let mut found = look(slot)?;
+            if found.is_empty() && slot > 0 {
+                found = look(0)?;
+            }
             return match found.into_keys().next() {
                 Some(backend) => self.forward(Backends::Took(backend)),
                 None => Ok(KernelVerdict::Drop),
@@ -213,7 +246,10 @@ impl PacketTrace<'_> {
         let names: Vec<String> = backends.keys().map(ToString::to_string).collect();
         self.step(format!("{}: {}", set.name(), if names.is_empty() { "nothing".into() } else { names.join(", ") }));
         if lost > 0 {
-            self.step(format!("{lost} of {} slots lead nowhere: the packet would be lost in silence", slots.len()));
+            self.step(format!(
+                "{lost} of {} slots lead nowhere: the first slot takes their packets, if it is there",
+                slots.len()
+            ));
         }
         Ok(backends)
     }
@@ -223,7 +259,7 @@ impl PacketTrace<'_> {
         let (set, size) = (Set::Tables(addr.family()), block(addr.family()));
         let found = self.element(Key::Block(addr, slot - slot % size))?;
         let Some(Value::Backends(backends)) = found.map(|(element, _)| element.value) else {
-            self.step(format!("{}: nothing: the packet would be lost in silence", set.name()));
+            self.step(format!("{}: nothing: the first slot takes the packet, if it is there", set.name()));
             return Ok(BTreeMap::new());
         };
         let backend = backends.get((slot % size) as usize).map(|&(ip, port)| BackendAddr::new(ip, port, addr.protocol));

@@ -94,6 +94,7 @@ pub(crate) fn drift_of(element: &Element, difference: Difference) -> Drift {
         Key::Record(client, addr) => Drift::new(DriftClass::Element, format_args!("{set} {client} {addr}"), difference),
         Key::Bound(ip, Bound::Start) => Drift::new(DriftClass::Element, format_args!("{set} from {ip}"), difference),
         Key::Bound(ip, Bound::End) => Drift::new(DriftClass::Element, format_args!("{set} up to {ip}"), difference),
+        Key::Address(ip) => Drift::new(DriftClass::Element, format_args!("{set} {ip}"), difference),
         Key::Uplink(device) => Drift::new(DriftClass::Element, format_args!("{set} {device}"), difference),
         Key::KeptSource(addr) | Key::TranslatedPods(addr) => {
             Drift::new(DriftClass::Element, format_args!("{set} {addr}"), difference)

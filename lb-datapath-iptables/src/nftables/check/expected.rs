@@ -22,7 +22,9 @@ use crate::nftables::{
     check::observe,
     table::{
         choice::{Choice, Pick},
-        elements::{self, cluster, fixed_verdicts, frontend_element, notes, set_of, sources, verdict_element},
+        elements::{
+            self, cluster, fixed_verdicts, frontend_element, notes, other_ports, set_of, sources, verdict_element,
+        },
         layout::{Device, Element, Endpoint, FAMILIES, Key, Note, VERSION, Value},
         userdata,
     },
@@ -80,6 +82,7 @@ impl<'a> ExpectedTable<'a> {
                 slots.binary_search_by_key(key, |element| element.key).ok().map(|at| slots[at].clone())
             }
             Key::Record(..) => None,
+            Key::Address(ip) => other_ports(*ip, self.state.other_ports(*ip)),
             Key::Uplink(_) => self.uplinks.iter().find(|uplink| uplink.key == *key).cloned(),
             Key::KeptSource(addr) | Key::TranslatedPods(addr) => {
                 sources(*addr, self.state.frontends.get(addr)).find(|element| element.key == *key)
@@ -104,13 +107,20 @@ impl<'a> ExpectedTable<'a> {
             let sources = sources(addr, self.state.frontends.get(&addr)).map(|element| element.key);
             std::iter::once(Key::Frontend(addr)).chain(sources).chain((0..slots.len()).map(move |at| slots[at].key))
         });
+        let addresses = self.vips().into_iter().filter_map(|ip| other_ports(ip, self.state.other_ports(ip)));
         let of_picks = self.picks().iter().map(|&pick| Key::Verdict(pick.family, Choice::Pick(pick)));
         let of_node = self.notes.iter().chain(&self.bounds).chain(&self.uplinks).map(|element| element.key);
         let notes = [Some(Key::Note(Note::Layout, VERSION)), self.generation_key()].into_iter().flatten();
         let fixed = fixed_verdicts().map(|element| element.key).chain(notes);
         let hairpins = self.hairpins().iter().map(|&ip| Key::Hairpin(ip));
         let backends = self.backends().iter().map(|&(ip, port)| Key::Backend(ip, port));
-        of_frontends.chain(of_picks).chain(of_node).chain(hairpins).chain(backends).chain(fixed)
+        of_frontends
+            .chain(addresses.map(|element| element.key))
+            .chain(of_picks)
+            .chain(of_node)
+            .chain(hairpins)
+            .chain(backends)
+            .chain(fixed)
     }
 
     /// Key of the generation note, which no other writer leaves in place.
@@ -207,7 +217,7 @@ pub(crate) fn agrees(wanted: &Element, found: &Element) -> bool {
         Key::Note(Note::NodeName | Note::NodeIp | Note::ClusterCidr, _) => {
             userdata::cut(&wanted.comment) == found.comment
         }
-        Key::Verdict(..) | Key::Record(..) | Key::Bound(..) => true,
+        Key::Verdict(..) | Key::Address(_) | Key::Record(..) | Key::Bound(..) => true,
         Key::Uplink(_) | Key::KeptSource(_) | Key::TranslatedPods(_) => true,
         Key::Hairpin(_) | Key::Backend(..) | Key::Note(..) => true,
     };

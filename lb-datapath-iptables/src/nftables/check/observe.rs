@@ -14,7 +14,7 @@ use lb_core::{
     id::{FrontendId, SetId},
     name::NodeName,
     node::NodeFacts,
-    state::{BackendSet, Frontend, State, Target},
+    state::{BackendSet, Frontend, OtherPorts, State, Target},
 };
 
 use crate::nftables::{
@@ -22,7 +22,7 @@ use crate::nftables::{
     host::{Host, Table},
     table::{
         choice::{Choice, Pick},
-        elements::{cluster, fixed_verdicts},
+        elements::{cluster, fixed_verdicts, other_ports},
         layout::{Device, Element, Endpoint, FAMILIES, Key, Note, Set, VERSION, Value},
         rules,
         slots::{self, Backends, DRAINING, ListedSlot},
@@ -96,6 +96,7 @@ struct Reading {
     backends: BTreeSet<Endpoint>,
     bounds: BTreeSet<Key>,
     uplinks: BTreeSet<Device>,
+    addresses: BTreeMap<IpAddr, Choice>,
     /// What frontends say about sources.
     sources: BTreeSet<Key>,
     /// Slots in elements of their own, and in blocks.
@@ -125,6 +126,7 @@ impl Reading {
             (Key::Hairpin(ip), _) => drop(self.hairpins.insert(ip)),
             (Key::Backend(ip, port), _) => drop(self.backends.insert((ip, port))),
             (key @ Key::Bound(..), _) => drop(self.bounds.insert(key)),
+            (Key::Address(ip), &Value::Choice(choice)) => drop(self.addresses.insert(ip, choice)),
             (Key::Uplink(device), _) => drop(self.uplinks.insert(device)),
             (key @ (Key::KeptSource(_) | Key::TranslatedPods(_)), _) => drop(self.sources.insert(key)),
             _ => return None,
@@ -187,12 +189,23 @@ impl Reading {
             self.damaged |= known.is_none();
         }
         self.damaged |= found.iter().any(|slots| !slots.is_empty()) || !self.draining.is_empty();
+        let says = state.frontends.keys().filter_map(|addr| other_ports(addr.ip, state.other_ports(addr.ip)));
+        let says: BTreeSet<(Key, Choice)> =
+            says.filter_map(|element| Some((element.key, choice_of(&element)?))).collect();
+        self.damaged |= !self.addresses.iter().map(|(&ip, &choice)| (Key::Address(ip), choice)).eq(says);
         let hairpins: BTreeSet<IpAddr> = state.backends.values().filter_map(|b| hairpin(Some(b))).collect();
         let bounds = FAMILIES.into_iter().flat_map(|family| cluster(&state.node, family));
         let backends: BTreeSet<Endpoint> = state.backends.values().filter_map(|b| connected(Some(b))).collect();
         self.damaged |= self.backends != backends;
         self.damaged |= self.hairpins != hairpins || self.bounds != bounds.map(|element| element.key).collect();
         state
+    }
+}
+
+fn choice_of(element: &Element) -> Option<Choice> {
+    match element.value {
+        Value::Choice(choice) => Some(choice),
+        _ => None,
     }
 }
 
@@ -211,7 +224,7 @@ impl FoundSlots {
 
 /// Adds a frontend with its set and backends to `state`, if its elements make sense.
 fn frontend(state: &mut State, addr: FrontendAddr, choice: Choice, comment: &str, slots: FoundSlots) -> Option<()> {
-    let Comment { id, set, affinity } = parse(comment)?;
+    let Comment { id, set, affinity, other_ports } = parse(comment)?;
     let target = match (choice, set) {
         (Choice::Refuse, None) if slots.is_empty() => Target::Reject,
         (Choice::Drop, None) if slots.is_empty() => Target::Drop,
@@ -226,7 +239,7 @@ fn frontend(state: &mut State, addr: FrontendAddr, choice: Choice, comment: &str
         }
         _ => return None,
     };
-    state.frontends.insert(addr, Frontend { affinity, ..Frontend::new(id, target) });
+    state.frontends.insert(addr, Frontend { affinity, other_ports, ..Frontend::new(id, target) });
     Some(())
 }
 
@@ -271,6 +284,7 @@ pub(crate) struct Comment {
     id: FrontendId,
     set: Option<SetId>,
     affinity: Option<Affinity>,
+    other_ports: OtherPorts,
 }
 
 impl fmt::Display for Comment {
@@ -282,6 +296,9 @@ impl fmt::Display for Comment {
         if let Some(Affinity { timeout, prefix_v4, prefix_v6 }) = self.affinity {
             write!(f, " affinity {timeout:?}/{prefix_v4}/{prefix_v6}")?;
         }
+        if self.other_ports != OtherPorts::Pass {
+            write!(f, " other-ports {}", self.other_ports.as_str())?;
+        }
         Ok(())
     }
 }
@@ -291,7 +308,7 @@ pub(crate) fn parse(text: &str) -> Option<Comment> {
     let rest = text.strip_prefix("frontend ")?;
     let (id, mut rest) = word(rest);
     let id = FrontendId::new(id.parse().ok()?)?;
-    let mut comment = Comment { id, set: None, affinity: None };
+    let mut comment = Comment { id, set: None, affinity: None, other_ports: OtherPorts::Pass };
     if let Some(tail) = rest.strip_prefix("set ") {
         let (set, tail) = word(tail);
         comment.set = Some(SetId::new(set.parse().ok()?)?);
@@ -300,6 +317,11 @@ pub(crate) fn parse(text: &str) -> Option<Comment> {
     if let Some(tail) = rest.strip_prefix("affinity ") {
         let (text, tail) = word(tail);
         comment.affinity = Some(affinity(text)?);
+        rest = tail;
+    }
+    if let Some(tail) = rest.strip_prefix("other-ports ") {
+        let (text, tail) = word(tail);
+        comment.other_ports = [OtherPorts::Reject, OtherPorts::Drop].into_iter().find(|says| says.as_str() == text)?;
         rest = tail;
     }
     (rest.is_empty() || rest.starts_with("for ")).then_some(comment)

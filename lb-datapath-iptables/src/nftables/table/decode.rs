@@ -64,7 +64,7 @@ fn one(set: Set, item: &[u8]) -> Option<DecodedElement> {
     let flags = found.find(NFTA_SET_ELEM_FLAGS).and_then(u32_be).unwrap_or(0);
     let key = key(set, &mut Cursor(found.path(&[NFTA_SET_ELEM_KEY, NFTA_DATA_VALUE])?), flags)?;
     let value = match set {
-        Set::Frontends(_, family) => {
+        Set::Frontends(_, family) | Set::Addresses(family) => {
             let mut data = Cursor(found.path(&[NFTA_SET_ELEM_DATA, NFTA_DATA_VALUE])?);
             (data.host()? == 0).then_some(())?;
             Value::Choice(data.choice(family)?)

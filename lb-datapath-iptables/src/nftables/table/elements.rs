@@ -1,13 +1,13 @@
 //! The elements that stand for a state. Pure.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use lb_core::{
     addr::{Family, FrontendAddr, Scope},
     affinity::Affinity,
     id::SetId,
     node::NodeFacts,
-    state::Frontend,
+    state::{Frontend, OtherPorts},
 };
 
 use crate::nftables::table::{
@@ -36,7 +36,7 @@ pub(crate) fn fixed_verdicts() -> impl Iterator<Item = Element> {
 }
 
 /// A frontend as an element of [`Set::Frontends`](crate::nftables::table::layout::Set). Its comment carries what a
-/// restart needs and packets do not, `frontend ID [set ID] [affinity …]`, and for people the label, `[for LABEL]`.
+/// restart needs and packets do not, `frontend ID [set ID] [affinity …] [other-ports …]`, and for people the label, `[for LABEL]`.
 pub(crate) fn frontend_element(addr: FrontendAddr, frontend: &Frontend, choice: Choice, label: &str) -> Element {
     Element::new(Key::Frontend(addr), Value::Choice(choice)).comment(comment(frontend, label))
 }
@@ -48,6 +48,9 @@ fn comment(frontend: &Frontend, label: &str) -> String {
     }
     if let Some(Affinity { timeout, prefix_v4, prefix_v6 }) = frontend.affinity {
         text.push_str(&format!(" affinity {}/{prefix_v4}/{prefix_v6}", timeout.as_nanos()));
+    }
+    if frontend.other_ports != OtherPorts::Pass {
+        text.push_str(&format!(" other-ports {}", frontend.other_ports.as_str()));
     }
     if !label.is_empty() {
         text.push_str(" for ");
@@ -74,6 +77,17 @@ pub(crate) fn cluster(node: &NodeFacts, family: Family) -> Vec<Element> {
             std::iter::once(bound(first, Bound::Start)).chain(behind.map(|ip| bound(ip, Bound::End)))
         })
         .collect()
+}
+
+/// What happens to packets to `ip` at ports that none of its frontends has, as an element of
+/// [`Set::Addresses`](crate::nftables::table::layout::Set); none for an address whose frontends leave them alone.
+pub(crate) fn other_ports(ip: IpAddr, says: Option<OtherPorts>) -> Option<Element> {
+    let choice = match says? {
+        OtherPorts::Reject => Choice::Refuse,
+        OtherPorts::Drop => Choice::Drop,
+        OtherPorts::Pass => return None,
+    };
+    Some(Element::new(Key::Address(ip), Value::Choice(choice)))
 }
 
 /// Devices that lead out of the node as elements of [`Set::Uplinks`](crate::nftables::table::layout::Set).

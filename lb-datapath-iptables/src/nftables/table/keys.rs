@@ -19,6 +19,7 @@ pub(crate) fn key_bytes(key: &Key) -> Vec<u8> {
         Key::Frontend(addr) | Key::KeptSource(addr) | Key::TranslatedPods(addr) => frontend(&mut bytes, &addr),
         Key::Uplink(Device(name)) => bytes.extend(name),
         Key::Verdict(_, choice) => bytes.extend(choice_bytes(choice)),
+        Key::Address(ip) => address(&mut bytes, ip),
         Key::Slot(addr, slot) | Key::Block(addr, slot) => {
             frontend(&mut bytes, &addr);
             bytes.extend((slot | first_slot(addr.scope)).to_ne_bytes());
@@ -91,6 +92,7 @@ pub(crate) fn key(set: Set, bytes: &mut Cursor<'_>, flags: u32) -> Option<Key> {
     Some(match set {
         Set::Frontends(scope, family) => Key::Frontend(FrontendAddr { scope, ..bytes.frontend(family)? }),
         Set::Picks(family) => Key::Verdict(family, bytes.choice(family)?),
+        Set::Addresses(family) => Key::Address(bytes.ip(family)?),
         Set::Slots(family) => {
             let (addr, slot) = bytes.slot(family)?;
             Key::Slot(addr, slot)

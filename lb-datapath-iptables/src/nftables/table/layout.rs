@@ -27,6 +27,8 @@ pub(crate) enum Set {
     Frontends(Scope, Family),
     /// [`Choice`] to the chain that carries it out.
     Picks(Family),
+    /// Address of frontends to [`Choice`] on packets to its other ports, as a number.
+    Addresses(Family),
     /// Frontend and slot to backend.
     Slots(Family),
     /// Frontend and first slot of a block to the backends of all its slots.
@@ -51,7 +53,7 @@ pub(crate) enum Set {
 
 impl Set {
     /// Every one, in the order in which they are made.
-    pub(crate) const ALL: [Self; 26] = [
+    pub(crate) const ALL: [Self; 28] = [
         Self::Notes,
         Self::Picks(Family::V4),
         Self::Picks(Family::V6),
@@ -59,6 +61,8 @@ impl Set {
         Self::Frontends(Scope::External, Family::V6),
         Self::Frontends(Scope::Internal, Family::V4),
         Self::Frontends(Scope::Internal, Family::V6),
+        Self::Addresses(Family::V4),
+        Self::Addresses(Family::V6),
         Self::Slots(Family::V4),
         Self::Slots(Family::V6),
         Self::Tables(Family::V4),
@@ -96,6 +100,8 @@ impl Set {
             Self::Frontends(Internal, V6) => "internal6",
             Self::Picks(V4) => "picks4",
             Self::Picks(V6) => "picks6",
+            Self::Addresses(V4) => "addresses4",
+            Self::Addresses(V6) => "addresses6",
             Self::Slots(V4) => "slots4",
             Self::Slots(V6) => "slots6",
             Self::Affinity(External, V4) => "affinity4",
@@ -127,6 +133,8 @@ pub(crate) enum Key {
     Frontend(FrontendAddr),
     /// In [`Set::Picks`].
     Verdict(Family, Choice),
+    /// In [`Set::Addresses`].
+    Address(IpAddr),
     /// In [`Set::Slots`], where those of scope internal have the bit [`INTERNAL`].
     Slot(FrontendAddr, u32),
     /// In [`Set::Tables`]: the first slot of the block, a multiple of [`block`].
@@ -218,6 +226,7 @@ impl Key {
         match self {
             Self::Frontend(addr) => Set::Frontends(addr.scope, addr.family()),
             Self::Verdict(family, _) => Set::Picks(*family),
+            Self::Address(ip) => Set::Addresses(Family::of(*ip)),
             Self::Slot(addr, _) => Set::Slots(addr.family()),
             Self::Block(addr, _) => Set::Tables(addr.family()),
             Self::Record(_, addr) => Set::Affinity(addr.scope, addr.family()),
@@ -263,7 +272,7 @@ pub(crate) type Endpoint = (IpAddr, u16);
 pub(crate) enum Value {
     /// The set is not a map.
     None,
-    /// Of [`Set::Frontends`], as a number, and of [`Set::Picks`], as a verdict.
+    /// Of [`Set::Frontends`] and [`Set::Addresses`], as a number, and of [`Set::Picks`], as a verdict.
     Choice(Choice),
     /// Of [`Set::Slots`] and [`Set::Affinity`].
     Backend(IpAddr, u16),

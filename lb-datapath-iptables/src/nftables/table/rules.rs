@@ -16,7 +16,7 @@ use crate::{
     nftables::table::{
         choice::{CHOICE, Pick},
         expr::{Conntrack, Expr, Register},
-        layout::{Set, block, millis},
+        layout::{Set, block, first_slot, millis},
         loads::{R0, destination, dnat, frontend, hash_flow, only, port, record, slot, source, width},
     },
 };
@@ -89,6 +89,8 @@ pub(crate) fn chains() -> Vec<Chain> {
         Chain { name: REFUSE_CHAIN, hook: None, rules: refuse_rules() },
         Chain { name: masquerade_chain(Family::V4), hook: None, rules: masquerade_rules(Family::V4) },
         Chain { name: masquerade_chain(Family::V6), hook: None, rules: masquerade_rules(Family::V6) },
+        Chain { name: other_ports_chain(Family::V4), hook: None, rules: other_ports_rules(Family::V4) },
+        Chain { name: other_ports_chain(Family::V6), hook: None, rules: other_ports_rules(Family::V6) },
         Chain {
             name: "prerouting",
             hook: Hook::nat(libc::NF_INET_PRE_ROUTING, libc::NF_IP_PRI_NAT_DST),
@@ -126,13 +128,15 @@ pub(crate) fn chains() -> Vec<Chain> {
 
 /// Rules of a pick chain.
 pub(crate) fn pick(pick: &Pick) -> Vec<Rule> {
-    match pick.affinity {
+    let mut rules = match pick.affinity {
         None if pick.is_packed() => {
             (0..8).take(block(pick.family) as usize).map(|n| pick_from_block(pick, n)).collect()
         }
         None => vec![pick_fresh(pick).into()],
         Some(affinity) => vec![remember(pick, affinity), follow(pick, affinity).into(), pick_fresh(pick).into()],
-    }
+    };
+    rules.push(take_first(pick));
+    rules
 }
 
 /// The way of packets that a chain leads to the frontends.
@@ -145,31 +149,80 @@ pub(crate) enum Way {
 }
 
 fn dispatch(way: Way) -> Vec<Rule> {
-    let of = |family| [Scope::Internal, Scope::External].map(|scope| dispatch_of(way, scope, family));
+    let of = |family| {
+        let [internal, external] = [Scope::Internal, Scope::External].map(|scope| dispatch_of(way, scope, family));
+        [internal, external, other_ports_of(family)]
+    };
     [Family::V4, Family::V6].into_iter().flat_map(of).collect()
 }
 
-/// The rule that leads packets of a family to the frontends of a scope, and on to the chain that their number stands for.
-/// What comes in through an uplink has no business with those of scope internal.
+/// The rule for what no frontend takes, though its address has some.
+pub(crate) fn other_ports_of(family: Family) -> Rule {
+    let mut rule = only(family);
+    rule.push(destination(family, R0));
+    rule.extend([
+        Expr::Map { map: Set::Addresses(family), key: R0, to: R0 },
+        // No choice has the number zero. Without this comparison `nft list` would not show the look-up.
+        Expr::Compare { not: true, register: R0, with: vec![0; CHOICE] },
+        Expr::Goto(other_ports_chain(family)),
+    ]);
+    rule.into()
+}
+
+/// Looks for the frontend once more, and then has the address decide.
+///
+/// A frontend whose value changes is removed and added in one transaction, and a packet that looks it up at that very
+/// moment can miss both elements ([`nft_lookup_eval`] asks for the generation each time). A second look finds it.
+///
+/// [`nft_lookup_eval`]: https://elixir.bootlin.com/linux/v6.18/source/net/netfilter/nft_lookup.c
+fn other_ports_rules(family: Family) -> Vec<Rule> {
+    let mut last = only(family);
+    last.push(destination(family, R0));
+    last.extend(look_up_choice(Set::Addresses(family)));
+    last.push(Expr::VerdictMap { map: Set::Picks(family), key: CHOSEN });
+    let comment = match family {
+        Family::V4 => "the key is not what is listed, it is ip daddr map @addresses4",
+        Family::V6 => "the key is not what is listed, it is ip6 daddr map @addresses6",
+    };
+    let [internal, external] = [Scope::Internal, Scope::External].map(|scope| dispatch_of(Way::In, scope, family));
+    vec![internal, external, Rule { expressions: last, comment }]
+}
+
+/// Name of the chain for what no frontend of an address takes.
+pub(crate) const fn other_ports_chain(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "other-ports4",
+        Family::V6 => "other-ports6",
+    }
+}
+
+/// Where rules have the key of [`Set::Picks`].
+const CHOSEN: Register = R0 + 8;
+
+/// Looks up the choice of the key in the first registers, as the key of [`Set::Picks`].
 ///
 /// `nft list` (1.0.6) aborts on a key that comes straight from a map. It takes for the key whatever expression last
 /// loaded exactly that register. So the rule first loads numbers there, and the value of the map begins one register
 /// early.
+fn look_up_choice(map: Set) -> impl Iterator<Item = Expr> {
+    let marks = (0..CHOICE as Register / 4).map(|word| Expr::Mark { to: CHOSEN + word });
+    marks.chain([Expr::Map { map, key: R0, to: CHOSEN - 1 }])
+}
+
+/// The rule that leads packets of a family to the frontends of a scope, and on to the chain that their number stands for.
+/// What comes in through an uplink has no business with those of scope internal.
 pub(crate) fn dispatch_of(way: Way, scope: Scope, family: Family) -> Rule {
-    let map = Set::Frontends(scope, family);
     let mut rule = only(family);
     if scope == Scope::Internal && way == Way::In {
         rule.push(Expr::InputDevice { to: R0 });
         rule.push(Expr::Member { set: Set::Uplinks, key: R0, not: true });
     }
     rule.extend(frontend(family, R0));
-    let key = R0 + 8;
-    rule.extend((0..CHOICE as Register / 4).map(|word| Expr::Mark { to: key + word }));
-    rule.push(Expr::Map { map, key: R0, to: key - 1 });
+    rule.extend(look_up_choice(Set::Frontends(scope, family)));
     if has_timeouts() {
         rule.push(Expr::Timeouts);
     }
-    rule.push(Expr::VerdictMap { map: Set::Picks(family), key });
+    rule.push(Expr::VerdictMap { map: Set::Picks(family), key: CHOSEN });
     let comment = match (scope, family) {
         (Scope::External, Family::V4) => {
             "the key is not what is listed, it is ip daddr . meta l4proto . th dport map @frontends4"
@@ -357,6 +410,25 @@ fn pick_fresh(pick: &Pick) -> Vec<Expr> {
     rule
 }
 
+/// Translates to the backend of the first slot.
+///
+/// A packet that was led here before a transaction, and looks its slot up after it, may find the slot gone. The first one
+/// is there as long as the frontend has backends.
+fn take_first(pick: &Pick) -> Rule {
+    let (family, width) = (pick.family, width(pick.family));
+    let key = if pick.is_packed() { R0 + key_of_block(family, 0) } else { R0 };
+    let mut rule = only(family);
+    rule.push(Expr::Number { random: true, modulus: 1, first: first_slot(pick.scope), to: key + width + 2 });
+    if pick.is_packed() {
+        rule.extend([destination(family, R0), port(2, R0 + width)]);
+    }
+    rule.extend(frontend(family, key));
+    let map = if pick.is_packed() { Set::Tables(family) } else { Set::Slots(family) };
+    rule.push(Expr::Map { map, key, to: R0 });
+    rule.push(dnat(family, R0));
+    rule.into()
+}
+
 /// Translates to the `n`th backend of a block, if the hash selects that slot.
 ///
 /// `nft list` takes for address and port whatever expressions last loaded exactly their registers. It overlooks that a
@@ -502,6 +574,7 @@ mod tests {
             Set::Frontends(..) | Set::KeptSources(_) | Set::TranslatedPods(_) => ip + 2,
             Set::Uplinks => 4,
             Set::Picks(_) => CHOICE / 4,
+            Set::Addresses(_) => ip,
             Set::Slots(_) | Set::Tables(_) => ip + 3,
             Set::Affinity(..) => 2 * ip + 2,
             Set::Cluster(_) => ip,
@@ -510,7 +583,7 @@ mod tests {
             Set::Notes => panic!("no packet looks there"),
         };
         let value = |map: Set| match map {
-            Set::Frontends(..) => 1 + CHOICE / 4,
+            Set::Frontends(..) | Set::Addresses(_) => 1 + CHOICE / 4,
             Set::Tables(family) => (ip + 1) * block(family) as usize,
             _ => ip + 1,
         };

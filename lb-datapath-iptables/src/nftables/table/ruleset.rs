@@ -236,6 +236,11 @@ pub(crate) fn dispatch(way: Way, scope: Scope, family: Family) -> ListedRule {
     ListedRule::expected(&rules::dispatch_of(way, scope, family))
 }
 
+/// The rule for what no frontend takes, though its address has some.
+pub(crate) fn other_ports(family: Family) -> ListedRule {
+    ListedRule::expected(&rules::other_ports_of(family))
+}
+
 fn found(rules: &[Rule]) -> Vec<ListedRule> {
     rules.iter().map(ListedRule::expected).collect()
 }

@@ -44,6 +44,7 @@ impl Shape {
         let (flags, key, data): (u32, Vec<u32>, Vec<u32>) = match set {
             Set::Frontends(_, family) => (NFT_SET_MAP, frontend(family), vec![TYPE_MARK; 1 + CHOICE / 4]),
             Set::Picks(_) => (NFT_SET_MAP, vec![TYPE_MARK; CHOICE / 4], vec![NFT_DATA_VERDICT]),
+            Set::Addresses(family) => (NFT_SET_MAP, vec![ip(family)], vec![TYPE_MARK; 1 + CHOICE / 4]),
             Set::Slots(family) => (NFT_SET_MAP, slot(family, TYPE_INTEGER), backend(family)),
             // `nft list` cannot show an integer without a `typeof`, and the userdata has no room for the `typeof` of a
             // block.

@@ -42,6 +42,10 @@ pub(crate) fn of_set(set: Set) -> Vec<u8> {
             number(&mut bytes, KEY_BYTE_ORDER, MIXED);
             number(&mut bytes, DATA_BYTE_ORDER, MIXED);
         }
+        Set::Addresses(_) => {
+            number(&mut bytes, KEY_BYTE_ORDER, BIG_ENDIAN);
+            number(&mut bytes, DATA_BYTE_ORDER, MIXED);
+        }
         Set::Tables(_) => {
             number(&mut bytes, KEY_BYTE_ORDER, MIXED);
             number(&mut bytes, DATA_BYTE_ORDER, BIG_ENDIAN);
