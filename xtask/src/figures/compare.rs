@@ -32,6 +32,8 @@ pub(crate) struct Row {
     pub(crate) sync_ms: f64,
     pub(crate) change_ms: f64,
     pub(crate) change_p99_ms: f64,
+    pub(crate) commit_ms: f64,
+    pub(crate) commit_p99_ms: f64,
     pub(crate) ready_ms: f64,
     pub(crate) rules: u64,
     pub(crate) rss_mib: f64,
@@ -54,7 +56,9 @@ pub(crate) struct Path {
 pub(crate) struct Speed {
     pub(crate) connect_p50_us: f64,
     pub(crate) connect_p50_ratio: f64,
+    pub(crate) connect_floor_ratio: f64,
     pub(crate) cps_ratio: f64,
+    pub(crate) cps_floor_ratio: f64,
     pub(crate) failures: u64,
 }
 

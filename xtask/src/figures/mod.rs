@@ -6,6 +6,7 @@ mod datapaths;
 mod drift;
 mod ebpf;
 mod ipam;
+mod netfilter;
 mod restart;
 mod scale;
 
@@ -42,6 +43,9 @@ enum Name {
     Datapaths,
     /// `lb lab compare` at 10,000 services on eBPF and nftables. Needs root; several minutes.
     Scale,
+    /// nftables at 10 and 10,000 services against a ruleset of one rule, and how iptables grows up to 5,000. Needs root;
+    /// several minutes.
+    Netfilter,
     /// `lb lab restart` with 20,000 connections, 100 SIGTERM and 100 SIGKILL on eBPF and nftables. Needs root; a
     /// quarter of an hour.
     Restart,
@@ -124,6 +128,7 @@ pub(crate) fn figures(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
         Name::Ipam => ipam::measure()?,
         Name::Datapaths => datapaths::measure()?,
         Name::Scale => scale::measure()?,
+        Name::Netfilter => netfilter::measure()?,
         Name::Restart => restart::measure()?,
         Name::Ebpf => ebpf::measure(args.baseline.as_deref())?,
         Name::Drift => drift::measure()?,

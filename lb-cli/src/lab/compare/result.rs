@@ -60,6 +60,8 @@ pub(super) struct Row {
     pub(super) change_p99_ms: f64,
     /// The part of it until the kernel's last acknowledgement.
     pub(super) commit_ms: f64,
+    /// The same, 99th percentile.
+    pub(super) commit_p99_ms: f64,
     /// Rules that a packet may have to walk.
     pub(super) rules: u64,
     /// Elements of maps and sets.
@@ -161,6 +163,7 @@ pub(super) mod tests {
             change_ms: 1.5,
             change_p99_ms: 3.0,
             commit_ms: 1.0,
+            commit_p99_ms: 2.0,
             rules: u64::from(services),
             elements: 0,
             ready_ms: 50.0,
@@ -201,6 +204,7 @@ pub(super) mod tests {
             "change_ms",
             "change_p99_ms",
             "commit_ms",
+            "commit_p99_ms",
             "rules",
             "elements",
             "ready_ms",

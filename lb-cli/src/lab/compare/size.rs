@@ -200,13 +200,15 @@ impl Size<'_> {
         let grown = charged.map_or(control.grown_mib, |(with, without)| with - without).max(0.0);
         let kernel_mib = control.usage.bytes.map_or(grown, |bytes| bytes as f64 / f64::from(1 << 20));
         let middle = |values: &[f64]| round(median(values.iter().copied()).unwrap_or(0.0), 3);
+        let last = |values: &[f64]| round(percentile(values.to_vec(), 99).unwrap_or(0.0), 3);
         Row {
             datapath: self.datapaths[index],
             services: self.services,
             sync_ms: middle(&control.sync_ms),
             change_ms: middle(&control.change_ms),
-            change_p99_ms: round(percentile(control.change_ms.clone(), 99).unwrap_or(0.0), 3),
+            change_p99_ms: last(&control.change_ms),
             commit_ms: middle(&control.commit_ms),
+            commit_p99_ms: last(&control.commit_ms),
             rules: control.usage.rules,
             elements: control.usage.elements,
             ready_ms: round(millis(footprint.ready), 1),
