@@ -13,7 +13,8 @@ use crate::{
 
 /// Plays random operations against the naive reference of lb-ipam, longer than CI does, restarts, lost ledgers and
 /// failing writes among them, and finds every planted fault. Then runs random packets through the eBPF program of
-/// packets and a reference, the eBPF datapath under pressure, and, unless one of these is left out, the whole
+/// packets and a reference, the eBPF datapath under pressure, kills processes that write rules of nftables and iptables a
+/// thousand times each, and, unless one of these is left out, the whole
 /// conformance suite and all privileged tests of the eBPF datapath on older kernels, as `cargo xtask kernels --all` does;
 /// all of them as root. Prints lines of progress.
 #[derive(Debug, clap::Args)]
@@ -25,7 +26,7 @@ pub(crate) struct Args {
     /// How many packets at least; with 0 the test is left out. CI runs 100,000; ten million take some minutes.
     #[arg(long, default_value_t = 10_000_000)]
     packets: u64,
-    /// Leave out full maps, floods of SYNs, and backends that come and go. CI runs them at a tenth of their sizes; at
+    /// Leave out full maps, floods of SYNs, backends that come and go, and kills. CI runs them at a tenth of their sizes; at
     /// their full sizes they take some minutes.
     #[arg(long)]
     no_pressure: bool,
@@ -73,6 +74,7 @@ pub(crate) fn nightly(args: &Args) -> Result<(), Failed> {
         return Ok(());
     }
     pressure()?;
+    kills()?;
     if tests.iter().any(|test| test.count == 0) {
         return Ok(());
     }
@@ -86,6 +88,14 @@ fn pressure() -> Result<(), Failed> {
     command.args(["test", "--release", "--package", "lb-datapath-ebpf", "--test", "root", "pressure::", "--"]);
     command.args(["--ignored", "--nocapture", "--test-threads", "1"]).env("LB_FULL_SIZES", "1");
     counted("lb-datapath-ebpf under pressure", &mut command)
+}
+
+/// Kills processes that write nftables' and iptables' rules, a thousand times each. CI does so twenty times.
+fn kills() -> Result<(), Failed> {
+    let mut command = Command::new("cargo");
+    command.args(["test", "--release", "--package", "lb-datapath-iptables", "--features", "crash-points"]);
+    command.args(["--test", "crash", "at_random_times", "--", "--ignored", "--nocapture", "--test-threads", "1"]);
+    counted("lb-datapath-iptables, killed a thousand times each", command.env("LB_CRASH_RANDOM", "1000"))
 }
 
 /// Runs every case of the conformance suite on every datapath in both ways, also those that CI leaves out.

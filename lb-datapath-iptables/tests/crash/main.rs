@@ -82,6 +82,12 @@ fn nftables_at_random_times() {
 }
 
 #[test]
+#[ignore = "needs root: network namespaces and iptables-nft"]
+fn iptables_nft_at_random_times() {
+    at_random_times(Kind::IptablesNft);
+}
+
+#[test]
 #[ignore = "needs root: network namespaces and iptables-legacy"]
 fn iptables_legacy_at_random_times() {
     at_random_times(Kind::IptablesLegacy);
