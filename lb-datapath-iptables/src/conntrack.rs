@@ -15,7 +15,8 @@ use std::{
 };
 
 use lb_core::{
-    addr::{BackendAddr, Family, FrontendAddr, Protocol},
+    addr::{BackendAddr, Family, FrontendAddr, Protocol, Scope},
+    datapath::Eviction,
     decision::Packet,
 };
 use lb_netlink::{Attributes, Protocol as NetlinkProtocol, Socket, Writer, attributes, u16_be, u32_be};
@@ -53,6 +54,16 @@ pub(crate) fn raise_close_wait(namespace: Option<&Namespace>, time: Duration) {
 
 /// The flows that may go on: for each frontend, the sources that replies may have.
 pub(crate) type Allowed = BTreeMap<FrontendAddr, BTreeSet<(IpAddr, u16)>>;
+
+/// What evictions let go on. Nothing tells the flows of one scope of a frontend from those of the other.
+pub(crate) fn allowed(evictions: &[Eviction]) -> Allowed {
+    let mut allowed = Allowed::new();
+    for Eviction { frontend, keeps } in evictions {
+        let addr = FrontendAddr { scope: Scope::External, ..*frontend };
+        allowed.entry(addr).or_default().extend(keeps.iter().map(|backend| (backend.ip, backend.port)));
+    }
+    allowed
+}
 
 /// The connection table of the network namespace of the thread that opened it.
 #[derive(Debug)]
@@ -107,6 +118,32 @@ impl Conntrack {
         Ok(deleted)
     }
 
+    /// Deletes the flows to a frontend of `allowed` that were translated and whose replies come from somewhere else than it
+    /// allows, established or not. Returns how many. The next packet of their client is the first of another flow: whoever
+    /// gets it knows no such connection, and resets it.
+    pub(crate) fn end(&mut self, allowed: &Allowed) -> lb_netlink::Result<usize> {
+        let mut deleted = 0;
+        for (family, protocol) in
+            [Family::V4, Family::V6].into_iter().flat_map(|family| [Protocol::Udp, Protocol::Tcp].map(|p| (family, p)))
+        {
+            let concerned = |addr: &FrontendAddr| addr.protocol == protocol && addr.family() == family;
+            if !allowed.keys().any(concerned) {
+                continue;
+            }
+            let over = self.socket.dump(
+                IPCTNL_MSG_CT_GET,
+                &nfgenmsg(nfproto(family), 0),
+                |w| only(protocol, Answered::OrNot, w),
+                |found: &mut Vec<Entry>, message| {
+                    let flow = body(message.payload);
+                    found.extend(elsewhere(family, protocol, &flow, allowed).filter(|entry| entry.is_translated));
+                },
+            )?;
+            deleted += self.delete(family, &over)?;
+        }
+        Ok(deleted)
+    }
+
     fn forget_in(&mut self, family: Family, protocol: Protocol, allowed: &Allowed) -> lb_netlink::Result<usize> {
         let deadline = Instant::now() + UNDER_WAY;
         let mut deleted = 0;
@@ -115,13 +152,14 @@ impl Conntrack {
             let stale = self.socket.dump(
                 IPCTNL_MSG_CT_GET,
                 &nfgenmsg(nfproto(family), 0),
-                |w| only(protocol, w),
+                |w| only(protocol, if protocol == Protocol::Tcp { Answered::Not } else { Answered::OrNot }, w),
                 |found: &mut Vec<Entry>, message| {
                     let flow = body(message.payload);
                     found.extend(stale(family, protocol, &flow, allowed));
                 },
             )?;
-            let (waiting, over): (Vec<_>, Vec<_>) = stale.into_iter().partition(|entry| patient && entry.awaits_answer);
+            let (waiting, over): (Vec<_>, Vec<_>) =
+                stale.into_iter().partition(|entry| patient && entry.awaits_answer());
             deleted += self.delete(family, &over)?;
             if waiting.is_empty() {
                 return Ok(deleted);
@@ -150,14 +188,20 @@ impl Conntrack {
 /// An entry as its deletion names it: by the kernel's own bytes.
 #[derive(Debug, PartialEq, Eq)]
 struct Entry {
-    /// Whether a backend was asked and has not answered yet.
-    awaits_answer: bool,
+    is_answered: bool,
+    /// Whether its destination was translated.
+    is_translated: bool,
     original: Vec<u8>,
     id: Option<Vec<u8>>,
     zone: Option<Vec<u8>>,
 }
 
 impl Entry {
+    /// Whether a backend was asked and has not answered yet.
+    const fn awaits_answer(&self) -> bool {
+        self.is_translated && !self.is_answered
+    }
+
     fn write(&self, w: &mut Writer) {
         w.nest(CTA_TUPLE_ORIG, |w| w.bytes(&self.original));
         if let Some(id) = &self.id {
@@ -193,10 +237,17 @@ fn octets(ip: IpAddr) -> Vec<u8> {
     }
 }
 
-/// Asks for the flows of a protocol; of TCP, for those without an answer. A kernel before 5.18 shows the others too.
-fn only(protocol: Protocol, w: &mut Writer) {
+/// Which flows a dump is about.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Answered {
+    Not,
+    OrNot,
+}
+
+/// Asks for the flows of a protocol. A kernel before 5.18 shows those with an answer, too.
+fn only(protocol: Protocol, answered: Answered, w: &mut Writer) {
     w.nest(CTA_TUPLE_ORIG, |w| w.nest(CTA_TUPLE_PROTO, |w| w.put(CTA_PROTO_NUM, &[protocol.number()])));
-    if protocol == Protocol::Tcp {
+    if answered == Answered::Not {
         w.put_u32(CTA_STATUS, 0);
         w.put_u32(CTA_STATUS_MASK, IPS_SEEN_REPLY);
     }
@@ -206,13 +257,17 @@ fn only(protocol: Protocol, w: &mut Writer) {
     });
 }
 
-/// The entry, if it is one of a frontend of this protocol and its replies come from where they may not.
+/// The same, but of TCP only flows that nobody has answered.
 fn stale(family: Family, protocol: Protocol, flow: &Attributes<'_>, allowed: &Allowed) -> Option<Entry> {
+    elsewhere(family, protocol, flow, allowed).filter(|entry| protocol != Protocol::Tcp || !entry.is_answered)
+}
+
+/// The entry, if it is one of a frontend of this protocol and its replies come from where they may not.
+fn elsewhere(family: Family, protocol: Protocol, flow: &Attributes<'_>, allowed: &Allowed) -> Option<Entry> {
     let original = flow.find(CTA_TUPLE_ORIG)?;
     let tuple = attributes(original);
     let status = flow.find(CTA_STATUS).and_then(u32_be).unwrap_or(0);
-    let answered = status & IPS_SEEN_REPLY != 0;
-    if tuple.path(&[CTA_TUPLE_PROTO, CTA_PROTO_NUM])? != [protocol.number()] || protocol == Protocol::Tcp && answered {
+    if tuple.path(&[CTA_TUPLE_PROTO, CTA_PROTO_NUM])? != [protocol.number()] {
         return None;
     }
     let (ip, port) = end(family, &tuple, Side::Destination)?;
@@ -223,7 +278,8 @@ fn stale(family: Family, protocol: Protocol, flow: &Attributes<'_>, allowed: &Al
     }
     let zone = flow.find(CTA_ZONE).or_else(|| tuple.find(CTA_TUPLE_ZONE));
     Some(Entry {
-        awaits_answer: !answered && status & IPS_DST_NAT != 0,
+        is_answered: status & IPS_SEEN_REPLY != 0,
+        is_translated: status & IPS_DST_NAT != 0,
         original: original.to_vec(),
         id: flow.find(CTA_ID).map(<[u8]>::to_vec),
         zone: zone.map(<[u8]>::to_vec),
@@ -295,7 +351,7 @@ mod tests {
 
     #[test]
     fn flows_to_backends_that_left_go_once_they_were_answered() {
-        let waits = |status, backend| entry(Protocol::Udp, status, backend).map(|entry| entry.awaits_answer);
+        let waits = |status, backend| entry(Protocol::Udp, status, backend).map(|entry| entry.awaits_answer());
         assert_eq!(waits(IPS_CONFIRMED | IPS_DST_NAT, GONE), Some(true));
         assert_eq!(waits(IPS_CONFIRMED | IPS_DST_NAT | IPS_SEEN_REPLY, GONE), Some(false));
         assert_eq!(waits(IPS_CONFIRMED, VIP), Some(false), "nobody translated it, so nobody answers");
@@ -303,8 +359,20 @@ mod tests {
     }
 
     #[test]
+    fn evictions_of_both_scopes_keep_what_either_keeps() {
+        let vip = FrontendAddr::new(addr(VIP).ip(), addr(VIP).port(), Protocol::Tcp);
+        let keeps = |backend: &str| [BackendAddr::new(addr(backend).ip(), addr(backend).port(), Protocol::Tcp)].into();
+        let found = allowed(&[
+            Eviction { frontend: vip, keeps: keeps(HERE) },
+            Eviction { frontend: FrontendAddr { scope: Scope::Internal, ..vip }, keeps: keeps(GONE) },
+        ]);
+        let both = [HERE, GONE].map(|backend| (addr(backend).ip(), addr(backend).port()));
+        assert_eq!(found, Allowed::from([(vip, both.into())]));
+    }
+
+    #[test]
     fn connections_go_only_while_nobody_has_answered_them() {
-        let waits = |status, backend| entry(Protocol::Tcp, status, backend).map(|entry| entry.awaits_answer);
+        let waits = |status, backend| entry(Protocol::Tcp, status, backend).map(|entry| entry.awaits_answer());
         assert_eq!(waits(IPS_CONFIRMED, VIP), Some(false), "it began before the service did");
         assert_eq!(waits(IPS_CONFIRMED | IPS_DST_NAT, GONE), Some(true));
         assert_eq!(waits(IPS_CONFIRMED | IPS_DST_NAT, HERE), None);

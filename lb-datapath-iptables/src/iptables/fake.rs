@@ -234,6 +234,10 @@ impl Host for FakeHost {
         Ok(())
     }
 
+    fn end_flows(&mut self, _: &Allowed) -> Result<usize, DatapathError> {
+        Ok(0)
+    }
+
     fn forget_stale(&mut self, allowed: &Allowed) -> Result<(), DatapathError> {
         let mut state = self.state()?;
         if state.unforgettable {

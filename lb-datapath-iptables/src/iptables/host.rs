@@ -34,6 +34,8 @@ pub(crate) trait Host: Send {
 
     /// Forgets flows to these frontends whose replies come from elsewhere than allowed.
     fn forget_stale(&mut self, allowed: &Allowed) -> Result<(), DatapathError>;
+    /// Ends flows to these frontends whose replies come from elsewhere than allowed; returns how many.
+    fn end_flows(&mut self, allowed: &Allowed) -> Result<usize, DatapathError>;
 
     /// Says which of `vips`, all addresses of the datapath, belong to somebody else.
     fn foreign(&mut self, vips: &BTreeSet<IpAddr>) -> Result<Foreign, DatapathError>;
@@ -103,6 +105,10 @@ impl Host for Kernel {
 
     fn forget_stale(&mut self, allowed: &Allowed) -> Result<(), DatapathError> {
         self.flows.forget_stale(allowed).map(drop).map_err(failure("deleting stale flows"))
+    }
+
+    fn end_flows(&mut self, allowed: &Allowed) -> Result<usize, DatapathError> {
+        self.flows.end(allowed).map_err(failure("deleting flows"))
     }
 
     fn foreign(&mut self, vips: &BTreeSet<IpAddr>) -> Result<Foreign, DatapathError> {

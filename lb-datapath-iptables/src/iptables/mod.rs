@@ -72,8 +72,8 @@ use std::{collections::BTreeSet, fmt, sync::Arc, time::Duration};
 use lb_core::{
     addr::{Family, FrontendKind, Protocol},
     datapath::{
-        AffinityCapability, ApplyError, Atomicity, Capabilities, Counters, Datapath, DatapathError, ErrorKind, Role,
-        SocketCapability, Watcher,
+        AffinityCapability, ApplyError, Atomicity, Capabilities, Counters, Datapath, DatapathError, ErrorKind, Evicted,
+        Eviction, Role, SocketCapability, Watcher,
     },
     decision::Packet,
     drift::{Drift, Expected, Inspection},
@@ -86,7 +86,7 @@ use lb_core::{
 pub use self::config::{IptablesConfig, Variant};
 
 use crate::{
-    conntrack::Allowed,
+    conntrack::{self, Allowed},
     crash,
     iptables::{
         change::{
@@ -288,6 +288,8 @@ impl IptablesDatapath {
             .with_sockets(SocketCapability::Packets)
             .with_atomic(Atomicity::Family)
             .with_roles([Role::Active])
+            .with_drain(true)
+            .with_evicts(true)
             .with_needs_forwarding(true)
             .with_max_slots(MAX_SLOTS)
             // netfilter keeps a port below 512, below 1024 or above in its class.
@@ -321,6 +323,11 @@ impl Datapath for IptablesDatapath {
 
     fn repair(&mut self, expected: Expected<'_>, found: &[Drift]) -> Result<(), ApplyError> {
         self.put_right(expected, found)
+    }
+
+    fn evict(&mut self, evictions: &[Eviction]) -> Result<Evicted, DatapathError> {
+        let flows = self.host.end_flows(&conntrack::allowed(evictions))? as u64;
+        Ok(Evicted { flows, ..Evicted::default() })
     }
 
     /// The record of a client is not shown: the `recent` module does not say how old it is.

@@ -304,6 +304,10 @@ impl Host for World {
         Ok(0)
     }
 
+    fn end_flows(&mut self, allowed: &Allowed) -> lb_netlink::Result<usize> {
+        self.forget_stale_flows(allowed)
+    }
+
     fn backend_of(&mut self, _: &Packet) -> lb_netlink::Result<Option<BackendAddr>> {
         Ok(None)
     }

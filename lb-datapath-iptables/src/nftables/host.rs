@@ -105,6 +105,10 @@ pub(crate) trait Host: Send {
     /// Deletes the flows that do not go where they are allowed to; returns their number.
     fn forget_stale_flows(&mut self, allowed: &Allowed) -> lb_netlink::Result<usize>;
 
+    /// Deletes the flows that were translated and do not go where they are allowed to, established or not; returns their
+    /// number.
+    fn end_flows(&mut self, allowed: &Allowed) -> lb_netlink::Result<usize>;
+
     /// The backend of a packet's flow, if conntrack knows the flow.
     fn backend_of(&mut self, packet: &Packet) -> lb_netlink::Result<Option<BackendAddr>>;
 }
@@ -323,6 +327,10 @@ impl Host for Kernel {
 
     fn forget_stale_flows(&mut self, allowed: &Allowed) -> lb_netlink::Result<usize> {
         self.flows.forget_stale(allowed)
+    }
+
+    fn end_flows(&mut self, allowed: &Allowed) -> lb_netlink::Result<usize> {
+        self.flows.end(allowed)
     }
 
     fn backend_of(&mut self, packet: &Packet) -> lb_netlink::Result<Option<BackendAddr>> {

@@ -26,8 +26,8 @@ pub use self::config::NftablesConfig;
 use lb_core::{
     addr::{Family, FrontendKind, Protocol},
     datapath::{
-        AffinityCapability, ApplyError, Atomicity, Capabilities, Counters, Datapath, DatapathError, ErrorKind,
-        KernelUsage, Role, SocketCapability, Watcher,
+        AffinityCapability, ApplyError, Atomicity, Capabilities, Counters, Datapath, DatapathError, ErrorKind, Evicted,
+        Eviction, KernelUsage, Role, SocketCapability, Watcher,
     },
     decision::Packet,
     drift::{Drift, Expected, Inspection},
@@ -38,6 +38,7 @@ use lb_core::{
 };
 
 use crate::{
+    conntrack,
     namespace::Namespace,
     nftables::{
         change::{draft::Draft, engine::Engine, errors::failure, lower::lower, mirror::Mirror},
@@ -124,6 +125,8 @@ impl NftablesDatapath {
             .with_frontends(frontends)
             .with_uplinks(knows_uplinks)
             .with_other_ports(true)
+            .with_drain(true)
+            .with_evicts(true)
             .with_external_traffic_policy_local(knows_uplinks)
             .with_affinity(Some(AffinityCapability { prefixes: true, max_timeout: MAX_TIMEOUT }))
             .with_sockets(SocketCapability::Packets)
@@ -186,6 +189,15 @@ impl Datapath for NftablesDatapath {
     /// The record of a client, if there is one, is dated by `CLOCK_MONOTONIC`.
     fn ask(&mut self, packet: &Packet) -> Result<Option<KernelAnswer>, DatapathError> {
         ask(&mut *self.engine.host, packet).map(Some)
+    }
+
+    fn evict(&mut self, evictions: &[Eviction]) -> Result<Evicted, DatapathError> {
+        let ended = self
+            .engine
+            .host
+            .end_flows(&conntrack::allowed(evictions))
+            .map_err(|error| failure("deleting flows", error))?;
+        Ok(Evicted { flows: ended as u64, ..Evicted::default() })
     }
 
     fn counters(&self) -> Option<Arc<dyn Counters>> {
