@@ -193,15 +193,18 @@ impl Stage {
             SourceRewrite::Kept => {
                 let kept = seen.ip() == local.ip();
                 let translated = || self.model().node().ips.contains(&seen.ip());
+                let may_be_translated = self.is_taken(probe, local, backend) || self.goes_on(probe, local, backend);
                 ensure!(
-                    kept || (self.is_taken(probe, local, backend) && translated()),
+                    kept || (may_be_translated && translated()),
                     "`{}` sees {seen}, expected the client itself, {local}",
                     response.pod
                 );
             }
             SourceRewrite::Translated { addr, ports } => {
+                let is_translated = addr.is_none_or(|addr| addr == seen.ip()) && ports.contains(&seen.port());
+                let may_be_kept = self.goes_on(probe, local, backend);
                 ensure!(
-                    addr.is_none_or(|addr| addr == seen.ip()) && ports.contains(&seen.port()),
+                    is_translated || (may_be_kept && seen == local),
                     "`{}` sees {seen}, expected {addr:?} with a port out of {ports:?}",
                     response.pod
                 );
@@ -215,6 +218,12 @@ impl Stage {
     fn is_taken(&self, probe: Probe, local: SocketAddr, backend: BackendAddr) -> bool {
         let ways = self.datagrams.get(&(local, backend));
         ways.is_some_and(|ways| ways.iter().any(|way| *way != (probe.origin, probe.to)))
+    }
+
+    /// Whether a datagram from this very address has come to this backend in the same way before, since the kernel gave its
+    /// port to a socket again: then the flow goes on as it began, whatever a new one gets.
+    fn goes_on(&self, probe: Probe, local: SocketAddr, backend: BackendAddr) -> bool {
+        self.datagrams.get(&(local, backend)).is_some_and(|ways| ways.contains(&(probe.origin, probe.to)))
     }
 
     /// The address that a pod serves as in this choice; pods serve on several ports.
