@@ -65,6 +65,11 @@ pub(crate) fn allowed(evictions: &[Eviction]) -> Allowed {
     allowed
 }
 
+/// Families and protocols of the frontends: each takes a dump of its own.
+fn concerned(allowed: &Allowed) -> BTreeSet<(Family, Protocol)> {
+    allowed.keys().map(|addr| (addr.family(), addr.protocol)).collect()
+}
+
 /// The connection table of the network namespace of the thread that opened it.
 #[derive(Debug)]
 pub(crate) struct Conntrack {
@@ -107,13 +112,8 @@ impl Conntrack {
     /// Of TCP only flows that nobody has answered are deleted: the others end by themselves and must not be cut.
     pub(crate) fn forget_stale(&mut self, allowed: &Allowed) -> lb_netlink::Result<usize> {
         let mut deleted = 0;
-        for (family, protocol) in
-            [Family::V4, Family::V6].into_iter().flat_map(|family| [Protocol::Udp, Protocol::Tcp].map(|p| (family, p)))
-        {
-            let concerned = |addr: &FrontendAddr| addr.protocol == protocol && addr.family() == family;
-            if allowed.keys().any(concerned) {
-                deleted += self.forget_in(family, protocol, allowed)?;
-            }
+        for (family, protocol) in concerned(allowed) {
+            deleted += self.forget_in(family, protocol, allowed)?;
         }
         Ok(deleted)
     }
@@ -123,13 +123,7 @@ impl Conntrack {
     /// gets it knows no such connection, and resets it.
     pub(crate) fn end(&mut self, allowed: &Allowed) -> lb_netlink::Result<usize> {
         let mut deleted = 0;
-        for (family, protocol) in
-            [Family::V4, Family::V6].into_iter().flat_map(|family| [Protocol::Udp, Protocol::Tcp].map(|p| (family, p)))
-        {
-            let concerned = |addr: &FrontendAddr| addr.protocol == protocol && addr.family() == family;
-            if !allowed.keys().any(concerned) {
-                continue;
-            }
+        for (family, protocol) in concerned(allowed) {
             let over = self.socket.dump(
                 IPCTNL_MSG_CT_GET,
                 &nfgenmsg(nfproto(family), 0),

@@ -578,10 +578,9 @@ impl Settings {
             let attachments = Attachments { devices: vec!["uplink".into()], ..Attachments::default() };
             given && kind.capabilities(&attachments).is_some_and(|capabilities| !can(&capabilities))
         };
-        let takes_devices = kind.reads(Setting::Device) || kind.reads(Setting::Uplinks);
         let has_node_ports = |capabilities: &Capabilities| capabilities.frontends.contains(&FrontendKind::NodePort);
         let given = [
-            ("device", !self.device.is_empty() && !takes_devices && !self.node_ip.is_empty()),
+            ("device", !self.device.is_empty() && !kind.takes_devices() && !self.node_ip.is_empty()),
             ("pod-device", lists(!self.pod_device.is_empty(), Setting::PodDevice)),
             ("cgroup", lists(self.cgroup.is_some(), Setting::Cgroup)),
             ("destroy-sockets", lists(self.destroy_sockets.is_some(), Setting::DestroySockets)),
@@ -642,7 +641,7 @@ impl Settings {
 
     fn attachments(&self, kind: DatapathKind, devices: Vec<String>) -> Result<Attachments, ConfigError> {
         let mut attachments = Attachments::default();
-        if kind.reads(Setting::Device) || kind.reads(Setting::Uplinks) {
+        if kind.takes_devices() {
             attachments.devices = devices;
         }
         if kind.reads(Setting::PodDevice) {

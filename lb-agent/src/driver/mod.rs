@@ -400,6 +400,12 @@ impl dyn Driver {
     pub fn reads(&self, setting: Setting) -> bool {
         self.settings().contains(&setting)
     }
+
+    /// Whether this kind has a use for the devices that lead out of the node: it attaches to them, or tells packets by them.
+    #[must_use]
+    pub fn takes_devices(&self) -> bool {
+        self.reads(Setting::Device) || self.reads(Setting::Uplinks)
+    }
 }
 
 impl fmt::Display for dyn Driver {

@@ -188,7 +188,7 @@ pub(super) fn attachments<'a>(
     pod_devices: impl Iterator<Item = &'a str>,
 ) -> Result<Vec<String>, LabError> {
     let mut flags = Vec::new();
-    if kind.reads(Setting::Device) || kind.reads(Setting::Uplinks) {
+    if kind.takes_devices() {
         flags.push(format!("--device={}", node.uplink()));
     }
     if kind.reads(Setting::PodDevice) {

@@ -96,7 +96,7 @@ struct Reading {
     backends: BTreeSet<Endpoint>,
     bounds: BTreeSet<Key>,
     uplinks: BTreeSet<Device>,
-    addresses: BTreeMap<IpAddr, Choice>,
+    addresses: BTreeMap<Key, Value>,
     /// What frontends say about sources.
     sources: BTreeSet<Key>,
     /// Slots in elements of their own, and in blocks.
@@ -126,7 +126,7 @@ impl Reading {
             (Key::Hairpin(ip), _) => drop(self.hairpins.insert(ip)),
             (Key::Backend(ip, port), _) => drop(self.backends.insert((ip, port))),
             (key @ Key::Bound(..), _) => drop(self.bounds.insert(key)),
-            (Key::Address(ip), &Value::Choice(choice)) => drop(self.addresses.insert(ip, choice)),
+            (key @ Key::Address(_), _) => drop(self.addresses.insert(key, element.value)),
             (Key::Uplink(device), _) => drop(self.uplinks.insert(device)),
             (key @ (Key::KeptSource(_) | Key::TranslatedPods(_)), _) => drop(self.sources.insert(key)),
             _ => return None,
@@ -190,22 +190,14 @@ impl Reading {
         }
         self.damaged |= found.iter().any(|slots| !slots.is_empty()) || !self.draining.is_empty();
         let says = state.frontends.keys().filter_map(|addr| other_ports(addr.ip, state.other_ports(addr.ip)));
-        let says: BTreeSet<(Key, Choice)> =
-            says.filter_map(|element| Some((element.key, choice_of(&element)?))).collect();
-        self.damaged |= !self.addresses.iter().map(|(&ip, &choice)| (Key::Address(ip), choice)).eq(says);
+        let says: BTreeMap<Key, Value> = says.map(|element| (element.key, element.value)).collect();
+        self.damaged |= self.addresses != says;
         let hairpins: BTreeSet<IpAddr> = state.backends.values().filter_map(|b| hairpin(Some(b))).collect();
         let bounds = FAMILIES.into_iter().flat_map(|family| cluster(&state.node, family));
         let backends: BTreeSet<Endpoint> = state.backends.values().filter_map(|b| connected(Some(b))).collect();
         self.damaged |= self.backends != backends;
         self.damaged |= self.hairpins != hairpins || self.bounds != bounds.map(|element| element.key).collect();
         state
-    }
-}
-
-fn choice_of(element: &Element) -> Option<Choice> {
-    match element.value {
-        Value::Choice(choice) => Some(choice),
-        _ => None,
     }
 }
 
